@@ -1,0 +1,60 @@
+# Needs Python 3.11 or later, git and make. Everything is installed into .venv; nothing else is touched.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+EPSILON ?= 8
+
+# No telemetry, no update checks; threads that wait quietly beside other work (a spinning OpenMP pool
+# is many times slower on a shared machine).
+export FLWR_TELEMETRY_ENABLED := 0
+export FLWR_DISABLE_UPDATE_CHECK := 1
+export OMP_WAIT_POLICY := PASSIVE
+export GOMP_SPINCOUNT := 0
+
+.DEFAULT_GOAL := help
+.PHONY: help install train test test-slow check format bench clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "carefl-secure needs Python 3.11 or later: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt "torch>=2.13,<2.14"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	@touch $@
+
+install: $(STAMP) ## make .venv with everything in it
+
+train: $(STAMP) ## train the default federation at epsilon 8 (EPSILON=4 changes it)
+	$(BIN)/carefl-secure train --epsilon $(EPSILON)
+
+check: $(STAMP) ## lint, format check, strict types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict -p carefl_secure
+
+format: $(STAMP) ## let ruff format and mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: export HF_HUB_OFFLINE := 1
+test: check ## check, then all tests but the slow ones
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: export HF_HUB_OFFLINE := 1
+test-slow: $(STAMP) ## the slow tests
+	$(BIN)/python -m pytest -m slow
+
+bench: $(STAMP) ## run every benchmark; fails where a bar is missed
+	@failed=0; for script in benchmarks/[a-z]*.py; do \
+		test -e "$$script" || { echo "no benchmarks yet"; break; }; \
+		echo "== $$script"; $(BIN)/python "$$script" || failed=1; \
+	done; exit $$failed
+
+clean: ## remove .venv, caches and build leftovers; runs/ stays
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Attacks on a finished run, each on what its adversary would see, and what they prove."""

@@ -1,0 +1,129 @@
+"""Does the tuned model give away an attribute that the labels alone would not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from carefl_secure.audit.views import Attack, Finding
+
+__all__ = ["AttributeInference", "AttributeView", "Person", "judge_attributes"]
+
+Table = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Person:
+    """Known parts of some records, one row each.
+
+    Parameters
+    ----------
+    labels : ndarray, shape [records, labels]
+    base, tuned : ndarray, shape [records, labels]
+        Scores of the public base and of the tuned model.
+    """
+
+    labels: Table
+    base: Table
+    tuned: Table
+
+
+@dataclass(frozen=True)
+class AttributeView:
+    """What a user of the adapter with partial knowledge sees.
+
+    Parameters
+    ----------
+    targets : Person
+        Records whose attribute is sought.
+    known : Person
+        Other records, not trained on, whose attribute is known.
+    known_values : ndarray of str, shape [known]
+    """
+
+    targets: Person
+    known: Person
+    known_values: npt.NDArray[np.str_]
+
+
+class AttributeInference(Attack[AttributeView, Mapping[str, npt.NDArray[np.str_]]]):
+    """Guesses an attribute by logistic regression, from more and more knowledge.
+
+    ``imputation`` uses the labels alone, ``base`` adds what the public model says of the picture,
+    ``tuned`` adds what the tuned model says. Only what ``tuned`` has over ``base`` can be laid at
+    the door of the training.
+
+    References
+    ----------
+    Jayaraman, Evans, "Are Attribute Inference Attacks Just Imputation?", CCS 2022.
+    """
+
+    name: ClassVar[str] = "attributes"
+    adversary: ClassVar[str] = "a user of the released adapter who knows the rest of a record"
+    view: ClassVar[type] = AttributeView
+
+    def attack(self, view: AttributeView) -> Mapping[str, npt.NDArray[np.str_]]:
+        """Return the guessed values of the targets, by how much was used."""
+        guesses = {}
+        for name in ("imputation", "base", "tuned"):
+            model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=200, C=0.1))
+            model.fit(_columns(view.known, name), view.known_values)
+            guesses[name] = np.asarray(model.predict(_columns(view.targets, name)), np.str_)
+        return guesses
+
+
+def _columns(person: Person, name: str) -> Table:
+    parts = [person.labels]
+    if name in ("base", "tuned"):
+        parts.append(person.base)
+    if name == "tuned":
+        parts.append(person.tuned)
+    return np.concatenate(parts, axis=1)
+
+
+def judge_attributes(
+    attribute: str,
+    guesses: Mapping[str, npt.NDArray[np.str_]],
+    truth: npt.NDArray[np.str_],
+    member: npt.NDArray[np.bool_],
+) -> Finding:
+    """Compare the accuracies on members with those on others.
+
+    Parameters
+    ----------
+    attribute : str
+    guesses : mapping
+        From :class:`AttributeInference`.
+    truth : ndarray of str, shape [targets]
+    member : ndarray of bool, shape [targets]
+
+    Returns
+    -------
+    Finding
+        Always ``measured``: no promise speaks of attributes that hold for a whole population.
+    """
+    right = {name: (values == truth).astype(np.float64) for name, values in guesses.items()}
+    gain = right["tuned"] - right["base"]
+    own, others = float(gain[member].mean()), float(gain[~member].mean())
+    error = math.sqrt(
+        float(gain[member].var()) / member.sum() + float(gain[~member].var()) / (~member).sum()
+    )
+    figures = {f"accuracy on members: {n}": float(v[member].mean()) for n, v in right.items()}
+    figures |= {f"accuracy on others: {n}": float(v[~member].mean()) for n, v in right.items()}
+    figures |= {"gain by training, members less others": own - others, "standard error": error}
+    words = (
+        f"{attribute}: imputation from the labels is right for "
+        f"{figures['accuracy on members: imputation']:.3f} of the members; the base model for "
+        f"{figures['accuracy on members: base']:.3f}, the tuned one for "
+        f"{figures['accuracy on members: tuned']:.3f}. What training added is {own - others:+.3f} "
+        f"(standard error {error:.3f}) larger on members than on others."
+    )
+    return Finding(AttributeInference.name, attribute, "measured", words, figures)

@@ -1,0 +1,15 @@
+"""Names of the attacks, without the weight of their code."""
+
+from __future__ import annotations
+
+__all__ = ["ATTACK_NAMES"]
+
+ATTACK_NAMES = (
+    "conformance",
+    "server-view",
+    "canaries",
+    "reconstruction",
+    "membership",
+    "attributes",
+)
+"""In the order in which an audit runs them; a test holds this against the attacks themselves."""

@@ -1,0 +1,90 @@
+"""The command line itself: its commands, and how errors become exit codes."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import click
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+from carefl_secure import __version__
+from carefl_secure.cli.audit import audit
+from carefl_secure.cli.budget import budget
+from carefl_secure.cli.caption import caption
+from carefl_secure.cli.data import data
+from carefl_secure.cli.environment import prepare_environment
+from carefl_secure.cli.evaluate import evaluate
+from carefl_secure.cli.ledger import ledger
+from carefl_secure.cli.pretrain import pretrain
+from carefl_secure.cli.report import report
+from carefl_secure.cli.threat_model import threat_model
+from carefl_secure.cli.train import train
+from carefl_secure.errors import CareflError
+
+__all__ = ["INTERRUPTED", "app", "main"]
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C: 128 and the number of the signal, as shells have it."""
+
+
+class _Group(TyperGroup):
+    """Answers every error that we raise on purpose with its text and its exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except CareflError as error:
+            _complain(f"error: {error}")
+            raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt:
+            _complain("interrupted")
+            raise typer.Exit(INTERRUPTED) from None
+
+
+def _complain(text: str) -> None:
+    Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"carefl-secure {__version__}")
+        raise typer.Exit
+
+
+app = typer.Typer(
+    name="carefl-secure",
+    cls=_Group,
+    no_args_is_help=True,
+    # A trace with local variables would put images and labels into a log.
+    pretty_exceptions_show_locals=False,
+)
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", "-V", callback=_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Fine-tune a small vision-language model together, without showing an image to anybody."""
+    prepare_environment()
+
+
+app.command("train")(train)
+app.command("pretrain")(pretrain)
+app.command("caption")(caption)
+app.add_typer(data)
+app.command("budget")(budget)
+app.command("evaluate")(evaluate)
+app.command("report")(report)
+app.command("audit")(audit)
+app.add_typer(threat_model)
+app.add_typer(ledger)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

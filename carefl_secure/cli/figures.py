@@ -1,0 +1,154 @@
+"""How figures are written: in words on a terminal, and as strict JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+__all__ = ["Summary", "figure", "row_line", "show", "to_json"]
+
+_WIDTH = 140
+_SHOWN = ("round", "epsilon", "mAP", "macro_f1", "survivors", "bytes_per_client", "seconds")
+
+
+class Summary(Protocol):
+    """What a finished run tells; ``carefl_secure.federation.train`` makes it."""
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+
+    @property
+    def rows(self) -> Sequence[Mapping[str, Any]]:
+        """The figures of each round."""
+
+    @property
+    def floors(self) -> Mapping[str, float]:
+        """Mean average precision of each simple baseline."""
+
+    @property
+    def before(self) -> Mapping[str, float]:
+        """Scores of the untouched model."""
+
+    @property
+    def after(self) -> Mapping[str, float]:
+        """Scores of the tuned model."""
+
+    @property
+    def promise(self) -> str:
+        """What is guaranteed, in one sentence."""
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the run."""
+
+
+def figure(name: str, value: Any) -> str:
+    """Write one value as a person reads it."""
+    if value is None:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return str(value)
+    if isinstance(value, Integral) and not name.startswith("bytes"):
+        return str(int(value))
+    if name.startswith("bytes"):
+        return _bytes(float(value))
+    if name.endswith("seconds"):
+        return f"{float(value):.1f}"
+    return f"{float(value):.3f}"
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"
+
+
+def row_line(row: Mapping[str, Any]) -> str:
+    """Write one round as ``name value`` pairs."""
+    return "  ".join(f"{name} {figure(name, value)}" for name, value in row.items())
+
+
+def _plain(value: Any) -> Any:
+    """Return what JSON can hold; numbers that are not finite become null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, bool) or value is None:
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value) if math.isfinite(value) else None
+    return str(value)
+
+
+def to_json(summary: Summary) -> str:
+    """Return the summary as one JSON object; an infinite epsilon is null."""
+    return json.dumps(
+        _plain(
+            {
+                "folder": summary.folder,
+                "seconds": summary.seconds,
+                "before": summary.before,
+                "after": summary.after,
+                "floors": summary.floors,
+                "rounds": summary.rows,
+                "promise": summary.promise,
+            }
+        ),
+        indent=2,
+        allow_nan=False,
+    )
+
+
+def _rounds(summary: Summary) -> Table:
+    present = {name for row in summary.rows for name in row}
+    names = [name for name in _SHOWN if name in present]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in names:
+        table.add_column(name.replace("_", " "), justify="right", no_wrap=True)
+    for row in summary.rows:
+        table.add_row(*(figure(name, row.get(name)) for name in names))
+    return table
+
+
+def _scores(summary: Summary) -> Table:
+    names = list(dict.fromkeys([*summary.before, *summary.after])) or ["mAP"]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("")
+    for name in names:
+        table.add_column(name.replace("_", " "), justify="right", no_wrap=True)
+    for floor, value in summary.floors.items():
+        row = (figure(name, value) if name == "mAP" else "" for name in names)
+        table.add_row(f"floor: {floor.replace('_', ' ')}", *row)
+    for label, scores in (("before", summary.before), ("after", summary.after)):
+        table.add_row(label, *(figure(name, scores.get(name)) for name in names))
+    return table
+
+
+def show(summary: Summary, console: Console) -> None:
+    """Write the tables, the promise and where the run lies.
+
+    A log has no width: there the tables take what they need.
+    """
+    width = None if console.is_terminal else _WIDTH
+    if summary.rows:
+        console.print(_rounds(summary), width=width)
+    console.print(_scores(summary), width=width)
+    for line in (
+        summary.promise,
+        f"run folder: {summary.folder} ({figure('seconds', summary.seconds)} s)",
+    ):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)

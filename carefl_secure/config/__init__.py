@@ -1,0 +1,28 @@
+"""Every knob, typed and documented; what is unknown, out of range or contradictory is refused."""
+
+from carefl_secure.config.load import dump_config, load_config
+from carefl_secure.config.root import Config
+from carefl_secure.config.sections import (
+    AdapterConfig,
+    DataConfig,
+    EvaluationConfig,
+    FederationConfig,
+    ModelConfig,
+    PrivacyConfig,
+    RunConfig,
+    survivor_floor,
+)
+
+__all__ = [
+    "AdapterConfig",
+    "Config",
+    "DataConfig",
+    "EvaluationConfig",
+    "FederationConfig",
+    "ModelConfig",
+    "PrivacyConfig",
+    "RunConfig",
+    "dump_config",
+    "load_config",
+    "survivor_floor",
+]

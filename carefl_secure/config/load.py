@@ -1,0 +1,202 @@
+"""From file, ``key=value`` words and flags to one checked configuration, and back to text."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from carefl_secure.config.root import Config
+from carefl_secure.config.sections import SYNTHETIC_RECORDS
+from carefl_secure.errors import ConfigError
+
+__all__ = ["FLAGS", "dump_config", "load_config"]
+
+FLAGS: Mapping[str, str] = {
+    "epsilon": "privacy.epsilon",
+    "data": "data.source",
+    "rounds": "federation.rounds",
+    "clients": "federation.clients",
+    "aggregation": "federation.aggregation",
+    "run_dir": "run.dir",
+    "seed": "run.seed",
+}
+"""The keys that flags of the command line stand for."""
+
+
+def _fields(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
+    """Return every setting by its dotted key."""
+    found: dict[str, FieldInfo] = {}
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            found |= _fields(kind, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = field
+    return found
+
+
+KNOWN = _fields(Config)
+
+
+def _unknown(key: str) -> str:
+    """Say that a key is unknown, and which one was probably meant."""
+    inside = [known for known in KNOWN if known.startswith(key.split(".", 1)[0] + ".")]
+    if inside and "." not in key:
+        return f"{key!r} is a section; name one of its settings: {', '.join(inside)}."
+    leaf = key.rsplit(".", 1)[-1]
+    for candidates in (inside, list(KNOWN)):
+        leaves = {known.rsplit(".", 1)[-1]: known for known in candidates}
+        if close := difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.65):
+            meant = leaves[close[0]]
+            return f"unknown setting {key!r}; did you mean {meant!r}? Correct or remove it."
+    names = inside or sorted({known.split(".", 1)[0] for known in KNOWN})
+    return f"unknown setting {key!r}; known are {', '.join(names)}. Correct or remove it."
+
+
+class _Loader(yaml.SafeLoader):
+    """A safe loader that refuses a key given twice, where YAML would keep the last."""
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    keys = [loader.construct_object(key) for key, _ in node.value]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {key!r} is given twice", node.start_mark
+            )
+    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def _parse(text: str, origin: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{origin} is not valid YAML; correct it: {error}") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"cannot read the configuration {path}: {error}. Give --config an existing YAML file."
+        ) from error
+    found = _parse(text, str(path))
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path} holds no settings; write sections such as 'privacy:' in it.")
+    return found
+
+
+def _put(settings: dict[str, Any], key: str, value: Any) -> None:
+    """Set one dotted key in nested settings."""
+    if key not in KNOWN:
+        raise ConfigError(_unknown(key))
+    *sections, leaf = key.split(".")
+    for name in sections:
+        inner = settings.setdefault(name, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"{name!r} is a section: write its settings below it, indented.")
+        settings = inner
+    settings[leaf] = value
+
+
+def _explain(error: ValidationError) -> str:
+    """Turn the checker's findings into lines that name the key and what to do."""
+    lines: list[str] = []
+    for found in error.errors(include_url=False):
+        parts = [str(part) for part in found["loc"]]
+        key = ".".join(parts)
+        message = found["msg"].removeprefix("Value error, ").replace("Input should", "must")
+        if found["type"] == "extra_forbidden":
+            line = _unknown(key)
+        else:
+            known = next(
+                (k for n in range(len(parts), 0, -1) if (k := ".".join(parts[:n])) in KNOWN), None
+            )
+            if known is not None:
+                line = (
+                    f"{known}: {message} (given: {found['input']!r}). "
+                    f"It is: {KNOWN[known].description}."
+                )
+            elif found["type"] == "value_error":
+                line = f"{message}."
+            else:
+                line = f"{key or 'configuration'}: {message}; it is a section with settings below."
+        if line not in lines:
+            lines.append(line)
+    return "\n".join(lines)
+
+
+def load_config(path: Path | None = None, overrides: Sequence[str] = (), **flags: object) -> Config:
+    """Build the configuration: defaults, then the file, then ``key=value`` words and flags.
+
+    Parameters
+    ----------
+    path : Path or None
+        A YAML file with sections.
+    overrides : sequence of str
+        Words such as ``privacy.delta=1e-6``; the value is read as YAML.
+    **flags
+        Short names of :data:`FLAGS`; one that is None was not given.
+
+    Returns
+    -------
+    Config
+        Checked, frozen, and with ``auto`` values resolved to numbers.
+
+    Raises
+    ------
+    ConfigError
+        If a setting is unknown, out of range, given twice, or contradicts another.
+    """
+    settings = {} if path is None else _read(path)
+    given: dict[str, object] = {}
+    for word in overrides:
+        key, equals, text = word.partition("=")
+        key = key.strip()
+        if not equals:
+            raise ConfigError(f"--set {word!r} has no '='; write it as section.key=value.")
+        if key in given:
+            raise ConfigError(f"{key} is set twice on the command line; give it once.")
+        given[key] = _parse(text, f"--set {key}")
+    for name, value in flags.items():
+        if value is None:
+            continue
+        key = FLAGS[name]
+        if key in given:
+            raise ConfigError(
+                f"{key} is set twice: by --{name.replace('_', '-')} and by --set; give it once."
+            )
+        given[key] = str(value) if isinstance(value, Path) else value
+    for key, value in given.items():
+        _put(settings, key, value)
+    try:
+        config = Config.model_validate(settings)
+        if "privacy.epsilon" in given and config.privacy.unit == "none":
+            raise ConfigError(
+                "an epsilon was asked for while privacy.unit=none switches privacy off; "
+                "set privacy.unit=record or leave the epsilon out."
+            )
+        resolved = config.model_dump()
+        resolved["federation"]["min_survivors"] = config.federation.floor
+        if config.data.synthetic and config.data.records is None:
+            resolved["data"]["records"] = SYNTHETIC_RECORDS
+        return Config.model_validate(resolved)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from error
+
+
+def dump_config(config: Config) -> str:
+    """Return the configuration as YAML; reading it back gives the same configuration."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

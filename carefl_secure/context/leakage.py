@@ -1,0 +1,178 @@
+"""Whether captions name the emotion they should leave to the learner.
+
+A caption that says "a happy child" gives the label away; what a learner gains from it is no
+understanding of the scene. The check counts words, it does not judge meaning: "in tears" passes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from carefl_secure.data.records import Corpus, LabelSpace
+from carefl_secure.errors import DataError
+
+__all__ = ["Leakage", "LeakageReport", "leakage"]
+
+# How the words of the published spaces go on: a stem is followed by letters up to a word's end.
+# Where a bare stem begins other words too ("sad" begins "saddle"), the endings are listed.
+_STEMS: Mapping[str, str] = {
+    "affection": "affection",
+    "anger": "ang(?:er|ri|ry)",
+    "angrily": "ang(?:er|ri|ry)",
+    "angry": "ang(?:er|ri|ry)",
+    "annoyance": "annoy",
+    "anticipation": "anticipat",
+    "aversion": "avers",
+    "confidence": "confiden",
+    "confusion": "confus",
+    "disapproval": "disapprov",
+    "disconnection": "disconnect",
+    "disgustedly": "disgust",
+    "disquietment": "disquiet",
+    "doubt": "doubt",
+    "embarrassment": "embarrass",
+    "engagement": r"engag(?:ed|ing|ement|es|e)\b",
+    "esteem": "esteem",
+    "excitement": "excit",
+    "fatigue": "fatigu",
+    "fear": r"(?:fear|afraid)",
+    "fearfully": r"(?:fear|afraid)",
+    "happily": "happ(?:y|i)",
+    "happiness": "happ(?:y|i)",
+    "happy": "happ(?:y|i)",
+    "neutral": "neutral",
+    "pain": r"pain(?:s|ed|ful|fully)?\b",
+    "peace": "peace",
+    "pleasure": r"pleas(?:ed|ure|ures|ant|antly|urable)\b",
+    "sad": r"sad(?:ness|ly|der|dest|dened|den)?\b",
+    "sadly": r"sad(?:ness|ly|der|dest|dened|den)?\b",
+    "sadness": r"sad(?:ness|ly|der|dest|dened|den)?\b",
+    "sensitivity": "sensitiv",
+    "suffering": "suffer",
+    "surprise": "surpris",
+    "surprised": "surpris",
+    "sympathy": "sympath",
+    "yearning": r"yearn(?:s|ed|ing)?\b",
+}
+_ENDINGS = re.compile(r"(?:fulness|ness|ment|ation|ition|ion|ance|ence|ing|edly|ed|ily|ly|y|e)$")
+
+
+@dataclass(frozen=True)
+class Leakage:
+    """One label's share of captions that name it.
+
+    Parameters
+    ----------
+    label : str
+    word : float
+        Share of all captions with the label's own word.
+    stem : float
+        Share with any word of its stem, the own word included.
+    own : float or None
+        As ``stem``, among the captions of records that carry the label; None where none does.
+    """
+
+    label: str
+    word: float
+    stem: float
+    own: float | None
+
+
+@dataclass(frozen=True)
+class LeakageReport:
+    """What the captions of a corpus give away.
+
+    Parameters
+    ----------
+    captions : int
+        How many were read.
+    word, stem : float
+        Share that names any label of the space.
+    own : float
+        Share that names a label of its own record, by stem.
+    labels : tuple of Leakage
+        One for each label, in the order of the space.
+    """
+
+    captions: int
+    word: float
+    stem: float
+    own: float
+    labels: tuple[Leakage, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as plain values: shares only, no caption."""
+        return asdict(self)
+
+
+def leakage(corpus: Corpus, captions: Sequence[str]) -> LeakageReport:
+    """Look for the words of a label space in captions.
+
+    Parameters
+    ----------
+    corpus : Corpus
+        Whose labels are looked for.
+    captions : sequence of str
+        One for each record.
+
+    Raises
+    ------
+    DataError
+        If there is not one caption for each record, or no record at all.
+    """
+    count = len(corpus.records)
+    if not count or len(captions) != count:
+        raise DataError(f"{len(captions)} captions do not fit {count} records; give one for each")
+    words, stems = _patterns(corpus.space)
+    exact = [[bool(p.search(c)) for p in words] for c in captions]
+    loose = [[bool(p.search(c)) for p in stems] for c in captions]
+    rows = []
+    for k, label in enumerate(corpus.space.labels):
+        carriers = [i for i, record in enumerate(corpus.records) if k in record.labels]
+        named = sum(loose[i][k] for i in carriers)
+        rows.append(
+            Leakage(
+                label,
+                sum(row[k] for row in exact) / count,
+                sum(row[k] for row in loose) / count,
+                named / len(carriers) if carriers else None,
+            )
+        )
+    own = sum(any(loose[i][k] for k in record.labels) for i, record in enumerate(corpus.records))
+    return LeakageReport(
+        count,
+        sum(any(row) for row in exact) / count,
+        sum(any(row) for row in loose) / count,
+        own / count,
+        tuple(rows),
+    )
+
+
+def _patterns(space: LabelSpace) -> tuple[list[re.Pattern[str]], list[re.Pattern[str]]]:
+    """Compile for each label: its own words, and its stems.
+
+    A label with a slash is named by either side; one of several words by all of them together.
+    """
+    exact, loose = [], []
+    for label in space.labels:
+        sides = [re.findall(r"\w+", side.lower()) for side in label.split("/")]
+        exact.append(_either([[re.escape(word) + r"\b" for word in side] for side in sides]))
+        loose.append(_either([[_stem(word) for word in side] for side in sides]))
+    return exact, loose
+
+
+def _either(sides: list[list[str]]) -> re.Pattern[str]:
+    # Every word of one side, in whatever order: one look ahead for each.
+    options = ["".join(rf"(?=.*\b{word})" for word in side) for side in sides if side]
+    return re.compile(rf"\A(?:{'|'.join(options)})" if options else r"(?!)", re.I | re.S)
+
+
+def _stem(word: str) -> str:
+    known = _STEMS.get(word)
+    if known is not None:
+        return known
+    bare = _ENDINGS.sub("", word)
+    return re.escape(bare) if len(bare) >= 4 else re.escape(word) + r"\b"

@@ -1,0 +1,223 @@
+"""Finds a captioning model, in 4 bits or whole, and says exactly which one it is."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    BitsAndBytesConfig,
+    Idefics3Processor,
+)
+from transformers.utils import logging as transformers_logging
+
+from carefl_secure.errors import ConfigError, ModelError
+
+__all__ = ["Source", "find_model", "load_model", "load_processor", "model_type", "quiet"]
+
+_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model on this machine's disk.
+
+    Parameters
+    ----------
+    name : str
+        The hub id, or the last part of a folder's path.
+    revision : str
+        The commit, or SHA-256 over configuration and weights of a folder.
+    folder : Path
+    """
+
+    name: str
+    revision: str
+    folder: Path
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the libraries' own bars and remarks off the screen."""
+    bars = transformers_logging.is_progress_bar_enabled()
+    chatty = [logging.getLogger("bitsandbytes"), logging.getLogger("transformers")]
+    levels = [one.level for one in chatty]
+    for one in chatty:
+        one.setLevel(logging.ERROR)
+    transformers_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for one, level in zip(chatty, levels, strict=True):
+            one.setLevel(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def find_model(source: str, revision: str | None) -> Source:
+    """Find a folder, or fetch a hub id.
+
+    Raises
+    ------
+    ModelError
+        If it is neither.
+    """
+    if Path(source).is_dir():
+        folder = Path(source).resolve()
+        return Source(folder.name, _digest(folder), folder)
+    try:
+        folder = Path(snapshot_download(source, revision=revision, allow_patterns=_FILES))
+    except (
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        OSError,
+        ValueError,
+    ) as error:
+        raise ModelError(
+            f"{source!r} is neither a folder nor a model that the hub could deliver: {error}. "
+            "Check the name and the network, or download the model and give its folder."
+        ) from error
+    return Source(source, folder.name, folder)
+
+
+def model_type(source: Source) -> str:
+    """Return the kind of model that a configuration names, such as ``llava``.
+
+    Raises
+    ------
+    ModelError
+        If there is no configuration that can be read.
+    """
+    try:
+        with quiet():
+            return str(AutoConfig.from_pretrained(source.folder).model_type)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"{source.name!r} has no model configuration that can be read: {error}"
+        ) from error
+
+
+def load_model(
+    source: Source, kind: Any, *, quantization: str, dtype: str, whole: Sequence[str]
+) -> Any:
+    """Load a frozen model for generation.
+
+    Parameters
+    ----------
+    source : Source
+    kind : type
+        The class that the model must be of.
+    quantization : {"nf4", "none"}
+        8 bits are not offered: there an activation's treatment depends on the other images of
+        the batch, so a caption would too.
+    dtype : {"float32", "bfloat16", "float16"}
+    whole : sequence of str
+        Beginnings of the full names of modules that stay out of 4 bits.
+
+    Raises
+    ------
+    ConfigError
+        If quantisation or type are none of these.
+    ModelError
+        If it cannot be loaded, is of another class, or nothing was quantised although asked for.
+    """
+    if quantization not in ("nf4", "none") or dtype not in _DTYPES:
+        raise ConfigError(
+            f"a captioner runs with quantization nf4 or none and type {', '.join(_DTYPES)}, "
+            f"not with {quantization} and {dtype}"
+        )
+    config = None
+    if quantization == "nf4":
+        config = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=_DTYPES[dtype],
+            llm_int8_skip_modules=list(whole),
+        )
+    place = {"device_map": {"": 0}} if torch.cuda.is_available() else {}
+    try:
+        with quiet():
+            model = AutoModelForImageTextToText.from_pretrained(
+                source.folder,
+                quantization_config=config,
+                dtype=_DTYPES[dtype],
+                use_safetensors=True,
+                attn_implementation="sdpa",
+                **place,
+            )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(f"cannot load a captioner from {source.name!r}: {error}") from error
+    if not isinstance(model, kind):
+        raise ModelError(f"{source.name!r} is a {type(model).__name__}, not a {kind.__name__}")
+    model.requires_grad_(False)
+    model.eval()
+    if quantization == "nf4":
+        _check_quantised(model, source, whole)
+    return model
+
+
+def load_processor(source: Source) -> Any:
+    """Load the processor that lies beside a model.
+
+    Raises
+    ------
+    ModelError
+        If there is none that can be used.
+    """
+    try:
+        with quiet():
+            try:
+                processor = AutoProcessor.from_pretrained(source.folder)
+            except ImportError:
+                # SmolVLMProcessor wants torchvision and num2words, for video; for images this one
+                # reads the same files and gives equal ids and pixels.
+                processor = Idefics3Processor.from_pretrained(source.folder)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        raise ModelError(f"cannot load the processor of {source.name!r}: {error}") from error
+    if getattr(processor, "tokenizer", None) is None:
+        raise ModelError(f"{source.name!r} has no processor with a tokenizer beside its weights")
+    processor.tokenizer.padding_side = "left"
+    return processor
+
+
+def _check_quantised(model: torch.nn.Module, source: Source, whole: Sequence[str]) -> None:
+    from bitsandbytes.nn.modules import Linear4bit
+
+    found = 0
+    for name, module in model.named_modules():
+        if isinstance(module, Linear4bit):
+            found += 1
+            if any(name.startswith(part) for part in whole):
+                raise ModelError(f"{name} of {source.name!r} was quantised; it should be whole")
+            # The packed kernel of some CPUs rounds otherwise and refuses odd widths: with it the
+            # same model would give other captions on another machine.
+            module.support_avx512bf16_for_cpu = False
+    if not found:
+        raise ModelError(f"no layer of {source.name!r} was quantised; choose quantization none")
+
+
+def _digest(folder: Path) -> str:
+    total = hashlib.sha256()
+    files = [folder / "config.json", *folder.glob("*.safetensors")]
+    for path in sorted(one for one in files if one.is_file()):
+        total.update(path.name.encode() + b"\0")
+        with path.open("rb") as handle:
+            total.update(hashlib.file_digest(handle, "sha256").digest())
+    return total.hexdigest()

@@ -1,0 +1,130 @@
+"""The label spaces of the published corpora, in their canonical orders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from carefl_secure.data.records import LabelSpace
+from carefl_secure.errors import ConfigError
+
+__all__ = [
+    "BASIC",
+    "BASIC_TO_CAERS",
+    "CAERS",
+    "CEXPR",
+    "COMPOUND",
+    "COMPOUND_TO_CEXPR",
+    "EMOTIC",
+    "PUBLISHED_SPACES",
+    "SPACES",
+    "label_space",
+]
+
+EMOTIC = LabelSpace(
+    "emotic",
+    (
+        "Affection",
+        "Anger",
+        "Annoyance",
+        "Anticipation",
+        "Aversion",
+        "Confidence",
+        "Disapproval",
+        "Disconnection",
+        "Disquietment",
+        "Doubt/Confusion",
+        "Embarrassment",
+        "Engagement",
+        "Esteem",
+        "Excitement",
+        "Fatigue",
+        "Fear",
+        "Happiness",
+        "Pain",
+        "Peace",
+        "Pleasure",
+        "Sadness",
+        "Sensitivity",
+        "Suffering",
+        "Surprise",
+        "Sympathy",
+        "Yearning",
+    ),
+    multi=True,
+)
+"""The 26 discrete categories of EMOTIC (Kosti et al., arXiv 2003.13401), alphabetical."""
+
+BASIC = LabelSpace(
+    "basic",
+    ("Surprise", "Fear", "Disgust", "Happiness", "Sadness", "Anger", "Neutral"),
+    multi=False,
+)
+"""The seven basic expressions in the order of RAF-DB; RAF-DB's own ids start at 1."""
+
+COMPOUND = LabelSpace(
+    "compound",
+    (
+        "Happily Surprised",
+        "Happily Disgusted",
+        "Sadly Fearful",
+        "Sadly Angry",
+        "Sadly Surprised",
+        "Sadly Disgusted",
+        "Fearfully Angry",
+        "Fearfully Surprised",
+        "Angrily Surprised",
+        "Angrily Disgusted",
+        "Disgustedly Surprised",
+    ),
+    multi=False,
+)
+"""The eleven compound expressions in the order of RAF-DB; RAF-DB's own ids start at 1."""
+
+CAERS = LabelSpace(
+    "caers", ("Anger", "Disgust", "Fear", "Happy", "Neutral", "Sad", "Surprise"), multi=False
+)
+"""The seven classes of CAER-S in the order of its public annotation files, from 0."""
+
+CEXPR = LabelSpace(
+    "cexpr",
+    (
+        "Fearfully Surprised",
+        "Happily Surprised",
+        "Sadly Surprised",
+        "Disgustedly Surprised",
+        "Angrily Surprised",
+        "Sadly Fearful",
+        "Sadly Angry",
+    ),
+    multi=False,
+)
+"""The seven classes of the C-EXPR-DB challenge, from 0; its id 7, Other, is never scored."""
+
+BASIC_TO_CAERS: Mapping[int, int] = {0: 6, 1: 2, 2: 1, 3: 3, 4: 5, 5: 0, 6: 4}
+"""From an id of :data:`BASIC` to the id of the same expression in :data:`CAERS`."""
+
+COMPOUND_TO_CEXPR: Mapping[int, int] = {
+    place: CEXPR.labels.index(label)
+    for place, label in enumerate(COMPOUND.labels)
+    if label in CEXPR.labels
+}
+"""From an id of :data:`COMPOUND` to that of :data:`CEXPR`; four compound classes have none."""
+
+SPACES = {space.name: space for space in (EMOTIC, BASIC, COMPOUND)}
+"""The spaces of the embedded corpus; the tokenizer of the embedded model is made from them."""
+
+PUBLISHED_SPACES: Mapping[str, LabelSpace] = {**SPACES, CAERS.name: CAERS, CEXPR.name: CEXPR}
+"""The spaces of all published corpora."""
+
+
+def label_space(name: str) -> LabelSpace:
+    """Return a label space by name.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such space.
+    """
+    if name not in SPACES:
+        raise ConfigError(f"unknown label space {name!r}; choose one of {', '.join(SPACES)}")
+    return SPACES[name]

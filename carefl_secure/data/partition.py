@@ -1,0 +1,138 @@
+"""How clients share the training records out."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from carefl_secure.data.records import Corpus, targets
+from carefl_secure.errors import ConfigError, DataError
+
+__all__ = ["partition"]
+
+Indices = npt.NDArray[np.int64]
+_DRAWS = 100
+
+
+def partition(
+    corpus: Corpus | npt.NDArray[Any],
+    clients: int,
+    kind: Literal["iid", "dirichlet", "column"] = "iid",
+    *,
+    alpha: float = 0.5,
+    column: str | None = None,
+    seed: int = 0,
+) -> list[Indices]:
+    """Give every record to exactly one client.
+
+    Parameters
+    ----------
+    corpus : Corpus or ndarray
+        The records; or their 0/1 label matrix ``[N, K]``, which ``column`` cannot use.
+    clients : int
+        Number of clients; each gets at least one record.
+    kind : str
+        ``iid`` shuffles and cuts into equal parts (sizes differ by at most one).
+        ``dirichlet`` draws, for each label, the clients' shares from ``Dirichlet(alpha)``
+        (Hsu et al., arXiv 1909.06335); a record goes by its *rarest* label in the corpus (ties:
+        the lower id), and records without a label form a label of their own.
+        ``column`` gives all records with one value of an attribute, or of ``subject``, to one
+        client; values go, the largest first, to the client with the fewest records.
+    alpha : float
+        Concentration; small values give each client few labels.
+    column : str, optional
+        The attribute, or ``subject``.
+    seed : int
+        Decides who gets what.
+
+    Returns
+    -------
+    list of ndarray
+        Sorted record indices of each client.
+
+    Raises
+    ------
+    ConfigError
+        If the settings make no sense, or leave a client without records.
+    DataError
+        If a record lacks the column.
+    """
+    labels = np.asarray(corpus) if isinstance(corpus, np.ndarray) else targets(corpus)
+    if labels.ndim != 2:
+        raise ConfigError(f"a label matrix has two dimensions, not {labels.ndim}")
+    if not 1 <= clients <= len(labels):
+        raise ConfigError(
+            f"{len(labels)} records cannot be shared out to {clients} clients; "
+            "add records or lower federation.clients"
+        )
+    rng = np.random.default_rng(seed)
+    if kind == "iid":
+        parts = np.array_split(rng.permutation(len(labels)), clients)
+    elif kind == "dirichlet":
+        parts = _by_label(labels, clients, alpha, rng)
+    elif kind == "column":
+        if isinstance(corpus, np.ndarray) or column is None:
+            raise ConfigError("data.partition=column needs a corpus and data.column")
+        parts = _by_column(corpus, clients, column, rng)
+    else:
+        raise ConfigError(f"unknown partition {kind!r}; choose iid, dirichlet or column")
+    return [np.sort(part).astype(np.int64) for part in parts]
+
+
+def _rarest(labels: npt.NDArray[Any]) -> Indices:
+    """Return each record's rarest label, and ``K`` for records without one."""
+    present = labels > 0
+    counts = present.sum(0)
+    cost = np.where(present, counts, len(labels) + 1)
+    padded = np.concatenate([cost, np.full((len(labels), 1), len(labels))], 1)
+    return np.asarray(padded.argmin(1), np.int64)
+
+
+def _by_label(
+    labels: npt.NDArray[Any], clients: int, alpha: float, rng: np.random.Generator
+) -> list[Indices]:
+    if not (np.isfinite(alpha) and alpha > 0):
+        raise ConfigError(f"data.alpha must be a positive number, not {alpha}")
+    classes = _rarest(labels)
+    for _ in range(_DRAWS):
+        owner = np.empty(len(labels), np.int64)
+        for label in np.unique(classes):
+            members = rng.permutation(np.flatnonzero(classes == label))
+            shares = rng.dirichlet(np.full(clients, alpha))
+            cuts = np.rint(np.cumsum(shares)[:-1] * len(members)).astype(np.int64)
+            for client, part in enumerate(np.split(members, cuts)):
+                owner[part] = client
+        if len(np.unique(owner)) == clients:
+            return [np.flatnonzero(owner == client) for client in range(clients)]
+    raise ConfigError(
+        f"data.alpha={alpha:g} left a client without records in each of {_DRAWS} draws; "
+        "raise data.alpha, lower federation.clients, or add records"
+    )
+
+
+def _by_column(
+    corpus: Corpus, clients: int, column: str, rng: np.random.Generator
+) -> list[Indices]:
+    members: dict[str, list[int]] = {}
+    for index, record in enumerate(corpus.records):
+        value = record.subject if column == "subject" else record.attributes.get(column)
+        if value is None:
+            known = sorted({name for r in corpus.records for name in r.attributes})
+            raise DataError(
+                f"the record {record.key!r} has no {column!r}; fill it in, or set data.column to "
+                f"one of: {', '.join([*known, 'subject'])}"
+            )
+        members.setdefault(value, []).append(index)
+    if len(members) < clients:
+        raise ConfigError(
+            f"the column {column!r} has {len(members)} values, too few for {clients} clients; "
+            "lower federation.clients or choose another data.column"
+        )
+    values = sorted(members)
+    shuffled = [values[place] for place in rng.permutation(len(values))]
+    parts: list[list[int]] = [[] for _ in range(clients)]
+    for value in sorted(shuffled, key=lambda v: -len(members[v])):
+        min(parts, key=len).extend(members[value])
+    return [np.array(part, np.int64) for part in parts]

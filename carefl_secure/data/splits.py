@@ -1,0 +1,137 @@
+"""Cutting one corpus into train, public and test, and looking at a part of a corpus."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from PIL import Image
+
+from carefl_secure.data.records import Corpus, LabelSpace, Record
+from carefl_secure.errors import ConfigError, DataError
+
+__all__ = ["Subset", "groups", "split"]
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Some records of a corpus, as a corpus.
+
+    Parameters
+    ----------
+    corpus : Corpus
+        The whole.
+    indices : sequence of int
+        Which records, in which order.
+    """
+
+    corpus: Corpus
+    indices: Sequence[int]
+
+    def __post_init__(self) -> None:
+        total = len(self.corpus.records)
+        if any(not 0 <= index < total for index in self.indices):
+            raise DataError(f"a subset asks for a record outside 0..{total - 1} of the corpus")
+
+    @property
+    def name(self) -> str:
+        """Short name of the whole corpus."""
+        return self.corpus.name
+
+    @property
+    def space(self) -> LabelSpace:
+        """The label space of the whole corpus."""
+        return self.corpus.space
+
+    @cached_property
+    def records(self) -> Sequence[Record]:
+        """The chosen records."""
+        return [self.corpus.records[index] for index in self.indices]
+
+    def image(self, index: int) -> Image.Image:
+        """Return the image of the ``index``-th chosen record."""
+        return self.corpus.image(self.indices[index])
+
+
+def groups(corpus: Corpus) -> list[list[int]]:
+    """Return the records that belong together: one person's, and those of one image.
+
+    Records are joined by an equal ``subject``, and by an equal image: the keys of an image's
+    further records end in ``#2``, ``#3`` and so on. Joining is transitive.
+
+    Returns
+    -------
+    list of list of int
+        Every record once; the order of groups depends on keys and subjects only, not on the
+        order of the records.
+    """
+    parent: dict[tuple[str, str], tuple[str, str]] = {}
+
+    def root(node: tuple[str, str]) -> tuple[str, str]:
+        parent.setdefault(node, node)
+        while parent[node] != node:
+            parent[node] = parent[parent[node]]
+            node = parent[node]
+        return node
+
+    images = [("image", re.sub(r"#\d+$", "", record.key)) for record in corpus.records]
+    for image, record in zip(images, corpus.records, strict=True):
+        if record.subject is not None:
+            first, second = sorted((root(image), root(("subject", record.subject))))
+            parent[second] = first
+    members: dict[tuple[str, str], list[int]] = {}
+    for index, image in enumerate(images):
+        members.setdefault(root(image), []).append(index)
+    return [members[name] for name in sorted(members)]
+
+
+def split(corpus: Corpus, fractions: Mapping[str, float], seed: int) -> dict[str, list[int]]:
+    """Cut a corpus so that no person and no image stands in two parts.
+
+    Groups (see :func:`groups`) are shuffled by ``seed`` and given one by one to the part that
+    lacks most of its share, so parts come out within one group of what was asked for.
+
+    Parameters
+    ----------
+    corpus : Corpus
+        What to cut.
+    fractions : mapping
+        Share of each part; they sum to 1. A share of 0 gives an empty part.
+    seed : int
+        Decides who goes where.
+
+    Returns
+    -------
+    dict
+        Sorted indices of each part; every record is in exactly one.
+
+    Raises
+    ------
+    ConfigError
+        If the shares are not shares.
+    DataError
+        If a part with a share would stay empty.
+    """
+    shares = list(fractions.values())
+    if not all(math.isfinite(share) and share >= 0 for share in shares) or not math.isclose(
+        math.fsum(shares), 1, abs_tol=1e-9
+    ):
+        raise ConfigError(f"split shares must be at least 0 and sum to 1, not {dict(fractions)}")
+    together = groups(corpus)
+    lacking = {name: share * len(corpus.records) for name, share in fractions.items() if share > 0}
+    parts: dict[str, list[int]] = {name: [] for name in fractions}
+    for place in np.random.default_rng(seed).permutation(len(together)):
+        name = max(lacking, key=lambda part: lacking[part])
+        parts[name].extend(together[place])
+        lacking[name] -= len(together[place])
+    empty = [name for name in lacking if not parts[name]]
+    if empty:
+        raise DataError(
+            f"{len(together)} persons or images are too few for the parts {', '.join(lacking)}: "
+            f"{', '.join(empty)} would be empty; add records or change the fractions"
+        )
+    return {name: sorted(indices) for name, indices in parts.items()}

@@ -1,0 +1,104 @@
+"""Every error a person can meet, with the exit code the command line answers it with."""
+
+from __future__ import annotations
+
+__all__ = [
+    "AdapterUnmovedError",
+    "BudgetExceededError",
+    "CareflError",
+    "CohortError",
+    "ConfigError",
+    "DataError",
+    "EngineError",
+    "LabelError",
+    "LedgerError",
+    "ModelError",
+    "NonFiniteError",
+    "PrivacyError",
+    "ProtocolError",
+    "RunError",
+]
+
+
+class CareflError(Exception):
+    """Base of all errors raised on purpose; its text says what to do next."""
+
+    exit_code = 1
+
+
+class ConfigError(CareflError):
+    """A setting is unknown, out of range, or contradicts another."""
+
+    exit_code = 2
+
+
+class DataError(CareflError):
+    """A corpus is missing, empty, or holds something that cannot be read."""
+
+    exit_code = 10
+
+
+class LabelError(DataError):
+    """A label does not stand in the label space."""
+
+    exit_code = 11
+
+
+class ModelError(CareflError):
+    """A base model or adapter cannot be loaded, or is not what was agreed."""
+
+    exit_code = 12
+
+
+class AdapterUnmovedError(ModelError):
+    """Training ended with the very adapter it began with."""
+
+    exit_code = 13
+
+
+class NonFiniteError(CareflError):
+    """A loss, gradient or vector holds NaN or infinity; nothing was released."""
+
+    exit_code = 20
+
+
+class BudgetExceededError(CareflError):
+    """The step asked for would spend more privacy than is allowed."""
+
+    exit_code = 21
+
+
+class PrivacyError(CareflError):
+    """A condition that the privacy guarantee rests on does not hold."""
+
+    exit_code = 22
+
+
+class LedgerError(CareflError):
+    """A ledger was changed, cut, or cannot be written."""
+
+    exit_code = 23
+
+
+class ProtocolError(CareflError):
+    """A message of the secure sum was refused."""
+
+    exit_code = 30
+
+
+class CohortError(ProtocolError):
+    """Fewer clients take part than the floor allows; nothing was released."""
+
+    exit_code = 31
+
+
+class RunError(CareflError):
+    """A run folder is missing, incomplete, or belongs to another run."""
+
+    exit_code = 40
+
+
+class EngineError(CareflError):
+    """The federation engine failed outside the protocol."""
+
+    exit_code = 41

@@ -1,0 +1,1 @@
+"""How good a model is, and the floors every score stands beside."""

@@ -1,0 +1,237 @@
+"""From scores to the whole evaluation: figures, intervals, gains, labels, groups and slices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from carefl_secure.data.records import LabelSpace, Record
+from carefl_secure.errors import ConfigError, DataError
+from carefl_secure.evaluation.figures import BOUNDS, Figures, prevalence_scores
+from carefl_secure.evaluation.groups import Comparison, compare
+from carefl_secure.evaluation.intervals import bootstrap, difference, units_of
+from carefl_secure.evaluation.metrics import choose_thresholds
+from carefl_secure.evaluation.slices import slice_images
+from carefl_secure.evaluation.summary import Evaluation, Label, Sampling, Slice
+
+__all__ = ["Known", "Settings", "assess", "attributes_of"]
+
+Floats = npt.NDArray[np.float64]
+
+_MOST_VALUES = 12  # an attribute with more is no grouping unless it is asked for
+
+
+@dataclass(frozen=True)
+class Known:
+    """Scores of other records, which thresholds and label shares may come from.
+
+    Parameters
+    ----------
+    targets : ndarray
+        0/1 label matrix ``[M, K]``.
+    tuned, untuned : ndarray or None
+        Scores ``[M, K]``; needed where several labels may hold.
+    same : bool
+        Whether these are the scored records themselves, which makes F1 too good.
+    """
+
+    targets: npt.NDArray[Any]
+    tuned: npt.NDArray[Any] | None = None
+    untuned: npt.NDArray[Any] | None = None
+    same: bool = False
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How an evaluation is made.
+
+    Parameters
+    ----------
+    replicates : int
+        Bootstrap resamples.
+    level : float
+        Level of the intervals.
+    seed : int
+    groups : tuple of str or None
+        Attributes to compare groups by; None takes all with 2 to 12 values.
+    minimum : int
+        Records that a group needs to be scored.
+    """
+
+    replicates: int = 1000
+    level: float = 0.95
+    seed: int = 0
+    groups: tuple[str, ...] | None = None
+    minimum: int = 30
+
+
+def attributes_of(
+    records: Sequence[Record], asked: tuple[str, ...] | None
+) -> dict[str, list[str | None]]:
+    """Return the value of each record for each attribute that groups are compared by.
+
+    Raises
+    ------
+    ConfigError
+        If an attribute is asked for that no record has.
+    """
+    values: dict[str, set[str]] = {}
+    for record in records:
+        for name, value in record.attributes.items():
+            values.setdefault(name, set()).add(value)
+    lacking = [name for name in asked or () if name not in values]
+    if lacking:
+        raise ConfigError(
+            f"no record has the attribute {lacking[0]!r}; choose of "
+            f"{', '.join(sorted(values)) or 'none, this corpus has none'}"
+        )
+    if asked is None:
+        asked = tuple(n for n in sorted(values) if 2 <= len(values[n]) <= _MOST_VALUES)
+    return {name: [record.attributes.get(name) for record in records] for name in asked}
+
+
+def assess(
+    records: Sequence[Record],
+    space: LabelSpace,
+    targets: npt.NDArray[Any],
+    tuned: npt.NDArray[Any],
+    untuned: npt.NDArray[Any],
+    *,
+    run: str,
+    corpus: str,
+    split: str,
+    known: Known | None,
+    images: Iterable[Image.Image],
+    settings: Settings | None = None,
+) -> Evaluation:
+    """Evaluate a tuned model beside the untuned one and the label shares alone.
+
+    Parameters
+    ----------
+    records : sequence of Record
+        The scored records, with subjects and attributes.
+    space : LabelSpace
+    targets : ndarray
+        0/1 label matrix ``[N, K]``.
+    tuned, untuned : ndarray
+        Scores ``[N, K]``: log-odds where several labels may hold, else log-probabilities.
+    run, corpus, split : str
+        Names, for the result.
+    known : Known or None
+        Where thresholds and label shares come from. Without it decisions follow the sign of the
+        log-odds, and the floor takes the label shares of the scored records themselves.
+    images : iterable of PIL images
+        The pictures of the records, in order.
+    settings : Settings, optional
+
+    Returns
+    -------
+    Evaluation
+        Without its cost.
+    """
+    chosen = settings or Settings()
+    multi = space.multi
+    wanted = attributes_of(records, chosen.groups)
+    cuts = _thresholds(known, len(space.labels), multi)
+    model = Figures(targets, tuned, multi=multi, thresholds=cuts[0])
+    base = Figures(targets, untuned, multi=multi, thresholds=cuts[1])
+    floor, floor_cut = prevalence_scores(
+        targets if known is None else known.targets, len(targets), multi=multi
+    )
+    units = units_of([record.subject for record in records])
+    sampling: Mapping[str, Any] = {
+        "replicates": chosen.replicates,
+        "level": chosen.level,
+        "seed": chosen.seed,
+    }
+
+    def compared(name: str, values: Sequence[str | None]) -> Comparison:
+        return compare(name, values, model, units, minimum=chosen.minimum, **sampling)
+
+    gain = difference(model, base)
+    distinct = int(units.max()) + 1
+    return Evaluation(
+        run=run,
+        corpus=corpus,
+        split=split,
+        space=space.name,
+        multi=multi,
+        records=len(records),
+        unlabelled=int((targets.sum(1) == 0).sum()),
+        decided_by=_words(known, multi),
+        sampling=Sampling("subject" if distinct < len(records) else "record", distinct, **sampling),
+        figures=model(),
+        intervals=bootstrap(model, units, bounds=BOUNDS, **sampling),
+        untuned=base(),
+        floors=Figures(targets, floor, multi=multi, thresholds=floor_cut)(),
+        gains=gain(None),
+        gain_intervals=bootstrap(gain, units, **sampling),
+        labels=_labels(space, model),
+        confusion=_confusion(model),
+        reliability=model.calibration.bins(),
+        groups=tuple(compared(name, values) for name, values in wanted.items()),
+        slices=tuple(
+            Slice(one.edges, compared(one.name, one.values)) for one in slice_images(images)
+        ),
+        remarks=_remarks(known, multi),
+    )
+
+
+def _thresholds(
+    known: Known | None, labels: int, multi: bool
+) -> tuple[Floats | None, Floats | None]:
+    if not multi:
+        return None, None
+    if known is None:
+        return np.zeros(labels), np.zeros(labels)
+    if known.tuned is None or known.untuned is None:
+        raise DataError("thresholds need the scores of the records that they are chosen on")
+    return (
+        choose_thresholds(known.targets, known.tuned),
+        choose_thresholds(known.targets, known.untuned),
+    )
+
+
+def _words(known: Known | None, multi: bool) -> str:
+    if not multi:
+        return "the label with the highest score"
+    if known is None:
+        return "log-odds above zero"
+    return "one threshold per label, that of the highest F1 on the public split"
+
+
+def _remarks(known: Known | None, multi: bool) -> tuple[str, ...]:
+    found = []
+    if known is None:
+        found.append("floors take the label shares of the scored records themselves")
+    elif known.same:
+        found.append(
+            "the scored records are those that floors"
+            + (" and thresholds were chosen on; F1 is too good" if multi else " were fitted on")
+        )
+    return tuple(found)
+
+
+def _labels(space: LabelSpace, model: Figures) -> tuple[Label, ...]:
+    figures = model.per_label()
+    positives = model.targets.sum(0)
+    return tuple(
+        Label(
+            name=name,
+            positives=int(positives[i]),
+            threshold=None if model.thresholds is None else float(model.thresholds[i]),
+            figures={figure: float(values[i]) for figure, values in figures.items()},
+        )
+        for i, name in enumerate(space.labels)
+    )
+
+
+def _confusion(model: Figures) -> tuple[tuple[int, ...], ...] | None:
+    if model.multi or (model.targets.sum(1) != 1).any():
+        return None
+    return tuple(tuple(row) for row in model.decisions.confusion().tolist())

@@ -1,0 +1,136 @@
+"""Precision, recall, F1 and accuracy of hard decisions, in all the usual averages.
+
+Macro averages take each label alike, over labels with at least one positive record; micro averages
+take each decision alike; sample averages take each record alike, over records with at least one
+label. On 26 uneven labels the three differ widely, hence the average is part of every name.
+Precision where nothing was decided is 0, as in scikit-learn.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from carefl_secure.errors import DataError
+
+__all__ = ["DECISIONS", "Decisions"]
+
+Floats = npt.NDArray[np.float64]
+
+DECISIONS = (
+    "macro_precision",
+    "uar",
+    "macro_f1",
+    "micro_precision",
+    "micro_recall",
+    "micro_f1",
+    "sample_precision",
+    "sample_recall",
+    "sample_f1",
+    "accuracy",
+    "label_accuracy",
+)
+"""The figures of :meth:`Decisions.figures`."""
+
+
+def _over(part: Floats, whole: Floats) -> Floats:
+    """Divide, with 0 where there is nothing to divide by."""
+    return np.asarray(part / np.where(whole > 0, whole, np.inf))
+
+
+class Decisions:
+    """Hard decisions beside the truth, counted once and weighed often.
+
+    Parameters
+    ----------
+    targets : ndarray
+        0/1 label matrix ``[N, K]``.
+    decisions : ndarray of bool
+        ``[N, K]``, from :func:`carefl_secure.evaluation.metrics.decide`.
+
+    Raises
+    ------
+    DataError
+        If the shapes differ.
+    """
+
+    def __init__(self, targets: npt.NDArray[Any], decisions: npt.NDArray[np.bool_]) -> None:
+        if targets.ndim != 2 or targets.shape != decisions.shape:
+            raise DataError(
+                f"decisions have shape {decisions.shape}, but targets {targets.shape}; give one "
+                "decision for each label of each record"
+            )
+        truth = np.asarray(targets == 1)
+        self._truth = truth.astype(np.float64)
+        self._decided = decisions.astype(np.float64)
+        self._hits = (truth & decisions).astype(np.float64)
+        hits, held, given = self._hits.sum(1), self._truth.sum(1), self._decided.sum(1)
+        self._right = np.column_stack(
+            [(truth == decisions).all(1), (truth == decisions).mean(1)]
+        ).astype(np.float64)
+        self._labelled = (held > 0).astype(np.float64)
+        sampled = [_over(hits, given), _over(hits, held), _over(2 * hits, given + held)]
+        self._samples = np.column_stack(sampled) * self._labelled[:, None]
+
+    def per_label(self, weights: Floats | None = None) -> tuple[Floats, Floats, Floats]:
+        """Return precision, recall and F1 of each label, ``[K]``; NaN without a positive record.
+
+        Parameters
+        ----------
+        weights : ndarray of float64, optional
+            How many times each record counts, ``[N]``; once each by default.
+        """
+        hits, held, given = self._counts(weights)
+        none = np.where(held > 0, 0.0, np.nan)
+        return (
+            _over(hits, given) + none,
+            _over(hits, held) + none,
+            _over(2 * hits, given + held) + none,
+        )
+
+    def figures(self, weights: Floats | None = None) -> dict[str, float]:
+        """Return the figures named in :data:`DECISIONS`.
+
+        ``uar``, the unweighted average recall, is macro recall. ``accuracy`` asks for all labels
+        of a record to be right, which with one label each is the usual accuracy;
+        ``label_accuracy`` is the share of right single decisions.
+        """
+        weight = np.ones(len(self._truth)) if weights is None else weights
+        hits, held, given = self._counts(weight)
+        known = held > 0
+        precision, recall = _over(hits, given)[known], _over(hits, held)[known]
+        f1 = _over(2 * hits, given + held)[known]
+        micro = [hits.sum(), held.sum(), given.sum()]
+        exact, cells = _over(weight @ self._right, weight.sum())
+        labelled = float(weight @ self._labelled)
+        empty = np.full(3, np.nan)
+        samples = weight @ self._samples / labelled if labelled > 0 else empty
+        macro = (precision.mean(), recall.mean(), f1.mean()) if known.any() else empty
+        values = (
+            *macro,
+            _over(micro[0], micro[2]),
+            _over(micro[0], micro[1]),
+            _over(2 * micro[0], micro[1] + micro[2]),
+            *samples,
+            exact,
+            cells,
+        )
+        return {name: float(value) for name, value in zip(DECISIONS, values, strict=True)}
+
+    def _counts(self, weights: Floats | None) -> tuple[Floats, Floats, Floats]:
+        weight = np.ones(len(self._truth)) if weights is None else weights
+        return weight @ self._hits, weight @ self._truth, weight @ self._decided
+
+    def confusion(self) -> npt.NDArray[np.int64]:
+        """Return how often label i was decided as label j, ``[K, K]``.
+
+        Raises
+        ------
+        DataError
+            Unless every record carries one label and was given one.
+        """
+        if (self._truth.sum(1) != 1).any() or (self._decided.sum(1) != 1).any():
+            raise DataError("only records with exactly one label have a confusion matrix")
+        return np.asarray(np.rint(self._truth.T @ self._decided), np.int64)

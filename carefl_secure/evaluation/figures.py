@@ -1,0 +1,172 @@
+"""Every figure of one model on one split, as a function of how often each record counts."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from carefl_secure.errors import DataError
+from carefl_secure.evaluation.average_precision import Ranking, sample_average_precisions
+from carefl_secure.evaluation.calibration import Calibration, probabilities
+from carefl_secure.evaluation.decisions import DECISIONS, Decisions
+from carefl_secure.evaluation.metrics import checked, choose_thresholds, decide
+
+__all__ = ["BOUNDS", "NAMES", "Figures", "prevalence_scores"]
+
+Floats = npt.NDArray[np.float64]
+
+_RANKING = ("mAP", "mAP_11point", "micro_AP", "sample_AP")
+_CALIBRATION = ("ece", "brier")
+NAMES = (*_RANKING, *DECISIONS, *_CALIBRATION)
+"""All figures: ``mAP`` is scikit-learn's definition, ``mAP_11point`` EMOTIC's official one."""
+BOUNDS = {name: (0.0, 2.0 if name == "brier" else 1.0) for name in NAMES}
+"""The least and the highest value of each figure."""
+
+
+class Figures:
+    """A :data:`carefl_secure.evaluation.intervals.Statistic` of a whole split or a part of it.
+
+    Parameters
+    ----------
+    targets : ndarray
+        0/1 label matrix ``[N, K]``.
+    scores : ndarray
+        ``[N, K]``: log-odds where several labels may hold, else log-probabilities.
+    multi : bool
+        Whether several labels may hold.
+    thresholds : ndarray or None
+        ``[K]``, from other records than these; None decides for the highest score.
+    names : collection of str
+        Which of :data:`NAMES` a call returns; what is not asked for is not computed.
+
+    Raises
+    ------
+    DataError
+        If the shapes differ, no record carries a label, or a name is unknown.
+    NonFiniteError
+        If a score or threshold is not finite.
+    """
+
+    def __init__(
+        self,
+        targets: npt.NDArray[Any],
+        scores: npt.NDArray[Any],
+        *,
+        multi: bool,
+        thresholds: Floats | None = None,
+        names: Collection[str] = NAMES,
+    ) -> None:
+        unknown = sorted(set(names) - set(NAMES))
+        if unknown:
+            raise DataError(f"there is no figure {unknown[0]!r}; choose of {', '.join(NAMES)}")
+        positive, values = checked(targets, scores)
+        self.targets, self.scores = positive, values
+        self.multi, self.thresholds = multi, thresholds
+        self.names = tuple(name for name in NAMES if name in names)
+        wanted = set(names)
+        self.decisions = Decisions(positive, decide(values, thresholds))
+        self.calibration = Calibration(positive, probabilities(values, multi=multi), multi=multi)
+        self._ranking = Ranking(positive, values) if wanted & {"mAP", "mAP_11point"} else None
+        self._pooled = Ranking(positive, values, pooled=True) if "micro_AP" in wanted else None
+        samples = (
+            sample_average_precisions(positive, values)
+            if "sample_AP" in wanted
+            else np.zeros(len(values))
+        )
+        self._labelled = np.isfinite(samples).astype(np.float64)
+        self._samples = np.nan_to_num(samples)
+
+    def __call__(self, weights: Floats | None = None) -> dict[str, float]:
+        """Return the named figures; NaN where the weighted records leave one undefined.
+
+        Parameters
+        ----------
+        weights : ndarray of float64, optional
+            How many times each record counts, ``[N]``; once each by default.
+        """
+        weight = np.ones(len(self.scores)) if weights is None else weights
+        found: dict[str, float] = {}
+        if "mAP" in self.names and self._ranking is not None:
+            found["mAP"] = _mean(self._ranking.average_precisions(weight))
+        if "mAP_11point" in self.names and self._ranking is not None:
+            found["mAP_11point"] = _mean(self._ranking.eleven_point(weight))
+        if self._pooled is not None:
+            found["micro_AP"] = float(self._pooled.average_precisions(weight)[0])
+        if "sample_AP" in self.names:
+            labelled = float(weight @ self._labelled)
+            found["sample_AP"] = float(weight @ self._samples / labelled) if labelled else np.nan
+        if set(self.names) & set(DECISIONS):
+            found |= self.decisions.figures(weight)
+        if set(self.names) & set(_CALIBRATION):
+            found |= self.calibration.figures(weight)
+        return {name: found[name] for name in self.names}
+
+    def part(self, indices: npt.NDArray[np.int64], names: Collection[str] | None = None) -> Figures:
+        """Return the figures of some of the records, under the same thresholds.
+
+        Raises
+        ------
+        DataError
+            If none of them carries a label.
+        """
+        return Figures(
+            self.targets[indices],
+            self.scores[indices],
+            multi=self.multi,
+            thresholds=self.thresholds,
+            names=self.names if names is None else names,
+        )
+
+    def per_label(self) -> dict[str, Floats]:
+        """Return the figures of each label, ``[K]``, NaN for labels without a positive record."""
+        ranking = Ranking(self.targets, self.scores)
+        precision, recall, f1 = self.decisions.per_label()
+        return {
+            "AP": ranking.average_precisions(),
+            "AP_11point": ranking.eleven_point(),
+            "precision": precision,
+            "recall": recall,
+            "f1": f1,
+        }
+
+
+def _mean(values: Floats) -> float:
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else float("nan")
+
+
+def prevalence_scores(
+    known: npt.NDArray[Any], count: int, *, multi: bool
+) -> tuple[Floats, Floats | None]:
+    r"""Score every record by the label shares of other records: the floor under every figure.
+
+    Under these scores mAP is the mean prevalence, F1 that of deciding for every label (or, with
+    one label each, for the most frequent one), and the Brier score that of a weather forecast
+    which knows the climate only.
+
+    Parameters
+    ----------
+    known : ndarray
+        0/1 label matrix ``[M, K]`` of records that a model may learn from.
+    count : int
+        Records to score.
+    multi : bool
+
+    Returns
+    -------
+    scores : ndarray
+        ``[count, K]``, as a model gives them: log-odds or log-probabilities. Shares are kept
+        half a record away from 0 and 1.
+    thresholds : ndarray or None
+        ``[K]``, chosen on ``known``; None with one label each.
+    """
+    if known.ndim != 2 or not len(known):
+        raise DataError("label shares need at least one record with known labels")
+    edge = 0.5 / len(known)
+    shares = np.clip(known.mean(0, dtype=np.float64), edge, 1 - edge)
+    row = np.log(shares) - np.log1p(-shares) if multi else np.log(shares)
+    thresholds = choose_thresholds(known, np.tile(row, (len(known), 1))) if multi else None
+    return np.tile(row, (count, 1)), thresholds

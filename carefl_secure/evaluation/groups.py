@@ -1,0 +1,227 @@
+"""Figures of each group of people, the gap to the worst one, and how much of it is chance.
+
+A gap between the best and the worst of several groups is never negative and grows with the number
+of groups even where all are alike. Beside it stands what shuffling the group names over persons
+gives: the gap that chance alone stays below in 95 of 100 shuffles.
+
+Average precision rises with prevalence, so groups whose labels are denser score higher with no
+merit of the model; each group's floor is given, the mean prevalence of the labels it has.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from carefl_secure.errors import ConfigError
+from carefl_secure.evaluation.figures import BOUNDS, Figures
+from carefl_secure.evaluation.intervals import Interval, Units, bootstrap
+
+__all__ = ["UNSTATED", "Comparison", "Group", "compare"]
+
+UNSTATED = "(not stated)"
+"""Name of the group of records that do not have the attribute."""
+
+_UNITS = 10  # fewer persons than this have no interval worth the name
+_NAMES = ("mAP", "macro_f1", "uar")
+
+
+@dataclass(frozen=True)
+class Group:
+    """The records with one value of an attribute.
+
+    Parameters
+    ----------
+    value : str
+    records, units : int
+        Records, and the independent persons or records among them.
+    labels : int
+        Labels with a positive record here; the others enter no figure.
+    floor : float
+        Mean prevalence of those labels.
+    figures : mapping
+        Value of each figure; empty where the group is too small.
+    intervals : mapping
+    small : bool
+        Whether it is too small to be scored.
+    """
+
+    value: str
+    records: int
+    units: int
+    labels: int
+    floor: float
+    figures: Mapping[str, float]
+    intervals: Mapping[str, Interval]
+    small: bool
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All groups of one attribute.
+
+    Parameters
+    ----------
+    attribute : str
+    metric : str
+        The figure that the gap is about.
+    groups : tuple of Group
+        Every value that occurs, by name; those too small with their counts alone.
+    worst, best : str or None
+        Among the groups large enough; None with fewer than two.
+    gap : float or None
+        Figure of the best minus that of the worst.
+    gap_by_chance : float or None
+        Gap that 95 of 100 shuffles of the group names stay below.
+    minimum : int
+        Records that a group needs.
+    """
+
+    attribute: str
+    metric: str
+    groups: tuple[Group, ...]
+    worst: str | None
+    best: str | None
+    gap: float | None
+    gap_by_chance: float | None
+    minimum: int
+
+
+def compare(
+    attribute: str,
+    values: Sequence[str | None],
+    figures: Figures,
+    units: Units,
+    *,
+    metric: str = "mAP",
+    minimum: int = 30,
+    replicates: int = 1000,
+    shuffles: int = 200,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Comparison:
+    """Score the groups of one attribute.
+
+    Parameters
+    ----------
+    attribute : str
+        Its name, for the result.
+    values : sequence of str or None
+        Value of each record; None where it is not stated.
+    figures : Figures
+        Of the whole split.
+    units : ndarray of int64
+        What is drawn together; see :func:`carefl_secure.evaluation.intervals.units_of`.
+    metric : {"mAP", "macro_f1", "uar"}
+        What the gap is about.
+    minimum : int
+        A group with fewer records, or fewer than ten persons, is reported as too small.
+    replicates, shuffles : int
+        Resamples for the intervals, and shuffles for the gap that chance gives.
+    level : float
+    seed : int
+
+    Raises
+    ------
+    ConfigError
+        If the values are not one per record, or the metric is unknown.
+    """
+    if len(values) != len(units) or len(units) != len(figures.scores):
+        raise ConfigError(
+            f"attribute {attribute!r} has {len(values)} values for {len(figures.scores)} records"
+        )
+    if metric not in _NAMES:
+        raise ConfigError(f"groups are compared by {', '.join(_NAMES)}, not {metric!r}")
+    named = np.array([UNSTATED if value is None else value for value in values])
+    groups, members = [], {}
+    for value in sorted(set(named.tolist())):
+        indices = np.flatnonzero(named == value)
+        group = _group(value, indices, figures, units, minimum, replicates, level, seed)
+        groups.append(group)
+        if not group.small:
+            members[value] = indices
+    scored = {group.value: group.figures[metric] for group in groups if not group.small}
+    if len(scored) < 2:
+        return Comparison(attribute, metric, tuple(groups), None, None, None, None, minimum)
+    worst, best = min(scored, key=scored.__getitem__), max(scored, key=scored.__getitem__)
+    return Comparison(
+        attribute=attribute,
+        metric=metric,
+        groups=tuple(groups),
+        worst=worst,
+        best=best,
+        gap=scored[best] - scored[worst],
+        gap_by_chance=_by_chance(figures, units, members, metric, shuffles, seed),
+        minimum=minimum,
+    )
+
+
+def _group(
+    value: str,
+    indices: npt.NDArray[np.int64],
+    figures: Figures,
+    units: Units,
+    minimum: int,
+    replicates: int,
+    level: float,
+    seed: int,
+) -> Group:
+    shares = figures.targets[indices].mean(0)
+    labels = int((shares > 0).sum())
+    _, own = np.unique(units[indices], return_inverse=True)
+    persons = int(own.max()) + 1
+    small = len(indices) < minimum or persons < _UNITS or not labels
+    measured: Mapping[str, float] = {}
+    intervals: Mapping[str, Interval] = {}
+    if not small:
+        part = figures.part(indices, _NAMES)
+        measured = part()
+        intervals = bootstrap(
+            part, own, replicates=replicates, level=level, seed=seed, bounds=BOUNDS
+        )
+    return Group(
+        value=value,
+        records=len(indices),
+        units=persons,
+        labels=labels,
+        floor=float(shares[shares > 0].mean()) if labels else math.nan,
+        figures=measured,
+        intervals=intervals,
+        small=small,
+    )
+
+
+def _by_chance(
+    figures: Figures,
+    units: Units,
+    members: Mapping[str, npt.NDArray[np.int64]],
+    metric: str,
+    shuffles: int,
+    seed: int,
+) -> float | None:
+    """Shuffle group names over whole persons where none is in two groups, else over records."""
+    everyone = np.sort(np.concatenate(list(members.values())))
+    _, own = np.unique(units[everyone], return_inverse=True)
+    group = np.empty(len(units), np.int64)
+    for number, indices in enumerate(members.values()):
+        group[indices] = number
+    group = group[everyone]
+    pairs = len(set(zip(own.tolist(), group.tolist(), strict=True)))
+    if pairs > int(own.max()) + 1:
+        own = np.arange(len(everyone))
+    of_unit = np.empty(int(own.max()) + 1, np.int64)
+    of_unit[own] = group
+    whole = figures.part(everyone, [metric])
+    rng = np.random.default_rng(seed)
+    gaps = []
+    for _ in range(shuffles):
+        drawn = rng.permutation(of_unit)[own]
+        # As weights of 0 and 1 on one ranking: nothing is sorted again.
+        scores = [whole((drawn == n).astype(np.float64))[metric] for n in range(len(members))]
+        if all(math.isfinite(score) for score in scores):
+            gaps.append(max(scores) - min(scores))
+    return float(np.percentile(gaps, 95)) if gaps else None

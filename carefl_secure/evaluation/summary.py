@@ -1,0 +1,162 @@
+"""The whole evaluation of one model on one split, and its JSON form ``carefl.evaluation/1``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from carefl_secure.evaluation.calibration import Bin
+from carefl_secure.evaluation.groups import Comparison
+from carefl_secure.evaluation.intervals import Interval
+
+__all__ = ["FORMAT", "Cost", "Evaluation", "Label", "Sampling", "Slice"]
+
+FORMAT = "carefl.evaluation/1"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one answer costs on this machine.
+
+    Parameters
+    ----------
+    images : int
+        Pictures that were timed, one at a time, from reading the file to all label scores.
+    latency_p50_ms, latency_p95_ms : float
+        Median and 95th percentile, in milliseconds.
+    peak_memory_bytes : int
+        Largest resident size of the whole process so far.
+    prompt_tokens : int
+        Tokens of the prompt, those of the picture among them.
+    image_tokens, answer_tokens : int
+        Tokens of the picture, and of all answers together.
+    """
+
+    images: int
+    latency_p50_ms: float
+    latency_p95_ms: float
+    peak_memory_bytes: int
+    prompt_tokens: int
+    image_tokens: int
+    answer_tokens: int
+
+
+@dataclass(frozen=True)
+class Label:
+    """Figures of one label; NaN where no record carries it."""
+
+    name: str
+    positives: int
+    threshold: float | None
+    figures: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the intervals were made: ``unit`` is ``subject`` where persons were drawn whole."""
+
+    unit: str
+    units: int
+    replicates: int
+    level: float
+    seed: int
+    method: str = "basic bootstrap"
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The groups of one property of the pictures, and where its terciles end."""
+
+    edges: tuple[float, float]
+    comparison: Comparison
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All figures of one model on one split.
+
+    Parameters
+    ----------
+    run : str
+        Name of the run.
+    corpus, split : str
+        What was scored.
+    space : str
+        Name of the label space.
+    multi : bool
+        Whether several labels may hold.
+    records : int
+    unlabelled : int
+        Records without any label among them; sample averages leave them out.
+    decided_by : str
+        How scores became decisions, in words.
+    sampling : Sampling
+    figures : mapping
+        Figures of the tuned model; names in :data:`carefl_secure.evaluation.figures.NAMES`.
+    intervals : mapping
+        Interval of each figure.
+    untuned, floors : mapping
+        The same figures of the base without the adapter, and of the label shares alone.
+    gains, gain_intervals : mapping
+        Tuned minus untuned, paired over the same resamples.
+    labels : tuple of Label
+    confusion : tuple of tuple of int or None
+        Row: true label, column: decided label; None where several labels may hold.
+    reliability : tuple of Bin
+    groups : tuple of Comparison
+    slices : tuple of Slice
+    cost : Cost or None
+    remarks : tuple of str
+        What a reader must know before quoting a figure.
+    """
+
+    run: str
+    corpus: str
+    split: str
+    space: str
+    multi: bool
+    records: int
+    unlabelled: int
+    decided_by: str
+    sampling: Sampling
+    figures: Mapping[str, float]
+    intervals: Mapping[str, Interval]
+    untuned: Mapping[str, float]
+    floors: Mapping[str, float]
+    gains: Mapping[str, float]
+    gain_intervals: Mapping[str, Interval]
+    labels: tuple[Label, ...]
+    confusion: tuple[tuple[int, ...], ...] | None
+    reliability: tuple[Bin, ...]
+    groups: tuple[Comparison, ...]
+    slices: tuple[Slice, ...]
+    cost: Cost | None = None
+    remarks: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values; a figure that is not defined is null."""
+        return {"format": FORMAT, **_plain(self)}
+
+    def as_json(self) -> str:
+        """Return the JSON text: strict, without NaN, the same for the same result."""
+        return json.dumps(self.to_json(), indent=2, sort_keys=True, allow_nan=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

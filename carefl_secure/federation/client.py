@@ -1,0 +1,150 @@
+"""The Flower client app: carries bytes between messages and a `ClientSession` or a helper."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from carefl_secure.errors import CareflError, ConfigError
+from carefl_secure.federation.directory import role_message
+from carefl_secure.federation.helper_actions import HELPER_ACTIONS, answer_as_helper
+from carefl_secure.federation.helpers import Helper
+from carefl_secure.federation.messages import Fields, adapter_of, pack
+from carefl_secure.federation.refusal import refusal
+from carefl_secure.federation.session import ClientSession
+
+__all__ = ["build_client_app"]
+
+_STATE = "carefl-secure"
+
+Sessions = Callable[[int], ClientSession]
+Helpers = Callable[[int], Helper | None]
+Action = Callable[[ClientSession, RecordDict], RecordDict]
+
+
+def _advertise(session: ClientSession, content: RecordDict) -> RecordDict:
+    names = ("round", "model", "plan", "key") if session.encrypts else ("round", "model", "plan")
+    fields = Fields(content, *names)
+    message = session.advertise(
+        fields.integer("round"),
+        fields.octets("model"),
+        fields.octets("plan"),
+        fields.octets("key") if session.encrypts else b"",
+    )
+    return pack(index=session.index, message=message)
+
+
+def _submit(session: ClientSession, content: RecordDict) -> RecordDict:
+    fields = Fields(content, "round", "plan", maps=["announcements"])
+    upload = session.submit(
+        fields.integer("round"),
+        fields.octets("plan"),
+        adapter_of(content, session.dimension),
+        fields.map("announcements"),
+    )
+    return pack(upload=upload)
+
+
+def _role(session: ClientSession, content: RecordDict) -> RecordDict:
+    Fields(content, "ask")
+    return role_message(session.index, helper=False)
+
+
+def _share(session: ClientSession, content: RecordDict) -> RecordDict:
+    return pack(shares=session.share(Fields(content, maps=["peers"]).map("peers")))
+
+
+def _masked(session: ClientSession, content: RecordDict) -> RecordDict:
+    shares = Fields(content, maps=["shares"]).map("shares")
+    return pack(upload=session.masked(adapter_of(content, session.dimension), shares))
+
+
+def _sign(session: ClientSession, content: RecordDict) -> RecordDict:
+    fields = Fields(content, "shared", "survivors")
+    return pack(signature=session.sign(fields.integers("shared"), fields.integers("survivors")))
+
+
+def _unmask(session: ClientSession, content: RecordDict) -> RecordDict:
+    return pack(answer=session.unmask(Fields(content, maps=["signatures"]).map("signatures")))
+
+
+_ACTIONS: Mapping[str, Action] = {
+    "query.role": _role,
+    "query.advertise": _advertise,
+    "query.share": _share,
+    "train.masked": _masked,
+    "train.submit": _submit,
+    "query.sign": _sign,
+    "query.unmask": _unmask,
+}
+
+
+def build_client_app(
+    sessions: Sessions,
+    on_refusal: Callable[[int, CareflError], None] | None = None,
+    *,
+    keep_state: bool = False,
+    helpers: Helpers | None = None,
+) -> ClientApp:
+    """Return the app that every node runs.
+
+    Parameters
+    ----------
+    sessions : callable(int) -> ClientSession
+        Gives the session of a ``partition-id``: the same object for the whole run, because a round
+        spans five messages, or a new one each time with ``keep_state``.
+    on_refusal : callable(int, CareflError) -> None, optional
+        Told, on the client, which error was turned into a numbered refusal; its text may describe
+        the client's data, so it must stay there.
+    keep_state : bool, optional
+        Keep the session in the node's own Flower context between messages, for engines that start
+        a process per message. It never leaves the node, and its secrets are sealed. A helper's
+        round key is never stored, so helpers need a process that stays.
+    helpers : callable(int) -> Helper or None, optional
+        Gives the helper of a ``partition-id``, the same object for the whole run; None for a
+        client's.
+
+    Returns
+    -------
+    ClientApp
+        With the actions ``query.advertise``, ``query.share``, ``train.masked``, ``query.sign`` and
+        ``query.unmask`` of peers, ``train.submit`` before a committee, ``query.role``, and those of
+        helpers: ``query.committee_announce``, ``query.committee_open``, ``query.committee_answer``,
+        ``query.holder_key`` and ``query.open_sum``.
+
+    Guarantees
+    ----------
+    A reply holds the one value its step is for and nothing else. In ``train.masked`` and
+    ``train.submit`` that is the masked upload: no number of records, no loss, no time. A refusal is
+    a number with a fixed sentence. A client takes no helper's part and a helper no client's.
+    """
+    app = ClientApp()
+
+    def handle(name: str, message: Message, context: Context) -> Message:
+        partition = context.node_config.get("partition-id")
+        if type(partition) is not int:
+            raise ConfigError("the node has no partition-id; start it with one in its node config")
+        try:
+            helper = None if helpers is None else helpers(partition)
+            if helper is not None or name in HELPER_ACTIONS:
+                return Message(answer_as_helper(helper, name, message.content), reply_to=message)
+            session = sessions(partition)
+            if keep_state and _STATE in context.state:
+                session.restore(Fields(context.state, "session", name=_STATE).octets("session"))
+            content = _ACTIONS[name](session, message.content)
+            if keep_state:
+                context.state[_STATE] = ConfigRecord({"session": session.save()})
+        except CareflError as error:
+            if on_refusal is not None:
+                on_refusal(partition, error)
+            return Message(refusal(error), reply_to=message)
+        return Message(content, reply_to=message)
+
+    for name in (*_ACTIONS, *HELPER_ACTIONS):
+        kind, _, action = name.partition(".")
+        register = app.train if kind == "train" else app.query
+        register(action)(functools.partial(handle, name))
+    return app

@@ -1,0 +1,162 @@
+"""Who takes part in a run, and the agreement behind each of its rounds, one for each way to sum."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from carefl_secure.errors import ConfigError
+from carefl_secure.federation.fields import WORD_BITS, choose_fields
+from carefl_secure.secagg import CommitteeParameters, EncryptedParameters, RoundParameters
+
+if TYPE_CHECKING:
+    from carefl_secure.federation.planning import RunPlan
+
+__all__ = ["Aggregation", "Cohort", "rotation_key"]
+
+Aggregation = Literal["peer", "committee", "encrypt"]
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Who takes part in which run on which base model.
+
+    The way of summing follows from who is there: with ``members`` it is the committee, with a
+    ``key_holder`` encryption, with neither the peers alone.
+
+    Parameters
+    ----------
+    run : bytes
+        Name of the run; not secret.
+    roster : tuple of bytes
+        Ed25519 public keys, 32 bytes each; a client's index is its place.
+    base_hash : bytes
+        32 bytes over the frozen base model, the code and the configuration.
+    members : tuple of bytes, optional
+        Ed25519 public keys of the committee.
+    key_holder : bytes, optional
+        Ed25519 public key of the one that can decrypt sums.
+
+    Raises
+    ------
+    ConfigError
+        When there is a committee and a key holder, or a helper is also a client.
+
+    Guarantees
+    ----------
+    All keys here enter the context of every round, in words that differ from mode to mode: a
+    client that was told of another committee, another key holder or another mode than its peers
+    takes part in no sum with them.
+    """
+
+    run: bytes
+    roster: tuple[bytes, ...]
+    base_hash: bytes
+    members: tuple[bytes, ...] = ()
+    key_holder: bytes | None = None
+
+    def __post_init__(self) -> None:
+        """Check that the parties are different."""
+        if self.members and self.key_holder is not None:
+            raise ConfigError(
+                "a run sums with a committee or with a key holder, not with both; name one of them"
+            )
+        if set(self.helpers) & set(self.roster):
+            raise ConfigError(
+                "a client cannot be its own helper: committee members and the key holder need "
+                "keys that are not in the roster of clients"
+            )
+
+    @property
+    def helpers(self) -> tuple[bytes, ...]:
+        """Public keys of the parties beside clients and server, in the order of their nodes."""
+        return self.members if self.key_holder is None else (self.key_holder,)
+
+    @property
+    def aggregation(self) -> Aggregation:
+        """The way of summing."""
+        if self.members:
+            return "committee"
+        return "peer" if self.key_holder is None else "encrypt"
+
+    def round_parameters(self, plan: RunPlan, number: int, model_hash: bytes) -> RoundParameters:
+        """Return the agreement behind one round among peers.
+
+        Parameters
+        ----------
+        plan : RunPlan
+            The run's plan.
+        number : int
+            Number of the round.
+        model_hash : bytes
+            Hash of the adapter at the start of the round.
+        """
+        return RoundParameters(**self._peers(plan, number, model_hash))
+
+    def committee_parameters(
+        self, plan: RunPlan, number: int, model_hash: bytes
+    ) -> CommitteeParameters:
+        """Return the agreement behind one round with a committee, of which none may be lost."""
+        common = self._common(plan, number, model_hash)
+        return CommitteeParameters(**common, members=self.members, spare=0)
+
+    def encrypted_parameters(
+        self, plan: RunPlan, number: int, model_hash: bytes, public_key: bytes
+    ) -> EncryptedParameters:
+        """Return the agreement behind one encrypted round.
+
+        Parameters
+        ----------
+        plan, number, model_hash
+            As in `round_parameters`.
+        public_key : bytes
+            SHA-256 of the key holder's public key for this round.
+
+        Raises
+        ------
+        ConfigError
+            When the sums of this plan fit no field, or there is no key holder.
+        """
+        if self.key_holder is None:
+            raise ConfigError("an encrypted sum needs a key holder; name its public key")
+        room = choose_fields(plan.encoding)
+        return EncryptedParameters(
+            **{**self._peers(plan, number, model_hash), "bits": WORD_BITS},
+            key_holder=self.key_holder,
+            public_key=public_key,
+            value_bound=room.value_bound,
+            field_bits=room.field_bits,
+        )
+
+    def _peers(self, plan: RunPlan, number: int, model_hash: bytes) -> dict[str, Any]:
+        return {**self._common(plan, number, model_hash), "threshold": plan.threshold}
+
+    def _common(self, plan: RunPlan, number: int, model_hash: bytes) -> dict[str, Any]:
+        if len(self.roster) != plan.privacy.clients:
+            raise ConfigError(
+                f"the roster names {len(self.roster)} clients, the plan {plan.privacy.clients}"
+            )
+        return {
+            "task": self.run,
+            "round": number,
+            "dimension": plan.encoding.padded,
+            "bits": plan.encoding.bits,
+            "min_survivors": plan.privacy.min_survivors,
+            "model_hash": model_hash,
+            "base_hash": self.base_hash,
+            "plan_hash": plan.hash(),
+            "roster": self.roster,
+        }
+
+
+def rotation_key(parameters: RoundParameters | CommitteeParameters) -> bytes:
+    """Return the public key of a round's random rotation, 32 bytes.
+
+    It depends on the plan, the base, the adapter and the round, not on who takes part or how the
+    sum is made, so that the same run gives the same rotations on every engine and in every mode.
+    It hides nothing and need not be secret.
+    """
+    parts = (parameters.plan_hash, parameters.base_hash, parameters.model_hash)
+    number = parameters.round.to_bytes(8, "big")
+    return hashlib.sha256(b"carefl rotation" + b"".join(parts) + number).digest()

@@ -1,0 +1,263 @@
+"""A run is a folder, written so that a crash leaves either the old file or the new one.
+
+Layout: ``config.yaml``, ``ledger.jsonl``, ``metrics.jsonl``, ``adapter/``,
+``checkpoint/state.npz``, ``clients/<i>/ledger.jsonl``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import secrets
+import zipfile
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from carefl_secure.errors import RunError
+
+__all__ = ["RunFolder", "State", "new_run_id", "write_atomically"]
+
+Scalar = int | float | str
+State = Mapping[str, NDArray[np.generic] | Scalar]
+Row = Mapping[str, Scalar]
+
+
+def new_run_id() -> str:
+    """Return UTC time and eight random hexadecimal digits: ``20261120T081500Z-1f2e3d4c``."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace a file in one step: write beside it, flush to disk, rename, flush the directory.
+
+    Raises
+    ------
+    RunError
+        When the file system refuses.
+    """
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        try:
+            with beside.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except OSError as error:
+        raise RunError(
+            f"cannot write {path}: {error.strerror}; free some space or check the permissions"
+        ) from error
+
+
+class RunFolder:
+    """One run's folder.
+
+    Use `create` for a new run and `open` for an old one.
+
+    Parameters
+    ----------
+    path : Path
+        The folder itself.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+
+    @classmethod
+    def create(cls, root: Path, config: str, run_id: str | None = None) -> RunFolder:
+        """Make ``root/<run id>`` and write its configuration.
+
+        Parameters
+        ----------
+        root : Path
+            Folder of all runs; made when missing.
+        config : str
+            Text of ``config.yaml``: the whole configuration, defaults filled in.
+        run_id : str, optional
+            Name of the run; a new one by default.
+
+        Returns
+        -------
+        RunFolder
+
+        Raises
+        ------
+        RunError
+            When a run of this name exists or the folder cannot be made.
+        """
+        folder = cls(Path(root) / (run_id or new_run_id()))
+        try:
+            folder.path.mkdir(parents=True)
+            folder.adapter.mkdir()
+            folder.checkpoint.parent.mkdir()
+        except FileExistsError as error:
+            raise RunError(
+                f"there is already a run at {folder.path}; resume it or choose another name"
+            ) from error
+        except OSError as error:
+            raise RunError(f"cannot make the run folder {folder.path}: {error.strerror}") from error
+        write_atomically(folder.config, config.encode())
+        return folder
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """Return the folder of an earlier run.
+
+        Raises
+        ------
+        RunError
+            When there is none.
+        """
+        folder = cls(path)
+        if not folder.config.is_file():
+            raise RunError(f"{path} is not a run folder: it holds no config.yaml")
+        return folder
+
+    @property
+    def run_id(self) -> str:
+        """Name of the run."""
+        return self.path.name
+
+    @property
+    def config(self) -> Path:
+        """The configuration, as text."""
+        return self.path / "config.yaml"
+
+    @property
+    def ledger(self) -> Path:
+        """The server's ledger."""
+        return self.path / "ledger.jsonl"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object per finished round."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def adapter(self) -> Path:
+        """Where the trained adapter goes."""
+        return self.path / "adapter"
+
+    @property
+    def checkpoint(self) -> Path:
+        """State after the last finished round."""
+        return self.path / "checkpoint" / "state.npz"
+
+    @property
+    def plan(self) -> Path:
+        """The run's plan as JSON: privacy, encoding and the event of one round."""
+        return self.path / "plan.json"
+
+    def client(self, index: int) -> Path:
+        """Where one simulated client keeps what is its own."""
+        return self.path / "clients" / str(index)
+
+    def helper(self, index: int) -> Path:
+        """Where one simulated helper keeps what is its own."""
+        return self.path / "helpers" / str(index)
+
+    def client_ledger(self, index: int) -> Path:
+        """Ledger of one simulated client."""
+        return self.client(index) / "ledger.jsonl"
+
+    def append_metrics(self, row: Row) -> None:
+        """Add one round's figures.
+
+        The whole file is replaced, so a reader never sees half a line.
+
+        Raises
+        ------
+        RunError
+            When a figure is NaN or infinite, which JSON cannot hold, or the file cannot be written.
+        """
+        self._write_rows([*self.read_metrics(), row])
+
+    def read_metrics(self) -> list[dict[str, Scalar]]:
+        """Return the figures of all finished rounds, oldest first."""
+        if not self.metrics.exists():
+            return []
+        try:
+            return [json.loads(line) for line in self.metrics.read_text().splitlines()]
+        except (OSError, ValueError) as error:
+            raise RunError(
+                f"{self.metrics} cannot be read as one JSON object per line; restore it from a copy"
+            ) from error
+
+    def keep_metrics(self, last_round: int) -> None:
+        """Drop the figures of rounds after ``last_round``, whose checkpoint was never written."""
+        rows = self.read_metrics()
+        kept = [row for row in rows if int(row["round"]) <= last_round]
+        if len(kept) < len(rows):
+            self._write_rows(kept)
+
+    def write_checkpoint(self, state: State) -> None:
+        """Replace the checkpoint.
+
+        Parameters
+        ----------
+        state : mapping of str to ndarray or scalar
+            Flat; arrays of numbers, integers, floats and strings only.
+
+        Raises
+        ------
+        RunError
+            When a value is of another kind or the file cannot be written.
+        """
+        arrays = {name: np.asarray(value) for name, value in state.items()}
+        for name, array in arrays.items():
+            if array.dtype.kind not in "biufU":
+                raise RunError(f"checkpoint entry {name!r} is not a number, a text, or an array")
+        self.checkpoint.parent.mkdir(exist_ok=True)
+        write_atomically(self.checkpoint, _npz(arrays))
+
+    def read_checkpoint(self) -> dict[str, NDArray[np.generic] | Scalar]:
+        """Return what `write_checkpoint` stored; arrays without axes come back as Python scalars.
+
+        Raises
+        ------
+        RunError
+            When there is none or it is damaged.
+        """
+        if not self.checkpoint.is_file():
+            raise RunError(
+                f"{self.path} holds no checkpoint: no round was finished; start the run again"
+            )
+        try:
+            with self.checkpoint.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+                loaded = {name: file[name] for name in file.files}
+        except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+            raise RunError(
+                f"the checkpoint {self.checkpoint} is damaged; restore it from a copy"
+            ) from error
+        return {name: array if array.ndim else array.item() for name, array in loaded.items()}
+
+    def _write_rows(self, rows: list[dict[str, Scalar]] | list[Row]) -> None:
+        for row in rows:
+            for name, value in row.items():
+                if isinstance(value, float) and not math.isfinite(value):
+                    raise RunError(
+                        f"figure {name!r} of round {row['round']} is {value}; leave it out"
+                    )
+        lines = [json.dumps(dict(row), sort_keys=True) + "\n" for row in rows]
+        write_atomically(self.metrics, "".join(lines).encode())
+
+
+def _npz(arrays: Mapping[str, NDArray[np.generic]]) -> bytes:
+    """Return an uncompressed npz archive as bytes."""
+    import io
+
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()

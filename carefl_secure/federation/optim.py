@@ -1,0 +1,242 @@
+"""What the server does with the mean gradient it opened: descent on one flat vector.
+
+The opened sum is already private, so every step here is post-processing and costs no budget. The
+rules are those of Reddi et al., *Adaptive Federated Optimization* (ICLR 2021), in float64 until the
+adapter is written back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from carefl_secure.errors import ConfigError, NonFiniteError, RunError
+
+__all__ = ["Alternating", "FedAdam", "FedAvg", "ServerOptimizer"]
+
+Vector = NDArray[np.float64]
+State = dict[str, NDArray[np.float64] | int]
+
+
+class ServerOptimizer(Protocol):
+    """Turns a mean gradient into the next adapter and can be put into a checkpoint."""
+
+    def step(self, adapter: NDArray[np.float32], gradient: Vector) -> NDArray[np.float32]:
+        """Return the next adapter; the one given is not changed."""
+
+    def state(self) -> State:
+        """Return everything needed to go on later."""
+
+    def load(self, state: Mapping[str, object]) -> None:
+        """Go on from what `state` returned."""
+
+
+def _checked(adapter: NDArray[np.float32], gradient: Vector) -> Vector:
+    if gradient.shape != adapter.shape:
+        raise RunError(
+            f"the gradient has shape {gradient.shape}, the adapter {adapter.shape}; "
+            "they belong to different models"
+        )
+    if not np.isfinite(gradient).all():
+        raise NonFiniteError(
+            "the opened mean gradient holds NaN or infinity; the adapter was left as it is"
+        )
+    return adapter.astype(np.float64)
+
+
+def _narrowed(vector: Vector) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):
+        narrow = vector.astype(np.float32)
+    if not np.isfinite(narrow).all():
+        raise NonFiniteError("the step left the range of float32; lower the server's learning rate")
+    return narrow
+
+
+def _vector(state: Mapping[str, object], name: str) -> Vector:
+    value = state.get(name)
+    if not isinstance(value, np.ndarray):
+        raise RunError(
+            f"the checkpoint holds no vector {name!r}; it was written by another optimiser"
+        )
+    return value.astype(np.float64)
+
+
+def _positive(name: str, value: float) -> float:
+    if not (math.isfinite(value) and value > 0):
+        raise ConfigError(f"{name} must be a positive number, not {value}")
+    return value
+
+
+def _fraction(name: str, value: float) -> float:
+    if not 0 <= value < 1:
+        raise ConfigError(f"{name} must lie in [0, 1), not {value}")
+    return value
+
+
+class FedAvg:
+    """Gradient descent with optional heavy-ball momentum.
+
+    ``v = momentum * v + g``, ``adapter = adapter - learning_rate * v``.
+
+    Parameters
+    ----------
+    learning_rate : float
+        Step size, greater than 0.
+    momentum : float, optional
+        In [0, 1).
+    """
+
+    def __init__(self, learning_rate: float, momentum: float = 0.0) -> None:
+        self.learning_rate = _positive("learning_rate", learning_rate)
+        self.momentum = _fraction("momentum", momentum)
+        self._velocity: Vector = np.zeros(0)
+
+    def step(self, adapter: NDArray[np.float32], gradient: Vector) -> NDArray[np.float32]:
+        """Return ``adapter - learning_rate * v``.
+
+        Parameters
+        ----------
+        adapter : ndarray of float32, shape [D]
+        gradient : ndarray of float64, shape [D]
+            Mean clipped gradient of the loss, noise included.
+
+        Raises
+        ------
+        NonFiniteError
+            When the gradient or the step is not finite; the state is then unchanged.
+        """
+        point = _checked(adapter, gradient)
+        old = self._velocity if self._velocity.size else np.zeros_like(point)
+        velocity = self.momentum * old + gradient
+        moved = _narrowed(point - self.learning_rate * velocity)
+        self._velocity = velocity
+        return moved
+
+    def state(self) -> State:
+        """Return the velocity."""
+        return {"velocity": self._velocity.copy()}
+
+    def load(self, state: Mapping[str, object]) -> None:
+        """Take the velocity from a checkpoint."""
+        self._velocity = _vector(state, "velocity")
+
+
+class FedAdam:
+    """Adam on the server, with bias correction.
+
+    ``m = b1 m + (1-b1) g``, ``v = b2 v + (1-b2) g^2``,
+    ``adapter = adapter - learning_rate * (m / (1-b1^t)) / (sqrt(v / (1-b2^t)) + eps)``.
+
+    Parameters
+    ----------
+    learning_rate : float
+        Step size, greater than 0: each entry moves by about this much a round.
+    betas : tuple of float, optional
+        Decay of the two averages, each in [0, 1).
+    eps : float, optional
+        Added to the root, greater than 0. Noise keeps the root away from 0, so small values are
+        safe.
+    """
+
+    def __init__(
+        self, learning_rate: float, betas: tuple[float, float] = (0.9, 0.99), eps: float = 1e-8
+    ) -> None:
+        self.learning_rate = _positive("learning_rate", learning_rate)
+        self.betas = (_fraction("beta 1", betas[0]), _fraction("beta 2", betas[1]))
+        self.eps = _positive("eps", eps)
+        self._first: Vector = np.zeros(0)
+        self._second: Vector = np.zeros(0)
+        self._steps = 0
+
+    def step(self, adapter: NDArray[np.float32], gradient: Vector) -> NDArray[np.float32]:
+        """Return the adapter after one Adam step.
+
+        Parameters
+        ----------
+        adapter : ndarray of float32, shape [D]
+        gradient : ndarray of float64, shape [D]
+            Mean clipped gradient of the loss, noise included.
+
+        Raises
+        ------
+        NonFiniteError
+            When the gradient or the step is not finite; the state is then unchanged.
+        """
+        point = _checked(adapter, gradient)
+        b1, b2 = self.betas
+        first = (
+            b1 * (self._first if self._first.size else np.zeros_like(point)) + (1 - b1) * gradient
+        )
+        second = (
+            b2 * (self._second if self._second.size else np.zeros_like(point))
+            + (1 - b2) * gradient**2
+        )
+        steps = self._steps + 1
+        direction = (first / (1 - b1**steps)) / (np.sqrt(second / (1 - b2**steps)) + self.eps)
+        moved = _narrowed(point - self.learning_rate * direction)
+        self._first, self._second, self._steps = first, second, steps
+        return moved
+
+    def state(self) -> State:
+        """Return both averages and the number of steps."""
+        return {"first": self._first.copy(), "second": self._second.copy(), "steps": self._steps}
+
+    def load(self, state: Mapping[str, object]) -> None:
+        """Take averages and step count from a checkpoint."""
+        first, second, steps = _vector(state, "first"), _vector(state, "second"), state.get("steps")
+        if not isinstance(steps, int) or steps < 0:
+            raise RunError(
+                "the checkpoint holds no step count; it was written by another optimiser"
+            )
+        self._first, self._second, self._steps = first, second, steps
+
+
+class Alternating:
+    """Steps one half of the adapter in odd rounds and the other half in even ones.
+
+    Each half has an optimiser of its own, and the resting half does not move, whatever noise its
+    entries of the sum carry.
+
+    Parameters
+    ----------
+    odd, even : ServerOptimizer
+    mask : ndarray of bool, shape [D]
+        True where an entry trains in odd rounds.
+    """
+
+    def __init__(
+        self, odd: ServerOptimizer, even: ServerOptimizer, mask: NDArray[np.bool_]
+    ) -> None:
+        self._halves = {"odd": (odd, mask), "even": (even, ~mask)}
+        self._steps = 0
+
+    def step(self, adapter: NDArray[np.float32], gradient: Vector) -> NDArray[np.float32]:
+        """Step the half whose turn it is; see the optimisers for the errors."""
+        optimiser, mask = self._halves["even" if self._steps % 2 else "odd"]
+        moved = _narrowed(_checked(adapter, gradient))
+        moved[mask] = optimiser.step(adapter[mask], gradient[mask])
+        self._steps += 1
+        return moved
+
+    def state(self) -> State:
+        """Return both optimisers' states and the number of steps."""
+        out: State = {"turns": self._steps}
+        for name, (optimiser, _) in self._halves.items():
+            out.update({f"{name}.{key}": value for key, value in optimiser.state().items()})
+        return out
+
+    def load(self, state: Mapping[str, object]) -> None:
+        """Take both states from a checkpoint."""
+        steps = state.get("turns")
+        if not isinstance(steps, int) or steps < 0:
+            raise RunError("the checkpoint was not written by an alternating optimiser")
+        for name, (optimiser, _) in self._halves.items():
+            start = f"{name}."
+            optimiser.load(
+                {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}
+            )
+        self._steps = steps

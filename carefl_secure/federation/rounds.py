@@ -1,0 +1,281 @@
+"""A whole run in one process: rounds, checkpoints, and going on after a stop."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from carefl_secure.errors import ConfigError, RunError
+from carefl_secure.federation._flwr_env import quiet_flower
+from carefl_secure.federation.client import build_client_app
+from carefl_secure.federation.cohort import Aggregation
+from carefl_secure.federation.fields import choose_fields
+from carefl_secure.federation.folder import RunFolder, write_atomically
+from carefl_secure.federation.grid import LocalGrid, Record
+from carefl_secure.federation.messages import pack_adapter
+from carefl_secure.federation.optim import ServerOptimizer
+from carefl_secure.federation.planning import RunPlan
+from carefl_secure.federation.simulation import Clients, vanishing
+from carefl_secure.federation.spending import Purse
+from carefl_secure.federation.strategy import Evaluate, SecureSumStrategy
+from carefl_secure.federation.task import LocalTask
+from carefl_secure.noise import KeySource, SystemKeySource
+from carefl_secure.privacy import Ledger
+from carefl_secure.progress import Reporter, SilentReporter
+
+__all__ = ["FederationResult", "run_federation"]
+
+Adapter = NDArray[np.float32]
+Scalar = float | int | str
+_OPTIMISER = "optimiser."
+_TASK = "rounds"
+
+
+@dataclass(frozen=True)
+class FederationResult:
+    """What a run ended with.
+
+    Parameters
+    ----------
+    adapter : ndarray of float32, shape [D]
+        After the last finished round.
+    rows : tuple of mapping
+        Figures of every finished round, those before a resumption included.
+    epsilon : float
+        What the server's ledger comes to; infinity without privacy.
+    """
+
+    adapter: Adapter
+    rows: tuple[Mapping[str, Scalar], ...]
+    epsilon: float
+
+
+def _system_keys(index: int) -> KeySource:
+    return SystemKeySource()
+
+
+def run_federation(
+    plan: RunPlan,
+    tasks: Sequence[LocalTask],
+    initial: Adapter,
+    *,
+    optimiser: ServerOptimizer,
+    folder: RunFolder,
+    base_hash: bytes,
+    evaluate: Evaluate | None = None,
+    evaluate_every: int = 1,
+    reporter: Reporter | None = None,
+    key_source: Callable[[int], KeySource] = _system_keys,
+    dropout: float = 0.0,
+    seed: int = 0,
+    workers: int = 1,
+    ledgers: Path | None = None,
+    max_epsilon: float | None = None,
+    record: Record | None = None,
+    resume: bool = False,
+    aggregation: Aggregation = "peer",
+    committee_members: int = 3,
+) -> FederationResult:
+    """Run all planned rounds with clients in this process.
+
+    After every round the figures and then the checkpoint are replaced atomically, so an interrupt
+    at any moment leaves a folder that ``resume`` goes on from.
+
+    Parameters
+    ----------
+    plan : RunPlan
+        From `plan_run`.
+    tasks : sequence of LocalTask
+        One per client.
+    initial : ndarray of float32, shape [D]
+        The adapter before the first round; a resumed run takes its checkpoint instead.
+    optimiser : ServerOptimizer
+        The server's step.
+    folder : RunFolder
+        Where the run is kept; its name is the run's name.
+    base_hash : bytes
+        32 bytes over the frozen base model.
+    evaluate : callable(adapter) -> mapping, optional
+        Figures on public records, every ``evaluate_every`` rounds and after the last.
+    evaluate_every : int, optional
+        Rounds between two evaluations.
+    reporter : Reporter, optional
+        Told of every round.
+    key_source : callable(int) -> KeySource, optional
+        Keys of a client; the operating system's entropy unless asked otherwise. Anything else
+        makes noise and masks predictable.
+    dropout : float, optional
+        Share of the clients that vanish after the key phase of each round.
+    seed : int, optional
+        Decides who vanishes, and nothing else.
+    workers : int, optional
+        Clients that work at the same time.
+    ledgers : Path, optional
+        Folder of client ledgers that outlive the run.
+    max_epsilon : float, optional
+        The clients' own limit over all runs in their ledgers; the plan's target by default.
+    record : callable(node, message) -> None, optional
+        Sees everything the server sends and receives.
+    resume : bool, optional
+        Go on from the folder's checkpoint.
+    aggregation : {"peer", "committee", "encrypt"}, optional
+        How a round sums; the same noise gives the same adapter in all three.
+    committee_members : int, optional
+        Size of the committee, where there is one.
+
+    Returns
+    -------
+    FederationResult
+
+    Raises
+    ------
+    BudgetExceededError
+        The server's or a client's ledger has no room for the next round.
+    CohortError
+        Too few clients remained in a round.
+    RunError
+        The folder does not fit: it was used before, or holds another run.
+    CareflError
+        Whatever a client refused with.
+
+    Guarantees
+    ----------
+    The server's ledger holds a spend for every round of which any vector was asked, across all
+    resumptions. Rounds that were paid for and then lost are not run again: a resumed run is shorter
+    by as many, so that the target is kept.
+    """
+    reporter = reporter or SilentReporter()
+    if aggregation == "encrypt":
+        choose_fields(plan.encoding)
+    clients = Clients(
+        plan,
+        tasks,
+        folder,
+        base_hash,
+        key_source,
+        ledgers,
+        max_epsilon,
+        aggregation=aggregation,
+        committee_members=committee_members,
+    )
+    server_ledger = Ledger(folder.ledger, {"run": folder.run_id})
+    purse = Purse(server_ledger, plan, clients.cohort)
+    if resume:
+        for ledger in (server_ledger, *clients.ledgers):
+            ledger.recover()
+        adapter, finished = _restore(folder, plan, aggregation, optimiser)
+    else:
+        adapter, finished = _begin(folder, plan, aggregation, optimiser, initial), 0
+    lost = max(0, purse.paid() - finished) if plan.protected else 0
+    last = max(finished, plan.privacy.rounds - lost)
+    if lost:
+        reporter.note(
+            f"{lost} interrupted rounds were already paid for; the run ends after round {last}"
+        )
+    gone, drop = vanishing(plan, dropout, seed)
+    if gone < round(dropout * len(tasks)):
+        reporter.note(f"only {gone} clients vanish in a round, so that the floor is kept")
+
+    def on_round(row: dict[str, Scalar], moved: Adapter) -> None:
+        nonlocal adapter
+        adapter = moved
+        folder.append_metrics(row)
+        _save(folder, plan, aggregation, optimiser, moved, int(row["round"]))
+        reporter.round(row)
+        reporter.advance(_TASK)
+
+    strategy = SecureSumStrategy(
+        plan,
+        clients.cohort,
+        server_ledger,
+        optimiser,
+        evaluate=evaluate,
+        evaluate_every=evaluate_every,
+        on_round=on_round,
+        finished=finished,
+        last=last,
+    )
+    app = build_client_app(clients.session, clients.keep_refusal, helpers=clients.helper)
+    grid = LocalGrid(
+        app, clients.nodes, workers=workers, drop=drop if gone else None, record=record
+    )
+    reporter.start(_TASK, last - finished)
+    try:
+        if finished < last:
+            with quiet_flower():
+                strategy.start(grid, pack_adapter(adapter), num_rounds=last - finished)
+    finally:
+        clients.close()
+        reporter.finish(_TASK)
+    return FederationResult(adapter, tuple(folder.read_metrics()), purse.epsilon())
+
+
+def _begin(
+    folder: RunFolder,
+    plan: RunPlan,
+    aggregation: Aggregation,
+    optimiser: ServerOptimizer,
+    initial: Adapter,
+) -> Adapter:
+    """Check that the folder is fresh, then write the plan and the checkpoint of round 0."""
+    if initial.dtype != np.float32 or initial.shape != (plan.encoding.dimension,):
+        raise ConfigError(
+            f"the initial adapter must be float32 of {plan.encoding.dimension} entries, "
+            f"not {initial.dtype} {initial.shape}"
+        )
+    if folder.checkpoint.exists() or folder.ledger.exists():
+        raise RunError(f"{folder.path} was used before; resume it or create a new run")
+    text = json.dumps(plan.to_json(), indent=2, sort_keys=True, allow_nan=False)
+    write_atomically(folder.plan, text.encode() + b"\n")
+    adapter = initial.copy()
+    _save(folder, plan, aggregation, optimiser, adapter, 0)
+    return adapter
+
+
+def _save(
+    folder: RunFolder,
+    plan: RunPlan,
+    aggregation: Aggregation,
+    optimiser: ServerOptimizer,
+    adapter: Adapter,
+    number: int,
+) -> None:
+    state = {_OPTIMISER + name: value for name, value in optimiser.state().items()}
+    agreed: dict[str, int | str] = {
+        "round": number,
+        "plan": plan.hash().hex(),
+        "aggregation": aggregation,
+    }
+    folder.write_checkpoint({**agreed, "adapter": adapter, **state})
+
+
+def _restore(
+    folder: RunFolder, plan: RunPlan, aggregation: Aggregation, optimiser: ServerOptimizer
+) -> tuple[Adapter, int]:
+    """Read the checkpoint of the last finished round and drop figures that go beyond it."""
+    state = folder.read_checkpoint()
+    if state.get("plan") != plan.hash().hex():
+        raise RunError(f"{folder.path} was begun under another plan; resume it with its own")
+    begun = state.get("aggregation", "peer")  # a checkpoint without it is older than the others
+    if begun != aggregation:
+        raise RunError(
+            f"{folder.path} was begun with aggregation {begun}, not {aggregation}; whom the "
+            "clients trust does not change within a run: resume it with its own"
+        )
+    adapter, number = state.get("adapter"), state.get("round")
+    if not isinstance(adapter, np.ndarray) or not isinstance(number, int):
+        raise RunError(f"the checkpoint of {folder.path} lacks its adapter; restore it from a copy")
+    optimiser.load(
+        {
+            name.removeprefix(_OPTIMISER): value
+            for name, value in state.items()
+            if name.startswith(_OPTIMISER)
+        }
+    )
+    folder.keep_metrics(number)
+    return adapter.astype(np.float32), number

@@ -1,0 +1,290 @@
+"""One client's side of a run: what it checks, what it spends, what it lets go.
+
+No Flower type appears here; `client.py` carries the bytes, and how the sum is made is up to a
+`ClientSum`. The order inside `masked` is the point of this file: the ledger says yes and is written
+before the client looks at a single record.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Collection, Mapping
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from numpy.typing import NDArray
+
+from carefl_secure.errors import NonFiniteError, PrivacyError, ProtocolError
+from carefl_secure.federation.cohort import Cohort
+from carefl_secure.federation.messages import vector_hash
+from carefl_secure.federation.planning import RunPlan
+from carefl_secure.federation.spending import Purse
+from carefl_secure.federation.summing import ClientSum
+from carefl_secure.federation.task import LocalTask
+from carefl_secure.federation.ways import ClientSums
+from carefl_secure.noise import KeySource, KeyStream, SkellamSampler
+from carefl_secure.privacy import Ledger, poisson_sample
+from carefl_secure.secagg import encode, wrap
+
+__all__ = ["ClientSession"]
+
+_SAVED = struct.Struct("<q32s")
+
+
+class ClientSession:
+    """A client for the length of one run.
+
+    Parameters
+    ----------
+    index : int
+        Place of this client in the roster.
+    identity : Ed25519PrivateKey
+        Its long-lived key; the public half stands in the roster.
+    plan : RunPlan
+        What the parties agreed on, held by the client itself and not taken from the server.
+    cohort : Cohort
+        Run, rosters and base model, likewise; it decides the way of summing.
+    task : LocalTask
+        Model and records.
+    ledger : Ledger
+        The client's own account, kept across runs on the same records.
+    keys : KeySource
+        Fresh keys for sampling, rounding, noise and the secure sum; never the run's seed.
+    max_epsilon : float, optional
+        The most this client lets all runs in its ledger spend, whatever the server says; the plan's
+        target by default.
+
+    Guarantees
+    ----------
+    Whatever leaves the client in a round is a function of its masked vector and of messages that do
+    not depend on its records. The vector is masked, carries this client's share of the noise, and
+    its event is in the ledger, on disk, before the records are read. This rests on the keys being
+    unpredictable, on ``task`` clipping as it promises, and on the secure sum's own assumptions.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        identity: Ed25519PrivateKey,
+        plan: RunPlan,
+        cohort: Cohort,
+        task: LocalTask,
+        ledger: Ledger,
+        keys: KeySource,
+        *,
+        max_epsilon: float | None = None,
+    ) -> None:
+        if cohort.roster[index] != identity.public_key().public_bytes_raw():
+            raise ProtocolError(
+                f"client {index} does not hold the key that the roster names for it; "
+                "compare the roster with the client's key file"
+            )
+        if task.dimension != plan.encoding.dimension:
+            raise ProtocolError(
+                f"client {index} has an adapter of {task.dimension} entries, the plan "
+                f"{plan.encoding.dimension}; the models differ"
+            )
+        if task.records > plan.privacy.public_records:
+            raise PrivacyError(
+                f"client {index} holds more records than all clients together declared; "
+                "declare a larger public_records"
+            )
+        self.index = index
+        self._plan = plan
+        self._cohort = cohort
+        self._task = task
+        self._purse = Purse(ledger, plan, cohort, max_epsilon)
+        self._keys = keys
+        self._round = -1
+        self._model_hash = bytes(32)
+        self._sums = ClientSums(plan, cohort, index, identity, keys)
+        self._sum: ClientSum | None = None
+
+    @property
+    def dimension(self) -> int:
+        """Length of the flat adapter."""
+        return self._plan.encoding.dimension
+
+    @property
+    def encrypts(self) -> bool:
+        """Whether rounds begin with a key of the key holder."""
+        return self._cohort.aggregation == "encrypt"
+
+    def advertise(
+        self, round_number: int, model_hash: bytes, plan_hash: bytes, key: bytes = b""
+    ) -> bytes:
+        """Begin a round: check that it is a new one under the agreed plan, then show fresh keys.
+
+        Parameters
+        ----------
+        round_number : int
+            Greater than that of any round this session took part in.
+        model_hash : bytes
+            Hash of the adapter that will be sent for training.
+        plan_hash : bytes
+            Hash of the plan the server believes in.
+        key : bytes, optional
+            The key holder's message, where uploads are encrypted.
+
+        Returns
+        -------
+        bytes
+            The signed advertisement.
+
+        Raises
+        ------
+        ProtocolError
+            When the round is not new, the plan or the key is another one, or rounds of this run
+            have no advertisements.
+        """
+        self._begin(round_number, model_hash, plan_hash, key)
+        return self._open().advertise()
+
+    def submit(
+        self,
+        round_number: int,
+        plan_hash: bytes,
+        adapter: NDArray[np.float32],
+        announcements: Mapping[int, bytes],
+    ) -> bytes:
+        """Take part in a whole round by one message, for a committee to open.
+
+        Parameters
+        ----------
+        round_number, plan_hash
+            As in `advertise`.
+        adapter : ndarray of float32, shape [D]
+            The global adapter.
+        announcements : mapping of int to bytes
+            The members' keys for this round.
+
+        Returns
+        -------
+        bytes
+            The masked vector and the members' envelopes, signed.
+
+        Raises
+        ------
+        CareflError
+            As `advertise` and `masked` do; ProtocolError in a run without a committee.
+        """
+        if self._cohort.aggregation != "committee":
+            raise ProtocolError(
+                "the server asks for a committee's message; compare federation.aggregation"
+            )
+        self._begin(round_number, vector_hash(adapter), plan_hash)
+        try:
+            return self.masked(adapter, announcements)
+        finally:
+            self.close()
+
+    def _begin(self, number: int, model_hash: bytes, plan_hash: bytes, key: bytes = b"") -> None:
+        self.close()
+        if plan_hash != self._plan.hash():
+            raise ProtocolError("the server follows another privacy plan; compare the run plans")
+        if number <= self._round:
+            raise ProtocolError(
+                f"round {number} comes after round {self._round}; a round is never repeated"
+            )
+        self._sum = self._sums.begin(number, model_hash, key)
+        self._round, self._model_hash = number, model_hash
+
+    def share(self, advertisements: Mapping[int, bytes]) -> dict[int, bytes]:
+        """Split this round's secrets among the peers that advertised."""
+        return self._open().share(advertisements)
+
+    def masked(self, adapter: NDArray[np.float32], messages: Mapping[int, bytes]) -> bytes:
+        """Compute, protect and mask this client's vector: the one release of a round.
+
+        Parameters
+        ----------
+        adapter : ndarray of float32, shape [D]
+            The global adapter; its hash must be the one announced.
+        messages : mapping of int to bytes
+            The peers' shares for this client, or the committee's announcements.
+
+        Returns
+        -------
+        bytes
+            The masked vector, signed.
+
+        Raises
+        ------
+        BudgetExceededError
+            When this round would take the ledger over the client's own limit.
+        NonFiniteError
+            When the task returns NaN or infinity. The round stays in the ledger.
+        ProtocolError, CohortError
+            When the adapter is not the announced one or too few peers take part.
+        """
+        total = self._open()
+        if vector_hash(adapter) != self._model_hash:
+            raise ProtocolError("the adapter is not the one whose hash opened the round")
+        self._purse.pay(self._round)
+        return total.mask(self._protected(adapter), messages)
+
+    def sign(self, shared: Collection[int], survivors: Collection[int]) -> bytes:
+        """Sign who shared and who survived; the secure sum refuses a second, different pair."""
+        return self._open().sign(shared, survivors)
+
+    def unmask(self, signatures: Mapping[int, bytes]) -> bytes:
+        """Answer the one request to unmask, then forget every secret of the round."""
+        answer = self._open().unmask(signatures)
+        self.close()
+        return answer
+
+    def save(self) -> bytes:
+        """Return what the next step needs, for engines that start a process per message.
+
+        The secrets in it are sealed under the client's identity. Store it before the reply leaves,
+        and only the newest: an older one would let a step be answered twice.
+        """
+        rest = b"" if self._sum is None else self._sum.save()
+        return _SAVED.pack(self._round, self._model_hash) + rest
+
+    def restore(self, saved: bytes) -> None:
+        """Go on from what `save` returned.
+
+        Raises
+        ------
+        ProtocolError
+            When it is damaged, or belongs to another client, run or plan.
+        """
+        self.close()
+        if len(saved) < _SAVED.size:
+            raise ProtocolError("the saved session is cut short; the client sits this round out")
+        number, model_hash = _SAVED.unpack_from(saved)
+        rest = saved[_SAVED.size :]
+        if rest:
+            self._sum = self._sums.restore(rest, number, model_hash)
+        self._round, self._model_hash = number, model_hash
+
+    def close(self) -> None:
+        """Erase the secrets of the round in progress, if there is one."""
+        if self._sum is not None:
+            self._sum.close()
+            self._sum = None
+
+    def _open(self) -> ClientSum:
+        if self._sum is None:
+            raise ProtocolError("there is no open round; it was answered, abandoned or never begun")
+        return self._sum
+
+    def _protected(self, adapter: NDArray[np.float32]) -> NDArray[np.unsignedinteger]:
+        """Sample, sum, encode, add noise, wrap; an empty sample sends noise alone."""
+        encoding = self._plan.encoding
+        drawn = poisson_sample(
+            self._task.records, self._plan.privacy.sample_rate, KeyStream(self._keys.key("sample"))
+        )
+        total = np.zeros(encoding.dimension)
+        if drawn.size:
+            total = self._task.clipped_sum(adapter, drawn, self._round)
+        if not np.isfinite(total).all():
+            raise NonFiniteError(f"the clipped sum of client {self.index} holds NaN or infinity")
+        dither = KeyStream(self._keys.key("dither"))
+        integers = encode(total, encoding, self._open().rotation, dither)
+        if self._plan.share_variance > 0:
+            noise = KeyStream(self._keys.key("noise"))
+            sampler = SkellamSampler(self._plan.share_variance)
+            integers += sampler.sample(noise, integers.size)
+        return wrap(integers, encoding.bits)

@@ -1,0 +1,200 @@
+"""All parties played in one process: keys, ledgers and sessions, and who vanishes in a round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from flwr.app import Message
+
+from carefl_secure.errors import CareflError, ConfigError, LedgerError, ProtocolError
+from carefl_secure.federation.cohort import Aggregation, Cohort
+from carefl_secure.federation.folder import RunFolder
+from carefl_secure.federation.grid import FIRST_NODE, Drop
+from carefl_secure.federation.helpers import Helper, HolderSession, MemberSession
+from carefl_secure.federation.planning import RunPlan
+from carefl_secure.federation.session import ClientSession
+from carefl_secure.federation.task import LocalTask
+from carefl_secure.noise import KeySource
+from carefl_secure.privacy import Ledger
+
+__all__ = ["Clients", "vanishing"]
+
+_LATER = frozenset({"train.masked", "train.submit", "query.sign", "query.unmask"})
+
+
+class Clients:
+    """All clients of a simulated run, and the helpers that its way of summing needs.
+
+    Identity keys are made anew from the operating system's entropy: in a simulation the roster
+    lives as long as the process, and a resumed run has another one.
+
+    Parameters
+    ----------
+    plan : RunPlan
+        The agreed plan.
+    tasks : sequence of LocalTask
+        One per client.
+    folder : RunFolder
+        Names the run and holds what the clients keep, under ``clients/<index>/``.
+    base_hash : bytes
+        32 bytes over the frozen base model.
+    key_source : callable(int) -> KeySource
+        Fresh keys of a client.
+    ledgers : Path, optional
+        Folder of ledgers that outlive the run, ``<index>.jsonl`` each; ``clients/<index>/`` by
+        default.
+    max_epsilon : float, optional
+        The clients' own limit; the plan's target by default.
+    aggregation : {"peer", "committee", "encrypt"}, optional
+        The way of summing.
+    committee_members : int, optional
+        Size of the committee, where there is one.
+
+    Raises
+    ------
+    ConfigError
+        When the number of tasks is not that of the plan.
+
+    Notes
+    -----
+    Nodes and ``partition-id`` go on from the clients to the helpers: with n clients, member or key
+    holder h has n + h.
+    """
+
+    def __init__(
+        self,
+        plan: RunPlan,
+        tasks: Sequence[LocalTask],
+        folder: RunFolder,
+        base_hash: bytes,
+        key_source: Callable[[int], KeySource],
+        ledgers: Path | None = None,
+        max_epsilon: float | None = None,
+        *,
+        aggregation: Aggregation = "peer",
+        committee_members: int = 3,
+    ) -> None:
+        if len(tasks) != plan.privacy.clients:
+            raise ConfigError(
+                f"{len(tasks)} tasks for {plan.privacy.clients} clients; give one each"
+            )
+        self._folder = folder
+        identities = [Ed25519PrivateKey.generate() for _ in tasks]
+        helping = {"peer": 0, "committee": committee_members, "encrypt": 1}[aggregation]
+        private = [Ed25519PrivateKey.generate() for _ in range(helping)]
+        public = _public(private)
+        self.cohort = Cohort(
+            folder.run_id.encode(),
+            _public(identities),
+            base_hash,
+            members=public if aggregation == "committee" else (),
+            key_holder=public[0] if aggregation == "encrypt" else None,
+        )
+        self.ledgers = [
+            Ledger(_ledger_path(folder, ledgers, index), {"client": str(index)})
+            for index in range(len(tasks))
+        ]
+        self.sessions = [
+            ClientSession(
+                index,
+                identities[index],
+                plan,
+                self.cohort,
+                task,
+                self.ledgers[index],
+                key_source(index),
+                max_epsilon=max_epsilon,
+            )
+            for index, task in enumerate(tasks)
+        ]
+        self.helpers: list[Helper] = [
+            HolderSession(index, key, plan, self.cohort)
+            if aggregation == "encrypt"
+            else MemberSession(index, key, plan, self.cohort, key_source(len(tasks) + index))
+            for index, key in enumerate(private)
+        ]
+
+    @property
+    def nodes(self) -> int:
+        """How many nodes the grid needs."""
+        return len(self.sessions) + len(self.helpers)
+
+    def session(self, index: int) -> ClientSession:
+        """Return the session of one client."""
+        if not 0 <= index < len(self.sessions):
+            raise ProtocolError(f"partition {index} is no client of this run")
+        return self.sessions[index]
+
+    def helper(self, index: int) -> Helper | None:
+        """Return the helper of one ``partition-id``, or None where that is a client's."""
+        place = index - len(self.sessions)
+        return self.helpers[place] if 0 <= place < len(self.helpers) else None
+
+    def keep_refusal(self, index: int, error: CareflError) -> None:
+        """Write a refusal's own text where only the client or the helper reads it."""
+        place = index - len(self.sessions)
+        home = self._folder.client(index) if place < 0 else self._folder.helper(place)
+        path = home / "refusals.log"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            file.write(f"{type(error).__name__}: {error}\n")
+
+    def close(self) -> None:
+        """Erase every secret that a round left open."""
+        for session in self.sessions:
+            session.close()
+        for helper in self.helpers:
+            helper.close()
+
+
+def _public(private: Sequence[Ed25519PrivateKey]) -> tuple[bytes, ...]:
+    return tuple(key.public_key().public_bytes_raw() for key in private)
+
+
+def _ledger_path(folder: RunFolder, ledgers: Path | None, index: int) -> Path:
+    path = folder.client_ledger(index) if ledgers is None else ledgers / f"{index}.jsonl"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LedgerError(f"cannot make the ledger folder {path.parent}: {error}") from error
+    return path
+
+
+def vanishing(plan: RunPlan, fraction: float, seed: int) -> tuple[int, Drop]:
+    """Choose who vanishes after the key phase of each round.
+
+    Parameters
+    ----------
+    plan : RunPlan
+        Gives clients and floor.
+    fraction : float
+        Share of the clients, in [0, 1). ``round(fraction * n)`` of them vanish in every round, but
+        never so many that fewer than the floor remain.
+    seed : int
+        The run's seed; who vanishes is part of the simulation and not secret.
+
+    Returns
+    -------
+    tuple of int and callable
+        How many vanish, and the hook for `LocalGrid`.
+
+    Raises
+    ------
+    ConfigError
+        When the share is out of range.
+    """
+    if not 0 <= fraction < 1:
+        raise ConfigError(f"dropout must lie in [0, 1), not {fraction}")
+    clients = plan.privacy.clients
+    count = min(round(fraction * clients), clients - plan.privacy.min_survivors)
+
+    def drop(node: int, message: Message) -> bool:
+        if message.metadata.message_type not in _LATER:
+            return False
+        rng = np.random.default_rng([seed, int(message.metadata.group_id)])
+        return node - FIRST_NODE in rng.choice(clients, count, replace=False)
+
+    return count, drop

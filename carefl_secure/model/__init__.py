@@ -1,0 +1,1 @@
+"""The vision-language model: loading, the adapter, label scores, and the embedded weights."""

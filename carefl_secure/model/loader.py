@@ -1,0 +1,236 @@
+"""Loads a base model: the embedded one, a folder, or a hub id; in 4 bits, 8 bits or whole."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from torch import nn
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    BitsAndBytesConfig,
+    Idefics3Processor,
+)
+from transformers.utils import logging as transformers_logging
+
+from carefl_secure.errors import ModelError
+from carefl_secure.model.embedded import EMBEDDED
+from carefl_secure.model.prompts import Prompter
+
+__all__ = ["Base", "load_base"]
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# Patterns are matched at the start of the whole module name: "vision_model" alone would skip
+# nothing, and any list of ours replaces the default that keeps lm_head out of 4 bits.
+_WHOLE = ["model.vision_model", "model.connector", "lm_head"]
+_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
+
+
+@dataclass(frozen=True)
+class Base:
+    """A frozen base model with what belongs to it.
+
+    Parameters
+    ----------
+    model : SmolVLMForConditionalGeneration or its like
+        No parameter requires a gradient.
+    processor : object
+        Image processor and tokenizer.
+    prompter : Prompter
+    digest : bytes
+        SHA-256 over configuration and weights: clients refuse a base with another one.
+    dtype : torch.dtype
+        Compute type.
+    source : str
+        What the user asked for: ``embedded``, a folder or a hub id.
+    """
+
+    model: Any
+    processor: Any
+    prompter: Prompter
+    digest: bytes
+    dtype: torch.dtype
+    source: str
+
+
+def load_base(
+    source: str = "embedded",
+    *,
+    revision: str | None = None,
+    quantization: str = "nf4",
+    compute_dtype: str = "float32",
+) -> Base:
+    """Load a SmolVLM2-like base model and freeze it.
+
+    Parameters
+    ----------
+    source : str
+        ``embedded``, a folder written by ``save_pretrained``, or a hub id such as
+        ``HuggingFaceTB/SmolVLM2-256M-Video-Instruct``.
+    revision : str, optional
+        Commit of the hub id; pin it for real runs.
+    quantization : {"nf4", "int8", "none"}
+        ``nf4`` is bitsandbytes NF4 with double quantisation of the text model. Vision tower,
+        connector and head stay whole.
+    compute_dtype : {"float32", "bfloat16"}
+
+    Returns
+    -------
+    Base
+
+    Raises
+    ------
+    ModelError
+        If the source cannot be found or read, is not a SmolVLM, its processor does not fit it, or
+        nothing was quantised although it was asked for.
+    """
+    folder = _resolve(source, revision)
+    dtype = _DTYPES[compute_dtype]
+    config = _quantization(quantization, dtype)
+    try:
+        with _quiet():
+            model = AutoModelForImageTextToText.from_pretrained(
+                folder,
+                quantization_config=config,
+                dtype=dtype,
+                use_safetensors=True,
+                attn_implementation="sdpa",
+            )
+            processor = _processor(folder)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(
+            f"cannot load a vision-language model from {source!r}: {error}. "
+            "Give a SmolVLM2 checkpoint: a hub id, a folder written by save_pretrained, "
+            "or 'embedded'."
+        ) from error
+    model.requires_grad_(False)
+    model.config.use_cache = False
+    model.eval()
+    _check_quantised(model, quantization)
+    _check_fit(model, processor, source)
+    return Base(model, processor, Prompter(processor), _digest(folder), dtype, source)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the libraries' own bars and remarks off the screen while they load."""
+    bars = transformers_logging.is_progress_bar_enabled()
+    chatty = logging.getLogger("bitsandbytes")
+    level = chatty.level
+    chatty.setLevel(logging.ERROR)
+    transformers_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        chatty.setLevel(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _resolve(source: str, revision: str | None) -> Path:
+    if source == "embedded":
+        if not (EMBEDDED / "model.safetensors").exists():
+            raise ModelError(
+                "the embedded weights are missing from this installation; "
+                "make them with 'carefl-secure pretrain', or reinstall the package"
+            )
+        return EMBEDDED
+    if Path(source).is_dir():
+        return Path(source)
+    try:
+        return Path(snapshot_download(source, revision=revision, allow_patterns=_FILES))
+    except (
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        OSError,
+        ValueError,
+    ) as error:
+        raise ModelError(
+            f"{source!r} is neither a folder nor a model that the hub could deliver: {error}. "
+            "Check the name and the network, or download the model and give its folder."
+        ) from error
+
+
+def _quantization(kind: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    if kind == "none":
+        return None
+    if kind == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=_WHOLE)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=_WHOLE,
+    )
+
+
+def _processor(folder: Path) -> Any:
+    try:
+        processor = AutoProcessor.from_pretrained(folder)
+    except ImportError:
+        # SmolVLMProcessor wants torchvision and num2words for video; for images the Idefics3
+        # processor reads the same files and gives equal ids and pixels.
+        processor = Idefics3Processor.from_pretrained(folder)
+    processor.tokenizer.padding_side = "left"
+    return processor
+
+
+def _check_quantised(model: nn.Module, kind: str) -> None:
+    if kind == "none":
+        return
+    from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
+
+    wanted = Linear4bit if kind == "nf4" else Linear8bitLt
+    found = 0
+    for name, module in model.named_modules():
+        if isinstance(module, wanted):
+            found += 1
+            if "text_model" not in name:
+                raise ModelError(f"{name} was quantised; only the text model should be")
+        if isinstance(module, Linear4bit):
+            # On CPUs with AVX512-BF16 one evaluation would repack the weights for a kernel
+            # without a backward pass, and later gradients through the base would vanish.
+            module.support_avx512bf16_for_cpu = False
+    if not found:
+        raise ModelError(
+            f"quantization {kind!r} was asked for but no layer was quantised; "
+            "set model.quantization=none for a model without linear text layers"
+        )
+
+
+def _check_fit(model: Any, processor: Any, source: str) -> None:
+    inner = getattr(model, "model", None)
+    tokens = getattr(inner, "image_seq_len", None)
+    if tokens is None or not hasattr(inner, "text_model"):
+        raise ModelError(f"{source!r} is a {type(model).__name__}, not a SmolVLM-like model")
+    if processor.image_seq_len != tokens:
+        raise ModelError(
+            f"the processor of {source!r} writes {processor.image_seq_len} image tokens, "
+            f"the model makes {tokens}; take both from the same checkpoint"
+        )
+    image_id = processor.tokenizer.convert_tokens_to_ids("<image>")
+    if image_id != model.config.image_token_id:
+        raise ModelError(f"processor and model of {source!r} disagree on the id of <image>")
+
+
+def _digest(folder: Path) -> bytes:
+    total = hashlib.sha256()
+    for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
+        total.update(path.name.encode() + b"\0")
+        with path.open("rb") as handle:
+            total.update(hashlib.file_digest(handle, "sha256").digest())
+    return total.digest()

@@ -1,0 +1,107 @@
+"""Reads a saved adapter back: the PEFT folder that a run wrote, into the adapter it belongs to."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from carefl_secure.errors import ModelError, NonFiniteError
+from carefl_secure.model.lora import Adapter
+
+__all__ = ["load_saved"]
+
+_SETTINGS = ("peft_type", "r", "lora_alpha", "target_modules", "bias", "use_dora", "use_rslora")
+
+
+def load_saved(adapter: Adapter, folder: Path) -> npt.NDArray[np.float32]:
+    """Give an adapter the weights of a folder that :meth:`Adapter.save` wrote, A and B both.
+
+    Only ``adapter_model.safetensors`` is read: no pickle is ever opened.
+
+    Parameters
+    ----------
+    adapter : Adapter
+        Made with the settings of the run that wrote the folder.
+    folder : Path
+
+    Returns
+    -------
+    ndarray of float32, shape [dimension]
+        The trainable values in the order that :meth:`Adapter.load` takes.
+
+    Raises
+    ------
+    ModelError
+        If a file is missing or damaged, the settings differ, a weight is missing, unexpected or
+        of another shape. The adapter is then as it was.
+    NonFiniteError
+        If a weight is NaN or infinite.
+    """
+    _check_settings(adapter, folder)
+    tensors = _read(folder / "adapter_model.safetensors")
+    expected = get_peft_model_state_dict(adapter.module)
+    missing, unexpected = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
+    if missing or unexpected:
+        what = f"lacks {missing[0]}" if missing else f"holds {unexpected[0]}, which has no place"
+        raise ModelError(
+            f"the adapter in {folder} {what} ({len(missing)} weights missing, {len(unexpected)} "
+            "unexpected); take the adapter settings and the base of the run that wrote it"
+        )
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name].shape or tensor.dtype != expected[name].dtype:
+            raise ModelError(
+                f"weight {name} in {folder} is {tensor.dtype} {list(tensor.shape)}, expected "
+                f"{expected[name].dtype} {list(expected[name].shape)}; take the run's own settings"
+            )
+        if not torch.isfinite(tensor).all():
+            raise NonFiniteError(f"weight {name} in {folder} holds NaN or infinity; not loaded")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result: Any = set_peft_model_state_dict(adapter.module, tensors)
+    lost = [name for name in result.missing_keys if "lora_" in name]
+    if result.unexpected_keys or lost:
+        raise ModelError(
+            f"peft did not place {(result.unexpected_keys or lost)[0]} of {folder}; "
+            "install the peft version that this package asks for"
+        )
+    return adapter.vector()
+
+
+def _check_settings(adapter: Adapter, folder: Path) -> None:
+    path = folder / "adapter_config.json"
+    try:
+        saved: Any = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelError(
+            f"{folder} holds no adapter (no {path.name}); finish the run, with --resume where it "
+            "was interrupted"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read: {error}; restore it from a copy") from error
+    held = adapter.module.peft_config["default"].to_dict()
+    for name in _SETTINGS:
+        mine = getattr(held[name], "value", held[name])
+        theirs = saved.get(name) if isinstance(saved, dict) else None
+        if theirs != mine:
+            raise ModelError(
+                f"{path} says {name} {theirs!r}, but the settings make it {mine!r}; take the "
+                "settings of the run that wrote the adapter"
+            )
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return dict(load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise ModelError(
+            f"the adapter weights {path} cannot be read: {error}; restore them from a copy"
+        ) from error

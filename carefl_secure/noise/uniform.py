@@ -1,0 +1,33 @@
+"""Uniform numbers from a key stream."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from carefl_secure.noise.keystream import KeyStream
+
+__all__ = ["uniform"]
+
+
+def uniform(stream: KeyStream, count: int) -> npt.NDArray[np.float64]:
+    """Draw uniform numbers in ``[0, 1)``.
+
+    Each is ``floor(w / 2**11) * 2**-53`` for one 64-bit word ``w`` of the stream: all 53 bits of
+    a double are random, and 1 is never reached.
+
+    Parameters
+    ----------
+    stream
+        Where the words come from; it moves on by ``8 * count`` bytes.
+    count
+        How many numbers.
+
+    Returns
+    -------
+    numpy.ndarray
+        float64, shape ``[count]``.
+    """
+    words = stream.words(count, np.uint64)
+    words >>= np.uint64(11)
+    return words.astype(np.float64) * 2.0**-53

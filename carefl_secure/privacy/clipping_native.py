@@ -1,0 +1,168 @@
+"""Gradients per record of trainable linear layers, from one ordinary backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import Parameter
+from torch.nn import functional as F
+
+from carefl_secure.errors import ConfigError, PrivacyError
+
+__all__ = ["native_gradients"]
+
+_Sink = Callable[[Tensor, Tensor], None]
+
+
+class _RecordLinear(torch.autograd.Function):
+    """``rows @ weight.T`` whose backward hands on what the weight gradient is made of.
+
+    The weight itself gets no gradient: for rows ``[B, T, in]`` the sink sees the pair (rows,
+    gradient of the output), from which ``[B, out, in]`` costs no more than the summed gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, sink: _Sink) -> Tensor:
+        ctx.save_for_backward(rows, weight)
+        ctx.sink = sink
+        return F.linear(rows, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None]:
+        rows, weight = ctx.saved_tensors
+        ctx.sink(rows, gradient)
+        upstream = gradient @ weight.to(gradient.dtype) if ctx.needs_input_grad[0] else None
+        return upstream, None, None
+
+
+class _Collector:
+    """Holds the gradients per record of one micro-batch."""
+
+    def __init__(self, parameters: Sequence[tuple[str, Parameter]]) -> None:
+        self._parameters = parameters
+        self._weights = [parameter for _, parameter in parameters]
+        self._found: dict[int, Tensor] = {}
+        self._records = 0
+
+    def sink(self, place: int) -> _Sink:
+        """Make the sink of the parameter at ``place``."""
+        found = self._found
+        name = self._parameters[place][0]
+
+        def store(rows: Tensor, gradient: Tensor) -> None:
+            if rows.shape[0] != self._records:
+                raise PrivacyError(
+                    f"the layer of {name!r} saw {rows.shape[0]} rows for {self._records} records, "
+                    "so its gradient cannot be split by record; adapt only layers whose first "
+                    "axis is the record (the text tower, not image tiles)"
+                )
+            out = gradient.reshape(self._records, -1, gradient.shape[-1]).float()
+            into = rows.reshape(self._records, -1, rows.shape[-1]).float()
+            if out.shape[2] > into.shape[2]:  # a tall product is faster made lying down
+                product = torch.bmm(into.transpose(1, 2), out).transpose(1, 2)
+            else:
+                product = torch.bmm(out.transpose(1, 2), into)
+            found[place] = found[place] + product if place in found else product
+
+        return store
+
+    def __call__(self, losses: Tensor) -> list[Tensor | None]:
+        """Return [B, out, in] for each parameter, None where the losses do not reach it."""
+        self._found.clear()
+        self._records = losses.shape[0]
+        plain = torch.autograd.grad(losses.sum(), self._weights, allow_unused=True)
+        for (name, _), gradient in zip(self._parameters, plain, strict=True):
+            if gradient is not None:
+                raise PrivacyError(
+                    f"the losses use {name!r} outside its linear layer, so part of its gradient "
+                    "would escape the clipping; adapt only plain linear layers"
+                )
+        gradients = [self._found.get(place) for place in range(len(self._weights))]
+        self._found.clear()
+        return gradients
+
+
+@contextmanager
+def native_gradients(
+    module: nn.Module, parameters: Sequence[tuple[str, Parameter]]
+) -> Iterator[Callable[[Tensor], list[Tensor | None]]]:
+    r"""Within the context, split gradients by record: losses [B] to [B, out, in] per parameter.
+
+    For layer input :math:`x_i` [T, in] and output gradient :math:`g_i` [T, out] of record i, the
+    gradient is :math:`g_i^\top x_i`, always in float32. Layers used several times, and recomputed
+    ones (non-reentrant checkpointing), add up.
+
+    Parameters
+    ----------
+    module : Module
+        Holds every layer of the parameters.
+    parameters : sequence of (name, Parameter)
+        Weights of bias-free ``nn.Linear`` layers. The losses must be computed within the context.
+
+    Yields
+    ------
+    callable
+        Takes losses of shape [B] and returns the gradients in the order of ``parameters``.
+
+    Raises
+    ------
+    ConfigError
+        A parameter is frozen or not the weight of a bias-free ``nn.Linear`` of the module.
+    PrivacyError
+        Rows of a layer are not records, a weight is used outside its layer, or something else has
+        already replaced the ``forward`` of a layer.
+    """
+    collector = _Collector(parameters)
+    layers = _layers(module, parameters)
+    try:
+        for layer, place in layers:
+            layer.forward = _forward(layer.weight, collector.sink(place))  # type: ignore[method-assign, assignment]
+        yield collector
+    finally:
+        for layer, _ in layers:
+            layer.__dict__.pop("forward", None)
+
+
+def _forward(weight: Tensor, sink: _Sink) -> Callable[[Tensor], Tensor]:
+    def forward(rows: Tensor) -> Tensor:
+        result: Tensor = _RecordLinear.apply(rows, weight, sink)  # type: ignore[no-untyped-call]
+        return result
+
+    return forward
+
+
+def _layers(
+    module: nn.Module, parameters: Sequence[tuple[str, Parameter]]
+) -> list[tuple[nn.Linear, int]]:
+    """Find the layers that own the parameters, each with the place of its parameter."""
+    places = {id(parameter): place for place, (_, parameter) in enumerate(parameters)}
+    layers: list[tuple[nn.Linear, int]] = []
+    for layer in module.modules():
+        for parameter in layer._parameters.values():
+            place = places.get(id(parameter))
+            if place is None:
+                continue
+            name = parameters[place][0]
+            if type(layer) is not nn.Linear or layer._parameters["bias"] is not None:
+                raise ConfigError(
+                    f"{name!r} belongs to {type(layer).__name__}; the native engine clips only "
+                    "the weights of nn.Linear without bias: adapt other layers, or use the "
+                    "opacus engine"
+                )
+            if "forward" in layer.__dict__:
+                raise PrivacyError(
+                    f"something has replaced the forward of the layer of {name!r}; take it off "
+                    "before a private step, as its effect on the gradient is unknown"
+                )
+            layers.append((layer, place))
+    missing = set(places.values()) - {place for _, place in layers}
+    if missing:
+        names = [parameters[place][0] for place in sorted(missing)]
+        raise ConfigError(f"the module holds no layer with {names}; pass parameters it owns")
+    return layers

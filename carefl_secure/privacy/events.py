@@ -1,0 +1,197 @@
+"""What was released, in numbers; the price is computed elsewhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeAlias
+
+from carefl_secure.errors import ConfigError, PrivacyError
+
+__all__ = ["Event", "SampledGaussian", "SampledSkellam", "event_from_json"]
+
+
+def _require(condition: bool, text: str) -> None:
+    if not condition:
+        raise ConfigError(text)
+
+
+def _positive(name: str, value: float) -> None:
+    _require(
+        math.isfinite(value) and value > 0.0,
+        f"{name} is {value}; it must be a finite number above 0",
+    )
+
+
+def _check_common(sample_rate: float, count: object) -> None:
+    _require(
+        0.0 < sample_rate <= 1.0,
+        f"sample_rate is {sample_rate}; choose it above 0 and at most 1",
+    )
+    _whole("count", count)
+
+
+def _whole(name: str, value: object) -> None:
+    _require(
+        isinstance(value, int) and not isinstance(value, bool) and value >= 1,
+        f"{name} is {value!r}; it must be a whole number of at least 1",
+    )
+
+
+@dataclass(frozen=True)
+class SampledSkellam:
+    """``count`` sums of Poisson-sampled records, each hidden by Skellam noise of integer vectors.
+
+    Parameters
+    ----------
+    sample_rate : float
+        Probability with which every record enters one sum, in (0, 1].
+    l1, l2 : float
+        Bounds on the 1-norm and 2-norm of what one record changes, in integer units.
+    variance : float
+        Variance per coordinate of the noise that the accounted adversary cannot take off.
+    count : int
+        How many such sums were released.
+    beta : float
+        Probability, for each sum, that the two bounds do not hold (rounding), in [0, 1).
+    dimension : int, optional
+        How many integers the released vector has. Where it is known the noise can be priced by
+        privacy loss distributions; left out of the JSON where it is not.
+
+    Raises
+    ------
+    ConfigError
+        A value is out of range, or ``l1 < l2``, which no vector can have.
+    """
+
+    kind: ClassVar[str] = "sampled_skellam"
+
+    sample_rate: float
+    l1: float
+    l2: float
+    variance: float
+    count: int = 1
+    beta: float = 0.0
+    dimension: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values that describe no mechanism."""
+        _check_common(self.sample_rate, self.count)
+        for name in ("l1", "l2", "variance"):
+            _positive(name, getattr(self, name))
+        _require(
+            self.l1 >= self.l2 * (1.0 - 1e-12),
+            f"l1 is {self.l1} and l2 is {self.l2}; the 1-norm is never below the 2-norm",
+        )
+        _require(0.0 <= self.beta < 1.0, f"beta is {self.beta}; choose it in [0, 1)")
+        if self.dimension is not None:
+            _whole("dimension", self.dimension)
+
+    @property
+    def failure(self) -> float:
+        """Probability, over all ``count`` sums, that a norm bound fails somewhere (union bound)."""
+        return self.count * self.beta
+
+    def times(self, count: int) -> SampledSkellam:
+        """Return the same event with another count."""
+        return dataclasses.replace(self, count=count)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the event as plain JSON values, its kind among them."""
+        fields = dataclasses.asdict(self)
+        if self.dimension is None:
+            del fields["dimension"]  # as events were written before there was one
+        return {"kind": self.kind, **fields}
+
+
+@dataclass(frozen=True)
+class SampledGaussian:
+    """``count`` sums of Poisson-sampled records, each hidden by Gaussian noise.
+
+    Parameters
+    ----------
+    sample_rate : float
+        Probability with which every record enters one sum, in (0, 1].
+    noise_multiplier : float
+        Standard deviation of the noise over the 2-norm bound of one record.
+    count : int
+        How many such sums were released.
+
+    Raises
+    ------
+    ConfigError
+        A value is out of range.
+    """
+
+    kind: ClassVar[str] = "sampled_gaussian"
+
+    sample_rate: float
+    noise_multiplier: float
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse values that describe no mechanism."""
+        _check_common(self.sample_rate, self.count)
+        _positive("noise_multiplier", self.noise_multiplier)
+
+    @property
+    def failure(self) -> float:
+        """Probability that a norm bound fails: none, as real vectors are not rounded."""
+        return 0.0
+
+    def times(self, count: int) -> SampledGaussian:
+        """Return the same event with another count."""
+        return dataclasses.replace(self, count=count)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the event as plain JSON values, its kind among them."""
+        return {"kind": self.kind, **dataclasses.asdict(self)}
+
+
+Event: TypeAlias = SampledSkellam | SampledGaussian
+
+_KINDS: dict[str, type[SampledSkellam] | type[SampledGaussian]] = {
+    SampledSkellam.kind: SampledSkellam,
+    SampledGaussian.kind: SampledGaussian,
+}
+
+
+def event_from_json(data: Mapping[str, Any]) -> Event:
+    """Read an event that ``to_json`` wrote.
+
+    Parameters
+    ----------
+    data : mapping
+        ``kind`` and exactly the fields of that kind; ``dimension`` may be absent.
+
+    Returns
+    -------
+    Event
+
+    Raises
+    ------
+    PrivacyError
+        The kind is unknown, a field is missing, unknown, or no number. An event that cannot be
+        priced must not be taken for one that costs nothing.
+    ConfigError
+        A value is out of range.
+    """
+    fields = dict(data)
+    kind = fields.pop("kind", None)
+    if not isinstance(kind, str) or kind not in _KINDS:
+        raise PrivacyError(
+            f"event kind {kind!r} is unknown; known are {sorted(_KINDS)}. "
+            "Read this history with the version that wrote it"
+        )
+    maker = _KINDS[kind]
+    names = {field.name for field in dataclasses.fields(maker)}
+    if set(fields) | ({"dimension"} & names) != names:
+        raise PrivacyError(
+            f"event {kind!r} must have the fields {sorted(names)}, found {sorted(fields)}"
+        )
+    for name, value in fields.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise PrivacyError(f"event {kind!r}: {name} is {value!r}, not a number")
+    return maker(**fields)

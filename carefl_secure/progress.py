@@ -1,0 +1,46 @@
+"""The one small object through which long work reports; only the command line draws it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+__all__ = ["Reporter", "SilentReporter"]
+
+
+class Reporter(Protocol):
+    """Receives progress; never receives a value derived from one client's data."""
+
+    def start(self, task: str, total: int) -> None:
+        """Announce a task of ``total`` steps."""
+
+    def advance(self, task: str, step: int = 1) -> None:
+        """Say that ``step`` more steps of the task are done."""
+
+    def finish(self, task: str) -> None:
+        """Say that the task is over."""
+
+    def note(self, text: str) -> None:
+        """Pass on one sentence for the person watching."""
+
+    def round(self, row: Mapping[str, float | int | str]) -> None:
+        """Pass on the figures of one finished round."""
+
+
+class SilentReporter:
+    """A reporter that tells nobody: for libraries, tests and scripts."""
+
+    def start(self, task: str, total: int) -> None:
+        """Ignore the task."""
+
+    def advance(self, task: str, step: int = 1) -> None:
+        """Ignore the steps."""
+
+    def finish(self, task: str) -> None:
+        """Ignore the end."""
+
+    def note(self, text: str) -> None:
+        """Ignore the sentence."""
+
+    def round(self, row: Mapping[str, float | int | str]) -> None:
+        """Ignore the figures."""

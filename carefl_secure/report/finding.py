@@ -1,0 +1,33 @@
+"""The outcome of one check, and words that all checks share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
+
+from carefl_secure.privacy import Entry
+
+__all__ = ["FAILED", "HELD", "UNCHECKED", "Finding", "Outcome", "owner", "paid_for", "some"]
+
+Outcome: TypeAlias = Literal["held", "failed", "not checked"]
+Finding: TypeAlias = tuple[Outcome, str]
+
+HELD: Outcome = "held"
+FAILED: Outcome = "failed"
+UNCHECKED: Outcome = "not checked"
+
+
+def paid_for(entry: Entry) -> bool:
+    """Tell whether an entry announces a round: priced, or noted as unprotected."""
+    return entry.kind == "spend" or entry.payload.get("unprotected") is True
+
+
+def owner(name: str) -> str:
+    """Say whose ledger is meant."""
+    return "the server" if name == "server" else f"client {name}"
+
+
+def some(numbers: Sequence[int]) -> str:
+    """List the first few numbers."""
+    shown = ", ".join(str(number) for number in numbers[:5])
+    return shown if len(numbers) <= 5 else f"{shown} and {len(numbers) - 5} more"

@@ -1,0 +1,197 @@
+"""The report as data: ``carefl.privacy-report/1``, checked whenever it is made or read."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from carefl_secure.report.finding import Outcome
+
+__all__ = [
+    "FORMAT",
+    "Accounting",
+    "Attacker",
+    "CheckLine",
+    "ClientLine",
+    "Hazard",
+    "Mechanism",
+    "Promise",
+    "Report",
+    "RoundLine",
+    "RunLine",
+    "Trust",
+    "Tuning",
+    "Unit",
+]
+
+FORMAT: Literal["carefl.privacy-report/1"] = "carefl.privacy-report/1"
+
+Severity = Literal["Critical", "Theoretical", "Negligible"]
+Verdict = Literal["accounted", "void", "unprotected"]
+
+
+class _Part(BaseModel):
+    """What all parts share: frozen, nothing unknown, finite numbers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class RunLine(_Part):
+    """Which run this is."""
+
+    id: str
+    first_entry: str = Field(description="time of the first ledger entry, UTC")
+    last_entry: str = Field(description="time of the last ledger entry, UTC")
+    rounds_planned: int
+    rounds_released: int
+    data: str
+    base_model: str
+    simulated: bool = Field(description="all clients ran in one process beside the server")
+
+
+class Promise(_Part):
+    """What is promised; without an epsilon where the report is void or the run unprotected."""
+
+    epsilon: float | None
+    delta: float | None
+    flavour: str
+    strength: str | None = Field(description="strong; reasonable, not strong; or weak")
+    sentence: str
+    protected_from: list[str]
+    not_protected: list[str]
+
+
+class Unit(_Part):
+    """Whose presence is hidden."""
+
+    kind: Literal["record", "client", "none"]
+    definition: str
+    adjacency: str
+    max_records_per_person: int | None = Field(description="null: nothing caps them")
+
+
+class Trust(_Part):
+    """Who sees what, and who must be honest."""
+
+    setting: str
+    secure_sum: bool
+    clients: int
+    floor: int
+    max_colluders: int
+    honest_noise_makers: int
+    sees: dict[str, str]
+
+
+class Mechanism(_Part):
+    """What was added, to what, how often."""
+
+    name: str
+    event: dict[str, float | int | str] | None
+    count: int
+    noise_multiplier: float
+    clipping_norm: float
+    normalised: bool
+    sample_rate: float
+    normaliser: str
+    noise_source: str
+
+
+class CheckLine(_Part):
+    """One condition and what was found."""
+
+    name: str
+    text: str
+    outcome: Outcome
+    detail: str
+
+
+class Hazard(_Part):
+    """Something that the numbers do not cover."""
+
+    severity: Severity
+    text: str
+
+
+class Attacker(_Part):
+    """Ceilings for any membership test."""
+
+    method: Literal["PLD", "RDP"]
+    why: str
+    tpr_at_1_percent_fpr: float
+    tpr_at_0_1_percent_fpr: float
+    advantage: float
+    mu: float | None = Field(description="null: too large to be told from no protection at all")
+    sentence: str
+
+
+class Accounting(_Part):
+    """How epsilon was found."""
+
+    accountant: str
+    library: str
+    composition: str
+    recomputed_epsilon: float | None = Field(description="null: unknown, or none holds")
+    claimed_epsilon: float | None
+    target_epsilon: float | None
+
+
+class RoundLine(_Part):
+    """One finished round."""
+
+    round: int
+    epsilon: float | None
+    survivors: int | None
+    metrics: dict[str, float]
+
+
+class ClientLine(_Part):
+    """What one client spent."""
+
+    client: str
+    chain_whole: bool
+    rounds_paid: int
+    run_epsilon: float | None
+    ledger_epsilon: float | None
+
+
+class Tuning(_Part):
+    """Whether runs made to choose settings are in the price."""
+
+    runs: int | None
+    method: str | None
+    counted: bool
+    sentence: str
+
+
+class Report(_Part):
+    """Everything that the page, the card and the registry entry are made of."""
+
+    format: Literal["carefl.privacy-report/1"] = FORMAT
+    verdict: Verdict
+    reasons: list[str] = Field(description="why the report is void; empty otherwise")
+    run: RunLine
+    promise: Promise
+    unit: Unit
+    mechanism: Mechanism
+    trust: Trust
+    checks: list[CheckLine]
+    hazards: list[Hazard]
+    accounting: Accounting
+    attacker: Attacker | None
+    rounds: list[RoundLine]
+    clients: list[ClientLine]
+    tuning: Tuning
+    software: dict[str, str]
+    plan_sha256: str
+    ledger_head: str | None = Field(description="hash of the last entry of the server's ledger")
+
+    def as_json(self) -> str:
+        """Return the report as JSON text."""
+        return self.model_dump_json(indent=2)
+
+    def summary(self) -> str:
+        """Return the verdict in one or two sentences."""
+        if self.verdict == "void":
+            return "VOID: no privacy can be claimed for this run. " + "; ".join(self.reasons)
+        return self.promise.sentence

@@ -1,0 +1,60 @@
+"""Numbers in words, always rounded against the promise."""
+
+from __future__ import annotations
+
+import math
+
+__all__ = ["delta_words", "percent_up", "up"]
+
+
+def up(value: float, digits: int = 3) -> str:
+    """Show a bound with some decimals, never less than it is.
+
+    Parameters
+    ----------
+    value : float
+    digits : int
+
+    Returns
+    -------
+    str
+        Without trailing zeros.
+    """
+    if not math.isfinite(value):
+        return "infinite"
+    scale = 10.0**digits
+    # a value that is already round must not gain a step from how it is stored
+    shown = math.ceil(value * scale - 1e-9) / scale
+    return f"{shown:.{digits}f}".rstrip("0").rstrip(".")
+
+
+def percent_up(share: float) -> str:
+    """Show a share as a percentage with one decimal, never less than it is.
+
+    Parameters
+    ----------
+    share : float
+        In [0, 1].
+
+    Returns
+    -------
+    str
+    """
+    return f"{up(100.0 * share, 1)} %"
+
+
+def delta_words(delta: float) -> str:
+    """Show a small probability as a power of ten and as odds.
+
+    Parameters
+    ----------
+    delta : float
+        Above 0.
+
+    Returns
+    -------
+    str
+        Such as ``1e-5, or 1 in 100 000``; the odds are never rarer than delta.
+    """
+    odds = f"{math.floor(1.0 / delta + 1e-6):,}".replace(",", " ")
+    return f"{delta:g}".replace("e-0", "e-") + f", or 1 in {odds}"

@@ -1,0 +1,97 @@
+"""Writing a report into its run folder, and refusing a void one."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+from carefl_secure.errors import PrivacyError, RunError
+from carefl_secure.report.build import build_report
+from carefl_secure.report.card import put_into_readme
+from carefl_secure.report.page import html_page, markdown_section
+from carefl_secure.report.registry import registry_entry
+from carefl_secure.report.run import read_run
+from carefl_secure.report.schema import Report
+
+__all__ = ["refuse_void", "write_report"]
+
+
+def write_report(run: Path) -> tuple[Report, list[Path]]:
+    """Check a run, price it anew, and write its report.
+
+    Parameters
+    ----------
+    run : Path
+        The run folder.
+
+    Returns
+    -------
+    tuple of Report and list of Path
+        The report, and the files written: page, data, card and registry entry under ``report/``,
+        and the adapter's model card with our block in it.
+
+    Raises
+    ------
+    RunError
+        It is no run folder, a file of it cannot be read, or nothing can be written.
+    PrivacyError
+        The plan or an event states something that cannot be priced.
+
+    Guarantees
+    ----------
+    The same folder gives the same bytes, and a void report is written in place of any earlier one.
+    """
+    run = Path(run)
+    report, bounds = build_report(read_run(run))
+    readme = run / "adapter" / "README.md"
+    files = {
+        run / "report" / "report.html": html_page(report, bounds),
+        run / "report" / "report.json": report.as_json() + "\n",
+        run / "report" / "card.md": markdown_section(report),
+        run / "report" / "registry.yaml": registry_entry(report),
+        readme: put_into_readme(_text(readme), report),
+    }
+    for path, text in files.items():
+        _replace(path, text)
+    return report, list(files)
+
+
+def refuse_void(report: Report) -> None:
+    """Raise if a report is void.
+
+    Parameters
+    ----------
+    report : Report
+
+    Raises
+    ------
+    PrivacyError
+        With the reasons.
+    """
+    if report.verdict == "void":
+        raise PrivacyError(
+            "the report is void, so no privacy may be claimed for this run: "
+            + "; ".join(report.reasons)
+        )
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8") if path.is_file() else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunError(f"{path} cannot be read; mend or remove it: {error}") from error
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write beside the file and rename, so that a reader sees the old one or the new one."""
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        path.parent.mkdir(exist_ok=True)
+        try:
+            beside.write_text(text, encoding="utf-8")
+            os.replace(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {error.strerror}; check the rights") from error

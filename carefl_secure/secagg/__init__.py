@@ -1,0 +1,46 @@
+"""Secure sums: masks, shares, signatures, ciphertexts. Bytes in, bytes out."""
+
+from carefl_secure.secagg.client import PeerClient
+from carefl_secure.secagg.committee_client import CommitteeClient
+from carefl_secure.secagg.committee_member import CommitteeMember
+from carefl_secure.secagg.committee_parameters import CommitteeParameters
+from carefl_secure.secagg.committee_rehearsal import CommitteeRehearsal
+from carefl_secure.secagg.committee_server import CommitteeServer
+from carefl_secure.secagg.encoding import EncodingPlan, decode, encode, wrap
+from carefl_secure.secagg.encrypted import EncryptedClient, EncryptedServer
+from carefl_secure.secagg.encrypted_parameters import EncryptedParameters
+from carefl_secure.secagg.graph_plan import GraphPlan, plan_graph
+from carefl_secure.secagg.key_holder import KeyHolder
+from carefl_secure.secagg.parameters import RoundParameters, default_threshold
+from carefl_secure.secagg.planner import plan_plain, plan_records
+from carefl_secure.secagg.rehearsal import Rehearsal
+from carefl_secure.secagg.server import PeerServer
+from carefl_secure.secagg.state import Phase
+from carefl_secure.secagg.wire import sender
+
+__all__ = [
+    "CommitteeClient",
+    "CommitteeMember",
+    "CommitteeParameters",
+    "CommitteeRehearsal",
+    "CommitteeServer",
+    "EncodingPlan",
+    "EncryptedClient",
+    "EncryptedParameters",
+    "EncryptedServer",
+    "GraphPlan",
+    "KeyHolder",
+    "PeerClient",
+    "PeerServer",
+    "Phase",
+    "Rehearsal",
+    "RoundParameters",
+    "decode",
+    "default_threshold",
+    "encode",
+    "plan_graph",
+    "plan_plain",
+    "plan_records",
+    "sender",
+    "wrap",
+]

@@ -1,0 +1,255 @@
+"""Real vectors as integers that can be masked, and a sum of such integers as a real vector."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from carefl_secure.errors import ConfigError, NonFiniteError
+from carefl_secure.noise import KeyStream, uniform
+from carefl_secure.secagg.crypto import digest
+from carefl_secure.secagg.hadamard import rotate, rotate_back
+from carefl_secure.secagg.refusal import refuse
+
+__all__ = ["NORM_SLACK", "EncodingPlan", "decode", "encode", "wrap"]
+
+NORM_SLACK = 1e-5
+"""Relative excess of a norm that floating-point clipping and summing may cause."""
+
+
+@dataclass(frozen=True)
+class EncodingPlan:
+    """How vectors become integers, and what one record can change in them. See ``planner.py``.
+
+    Parameters
+    ----------
+    dimension
+        Length of the real vectors (D).
+    padded
+        Length of the integer vectors: a power of two if rotated, else D.
+    bits
+        Word size of the sum, 16 or 32.
+    scale
+        Integer units per unit of the real vectors.
+    clipping_norm
+        Bound on the Euclidean norm of one record's contribution, in real units (C).
+    vector_bound
+        What one client's vector may not exceed: its Euclidean norm if rotated, else the largest
+        magnitude of a coordinate; real units.
+    clients
+        Size of the roster.
+    noise_clients
+        Number of honest survivors whose noise alone reaches the target.
+    noise_multiplier
+        The one planned for (z); 0 in plans without noise.
+    l1_sensitivity, l2_sensitivity
+        What one record changes in the rounded vector, in integer units, except with probability
+        ``dither_failure``; 0 in plans without noise, which promise nothing.
+    dither_failure
+        That probability, per round (beta).
+    rotated
+        Whether the vectors are rotated and rounded with a dither.
+    overflow_probability
+        Upper bound for one coordinate of one round to wrap around. Wrapping costs accuracy,
+        never privacy.
+    """
+
+    dimension: int
+    padded: int
+    bits: int
+    scale: float
+    clipping_norm: float
+    vector_bound: float
+    clients: int
+    noise_clients: int
+    noise_multiplier: float
+    l1_sensitivity: float
+    l2_sensitivity: float
+    dither_failure: float
+    rotated: bool
+    overflow_probability: float
+
+    def total_variance(self, noise_multiplier: float | None = None) -> float:
+        """Return ``(z * l2_sensitivity)**2``, the noise variance of the sum, integer units.
+
+        Without an argument, z is the one planned for.
+        """
+        multiplier = self.noise_multiplier if noise_multiplier is None else noise_multiplier
+        return (multiplier * self.l2_sensitivity) ** 2
+
+    def share_variance(self, noise_multiplier: float | None = None) -> float:
+        """Return the variance each client adds: the total divided by ``noise_clients``."""
+        return self.total_variance(noise_multiplier) / self.noise_clients
+
+    @property
+    def rounding_stdev(self) -> float:
+        """Bound on the standard deviation that rounding adds to a coordinate; real units."""
+        return math.sqrt(self.clients) / (2 * self.scale)
+
+    @property
+    def rounding_bound(self) -> float:
+        """Hard bound on the rounding error of a decoded sum, real units.
+
+        In Euclidean norm if rotated (one unit per client and coordinate), else per coordinate
+        (half a unit per client).
+        """
+        if self.rotated:
+            return self.clients * math.sqrt(self.padded) / self.scale
+        return self.clients / (2 * self.scale)
+
+    def hash(self) -> bytes:
+        """Return 32 bytes over all fields, for ``RoundParameters.plan_hash``."""
+        text = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return digest(b"encoding plan", text.encode())
+
+
+def _checked(vector: npt.NDArray[np.float64], plan: EncodingPlan) -> npt.NDArray[np.float64]:
+    if vector.shape != (plan.dimension,) or vector.dtype != np.float64:
+        raise refuse(
+            "vector shape",
+            f"the vector must be float64 of shape ({plan.dimension},),"
+            f" not {vector.dtype} of shape {vector.shape}",
+        )
+    if not np.isfinite(vector).all():
+        raise NonFiniteError(
+            "the vector to be summed holds NaN or infinity; nothing was sent;"
+            " lower the learning rate or look at the losses of this client"
+        )
+    size = float(np.linalg.norm(vector)) if plan.rotated else float(np.abs(vector).max())
+    if size > plan.vector_bound * (1 + NORM_SLACK):
+        raise refuse(
+            "vector bound",
+            f"the vector reaches past the planned bound of {plan.vector_bound:g}; it was not"
+            " clipped as agreed, or the plan was made for smaller batches",
+        )
+    return vector
+
+
+def encode(
+    vector: npt.NDArray[np.float64],
+    plan: EncodingPlan,
+    rotation_key: bytes | None = None,
+    dither: KeyStream | None = None,
+) -> npt.NDArray[np.int64]:
+    """Turn a client's vector into integers, before noise and wrapping.
+
+    Rotated plans: ``floor(scale * H S x + u)`` with ``S`` random signs, ``H`` the Hadamard matrix
+    and one uniform ``u`` in ``[0, 1)`` per coordinate. Plans without noise: ``scale * x`` rounded
+    to the nearest integer; they use neither key nor dither.
+
+    Parameters
+    ----------
+    vector
+        float64, shape ``[dimension]``: the sum of this client's clipped records.
+    plan
+        The plan all clients agreed on.
+    rotation_key
+        32 bytes that are public and the same for all clients of a round.
+    dither
+        A stream whose key was drawn afresh for this call, known to this client alone, and never
+        used again. Never encode the same round's vector twice to get a nicer result.
+
+    Returns
+    -------
+    numpy.ndarray
+        int64, shape ``[padded]``.
+
+    Raises
+    ------
+    NonFiniteError
+        If the vector holds NaN or infinity.
+    ProtocolError
+        If its shape is wrong or it is larger than planned. It is never clipped here.
+    ConfigError
+        If a rotated plan lacks its key or dither.
+
+    Guarantees
+    ----------
+    Sensitivity of the rounding, record unit. Let ``x`` and ``x + v`` be the scaled and rotated
+    sums with and without one record, ``|v|_2 <= c = scale * clipping_norm``. Given the dither
+    ``u``, which is drawn independently of the data and never released, the mechanism is noise on
+    a fixed integer vector, and what the record changes in that vector is
+    ``floor(x + v + u) - floor(x + u) = floor(v + w)`` with ``w = (x + u) mod 1``. For every fixed
+    ``x`` the ``w`` are independent and uniform on ``[0, 1)``, so the change has the law of a
+    stochastic rounding of the one record ``v``, however many records the sum holds. Its squared
+    norm has mean at most ``c^2 + d/4`` and, by Hoeffding's inequality on the independent terms,
+    except with probability ``beta`` over ``u``, ``l2^2 <= c^2 + d/4 + sqrt(2 ln(1/beta)) (c +
+    sqrt(d)/2)`` with ``d = padded``. It is an integer vector, so ``l1 <= min(l2^2, sqrt(d) l2)``.
+    Off the event of probability ``beta`` the round is therefore a Skellam mechanism of that
+    sensitivity: add ``beta`` per round to delta.
+
+    Assumptions: one dither per client and round, 53 random bits, from a secret fresh key, never
+    redone; the rotation is the same for both neighbours; floating-point error in clipping,
+    summing and rotating stays below ``NORM_SLACK`` of the norm (the planner enlarges ``c`` by
+    it). Adding ``u`` in double precision leaves at least ``52 - log2|x|`` of its bits, a bias far
+    below that slack. The argument is our own reading of Kairouz, Liu and Steinke
+    (arXiv:2102.06387, on stochastic rounding) and has not been reviewed.
+    """
+    checked = _checked(vector, plan)
+    if not plan.rotated:
+        return np.rint(checked * plan.scale).astype(np.int64)
+    if rotation_key is None or dither is None:
+        raise ConfigError("a rotated encoding plan needs a rotation key and a dither stream")
+    scaled = rotate(checked, plan.padded, rotation_key)
+    scaled *= plan.scale
+    scaled += uniform(dither, plan.padded)
+    np.floor(scaled, out=scaled)
+    return scaled.astype(np.int64)
+
+
+def wrap(integers: npt.NDArray[np.int64], bits: int) -> npt.NDArray[Any]:
+    """Reduce integers modulo ``2**bits`` to uint16 or uint32.
+
+    Raises
+    ------
+    ConfigError
+        If ``bits`` is neither 16 nor 32.
+    """
+    if bits not in (16, 32):
+        raise ConfigError(f"a word has 16 or 32 bits, not {bits}")
+    kind = np.uint16 if bits == 16 else np.uint32
+    return (integers & np.int64((1 << bits) - 1)).astype(kind)
+
+
+def decode(
+    total: npt.NDArray[Any], plan: EncodingPlan, rotation_key: bytes | None = None
+) -> npt.NDArray[np.float64]:
+    """Turn the opened sum back into a real vector.
+
+    The words are read as signed, divided by the scale and rotated back. Exact up to rounding and
+    noise unless a coordinate of the sum left ``-2**(bits-1) .. 2**(bits-1) - 1``.
+
+    Parameters
+    ----------
+    total
+        uint16 or uint32, shape ``[padded]``.
+    plan, rotation_key
+        As in :func:`encode`.
+
+    Returns
+    -------
+    numpy.ndarray
+        float64, shape ``[dimension]``: the sum, not the mean.
+
+    Raises
+    ------
+    ProtocolError
+        If shape or type are not those of the plan.
+    ConfigError
+        If a rotated plan lacks its key.
+    """
+    kind = np.dtype(np.uint16 if plan.bits == 16 else np.uint32)
+    if total.dtype != kind or total.shape != (plan.padded,):
+        raise refuse("sum shape", f"the sum must be {kind} of shape ({plan.padded},)")
+    signed = total.view(np.int16 if plan.bits == 16 else np.int32)
+    real = signed.astype(np.float64) / plan.scale
+    if not plan.rotated:
+        return real
+    if rotation_key is None:
+        raise ConfigError("a rotated encoding plan needs its rotation key to decode")
+    return rotate_back(real, plan.dimension, rotation_key)

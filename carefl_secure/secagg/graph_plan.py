@@ -1,0 +1,172 @@
+"""How many neighbours a sparse round needs, from exact hypergeometric tails."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+from carefl_secure.errors import ConfigError
+
+__all__ = ["PRIVACY_BITS", "GraphPlan", "plan_graph", "tolerated_colluders"]
+
+PRIVACY_BITS = 80
+"""A graph fails privacy with probability ``2**-80`` at most: who picks the last advertisement or
+the members can try some ``2**40`` graphs and still has a chance below ``2**-40``."""
+
+RECOVERY_BITS = 20
+"""A round cannot be opened with probability ``2**-20`` at most, under the stated dropout."""
+
+
+@dataclass(frozen=True)
+class GraphPlan:
+    """The sparse graph of a round and what it was planned for.
+
+    Parameters
+    ----------
+    neighbours
+        Masks per client (k), even.
+    share_threshold
+        How many of the ``k + 1`` holders rebuild a secret.
+    members
+        Fewest clients that must advertise; the round's floor has to be at least this.
+    colluders
+        Clients that may side with the server.
+    dropouts
+        Clients that may vanish, anywhere in the round.
+    privacy_bits, recovery_bits
+        The failure probabilities, as negative powers of two.
+    """
+
+    neighbours: int
+    share_threshold: int
+    members: int
+    colluders: int
+    dropouts: int
+    privacy_bits: int
+    recovery_bits: int
+
+
+def _tail(population: int, marked: int, draws: int, least: int) -> tuple[int, int]:
+    """Return ``P[at least so many marked among the draws]`` as numerator and denominator."""
+    total = 0
+    for hits in range(max(least, 0), min(marked, draws) + 1):
+        total += math.comb(marked, hits) * math.comb(population - marked, draws - hits)
+    return total, math.comb(population, draws)
+
+
+def _below(times: int, tail: tuple[int, int], bits: int) -> bool:
+    """Tell whether ``times * tail <= 2**-bits``, exactly."""
+    return times * tail[0] << bits <= tail[1]
+
+
+def _private(members: int, colluders: int, neighbours: int, threshold: int, bits: int) -> bool:
+    half = neighbours // 2
+    return _below(members, _tail(members - 1, colluders, half, threshold - half - 1), bits)
+
+
+@functools.lru_cache(maxsize=256)
+def tolerated_colluders(
+    members: int, neighbours: int, share_threshold: int, privacy_bits: int = PRIVACY_BITS
+) -> int:
+    """Return the most colluders that a ring of ``members`` bears; see :func:`plan_graph`."""
+    low, high = 0, members - 1  # _private is monotone in the colluders
+    while low < high:
+        middle = (low + high + 1) // 2
+        if _private(members, middle, neighbours, share_threshold, privacy_bits):
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+@functools.lru_cache(maxsize=64)
+def plan_graph(
+    clients: int,
+    *,
+    colluders: int,
+    dropouts: int,
+    members: int | None = None,
+    privacy_bits: int = PRIVACY_BITS,
+    recovery_bits: int = RECOVERY_BITS,
+) -> GraphPlan:
+    """Return the sparsest ring that stands the stated corruption and dropout.
+
+    Parameters
+    ----------
+    clients
+        Size of the roster (n).
+    colluders
+        Clients that may side with the server (c); who they are is fixed before the round.
+    dropouts
+        Clients that may vanish, by chance and not by choice of the server.
+    members
+        Fewest clients that may advertise (m), the round's floor; ``clients - dropouts`` if None.
+    privacy_bits, recovery_bits
+        Privacy fails with probability ``2**-privacy_bits``, opening with ``2**-recovery_bits``.
+
+    Raises
+    ------
+    ConfigError
+        If a number is out of range, or no graph sparser than the complete one is enough.
+
+    Guarantees
+    ----------
+    Let ``h = k / 2`` and let ``t`` of the ``k + 1`` holders of a secret (its owner and ``k``
+    neighbours) rebuild it. Suppose no honest client has ``t - h - 1`` or more colluders among the
+    ``h`` members after it on the ring. Then the survivors' masks keep all honest survivors in one
+    sum, *whichever* survivor set the server has signed and whoever it dropped: if they fell into
+    two groups, take a member ``v`` of one group and the next honest survivor after it, of another
+    group. They share no mask, so more than ``h`` places lie between them, and the ``h`` members
+    after ``v`` are colluders or not among the survivors. Only survivors answer, so at most
+    ``1 + h + (t - h - 2) = t - 1`` shares of ``v``'s self mask exist, and its upload stays
+    masked. In the same way colluders alone, at most ``t - 2`` around any client, rebuild nothing.
+    The supposition fails with probability at most ``m P[Hyp(m - 1, c, h) >= t - h - 1]``, a
+    union bound over an exact hypergeometric tail; fewer members make it worse, so ``m`` is the
+    floor. Survivor sets are signed by more than half of all honest clients, as in the complete
+    graph; that the secrets of a client are never both given rests on this.
+
+    Opening fails where a client has fewer than ``t`` answering neighbours: with probability at
+    most ``n P[Hyp(n - 1, n - 1 - d, k) < t]`` for ``d`` random dropouts.
+
+    The ring is the graph of Bell et al. 2020 (ePrint 2020/704), the bound is ours: theirs and
+    tables made from it count dropouts as chance, while a server can choose them to cut the ring.
+    """
+    least = clients - dropouts if members is None else members
+    if not 0 <= colluders < least <= clients or not 0 <= dropouts < clients:
+        raise ConfigError(
+            f"a graph over {clients} clients cannot stand {colluders} colluders, {dropouts}"
+            f" dropouts and {least} members"
+        )
+    for neighbours in range(4, least - 1, 2):
+        threshold = _smallest_threshold(least, colluders, neighbours, privacy_bits)
+        if threshold > neighbours:
+            continue
+        absent = _tail(clients - 1, dropouts, neighbours, neighbours - threshold + 1)
+        if _below(clients, absent, recovery_bits):
+            return GraphPlan(
+                neighbours,
+                threshold,
+                least,
+                colluders,
+                dropouts,
+                privacy_bits,
+                recovery_bits,
+            )
+    raise ConfigError(
+        f"no sparse graph over {clients} clients stands {colluders} colluders and {dropouts}"
+        " dropouts at these failure probabilities; use the complete graph (neighbours=None)"
+    )
+
+
+def _smallest_threshold(members: int, colluders: int, neighbours: int, bits: int) -> int:
+    """Return the smallest private threshold; above ``neighbours`` if there is none."""
+    half = neighbours // 2
+    low, high = half + 2, neighbours + 1
+    while low < high:
+        middle = (low + high) // 2
+        if _private(members, colluders, neighbours, middle, bits):
+            high = middle
+        else:
+            low = middle + 1
+    return low

@@ -1,0 +1,254 @@
+"""Choosing scale and word size, and stating the sensitivity that the choice leaves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from carefl_secure.errors import ConfigError
+from carefl_secure.secagg.encoding import NORM_SLACK, EncodingPlan
+from carefl_secure.secagg.hadamard import padded_length
+from carefl_secure.secagg.parameters import MIN_CLIENTS
+
+__all__ = [
+    "DITHER_FAILURE",
+    "MAX_OVERFLOW",
+    "batch_bound",
+    "overflow_bound",
+    "plan_plain",
+    "plan_records",
+    "rounded_sensitivity",
+]
+
+DITHER_FAILURE = 1e-12
+"""Probability per round that the rounding changes more than the stated sensitivity (beta)."""
+
+MAX_OVERFLOW = 2.0**-20
+"""Largest accepted probability that one coordinate of one round wraps around."""
+
+_BATCH_TAIL = 2.0**-40
+_LARGEST_SCALED_NORM = 2.0**31
+
+
+def rounded_sensitivity(
+    scaled_norm: float, padded: int, failure: float = DITHER_FAILURE
+) -> tuple[float, float]:
+    """Bound what one record changes after rounding, in integer units.
+
+    With ``c = scaled_norm`` and ``d = padded``: ``l2 = min(sqrt(c^2 + d/4 + sqrt(2 ln(1/beta))
+    (c + sqrt(d)/2)), c + sqrt(d))`` and ``l1 = min(l2^2, sqrt(d) l2)``. The second bound on l2
+    holds always, the first except with probability ``beta``. The argument stands at ``encode``.
+
+    Returns
+    -------
+    tuple
+        ``(l1, l2)``.
+    """
+    root = math.sqrt(padded)
+    tail = math.sqrt(2 * math.log(1 / failure)) * (scaled_norm + root / 2)
+    l2 = min(math.sqrt(scaled_norm**2 + padded / 4 + tail), scaled_norm + root)
+    return min(l2 * l2, root * l2), l2
+
+
+def batch_bound(expected_batch: float) -> float:
+    """Return a batch size that a Poisson sample exceeds with probability below ``2**-40``.
+
+    Smallest ``N`` with ``exp(N - m - N ln(N / m)) <= 2**-40`` (Chernoff; it holds for every sum
+    of independent choices of mean ``m``).
+    """
+    mean = expected_batch
+    return _smallest(
+        lambda n: n - mean - n * math.log(n / mean) <= math.log(_BATCH_TAIL), mean, 100 + 20 * mean
+    )
+
+
+def overflow_bound(bits: int, proxy: float, skellam_variance: float) -> float:
+    """Bound the probability that one coordinate of the sum leaves the signed range.
+
+    The coordinate is a sub-Gaussian part of variance proxy ``a`` (rotated signal and rounding)
+    and a Skellam part of variance ``m``: by Chernoff, at most ``2 exp(t^2 a / 2 + m (cosh t - 1)
+    - t R)`` for ``R = 2**(bits-1) - 1`` and every ``t > 0``; the best ``t`` solves ``a t + m sinh
+    t = R``.
+    """
+    reach = 2.0 ** (bits - 1) - 1
+    if proxy + skellam_variance <= 0:
+        return 0.0
+
+    def slope(t: float) -> float:
+        return proxy * t + skellam_variance * math.sinh(t)
+
+    best = _smallest(
+        lambda t: slope(t) >= reach, 0.0, min(50.0, reach / (proxy + skellam_variance))
+    )
+    growth = skellam_variance * 2 * math.sinh(best / 2) ** 2  # cosh t - 1 without cancellation
+    return min(1.0, 2 * math.exp(min(0.0, best * best * proxy / 2 + growth - best * reach)))
+
+
+def _smallest(holds: Callable[[float], bool], low: float, high: float) -> float:
+    """Bisect for the smallest argument from which on ``holds`` is true."""
+    for _ in range(200):
+        middle = (low + high) / 2
+        if middle in (low, high):
+            break
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high
+
+
+def _positive(**values: float) -> None:
+    for name, value in values.items():
+        if not (math.isfinite(value) and value > 0):
+            raise ConfigError(f"{name} must be positive and finite, not {value}")
+
+
+def plan_records(
+    dimension: int,
+    clipping_norm: float,
+    noise_multiplier: float,
+    expected_batch: float,
+    clients: int,
+    noise_clients: int,
+    inflation: float = 1.01,
+) -> EncodingPlan:
+    """Plan the encoding for the record unit: every client sends a noisy sum of clipped records.
+
+    The scale is the smallest at which rounding costs a factor ``inflation`` of noise at most:
+    ``sqrt((z l2)^2 + clients / 4) <= inflation * z * c`` with ``c = scale * clipping_norm``. The
+    word has 16 bits if the sum then wraps with probability at most ``MAX_OVERFLOW`` per
+    coordinate even if all records point the same way, else 32.
+
+    Parameters
+    ----------
+    dimension
+        Length of the vectors (D).
+    clipping_norm
+        Bound on one record's Euclidean norm (C), real units.
+    noise_multiplier
+        Standard deviation of the noise in the sum over its l2 sensitivity (z).
+    expected_batch
+        Expected number of records in a round, over all clients.
+    clients
+        Size of the roster.
+    noise_clients
+        Honest survivors that the noise is sized for: the cohort floor less the colluders.
+    inflation
+        Above 1.
+
+    Raises
+    ------
+    ConfigError
+        If a value is out of range, or 32 bits do not suffice.
+
+    Guarantees
+    ----------
+    With at least ``noise_clients`` honest survivors, each adding Skellam noise of
+    ``share_variance()``, the noise in the sum has at least ``total_variance()``; the sensitivity
+    is that of :func:`rounded_sensitivity` for neighbours that differ by one added or removed
+    record, under the assumptions stated at ``encode``. A client refuses a vector longer than
+    ``batch_bound(expected_batch) * clipping_norm``; for honest sampling that happens with
+    probability below ``2**-40`` a round, and adds as much to delta.
+    """
+    _positive(
+        clipping_norm=clipping_norm,
+        noise_multiplier=noise_multiplier,
+        expected_batch=expected_batch,
+    )
+    _check_counts(dimension, clients)
+    if not 1 <= noise_clients <= clients:
+        raise ConfigError(f"noise_clients must lie in 1 .. {clients}, not {noise_clients}")
+    if not (math.isfinite(inflation) and inflation > 1):
+        raise ConfigError(f"inflation must be above 1 and finite, not {inflation}")
+    padded = padded_length(dimension)
+
+    def sensitivity(scaled_norm: float) -> tuple[float, float]:
+        return rounded_sensitivity(scaled_norm * (1 + NORM_SLACK), padded)
+
+    def fine_enough(scaled_norm: float) -> bool:
+        noise = math.hypot(noise_multiplier * sensitivity(scaled_norm)[1], math.sqrt(clients) / 2)
+        return noise <= inflation * noise_multiplier * scaled_norm
+
+    scaled_norm = _smallest(fine_enough, 1e-3, _LARGEST_SCALED_NORM)
+    l1, l2 = sensitivity(scaled_norm)
+    bound = batch_bound(expected_batch)
+    proxy = (scaled_norm * bound) ** 2 / padded + clients / 4
+    variance = (noise_multiplier * l2) ** 2 * clients / noise_clients
+    bits, overflow = _word(proxy, variance)
+    return EncodingPlan(
+        dimension=dimension,
+        padded=padded,
+        bits=bits,
+        scale=scaled_norm / clipping_norm,
+        clipping_norm=clipping_norm,
+        vector_bound=bound * clipping_norm,
+        clients=clients,
+        noise_clients=noise_clients,
+        noise_multiplier=noise_multiplier,
+        l1_sensitivity=l1,
+        l2_sensitivity=l2,
+        dither_failure=DITHER_FAILURE,
+        rotated=True,
+        overflow_probability=overflow,
+    )
+
+
+def _word(proxy: float, variance: float) -> tuple[int, float]:
+    for bits in (16, 32):
+        overflow = overflow_bound(bits, proxy, variance)
+        if overflow <= MAX_OVERFLOW:
+            return bits, overflow
+    raise ConfigError(
+        "no word of 16 or 32 bits holds the sum; lower the noise multiplier or the expected"
+        " batch, or allow more inflation"
+    )
+
+
+def _check_counts(dimension: int, clients: int) -> None:
+    if not 1 <= dimension <= 1 << 30:
+        raise ConfigError(f"the dimension must lie in 1 .. 2**30, not {dimension}")
+    if clients < MIN_CLIENTS:
+        raise ConfigError(f"a secure sum takes at least {MIN_CLIENTS} clients, not {clients}")
+
+
+def plan_plain(dimension: int, bound: float, clients: int) -> EncodingPlan:
+    """Plan the encoding of a run without noise: 32 bits, no rotation, nearest integers.
+
+    The scale is the largest at which no sum can wrap: ``clients * (bound * scale + 1/2)`` stays
+    below ``2**31``.
+
+    Parameters
+    ----------
+    dimension
+        Length of the vectors.
+    bound
+        Largest magnitude of a coordinate of one client's vector, real units.
+    clients
+        Size of the roster.
+
+    Raises
+    ------
+    ConfigError
+        If a value is out of range.
+
+    Guarantees
+    ----------
+    The decoded sum is within ``rounding_bound`` of the true one in every coordinate. There is no
+    differential privacy: the sensitivities are reported as 0 because none is claimed.
+    """
+    _positive(bound=bound)
+    _check_counts(dimension, clients)
+    reach = (2.0**31 - 2) / clients - 1
+    return EncodingPlan(
+        dimension=dimension,
+        padded=dimension,
+        bits=32,
+        scale=reach / (bound * (1 + NORM_SLACK)),
+        clipping_norm=bound,
+        vector_bound=bound,
+        clients=clients,
+        noise_clients=clients,
+        noise_multiplier=0.0,
+        l1_sensitivity=0.0,
+        l2_sensitivity=0.0,
+        dither_failure=0.0,
+        rotated=False,
+        overflow_probability=0.0,
+    )

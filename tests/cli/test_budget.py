@@ -1,0 +1,113 @@
+"""The words of ``carefl-secure budget``."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from carefl_secure.cli import app
+
+FOUR = {
+    "--sample-rate": "0.01",
+    "--noise-multiplier": "1",
+    "--rounds": "1000",
+    "--epsilon": "2.5",
+}
+
+
+def budget(*words: str, without: str = "", mechanism: str = "skellam") -> Result:
+    known = [word for name, value in FOUR.items() if name != without for word in (name, value)]
+    return CliRunner().invoke(
+        app, ["budget", "--delta", "1e-5", "--mechanism", mechanism, *known, *words]
+    )
+
+
+@pytest.mark.parametrize("name", list(FOUR))
+def test_each_can_be_left_out(name: str) -> None:
+    result = budget("--json", without=name)
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["solved_for"] == name.removeprefix("--").replace("-", "_")
+    assert found["epsilon"] <= 2.5
+    assert found["delta"] == 1e-5
+    assert found["adjacency"] == "add-or-remove-one"
+    assert (found["unit"], found["mechanism"]) == ("record", "skellam")
+    assert found["accountant"].startswith("RDP")
+    assert found["verdict"] == "reasonable, not strong"
+    assert found["opacus_prv_epsilon"] is None
+    for key in ("noise_multiplier", "rounds", "sample_rate"):
+        assert found[key] > 0
+
+
+def test_the_gaussian_is_the_default_and_gets_a_second_opinion() -> None:
+    words = ["--sample-rate", "0.01", "--noise-multiplier", "1", "--rounds", "1000"]
+    result = CliRunner().invoke(app, ["budget", "--delta", "1e-5", *words])
+    assert result.exit_code == 0
+    out = result.stdout
+    assert "epsilon 1.8282 at delta 1e-05: reasonable, not strong" in out
+    assert "Opacus PRV 1.838" in out
+    for text in ("PLD", "Poisson", "add or remove one", "1000 sums", "image-person record"):
+        assert text in out
+    assert "^ 1000 rounds" in out
+    assert "\x1b" not in out
+    rows = [line.split() for line in out.splitlines() if "└" not in line]
+    table = {int(row[0]): float(row[1]) for row in rows if len(row) == 2 and row[0].isdecimal()}
+    assert table[1000] == 1.828
+    assert list(table.values()) == sorted(table.values())
+    assert max(table) == 2000
+
+
+def test_the_second_opinion_can_be_left_out() -> None:
+    result = budget("--no-cross-check", without="--epsilon", mechanism="gaussian")
+    assert result.exit_code == 0
+    assert "cross-check: none" in result.stdout
+
+
+def test_the_curve_rises_and_fits_a_terminal() -> None:
+    out = budget(without="--epsilon").stdout
+    curve = [line for line in out.splitlines() if "│" in line]
+    assert len(curve) == 8
+    widths = [len(line.split("│")[1].replace(" ", "")) for line in curve]
+    assert widths == sorted(widths)  # the higher, the fewer rounds reach it
+    assert widths[-1] == 48
+    assert max(map(len, curve)) <= 80
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "text"),
+    [
+        (["--delta", "1e-5"], 2, "leave out exactly one"),
+        (["--delta", "1e-5", "--epsilon", "8", "--rounds", "3"], 2, "leave out exactly one"),
+        ([], 2, "--delta"),
+        (["--delta", "0.3", "--epsilon", "8", "--rounds", "3", "--sample-rate", "1"], 2, "delta"),
+        (["--delta", "1e-5", "--mechanism", "laplace"], 2, "laplace"),
+    ],
+)
+def test_wrong_words(words: list[str], code: int, text: str) -> None:
+    result = CliRunner().invoke(app, ["budget", *words])
+    assert result.exit_code == code
+    assert text in result.stderr
+    assert result.stdout == ""
+
+
+def test_four_that_contradict_each_other() -> None:
+    result = budget("--epsilon", "1")
+    assert result.exit_code == 21
+    assert "cost epsilon 2.108" in result.stderr
+
+
+def test_a_target_out_of_reach() -> None:
+    words = ["--sample-rate", "1", "--noise-multiplier", "0.5", "--epsilon", "1"]
+    result = CliRunner().invoke(app, ["budget", "--delta", "1e-5", *words])
+    assert result.exit_code == 21
+    assert "one round alone costs" in result.stderr
+
+
+def test_the_client_unit() -> None:
+    words = ["--unit", "client", "--mechanism", "skellam", "--noise-multiplier", "8"]
+    result = CliRunner().invoke(app, ["budget", "--delta", "1e-5", *words, "--rounds", "10"])
+    assert result.exit_code == 0
+    assert "unit: one client" in result.stdout

@@ -1,0 +1,39 @@
+"""The page on exit codes says what errors.py says, no more and no less."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from carefl_secure import errors
+from carefl_secure.cli.app import INTERRUPTED
+
+PAGE = (Path(__file__).parents[2] / "docs" / "exit-codes.md").read_text(encoding="utf-8")
+KNOWN = {getattr(errors, name).exit_code: name for name in errors.__all__}
+
+
+def test_codes_differ() -> None:
+    assert len(KNOWN) == len(errors.__all__)
+
+
+def test_the_table_lists_every_error() -> None:
+    rows = re.findall(r"^\| (\d+) \| (?:`(\w+)`)? *\|", PAGE, re.MULTILINE)
+    assert {int(code): name for code, name in rows} == {**KNOWN, 0: "", INTERRUPTED: ""}
+
+
+def test_every_code_has_a_section_with_description_and_cure() -> None:
+    sections = re.split(r"^## (\d+)$", PAGE, flags=re.MULTILINE)[1:]
+    codes = [int(code) for code in sections[::2]]
+    assert codes == sorted({*KNOWN, 0, INTERRUPTED})
+    for text in sections[1::2]:
+        assert re.search(r"^Description: \S", text, re.MULTILINE)
+        assert re.search(r"^How to resolve: \S", text, re.MULTILINE)
+
+
+def test_settings_named_on_the_page_exist() -> None:
+    from carefl_secure.config.load import KNOWN as SETTINGS
+
+    sections = {key.split(".")[0] for key in SETTINGS if "." in key}
+    named = re.findall(rf"`((?:{'|'.join(sections)})\.\w+)`", PAGE)
+    assert len(named) > 5
+    assert set(named) <= set(SETTINGS)

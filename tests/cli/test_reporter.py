@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from carefl_secure.cli.figures import figure
+from carefl_secure.cli.reporter import RichReporter
+
+
+def terminal() -> tuple[Console, io.StringIO]:
+    text = io.StringIO()
+    return Console(file=text, force_terminal=True, width=80, color_system=None), text
+
+
+def log() -> tuple[Console, io.StringIO]:
+    text = io.StringIO()
+    return Console(file=text, width=40), text
+
+
+def test_a_terminal_gets_a_bar_and_whole_lines_above_it() -> None:
+    console, text = terminal()
+    with RichReporter(console) as reporter:
+        reporter.start("features", 10)
+        reporter.advance("features", 4)
+        reporter._progress.refresh()  # else the clock decides when the bar is drawn
+        reporter.note("one [sentence]")
+        reporter.round({"round": 1, "mAP": 0.5})
+        reporter.finish("features")
+        reporter.start("features", 3)  # a task may come again
+    shown = text.getvalue()
+    assert "4/10" in shown
+    assert "one [sentence]" in shown
+    assert "round 1  mAP 0.500" in shown
+    assert "\x1b[?25h" in shown  # the cursor is given back
+
+
+def test_the_cursor_is_given_back_after_an_error() -> None:
+    console, text = terminal()
+    with pytest.raises(ZeroDivisionError), RichReporter(console) as reporter:
+        reporter.start("features", 10)
+        raise ZeroDivisionError
+    assert text.getvalue().rstrip().endswith("\x1b[?25h")
+
+
+def test_a_log_gets_plain_lines_that_are_never_cut() -> None:
+    console, text = log()
+    long = "word " * 30
+    with RichReporter(console) as reporter:
+        reporter.start("features", 100)
+        for _ in range(50):
+            reporter.advance("features", 3)  # more than was announced
+        reporter.finish("features")
+        reporter.start("short", 2)
+        reporter.advance("short")
+        reporter.finish("short")
+        reporter.note(long)
+    assert text.getvalue().splitlines() == [
+        "features: 100 steps",
+        "features: 27/100",
+        "features: 51/100",
+        "features: 75/100",
+        "features: done",
+        "short: 2 steps",
+        "short: done",
+        long,
+    ]
+
+
+def test_what_was_never_started_is_ignored() -> None:
+    console, text = log()
+    with RichReporter(console) as reporter:
+        reporter.advance("ghost")
+        reporter.finish("ghost")
+        reporter.start("nothing", 0)
+        reporter.advance("nothing")
+    assert "ghost" not in text.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("mAP", 0.41251, "0.413"),
+        ("mAP", None, ""),
+        ("round", 3, "3"),
+        ("epsilon", float("inf"), "inf"),
+        ("seconds", 2, "2"),
+        ("seconds", 2.345, "2.3"),
+        ("bytes_per_client", 999, "999 B"),
+        ("bytes_per_client", 81920, "81.9 kB"),
+        ("bytes_per_client", 2.5e6, "2.5 MB"),
+        ("bytes_per_client", 3e12, "3e+03 GB"),
+        ("state", "done", "done"),
+        ("ok", True, "True"),
+    ],
+)
+def test_figures(name: str, value: object, text: str) -> None:
+    assert figure(name, value) == text

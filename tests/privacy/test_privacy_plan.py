@@ -1,0 +1,166 @@
+"""Plans: only those that can keep a promise exist."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from typing import Any
+
+import pytest
+
+from carefl_secure.errors import ConfigError
+from carefl_secure.privacy import PrivacyPlan, SampledGaussian, SampledSkellam
+
+RECORD = PrivacyPlan(
+    unit="record",
+    trust="secagg",
+    mechanism="skellam",
+    rounds=40,
+    clients=10,
+    min_survivors=7,
+    max_colluders=2,
+    public_records=2000,
+    delta=1e-5,
+    sample_rate=0.05,
+    clipping_norm=1.0,
+    noise_multiplier=0.8,
+    target_epsilon=8.0,
+)
+LOCAL = dataclasses.replace(
+    RECORD, trust="none", mechanism="gaussian", min_survivors=1, max_colluders=0, local_steps=5
+)
+CLIENT = dataclasses.replace(RECORD, unit="client", sample_rate=1.0)
+NOTHING = dataclasses.replace(
+    RECORD, unit="none", mechanism="none", noise_multiplier=0.0, target_epsilon=None
+)
+
+
+def test_derived_numbers() -> None:
+    assert RECORD.noise_clients == 5
+    assert RECORD.expected_batch == 100.0
+
+
+@pytest.mark.parametrize(
+    ("base", "change", "says"),
+    [
+        (RECORD, {"target_epsilon": 0.0}, "target_epsilon"),
+        (RECORD, {"target_epsilon": -8.0}, "target_epsilon"),
+        (RECORD, {"target_epsilon": math.nan}, "target_epsilon"),
+        (RECORD, {"sample_rate": 0.0}, "sample_rate"),
+        (RECORD, {"sample_rate": 1.01}, "sample_rate"),
+        (RECORD, {"sample_rate": math.nan}, "sample_rate"),
+        (RECORD, {"sample_rate": True}, "sample_rate"),
+        (RECORD, {"delta": 0.0}, "delta"),
+        (RECORD, {"delta": 0.5}, "delta"),
+        (RECORD, {"delta": 1e-3}, "1 / public_records"),
+        (RECORD, {"clipping_norm": 0.0}, "clipping_norm"),
+        (RECORD, {"clipping_norm": math.inf}, "clipping_norm"),
+        (RECORD, {"noise_multiplier": 0.0}, "protects nothing"),
+        (RECORD, {"noise_multiplier": -1.0}, "noise_multiplier"),
+        (RECORD, {"noise_multiplier": "1"}, "noise_multiplier"),
+        (RECORD, {"rounds": 0}, "rounds"),
+        (RECORD, {"rounds": 2.5}, "rounds"),
+        (RECORD, {"clients": True}, "clients"),
+        (RECORD, {"public_records": 0}, "public_records"),
+        (RECORD, {"max_colluders": -1}, "max_colluders"),
+        (RECORD, {"max_colluders": 7}, "raise min_survivors"),
+        (RECORD, {"min_survivors": 11}, "more clients"),
+        (RECORD, {"min_survivors": 2, "max_colluders": 0}, "at least 3"),
+        (RECORD, {"mechanism": "gaussian"}, "needs mechanism 'skellam'"),
+        (RECORD, {"trust": "none"}, "needs mechanism 'gaussian'"),
+        (RECORD, {"trust": "server"}, "trust"),
+        (RECORD, {"unit": "person"}, "unit"),
+        (RECORD, {"unit": "none"}, "needs mechanism 'none'"),
+        (RECORD, {"adjacency": "replace-one"}, "adjacency"),
+        (RECORD, {"local_steps": 2}, "local_steps"),
+        (RECORD, {"normalise": 1}, "normalise"),
+        (CLIENT, {"sample_rate": 0.5}, "gains nothing"),
+        (CLIENT, {"trust": "none", "mechanism": "gaussian"}, "needs trust 'secagg'"),
+        (NOTHING, {"noise_multiplier": 1.0}, "protects nothing"),
+        (NOTHING, {"target_epsilon": 8.0}, "protects nothing"),
+    ],
+)
+def test_contradictions_are_refused(base: PrivacyPlan, change: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        dataclasses.replace(base, **change)
+
+
+def test_plans_are_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        RECORD.noise_multiplier = 0.1  # type: ignore[misc]
+
+
+def test_the_hash_is_stable_and_covers_every_field() -> None:
+    assert len(RECORD.hash()) == 32
+    assert RECORD.hash() == dataclasses.replace(RECORD).hash()
+    whole = dataclasses.replace(RECORD, sample_rate=1)
+    assert whole.hash() == dataclasses.replace(RECORD, sample_rate=1.0).hash()
+    changes: dict[str, Any] = {
+        "rounds": 41,
+        "clients": 11,
+        "min_survivors": 8,
+        "max_colluders": 1,
+        "public_records": 2001,
+        "delta": 2e-5,
+        "sample_rate": 0.06,
+        "clipping_norm": 1.1,
+        "noise_multiplier": 0.81,
+        "target_epsilon": None,
+        "normalise": False,
+    }
+    others = [dataclasses.replace(RECORD, **{name: value}) for name, value in changes.items()]
+    steps = dataclasses.replace(LOCAL, local_steps=6)
+    plans = [RECORD, *others, LOCAL, steps, CLIENT, NOTHING]
+    assert len({plan.hash() for plan in plans}) == len(plans)
+    tried = set(changes) | {"local_steps", "unit", "trust", "mechanism"}
+    one_value = {"adjacency"}
+    assert tried | one_value == {field.name for field in dataclasses.fields(PrivacyPlan)}
+
+
+def test_the_hash_can_be_made_by_hand() -> None:
+    text = (
+        '{"adjacency":"add-or-remove-one","clients":10,"clipping_norm":1.0,"delta":1e-05,'
+        '"format":"carefl.plan/1","local_steps":1,"max_colluders":2,"mechanism":"skellam",'
+        '"min_survivors":7,"noise_multiplier":0.8,"normalise":true,"public_records":2000,'
+        '"rounds":40,"sample_rate":0.05,"target_epsilon":8.0,"trust":"secagg","unit":"record"}'
+    )
+    assert RECORD.to_json() == json.loads(text)
+    assert RECORD.hash() == hashlib.sha256(text.encode()).digest()
+
+
+def test_only_the_noise_of_honest_survivors_is_counted() -> None:
+    l2, l1 = 3749.0, 3.8e6
+    share = (0.8 * l2) ** 2 / 5
+    event = RECORD.skellam_event(l1=l1, l2=l2, share_variance=share, beta=1e-12, rounds=40)
+    assert isinstance(event, SampledSkellam)
+    assert event.variance == pytest.approx((0.8 * l2) ** 2)
+    assert (event.sample_rate, event.l1, event.l2, event.count) == (0.05, l1, l2, 40)
+    assert event.beta == 1e-12
+
+
+def test_shares_sized_for_all_clients_are_refused() -> None:
+    l2 = 3749.0
+    with pytest.raises(ConfigError, match="is below"):
+        RECORD.skellam_event(l1=3.8e6, l2=l2, share_variance=(0.8 * l2) ** 2 / 10, beta=1e-12)
+
+
+def test_local_steps_are_counted() -> None:
+    assert LOCAL.gaussian_event(3) == SampledGaussian(0.05, 0.8, 15)
+
+
+def test_events_of_the_wrong_mechanism_are_refused() -> None:
+    with pytest.raises(ConfigError, match="mechanism"):
+        RECORD.gaussian_event()
+    for plan in (LOCAL, NOTHING):
+        with pytest.raises(ConfigError, match="mechanism"):
+            plan.skellam_event(l1=4.0, l2=2.0, share_variance=1.0, beta=0.0)
+
+
+def test_the_promise_is_that_of_the_plan() -> None:
+    text = RECORD.promise(7.9)
+    assert "record" in text
+    assert "2 colluding clients" in text
+    assert "1e-05" in text
+    assert "Nothing is protected" in NOTHING.promise(0.0)

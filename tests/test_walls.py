@@ -1,0 +1,294 @@
+"""The walls of the house: which part may import what, and what no part may do.
+
+Every module of the package is read, not run. A part that does not exist yet is no fault.
+"""
+
+from __future__ import annotations
+
+import ast
+import fnmatch
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "carefl_secure"
+NAME = PACKAGE.name
+
+# What each part may know of the others. Every part knows itself, ``errors`` and ``progress``.
+KNOWS: dict[str, set[str]] = {
+    "errors": set(),
+    "progress": set(),
+    "config": set(),
+    "noise": set(),
+    "data": set(),
+    "secagg": {"noise"},
+    "privacy": {"noise"},
+    "context": {"data"},
+    "model": {"context", "data", "evaluation"},
+    "evaluation": {"data"},
+    "federation": {
+        "config",
+        "context",
+        "data",
+        "evaluation",
+        "model",
+        "noise",
+        "privacy",
+        "secagg",
+    },
+    "audit": {
+        "config",
+        "context",
+        "data",
+        "evaluation",
+        "federation",
+        "model",
+        "noise",
+        "privacy",
+        "secagg",
+    },
+    "report": {"config", "privacy"},
+    "cli": {
+        "audit",
+        "config",
+        "context",
+        "data",
+        "evaluation",
+        "federation",
+        "model",
+        "noise",
+        "privacy",
+        "report",
+        "secagg",
+    },
+}
+FREE = {"errors", "progress"}
+
+# Who alone may import a package: patterns over module names below ``carefl_secure``.
+LEARNING = ["model.*", "context.*", "audit.*", "privacy.clipping*"]
+ONLY: dict[str, list[str]] = {
+    "accelerate": ["model.*", "context.*"],
+    "bitsandbytes": ["model.*", "context.*"],
+    "dp_accounting": ["privacy.*", "audit.*"],
+    "flwr": ["federation.*"],
+    "jinja2": ["report.*"],
+    "matplotlib": ["report.*"],
+    "opacus": [*LEARNING, "privacy.crosscheck"],
+    "peft": ["model.*", "audit.*"],
+    "pydantic": ["config.*", "report.*"],
+    "rich": ["cli.*"],
+    "safetensors": ["model.*", "federation.*", "audit.*"],
+    "sklearn": ["evaluation.*", "audit.*"],
+    "tenseal": ["secagg.*"],
+    "torch": LEARNING,
+    "torchvision": [],
+    "transformers": ["model.*", "context.*", "audit.*"],
+    "typer": ["cli.*"],
+    "click": ["cli.*"],
+}
+
+# A secure sum is bytes in, bytes out; and what must not be guessed never comes from these.
+CLOCKS_AND_SOCKETS = {"asyncio", "datetime", "http", "requests", "socket", "ssl", "time", "urllib"}
+GUESSABLE = {"random", "numpy.random"}
+NEVER: dict[str, set[str]] = {
+    "secagg.*": CLOCKS_AND_SOCKETS | GUESSABLE,
+    "noise.*": GUESSABLE,
+    "privacy.*": GUESSABLE,
+}
+
+
+def matches(module: str, patterns: list[str]) -> bool:
+    """Tell whether a module is meant; ``room.*`` means the room's own ``__init__`` too."""
+    return any(
+        fnmatch.fnmatchcase(module, pattern) or module == pattern.removesuffix(".*")
+        for pattern in patterns
+    )
+
+
+def below(name: str, package: str) -> bool:
+    return name == package or name.startswith(package + ".")
+
+
+def imported(tree: ast.AST, module: str, is_package: bool) -> Iterator[tuple[int, str]]:
+    """Yield every name that is imported anywhere in a module, absolute, with its line."""
+    home = f"{NAME}.{module}" if module else NAME
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                up = home.split(".")
+                up = up[: len(up) - node.level + is_package]
+                base = ".".join([*up, base] if base else up)
+            yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
+        elif isinstance(node, ast.Call):  # importlib.import_module("x"), __import__("x")
+            called = ast.unparse(node.func)
+            first = node.args[0] if node.args else None
+            if called.endswith(("import_module", "__import__")) and isinstance(first, ast.Constant):
+                yield node.lineno, str(first.value)
+        elif isinstance(node, ast.Attribute) and ast.unparse(node) in {"np.random", "numpy.random"}:
+            yield node.lineno, "numpy.random"
+
+
+def crossed(module: str, tree: ast.AST, is_package: bool) -> Iterator[str]:
+    """Yield each import that crosses a wall."""
+    room = module.split(".")[0]
+    for line, name in imported(tree, module, is_package):
+        where = f"{module or NAME}:{line}"
+        if below(name, NAME):
+            parts = name.split(".")[1:]
+            other = parts[0] if parts else ""
+            if room not in KNOWS and module:
+                yield f"{where} stands in {room!r}, which has no walls yet: add it to KNOWS"
+            elif other in KNOWS and other not in KNOWS.get(room, set()) | FREE | {room}:
+                yield f"{where} imports {name}, but {room or NAME} must not know {other}"
+        for package, patterns in ONLY.items():
+            if below(name, package) and not matches(module, patterns):
+                yield f"{where} imports {name}, which only {', '.join(patterns) or 'nobody'} may"
+        for pattern, packages in NEVER.items():
+            if matches(module, [pattern]):
+                yield from (
+                    f"{where} uses {name}, which {pattern} must not"
+                    for package in sorted(packages)
+                    if below(name, package)
+                )
+
+
+def printed(module: str, tree: ast.AST) -> Iterator[str]:
+    """Yield each way of writing to the terminal, below the command line."""
+    if matches(module, ["cli.*"]):
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in {"print", "pprint"}:
+            yield f"{module}:{node.lineno} prints"
+        elif isinstance(node, ast.Attribute) and ast.unparse(node) in {"sys.stdout", "sys.stderr"}:
+            yield f"{module}:{node.lineno} touches {ast.unparse(node)}"
+
+
+def swallowed(module: str, tree: ast.AST) -> Iterator[str]:
+    """Yield each ``except`` or ``suppress`` that would hide any error whatever."""
+    broad = {"Exception", "BaseException"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ExceptHandler):
+            kinds = node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
+            if any(kind is None or ast.unparse(kind) in broad for kind in kinds):
+                yield f"{module}:{node.lineno} catches everything"
+        elif (
+            isinstance(node, ast.Call)
+            and ast.unparse(node.func).endswith("suppress")
+            and any(ast.unparse(argument) in broad for argument in node.args)
+        ):
+            yield f"{module}:{node.lineno} suppresses everything"
+
+
+def faults(module: str, source: str, is_package: bool = False) -> list[str]:
+    """Return all faults of one module, given by its name below the package."""
+    tree = ast.parse(source)
+    return [
+        *crossed(module, tree, is_package),
+        *printed(module, tree),
+        *swallowed(module, tree),
+    ]
+
+
+def modules() -> list[tuple[str, Path]]:
+    """Return every module of the package by its name below it."""
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        found.append((".".join(p for p in parts if p != "__init__"), path))
+    return found
+
+
+@pytest.mark.parametrize(("module", "path"), modules(), ids=[m or NAME for m, _ in modules()])
+def test_no_wall_is_crossed(module: str, path: Path) -> None:
+    assert faults(module, path.read_text(encoding="utf-8"), path.name == "__init__.py") == []
+
+
+def test_every_folder_is_a_package_with_walls() -> None:
+    for path in PACKAGE.iterdir():
+        if path.is_dir() and any(path.glob("*.py")):
+            assert (path / "__init__.py").is_file(), f"{path.name} has no __init__.py"
+            assert path.name in KNOWS, f"{path.name} has no walls yet"
+
+
+def test_rooms_know_only_rooms_and_no_two_know_each_other() -> None:
+    for room, known in KNOWS.items():
+        assert known <= set(KNOWS)
+        assert all(room not in KNOWS[other] for other in known)
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("data.x", "import torch"),
+        ("data.x", "def f():\n    import torch.nn as nn"),
+        ("data.x", "from torch.nn import functional"),
+        ("data.x", "import importlib\nimportlib.import_module('torch')"),
+        ("data.x", "from carefl_secure.secagg import client"),
+        ("data.x", "from carefl_secure import secagg"),
+        ("data.x", "import carefl_secure.model"),
+        ("data.x", "from ..privacy import events"),
+        ("data", "from .. import privacy"),
+        ("noise.x", "from carefl_secure.secagg import client"),
+        ("noise.x", "from carefl_secure.data import records"),
+        ("secagg.x", "from carefl_secure.privacy import events"),
+        ("secagg.x", "import time"),
+        ("secagg.x", "from datetime import datetime"),
+        ("secagg.x", "import socket"),
+        ("secagg.x", "import flwr.app"),
+        ("secagg.x", "import numpy as np\nnp.random.default_rng(0)"),
+        ("noise.x", "from numpy.random import default_rng"),
+        ("noise.x", "from numpy import random"),
+        ("privacy.x", "import random"),
+        ("privacy.ledger", "import torch"),
+        ("privacy.x", "from carefl_secure.federation import folder"),
+        ("model.x", "import flwr"),
+        ("model.x", "from carefl_secure.federation import grid"),
+        ("federation.x", "import torch"),
+        ("federation.x", "import tenseal"),
+        ("federation.x", "import rich.console"),
+        ("federation.x", "from carefl_secure.cli import app"),
+        ("report.x", "from carefl_secure.federation.folder import RunFolder"),
+        ("report.x", "import torch"),
+        ("report.x", "import opacus"),
+        ("privacy.budget", "import opacus"),
+        ("evaluation.x", "from carefl_secure.config import Config"),
+        ("errors", "from carefl_secure.progress import Reporter\nimport torch"),
+        ("config", "from carefl_secure.data import labels"),
+        ("cli.x", "import torch"),
+        ("unknown.x", "from carefl_secure.data import labels"),
+        ("model.x", "import torchvision"),
+        ("data.x", "print('x')"),
+        ("federation.x", "import sys\nsys.stdout.write('x')"),
+        ("data.x", "try:\n    f()\nexcept Exception:\n    pass"),
+        ("cli.x", "try:\n    f()\nexcept (ValueError, BaseException):\n    pass"),
+        ("data.x", "try:\n    f()\nexcept:\n    pass"),
+        ("data.x", "import contextlib\nwith contextlib.suppress(Exception):\n    f()"),
+    ],
+)
+def test_a_crossed_wall_is_seen(module: str, source: str) -> None:
+    assert faults(module, source, is_package="." not in module) != []
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("data.x", "from carefl_secure.data.records import Record\nfrom .labels import BASIC"),
+        ("data.x", "from carefl_secure.errors import DataError\nimport numpy as np"),
+        ("data.x", "import numpy as np\nnp.random.default_rng(0)"),
+        ("data", "from . import records\nfrom ..errors import DataError"),
+        ("secagg.x", "from carefl_secure.noise.keystream import KeyStream\nimport tenseal"),
+        ("privacy.clipping", "import torch"),
+        ("privacy.clipping_native", "import torch"),
+        ("model.x", "import torch\nfrom carefl_secure.data import records"),
+        ("federation.x", "import flwr\nfrom carefl_secure.secagg import client"),
+        ("cli.x", "import typer\nprint('x')\nfrom carefl_secure.federation.train import train"),
+        ("data.x", "try:\n    f()\nexcept (OSError, ValueError):\n    pass"),
+        ("", "__version__ = '1'"),
+    ],
+)
+def test_what_is_allowed_passes(module: str, source: str) -> None:
+    assert faults(module, source, is_package="." not in module) == []
