@@ -1,0 +1,67 @@
+"""The tables that the site makes from the code, and that the site asks nobody for anything."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+
+from carefl_secure.config.root import Config
+from carefl_secure.errors import CareflError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def hooks() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("docs_hooks", ROOT / "docs" / "hooks.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_settings_page_names_every_setting(hooks: ModuleType) -> None:
+    page = hooks.settings_page()
+    for section, field in Config.model_fields.items():
+        inner = getattr(field.annotation, "model_fields", None)
+        names = [f"`{section}.{key}`" for key in inner] if inner else [f"## {section}"]
+        assert all(name in page for name in names), names
+
+
+def test_every_setting_is_described() -> None:
+    for section, field in Config.model_fields.items():
+        for key, entry in getattr(field.annotation, "model_fields", {}).items():
+            assert entry.description, f"{section}.{key} has no description"
+
+
+def test_commands_page_names_options(hooks: ModuleType) -> None:
+    page = hooks.commands_page()
+    assert "## train" in page and "`--resume`" in page and "## ledger verify" in page
+
+
+def test_exit_codes_are_all_documented() -> None:
+    page = (ROOT / "docs" / "exit-codes.md").read_text("utf-8")
+
+    def walk(kind: type[CareflError]) -> None:
+        assert re.search(rf"^\| {kind.exit_code} \| `{kind.__name__}`", page, re.MULTILINE), kind
+        for inner in kind.__subclasses__():
+            walk(inner)
+
+    walk(CareflError)
+
+
+def test_pages_in_the_navigation_exist() -> None:
+    text = (ROOT / "mkdocs.yml").read_text("utf-8").replace("!!python/name:", "")
+    listed = re.findall(r"[\w/-]+\.md", yaml.safe_dump(yaml.safe_load(text)["nav"]))
+    here = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    assert set(listed) == here
+
+
+def test_pages_link_to_no_foreign_script() -> None:
+    for page in (ROOT / "docs").rglob("*.md"):
+        assert not re.search(r"<(script|img|link)[^>]+https?://", page.read_text("utf-8")), page
