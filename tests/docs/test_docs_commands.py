@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import random
 import re
 import shlex
 import subprocess
@@ -111,15 +113,16 @@ def _image_folder(folder: Path) -> None:
     """Make the folder that the page on one's own images speaks of."""
     folder.mkdir()
     lines = []
+    chance = random.Random(7)
     for number in range(120):
         mood = ("happiness", "sadness", "anger")[number % 3]
-        picture = Image.new("RGB", (96, 96), (40 + number, 90, 200 - number))
+        picture = Image.new("RGB", (96, 96), (40, 90, 200))
         pen = ImageDraw.Draw(picture)
-        pen.ellipse((20, 15, 76, 85), fill=(230, 190, 160 - number))
-        pen.arc((35, 45, 61, 70), 180 * (number % 3), 180 * (number % 3) + 180, fill=(90, 20, 20))
+        for left, top in itertools.product(range(0, 96, 12), repeat=2):  # no two alike
+            shade = chance.randrange(256)
+            pen.rectangle((left, top, left + 12, top + 12), fill=(shade, shade, 255 - shade))
+        pen.ellipse((30, 30, 66, 66), fill=(230, 190, 40 * (number % 3)))
         picture.save(folder / f"{number:04d}.png")
-        lines.append(
-            {"file_name": f"{number:04d}.png", "label": mood, "subject": f"s{number // 2}"}
-        )
-    text = "\n".join(json.dumps(line) for line in lines)
-    (folder / "metadata.jsonl").write_text(text + "\n", "utf-8")
+        line = {"file_name": f"{number:04d}.png", "label": mood, "subject": f"s{number // 2}"}
+        lines.append(json.dumps(line))
+    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
