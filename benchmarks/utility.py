@@ -77,7 +77,7 @@ def centralised(config: Config, noise_multiplier: float, seed: int) -> float:
         reporter=SilentReporter(),
     )
     evaluate = Evaluator(scorer, corpora, config.evaluation.batch, SilentReporter())
-    optimiser = FedAdam(config.federation.server_lr, config.federation.betas)
+    optimiser = FedAdam(config.server_lr, config.federation.betas)
     clients, rate = config.federation.clients, config.privacy.sample_rate
     gone = round(config.federation.dropout * clients)
     point = adapter.vector()

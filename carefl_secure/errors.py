@@ -14,6 +14,7 @@ __all__ = [
     "LedgerError",
     "ModelError",
     "NonFiniteError",
+    "PolicyError",
     "PrivacyError",
     "ProtocolError",
     "RunError",
@@ -78,6 +79,24 @@ class LedgerError(CareflError):
     """A ledger was changed, cut, or cannot be written."""
 
     exit_code = 23
+
+
+class PolicyError(CareflError):
+    """A site's own policy does not allow the run.
+
+    Parameters
+    ----------
+    text : str
+        For the site's own log.
+    clause : str, optional
+        Which part of the policy; decides the sentence that is sent back.
+    """
+
+    exit_code = 24
+
+    def __init__(self, text: str, clause: str = "other") -> None:
+        super().__init__(text)
+        self.clause = clause
 
 
 class ProtocolError(CareflError):

@@ -48,6 +48,15 @@ KNOWS: dict[str, set[str]] = {
         "privacy",
         "secagg",
     },
+    "experiment": {
+        "config",
+        "data",
+        "evaluation",
+        "federation",
+        "model",
+        "noise",
+        "privacy",
+    },
     "report": {"config", "privacy"},
     "cli": {
         "audit",
@@ -55,6 +64,7 @@ KNOWS: dict[str, set[str]] = {
         "context",
         "data",
         "evaluation",
+        "experiment",
         "federation",
         "model",
         "noise",

@@ -15,9 +15,10 @@ from carefl_secure.audit.views import Attack, Figure, Finding, ReleaseView
 from carefl_secure.privacy import Event
 from carefl_secure.privacy.attacker import attacker_bounds
 
-__all__ = ["GradientCanaries", "claimed_curve", "judge_canaries"]
+__all__ = ["SHARES", "GradientCanaries", "claimed_curve", "judge_canaries"]
 
-_SHARES = (0.02, 0.05, 0.125, 0.25)
+SHARES = (0.02, 0.05, 0.125, 0.25)
+"""Shares of the canaries guessed on a side, declared before any score is seen."""
 
 
 class GradientCanaries(Attack[ReleaseView, npt.NDArray[np.float64]]):
@@ -112,7 +113,7 @@ def judge_canaries(
     events = [event] * len(rehearsal.sums)
     claim = claimed_curve(events) if curve is None else curve
     figures["epsilon claimed"] = plan.privacy.target_epsilon
-    bad = contradicts(scores, member, claim, shares=_SHARES)
+    bad = contradicts(scores, member, claim, shares=SHARES)
     low = max(float(figures[f"epsilon lower bound: {n}"] or 0) for n in ("steinke", "f-dp"))
     most_of_all = max(attainable(n, count, delta) or 0.0 for n in ("steinke", "f-dp"))
     words = (

@@ -17,9 +17,11 @@ import numpy.typing as npt
 from carefl_secure.audit.rehearsal import Rehearsal
 from carefl_secure.audit.statistics import noise_chances, sampler_test
 from carefl_secure.audit.views import Attack, Finding
+from carefl_secure.federation.local import local_work
 from carefl_secure.federation.planning import RunPlan
 from carefl_secure.federation.task import LocalTask
 from carefl_secure.noise import KeyStream, SystemKeySource
+from carefl_secure.privacy import SampledSkellam
 from carefl_secure.secagg import encode
 
 __all__ = ["Conformance", "MachineView", "Probe"]
@@ -79,8 +81,7 @@ class Conformance(Attack[MachineView, list[Finding]]):
         """Return one finding per check."""
         return [
             *self._noise(view),
-            self._clipping(view),
-            self._remove_one(view),
+            *self._bounds(view),
             self._independence(view),
             self._sampler(view),
             *self._sensitivity(view),
@@ -114,6 +115,33 @@ class Conformance(Attack[MachineView, list[Finding]]):
             abs(likeness) < 6.0,
             f"The noise of two runs of one seed correlates by {likeness:.2f} standard errors.",
             standard_errors=likeness,
+        )
+
+    def _bounds(self, view: MachineView) -> Iterator[Finding]:
+        if view.plan.privacy.unit == "client":
+            yield self._move(view)
+            words = "The run bounds whole clients, not single records."
+            yield Finding(self.name, "remove one", "skipped", words, {})
+        else:
+            yield self._clipping(view)
+            yield self._remove_one(view)
+
+    def _move(self, view: MachineView) -> Finding:
+        """Let the real task take its local steps, and measure the move that would be released."""
+        task, bound = view.probe.task, view.plan.privacy.clipping_norm
+        work = local_work(view.plan, task, 0)
+        norms = [
+            float(np.linalg.norm(work.release(view.adapter, number, SystemKeySource())))
+            for number in (1, 2)
+        ]
+        worst = max(norms) / bound
+        return self._finding(
+            "clipping",
+            worst <= 1.0 + _ROUNDING,
+            f"What a client of {task.records} records moves in a round is {worst:.7f} of the "
+            "clipping norm at most.",
+            largest=worst,
+            records=task.records,
         )
 
     def _clipping(self, view: MachineView) -> Finding:
@@ -192,8 +220,8 @@ class Conformance(Attack[MachineView, list[Finding]]):
     def _sensitivity(self, view: MachineView) -> Iterator[Finding]:
         """Round neighbours with one dither: what a record changes in integers."""
         plan = view.plan
-        if plan.event is None:
-            words = "The run claims no privacy, so no record has a bound in integers."
+        if not isinstance(plan.event, SampledSkellam):
+            words = "No noise is shared in integers, so nothing has a bound in integers."
             yield Finding(self.name, "sensitivity", "skipped", words, {})
             return
         encoding, rng = plan.encoding, np.random.default_rng(0)

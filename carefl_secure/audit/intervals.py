@@ -16,7 +16,13 @@ from scipy.stats import beta
 
 from carefl_secure.audit.gdp import gdp_epsilon
 
-__all__ = ["clopper_pearson", "clopper_pearson_epsilon", "clopper_pearson_gaussian", "lower_limit"]
+__all__ = [
+    "clopper_pearson",
+    "clopper_pearson_epsilon",
+    "clopper_pearson_gaussian",
+    "exact_interval",
+    "lower_limit",
+]
 
 Scores = npt.NDArray[np.float64]
 Members = npt.NDArray[np.bool_]
@@ -30,6 +36,12 @@ def clopper_pearson(hits: int, trials: int, error: float) -> float:
 def lower_limit(hits: int, trials: int, error: float) -> float:
     """Return the lower limit of a rate: the truth is below it with chance ``error``."""
     return 0.0 if hits <= 0 else float(beta.ppf(error, hits, trials - hits + 1))
+
+
+def exact_interval(hits: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Return the two-sided interval of Clopper and Pearson for a rate."""
+    error = (1.0 - confidence) / 2
+    return lower_limit(hits, trials, error), clopper_pearson(hits, trials, error)
 
 
 def clopper_pearson_epsilon(

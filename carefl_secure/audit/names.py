@@ -7,9 +7,13 @@ __all__ = ["ATTACK_NAMES"]
 ATTACK_NAMES = (
     "conformance",
     "server-view",
+    "helper-view",
     "canaries",
+    "client-canaries",
     "reconstruction",
+    "images",
     "membership",
+    "exposure",
     "attributes",
 )
 """In the order in which an audit runs them; a test holds this against the attacks themselves."""

@@ -19,11 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from carefl_secure.audit.disguise import masked, noisy
+from carefl_secure.audit.intervals import exact_interval
 from carefl_secure.audit.views import Attack, Finding
 from carefl_secure.model.loader import Base
 from carefl_secure.model.lora import Adapter
-from carefl_secure.noise import KeyStream, SystemKeySource, add_masks, gaussian
-from carefl_secure.secagg import wrap
 
 __all__ = ["SpanCheck", "Texts", "UpdateView", "judge_spans", "recall"]
 
@@ -31,7 +31,6 @@ Matrix = npt.NDArray[np.float64]
 _LAYERS = ("q", "k", "v")
 _RANK = 1e-6
 _MARGIN = 0.05
-_SCALE = float(1 << 24)  # integer units; fine enough that rounding hides nothing
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ class Texts:
     def __init__(self, base: Base, *, rank: int, alpha: int, train: str, length: int = 16) -> None:
         self._adapter = Adapter(base, rank=rank, alpha=alpha, targets=_LAYERS, train="both", seed=0)
         self._train = train
-        self._length = length
+        self.length = length
         self._generator = torch.Generator().manual_seed(0)
         self._parts: dict[str, nn.Parameter] = {}
         with torch.no_grad():
@@ -120,7 +119,7 @@ class Texts:
     def draw(self) -> npt.NDArray[np.int64]:
         """Return one text of distinct tokens, shape [length]."""
         order = torch.randperm(self.vocabulary, generator=self._generator)
-        return np.asarray(order[: self._length].numpy(), np.int64)
+        return np.asarray(order[: self.length].numpy(), np.int64)
 
     def update(self, text: npt.NDArray[np.int64]) -> dict[str, Matrix]:
         """Return the gradients of one text's loss in the first block, by parameter."""
@@ -151,23 +150,6 @@ def _clipped(update: dict[str, Matrix], norm: float) -> dict[str, Matrix]:
 
 def _added(updates: Sequence[dict[str, Matrix]]) -> dict[str, Matrix]:
     return {name: np.sum([u[name] for u in updates], axis=0) for name in updates[0]}
-
-
-def _noisy(update: dict[str, Matrix], deviation: float) -> dict[str, Matrix]:
-    stream = KeyStream(SystemKeySource().key("noise"))
-    return {
-        name: g + gaussian(stream, g.size, deviation).reshape(g.shape) for name, g in update.items()
-    }
-
-
-def _masked(update: dict[str, Matrix]) -> dict[str, Matrix]:
-    """Return the words that leave a client: integers under one mask of the secure sum."""
-    masked = {}
-    for name, gradient in update.items():
-        words = wrap(np.rint(gradient.ravel() * _SCALE).astype(np.int64), 32)
-        add_masks(words, [SystemKeySource().key("mask")], [1])
-        masked[name] = words.view(np.int32).astype(np.float64).reshape(gradient.shape)
-    return masked
 
 
 def judge_spans(
@@ -208,11 +190,13 @@ def judge_spans(
         one, whole = drawn[0], np.concatenate(drawn)
         found["plain"].append(recall(attack(texts.view(updates[0])), one))
         found["sum"].append(recall(attack(texts.view(_added(updates))), whole))
-        found["masked"].append(recall(attack(texts.view(_masked(updates[0]))), one))
+        words = {name: masked(gradient) for name, gradient in updates[0].items()}
+        found["masked"].append(recall(attack(texts.view(words)), one))
         if noise_multiplier > 0:
-            noisy = _noisy(updates[0], noise_multiplier * clipping_norm)
-            found["noise"].append(recall(attack(texts.view(noisy)), one))
-    words = {
+            deviation = noise_multiplier * clipping_norm
+            cloudy = {name: noisy(gradient, deviation) for name, gradient in updates[0].items()}
+            found["noise"].append(recall(attack(texts.view(cloudy)), one))
+    situations = {
         "plain": "one client's plain update, one text",
         "sum": f"the plain sum of {clients} clients",
         "masked": "one client's masked upload",
@@ -221,10 +205,11 @@ def judge_spans(
     note = "" if private_text else " The run's own prompts hold no private text."
     findings = []
     for kind, values in found.items():
-        tokens = texts.draw().size * (clients if kind == "sum" else 1)
+        tokens = texts.length * (clients if kind == "sum" else 1)
         chance = min(1.0, tokens / texts.vocabulary)
         mean = float(np.mean(values))
         error = math.sqrt(max(mean * (1 - mean), chance * (1 - chance)) / (tokens * trials))
+        low, high = exact_interval(round(mean * tokens * trials), tokens * trials)
         guarded = kind in ("masked", "noise")
         bad = guarded and mean > chance + _MARGIN + 3 * error
         findings.append(
@@ -232,9 +217,16 @@ def judge_spans(
                 SpanCheck.name,
                 kind,
                 "falsified" if bad else "passed" if guarded else "measured",
-                f"From {words[kind]}, {mean:.1%} of the tokens came back (chance {chance:.1%})."
-                + note,
-                {"recall": mean, "chance": chance, "tokens": tokens, "trials": trials},
+                f"From {situations[kind]}, {mean:.1%} of the tokens came back "
+                f"(chance {chance:.1%}).{note}",
+                {
+                    "recall": mean,
+                    "recall, 95 % low": low,
+                    "recall, 95 % high": high,
+                    "chance": chance,
+                    "tokens": tokens,
+                    "trials": trials,
+                },
             )
         )
     return findings

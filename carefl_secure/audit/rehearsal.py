@@ -8,9 +8,10 @@ length, or it is a filler whose gradient is zero.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,25 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from carefl_secure.audit.views import Heard, ReleaseView, TranscriptView
+from carefl_secure.audit.views import (
+    Heard,
+    HolderView,
+    MemberView,
+    ReleaseView,
+    TranscriptView,
+)
 from carefl_secure.config import Config
+from carefl_secure.federation.cohort import Aggregation
 from carefl_secure.federation.folder import RunFolder
 from carefl_secure.federation.grid import FIRST_NODE
-from carefl_secure.federation.planning import RunPlan, plan_run
+from carefl_secure.federation.planning import LocalPlan, RunPlan, plan_run
 from carefl_secure.federation.rounds import run_federation
+from carefl_secure.federation.task import LocalTask
+from carefl_secure.federation.train import UNCLIPPED, local_plan
 from carefl_secure.noise import KeySource
 from carefl_secure.progress import Reporter, SilentReporter
 
-__all__ = ["Batch", "Rehearsal", "plan_like", "rehearse"]
+__all__ = ["Batch", "Rehearsal", "plan_like", "play", "punctual", "rehearse"]
 
 _MOST_CLIENTS = 16
 _MOST_ROUNDS = 100
@@ -63,6 +73,8 @@ class Rehearsal:
         The coins.
     seed : int
         Of the run.
+    aggregation : {"peer", "committee", "encrypt"}
+        How its rounds summed.
     """
 
     plan: RunPlan
@@ -73,24 +85,60 @@ class Rehearsal:
     records: int
     member: npt.NDArray[np.bool_]
     seed: int
+    aggregation: Aggregation = "peer"
 
     def transcript(self) -> TranscriptView:
         """Return what the server sees."""
         privacy, encoding = self.plan.privacy, self.plan.encoding
-        return TranscriptView(self.messages, privacy.clients, encoding.bits, self.seed)
+        return TranscriptView(
+            self.messages,
+            privacy.clients,
+            encoding.bits,
+            self.seed,
+            self.aggregation,
+            encoding.padded,
+        )
+
+    def members(self) -> tuple[MemberView, ...]:
+        """Return what each committee member sees; nothing where there is no committee."""
+        if self.aggregation != "committee":
+            return ()
+        encoding, floor = self.plan.encoding, self.plan.privacy.min_survivors
+        size = encoding.padded * encoding.bits // 8
+        return tuple(MemberView(heard, floor, size) for heard in self._helpers())
+
+    def holder(self) -> HolderView | None:
+        """Return what the key holder sees; None where nothing is encrypted."""
+        return HolderView(self._helpers()[0]) if self.aggregation == "encrypt" else None
+
+    def _helpers(self) -> list[tuple[Heard, ...]]:
+        first = self.plan.privacy.clients
+        indices = sorted({m.client for m in self.messages if m.client >= first})
+        return [tuple(m for m in self.messages if m.client == index) for index in indices]
 
     def releases(self) -> ReleaseView:
         """Return what everybody sees."""
-        encoding = self.plan.encoding
-        shares = np.array(self.survivors, np.float64) * self.plan.share_variance
-        noise = np.sqrt(shares) / encoding.scale / self.plan.privacy.clipping_norm
+        noise = np.array(
+            [_unit(self.plan, s) * self.plan.noise_variance(s) ** 0.5 for s in self.survivors]
+        )
         return ReleaseView(
             self.sums, noise, self.plan.privacy.sample_rate, np.arange(len(self.member))
         )
 
 
+def _unit(plan: RunPlan, survivors: int) -> float:
+    """Return what turns a mean gradient into a sum in which one canary's gradient is 1."""
+    if plan.local is None or plan.privacy.mechanism != "gaussian":
+        return abs(plan.divisor(survivors)) / plan.privacy.clipping_norm
+    # A canary moves its client by the local rate times its share of the expected batch.
+    batch = plan.privacy.expected_batch / plan.privacy.clients
+    return survivors * batch / (plan.local.learning_rate * plan.privacy.clipping_norm)
+
+
 class _CanaryTask:
     """A client whose first records are canaries and whose others have no gradient."""
+
+    most_records = 1
 
     def __init__(
         self,
@@ -123,6 +171,26 @@ class _CanaryTask:
         total[self._canaries[indices[indices < len(self._canaries)]]] = self._norm
         return total
 
+    @property
+    def persons(self) -> int:
+        """Every record is a person of its own."""
+        return self._records
+
+    def clipped_person_sum(
+        self, adapter: npt.NDArray[np.float32], persons: npt.NDArray[np.int64], number: int
+    ) -> npt.NDArray[np.float64]:
+        return self.clipped_sum(adapter, persons, number)
+
+    def mask(self, number: int) -> npt.NDArray[np.bool_]:
+        return np.ones(self._dimension, np.bool_)
+
+    def gradient(
+        self, adapter: npt.NDArray[np.float32], indices: npt.NDArray[np.int64], number: int
+    ) -> npt.NDArray[np.float64]:
+        total = np.zeros(self._dimension)
+        total[self._canaries[indices[indices < len(self._canaries)]]] = self._norm / len(indices)
+        return total
+
 
 class _Keeper:
     """A server step that keeps every opened mean and never moves."""
@@ -143,6 +211,11 @@ class _Keeper:
         del state
 
 
+def punctual(local: LocalPlan | None) -> LocalPlan | None:
+    """Return local steps without stragglers, whose noise would be less than a round's whole."""
+    return None if local is None else dataclasses.replace(local, stragglers=0.0)
+
+
 def plan_like(config: Config, dimension: int, records: int, rounds: int | None = None) -> RunPlan:
     """Plan a run under a configuration, for another length of the adapter.
 
@@ -155,12 +228,15 @@ def plan_like(config: Config, dimension: int, records: int, rounds: int | None =
     protected = private.unit != "none"
     return plan_run(
         unit=private.unit,
+        trust=private.trust,
+        records_per_person=private.records_per_person,
+        local=punctual(local_plan(config)),
         dimension=dimension,
         clients=clients,
         rounds=min(federation.rounds if rounds is None else rounds, _MOST_ROUNDS),
         public_records=records * clients,
-        sample_rate=private.sample_rate,
-        clipping_norm=private.clipping_norm if protected else 1e3,
+        sample_rate=1.0 if private.unit == "client" else private.sample_rate,
+        clipping_norm=private.clipping_norm if protected else UNCLIPPED,
         delta=min(private.delta, 0.9 / (records * clients)),
         target_epsilon=private.epsilon if protected else None,
         min_survivors=federation.floor if whole else None,
@@ -177,6 +253,7 @@ def rehearse(
     plan: RunPlan | None = None,
     empty: bool = False,
     seed: int = 0,
+    aggregation: Aggregation | None = None,
     reporter: Reporter | None = None,
 ) -> Rehearsal:
     """Run the configured federation on canaries.
@@ -194,6 +271,8 @@ def rehearse(
         Leave all records out, so that each sum is noise and nothing else.
     seed : int
         Of the coins alone.
+    aggregation : {"peer", "committee", "encrypt"}, optional
+        How rounds sum; as configured by default.
     reporter : Reporter, optional
         Told of rounds.
 
@@ -221,6 +300,39 @@ def rehearse(
         )
         for i in range(clients)
     ]
+    rehearsal = play(config, key_source, plan, tasks, aggregation=aggregation, reporter=reporter)
+    return dataclasses.replace(
+        rehearsal, batches=tuple(log), records=0 if empty else records, member=member
+    )
+
+
+def play(
+    config: Config,
+    key_source: Callable[[int], KeySource],
+    plan: RunPlan,
+    tasks: Sequence[LocalTask],
+    *,
+    aggregation: Aggregation | None = None,
+    reporter: Reporter | None = None,
+) -> Rehearsal:
+    """Run the configured federation on any tasks, and write everything down.
+
+    Parameters
+    ----------
+    config : Config
+    key_source : callable(int) -> KeySource
+    plan : RunPlan
+    tasks : sequence of LocalTask
+    aggregation : {"peer", "committee", "encrypt"}, optional
+        As configured by default.
+    reporter : Reporter, optional
+
+    Returns
+    -------
+    Rehearsal
+        Without batches, records and canaries: only the caller knows these.
+    """
+    mode = aggregation or config.federation.aggregation
     keeper = _Keeper()
     heard: list[Heard] = []
     with tempfile.TemporaryDirectory(prefix="carefl-audit-") as home:
@@ -236,21 +348,15 @@ def rehearse(
             dropout=config.federation.dropout,
             seed=config.run.seed,
             record=lambda node, message: heard.append(_heard(node, message)),
+            aggregation=mode,
+            committee_members=config.federation.committee_members,
+            committee_spare=config.federation.committee_spare,
         )
     survivors = tuple(int(row["survivors"]) for row in result.rows)
-    sums = [
-        mean * plan.expected_batch(count) / plan.privacy.clipping_norm
-        for mean, count in zip(keeper.means, survivors, strict=True)
-    ]
+    sums = [mean * _unit(plan, s) for mean, s in zip(keeper.means, survivors, strict=True)]
+    nobody = np.zeros(0, np.bool_)
     return Rehearsal(
-        plan,
-        tuple(heard),
-        np.array(sums),
-        survivors,
-        tuple(log),
-        0 if empty else records,
-        member,
-        config.run.seed,
+        plan, tuple(heard), np.array(sums), survivors, (), 0, nobody, config.run.seed, mode
     )
 
 

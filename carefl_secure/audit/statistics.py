@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import binomtest, chi2, kstest
+from scipy.stats import binomtest, kstest
+
+from carefl_secure.privacy.conformance import dispersion_p_value, noise_p_value
 
 __all__ = ["SamplerTest", "noise_chances", "sampler_test"]
 
@@ -16,9 +18,7 @@ def noise_chances(noise: npt.NDArray[np.float64]) -> tuple[float, float]:
     40 960 entries, noise at 0.95 of its scale has a p-value below 1e-40. The second is the test of
     Kolmogorov and Smirnov, and sees a wrong shape.
     """
-    total, degrees = float(np.sum(noise**2)), noise.size
-    tail = min(float(chi2.cdf(total, degrees)), float(chi2.sf(total, degrees)))
-    return min(1.0, 2.0 * tail), float(kstest(noise, "norm").pvalue)
+    return noise_p_value(noise, 1.0), float(kstest(noise, "norm").pvalue)
 
 
 class SamplerTest:
@@ -68,14 +68,14 @@ def sampler_test(
         whole = float(np.all(sizes == records))
         return SamplerTest(whole, whole, whole, 0)
     mean = float(binomtest(int(sizes.sum()), records * len(every), sample_rate).pvalue)
-    size_variance = _chance([_moments(sizes, records, sample_rate)])
+    size_variance = dispersion_p_value([(sizes, records)], sample_rate)
     parts = []
     for drawn in batches.values():
         counts = np.zeros(records)
         for batch in drawn:
             np.add.at(counts, batch, 1.0)
-        parts.append(_moments(counts, len(drawn), sample_rate))
-    spread = _chance(parts)
+        parts.append((counts, len(drawn)))
+    spread = dispersion_p_value(parts, sample_rate)
     seen: set[bytes] = set()
     repeats = 0
     for batch in every:
@@ -84,23 +84,3 @@ def sampler_test(
             repeats += key in seen
             seen.add(key)
     return SamplerTest(mean, size_variance, spread, repeats)
-
-
-def _moments(
-    counts: npt.NDArray[np.float64], trials: int, rate: float
-) -> tuple[float, float, float]:
-    """Return the sum of squared standard scores of binomial counts, its mean and its variance.
-
-    A standardised binomial has ``E z^4 = 3 + (1 - 6 q (1 - q)) / (n q (1 - q))``.
-    """
-    variance = trials * rate * (1.0 - rate)
-    squares = float(np.sum((counts - trials * rate) ** 2)) / variance
-    fourth = 2.0 + (1.0 - 6.0 * rate * (1.0 - rate)) / variance
-    return squares, float(counts.size), counts.size * fourth
-
-
-def _chance(parts: list[tuple[float, float, float]]) -> float:
-    """Return the two-sided p-value of a sum, as a chi-squared of equal mean and variance."""
-    total, mean, variance = (sum(column) for column in zip(*parts, strict=True))
-    freedom, scaled = 2.0 * mean**2 / variance, 2.0 * mean * total / variance
-    return min(1.0, 2.0 * float(min(chi2.cdf(scaled, freedom), chi2.sf(scaled, freedom))))

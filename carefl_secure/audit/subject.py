@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,12 +24,12 @@ from carefl_secure.federation.contexts import Contexts, load_contexts
 from carefl_secure.federation.corpora import Corpora, load_corpora
 from carefl_secure.federation.folder import RunFolder
 from carefl_secure.federation.learning import ModelTask
-from carefl_secure.federation.planning import RunPlan
+from carefl_secure.federation.planning import LocalPlan, RunPlan
 from carefl_secure.federation.train import label_scorer
 from carefl_secure.model.features import vision_features
 from carefl_secure.model.learner import LabelScorer, Learner
 from carefl_secure.model.saved import load_saved
-from carefl_secure.privacy import PrivacyPlan
+from carefl_secure.privacy import Event, PrivacyPlan
 from carefl_secure.progress import Reporter
 from carefl_secure.secagg import EncodingPlan
 
@@ -38,25 +40,33 @@ _MICRO_BATCH = 16
 
 
 def read_plan(folder: RunFolder) -> RunPlan:
-    """Return the plan that a run was made with.
+    """Return the plan that a run was made with; of several stages, the last's over all rounds.
 
     Raises
     ------
     RunError
         If it cannot be read, or is not what the run's event says.
     """
+    return _plans(folder)[0]
+
+
+def _plans(folder: RunFolder) -> list[RunPlan]:
+    """Return the plan of the whole run, and after it those of its stages where it has several."""
     try:
         stored = json.loads(folder.plan.read_text(encoding="utf-8"))
-        names = {field.name for field in dataclasses.fields(PrivacyPlan)}
-        privacy = {k: v for k, v in stored["privacy"].items() if k in names}
-        plan = RunPlan(
-            PrivacyPlan(**privacy), EncodingPlan(**stored["encoding"]), int(stored["threshold"])
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return [_plan(one) for one in (stored, *stored.get("stages", ()))]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(
             f"cannot read the plan of {folder.path}: {error}; audit a finished run of this version"
         ) from error
-    return plan
+
+
+def _plan(stored: Mapping[str, Any]) -> RunPlan:
+    names = {field.name for field in dataclasses.fields(PrivacyPlan)}
+    privacy = {k: v for k, v in stored["privacy"].items() if k in names}
+    local = None if stored.get("local") is None else LocalPlan(**stored["local"])
+    encoding, threshold = EncodingPlan(**stored["encoding"]), int(stored["threshold"])
+    return RunPlan(PrivacyPlan(**privacy), encoding, threshold, local)
 
 
 @dataclass(frozen=True)
@@ -93,8 +103,24 @@ class Subject:
         if not (self.folder.adapter / "adapter_model.safetensors").is_file():
             raise RunError(f"{path} holds no adapter: the run did not finish; resume it first")
         self.config: Config = load_config(self.folder.config, ())
+        if len(self.config.stages.spaces) > 1 and self.config.stages.handover == "merge":
+            raise RunError(
+                f"{path} merged its stages: what it saved holds a frozen adapter beside the one "
+                "that the last stage trained, and the attacks know a single one; audit a run with "
+                "stages.handover=carry or restart"
+            )
         self.plan = read_plan(self.folder)
         self._reporter = reporter
+
+    @cached_property
+    def planned(self) -> list[Event]:
+        """Everything that the run may release: all rounds of all its stages."""
+        whole, *stages = _plans(self.folder)
+        return [
+            plan.event.times(plan.event.count * plan.privacy.rounds)
+            for plan in stages or [whole]
+            if plan.event is not None
+        ]
 
     @cached_property
     def corpora(self) -> Corpora:
@@ -169,6 +195,7 @@ class Subject:
             "test",
             count,
             task=task,
+            view=data.view,
             seed=data.seed + 2 + which,
             cache=data.cache_dir,
             reporter=self._reporter,

@@ -6,19 +6,25 @@ import itertools
 import struct
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-from scipy.stats import chi2
 
+from carefl_secure.audit.transcript_helpers import (
+    KINDS_COMMITTEE,
+    KINDS_ENCRYPT,
+    Weakness,
+    committee_weaknesses,
+    encrypted_weaknesses,
+    uniform_chance,
+)
 from carefl_secure.audit.views import Attack, Finding, Heard, TranscriptView
 from carefl_secure.noise import DeterministicKeySource
 from carefl_secure.secagg.parameters import default_threshold
 
-__all__ = ["ServerEyes", "Weakness", "judge_transcript"]
+__all__ = ["KINDS", "ServerEyes", "Weakness", "judge_transcript", "uniform_chance"]
 
 _HEADER = 16
 _SIGNATURE = 64
@@ -26,22 +32,6 @@ _ENTRY = struct.Struct("<HB33s")
 _SEEDS = 64
 _CHANCE = 1e-12
 _LEAST_WORDS = 256
-
-
-@dataclass(frozen=True)
-class Weakness:
-    """Something in a transcript that gives a client's vector away, or a part of its cover.
-
-    Parameters
-    ----------
-    kind : str
-        Name of the attack that worked.
-    words : str
-        Where it worked, without any secret.
-    """
-
-    kind: str
-    words: str
 
 
 KINDS: Mapping[str, str] = {
@@ -55,12 +45,32 @@ KINDS: Mapping[str, str] = {
 }
 
 
+_KINDS: Mapping[str, Mapping[str, str]] = {
+    "peer": KINDS,
+    "committee": KINDS_COMMITTEE,
+    "encrypt": {
+        **KINDS_ENCRYPT,
+        **{
+            kind: KINDS[kind]
+            for kind in (
+                "key repeated",
+                "weak seed",
+                "survivor sets",
+                "both secrets",
+                "more than a vector",
+            )
+        },
+    },
+}
+
+
 class ServerEyes(Attack[TranscriptView, list[Weakness]]):
     """Tries to recover a client's vector from what the server was sent.
 
     It looks for uploads that are not uniform, alone and in pairs; for keys that repeat or that can
     be guessed from the run's seed; for two signed survivor sets in one round; for answers that
-    give both secrets of a client away; and for replies that hold more than they should.
+    give both secrets of a client away; and for replies that hold more than they should. With a
+    committee or a key holder the same is asked of what these sent.
     """
 
     name: ClassVar[str] = "server-view"
@@ -69,6 +79,17 @@ class ServerEyes(Attack[TranscriptView, list[Weakness]]):
 
     def attack(self, view: TranscriptView) -> list[Weakness]:
         """Return every weakness found; none is what one hopes for."""
+        if view.aggregation == "committee":
+            return [*_plain(view), *committee_weaknesses(view), *_extra(view)]
+        if view.aggregation == "encrypt":
+            return [
+                *encrypted_weaknesses(view),
+                *_repeated(view),
+                *_guessed(view),
+                *_two_sets(view),
+                *_both_secrets(view),
+                *_extra(view),
+            ]
         return [
             *_plain(view),
             *_repeated(view),
@@ -83,26 +104,23 @@ def _replies(view: TranscriptView, action: str) -> Iterator[Heard]:
     return (m for m in view.messages if m.from_client and m.action == action and m.fields)
 
 
+def _uploads(view: TranscriptView) -> Iterator[Heard]:
+    action = "train.submit" if view.aggregation == "committee" else "train.masked"
+    return _replies(view, action)
+
+
 def _octets(message: Heard, name: str) -> bytes:
     value = message.fields.get(name)
     return value if isinstance(value, bytes) else b""
 
 
-def uniform_chance(words: npt.NDArray[np.unsignedinteger]) -> float:
-    """Return the p-value of a chi-squared test that the four leading bits are uniform.
-
-    A vector of small signed integers fills only the lowest and the highest of the 16 cells.
-    """
-    cells = np.bincount((words >> np.array(words.itemsize * 8 - 4, words.dtype)), minlength=16)
-    expected = words.size / 16
-    return float(chi2.sf(np.sum((cells - expected) ** 2) / expected, 15))
-
-
 def _plain(view: TranscriptView) -> Iterator[Weakness]:
     kind = np.dtype(np.uint16 if view.bits == 16 else np.uint32).newbyteorder("<")
     vectors: dict[tuple[int, int], npt.NDArray[np.unsignedinteger]] = {}
-    for message in _replies(view, "train.masked"):
+    for message in _uploads(view):
         words = _octets(message, "upload")[_HEADER:-_SIGNATURE]
+        if view.aggregation == "committee":  # commitments and envelopes follow the words
+            words = words[: view.dimension * kind.itemsize]
         if len(words) // kind.itemsize >= _LEAST_WORDS:
             vector = np.frombuffer(words[: len(words) // kind.itemsize * kind.itemsize], kind)
             vectors[message.round, message.client] = vector.astype(kind.newbyteorder("="))
@@ -202,7 +220,7 @@ def _both_secrets(view: TranscriptView) -> Iterator[Weakness]:
 
 
 def _extra(view: TranscriptView) -> Iterator[Weakness]:
-    for message in _replies(view, "train.masked"):
+    for message in _uploads(view):
         if set(message.fields) != {"upload"}:
             names = ", ".join(sorted(set(message.fields) - {"upload"})) or "no upload"
             yield Weakness(
@@ -213,12 +231,9 @@ def _extra(view: TranscriptView) -> Iterator[Weakness]:
 
 def judge_transcript(view: TranscriptView, found: list[Weakness]) -> list[Finding]:
     """Return one finding per kind of weakness."""
-    uploads = sum(1 for _ in _replies(view, "train.masked"))
-    if not uploads and any(_replies(view, "train.submit")):
-        words = "Only transcripts of the peer protocol are understood; this is one of a committee."
-        return [Finding(ServerEyes.name, "protocol", "skipped", words, {})]
+    uploads = sum(1 for _ in _uploads(view))
     findings = []
-    for kind, meaning in KINDS.items():
+    for kind, meaning in _KINDS[view.aggregation].items():
         places = [weakness.words for weakness in found if weakness.kind == kind]
         bad = bool(places) or not uploads
         shown = "; ".join(places[:3]) + (f" and {len(places) - 3} more" if len(places) > 3 else "")

@@ -12,7 +12,16 @@ import numpy.typing as npt
 
 from carefl_secure.errors import PrivacyError
 
-__all__ = ["Attack", "Finding", "Heard", "ReleaseView", "TranscriptView", "Verdict"]
+__all__ = [
+    "Attack",
+    "Finding",
+    "Heard",
+    "HolderView",
+    "MemberView",
+    "ReleaseView",
+    "TranscriptView",
+    "Verdict",
+]
 
 Verdict = Literal["passed", "falsified", "measured", "skipped"]
 """``measured`` proves nothing either way; ``skipped``: nothing of the kind is promised."""
@@ -94,7 +103,7 @@ class Heard:
     ----------
     round : int
     client : int
-        Index of the client at the other end.
+        Index of the party at the other end: clients first, then helpers.
     from_client : bool
         Direction.
     action : str
@@ -123,12 +132,48 @@ class TranscriptView:
         Word size of the uploads.
     seed : int
         The run's seed, which stands in its configuration and is no secret.
+    aggregation : {"peer", "committee", "encrypt"}
+        The way of summing.
+    dimension : int
+        Words in an upload.
     """
 
     messages: tuple[Heard, ...]
     clients: int
     bits: int
     seed: int
+    aggregation: Literal["peer", "committee", "encrypt"] = "peer"
+    dimension: int = 0
+
+
+@dataclass(frozen=True)
+class MemberView:
+    """What one member of a committee sees: the messages to it and from it.
+
+    Parameters
+    ----------
+    messages : tuple of Heard
+    floor : int
+        Fewest clients that a list may have.
+    vector_bytes : int
+        Length of one client's masked vector.
+    """
+
+    messages: tuple[Heard, ...]
+    floor: int
+    vector_bytes: int
+
+
+@dataclass(frozen=True)
+class HolderView:
+    """What the holder of the decryption key sees: the messages to it and from it.
+
+    Parameters
+    ----------
+    messages : tuple of Heard
+    """
+
+    messages: tuple[Heard, ...]
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,17 @@ from carefl_secure.cli.audit import audit
 from carefl_secure.cli.budget import budget
 from carefl_secure.cli.caption import caption
 from carefl_secure.cli.data import data
+from carefl_secure.cli.doctor import doctor
 from carefl_secure.cli.environment import prepare_environment
 from carefl_secure.cli.evaluate import evaluate
+from carefl_secure.cli.experiment import experiment
 from carefl_secure.cli.ledger import ledger
+from carefl_secure.cli.node import node
 from carefl_secure.cli.pretrain import pretrain
+from carefl_secure.cli.provision import provision
 from carefl_secure.cli.report import report
+from carefl_secure.cli.server import server, submit
+from carefl_secure.cli.status import status
 from carefl_secure.cli.threat_model import threat_model
 from carefl_secure.cli.train import train
 from carefl_secure.errors import CareflError
@@ -79,8 +85,15 @@ app.command("caption")(caption)
 app.add_typer(data)
 app.command("budget")(budget)
 app.command("evaluate")(evaluate)
+app.command("experiment")(experiment)
 app.command("report")(report)
 app.command("audit")(audit)
+app.command("provision")(provision)
+app.command("submit")(submit)
+app.command("status")(status)
+app.command("doctor")(doctor)
+app.add_typer(node)
+app.add_typer(server)
 app.add_typer(threat_model)
 app.add_typer(ledger)
 

@@ -38,8 +38,19 @@ def budget(
         typer.Option(help="gaussian: each client's own noise; skellam: shared in a secure sum."),
     ] = "gaussian",
     unit: Annotated[
-        Literal["record", "client"], typer.Option(help="What one more or less of must not show.")
+        Literal["record", "person", "client"],
+        typer.Option(help="What one more or less of must not show."),
     ] = "record",
+    records_per_person: Annotated[
+        int | None,
+        typer.Option(metavar="K", help="Of unit person: records of each, clipped one by one."),
+    ] = None,
+    dimension: Annotated[
+        int | None,
+        typer.Option(
+            metavar="D", help="Of skellam: trained values; by default the embedded model's 40960."
+        ),
+    ] = None,
     cross_check: Annotated[
         bool, typer.Option(help="Ask Opacus' PRV accountant too, where the noise is Gaussian.")
     ] = True,
@@ -60,9 +71,12 @@ def budget(
             rounds=rounds,
             sample_rate=sample_rate,
             unit=unit,
+            records_per_person=records_per_person,
+            dimension=dimension,
         )
     )
-    second = _second_opinion(found) if cross_check else None
+    # of a person with k records the second accountant knows nothing
+    second = _second_opinion(found) if cross_check and records_per_person is None else None
     if json:
         typer.echo(json_text.dumps(_as_json(found, second), indent=2, allow_nan=False))
     else:
@@ -88,6 +102,8 @@ def _as_json(found: Budget, second: float | None) -> dict[str, object]:
         "unit": found.unit,
         "accountant": found.accountant,
         "mechanism": found.mechanism,
+        "dimension": found.dimension,
+        "records_per_person": found.records_per_person,
         "verdict": found.verdict,
         "solved_for": found.solved_for,
         "opacus_prv_epsilon": second,
@@ -96,6 +112,7 @@ def _as_json(found: Budget, second: float | None) -> dict[str, object]:
 
 def _show(found: Budget, second: float | None, console: Console) -> None:
     from carefl_secure.privacy.budget import epsilon_by_rounds
+    from carefl_secure.privacy.composition import conditions
 
     def line(text: str = "", style: str = "") -> None:
         console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
@@ -114,7 +131,9 @@ def _show(found: Budget, second: float | None, console: Console) -> None:
     if second is not None:
         line(f"  cross-check: Opacus PRV {second:.4f} (an upper estimate, 0.01 wide)")
     elif found.mechanism == "gaussian":
-        line("  cross-check: none (switched off, or the second accountant gave no figure)")
+        line("  cross-check: none (switched off, or the second accountant gives no figure)")
+    for text in conditions(found.unit):
+        line(f"  {text}")
     line()
     points = epsilon_by_rounds(found, 24)
     console.print(_table(points[3::4] or points, found.rounds))

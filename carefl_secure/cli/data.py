@@ -83,24 +83,25 @@ def _table(title: str, *columns: str) -> Table:
 
 def _show(report: Report, console: Console) -> None:
     """Write what was found; a log has no width, there the tables take what they need."""
-    width = None if console.is_terminal else _WIDTH
+    if not console.is_terminal:
+        console = Console(file=console.file, width=_WIDTH)
     console.print(f"{report.kind}: {report.root}", markup=False, highlight=False, soft_wrap=True)
     table = _table("splits", "split", "records", "images", "labelled", "left out", "repeated")
     for one in report.splits:
         numbers = (one.records, one.images, one.labelled, sum(one.skipped.values()), one.repeated)
         table.add_row(one.name, *(f"{number:,}" for number in numbers))
-    console.print(table, width=width)
+    console.print(table)
     if report.counts:
         table = _table("published counts", "what", "found", "published")
         for count in report.counts:
             table.add_row(count.what, f"{count.found:,}", f"{count.published:,}")
-        console.print(table, width=width)
+        console.print(table)
     if report.shared:
         table = _table("in both", "parts", "equal", "nearly equal", "subjects")
         for pair in report.shared:
             both = (pair.exact, pair.near, pair.subjects)
             table.add_row(f"{pair.first}, {pair.second}", *(f"{number:,}" for number in both))
-        console.print(table, width=width)
+        console.print(table)
     for title, lines in (
         ("missing", report.missing),
         ("wrong", report.faults),

@@ -15,7 +15,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from carefl_secure.cli.figures import figure
+from carefl_secure.cli.generated import written
 from carefl_secure.cli.reporter import RichReporter
+from carefl_secure.cli.zeroshot import zero_shot
+from carefl_secure.errors import ConfigError
 from carefl_secure.progress import SilentReporter
 
 if TYPE_CHECKING:
@@ -33,6 +36,21 @@ _SHOWN = ("mAP", "macro_f1", "uar")
 class _Split(StrEnum):
     test = "test"
     public = "public"
+
+
+class _Space(StrEnum):
+    cexpr = "cexpr"
+
+
+class _Fuse(StrEnum):
+    mean_probability = "mean_probability"
+    majority = "majority"
+    mean_logit = "mean_logit"
+
+
+class _Scorer(StrEnum):
+    labels = "labels"
+    generation = "generation"
 
 
 def evaluate(
@@ -58,6 +76,32 @@ def evaluate(
     minimum: Annotated[
         int, typer.Option("--min-group", min=1, help="Records that a group needs to be scored.")
     ] = 30,
+    scorer: Annotated[
+        _Scorer,
+        typer.Option(
+            help="labels: by the likelihoods of the labels; generation: by what the model writes, "
+            "which gives F1 and no mAP."
+        ),
+    ] = _Scorer.labels,
+    constrained: Annotated[
+        bool, typer.Option(help="With --scorer generation: let it write labels and commas only.")
+    ] = False,
+    space: Annotated[
+        _Space | None,
+        typer.Option(
+            help="Score a run trained on compound on C-EXPR-DB's seven classes, the other four "
+            "masked; implied where --data is C-EXPR-DB."
+        ),
+    ] = None,
+    fuse: Annotated[
+        _Fuse, typer.Option(help="From frames to videos, where --data is C-EXPR-DB.")
+    ] = _Fuse.mean_probability,
+    every: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Take every Nth frame of C-EXPR-DB's videos.")
+    ] = 1,
+    fold: Annotated[
+        int, typer.Option(min=0, metavar="K", help="Fold of C-EXPR-DB's labelled clips.")
+    ] = 0,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
     json: Annotated[
         bool, typer.Option("--json", help="Write the result as JSON to standard output.")
@@ -67,13 +111,37 @@ def evaluate(
 
     The result is kept in RUN/evaluation.
     """
+    if scorer is _Scorer.generation:
+        if data is not None or group or space:
+            raise ConfigError(
+                "--scorer generation scores the run's own splits as a whole; leave out --data, "
+                "--group and --space"
+            )
+        written(run, split.value, constrained, bootstrap, quiet=quiet, json=json)
+        return
+    if constrained:
+        raise ConfigError("--constrained needs --scorer generation")
     # Heavy imports wait until it is known what is asked.
+    from carefl_secure.data.recognise import recognise
     from carefl_secure.evaluation.assess import Settings
     from carefl_secure.federation.evaluate import evaluate as score
 
     settings = Settings(
         replicates=bootstrap, groups=tuple(group) if group else None, minimum=minimum
     )
+
+    if space is not None or (data is not None and recognise(data).kind == "cexpr"):
+        if split is not _Split.test or view != "auto" or labels not in ("auto", "cexpr"):
+            raise ConfigError(
+                "C-EXPR-DB's seven classes have no other split, view or labels; leave out "
+                "--split, --view and --labels"
+            )
+        zero_shot(
+            run, data, fuse.value, (fold, every), settings, show=_show, quiet=quiet, json=json
+        )
+        return
+    if (fuse, every, fold) != (_Fuse.mean_probability, 1, 0):
+        raise ConfigError("--fuse, --every and --fold are for C-EXPR-DB; leave them out")
 
     def scored(reporter: RichReporter | SilentReporter) -> Evaluated:
         return score(

@@ -16,7 +16,32 @@ from rich.table import Table
 __all__ = ["Summary", "figure", "row_line", "show", "to_json"]
 
 _WIDTH = 140
-_SHOWN = ("round", "epsilon", "mAP", "macro_f1", "survivors", "bytes_per_client", "seconds")
+_SHOWN = (
+    "stage",
+    "round",
+    "epsilon",
+    "mAP",
+    "macro_f1",
+    "survivors",
+    "bytes_per_client",
+    "seconds",
+)
+
+
+class Stage(Protocol):
+    """What one stage of a run changed."""
+
+    @property
+    def name(self) -> str:
+        """Its number and label space."""
+
+    @property
+    def before(self) -> Mapping[str, float]:
+        """Scores at its start, with its own labels."""
+
+    @property
+    def after(self) -> Mapping[str, float]:
+        """Scores at its end."""
 
 
 class Summary(Protocol):
@@ -49,6 +74,10 @@ class Summary(Protocol):
     @property
     def seconds(self) -> float:
         """Wall time of the run."""
+
+    @property
+    def stages(self) -> Sequence[Stage]:
+        """What each stage changed; empty for a run in one stage."""
 
 
 def figure(name: str, value: Any) -> str:
@@ -106,6 +135,10 @@ def to_json(summary: Summary) -> str:
                 "floors": summary.floors,
                 "rounds": summary.rows,
                 "promise": summary.promise,
+                "stages": [
+                    {"name": stage.name, "before": stage.before, "after": stage.after}
+                    for stage in summary.stages
+                ],
             }
         ),
         indent=2,
@@ -133,9 +166,25 @@ def _scores(summary: Summary) -> Table:
     for floor, value in summary.floors.items():
         row = (figure(name, value) if name == "mAP" else "" for name in names)
         table.add_row(f"floor: {floor.replace('_', ' ')}", *row)
-    for label, scores in (("before", summary.before), ("after", summary.after)):
+    lines = [("before", summary.before), ("after", summary.after)]
+    if summary.stages:  # each with its own labels; the untuned model with the last stage's
+        lines = [("untuned", summary.before)]
+        for stage in summary.stages:
+            lines += [(f"before {stage.name}", stage.before), (f"after {stage.name}", stage.after)]
+    for label, scores in lines:
         table.add_row(label, *(figure(name, scores.get(name)) for name in names))
     return table
+
+
+def _tabulate(table: Table, console: Console) -> None:
+    """Write a table; ``print(width=...)`` never passes the console's own width, so that is set."""
+    before = console.width
+    if not console.is_terminal:
+        console.width = max(before, _WIDTH)
+    try:
+        console.print(table)
+    finally:
+        console.width = before
 
 
 def show(summary: Summary, console: Console) -> None:
@@ -143,10 +192,9 @@ def show(summary: Summary, console: Console) -> None:
 
     A log has no width: there the tables take what they need.
     """
-    width = None if console.is_terminal else _WIDTH
     if summary.rows:
-        console.print(_rounds(summary), width=width)
-    console.print(_scores(summary), width=width)
+        _tabulate(_rounds(summary), console)
+    _tabulate(_scores(summary), console)
     for line in (
         summary.promise,
         f"run folder: {summary.folder} ({figure('seconds', summary.seconds)} s)",

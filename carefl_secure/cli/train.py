@@ -33,6 +33,13 @@ def train(
     ] = None,
     rounds: Annotated[int | None, typer.Option(help="Number of rounds.")] = None,
     clients: Annotated[int | None, typer.Option(help="Number of clients.")] = None,
+    stages: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPACES",
+            help="Label spaces of several stages under one promise, such as basic,compound.",
+        ),
+    ] = None,
     aggregation: Annotated[
         str | None,
         typer.Option(
@@ -41,6 +48,18 @@ def train(
     ] = None,
     run_dir: Annotated[
         Path | None, typer.Option(metavar="PATH", help="Folder that holds the run folders.")
+    ] = None,
+    engine: Annotated[
+        str,
+        typer.Option(
+            metavar="WHERE",
+            help="Where the clients are: inprocess (the default), or superlink, which starts "
+            "Flower's SuperLink and SuperNodes on this machine with TLS and node keys.",
+        ),
+    ] = "inprocess",
+    local_nodes: Annotated[
+        int | None,
+        typer.Option(help="SuperNodes of --engine superlink; as many as there are clients."),
     ] = None,
     resume: Annotated[
         Path | None,
@@ -55,12 +74,19 @@ def train(
 
     Progress goes to standard error, the result to standard output.
     """
+    if engine not in ("inprocess", "superlink"):
+        raise ConfigError(f"--engine is {engine!r}; choose inprocess or superlink")
+    if local_nodes is not None:
+        if engine != "superlink":
+            raise ConfigError("--local-nodes goes with --engine superlink only")
+        clients = local_nodes if clients is None and resume is None else clients
     flags = {
         "epsilon": epsilon,
         "data": data,
         "rounds": rounds,
         "clients": clients,
         "aggregation": aggregation,
+        "stages": None if stages is None else [word.strip() for word in stages.split(",")],
         "run_dir": run_dir,
     }
     if resume is None:
@@ -74,11 +100,16 @@ def train(
     # Heavy imports wait until the settings are known to be sound.
     from carefl_secure.federation.train import train as run
 
+    where = None
+    if engine != "inprocess":
+        from carefl_secure.federation.engines.choose import choose_engine
+
+        where = choose_engine(engine, local_nodes)
     if quiet:
-        summary = run(settings, SilentReporter(), resume)
+        summary = run(settings, SilentReporter(), resume, where)
     else:
         with RichReporter(Console(stderr=True)) as reporter:
-            summary = run(settings, reporter, resume)
+            summary = run(settings, reporter, resume, where)
     if json:
         typer.echo(to_json(summary))
     else:

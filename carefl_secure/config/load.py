@@ -15,7 +15,16 @@ from carefl_secure.config.root import Config
 from carefl_secure.config.sections import SYNTHETIC_RECORDS
 from carefl_secure.errors import ConfigError
 
-__all__ = ["FLAGS", "dump_config", "load_config"]
+__all__ = [
+    "FLAGS",
+    "KNOWN",
+    "build_config",
+    "dump_config",
+    "flatten",
+    "load_config",
+    "parse_words",
+    "read_yaml",
+]
 
 FLAGS: Mapping[str, str] = {
     "epsilon": "privacy.epsilon",
@@ -23,6 +32,7 @@ FLAGS: Mapping[str, str] = {
     "rounds": "federation.rounds",
     "clients": "federation.clients",
     "aggregation": "federation.aggregation",
+    "stages": "stages.spaces",
     "run_dir": "run.dir",
     "seed": "run.seed",
 }
@@ -181,15 +191,90 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = (), **flags
         given[key] = str(value) if isinstance(value, Path) else value
     for key, value in given.items():
         _put(settings, key, value)
+    config = _checked(settings)
+    if "privacy.epsilon" in given and config.privacy.unit == "none":
+        raise ConfigError(
+            "an epsilon was asked for while privacy.unit=none switches privacy off; "
+            "set privacy.unit=record or leave the epsilon out."
+        )
+    return config
+
+
+def build_config(settings: Mapping[str, Any]) -> Config:
+    """Build the configuration from settings by dotted key, over the defaults.
+
+    Raises
+    ------
+    ConfigError
+        If a setting is unknown, out of range, or contradicts another.
+    """
+    nested: dict[str, Any] = {}
+    for key, value in settings.items():
+        _put(nested, key, value)
+    return _checked(nested)
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested sections as settings by dotted key.
+
+    Raises
+    ------
+    ConfigError
+        If a setting is unknown.
+    """
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, dict) and key not in KNOWN:
+            found |= flatten(value, f"{key}.")
+        elif key in KNOWN:
+            found[key] = value
+        else:
+            raise ConfigError(_unknown(key))
+    return found
+
+
+def parse_words(words: Sequence[str]) -> dict[str, Any]:
+    """Read ``key=value`` words; values are YAML.
+
+    Raises
+    ------
+    ConfigError
+        If a word has no ``=`` or a setting is unknown.
+    """
+    found: dict[str, Any] = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {word!r} has no '='; write it as section.key=value.")
+        if key.strip() not in KNOWN:
+            raise ConfigError(_unknown(key.strip()))
+        found[key.strip()] = _parse(text, f"--set {key}")
+    return found
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file of sections, a key given twice refused.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be read, is no YAML, or holds no sections.
+    """
+    return _read(path)
+
+
+def _checked(settings: dict[str, Any]) -> Config:
     try:
         config = Config.model_validate(settings)
-        if "privacy.epsilon" in given and config.privacy.unit == "none":
-            raise ConfigError(
-                "an epsilon was asked for while privacy.unit=none switches privacy off; "
-                "set privacy.unit=record or leave the epsilon out."
-            )
         resolved = config.model_dump()
         resolved["federation"]["min_survivors"] = config.federation.floor
+        resolved["federation"]["local_steps"] = config.local_steps
+        resolved["federation"]["local_lr"] = config.local_lr
+        resolved["federation"]["server_lr"] = config.server_lr
+        if config.stages.spaces:
+            resolved["stages"]["rounds"] = config.stage_rounds
+            resolved["data"]["labels"] = config.stages.spaces[-1]
         if config.data.synthetic and config.data.records is None:
             resolved["data"]["records"] = SYNTHETIC_RECORDS
         return Config.model_validate(resolved)

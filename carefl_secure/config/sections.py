@@ -66,7 +66,8 @@ class DataConfig(Section):
     )
     view: str = Field(
         default="auto",
-        description="of a published corpus: image or person, image or face, aligned or original",
+        description="image or person (EMOTIC), image or face (CAER-S), aligned, original or "
+        "realigned (RAF-DB), original or aligned (the synthetic corpus); auto takes the first",
     )
     records: int | None = Field(
         default=None, ge=1, description="private records to draw; only where source is synthetic"
@@ -84,14 +85,16 @@ class DataConfig(Section):
     test_fraction: Part = Field(
         default=0.2, description="share of a folder's records that is only scored"
     )
-    partition: Literal["iid", "dirichlet", "column"] = Field(
-        default="iid", description="how clients share the training records out"
+    partition: Literal["iid", "dirichlet", "column", "quantity"] = Field(
+        default="iid",
+        description="how clients share the training records out: evenly, with skewed labels, by an "
+        "attribute, or with skewed sizes",
     )
     alpha: float = Field(
         default=0.5,
         gt=0,
         le=1e6,
-        description="concentration of partition=dirichlet; smaller is more skew",
+        description="concentration of partition=dirichlet and =quantity; smaller is more skew",
     )
     column: str | None = Field(
         default=None, description='attribute that partition=column goes by, or "subject"'
@@ -143,6 +146,12 @@ class ModelConfig(Section):
     )
     compute_dtype: Literal["float32", "bfloat16"] = Field(
         default="float32", description="the type that activations are computed in"
+    )
+    prompt: str = Field(
+        default="default",
+        min_length=1,
+        description="what the model is asked: default, list, scene, face, expert, or the path of "
+        "a text file, in which {question} and {labels} stand for those of the label space",
     )
     context: Literal["none", "own", "shuffled", "wrong", "constant"] = Field(
         default="none",
@@ -220,11 +229,22 @@ class AdapterConfig(Section):
 class PrivacyConfig(Section):
     """What is protected, against whom, and how much may be spent."""
 
-    unit: Literal["record", "none"] = Field(
-        default="record", description="what the guarantee protects; none switches privacy off"
+    unit: Literal["record", "person", "client", "none"] = Field(
+        default="record",
+        description="what the guarantee protects: one record, all records of one person, all that "
+        "a client holds; none switches privacy off",
     )
-    trust: Literal["secagg"] = Field(
-        default="secagg", description="what hides single clients: secure aggregation"
+    trust: Literal["secagg", "none"] = Field(
+        default="secagg",
+        description="who makes the noise: all clients together, hidden by secure aggregation, or "
+        "with none every client for itself, so that its update is private whoever sees it",
+    )
+    records_per_person: int | None = Field(
+        default=None,
+        ge=1,
+        le=10_000,
+        description="of unit=person: keep so many records of each person and clip each on its own; "
+        "null keeps all and clips their mean once",
     )
     epsilon: float = Field(
         default=8.0, gt=0, le=1000, description="the most that all rounds may spend"
@@ -236,14 +256,22 @@ class PrivacyConfig(Section):
         description="the chance left aside; below one over the record count",
     )
     sample_rate: float = Field(
-        default=0.2, gt=0, le=1, description="chance of each record to take part in a round"
+        default=0.2,
+        gt=0,
+        le=1,
+        description="chance of each record, or person, to take part in a round or a local step; "
+        "under unit=client, where nobody is drawn, the share of a client's records in a local step",
     )
     clipping_norm: float = Field(
-        default=1.0, gt=0, le=1e6, description="largest l2 norm of one record's gradient"
+        default=1.0,
+        gt=0,
+        le=1e6,
+        description="largest l2 norm of one record's or person's gradient, or of one client's move",
     )
     normalise: bool = Field(
         default=True,
-        description="scale every gradient to the clipping norm, instead of only cutting",
+        description="scale every gradient, or client's move, to the clipping norm, instead of only "
+        "cutting",
     )
     clipping: Literal["native", "opacus"] = Field(
         default="native", description="the engine of the per-record gradients"
@@ -258,6 +286,13 @@ class PrivacyConfig(Section):
         gt=0,
         description="the most a client lets its own ledger reach over all runs; null takes epsilon",
     )
+    tuning_runs: int | None = Field(
+        default=None,
+        ge=0,
+        le=10_000,
+        description="how many earlier runs on these records chose the settings, so that the report "
+        "can price them; null says in the report that nobody counted them",
+    )
     max_colluders: int = Field(
         default=1, ge=0, le=10_000, description="clients that may side with the server without harm"
     )
@@ -271,10 +306,40 @@ class FederationConfig(Section):
     dropout: Share = Field(
         default=0.1, description="simulated chance of a client to vanish in a round"
     )
-    aggregator: Literal["fedavg", "fedadam"] = Field(
-        default="fedadam", description="the server's optimiser on the mean gradient"
+    aggregator: Literal["fedavg", "fedprox", "fedadam", "feddyn"] = Field(
+        default="fedadam",
+        description="the server's step on the mean gradient or move; fedprox and feddyn also bend "
+        "the clients' local steps",
     )
-    server_lr: float = Field(default=0.03, gt=0, le=1e4, description="learning rate of the server")
+    server_lr: Annotated[float, Field(gt=0, le=1e4)] | Literal["auto"] = Field(
+        default="auto",
+        description="learning rate of the server; feddyn has none. auto is 0.03, and on moves 1 "
+        "for fedprox and 1 - momentum for fedavg",
+    )
+    local_steps: Annotated[int, Field(ge=1, le=10_000)] | Literal["auto"] = Field(
+        default="auto",
+        description="steps a client takes before its move is summed; auto is 1 where gradients are "
+        "summed, 10 where moves are and 5 under privacy.trust=none",
+    )
+    local_lr: Annotated[float, Field(gt=0, le=1e4)] | Literal["auto"] = Field(
+        default="auto",
+        description="learning rate of the local steps; auto is 10, 3 for feddyn, and 0.3 under "
+        "privacy.trust=none",
+    )
+    proximal_mu: float = Field(
+        default=0.01, gt=0, le=1e4, description="pull to the global adapter of aggregator=fedprox"
+    )
+    feddyn_alpha: float = Field(
+        default=0.1, gt=0, le=1e4, description="regulariser of aggregator=feddyn"
+    )
+    noise_correction: bool = Field(
+        default=False,
+        description="take the variance of the noise off the second moment of aggregator=fedadam",
+    )
+    stragglers: Share = Field(
+        default=0.0,
+        description="simulated share of clients that do only part of their local steps in a round",
+    )
     momentum: Share = Field(default=0.9, description="momentum of aggregator=fedavg")
     betas: tuple[Share, Share] = Field(
         default=(0.8, 0.99), description="decay rates of aggregator=fedadam"
@@ -287,16 +352,34 @@ class FederationConfig(Section):
         description="how a round sums: among the peers, opened by a committee so that a client "
         "sends one message, or among the peers under encryption with a separate key holder",
     )
+    encryption: Literal["bfv", "additive", "ckks"] = Field(
+        default="bfv",
+        description="scheme of aggregation=encrypt: bfv, exact, with a key holder; additive, "
+        "EXPERIMENTAL, every client under its own key and no key holder; ckks, approximate inside, "
+        "larger, for noised sums only",
+    )
     committee_members: int = Field(
         default=3,
         ge=2,
         le=5,
         description="members of aggregation=committee; one honest one is enough, all are needed",
     )
+    committee_spare: int = Field(
+        default=0,
+        ge=0,
+        le=2,
+        description="members of aggregation=committee that may vanish once all have announced; "
+        "2 * committee_spare + 1 honest members are needed then",
+    )
     micro_batch: Annotated[int, Field(ge=1, le=4096)] | None = Field(
         default=None,
         description="records that go through the model at once; costs memory, changes no result; "
         "null takes 128 for the embedded model and 4 for any other",
+    )
+    public_records: Annotated[int, Field(ge=1)] | None = Field(
+        default=None,
+        description="declared number of private records (persons) over all clients; null counts "
+        "them, which only a simulation can",
     )
     workers: int = Field(default=1, ge=1, le=256, description="clients that work at the same time")
 
@@ -325,12 +408,31 @@ class FederationConfig(Section):
                 f"federation.aggregation={self.aggregation} takes at most {MOST_PEERS} clients, "
                 f"not {self.clients}; set federation.aggregation=committee"
             )
+        if self.aggregation != "encrypt" and self.encryption != "bfv":
+            raise ValueError(
+                f"federation.encryption={self.encryption} has no effect under "
+                f"federation.aggregation={self.aggregation}; set federation.aggregation=encrypt or "
+                "leave federation.encryption out"
+            )
         members = type(self).model_fields["committee_members"].default
         if self.aggregation != "committee" and self.committee_members != members:
             raise ValueError(
                 f"federation.committee_members={self.committee_members} has no effect under "
                 f"federation.aggregation={self.aggregation}; set federation.aggregation=committee "
                 "or leave federation.committee_members out"
+            )
+        if self.aggregation != "committee" and self.committee_spare:
+            raise ValueError(
+                f"federation.committee_spare={self.committee_spare} has no effect under "
+                f"federation.aggregation={self.aggregation}; set federation.aggregation=committee "
+                "or leave federation.committee_spare out"
+            )
+        if 2 * self.committee_spare >= self.committee_members:
+            raise ValueError(
+                f"federation.committee_spare={self.committee_spare} needs at least "
+                f"{2 * self.committee_spare + 1} committee members, and there are "
+                f"{self.committee_members}; raise federation.committee_members or lower "
+                "federation.committee_spare"
             )
         expected = self.clients * (1 - self.dropout)
         if expected < self.floor:
@@ -351,6 +453,15 @@ class EvaluationConfig(Section):
     batch: int = Field(default=256, ge=1, le=4096, description="images scored at once")
     floors: bool = Field(
         default=True, description="whether simple baselines are scored beside the model"
+    )
+    scorer: Literal["labels", "generation"] = Field(
+        default="labels",
+        description="what macro F1 is decided by: the likelihoods of the labels, or the text that "
+        "the model writes; mAP always ranks by likelihood",
+    )
+    constrained: bool = Field(
+        default=False,
+        description="under scorer=generation: let the model write labels and commas only",
     )
 
 

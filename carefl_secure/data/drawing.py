@@ -26,6 +26,9 @@ _INK = (34, 26, 26)
 Point = tuple[float, float]
 Colour = tuple[int, int, int]
 
+SPOTS: tuple[Point, ...] = ((-0.36, -0.12), (0.36, -0.12), (0, 0.16), (-0.36, 0.5), (0.36, 0.5))
+"""The landmarks in units of the face's radius from its middle: eyes, nose tip, mouth corners."""
+
 
 @dataclass(frozen=True)
 class Look:
@@ -127,11 +130,10 @@ def draw(factors: npt.NDArray[np.int8], look: Look, rng: np.random.Generator) ->
     gain = (0.6 if value["light"] == "dim" else 1.0) * (0.9 + 0.2 * float(jitter[6]))
     tint = np.array((0.92, 0.98, 1.18) if value["light"] == "dim" else (1.0, 1.0, 0.97), np.float32)
     pixels = pixels * gain * tint + rng.normal(0, 5, pixels.shape).astype(np.float32)
-    spots = [(-0.36, -0.12), (0.36, -0.12), (0, 0.16), (-0.36, 0.5), (0.36, 0.5)]
     return Drawing(
         np.clip(pixels, 0, 255).astype(np.uint8),
         (box[0] / 2, box[1] / 2, box[2] / 2, box[3] / 2),
-        np.array(face.line(spots), np.float32) / np.float32(2),
+        np.array(face.line(list(SPOTS)), np.float32) / np.float32(2),
     )
 
 

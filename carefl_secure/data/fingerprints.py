@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from carefl_secure.data.align import AlignedPicture
 from carefl_secure.data.imagefolder import FolderCorpus
 from carefl_secure.data.pictures import FilePicture, Picture
 from carefl_secure.data.published import PublishedCorpus
@@ -122,6 +123,8 @@ def _whole(corpus: Corpus, index: int) -> Picture | None:
     if not isinstance(corpus, PublishedCorpus):
         return None
     picture = corpus.pictures[index]
+    if isinstance(picture, AlignedPicture):
+        return FilePicture(picture.path)
     return replace(picture, crop=None) if isinstance(picture, FilePicture) else picture
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from carefl_secure.data.labels import CEXPR, COMPOUND, COMPOUND_TO_CEXPR
 from carefl_secure.errors import ConfigError, NonFiniteError
 
-__all__ = ["RULES", "compound_to_cexpr", "fuse_frames"]
+__all__ = ["RULES", "Rule", "compound_to_cexpr", "fuse_frames"]
 
 Floats = npt.NDArray[np.float64]
 Rule = Literal["majority", "mean_probability", "mean_logit"]

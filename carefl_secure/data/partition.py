@@ -7,7 +7,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from carefl_secure.data.fingerprints import image_of
+from carefl_secure.data.people import people
 from carefl_secure.data.records import Corpus, targets
+from carefl_secure.data.splits import groups as joined
 from carefl_secure.errors import ConfigError, DataError
 
 __all__ = ["partition"]
@@ -19,11 +22,12 @@ _DRAWS = 100
 def partition(
     corpus: Corpus | npt.NDArray[Any],
     clients: int,
-    kind: Literal["iid", "dirichlet", "column"] = "iid",
+    kind: Literal["iid", "dirichlet", "column", "quantity"] = "iid",
     *,
     alpha: float = 0.5,
     column: str | None = None,
     seed: int = 0,
+    together: bool = False,
 ) -> list[Indices]:
     """Give every record to exactly one client.
 
@@ -40,12 +44,19 @@ def partition(
         the lower id), and records without a label form a label of their own.
         ``column`` gives all records with one value of an attribute, or of ``subject``, to one
         client; values go, the largest first, to the client with the fewest records.
+        ``quantity`` draws the clients' shares of all records from one ``Dirichlet(alpha)``, so
+        that sizes differ and labels do not.
     alpha : float
-        Concentration; small values give each client few labels.
+        Concentration; small values give each client few labels, or some clients most records.
     column : str, optional
         The attribute, or ``subject``.
     seed : int
         Decides who gets what.
+    together : bool
+        Keep all records of one ``subject`` at one client, as ``privacy.unit: person`` needs:
+        persons are shared out in place of records, by the labels that any of their records has.
+        Several records of one image (see :func:`carefl_secure.data.splits.groups`) stay together
+        in any case, unless a column says otherwise.
 
     Returns
     -------
@@ -55,10 +66,13 @@ def partition(
     Raises
     ------
     ConfigError
-        If the settings make no sense, or leave a client without records.
+        If the settings make no sense, leave a client without records, or the column parts the
+        records of one person that must stay together.
     DataError
         If a record lacks the column.
     """
+    if together or (kind != "column" and _share_images(corpus)):
+        return _of_groups(corpus, clients, kind, alpha, column, seed, together)
     labels = np.asarray(corpus) if isinstance(corpus, np.ndarray) else targets(corpus)
     if labels.ndim != 2:
         raise ConfigError(f"a label matrix has two dimensions, not {labels.ndim}")
@@ -72,12 +86,14 @@ def partition(
         parts = np.array_split(rng.permutation(len(labels)), clients)
     elif kind == "dirichlet":
         parts = _by_label(labels, clients, alpha, rng)
+    elif kind == "quantity":
+        parts = _by_quantity(len(labels), clients, alpha, rng)
     elif kind == "column":
         if isinstance(corpus, np.ndarray) or column is None:
             raise ConfigError("data.partition=column needs a corpus and data.column")
         parts = _by_column(corpus, clients, column, rng)
     else:
-        raise ConfigError(f"unknown partition {kind!r}; choose iid, dirichlet or column")
+        raise ConfigError(f"unknown partition {kind!r}; choose iid, dirichlet, column or quantity")
     return [np.sort(part).astype(np.int64) for part in parts]
 
 
@@ -88,6 +104,80 @@ def _rarest(labels: npt.NDArray[Any]) -> Indices:
     cost = np.where(present, counts, len(labels) + 1)
     padded = np.concatenate([cost, np.full((len(labels), 1), len(labels))], 1)
     return np.asarray(padded.argmin(1), np.int64)
+
+
+def _share_images(corpus: Corpus | npt.NDArray[Any]) -> bool:
+    if isinstance(corpus, np.ndarray):
+        return False
+    return len({image_of(record.key) for record in corpus.records}) < len(corpus.records)
+
+
+def _groups(corpus: Corpus, together: bool) -> list[Indices]:
+    """Return the records that stay together: a person's, an image's, or both joined."""
+    if not _share_images(corpus):
+        return people(corpus.records)
+    if together:
+        return [np.array(group, np.int64) for group in joined(corpus)]
+    members: dict[str, list[int]] = {}
+    for index, record in enumerate(corpus.records):
+        members.setdefault(image_of(record.key), []).append(index)
+    return [np.array(group, np.int64) for group in members.values()]
+
+
+def _of_groups(
+    corpus: Corpus | npt.NDArray[Any],
+    clients: int,
+    kind: Literal["iid", "dirichlet", "column", "quantity"],
+    alpha: float,
+    column: str | None,
+    seed: int,
+    together: bool,
+) -> list[Indices]:
+    """Share persons or images out; a column is followed as it is and must not part a person."""
+    if isinstance(corpus, np.ndarray):
+        raise ConfigError("keeping persons together needs a corpus, not a label matrix")
+    if kind == "column":
+        parts = partition(corpus, clients, kind, column=column, seed=seed)
+        owner = np.empty(len(corpus.records), np.int64)
+        for client, part in enumerate(parts):
+            owner[part] = client
+        if any(len(np.unique(owner[group])) > 1 for group in people(corpus.records)):
+            raise ConfigError(
+                f"data.column={column} gives records of one person to several clients, and "
+                "privacy.unit=person protects a person at one client only; set data.column=subject "
+                "or another data.partition"
+            )
+        return parts
+    groups = _groups(corpus, together)
+    if clients > len(groups):
+        raise ConfigError(
+            f"{len(groups)} persons or images cannot be shared out to {clients} clients; "
+            "add some or lower federation.clients"
+        )
+    labels = targets(corpus)
+    shown = np.stack([labels[group].max(0) for group in groups])
+    return [
+        np.sort(np.concatenate([groups[person] for person in part]))
+        for part in partition(shown, clients, kind, alpha=alpha, seed=seed)
+    ]
+
+
+def _by_quantity(
+    records: int, clients: int, alpha: float, rng: np.random.Generator
+) -> list[Indices]:
+    if not (np.isfinite(alpha) and alpha > 0):
+        raise ConfigError(f"data.alpha must be a positive number, not {alpha}")
+    order = rng.permutation(records)
+    for _ in range(_DRAWS):
+        shares = rng.dirichlet(np.full(clients, alpha))
+        cuts = np.rint(np.cumsum(shares)[:-1] * records).astype(np.int64)
+        parts = np.split(order, cuts)
+        if all(part.size for part in parts):
+            return list(parts)
+    raise ConfigError(
+        f"data.alpha={alpha:g} left a client without records in each of {_DRAWS} draws; "
+        "raise data.alpha, lower federation.clients, or add records"
+    )
 
 
 def _by_label(

@@ -20,9 +20,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from carefl_secure.data.align import TEMPLATE, AlignedPicture, fit_similarity, landmark_fault
 from carefl_secure.data.imagefolder import SUFFIXES
 from carefl_secure.data.labels import BASIC, COMPOUND
 from carefl_secure.data.metadata import Box
@@ -37,7 +39,8 @@ from carefl_secure.progress import Reporter, SilentReporter
 __all__ = ["label_list", "load_rafdb", "numbered_subset", "refuse_rafce", "subset_root"]
 
 Subset = Literal["basic", "compound"]
-View = Literal["auto", "aligned", "original"]
+View = Literal["auto", "aligned", "original", "realigned"]
+_SIDE = 100  # of the published aligned images
 _SPACES: Mapping[str, LabelSpace] = {"basic": BASIC, "compound": COMPOUND}
 _NONE = [[math.nan, math.nan]] * 5
 
@@ -129,15 +132,17 @@ def _read_list(path: Path, labels: int) -> list[tuple[str, int]]:
 def _pick_view(folder: Path, view: View) -> str:
     if view == "auto":
         view = "aligned" if (folder / "Image" / "aligned").is_dir() else "original"
-    if not (folder / "Image" / view).is_dir():
-        zipped = folder / "Image" / f"{view}.zip"
-        hint = f"unpack {zipped}" if zipped.is_file() else f"put the {view} images there"
-        raise DataError(f"{folder / 'Image' / view} is missing; {hint}")
+    kind = "aligned" if view == "aligned" else "original"
+    if not (folder / "Image" / kind).is_dir():
+        zipped = folder / "Image" / f"{kind}.zip"
+        hint = f"unpack {zipped}" if zipped.is_file() else f"put the {kind} images there"
+        raise DataError(f"{folder / 'Image' / kind} is missing; {hint}")
     return view
 
 
 def _image(folder: Path, view: str, name: str, origin: str) -> Path:
-    path = place(folder / "Image" / view, name, origin)
+    kind = "aligned" if view == "aligned" else "original"
+    path = place(folder / "Image" / kind, name, origin)
     return path.with_name(f"{path.stem}_aligned{path.suffix}") if view == "aligned" else path
 
 
@@ -157,9 +162,11 @@ def load_rafdb(
         The folder that holds ``basic`` and ``compound``, one of these two, or a copy with
         numbered class folders.
     subset : {"basic", "compound"}
-    view : {"auto", "aligned", "original"}
-        Which images; ``auto`` takes the aligned ones where they are there. Only the original
-        view has boxes and landmarks. The corpus' name says which it is.
+    view : {"auto", "aligned", "original", "realigned"}
+        Which images; ``auto`` takes the aligned ones where they are there. ``realigned`` cuts
+        faces from the original ones by their manual landmarks, and leaves out and counts those
+        whose landmarks are unusable. Only the original view has boxes and landmarks. The corpus'
+        name says which it is.
     check : bool
         Read every image to its end now, and leave out those that cannot be.
     reporter : Reporter, optional
@@ -201,7 +208,10 @@ def load_rafdb(
             reporter.advance(task)
         gather.stated["rows"] = len(mine)
         if mine:
-            corpora[split] = gather.corpus(f"check the images in {folder / 'Image' / chosen}")
+            corpora[split] = gather.corpus(f"check the images in {folder / 'Image'}")
+            if chosen == "realigned":
+                for reason, count in gather.skipped.dropped.items():
+                    reporter.note(f"{name}: left out {count} x {reason}")
     reporter.finish(task)
     if not corpora:
         raise DataError(f"{listing} is empty; fetch it again")
@@ -212,6 +222,12 @@ def _add(gather: Gather, folder: Path, subset: str, view: str, image: str, label
     key, stem = f"{subset}/{image}", Path(image).stem
     path = _image(folder, view, image, key)
     notes = read_attributes(folder / "Annotation" / "manual" / f"{stem}_manu_attri.txt")
+    record = Record(key, (label,), None, notes.attributes)
+    if view == "realigned":
+        size = gather.size(path, key)
+        if size is not None:
+            _realign(gather, path, size, notes.landmarks or _NONE, record)
+        return
     box: Box | None = None
     if view == "original":
         box = read_box(folder / "Annotation" / "boundingbox" / f"{stem}_boundingbox.txt")
@@ -229,7 +245,23 @@ def _add(gather: Gather, folder: Path, subset: str, view: str, image: str, label
     if notes.fault:
         gather.skipped.remark(notes.fault, key)
     extras = {"landmarks": notes.landmarks or _NONE} if view == "original" else {}
-    gather.add(Record(key, (label,), None, notes.attributes, box), FilePicture(path), **extras)
+    gather.add(replace(record, box=box), FilePicture(path), **extras)
+
+
+def _realign(
+    gather: Gather, path: Path, size: tuple[int, int], landmarks: list[list[float]], record: Record
+) -> None:
+    fault = landmark_fault(landmarks, size)
+    if fault is not None:
+        gather.skipped.drop(fault, record.key)
+        return
+    try:
+        matrix = fit_similarity(landmarks, TEMPLATE * _SIDE)
+    except DataError:  # all else is seen to above
+        gather.skipped.drop("landmarks mirrored", record.key)
+        return
+    rows = tuple(tuple(row) for row in matrix.tolist())
+    gather.add(record, AlignedPicture(path, rows, _SIDE))
 
 
 def _load_numbered(

@@ -44,7 +44,7 @@ _VIEWS: Mapping[str, tuple[str, ...]] = {
     "emotic-archive": ("image", "person"),
     "caers": ("image", "face"),
     "ncaers": ("image", "face"),
-    "rafdb": ("aligned", "original"),
+    "rafdb": ("aligned", "original", "realigned"),
     "rafdb-folders": (),
     "cexpr": (),
     "imagefolder": (),
@@ -213,8 +213,8 @@ def open_corpus(
     task : str
         The label space; ``auto`` where there is only one.
     view : str
-        ``image`` or ``person`` (EMOTIC), ``image`` or ``face`` (CAER-S), ``aligned`` or
-        ``original`` (RAF-DB); ``auto`` takes the first that is there.
+        ``image`` or ``person`` (EMOTIC), ``image`` or ``face`` (CAER-S), ``aligned``,
+        ``original`` or ``realigned`` (RAF-DB); ``auto`` takes the first that is there.
     disjoint : {"no", "exact", "near"}
         Leave out of val and test what an earlier split holds too, by equal pixels and by subject
         (the video, where it is known), and with ``near`` by nearly equal pictures as well. All

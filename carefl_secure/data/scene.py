@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from carefl_secure.data.labels import BASIC, COMPOUND, EMOTIC
 
-__all__ = ["FACTORS", "GROUPS", "Scenes", "draw_scenes", "emotic_labels"]
+__all__ = ["FACTORS", "GROUPS", "Scenes", "context_shares", "draw_scenes", "emotic_labels"]
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "brows": ("level", "lowered", "raised", "inner raised"),
@@ -246,3 +246,28 @@ def emotic_labels(scenes: Scenes, school: str, rng: np.random.Generator) -> npt.
     empty = ~ticked.any(axis=1)
     ticked[empty, logits[empty].argmax(axis=1)] = True
     return ticked
+
+
+def context_shares(school: str) -> dict[str, float]:
+    r"""Return, for each category, how much of what decides it lies in the context.
+
+    With :math:`f` the evidence of the face and :math:`c` that of posture, setting, prop and light
+    over many scenes, the share is :math:`\operatorname{Var} c / (\operatorname{Var} f +
+    \operatorname{Var} c)`: 0 where the face alone decides, 1 where the context alone does.
+
+    Parameters
+    ----------
+    school : {"public", "private"}
+        Whose habits.
+
+    Returns
+    -------
+    dict of str to float
+    """
+    weights = _weights(school)
+    scenes = draw_scenes(4096, np.random.default_rng(20261121)).one_hot()
+    seen = np.array([name.split("=")[0] in _FACE_GROUPS for name in FACTORS])
+    face = (scenes[:, seen] @ weights[:, seen].T).var(0)
+    context = (scenes[:, ~seen] @ weights[:, ~seen].T).var(0)
+    share = context / np.maximum(face + context, 1e-12)
+    return dict(zip(EMOTIC.labels, share.tolist(), strict=True))

@@ -12,26 +12,31 @@ import os
 import tempfile
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from carefl_secure.data.drawing import SIZE, Look, draw
+from carefl_secure.data.align import fit_similarity, warp
+from carefl_secure.data.drawing import SIZE, SPOTS, Look, draw
 from carefl_secure.data.labels import label_space
 from carefl_secure.data.records import LabelSpace, Record
 from carefl_secure.data.scene import GROUPS, Scenes, draw_scenes, emotic_labels
 from carefl_secure.errors import ConfigError, DataError
 from carefl_secure.progress import Reporter, SilentReporter
 
-__all__ = ["SPLITS", "VERSION", "SyntheticCorpus", "default_cache", "synthetic_corpus"]
+__all__ = ["SPLITS", "VERSION", "VIEWS", "SyntheticCorpus", "default_cache", "synthetic_corpus"]
 
 VERSION = 1
 """Raised whenever the same seed would draw other pictures or labels."""
 
 SPLITS = ("public", "private", "test")
+VIEWS = ("auto", "original", "aligned")
+"""``aligned`` is the face alone, upright and of one size; ``auto`` is the original scene."""
+
+_AROUND = 1.3  # half the side of an aligned picture, in radii of the face: hair and all
 _TONES = ("light", "medium light", "medium", "medium dark", "dark")
 _AGES = ("child", "adult", "elder")
 _PER_SUBJECT = 2
@@ -80,6 +85,7 @@ def synthetic_corpus(
     count: int,
     *,
     task: str = "emotic",
+    view: str = "auto",
     seed: int = 0,
     cache: Path | None = None,
     reporter: Reporter | None = None,
@@ -94,6 +100,9 @@ def synthetic_corpus(
         expression are kept, about four in ten.
     task : {"emotic", "basic", "compound"}
         Which labels the records carry.
+    view : {"auto", "original", "aligned"}
+        The scenes as drawn, or the faces cut from them by their landmarks. The cache holds the
+        scenes alone; aligned records have no box, and the name of their corpus says what it is.
     seed : int
         The same seed and count give the same pictures and labels.
     cache : Path, optional
@@ -107,12 +116,16 @@ def synthetic_corpus(
     Raises
     ------
     ConfigError
-        If the split, task or count is not one of those above.
+        If the split, task, view or count is not one of those above.
     DataError
         If the cache cannot be written.
     """
     if split not in SPLITS:
         raise ConfigError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
+    if view not in VIEWS:
+        raise ConfigError(
+            f"the embedded corpus has no view {view!r}; set data.view to one of {', '.join(VIEWS)}"
+        )
     if count < 1:
         raise ConfigError(f"a corpus needs at least one record, not {count}")
     space = label_space(task)
@@ -122,7 +135,8 @@ def synthetic_corpus(
     if arrays is None:
         arrays = _make(split, count, seed, reporter or SilentReporter())
         _write(path, arrays)
-    return _assemble(split, space, seed, arrays)
+    corpus = _assemble(split, space, seed, arrays)
+    return _aligned(corpus) if view == "aligned" else corpus
 
 
 def _generator(split: str, seed: int, purpose: str) -> np.random.Generator:
@@ -213,6 +227,21 @@ def _assemble(
         Scenes(factors[keep], basic[keep], compound[keep]),
         arrays["vad"].astype(np.float32)[keep],
         arrays["landmarks"].astype(np.float32)[keep],
+    )
+
+
+def _aligned(corpus: SyntheticCorpus) -> SyntheticCorpus:
+    goal = (np.array(SPOTS) / _AROUND + 1) * SIZE / 2
+    pixels = np.empty_like(corpus.pixels)
+    for i, landmarks in enumerate(corpus.landmarks):
+        pixels[i] = np.asarray(warp(corpus.image(i), fit_similarity(landmarks, goal), SIZE))
+    return replace(
+        corpus,
+        name=f"{corpus.name}-aligned",
+        # The box of the person is one of the whole scene.
+        records=[replace(record, box=None) for record in corpus.records],
+        pixels=pixels,
+        landmarks=np.tile(goal.astype(np.float32), (len(pixels), 1, 1)),
     )
 
 

@@ -13,7 +13,7 @@ from carefl_secure.federation.directory import role_message
 from carefl_secure.federation.helper_actions import HELPER_ACTIONS, answer_as_helper
 from carefl_secure.federation.helpers import Helper
 from carefl_secure.federation.messages import Fields, adapter_of, pack
-from carefl_secure.federation.refusal import refusal
+from carefl_secure.federation.refusal import Party, refusal
 from carefl_secure.federation.session import ClientSession
 
 __all__ = ["build_client_app"]
@@ -127,6 +127,7 @@ def build_client_app(
         partition = context.node_config.get("partition-id")
         if type(partition) is not int:
             raise ConfigError("the node has no partition-id; start it with one in its node config")
+        helper = None
         try:
             helper = None if helpers is None else helpers(partition)
             if helper is not None or name in HELPER_ACTIONS:
@@ -140,7 +141,8 @@ def build_client_app(
         except CareflError as error:
             if on_refusal is not None:
                 on_refusal(partition, error)
-            return Message(refusal(error), reply_to=message)
+            party: Party = "client" if helper is None else helper.party
+            return Message(refusal(error, party), reply_to=message)
         return Message(content, reply_to=message)
 
     for name in (*_ACTIONS, *HELPER_ACTIONS):

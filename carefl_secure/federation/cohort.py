@@ -8,14 +8,41 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from carefl_secure.errors import ConfigError
 from carefl_secure.federation.fields import WORD_BITS, choose_fields
-from carefl_secure.secagg import CommitteeParameters, EncryptedParameters, RoundParameters
+from carefl_secure.secagg import (
+    AdditiveParameters,
+    CkksParameters,
+    CommitteeParameters,
+    EncryptedParameters,
+    KeyedParameters,
+    RoundParameters,
+)
 
 if TYPE_CHECKING:
     from carefl_secure.federation.planning import RunPlan
 
-__all__ = ["Aggregation", "Cohort", "rotation_key"]
+__all__ = ["Aggregation", "Cohort", "Encryption", "check_encryption", "rotation_key"]
 
 Aggregation = Literal["peer", "committee", "encrypt"]
+Encryption = Literal["bfv", "additive", "ckks"]
+
+
+def check_encryption(plan: RunPlan, encryption: Encryption) -> None:
+    """Refuse a plan whose sums cannot be encrypted in this way, before anything is written.
+
+    Raises
+    ------
+    ConfigError
+        When the sums fit no field; under CKKS when there is no noise.
+    """
+    if encryption != "ckks":
+        choose_fields(plan.encoding)
+    elif not plan.protected:
+        raise ConfigError(
+            "federation.encryption=ckks takes noised sums only, and privacy.unit is none: a CKKS "
+            "decryption has an error that tells about the key (Li and Micciancio 2021), so only "
+            "rounded sums under noise are decrypted; set federation.encryption=bfv, which is "
+            "exact, or choose a unit"
+        )
 
 
 @dataclass(frozen=True)
@@ -23,7 +50,8 @@ class Cohort:
     """Who takes part in which run on which base model.
 
     The way of summing follows from who is there: with ``members`` it is the committee, with a
-    ``key_holder`` encryption, with neither the peers alone.
+    ``key_holder`` encryption, with neither the peers alone; ``encryption="additive"`` needs
+    neither, as its clients hold the keys.
 
     Parameters
     ----------
@@ -37,11 +65,17 @@ class Cohort:
         Ed25519 public keys of the committee.
     key_holder : bytes, optional
         Ed25519 public key of the one that can decrypt sums.
+    encryption : {"bfv", "additive", "ckks"}, optional
+        The scheme of encrypted sums; additive is EXPERIMENTAL.
+    committee_spare : int, optional
+        Members that may vanish once all have announced; ``2 * committee_spare + 1`` honest ones
+        are needed then.
 
     Raises
     ------
     ConfigError
-        When there is a committee and a key holder, or a helper is also a client.
+        When there is a committee and a key holder, a helper is also a client, or the scheme does
+        not fit who is there; when the committee is too small for its spare.
 
     Guarantees
     ----------
@@ -55,13 +89,26 @@ class Cohort:
     base_hash: bytes
     members: tuple[bytes, ...] = ()
     key_holder: bytes | None = None
+    encryption: Encryption = "bfv"
+    committee_spare: int = 0
 
     def __post_init__(self) -> None:
         """Check that the parties are different."""
+        if not 0 <= 2 * self.committee_spare <= max(0, len(self.members) - 1):
+            raise ConfigError(
+                f"a committee of {len(self.members)} cannot spare {self.committee_spare} members; "
+                "2 * federation.committee_spare + 1 are needed"
+            )
         if self.members and self.key_holder is not None:
             raise ConfigError(
                 "a run sums with a committee or with a key holder, not with both; name one of them"
             )
+        if self.encryption == "additive" and self.helpers:
+            raise ConfigError(
+                "under federation.encryption=additive there are no helpers; name none"
+            )
+        if self.encryption == "ckks" and self.key_holder is None:
+            raise ConfigError("a sum under CKKS needs a key holder; name its public key")
         if set(self.helpers) & set(self.roster):
             raise ConfigError(
                 "a client cannot be its own helper: committee members and the key holder need "
@@ -78,7 +125,8 @@ class Cohort:
         """The way of summing."""
         if self.members:
             return "committee"
-        return "peer" if self.key_holder is None else "encrypt"
+        alone = self.key_holder is None and self.encryption != "additive"
+        return "peer" if alone else "encrypt"
 
     def round_parameters(self, plan: RunPlan, number: int, model_hash: bytes) -> RoundParameters:
         """Return the agreement behind one round among peers.
@@ -97,13 +145,13 @@ class Cohort:
     def committee_parameters(
         self, plan: RunPlan, number: int, model_hash: bytes
     ) -> CommitteeParameters:
-        """Return the agreement behind one round with a committee, of which none may be lost."""
+        """Return the agreement behind one round with a committee."""
         common = self._common(plan, number, model_hash)
-        return CommitteeParameters(**common, members=self.members, spare=0)
+        return CommitteeParameters(**common, members=self.members, spare=self.committee_spare)
 
     def encrypted_parameters(
         self, plan: RunPlan, number: int, model_hash: bytes, public_key: bytes
-    ) -> EncryptedParameters:
+    ) -> KeyedParameters:
         """Return the agreement behind one encrypted round.
 
         Parameters
@@ -116,15 +164,36 @@ class Cohort:
         Raises
         ------
         ConfigError
-            When the sums of this plan fit no field, or there is no key holder.
+            When the sums of this plan cannot be encrypted so, or there is no key holder.
         """
         if self.key_holder is None:
             raise ConfigError("an encrypted sum needs a key holder; name its public key")
+        check_encryption(plan, self.encryption)
+        if self.encryption == "ckks":
+            peers = self._peers(plan, number, model_hash)
+            return CkksParameters(**peers, key_holder=self.key_holder, public_key=public_key)
         room = choose_fields(plan.encoding)
         return EncryptedParameters(
             **{**self._peers(plan, number, model_hash), "bits": WORD_BITS},
             key_holder=self.key_holder,
             public_key=public_key,
+            value_bound=room.value_bound,
+            field_bits=room.field_bits,
+        )
+
+    def additive_parameters(
+        self, plan: RunPlan, number: int, model_hash: bytes
+    ) -> AdditiveParameters:
+        """Return the agreement behind one key-additive round (EXPERIMENTAL).
+
+        Raises
+        ------
+        ConfigError
+            When the sums of this plan fit no field.
+        """
+        room = choose_fields(plan.encoding)
+        return AdditiveParameters(
+            **{**self._peers(plan, number, model_hash), "bits": WORD_BITS},
             value_bound=room.value_bound,
             field_bits=room.field_bits,
         )

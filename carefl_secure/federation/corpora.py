@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from carefl_secure.data.synthetic import synthetic_corpus
 from carefl_secure.errors import DataError
 from carefl_secure.progress import Reporter
 
-__all__ = ["Corpora", "load_corpora"]
+__all__ = ["Corpora", "load_corpora", "load_parts", "share_out"]
 
 _PRIVATE = 8000  # records of the embedded corpus, where the configuration gives no number
 _PUBLIC, _TEST, _OPEN = 0.1, 0.15, 0.5  # the other splits, as shares of that number
@@ -51,27 +51,41 @@ class Corpora:
 
 
 def load_corpora(config: Config, reporter: Reporter) -> Corpora:
-    """Draw or read the corpora and share the private one out.
+    """Draw or read the corpora and share the private one out; of several stages, the last's.
 
     Raises
     ------
     DataError
         If the folder is unusable, or a split of it is empty.
     """
+    if config.stages.spaces:
+        from carefl_secure.federation.stage_corpora import load_stages
+
+        return load_stages(config, reporter)[-1]
+    found = load_parts(config, reporter)
+    return replace(found, shares=share_out(config, found.private))
+
+
+def load_parts(config: Config, reporter: Reporter) -> Corpora:
+    """Draw or read the corpora; nobody has a share of the private one yet."""
     if config.data.synthetic:
         private, public, test, unheld = _drawn(config, reporter)
-    else:
-        private, public, test = _read(config, reporter)
-        unheld = public
-    shares = partition(
+        return Corpora(private, public, test, unheld, [])
+    private, public, test = _read(config, reporter)
+    return Corpora(private, public, test, public, [])
+
+
+def share_out(config: Config, private: Corpus) -> list[npt.NDArray[np.int64]]:
+    """Return each client's share of a private corpus."""
+    return partition(
         private,
         config.federation.clients,
         config.data.partition,
         alpha=config.data.alpha,
         column=config.data.column,
         seed=config.data.seed,
+        together=config.privacy.unit == "person",
     )
-    return Corpora(private, public, test, unheld, shares)
 
 
 def _drawn(config: Config, reporter: Reporter) -> tuple[Corpus, Corpus, Corpus, Corpus]:
@@ -79,7 +93,13 @@ def _drawn(config: Config, reporter: Reporter) -> tuple[Corpus, Corpus, Corpus, 
 
     def draw(part: str, count: int, seed: int) -> Corpus:
         return synthetic_corpus(
-            part, count, task=task, seed=seed, cache=config.data.cache_dir, reporter=reporter
+            part,
+            count,
+            task=task,
+            view=config.data.view,
+            seed=seed,
+            cache=config.data.cache_dir,
+            reporter=reporter,
         )
 
     seed = config.data.seed

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from carefl_secure.config import Config, load_config
-from carefl_secure.data.recognise import open_corpus
+from carefl_secure.data.recognise import open_corpus, recognise
 from carefl_secure.data.records import Corpus, targets
 from carefl_secure.data.splits import Subset
 from carefl_secure.errors import ConfigError, DataError, RunError
@@ -30,7 +30,7 @@ from carefl_secure.model.learner import LabelScorer
 from carefl_secure.model.saved import load_saved
 from carefl_secure.progress import Reporter, SilentReporter
 
-__all__ = ["Evaluated", "Split", "evaluate"]
+__all__ = ["Evaluated", "Split", "evaluate", "refuse_own"]
 
 Split = Literal["test", "public"]
 _TIMED = 32  # images whose latency is measured, one at a time
@@ -96,7 +96,7 @@ def evaluate(
     if data is None and (labels, view) != ("auto", "auto"):
         raise ConfigError("--labels and --view say how to read --data; name a corpus there")
     if data is not None:
-        _refuse_own(config, data, split)
+        refuse_own(config, data, split)
     corpora = load_corpora(config, reporter)
     chosen = settings or Settings(seed=config.run.seed)
     scored, name = (corpora.test if split == "test" else corpora.public), f"{split} split"
@@ -121,7 +121,14 @@ def evaluate(
     return Evaluated(evaluation, file)
 
 
-def _refuse_own(config: Config, data: Path, split: Split) -> None:
+def refuse_own(config: Config, data: Path, split: Split) -> None:
+    """Refuse a corpus that holds the run's own records.
+
+    Raises
+    ------
+    ConfigError
+        If it does, or a split of the run is named beside it.
+    """
     if split != "test":
         raise ConfigError("--split names a split of the run's own corpus; leave out --data for it")
     if config.data.synthetic:
@@ -135,6 +142,11 @@ def _refuse_own(config: Config, data: Path, split: Split) -> None:
 
 
 def _other(path: Path, labels: str, view: str, reporter: Reporter) -> tuple[Corpus, str]:
+    if recognise(path).kind == "cexpr":
+        raise ConfigError(
+            "C-EXPR-DB is scored by videos and not by frames; use "
+            "carefl_secure.federation.zeroshot.evaluate_zero_shot"
+        )
     parts = open_corpus(path, task=labels, view=view, reporter=reporter)
     for name in ("test", "val", "all"):
         if name not in parts:

@@ -70,9 +70,12 @@ class RunFolder:
     ----------
     path : Path
         The folder itself.
+    stage : str, optional
+        The stage of the run that is worked on, such as ``2-compound``, where it has several.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, stage: str = "") -> None:
+        self.stage = stage
         self.path = Path(path)
 
     @classmethod
@@ -126,9 +129,18 @@ class RunFolder:
         return folder
 
     @property
-    def run_id(self) -> str:
+    def name(self) -> str:
         """Name of the run."""
         return self.path.name
+
+    @property
+    def run_id(self) -> str:
+        """Name of the run, with that of the stage: ``name/2-compound``.
+
+        Rounds are agreed on and paid for under this name, so no two stages share a context. A
+        run's own name holds no slash.
+        """
+        return f"{self.name}/{self.stage}" if self.stage else self.name
 
     @property
     def config(self) -> Path:
@@ -167,6 +179,10 @@ class RunFolder:
     def helper(self, index: int) -> Path:
         """Where one simulated helper keeps what is its own."""
         return self.path / "helpers" / str(index)
+
+    def client_memory(self, index: int) -> Path:
+        """File of what one simulated client keeps from round to round of a stage (FedDyn)."""
+        return self.client(index) / f"correction{self.stage and '-' + self.stage}.bin"
 
     def client_ledger(self, index: int) -> Path:
         """Ledger of one simulated client."""

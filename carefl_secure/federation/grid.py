@@ -22,13 +22,19 @@ from flwr.supercore.task_identity import TaskIdentity
 from carefl_secure.errors import CareflError, ConfigError, EngineError
 from carefl_secure.federation.refusal import LOST, refusal
 
-__all__ = ["FIRST_NODE", "TESTED_FLOWER", "Drop", "LocalGrid", "Record"]
+__all__ = ["FIRST_NODE", "TESTED_FLOWER", "Drop", "LocalGrid", "Record", "empty_run"]
 
 TESTED_FLOWER = ("1.41", "1.42")
 FIRST_NODE = 1000
 
 Drop = Callable[[int, Message], bool]
 Record = Callable[[int, Message], None]
+
+
+def empty_run() -> Run:
+    """Return a run without an engine, and let this process build messages for it."""
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+    return Run.create_empty(run_id=1)
 
 
 class _Faults:
@@ -102,8 +108,7 @@ class LocalGrid(Grid):
         self._workers = workers
         self._drop = drop
         self._record = record
-        self._run = Run.create_empty(run_id=1)
-        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+        self._run = empty_run()
         self._contexts: Mapping[int, Context] = {
             FIRST_NODE + i: Context(
                 run_id=1,

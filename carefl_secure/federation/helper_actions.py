@@ -34,6 +34,16 @@ def _answer(helper: Helper, content: RecordDict) -> RecordDict:
     return pack(answer=_member(helper).answer(Fields(content, maps=["openings"]).map("openings")))
 
 
+def _consent(helper: Helper, content: RecordDict) -> RecordDict:
+    lost = Fields(content, "lost").integers("lost")
+    return pack(consent=_member(helper).consent(lost))
+
+
+def _recover(helper: Helper, content: RecordDict) -> RecordDict:
+    consents = Fields(content, maps=["consents"]).map("consents")
+    return pack(seeds=_member(helper).recover(consents))
+
+
 def _key(helper: Helper, content: RecordDict) -> RecordDict:
     fields = Fields(content, *_HELLO)
     key = _holder(helper).key(
@@ -55,6 +65,8 @@ HELPER_ACTIONS: Mapping[str, Callable[[Helper, RecordDict], RecordDict]] = {
     "query.committee_announce": _announce,
     "query.committee_open": _open,
     "query.committee_answer": _answer,
+    "query.committee_consent": _consent,
+    "query.committee_recover": _recover,
     "query.holder_key": _key,
     "query.open_sum": _open_sum,
 }

@@ -6,16 +6,17 @@ plan and cohort, takes part in no round twice, and says no by an error.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from carefl_secure.errors import ProtocolError
 from carefl_secure.federation.cohort import Cohort
 from carefl_secure.federation.planning import RunPlan
+from carefl_secure.federation.refusal import Party
 from carefl_secure.federation.sum_encrypted import sign_key
 from carefl_secure.noise import KeySource
-from carefl_secure.secagg import CommitteeMember, EncryptedParameters, KeyHolder
+from carefl_secure.secagg import CkksKeyHolder, CommitteeMember, KeyedParameters, KeyHolder
 
 __all__ = ["Helper", "HolderSession", "MemberSession"]
 
@@ -59,6 +60,11 @@ class Helper:
             )
         self._round = number
 
+    @property
+    def party(self) -> Party:
+        """What this helper is called in a refusal."""
+        return "key holder" if self._cohort.key_holder is not None else "committee member"
+
     def close(self) -> None:
         """Erase the secrets of the round in progress, if there is one."""
         raise NotImplementedError
@@ -78,7 +84,9 @@ class MemberSession(Helper):
     ----------
     In a round it gives one sum of masks, over one list of at least ``plan.privacy.min_survivors``
     clients that every other member signed too; it is sent nothing that depends on a record but
-    the envelopes' seeds. One honest member is enough.
+    the envelopes' seeds. One honest member is enough; with ``cohort.committee_spare = s`` it also
+    gives, once, its shares of the seeds of at most s lost members, and ``2 s + 1`` honest members
+    are needed.
     """
 
     def __init__(
@@ -111,10 +119,21 @@ class MemberSession(Helper):
         return self._open().open(announcements, listing)
 
     def answer(self, openings: Mapping[int, bytes]) -> bytes:
-        """Give the one sum of masks, then forget the round."""
+        """Give the one sum of masks, then forget the round, unless members may still be lost."""
         answer = self._open().answer(openings)
-        self.close()
+        if not self._cohort.committee_spare:
+            self.close()
         return answer
+
+    def consent(self, lost: Collection[int]) -> bytes:
+        """Say once which members are lost."""
+        return self._open().consent(lost)
+
+    def recover(self, consents: Mapping[int, bytes]) -> bytes:
+        """Give the shares of the lost members' seeds, then forget the round."""
+        shares = self._open().recover(consents)
+        self.close()
+        return shares
 
     def close(self) -> None:
         """Erase the secrets of the round in progress."""
@@ -143,7 +162,7 @@ class HolderSession(Helper):
     ) -> None:
         super().__init__(index, identity, plan, cohort)
         self._key: KeyHolder | None = None
-        self._parameters: EncryptedParameters | None = None
+        self._parameters: KeyedParameters | None = None
 
     def key(self, number: int, model_hash: bytes, plan_hash: bytes) -> bytes:
         """Begin a round: make its key pair and return the public key, signed.
@@ -154,7 +173,8 @@ class HolderSession(Helper):
             When the round is not new or the plan is another one.
         """
         self._begin(number, plan_hash)
-        self._key = KeyHolder(self._identity)
+        scheme = CkksKeyHolder if self._cohort.encryption == "ckks" else KeyHolder
+        self._key = scheme(self._identity)
         self._parameters = self._cohort.encrypted_parameters(
             self._plan, number, model_hash, self._key.public_digest
         )

@@ -12,25 +12,41 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from carefl_secure.errors import ConfigError, PrivacyError
 from carefl_secure.federation.cohort import Cohort, rotation_key
+from carefl_secure.federation.earlier import History, noise_after
 from carefl_secure.federation.fields import leave_room
-from carefl_secure.privacy import PrivacyPlan, SampledSkellam, calibrate_noise, epsilon
+from carefl_secure.federation.local_plan import LocalPlan
+from carefl_secure.privacy import (
+    Event,
+    PrivacyPlan,
+    SampledGaussian,
+    SampledSkellam,
+    calibrate_noise,
+    epsilon,
+)
+from carefl_secure.privacy.plan import Trust, Unit
 from carefl_secure.secagg import (
     EncodingPlan,
     default_threshold,
+    plan_clients,
     plan_plain,
     plan_records,
 )
 from carefl_secure.secagg.planner import batch_bound
 
-__all__ = ["Cohort", "RunPlan", "plan_run", "rotation_key"]
+__all__ = ["Cohort", "LocalPlan", "RunPlan", "plan_run", "rotation_key"]
 
 # A client whose sample is longer than the encoding allows refuses, which shows. The planner keeps
 # that this unlikely in a round; it counts like a broken norm bound.
 _REFUSAL = 2.0**-40
+
+# Largest entry of a move without privacy: far above any adapter weight, and still of 1e-7 grain.
+_FREE_MOVE = 16.0
+# Entries of a noisy move past so many deviations are cut, which is free.
+_DEVIATIONS = 12.0
 
 
 @dataclass(frozen=True)
@@ -45,11 +61,15 @@ class RunPlan:
         How a vector becomes integers.
     threshold : int
         Shares that open a secret and signatures that a survivor set needs.
+    local : LocalPlan, optional
+        Steps that clients take on their own; they then release what they moved. Without it they
+        release sums of gradients at the global adapter.
     """
 
     privacy: PrivacyPlan
     encoding: EncodingPlan
     threshold: int
+    local: LocalPlan | None = None
 
     @property
     def protected(self) -> bool:
@@ -67,8 +87,10 @@ class RunPlan:
         return self.encoding.share_variance()
 
     @property
-    def event(self) -> SampledSkellam | None:
+    def event(self) -> SampledSkellam | SampledGaussian | None:
         """What one round releases; None without privacy, where there is nothing to price."""
+        if self.privacy.mechanism == "gaussian":
+            return self.privacy.gaussian_event()
         return self.skellam_event() if self.protected else None
 
     def skellam_event(self) -> SampledSkellam:
@@ -83,7 +105,9 @@ class RunPlan:
             l1=self.encoding.l1_sensitivity,
             l2=self.encoding.l2_sensitivity,
             share_variance=self.share_variance,
-            beta=self.encoding.dither_failure + _REFUSAL,
+            # A whole client's vector never exceeds its bound, so nothing is refused there.
+            beta=self.encoding.dither_failure
+            + (0.0 if self.privacy.unit == "client" else _REFUSAL),
             dimension=self.encoding.padded,
         )
 
@@ -91,23 +115,52 @@ class RunPlan:
         """Return the public divisor of an opened sum, ``q N s / n``."""
         return self.privacy.expected_batch * survivors / self.privacy.clients
 
+    def divisor(self, survivors: int) -> float:
+        """Return what an opened sum is divided by to give the optimiser its mean gradient.
+
+        Public in every mode: ``q N s / n`` for sums of gradients; ``-s`` for sums of what s
+        survivors moved, as a move is a step down the gradient.
+        """
+        return self.expected_batch(survivors) if self.local is None else -float(survivors)
+
+    def noise_variance(self, survivors: int) -> float:
+        r"""Return the variance of the noise in one entry of the mean gradient.
+
+        :math:`s v / (\text{scale} \cdot \text{divisor})^2` for s survivors and share variance v;
+        where clients make their own noise, what the steps of a client leave of it, over s.
+        """
+        if self.local is not None and self.privacy.mechanism == "gaussian":
+            privacy = self.privacy
+            batch = privacy.expected_batch / privacy.clients
+            one = self.local.learning_rate * privacy.noise_multiplier * privacy.clipping_norm
+            return (one / batch) ** 2 * self.local.noise_gain / survivors
+        stdev = math.sqrt(survivors * self.share_variance) / self.encoding.scale
+        return (stdev / self.divisor(survivors)) ** 2
+
     def noise_norm(self, survivors: int) -> float:
         """Return the root mean square Euclidean norm of the noise in the mean gradient.
 
-        ``sqrt(D s v) / scale / (q N s / n)`` for dimension D, survivors s and share variance v;
-        what one would compare the norm of the opened gradient with.
+        What one would compare the norm of the opened gradient with: the square root of
+        `noise_variance` over all entries.
         """
-        integers = math.sqrt(self.encoding.dimension * survivors * self.share_variance)
-        return integers / self.encoding.scale / self.expected_batch(survivors)
+        return math.sqrt(self.encoding.dimension * self.noise_variance(survivors))
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan, and the event of one round that follows from it, as JSON values."""
-        return {
+        whole = {
             "privacy": self.privacy.to_json(),
-            "encoding": dataclasses.asdict(self.encoding),
+            "encoding": self._encoding_fields(),
             "threshold": self.threshold,
             "event": None if self.event is None else self.event.to_json(),
         }
+        return whole if self.local is None else {**whole, "local": self.local.to_json()}
+
+    def _encoding_fields(self) -> dict[str, Any]:
+        """Return the encoding's fields; ``conditional`` only where it is true, as in its hash."""
+        fields = dataclasses.asdict(self.encoding)
+        if not self.encoding.conditional:
+            del fields["conditional"]
+        return fields
 
     def hash(self) -> bytes:
         """Return SHA-256 over the canonical JSON of the plan, 32 bytes."""
@@ -117,7 +170,7 @@ class RunPlan:
 
 def plan_run(
     *,
-    unit: Literal["record", "none"],
+    unit: Unit,
     dimension: int,
     clients: int,
     rounds: int,
@@ -129,33 +182,53 @@ def plan_run(
     min_survivors: int | None = None,
     max_colluders: int = 1,
     normalise: bool = True,
+    trust: Trust = "secagg",
+    records_per_person: int | None = None,
+    local: LocalPlan | None = None,
+    limit: float | None = None,
+    earlier: frozenset[History] = frozenset(),
+    noise_multiplier: float | None = None,
 ) -> RunPlan:
     """Fix privacy, encoding and noise for a whole run.
 
     Parameters
     ----------
-    unit : {"record", "none"}
+    unit : {"record", "person", "client", "none"}
         What is protected; ``"none"`` switches noise off, masks stay.
     dimension : int
         Length D of the flat adapter.
     clients, rounds : int
         How many.
     public_records : int
-        Declared number of records of all clients together.
+        Declared number of records, or persons, of all clients together.
     sample_rate : float
-        Probability of each record in each round.
+        Probability of each record, or person, in each round or local step. Unit client draws
+        nobody: there it must be 1, and the size of a batch stands in ``local``.
     clipping_norm : float
-        Bound on the Euclidean norm of one record's gradient.
+        Bound on the Euclidean norm of one record's gradient, one person's, or one client's move.
     delta : float
         Probability with which epsilon may fail.
     target_epsilon : float, optional
-        What all rounds together may spend; needed for unit record.
+        What all rounds together may spend; needed for every unit but none.
     min_survivors : int, optional
         Fewest clients a round may end with; ``floor(2 n / 3) + 1`` by default.
     max_colluders : int, optional
         How many clients may side with the server.
     normalise : bool, optional
         Whether the clients scale gradients to the norm in place of clipping them.
+    trust : {"secagg", "none"}, optional
+        Whether noise is shared in the secure sum, or made whole by every client.
+    records_per_person : int, optional
+        As in `PrivacyPlan`.
+    local : LocalPlan, optional
+        Needed for unit client and for trust none; refused where one gradient sum is released.
+
+    limit : float, optional
+        The most that any of the ledgers in ``earlier`` may come to with this run.
+    earlier : frozenset of tuple of Event, optional
+        What earlier runs left in the clients' ledgers.
+    noise_multiplier : float, optional
+        Take this one, and search and price nothing: `plan_stages` does both for all stages.
 
     Returns
     -------
@@ -166,15 +239,17 @@ def plan_run(
     ConfigError
         A value is out of range or contradicts another.
     BudgetExceededError
-        No amount of noise reaches the target.
+        No amount of noise reaches the target, or the limit after what was spent earlier.
 
     Guarantees
     ----------
     With z the noise multiplier and l2 the integer norm bound, each client adds Skellam noise of
     variance ``(z l2)^2 / (min_survivors - max_colluders)``, so the honest survivors of any round
     that opens hold variance ``(z l2)^2`` or more; and ``rounds`` such rounds cost at most
-    ``target_epsilon`` at ``delta``.
+    ``target_epsilon`` at ``delta``. Under trust none each client's own Gaussian noise of deviation
+    ``z C`` in each of its local steps carries the same promise alone, and the sum adds none.
     """
+    _check_local(unit, trust, local)
     threshold = max(default_threshold(clients), (clients + max_colluders + 2) // 2)
     if threshold > clients:
         raise ConfigError(
@@ -190,8 +265,8 @@ def plan_run(
     make_plan = functools.partial(
         PrivacyPlan,
         unit=unit,
-        trust="secagg",
-        mechanism="none" if unit == "none" else "skellam",
+        trust=trust,
+        mechanism="none" if unit == "none" else "skellam" if trust == "secagg" else "gaussian",
         rounds=rounds,
         clients=clients,
         min_survivors=floor,
@@ -202,24 +277,73 @@ def plan_run(
         clipping_norm=clipping_norm,
         target_epsilon=target_epsilon,
         normalise=normalise,
+        records_per_person=records_per_person,
+        local_steps=local.steps if local is not None and trust == "none" else 1,
     )
     draft = make_plan(noise_multiplier=0.0 if unit == "none" else 1.0)
     if unit == "none":
-        bound = batch_bound(draft.expected_batch) * clipping_norm
-        return RunPlan(draft, leave_room(plan_plain(dimension, bound, clients)), threshold)
+        bound = _FREE_MOVE if local else batch_bound(draft.expected_batch) * clipping_norm
+        return RunPlan(draft, leave_room(plan_plain(dimension, bound, clients)), threshold, local)
     if target_epsilon is None:
-        raise ConfigError("unit 'record' needs target_epsilon (8 is usual)")
+        raise ConfigError(f"unit {unit!r} needs target_epsilon (8 is usual)")
 
     def plan(noise: float) -> RunPlan:
-        encoding = plan_records(
-            dimension, clipping_norm, noise, draft.expected_batch, clients, draft.noise_clients
-        )
-        return RunPlan(make_plan(noise_multiplier=noise), encoding, threshold)
+        privacy = make_plan(noise_multiplier=noise)
+        if trust == "none":
+            encoding = leave_room(plan_plain(dimension, _noisy_move(privacy, local), clients))
+        elif unit == "client":
+            encoding = plan_clients(dimension, clipping_norm, noise, clients, draft.noise_clients)
+        else:
+            encoding = plan_records(
+                dimension,
+                privacy.sensitivity,
+                noise,
+                draft.expected_batch,
+                clients,
+                draft.noise_clients,
+            )
+        return RunPlan(privacy, encoding, threshold, local)
 
-    def whole_run(noise: float) -> SampledSkellam:
+    if noise_multiplier is not None:
+        return plan(noise_multiplier)
+
+    def whole_run(noise: float) -> Event:
+        if trust == "none":
+            return make_plan(noise_multiplier=noise).gaussian_event(rounds)
         return plan(noise).skellam_event().times(rounds)
 
-    return _within_target(plan(calibrate_noise(whole_run, target_epsilon, delta)), target_epsilon)
+    noise = calibrate_noise(whole_run, target_epsilon, delta)
+    if limit is not None:
+        noise = noise_after(whole_run, noise, limit, delta, earlier)
+    return _within_target(plan(noise), target_epsilon)
+
+
+def _check_local(unit: Unit, trust: Trust, local: LocalPlan | None) -> None:
+    """Hold that clients take steps of their own exactly where what they move is protected."""
+    if local is None and (unit == "client" or trust == "none"):
+        raise ConfigError(
+            f"unit {unit!r} with trust {trust!r} sums what clients move in local steps; give a "
+            "LocalPlan (federation.local_steps and federation.local_lr)"
+        )
+    if local is not None and unit in ("record", "person") and trust == "secagg":
+        raise ConfigError(
+            f"unit {unit!r} under the secure sum releases one sum of gradients in a round, so "
+            "there are no local steps; set federation.local_steps to 1, or privacy.trust to none"
+        )
+
+
+def _noisy_move(privacy: PrivacyPlan, local: LocalPlan | None) -> float:
+    """Bound an entry of what local DP-SGD moves; public, and past it entries are cut.
+
+    Each of K steps moves an entry by at most ``eta (M C + 12 z C) n / (q N)`` with the Chernoff
+    bound M on the records drawn; FedDyn's correction may add as much again.
+    """
+    if local is None:
+        raise ConfigError("trust 'none' needs local steps")
+    batch = privacy.expected_batch / privacy.clients
+    reach = batch_bound(batch) + _DEVIATIONS * privacy.noise_multiplier
+    step = local.learning_rate * privacy.clipping_norm * reach / batch
+    return local.steps * step * (2.0 if local.feddyn_alpha else 1.0)
 
 
 def _within_target(plan: RunPlan, target_epsilon: float) -> RunPlan:

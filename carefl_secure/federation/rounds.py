@@ -12,17 +12,18 @@ from numpy.typing import NDArray
 
 from carefl_secure.errors import ConfigError, RunError
 from carefl_secure.federation._flwr_env import quiet_flower
-from carefl_secure.federation.client import build_client_app
-from carefl_secure.federation.cohort import Aggregation
-from carefl_secure.federation.fields import choose_fields
+from carefl_secure.federation.cohort import Aggregation, Encryption, check_encryption
 from carefl_secure.federation.folder import RunFolder, write_atomically
-from carefl_secure.federation.grid import LocalGrid, Record
+from carefl_secure.federation.grid import Record
 from carefl_secure.federation.messages import pack_adapter
 from carefl_secure.federation.optim import ServerOptimizer
+from carefl_secure.federation.parties import Engine
 from carefl_secure.federation.planning import RunPlan
 from carefl_secure.federation.simulation import Clients, vanishing
 from carefl_secure.federation.spending import Purse
+from carefl_secure.federation.stage_plans import Stage
 from carefl_secure.federation.strategy import Evaluate, SecureSumStrategy
+from carefl_secure.federation.sum_additive import EXPERIMENTAL
 from carefl_secure.federation.task import LocalTask
 from carefl_secure.noise import KeySource, SystemKeySource
 from carefl_secure.privacy import Ledger
@@ -80,8 +81,12 @@ def run_federation(
     resume: bool = False,
     aggregation: Aggregation = "peer",
     committee_members: int = 3,
+    committee_spare: int = 0,
+    encryption: Encryption = "bfv",
+    engine: Engine = Clients,
+    stage: Stage | None = None,
 ) -> FederationResult:
-    """Run all planned rounds with clients in this process.
+    """Run all planned rounds, or those of one stage, with clients in this process.
 
     After every round the figures and then the checkpoint are replaced atomically, so an interrupt
     at any moment leaves a folder that ``resume`` goes on from.
@@ -127,6 +132,17 @@ def run_federation(
         How a round sums; the same noise gives the same adapter in all three.
     committee_members : int, optional
         Size of the committee, where there is one.
+    committee_spare : int, optional
+        Members that may vanish once all have announced; ``2 * committee_spare + 1`` honest ones
+        are needed then, in place of one.
+    encryption : {"bfv", "additive", "ckks"}, optional
+        The scheme of ``aggregation="encrypt"``; additive is EXPERIMENTAL.
+    engine : Engine, optional
+        Makes the parties and the grid that reaches them; in this process by default. The same
+        noise gives the same adapter on every engine.
+    stage : Stage, optional
+        Which stage of a run this is; ``plan`` is then its own, ``folder`` names it, and a stage
+        after the first goes on in a folder and in ledgers that were used before.
 
     Returns
     -------
@@ -150,9 +166,15 @@ def run_federation(
     by as many, so that the target is kept.
     """
     reporter = reporter or SilentReporter()
+    way: str = aggregation
     if aggregation == "encrypt":
-        choose_fields(plan.encoding)
-    clients = Clients(
+        check_encryption(plan, encryption)
+        way = aggregation if encryption == "bfv" else f"{aggregation} ({encryption})"
+    if aggregation == "committee" and committee_spare:
+        way = f"{aggregation} (spare {committee_spare})"  # it changes whom the clients trust
+    if way == "encrypt (additive)":
+        reporter.note(EXPERIMENTAL)
+    clients = engine(
         plan,
         tasks,
         folder,
@@ -162,17 +184,20 @@ def run_federation(
         max_epsilon,
         aggregation=aggregation,
         committee_members=committee_members,
+        committee_spare=committee_spare,
+        encryption=encryption,
     )
-    server_ledger = Ledger(folder.ledger, {"run": folder.run_id})
+    server_ledger = Ledger(folder.ledger, {"run": folder.name})
     purse = Purse(server_ledger, plan, clients.cohort)
+    offset = 0 if stage is None else stage.offset
     if resume:
         for ledger in (server_ledger, *clients.ledgers):
             ledger.recover()
-        adapter, finished = _restore(folder, plan, aggregation, optimiser)
+        adapter, finished = _restore(folder, plan, way, optimiser, stage)
     else:
-        adapter, finished = _begin(folder, plan, aggregation, optimiser, initial), 0
-    lost = max(0, purse.paid() - finished) if plan.protected else 0
-    last = max(finished, plan.privacy.rounds - lost)
+        adapter, finished = _begin(folder, plan, way, optimiser, initial, stage), offset
+    lost = max(0, purse.paid() - (finished - offset)) if plan.protected else 0
+    last = max(finished, offset + plan.privacy.rounds - lost)
     if lost:
         reporter.note(
             f"{lost} interrupted rounds were already paid for; the run ends after round {last}"
@@ -184,8 +209,10 @@ def run_federation(
     def on_round(row: dict[str, Scalar], moved: Adapter) -> None:
         nonlocal adapter
         adapter = moved
+        if stage is not None:
+            row = {"stage": stage.name, **row}
         folder.append_metrics(row)
-        _save(folder, plan, aggregation, optimiser, moved, int(row["round"]))
+        _save(folder, plan, way, optimiser, moved, int(row["round"]), stage)
         reporter.round(row)
         reporter.advance(_TASK)
 
@@ -200,15 +227,13 @@ def run_federation(
         finished=finished,
         last=last,
     )
-    app = build_client_app(clients.session, clients.keep_refusal, helpers=clients.helper)
-    grid = LocalGrid(
-        app, clients.nodes, workers=workers, drop=drop if gone else None, record=record
-    )
     reporter.start(_TASK, last - finished)
     try:
         if finished < last:
+            grid = clients.grid(workers, drop if gone else None, record)
             with quiet_flower():
                 strategy.start(grid, pack_adapter(adapter), num_rounds=last - finished)
+            clients.finish()
     finally:
         clients.close()
         reporter.finish(_TASK)
@@ -218,49 +243,72 @@ def run_federation(
 def _begin(
     folder: RunFolder,
     plan: RunPlan,
-    aggregation: Aggregation,
+    aggregation: str,
     optimiser: ServerOptimizer,
     initial: Adapter,
+    stage: Stage | None,
 ) -> Adapter:
-    """Check that the folder is fresh, then write the plan and the checkpoint of round 0."""
+    """Check that the folder is fresh, then write the plan and the checkpoint before any round.
+
+    The plan of a run in stages is whole before the first of them; later ones add a checkpoint.
+    """
     if initial.dtype != np.float32 or initial.shape != (plan.encoding.dimension,):
         raise ConfigError(
             f"the initial adapter must be float32 of {plan.encoding.dimension} entries, "
             f"not {initial.dtype} {initial.shape}"
         )
-    if folder.checkpoint.exists() or folder.ledger.exists():
-        raise RunError(f"{folder.path} was used before; resume it or create a new run")
-    text = json.dumps(plan.to_json(), indent=2, sort_keys=True, allow_nan=False)
-    write_atomically(folder.plan, text.encode() + b"\n")
+    if stage is None or stage.number == 1:
+        if folder.checkpoint.exists() or folder.ledger.exists():
+            raise RunError(f"{folder.path} was used before; resume it or create a new run")
+        paper = plan.to_json() if stage is None else stage.paper
+        text = json.dumps(paper, indent=2, sort_keys=True, allow_nan=False)
+        write_atomically(folder.plan, text.encode() + b"\n")
     adapter = initial.copy()
-    _save(folder, plan, aggregation, optimiser, adapter, 0)
+    offset = 0 if stage is None else stage.offset
+    _save(folder, plan, aggregation, optimiser, adapter, offset, stage)
     return adapter
 
 
 def _save(
     folder: RunFolder,
     plan: RunPlan,
-    aggregation: Aggregation,
+    aggregation: str,
     optimiser: ServerOptimizer,
     adapter: Adapter,
     number: int,
+    stage: Stage | None,
 ) -> None:
     state = {_OPTIMISER + name: value for name, value in optimiser.state().items()}
     agreed: dict[str, int | str] = {
         "round": number,
-        "plan": plan.hash().hex(),
+        "plan": _digest(plan, stage),
         "aggregation": aggregation,
     }
-    folder.write_checkpoint({**agreed, "adapter": adapter, **state})
+    where = {} if stage is None else stage.state()
+    folder.write_checkpoint({**agreed, "adapter": adapter, **where, **state})
+
+
+def _digest(plan: RunPlan, stage: Stage | None) -> str:
+    """Return the hash of what plan.json holds."""
+    return plan.hash().hex() if stage is None else stage.digest
 
 
 def _restore(
-    folder: RunFolder, plan: RunPlan, aggregation: Aggregation, optimiser: ServerOptimizer
+    folder: RunFolder,
+    plan: RunPlan,
+    aggregation: str,
+    optimiser: ServerOptimizer,
+    stage: Stage | None,
 ) -> tuple[Adapter, int]:
     """Read the checkpoint of the last finished round and drop figures that go beyond it."""
     state = folder.read_checkpoint()
-    if state.get("plan") != plan.hash().hex():
+    if state.get("plan") != _digest(plan, stage):
         raise RunError(f"{folder.path} was begun under another plan; resume it with its own")
+    if stage is not None and state.get("stage") != stage.number:
+        raise RunError(
+            f"the checkpoint of {folder.path} is of stage {state.get('stage')}, not "
+            f"{stage.number}; restore it from a copy"
+        )
     begun = state.get("aggregation", "peer")  # a checkpoint without it is older than the others
     if begun != aggregation:
         raise RunError(

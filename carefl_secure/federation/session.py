@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Collection, Mapping
+from pathlib import Path
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
-from carefl_secure.errors import NonFiniteError, PrivacyError, ProtocolError
+from carefl_secure.errors import NonFiniteError, ProtocolError
 from carefl_secure.federation.cohort import Cohort
+from carefl_secure.federation.local import local_work
 from carefl_secure.federation.messages import vector_hash
 from carefl_secure.federation.planning import RunPlan
 from carefl_secure.federation.spending import Purse
@@ -23,12 +25,12 @@ from carefl_secure.federation.summing import ClientSum
 from carefl_secure.federation.task import LocalTask
 from carefl_secure.federation.ways import ClientSums
 from carefl_secure.noise import KeySource, KeyStream, SkellamSampler
-from carefl_secure.privacy import Ledger, poisson_sample
+from carefl_secure.privacy import Ledger
 from carefl_secure.secagg import encode, wrap
 
 __all__ = ["ClientSession"]
 
-_SAVED = struct.Struct("<q32s")
+_SAVED = struct.Struct("<q32sI")
 
 
 class ClientSession:
@@ -53,6 +55,8 @@ class ClientSession:
     max_epsilon : float, optional
         The most this client lets all runs in its ledger spend, whatever the server says; the plan's
         target by default.
+    memory : Path, optional
+        Where the client keeps what it needs from round to round (FedDyn); its own, like the ledger.
 
     Guarantees
     ----------
@@ -60,6 +64,7 @@ class ClientSession:
     not depend on its records. The vector is masked, carries this client's share of the noise, and
     its event is in the ledger, on disk, before the records are read. This rests on the keys being
     unpredictable, on ``task`` clipping as it promises, and on the secure sum's own assumptions.
+    Where the plan makes each client's vector private by itself (trust none), not on the last.
     """
 
     def __init__(
@@ -73,6 +78,7 @@ class ClientSession:
         keys: KeySource,
         *,
         max_epsilon: float | None = None,
+        memory: Path | None = None,
     ) -> None:
         if cohort.roster[index] != identity.public_key().public_bytes_raw():
             raise ProtocolError(
@@ -84,15 +90,10 @@ class ClientSession:
                 f"client {index} has an adapter of {task.dimension} entries, the plan "
                 f"{plan.encoding.dimension}; the models differ"
             )
-        if task.records > plan.privacy.public_records:
-            raise PrivacyError(
-                f"client {index} holds more records than all clients together declared; "
-                "declare a larger public_records"
-            )
+        self._work = local_work(plan, task, index, memory)
         self.index = index
         self._plan = plan
         self._cohort = cohort
-        self._task = task
         self._purse = Purse(ledger, plan, cohort, max_epsilon)
         self._keys = keys
         self._round = -1
@@ -108,7 +109,7 @@ class ClientSession:
     @property
     def encrypts(self) -> bool:
         """Whether rounds begin with a key of the key holder."""
-        return self._cohort.aggregation == "encrypt"
+        return self._cohort.key_holder is not None
 
     def advertise(
         self, round_number: int, model_hash: bytes, plan_hash: bytes, key: bytes = b""
@@ -236,11 +237,13 @@ class ClientSession:
     def save(self) -> bytes:
         """Return what the next step needs, for engines that start a process per message.
 
-        The secrets in it are sealed under the client's identity. Store it before the reply leaves,
-        and only the newest: an older one would let a step be answered twice.
+        The secrets of a round in it are sealed under the client's identity; FedDyn's correction is
+        not, and is as private as the records. Store it before the reply leaves, and only the
+        newest: an older one would let a step be answered twice.
         """
         rest = b"" if self._sum is None else self._sum.save()
-        return _SAVED.pack(self._round, self._model_hash) + rest
+        work = self._work.save()
+        return _SAVED.pack(self._round, self._model_hash, len(work)) + work + rest
 
     def restore(self, saved: bytes) -> None:
         """Go on from what `save` returned.
@@ -253,8 +256,11 @@ class ClientSession:
         self.close()
         if len(saved) < _SAVED.size:
             raise ProtocolError("the saved session is cut short; the client sits this round out")
-        number, model_hash = _SAVED.unpack_from(saved)
-        rest = saved[_SAVED.size :]
+        number, model_hash, length = _SAVED.unpack_from(saved)
+        if len(saved) < _SAVED.size + length:
+            raise ProtocolError("the saved session is cut short; the client sits this round out")
+        self._work.restore(saved[_SAVED.size : _SAVED.size + length])
+        rest = saved[_SAVED.size + length :]
         if rest:
             self._sum = self._sums.restore(rest, number, model_hash)
         self._round, self._model_hash = number, model_hash
@@ -271,16 +277,11 @@ class ClientSession:
         return self._sum
 
     def _protected(self, adapter: NDArray[np.float32]) -> NDArray[np.unsignedinteger]:
-        """Sample, sum, encode, add noise, wrap; an empty sample sends noise alone."""
+        """Compute, encode, add noise, wrap; an empty sample sends noise alone."""
         encoding = self._plan.encoding
-        drawn = poisson_sample(
-            self._task.records, self._plan.privacy.sample_rate, KeyStream(self._keys.key("sample"))
-        )
-        total = np.zeros(encoding.dimension)
-        if drawn.size:
-            total = self._task.clipped_sum(adapter, drawn, self._round)
+        total = self._work.release(adapter, self._round, self._keys)
         if not np.isfinite(total).all():
-            raise NonFiniteError(f"the clipped sum of client {self.index} holds NaN or infinity")
+            raise NonFiniteError(f"the vector of client {self.index} holds NaN or infinity")
         dither = KeyStream(self._keys.key("dither"))
         integers = encode(total, encoding, self._open().rotation, dither)
         if self._plan.share_variance > 0:

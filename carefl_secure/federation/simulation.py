@@ -10,9 +10,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Message
 
 from carefl_secure.errors import CareflError, ConfigError, LedgerError, ProtocolError
-from carefl_secure.federation.cohort import Aggregation, Cohort
+from carefl_secure.federation.client import build_client_app
+from carefl_secure.federation.cohort import Aggregation, Cohort, Encryption
 from carefl_secure.federation.folder import RunFolder
-from carefl_secure.federation.grid import FIRST_NODE, Drop
+from carefl_secure.federation.grid import FIRST_NODE, Drop, LocalGrid, Record
 from carefl_secure.federation.helpers import Helper, HolderSession, MemberSession
 from carefl_secure.federation.planning import RunPlan
 from carefl_secure.federation.session import ClientSession
@@ -52,6 +53,10 @@ class Clients:
         The way of summing.
     committee_members : int, optional
         Size of the committee, where there is one.
+    committee_spare : int, optional
+        Members that may vanish once all have announced.
+    encryption : {"bfv", "additive", "ckks"}, optional
+        The scheme of encrypted sums.
 
     Raises
     ------
@@ -76,6 +81,8 @@ class Clients:
         *,
         aggregation: Aggregation = "peer",
         committee_members: int = 3,
+        committee_spare: int = 0,
+        encryption: Encryption = "bfv",
     ) -> None:
         if len(tasks) != plan.privacy.clients:
             raise ConfigError(
@@ -83,7 +90,8 @@ class Clients:
             )
         self._folder = folder
         identities = [Ed25519PrivateKey.generate() for _ in tasks]
-        helping = {"peer": 0, "committee": committee_members, "encrypt": 1}[aggregation]
+        holders = 0 if encryption == "additive" else 1
+        helping = {"peer": 0, "committee": committee_members, "encrypt": holders}[aggregation]
         private = [Ed25519PrivateKey.generate() for _ in range(helping)]
         public = _public(private)
         self.cohort = Cohort(
@@ -91,7 +99,9 @@ class Clients:
             _public(identities),
             base_hash,
             members=public if aggregation == "committee" else (),
-            key_holder=public[0] if aggregation == "encrypt" else None,
+            key_holder=public[0] if aggregation == "encrypt" and holders else None,
+            encryption=encryption if aggregation == "encrypt" else "bfv",
+            committee_spare=committee_spare if aggregation == "committee" else 0,
         )
         self.ledgers = [
             Ledger(_ledger_path(folder, ledgers, index), {"client": str(index)})
@@ -107,6 +117,7 @@ class Clients:
                 self.ledgers[index],
                 key_source(index),
                 max_epsilon=max_epsilon,
+                memory=folder.client_memory(index),
             )
             for index, task in enumerate(tasks)
         ]
@@ -141,6 +152,14 @@ class Clients:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a") as file:
             file.write(f"{type(error).__name__}: {error}\n")
+
+    def grid(self, workers: int, drop: Drop | None, record: Record | None) -> LocalGrid:
+        """Return the grid that reaches all parties."""
+        app = build_client_app(self.session, self.keep_refusal, helpers=self.helper)
+        return LocalGrid(app, self.nodes, workers=workers, drop=drop, record=record)
+
+    def finish(self) -> None:
+        """Do nothing: a run in this process has no status but its own."""
 
     def close(self) -> None:
         """Erase every secret that a round left open."""

@@ -27,7 +27,7 @@ from carefl_secure.federation.messages import (
     vector_hash,
     with_adapter,
 )
-from carefl_secure.federation.optim import ServerOptimizer
+from carefl_secure.federation.optim import Listener, ServerOptimizer
 from carefl_secure.federation.planning import RunPlan
 from carefl_secure.federation.spending import Purse
 from carefl_secure.federation.summing import ServerSum
@@ -59,7 +59,8 @@ class SecureSumStrategy(Strategy):
 
     With S the sum over survivors of clipped per-record gradients and noise, q the sampling rate, N
     the public number of records, n the clients and s the survivors, the optimiser is given
-    ``g = S / (q N s / n)``. Every number in the divisor is public.
+    ``g = S / (q N s / n)``. Where clients take local steps, S is the sum of what they moved and
+    ``g = -S / s``. Every number in the divisor is public.
 
     Parameters
     ----------
@@ -202,7 +203,10 @@ class SecureSumStrategy(Strategy):
         self._purse.released(this.number, len(survivors))
 
         gradient = decode(total, self._plan.encoding, this.sum.rotation)
-        gradient /= self._plan.expected_batch(len(survivors))
+        gradient /= self._plan.divisor(len(survivors))
+        if isinstance(self._optimiser, Listener):
+            share = len(survivors) / self._plan.privacy.clients
+            self._optimiser.hear(share, self._plan.noise_variance(len(survivors)))
         adapter = self._optimiser.step(this.adapter, gradient)
         self._round = None
         self._report(this, len(survivors), float(np.linalg.norm(gradient)), adapter)

@@ -49,8 +49,9 @@ class CommitteeClientSum(ClientSum):
 class CommitteeServerSum(ServerSum):
     """The server of a sum with a committee: one phase before the vectors, two after.
 
-    Every member is needed in every phase, so that one honest member is enough; a lost one ends
-    the round with nothing opened.
+    Without spares every member is needed in every phase, so that one honest member is enough; a
+    lost one ends the round with nothing opened. With spares so many members may vanish once all
+    have announced: two more phases, consent and recovery, make up for them.
 
     Parameters
     ----------
@@ -130,8 +131,21 @@ class CommitteeServerSum(ServerSum):
         settled = {node: pack(openings=openings) for node in members if members[node] in openings}
         for node, reply in self._exchange.ask(settled, "query.committee_answer"):
             server.answered(members[node], Fields(reply, "answer").octets("answer"))
-        server.lost()
+        lost = server.lost()
+        if lost:
+            self._recover(members, lost)
         return server.finish(), server.clients()
+
+    def _recover(self, members: Mapping[int, int], lost: Collection[int]) -> None:
+        """Have the members that are left agree on who is lost and give shares of their seeds."""
+        exchange, server = self._exchange, self._server
+        left = [node for node, member in members.items() if member not in lost]
+        question = pack(lost=list(lost))
+        for node, reply in exchange.ask(dict.fromkeys(left, question), "query.committee_consent"):
+            server.consented(members[node], Fields(reply, "consent").octets("consent"))
+        agreed = pack(consents=server.consents())
+        for node, reply in exchange.ask(dict.fromkeys(left, agreed), "query.committee_recover"):
+            server.recovered(members[node], Fields(reply, "seeds").octets("seeds"))
 
     def clients(self) -> Collection[int]:
         """Return the nodes of the clients."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Collection, Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import RecordDict
@@ -21,10 +21,23 @@ from carefl_secure.federation.planning import RunPlan
 from carefl_secure.federation.sum_peer import PeerClientSum, PeerServerSum
 from carefl_secure.federation.summing import ServerSum, Words
 from carefl_secure.noise import KeySource
-from carefl_secure.secagg import EncryptedClient, EncryptedParameters, EncryptedServer
+from carefl_secure.secagg import (
+    CkksClient,
+    CkksServer,
+    EncryptedClient,
+    EncryptedServer,
+    KeyedParameters,
+)
 from carefl_secure.secagg.crypto import sign, verify
 
-__all__ = ["EncryptedClientSum", "EncryptedServerSum", "HolderKey", "read_key", "sign_key"]
+__all__ = [
+    "CkksClientSum",
+    "EncryptedClientSum",
+    "EncryptedServerSum",
+    "HolderKey",
+    "read_key",
+    "sign_key",
+]
 
 _LABEL = b"round key"
 _SIGNATURE = 64
@@ -34,11 +47,11 @@ _LENGTH = struct.Struct("<I")
 class HolderKey(NamedTuple):
     """A public key for one round and the agreement that it belongs to."""
 
-    parameters: EncryptedParameters
+    parameters: KeyedParameters
     public: bytes
 
 
-def sign_key(public: bytes, parameters: EncryptedParameters, identity: Ed25519PrivateKey) -> bytes:
+def sign_key(public: bytes, parameters: KeyedParameters, identity: Ed25519PrivateKey) -> bytes:
     """Return the key holder's message: its signature over the agreement, then the public key.
 
     ``Sign("round key"; ctx) || public key``, where ctx holds the key's hash, the round, the model,
@@ -71,7 +84,7 @@ class EncryptedClientSum(PeerClientSum):
 
     Parameters
     ----------
-    client : EncryptedClient
+    client : EncryptedClient or CkksClient
         The state machine of this round.
     key : HolderKey
         The checked key.
@@ -79,7 +92,11 @@ class EncryptedClientSum(PeerClientSum):
         The message that it came in.
     """
 
-    def __init__(self, client: EncryptedClient, key: HolderKey, message: bytes) -> None:
+    machine: type[EncryptedClient] | type[CkksClient] = EncryptedClient
+
+    def __init__(
+        self, client: EncryptedClient | CkksClient, key: HolderKey, message: bytes
+    ) -> None:
         super().__init__(client, key.parameters)
         client.load_key(key.public)
         self._message = message
@@ -115,8 +132,20 @@ class EncryptedClientSum(PeerClientSum):
         end = _LENGTH.size + _LENGTH.unpack_from(saved)[0]
         message = saved[_LENGTH.size : end]
         key = read_key(message, cohort, plan, number, model_hash)
-        client = EncryptedClient.restore(saved[end:], identity, key.parameters, keys)
-        return cls(cast(EncryptedClient, client), key, message)
+        client = cls.machine.restore(saved[end:], identity, key.parameters, keys)
+        if not isinstance(client, EncryptedClient | CkksClient):
+            raise ProtocolError("the saved session is of another mode; the client sits this out")
+        return cls(client, key, message)
+
+
+class CkksClientSum(EncryptedClientSum):
+    """A client among peers whose masked words are encrypted under CKKS."""
+
+    machine = CkksClient
+
+    def mask(self, vector: NDArray[Any], messages: Mapping[int, bytes]) -> bytes:
+        """Mask and encrypt the vector; ``messages`` are the peers' shares."""
+        return PeerClientSum.mask(self, vector, messages)
 
 
 class EncryptedServerSum(ServerSum):
@@ -162,7 +191,8 @@ class EncryptedServerSum(ServerSum):
         self._directory.learn(self._exchange, nodes)
         message = self._ask_holder(pack(**self._told), "query.holder_key", "key")
         key = read_key(message, self._cohort, self._plan, self._number, self._model_hash)
-        self._server = EncryptedServer(key.parameters, key.public)
+        machine = CkksServer if self._cohort.encryption == "ckks" else EncryptedServer
+        self._server = machine(key.parameters, key.public)
         hello = pack(**self._told, key=message)
         self._peers = PeerServerSum(self._exchange, hello, self._server, key.parameters)
         return self._peers.prepare(self._directory.clients())

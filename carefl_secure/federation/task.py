@@ -1,13 +1,13 @@
-"""What a client's model and data look like from here: one method that returns one clipped sum."""
+"""What a client's model and data look like from here: sums of clipped gradients, and gradients."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["LocalTask"]
+__all__ = ["DescentTask", "LocalTask", "PersonTask"]
 
 
 class LocalTask(Protocol):
@@ -49,4 +49,57 @@ class LocalTask(Protocol):
         ndarray of float64, shape [D]
             ``sum_i clip(grad loss_i(adapter))``: each term has Euclidean norm of at most the
             clipping norm of the plan.
+        """
+
+
+@runtime_checkable
+class PersonTask(LocalTask, Protocol):
+    """A task that knows which of its records show one person."""
+
+    @property
+    def persons(self) -> int:
+        """Number of persons that this client holds; never sent anywhere."""
+
+    @property
+    def most_records(self) -> int:
+        """Number of records of the person that has most; 0 without records."""
+
+    def clipped_person_sum(
+        self, adapter: NDArray[np.float32], persons: NDArray[np.int64], number: int
+    ) -> NDArray[np.float64]:
+        """Sum the clipped gradients of some persons at one point.
+
+        Parameters
+        ----------
+        adapter, number
+            As for `clipped_sum`.
+        persons : ndarray of int64, shape [P]
+            Persons to use, sorted, without repeats, never empty.
+
+        Returns
+        -------
+        ndarray of float64, shape [D]
+            ``sum_p clip(grad mean_{i of p} loss_i(adapter))``: each person has a norm of at most
+            the clipping norm of the plan, however many records it has.
+        """
+
+
+@runtime_checkable
+class DescentTask(LocalTask, Protocol):
+    """A task that clients can take steps of their own with."""
+
+    def mask(self, number: int) -> NDArray[np.bool_]:
+        """Return which entries train in round ``number``, shape [D]."""
+
+    def gradient(
+        self, adapter: NDArray[np.float32], indices: NDArray[np.int64], number: int
+    ) -> NDArray[np.float64]:
+        """Return the gradient of the mean loss of some records, unclipped; 0 where nothing trains.
+
+        Parameters
+        ----------
+        adapter, number
+            As for `clipped_sum`.
+        indices : ndarray of int64, shape [B]
+            Records, never empty.
         """

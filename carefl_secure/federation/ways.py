@@ -11,8 +11,10 @@ from carefl_secure.federation.directory import Directory
 from carefl_secure.federation.exchange import Exchange
 from carefl_secure.federation.messages import pack
 from carefl_secure.federation.planning import RunPlan
+from carefl_secure.federation.sum_additive import AdditiveClientSum, AdditiveServerSum
 from carefl_secure.federation.sum_committee import CommitteeClientSum, CommitteeServerSum
 from carefl_secure.federation.sum_encrypted import (
+    CkksClientSum,
     EncryptedClientSum,
     EncryptedServerSum,
     read_key,
@@ -20,7 +22,15 @@ from carefl_secure.federation.sum_encrypted import (
 from carefl_secure.federation.sum_peer import PeerClientSum, PeerServerSum
 from carefl_secure.federation.summing import ClientSum, ServerSum
 from carefl_secure.noise import KeySource
-from carefl_secure.secagg import CommitteeClient, EncryptedClient, PeerClient, PeerServer
+from carefl_secure.secagg import (
+    AdditiveClient,
+    CkksClient,
+    CommitteeClient,
+    EncryptedClient,
+    EncryptedParameters,
+    PeerClient,
+    PeerServer,
+)
 
 __all__ = ["ClientSums", "server_sum"]
 
@@ -77,9 +87,15 @@ class ClientSums:
         if cohort.aggregation == "committee":
             committee = cohort.committee_parameters(plan, number, model_hash)
             return CommitteeClientSum(CommitteeClient(committee, *mine), committee)
+        if cohort.encryption == "additive":
+            additive = cohort.additive_parameters(plan, number, model_hash)
+            return AdditiveClientSum(AdditiveClient(additive, *mine), additive)
         if cohort.aggregation == "encrypt":
             checked = read_key(key, cohort, plan, number, model_hash)
-            return EncryptedClientSum(EncryptedClient(checked.parameters, *mine), checked, key)
+            agreed = checked.parameters
+            if isinstance(agreed, EncryptedParameters):
+                return EncryptedClientSum(EncryptedClient(agreed, *mine), checked, key)
+            return CkksClientSum(CkksClient(agreed, *mine), checked, key)
         parameters = cohort.round_parameters(plan, number, model_hash)
         return PeerClientSum(PeerClient(parameters, *mine), parameters)
 
@@ -92,10 +108,13 @@ class ClientSums:
             When it was changed, or belongs to another client or round.
         """
         plan, cohort, identity, keys = self._plan, self._cohort, self._identity, self._keys
+        if cohort.encryption == "additive":
+            additive = cohort.additive_parameters(plan, number, model_hash)
+            restored = AdditiveClient.restore(saved, identity, additive, keys)
+            return AdditiveClientSum(restored, additive)
         if cohort.aggregation == "encrypt":
-            return EncryptedClientSum.restore(
-                saved, identity, cohort, plan, number, model_hash, keys
-            )
+            kind = CkksClientSum if cohort.encryption == "ckks" else EncryptedClientSum
+            return kind.restore(saved, identity, cohort, plan, number, model_hash, keys)
         parameters = cohort.round_parameters(plan, number, model_hash)
         client = PeerClient.restore(saved, identity, parameters, keys)
         return PeerClientSum(client, parameters)
@@ -131,6 +150,9 @@ def server_sum(
     if cohort.aggregation == "committee":
         committee = cohort.committee_parameters(plan, number, model_hash)
         return CommitteeServerSum(exchange, pack(**hello), told, committee, directory)
+    if cohort.encryption == "additive":
+        additive = cohort.additive_parameters(plan, number, model_hash)
+        return AdditiveServerSum(exchange, pack(**hello), additive, plan.encoding.bits)
     if cohort.aggregation == "encrypt":
         return EncryptedServerSum(exchange, hello, plan, cohort, directory, number, model_hash)
     parameters = cohort.round_parameters(plan, number, model_hash)

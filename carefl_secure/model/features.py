@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextvars import ContextVar
+
 import torch
 from torch import Tensor
 
@@ -10,9 +16,59 @@ from carefl_secure.errors import ModelError
 from carefl_secure.model.loader import Base
 from carefl_secure.progress import Reporter
 
-__all__ = ["vision_features"]
+__all__ = ["remembering", "vision_features"]
 
 _BATCH = 128
+_MEMORY: ContextVar[_Memory | None] = ContextVar("vision_features_memory", default=None)
+
+
+class _Memory:
+    """Features by what they follow from, the least recently used forgotten first."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._held: OrderedDict[bytes, Tensor] = OrderedDict()
+
+    def get(self, key: bytes) -> Tensor | None:
+        if key not in self._held:
+            return None
+        self._held.move_to_end(key)
+        return self._held[key].clone()
+
+    def put(self, key: bytes, features: Tensor) -> None:
+        self._held[key] = features.clone()
+        while sum(held.nbytes for held in self._held.values()) > self._limit:
+            self._held.popitem(last=False)
+
+
+@contextlib.contextmanager
+def remembering(limit: int = 1 << 30) -> Iterator[None]:
+    """Keep features in this process's memory inside the block, to be made once for many runs.
+
+    What is kept follows from the base, its compute type, the processor and every pixel, so
+    another base or other pictures never meet it; adapters do not touch the frozen vision side.
+    Nothing is written to disk, and all is dropped at the end of the block.
+
+    Parameters
+    ----------
+    limit : int
+        Most bytes kept.
+    """
+    token = _MEMORY.set(_Memory(limit))
+    try:
+        yield
+    finally:
+        _MEMORY.reset(token)
+
+
+def _identity(base: Base, corpus: Corpus) -> bytes:
+    total = hashlib.sha256(base.digest)
+    total.update(f"{base.dtype}\n{base.processor.image_processor.to_json_string()}\n".encode())
+    for i in range(len(corpus.records)):
+        image = corpus.image(i)
+        total.update(f"{image.mode} {image.size}\n".encode())
+        total.update(image.tobytes())
+    return total.digest()
 
 
 def vision_features(base: Base, corpus: Corpus, reporter: Reporter) -> Tensor:
@@ -35,6 +91,17 @@ def vision_features(base: Base, corpus: Corpus, reporter: Reporter) -> Tensor:
     ModelError
         If the processor cuts an image into several tiles.
     """
+    memory = _MEMORY.get()
+    key = b"" if memory is None else _identity(base, corpus)
+    if memory is not None and (known := memory.get(key)) is not None:
+        return known
+    features = _encode(base, corpus, reporter)
+    if memory is not None:
+        memory.put(key, features)
+    return features
+
+
+def _encode(base: Base, corpus: Corpus, reporter: Reporter) -> Tensor:
     count = len(corpus.records)
     task = f"encoding {count} images of {corpus.name}"
     reporter.start(task, count)

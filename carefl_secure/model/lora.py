@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import nn
 
 from carefl_secure.errors import ConfigError, ModelError, NonFiniteError
@@ -153,14 +153,23 @@ class Adapter:
 
     def save(self, folder: Path) -> None:
         """Write a PEFT folder that ``PeftModel.from_pretrained`` loads without this package."""
-        config = self.module.peft_config["default"]
-        name = self.base.source if self.base.source != "embedded" else "carefl-secure/embedded"
-        config.base_model_name_or_path = name
+        self._describe(self.module.peft_config["default"])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.module.save_pretrained(str(folder))
+        self._write_card(folder)
+
+    @property
+    def _base_name(self) -> str:
+        return self.base.source if self.base.source != "embedded" else "carefl-secure/embedded"
+
+    def _describe(self, config: PeftConfig) -> None:
+        """Name the base in a config that will be written."""
+        config.base_model_name_or_path = self._base_name
+
+    def _write_card(self, folder: Path) -> None:
         # peft's own card names the folder the base was loaded from, on this machine.
-        (folder / "README.md").write_text(_CARD.format(base=name))
+        (folder / "README.md").write_text(_CARD.format(base=self._base_name))
 
 
 def _pattern(base: Base, targets: tuple[str, ...], last_layers: int | None) -> str:

@@ -12,8 +12,9 @@ import numpy as np
 from scipy.special import ndtr, ndtri
 
 from carefl_secure.errors import ConfigError
-from carefl_secure.privacy.accounting import GRID, has_pld
-from carefl_secure.privacy.events import Event, SampledGaussian
+from carefl_secure.privacy.accounting import GRID, SKELLAM_GRID, has_pld
+from carefl_secure.privacy.events import Event, SampledGaussian, SampledSkellam
+from carefl_secure.privacy.skellam_pld import hidden_gaussian
 from carefl_secure.privacy.skellam_rdp import ORDERS, sampled_rdp
 
 if TYPE_CHECKING:
@@ -31,9 +32,15 @@ _WIDEST = 1000.0  # log odds; far beyond what any finite divergence in use allow
 _Vector: TypeAlias = "NDArray[np.float64]"
 
 _PLD = (
-    "the privacy loss distribution of all rounds (pessimistic, grid 1e-4): at every epsilon it "
+    "the privacy loss distribution of all rounds (pessimistic): at every epsilon it "
     "gives a proved delta, and no test can pass the line that such a pair draws"
 )
+_HIDDEN = (
+    "the privacy loss distribution of the Gaussian inside the Skellam noise of all rounds "
+    "(pessimistic): at every epsilon it gives a proved delta, no test can pass the line that such "
+    "a pair draws, and the distance between the two noises is added to both rates"
+)
+_DISTANCE = 1e-12  # far below any rate that is shown
 _RDP = (
     "the Renyi curve of all rounds: whoever tells two data sets apart by a test with these rates "
     "has turned the release into a yes or a no, which cannot raise a Renyi divergence; the largest "
@@ -105,7 +112,10 @@ def attacker_bounds(
     ----------
     Every number is an upper bound under add-or-remove-one adjacency if what the events say is
     true: bisections return their upper end, and grids are closed against the claim. The chance
-    that a rounding broke its norm bound is added on both sides.
+    that a rounding broke its norm bound is added on both sides, and so is the total variation
+    distance between Skellam noise and a rule applied to the Gaussian inside it: if the true
+    release is within tau of another on either data set, a test with rates (FPR, TPR) on the first
+    has rates of at most FPR + tau and at least TPR - tau on the second.
 
     References
     ----------
@@ -116,9 +126,9 @@ def attacker_bounds(
     for rate in false_positive_rates:
         if not 0.0 < rate < 1.0:
             raise ConfigError(f"a false-positive rate is {rate}; choose it above 0 and below 1")
-    pld = has_pld(events)
-    inner = _from_pld(events) if pld else _from_renyi(events)
-    failure = math.fsum(event.failure for event in events)
+    inner, why, distance = _curve(events)
+    pld = why != _RDP
+    failure = math.fsum(event.failure for event in events) + distance
 
     def ceiling(at: _Vector) -> _Vector:
         return np.minimum(1.0, inner(np.minimum(1.0, at + failure)) + failure)
@@ -135,7 +145,7 @@ def attacker_bounds(
     drawn = np.geomspace(1e-4, 1.0, 121)
     return AttackerBounds(
         method="PLD" if pld else "RDP",
-        why=_PLD if pld else _RDP,
+        why=why,
         true_positive_rate=dict(
             zip(false_positive_rates, map(float, ceiling(reached)), strict=True)
         ),
@@ -145,14 +155,46 @@ def attacker_bounds(
     )
 
 
-def _from_pld(events: Sequence[Event]) -> Callable[[_Vector], _Vector]:
+def _curve(events: Sequence[Event]) -> tuple[Callable[[_Vector], _Vector], str, float]:
+    """Return the lowest curve there is, why it holds, and the distance to be added."""
+    if has_pld(events):
+        return _from_pld(events), _PLD, 0.0
+    renyi = _from_renyi(events)
+    found = _hidden(events)
+    if found is None:
+        return renyi, _RDP, 0.0
+    loss = _from_pld(found[0], SKELLAM_GRID)
+    at = np.array([0.01])
+    if float(loss(at)[0]) > float(renyi(at)[0]):  # so little noise that too much of it is lost
+        return renyi, _RDP, 0.0
+    return loss, _HIDDEN, found[1]
+
+
+def _hidden(events: Sequence[Event]) -> tuple[list[Event], float] | None:
+    """Replace Skellam noise by the Gaussian inside; None where some event has none."""
+    gaussian: list[Event] = []
+    distance = 0.0
+    counted = _counted(events)
+    for event, count in counted.items():
+        if not isinstance(event, SampledSkellam):
+            gaussian.append(event.times(count))
+            continue
+        found = hidden_gaussian(event.times(count), _DISTANCE / len(counted))
+        if found is None:
+            return None
+        gaussian.append(found[0])
+        distance += found[1]
+    return (gaussian, distance) if has_pld(gaussian) else None
+
+
+def _from_pld(events: Sequence[Event], grid: float = GRID) -> Callable[[_Vector], _Vector]:
     """Return the lowest of the lines that the pairs (epsilon, delta) of a history draw."""
     if not events:
         return lambda rates: rates
     import dp_accounting
     from dp_accounting import pld
 
-    accountant = pld.PLDAccountant(dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE, GRID)
+    accountant = pld.PLDAccountant(dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE, grid)
     for event, count in _counted(events).items():
         if not isinstance(event, SampledGaussian):
             raise ConfigError(f"{event.kind!r} has no loss distribution here")

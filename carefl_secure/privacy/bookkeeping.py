@@ -274,5 +274,5 @@ def statement(path: Path, delta: float) -> Statement:
         recovered=recovered,
         delta=delta,
         epsilon=math.inf if unprotected else epsilon(events, delta),
-        accountant=accountant_name(events),
+        accountant=accountant_name(events, delta),
     )

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from carefl_secure.errors import BudgetExceededError, ConfigError
-from carefl_secure.privacy.accounting import coarse_epsilon, epsilon, rdp_epsilon
+from carefl_secure.privacy.accounting import (
+    ROUGH_GRID,
+    coarse_epsilon,
+    epsilon,
+    rdp_epsilon,
+)
 from carefl_secure.privacy.events import Event
 
 __all__ = ["calibrate_noise"]
@@ -17,7 +23,7 @@ _NEAR = 2e-3  # the coarse grid misses by less
 
 
 def calibrate_noise(
-    make_event: Callable[[float], Event],
+    make_event: Callable[[float], Event | Sequence[Event]],
     target_epsilon: float,
     delta: float,
     *,
@@ -28,7 +34,8 @@ def calibrate_noise(
     Parameters
     ----------
     make_event : callable
-        Noise multiplier to the whole planned event, its count included. More noise must cost less.
+        Noise multiplier to the whole planned event, its count included, or to several that add up.
+        More noise must cost less.
     target_epsilon : float
         The budget, above 0.
     delta : float
@@ -54,19 +61,33 @@ def calibrate_noise(
 
     aim = target_epsilon * (1.0 - _CLOSENESS / 2.0)
 
+    def whole(noise: float) -> tuple[Event, ...]:
+        planned = make_event(noise)
+        return (*history, *(planned if isinstance(planned, Sequence) else (planned,)))
+
     def search(price: Callable[[Sequence[Event], float], float], start: float, by: float) -> float:
         def log_excess(noise: float) -> float:
-            cost = price((*history, make_event(noise)), delta)
+            cost = price(whole(noise), delta)
             return math.log(min(max(cost, 1e-300), 1e300) / aim)
 
         low, high = _bracket(log_excess, target_epsilon, start, by)
         return _close_in(log_excess, low, high)
 
+    by_grid = functools.partial(coarse_epsilon, grid=ROUGH_GRID)
+    if history and rdp_epsilon(history, delta) >= aim:
+        # Renyi divergences see the budget spent by the past alone, a tighter account may not
+        if epsilon(history, delta) >= aim:
+            raise BudgetExceededError(
+                f"the history has used epsilon {target_epsilon:g} up, so no noise keeps this run "
+                "within it; allow a larger epsilon, or start from data whose budget is not spent"
+            )
+        return search(epsilon, 1.0, 1.5)
     rough = search(rdp_epsilon, 1.0, 2.0)  # far faster than PLD, and not far from it
-    planned = (*history, make_event(rough))
+    planned = whole(rough)
     if rdp_epsilon(planned, delta) <= coarse_epsilon(planned, delta):
         return rough
-    close = search(coarse_epsilon, rough, 1.05)
+    near = search(by_grid, rough, 1.05)
+    close = search(coarse_epsilon, near, 1.01)
     return search(epsilon, close, 1.0 + _NEAR)
 
 

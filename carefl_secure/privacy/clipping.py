@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from carefl_secure.errors import ConfigError, NonFiniteError, PrivacyError
+from carefl_secure.privacy.clipping_groups import added, group_chunks, means_of_groups
 from carefl_secure.privacy.clipping_native import native_gradients
 from carefl_secure.privacy.clipping_opacus import opacus_gradients
 
@@ -54,8 +55,13 @@ def clipped_sum(
     normalise: bool,
     engine: Engine = "native",
     micro_batch: int = 32,
+    groups: NDArray[np.int64] | None = None,
 ) -> ClippedSum:
     r"""Sum the gradients of single records, each brought to norm ``clipping_norm`` at most.
+
+    With ``groups``, the gradients of one group (a person) are first averaged, as the gradient of
+    the mean of its losses, and the mean is clipped: :math:`g_p = \frac{1}{|p|} \sum_{i \in p} g_i`
+    stands for :math:`g_i`.
 
     .. math::
         S = \sum_i c_i g_i, \qquad
@@ -81,6 +87,9 @@ def clipped_sum(
         Who splits the gradients by record.
     micro_batch : int
         How many records go through the model at once; costs memory, never changes the sum.
+    groups : ndarray of int64, shape [sampled], optional
+        To which group each index belongs. The whole group must be there. A group stays within one
+        micro-batch; one that is larger than it is added up over several before it is clipped.
 
     Returns
     -------
@@ -97,11 +106,11 @@ def clipped_sum(
 
     Guarantees
     ----------
-    Adding or removing one record changes the vector by at most ``clipping_norm`` in 2-norm, if each
-    loss depends on its own record only. Norms and sums are taken in float64 from one and the same
-    float32 gradient, also where layers compute in half precision, and a relative margin of 1e-6
-    covers rounding. An error tells that some record was unfit: nothing may be released then, and
-    the account must already hold the step.
+    Adding or removing one record, or one whole group where there are groups, changes the vector by
+    at most ``clipping_norm`` in 2-norm, if each loss depends on its own record only. Norms and sums
+    are taken in float64 from one and the same float32 gradient, also where layers compute in half
+    precision, and a relative margin of 1e-6 covers rounding. An error tells that some record was
+    unfit: nothing may be released then, and the account must already hold the step.
 
     References
     ----------
@@ -113,6 +122,18 @@ def clipped_sum(
         dimension = sum(parameter.numel() for _, parameter in parameters)
         return ClippedSum(np.zeros(dimension, dtype=np.float64), 0)
     totals = [torch.zeros(p.numel(), dtype=torch.float64, device=p.device) for _, p in parameters]
+    if groups is not None:
+        with _ENGINES[engine](module, parameters) as split:
+            held: list[Tensor | None] | None = None
+            for chunk, members, last in group_chunks(indices, groups, micro_batch):
+                with torch.enable_grad():
+                    values = _checked_losses(losses(chunk), chunk.size)
+                    found = means_of_groups(split(values), members)
+                held = found if held is None else added(held, found)
+                if last:
+                    _add(totals, held, parameters, clipping_norm, normalise)
+                    held = None
+        return ClippedSum(torch.cat(totals).cpu().numpy(), int(indices.size))
     with _ENGINES[engine](module, parameters) as split:
         for start in range(0, indices.size, micro_batch):
             chunk = indices[start : start + micro_batch]

@@ -15,7 +15,7 @@ from scipy.special import chdtr, chdtrc
 
 from carefl_secure.errors import ConfigError
 
-__all__ = ["noise_p_value", "sampling_p_values"]
+__all__ = ["dispersion_p_value", "noise_p_value", "sampling_p_values"]
 
 
 def _two_sided(statistic: float, freedom: float) -> float:
@@ -53,16 +53,43 @@ def noise_p_value(values: NDArray[np.float64], variance: float) -> float:
     return _two_sided(total, float(values.size))
 
 
+def dispersion_p_value(groups: Sequence[tuple[NDArray[np.float64], int]], rate: float) -> float:
+    r"""Test whether counts scatter as binomial counts do: neither more nor less.
+
+    .. math:: X = \sum_i \frac{(c_i - mq)^2}{mq(1-q)}
+
+    is compared with a multiple of a chi-square variable of equal mean and variance; a standard
+    score z of a binomial count has :math:`E z^4 = 3 + (1 - 6q(1-q)) / (mq(1-q))`, so the match
+    holds for few trials and small rates as well.
+
+    Parameters
+    ----------
+    groups : sequence of (ndarray [counts], int)
+        Counts, and the number m of trials behind each of them; groups are added up.
+    rate : float
+        The chance q of one trial, in (0, 1).
+
+    Returns
+    -------
+    float
+        Two-sided p-value.
+    """
+    total, mean, variance = 0.0, 0.0, 0.0
+    for counts, trials in groups:
+        spread = trials * rate * (1.0 - rate)
+        total += float(np.square(counts - trials * rate).sum()) / spread
+        mean += counts.size
+        variance += counts.size * (2.0 + (1.0 - 6.0 * rate * (1.0 - rate)) / spread)
+    return _two_sided(2.0 * mean * total / variance, 2.0 * mean**2 / variance)
+
+
 def sampling_p_values(
     draws: Sequence[NDArray[np.int64]], records: int, sample_rate: float
 ) -> tuple[float, float]:
     r"""Test whether samples were drawn by Poisson sampling.
 
-    With batch sizes :math:`s_t` over T rounds and counts :math:`c_i` of n records, rate q:
-
-    .. math::
-        \sum_t \frac{(s_t - nq)^2}{nq(1-q)} \sim \chi^2_T, \qquad
-        \sum_i \frac{(c_i - Tq)^2}{Tq(1-q)} \sim \chi^2_n
+    The batch sizes :math:`s_t` of T rounds should be binomial of n trials, the counts
+    :math:`c_i` of n records binomial of T trials, both with the rate q; see `dispersion_p_value`.
 
     Parameters
     ----------
@@ -91,7 +118,7 @@ def sampling_p_values(
         )
     sizes = np.array([len(draw) for draw in draws], dtype=np.float64)
     counts = np.bincount(np.concatenate(draws).astype(np.int64), minlength=records)
-    spread = sample_rate * (1.0 - sample_rate)
-    by_size = np.square(sizes - records * sample_rate).sum() / (records * spread)
-    by_count = np.square(counts - rounds * sample_rate).sum() / (rounds * spread)
-    return _two_sided(float(by_size), rounds), _two_sided(float(by_count), records)
+    return (
+        dispersion_p_value([(sizes, records)], sample_rate),
+        dispersion_p_value([(counts.astype(np.float64), rounds)], sample_rate),
+    )

@@ -16,7 +16,7 @@ from carefl_secure.privacy.promise import promise_text
 
 __all__ = ["Adjacency", "Mechanism", "PrivacyPlan", "Trust", "Unit"]
 
-Unit = Literal["record", "client", "none"]
+Unit = Literal["record", "person", "client", "none"]
 Trust = Literal["secagg", "none"]
 Adjacency = Literal["add-or-remove-one"]
 Mechanism = Literal["skellam", "gaussian", "none"]
@@ -31,7 +31,7 @@ class PrivacyPlan:
 
     Parameters
     ----------
-    unit : {"record", "client", "none"}
+    unit : {"record", "person", "client", "none"}
         What one more or less of must not show; ``"none"`` switches protection off.
     trust : {"secagg", "none"}
         Whether noise is shared under the secure sum or made whole by every client for itself.
@@ -46,15 +46,17 @@ class PrivacyPlan:
     max_colluders : int
         How many clients may tell the server everything and the promise still holds.
     public_records : int
-        Declared number of records of all clients together; public, never counted from data.
+        Declared number of records (for unit person: of persons) of all clients together; public,
+        never counted from data.
     delta : float
         Probability with which epsilon may fail, in [1e-10, 1e-2].
     sample_rate : float
-        Probability of each record in one step; 1 for unit client.
+        Probability of each record (for unit person: of each person, or of each of its records
+        where ``records_per_person`` is given) in one step; 1 for unit client.
     clipping_norm : float
-        Bound C on what one unit adds.
+        Bound C on what one unit adds; on one record where ``records_per_person`` is given.
     noise_multiplier : float
-        Standard deviation of all noise counted, over the norm bound; 0 for unit none.
+        Standard deviation of all noise counted, over ``sensitivity``; 0 for unit none.
     target_epsilon : float, optional
         What the noise was chosen for.
     local_steps : int
@@ -63,6 +65,9 @@ class PrivacyPlan:
         Scale every record to nearly norm C in place of clipping to it.
     adjacency : {"add-or-remove-one"}
         Which data sets count as neighbours.
+    records_per_person : int, optional
+        For unit person: records are sampled and clipped one by one, and no person has more than
+        this many. Without it a person is sampled as a whole and its mean gradient is clipped.
 
     Raises
     ------
@@ -86,6 +91,7 @@ class PrivacyPlan:
     local_steps: int = 1
     normalise: bool = True
     adjacency: Adjacency = "add-or-remove-one"
+    records_per_person: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse a plan that cannot keep a promise, and bring numbers to one form."""
@@ -96,6 +102,13 @@ class PrivacyPlan:
         for name in ("rounds", "clients", "min_survivors", "public_records", "local_steps"):
             _whole(name, getattr(self, name), 1)
         _whole("max_colluders", self.max_colluders, 0)
+        if self.records_per_person is not None:
+            _whole("records_per_person", self.records_per_person, 1)
+            if self.unit != "person":
+                raise ConfigError(
+                    "records_per_person bounds what one person adds; set unit to 'person' or leave "
+                    "it out"
+                )
         if not isinstance(self.normalise, bool):
             raise ConfigError(f"normalise is {self.normalise!r}; choose true or false")
         for name in ("delta", "sample_rate", "clipping_norm", "noise_multiplier"):
@@ -118,9 +131,10 @@ class PrivacyPlan:
             raise ConfigError(
                 f"target_epsilon is {self.target_epsilon}; choose it above 0 (8 is usual)"
             )
-        if self.unit == "record" and self.delta * self.public_records >= 1.0:
+        if self.unit in ("record", "person") and self.delta * self.public_records >= 1.0:
             raise ConfigError(
-                f"delta {self.delta:g} would allow to publish one of {self.public_records} records "
+                f"delta {self.delta:g} would allow to publish one of {self.public_records} "
+                f"{self.unit}s "
                 "outright; choose it well below 1 / public_records"
             )
 
@@ -161,6 +175,11 @@ class PrivacyPlan:
             )
         if self.unit == "client" and self.trust == "none":
             raise ConfigError("unit 'client' needs trust 'secagg': its noise is shared in the sum")
+        if self.unit == "person" and self.trust == "none":
+            raise ConfigError(
+                "unit 'person' needs trust 'secagg': local noise is made for single records; set "
+                "trust to 'secagg' or unit to 'record'"
+            )
         if self.unit == "client" and self.sample_rate != 1.0:
             raise ConfigError(
                 "unit 'client' gains nothing from sampling, as the server knows who takes part; "
@@ -177,9 +196,34 @@ class PrivacyPlan:
         return self.min_survivors - self.max_colluders
 
     @property
+    def event_rate(self) -> float:
+        r"""Probability with which one unit enters one sum.
+
+        It is q, and :math:`1 - (1 - q)^k` where each of a person's k records is drawn with
+        probability q. Why a person is then covered by one event of that rate and of sensitivity
+        ``k C``: given which of its records were drawn, the sum moves by a fixed vector of norm
+        ``k C`` at most, and by nothing with probability :math:`(1 - q)^k`. So the law with the
+        person is a mixture of the law without it, of weight :math:`(1 - q)^k`, and of laws that are
+        shifted by ``k C`` at most. The hockey-stick divergence is jointly convex, in both
+        directions, so no such mixture is farther from the law without the person than the one whose
+        every shift is the worst: a mechanism of sensitivity ``k C`` that takes the person with
+        probability :math:`1 - (1 - q)^k` (Balle, Barthe and Gaboardi, NeurIPS 2018).
+        """
+        if self.records_per_person is None:
+            return self.sample_rate
+        # Rounding must not make the rate smaller than it is.
+        rate = -math.expm1(self.records_per_person * math.log1p(-min(self.sample_rate, 1 - 1e-16)))
+        return min(1.0, rate * (1.0 + 1e-12))
+
+    @property
+    def sensitivity(self) -> float:
+        """Largest 2-norm of what one unit adds to a sum: C, or k C with k records per person."""
+        return self.clipping_norm * (self.records_per_person or 1)
+
+    @property
     def expected_batch(self) -> float:
-        """Public divisor of a sum: ``sample_rate * public_records``."""
-        return self.sample_rate * self.public_records
+        """Public divisor of a sum: units expected in it, ``event_rate * public_records``."""
+        return self.event_rate * self.public_records
 
     def skellam_event(
         self, *, l1: float, l2: float, share_variance: float, beta: float,
@@ -219,7 +263,7 @@ class PrivacyPlan:
                 f"is below noise_multiplier {self.noise_multiplier:g} at norm {l2:g}; size the "
                 "encoding for this plan"
             )
-        return SampledSkellam(self.sample_rate, l1, l2, variance, rounds, beta, dimension)
+        return SampledSkellam(self.event_rate, l1, l2, variance, rounds, beta, dimension)
 
     def gaussian_event(self, rounds: int = 1) -> SampledGaussian:
         """Describe rounds of ``local_steps`` steps with a client's own Gaussian noise.
@@ -244,7 +288,10 @@ class PrivacyPlan:
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as plain JSON values, with its format."""
-        return {"format": _FORMAT, **dataclasses.asdict(self)}
+        fields = dataclasses.asdict(self)
+        if self.records_per_person is None:  # plans without it keep the hash they always had
+            del fields["records_per_person"]
+        return {"format": _FORMAT, **fields}
 
     def hash(self) -> bytes:
         """Return the SHA-256 of the canonical JSON of the plan, 32 bytes."""
@@ -276,6 +323,7 @@ class PrivacyPlan:
             epsilon=epsilon,
             delta=self.delta,
             colluders=self.max_colluders,
+            records_per_person=self.records_per_person,
         )
 
 

@@ -6,17 +6,19 @@ import math
 
 from carefl_secure.errors import ConfigError
 
-__all__ = ["promise_text", "verdict"]
+__all__ = ["aggregation_text", "promise_text", "verdict"]
 
 _STRONG = 1.0
 _REASONABLE = 10.0
 
 _UNITS = {
     "record": "any one record (an image with its text and labels)",
+    "person": "any one person (all images of it at one client, with their texts and labels)",
     "client": "everything that any one client holds",
 }
 _NEIGHBOURS = {
     "record": "one record more or less at one client",
+    "person": "one person more or less at one client",
     "client": "one client more or less",
 }
 _OPEN = (
@@ -25,6 +27,14 @@ _OPEN = (
 )
 _REPEATS = (
     "A person with several records is protected for each of them, not for all of them together."
+)
+_PERSONS = (
+    "Who is one person is taken from the names in the corpus: somebody with two names, or at two "
+    "clients, is protected for each of them, not for both together."
+)
+_FLOATS = (
+    "The noise of every client is made of doubles, by a sampler that resists the known attacks on "
+    "their last bits and not by proof; only its sum over the clients is made of integers."
 )
 
 
@@ -57,12 +67,20 @@ def verdict(epsilon: float) -> str:
     return "reasonable, not strong" if epsilon <= _REASONABLE else "weak"
 
 
-def promise_text(*, unit: str, trust: str, epsilon: float, delta: float, colluders: int) -> str:
+def promise_text(
+    *,
+    unit: str,
+    trust: str,
+    epsilon: float,
+    delta: float,
+    colluders: int,
+    records_per_person: int | None = None,
+) -> str:
     """Write the promise.
 
     Parameters
     ----------
-    unit : {"record", "client", "none"}
+    unit : {"record", "person", "client", "none"}
         What is protected.
     trust : {"secagg", "none"}
         Whether the noise is shared under a secure sum.
@@ -70,6 +88,8 @@ def promise_text(*, unit: str, trust: str, epsilon: float, delta: float, collude
         The bound, as the accountant found it.
     colluders : int
         How many clients may work with the server.
+    records_per_person : int, optional
+        For unit person, where single records were clipped: how many of each person were kept.
 
     Returns
     -------
@@ -100,8 +120,63 @@ def promise_text(*, unit: str, trust: str, epsilon: float, delta: float, collude
         f"with probability {delta:g} (epsilon {shown}, delta {delta:g}, add-or-remove-one; "
         f"{strength}). This holds against {_against(trust, colluders)}. "
         + _OPEN
-        + (_REPEATS if unit == "record" else "")
+        + _rest(unit, trust, records_per_person)
     ).rstrip()
+
+
+def aggregation_text(
+    aggregation: str = "peer", *, encryption: str = "bfv", committee_spare: int = 0
+) -> str:
+    """Say whom the promise of a secure sum needs besides its honest clients.
+
+    Parameters
+    ----------
+    aggregation : {"peer", "committee", "encrypt"}
+        The way of summing.
+    encryption : {"bfv", "additive", "ckks"}
+        The scheme of encrypted sums.
+    committee_spare : int
+        How many members of a committee may be lost and the sum still opens.
+
+    Returns
+    -------
+    str
+        One sentence; empty among peers, where the promise needs nobody else.
+
+    Raises
+    ------
+    ConfigError
+        ``committee_spare`` is below 0.
+
+    Notes
+    -----
+    With m members and s to spare, a server needs the openings of m - s members for a list. Two
+    different lists, or a list and the seeds of its absent members, share at least m - 2 s of them;
+    so 2 s + 1 members that do not side with the server are enough (``docs/protocol.md``, 4).
+    """
+    if committee_spare < 0:
+        raise ConfigError(f"committee_spare is {committee_spare}; choose 0 or more")
+    if aggregation == "committee":
+        honest = 2 * committee_spare + 1
+        members = "one member" if honest == 1 else f"at least {honest} members"
+        verb = "does" if honest == 1 else "do"
+        return f"It also needs {members} of the committee that {verb} not side with the server."
+    if aggregation != "encrypt":
+        return ""
+    if encryption == "additive":
+        return (
+            "EXPERIMENTAL: the cipher of its sum (federation.encryption=additive) is hand-made and "
+            "nobody has reviewed it; do not rest anything on it that matters."
+        )
+    return "It holds even if the holder of the key sides with the server."
+
+
+def _rest(unit: str, trust: str, records_per_person: int | None) -> str:
+    """Say what is particular to a unit and to who makes the noise."""
+    said = {"record": [_REPEATS], "person": [_PERSONS]}.get(unit, [])
+    if records_per_person is not None:
+        said = [*said, f"Of every person at most {records_per_person} records were used."]
+    return " ".join([*said, *([_FLOATS] if trust == "none" else [])])
 
 
 def _up(epsilon: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,9 +14,30 @@ if TYPE_CHECKING:
 
     from carefl_secure.noise.keystream import KeyStream
 
-__all__ = ["poisson_sample"]
+__all__ = ["any_of", "poisson_sample"]
 
 _WORDS = 2**64
+
+
+def any_of(sample_rate: float, records: int) -> float:
+    r"""Return the probability that at least one of some records is drawn, :math:`1 - (1 - q)^k`.
+
+    Parameters
+    ----------
+    sample_rate : float
+        q, in (0, 1].
+    records : int
+        k, at least 1.
+
+    Returns
+    -------
+    float
+        Never below the true value; q itself for one record.
+    """
+    if records == 1:
+        return sample_rate
+    rate = -math.expm1(records * math.log1p(-min(sample_rate, 1.0 - 1e-16)))
+    return min(1.0, rate * (1.0 + 1e-12))
 
 
 def poisson_sample(records: int, sample_rate: float, stream: KeyStream) -> NDArray[np.int64]:

@@ -13,16 +13,17 @@ from carefl_secure.privacy import (
     accountant_name,
     epsilon,
     event_from_json,
-    pld_epsilon,
+    rdp_epsilon,
 )
-from carefl_secure.privacy.accounting import has_pld
+from carefl_secure.privacy.accounting import coarse_epsilon
 from carefl_secure.privacy.ledger_entry import event_of
 from carefl_secure.report.run import RunRecord
 
 __all__ = ["Accounts", "ClientAccount", "events_of", "settle"]
 
-_COARSE = 1e-3
-_MOST_LOSS_DISTRIBUTIONS = 40
+_MOST_EXACT = 8  # rounds that are each priced by the named account
+_MOST_COARSE = 16
+_TOLERANCE = 0.02  # of the coarse account
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,14 @@ class Accounts:
         What they cost; infinity where a round went without noise, None where the server's ledger
         is broken.
     by_round : mapping of int to float
-        Epsilon after each released round.
+        An upper bound of epsilon after each released round.
+    by_round_words : str
+        How it was found.
+    at_least : mapping of int to float
+        What the account gives for that round or for the last one before it that was priced: no
+        valid claim lies below it by more than ``tolerance``.
     tolerance : float
-        How far ``by_round`` may lie above the exact account.
+        How far ``at_least`` may lie above the exact account.
     survivors : mapping of int to int
         Clients in each released round, by the server's ledger.
     clients : tuple of ClientAccount
@@ -71,6 +77,8 @@ class Accounts:
     accountant: str
     epsilon: float | None
     by_round: Mapping[int, float]
+    by_round_words: str
+    at_least: Mapping[int, float]
     tolerance: float
     survivors: Mapping[int, int]
     clients: tuple[ClientAccount, ...]
@@ -114,8 +122,7 @@ def settle(record: RunRecord) -> Accounts:
     total: float | None = None
     if not record.server.error:
         total = math.inf if open_run or _unprotected(record) else epsilon(events, delta)
-    coarse = has_pld(events) and bool(events)
-    by_round = {} if open_run else _by_round(until, delta, coarse)
+    rounds = _Rounds({}, {}, "none holds", 0.0) if open_run else _by_round(until, delta)
     prices: dict[tuple[Event, ...], float] = {}
 
     def price(entries: Sequence[Entry]) -> float:
@@ -129,10 +136,12 @@ def settle(record: RunRecord) -> Accounts:
 
     return Accounts(
         events=events,
-        accountant=accountant_name(events),
+        accountant=accountant_name(events, delta),
         epsilon=total,
-        by_round=by_round,
-        tolerance=0.02 if coarse else 0.0,
+        by_round=rounds.at_most,
+        by_round_words=rounds.words,
+        at_least=rounds.at_least,
+        tolerance=rounds.tolerance,
         survivors=survivors,
         clients=tuple(
             ClientAccount(book.name, 0, None, None)
@@ -164,13 +173,45 @@ def _merged(counts: Counter[Event]) -> tuple[Event, ...]:
     return tuple(event.times(count) for event, count in counts.items())
 
 
-def _by_round(
-    until: Mapping[int, tuple[Event, ...]], delta: float, coarse: bool
-) -> dict[int, float]:
-    """Price the history up to every round; by a coarser grid, and not all, where that is dear."""
-    if not coarse:
-        return {number: epsilon(events, delta) for number, events in until.items()}
+@dataclass(frozen=True)
+class _Rounds:
+    at_most: Mapping[int, float]
+    at_least: Mapping[int, float]
+    words: str
+    tolerance: float
+
+
+def _by_round(until: Mapping[int, tuple[Event, ...]], delta: float) -> _Rounds:
+    """Bound the price of the history up to every round, from both sides.
+
+    A few rounds are priced each. Of many, some are, on a coarser grid; as a longer history never
+    costs less, every other round costs at most the next one priced and at least the last. Renyi
+    divergences, which are cheap, bound every round too. Nothing is interpolated.
+    """
     numbers = list(until)
-    step = max(1, math.ceil(len(numbers) / _MOST_LOSS_DISTRIBUTIONS))
+    if len(numbers) <= _MOST_EXACT:
+        exact = {number: epsilon(events, delta) for number, events in until.items()}
+        return _Rounds(exact, exact, "every round computed by the named accountant", 0.0)
+    step = math.ceil(len(numbers) / _MOST_COARSE)
     chosen = numbers[::-1][::step][::-1]
-    return {number: pld_epsilon(until[number], delta, grid=_COARSE) for number in chosen}
+    priced = {number: coarse_epsilon(until[number], delta) for number in chosen}
+    at_most: dict[int, float] = {}
+    following = math.inf
+    for number in reversed(numbers):
+        following = min(following, priced.get(number, math.inf))
+        at_most[number] = following = min(following, _renyi(until[number], delta))
+    at_least: dict[int, float] = {}
+    before = 0.0
+    for number in numbers:
+        at_least[number] = before = max(before, min(priced.get(number, 0.0), at_most[number]))
+    words = (
+        f"{len(chosen)} of {len(numbers)} rounds computed on a coarser grid; every other one shows "
+        "the next of them, or RDP where that is lower, which is an upper bound: a longer history "
+        "never costs less"
+    )
+    ordered = {number: at_most[number] for number in numbers}
+    return _Rounds(ordered, at_least, words, _TOLERANCE)
+
+
+def _renyi(events: tuple[Event, ...], delta: float) -> float:
+    return rdp_epsilon(events, delta)

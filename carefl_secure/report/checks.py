@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from carefl_secure.report import checks_ledger as books
 from carefl_secure.report import checks_promise as promise
 from carefl_secure.report.accounts import Accounts
+from carefl_secure.report.audit import judge_audits
 from carefl_secure.report.finding import Finding, Outcome
 from carefl_secure.report.run import RunRecord
 
@@ -37,12 +38,18 @@ class Check:
 
 _Find = Callable[[RunRecord, Accounts], Finding]
 
+
+def _audit(record: RunRecord, accounts: Accounts) -> Finding:
+    return judge_audits(record.audit)
+
+
 _ALWAYS: tuple[tuple[str, str, _Find], ...] = (
     ("ledger_chains", "No ledger entry was changed, added or taken out", books.chains),
     ("plan_kept", "The plan is the one that the run was begun under", books.plan_kept),
     ("releases_paid", "Every released round was first paid for", books.releases_paid),
     ("clients_paid", "Every client whose sum was used had paid for it", books.clients_paid),
     ("rounds_planned", "No more rounds were paid for than planned", books.rounds_planned),
+    ("audit", "No audit of the run falsified its promise", _audit),
     ("floor", "No sum was opened over fewer clients than the floor", books.floor),
 )
 _PROTECTED: tuple[tuple[str, str, _Find], ...] = (

@@ -81,6 +81,12 @@ def rounds_planned(record: RunRecord, accounts: Accounts) -> Finding:
         return UNCHECKED, "the server's ledger is broken"
     planned = record.privacy.rounds
     paid = sum(paid_for(entry) for entry in record.server.entries)
+    for stage in record.stages if record.privacy.unit != "none" else ():
+        mine = sum(map(paid_for, record.server.of_run(stage.run)))
+        if mine > stage.privacy.rounds:
+            return FAILED, (
+                f"{mine} rounds of {stage.run} were paid for, {stage.privacy.rounds} were planned"
+            )
     if paid > planned and record.privacy.unit != "none":
         return FAILED, f"{paid} rounds were paid for, {planned} were planned"
     return HELD, f"{paid} of {planned} planned rounds were paid for"

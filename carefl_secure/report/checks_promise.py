@@ -9,7 +9,7 @@ from scipy.special import gammainc
 from carefl_secure.privacy import Event, SampledSkellam, epsilon
 from carefl_secure.report.accounts import Accounts, events_of
 from carefl_secure.report.finding import FAILED, HELD, UNCHECKED, Finding, owner
-from carefl_secure.report.run import RunRecord
+from carefl_secure.report.run import RunRecord, StageRecord
 
 __all__ = ["claims", "encoding", "events", "keys", "noise", "sampler", "target"]
 
@@ -19,11 +19,20 @@ _CLOSE = 1e-6
 
 def encoding(record: RunRecord, accounts: Accounts) -> Finding:
     """Compare the event of a round with the encoding and the privacy plan it came from."""
-    privacy, event = record.privacy, record.event
-    if not isinstance(event, SampledSkellam):
-        return UNCHECKED, "this run has no integer encoding"
-    code = record.plan["encoding"]
-    short = [
+    short: list[str] = []
+    for stage in record.stages:
+        if not isinstance(stage.event, SampledSkellam):
+            return UNCHECKED, "this run has no integer encoding"
+        short += _short(stage, stage.event)
+    if short:
+        return FAILED, f"the event of a round states less than the plan needs: {', '.join(short)}"
+    return HELD, f"noise multiplier {record.privacy.noise_multiplier:.4g} in every event"
+
+
+def _short(stage: StageRecord, event: SampledSkellam) -> list[str]:
+    """Name what the event of a stage states less of than its plan needs."""
+    privacy, code = stage.privacy, stage.plan["encoding"]
+    return [
         name
         for name, stated, least in (
             ("noise", event.variance, (privacy.noise_multiplier * event.l2) ** 2),
@@ -37,9 +46,6 @@ def encoding(record: RunRecord, accounts: Accounts) -> Finding:
         )
         if stated < least * (1.0 - 1e-9)
     ]
-    if short:
-        return FAILED, f"the event of a round states less than the plan needs: {', '.join(short)}"
-    return HELD, f"noise multiplier {privacy.noise_multiplier:.4g} in every event"
 
 
 def events(record: RunRecord, accounts: Accounts) -> Finding:
@@ -49,12 +55,14 @@ def events(record: RunRecord, accounts: Accounts) -> Finding:
         entries = book.entries if book.name == "server" else book.of_run(record.run_id)
         if any(entry.payload.get("unprotected") is True for entry in entries):
             return FAILED, f"{owner(book.name)} notes a round without noise"
-        for event in events_of(entries):
+        paid = [entry for entry in entries if entry.kind == "spend"]
+        for entry, event in zip(paid, events_of(paid), strict=True):
             spends += 1
-            if record.event is None or event != record.event:
+            planned = record.stage_named(entry.payload.get("run")).event
+            if planned is None or event != planned:
                 return FAILED, (
                     f"{owner(book.name)} paid for another event than the plan's: "
-                    f"{_apart(event, record.event)}"
+                    f"{_apart(event, planned)}"
                 )
     if not spends:
         return UNCHECKED, "no ledger that can be read holds a spend"
@@ -73,9 +81,12 @@ def target(record: RunRecord, accounts: Accounts) -> Finding:
     )
     if worst > target * (1.0 + 1e-9):
         return FAILED, f"epsilon {worst:.4f} was spent, {target:g} was agreed on"
-    planned = record.event
-    rounds, delta = record.privacy.rounds, record.privacy.delta
-    whole = epsilon([planned.times(planned.count * rounds)], delta) if planned else 0.0
+    planned = [
+        stage.event.times(stage.event.count * stage.privacy.rounds)
+        for stage in record.stages
+        if stage.event is not None
+    ]
+    whole = epsilon(planned, record.privacy.delta) if planned else 0.0
     if whole > target * (1.0 + 1e-9):
         return (
             FAILED,
@@ -93,7 +104,7 @@ def claims(record: RunRecord, accounts: Accounts) -> Finding:
         number, claim = int(row["round"]), row.get("epsilon")
         if not isinstance(claim, int | float) or isinstance(claim, bool):
             return FAILED, f"round {number} claims epsilon {claim!r}, which is no number"
-        found = accounts.by_round.get(number)
+        found = accounts.at_least.get(number)
         if found is None:
             continue
         compared += 1
@@ -104,7 +115,7 @@ def claims(record: RunRecord, accounts: Accounts) -> Finding:
             )
     if not compared:
         return UNCHECKED, "no round is finished"
-    return HELD, f"{compared} rounds computed anew by {accounts.accountant}"
+    return HELD, f"{compared} claims against rounds computed anew by {accounts.accountant}"
 
 
 def noise(record: RunRecord, accounts: Accounts) -> Finding:
@@ -118,15 +129,16 @@ def noise(record: RunRecord, accounts: Accounts) -> Finding:
     rows = [row for row in record.rows if "gradient_norm" in row and row.get("survivors")]
     if not rows or privacy.mechanism != "skellam":
         return UNCHECKED, "the folder holds no norms of opened sums"
-    code = record.plan["encoding"]
-    share = (privacy.noise_multiplier * code["l2_sensitivity"]) ** 2 / code["noise_clients"]
-    total = 0.0
+    total = freedom = 0.0
     for row in rows:
+        stage = record.stage_of(int(row["round"]))
+        privacy, code = stage.privacy, stage.plan["encoding"]
+        share = (privacy.noise_multiplier * code["l2_sensitivity"]) ** 2 / code["noise_clients"]
+        freedom += float(code["dimension"])
         survivors = float(row["survivors"])
         divisor = privacy.expected_batch * survivors / privacy.clients
         stdev = math.sqrt(survivors * share) / code["scale"] / divisor
         total += (float(row["gradient_norm"]) / stdev) ** 2
-    freedom = len(rows) * float(code["dimension"])
     chance = float(gammainc(freedom / 2.0, total / 2.0))
     if not chance >= _CHANCE:
         return FAILED, (

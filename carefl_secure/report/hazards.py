@@ -5,6 +5,7 @@ from __future__ import annotations
 from carefl_secure.privacy import SampledSkellam
 from carefl_secure.report.run import RunRecord
 from carefl_secure.report.schema import Hazard, Severity
+from carefl_secure.report.situations import tuning_runs
 
 __all__ = ["hazards"]
 
@@ -34,6 +35,18 @@ def hazards(record: RunRecord) -> list[Hazard]:
 
     if privacy.unit == "none":
         add("Critical", "Updates and adapter may give away single images and persons.")
+    elif tuning_runs(record) is None:
+        add(
+            "Critical",
+            "Runs made to choose settings are uncounted: whatever they spent on these records is "
+            "NOT in this epsilon. State privacy.tuning_runs.",
+        )
+    if privacy.unit == "person":
+        add(
+            "Theoretical",
+            "Who is one person is taken from the names in the corpus. Somebody at several clients "
+            "pays at each of them.",
+        )
     if privacy.unit == "record":
         add(
             "Critical",
@@ -64,7 +77,11 @@ def hazards(record: RunRecord) -> list[Hazard]:
         "through it is known here.",
     )
     if isinstance(record.event, SampledSkellam):
-        total = record.event.beta * privacy.rounds
+        total = sum(
+            stage.event.beta * stage.privacy.rounds
+            for stage in record.stages
+            if isinstance(stage.event, SampledSkellam)
+        )
         add(
             "Negligible",
             "Rounding to integers breaks its norm bound in some round with a probability of at "

@@ -108,9 +108,12 @@ def _basic(report: Report) -> dict[str, object]:
 def _loss(report: Report) -> dict[str, object]:
     price, delta = report.promise.epsilon, report.promise.delta
     loss: dict[str, object] = {
-        "privacy_unit": {"record": "Record-level", "client": "Client-level", "none": "None"}[
-            report.unit.kind
-        ],
+        "privacy_unit": {
+            "record": "Record-level",
+            "person": "Person-level",
+            "client": "Client-level",
+            "none": "None",
+        }[report.unit.kind],
         "privacy_unit_details": (
             f"Unit: {report.unit.definition}. Two data sets are neighbours if one has one unit "
             "more than the other (symmetric distance 1)."

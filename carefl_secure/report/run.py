@@ -16,8 +16,9 @@ import yaml
 from carefl_secure.errors import ConfigError, LedgerError, PrivacyError, RunError
 from carefl_secure.privacy import Entry, Event, Ledger, PrivacyPlan, event_from_json
 from carefl_secure.privacy.bookkeeping import find_ledgers
+from carefl_secure.report.audit import AuditFinding, read_audits
 
-__all__ = ["Book", "RunRecord", "read_run"]
+__all__ = ["Book", "RunRecord", "StageRecord", "read_run"]
 
 _COLUMNS = {"round": int, "survivors": int, "gradient_norm": float}
 _ENCODING = (
@@ -50,8 +51,37 @@ class Book:
     error: str = ""
 
     def of_run(self, run: str) -> tuple[Entry, ...]:
-        """Return the entries that belong to one run."""
-        return tuple(entry for entry in self.entries if entry.payload.get("run") == run)
+        """Return the entries that belong to one run, all its stages, or to one stage."""
+        return tuple(e for e in self.entries if _within(str(e.payload.get("run")), run))
+
+
+def _within(name: str, run: str) -> bool:
+    return name == run or name.startswith(f"{run}/")
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """What was agreed on for one stage of a run, or for a run in one stage.
+
+    Parameters
+    ----------
+    run : str
+        As ledgers name it: the run, with the stage where there are several.
+    first : int
+        Number of its first round.
+    plan : mapping
+        Its plan as it stands.
+    privacy : PrivacyPlan
+        The plan's privacy part, checked.
+    event : Event or None
+        What one round of it releases; None for unit none.
+    """
+
+    run: str
+    first: int
+    plan: Mapping[str, Any]
+    privacy: PrivacyPlan
+    event: Event | None
 
 
 @dataclass(frozen=True)
@@ -81,6 +111,11 @@ class RunRecord:
         Whether the clients lived inside the run folder, in one process.
     rows : tuple of mapping
         Figures of every finished round.
+    audit : tuple of AuditFinding, or None
+        What audits of this run found; None where none was made.
+    stages : tuple of StageRecord
+        One for each stage; of a run in one stage, that one. ``plan``, ``privacy`` and ``event`` of
+        a run in stages are those of the last, over all rounds.
     """
 
     path: Path
@@ -95,6 +130,16 @@ class RunRecord:
     clients: tuple[Book, ...]
     simulated: bool
     rows: tuple[Mapping[str, Any], ...]
+    audit: tuple[AuditFinding, ...] | None = None
+    stages: tuple[StageRecord, ...] = ()
+
+    def stage_of(self, number: int) -> StageRecord:
+        """Return the stage that a round belongs to, by its number."""
+        return [stage for stage in self.stages if stage.first <= max(number, 1)][-1]
+
+    def stage_named(self, run: object) -> StageRecord:
+        """Return the stage that an entry of a ledger names; the first where it names none."""
+        return next((stage for stage in self.stages if stage.run == run), self.stages[0])
 
     def setting(self, dotted: str) -> Any:
         """Return one setting of the configuration, or None."""
@@ -134,9 +179,10 @@ def read_run(path: Path) -> RunRecord:
     identity = server.entries[0].payload.get("identity", {}) if server.entries else {}
     folder = path / "clients"
     ledgers = find_ledgers(path)
+    run_id = str(identity.get("run", path.resolve().name))
     return RunRecord(
         path=path,
-        run_id=str(identity.get("run", path.resolve().name)),
+        run_id=run_id,
         config=config,
         plan=plan,
         privacy=privacy,
@@ -147,7 +193,34 @@ def read_run(path: Path) -> RunRecord:
         clients=tuple(_book(file.parent.name, file) for file in ledgers if folder in file.parents),
         simulated=folder.is_dir(),
         rows=_rows(path / "metrics.jsonl"),
+        audit=read_audits(path, run_id),
+        stages=_stages(path / "plan.json", plan, run_id),
     )
+
+
+def _stages(path: Path, plan: Mapping[str, Any], run_id: str) -> tuple[StageRecord, ...]:
+    """Read the plan of every stage, and hold that the whole is made of them."""
+    if "stages" not in plan:
+        return (StageRecord(run_id, 1, plan, *_promised(path, plan)),)
+    listed, found, first = plan["stages"], list[StageRecord](), 1
+    whole, _ = _promised(path, plan)
+    if not isinstance(listed, list) or not all(
+        isinstance(one, Mapping) and isinstance(one.get("name"), str) for one in listed
+    ):
+        raise RunError(f"{path} lists stages that cannot be read; restore it from a copy")
+    for one in listed:
+        privacy, event = _promised(path, one)
+        found.append(StageRecord(f"{run_id}/{one['name']}", first, one, privacy, event))
+        first += privacy.rounds
+    same = ("unit", "trust", "mechanism", "delta", "target_epsilon", "max_colluders")
+    if first - 1 != whole.rounds or any(
+        getattr(stage.privacy, name) != getattr(whole, name) for stage in found for name in same
+    ):
+        raise PrivacyError(
+            f"{path} states a whole that its stages do not make up, so there is nothing to report; "
+            "restore it from a copy"
+        )
+    return tuple(found)
 
 
 def _canonical(value: Mapping[str, Any]) -> bytes:

@@ -12,6 +12,10 @@ __all__ = [
     "FORMAT",
     "Accounting",
     "Attacker",
+    "Audit",
+    "AuditGroup",
+    "AuditLine",
+    "AuditVerdict",
     "CheckLine",
     "ClientLine",
     "Hazard",
@@ -20,6 +24,7 @@ __all__ = [
     "Report",
     "RoundLine",
     "RunLine",
+    "Situation",
     "Trust",
     "Tuning",
     "Unit",
@@ -29,6 +34,7 @@ FORMAT: Literal["carefl.privacy-report/1"] = "carefl.privacy-report/1"
 
 Severity = Literal["Critical", "Theoretical", "Negligible"]
 Verdict = Literal["accounted", "void", "unprotected"]
+AuditVerdict = Literal["passed", "falsified", "measured", "skipped"]
 
 
 class _Part(BaseModel):
@@ -65,7 +71,7 @@ class Promise(_Part):
 class Unit(_Part):
     """Whose presence is hidden."""
 
-    kind: Literal["record", "client", "none"]
+    kind: Literal["record", "person", "client", "none"]
     definition: str
     adjacency: str
     max_records_per_person: int | None = Field(description="null: nothing caps them")
@@ -92,7 +98,9 @@ class Mechanism(_Part):
     noise_multiplier: float
     clipping_norm: float
     normalised: bool
+    clipped: str = Field(description="what the clipping norm bounds")
     sample_rate: float
+    sampling: str
     normaliser: str
     noise_source: str
 
@@ -134,6 +142,46 @@ class Accounting(_Part):
     recomputed_epsilon: float | None = Field(description="null: unknown, or none holds")
     claimed_epsilon: float | None
     target_epsilon: float | None
+    by_round: str = Field(description="how the epsilon after each round was found")
+
+
+class Situation(_Part):
+    """What epsilon comes to if something is not as in this run alone."""
+
+    case: str
+    epsilon: float | None = Field(description="null: none holds")
+    delta: float | None
+    conditions: list[str]
+
+
+class AuditLine(_Part):
+    """One finding of an audit."""
+
+    check: str
+    verdict: AuditVerdict
+    result: str | None
+    ceiling: str | None = Field(description="what the promise allows; null: nothing is promised")
+    interval: str | None = Field(description="of the result, 95 %")
+    words: str
+
+
+class AuditGroup(_Part):
+    """All findings of one attack."""
+
+    attack: str
+    adversary: str
+    verdict: AuditVerdict = Field(description="the gravest of its findings")
+    from_private_records: bool = Field(
+        description="figures are not protected: for the auditor only, never to be published"
+    )
+    lines: list[AuditLine]
+
+
+class Audit(_Part):
+    """What audits found; never part of the card or the registry entry."""
+
+    verdict: Literal["falsified", "not falsified"]
+    groups: list[AuditGroup]
 
 
 class RoundLine(_Part):
@@ -158,9 +206,9 @@ class ClientLine(_Part):
 class Tuning(_Part):
     """Whether runs made to choose settings are in the price."""
 
-    runs: int | None
-    method: str | None
+    runs: int | None = Field(description="null: uncounted")
     counted: bool
+    epsilon: float | None = Field(description="with the counted runs; null: unknown")
     sentence: str
 
 
@@ -181,6 +229,8 @@ class Report(_Part):
     attacker: Attacker | None
     rounds: list[RoundLine]
     clients: list[ClientLine]
+    situations: list[Situation]
+    audit: Audit | None = Field(description="null: no audit was made")
     tuning: Tuning
     software: dict[str, str]
     plan_sha256: str

@@ -14,6 +14,7 @@ from carefl_secure.noise import KeySource, KeyStream, add_masks
 from carefl_secure.secagg import shamir, transcript
 from carefl_secure.secagg.crypto import (
     agree,
+    check_place,
     open_sealed,
     public_bytes,
     seal,
@@ -98,11 +99,7 @@ class PeerClient:
         identity: Ed25519PrivateKey,
         keys: KeySource,
     ) -> None:
-        index = state.index
-        if not 0 <= index < parameters.clients:
-            raise refuse("roster", f"index {index} is outside a roster of {parameters.clients}")
-        if public_bytes(identity) != parameters.roster[index]:
-            raise refuse("roster", f"place {index} of the roster holds another key than mine")
+        check_place(identity, state.index, parameters.roster)
         self._parameters = parameters
         self._context = parameters.context()
         self._identity = identity

@@ -15,7 +15,7 @@ from carefl_secure.secagg import committee_transcript as transcript
 from carefl_secure.secagg import shamir
 from carefl_secure.secagg.committee_parameters import CommitteeParameters
 from carefl_secure.secagg.committee_wire import MemberKey, Submission
-from carefl_secure.secagg.crypto import public_bytes, sign, verify, words_digest
+from carefl_secure.secagg.crypto import check_place, sign, verify, words_digest
 from carefl_secure.secagg.envelope import seal_envelope
 from carefl_secure.secagg.refusal import refuse
 
@@ -93,10 +93,7 @@ class CommitteeClient:
         identity: Ed25519PrivateKey,
         keys: KeySource,
     ) -> None:
-        if not 0 <= index < parameters.clients:
-            raise refuse("roster", f"index {index} is outside a roster of {parameters.clients}")
-        if public_bytes(identity) != parameters.roster[index]:
-            raise refuse("roster", f"place {index} of the roster holds another key than mine")
+        check_place(identity, index, parameters.roster)
         self._parameters = parameters
         self._context = parameters.context()
         self._index = index

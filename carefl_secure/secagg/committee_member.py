@@ -24,7 +24,7 @@ from carefl_secure.secagg.committee_wire import (
     SeedShares,
     content_bytes,
 )
-from carefl_secure.secagg.crypto import public_bytes, same, sign, verify, words_digest
+from carefl_secure.secagg.crypto import check_place, same, sign, verify, words_digest
 from carefl_secure.secagg.envelope import EnvelopeKey, open_envelope
 from carefl_secure.secagg.refusal import below_floor, lost_members, refuse
 from carefl_secure.secagg.wire import read_element
@@ -96,10 +96,7 @@ class CommitteeMember:
         identity: Ed25519PrivateKey,
         keys: KeySource,
     ) -> None:
-        if not 0 <= index < parameters.size:
-            raise refuse("roster", f"member {index} is outside a committee of {parameters.size}")
-        if public_bytes(identity) != parameters.members[index]:
-            raise refuse("roster", f"place {index} of the committee holds another key than mine")
+        check_place(identity, index, parameters.members, party="member")
         self._parameters = parameters
         self._context = parameters.context()
         self._index = index

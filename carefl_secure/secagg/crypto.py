@@ -20,6 +20,7 @@ __all__ = [
     "Buffer",
     "agree",
     "check_exchange_key",
+    "check_place",
     "derive",
     "digest",
     "open_sealed",
@@ -81,6 +82,22 @@ def raw_identity(identity: Ed25519PrivateKey) -> bytes:
     return identity.private_bytes(
         serialization.Encoding.Raw, serialization.PrivateFormat.Raw, serialization.NoEncryption()
     )
+
+
+def check_place(
+    identity: Ed25519PrivateKey, index: int, keys: tuple[bytes, ...], party: str = "client"
+) -> None:
+    """Refuse an identity that is not the one agreed for place ``index`` of a roster.
+
+    Raises
+    ------
+    ProtocolError
+        If there is no such place, or it holds another key.
+    """
+    if not 0 <= index < len(keys):
+        raise refuse("roster", f"{party} {index} is outside a roster of {len(keys)}")
+    if public_bytes(identity) != keys[index]:
+        raise refuse("roster", f"place {index} of the roster holds another key than this {party}'s")
 
 
 def sign(identity: Ed25519PrivateKey, label: bytes, *parts: Buffer) -> bytes:

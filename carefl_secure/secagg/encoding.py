@@ -16,10 +16,13 @@ from carefl_secure.secagg.crypto import digest
 from carefl_secure.secagg.hadamard import rotate, rotate_back
 from carefl_secure.secagg.refusal import refuse
 
-__all__ = ["NORM_SLACK", "EncodingPlan", "decode", "encode", "wrap"]
+__all__ = ["MAX_REDRAWS", "NORM_SLACK", "EncodingPlan", "decode", "encode", "wrap"]
 
 NORM_SLACK = 1e-5
 """Relative excess of a norm that floating-point clipping and summing may cause."""
+
+MAX_REDRAWS = 64
+"""Tries of a conditional rounding before it is given up; see :func:`encode`."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,9 @@ class EncodingPlan:
     noise_multiplier
         The one planned for (z); 0 in plans without noise.
     l1_sensitivity, l2_sensitivity
-        What one record changes in the rounded vector, in integer units, except with probability
-        ``dither_failure``; 0 in plans without noise, which promise nothing.
+        What one record (one client, where the rounding is conditional) changes in the rounded
+        vector, in integer units, except with probability ``dither_failure``; 0 in plans without
+        noise, which promise nothing.
     dither_failure
         That probability, per round (beta).
     rotated
@@ -57,6 +61,10 @@ class EncodingPlan:
     overflow_probability
         Upper bound for one coordinate of one round to wrap around. Wrapping costs accuracy,
         never privacy.
+    conditional
+        Whether :func:`encode` redraws the rounding until the integer vector is no longer than
+        ``l2_sensitivity``. Only for the client unit, where a client's vector is the whole
+        difference between neighbours; ``dither_failure`` is 0 then.
     """
 
     dimension: int
@@ -73,6 +81,7 @@ class EncodingPlan:
     dither_failure: float
     rotated: bool
     overflow_probability: float
+    conditional: bool = False
 
     def total_variance(self, noise_multiplier: float | None = None) -> float:
         """Return ``(z * l2_sensitivity)**2``, the noise variance of the sum, integer units.
@@ -103,8 +112,14 @@ class EncodingPlan:
         return self.clients / (2 * self.scale)
 
     def hash(self) -> bytes:
-        """Return 32 bytes over all fields, for ``RoundParameters.plan_hash``."""
-        text = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        """Return 32 bytes over all fields, for ``RoundParameters.plan_hash``.
+
+        ``conditional`` is written only where it is true, so plans older than it keep their hash.
+        """
+        fields = asdict(self)
+        if not self.conditional:
+            del fields["conditional"]
+        text = json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return digest(b"encoding plan", text.encode())
 
 
@@ -140,7 +155,8 @@ def encode(
 
     Rotated plans: ``floor(scale * H S x + u)`` with ``S`` random signs, ``H`` the Hadamard matrix
     and one uniform ``u`` in ``[0, 1)`` per coordinate. Plans without noise: ``scale * x`` rounded
-    to the nearest integer; they use neither key nor dither.
+    to the nearest integer; they use neither key nor dither. Conditional plans draw ``u`` again
+    from the same stream while the result is longer than ``l2_sensitivity``.
 
     Parameters
     ----------
@@ -152,7 +168,8 @@ def encode(
         32 bytes that are public and the same for all clients of a round.
     dither
         A stream whose key was drawn afresh for this call, known to this client alone, and never
-        used again. Never encode the same round's vector twice to get a nicer result.
+        used again. Never encode the same round's vector twice to get a nicer result; conditional
+        plans redraw in here, by a rule that the sensitivity accounts for.
 
     Returns
     -------
@@ -165,11 +182,24 @@ def encode(
         If the vector holds NaN or infinity.
     ProtocolError
         If its shape is wrong or it is larger than planned. It is never clipped here.
+        Or if ``MAX_REDRAWS`` conditional roundings were all too long: for an honest plan that has
+        probability below ``2**-1280``, so the plan's sensitivity is wrong.
     ConfigError
         If a rotated plan lacks its key or dither.
 
     Guarantees
     ----------
+    Sensitivity of the rounding, client unit (conditional plans). The integer vector this returns
+    has Euclidean norm at most ``l2_sensitivity``, *always*: it is computed exactly and checked.
+    It is the whole difference to the neighbour without this client, so the round is a Skellam
+    mechanism of that sensitivity with nothing to add to delta; replacing one client's vector by
+    another is two such steps. By the bound below one draw is accepted with probability at least
+    ``1 - beta``, ``beta = planner.REDRAW_PROBABILITY``. Conditioning biases the rounding: as it
+    moves a coordinate by less than one unit, ``|E[rounded] - x|_2 <= sqrt(d) beta / (1 - beta)``
+    units for a client (Kairouz, Liu and Steinke, arXiv:2102.06387, section 4), far below the
+    noise. How often it redrew depends on the vector and shows only in the time it took; a redraw
+    happens once in ``1 / beta`` rounds at most.
+
     Sensitivity of the rounding, record unit. Let ``x`` and ``x + v`` be the scaled and rotated
     sums with and without one record, ``|v|_2 <= c = scale * clipping_norm``. Given the dither
     ``u``, which is drawn independently of the data and never released, the mechanism is noise on
@@ -197,9 +227,30 @@ def encode(
         raise ConfigError("a rotated encoding plan needs a rotation key and a dither stream")
     scaled = rotate(checked, plan.padded, rotation_key)
     scaled *= plan.scale
-    scaled += uniform(dither, plan.padded)
-    np.floor(scaled, out=scaled)
-    return scaled.astype(np.int64)
+    if plan.conditional:
+        return _conditional(scaled, plan, dither)
+    return _rounded(scaled, dither)
+
+
+def _rounded(scaled: npt.NDArray[np.float64], dither: KeyStream) -> npt.NDArray[np.int64]:
+    """Round stochastically: ``floor(x + u)``."""
+    return np.floor(scaled + uniform(dither, scaled.size)).astype(np.int64)
+
+
+def _conditional(
+    scaled: npt.NDArray[np.float64], plan: EncodingPlan, dither: KeyStream
+) -> npt.NDArray[np.int64]:
+    """Round stochastically, given that the result is no longer than ``l2_sensitivity``."""
+    for _ in range(MAX_REDRAWS):
+        integers = _rounded(scaled, dither)
+        # Exact: the squared norm is below (2**31 (1 + slack) + 2**15)**2, which fits in int64.
+        if int(np.dot(integers, integers)) <= plan.l2_sensitivity**2:
+            return integers
+    raise refuse(
+        "conditional rounding",
+        f"{MAX_REDRAWS} draws were all longer than the sensitivity of {plan.l2_sensitivity:g}"
+        " units; nothing was sent, the encoding plan is wrong: make it with plan_clients",
+    )
 
 
 def wrap(integers: npt.NDArray[np.int64], bits: int) -> npt.NDArray[Any]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +12,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from carefl_secure.noise import KeySource
 from carefl_secure.secagg.bfv import PLAIN_MODULUS, PublicKey
 from carefl_secure.secagg.client import PeerClient
-from carefl_secure.secagg.crypto import verify
+from carefl_secure.secagg.crypto import Buffer, verify
 from carefl_secure.secagg.encoding import wrap
-from carefl_secure.secagg.encrypted_parameters import EncryptedParameters
+from carefl_secure.secagg.encrypted_parameters import EncryptedParameters, KeyedParameters
 from carefl_secure.secagg.encrypted_wire import EncryptedSum, EncryptedUpload, OpenedSum
 from carefl_secure.secagg.key_holder import OPENED, opened_fields
 from carefl_secure.secagg.packing import pack_fields, unpack_fields
@@ -24,7 +24,27 @@ from carefl_secure.secagg.residues import add_residue_masks, from_residues, to_r
 from carefl_secure.secagg.server import PeerServer
 from carefl_secure.secagg.state import Phase
 
-__all__ = ["EncryptedClient", "EncryptedServer"]
+__all__ = ["EncryptedClient", "EncryptedServer", "Encrypter", "checked_key", "encrypt_upload"]
+
+
+class Encrypter(Protocol):
+    """A public key of either scheme."""
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of its bytes."""
+        ...
+
+    def load(self, ciphertext: Buffer) -> Any:
+        """Read one ciphertext, or refuse."""
+        ...
+
+    def add(self, total: list[Any] | None, parts: Sequence[Any]) -> list[Any]:
+        """Add loaded ciphertexts to a running sum."""
+        ...
+
+
+Key = TypeVar("Key", bound=Encrypter)
 
 
 def _encrypted(parameters: RoundParameters) -> EncryptedParameters:
@@ -33,8 +53,8 @@ def _encrypted(parameters: RoundParameters) -> EncryptedParameters:
     return parameters
 
 
-def _checked_key(public: bytes, parameters: EncryptedParameters) -> PublicKey:
-    key = PublicKey(public)
+def checked_key(key: Key, parameters: KeyedParameters) -> Key:
+    """Return a key if it is the one that the round was agreed on."""
     if key.digest != parameters.public_key:
         raise refuse("public key", "it is not the one this round was agreed on")
     return key
@@ -73,7 +93,7 @@ class EncryptedClient(PeerClient):
         ProtocolError
             If it is not the one of the agreement, or no public key.
         """
-        self._key = _checked_key(public, _encrypted(self._parameters))
+        self._key = checked_key(PublicKey(public), _encrypted(self._parameters))
 
     def mask(self, vector: npt.NDArray[Any], shares: Mapping[int, bytes]) -> bytes:
         """Step 2: as ``PeerClient.mask``, packed and encrypted.
@@ -103,10 +123,16 @@ class EncryptedClient(PeerClient):
         packed = pack_fields(signed, parameters.field_bits)
         slots = to_residues(packed, PLAIN_MODULUS)
         add_residue_masks(slots, masks, signs, PLAIN_MODULUS)
-        upload = EncryptedUpload(tuple(key.encrypt(slots)), b"")
-        signature = self._sign_upload(upload.digest())
-        self._uploaded(held)
-        return EncryptedUpload(upload.chunks, signature).encode(self.index, self._context)
+        return encrypt_upload(self, tuple(key.encrypt(slots)), held)
+
+
+def encrypt_upload(
+    client: PeerClient, chunks: tuple[bytes, ...], held: dict[int, bytearray]
+) -> bytes:
+    """Sign a client's ciphertexts, end its step 2 and return the message."""
+    signature = client._sign_upload(EncryptedUpload(chunks, b"").digest())
+    client._uploaded(held)
+    return EncryptedUpload(chunks, signature).encode(client.index, client._context)
 
 
 class EncryptedServer(PeerServer):
@@ -128,18 +154,24 @@ class EncryptedServer(PeerServer):
     As ``PeerServer``. It holds no key that decrypts; one encrypted vector is kept at any time.
     """
 
-    def __init__(self, parameters: EncryptedParameters, public: bytes) -> None:
+    def __init__(self, parameters: KeyedParameters, public: bytes) -> None:
         super().__init__(parameters)
-        self._key = _checked_key(public, parameters)
+        self._agreed = parameters
+        self._key: Encrypter = checked_key(self._read(public), parameters)
         self._encrypted: list[Any] | None = None
         self._request = b""
         self._slots: npt.NDArray[np.uint64] | None = None
 
+    def _read(self, public: bytes) -> Encrypter:
+        return PublicKey(public)
+
+    def _in_range(self, numbers: npt.NDArray[np.uint64]) -> bool:
+        return not (numbers >= PLAIN_MODULUS).any()
+
     def uploaded(self, index: int, message: bytes) -> None:
         """Check a client's ciphertexts and add them to the sum; the message is not kept."""
         self._accepts_upload(index)
-        parameters = _encrypted(self._parameters)
-        upload = EncryptedUpload.parse(message, index, parameters)
+        upload = EncryptedUpload.parse(message, index, self._agreed)
         self._verify_upload(index, upload.digest(), upload.signature)
         parts = [self._key.load(chunk) for chunk in upload.chunks]
         self._encrypted = self._key.add(self._encrypted, parts)
@@ -160,25 +192,29 @@ class EncryptedServer(PeerServer):
             raise refuse("step order", "nothing was sent to the key holder yet")
         if self._slots is not None:
             raise refuse("duplicate message", "the key holder has been heard")
-        parameters = _encrypted(self._parameters)
-        parsed = OpenedSum.parse(message, parameters)
+        parsed = OpenedSum.parse(message, self._agreed)
         fields = opened_fields(self._context, self._request, parsed.residues)
-        verify(parameters.key_holder, parsed.signature, 0, OPENED, *fields, party="key holder")
+        verify(self._agreed.key_holder, parsed.signature, 0, OPENED, *fields, party="key holder")
         numbers = parsed.numbers()
-        if (numbers >= PLAIN_MODULUS).any():
+        if not self._in_range(numbers):
             raise refuse("opened sum", "a number is no residue")
         self._slots = numbers
 
     def finish(self) -> npt.NDArray[Any]:
         """Take the masks off and return the sum, shape ``[dimension]``, as words; once."""
+        slots, keys, signs = self._left()
         parameters = _encrypted(self._parameters)
+        add_residue_masks(slots, keys, signs, PLAIN_MODULUS)
+        numbers = from_residues(slots, PLAIN_MODULUS)
+        integers = unpack_fields(numbers, parameters.dimension, parameters.field_bits)
+        return wrap(integers, parameters.bits)
+
+    def _left(self) -> tuple[npt.NDArray[np.uint64], list[bytes], list[int]]:
+        """End the round and return what was opened, with keys and signs of the masks on it."""
         if self._slots is None:
             raise refuse(
                 "step order", "the key holder has not opened the sum, or it was handed out"
             )
         keys, signs = self._masks()
         slots, self._slots = self._slots, None
-        add_residue_masks(slots, keys, signs, PLAIN_MODULUS)
-        numbers = from_residues(slots, PLAIN_MODULUS)
-        integers = unpack_fields(numbers, parameters.dimension, parameters.field_bits)
-        return wrap(integers, parameters.bits)
+        return slots, keys, signs

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from carefl_secure.secagg.crypto import Buffer, words_digest
-from carefl_secure.secagg.encrypted_parameters import EncryptedParameters
+from carefl_secure.secagg.encrypted_parameters import KeyedParameters
 from carefl_secure.secagg.refusal import refuse
 from carefl_secure.secagg.wire import exact, header, read_body
 
@@ -63,7 +63,7 @@ class EncryptedUpload:
         return header(EncryptedKind.UPLOAD, index, context) + _join(self.chunks) + self.signature
 
     @classmethod
-    def parse(cls, message: Buffer, index: int, parameters: EncryptedParameters) -> EncryptedUpload:
+    def parse(cls, message: Buffer, index: int, parameters: KeyedParameters) -> EncryptedUpload:
         """Read the message of client ``index``; ciphertexts are not looked into."""
         kind = EncryptedKind.UPLOAD
         body = read_body(
@@ -85,7 +85,7 @@ class EncryptedSum:
         return header(EncryptedKind.SUM, 0, context) + _join(self.chunks)
 
     @classmethod
-    def parse(cls, message: Buffer, parameters: EncryptedParameters) -> EncryptedSum:
+    def parse(cls, message: Buffer, parameters: KeyedParameters) -> EncryptedSum:
         """Read the message; ciphertexts are not looked into."""
         kind = EncryptedKind.SUM
         body = read_body(
@@ -106,7 +106,7 @@ class OpenedSum:
         return header(EncryptedKind.OPENED, 0, context) + self.residues + self.signature
 
     @classmethod
-    def parse(cls, message: Buffer, parameters: EncryptedParameters) -> OpenedSum:
+    def parse(cls, message: Buffer, parameters: KeyedParameters) -> OpenedSum:
         """Read the message; only the layout is checked."""
         kind = EncryptedKind.OPENED
         body = read_body(

@@ -139,7 +139,12 @@ class ClientState:
             raise refuse(
                 "saved state", "it does not open; it was changed, or is of another client or round"
             ) from error
-        return cls._from_plain(json.loads(plain))
+        try:
+            return cls._from_plain(json.loads(plain))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise refuse(
+                "saved state", "it opens, but was written by another version of this program"
+            ) from error
 
     def _plain(self) -> dict[str, Any]:
         return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,18 @@ SETTINGS = [
     "privacy.sample_rate=0.25",
 ]
 PROBED = 6
+
+
+def patch_everywhere(monkeypatch: pytest.MonkeyPatch, name: str, value: object) -> None:
+    """Replace a name in every module of the federation that imported it."""
+    found = [
+        module
+        for key, module in list(sys.modules.items())
+        if key.startswith("carefl_secure.federation.") and hasattr(module, name)
+    ]
+    assert found, name
+    for module in found:
+        monkeypatch.setattr(module, name, value)
 
 
 def system(index: int) -> KeySource:

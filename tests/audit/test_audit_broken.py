@@ -14,11 +14,10 @@ from carefl_secure.audit.conformance import Conformance, MachineView
 from carefl_secure.audit.rehearsal import Rehearsal, rehearse
 from carefl_secure.audit.transcript import ServerEyes, judge_transcript
 from carefl_secure.config import Config, load_config
-from carefl_secure.federation import session as session_module
 from carefl_secure.noise import DeterministicKeySource, KeySource, KeyStream, SystemKeySource
 from carefl_secure.noise.skellam import SkellamSampler
 
-from .conftest import VectorProbe, VectorTask, system
+from .conftest import VectorProbe, VectorTask, patch_everywhere, system
 
 Machine = Callable[..., MachineView]
 
@@ -51,7 +50,7 @@ def test_less_noise_than_planned(
         def __init__(self, variance: float) -> None:
             super().__init__(variance * scale)
 
-    monkeypatch.setattr(session_module, "SkellamSampler", Thinner)
+    patch_everywhere(monkeypatch, "SkellamSampler", Thinner)
     assert faults(machine()) == {"noise"}
 
 
@@ -60,7 +59,7 @@ def test_noise_from_the_seed(machine: Machine, monkeypatch: pytest.MonkeyPatch) 
         def sample(self, stream: KeyStream, count: int) -> NDArray[np.int64]:
             return super().sample(KeyStream(bytes(32)), count)
 
-    monkeypatch.setattr(session_module, "SkellamSampler", Known)
+    patch_everywhere(monkeypatch, "SkellamSampler", Known)
     # Five clients with one noise: the sum is too large as well.
     assert faults(machine()) == {"fresh noise", "noise"}
 
@@ -124,7 +123,7 @@ def one_batch(records: int, rate: float, stream: KeyStream) -> NDArray[np.int64]
 def test_other_samplers(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, sampler: Callable[..., Any]
 ) -> None:
-    monkeypatch.setattr(session_module, "poisson_sample", sampler)
+    patch_everywhere(monkeypatch, "poisson_sample", sampler)
     assert faults(machine()) == {"sampler"}
 
 
@@ -173,7 +172,7 @@ def test_canaries_contradict_a_strong_claim_over_weak_noise(
         ],
     )
     assert canary_verdict(rehearse(strict, system, canaries=600)) == "passed"
-    monkeypatch.setattr(session_module, "SkellamSampler", Thinner)
+    patch_everywhere(monkeypatch, "SkellamSampler", Thinner)
     assert canary_verdict(rehearse(strict, system, canaries=600)) == "falsified"
 
 

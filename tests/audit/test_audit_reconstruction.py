@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from carefl_secure.audit import reconstruction
+from carefl_secure.audit import disguise
 from carefl_secure.audit.reconstruction import SpanCheck, Texts, UpdateView, judge_spans, recall
 from carefl_secure.audit.views import Finding
 from carefl_secure.model.loader import load_base
@@ -43,7 +43,7 @@ def test_noise_that_is_none_is_falsified() -> None:
 
 
 def test_masks_that_do_nothing_are_falsified(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reconstruction, "add_masks", lambda words, keys, signs: None)
+    monkeypatch.setattr(disguise, "add_masks", lambda words, keys, signs: None)
     assert judged("both")["masked"].verdict == "falsified"
 
 

@@ -18,11 +18,12 @@ from carefl_secure.audit.views import Finding
 from carefl_secure.cli.app import app
 from carefl_secure.config import load_config
 from carefl_secure.errors import ConfigError, PrivacyError, RunError
-from carefl_secure.federation import session as session_module
 from carefl_secure.federation.folder import RunFolder
 from carefl_secure.federation.train import train
 from carefl_secure.noise.skellam import SkellamSampler
 from carefl_secure.progress import SilentReporter
+
+from .conftest import patch_everywhere
 
 GOOD = Finding("conformance", "noise", "passed", "As planned.", {"p": 0.4})
 BAD = Finding("server-view", "unmasked", "falsified", "Client 2 sent it bare.", {"found": 1})
@@ -61,11 +62,11 @@ def test_the_command_answers_with_22_where_a_promise_fell(
     CliRunner().invoke(app, [*call, "--threat-model", "adapter-user"])
     assert asked[0]["attacks"] is None and asked[0]["name"] == "audit"
     assert asked[-1]["name"] == "audit-adapter-user"
-    assert set(asked[-1]["attacks"]) == {"membership", "canaries", "attributes"}
+    assert set(asked[-1]["attacks"]) == {"membership", "canaries", "attributes", "exposure"}
     result = CliRunner().invoke(app, [*call, "--threat-model", "nobody"])
     assert result.exit_code == ConfigError.exit_code and len(asked) == 3
-    result = CliRunner().invoke(app, [*call, "--threat-model", "key-holder"])
-    assert result.exit_code == ConfigError.exit_code and "no attack measures" in result.output
+    CliRunner().invoke(app, [*call, "--threat-model", "key-holder"])
+    assert set(asked[-1]["attacks"]) == {"server-view", "helper-view"}
 
 
 def test_what_is_no_finished_run_is_refused(tmp_path: Path) -> None:
@@ -111,7 +112,7 @@ def test_a_real_run_under_audit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         def __init__(self, variance: float) -> None:
             super().__init__(variance / 4)
 
-    monkeypatch.setattr(session_module, "SkellamSampler", Thinner)
+    patch_everywhere(monkeypatch, "SkellamSampler", Thinner)
     broken = audit_run(tmp_path / "small", SilentReporter(), attacks=["conformance"])
     assert [f.check for f in broken.falsified] == ["noise"]
     before = (tmp_path / "small/audit/audit.json").read_text()

@@ -35,7 +35,8 @@ def test_each_can_be_left_out(name: str) -> None:
     assert found["delta"] == 1e-5
     assert found["adjacency"] == "add-or-remove-one"
     assert (found["unit"], found["mechanism"]) == ("record", "skellam")
-    assert found["accountant"].startswith("RDP")
+    assert found["accountant"].startswith("PLD")
+    assert found["dimension"] == 40960
     assert found["verdict"] == "reasonable, not strong"
     assert found["opacus_prv_epsilon"] is None
     for key in ("noise_multiplier", "rounds", "sample_rate"):
@@ -96,7 +97,7 @@ def test_wrong_words(words: list[str], code: int, text: str) -> None:
 def test_four_that_contradict_each_other() -> None:
     result = budget("--epsilon", "1")
     assert result.exit_code == 21
-    assert "cost epsilon 2.108" in result.stderr
+    assert "cost epsilon 1.838" in result.stderr
 
 
 def test_a_target_out_of_reach() -> None:
@@ -111,3 +112,24 @@ def test_the_client_unit() -> None:
     result = CliRunner().invoke(app, ["budget", "--delta", "1e-5", *words, "--rounds", "10"])
     assert result.exit_code == 0
     assert "unit: one client" in result.stdout
+
+
+def test_a_person_with_k_records() -> None:
+    words = ["--unit", "person", "--records-per-person", "4", "--sample-rate", "0.01"]
+    words += ["--noise-multiplier", "1", "--rounds", "30", "--delta", "1e-5"]
+    result = CliRunner().invoke(app, ["budget", *words, "--json"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert (found["unit"], found["records_per_person"]) == ("person", 4)
+    assert found["opacus_prv_epsilon"] is None
+    shown = CliRunner().invoke(app, ["budget", *words]).stdout
+    assert "at most 4 records" in shown
+    for text in ("maximum", "(sum)", "colluders", "several runs on the same records"):
+        assert text in shown
+
+
+def test_a_dimension_without_skellam_noise() -> None:
+    words = ["--sample-rate", "0.1", "--noise-multiplier", "1", "--rounds", "3", "--dimension", "9"]
+    result = CliRunner().invoke(app, ["budget", "--delta", "1e-5", *words])
+    assert result.exit_code == 2
+    assert "leave it out" in result.stderr

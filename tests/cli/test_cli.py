@@ -30,6 +30,8 @@ class FakeSummary:
     after: dict[str, float]
     promise: str
     seconds: float
+    stages: tuple[()] = ()
+    stages: tuple[object, ...] = ()
 
 
 SUMMARY = FakeSummary(
@@ -64,7 +66,11 @@ class Trainer:
         self.summary = SUMMARY
 
     def __call__(
-        self, config: Config, reporter: Reporter, resume: Path | None = None
+        self,
+        config: Config,
+        reporter: Reporter,
+        resume: Path | None = None,
+        engine: object = None,
     ) -> FakeSummary:
         self.config, self.reporter = config, reporter
         if self.raises is not None:
@@ -230,7 +236,9 @@ def test_environment_stands_before_torch_and_flower(
     seen: dict[str, str] = {}
     inner = trainer.__call__
 
-    def look(config: Config, reporter: Reporter, resume: Path | None = None) -> FakeSummary:
+    def look(
+        config: Config, reporter: Reporter, resume: Path | None = None, engine: object = None
+    ) -> FakeSummary:
         seen.update({name: os.environ[name] for name in SETTINGS})
         return inner(config, reporter)
 

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from carefl_secure.data.emotic import load_emotic
 from carefl_secure.data.imagefolder import FolderCorpus
 from carefl_secure.data.partition import partition
 from carefl_secure.data.records import LabelSpace, Record
@@ -124,3 +127,21 @@ def test_impossible_requests() -> None:
         partition(labels, 2, "shards")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="two dimensions"):
         partition(labels[0], 2)
+
+
+@pytest.mark.parametrize("kind", ["iid", "dirichlet", "quantity"])
+@pytest.mark.parametrize("together", [False, True])
+def test_persons_of_one_image_stay_at_one_client(make: Any, kind: Any, together: bool) -> None:
+    """A row of EMOTIC is a person; two rows of one image hold the same pixels."""
+    people = [make.train_person(["Peace"]), make.train_person(["Fear", "Pain"])]
+    images = [make.emotic_image(f"{k}.jpg", people[: 1 + k % 2]) for k in range(24)]
+    corpus = load_emotic(make.emotic(train=images))["train"]
+    assert len(corpus.records) == 36
+    parts = partition(corpus, 4, kind, alpha=2.0, seed=3, together=together)
+    assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(36))
+    owners = [{corpus.records[i].key.split("#")[0] for i in part} for part in parts]
+    assert sum(map(len, owners)) == len(set.union(*owners)) == 24
+    again = partition(corpus, 4, kind, alpha=2.0, seed=3, together=together)
+    assert all(np.array_equal(a, b) for a, b in zip(parts, again, strict=True))
+    with pytest.raises(ConfigError, match="24 persons or images"):
+        partition(corpus, 25, kind, together=together)

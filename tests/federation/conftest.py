@@ -14,7 +14,7 @@ from flwr.app import Message
 from numpy.typing import NDArray
 
 from carefl_secure.federation.client import build_client_app
-from carefl_secure.federation.cohort import Aggregation
+from carefl_secure.federation.cohort import Aggregation, Encryption
 from carefl_secure.federation.folder import RunFolder
 from carefl_secure.federation.grid import LocalGrid
 from carefl_secure.federation.messages import pack_adapter
@@ -150,6 +150,7 @@ def make_bench(tmp_path: Path) -> Callable[..., Bench]:
         max_epsilon: float | None = None,
         aggregation: Aggregation = "peer",
         members: int = 3,
+        encryption: Encryption = "bfv",
         **changes: Any,
     ) -> Bench:
         plan = known_plan(clients, dimension, **changes)
@@ -165,6 +166,7 @@ def make_bench(tmp_path: Path) -> Callable[..., Bench]:
             max_epsilon,
             aggregation=aggregation,
             committee_members=members,
+            encryption=encryption,
         )
         return Bench(plan, tasks, folder, everyone, Ledger(folder.ledger))
 

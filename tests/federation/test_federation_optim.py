@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -129,3 +130,73 @@ def test_alternating_moves_one_half_at_a_time_and_survives_a_checkpoint() -> Non
     assert np.array_equal(resumed.step(points[3], gradient), points[4])
     with pytest.raises(RunError):
         make().load(FedAvg(1.0).state())
+
+
+def test_noise_correction_finds_the_signal_under_the_noise() -> None:
+    """Pure noise keeps the floor, a signal gets the step that it would get without noise."""
+    rng = np.random.default_rng(8)
+    size, noise, signal = 2000, 0.5, np.zeros(2000)
+    signal[:1000] = 1.0
+
+    def direction(correct: bool, with_noise: bool) -> np.ndarray:
+        optimiser = FedAdam(1.0, (0.9, 0.999), noise_correction=correct)
+        point = np.zeros(size, np.float32)
+        for _ in range(400):
+            optimiser.hear(1.0, noise**2 if with_noise else 0.0)
+            gradient = signal + (noise * rng.normal(size=size) if with_noise else 0.0)
+            before, point = point, optimiser.step(np.zeros(size, np.float32), gradient)
+        del before
+        return -point
+
+    clean = direction(False, False)
+    plain, corrected = direction(False, True), direction(True, True)
+    assert np.mean(clean[:1000]) == pytest.approx(1.0, abs=1e-3)
+    # with noise of variance 1/4 the plain root is sqrt(1.25) times too long
+    assert np.mean(plain[:1000]) == pytest.approx(1 / math.sqrt(1.25), rel=0.02)
+    assert np.mean(corrected[:1000]) == pytest.approx(1.0, rel=0.02)
+    # where there is no signal the step grows, but by no more than the floor allows
+    grown = np.std(corrected[1000:]) / np.std(plain[1000:])
+    assert 1.5 < grown < 1.1 / math.sqrt(0.1)  # and a tenth for the estimate of the root
+
+
+def test_noise_correction_follows_the_formula_and_a_checkpoint() -> None:
+    rng = np.random.default_rng(9)
+    gradients = rng.normal(size=(5, 3))
+    variances = [0.5, 0.7, 0.2, 0.9, 0.4]
+    first, second, noise = np.zeros(3), np.zeros(3), 0.0
+    whole = FedAdam(0.1, (0.8, 0.9), noise_correction=True)
+    point = np.zeros(3, np.float32)
+    for t, (g, u) in enumerate(zip(gradients, variances, strict=True), start=1):
+        if t == 4:
+            resumed = FedAdam(0.1, (0.8, 0.9), noise_correction=True)
+            resumed.load(whole.state())
+            whole = resumed
+        first, second = 0.8 * first + 0.2 * g, 0.9 * second + 0.1 * g**2
+        noise = 0.9 * noise + 0.1 * u
+        scale = 1 - 0.9**t
+        root = np.maximum(second / scale - noise / scale, 0.1 * noise / scale)
+        expected = point - 0.1 * (first / (1 - 0.8**t)) / (np.sqrt(root) + 1e-8)
+        whole.hear(1.0, u)
+        point = whole.step(point, g)
+        np.testing.assert_allclose(point, expected, rtol=1e-5)
+    with pytest.raises(RunError, match="noise of this step"):
+        whole.step(point, gradients[0])
+    with pytest.raises(RunError):
+        FedAdam(0.1, noise_correction=True).load(FedAdam(0.1).state())
+    assert "noise" not in FedAdam(0.1).state()
+
+
+def test_alternating_passes_what_it_hears_on_to_the_half_whose_turn_it_is() -> None:
+    mask = np.array([True, False])
+    both = Alternating(
+        FedAdam(1.0, noise_correction=True), FedAdam(1.0, noise_correction=True), mask
+    )
+    point = np.zeros(2, np.float32)
+    for _ in range(4):
+        both.hear(1.0, 0.25)
+        point = both.step(point, np.ones(2))
+    with pytest.raises(RunError):
+        both.step(point, np.ones(2))
+    plain = Alternating(FedAvg(1.0), FedAvg(1.0), mask)
+    plain.hear(1.0, 0.25)
+    plain.step(point, np.ones(2))

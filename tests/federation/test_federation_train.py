@@ -250,12 +250,12 @@ def test_a_spent_budget_stops_the_next_run_with_its_code(
     settings: list[str], tmp_path: Path
 ) -> None:
     arguments = ["train", "--quiet", "--epsilon", "5"]
-    for key in [*settings, f"privacy.ledgers={tmp_path / 'ledgers'}", "privacy.max_epsilon=6"]:
+    for key in [*settings, f"privacy.ledgers={tmp_path / 'ledgers'}", "privacy.max_epsilon=5"]:
         arguments += ["--set", key]
     assert CliRunner().invoke(app, arguments).exit_code == 0
     second = CliRunner().invoke(app, arguments)
     assert second.exit_code == 21, second.output
-    assert "budget" in second.stderr
+    assert "privacy.max_epsilon=5" in second.stderr and "is left" in second.stderr
 
 
 def test_a_published_layout_trains_on_its_own_splits(settings: list[str], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -76,6 +77,30 @@ def test_skellam_ceilings_lie_above_those_of_as_much_gaussian_noise(
     assert tight.mu <= loose.mu + 0.05
     for (false, low), (_, high) in zip(tight.curve, loose.curve, strict=True):
         assert false <= low <= high + 1e-9
+
+
+@pytest.mark.parametrize(("rate", "noise", "count"), [(0.2, 1.5, 40), (0.1, 0.69, 12)])
+def test_skellam_noise_of_known_dimension_has_the_ceilings_of_its_gaussian(
+    rate: float, noise: float, count: int
+) -> None:
+    l2 = 1131.0
+    event = SampledSkellam(rate, 256.0 * l2, l2, (noise * l2) ** 2, count, 1e-12, dimension=1 << 16)
+    found = attacker_bounds([event])
+    tight = attacker_bounds([SampledGaussian(rate, noise, count)])
+    loose = attacker_bounds([dataclasses.replace(event, dimension=None)])
+    assert (found.method, loose.method) == ("PLD", "RDP")
+    assert "Skellam" in found.why
+    for at in (0.01, 0.001):
+        low, high = tight.true_positive_rate[at], loose.true_positive_rate[at]
+        assert low <= found.true_positive_rate[at] <= min(high, 1.05 * low)
+    assert tight.advantage - 1e-3 <= found.advantage <= loose.advantage + 1e-9
+    for (_, low), (_, here) in zip(tight.curve, found.curve, strict=True):
+        assert low - 1e-6 <= here
+
+
+def test_so_little_noise_that_its_gaussian_is_worth_less_keeps_the_renyi_curve() -> None:
+    event = SampledSkellam(1.0, 10.0, 10.0, 100.0, 1, 0.0, dimension=1)
+    assert attacker_bounds([event]).method == "RDP"
 
 
 def test_no_simulated_attack_passes_the_skellam_ceiling() -> None:

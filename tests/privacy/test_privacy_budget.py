@@ -17,7 +17,9 @@ from carefl_secure.privacy.budget import (
     epsilon_by_rounds,
     solve_budget,
 )
+from carefl_secure.privacy.budget_question import EMBEDDED_DIMENSION, nominal_norm
 from carefl_secure.privacy.crosscheck import opacus_prv_epsilon
+from carefl_secure.secagg import plan_records
 
 
 def ask(mechanism: Any = "skellam", delta: float = 1e-5, **known: Any) -> BudgetQuestion:
@@ -27,10 +29,10 @@ def ask(mechanism: Any = "skellam", delta: float = 1e-5, **known: Any) -> Budget
 @pytest.mark.parametrize(
     ("rate", "noise", "rounds", "delta", "gaussian", "skellam"),
     [
-        (0.01, 1.0, 1000, 1e-5, 1.828, 2.108),
-        (0.05, 0.8, 200, 1e-3, 5.146, 6.451),
-        (0.1, 1.0, 30, 1e-5, 4.178, 4.848),
-        (1.0, 4.0, 20, 1e-6, 5.551, 5.953),
+        (0.01, 1.0, 1000, 1e-5, 1.828, 1.838),
+        (0.05, 0.8, 200, 1e-3, 5.146, 5.182),
+        (0.1, 1.0, 30, 1e-5, 4.178, 4.197),
+        (1.0, 4.0, 20, 1e-6, 5.551, 5.555),
     ],
 )
 def test_epsilon(
@@ -42,13 +44,14 @@ def test_epsilon(
         )
         assert found.solved_for == "epsilon"
         assert truth - 1e-3 <= found.epsilon <= truth + 0.02
-        assert found.accountant.startswith({"gaussian": "PLD", "skellam": "RDP"}[mechanism])
+        assert found.epsilon >= gaussian - 1e-3
+        assert found.accountant.startswith("PLD")
         assert found.adjacency == "add-or-remove-one"
 
 
 def test_noise() -> None:
     found = solve_budget(ask(sample_rate=0.01, rounds=300, epsilon=8.0))
-    assert found.noise_multiplier == pytest.approx(0.5594, abs=1e-3)
+    assert found.noise_multiplier == pytest.approx(0.5166, abs=1e-3)  # 0.5139 with Gaussian noise
     assert 7.99 < found.epsilon <= 8.0
     assert found.verdict == "reasonable, not strong"
 
@@ -61,7 +64,7 @@ def test_noise_of_plain_gaussian_rounds_has_a_closed_form() -> None:
     assert 7.99 < found.epsilon <= 8.0
 
 
-@pytest.mark.parametrize("target", [2.0, 3.0, 8.0, 60.0])
+@pytest.mark.parametrize("target", [2.0, 8.0])
 def test_rounds_are_the_most_that_fit(target: float) -> None:
     found = solve_budget(ask(sample_rate=0.02, noise_multiplier=0.9, epsilon=target))
     assert found.epsilon <= target
@@ -75,7 +78,7 @@ def test_gaussian_rounds_are_the_most_that_fit() -> None:
     assert found.epsilon <= 4.0 < after
 
 
-@pytest.mark.parametrize("target", [0.8, 8.0, 40.0])
+@pytest.mark.parametrize("target", [0.8, 8.0])
 def test_sample_rate_is_the_highest_of_four_digits_that_fits(target: float) -> None:
     found = solve_budget(ask(noise_multiplier=0.8, rounds=100, epsilon=target))
     assert found.epsilon <= target
@@ -96,23 +99,101 @@ def test_a_rate_of_one_needs_no_search() -> None:
     assert found.sample_rate == 1.0
 
 
-def test_the_nominal_encoding_is_no_cheaper_than_a_finer_one() -> None:
+@pytest.mark.parametrize("dimension", [1, 3, 60, 1000, 40_960, 1_000_000])
+@pytest.mark.parametrize(("clients", "noise"), [(3, 4.0), (8, 0.9), (100, 0.4)])
+def test_the_nominal_encoding_is_no_finer_than_the_planned_one(
+    dimension: int, clients: int, noise: float
+) -> None:
     """A real run has longer integer vectors, so the price found here is at or above its price."""
-    found = solve_budget(ask(sample_rate=0.1, noise_multiplier=0.7, rounds=12))
-    for l2 in (150.0, 400.0, 4000.0):
-        real = SampledSkellam(0.1, 60.0 * l2, l2, (0.7 * l2) ** 2, 12, 1.9e-12)
-        assert 0.99 * found.epsilon < epsilon([real], 1e-5) <= found.epsilon
+    code = plan_records(dimension, 1.0, noise, 40.0, clients, max(1, clients // 2))
+    nominal = nominal_norm(dimension)
+    assert nominal <= code.l2_sensitivity
+    if clients < 100:
+        assert nominal > 0.9 * code.l2_sensitivity or dimension < 13
+
+
+def test_the_price_is_at_or_above_that_of_a_planned_run() -> None:
+    known = {"sample_rate": 0.1, "noise_multiplier": 0.7, "rounds": 12}
+    for dimension in (60, 40_960):
+        found = solve_budget(ask(dimension=dimension, **known))
+        code = plan_records(dimension, 1.0, 0.7, 40.0, 8, 5)
+        real = SampledSkellam(
+            0.1,
+            code.l1_sensitivity,
+            code.l2_sensitivity,
+            code.share_variance() * 5,
+            12,
+            1.9e-12,
+            code.padded,
+        )
+        assert 0.995 * found.epsilon < epsilon([real], 1e-5) <= found.epsilon + 1e-9
+
+
+def test_the_default_dimension_is_that_of_the_embedded_model() -> None:
+    from carefl_secure.config import load_config
+    from carefl_secure.model.loader import load_base
+    from carefl_secure.model.lora import Adapter
+
+    config = load_config(None, [])
+    adapter = Adapter(
+        load_base("embedded"),
+        rank=config.adapter.rank,
+        alpha=config.adapter.alpha,
+        targets=config.adapter.targets,
+        train=config.adapter.train,
+        seed=0,
+        last_layers=config.adapter.last_layers,
+    )
+    assert adapter.dimension == EMBEDDED_DIMENSION
+    assert ask(sample_rate=0.1, rounds=2, epsilon=1.0).dimension == EMBEDDED_DIMENSION
+
+
+def test_a_person_with_k_records() -> None:
+    known = {"noise_multiplier": 1.0, "rounds": 30, "unit": "person"}
+    found = solve_budget(ask("gaussian", sample_rate=0.02, records_per_person=5, **known))
+    rate = 1.0 - (1.0 - 0.02) ** 5
+    assert found.epsilon == pytest.approx(epsilon([SampledGaussian(rate, 1.0, 30)], 1e-5), abs=1e-6)
+    assert found.sample_rate == 0.02
+    assert any("at most 5 records" in text for text in found.assumptions())
+    once = solve_budget(ask("gaussian", sample_rate=0.02, **known))
+    assert once.epsilon < found.epsilon
+    # joint convexity is not tight: the exact mixture of k draws costs less, and never more
+    exact = _mixture(0.02, 1.0, 5, 30)
+    assert exact <= found.epsilon
+    with pytest.raises(ConfigError, match="unit person"):
+        ask(sample_rate=0.1, rounds=2, epsilon=1.0, records_per_person=3)
+
+
+def _mixture(rate: float, noise: float, k: int, rounds: int) -> float:
+    """Price k records that each move the sum by 1/k of the person's norm, drawn one by one."""
+    from dp_accounting.pld import privacy_loss_distribution as pld
+    from scipy.stats import binom
+
+    shifts = [i / k for i in range(k + 1)]
+    chances = [float(binom.pmf(i, k, rate)) for i in range(k + 1)]
+    found = pld.from_mixture_gaussian_mechanism(
+        noise, shifts, chances, value_discretization_interval=1e-3
+    ).self_compose(rounds)
+    return float(found.get_epsilon_for_delta(1e-5))
+
+
+def test_the_dimension_belongs_to_skellam_noise() -> None:
+    with pytest.raises(ConfigError, match="does not depend on the dimension"):
+        ask("gaussian", sample_rate=0.1, rounds=2, epsilon=1.0, dimension=5)
+    for wrong in (0, 2**31):
+        with pytest.raises(ConfigError, match="the dimension is"):
+            ask(sample_rate=0.1, rounds=2, epsilon=1.0, dimension=wrong)
 
 
 def test_all_four_given_and_kept() -> None:
     found = solve_budget(ask(sample_rate=0.01, noise_multiplier=1.0, rounds=1000, epsilon=2.2))
     assert found.solved_for == "nothing"
-    assert found.epsilon == pytest.approx(2.108, abs=1e-3)
+    assert found.epsilon == pytest.approx(1.838, abs=1e-3)
 
 
 def test_all_four_given_and_broken() -> None:
-    with pytest.raises(BudgetExceededError, match=r"cost epsilon 2\.108.*leave one"):
-        solve_budget(ask(sample_rate=0.01, noise_multiplier=1.0, rounds=1000, epsilon=2.0))
+    with pytest.raises(BudgetExceededError, match=r"cost epsilon 1\.838.*leave one"):
+        solve_budget(ask(sample_rate=0.01, noise_multiplier=1.0, rounds=1000, epsilon=1.8))
 
 
 @pytest.mark.parametrize(
@@ -182,7 +263,7 @@ def test_the_client_unit_knows_no_sampling() -> None:
 def test_the_assumptions_name_all_that_epsilon_rests_on() -> None:
     found = solve_budget(ask(sample_rate=0.1, noise_multiplier=1.0, rounds=7))
     text = "\n".join(found.assumptions())
-    for word in ("unit", "add or remove one", "Poisson", "never learns", "RDP", "7 sums"):
+    for word in ("unit", "add or remove one", "Poisson", "never learns", "PLD", "40960", "7 sums"):
         assert word in text
 
 
@@ -198,9 +279,23 @@ def test_epsilon_by_rounds(rounds: int) -> None:
     assert len(points) <= 12
 
 
-def test_opacus_agrees() -> None:
-    found = opacus_prv_epsilon(0.01, 1.0, 1000, 1e-5)
-    assert found == pytest.approx(1.838, abs=2e-3)
+@pytest.mark.parametrize(
+    ("rate", "noise", "rounds", "delta", "truth"),
+    [
+        (0.01, 1.0, 1000, 1e-5, 1.8282),
+        (256 / 60000, 1.1, 14062, 1e-5, 2.3817),
+        (0.05, 2.0, 500, 1e-5, 2.5320),
+        (1.0, 4.0, 20, 1e-6, 5.5509),
+        (0.001, 0.6, 10000, 1e-6, 3.1522),
+        (0.05, 0.8, 200, 1e-3, 5.1459),
+        (0.1, 1.0, 30, 1e-5, 4.1782),
+    ],
+)
+def test_opacus_agrees(rate: float, noise: float, rounds: int, delta: float, truth: float) -> None:
+    """The cross-check that is printed lies within 0.02 of every row of the truth table."""
+    found = opacus_prv_epsilon(rate, noise, rounds, delta)
+    assert found is not None
+    assert truth - 1e-3 <= found <= truth + 0.02
 
 
 def test_opacus_gives_up_in_words_only() -> None:

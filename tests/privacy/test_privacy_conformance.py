@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from carefl_secure.errors import ConfigError, PrivacyError
+from carefl_secure.federation import local as local_module
 from carefl_secure.federation import session as session_module
 from carefl_secure.federation.planning import Cohort, RunPlan, plan_run
 from carefl_secure.federation.session import ClientSession
@@ -303,7 +304,7 @@ def test_shuffled_instead_of_poisson(
     client = make_client(SMALL, task)
     honest = sampling_p_values(rounds_of(client, task, SMALL, 200), RECORDS, RATE)
     assert min(honest) > CLEAR
-    monkeypatch.setattr(session_module, "poisson_sample", Shuffled())
+    monkeypatch.setattr(local_module, "poisson_sample", Shuffled())
     sizes, counts = sampling_p_values(rounds_of(client, task, SMALL, 200), RECORDS, RATE)
     assert max(sizes, counts) < 1e-12
 
@@ -331,7 +332,8 @@ class Skipping(ClientSession):
 
     def _protected(self, adapter: NDArray[np.float32]) -> NDArray[np.unsignedinteger]:
         words = super()._protected(adapter)
-        return words if isinstance(self._task, Task) and self._task.drawn else np.zeros_like(words)
+        task = getattr(self._work, "_task", None)
+        return words if isinstance(task, Task) and task.drawn else np.zeros_like(words)
 
 
 def test_empty_batch_skipped(make_client: Callable[..., ClientSession]) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 from typing import Any
 
+import numpy as np
 import pytest
+from scipy import stats
 
 from carefl_secure.errors import ConfigError
 from carefl_secure.privacy import PrivacyPlan, SampledGaussian, SampledSkellam
@@ -31,6 +34,8 @@ RECORD = PrivacyPlan(
 LOCAL = dataclasses.replace(
     RECORD, trust="none", mechanism="gaussian", min_survivors=1, max_colluders=0, local_steps=5
 )
+PERSON = dataclasses.replace(RECORD, unit="person")
+KEPT = dataclasses.replace(PERSON, records_per_person=3)
 CLIENT = dataclasses.replace(RECORD, unit="client", sample_rate=1.0)
 NOTHING = dataclasses.replace(
     RECORD, unit="none", mechanism="none", noise_multiplier=0.0, target_epsilon=None
@@ -71,7 +76,13 @@ def test_derived_numbers() -> None:
         (RECORD, {"mechanism": "gaussian"}, "needs mechanism 'skellam'"),
         (RECORD, {"trust": "none"}, "needs mechanism 'gaussian'"),
         (RECORD, {"trust": "server"}, "trust"),
-        (RECORD, {"unit": "person"}, "unit"),
+        (RECORD, {"unit": "patient"}, "unit"),
+        (RECORD, {"records_per_person": 2}, "set unit to 'person'"),
+        (PERSON, {"records_per_person": 0}, "records_per_person"),
+        (PERSON, {"records_per_person": True}, "records_per_person"),
+        (PERSON, {"delta": 1e-3}, "1 / public_records"),
+        (PERSON, {"local_steps": 2}, "local_steps"),
+        (PERSON, {"trust": "none", "mechanism": "gaussian"}, "needs trust 'secagg'"),
         (RECORD, {"unit": "none"}, "needs mechanism 'none'"),
         (RECORD, {"adjacency": "replace-one"}, "adjacency"),
         (RECORD, {"local_steps": 2}, "local_steps"),
@@ -112,9 +123,10 @@ def test_the_hash_is_stable_and_covers_every_field() -> None:
     }
     others = [dataclasses.replace(RECORD, **{name: value}) for name, value in changes.items()]
     steps = dataclasses.replace(LOCAL, local_steps=6)
-    plans = [RECORD, *others, LOCAL, steps, CLIENT, NOTHING]
+    kept = dataclasses.replace(KEPT, records_per_person=4)
+    plans = [RECORD, *others, LOCAL, steps, CLIENT, NOTHING, PERSON, KEPT, kept]
     assert len({plan.hash() for plan in plans}) == len(plans)
-    tried = set(changes) | {"local_steps", "unit", "trust", "mechanism"}
+    tried = set(changes) | {"local_steps", "unit", "trust", "mechanism", "records_per_person"}
     one_value = {"adjacency"}
     assert tried | one_value == {field.name for field in dataclasses.fields(PrivacyPlan)}
 
@@ -128,6 +140,8 @@ def test_the_hash_can_be_made_by_hand() -> None:
     )
     assert RECORD.to_json() == json.loads(text)
     assert RECORD.hash() == hashlib.sha256(text.encode()).digest()
+    assert KEPT.to_json() == {**json.loads(text), "unit": "person", "records_per_person": 3}
+    assert PrivacyPlan(**{k: v for k, v in KEPT.to_json().items() if k != "format"}) == KEPT
 
 
 def test_only_the_noise_of_honest_survivors_is_counted() -> None:
@@ -164,3 +178,67 @@ def test_the_promise_is_that_of_the_plan() -> None:
     assert "2 colluding clients" in text
     assert "1e-05" in text
     assert "Nothing is protected" in NOTHING.promise(0.0)
+
+
+def test_a_persons_records_count_together() -> None:
+    assert (PERSON.event_rate, PERSON.sensitivity, PERSON.expected_batch) == (0.05, 1.0, 100.0)
+    assert KEPT.event_rate == pytest.approx(1 - 0.95**3, rel=1e-9)
+    assert KEPT.event_rate >= 1 - 0.95**3
+    assert KEPT.sensitivity == 3.0
+    event = KEPT.skellam_event(l1=9.0, l2=3.0, share_variance=(0.8 * 3) ** 2 / 5, beta=0.0)
+    assert event.sample_rate == KEPT.event_rate
+    assert dataclasses.replace(KEPT, sample_rate=1.0).event_rate == 1.0
+    assert "any one person" in PERSON.promise(8.0)
+    assert "at most 3 records" in KEPT.promise(8.0)
+    assert "doubles" in LOCAL.promise(8.0)
+
+
+def _divergence(first: Any, second: Any, epsilon: float) -> float:
+    """Hockey-stick divergence of two laws on the same integers."""
+    return float(np.maximum(first - math.exp(epsilon) * second, 0.0).sum())
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.3, 0.8])
+@pytest.mark.parametrize("most", [2, 3, 4])
+@pytest.mark.parametrize("law", ["skellam", "gauss"])
+def test_k_records_are_covered_by_one_event_of_k_times_the_sensitivity(
+    law: str, most: int, rate: float
+) -> None:
+    """Brute force in one dimension, both directions, against the rate and shift of the account.
+
+    The person's k records each shift by up to ``step``; all sign patterns and shorter shifts are
+    tried. Cheaper accounts (one record's shift, or one record's rate) do not cover them.
+    """
+    step, grid = 4, np.arange(-400, 401)
+    if law == "skellam":
+        base = stats.skellam.pmf(grid, 20.0, 20.0)
+    else:
+        base = np.exp(-(grid**2) / (2 * 40.0))
+        base /= base.sum()
+    shifts = itertools.product((-step, -1, 0, step), repeat=most)
+    plan = dataclasses.replace(KEPT, records_per_person=most, sample_rate=rate)
+
+    def mixture(weights: dict[int, float]) -> Any:
+        return sum(w * np.roll(base, shift) for shift, w in weights.items())
+
+    covered = mixture({0: 1 - plan.event_rate, most * step: plan.event_rate})
+    cheap = [
+        mixture({0: 1 - rate, step: rate}),
+        mixture({0: 1 - plan.event_rate, step: plan.event_rate}),
+    ]
+    beaten = [False] * len(cheap)
+    for pattern in shifts:
+        weights: dict[int, float] = {}
+        for drawn in itertools.product((0, 1), repeat=most):
+            chance = math.prod(rate if d else 1 - rate for d in drawn)
+            total = sum(d * s for d, s in zip(drawn, pattern, strict=True))
+            weights[total] = weights.get(total, 0.0) + chance
+        with_person = mixture(weights)
+        for epsilon in (0.0, 0.1, 0.5, 1.0, 2.0):
+            for way in (1, -1):
+                found = _divergence(*(with_person, base)[::way], epsilon)
+                assert found <= _divergence(*(covered, base)[::way], epsilon) + 1e-12
+                for i, other in enumerate(cheap):
+                    if found > _divergence(*(other, base)[::way], epsilon) + 1e-9:
+                        beaten[i] = True
+    assert all(beaten)

@@ -8,7 +8,7 @@ import pytest
 
 from carefl_secure.errors import ConfigError
 from carefl_secure.privacy import verdict
-from carefl_secure.privacy.promise import promise_text
+from carefl_secure.privacy.promise import aggregation_text, promise_text
 
 
 def _text(
@@ -90,3 +90,15 @@ def test_no_finite_epsilon_is_no_promise() -> None:
     text = _text(epsilon=math.inf)
     assert text.startswith("Nothing is promised")
     assert "Protected is" not in text
+
+
+def test_every_way_of_summing_says_whom_else_it_needs() -> None:
+    assert aggregation_text() == aggregation_text("peer") == ""
+    assert "needs one member of the committee that does not" in aggregation_text("committee")
+    for spare, honest in ((1, 3), (2, 5)):
+        text = aggregation_text("committee", committee_spare=spare)
+        assert f"at least {honest} members" in text
+    assert "even if the holder of the key" in aggregation_text("encrypt")
+    assert "EXPERIMENTAL" in aggregation_text("encrypt", encryption="additive")
+    with pytest.raises(ConfigError):
+        aggregation_text("committee", committee_spare=-1)

@@ -14,10 +14,7 @@ from pydantic import ValidationError
 from carefl_secure.errors import RunError
 from carefl_secure.privacy import Ledger, epsilon, event_from_json
 from carefl_secure.report import FORMAT, Report, refuse_void, write_report
-from carefl_secure.report.build import build_report
 from carefl_secure.report.card import put_into_readme
-from carefl_secure.report.run import read_run
-from carefl_secure.report.schema import Tuning
 
 
 def events_of(run: Path) -> tuple[list[object], float]:
@@ -93,6 +90,7 @@ def test_what_was_not_checked_is_not_called_held(written: tuple[Report, Path]) -
     report, _ = written
     outcomes = {check.name: check.outcome for check in report.checks}
     assert outcomes.pop("sampler") == "not checked"
+    assert outcomes.pop("audit") == "not checked"
     assert set(outcomes.values()) == {"held"}
 
 
@@ -100,10 +98,10 @@ def test_the_attackers_ceilings(written: tuple[Report, Path]) -> None:
     report, toy = written
     found = report.attacker
     assert found is not None
-    assert found.method == "RDP"
+    assert found.method == "PLD"
     assert 0.001 < found.tpr_at_0_1_percent_fpr < found.tpr_at_1_percent_fpr < found.advantage < 1
     page = (toy / "report" / "report.html").read_text()
-    assert "no proved loss distribution" in page.lower()
+    assert "the Gaussian inside the Skellam noise" in page
 
 
 def test_nothing_in_the_files_depends_on_when_or_where(toy: Path) -> None:
@@ -144,20 +142,6 @@ def test_an_unprotected_run_says_so_in_the_largest_letters(
     assert "**NO PRIVACY." in (run / "adapter" / "README.md").read_text()
     assert {line.run_epsilon for line in report.clients} == {None}
     assert {line.rounds_paid for line in report.clients} == {4}
-
-
-def test_tuning_is_uncounted_unless_the_configuration_says_otherwise(toy: Path) -> None:
-    def told() -> Tuning:
-        return build_report(read_run(toy))[0].tuning
-
-    assert "NOT in this epsilon" in told().sentence
-    config = toy / "config.yaml"
-    text = config.read_text()
-    config.write_text(text + "tuning: {runs: 12, method: grid}\n")
-    assert (told().runs, told().method, told().counted) == (12, "grid", False)
-    assert "12 runs" in told().sentence
-    config.write_text(text + "tuning: {runs: 12, method: grid, counted: true}\n")
-    assert told().counted
 
 
 def test_the_registry_entry_has_all_blocks_of_tier_three(written: tuple[Report, Path]) -> None:

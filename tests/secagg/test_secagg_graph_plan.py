@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 
@@ -120,3 +121,69 @@ def test_a_server_that_cuts_the_ring(threshold: int | None, splits: bool) -> Non
         gone = {order[(start + s) % 100] for s in range(half)} | {order[s] for s in range(half)}
         cut |= groups(order, set(order) - (gone & honest), honest, half, needed) > 1
     assert cut == splits
+
+
+def worst(order: list[int], colluders: set[int], half: int) -> int:
+    """The most colluders among the ``half`` members after any honest one."""
+    size = len(order)
+    return max(
+        sum(order[(place + step) % size] in colluders for step in range(1, half + 1))
+        for place, member in enumerate(order)
+        if member not in colluders
+    )
+
+
+@pytest.mark.parametrize(("size", "half", "count", "threshold"), [(9, 2, 2, 5), (9, 3, 3, 6)])
+def test_every_placement_and_every_drop_of_a_small_ring(
+    size: int, half: int, count: int, threshold: int
+) -> None:
+    """Brute force: where the supposition holds, no choice of survivors opens two sums."""
+    order, held = list(range(size)), 0
+    for placed in itertools.combinations(range(size), count):
+        colluders = set(placed)
+        honest = set(order) - colluders
+        holds = worst(order, colluders, half) <= threshold - half - 2
+        held += holds
+        for mask in range(1 << size):
+            survivors = {member for member in order if mask >> member & 1} | colluders
+            opened = groups(order, survivors, honest, half, threshold)
+            assert opened <= 1 or not holds
+    assert held > 0
+
+
+def test_one_colluder_more_than_supposed_opens_two_sums() -> None:
+    """The condition is not idle: two honest runs of four between cuts of one gone and two bad."""
+    order, half = list(range(14)), 3
+    gone, colluders = {4, 11}, {5, 6, 12, 13}
+    honest = set(order) - colluders
+    found = [groups(order, set(order) - gone, honest, half, needed) for needed in (6, 7)]
+    assert found == [2, 0]
+    assert [worst(order, colluders, half) <= needed - half - 2 for needed in (6, 7)] == [
+        False,
+        True,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("size", "half", "count", "bad"), [(10, 2, 3, 2), (12, 3, 4, 3), (11, 4, 3, 2), (13, 3, 2, 1)]
+)
+def test_the_union_bound_against_all_placements(size: int, half: int, count: int, bad: int) -> None:
+    """The exact failure probability of small rings lies below the bound, and near it."""
+    placements = list(itertools.combinations(range(size), count))
+    failing = sum(worst(list(range(size)), set(placed), half) >= bad for placed in placements)
+    exact = failing / len(placements)
+    bound = size * float(hypergeom.sf(bad - 1, size - 1, count, half))
+    assert 0 < exact <= bound
+    assert min(1.0, bound) < 8 * exact
+
+
+@pytest.mark.parametrize("colluders", [0, 5, 30])
+def test_more_members_than_the_floor_only_help(colluders: int) -> None:
+    plan = plan_graph(300, colluders=colluders, dropouts=60)
+    half = plan.neighbours // 2
+    risks = [
+        math.log(members)
+        + hypergeom.logsf(plan.share_threshold - half - 2, members - 1, colluders, half)
+        for members in range(plan.members, 301)
+    ]
+    assert all(later <= earlier + 1e-9 for earlier, later in itertools.pairwise(risks))

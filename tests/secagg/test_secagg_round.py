@@ -169,6 +169,29 @@ def test_mask_keys_of_a_round_are_distinct_and_match(
         assert sum(sign for k, sign in used if k == key) == (0 if count == 2 else 1)
 
 
+def test_mask_keys_carry_256_bits(
+    rehearse: Rehearse, vectors: Vectors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every bit of the 32 bytes moves, and no 64-bit word comes twice: no folded or text seeds."""
+    keys: set[bytes] = set()
+
+    def spy(vector: Any, masks: list[bytes], signs: list[int]) -> None:
+        keys.update(masks)
+        add_masks(vector, masks, signs)
+
+    monkeypatch.setattr("carefl_secure.secagg.client.add_masks", spy)
+    rehearsal = rehearse(20)
+    rehearsal.run(vectors(rehearsal))
+    assert len(keys) == 20 + 190
+    words = np.frombuffer(b"".join(sorted(keys)), np.uint64)
+    assert np.unique(words).size == 4 * len(keys)
+    by_place = words.reshape(-1, 4)
+    assert (np.bitwise_or.reduce(by_place) == np.uint64(2**64 - 1)).all()
+    assert (np.bitwise_and.reduce(by_place) == 0).all()
+    ones = np.unpackbits(words.view(np.uint8)).mean()
+    assert abs(ones - 0.5) < 6 * 0.5 / np.sqrt(words.size * 64)
+
+
 def test_overhead_beside_the_vector(rehearse: Rehearse, vectors: Vectors) -> None:
     """What one client sends besides its words: 418 B and 136 B per peer; 13.9 kB for 100."""
     rehearsal = rehearse(9)

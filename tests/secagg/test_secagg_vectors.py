@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import hmac
 import json
@@ -26,6 +27,7 @@ from carefl_secure.secagg import (
     crypto,
     decode,
     encode,
+    plan_clients,
     plan_plain,
     plan_records,
     shamir,
@@ -98,8 +100,15 @@ def test_shares(case: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("case", load("encoding.json"))
 def test_encoding(case: dict[str, Any]) -> None:
-    records = case["kind"] == "records"
-    plan = plan_records(5, 1.0, 1.0, 10, 3, 2) if records else plan_plain(5, 1.0, 3)
+    kind = case["kind"]
+    plan = {
+        "records": plan_records(5, 1.0, 1.0, 10, 3, 2),
+        "plain": plan_plain(5, 1.0, 3),
+        "clients": plan_clients(5, 1.0, 1.0, 3, 2),
+    }[kind.split()[0]]
+    if kind == "clients redrawn":
+        assert case["l2"] < plan.l2_sensitivity
+        plan = dataclasses.replace(plan, l2_sensitivity=case["l2"])
     assert plan.scale == pytest.approx(case["scale"], rel=1e-12)
     assert plan.l1_sensitivity == pytest.approx(case["l1"], rel=1e-12)
     assert plan.l2_sensitivity == pytest.approx(case["l2"], rel=1e-12)
@@ -109,17 +118,20 @@ def test_encoding(case: dict[str, Any]) -> None:
     words = wrap(integers, plan.bits)
     assert words.tolist() == case["words"]
     assert np.allclose(decode(words, plan, key), case["decoded"], rtol=1e-12)
-    if records:  # by hand: signs, the 8 x 8 matrix, scale, dither, floor
+    if plan.rotated:  # by hand: signs, the 8 x 8 matrix, scale, dither, floor
         first = KeyStream(key).take(1)[0]
         signs = [1 - 2 * (first >> i & 1) for i in range(8)]
         flipped = [s * v for s, v in zip(signs, case["vector"], strict=False)]
-        raw = KeyStream(dither).words(8, np.uint64).tolist()
-        by_hand = []
-        for row in range(8):
-            entries = ((-1) ** bin(row & i).count("1") * v for i, v in enumerate(flipped))
-            turned = sum(entries) / 8**0.5 * case["scale"]
-            by_hand.append(int(np.floor(turned + (raw[row] >> 11) / 2**53)))
+        stream, draws, by_hand = KeyStream(dither), 0, [10**9]
+        while not draws or (plan.conditional and sum(v * v for v in by_hand) > case["l2"] ** 2):
+            draws += 1
+            raw, by_hand = stream.words(8, np.uint64).tolist(), []
+            for row in range(8):
+                entries = ((-1) ** bin(row & i).count("1") * v for i, v in enumerate(flipped))
+                turned = sum(entries) / 8**0.5 * case["scale"]
+                by_hand.append(int(np.floor(turned + (raw[row] >> 11) / 2**53)))
         assert by_hand == case["integers"]
+        assert (draws > 1) == (kind == "clients redrawn")
 
 
 ROUND = load("round.json")

@@ -1,0 +1,34 @@
+"""``carefl-secure node``: a site's part in a deployment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["node"]
+
+node = typer.Typer(name="node", no_args_is_help=True, help="Run a site from its kit.")
+
+
+@node.callback()
+def _group() -> None:
+    """Keep ``start`` a command of its own."""
+
+
+@node.command("start")
+def start(
+    kit: Annotated[Path, typer.Argument(metavar="KIT", help="The site's kit.")],
+    server: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Another address than the kit's.")
+    ] = None,
+) -> None:
+    """Start the site's agent and its SuperNode; ends with Ctrl-C.
+
+    The agent holds keys, records, ledger and policy.yaml, and refuses what the policy does not
+    allow. Flower runs only a relay.
+    """
+    from carefl_secure.federation.engines.stations import run_node
+
+    run_node(kit, server, typer.echo)

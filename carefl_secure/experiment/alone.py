@@ -1,0 +1,159 @@
+r"""Training without a federation: what the parity table holds a federated run against.
+
+One party, one learner, the same adapter, loss, sampling, clipping, number of steps and optimiser
+as a federated run. *Local*: a client alone on its own records, without noise, as nothing leaves
+it. *Central*: all records at one party; with privacy, DP-SGD with Gaussian noise,
+
+.. math:: g = \Bigl(\sum_{i \in B} \bar g_i + \mathcal N(0, z^2 C^2 I)\Bigr) / (q N)
+
+where every record is in B with probability q on its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from carefl_secure.config import Config
+from carefl_secure.data.records import targets
+from carefl_secure.errors import ConfigError
+from carefl_secure.experiment.scores import Bench
+from carefl_secure.federation.learning import ModelTask
+from carefl_secure.federation.optim import Alternating, FedAdam, FedAvg, ServerOptimizer
+from carefl_secure.federation.train import UNCLIPPED, key_source, micro_batch
+from carefl_secure.model.features import vision_features
+from carefl_secure.model.learner import Learner
+from carefl_secure.model.lora import Adapter
+from carefl_secure.noise import KeyStream, gaussian
+from carefl_secure.privacy.budget import BudgetQuestion, solve_budget
+from carefl_secure.privacy.sampling import poisson_sample
+
+__all__ = ["Trained", "train_centrally", "train_locally"]
+
+Vector = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """An adapter made by one party.
+
+    Parameters
+    ----------
+    adapter : ndarray of float32
+    epsilon : float or None
+        What it spent at ``privacy.delta``; None without noise.
+    """
+
+    adapter: Vector
+    epsilon: float | None
+
+
+def train_locally(bench: Bench) -> list[Trained]:
+    """Train every client alone on its own records, without noise.
+
+    Parameters
+    ----------
+    bench : Bench
+
+    Returns
+    -------
+    list of Trained
+        One for each client, in their order.
+    """
+    start = bench.initial
+    return [
+        Trained(_descend(bench, share, 0.0, start, f"local/{client}"), None)
+        for client, share in enumerate(bench.corpora.shares)
+    ]
+
+
+def train_centrally(bench: Bench) -> Trained:
+    """Train on all private records at once, with DP-SGD unless ``privacy.unit`` is none.
+
+    Guarantees
+    ----------
+    Under unit record the adapter is (epsilon, delta)-differentially private for adding or removing
+    one record, towards everybody but the party itself, which sees all records. The noise is
+    Gaussian from the system's entropy; it is a double, not an exact normal.
+
+    Raises
+    ------
+    ConfigError
+        If the unit is neither record nor none.
+    """
+    config, records = bench.config, len(bench.corpora.private.records)
+    everything = np.arange(records, dtype=np.int64)
+    start = bench.initial
+    if config.privacy.unit == "none":
+        return Trained(_descend(bench, everything, 0.0, start, "central"), None)
+    if config.privacy.unit != "record":
+        raise ConfigError(
+            f"a central cell protects single records or nothing, not privacy.unit="
+            f"{config.privacy.unit}; set record or none"
+        )
+    spent = solve_budget(
+        BudgetQuestion(
+            mechanism="gaussian",
+            delta=config.privacy.delta,
+            epsilon=config.privacy.epsilon,
+            noise_multiplier=None,
+            rounds=config.federation.rounds,
+            sample_rate=config.privacy.sample_rate,
+            unit="record",
+        )
+    )
+    made = _descend(bench, everything, spent.noise_multiplier, start, "central")
+    return Trained(made, spent.epsilon)
+
+
+def _descend(
+    bench: Bench, share: npt.NDArray[np.int64], noise: float, start: Vector, purpose: str
+) -> Vector:
+    """Take ``federation.rounds`` steps from ``start`` on some of the private records."""
+    config, corpora, said = bench.config, bench.corpora, bench.contexts
+    private = config.privacy.unit != "none" and noise > 0
+    clip = config.privacy.clipping_norm if private else UNCLIPPED
+    features = vision_features(bench.scorer.adapter.base, corpora.private, bench.reporter)
+    task = ModelTask(
+        Learner(
+            bench.scorer,
+            features[share],
+            targets(corpora.private)[share],
+            None if said is None else [said.private[i] for i in share.tolist()],
+        ),
+        clip,
+        config.privacy.normalise and private,
+        config.privacy.clipping,
+        micro_batch(config),
+    )
+    rate, adapter = config.privacy.sample_rate, start.copy()
+    optimiser = _optimiser(config, bench.scorer.adapter)
+    source = key_source(config)(0)
+    for number in range(1, config.federation.rounds + 1):
+        drawn = poisson_sample(len(share), rate, KeyStream(source.key(f"{purpose}/sample")))
+        gradient = task.clipped_sum(adapter, drawn, number)
+        if noise > 0:
+            stream = KeyStream(source.key(f"{purpose}/noise"))
+            gradient = gradient + gaussian(stream, len(gradient), noise * clip)
+        adapter = optimiser.step(adapter, gradient / (rate * len(share)))
+    return adapter
+
+
+def _optimiser(config: Config, adapter: Adapter) -> ServerOptimizer:
+    """Return the rule of the server, which one party follows on its own gradients."""
+    if config.sums_moves:
+        raise ConfigError(
+            "a local or central cell takes one step on one gradient at a time, and these settings "
+            "have clients take several; set federation.aggregator=fedadam and leave out "
+            "federation.local_steps"
+        )
+
+    def make() -> ServerOptimizer:
+        rate = config.server_lr
+        if config.federation.aggregator == "fedadam":
+            return FedAdam(rate, config.federation.betas)
+        return FedAvg(rate, config.federation.momentum)
+
+    return Alternating(make(), make(), adapter.mask(1)) if adapter.train == "alternate" else make()

@@ -1,0 +1,191 @@
+"""What Flower executes: relays that carry bytes to software installed on the same machine.
+
+A SuperNode runs whatever app its SuperLink sends it, so the app must hold nothing worth having. The
+client relay hands every message to the site's own agent over a Unix socket and returns its answer;
+the server relay does the same between Flower's Grid and the process that runs the rounds. Keys,
+records, ledger and policy stay with the agent, which Flower neither delivers nor starts.
+
+This file imports nothing but Flower and the standard library, because a copy of it is the whole
+Flower app bundle.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from multiprocessing.connection import Client, Connection
+from typing import Any
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+
+__all__ = ["ACTIONS", "PROPOSE", "SERVER_SOCKET", "client", "receive", "send", "server"]
+
+PROPOSE = "query.propose"
+ACTIONS = (
+    PROPOSE,
+    "query.role",
+    "query.advertise",
+    "query.share",
+    "train.masked",
+    "train.submit",
+    "query.sign",
+    "query.unmask",
+    "query.committee_announce",
+    "query.committee_open",
+    "query.committee_answer",
+    "query.committee_consent",
+    "query.committee_recover",
+    "query.holder_key",
+    "query.open_sum",
+)
+"""Every step that a relay passes on."""
+
+SERVER_SOCKET = "CAREFL_SERVER_SOCKET"
+"""Names the socket of the process that runs the rounds, in the environment of a SuperLink."""
+
+_GONE = 5  # Flower's own code for a node that is unreachable
+_FAULT = 2  # and for an app that raised
+_PAUSE = 0.1
+_MOST = 1 << 31
+
+
+def send(link: Connection, head: Mapping[str, Any], contents: Sequence[RecordDict] = ()) -> None:
+    """Write a head of JSON values and any number of Flower records to a socket.
+
+    Raises
+    ------
+    TypeError
+        When a record is neither a `ConfigRecord` nor an `ArrayRecord`.
+    """
+    blobs: list[bytes] = []
+
+    def out(value: Any) -> Any:
+        if isinstance(value, bytes):
+            blobs.append(value)
+            return {"blob": len(blobs) - 1}
+        return [out(one) for one in value] if isinstance(value, list) else value
+
+    def one(record: Any) -> Any:
+        if isinstance(record, ConfigRecord):
+            return ["config", [[name, out(value)] for name, value in record.items()]]
+        if not isinstance(record, ArrayRecord):
+            raise TypeError(f"a relay carries no {type(record).__name__}")
+        arrays = [
+            [name, a.dtype, list(a.shape), a.stype, out(bytes(a.data))]
+            for name, a in record.items()
+        ]
+        return ["arrays", arrays]
+
+    frozen = [[[name, one(record)] for name, record in content.items()] for content in contents]
+    whole = {"head": dict(head), "contents": frozen}
+    encoded = json.dumps(whole).encode()
+    link.send_bytes(len(blobs).to_bytes(4, "big") + encoded)
+    for blob in blobs:
+        link.send_bytes(blob)
+
+
+def receive(link: Connection) -> tuple[dict[str, Any], list[RecordDict]]:
+    """Read what `send` wrote.
+
+    Raises
+    ------
+    EOFError, ConnectionError
+        When the other side is gone.
+    """
+    frame = link.recv_bytes(_MOST)
+    whole = json.loads(frame[4:])
+    blobs = [link.recv_bytes(_MOST) for _ in range(int.from_bytes(frame[:4], "big"))]
+
+    def back(value: Any) -> Any:
+        if isinstance(value, dict):
+            return blobs[value["blob"]]
+        return [back(one) for one in value] if isinstance(value, list) else value
+
+    def one(kind: str, entries: Any) -> Any:
+        if kind == "config":
+            return ConfigRecord({name: back(value) for name, value in entries})
+        return ArrayRecord(
+            {
+                name: Array(dtype, tuple(shape), stype, back(data))
+                for name, dtype, shape, stype, data in entries
+            }
+        )
+
+    contents = [
+        RecordDict({name: one(*record) for name, record in content})
+        for content in whole["contents"]
+    ]
+    return whole["head"], contents
+
+
+client = ClientApp()
+server = ServerApp()
+
+
+def _pass_on(message: Message, context: Context) -> Message:
+    """Hand one message to the site's agent and return its answer."""
+    head = {"action": message.metadata.message_type, "group": message.metadata.group_id}
+    try:
+        with Client(str(context.node_config["agent"]), "AF_UNIX") as link:
+            send(link, head, [message.content])
+            answer, contents = receive(link)
+    except (OSError, EOFError, KeyError):
+        # An agent that is not there is a silent client, not a refusal.
+        return Message(Error(_GONE, "the site's agent is not reachable"), reply_to=message)
+    if "code" in answer:
+        return Message(Error(int(answer["code"]), str(answer["reason"])), reply_to=message)
+    return Message(contents[0], reply_to=message)
+
+
+for _name in ACTIONS:
+    _kind, _, _action = _name.partition(".")
+    (client.train if _kind == "train" else client.query)(_action)(_pass_on)
+
+
+@server.main()
+def main(grid: Grid, context: Context) -> None:
+    """Serve the process that runs the rounds until it says stop; its end is the run's failure."""
+    with Client(os.environ[SERVER_SOCKET], "AF_UNIX") as link:
+        while True:
+            head, contents = receive(link)
+            if head["op"] == "stop":
+                send(link, {})
+                return
+            if head["op"] == "nodes":
+                send(link, {"nodes": [str(node) for node in grid.get_node_ids()]})
+            else:
+                _exchange(grid, link, head, contents)
+
+
+def _exchange(
+    grid: Grid, link: Connection, head: Mapping[str, Any], contents: Sequence[RecordDict]
+) -> None:
+    """Send one message per content and hand back the replies by their place."""
+    messages = [
+        Message(content, int(node), head["action"], group_id=head["group"])
+        for content, node in zip(contents, head["nodes"], strict=True)
+    ]
+    # Own polling: `send_and_receive` looks every three seconds only.
+    ids = list(grid.push_messages(messages))
+    open_ids = {name: place for place, name in enumerate(ids) if name}
+    end = time.monotonic() + head["timeout"]
+    answers: list[dict[str, Any]] = []
+    bodies: list[RecordDict] = []
+    while open_ids and time.monotonic() < end:
+        for reply in grid.pull_messages(list(open_ids)):
+            place = open_ids.pop(reply.metadata.reply_to_message_id, None)
+            if place is None:
+                continue
+            if reply.has_error():
+                error = {"code": reply.error.code, "reason": str(reply.error.reason)}
+                answers.append({"place": place, **error})
+            else:
+                answers.append({"place": place, "body": len(bodies)})
+                bodies.append(reply.content)
+        if open_ids:
+            time.sleep(_PAUSE)
+    send(link, {"answers": answers}, bodies)

@@ -1,0 +1,72 @@
+"""Ordinary gradients, for steps whose protection does not rest on clipping single records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import Parameter
+
+from carefl_secure.errors import ConfigError, NonFiniteError
+
+__all__ = ["mean_gradient"]
+
+
+def mean_gradient(
+    parameters: Sequence[tuple[str, Parameter]],
+    losses: Callable[[NDArray[np.int64]], Tensor],
+    indices: NDArray[np.int64],
+    micro_batch: int = 32,
+) -> NDArray[np.float64]:
+    r"""Return the gradient of the mean loss, :math:`\frac{1}{B} \sum_i \nabla \ell_i`.
+
+    Parameters
+    ----------
+    parameters : sequence of (name, Parameter)
+        What is trained; the order decides the order of the result.
+    losses : callable
+        Record indices [B] to losses [B].
+    indices : ndarray of int64, shape [B]
+        At least one record.
+    micro_batch : int
+        How many records go through the model at once.
+
+    Returns
+    -------
+    ndarray of float64, shape [D]
+
+    Raises
+    ------
+    ConfigError
+        There are no records or no parameters.
+    NonFiniteError
+        A loss or the gradient is NaN or infinite.
+
+    Notes
+    -----
+    Nothing is clipped here, so this gradient may give away single records. It must stay inside the
+    client, and what is made of it must be bounded before it leaves.
+    """
+    if not (indices.size and len(parameters) and micro_batch > 0):
+        raise ConfigError("a gradient needs records, trainable weights and a micro-batch above 0")
+    weights = [parameter for _, parameter in parameters]
+    total = np.zeros(sum(weight.numel() for weight in weights))
+    for start in range(0, indices.size, micro_batch):
+        with torch.enable_grad():
+            values = losses(indices[start : start + micro_batch])
+            if not bool(torch.isfinite(values).all()):
+                raise NonFiniteError(
+                    "a loss is NaN or infinite; nothing was released. Look at the images of this "
+                    "client, or lower federation.local_lr"
+                )
+            # A weight that the losses do not reach has a gradient of zero.
+            found = torch.autograd.grad(values.sum(), weights, materialize_grads=True)
+        total += torch.cat([part.flatten().double() for part in found]).cpu().numpy()
+    if not np.isfinite(total).all():
+        raise NonFiniteError(
+            "a gradient holds NaN or infinity; nothing was released. Lower federation.local_lr"
+        )
+    return total / indices.size

@@ -1,0 +1,222 @@
+"""What audits of the run found: read from its folder, and put beside the promise."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast, get_args
+
+from carefl_secure.errors import RunError
+from carefl_secure.report.finding import FAILED, HELD, UNCHECKED, Finding
+from carefl_secure.report.schema import Audit, AuditGroup, AuditLine, AuditVerdict
+
+__all__ = ["ADVERSARIES", "AuditFinding", "audit_part", "judge_audits", "read_audits"]
+
+_FORMAT = "carefl.audit/1"
+
+ADVERSARIES: Mapping[str, str] = {
+    "conformance": "the auditor of one's own machine",
+    "server-view": "the server",
+    "helper-view": "one member of the committee, or the key holder",
+    "canaries": "anyone who sees the opened sums",
+    "client-canaries": "anyone who sees the opened sums",
+    "reconstruction": "anyone who gets hold of one client's update",
+    "images": "anyone who gets hold of one client's update and has candidates",
+    "membership": "a user of the released adapter",
+    "exposure": "a user of the released adapter who guesses secrets",
+    "attributes": "a user of the released adapter who knows the rest of a record",
+}
+"""Whose eyes each attack uses; a test holds this against the attacks themselves."""
+
+_TRAFFIC = ("server-view", "helper-view")  # judged from messages of a rehearsal, not from records
+_BOUND = "epsilon lower bound: "
+_REACH = "attainable with "
+
+
+@dataclass(frozen=True)
+class AuditFinding:
+    """One line of an audit's file.
+
+    Parameters
+    ----------
+    attack, check : str
+    verdict : {"passed", "falsified", "measured", "skipped"}
+    words : str
+    figures : mapping
+    """
+
+    attack: str
+    check: str
+    verdict: AuditVerdict
+    words: str
+    figures: Mapping[str, Any]
+
+
+def read_audits(run: Path, run_id: str) -> tuple[AuditFinding, ...] | None:
+    """Read every audit in a run folder.
+
+    Parameters
+    ----------
+    run : Path
+    run_id : str
+        Whose audits they must be.
+
+    Returns
+    -------
+    tuple of AuditFinding, or None
+        The findings of all ``audit/*.json``, whole and partial audits alike, so that none can be
+        hidden under another name; None where there is no audit.
+
+    Raises
+    ------
+    RunError
+        A file cannot be read as an audit, or belongs to another run. A report must not leave out
+        what it does not understand.
+    """
+    files = sorted((run / "audit").glob("*.json"))
+    found: list[AuditFinding] = []
+    for file in files:
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            if content["format"] != _FORMAT:
+                raise ValueError(f"format {content['format']!r}")
+            owner = str(content["run"])
+            found += [_finding(entry) for entry in content["findings"]]
+            falsified = any(finding.verdict == "falsified" for finding in found)
+            if content["verdict"] == "falsified" and not falsified:
+                raise ValueError("its verdict names no finding")
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise RunError(
+                f"{file} cannot be read as an audit ({_FORMAT}); audit the run again or remove it: "
+                f"{error}"
+            ) from error
+        if owner != run_id:
+            raise RunError(
+                f"{file} is an audit of run {owner}, not of {run_id}; audit this run or remove it"
+            )
+    return tuple(found) if files else None
+
+
+def _finding(entry: Mapping[str, Any]) -> AuditFinding:
+    verdict, figures = entry["verdict"], entry["figures"]
+    if verdict not in get_args(AuditVerdict):
+        raise ValueError(f"verdict {verdict!r}")
+    if not isinstance(figures, Mapping):
+        raise TypeError("figures are no mapping")
+    return AuditFinding(
+        str(entry["attack"]),
+        str(entry["check"]),
+        cast("AuditVerdict", verdict),
+        str(entry["words"]),
+        figures,
+    )
+
+
+def judge_audits(findings: Sequence[AuditFinding] | None) -> Finding:
+    """Turn what audits found into a check of the report.
+
+    Parameters
+    ----------
+    findings : sequence of AuditFinding, or None
+
+    Returns
+    -------
+    Finding
+        Names of attacks only: the detail is published, and an audit's figures are not protected.
+    """
+    if findings is None:
+        return UNCHECKED, "no audit was made of this run"
+    bad = [f"{one.attack} ({one.check})" for one in findings if one.verdict == "falsified"]
+    if bad:
+        return FAILED, f"an audit falsified the promise: {', '.join(bad)}"
+    tried = sum(one.verdict == "passed" for one in findings)
+    return HELD, f"{tried} checks of an audit did not falsify it, which proves no privacy"
+
+
+def audit_part(findings: Sequence[AuditFinding] | None) -> Audit | None:
+    """Return the audit section of a report.
+
+    Parameters
+    ----------
+    findings : sequence of AuditFinding, or None
+
+    Returns
+    -------
+    Audit or None
+    """
+    if findings is None:
+        return None
+    groups = [
+        _group(attack, [one for one in findings if one.attack == attack])
+        for attack in dict.fromkeys(one.attack for one in findings)
+    ]
+    return Audit(
+        verdict="falsified" if any(g.verdict == "falsified" for g in groups) else "not falsified",
+        groups=groups,
+    )
+
+
+def _group(attack: str, findings: Sequence[AuditFinding]) -> AuditGroup:
+    verdicts = {one.verdict for one in findings}
+    worst = next(v for v in ("falsified", "passed", "measured", "skipped") if v in verdicts)
+    return AuditGroup(
+        attack=attack,
+        adversary=ADVERSARIES.get(attack, "not stated"),
+        verdict=worst,
+        from_private_records=attack not in _TRAFFIC,
+        lines=[_line(one) for one in findings],
+    )
+
+
+def _line(one: AuditFinding) -> AuditLine:
+    result, ceiling, interval = _measured(one)
+    return AuditLine(
+        check=one.check,
+        verdict=one.verdict,
+        result=result,
+        ceiling=ceiling,
+        interval=interval,
+        words=one.words,
+    )
+
+
+def _measured(one: AuditFinding) -> tuple[str | None, str | None, str | None]:
+    """Return result, ceiling and 95 % interval in words, where a finding has them."""
+    figures = {
+        name: float(value)
+        for name, value in one.figures.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    }
+    bounds = {name: value for name, value in figures.items() if name.startswith(_BOUND)}
+    if bounds:
+        name = max(bounds, key=lambda key: bounds[key])
+        reach = [value for key, value in figures.items() if key.startswith(_REACH)]
+        best = f" (a perfect attack here: {max(reach):.2f})" if reach else ""
+        return f"epsilon at least {bounds[name]:.2f}", f"epsilon claimed{best}", "95 %, one-sided"
+    if "TPR at 0.01 FPR" in figures:
+        ceiling = figures.get("ceiling at 0.01 FPR")
+        error = figures.get("AUC standard error, at most")
+        auc = figures.get("AUC")
+        spread = (
+            None
+            if error is None or auc is None
+            else f"AUC {auc - 1.96 * error:.3f} to {auc + 1.96 * error:.3f}"
+        )
+        return (
+            f"{100.0 * figures['TPR at 0.01 FPR']:.1f} % at 1 % false alarms",
+            None if ceiling is None else f"{100.0 * ceiling:.1f} %",
+            spread,
+        )
+    for name in ("hit rate", "recall"):
+        if name in figures:
+            low, high = figures.get(f"{name}, 95 % low"), figures.get(f"{name}, 95 % high")
+            ceiling = figures.get("ceiling")
+            return (
+                f"{name} {figures[name]:.3f}",
+                None if ceiling is None else f"{ceiling:.3f}",
+                None if low is None or high is None else f"{low:.3f} to {high:.3f}",
+            )
+    return None, None, None

@@ -1,0 +1,96 @@
+"""What all parties of a key-additive round must agree on. EXPERIMENTAL."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+from carefl_secure.errors import ConfigError
+from carefl_secure.secagg.additive_ring import (
+    DROPPED_BITS,
+    LIMB_BITS,
+    LIMBS,
+    PLAIN_BITS,
+    RING_DEGREE,
+    SCALE_BITS,
+    SMALL_BOUND,
+)
+from carefl_secure.secagg.crypto import digest, pack
+from carefl_secure.secagg.packing import FIELD_BITS, field_limit
+from carefl_secure.secagg.parameters import RoundParameters
+
+__all__ = ["AdditiveParameters"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdditiveParameters(RoundParameters):
+    """The agreement behind one key-additive round: that of the peers, and how integers are packed.
+
+    EXPERIMENTAL. Words are read as signed integers. All fields of ``RoundParameters`` mean what
+    they do there; ``bits`` is the size of the words that go in and come out.
+
+    Parameters
+    ----------
+    value_bound
+        Largest magnitude of one client's integer; ``clients * value_bound`` must fit a field.
+    field_bits
+        20 (four integers per coefficient) or 30 (two).
+
+    Raises
+    ------
+    ConfigError
+        If a value is out of range, or a sum could leave its field.
+
+    Guarantees
+    ----------
+    No sum of vectors within ``value_bound`` overflows, and for up to 1000 clients more than 11 of
+    the 27 bits between noise and plaintext are left. :meth:`context` binds every message to all of
+    it, in words that no other mode uses.
+    """
+
+    value_bound: int
+    field_bits: int = 20
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        super().__post_init__()
+        if self.field_bits not in FIELD_BITS:
+            raise ConfigError(f"a field has 20 or 30 bits, not {self.field_bits}")
+        most = min(field_limit(self.field_bits) // self.clients, (1 << self.bits - 1) - 1)
+        if not 1 <= self.value_bound <= most:
+            raise ConfigError(
+                f"value_bound for {self.clients} clients, {self.bits}-bit words and"
+                f" {self.field_bits}-bit fields must lie in 1 .. {most}, not {self.value_bound}:"
+                " the sum could overflow; use field_bits=30 or fewer clients"
+            )
+
+    @property
+    def fields(self) -> int:
+        """Integers per coefficient."""
+        return PLAIN_BITS // self.field_bits
+
+    @property
+    def blocks(self) -> int:
+        """Ring elements per vector."""
+        return -(-self.dimension // (self.fields * RING_DEGREE))
+
+    def context(self) -> bytes:
+        """Return the 32-byte hash of everything above."""
+        return _context(self, super().context())
+
+
+@functools.lru_cache(maxsize=64)
+def _context(parameters: AdditiveParameters, inner: bytes) -> bytes:
+    return digest(
+        b"additive context",
+        inner,
+        pack(
+            parameters.value_bound,
+            parameters.field_bits,
+            RING_DEGREE,
+            LIMBS * LIMB_BITS,
+            SCALE_BITS,
+            DROPPED_BITS,
+            SMALL_BOUND,
+        ),
+    )
