@@ -47,13 +47,17 @@ def remembering(limit: int = 1 << 30) -> Iterator[None]:
 
     What is kept follows from the base, its compute type, the processor and every pixel, so
     another base or other pictures never meet it; adapters do not touch the frozen vision side.
-    Nothing is written to disk, and all is dropped at the end of the block.
+    Nothing is written to disk, and all is dropped at the end of the block; a block inside another
+    uses the memory and the limit of the outer one.
 
     Parameters
     ----------
     limit : int
         Most bytes kept.
     """
+    if _MEMORY.get() is not None:
+        yield
+        return
     token = _MEMORY.set(_Memory(limit))
     try:
         yield

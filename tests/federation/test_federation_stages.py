@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import shutil
@@ -13,13 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
 from carefl_secure.audit.subject import Subject
 from carefl_secure.cli import app
+from carefl_secure.cli.figures import show, to_json
 from carefl_secure.config import Config, load_config
-from carefl_secure.config.experiment import Cell, Variant
+from carefl_secure.config.experiment import Cell, Experiment, Variant, cells_of
 from carefl_secure.config.stages import stage_config
 from carefl_secure.errors import ConfigError, DataError, PrivacyError, RunError
 from carefl_secure.experiment.run import run_cell
@@ -508,6 +511,46 @@ def test_a_cell_of_an_experiment_honours_its_stages(settings: Settings, tmp_path
     assert math.isclose(done.figures["mAP"], float(rows[-1]["mAP"]), abs_tol=1e-6)
 
 
+def test_the_summary_tells_of_every_stage_and_promises_once(finished: RunSummary) -> None:
+    text = io.StringIO()
+    show(finished, Console(file=text))
+    shown = text.getvalue()
+    for name in ("before 1-basic", "after 1-basic", "before 2-compound", "after 2-compound"):
+        assert shown.count(name) == 1
+    assert shown.count("untuned") == 1 and shown.count("Protected is") == 1
+    told = json.loads(to_json(finished))
+    assert [stage["name"] for stage in told["stages"]] == ["1-basic", "2-compound"]
+    assert told["stages"][1]["after"] == told["after"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"federation__aggregator": "feddyn", "privacy__unit": "none"},
+        {"privacy__trust": "none"},
+        {"privacy__unit": "person"},
+        {"adapter__train": "alternate", "stages__handover": "merge"},
+        {"federation__aggregation": "committee", "stages__handover": "restart"},
+        {"federation__aggregation": "encrypt"},
+        {"model__context": "own"},
+        {"stages__spaces": "[emotic, basic, compound]", "stages__handover": "merge"},
+    ],
+    ids=str,
+)
+def test_every_choice_runs_in_stages(
+    settings: Settings, tmp_path: Path, more: dict[str, Any]
+) -> None:
+    summary = train(settings(tmp_path, **more), SilentReporter())
+    assert [row["round"] for row in summary.rows] == [1, 2, 3, 4]
+    assert verdicts(summary.folder) == []
+    again = evaluate(summary.folder, SilentReporter()).evaluation
+    assert again.figures["mAP"] == pytest.approx(summary.after["mAP"], abs=1e-6)
+    if more.get("federation__aggregator") == "feddyn":
+        kept = sorted(path.name for path in (summary.folder / "clients" / "0").glob("*.bin"))
+        assert kept == ["correction-1-basic.bin", "correction-2-compound.bin"]
+
+
 # bad input
 
 
@@ -542,6 +585,17 @@ def test_too_few_records_in_a_stage_are_refused(settings: Settings, tmp_path: Pa
     config = settings(tmp_path, data__records=20, federation__clients=16)
     with pytest.raises(ConfigError, match="no record with compound labels"):
         load_stages(config, SilentReporter())
+
+
+@pytest.mark.parametrize("kind", ["local", "central"])
+def test_cells_that_are_not_federated_have_no_stages(tmp_path: Path, kind: str) -> None:
+    settings = {"stages.spaces": ["basic", "compound"]}
+    asked = Experiment.model_validate(
+        {"name": "x", "question": "?", "seeds": [0], "reference": "a",
+         "cells": [{"name": "a", "kind": kind, "set": settings}]}
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match="stages belong to a federated run"):
+        cells_of(asked, tmp_path)
 
 
 def test_a_site_takes_part_in_one_stage_only(settings: Settings, tmp_path: Path) -> None:
