@@ -42,7 +42,7 @@ from carefl_secure.audit.rehearsal import Rehearsal, plan_like, rehearse
 from carefl_secure.audit.transcript import ServerEyes
 from carefl_secure.audit.views import Finding, Heard
 from carefl_secure.config import Config, load_config
-from carefl_secure.federation.train import key_source
+from carefl_secure.federation.setup import key_source
 from carefl_secure.model.loader import load_base
 from carefl_secure.privacy import epsilon
 from carefl_secure.privacy.attacker import AttackerBounds, attacker_bounds
@@ -339,7 +339,7 @@ def images(lab: Lab) -> Table:
     """Match gradients of pictures."""
     from carefl_secure.data.records import targets
     from carefl_secure.data.synthetic import synthetic_corpus
-    from carefl_secure.federation.train import label_scorer
+    from carefl_secure.federation.setup import label_scorer
     from carefl_secure.model.features import vision_features
 
     sizes = lab.sizes

@@ -32,7 +32,7 @@ from carefl_secure.audit.rehearsal import Rehearsal, plan_like, punctual, rehear
 from carefl_secure.audit.subject import Known, Subject, Vector
 from carefl_secure.audit.transcript import ServerEyes, judge_transcript
 from carefl_secure.audit.views import Finding
-from carefl_secure.federation.train import key_source
+from carefl_secure.federation.setup import key_source
 from carefl_secure.model.loader import load_base
 from carefl_secure.privacy.attacker import attacker_bounds
 from carefl_secure.progress import Reporter

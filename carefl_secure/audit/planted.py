@@ -26,7 +26,7 @@ from carefl_secure.federation.learning import ModelTask
 from carefl_secure.federation.optim import FedAdam
 from carefl_secure.federation.planning import RunPlan
 from carefl_secure.federation.rounds import run_federation
-from carefl_secure.federation.train import key_source, label_scorer
+from carefl_secure.federation.setup import key_source, label_scorer
 from carefl_secure.model.features import vision_features
 from carefl_secure.model.learner import LabelScorer, Learner
 from carefl_secure.progress import Reporter

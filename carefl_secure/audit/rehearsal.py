@@ -32,8 +32,8 @@ from carefl_secure.federation.folder import RunFolder
 from carefl_secure.federation.grid import FIRST_NODE
 from carefl_secure.federation.planning import LocalPlan, RunPlan, plan_run
 from carefl_secure.federation.rounds import run_federation
+from carefl_secure.federation.setup import UNCLIPPED, local_plan
 from carefl_secure.federation.task import LocalTask
-from carefl_secure.federation.train import UNCLIPPED, local_plan
 from carefl_secure.noise import KeySource
 from carefl_secure.progress import Reporter, SilentReporter
 

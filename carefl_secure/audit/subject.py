@@ -25,7 +25,7 @@ from carefl_secure.federation.corpora import Corpora, load_corpora
 from carefl_secure.federation.folder import RunFolder
 from carefl_secure.federation.learning import ModelTask
 from carefl_secure.federation.planning import LocalPlan, RunPlan
-from carefl_secure.federation.train import label_scorer
+from carefl_secure.federation.setup import label_scorer
 from carefl_secure.model.features import vision_features
 from carefl_secure.model.learner import LabelScorer, Learner
 from carefl_secure.model.saved import load_saved

@@ -22,7 +22,7 @@ from carefl_secure.errors import ConfigError
 from carefl_secure.experiment.scores import Bench
 from carefl_secure.federation.learning import ModelTask
 from carefl_secure.federation.optim import Alternating, FedAdam, FedAvg, ServerOptimizer
-from carefl_secure.federation.train import UNCLIPPED, key_source, micro_batch
+from carefl_secure.federation.setup import UNCLIPPED, key_source, micro_batch
 from carefl_secure.model.features import vision_features
 from carefl_secure.model.learner import Learner
 from carefl_secure.model.lora import Adapter

@@ -24,6 +24,7 @@ from carefl_secure.federation.folder import RunFolder, write_atomically
 from carefl_secure.federation.train import train
 from carefl_secure.model.features import remembering
 from carefl_secure.model.saved import load_saved
+from carefl_secure.privacy import Ledger
 from carefl_secure.progress import Reporter, SilentReporter
 
 __all__ = ["Finished", "run_cell", "run_cells", "scores_file"]
@@ -153,11 +154,13 @@ def _federated(cell: Cell, folder: Path, reporter: Reporter) -> None:
     adapter = folder / "adapter" / "adapter_model.safetensors"
     if resume is None or not adapter.is_file():
         train(config, reporter, resume)
-    rows = RunFolder.open(folder).read_metrics()
-    spent = rows[-1].get("epsilon") if rows else None
+    kept = RunFolder.open(folder)
+    spent = None
+    if config.privacy.unit != "none":  # the ledger also holds rounds that were paid for and lost
+        spent = Ledger(kept.ledger).epsilon(config.privacy.delta)
     bench = Bench(cell.scored, reporter)
-    load_saved(bench.scorer.adapter, RunFolder.open(folder).adapter)
-    _keep(folder, bench, [bench.score()], spent if isinstance(spent, float) else None)
+    load_saved(bench.scorer.adapter, kept.adapter)
+    _keep(folder, bench, [bench.score()], spent)
 
 
 def _set_aside(folder: Path) -> None:

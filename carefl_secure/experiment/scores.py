@@ -25,7 +25,7 @@ from carefl_secure.evaluation.metrics import choose_thresholds
 from carefl_secure.federation.contexts import Contexts, load_contexts
 from carefl_secure.federation.corpora import Corpora, load_corpora
 from carefl_secure.federation.folder import write_atomically
-from carefl_secure.federation.train import label_scorer
+from carefl_secure.federation.setup import label_scorer
 from carefl_secure.model.features import vision_features
 from carefl_secure.model.learner import LabelScorer
 from carefl_secure.progress import Reporter

@@ -28,11 +28,7 @@ from carefl_secure.federation.contexts import load_contexts
 from carefl_secure.federation.folder import RunFolder
 from carefl_secure.federation.learning import Evaluator, baseline_floors, model_tasks
 from carefl_secure.federation.rounds import FederationResult, run_federation
-from carefl_secure.federation.stage_corpora import load_stages
-from carefl_secure.federation.stage_plans import Stage, StagedPlan, plan_stages
-from carefl_secure.federation.train import (
-    RunSummary,
-    StageSummary,
+from carefl_secure.federation.setup import (
     base_hash_of,
     counted,
     earlier_of,
@@ -45,6 +41,9 @@ from carefl_secure.federation.train import (
     text_scorer,
     trust_words,
 )
+from carefl_secure.federation.stage_corpora import load_stages
+from carefl_secure.federation.stage_plans import Stage, StagedPlan, plan_stages
+from carefl_secure.federation.train import RunSummary, StageSummary
 from carefl_secure.model.features import remembering
 from carefl_secure.model.learner import LabelScorer
 from carefl_secure.model.lora import Adapter

@@ -32,7 +32,7 @@ from carefl_secure.federation.contexts import captions_of
 from carefl_secure.federation.corpora import load_corpora
 from carefl_secure.federation.evaluate import refuse_own
 from carefl_secure.federation.folder import RunFolder, write_atomically
-from carefl_secure.federation.train import label_scorer
+from carefl_secure.federation.setup import label_scorer
 from carefl_secure.model.features import vision_features
 from carefl_secure.model.learner import LabelScorer
 from carefl_secure.model.saved import load_saved

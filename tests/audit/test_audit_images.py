@@ -19,7 +19,7 @@ from carefl_secure.config import Config, load_config
 from carefl_secure.data.records import targets
 from carefl_secure.data.synthetic import synthetic_corpus
 from carefl_secure.errors import ConfigError, PrivacyError
-from carefl_secure.federation.train import label_scorer
+from carefl_secure.federation.setup import label_scorer
 from carefl_secure.model.features import vision_features
 from carefl_secure.progress import SilentReporter
 

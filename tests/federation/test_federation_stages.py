@@ -32,9 +32,10 @@ from carefl_secure.federation.corpora import load_corpora
 from carefl_secure.federation.earlier import earlier_spends
 from carefl_secure.federation.evaluate import evaluate
 from carefl_secure.federation.folder import RunFolder
+from carefl_secure.federation.setup import key_source, site_work
 from carefl_secure.federation.stage_corpora import load_stages
 from carefl_secure.federation.stage_plans import plan_stages
-from carefl_secure.federation.train import RunSummary, key_source, site_work, train
+from carefl_secure.federation.train import RunSummary, train
 from carefl_secure.model.embedded import build_model, build_processor
 from carefl_secure.privacy import Ledger, epsilon
 from carefl_secure.progress import SilentReporter

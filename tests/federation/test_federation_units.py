@@ -15,7 +15,8 @@ from carefl_secure.errors import ConfigError
 from carefl_secure.federation.corpora import load_corpora
 from carefl_secure.federation.folder import RunFolder
 from carefl_secure.federation.learning import Evaluator, model_tasks
-from carefl_secure.federation.train import RunSummary, label_scorer, train
+from carefl_secure.federation.setup import label_scorer
+from carefl_secure.federation.train import RunSummary, train
 from carefl_secure.model.embedded import build_model, build_processor
 from carefl_secure.privacy import Ledger
 from carefl_secure.progress import SilentReporter

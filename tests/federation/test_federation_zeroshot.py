@@ -27,7 +27,8 @@ from carefl_secure.errors import ConfigError, DataError
 from carefl_secure.evaluation.assess import Settings
 from carefl_secure.federation.corpora import load_corpora
 from carefl_secure.federation.evaluate import evaluate
-from carefl_secure.federation.train import label_scorer, train
+from carefl_secure.federation.setup import label_scorer
+from carefl_secure.federation.train import train
 from carefl_secure.federation.zeroshot import evaluate_zero_shot
 from carefl_secure.model.embedded import build_model, build_processor
 from carefl_secure.model.features import vision_features

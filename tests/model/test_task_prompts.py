@@ -9,7 +9,7 @@ import pytest
 from carefl_secure.config import load_config
 from carefl_secure.data.labels import BASIC, CAERS, EMOTIC
 from carefl_secure.errors import ConfigError
-from carefl_secure.federation.train import base_hash_of
+from carefl_secure.federation.setup import base_hash_of
 from carefl_secure.model.embedded import QUESTIONS, build_processor
 from carefl_secure.model.task_prompts import TASK_PROMPTS, prompt_template, task_question
 

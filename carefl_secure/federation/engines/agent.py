@@ -89,9 +89,9 @@ class Work:
 
     def __init__(self, config: Config, index: int, own_data: bool) -> None:
         # torch is imported here, where a run begins, and in no other part of the node.
-        from carefl_secure.federation import train
+        from carefl_secure.federation.setup import site_work
 
-        self.plan, self.base_hash, self.task = train.site_work(
+        self.plan, self.base_hash, self.task = site_work(
             config, None if own_data else index, SilentReporter()
         )
 
@@ -181,7 +181,7 @@ class Agent:
         config = self._own(proposal)
         cohort = cohort_of(config, proposal.run, self.kit.roster, proposal.base_hash)
         if self.kit.role == "helper":
-            from carefl_secure.federation.train import plan_with
+            from carefl_secure.federation.setup import plan_with
 
             plan = plan_with(config, config.federation.public_records or 0, proposal.dimension)
             task = None
@@ -276,7 +276,7 @@ class Agent:
     def _keys(self, config: Config) -> KeySource:
         if not config.unsafe_deterministic_noise:
             return SystemKeySource()
-        from carefl_secure.federation.train import key_source
+        from carefl_secure.federation.setup import key_source
 
         helper = self.kit.role == "helper"
         return key_source(config)(self.kit.index + helper * config.federation.clients)
