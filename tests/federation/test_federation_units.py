@@ -171,7 +171,7 @@ def test_an_interrupted_feddyn_run_goes_on_as_if_nothing_had_happened(
     np.testing.assert_allclose(first, second, rtol=1e-3, atol=1e-5)
     moved = np.asarray(ends[0]["optimiser.correction"])
     np.testing.assert_allclose(moved, ends[1]["optimiser.correction"], rtol=1e-3, atol=1e-5)
-    assert np.abs(moved).max() > 1e-3
+    assert np.abs(moved).max() > 2e-4  # far above what the comparison lets pass
 
 
 def test_both_matrices_cannot_move_on_their_own(config: Any) -> None:
