@@ -49,9 +49,7 @@ def main() -> int:
         page = chosen.write.read_text(encoding="utf-8")
         head, _, rest = page.partition(BEGIN)
         foot = rest.partition(END)[2]
-        shown = (
-            f"```\n{command} --seed {chosen.seed}\n```\n\n{minutes:.0f} minutes; {held}.\n\n{text}"
-        )
+        shown = f"```\n{command} --seed {chosen.seed}\n```\n\n{minutes:.0f} minutes; {held}."
         chosen.write.write_text(f"{head}{BEGIN}\n{shown}\n\n{text}\n{END}{foot}", encoding="utf-8")
     if chosen.json:
         return finish(report, True)
