@@ -20,7 +20,15 @@ from carefl_secure.secagg import (
 if TYPE_CHECKING:
     from carefl_secure.federation.planning import RunPlan
 
-__all__ = ["Aggregation", "Cohort", "Encryption", "check_encryption", "rotation_key"]
+__all__ = [
+    "Aggregation",
+    "Cohort",
+    "Encryption",
+    "check_encryption",
+    "helpers_wanted",
+    "make_cohort",
+    "rotation_key",
+]
 
 Aggregation = Literal["peer", "committee", "encrypt"]
 Encryption = Literal["bfv", "additive", "ckks"]
@@ -229,3 +237,41 @@ def rotation_key(parameters: RoundParameters | CommitteeParameters) -> bytes:
     parts = (parameters.plan_hash, parameters.base_hash, parameters.model_hash)
     number = parameters.round.to_bytes(8, "big")
     return hashlib.sha256(b"carefl rotation" + b"".join(parts) + number).digest()
+
+
+def helpers_wanted(aggregation: Aggregation, members: int, encryption: Encryption) -> int:
+    """Return how many parties beside the clients a way of summing needs."""
+    holders = 0 if encryption == "additive" else 1
+    return {"peer": 0, "committee": members, "encrypt": holders}[aggregation]
+
+
+def make_cohort(
+    run: str,
+    roster: tuple[bytes, ...],
+    helpers: tuple[bytes, ...],
+    base_hash: bytes,
+    *,
+    aggregation: Aggregation,
+    encryption: Encryption,
+    committee_spare: int,
+) -> Cohort:
+    """Return the cohort of a run whose helpers are committee members or the key holder.
+
+    Parameters
+    ----------
+    run : str
+    roster, helpers : tuple of bytes
+        Ed25519 public keys of clients and helpers, as many helpers as `helpers_wanted` says.
+    base_hash : bytes
+    aggregation, encryption, committee_spare
+        As configured; what the way of summing does not use is left at its default.
+    """
+    return Cohort(
+        run.encode(),
+        roster,
+        base_hash,
+        members=helpers if aggregation == "committee" else (),
+        key_holder=helpers[0] if aggregation == "encrypt" and helpers else None,
+        encryption=encryption if aggregation == "encrypt" else "bfv",
+        committee_spare=committee_spare if aggregation == "committee" else 0,
+    )

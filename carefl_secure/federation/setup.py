@@ -14,11 +14,11 @@ from carefl_secure.config import Config
 from carefl_secure.data.people import people
 from carefl_secure.data.records import LabelSpace
 from carefl_secure.errors import ConfigError
-from carefl_secure.federation.contexts import load_contexts
+from carefl_secure.federation.contexts import Contexts, load_contexts
 from carefl_secure.federation.corpora import Corpora, load_corpora
 from carefl_secure.federation.earlier import History, earlier_spends
 from carefl_secure.federation.feddyn import FedDyn
-from carefl_secure.federation.learning import model_tasks
+from carefl_secure.federation.learning import ModelTask, model_tasks
 from carefl_secure.federation.optim import Alternating, FedAdam, FedAvg, ServerOptimizer
 from carefl_secure.federation.planning import LocalPlan, RunPlan, plan_run
 from carefl_secure.federation.task import LocalTask
@@ -34,6 +34,7 @@ from carefl_secure.progress import Reporter
 __all__ = [
     "UNCLIPPED",
     "base_hash_of",
+    "client_tasks",
     "counted",
     "earlier_of",
     "key_source",
@@ -45,6 +46,7 @@ __all__ = [
     "plan_of",
     "plan_settings",
     "plan_with",
+    "run_settings",
     "site_work",
     "text_scorer",
     "trust_words",
@@ -196,7 +198,20 @@ def site_work(
     scorer = label_scorer(config, corpora.private.space)
     adapter = scorer.adapter
     plan = plan_of(config, corpora, adapter.dimension)
-    tasks = model_tasks(
+    tasks = client_tasks(config, plan, scorer, corpora, contexts, reporter)
+    return plan, base_hash_of(adapter.base.digest, config), tasks[index]
+
+
+def client_tasks(
+    config: Config,
+    plan: RunPlan,
+    scorer: LabelScorer,
+    corpora: Corpora,
+    contexts: Contexts | None,
+    reporter: Reporter,
+) -> list[ModelTask]:
+    """Return what every client computes with under a plan, in the order of the clients."""
+    return model_tasks(
         scorer,
         corpora,
         clipping_norm=plan.privacy.clipping_norm,
@@ -208,7 +223,23 @@ def site_work(
         by_person=config.privacy.unit == "person",
         records_per_person=config.privacy.records_per_person,
     )
-    return plan, base_hash_of(adapter.base.digest, config), tasks[index]
+
+
+def run_settings(config: Config) -> dict[str, Any]:
+    """Return what `run_federation` takes from a configuration alone."""
+    federation, privacy = config.federation, config.privacy
+    return {
+        "evaluate_every": config.evaluation.every,
+        "dropout": federation.dropout,
+        "seed": config.run.seed,
+        "workers": federation.workers,
+        "ledgers": privacy.ledgers,
+        "max_epsilon": privacy.max_epsilon,
+        "aggregation": federation.aggregation,
+        "committee_members": federation.committee_members,
+        "committee_spare": federation.committee_spare,
+        "encryption": federation.encryption,
+    }
 
 
 def local_plan(config: Config) -> LocalPlan | None:

@@ -11,7 +11,12 @@ from flwr.app import Message
 
 from carefl_secure.errors import CareflError, ConfigError, LedgerError, ProtocolError
 from carefl_secure.federation.client import build_client_app
-from carefl_secure.federation.cohort import Aggregation, Cohort, Encryption
+from carefl_secure.federation.cohort import (
+    Aggregation,
+    Encryption,
+    helpers_wanted,
+    make_cohort,
+)
 from carefl_secure.federation.folder import RunFolder
 from carefl_secure.federation.grid import FIRST_NODE, Drop, LocalGrid, Record
 from carefl_secure.federation.helpers import Helper, HolderSession, MemberSession
@@ -90,18 +95,16 @@ class Clients:
             )
         self._folder = folder
         identities = [Ed25519PrivateKey.generate() for _ in tasks]
-        holders = 0 if encryption == "additive" else 1
-        helping = {"peer": 0, "committee": committee_members, "encrypt": holders}[aggregation]
+        helping = helpers_wanted(aggregation, committee_members, encryption)
         private = [Ed25519PrivateKey.generate() for _ in range(helping)]
-        public = _public(private)
-        self.cohort = Cohort(
-            folder.run_id.encode(),
+        self.cohort = make_cohort(
+            folder.run_id,
             _public(identities),
+            _public(private),
             base_hash,
-            members=public if aggregation == "committee" else (),
-            key_holder=public[0] if aggregation == "encrypt" and holders else None,
-            encryption=encryption if aggregation == "encrypt" else "bfv",
-            committee_spare=committee_spare if aggregation == "committee" else 0,
+            aggregation=aggregation,
+            encryption=encryption,
+            committee_spare=committee_spare,
         )
         self.ledgers = [
             Ledger(_ledger_path(folder, ledgers, index), {"client": str(index)})

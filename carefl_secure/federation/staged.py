@@ -26,18 +26,19 @@ from carefl_secure.errors import AdapterUnmovedError, RunError
 from carefl_secure.federation.cohort import check_encryption
 from carefl_secure.federation.contexts import load_contexts
 from carefl_secure.federation.folder import RunFolder
-from carefl_secure.federation.learning import Evaluator, baseline_floors, model_tasks
+from carefl_secure.federation.learning import Evaluator, baseline_floors
 from carefl_secure.federation.rounds import FederationResult, run_federation
 from carefl_secure.federation.setup import (
     base_hash_of,
+    client_tasks,
     counted,
     earlier_of,
     key_source,
     label_scorer,
     make_optimiser,
-    micro_batch,
     opening,
     plan_settings,
+    run_settings,
     text_scorer,
     trust_words,
 )
@@ -86,6 +87,10 @@ class _Stages:
         self._folder = None if resume is None else RunFolder.open(resume)
         self._corpora = load_stages(config, reporter)
         self._each = [stage_config(config, place) for place in range(len(config.stages.spaces))]
+        self._contexts = [
+            load_contexts(one, corpora, reporter)
+            for one, corpora in zip(self._each, self._corpora, strict=True)
+        ]
         scorer = label_scorer(self._each[0], self._corpora[0].private.space)
         self._adapter: Adapter = scorer.adapter
         self._initial = self._adapter.vector()
@@ -183,9 +188,8 @@ class _Stages:
 
     def _evaluator(self, place: int, scorer: LabelScorer) -> Evaluator:
         config, corpora = self._each[place], self._corpora[place]
-        said = load_contexts(config, corpora, self._reporter)
         batch, texts = config.evaluation.batch, text_scorer(config, scorer)
-        return Evaluator(scorer, corpora, batch, self._reporter, said, texts)
+        return Evaluator(scorer, corpora, batch, self._reporter, self._contexts[place], texts)
 
     def _federate(
         self,
@@ -203,18 +207,7 @@ class _Stages:
             f"stage {stage.name}: {plan.privacy.rounds} rounds on {len(corpora.private.records)} "
             "private records"
         )
-        tasks = model_tasks(
-            scorer,
-            corpora,
-            clipping_norm=plan.privacy.clipping_norm,
-            normalise=plan.privacy.normalise,
-            engine=config.privacy.clipping,
-            micro_batch=micro_batch(config),
-            reporter=self._reporter,
-            contexts=load_contexts(config, corpora, self._reporter),
-            by_person=config.privacy.unit == "person",
-            records_per_person=config.privacy.records_per_person,
-        )
+        tasks = client_tasks(config, plan, scorer, corpora, self._contexts[place], self._reporter)
         result = run_federation(
             plan,
             tasks,
@@ -223,18 +216,9 @@ class _Stages:
             folder=RunFolder(self._folder.path, stage.name),
             base_hash=self._base_hash(stage),
             evaluate=evaluate,
-            evaluate_every=config.evaluation.every,
             reporter=self._reporter,
             key_source=key_source(config, stage.name),
-            dropout=config.federation.dropout,
-            seed=config.run.seed,
-            workers=config.federation.workers,
-            ledgers=config.privacy.ledgers,
-            max_epsilon=config.privacy.max_epsilon,
-            aggregation=config.federation.aggregation,
-            committee_members=config.federation.committee_members,
-            committee_spare=config.federation.committee_spare,
-            encryption=config.federation.encryption,
+            **run_settings(config),
             resume=going_on,
             stage=stage,
         )

@@ -15,18 +15,19 @@ from carefl_secure.federation.cohort import check_encryption
 from carefl_secure.federation.contexts import load_contexts
 from carefl_secure.federation.corpora import load_corpora
 from carefl_secure.federation.folder import RunFolder
-from carefl_secure.federation.learning import Evaluator, baseline_floors, model_tasks
+from carefl_secure.federation.learning import Evaluator, baseline_floors
 from carefl_secure.federation.parties import Engine
 from carefl_secure.federation.rounds import run_federation
 from carefl_secure.federation.setup import (
     base_hash_of,
+    client_tasks,
     earlier_of,
     key_source,
     label_scorer,
     make_optimiser,
-    micro_batch,
     opening,
     plan_of,
+    run_settings,
     text_scorer,
     trust_words,
 )
@@ -147,18 +148,7 @@ def train(
     )
     before = evaluate(initial)
     reporter.note(opening(plan, corpora, before))
-    tasks = model_tasks(
-        scorer,
-        corpora,
-        clipping_norm=plan.privacy.clipping_norm,
-        normalise=plan.privacy.normalise,
-        engine=config.privacy.clipping,
-        micro_batch=micro_batch(config),
-        reporter=reporter,
-        contexts=contexts,
-        by_person=config.privacy.unit == "person",
-        records_per_person=config.privacy.records_per_person,
-    )
+    tasks = client_tasks(config, plan, scorer, corpora, contexts, reporter)
     if folder is None:
         folder = RunFolder.create(config.run.dir, dump_config(config), config.run.name)
     result = run_federation(
@@ -169,18 +159,9 @@ def train(
         folder=folder,
         base_hash=base_hash_of(adapter.base.digest, config),
         evaluate=evaluate,
-        evaluate_every=config.evaluation.every,
         reporter=reporter,
         key_source=key_source(config),
-        dropout=config.federation.dropout,
-        seed=config.run.seed,
-        workers=config.federation.workers,
-        ledgers=config.privacy.ledgers,
-        max_epsilon=config.privacy.max_epsilon,
-        aggregation=config.federation.aggregation,
-        committee_members=config.federation.committee_members,
-        committee_spare=config.federation.committee_spare,
-        encryption=config.federation.encryption,
+        **run_settings(config),
         resume=resume is not None,
         engine=Clients if engine is None else engine(config, reporter),
     )

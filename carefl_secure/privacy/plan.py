@@ -13,6 +13,7 @@ from carefl_secure.errors import ConfigError
 from carefl_secure.privacy.accounting import check_delta
 from carefl_secure.privacy.events import SampledGaussian, SampledSkellam
 from carefl_secure.privacy.promise import promise_text
+from carefl_secure.privacy.sampling import any_of
 
 __all__ = ["Adjacency", "Mechanism", "PrivacyPlan", "Trust", "Unit"]
 
@@ -209,11 +210,7 @@ class PrivacyPlan:
         every shift is the worst: a mechanism of sensitivity ``k C`` that takes the person with
         probability :math:`1 - (1 - q)^k` (Balle, Barthe and Gaboardi, NeurIPS 2018).
         """
-        if self.records_per_person is None:
-            return self.sample_rate
-        # Rounding must not make the rate smaller than it is.
-        rate = -math.expm1(self.records_per_person * math.log1p(-min(self.sample_rate, 1 - 1e-16)))
-        return min(1.0, rate * (1.0 + 1e-12))
+        return any_of(self.sample_rate, self.records_per_person or 1)
 
     @property
     def sensitivity(self) -> float:

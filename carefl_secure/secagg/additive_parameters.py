@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
-from carefl_secure.errors import ConfigError
 from carefl_secure.secagg.additive_ring import (
     DROPPED_BITS,
     LIMB_BITS,
@@ -16,7 +15,7 @@ from carefl_secure.secagg.additive_ring import (
     SMALL_BOUND,
 )
 from carefl_secure.secagg.crypto import digest, pack
-from carefl_secure.secagg.packing import FIELD_BITS, field_limit
+from carefl_secure.secagg.packing import check_fields
 from carefl_secure.secagg.parameters import RoundParameters
 
 __all__ = ["AdditiveParameters"]
@@ -54,15 +53,7 @@ class AdditiveParameters(RoundParameters):
     def __post_init__(self) -> None:
         """Check every value."""
         super().__post_init__()
-        if self.field_bits not in FIELD_BITS:
-            raise ConfigError(f"a field has 20 or 30 bits, not {self.field_bits}")
-        most = min(field_limit(self.field_bits) // self.clients, (1 << self.bits - 1) - 1)
-        if not 1 <= self.value_bound <= most:
-            raise ConfigError(
-                f"value_bound for {self.clients} clients, {self.bits}-bit words and"
-                f" {self.field_bits}-bit fields must lie in 1 .. {most}, not {self.value_bound}:"
-                " the sum could overflow; use field_bits=30 or fewer clients"
-            )
+        check_fields(self.value_bound, self.field_bits, self.clients, self.bits)
 
     @property
     def fields(self) -> int:

@@ -15,7 +15,6 @@ comes from outside must be signed.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -24,6 +23,12 @@ import numpy.typing as npt
 
 from carefl_secure.secagg.crypto import Buffer
 from carefl_secure.secagg.refusal import refuse
+from carefl_secure.secagg.seal import (
+    SealPublicKey,
+    check_parameters,
+    public_bytes,
+    tenseal_module,
+)
 
 __all__ = [
     "COEFFICIENT_BITS",
@@ -33,7 +38,6 @@ __all__ = [
     "PLAIN_MODULUS",
     "PublicKey",
     "SecretKey",
-    "tenseal_module",
 ]
 
 DEGREE = 4096
@@ -56,12 +60,7 @@ MIN_NOISE_BUDGET = 10
 """Bits of noise budget below which a sum is not decrypted."""
 
 
-def tenseal_module() -> Any:
-    """Import TenSEAL, late: it takes a while and most runs need none of it."""
-    import tenseal
-    import tenseal.sealapi  # registers the types that tenseal itself returns
-
-    return tenseal
+_PARAMETERS = (DEGREE, PLAIN_MODULUS, COEFFICIENT_PRIMES)
 
 
 def _chunks(slots: npt.NDArray[np.uint64]) -> Iterator[list[int]]:
@@ -72,7 +71,7 @@ def _chunks(slots: npt.NDArray[np.uint64]) -> Iterator[list[int]]:
         yield row.tolist()
 
 
-class PublicKey:
+class PublicKey(SealPublicKey):
     """What is needed to encrypt and to add, and nothing that decrypts.
 
     Parameters
@@ -87,18 +86,7 @@ class PublicKey:
     """
 
     def __init__(self, raw: bytes) -> None:
-        try:
-            context = tenseal_module().context_from(raw, n_threads=1)
-        except (ValueError, RuntimeError, TypeError) as error:
-            raise refuse("public key", "it cannot be read") from error
-        if context.has_secret_key():
-            raise refuse("public key", "it holds a secret key; never send that")
-        if not context.has_public_key():
-            raise refuse("public key", "there is none in it")
-        _check_parameters(context)
-        self.digest = hashlib.sha256(raw).digest()
-        self._context = context
-        self._first = context.seal_context().data.first_parms_id()
+        super().__init__(raw, _PARAMETERS)
 
     def encrypt(self, slots: npt.NDArray[np.uint64]) -> list[bytes]:
         """Encrypt residues modulo t, ``DEGREE`` per ciphertext, the last filled with zeros."""
@@ -113,25 +101,11 @@ class PublicKey:
         ProtocolError
             If it is not one fresh or summed ciphertext of these parameters.
         """
-        try:
-            vector = tenseal_module()._ts_cpp.BFVVector(self._context.data, bytes(ciphertext))
-            parts = vector.ciphertext()
-        except (ValueError, RuntimeError, TypeError) as error:
-            raise refuse("ciphertext form", "it cannot be read") from error
-        if len(parts) != 1 or vector.size() != DEGREE:
-            raise refuse("ciphertext form", f"it is not one ciphertext of {DEGREE} slots")
-        part = parts[0]
-        if part.size() != 2 or part.is_ntt_form() or part.parms_id() != self._first:
-            raise refuse("ciphertext form", "it is of other parameters, or was computed with")
+        kind = tenseal_module()._ts_cpp.BFVVector
+        vector, part = self._read(kind, ciphertext, DEGREE)
+        if part.is_ntt_form():
+            raise self._foreign()
         return vector
-
-    def add(self, total: list[Any] | None, parts: Sequence[Any]) -> list[Any]:
-        """Add loaded ciphertexts to a running sum, in place, and return it."""
-        if total is None:
-            return list(parts)
-        for left, right in zip(total, parts, strict=True):
-            left.add_(right)
-        return total
 
 
 class SecretKey:
@@ -146,20 +120,14 @@ class SecretKey:
             coeff_mod_bit_sizes=list(COEFFICIENT_BITS),
             n_threads=1,
         )
-        _check_parameters(self._context)
+        check_parameters(self._context, _PARAMETERS)
         seal = self._context.seal_context().data
         self._encoder = tenseal.sealapi.BatchEncoder(seal)
         self._decryptor = tenseal.sealapi.Decryptor(seal, self._context.secret_key().data)
 
     def public(self) -> bytes:
         """Return the public key alone."""
-        raw: bytes = self._context.serialize(
-            save_public_key=True,
-            save_secret_key=False,
-            save_galois_keys=False,
-            save_relin_keys=False,
-        )
-        return raw
+        return public_bytes(self._context)
 
     def noise_budget(self, vector: Any) -> int:
         """Return how many bits of noise a loaded ciphertext can still take."""
@@ -187,14 +155,3 @@ class SecretKey:
             self._decryptor.decrypt(vector.ciphertext()[0], plain)
             row[:] = np.fromiter(self._encoder.decode_uint64(plain), np.uint64, DEGREE)
         return slots.reshape(-1)
-
-
-def _check_parameters(context: Any) -> None:
-    inner = context.seal_context().data.key_context_data().parms()
-    found = (
-        inner.poly_modulus_degree(),
-        inner.plain_modulus().value(),
-        tuple(prime.value() for prime in inner.coeff_modulus()),
-    )
-    if found != (DEGREE, PLAIN_MODULUS, COEFFICIENT_PRIMES):
-        raise refuse("public key", "it is of other parameters than those agreed on")

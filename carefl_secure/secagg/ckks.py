@@ -18,16 +18,20 @@ encryption has an error of standard deviation below ``1.5e-5`` in a slot (measur
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from carefl_secure.secagg.bfv import tenseal_module
 from carefl_secure.secagg.crypto import Buffer
 from carefl_secure.secagg.refusal import refuse
+from carefl_secure.secagg.seal import (
+    SealPublicKey,
+    check_parameters,
+    public_bytes,
+    tenseal_module,
+)
 
 __all__ = [
     "CKKS_DEGREE",
@@ -65,11 +69,14 @@ MOST_CLIENTS = (CAPACITY - 1) >> HALF_BITS - 1
 _SURE = 0.125
 
 
+_PARAMETERS = (CKKS_DEGREE, 0, CKKS_PRIMES)
+
+
 def _vector(*arguments: Any) -> Any:
     return tenseal_module()._ts_cpp.CKKSVector(*arguments)
 
 
-class CkksPublicKey:
+class CkksPublicKey(SealPublicKey):
     """What is needed to encrypt and to add, and nothing that decrypts.
 
     Parameters
@@ -84,18 +91,7 @@ class CkksPublicKey:
     """
 
     def __init__(self, raw: bytes) -> None:
-        try:
-            context = tenseal_module().context_from(raw, n_threads=1)
-        except (ValueError, RuntimeError, TypeError) as error:
-            raise refuse("public key", "it cannot be read") from error
-        if context.has_secret_key():
-            raise refuse("public key", "it holds a secret key; never send that")
-        if not context.has_public_key():
-            raise refuse("public key", "there is none in it")
-        _check_parameters(context)
-        self.digest = hashlib.sha256(raw).digest()
-        self._context = context
-        self._first = context.seal_context().data.first_parms_id()
+        super().__init__(raw, _PARAMETERS)
 
     def encrypt(self, slots: npt.NDArray[np.int16]) -> list[bytes]:
         """Encrypt signed integers of 16 bits, the last ciphertext filled with zeros."""
@@ -114,26 +110,10 @@ class CkksPublicKey:
         ProtocolError
             If it is not one fresh or summed ciphertext of these parameters.
         """
-        try:
-            vector = _vector(self._context.data, bytes(ciphertext))
-            parts = vector.ciphertext()
-        except (ValueError, RuntimeError, TypeError) as error:
-            raise refuse("ciphertext form", "it cannot be read") from error
-        if len(parts) != 1 or vector.size() != CKKS_SLOTS:
-            raise refuse("ciphertext form", f"it is not one ciphertext of {CKKS_SLOTS} slots")
-        part = parts[0]
-        fresh = part.size() == 2 and part.is_ntt_form() and part.parms_id() == self._first
-        if not fresh or part.scale != 2.0**SCALE_BITS:
-            raise refuse("ciphertext form", "it is of other parameters, or was computed with")
+        vector, part = self._read(_vector, ciphertext, CKKS_SLOTS)
+        if not part.is_ntt_form() or part.scale != 2.0**SCALE_BITS:
+            raise self._foreign()
         return vector
-
-    def add(self, total: list[Any] | None, parts: Sequence[Any]) -> list[Any]:
-        """Add loaded ciphertexts to a running sum, in place, and return it."""
-        if total is None:
-            return list(parts)
-        for left, right in zip(total, parts, strict=True):
-            left.add_(right)
-        return total
 
 
 class CkksSecretKey:
@@ -147,20 +127,14 @@ class CkksSecretKey:
             coeff_mod_bit_sizes=list(CKKS_BITS),
             n_threads=1,
         )
-        _check_parameters(self._context)
+        check_parameters(self._context, _PARAMETERS)
         seal = self._context.seal_context().data
         self._encoder = tenseal.sealapi.CKKSEncoder(seal)
         self._decryptor = tenseal.sealapi.Decryptor(seal, self._context.secret_key().data)
 
     def public(self) -> bytes:
         """Return the public key alone."""
-        raw: bytes = self._context.serialize(
-            save_public_key=True,
-            save_secret_key=False,
-            save_galois_keys=False,
-            save_relin_keys=False,
-        )
-        return raw
+        return public_bytes(self._context)
 
     def decrypt(self, vectors: Sequence[Any]) -> npt.NDArray[np.uint64]:
         """Decrypt loaded ciphertexts and round; the approximate numbers are never returned.
@@ -189,14 +163,3 @@ class CkksSecretKey:
                 " ciphertext is no encryption under this key, or too many were added",
             )
         return nearest.astype(np.int64).view(np.uint64).reshape(-1)
-
-
-def _check_parameters(context: Any) -> None:
-    inner = context.seal_context().data.key_context_data().parms()
-    found = (
-        inner.poly_modulus_degree(),
-        inner.plain_modulus().value(),
-        tuple(prime.value() for prime in inner.coeff_modulus()),
-    )
-    if found != (CKKS_DEGREE, 0, CKKS_PRIMES):
-        raise refuse("public key", "it is of other parameters than those agreed on")

@@ -5,10 +5,9 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
-from carefl_secure.errors import ConfigError
 from carefl_secure.secagg.bfv import COEFFICIENT_PRIMES, DEGREE, PLAIN_MODULUS
 from carefl_secure.secagg.crypto import digest, pack
-from carefl_secure.secagg.packing import FIELD_BITS, field_limit, slots
+from carefl_secure.secagg.packing import check_fields, slots
 from carefl_secure.secagg.parameters import RoundParameters, check_hash
 
 __all__ = ["EncryptedParameters", "KeyedParameters"]
@@ -86,15 +85,7 @@ class EncryptedParameters(KeyedParameters):
     def __post_init__(self) -> None:
         """Check every value."""
         super().__post_init__()
-        if self.field_bits not in FIELD_BITS:
-            raise ConfigError(f"a field has 20 or 30 bits, not {self.field_bits}")
-        most = min(field_limit(self.field_bits) // self.clients, (1 << self.bits - 1) - 1)
-        if not 1 <= self.value_bound <= most:
-            raise ConfigError(
-                f"value_bound for {self.clients} clients, {self.bits}-bit words and"
-                f" {self.field_bits}-bit fields must lie in 1 .. {most}, not {self.value_bound}:"
-                " the sum could overflow; use field_bits=30 or fewer clients"
-            )
+        check_fields(self.value_bound, self.field_bits, self.clients, self.bits)
 
     @property
     def slots(self) -> int:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from carefl_secure.errors import ConfigError
 from carefl_secure.secagg.refusal import refuse
 
-__all__ = ["FIELD_BITS", "field_limit", "pack_fields", "slots", "unpack_fields"]
+__all__ = ["FIELD_BITS", "check_fields", "field_limit", "pack_fields", "slots", "unpack_fields"]
 
 FIELD_BITS = (20, 30)
 """Widths of a field: three of 20 bits or two of 30 bits in a number of 60 bits."""
@@ -32,6 +32,23 @@ def field_limit(field_bits: int) -> int:
     """
     _fields(field_bits)
     return (1 << field_bits - 1) - 2
+
+
+def check_fields(value_bound: int, field_bits: int, clients: int, bits: int) -> None:
+    """Refuse a bound on one client's integers under which a sum could leave its field.
+
+    Raises
+    ------
+    ConfigError
+        If a field has another width, or ``clients * value_bound`` does not fit it.
+    """
+    most = min(field_limit(field_bits) // clients, (1 << bits - 1) - 1)
+    if not 1 <= value_bound <= most:
+        raise ConfigError(
+            f"value_bound for {clients} clients, {bits}-bit words and {field_bits}-bit fields"
+            f" must lie in 1 .. {most}, not {value_bound}: the sum could overflow; use"
+            " field_bits=30 or fewer clients"
+        )
 
 
 def slots(dimension: int, field_bits: int) -> int:

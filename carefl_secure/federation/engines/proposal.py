@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 
 from carefl_secure.config import Config, dump_config
 from carefl_secure.errors import CohortError, PolicyError, ProtocolError
-from carefl_secure.federation.cohort import Cohort
+from carefl_secure.federation.cohort import Cohort, helpers_wanted, make_cohort
 from carefl_secure.federation.engines.kit import Roster
 from carefl_secure.federation.engines.relay import PROPOSE
 from carefl_secure.federation.exchange import Exchange, wait_for_nodes
@@ -115,27 +115,24 @@ def cohort_of(config: Config, run: str, roster: Roster, base_hash: bytes) -> Coh
     PolicyError
         When the configuration asks for other parties than the roster names.
     """
-    how, helpers = config.federation.aggregation, roster.helpers
-    scheme = config.federation.encryption
-    wanted = {
-        "peer": 0,
-        "committee": config.federation.committee_members,
-        "encrypt": 0 if scheme == "additive" else 1,
-    }[how]
+    federation, helpers = config.federation, roster.helpers
+    wanted = helpers_wanted(
+        federation.aggregation, federation.committee_members, federation.encryption
+    )
     if len(helpers) != wanted or len(roster.clients) != config.federation.clients:
         raise PolicyError(
             f"the run wants {config.federation.clients} clients and {wanted} helpers, the roster "
             f"names {len(roster.clients)} and {len(helpers)}",
             "roster",
         )
-    return Cohort(
-        run.encode(),
+    return make_cohort(
+        run,
         roster.clients,
+        helpers,
         base_hash,
-        members=helpers if how == "committee" else (),
-        key_holder=helpers[0] if how == "encrypt" and helpers else None,
-        encryption=scheme if how == "encrypt" else "bfv",
-        committee_spare=config.federation.committee_spare if how == "committee" else 0,
+        aggregation=federation.aggregation,
+        encryption=federation.encryption,
+        committee_spare=federation.committee_spare,
     )
 
 
