@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 # Before torch or flwr is imported anywhere.
 for _name, _value in {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "HF_HUB_OFFLINE": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
     "OMP_WAIT_POLICY": "PASSIVE",
     "GOMP_SPINCOUNT": "0",
 }.items():
@@ -31,3 +34,37 @@ def london_faces() -> Path:
     if not (LONDON / "metadata.jsonl").is_file():
         pytest.skip("the London faces are not beside this checkout (../shared/data/london-faces)")
     return LONDON
+
+
+@pytest.fixture
+def clipping_error() -> Callable[[Any, str], float]:
+    """Return what measures how far a clipped sum is from records that are clipped one by one.
+
+    ``clipping_error(learner, engine)`` takes the first six records of a learner.
+    """
+    import numpy as np
+    import torch  # slow, and most tests need neither it nor the engines
+
+    from carefl_secure.privacy.clipping import clipped_sum
+
+    def measure(held: Any, engine: Any) -> float:
+        adapter = held.scorer.adapter
+        adapter.module.train()
+        norm, expected = 0.05, np.zeros(adapter.dimension)
+        for i in range(6):
+            parts = torch.autograd.grad(held.losses([i]).sum(), [p for _, p in adapter.parameters])
+            one = torch.cat([g.flatten() for g in parts]).double().numpy()
+            expected += one * min(1.0, norm / float(np.linalg.norm(one)))
+        found = clipped_sum(
+            adapter.module,
+            adapter.parameters,
+            held.losses,
+            np.arange(6),
+            clipping_norm=norm,
+            normalise=False,
+            engine=engine,
+            micro_batch=4,
+        ).vector
+        return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+    return measure

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from carefl_secure.audit.bounds import BOUNDS, attainable
 from carefl_secure.audit.one_run import Curve, contradicts
-from carefl_secure.audit.rehearsal import Rehearsal
+from carefl_secure.audit.recording import Rehearsal
 from carefl_secure.audit.views import Attack, Figure, Finding, ReleaseView
 from carefl_secure.privacy import Event
 from carefl_secure.privacy.attacker import attacker_bounds

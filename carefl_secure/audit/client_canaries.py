@@ -17,7 +17,7 @@ import numpy.typing as npt
 from carefl_secure.audit.bounds import BOUNDS, attainable
 from carefl_secure.audit.canaries import SHARES, claimed_curve
 from carefl_secure.audit.one_run import Curve, contradicts
-from carefl_secure.audit.rehearsal import Rehearsal, play
+from carefl_secure.audit.recording import Rehearsal, play
 from carefl_secure.audit.views import Attack, Figure, Finding, ReleaseView
 from carefl_secure.config import Config
 from carefl_secure.federation.planning import RunPlan

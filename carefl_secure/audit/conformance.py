@@ -14,7 +14,7 @@ from typing import ClassVar, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from carefl_secure.audit.rehearsal import Rehearsal
+from carefl_secure.audit.recording import Rehearsal
 from carefl_secure.audit.statistics import noise_chances, sampler_test
 from carefl_secure.audit.views import Attack, Finding
 from carefl_secure.federation.local import local_work

@@ -28,7 +28,8 @@ from carefl_secure.audit.image_trials import (
 from carefl_secure.audit.images import ImageMatching, Pictures
 from carefl_secure.audit.membership import RATES, AdapterView, Membership, judge_membership
 from carefl_secure.audit.reconstruction import SpanCheck, Texts, judge_spans
-from carefl_secure.audit.rehearsal import Rehearsal, plan_like, punctual, rehearse
+from carefl_secure.audit.recording import Rehearsal
+from carefl_secure.audit.rehearsal import plan_like, punctual, rehearse
 from carefl_secure.audit.subject import Known, Subject, Vector
 from carefl_secure.audit.transcript import ServerEyes, judge_transcript
 from carefl_secure.audit.views import Finding

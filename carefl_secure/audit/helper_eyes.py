@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-import numpy as np
-
-from carefl_secure.audit.transcript_helpers import Weakness, asked_twice, residue_chance
+from carefl_secure.audit.transcript_helpers import Weakness, asked_twice, opened_chance
 from carefl_secure.audit.views import Attack, Finding, Heard, HolderView, MemberView
 
 __all__ = ["HolderEyes", "MemberEyes", "judge_helpers"]
@@ -66,10 +64,13 @@ class HolderEyes(Attack[HolderView, list[Weakness]]):
         found = []
         for message in view.messages:
             opened = message.fields.get("opened")
-            if message.from_client and isinstance(opened, bytes):
-                numbers = np.frombuffer(opened[_HEADER:-_SIGNATURE], "<u8").astype(np.uint64)
-                if residue_chance(numbers) < _CHANCE:
-                    found.append(_weak("bare sum at the holder", message, "not uniform"))
+            bare = (
+                message.from_client
+                and isinstance(opened, bytes)
+                and opened_chance(opened[_HEADER:-_SIGNATURE], view) < _CHANCE
+            )
+            if bare:
+                found.append(_weak("bare sum at the holder", message, "not uniform"))
             extra = set(message.fields) - _HOLDER_FIELDS.get(message.action, set())
             if not message.from_client and extra:
                 found.append(_weak("messages to the holder", message, ", ".join(sorted(extra))))

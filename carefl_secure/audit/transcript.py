@@ -13,6 +13,7 @@ import numpy.typing as npt
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from carefl_secure.audit.transcript_helpers import (
+    KINDS_ADDITIVE,
     KINDS_COMMITTEE,
     KINDS_ENCRYPT,
     Weakness,
@@ -22,12 +23,14 @@ from carefl_secure.audit.transcript_helpers import (
 )
 from carefl_secure.audit.views import Attack, Finding, Heard, TranscriptView
 from carefl_secure.noise import DeterministicKeySource
+from carefl_secure.secagg.additive_wire import KEY_BYTES
 from carefl_secure.secagg.parameters import default_threshold
 
 __all__ = ["KINDS", "ServerEyes", "Weakness", "judge_transcript", "uniform_chance"]
 
 _HEADER = 16
 _SIGNATURE = 64
+_ADVERTISING = ("query.advertise", "query.sign", "query.advertise_ahead")  # in the round, or ahead
 _ENTRY = struct.Struct("<HB33s")
 _SEEDS = 64
 _CHANCE = 1e-12
@@ -45,23 +48,18 @@ KINDS: Mapping[str, str] = {
 }
 
 
-_KINDS: Mapping[str, Mapping[str, str]] = {
-    "peer": KINDS,
-    "committee": KINDS_COMMITTEE,
-    "encrypt": {
-        **KINDS_ENCRYPT,
-        **{
-            kind: KINDS[kind]
-            for kind in (
-                "key repeated",
-                "weak seed",
-                "survivor sets",
-                "both secrets",
-                "more than a vector",
-            )
-        },
-    },
+_AMONG_PEERS: Mapping[str, str] = {
+    kind: meaning for kind, meaning in KINDS.items() if kind not in ("unmasked", "mask reused")
 }
+
+
+def _kinds(view: TranscriptView) -> Mapping[str, str]:
+    """Return what is looked for in a way of summing."""
+    if view.aggregation == "committee":
+        return KINDS_COMMITTEE
+    if view.aggregation == "peer":
+        return KINDS
+    return {**(KINDS_ADDITIVE if view.encryption == "additive" else KINDS_ENCRYPT), **_AMONG_PEERS}
 
 
 class ServerEyes(Attack[TranscriptView, list[Weakness]]):
@@ -70,7 +68,8 @@ class ServerEyes(Attack[TranscriptView, list[Weakness]]):
     It looks for uploads that are not uniform, alone and in pairs; for keys that repeat or that can
     be guessed from the run's seed; for two signed survivor sets in one round; for answers that
     give both secrets of a client away; and for replies that hold more than they should. With a
-    committee or a key holder the same is asked of what these sent.
+    committee or a key holder the same is asked of what these sent. Uploads that are encrypted under
+    keys that add up are judged by the masked key in them.
     """
 
     name: ClassVar[str] = "server-view"
@@ -81,17 +80,10 @@ class ServerEyes(Attack[TranscriptView, list[Weakness]]):
         """Return every weakness found; none is what one hopes for."""
         if view.aggregation == "committee":
             return [*_plain(view), *committee_weaknesses(view), *_extra(view)]
-        if view.aggregation == "encrypt":
-            return [
-                *encrypted_weaknesses(view),
-                *_repeated(view),
-                *_guessed(view),
-                *_two_sets(view),
-                *_both_secrets(view),
-                *_extra(view),
-            ]
+        bare = view.aggregation == "peer" or view.encryption == "additive"
         return [
-            *_plain(view),
+            *(encrypted_weaknesses(view) if view.aggregation == "encrypt" else ()),
+            *(_plain(view) if bare else ()),
             *_repeated(view),
             *_guessed(view),
             *_two_sets(view),
@@ -115,10 +107,14 @@ def _octets(message: Heard, name: str) -> bytes:
 
 
 def _plain(view: TranscriptView) -> Iterator[Weakness]:
-    kind = np.dtype(np.uint16 if view.bits == 16 else np.uint32).newbyteorder("<")
+    additive = view.encryption == "additive"
+    narrow = view.bits == 16 and not additive
+    kind = np.dtype(np.uint16 if narrow else np.uint32).newbyteorder("<")
     vectors: dict[tuple[int, int], npt.NDArray[np.unsignedinteger]] = {}
     for message in _uploads(view):
         words = _octets(message, "upload")[_HEADER:-_SIGNATURE]
+        if additive:  # what is masked is the key, and the ciphertext follows
+            words = words[:KEY_BYTES]
         if view.aggregation == "committee":  # commitments and envelopes follow the words
             words = words[: view.dimension * kind.itemsize]
         if len(words) // kind.itemsize >= _LEAST_WORDS:
@@ -141,7 +137,7 @@ def _plain(view: TranscriptView) -> Iterator[Weakness]:
 
 
 def _keys(view: TranscriptView) -> Iterator[tuple[Heard, tuple[bytes, ...]]]:
-    for message in _replies(view, "query.advertise"):
+    for message in (m for action in _ADVERTISING for m in _replies(view, action)):
         body = _octets(message, "message")[_HEADER:]
         if len(body) >= 96:
             yield message, (body[:32], body[32:64], body[64:96])
@@ -233,7 +229,7 @@ def judge_transcript(view: TranscriptView, found: list[Weakness]) -> list[Findin
     """Return one finding per kind of weakness."""
     uploads = sum(1 for _ in _uploads(view))
     findings = []
-    for kind, meaning in _KINDS[view.aggregation].items():
+    for kind, meaning in _kinds(view).items():
         places = [weakness.words for weakness in found if weakness.kind == kind]
         bad = bool(places) or not uploads
         shown = "; ".join(places[:3]) + (f" and {len(places) - 3} more" if len(places) > 3 else "")

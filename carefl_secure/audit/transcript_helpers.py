@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,16 +12,19 @@ import numpy.typing as npt
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from scipy.stats import chi2, kstest
 
-from carefl_secure.audit.views import Heard, TranscriptView
+from carefl_secure.audit.views import Heard, HolderView, TranscriptView
 from carefl_secure.noise import DeterministicKeySource
+from carefl_secure.secagg.ckks_round import join
 
 __all__ = [
+    "KINDS_ADDITIVE",
     "KINDS_COMMITTEE",
     "KINDS_ENCRYPT",
     "Weakness",
     "asked_twice",
     "committee_weaknesses",
     "encrypted_weaknesses",
+    "opened_chance",
     "residue_chance",
     "uniform_chance",
 ]
@@ -61,9 +64,17 @@ KINDS_COMMITTEE: Mapping[str, str] = {
     "opened twice": "a member that opened two sums in one round",
     "more than a vector": "a reply to training with more than the masked upload",
 }
-KINDS_ENCRYPT: Mapping[str, str] = {
+_KINDS_CIPHERTEXT: Mapping[str, str] = {
     "not encrypted": "an upload with structure, as no ciphertext has",
     "ciphertext repeated": "two uploads that are equal",
+}
+KINDS_ADDITIVE: Mapping[str, str] = {
+    **_KINDS_CIPHERTEXT,
+    "unmasked": "a client's key whose words are not uniform",
+    "mask reused": "two keys whose sum or difference is not uniform: a mask cancels",
+}
+KINDS_ENCRYPT: Mapping[str, str] = {
+    **_KINDS_CIPHERTEXT,
     "bare sum": "a decrypted sum that is not uniform: the peers' masks are off",
     "holder key repeated": "one key of the key holder used in two rounds",
     "opened twice": "a key holder that opened two sums in one round",
@@ -90,13 +101,34 @@ def residue_chance(numbers: npt.NDArray[np.uint64]) -> float:
     return float(kstest(numbers.astype(np.float64) / top, "uniform").pvalue) if top > 0 else 0.0
 
 
-def _from(view: TranscriptView, action: str) -> Iterator[tuple[Heard, bytes]]:
-    """Yield the good replies of one kind with their only bytes."""
+def opened_chance(octets: bytes, view: TranscriptView | HolderView) -> float:
+    """Return the p-value that what the key holder decrypted still has masks in it.
+
+    Under BFV those are residues. Under CKKS they are sums of signed halves of words, which are
+    uniform only once put together again.
+    """
+    if view.encryption == "ckks":
+        return uniform_chance(join(np.frombuffer(octets, "<i8").astype(np.int64), view.bits))
+    return residue_chance(np.frombuffer(octets, "<u8").astype(np.uint64))
+
+
+def _from(view: TranscriptView, action: str, field: str = "") -> Iterator[tuple[Heard, bytes]]:
+    """Yield the good replies of one kind with their only bytes, or those of one field."""
     for message in view.messages:
         if message.from_client and message.action == action and message.fields:
-            octets = [v for v in message.fields.values() if isinstance(v, bytes)]
+            fields = message.fields.items()
+            octets = [v for name, v in fields if isinstance(v, bytes) and field in ("", name)]
             if octets:
                 yield message, max(octets, key=len)
+
+
+def _announced(view: TranscriptView) -> Iterator[tuple[Heard, bytes]]:
+    """Yield the members' keys, made in their round or ahead of it."""
+    yield from _from(view, "query.committee_announce", "announcement")
+    yield from _from(view, "query.committee_announce_ahead", "announcement")
+    rode = _from(view, "query.committee_answer", "announcement")
+    # An answer given twice is found as that; the key on it is one key.
+    yield from {(m.round, m.client, octets): (m, octets) for m, octets in rode}.values()
 
 
 def asked_twice(messages: tuple[Heard, ...], action: str) -> Iterator[tuple[int, int]]:
@@ -110,9 +142,9 @@ def asked_twice(messages: tuple[Heard, ...], action: str) -> Iterator[tuple[int,
             seen.add(place)
 
 
-def _repeated(view: TranscriptView, action: str, kind: str) -> Iterator[Weakness]:
+def _repeated(sent: Iterable[tuple[Heard, bytes]], kind: str) -> Iterator[Weakness]:
     seen: dict[bytes, Heard] = {}
-    for message, octets in _from(view, action):
+    for message, octets in sent:
         body = octets[_HEADER:-_SIGNATURE]
         if body in seen:
             first = seen[body]
@@ -127,13 +159,13 @@ def _repeated(view: TranscriptView, action: str, kind: str) -> Iterator[Weakness
 def committee_weaknesses(view: TranscriptView) -> Iterator[Weakness]:
     """Look through what a committee sent."""
     kind = np.dtype(np.uint16 if view.bits == 16 else np.uint32).newbyteorder("<")
-    for message, octets in _from(view, "query.committee_answer"):
+    for message, octets in _from(view, "query.committee_answer", "answer"):
         words = np.frombuffer(octets[_HEADER + _HASH : -_SIGNATURE], kind)
         if uniform_chance(words.astype(kind.newbyteorder("="))) < _CHANCE:
             yield Weakness(
                 "bare answer", f"member {message.client - view.clients} in round {message.round}"
             )
-    yield from _repeated(view, "query.committee_announce", "key repeated")
+    yield from _repeated(_announced(view), "key repeated")
     yield from _guessed(view)
     listed: dict[int, set[bytes]] = defaultdict(set)
     for message, octets in _from(view, "query.committee_open"):
@@ -148,7 +180,7 @@ def committee_weaknesses(view: TranscriptView) -> Iterator[Weakness]:
 def _guessed(view: TranscriptView) -> Iterator[Weakness]:
     """Replay the key derivation of tests from every likely seed."""
     announced: dict[int, set[bytes]] = defaultdict(set)
-    for message, octets in _from(view, "query.committee_announce"):
+    for message, octets in _announced(view):
         announced[message.client].add(octets[-_SIGNATURE - _CURVE : -_SIGNATURE])
     for party, keys in announced.items():
         for seed in {view.seed, *range(_SEEDS)}:
@@ -166,11 +198,10 @@ def encrypted_weaknesses(view: TranscriptView) -> Iterator[Weakness]:
             yield Weakness(
                 "not encrypted", f"the upload of client {message.client} in round {message.round}"
             )
-    yield from _repeated(view, "train.masked", "ciphertext repeated")
-    yield from _repeated(view, "query.holder_key", "holder key repeated")
+    yield from _repeated(_from(view, "train.masked"), "ciphertext repeated")
+    yield from _repeated(_from(view, "query.holder_key"), "holder key repeated")
     for message, octets in _from(view, "query.open_sum"):
-        numbers = np.frombuffer(octets[_HEADER:-_SIGNATURE], "<u8").astype(np.uint64)
-        if residue_chance(numbers) < _CHANCE:
+        if opened_chance(octets[_HEADER:-_SIGNATURE], view) < _CHANCE:
             yield Weakness("bare sum", f"round {message.round}")
     for number, _ in asked_twice(view.messages, "query.open_sum"):
         yield Weakness("opened twice", f"round {number}")

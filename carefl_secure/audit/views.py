@@ -136,6 +136,8 @@ class TranscriptView:
         The way of summing.
     dimension : int
         Words in an upload.
+    encryption : {"bfv", "additive", "ckks"}
+        The scheme of ``aggregation="encrypt"``.
     """
 
     messages: tuple[Heard, ...]
@@ -144,6 +146,7 @@ class TranscriptView:
     seed: int
     aggregation: Literal["peer", "committee", "encrypt"] = "peer"
     dimension: int = 0
+    encryption: Literal["bfv", "additive", "ckks"] = "bfv"
 
 
 @dataclass(frozen=True)
@@ -171,9 +174,15 @@ class HolderView:
     Parameters
     ----------
     messages : tuple of Heard
+    bits : int
+        Word size of a vector.
+    encryption : {"bfv", "ckks"}
+        The scheme of its key.
     """
 
     messages: tuple[Heard, ...]
+    bits: int
+    encryption: Literal["bfv", "additive", "ckks"] = "bfv"
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -23,6 +23,17 @@ def start(
     server: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Another address than the kit's.")
     ] = None,
+    only: Annotated[
+        Literal["agent", "supernode"] | None,
+        typer.Option(help="One half; the other runs under another account or in a container."),
+    ] = None,
+    socket: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Where the two halves meet; with --only.")
+    ] = None,
+    work: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="Folder for logs and Flower's files; the kit's own."),
+    ] = None,
 ) -> None:
     """Start the site's agent and its SuperNode; ends with Ctrl-C.
 
@@ -31,4 +42,4 @@ def start(
     """
     from carefl_secure.federation.engines.stations import run_node
 
-    run_node(kit, server, typer.echo)
+    run_node(kit, server, typer.echo, only=only, socket=socket, work=work)

@@ -11,10 +11,13 @@ from rich.console import Console
 from carefl_secure.cli.figures import show, to_json
 from carefl_secure.cli.reporter import RichReporter
 from carefl_secure.config import load_config
+from carefl_secure.errors import ConfigError, RunError
 
 __all__ = ["server", "submit"]
 
 server = typer.Typer(name="server", no_args_is_help=True, help="Run the server from its kit.")
+
+_AT_SITES = ("federation.dropout=0", "data.at_sites=true")
 
 Words = Annotated[
     list[str] | None,
@@ -31,33 +34,56 @@ def _group() -> None:
 def start(
     kit: Annotated[Path, typer.Argument(metavar="KIT", help="The server's kit.")],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[
+        int | None, typer.Option(help="Another port than the kit's, for use behind a proxy.")
+    ] = None,
 ) -> None:
     """Start the SuperLink with TLS and register the kit's node keys; ends with Ctrl-C.
 
     Its one port also serves Flower's control interface, which asks for no password: put a proxy in
-    front that lets sites reach /v1/fleet only (docs/deployment.md).
+    front that lets sites reach /v1/fleet only (configs/deploy/nginx.conf).
     """
     from carefl_secure.federation.engines.stations import run_server
 
-    run_server(kit, host, typer.echo)
+    run_server(kit, host, typer.echo, port)
 
 
 def submit(
-    run: Annotated[Path, typer.Argument(metavar="RUN.yaml", help="The run's configuration.")],
     server: Annotated[Path, typer.Option(metavar="KIT", help="The server's kit.")],
     key: Annotated[Path, typer.Option(metavar="KIT", help="The submitter's kit.")],
+    run: Annotated[
+        Path | None, typer.Argument(metavar="RUN.yaml", help="The run's configuration.")
+    ] = None,
     set_: Words = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Go on with an interrupted run; takes its settings."),
+    ] = None,
+    patience: Annotated[
+        float, typer.Option(min=1, help="Seconds that the sites get to agree to the run.")
+    ] = 1800.0,
     json: Annotated[bool, typer.Option("--json", help="Write the summary as JSON.")] = False,
 ) -> None:
-    """Run a federation over the sites of a started server, from the server's machine."""
-    settings = load_config(run, set_ or ())
-    from carefl_secure.federation.engines.loopback import Remote
+    """Run a federation over the sites of a started server, from the server's machine.
+
+    Sets data.at_sites, and federation.dropout to 0: nobody's absence is simulated here.
+    """
+    if resume is None:
+        if run is None:
+            raise ConfigError("name a RUN.yaml, or a run folder with --resume")
+        settings = load_config(run, [*(set_ or ()), *_AT_SITES])
+    elif run is not None or set_:
+        raise ConfigError("--resume takes the settings of the run it names; leave the others out")
+    elif not (resume / "config.yaml").is_file():
+        raise RunError(f"{resume} is not a run folder: it holds no config.yaml; give runs/<id>")
+    else:
+        settings = load_config(resume / "config.yaml", ())
+    from carefl_secure.federation.engines.remote import Remote
     from carefl_secure.federation.train import train
 
     with RichReporter(Console(stderr=True)) as reporter:
-        summary = train(
-            settings, reporter, None, lambda config, told: Remote(config, told, server, key)
-        )
+        sites = Remote(settings, reporter, server, key, patience)
+        summary = train(settings, reporter, resume, lambda config, told: sites)
     if json:
         typer.echo(to_json(summary))
     else:

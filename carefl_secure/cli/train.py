@@ -53,8 +53,10 @@ def train(
         str,
         typer.Option(
             metavar="WHERE",
-            help="Where the clients are: inprocess (the default), or superlink, which starts "
-            "Flower's SuperLink and SuperNodes on this machine with TLS and node keys.",
+            help="Where the clients are: inprocess (the default), ray, which plays many clients "
+            "in Flower's simulation (pip install carefl-secure[ray]; federation.workers actors), "
+            "or superlink, which starts Flower's SuperLink and SuperNodes on this machine with "
+            "TLS and node keys.",
         ),
     ] = "inprocess",
     local_nodes: Annotated[
@@ -65,6 +67,14 @@ def train(
         Path | None,
         typer.Option(metavar="RUN", help="Go on with an interrupted run; takes its settings."),
     ] = None,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="WHERE",
+            help="Show the figures of every round in tensorboard or mlflow too; may be given "
+            "repeatedly (pip install 'carefl-secure[tracking]').",
+        ),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
     json: Annotated[
         bool, typer.Option("--json", help="Write the summary as JSON to standard output.")
@@ -74,8 +84,8 @@ def train(
 
     Progress goes to standard error, the result to standard output.
     """
-    if engine not in ("inprocess", "superlink"):
-        raise ConfigError(f"--engine is {engine!r}; choose inprocess or superlink")
+    if engine not in ("inprocess", "ray", "superlink"):
+        raise ConfigError(f"--engine is {engine!r}; choose inprocess, ray or superlink")
     if local_nodes is not None:
         if engine != "superlink":
             raise ConfigError("--local-nodes goes with --engine superlink only")
@@ -88,6 +98,7 @@ def train(
         "aggregation": aggregation,
         "stages": None if stages is None else [word.strip() for word in stages.split(",")],
         "run_dir": run_dir,
+        "track": track,
     }
     if resume is None:
         settings = load_config(config, set_ or (), **flags)
@@ -97,6 +108,11 @@ def train(
         raise RunError(f"{resume} is not a run folder: it holds no config.yaml; give runs/<id>")
     else:
         settings = load_config(resume / "config.yaml", ())
+    if settings.data.at_sites:
+        raise ConfigError(
+            "the records of this run are at the sites of a deployment; use carefl-secure submit, "
+            "with --resume to go on"
+        )
     # Heavy imports wait until the settings are known to be sound.
     from carefl_secure.federation.train import train as run
 

@@ -35,6 +35,7 @@ FLAGS: Mapping[str, str] = {
     "stages": "stages.spaces",
     "run_dir": "run.dir",
     "seed": "run.seed",
+    "track": "run.trackers",
 }
 """The keys that flags of the command line stand for."""
 

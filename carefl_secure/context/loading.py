@@ -25,7 +25,15 @@ from transformers.utils import logging as transformers_logging
 
 from carefl_secure.errors import ConfigError, ModelError
 
-__all__ = ["Source", "find_model", "load_model", "load_processor", "model_type", "quiet"]
+__all__ = [
+    "Source",
+    "fetch_snapshot",
+    "find_model",
+    "load_model",
+    "load_processor",
+    "model_type",
+    "quiet",
+]
 
 _FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -50,10 +58,16 @@ class Source:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the libraries' own bars and remarks off the screen."""
+def quiet(*loggers: str) -> Iterator[None]:
+    """Keep the libraries' own bars and remarks off the screen.
+
+    Parameters
+    ----------
+    loggers : str
+        Those to be silenced below errors; bitsandbytes and transformers unless told.
+    """
     bars = transformers_logging.is_progress_bar_enabled()
-    chatty = [logging.getLogger("bitsandbytes"), logging.getLogger("transformers")]
+    chatty = [logging.getLogger(name) for name in loggers or ("bitsandbytes", "transformers")]
     levels = [one.level for one in chatty]
     for one in chatty:
         one.setLevel(logging.ERROR)
@@ -80,8 +94,20 @@ def find_model(source: str, revision: str | None) -> Source:
     if Path(source).is_dir():
         folder = Path(source).resolve()
         return Source(folder.name, _digest(folder), folder)
+    folder = fetch_snapshot(source, revision, _FILES)
+    return Source(source, folder.name, folder)
+
+
+def fetch_snapshot(source: str, revision: str | None, files: Sequence[str]) -> Path:
+    """Fetch the files of a hub id that match some patterns, or find them in the cache.
+
+    Raises
+    ------
+    ModelError
+        If the hub could not deliver it.
+    """
     try:
-        folder = Path(snapshot_download(source, revision=revision, allow_patterns=_FILES))
+        return Path(snapshot_download(source, revision=revision, allow_patterns=list(files)))
     except (
         HfHubHTTPError,
         LocalEntryNotFoundError,
@@ -93,7 +119,6 @@ def find_model(source: str, revision: str | None) -> Source:
             f"{source!r} is neither a folder nor a model that the hub could deliver: {error}. "
             "Check the name and the network, or download the model and give its folder."
         ) from error
-    return Source(source, folder.name, folder)
 
 
 def model_type(source: Source) -> str:

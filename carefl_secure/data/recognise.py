@@ -173,8 +173,8 @@ def _task(layout: Layout, task: str) -> str:
     return task
 
 
-def _open_folder(root: Path, task: str, check: bool) -> dict[str, Corpus]:
-    space = None if task == "auto" else PUBLISHED_SPACES[task]
+def _open_folder(root: Path, task: str, check: bool, space: LabelSpace | None) -> dict[str, Corpus]:
+    space = space if task == "auto" else PUBLISHED_SPACES[task]
     parts = split_folders(root) or {"all": root}
     name = root.resolve().name
 
@@ -203,6 +203,7 @@ def open_corpus(
     every: int = 1,
     check: bool = False,
     reporter: Reporter | None = None,
+    space: LabelSpace | None = None,
 ) -> dict[str, Corpus]:
     """Recognise a corpus and return the splits that it has.
 
@@ -225,6 +226,8 @@ def open_corpus(
         Read every image to its end now. Published corpora leave out and count what cannot be
         read; an image folder is refused.
     reporter : Reporter, optional
+    space : LabelSpace, optional
+        Labels that were agreed on, for an image folder; derived from the folder by default.
 
     Returns
     -------
@@ -251,7 +254,12 @@ def open_corpus(
     rest: dict[str, Any] = {"check": check, "reporter": reporter}
     corpora: dict[str, Corpus]
     if layout.kind == "imagefolder":
-        corpora = _open_folder(path, task, check)
+        corpora = _open_folder(path, task, check, space)
+    elif space is not None:
+        raise ConfigError(
+            f"{path} is {layout.kind}, which has labels of its own; name them in data.labels, and "
+            "leave data.words out"
+        )
     elif layout.kind.startswith("rafdb"):
         subset: Any = task
         corpora = dict(load_rafdb(path, subset, view=view, **rest))  # type: ignore[arg-type]

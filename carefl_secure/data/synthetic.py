@@ -20,7 +20,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from carefl_secure.data.align import fit_similarity, warp
-from carefl_secure.data.drawing import SIZE, SPOTS, Look, draw
+from carefl_secure.data.canvas import SIZE, SPOTS
+from carefl_secure.data.drawing import Look, draw
 from carefl_secure.data.labels import label_space
 from carefl_secure.data.records import LabelSpace, Record
 from carefl_secure.data.scene import GROUPS, Scenes, draw_scenes, emotic_labels

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -17,6 +18,8 @@ from carefl_secure.errors import DataError
 __all__ = ["VIDEO_SUFFIXES", "VideoPicture", "frame_count", "frame_rate"]
 
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"})
+
+Number = TypeVar("Number", int, float)
 
 
 class _Backend(Protocol):
@@ -83,6 +86,14 @@ def _broken(path: Path, error: Exception) -> DataError:
     return DataError(f"the video {path} cannot be read: {error}; replace it or extract its frames")
 
 
+def _told(path: Path, ask: Callable[[_Backend], Number]) -> Number:
+    backend = _backend(path)
+    try:
+        return ask(backend)
+    except (OSError, ValueError, IndexError, RuntimeError) as error:
+        raise _broken(path, error) from error
+
+
 def frame_count(path: Path) -> int:
     """Return how many frames a video has.
 
@@ -91,11 +102,7 @@ def frame_count(path: Path) -> int:
     DataError
         If no package reads videos, or this one cannot be read.
     """
-    backend = _backend(path)
-    try:
-        count = backend.count(path)
-    except (OSError, ValueError, IndexError, RuntimeError) as error:
-        raise _broken(path, error) from error
+    count = _told(path, lambda backend: backend.count(path))
     if count < 1:
         raise _broken(path, ValueError("it has no frames"))
     return count
@@ -109,11 +116,7 @@ def frame_rate(path: Path) -> float:
     DataError
         If no package reads videos, or this one cannot be read.
     """
-    backend = _backend(path)
-    try:
-        rate = backend.rate(path)
-    except (OSError, ValueError, IndexError, RuntimeError) as error:
-        raise _broken(path, error) from error
+    rate = _told(path, lambda backend: backend.rate(path))
     if rate <= 0:
         raise _broken(path, ValueError("it does not say how many frames a second has"))
     return rate

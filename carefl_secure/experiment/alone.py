@@ -16,16 +16,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from carefl_secure.config import Config
 from carefl_secure.data.records import targets
 from carefl_secure.errors import ConfigError
 from carefl_secure.experiment.scores import Bench
 from carefl_secure.federation.learning import ModelTask
-from carefl_secure.federation.optim import Alternating, FedAdam, FedAvg, ServerOptimizer
-from carefl_secure.federation.setup import UNCLIPPED, key_source, micro_batch
+from carefl_secure.federation.optim import Listener
+from carefl_secure.federation.plan_setup import UNCLIPPED
+from carefl_secure.federation.setup import key_source, make_optimiser, micro_batch
 from carefl_secure.model.features import vision_features
 from carefl_secure.model.learner import Learner
-from carefl_secure.model.lora import Adapter
 from carefl_secure.noise import KeyStream, gaussian
 from carefl_secure.privacy.budget import BudgetQuestion, solve_budget
 from carefl_secure.privacy.sampling import poisson_sample
@@ -113,6 +112,12 @@ def _descend(
 ) -> Vector:
     """Take ``federation.rounds`` steps from ``start`` on some of the private records."""
     config, corpora, said = bench.config, bench.corpora, bench.contexts
+    if config.sums_moves:
+        raise ConfigError(
+            "a local or central cell takes one step on one gradient at a time, and these settings "
+            "have clients take several; set federation.aggregator=fedadam and leave out "
+            "federation.local_steps"
+        )
     private = config.privacy.unit != "none" and noise > 0
     clip = config.privacy.clipping_norm if private else UNCLIPPED
     features = vision_features(bench.scorer.adapter.base, corpora.private, bench.reporter)
@@ -129,7 +134,8 @@ def _descend(
         micro_batch(config),
     )
     rate, adapter = config.privacy.sample_rate, start.copy()
-    optimiser = _optimiser(config, bench.scorer.adapter)
+    batch = rate * len(share)
+    optimiser = make_optimiser(config, bench.scorer.adapter)
     source = key_source(config)(0)
     for number in range(1, config.federation.rounds + 1):
         drawn = poisson_sample(len(share), rate, KeyStream(source.key(f"{purpose}/sample")))
@@ -137,23 +143,7 @@ def _descend(
         if noise > 0:
             stream = KeyStream(source.key(f"{purpose}/noise"))
             gradient = gradient + gaussian(stream, len(gradient), noise * clip)
-        adapter = optimiser.step(adapter, gradient / (rate * len(share)))
+        if isinstance(optimiser, Listener):
+            optimiser.hear(1.0, (noise * clip / batch) ** 2)
+        adapter = optimiser.step(adapter, gradient / batch)
     return adapter
-
-
-def _optimiser(config: Config, adapter: Adapter) -> ServerOptimizer:
-    """Return the rule of the server, which one party follows on its own gradients."""
-    if config.sums_moves:
-        raise ConfigError(
-            "a local or central cell takes one step on one gradient at a time, and these settings "
-            "have clients take several; set federation.aggregator=fedadam and leave out "
-            "federation.local_steps"
-        )
-
-    def make() -> ServerOptimizer:
-        rate = config.server_lr
-        if config.federation.aggregator == "fedadam":
-            return FedAdam(rate, config.federation.betas)
-        return FedAvg(rate, config.federation.momentum)
-
-    return Alternating(make(), make(), adapter.mask(1)) if adapter.train == "alternate" else make()

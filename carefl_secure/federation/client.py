@@ -8,11 +8,18 @@ from collections.abc import Callable, Mapping
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from carefl_secure.errors import CareflError, ConfigError
+from carefl_secure.errors import CareflError, ConfigError, ProtocolError
 from carefl_secure.federation.directory import role_message
 from carefl_secure.federation.helper_actions import HELPER_ACTIONS, answer_as_helper
 from carefl_secure.federation.helpers import Helper
-from carefl_secure.federation.messages import Fields, adapter_of, pack
+from carefl_secure.federation.messages import (
+    Fields,
+    adapter_of,
+    pack,
+    ride_of,
+    vector_hash,
+    with_ride,
+)
 from carefl_secure.federation.refusal import Party, refusal
 from carefl_secure.federation.session import ClientSession
 
@@ -37,13 +44,27 @@ def _advertise(session: ClientSession, content: RecordDict) -> RecordDict:
     return pack(index=session.index, message=message)
 
 
+def _advertise_ahead(session: ClientSession, content: RecordDict) -> RecordDict:
+    fields = Fields(content, "round", "plan")
+    message = session.advertise_ahead(fields.integer("round"), fields.octets("plan"))
+    return pack(index=session.index, message=message)
+
+
+def _share_ahead(session: ClientSession, content: RecordDict) -> RecordDict:
+    return pack(shares=session.share_ahead(Fields(content, maps=["peers"]).map("peers")))
+
+
 def _submit(session: ClientSession, content: RecordDict) -> RecordDict:
-    fields = Fields(content, "round", "plan", maps=["announcements"])
+    fields, ride = Fields(content, "round", "plan", maps=["announcements"]), ride_of(content)
+    number = fields.integer("round")
+    if ride is not None and Fields(ride, "round", "plan").integer("round") != number:
+        raise ProtocolError("keys ahead: the members' keys are for another round")
     upload = session.submit(
-        fields.integer("round"),
+        number,
         fields.octets("plan"),
         adapter_of(content, session.dimension),
         fields.map("announcements"),
+        ahead=ride is not None,
     )
     return pack(upload=upload)
 
@@ -59,7 +80,11 @@ def _share(session: ClientSession, content: RecordDict) -> RecordDict:
 
 def _masked(session: ClientSession, content: RecordDict) -> RecordDict:
     shares = Fields(content, maps=["shares"]).map("shares")
-    return pack(upload=session.masked(adapter_of(content, session.dimension), shares))
+    adapter, ride = adapter_of(content, session.dimension), ride_of(content)
+    if ride is not None:
+        made = Fields(ride, "round", "plan")
+        session.take_up(made.integer("round"), made.octets("plan"), vector_hash(adapter))
+    return pack(upload=session.masked(adapter, shares))
 
 
 def _sign(session: ClientSession, content: RecordDict) -> RecordDict:
@@ -79,7 +104,25 @@ _ACTIONS: Mapping[str, Action] = {
     "train.submit": _submit,
     "query.sign": _sign,
     "query.unmask": _unmask,
+    "query.advertise_ahead": _advertise_ahead,
+    "query.share_ahead": _share_ahead,
 }
+_RIDES: Mapping[str, Action] = {
+    "query.sign": _advertise_ahead,
+    "query.unmask": _share_ahead,
+}
+_READ_THEIR_OWN = frozenset({"train.masked", "train.submit"})  # it says which keys to use
+
+
+def _answer(session: ClientSession, name: str, content: RecordDict) -> RecordDict:
+    """Take one step of a client, and then the one that rides on it for the next round."""
+    ride = ride_of(content)
+    if ride is not None and name not in _RIDES and name not in _READ_THEIR_OWN:
+        raise ProtocolError(f"keys ahead: nothing rides on {name}")
+    reply = _ACTIONS[name](session, content)
+    if ride is None or name in _READ_THEIR_OWN:
+        return reply
+    return with_ride(reply, _RIDES[name](session, ride))
 
 
 def build_client_app(
@@ -111,13 +154,14 @@ def build_client_app(
     -------
     ClientApp
         With the actions ``query.advertise``, ``query.share``, ``train.masked``, ``query.sign`` and
-        ``query.unmask`` of peers, ``train.submit`` before a committee, ``query.role``, and those of
-        helpers: ``query.committee_announce``, ``query.committee_open``, ``query.committee_answer``,
-        ``query.holder_key`` and ``query.open_sum``.
+        ``query.unmask`` of peers, ``query.advertise_ahead`` and ``query.share_ahead`` of peers
+        that dropped out of a round and come back in the next, ``train.submit`` before a committee,
+        ``query.role``, and those of `HELPER_ACTIONS`.
 
     Guarantees
     ----------
-    A reply holds the one value its step is for and nothing else. In ``train.masked`` and
+    A reply holds the one value its step is for and nothing else, but for the keys of the next round
+    that ride on ``query.sign`` and ``query.unmask`` where that was agreed. In ``train.masked`` and
     ``train.submit`` that is the masked upload: no number of records, no loss, no time. A refusal is
     a number with a fixed sentence. A client takes no helper's part and a helper no client's.
     """
@@ -135,7 +179,7 @@ def build_client_app(
             session = sessions(partition)
             if keep_state and _STATE in context.state:
                 session.restore(Fields(context.state, "session", name=_STATE).octets("session"))
-            content = _ACTIONS[name](session, message.content)
+            content = _answer(session, name, message.content)
             if keep_state:
                 context.state[_STATE] = ConfigRecord({"session": session.save()})
         except CareflError as error:

@@ -10,6 +10,8 @@ from carefl_secure.errors import ConfigError
 from carefl_secure.federation.fields import WORD_BITS, choose_fields
 from carefl_secure.secagg import (
     AdditiveParameters,
+    AheadCommitteeParameters,
+    AheadParameters,
     CkksParameters,
     CommitteeParameters,
     EncryptedParameters,
@@ -78,6 +80,8 @@ class Cohort:
     committee_spare : int, optional
         Members that may vanish once all have announced; ``2 * committee_spare + 1`` honest ones
         are needed then.
+    keys_ahead : bool, optional
+        Whether the keys of a round are made on the way of the round before; never under encryption.
 
     Raises
     ------
@@ -99,6 +103,7 @@ class Cohort:
     key_holder: bytes | None = None
     encryption: Encryption = "bfv"
     committee_spare: int = 0
+    keys_ahead: bool = True
 
     def __post_init__(self) -> None:
         """Check that the parties are different."""
@@ -122,6 +127,11 @@ class Cohort:
                 "a client cannot be its own helper: committee members and the key holder need "
                 "keys that are not in the roster of clients"
             )
+
+    @property
+    def rides(self) -> bool:
+        """Whether messages of a round may carry keys for the next one."""
+        return self.keys_ahead and self.aggregation != "encrypt"
 
     @property
     def helpers(self) -> tuple[bytes, ...]:
@@ -156,6 +166,23 @@ class Cohort:
         """Return the agreement behind one round with a committee."""
         common = self._common(plan, number, model_hash)
         return CommitteeParameters(**common, members=self.members, spare=self.committee_spare)
+
+    def ahead_parameters(self, plan: RunPlan, number: int) -> AheadParameters:
+        """Return the agreement behind a round among peers, but for its model.
+
+        Parameters
+        ----------
+        plan : RunPlan
+            The run's plan.
+        number : int
+            Number of the round.
+        """
+        return AheadParameters(**self._peers(plan, number, b""))
+
+    def ahead_committee_parameters(self, plan: RunPlan, number: int) -> AheadCommitteeParameters:
+        """Return the agreement behind a round with a committee, but for its model."""
+        common = self._common(plan, number, b"")
+        return AheadCommitteeParameters(**common, members=self.members, spare=self.committee_spare)
 
     def encrypted_parameters(
         self, plan: RunPlan, number: int, model_hash: bytes, public_key: bytes
@@ -254,6 +281,7 @@ def make_cohort(
     aggregation: Aggregation,
     encryption: Encryption,
     committee_spare: int,
+    keys_ahead: bool = True,
 ) -> Cohort:
     """Return the cohort of a run whose helpers are committee members or the key holder.
 
@@ -263,7 +291,7 @@ def make_cohort(
     roster, helpers : tuple of bytes
         Ed25519 public keys of clients and helpers, as many helpers as `helpers_wanted` says.
     base_hash : bytes
-    aggregation, encryption, committee_spare
+    aggregation, encryption, committee_spare, keys_ahead
         As configured; what the way of summing does not use is left at its default.
     """
     return Cohort(
@@ -274,4 +302,5 @@ def make_cohort(
         key_holder=helpers[0] if aggregation == "encrypt" and helpers else None,
         encryption=encryption if aggregation == "encrypt" else "bfv",
         committee_spare=committee_spare if aggregation == "committee" else 0,
+        keys_ahead=keys_ahead,
     )

@@ -11,13 +11,13 @@ import numpy.typing as npt
 from carefl_secure.config import Config
 from carefl_secure.data.partition import partition
 from carefl_secure.data.recognise import open_corpus
-from carefl_secure.data.records import Corpus
+from carefl_secure.data.records import Corpus, LabelSpace
 from carefl_secure.data.splits import Subset, split
 from carefl_secure.data.synthetic import synthetic_corpus
 from carefl_secure.errors import DataError
 from carefl_secure.progress import Reporter
 
-__all__ = ["Corpora", "load_corpora", "load_parts", "share_out"]
+__all__ = ["Corpora", "declared_space", "load_corpora", "load_parts", "share_out"]
 
 _PRIVATE = 8000  # records of the embedded corpus, where the configuration gives no number
 _PUBLIC, _TEST, _OPEN = 0.1, 0.15, 0.5  # the other splits, as shares of that number
@@ -63,7 +63,19 @@ def load_corpora(config: Config, reporter: Reporter) -> Corpora:
 
         return load_stages(config, reporter)[-1]
     found = load_parts(config, reporter)
+    if config.data.at_sites:
+        from carefl_secure.federation.site_corpora import open_only  # which knows this module
+
+        return open_only(found, config)
     return replace(found, shares=share_out(config, found.private))
+
+
+def declared_space(config: Config) -> LabelSpace | None:
+    """Return the labels that ``data.words`` declares; None where it declares none."""
+    if config.data.words is None:
+        return None
+    # The name is fixed too: it decides what the model is asked.
+    return LabelSpace("declared", config.data.words, config.data.multi)
 
 
 def load_parts(config: Config, reporter: Reporter) -> Corpora:
@@ -117,7 +129,13 @@ def _drawn(config: Config, reporter: Reporter) -> tuple[Corpus, Corpus, Corpus, 
 def _read(config: Config, reporter: Reporter) -> tuple[Corpus, Corpus, Corpus]:
     """Read a folder; its own test split is kept where it has one, the rest is cut by subject."""
     path = Path(config.data.source)
-    parts = open_corpus(path, task=config.data.labels, view=config.data.view, reporter=reporter)
+    parts = open_corpus(
+        path,
+        task=config.data.labels,
+        view=config.data.view,
+        reporter=reporter,
+        space=declared_space(config),
+    )
     whole = _labelled(parts["all"] if "all" in parts else parts.get("train"), path)
     public, test = config.data.public_fraction, config.data.test_fraction
     scored = parts.get("test") or parts.get("val")

@@ -48,6 +48,8 @@ class Directory:
         """
         self._roles = {node: role for node, role in self._roles.items() if node in nodes}
         unknown = [node for node in nodes if node not in self._roles]
+        if not unknown:
+            return
         for node, reply in exchange.ask(dict.fromkeys(unknown, pack(ask=1)), ROLE):
             fields = Fields(reply, "role", "index")
             role, index = fields.integer("role"), fields.integer("index")

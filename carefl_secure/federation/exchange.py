@@ -37,12 +37,10 @@ class Exchange:
         self._timeout = timeout
         self._received: dict[int, int] = {}
 
-    def address(self, contents: Mapping[int, RecordDict], action: str) -> list[Message]:
-        """Return one message per node."""
-        return [
-            Message(content, node, action, group_id=self._group)
-            for node, content in contents.items()
-        ]
+    def address(self, contents: Mapping[int, RecordDict], action: str) -> Iterator[Message]:
+        """Yield one message per node, each made when it is sent."""
+        for node, content in contents.items():
+            yield Message(content, node, action, group_id=self._group)
 
     def ask(
         self, contents: Mapping[int, RecordDict], action: str
@@ -56,9 +54,16 @@ class Exchange:
         CareflError
             The class that a client refused with; `EngineError` for a fault.
         """
-        messages = self.address(contents, action)
-        replies = self._grid.send_and_receive(messages, timeout=self._timeout)
+        replies = self.send(self.address(contents, action))
         return self.accept(replies, counted=action != ROLE)
+
+    def send(self, messages: Iterable[Message]) -> Iterable[Message]:
+        """Send messages of any kind in one go and return the replies as they come, unread."""
+        return self._grid.send_and_receive(messages, timeout=self._timeout)
+
+    def nodes(self) -> list[int]:
+        """Return the nodes that are there now."""
+        return sorted(self._grid.get_node_ids())
 
     def accept(
         self, replies: Iterable[Message], *, counted: bool = True

@@ -172,6 +172,11 @@ class RunFolder:
         """The run's plan as JSON: privacy, encoding and the event of one round."""
         return self.path / "plan.json"
 
+    @property
+    def keys(self) -> Path:
+        """Which predictable keys were drawn, in a test under ``unsafe_deterministic_noise``."""
+        return self.path / "keys"
+
     def client(self, index: int) -> Path:
         """Where one simulated client keeps what is its own."""
         return self.path / "clients" / str(index)

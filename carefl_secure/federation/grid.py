@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import copy
 import uuid
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -22,19 +23,28 @@ from flwr.supercore.task_identity import TaskIdentity
 from carefl_secure.errors import CareflError, ConfigError, EngineError
 from carefl_secure.federation.refusal import LOST, refusal
 
-__all__ = ["FIRST_NODE", "TESTED_FLOWER", "Drop", "LocalGrid", "Record", "empty_run"]
+__all__ = ["FIRST_NODE", "TESTED_FLOWER", "Drop", "LocalGrid", "Record", "empty_run", "stamp"]
 
 TESTED_FLOWER = ("1.41", "1.42")
 FIRST_NODE = 1000
 
+_AHEAD = 2  # messages in hand for each worker
+
 Drop = Callable[[int, Message], bool]
 Record = Callable[[int, Message], None]
+Exchanged = Generator[tuple[Message, Message | None], None, None]
 
 
 def empty_run() -> Run:
     """Return a run without an engine, and let this process build messages for it."""
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
     return Run.create_empty(run_id=1)
+
+
+def stamp(message: Message) -> Message:
+    """Give a message the id that a SuperLink would have given it, and return it."""
+    message.metadata.__dict__["_message_id"] = uuid.uuid4().hex
+    return message
 
 
 class _Faults:
@@ -89,6 +99,13 @@ class LocalGrid(Grid):
     Messages and replies are deep copies, so neither side can change what the other holds. Time
     limits have no meaning in process and are ignored. A copy is not a serialisation: a change of
     message formats also needs a run over a real loopback network.
+
+    Guarantees
+    ----------
+    Of one exchange, `send_and_receive` holds at most two messages with their replies for each
+    worker, however many nodes there are: a message is taken and copied when its node is to handle
+    it, and a reply belongs to whoever asked. What was not asked for is still delivered, before the
+    next exchange begins; after an error or `close` it never is.
     """
 
     def __init__(
@@ -120,6 +137,7 @@ class LocalGrid(Grid):
             for i in range(nodes)
         }
         self._replies: dict[str, Message] = {}
+        self._open: Exchanged | None = None
 
     @property
     def run(self) -> Run:
@@ -164,13 +182,8 @@ class LocalGrid(Grid):
             When a client app fails with anything but a refusal or a lost connection, or a message
             names no node of this grid.
         """
-        sent = (self._stamped(message) for message in messages)
-        if self._workers == 1:
-            return [self._keep(message, self._exchange(message)) for message in sent]
-        stamped = list(sent)
-        with ThreadPoolExecutor(self._workers) as pool:
-            answers = pool.map(self._exchange, stamped)
-            return [self._keep(*pair) for pair in zip(stamped, answers, strict=True)]
+        self._settle()
+        return [self._keep(message, reply) for message, reply in self._exchanges(messages)]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Hand out the replies to these messages; each is handed out once, lost ones never."""
@@ -179,8 +192,64 @@ class LocalGrid(Grid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """Send messages and return the replies that came back; ``timeout`` is ignored."""
-        return self.pull_messages(self.push_messages(messages))
+        """Send messages and yield the replies that come back, each as soon as it is there.
+
+        The nodes work while the result is iterated; ``timeout`` is ignored.
+
+        Raises
+        ------
+        EngineError
+            While the result is iterated, as `push_messages` does.
+        """
+        self._settle()
+        self._open = self._exchanges(messages)
+        return self._received(self._open)
+
+    def close(self) -> None:
+        """Wait for the messages that nodes have in hand, and deliver no others."""
+        if self._open is not None:
+            self._open.close()
+            self._open = None
+
+    def _settle(self) -> None:
+        """Deliver what is left of an exchange whose replies nobody asked for to the end."""
+        if self._open is not None:
+            for _ in self._received(self._open):
+                pass
+            self._open = None
+
+    def _received(self, exchanges: Exchanged) -> Iterator[Message]:
+        """Yield the replies that came back."""
+        for _, reply in exchanges:
+            if reply is not None:
+                self._see(reply.metadata.src_node_id, reply)
+                yield reply
+
+    def _exchanges(self, messages: Iterable[Message]) -> Exchanged:
+        """Deliver messages in order; yield each with its reply, or with None where that was lost.
+
+        Several workers run ahead of the reply that is waited for, but only so far.
+        """
+        if self._workers == 1:
+            for message in messages:
+                sent = self._stamped(message)
+                yield sent, self._exchange(sent)
+            return
+        ahead: deque[tuple[Message, Future[Message | None]]] = deque()
+        with ThreadPoolExecutor(self._workers) as pool:
+            try:
+                for message in messages:
+                    sent = self._stamped(message)
+                    ahead.append((sent, pool.submit(self._exchange, sent)))
+                    if len(ahead) == _AHEAD * self._workers:
+                        sent, answer = ahead.popleft()
+                        yield sent, answer.result()
+                while ahead:
+                    sent, answer = ahead.popleft()
+                    yield sent, answer.result()
+            finally:
+                for _, answer in ahead:
+                    answer.cancel()
 
     def _stamped(self, message: Message) -> Message:
         """Copy a message and give it the id that a SuperLink would."""
@@ -189,8 +258,7 @@ class LocalGrid(Grid):
             raise EngineError(
                 f"there is no node {node} on this grid; it has {len(self._contexts)} nodes"
             )
-        stamped = copy.deepcopy(message)
-        stamped.metadata.__dict__["_message_id"] = uuid.uuid4().hex
+        stamped = stamp(copy.deepcopy(message))
         self._see(node, stamped)
         return stamped
 

@@ -9,7 +9,7 @@ from flwr.app import RecordDict
 from carefl_secure.errors import ProtocolError
 from carefl_secure.federation.directory import role_message
 from carefl_secure.federation.helpers import Helper, HolderSession, MemberSession
-from carefl_secure.federation.messages import Fields, pack
+from carefl_secure.federation.messages import Fields, pack, ride_of, with_ride
 
 __all__ = ["HELPER_ACTIONS", "answer_as_helper"]
 
@@ -24,14 +24,26 @@ def _announce(helper: Helper, content: RecordDict) -> RecordDict:
     return pack(announcement=announcement)
 
 
+def _announce_ahead(helper: Helper, content: RecordDict) -> RecordDict:
+    fields = Fields(content, "round", "plan")
+    announcement = _member(helper).announce_ahead(fields.integer("round"), fields.octets("plan"))
+    return pack(announcement=announcement)
+
+
 def _open(helper: Helper, content: RecordDict) -> RecordDict:
+    ride = ride_of(content)
+    if ride is not None:
+        made = Fields(ride, *_HELLO)
+        _member(helper).take_up(made.integer("round"), made.octets("model"), made.octets("plan"))
     fields = Fields(content, "listing", maps=["announcements"])
     opening = _member(helper).open(fields.map("announcements"), fields.octets("listing"))
     return pack(opening=opening)
 
 
 def _answer(helper: Helper, content: RecordDict) -> RecordDict:
-    return pack(answer=_member(helper).answer(Fields(content, maps=["openings"]).map("openings")))
+    openings, ride = Fields(content, maps=["openings"]).map("openings"), ride_of(content)
+    answer = pack(answer=_member(helper).answer(openings))
+    return answer if ride is None else with_ride(answer, _announce_ahead(helper, ride))
 
 
 def _consent(helper: Helper, content: RecordDict) -> RecordDict:
@@ -63,6 +75,7 @@ def _role(helper: Helper, content: RecordDict) -> RecordDict:
 
 HELPER_ACTIONS: Mapping[str, Callable[[Helper, RecordDict], RecordDict]] = {
     "query.committee_announce": _announce,
+    "query.committee_announce_ahead": _announce_ahead,
     "query.committee_open": _open,
     "query.committee_answer": _answer,
     "query.committee_consent": _consent,

@@ -52,13 +52,16 @@ class Helper:
 
     def _begin(self, number: int, plan_hash: bytes) -> None:
         self.close()
+        self._check(number, plan_hash)
+        self._round = number
+
+    def _check(self, number: int, plan_hash: bytes) -> None:
         if plan_hash != self._plan.hash():
             raise ProtocolError("the server follows another privacy plan; compare the run plans")
         if number <= self._round:
             raise ProtocolError(
                 f"round {number} comes after round {self._round}; a round is never repeated"
             )
-        self._round = number
 
     @property
     def party(self) -> Party:
@@ -100,6 +103,8 @@ class MemberSession(Helper):
         super().__init__(index, identity, plan, cohort)
         self._keys = keys
         self._member: CommitteeMember | None = None
+        self._next: CommitteeMember | None = None
+        self._next_number = -1
 
     def announce(self, number: int, model_hash: bytes, plan_hash: bytes) -> bytes:
         """Begin a round: make its key and return the public half, signed.
@@ -114,6 +119,43 @@ class MemberSession(Helper):
         self._member = CommitteeMember(parameters, self.index, self._identity, self._keys)
         return self._member.announce()
 
+    def announce_ahead(self, number: int, plan_hash: bytes) -> bytes:
+        """Make and show a key for a later round, whose model is not known yet.
+
+        Raises
+        ------
+        ProtocolError
+            When that was not agreed, the round is not new, or the plan is another one.
+        """
+        if not self._cohort.rides:
+            raise ProtocolError(
+                "keys ahead: the server asks for a key of a later round, which is not agreed; "
+                "compare federation.keys_ahead"
+            )
+        self._check(number, plan_hash)
+        if number <= self._next_number:
+            raise ProtocolError(f"keys ahead: a key for round {number} was shown before")
+        self._drop_next()
+        parameters = self._cohort.ahead_committee_parameters(self._plan, number)
+        self._next = CommitteeMember(parameters, self.index, self._identity, self._keys)
+        self._next_number = number
+        return self._next.announce()
+
+    def take_up(self, number: int, model_hash: bytes, plan_hash: bytes) -> None:
+        """Begin the round whose key was made ahead, with its model; the one in progress ends.
+
+        Raises
+        ------
+        ProtocolError
+            When there is no key for exactly this round, or the plan is another one.
+        """
+        self._check(number, plan_hash)
+        if self._next is None or number != self._next_number:
+            raise ProtocolError(f"keys ahead: there is none for round {number}")
+        self._next.bind(model_hash)
+        self._end()
+        self._member, self._next, self._round = self._next, None, number
+
     def open(self, announcements: Mapping[int, bytes], listing: bytes) -> bytes:
         """Check the list of clients, open their envelopes and sign what was found."""
         return self._open().open(announcements, listing)
@@ -122,7 +164,7 @@ class MemberSession(Helper):
         """Give the one sum of masks, then forget the round, unless members may still be lost."""
         answer = self._open().answer(openings)
         if not self._cohort.committee_spare:
-            self.close()
+            self._end()
         return answer
 
     def consent(self, lost: Collection[int]) -> bytes:
@@ -132,14 +174,23 @@ class MemberSession(Helper):
     def recover(self, consents: Mapping[int, bytes]) -> bytes:
         """Give the shares of the lost members' seeds, then forget the round."""
         shares = self._open().recover(consents)
-        self.close()
+        self._end()
         return shares
 
     def close(self) -> None:
-        """Erase the secrets of the round in progress."""
+        """Erase the secrets of the round in progress and the key made for the next one."""
+        self._end()
+        self._drop_next()
+
+    def _end(self) -> None:
         if self._member is not None:
             self._member.close()
             self._member = None
+
+    def _drop_next(self) -> None:
+        if self._next is not None:
+            self._next.close()
+            self._next = None
 
     def _open(self) -> CommitteeMember:
         if self._member is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +21,7 @@ from carefl_secure.model.learner import LabelScorer, Learner
 from carefl_secure.privacy.clipping import Engine, clipped_sum
 from carefl_secure.progress import Reporter
 
-__all__ = ["Evaluator", "ModelTask", "baseline_floors", "model_tasks"]
+__all__ = ["Evaluator", "ModelTask", "baseline_floors", "final_figures", "model_tasks"]
 
 Vector = npt.NDArray[np.float32]
 
@@ -127,6 +128,7 @@ class ModelTask:
                 engine=self.engine,
                 micro_batch=self.micro_batch,
                 groups=groups,
+                lanes=held.base.lanes,
             )
             out = np.zeros(held.dimension)
             out[held.mask(number)] = total.vector
@@ -240,6 +242,30 @@ class Evaluator:
             "mAP": mean_average_precision(self._test_targets, scores),
             "macro_f1": macro_f1(self._test_targets, scores, thresholds),
         }
+
+
+def final_figures(
+    row: Mapping[str, float | int | str],
+    before: Mapping[str, float],
+    evaluate: Callable[[Vector], dict[str, float]],
+    adapter: Vector,
+) -> dict[str, float]:
+    """Return the figures of a final adapter, from its round's own row where that was scored.
+
+    Parameters
+    ----------
+    row : mapping
+        Of the last finished round. One that was resumed, and whose last rounds were paid for and
+        lost, may not have been scored.
+    before : mapping
+        Names what is asked for.
+    evaluate : callable(adapter) -> dict
+        An `Evaluator`.
+    adapter : ndarray of float32, shape [D]
+        After that round.
+    """
+    scored = {name: float(row[name]) for name in before if name in row}
+    return scored if len(scored) == len(before) else evaluate(adapter)
 
 
 def baseline_floors(corpora: Corpora) -> dict[str, float]:

@@ -22,12 +22,15 @@ __all__ = [
     "pack",
     "pack_adapter",
     "payload_bytes",
+    "ride_of",
     "unpack_adapter",
     "vector_hash",
     "with_adapter",
+    "with_ride",
 ]
 
 _RECORD = "fields"
+_RIDE = "ahead"
 _ARRAYS = "arrays"
 _ADAPTER = "adapter"
 _PEERS = ".peers"
@@ -164,7 +167,18 @@ def adapter_of(content: RecordDict, dimension: int) -> NDArray[np.float32]:
 
 def with_adapter(content: RecordDict, record: ArrayRecord) -> RecordDict:
     """Return the content with the adapter beside its fields."""
-    return RecordDict({_RECORD: content[_RECORD], _ARRAYS: record})
+    return RecordDict({**content, _ARRAYS: record})
+
+
+def with_ride(content: RecordDict, ride: RecordDict) -> RecordDict:
+    """Return the content with what rides on it for the next round, as a record of its own."""
+    return RecordDict({**content, _RIDE: ride[_RECORD]})
+
+
+def ride_of(content: RecordDict) -> RecordDict | None:
+    """Return what rides on a message, or None where nothing does."""
+    ride = content.get(_RIDE)
+    return None if ride is None else RecordDict({_RECORD: ride})
 
 
 def vector_hash(vector: NDArray[np.float32]) -> bytes:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from carefl_secure.errors import ConfigError, NonFiniteError, RunError
 
-__all__ = ["Alternating", "FedAdam", "FedAvg", "Listener", "ServerOptimizer"]
+__all__ = ["FedAdam", "FedAvg", "Listener", "ServerOptimizer", "State", "checked", "narrowed"]
 
 Vector = NDArray[np.float64]
 State = dict[str, NDArray[np.float64] | int]
@@ -55,7 +55,16 @@ class Listener(Protocol):
         """
 
 
-def _checked(adapter: NDArray[np.float32], gradient: Vector) -> Vector:
+def checked(adapter: NDArray[np.float32], gradient: Vector) -> Vector:
+    """Return the adapter in float64, once the gradient fits it and is finite.
+
+    Raises
+    ------
+    NonFiniteError
+        When the gradient is not finite.
+    RunError
+        When the shapes differ.
+    """
     if gradient.shape != adapter.shape:
         raise RunError(
             f"the gradient has shape {gradient.shape}, the adapter {adapter.shape}; "
@@ -68,7 +77,14 @@ def _checked(adapter: NDArray[np.float32], gradient: Vector) -> Vector:
     return adapter.astype(np.float64)
 
 
-def _narrowed(vector: Vector) -> NDArray[np.float32]:
+def narrowed(vector: Vector) -> NDArray[np.float32]:
+    """Write a point back to float32.
+
+    Raises
+    ------
+    NonFiniteError
+        When it does not fit.
+    """
     with np.errstate(over="ignore"):
         narrow = vector.astype(np.float32)
     if not np.isfinite(narrow).all():
@@ -129,10 +145,10 @@ class FedAvg:
         NonFiniteError
             When the gradient or the step is not finite; the state is then unchanged.
         """
-        point = _checked(adapter, gradient)
+        point = checked(adapter, gradient)
         old = self._velocity if self._velocity.size else np.zeros_like(point)
         velocity = self.momentum * old + gradient
-        moved = _narrowed(point - self.learning_rate * velocity)
+        moved = narrowed(point - self.learning_rate * velocity)
         self._velocity = velocity
         return moved
 
@@ -214,7 +230,7 @@ class FedAdam:
         RunError
             With noise correction, when the noise of this step was not told.
         """
-        point = _checked(adapter, gradient)
+        point = checked(adapter, gradient)
         b1, b2 = self.betas
         first = (
             b1 * (self._first if self._first.size else np.zeros_like(point)) + (1 - b1) * gradient
@@ -232,7 +248,7 @@ class FedAdam:
             known = noise / (1 - b2**steps)
             variance = np.maximum(variance - known, _NOISE_FLOOR * known)
         direction = (first / (1 - b1**steps)) / (np.sqrt(variance) + self.eps)
-        moved = _narrowed(point - self.learning_rate * direction)
+        moved = narrowed(point - self.learning_rate * direction)
         self._first, self._second, self._steps = first, second, steps
         self._noise, self._heard = noise, None
         return moved
@@ -256,56 +272,3 @@ class FedAdam:
         if self.noise_correction:
             self._noise = float(_vector(state, "noise")[0])
         self._first, self._second, self._steps = first, second, steps
-
-
-class Alternating:
-    """Steps one half of the adapter in odd rounds and the other half in even ones.
-
-    Each half has an optimiser of its own, and the resting half does not move, whatever noise its
-    entries of the sum carry.
-
-    Parameters
-    ----------
-    odd, even : ServerOptimizer
-    mask : ndarray of bool, shape [D]
-        True where an entry trains in odd rounds.
-    """
-
-    def __init__(
-        self, odd: ServerOptimizer, even: ServerOptimizer, mask: NDArray[np.bool_]
-    ) -> None:
-        self._halves = {"odd": (odd, mask), "even": (even, ~mask)}
-        self._steps = 0
-
-    def step(self, adapter: NDArray[np.float32], gradient: Vector) -> NDArray[np.float32]:
-        """Step the half whose turn it is; see the optimisers for the errors."""
-        optimiser, mask = self._halves["even" if self._steps % 2 else "odd"]
-        moved = _narrowed(_checked(adapter, gradient))
-        moved[mask] = optimiser.step(adapter[mask], gradient[mask])
-        self._steps += 1
-        return moved
-
-    def hear(self, share: float, noise_variance: float) -> None:
-        """Pass the facts of the round on to the half whose turn it is."""
-        optimiser, _ = self._halves["even" if self._steps % 2 else "odd"]
-        if isinstance(optimiser, Listener):
-            optimiser.hear(share, noise_variance)
-
-    def state(self) -> State:
-        """Return both optimisers' states and the number of steps."""
-        out: State = {"turns": self._steps}
-        for name, (optimiser, _) in self._halves.items():
-            out.update({f"{name}.{key}": value for key, value in optimiser.state().items()})
-        return out
-
-    def load(self, state: Mapping[str, object]) -> None:
-        """Take both states from a checkpoint."""
-        steps = state.get("turns")
-        if not isinstance(steps, int) or steps < 0:
-            raise RunError("the checkpoint was not written by an alternating optimiser")
-        for name, (optimiser, _) in self._halves.items():
-            start = f"{name}."
-            optimiser.load(
-                {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}
-            )
-        self._steps = steps

@@ -63,5 +63,6 @@ class Engine(Protocol):
         committee_members: int,
         committee_spare: int,
         encryption: Encryption,
+        keys_ahead: bool,
     ) -> Parties:
         """Return the parties; see `run_federation` for the parameters."""

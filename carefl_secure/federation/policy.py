@@ -18,6 +18,8 @@ TEMPLATE = """\
 # The most that all runs on one corpus may spend, and all runs on all corpora of this site.
 max_epsilon_per_corpus: 8.0
 max_epsilon_total: 16.0
+# The largest delta of a run; keep it below one over the number of records. Write 1.0e-4, not 1e-4.
+max_delta: 1.0e-4
 # Fewest clients in a run, and fewest in any sum that is opened.
 min_clients: 3
 min_survivors: 3
@@ -32,7 +34,7 @@ allow_unprotected: false
 submitters: ["{submitter}"]
 """
 
-_NUMBERS = ("max_epsilon_per_corpus", "max_epsilon_total")
+_NUMBERS = ("max_epsilon_per_corpus", "max_epsilon_total", "max_delta")
 _COUNTS = ("min_clients", "min_survivors")
 _LISTS = ("allowed_base_models", "allowed_plans", "allowed_aggregation", "submitters")
 
@@ -43,6 +45,7 @@ class Policy:
 
     max_epsilon_per_corpus: float
     max_epsilon_total: float
+    max_delta: float
     min_clients: int
     min_survivors: int
     allowed_base_models: tuple[str, ...]
@@ -66,10 +69,17 @@ def read_policy(path: Path) -> Policy:
         raise ConfigError(f"the policy {path} cannot be read: {error}") from error
     wanted = {*_NUMBERS, *_COUNTS, *_LISTS, "allow_unprotected"}
     if not isinstance(raw, dict) or set(raw) != wanted:
-        raise ConfigError(f"the policy {path} must hold exactly: {', '.join(sorted(wanted))}")
+        held = set(map(str, raw)) if isinstance(raw, dict) else set()
+        said = f"it lacks {', '.join(sorted(wanted - held)) or 'nothing'}"
+        said += f" and does not know {', '.join(sorted(held - wanted)) or 'nothing else'}"
+        raise ConfigError(
+            f"the policy {path} must hold exactly: {', '.join(sorted(wanted))}; {said}"
+        )
     for name in _NUMBERS:
         if type(raw[name]) not in (int, float) or not 0 < raw[name] < float("inf"):
-            raise ConfigError(f"{path}: {name} must be a positive number")
+            raise ConfigError(
+                f"{path}: {name} must be a positive number, with a point in it if it has an e"
+            )
     for name in _COUNTS:
         if type(raw[name]) is not int or raw[name] < 1:
             raise ConfigError(f"{path}: {name} must be a whole number from 1")
@@ -111,3 +121,5 @@ def check_policy(policy: Policy, plan: RunPlan, cohort: Cohort, submitter: bytes
             f"epsilon {privacy.target_epsilon:g} is above {policy.max_epsilon_per_corpus:g}",
             "epsilon",
         )
+    elif privacy.delta > policy.max_delta:
+        raise PolicyError(f"delta {privacy.delta:g} is above {policy.max_delta:g}", "delta")

@@ -82,6 +82,7 @@ _CLAUSES = {
     "roster": "the run names other parties than the site's roster",
     "expired": "the site's kit has expired",
     "path": "the run names a path, and paths on a site are the site's own affair",
+    "delta": "the run asks for a larger delta than the site's policy allows",
 }
 _CLAUSE_NAMES = tuple(_CLAUSES)
 

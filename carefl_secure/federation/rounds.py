@@ -15,6 +15,7 @@ from carefl_secure.federation._flwr_env import quiet_flower
 from carefl_secure.federation.cohort import Aggregation, Encryption, check_encryption
 from carefl_secure.federation.folder import RunFolder, write_atomically
 from carefl_secure.federation.grid import Record
+from carefl_secure.federation.journal import Journal
 from carefl_secure.federation.messages import pack_adapter
 from carefl_secure.federation.optim import ServerOptimizer
 from carefl_secure.federation.parties import Engine
@@ -25,6 +26,7 @@ from carefl_secure.federation.stage_plans import Stage
 from carefl_secure.federation.strategy import Evaluate, SecureSumStrategy
 from carefl_secure.federation.sum_additive import EXPERIMENTAL
 from carefl_secure.federation.task import LocalTask
+from carefl_secure.federation.trackers import Followed
 from carefl_secure.noise import KeySource, SystemKeySource
 from carefl_secure.privacy import Ledger
 from carefl_secure.progress import Reporter, SilentReporter
@@ -35,6 +37,7 @@ Adapter = NDArray[np.float32]
 Scalar = float | int | str
 _OPTIMISER = "optimiser."
 _TASK = "rounds"
+_PATIENCE = 60.0  # seconds that a round waits for nodes that are not online
 
 
 @dataclass(frozen=True)
@@ -83,8 +86,11 @@ def run_federation(
     committee_members: int = 3,
     committee_spare: int = 0,
     encryption: Encryption = "bfv",
+    keys_ahead: bool = True,
     engine: Engine = Clients,
+    timeout: float = 3600.0,
     stage: Stage | None = None,
+    trackers: Sequence[str] = (),
 ) -> FederationResult:
     """Run all planned rounds, or those of one stage, with clients in this process.
 
@@ -137,12 +143,20 @@ def run_federation(
         are needed then, in place of one.
     encryption : {"bfv", "additive", "ckks"}, optional
         The scheme of ``aggregation="encrypt"``; additive is EXPERIMENTAL.
+    keys_ahead : bool, optional
+        Whether the keys of a round are made on the way of the round before; changes no result, and
+        nothing where uploads are encrypted.
     engine : Engine, optional
         Makes the parties and the grid that reaches them; in this process by default. The same
         noise gives the same adapter on every engine.
+    timeout : float, optional
+        Seconds that a party on a network has to answer one message; one that takes longer counts
+        as dropped out of the round.
     stage : Stage, optional
         Which stage of a run this is; ``plan`` is then its own, ``folder`` names it, and a stage
         after the first goes on in a folder and in ledgers that were used before.
+    trackers : sequence of str, optional
+        Where else figures of rounds are shown: ``tensorboard``, ``mlflow``.
 
     Returns
     -------
@@ -166,6 +180,8 @@ def run_federation(
     by as many, so that the target is kept.
     """
     reporter = reporter or SilentReporter()
+    followed = Followed(reporter, folder, trackers)
+    journal = Journal(folder.path / "logs" / "server.jsonl")
     way: str = aggregation
     if aggregation == "encrypt":
         check_encryption(plan, encryption)
@@ -186,6 +202,7 @@ def run_federation(
         committee_members=committee_members,
         committee_spare=committee_spare,
         encryption=encryption,
+        keys_ahead=keys_ahead,
     )
     server_ledger = Ledger(folder.ledger, {"run": folder.name})
     purse = Purse(server_ledger, plan, clients.cohort)
@@ -213,7 +230,8 @@ def run_federation(
             row = {"stage": stage.name, **row}
         folder.append_metrics(row)
         _save(folder, plan, way, optimiser, moved, int(row["round"]), stage)
-        reporter.round(row)
+        journal.opened(int(row["round"]), int(row["survivors"]))
+        followed.round(row)
         reporter.advance(_TASK)
 
     strategy = SecureSumStrategy(
@@ -226,14 +244,21 @@ def run_federation(
         on_round=on_round,
         finished=finished,
         last=last,
+        timeout=timeout,
+        patience=min(timeout, _PATIENCE),
     )
     reporter.start(_TASK, last - finished)
     try:
-        if finished < last:
-            grid = clients.grid(workers, drop if gone else None, record)
-            with quiet_flower():
-                strategy.start(grid, pack_adapter(adapter), num_rounds=last - finished)
-            clients.finish()
+        with followed, journal:
+            parties = len(clients.cohort.roster) + len(clients.cohort.helpers)
+            journal.begin(folder.run_id, parties, finished + 1, last)
+            if finished < last:
+                watch = journal.watching(record)
+                grid = clients.grid(workers, drop if gone else None, watch)
+                with quiet_flower():
+                    rounds = last - finished
+                    strategy.start(grid, pack_adapter(adapter), num_rounds=rounds, timeout=timeout)
+                clients.finish()
     finally:
         clients.close()
         reporter.finish(_TASK)

@@ -19,18 +19,20 @@ from carefl_secure.errors import NonFiniteError, ProtocolError
 from carefl_secure.federation.cohort import Cohort
 from carefl_secure.federation.local import local_work
 from carefl_secure.federation.messages import vector_hash
+from carefl_secure.federation.open_rounds import OpenRounds
 from carefl_secure.federation.planning import RunPlan
 from carefl_secure.federation.spending import Purse
-from carefl_secure.federation.summing import ClientSum
 from carefl_secure.federation.task import LocalTask
 from carefl_secure.federation.ways import ClientSums
 from carefl_secure.noise import KeySource, KeyStream, SkellamSampler
 from carefl_secure.privacy import Ledger
 from carefl_secure.secagg import encode, wrap
+from carefl_secure.secagg.crypto import same
 
 __all__ = ["ClientSession"]
 
-_SAVED = struct.Struct("<q32sI")
+_LENGTH = struct.Struct("<I")
+_STAMP = 32
 
 
 class ClientSession:
@@ -96,10 +98,8 @@ class ClientSession:
         self._cohort = cohort
         self._purse = Purse(ledger, plan, cohort, max_epsilon)
         self._keys = keys
-        self._round = -1
-        self._model_hash = bytes(32)
         self._sums = ClientSums(plan, cohort, index, identity, keys)
-        self._sum: ClientSum | None = None
+        self._rounds = OpenRounds(self._sums, plan.hash(), cohort.rides)
 
     @property
     def dimension(self) -> int:
@@ -138,8 +138,33 @@ class ClientSession:
             When the round is not new, the plan or the key is another one, or rounds of this run
             have no advertisements.
         """
-        self._begin(round_number, model_hash, plan_hash, key)
-        return self._open().advertise()
+        self._rounds.begin(round_number, model_hash, plan_hash, key)
+        return self._rounds.current().advertise()
+
+    def advertise_ahead(self, round_number: int, plan_hash: bytes) -> bytes:
+        """Show fresh keys for a later round while this one goes on; nothing is spent or read.
+
+        Raises
+        ------
+        ProtocolError
+            When the cohort did not agree to that, the plan is another one, or this client took part
+            in that round or has shown keys for it.
+        """
+        return self._rounds.advertise_ahead(round_number, plan_hash)
+
+    def share_ahead(self, advertisements: Mapping[int, bytes]) -> dict[int, bytes]:
+        """Split the secrets of that later round among the peers that advertised for it."""
+        return self._rounds.share_ahead(advertisements)
+
+    def take_up(self, round_number: int, plan_hash: bytes, model_hash: bytes) -> None:
+        """Begin the round whose keys were made ahead, with its model; this one is over.
+
+        Raises
+        ------
+        ProtocolError
+            When there are no keys for exactly this round, or the plan is another one.
+        """
+        self._rounds.take_up(round_number, plan_hash, model_hash)
 
     def submit(
         self,
@@ -147,6 +172,8 @@ class ClientSession:
         plan_hash: bytes,
         adapter: NDArray[np.float32],
         announcements: Mapping[int, bytes],
+        *,
+        ahead: bool = False,
     ) -> bytes:
         """Take part in a whole round by one message, for a committee to open.
 
@@ -158,6 +185,8 @@ class ClientSession:
             The global adapter.
         announcements : mapping of int to bytes
             The members' keys for this round.
+        ahead : bool, optional
+            Whether they were made before the model was known.
 
         Returns
         -------
@@ -173,26 +202,15 @@ class ClientSession:
             raise ProtocolError(
                 "the server asks for a committee's message; compare federation.aggregation"
             )
-        self._begin(round_number, vector_hash(adapter), plan_hash)
+        self._rounds.begin(round_number, vector_hash(adapter), plan_hash, ahead=ahead)
         try:
             return self.masked(adapter, announcements)
         finally:
             self.close()
 
-    def _begin(self, number: int, model_hash: bytes, plan_hash: bytes, key: bytes = b"") -> None:
-        self.close()
-        if plan_hash != self._plan.hash():
-            raise ProtocolError("the server follows another privacy plan; compare the run plans")
-        if number <= self._round:
-            raise ProtocolError(
-                f"round {number} comes after round {self._round}; a round is never repeated"
-            )
-        self._sum = self._sums.begin(number, model_hash, key)
-        self._round, self._model_hash = number, model_hash
-
     def share(self, advertisements: Mapping[int, bytes]) -> dict[int, bytes]:
         """Split this round's secrets among the peers that advertised."""
-        return self._open().share(advertisements)
+        return self._rounds.current().share(advertisements)
 
     def masked(self, adapter: NDArray[np.float32], messages: Mapping[int, bytes]) -> bytes:
         """Compute, protect and mask this client's vector: the one release of a round.
@@ -218,32 +236,32 @@ class ClientSession:
         ProtocolError, CohortError
             When the adapter is not the announced one or too few peers take part.
         """
-        total = self._open()
-        if vector_hash(adapter) != self._model_hash:
+        total = self._rounds.current()
+        if vector_hash(adapter) != self._rounds.model_hash:
             raise ProtocolError("the adapter is not the one whose hash opened the round")
-        self._purse.pay(self._round)
+        self._purse.pay(self._rounds.number)
         return total.mask(self._protected(adapter), messages)
 
     def sign(self, shared: Collection[int], survivors: Collection[int]) -> bytes:
         """Sign who shared and who survived; the secure sum refuses a second, different pair."""
-        return self._open().sign(shared, survivors)
+        return self._rounds.current().sign(shared, survivors)
 
     def unmask(self, signatures: Mapping[int, bytes]) -> bytes:
         """Answer the one request to unmask, then forget every secret of the round."""
-        answer = self._open().unmask(signatures)
-        self.close()
+        answer = self._rounds.current().unmask(signatures)
+        self._rounds.end()
         return answer
 
     def save(self) -> bytes:
         """Return what the next step needs, for engines that start a process per message.
 
-        The secrets of a round in it are sealed under the client's identity; FedDyn's correction is
-        not, and is as private as the records. Store it before the reply leaves, and only the
-        newest: an older one would let a step be answered twice.
+        It opens for nobody else's identity. The secrets of rounds in it are sealed; FedDyn's
+        correction is not, and is as private as the records. Store it before the reply leaves, and
+        only the newest: an older one would let a step be answered twice.
         """
-        rest = b"" if self._sum is None else self._sum.save()
         work = self._work.save()
-        return _SAVED.pack(self._round, self._model_hash, len(work)) + work + rest
+        content = _LENGTH.pack(len(work)) + work + self._rounds.save()
+        return self._sums.stamp(content) + content
 
     def restore(self, saved: bytes) -> None:
         """Go on from what `save` returned.
@@ -254,36 +272,28 @@ class ClientSession:
             When it is damaged, or belongs to another client, run or plan.
         """
         self.close()
-        if len(saved) < _SAVED.size:
-            raise ProtocolError("the saved session is cut short; the client sits this round out")
-        number, model_hash, length = _SAVED.unpack_from(saved)
-        if len(saved) < _SAVED.size + length:
-            raise ProtocolError("the saved session is cut short; the client sits this round out")
-        self._work.restore(saved[_SAVED.size : _SAVED.size + length])
-        rest = saved[_SAVED.size + length :]
-        if rest:
-            self._sum = self._sums.restore(rest, number, model_hash)
-        self._round, self._model_hash = number, model_hash
+        stamp, content = saved[:_STAMP], saved[_STAMP:]
+        if not same(stamp, self._sums.stamp(content)):
+            raise ProtocolError(
+                "saved session: it was changed, or is of another client or run; the client sits "
+                "this round out"
+            )
+        end = _LENGTH.size + _LENGTH.unpack_from(content)[0]
+        self._work.restore(content[_LENGTH.size : end])
+        self._rounds.restore(content[end:])
 
     def close(self) -> None:
-        """Erase the secrets of the round in progress, if there is one."""
-        if self._sum is not None:
-            self._sum.close()
-            self._sum = None
-
-    def _open(self) -> ClientSum:
-        if self._sum is None:
-            raise ProtocolError("there is no open round; it was answered, abandoned or never begun")
-        return self._sum
+        """Erase the secrets of the round in progress and those made for the next one."""
+        self._rounds.close()
 
     def _protected(self, adapter: NDArray[np.float32]) -> NDArray[np.unsignedinteger]:
         """Compute, encode, add noise, wrap; an empty sample sends noise alone."""
         encoding = self._plan.encoding
-        total = self._work.release(adapter, self._round, self._keys)
+        total = self._work.release(adapter, self._rounds.number, self._keys)
         if not np.isfinite(total).all():
             raise NonFiniteError(f"the vector of client {self.index} holds NaN or infinity")
         dither = KeyStream(self._keys.key("dither"))
-        integers = encode(total, encoding, self._open().rotation, dither)
+        integers = encode(total, encoding, self._rounds.current().rotation, dither)
         if self._plan.share_variance > 0:
             noise = KeyStream(self._keys.key("noise"))
             sampler = SkellamSampler(self._plan.share_variance)

@@ -1,26 +1,26 @@
-"""What a configuration sets up: model and scorer, plan, optimiser, keys, and the agreed hash."""
+"""What a configuration sets up: model and scorer, tasks, optimiser, keys, and the agreed hash."""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 import carefl_secure
 from carefl_secure.config import Config
-from carefl_secure.data.people import people
 from carefl_secure.data.records import LabelSpace
 from carefl_secure.errors import ConfigError
+from carefl_secure.federation.alternating import Alternating
 from carefl_secure.federation.contexts import Contexts, load_contexts
 from carefl_secure.federation.corpora import Corpora, load_corpora
-from carefl_secure.federation.earlier import History, earlier_spends
 from carefl_secure.federation.feddyn import FedDyn
+from carefl_secure.federation.kept_keys import KeptKeys
 from carefl_secure.federation.learning import ModelTask, model_tasks
-from carefl_secure.federation.optim import Alternating, FedAdam, FedAvg, ServerOptimizer
-from carefl_secure.federation.planning import LocalPlan, RunPlan, plan_run
+from carefl_secure.federation.optim import FedAdam, FedAvg, ServerOptimizer
+from carefl_secure.federation.plan_setup import plan_of
+from carefl_secure.federation.planning import RunPlan
+from carefl_secure.federation.site_corpora import load_own
 from carefl_secure.federation.task import LocalTask
 from carefl_secure.model.generation import TextScorer
 from carefl_secure.model.learner import LabelScorer
@@ -32,28 +32,18 @@ from carefl_secure.privacy.promise import aggregation_text
 from carefl_secure.progress import Reporter
 
 __all__ = [
-    "UNCLIPPED",
     "base_hash_of",
     "client_tasks",
-    "counted",
-    "earlier_of",
     "key_source",
     "label_scorer",
-    "local_plan",
     "make_optimiser",
     "micro_batch",
     "opening",
-    "plan_of",
-    "plan_settings",
-    "plan_with",
     "run_settings",
     "site_work",
     "text_scorer",
     "trust_words",
 ]
-
-UNCLIPPED = 1e3
-"""Far above the norm of any record's gradient: without privacy nothing is to be cut."""
 
 
 def text_scorer(config: Config, scorer: LabelScorer) -> TextScorer | None:
@@ -61,14 +51,6 @@ def text_scorer(config: Config, scorer: LabelScorer) -> TextScorer | None:
     if config.evaluation.scorer == "labels":
         return None
     return TextScorer(scorer, constrained=config.evaluation.constrained)
-
-
-def earlier_of(config: Config, run: str | None) -> frozenset[History]:
-    """Return what the clients' ledgers hold of other runs, where a limit over all runs is set."""
-    privacy = config.privacy
-    if privacy.ledgers is None or privacy.max_epsilon is None or privacy.unit == "none":
-        return frozenset()
-    return earlier_spends(privacy.ledgers, config.federation.clients, run)
 
 
 def trust_words(config: Config) -> str:
@@ -83,7 +65,7 @@ def trust_words(config: Config) -> str:
 
 def micro_batch(config: Config) -> int:
     """Return how many records go through the model at once; the large ones want memory."""
-    return config.federation.micro_batch or (128 if config.model.base == "embedded" else 4)
+    return config.federation.micro_batch or (64 if config.model.base == "embedded" else 4)
 
 
 def label_scorer(config: Config, space: LabelSpace) -> LabelScorer:
@@ -98,6 +80,7 @@ def label_scorer(config: Config, space: LabelSpace) -> LabelScorer:
         revision=config.model.revision,
         quantization=config.model.quantization,
         compute_dtype=config.model.compute_dtype,
+        lanes=config.federation.lanes,
     )
     adapter = Adapter(
         base,
@@ -109,70 +92,6 @@ def label_scorer(config: Config, space: LabelSpace) -> LabelScorer:
         last_layers=config.adapter.last_layers,
     )
     return LabelScorer(adapter, space, task_question(config.model.prompt, space))
-
-
-def plan_of(
-    config: Config, corpora: Corpora, dimension: int, earlier: frozenset[History] = frozenset()
-) -> RunPlan:
-    """Return the plan that follows from a configuration; the same at every party."""
-    declared = config.federation.public_records
-    if declared is not None:
-        return plan_with(config, declared, dimension, earlier=earlier)
-    many, held = counted(config, corpora)
-    return plan_with(config, many, dimension, held, earlier)
-
-
-def counted(config: Config, corpora: Corpora) -> tuple[int, int]:
-    """Count the units that are sampled, records or persons, and the records."""
-    held = corpora.private.records
-    return (len(people(held)) if config.privacy.unit == "person" else len(held)), len(held)
-
-
-def plan_with(
-    config: Config,
-    public_records: int,
-    dimension: int,
-    records: int | None = None,
-    earlier: frozenset[History] = frozenset(),
-) -> RunPlan:
-    """Return the plan for a declared number of records (persons), without looking at any."""
-    return plan_run(
-        **plan_settings(config, public_records, dimension, records),
-        limit=config.privacy.max_epsilon if earlier else None,
-        earlier=earlier,
-    )
-
-
-def plan_settings(
-    config: Config, public_records: int, dimension: int, records: int | None = None
-) -> dict[str, Any]:
-    """Return what `plan_run` needs of a configuration."""
-    privacy = config.privacy
-    private = privacy.unit != "none"
-    records = public_records if records is None else records
-    if private and privacy.delta >= 1 / records:
-        raise ConfigError(
-            f"privacy.delta={privacy.delta:g} is not below one over the {records} private "
-            f"records, which would allow one record to be published whole; set privacy.delta "
-            f"below {1 / records:.2g}"
-        )
-    return {
-        "unit": privacy.unit,
-        "trust": privacy.trust,
-        "records_per_person": privacy.records_per_person,
-        "local": local_plan(config),
-        "dimension": dimension,
-        "clients": config.federation.clients,
-        "rounds": config.federation.rounds,
-        "public_records": public_records,
-        "sample_rate": 1.0 if privacy.unit == "client" else privacy.sample_rate,
-        "clipping_norm": config.privacy.clipping_norm if private else UNCLIPPED,
-        "delta": config.privacy.delta,
-        "target_epsilon": config.privacy.epsilon if private else None,
-        "min_survivors": config.federation.floor,
-        "max_colluders": config.privacy.max_colluders,
-        "normalise": config.privacy.normalise and private,
-    }
 
 
 def site_work(
@@ -190,10 +109,11 @@ def site_work(
     """
     if config.stages.spaces:
         raise ConfigError("a run in stages stays in one process; a site takes part in one stage")
-    corpora = load_corpora(config, reporter)
     if index is None:
-        whole = [np.arange(len(corpora.private.records), dtype=np.int64)]
-        corpora, index = dataclasses.replace(corpora, shares=whole), 0
+        corpora, index = load_own(config, reporter), 0
+    else:
+        data = config.data.model_copy(update={"at_sites": False})
+        corpora = load_corpora(config.model_copy(update={"data": data}), reporter)
     contexts = load_contexts(config, corpora, reporter)
     scorer = label_scorer(config, corpora.private.space)
     adapter = scorer.adapter
@@ -210,7 +130,9 @@ def client_tasks(
     contexts: Contexts | None,
     reporter: Reporter,
 ) -> list[ModelTask]:
-    """Return what every client computes with under a plan, in the order of the clients."""
+    """Return what every client of this machine computes with, in the order of the clients."""
+    if config.data.at_sites and not corpora.shares:
+        return []
     return model_tasks(
         scorer,
         corpora,
@@ -239,24 +161,10 @@ def run_settings(config: Config) -> dict[str, Any]:
         "committee_members": federation.committee_members,
         "committee_spare": federation.committee_spare,
         "encryption": federation.encryption,
+        "keys_ahead": federation.keys_ahead,
+        "trackers": config.run.trackers,
+        "timeout": federation.timeout_s,
     }
-
-
-def local_plan(config: Config) -> LocalPlan | None:
-    """Return the local steps of a configuration; None where clients release sums of gradients."""
-    federation = config.federation
-    if not config.sums_moves:
-        return None
-    rule = federation.aggregator
-    return LocalPlan(
-        steps=config.local_steps,
-        learning_rate=config.local_lr,
-        batch_share=config.privacy.sample_rate,
-        proximal_mu=federation.proximal_mu if rule == "fedprox" else 0.0,
-        feddyn_alpha=federation.feddyn_alpha if rule == "feddyn" else 0.0,
-        stragglers=federation.stragglers,
-        seed=config.run.seed,
-    )
 
 
 def make_optimiser(config: Config, adapter: Adapter) -> ServerOptimizer:
@@ -273,15 +181,23 @@ def make_optimiser(config: Config, adapter: Adapter) -> ServerOptimizer:
     return Alternating(make(), make(), adapter.mask(1)) if adapter.train == "alternate" else make()
 
 
-def key_source(config: Config, stage: str = "") -> Callable[[int], KeySource]:
+def key_source(
+    config: Config, stage: str = "", kept: Path | None = None
+) -> Callable[[int], KeySource]:
     """Return what gives every client its keys: the system's entropy unless tests ask otherwise.
 
-    Keys that tests can predict follow from seed, stage and client, so no stage repeats another's.
+    Keys that tests can predict follow from seed, stage and client, so no stage repeats another's;
+    which of them were drawn is kept in the folder ``kept``, so that a resumed run repeats none.
     """
     if not config.unsafe_deterministic_noise:
         return lambda index: SystemKeySource()
     seed = f"{config.run.seed}{stage and '/' + stage}".encode()
-    return lambda index: DeterministicKeySource(seed + b"/" + str(index).encode())
+
+    def source(index: int) -> KeySource:
+        keys = DeterministicKeySource(seed + b"/" + str(index).encode())
+        return keys if kept is None else KeptKeys(keys, kept / f"{index}.log")
+
+    return source
 
 
 def base_hash_of(digest: bytes, config: Config) -> bytes:
@@ -308,8 +224,9 @@ def opening(plan: RunPlan, corpora: Corpora, before: Mapping[str, float]) -> str
             f"; the noise in the mean move has norm {hidden:.3g} and the move itself {most:g} at "
             "most, so little will be learnt: invite more clients, or protect persons or records"
         )
+    records = len(corpora.private.records) or f"{plan.privacy.public_records} declared"
     return (
-        f"{len(corpora.private.records)} private records at {plan.privacy.clients} clients, "
+        f"{records} private records at {plan.privacy.clients} clients, "
         f"{plan.encoding.dimension} trainable values, {plan.encoding.bits} bits each; {noise}; "
         f"untuned mAP {before['mAP']:.3f}{loud}"
     )

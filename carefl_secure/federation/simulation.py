@@ -26,7 +26,7 @@ from carefl_secure.federation.task import LocalTask
 from carefl_secure.noise import KeySource
 from carefl_secure.privacy import Ledger
 
-__all__ = ["Clients", "vanishing"]
+__all__ = ["Clients", "ledger_path", "vanishing"]
 
 _LATER = frozenset({"train.masked", "train.submit", "query.sign", "query.unmask"})
 
@@ -62,6 +62,8 @@ class Clients:
         Members that may vanish once all have announced.
     encryption : {"bfv", "additive", "ckks"}, optional
         The scheme of encrypted sums.
+    keys_ahead : bool, optional
+        Whether the keys of a round are made on the way of the round before.
 
     Raises
     ------
@@ -88,12 +90,14 @@ class Clients:
         committee_members: int = 3,
         committee_spare: int = 0,
         encryption: Encryption = "bfv",
+        keys_ahead: bool = True,
     ) -> None:
         if len(tasks) != plan.privacy.clients:
             raise ConfigError(
                 f"{len(tasks)} tasks for {plan.privacy.clients} clients; give one each"
             )
         self._folder = folder
+        self._grid: LocalGrid | None = None
         identities = [Ed25519PrivateKey.generate() for _ in tasks]
         helping = helpers_wanted(aggregation, committee_members, encryption)
         private = [Ed25519PrivateKey.generate() for _ in range(helping)]
@@ -105,9 +109,10 @@ class Clients:
             aggregation=aggregation,
             encryption=encryption,
             committee_spare=committee_spare,
+            keys_ahead=keys_ahead,
         )
         self.ledgers = [
-            Ledger(_ledger_path(folder, ledgers, index), {"client": str(index)})
+            Ledger(ledger_path(folder, ledgers, index), {"client": str(index)})
             for index in range(len(tasks))
         ]
         self.sessions = [
@@ -159,13 +164,16 @@ class Clients:
     def grid(self, workers: int, drop: Drop | None, record: Record | None) -> LocalGrid:
         """Return the grid that reaches all parties."""
         app = build_client_app(self.session, self.keep_refusal, helpers=self.helper)
-        return LocalGrid(app, self.nodes, workers=workers, drop=drop, record=record)
+        self._grid = LocalGrid(app, self.nodes, workers=workers, drop=drop, record=record)
+        return self._grid
 
     def finish(self) -> None:
         """Do nothing: a run in this process has no status but its own."""
 
     def close(self) -> None:
-        """Erase every secret that a round left open."""
+        """Stop the nodes and erase every secret that a round left open."""
+        if self._grid is not None:
+            self._grid.close()
         for session in self.sessions:
             session.close()
         for helper in self.helpers:
@@ -176,7 +184,8 @@ def _public(private: Sequence[Ed25519PrivateKey]) -> tuple[bytes, ...]:
     return tuple(key.public_key().public_bytes_raw() for key in private)
 
 
-def _ledger_path(folder: RunFolder, ledgers: Path | None, index: int) -> Path:
+def ledger_path(folder: RunFolder, ledgers: Path | None, index: int) -> Path:
+    """Return where a simulated client's ledger lies, in a folder that exists then."""
     path = folder.client_ledger(index) if ledgers is None else ledgers / f"{index}.jsonl"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

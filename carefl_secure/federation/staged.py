@@ -26,18 +26,16 @@ from carefl_secure.errors import AdapterUnmovedError, RunError
 from carefl_secure.federation.cohort import check_encryption
 from carefl_secure.federation.contexts import load_contexts
 from carefl_secure.federation.folder import RunFolder
-from carefl_secure.federation.learning import Evaluator, baseline_floors
+from carefl_secure.federation.learning import Evaluator, baseline_floors, final_figures
+from carefl_secure.federation.plan_setup import counted, earlier_of, plan_settings
 from carefl_secure.federation.rounds import FederationResult, run_federation
 from carefl_secure.federation.setup import (
     base_hash_of,
     client_tasks,
-    counted,
-    earlier_of,
     key_source,
     label_scorer,
     make_optimiser,
     opening,
-    plan_settings,
     run_settings,
     text_scorer,
     trust_words,
@@ -130,11 +128,13 @@ class _Stages:
             before = evaluate(start)
             if place < len(done):
                 ended.append(done[place])
+                after = evaluate(ended[-1])
             else:
                 going_on = self._resume is not None and place == len(done)
                 result = self._federate(place, start, ended, scorer, evaluate, going_on)
                 ended.append(result.adapter)
-            after = evaluate(ended[-1])
+                rows = [r for r in result.rows if r.get("stage") == self._plan.names[place]]
+                after = final_figures(rows[-1] if rows else {}, before, evaluate, ended[-1])
             summaries.append(StageSummary(self._plan.names[place], before, after))
         self._adapter.load(ended[-1])
         self._adapter.save(self._folder.adapter)

@@ -29,9 +29,9 @@ from carefl_secure.federation.messages import (
 )
 from carefl_secure.federation.optim import Listener, ServerOptimizer
 from carefl_secure.federation.planning import RunPlan
+from carefl_secure.federation.server_ways import ServerSums
 from carefl_secure.federation.spending import Purse
 from carefl_secure.federation.summing import ServerSum
-from carefl_secure.federation.ways import server_sum
 from carefl_secure.privacy import Ledger
 from carefl_secure.secagg import decode
 
@@ -69,7 +69,8 @@ class SecureSumStrategy(Strategy):
     cohort : Cohort
         Run, roster and base model.
     ledger : Ledger
-        The server's account of the run.
+        The server's account of the run. Beside it, on the same disk, is where a round keeps what
+        it needs twice.
     optimiser : ServerOptimizer
         Turns ``g`` into the next adapter.
     max_epsilon : float, optional
@@ -84,11 +85,13 @@ class SecureSumStrategy(Strategy):
     finished : int, optional
         Rounds finished before, in a run that is resumed.
     last : int, optional
-        Number of the last round that will be run, for ``evaluate``; all planned rounds by default.
+        Number of the last round that will be run, for ``evaluate`` and because it makes no keys for
+        a next one; all planned rounds by default.
     timeout : float, optional
         Seconds to wait for the replies of one phase.
     patience : float, optional
-        Seconds to wait for all nodes before a round begins.
+        Seconds to wait for all nodes before a round begins, until some did not come in time;
+        further rounds take whoever is there.
 
     Guarantees
     ----------
@@ -128,7 +131,8 @@ class SecureSumStrategy(Strategy):
         self._last = plan.privacy.rounds if last is None else last
         self._timeout = timeout
         self._patience = patience
-        self._directory = Directory(len(cohort.roster), len(cohort.helpers))
+        directory = Directory(len(cohort.roster), len(cohort.helpers))
+        self._sums = ServerSums(plan, cohort, directory, self._last, ledger.path.parent)
         self._round: _Round | None = None
 
     def summary(self) -> None:
@@ -167,12 +171,9 @@ class SecureSumStrategy(Strategy):
         number = self._finished + server_round
         adapter = unpack_adapter(arrays, self._plan.encoding.dimension)
         exchange = Exchange(grid, number, self._timeout)
-        total = server_sum(
-            self._plan, self._cohort, exchange, self._directory, number, vector_hash(adapter)
-        )
+        total = self._sums.begin(exchange, number, vector_hash(adapter))
         self._round = _Round(exchange, number, adapter, total)
-        parties = len(self._cohort.roster) + len(self._cohort.helpers)
-        boxes = total.prepare(wait_for_nodes(grid, parties, self._patience))
+        boxes = total.prepare(lambda: self._nodes(grid))
         self._purse.pay(number)
         trains = {node: with_adapter(box, arrays) for node, box in boxes.items()}
         return exchange.address(trains, total.action)
@@ -223,6 +224,14 @@ class SecureSumStrategy(Strategy):
     ) -> MetricRecord | None:
         """Return nothing, as nothing was asked."""
         return None
+
+    def _nodes(self, grid: Grid) -> list[int]:
+        """Return the nodes that are there; one that did not come is waited for once only."""
+        parties = len(self._cohort.roster) + len(self._cohort.helpers)
+        nodes = wait_for_nodes(grid, parties, self._patience)
+        if len(nodes) < parties:
+            self._patience = 0.0
+        return nodes
 
     def _report(self, this: _Round, survivors: int, norm: float, adapter: Adapter) -> None:
         """Hand the figures of a finished round on; all of them are public or already private."""

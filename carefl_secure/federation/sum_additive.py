@@ -48,7 +48,7 @@ class AdditiveServerSum(PeerServerSum):
     def __init__(
         self, exchange: Exchange, hello: RecordDict, parameters: AdditiveParameters, bits: int
     ) -> None:
-        super().__init__(exchange, hello, AdditiveServer(parameters), parameters)
+        super().__init__(exchange, hello, AdditiveServer(parameters))
         self._bits = bits
 
     def open(self) -> tuple[Words, tuple[int, ...]]:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 from flwr.app import RecordDict
 from numpy.typing import NDArray
 
 from carefl_secure.errors import CohortError
+from carefl_secure.federation.ahead import CommitteeAhead
 from carefl_secure.federation.cohort import rotation_key
 from carefl_secure.federation.directory import Directory
 from carefl_secure.federation.exchange import Exchange
-from carefl_secure.federation.messages import Fields, pack
-from carefl_secure.federation.summing import ClientSum, ServerSum, Words
+from carefl_secure.federation.messages import Fields, pack, with_ride
+from carefl_secure.federation.spool import Spool
+from carefl_secure.federation.summing import ClientSum, Nodes, ServerSum, Words
 from carefl_secure.secagg import CommitteeClient, CommitteeParameters, CommitteeServer
 
-__all__ = ["CommitteeClientSum", "CommitteeServerSum"]
+__all__ = ["AheadCommitteeServerSum", "CommitteeClientSum", "CommitteeServerSum"]
 
 
 class CommitteeClientSum(ClientSum):
@@ -61,10 +64,14 @@ class CommitteeServerSum(ServerSum):
         Round, model and plan: what every party is told first.
     invitation : mapping
         Round and plan, which a client is told together with the announcements.
-    parameters : CommitteeParameters
-        The agreement.
+    server : CommitteeServer
+        The state machine of this round.
     directory : Directory
         Which node is which client and which member.
+    folder : Path, optional
+        Where uploads are kept until the members have opened envelopes, one round's at a time.
+    ahead : CommitteeAhead, optional
+        Makes the members' keys for the next round on the way of their answers.
     """
 
     action = "train.submit"
@@ -74,67 +81,82 @@ class CommitteeServerSum(ServerSum):
         exchange: Exchange,
         hello: RecordDict,
         invitation: Mapping[str, int | bytes],
-        parameters: CommitteeParameters,
+        server: CommitteeServer,
         directory: Directory,
+        folder: Path | None = None,
+        ahead: CommitteeAhead | None = None,
     ) -> None:
         self._exchange = exchange
         self._hello = hello
         self._invitation = invitation
-        self._parameters = parameters
         self._directory = directory
-        self._server = CommitteeServer(parameters)
-        self.rotation = rotation_key(parameters)
+        self._server = server
+        self._ahead = ahead
+        self.rotation = rotation_key(server.parameters)
         self._index_of: dict[int, int] = {}
-        self._submissions: dict[int, bytes] = {}
+        self._spool = Spool(folder)
 
-    def prepare(self, nodes: Collection[int]) -> dict[int, RecordDict]:
+    def prepare(self, nodes: Nodes) -> dict[int, RecordDict]:
         """Have every member announce its key; return the invitation for each client."""
-        self._directory.learn(self._exchange, nodes)
-        self._index_of = self._directory.clients()
-        present, floor = len(self._index_of), self._parameters.floor
-        if present < floor:
-            raise CohortError(
-                f"{present} clients are there, at least {floor} are needed; nothing was released, "
-                "start a new round with more clients"
-            )
+        self._gather(nodes())
         members = self._directory.helpers()
         for node, reply in self._exchange.ask(
             dict.fromkeys(members, self._hello), "query.committee_announce"
         ):
             message = Fields(reply, "announcement").octets("announcement")
             self._server.announced(members[node], message)
-        announcements = self._server.announcements()
-        invitation = pack(**self._invitation, announcements=announcements)
-        return dict.fromkeys(self._index_of, invitation)
+        return dict.fromkeys(self._index_of, self._invite())
+
+    def _gather(self, nodes: Collection[int]) -> None:
+        """Learn who is there and check that they are enough."""
+        self._directory.learn(self._exchange, nodes)
+        self._index_of = self._directory.clients()
+        present, floor = len(self._index_of), self._server.parameters.floor
+        if present < floor:
+            raise CohortError(
+                f"{present} clients are there, at least {floor} are needed; nothing was released, "
+                "start a new round with more clients"
+            )
+
+    def _invite(self) -> RecordDict:
+        return pack(**self._invitation, announcements=self._server.announcements())
 
     def collect(self, node: int, content: RecordDict) -> None:
-        """Add one masked vector; the message is kept until the members have opened envelopes."""
+        """Add one masked vector; the message waits on disk until envelopes have been opened.
+
+        A client that the members leave out is taken off the sum again, and has long gone then.
+        """
         index, upload = self._index_of[node], Fields(content, "upload").octets("upload")
         self._server.submitted(index, upload)
-        self._submissions[index] = upload
+        self._spool.keep(index, upload)
 
     def open(self) -> tuple[Words, tuple[int, ...]]:
         """Have the members settle the list of clients and take their masks off."""
         server, members = self._server, self._directory.helpers()
         announcements = server.announcements()
         listings = {
-            node: pack(announcements=announcements, listing=server.listing(member))
+            node: self._order(pack(announcements=announcements, listing=server.listing(member)))
             for node, member in members.items()
         }
         for node, reply in self._exchange.ask(listings, "query.committee_open"):
             server.opened(members[node], Fields(reply, "opening").octets("opening"))
         openings = server.openings()
         for index in server.left_out():
-            server.withdraw(index, self._submissions[index])
-        self._submissions.clear()
+            server.withdraw(index, self._spool.take(index))
+        self._spool.close()
 
         settled = {node: pack(openings=openings) for node in members if members[node] in openings}
-        for node, reply in self._exchange.ask(settled, "query.committee_answer"):
+        ask = self._exchange.ask if self._ahead is None else self._ahead.announcing
+        for node, reply in ask(settled, "query.committee_answer"):
             server.answered(members[node], Fields(reply, "answer").octets("answer"))
         lost = server.lost()
         if lost:
             self._recover(members, lost)
         return server.finish(), server.clients()
+
+    def _order(self, content: RecordDict) -> RecordDict:
+        """Return what a member is sent to open envelopes."""
+        return content
 
     def _recover(self, members: Mapping[int, int], lost: Collection[int]) -> None:
         """Have the members that are left agree on who is lost and give shares of their seeds."""
@@ -150,3 +172,42 @@ class CommitteeServerSum(ServerSum):
     def clients(self) -> Collection[int]:
         """Return the nodes of the clients."""
         return self._index_of.keys()
+
+
+class AheadCommitteeServerSum(CommitteeServerSum):
+    """The server of a sum with a committee whose keys were made on the way of the round before.
+
+    Parameters
+    ----------
+    exchange : Exchange
+        The wire of this round.
+    made : CommitteeAhead
+        The members' keys, not bound to a model yet.
+    model_hash : bytes
+        Hash of the adapter.
+    directory, folder, ahead
+        As in `CommitteeServerSum`.
+    """
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        made: CommitteeAhead,
+        model_hash: bytes,
+        directory: Directory,
+        folder: Path | None = None,
+        ahead: CommitteeAhead | None = None,
+    ) -> None:
+        made.server.bind(model_hash)
+        hello = pack(**made.told, model=model_hash)
+        super().__init__(exchange, hello, made.told, made.server, directory, folder, ahead)
+
+    def prepare(self, nodes: Nodes) -> dict[int, RecordDict]:
+        """Return the invitation for each client; the members have announced."""
+        self._gather(nodes())
+        invitation = with_ride(self._invite(), pack(**self._invitation))
+        return dict.fromkeys(self._index_of, invitation)
+
+    def _order(self, content: RecordDict) -> RecordDict:
+        """Return what a member is sent, with the model that its key is for."""
+        return with_ride(content, self._hello)

@@ -19,7 +19,7 @@ from carefl_secure.federation.fields import narrow, widen
 from carefl_secure.federation.messages import Fields, pack
 from carefl_secure.federation.planning import RunPlan
 from carefl_secure.federation.sum_peer import PeerClientSum, PeerServerSum
-from carefl_secure.federation.summing import ServerSum, Words
+from carefl_secure.federation.summing import Nodes, ServerSum, Words
 from carefl_secure.noise import KeySource
 from carefl_secure.secagg import (
     CkksClient,
@@ -97,7 +97,7 @@ class EncryptedClientSum(PeerClientSum):
     def __init__(
         self, client: EncryptedClient | CkksClient, key: HolderKey, message: bytes
     ) -> None:
-        super().__init__(client, key.parameters)
+        super().__init__(client)
         client.load_key(key.public)
         self._message = message
 
@@ -186,16 +186,16 @@ class EncryptedServerSum(ServerSum):
         self._server: EncryptedServer | None = None
         self._peers: PeerServerSum | None = None
 
-    def prepare(self, nodes: Collection[int]) -> dict[int, RecordDict]:
+    def prepare(self, nodes: Nodes) -> dict[int, RecordDict]:
         """Have the key holder make a key, hand it to the clients, and go on as among peers."""
-        self._directory.learn(self._exchange, nodes)
+        self._directory.learn(self._exchange, nodes())
         message = self._ask_holder(pack(**self._told), "query.holder_key", "key")
         key = read_key(message, self._cohort, self._plan, self._number, self._model_hash)
         machine = CkksServer if self._cohort.encryption == "ckks" else EncryptedServer
         self._server = machine(key.parameters, key.public)
         hello = pack(**self._told, key=message)
-        self._peers = PeerServerSum(self._exchange, hello, self._server, key.parameters)
-        return self._peers.prepare(self._directory.clients())
+        self._peers = PeerServerSum(self._exchange, hello, self._server)
+        return self._peers.prepare(self._directory.clients)
 
     def collect(self, node: int, content: RecordDict) -> None:
         """Add one encrypted vector."""

@@ -8,7 +8,7 @@ their side; keys, masks, envelopes and ciphertexts stay on this side.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 
 from carefl_secure.errors import ProtocolError
 
-__all__ = ["ClientSum", "ServerSum", "Words"]
+__all__ = ["ClientSum", "Nodes", "ServerSum", "Words"]
 
 Words = NDArray[np.unsignedinteger[Any]]
+Nodes = Callable[[], Collection[int]]
+"""Waits for the nodes and says which are there."""
 
 
 class ClientSum(ABC):
@@ -56,6 +58,10 @@ class ClientSum(ABC):
     def close(self) -> None:
         """Erase every secret."""
 
+    def bind(self, model_hash: bytes) -> None:
+        """Say which model keys made ahead are for, once, between `share` and `mask`."""
+        raise _not_here("bind")
+
     def advertise(self) -> bytes:
         """Return the first message, where there is one before the vector."""
         raise _not_here("advertise")
@@ -91,13 +97,14 @@ class ServerSum(ABC):
     action: str
 
     @abstractmethod
-    def prepare(self, nodes: Collection[int]) -> dict[int, RecordDict]:
+    def prepare(self, nodes: Nodes) -> dict[int, RecordDict]:
         """Run every phase before the vectors.
 
         Parameters
         ----------
-        nodes : collection of int
-            Flower's numbers of the nodes that are there.
+        nodes : callable() -> collection of int
+            Waits for Flower's nodes and gives the numbers of those that are there; not called where
+            the parties are known.
 
         Returns
         -------

@@ -15,23 +15,23 @@ from carefl_secure.federation.cohort import check_encryption
 from carefl_secure.federation.contexts import load_contexts
 from carefl_secure.federation.corpora import load_corpora
 from carefl_secure.federation.folder import RunFolder
-from carefl_secure.federation.learning import Evaluator, baseline_floors
+from carefl_secure.federation.learning import Evaluator, baseline_floors, final_figures
 from carefl_secure.federation.parties import Engine
+from carefl_secure.federation.plan_setup import earlier_of, plan_of
 from carefl_secure.federation.rounds import run_federation
 from carefl_secure.federation.setup import (
     base_hash_of,
     client_tasks,
-    earlier_of,
     key_source,
     label_scorer,
     make_optimiser,
     opening,
-    plan_of,
     run_settings,
     text_scorer,
     trust_words,
 )
 from carefl_secure.federation.simulation import Clients
+from carefl_secure.federation.trackers import check_trackers
 from carefl_secure.progress import Reporter
 
 __all__ = ["RunSummary", "StageSummary", "train"]
@@ -115,9 +115,11 @@ def train(
         or above the budget.
     """
     started = time.monotonic()
-    if resume is not None and config.unsafe_deterministic_noise:
+    check_trackers(config.run.trackers)
+    if resume is not None and config.unsafe_deterministic_noise and config.stages.spaces:
         raise ConfigError(
-            "a resumed run under unsafe_deterministic_noise would repeat its noise; start anew"
+            "a resumed run in stages under unsafe_deterministic_noise would repeat its noise; "
+            "start anew"
         )
     if config.stages.spaces:
         from carefl_secure.federation.staged import train_stages  # which is made of parts of this
@@ -160,7 +162,7 @@ def train(
         base_hash=base_hash_of(adapter.base.digest, config),
         evaluate=evaluate,
         reporter=reporter,
-        key_source=key_source(config),
+        key_source=key_source(config, kept=folder.keys),
         **run_settings(config),
         resume=resume is not None,
         engine=Clients if engine is None else engine(config, reporter),
@@ -173,15 +175,12 @@ def train(
         )
     adapter.load(result.adapter)
     adapter.save(folder.adapter)
-    last = result.rows[-1]
-    scored = {name: float(last[name]) for name in before if name in last}
     return RunSummary(
         folder=folder.path,
         rows=result.rows,
         floors=baselines,
         before=before,
-        # Rounds that were paid for and lost end a run on a round that was not scored.
-        after=scored if len(scored) == len(before) else evaluate(result.adapter),
+        after=final_figures(result.rows[-1], before, evaluate, result.adapter),
         promise=plan.privacy.promise(result.epsilon) + trust_words(config),
         seconds=time.monotonic() - started,
     )

@@ -1,38 +1,36 @@
-"""From a cohort to its way of summing: the one place that tells the modes apart."""
+"""From a cohort to a client's way of summing; `server_ways` has the server's."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from carefl_secure.errors import ProtocolError
 from carefl_secure.federation.cohort import Cohort
-from carefl_secure.federation.directory import Directory
-from carefl_secure.federation.exchange import Exchange
-from carefl_secure.federation.messages import pack
 from carefl_secure.federation.planning import RunPlan
-from carefl_secure.federation.sum_additive import AdditiveClientSum, AdditiveServerSum
-from carefl_secure.federation.sum_committee import CommitteeClientSum, CommitteeServerSum
+from carefl_secure.federation.sum_additive import AdditiveClientSum
+from carefl_secure.federation.sum_committee import (
+    CommitteeClientSum,
+)
 from carefl_secure.federation.sum_encrypted import (
     CkksClientSum,
     EncryptedClientSum,
-    EncryptedServerSum,
     read_key,
 )
-from carefl_secure.federation.sum_peer import PeerClientSum, PeerServerSum
-from carefl_secure.federation.summing import ClientSum, ServerSum
+from carefl_secure.federation.sum_peer import PeerClientSum
+from carefl_secure.federation.summing import ClientSum
 from carefl_secure.noise import KeySource
 from carefl_secure.secagg import (
     AdditiveClient,
+    AheadParameters,
     CkksClient,
     CommitteeClient,
     EncryptedClient,
     EncryptedParameters,
     PeerClient,
-    PeerServer,
 )
+from carefl_secure.secagg.crypto import derive, raw_identity
 
-__all__ = ["ClientSums", "server_sum"]
+__all__ = ["ClientSums"]
 
 
 class ClientSums:
@@ -66,7 +64,9 @@ class ClientSums:
         self._identity = identity
         self._keys = keys
 
-    def begin(self, number: int, model_hash: bytes, key: bytes = b"") -> ClientSum:
+    def begin(
+        self, number: int, model_hash: bytes, key: bytes = b"", *, ahead: bool = False
+    ) -> ClientSum:
         """Return the client's part in a new round.
 
         Parameters
@@ -77,6 +77,8 @@ class ClientSums:
             Hash of the adapter.
         key : bytes, optional
             The key holder's message, in encrypted rounds.
+        ahead : bool, optional
+            Whether the committee's keys were made before the model was known.
 
         Raises
         ------
@@ -85,11 +87,15 @@ class ClientSums:
         """
         plan, cohort, mine = self._plan, self._cohort, (self._index, self._identity, self._keys)
         if cohort.aggregation == "committee":
-            committee = cohort.committee_parameters(plan, number, model_hash)
+            committee = (
+                cohort.ahead_committee_parameters(plan, number).bind(model_hash)
+                if ahead
+                else cohort.committee_parameters(plan, number, model_hash)
+            )
             return CommitteeClientSum(CommitteeClient(committee, *mine), committee)
         if cohort.encryption == "additive":
             additive = cohort.additive_parameters(plan, number, model_hash)
-            return AdditiveClientSum(AdditiveClient(additive, *mine), additive)
+            return AdditiveClientSum(AdditiveClient(additive, *mine))
         if cohort.aggregation == "encrypt":
             checked = read_key(key, cohort, plan, number, model_hash)
             agreed = checked.parameters
@@ -97,7 +103,7 @@ class ClientSums:
                 return EncryptedClientSum(EncryptedClient(agreed, *mine), checked, key)
             return CkksClientSum(CkksClient(agreed, *mine), checked, key)
         parameters = cohort.round_parameters(plan, number, model_hash)
-        return PeerClientSum(PeerClient(parameters, *mine), parameters)
+        return PeerClientSum(PeerClient(parameters, *mine))
 
     def restore(self, saved: bytes, number: int, model_hash: bytes) -> ClientSum:
         """Go on from what `ClientSum.save` returned.
@@ -110,50 +116,46 @@ class ClientSums:
         plan, cohort, identity, keys = self._plan, self._cohort, self._identity, self._keys
         if cohort.encryption == "additive":
             additive = cohort.additive_parameters(plan, number, model_hash)
-            restored = AdditiveClient.restore(saved, identity, additive, keys)
-            return AdditiveClientSum(restored, additive)
+            return AdditiveClientSum(AdditiveClient.restore(saved, identity, additive, keys))
         if cohort.aggregation == "encrypt":
             kind = CkksClientSum if cohort.encryption == "ckks" else EncryptedClientSum
             return kind.restore(saved, identity, cohort, plan, number, model_hash, keys)
         parameters = cohort.round_parameters(plan, number, model_hash)
-        client = PeerClient.restore(saved, identity, parameters, keys)
-        return PeerClientSum(client, parameters)
+        return PeerClientSum(PeerClient.restore(saved, identity, parameters, keys))
 
+    def ahead(self, number: int) -> ClientSum:
+        """Return the client's part in a round whose model is not known yet.
 
-def server_sum(
-    plan: RunPlan,
-    cohort: Cohort,
-    exchange: Exchange,
-    directory: Directory,
-    number: int,
-    model_hash: bytes,
-) -> ServerSum:
-    """Return the server's part in one round.
+        Raises
+        ------
+        ProtocolError
+            When in this way of summing no client makes keys ahead.
+        """
+        parameters = self._ahead_parameters(number)
+        return PeerClientSum(PeerClient(parameters, self._index, self._identity, self._keys))
 
-    Parameters
-    ----------
-    plan : RunPlan
-        The agreed plan.
-    cohort : Cohort
-        Decides the way of summing.
-    exchange : Exchange
-        The wire of this round.
-    directory : Directory
-        Which node is who; kept over the run.
-    number : int
-        Number of the round.
-    model_hash : bytes
-        Hash of the adapter.
-    """
-    told: Mapping[str, int | bytes] = {"round": number, "plan": plan.hash()}
-    hello = {**told, "model": model_hash}
-    if cohort.aggregation == "committee":
-        committee = cohort.committee_parameters(plan, number, model_hash)
-        return CommitteeServerSum(exchange, pack(**hello), told, committee, directory)
-    if cohort.encryption == "additive":
-        additive = cohort.additive_parameters(plan, number, model_hash)
-        return AdditiveServerSum(exchange, pack(**hello), additive, plan.encoding.bits)
-    if cohort.aggregation == "encrypt":
-        return EncryptedServerSum(exchange, hello, plan, cohort, directory, number, model_hash)
-    parameters = cohort.round_parameters(plan, number, model_hash)
-    return PeerServerSum(exchange, pack(**hello), PeerServer(parameters), parameters)
+    def restore_ahead(self, saved: bytes, number: int, model_hash: bytes = b"") -> ClientSum:
+        """Go on from what `ClientSum.save` returned, in a round whose keys were made ahead.
+
+        Raises
+        ------
+        ProtocolError
+            When it was changed, or belongs to another client, round or model.
+        """
+        parameters = self._ahead_parameters(number)
+        if model_hash:
+            parameters = parameters.bind(model_hash)
+        return PeerClientSum(PeerClient.restore(saved, self._identity, parameters, self._keys))
+
+    def stamp(self, content: bytes) -> bytes:
+        """Return 32 bytes that nobody but this client, in this run, can give for some content."""
+        place = (self._cohort.run, self._plan.hash(), content)
+        return derive(raw_identity(self._identity), b"saved session", *place)
+
+    def _ahead_parameters(self, number: int) -> AheadParameters:
+        if self._cohort.aggregation != "peer":
+            raise ProtocolError(
+                "keys ahead: no client makes any in this way of summing; compare "
+                "federation.aggregation"
+            )
+        return self._cohort.ahead_parameters(self._plan, number)

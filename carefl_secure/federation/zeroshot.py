@@ -8,24 +8,21 @@ without labels, such as those of the challenge, get predictions and no figures.
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from carefl_secure.config import load_config
 from carefl_secure.data.fusion import Rule, compound_to_cexpr, fuse_frames
-from carefl_secure.data.labels import CEXPR, COMPOUND, COMPOUND_TO_CEXPR
+from carefl_secure.data.labels import CEXPR, COMPOUND
 from carefl_secure.data.published import PublishedCorpus
 from carefl_secure.data.recognise import open_corpus, recognise
-from carefl_secure.data.records import Corpus, LabelSpace, Record, targets
+from carefl_secure.data.records import Corpus, LabelSpace
 from carefl_secure.data.splits import Subset
-from carefl_secure.errors import ConfigError, DataError, RunError
+from carefl_secure.errors import ConfigError, RunError
 from carefl_secure.evaluation.assess import Known, Settings, assess
 from carefl_secure.evaluation.summary import Evaluation
 from carefl_secure.federation.contexts import captions_of
@@ -33,6 +30,15 @@ from carefl_secure.federation.corpora import load_corpora
 from carefl_secure.federation.evaluate import refuse_own
 from carefl_secure.federation.folder import RunFolder, write_atomically
 from carefl_secure.federation.setup import label_scorer
+from carefl_secure.federation.zeroshot_parts import (
+    Part,
+    own_part,
+    predictions_table,
+    seven,
+    shared,
+    truth,
+    video_parts,
+)
 from carefl_secure.model.features import vision_features
 from carefl_secure.model.learner import LabelScorer
 from carefl_secure.model.saved import load_saved
@@ -75,34 +81,6 @@ class ZeroShot:
     file: Path | None
     predictions: Path | None
     unlabelled: int
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Frames to be answered, and the video of each; a single picture is a video of its own."""
-
-    name: str
-    corpus: Corpus
-    videos: list[str]
-
-    @property
-    def labelled(self) -> bool:
-        return bool(self.corpus.records[0].labels)
-
-    def frames(self) -> Mapping[str, list[int]]:
-        found: dict[str, list[int]] = {}
-        for i, video in enumerate(self.videos):
-            found.setdefault(video, []).append(i)
-        return dict(sorted(found.items()))
-
-    def records(self) -> list[Record]:
-        """Return one record for each video, in the order of :func:`fuse_frames`."""
-        firsts = ((v, self.corpus.records[frames[0]]) for v, frames in self.frames().items())
-        return [Record(video, one.labels, one.subject) for video, one in firsts]
-
-    def images(self) -> Iterator[Image.Image]:
-        """Yield the middle frame of each video."""
-        return (self.corpus.image(f[len(f) // 2]) for f in self.frames().values())
 
 
 def evaluate_zero_shot(
@@ -159,9 +137,9 @@ def evaluate_zero_shot(
     space = corpora.test.space
     _refuse_others(space, own=data is None)
     parts = (
-        [_own(corpora.test)]
+        [own_part(corpora.test)]
         if data is None
-        else _videos(open_corpus(data, fold=fold, every=every, reporter=reporter), data)
+        else video_parts(open_corpus(data, fold=fold, every=every, reporter=reporter), data)
     )
     scorer = label_scorer(config, space)
     said = captions_of(config, corpora, reporter)
@@ -172,13 +150,13 @@ def evaluate_zero_shot(
     def figures(place: int) -> Evaluation:
         part, known = parts[place], None
         if data is None:
-            public = Subset(corpora.public, _shared(corpora.public))
-            known = Known(_seven(public)) if public.records else None
+            public = Subset(corpora.public, shared(corpora.public))
+            known = Known(seven(public)) if public.records else None
         records = part.records()
         found = assess(
             records if data is not None else part.corpus.records,
             CEXPR,
-            _seven(part.corpus) if data is None else _truth(records),
+            seven(part.corpus) if data is None else truth(records),
             np.log(_fused(part, tuned[place], rule)),
             np.log(_fused(part, untuned[place], rule)),
             run=name,
@@ -208,7 +186,9 @@ def evaluate_zero_shot(
     if evaluation is not None:
         write_atomically(file, evaluation.as_json().encode())
     if data is not None:
-        text = _table([(p, _fused(p, s, rule)) for p, s in zip(parts, tuned, strict=True)])
+        text = predictions_table(
+            [(p, _fused(p, s, rule)) for p, s in zip(parts, tuned, strict=True)]
+        )
         write_atomically(target / PREDICTIONS, text.encode())
     return ZeroShot(
         name,
@@ -233,63 +213,9 @@ def _refuse_others(space: LabelSpace, *, own: bool) -> None:
     )
 
 
-def _shared(corpus: Corpus) -> tuple[int, ...]:
-    return tuple(
-        i
-        for i, record in enumerate(corpus.records)
-        if len(record.labels) == 1 and record.labels[0] in COMPOUND_TO_CEXPR
-    )
-
-
-def _own(corpus: Corpus) -> _Part:
-    """Return the records that carry one of the seven classes, still under their eleven ids."""
-    kept = _shared(corpus)
-    if not kept:
-        raise DataError(f"no record of {corpus.name} carries one of C-EXPR-DB's seven classes")
-    return _Part("test", Subset(corpus, kept), [f"{place:09d}" for place in range(len(kept))])
-
-
-def _seven(corpus: Corpus) -> npt.NDArray[np.float32]:
-    """Return the 0/1 matrix over the seven of records that are labelled with the eleven."""
-    order = sorted(COMPOUND_TO_CEXPR, key=COMPOUND_TO_CEXPR.__getitem__)
-    return targets(corpus)[:, order]
-
-
-def _truth(records: Sequence[Record]) -> npt.NDArray[np.float32]:
-    out = np.zeros((len(records), len(CEXPR.labels)), np.float32)
-    for row, record in zip(out, records, strict=True):
-        row[list(record.labels)] = 1.0
-    return out
-
-
-def _videos(parts: Mapping[str, Corpus], path: Path) -> list[_Part]:
-    """Return the labelled part that is scored, and what has no label at all."""
-    labelled = [n for n in ("test", "val", "all") if n in parts and _is_labelled(parts[n])]
-    blank = [name for name in parts if not _is_labelled(parts[name])]
-    if not labelled and not blank:
-        raise DataError(f"{path} has training videos only; give a copy with a val or test part")
-    return [_Part(name, parts[name], _named(parts[name])) for name in (*labelled[:1], *blank)]
-
-
-def _is_labelled(corpus: Corpus) -> bool:
-    return any(record.labels for record in corpus.records)
-
-
-def _named(corpus: Corpus) -> list[str]:
-    """Name the video of each frame; one that is annotated with several labels is cut by them."""
-    videos = [record.attributes["video"] for record in corpus.records]
-    held: dict[str, set[tuple[int, ...]]] = {}
-    for video, record in zip(videos, corpus.records, strict=True):
-        held.setdefault(video, set()).add(record.labels)
-    return [
-        f"{video} ({CEXPR.labels[record.labels[0]]})" if len(held[video]) > 1 else video
-        for video, record in zip(videos, corpus.records, strict=True)
-    ]
-
-
 def _answers(
     scorer: LabelScorer,
-    parts: Sequence[_Part],
+    parts: Sequence[Part],
     folder: RunFolder,
     batch: int,
     said: Callable[[Corpus], list[str]] | None,
@@ -313,13 +239,13 @@ def _answers(
     return untuned, answered()
 
 
-def _fused(part: _Part, likely: Floats, rule: Rule) -> Floats:
+def _fused(part: Part, likely: Floats, rule: Rule) -> Floats:
     """Return the scores of each video, [videos, 7], above zero."""
     _, fused = fuse_frames(np.log(np.maximum(likely, _TINY)), part.videos, rule)
     return np.maximum(fused, _TINY)
 
 
-def _remarks(part: _Part, space: LabelSpace, rule: str, *, own: bool) -> list[str]:
+def _remarks(part: Part, space: LabelSpace, rule: str, *, own: bool) -> list[str]:
     remarks = [_MASKED] if space.labels == COMPOUND.labels else []
     if own:
         return [*remarks, "records of the four other classes are left out"]
@@ -333,25 +259,3 @@ def _remarks(part: _Part, space: LabelSpace, rule: str, *, own: bool) -> list[st
         remarks.extend(part.corpus.skipped.remarks)
     remarks.append("no result of the challenge: its labels are not public")
     return remarks
-
-
-def _table(parts: Sequence[tuple[_Part, Floats]]) -> str:
-    out = io.StringIO(newline="")
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["part", "video", "frames", "truth", "class_id", "class", *CEXPR.labels])
-    for part, scores in parts:
-        frames = part.frames()
-        for record, row in zip(part.records(), scores, strict=True):
-            best = int(row.argmax())
-            writer.writerow(
-                [
-                    part.name,
-                    record.key,
-                    len(frames[record.key]),
-                    CEXPR.labels[record.labels[0]] if record.labels else "",
-                    best,
-                    CEXPR.labels[best],
-                    *(f"{value:.6f}" for value in row),
-                ]
-            )
-    return out.getvalue()

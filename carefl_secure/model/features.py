@@ -109,23 +109,26 @@ def _encode(base: Base, corpus: Corpus, reporter: Reporter) -> Tensor:
     count = len(corpus.records)
     task = f"encoding {count} images of {corpus.name}"
     reporter.start(task, count)
+
+    @torch.inference_mode()
+    def part(start: int) -> Tensor:
+        images = [[corpus.image(i)] for i in range(start, min(count, start + _BATCH))]
+        inputs = base.processor.image_processor(
+            images, do_image_splitting=False, return_tensors="pt"
+        )
+        pixels = inputs["pixel_values"]
+        if pixels.shape[1] != 1:
+            raise ModelError(f"the processor cut an image of {corpus.name} into tiles")
+        # An all-zero picture counts as padding in the model; half-grey black it is not.
+        output = base.model.model.get_image_features(
+            pixels.to(base.dtype), inputs.get("pixel_attention_mask"), return_dict=True
+        )
+        return torch.stack(list(output.pooler_output))
+
     parts: list[Tensor] = []
-    with torch.inference_mode():
-        for start in range(0, count, _BATCH):
-            stop = min(count, start + _BATCH)
-            images = [[corpus.image(i)] for i in range(start, stop)]
-            inputs = base.processor.image_processor(
-                images, do_image_splitting=False, return_tensors="pt"
-            )
-            pixels = inputs["pixel_values"]
-            if pixels.shape[1] != 1:
-                raise ModelError(f"the processor cut an image of {corpus.name} into tiles")
-            # An all-zero picture counts as padding in the model; half-grey black it is not.
-            output = base.model.model.get_image_features(
-                pixels.to(base.dtype), inputs.get("pixel_attention_mask"), return_dict=True
-            )
-            parts.append(torch.stack(list(output.pooler_output)))
-            reporter.advance(task, stop - start)
+    for encoded in base.lanes(part, range(0, count, _BATCH)):
+        parts.append(encoded)
+        reporter.advance(task, len(encoded))
     reporter.finish(task)
     # A copy made outside inference mode may take part in autograd later.
     return torch.cat(parts).clone()

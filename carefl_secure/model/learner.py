@@ -75,17 +75,22 @@ class LabelScorer:
         return raw[:, :-1] - raw[:, -1:] if self.space.multi else raw.log_softmax(-1)
 
     def all(
-        self, features: Tensor, batch: int = 256, captions: Sequence[str] | None = None
+        self,
+        features: Tensor,
+        batch: int = 64,
+        captions: Sequence[str] | None = None,
     ) -> npt.NDArray[np.float32]:
         """Score many records without gradients, shape [records, labels]."""
         _check_captions(captions, len(features))
         self.adapter.module.eval()
-        with torch.no_grad():
-            parts = [
-                self(features[i : i + batch], None if captions is None else captions[i : i + batch])
-                for i in range(0, len(features), batch)
-            ]
-        return np.asarray(torch.cat(parts).numpy(), np.float32)
+
+        @torch.no_grad()
+        def part(i: int) -> Tensor:
+            said = None if captions is None else captions[i : i + batch]
+            return self(features[i : i + batch], said)
+
+        parts = self.adapter.base.lanes(part, range(0, len(features), batch))
+        return np.asarray(torch.cat(list(parts)).numpy(), np.float32)
 
 
 class Learner:

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import logging
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 from torch import nn
 from transformers import (
     AutoModelForImageTextToText,
@@ -21,10 +15,11 @@ from transformers import (
     BitsAndBytesConfig,
     Idefics3Processor,
 )
-from transformers.utils import logging as transformers_logging
 
+from carefl_secure.context.loading import fetch_snapshot, quiet
 from carefl_secure.errors import ModelError
 from carefl_secure.model.embedded import EMBEDDED
+from carefl_secure.model.lanes import Lanes
 from carefl_secure.model.prompts import Prompter
 
 __all__ = ["Base", "load_base"]
@@ -53,6 +48,8 @@ class Base:
         Compute type.
     source : str
         What the user asked for: ``embedded``, a folder or a hub id.
+    lanes : Lanes
+        How many batches go through the model side by side.
     """
 
     model: Any
@@ -61,6 +58,7 @@ class Base:
     digest: bytes
     dtype: torch.dtype
     source: str
+    lanes: Lanes
 
 
 def load_base(
@@ -69,6 +67,7 @@ def load_base(
     revision: str | None = None,
     quantization: str = "nf4",
     compute_dtype: str = "float32",
+    lanes: int | None = None,
 ) -> Base:
     """Load a SmolVLM2-like base model and freeze it.
 
@@ -83,6 +82,9 @@ def load_base(
         ``nf4`` is bitsandbytes NF4 with double quantisation of the text model. Vision tower,
         connector and head stay whole.
     compute_dtype : {"float32", "bfloat16"}
+    lanes : int, optional
+        Batches that go through the model side by side; by default as many as the small embedded
+        model gains from, and 1 for any other and for int8, whose layers keep a state.
 
     Returns
     -------
@@ -98,7 +100,7 @@ def load_base(
     dtype = _DTYPES[compute_dtype]
     config = _quantization(quantization, dtype)
     try:
-        with _quiet():
+        with quiet("bitsandbytes"):
             model = AutoModelForImageTextToText.from_pretrained(
                 folder,
                 quantization_config=config,
@@ -118,25 +120,9 @@ def load_base(
     model.eval()
     _check_quantised(model, quantization)
     _check_fit(model, processor, source)
-    return Base(model, processor, Prompter(processor), _digest(folder), dtype, source)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the libraries' own bars and remarks off the screen while they load."""
-    bars = transformers_logging.is_progress_bar_enabled()
-    chatty = logging.getLogger("bitsandbytes")
-    level = chatty.level
-    chatty.setLevel(logging.ERROR)
-    transformers_logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        chatty.setLevel(level)
-        if bars:
-            transformers_logging.enable_progress_bar()
+    several = source == "embedded" and quantization != "int8"
+    chosen = Lanes.for_small() if lanes is None and several else Lanes(lanes or 1)
+    return Base(model, processor, Prompter(processor), _digest(folder), dtype, source, chosen)
 
 
 def _resolve(source: str, revision: str | None) -> Path:
@@ -149,19 +135,7 @@ def _resolve(source: str, revision: str | None) -> Path:
         return EMBEDDED
     if Path(source).is_dir():
         return Path(source)
-    try:
-        return Path(snapshot_download(source, revision=revision, allow_patterns=_FILES))
-    except (
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        OSError,
-        ValueError,
-    ) as error:
-        raise ModelError(
-            f"{source!r} is neither a folder nor a model that the hub could deliver: {error}. "
-            "Check the name and the network, or download the model and give its folder."
-        ) from error
+    return fetch_snapshot(source, revision, _FILES)
 
 
 def _quantization(kind: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -22,6 +22,10 @@ __all__ = ["ClippedSum", "Engine", "Losses", "clipped_sum"]
 
 Engine: TypeAlias = Literal["native", "opacus"]
 Losses: TypeAlias = Callable[[NDArray[np.int64]], Tensor]
+
+Lanes: TypeAlias = Callable[
+    [Callable[[NDArray[np.int64]], list[Tensor]], list[NDArray[np.int64]]], Iterable[list[Tensor]]
+]
 
 _ENGINES = {"native": native_gradients, "opacus": opacus_gradients}
 _STABILITY = 0.01
@@ -56,6 +60,7 @@ def clipped_sum(
     engine: Engine = "native",
     micro_batch: int = 32,
     groups: NDArray[np.int64] | None = None,
+    lanes: Lanes = map,
 ) -> ClippedSum:
     r"""Sum the gradients of single records, each brought to norm ``clipping_norm`` at most.
 
@@ -90,6 +95,9 @@ def clipped_sum(
     groups : ndarray of int64, shape [sampled], optional
         To which group each index belongs. The whole group must be there. A group stays within one
         micro-batch; one that is larger than it is added up over several before it is clipped.
+    lanes : callable(function, items) -> iterable, optional
+        A ``map``, in order, that may work on several micro-batches at once; the opacus engine and
+        groups take them one after another.
 
     Returns
     -------
@@ -121,7 +129,7 @@ def clipped_sum(
     if indices.size == 0:
         dimension = sum(parameter.numel() for _, parameter in parameters)
         return ClippedSum(np.zeros(dimension, dtype=np.float64), 0)
-    totals = [torch.zeros(p.numel(), dtype=torch.float64, device=p.device) for _, p in parameters]
+    totals = _zeros(parameters)
     if groups is not None:
         with _ENGINES[engine](module, parameters) as split:
             held: list[Tensor | None] | None = None
@@ -135,14 +143,25 @@ def clipped_sum(
                     held = None
         return ClippedSum(torch.cat(totals).cpu().numpy(), int(indices.size))
     with _ENGINES[engine](module, parameters) as split:
-        for start in range(0, indices.size, micro_batch):
-            chunk = indices[start : start + micro_batch]
+
+        def part(chunk: NDArray[np.int64]) -> list[Tensor]:
             with torch.enable_grad():
-                values = _checked_losses(losses(chunk), chunk.size)
-                gradients = split(values)
-            _add(totals, gradients, parameters, clipping_norm, normalise)
+                gradients = split(_checked_losses(losses(chunk), chunk.size))
+            sums = _zeros(parameters)
+            _add(sums, gradients, parameters, clipping_norm, normalise)
+            return sums
+
+        chunks = [indices[i : i + micro_batch] for i in range(0, indices.size, micro_batch)]
+        # Opacus keeps its gradients on the parameters, where two micro-batches would meet.
+        for sums in (lanes if engine == "native" else map)(part, chunks):
+            for total, one in zip(totals, sums, strict=True):
+                total += one
     vector = torch.cat(totals).cpu().numpy()
     return ClippedSum(vector, int(indices.size))
+
+
+def _zeros(parameters: Sequence[tuple[str, Parameter]]) -> list[Tensor]:
+    return [torch.zeros(p.numel(), dtype=torch.float64, device=p.device) for _, p in parameters]
 
 
 @torch.no_grad()

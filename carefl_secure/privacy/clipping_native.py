@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -41,8 +42,8 @@ class _RecordLinear(torch.autograd.Function):
         return upstream, None, None
 
 
-class _Collector:
-    """Holds the gradients per record of one micro-batch."""
+class _Collector(threading.local):
+    """Holds the gradients per record of one micro-batch, for every thread its own."""
 
     def __init__(self, parameters: Sequence[tuple[str, Parameter]]) -> None:
         self._parameters = parameters
@@ -52,7 +53,6 @@ class _Collector:
 
     def sink(self, place: int) -> _Sink:
         """Make the sink of the parameter at ``place``."""
-        found = self._found
         name = self._parameters[place][0]
 
         def store(rows: Tensor, gradient: Tensor) -> None:
@@ -62,6 +62,7 @@ class _Collector:
                     "so its gradient cannot be split by record; adapt only layers whose first "
                     "axis is the record (the text tower, not image tiles)"
                 )
+            found = self._found
             out = gradient.reshape(self._records, -1, gradient.shape[-1]).float()
             into = rows.reshape(self._records, -1, rows.shape[-1]).float()
             if out.shape[2] > into.shape[2]:  # a tall product is faster made lying down
@@ -96,7 +97,7 @@ def native_gradients(
 
     For layer input :math:`x_i` [T, in] and output gradient :math:`g_i` [T, out] of record i, the
     gradient is :math:`g_i^\top x_i`, always in float32. Layers used several times, and recomputed
-    ones (non-reentrant checkpointing), add up.
+    ones (non-reentrant checkpointing), add up. Several threads may each split a micro-batch.
 
     Parameters
     ----------

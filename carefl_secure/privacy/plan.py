@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from carefl_secure.errors import ConfigError
-from carefl_secure.privacy.accounting import check_delta
 from carefl_secure.privacy.events import SampledGaussian, SampledSkellam
+from carefl_secure.privacy.plan_checks import as_real, check_choice, check_plan, check_whole
 from carefl_secure.privacy.promise import promise_text
 from carefl_secure.privacy.sampling import any_of
 
@@ -23,7 +22,6 @@ Adjacency = Literal["add-or-remove-one"]
 Mechanism = Literal["skellam", "gaussian", "none"]
 
 _FORMAT = "carefl.plan/1"
-_SMALLEST_SUM = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,15 +94,15 @@ class PrivacyPlan:
 
     def __post_init__(self) -> None:
         """Refuse a plan that cannot keep a promise, and bring numbers to one form."""
-        _choose("unit", self.unit, get_args(Unit))
-        _choose("trust", self.trust, get_args(Trust))
-        _choose("mechanism", self.mechanism, get_args(Mechanism))
-        _choose("adjacency", self.adjacency, get_args(Adjacency))
+        check_choice("unit", self.unit, get_args(Unit))
+        check_choice("trust", self.trust, get_args(Trust))
+        check_choice("mechanism", self.mechanism, get_args(Mechanism))
+        check_choice("adjacency", self.adjacency, get_args(Adjacency))
         for name in ("rounds", "clients", "min_survivors", "public_records", "local_steps"):
-            _whole(name, getattr(self, name), 1)
-        _whole("max_colluders", self.max_colluders, 0)
+            check_whole(name, getattr(self, name), 1)
+        check_whole("max_colluders", self.max_colluders, 0)
         if self.records_per_person is not None:
-            _whole("records_per_person", self.records_per_person, 1)
+            check_whole("records_per_person", self.records_per_person, 1)
             if self.unit != "person":
                 raise ConfigError(
                     "records_per_person bounds what one person adds; set unit to 'person' or leave "
@@ -113,83 +111,12 @@ class PrivacyPlan:
         if not isinstance(self.normalise, bool):
             raise ConfigError(f"normalise is {self.normalise!r}; choose true or false")
         for name in ("delta", "sample_rate", "clipping_norm", "noise_multiplier"):
-            object.__setattr__(self, name, _real(name, getattr(self, name)))
+            object.__setattr__(self, name, as_real(name, getattr(self, name)))
         if self.target_epsilon is not None:
-            object.__setattr__(self, "target_epsilon", _real("target_epsilon", self.target_epsilon))
-        self._check_numbers()
-        self._check_cohort()
-        self._check_mechanism()
-
-    def _check_numbers(self) -> None:
-        check_delta(self.delta)
-        if not 0.0 < self.sample_rate <= 1.0:
-            raise ConfigError(f"sample_rate is {self.sample_rate}; choose it above 0, at most 1")
-        if self.clipping_norm <= 0.0:
-            raise ConfigError(f"clipping_norm is {self.clipping_norm}; choose it above 0")
-        if self.noise_multiplier < 0.0:
-            raise ConfigError(f"noise_multiplier is {self.noise_multiplier}; choose it above 0")
-        if self.target_epsilon is not None and self.target_epsilon <= 0.0:
-            raise ConfigError(
-                f"target_epsilon is {self.target_epsilon}; choose it above 0 (8 is usual)"
+            object.__setattr__(
+                self, "target_epsilon", as_real("target_epsilon", self.target_epsilon)
             )
-        if self.unit in ("record", "person") and self.delta * self.public_records >= 1.0:
-            raise ConfigError(
-                f"delta {self.delta:g} would allow to publish one of {self.public_records} "
-                f"{self.unit}s "
-                "outright; choose it well below 1 / public_records"
-            )
-
-    def _check_cohort(self) -> None:
-        if self.min_survivors > self.clients:
-            raise ConfigError(
-                f"min_survivors is {self.min_survivors} with {self.clients} clients; lower it or "
-                "invite more clients"
-            )
-        if self.max_colluders >= self.min_survivors:
-            raise ConfigError(
-                f"max_colluders is {self.max_colluders} and min_survivors {self.min_survivors}, so "
-                "no honest client need be left to make noise; raise min_survivors"
-            )
-        if self.trust == "secagg" and self.min_survivors < _SMALLEST_SUM:
-            raise ConfigError(
-                f"min_survivors is {self.min_survivors}; a sum over two tells each of them the "
-                f"other, so ask for at least {_SMALLEST_SUM}"
-            )
-
-    def _check_mechanism(self) -> None:
-        wanted = "none" if self.unit == "none" else _MECHANISM[self.trust]
-        if self.mechanism != wanted:
-            raise ConfigError(
-                f"unit {self.unit!r} with trust {self.trust!r} needs mechanism {wanted!r}, "
-                f"not {self.mechanism!r}"
-            )
-        if self.unit == "none":
-            if self.noise_multiplier != 0.0 or self.target_epsilon is not None:
-                raise ConfigError(
-                    "unit 'none' protects nothing: set noise_multiplier to 0 and leave out "
-                    "target_epsilon, or choose unit 'record'"
-                )
-            return
-        if self.noise_multiplier == 0.0:
-            raise ConfigError(
-                "noise_multiplier is 0, which protects nothing; raise it, or say unit 'none'"
-            )
-        if self.unit == "client" and self.trust == "none":
-            raise ConfigError("unit 'client' needs trust 'secagg': its noise is shared in the sum")
-        if self.unit == "person" and self.trust == "none":
-            raise ConfigError(
-                "unit 'person' needs trust 'secagg': local noise is made for single records; set "
-                "trust to 'secagg' or unit to 'record'"
-            )
-        if self.unit == "client" and self.sample_rate != 1.0:
-            raise ConfigError(
-                "unit 'client' gains nothing from sampling, as the server knows who takes part; "
-                "set sample_rate to 1"
-            )
-        if self.local_steps > 1 and not (self.unit == "record" and self.trust == "none"):
-            raise ConfigError(
-                f"local_steps is {self.local_steps}; a secure round releases one sum, set it to 1"
-            )
+        check_plan(self)
 
     @property
     def noise_clients(self) -> int:
@@ -322,22 +249,3 @@ class PrivacyPlan:
             colluders=self.max_colluders,
             records_per_person=self.records_per_person,
         )
-
-
-_MECHANISM = {"secagg": "skellam", "none": "gaussian"}
-
-
-def _choose(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ConfigError(f"{name} is {value!r}; choose one of {', '.join(allowed)}")
-
-
-def _whole(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"{name} is {value!r}; it must be a whole number of at least {least}")
-
-
-def _real(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ConfigError(f"{name} is {value!r}; it must be a finite number")
-    return float(value)

@@ -2,6 +2,7 @@
 
 from carefl_secure.secagg.additive import AdditiveClient, AdditiveServer
 from carefl_secure.secagg.additive_parameters import AdditiveParameters
+from carefl_secure.secagg.ahead import AheadCommitteeParameters, AheadParameters
 from carefl_secure.secagg.ckks_round import CkksClient, CkksKeyHolder, CkksParameters, CkksServer
 from carefl_secure.secagg.client import PeerClient
 from carefl_secure.secagg.committee_client import CommitteeClient
@@ -25,6 +26,8 @@ __all__ = [
     "AdditiveClient",
     "AdditiveParameters",
     "AdditiveServer",
+    "AheadCommitteeParameters",
+    "AheadParameters",
     "CkksClient",
     "CkksKeyHolder",
     "CkksParameters",

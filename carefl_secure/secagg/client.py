@@ -7,42 +7,22 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from carefl_secure.noise import KeySource, KeyStream, add_masks
-from carefl_secure.secagg import shamir, transcript
-from carefl_secure.secagg.crypto import (
-    agree,
-    check_place,
-    open_sealed,
-    public_bytes,
-    seal,
-    sign,
-    verify,
-    words_digest,
-)
+from carefl_secure.noise import KeyStream, add_masks
+from carefl_secure.secagg import transcript
+from carefl_secure.secagg.crypto import public_bytes, sign, verify, words_digest
 from carefl_secure.secagg.graph import neighbours
-from carefl_secure.secagg.parameters import RoundParameters
+from carefl_secure.secagg.keeping import KeptClient
 from carefl_secure.secagg.refusal import below_floor, refuse
-from carefl_secure.secagg.state import ClientState, Phase
-from carefl_secure.secagg.wire import (
-    Advertisement,
-    Answer,
-    Consent,
-    Kind,
-    Secret,
-    Share,
-    Upload,
-    header,
-    pack_pair,
-    unpack_pair,
-)
+from carefl_secure.secagg.sharing import due_shares, mask_keys, open_shares, seal_shares
+from carefl_secure.secagg.state import Phase
+from carefl_secure.secagg.wire import Advertisement, Answer, Consent, Upload
 
 __all__ = ["PeerClient"]
 
 
-class PeerClient:
+class PeerClient(KeptClient):
     """The client's side of one round (Bonawitz et al. 2017, the variant for active servers).
 
     The upload is ``y = x + PRG(b_i) + sum_{j > i} PRG(k_ij) - sum_{j < i} PRG(k_ij)`` modulo
@@ -50,6 +30,9 @@ class PeerClient:
     the key it shares with ``j``. The pair masks cancel in the sum; the self masks come off when
     enough survivors give their shares of ``b``; the masks of a client that shared but never
     uploaded come off through shares of its key.
+
+    Under ``AheadParameters`` the first two steps come before the model is known, and
+    :meth:`bind` between them and the third.
 
     Parameters
     ----------
@@ -83,108 +66,24 @@ class PeerClient:
     round without a result.
     """
 
-    def __init__(
-        self,
-        parameters: RoundParameters,
-        index: int,
-        identity: Ed25519PrivateKey,
-        keys: KeySource,
-    ) -> None:
-        self._adopt(parameters, ClientState(index), identity, keys)
-
-    def _adopt(
-        self,
-        parameters: RoundParameters,
-        state: ClientState,
-        identity: Ed25519PrivateKey,
-        keys: KeySource,
-    ) -> None:
-        check_place(identity, state.index, parameters.roster)
-        self._parameters = parameters
-        self._context = parameters.context()
-        self._identity = identity
-        self._keys = keys
-        self._state = state
-
-    @property
-    def index(self) -> int:
-        """Place of this client in the roster."""
-        return self._state.index
-
-    @property
-    def phase(self) -> Phase:
-        """The last step answered."""
-        return self._state.phase
-
-    def save(self) -> bytes:
-        """Return the state, encrypted and authenticated under the client's identity.
-
-        Store it *before* sending the message that the last step returned. A crash then loses at
-        most a message, which counts as a dropout; no step can be answered twice.
-        """
-        return self._state.seal(self._identity, self._context, self._keys.key("saved state"))
-
-    @classmethod
-    def restore(
-        cls,
-        blob: bytes,
-        identity: Ed25519PrivateKey,
-        parameters: RoundParameters,
-        keys: KeySource,
-    ) -> PeerClient:
-        """Go on from a saved state in the same round.
-
-        Only the newest blob may be restored; keep one file and replace it.
-
-        Raises
-        ------
-        ProtocolError
-            If the blob was changed, or belongs to another client or round.
-        """
-        client = cls.__new__(cls)
-        client._adopt(
-            parameters, ClientState.open(blob, identity, parameters.context()), identity, keys
-        )
-        return client
-
-    def close(self) -> None:
-        """Wipe every secret and refuse all further steps.
-
-        Python may have left copies behind in freed memory; this overwrites those it can reach.
-        """
-        self._state.erase_all()
-        self._state.phase = Phase.CLOSED
-
-    def _due(self, last: Phase, step: str) -> None:
-        phase = self._state.phase
-        if phase == last:
-            return
-        if phase > last:
-            raise refuse("step order", f"{step} was answered before, or the round is closed")
-        raise refuse("step order", f"{step} is not due yet, the last step was {phase.name.lower()}")
-
-    def _enough(self, present: int, phase: str) -> None:
-        if present < self._parameters.floor:
-            raise below_floor(phase, present, self._parameters.floor)
-
     def advertise(self) -> bytes:
         """Step 0: make the secrets of the round and return their signed public halves."""
         self._due(Phase.NEW, "advertise")
-        state = self._state
+        state, context = self._state, self._parameters.key_context()
         state.encryption_secret = bytearray(self._keys.key("encryption key"))
         state.mask_secret = bytearray(self._keys.key("mask key"))
         state.self_mask = bytearray(self._keys.key("self mask"))
         public = (
             public_bytes(X25519PrivateKey.from_private_bytes(bytes(state.encryption_secret))),
             public_bytes(X25519PrivateKey.from_private_bytes(bytes(state.mask_secret))),
-            transcript.commitment(self._context, state.index, state.self_mask),
+            transcript.commitment(context, state.index, state.self_mask),
         )
         signature = sign(
             self._identity,
             transcript.ADVERTISEMENT,
-            *transcript.advertisement(self._context, state.index, *public),
+            *transcript.advertisement(context, state.index, *public),
         )
-        state.advertisement = Advertisement(*public, signature).encode(state.index, self._context)
+        state.advertisement = Advertisement(*public, signature).encode(state.index, context)
         state.phase = Phase.ADVERTISED
         return state.advertisement
 
@@ -203,42 +102,34 @@ class PeerClient:
             pass on unopened.
         """
         self._due(Phase.ADVERTISED, "share")
-        state, context = self._state, self._context
+        state, parameters = self._state, self._parameters
         if advertisements.get(state.index) != state.advertisement:
             raise refuse("own advertisement", "the list lacks mine, or holds another in its place")
         self._enough(len(advertisements), "advertising")
-        adverts = transcript.read_advertisements(advertisements, self._parameters)
+        adverts = transcript.read_advertisements(advertisements, parameters)
+        context = parameters.key_context()
         beacon = transcript.beacon(context, advertisements)
-        peers = neighbours(
-            context, beacon, adverts.keys(), state.index, self._parameters.neighbours
-        )
-        private = X25519PrivateKey.from_private_bytes(bytes(state.encryption_secret))
-        sealing, opening = {}, {}
-        for peer in peers:
-            secret = agree(private, adverts[peer].encryption_key, peer)
-            sealing[peer] = transcript.sealing_key(secret, context, beacon, state.index, peer)
-            opening[peer] = transcript.sealing_key(secret, context, beacon, peer, state.index)
+        peers = neighbours(context, beacon, adverts.keys(), state.index, parameters.neighbours)
         stream = KeyStream(self._keys.key("share polynomials"))
-        points = [member + 1 for member in (state.index, *peers)]
-        of_mask, of_key = (
-            shamir.split(
-                int.from_bytes(secret, "little"), self._parameters.rebuilding, points, stream
-            )
-            for secret in (state.self_mask, state.mask_secret)
-        )
-        top = header(Kind.SHARE, state.index, context)
-        messages = {}
-        for place, peer in enumerate(peers, start=1):
-            sealed = seal(sealing[peer], pack_pair(of_mask[place], of_key[place]), top)
-            messages[peer] = Share(peer, sealed).encode(state.index, context)
-        state.beacon = beacon
-        state.members = tuple(sorted(adverts))
-        state.own_share = bytearray(of_mask[0].to_bytes(shamir.SHARE_BYTES, "little"))
-        state.mask_keys = {peer: adverts[peer].mask_key for peer in peers}
-        state.opening_keys = {peer: bytearray(key) for peer, key in opening.items()}
-        state.erase_after_share()
+        messages = seal_shares(state, adverts, beacon, peers, parameters, stream)
         state.phase = Phase.SHARED
         return messages
+
+    def bind(self, model_hash: bytes) -> None:
+        """Say for which model keys made ahead are used, after step 1 and before step 2; once.
+
+        Parameters
+        ----------
+        model_hash
+            32 bytes.
+
+        Raises
+        ------
+        ProtocolError
+            If the round has a model, or step 1 is not done or step 2 is.
+        """
+        self._due(Phase.SHARED, "bind")
+        self._parameters = self._parameters.bind(model_hash)
 
     def mask(self, vector: npt.NDArray[Any], shares: Mapping[int, bytes]) -> bytes:
         """Step 2: open the peers' shares and upload the masked vector, signed.
@@ -264,28 +155,13 @@ class PeerClient:
         self, shares: Mapping[int, bytes]
     ) -> tuple[dict[int, bytearray], list[bytes], list[int]]:
         """Return the peers' shares and the keys and signs of all masks of the upload."""
-        state, context = self._state, self._context
-        if not set(shares) <= state.opening_keys.keys():
-            raise refuse("share senders", "shares came from clients that did not advertise")
+        context = self._context
         complete = self._parameters.neighbours is None
         needed = self._parameters.floor if complete else self._parameters.rebuilding
         if len(shares) + 1 < needed:
             raise below_floor("sharing", len(shares) + 1, needed)
-        top = {peer: header(Kind.SHARE, peer, context) for peer in shares}
-        held = {}
-        for peer, message in shares.items():
-            sealed = Share.parse(message, peer, state.index, self._parameters).sealed
-            raw = open_sealed(bytes(state.opening_keys[peer]), sealed, top[peer], peer)
-            unpack_pair(raw)
-            held[peer] = bytearray(raw)
-        private = X25519PrivateKey.from_private_bytes(bytes(state.mask_secret))
-        masks = [transcript.self_mask_key(state.self_mask, context, state.beacon)]
-        signs = [1]
-        for peer in sorted(shares):
-            secret = agree(private, state.mask_keys[peer], peer)
-            masks.append(transcript.pair_key(secret, context, state.beacon, state.index, peer))
-            signs.append(transcript.pair_sign(state.index, peer))
-        return held, masks, signs
+        held = open_shares(self._state, shares, self._parameters)
+        return held, *mask_keys(self._state, context, held)
 
     def _sign_upload(self, content: bytes) -> bytes:
         state = self._state
@@ -320,9 +196,8 @@ class PeerClient:
         given, kept = set(shared), set(survivors)
         if len(given) != len(shared) or len(kept) != len(survivors):
             raise refuse("survivor set", "a client is named twice")
-        near = neighbours(
-            self._context, state.beacon, state.members, state.index, self._parameters.neighbours
-        )
+        context, degree = self._parameters.key_context(), self._parameters.neighbours
+        near = neighbours(context, state.beacon, state.members, state.index, degree)
         if not given <= set(state.members) or given & {state.index, *near} != set(state.live):
             raise refuse("share set", "it is not the set of clients whose shares reached me")
         if not kept <= given or state.index not in kept:
@@ -364,13 +239,7 @@ class PeerClient:
             signature = Consent.parse(message, peer, self._parameters).signature
             verify(self._parameters.roster[peer], signature, peer, transcript.SURVIVORS, *fields)
         state.phase = Phase.ANSWERED
-        own = int.from_bytes(state.own_share, "little")
-        answers = {state.index: (Secret.SELF_MASK, own)}
-        for peer, raw in state.held.items():
-            of_mask, of_key = unpack_pair(bytes(raw))
-            answers[peer] = (
-                (Secret.SELF_MASK, of_mask) if peer in kept else (Secret.PAIR_KEY, of_key)
-            )
+        answers = due_shares(state, kept)
         state.erase_all()
         content = Answer(answers, b"").fields()
         signature = sign(

@@ -14,43 +14,13 @@ from carefl_secure.noise import KeySource, KeyStream, add_masks
 from carefl_secure.secagg import committee_transcript as transcript
 from carefl_secure.secagg import shamir
 from carefl_secure.secagg.committee_parameters import CommitteeParameters
-from carefl_secure.secagg.committee_wire import MemberKey, Submission
-from carefl_secure.secagg.crypto import check_place, sign, verify, words_digest
+from carefl_secure.secagg.committee_reading import read_announcements
+from carefl_secure.secagg.committee_wire import Submission
+from carefl_secure.secagg.crypto import check_place, sign, words_digest
 from carefl_secure.secagg.envelope import seal_envelope
 from carefl_secure.secagg.refusal import refuse
 
-__all__ = ["CommitteeClient", "read_announcements"]
-
-
-def read_announcements(
-    announcements: Mapping[int, bytes], parameters: CommitteeParameters
-) -> tuple[dict[int, bytes], bytes]:
-    """Verify the members' announcements and return their keys and the beacon.
-
-    Raises
-    ------
-    ProtocolError
-        If a member is missing, an announcement does not verify or a key occurs twice.
-    """
-    if set(announcements) != set(range(parameters.size)):
-        raise refuse(
-            "committee members", f"announcements came from members {sorted(announcements)}"
-        )
-    context, keys = parameters.context(), {}
-    for member, message in sorted(announcements.items()):
-        parsed = MemberKey.parse(message, member, parameters)
-        verify(
-            parameters.members[member],
-            parsed.signature,
-            member,
-            transcript.MEMBER_KEY,
-            *transcript.member_key(context, member, parsed.public),
-            party="member",
-        )
-        keys[member] = parsed.public
-    if len(set(keys.values())) != len(keys):
-        raise refuse("repeated key", "two members announced the same key")
-    return keys, transcript.beacon(context, announcements)
+__all__ = ["CommitteeClient"]
 
 
 class CommitteeClient:
@@ -95,7 +65,6 @@ class CommitteeClient:
     ) -> None:
         check_place(identity, index, parameters.roster)
         self._parameters = parameters
-        self._context = parameters.context()
         self._index = index
         self._identity = identity
         self._keys = keys
@@ -105,6 +74,20 @@ class CommitteeClient:
     def index(self) -> int:
         """Place of this client in the roster."""
         return self._index
+
+    @property
+    def _context(self) -> bytes:
+        return self._parameters.context()
+
+    def bind(self, model_hash: bytes) -> None:
+        """Say which model the members' keys, made ahead, are for; once, before :meth:`submit`.
+
+        Raises
+        ------
+        ProtocolError
+            If the round has a model.
+        """
+        self._parameters = self._parameters.bind(model_hash)
 
     def submit(self, vector: npt.NDArray[Any], announcements: Mapping[int, bytes]) -> bytes:
         """Mask the vector, seal the seeds to the members, sign it all; once.

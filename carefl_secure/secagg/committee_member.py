@@ -12,8 +12,8 @@ from carefl_secure.errors import ProtocolError
 from carefl_secure.noise import KeySource, add_masks
 from carefl_secure.secagg import committee_transcript as transcript
 from carefl_secure.secagg import shamir
-from carefl_secure.secagg.committee_client import read_announcements
 from carefl_secure.secagg.committee_parameters import CommitteeParameters
+from carefl_secure.secagg.committee_reading import read_announcements, read_loss, read_opening
 from carefl_secure.secagg.committee_wire import (
     SEED_BYTES,
     Listing,
@@ -98,7 +98,6 @@ class CommitteeMember:
     ) -> None:
         check_place(identity, index, parameters.members, party="member")
         self._parameters = parameters
-        self._context = parameters.context()
         self._index = index
         self._identity = identity
         self._keys = keys
@@ -122,6 +121,10 @@ class CommitteeMember:
     def phase(self) -> MemberPhase:
         """The last step answered."""
         return self._phase
+
+    @property
+    def _context(self) -> bytes:
+        return self._parameters.context()
 
     def close(self) -> None:
         """Forget every secret and refuse all further steps."""
@@ -147,13 +150,23 @@ class CommitteeMember:
         """Make the key of the round and return its signed public half."""
         self._due(MemberPhase.NEW, "announce")
         self._key = EnvelopeKey(self._keys)
-        fields = transcript.member_key(self._context, self._index, self._key.public)
+        context = self._parameters.key_context()
+        fields = transcript.member_key(context, self._index, self._key.public)
         signature = sign(self._identity, transcript.MEMBER_KEY, *fields)
-        self._announcement = MemberKey(self._key.public, signature).encode(
-            self._index, self._context
-        )
+        self._announcement = MemberKey(self._key.public, signature).encode(self._index, context)
         self._phase = MemberPhase.ANNOUNCED
         return self._announcement
+
+    def bind(self, model_hash: bytes) -> None:
+        """Say for which model a key made ahead is used, before the envelopes are opened; once.
+
+        Raises
+        ------
+        ProtocolError
+            If the round has a model, or the key is not announced or was used.
+        """
+        self._due(MemberPhase.ANNOUNCED, "bind")
+        self._parameters = self._parameters.bind(model_hash)
 
     def open(self, announcements: Mapping[int, bytes], listing: bytes) -> bytes:
         """Check the list of clients, open their envelopes, and sign which do not open.
@@ -315,35 +328,3 @@ class CommitteeMember:
         self._erase()
         self._phase = MemberPhase.RECOVERED
         return SeedShares(shares, signature).encode(self._index, self._context)
-
-
-def read_opening(
-    message: bytes, member: int, seen: bytes, parameters: CommitteeParameters
-) -> Opening:
-    """Parse and verify a member's opening.
-
-    Raises
-    ------
-    ProtocolError
-        If the member did not sign exactly this in this round.
-    """
-    opening = Opening.parse(message, member, parameters)
-    fields = transcript.opening(parameters.context(), seen, member, opening.listed, opening.failed)
-    key = parameters.members[member]
-    verify(key, opening.signature, member, transcript.OPENING, *fields, party="member")
-    return opening
-
-
-def read_loss(message: bytes, member: int, seen: bytes, parameters: CommitteeParameters) -> Loss:
-    """Parse and verify a member's word on who is lost.
-
-    Raises
-    ------
-    ProtocolError
-        If the member did not sign exactly this in this round.
-    """
-    loss = Loss.parse(message, member, parameters)
-    fields = transcript.loss(parameters.context(), seen, member, loss.settled, loss.lost)
-    key = parameters.members[member]
-    verify(key, loss.signature, member, transcript.LOSS, *fields, party="member")
-    return loss

@@ -11,9 +11,10 @@ import numpy.typing as npt
 
 from carefl_secure.errors import ConfigError
 from carefl_secure.secagg.crypto import digest, pack
-from carefl_secure.secagg.parameters import check_agreement, check_keys, word_type
+from carefl_secure.secagg.parameters import check_agreement, check_hash, check_keys, word_type
+from carefl_secure.secagg.refusal import refuse
 
-__all__ = ["MAX_MEMBERS", "MIN_MEMBERS", "CommitteeParameters"]
+__all__ = ["MAX_MEMBERS", "MIN_MEMBERS", "CommitteeParameters", "committee_numbers"]
 
 MIN_MEMBERS = 2
 MAX_MEMBERS = 5
@@ -64,6 +65,7 @@ class CommitteeParameters:
     def __post_init__(self) -> None:
         """Check every value."""
         check_agreement(self, _MAX_CLIENTS)
+        self._check_model()
         size = len(self.members)
         if not MIN_MEMBERS <= size <= MAX_MEMBERS:
             raise ConfigError(f"a committee has {MIN_MEMBERS} to {MAX_MEMBERS} members, not {size}")
@@ -72,6 +74,9 @@ class CommitteeParameters:
             raise ConfigError(
                 f"spare for {size} members must lie in 0 .. {(size - 1) // 2}, not {self.spare}"
             )
+
+    def _check_model(self) -> None:
+        check_hash(self.model_hash, "model_hash")
 
     @property
     def clients(self) -> int:
@@ -112,9 +117,36 @@ class CommitteeParameters:
         """Return the 32-byte hash of everything above."""
         return _context(self)
 
+    def key_context(self) -> bytes:
+        """Return what the members' keys are bound to; here the same as ``context()``."""
+        return self.context()
+
+    def bind(self, model_hash: bytes) -> CommitteeParameters:
+        """Return the agreement with its model, where keys are made before that is known.
+
+        Raises
+        ------
+        ProtocolError
+            Always; what can be bound are ``AheadCommitteeParameters``.
+        """
+        raise refuse("model", "the round has had its model from the start; nothing is to be bound")
+
     def zeros(self) -> npt.NDArray[Any]:
         """Return a zero vector of the round's shape and type."""
         return np.zeros(self.dimension, self.dtype)
+
+
+def committee_numbers(parameters: CommitteeParameters) -> bytes:
+    """Write all numbers of an agreement one after another."""
+    return pack(
+        parameters.round,
+        parameters.dimension,
+        parameters.bits,
+        parameters.min_survivors,
+        parameters.clients,
+        parameters.size,
+        parameters.spare,
+    )
 
 
 @functools.lru_cache(maxsize=64)
@@ -122,15 +154,7 @@ def _context(parameters: CommitteeParameters) -> bytes:
     return digest(
         b"committee context",
         parameters.task,
-        pack(
-            parameters.round,
-            parameters.dimension,
-            parameters.bits,
-            parameters.min_survivors,
-            parameters.clients,
-            parameters.size,
-            parameters.spare,
-        ),
+        committee_numbers(parameters),
         parameters.model_hash,
         parameters.base_hash,
         parameters.plan_hash,

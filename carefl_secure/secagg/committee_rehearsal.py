@@ -73,6 +73,14 @@ class CommitteeRehearsal:
             self.server.announced(index, self.announcements[index])
         self.server.announcements()
 
+    def bind(self, model_hash: bytes) -> None:
+        """Tell everybody which model keys made ahead are for, before the clients submit."""
+        self.server.bind(model_hash)
+        for member in self.members.values():
+            member.bind(model_hash)
+        for client in self.clients.values():
+            client.bind(model_hash)
+
     def submit(self, vectors: Mapping[int, npt.NDArray[Any]]) -> None:
         """Let the clients with a vector send their one message."""
         for index, vector in vectors.items():

@@ -12,10 +12,9 @@ import numpy.typing as npt
 from carefl_secure.errors import ProtocolError
 from carefl_secure.noise import add_masks
 from carefl_secure.secagg import committee_transcript as transcript
-from carefl_secure.secagg import shamir
-from carefl_secure.secagg.committee_client import read_announcements
-from carefl_secure.secagg.committee_member import read_loss, read_opening
 from carefl_secure.secagg.committee_parameters import CommitteeParameters
+from carefl_secure.secagg.committee_reading import read_announcements, read_loss, read_opening
+from carefl_secure.secagg.committee_recovery import lost_masks
 from carefl_secure.secagg.committee_wire import (
     Entry,
     Listing,
@@ -85,7 +84,6 @@ class CommitteeServer:
 
     def __init__(self, parameters: CommitteeParameters) -> None:
         self._parameters = parameters
-        self._context = parameters.context()
         self._phase = _Phase.ANNOUNCING
         self._announcements: dict[int, bytes] = {}
         self._seen = b""
@@ -124,6 +122,28 @@ class CommitteeServer:
         self._shares.clear()
         return error
 
+    @property
+    def parameters(self) -> CommitteeParameters:
+        """The agreement, as far as it is known."""
+        return self._parameters
+
+    @property
+    def _context(self) -> bytes:
+        return self._parameters.context()
+
+    def bind(self, model_hash: bytes) -> None:
+        """Say, once all members have announced ahead, which model the round is for; once.
+
+        Raises
+        ------
+        ProtocolError
+            If the round has a model.
+        CohortError
+            If a member has not announced. The round is over.
+        """
+        self.announcements()
+        self._parameters = self._parameters.bind(model_hash)
+
     def _members(self) -> set[int]:
         return set(range(self._parameters.size))
 
@@ -132,7 +152,7 @@ class CommitteeServer:
         known = member in self._members()
         self._during(_Phase.ANNOUNCING, f"member {member}", member in self._announcements, known)
         parsed = MemberKey.parse(message, member, self._parameters)
-        fields = transcript.member_key(self._context, member, parsed.public)
+        fields = transcript.member_key(self._parameters.key_context(), member, parsed.public)
         self._verify(member, parsed.signature, transcript.MEMBER_KEY, fields)
         self._announcements[member] = bytes(message)
 
@@ -333,7 +353,13 @@ class CommitteeServer:
         if self._lost:
             self._all_present(self._shares)
             try:
-                masks = self._rebuild()
+                masks = lost_masks(
+                    parameters=self._parameters,
+                    beacon=self._seen,
+                    entries={client: self._entries[client] for client in self.clients()},
+                    lost=self._lost,
+                    shares=self._shares,
+                )
             except ProtocolError as error:
                 self._fail(error)
                 raise
@@ -341,21 +367,3 @@ class CommitteeServer:
         self._phase = _Phase.FINISHED
         total, self._sum = self._sum, np.zeros(0, self._parameters.dtype)
         return total
-
-    def _rebuild(self) -> list[bytes]:
-        chosen = sorted(self._shares)[: self._parameters.quorum]
-        weight = shamir.weights([member + 1 for member in chosen])
-        masks = []
-        for gone in self._lost:
-            for client in self.clients():
-                value = shamir.combine(weight, (self._shares[m][gone, client] for m in chosen))
-                seed = (value % (1 << 256)).to_bytes(32, "little")
-                promised = transcript.commitment(self._context, self._seen, client, gone, seed)
-                if not same(promised, self._entries[client].commitments[gone]):
-                    raise refuse(
-                        "rebuilt seed",
-                        f"the seed of client {client} for member {gone} is not the committed one;"
-                        " what that client or one of the members gave is false; no sum comes of it",
-                    )
-                masks.append(transcript.mask_key(self._context, self._seen, client, gone, seed))
-        return masks

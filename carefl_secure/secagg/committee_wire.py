@@ -73,12 +73,13 @@ def _from_client(
 def _from_member(
     message: Buffer, kind: CommitteeKind, member: int, parameters: CommitteeParameters
 ) -> memoryview:
+    early = kind == CommitteeKind.MEMBER_KEY
     return read_body(
         message,
         kind,
         member,
         count=parameters.size,
-        context=parameters.context(),
+        context=parameters.key_context() if early else parameters.context(),
         party="member",
     )
 

@@ -12,11 +12,13 @@ import numpy.typing as npt
 from carefl_secure.errors import ConfigError
 from carefl_secure.secagg.crypto import digest, pack
 from carefl_secure.secagg.graph_plan import tolerated_colluders
+from carefl_secure.secagg.refusal import refuse
 
 __all__ = [
     "MAX_CLIENTS",
     "MIN_CLIENTS",
     "RoundParameters",
+    "agreed_numbers",
     "check_agreement",
     "check_hash",
     "check_keys",
@@ -103,6 +105,7 @@ class RoundParameters:
     def __post_init__(self) -> None:
         """Check every value."""
         check_agreement(self, MAX_CLIENTS)
+        self._check_model()
         count = self.clients
         if not default_threshold(count) <= self.threshold <= count:
             raise ConfigError(
@@ -110,6 +113,9 @@ class RoundParameters:
                 f" {default_threshold(count)} .. {count}, not {self.threshold}"
             )
         self._check_graph()
+
+    def _check_model(self) -> None:
+        check_hash(self.model_hash, "model_hash")
 
     def _check_graph(self) -> None:
         degree, threshold = self.neighbours, self.share_threshold
@@ -165,6 +171,24 @@ class RoundParameters:
     def context(self) -> bytes:
         """Return the 32-byte hash of everything above."""
         return _context(self)
+
+    def key_context(self) -> bytes:
+        """Return what advertisements and shares are bound to: ``context()`` again."""
+        return self.context()
+
+    def latest_context(self) -> bytes:
+        """Return what a saved state is bound to: ``context()`` again."""
+        return self.context()
+
+    def bind(self, model_hash: bytes) -> RoundParameters:
+        """Return the agreement with its model, where keys are made before that is known.
+
+        Raises
+        ------
+        ProtocolError
+            Always; what can be bound are ``AheadParameters``.
+        """
+        raise refuse("model", "the round has had its model from the start; nothing is to be bound")
 
     def zeros(self) -> npt.NDArray[Any]:
         """Return a zero vector of the round's shape and type."""
@@ -222,7 +246,7 @@ def check_agreement(agreement: Agreement, most: int) -> None:
         raise ConfigError(
             f"min_survivors must lie in {MIN_CLIENTS} .. {count}, not {agreement.min_survivors}"
         )
-    for name in ("model_hash", "base_hash", "plan_hash"):
+    for name in ("base_hash", "plan_hash"):
         check_hash(getattr(agreement, name), name)
 
 
@@ -249,23 +273,28 @@ def _is_32_bytes(value: object) -> bool:
     return isinstance(value, bytes) and len(value) == 32
 
 
-@functools.lru_cache(maxsize=64)
-def _context(parameters: RoundParameters) -> bytes:
+def agreed_numbers(parameters: RoundParameters) -> bytes:
+    """Write all numbers of an agreement one after another."""
     graph: tuple[int, ...] = ()
     if parameters.neighbours is not None:
         graph = (parameters.neighbours, parameters.rebuilding)
+    return pack(
+        parameters.round,
+        parameters.dimension,
+        parameters.bits,
+        parameters.threshold,
+        parameters.min_survivors,
+        parameters.clients,
+        *graph,
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _context(parameters: RoundParameters) -> bytes:
     return digest(
         b"context",
         parameters.task,
-        pack(
-            parameters.round,
-            parameters.dimension,
-            parameters.bits,
-            parameters.threshold,
-            parameters.min_survivors,
-            parameters.clients,
-            *graph,
-        ),
+        agreed_numbers(parameters),
         parameters.model_hash,
         parameters.base_hash,
         parameters.plan_hash,

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 from carefl_secure.errors import ConfigError
+from carefl_secure.secagg.bounds import (
+    DITHER_FAILURE,
+    batch_bound,
+    overflow_bound,
+    rounded_sensitivity,
+    smallest,
+)
 from carefl_secure.secagg.encoding import NORM_SLACK, EncodingPlan
 from carefl_secure.secagg.hadamard import padded_length
 from carefl_secure.secagg.parameters import MIN_CLIENTS
 
 __all__ = [
-    "DITHER_FAILURE",
     "MAX_OVERFLOW",
     "REDRAW_PROBABILITY",
-    "batch_bound",
-    "overflow_bound",
     "plan_clients",
     "plan_plain",
     "plan_records",
-    "rounded_sensitivity",
 ]
-
-DITHER_FAILURE = 1e-12
-"""Probability per round that the rounding changes more than the stated sensitivity (beta)."""
 
 REDRAW_PROBABILITY = 2.0**-20
 """Bound on the probability that a conditional rounding is drawn again (beta there).
@@ -34,72 +33,7 @@ sensitivity at a million coordinates) and makes both the bias and the redraws ne
 MAX_OVERFLOW = 2.0**-20
 """Largest accepted probability that one coordinate of one round wraps around."""
 
-_BATCH_TAIL = 2.0**-40
 _LARGEST_SCALED_NORM = 2.0**31
-
-
-def rounded_sensitivity(
-    scaled_norm: float, padded: int, failure: float = DITHER_FAILURE
-) -> tuple[float, float]:
-    """Bound what one record changes after rounding, in integer units.
-
-    With ``c = scaled_norm`` and ``d = padded``: ``l2 = min(sqrt(c^2 + d/4 + sqrt(2 ln(1/beta))
-    (c + sqrt(d)/2)), c + sqrt(d))`` and ``l1 = min(l2^2, sqrt(d) l2)``. The second bound on l2
-    holds always, the first except with probability ``beta``. The argument stands at ``encode``.
-
-    Returns
-    -------
-    tuple
-        ``(l1, l2)``.
-    """
-    root = math.sqrt(padded)
-    tail = math.sqrt(2 * math.log(1 / failure)) * (scaled_norm + root / 2)
-    l2 = min(math.sqrt(scaled_norm**2 + padded / 4 + tail), scaled_norm + root)
-    return min(l2 * l2, root * l2), l2
-
-
-def batch_bound(expected_batch: float) -> float:
-    """Return a batch size that a Poisson sample exceeds with probability below ``2**-40``.
-
-    Smallest ``N`` with ``exp(N - m - N ln(N / m)) <= 2**-40`` (Chernoff; it holds for every sum
-    of independent choices of mean ``m``).
-    """
-    mean = expected_batch
-    return _smallest(
-        lambda n: n - mean - n * math.log(n / mean) <= math.log(_BATCH_TAIL), mean, 100 + 20 * mean
-    )
-
-
-def overflow_bound(bits: int, proxy: float, skellam_variance: float) -> float:
-    """Bound the probability that one coordinate of the sum leaves the signed range.
-
-    The coordinate is a sub-Gaussian part of variance proxy ``a`` (rotated signal and rounding)
-    and a Skellam part of variance ``m``: by Chernoff, at most ``2 exp(t^2 a / 2 + m (cosh t - 1)
-    - t R)`` for ``R = 2**(bits-1) - 1`` and every ``t > 0``; the best ``t`` solves ``a t + m sinh
-    t = R``.
-    """
-    reach = 2.0 ** (bits - 1) - 1
-    if proxy + skellam_variance <= 0:
-        return 0.0
-
-    def slope(t: float) -> float:
-        return proxy * t + skellam_variance * math.sinh(t)
-
-    best = _smallest(
-        lambda t: slope(t) >= reach, 0.0, min(50.0, reach / (proxy + skellam_variance))
-    )
-    growth = skellam_variance * 2 * math.sinh(best / 2) ** 2  # cosh t - 1 without cancellation
-    return min(1.0, 2 * math.exp(min(0.0, best * best * proxy / 2 + growth - best * reach)))
-
-
-def _smallest(holds: Callable[[float], bool], low: float, high: float) -> float:
-    """Bisect for the smallest argument from which on ``holds`` is true."""
-    for _ in range(200):
-        middle = (low + high) / 2
-        if middle in (low, high):
-            break
-        low, high = (low, middle) if holds(middle) else (middle, high)
-    return high
 
 
 def _positive(**values: float) -> None:
@@ -160,29 +94,17 @@ def plan_records(
         noise_multiplier=noise_multiplier,
         expected_batch=expected_batch,
     )
-    scaled_norm, l1, l2 = _scaled_norm(
-        dimension, noise_multiplier, clients, noise_clients, inflation, DITHER_FAILURE
-    )
-    padded = padded_length(dimension)
     bound = batch_bound(expected_batch)
-    proxy = (scaled_norm * bound) ** 2 / padded + clients / 4
-    variance = (noise_multiplier * l2) ** 2 * clients / noise_clients
-    bits, overflow = _word(proxy, variance)
-    return EncodingPlan(
-        dimension=dimension,
-        padded=padded,
-        bits=bits,
-        scale=scaled_norm / clipping_norm,
-        clipping_norm=clipping_norm,
+    return _plan_noised(
+        dimension,
+        clipping_norm,
+        noise_multiplier,
+        clients,
+        noise_clients,
+        inflation,
+        together=bound,
         vector_bound=bound * clipping_norm,
-        clients=clients,
-        noise_clients=noise_clients,
-        noise_multiplier=noise_multiplier,
-        l1_sensitivity=l1,
-        l2_sensitivity=l2,
-        dither_failure=DITHER_FAILURE,
-        rotated=True,
-        overflow_probability=overflow,
+        conditional=False,
     )
 
 
@@ -229,29 +151,60 @@ def plan_clients(
     multiplies the probability of any event by at most ``(1 - beta)**-clients``.
     """
     _positive(clipping_norm=clipping_norm, noise_multiplier=noise_multiplier)
+    return _plan_noised(
+        dimension,
+        clipping_norm,
+        noise_multiplier,
+        clients,
+        noise_clients,
+        inflation,
+        together=clients,
+        vector_bound=clipping_norm,
+        conditional=True,
+    )
+
+
+def _plan_noised(
+    dimension: int,
+    clipping_norm: float,
+    noise_multiplier: float,
+    clients: int,
+    noise_clients: int,
+    inflation: float,
+    *,
+    together: float,
+    vector_bound: float,
+    conditional: bool,
+) -> EncodingPlan:
+    """Choose scale and word for noised sums of ``together`` vectors that point the same way."""
+    failure = REDRAW_PROBABILITY if conditional else DITHER_FAILURE
     scaled_norm, l1, l2 = _scaled_norm(
-        dimension, noise_multiplier, clients, noise_clients, inflation, REDRAW_PROBABILITY
+        dimension, noise_multiplier, clients, noise_clients, inflation, failure
     )
     padded = padded_length(dimension)
-    proxy = (scaled_norm * (1 + NORM_SLACK) * clients) ** 2 / padded + clients / 4
+    slack, factor = 1.0, 1.0
+    if conditional:  # rounding may reach the slack, and redrawing makes every event likelier
+        slack = 1 + NORM_SLACK
+        factor = math.exp(-clients * math.log1p(-failure))
+    proxy = (scaled_norm * slack * together) ** 2 / padded + clients / 4
     variance = (noise_multiplier * l2) ** 2 * clients / noise_clients
-    bits, overflow = _word(proxy, variance, math.exp(-clients * math.log1p(-REDRAW_PROBABILITY)))
+    bits, overflow = _word(proxy, variance, factor)
     return EncodingPlan(
         dimension=dimension,
         padded=padded,
         bits=bits,
         scale=scaled_norm / clipping_norm,
         clipping_norm=clipping_norm,
-        vector_bound=clipping_norm,
+        vector_bound=vector_bound,
         clients=clients,
         noise_clients=noise_clients,
         noise_multiplier=noise_multiplier,
         l1_sensitivity=l1,
         l2_sensitivity=l2,
-        dither_failure=0.0,
+        dither_failure=0.0 if conditional else failure,
         rotated=True,
         overflow_probability=overflow,
-        conditional=True,
+        conditional=conditional,
     )
 
 
@@ -278,7 +231,7 @@ def _scaled_norm(
         noise = math.hypot(noise_multiplier * sensitivity(scaled_norm)[1], math.sqrt(clients) / 2)
         return noise <= inflation * noise_multiplier * scaled_norm
 
-    scaled_norm = _smallest(fine_enough, 1e-3, _LARGEST_SCALED_NORM)
+    scaled_norm = smallest(fine_enough, 1e-3, _LARGEST_SCALED_NORM)
     return scaled_norm, *sensitivity(scaled_norm)
 
 

@@ -49,7 +49,7 @@ def remaining_masks(
     CohortError
         If too few holders of a secret answered.
     """
-    context = parameters.context()
+    context, key_context = parameters.context(), parameters.key_context()
     needed, answering = parameters.rebuilding, sorted(answers)
     weights: dict[tuple[int, ...], list[int]] = {}
 
@@ -72,7 +72,7 @@ def remaining_masks(
     signs: list[int] = []
     for owner in sorted(survivors):
         self_mask, chosen = rebuild(owner)
-        committed = transcript.commitment(context, owner, self_mask)
+        committed = transcript.commitment(key_context, owner, self_mask)
         if not same(committed, adverts[owner].commitment):
             raise _false_share("self mask", owner, chosen)
         keys.append(transcript.self_mask_key(self_mask, context, beacon))
@@ -82,7 +82,8 @@ def remaining_masks(
         private = X25519PrivateKey.from_private_bytes(secret)
         if not same(public_bytes(private), adverts[owner].mask_key):
             raise _false_share("mask key", owner, chosen)
-        for peer in neighbours(context, beacon, adverts.keys(), owner, parameters.neighbours):
+        degree = parameters.neighbours
+        for peer in neighbours(key_context, beacon, adverts.keys(), owner, degree):
             if peer in survivors:
                 agreed = agree(private, adverts[peer].mask_key, peer)
                 keys.append(transcript.pair_key(agreed, context, beacon, owner, peer))

@@ -72,6 +72,12 @@ class Rehearsal:
             self.shares[index] = self.clients[index].share(listed)
             self.server.shared(index, self.shares[index])
 
+    def bind(self, model_hash: bytes) -> None:
+        """Tell everybody which model keys made ahead are for, between steps 1 and 2."""
+        self.server.bind(model_hash)
+        for index in sorted(self.shares):
+            self.clients[index].bind(model_hash)
+
     def mask(self, vectors: Mapping[int, npt.NDArray[Any]], gone: Collection[int] = ()) -> None:
         """Play step 2."""
         inboxes = {index: self.server.inbox(index) for index in self.shares}

@@ -48,6 +48,9 @@ class PeerServer:
     answer         ``answered(index, message)``   ``finish()``
     ============== ============================== ==============================================
 
+    Under ``AheadParameters`` the first two come before the model is known, and :meth:`bind` after
+    them.
+
     A client that has not been heard when a phase ends has dropped out. A refused message leaves
     the state as it was, so the caller may treat its sender as dropped out. The methods that end
     a phase may be called again. At most one vector of the round's size is held at any time.
@@ -74,7 +77,7 @@ class PeerServer:
 
     def __init__(self, parameters: RoundParameters) -> None:
         self._parameters = parameters
-        self._context = parameters.context()
+        self._key_context = parameters.key_context()
         self._phase = _Phase.ADVERTISING
         self._beacon = b""
         self._messages: dict[int, bytes] = {}
@@ -133,7 +136,7 @@ class PeerServer:
         """End the phase and return all advertisements, to be sent to each of their owners."""
         self._end(_Phase.ADVERTISING, len(self._messages), self._parameters.floor)
         if not self._beacon:
-            self._beacon = transcript.beacon(self._context, self._messages)
+            self._beacon = transcript.beacon(self._key_context, self._messages)
         return dict(self._messages)
 
     def shared(self, index: int, messages: Mapping[int, bytes]) -> None:
@@ -146,13 +149,36 @@ class PeerServer:
         self._boxes[index] = {peer: bytes(message) for peer, message in messages.items()}
 
     def _near(self, index: int) -> tuple[int, ...]:
-        return neighbours(
-            self._context, self._beacon, self._messages.keys(), index, self._parameters.neighbours
-        )
+        members, degree = self._messages.keys(), self._parameters.neighbours
+        return neighbours(self._key_context, self._beacon, members, index, degree)
+
+    @property
+    def parameters(self) -> RoundParameters:
+        """The agreement, as far as it is known."""
+        return self._parameters
+
+    @property
+    def _context(self) -> bytes:
+        return self._parameters.context()
+
+    def bind(self, model_hash: bytes) -> None:
+        """Say, once all keys are made ahead, which model the round is for; once.
+
+        Raises
+        ------
+        ProtocolError
+            If the round has a model.
+        CohortError
+            If too few clients have shared. The round is over.
+        """
+        self._end(_Phase.SHARING, len(self._boxes), self._parameters.floor)
+        self._parameters = self._parameters.bind(model_hash)
 
     def inbox(self, index: int) -> dict[int, bytes]:
         """End the phase and return what the clients that shared have sealed for one of them."""
         self._end(_Phase.SHARING, len(self._boxes), self._parameters.floor)
+        if self._phase > _Phase.UPLOADING:
+            raise refuse("step order", "the shares were passed on and are not kept any longer")
         if index not in self._boxes:
             raise refuse("membership", f"client {index} did not share")
         near = self._near(index)
@@ -176,8 +202,13 @@ class PeerServer:
         verify(self._parameters.roster[index], signature, index, transcript.UPLOAD, *fields)
 
     def survivors(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """End the phase and return who shared and who of them uploaded, both ascending."""
+        """End the phase and return who shared and who of them uploaded, both ascending.
+
+        What clients sealed for one another is dropped; ``inbox`` gives nothing any more.
+        """
         self._end(_Phase.UPLOADING, len(self._uploaded), self._parameters.floor)
+        for box in self._boxes.values():  # passed on by now; those of the next round need the room
+            box.clear()
         return tuple(sorted(self._boxes)), tuple(sorted(self._uploaded))
 
     def signed(self, index: int, message: bytes) -> None:

@@ -98,7 +98,7 @@ def verify_advertisement(advert: Advertisement, index: int, parameters: RoundPar
         If client ``index`` did not sign exactly this in this round.
     """
     fields = advertisement(
-        parameters.context(),
+        parameters.key_context(),
         index,
         advert.encryption_key,
         advert.mask_key,

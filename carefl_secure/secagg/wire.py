@@ -151,7 +151,9 @@ def read_body(
 
 
 def _body(message: Buffer, kind: Kind, index: int, parameters: RoundParameters) -> memoryview:
-    return read_body(message, kind, index, count=parameters.clients, context=parameters.context())
+    early = kind in (Kind.ADVERTISEMENT, Kind.SHARE)
+    context = parameters.key_context() if early else parameters.context()
+    return read_body(message, kind, index, count=parameters.clients, context=context)
 
 
 def exact(body: memoryview, size: int, kind: IntEnum) -> None:

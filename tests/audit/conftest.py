@@ -12,7 +12,8 @@ import pytest
 from numpy.typing import NDArray
 
 from carefl_secure.audit.conformance import MachineView
-from carefl_secure.audit.rehearsal import Rehearsal, plan_like, rehearse
+from carefl_secure.audit.recording import Rehearsal
+from carefl_secure.audit.rehearsal import plan_like, rehearse
 from carefl_secure.config import Config, load_config
 from carefl_secure.noise import KeySource, SystemKeySource
 

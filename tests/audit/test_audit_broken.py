@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from carefl_secure.audit.canaries import GradientCanaries, judge_canaries
 from carefl_secure.audit.conformance import Conformance, MachineView
-from carefl_secure.audit.rehearsal import Rehearsal, rehearse
+from carefl_secure.audit.recording import Rehearsal
+from carefl_secure.audit.rehearsal import rehearse
 from carefl_secure.audit.transcript import ServerEyes, judge_transcript
 from carefl_secure.config import Config, load_config
 from carefl_secure.noise import DeterministicKeySource, KeySource, KeyStream, SystemKeySource

@@ -48,7 +48,8 @@ def test_there_is_something_to_check() -> None:
         "two_stage",
     }
     assert len(TASKS) >= 3
-    assert set((ROOT / "configs").rglob("*.yaml")) == {*EXPERIMENTS, *TASKS}
+    deploy = (ROOT / "configs" / "deploy").glob("*.yaml")  # tests/cli/test_deploy_recipes.py
+    assert set((ROOT / "configs").rglob("*.yaml")) == {*EXPERIMENTS, *TASKS, *deploy}
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=name)

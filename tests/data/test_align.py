@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from carefl_secure.data.align import TEMPLATE, fit_similarity, landmark_fault, warp
+from carefl_secure.data.canvas import SPOTS
 from carefl_secure.data.check import check_corpus
-from carefl_secure.data.drawing import SPOTS
 from carefl_secure.data.rafdb import load_rafdb
 from carefl_secure.data.recognise import open_corpus
 from carefl_secure.data.synthetic import VIEWS, synthetic_corpus

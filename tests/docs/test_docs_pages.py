@@ -48,6 +48,8 @@ def test_exit_codes_are_all_documented() -> None:
     page = (ROOT / "docs" / "exit-codes.md").read_text("utf-8")
 
     def walk(kind: type[CareflError]) -> None:
+        if not kind.__module__.startswith("carefl_secure"):
+            return  # another test's own
         assert re.search(rf"^\| {kind.exit_code} \| `{kind.__name__}`", page, re.MULTILINE), kind
         for inner in kind.__subclasses__():
             walk(inner)

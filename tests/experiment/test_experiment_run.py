@@ -18,7 +18,9 @@ from carefl_secure.experiment.run import run_cell, run_cells, scores_file
 from carefl_secure.experiment.scores import Bench, Scores, label_slices
 from carefl_secure.experiment.table import results
 from carefl_secure.federation.generated import evaluate_generated
+from carefl_secure.federation.optim import FedAdam
 from carefl_secure.federation.train import train
+from carefl_secure.privacy.budget import BudgetQuestion, solve_budget
 from carefl_secure.progress import SilentReporter
 
 Make = Callable[..., Experiment]
@@ -205,14 +207,56 @@ def test_central_noise_is_as_large_as_its_price_says(make: Make, out: Path) -> N
     bench = Bench(cell(asked, out).config, SILENT)
     one, other = train_centrally(bench), train_centrally(bench)
     spread = float(np.std(one.adapter.astype(float) - other.adapter)) / np.sqrt(2)
-    from carefl_secure.privacy.budget import BudgetQuestion, solve_budget
-
     z = solve_budget(
         BudgetQuestion(mechanism="gaussian", delta=0.001, epsilon=8, rounds=1, sample_rate=1.0)
     ).noise_multiplier
     assert one.epsilon is not None and one.epsilon <= 8
     # Some 3,000 values: a relative error of 0.013; 0.1 is eight times that.
     assert spread == pytest.approx(z * 1.0 / 120, rel=0.1)
+
+
+def test_a_central_step_takes_its_noise_off_as_the_servers_does(make: Make, out: Path) -> None:
+    """The gradient is read off a plain step; the corrected step follows from it and the noise."""
+    fixed = {**PRIVATE, "federation.rounds": 1, "unsafe_deterministic_noise": True}
+    fedavg = {"federation.aggregator": "fedavg", "federation.server_lr": 1.0}
+    corrected = {"federation.server_lr": 0.1, "federation.noise_correction": True}
+    kinds = {"plain": fedavg, "adam": {"federation.server_lr": 0.1}, "corrected": corrected}
+    asked = make([{"name": n, "kind": "central", "set": fixed | more} for n, more in kinds.items()])
+    benches = [Bench(one.config, SILENT) for one in cells_of(asked, out)]
+    plain, adam, found = (train_centrally(bench).adapter for bench in benches)
+    start = benches[0].initial
+    moved = plain != start
+    gradient = (start.astype(np.float64) - plain)[moved]
+    z = solve_budget(
+        BudgetQuestion(mechanism="gaussian", delta=0.001, epsilon=8, rounds=1, sample_rate=0.3)
+    ).noise_multiplier
+    u = (z / (0.3 * 120)) ** 2
+    root = np.sqrt(np.maximum(gradient**2 - u, 0.1 * u))
+    step = (start.astype(np.float64) - found)[moved]
+    np.testing.assert_allclose(step, 0.1 * gradient / root, rtol=1e-3, atol=1e-6)
+    assert not np.allclose(found, adam)
+
+
+def test_a_central_cell_is_told_the_noise_that_a_federated_one_is(
+    make: Make, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[float, float]] = []
+    hear = FedAdam.hear
+
+    def overhear(self: FedAdam, share: float, noise_variance: float) -> None:
+        told.append((share, noise_variance))
+        hear(self, share, noise_variance)
+
+    monkeypatch.setattr(FedAdam, "hear", overhear)
+    corrected = {**PRIVATE, "federation.noise_correction": True, "privacy.max_colluders": 0}
+    asked = make([{"name": kind, "kind": kind, "set": corrected} for kind in ("central", "train")])
+    for one in cells_of(asked, out):
+        run_cell(one, SILENT)
+    central, federated = told[:2], told[2:]
+    assert len(central) == len(federated) == 2  # rounds
+    assert {share for share, _ in told} == {1.0}
+    # One is Gaussian, the other a sum of Skellam shares at integer norms: a few percent.
+    assert central[0][1] == pytest.approx(federated[0][1], rel=0.1)
 
 
 def test_what_has_no_meaning_alone_is_refused(make: Make, out: Path) -> None:

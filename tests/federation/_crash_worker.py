@@ -53,7 +53,6 @@ class Log:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        self._round = 0
 
     def write(self, *words: object) -> None:
         os.write(self._file, (" ".join(map(str, words)) + "\n").encode())
@@ -62,16 +61,14 @@ class Log:
         return [line.split()[1:] for line in self.path.read_text().splitlines() if line[0] == kind]
 
     def record(self, node: int, message: Message) -> None:
-        """Note which round it is, and every masked vector that left a client."""
+        """Note every masked vector that left a client, and in which round."""
         fields = message.content.get("fields") if message.has_content() else None
         if not isinstance(fields, ConfigRecord):
             return
-        if "round" in fields:
-            self._round = int(str(fields["round"]))
         upload = fields.get("upload")
         if isinstance(upload, bytes):
             words = upload[HEADER:-SIGNATURE]
-            self.write("U", node, self._round, hashlib.sha256(words).hexdigest())
+            self.write("U", node, message.metadata.group_id, hashlib.sha256(words).hexdigest())
 
 
 class Keys(SystemKeySource):

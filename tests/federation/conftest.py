@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,14 +17,31 @@ from numpy.typing import NDArray
 from carefl_secure.federation.client import build_client_app
 from carefl_secure.federation.cohort import Aggregation, Encryption
 from carefl_secure.federation.folder import RunFolder
-from carefl_secure.federation.grid import LocalGrid
+from carefl_secure.federation.grid import FIRST_NODE, LocalGrid
 from carefl_secure.federation.messages import pack_adapter
-from carefl_secure.federation.optim import FedAvg
+from carefl_secure.federation.optim import FedAdam, FedAvg
 from carefl_secure.federation.planning import RunPlan, plan_run
+from carefl_secure.federation.rounds import FederationResult, run_federation
+from carefl_secure.federation.session import ClientSession
 from carefl_secure.federation.simulation import Clients
 from carefl_secure.federation.strategy import SecureSumStrategy
 from carefl_secure.noise import KeySource, SystemKeySource
 from carefl_secure.privacy import Ledger
+from carefl_secure.progress import SilentReporter
+
+CLIENTS = 7  # floor 5 without colluders: two may go
+PEERS = ["query.advertise", "query.share", "train.masked", "query.sign", "query.unmask"]
+
+
+def losing(action: str, nodes: set[int], replies: bool = True) -> Callable[[int, Message], bool]:
+    """Return what drops one kind of message to, or of, some parties."""
+
+    def drop(node: int, message: Message) -> bool:
+        meta = message.metadata
+        lost = bool(meta.reply_to_message_id) == replies
+        return node - FIRST_NODE in nodes and meta.message_type == action and lost
+
+    return drop
 
 
 class ToyTask:
@@ -70,6 +88,40 @@ class Bench:
         **options: Any,
     ) -> NDArray[np.float32]:
         """Run some rounds of plain descent with step 1 and return the adapter."""
+        app = build_client_app(
+            self.clients.session, self.clients.keep_refusal, helpers=self.clients.helper
+        )
+        return self._descend(app, rounds, workers, drop, **options)
+
+    def start_afresh(self, rounds: int) -> NDArray[np.float32]:
+        """Do the same with a new session for every message.
+
+        Engines that start a process per message keep the session in the node's context.
+        """
+        app = build_client_app(self.fresh_session, keep_state=True, helpers=self.clients.helper)
+        return self._descend(app, rounds)
+
+    def fresh_session(self, index: int) -> ClientSession:
+        """Return a client as a new process finds it: its own identity and ledger, no memory."""
+        made = self.clients
+        return ClientSession(
+            index,
+            made.session(index)._rounds._sums._identity,
+            self.plan,
+            made.cohort,
+            self.tasks[index],
+            made.ledgers[index],
+            SystemKeySource(),
+        )
+
+    def _descend(
+        self,
+        app: Any,
+        rounds: int,
+        workers: int = 1,
+        drop: Callable[[int, Message], bool] | None = None,
+        **options: Any,
+    ) -> NDArray[np.float32]:
         strategy = SecureSumStrategy(
             self.plan,
             self.clients.cohort,
@@ -79,9 +131,7 @@ class Bench:
             **options,
         )
         grid = LocalGrid(
-            build_client_app(
-                self.clients.session, self.clients.keep_refusal, helpers=self.clients.helper
-            ),
+            app,
             self.clients.nodes,
             workers=workers,
             drop=drop,
@@ -151,6 +201,7 @@ def make_bench(tmp_path: Path) -> Callable[..., Bench]:
         aggregation: Aggregation = "peer",
         members: int = 3,
         encryption: Encryption = "bfv",
+        keys_ahead: bool = True,
         **changes: Any,
     ) -> Bench:
         plan = known_plan(clients, dimension, **changes)
@@ -167,10 +218,120 @@ def make_bench(tmp_path: Path) -> Callable[..., Bench]:
             aggregation=aggregation,
             committee_members=members,
             encryption=encryption,
+            keys_ahead=keys_ahead,
         )
         return Bench(plan, tasks, folder, everyone, Ledger(folder.ledger))
 
     return make
+
+
+class Runs:
+    """Whole runs of one plan in a folder each."""
+
+    class Notes(SilentReporter):
+        """Remembers what the user is told."""
+
+        def __init__(self) -> None:
+            self.said: list[str] = []
+
+        def note(self, text: str) -> None:
+            self.said.append(text)
+
+    def __init__(self, home: Path, plan: RunPlan) -> None:
+        self.home, self.plan = home, plan
+        self.reporter = self.Notes()
+
+    def go(
+        self, mode: Aggregation, folder: RunFolder | None = None, **options: Any
+    ) -> FederationResult:
+        """Run all rounds, in a fresh folder unless told."""
+        dimension = self.plan.encoding.dimension
+        return run_federation(
+            self.plan,
+            toy_tasks(CLIENTS, dimension),
+            np.zeros(dimension, np.float32),
+            optimiser=FedAdam(0.1),
+            folder=folder or RunFolder.create(self.home, ""),
+            base_hash=bytes(32),
+            aggregation=mode,
+            reporter=self.reporter,
+            **options,
+        )
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Runs:
+    """Return a maker of runs of seven clients without colluders, two rounds each."""
+    return Runs(tmp_path, known_plan(CLIENTS, max_colluders=0, rounds=2))
+
+
+@pytest.fixture
+def opened_words(monkeypatch: pytest.MonkeyPatch) -> list[NDArray[Any]]:
+    """Have clients send short words of any size whose sum wraps; return the sums as opened."""
+    from carefl_secure.federation import strategy
+
+    sums: list[NDArray[Any]] = []
+    opening = strategy.decode
+
+    def decode(total: NDArray[Any], *rest: Any) -> Any:
+        sums.append(total.copy())
+        return opening(total, *rest)
+
+    def protected(session: ClientSession, adapter: Any) -> NDArray[np.uint16]:
+        rng = np.random.default_rng(session.index)
+        words = rng.integers(0, 2**16, 2048, dtype=np.uint16)
+        words[0], words[1] = 2**15, 2**15 - 1
+        return words
+
+    monkeypatch.setattr(strategy, "decode", decode)
+    monkeypatch.setattr(ClientSession, "_protected", protected)
+    return sums
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model of the embedded shape: fast, and enough where nothing is to be learnt."""
+    from carefl_secure.model.embedded import build_model, build_processor  # torch, which is slow
+
+    folder = tmp_path_factory.mktemp("base")
+    processor = build_processor()
+    build_model(processor, seed=3).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def train_small(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return a maker of finished runs of one round; settings by name, ``data__records=200``."""
+    from carefl_secure.config import load_config
+    from carefl_secure.federation.train import train
+
+    def make(**changes: Any) -> Path:
+        root = tmp_path_factory.mktemp("trained")
+        settings = {
+            "model.base": base,
+            "model.quantization": "none",
+            "data.cache_dir": root / "cache",
+            "data.records": 160,
+            "run.dir": root / "runs",
+            "federation.rounds": 1,
+            "federation.clients": 4,
+            "federation.min_survivors": 3,
+            "privacy.delta": 0.001,
+            "adapter.rank": 2,
+            "evaluation.floors": "false",
+            **{name.replace("__", "."): value for name, value in changes.items()},
+        }
+        config = load_config(None, [f"{name}={value}" for name, value in settings.items()])
+        return train(config, SilentReporter()).folder
+
+    return make
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """Return a copy of the module's finished run, to be written into."""
+    return Path(shutil.copytree(trained, tmp_path / trained.name))
 
 
 @pytest.fixture

@@ -400,6 +400,9 @@ class NoLink:
         assert {p.name for p in app.iterdir()} == {"pyproject.toml", "carefl_relay.py"}
         return "1"
 
+    def healthy(self) -> bool:
+        return True
+
     def finished(self, run: str, patience: float) -> str:
         return "finished:completed"
 

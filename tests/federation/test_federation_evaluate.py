@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,45 +16,20 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from carefl_secure.cli import app
-from carefl_secure.config import Config, load_config
+from carefl_secure.config import Config
 from carefl_secure.errors import ConfigError, DataError, ModelError, RunError
 from carefl_secure.evaluation.assess import Settings
 from carefl_secure.federation import evaluate as module
 from carefl_secure.federation.corpora import Corpora, load_corpora
 from carefl_secure.federation.evaluate import evaluate
-from carefl_secure.federation.train import train
-from carefl_secure.model.embedded import build_model, build_processor
 from carefl_secure.progress import Reporter, SilentReporter
 
 FEW = Settings(replicates=20, minimum=10)
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("trained")
-    processor = build_processor()
-    build_model(processor, seed=3).save_pretrained(root / "base")
-    processor.save_pretrained(root / "base")
-    settings = {
-        "model.base": root / "base",
-        "model.quantization": "none",
-        "data.cache_dir": root / "cache",
-        "data.records": 160,
-        "run.dir": root / "runs",
-        "federation.rounds": 1,
-        "federation.clients": 4,
-        "federation.min_survivors": 3,
-        "privacy.delta": 0.001,
-        "adapter.rank": 2,
-        "evaluation.floors": "false",
-    }
-    config = load_config(None, [f"{name}={value}" for name, value in settings.items()])
-    return train(config, SilentReporter()).folder
-
-
-@pytest.fixture
-def run(trained: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(trained, tmp_path / trained.name))
+def trained(train_small: Callable[..., Path]) -> Path:
+    return train_small()
 
 
 def test_the_figures_are_those_of_the_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

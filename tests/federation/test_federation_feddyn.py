@@ -195,18 +195,22 @@ def test_the_session_carries_the_memory(plan_toy: PlanToy, make_bench: Any) -> N
 
     plan, tasks = dyn_plan(plan_toy), _POINTS.point_tasks(6)
     bench = make_bench(tasks=tasks, dimension=40)
-    made = [
+    mine, other = (
         Clients(plan, tasks, folder, bytes(32), lambda i: SystemKeySource(), None, None)
         for folder in (bench.folder, RunFolder.create(bench.folder.path.parent / "o", "a: 1\n"))
-    ]
-    bench.plan, bench.clients = plan, made[0]
+    )
+    bench.plan, bench.clients = plan, mine
     bench.start(rounds=1)
-    saved = made[0].sessions[2].save()
-    made[1].sessions[2].restore(saved)
-    assert made[1].sessions[2].save() == saved
+    saved = mine.sessions[2].save()
+    fresh = bench.fresh_session(2)
+    fresh.restore(saved)
+    memory = mine.sessions[2]._work.save()
+    assert fresh._work.save() == memory and len(memory) > 40 * 8
     assert len(saved) > 40 * 16
     with pytest.raises(ProtocolError):
-        made[1].sessions[2].restore(saved[:-1])
+        fresh.restore(saved[:-1])
+    with pytest.raises(ProtocolError, match="another client or run"):
+        other.sessions[2].restore(saved)
 
 
 def test_it_must_be_told_who_survived() -> None:

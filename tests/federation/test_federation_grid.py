@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import threading
+import weakref
+from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Any
 
@@ -117,14 +121,14 @@ def test_a_fault_ends_the_run_and_is_never_a_dropout(workers: int) -> None:
 
     grid = LocalGrid(app_of(handler), 2, workers=workers)
     with pytest.raises(EngineError, match="KeyError") as caught:
-        grid.send_and_receive(questions(grid.get_node_ids()))
+        list(grid.send_and_receive(questions(grid.get_node_ids())))
     assert isinstance(caught.value.__cause__, KeyError)
 
 
 def test_an_unknown_action_is_a_fault() -> None:
     grid = LocalGrid(app_of(echo), 1)
     with pytest.raises(EngineError):
-        grid.send_and_receive([Message(RecordDict(), FIRST_NODE, "query.other")])
+        list(grid.send_and_receive([Message(RecordDict(), FIRST_NODE, "query.other")]))
 
 
 def test_an_interrupt_passes_through_unchanged() -> None:
@@ -132,7 +136,7 @@ def test_an_interrupt_passes_through_unchanged() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        LocalGrid(app_of(handler), 1).send_and_receive(questions([FIRST_NODE]))
+        list(LocalGrid(app_of(handler), 1).send_and_receive(questions([FIRST_NODE])))
 
 
 def test_flower_code_of_a_crash_is_a_fault_and_of_a_vanished_node_a_dropout() -> None:
@@ -171,7 +175,7 @@ def test_the_record_holds_what_the_server_sees_and_not_what_was_lost() -> None:
         drop=lambda node, m: node == FIRST_NODE and bool(m.metadata.reply_to_message_id),
         record=lambda node, m: seen.append((node, bool(m.metadata.reply_to_message_id))),
     )
-    grid.send_and_receive(questions(grid.get_node_ids()))
+    list(grid.send_and_receive(questions(grid.get_node_ids())))
     assert seen == [(FIRST_NODE, False), (FIRST_NODE + 1, False), (FIRST_NODE + 1, True)]
 
 
@@ -182,4 +186,107 @@ def test_impossible_grids_and_unknown_nodes_are_refused() -> None:
         LocalGrid(app_of(echo), 2, workers=0)
     grid = LocalGrid(app_of(echo), 2)
     with pytest.raises(EngineError, match="no node 5"):
-        grid.send_and_receive(questions([5]))
+        list(grid.send_and_receive(questions([5])))
+
+
+def counted(handled: list[int]) -> ClientApp:
+    def handler(message: Message, context: Context) -> Message:
+        handled.append(int(context.node_config["partition-id"]))
+        return echo(message, context)
+
+    return app_of(handler)
+
+
+def test_a_node_works_when_its_reply_is_asked_for() -> None:
+    handled: list[int] = []
+    grid = LocalGrid(counted(handled), 4)
+    replies = iter(grid.send_and_receive(questions(grid.get_node_ids())))
+    assert handled == []
+    for expected in range(4):
+        assert next(replies).content["c"]["index"] == expected
+        assert handled == list(range(expected + 1))
+    assert next(replies, None) is None
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_few_messages_and_replies_are_held_however_many_nodes_there_are(workers: int) -> None:
+    most, seen = 2 * workers + 2, list[weakref.ref[RecordDict]]()
+    grid = LocalGrid(
+        app_of(echo),
+        40,
+        workers=workers,
+        record=lambda node, m: seen.append(weakref.ref(m.content)),
+    )
+    held, taken = [], [0]
+
+    def messages() -> Iterator[Message]:
+        for message in questions(grid.get_node_ids()):
+            taken[0] += 1
+            yield message
+
+    for place, _ in enumerate(grid.send_and_receive(messages())):
+        assert taken[0] <= place + most
+        gc.collect()
+        held.append(sum(ref() is not None for ref in seen))
+    assert taken == [40] and len(held) == 40
+    assert max(held) <= 2 * most
+    list(grid.push_messages(questions(grid.get_node_ids())))
+    assert sum(ref() is not None for ref in seen) >= 40  # what is pushed stays until it is pulled
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_what_nobody_asked_for_is_delivered_before_the_next_exchange(workers: int) -> None:
+    handled: list[int] = []
+    grid = LocalGrid(counted(handled), 20, workers=workers)
+    first, second, *_ = grid.get_node_ids()
+    next(iter(grid.send_and_receive(questions(grid.get_node_ids()))))
+    assert len(handled) <= 2 * workers
+    (reply,) = grid.send_and_receive(questions([second]))
+    assert reply.content["c"]["index"] == 1
+    assert sorted(handled) == sorted([*range(20), 1])
+    grid.send_and_receive(questions([first]))
+    list(grid.push_messages(questions([second])))
+    assert handled[-2:] == [0, 1]
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_closed_grid_delivers_no_more_and_waits_for_what_is_in_hand(workers: int) -> None:
+    begun, ended = [], []
+
+    def handler(message: Message, context: Context) -> Message:
+        begun.append(threading.get_ident())
+        reply = echo(message, context)
+        ended.append(threading.get_ident())
+        return reply
+
+    grid = LocalGrid(app_of(handler), 50, workers=workers)
+    replies = iter(grid.send_and_receive(questions(grid.get_node_ids())))
+    next(replies)
+    grid.close()
+    assert len(begun) == len(ended) <= 2 * workers
+    assert list(replies) == []
+    grid.close()
+    list(grid.send_and_receive(questions([FIRST_NODE])))
+    assert len(ended) <= 2 * workers + 1
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_fault_comes_after_earlier_replies_and_ends_the_exchange(workers: int) -> None:
+    handled: list[int] = []
+
+    def handler(message: Message, context: Context) -> Message:
+        handled.append(int(context.node_config["partition-id"]))
+        if context.node_config["partition-id"] == 2:
+            raise KeyError("missing")
+        return echo(message, context)
+
+    grid = LocalGrid(app_of(handler), 30, workers=workers)
+    got = []
+    with pytest.raises(EngineError, match="KeyError"):
+        for reply in grid.send_and_receive(questions(grid.get_node_ids())):
+            got.append(reply.content["c"]["index"])
+    assert got == [0, 1]
+    before = len(handled)
+    assert before <= 2 + 2 * workers
+    list(grid.send_and_receive(questions([FIRST_NODE])))
+    assert len(handled) == before + 1

@@ -18,9 +18,11 @@ from carefl_secure.federation.messages import (
     pack,
     pack_adapter,
     payload_bytes,
+    ride_of,
     unpack_adapter,
     vector_hash,
     with_adapter,
+    with_ride,
 )
 
 
@@ -99,3 +101,19 @@ def test_the_hash_covers_every_bit_of_the_vector() -> None:
 def test_payload_counts_values_not_envelopes() -> None:
     content = pack(a=1, b=b"12345", c={1: b"xy", 2: b"z"})
     assert payload_bytes(content) == 8 + 5 + 3 + 16
+
+
+def test_a_ride_is_a_record_of_its_own() -> None:
+    """It neither hides in a message's fields nor gets lost beside an adapter."""
+    content, ride = pack(shares={1: b"x"}), pack(round=2, plan=b"p")
+    assert ride_of(content) is None
+    loaded = with_adapter(with_ride(content, ride), pack_adapter(np.zeros(3, np.float32)))
+    assert list(loaded) == ["fields", "ahead", "arrays"]
+    assert Fields(loaded, maps=["shares"]).map("shares") == {1: b"x"}
+    found = ride_of(loaded)
+    assert found is not None
+    assert Fields(found, "round", "plan").integer("round") == 2
+    assert ride_of(found) is None
+    assert payload_bytes(with_ride(content, ride)) == payload_bytes(content) + 8 + 1
+    with pytest.raises(ProtocolError):
+        Fields(RecordDict({**loaded, "ahead": ArrayRecord()}), "round", "plan", name="ahead")

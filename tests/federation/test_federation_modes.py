@@ -13,23 +13,16 @@ from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from numpy.typing import NDArray
 
 from carefl_secure.errors import CohortError, ConfigError, NonFiniteError, ProtocolError, RunError
-from carefl_secure.federation import strategy as strategy_module
-from carefl_secure.federation.client import build_client_app
 from carefl_secure.federation.cohort import Aggregation
 from carefl_secure.federation.folder import RunFolder
-from carefl_secure.federation.grid import FIRST_NODE, LocalGrid
-from carefl_secure.federation.messages import pack_adapter
-from carefl_secure.federation.optim import FedAdam, FedAvg
-from carefl_secure.federation.rounds import FederationResult, run_federation
-from carefl_secure.federation.session import ClientSession
-from carefl_secure.federation.strategy import SecureSumStrategy
-from carefl_secure.noise import DeterministicKeySource, SystemKeySource
+from carefl_secure.federation.grid import FIRST_NODE
+from carefl_secure.federation.rounds import FederationResult
+from carefl_secure.noise import DeterministicKeySource
 from carefl_secure.privacy import Ledger
 
+from .conftest import CLIENTS, PEERS, Runs, losing
+
 MakeBench = Callable[..., Any]
-Drop = Callable[[int, Message], bool]
-CLIENTS = 7  # floor 5 without colluders: two may go
-PEERS = ["query.advertise", "query.share", "train.masked", "query.sign", "query.unmask"]
 MEMBERS = ["query.committee_announce", "query.committee_open", "query.committee_answer"]
 HOLDER = ["query.holder_key", "query.open_sum"]
 VECTORS = {"committee": "train.submit", "encrypt": "train.masked"}
@@ -48,42 +41,6 @@ LOSSES = [
 
 def keys(index: int) -> DeterministicKeySource:
     return DeterministicKeySource(b"modes %d" % index)
-
-
-def losing(action: str, nodes: set[int], replies: bool) -> Drop:
-    def drop(node: int, message: Message) -> bool:
-        meta = message.metadata
-        lost = bool(meta.reply_to_message_id) == replies
-        return node - FIRST_NODE in nodes and meta.message_type == action and lost
-
-    return drop
-
-
-class Runs:
-    """Whole runs in a folder each."""
-
-    def __init__(self, home: Path, plan: Any, make_tasks: Callable[..., list[Any]]) -> None:
-        self.home, self.plan, self.make_tasks = home, plan, make_tasks
-
-    def go(
-        self, mode: Aggregation, folder: RunFolder | None = None, **options: Any
-    ) -> FederationResult:
-        folder = folder or RunFolder.create(self.home, "")
-        return run_federation(
-            self.plan,
-            self.make_tasks(CLIENTS, 60, 30),
-            np.zeros(60, np.float32),
-            optimiser=FedAdam(0.1),
-            folder=folder,
-            base_hash=bytes(32),
-            aggregation=mode,
-            **options,
-        )
-
-
-@pytest.fixture
-def runs(tmp_path: Path, plan_toy: Callable[..., Any], tasks_toy: Callable[..., Any]) -> Runs:
-    return Runs(tmp_path, plan_toy(CLIENTS, max_colluders=0, rounds=2), tasks_toy)
 
 
 @pytest.mark.parametrize("unit", ["record", "none"])
@@ -110,24 +67,10 @@ def test_three_modes_give_the_same_adapter_bit_for_bit(
 
 
 def test_the_opened_words_are_the_same_even_where_they_wrap(
-    make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch
+    make_bench: MakeBench, opened_words: list[NDArray[np.uint16]]
 ) -> None:
     """Short words of any size, the lowest one among them, whose sum leaves its range."""
-    sums = []
-    opening = strategy_module.decode
-
-    def decode(total: Any, *rest: Any) -> Any:
-        sums.append(total.copy())
-        return opening(total, *rest)
-
-    def protected(session: ClientSession, adapter: Any) -> Any:
-        rng = np.random.default_rng(session.index)
-        words = rng.integers(0, 2**16, 2048, dtype=np.uint16)
-        words[0], words[1] = 2**15, 2**15 - 1
-        return words
-
-    monkeypatch.setattr(strategy_module, "decode", decode)
-    monkeypatch.setattr(ClientSession, "_protected", protected)
+    sums = opened_words
     for mode in ("peer", "committee", "encrypt"):
         bench = make_bench(dimension=2000, delta=1e-4, aggregation=mode)
         assert bench.plan.encoding.bits == 16
@@ -225,8 +168,9 @@ def test_an_interrupted_run_goes_on_with_new_helpers(
 ) -> None:
     runs.plan = plan_toy(CLIENTS, max_colluders=0, rounds=4)
     folder = RunFolder.create(runs.home, "")
+    ahead = action != "query.committee_announce"  # which rides on round 1 otherwise
     with pytest.raises(KeyboardInterrupt):
-        runs.go(mode, folder, record=Stop(2, action, node))
+        runs.go(mode, folder, record=Stop(2, action, node), keys_ahead=ahead)
     assert len(Ledger(folder.ledger).events()) == 1 + lost
     result = runs.go(mode, folder, resume=True)
     assert [row["round"] for row in result.rows] == list(range(1, 5 - lost))
@@ -279,30 +223,9 @@ def test_a_refusal_stops_the_run_and_says_nothing_of_the_data(
 def test_a_whole_round_with_a_new_session_for_every_message(
     make_bench: MakeBench, mode: str
 ) -> None:
-    """Engines that start a process per message keep the session in the node's context."""
     bench = make_bench(unit="none", sample_rate=1.0, aggregation=mode)
-    made = bench.clients
-
-    def fresh(index: int) -> ClientSession:
-        return ClientSession(
-            index,
-            made.session(index)._sums._identity,
-            bench.plan,
-            made.cohort,
-            bench.tasks[index],
-            made.ledgers[index],
-            SystemKeySource(),
-        )
-
-    grid = LocalGrid(
-        build_client_app(fresh, keep_state=True, helpers=made.helper),
-        made.nodes,
-        record=lambda node, message: bench.seen.append((node, message)),
-    )
-    strategy = SecureSumStrategy(bench.plan, made.cohort, bench.ledger, FedAvg(1.0))
-    result = strategy.start(grid, pack_adapter(np.zeros(60, np.float32)), num_rounds=2)
+    moved = bench.start_afresh(rounds=2)
     whole = np.concatenate([task.gradients for task in bench.tasks])
-    moved = result.arrays["adapter"].numpy()
     np.testing.assert_allclose(moved, -2 * whole.mean(axis=0), atol=1e-5)
     for _, message in bench.seen:  # and nothing is lost in Flower's own serialisation
         proto = recorddict_to_proto(message.content)

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from carefl_secure.errors import ConfigError, NonFiniteError, RunError
-from carefl_secure.federation.optim import Alternating, FedAdam, FedAvg
+from carefl_secure.federation.alternating import Alternating
+from carefl_secure.federation.optim import FedAdam, FedAvg
 
 
 def test_fedavg_is_plain_descent() -> None:

@@ -303,31 +303,9 @@ def test_an_adapter_of_another_type_is_refused_before_anything_is_paid(
 
 
 def test_a_whole_round_with_a_new_session_for_every_message(make_bench: MakeBench) -> None:
-    """Engines that start a process per message keep the session in the node's context."""
     bench = make_bench(unit="none", sample_rate=1.0)
-    made = bench.clients
-
-    def fresh(index: int) -> ClientSession:
-        old = made.sessions[index]
-        return ClientSession(
-            index,
-            old._sums._identity,
-            bench.plan,
-            made.cohort,
-            bench.tasks[index],
-            made.ledgers[index],
-            SystemKeySource(),
-        )
-
-    from carefl_secure.federation.optim import FedAvg
-    from carefl_secure.federation.strategy import SecureSumStrategy
-
-    grid = LocalGrid(build_client_app(fresh, keep_state=True), 6)
-    strategy = SecureSumStrategy(bench.plan, made.cohort, bench.ledger, FedAvg(1.0))
-    zeros = np.zeros(60, np.float32)
-    result = strategy.start(grid, pack_adapter(zeros), num_rounds=2)
+    moved = bench.start_afresh(rounds=2)
     whole = np.concatenate([task.gradients for task in bench.tasks])
-    moved = result.arrays["adapter"].numpy()
     np.testing.assert_allclose(moved, -2 * whole.mean(axis=0), atol=1e-5)
 
 
@@ -337,7 +315,7 @@ def test_a_saved_session_is_sealed_and_bound_to_its_client(make_bench: MakeBench
     hand.until_masked()
     first, second = bench.clients.sessions[:2]
     saved = first.save()
-    state = first._sum.client._state
+    state = first._rounds.current().client._state
     for secret in (state.mask_secret, state.self_mask, state.own_share):
         assert len(secret) == 0 or bytes(secret) not in saved
     errors: list[type[CareflError]] = []

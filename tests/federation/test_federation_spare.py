@@ -31,6 +31,7 @@ from carefl_secure.privacy import Ledger
 CLIENTS = 5
 LATE = ["query.committee_open", "query.committee_answer"]
 EARLY = ["query.role", "query.committee_announce"]
+ANNOUNCE = "query.committee_announce"
 RECOVERY = ["query.committee_consent", "query.committee_recover"]
 
 Drop = Callable[[int, Message], bool]
@@ -109,6 +110,9 @@ def test_a_lost_member_is_made_up_for(
     assert [pair for pair in short.actions if pair[0] in RECOVERY] == [
         (name, member) for name in RECOVERY for member in (0, 2)
     ]
+    # its key for round 2 was lost with it, so that all make new ones there
+    announced = [[n for n, _ in run.actions].count(ANNOUNCE) for run in (whole, short)]
+    assert announced == [3, 6]
 
 
 def test_two_of_five_members_are_made_up_for(play: Callable[[], Played], monkeypatch: Any) -> None:

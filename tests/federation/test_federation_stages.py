@@ -32,11 +32,11 @@ from carefl_secure.federation.corpora import load_corpora
 from carefl_secure.federation.earlier import earlier_spends
 from carefl_secure.federation.evaluate import evaluate
 from carefl_secure.federation.folder import RunFolder
+from carefl_secure.federation.learning import Evaluator, final_figures
 from carefl_secure.federation.setup import key_source, site_work
 from carefl_secure.federation.stage_corpora import load_stages
 from carefl_secure.federation.stage_plans import plan_stages
 from carefl_secure.federation.train import RunSummary, train
-from carefl_secure.model.embedded import build_model, build_processor
 from carefl_secure.privacy import Ledger, epsilon
 from carefl_secure.progress import SilentReporter
 from carefl_secure.report.accounts import settle
@@ -48,12 +48,9 @@ Settings = Callable[..., Config]
 
 
 @pytest.fixture(scope="session")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+def settings(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
     """Return a maker of small runs in two stages of two rounds, on a random model."""
-    base, cache = tmp_path_factory.mktemp("base"), tmp_path_factory.getbasetemp() / "corpora"
-    processor = build_processor()
-    build_model(processor, seed=3).save_pretrained(base)
-    processor.save_pretrained(base)
+    cache = tmp_path_factory.getbasetemp() / "corpora"
     words = {
         "model.base": base,
         "data.cache_dir": cache,
@@ -77,8 +74,24 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 
 
 @pytest.fixture(scope="session")
-def finished(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> RunSummary:
-    return train(settings(tmp_path_factory.mktemp("finished")), SilentReporter())
+def scored() -> list[bytes]:
+    """Return the adapters that the finished run has scored, filled by it."""
+    return []
+
+
+@pytest.fixture(scope="session")
+def finished(
+    settings: Settings, tmp_path_factory: pytest.TempPathFactory, scored: list[bytes]
+) -> RunSummary:
+    score = Evaluator.__call__
+
+    def noted(self: Evaluator, adapter: np.ndarray[Any, Any]) -> dict[str, float]:
+        scored.append(adapter.tobytes())
+        return score(self, adapter)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Evaluator, "__call__", noted)
+        return train(settings(tmp_path_factory.mktemp("finished")), SilentReporter())
 
 
 def of_stages(ledger: Path) -> dict[str, int]:
@@ -510,6 +523,28 @@ def test_a_cell_of_an_experiment_honours_its_stages(settings: Settings, tmp_path
     rows = RunFolder.open(tmp_path / "two-seed0").read_metrics()
     assert [row["stage"] for row in rows] == ["1-basic", "2-compound"]
     assert math.isclose(done.figures["mAP"], float(rows[-1]["mAP"]), abs_tol=1e-6)
+
+
+def test_no_stage_scores_its_final_adapter_twice(finished: RunSummary, scored: list[bytes]) -> None:
+    # Untuned; and in both stages the adapter it begins with and that of each of two rounds.
+    assert len(scored) == 1 + 2 * 3
+    for stage in finished.stages:
+        last = [row for row in finished.rows if row["stage"] == stage.name][-1]
+        assert stage.after == {name: last[name] for name in stage.before}
+
+
+def test_a_final_adapter_whose_round_was_not_scored_is_scored_now() -> None:
+    adapter = np.ones(3, np.float32)
+    asked: list[float] = []
+
+    def evaluate(given: np.ndarray[Any, Any]) -> dict[str, float]:
+        asked.append(float(given.sum()))
+        return {"mAP": 0.5}
+
+    known = final_figures({"round": 2, "mAP": 0.25}, {"mAP": 0.1}, evaluate, adapter)
+    assert known == {"mAP": 0.25} and not asked
+    assert final_figures({"round": 2}, {"mAP": 0.1}, evaluate, adapter) == {"mAP": 0.5}
+    assert asked == [3.0]
 
 
 def test_the_summary_tells_of_every_stage_and_promises_once(finished: RunSummary) -> None:

@@ -8,66 +8,25 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Message
+from numpy.typing import NDArray
 
 from carefl_secure.config import load_config
 from carefl_secure.errors import CohortError, ConfigError, RunError
-from carefl_secure.federation import strategy as strategy_module
-from carefl_secure.federation.client import build_client_app
 from carefl_secure.federation.cohort import Cohort, Encryption, check_encryption
 from carefl_secure.federation.folder import RunFolder
-from carefl_secure.federation.grid import FIRST_NODE, LocalGrid
-from carefl_secure.federation.messages import pack_adapter
-from carefl_secure.federation.optim import FedAdam, FedAvg
-from carefl_secure.federation.rounds import FederationResult, run_federation
-from carefl_secure.federation.session import ClientSession
-from carefl_secure.federation.strategy import SecureSumStrategy
 from carefl_secure.federation.sum_additive import EXPERIMENTAL
 from carefl_secure.federation.train import train
-from carefl_secure.noise import DeterministicKeySource, SystemKeySource
+from carefl_secure.noise import DeterministicKeySource
 from carefl_secure.progress import SilentReporter
 
+from .conftest import CLIENTS, PEERS, Runs, losing
+
 MakeBench = Callable[..., Any]
-CLIENTS = 7
 OTHERS: tuple[Encryption, ...] = ("additive", "ckks")
-PEERS = ["query.advertise", "query.share", "train.masked", "query.sign", "query.unmask"]
 
 
 def keys(index: int) -> DeterministicKeySource:
     return DeterministicKeySource(b"schemes %d" % index)
-
-
-class Notes(SilentReporter):
-    """Remembers what the user is told."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.said.append(text)
-
-
-class Runs:
-    """Whole runs of one plan in a folder each."""
-
-    def __init__(self, home: Path, make_tasks: Callable[..., list[Any]]) -> None:
-        self.home, self.make_tasks = home, make_tasks
-        self.reporter = Notes()
-
-    def go(
-        self, plan: Any, mode: Any, folder: RunFolder | None = None, **options: Any
-    ) -> FederationResult:
-        return run_federation(
-            plan,
-            self.make_tasks(CLIENTS, plan.encoding.dimension, 30),
-            np.zeros(plan.encoding.dimension, np.float32),
-            optimiser=FedAdam(0.1),
-            folder=folder or RunFolder.create(self.home, ""),
-            base_hash=bytes(32),
-            aggregation=mode,
-            reporter=self.reporter,
-            **options,
-        )
 
 
 _PLANS: dict[tuple[str, ...], Any] = {}
@@ -86,67 +45,39 @@ def plan_for(plan_toy: Callable[..., Any]) -> Callable[..., Any]:
     return make
 
 
-@pytest.fixture
-def runs(tmp_path: Path, tasks_toy: Callable[..., Any]) -> Runs:
-    return Runs(tmp_path, tasks_toy)
-
-
 @pytest.mark.parametrize("unit", ["record", "none"])
 def test_every_scheme_gives_the_adapter_of_the_peers_bit_for_bit(
     runs: Runs, plan_for: Callable[..., Any], unit: str
 ) -> None:
-    plan = plan_for(**({"unit": "none"} if unit == "none" else {}))
+    runs.plan = plan_for(**({"unit": "none"} if unit == "none" else {}))
     options = {"key_source": keys, "dropout": 0.2, "seed": 4}
-    first = runs.go(plan, "peer", **options)
+    first = runs.go("peer", **options)
     assert np.count_nonzero(first.adapter) == first.adapter.size
     assert EXPERIMENTAL not in runs.reporter.said
     schemes: tuple[Encryption, ...] = ("bfv", *OTHERS) if unit == "record" else ("bfv", "additive")
     for scheme in schemes:
-        found = runs.go(plan, "encrypt", encryption=scheme, **options)
+        found = runs.go("encrypt", encryption=scheme, **options)
         np.testing.assert_array_equal(found.adapter, first.adapter)
         assert [row["survivors"] for row in found.rows] == [6, 6]
         assert [row["epsilon"] for row in found.rows] == [row["epsilon"] for row in first.rows]
     assert runs.reporter.said.count(EXPERIMENTAL) == 1
     # other keys, another adapter: the comparison can fail
     options["key_source"] = lambda i: keys(i + 100)
-    other = runs.go(plan, "encrypt", encryption="additive", **options)
+    other = runs.go("encrypt", encryption="additive", **options)
     assert np.abs(other.adapter - first.adapter).max() > 1e-4 or unit == "none"
 
 
 @pytest.mark.parametrize("scheme", OTHERS)
 def test_the_opened_words_are_the_same_even_where_they_wrap(
-    make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch, scheme: Encryption
+    make_bench: MakeBench, opened_words: list[NDArray[np.uint16]], scheme: Encryption
 ) -> None:
-    sums = []
-    opening = strategy_module.decode
-
-    def decode(total: Any, *rest: Any) -> Any:
-        sums.append(total.copy())
-        return opening(total, *rest)
-
-    def protected(session: ClientSession, adapter: Any) -> Any:
-        rng = np.random.default_rng(session.index)
-        words = rng.integers(0, 2**16, 2048, dtype=np.uint16)
-        words[0], words[1] = 2**15, 2**15 - 1
-        return words
-
-    monkeypatch.setattr(strategy_module, "decode", decode)
-    monkeypatch.setattr(ClientSession, "_protected", protected)
+    sums = opened_words
     for options in ({"aggregation": "peer"}, {"aggregation": "encrypt", "encryption": scheme}):
         bench = make_bench(dimension=2000, delta=1e-4, **options)
         assert bench.plan.encoding.bits == 16
         bench.start()
     assert sums[0].dtype == sums[1].dtype == np.uint16
     np.testing.assert_array_equal(sums[0], sums[1])
-
-
-def losing(action: str, nodes: set[int]) -> Callable[[int, Message], bool]:
-    def drop(node: int, message: Message) -> bool:
-        meta = message.metadata
-        reply = bool(meta.reply_to_message_id)
-        return node - FIRST_NODE in nodes and meta.message_type == action and reply
-
-    return drop
 
 
 @pytest.mark.parametrize("action", PEERS)
@@ -186,33 +117,17 @@ def test_a_whole_round_with_a_new_session_for_every_message(
     options = {"aggregation": "encrypt", "encryption": scheme}
     bench = make_bench(**options, key_source=keys)
     plain = make_bench(key_source=keys)
-    made = bench.clients
-
-    def fresh(index: int) -> ClientSession:
-        return ClientSession(
-            index,
-            made.session(index)._sums._identity,
-            bench.plan,
-            made.cohort,
-            bench.tasks[index],
-            made.ledgers[index],
-            SystemKeySource(),
-        )
-
-    grid = LocalGrid(build_client_app(fresh, keep_state=True, helpers=made.helper), made.nodes)
-    strategy = SecureSumStrategy(bench.plan, made.cohort, bench.ledger, FedAvg(1.0))
-    result = strategy.start(grid, pack_adapter(np.zeros(60, np.float32)), num_rounds=2)
-    assert np.count_nonzero(result.arrays["adapter"].numpy()) == 60
+    assert np.count_nonzero(bench.start_afresh(rounds=2)) == 60
     assert bench.releases() == 2 and plain.releases() == 0
 
 
 def test_ckks_takes_no_sum_without_noise(
     runs: Runs, plan_for: Callable[..., Any], tmp_path: Path
 ) -> None:
-    plan = plan_for(unit="none")
+    runs.plan = plan = plan_for(unit="none")
     folder = RunFolder.create(tmp_path, "")
     with pytest.raises(ConfigError, match=r"privacy\.unit is none: a CKKS decryption has an error"):
-        runs.go(plan, "encrypt", folder, encryption="ckks")
+        runs.go("encrypt", folder, encryption="ckks")
     assert not folder.ledger.exists() and not folder.checkpoint.exists()
     check_encryption(plan, "bfv")
     check_encryption(plan, "additive")
@@ -226,12 +141,12 @@ def test_ckks_takes_no_sum_without_noise(
 def test_a_run_is_not_resumed_under_another_scheme(
     runs: Runs, plan_for: Callable[..., Any], tmp_path: Path
 ) -> None:
-    plan = plan_for()
+    runs.plan = plan_for()
     folder = RunFolder.create(tmp_path, "")
-    runs.go(plan, "encrypt", folder, encryption="additive")
+    runs.go("encrypt", folder, encryption="additive")
     for scheme in ("bfv", "ckks"):
         with pytest.raises(RunError, match=r"begun with aggregation encrypt \(additive\)"):
-            runs.go(plan, "encrypt", folder, encryption=scheme, resume=True)
+            runs.go("encrypt", folder, encryption=scheme, resume=True)
 
 
 def test_the_scheme_is_in_the_context_of_every_round(plan_for: Callable[..., Any]) -> None:

@@ -17,22 +17,11 @@ from carefl_secure.cli import app
 from carefl_secure.config import Config, load_config
 from carefl_secure.errors import AdapterUnmovedError, NonFiniteError
 from carefl_secure.federation.train import train
-from carefl_secure.model.embedded import build_model, build_processor
 from carefl_secure.model.learner import Learner
 from carefl_secure.privacy import Ledger
 from carefl_secure.progress import SilentReporter
 
 LONDON = Path(__file__).parents[3] / "shared" / "data" / "london-faces"
-
-
-@pytest.fixture(scope="session")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random model of the embedded shape: fast, and enough where nothing is to be learnt."""
-    folder = tmp_path_factory.mktemp("base")
-    processor = build_processor()
-    build_model(processor, seed=3).save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from carefl_secure.federation import session as session_module
 from carefl_secure.federation import strategy as strategy_module
 from carefl_secure.federation.corpora import load_corpora
 from carefl_secure.federation.learning import ModelTask, model_tasks
-from carefl_secure.model.embedded import build_model, build_processor
+from carefl_secure.federation.messages import ride_of
 from carefl_secure.model.learner import LabelScorer
 from carefl_secure.model.loader import load_base
 from carefl_secure.model.lora import Adapter
@@ -38,15 +39,10 @@ class Transcript:
 
 
 @pytest.fixture(scope="module")
-def transcript(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Transcript:
+def transcript(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Transcript:
     """Run two rounds and keep what crossed the wire, beside what stayed inside the clients."""
     home = tmp_path_factory.mktemp("transcript")
-    processor = build_processor()
-    build_model(processor, seed=3).save_pretrained(home / "base")
-    processor.save_pretrained(home / "base")
-    adapter = Adapter(load_base(str(home / "base")), rank=2, alpha=4)
+    adapter = Adapter(load_base(str(base)), rank=2, alpha=4)
     config = load_config(
         None, ["data.records=160", f"data.cache_dir={home / 'cache'}", "privacy.delta=0.001"]
     )
@@ -147,6 +143,19 @@ def test_a_reply_to_training_holds_one_field_and_nothing_else(transcript: Transc
         assert not message.content.array_records and not message.content.metric_records
         (record,) = message.content.config_records.values()
         assert len(record) == 1
+
+
+def test_the_second_round_had_its_keys_made_in_the_first(transcript: Transcript) -> None:
+    """So what follows holds for a round in the plain form and for one with keys ahead."""
+    asked = {(m.metadata.group_id, m.metadata.message_type) for m in transcript.received}
+    names = {"1": set[str](), "2": set[str]()}
+    for number, name in asked:
+        names[number].add(name)
+    keys = {"query.advertise", "query.share"}
+    assert keys <= names["1"] and not keys & names["2"]
+    riding = [m for m in transcript.received if ride_of(m.content) is not None]
+    replies = [m.metadata.message_type for m in riding if m.metadata.src_node_id >= 1000]
+    assert sorted(replies) == ["query.sign"] * 7 + ["query.unmask"] * 7
 
 
 def test_no_vector_correlates_with_any_true_update(transcript: Transcript) -> None:

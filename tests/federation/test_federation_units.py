@@ -17,21 +17,10 @@ from carefl_secure.federation.folder import RunFolder
 from carefl_secure.federation.learning import Evaluator, model_tasks
 from carefl_secure.federation.setup import label_scorer
 from carefl_secure.federation.train import RunSummary, train
-from carefl_secure.model.embedded import build_model, build_processor
 from carefl_secure.privacy import Ledger
 from carefl_secure.progress import SilentReporter
 
 CLIENTS = 3
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random model of the embedded shape."""
-    folder = tmp_path_factory.mktemp("base")
-    processor = build_processor()
-    build_model(processor, seed=3).save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture

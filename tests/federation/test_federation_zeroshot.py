@@ -7,6 +7,7 @@ import importlib.util
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,9 +29,7 @@ from carefl_secure.evaluation.assess import Settings
 from carefl_secure.federation.corpora import load_corpora
 from carefl_secure.federation.evaluate import evaluate
 from carefl_secure.federation.setup import label_scorer
-from carefl_secure.federation.train import train
 from carefl_secure.federation.zeroshot import evaluate_zero_shot
-from carefl_secure.model.embedded import build_model, build_processor
 from carefl_secure.model.features import vision_features
 from carefl_secure.model.saved import load_saved
 from carefl_secure.progress import SilentReporter
@@ -46,33 +45,8 @@ CLIPS = [
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("trained")
-    processor = build_processor()
-    build_model(processor, seed=3).save_pretrained(root / "base")
-    processor.save_pretrained(root / "base")
-    settings = {
-        "model.base": root / "base",
-        "model.quantization": "none",
-        "data.cache_dir": root / "cache",
-        "data.records": 200,
-        "data.labels": "compound",
-        "data.view": "aligned",
-        "run.dir": root / "runs",
-        "federation.rounds": 1,
-        "federation.clients": 4,
-        "federation.min_survivors": 3,
-        "privacy.delta": 0.001,
-        "adapter.rank": 2,
-        "evaluation.floors": "false",
-    }
-    config = load_config(None, [f"{name}={value}" for name, value in settings.items()])
-    return train(config, SilentReporter()).folder
-
-
-@pytest.fixture
-def run(trained: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(trained, tmp_path / trained.name))
+def trained(train_small: Callable[..., Path]) -> Path:
+    return train_small(data__records=200, data__labels="compound", data__view="aligned")
 
 
 def frames(base: Path, clip: str, count: int, seed: int) -> None:

@@ -19,6 +19,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from carefl_secure.noise import DeterministicKeySource, KeyStream, SkellamSampler
 from carefl_secure.secagg import (
     AdditiveParameters,
+    AheadCommitteeParameters,
+    AheadParameters,
     CommitteeParameters,
     CommitteeRehearsal,
     Rehearsal,
@@ -153,9 +155,10 @@ def encoding() -> None:
     write("encoding.json", cases)
 
 
-def whole_round() -> Rehearsal:
-    """One round of four clients of which one drops out before its upload."""
-    parameters, identities = agreement()
+def play(
+    parameters: RoundParameters, identities: list[Ed25519PrivateKey], model: bytes = b""
+) -> tuple[Rehearsal, dict[str, Any]]:
+    """Play a round of four clients of which one drops out before its upload."""
     rehearsal = Rehearsal(
         parameters, identities, lambda index: DeterministicKeySource(b"vectors%d" % index)
     )
@@ -164,6 +167,8 @@ def whole_round() -> Rehearsal:
     }
     rehearsal.advertise()
     rehearsal.share()
+    if model:
+        rehearsal.bind(model)
     rehearsal.mask(vectors, gone=[DROPPED])
     rehearsal.sign()
     rehearsal.unmask()
@@ -175,7 +180,7 @@ def whole_round() -> Rehearsal:
         "answers": rehearsal.answers,
     }
     content = {
-        "context": parameters.context().hex(),
+        "context": rehearsal.server.parameters.context().hex(),
         "beacon": rehearsal.server._beacon.hex(),
         "identities": [(bytes([i + 65]) * 32).hex() for i in range(CLIENTS)],
         "vectors": {i: v.tolist() for i, v in vectors.items()},
@@ -184,8 +189,56 @@ def whole_round() -> Rehearsal:
         **{name: {i: m.hex() for i, m in part.items()} for name, part in messages.items()},
         "sum": total.tolist(),
     }
+    return rehearsal, content
+
+
+def whole_round() -> Rehearsal:
+    """One round in the plain form."""
+    rehearsal, content = play(*agreement())
     write("round.json", content)
     return rehearsal
+
+
+def ahead(plain: Rehearsal) -> None:
+    """The same round with keys made ahead, and what is to be refused there."""
+    agreed, identities = agreement()
+    fields = {**vars(agreed), "model_hash": b""}
+    early = AheadParameters(**fields)
+    rehearsal, content = play(early, identities, agreed.model_hash)
+    other_round, _ = play(AheadParameters(**{**fields, "round": 2}), identities, b"m" * 32)
+    other_model, _ = play(early, identities, b"n" * 32)
+    key_prefix, prefix = early.key_context()[:8], rehearsal.server.parameters.context()[:8]
+    cases = []
+    for step, name, check in (
+        ("advertised", "adverts", "advertisement signature"),
+        ("uploaded", "uploads", "upload signature"),
+        ("signed", "consents", "survivor set signature"),
+        ("answered", "answers", "answer signature"),
+    ):
+        strangers = [("of the plain form", plain), ("of another round", other_round)]
+        if step != "advertised":
+            strangers.append(("for another model", other_model))
+        for reason, played in strangers:
+            message = getattr(played, name)[0]
+            right = key_prefix if step == "advertised" else prefix
+            dressed = message[:8] + right + message[16:]
+            cases.append((step, reason, message, "message context"))
+            cases.append((step, f"{reason}, with the right prefix", dressed, check))
+        mine = getattr(rehearsal, name)[0]
+        wrong = prefix if step == "advertised" else key_prefix
+        cases.append(
+            (step, "prefix of the other context", mine[:8] + wrong + mine[16:], "message context")
+        )
+    content = {
+        "model": agreed.model_hash.hex(),
+        "key_context": early.key_context().hex(),
+        **content,
+        "bad": [
+            {"step": step, "reason": reason, "message": message.hex(), "check": check}
+            for step, reason, message, check in cases
+        ],
+    }
+    write("ahead.json", content)
 
 
 def flip(message: bytes, place: int, bit: int = 1) -> str:
@@ -271,28 +324,35 @@ def residues() -> None:
     write("residues.json", cases)
 
 
-def committee() -> None:
+def committee(early: bool = False) -> None:
     """A committee round with one spare of which member 2 is lost before it answers.
 
-    Envelopes hold fresh randomness, so submissions differ from run to run; all else follows.
+    With ``early`` the members' keys are made before the model is known. Envelopes hold fresh
+    randomness, so submissions differ from run to run; all else follows.
     """
     people = [Ed25519PrivateKey.from_private_bytes(bytes([i + 65]) * 32) for i in range(3)]
     members = [Ed25519PrivateKey.from_private_bytes(bytes([i + 97]) * 32) for i in range(3)]
     publics = [tuple(k.public_key().public_bytes_raw() for k in ks) for ks in (people, members)]
     hashes = (b"m" * 32, b"b" * 32, b"p" * 32)
     parameters = CommitteeParameters(b"vectors", 1, 4, 32, 3, *hashes, *publics, spare=1)
+    model = parameters.model_hash
+    if early:
+        parameters = AheadCommitteeParameters(**{**vars(parameters), "model_hash": b""})
     played = CommitteeRehearsal(
         parameters, people, members, lambda name: DeterministicKeySource(name.encode())
     )
     vectors = {i: np.array([i, 2**32 - 1 - i, 2**31, 5], np.uint32) for i in range(3)}
     played.announce()
+    if early:
+        played.bind(model)
     played.submit(vectors)
     listings = {m: played.server.listing(m).hex() for m in range(3)}
     played.open()
     played.answer(gone=[2])
     played.recover()
     content = {
-        "context": parameters.context().hex(),
+        **({"key_context": parameters.key_context().hex()} if early else {}),
+        "context": played.server.parameters.context().hex(),
         "beacon": played.server._seen.hex(),
         "clients": [(bytes([i + 65]) * 32).hex() for i in range(3)],
         "members": [(bytes([i + 97]) * 32).hex() for i in range(3)],
@@ -308,7 +368,7 @@ def committee() -> None:
         "shares": {i: m.hex() for i, m in played.shares.items()},
         "sum": played.finish().tolist(),
     }
-    write("committee.json", content)
+    write("ahead_committee.json" if early else "committee.json", content)
 
 
 def additive() -> None:
@@ -421,8 +481,11 @@ if __name__ == "__main__":
     kdf()
     shares()
     encoding()
-    bad(whole_round())
+    plain = whole_round()
+    bad(plain)
+    ahead(plain)
     graph()
     residues()
     committee()
+    committee(early=True)
     additive()

@@ -6,11 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import tenseal
 import tenseal.sealapi
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from scipy import stats
 
 from carefl_secure.errors import ProtocolError
@@ -23,7 +21,6 @@ from carefl_secure.secagg import (
     EncryptedParameters,
     KeyHolder,
     RoundParameters,
-    transcript,
 )
 from carefl_secure.secagg.bfv import PublicKey, SecretKey
 from carefl_secure.secagg.ckks import (
@@ -40,8 +37,9 @@ from carefl_secure.secagg.encrypted_wire import EncryptedSum, EncryptedUpload, O
 from carefl_secure.secagg.key_holder import OPENED, opened_fields
 from carefl_secure.secagg.parameters import MAX_CLIENTS
 
+from ._keyed import HOLDER, KeyedRound, Vectors
+
 Make = Callable[..., RoundParameters]
-HOLDER = Ed25519PrivateKey.from_private_bytes(b"h" * 32)
 
 
 @pytest.fixture(scope="module")
@@ -54,56 +52,18 @@ def public(secret: CkksSecretKey) -> CkksPublicKey:
     return CkksPublicKey(secret.public())
 
 
-class Round:
+class Round(KeyedRound):
     """All parties of one round under CKKS."""
 
-    def __init__(self, base: RoundParameters, identities: list[Any]) -> None:
-        self.holder = CkksKeyHolder(HOLDER)
-        self.parameters = CkksParameters(
-            **vars(base),
-            key_holder=HOLDER.public_key().public_bytes_raw(),
-            public_key=self.holder.public_digest,
-        )
-        self.server = CkksServer(self.parameters, self.holder.public_key)
-        self.clients = {
-            i: CkksClient(
-                self.parameters, i, identities[i], DeterministicKeySource(b"seed" + bytes([i]))
-            )
-            for i in range(base.clients)
-        }
-        self.uploads: dict[int, bytes] = {}
-        for client in self.clients.values():
-            client.load_key(self.holder.public_key)
+    scheme = (CkksKeyHolder, CkksParameters, CkksServer, CkksClient)
 
-    def vectors(self, seed: int = 0) -> dict[int, npt.NDArray[Any]]:
+    def vectors(self, seed: int = 0) -> Vectors:
         random, agreed = np.random.default_rng(seed), self.parameters
         shape = agreed.dimension
         return {
             i: random.integers(0, 1 << agreed.bits, shape).astype(agreed.dtype)
             for i in self.clients
         }
-
-    def masked(self, vectors: dict[int, Any], gone: tuple[int, ...] = ()) -> None:
-        for i, client in self.clients.items():
-            self.server.advertised(i, client.advertise())
-        listed = self.server.advertisements()
-        for i, client in self.clients.items():
-            self.server.shared(i, client.share(listed))
-        for i, client in self.clients.items():
-            if i not in gone:
-                self.uploads[i] = client.mask(vectors[i], self.server.inbox(i))
-                self.server.uploaded(i, self.uploads[i])
-
-    def unmask(self) -> None:
-        shared, survivors = self.server.survivors()
-        for i in survivors:
-            self.server.signed(i, self.clients[i].sign(shared, survivors))
-        signatures = self.server.signatures()
-        for i in survivors:
-            self.server.answered(i, self.clients[i].unmask(signatures))
-
-    def open(self) -> None:
-        self.server.opened(self.holder.open(self.parameters, self.server.encrypted_sum()))
 
 
 @pytest.fixture
@@ -137,22 +97,9 @@ def test_exact_with_dropouts(play: Play, bits: int, dimension: int) -> None:
 def test_a_client_is_restored(play: Play) -> None:
     played = play()
     vectors = played.vectors()
-    for i, client in played.clients.items():
-        played.server.advertised(i, client.advertise())
-    listed = played.server.advertisements()
-    for i, client in played.clients.items():
-        played.server.shared(i, client.share(listed))
-    old = played.clients[1]
-    new = CkksClient.restore(
-        old.save(), old._identity, played.parameters, DeterministicKeySource(b"x")
-    )
-    assert isinstance(new, CkksClient)
-    with pytest.raises(ProtocolError, match=r"^public key: none was loaded"):
-        new.mask(vectors[1], played.server.inbox(1))
-    new.load_key(played.holder.public_key)
-    played.clients[1] = new
-    for i, client in played.clients.items():
-        played.server.uploaded(i, client.mask(vectors[i], played.server.inbox(i)))
+    played.agree()
+    played.restore(1, vectors[1])
+    played.upload(vectors)
     played.open()
     played.unmask()
     assert np.array_equal(played.server.finish(), sum(vectors.values()))
@@ -287,14 +234,7 @@ def test_other_parameters_and_schemes(public: CkksPublicKey) -> None:
 
 def test_messages_of_another_round(play: Play) -> None:
     new, old = play(), play(round=6)
-    vectors = new.vectors()
-    for played in (old, new):
-        played.masked(vectors, gone=(3,) if played is new else ())
-    top, stale = new.parameters.context()[:8], old.uploads[3]
-    with pytest.raises(ProtocolError, match=r"^message context"):
-        new.server.uploaded(3, stale)
-    with pytest.raises(ProtocolError, match=r"^upload signature"):
-        new.server.uploaded(3, stale[:8] + top + stale[16:])
+    new.refuses_uploads_of(old)
     request = old.server.encrypted_sum()
     with pytest.raises(ProtocolError, match=r"^public key: the round names another"):
         new.holder.open(old.parameters, request)
@@ -319,11 +259,7 @@ def test_a_signed_foreign_ciphertext_is_seen_by_the_key_holder(play: Play) -> No
     played.masked(vectors, gone=(3,))
     played.clients[3].mask(vectors[3], played.server.inbox(3))
     foreign = tuple(CkksPublicKey(CkksSecretKey().public()).encrypt(np.zeros(200, np.int16)))
-    client, context = played.clients[3], played.parameters.context()
-    body = EncryptedUpload(foreign, b"").digest()
-    fields = transcript.upload(context, client._state.beacon, 3, body)
-    signature = sign(client._identity, transcript.UPLOAD, *fields)
-    played.server.uploaded(3, EncryptedUpload(foreign, signature).encode(3, context))
+    played.server.uploaded(3, played.signed_as(3, foreign))
     with pytest.raises(ProtocolError, match=r"^rounding"):
         played.open()
 

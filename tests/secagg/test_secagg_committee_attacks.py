@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from carefl_secure.errors import CohortError, ProtocolError
 from carefl_secure.secagg import CommitteeRehearsal
 from carefl_secure.secagg import committee_transcript as transcript
-from carefl_secure.secagg.committee_member import read_opening
+from carefl_secure.secagg.committee_reading import read_opening
 from carefl_secure.secagg.committee_wire import (
     Listing,
     Loss,

@@ -22,41 +22,27 @@ from carefl_secure.secagg import (
     KeyHolder,
     PeerClient,
     RoundParameters,
-    transcript,
 )
 from carefl_secure.secagg.bfv import PLAIN_MODULUS, PublicKey, SecretKey
 from carefl_secure.secagg.crypto import sign
 from carefl_secure.secagg.encrypted_wire import EncryptedSum, EncryptedUpload, OpenedSum
 from carefl_secure.secagg.key_holder import OPENED, opened_fields
 
+from ._keyed import HOLDER, KeyedRound, Vectors
+
 Make = Callable[..., RoundParameters]
-HOLDER = Ed25519PrivateKey.from_private_bytes(b"h" * 32)
 
 
-class Round:
+class Round(KeyedRound):
     """All parties of one encrypted round."""
 
-    def __init__(self, base: RoundParameters, identities: list[Any], **changes: Any) -> None:
-        self.holder = KeyHolder(HOLDER)
-        fields: dict[str, Any] = {
-            **vars(base),
-            "key_holder": HOLDER.public_key().public_bytes_raw(),
-            "public_key": self.holder.public_digest,
-            "value_bound": min(2**15 - 1, (2**19 - 2) // base.clients),
-        }
-        self.parameters = EncryptedParameters(**{**fields, **changes})
-        self.server = EncryptedServer(self.parameters, self.holder.public_key)
-        self.clients = {
-            i: EncryptedClient(
-                self.parameters, i, identities[i], DeterministicKeySource(b"seed" + bytes([i]))
-            )
-            for i in range(base.clients)
-        }
-        self.uploads: dict[int, bytes] = {}
-        for client in self.clients.values():
-            client.load_key(self.holder.public_key)
+    scheme = (KeyHolder, EncryptedParameters, EncryptedServer, EncryptedClient)
 
-    def vectors(self, seed: int = 0) -> dict[int, npt.NDArray[Any]]:
+    def __init__(self, base: RoundParameters, identities: list[Any], **changes: Any) -> None:
+        bound = min(2**15 - 1, (2**19 - 2) // base.clients)
+        super().__init__(base, identities, **{"value_bound": bound, **changes})
+
+    def vectors(self, seed: int = 0) -> Vectors:
         random, bound = np.random.default_rng(seed), self.parameters.value_bound
         made = {
             i: random.integers(-bound, bound + 1, self.parameters.dimension) for i in self.clients
@@ -64,28 +50,6 @@ class Round:
         for vector in made.values():
             vector[0] = bound
         return {i: v.astype(self.parameters.dtype) for i, v in made.items()}
-
-    def masked(self, vectors: dict[int, Any], gone: tuple[int, ...] = ()) -> None:
-        for i, client in self.clients.items():
-            self.server.advertised(i, client.advertise())
-        listed = self.server.advertisements()
-        for i, client in self.clients.items():
-            self.server.shared(i, client.share(listed))
-        for i, client in self.clients.items():
-            if i not in gone:
-                self.uploads[i] = client.mask(vectors[i], self.server.inbox(i))
-                self.server.uploaded(i, self.uploads[i])
-
-    def unmask(self, gone: tuple[int, ...] = ()) -> None:
-        shared, survivors = self.server.survivors()
-        for i in set(survivors) - set(gone):
-            self.server.signed(i, self.clients[i].sign(shared, survivors))
-        signatures = self.server.signatures()
-        for i in set(survivors) - set(gone):
-            self.server.answered(i, self.clients[i].unmask(signatures))
-
-    def open(self) -> None:
-        self.server.opened(self.holder.open(self.parameters, self.server.encrypted_sum()))
 
 
 @pytest.fixture
@@ -150,22 +114,9 @@ def test_on_a_sparse_graph(parameters: Make, identities: list[Any]) -> None:
 def test_a_client_is_restored(play: Play) -> None:
     played = play(4)
     vectors = played.vectors()
-    for i, client in played.clients.items():
-        played.server.advertised(i, client.advertise())
-    listed = played.server.advertisements()
-    for i, client in played.clients.items():
-        played.server.shared(i, client.share(listed))
-    old = played.clients[1]
-    new = EncryptedClient.restore(
-        old.save(), old._identity, played.parameters, DeterministicKeySource(b"x")
-    )
-    assert isinstance(new, EncryptedClient)
-    with pytest.raises(ProtocolError, match=r"^public key: none was loaded"):
-        new.mask(vectors[1], played.server.inbox(1))
-    new.load_key(played.holder.public_key)
-    played.clients[1] = new
-    for i, client in played.clients.items():
-        played.server.uploaded(i, client.mask(vectors[i], played.server.inbox(i)))
+    played.agree()
+    played.restore(1, vectors[1])
+    played.upload(vectors)
     played.unmask()
     played.open()
     assert np.array_equal(played.server.finish(), total(vectors, set(range(4))))
@@ -274,11 +225,7 @@ def test_sums_that_could_overflow_are_no_agreement(parameters: Make) -> None:
 def test_a_value_out_of_range_is_refused(play: Play) -> None:
     played = play(4)
     vectors, bound = played.vectors(), played.parameters.value_bound
-    for i, client in played.clients.items():
-        played.server.advertised(i, client.advertise())
-    listed = played.server.advertisements()
-    for i, client in played.clients.items():
-        played.server.shared(i, client.share(listed))
+    played.agree()
     inbox = played.server.inbox(0)
     for false in (bound + 1, -bound - 1, -(2**31)):
         wild = vectors[0].copy()
@@ -311,18 +258,6 @@ def test_wrong_public_keys(play: Play, identities: list[Any]) -> None:
         )
         peer._adopt(base, played.clients[0]._state, identities[0], DeterministicKeySource(b"x"))
         peer.load_key(other)
-
-
-def signed_as(played: Round, index: int, chunks: tuple[bytes, ...]) -> bytes:
-    """Ciphertexts under a client's true signature."""
-    client = played.clients[index]
-    upload = EncryptedUpload(chunks, b"")
-    fields = transcript.upload(
-        played.parameters.context(), client._state.beacon, index, upload.digest()
-    )
-    return EncryptedUpload(chunks, sign(client._identity, transcript.UPLOAD, *fields)).encode(
-        index, played.parameters.context()
-    )
 
 
 def test_foreign_and_damaged_ciphertexts(play: Play) -> None:
@@ -360,8 +295,8 @@ def test_foreign_and_damaged_ciphertexts(play: Play) -> None:
     refused("message kind", b"CFSA\x01\x02\x03\x00" + context[:8] + good[16:])
     refused("message sender", played.uploads[0])
     # a client may sign rubbish; what does not even have the form is refused before it is added
-    refused("ciphertext form", signed_as(played, 3, (chunks[0], b"")))
-    refused("ciphertext form", signed_as(played, 3, (chunks[0], chunks[1][:-1])))
+    refused("ciphertext form", played.signed_as(3, (chunks[0], b"")))
+    refused("ciphertext form", played.signed_as(3, (chunks[0], chunks[1][:-1])))
     played.server.uploaded(3, good)
     refused("duplicate message", good)
     played.unmask()
@@ -376,7 +311,7 @@ def test_a_signed_foreign_ciphertext_is_seen_by_the_key_holder(play: Play) -> No
     played.masked(vectors, gone=(3,))
     played.clients[3].mask(vectors[3], played.server.inbox(3))
     foreign = tuple(PublicKey(SecretKey().public()).encrypt(np.zeros(34, np.uint64)))
-    played.server.uploaded(3, signed_as(played, 3, foreign))
+    played.server.uploaded(3, played.signed_as(3, foreign))
     with pytest.raises(ProtocolError, match=r"^noise budget: 0 bits are left"):
         played.open()
 
@@ -384,15 +319,7 @@ def test_a_signed_foreign_ciphertext_is_seen_by_the_key_holder(play: Play) -> No
 def test_messages_of_another_round(play: Play) -> None:
     """Same parties, another round number and key: nothing passes."""
     new, old = play(4), play(4, round=6)
-    vectors = new.vectors()
-    for played in (old, new):
-        played.masked(vectors, gone=(3,) if played is new else ())
-    top = new.parameters.context()[:8]
-    stale = old.uploads[3]
-    with pytest.raises(ProtocolError, match=r"^message context"):
-        new.server.uploaded(3, stale)
-    with pytest.raises(ProtocolError, match=r"^upload signature"):
-        new.server.uploaded(3, stale[:8] + top + stale[16:])
+    top = new.refuses_uploads_of(old)
     request = old.server.encrypted_sum()
     with pytest.raises(ProtocolError, match=r"^message context"):
         new.holder.open(new.parameters, request)

@@ -12,11 +12,18 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from carefl_secure.errors import ProtocolError
 from carefl_secure.noise import SystemKeySource
-from carefl_secure.secagg import EncryptedParameters, PeerClient, sender
+from carefl_secure.secagg import (
+    AheadParameters,
+    EncryptedParameters,
+    PeerClient,
+    Rehearsal,
+    sender,
+)
 from carefl_secure.secagg.committee_wire import (
     CommitteeKind,
     Listing,
@@ -137,6 +144,39 @@ def test_peer_messages(peer_messages: Any, kind: Kind) -> None:
     refused, taken = attack(messages[kind], list(messages.values()), parse, kind.name)
     assert refused > COUNT // 3
     assert taken > 0  # flips in signatures are not the parser's to see
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+def test_peer_messages_of_keys_made_ahead(rehearse: Any, vectors: Any, kind: Kind) -> None:
+    """The two that come before the model are read by an agreement that lacks it."""
+    plain = rehearse(CLIENTS, dimension=DIMENSION).parameters
+    early = AheadParameters(**{**vars(plain), "model_hash": b""})
+    identities = [Ed25519PrivateKey.from_private_bytes(bytes([i + 1]) * 32) for i in range(CLIENTS)]
+    played = Rehearsal(early, identities)
+    played.advertise()
+    played.share()
+    shares = played.server.inbox(1)
+    played.bind(b"m" * 32)
+    played.mask(vectors(played), gone=[3])
+    played.sign()
+    played.unmask()
+    messages = {
+        Kind.ADVERTISEMENT: played.adverts[0],
+        Kind.SHARE: shares[0],
+        Kind.UPLOAD: played.uploads[0],
+        Kind.CONSENT: played.consents[0],
+        Kind.ANSWER: played.answers[0],
+    }
+    before = kind in (Kind.ADVERTISEMENT, Kind.SHARE)
+    known = early if before else played.server.parameters
+    context = known.key_context() if before else known.context()
+
+    def parse(message: bytes) -> bytes:
+        return bytes(PEER[kind](message, 0, known).encode(0, context))
+
+    refused, taken = attack(messages[kind], list(messages.values()), parse, f"ahead {kind.name}")
+    assert refused > COUNT // 3
+    assert taken > 0
 
 
 @pytest.fixture

@@ -168,3 +168,23 @@ def test_strangers_are_refused(rehearse: Rehearse, index: int) -> None:
     server: PeerServer = rehearse(3).server
     with pytest.raises(ProtocolError, match=r"^membership"):
         server.advertised(index, b"")
+
+
+def test_shares_are_kept_no_longer_than_the_uploads_last(
+    rehearse: Rehearse, vectors: Vectors
+) -> None:
+    """So that a server holds the sealed shares of one round, also while the next one's come in."""
+    rehearsal = rehearse(5)
+    given = vectors(rehearsal)
+    rehearsal.advertise()
+    rehearsal.share()
+    rehearsal.mask(given, gone=[3])
+    assert len(rehearsal.server.inbox(0)) == 4
+    rehearsal.server.survivors()
+    assert not any(rehearsal.server._boxes.values())
+    with pytest.raises(ProtocolError, match=r"^step order: the shares were passed on"):
+        rehearsal.server.inbox(0)
+    rehearsal.sign()
+    rehearsal.unmask()
+    rest = [given[i] for i in (0, 1, 2, 4)]
+    assert np.array_equal(rehearsal.finish(), np.sum(rest, axis=0, dtype=np.uint32))

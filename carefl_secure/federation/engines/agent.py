@@ -12,11 +12,12 @@ import hashlib
 import json
 import logging
 import os
-import re
 import sys
 import threading
 import time
 import traceback
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from multiprocessing.connection import Listener
 from pathlib import Path
 from typing import Any
@@ -24,54 +25,35 @@ from typing import Any
 from flwr.app import Message, RecordDict
 
 from carefl_secure.config import Config
-from carefl_secure.config.load import build_config, flatten
 from carefl_secure.errors import CareflError, ModelError, PolicyError, ProtocolError
 from carefl_secure.federation._flwr_env import quiet_flower
 from carefl_secure.federation.client import build_client_app
+from carefl_secure.federation.cohort import Cohort
+from carefl_secure.federation.engines.accepted import Accepted, round_of, rounds_in
+from carefl_secure.federation.engines.budgets import SiteBudgets
 from carefl_secure.federation.engines.certificates import read_identity
+from carefl_secure.federation.engines.hearing import hear
 from carefl_secure.federation.engines.kit import Kit
+from carefl_secure.federation.engines.own_config import own_config, refuse_paths
 from carefl_secure.federation.engines.proposal import Proposal, cohort_of
-from carefl_secure.federation.engines.relay import ACTIONS, PROPOSE, receive, send
+from carefl_secure.federation.engines.relay import ACTIONS, PROPOSE, send
 from carefl_secure.federation.grid import FIRST_NODE, LocalGrid
 from carefl_secure.federation.helpers import Helper, HolderSession, MemberSession
 from carefl_secure.federation.messages import pack
 from carefl_secure.federation.planning import RunPlan
 from carefl_secure.federation.policy import check_policy, read_policy
-from carefl_secure.federation.refusal import refusal
+from carefl_secure.federation.refusal import LOST, refusal
 from carefl_secure.federation.session import ClientSession
 from carefl_secure.federation.task import LocalTask
-from carefl_secure.model.task_prompts import TASK_PROMPTS
 from carefl_secure.noise import KeySource, SystemKeySource
 from carefl_secure.privacy import Ledger
 from carefl_secure.progress import SilentReporter
 
 __all__ = ["Agent", "Work", "refuse_paths"]
 
-
-def refuse_paths(config: Config, *, own_data: bool) -> None:
-    """Refuse a proposal that would have a site open a file of the proposer's choosing.
-
-    Parameters
-    ----------
-    config : Config
-        As proposed, with the site's own settings put in.
-    own_data : bool
-        Whether ``data.source`` is the site's own word.
-
-    Raises
-    ------
-    PolicyError
-        Clause ``path``: the base model is neither the embedded one nor a hub id, the prompt none of
-        those that come with the package, or the records are neither drawn nor the site's own.
-    """
-    base = config.model.base
-    hub = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", base) and not Path(base).exists()
-    if base != "embedded" and not hub:
-        raise PolicyError("the base model is named by a path; name a hub id", "path")
-    if config.model.prompt not in TASK_PROMPTS:
-        raise PolicyError("the prompt is named by a path; name one of the package's", "path")
-    if not own_data and not config.data.synthetic:
-        raise PolicyError("the records are named by a path, and the kit names none", "path")
+_ROLE = "query.role"
+_SPENDING = ("train.masked", "train.submit")
+_AHEAD = "_ahead"  # ends the steps that make keys for a later round, which may yet begin anew
 
 
 class Work:
@@ -106,45 +88,54 @@ class Agent:
         The ledger of the corpus; in the kit, one per corpus, by default.
     rehearsal : bool, optional
         Allow predictable noise, and only then: for runs of one machine with itself.
+    keys : Path, optional
+        Folder that keeps which predictable keys were drawn.
 
     Guarantees
     ----------
     No step of a round is answered before a proposal passed the policy, the site's own plan and
-    base hash equal the proposed ones, and the roster is the kit's. A refusal leaves as a number
-    with a fixed sentence; its text stays in ``refusals.log``. The log holds actions, rounds and
-    outcomes, and nothing computed from a record.
+    base hash equal the proposed ones, and the roster is the kit's; an agent that is started again
+    checks all of this again before it goes on, and begins no round that was begun before. A refusal
+    leaves as a number with a fixed sentence; its text stays in ``refusals.log``. The log holds
+    actions, rounds and outcomes, and nothing computed from a record.
     """
 
-    def __init__(self, kit: Kit, *, ledger: Path | None = None, rehearsal: bool = False) -> None:
+    def __init__(
+        self,
+        kit: Kit,
+        *,
+        ledger: Path | None = None,
+        rehearsal: bool = False,
+        keys: Path | None = None,
+    ) -> None:
         self.kit = kit
         self._policy = read_policy(kit.path / "policy.yaml")
         self._identity = read_identity(kit.path / "identity.key")
         self._ledger = ledger
         self._rehearsal = rehearsal
+        self._keys_kept = keys
+        self._accepted = Accepted(kit.path / "accepted.json")
         self._grid: LocalGrid | None = None
         self._party: ClientSession | Helper | None = None
-        self._submitter = b""
+        self._budgets: SiteBudgets | None = None
 
     def answer(
-        self, head: dict[str, Any], content: RecordDict
+        self, head: Mapping[str, Any], content: RecordDict
     ) -> tuple[dict[str, Any], list[RecordDict]]:
         """Answer one message of the relay."""
-        action, group = str(head.get("action")), str(head.get("group"))
+        action, group = str(head.get("action"))[:40], str(head.get("group"))[:40]
         try:
             if time.time() >= self.kit.expires:
                 raise PolicyError("the kit has expired", "expired")
             if action == PROPOSE:
                 reply: Message | RecordDict = self._propose(content)
-            elif action not in ACTIONS or self._grid is None:
-                raise ProtocolError("no proposed run was accepted here, so no step is answered")
+            elif self._sits_out(action, content):
+                self._log(action, group, LOST)
+                return {"code": LOST, "reason": "the agent was started again in this round"}, []
             else:
-                sent = Message(content, FIRST_NODE, action, group_id=group)
-                (reply,) = self._grid.send_and_receive([sent])
+                reply = self._step(action, group, content)
         except CareflError as error:
-            self._keep(0, error)
-            said = refusal(error)
-            self._log(action, group, said.code)
-            return {"code": said.code, "reason": said.reason}, []
+            return self._refused(action, group, error), []
         if isinstance(reply, Message):
             if reply.has_error():
                 self._log(action, group, reply.error.code)
@@ -154,54 +145,88 @@ class Agent:
         return {}, [reply]
 
     def serve(self, socket: Path) -> None:
-        """Answer on a Unix socket for ever."""
+        """Answer on a Unix socket for ever; one that a killed agent left is removed first."""
+        socket.unlink(missing_ok=True)
         with Listener(str(socket), "AF_UNIX") as listener:
             while True:
-                # A relay that hangs up or stammers harms nobody but itself.
-                with (
-                    contextlib.suppress(OSError, EOFError, ValueError, KeyError),
-                    listener.accept() as link,
-                ):
-                    head, contents = receive(link)
-                    if len(contents) == 1:
-                        send(link, *self.answer(head, contents[0]))
+                # A relay that hangs up or stalls harms nobody but itself.
+                with contextlib.suppress(OSError, EOFError), listener.accept() as link:
+                    try:
+                        head, content = hear(link)
+                    except ProtocolError as error:
+                        send(link, self._refused("unreadable", "", error))
+                    else:
+                        send(link, *self.answer(head, content))
 
     def close(self) -> None:
         """Erase the secrets of a round in progress."""
         if self._party is not None:
             self._party.close()
-        self._party = self._grid = None
+        self._party = self._grid = self._budgets = None
 
     def _propose(self, content: RecordDict) -> RecordDict:
-        """Accept a run, or raise; an earlier run ends either way."""
-        self.close()
+        """Accept a run, or raise; where its submitter is on the list, an earlier run ends."""
+        self._policy = read_policy(self.kit.path / "policy.yaml")
         proposal, submitter = Proposal.read(content)
         if submitter.hex() not in self._policy.submitters:
             raise PolicyError("the submitter is not on the list", "submitter")
-        config = self._own(proposal)
-        cohort = cohort_of(config, proposal.run, self.kit.roster, proposal.base_hash)
-        if self.kit.role == "helper":
-            from carefl_secure.federation.setup import plan_with
+        self.close()
+        self._accepted.forget()
+        plan = self._take_up(proposal, submitter)
+        self._accepted.keep(content)
+        place = self.kit.index + len(self.kit.roster.clients) * (self.kit.role == "helper")
+        return pack(plan=plan.hash(), place=place)
 
-            plan = plan_with(config, config.federation.public_records or 0, proposal.dimension)
-            task = None
-        else:
+    def _sits_out(self, action: str, content: RecordDict) -> bool:
+        """Tell whether a step belongs to a round whose secrets died with an earlier agent."""
+        again = self._grid is None and self._accepted.proposal is not None
+        return again and action in ACTIONS and action != _ROLE and round_of(content) is None
+
+    def _step(self, action: str, group: str, content: RecordDict) -> Message:
+        """Take one step of the run that was agreed to."""
+        accepted, number = self._accepted.proposal, round_of(content)
+        if action not in ACTIONS or accepted is None:
+            raise ProtocolError("no proposed run was accepted here, so no step is answered")
+        if self._grid is None:
+            if number is not None:
+                self._accepted.check(number)
+            self._take_up(*Proposal.read(accepted))
+        if action in _SPENDING and self._budgets is not None:
+            self._budgets.check_round()
+        sent = Message(content, FIRST_NODE, action, group_id=group)
+        (reply,) = self._open_grid().send_and_receive([sent])
+        begins = action in _SPENDING or (number is not None and not action.endswith(_AHEAD))
+        if begins and not reply.has_error():
+            self._accepted.begun(max(rounds_in(content), default=-1))
+        return reply
+
+    def _take_up(self, proposal: Proposal, submitter: bytes) -> RunPlan:
+        """Check a proposal against everything that is the site's own, and get ready for its run."""
+        from carefl_secure.federation.plan_setup import plan_with
+
+        config = own_config(proposal, self.kit, rehearsal=self._rehearsal)
+        cohort = cohort_of(config, proposal.run, self.kit.roster, proposal.base_hash)
+        if config.federation.public_records is None:
+            raise ProtocolError("the proposal does not declare the number of records")
+        plan = plan_with(config, config.federation.public_records, proposal.dimension)
+        task = None
+        # What the policy forbids is refused before a model is loaded or a record is read.
+        check_policy(self._policy, plan, cohort, submitter)
+        if self.kit.role == "client":
             work = Work(config, self.kit.index, self.kit.data is not None)
             plan, task = work.plan, work.task
             if work.base_hash != proposal.base_hash:
                 raise ModelError("the base model, adapter or code version is not the proposed one")
+            check_policy(self._policy, plan, cohort, submitter)
         if plan.hash() != proposal.plan_hash:
             raise ProtocolError("the proposed plan is not the one that follows from the settings")
-        check_policy(self._policy, plan, cohort, submitter)
         keys = self._keys(config)
-        if task is None:
-            party: ClientSession | Helper = (
-                HolderSession(self.kit.index, self._identity, plan, cohort)
-                if cohort.key_holder is not None
-                else MemberSession(self.kit.index, self._identity, plan, cohort, keys)
-            )
+        if task is not None:
+            party: ClientSession | Helper = self._client(config, plan, cohort, task, keys)
+        elif cohort.key_holder is not None:
+            party = HolderSession(self.kit.index, self._identity, plan, cohort)
         else:
-            party = self._client(config, plan, cohort, task, keys)
+            party = MemberSession(self.kit.index, self._identity, plan, cohort, keys)
         self._party = party
         session = party if isinstance(party, ClientSession) else None
         helper = party if isinstance(party, Helper) else None
@@ -213,29 +238,15 @@ class Agent:
 
         app = build_client_app(sessions, self._keep, helpers=lambda _: helper)
         self._grid = LocalGrid(app, 1)
-        clients = len(self.kit.roster.clients)
-        place = self.kit.index + clients * (self.kit.role == "helper")
-        return pack(plan=plan.hash(), place=place)
+        return plan
 
-    def _own(self, proposal: Proposal) -> Config:
-        """Read the proposed settings, with every path in them replaced by the site's own."""
-        import yaml
-
-        settings = flatten(yaml.safe_load(proposal.config))
-        if settings.get("unsafe_deterministic_noise") and not self._rehearsal:
-            raise PolicyError("the run asks for predictable noise", "unprotected")
-        if not self._rehearsal:
-            own = {"data.cache_dir": None, "privacy.ledgers": None, "model.context_cache": None}
-            settings |= {key: value for key, value in own.items() if key in settings}
-        if self.kit.data is not None:
-            settings["data.source"] = self.kit.data
-        config = build_config(settings)
-        if not self._rehearsal:
-            refuse_paths(config, own_data=self.kit.data is not None)
-        return config
+    def _open_grid(self) -> LocalGrid:
+        if self._grid is None:
+            raise ProtocolError("the accepted run was not taken up")
+        return self._grid
 
     def _client(
-        self, config: Config, plan: RunPlan, cohort: Any, task: LocalTask, keys: KeySource
+        self, config: Config, plan: RunPlan, cohort: Cohort, task: LocalTask, keys: KeySource
     ) -> ClientSession:
         path = self._ledger
         if path is None:
@@ -244,7 +255,8 @@ class Agent:
         path.parent.mkdir(parents=True, exist_ok=True)
         ledger = Ledger(path, {"client": str(self.kit.index)})
         ledger.recover()
-        self._check_total(plan, path, ledger)
+        self._budgets = SiteBudgets(self._policy, self.kit.path / "ledgers", ledger, plan, cohort)
+        self._budgets.check_run()
         limit = self._policy.max_epsilon_per_corpus
         return ClientSession(
             self.kit.index,
@@ -258,32 +270,26 @@ class Agent:
             memory=path.parent / "correction.bin",
         )
 
-    def _check_total(self, plan: RunPlan, path: Path, ledger: Ledger) -> None:
-        """Add up what all corpora of this site have spent and this run may spend."""
-        if plan.privacy.target_epsilon is None:
-            return
-        delta = plan.privacy.delta
-        spent = sum(
-            Ledger(other).epsilon(delta)
-            for other in (self.kit.path / "ledgers").glob("*.jsonl")
-            if other.resolve() != path.resolve()
-        )
-        if path.exists():
-            spent += ledger.epsilon(delta)
-        if spent + plan.privacy.target_epsilon > self._policy.max_epsilon_total:
-            raise PolicyError("the run would take the site over its total epsilon", "total")
-
     def _keys(self, config: Config) -> KeySource:
         if not config.unsafe_deterministic_noise:
             return SystemKeySource()
         from carefl_secure.federation.setup import key_source
 
         helper = self.kit.role == "helper"
-        return key_source(config)(self.kit.index + helper * config.federation.clients)
+        source = key_source(config, kept=self._keys_kept)
+        return source(self.kit.index + helper * config.federation.clients)
+
+    def _refused(self, action: str, group: str, error: CareflError) -> dict[str, Any]:
+        """Keep the reason here and return what may be said of it."""
+        self._keep(0, error)
+        said = refusal(error)
+        self._log(action, group, said.code)
+        return {"code": said.code, "reason": said.reason}
 
     def _keep(self, _: int, error: CareflError) -> None:
         with (self.kit.path / "refusals.log").open("a") as file:
-            file.write(f"{type(error).__name__}: {error}\n")
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            file.write(f"{now} {type(error).__name__}: {error}\n")
 
     def _log(self, action: str, group: str, code: int) -> None:
         line = {"time": round(time.time(), 3), "action": action, "round": group, "code": code}
@@ -307,10 +313,12 @@ def main() -> None:
     parser.add_argument("socket", type=Path)
     parser.add_argument("--ledger", type=Path)
     parser.add_argument("--rehearsal", action="store_true")
+    parser.add_argument("--keys", type=Path)
     parser.add_argument("--until-eof", action="store_true")
     words = parser.parse_args()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    agent = Agent(Kit.open(words.kit), ledger=words.ledger, rehearsal=words.rehearsal)
+    kit = Kit.open(words.kit, part="agent")
+    agent = Agent(kit, ledger=words.ledger, rehearsal=words.rehearsal, keys=words.keys)
     with quiet_flower():
         if not words.until_eof:
             agent.serve(words.socket)

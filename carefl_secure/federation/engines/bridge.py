@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection, Listener
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from carefl_secure.federation.grid import FIRST_NODE, Drop, Record, empty_run
 __all__ = ["BridgeGrid"]
 
 _FOREVER = 7 * 24 * 3600.0
+_LOOK = 1.0
 
 
 class BridgeGrid(Grid):
@@ -30,7 +31,8 @@ class BridgeGrid(Grid):
     path : Path
         The socket; its folder must be the owner's alone.
     alive : callable() -> None, optional
-        Called while the ServerApp is waited for; raises when waiting makes no sense any more.
+        Called about once a second while the ServerApp or an answer of it is waited for; raises when
+        waiting makes no sense any more. May be replaced once the ServerApp is there.
 
     Notes
     -----
@@ -40,9 +42,10 @@ class BridgeGrid(Grid):
 
     def __init__(self, path: Path, alive: Callable[[], None] = lambda: None) -> None:
         self._listener = Listener(str(path), "AF_UNIX")
-        self._alive = alive
+        self.alive = alive
         self._link: Connection | None = None
         self._run = empty_run()
+        self._open: Iterator[Message] = iter(())
         self.drop: Drop | None = None
         self.record: Record | None = None
         self.places: dict[int, int] = {}
@@ -62,7 +65,7 @@ class BridgeGrid(Grid):
             try:
                 self._link = self._listener.accept()
             except TimeoutError:
-                self._alive()
+                self.alive()
                 if time.monotonic() > end:
                     raise EngineError(
                         f"the run's ServerApp did not start within {patience:.0f} seconds; "
@@ -105,12 +108,15 @@ class BridgeGrid(Grid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """Send messages and return the replies that came back in time.
+        """Send messages and yield the replies that come back in time, as they come.
+
+        Only a few replies are held at once. What was not asked for is dropped when the next
+        exchange begins.
 
         Raises
         ------
         EngineError
-            When the ServerApp is gone.
+            When the ServerApp is gone; also while the result is iterated.
         """
         sent = [m for m in messages if not self._lost(m.metadata.dst_node_id, m)]
         if not sent:
@@ -119,25 +125,32 @@ class BridgeGrid(Grid):
             self._see(message.metadata.dst_node_id, message)
         head = {
             "op": "exchange",
-            "action": sent[0].metadata.message_type,
+            "actions": [m.metadata.message_type for m in sent],
             "group": sent[0].metadata.group_id,
             "nodes": [str(m.metadata.dst_node_id) for m in sent],
             "timeout": _FOREVER if timeout is None else timeout,
         }
-        found, bodies = self._ask(head, [m.content for m in sent])
-        replies = []
-        for answer in found["answers"]:
-            asked = sent[answer["place"]]
-            body: Error | RecordDict = (
-                Error(answer["code"], answer["reason"])
-                if "code" in answer
-                else bodies[answer["body"]]
-            )
-            reply = Message(body, reply_to=asked)
-            if not self._lost(asked.metadata.dst_node_id, reply):
-                self._see(asked.metadata.dst_node_id, reply)
-                replies.append(reply)
-        return replies
+        self._tell(head, [m.content for m in sent])
+        self._open = self._replies(sent)
+        return self._open
+
+    def _replies(self, sent: Sequence[Message]) -> Iterator[Message]:
+        """Yield the replies of one exchange; an answer without any is its end."""
+        while True:
+            found, bodies = self._hear()
+            if not found["answers"]:
+                return
+            for answer in found["answers"]:
+                asked = sent[answer["place"]]
+                body: Error | RecordDict = (
+                    Error(answer["code"], answer["reason"])
+                    if "code" in answer
+                    else bodies[answer["body"]]
+                )
+                reply = Message(body, reply_to=asked)
+                if not self._lost(asked.metadata.dst_node_id, reply):
+                    self._see(asked.metadata.dst_node_id, reply)
+                    yield reply
 
     def close(self) -> None:
         """Let the ServerApp end well, and remove the socket."""
@@ -158,11 +171,27 @@ class BridgeGrid(Grid):
     def _ask(
         self, head: dict[str, object], contents: list[RecordDict]
     ) -> tuple[dict[str, Any], list[RecordDict]]:
+        self._tell(head, contents)
+        return self._hear()
+
+    def _tell(self, head: dict[str, object], contents: list[RecordDict]) -> None:
+        for _ in self._open:  # what nobody asked for still lies in the socket
+            pass
+        with self._connected() as link:
+            send(link, head, contents)
+
+    def _hear(self) -> tuple[dict[str, Any], list[RecordDict]]:
+        with self._connected() as link:
+            while not link.poll(_LOOK):
+                self.alive()
+            return receive(link)
+
+    @contextlib.contextmanager
+    def _connected(self) -> Iterator[Connection]:
         if self._link is None:
             raise EngineError("the run has not started, or is over")
         try:
-            send(self._link, head, contents)
-            return receive(self._link)
+            yield self._link
         except (OSError, EOFError) as error:
             raise EngineError(
                 "the run's ServerApp is gone; read the SuperLink's log for the reason"

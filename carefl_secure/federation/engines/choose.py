@@ -11,7 +11,7 @@ from carefl_secure.progress import Reporter
 
 __all__ = ["ENGINES", "choose_engine"]
 
-ENGINES = ("inprocess", "superlink")
+ENGINES = ("inprocess", "ray", "superlink")
 
 
 def choose_engine(
@@ -21,7 +21,7 @@ def choose_engine(
 
     Parameters
     ----------
-    name : {"inprocess", "superlink"}
+    name : {"inprocess", "ray", "superlink"}
     local_nodes : int, optional
         SuperNodes to start on this machine; the run's clients by default.
 
@@ -29,9 +29,18 @@ def choose_engine(
     ------
     ConfigError
         When the name is unknown.
+    EngineError
+        When Ray is asked for and not installed.
     """
     if name == "inprocess":
         return None
+    if name == "ray":
+        from carefl_secure.federation.engines.ray_cluster import require_ray
+
+        require_ray()
+        from carefl_secure.federation.engines.ray_engine import RayEngine
+
+        return RayEngine.of
     if name == "superlink":
         from carefl_secure.federation.engines.loopback import Loopback
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 import secrets
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Literal
 
 import yaml
 
@@ -27,9 +27,14 @@ from carefl_secure.federation.engines.certificates import (
 )
 from carefl_secure.federation.policy import TEMPLATE
 
-__all__ = ["Kit", "Roster", "Sites", "provision", "read_sites"]
+__all__ = ["PARTS", "Kit", "Roster", "Sites", "provision", "read_sites"]
 
 _ROLES = ("client", "helper")
+PARTS: Mapping[str, tuple[str, ...]] = {
+    "agent": ("identity.key", "policy.yaml"),
+    "supernode": ("ca.crt", "node.key", "runtime-ca.crt", "runtime.pem", "runtime.key"),
+}
+"""What each half of a site needs beside ``kit.json`` and ``roster.json``."""
 
 
 @dataclass(frozen=True)
@@ -166,8 +171,21 @@ class Kit:
     roster: Roster
 
     @classmethod
-    def open(cls, path: Path, now: float | None = None) -> Kit:
-        """Read a kit.
+    def open(
+        cls,
+        path: Path,
+        now: float | None = None,
+        part: Literal["agent", "supernode"] | None = None,
+    ) -> Kit:
+        """Read a kit, or the half of one that a part of a site needs.
+
+        Parameters
+        ----------
+        path : Path
+        now : float, optional
+            Seconds since 1970; the clock by default.
+        part : {"agent", "supernode"}, optional
+            Who reads it; both by default.
 
         Raises
         ------
@@ -190,7 +208,8 @@ class Kit:
             raise RunError(f"{path} is no kit: {error}; ask for a new one") from error
         if kit.role not in _ROLES:
             raise RunError(f"{path} is a kit for {kit.role!r}, which no node can be")
-        for name in ("ca.crt", "node.key", "identity.key", "policy.yaml"):
+        wanted = [name for one, names in PARTS.items() if part in (None, one) for name in names]
+        for name in wanted:
             if not (path / name).is_file():
                 raise RunError(f"{path} lacks {name}; ask for a new kit")
         if (time.time() if now is None else now) >= kit.expires:
@@ -259,7 +278,7 @@ def provision(sites: Sites, out: Path, server_hosts: Sequence[str] = ()) -> None
         _runtime(home, f"{sites.name} {name}", until)
         _public_part(home, roster, authority)
         _starters(home, f"node start {_HERE}", f"{sites.name} site {name}")
-    _server_kit(out / "server", sites, authority, roster, server_hosts, public_keys)
+    _server_kit(out / "server", sites, authority, until, roster, server_hosts, public_keys)
     submit = out / "submit"
     submit.mkdir(mode=0o700)
     write_private(submit / "submit.key", submit_private)
@@ -274,6 +293,7 @@ def _server_kit(
     home: Path,
     sites: Sites,
     authority: Authority,
+    until: datetime,
     roster: Roster,
     hosts: Sequence[str],
     public_keys: Mapping[str, bytes],
@@ -287,7 +307,12 @@ def _server_kit(
     (home / "server.pem").write_bytes(certificate)
     write_private(home / "server.key", key)
     _public_part(home, roster, authority)
-    about = {"name": sites.name, "port": sites.port, "id": secrets.token_hex(8)}
+    about = {
+        "name": sites.name,
+        "port": sites.port,
+        "expires": until.timestamp(),
+        "id": secrets.token_hex(8),
+    }
     (home / "kit.json").write_text(json.dumps(about) + "\n")
     _starters(home, f"server start {_HERE}", f"{sites.name} server")
 
@@ -306,17 +331,39 @@ def _public_part(home: Path, roster: Roster, authority: Authority) -> None:
     (home / "roster.json").write_text(roster.to_json() + "\n")
 
 
+_UNIT = """\
+[Unit]
+Description=CAREFL {title}
+Wants=network-online.target
+After=network-online.target
+
+[Service]
+# Make an account "carefl", install the package at /opt/carefl, and copy the kit to /var/lib/carefl,
+# owned by that account.
+User=carefl
+WorkingDirectory=/var/lib/carefl
+Environment=PATH=/opt/carefl/bin:/usr/bin:/bin HOME=/var/lib/carefl
+ExecStart=/bin/sh /var/lib/carefl/start.sh
+# It ends its own processes, and with 130.
+KillMode=mixed
+TimeoutStopSec=30
+SuccessExitStatus=130
+Restart=on-failure
+RestartSec=10
+NoNewPrivileges=yes
+PrivateTmp=yes
+ProtectSystem=strict
+ProtectHome=yes
+ReadWritePaths=/var/lib/carefl
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+
 def _starters(home: Path, command: str, title: str) -> None:
     """Write a start script and a systemd unit; neither holds a secret."""
     script = home / "start.sh"
-    script.write_text(f"#!/bin/sh\nset -eu\nexec carefl-secure {command}\n")
+    script.write_text(f'#!/bin/sh\nset -eu\nexec carefl-secure {command} "$@"\n')
     script.chmod(0o755)
-    (home / "carefl.service").write_text(
-        f"[Unit]\nDescription=CAREFL {title}\nAfter=network-online.target\n\n"
-        "[Service]\n# Copy the kit to this folder first.\nWorkingDirectory=/etc/carefl\n"
-        "ExecStart=/bin/sh /etc/carefl/start.sh\nRestart=on-failure\nRestartSec=10\n"
-        "NoNewPrivileges=yes\nPrivateTmp=yes\nProtectSystem=strict\nReadWritePaths=/etc/carefl\n\n"
-        "[Install]\nWantedBy=multi-user.target\n"
-    )
-    if sys.platform == "win32":  # pragma: no cover - systemd is not there
-        (home / "carefl.service").unlink()
+    (home / "carefl.service").write_text(_UNIT.format(title=title))

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import atexit
 import shutil
-import signal
-import sys
 import tempfile
-import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType
 
 import yaml
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -19,12 +16,14 @@ from flwr.serverapp import Grid
 
 from carefl_secure.config import Config
 from carefl_secure.errors import ConfigError, EngineError
-from carefl_secure.federation.cohort import Aggregation, Cohort, Encryption
+from carefl_secure.federation.cohort import Aggregation, Cohort, Encryption, helpers_wanted
 from carefl_secure.federation.engines.bridge import BridgeGrid
 from carefl_secure.federation.engines.certificates import read_identity
+from carefl_secure.federation.engines.guard import Guard
 from carefl_secure.federation.engines.kit import Roster, Sites, provision
 from carefl_secure.federation.engines.processes import Processes, free_port
 from carefl_secure.federation.engines.proposal import Proposal, cohort_of, propose
+from carefl_secure.federation.engines.signals import interrupt_on_terminate
 from carefl_secure.federation.engines.superlink import (
     COMPLETED,
     Link,
@@ -41,9 +40,51 @@ from carefl_secure.noise import KeySource
 from carefl_secure.privacy import Ledger
 from carefl_secure.progress import Reporter
 
-__all__ = ["Deployed", "Loopback", "Remote"]
+__all__ = ["Deployed", "Loopback", "Pulse"]
 
 _START = 180.0
+_AGENT = "carefl_secure.federation.engines.agent"
+
+
+class Pulse:
+    """Raises when a SuperLink has not answered for some time.
+
+    The ServerApp that Flower started can outlive its SuperLink, and asks it for replies for ever.
+
+    Parameters
+    ----------
+    healthy : callable() -> bool
+        Asks it.
+    every, patience : float, optional
+        Seconds between two questions, and without a good answer before it counts as gone.
+    """
+
+    def __init__(
+        self, healthy: Callable[[], bool], every: float = 5.0, patience: float = 30.0
+    ) -> None:
+        self._healthy = healthy
+        self._every, self._patience = every, patience
+        self._asked = self._well = time.monotonic()
+
+    def __call__(self) -> None:
+        """Ask, unless it was asked just now.
+
+        Raises
+        ------
+        EngineError
+            When it is gone.
+        """
+        now = time.monotonic()
+        if now - self._asked < self._every:
+            return
+        if self._healthy():
+            self._well = time.monotonic()
+        elif now - self._well > self._patience:
+            raise EngineError(
+                f"the SuperLink has not answered for {now - self._well:.0f} seconds; start the "
+                "server again and resume the run"
+            )
+        self._asked = time.monotonic()
 
 
 class Deployed:
@@ -63,6 +104,8 @@ class Deployed:
         Folder for the app that is submitted.
     alive : callable() -> None, optional
         Raises when a process that is needed has ended.
+    patience : float, optional
+        Seconds that the parties get to agree to the run.
     """
 
     def __init__(
@@ -76,7 +119,9 @@ class Deployed:
         reporter: Reporter,
         scratch: Path,
         alive: Callable[[], None] = lambda: None,
+        patience: float = _START,
     ) -> None:
+        self._patience = patience
         self._link = link
         self._socket = socket
         self._proposal = proposal
@@ -107,9 +152,11 @@ class Deployed:
         self._bridge.connect(_START)
         parties = len(self._cohort.roster) + len(self._cohort.helpers)
         self._bridge.places = propose(
-            self._bridge, self._proposal, self._submitter, parties, _START
+            self._bridge, self._proposal, self._submitter, parties, self._patience
         )
         self._reporter.note(f"all {parties} parties agreed to the run")
+        # From here on a party may be lost, as long as the floor holds; the SuperLink may not.
+        self._bridge.alive = Pulse(self._link.healthy)
         self._bridge.drop, self._bridge.record = drop, record
         return self._bridge
 
@@ -150,6 +197,7 @@ class _Local(Deployed):
         """Hang up, end every process, and erase the keys made for this run."""
         try:
             super().close()
+            self._link.close()
         finally:
             self.end()
 
@@ -173,7 +221,8 @@ class Loopback:
     ----------
     Everything listens on the loopback only, behind TLS with an authority made for this run, and
     only nodes with registered keys are let in. No process that was started here outlives
-    `Parties.close`, which also erases all private keys.
+    `Parties.close`, which also erases all private keys; where this process is killed, a guard does
+    both.
     """
 
     def __init__(self, config: Config, reporter: Reporter, nodes: int) -> None:
@@ -199,20 +248,23 @@ class Loopback:
         committee_members: int,
         committee_spare: int,
         encryption: Encryption,
+        keys_ahead: bool,
     ) -> Deployed:
         """Start everything and return the parties; on failure nothing is left behind."""
         home = Path(tempfile.mkdtemp(prefix="carefl-"))
         processes = Processes(folder.path / "logs")
-        restore = _interrupt_on_terminate()
+        guard = Guard(home)
+        restore = interrupt_on_terminate()
 
         def end() -> None:
             processes.stop()
             shutil.rmtree(home, ignore_errors=True)
+            guard.release()
             restore()
 
         with ExitStack() as undo:
             undo.callback(end)
-            deployed = self._start(home, processes, plan, folder, base_hash, ledgers)
+            deployed = self._start(home, processes, guard, plan, folder, base_hash, ledgers)
             undo.pop_all()
         deployed.end = end
         atexit.register(end)  # keys go even if the run never gets as far as its rounds
@@ -222,6 +274,7 @@ class Loopback:
         self,
         home: Path,
         processes: Processes,
+        guard: Guard,
         plan: RunPlan,
         folder: RunFolder,
         base_hash: bytes,
@@ -229,11 +282,10 @@ class Loopback:
     ) -> _Local:
         config, port = self._config, free_port()
         kits = home / "kits"
-        helpers = {
-            "peer": 0,
-            "committee": config.federation.committee_members,
-            "encrypt": 0 if config.federation.encryption == "additive" else 1,
-        }[config.federation.aggregation]
+        federation = config.federation
+        helpers = helpers_wanted(
+            federation.aggregation, federation.committee_members, federation.encryption
+        )
         names = [f"site{i}" for i in range(config.federation.clients)]
         sites = Sites(
             "loopback",
@@ -255,22 +307,27 @@ class Loopback:
         link = Link(f"127.0.0.1:{port}", kits / "server" / "ca.crt", home / "flower")
 
         def launch() -> None:
-            for name, agent in agents.items():
-                command = [sys.executable, "-m", "carefl_secure.federation.engines.agent"]
-                command += [str(kits / "sites" / name), str(agent), "--rehearsal", "--until-eof"]
-                if name in names:
-                    command += ["--ledger", str(paths[names.index(name)].resolve())]
-                processes.start(f"agent-{name}", command)
+            # Its imports take longer than all that Flower does until the agents are needed.
+            nursery = processes.nursery(_AGENT, "carefl_secure.federation.setup")
             self._reporter.note(
                 f"starting a SuperLink and {len(agents)} SuperNodes on the loopback"
             )
-            start_server(processes, kits / "server", "127.0.0.1", port, socket)
+            start_server(processes, kits / "server", "127.0.0.1", port, socket, lasting=False)
+            guard.watch(processes.groups)
             link.wait(_START, processes.check)
             link.register([kits / "server" / "nodes" / f"{name}.pub" for name in agents])
             for name, agent in agents.items():
                 kit = kits / "sites" / name
                 start = node_command(kit, f"127.0.0.1:{port}", agent)
                 processes.start(f"node-{name}", start, flower_environment(kit / "flower"))
+            guard.watch(processes.groups)
+            for name, agent in agents.items():
+                words = [str(kits / "sites" / name), str(agent), "--rehearsal", "--until-eof"]
+                words += ["--keys", str(folder.keys.resolve())]
+                if name in names:
+                    words += ["--ledger", str(paths[names.index(name)].resolve())]
+                processes.fork(f"agent-{name}", nursery, words)
+            guard.watch(processes.groups)
 
         roster = Roster.read(kits / "server" / "roster.json")
         deployed = _Local(
@@ -288,83 +345,13 @@ class Loopback:
         return deployed
 
 
-class Remote:
-    """Submits to a SuperLink that `carefl-secure server start` runs on this machine.
-
-    Parameters
-    ----------
-    config : Config
-    reporter : Reporter
-    server, submit : Path
-        The server's kit and the submitter's.
-    """
-
-    def __init__(self, config: Config, reporter: Reporter, server: Path, submit: Path) -> None:
-        if config.federation.public_records is None:
-            raise ConfigError(
-                "set federation.public_records to the declared number of records of all sites; "
-                "a server cannot count what it does not hold"
-            )
-        if config.unsafe_deterministic_noise:
-            raise ConfigError("unsafe_deterministic_noise is for runs on one machine only")
-        self._config, self._reporter = config, reporter
-        self._server, self._submit = server, submit
-
-    def __call__(
-        self,
-        plan: RunPlan,
-        tasks: Sequence[LocalTask],
-        folder: RunFolder,
-        base_hash: bytes,
-        key_source: Callable[[int], KeySource],
-        ledgers: Path | None,
-        max_epsilon: float | None,
-        *,
-        aggregation: Aggregation,
-        committee_members: int,
-        committee_spare: int,
-        encryption: Encryption,
-    ) -> Deployed:
-        """Return the parties at the sites."""
-        kit = self._server
-        roster = Roster.read(kit / "roster.json")
-        address = (kit / "address").read_text().strip() if (kit / "address").is_file() else ""
-        if not address:
-            raise EngineError(
-                f"no server runs from {kit}; start it with carefl-secure server start"
-            )
-        link = Link(address, kit / "ca.crt", kit / "flower-cli")
-        link.wait(10)
-        return Deployed(
-            link,
-            kit / "run.sock",
-            Proposal.of(folder.run_id, self._config, plan, base_hash),
-            read_identity(self._submit / "submit.key"),
-            cohort_of(self._config, folder.run_id, roster, base_hash),
-            [],
-            self._reporter,
-            folder.path,
-        )
-
-
 def _own_policy(path: Path, config: Config, plan: RunPlan) -> None:
     """Let a local site allow what its own person just asked for."""
     policy = yaml.safe_load(path.read_text())
     limit = config.privacy.max_epsilon or plan.privacy.target_epsilon or 1.0
     policy["max_epsilon_per_corpus"] = limit
     policy["max_epsilon_total"] = 2 * limit + (plan.privacy.target_epsilon or 0.0)
+    policy["max_delta"] = plan.privacy.delta
     policy["allow_unprotected"] = True
     policy["min_clients"] = policy["min_survivors"] = 1
     path.write_text(yaml.safe_dump(policy))
-
-
-def _interrupt_on_terminate() -> Callable[[], None]:
-    """Turn SIGTERM into the interrupt that Ctrl-C is, so that processes are ended in both cases."""
-    if threading.current_thread() is not threading.main_thread():
-        return lambda: None
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    return lambda: (signal.signal(signal.SIGTERM, before), None)[1]

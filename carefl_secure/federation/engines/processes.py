@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from carefl_secure.errors import EngineError
+from carefl_secure.federation.engines.nursery import Forked, Nursery
 
 __all__ = ["Processes", "free_port"]
 
@@ -37,7 +38,8 @@ class Processes:
 
     def __init__(self, logs: Path) -> None:
         self._logs = logs
-        self._running: list[tuple[str, subprocess.Popen[bytes], IO[bytes]]] = []
+        self._running: list[tuple[str, subprocess.Popen[bytes] | Forked, IO[bytes]]] = []
+        self._nurseries: list[Nursery] = []
         logs.mkdir(parents=True, exist_ok=True)
 
     def start(
@@ -67,6 +69,34 @@ class Processes:
             ) from error
         self._running.append((name, process, log))
         return process
+
+    def nursery(self, module: str, *imports: str) -> Nursery:
+        """Start a process to `fork` from; see `Nursery`."""
+        nursery = Nursery(module, imports, self._logs / "nursery.log")
+        self._nurseries.append(nursery)
+        return nursery
+
+    def fork(self, name: str, nursery: Nursery, words: Sequence[str]) -> Forked:
+        """Start one process from a nursery; its standard input ends when this process does.
+
+        Raises
+        ------
+        EngineError
+            When the nursery has ended.
+        """
+        log = (self._logs / f"{name}.log").open("ab")
+        try:
+            process = nursery.fork(words, log)
+        except EngineError:
+            log.close()
+            raise
+        self._running.append((name, process, log))
+        return process
+
+    @property
+    def groups(self) -> list[int]:
+        """Numbers of the processes, each of which is the head of its group."""
+        return [process.pid for _, process, _ in self._running]
 
     def check(self) -> None:
         """Raise when one of them has ended on its own.
@@ -98,6 +128,9 @@ class Processes:
             process.wait()
             log.close()
         self._running.clear()
+        for nursery in self._nurseries:  # last, as it reaps what it forked
+            nursery.close()
+        self._nurseries.clear()
 
 
 def _signal(group: int, number: int) -> None:

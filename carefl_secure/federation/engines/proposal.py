@@ -133,6 +133,7 @@ def cohort_of(config: Config, run: str, roster: Roster, base_hash: bytes) -> Coh
         aggregation=federation.aggregation,
         encryption=federation.encryption,
         committee_spare=federation.committee_spare,
+        keys_ahead=federation.keys_ahead,
     )
 
 

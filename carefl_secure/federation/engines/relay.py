@@ -34,7 +34,10 @@ ACTIONS = (
     "train.submit",
     "query.sign",
     "query.unmask",
+    "query.advertise_ahead",
+    "query.share_ahead",
     "query.committee_announce",
+    "query.committee_announce_ahead",
     "query.committee_open",
     "query.committee_answer",
     "query.committee_consent",
@@ -49,7 +52,8 @@ SERVER_SOCKET = "CAREFL_SERVER_SOCKET"
 
 _GONE = 5  # Flower's own code for a node that is unreachable
 _FAULT = 2  # and for an app that raised
-_PAUSE = 0.1
+_PAUSE, _LONG_PAUSE = 0.1, 1.0
+_BATCH = 8  # replies on this machine at a time
 _MOST = 1 << 31
 
 
@@ -62,11 +66,14 @@ def send(link: Connection, head: Mapping[str, Any], contents: Sequence[RecordDic
         When a record is neither a `ConfigRecord` nor an `ArrayRecord`.
     """
     blobs: list[bytes] = []
+    places: dict[int, int] = {}  # what many contents share, such as an adapter, is sent once
 
     def out(value: Any) -> Any:
         if isinstance(value, bytes):
-            blobs.append(value)
-            return {"blob": len(blobs) - 1}
+            place = places.setdefault(id(value), len(blobs))
+            if place == len(blobs):
+                blobs.append(value)
+            return {"blob": place}
         return [out(one) for one in value] if isinstance(value, list) else value
 
     def one(record: Any) -> Any:
@@ -164,28 +171,39 @@ def main(grid: Grid, context: Context) -> None:
 def _exchange(
     grid: Grid, link: Connection, head: Mapping[str, Any], contents: Sequence[RecordDict]
 ) -> None:
-    """Send one message per content and hand back the replies by their place."""
+    """Send one message per content and hand back the replies by their place, as they come."""
     messages = [
-        Message(content, int(node), head["action"], group_id=head["group"])
-        for content, node in zip(contents, head["nodes"], strict=True)
+        Message(content, int(node), action, group_id=head["group"])
+        for content, node, action in zip(contents, head["nodes"], head["actions"], strict=True)
     ]
-    # Own polling: `send_and_receive` looks every three seconds only.
+    # Own polling: `send_and_receive` looks every three seconds only. Every look costs the SuperLink
+    # work, so that waiting long means looking seldom: a tenth of the wait is lost at most.
     ids = list(grid.push_messages(messages))
     open_ids = {name: place for place, name in enumerate(ids) if name}
-    end = time.monotonic() + head["timeout"]
-    answers: list[dict[str, Any]] = []
-    bodies: list[RecordDict] = []
-    while open_ids and time.monotonic() < end:
-        for reply in grid.pull_messages(list(open_ids)):
-            place = open_ids.pop(reply.metadata.reply_to_message_id, None)
-            if place is None:
-                continue
-            if reply.has_error():
-                error = {"code": reply.error.code, "reason": str(reply.error.reason)}
-                answers.append({"place": place, **error})
-            else:
-                answers.append({"place": place, "body": len(bodies)})
-                bodies.append(reply.content)
-        if open_ids:
-            time.sleep(_PAUSE)
-    send(link, {"answers": answers}, bodies)
+    begun = time.monotonic()
+    end = begun + head["timeout"]
+    over = not open_ids
+    while not over:
+        # Looked at before the last pull: however long the other side takes, no reply goes stale.
+        over = time.monotonic() >= end
+        waiting = list(open_ids)
+        for start in range(0, len(waiting), _BATCH):
+            answers: list[dict[str, Any]] = []
+            bodies: list[RecordDict] = []
+            for reply in grid.pull_messages(waiting[start : start + _BATCH]):
+                place = open_ids.pop(reply.metadata.reply_to_message_id, None)
+                if place is None:
+                    continue
+                if reply.has_error():
+                    error = {"code": reply.error.code, "reason": str(reply.error.reason)}
+                    answers.append({"place": place, **error})
+                else:
+                    answers.append({"place": place, "body": len(bodies)})
+                    bodies.append(reply.content)
+            if answers:
+                send(link, {"answers": answers}, bodies)
+        over = over or not open_ids
+        if not over:
+            waited = time.monotonic() - begun
+            time.sleep(min(_LONG_PAUSE, max(_PAUSE, waited / 10)))
+    send(link, {"answers": []})

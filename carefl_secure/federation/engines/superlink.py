@@ -11,19 +11,24 @@ import os
 import ssl
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from carefl_secure.errors import EngineError
-from carefl_secure.federation.engines import relay
+from carefl_secure.federation.engines import relay, warm
 from carefl_secure.federation.engines.processes import Processes, free_port
+from carefl_secure.federation.grid import TESTED_FLOWER
 
 __all__ = ["COMPLETED", "Link", "node_command", "server_command", "write_app"]
 
 COMPLETED = "finished:completed"
+POLL = "FLWR_SUPEREXEC_TASK_POLL_INTERVAL"
 _BIN = Path(sys.executable).parent
+_PAUSE = 0.1
+_ANSWER = 120.0
 _APP = """\
 [build-system]
 requires = ["hatchling"]
@@ -56,24 +61,57 @@ def write_app(folder: Path) -> Path:
     return folder
 
 
-def server_command(kit: Path, host: str, port: int, state: Path) -> list[str]:
-    """Return the command line of a SuperLink with TLS that only registered nodes may join."""
+def _command(name: str, warm_in: Path | None) -> list[str]:
+    """Begin the command line of one of Flower's servers, as Flower's own or with a warm folder."""
+    if warm_in is None:
+        return [str(_BIN / name)]
+    script = str(Path(warm.__file__).resolve())
+    return [sys.executable, "-P", script, str(warm_in), ",".join(TESTED_FLOWER), name]
+
+
+def server_command(
+    kit: Path, host: str, port: int, state: Path | None, warm_in: Path | None = None
+) -> list[str]:
+    """Return the command line of a SuperLink with TLS that only registered nodes may join.
+
+    Parameters
+    ----------
+    kit : Path
+    host : str
+    port : int
+    state : Path or None
+        Its database; None keeps all in memory.
+    warm_in : Path, optional
+        A folder for `warm`, which must not exist and is the owner's alone; Flower's plain command
+        without.
+    """
     return [
-        str(_BIN / "flower-superlink"),
+        *_command("flower-superlink", warm_in),
         *("--ssl-ca-certfile", str(kit / "ca.crt")),
         *("--ssl-certfile", str(kit / "server.pem")),
         *("--ssl-keyfile", str(kit / "server.key")),
         "--enable-supernode-auth",
         "--disable-runtime-dependency-installation",
-        *("--database", str(state)),
+        *(() if state is None else ("--database", str(state))),
         *("--host", host, "--port", str(port)),
     ]
 
 
-def node_command(kit: Path, server: str, agent: Path) -> list[str]:
-    """Return the command line of a SuperNode; its own runtime port stays on the loopback."""
+def node_command(kit: Path, server: str, agent: Path, *, plain: bool = False) -> list[str]:
+    """Return the command line of a SuperNode; its own runtime port stays on the loopback.
+
+    Parameters
+    ----------
+    kit : Path
+    server : str
+        ``host:port``.
+    agent : Path
+        The agent's socket; a folder for `warm` is made beside it.
+    plain : bool, optional
+        Flower's own command instead.
+    """
     return [
-        str(_BIN / "flower-supernode"),
+        *_command("flower-supernode", None if plain else agent.with_suffix(".warm")),
         *("--root-certificates", str(kit / "ca.crt")),
         *("--auth-supernode-private-key", str(kit / "node.key")),
         *("--superlink", server),
@@ -92,7 +130,7 @@ def flower_environment(home: Path, **more: str) -> dict[str, str]:
         "FLWR_HOME": str(home),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+        POLL: "0.1",
         "PATH": f"{_BIN}{os.pathsep}{os.environ.get('PATH', '')}",
         **more,
     }
@@ -114,6 +152,8 @@ class Link:
     def __init__(self, address: str, ca: Path, home: Path) -> None:
         self._address = address
         self._ca = ca.resolve()
+        self._home = home
+        self._console: subprocess.Popen[str] | None = None
         home.mkdir(parents=True, exist_ok=True)
         self.env = flower_environment(home)
         (home / "config.toml").write_text(
@@ -139,15 +179,17 @@ class Link:
         EngineError
             When it is not in time.
         """
+        self._warm_up()  # while the SuperLink starts
         end = time.monotonic() + patience
         while not self.healthy():
             alive()
             if time.monotonic() > end:
+                self.close()
                 raise EngineError(
                     f"no SuperLink answers at {self._address} with the authority of this kit; "
                     "start the server, and compare host, port and ca.crt"
                 )
-            time.sleep(0.2)
+            time.sleep(_PAUSE)
 
     def register(self, keys: Sequence[Path]) -> None:
         """Register public node keys; one that is registered already is left as it is.
@@ -157,9 +199,8 @@ class Link:
         EngineError
             When the SuperLink refuses one.
         """
-        running = [self._start("supernode", "register", str(key), "carefl") for key in keys]
-        for key, process in zip(keys, running, strict=True):
-            said, text = _json(process)
+        for key in keys:
+            said, text = self._ask("supernode", "register", str(key), "carefl")
             if not said.get("success") and "already" not in text.lower():
                 raise EngineError(f"the SuperLink did not register {key.name}: {text.strip()}")
 
@@ -171,14 +212,15 @@ class Link:
         EngineError
             When the SuperLink does not take it.
         """
-        said, text = _json(self._start("run", str(app), "carefl"))
+        said, text = self._ask("run", str(app), "carefl")
+        self.close()
         if not said.get("success"):
             raise EngineError(f"the SuperLink did not take the run: {text.strip()}")
         return str(said["run-id"])
 
     def status(self, run: str) -> str:
         """Return what the SuperLink lists for a run, such as ``finished:failed``."""
-        said, text = _json(self._start("list", "carefl", "--run-id", run))
+        said, text = self._ask("list", "carefl", "--run-id", run)
         runs = said.get("runs")
         if not isinstance(runs, list) or not runs:
             raise EngineError(f"the SuperLink lists no run {run}: {text.strip()}")
@@ -187,30 +229,57 @@ class Link:
     def finished(self, run: str, patience: float) -> str:
         """Wait for a run to finish and return its last status."""
         end = time.monotonic() + patience
-        while not (status := self.status(run)).startswith("finished"):
-            if time.monotonic() > end:
-                return status
-        return status
+        try:
+            while not (status := self.status(run)).startswith("finished"):
+                if time.monotonic() > end:
+                    return status
+                time.sleep(_PAUSE)
+            return status
+        finally:
+            self.close()
 
-    def _start(self, *words: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [str(_BIN / "flwr"), *words, "--format", "json"],
-            env=self.env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            text=True,
-        )
+    def close(self) -> None:
+        """End the process that answers ``flwr`` commands; the next command starts it again."""
+        if self._console is not None:
+            self._console.kill()
+            self._console.communicate()
+            self._console = None
+
+    def _warm_up(self) -> subprocess.Popen[str]:
+        """Return the process that has ``flwr`` imported and answers one command after another."""
+        if self._console is None:
+            self._console = subprocess.Popen(
+                _command("flwr", self._home),
+                env=self.env,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+            )
+        return self._console
+
+    def _ask(self, *words: str) -> tuple[dict[str, object], str]:
+        """Give one ``flwr`` command; return the JSON object in its answer, and all of it."""
+        console = self._warm_up()
+        assert console.stdin is not None and console.stdout is not None
+        watch = threading.Timer(_ANSWER, console.kill)
+        watch.start()
+        try:
+            console.stdin.write(json.dumps([*words, "--format", "json"]) + "\n")
+            console.stdin.flush()
+            line = console.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        finally:
+            watch.cancel()
+        if not line:
+            self.close()
+            raise EngineError(f"flwr {words[0]} did not answer within {_ANSWER:.0f} seconds")
+        return _json(str(json.loads(line)))
 
 
-def _json(process: subprocess.Popen[str]) -> tuple[dict[str, object], str]:
+def _json(text: str) -> tuple[dict[str, object], str]:
     """Read the JSON object that may follow other text."""
-    try:
-        text, _ = process.communicate(timeout=120)
-    except subprocess.TimeoutExpired as error:
-        process.kill()
-        process.communicate()
-        raise EngineError("flwr did not answer within two minutes") from error
     if "{" not in text:
         return {}, text
     try:
@@ -220,7 +289,23 @@ def _json(process: subprocess.Popen[str]) -> tuple[dict[str, object], str]:
     return (found if isinstance(found, dict) else {}), text
 
 
-def start_server(processes: Processes, kit: Path, host: str, port: int, socket: Path) -> None:
-    """Start a SuperLink from a server kit; the rounds' own process listens on ``socket``."""
-    env = flower_environment(kit / "flower", **{relay.SERVER_SOCKET: str(socket)})
-    processes.start("superlink", server_command(kit, host, port, kit / "state.db"), env)
+def start_server(
+    processes: Processes, kit: Path, host: str, port: int, socket: Path, *, lasting: bool = True
+) -> None:
+    """Start a SuperLink from a server kit.
+
+    Parameters
+    ----------
+    processes : Processes
+    kit : Path
+    host : str
+    port : int
+    socket : Path
+        Where the process that runs the rounds listens.
+    lasting : bool, optional
+        Keep the nodes' registrations on disk, so that they outlive the SuperLink.
+    """
+    settings = {relay.SERVER_SOCKET: str(socket), POLL: "0.5"}  # its tasks are runs, not messages
+    state = kit / "state.db" if lasting else None
+    command = server_command(kit, host, port, state, socket.with_suffix(".warm"))
+    processes.start("superlink", command, flower_environment(kit / "flower", **settings))

@@ -1,0 +1,115 @@
+"""The section ``data``: what is learnt from, and who holds which part of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from carefl_secure.config.sections.base import Part, Section, Seed
+
+__all__ = ["SYNTHETIC_RECORDS", "DataConfig"]
+
+SYNTHETIC_RECORDS = 8000
+"""How many private records are drawn where ``data.source`` is ``synthetic``, unless told."""
+
+
+class DataConfig(Section):
+    """What is learnt from, and who holds which part of it."""
+
+    source: str = Field(
+        default="synthetic", min_length=1, description='"synthetic", or the path of an image folder'
+    )
+    labels: Literal["auto", "emotic", "basic", "compound", "caers", "cexpr"] = Field(
+        default="auto", description="the label space; auto takes what the corpus itself carries"
+    )
+    words: tuple[str, ...] | None = Field(
+        default=None,
+        description="the label words of image folders, in an order that all sites share; null "
+        "takes those that the folder holds, which only a run on one machine can",
+    )
+    multi: bool = Field(
+        default=False, description="whether a record may carry several of data.words at once"
+    )
+    at_sites: bool = Field(
+        default=False,
+        description="the private records are at the sites of a deployment, and data.source is "
+        "public and test records alone; 'carefl-secure submit' sets it",
+    )
+    view: str = Field(
+        default="auto",
+        description="image or person (EMOTIC), image or face (CAER-S), aligned, original or "
+        "realigned (RAF-DB), original or aligned (the synthetic corpus); auto takes the first",
+    )
+    records: int | None = Field(
+        default=None, ge=1, description="private records to draw; only where source is synthetic"
+    )
+    seed: Seed = Field(
+        default=0, description="seed of the synthetic corpus, the split and the partition"
+    )
+    cache_dir: Path | None = Field(
+        default=None,
+        description="folder of the drawn corpora; null takes the cache folder of the user",
+    )
+    public_fraction: Part = Field(
+        default=0.1, description="share of a folder's records that is public: thresholds"
+    )
+    test_fraction: Part = Field(
+        default=0.2, description="share of a folder's records that is only scored"
+    )
+    partition: Literal["iid", "dirichlet", "column", "quantity"] = Field(
+        default="iid",
+        description="how clients share the training records out: evenly, with skewed labels, by an "
+        "attribute, or with skewed sizes",
+    )
+    alpha: float = Field(
+        default=0.5,
+        gt=0,
+        le=1e6,
+        description="concentration of partition=dirichlet and =quantity; smaller is more skew",
+    )
+    column: str | None = Field(
+        default=None, description='attribute that partition=column goes by, or "subject"'
+    )
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether the corpus is drawn rather than read."""
+        return self.source == "synthetic"
+
+    @model_validator(mode="after")
+    def _agree(self) -> DataConfig:
+        if self.public_fraction + self.test_fraction >= 1:
+            raise ValueError(
+                "data.public_fraction and data.test_fraction leave nothing to train on; "
+                "lower them so that they sum to less than 1"
+            )
+        if self.words is None and self.multi:
+            raise ValueError(
+                "data.multi goes with data.words; list the label words, or leave it out"
+            )
+        if self.words is not None:
+            if self.labels != "auto" or self.synthetic:
+                raise ValueError(
+                    "data.words are the labels of image folders; leave data.labels out, and name a "
+                    "folder in data.source"
+                )
+            if len(self.words) < 2 or len(set(self.words)) < len(self.words):
+                raise ValueError("data.words wants two words at least, and none of them twice")
+        if self.records is not None and not self.synthetic:
+            raise ValueError(
+                "data.records sizes the synthetic corpus only; a folder is taken whole, so leave "
+                "it out"
+            )
+        if self.partition == "column" and self.column is None:
+            raise ValueError(
+                "data.partition=column needs data.column; name an attribute of the corpus, "
+                "or subject"
+            )
+        if self.partition != "column" and self.column is not None:
+            raise ValueError(
+                f"data.column has no effect under data.partition={self.partition}; "
+                "set data.partition=column or leave data.column out"
+            )
+        return self

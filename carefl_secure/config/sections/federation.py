@@ -1,0 +1,188 @@
+"""The section ``federation``: who takes part, and what becomes of the sum."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from carefl_secure.config.sections.base import Section, Share
+
+__all__ = ["FederationConfig", "survivor_floor"]
+
+MOST_PEERS = 1000
+"""How many clients can sum among themselves; a committee takes more."""
+
+
+def survivor_floor(clients: int) -> int:
+    """Return the fewest clients a round may end with: ``floor(2 n / 3) + 1``.
+
+    Two sets of that size out of ``n`` share more than a third of the clients, so a server cannot
+    get two different sets of survivors signed unless that many clients sign twice.
+    """
+    return 2 * clients // 3 + 1
+
+
+class FederationConfig(Section):
+    """Who takes part in a round, and what the server does with the sum."""
+
+    clients: int = Field(default=8, ge=3, le=10_000, description="number of clients")
+    rounds: int = Field(default=20, ge=1, le=100_000, description="number of rounds")
+    dropout: Share = Field(
+        default=0.1, description="simulated chance of a client to vanish in a round"
+    )
+    aggregator: Literal["fedavg", "fedprox", "fedadam", "feddyn"] = Field(
+        default="fedadam",
+        description="the server's step on the mean gradient or move; fedprox and feddyn also bend "
+        "the clients' local steps",
+    )
+    server_lr: Annotated[float, Field(gt=0, le=1e4)] | Literal["auto"] = Field(
+        default="auto",
+        description="learning rate of the server; feddyn has none. auto is 0.03, and on moves 1 "
+        "for fedprox and 1 - momentum for fedavg",
+    )
+    local_steps: Annotated[int, Field(ge=1, le=10_000)] | Literal["auto"] = Field(
+        default="auto",
+        description="steps a client takes before its move is summed; auto is 1 where gradients are "
+        "summed, 10 where moves are and 5 under privacy.trust=none",
+    )
+    local_lr: Annotated[float, Field(gt=0, le=1e4)] | Literal["auto"] = Field(
+        default="auto",
+        description="learning rate of the local steps; auto is 10, 3 for feddyn, and 0.3 under "
+        "privacy.trust=none",
+    )
+    proximal_mu: float = Field(
+        default=0.01, gt=0, le=1e4, description="pull to the global adapter of aggregator=fedprox"
+    )
+    feddyn_alpha: float = Field(
+        default=0.1, gt=0, le=1e4, description="regulariser of aggregator=feddyn"
+    )
+    noise_correction: bool = Field(
+        default=False,
+        description="take the variance of the noise off the second moment of aggregator=fedadam",
+    )
+    stragglers: Share = Field(
+        default=0.0,
+        description="simulated share of clients that do only part of their local steps in a round",
+    )
+    momentum: Share = Field(default=0.9, description="momentum of aggregator=fedavg")
+    betas: tuple[Share, Share] = Field(
+        default=(0.8, 0.99), description="decay rates of aggregator=fedadam"
+    )
+    min_survivors: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        default="auto", description="fewest clients a round may end with; auto is floor(2n/3)+1"
+    )
+    aggregation: Literal["peer", "committee", "encrypt"] = Field(
+        default="peer",
+        description="how a round sums: among the peers, opened by a committee so that a client "
+        "sends one message, or among the peers under encryption with a separate key holder",
+    )
+    encryption: Literal["bfv", "additive", "ckks"] = Field(
+        default="bfv",
+        description="scheme of aggregation=encrypt: bfv, exact, with a key holder; additive, "
+        "EXPERIMENTAL, every client under its own key and no key holder; ckks, approximate inside, "
+        "larger, for noised sums only",
+    )
+    committee_members: int = Field(
+        default=3,
+        ge=2,
+        le=5,
+        description="members of aggregation=committee; one honest one is enough, all are needed",
+    )
+    committee_spare: int = Field(
+        default=0,
+        ge=0,
+        le=2,
+        description="members of aggregation=committee that may vanish once all have announced; "
+        "2 * committee_spare + 1 honest members are needed then",
+    )
+    keys_ahead: bool = Field(
+        default=True,
+        description="make the keys of a round on the way of the round before, so that it has three "
+        "exchanges in place of five (four with a committee); changes no result, and nothing under "
+        "aggregation=encrypt",
+    )
+    micro_batch: Annotated[int, Field(ge=1, le=4096)] | None = Field(
+        default=None,
+        description="records that go through the model at once; costs memory, changes no result; "
+        "null takes 64 for the embedded model and 4 for any other",
+    )
+    lanes: Annotated[int, Field(ge=1, le=256)] | None = Field(
+        default=None,
+        description="micro-batches that go through the model side by side, each on one core; costs "
+        "memory; null takes one for each core, four at most, for the embedded model, and 1 for any "
+        "other, which fills the cores by itself",
+    )
+    public_records: Annotated[int, Field(ge=1)] | None = Field(
+        default=None,
+        description="declared number of private records (persons) over all clients; null counts "
+        "them, which only a simulation can",
+    )
+    workers: int = Field(default=1, ge=1, le=256, description="clients that work at the same time")
+    timeout_s: float = Field(
+        default=3600.0,
+        ge=1.0,
+        le=604_800.0,
+        description="seconds that a client or helper on a network has to answer one message; one "
+        "that takes longer counts as dropped out of the round",
+    )
+
+    @property
+    def floor(self) -> int:
+        """The fewest clients a round may end with, as a number."""
+        if self.min_survivors == "auto":
+            return survivor_floor(self.clients)
+        return self.min_survivors
+
+    @model_validator(mode="after")
+    def _agree(self) -> FederationConfig:
+        lowest = survivor_floor(self.clients)
+        if self.floor < lowest:
+            raise ValueError(
+                f"federation.min_survivors={self.floor} is below floor(2n/3)+1 = {lowest} for "
+                f"{self.clients} clients; raise it, or leave it at auto"
+            )
+        if self.floor > self.clients:
+            raise ValueError(
+                f"federation.min_survivors={self.floor} is more than federation.clients="
+                f"{self.clients}; lower it, or leave it at auto"
+            )
+        if self.aggregation != "committee" and self.clients > MOST_PEERS:
+            raise ValueError(
+                f"federation.aggregation={self.aggregation} takes at most {MOST_PEERS} clients, "
+                f"not {self.clients}; set federation.aggregation=committee"
+            )
+        if self.aggregation != "encrypt" and self.encryption != "bfv":
+            raise ValueError(
+                f"federation.encryption={self.encryption} has no effect under "
+                f"federation.aggregation={self.aggregation}; set federation.aggregation=encrypt or "
+                "leave federation.encryption out"
+            )
+        members = type(self).model_fields["committee_members"].default
+        if self.aggregation != "committee" and self.committee_members != members:
+            raise ValueError(
+                f"federation.committee_members={self.committee_members} has no effect under "
+                f"federation.aggregation={self.aggregation}; set federation.aggregation=committee "
+                "or leave federation.committee_members out"
+            )
+        if self.aggregation != "committee" and self.committee_spare:
+            raise ValueError(
+                f"federation.committee_spare={self.committee_spare} has no effect under "
+                f"federation.aggregation={self.aggregation}; set federation.aggregation=committee "
+                "or leave federation.committee_spare out"
+            )
+        if 2 * self.committee_spare >= self.committee_members:
+            raise ValueError(
+                f"federation.committee_spare={self.committee_spare} needs at least "
+                f"{2 * self.committee_spare + 1} committee members, and there are "
+                f"{self.committee_members}; raise federation.committee_members or lower "
+                "federation.committee_spare"
+            )
+        expected = self.clients * (1 - self.dropout)
+        if expected < self.floor:
+            raise ValueError(
+                f"with federation.dropout={self.dropout:g} only {expected:.1f} of {self.clients} "
+                f"clients are expected to survive a round, below the floor of {self.floor}; "
+                "lower federation.dropout or add clients"
+            )
+        return self

@@ -1,0 +1,110 @@
+"""The sections ``model`` and ``adapter``: what is frozen, and what is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from carefl_secure.config.sections.base import Section, Seed
+
+__all__ = ["AdapterConfig", "ModelConfig"]
+
+Target = Literal["q", "k", "v", "o", "gate", "up", "down"]
+
+
+class ModelConfig(Section):
+    """The frozen base model."""
+
+    base: str = Field(
+        default="embedded",
+        min_length=1,
+        description='"embedded", a hub id, or the path of a snapshot',
+    )
+    revision: str | None = Field(
+        default=None, description="commit of a hub model; null takes the newest that is cached"
+    )
+    quantization: Literal["nf4", "int8", "none"] = Field(
+        default="nf4", description="how the frozen weights of the text model are stored"
+    )
+    compute_dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="the type that activations are computed in"
+    )
+    prompt: str = Field(
+        default="default",
+        min_length=1,
+        description="what the model is asked: default, list, scene, face, expert, or the path of "
+        "a text file, in which {question} and {labels} stand for those of the label space",
+    )
+    context: Literal["none", "own", "shuffled", "wrong", "constant"] = Field(
+        default="none",
+        description="whose caption stands before the question: the record's own; another, public "
+        "record's (shuffled, or wrong: one with other labels); the same words for all; or none",
+    )
+    context_cache: Path | None = Field(
+        default=None,
+        description="folder that 'carefl-secure caption' wrote; null asks the describer of the "
+        "synthetic corpus",
+    )
+    context_dropout: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.0,
+        description="share of records, the clients' and the server's, left without caption",
+    )
+    context_error: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.0, description="chance with which the describer states a fact of a scene wrongly"
+    )
+
+    @model_validator(mode="after")
+    def _agree(self) -> ModelConfig:
+        if self.context == "none" and self.context_dropout:
+            raise ValueError(
+                "model.context_dropout has no effect under model.context=none; leave it out"
+            )
+        described = self.context in ("own", "shuffled", "wrong")
+        if not described and self.context_cache is not None:
+            raise ValueError(
+                f"model.context_cache has no effect under model.context={self.context}; leave it "
+                "out, or set model.context=own"
+            )
+        if self.context_error and (not described or self.context_cache is not None):
+            raise ValueError(
+                "model.context_error sets how often the describer errs, which is not asked here; "
+                "leave it out, or leave model.context_cache out and set model.context=own"
+            )
+        if self.base == "embedded" and self.revision is not None:
+            raise ValueError(
+                "model.revision has no meaning for the embedded model; leave it out, or name a "
+                "hub id in model.base"
+            )
+        return self
+
+
+class AdapterConfig(Section):
+    """The low-rank adapter: the only weights that are trained."""
+
+    rank: int = Field(default=8, ge=1, le=256, description="rank of the adapter's matrices")
+    alpha: int = Field(
+        default=16, ge=1, le=4096, description="the update is scaled by alpha / rank"
+    )
+    targets: tuple[Target, ...] = Field(
+        default=("q", "k", "v", "o", "gate", "up", "down"),
+        min_length=1,
+        description="linear layers of each text block that are adapted",
+    )
+    last_layers: int | None = Field(
+        default=None, ge=1, description="adapt only so many of the last text blocks; null takes all"
+    )
+    train: Literal["B", "both", "alternate"] = Field(
+        default="B",
+        description="which of the two matrices moves; B keeps A at its start values, alternate "
+        "moves B in odd rounds and A in even ones",
+    )
+    seed: Seed = Field(default=0, description="seed of the start values, shared by all clients")
+
+    @field_validator("targets")
+    @classmethod
+    def _once(cls, value: tuple[Target, ...]) -> tuple[Target, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("names a layer twice")
+        return value

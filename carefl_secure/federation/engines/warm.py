@@ -1,0 +1,241 @@
+"""Flower's own commands, imported once and forked: what a SuperLink and a SuperNode are run by.
+
+Flower starts one ``flwr-clientapp`` for each message of each node, and nearly all that it does is
+to import Flower: more than a second of a core. Here a process that has imported all of Flower's
+commands stays beside the SuperNode, and what the SuperNode starts by name is forked from it. The
+commands are those that Flower's package lists as its console scripts, with their own arguments;
+nothing about them is changed.
+
+Run by its path, ``python -P warm.py FOLDER TESTED COMMAND ...``, and made of Flower and the
+standard library alone: importing the rest of this package would cost what is to be saved. With the
+command ``flwr`` and no more it answers one ``flwr`` command after another instead.
+
+Guarantees
+----------
+A forked command is a process of its own, with nothing in it of earlier messages, as one that Flower
+starts itself. It is forked from a process that never held a key: the parting is before the
+SuperNode reads its own. Only the owner of ``FOLDER`` can have something forked. TLS, node keys and
+tokens are Flower's, and untouched. With a Flower that this was not tested on, the plain command is
+run instead, and the log says so.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib.metadata
+import json
+import logging
+import os
+import select
+import shlex
+import shutil
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+__all__ = ["Paced", "load", "main", "pace"]
+
+SPAWNED = ("flower-superexec", "flwr-clientapp", "flwr-serverapp")
+"""What Flower's servers start by name."""
+
+_SHIM = """\
+import os, socket, sys
+try:
+    with socket.socket(socket.AF_UNIX) as link:
+        link.connect({nest!r})
+        link.sendall("\\0".join([{name!r}, *sys.argv[1:]]).encode())
+        link.shutdown(socket.SHUT_WR)
+        if link.recv(1):
+            sys.exit(0)
+except OSError:
+    pass
+sys.stderr.write("nothing to fork {name} from; starting it anew\\n")
+os.execv({plain!r}, [{plain!r}, *sys.argv[1:]])
+"""
+_BIN = Path(sys.executable).parent
+_log = logging.getLogger("flwr")
+
+
+def load(*names: str) -> dict[str, Callable[[], object]]:
+    """Import Flower's commands by the names that its package lists.
+
+    Raises
+    ------
+    KeyError
+        When this Flower has no such command.
+    """
+    listed = {one.name: one for one in importlib.metadata.distribution("flwr").entry_points}
+    return {name: listed[name].load() for name in names}
+
+
+class Paced:
+    """Stands for the module ``time`` in the loop of a SuperNode and shortens its sleeps.
+
+    A node without work asks again after a tenth of the time that it has been without, between 0.1
+    second and what Flower itself would sleep: waiting grows by a tenth at most, and a node that has
+    long been idle asks as seldom as Flower's own. A node that waits for its app to answer looks
+    into its own memory 20 times a second.
+
+    Parameters
+    ----------
+    clock : callable() -> float, optional
+    sleep : callable(float), optional
+    """
+
+    _LEAST, _ANSWER, _IDLE = 0.1, 0.05, 1.0
+
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._clock, self._sleep = clock, sleep
+        self._worked = clock()
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep for no longer than asked."""
+        if seconds < self._IDLE:  # an answer is being waited for
+            self._sleep(min(seconds, self._ANSWER))
+            self._worked = self._clock()
+        else:
+            idle = self._clock() - self._worked
+            self._sleep(min(seconds, max(self._LEAST, idle / 10)))
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything else is the module's own."""
+        return getattr(time, name)
+
+
+def pace() -> None:
+    """Pace the SuperNode of this process: the one internal of Flower that is touched here.
+
+    Raises
+    ------
+    ImportError
+        When Flower's loop is not where it was.
+    """
+    from flwr.supernode import start_client_internal as loop
+
+    if vars(loop).get("time") is not time:
+        raise ImportError("the SuperNode's loop does not sleep as it did")
+    vars(loop)["time"] = Paced()
+
+
+def _nest(folder: Path) -> socket.socket:
+    """Make the folder with the socket and with the stand-ins for Flower's commands."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700)
+    nest = folder / "nest"
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(nest))
+    listener.listen(64)
+    for name in SPAWNED:
+        script = folder / f"{name}.py"
+        script.write_text(_SHIM.format(nest=str(nest), name=name, plain=str(_BIN / name)))
+        words = shlex.join([sys.executable, "-ISs", str(script)])
+        (folder / name).write_text(f'#!/bin/sh\nexec {words} "$@"\n')
+        (folder / name).chmod(0o700)
+    return listener
+
+
+def _serve(listener: socket.socket, parent: int) -> list[str]:
+    """Fork for everyone who asks; return, in the forked process only, the command line.
+
+    Ends with the process that holds the other end of ``parent``.
+    """
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for what is forked here
+    while True:
+        ready, _, _ = select.select([listener.fileno(), parent], [], [])
+        if parent in ready:
+            os._exit(0)
+        link, _ = listener.accept()
+        with link:
+            said = b""
+            while part := link.recv(4096):
+                said += part
+            words = said.decode().split("\0")
+            if words[0] not in SPAWNED:
+                continue
+            if os.fork() == 0:
+                break
+            link.sendall(b"1")
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    listener.close()
+    os.close(parent)
+    return words
+
+
+def _plain(words: list[str], why: str) -> NoReturn:
+    """Become Flower's own command."""
+    _log.warning("running Flower's own %s, which is slower: %s", words[0], why)
+    program = str(_BIN / words[0])
+    os.execv(program, [program, *words[1:]])
+
+
+def _console() -> list[str]:
+    """Answer lines that hold a ``flwr`` command each; return, in the forked process only, one.
+
+    A line in is a JSON list of words, a line out a JSON string: what the command said.
+    """
+    answers = os.fdopen(os.dup(1), "w")  # a pipe to whoever asks, and no terminal
+    while line := sys.stdin.readline():
+        words = ["flwr", *json.loads(line)]
+        heard, told = os.pipe()
+        child = os.fork()
+        if child == 0:
+            for number, source in ((0, os.open(os.devnull, os.O_RDONLY)), (1, told), (2, told)):
+                os.dup2(source, number)
+            return words
+        os.close(told)
+        with os.fdopen(heard, errors="replace") as stream:
+            said = stream.read()
+        os.waitpid(child, 0)
+        answers.write(json.dumps(said) + "\n")
+        answers.flush()
+    sys.exit(0)
+
+
+def _split(folder: Path) -> list[str] | None:
+    """Part into the process to fork from and the one to go on; return a forked command line."""
+    listener = _nest(folder)
+    os.environ["PATH"] = f"{folder}{os.pathsep}{os.environ.get('PATH', '')}"
+    gc.freeze()  # what is imported stays shared between the processes
+    end, held = os.pipe()
+    if os.fork() == 0:
+        os.close(held)
+        return _serve(listener, end)
+    os.close(end)
+    listener.close()
+    return None
+
+
+def main() -> None:
+    """Run one of Flower's servers, and fork what it starts."""
+    folder, tested, *words = sys.argv[1:]
+    # Nothing here computes, and a process with one thread is the one that forks soundly.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    if words == ["flwr"]:
+        programs = load("flwr")
+        gc.freeze()
+        sys.argv = _console()
+        sys.exit(programs["flwr"]())  # type: ignore[arg-type]
+    version = importlib.metadata.version("flwr")
+    if not any(version.startswith(f"{one}.") for one in tested.split(",")):
+        _plain(words, f"this was tested with Flower {tested}, not {version}")
+    try:
+        programs = load(words[0], *SPAWNED)
+        if words[0] == "flower-supernode":
+            pace()
+    except (ImportError, KeyError) as error:
+        _plain(words, str(error))
+    words = _split(Path(folder)) or words
+    sys.argv = words
+    sys.exit(programs[words[0]]())  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""What a deployment refuses before anything is started, and how long a round waits."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from carefl_secure.config import load_config
+from carefl_secure.errors import EngineError, RunError
+from carefl_secure.federation import strategy
+from carefl_secure.federation.engines.remote import Place, Remote
+from carefl_secure.federation.engines.stations import run_node, run_server
+from carefl_secure.federation.folder import RunFolder
+from carefl_secure.federation.grid import LocalGrid
+from carefl_secure.federation.optim import FedAvg
+from carefl_secure.federation.rounds import run_federation
+from carefl_secure.federation.setup import run_settings
+from carefl_secure.progress import SilentReporter
+
+_SPEC = importlib.util.spec_from_file_location("sites", Path(__file__).with_name("_sites.py"))
+assert _SPEC is not None and _SPEC.loader is not None
+_sites = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(_sites)
+
+
+@pytest.fixture
+def kits(tmp_path: Path) -> Path:
+    made: Path = _sites.make_kits(tmp_path)
+    return made
+
+
+def quiet(_: str) -> None:
+    raise AssertionError("something was started")
+
+
+def test_two_servers_do_not_run_from_one_kit(kits: Path) -> None:
+    with (kits / "server" / "lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(EngineError, match="another server runs from"):
+            run_server(kits / "server", "127.0.0.1", quiet)
+    assert not (kits / "server" / "address").exists()
+
+
+def test_a_second_run_waits_for_the_end_of_the_first(kits: Path, tmp_path: Path) -> None:
+    Place("127.0.0.1:1", tmp_path / "run.sock").write(kits / "server")
+    config = _sites.settings("federation.public_records=120", "data.labels=basic")
+    engine = Remote(config, SilentReporter(), kits / "server", kits / "submit")
+    folder = RunFolder.create(tmp_path, "")
+    plan = _sites.known_plan("none")
+    with (kits / "server" / "submit.lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(EngineError, match="another run is under way"):
+            run_federation(
+                plan,
+                [],
+                np.zeros(plan.encoding.dimension, np.float32),
+                optimiser=FedAvg(1.0),
+                folder=folder,
+                base_hash=bytes(32),
+                engine=engine,
+            )
+    assert not folder.ledger.exists()
+
+
+@pytest.mark.parametrize(
+    ("kit", "start"),
+    [
+        ("server", lambda path: run_server(path, "127.0.0.1", quiet)),
+        ("sites/s0", lambda path: run_node(path, None, quiet)),
+    ],
+)
+def test_an_expired_kit_starts_nothing(kits: Path, kit: str, start: Callable[[Path], None]) -> None:
+    about = kits / kit / "kit.json"
+    about.write_text(json.dumps({**json.loads(about.read_text()), "expires": time.time() - 1}))
+    with pytest.raises(RunError, match="expired"):
+        start(kits / kit)
+
+
+def test_the_configured_time_is_what_every_message_has(
+    tasks_toy: Callable[..., list[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[float | None] = []
+    real = LocalGrid.send_and_receive
+
+    def spy(self: LocalGrid, messages: Any, *, timeout: float | None = None) -> Any:
+        given.append(timeout)
+        return real(self, messages, timeout=timeout)
+
+    monkeypatch.setattr(LocalGrid, "send_and_receive", spy)
+    plan = _sites.known_plan("none")
+    words = run_settings(load_config(None, ["federation.timeout_s=7"]))
+    assert words["timeout"] == 7.0
+    run_federation(
+        plan,
+        tasks_toy(4),
+        np.zeros(plan.encoding.dimension, np.float32),
+        optimiser=FedAvg(1.0),
+        folder=RunFolder.create(tmp_path, ""),
+        base_hash=bytes(32),
+        timeout=words["timeout"],
+    )
+    assert given and set(given) == {7.0}
+
+
+def test_a_node_that_does_not_come_is_waited_for_once(
+    tasks_toy: Callable[..., list[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+
+    def wait(grid: Any, wanted: int, patience: float) -> list[int]:
+        waits.append(patience)
+        return sorted(grid.get_node_ids())[1:]
+
+    monkeypatch.setattr(strategy, "wait_for_nodes", wait)
+    plan = _sites.known_plan("none")
+    result = run_federation(
+        plan,
+        tasks_toy(4),
+        np.zeros(plan.encoding.dimension, np.float32),
+        optimiser=FedAvg(1.0),
+        folder=RunFolder.create(tmp_path, ""),
+        base_hash=bytes(32),
+        keys_ahead=False,
+        timeout=5.0,
+    )
+    assert waits == [5.0] + [0.0] * (plan.privacy.rounds - 1)
+    assert [row["survivors"] for row in result.rows] == [3] * plan.privacy.rounds
