@@ -38,7 +38,8 @@ from carefl_secure.audit.intervals import exact_interval
 from carefl_secure.audit.membership import RATES, AdapterView, Membership
 from carefl_secure.audit.planted import plant, train_on
 from carefl_secure.audit.reconstruction import Texts, judge_spans
-from carefl_secure.audit.rehearsal import Rehearsal, plan_like, rehearse
+from carefl_secure.audit.recording import Rehearsal
+from carefl_secure.audit.rehearsal import plan_like, rehearse
 from carefl_secure.audit.transcript import ServerEyes
 from carefl_secure.audit.views import Finding, Heard
 from carefl_secure.config import Config, load_config
