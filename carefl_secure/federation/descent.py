@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -26,7 +27,7 @@ _MARGIN = 1e-6
 _STABILITY = 0.01
 
 
-class _Descent:
+class _Descent(ABC):
     """Local steps from the global adapter; the kinds differ in the gradient and in the release."""
 
     def __init__(
@@ -72,6 +73,7 @@ class _Descent:
         if self._correction is not None and saved:
             self._correction.restore(saved)
 
+    @abstractmethod
     def _gradients(
         self,
         point: _Point,
@@ -80,10 +82,11 @@ class _Descent:
         mask: NDArray[np.bool_],
         steps: int,
     ) -> Iterator[Vector]:
-        raise NotImplementedError
+        """Yield the gradient of each step."""
 
+    @abstractmethod
     def _bounded(self, delta: Vector) -> Vector:
-        raise NotImplementedError
+        """Return the move as it may be released."""
 
 
 class _Point(Protocol):

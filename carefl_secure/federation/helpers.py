@@ -6,6 +6,7 @@ plan and cohort, takes part in no round twice, and says no by an error.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -21,7 +22,7 @@ from carefl_secure.secagg import CkksKeyHolder, CommitteeMember, KeyedParameters
 __all__ = ["Helper", "HolderSession", "MemberSession"]
 
 
-class Helper:
+class Helper(ABC):
     """What members and key holder have in common: one plan, rounds in order.
 
     Parameters
@@ -68,9 +69,9 @@ class Helper:
         """What this helper is called in a refusal."""
         return "key holder" if self._cohort.key_holder is not None else "committee member"
 
+    @abstractmethod
     def close(self) -> None:
         """Erase the secrets of the round in progress, if there is one."""
-        raise NotImplementedError
 
 
 class MemberSession(Helper):

@@ -51,7 +51,6 @@ class ServerSums:
         self._directory = directory
         self._last = last
         self._folder = folder
-        self._number = -1
         self._ahead: KeysAhead | None = None
 
     def begin(self, exchange: Exchange, number: int, model_hash: bytes) -> ServerSum:

@@ -13,6 +13,7 @@ from carefl_secure.errors import CareflError, ConfigError, LedgerError, Protocol
 from carefl_secure.federation.client import build_client_app
 from carefl_secure.federation.cohort import (
     Aggregation,
+    Cohort,
     Encryption,
     helpers_wanted,
     make_cohort,
@@ -26,7 +27,7 @@ from carefl_secure.federation.task import LocalTask
 from carefl_secure.noise import KeySource
 from carefl_secure.privacy import Ledger
 
-__all__ = ["Clients", "ledger_path", "vanishing"]
+__all__ = ["Clients", "ledger_path", "make_parties", "vanishing"]
 
 _LATER = frozenset({"train.masked", "train.submit", "query.sign", "query.unmask"})
 
@@ -92,25 +93,20 @@ class Clients:
         encryption: Encryption = "bfv",
         keys_ahead: bool = True,
     ) -> None:
-        if len(tasks) != plan.privacy.clients:
-            raise ConfigError(
-                f"{len(tasks)} tasks for {plan.privacy.clients} clients; give one each"
-            )
-        self._folder = folder
-        self._grid: LocalGrid | None = None
-        identities = [Ed25519PrivateKey.generate() for _ in tasks]
-        helping = helpers_wanted(aggregation, committee_members, encryption)
-        private = [Ed25519PrivateKey.generate() for _ in range(helping)]
-        self.cohort = make_cohort(
+        identities, self.cohort, self.helpers = make_parties(
+            plan,
+            len(tasks),
             folder.run_id,
-            _public(identities),
-            _public(private),
             base_hash,
+            key_source,
             aggregation=aggregation,
-            encryption=encryption,
+            committee_members=committee_members,
             committee_spare=committee_spare,
+            encryption=encryption,
             keys_ahead=keys_ahead,
         )
+        self._folder = folder
+        self._grid: LocalGrid | None = None
         self.ledgers = [
             Ledger(ledger_path(folder, ledgers, index), {"client": str(index)})
             for index in range(len(tasks))
@@ -128,12 +124,6 @@ class Clients:
                 memory=folder.client_memory(index),
             )
             for index, task in enumerate(tasks)
-        ]
-        self.helpers: list[Helper] = [
-            HolderSession(index, key, plan, self.cohort)
-            if aggregation == "encrypt"
-            else MemberSession(index, key, plan, self.cohort, key_source(len(tasks) + index))
-            for index, key in enumerate(private)
         ]
 
     @property
@@ -178,6 +168,64 @@ class Clients:
             session.close()
         for helper in self.helpers:
             helper.close()
+
+
+def make_parties(
+    plan: RunPlan,
+    tasks: int,
+    run: str,
+    base_hash: bytes,
+    key_source: Callable[[int], KeySource],
+    *,
+    aggregation: Aggregation,
+    committee_members: int,
+    committee_spare: int,
+    encryption: Encryption,
+    keys_ahead: bool,
+) -> tuple[list[Ed25519PrivateKey], Cohort, list[Helper]]:
+    """Make the keys of everybody in a simulated run.
+
+    Parameters
+    ----------
+    plan, base_hash, key_source, aggregation, committee_members, committee_spare, encryption, \
+    keys_ahead
+        As in `Clients`.
+    tasks : int
+        How many tasks there are for the plan's clients.
+    run : str
+
+    Returns
+    -------
+    tuple
+        The clients' private keys, the cohort, and the helpers.
+
+    Raises
+    ------
+    ConfigError
+        When the number of tasks is not that of the plan.
+    """
+    if tasks != plan.privacy.clients:
+        raise ConfigError(f"{tasks} tasks for {plan.privacy.clients} clients; give one each")
+    clients = [Ed25519PrivateKey.generate() for _ in range(tasks)]
+    wanted = helpers_wanted(aggregation, committee_members, encryption)
+    private = [Ed25519PrivateKey.generate() for _ in range(wanted)]
+    cohort = make_cohort(
+        run,
+        _public(clients),
+        _public(private),
+        base_hash,
+        aggregation=aggregation,
+        encryption=encryption,
+        committee_spare=committee_spare,
+        keys_ahead=keys_ahead,
+    )
+    helpers: list[Helper] = [
+        HolderSession(index, key, plan, cohort)
+        if aggregation == "encrypt"
+        else MemberSession(index, key, plan, cohort, key_source(tasks + index))
+        for index, key in enumerate(private)
+    ]
+    return clients, cohort, helpers
 
 
 def _public(private: Sequence[Ed25519PrivateKey]) -> tuple[bytes, ...]:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Self
 
 from carefl_secure.secagg.committee_parameters import CommitteeParameters, committee_numbers
 from carefl_secure.secagg.crypto import digest
@@ -32,14 +34,48 @@ def bound_context(key_context: bytes, model_hash: bytes) -> bytes:
     return digest(b"bound context", key_context, model_hash)
 
 
-def _check_binding(known: bytes, model_hash: bytes) -> None:
-    if known:
-        raise refuse("model", "the keys are bound to a model already; they serve one")
-    check_hash(model_hash, "model_hash")
+@dataclass(frozen=True, kw_only=True)
+class _Ahead(ABC):
+    """A model that comes later than the rest of an agreement."""
+
+    model_hash: bytes = b""
+
+    @abstractmethod
+    def key_context(self) -> bytes:
+        """Return the 32-byte hash of everything but the model."""
+
+    def _check_model(self) -> None:
+        if self.model_hash:
+            check_hash(self.model_hash, "model_hash")
+
+    def context(self) -> bytes:
+        """Return the 32-byte hash of everything.
+
+        Raises
+        ------
+        ProtocolError
+            If the model is not known yet.
+        """
+        return bound_context(self.key_context(), self.model_hash)
+
+    def bind(self, model_hash: bytes) -> Self:
+        """Return the agreement with its model.
+
+        Raises
+        ------
+        ProtocolError
+            If it has one.
+        ConfigError
+            If the hash is not 32 bytes.
+        """
+        if self.model_hash:
+            raise refuse("model", "the keys are bound to a model already; they serve one")
+        check_hash(model_hash, "model_hash")
+        return dataclasses.replace(self, model_hash=model_hash)
 
 
 @dataclass(frozen=True, kw_only=True)
-class AheadParameters(RoundParameters):
+class AheadParameters(_Ahead, RoundParameters):
     """The agreement behind a round among peers whose keys are made ahead.
 
     Parameters
@@ -60,46 +96,17 @@ class AheadParameters(RoundParameters):
     a sum over both does not open: nothing but uniform words comes out.
     """
 
-    model_hash: bytes = b""
-
-    def _check_model(self) -> None:
-        if self.model_hash:
-            super()._check_model()
-
     def key_context(self) -> bytes:
         """Return the 32-byte hash of everything but the model."""
         return _key_context(self)
-
-    def context(self) -> bytes:
-        """Return the 32-byte hash of everything.
-
-        Raises
-        ------
-        ProtocolError
-            If the model is not known yet.
-        """
-        return bound_context(self.key_context(), self.model_hash)
 
     def latest_context(self) -> bytes:
         """Return what a saved state is bound to: all that is known."""
         return self.context() if self.model_hash else self.key_context()
 
-    def bind(self, model_hash: bytes) -> AheadParameters:
-        """Return the agreement with its model.
-
-        Raises
-        ------
-        ProtocolError
-            If it has one.
-        ConfigError
-            If the hash is not 32 bytes.
-        """
-        _check_binding(self.model_hash, model_hash)
-        return dataclasses.replace(self, model_hash=model_hash)
-
 
 @dataclass(frozen=True, kw_only=True)
-class AheadCommitteeParameters(CommitteeParameters):
+class AheadCommitteeParameters(_Ahead, CommitteeParameters):
     """The agreement behind a committee round whose members' keys are made ahead.
 
     Parameters
@@ -119,38 +126,9 @@ class AheadCommitteeParameters(CommitteeParameters):
     does not open.
     """
 
-    model_hash: bytes = b""
-
-    def _check_model(self) -> None:
-        if self.model_hash:
-            super()._check_model()
-
     def key_context(self) -> bytes:
         """Return the 32-byte hash of everything but the model."""
         return _committee_key_context(self)
-
-    def context(self) -> bytes:
-        """Return the 32-byte hash of everything.
-
-        Raises
-        ------
-        ProtocolError
-            If the model is not known yet.
-        """
-        return bound_context(self.key_context(), self.model_hash)
-
-    def bind(self, model_hash: bytes) -> AheadCommitteeParameters:
-        """Return the agreement with its model.
-
-        Raises
-        ------
-        ProtocolError
-            If it has one.
-        ConfigError
-            If the hash is not 32 bytes.
-        """
-        _check_binding(self.model_hash, model_hash)
-        return dataclasses.replace(self, model_hash=model_hash)
 
 
 @functools.lru_cache(maxsize=64)

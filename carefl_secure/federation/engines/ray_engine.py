@@ -18,19 +18,12 @@ import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.serverapp import Grid
 
 from carefl_secure.config import Config
-from carefl_secure.errors import CareflError, ConfigError, EngineError, ProtocolError
+from carefl_secure.errors import CareflError, EngineError, ProtocolError
 from carefl_secure.federation.client import build_client_app
-from carefl_secure.federation.cohort import (
-    Aggregation,
-    Cohort,
-    Encryption,
-    helpers_wanted,
-    make_cohort,
-)
+from carefl_secure.federation.cohort import Aggregation, Cohort, Encryption
 from carefl_secure.federation.engines.ray_actor import (
     ActorApp,
     Order,
@@ -42,10 +35,10 @@ from carefl_secure.federation.engines.ray_cluster import RayCluster, require_ray
 from carefl_secure.federation.engines.ray_grid import FlowerSimulation, RayGrid
 from carefl_secure.federation.folder import RunFolder
 from carefl_secure.federation.grid import Drop, LocalGrid, Record
-from carefl_secure.federation.helpers import Helper, HolderSession, MemberSession
+from carefl_secure.federation.helpers import Helper
 from carefl_secure.federation.planning import RunPlan
 from carefl_secure.federation.session import ClientSession
-from carefl_secure.federation.simulation import ledger_path
+from carefl_secure.federation.simulation import ledger_path, make_parties
 from carefl_secure.federation.task import LocalTask
 from carefl_secure.noise import KeySource
 from carefl_secure.privacy import Ledger
@@ -192,29 +185,18 @@ class RayEngine:
         keys_ahead: bool,
     ) -> RayParties:
         """Return the parties; nothing runs before their grid is asked for."""
-        if len(tasks) != plan.privacy.clients:
-            raise ConfigError(
-                f"{len(tasks)} tasks for {plan.privacy.clients} clients; give one each"
-            )
-        clients = [Ed25519PrivateKey.generate() for _ in tasks]
-        wanted = helpers_wanted(aggregation, committee_members, encryption)
-        private = [Ed25519PrivateKey.generate() for _ in range(wanted)]
-        cohort = make_cohort(
+        clients, cohort, helpers = make_parties(
+            plan,
+            len(tasks),
             folder.run_id,
-            tuple(key.public_key().public_bytes_raw() for key in clients),
-            tuple(key.public_key().public_bytes_raw() for key in private),
             base_hash,
+            key_source,
             aggregation=aggregation,
-            encryption=encryption,
+            committee_members=committee_members,
             committee_spare=committee_spare,
+            encryption=encryption,
             keys_ahead=keys_ahead,
         )
-        helpers: list[Helper] = [
-            HolderSession(index, key, plan, cohort)
-            if aggregation == "encrypt"
-            else MemberSession(index, key, plan, cohort, key_source(len(tasks) + index))
-            for index, key in enumerate(private)
-        ]
         order = Order(
             plan=plan,
             cohort=cohort,
