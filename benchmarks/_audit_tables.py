@@ -11,43 +11,47 @@ from typing import Any
 
 import numpy as np
 from _bench import Bar, say
+from _planted_canaries import plant, train_on
 
-from carefl_secure.audit.attributes import (
+from carefl_secure.audit.attacks.attributes import (
     AttributeInference,
     AttributeView,
     Person,
     judge_attributes,
 )
-from carefl_secure.audit.canaries import GradientCanaries, judge_canaries
-from carefl_secure.audit.client_canaries import ClientCanaries, judge_clients, rehearse_clients
-from carefl_secure.audit.exposure import (
+from carefl_secure.audit.attacks.canaries import GradientCanaries, judge_canaries
+from carefl_secure.audit.attacks.client_canaries import (
+    ClientCanaries,
+    judge_clients,
+    rehearse_clients,
+)
+from carefl_secure.audit.attacks.exposure import (
     Exposure,
     ExposureView,
     judge_exposure,
     secret_losses,
 )
-from carefl_secure.audit.helper_eyes import judge_helpers
-from carefl_secure.audit.image_trials import (
+from carefl_secure.audit.attacks.helper_transcript import judge_helpers
+from carefl_secure.audit.attacks.image_inversion import Pictures
+from carefl_secure.audit.attacks.image_trials import (
     counted_noise,
     invert_images,
     judge_images,
     pick_ceiling,
 )
-from carefl_secure.audit.images import Pictures
-from carefl_secure.audit.intervals import exact_interval
-from carefl_secure.audit.membership import RATES, AdapterView, Membership
-from carefl_secure.audit.planted import plant, train_on
-from carefl_secure.audit.reconstruction import Texts, judge_spans
-from carefl_secure.audit.recording import Rehearsal
-from carefl_secure.audit.rehearsal import plan_like, rehearse
-from carefl_secure.audit.transcript import ServerEyes
+from carefl_secure.audit.attacks.membership import RATES, AdapterView, Membership
+from carefl_secure.audit.attacks.server_transcript import ServerEyes
+from carefl_secure.audit.attacks.text_inversion import Texts, judge_spans
+from carefl_secure.audit.bounds.clopper_pearson import exact_interval
+from carefl_secure.audit.replay.canary_run import plan_like, rehearse
+from carefl_secure.audit.replay.recording import Rehearsal
 from carefl_secure.audit.views import Finding, Heard
 from carefl_secure.config import Config, load_config
-from carefl_secure.federation.setup import key_source
 from carefl_secure.model.loader import load_base
 from carefl_secure.privacy import epsilon
-from carefl_secure.privacy.attacker import AttackerBounds, attacker_bounds
+from carefl_secure.privacy.accounting.attack_bounds import AttackerBounds, attacker_bounds
 from carefl_secure.progress import SilentReporter
+from carefl_secure.runs.build import key_source
 from carefl_secure.secagg import wrap
 
 BUILDS = ("no protection", "secure sum only", "epsilon 8", "epsilon 2")
@@ -218,7 +222,7 @@ def server_view(lab: Lab) -> Table:
         rates[build] = read / total
         cells.append(f"{read} of {total} ({low:.3f} to {high:.3f})")
     table.rows.append(("peers", cells))
-    for mode in ("committee", "encrypt"):
+    for mode in ("committee", "encrypted"):
         config = settings("epsilon 8", "federation.rounds=4", f"run.seed={lab.seed}")
         rehearsal = rehearse(config, key_source(config), canaries=64, aggregation=mode)
         found = ServerEyes()(rehearsal.transcript())
@@ -339,9 +343,9 @@ def _passes(name: str, finding: Finding) -> Bar:
 def images(lab: Lab) -> Table:
     """Match gradients of pictures."""
     from carefl_secure.data.records import targets
-    from carefl_secure.data.synthetic import synthetic_corpus
-    from carefl_secure.federation.setup import label_scorer
+    from carefl_secure.data.synthetic.corpus import synthetic_corpus
     from carefl_secure.model.features import vision_features
+    from carefl_secure.runs.build import label_scorer
 
     sizes = lab.sizes
     table = Table(

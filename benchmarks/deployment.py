@@ -36,12 +36,10 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from carefl_secure.federation.client import build_client_app
-from carefl_secure.federation.engines.bridge import BridgeGrid
-from carefl_secure.federation.engines.kit import Sites, provision
-from carefl_secure.federation.engines.processes import Processes, free_port
-from carefl_secure.federation.engines.relay import SERVER_SOCKET, receive, send
-from carefl_secure.federation.engines.superlink import (
+from carefl_secure.deployment.flower.grid import BridgeGrid
+from carefl_secure.deployment.flower.processes import Processes, free_port
+from carefl_secure.deployment.flower.relay import SERVER_SOCKET, receive, send
+from carefl_secure.deployment.flower.superlink import (
     COMPLETED,
     POLL,
     Link,
@@ -51,14 +49,17 @@ from carefl_secure.federation.engines.superlink import (
     start_server,
     write_app,
 )
-from carefl_secure.federation.exchange import wait_for_nodes
-from carefl_secure.federation.folder import RunFolder
-from carefl_secure.federation.grid import FIRST_NODE, LocalGrid
-from carefl_secure.federation.optim import FedAvg
-from carefl_secure.federation.planning import RunPlan, plan_run
-from carefl_secure.federation.rounds import run_federation
-from carefl_secure.federation.session import ClientSession
-from carefl_secure.federation.simulation import Clients
+from carefl_secure.deployment.provisioning.site_bundle import Sites, provision
+from carefl_secure.federation.client.app import build_client_app
+from carefl_secure.federation.client.session import ClientSession
+from carefl_secure.federation.in_process import Clients
+from carefl_secure.federation.plan.calibrate import plan_run
+from carefl_secure.federation.plan.run_plan import RunPlan
+from carefl_secure.federation.server.optimizers import FedAvg
+from carefl_secure.federation.server.run import run_federation
+from carefl_secure.federation.transport.exchange import wait_for_nodes
+from carefl_secure.federation.transport.local_grid import FIRST_NODE, LocalGrid
+from carefl_secure.run_folder import RunFolder
 
 NODES, DIMENSION = 3, 10_000
 FASTER, PATIENCE = 2.5, 600.0
@@ -146,7 +147,7 @@ class Deployment(Clients):
         times.started = time.monotonic()
         names, port = [f"site{i}" for i in range(self.nodes)], free_port()
         sites = Sites("bench", "127.0.0.1", port, dict.fromkeys(names), (), days=1)
-        provision(sites, home / "kits")
+        provision(sites, home / "bundles")
         sockets = [home / f"{place}.sock" for place in range(self.nodes)]
         for place, path in enumerate(sockets):
             agent = (path, _only(self.session(place)), times)
@@ -171,7 +172,7 @@ class Deployment(Clients):
     def _start(
         self, processes: Processes, port: int, names: list[str], sockets: list[Path]
     ) -> Link:
-        server, home = self.home / "kits" / "server", self.home
+        server, home = self.home / "bundles" / "server", self.home
         address, socket = f"127.0.0.1:{port}", home / "server.sock"
         if self.own:
             env = flower_environment(server / "flower", **{SERVER_SOCKET: str(socket)})
@@ -184,9 +185,9 @@ class Deployment(Clients):
         link.wait(PATIENCE, processes.check)
         link.register([server / "nodes" / f"{name}.pub" for name in names])
         for name, agent in zip(names, sockets, strict=True):
-            kit = home / "kits" / "sites" / name
-            env = flower_environment(kit / "flower")
-            command = node_command(kit, address, agent, plain=self.own)
+            bundle = home / "bundles" / "sites" / name
+            env = flower_environment(bundle / "flower")
+            command = node_command(bundle, address, agent, plain=self.own)
             processes.start(f"node-{name}", command, _own(env) if self.own else env)
         return link
 

@@ -44,11 +44,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from carefl_secure.data.records import LabelSpace
 from carefl_secure.model.embedded import QUESTIONS
-from carefl_secure.model.learner import LabelScorer, Learner
+from carefl_secure.model.label_scorer import LabelScorer, Learner
 from carefl_secure.model.loader import load_base
 from carefl_secure.model.lora import TARGETS, Adapter
 from carefl_secure.noise import KeyStream, SkellamSampler, SystemKeySource
-from carefl_secure.privacy.clipping import clipped_sum
+from carefl_secure.privacy.clipping.clipped_sum import clipped_sum
 
 Indices = npt.NDArray[np.int64]
 MEGABYTE = 1 << 20

@@ -28,17 +28,17 @@ from _bench import Bar, Report, arguments, cpu, finish, say
 
 from carefl_secure.noise import KeyStream
 from carefl_secure.secagg import AdditiveParameters
-from carefl_secure.secagg.additive_cipher import CipherSum, Ciphertext, encrypt, open_sum
-from carefl_secure.secagg.additive_ring import draw_small
-from carefl_secure.secagg.additive_wire import KEY_BYTES
-from carefl_secure.secagg.bfv import PLAIN_MODULUS, PublicKey, SecretKey
-from carefl_secure.secagg.ckks import CkksPublicKey, CkksSecretKey
-from carefl_secure.secagg.ckks_round import join, split
-from carefl_secure.secagg.packing import pack_fields, slots, unpack_fields
-from carefl_secure.secagg.residues import from_residues, to_residues
+from carefl_secure.secagg.encrypted.bfv import PLAIN_MODULUS, PublicKey, SecretKey
+from carefl_secure.secagg.encrypted.ckks import CkksPublicKey, CkksSecretKey
+from carefl_secure.secagg.encrypted.ckks_round import join, split
+from carefl_secure.secagg.key_additive.cipher import CipherSum, Ciphertext, encrypt, open_sum
+from carefl_secure.secagg.key_additive.messages import KEY_BYTES
+from carefl_secure.secagg.key_additive.ring import draw_small
+from carefl_secure.secagg.primitives.packing import pack_fields, slots, unpack_fields
+from carefl_secure.secagg.primitives.residues import from_residues, to_residues
 
 CLIENTS, FIELD_BITS = 10, 20
-STEPS = ("encrypt", "load + add", "decrypt")
+STEPS = ("encrypted", "load + add", "decrypt")
 
 
 @contextmanager
@@ -184,7 +184,7 @@ def play(scheme: Scheme, vectors: list[Any]) -> tuple[dict[str, float], float, f
     for vector in vectors:
         with quiet():
             message, seconds = cpu(lambda v=vector: scheme.encrypt(v))
-        spent["encrypt"] += seconds / len(vectors)
+        spent["encrypted"] += seconds / len(vectors)
         size = sum(map(len, message))
         total, seconds = cpu(lambda t=total, m=message: scheme.add(t, m))
         spent["load + add"] += seconds / len(vectors)

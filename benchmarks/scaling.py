@@ -39,10 +39,10 @@ def measure(clients: int, dimension: int, how: str) -> dict[str, Any]:
     import numpy as np
     from numpy.typing import NDArray
 
-    from carefl_secure.federation.folder import RunFolder
-    from carefl_secure.federation.optim import FedAvg
-    from carefl_secure.federation.planning import plan_run
-    from carefl_secure.federation.rounds import run_federation
+    from carefl_secure.federation.plan.calibrate import plan_run
+    from carefl_secure.federation.server.optimizers import FedAvg
+    from carefl_secure.federation.server.run import run_federation
+    from carefl_secure.run_folder import RunFolder
 
     class Task:
         """Records whose gradient is one unit vector: no model, all of the protocol."""
@@ -82,7 +82,7 @@ def measure(clients: int, dimension: int, how: str) -> dict[str, Any]:
             optimiser=FedAvg(1.0),
             folder=RunFolder.create(Path(root), ""),
             base_hash=bytes(32),
-            aggregation="peer" if how == "peer" else "committee",
+            aggregation="pairwise" if how == "pairwise" else "committee",
         )
     used = time.process_time() - before
     (row,) = result.rows
@@ -152,7 +152,7 @@ def markdown(rows: Sequence[Row], image: str) -> str:
         for r in rows
     ]
     parts = ["\n".join(lines), f"![Time and memory of a round against its clients]({image})"]
-    near, mine = of(rows, "peer"), of(rows, "committee")
+    near, mine = of(rows, "pairwise"), of(rows, "committee")
     if len(near) > 1:
         parts.append(among_peers(near))
     if len(mine) > 1:
@@ -224,7 +224,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 
     figure = Figure(figsize=(8.4, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for how, mark, colour in (("committee", "o", "#00796b"), ("peer", "s", "#a0522d")):
+    for how, mark, colour in (("committee", "o", "#00796b"), ("pairwise", "s", "#a0522d")):
         mine = of(rows, how)
         if not mine:
             continue
@@ -267,7 +267,7 @@ def main() -> int:
     parser.add_argument("--dimension", type=int, help="trainable values of the adapter")
     parser.add_argument("--write", type=Path, help="page to put table and arithmetic into")
     parser.add_argument("--plot", type=Path, help="SVG file to draw")
-    parser.add_argument("--one", choices=("committee", "peer"), help=argparse.SUPPRESS)
+    parser.add_argument("--one", choices=("committee", "pairwise"), help=argparse.SUPPRESS)
     words = parser.parse_args()
     sizes = words.clients or ([10, 30, 100] if words.quick else [10, 100, 1000])
     dimension = words.dimension or (10_000 if words.quick else 1_000_000)
@@ -275,7 +275,7 @@ def main() -> int:
         sys.stdout.write(json.dumps(measure(sizes[0], dimension, words.one)) + "\n")
         return 0
     rows = [fresh(clients, dimension, "committee") for clients in sizes]
-    rows += [fresh(clients, dimension, "peer") for clients in sizes if clients <= COMPLETE]
+    rows += [fresh(clients, dimension, "pairwise") for clients in sizes if clients <= COMPLETE]
     if words.plot is not None:
         draw(rows, words.plot)
     if words.write is not None:

@@ -3,9 +3,10 @@
     python benchmarks/scoring.py [--quick] [--json]
 
 Both score the 26 categories of EMOTIC and the answer "None" for the same images and weights: ours
-as a token tree behind the shared prefix (``model/tree.py``), the plain way with prompt and one
-answer at a time, and logits for the answer only. They play in turns within one process; the figure
-is the least CPU time of a turn. Models: (1) the embedded one, (2) a SmolVLM with the text shape of
+as a token tree behind the shared prefix (``model/label_tree.py``), the plain way with prompt and
+one answer at a time, and logits for the answer only. They play in turns within one process; the
+figure is the least CPU time of a turn. Models: (1) the embedded one, (2) a SmolVLM with the text
+shape of
 SmolVLM2-256M (576 wide, 30 layers, vocabulary 49,280, 64 image tokens; random weights, a tiny
 vision tower that is not run). To the tokenizer of the first a label is one token or two; for the
 second every label is made of three random tokens and the end mark, as a real one would cut it.
@@ -32,11 +33,11 @@ from torch import Tensor
 from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from carefl_secure.data.labels import EMOTIC
+from carefl_secure.data.label_spaces import EMOTIC
 from carefl_secure.model.embedded import QUESTIONS, build_processor
+from carefl_secure.model.label_tree import TokenTree, answer_log_likelihoods
 from carefl_secure.model.loader import load_base
 from carefl_secure.model.prompts import Prompter
-from carefl_secure.model.tree import TokenTree, answer_log_likelihoods
 
 FASTER, CLOSE = 4.0, 1e-4
 

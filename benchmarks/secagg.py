@@ -33,8 +33,8 @@ from carefl_secure.noise import SystemKeySource, add_masks
 from carefl_secure.secagg import (
     CommitteeParameters,
     CommitteeRehearsal,
-    PeerClient,
-    PeerServer,
+    PairwiseClient,
+    PairwiseServer,
     RoundParameters,
     decode,
     default_threshold,
@@ -89,8 +89,10 @@ def play(
     plan = plan_plain(dimension, 0.1, clients)
     real = np.random.default_rng(0).normal(0, 0.01, dimension).clip(-0.1, 0.1)
     whole = np.arange(dimension, dtype=parameters.dtype)  # what 16-bit rounds sum
-    server = PeerServer(parameters)
-    peers = [PeerClient(parameters, i, key, SystemKeySource()) for i, key in enumerate(identities)]
+    server = PairwiseServer(parameters)
+    peers = [
+        PairwiseClient(parameters, i, key, SystemKeySource()) for i, key in enumerate(identities)
+    ]
     spent = {"client": 0.0, "server": 0.0}
     sent = kept = peak = 0
 

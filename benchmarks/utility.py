@@ -26,15 +26,16 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 import numpy as np
 
 from carefl_secure.config import Config, load_config
-from carefl_secure.federation.corpora import load_corpora
-from carefl_secure.federation.learning import Evaluator, model_tasks
-from carefl_secure.federation.optim import FedAdam
-from carefl_secure.federation.train import train
+from carefl_secure.federation.server.optimizers import FedAdam
 from carefl_secure.model.embedded import QUESTIONS
-from carefl_secure.model.learner import LabelScorer
+from carefl_secure.model.label_scorer import LabelScorer
 from carefl_secure.model.loader import load_base
 from carefl_secure.model.lora import Adapter
 from carefl_secure.progress import SilentReporter
+from carefl_secure.runs.client_task import model_tasks
+from carefl_secure.runs.evaluation.evaluator import Evaluator
+from carefl_secure.runs.staged_corpora import load_corpora
+from carefl_secure.runs.train import train
 
 STUDENT = 2.776  # two-sided 95 % of Student's t with 4 degrees of freedom: two means of three
 

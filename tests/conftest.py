@@ -25,6 +25,8 @@ from hypothesis import settings
 settings.register_profile("house", deadline=None, print_blob=True)
 settings.load_profile("house")
 
+pytest_plugins = ["tests.support.federation"]
+
 LONDON = Path(__file__).resolve().parents[2] / "shared" / "data" / "london-faces"
 
 
@@ -45,7 +47,7 @@ def clipping_error() -> Callable[[Any, str], float]:
     import numpy as np
     import torch  # slow, and most tests need neither it nor the engines
 
-    from carefl_secure.privacy.clipping import clipped_sum
+    from carefl_secure.privacy.clipping.clipped_sum import clipped_sum
 
     def measure(held: Any, engine: Any) -> float:
         adapter = held.scorer.adapter

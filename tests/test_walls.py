@@ -16,86 +16,73 @@ PACKAGE = Path(__file__).parents[1] / "carefl_secure"
 NAME = PACKAGE.name
 
 # What each part may know of the others. Every part knows itself, ``errors`` and ``progress``.
+_BELOW_RUNS = {
+    "captions",
+    "config",
+    "data",
+    "evaluation",
+    "federation",
+    "model",
+    "noise",
+    "privacy",
+    "run_folder",
+    "secagg",
+}
 KNOWS: dict[str, set[str]] = {
     "errors": set(),
     "progress": set(),
+    "run_folder": set(),
+    "hub": set(),
     "config": set(),
     "noise": set(),
     "data": set(),
-    "secagg": {"noise"},
-    "privacy": {"noise"},
-    "context": {"data"},
-    "model": {"context", "data", "evaluation"},
     "evaluation": {"data"},
-    "federation": {
-        "config",
-        "context",
-        "data",
-        "evaluation",
-        "model",
-        "noise",
-        "privacy",
-        "secagg",
-    },
-    "audit": {
-        "config",
-        "context",
-        "data",
-        "evaluation",
-        "federation",
-        "model",
-        "noise",
-        "privacy",
-        "secagg",
-    },
-    "experiment": {
-        "config",
-        "data",
-        "evaluation",
-        "federation",
-        "model",
-        "noise",
-        "privacy",
-    },
+    "captions": {"data", "hub"},
+    "model": {"captions", "data", "evaluation", "hub"},
+    "privacy": {"noise"},
+    "secagg": {"noise"},
+    "federation": {"noise", "privacy", "run_folder", "secagg"},
+    "runs": _BELOW_RUNS,
+    "deployment": {*_BELOW_RUNS, "runs"},
+    "audit": {*_BELOW_RUNS, "runs"},
+    "experiment": {*_BELOW_RUNS, "runs"},
     "report": {"config", "privacy"},
-    "cli": {
-        "audit",
-        "config",
-        "context",
-        "data",
-        "evaluation",
-        "experiment",
-        "federation",
-        "model",
-        "noise",
-        "privacy",
-        "report",
-        "secagg",
-    },
+    "cli": {*_BELOW_RUNS, "audit", "deployment", "experiment", "hub", "report", "runs"},
 }
 FREE = {"errors", "progress"}
 
+# Protocols of the secure sum do not know each other; ``encrypted`` may build on ``pairwise``.
+PROTOCOLS: dict[str, set[str]] = {
+    "primitives": set(),
+    "encoding": {"primitives"},
+    "pairwise": {"encoding", "primitives"},
+    "committee": {"encoding", "primitives"},
+    "encrypted": {"encoding", "pairwise", "primitives"},
+}
+MOST_FILES = 15
+
 # Who alone may import a package: patterns over module names below ``carefl_secure``.
-LEARNING = ["model.*", "context.*", "audit.*", "privacy.clipping*"]
+LEARNING = ["model.*", "captions.*", "audit.*", "privacy.clipping.*"]
 ONLY: dict[str, list[str]] = {
-    "accelerate": ["model.*", "context.*"],
-    "bitsandbytes": ["model.*", "context.*"],
+    "accelerate": ["model.*", "captions.*", "hub"],
+    "bitsandbytes": ["model.*", "captions.*", "hub"],
     "dp_accounting": ["privacy.*", "audit.*"],
-    "flwr": ["federation.*"],
+    "flwr": ["federation.*", "deployment.*"],
     "jinja2": ["report.*"],
     "matplotlib": ["report.*"],
-    "mlflow": ["federation.track_mlflow"],
-    "opacus": [*LEARNING, "privacy.crosscheck"],
+    "mlflow": ["runs.trackers.*"],
+    "opacus": [*LEARNING, "privacy.accounting.opacus_prv"],
     "peft": ["model.*", "audit.*"],
-    "pydantic": ["config.*", "report.*"],
+    "pydantic": ["config.*", "report.*", "deployment.*"],
+    "ray": ["deployment.ray.*"],
     "rich": ["cli.*"],
-    "safetensors": ["model.*", "federation.*", "audit.*"],
+    "safetensors": ["model.*", "run_folder", "audit.*"],
     "sklearn": ["evaluation.*", "audit.*"],
-    "tenseal": ["secagg.*"],
-    "tensorboard": ["federation.track_tensorboard"],
-    "torch": LEARNING,
+    "tenseal": ["secagg.encrypted.*"],
+    "tensorboard": ["runs.trackers.*"],
+    "torch": [*LEARNING, "hub"],
     "torchvision": [],
-    "transformers": ["model.*", "context.*", "audit.*"],
+    "transformers": ["model.*", "captions.*", "audit.*", "hub"],
     "typer": ["cli.*"],
     "click": ["cli.*"],
 }
@@ -147,6 +134,7 @@ def imported(tree: ast.AST, module: str, is_package: bool) -> Iterator[tuple[int
 def crossed(module: str, tree: ast.AST, is_package: bool) -> Iterator[str]:
     """Yield each import that crosses a wall."""
     room = module.split(".")[0]
+    protocol = module.split(".")[1] if module.startswith("secagg.") else ""
     for line, name in imported(tree, module, is_package):
         where = f"{module or NAME}:{line}"
         if below(name, NAME):
@@ -156,6 +144,10 @@ def crossed(module: str, tree: ast.AST, is_package: bool) -> Iterator[str]:
                 yield f"{where} stands in {room!r}, which has no walls yet: add it to KNOWS"
             elif other in KNOWS and other not in KNOWS.get(room, set()) | FREE | {room}:
                 yield f"{where} imports {name}, but {room or NAME} must not know {other}"
+            elif room == other == "secagg" and protocol in PROTOCOLS:
+                inner = parts[1] if len(parts) > 1 else ""
+                if inner in PROTOCOLS and inner not in PROTOCOLS[protocol] | {protocol}:
+                    yield f"{where} imports {name}, but {protocol} must not know {inner}"
         for package, patterns in ONLY.items():
             if below(name, package) and not matches(module, patterns):
                 yield f"{where} imports {name}, which only {', '.join(patterns) or 'nobody'} may"
@@ -226,6 +218,61 @@ def test_every_folder_is_a_package_with_walls() -> None:
             assert path.name in KNOWS, f"{path.name} has no walls yet"
 
 
+def test_every_folder_is_a_package_and_none_is_crowded() -> None:
+    for folder in [PACKAGE, *(path for path in PACKAGE.rglob("*") if path.is_dir())]:
+        if folder.name == "__pycache__":
+            continue
+        files = [path.name for path in folder.iterdir() if path.is_file()]
+        assert len(files) <= MOST_FILES, f"{folder} holds {len(files)} files"
+        assert "__init__.py" in files or not any(name.endswith(".py") for name in files)
+
+
+def circles(known: dict[str, set[str]]) -> list[list[str]]:
+    """Return groups of modules that import each other, directly or through others."""
+    reached: dict[str, set[str]] = {}
+    for start in known:
+        seen: set[str] = set()
+        todo = [start]
+        while todo:
+            for other in known.get(todo.pop(), set()) - seen:
+                seen.add(other)
+                todo.append(other)
+        reached[start] = seen
+    groups = {
+        frozenset({one, *(other for other in reached[one] if one in reached.get(other, ()))})
+        for one in known
+        if one in reached[one]
+    }
+    return sorted(sorted(group) for group in groups)
+
+
+def imports_between_modules() -> dict[str, set[str]]:
+    """Return which module of the package imports which, wherever in the file that stands."""
+    known = {module for module, _ in modules()}
+    found: dict[str, set[str]] = {}
+    for module, path in modules():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        found[module] = set()
+        for _, name in imported(tree, module, path.name == "__init__.py"):
+            if not below(name, NAME):
+                continue
+            other = name.removeprefix(NAME).removeprefix(".")
+            while other not in known:
+                other = other.rpartition(".")[0]
+            if other not in (module, ""):
+                found[module].add(other)
+    return found
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    assert circles(imports_between_modules()) == []
+
+
+def test_a_circle_is_seen() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
+    assert circles({"a": {"b"}, "b": set()}) == []
+
+
 def test_rooms_know_only_rooms_and_no_two_know_each_other() -> None:
     for room, known in KNOWS.items():
         assert known <= set(KNOWS)
@@ -256,14 +303,20 @@ def test_rooms_know_only_rooms_and_no_two_know_each_other() -> None:
         ("noise.x", "from numpy import random"),
         ("privacy.x", "import random"),
         ("privacy.ledger", "import torch"),
-        ("privacy.x", "from carefl_secure.federation import folder"),
+        ("privacy.x", "from carefl_secure.federation import plan"),
+        ("federation.x", "from carefl_secure.config import Config"),
+        ("federation.x", "from carefl_secure.model import lora"),
+        ("secagg.pairwise.x", "from carefl_secure.secagg.committee import messages"),
+        ("secagg.primitives.x", "from carefl_secure.secagg.pairwise.client import PairwiseClient"),
+        ("secagg.committee.x", "import tenseal"),
+        ("runs.x", "from carefl_secure.deployment import engines"),
         ("model.x", "import flwr"),
         ("model.x", "from carefl_secure.federation import grid"),
         ("federation.x", "import torch"),
         ("federation.x", "import tenseal"),
         ("federation.x", "import rich.console"),
         ("federation.x", "from carefl_secure.cli import app"),
-        ("report.x", "from carefl_secure.federation.folder import RunFolder"),
+        ("report.x", "from carefl_secure.run_folder import RunFolder"),
         ("report.x", "import torch"),
         ("report.x", "import opacus"),
         ("privacy.budget", "import opacus"),
@@ -292,12 +345,12 @@ def test_a_crossed_wall_is_seen(module: str, source: str) -> None:
         ("data.x", "from carefl_secure.errors import DataError\nimport numpy as np"),
         ("data.x", "import numpy as np\nnp.random.default_rng(0)"),
         ("data", "from . import records\nfrom ..errors import DataError"),
-        ("secagg.x", "from carefl_secure.noise.keystream import KeyStream\nimport tenseal"),
-        ("privacy.clipping", "import torch"),
-        ("privacy.clipping_native", "import torch"),
+        ("secagg.encrypted.x", "import tenseal\nfrom carefl_secure.secagg.pairwise import client"),
+        ("privacy.clipping.x", "import torch"),
+        ("hub", "import transformers"),
         ("model.x", "import torch\nfrom carefl_secure.data import records"),
         ("federation.x", "import flwr\nfrom carefl_secure.secagg import client"),
-        ("cli.x", "import typer\nprint('x')\nfrom carefl_secure.federation.train import train"),
+        ("cli.x", "import typer\nprint('x')\nfrom carefl_secure.runs.train import train"),
         ("data.x", "try:\n    f()\nexcept (OSError, ValueError):\n    pass"),
         ("", "__version__ = '1'"),
     ],

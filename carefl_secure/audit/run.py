@@ -6,13 +6,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from carefl_secure.audit.desk import ATTACKS, Desk
+from carefl_secure.audit.audited_run import AuditedRun
 from carefl_secure.audit.result import AuditResult, refuse_falsified
-from carefl_secure.audit.subject import Subject
+from carefl_secure.audit.suite import ATTACKS, AttackSuite
 from carefl_secure.audit.views import Finding
 from carefl_secure.errors import ConfigError, RunError
-from carefl_secure.federation.folder import write_atomically
 from carefl_secure.progress import Reporter
+from carefl_secure.run_folder import write_atomically
 
 __all__ = ["ATTACKS", "AuditResult", "audit_run", "refuse_falsified"]
 
@@ -65,7 +65,7 @@ def audit_run(
             f"there is no attack {', '.join(unknown)}; there are {', '.join(ATTACKS)}"
         )
     started = time.monotonic()
-    desk = Desk(Subject(path, reporter), records, canaries, reporter)
+    desk = AttackSuite(AuditedRun(path, reporter), records, canaries, reporter)
     findings: list[Finding] = []
     reporter.start(_TASK, len(wanted))
     for attack in wanted:

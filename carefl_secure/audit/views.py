@@ -132,19 +132,19 @@ class TranscriptView:
         Word size of the uploads.
     seed : int
         The run's seed, which stands in its configuration and is no secret.
-    aggregation : {"peer", "committee", "encrypt"}
+    aggregation : {"pairwise", "committee", "encrypted"}
         The way of summing.
     dimension : int
         Words in an upload.
     encryption : {"bfv", "additive", "ckks"}
-        The scheme of ``aggregation="encrypt"``.
+        The scheme of ``aggregation="encrypted"``.
     """
 
     messages: tuple[Heard, ...]
     clients: int
     bits: int
     seed: int
-    aggregation: Literal["peer", "committee", "encrypt"] = "peer"
+    aggregation: Literal["pairwise", "committee", "encrypted"] = "pairwise"
     dimension: int = 0
     encryption: Literal["bfv", "additive", "ckks"] = "bfv"
 

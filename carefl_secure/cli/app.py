@@ -10,23 +10,23 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from carefl_secure import __version__
-from carefl_secure.cli.audit import audit
-from carefl_secure.cli.budget import budget
-from carefl_secure.cli.caption import caption
 from carefl_secure.cli.data import data
-from carefl_secure.cli.doctor import doctor
+from carefl_secure.cli.deployment.doctor import doctor
+from carefl_secure.cli.deployment.node import node
+from carefl_secure.cli.deployment.provision import provision
+from carefl_secure.cli.deployment.server import server, submit
+from carefl_secure.cli.deployment.status import status
 from carefl_secure.cli.environment import prepare_environment
-from carefl_secure.cli.evaluate import evaluate
-from carefl_secure.cli.experiment import experiment
-from carefl_secure.cli.ledger import ledger
-from carefl_secure.cli.node import node
-from carefl_secure.cli.pretrain import pretrain
-from carefl_secure.cli.provision import provision
-from carefl_secure.cli.report import report
-from carefl_secure.cli.server import server, submit
-from carefl_secure.cli.status import status
-from carefl_secure.cli.threat_model import threat_model
-from carefl_secure.cli.train import train
+from carefl_secure.cli.privacy.audit import audit
+from carefl_secure.cli.privacy.budget import budget
+from carefl_secure.cli.privacy.ledger import ledger
+from carefl_secure.cli.privacy.report import report
+from carefl_secure.cli.privacy.threat_model import threat_model
+from carefl_secure.cli.training.caption import caption
+from carefl_secure.cli.training.evaluate import evaluate
+from carefl_secure.cli.training.experiment import experiment
+from carefl_secure.cli.training.pretrain import pretrain
+from carefl_secure.cli.training.train import train
 from carefl_secure.errors import CareflError
 
 __all__ = ["INTERRUPTED", "app", "main"]

@@ -16,7 +16,7 @@ from carefl_secure.errors import DataError
 from carefl_secure.progress import SilentReporter
 
 if TYPE_CHECKING:
-    from carefl_secure.data.check_report import Report
+    from carefl_secure.data.checks.report import Report
 
 __all__ = ["data"]
 
@@ -53,7 +53,7 @@ def check(
     Ends with exit code 10 where something is missing or wrong.
     """
     # scipy waits until it is known what is asked.
-    from carefl_secure.data.check import check_corpus
+    from carefl_secure.data.checks.check import check_corpus
 
     def run(reporter: RichReporter | SilentReporter) -> Report:
         return check_corpus(

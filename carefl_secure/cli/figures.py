@@ -45,7 +45,7 @@ class Stage(Protocol):
 
 
 class Summary(Protocol):
-    """What a finished run tells; ``carefl_secure.federation.train`` makes it."""
+    """What a finished run tells; ``carefl_secure.runs.train`` makes it."""
 
     @property
     def folder(self) -> Path:

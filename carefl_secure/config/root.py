@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
+from carefl_secure.config.rules import (
+    check_work,
+    local_lr,
+    local_steps,
+    server_lr,
+    updates_are_summed,
+)
 from carefl_secure.config.sections import (
     AdapterConfig,
     DataConfig,
@@ -15,16 +22,9 @@ from carefl_secure.config.sections import (
     Section,
     survivor_floor,
 )
-from carefl_secure.config.stages import StagesConfig, check_stages, stage_rounds
-from carefl_secure.config.work import (
-    check_work,
-    local_lr,
-    local_steps,
-    moves_are_summed,
-    server_lr,
-)
+from carefl_secure.config.sections.stages import StagesConfig
 
-__all__ = ["Config"]
+__all__ = ["Config", "check_stages", "stage_config", "stage_rounds"]
 
 
 class Config(Section):
@@ -44,24 +44,24 @@ class Config(Section):
     )
 
     @property
-    def sums_moves(self) -> bool:
+    def sums_updates(self) -> bool:
         """Whether clients release what they moved in local steps, and not sums of gradients."""
-        return moves_are_summed(self)
+        return updates_are_summed(self.privacy, self.federation)
 
     @property
     def local_steps(self) -> int:
         """Local steps in a round, as a number."""
-        return local_steps(self)
+        return local_steps(self.privacy, self.federation)
 
     @property
     def local_lr(self) -> float:
         """Learning rate of the local steps, as a number."""
-        return local_lr(self)
+        return local_lr(self.privacy, self.federation)
 
     @property
     def server_lr(self) -> float:
         """Learning rate of the server, as a number."""
-        return server_lr(self)
+        return server_lr(self.privacy, self.federation)
 
     @property
     def stage_rounds(self) -> tuple[int, ...]:
@@ -70,7 +70,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _agree(self) -> Config:
-        check_work(self)
+        check_work(self.privacy, self.federation, self.adapter)
         check_stages(self)
         clients, floor = self.federation.clients, self.federation.floor
         most = min(2 * survivor_floor(clients) - clients, floor) - 1
@@ -106,3 +106,72 @@ class Config(Section):
                     f"privacy.delta below {1 / records:.2g}"
                 )
         return self
+
+
+def stage_rounds(config: Config) -> tuple[int, ...]:
+    """Return the rounds of each stage; all rounds as one where there are no stages."""
+    total, stages = config.federation.rounds, config.stages
+    if not stages.spaces:
+        return (total,)
+    if stages.rounds is not None:
+        return stages.rounds
+    share, rest = divmod(total, len(stages.spaces))
+    return tuple(share + (place < rest) for place in range(len(stages.spaces)))
+
+
+def stage_config(config: Config, place: int) -> Config:
+    """Return one stage's settings, as those of a run of its own."""
+    space, rounds = config.stages.spaces[place], stage_rounds(config)[place]
+    return config.model_copy(
+        update={
+            "stages": StagesConfig(),
+            "data": config.data.model_copy(update={"labels": space}),
+            "federation": config.federation.model_copy(update={"rounds": rounds}),
+        }
+    )
+
+
+def check_stages(config: Config) -> None:
+    """Refuse stages that contradict the rest of the settings.
+
+    Raises
+    ------
+    ValueError
+        With what to change; the configuration turns it into its own error.
+    """
+    stages, federation = config.stages, config.federation
+    if not stages.spaces:
+        return
+    last = stages.spaces[-1]
+    if config.data.labels not in ("auto", last):
+        raise ValueError(
+            f"data.labels={config.data.labels} contradicts stages.spaces: each stage has its own "
+            f"labels and the last, {last}, decides the scores; leave data.labels out"
+        )
+    rounds = stage_rounds(config)
+    if min(rounds) < 1:
+        raise ValueError(
+            f"federation.rounds={federation.rounds} leaves a stage of {len(rounds)} without a "
+            "round; raise it"
+        )
+    if sum(rounds) != federation.rounds:
+        raise ValueError(
+            f"stages.rounds={','.join(map(str, rounds))} sums to {sum(rounds)} and "
+            f"federation.rounds is {federation.rounds}; set federation.rounds={sum(rounds)}"
+        )
+    if federation.public_records is not None:
+        raise ValueError(
+            "federation.public_records declares one number and every stage has records of its own; "
+            "leave it out: stages run in this process, which counts them"
+        )
+    begun = [sum(rounds[:place]) for place in range(len(rounds))]
+    if (
+        config.adapter.train == "alternate"
+        and stages.handover != "carry"
+        and any(number % 2 for number in begun)
+    ):
+        raise ValueError(
+            "under adapter.train=alternate a fresh adapter must begin in an odd round, with B, as "
+            "A learns nothing while B is zero; give every stage but the last an even number in "
+            "stages.rounds"
+        )

@@ -7,10 +7,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from carefl_secure.data.fingerprints import image_of
-from carefl_secure.data.people import people
-from carefl_secure.data.records import Corpus, targets
+from carefl_secure.data.records import Corpus, image_of, targets
 from carefl_secure.data.splits import groups as joined
+from carefl_secure.data.subjects import people
 from carefl_secure.errors import ConfigError, DataError
 
 __all__ = ["partition"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -12,7 +13,7 @@ from PIL import Image
 
 from carefl_secure.errors import LabelError
 
-__all__ = ["Corpus", "LabelSpace", "Record", "targets"]
+__all__ = ["Corpus", "LabelSpace", "Record", "image_of", "targets"]
 
 
 @dataclass(frozen=True)
@@ -102,3 +103,8 @@ def targets(corpus: Corpus, indices: Sequence[int] | None = None) -> npt.NDArray
     for row, i in enumerate(chosen):
         out[row, list(corpus.records[i].labels)] = 1.0
     return out
+
+
+def image_of(key: str) -> str:
+    """Return the image that a record's key names: the key without the number of the person."""
+    return re.sub(r"#\d+$", "", key)

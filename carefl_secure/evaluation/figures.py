@@ -27,7 +27,7 @@ BOUNDS = {name: (0.0, 2.0 if name == "brier" else 1.0) for name in NAMES}
 
 
 class Figures:
-    """A :data:`carefl_secure.evaluation.intervals.Statistic` of a whole split or a part of it.
+    """A :data:`carefl_secure.evaluation.bootstrap.Statistic` of a whole split or a part of it.
 
     Parameters
     ----------

@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from carefl_secure.errors import ConfigError
+from carefl_secure.evaluation.bootstrap import Interval, Units, bootstrap
 from carefl_secure.evaluation.figures import BOUNDS, Figures
-from carefl_secure.evaluation.intervals import Interval, Units, bootstrap
 
 __all__ = ["UNSTATED", "Comparison", "Group", "compare"]
 
@@ -115,7 +115,7 @@ def compare(
     figures : Figures
         Of the whole split.
     units : ndarray of int64
-        What is drawn together; see :func:`carefl_secure.evaluation.intervals.units_of`.
+        What is drawn together; see :func:`carefl_secure.evaluation.bootstrap.units_of`.
     metric : {"mAP", "macro_f1", "uar"}
         What the gap is about.
     minimum : int

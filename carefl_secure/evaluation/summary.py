@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from carefl_secure.evaluation.bootstrap import Interval
 from carefl_secure.evaluation.calibration import Bin
 from carefl_secure.evaluation.groups import Comparison
-from carefl_secure.evaluation.intervals import Interval
 
 __all__ = ["FORMAT", "Cost", "Evaluation", "Label", "Sampling", "Slice"]
 

@@ -19,15 +19,15 @@ import numpy.typing as npt
 from carefl_secure.data.records import targets
 from carefl_secure.errors import ConfigError
 from carefl_secure.experiment.scores import Bench
-from carefl_secure.federation.learning import ModelTask
-from carefl_secure.federation.optim import Listener
-from carefl_secure.federation.plan_setup import UNCLIPPED
-from carefl_secure.federation.setup import key_source, make_optimiser, micro_batch
+from carefl_secure.federation.server.optimizers import Listener
 from carefl_secure.model.features import vision_features
-from carefl_secure.model.learner import Learner
+from carefl_secure.model.label_scorer import Learner
 from carefl_secure.noise import KeyStream, gaussian
-from carefl_secure.privacy.budget import BudgetQuestion, solve_budget
+from carefl_secure.privacy.accounting.budget import BudgetQuestion, solve_budget
 from carefl_secure.privacy.sampling import poisson_sample
+from carefl_secure.runs.build import key_source, make_optimiser, micro_batch
+from carefl_secure.runs.client_task import ModelTask
+from carefl_secure.runs.plan_from_config import UNCLIPPED
 
 __all__ = ["Trained", "train_centrally", "train_locally"]
 
@@ -112,7 +112,7 @@ def _descend(
 ) -> Vector:
     """Take ``federation.rounds`` steps from ``start`` on some of the private records."""
     config, corpora, said = bench.config, bench.corpora, bench.contexts
-    if config.sums_moves:
+    if config.sums_updates:
         raise ConfigError(
             "a local or central cell takes one step on one gradient at a time, and these settings "
             "have clients take several; set federation.aggregator=fedadam and leave out "

@@ -20,12 +20,12 @@ from carefl_secure.config.experiment import Cell
 from carefl_secure.errors import CareflError, RunError
 from carefl_secure.experiment.alone import train_centrally, train_locally
 from carefl_secure.experiment.scores import Bench
-from carefl_secure.federation.folder import RunFolder, write_atomically
-from carefl_secure.federation.train import train
 from carefl_secure.model.features import remembering
 from carefl_secure.model.saved import load_saved
 from carefl_secure.privacy import Ledger
 from carefl_secure.progress import Reporter, SilentReporter
+from carefl_secure.run_folder import RunFolder, write_atomically
+from carefl_secure.runs.train import train
 
 __all__ = ["Finished", "run_cell", "run_cells", "scores_file"]
 

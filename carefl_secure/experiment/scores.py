@@ -16,19 +16,20 @@ import numpy.typing as npt
 
 from carefl_secure.config import Config
 from carefl_secure.data.records import targets
-from carefl_secure.data.scene import context_shares
-from carefl_secure.data.synthetic import SyntheticCorpus
+from carefl_secure.data.synthetic.corpus import SyntheticCorpus
+from carefl_secure.data.synthetic.scene import context_shares
 from carefl_secure.errors import RunError
+from carefl_secure.evaluation.bootstrap import units_of
 from carefl_secure.evaluation.figures import Figures
-from carefl_secure.evaluation.intervals import units_of
 from carefl_secure.evaluation.metrics import choose_thresholds
-from carefl_secure.federation.contexts import Contexts, load_contexts
-from carefl_secure.federation.corpora import Corpora, load_corpora
-from carefl_secure.federation.folder import write_atomically
-from carefl_secure.federation.setup import label_scorer
 from carefl_secure.model.features import vision_features
-from carefl_secure.model.learner import LabelScorer
+from carefl_secure.model.label_scorer import LabelScorer
 from carefl_secure.progress import Reporter
+from carefl_secure.run_folder import write_atomically
+from carefl_secure.runs.build import label_scorer
+from carefl_secure.runs.captions import Contexts, load_contexts
+from carefl_secure.runs.corpora import Corpora
+from carefl_secure.runs.staged_corpora import load_corpora
 
 __all__ = ["CONTEXT", "FACE", "Bench", "Scores", "label_slices"]
 

@@ -29,7 +29,7 @@ from scipy import stats
 
 import carefl_secure
 from carefl_secure.config.experiment import KINDS, Experiment, Variant
-from carefl_secure.evaluation.intervals import resamples
+from carefl_secure.evaluation.bootstrap import resamples
 from carefl_secure.experiment.run import Finished, scores_file
 from carefl_secure.experiment.scores import Scores
 

@@ -1,17 +1,18 @@
 """Rounds of a private federated run on Flower; the only room that imports flwr."""
 
-from carefl_secure.federation._flwr_env import quiet_flower
-from carefl_secure.federation.client import build_client_app
-from carefl_secure.federation.cohort import Aggregation, Cohort
-from carefl_secure.federation.folder import RunFolder
-from carefl_secure.federation.grid import LocalGrid
-from carefl_secure.federation.helpers import HolderSession, MemberSession
-from carefl_secure.federation.optim import FedAdam, FedAvg, ServerOptimizer
-from carefl_secure.federation.planning import RunPlan, plan_run
-from carefl_secure.federation.rounds import FederationResult, run_federation
-from carefl_secure.federation.session import ClientSession
-from carefl_secure.federation.strategy import SecureSumStrategy
-from carefl_secure.federation.task import LocalTask
+from carefl_secure.federation.aggregation.helper_session import HolderSession, MemberSession
+from carefl_secure.federation.client.app import build_client_app
+from carefl_secure.federation.client.session import ClientSession
+from carefl_secure.federation.local_update.task import LocalTask
+from carefl_secure.federation.plan.calibrate import plan_run
+from carefl_secure.federation.plan.cohort import Aggregation, Cohort
+from carefl_secure.federation.plan.run_plan import RunPlan
+from carefl_secure.federation.server.optimizers import FedAdam, FedAvg, ServerOptimizer
+from carefl_secure.federation.server.run import FederationResult, run_federation
+from carefl_secure.federation.server.strategy import SecureSumStrategy
+from carefl_secure.federation.transport.flwr_env import quiet_flower
+from carefl_secure.federation.transport.local_grid import LocalGrid
+from carefl_secure.run_folder import RunFolder
 
 __all__ = [
     "Aggregation",

@@ -14,8 +14,8 @@ from transformers import (
 )
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
-from carefl_secure.data.labels import SPACES
-from carefl_secure.data.scene import GROUPS
+from carefl_secure.data.label_spaces import SPACES
+from carefl_secure.data.synthetic.scene import GROUPS
 
 __all__ = ["EMBEDDED", "QUESTIONS", "build_model", "build_processor"]
 

@@ -126,7 +126,7 @@ def _encode(base: Base, corpus: Corpus, reporter: Reporter) -> Tensor:
         return torch.stack(list(output.pooler_output))
 
     parts: list[Tensor] = []
-    for encoded in base.lanes(part, range(0, count, _BATCH)):
+    for encoded in base.parallel_batches(part, range(0, count, _BATCH)):
         parts.append(encoded)
         reporter.advance(task, len(encoded))
     reporter.finish(task)

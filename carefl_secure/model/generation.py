@@ -2,7 +2,7 @@
 
 Greedy decoding, so the same model always writes the same. The result is a set of labels for each
 record and no score: F1, precision and recall follow, average precision does not, as nothing ranks
-the records. For that take :class:`carefl_secure.model.learner.LabelScorer`. Texts are about a
+the records. For that take :class:`carefl_secure.model.label_scorer.LabelScorer`. Texts are about a
 person: they are read here and dropped.
 """
 
@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from carefl_secure.context.prompts import framed
+from carefl_secure.captions.prompts import framed
 from carefl_secure.data.records import LabelSpace
 from carefl_secure.errors import ConfigError
-from carefl_secure.model.learner import LabelScorer
+from carefl_secure.model.label_scorer import LabelScorer
 from carefl_secure.model.prompts import REFERENCE
 
 __all__ = ["TextScorer", "Written", "parse_labels"]

@@ -16,10 +16,10 @@ from transformers import (
     Idefics3Processor,
 )
 
-from carefl_secure.context.loading import fetch_snapshot, quiet
 from carefl_secure.errors import ModelError
+from carefl_secure.hub import fetch_snapshot, quiet
 from carefl_secure.model.embedded import EMBEDDED
-from carefl_secure.model.lanes import Lanes
+from carefl_secure.model.parallel import Lanes
 from carefl_secure.model.prompts import Prompter
 
 __all__ = ["Base", "load_base"]
@@ -48,7 +48,7 @@ class Base:
         Compute type.
     source : str
         What the user asked for: ``embedded``, a folder or a hub id.
-    lanes : Lanes
+    parallel_batches : Lanes
         How many batches go through the model side by side.
     """
 
@@ -58,7 +58,7 @@ class Base:
     digest: bytes
     dtype: torch.dtype
     source: str
-    lanes: Lanes
+    parallel_batches: Lanes
 
 
 def load_base(
@@ -67,7 +67,7 @@ def load_base(
     revision: str | None = None,
     quantization: str = "nf4",
     compute_dtype: str = "float32",
-    lanes: int | None = None,
+    parallel_batches: int | None = None,
 ) -> Base:
     """Load a SmolVLM2-like base model and freeze it.
 
@@ -82,7 +82,7 @@ def load_base(
         ``nf4`` is bitsandbytes NF4 with double quantisation of the text model. Vision tower,
         connector and head stay whole.
     compute_dtype : {"float32", "bfloat16"}
-    lanes : int, optional
+    parallel_batches : int, optional
         Batches that go through the model side by side; by default as many as the small embedded
         model gains from, and 1 for any other and for int8, whose layers keep a state.
 
@@ -121,7 +121,9 @@ def load_base(
     _check_quantised(model, quantization)
     _check_fit(model, processor, source)
     several = source == "embedded" and quantization != "int8"
-    chosen = Lanes.for_small() if lanes is None and several else Lanes(lanes or 1)
+    chosen = (
+        Lanes.for_small() if parallel_batches is None and several else Lanes(parallel_batches or 1)
+    )
     return Base(model, processor, Prompter(processor), _digest(folder), dtype, source, chosen)
 
 

@@ -21,15 +21,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Idefics3Processor, SmolVLMForConditionalGeneration
 
-from carefl_secure.data.describe import describe
-from carefl_secure.data.labels import BASIC, COMPOUND, EMOTIC
+from carefl_secure.data.label_spaces import BASIC, COMPOUND, EMOTIC
 from carefl_secure.data.records import targets
-from carefl_secure.data.scene import GROUPS
-from carefl_secure.data.synthetic import VERSION, SyntheticCorpus, synthetic_corpus
+from carefl_secure.data.synthetic.captions import describe
+from carefl_secure.data.synthetic.corpus import VERSION, SyntheticCorpus, synthetic_corpus
+from carefl_secure.data.synthetic.scene import GROUPS
 from carefl_secure.errors import ConfigError
 from carefl_secure.model.embedded import QUESTIONS, build_model, build_processor
+from carefl_secure.model.label_tree import TokenTree, answer_log_likelihoods
 from carefl_secure.model.prompts import Prompter
-from carefl_secure.model.tree import TokenTree, answer_log_likelihoods
 from carefl_secure.progress import Reporter
 
 __all__ = ["pretrain"]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from carefl_secure.errors import RunError
-from carefl_secure.report.finding import FAILED, HELD, UNCHECKED, Finding
+from carefl_secure.report.checks.result import FAILED, HELD, UNCHECKED, Finding
 from carefl_secure.report.schema import Audit, AuditGroup, AuditLine, AuditVerdict
 
 __all__ = ["ADVERSARIES", "AuditFinding", "audit_part", "judge_audits", "read_audits"]

@@ -9,12 +9,14 @@ from typing import Literal
 
 import carefl_secure
 from carefl_secure.privacy import verdict as strength_of
-from carefl_secure.privacy.attacker import AttackerBounds, attacker_bounds
-from carefl_secure.report.accounts import Accounts, settle
+from carefl_secure.privacy.accounting.attack_bounds import AttackerBounds, attacker_bounds
 from carefl_secure.report.audit import audit_part
-from carefl_secure.report.checks import Check, check_run
-from carefl_secure.report.hazards import hazards
-from carefl_secure.report.parts import (
+from carefl_secure.report.caveats import hazards
+from carefl_secure.report.checks.run_checks import Check, check_run
+from carefl_secure.report.render.formatting import percent_up
+from carefl_secure.report.run_record import RunRecord
+from carefl_secure.report.schema import Attacker, CheckLine, ClientLine, Promise, Report
+from carefl_secure.report.sections import (
     accounting_part,
     aggregation_of,
     finite,
@@ -24,10 +26,8 @@ from carefl_secure.report.parts import (
     trust_part,
     unit_part,
 )
-from carefl_secure.report.run import RunRecord
-from carefl_secure.report.schema import Attacker, CheckLine, ClientLine, Promise, Report
-from carefl_secure.report.situations import situations, tuning_part
-from carefl_secure.report.words import percent_up
+from carefl_secure.report.spending import Accounts, settle
+from carefl_secure.report.what_if import situations, tuning_part
 
 __all__ = ["build_report"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import yaml
 
+from carefl_secure.report.render.formatting import percent_up, up
 from carefl_secure.report.schema import Report
-from carefl_secure.report.words import percent_up, up
 
 __all__ = ["registry_entry"]
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from carefl_secure.report.finding import Outcome
+from carefl_secure.report.checks.result import Outcome
 
 __all__ = [
     "FORMAT",

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from carefl_secure.errors import PrivacyError, RunError
 from carefl_secure.report.build import build_report
-from carefl_secure.report.card import put_into_readme
-from carefl_secure.report.page import html_page, markdown_section
 from carefl_secure.report.registry import registry_entry
-from carefl_secure.report.run import read_run
+from carefl_secure.report.render.card import put_into_readme
+from carefl_secure.report.render.page import html_page, markdown_section
+from carefl_secure.report.run_record import read_run
 from carefl_secure.report.schema import Report
 
 __all__ = ["refuse_void", "write_report"]

@@ -1,26 +1,34 @@
 """Secure sums: masks, shares, signatures, ciphertexts. Bytes in, bytes out."""
 
-from carefl_secure.secagg.additive import AdditiveClient, AdditiveServer
-from carefl_secure.secagg.additive_parameters import AdditiveParameters
-from carefl_secure.secagg.ahead import AheadCommitteeParameters, AheadParameters
-from carefl_secure.secagg.ckks_round import CkksClient, CkksKeyHolder, CkksParameters, CkksServer
-from carefl_secure.secagg.client import PeerClient
-from carefl_secure.secagg.committee_client import CommitteeClient
-from carefl_secure.secagg.committee_member import CommitteeMember
-from carefl_secure.secagg.committee_parameters import CommitteeParameters
-from carefl_secure.secagg.committee_rehearsal import CommitteeRehearsal
-from carefl_secure.secagg.committee_server import CommitteeServer
-from carefl_secure.secagg.encoding import EncodingPlan, decode, encode, wrap
-from carefl_secure.secagg.encrypted import EncryptedClient, EncryptedServer
-from carefl_secure.secagg.encrypted_parameters import EncryptedParameters, KeyedParameters
-from carefl_secure.secagg.graph_plan import GraphPlan, plan_graph
-from carefl_secure.secagg.key_holder import KeyHolder
-from carefl_secure.secagg.parameters import RoundParameters, default_threshold
-from carefl_secure.secagg.planner import plan_clients, plan_plain, plan_records
-from carefl_secure.secagg.rehearsal import Rehearsal
-from carefl_secure.secagg.server import PeerServer
-from carefl_secure.secagg.state import Phase
-from carefl_secure.secagg.wire import sender
+from carefl_secure.secagg.committee.client import CommitteeClient
+from carefl_secure.secagg.committee.member import CommitteeMember
+from carefl_secure.secagg.committee.parameters import AheadCommitteeParameters, CommitteeParameters
+from carefl_secure.secagg.committee.rehearsal import CommitteeRehearsal
+from carefl_secure.secagg.committee.server import CommitteeServer
+from carefl_secure.secagg.encoding.planner import plan_clients, plan_plain, plan_records
+from carefl_secure.secagg.encoding.quantize import EncodingPlan, decode, encode, wrap
+from carefl_secure.secagg.encrypted.bfv_round import EncryptedClient, EncryptedServer
+from carefl_secure.secagg.encrypted.ckks_round import (
+    CkksClient,
+    CkksKeyHolder,
+    CkksParameters,
+    CkksServer,
+)
+from carefl_secure.secagg.encrypted.key_holder import KeyHolder
+from carefl_secure.secagg.encrypted.parameters import EncryptedParameters, KeyedParameters
+from carefl_secure.secagg.key_additive.parameters import AdditiveParameters
+from carefl_secure.secagg.key_additive.round import AdditiveClient, AdditiveServer
+from carefl_secure.secagg.pairwise.client import PairwiseClient
+from carefl_secure.secagg.pairwise.graph_planner import GraphPlan, plan_graph
+from carefl_secure.secagg.pairwise.parameters import (
+    AheadParameters,
+    RoundParameters,
+    default_threshold,
+)
+from carefl_secure.secagg.pairwise.rehearsal import Rehearsal
+from carefl_secure.secagg.pairwise.server import PairwiseServer
+from carefl_secure.secagg.pairwise.state import Phase
+from carefl_secure.secagg.primitives.framing import sender
 
 __all__ = [
     "AdditiveClient",
@@ -44,8 +52,8 @@ __all__ = [
     "GraphPlan",
     "KeyHolder",
     "KeyedParameters",
-    "PeerClient",
-    "PeerServer",
+    "PairwiseClient",
+    "PairwiseServer",
     "Phase",
     "Rehearsal",
     "RoundParameters",

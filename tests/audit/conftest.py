@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from carefl_secure.audit.conformance import MachineView
-from carefl_secure.audit.recording import Rehearsal
-from carefl_secure.audit.rehearsal import plan_like, rehearse
+from carefl_secure.audit.conformance.checks import MachineView
+from carefl_secure.audit.replay.canary_run import plan_like, rehearse
+from carefl_secure.audit.replay.recording import Rehearsal
 from carefl_secure.config import Config, load_config
 from carefl_secure.noise import KeySource, SystemKeySource
 

@@ -88,7 +88,7 @@ class Trainer:
 @pytest.fixture
 def trainer(monkeypatch: pytest.MonkeyPatch) -> Trainer:
     found = Trainer()
-    put(monkeypatch, "carefl_secure.federation", "train", train=found)
+    put(monkeypatch, "carefl_secure.runs", "train", train=found)
     return found
 
 
@@ -242,7 +242,7 @@ def test_environment_stands_before_torch_and_flower(
         seen.update({name: os.environ[name] for name in SETTINGS})
         return inner(config, reporter)
 
-    put(monkeypatch, "carefl_secure.federation", "train", train=look)
+    put(monkeypatch, "carefl_secure.runs", "train", train=look)
     assert run("train", "--quiet").exit_code == 0
     assert seen == {**SETTINGS, "OMP_WAIT_POLICY": "ACTIVE"}
 

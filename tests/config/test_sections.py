@@ -106,11 +106,17 @@ def test_out_of_range_names_its_key(word: str) -> None:
         (["federation.clients=3"], "below the floor of 3"),
         (["data.source=photos", "data.records=100"], "a folder is taken whole"),
         (["federation.committee_members=5"], "has no effect"),
-        (["federation.aggregation=encrypt", "federation.committee_members=2"], "has no effect"),
-        (["federation.committee_spare=1"], "federation.committee_spare=1 has no effect"),
-        (["federation.aggregation=committee", "federation.committee_spare=2"], "at least 5"),
+        (["federation.aggregation=encrypted", "federation.committee_members=2"], "has no effect"),
+        (
+            ["federation.committee_dropout_tolerance=1"],
+            "federation.committee_dropout_tolerance=1 has no effect",
+        ),
+        (
+            ["federation.aggregation=committee", "federation.committee_dropout_tolerance=2"],
+            "at least 5",
+        ),
         (["federation.clients=1001"], "set federation.aggregation=committee"),
-        (["federation.clients=1001", "federation.aggregation=encrypt"], "at most 1000 clients"),
+        (["federation.clients=1001", "federation.aggregation=encrypted"], "at most 1000 clients"),
     ],
 )
 def test_contradictions(words: list[str], part: str) -> None:
@@ -121,10 +127,10 @@ def test_contradictions(words: list[str], part: str) -> None:
     "words",
     [
         [],
-        ["federation.aggregation=encrypt"],
+        ["federation.aggregation=encrypted"],
         ["federation.aggregation=committee"],
         ["federation.aggregation=committee", "federation.committee_members=5"],
-        ["federation.aggregation=committee", "federation.committee_spare=1"],
+        ["federation.aggregation=committee", "federation.committee_dropout_tolerance=1"],
         ["federation.aggregation=committee", "federation.clients=1001"],
     ],
 )
@@ -132,7 +138,7 @@ def test_every_way_of_summing_is_read_back_as_written(words: list[str], tmp_path
     config = load_config(None, words)
     (tmp_path / "config.yaml").write_text(dump_config(config))
     assert load_config(tmp_path / "config.yaml") == config
-    assert Config().federation.aggregation == "peer"
+    assert Config().federation.aggregation == "pairwise"
     flagged = load_config(None, (), aggregation="committee")
     assert flagged.federation.aggregation == "committee"
 

@@ -48,7 +48,7 @@ def test_there_is_something_to_check() -> None:
         "two_stage",
     }
     assert len(TASKS) >= 3
-    deploy = (ROOT / "configs" / "deploy").glob("*.yaml")  # tests/cli/test_deploy_recipes.py
+    deploy = (ROOT / "configs" / "deploy").glob("*.yaml")  # tests/deployment/test_recipes.py
     assert set((ROOT / "configs").rglob("*.yaml")) == {*EXPERIMENTS, *TASKS, *deploy}
 
 

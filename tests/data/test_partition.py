@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from carefl_secure.data.emotic import load_emotic
-from carefl_secure.data.imagefolder import FolderCorpus
+from carefl_secure.data.corpora.emotic.mat import load_emotic
+from carefl_secure.data.corpora.image_folder import FolderCorpus
 from carefl_secure.data.partition import partition
 from carefl_secure.data.records import LabelSpace, Record
 from carefl_secure.errors import ConfigError, DataError

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from carefl_secure.data.imagefolder import FolderCorpus
+from carefl_secure.data.corpora.image_folder import FolderCorpus
 from carefl_secure.data.records import LabelSpace, Record
 from carefl_secure.data.splits import Subset, groups, split
 from carefl_secure.errors import ConfigError, DataError

@@ -57,13 +57,13 @@ def test_the_arithmetic_goes_on_from_the_largest_round(scaling: Any) -> None:
     assert "10,000 s for 100,000" in text  # 100 s for each 1,000
     assert "100 kB for each" in text and "10.2 GB for 100,000" in text  # 299 MB + 99,000 x 100 kB
     assert "420 GB a round for 100,000" in text
-    peers = [row("peer", 10, 1.0, 200.0), row("peer", 100, 19.0, 200.0)]
+    peers = [row("pairwise", 10, 1.0, 200.0), row("pairwise", 100, 19.0, 200.0)]
     assert "by 1.00 ms of CPU" in scaling.markdown(peers, "x.svg")  # 190 - 100 ms for 90 more
 
 
 def test_the_same_rows_give_the_same_picture_without_a_date(scaling: Any, tmp_path: Path) -> None:
     for name in ("a", "b"):
-        scaling.draw([*ROWS, row("peer", 10, 1.0, 180.0)], tmp_path / name / "x.svg")
+        scaling.draw([*ROWS, row("pairwise", 10, 1.0, 180.0)], tmp_path / name / "x.svg")
     text = (tmp_path / "a" / "x.svg").read_text("utf-8")
     assert text == (tmp_path / "b" / "x.svg").read_text("utf-8")
     assert "dc:date" not in text and "power 1.00" in text

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from carefl_secure.errors import ConfigError
+from carefl_secure.evaluation.bootstrap import units_of
 from carefl_secure.evaluation.figures import Figures
 from carefl_secure.evaluation.groups import UNSTATED, Comparison, compare
-from carefl_secure.evaluation.intervals import units_of
 
 
 def people(

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from carefl_secure.data.splits import Subset
-from carefl_secure.data.synthetic import synthetic_corpus
+from carefl_secure.data.synthetic.corpus import synthetic_corpus
 from carefl_secure.model import features
 from carefl_secure.model.embedded import build_model, build_processor
 from carefl_secure.model.features import remembering, vision_features

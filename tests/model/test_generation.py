@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from carefl_secure.data.labels import BASIC, COMPOUND, EMOTIC
+from carefl_secure.data.label_spaces import BASIC, COMPOUND, EMOTIC
 from carefl_secure.data.records import LabelSpace
 from carefl_secure.errors import ConfigError
 from carefl_secure.model.generation import TextScorer, parse_labels
-from carefl_secure.model.learner import LabelScorer
+from carefl_secure.model.label_scorer import LabelScorer
 from carefl_secure.model.loader import load_base
 from carefl_secure.model.lora import Adapter
 

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from carefl_secure.data.labels import EMOTIC
+from carefl_secure.data.label_spaces import EMOTIC
 from carefl_secure.errors import ModelError
 from carefl_secure.model.embedded import EMBEDDED
-from carefl_secure.model.learner import LabelScorer, Learner
+from carefl_secure.model.label_scorer import LabelScorer, Learner
 from carefl_secure.model.loader import load_base
 from carefl_secure.model.lora import Adapter
 

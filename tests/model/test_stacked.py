@@ -10,13 +10,13 @@ import pytest
 import torch
 from peft import PeftModel
 
-from carefl_secure.data.labels import BASIC
-from carefl_secure.model.learner import LabelScorer, Learner
+from carefl_secure.data.label_spaces import BASIC
+from carefl_secure.model.label_scorer import LabelScorer, Learner
 from carefl_secure.model.loader import load_base
 from carefl_secure.model.lora import Adapter
 from carefl_secure.model.saved import load_saved
 from carefl_secure.model.stacked import StackedAdapter, adapters_of
-from carefl_secure.privacy.clipping import clipped_sum
+from carefl_secure.privacy.clipping.clipped_sum import clipped_sum
 
 
 def fresh(tiny: Path, rank: int = 2, alpha: int = 4, seed: int = 0, train: str = "B") -> Adapter:

@@ -13,17 +13,17 @@ import pytest
 from numpy.typing import NDArray
 
 from carefl_secure.config import dump_config, load_config
-from carefl_secure.federation.folder import RunFolder
-from carefl_secure.federation.optim import FedAvg
-from carefl_secure.federation.planning import plan_run
-from carefl_secure.federation.rounds import run_federation
+from carefl_secure.federation.plan.calibrate import plan_run
+from carefl_secure.federation.server.optimizers import FedAvg
+from carefl_secure.federation.server.run import run_federation
 from carefl_secure.privacy import Entry, Ledger
-from carefl_secure.privacy.ledger_entry import make_entry
+from carefl_secure.privacy.ledger.entry import make_entry
 from carefl_secure.report import Report, write_report
-from carefl_secure.report.accounts import settle
 from carefl_secure.report.build import build_report
-from carefl_secure.report.checks import check_run
-from carefl_secure.report.run import read_run
+from carefl_secure.report.checks.run_checks import check_run
+from carefl_secure.report.run_record import read_run
+from carefl_secure.report.spending import settle
+from carefl_secure.run_folder import RunFolder
 
 CLIENTS, ROUNDS, RECORDS, DIMENSION = 6, 4, 40, 300
 

@@ -25,23 +25,22 @@ from carefl_secure.secagg import (
     CommitteeRehearsal,
     Rehearsal,
     RoundParameters,
-    crypto,
     decode,
     encode,
     plan_clients,
     plan_plain,
     plan_records,
-    shamir,
     wrap,
 )
-from carefl_secure.secagg.additive_cipher import encrypt
-from carefl_secure.secagg.additive_rehearsal import AdditiveRehearsal
-from carefl_secure.secagg.additive_ring import RING_DEGREE, draw_small, public_blocks
-from carefl_secure.secagg.additive_wire import KEY_BYTES, AdditiveUpload
-from carefl_secure.secagg.bfv import PLAIN_MODULUS
-from carefl_secure.secagg.graph import neighbours, ring
-from carefl_secure.secagg.packing import pack_fields
-from carefl_secure.secagg.residues import draw_residues
+from carefl_secure.secagg.encrypted.bfv import PLAIN_MODULUS
+from carefl_secure.secagg.key_additive.cipher import encrypt
+from carefl_secure.secagg.key_additive.messages import KEY_BYTES, AdditiveUpload
+from carefl_secure.secagg.key_additive.rehearsal import AdditiveRehearsal
+from carefl_secure.secagg.key_additive.ring import RING_DEGREE, draw_small, public_blocks
+from carefl_secure.secagg.pairwise.graph import neighbours, ring
+from carefl_secure.secagg.primitives import crypto, shamir
+from carefl_secure.secagg.primitives.packing import pack_fields
+from carefl_secure.secagg.primitives.residues import draw_residues
 
 FOLDER = Path(__file__).parent / "vectors"
 CLIENTS, DIMENSION, DROPPED = 4, 6, 2

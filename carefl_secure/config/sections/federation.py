@@ -72,14 +72,14 @@ class FederationConfig(Section):
     min_survivors: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         default="auto", description="fewest clients a round may end with; auto is floor(2n/3)+1"
     )
-    aggregation: Literal["peer", "committee", "encrypt"] = Field(
-        default="peer",
+    aggregation: Literal["pairwise", "committee", "encrypted"] = Field(
+        default="pairwise",
         description="how a round sums: among the peers, opened by a committee so that a client "
         "sends one message, or among the peers under encryption with a separate key holder",
     )
     encryption: Literal["bfv", "additive", "ckks"] = Field(
         default="bfv",
-        description="scheme of aggregation=encrypt: bfv, exact, with a key holder; additive, "
+        description="scheme of aggregation=encrypted: bfv, exact, with a key holder; additive, "
         "EXPERIMENTAL, every client under its own key and no key holder; ckks, approximate inside, "
         "larger, for noised sums only",
     )
@@ -89,25 +89,25 @@ class FederationConfig(Section):
         le=5,
         description="members of aggregation=committee; one honest one is enough, all are needed",
     )
-    committee_spare: int = Field(
+    committee_dropout_tolerance: int = Field(
         default=0,
         ge=0,
         le=2,
         description="members of aggregation=committee that may vanish once all have announced; "
-        "2 * committee_spare + 1 honest members are needed then",
+        "2 * committee_dropout_tolerance + 1 honest members are needed then",
     )
-    keys_ahead: bool = Field(
+    key_prefetch: bool = Field(
         default=True,
         description="make the keys of a round on the way of the round before, so that it has three "
         "exchanges in place of five (four with a committee); changes no result, and nothing under "
-        "aggregation=encrypt",
+        "aggregation=encrypted",
     )
     micro_batch: Annotated[int, Field(ge=1, le=4096)] | None = Field(
         default=None,
         description="records that go through the model at once; costs memory, changes no result; "
         "null takes 64 for the embedded model and 4 for any other",
     )
-    lanes: Annotated[int, Field(ge=1, le=256)] | None = Field(
+    parallel_batches: Annotated[int, Field(ge=1, le=256)] | None = Field(
         default=None,
         description="micro-batches that go through the model side by side, each on one core; costs "
         "memory; null takes one for each core, four at most, for the embedded model, and 1 for any "
@@ -152,10 +152,11 @@ class FederationConfig(Section):
                 f"federation.aggregation={self.aggregation} takes at most {MOST_PEERS} clients, "
                 f"not {self.clients}; set federation.aggregation=committee"
             )
-        if self.aggregation != "encrypt" and self.encryption != "bfv":
+        if self.aggregation != "encrypted" and self.encryption != "bfv":
             raise ValueError(
                 f"federation.encryption={self.encryption} has no effect under "
-                f"federation.aggregation={self.aggregation}; set federation.aggregation=encrypt or "
+                f"federation.aggregation={self.aggregation}; set "
+                "federation.aggregation=encrypted or "
                 "leave federation.encryption out"
             )
         members = type(self).model_fields["committee_members"].default
@@ -165,18 +166,20 @@ class FederationConfig(Section):
                 f"federation.aggregation={self.aggregation}; set federation.aggregation=committee "
                 "or leave federation.committee_members out"
             )
-        if self.aggregation != "committee" and self.committee_spare:
+        if self.aggregation != "committee" and self.committee_dropout_tolerance:
             raise ValueError(
-                f"federation.committee_spare={self.committee_spare} has no effect under "
+                f"federation.committee_dropout_tolerance={self.committee_dropout_tolerance} has "
+                "no effect under "
                 f"federation.aggregation={self.aggregation}; set federation.aggregation=committee "
-                "or leave federation.committee_spare out"
+                "or leave federation.committee_dropout_tolerance out"
             )
-        if 2 * self.committee_spare >= self.committee_members:
+        if 2 * self.committee_dropout_tolerance >= self.committee_members:
             raise ValueError(
-                f"federation.committee_spare={self.committee_spare} needs at least "
-                f"{2 * self.committee_spare + 1} committee members, and there are "
+                f"federation.committee_dropout_tolerance={self.committee_dropout_tolerance} "
+                "needs at least "
+                f"{2 * self.committee_dropout_tolerance + 1} committee members, and there are "
                 f"{self.committee_members}; raise federation.committee_members or lower "
-                "federation.committee_spare"
+                "federation.committee_dropout_tolerance"
             )
         expected = self.clients * (1 - self.dropout)
         if expected < self.floor:

@@ -1,0 +1,131 @@
+"""One run, many canaries, and whether what was opened contradicts what was claimed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from carefl_secure.audit.bounds.one_run import Curve, contradicts
+from carefl_secure.audit.bounds.summary import BOUNDS, attainable
+from carefl_secure.audit.replay.recording import Rehearsal
+from carefl_secure.audit.views import Attack, Figure, Finding, ReleaseView
+from carefl_secure.privacy import Event
+from carefl_secure.privacy.accounting.attack_bounds import attacker_bounds
+
+__all__ = ["SHARES", "GradientCanaries", "claimed_curve", "judge_canaries"]
+
+SHARES = (0.02, 0.05, 0.125, 0.25)
+"""Shares of the canaries guessed on a side, declared before any score is seen."""
+
+
+class GradientCanaries(Attack[ReleaseView, npt.NDArray[np.float64]]):
+    r"""Scores possible canaries by the likelihood ratio of the claimed mechanism.
+
+    A canary is a record whose clipped gradient is C times one unit vector (a Dirac canary). Its
+    coordinate of the t-th sum, in units of C, is :math:`x_t = b_t + \sigma_t z` with
+    :math:`b_t \sim \mathrm{Bern}(q)` if it is in, and
+
+    .. math:: s = \sum_t \log\left(1 - q + q\, e^{(2 x_t - 1) / 2 \sigma_t^2}\right).
+    """
+
+    name: ClassVar[str] = "canaries"
+    adversary: ClassVar[str] = "anyone who sees the opened sums"
+    view: ClassVar[type] = ReleaseView
+
+    def attack(self, view: ReleaseView) -> npt.NDArray[np.float64]:
+        """Return one score per canary; higher means "was in"."""
+        x = view.sums[:, view.coordinates]
+        # Without noise the ratio is infinite; a thousandth of a canary stands for none.
+        variance = np.maximum(view.noise, 1e-3)[:, None] ** 2
+        exponent = (2.0 * x - 1.0) / (2.0 * variance)
+        rate = view.sample_rate
+        if rate >= 1.0:
+            return np.asarray(exponent.sum(axis=0))
+        terms = np.logaddexp(np.log1p(-rate), np.log(rate) + exponent)
+        return np.asarray(terms.sum(axis=0), dtype=np.float64)
+
+
+def claimed_curve(events: Sequence[Event]) -> Curve:
+    """Return the least mass of right guesses that a history of events leaves beside wrong ones.
+
+    The accountant bounds the true-positive rate from above on a grid of false-positive rates;
+    between two of them the next higher bound is taken, so the claim errs towards less protection.
+    """
+    tail = np.geomspace(1e-7, 0.5, 240)
+    rates = np.concatenate([tail, 1.0 - tail[-2::-1]])
+    bounds = attacker_bounds(events, rates.tolist())
+    ceilings = np.array([bounds.true_positive_rate[rate] for rate in rates.tolist()])
+    ceilings = np.maximum.accumulate(ceilings)
+
+    def curve(mass: float) -> float:
+        place = int(np.searchsorted(rates, 1.0 - mass))
+        return 0.0 if place >= len(rates) else float(1.0 - ceilings[place])
+
+    return curve
+
+
+def judge_canaries(
+    rehearsal: Rehearsal, scores: npt.NDArray[np.float64], curve: Curve | None = None
+) -> Finding:
+    """Hold the scores against the coins and the claim.
+
+    Parameters
+    ----------
+    rehearsal : Rehearsal
+        Knows the coins and the plan.
+    scores : ndarray of float64, shape [canaries]
+    curve : callable, optional
+        The claim; by default that of the plan's events.
+
+    Returns
+    -------
+    Finding
+        ``falsified`` if the claimed curve is contradicted at 95 %, over four numbers of guesses
+        declared here. ``passed`` means not contradicted, which is no proof.
+    """
+    plan, member = rehearsal.plan, rehearsal.member
+    count, delta = len(member), plan.privacy.delta
+    event = plan.event
+    figures: dict[str, Figure] = {
+        "canaries": count,
+        "rounds": len(rehearsal.sums),
+        "clients": plan.privacy.clients,
+    }
+    for name, bound in BOUNDS.items():
+        if name in ("f-dp-gaussian", "clopper-pearson-gaussian"):
+            continue  # they assume a sum without sampling
+        kind = "estimate" if bound.estimate else "lower bound"
+        figures[f"epsilon {kind}: {name}"] = bound.compute(scores, member, delta)
+        most = attainable(name, count, delta)
+        if most is not None:
+            figures[f"attainable with {count} canaries: {name}"] = most
+    if event is None:
+        return Finding(
+            "canaries",
+            "one run with coin-flipped gradient canaries",
+            "skipped",
+            "The run claims no privacy, so there is nothing to contradict.",
+            figures,
+        )
+    events = [event] * len(rehearsal.sums)
+    claim = claimed_curve(events) if curve is None else curve
+    figures["epsilon claimed"] = plan.privacy.target_epsilon
+    bad = contradicts(scores, member, claim, shares=SHARES)
+    low = max(float(figures[f"epsilon lower bound: {n}"] or 0) for n in ("steinke", "f-dp"))
+    most_of_all = max(attainable(n, count, delta) or 0.0 for n in ("steinke", "f-dp"))
+    words = (
+        f"{count} gradient canaries, put in by coin flips, "
+        f"{'CONTRADICT' if bad else 'do not contradict'} the claim of epsilon "
+        f"{plan.privacy.target_epsilon:g}: lower bound {low:.2f} at 95 %, where a perfect attack "
+        f"could have shown {most_of_all:.2f}."
+    )
+    return Finding(
+        "canaries",
+        "one run with coin-flipped gradient canaries",
+        "falsified" if bad else "passed",
+        words,
+        figures,
+    )

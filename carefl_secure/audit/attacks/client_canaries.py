@@ -1,0 +1,180 @@
+"""Canaries for a whole client: whether the release hides that it took part in a round.
+
+Every client of a rehearsal flips a coin for every round: heads, and its whole contribution is the
+clipping norm along one coordinate; tails, and it is nothing. One coin touches one round, so it is
+the price of one round that the guesses are held against.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from carefl_secure.audit.attacks.canaries import SHARES, claimed_curve
+from carefl_secure.audit.bounds.one_run import Curve, contradicts
+from carefl_secure.audit.bounds.summary import BOUNDS, attainable
+from carefl_secure.audit.replay.recording import Rehearsal, play
+from carefl_secure.audit.views import Attack, Figure, Finding, ReleaseView
+from carefl_secure.config import Config
+from carefl_secure.federation.plan.run_plan import RunPlan
+from carefl_secure.noise import KeySource
+from carefl_secure.progress import Reporter
+
+__all__ = ["ClientCanaries", "judge_clients", "rehearse_clients"]
+
+Coins = npt.NDArray[np.bool_]
+_LEAST_COORDINATES = 64
+
+
+class ClientCanaries(Attack[ReleaseView, npt.NDArray[np.float64]]):
+    r"""Scores client j in round t by the likelihood ratio of the claimed noise.
+
+    .. math:: s_{tj} = \frac{2 x_{tj} - 1}{2 \sigma_t^2}
+
+    with x the opened sum at the client's coordinate, in units of the clipping norm.
+
+    References
+    ----------
+    Andrew et al., "One-shot Empirical Privacy Estimation for Federated Learning", ICLR 2024, for
+    canary clients; the bounds are those of Steinke et al. 2023 and Mahloujifar et al. 2025.
+    """
+
+    name: ClassVar[str] = "client-canaries"
+    adversary: ClassVar[str] = "anyone who sees the opened sums"
+    view: ClassVar[type] = ReleaseView
+
+    def attack(self, view: ReleaseView) -> npt.NDArray[np.float64]:
+        """Return one score per round and client, shape [rounds, clients]."""
+        variance = np.maximum(view.noise, 1e-3)[:, None] ** 2
+        return np.asarray((2.0 * view.sums[:, view.coordinates] - 1.0) / (2.0 * variance))
+
+
+class _CoinTask:
+    """A client whose part in each round is decided by a coin."""
+
+    records = 1
+    persons = 1
+    most_records = 1
+
+    def __init__(self, index: int, coins: Coins, plan: RunPlan) -> None:
+        self._index, self._coins = index, coins
+        self._norm = plan.privacy.clipping_norm
+        self._dimension = plan.encoding.dimension
+
+    @property
+    def dimension(self) -> int:
+        return self._dimension
+
+    def clipped_sum(
+        self, adapter: npt.NDArray[np.float32], indices: npt.NDArray[np.int64], number: int
+    ) -> npt.NDArray[np.float64]:
+        total = np.zeros(self._dimension)
+        total[self._index] = self._norm * self._coins[number - 1, self._index]
+        return total
+
+    def clipped_person_sum(
+        self, adapter: npt.NDArray[np.float32], persons: npt.NDArray[np.int64], number: int
+    ) -> npt.NDArray[np.float64]:
+        return self.clipped_sum(adapter, persons, number)
+
+    def mask(self, number: int) -> npt.NDArray[np.bool_]:
+        return np.ones(self._dimension, np.bool_)
+
+    def gradient(
+        self, adapter: npt.NDArray[np.float32], indices: npt.NDArray[np.int64], number: int
+    ) -> npt.NDArray[np.float64]:
+        """Return a gradient so steep that whatever moves down it is clipped to the norm."""
+        return 1e6 * self.clipped_sum(adapter, indices, number)
+
+
+def rehearse_clients(
+    config: Config,
+    key_source: Callable[[int], KeySource],
+    plan: RunPlan,
+    *,
+    seed: int = 0,
+    reporter: Reporter | None = None,
+) -> tuple[Rehearsal, Coins]:
+    """Run the federation on clients that take part by coin flips.
+
+    Parameters
+    ----------
+    config : Config
+        Gives the way of summing and the run's seed.
+    key_source : callable(int) -> KeySource
+    plan : RunPlan
+        Of at least as many coordinates as clients; every client is one unit, in every round.
+    seed : int
+        Of the coins alone.
+    reporter : Reporter, optional
+
+    Returns
+    -------
+    Rehearsal
+        With one "canary" per client; its coins are the second value.
+    ndarray of bool, shape [rounds, clients]
+    """
+    privacy = plan.privacy
+    rng = np.random.default_rng([seed, 0xC1])
+    coins = rng.random((privacy.rounds, privacy.clients)) < 0.5
+    tasks = [_CoinTask(index, coins, plan) for index in range(privacy.clients)]
+    still = config.model_copy(
+        update={"federation": config.federation.model_copy(update={"dropout": 0.0})}
+    )
+    rehearsal = play(still, key_source, plan, tasks, reporter=reporter)
+    everyone = np.ones(privacy.clients, np.bool_)
+    return dataclasses.replace(rehearsal, member=everyone, records=1), coins
+
+
+def judge_clients(
+    rehearsal: Rehearsal,
+    scores: npt.NDArray[np.float64],
+    coins: Coins,
+    curve: Curve | None = None,
+) -> Finding:
+    """Hold the scores against the coins and the price of one round.
+
+    Parameters
+    ----------
+    rehearsal : Rehearsal
+    scores : ndarray of float64, shape [rounds, clients]
+        From :class:`ClientCanaries`.
+    coins : ndarray of bool, shape [rounds, clients]
+    curve : callable, optional
+        The claim; by default that of one round of the plan.
+
+    Returns
+    -------
+    Finding
+        As that of the record canaries.
+    """
+    plan = rehearsal.plan
+    flat, member, delta = scores.ravel(), coins.ravel(), plan.privacy.delta
+    figures: dict[str, Figure] = {
+        "coins": flat.size,
+        "rounds": coins.shape[0],
+        "clients": coins.shape[1],
+    }
+    lows = {}
+    for name in ("steinke", "f-dp"):
+        lows[name] = BOUNDS[name].compute(flat, member, delta)
+        figures[f"epsilon lower bound: {name}"] = lows[name]
+        figures[f"attainable with {flat.size} coins: {name}"] = attainable(name, flat.size, delta)
+    low = max(lows.values())
+    check = "one run with coin-flipped canary clients"
+    if plan.event is None:
+        words = (
+            f"Nothing is claimed for clients; {flat.size} coins give a lower bound of {low:.2f}."
+        )
+        return Finding(ClientCanaries.name, check, "skipped", words, figures)
+    claim = claimed_curve([plan.event.times(1)]) if curve is None else curve
+    bad = contradicts(flat, member, claim, shares=SHARES)
+    words = (
+        f"{flat.size} coins, one for each client and round, {'CONTRADICT' if bad else 'do not '}"
+        f"{'' if bad else 'contradict'} the price of one round: lower bound {low:.2f} at 95 %."
+    )
+    return Finding(ClientCanaries.name, check, "falsified" if bad else "passed", words, figures)

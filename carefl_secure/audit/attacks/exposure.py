@@ -1,0 +1,242 @@
+r"""How well a model remembers what it could not have guessed: exposure of planted secrets.
+
+A secret is drawn at random from a space R, planted, and ranked by loss among its space afterwards.
+
+.. math:: \mathrm{exposure} = \log_2 |R| - \log_2 \mathrm{rank}
+
+A secret that was never planted has a rank that is uniform, and an exposure of 1.44 bits on average
+for large R. One exposure is no bound on epsilon; a hundred secrets, planted by coin flips, are.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from carefl_secure.audit.bounds.one_run import fdp_epsilon, steinke_epsilon
+from carefl_secure.audit.views import Attack, Figure, Finding
+from carefl_secure.errors import ConfigError
+
+__all__ = [
+    "Exposure",
+    "ExposureView",
+    "judge_exposure",
+    "judge_natural",
+    "label_secrets",
+    "natural_exposure",
+    "secret_losses",
+]
+
+Losses = npt.NDArray[np.float64]
+_LEAST_COINS = 20
+_MOST_LABELS = 4
+_ROWS = 64
+
+
+@dataclass(frozen=True)
+class ExposureView:
+    """What somebody with the adapter and the picture, but not the secret, sees.
+
+    Parameters
+    ----------
+    losses : ndarray of float64, shape [canaries, space]
+        Loss of each canary under every secret that it might have.
+    """
+
+    losses: Losses
+
+
+class Exposure(Attack[ExposureView, Losses]):
+    """Ranks every secret of the space by loss, ties at their middle.
+
+    References
+    ----------
+    Carlini et al., "The Secret Sharer", USENIX Security 2019.
+    """
+
+    name: ClassVar[str] = "exposure"
+    adversary: ClassVar[str] = "a user of the released adapter who guesses secrets"
+    view: ClassVar[type] = ExposureView
+
+    def attack(self, view: ExposureView) -> Losses:
+        """Return the exposure of every secret in bits, shape [canaries, space]."""
+        space = view.losses.shape[1]
+        ordered = np.sort(view.losses, axis=1)
+        out = np.empty_like(view.losses)
+        for row, (losses, order) in enumerate(zip(view.losses, ordered, strict=True)):
+            below = np.searchsorted(order, losses, side="left")
+            upto = np.searchsorted(order, losses, side="right")
+            out[row] = math.log2(space) - np.log2((below + upto + 1) / 2)
+        return out
+
+
+def label_secrets(labels: int, chosen: int) -> npt.NDArray[np.bool_]:
+    """Return every set of ``chosen`` of ``labels`` labels, shape [sets, labels].
+
+    Raises
+    ------
+    ConfigError
+        If there are more than 100 000 of them.
+    """
+    count = math.comb(labels, chosen)
+    if not 1 < count <= 100_000:
+        raise ConfigError(f"{count} sets of {chosen} of {labels} labels are no space to rank in")
+    out = np.zeros((count, labels), np.bool_)
+    for row, members in enumerate(itertools.combinations(range(labels), chosen)):
+        out[row, list(members)] = True
+    return out
+
+
+def secret_losses(scores: Losses, secrets: npt.NDArray[np.bool_]) -> Losses:
+    r"""Return the loss of every record under every set of labels, from scores alone.
+
+    The mean binary cross-entropy of log-odds s is
+    :math:`\frac1K \left(\sum_k \log(1 + e^{s_k}) - \sum_{k \in S} s_k\right)`: linear in the set.
+
+    Parameters
+    ----------
+    scores : ndarray of float64, shape [records, labels]
+    secrets : ndarray of bool, shape [space, labels]
+    """
+    whole = np.logaddexp(0.0, scores).sum(axis=1, keepdims=True)
+    return np.asarray((whole - scores @ secrets.T) / scores.shape[1], np.float64)
+
+
+def judge_exposure(
+    exposures: Losses,
+    truth: npt.NDArray[np.int64],
+    planted: npt.NDArray[np.bool_],
+    delta: float,
+    *,
+    what: str,
+    coins: bool,
+) -> Finding:
+    """Compare planted secrets with such as were never planted.
+
+    Parameters
+    ----------
+    exposures : ndarray of float64, shape [canaries, space]
+        From :class:`Exposure`.
+    truth : ndarray of int64, shape [canaries]
+        Place of each canary's own secret.
+    planted : ndarray of bool, shape [canaries]
+    delta : float
+        For the bound.
+    what : str
+        What the secrets are, in words.
+    coins : bool
+        Whether fair coins decided what is planted; only then is there a bound on epsilon.
+
+    Returns
+    -------
+    Finding
+        ``measured``, with the mean exposures and standard errors in bits.
+    """
+    own = exposures[np.arange(len(truth)), truth]
+    inside, outside = own[planted], own[~planted]
+
+    def error(values: Losses) -> float:
+        return float(values.std(ddof=1) / math.sqrt(values.size)) if values.size > 1 else math.nan
+
+    space = exposures.shape[1]
+    first = int(np.sum(inside >= math.log2(space) - 1e-9))
+    figures: dict[str, Figure] = {
+        "exposure of planted": float(inside.mean()),
+        "standard error of planted": error(inside),
+        "exposure of others": float(outside.mean()),
+        "standard error of others": error(outside),
+        "largest possible": math.log2(space),
+        "planted": int(planted.sum()),
+        "others": int((~planted).sum()),
+        "ranked first": first,
+    }
+    words = (
+        f"{what}: {len(inside)} planted secrets have a mean exposure of {inside.mean():.2f} of "
+        f"{math.log2(space):.2f} bits (standard error {error(inside):.2f}), {len(outside)} that "
+        f"were not {outside.mean():.2f} ({error(outside):.2f}); {first} planted ones rank first."
+    )
+    if coins and len(truth) >= _LEAST_COINS:
+        for name, bound in (("steinke", steinke_epsilon), ("f-dp", fdp_epsilon)):
+            figures[f"epsilon lower bound: {name}"] = bound(own, planted, delta)
+        words += f" Lower bound on epsilon {figures['epsilon lower bound: f-dp']:.2f} at 95 %."
+    return Finding(Exposure.name, what, "measured", words, figures)
+
+
+def natural_exposure(
+    scores: Losses, targets: npt.NDArray[np.float32], multi: bool
+) -> npt.NDArray[np.float64]:
+    """Return the exposure of the labels that records really carry, shape [records].
+
+    Parameters
+    ----------
+    scores : ndarray of float64, shape [records, labels]
+    targets : ndarray of float32, shape [records, labels]
+    multi : bool
+        Whether several labels may hold; a record of k labels is then ranked among all sets of k.
+
+    Returns
+    -------
+    ndarray of float64
+        NaN for records of no label or of more than four.
+    """
+    out = np.full(len(scores), np.nan)
+    labels, sizes = targets.shape[1], targets.sum(axis=1).astype(np.int64)
+    for size in range(1, min(_MOST_LABELS, labels - 1) + 1):
+        rows = np.flatnonzero(sizes == size)
+        if not rows.size or (not multi and size > 1):
+            continue
+        secrets = label_secrets(labels, size)
+        truth = (targets[rows] @ secrets.T).argmax(axis=1)
+        for start in range(0, len(rows), _ROWS):
+            part = slice(start, start + _ROWS)
+            losses = secret_losses(scores[rows[part]], secrets) if multi else -scores[rows[part]]
+            bits = Exposure()(ExposureView(losses))
+            out[rows[part]] = bits[np.arange(len(losses)), truth[part]]
+    return out
+
+
+def judge_natural(
+    base: npt.NDArray[np.float64],
+    tuned: npt.NDArray[np.float64],
+    member: npt.NDArray[np.bool_],
+) -> Finding:
+    """Compare what training added to the exposure of members' labels with that of others'.
+
+    Nothing was planted in a finished run, so these are the labels that records really carry, and
+    a model that has learnt the task ranks them high for everybody. Only the difference between
+    members and others speaks of memory.
+
+    Parameters
+    ----------
+    base, tuned : ndarray of float64, shape [records]
+        Exposure before and after training; NaN where not known.
+    member : ndarray of bool, shape [records]
+    """
+    known = np.isfinite(base) & np.isfinite(tuned)
+    gain = (tuned - base)[known]
+    inside, outside = gain[member[known]], gain[~member[known]]
+    if min(inside.size, outside.size) < 2:
+        words = "Too few records carry one to four labels for exposures to be compared."
+        return Finding(Exposure.name, "labels", "skipped", words, {})
+    more = float(inside.mean() - outside.mean())
+    error = math.sqrt(
+        float(inside.var(ddof=1)) / inside.size + float(outside.var(ddof=1)) / outside.size
+    )
+    figures: dict[str, Figure] = {
+        "gain of members": float(inside.mean()),
+        "gain of others": float(outside.mean()),
+        "members less others": more,
+        "standard error": error,
+        "members": int(inside.size),
+        "others": int(outside.size),
+    }
+    words = (
+        f"Training raised the exposure of members' labels by {inside.mean():.2f} bits and of "
+        f"others' by {outside.mean():.2f}: {more:+.2f} more (standard error {error:.2f})."
+    )
+    return Finding(Exposure.name, "labels", "measured", words, figures)

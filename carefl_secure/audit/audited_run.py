@@ -1,0 +1,263 @@
+"""The run under audit: its plan, its model and its records, as its own parties hold them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from carefl_secure.config import Config, load_config
+from carefl_secure.data.records import Corpus, targets
+from carefl_secure.data.splits import Subset
+from carefl_secure.data.synthetic.corpus import synthetic_corpus
+from carefl_secure.errors import RunError
+from carefl_secure.federation.plan.local_steps import LocalPlan
+from carefl_secure.federation.plan.run_plan import RunPlan
+from carefl_secure.model.features import vision_features
+from carefl_secure.model.label_scorer import LabelScorer, Learner
+from carefl_secure.model.saved import load_saved
+from carefl_secure.privacy import Event, PrivacyPlan
+from carefl_secure.progress import Reporter
+from carefl_secure.run_folder import RunFolder
+from carefl_secure.runs.build import label_scorer
+from carefl_secure.runs.captions import Contexts, load_contexts
+from carefl_secure.runs.client_task import ModelTask
+from carefl_secure.runs.corpora import Corpora
+from carefl_secure.runs.staged_corpora import load_corpora
+from carefl_secure.secagg import EncodingPlan
+
+__all__ = ["AuditedRun", "Known", "RealProbe", "Vector", "read_plan"]
+
+Vector = npt.NDArray[np.float32]
+_MICRO_BATCH = 16
+
+
+def read_plan(folder: RunFolder) -> RunPlan:
+    """Return the plan that a run was made with; of several stages, the last's over all rounds.
+
+    Raises
+    ------
+    RunError
+        If it cannot be read, or is not what the run's event says.
+    """
+    return _plans(folder)[0]
+
+
+def _plans(folder: RunFolder) -> list[RunPlan]:
+    """Return the plan of the whole run, and after it those of its stages where it has several."""
+    try:
+        stored = json.loads(folder.plan.read_text(encoding="utf-8"))
+        return [_plan(one) for one in (stored, *stored.get("stages", ()))]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(
+            f"cannot read the plan of {folder.path}: {error}; audit a finished run of this version"
+        ) from error
+
+
+def _plan(stored: Mapping[str, Any]) -> RunPlan:
+    names = {field.name for field in dataclasses.fields(PrivacyPlan)}
+    privacy = {k: v for k, v in stored["privacy"].items() if k in names}
+    local = None if stored.get("local") is None else LocalPlan(**stored["local"])
+    encoding, threshold = EncodingPlan(**stored["encoding"]), int(stored["threshold"])
+    return RunPlan(PrivacyPlan(**privacy), encoding, threshold, local)
+
+
+@dataclass(frozen=True)
+class Known:
+    """Some records with what the frozen vision side makes of them."""
+
+    corpus: Corpus
+    features: Tensor
+    targets: npt.NDArray[np.float32]
+    captions: list[str] | None
+
+    def attribute(self, name: str) -> npt.NDArray[np.str_]:
+        """Return one attribute of all records; empty where it is not known."""
+        return np.array([record.attributes.get(name, "") for record in self.corpus.records])
+
+
+class AuditedRun:
+    """A finished run, opened for its auditor.
+
+    Parameters
+    ----------
+    path : Path
+        The run folder.
+    reporter : Reporter
+
+    Raises
+    ------
+    RunError
+        If the folder is no run, or it never finished.
+    """
+
+    def __init__(self, path: Path, reporter: Reporter) -> None:
+        self.folder = RunFolder.open(path)
+        if not (self.folder.adapter / "adapter_model.safetensors").is_file():
+            raise RunError(f"{path} holds no adapter: the run did not finish; resume it first")
+        self.config: Config = load_config(self.folder.config, ())
+        if len(self.config.stages.spaces) > 1 and self.config.stages.handover == "merge":
+            raise RunError(
+                f"{path} merged its stages: what it saved holds a frozen adapter beside the one "
+                "that the last stage trained, and the attacks know a single one; audit a run with "
+                "stages.handover=carry or restart"
+            )
+        self.plan = read_plan(self.folder)
+        self._reporter = reporter
+
+    @cached_property
+    def planned(self) -> list[Event]:
+        """Everything that the run may release: all rounds of all its stages."""
+        whole, *stages = _plans(self.folder)
+        return [
+            plan.event.times(plan.event.count * plan.privacy.rounds)
+            for plan in stages or [whole]
+            if plan.event is not None
+        ]
+
+    @cached_property
+    def corpora(self) -> Corpora:
+        """The run's corpora."""
+        return load_corpora(self.config, self._reporter)
+
+    @cached_property
+    def scorer(self) -> LabelScorer:
+        """The base model with an adapter; both the base and the tuned model come from it."""
+        return label_scorer(self.config, self.corpora.private.space)
+
+    @cached_property
+    def initial(self) -> Vector:
+        """The adapter before the first round: the base model."""
+        return self._vectors[0]
+
+    @cached_property
+    def tuned(self) -> Vector:
+        """The released adapter, read from ``adapter/`` as any user would."""
+        return self._vectors[1]
+
+    @cached_property
+    def _vectors(self) -> tuple[Vector, Vector]:
+        adapter = self.scorer.adapter
+        if adapter.dimension != self.plan.encoding.dimension:
+            raise RunError(
+                f"the adapter has {adapter.dimension} entries, the plan of {self.folder.path} "
+                f"{self.plan.encoding.dimension}; the folder was put together from two runs"
+            )
+        before = adapter.vector()
+        return before, load_saved(adapter, self.folder.adapter)
+
+    def known(self, corpus: Corpus, count: int, seed: int = 0) -> Known:
+        """Encode ``count`` records of a corpus, or all where it has fewer."""
+        chosen = np.random.default_rng([seed, 0xA0]).permutation(len(corpus.records))[:count]
+        indices = sorted(int(i) for i in chosen)
+        part = Subset(corpus, tuple(indices))
+        features = vision_features(self.scorer.adapter.base, part, self._reporter)
+        said = self._captions(corpus)
+        captions = None if said is None else [said[i] for i in indices]
+        return Known(part, features, targets(part), captions)
+
+    @cached_property
+    def _contexts(self) -> Contexts | None:
+        return load_contexts(self.config, self.corpora, self._reporter)
+
+    def _captions(self, corpus: Corpus) -> list[str] | None:
+        """Return the captions of one of the run's own splits, where the run has captions."""
+        contexts, corpora = self._contexts, self.corpora
+        if contexts is None:
+            return None
+        if corpus is corpora.private:
+            return contexts.private
+        return contexts.public if corpus is corpora.public else contexts.test
+
+    def outsiders(self, count: int, which: int) -> Corpus:
+        """Return records of the members' own distribution that were not trained on.
+
+        Parameters
+        ----------
+        count : int
+        which : int
+            0 for the candidates beside the members, 1 for the population. Drawn scenes are drawn
+            anew, with seeds that no split of the run has; from a folder, and where there are
+            captions, it is the test split, and the public one.
+        """
+        data = self.config.data
+        if not data.synthetic or self._contexts is not None:
+            return self.corpora.public if which else self.corpora.test
+        task = "emotic" if data.labels == "auto" else data.labels
+        return synthetic_corpus(
+            "test",
+            count,
+            task=task,
+            view=data.view,
+            seed=data.seed + 2 + which,
+            cache=data.cache_dir,
+            reporter=self._reporter,
+        )
+
+    def losses(self, known: Known, adapter: Vector) -> npt.NDArray[np.float64]:
+        """Return the loss of each record at an adapter, shape [records]."""
+        held = self.scorer.adapter
+        held.load(adapter)
+        held.module.eval()
+        learner = Learner(self.scorer, known.features, known.targets, known.captions)
+        batch = self.config.evaluation.batch
+        with torch.no_grad():
+            parts = [
+                learner.losses(np.arange(i, min(i + batch, len(learner)))).double().numpy()
+                for i in range(0, len(learner), batch)
+            ]
+        return np.asarray(np.concatenate(parts), np.float64)
+
+    def scores(self, known: Known, adapter: Vector) -> npt.NDArray[np.float64]:
+        """Return the label scores of each record at an adapter, shape [records, labels]."""
+        self.scorer.adapter.load(adapter)
+        scores = self.scorer.all(known.features, self.config.evaluation.batch, known.captions)
+        return scores.astype(np.float64)
+
+    def probe(self, known: Known) -> RealProbe:
+        """Return the run's own learning on a few records."""
+        return RealProbe(self, known)
+
+
+class RealProbe:
+    """The run's own client task on a few of its records; see ``conformance.Probe``."""
+
+    def __init__(self, subject: AuditedRun, known: Known) -> None:
+        privacy, config = subject.plan.privacy, subject.config
+        self._subject = subject
+        self._known = known
+        self.task = ModelTask(
+            Learner(subject.scorer, known.features, known.targets, known.captions),
+            privacy.clipping_norm,
+            privacy.normalise,
+            config.privacy.clipping,
+            config.federation.micro_batch or _MICRO_BATCH,
+        )
+
+    def losses(
+        self, indices: npt.NDArray[np.int64], disturbed: int | None
+    ) -> npt.NDArray[np.float64]:
+        """Return losses in one batch, with the features of one record replaced by noise."""
+        features = self._known.features
+        if disturbed is not None:
+            features = features.clone()
+            noise = torch.Generator().manual_seed(0)
+            scale = features[disturbed].float().std()
+            drawn = torch.randn(features[disturbed].shape, generator=noise) * scale
+            features[disturbed] = drawn.to(features.dtype)
+        adapter = self._subject.scorer.adapter
+        adapter.load(self._subject.tuned)
+        adapter.module.train()
+        known = self._known
+        learner = Learner(self._subject.scorer, features, known.targets, known.captions)
+        with torch.no_grad():
+            return learner.losses(indices).double().numpy()

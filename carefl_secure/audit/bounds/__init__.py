@@ -1,0 +1,1 @@
+"""What an attack proves: intervals and lower bounds on epsilon."""

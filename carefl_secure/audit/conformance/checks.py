@@ -1,0 +1,248 @@
+"""Does the machinery do what its price was computed for? Answers in a second, and sees far.
+
+Membership attacks on a finished run are blind to halved noise at epsilon 8. These checks look at
+the parts of the mechanism one by one, where they leave no room.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from carefl_secure.audit.conformance.hypothesis_tests import noise_chances, sampler_test
+from carefl_secure.audit.replay.recording import Rehearsal
+from carefl_secure.audit.views import Attack, Finding
+from carefl_secure.federation.local_update.gradient_sum import local_work
+from carefl_secure.federation.local_update.task import LocalTask
+from carefl_secure.federation.plan.run_plan import RunPlan
+from carefl_secure.noise import KeyStream, SystemKeySource
+from carefl_secure.privacy import SampledSkellam
+from carefl_secure.secagg import encode
+
+__all__ = ["Conformance", "MachineView", "Probe"]
+
+_CHANCE = 1e-6
+_ROUNDING = 1e-6
+_LOSS_TOLERANCE = 1e-4
+_TRIALS = 20
+
+
+class Probe(Protocol):
+    """A client's learning, opened up for its own auditor."""
+
+    @property
+    def task(self) -> LocalTask:
+        """The task as the federation uses it."""
+
+    def losses(
+        self, indices: npt.NDArray[np.int64], disturbed: int | None
+    ) -> npt.NDArray[np.float64]:
+        """Return the losses of some records, with one of them replaced by noise if asked."""
+
+
+@dataclass(frozen=True)
+class MachineView:
+    """What the auditor of one's own machine may look at: everything.
+
+    Parameters
+    ----------
+    plan : RunPlan
+        Of the run under audit.
+    rehearsal : Rehearsal
+        A run on canaries, for the sampler.
+    quiet : tuple of Rehearsal
+        Two runs on no records under one seed, with the run's own dimension: pure noise.
+    probe : Probe
+        The real task, with a few real records.
+    adapter : ndarray of float32, shape [D]
+        Where gradients are taken.
+    """
+
+    plan: RunPlan
+    rehearsal: Rehearsal
+    quiet: tuple[Rehearsal, Rehearsal]
+    probe: Probe
+    adapter: npt.NDArray[np.float32]
+
+
+class Conformance(Attack[MachineView, list[Finding]]):
+    """Checks noise, its freshness, clipping, sensitivity, sampler and independence of losses."""
+
+    name: ClassVar[str] = "conformance"
+    adversary: ClassVar[str] = "the auditor of one's own machine"
+    view: ClassVar[type] = MachineView
+
+    def attack(self, view: MachineView) -> list[Finding]:
+        """Return one finding per check."""
+        return [
+            *self._noise(view),
+            *self._bounds(view),
+            self._independence(view),
+            self._sampler(view),
+            *self._sensitivity(view),
+        ]
+
+    def _finding(self, check: str, good: bool, words: str, **figures: float | int) -> Finding:
+        return Finding(self.name, check, "passed" if good else "falsified", words, figures)
+
+    def _noise(self, view: MachineView) -> Iterator[Finding]:
+        if not view.plan.protected:
+            words = "The run claims no privacy and adds no noise."
+            yield Finding(self.name, "noise", "skipped", words, {})
+            return
+        first, second = ((q.sums / q.releases().noise[:, None]).ravel() for q in view.quiet)
+        scale, shape = noise_chances(first)
+        deviation = float(np.sqrt(np.mean(first**2)))
+        yield self._finding(
+            "noise",
+            min(scale, shape) > _CHANCE,
+            f"A round of no records opened to noise of {deviation:.4f} times the planned standard "
+            f"deviation over {first.size} entries (p {scale:.2g} for the scale, {shape:.2g} for "
+            "the shape).",
+            p_scale=scale,
+            p_shape=shape,
+            relative_deviation=deviation,
+            entries=first.size,
+        )
+        likeness = float(np.corrcoef(first, second)[0, 1]) * np.sqrt(first.size)
+        yield self._finding(
+            "fresh noise",
+            abs(likeness) < 6.0,
+            f"The noise of two runs of one seed correlates by {likeness:.2f} standard errors.",
+            standard_errors=likeness,
+        )
+
+    def _bounds(self, view: MachineView) -> Iterator[Finding]:
+        if view.plan.privacy.unit == "client":
+            yield self._move(view)
+            words = "The run bounds whole clients, not single records."
+            yield Finding(self.name, "remove one", "skipped", words, {})
+        else:
+            yield self._clipping(view)
+            yield self._remove_one(view)
+
+    def _move(self, view: MachineView) -> Finding:
+        """Let the real task take its local steps, and measure the move that would be released."""
+        task, bound = view.probe.task, view.plan.privacy.clipping_norm
+        work = local_work(view.plan, task, 0)
+        norms = [
+            float(np.linalg.norm(work.release(view.adapter, number, SystemKeySource())))
+            for number in (1, 2)
+        ]
+        worst = max(norms) / bound
+        return self._finding(
+            "clipping",
+            worst <= 1.0 + _ROUNDING,
+            f"What a client of {task.records} records moves in a round is {worst:.7f} of the "
+            "clipping norm at most.",
+            largest=worst,
+            records=task.records,
+        )
+
+    def _clipping(self, view: MachineView) -> Finding:
+        task, bound = view.probe.task, view.plan.privacy.clipping_norm
+        norms = [
+            float(np.linalg.norm(task.clipped_sum(view.adapter, np.array([i]), number)))
+            for i in range(task.records)
+            for number in (1, 2)
+        ]
+        worst = max(norms) / bound
+        return self._finding(
+            "clipping",
+            worst <= 1.0 + _ROUNDING,
+            f"The largest of {task.records} records alone moves the sum by {worst:.7f} of the "
+            "clipping norm.",
+            largest=worst,
+            records=task.records,
+        )
+
+    def _remove_one(self, view: MachineView) -> Finding:
+        """Take each record out of a whole batch in turn: what a mean over the batch would break."""
+        task, bound = view.probe.task, view.plan.privacy.clipping_norm
+        everyone = np.arange(task.records)
+        whole = task.clipped_sum(view.adapter, everyone, 1)
+        changes = [
+            np.linalg.norm(whole - task.clipped_sum(view.adapter, np.delete(everyone, i), 1))
+            for i in everyone[: max(2, min(8, task.records))]
+        ]
+        worst = float(max(changes)) / bound
+        return self._finding(
+            "remove one",
+            # Float32 gradients of other batch shapes differ in their last bits.
+            worst <= 1.0 + 1e-3,
+            f"Taking one record out of a batch of {task.records} changes the sum by {worst:.5f} "
+            "of the clipping norm at most.",
+            largest=worst,
+        )
+
+    def _independence(self, view: MachineView) -> Finding:
+        count = view.probe.task.records
+        everyone = np.arange(count)
+        before = view.probe.losses(everyone, None)
+        after = view.probe.losses(everyone, 0)
+        moved = float(np.max(np.abs(after[1:] - before[1:]) / (1.0 + np.abs(before[1:]))))
+        own = float(abs(after[0] - before[0]))
+        return self._finding(
+            "independent losses",
+            moved <= _LOSS_TOLERANCE < own,
+            f"Replacing one record by noise moved its own loss by {own:.3g} and the losses of the "
+            f"{count - 1} others in its batch by {moved:.2g} at most.",
+            others=moved,
+            own=own,
+        )
+
+    def _sampler(self, view: MachineView) -> Finding:
+        rehearsal, rate = view.rehearsal, view.plan.privacy.sample_rate
+        by_client: dict[int, list[npt.NDArray[np.int64]]] = defaultdict(list)
+        for batch in rehearsal.batches:
+            by_client[batch.client].append(batch.indices)
+        if rehearsal.records * rate < 10 or not by_client:
+            words = "Too few records are drawn in a round for the sampler to be judged."
+            return Finding(self.name, "sampler", "measured", words, {})
+        test = sampler_test(by_client, rehearsal.records, rate)
+        return self._finding(
+            "sampler",
+            test.worst > _CHANCE,
+            f"{len(rehearsal.batches)} samples at rate {rate:g}: p {test.mean:.2g} for their mean "
+            f"size, {test.size_variance:.2g} for its variance, {test.spread:.2g} for how often "
+            f"each record came; {test.repeats} repeated.",
+            p_mean=test.mean,
+            p_size_variance=test.size_variance,
+            p_spread=test.spread,
+            repeats=test.repeats,
+        )
+
+    def _sensitivity(self, view: MachineView) -> Iterator[Finding]:
+        """Round neighbours with one dither: what a record changes in integers."""
+        plan = view.plan
+        if not isinstance(plan.event, SampledSkellam):
+            words = "No noise is shared in integers, so nothing has a bound in integers."
+            yield Finding(self.name, "sensitivity", "skipped", words, {})
+            return
+        encoding, rng = plan.encoding, np.random.default_rng(0)
+        l1, l2 = 0.0, 0.0
+        for trial in range(_TRIALS):
+            base = rng.normal(size=encoding.dimension)
+            base *= 0.5 * encoding.vector_bound / np.linalg.norm(base)
+            one = rng.normal(size=encoding.dimension) if trial % 2 else np.zeros_like(base)
+            if not trial % 2:
+                one[int(rng.integers(encoding.dimension))] = 1.0
+            one *= encoding.clipping_norm / np.linalg.norm(one)
+            dither, rotation = SystemKeySource().key("dither"), SystemKeySource().key("rotation")
+            change = encode(base + one, encoding, rotation, KeyStream(dither))
+            change -= encode(base, encoding, rotation, KeyStream(dither))
+            l1 = max(l1, float(np.abs(change).sum()) / plan.event.l1)
+            l2 = max(l2, float(np.linalg.norm(change)) / plan.event.l2)
+        yield self._finding(
+            "sensitivity",
+            max(l1, l2) <= 1.0,
+            f"One record of full length changes the integers by {l1:.3f} of the stated 1-norm and "
+            f"{l2:.3f} of the 2-norm at most, over {_TRIALS} trials.",
+            l1=l1,
+            l2=l2,
+        )

@@ -1,0 +1,1 @@
+"""Threat models: their schema, how they are loaded, their page."""

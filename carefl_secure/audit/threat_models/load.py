@@ -1,0 +1,129 @@
+"""Threat models read from their files, and held against the code that they point to."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import yaml
+
+import carefl_secure
+from carefl_secure.audit.threat_models.attack_names import ATTACK_NAMES
+from carefl_secure.audit.threat_models.schema import ThreatModel
+from carefl_secure.config.load import KNOWN
+from carefl_secure.errors import ConfigError
+
+__all__ = ["check_models", "find_models", "load_models", "named"]
+
+_FOLDER = "threat_models"
+
+
+def find_models(start: Path | None = None) -> Path:
+    """Return the folder of threat models: the one given, of the source tree, or of this place.
+
+    Raises
+    ------
+    ConfigError
+        If there is none.
+    """
+    places = (
+        [start]
+        if start is not None
+        else [Path(carefl_secure.__file__).parents[1] / _FOLDER, Path.cwd() / _FOLDER]
+    )
+    for place in places:
+        if any(place.glob("*.yaml")):
+            return place
+    raise ConfigError(
+        "there are no threat models here; run this in a source tree of carefl-secure, or give "
+        "--dir a folder of *.yaml"
+    )
+
+
+def load_models(folder: Path) -> tuple[ThreatModel, ...]:
+    """Read and check all threat models of a folder, in the order of their names.
+
+    Raises
+    ------
+    ConfigError
+        If a file is not YAML, or not of the schema, or named otherwise than its content.
+    """
+    return tuple(_load(path) for path in sorted(folder.glob("*.yaml")))
+
+
+def _load(path: Path) -> ThreatModel:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        model = ThreatModel.model_validate(content)
+    except (OSError, yaml.YAMLError, ValueError) as error:
+        # A failed validation is a ValueError as well.
+        raise ConfigError(f"{path.name} is no threat model; correct it: {error}") from error
+    if model.name != path.stem:
+        raise ConfigError(f"{path.name} calls itself {model.name!r}; give both one name")
+    ids = [threat.id for threat in model.threats]
+    if len(set(ids)) < len(ids) or not ids:
+        raise ConfigError(f"{path.name} needs at least one threat, each with an id of its own")
+    return model
+
+
+def named(models: Sequence[ThreatModel], name: str) -> ThreatModel:
+    """Return one model by its name.
+
+    Raises
+    ------
+    ConfigError
+        If there is none of that name.
+    """
+    for model in models:
+        if model.name == name:
+            return model
+    known = ", ".join(model.name for model in models)
+    raise ConfigError(f"there is no threat model {name!r}; there are {known}")
+
+
+def check_models(models: Sequence[ThreatModel], root: Path) -> list[str]:
+    """Return everything that the models point to and that is not there.
+
+    Parameters
+    ----------
+    models : sequence of ThreatModel
+    root : Path
+        The source tree, which holds ``tests/``.
+
+    Returns
+    -------
+    list of str
+        One sentence per fault: a test, setting or attack that does not exist, or a threat that is
+        called defended and names no test, or that says nothing of its kind.
+    """
+    return [f"{m.name}: {fault}" for m in models for fault in _faults(m, root)]
+
+
+def _faults(model: ThreatModel, root: Path) -> Iterator[str]:
+    for threat in model.threats:
+        for key in threat.keys:
+            if key not in KNOWN:
+                yield f"{threat.id} names the setting {key}, which does not exist"
+        for attack in threat.attacks:
+            if attack not in ATTACK_NAMES:
+                yield f"{threat.id} names the attack {attack}, which does not exist"
+        for test in threat.tests:
+            if not _exists(test, root):
+                yield f"{threat.id} names the test {test}, which does not exist"
+        if threat.defended != "no" and not threat.tests:
+            yield f"{threat.id} is called defended, but no test holds its mitigation"
+        if not (threat.stride or threat.linddun):
+            yield f"{threat.id} has neither a STRIDE nor a LINDDUN letter"
+        if not threat.nist:
+            yield f"{threat.id} has no term of NIST AI 100-2"
+
+
+def _exists(test: str, root: Path) -> bool:
+    """Look a test up in the text of its file, without running it."""
+    path, _, name = test.partition("::")
+    file = root / path
+    if not path.startswith("tests/") or not name or not file.is_file():
+        return False
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    return any(isinstance(node, ast.FunctionDef) and node.name == name for node in tree.body)

@@ -1,0 +1,69 @@
+"""The stand-in for a captioner on the embedded corpus: it knows the drawn scene, and errs at will.
+
+It looks at no image. What it says is true of the drawing except for errors of a set rate, so it
+measures what a caption of that quality is worth, not what a captioning model can do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+from carefl_secure.data.records import Corpus
+from carefl_secure.data.splits import Subset
+from carefl_secure.data.synthetic.captions import describe
+from carefl_secure.data.synthetic.corpus import SyntheticCorpus
+from carefl_secure.errors import ConfigError
+
+__all__ = ["STAND_IN", "describe_corpus"]
+
+STAND_IN = (
+    "the captions of the embedded corpus come from a describer that knows the drawn scene "
+    "(error rate {rate:g}); no captioning model was run"
+)
+"""What every user of the describer must say; format it with ``rate``."""
+
+
+def describe_corpus(corpus: Corpus, error_rate: float, seed: int) -> list[str]:
+    """Describe every record of a part of the embedded corpus.
+
+    Parameters
+    ----------
+    corpus : Corpus
+        A :class:`~carefl_secure.data.synthetic.corpus.SyntheticCorpus`, or a subset of one.
+    error_rate : float
+        Chance with which each of the four facts of a scene is replaced by a random one.
+    seed : int
+        Decides the errors.
+
+    Returns
+    -------
+    list of str
+
+    Raises
+    ------
+    ConfigError
+        If the rate is no chance, or the corpus was not drawn here.
+
+    Guarantees
+    ----------
+    A record's words depend on its own scene, its own key and the seed: on no other record. So a
+    per-record privacy guarantee of what is trained on them holds.
+    """
+    if not 0 <= error_rate <= 1:
+        raise ConfigError(f"an error rate lies between 0 and 1, not at {error_rate:g}")
+    if isinstance(corpus, Subset):
+        whole = describe_corpus(corpus.corpus, error_rate, seed)
+        return [whole[index] for index in corpus.indices]
+    if not isinstance(corpus, SyntheticCorpus):
+        raise ConfigError(
+            f"{corpus.name} was not drawn here, so nothing is known of its scenes; make captions "
+            "with 'carefl-secure caption' and name their folder in model.context_cache"
+        )
+    out = []
+    for record, factors in zip(corpus.records, corpus.scenes.factors, strict=True):
+        digest = hashlib.sha256(f"carefl-describer/{seed}/{record.key}".encode()).digest()
+        rng = np.random.default_rng(np.frombuffer(digest, np.uint64))
+        out.append(describe(factors, rng, error_rate))
+    return out

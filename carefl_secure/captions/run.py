@@ -1,0 +1,166 @@
+"""Captions for a whole corpus: only what is missing, each picture once, at any time to be stopped.
+
+What a person sees of it are counts. No caption goes to the reporter or into an error.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from carefl_secure.captions.cache import CaptionCache, picture_key
+from carefl_secure.captions.captioner import Captioner
+from carefl_secure.captions.leakage import LeakageReport, leakage
+from carefl_secure.captions.views import VIEWS, View, view_of
+from carefl_secure.data.records import Corpus
+from carefl_secure.data.splits import Subset
+from carefl_secure.errors import DataError
+from carefl_secure.progress import Reporter
+
+__all__ = ["Captioning", "caption_all", "caption_corpus", "open_cache", "read_captions"]
+
+
+@dataclass(frozen=True)
+class Captioning:
+    """What one pass over a corpus did.
+
+    Parameters
+    ----------
+    corpus : str
+    records : int
+        How many were looked at.
+    made : int
+        Pictures that were captioned now.
+    kept : int
+        Records whose caption was there already, from an earlier pass or an equal picture.
+    seconds : float
+        Time in the model.
+    leakage : LeakageReport
+        How many of the captions name an emotion.
+    """
+
+    corpus: str
+    records: int
+    made: int
+    kept: int
+    seconds: float
+    leakage: LeakageReport
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as plain values, with the seconds that one caption took."""
+        return asdict(self) | {
+            "seconds_per_caption": self.seconds / self.made if self.made else None
+        }
+
+
+def open_cache(root: Path, captioner: Captioner, view: View) -> CaptionCache:
+    """Open the folder of a captioner and a view below ``root``."""
+    return CaptionCache(root, {**captioner.facts, "view": view})
+
+
+def caption_corpus(
+    corpus: Corpus,
+    captioner: Captioner,
+    cache: CaptionCache,
+    view: View,
+    reporter: Reporter,
+    limit: int | None = None,
+) -> Captioning:
+    """Caption what has no caption yet.
+
+    Every batch is kept as soon as it is made: a stop loses one batch at most, and the next pass
+    goes on where this one was.
+
+    Parameters
+    ----------
+    corpus : Corpus
+    captioner : Captioner
+    cache : CaptionCache
+        From :func:`open_cache`.
+    view : {"full", "box", "crop"}
+    reporter : Reporter
+        Hears how many records are done.
+    limit : int, optional
+        Look at so many records only.
+
+    Returns
+    -------
+    Captioning
+    """
+    count = len(corpus.records) if limit is None else min(limit, len(corpus.records))
+    task = f"captioning {count} records of {corpus.name}"
+    waiting: dict[str, Image.Image] = {}
+    keys: list[str] = []
+    made, seconds = 0, 0.0
+
+    def flush() -> None:
+        nonlocal made, seconds
+        if waiting:
+            before = time.monotonic()
+            said = captioner.caption(list(waiting.values()))
+            seconds += time.monotonic() - before
+            for key, caption in zip(waiting, said, strict=True):
+                cache.put(key, caption)
+            made += len(waiting)
+            waiting.clear()
+
+    reporter.start(task, count)
+    for index in range(count):
+        picture = view_of(corpus, index, view)
+        key = picture_key(picture)
+        keys.append(key)
+        if cache.get(key) is None:
+            waiting[key] = picture
+        if len(waiting) == captioner.batch:
+            flush()
+        reporter.advance(task)
+    flush()
+    reporter.finish(task)
+    said = [cache.get(key) or "" for key in keys]
+    report = leakage(Subset(corpus, range(count)), said)
+    return Captioning(corpus.name, count, made, count - made, seconds, report)
+
+
+def caption_all(
+    parts: Mapping[str, Corpus],
+    captioner: Captioner,
+    root: Path,
+    view: View,
+    reporter: Reporter,
+    limit: int | None = None,
+) -> tuple[CaptionCache, dict[str, Captioning]]:
+    """Caption every split of a corpus; see :func:`caption_corpus`."""
+    cache = open_cache(root, captioner, view)
+    done = {
+        name: caption_corpus(corpus, captioner, cache, view, reporter, limit)
+        for name, corpus in parts.items()
+    }
+    return cache, done
+
+
+def read_captions(corpus: Corpus, cache: CaptionCache) -> list[str]:
+    """Return the caption of every record, in the order of the records.
+
+    Raises
+    ------
+    DataError
+        If the cache does not say which view it was made for, or some captions are missing.
+    """
+    view: View = cache.facts.get("view")  # type: ignore[assignment]
+    if view not in VIEWS:
+        raise DataError(f"{cache.folder} does not say what the captioner saw; make it anew")
+    found = [
+        cache.get(picture_key(view_of(corpus, index, view))) for index in range(len(corpus.records))
+    ]
+    out = [caption for caption in found if caption is not None]
+    if len(out) < len(found):
+        raise DataError(
+            f"{len(found) - len(out)} of {len(found)} records of {corpus.name} have no caption in "
+            f"{cache.folder}; run 'carefl-secure caption' again, it goes on where it stopped"
+        )
+    return out

@@ -1,0 +1,1 @@
+"""Commands of an operator: provision, server, node, status, doctor."""

@@ -1,0 +1,90 @@
+"""``carefl-secure server`` and ``submit``: the side that adds up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from carefl_secure.cli.figures import show, to_json
+from carefl_secure.cli.reporter import RichReporter
+from carefl_secure.config import load_config
+from carefl_secure.errors import ConfigError, RunError
+
+__all__ = ["server", "submit"]
+
+server = typer.Typer(name="server", no_args_is_help=True, help="Run the server from its bundle.")
+
+_AT_SITES = ("federation.dropout=0", "data.at_sites=true")
+
+Words = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="One setting; may be given repeatedly."),
+]
+
+
+@server.callback()
+def _group() -> None:
+    """Keep ``start`` a command of its own."""
+
+
+@server.command("start")
+def start(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The server's bundle.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[
+        int | None, typer.Option(help="Another port than the bundle's, for use behind a proxy.")
+    ] = None,
+) -> None:
+    """Start the SuperLink with TLS and register the bundle's node keys; ends with Ctrl-C.
+
+    Its one port also serves Flower's control interface, which asks for no password: put a proxy in
+    front that lets sites reach /v1/fleet only (configs/deploy/nginx.conf).
+    """
+    from carefl_secure.deployment.site.services import run_server
+
+    run_server(bundle, host, typer.echo, port)
+
+
+def submit(
+    server: Annotated[Path, typer.Option(metavar="BUNDLE", help="The server's bundle.")],
+    key: Annotated[Path, typer.Option(metavar="BUNDLE", help="The submitter's bundle.")],
+    run: Annotated[
+        Path | None, typer.Argument(metavar="RUN.yaml", help="The run's configuration.")
+    ] = None,
+    set_: Words = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Go on with an interrupted run; takes its settings."),
+    ] = None,
+    patience: Annotated[
+        float, typer.Option(min=1, help="Seconds that the sites get to agree to the run.")
+    ] = 1800.0,
+    json: Annotated[bool, typer.Option("--json", help="Write the summary as JSON.")] = False,
+) -> None:
+    """Run a federation over the sites of a started server, from the server's machine.
+
+    Sets data.at_sites, and federation.dropout to 0: nobody's absence is simulated here.
+    """
+    if resume is None:
+        if run is None:
+            raise ConfigError("name a RUN.yaml, or a run folder with --resume")
+        settings = load_config(run, [*(set_ or ()), *_AT_SITES])
+    elif run is not None or set_:
+        raise ConfigError("--resume takes the settings of the run it names; leave the others out")
+    elif not (resume / "config.yaml").is_file():
+        raise RunError(f"{resume} is not a run folder: it holds no config.yaml; give runs/<id>")
+    else:
+        settings = load_config(resume / "config.yaml", ())
+    from carefl_secure.deployment.superlink.remote import Remote
+    from carefl_secure.runs.train import train
+
+    with RichReporter(Console(stderr=True)) as reporter:
+        sites = Remote(settings, reporter, server, key, patience)
+        summary = train(settings, reporter, resume, lambda config, told: sites)
+    if json:
+        typer.echo(to_json(summary))
+    else:
+        show(summary, Console())

@@ -1,0 +1,1 @@
+"""Commands about privacy: budget, ledger, audit, report, threat-model."""

@@ -1,0 +1,130 @@
+"""``carefl-secure threat-model``: who might attack, what stands in the way, and what does not."""
+
+from __future__ import annotations
+
+import json as json_text
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from carefl_secure.errors import ConfigError
+
+__all__ = ["threat_model"]
+
+threat_model = typer.Typer(
+    name="threat-model",
+    no_args_is_help=True,
+    help="Read and check the threat models.",
+)
+
+Folder = Annotated[
+    Path | None, typer.Option("--dir", metavar="PATH", help="Folder of threat models.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Write JSON to standard output.")]
+
+
+def _say(text: str) -> None:
+    Console().print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@threat_model.command("list")
+def list_(dir_: Folder = None, json: Json = False) -> None:
+    """Show all adversaries, one line each."""
+    from carefl_secure.audit.threat_models.load import find_models, load_models
+
+    models = load_models(find_models(dir_))
+    if json:
+        rows = [
+            {
+                "name": m.name,
+                "title": m.title,
+                "threats": {
+                    d: sum(t.defended == d for t in m.threats) for d in ("yes", "partly", "no")
+                },
+                "attacks": m.attacks,
+            }
+            for m in models
+        ]
+        typer.echo(json_text.dumps(rows, indent=2))
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("name", "adversary", "held", "partly", "not", "audit attacks"):
+        table.add_column(name, justify="right" if name in ("held", "partly", "not") else "left")
+    for m in models:
+        counts = [str(sum(t.defended == d for t in m.threats)) for d in ("yes", "partly", "no")]
+        table.add_row(m.name, m.title, *counts, ", ".join(m.attacks))
+    Console().print(table)
+
+
+@threat_model.command("show")
+def show(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="As 'list' shows it.")],
+    dir_: Folder = None,
+    json: Json = False,
+) -> None:
+    """Show one adversary: what it sees, what it may try, and what remains."""
+    from carefl_secure.audit.threat_models.load import find_models, load_models, named
+
+    model = named(load_models(find_models(dir_)), name)
+    if json:
+        typer.echo(model.model_dump_json(indent=2))
+        return
+    _say(f"{model.title}\n{model.summary}\n")
+    for title, items in (("after", model.assets), ("sees", model.sees), ("can", model.can)):
+        _say(f"  {title}: {'; '.join(items)}")
+    _say(f"  collusion: {model.collusion}\n")
+    for threat in model.threats:
+        _say(f"[defended: {threat.defended}] {threat.id}: {threat.text}")
+        _say(f"  by: {threat.mitigation}")
+        for title, names in (
+            ("settings", threat.keys),
+            ("tests", threat.tests),
+            ("measured by", threat.attacks),
+        ):
+            if names:
+                _say(f"  {title}: {', '.join(names)}")
+        _say(f"  what remains: {threat.residual}\n")
+
+
+@threat_model.command("check")
+def check(dir_: Folder = None, json: Json = False) -> None:
+    """Fail where a threat model names a test, a setting or an attack that does not exist."""
+    from carefl_secure.audit.threat_models.load import check_models, find_models, load_models
+
+    folder = find_models(dir_)
+    models = load_models(folder)
+    faults = check_models(models, folder.resolve().parent)
+    if json:
+        typer.echo(json_text.dumps({"models": len(models), "faults": faults}, indent=2))
+    if faults:
+        listed = "\n".join(f"  {fault}" for fault in faults)
+        raise ConfigError(f"the threat models do not fit the code; correct either:\n{listed}")
+    if not json:
+        threats = sum(len(model.threats) for model in models)
+        _say(f"{len(models)} threat models, {threats} threats: all that they name exists")
+
+
+@threat_model.command("render")
+def render_(
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where to write; standard output without.")
+    ] = None,
+    dir_: Folder = None,
+) -> None:
+    """Make the page of all threat models, with diagrams."""
+    from carefl_secure.audit.threat_models.load import find_models, load_models
+    from carefl_secure.audit.threat_models.page import render
+
+    page = render(load_models(find_models(dir_)))
+    if out is None:
+        typer.echo(page, nl=False)
+        return
+    try:
+        out.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot write {out}: {error.strerror}; give another --out") from error
+    _say(f"{out}")

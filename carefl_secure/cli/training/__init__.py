@@ -1,0 +1,1 @@
+"""Commands that train, evaluate, caption and run experiments."""

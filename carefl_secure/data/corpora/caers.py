@@ -1,0 +1,274 @@
+"""CAER-S: frames of TV shows in one folder per class (Lee et al., arXiv 1908.05913).
+
+``CAER-S/{train,test}/{Angry or Anger,Disgust,Fear,Happy,Neutral,Sad,Surprise}/NNNN.png``
+    The release has neither boxes nor a validation split. Public lists ``{train,val,test}.txt``
+    with lines ``path,label,x1,y1,x2,y2`` add one face per image; where they are there, the records
+    are their rows. The images of ``val.txt`` lie in the folder ``test``: what is in val is no part
+    of test.
+
+A file name does not say which clip a frame is from. Where a table ``clips.csv`` with the columns
+``path`` and ``clip`` is there, the clip becomes the record's subject, so that splits and shares
+keep a clip together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from carefl_secure.data.corpora.base import Gather, PublishedCorpus, Skipped
+from carefl_secure.data.corpora.image_folder import SUFFIXES
+from carefl_secure.data.label_spaces import CAERS
+from carefl_secure.data.readers.images import FilePicture, place
+from carefl_secure.data.readers.metadata import Box
+from carefl_secure.data.readers.tables import numbers, read_rows, read_text
+from carefl_secure.data.records import Record
+from carefl_secure.errors import DataError, LabelError
+from carefl_secure.progress import Reporter, SilentReporter
+
+__all__ = [
+    "SPLITS",
+    "Frame",
+    "View",
+    "caers_base",
+    "class_id",
+    "is_class_folder",
+    "list_files",
+    "load_caers",
+    "scan_classes",
+    "take_frames",
+]
+
+View = Literal["image", "face"]
+SPLITS = ("train", "val", "test")
+_NAMES = {label.lower(): k for k, label in enumerate(CAERS.labels)} | {"angry": 0}
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One frame before its image is looked at: key, file, class and, where known, the face."""
+
+    key: str
+    path: Path
+    label: int
+    box: Box | None
+
+
+def class_id(name: str) -> int | None:
+    """Return the id of a class folder, in either spelling, or ``None``."""
+    return _NAMES.get(name.lower())
+
+
+def is_class_folder(folder: Path) -> bool:
+    """Tell whether most sub-folders have the name of a class, written with its capital."""
+    names = [sub.name for sub in folder.iterdir() if sub.is_dir()] if folder.is_dir() else []
+    known = (*CAERS.labels, "Angry")
+    return bool(names) and sum(name in known for name in names) * 2 > len(names)
+
+
+def caers_base(root: Path) -> Path | None:
+    """Return the folder that holds CAER-S's ``train`` or ``test``, where there is one."""
+    for base in (root / "CAER-S", root):
+        if any(is_class_folder(base / split) for split in ("train", "test")):
+            return base
+    return None
+
+
+def list_files(root: Path) -> dict[str, Path]:
+    """Return the annotation lists by split, where there are any.
+
+    Raises
+    ------
+    DataError
+        If they lie in more than one place.
+    """
+    places = [root, root / "CAERS-Annotation", root / "CAER-S"]
+    found = [
+        {split: folder / f"{split}.txt" for split in SPLITS if (folder / f"{split}.txt").is_file()}
+        for folder in places
+    ]
+    several = [lists for lists in found if lists]
+    if len(several) > 1:
+        raise DataError(
+            f"{root} has annotation lists in {len(several)} folders; keep train.txt, val.txt and "
+            "test.txt of one making"
+        )
+    return several[0] if several else {}
+
+
+def _classes(folder: Path) -> list[tuple[str, int]]:
+    """Return the class folders with their ids; a folder that is no class is refused."""
+    found = []
+    for sub in sorted(sub for sub in folder.iterdir() if sub.is_dir()):
+        label = class_id(sub.name)
+        if label is None:
+            raise LabelError(
+                f"{sub} is not a class of CAER-S; known are Angry and {', '.join(CAERS.labels)}"
+            )
+        found.append((sub.name, label))
+    return found
+
+
+def scan_classes(folder: Path, prefix: str) -> list[Frame]:
+    """Return the images of all class folders, sorted; keys start with ``prefix``.
+
+    Raises
+    ------
+    LabelError
+        If a sub-folder is no class.
+    """
+    frames = []
+    for name, label in _classes(folder) if folder.is_dir() else []:
+        for path in sorted((folder / name).iterdir()):
+            if path.suffix.lower() in SUFFIXES:
+                frames.append(Frame(f"{prefix}{name}/{path.name}", path, label, None))
+    return frames
+
+
+def _on_disk(base: Path, key: str, origin: str) -> tuple[str, Path]:
+    """Return the file of a listed path; ``Angry`` and ``Anger`` stand for each other."""
+    path = place(base, key, origin)
+    head, folder, name = path.relative_to(base).parts
+    for spelling in (folder, "Anger", "Angry"):
+        if class_id(spelling) == class_id(folder) and (base / head / spelling / name).is_file():
+            return f"{head}/{spelling}/{name}", base / head / spelling / name
+    return f"{head}/{folder}/{name}", path
+
+
+def _read_list(base: Path, split: str, listing: Path, skipped: Skipped) -> list[Frame]:
+    """Read ``path,label,x1,y1,x2,y2``; a path starts at CAER-S, or at the split's folder."""
+    frames, seen = [], set[str]()
+    for number, line in enumerate(read_text(listing).splitlines(), 1):
+        if not line.strip():
+            continue
+        origin, cells = f"{listing.name} line {number}", line.split(",")
+        if len(cells) != 6:
+            raise DataError(f"{origin} has {len(cells)} fields where path,label,x1,y1,x2,y2 belong")
+        parts = cells[0].strip().replace("\\", "/").split("/")
+        if parts[0] not in ("train", "test"):
+            parts = ["train" if split == "train" else "test", *parts]
+        if len(parts) != 3:
+            raise DataError(f"{origin}: the path {cells[0]!r} is not [split/]CLASS/IMAGE")
+        key, path = _on_disk(base, "/".join(parts), origin)
+        label, left, top, right, bottom = numbers(cells[1:], 5, origin)
+        if label not in range(len(CAERS.labels)):
+            raise LabelError(f"{origin}: the label {cells[1]} is not one of 0 to 6")
+        folder = class_id(parts[1])
+        if folder is None:
+            raise LabelError(f"{origin}: {parts[1]!r} is not a class of CAER-S")
+        if folder != label:
+            skipped.drop("label in the list differs from the folder", key)
+        elif key in seen:
+            skipped.drop("listed twice", key)
+        else:
+            seen.add(key)
+            frames.append(Frame(key, path, folder, (left, top, right, bottom)))
+    return frames
+
+
+def _clips(root: Path, base: Path) -> Mapping[str, str]:
+    for path in (root / "clips.csv", base / "clips.csv"):
+        if path.is_file():
+            rows = read_rows(path, ("path", "clip"))
+            return {row["path"].strip().removeprefix("CAER-S/"): row["clip"] for _, row in rows}
+    return {}
+
+
+def take_frames(
+    gather: Gather,
+    frames: list[Frame],
+    view: View,
+    clips: Mapping[str, str],
+    reporter: Reporter,
+) -> PublishedCorpus:
+    """Take frames into a split: drop what is missing or has no face, cut boxes to the image."""
+    task = f"reading {gather.name}"
+    reporter.start(task, len(frames))
+    for frame in frames:
+        reporter.advance(task)
+        box = frame.box
+        if view == "face" and box is None:
+            gather.skipped.drop("no face box", frame.key)
+            continue
+        if box is not None:
+            size = gather.size(frame.path, frame.key)
+            box = size and gather.fitted(box, size, frame.key)
+            if box is None:
+                continue
+        elif not gather.usable(FilePicture(frame.path), frame.key):
+            continue
+        whole = view == "image"
+        gather.add(
+            Record(frame.key, (frame.label,), clips.get(frame.key), {}, box if whole else None),
+            FilePicture(frame.path, None if whole else box),
+        )
+    reporter.finish(task)
+    return gather.corpus("check that the images were unpacked and the lists belong to them")
+
+
+def load_caers(
+    root: Path,
+    *,
+    view: View = "image",
+    check: bool = False,
+    reporter: Reporter | None = None,
+) -> dict[str, PublishedCorpus]:
+    """Read CAER-S, with or without public face lists.
+
+    Parameters
+    ----------
+    root : Path
+        The folder ``CAER-S``, or the one that holds it and perhaps the lists.
+    view : {"image", "face"}
+        The whole frame, with a box where there is a list; or the face inside the box.
+    check : bool
+        Read every image to its end now, and leave out those that cannot be.
+    reporter : Reporter, optional
+
+    Returns
+    -------
+    dict
+        ``train`` and ``test``; ``val`` only where there is a ``val.txt``.
+
+    Raises
+    ------
+    DataError
+        If the layout or a list is malformed, or a split is empty.
+    LabelError
+        If a folder or label is no class.
+    """
+    base = caers_base(root)
+    if base is None:
+        raise DataError(f"{root} has no CAER-S/train/Angry or CAER-S/test/Anger; unpack CAER-S")
+    lists, clips = list_files(root), _clips(root, base)
+    disk = {split: scan_classes(base / split, f"{split}/") for split in ("train", "test")}
+    taken: dict[str, set[str]] = {"train": set(), "test": set()}
+    corpora = {}
+    for split in SPLITS:
+        gather = Gather(f"caers-{view}/{split}", CAERS, check=check)
+        if split in lists:
+            frames = _read_list(base, split, lists[split], gather.skipped)
+        else:
+            frames = disk.get(split, [])
+        if not frames and split not in lists:
+            continue
+        kept = []
+        for frame in frames:
+            owner = taken[frame.key.split("/")[0]]
+            if frame.key not in owner:
+                owner.add(frame.key)
+                kept.append(frame)
+            elif split in lists:
+                gather.skipped.drop("listed in an earlier split too", frame.key)
+        if split in lists:
+            gather.stated["rows"] = len(kept) + gather.skipped.total
+        corpora[split] = take_frames(gather, kept, view, clips, reporter or SilentReporter())
+    for split, frames in disk.items():
+        if split in lists and split in corpora:
+            rest = [frame.key for frame in frames if frame.key not in taken[split]]
+            if rest:
+                reason = "images that no list names, or whose row was left out"
+                corpora[split].skipped.remark(reason, rest[0], len(rest))
+    return corpora

@@ -1,0 +1,303 @@
+"""C-EXPR-DB: videos, or frames cut from them, of seven compound expressions (Kollias, CVPR 2023).
+
+``C-EXPR-DB-CHALLENGE/videos/01.mp4``
+    The 56 videos of the ABAW challenge. They have no public labels, and get none here.
+``cropped_aligned/VIDEO/frame-N/v-VIDEO-f-N-face-K.jpg`` or ``frames/VIDEO/*.jpg``
+    Frames that were extracted already. They are preferred to the videos.
+``folds/split-K/{train,val,test}.txt``
+    A team's own clips, labelled by that team and cut from the challenge's videos.
+``annotation/VIDEO.csv``
+    Labels by time.
+
+A record is one frame. Its subject is the *video* that the frame comes from, so that splits and
+shares keep a video together;
+:func:`carefl_secure.data.corpora.cexpr_fusion.fuse_frames` turns frame scores into video scores.
+Ids are those of the challenge; clips of the class Other are left out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from carefl_secure.data.corpora.base import Gather, PublishedCorpus
+from carefl_secure.data.corpora.cexpr_lists import (
+    OTHER,
+    Clip,
+    Segment,
+    fold_folder,
+    labels_at,
+    read_annotation,
+    read_fold,
+)
+from carefl_secure.data.corpora.image_folder import SUFFIXES
+from carefl_secure.data.label_spaces import CEXPR
+from carefl_secure.data.readers.images import FilePicture, Picture
+from carefl_secure.data.readers.videos import (
+    VIDEO_SUFFIXES,
+    VideoPicture,
+    frame_count,
+    frame_rate,
+)
+from carefl_secure.data.records import Record
+from carefl_secure.errors import ConfigError, DataError
+from carefl_secure.progress import Reporter, SilentReporter
+
+__all__ = ["cexpr_bases", "load_cexpr", "video_names"]
+
+Faces = Literal["first", "all"]
+_FRAMES = ("cropped_aligned", "frames")
+_VIDEOS = ("videos", "trimmed_videos", ".")
+_ALSO = "its test list is its val list"
+
+
+@dataclass(frozen=True)
+class _Options:
+    every: int
+    faces: Faces
+    fps: float | None
+    check: bool
+
+
+def cexpr_bases(root: Path) -> list[Path]:
+    """Return the folders laid out like C-EXPR-DB: the labelled part, then the challenge."""
+    known = [root / "C-EXPR-DB", root / "C-EXPR-DB-CHALLENGE"]
+    return [base for base in known if _is_base(base)] or ([root] if _is_base(root) else [])
+
+
+def _is_base(base: Path) -> bool:
+    if not base.is_dir():
+        return False
+    if (base / "cropped_aligned").is_dir():
+        return True
+    if any(base.glob("folds/*/train.txt")) or any(base.glob("folds/*/test.txt")):
+        return True
+    named = base.name.upper().startswith("C-EXPR")
+    return any(
+        (base / name).is_dir() and (named or _has_videos(base / name))
+        for name in ("frames", "videos", "trimmed_videos")
+    )
+
+
+def _has_videos(folder: Path) -> bool:
+    return any(path.suffix.lower() in VIDEO_SUFFIXES for path in folder.rglob("*"))
+
+
+def video_names(base: Path) -> list[str]:
+    """Return the names of all videos there are, extracted or not, sorted."""
+    names = {
+        sub.name
+        for folder in _FRAMES
+        if (base / folder).is_dir()
+        for sub in (base / folder).iterdir()
+        if sub.is_dir()
+    }
+    videos = base / "videos"
+    if videos.is_dir():
+        for path in videos.iterdir():
+            if path.is_dir() or path.suffix.lower() in VIDEO_SUFFIXES:
+                names.add(path.stem)
+    return sorted(names)
+
+
+def _number(path: Path) -> int:
+    found = re.findall(r"\d+", path.stem)
+    return int(found[-1]) if found else 0
+
+
+def _face(path: Path) -> int:
+    found = re.search(r"-face-(\d+)$", path.stem)
+    return int(found[1]) if found else 0
+
+
+def _images(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES]
+
+
+def _frames_of(
+    base: Path, clip: Clip, gather: Gather, options: _Options
+) -> Iterator[tuple[str, int, Picture]]:
+    """Yield key, number and picture of each frame, in the order of time."""
+    for name in (*_FRAMES, "videos"):
+        folder = next(
+            (f for f in (base / name / clip.name, base / name / clip.stem) if f.is_dir()), None
+        )
+        if folder is None:
+            continue
+        nested = sorted((f for f in folder.iterdir() if f.is_dir()), key=_number)
+        for place, frame in enumerate(nested):
+            faces = sorted(_images(frame), key=_face)
+            if place % options.every:
+                continue
+            if not faces:
+                gather.skipped.drop("frame without a face", f"{clip.stem}/{frame.name}")
+            for face in faces if options.faces == "all" else faces[:1]:
+                yield (
+                    f"{clip.stem}/{frame.name}/face-{_face(face)}",
+                    _number(frame),
+                    FilePicture(face),
+                )
+            if options.faces == "first":
+                for other in faces[1:]:
+                    gather.skipped.drop("another face in the frame", f"{clip.stem}/{other.name}")
+        for place, path in enumerate(sorted(_images(folder), key=_number)):
+            if place % options.every == 0:
+                yield f"{clip.stem}/{path.name}", _number(path), FilePicture(path)
+        return
+    video = _video(base, clip)
+    if video is None:
+        gather.skipped.drop("neither frames nor video", clip.name)
+        return
+    for number in range(0, frame_count(video), options.every):
+        yield f"{clip.stem}/{number}", number, VideoPicture(video, number)
+
+
+def _video(base: Path, clip: Clip) -> Path | None:
+    for folder in _VIDEOS:
+        for name in (clip.name, clip.stem):
+            for suffix in sorted(VIDEO_SUFFIXES):
+                if (path := base / folder / f"{name}{suffix}").is_file():
+                    return path
+    return None
+
+
+def _add_clip(
+    base: Path, clip: Clip, gather: Gather, options: _Options, segments: list[Segment] | None
+) -> None:
+    if clip.label == OTHER:
+        gather.skipped.drop("class Other, never scored", clip.name)
+        return
+    rate = options.fps
+    if segments is not None and rate is None:
+        video = _video(base, clip)
+        if video is None:
+            raise ConfigError(
+                f"the labels of {clip.stem} go by time and its frames carry no time; "
+                "say how many frames a second has (fps)"
+            )
+        rate = frame_rate(video)
+    for key, number, picture in _frames_of(base, clip, gather, options):
+        labels: tuple[int, ...] = () if clip.label is None else (clip.label,)
+        if segments is not None and rate is not None:
+            held = labels_at(segments, number / rate)
+            if held == {OTHER}:
+                gather.skipped.drop("class Other, never scored", key)
+                continue
+            if len(held) != 1:
+                gather.skipped.drop(
+                    "two labels at once" if held else "frame outside the annotation", key
+                )
+                continue
+            labels = tuple(held)
+        if gather.usable(picture, key):
+            gather.add(Record(key, labels, clip.source, {"video": clip.stem}), picture)
+
+
+def _load_base(
+    base: Path, fold: int, options: _Options, reporter: Reporter
+) -> dict[str, PublishedCorpus]:
+    lists: dict[str, list[Clip]] = {}
+    folder = fold_folder(base, fold)
+    if folder is not None:
+        for split in ("train", "val", "test"):
+            if (path := folder / f"{split}.txt").is_file():
+                lists[split] = read_fold(path)
+    annotated = base / "annotation"
+    timed = not any(clip.label is not None for clips in lists.values() for clip in clips) and any(
+        annotated.glob("*.csv")
+    )
+    challenge = not timed and all(clip.label is None for clips in lists.values() for clip in clips)
+    if timed:
+        lists = {"all": [Clip(name, None) for name in video_names(base)]}
+    elif challenge:
+        # All lists of the challenge name the same videos.
+        lists = {"test": lists.get("test") or [Clip(name, None) for name in video_names(base)]}
+    same = "test" in lists and lists["test"] == lists.get("val")
+    if same:
+        del lists["test"]
+    corpora = {}
+    for split, clips in lists.items():
+        gather = Gather(f"cexpr/{split}", CEXPR, check=options.check)
+        if challenge:
+            gather.skipped.remark("not labelled: cannot be scored here", base.name)
+        else:
+            gather.skipped.remark("labelled by a team, not by the organisers", base.name)
+        if same and split == "val":
+            gather.skipped.remark(_ALSO, base.name)
+        task = f"reading C-EXPR-DB {split}"
+        reporter.start(task, len(clips))
+        for clip in clips:
+            table = annotated / f"{clip.stem}.csv"
+            if timed and not table.is_file():
+                gather.skipped.drop("no annotation", clip.stem)
+            else:
+                _add_clip(base, clip, gather, options, read_annotation(table) if timed else None)
+            reporter.advance(task)
+        reporter.finish(task)
+        gather.stated["clips"] = len(clips)
+        corpora[split] = gather.corpus("extract the frames of its videos")
+    return corpora
+
+
+def load_cexpr(
+    root: Path,
+    *,
+    fold: int = 0,
+    every: int = 1,
+    faces: Faces = "first",
+    fps: float | None = None,
+    check: bool = False,
+    reporter: Reporter | None = None,
+) -> dict[str, PublishedCorpus]:
+    """Read C-EXPR-DB: the labelled clips as ``train`` and ``val``, the challenge as ``test``.
+
+    Parameters
+    ----------
+    root : Path
+        A folder laid out as above, or the one that holds ``C-EXPR-DB`` and
+        ``C-EXPR-DB-CHALLENGE``.
+    fold : int
+        Which of the five folds.
+    every : int
+        Take every so-manieth frame of a video.
+    faces : {"first", "all"}
+        Where a frame has several faces: the one numbered lowest, or all of them.
+    fps : float, optional
+        Frames per second, where labels go by time and there are only frames.
+    check : bool
+        Read every frame to its end now, and leave out those that cannot be.
+    reporter : Reporter, optional
+
+    Returns
+    -------
+    dict
+        The splits that are there; ``all`` where labels go by time. Records of the challenge have
+        no labels.
+
+    Raises
+    ------
+    DataError
+        If the layout or a list is malformed, a split is empty, or there are only videos and no
+        package that reads them.
+    LabelError
+        If a label is out of range or differs from its folder.
+    ConfigError
+        If ``every`` is below 1, or ``fps`` is needed.
+    """
+    if every < 1:
+        raise ConfigError(f"every must be at least 1, not {every}")
+    bases = cexpr_bases(root)
+    if not bases:
+        raise DataError(
+            f"{root} has no videos, cropped_aligned or folds; point at C-EXPR-DB or its challenge"
+        )
+    options = _Options(every, faces, fps, check)
+    corpora: dict[str, PublishedCorpus] = {}
+    for base in bases:
+        corpora |= _load_base(base, fold, options, reporter or SilentReporter())
+    if not corpora:
+        raise DataError(f"{root} holds no videos; unpack C-EXPR-DB there")
+    return corpora

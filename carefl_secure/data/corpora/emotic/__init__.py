@@ -1,0 +1,1 @@
+"""EMOTIC, from its annotations, archive or tables."""

@@ -1,0 +1,188 @@
+"""EMOTIC as published: images in four folders and one ``Annotations.mat`` (arXiv 2003.13401).
+
+A record is one person in one image. Train has one annotator per person, val and test have several:
+a person's categories are the *union* over annotators and the continuous values their *mean*, which
+is what the official evaluation uses. Label density, and with it every score, therefore differs by
+split. Boxes are taken as pixel corners and cut to the image as it is on disk; the official code
+counts pixels from 1, which is not corrected, so that all forms of the corpus agree.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from carefl_secure.data.corpora.base import Gather, PublishedCorpus
+from carefl_secure.data.corpora.emotic.person import SPLITS, Person, View, add_person, image_root
+from carefl_secure.data.corpora.emotic.vocabulary import Vad, age_group, category_ids, gender
+from carefl_secure.data.label_spaces import EMOTIC
+from carefl_secure.data.readers.mat_file import read_mat
+from carefl_secure.errors import DataError
+from carefl_secure.progress import Reporter, SilentReporter
+
+__all__ = ["load_emotic", "mat_file"]
+
+_NOWHERE = (math.nan,) * 3
+
+
+def mat_file(root: Path) -> Path | None:
+    """Return the annotation file below ``root``, where there is one."""
+    for name in (
+        "Annotations/Annotations.mat",
+        "Annotations.mat",
+        "Annotations/Annotations/Annotations.mat",
+        "CVPR17_Annotations.mat",
+        "Annotations/CVPR17_Annotations.mat",
+    ):
+        if (root / name).is_file():
+            return root / name
+    return None
+
+
+def _many(value: Any) -> list[Any]:
+    """Return what may be one thing, several or none as a list; a word is one thing."""
+    if value is None:
+        return []
+    return list(value.ravel()) if isinstance(value, np.ndarray) else [value]
+
+
+def _words(value: Any) -> list[str]:
+    return [str(word) for word in _many(value) if str(word).strip()]
+
+
+def _text(person: Any, *names: str) -> str:
+    """Return the first of some fields; several annotators who disagree give nothing."""
+    for name in names:
+        words = set(_words(getattr(person, name, None)))
+        if words:
+            return words.pop() if len(words) == 1 else ""
+    return ""
+
+
+def _vad(value: Any) -> Vad:
+    """Return the mean over annotators."""
+    rows = []
+    for one in _many(value):
+        parts = [_many(getattr(one, name, None)) for name in ("valence", "arousal", "dominance")]
+        if all(len(part) == 1 for part in parts):
+            rows.append([float(part[0]) for part in parts])
+    finite = [row for row in rows if all(map(math.isfinite, row))]
+    if not finite:
+        return _NOWHERE
+    valence, arousal, dominance = np.mean(finite, 0).tolist()
+    return valence, arousal, dominance
+
+
+def _person(image: Any, number: int, person: Any, origin: str) -> Person:
+    where = f"{str(image.folder).strip().strip('/')}/{str(image.filename).strip()}"
+    corners = [float(value) for value in _many(getattr(person, "body_bbox", None))]
+    if len(corners) != 4:
+        raise DataError(f"{origin}: body_bbox has {len(corners)} numbers where four are needed")
+    annotators = _many(getattr(person, "annotations_categories", None))
+    words = [word for one in annotators for word in _words(getattr(one, "categories", None))]
+    words = words or _words(getattr(person, "combined_categories", None))
+    vad = _vad(getattr(person, "annotations_continuous", None))
+    if math.isnan(vad[0]):
+        vad = _vad(getattr(person, "combined_continuous", None))
+    return Person(
+        place=where.replace("\\", "/"),
+        number=number,
+        box=(corners[0], corners[1], corners[2], corners[3]),
+        labels=category_ids(words, origin),
+        vad=vad,
+        gender=gender(_text(person, "gender", "annotations_gender"), origin),
+        age=age_group(_text(person, "age", "annotations_age"), origin),
+        stated=_stated(getattr(image, "image_size", None)),
+    )
+
+
+def _stated(size: Any) -> tuple[int, int] | None:
+    """Return width and height by name: which of the two comes first is not the same everywhere."""
+    width, height = (_many(getattr(size, name, None)) for name in ("n_col", "n_row"))
+    return (int(width[0]), int(height[0])) if width and height else None
+
+
+def _images(path: Path) -> dict[str, list[Any]]:
+    stored = read_mat(path)
+    found = {split: _many(stored[split]) for split in SPLITS if split in stored}
+    if not found:
+        raise DataError(f"{path} has none of the variables train, val and test: not EMOTIC's")
+    for split, images in found.items():
+        for field in ("filename", "folder", "person"):
+            if any(not hasattr(image, field) for image in images):
+                raise DataError(
+                    f"{path}: an image of {split} lacks the field {field!r}; fetch the file again"
+                )
+    return found
+
+
+def load_emotic(
+    root: Path,
+    *,
+    view: View = "image",
+    require_vad: bool = True,
+    splits: Sequence[str] = SPLITS,
+    check: bool = False,
+    reporter: Reporter | None = None,
+) -> dict[str, PublishedCorpus]:
+    """Read EMOTIC from ``Annotations.mat`` and the image folders.
+
+    Parameters
+    ----------
+    root : Path
+        Folder with ``Annotations/Annotations.mat`` and ``emotic/mscoco`` and so on.
+    view : {"image", "person"}
+        The whole image with the person's box, or what is inside the box.
+    require_vad : bool
+        Keep only persons with valence, arousal and dominance: the population of the public
+        converter (23,266, 3,315 and 7,203) and not that of the file (23,706, 3,334 and 7,280).
+    splits : sequence of str
+        Which splits to read.
+    check : bool
+        Read every image to its end now, and leave out those that cannot be.
+    reporter : Reporter, optional
+
+    Returns
+    -------
+    dict
+        The splits that the file has. ``extras["vad"]`` holds the continuous values.
+
+    Raises
+    ------
+    DataError
+        If the annotation or the images are missing or malformed, or a split is empty.
+    LabelError
+        If a category is unknown.
+    """
+    annotation = mat_file(root)
+    if annotation is None:
+        raise DataError(f"{root} has no Annotations/Annotations.mat; put EMOTIC's there")
+    images_in = image_root(root, annotation.name.startswith("CVPR17"))
+    if images_in is None:
+        raise DataError(
+            f"{root} has EMOTIC's annotation but not its images; unpack the image archive so that "
+            f"{root / 'emotic' / 'mscoco'} and its neighbours are there"
+        )
+    reporter = reporter or SilentReporter()
+    corpora = {}
+    for split, images in _images(annotation).items():
+        if split not in splits:
+            continue
+        gather = Gather(f"emotic-{view}/{split}", EMOTIC, check=check)
+        task = f"reading EMOTIC {split}"
+        reporter.start(task, len(images))
+        for at, image in enumerate(images, 1):
+            for number, found in enumerate(_many(image.person), 1):
+                origin = f"{annotation.name} {split} image {at} person {number}"
+                person = _person(image, number, found, origin)
+                add_person(gather, person, images_in, view, require_vad)
+            reporter.advance(task)
+        reporter.finish(task)
+        gather.stated["images"] = len({f"{one.folder}/{one.filename}" for one in images})
+        gather.stated["persons"] = len(gather) + gather.skipped.total
+        corpora[split] = gather.corpus("check that the image folders are complete")
+    return corpora

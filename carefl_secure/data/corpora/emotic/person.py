@@ -1,0 +1,182 @@
+"""One annotated person of EMOTIC, and how a split takes them in, whatever form they came in."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from carefl_secure.data.corpora.base import Gather, PublishedCorpus
+from carefl_secure.data.corpora.emotic.vocabulary import Vad, labels_of_author, vad_fault
+from carefl_secure.data.readers.images import ArrayPicture, FilePicture, place
+from carefl_secure.data.readers.metadata import Box
+from carefl_secure.data.records import Record
+
+__all__ = [
+    "FOLDERS",
+    "ONE_EACH",
+    "SPLITS",
+    "Person",
+    "PersonCounter",
+    "View",
+    "add_array",
+    "add_person",
+    "finish",
+    "image_root",
+]
+
+FOLDERS = ("ade20k", "emodb_small", "framesdb", "mscoco")
+"""The four sources; the release of 2017 lacks ``framesdb``."""
+
+SPLITS = ("train", "val", "test")
+ONE_EACH = "every person has exactly one category: this copy has lost labels"
+View = Literal["image", "person"]
+_NOWHERE = (math.nan,) * 3
+
+
+@dataclass(frozen=True)
+class Person:
+    """One annotated person, before the image is looked at.
+
+    Parameters
+    ----------
+    place : str
+        Folder and name of the image, with forward slashes.
+    number : int
+        Place of the person in the image's annotation, from 1.
+    box : tuple of float
+    labels : tuple of int
+    vad : tuple of float
+    gender, age : str or None
+    stated : tuple of int, optional
+        Width and height of the image as the annotation has them.
+    """
+
+    place: str
+    number: int
+    box: Box
+    labels: tuple[int, ...]
+    vad: Vad
+    gender: str | None
+    age: str | None
+    stated: tuple[int, int] | None = None
+
+    @property
+    def key(self) -> str:
+        """The image, and the person's number from the second on."""
+        return self.place if self.number == 1 else f"{self.place}#{self.number}"
+
+    def record(self, box: Box | None) -> Record:
+        """Return the record, with the box as it is in the picture that goes with it."""
+        source, slash, _ = self.place.partition("/")
+        known = {"gender": self.gender, "age_group": self.age, "source": source if slash else None}
+        attributes = {name: value for name, value in known.items() if value is not None}
+        return Record(self.key, self.labels, None, attributes, box)
+
+
+def image_root(root: Path, release_2017: bool = False) -> Path | None:
+    """Return the folder that holds ``mscoco`` and the others, where there is one."""
+    names = ("cvpr_emotic", "emotic", ".") if release_2017 else ("emotic", "emotic/emotic", ".")
+    for name in (*names, "cvpr_emotic"):
+        if any((root / name / folder).is_dir() for folder in FOLDERS):
+            return root / name
+    return None
+
+
+def add_person(gather: Gather, person: Person, root: Path, view: View, require_vad: bool) -> None:
+    """Take one person in, or count why not.
+
+    Parameters
+    ----------
+    gather : Gather
+        The split.
+    person : Person
+        Who.
+    root : Path
+        Folder that holds the four sources.
+    view : {"image", "person"}
+        The whole image with a box, or what is inside the box.
+    require_vad : bool
+        Drop persons without continuous values, as the public converter does.
+    """
+    labels, vad = person.labels, person.vad
+    if not labels and (given := labels_of_author(person.place)):
+        labels, vad = given
+        gather.skipped.remark("labels as the author gave them later", person.key)
+        person = replace(person, labels=labels, vad=vad)
+    if not labels:
+        gather.skipped.drop("no category", person.key)
+        return
+    fault = vad_fault(vad)
+    if fault and require_vad:
+        gather.skipped.drop(fault, person.key)
+        return
+    path = place(root, person.place, person.key)
+    size = gather.size(path, person.key)
+    if size is None:
+        return
+    if person.stated not in (None, size):
+        gather.skipped.remark("image has not the size that the annotation states", person.key)
+    box = gather.fitted(person.box, size, person.key)
+    if box is None:
+        return
+    whole = view == "image"
+    gather.add(
+        person.record(box if whole else None),
+        FilePicture(path, None if whole else box),
+        vad=_NOWHERE if fault else vad,
+    )
+
+
+def add_array(
+    gather: Gather, person: Person, picture: ArrayPicture, box: Box | None, require_vad: bool
+) -> None:
+    """Take in one person of a preprocessed form, or count why not.
+
+    Parameters
+    ----------
+    gather : Gather
+        The split.
+    person : Person
+        Who; the box is not used.
+    picture : ArrayPicture
+        The picture, in the view that is wanted.
+    box : tuple of float, optional
+        The person in pixels of the picture.
+    require_vad : bool
+        Drop persons without continuous values.
+    """
+    fault = vad_fault(person.vad)
+    if not person.labels:
+        gather.skipped.drop("no category", person.key)
+    elif fault and require_vad:
+        gather.skipped.drop(fault, person.key)
+    elif gather.usable(picture, person.key):
+        if box is not None:
+            rows, columns = picture.shape()[:2]
+            box = gather.fitted(box, (columns, rows), person.key)
+            if box is None:
+                return
+        gather.add(person.record(box), picture, vad=_NOWHERE if fault else person.vad)
+
+
+class PersonCounter:
+    """Numbers the persons of each image, in the order of a table."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, int] = {}
+
+    def next(self, name: str) -> int:
+        """Return the number of the image's next person, from 1."""
+        self._seen[name] = number = self._seen.get(name, 0) + 1
+        return number
+
+
+def finish(gather: Gather) -> PublishedCorpus:
+    """Return the corpus of a table, with a remark where its labels were cut down to one each."""
+    gather.stated["persons"] = len(gather) + gather.skipped.total
+    corpus = gather.corpus("check the table and what it names")
+    if len(corpus.records) > 1 and all(len(record.labels) == 1 for record in corpus.records):
+        corpus.skipped.remark(ONE_EACH, corpus.name)
+    return corpus

@@ -1,0 +1,165 @@
+"""EMOTIC as the public converter writes it: ``emotic_pre/{split}.csv``, one person per row.
+
+Lists stand in the cells as Python literals. Beside the tables, or not, lie stacks of pictures
+``{split}_context_arr.npy`` and ``{split}_body_arr.npy`` and of labels ``{split}_cat_arr.npy``. The
+converter drops persons whose image cannot be read or who lack categories or continuous values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from carefl_secure.data.corpora.base import Gather, PublishedCorpus
+from carefl_secure.data.corpora.emotic.person import (
+    SPLITS,
+    Person,
+    PersonCounter,
+    View,
+    add_array,
+    add_person,
+    finish,
+    image_root,
+)
+from carefl_secure.data.corpora.emotic.vocabulary import age_group, category_ids, gender
+from carefl_secure.data.label_spaces import EMOTIC
+from carefl_secure.data.readers.images import ArrayPicture, open_array
+from carefl_secure.data.readers.tables import header, literal, numbers, read_rows
+from carefl_secure.errors import DataError, LabelError
+from carefl_secure.progress import Reporter, SilentReporter
+
+__all__ = ["load_emotic_csv", "table_folder"]
+
+_COLUMNS = ("Folder", "Filename", "BBox", "Categorical_Labels", "Continuous_Labels")
+
+
+def table_folder(root: Path) -> Path | None:
+    """Return the folder of ``{split}.csv`` tables, where there is one."""
+    for folder in (root / "emotic_pre", root):
+        for split in SPLITS:
+            path = folder / f"{split}.csv"
+            if path.is_file() and "Categorical_Labels" in header(path):
+                return folder
+    return None
+
+
+def _persons(path: Path) -> Iterator[Person]:
+    counter = PersonCounter()
+    for origin, row in read_rows(path, _COLUMNS):
+        where = f"{row['Folder'].strip().strip('/')}/{row['Filename'].strip()}".replace("\\", "/")
+        left, top, right, bottom = numbers(literal(row["BBox"], origin), 4, origin)
+        # nan is no literal, yet converters write it
+        cells = row["Continuous_Labels"].replace("nan", "None")
+        vad = [math.nan if v is None else v for v in literal(cells, origin)]
+        valence, arousal, dominance = numbers(vad, 3, origin)
+        yield Person(
+            place=where,
+            number=counter.next(where),
+            box=(left, top, right, bottom),
+            labels=category_ids(map(str, literal(row["Categorical_Labels"], origin)), origin),
+            vad=(valence, arousal, dominance),
+            gender=gender(row.get("Gender", ""), origin),
+            age=age_group(row.get("Age", ""), origin),
+        )
+
+
+def _stack(path: Path, rows: int) -> npt.NDArray[np.generic]:
+    """Return a stack, mapped; it must have as many rows as the table."""
+    stack = open_array(path)
+    found = len(stack) if stack.ndim else 0
+    if found != rows:
+        raise DataError(
+            f"{path} has {found} rows and the table has {rows}: they are not of one making; "
+            "run the converter again"
+        )
+    return stack
+
+
+def _check_order(path: Path, persons: Sequence[Person]) -> None:
+    """Refuse a stack of labels that says something else than the table."""
+    stored = _stack(path, len(persons))
+    if stored.ndim != 2 or not np.issubdtype(stored.dtype, np.number):
+        raise DataError(f"{path} is no table of [persons, categories]; run the converter again")
+    ticks = np.asarray(stored, np.float64) > 0
+    for at, person in enumerate(persons):
+        if tuple(np.flatnonzero(ticks[at]).tolist()) != person.labels:
+            raise LabelError(
+                f"row {at} of {path} has other labels than {person.key} in the table: the columns "
+                "are in another order, or the files are not of one making; run the converter again"
+            )
+
+
+def load_emotic_csv(
+    root: Path,
+    *,
+    view: View = "image",
+    require_vad: bool = True,
+    check: bool = False,
+    reporter: Reporter | None = None,
+) -> dict[str, PublishedCorpus]:
+    """Read ``emotic_pre``: tables, with stacks of pictures or with the original images.
+
+    Where the stacks are there, they are the pictures. A stack has lost the size of the image, so
+    its whole-image view has no boxes.
+
+    Parameters
+    ----------
+    root : Path
+        The folder of the tables, or the one that holds ``emotic_pre``.
+    view : {"image", "person"}
+    require_vad : bool
+        Keep only persons with continuous values.
+    check : bool
+        Read every picture now.
+    reporter : Reporter, optional
+
+    Returns
+    -------
+    dict
+        The splits that are there.
+
+    Raises
+    ------
+    DataError
+        If a table or stack is malformed, or neither stacks nor images are there.
+    LabelError
+        If a category is unknown, or table and label stack disagree.
+    """
+    folder = table_folder(root)
+    if folder is None:
+        raise DataError(f"{root} has no train.csv with the column Categorical_Labels")
+    reporter = reporter or SilentReporter()
+    images = image_root(root) or image_root(root.parent)
+    corpora = {}
+    for split in SPLITS:
+        table = folder / f"{split}.csv"
+        if not table.is_file():
+            continue
+        persons = list(_persons(table))
+        stack = folder / f"{split}_{'context' if view == 'image' else 'body'}_arr.npy"
+        if (labels := folder / f"{split}_cat_arr.npy").is_file():
+            _check_order(labels, persons)
+        gather = Gather(f"emotic-{view}/{split}", EMOTIC, check=check)
+        task = f"reading EMOTIC {split}"
+        reporter.start(task, len(persons))
+        if stack.is_file():
+            _stack(stack, len(persons))
+            for row, person in enumerate(persons):
+                add_array(gather, person, ArrayPicture(stack, row), None, require_vad)
+                reporter.advance(task)
+        elif images is not None:
+            for person in persons:
+                add_person(gather, person, images, view, require_vad)
+                reporter.advance(task)
+        else:
+            raise DataError(
+                f"{folder} has {table.name} but neither {stack.name} nor the images: put the "
+                "image folders (emotic/mscoco and so on) beside it"
+            )
+        reporter.finish(task)
+        corpora[split] = finish(gather)
+    return corpora

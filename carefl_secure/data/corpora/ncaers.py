@@ -1,0 +1,86 @@
+"""NCAER-S: a selection of CAER's frames without videos shared between splits (arXiv 2111.04129).
+
+``NCAERS/images/{train,val,test}/CLASS/*.jpg`` and, beside it, ``NCAERS/crop/`` with one text file
+per image: four numbers of a face box, all zero where no face was found.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from carefl_secure.data.corpora.base import Gather, PublishedCorpus
+from carefl_secure.data.corpora.caers import (
+    SPLITS,
+    Frame,
+    View,
+    is_class_folder,
+    scan_classes,
+    take_frames,
+)
+from carefl_secure.data.label_spaces import CAERS
+from carefl_secure.data.readers.tables import numbers, read_text
+from carefl_secure.errors import DataError
+from carefl_secure.progress import Reporter, SilentReporter
+
+__all__ = ["load_ncaers", "ncaers_base"]
+
+
+def ncaers_base(root: Path) -> Path | None:
+    """Return the folder that holds NCAER-S's ``images``, where there is one."""
+    for base in (root / "NCAERS", root):
+        if any(is_class_folder(base / "images" / split) for split in (*SPLITS, ".")):
+            return base
+    return None
+
+
+def load_ncaers(
+    root: Path,
+    *,
+    view: View = "image",
+    check: bool = False,
+    reporter: Reporter | None = None,
+) -> dict[str, PublishedCorpus]:
+    """Read NCAER-S, the selection of frames without videos shared between splits.
+
+    Parameters
+    ----------
+    root : Path
+        The folder ``NCAERS``, or the one that holds it.
+    view : {"image", "face"}
+    check : bool
+        Read every image now.
+    reporter : Reporter, optional
+
+    Returns
+    -------
+    dict
+        The splits that are there, or ``all`` where the classes stand right below ``images``.
+
+    Raises
+    ------
+    DataError
+        If the layout or a box file is malformed, or a split is empty.
+    """
+    base = ncaers_base(root)
+    if base is None:
+        raise DataError(f"{root} has no images/train/Anger and so on; unpack NCAER-S")
+    splits = [split for split in SPLITS if (base / "images" / split).is_dir()]
+    corpora = {}
+    for split in splits or ["."]:
+        name = "all" if split == "." else split
+        frames = []
+        for frame in scan_classes(base / "images" / split, "" if split == "." else f"{split}/"):
+            file = base / "crop" / split / frame.path.parent.name / f"{frame.path.stem}.txt"
+            box = None
+            if file.is_file():
+                left, top, right, bottom = numbers(
+                    read_text(file).replace(",", " ").split(), 4, str(file)
+                )
+                box = (left, top, right, bottom) if any((left, top, right, bottom)) else None
+            frames.append(Frame(frame.key, frame.path, frame.label, box))
+        gather = Gather(f"ncaers-{view}/{name}", CAERS, check=check)
+        if view == "image":
+            none = [frame.key for frame in frames if frame.box is None]
+            gather.skipped.remark("no face box", none[0] if none else "", len(none))
+        corpora[name] = take_frames(gather, frames, view, {}, reporter or SilentReporter())
+    return corpora

@@ -1,0 +1,296 @@
+"""RAF-DB, basic and compound: faces with a list of labels (Li, Deng and Du, CVPR 2017).
+
+Below ``basic/`` and ``compound/`` alike::
+
+    EmoLabel/list_patition_label.txt                    "train_00001.jpg 5", labels from 1
+    Image/aligned/train_00001_aligned.jpg               100 x 100, eyes and mouth in place
+    Image/original/train_00001.jpg                      as found, of any size
+    Annotation/manual/train_00001_manu_attri.txt        5 landmarks, gender, race, age
+    Annotation/boundingbox/train_00001_boundingbox.txt  xmin ymin xmax ymax
+
+The list is spelled *patition* on disk and in places *partition*. The split is the prefix of the
+name; there is no official validation split. Boxes and landmarks belong to the original image. The
+two subsets use the same names for different images, so keys start with the subset. Copies in
+circulation have ``train/1`` to ``train/7`` instead of the list.
+
+RAF-CE is another dataset with another order of labels and is refused.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from carefl_secure.data.corpora.base import Gather, PublishedCorpus
+from carefl_secure.data.corpora.image_folder import SUFFIXES
+from carefl_secure.data.corpora.rafdb_attributes import read_attributes, read_box
+from carefl_secure.data.label_spaces import BASIC, COMPOUND
+from carefl_secure.data.readers.face_alignment import (
+    TEMPLATE,
+    AlignedPicture,
+    fit_similarity,
+    landmark_fault,
+)
+from carefl_secure.data.readers.images import FilePicture, place
+from carefl_secure.data.readers.metadata import Box
+from carefl_secure.data.readers.tables import read_text
+from carefl_secure.data.records import LabelSpace, Record
+from carefl_secure.errors import DataError, LabelError
+from carefl_secure.progress import Reporter, SilentReporter
+
+__all__ = ["label_list", "load_rafdb", "numbered_subset", "refuse_rafce", "subset_root"]
+
+Subset = Literal["basic", "compound"]
+View = Literal["auto", "aligned", "original", "realigned"]
+_SIDE = 100  # of the published aligned images
+_SPACES: Mapping[str, LabelSpace] = {"basic": BASIC, "compound": COMPOUND}
+_NONE = [[math.nan, math.nan]] * 5
+
+
+def label_list(folder: Path) -> Path | None:
+    """Return the list of labels of one subset, in either spelling, where there is one."""
+    for name in ("list_patition_label.txt", "list_partition_label.txt"):
+        if (folder / "EmoLabel" / name).is_file():
+            return folder / "EmoLabel" / name
+    return None
+
+
+def subset_root(root: Path, subset: Subset) -> Path | None:
+    """Return the folder of one subset: below ``root``, or ``root`` where that is it."""
+    for folder in (root / subset, root / "RAF-DB" / subset):
+        if label_list(folder):
+            return folder
+    if label_list(root) and _subset_of(root) == subset:
+        return root
+    return None
+
+
+def _subset_of(root: Path) -> Subset:
+    """Tell which subset a lone list is of: by the folder's name, or else by its highest label."""
+    if root.name in ("basic", "compound"):
+        return "compound" if root.name == "compound" else "basic"
+    listing = label_list(root)
+    highest = max((label for _, label in _read_list(listing, 99)), default=0) if listing else 0
+    return "compound" if highest > len(BASIC.labels) else "basic"
+
+
+def numbered_subset(root: Path) -> Subset | None:
+    """Tell which subset a copy with folders ``train/1`` and so on holds, or ``None``."""
+    names = {
+        sub.name
+        for split in ("train", "test")
+        if (root / split).is_dir()
+        for sub in (root / split).iterdir()
+        if sub.is_dir()
+    }
+    if not names or not all(name.isdecimal() for name in names):
+        return None
+    highest = max(map(int, names))
+    if min(map(int, names)) < 1 or highest > len(COMPOUND.labels):
+        return None
+    return "compound" if highest > len(BASIC.labels) else "basic"
+
+
+def refuse_rafce(root: Path) -> None:
+    """Refuse RAF-CE, whose labels are in another order.
+
+    Raises
+    ------
+    DataError
+        If its label file is there.
+    """
+    for folder in (root, root / "EmoLabel"):
+        if (folder / "RAFCE_emolabel.txt").is_file():
+            raise DataError(
+                f"{root} is RAF-CE, another dataset of 14 classes in another order, not the "
+                "compound subset of RAF-DB; point at RAF-DB"
+            )
+
+
+def _read_list(path: Path, labels: int) -> list[tuple[str, int]]:
+    """Read ``name label``; labels are returned as they stand, from 1."""
+    rows, seen = [], set[str]()
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        cells, origin = line.split(), f"{path.name} line {number}"
+        if not cells:
+            continue
+        if len(cells) != 2 or not cells[1].isdecimal():
+            raise DataError(f"{origin}: {line!r} is not an image name and a label; correct it")
+        name, label = cells[0], int(cells[1])
+        if not 1 <= label <= labels:
+            raise LabelError(
+                f"{origin}: the label {label} is not one of 1 to {labels}; RAF-DB counts from 1 "
+                "(a list with 0 or with more labels is of another dataset, such as RAF-CE)"
+            )
+        if name in seen:
+            raise DataError(f"{origin}: {name} stands in the list twice; remove one line")
+        if name.split("_")[0] not in ("train", "test"):
+            raise DataError(f"{origin}: {name!r} starts with neither train_ nor test_")
+        seen.add(name)
+        rows.append((name, label))
+    return rows
+
+
+def _pick_view(folder: Path, view: View) -> str:
+    if view == "auto":
+        view = "aligned" if (folder / "Image" / "aligned").is_dir() else "original"
+    kind = "aligned" if view == "aligned" else "original"
+    if not (folder / "Image" / kind).is_dir():
+        zipped = folder / "Image" / f"{kind}.zip"
+        hint = f"unpack {zipped}" if zipped.is_file() else f"put the {kind} images there"
+        raise DataError(f"{folder / 'Image' / kind} is missing; {hint}")
+    return view
+
+
+def _image(folder: Path, view: str, name: str, origin: str) -> Path:
+    kind = "aligned" if view == "aligned" else "original"
+    path = place(folder / "Image" / kind, name, origin)
+    return path.with_name(f"{path.stem}_aligned{path.suffix}") if view == "aligned" else path
+
+
+def load_rafdb(
+    root: Path,
+    subset: Subset,
+    *,
+    view: View = "auto",
+    check: bool = False,
+    reporter: Reporter | None = None,
+) -> dict[str, PublishedCorpus]:
+    """Read one subset of RAF-DB.
+
+    Parameters
+    ----------
+    root : Path
+        The folder that holds ``basic`` and ``compound``, one of these two, or a copy with
+        numbered class folders.
+    subset : {"basic", "compound"}
+    view : {"auto", "aligned", "original", "realigned"}
+        Which images; ``auto`` takes the aligned ones where they are there. ``realigned`` cuts
+        faces from the original ones by their manual landmarks, and leaves out and counts those
+        whose landmarks are unusable. Only the original view has boxes and landmarks. The corpus'
+        name says which it is.
+    check : bool
+        Read every image to its end now, and leave out those that cannot be.
+    reporter : Reporter, optional
+
+    Returns
+    -------
+    dict
+        ``train`` and ``test``. Attributes are ``gender``, ``race`` and ``age_group``, all as
+        perceived by annotators; ``extras["landmarks"]`` holds five points in the original view.
+
+    Raises
+    ------
+    DataError
+        If the list or the images are missing or malformed, or a split is empty.
+    LabelError
+        If a label is out of range.
+    """
+    refuse_rafce(root)
+    folder = subset_root(root, subset)
+    if folder is None:
+        if numbered_subset(root) == subset:
+            return _load_numbered(root, subset, check, reporter or SilentReporter())
+        raise DataError(
+            f"{root} has no {subset}/EmoLabel/list_patition_label.txt; point at the folder that "
+            f"holds RAF-DB's {subset}"
+        )
+    listing = label_list(folder)
+    rows = _read_list(listing, len(_SPACES[subset].labels)) if listing else []
+    chosen = _pick_view(folder, view)
+    task, corpora = f"reading RAF-DB {subset}", {}
+    reporter = reporter or SilentReporter()
+    reporter.start(task, len(rows))
+    for split in ("train", "test"):
+        name = f"rafdb-{subset}-{chosen}/{split}"
+        gather = Gather(name, _SPACES[subset], check=check)
+        mine = [row for row in rows if row[0].startswith(f"{split}_")]
+        for image, label in mine:
+            _add(gather, folder, subset, chosen, image, label - 1)
+            reporter.advance(task)
+        gather.stated["rows"] = len(mine)
+        if mine:
+            corpora[split] = gather.corpus(f"check the images in {folder / 'Image'}")
+            if chosen == "realigned":
+                for reason, count in gather.skipped.dropped.items():
+                    reporter.note(f"{name}: left out {count} x {reason}")
+    reporter.finish(task)
+    if not corpora:
+        raise DataError(f"{listing} is empty; fetch it again")
+    return corpora
+
+
+def _add(gather: Gather, folder: Path, subset: str, view: str, image: str, label: int) -> None:
+    key, stem = f"{subset}/{image}", Path(image).stem
+    path = _image(folder, view, image, key)
+    notes = read_attributes(folder / "Annotation" / "manual" / f"{stem}_manu_attri.txt")
+    record = Record(key, (label,), None, notes.attributes)
+    if view == "realigned":
+        size = gather.size(path, key)
+        if size is not None:
+            _realign(gather, path, size, notes.landmarks or _NONE, record)
+        return
+    box: Box | None = None
+    if view == "original":
+        box = read_box(folder / "Annotation" / "boundingbox" / f"{stem}_boundingbox.txt")
+        size = gather.size(path, key)
+        if size is None:
+            return
+        if box is None:
+            gather.skipped.remark("no usable bounding box", key)
+        else:
+            box = gather.fitted(box, size, key)
+            if box is None:
+                return
+    elif not gather.usable(FilePicture(path), key):
+        return
+    if notes.fault:
+        gather.skipped.remark(notes.fault, key)
+    extras = {"landmarks": notes.landmarks or _NONE} if view == "original" else {}
+    gather.add(replace(record, box=box), FilePicture(path), **extras)
+
+
+def _realign(
+    gather: Gather, path: Path, size: tuple[int, int], landmarks: list[list[float]], record: Record
+) -> None:
+    fault = landmark_fault(landmarks, size)
+    if fault is not None:
+        gather.skipped.drop(fault, record.key)
+        return
+    try:
+        matrix = fit_similarity(landmarks, TEMPLATE * _SIDE)
+    except DataError:  # all else is seen to above
+        gather.skipped.drop("landmarks mirrored", record.key)
+        return
+    rows = tuple(tuple(row) for row in matrix.tolist())
+    gather.add(record, AlignedPicture(path, rows, _SIDE))
+
+
+def _load_numbered(
+    root: Path, subset: Subset, check: bool, reporter: Reporter
+) -> dict[str, PublishedCorpus]:
+    """Read ``train/1`` and so on; folders are taken by number, so that 10 is not after 1."""
+    corpora = {}
+    for split in ("train", "test"):
+        if not (root / split).is_dir():
+            continue
+        gather = Gather(f"rafdb-{subset}-folders/{split}", _SPACES[subset], check=check)
+        folders = sorted((f for f in (root / split).iterdir() if f.is_dir()), key=_number)
+        task = f"reading RAF-DB {subset} {split}"
+        reporter.start(task, len(folders))
+        for folder in folders:
+            for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES):
+                key = f"{subset}/{split}/{folder.name}/{path.name}"
+                if gather.usable(FilePicture(path), key):
+                    gather.add(Record(key, (_number(folder) - 1,)), FilePicture(path))
+            reporter.advance(task)
+        reporter.finish(task)
+        corpora[split] = gather.corpus("put the images into the numbered folders")
+    return corpora
+
+
+def _number(folder: Path) -> int:
+    return int(folder.name)

@@ -1,0 +1,272 @@
+"""The same picture in two places: between splits, between clients, and within one of them.
+
+A picture that stands in two splits makes a score too good; one that two clients hold is protected
+twice over only in name, since what one client adds for it the other adds again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+from PIL import Image
+
+from carefl_secure.data.corpora.base import Skipped
+from carefl_secure.data.deduplication.image_hashes import Print, near_pairs
+from carefl_secure.data.records import Corpus, LabelSpace, Record
+from carefl_secure.data.splits import Subset
+from carefl_secure.errors import DataError
+
+__all__ = ["Shared", "Together", "drop_shared", "find_shared", "together", "within"]
+
+_EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What two parts have in common.
+
+    Parameters
+    ----------
+    first, second : str
+        The parts.
+    exact : int
+        Pictures of the second whose pixels stand in the first too.
+    files : int
+        How many of these are the same file, byte by byte.
+    near : int
+        Further pictures of the second that are nearly one of the first.
+    subjects : int
+        Subjects (persons, videos) that stand in both.
+    examples : tuple of str
+        A few pairs, as ``first = second`` or ``first ~ second``.
+    """
+
+    first: str
+    second: str
+    exact: int
+    files: int
+    near: int
+    subjects: int
+    examples: tuple[str, ...]
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing at all is shared."""
+        return not (self.exact or self.near or self.subjects)
+
+
+class _Near:
+    """Which pictures are near which, by their pixels' hash; being near is not transitive."""
+
+    def __init__(self, prints: Mapping[str, Sequence[Print]]) -> None:
+        unique = {
+            mark.pixels: mark
+            for part in prints.values()
+            for mark in part
+            if mark.pixels is not None and mark.hash is not None
+        }
+        pixels = list(unique)
+        self.of: dict[bytes, set[bytes]] = {}
+        for a, b in near_pairs(list(unique.values())).tolist():
+            self.of.setdefault(pixels[a], set()).add(pixels[b])
+            self.of.setdefault(pixels[b], set()).add(pixels[a])
+
+    def neighbours(self, mark: Print) -> set[bytes]:
+        return set() if mark.pixels is None else self.of.get(mark.pixels, set())
+
+
+def find_shared(parts: Mapping[str, Corpus], prints: Mapping[str, Sequence[Print]]) -> list[Shared]:
+    """Compare every two parts.
+
+    Parameters
+    ----------
+    parts : mapping of str to Corpus
+        Splits or clients.
+    prints : mapping of str to sequence of Print
+        The hashes of each part, from :func:`.image_hashes.fingerprints`.
+
+    Returns
+    -------
+    list of Shared
+        One per pair of parts, clean ones too.
+    """
+    alike = _Near(prints)
+    found = []
+    for first, second in combinations(parts, 2):
+        pixels = {mark.pixels: mark for mark in prints[first] if mark.pixels is not None}
+        files = {mark.file for mark in prints[first] if mark.file is not None}
+        exact = same = near = 0
+        examples = []
+        for mark in prints[second]:
+            if mark.pixels is not None and mark.pixels in pixels:
+                exact += 1
+                same += mark.file is not None and mark.file in files
+                examples.append(f"{pixels[mark.pixels].image} = {mark.image}")
+            elif close := alike.neighbours(mark) & pixels.keys():
+                near += 1
+                other = min(pixels[one].image for one in close)
+                examples.append(f"{other} ~ {mark.image}")
+        examples.sort(key=lambda text: " ~ " in text)  # exact ones first
+        subjects = {r.subject for r in parts[first].records} & {
+            r.subject for r in parts[second].records
+        }
+        found.append(
+            Shared(
+                first,
+                second,
+                exact,
+                same,
+                near,
+                len(subjects - {None}),
+                tuple(examples[:_EXAMPLES]),
+            )
+        )
+    return found
+
+
+def within(prints: Sequence[Print]) -> tuple[int, int]:
+    """Return how many pictures repeat an earlier one of the same part, exactly and nearly."""
+    alike = _Near({"": prints})
+    seen = set[bytes]()
+    exact = near = 0
+    for mark in prints:
+        if mark.pixels is None:
+            continue
+        if mark.pixels in seen:
+            exact += 1
+        elif alike.neighbours(mark) & seen:
+            near += 1
+        seen.add(mark.pixels)
+    return exact, near
+
+
+def drop_shared(
+    parts: Mapping[str, Corpus], prints: Mapping[str, Sequence[Print]], *, near: bool = True
+) -> tuple[dict[str, Subset], Skipped]:
+    """Leave out of every part what an earlier part holds already, and all but one of a repetition.
+
+    With ``near`` the parts that remain share no picture, no nearly same picture and no subject;
+    without it they share no picture and no subject. Repetitions inside one part are left out only
+    where pixels are equal.
+
+    Parameters
+    ----------
+    parts : mapping of str to Corpus
+        In the order of priority: train, then val, then test.
+    prints : mapping of str to sequence of Print
+    near : bool
+
+    Returns
+    -------
+    parts : dict of str to Subset
+    skipped : Skipped
+        Counts what was left out, by part and reason. Unreadable images are left out too.
+
+    Raises
+    ------
+    DataError
+        If nothing remains of a part.
+    """
+    close, skipped, out = _Near(prints), Skipped(), {}
+    held: dict[object, str] = {}  # what each picture kept so far is known by, and its part
+    for name, corpus in parts.items():
+        kept: list[int] = []
+        mine: set[object] = set()
+        for mark in prints[name]:
+            subjects = {corpus.records[index].subject for index in mark.records} - {None}
+            known: list[object] = [("subject", subject) for subject in sorted(map(str, subjects))]
+            known.append(mark.pixels)
+            known_or_near = [*known, *(close.neighbours(mark) if near else ())]
+            owners = {held[one] for one in known_or_near if one in held}
+            taken = next((part for part in parts if part in owners), None)
+            if mark.pixels is None:
+                reason = f"{name}: image cannot be read"
+            elif taken is not None:
+                reason = f"{name}: shared with {taken}"
+            elif mark.pixels in mine:
+                reason = f"{name}: repeated"
+            else:
+                mine.update(known)
+                kept.extend(mark.records)
+                continue
+            for index in mark.records:
+                skipped.drop(reason, corpus.records[index].key)
+        if not kept:
+            raise DataError(
+                f"nothing remains of {name} once what it shares with earlier parts is left out; "
+                "use the original split, and say so beside every score"
+            )
+        held |= dict.fromkeys(mine, name)
+        out[name] = Subset(corpus, tuple(sorted(kept)))
+    return out, skipped
+
+
+def _groups(corpus: Corpus, prints: Sequence[Print]) -> list[int]:
+    """Return, for each record, the first record of its group."""
+    parent: dict[object, object] = {}
+
+    def root(node: object) -> object:
+        parent.setdefault(node, node)
+        while parent[node] != node:
+            parent[node] = parent[parent[node]]
+            node = parent[node]
+        return node
+
+    def join(a: object, b: object) -> None:
+        parent[root(b)] = root(a)
+
+    for pixels, others in _Near({"": prints}).of.items():
+        for other in others:
+            join(("pixels", pixels), ("pixels", other))
+    for mark in prints:
+        image = ("image", mark.image)
+        for index in mark.records:
+            join(image, index)
+            subject = corpus.records[index].subject
+            if subject is not None:
+                join(("subject", subject), index)
+        if mark.pixels is not None:
+            join(("pixels", mark.pixels), image)
+    first: dict[object, int] = {}
+    return [first.setdefault(root(index), index) for index in range(len(corpus.records))]
+
+
+@dataclass(frozen=True)
+class Together:
+    """A corpus whose records carry the group that must not be torn apart as their subject."""
+
+    corpus: Corpus
+    records: Sequence[Record]
+
+    @property
+    def name(self) -> str:
+        """Name of the corpus."""
+        return self.corpus.name
+
+    @property
+    def space(self) -> LabelSpace:
+        """The label space of the corpus."""
+        return self.corpus.space
+
+    def image(self, index: int) -> Image.Image:
+        """Return the image of one record."""
+        return self.corpus.image(index)
+
+
+def together(corpus: Corpus, prints: Sequence[Print]) -> Together:
+    """Give pictures that are the same or nearly, and those of one subject, one subject.
+
+    Splits, and shares by ``column: subject``, then keep them in one place. Nearness is made
+    transitive here: a chain of near duplicates is one group.
+    """
+    owner = _groups(corpus, prints)
+    sizes = Counter(owner)
+    records = []
+    for record, top in zip(corpus.records, owner, strict=True):
+        alone = sizes[top] == 1 and record.subject is None
+        group = corpus.records[top]
+        records.append(record if alone else replace(record, subject=group.subject or group.key))
+    return Together(corpus, tuple(records))

@@ -1,0 +1,221 @@
+"""What an image looks like, in a few bytes: to find the same picture, or nearly the same, again.
+
+Two pictures are *exact* duplicates if their decoded RGB pixels have the same SHA-256, which holds
+whatever the file format. They are *near* duplicates if
+
+* their difference hashes (dHash: is a cell of a 9 x 8 thumbnail darker than its right neighbour?)
+  differ in at most four of 64 bits, and
+* the grey values of their 16 x 16 thumbnails correlate with at least 0.985.
+
+The second look is needed for faces: of the 20,706 pairs of 204 studio portraits of 102 persons the
+hash alone calls 1,935 near, while their correlation stays below 0.964 for 99 in 100; recompressed,
+resized, brightened or slightly cropped copies are at 0.994 and above. A shifted or mirrored copy is
+not found. A picture whose thumbnail is almost flat has no difference hash, since all flat pictures
+would be alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from carefl_secure.data.corpora.base import PublishedCorpus
+from carefl_secure.data.corpora.image_folder import FolderCorpus
+from carefl_secure.data.readers.face_alignment import AlignedPicture
+from carefl_secure.data.readers.images import FilePicture, Picture
+from carefl_secure.data.records import Corpus, image_of
+from carefl_secure.data.splits import Subset
+from carefl_secure.errors import DataError
+from carefl_secure.progress import Reporter, SilentReporter
+
+__all__ = [
+    "NEAR_BITS",
+    "NEAR_CORRELATION",
+    "Print",
+    "difference_hash",
+    "fingerprints",
+    "near_pairs",
+]
+
+NEAR_BITS = 4
+"""The most bits in which the hashes of near duplicates differ."""
+
+NEAR_CORRELATION = 0.985
+"""The least correlation of the thumbnails of near duplicates."""
+
+_SIDE = 16  # of the thumbnail of the second look
+
+_FLAT = 8  # levels of 256 between the darkest and the brightest cell of a thumbnail
+_BANDS = NEAR_BITS + 1  # two hashes that differ in four bits agree in one of five bands
+
+
+@dataclass(frozen=True)
+class Print:
+    """The fingerprint of one image.
+
+    Parameters
+    ----------
+    image : str
+        Which image; records of several persons in it share one.
+    records : tuple of int
+        The records that show it.
+    pixels : bytes or None
+        SHA-256 of width, height and RGB bytes; ``None`` where the image cannot be read.
+    file : bytes or None
+        SHA-256 of the file, where it holds this image alone.
+    hash : int or None
+        64 bits; ``None`` for an almost flat picture.
+    thumbnail : bytes
+        16 x 16 grey values.
+    size : tuple of int
+        Width and height; zeros where it cannot be read.
+    fault : str or None
+        Why it cannot be read.
+    """
+
+    image: str
+    records: tuple[int, ...]
+    pixels: bytes | None
+    file: bytes | None
+    hash: int | None
+    thumbnail: bytes = b""
+    size: tuple[int, int] = (0, 0)
+    fault: str | None = None
+
+
+def difference_hash(image: Image.Image) -> int | None:
+    """Return the 64-bit difference hash, or ``None`` for an almost flat picture.
+
+    The image is averaged down to 9 x 8 grey cells; bit ``8 * row + column`` says whether a cell is
+    darker than its right neighbour.
+    """
+    small = image.convert("L").resize((9, 8), Image.Resampling.BOX)
+    cells = np.asarray(small, np.int16)
+    if int(cells.max()) - int(cells.min()) < _FLAT:
+        return None
+    bits = cells[:, :-1] < cells[:, 1:]
+    return int.from_bytes(np.packbits(bits.ravel()).tobytes(), "big")
+
+
+def _thumbnail(image: Image.Image) -> bytes:
+    return image.convert("L").resize((_SIDE, _SIDE), Image.Resampling.BOX).tobytes()
+
+
+def _whole(corpus: Corpus, index: int) -> Picture | None:
+    """Return the whole picture that a record is taken from, where it lies in a file."""
+    if isinstance(corpus, Subset):
+        return _whole(corpus.corpus, corpus.indices[index])
+    if isinstance(corpus, FolderCorpus):
+        return FilePicture(corpus.paths[index])
+    if not isinstance(corpus, PublishedCorpus):
+        return None
+    picture = corpus.pictures[index]
+    if isinstance(picture, AlignedPicture):
+        return FilePicture(picture.path)
+    return replace(picture, crop=None) if isinstance(picture, FilePicture) else picture
+
+
+def _file_of(picture: Picture | None) -> bytes | None:
+    if picture is None or not picture.alone:
+        return None
+    try:
+        with picture.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError:
+        return None  # the picture's own fault says so
+
+
+def fingerprints(
+    corpus: Corpus, reporter: Reporter | None = None, task: str | None = None
+) -> list[Print]:
+    """Read every image of a corpus once, to its end.
+
+    Parameters
+    ----------
+    corpus : Corpus
+        Persons in one image share a fingerprint, that of the whole image, whatever the view.
+    reporter : Reporter, optional
+    task : str, optional
+        What to report it as.
+
+    Returns
+    -------
+    list of Print
+        One per image, in the order of the first record; unreadable images too.
+    """
+    members: dict[str, list[int]] = {}
+    for index, record in enumerate(corpus.records):
+        members.setdefault(image_of(record.key), []).append(index)
+    reporter, task = reporter or SilentReporter(), task or f"reading the images of {corpus.name}"
+    reporter.start(task, len(members))
+    prints = []
+    for image, records in members.items():
+        source = _whole(corpus, records[0])
+        try:
+            picture = corpus.image(records[0]) if source is None else source.open()
+        except DataError as error:
+            prints.append(Print(image, tuple(records), None, None, None, fault=str(error)))
+        else:
+            head = f"{picture.width}x{picture.height}:".encode()
+            prints.append(
+                Print(
+                    image,
+                    tuple(records),
+                    hashlib.sha256(head + picture.tobytes()).digest(),
+                    _file_of(source),
+                    difference_hash(picture),
+                    _thumbnail(picture),
+                    picture.size,
+                )
+            )
+        reporter.advance(task)
+    reporter.finish(task)
+    return prints
+
+
+def near_pairs(marks: Sequence[Print], bits: int = NEAR_BITS) -> npt.NDArray[np.int64]:
+    """Return all pairs of near duplicates.
+
+    Each hash is cut into five bands; by the pigeonhole principle two that differ in at most four
+    bits agree in a band, so only pictures that share a band are compared.
+
+    Parameters
+    ----------
+    marks : sequence of Print
+        Pictures that have a hash, none with the pixels of another.
+    bits : int
+        At most :data:`NEAR_BITS`.
+
+    Returns
+    -------
+    ndarray of int64, shape [pairs, 2]
+        Places in ``marks``, the smaller one first, sorted.
+    """
+    if not 0 <= bits < _BANDS:
+        raise ValueError(f"bits must be 0 to {NEAR_BITS}, not {bits}")
+    values = np.array([mark.hash for mark in marks], np.uint64)
+    grey = np.frombuffer(b"".join(mark.thumbnail for mark in marks), np.uint8)
+    looks = grey.reshape(len(marks), _SIDE * _SIDE).astype(np.float32)
+    looks -= looks.mean(axis=1, keepdims=True)
+    looks /= np.maximum(np.linalg.norm(looks, axis=1, keepdims=True), 1e-6)
+    found = [np.empty((0, 2), np.int64)]
+    edges = np.linspace(0, 64, _BANDS + 1).astype(np.int64)
+    for low, high in pairwise(edges.tolist()):
+        band = (values >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1)
+        order = np.argsort(band, kind="stable")
+        starts = np.flatnonzero(np.diff(band[order])) + 1
+        for bucket in np.split(order, starts):
+            for at in range(len(bucket) - 1):
+                rest = bucket[at + 1 :]
+                apart = np.bitwise_count(values[bucket[at]] ^ values[rest])
+                close = rest[apart <= bits]
+                close = close[looks[close] @ looks[bucket[at]] >= NEAR_CORRELATION]
+                # A stable sort leaves places in a bucket in rising order.
+                found.append(np.stack([np.full(len(close), bucket[at]), close], 1))
+    return np.unique(np.concatenate(found), axis=0)

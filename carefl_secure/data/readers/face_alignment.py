@@ -1,0 +1,167 @@
+r"""Faces turned, scaled and cropped so that their landmarks lie where a template has them.
+
+The map is the similarity (rotation, one scale, shift) that brings the landmarks nearest to the
+template in the least-squares sense, in closed form after Umeyama (IEEE Trans. PAMI 13(4), 1991,
+equations 40 to 42). With centred points :math:`s_i` and :math:`t_i`, :math:`\Sigma =
+\frac1K \sum_i t_i s_i^\top = U D V^\top` and :math:`\sigma^2 = \frac1K \sum_i \|s_i\|^2`,
+
+.. math:: R = U V^\top, \quad c = \operatorname{tr}(D) / \sigma^2, \quad
+          b = \bar t - c R \bar s .
+
+Coordinates are continuous: the first pixel reaches from 0 to 1 in both directions.
+
+Where :math:`\det(UV^\top) < 0` the nearest map would be a mirror image. Umeyama turns one axis
+back; here such landmarks are refused, for a face whose left and right are exchanged is a mistake
+in the annotation, and the nearest proper map would bring in some other part of the image.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from carefl_secure.data.readers.images import decode
+from carefl_secure.errors import DataError
+
+__all__ = ["TEMPLATE", "AlignedPicture", "fit_similarity", "landmark_fault", "warp"]
+
+Floats = npt.NDArray[np.float64]
+
+_COMMON = ((38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366))
+_MOUTH = ((41.5493, 92.3655), (70.7299, 92.2041))
+TEMPLATE: Floats = np.array([*_COMMON, *_MOUTH], np.float64) / 112
+"""Where both eyes, the nose tip and both corners of the mouth go, as shares of the side.
+
+The template of ArcFace's 112 x 112 crops (Deng et al., CVPR 2019; ``insightface``, file
+``face_align.py``). The template that RAF-DB's own aligned images were made with is not published.
+"""
+
+_FLAT = 0.01  # narrowest over widest extent of landmarks that are taken for a face
+
+
+def landmark_fault(points: npt.ArrayLike, size: tuple[int, int] | None = None) -> str | None:
+    """Say why a face cannot be aligned by its landmarks, or ``None`` where it can.
+
+    Parameters
+    ----------
+    points : array_like, shape [K, 2]
+        Landmarks in pixels.
+    size : tuple of int, optional
+        Width and height of the image that must hold them.
+
+    Returns
+    -------
+    str or None
+        ``no usable landmarks`` (fewer than three, or not finite), ``landmarks in one point or on
+        one line``, or ``landmarks outside the image``.
+    """
+    found = np.asarray(points, np.float64)
+    if found.ndim != 2 or found.shape[1] != 2 or len(found) < 3 or not np.isfinite(found).all():
+        return "no usable landmarks"
+    extents = np.linalg.svd(found - found.mean(0), compute_uv=False)
+    if not extents[1] > _FLAT * extents[0]:
+        return "landmarks in one point or on one line"
+    if size is not None and ((found < 0) | (found > np.array(size))).any():
+        return "landmarks outside the image"
+    return None
+
+
+def fit_similarity(source: npt.ArrayLike, target: npt.ArrayLike) -> Floats:
+    """Return the similarity that brings ``source`` nearest to ``target``.
+
+    Parameters
+    ----------
+    source, target : array_like, shape [K, 2]
+        The same K >= 3 points in both frames.
+
+    Returns
+    -------
+    ndarray of float64, shape [2, 3]
+        ``[c R | b]``: a point ``p`` goes to ``matrix[:, :2] @ p + matrix[:, 2]``.
+
+    Raises
+    ------
+    DataError
+        If points are missing, lie in one point or on one line, or are mirrored.
+    """
+    one, other = (np.asarray(points, np.float64) for points in (source, target))
+    fault = landmark_fault(one) or landmark_fault(other)
+    if fault is None and one.shape != other.shape:
+        fault = f"{len(one)} landmarks for a template of {len(other)}"
+    if fault is not None:
+        raise DataError(f"{fault}: a face is aligned by three points or more; correct them")
+    centred, goal = one - one.mean(0), other - other.mean(0)
+    left, widths, right = np.linalg.svd(goal.T @ centred)
+    turn = left @ right
+    if np.linalg.det(turn) < 0:
+        raise DataError("landmarks mirrored: left and right are exchanged; correct their order")
+    scaled = widths.sum() / (centred**2).sum() * turn
+    return np.column_stack([scaled, other.mean(0) - scaled @ one.mean(0)])
+
+
+def warp(image: Image.Image, matrix: npt.NDArray[Any], side: int) -> Image.Image:
+    """Return the square of ``side`` pixels that a similarity makes of an image.
+
+    Parameters
+    ----------
+    image : PIL image
+    matrix : ndarray, shape [2, 3]
+        From the image's coordinates to those of the square; see :func:`fit_similarity`.
+    side : int
+
+    Returns
+    -------
+    PIL image
+        Black where the image has nothing. An image that shrinks twofold or more is averaged
+        before, so that single pixels are not picked.
+    """
+    shrink = 1 / math.sqrt(abs(float(np.linalg.det(matrix[:, :2]))))
+    factor = max(1, int(shrink))
+    back = np.linalg.inv(np.vstack([matrix, [0.0, 0.0, 1.0]]))[:2] / factor
+    small = image.reduce(factor) if factor > 1 else image
+    return small.transform(
+        (side, side),
+        Image.Transform.AFFINE,
+        tuple(back.ravel().tolist()),
+        resample=Image.Resampling.BILINEAR,
+    )
+
+
+@dataclass(frozen=True)
+class AlignedPicture:
+    """A face cut from an image file by a similarity.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    matrix : tuple of tuple of float
+        Two rows of three; see :func:`fit_similarity`.
+    side : int
+        Width and height of the result.
+    """
+
+    path: Path
+    matrix: tuple[tuple[float, ...], ...]
+    side: int
+
+    @property
+    def alone(self) -> bool:
+        """A face is a part of its file."""
+        return False
+
+    def open(self) -> Image.Image:
+        """Read the image and cut the face.
+
+        Raises
+        ------
+        DataError
+            If the file cannot be read.
+        """
+        return warp(decode(self.path), np.array(self.matrix), self.side)

@@ -1,0 +1,240 @@
+"""Where the pixels of a record lie: an image file or an array file; read when asked for."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from tokenize import TokenError
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from carefl_secure.data.readers.metadata import Box
+from carefl_secure.errors import DataError
+
+__all__ = [
+    "BROKEN",
+    "MOST_PIXELS",
+    "ArrayPicture",
+    "FilePicture",
+    "Picture",
+    "decode",
+    "image_size",
+    "open_array",
+    "place",
+]
+
+MOST_PIXELS = 80_000_000
+"""The largest image that is read; a bigger one is a mistake or an attack."""
+BROKEN = (
+    OSError,
+    EOFError,
+    SyntaxError,  # this and the next four are what Pillow raises for some broken files
+    ValueError,
+    TypeError,
+    KeyError,
+    struct.error,
+    UnidentifiedImageError,
+    Image.DecompressionBombError,
+)
+"""What Pillow raises for a file that is damaged, cut off, or no image."""
+_SIDEWAYS = (5, 6, 7, 8)  # values of the EXIF orientation that swap width and height
+
+
+class Picture(Protocol):
+    """One image that is read when asked for."""
+
+    @property
+    def path(self) -> Path:
+        """The file that holds it."""
+
+    @property
+    def alone(self) -> bool:
+        """Whether the file holds this image, whole, and nothing else."""
+
+    def open(self) -> Image.Image:
+        """Read it to its end, as RGB; a DataError names the file where that fails."""
+
+
+def decode(path: Path) -> Image.Image:
+    """Read a whole image file as RGB, upright: only a full read finds a file that was cut off.
+
+    Raises
+    ------
+    DataError
+        If the file is missing, cut off, no image, or has more than 80 million pixels.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise DataError(
+                    f"the image {path} has more than {MOST_PIXELS} pixels; make it smaller"
+                )
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except FileNotFoundError as error:
+        raise DataError(f"the image {path} is missing; restore it") from error
+    except BROKEN as error:
+        raise DataError(f"the image {path} cannot be read: {error}; replace it") from error
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Return width and height of the upright image, from the head of the file alone.
+
+    Raises
+    ------
+    DataError
+        If the file is missing or no image.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.format == "TIFF":  # Pillow has turned it already
+                return image.size
+            sideways = image.getexif().get(ExifTags.Base.Orientation) in _SIDEWAYS
+            return (image.height, image.width) if sideways else (image.width, image.height)
+    except FileNotFoundError as error:
+        raise DataError(f"the image {path} is missing; restore it") from error
+    except BROKEN as error:
+        raise DataError(f"the image {path} cannot be read: {error}; replace it") from error
+
+
+def _cut(image: Image.Image, crop: Box | None) -> Image.Image:
+    if crop is None:
+        return image
+    left, top, right, bottom = crop
+    return image.crop((int(left), int(top), max(round(right), 1), max(round(bottom), 1)))
+
+
+@dataclass(frozen=True)
+class FilePicture:
+    """An image file, or the part of it inside a box.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    crop : tuple of float, optional
+        ``(left, top, right, bottom)`` in pixels of the upright image, inside it.
+    """
+
+    path: Path
+    crop: Box | None = None
+
+    @property
+    def alone(self) -> bool:
+        """Whether the whole image is meant."""
+        return self.crop is None
+
+    def open(self) -> Image.Image:
+        """Read the image."""
+        return _cut(decode(self.path), self.crop)
+
+
+def open_array(path: Path) -> npt.NDArray[np.generic]:
+    """Map a ``.npy`` file into memory without reading it; a pickle in it is never opened.
+
+    Raises
+    ------
+    DataError
+        If the file is missing, cut off, pickled, or no ``.npy`` file.
+    """
+    try:
+        whole = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError as error:
+        raise DataError(f"the array file {path} is missing; restore it") from error
+    except (*BROKEN, TokenError, OverflowError) as error:
+        raise DataError(f"the array file {path} cannot be read: {error}; restore it") from error
+    if not isinstance(whole, np.ndarray):
+        raise DataError(f"{path} is an archive of arrays and not one array; unpack it")
+    return whole
+
+
+@dataclass(frozen=True)
+class ArrayPicture:
+    """An image in a ``.npy`` file of bytes, ``[H, W, 3]``, or one row of ``[N, H, W, 3]``.
+
+    Parameters
+    ----------
+    path : Path
+        The file; it is mapped, not read, so that a row costs no more than its own bytes.
+    row : int, optional
+        Which row; without it the file is one image.
+    crop : tuple of float, optional
+        Part of the image, in its own pixels.
+    """
+
+    path: Path
+    row: int | None = None
+    crop: Box | None = None
+
+    @property
+    def alone(self) -> bool:
+        """Whether the file is this image."""
+        return self.row is None and self.crop is None
+
+    def shape(self) -> tuple[int, ...]:
+        """Return the shape of the uncut image.
+
+        Raises
+        ------
+        DataError
+            If the file cannot be read.
+        """
+        return self._pixels().shape
+
+    def _pixels(self) -> npt.NDArray[np.generic]:
+        whole = open_array(self.path)
+        if self.row is None:
+            return whole
+        if whole.ndim == 0 or not 0 <= self.row < len(whole):
+            raise DataError(f"the array file {self.path} has no row {self.row}; restore it")
+        return np.asarray(whole[self.row])
+
+    def open(self) -> Image.Image:
+        """Read the image.
+
+        Raises
+        ------
+        DataError
+            If the file is missing, cut off, pickled, or does not hold bytes in that shape.
+        """
+        pixels = self._pixels()
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+            raise DataError(
+                f"{self.path} holds {pixels.dtype} of shape {list(pixels.shape)} where an image "
+                "of bytes, [height, width, 3], is needed; write it again as uint8 RGB"
+            )
+        return _cut(Image.fromarray(np.array(pixels)), self.crop)
+
+
+def place(root: Path, name: str, origin: str) -> Path:
+    """Return the file ``name`` below ``root``, refusing a name that leads out of it.
+
+    Parameters
+    ----------
+    root : Path
+        The folder.
+    name : str
+        As an annotation gives it, with either kind of slash.
+    origin : str
+        Where it was read, for the error.
+
+    Raises
+    ------
+    DataError
+        If the name is absolute, empty, or climbs with ``..``.
+    """
+    path = PurePosixPath(name.strip().replace("\\", "/"))
+    if (
+        not path.name
+        or path.is_absolute()
+        or PureWindowsPath(name).drive
+        or ".." in path.parts
+        or "\0" in name
+    ):
+        raise DataError(
+            f"{origin}: the file name {name!r} does not stay inside {root}; correct the annotation"
+        )
+    return root / path

@@ -1,0 +1,1 @@
+"""A drawn corpus with known labels."""

@@ -1,0 +1,45 @@
+"""Words for a drawn scene: a describer that knows the truth and errs at a set rate.
+
+It stands in for a captioning model on the embedded corpus only, and says what the scene shows,
+never what the person feels.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from carefl_secure.data.synthetic.scene import GROUPS
+
+__all__ = ["describe"]
+
+_CONTEXT = ("posture", "setting", "prop", "light")
+
+
+def describe(
+    factors: npt.NDArray[np.int8], rng: np.random.Generator, error_rate: float = 0.0
+) -> str:
+    """Describe posture, setting, prop and light of one scene.
+
+    Parameters
+    ----------
+    factors : ndarray of int8, shape [groups]
+        One row of :attr:`carefl_secure.data.synthetic.scene.Scenes.factors`.
+    rng : numpy.random.Generator
+        Source of the errors.
+    error_rate : float
+        Chance with which each of the four facts is replaced by a random value of its group.
+
+    Returns
+    -------
+    str
+        Such as ``"arms raised, beach, gift, bright"``.
+    """
+    words = []
+    for group, value in zip(GROUPS, factors, strict=True):
+        if group not in _CONTEXT:
+            continue
+        wrong = rng.random() < error_rate
+        word = GROUPS[group][int(rng.integers(len(GROUPS[group]))) if wrong else int(value)]
+        words.append(f"arms {word}" if group == "posture" else word)
+    return ", ".join(words)

@@ -1,0 +1,256 @@
+"""Is this machine fit to take part? Environment, entropy, clock, ports, TLS, and the invariants."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import platform
+import shutil
+import socket
+import ssl
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from carefl_secure.deployment.flower.processes import free_port
+from carefl_secure.deployment.provisioning.certificates import Authority
+from carefl_secure.errors import BudgetExceededError, CareflError, NonFiniteError
+from carefl_secure.federation.plan.calibrate import plan_run
+from carefl_secure.federation.server.optimizers import FedAvg
+from carefl_secure.federation.server.run import run_federation
+from carefl_secure.federation.transport.local_grid import TESTED_FLOWER
+from carefl_secure.noise import KeyStream, SkellamSampler, SystemKeySource
+from carefl_secure.privacy import Ledger
+from carefl_secure.run_folder import RunFolder
+
+__all__ = ["CHECKS", "Check", "examine"]
+
+_SIZE = 64
+
+
+@dataclass(frozen=True)
+class Check:
+    """One answer: what was looked at, whether it holds, and what was seen."""
+
+    name: str
+    ok: bool
+    seen: str
+
+
+class _Still:
+    """A task whose every record has the same unit gradient."""
+
+    dimension = _SIZE
+    records = 20
+
+    def __init__(self, bad: bool = False) -> None:
+        self._bad = bad
+
+    def clipped_sum(
+        self, adapter: NDArray[np.float32], indices: NDArray[np.int64], number: int
+    ) -> NDArray[np.float64]:
+        total = np.zeros(_SIZE)
+        total[0] = math.nan if self._bad else float(len(indices))
+        return total
+
+
+def _packages() -> str:
+    names = ("torch", "transformers", "peft", "flwr", "cryptography", "numpy", "opacus", "tenseal")
+    found = {name: importlib.metadata.version(name) for name in names}
+    if not found["flwr"].startswith(TESTED_FLOWER):
+        raise ArithmeticError(f"flwr {found['flwr']} is not one of {', '.join(TESTED_FLOWER)}")
+    return f"Python {platform.python_version()}, " + ", ".join(f"{k} {v}" for k, v in found.items())
+
+
+def _entropy() -> str:
+    keys = [SystemKeySource().key("doctor") for _ in range(64)]
+    if len(set(keys)) < 64 or len(keys[0]) < 32:
+        raise ArithmeticError("the operating system repeats keys")
+    ones = sum(int.from_bytes(key, "big").bit_count() for key in keys)
+    total = 8 * sum(map(len, keys))
+    # Eight deviations: one false alarm in 10^15.
+    if abs(ones - total / 2) > 8 * math.sqrt(total) / 2:
+        raise ArithmeticError(f"{ones} of {total} random bits are one")
+    return f"{len(keys)} keys of {8 * len(keys[0])} bits, all different"
+
+
+def _clock() -> str:
+    if datetime.now(UTC).year < 2026:
+        raise ArithmeticError("the clock is years behind; certificates and bundles will not hold")
+    before, steady = time.time(), time.monotonic()
+    time.sleep(0.05)
+    apart = abs((time.time() - before) - (time.monotonic() - steady))
+    if apart > 1.0:
+        raise ArithmeticError(f"the clock jumped by {apart:.1f} seconds while it was watched")
+    return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}, steady"
+
+
+def _disk() -> str:
+    free = shutil.disk_usage(Path.cwd()).free / 1e9
+    if free < 0.5:
+        raise ArithmeticError(f"{free:.1f} GB free is too little for ledgers and checkpoints")
+    return f"{free:.1f} GB free"
+
+
+def _ports() -> str:
+    port = free_port()
+    with socket.socket() as one, socket.socket() as two:
+        one.bind(("127.0.0.1", port))
+        one.listen()
+        two.connect(("127.0.0.1", port))
+    return f"the loopback listens, for one on {port}"
+
+
+def _handshake(trusted: Authority, used: Authority) -> str | None:
+    """Return the TLS version of a loopback handshake; None where the client refused."""
+    with tempfile.TemporaryDirectory() as folder:
+        pem, key = (Path(folder) / name for name in ("s.pem", "s.key"))
+        for path, content in zip((pem, key), used.server(["127.0.0.1"]), strict=True):
+            path.write_bytes(content)
+        served = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        served.load_cert_chain(pem, key)
+    trust = ssl.create_default_context(cadata=trusted.certificate.decode())
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            link, _ = listener.accept()
+            try:
+                served.wrap_socket(link, server_side=True).close()
+            except OSError:
+                link.close()
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        try:
+            with (
+                socket.create_connection(listener.getsockname(), timeout=10) as plain,
+                trust.wrap_socket(plain, server_hostname="127.0.0.1") as safe,
+            ):
+                return safe.version()
+        except ssl.SSLError:
+            return None
+        finally:
+            thread.join(10)
+
+
+def _tls() -> str:
+    until = datetime.now(UTC) + timedelta(hours=1)
+    one, other = Authority("one", until), Authority("other", until)
+    version = _handshake(one, one)
+    if version is None:
+        raise ArithmeticError("a certificate of the trusted authority was refused")
+    if _handshake(one, other) is not None:
+        raise ArithmeticError("a certificate of a foreign authority was accepted")
+    return f"{version}; a foreign authority is refused"
+
+
+def _noise() -> str:
+    variance, count = 400.0, 20_000
+    sampler = SkellamSampler(variance)
+    draws = sampler.sample(KeyStream(SystemKeySource().key("doctor")), count)
+    seen = float(np.var(draws))
+    # The variance of a sample variance is near 2 v^2 / n; eight deviations.
+    if abs(seen - variance) > 8 * variance * math.sqrt(2 / count):
+        raise ArithmeticError(f"noise of variance {variance:g} came with {seen:.1f}")
+    again = sampler.sample(KeyStream(SystemKeySource().key("doctor")), count)
+    if np.array_equal(draws, again):
+        raise ArithmeticError("two draws of noise are equal")
+    return f"variance {seen:.1f} of {variance:g}"
+
+
+def _run(folder: Path, unit: str, bad: bool = False) -> tuple[NDArray[np.float32], Path]:
+    plan = plan_run(
+        unit=unit,  # type: ignore[arg-type]
+        dimension=_SIZE,
+        clients=4,
+        rounds=1,
+        public_records=80,
+        sample_rate=0.999999 if unit == "none" else 0.5,
+        clipping_norm=1.0,
+        delta=1e-4,
+        target_epsilon=None if unit == "none" else 8.0,
+    )
+    run = RunFolder.create(folder, "")
+    tasks = [_Still(bad and i == 0) for i in range(4)]
+    result = run_federation(
+        plan,
+        tasks,
+        np.zeros(_SIZE, np.float32),
+        optimiser=FedAvg(1.0),
+        folder=run,
+        base_hash=bytes(32),
+    )
+    return result.adapter, run.path
+
+
+def _sum() -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        adapter, _ = _run(Path(folder), "none")
+    if abs(float(adapter[0]) + 1.0) > 0.05 or float(np.abs(adapter[1:]).max()) > 0.05:
+        raise ArithmeticError("the secure sum of four clients is not the sum of their vectors")
+    return "four clients, masks gone, mean exact to the grid"
+
+
+def _account() -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        _, path = _run(Path(folder), "record")
+        ledger = Ledger(path / "ledger.jsonl")
+        ledger.verify()
+        spent = ledger.epsilon(1e-4)
+        if not 0 < spent <= 8.0:
+            raise ArithmeticError(f"one planned round of epsilon 8 costs {spent:g}")
+        try:
+            ledger.guard(ledger.events()[0], 8.0, 1e-4)
+        except BudgetExceededError:
+            return f"a run planned for epsilon 8 spent {spent:.3f}; one round more is refused"
+    raise ArithmeticError("a round over the budget was not refused")
+
+
+def _finite() -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            _run(Path(folder), "record", bad=True)
+        except NonFiniteError:
+            return "NaN at one client stops the round; nothing is released"
+    raise ArithmeticError("NaN at one client was summed")
+
+
+CHECKS: dict[str, Callable[[], str]] = {
+    "packages": _packages,
+    "entropy": _entropy,
+    "clock": _clock,
+    "disk": _disk,
+    "ports": _ports,
+    "TLS": _tls,
+    "noise": _noise,
+    "secure sum": _sum,
+    "account and ledger": _account,
+    "NaN is refused": _finite,
+}
+"""What is looked at, in order; each returns what it saw or raises what is wrong."""
+
+
+def examine() -> list[Check]:
+    """Run all checks; one that fails does not hide the others."""
+    done = []
+    for name, check in CHECKS.items():
+        try:
+            done.append(Check(name, True, check()))
+        except (
+            ArithmeticError,
+            CareflError,
+            OSError,
+            importlib.metadata.PackageNotFoundError,
+        ) as e:
+            done.append(Check(name, False, f"{type(e).__name__}: {e}"))
+    if sys.platform != "linux":
+        done.append(Check("platform", False, f"{sys.platform}: tested on Linux only"))
+    return done

@@ -1,0 +1,50 @@
+"""From a word on the command line to an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from carefl_secure.config import Config
+from carefl_secure.errors import ConfigError
+from carefl_secure.federation.engine import Engine
+from carefl_secure.progress import Reporter
+
+__all__ = ["ENGINES", "choose_engine"]
+
+ENGINES = ("inprocess", "ray", "superlink")
+
+
+def choose_engine(
+    name: str, local_nodes: int | None = None
+) -> Callable[[Config, Reporter], Engine] | None:
+    """Return what makes an engine for a configuration; None for this process.
+
+    Parameters
+    ----------
+    name : {"inprocess", "ray", "superlink"}
+    local_nodes : int, optional
+        SuperNodes to start on this machine; the run's clients by default.
+
+    Raises
+    ------
+    ConfigError
+        When the name is unknown.
+    EngineError
+        When Ray is asked for and not installed.
+    """
+    if name == "inprocess":
+        return None
+    if name == "ray":
+        from carefl_secure.deployment.ray.cluster import require_ray
+
+        require_ray()
+        from carefl_secure.deployment.ray.engine import RayEngine
+
+        return RayEngine.of
+    if name == "superlink":
+        from carefl_secure.deployment.superlink.local import Loopback
+
+        return lambda config, reporter: Loopback(
+            config, reporter, local_nodes or config.federation.clients
+        )
+    raise ConfigError(f"there is no engine {name!r}; choose one of {', '.join(ENGINES)}")

@@ -1,0 +1,1 @@
+"""Flower's processes and wire in a deployment."""

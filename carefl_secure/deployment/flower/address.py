@@ -1,0 +1,49 @@
+"""Where a server listens and which certificate it shows."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from carefl_secure.errors import EngineError
+
+__all__ = ["Place"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a running server is reached on its own machine; the content of ``address``.
+
+    Parameters
+    ----------
+    address : str
+        ``host:port`` of the SuperLink.
+    socket : Path
+        Where its ServerApp looks for the process that runs the rounds.
+    """
+
+    address: str
+    socket: Path
+
+    def write(self, bundle: Path) -> None:
+        """Leave word in the server's bundle."""
+        text = json.dumps({"address": self.address, "socket": str(self.socket)})
+        (bundle / "address").write_text(text + "\n")
+
+    @classmethod
+    def read(cls, bundle: Path) -> Place:
+        """Read what `write` left.
+
+        Raises
+        ------
+        EngineError
+            When no server runs from this bundle.
+        """
+        try:
+            raw = json.loads((bundle / "address").read_text())
+            return cls(str(raw["address"]), Path(raw["socket"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise EngineError(
+                f"no server runs from {bundle}; start it with carefl-secure server start"
+            ) from error

@@ -1,0 +1,72 @@
+"""What ``flwr run .`` starts: the demonstration of one machine, and never a run between sites.
+
+On a SuperLink of ``carefl-secure server start`` this app refuses: such a run is signed by its
+submitter, and `carefl-secure submit` does that. Everywhere else, in Flower's simulation above all,
+it runs ``carefl-secure train`` on the embedded corpus with the package that is installed. Flower's
+own nodes take no part in that; ``--engine ray`` has them do the work.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from carefl_secure.deployment.flower.relay import SERVER_SOCKET, client
+
+__all__ = ["REFUSAL", "client", "command", "server"]
+
+REFUSAL = (
+    "a run between sites is signed by who submits it, and flwr run signs nothing: use "
+    "'carefl-secure submit RUN.yaml --server BUNDLE --key BUNDLE' on the server's machine"
+)
+_log = logging.getLogger("flwr")
+_PROGRAM = "from carefl_secure.cli import main; main()"
+
+server = ServerApp()
+
+
+def command(settings: Mapping[str, object]) -> list[str]:
+    """Return the command line of the demonstration.
+
+    Parameters
+    ----------
+    settings : mapping
+        Flower's run configuration, ``[tool.flwr.app.config]`` in ``pyproject.toml``; its words are
+        the options of ``carefl-secure train``.
+    """
+    words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    # The app bundle holds no weights; -P keeps this program off its copy of the package.
+    return [sys.executable, "-P", "-c", _PROGRAM, "train", *words]
+
+
+@server.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the demonstration.
+
+    Raises
+    ------
+    RuntimeError
+        On the server of a deployment, and when the demonstration fails.
+    """
+    if SERVER_SOCKET in os.environ:
+        raise RuntimeError(REFUSAL)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        command(context.run_config),
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    for line in done.stdout.splitlines():
+        _log.info("%s", line)  # Flower keeps it as the log of the run
+    if done.returncode:
+        raise RuntimeError(f"carefl-secure train ended with exit code {done.returncode}")

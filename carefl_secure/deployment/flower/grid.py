@@ -1,0 +1,208 @@
+"""The far end of the server relay: a Grid whose messages leave through a Flower run."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from multiprocessing.connection import Connection, Listener
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Error, Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+from carefl_secure.deployment.flower.relay import receive, send
+from carefl_secure.errors import EngineError
+from carefl_secure.federation.transport.local_grid import FIRST_NODE, Drop, Record, empty_run
+
+__all__ = ["BridgeGrid"]
+
+_FOREVER = 7 * 24 * 3600.0
+_LOOK = 1.0
+
+
+class BridgeGrid(Grid):
+    """Send messages through the ServerApp of a Flower run, over a Unix socket.
+
+    Parameters
+    ----------
+    path : Path
+        The socket; its folder must be the owner's alone.
+    alive : callable() -> None, optional
+        Called about once a second while the ServerApp or an answer of it is waited for; raises when
+        waiting makes no sense any more. May be replaced once the ServerApp is there.
+
+    Notes
+    -----
+    The strategy, the ledger and the adapter stay in the process that holds this object. The
+    ServerApp that Flower starts only carries messages.
+    """
+
+    def __init__(self, path: Path, alive: Callable[[], None] = lambda: None) -> None:
+        self._listener = Listener(str(path), "AF_UNIX")
+        self.alive = alive
+        self._link: Connection | None = None
+        self._run = empty_run()
+        self._open: Iterator[Message] = iter(())
+        self.drop: Drop | None = None
+        self.record: Record | None = None
+        self.places: dict[int, int] = {}
+
+    def connect(self, patience: float) -> None:
+        """Wait until the ServerApp is there.
+
+        Raises
+        ------
+        EngineError
+            When it does not come.
+        """
+        socket = self._listener._listener._socket  # type: ignore[attr-defined]
+        socket.settimeout(1.0)
+        end = time.monotonic() + patience
+        while self._link is None:
+            try:
+                self._link = self._listener.accept()
+            except TimeoutError:
+                self.alive()
+                if time.monotonic() > end:
+                    raise EngineError(
+                        f"the run's ServerApp did not start within {patience:.0f} seconds; "
+                        "read the SuperLink's log"
+                    ) from None
+
+    @property
+    def run(self) -> Run:
+        """The run this grid belongs to."""
+        return self._run
+
+    def set_run(self, run: Run) -> None:
+        """Set the run this grid belongs to."""
+        self._run = run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Build a message, as Flower's abstract class asks."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the numbers of all nodes that are online."""
+        head, _ = self._ask({"op": "nodes"}, [])
+        return [int(node) for node in head["nodes"]]
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Refuse: on a bridge, sending and waiting are one step."""
+        raise EngineError("a bridged grid sends and waits in one step; use send_and_receive")
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Refuse, as `push_messages` does."""
+        raise EngineError("a bridged grid sends and waits in one step; use send_and_receive")
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Send messages and yield the replies that come back in time, as they come.
+
+        Only a few replies are held at once. What was not asked for is dropped when the next
+        exchange begins.
+
+        Raises
+        ------
+        EngineError
+            When the ServerApp is gone; also while the result is iterated.
+        """
+        sent = [m for m in messages if not self._lost(m.metadata.dst_node_id, m)]
+        if not sent:
+            return []
+        for message in sent:
+            self._see(message.metadata.dst_node_id, message)
+        head = {
+            "op": "exchange",
+            "actions": [m.metadata.message_type for m in sent],
+            "group": sent[0].metadata.group_id,
+            "nodes": [str(m.metadata.dst_node_id) for m in sent],
+            "timeout": _FOREVER if timeout is None else timeout,
+        }
+        self._tell(head, [m.content for m in sent])
+        self._open = self._replies(sent)
+        return self._open
+
+    def _replies(self, sent: Sequence[Message]) -> Iterator[Message]:
+        """Yield the replies of one exchange; an answer without any is its end."""
+        while True:
+            found, bodies = self._hear()
+            if not found["answers"]:
+                return
+            for answer in found["answers"]:
+                asked = sent[answer["place"]]
+                body: Error | RecordDict = (
+                    Error(answer["code"], answer["reason"])
+                    if "code" in answer
+                    else bodies[answer["body"]]
+                )
+                reply = Message(body, reply_to=asked)
+                if not self._lost(asked.metadata.dst_node_id, reply):
+                    self._see(asked.metadata.dst_node_id, reply)
+                    yield reply
+
+    def close(self) -> None:
+        """Let the ServerApp end well, and remove the socket."""
+        if self._link is not None:
+            # Where it is gone already, the run's status says so.
+            with contextlib.suppress(EngineError):
+                self._ask({"op": "stop"}, [])
+            self._link = None
+        self._listener.close()
+
+    def abandon(self) -> None:
+        """Hang up, which Flower counts as a failed run."""
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+        self._listener.close()
+
+    def _ask(
+        self, head: dict[str, object], contents: list[RecordDict]
+    ) -> tuple[dict[str, Any], list[RecordDict]]:
+        self._tell(head, contents)
+        return self._hear()
+
+    def _tell(self, head: dict[str, object], contents: list[RecordDict]) -> None:
+        for _ in self._open:  # what nobody asked for still lies in the socket
+            pass
+        with self._connected() as link:
+            send(link, head, contents)
+
+    def _hear(self) -> tuple[dict[str, Any], list[RecordDict]]:
+        with self._connected() as link:
+            while not link.poll(_LOOK):
+                self.alive()
+            return receive(link)
+
+    @contextlib.contextmanager
+    def _connected(self) -> Iterator[Connection]:
+        if self._link is None:
+            raise EngineError("the run has not started, or is over")
+        try:
+            yield self._link
+        except (OSError, EOFError) as error:
+            raise EngineError(
+                "the run's ServerApp is gone; read the SuperLink's log for the reason"
+            ) from error
+
+    def _lost(self, node: int, message: Message) -> bool:
+        if self.drop is None or node not in self.places:
+            return False
+        # The hook counts nodes as the in-process grid does.
+        return self.drop(FIRST_NODE + self.places[node], message)
+
+    def _see(self, node: int, message: Message) -> None:
+        if self.record is not None:
+            self.record(node, message)

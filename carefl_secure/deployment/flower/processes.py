@@ -1,0 +1,139 @@
+"""Processes that this one started and that end with it, whatever happens."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+from carefl_secure.deployment.flower.nursery import Forked, Nursery
+from carefl_secure.errors import EngineError
+
+__all__ = ["Processes", "free_port"]
+
+_PATIENCE = 5.0
+
+
+def free_port() -> int:
+    """Return a port of the loopback that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Processes:
+    """Named processes, each the head of a group of its own, so that its children end with it.
+
+    Parameters
+    ----------
+    logs : Path
+        Folder for their output, one file each.
+    """
+
+    def __init__(self, logs: Path) -> None:
+        self._logs = logs
+        self._running: list[tuple[str, subprocess.Popen[bytes] | Forked, IO[bytes]]] = []
+        self._nurseries: list[Nursery] = []
+        logs.mkdir(parents=True, exist_ok=True)
+
+    def start(
+        self, name: str, command: Sequence[str], env: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
+        """Start one process; its standard input ends when this process does.
+
+        Raises
+        ------
+        EngineError
+            When the program is missing.
+        """
+        log = (self._logs / f"{name}.log").open("ab")
+        try:
+            process = subprocess.Popen(
+                list(command),
+                env=None if env is None else dict(env),
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        except OSError as error:
+            log.close()
+            raise EngineError(
+                f"cannot start {command[0]}: {error.strerror}; is the package installed?"
+            ) from error
+        self._running.append((name, process, log))
+        return process
+
+    def nursery(self, module: str, *imports: str) -> Nursery:
+        """Start a process to `fork` from; see `Nursery`."""
+        nursery = Nursery(module, imports, self._logs / "nursery.log")
+        self._nurseries.append(nursery)
+        return nursery
+
+    def fork(self, name: str, nursery: Nursery, words: Sequence[str]) -> Forked:
+        """Start one process from a nursery; its standard input ends when this process does.
+
+        Raises
+        ------
+        EngineError
+            When the nursery has ended.
+        """
+        log = (self._logs / f"{name}.log").open("ab")
+        try:
+            process = nursery.fork(words, log)
+        except EngineError:
+            log.close()
+            raise
+        self._running.append((name, process, log))
+        return process
+
+    @property
+    def groups(self) -> list[int]:
+        """Numbers of the processes, each of which is the head of its group."""
+        return [process.pid for _, process, _ in self._running]
+
+    def check(self) -> None:
+        """Raise when one of them has ended on its own.
+
+        Raises
+        ------
+        EngineError
+            Naming the process and its log.
+        """
+        for name, process, _ in self._running:
+            code = process.poll()
+            if code is not None:
+                raise EngineError(
+                    f"{name} ended with {code}; read {self._logs / name}.log for the reason"
+                )
+
+    def stop(self) -> None:
+        """End all of them and their children: politely first, then by force."""
+        for _, process, _ in reversed(self._running):
+            _signal(process.pid, signal.SIGTERM)
+            if process.stdin is not None:
+                with contextlib.suppress(OSError):
+                    process.stdin.close()
+        deadline = time.monotonic() + _PATIENCE
+        for _, process, log in self._running:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, deadline - time.monotonic()))
+            _signal(process.pid, signal.SIGKILL)
+            process.wait()
+            log.close()
+        self._running.clear()
+        for nursery in self._nurseries:  # last, as it reaps what it forked
+            nursery.close()
+        self._nurseries.clear()
+
+
+def _signal(group: int, number: int) -> None:
+    """Signal a whole group; that it is gone already is as good."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, number)

@@ -1,0 +1,1 @@
+"""Keys, certificates, bundles and policies of sites."""

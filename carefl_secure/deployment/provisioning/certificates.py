@@ -1,0 +1,156 @@
+"""Certificates and keys of a deployment, all made with `cryptography`.
+
+One authority signs one server certificate and is then not needed any more. Node keys are Flower's:
+NIST P-384 in OpenSSH format, which the SuperLink is told before a node may connect.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from carefl_secure.errors import RunError
+
+__all__ = ["Authority", "identity_key", "node_key", "read_identity", "write_private"]
+
+_PEM, _PKCS8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+_PLAIN = serialization.NoEncryption()
+_SKEW = timedelta(minutes=5)
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Write a new file that only its owner can read.
+
+    Raises
+    ------
+    RunError
+        When it exists or cannot be written.
+    """
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror}; choose an empty folder") from error
+
+
+class Authority:
+    """A certificate authority for one deployment.
+
+    Parameters
+    ----------
+    name : str
+        Name of the deployment.
+    until : datetime
+        When its certificates expire.
+    """
+
+    def __init__(self, name: str, until: datetime) -> None:
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{name} authority"[:64])])
+        self._until = until
+        usage = x509.KeyUsage(
+            key_cert_sign=True,
+            crl_sign=True,
+            digital_signature=False,
+            content_commitment=False,
+            key_encipherment=False,
+            data_encipherment=False,
+            key_agreement=False,
+            encipher_only=False,
+            decipher_only=False,
+        )
+        self._certificate = (
+            self._builder(self._name, self._key.public_key())
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(usage, critical=True)
+            .add_extension(
+                x509.SubjectKeyIdentifier.from_public_key(self._key.public_key()), critical=False
+            )
+            .sign(self._key, hashes.SHA256())
+        )
+
+    @property
+    def certificate(self) -> bytes:
+        """The authority's own certificate as PEM; public."""
+        return self._certificate.public_bytes(_PEM)
+
+    def server(self, hosts: Sequence[str]) -> tuple[bytes, bytes]:
+        """Return certificate and private key of a server that answers to these names, as PEM."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0][:64])])
+        issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
+        certificate = (
+            self._builder(subject, key.public_key())
+            .add_extension(
+                x509.SubjectAlternativeName([_name(host) for host in hosts]), critical=False
+            )
+            .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(issuer, critical=False)
+            .sign(self._key, hashes.SHA256())
+        )
+        private = key.private_bytes(_PEM, _PKCS8, _PLAIN)
+        return certificate.public_bytes(_PEM), private
+
+    def _builder(
+        self, subject: x509.Name, public: ec.EllipticCurvePublicKey
+    ) -> x509.CertificateBuilder:
+        return (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(self._name)
+            .public_key(public)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(datetime.now(UTC) - _SKEW)
+            .not_valid_after(self._until)
+        )
+
+
+def _name(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
+
+
+def node_key() -> tuple[bytes, bytes]:
+    """Return private and public half of a new SuperNode key, in OpenSSH format."""
+    key = ec.generate_private_key(ec.SECP384R1())
+    form = serialization.PrivateFormat.OpenSSH
+    public = key.public_key().public_bytes(
+        serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+    )
+    return key.private_bytes(_PEM, form, _PLAIN), public
+
+
+def identity_key() -> tuple[bytes, bytes]:
+    """Return a new Ed25519 identity: private half as PEM, public half as 32 raw bytes."""
+    key = Ed25519PrivateKey.generate()
+    return key.private_bytes(_PEM, _PKCS8, _PLAIN), key.public_key().public_bytes_raw()
+
+
+def read_identity(path: Path) -> Ed25519PrivateKey:
+    """Read what `identity_key` made.
+
+    Raises
+    ------
+    RunError
+        When the file is missing or holds another kind of key.
+    """
+    try:
+        key = serialization.load_pem_private_key(path.read_bytes(), None)
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} holds no private key; ask for a new bundle") from error
+    if not isinstance(key, Ed25519PrivateKey):
+        raise RunError(f"{path} holds no Ed25519 key; ask for a new bundle")
+    return key

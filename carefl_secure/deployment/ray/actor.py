@@ -1,0 +1,286 @@
+"""One actor of a simulation on Ray: it answers for whichever client the next message is for."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import pickle
+import traceback
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from carefl_secure.config import Config
+from carefl_secure.errors import CareflError, ConfigError, EngineError, ModelError, ProtocolError
+from carefl_secure.federation.client.app import build_client_app
+from carefl_secure.federation.client.session import ClientSession
+from carefl_secure.federation.in_process import ledger_path
+from carefl_secure.federation.local_update.task import LocalTask
+from carefl_secure.federation.plan.cohort import Cohort
+from carefl_secure.federation.plan.run_plan import RunPlan
+from carefl_secure.federation.transport.error_codes import refusal
+from carefl_secure.noise import DeterministicKeySource, KeySource
+from carefl_secure.privacy import Ledger
+from carefl_secure.progress import SilentReporter
+from carefl_secure.run_folder import RunFolder
+
+__all__ = ["FAULT", "ActorApp", "Order", "Work", "keep_refusal", "tasks_of"]
+
+Work = Callable[[RunPlan, bytes], Sequence[LocalTask]]
+"""Makes the tasks of all clients from the plan and the hash of the agreed base model."""
+
+FAULT = refusal(EngineError(""))
+"""What the server is told of a fault in an actor; the traceback stays in the run folder."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """All that an actor needs to answer for any client; written to a file of the run's owner.
+
+    Parameters
+    ----------
+    plan : RunPlan
+    cohort : Cohort
+    identities : tuple of bytes
+        Private Ed25519 keys of the clients, 32 bytes each: in a simulation one process makes them
+        all, as it does without Ray.
+    folder : RunFolder
+        With an absolute path.
+    ledgers : Path, optional
+        Folder of ledgers that outlive the run, absolute.
+    max_epsilon : float, optional
+    key_source : callable(int) -> KeySource
+    work : Work
+    directory : Path
+        Where paths of the configuration start from.
+    scratch : Path
+        Folder of this run that no other account can read.
+    """
+
+    plan: RunPlan
+    cohort: Cohort
+    identities: tuple[bytes, ...]
+    folder: RunFolder
+    ledgers: Path | None
+    max_epsilon: float | None
+    key_source: Callable[[int], KeySource]
+    work: Work
+    directory: Path
+    scratch: Path
+
+    @property
+    def file(self) -> Path:
+        """Where actors read the order."""
+        return self.scratch / "order"
+
+    @property
+    def log(self) -> Path:
+        """Where faults of actors are told in full."""
+        return self.folder.path / "logs" / "ray.log"
+
+
+class ActorApp(ClientApp):
+    """The client app that Flower hands to its Ray actors: a file name, until a message comes.
+
+    Flower sends the app along with every message, so it must weigh nothing. What is costly (model,
+    features, tasks of all clients) is made at an actor's first message and kept.
+
+    Parameters
+    ----------
+    order : Path
+        File with the pickled `Order`.
+
+    Guarantees
+    ----------
+    A refusal leaves as a number with a fixed sentence, and so does a fault in the program: no
+    exception and no text of one goes through Flower or Ray. A saved session is answered from once:
+    an older one than the newest is refused, also where it was answered by another actor.
+    """
+
+    def __init__(self, order: Path) -> None:
+        super().__init__()
+        self._order = order
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        """Answer one message for the client whose context this is."""
+        reply = Message(FAULT, reply_to=message)
+        with _Faults(self._order):
+            try:
+                reply = _station(self._order).answer(message, context)
+            except CareflError as error:
+                reply = Message(refusal(error), reply_to=message)
+        return reply
+
+
+class _Faults:
+    """Write whatever was not raised on purpose into the run's own log, and let the reply say so."""
+
+    def __init__(self, order: Path) -> None:
+        self._order = order
+
+    def __enter__(self) -> None:
+        """Do nothing yet."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool:
+        """Swallow exceptions; interrupts pass."""
+        if not isinstance(error, Exception):
+            return False
+        log = _read(self._order).log
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a") as file:
+            file.writelines(traceback.format_exception(error))
+        return True
+
+
+class _Station:
+    """All clients of a run, as one actor can play them."""
+
+    def __init__(self, order: Order) -> None:
+        os.chdir(order.directory)
+        (order.scratch / "actors").mkdir(exist_ok=True)
+        (order.scratch / "actors" / str(os.getpid())).touch()  # so that a stop need not wait
+        self._order = order
+        self._tasks = order.work(order.plan, order.cohort.base_hash)
+        if len(self._tasks) != len(order.identities):
+            raise ConfigError(f"{len(self._tasks)} tasks for {len(order.identities)} clients")
+        self._app = build_client_app(self._session, self._refused, keep_state=True)
+        self._marks = order.scratch / "marks"
+        self._marks.mkdir(exist_ok=True)
+        self._drawn: Counter[str] = Counter()
+        self._opened: ClientSession | None = None
+
+    def answer(self, message: Message, context: Context) -> Message:
+        """Answer from the newest saved session, and remember what is the newest now."""
+        mark = self._marks / f"{context.node_config.get('partition-id')}.json"
+        known = json.loads(mark.read_text()) if mark.exists() else {"session": "", "drawn": {}}
+        if _digest(context.state) != known["session"]:
+            raise ProtocolError("this session is not the newest; an answered step is not repeated")
+        self._drawn = Counter(known["drawn"])
+        try:
+            reply = self._app(message, context)
+        finally:
+            if self._opened is not None:
+                self._opened.close()
+                self._opened = None
+        beside = mark.with_suffix(".new")
+        beside.write_text(json.dumps({"session": _digest(context.state), "drawn": self._drawn}))
+        beside.replace(mark)  # before the reply leaves
+        return reply
+
+    def _session(self, index: int) -> ClientSession:
+        order = self._order
+        if not 0 <= index < len(order.identities):
+            raise ProtocolError(f"partition {index} is no client of this run")
+        keys = order.key_source(index)
+        if isinstance(keys, DeterministicKeySource):
+            keys = _Continued(keys, self._drawn)
+        self._opened = ClientSession(
+            index,
+            Ed25519PrivateKey.from_private_bytes(order.identities[index]),
+            order.plan,
+            order.cohort,
+            self._tasks[index],
+            Ledger(ledger_path(order.folder, order.ledgers, index), {"client": str(index)}),
+            keys,
+            max_epsilon=order.max_epsilon,
+            memory=order.folder.client_memory(index),
+        )
+        return self._opened
+
+    def _refused(self, index: int, error: CareflError) -> None:
+        keep_refusal(self._order.folder.client(index), error)
+
+
+class _Continued:
+    """Keys from a seed that go on where the last actor stopped; only tests have a seed.
+
+    Parameters
+    ----------
+    source : DeterministicKeySource
+    drawn : Counter of str
+        How many keys were drawn under each label; counted further here.
+    """
+
+    def __init__(self, source: DeterministicKeySource, drawn: Counter[str]) -> None:
+        self._source = source
+        self._drawn = drawn
+        for label, count in drawn.items():
+            for _ in range(count):
+                source.key(label)
+
+    def key(self, label: str) -> bytes:
+        """Return the next key under a label."""
+        self._drawn[label] += 1
+        return self._source.key(label)
+
+
+def keep_refusal(home: Path, error: CareflError) -> None:
+    """Write a refusal's own text where only the party reads it.
+
+    Parameters
+    ----------
+    home : Path
+        The party's folder.
+    error : CareflError
+    """
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / "refusals.log").open("a") as file:
+        file.write(f"{type(error).__name__}: {error}\n")
+
+
+def tasks_of(config: Config, plan: RunPlan, base_hash: bytes) -> Sequence[LocalTask]:
+    """Return the tasks of all clients of a configuration; the `Work` of a whole run.
+
+    Raises
+    ------
+    ModelError
+        When this process loads another base model than the one agreed.
+    """
+    # torch is imported here, where work begins, and not by whoever only reads an order.
+    from carefl_secure.runs.build import base_hash_of, client_tasks, label_scorer
+    from carefl_secure.runs.captions import load_contexts
+    from carefl_secure.runs.staged_corpora import load_corpora
+
+    reporter = SilentReporter()
+    corpora = load_corpora(config, reporter)
+    contexts = load_contexts(config, corpora, reporter)
+    scorer = label_scorer(config, corpora.private.space)
+    if base_hash_of(scorer.adapter.base.digest, config) != base_hash:
+        raise ModelError("an actor loads another base model than the run began with")
+    return client_tasks(config, plan, scorer, corpora, contexts, reporter)
+
+
+def _read(path: Path) -> Order:
+    order = pickle.loads(path.read_bytes())
+    if not isinstance(order, Order):
+        raise EngineError(f"{path} holds no order")
+    return order
+
+
+@functools.lru_cache(maxsize=1)
+def _station(path: Path) -> _Station:
+    return _Station(_read(path))
+
+
+def _digest(state: RecordDict) -> str:
+    """Return a hash over the saved session in a context; empty where there is none."""
+    saved = [
+        value
+        for record in state.config_records.values()
+        for value in record.values()
+        if isinstance(value, bytes)
+    ]
+    return hashlib.sha256(b"".join(saved)).hexdigest() if saved else ""

@@ -1,0 +1,223 @@
+"""Hundreds of clients on one machine: Flower's simulation on Ray, with the same app and strategy.
+
+Flower offers its Ray backend in three ways. This engine takes `flwr.simulation.run_simulation`,
+though Flower calls it deprecated: it is the one that runs a ServerApp in this very process, so the
+Grid can be lent to the strategy, ledger and adapter stay where they are on every engine, no HTTP
+server is started, and vectors are copied once between actor and server. ``flwr run`` and
+``flower-superlink --simulation`` install a bundle and run the ServerApp in a process of its own,
+from which every vector would have to be sent back. The tests name the versions it was tried on,
+and the package asks for no later one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import pickle
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from flwr.serverapp import Grid
+
+from carefl_secure.config import Config
+from carefl_secure.deployment.ray.actor import ActorApp, Order, Work, keep_refusal, tasks_of
+from carefl_secure.deployment.ray.cluster import RayCluster, require_ray
+from carefl_secure.deployment.ray.grid import FlowerSimulation, RayGrid
+from carefl_secure.errors import CareflError, EngineError, ProtocolError
+from carefl_secure.federation.aggregation.helper_session import Helper
+from carefl_secure.federation.client.app import build_client_app
+from carefl_secure.federation.client.session import ClientSession
+from carefl_secure.federation.in_process import ledger_path, make_parties
+from carefl_secure.federation.local_update.task import LocalTask
+from carefl_secure.federation.plan.cohort import Aggregation, Cohort, Encryption
+from carefl_secure.federation.plan.run_plan import RunPlan
+from carefl_secure.federation.transport.local_grid import Drop, LocalGrid, Record
+from carefl_secure.noise import KeySource
+from carefl_secure.privacy import Ledger
+from carefl_secure.progress import Reporter
+from carefl_secure.run_folder import RunFolder
+
+__all__ = ["RayEngine", "RayParties"]
+
+
+class RayParties:
+    """The parties of a run on Ray; see `Parties`.
+
+    Clients live in Flower's contexts between two messages and may be served by another actor at
+    each. Helpers keep a key from message to message, so they stay in this process.
+
+    Parameters
+    ----------
+    order : Order
+        What actors are given, in a folder that is made with their processes.
+    helpers : sequence of Helper
+    reporter : Reporter
+    """
+
+    def __init__(self, order: Order, helpers: Sequence[Helper], reporter: Reporter) -> None:
+        self._order = order
+        self._cluster: RayCluster | None = None
+        self._helpers = helpers
+        self._reporter = reporter
+        self._flower: FlowerSimulation | None = None
+        self.ledgers = [
+            Ledger(ledger_path(order.folder, order.ledgers, index), {"client": str(index)})
+            for index in range(len(order.identities))
+        ]
+
+    @property
+    def cohort(self) -> Cohort:
+        """Who takes part."""
+        return self._order.cohort
+
+    def grid(self, workers: int, drop: Drop | None, record: Record | None) -> Grid:
+        """Start Ray and Flower, and wait until every client has answered who it is."""
+        clients = len(self._order.identities)
+        self._reporter.note(
+            f"starting Ray with {workers} actor{'s' if workers > 1 else ''} for {clients} clients; "
+            "each loads the model for itself (federation.workers)"
+        )
+        self._cluster = RayCluster()
+        order = dataclasses.replace(self._order, scratch=self._cluster.scratch)
+        self._cluster.start(workers, order.plan.encoding.dimension)
+        from ray import cloudpickle  # which takes functions that are defined anywhere
+
+        with open(os.open(order.file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(_pickled(cloudpickle.dumps, order))
+        near = None
+        if self._helpers:
+            app = build_client_app(_no_session, self._refused, helpers=self._helper)
+            near = LocalGrid(app, clients + len(self._helpers), drop=drop, record=record)
+        self._flower = FlowerSimulation(ActorApp(order.file), clients)
+        grid = RayGrid(self._flower, clients, near, order.log)
+        grid.drop, grid.record = drop, record
+        return grid
+
+    def finish(self) -> None:
+        """Let Flower end its run.
+
+        Raises
+        ------
+        EngineError
+            When it ends otherwise than well.
+        """
+        if self._flower is not None:
+            self._flower.finish()
+
+    def close(self) -> None:
+        """End every process that was started, and erase the keys made for this run."""
+        try:
+            if self._cluster and self._flower and not self._flower.ended:
+                self._flower.abandon(self._cluster.kill_actors)
+        finally:
+            if self._cluster is not None:
+                self._cluster.stop()
+            if self._flower is not None:
+                self._flower.close()
+                self._flower = None
+            for helper in self._helpers:
+                helper.close()
+
+    def _helper(self, partition: int) -> Helper | None:
+        place = partition - len(self._order.identities)
+        return self._helpers[place] if 0 <= place < len(self._helpers) else None
+
+    def _refused(self, partition: int, error: CareflError) -> None:
+        keep_refusal(self._order.folder.helper(partition - len(self._order.identities)), error)
+
+
+class RayEngine:
+    """Makes the parties of one run on Ray.
+
+    Parameters
+    ----------
+    reporter : Reporter
+    work : Work, optional
+        With what an actor makes the tasks of all clients, once in its life. Without it the tasks
+        themselves are sent, which must then be picklable and small.
+
+    Raises
+    ------
+    EngineError
+        When Ray is not installed.
+
+    Guarantees
+    ----------
+    As on every engine: the same checks, ledgers and files, and under predictable noise the same
+    adapter bit for bit, as long as the actors compute with as many threads as one process would
+    (a single actor does; several share the cores). Processes listen on the loopback only; none
+    outlives `Parties.close`. Memory grows with ``federation.workers``, the number of actors, of
+    which each holds the model; there is one by default. This simulates parties, it does not part
+    them: whoever can read this process can read every client.
+    """
+
+    def __init__(self, reporter: Reporter, work: Work | None = None) -> None:
+        require_ray()
+        self._reporter = reporter
+        self._work = work
+
+    @classmethod
+    def of(cls, config: Config, reporter: Reporter) -> RayEngine:
+        """Return the engine for a configuration."""
+        return cls(reporter, functools.partial(tasks_of, config))
+
+    def __call__(
+        self,
+        plan: RunPlan,
+        tasks: Sequence[LocalTask],
+        folder: RunFolder,
+        base_hash: bytes,
+        key_source: Callable[[int], KeySource],
+        ledgers: Path | None,
+        max_epsilon: float | None,
+        *,
+        aggregation: Aggregation,
+        committee_members: int,
+        committee_dropout_tolerance: int,
+        encryption: Encryption,
+        key_prefetch: bool,
+    ) -> RayParties:
+        """Return the parties; nothing runs before their grid is asked for."""
+        clients, cohort, helpers = make_parties(
+            plan,
+            len(tasks),
+            folder.run_id,
+            base_hash,
+            key_source,
+            aggregation=aggregation,
+            committee_members=committee_members,
+            committee_dropout_tolerance=committee_dropout_tolerance,
+            encryption=encryption,
+            key_prefetch=key_prefetch,
+        )
+        order = Order(
+            plan=plan,
+            cohort=cohort,
+            identities=tuple(key.private_bytes_raw() for key in clients),
+            folder=RunFolder(folder.path.resolve(), folder.stage),
+            ledgers=None if ledgers is None else ledgers.resolve(),
+            max_epsilon=max_epsilon,
+            key_source=key_source,
+            work=self._work or functools.partial(_as_given, list(tasks)),
+            directory=Path.cwd(),
+            scratch=Path(),
+        )
+        return RayParties(order, helpers, self._reporter)
+
+
+def _as_given(tasks: Sequence[LocalTask], plan: RunPlan, base_hash: bytes) -> Sequence[LocalTask]:
+    return tasks
+
+
+def _no_session(partition: int) -> ClientSession:
+    raise ProtocolError(f"partition {partition} is no helper of this run")
+
+
+def _pickled(dumps: Callable[[Order], bytes], order: Order) -> bytes:
+    try:
+        return dumps(order)
+    except (pickle.PicklingError, TypeError) as error:
+        raise EngineError(
+            f"the run cannot be sent to actors: {error}; give the engine work to make tasks with"
+        ) from error

@@ -1,0 +1,334 @@
+"""The site's own software: it holds keys, records, ledger and policy, and decides.
+
+Started on the node as ``python -m carefl_secure.deployment.site.agent BUNDLE SOCKET``. It answers
+the relay that Flower runs, one message after another, and trusts neither it nor the server.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from multiprocessing.connection import Listener
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Message, RecordDict
+
+from carefl_secure.config import Config
+from carefl_secure.errors import CareflError, ModelError, PolicyError, ProtocolError
+from carefl_secure.federation.transport.flwr_env import quiet_flower
+from carefl_secure.federation.client.app import build_client_app
+from carefl_secure.federation.plan.cohort import Cohort
+from carefl_secure.deployment.site.accepted_run import Accepted, round_of, rounds_in
+from carefl_secure.deployment.site.budget import SiteBudgets
+from carefl_secure.deployment.provisioning.certificates import read_identity
+from carefl_secure.deployment.site.agent_socket import hear
+from carefl_secure.deployment.provisioning.site_bundle import SiteBundle
+from carefl_secure.deployment.site.site_config import own_config, refuse_paths
+from carefl_secure.deployment.site.proposal import Proposal, cohort_of
+from carefl_secure.deployment.flower.relay import ACTIONS, PROPOSE, send
+from carefl_secure.federation.transport.local_grid import FIRST_NODE, LocalGrid
+from carefl_secure.federation.aggregation.helper_session import (
+    Helper,
+    HolderSession,
+    MemberSession,
+)
+from carefl_secure.federation.transport.messages import pack
+from carefl_secure.federation.plan.run_plan import RunPlan
+from carefl_secure.deployment.provisioning.policy import check_policy, read_policy
+from carefl_secure.federation.transport.error_codes import LOST, refusal
+from carefl_secure.federation.client.session import ClientSession
+from carefl_secure.federation.local_update.task import LocalTask
+from carefl_secure.noise import KeySource, SystemKeySource
+from carefl_secure.privacy import Ledger
+from carefl_secure.progress import SilentReporter
+
+__all__ = ["Agent", "Work", "refuse_paths"]
+
+_ROLE = "query.role"
+_SPENDING = ("train.masked", "train.submit")
+_AHEAD = "_ahead"  # ends the steps that make keys for a later round, which may yet begin anew
+
+
+class Work:
+    """What a site computes with: its own plan, base hash and task for a proposed run.
+
+    Parameters
+    ----------
+    config : Config
+        As proposed, with the site's own paths.
+    index : int
+        Place among the clients.
+    own_data : bool
+        Whether all records of ``data.source`` are this site's, or only its share.
+    """
+
+    def __init__(self, config: Config, index: int, own_data: bool) -> None:
+        # torch is imported here, where a run begins, and in no other part of the node.
+        from carefl_secure.runs.build import site_work
+
+        self.plan, self.base_hash, self.task = site_work(
+            config, None if own_data else index, SilentReporter()
+        )
+
+
+class Agent:
+    """Answers for one site.
+
+    Parameters
+    ----------
+    bundle : SiteBundle
+    ledger : Path, optional
+        The ledger of the corpus; in the bundle, one per corpus, by default.
+    rehearsal : bool, optional
+        Allow predictable noise, and only then: for runs of one machine with itself.
+    keys : Path, optional
+        Folder that keeps which predictable keys were drawn.
+
+    Guarantees
+    ----------
+    No step of a round is answered before a proposal passed the policy, the site's own plan and
+    base hash equal the proposed ones, and the roster is the bundle's; an agent that is started again
+    checks all of this again before it goes on, and begins no round that was begun before. A refusal
+    leaves as a number with a fixed sentence; its text stays in ``refusals.log``. The log holds
+    actions, rounds and outcomes, and nothing computed from a record.
+    """
+
+    def __init__(
+        self,
+        bundle: SiteBundle,
+        *,
+        ledger: Path | None = None,
+        rehearsal: bool = False,
+        keys: Path | None = None,
+    ) -> None:
+        self.bundle = bundle
+        self._policy = read_policy(bundle.path / "policy.yaml")
+        self._identity = read_identity(bundle.path / "identity.key")
+        self._ledger = ledger
+        self._rehearsal = rehearsal
+        self._keys_kept = keys
+        self._accepted = Accepted(bundle.path / "accepted.json")
+        self._grid: LocalGrid | None = None
+        self._party: ClientSession | Helper | None = None
+        self._budgets: SiteBudgets | None = None
+
+    def answer(
+        self, head: Mapping[str, Any], content: RecordDict
+    ) -> tuple[dict[str, Any], list[RecordDict]]:
+        """Answer one message of the relay."""
+        action, group = str(head.get("action"))[:40], str(head.get("group"))[:40]
+        try:
+            if time.time() >= self.bundle.expires:
+                raise PolicyError("the bundle has expired", "expired")
+            if action == PROPOSE:
+                reply: Message | RecordDict = self._propose(content)
+            elif self._sits_out(action, content):
+                self._log(action, group, LOST)
+                return {"code": LOST, "reason": "the agent was started again in this round"}, []
+            else:
+                reply = self._step(action, group, content)
+        except CareflError as error:
+            return self._refused(action, group, error), []
+        if isinstance(reply, Message):
+            if reply.has_error():
+                self._log(action, group, reply.error.code)
+                return {"code": reply.error.code, "reason": reply.error.reason}, []
+            reply = reply.content
+        self._log(action, group, 0)
+        return {}, [reply]
+
+    def serve(self, socket: Path) -> None:
+        """Answer on a Unix socket for ever; one that a killed agent left is removed first."""
+        socket.unlink(missing_ok=True)
+        with Listener(str(socket), "AF_UNIX") as listener:
+            while True:
+                # A relay that hangs up or stalls harms nobody but itself.
+                with contextlib.suppress(OSError, EOFError), listener.accept() as link:
+                    try:
+                        head, content = hear(link)
+                    except ProtocolError as error:
+                        send(link, self._refused("unreadable", "", error))
+                    else:
+                        send(link, *self.answer(head, content))
+
+    def close(self) -> None:
+        """Erase the secrets of a round in progress."""
+        if self._party is not None:
+            self._party.close()
+        self._party = self._grid = self._budgets = None
+
+    def _propose(self, content: RecordDict) -> RecordDict:
+        """Accept a run, or raise; where its submitter is on the list, an earlier run ends."""
+        self._policy = read_policy(self.bundle.path / "policy.yaml")
+        proposal, submitter = Proposal.read(content)
+        if submitter.hex() not in self._policy.submitters:
+            raise PolicyError("the submitter is not on the list", "submitter")
+        self.close()
+        self._accepted.forget()
+        plan = self._take_up(proposal, submitter)
+        self._accepted.keep(content)
+        place = self.bundle.index + len(self.bundle.roster.clients) * (self.bundle.role == "helper")
+        return pack(plan=plan.hash(), place=place)
+
+    def _sits_out(self, action: str, content: RecordDict) -> bool:
+        """Tell whether a step belongs to a round whose secrets died with an earlier agent."""
+        again = self._grid is None and self._accepted.proposal is not None
+        return again and action in ACTIONS and action != _ROLE and round_of(content) is None
+
+    def _step(self, action: str, group: str, content: RecordDict) -> Message:
+        """Take one step of the run that was agreed to."""
+        accepted, number = self._accepted.proposal, round_of(content)
+        if action not in ACTIONS or accepted is None:
+            raise ProtocolError("no proposed run was accepted here, so no step is answered")
+        if self._grid is None:
+            if number is not None:
+                self._accepted.check(number)
+            self._take_up(*Proposal.read(accepted))
+        if action in _SPENDING and self._budgets is not None:
+            self._budgets.check_round()
+        sent = Message(content, FIRST_NODE, action, group_id=group)
+        (reply,) = self._open_grid().send_and_receive([sent])
+        begins = action in _SPENDING or (number is not None and not action.endswith(_AHEAD))
+        if begins and not reply.has_error():
+            self._accepted.begun(max(rounds_in(content), default=-1))
+        return reply
+
+    def _take_up(self, proposal: Proposal, submitter: bytes) -> RunPlan:
+        """Check a proposal against everything that is the site's own, and get ready for its run."""
+        from carefl_secure.runs.plan_from_config import plan_with
+
+        config = own_config(proposal, self.bundle, rehearsal=self._rehearsal)
+        cohort = cohort_of(config, proposal.run, self.bundle.roster, proposal.base_hash)
+        if config.federation.public_records is None:
+            raise ProtocolError("the proposal does not declare the number of records")
+        plan = plan_with(config, config.federation.public_records, proposal.dimension)
+        task = None
+        # What the policy forbids is refused before a model is loaded or a record is read.
+        check_policy(self._policy, plan, cohort, submitter)
+        if self.bundle.role == "client":
+            work = Work(config, self.bundle.index, self.bundle.data is not None)
+            plan, task = work.plan, work.task
+            if work.base_hash != proposal.base_hash:
+                raise ModelError("the base model, adapter or code version is not the proposed one")
+            check_policy(self._policy, plan, cohort, submitter)
+        if plan.hash() != proposal.plan_hash:
+            raise ProtocolError("the proposed plan is not the one that follows from the settings")
+        keys = self._keys(config)
+        if task is not None:
+            party: ClientSession | Helper = self._client(config, plan, cohort, task, keys)
+        elif cohort.key_holder is not None:
+            party = HolderSession(self.bundle.index, self._identity, plan, cohort)
+        else:
+            party = MemberSession(self.bundle.index, self._identity, plan, cohort, keys)
+        self._party = party
+        session = party if isinstance(party, ClientSession) else None
+        helper = party if isinstance(party, Helper) else None
+
+        def sessions(_: int) -> ClientSession:
+            if session is None:
+                raise ProtocolError("a helper was asked for a client's step")
+            return session
+
+        app = build_client_app(sessions, self._keep, helpers=lambda _: helper)
+        self._grid = LocalGrid(app, 1)
+        return plan
+
+    def _open_grid(self) -> LocalGrid:
+        if self._grid is None:
+            raise ProtocolError("the accepted run was not taken up")
+        return self._grid
+
+    def _client(
+        self, config: Config, plan: RunPlan, cohort: Cohort, task: LocalTask, keys: KeySource
+    ) -> ClientSession:
+        path = self._ledger
+        if path is None:
+            corpus = hashlib.sha256((self.bundle.data or "share").encode()).hexdigest()[:16]
+            path = self.bundle.path / "ledgers" / f"{corpus}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        ledger = Ledger(path, {"client": str(self.bundle.index)})
+        ledger.recover()
+        self._budgets = SiteBudgets(self._policy, self.bundle.path / "ledgers", ledger, plan, cohort)
+        self._budgets.check_run()
+        limit = self._policy.max_epsilon_per_corpus
+        return ClientSession(
+            self.bundle.index,
+            self._identity,
+            plan,
+            cohort,
+            task,
+            ledger,
+            keys,
+            max_epsilon=min(limit, config.privacy.max_epsilon or limit),
+            memory=path.parent / "correction.bin",
+        )
+
+    def _keys(self, config: Config) -> KeySource:
+        if not config.unsafe_deterministic_noise:
+            return SystemKeySource()
+        from carefl_secure.runs.build import key_source
+
+        helper = self.bundle.role == "helper"
+        source = key_source(config, kept=self._keys_kept)
+        return source(self.bundle.index + helper * config.federation.clients)
+
+    def _refused(self, action: str, group: str, error: CareflError) -> dict[str, Any]:
+        """Keep the reason here and return what may be said of it."""
+        self._keep(0, error)
+        said = refusal(error)
+        self._log(action, group, said.code)
+        return {"code": said.code, "reason": said.reason}
+
+    def _keep(self, _: int, error: CareflError) -> None:
+        with (self.bundle.path / "refusals.log").open("a") as file:
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            file.write(f"{now} {type(error).__name__}: {error}\n")
+
+    def _log(self, action: str, group: str, code: int) -> None:
+        line = {"time": round(time.time(), 3), "action": action, "round": group, "code": code}
+        with (self.bundle.path / "agent.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def _serve_or_end(agent: Agent, socket: Path) -> None:
+    """Serve; a fault ends the whole process, so that whoever watches it learns of it."""
+    try:
+        agent.serve(socket)
+    finally:
+        traceback.print_exc()
+        os._exit(1)
+
+
+def main() -> None:
+    """Serve one bundle until killed, or until standard input ends where that was asked for."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("socket", type=Path)
+    parser.add_argument("--ledger", type=Path)
+    parser.add_argument("--rehearsal", action="store_true")
+    parser.add_argument("--keys", type=Path)
+    parser.add_argument("--until-eof", action="store_true")
+    words = parser.parse_args()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    bundle = SiteBundle.open(words.bundle, part="agent")
+    agent = Agent(bundle, ledger=words.ledger, rehearsal=words.rehearsal, keys=words.keys)
+    with quiet_flower():
+        if not words.until_eof:
+            agent.serve(words.socket)
+        threading.Thread(target=_serve_or_end, args=(agent, words.socket), daemon=True).start()
+        sys.stdin.buffer.read()  # ends with the process that started this one
+
+
+if __name__ == "__main__":
+    main()

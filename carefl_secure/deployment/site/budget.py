@@ -1,0 +1,99 @@
+"""What a site has spent, on one corpus and on all of them, held against its policy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from carefl_secure.errors import PolicyError
+from carefl_secure.federation.plan.cohort import Cohort
+from carefl_secure.federation.plan.run_plan import RunPlan
+from carefl_secure.deployment.provisioning.policy import Policy
+from carefl_secure.federation.client.round_budget import RoundBudget
+from carefl_secure.privacy import Ledger, epsilon
+
+__all__ = ["SiteBudgets"]
+
+
+class SiteBudgets:
+    """The budgets of one site in the eyes of one run.
+
+    Parameters
+    ----------
+    policy : Policy
+        Gives the most per corpus and in all.
+    folder : Path
+        Holds one ledger per corpus.
+    ledger : Ledger
+        Of the corpus that the run is on, in the folder or elsewhere.
+    plan : RunPlan
+        The run that asks; its delta prices every ledger.
+    cohort : Cohort
+        Gives the run's name.
+
+    Guarantees
+    ----------
+    Epsilons of different corpora are added up, which bounds what a person in all of them loses, by
+    basic composition, at the sum of the deltas. Runs without noise have no price; whether they may
+    take place is the policy's ``allow_unprotected``.
+    """
+
+    def __init__(
+        self, policy: Policy, folder: Path, ledger: Ledger, plan: RunPlan, cohort: Cohort
+    ) -> None:
+        self._policy = policy
+        self._folder = folder
+        self._ledger = ledger
+        self._plan = plan
+        self._cohort = cohort
+        self._known: dict[Path, tuple[tuple[int, int], float]] = {}
+
+    def check_run(self) -> None:
+        """Refuse a whole run before its first round; rounds that it has paid do not count twice.
+
+        Raises
+        ------
+        PolicyError
+            Clause ``epsilon`` or ``total``.
+        LedgerError
+            When a ledger cannot be trusted.
+        """
+        paid = RoundBudget(self._ledger, self._plan, self._cohort).paid()
+        self._check(max(0, self._plan.privacy.rounds - paid))
+
+    def check_round(self) -> None:
+        """Refuse one round more: other corpora's ledgers may have grown since the proposal.
+
+        Raises
+        ------
+        PolicyError, LedgerError
+            As `check_run`.
+        """
+        self._check(1)
+
+    def _check(self, rounds: int) -> None:
+        event = self._plan.event
+        if event is None:
+            return
+        after = epsilon([*self._ledger.events(), *[event] * rounds], self._plan.privacy.delta)
+        if after > self._policy.max_epsilon_per_corpus:
+            raise PolicyError(
+                f"the run would bring this corpus to epsilon {after:.4g}, above "
+                f"{self._policy.max_epsilon_per_corpus:g}",
+                "epsilon",
+            )
+        if after + self._elsewhere() > self._policy.max_epsilon_total:
+            raise PolicyError("the run would take the site over its total epsilon", "total")
+
+    def _elsewhere(self) -> float:
+        """Price the other ledgers, each anew only when its file has changed."""
+        mine = self._ledger.path.resolve()
+        total = 0.0
+        for path in sorted(self._folder.glob("*.jsonl")):
+            if path.resolve() == mine:
+                continue
+            seen = path.stat()
+            state = (seen.st_mtime_ns, seen.st_size)
+            if path not in self._known or self._known[path][0] != state:
+                self._known[path] = state, Ledger(path).epsilon(self._plan.privacy.delta)
+            total += self._known[path][1]
+        return total

@@ -1,0 +1,171 @@
+"""What a server asks a site to take part in, signed by who submits it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from flwr.app import RecordDict
+from flwr.serverapp import Grid
+
+from carefl_secure.config import Config, dump_config
+from carefl_secure.errors import CohortError, PolicyError, ProtocolError
+from carefl_secure.federation.plan.cohort import Cohort, helpers_wanted, make_cohort
+from carefl_secure.deployment.provisioning.site_bundle import Roster
+from carefl_secure.deployment.flower.relay import PROPOSE
+from carefl_secure.federation.transport.exchange import Exchange, wait_for_nodes
+from carefl_secure.federation.transport.messages import Fields, pack
+from carefl_secure.federation.plan.run_plan import RunPlan
+
+__all__ = ["Proposal", "cohort_of", "propose"]
+
+_LABEL = b"carefl proposal\x00"
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """One run, as it is put before the sites.
+
+    Parameters
+    ----------
+    run : str
+        Name of the run.
+    config : str
+        The whole configuration as YAML; its paths mean nothing on another machine.
+    dimension : int
+        Length of the adapter.
+    base_hash, plan_hash : bytes
+        32 bytes each; a site computes both itself and compares.
+    """
+
+    run: str
+    config: str
+    dimension: int
+    base_hash: bytes
+    plan_hash: bytes
+
+    @classmethod
+    def of(cls, run: str, config: Config, plan: RunPlan, base_hash: bytes) -> Proposal:
+        """Return the proposal of a planned run."""
+        declared = {"public_records": plan.privacy.public_records}
+        whole = config.model_copy(
+            update={"federation": config.federation.model_copy(update=declared)}
+        )
+        text = dump_config(whole)
+        return cls(run, text, plan.encoding.dimension, base_hash, plan.hash())
+
+    def message(self, key: Ed25519PrivateKey) -> RecordDict:
+        """Return the signed message."""
+        return pack(
+            proposal=self._octets(),
+            submitter=key.public_key().public_bytes_raw(),
+            signature=key.sign(_LABEL + self._octets()),
+        )
+
+    @classmethod
+    def read(cls, content: RecordDict) -> tuple[Proposal, bytes]:
+        """Return a proposal and the public key that signed it.
+
+        Raises
+        ------
+        ProtocolError
+            When it is malformed.
+        PolicyError
+            When the signature does not fit.
+        """
+        fields = Fields(content, "proposal", "submitter", "signature")
+        octets, submitter = fields.octets("proposal"), fields.octets("submitter")
+        try:
+            Ed25519PublicKey.from_public_bytes(submitter).verify(
+                fields.octets("signature"), _LABEL + octets
+            )
+        except (InvalidSignature, ValueError) as error:
+            raise PolicyError("the proposal's signature does not fit", "submitter") from error
+        try:
+            raw = json.loads(octets)
+            proposal = cls(
+                str(raw["run"]),
+                str(raw["config"]),
+                int(raw["dimension"]),
+                bytes.fromhex(raw["base_hash"]),
+                bytes.fromhex(raw["plan_hash"]),
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise ProtocolError("the proposal is malformed") from error
+        return proposal, submitter
+
+    def _octets(self) -> bytes:
+        whole = {
+            "run": self.run,
+            "config": self.config,
+            "dimension": self.dimension,
+            "base_hash": self.base_hash.hex(),
+            "plan_hash": self.plan_hash.hex(),
+        }
+        return json.dumps(whole, sort_keys=True).encode()
+
+
+def cohort_of(config: Config, run: str, roster: Roster, base_hash: bytes) -> Cohort:
+    """Return the cohort that follows from a configuration and a roster; the same at every party.
+
+    Raises
+    ------
+    PolicyError
+        When the configuration asks for other parties than the roster names.
+    """
+    federation, helpers = config.federation, roster.helpers
+    wanted = helpers_wanted(
+        federation.aggregation, federation.committee_members, federation.encryption
+    )
+    if len(helpers) != wanted or len(roster.clients) != config.federation.clients:
+        raise PolicyError(
+            f"the run wants {config.federation.clients} clients and {wanted} helpers, the roster "
+            f"names {len(roster.clients)} and {len(helpers)}",
+            "roster",
+        )
+    return make_cohort(
+        run,
+        roster.clients,
+        helpers,
+        base_hash,
+        aggregation=federation.aggregation,
+        encryption=federation.encryption,
+        committee_dropout_tolerance=federation.committee_dropout_tolerance,
+        key_prefetch=federation.key_prefetch,
+    )
+
+
+def propose(
+    grid: Grid, proposal: Proposal, key: Ed25519PrivateKey, parties: int, patience: float
+) -> dict[int, int]:
+    """Put a run before every site and wait for all answers.
+
+    Returns
+    -------
+    dict of int to int
+        The place that each node claims, helpers after clients; a claim that only a simulation of
+        dropouts rests on.
+
+    Raises
+    ------
+    PolicyError
+        When a site refuses; its text names the clause.
+    CohortError
+        When a site does not answer.
+    """
+    nodes = wait_for_nodes(grid, parties, patience)
+    message = proposal.message(key)
+    exchange = Exchange(grid, 0, patience)
+    agreed: dict[int, int] = {}
+    for node, reply in exchange.ask(dict.fromkeys(nodes, message), PROPOSE):
+        fields = Fields(reply, "plan", "place")
+        if fields.octets("plan") != proposal.plan_hash:
+            raise ProtocolError(f"node {node} plans another run; compare versions and settings")
+        agreed[node] = fields.integer("place")
+    if len(agreed) < parties:
+        raise CohortError(
+            f"{len(agreed)} of {parties} parties agreed to the run; see which nodes are not online"
+        )
+    return agreed

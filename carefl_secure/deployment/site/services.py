@@ -1,0 +1,180 @@
+"""What stays running at a site and at the server, until somebody stops it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Literal
+
+from carefl_secure.data.open_corpus import recognise
+from carefl_secure.errors import ConfigError, EngineError, RunError
+from carefl_secure.deployment.provisioning.site_bundle import SiteBundle
+from carefl_secure.deployment.flower.processes import Processes
+from carefl_secure.deployment.flower.address import (Place)
+from carefl_secure.deployment.flower.signals import interrupt_on_terminate
+from carefl_secure.deployment.flower.superlink import (
+    Link,
+    flower_environment,
+    node_command,
+    start_server,
+)
+from carefl_secure.deployment.provisioning.policy import read_policy
+
+__all__ = ["Part", "run_node", "run_server"]
+
+Part = Literal["agent", "supernode"]
+"""Half of a site: the agent holds everything that is secret, the SuperNode runs delivered code."""
+
+_START = 120.0
+_SOCKET_LENGTH = 100  # of the 108 bytes that Linux has for a socket's path
+
+
+def run_node(
+    path: Path,
+    server: str | None,
+    tell: Callable[[str], None],
+    *,
+    only: Part | None = None,
+    socket: Path | None = None,
+    work: Path | None = None,
+) -> None:
+    """Run a site's agent and SuperNode until interrupted.
+
+    Parameters
+    ----------
+    path : Path
+        The bundle.
+    server : str or None
+        ``host:port`` in place of the bundle's.
+    tell : callable(str) -> None
+    only : {"agent", "supernode"}, optional
+        Run one half; the other runs under another account or in another container.
+    socket : Path, optional
+        Where the two meet; needed with ``only``.
+    work : Path, optional
+        Folder for logs and Flower's own files; the bundle by default.
+
+    Raises
+    ------
+    RunError
+        When the bundle is incomplete or expired.
+    ConfigError
+        When the policy is not understood, or a half has no socket.
+    DataError
+        When the site's folder holds no corpus.
+    EngineError
+        When one of the processes ends on its own, as a node without a registered key does.
+    """
+    if (only is None) != (socket is None):
+        raise ConfigError("--only and --socket go together: the two halves meet at the socket")
+    bundle = SiteBundle.open(path, part=only)
+    if only != "supernode":
+        read_policy(bundle.path / "policy.yaml")
+        if bundle.data is not None:
+            recognise(Path(bundle.data))
+    with ExitStack() as undo:
+        undo.callback(interrupt_on_terminate())
+        # A socket's path must be short, and its folder the owner's alone.
+        home = Path(tempfile.mkdtemp(prefix="carefl-"))
+        undo.callback(shutil.rmtree, home, ignore_errors=True)
+        place = _short(home / "agent.sock" if socket is None else socket.absolute())
+        work = bundle.path if work is None else work
+        if only != "supernode":
+            undo.callback(place.unlink, missing_ok=True)
+        processes = Processes(work / "logs")
+        undo.callback(processes.stop)
+        if only != "supernode":
+            agent = [sys.executable, "-m", "carefl_secure.deployment.site.agent"]
+            processes.start("agent", [*agent, str(bundle.path), str(place), "--until-eof"])
+            tell(f"site {bundle.name}: the agent holds keys, records, ledger and policy")
+        if only != "agent":
+            env = flower_environment(work / "flower")
+            if socket is not None:  # what Flower makes beside a socket is not for the other half
+                place = home / "agent.sock"
+                place.symlink_to(socket.absolute())
+            processes.start("supernode", node_command(bundle.path, server or bundle.server, place), env)
+            tell(f"site {bundle.name}: serving {server or bundle.server}; stop it with Ctrl-C")
+        while True:
+            processes.check()
+            if time.time() >= bundle.expires:
+                raise RunError("this site's bundle has expired; ask for a new one")
+            time.sleep(1.0)
+
+
+def run_server(path: Path, host: str, tell: Callable[[str], None], port: int | None = None) -> None:
+    """Run a SuperLink until interrupted, and register the nodes of the bundle.
+
+    Parameters
+    ----------
+    path : Path
+        The server's bundle.
+    host : str
+        Address to listen on.
+    tell : callable(str) -> None
+    port : int, optional
+        In place of the bundle's, behind a proxy.
+
+    Raises
+    ------
+    RunError
+        When the folder is no server bundle, or has expired.
+    EngineError
+        When the SuperLink does not start, or another server runs from the same bundle.
+    """
+    try:
+        about = json.loads((path / "bundle.json").read_text())
+        port, expires = int(port or about["port"]), float(about["expires"])
+        keys = sorted((path / "nodes").glob("*.pub"))
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError(f"{path} is no server bundle: {error}; provision it anew") from error
+    if time.time() >= expires:
+        raise RunError(f"the bundle {path} has expired; provision all bundles anew")
+    path = path.resolve()
+    with ExitStack() as undo:
+        undo.callback(interrupt_on_terminate())
+        undo.enter_context(_alone(path / "lock"))
+        socket = path / "run.sock"
+        if len(bytes(socket)) > _SOCKET_LENGTH:
+            home = Path(tempfile.mkdtemp(prefix="carefl-"))
+            undo.callback(shutil.rmtree, home, ignore_errors=True)
+            socket = home / "run.sock"
+        undo.callback(shutil.rmtree, socket.with_suffix(".warm"), ignore_errors=True)
+        processes = Processes(path / "logs")
+        undo.callback(processes.stop)
+        start_server(processes, path, host, port, socket)
+        near = "127.0.0.1" if host == "0.0.0.0" else host
+        link = Link(f"{near}:{port}", path / "ca.crt", path / "flower-cli")
+        undo.callback(link.close)
+        link.wait(_START, processes.check)
+        link.register(keys)
+        link.close()
+        undo.callback((path / "address").unlink, missing_ok=True)
+        Place(f"{near}:{port}", socket).write(path)
+        tell(f"serving {len(keys)} registered nodes on {host}:{port}; stop it with Ctrl-C")
+        while True:
+            processes.check()
+            time.sleep(1.0)
+
+
+def _short(socket: Path) -> Path:
+    if len(bytes(socket)) > _SOCKET_LENGTH:
+        raise ConfigError(f"the path {socket} is too long for a socket; choose a shorter one")
+    return socket
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Hold a lock that the system takes back when this process dies."""
+    with path.open("ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise EngineError(f"another server runs from {path.parent}; stop it first") from error
+        yield

@@ -1,0 +1,1 @@
+"""Runs through a SuperLink: on this machine, or among sites."""

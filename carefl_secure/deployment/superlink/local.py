@@ -1,0 +1,216 @@
+"""A whole deployment on this machine, with the bundles, agents, TLS and node keys of sites."""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import yaml
+from flwr.serverapp import Grid
+
+from carefl_secure.config import Config
+from carefl_secure.deployment.flower.guard import Guard
+from carefl_secure.deployment.flower.processes import Processes, free_port
+from carefl_secure.deployment.flower.signals import interrupt_on_terminate
+from carefl_secure.deployment.flower.superlink import (
+    Link,
+    flower_environment,
+    node_command,
+    start_server,
+)
+from carefl_secure.deployment.provisioning.certificates import read_identity
+from carefl_secure.deployment.provisioning.site_bundle import Roster, Sites, provision
+from carefl_secure.deployment.site.proposal import Proposal, cohort_of
+from carefl_secure.deployment.superlink.parties import _START, Deployed
+from carefl_secure.errors import ConfigError
+from carefl_secure.federation.local_update.task import LocalTask
+from carefl_secure.federation.plan.cohort import Aggregation, Encryption, helpers_wanted
+from carefl_secure.federation.plan.run_plan import RunPlan
+from carefl_secure.federation.transport.local_grid import Drop, Record
+from carefl_secure.noise import KeySource
+from carefl_secure.privacy import Ledger
+from carefl_secure.progress import Reporter
+from carefl_secure.run_folder import RunFolder
+
+__all__ = ["Loopback"]
+
+_AGENT = "carefl_secure.deployment.site.agent"
+
+
+class _Local(Deployed):
+    """A deployment whose every process was started here; ``end`` stops and erases them."""
+
+    launch: Callable[[], None]
+    end: Callable[[], None]
+
+    def grid(self, workers: int, drop: Drop | None, record: Record | None) -> Grid:
+        """Start every process, then go on as between sites; `close` ends them in any case."""
+        self.launch()
+        return super().grid(workers, drop, record)
+
+    def close(self) -> None:
+        """Hang up, end every process, and erase the keys made for this run."""
+        try:
+            super().close()
+            self._link.close()
+        finally:
+            self.end()
+
+
+class Loopback:
+    """Starts SuperLink, SuperNodes and agents on this machine for one run.
+
+    Parameters
+    ----------
+    config : Config
+    reporter : Reporter
+    nodes : int
+        Local sites; as many as the run has clients.
+
+    Raises
+    ------
+    ConfigError
+        When the numbers differ.
+
+    Guarantees
+    ----------
+    Everything listens on the loopback only, behind TLS with an authority made for this run, and
+    only nodes with registered keys are let in. No process that was started here outlives
+    `Parties.close`, which also erases all private keys; where this process is killed, a guard does
+    both.
+    """
+
+    def __init__(self, config: Config, reporter: Reporter, nodes: int) -> None:
+        if nodes != config.federation.clients:
+            raise ConfigError(
+                f"{nodes} local nodes for {config.federation.clients} clients; give as many "
+                "--local-nodes as --clients"
+            )
+        self._config = config
+        self._reporter = reporter
+
+    def __call__(
+        self,
+        plan: RunPlan,
+        tasks: Sequence[LocalTask],
+        folder: RunFolder,
+        base_hash: bytes,
+        key_source: Callable[[int], KeySource],
+        ledgers: Path | None,
+        max_epsilon: float | None,
+        *,
+        aggregation: Aggregation,
+        committee_members: int,
+        committee_dropout_tolerance: int,
+        encryption: Encryption,
+        key_prefetch: bool,
+    ) -> Deployed:
+        """Start everything and return the parties; on failure nothing is left behind."""
+        home = Path(tempfile.mkdtemp(prefix="carefl-"))
+        processes = Processes(folder.path / "logs")
+        guard = Guard(home)
+        restore = interrupt_on_terminate()
+
+        def end() -> None:
+            processes.stop()
+            shutil.rmtree(home, ignore_errors=True)
+            guard.release()
+            restore()
+
+        with ExitStack() as undo:
+            undo.callback(end)
+            deployed = self._start(home, processes, guard, plan, folder, base_hash, ledgers)
+            undo.pop_all()
+        deployed.end = end
+        atexit.register(end)  # keys go even if the run never gets as far as its rounds
+        return deployed
+
+    def _start(
+        self,
+        home: Path,
+        processes: Processes,
+        guard: Guard,
+        plan: RunPlan,
+        folder: RunFolder,
+        base_hash: bytes,
+        ledgers: Path | None,
+    ) -> _Local:
+        config, port = self._config, free_port()
+        bundles = home / "bundles"
+        federation = config.federation
+        helpers = helpers_wanted(
+            federation.aggregation, federation.committee_members, federation.encryption
+        )
+        names = [f"site{i}" for i in range(config.federation.clients)]
+        sites = Sites(
+            "loopback",
+            "127.0.0.1",
+            port,
+            dict.fromkeys(names, None),
+            tuple(f"helper{i}" for i in range(helpers)),
+            days=1,
+        )
+        provision(sites, bundles)
+        paths = [
+            folder.client_ledger(i) if ledgers is None else ledgers / f"{i}.jsonl"
+            for i in range(len(names))
+        ]
+        agents = {name: home / f"{i}.sock" for i, name in enumerate([*names, *sites.helpers])}
+        for name in agents:
+            _own_policy(bundles / "sites" / name / "policy.yaml", config, plan)
+        socket = home / "server.sock"
+        link = Link(f"127.0.0.1:{port}", bundles / "server" / "ca.crt", home / "flower")
+
+        def launch() -> None:
+            # Its imports take longer than all that Flower does until the agents are needed.
+            nursery = processes.nursery(_AGENT, "carefl_secure.runs.build")
+            self._reporter.note(
+                f"starting a SuperLink and {len(agents)} SuperNodes on the loopback"
+            )
+            start_server(processes, bundles / "server", "127.0.0.1", port, socket, lasting=False)
+            guard.watch(processes.groups)
+            link.wait(_START, processes.check)
+            link.register([bundles / "server" / "nodes" / f"{name}.pub" for name in agents])
+            for name, agent in agents.items():
+                bundle = bundles / "sites" / name
+                start = node_command(bundle, f"127.0.0.1:{port}", agent)
+                processes.start(f"node-{name}", start, flower_environment(bundle / "flower"))
+            guard.watch(processes.groups)
+            for name, agent in agents.items():
+                words = [str(bundles / "sites" / name), str(agent), "--rehearsal", "--until-eof"]
+                words += ["--keys", str(folder.keys.resolve())]
+                if name in names:
+                    words += ["--ledger", str(paths[names.index(name)].resolve())]
+                processes.fork(f"agent-{name}", nursery, words)
+            guard.watch(processes.groups)
+
+        roster = Roster.read(bundles / "server" / "roster.json")
+        deployed = _Local(
+            link,
+            socket,
+            Proposal.of(folder.run_id, config, plan, base_hash),
+            read_identity(bundles / "submit" / "submit.key"),
+            cohort_of(config, folder.run_id, roster, base_hash),
+            [Ledger(path, {"client": str(i)}) for i, path in enumerate(paths)],
+            self._reporter,
+            home,
+            processes.check,
+        )
+        deployed.launch = launch
+        return deployed
+
+
+def _own_policy(path: Path, config: Config, plan: RunPlan) -> None:
+    """Let a local site allow what its own person just asked for."""
+    policy = yaml.safe_load(path.read_text())
+    limit = config.privacy.max_epsilon or plan.privacy.target_epsilon or 1.0
+    policy["max_epsilon_per_corpus"] = limit
+    policy["max_epsilon_total"] = 2 * limit + (plan.privacy.target_epsilon or 0.0)
+    policy["max_delta"] = plan.privacy.delta
+    policy["allow_unprotected"] = True
+    policy["min_clients"] = policy["min_survivors"] = 1
+    path.write_text(yaml.safe_dump(policy))

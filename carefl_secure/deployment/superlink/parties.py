@@ -1,0 +1,163 @@
+"""The parties of a deployment as the server sees them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from flwr.serverapp import Grid
+
+from carefl_secure.deployment.flower.grid import BridgeGrid
+from carefl_secure.deployment.flower.superlink import (
+    COMPLETED,
+    Link,
+    write_app,
+)
+from carefl_secure.deployment.site.proposal import Proposal, propose
+from carefl_secure.errors import EngineError
+from carefl_secure.federation.plan.cohort import Cohort
+from carefl_secure.federation.transport.local_grid import Drop, Record
+from carefl_secure.privacy import Ledger
+from carefl_secure.progress import Reporter
+
+__all__ = ["Deployed", "Pulse"]
+
+_START = 180.0
+
+
+class Pulse:
+    """Raises when a SuperLink has not answered for some time.
+
+    The ServerApp that Flower started can outlive its SuperLink, and asks it for replies for ever.
+
+    Parameters
+    ----------
+    healthy : callable() -> bool
+        Asks it.
+    every, patience : float, optional
+        Seconds between two questions, and without a good answer before it counts as gone.
+    """
+
+    def __init__(
+        self, healthy: Callable[[], bool], every: float = 5.0, patience: float = 30.0
+    ) -> None:
+        self._healthy = healthy
+        self._every, self._patience = every, patience
+        self._asked = self._well = time.monotonic()
+
+    def __call__(self) -> None:
+        """Ask, unless it was asked just now.
+
+        Raises
+        ------
+        EngineError
+            When it is gone.
+        """
+        now = time.monotonic()
+        if now - self._asked < self._every:
+            return
+        if self._healthy():
+            self._well = time.monotonic()
+        elif now - self._well > self._patience:
+            raise EngineError(
+                f"the SuperLink has not answered for {now - self._well:.0f} seconds; start the "
+                "server again and resume the run"
+            )
+        self._asked = time.monotonic()
+
+
+class Deployed:
+    """The parties of a run on a SuperLink; see `Parties`.
+
+    Parameters
+    ----------
+    link : Link
+    socket : Path
+        Where the server relay connects to.
+    proposal : Proposal
+    submitter : Ed25519PrivateKey
+    cohort : Cohort
+    ledgers : sequence of Ledger
+    reporter : Reporter
+    scratch : Path
+        Folder for the app that is submitted.
+    alive : callable() -> None, optional
+        Raises when a process that is needed has ended.
+    patience : float, optional
+        Seconds that the parties get to agree to the run.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        socket: Path,
+        proposal: Proposal,
+        submitter: Ed25519PrivateKey,
+        cohort: Cohort,
+        ledgers: Sequence[Ledger],
+        reporter: Reporter,
+        scratch: Path,
+        alive: Callable[[], None] = lambda: None,
+        patience: float = _START,
+    ) -> None:
+        self._patience = patience
+        self._link = link
+        self._socket = socket
+        self._proposal = proposal
+        self._submitter = submitter
+        self._cohort = cohort
+        self._ledgers = ledgers
+        self._reporter = reporter
+        self._scratch = scratch
+        self._alive = alive
+        self._bridge: BridgeGrid | None = None
+        self._run = ""
+
+    @property
+    def cohort(self) -> Cohort:
+        """Who takes part."""
+        return self._cohort
+
+    @property
+    def ledgers(self) -> Sequence[Ledger]:
+        """Ledgers of the clients on this machine."""
+        return self._ledgers
+
+    def grid(self, workers: int, drop: Drop | None, record: Record | None) -> Grid:
+        """Submit the relay, wait for its ServerApp and all nodes, and put the run before them."""
+        self._bridge = BridgeGrid(self._socket, self._alive)
+        self._run = self._link.submit(write_app(self._scratch / "app"))
+        self._reporter.note(f"Flower run {self._run}: submitted, waiting for all sites")
+        self._bridge.connect(_START)
+        parties = len(self._cohort.roster) + len(self._cohort.helpers)
+        self._bridge.places = propose(
+            self._bridge, self._proposal, self._submitter, parties, self._patience
+        )
+        self._reporter.note(f"all {parties} parties agreed to the run")
+        # From here on a party may be lost, as long as the floor holds; the SuperLink may not.
+        self._bridge.alive = Pulse(self._link.healthy)
+        self._bridge.drop, self._bridge.record = drop, record
+        return self._bridge
+
+    def finish(self) -> None:
+        """Let the ServerApp end and ask for the status that Flower lists."""
+        if self._bridge is None:
+            return
+        self._bridge.close()
+        self._bridge = None
+        status = self._link.finished(self._run, 60)
+        if status != COMPLETED:
+            raise EngineError(
+                f"all rounds are done, but Flower lists its run as {status!r}; the adapter stands "
+                "in the run folder; read the SuperLink's log"
+            )
+        self._reporter.note(f"Flower run {self._run}: {status}")
+
+    def close(self) -> None:
+        """Hang up, if the run is not finished; Flower then lists it as failed."""
+        if self._bridge is not None:
+            self._bridge.abandon()
+            self._bridge = None
+        self._socket.unlink(missing_ok=True)

@@ -1,0 +1,174 @@
+"""The sites of a deployment, reached through a SuperLink that runs on this machine."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from flwr.serverapp import Grid
+
+from carefl_secure.config import Config
+from carefl_secure.deployment.flower.address import Place
+from carefl_secure.deployment.flower.superlink import Link
+from carefl_secure.deployment.provisioning.certificates import read_identity
+from carefl_secure.deployment.provisioning.site_bundle import Roster
+from carefl_secure.deployment.site.proposal import Proposal, cohort_of
+from carefl_secure.deployment.superlink.parties import Deployed
+from carefl_secure.errors import ConfigError, EngineError, RunError
+from carefl_secure.federation.local_update.task import LocalTask
+from carefl_secure.federation.plan.cohort import Aggregation, Encryption, helpers_wanted
+from carefl_secure.federation.plan.run_plan import RunPlan
+from carefl_secure.federation.transport.local_grid import Drop, Record
+from carefl_secure.noise import KeySource
+from carefl_secure.progress import Reporter
+from carefl_secure.run_folder import RunFolder
+
+__all__ = ["PATIENCE", "Remote", "check_remote"]
+
+PATIENCE = 1800.0
+"""Seconds that sites get to agree to a run; in this time each encodes all of its images."""
+
+
+def check_remote(config: Config, roster: Roster) -> None:
+    """Refuse a configuration that no deployment can run, before anything is loaded.
+
+    Raises
+    ------
+    ConfigError
+        Naming the setting and what to write there.
+    """
+    if config.federation.public_records is None:
+        raise ConfigError(
+            "set federation.public_records to the declared number of records of all sites; "
+            "a server cannot count what it does not hold"
+        )
+    if config.unsafe_deterministic_noise:
+        raise ConfigError("unsafe_deterministic_noise is for runs on one machine only")
+    if config.federation.dropout > 0:
+        raise ConfigError(
+            "federation.dropout simulates clients that vanish, and sites would pay for rounds that "
+            "it spoils; leave it at 0"
+        )
+    if config.data.labels == "auto" and config.data.words is None:
+        raise ConfigError(
+            "declare the labels, because no site may look at another's: name a label space in "
+            "data.labels, or list the words in data.words"
+        )
+    federation = config.federation
+    wanted = helpers_wanted(
+        federation.aggregation, federation.committee_members, federation.encryption
+    )
+    if (federation.clients, wanted) != (len(roster.clients), len(roster.helpers)):
+        raise ConfigError(
+            f"the run wants {federation.clients} clients and {wanted} helpers, and the bundles are "
+            f"for {len(roster.clients)} and {len(roster.helpers)}; set federation.clients and "
+            "federation.aggregation to what was provisioned"
+        )
+
+
+class _Submitted(Deployed):
+    """A run among sites; one at a time, and its lock ends with it."""
+
+    undo: ExitStack
+
+    def grid(self, workers: int, drop: Drop | None, record: Record | None) -> Grid:
+        """Submit the relay; a socket that a crashed submitter left is removed first."""
+        self._socket.unlink(missing_ok=True)
+        return super().grid(workers, drop, record)
+
+    def close(self) -> None:
+        """Hang up if the run is not finished, and let the next one in."""
+        try:
+            super().close()
+        finally:
+            self.undo.close()
+
+
+class Remote:
+    """Submits to a SuperLink that `carefl-secure server start` runs on this machine.
+
+    Parameters
+    ----------
+    config : Config
+    reporter : Reporter
+    server, submit : Path
+        The server's bundle and the submitter's.
+    patience : float, optional
+        Seconds that sites get to agree.
+
+    Raises
+    ------
+    ConfigError
+        When the configuration cannot be run among sites.
+    RunError
+        When a bundle is damaged.
+    EngineError
+        When no server runs from the bundle.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        reporter: Reporter,
+        server: Path,
+        submit: Path,
+        patience: float = PATIENCE,
+    ) -> None:
+        self._roster = Roster.read(server / "roster.json")
+        if Roster.read(submit / "roster.json") != self._roster:
+            raise RunError(f"{server} and {submit} are of different deployments; use one's bundles")
+        check_remote(config, self._roster)
+        self._place = Place.read(server)
+        self._key = read_identity(submit / "submit.key")
+        self._config, self._reporter, self._patience = config, reporter, patience
+        self._server = server
+
+    def __call__(
+        self,
+        plan: RunPlan,
+        tasks: Sequence[LocalTask],
+        folder: RunFolder,
+        base_hash: bytes,
+        key_source: Callable[[int], KeySource],
+        ledgers: Path | None,
+        max_epsilon: float | None,
+        *,
+        aggregation: Aggregation,
+        committee_members: int,
+        committee_dropout_tolerance: int,
+        encryption: Encryption,
+        key_prefetch: bool,
+    ) -> Deployed:
+        """Return the parties at the sites.
+
+        Raises
+        ------
+        EngineError
+            When the server does not answer, or another run is under way.
+        """
+        with ExitStack() as undo:
+            lock = undo.enter_context((self._server / "submit.lock").open("ab"))
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise EngineError(
+                    f"another run is under way on the server of {self._server}; wait for its end"
+                ) from error
+            link = Link(self._place.address, self._server / "ca.crt", self._server / "flower-cli")
+            undo.callback(link.close)
+            link.wait(10)
+            deployed = _Submitted(
+                link,
+                self._place.socket,
+                Proposal.of(folder.run_id, self._config, plan, base_hash),
+                self._key,
+                cohort_of(self._config, folder.run_id, self._roster, base_hash),
+                [],
+                self._reporter,
+                folder.path,
+                patience=self._patience,
+            )
+            deployed.undo = undo.pop_all()
+        return deployed

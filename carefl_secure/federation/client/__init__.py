@@ -1,0 +1,1 @@
+"""The private step of a client and its state between messages."""

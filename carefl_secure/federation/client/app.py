@@ -1,0 +1,196 @@
+"""The Flower client app: carries bytes between messages and a `ClientSession` or a helper."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from carefl_secure.errors import CareflError, ConfigError, ProtocolError
+from carefl_secure.federation.aggregation.helper_app import HELPER_ACTIONS, answer_as_helper
+from carefl_secure.federation.aggregation.helper_session import Helper
+from carefl_secure.federation.client.session import ClientSession
+from carefl_secure.federation.transport.error_codes import Party, refusal
+from carefl_secure.federation.transport.messages import (
+    Fields,
+    adapter_of,
+    pack,
+    ride_of,
+    vector_hash,
+    with_ride,
+)
+from carefl_secure.federation.transport.node_directory import role_message
+
+__all__ = ["build_client_app"]
+
+_STATE = "carefl-secure"
+
+Sessions = Callable[[int], ClientSession]
+Helpers = Callable[[int], Helper | None]
+Action = Callable[[ClientSession, RecordDict], RecordDict]
+
+
+def _advertise(session: ClientSession, content: RecordDict) -> RecordDict:
+    names = ("round", "model", "plan", "key") if session.encrypts else ("round", "model", "plan")
+    fields = Fields(content, *names)
+    message = session.advertise(
+        fields.integer("round"),
+        fields.octets("model"),
+        fields.octets("plan"),
+        fields.octets("key") if session.encrypts else b"",
+    )
+    return pack(index=session.index, message=message)
+
+
+def _advertise_ahead(session: ClientSession, content: RecordDict) -> RecordDict:
+    fields = Fields(content, "round", "plan")
+    message = session.advertise_ahead(fields.integer("round"), fields.octets("plan"))
+    return pack(index=session.index, message=message)
+
+
+def _share_ahead(session: ClientSession, content: RecordDict) -> RecordDict:
+    return pack(shares=session.share_ahead(Fields(content, maps=["peers"]).map("peers")))
+
+
+def _submit(session: ClientSession, content: RecordDict) -> RecordDict:
+    fields, ride = Fields(content, "round", "plan", maps=["announcements"]), ride_of(content)
+    number = fields.integer("round")
+    if ride is not None and Fields(ride, "round", "plan").integer("round") != number:
+        raise ProtocolError("keys ahead: the members' keys are for another round")
+    upload = session.submit(
+        number,
+        fields.octets("plan"),
+        adapter_of(content, session.dimension),
+        fields.map("announcements"),
+        ahead=ride is not None,
+    )
+    return pack(upload=upload)
+
+
+def _role(session: ClientSession, content: RecordDict) -> RecordDict:
+    Fields(content, "ask")
+    return role_message(session.index, helper=False)
+
+
+def _share(session: ClientSession, content: RecordDict) -> RecordDict:
+    return pack(shares=session.share(Fields(content, maps=["peers"]).map("peers")))
+
+
+def _masked(session: ClientSession, content: RecordDict) -> RecordDict:
+    shares = Fields(content, maps=["shares"]).map("shares")
+    adapter, ride = adapter_of(content, session.dimension), ride_of(content)
+    if ride is not None:
+        made = Fields(ride, "round", "plan")
+        session.take_up(made.integer("round"), made.octets("plan"), vector_hash(adapter))
+    return pack(upload=session.masked(adapter, shares))
+
+
+def _sign(session: ClientSession, content: RecordDict) -> RecordDict:
+    fields = Fields(content, "shared", "survivors")
+    return pack(signature=session.sign(fields.integers("shared"), fields.integers("survivors")))
+
+
+def _unmask(session: ClientSession, content: RecordDict) -> RecordDict:
+    return pack(answer=session.unmask(Fields(content, maps=["signatures"]).map("signatures")))
+
+
+_ACTIONS: Mapping[str, Action] = {
+    "query.role": _role,
+    "query.advertise": _advertise,
+    "query.share": _share,
+    "train.masked": _masked,
+    "train.submit": _submit,
+    "query.sign": _sign,
+    "query.unmask": _unmask,
+    "query.advertise_ahead": _advertise_ahead,
+    "query.share_ahead": _share_ahead,
+}
+_RIDES: Mapping[str, Action] = {
+    "query.sign": _advertise_ahead,
+    "query.unmask": _share_ahead,
+}
+_READ_THEIR_OWN = frozenset({"train.masked", "train.submit"})  # it says which keys to use
+
+
+def _answer(session: ClientSession, name: str, content: RecordDict) -> RecordDict:
+    """Take one step of a client, and then the one that rides on it for the next round."""
+    ride = ride_of(content)
+    if ride is not None and name not in _RIDES and name not in _READ_THEIR_OWN:
+        raise ProtocolError(f"keys ahead: nothing rides on {name}")
+    reply = _ACTIONS[name](session, content)
+    if ride is None or name in _READ_THEIR_OWN:
+        return reply
+    return with_ride(reply, _RIDES[name](session, ride))
+
+
+def build_client_app(
+    sessions: Sessions,
+    on_refusal: Callable[[int, CareflError], None] | None = None,
+    *,
+    keep_state: bool = False,
+    helpers: Helpers | None = None,
+) -> ClientApp:
+    """Return the app that every node runs.
+
+    Parameters
+    ----------
+    sessions : callable(int) -> ClientSession
+        Gives the session of a ``partition-id``: the same object for the whole run, because a round
+        spans five messages, or a new one each time with ``keep_state``.
+    on_refusal : callable(int, CareflError) -> None, optional
+        Told, on the client, which error was turned into a numbered refusal; its text may describe
+        the client's data, so it must stay there.
+    keep_state : bool, optional
+        Keep the session in the node's own Flower context between messages, for engines that start
+        a process per message. It never leaves the node, and its secrets are sealed. A helper's
+        round key is never stored, so helpers need a process that stays.
+    helpers : callable(int) -> Helper or None, optional
+        Gives the helper of a ``partition-id``, the same object for the whole run; None for a
+        client's.
+
+    Returns
+    -------
+    ClientApp
+        With the actions ``query.advertise``, ``query.share``, ``train.masked``, ``query.sign`` and
+        ``query.unmask`` of peers, ``query.advertise_ahead`` and ``query.share_ahead`` of peers
+        that dropped out of a round and come back in the next, ``train.submit`` before a committee,
+        ``query.role``, and those of `HELPER_ACTIONS`.
+
+    Guarantees
+    ----------
+    A reply holds the one value its step is for and nothing else, but for the keys of the next round
+    that ride on ``query.sign`` and ``query.unmask`` where that was agreed. In ``train.masked`` and
+    ``train.submit`` that is the masked upload: no number of records, no loss, no time. A refusal is
+    a number with a fixed sentence. A client takes no helper's part and a helper no client's.
+    """
+    app = ClientApp()
+
+    def handle(name: str, message: Message, context: Context) -> Message:
+        partition = context.node_config.get("partition-id")
+        if type(partition) is not int:
+            raise ConfigError("the node has no partition-id; start it with one in its node config")
+        helper = None
+        try:
+            helper = None if helpers is None else helpers(partition)
+            if helper is not None or name in HELPER_ACTIONS:
+                return Message(answer_as_helper(helper, name, message.content), reply_to=message)
+            session = sessions(partition)
+            if keep_state and _STATE in context.state:
+                session.restore(Fields(context.state, "session", name=_STATE).octets("session"))
+            content = _answer(session, name, message.content)
+            if keep_state:
+                context.state[_STATE] = ConfigRecord({"session": session.save()})
+        except CareflError as error:
+            if on_refusal is not None:
+                on_refusal(partition, error)
+            party: Party = "client" if helper is None else helper.party
+            return Message(refusal(error, party), reply_to=message)
+        return Message(content, reply_to=message)
+
+    for name in (*_ACTIONS, *HELPER_ACTIONS):
+        kind, _, action = name.partition(".")
+        register = app.train if kind == "train" else app.query
+        register(action)(functools.partial(handle, name))
+    return app

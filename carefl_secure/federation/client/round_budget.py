@@ -1,0 +1,81 @@
+"""One way to pay for a round, the same for the server and for every client."""
+
+from __future__ import annotations
+
+import math
+
+from carefl_secure.federation.plan.cohort import Cohort
+from carefl_secure.federation.plan.run_plan import RunPlan
+from carefl_secure.privacy import Ledger
+
+__all__ = ["RoundBudget"]
+
+
+class RoundBudget:
+    """A ledger together with the plan whose rounds it pays for.
+
+    Parameters
+    ----------
+    ledger : Ledger
+        Where spends are written; it may hold those of earlier runs.
+    plan : RunPlan
+        What a round releases.
+    cohort : Cohort
+        Gives the run's name to remember.
+    limit : float, optional
+        The most the whole ledger may come to; the plan's target by default. Without privacy
+        nothing is priced, and every round is written down as unprotected.
+    """
+
+    def __init__(
+        self, ledger: Ledger, plan: RunPlan, cohort: Cohort, limit: float | None = None
+    ) -> None:
+        target = plan.privacy.target_epsilon
+        self._ledger = ledger
+        self._event = plan.event
+        self._delta = plan.privacy.delta
+        self._run = cohort.run.decode(errors="backslashreplace")
+        self._limit = limit if limit is not None else math.inf if target is None else target
+
+    def check(self) -> None:
+        """Refuse, and write nothing, when one more round would overspend.
+
+        Raises
+        ------
+        BudgetExceededError
+            When it would.
+        """
+        if self._event is not None:
+            self._ledger.guard(self._event, self._limit, self._delta)
+
+    def pay(self, number: int) -> None:
+        """Write one round down, on disk, before anything of it is released.
+
+        Raises
+        ------
+        BudgetExceededError
+            When it would overspend; nothing is written then.
+        LedgerError
+            When the ledger cannot be trusted or written.
+        """
+        entry = {"run": self._run, "round": number}
+        if self._event is None:
+            self._ledger.append("note", {**entry, "unprotected": True})
+        else:
+            self._ledger.spend(self._event, self._limit, self._delta, entry)
+
+    def released(self, number: int, survivors: int) -> None:
+        """Note that a round was opened."""
+        self._ledger.append("release", {"run": self._run, "round": number, "survivors": survivors})
+
+    def epsilon(self) -> float:
+        """Return what the whole ledger costs; infinity without privacy."""
+        return math.inf if self._event is None else self._ledger.epsilon(self._delta)
+
+    def paid(self) -> int:
+        """Return how many rounds of this very run were paid for."""
+        return sum(
+            entry.payload.get("run") == self._run
+            and (entry.kind == "spend" or entry.payload.get("unprotected") is True)
+            for entry in self._ledger.entries()
+        )

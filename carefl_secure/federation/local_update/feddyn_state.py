@@ -1,0 +1,115 @@
+"""A client's own memory under FedDyn, kept so that an interrupted run can go on."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from carefl_secure.errors import ProtocolError, RunError
+from carefl_secure.run_folder import write_atomically
+
+__all__ = ["Correction"]
+
+Vector = NDArray[np.float64]
+_HEAD = struct.Struct("<8s32sqq")
+_MAGIC = b"crfldyn1"
+
+
+class Correction:
+    r"""FedDyn's ``h_i``: what a client's local objective is tilted by.
+
+    After a round with released move ``delta``, :math:`h_i \leftarrow h_i - \alpha\,\delta`, from 0.
+    The value before the last round is kept as well: a round that was computed and then lost is not
+    counted when the run goes on, as the server never counted it.
+
+    Parameters
+    ----------
+    dimension : int
+        Length of the vector.
+    alpha : float
+        FedDyn's regulariser.
+    path : Path, optional
+        File on the client's side, replaced atomically after every round; its folder is made when
+        missing. Without it the memory lives in `save` alone.
+
+    Raises
+    ------
+    RunError
+        When the file is damaged or of another adapter.
+
+    Notes
+    -----
+    A client whose upload is lost after it computed cannot know, and keeps the move in its memory;
+    the server's mean then differs from the clients' by that move.
+
+    References
+    ----------
+    Acar et al., "Federated Learning Based on Dynamic Regularization", ICLR 2021 (arXiv 2111.04263),
+    Algorithm 1, with :math:`\nabla L_i(\theta_i) = h_i`.
+    """
+
+    def __init__(self, dimension: int, alpha: float, path: Path | None = None) -> None:
+        self._alpha = alpha
+        self._path = path
+        self._number = 0
+        self._before: Vector = np.zeros(dimension)
+        self._after: Vector = np.zeros(dimension)
+        if path is not None and path.exists():
+            try:
+                self.restore(path.read_bytes())
+            except (OSError, ProtocolError) as error:
+                raise RunError(
+                    f"the client's FedDyn memory at {path} cannot be used: {error}; restore it "
+                    "from a copy, or start a new run"
+                ) from error
+
+    def at(self, number: int) -> Vector:
+        """Return ``h_i`` for round ``number``: as all rounds before it left it."""
+        return (self._after if self._number < number else self._before).copy()
+
+    def advance(self, number: int, delta: Vector) -> None:
+        """Count what this client released in round ``number``, and keep it on disk.
+
+        Raises
+        ------
+        RunError
+            When the file cannot be written.
+        """
+        before = self.at(number)
+        self._before, self._after = before, before - self._alpha * delta
+        self._number = number
+        if self._path is not None:
+            try:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise RunError(f"cannot make {self._path.parent}: {error.strerror}") from error
+            write_atomically(self._path, self.save())
+
+    def save(self) -> bytes:
+        """Return the memory as bytes. They are as private as the client's records."""
+        body = self._before.astype("<f8").tobytes() + self._after.astype("<f8").tobytes()
+        digest = hashlib.sha256(body + struct.pack("<q", self._number)).digest()
+        return _HEAD.pack(_MAGIC, digest, self._number, self._before.size) + body
+
+    def restore(self, saved: bytes) -> None:
+        """Go on from what `save` returned.
+
+        Raises
+        ------
+        ProtocolError
+            When it is damaged or of another length.
+        """
+        size = self._before.size
+        if len(saved) != _HEAD.size + 16 * size:
+            raise ProtocolError("the saved FedDyn memory does not fit this adapter")
+        magic, digest, number, count = _HEAD.unpack_from(saved)
+        body = saved[_HEAD.size :]
+        sound = hashlib.sha256(body + struct.pack("<q", number)).digest() == digest
+        if magic != _MAGIC or count != size or not sound:
+            raise ProtocolError("the saved FedDyn memory is damaged")
+        values = np.frombuffer(body, "<f8").astype(np.float64)
+        self._before, self._after, self._number = values[:size], values[size:], number

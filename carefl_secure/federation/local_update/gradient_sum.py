@@ -1,0 +1,139 @@
+"""What one client computes in a round: the real vector that it releases, before noise and masks.
+
+One seam for all units. `ClientSession` pays, asks a `LocalWork` for the vector, encodes it, adds
+its share of the noise where the plan has one, and masks it; it does not know which work it is.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from carefl_secure.errors import ConfigError, PrivacyError
+from carefl_secure.federation.local_update.feddyn_state import Correction
+from carefl_secure.federation.local_update.local_training import NoisyDescent, PlainDescent
+from carefl_secure.federation.local_update.task import DescentTask, LocalTask, PersonTask
+from carefl_secure.federation.plan.run_plan import RunPlan
+from carefl_secure.noise import KeySource, KeyStream
+from carefl_secure.privacy import poisson_sample
+
+__all__ = ["GradientSum", "LocalWork", "local_work"]
+
+Adapter = NDArray[np.float32]
+Vector = NDArray[np.float64]
+
+
+class LocalWork(Protocol):
+    """One client's computation, under one plan."""
+
+    def release(self, adapter: Adapter, number: int, keys: KeySource) -> Vector:
+        """Return the vector of one round, float64, shape [D].
+
+        Parameters
+        ----------
+        adapter : ndarray of float32, shape [D]
+            The global adapter.
+        number : int
+            Number of the round.
+        keys : KeySource
+            Fresh keys for samples, shuffles and noise.
+
+        Raises
+        ------
+        NonFiniteError
+            When a loss, a gradient or the vector is NaN or infinite.
+        """
+
+    def save(self) -> bytes:
+        """Return what the next round needs besides plan and records; empty for most."""
+
+    def restore(self, saved: bytes) -> None:
+        """Go on from what `save` returned."""
+
+
+def local_work(plan: RunPlan, task: LocalTask, index: int, memory: Path | None = None) -> LocalWork:
+    """Choose the work that a plan asks for.
+
+    Parameters
+    ----------
+    plan : RunPlan
+    task : LocalTask
+        Of the kind that the plan's unit needs.
+    index : int
+        The client's place in the roster.
+    memory : Path, optional
+        Where FedDyn's correction is kept between processes.
+
+    Raises
+    ------
+    ConfigError
+        When the task cannot do it.
+    PrivacyError
+        When the client holds more than was declared.
+    """
+    privacy = plan.privacy
+    by_person = privacy.unit == "person"
+    held = task.records
+    if by_person:
+        if not isinstance(task, PersonTask):
+            raise ConfigError("this task does not know its persons, which unit 'person' needs")
+        held = task.persons
+        most = privacy.records_per_person
+        if most is not None and task.most_records > most:
+            raise PrivacyError(
+                f"client {index} holds a person with {task.most_records} records, the plan allows "
+                f"{most}; leave records out before the run"
+            )
+    if held > privacy.public_records:
+        raise PrivacyError(
+            f"client {index} holds more {'persons' if by_person else 'records'} than all clients "
+            "together declared; declare a larger public_records"
+        )
+    if plan.local is None:
+        return GradientSum(plan, task)
+    if not isinstance(task, DescentTask):
+        raise ConfigError("this task cannot take local steps; it gives clipped sums only")
+    correction = None
+    if plan.local.feddyn_alpha:
+        correction = Correction(plan.encoding.dimension, plan.local.feddyn_alpha, memory)
+    kind = NoisyDescent if privacy.trust == "none" else PlainDescent
+    return kind(plan, plan.local, task, index, correction)
+
+
+class GradientSum:
+    """The clipped gradients of a Poisson sample, added up: a share of one step of DP-SGD.
+
+    Guarantees
+    ----------
+    One unit more or less (a record, or a person where that is the unit) moves the vector by
+    ``plan.privacy.sensitivity`` at most, and enters it with probability ``event_rate`` at most.
+    """
+
+    def __init__(self, plan: RunPlan, task: LocalTask) -> None:
+        self._plan = plan
+        self._task = task
+
+    def release(self, adapter: Adapter, number: int, keys: KeySource) -> Vector:
+        """Sample and add; an empty sample gives zeros, which go out like any other vector."""
+        privacy, task = self._plan.privacy, self._task
+        stream = KeyStream(keys.key("sample"))
+        whole = privacy.unit == "person" and privacy.records_per_person is None
+        if whole and isinstance(task, PersonTask):
+            drawn = poisson_sample(task.persons, privacy.sample_rate, stream)
+            if drawn.size:
+                return task.clipped_person_sum(adapter, drawn, number)
+        else:
+            drawn = poisson_sample(task.records, privacy.sample_rate, stream)
+            if drawn.size:
+                return task.clipped_sum(adapter, drawn, number)
+        return np.zeros(self._plan.encoding.dimension)
+
+    def save(self) -> bytes:
+        """Return nothing: no round depends on another."""
+        return b""
+
+    def restore(self, saved: bytes) -> None:
+        """Take nothing."""

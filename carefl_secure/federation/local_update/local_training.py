@@ -1,0 +1,191 @@
+"""Local steps from the global adapter, and what of them a client releases."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from carefl_secure.errors import NonFiniteError
+from carefl_secure.federation.local_update.feddyn_state import Correction
+from carefl_secure.federation.local_update.task import DescentTask
+from carefl_secure.federation.plan.local_steps import LocalPlan
+from carefl_secure.federation.plan.run_plan import RunPlan
+from carefl_secure.noise import KeySource, KeyStream, gaussian
+from carefl_secure.privacy import poisson_sample
+
+__all__ = ["NoisyDescent", "PlainDescent"]
+
+Adapter = NDArray[np.float32]
+Vector = NDArray[np.float64]
+
+# Aims this much below the norm, so that rounding stays inside it.
+_MARGIN = 1e-6
+_STABILITY = 0.01
+
+
+class _Descent(ABC):
+    """Local steps from the global adapter; the kinds differ in the gradient and in the release."""
+
+    def __init__(
+        self,
+        plan: RunPlan,
+        local: LocalPlan,
+        task: DescentTask,
+        index: int,
+        correction: Correction | None,
+    ) -> None:
+        self._plan = plan
+        self._local = local
+        self._task = task
+        self._index = index
+        self._correction = correction
+
+    def release(self, adapter: Adapter, number: int, keys: KeySource) -> Vector:
+        """Take the steps of this round and return the bounded move."""
+        local = self._local
+        start = adapter.astype(np.float64)
+        mask = self._task.mask(number)
+        tilt = np.zeros_like(start)
+        if self._correction is not None:
+            tilt = self._correction.at(number)
+        point = start.copy()
+        steps = local.steps_of(self._index, self._plan.privacy.clients, number)
+        for gradient in self._gradients(lambda: _narrow(point), number, keys, mask, steps):
+            move = gradient - tilt + local.pull * (point - start)
+            point[mask] -= local.learning_rate * move[mask]
+        delta = self._bounded(point - start)
+        if not np.isfinite(delta).all():
+            raise NonFiniteError(f"the local steps of client {self._index} left the finite numbers")
+        if self._correction is not None:
+            self._correction.advance(number, delta)
+        return delta
+
+    def save(self) -> bytes:
+        """Return FedDyn's correction, where there is one."""
+        return b"" if self._correction is None else self._correction.save()
+
+    def restore(self, saved: bytes) -> None:
+        """Take FedDyn's correction."""
+        if self._correction is not None and saved:
+            self._correction.restore(saved)
+
+    @abstractmethod
+    def _gradients(
+        self,
+        point: _Point,
+        number: int,
+        keys: KeySource,
+        mask: NDArray[np.bool_],
+        steps: int,
+    ) -> Iterator[Vector]:
+        """Yield the gradient of each step."""
+
+    @abstractmethod
+    def _bounded(self, delta: Vector) -> Vector:
+        """Return the move as it may be released."""
+
+
+class _Point(Protocol):
+    def __call__(self) -> Adapter: ...
+
+
+class NoisyDescent(_Descent):
+    r"""Ordinary local DP-SGD; what is released is private by itself, whoever sees it.
+
+    Each step draws records with probability q, adds their clipped gradients and Gaussian noise of
+    deviation z C from the AES key stream, and divides by the public ``q N / n`` for N declared
+    records and n clients:
+
+    .. math:: \tilde g = \frac{n}{q N} \Big(\sum_i \mathrm{clip}(g_i) + z C\, \xi\Big)
+
+    Guarantees
+    ----------
+    The noisy gradients of K steps are K releases of ``SampledGaussian(q, z)``; everything after
+    them, with it the move, its clipping to the planned bound and FedDyn's correction, is made from
+    them alone. A straggler makes fewer. The assumption is that the noise is Gaussian: it is drawn
+    in double precision (see ``noise.gaussian``), at least 53 bits of each draw and four draws for
+    each entry, so neither the gaps between doubles nor a cut tail (17 deviations) are covered by
+    a proof. What leaves the client has been rounded to integers besides.
+    """
+
+    def _gradients(
+        self,
+        point: _Point,
+        number: int,
+        keys: KeySource,
+        mask: NDArray[np.bool_],
+        steps: int,
+    ) -> Iterator[Vector]:
+        privacy = self._plan.privacy
+        stdev = privacy.noise_multiplier * privacy.clipping_norm
+        batch = privacy.expected_batch / privacy.clients
+        for _ in range(steps):
+            drawn = poisson_sample(
+                self._task.records, privacy.sample_rate, KeyStream(keys.key("sample"))
+            )
+            total = np.zeros(mask.size)
+            if drawn.size:
+                total = self._task.clipped_sum(point(), drawn, number).copy()
+            if not np.isfinite(total).all():
+                raise NonFiniteError(f"a clipped sum of client {self._index} is not finite")
+            total[mask] += gaussian(KeyStream(keys.key("noise")), int(mask.sum()), stdev)
+            yield total / batch
+
+    def _bounded(self, delta: Vector) -> Vector:
+        """Cut every entry to the planned range: a refusal would show, and this is free."""
+        bound = self._plan.encoding.vector_bound
+        return np.clip(delta, -bound, bound)
+
+
+class PlainDescent(_Descent):
+    """Ordinary local training on shuffled batches, its move bounded as a whole.
+
+    Under unit client the move is scaled to a Euclidean norm of at most C (to nearly C where the
+    plan normalises), and that is all the promise needs: whatever the client's records, its batches
+    or its memory were, its vector has norm C at most. FedDyn's correction is part of what the
+    client holds, like its records: leaving the client out leaves out both, and nothing but the
+    bounded move ever leaves it. The correction is computed from that bounded move, so that the
+    server's mean of the moves and the clients' corrections stay one another's counterparts.
+    Without privacy nothing is bounded; a move outside the planned range is refused when encoded.
+    """
+
+    def _gradients(
+        self,
+        point: _Point,
+        number: int,
+        keys: KeySource,
+        mask: NDArray[np.bool_],
+        steps: int,
+    ) -> Iterator[Vector]:
+        records = self._task.records
+        if not records:
+            return
+        size = max(1, round(self._local.batch_share * records))
+        row = np.zeros(0, np.int64)
+        for _ in range(steps):
+            if row.size < size:
+                stream = KeyStream(keys.key("shuffle"))
+                row = np.argsort(stream.words(records, np.uint64), kind="stable").astype(np.int64)
+            batch, row = row[:size], row[size:]
+            yield self._task.gradient(point(), np.sort(batch), number)
+
+    def _bounded(self, delta: Vector) -> Vector:
+        privacy = self._plan.privacy
+        if privacy.unit != "client":
+            return delta
+        norm = float(np.linalg.norm(delta))
+        if not np.isfinite(norm):
+            raise NonFiniteError(f"the move of client {self._index} is not finite")
+        bound = privacy.clipping_norm * (1.0 - _MARGIN)
+        if privacy.normalise:
+            return delta * (bound / (norm + _STABILITY * privacy.clipping_norm))
+        return delta * min(1.0, bound / max(norm, np.finfo(np.float64).tiny))
+
+
+def _narrow(point: Vector) -> Adapter:
+    with np.errstate(over="ignore"):
+        return point.astype(np.float32)

@@ -1,0 +1,1 @@
+"""What the parties agree on before a run."""

@@ -1,0 +1,313 @@
+"""Who takes part in a run, and the agreement behind each of its rounds, one for each way to sum."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from carefl_secure.errors import ConfigError
+from carefl_secure.federation.plan.ciphertext_packing import WORD_BITS, choose_fields
+from carefl_secure.secagg import (
+    AdditiveParameters,
+    AheadCommitteeParameters,
+    AheadParameters,
+    CkksParameters,
+    CommitteeParameters,
+    EncryptedParameters,
+    KeyedParameters,
+    RoundParameters,
+)
+
+if TYPE_CHECKING:
+    from carefl_secure.federation.plan.run_plan import RunPlan
+
+__all__ = [
+    "Aggregation",
+    "Cohort",
+    "Encryption",
+    "check_encryption",
+    "helpers_wanted",
+    "make_cohort",
+    "rotation_key",
+]
+
+Aggregation = Literal["pairwise", "committee", "encrypted"]
+Encryption = Literal["bfv", "additive", "ckks"]
+
+
+def check_encryption(plan: RunPlan, encryption: Encryption) -> None:
+    """Refuse a plan whose sums cannot be encrypted in this way, before anything is written.
+
+    Raises
+    ------
+    ConfigError
+        When the sums fit no field; under CKKS when there is no noise.
+    """
+    if encryption != "ckks":
+        choose_fields(plan.encoding)
+    elif not plan.protected:
+        raise ConfigError(
+            "federation.encryption=ckks takes noised sums only, and privacy.unit is none: a CKKS "
+            "decryption has an error that tells about the key (Li and Micciancio 2021), so only "
+            "rounded sums under noise are decrypted; set federation.encryption=bfv, which is "
+            "exact, or choose a unit"
+        )
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Who takes part in which run on which base model.
+
+    The way of summing follows from who is there: with ``members`` it is the committee, with a
+    ``key_holder`` encryption, with neither the peers alone; ``encryption="additive"`` needs
+    neither, as its clients hold the keys.
+
+    Parameters
+    ----------
+    run : bytes
+        Name of the run; not secret.
+    roster : tuple of bytes
+        Ed25519 public keys, 32 bytes each; a client's index is its place.
+    base_hash : bytes
+        32 bytes over the frozen base model, the code and the configuration.
+    members : tuple of bytes, optional
+        Ed25519 public keys of the committee.
+    key_holder : bytes, optional
+        Ed25519 public key of the one that can decrypt sums.
+    encryption : {"bfv", "additive", "ckks"}, optional
+        The scheme of encrypted sums; additive is EXPERIMENTAL.
+    committee_dropout_tolerance : int, optional
+        Members that may vanish once all have announced; ``2 * committee_dropout_tolerance + 1``
+        honest ones are needed then.
+    key_prefetch : bool, optional
+        Whether the keys of a round are made on the way of the round before; never under encryption.
+
+    Raises
+    ------
+    ConfigError
+        When there is a committee and a key holder, a helper is also a client, or the scheme does
+        not fit who is there; when the committee is too small for its spare.
+
+    Guarantees
+    ----------
+    All keys here enter the context of every round, in words that differ from mode to mode: a
+    client that was told of another committee, another key holder or another mode than its peers
+    takes part in no sum with them.
+    """
+
+    run: bytes
+    roster: tuple[bytes, ...]
+    base_hash: bytes
+    members: tuple[bytes, ...] = ()
+    key_holder: bytes | None = None
+    encryption: Encryption = "bfv"
+    committee_dropout_tolerance: int = 0
+    key_prefetch: bool = True
+
+    def __post_init__(self) -> None:
+        """Check that the parties are different."""
+        if not 0 <= 2 * self.committee_dropout_tolerance <= max(0, len(self.members) - 1):
+            raise ConfigError(
+                f"a committee of {len(self.members)} cannot spare "
+                f"{self.committee_dropout_tolerance} members; "
+                "2 * federation.committee_dropout_tolerance + 1 are needed"
+            )
+        if self.members and self.key_holder is not None:
+            raise ConfigError(
+                "a run sums with a committee or with a key holder, not with both; name one of them"
+            )
+        if self.encryption == "additive" and self.helpers:
+            raise ConfigError(
+                "under federation.encryption=additive there are no helpers; name none"
+            )
+        if self.encryption == "ckks" and self.key_holder is None:
+            raise ConfigError("a sum under CKKS needs a key holder; name its public key")
+        if set(self.helpers) & set(self.roster):
+            raise ConfigError(
+                "a client cannot be its own helper: committee members and the key holder need "
+                "keys that are not in the roster of clients"
+            )
+
+    @property
+    def rides(self) -> bool:
+        """Whether messages of a round may carry keys for the next one."""
+        return self.key_prefetch and self.aggregation != "encrypted"
+
+    @property
+    def helpers(self) -> tuple[bytes, ...]:
+        """Public keys of the parties beside clients and server, in the order of their nodes."""
+        return self.members if self.key_holder is None else (self.key_holder,)
+
+    @property
+    def aggregation(self) -> Aggregation:
+        """The way of summing."""
+        if self.members:
+            return "committee"
+        alone = self.key_holder is None and self.encryption != "additive"
+        return "pairwise" if alone else "encrypted"
+
+    def round_parameters(self, plan: RunPlan, number: int, model_hash: bytes) -> RoundParameters:
+        """Return the agreement behind one round among peers.
+
+        Parameters
+        ----------
+        plan : RunPlan
+            The run's plan.
+        number : int
+            Number of the round.
+        model_hash : bytes
+            Hash of the adapter at the start of the round.
+        """
+        return RoundParameters(**self._peers(plan, number, model_hash))
+
+    def committee_parameters(
+        self, plan: RunPlan, number: int, model_hash: bytes
+    ) -> CommitteeParameters:
+        """Return the agreement behind one round with a committee."""
+        common = self._common(plan, number, model_hash)
+        return CommitteeParameters(
+            **common, members=self.members, spare=self.committee_dropout_tolerance
+        )
+
+    def ahead_parameters(self, plan: RunPlan, number: int) -> AheadParameters:
+        """Return the agreement behind a round among peers, but for its model.
+
+        Parameters
+        ----------
+        plan : RunPlan
+            The run's plan.
+        number : int
+            Number of the round.
+        """
+        return AheadParameters(**self._peers(plan, number, b""))
+
+    def ahead_committee_parameters(self, plan: RunPlan, number: int) -> AheadCommitteeParameters:
+        """Return the agreement behind a round with a committee, but for its model."""
+        common = self._common(plan, number, b"")
+        return AheadCommitteeParameters(
+            **common, members=self.members, spare=self.committee_dropout_tolerance
+        )
+
+    def encrypted_parameters(
+        self, plan: RunPlan, number: int, model_hash: bytes, public_key: bytes
+    ) -> KeyedParameters:
+        """Return the agreement behind one encrypted round.
+
+        Parameters
+        ----------
+        plan, number, model_hash
+            As in `round_parameters`.
+        public_key : bytes
+            SHA-256 of the key holder's public key for this round.
+
+        Raises
+        ------
+        ConfigError
+            When the sums of this plan cannot be encrypted so, or there is no key holder.
+        """
+        if self.key_holder is None:
+            raise ConfigError("an encrypted sum needs a key holder; name its public key")
+        check_encryption(plan, self.encryption)
+        if self.encryption == "ckks":
+            peers = self._peers(plan, number, model_hash)
+            return CkksParameters(**peers, key_holder=self.key_holder, public_key=public_key)
+        room = choose_fields(plan.encoding)
+        return EncryptedParameters(
+            **{**self._peers(plan, number, model_hash), "bits": WORD_BITS},
+            key_holder=self.key_holder,
+            public_key=public_key,
+            value_bound=room.value_bound,
+            field_bits=room.field_bits,
+        )
+
+    def additive_parameters(
+        self, plan: RunPlan, number: int, model_hash: bytes
+    ) -> AdditiveParameters:
+        """Return the agreement behind one key-additive round (EXPERIMENTAL).
+
+        Raises
+        ------
+        ConfigError
+            When the sums of this plan fit no field.
+        """
+        room = choose_fields(plan.encoding)
+        return AdditiveParameters(
+            **{**self._peers(plan, number, model_hash), "bits": WORD_BITS},
+            value_bound=room.value_bound,
+            field_bits=room.field_bits,
+        )
+
+    def _peers(self, plan: RunPlan, number: int, model_hash: bytes) -> dict[str, Any]:
+        return {**self._common(plan, number, model_hash), "threshold": plan.threshold}
+
+    def _common(self, plan: RunPlan, number: int, model_hash: bytes) -> dict[str, Any]:
+        if len(self.roster) != plan.privacy.clients:
+            raise ConfigError(
+                f"the roster names {len(self.roster)} clients, the plan {plan.privacy.clients}"
+            )
+        return {
+            "task": self.run,
+            "round": number,
+            "dimension": plan.encoding.padded,
+            "bits": plan.encoding.bits,
+            "min_survivors": plan.privacy.min_survivors,
+            "model_hash": model_hash,
+            "base_hash": self.base_hash,
+            "plan_hash": plan.hash(),
+            "roster": self.roster,
+        }
+
+
+def rotation_key(parameters: RoundParameters | CommitteeParameters) -> bytes:
+    """Return the public key of a round's random rotation, 32 bytes.
+
+    It depends on the plan, the base, the adapter and the round, not on who takes part or how the
+    sum is made, so that the same run gives the same rotations on every engine and in every mode.
+    It hides nothing and need not be secret.
+    """
+    parts = (parameters.plan_hash, parameters.base_hash, parameters.model_hash)
+    number = parameters.round.to_bytes(8, "big")
+    return hashlib.sha256(b"carefl rotation" + b"".join(parts) + number).digest()
+
+
+def helpers_wanted(aggregation: Aggregation, members: int, encryption: Encryption) -> int:
+    """Return how many parties beside the clients a way of summing needs."""
+    holders = 0 if encryption == "additive" else 1
+    return {"pairwise": 0, "committee": members, "encrypted": holders}[aggregation]
+
+
+def make_cohort(
+    run: str,
+    roster: tuple[bytes, ...],
+    helpers: tuple[bytes, ...],
+    base_hash: bytes,
+    *,
+    aggregation: Aggregation,
+    encryption: Encryption,
+    committee_dropout_tolerance: int,
+    key_prefetch: bool = True,
+) -> Cohort:
+    """Return the cohort of a run whose helpers are committee members or the key holder.
+
+    Parameters
+    ----------
+    run : str
+    roster, helpers : tuple of bytes
+        Ed25519 public keys of clients and helpers, as many helpers as `helpers_wanted` says.
+    base_hash : bytes
+    aggregation, encryption, committee_dropout_tolerance, key_prefetch
+        As configured; what the way of summing does not use is left at its default.
+    """
+    return Cohort(
+        run.encode(),
+        roster,
+        base_hash,
+        members=helpers if aggregation == "committee" else (),
+        key_holder=helpers[0] if aggregation == "encrypted" and helpers else None,
+        encryption=encryption if aggregation == "encrypted" else "bfv",
+        committee_dropout_tolerance=committee_dropout_tolerance
+        if aggregation == "committee"
+        else 0,
+        key_prefetch=key_prefetch,
+    )

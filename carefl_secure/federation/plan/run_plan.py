@@ -1,0 +1,139 @@
+"""The plan that all parties of a run hold, and what follows from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from carefl_secure.federation.plan.local_steps import LocalPlan
+from carefl_secure.privacy import PrivacyPlan, SampledGaussian, SampledSkellam
+from carefl_secure.secagg import EncodingPlan
+
+__all__ = ["RunPlan"]
+
+# A client whose sample is longer than the encoding allows refuses, which shows. The planner keeps
+# that this unlikely in a round; it counts like a broken norm bound.
+_REFUSAL = 2.0**-40
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What all parties hold before the first round.
+
+    Parameters
+    ----------
+    privacy : PrivacyPlan
+        Unit, sampling, clipping, cohort and target.
+    encoding : EncodingPlan
+        How a vector becomes integers.
+    threshold : int
+        Shares that open a secret and signatures that a survivor set needs.
+    local : LocalPlan, optional
+        Steps that clients take on their own; they then release what they moved. Without it they
+        release sums of gradients at the global adapter.
+    """
+
+    privacy: PrivacyPlan
+    encoding: EncodingPlan
+    threshold: int
+    local: LocalPlan | None = None
+
+    @property
+    def protected(self) -> bool:
+        """Whether the run adds noise at all."""
+        return self.privacy.mechanism != "none"
+
+    @property
+    def noise_multiplier(self) -> float:
+        """Standard deviation of the counted noise over the norm bound; 0 without privacy."""
+        return self.privacy.noise_multiplier
+
+    @property
+    def share_variance(self) -> float:
+        """Variance per coordinate, in integer units, of the noise that each client adds."""
+        return self.encoding.share_variance()
+
+    @property
+    def event(self) -> SampledSkellam | SampledGaussian | None:
+        """What one round releases; None without privacy, where there is nothing to price."""
+        if self.privacy.mechanism == "gaussian":
+            return self.privacy.gaussian_event()
+        return self.skellam_event() if self.protected else None
+
+    def skellam_event(self) -> SampledSkellam:
+        """Return what one round of a protected run releases.
+
+        Raises
+        ------
+        ConfigError
+            When the run is not protected.
+        """
+        return self.privacy.skellam_event(
+            l1=self.encoding.l1_sensitivity,
+            l2=self.encoding.l2_sensitivity,
+            share_variance=self.share_variance,
+            # A whole client's vector never exceeds its bound, so nothing is refused there.
+            beta=self.encoding.dither_failure
+            + (0.0 if self.privacy.unit == "client" else _REFUSAL),
+            dimension=self.encoding.padded,
+        )
+
+    def expected_batch(self, survivors: int) -> float:
+        """Return the public divisor of an opened sum, ``q N s / n``."""
+        return self.privacy.expected_batch * survivors / self.privacy.clients
+
+    def divisor(self, survivors: int) -> float:
+        """Return what an opened sum is divided by to give the optimiser its mean gradient.
+
+        Public in every mode: ``q N s / n`` for sums of gradients; ``-s`` for sums of what s
+        survivors moved, as a move is a step down the gradient.
+        """
+        return self.expected_batch(survivors) if self.local is None else -float(survivors)
+
+    def noise_variance(self, survivors: int) -> float:
+        r"""Return the variance of the noise in one entry of the mean gradient.
+
+        :math:`s v / (\text{scale} \cdot \text{divisor})^2` for s survivors and share variance v;
+        where clients make their own noise, what the steps of a client leave of it, over s.
+        """
+        if self.local is not None and self.privacy.mechanism == "gaussian":
+            privacy = self.privacy
+            batch = privacy.expected_batch / privacy.clients
+            one = self.local.learning_rate * privacy.noise_multiplier * privacy.clipping_norm
+            return (one / batch) ** 2 * self.local.noise_gain / survivors
+        stdev = math.sqrt(survivors * self.share_variance) / self.encoding.scale
+        return (stdev / self.divisor(survivors)) ** 2
+
+    def noise_norm(self, survivors: int) -> float:
+        """Return the root mean square Euclidean norm of the noise in the mean gradient.
+
+        What one would compare the norm of the opened gradient with: the square root of
+        `noise_variance` over all entries.
+        """
+        return math.sqrt(self.encoding.dimension * self.noise_variance(survivors))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan, and the event of one round that follows from it, as JSON values."""
+        whole = {
+            "privacy": self.privacy.to_json(),
+            "encoding": self._encoding_fields(),
+            "threshold": self.threshold,
+            "event": None if self.event is None else self.event.to_json(),
+        }
+        return whole if self.local is None else {**whole, "local": self.local.to_json()}
+
+    def _encoding_fields(self) -> dict[str, Any]:
+        """Return the encoding's fields; ``conditional`` only where it is true, as in its hash."""
+        fields = dataclasses.asdict(self.encoding)
+        if not self.encoding.conditional:
+            del fields["conditional"]
+        return fields
+
+    def hash(self) -> bytes:
+        """Return SHA-256 over the canonical JSON of the plan, 32 bytes."""
+        text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode()).digest()

@@ -1,0 +1,1 @@
+"""The server: strategy, rounds and optimizers."""

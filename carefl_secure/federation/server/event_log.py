@@ -1,0 +1,114 @@
+"""The server's own log of a run: which step was asked of how many, and who did not answer."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+from flwr.app import Message
+
+from carefl_secure.errors import CareflError, RunError
+from carefl_secure.federation.transport.local_grid import Record
+
+__all__ = ["EventLog"]
+
+
+class EventLog:
+    """Lines of JSON; use it as a context around the rounds.
+
+    ``begin`` and ``end`` frame each start of a run, ``end`` with the class and the exit code of the
+    error that stopped it. A ``phase`` tells of one step of one round how many messages were sent,
+    how many good replies came, and which nodes refused with which number; a step that was
+    interleaved with another has several such lines, which add up. A ``round`` was opened, over so
+    many clients.
+
+    Parameters
+    ----------
+    path : Path
+        Lines are added to it; made with its folder when missing.
+
+    Raises
+    ------
+    RunError
+        When a line cannot be written.
+
+    Guarantees
+    ----------
+    Nothing in it is computed from a record, a vector or a text of an error: names of steps, numbers
+    of rounds and nodes, counts of messages, exit codes, and the time of day.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._step: tuple[str, str] | None = None
+        self._asked = self._answered = 0
+        self._refused: dict[str, int] = {}
+
+    def begin(self, run: str, parties: int, first: int, last: int) -> None:
+        """Say what is about to run: its name, its parties, and its rounds from first to last."""
+        self._write("begin", {"run": run, "parties": parties, "first": first, "last": last})
+
+    def __enter__(self) -> EventLog:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Say how it ended."""
+        self._end_step()
+        code = error.exit_code if isinstance(error, CareflError) else None
+        self._write("end", {"error": None if kind is None else kind.__name__, "code": code})
+
+    def watching(self, record: Record | None) -> Record:
+        """Return a hook for a grid that counts messages and then calls ``record``."""
+
+        def watch(node: int, message: Message) -> None:
+            self._count(node, message)
+            if record is not None:
+                record(node, message)
+
+        return watch
+
+    def opened(self, number: int, survivors: int) -> None:
+        """Say that a round was opened."""
+        self._end_step()
+        self._write("round", {"round": number, "survivors": survivors})
+
+    def _count(self, node: int, message: Message) -> None:
+        meta = message.metadata
+        step = meta.group_id, meta.message_type
+        if step != self._step:
+            self._end_step()
+            self._step = step
+        if node == meta.dst_node_id:
+            self._asked += 1
+        elif message.has_error():
+            self._refused[str(node)] = message.error.code
+        else:
+            self._answered += 1
+
+    def _end_step(self) -> None:
+        if self._step is None:
+            return
+        number, action = self._step
+        line = {"round": int(number or 0), "step": action, "asked": self._asked}
+        self._write("phase", {**line, "answered": self._answered, "refused": self._refused})
+        self._step, self._asked, self._answered, self._refused = None, 0, 0, {}
+
+    def _write(self, event: str, fields: Mapping[str, object]) -> None:
+        line = {"time": round(time.time(), 3), "event": event, **fields}
+        try:
+            self._path.parent.mkdir(exist_ok=True)
+            with self._path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise RunError(
+                f"cannot write the log {self._path}: {error.strerror}; free some space or check "
+                "the permissions, then resume the run"
+            ) from error

@@ -1,0 +1,94 @@
+"""The server's half of FedDyn, from sums alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from carefl_secure.errors import ConfigError, NonFiniteError, RunError
+from carefl_secure.federation.server.optimizers import State
+
+__all__ = ["FedDyn"]
+
+Vector = NDArray[np.float64]
+
+
+class FedDyn:
+    r"""Dynamic regularisation: the mean of the clients' points, moved on by what they all lack.
+
+    With the mean move :math:`\bar\delta = \frac1s \sum_i (w_i - w)` of s survivors among n clients:
+
+    .. math::
+        h \leftarrow h - \alpha\,\frac{s}{n}\,\bar\delta, \qquad
+        w \leftarrow w + \bar\delta - h / \alpha
+
+    The clients keep the other half, ``h_i``; h is the mean of theirs. It needs no learning rate.
+
+    Parameters
+    ----------
+    alpha : float
+        The same regulariser as the clients', above 0.
+
+    References
+    ----------
+    Acar et al., "Federated Learning Based on Dynamic Regularization", ICLR 2021 (arXiv 2111.04263),
+    Algorithm 1.
+    """
+
+    def __init__(self, alpha: float) -> None:
+        if not (math.isfinite(alpha) and alpha > 0):
+            raise ConfigError(f"feddyn_alpha is {alpha}; choose it above 0")
+        self.alpha = alpha
+        self._state: Vector = np.zeros(0)
+        self._share: float | None = None
+
+    def hear(self, share: float, noise_variance: float) -> None:
+        """Take the share of clients that survived the round."""
+        del noise_variance
+        self._share = share
+
+    def step(self, adapter: NDArray[np.float32], gradient: Vector) -> NDArray[np.float32]:
+        """Return the next adapter.
+
+        Parameters
+        ----------
+        adapter : ndarray of float32, shape [D]
+        gradient : ndarray of float64, shape [D]
+            Minus the mean move, noise included.
+
+        Raises
+        ------
+        NonFiniteError
+            When the move or the step is not finite; the state is then unchanged.
+        RunError
+            When the shapes differ, or nobody said who survived.
+        """
+        if gradient.shape != adapter.shape:
+            raise RunError(f"a move of shape {gradient.shape} does not fit {adapter.shape}")
+        if self._share is None:
+            raise RunError("FedDyn was not told how many clients survived the round")
+        old = self._state if self._state.size else np.zeros(adapter.size)
+        state = old + self.alpha * self._share * gradient
+        with np.errstate(over="ignore"):
+            moved = (adapter.astype(np.float64) - gradient - state / self.alpha).astype(np.float32)
+        if not np.isfinite(moved).all():
+            raise NonFiniteError(
+                "FedDyn's step is not finite; lower federation.local_lr or raise "
+                "federation.feddyn_alpha"
+            )
+        self._state, self._share = state, None
+        return moved
+
+    def state(self) -> State:
+        """Return h."""
+        return {"correction": self._state.copy()}
+
+    def load(self, state: Mapping[str, object]) -> None:
+        """Take h from a checkpoint."""
+        found = state.get("correction")
+        if not isinstance(found, np.ndarray):
+            raise RunError("the checkpoint was not written by FedDyn; resume with its own rule")
+        self._state = found.astype(np.float64)

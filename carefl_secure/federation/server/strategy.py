@@ -1,0 +1,260 @@
+"""Flower's strategy for a sum that only opens as a whole.
+
+`Strategy.start` drives it unchanged on every engine: what comes before the vectors runs while a
+round is configured, what comes after them while it is aggregated, and the training message between
+them is Flower's own. How the sum is made is up to a `ServerSum`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from numpy.typing import NDArray
+
+from carefl_secure.errors import ConfigError, EngineError, RunError
+from carefl_secure.federation.aggregation.base import ServerSum
+from carefl_secure.federation.aggregation.server_registry import ServerSums
+from carefl_secure.federation.client.round_budget import RoundBudget
+from carefl_secure.federation.plan.cohort import Cohort
+from carefl_secure.federation.plan.run_plan import RunPlan
+from carefl_secure.federation.server.optimizers import Listener, ServerOptimizer
+from carefl_secure.federation.transport.exchange import Exchange, wait_for_nodes
+from carefl_secure.federation.transport.messages import (
+    pack_adapter,
+    unpack_adapter,
+    vector_hash,
+    with_adapter,
+)
+from carefl_secure.federation.transport.node_directory import Directory
+from carefl_secure.privacy import Ledger
+from carefl_secure.secagg import decode
+
+__all__ = ["Evaluate", "OnRound", "SecureSumStrategy"]
+
+Adapter = NDArray[np.float32]
+Scalar = float | int | str
+Evaluate = Callable[[Adapter], Mapping[str, float]]
+OnRound = Callable[[dict[str, Scalar], Adapter], None]
+
+
+class _Round:
+    """What the server holds while a round is open."""
+
+    def __init__(self, exchange: Exchange, number: int, adapter: Adapter, total: ServerSum) -> None:
+        self.exchange = exchange
+        self.number = number
+        self.adapter = adapter
+        self.sum = total
+        self.began = time.monotonic()
+
+
+class SecureSumStrategy(Strategy):
+    """One private gradient step per round.
+
+    With S the sum over survivors of clipped per-record gradients and noise, q the sampling rate, N
+    the public number of records, n the clients and s the survivors, the optimiser is given
+    ``g = S / (q N s / n)``. Where clients take local steps, S is the sum of what they moved and
+    ``g = -S / s``. Every number in the divisor is public.
+
+    Parameters
+    ----------
+    plan : RunPlan
+        The agreed plan.
+    cohort : Cohort
+        Run, roster and base model.
+    ledger : Ledger
+        The server's account of the run. Beside it, on the same disk, is where a round keeps what
+        it needs twice.
+    optimiser : ServerOptimizer
+        Turns ``g`` into the next adapter.
+    max_epsilon : float, optional
+        A round that would take the ledger over this does not begin; the plan's target by default.
+    evaluate : callable(adapter) -> mapping, optional
+        Figures that the server measures on public records after every ``evaluate_every``-th round
+        and after the last.
+    evaluate_every : int, optional
+        Rounds between two evaluations.
+    on_round : callable(row, adapter) -> None, optional
+        Called once a round is finished, with its figures and the new adapter.
+    finished : int, optional
+        Rounds finished before, in a run that is resumed.
+    last : int, optional
+        Number of the last round that will be run, for ``evaluate`` and because it makes no keys for
+        a next one; all planned rounds by default.
+    timeout : float, optional
+        Seconds to wait for the replies of one phase.
+    patience : float, optional
+        Seconds to wait for all nodes before a round begins, until some did not come in time;
+        further rounds take whoever is there.
+
+    Guarantees
+    ----------
+    The server opens nothing but the sum over at least ``plan.privacy.min_survivors`` clients, and
+    writes the round into its ledger before it asks for a vector. A refusal, a fault, a message that
+    fails its check or too few clients raise; the adapter then stays that of the last finished
+    round. A client that is silent counts as dropped out. This describes an honest server; what a
+    dishonest one could learn is bounded by the clients' own checks.
+    """
+
+    def __init__(
+        self,
+        plan: RunPlan,
+        cohort: Cohort,
+        ledger: Ledger,
+        optimiser: ServerOptimizer,
+        *,
+        max_epsilon: float | None = None,
+        evaluate: Evaluate | None = None,
+        evaluate_every: int = 1,
+        on_round: OnRound | None = None,
+        finished: int = 0,
+        last: int | None = None,
+        timeout: float = 3600.0,
+        patience: float = 60.0,
+    ) -> None:
+        if evaluate_every < 1:
+            raise ConfigError(f"evaluate_every is {evaluate_every}; it must be at least 1")
+        self._plan = plan
+        self._cohort = cohort
+        self._purse = RoundBudget(ledger, plan, cohort, max_epsilon)
+        self._optimiser = optimiser
+        self._evaluate = evaluate
+        self._every = evaluate_every
+        self._on_round = on_round
+        self._finished = finished
+        self._last = plan.privacy.rounds if last is None else last
+        self._timeout = timeout
+        self._patience = patience
+        directory = Directory(len(cohort.roster), len(cohort.helpers))
+        self._sums = ServerSums(plan, cohort, directory, self._last, ledger.path.parent)
+        self._round: _Round | None = None
+
+    def summary(self) -> None:
+        """Say nothing: the reporter tells what a person should know."""
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Run what comes before the vectors, write the ledger, and address the training messages.
+
+        Parameters
+        ----------
+        server_round : int
+            Flower's count, from 1 in every start.
+        arrays : ArrayRecord
+            The adapter.
+        config : ConfigRecord
+            Not used: the plan is fixed before the run.
+        grid : Grid
+            The engine.
+
+        Returns
+        -------
+        iterable of Message
+
+        Raises
+        ------
+        BudgetExceededError
+            When the round would overspend; no client was asked for anything then.
+        CohortError
+            When too few clients or helpers are there.
+        CareflError
+            The class that a client refused with.
+        """
+        self._purse.check()
+        number = self._finished + server_round
+        adapter = unpack_adapter(arrays, self._plan.encoding.dimension)
+        exchange = Exchange(grid, number, self._timeout)
+        total = self._sums.begin(exchange, number, vector_hash(adapter))
+        self._round = _Round(exchange, number, adapter, total)
+        boxes = total.prepare(lambda: self._nodes(grid))
+        self._purse.pay(number)
+        trains = {node: with_adapter(box, arrays) for node, box in boxes.items()}
+        return exchange.address(trains, total.action)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Add the hidden vectors, have the sum opened, and take the step.
+
+        Returns
+        -------
+        tuple of ArrayRecord and None
+            The next adapter. The figures of the round go to ``on_round`` instead.
+
+        Raises
+        ------
+        CohortError
+            When too few clients or helpers remain; nothing was opened.
+        CareflError
+            The class that a client refused with.
+        """
+        if self._round is None:
+            raise EngineError("replies came without a round; start the strategy anew")
+        this, exchange = self._round, self._round.exchange
+        for node, reply in exchange.accept(replies):
+            this.sum.collect(node, reply)
+        total, survivors = this.sum.open()
+        self._purse.released(this.number, len(survivors))
+
+        gradient = decode(total, self._plan.encoding, this.sum.rotation)
+        gradient /= self._plan.divisor(len(survivors))
+        if isinstance(self._optimiser, Listener):
+            share = len(survivors) / self._plan.privacy.clients
+            self._optimiser.hear(share, self._plan.noise_variance(len(survivors)))
+        adapter = self._optimiser.step(this.adapter, gradient)
+        self._round = None
+        self._report(this, len(survivors), float(np.linalg.norm(gradient)), adapter)
+        return pack_adapter(adapter), None
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Ask no client to evaluate: a score on private records is one more release."""
+        return []
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Return nothing, as nothing was asked."""
+        return None
+
+    def _nodes(self, grid: Grid) -> list[int]:
+        """Return the nodes that are there; one that did not come is waited for once only."""
+        parties = len(self._cohort.roster) + len(self._cohort.helpers)
+        nodes = wait_for_nodes(grid, parties, self._patience)
+        if len(nodes) < parties:
+            self._patience = 0.0
+        return nodes
+
+    def _report(self, this: _Round, survivors: int, norm: float, adapter: Adapter) -> None:
+        """Hand the figures of a finished round on; all of them are public or already private."""
+        epsilon = self._purse.epsilon()
+        row: dict[str, Scalar] = {
+            "round": this.number,
+            "epsilon": epsilon if math.isfinite(epsilon) else "none",
+            "clients": self._plan.privacy.clients,
+            "survivors": survivors,
+            "bytes_per_client": this.exchange.bytes_per_client(this.sum.clients()),
+            "gradient_norm": norm,
+            "noise_norm": self._plan.noise_norm(survivors),
+            "seconds": time.monotonic() - this.began,
+        }
+        if self._evaluate is not None and (
+            this.number == self._last or this.number % self._every == 0
+        ):
+            for name, value in self._evaluate(adapter).items():
+                if name in row or not math.isfinite(value):
+                    raise RunError(
+                        f"evaluation returned {name} = {value}; give it a name of its own and "
+                        "a finite value"
+                    )
+                row[name] = float(value)
+        if self._on_round is not None:
+            self._on_round(row, adapter)

@@ -1,0 +1,1 @@
+"""Messages on Flower's wire, and an in-process grid."""

@@ -1,0 +1,147 @@
+"""How a refusal travels: a number and a fixed sentence, never a value.
+
+A party that refuses must stop the run; a client that falls silent must not. Both reach the server
+as Flower error replies, so the number tells them apart. Numbers from 1000 on are ours: the exit
+code of the error class plus 1000 from a client, plus 2000 from a committee member and plus 3000
+from the key holder. The sentence that goes with a number is fixed here, because the
+text of an error is written for the party's own log and may describe the client's data.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from flwr.app import Error
+
+from carefl_secure.errors import (
+    AdapterUnmovedError,
+    BudgetExceededError,
+    CareflError,
+    CohortError,
+    ConfigError,
+    DataError,
+    EngineError,
+    LabelError,
+    LedgerError,
+    ModelError,
+    NonFiniteError,
+    PolicyError,
+    PrivacyError,
+    ProtocolError,
+    RunError,
+)
+
+__all__ = ["LOST", "Party", "error_of_reply", "is_dropout", "refusal"]
+
+Party = Literal["client", "committee member", "key holder"]
+"""Who can refuse."""
+
+_BASES: dict[Party, int] = {"client": 1000, "committee member": 2000, "key holder": 3000}
+LOST = 5
+# Flower's own numbers for a message or a node that is simply gone (3, 4, 5) and for an app that
+# stopped answering (8).
+_DROPOUTS = frozenset({3, 4, LOST, 8})
+
+_REASONS: dict[type[CareflError], str] = {
+    CareflError: "the {party} refused; its own log says why",
+    ConfigError: "the {party}'s settings contradict the plan; compare the configurations",
+    DataError: "the {party} cannot read its records; its own log says which",
+    LabelError: "the {party} holds a label outside the agreed label space",
+    ModelError: "the {party}'s model is not the agreed one; compare the hashes of the base model",
+    AdapterUnmovedError: "the {party}'s adapter did not move",
+    NonFiniteError: (
+        "the {party} met NaN or infinity and sent nothing; lower the learning rate "
+        "or check the model's precision"
+    ),
+    BudgetExceededError: (
+        "the {party}'s ledger has no budget left for this round; stop here "
+        "or agree on a larger epsilon"
+    ),
+    PrivacyError: "a condition of the privacy guarantee does not hold on the {party}",
+    LedgerError: "the {party} cannot trust or write its ledger, so it sent nothing",
+    PolicyError: "the {party}'s policy does not allow this; its own log says why",
+    ProtocolError: (
+        "the {party} refused a protocol message; keys, roster, plan or survivor set "
+        "are not what it expects"
+    ),
+    CohortError: "too few clients take part for this {party}'s floor",
+    RunError: "the {party}'s run folder cannot be used",
+    EngineError: "the {party}'s engine failed",
+}
+# A clause of a site's policy has a number of its own, so that the submitter learns which.
+_POLICY = 9000
+_CLAUSES = {
+    "submitter": "the site's policy does not allow this submitter",
+    "base": "the site's policy does not allow this base model",
+    "plan": "the site's policy does not allow this plan",
+    "aggregation": "the site's policy does not allow this way of summing",
+    "cohort": "the site's policy asks for more clients in a run or in a sum",
+    "unprotected": "the site's policy does not allow a run without noise that nobody can predict",
+    "epsilon": "the run asks for more epsilon than the site's policy allows on a corpus",
+    "total": "the run would take the site over the epsilon its policy allows in all",
+    "roster": "the run names other parties than the site's roster",
+    "expired": "the site's bundle has expired",
+    "path": "the run names a path, and paths on a site are the site's own affair",
+    "delta": "the run asks for a larger delta than the site's policy allows",
+}
+_CLAUSE_NAMES = tuple(_CLAUSES)
+
+_CLASSES: dict[int, tuple[type[CareflError], Party]] = {
+    base + kind.exit_code: (kind, party) for party, base in _BASES.items() for kind in _REASONS
+}
+
+
+def refusal(error: CareflError, party: Party = "client") -> Error:
+    """Return the Flower error that stands for a refusal.
+
+    Parameters
+    ----------
+    error : CareflError
+        What the party raised.
+    party : {"client", "committee member", "key holder"}, optional
+        Who it is.
+
+    Returns
+    -------
+    flwr.app.Error
+        The party's number plus the exit code, and the fixed sentence of the nearest known class
+        (or of the clause of a site's policy); nothing of the error's own text.
+    """
+    if isinstance(error, PolicyError) and error.clause in _CLAUSES:
+        number = _POLICY + _CLAUSE_NAMES.index(error.clause)
+        return Error(code=number, reason=_CLAUSES[error.clause])
+    kind = next((kind for kind in type(error).__mro__ if kind in _REASONS), CareflError)
+    return Error(code=_BASES[party] + kind.exit_code, reason=_REASONS[kind].format(party=party))
+
+
+def is_dropout(error: Error) -> bool:
+    """Tell whether an error reply only means that the party is gone."""
+    return error.code in _DROPOUTS
+
+
+def error_of_reply(error: Error, node: int) -> CareflError:
+    """Return the exception the server raises for an error reply that is not a dropout.
+
+    Parameters
+    ----------
+    error : flwr.app.Error
+        Error of the reply. A text that came over the wire is never repeated: it could be anything.
+    node : int
+        Flower's number of the node.
+
+    Returns
+    -------
+    CareflError
+        The class named by the code; `EngineError` for a code that is not ours, which means a fault
+        in the party's software. Which party the code names is the node's own claim.
+    """
+    if _POLICY <= error.code < _POLICY + len(_CLAUSES):
+        clause = _CLAUSE_NAMES[error.code - _POLICY]
+        return PolicyError(f"node {node}: {_CLAUSES[clause]}", clause)
+    if error.code not in _CLASSES:
+        return EngineError(
+            f"node {node} failed with Flower code {error.code}; "
+            "this is a fault, not a dropout: read the node's log"
+        )
+    kind, party = _CLASSES[error.code]
+    return kind(f"node {node}: {_REASONS[kind].format(party=party)}")

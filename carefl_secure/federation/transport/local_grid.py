@@ -1,0 +1,300 @@
+"""An in-process Grid: the same client app and strategy as on a network, without Ray or sockets.
+
+This is the only file that touches Flower's internals, three of them: an empty `Run`, the
+process-wide `TaskIdentity` that `Message` reads, and the message id that a SuperLink would have
+filled in. They are checked on the versions in `TESTED_FLOWER`.
+"""
+
+from __future__ import annotations
+
+import copy
+import uuid
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+from carefl_secure.errors import CareflError, ConfigError, EngineError
+from carefl_secure.federation.transport.error_codes import LOST, refusal
+
+__all__ = ["FIRST_NODE", "TESTED_FLOWER", "Drop", "LocalGrid", "Record", "empty_run", "stamp"]
+
+TESTED_FLOWER = ("1.41", "1.42")
+FIRST_NODE = 1000
+
+_AHEAD = 2  # messages in hand for each worker
+
+Drop = Callable[[int, Message], bool]
+Record = Callable[[int, Message], None]
+Exchanged = Generator[tuple[Message, Message | None], None, None]
+
+
+def empty_run() -> Run:
+    """Return a run without an engine, and let this process build messages for it."""
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+    return Run.create_empty(run_id=1)
+
+
+def stamp(message: Message) -> Message:
+    """Give a message the id that a SuperLink would have given it, and return it."""
+    message.metadata.__dict__["_message_id"] = uuid.uuid4().hex
+    return message
+
+
+class _Faults:
+    """Turn whatever a client app did not raise on purpose into an `EngineError`.
+
+    A programming fault must end the run: answered with an error reply it would look like a dropout
+    and be hidden by the very code that tolerates dropouts.
+    """
+
+    def __init__(self, node: int) -> None:
+        self._node = node
+
+    def __enter__(self) -> None:
+        """Do nothing yet."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Pass refusals and interrupts on as they are; name everything else a fault."""
+        if isinstance(error, Exception) and not isinstance(error, CareflError):
+            raise EngineError(
+                f"the client app of node {self._node} failed with {type(error).__name__}; "
+                "this is a fault in the program, not a dropout: see the exception it came from"
+            ) from error
+
+
+class LocalGrid(Grid):
+    """Send messages to client apps that live in this process.
+
+    Parameters
+    ----------
+    client_app : ClientApp
+        The app that every node runs.
+    nodes : int
+        Number of nodes. Node ``i`` has Flower's number ``1000 + i`` and ``partition-id`` ``i``.
+    workers : int, optional
+        How many nodes may run at once; 1 (the default) runs them one after another in the calling
+        thread.
+    drop : callable(node, message) -> bool, optional
+        Asked twice for every exchange: with the message on its way in and with the reply on its way
+        out (which names the message it replies to). True loses it, as a network would: a lost
+        message was never handled, a lost reply was.
+    record : callable(node, message) -> None, optional
+        Sees, in order, every message the server sends and every reply that reaches it: the server's
+        whole view of the clients.
+
+    Notes
+    -----
+    Messages and replies are deep copies, so neither side can change what the other holds. Time
+    limits have no meaning in process and are ignored. A copy is not a serialisation: a change of
+    message formats also needs a run over a real loopback network.
+
+    Guarantees
+    ----------
+    Of one exchange, `send_and_receive` holds at most two messages with their replies for each
+    worker, however many nodes there are: a message is taken and copied when its node is to handle
+    it, and a reply belongs to whoever asked. What was not asked for is still delivered, before the
+    next exchange begins; after an error or `close` it never is.
+    """
+
+    def __init__(
+        self,
+        client_app: ClientApp,
+        nodes: int,
+        *,
+        workers: int = 1,
+        drop: Drop | None = None,
+        record: Record | None = None,
+    ) -> None:
+        if nodes < 1 or workers < 1:
+            raise ConfigError(
+                f"a grid needs at least one node and one worker, not {nodes} and {workers}"
+            )
+        self._app = client_app
+        self._workers = workers
+        self._drop = drop
+        self._record = record
+        self._run = empty_run()
+        self._contexts: Mapping[int, Context] = {
+            FIRST_NODE + i: Context(
+                run_id=1,
+                node_id=FIRST_NODE + i,
+                node_config={"partition-id": i, "num-partitions": nodes},
+                state=RecordDict(),
+                run_config={},
+            )
+            for i in range(nodes)
+        }
+        self._replies: dict[str, Message] = {}
+        self._open: Exchanged | None = None
+
+    @property
+    def run(self) -> Run:
+        """The run this grid belongs to; in process there is only one."""
+        return self._run
+
+    def set_run(self, run: Run) -> None:
+        """Set the run this grid belongs to."""
+        self._run = run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Build a message, as Flower's abstract class asks."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the numbers of all nodes, in order."""
+        return list(self._contexts)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Let the nodes handle the messages and keep their replies.
+
+        Parameters
+        ----------
+        messages : iterable of Message
+            One message per exchange.
+
+        Returns
+        -------
+        iterable of str
+            One id per message, to ask `pull_messages` with.
+
+        Raises
+        ------
+        EngineError
+            When a client app fails with anything but a refusal or a lost connection, or a message
+            names no node of this grid.
+        """
+        self._settle()
+        return [self._keep(message, reply) for message, reply in self._exchanges(messages)]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Hand out the replies to these messages; each is handed out once, lost ones never."""
+        return [self._replies.pop(i) for i in message_ids if i in self._replies]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Send messages and yield the replies that come back, each as soon as it is there.
+
+        The nodes work while the result is iterated; ``timeout`` is ignored.
+
+        Raises
+        ------
+        EngineError
+            While the result is iterated, as `push_messages` does.
+        """
+        self._settle()
+        self._open = self._exchanges(messages)
+        return self._received(self._open)
+
+    def close(self) -> None:
+        """Wait for the messages that nodes have in hand, and deliver no others."""
+        if self._open is not None:
+            self._open.close()
+            self._open = None
+
+    def _settle(self) -> None:
+        """Deliver what is left of an exchange whose replies nobody asked for to the end."""
+        if self._open is not None:
+            for _ in self._received(self._open):
+                pass
+            self._open = None
+
+    def _received(self, exchanges: Exchanged) -> Iterator[Message]:
+        """Yield the replies that came back."""
+        for _, reply in exchanges:
+            if reply is not None:
+                self._see(reply.metadata.src_node_id, reply)
+                yield reply
+
+    def _exchanges(self, messages: Iterable[Message]) -> Exchanged:
+        """Deliver messages in order; yield each with its reply, or with None where that was lost.
+
+        Several workers run ahead of the reply that is waited for, but only so far.
+        """
+        if self._workers == 1:
+            for message in messages:
+                sent = self._stamped(message)
+                yield sent, self._exchange(sent)
+            return
+        ahead: deque[tuple[Message, Future[Message | None]]] = deque()
+        with ThreadPoolExecutor(self._workers) as pool:
+            try:
+                for message in messages:
+                    sent = self._stamped(message)
+                    ahead.append((sent, pool.submit(self._exchange, sent)))
+                    if len(ahead) == _AHEAD * self._workers:
+                        sent, answer = ahead.popleft()
+                        yield sent, answer.result()
+                while ahead:
+                    sent, answer = ahead.popleft()
+                    yield sent, answer.result()
+            finally:
+                for _, answer in ahead:
+                    answer.cancel()
+
+    def _stamped(self, message: Message) -> Message:
+        """Copy a message and give it the id that a SuperLink would."""
+        node = message.metadata.dst_node_id
+        if node not in self._contexts:
+            raise EngineError(
+                f"there is no node {node} on this grid; it has {len(self._contexts)} nodes"
+            )
+        stamped = stamp(copy.deepcopy(message))
+        self._see(node, stamped)
+        return stamped
+
+    def _keep(self, message: Message, reply: Message | None) -> str:
+        """Put a reply that came back where `pull_messages` finds it; return the message's id."""
+        if reply is not None:
+            self._see(reply.metadata.src_node_id, reply)
+            self._replies[message.metadata.message_id] = reply
+        return message.metadata.message_id
+
+    def _exchange(self, message: Message) -> Message | None:
+        """Deliver one message; return the reply that reaches the server, or None."""
+        node = message.metadata.dst_node_id
+        if self._lost(node, message):
+            return None
+        reply = self._handle(node, message)
+        return None if self._lost(node, reply) else copy.deepcopy(reply)
+
+    def _handle(self, node: int, message: Message) -> Message:
+        """Run the client app; a refusal or a lost connection becomes an error reply."""
+        try:
+            with _Faults(node):
+                try:
+                    return self._app(message, self._contexts[node])
+                except (ConnectionError, TimeoutError):
+                    return Message(
+                        Error(code=LOST, reason="the node is unreachable"), reply_to=message
+                    )
+        except EngineError:
+            raise
+        except CareflError as error:
+            return Message(refusal(error), reply_to=message)
+
+    def _lost(self, node: int, message: Message) -> bool:
+        return self._drop is not None and self._drop(node, message)
+
+    def _see(self, node: int, message: Message) -> None:
+        if self._record is not None:
+            self._record(node, message)

@@ -1,0 +1,148 @@
+"""One party's learner: an adapter, cached features, and a loss per record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from carefl_secure.captions.prompts import framed
+from carefl_secure.data.records import LabelSpace
+from carefl_secure.errors import ConfigError
+from carefl_secure.model.label_tree import TokenTree, answer_log_likelihoods
+from carefl_secure.model.lora import Adapter
+
+__all__ = ["LabelScorer", "Learner"]
+
+
+@dataclass(frozen=True)
+class LabelScorer:
+    r"""Scores the labels of one space with an adapter, from cached features.
+
+    Where several labels may hold, the score of label k is its log-likelihood ratio against the
+    answer "None", an independent log-odds:
+
+    .. math:: s_{ik} = \log p(\text{label}_k \mid x_i) - \log p(\text{None} \mid x_i)
+
+    Where one label holds, it is the log-probability among the labels,
+    :math:`\log \operatorname{softmax}_k \log p(\text{label}_k \mid x_i)`.
+
+    Parameters
+    ----------
+    adapter : Adapter
+    space : LabelSpace
+    question : str
+        What the prompt asks about the image.
+    """
+
+    adapter: Adapter
+    space: LabelSpace
+    question: str
+
+    def __post_init__(self) -> None:
+        prompter = self.adapter.base.prompter
+        suffixes = prompter.suffixes(None, self.space.labels, reference=self.space.multi)
+        prefix, _ = prompter.batch([self.question])
+        object.__setattr__(self, "_tree", TokenTree.build(suffixes))
+        object.__setattr__(self, "_prefix", prefix)
+
+    def __call__(self, features: Tensor, captions: Sequence[str] | None = None) -> Tensor:
+        """Return scores, shape [batch, labels]; row i depends on record i only.
+
+        With ``captions``, one for each record, the question reads ``Context: CAPTION. QUESTION``;
+        an empty one leaves the question alone.
+        """
+        if captions is None:
+            prefix: Tensor = self.__dict__["_prefix"].expand(len(features), -1)
+            attention = torch.ones_like(prefix)
+        else:
+            prefix, attention = self.adapter.base.prompter.batch(
+                [framed(caption, self.question) for caption in captions]
+            )
+        raw = answer_log_likelihoods(
+            self.adapter.module,
+            self.__dict__["_tree"],
+            prefix,
+            attention,
+            features,
+            self.adapter.base.dtype,
+        )
+        return raw[:, :-1] - raw[:, -1:] if self.space.multi else raw.log_softmax(-1)
+
+    def all(
+        self,
+        features: Tensor,
+        batch: int = 64,
+        captions: Sequence[str] | None = None,
+    ) -> npt.NDArray[np.float32]:
+        """Score many records without gradients, shape [records, labels]."""
+        _check_captions(captions, len(features))
+        self.adapter.module.eval()
+
+        @torch.no_grad()
+        def part(i: int) -> Tensor:
+            said = None if captions is None else captions[i : i + batch]
+            return self(features[i : i + batch], said)
+
+        parts = self.adapter.base.parallel_batches(part, range(0, len(features), batch))
+        return np.asarray(torch.cat(list(parts)).numpy(), np.float32)
+
+
+class Learner:
+    """Losses of one party's records at the adapter's present value.
+
+    Parameters
+    ----------
+    scorer : LabelScorer
+    features : Tensor, shape [records, image tokens, width]
+    targets : ndarray of float32, shape [records, labels]
+    captions : sequence of str, optional
+        One for each record; as private as the images.
+
+    Raises
+    ------
+    ConfigError
+        If there is not one caption for each record.
+    """
+
+    def __init__(
+        self,
+        scorer: LabelScorer,
+        features: Tensor,
+        targets: npt.NDArray[np.float32],
+        captions: Sequence[str] | None = None,
+    ) -> None:
+        _check_captions(captions, len(features))
+        self.scorer = scorer
+        self._captions = captions
+        self._features = features
+        self._targets = torch.from_numpy(targets)
+
+    def __len__(self) -> int:
+        return len(self._features)
+
+    def losses(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> Tensor:
+        r"""Return one loss per record, shape [batch].
+
+        Several labels: mean binary cross-entropy of the log-odds over the labels. One label:
+        cross-entropy of the label scores. Never the token mean that ``labels=`` would give, which
+        mixes records.
+        """
+        rows = torch.as_tensor(np.asarray(indices, np.int64))
+        captions = self._captions
+        said = None if captions is None else [captions[i] for i in rows.tolist()]
+        scores = self.scorer(self._features[rows], said)
+        target = self._targets[rows]
+        if self.scorer.space.multi:
+            return F.binary_cross_entropy_with_logits(scores, target, reduction="none").mean(1)
+        return -(scores * target).sum(1)
+
+
+def _check_captions(captions: Sequence[str] | None, records: int) -> None:
+    if captions is not None and len(captions) != records:
+        raise ConfigError(f"{len(captions)} captions do not fit {records} records; give one each")

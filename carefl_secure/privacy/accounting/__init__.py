@@ -1,0 +1,1 @@
+"""What events cost, and what a budget buys."""

@@ -1,0 +1,257 @@
+"""What a history of events leaves to an attacker who wants to know whether one record was there."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+from scipy.special import ndtr, ndtri
+
+from carefl_secure.errors import ConfigError
+from carefl_secure.privacy.accounting.accountant import GRID, SKELLAM_GRID, has_pld
+from carefl_secure.privacy.accounting.events import Event, SampledGaussian, SampledSkellam
+from carefl_secure.privacy.accounting.skellam_pld import hidden_gaussian
+from carefl_secure.privacy.accounting.skellam_rdp import ORDERS, sampled_rdp
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["AttackerBounds", "attacker_bounds"]
+
+_LEAST_TPR = 1e-10
+_LEAST_Z = -15.0  # a false-positive rate of 4e-51
+_Z_STEP = {True: 0.004, False: 0.01}  # by whether a loss distribution is at hand: cheap, or not
+_ORDERS = np.array([i for i, order in enumerate(ORDERS) if order <= 64 or order % 16 == 0])
+_HALVINGS = 42
+_WIDEST = 1000.0  # log odds; far beyond what any finite divergence in use allows
+
+_Vector: TypeAlias = "NDArray[np.float64]"
+
+_PLD = (
+    "the privacy loss distribution of all rounds (pessimistic): at every epsilon it "
+    "gives a proved delta, and no test can pass the line that such a pair draws"
+)
+_HIDDEN = (
+    "the privacy loss distribution of the Gaussian inside the Skellam noise of all rounds "
+    "(pessimistic): at every epsilon it gives a proved delta, no test can pass the line that such "
+    "a pair draws, and the distance between the two noises is added to both rates"
+)
+_DISTANCE = 1e-12  # far below any rate that is shown
+_RDP = (
+    "the Renyi curve of all rounds: whoever tells two data sets apart by a test with these rates "
+    "has turned the release into a yes or a no, which cannot raise a Renyi divergence; the largest "
+    "rate that no order forbids is an upper bound, and above the truth"
+)
+
+
+@dataclass(frozen=True)
+class AttackerBounds:
+    """Upper bounds for any membership test, whatever the attacker knows or computes.
+
+    Parameters
+    ----------
+    method : {"PLD", "RDP"}
+        What they come from.
+    why : str
+        Why they are upper bounds, in one sentence.
+    true_positive_rate : mapping of float to float
+        False-positive rate to the largest share of members that can be found at it.
+    advantage : float
+        Largest difference between the two rates.
+    mu : float
+        A mu whose Gaussian trade-off curve no test passes that finds more than one member in
+        1e10, except with the probability that a rounding broke its norm bound. A summary: looser
+        than the rates; infinite where the noise is next to nothing.
+    curve : tuple of (float, float)
+        False- and true-positive rates, for drawing.
+    """
+
+    method: str
+    why: str
+    true_positive_rate: Mapping[float, float]
+    advantage: float
+    mu: float
+    curve: tuple[tuple[float, float], ...]
+
+
+def attacker_bounds(
+    events: Sequence[Event], false_positive_rates: Sequence[float] = (0.01, 0.001)
+) -> AttackerBounds:
+    r"""Bound what a membership attacker can reach after a history of events.
+
+    From a loss distribution, with :math:`\delta(\varepsilon)` at many :math:`\varepsilon`:
+
+    .. math::
+        \mathrm{TPR} \le \min_\varepsilon \min\left( e^\varepsilon\,\mathrm{FPR} + \delta,\;
+        1 - e^{-\varepsilon}(1 - \delta - \mathrm{FPR}) \right)
+
+    From a Renyi curve :math:`r`, the largest :math:`b` with :math:`D_\alpha(\mathrm{Bern}(b) \|
+    \mathrm{Bern}(a)) \le r(\alpha)` and the same the other way round, at every order.
+
+    Parameters
+    ----------
+    events : sequence of Event
+        Everything released, as for ``accounting.epsilon``.
+    false_positive_rates : sequence of float
+        Where to state the true-positive rate, each in (0, 1).
+
+    Returns
+    -------
+    AttackerBounds
+
+    Raises
+    ------
+    ConfigError
+        A rate is out of range.
+
+    Guarantees
+    ----------
+    Every number is an upper bound under add-or-remove-one adjacency if what the events say is
+    true: bisections return their upper end, and grids are closed against the claim. The chance
+    that a rounding broke its norm bound is added on both sides, and so is the total variation
+    distance between Skellam noise and a rule applied to the Gaussian inside it: if the true
+    release is within tau of another on either data set, a test with rates (FPR, TPR) on the first
+    has rates of at most FPR + tau and at least TPR - tau on the second.
+
+    References
+    ----------
+    Kairouz, Oh, Viswanath, "The Composition Theorem for DP", ICML 2015, theorem 2.1; Balle et al.,
+    "Hypothesis Testing Interpretations and Renyi DP", AISTATS 2020, theorem 3; Dong, Roth, Su,
+    "Gaussian Differential Privacy", JRSS B 2022.
+    """
+    for rate in false_positive_rates:
+        if not 0.0 < rate < 1.0:
+            raise ConfigError(f"a false-positive rate is {rate}; choose it above 0 and below 1")
+    inner, why, distance = _curve(events)
+    pld = why != _RDP
+    failure = math.fsum(event.failure for event in events) + distance
+
+    def ceiling(at: _Vector) -> _Vector:
+        return np.minimum(1.0, inner(np.minimum(1.0, at + failure)) + failure)
+
+    # The curve is its own mirror image about TPR = 1 - FPR, so its lower half says everything.
+    z = np.arange(_LEAST_Z, 2.0 * _Z_STEP[pld], _Z_STEP[pld])
+    rates, ceilings = ndtr(z), inner(ndtr(z))
+    half = np.concatenate([[True], ceilings[:-1] <= 1.0 - rates[:-1]])
+    rates, ceilings, z = rates[half], ceilings[half], z[half]
+    seen = ceilings[1:] >= _LEAST_TPR
+    mu = np.max(ndtri(ceilings[1:][seen]) - z[:-1][seen], initial=0.0) if events else 0.0
+    gap = np.max(ceilings[1:] - rates[:-1]) + 2.0 * failure if events else 0.0
+    reached = np.array(false_positive_rates, dtype=np.float64)
+    drawn = np.geomspace(1e-4, 1.0, 121)
+    return AttackerBounds(
+        method="PLD" if pld else "RDP",
+        why=why,
+        true_positive_rate=dict(
+            zip(false_positive_rates, map(float, ceiling(reached)), strict=True)
+        ),
+        advantage=float(min(1.0, gap)),
+        mu=float(mu),
+        curve=tuple(zip(map(float, drawn), map(float, ceiling(drawn)), strict=True)),
+    )
+
+
+def _curve(events: Sequence[Event]) -> tuple[Callable[[_Vector], _Vector], str, float]:
+    """Return the lowest curve there is, why it holds, and the distance to be added."""
+    if has_pld(events):
+        return _from_pld(events), _PLD, 0.0
+    renyi = _from_renyi(events)
+    found = _hidden(events)
+    if found is None:
+        return renyi, _RDP, 0.0
+    loss = _from_pld(found[0], SKELLAM_GRID)
+    at = np.array([0.01])
+    if float(loss(at)[0]) > float(renyi(at)[0]):  # so little noise that too much of it is lost
+        return renyi, _RDP, 0.0
+    return loss, _HIDDEN, found[1]
+
+
+def _hidden(events: Sequence[Event]) -> tuple[list[Event], float] | None:
+    """Replace Skellam noise by the Gaussian inside; None where some event has none."""
+    gaussian: list[Event] = []
+    distance = 0.0
+    counted = _counted(events)
+    for event, count in counted.items():
+        if not isinstance(event, SampledSkellam):
+            gaussian.append(event.times(count))
+            continue
+        found = hidden_gaussian(event.times(count), _DISTANCE / len(counted))
+        if found is None:
+            return None
+        gaussian.append(found[0])
+        distance += found[1]
+    return (gaussian, distance) if has_pld(gaussian) else None
+
+
+def _from_pld(events: Sequence[Event], grid: float = GRID) -> Callable[[_Vector], _Vector]:
+    """Return the lowest of the lines that the pairs (epsilon, delta) of a history draw."""
+    if not events:
+        return lambda rates: rates
+    import dp_accounting
+    from dp_accounting import pld
+
+    accountant = pld.PLDAccountant(dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE, grid)
+    for event, count in _counted(events).items():
+        if not isinstance(event, SampledGaussian):
+            raise ConfigError(f"{event.kind!r} has no loss distribution here")
+        step: dp_accounting.DpEvent = dp_accounting.GaussianDpEvent(event.noise_multiplier)
+        if event.sample_rate < 1.0:
+            step = dp_accounting.PoissonSampledDpEvent(event.sample_rate, step)
+        accountant.compose(step, count)
+    last = min(float(accountant.get_epsilon(_LEAST_TPR / 100.0)), 200.0)
+    epsilons = np.linspace(0.0, last, 4001)
+    # the library takes many epsilons at once, which its annotations do not say
+    deltas = np.asarray(accountant.get_delta(epsilons), dtype=np.float64)
+
+    def ceiling(rates: _Vector) -> _Vector:
+        best = np.ones_like(rates)
+        for epsilon, delta in zip(epsilons, deltas, strict=True):
+            upper = math.exp(epsilon) * rates + delta
+            other = 1.0 - math.exp(-epsilon) * np.maximum(0.0, 1.0 - delta - rates)
+            np.minimum(best, np.minimum(upper, other), out=best)
+        return best
+
+    return ceiling
+
+
+def _counted(events: Sequence[Event]) -> Counter[Event]:
+    counts: Counter[Event] = Counter()
+    for event in events:
+        counts[event.times(1)] += event.count
+    return counts
+
+
+def _from_renyi(events: Sequence[Event]) -> Callable[[_Vector], _Vector]:
+    """Return the largest true-positive rate that no order of the Renyi curve forbids."""
+    orders = np.array(ORDERS, dtype=np.float64)[_ORDERS][:, None]
+    curve = np.zeros(len(ORDERS))
+    for event, count in _counted(events).items():
+        curve = curve + sampled_rdp(event.times(count))
+    allowed = (orders - 1.0) * curve[_ORDERS][:, None]
+
+    def ceiling(rates: _Vector) -> _Vector:
+        a = np.clip(rates, 1e-300, 1.0 - 1e-16)[None, :]
+        log_a, log_rest = np.log(a), np.log1p(-a)
+        start = np.broadcast_to(log_a - log_rest, (len(orders), a.shape[1]))
+        low, high = start.copy(), start + _WIDEST
+        for _ in range(_HALVINGS):
+            odds = 0.5 * (low + high)
+            log_b, log_miss = -np.logaddexp(0.0, -odds), -np.logaddexp(0.0, odds)
+            there = np.logaddexp(
+                orders * log_b + (1.0 - orders) * log_a,
+                orders * log_miss + (1.0 - orders) * log_rest,
+            )
+            back = np.logaddexp(
+                orders * log_a + (1.0 - orders) * log_b,
+                orders * log_rest + (1.0 - orders) * log_miss,
+            )
+            fits = np.maximum(there, back) <= allowed
+            low, high = np.where(fits, odds, low), np.where(fits, high, odds)
+        largest = np.exp(-np.logaddexp(0.0, -np.min(high, axis=0)))
+        return np.asarray(np.maximum(rates, largest), dtype=np.float64)
+
+    return ceiling

@@ -1,0 +1,204 @@
+"""Which epsilon, noise, number of rounds or sampling rate goes with the other three."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from carefl_secure.errors import BudgetExceededError
+from carefl_secure.privacy.accounting.accountant import accountant_name, coarse_epsilon
+from carefl_secure.privacy.accounting.budget_request import (
+    MAX_ROUNDS,
+    BudgetQuestion,
+    event_of_question,
+    nominal_norm,
+)
+from carefl_secure.privacy.accounting.budget_search import (
+    highest_rate,
+    most_rounds,
+    named_epsilon,
+)
+from carefl_secure.privacy.accounting.calibration import calibrate_noise
+from carefl_secure.privacy.statement import verdict
+
+__all__ = ["MAX_ROUNDS", "Budget", "BudgetQuestion", "epsilon_by_rounds", "solve_budget"]
+
+_DRAWN_GRID = 3e-3  # for the curve: a tenth of a second a point, some hundredths above the truth
+
+
+@dataclass(frozen=True)
+class Budget:
+    """All four quantities, and what epsilon rests on.
+
+    Parameters
+    ----------
+    solved_for : str
+        Which one was computed; ``"nothing"`` where all four were given and agree.
+    epsilon : float
+        What the accountant finds for the other three, in nats: never above a target.
+    noise_multiplier : float
+    rounds : int
+    sample_rate : float
+    delta : float
+    unit : str
+    mechanism : str
+    accountant : str
+        Its name and what decides its accuracy.
+    verdict : str
+        ``"strong"``, ``"reasonable, not strong"`` or ``"weak"``.
+    adjacency : str
+        Always add or remove one.
+    records_per_person : int, optional
+    dimension : int, optional
+        As asked; None for Gaussian noise.
+    """
+
+    solved_for: str
+    epsilon: float
+    noise_multiplier: float
+    rounds: int
+    sample_rate: float
+    delta: float
+    unit: str
+    mechanism: str
+    accountant: str
+    verdict: str
+    adjacency: str = "add-or-remove-one"
+    records_per_person: int | None = None
+    dimension: int | None = None
+
+    def assumptions(self) -> tuple[str, ...]:
+        """Return what must hold for epsilon to hold, one sentence each."""
+        k = self.records_per_person
+        of = {
+            "record": "image-person record",
+            "person": "person, with all its records at one client"
+            if k is None
+            else f"person, with at most {k} records at one client, each drawn and clipped on its "
+            f"own; the noise multiplier is over {k} times the norm bound of a record",
+            "client": "client, with all it holds",
+        }[self.unit]
+        drawn = "person" if self.unit == "person" and k is None else "record"
+        sampled = (
+            "no sampling: every unit is in every sum"
+            if self.sample_rate == 1.0
+            else f"Poisson sampling: every {drawn} enters each sum on its own with probability "
+            f"{self.sample_rate:g}, and the server never learns which; shuffled batches do not "
+            "qualify and cost several times more"
+        )
+        noise = "Gaussian noise of each client on its own sum"
+        if self.dimension is not None:
+            noise = (
+                "Skellam noise of the honest survivors, under a secure sum of "
+                f"{self.dimension} values, for an encoding with a norm bound of at least "
+                f"{nominal_norm(self.dimension):.0f} integer units"
+            )
+        return (
+            f"unit: one {of}",
+            "adjacency: add or remove one unit",
+            sampled,
+            f"mechanism: {noise}",
+            f"accountant: {self.accountant}",
+            f"compositions: {self.rounds} sums of the same kind, fixed in advance",
+        )
+
+
+def solve_budget(question: BudgetQuestion) -> Budget:
+    """Find the quantity left out, or check that all four agree.
+
+    Parameters
+    ----------
+    question : BudgetQuestion
+
+    Returns
+    -------
+    Budget
+        With the least noise, the most rounds or the highest sampling rate that keeps the target.
+
+    Raises
+    ------
+    ConfigError
+        The target would be kept by any value at all.
+    BudgetExceededError
+        No value keeps the target, or all four were given and cost more than the epsilon.
+
+    Guarantees
+    ----------
+    ``epsilon`` is an upper bound that the named accountant proves for the returned values, and not
+    above the target where one was given.
+    """
+    missing = question.missing[0] if question.missing else "nothing"
+    target = question.epsilon
+    if target is not None and missing == "noise_multiplier":
+        noise = calibrate_noise(
+            lambda value: event_of_question(question, noise_multiplier=value),
+            target,
+            question.delta,
+        )
+        question = dataclasses.replace(question, noise_multiplier=noise)
+    elif target is not None and missing == "rounds":
+        question = dataclasses.replace(question, rounds=most_rounds(question, target))
+    elif target is not None and missing == "sample_rate":
+        question = dataclasses.replace(question, sample_rate=highest_rate(question, target))
+    event = event_of_question(question)
+    cost = named_epsilon(event, question.delta)
+    if target is not None and cost > target:
+        raise BudgetExceededError(
+            f"these values cost epsilon {cost:.4g} at delta {question.delta:g}, above "
+            f"{target:g}; leave one of them out to have it computed, or raise epsilon"
+        )
+    return Budget(
+        solved_for=missing,
+        epsilon=cost,
+        noise_multiplier=float(question.noise_multiplier or 0.0),
+        rounds=event.count,
+        sample_rate=float(question.sample_rate or 0.0),
+        delta=question.delta,
+        unit=question.unit,
+        mechanism=question.mechanism,
+        accountant=accountant_name([event], question.delta),
+        verdict=verdict(cost),
+        records_per_person=question.records_per_person,
+        dimension=question.dimension,
+    )
+
+
+def epsilon_by_rounds(budget: Budget, points: int = 12) -> list[tuple[int, float]]:
+    """Price other numbers of rounds with the noise and sampling of a budget.
+
+    Parameters
+    ----------
+    budget : Budget
+    points : int
+        How many, evenly spaced up to twice the rounds of the budget, itself among them.
+
+    Returns
+    -------
+    list of (int, float)
+        Rounds and epsilon, both ascending. On a rougher grid than the budget's own epsilon, so
+        they may lie some percent above the truth, but never above the next.
+    """
+    event = event_of_question(
+        BudgetQuestion(
+            mechanism="gaussian" if budget.dimension is None else "skellam",
+            delta=budget.delta,
+            noise_multiplier=budget.noise_multiplier,
+            rounds=budget.rounds,
+            sample_rate=budget.sample_rate,
+            unit="person" if budget.records_per_person else "record",
+            records_per_person=budget.records_per_person,
+            dimension=budget.dimension,
+        )
+    )
+    half = max(1, points // 2)
+    counts = {max(1, round(budget.rounds * i / half)) for i in range(1, 2 * half + 1)}
+    prices = [
+        budget.epsilon
+        if count == budget.rounds
+        else coarse_epsilon([event.times(count)], budget.delta, _DRAWN_GRID)
+        for count in sorted(counts)
+    ]
+    # fewer rounds never cost more than more of them, whatever the grids say
+    for place in range(len(prices) - 2, -1, -1):
+        prices[place] = min(prices[place], prices[place + 1])
+    return list(zip(sorted(counts), prices, strict=True))

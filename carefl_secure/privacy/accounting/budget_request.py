@@ -1,0 +1,198 @@
+"""What is asked of a budget: four quantities of which one may be missing, and their event."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from carefl_secure.errors import ConfigError
+from carefl_secure.privacy.accounting.accountant import check_delta
+from carefl_secure.privacy.accounting.events import Event, SampledGaussian, SampledSkellam
+from carefl_secure.privacy.sampling import any_of
+
+__all__ = [
+    "EMBEDDED_DIMENSION",
+    "MAX_ROUNDS",
+    "BudgetQuestion",
+    "Mechanism",
+    "Unit",
+    "event_of_question",
+    "nominal_norm",
+]
+
+Mechanism: TypeAlias = Literal["gaussian", "skellam"]
+Unit: TypeAlias = Literal["record", "person", "client"]
+
+MAX_ROUNDS = 1_000_000
+EMBEDDED_DIMENSION = 40_960
+"""Trainable values of the adapter of the embedded model, as configured by default."""
+
+_MOST_DIMENSION = 1 << 30
+_INFLATION = 1.01  # what rounding may cost, as the encoding is planned
+_TAIL = math.sqrt(2.0 * math.log(1e12))
+_BETA = 2e-12
+
+
+def nominal_norm(dimension: int) -> float:
+    r"""Return an integer norm bound that the planned encoding reaches for a dimension.
+
+    The scale c is the least at which rounding costs 1 % of the noise,
+    :math:`\sqrt{c^2 + d/4 + t(c + \sqrt d / 2)} \le 1.01\,c` or :math:`c + \sqrt d \le 1.01\,c`,
+    with :math:`t = \sqrt{2 \ln 10^{12}}`; for more clients it is finer. A tenth of a percent is
+    taken off. Coarser means dearer, so a run costs at most what is found with this bound.
+
+    Parameters
+    ----------
+    dimension : int
+        Trainable values, 1 to 2^30; their number is padded to a power of two.
+
+    Returns
+    -------
+    float
+        In integer units.
+    """
+    d = float(_padded(dimension))
+    spare = _INFLATION**2 - 1.0
+    rest = d / 4.0 + _TAIL * math.sqrt(d) / 2.0
+    scale = (_TAIL + math.sqrt(_TAIL**2 + 4.0 * spare * rest)) / (2.0 * spare)
+    return 0.999 * min(scale, math.sqrt(d) / (_INFLATION - 1.0))
+
+
+def _padded(dimension: int) -> int:
+    return 1 << max(0, dimension - 1).bit_length()
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetQuestion:
+    """Four quantities, of which one may be missing.
+
+    Parameters
+    ----------
+    mechanism : {"gaussian", "skellam"}
+        Gaussian noise of each client, or Skellam noise shared under the secure sum.
+    delta : float
+        Probability with which epsilon may fail, in [1e-10, 1e-2].
+    epsilon : float, optional
+        The most that all rounds may cost.
+    noise_multiplier : float, optional
+        Standard deviation of all noise counted, over the norm bound.
+    rounds : int, optional
+        How many sums are released.
+    sample_rate : float, optional
+        Probability of each record (for unit person without ``records_per_person``: of each
+        person) in one sum; 1 for unit client.
+    unit : {"record", "person", "client"}
+        What one more or less of must not show.
+    records_per_person : int, optional
+        For unit person: how many records of one person, at most, are drawn and clipped one by one.
+        The noise multiplier is then over k times the norm bound of a record.
+    dimension : int, optional
+        For Skellam noise: how many values are trained; ``EMBEDDED_DIMENSION`` by default.
+
+    Raises
+    ------
+    ConfigError
+        A value is out of range, or more than one is missing.
+    """
+
+    mechanism: Mechanism
+    delta: float
+    epsilon: float | None = None
+    noise_multiplier: float | None = None
+    rounds: int | None = None
+    sample_rate: float | None = None
+    unit: Unit = "record"
+    records_per_person: int | None = None
+    dimension: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what has no answer."""
+        self._check_unit()
+        check_delta(self.delta)
+        missing = self.missing
+        if len(missing) > 1:
+            raise ConfigError(
+                f"{' and '.join(_WORDS[name] for name in missing)} are left out; "
+                "leave out exactly one, and it is computed from the others"
+            )
+        for name in ("epsilon", "noise_multiplier"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0.0):
+                raise ConfigError(f"{_WORDS[name]} is {value}; it must be a number above 0")
+        if self.rounds is not None and not 1 <= self.rounds <= MAX_ROUNDS:
+            raise ConfigError(f"rounds is {self.rounds}; choose from 1 to {MAX_ROUNDS}")
+        if self.sample_rate is not None and not 0.0 < self.sample_rate <= 1.0:
+            raise ConfigError(
+                f"the sample rate is {self.sample_rate}; choose it above 0 and at most 1"
+            )
+
+    def _check_unit(self) -> None:
+        if self.unit == "client":
+            if self.sample_rate is None:
+                object.__setattr__(self, "sample_rate", 1.0)
+            elif self.sample_rate != 1.0:
+                raise ConfigError(
+                    "unit client gains nothing from sampling, as the server knows who takes part; "
+                    "set the sample rate to 1 or leave it out"
+                )
+        if self.records_per_person is not None:
+            if self.unit != "person":
+                raise ConfigError(
+                    "the records per person bound what one person adds; ask for unit person, or "
+                    "leave them out"
+                )
+            if not 1 <= self.records_per_person <= 10_000:
+                raise ConfigError(
+                    f"the records per person are {self.records_per_person}; choose 1 to 10000"
+                )
+        if self.mechanism == "gaussian":
+            if self.dimension is not None:
+                raise ConfigError(
+                    "the price of Gaussian noise does not depend on the dimension; leave it out, "
+                    "or ask for the mechanism skellam"
+                )
+        elif self.dimension is None:
+            object.__setattr__(self, "dimension", EMBEDDED_DIMENSION)
+        elif not 1 <= self.dimension <= _MOST_DIMENSION:
+            raise ConfigError(f"the dimension is {self.dimension}; choose 1 to 2^30")
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Names of the quantities left out."""
+        return tuple(name for name in _WORDS if getattr(self, name) is None)
+
+
+_WORDS = {
+    "epsilon": "epsilon",
+    "noise_multiplier": "the noise multiplier",
+    "rounds": "the number of rounds",
+    "sample_rate": "the sample rate",
+}
+
+
+def event_of_question(
+    question: BudgetQuestion,
+    *,
+    noise_multiplier: float | None = None,
+    rounds: int | None = None,
+    sample_rate: float | None = None,
+) -> Event:
+    """Describe what is released, with the missing quantity filled in.
+
+    Raises
+    ------
+    ConfigError
+        More is missing.
+    """
+    noise = noise_multiplier or question.noise_multiplier
+    count = rounds or question.rounds
+    rate = sample_rate or question.sample_rate
+    if noise is None or count is None or rate is None:
+        raise ConfigError("too much is left out to describe what is released")
+    rate = any_of(rate, question.records_per_person or 1)
+    if question.mechanism == "gaussian" or question.dimension is None:
+        return SampledGaussian(rate, noise, count)
+    padded, l2 = _padded(question.dimension), nominal_norm(question.dimension)
+    l1 = max(l2, min(l2 * l2, math.sqrt(padded) * l2))
+    return SampledSkellam(rate, l1, l2, (noise * l2) ** 2, count, _BETA, padded)

@@ -1,0 +1,220 @@
+"""What several accounts come to: of clients, of shared persons, of runs, with fewer honest."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from carefl_secure.errors import ConfigError
+from carefl_secure.privacy.accounting.accountant import epsilon
+from carefl_secure.privacy.accounting.events import Event, SampledGaussian, SampledSkellam
+
+__all__ = [
+    "Combined",
+    "conditions",
+    "over_disjoint_clients",
+    "over_runs",
+    "over_shared_persons",
+    "with_survivors",
+]
+
+_APART = (
+    "no unit is at two clients: then each one pays in one ledger only, and the dearest ledger is "
+    "the price (maximum)"
+)
+_RUNS = (
+    "several runs on the same records: one account of all their sums, kept in the clients' ledgers"
+)
+_HONEST = (
+    "noise multiplier: of the noise of the honest survivors that are certain (floor less "
+    "colluders); more survivors only help, fewer open no sum, more colluders void it"
+)
+_SHARED = (
+    "a person with records at several clients pays in all of their ledgers: add up epsilon, and "
+    "delta too (sum)"
+)
+
+
+@dataclass(frozen=True)
+class Combined:
+    """A figure and what it rests on.
+
+    Parameters
+    ----------
+    epsilon : float
+        In nats; infinite where some account has none.
+    delta : float
+    conditions : tuple of str
+        What must hold for it, one sentence each; to be shown with it.
+    """
+
+    epsilon: float
+    delta: float
+    conditions: tuple[str, ...]
+
+
+def over_disjoint_clients(epsilons: Sequence[float], delta: float) -> Combined:
+    r"""Combine the accounts of clients that hold different units (parallel composition).
+
+    .. math:: \varepsilon = \max_i \varepsilon_i
+
+    Parameters
+    ----------
+    epsilons : sequence of float
+        What each client's ledger comes to, all at the same ``delta``.
+    delta : float
+
+    Returns
+    -------
+    Combined
+
+    Raises
+    ------
+    ConfigError
+        There is no account, or one is negative or NaN.
+
+    Guarantees
+    ----------
+    Adding or removing one unit changes the input of one client only, whose ledger covers all that
+    was released with it. This needs add-or-remove-one adjacency, and plans that do not depend on
+    what any client holds.
+
+    References
+    ----------
+    McSherry, "Privacy Integrated Queries", SIGMOD 2009, theorem 4.
+    """
+    _check(epsilons)
+    return Combined(max(epsilons), delta, (_APART,))
+
+
+def over_shared_persons(epsilons: Sequence[float], delta: float) -> Combined:
+    r"""Combine the accounts of clients that share persons (sequential composition).
+
+    .. math:: \varepsilon = \sum_i \varepsilon_i, \quad \delta' = n \delta
+
+    Parameters
+    ----------
+    epsilons : sequence of float
+        What each client's ledger comes to, for unit person at the same ``delta``.
+    delta : float
+        Of each.
+
+    Returns
+    -------
+    Combined
+
+    Raises
+    ------
+    ConfigError
+        There is no account, or one is negative or NaN.
+
+    Guarantees
+    ----------
+    Holds for a person who is at every one of these clients, whatever they have in common; a bound,
+    and above the truth. Where the clients' samples are independent and one event list is known,
+    pricing the joint list is tighter.
+    """
+    _check(epsilons)
+    return Combined(
+        math.fsum(epsilons),
+        len(epsilons) * delta,
+        (
+            f"a person may be at all {len(epsilons)} clients, each with a ledger for unit person",
+            _SHARED,
+        ),
+    )
+
+
+def over_runs(runs: Sequence[Sequence[Event]], delta: float) -> Combined:
+    """Price several runs over the same records in one account.
+
+    Parameters
+    ----------
+    runs : sequence of sequence of Event
+        What each run released, failed and abandoned runs among them, of any kinds and rates.
+    delta : float
+        For all of them together.
+
+    Returns
+    -------
+    Combined
+        Far below the sum of the runs' own figures.
+
+    Raises
+    ------
+    ConfigError
+        ``delta`` is out of range.
+    PrivacyError
+        A history cannot be priced.
+    """
+    found = epsilon([event for run in runs for event in run], delta)
+    return Combined(
+        found,
+        delta,
+        (f"{len(runs)} runs in one account: each, and their number, is fixed beforehand",),
+    )
+
+
+def with_survivors(event: Event, planned_honest: int, honest: int) -> Event:
+    """Return what a round releases if more or fewer honest clients made noise than planned.
+
+    Parameters
+    ----------
+    event : Event
+        As planned.
+    planned_honest : int
+        Honest clients whose noise the plan counts: the floor less the colluders.
+    honest : int
+        Those whose noise is really left: survivors less colluders. Each further colluder takes one
+        off, and so does each survivor fewer.
+
+    Returns
+    -------
+    Event
+        Skellam noise has a variance in proportion to them. Gaussian noise is each client's own and
+        stays as it is.
+
+    Raises
+    ------
+    ConfigError
+        A count is below 1: with no honest client left nothing hides anybody.
+    """
+    if planned_honest < 1 or honest < 1:
+        raise ConfigError(
+            f"{honest} honest clients of {planned_honest} planned leave no noise; no epsilon holds"
+        )
+    if isinstance(event, SampledGaussian):
+        return event
+    if not isinstance(event, SampledSkellam):
+        raise ConfigError(f"{event!r} is no event that can be rescaled")
+    return dataclasses.replace(event, variance=event.variance * honest / planned_honest)
+
+
+def conditions(unit: str) -> tuple[str, ...]:
+    """Say what turns the price of one client's ledger into that of everybody.
+
+    Parameters
+    ----------
+    unit : {"record", "person", "client"}
+
+    Returns
+    -------
+    tuple of str
+        One sentence each.
+    """
+    return (
+        f"several clients: {_APART}",
+        *((f"several clients, shared persons: {_SHARED}",) if unit != "client" else ()),
+        _RUNS,
+        _HONEST,
+    )
+
+
+def _check(epsilons: Sequence[float]) -> None:
+    if not epsilons:
+        raise ConfigError("there is no account to combine; give one for each client")
+    for value in epsilons:
+        if not value >= 0.0:
+            raise ConfigError(f"an epsilon is {value}; an accountant never gives less than 0")

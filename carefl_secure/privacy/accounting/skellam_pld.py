@@ -1,0 +1,175 @@
+r"""The Gaussian noise that hides inside Skellam noise, and how much is lost by saying so.
+
+Up to a total variation distance far below any delta, Skellam noise of variance :math:`\mu` on an
+integer is Gaussian noise of the slightly smaller variance :math:`\mu - \kappa\sqrt\mu` followed by
+a random rule that knows neither the integer nor the records. What is proved for the Gaussian
+mechanism, by privacy loss distributions above all, then holds for the Skellam mechanism, with the
+distance added to delta. Statement and proof are in ``docs/accounting.md``; the names below are
+those of the proof.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+
+from carefl_secure.errors import ConfigError
+from carefl_secure.privacy.accounting.events import Event, SampledGaussian, SampledSkellam
+
+__all__ = ["Hidden", "closeness", "hidden_gaussian", "hidden_history", "least_kappa"]
+
+Hidden = tuple[list[SampledGaussian], float]
+"""A Gaussian history and the delta that it costs to put it in the place of another history."""
+
+_SHARE = 1e-3  # of delta, given up for the distance
+_STEP = 0.25  # kappa comes in such steps, so that a growing history meets the same Gaussian again
+_LEAST, _LARGEST_RATIO = 1.0, 0.25  # where the proof holds: kappa, and kappa / sqrt(variance)
+_ROUNDING = 1.001  # the formula below is evaluated in floats
+
+
+def closeness(variance: float, kappa: float) -> float:
+    r"""Bound the distance between Skellam noise and post-processed Gaussian noise, per coordinate.
+
+    With :math:`a = \kappa/\sqrt\mu`, :math:`\theta = \sqrt{2a}`, :math:`t_1 = \sqrt{6a}`,
+    :math:`K = \mu(\sinh\theta - \theta) + \kappa\sqrt\mu\,\theta`,
+    :math:`N = \lceil 2\kappa\sqrt\mu \rceil` and :math:`\nu = e^{-3\kappa^2/2} / \pi`:
+
+    .. math::
+        \tau = P(|X| > N) + (2N+1)\left(e^{-\mu(1-\cos t_1)} + (\theta + t_1)\nu\right)
+        + (2K+1)\,\theta\,\nu + 2\nu\left(\frac{\theta}{\sin t_1} + \frac{t_1}{1-e^{-\theta}}\right)
+
+    Parameters
+    ----------
+    variance : float
+        Variance :math:`\mu` of the Skellam noise.
+    kappa : float
+        :math:`\kappa`, from 1 to :math:`\sqrt\mu / 4`.
+
+    Returns
+    -------
+    float
+        :math:`\tau`; it may exceed 1 where it says nothing.
+
+    Raises
+    ------
+    ConfigError
+        ``kappa`` is outside the range of the proof.
+
+    Guarantees
+    ----------
+    There is a rule that turns a real number into a random integer and commutes with adding an
+    integer, such that the rule applied to :math:`x + N(0, \mu - \kappa\sqrt\mu)` lies within total
+    variation distance :math:`\tau` of :math:`x` plus Skellam noise, for every integer :math:`x`.
+    """
+    root = math.sqrt(variance)
+    ratio = kappa / root
+    if not (kappa >= _LEAST and ratio <= _LARGEST_RATIO):
+        raise ConfigError(
+            f"kappa is {kappa}; the bound is proved from {_LEAST:g} to a quarter of the standard "
+            f"deviation, here {root:g}"
+        )
+    theta, edge = math.sqrt(2.0 * ratio), math.sqrt(6.0 * ratio)
+    nu = math.exp(-1.5 * kappa**2) / math.pi
+    reach = variance * (math.sinh(theta) - theta) + kappa * root * theta
+    far = math.ceil(2.0 * kappa * root)
+    slope = far / variance
+    rate = far * math.asinh(slope) - far * slope / (1.0 + math.sqrt(1.0 + slope**2))
+    beyond_far = 2.0 * math.exp(-rate)  # Chernoff
+    cut = math.exp(-2.0 * variance * math.sin(edge / 2.0) ** 2)
+    inside = (2.0 * far + 1.0) * (cut + (theta + edge) * nu)
+    negative = (2.0 * reach + 1.0) * theta * nu
+    outside = 2.0 * nu * (theta / math.sin(edge) - edge / math.expm1(-theta))
+    return _ROUNDING * (beyond_far + inside + negative + outside)
+
+
+@functools.lru_cache(maxsize=1024)
+def least_kappa(variance: float, distance: float) -> float | None:
+    """Find the least kappa at which ``closeness`` is small enough.
+
+    Parameters
+    ----------
+    variance : float
+        Variance of the Skellam noise.
+    distance : float
+        Largest total variation distance per coordinate.
+
+    Returns
+    -------
+    float or None
+        A multiple of 1/4; None where there is none in the range of the proof.
+    """
+    last = math.floor(_LARGEST_RATIO * math.sqrt(variance) / _STEP)
+    if last * _STEP < _LEAST or distance <= 0.0:
+        return None
+    # the exponential alone must be below the distance, so nothing is lost by starting there
+    start = math.sqrt(max(0.0, -math.log(distance)) / 1.5)
+    for step in range(math.floor(max(_LEAST, start - 2.0 * _STEP) / _STEP), last + 1):
+        kappa = step * _STEP
+        if closeness(variance, kappa) <= distance:
+            return kappa
+    return None
+
+
+def hidden_gaussian(event: SampledSkellam, distance: float) -> tuple[SampledGaussian, float] | None:
+    r"""Find a Gaussian event of which an event with Skellam noise is nearly a post-processing.
+
+    Parameters
+    ----------
+    event : SampledSkellam
+        With its dimension.
+    distance : float
+        Largest total variation distance, over all coordinates and all its sums.
+
+    Returns
+    -------
+    tuple of (SampledGaussian, float), or None
+        The event with noise multiplier :math:`\sqrt{\mu - \kappa\sqrt\mu} / l_2`, and the distance
+        that is really taken. None where the dimension is unknown or the noise too small.
+    """
+    if event.dimension is None:
+        return None
+    coordinates = float(event.dimension) * event.count
+    kappa = least_kappa(event.variance, distance / coordinates)
+    if kappa is None:
+        return None
+    left = event.variance - kappa * math.sqrt(event.variance)
+    gaussian = SampledGaussian(event.sample_rate, math.sqrt(left) / event.l2, event.count)
+    return gaussian, coordinates * closeness(event.variance, kappa)
+
+
+def hidden_history(events: Sequence[Event], delta: float, ceiling: float) -> Hidden | None:
+    r"""Replace a history by a Gaussian one that is no better, at a small price in delta.
+
+    If the Gaussian history is :math:`(\varepsilon, \delta')`-DP and the distance over the whole
+    history is :math:`\tau`, the true one is :math:`(\varepsilon, \delta' + (1 + e^\varepsilon)
+    \tau)`-DP.
+
+    Parameters
+    ----------
+    events : sequence of Event
+        Each different event once, with its count.
+    delta : float
+        What is left of delta; a thousandth of it is given up for the distance.
+    ceiling : float
+        An epsilon, proved otherwise, above which the result will not be used.
+
+    Returns
+    -------
+    Hidden or None
+        The Gaussian history, and the delta to take off for any epsilon up to ``ceiling``. None
+        where some event has no Gaussian inside.
+    """
+    skellam = [event for event in events if isinstance(event, SampledSkellam)]
+    if any(event.dimension is None for event in skellam) or ceiling > 100.0:
+        return None
+    factor = 1.0 + math.exp(ceiling)
+    gaussian = [event for event in events if isinstance(event, SampledGaussian)]
+    lost = 0.0
+    for event in skellam:
+        found = hidden_gaussian(event, _SHARE * delta / factor / len(skellam))
+        if found is None:
+            return None
+        gaussian.append(found[0])
+        lost += factor * found[1]
+    return gaussian, lost

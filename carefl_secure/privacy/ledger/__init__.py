@@ -1,0 +1,1 @@
+"""What was spent: an append-only file, its entries and its statement."""

@@ -1,0 +1,128 @@
+"""One line of a ledger: its fields, its hash, and how it is read back."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from carefl_secure.errors import ConfigError, LedgerError
+from carefl_secure.privacy.accounting.events import event_from_json
+
+__all__ = [
+    "KINDS",
+    "START",
+    "Entry",
+    "clean_payload",
+    "event_of",
+    "make_entry",
+    "now",
+    "read_entry",
+]
+
+KINDS = ("open", "spend", "release", "note")
+"""A run begins; something is about to be released; it was released; anything else."""
+
+START = "0" * 64
+"""The hash before the first entry."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of a ledger.
+
+    Parameters
+    ----------
+    index : int
+        Its place, from 0.
+    time : str
+        When it was written, UTC, ISO 8601.
+    kind : str
+        One of ``KINDS``.
+    payload : mapping
+        JSON values; a spend holds its event under ``"event"``.
+    previous : str
+        Hash of the entry before, 64 zeros for the first.
+    hash : str
+        SHA-256 over the canonical JSON of all the other fields.
+    """
+
+    index: int
+    time: str
+    kind: str
+    payload: Mapping[str, Any]
+    previous: str
+    hash: str
+
+    def line(self) -> bytes:
+        """Return the entry as it stands in the file."""
+        return _canonical(dataclasses.asdict(self)).encode() + b"\n"
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def clean_payload(kind: str, payload: Mapping[str, Any]) -> dict[str, Any]:
+    """Bring a payload to plain JSON values, so that its hash survives the way through the file."""
+    if kind not in KINDS:
+        raise ConfigError(f"ledger entries are of kind {', '.join(KINDS)}, not {kind!r}")
+    try:
+        clean: dict[str, Any] = json.loads(json.dumps(dict(payload), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"the payload of a ledger entry must be JSON with finite numbers: {error}"
+        ) from error
+    if kind == "spend":
+        event_from_json(event_of(clean))
+    return clean
+
+
+def now() -> str:
+    """Return the time of day for a new entry: UTC, ISO 8601."""
+    return datetime.now(UTC).isoformat()
+
+
+def make_entry(before: Sequence[Entry], kind: str, payload: Mapping[str, Any], time: str) -> Entry:
+    """Make the entry that follows those before."""
+    index, previous = len(before), before[-1].hash if before else START
+    body = {
+        "index": index,
+        "time": time,
+        "kind": kind,
+        "payload": payload,
+        "previous": previous,
+    }
+    digest = hashlib.sha256(_canonical(body).encode()).hexdigest()
+    return Entry(index, time, kind, payload, previous, digest)
+
+
+def read_entry(line: bytes, before: Sequence[Entry], path: Path) -> Entry:
+    """Read a line that must be, byte for byte, the entry that follows those before."""
+    try:
+        found = json.loads(line)
+        entry = make_entry(before, found["kind"], found["payload"], found["time"])
+        whole = entry.line()
+    except (KeyError, TypeError, ValueError) as error:
+        raise LedgerError(
+            f"{path} holds no entry in line {len(before) + 1}; restore it from a backup"
+        ) from error
+    if whole != line + b"\n" or entry.kind not in KINDS or not isinstance(entry.payload, dict):
+        raise LedgerError(
+            f"{path} was changed at entry {len(before)}: the chain of hashes breaks there; "
+            "restore it from a backup"
+        )
+    return entry
+
+
+def event_of(payload: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the event of a spend, still as JSON; ConfigError where there is none."""
+    event = payload.get("event")
+    if not isinstance(event, Mapping):
+        raise ConfigError("a spend needs its event as JSON under the key 'event'")
+    return event

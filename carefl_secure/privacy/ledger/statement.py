@@ -1,0 +1,278 @@
+"""Reading ledgers for people: where they lie, what they hold, what it comes to."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from carefl_secure.errors import LedgerError
+from carefl_secure.privacy.accounting.accountant import accountant_name, epsilon
+from carefl_secure.privacy.accounting.events import Event, SampledSkellam, event_from_json
+from carefl_secure.privacy.ledger.entry import START, event_of
+from carefl_secure.privacy.ledger.ledger import Ledger
+
+__all__ = ["Line", "Statement", "delta_for", "event_words", "find_ledgers", "statement"]
+
+_DELTA = 1e-5
+_LEDGER = "ledger.jsonl"
+
+
+def find_ledgers(path: Path) -> list[Path]:
+    """Return the ledgers at a path: the file itself, or all of a run folder.
+
+    Parameters
+    ----------
+    path : Path
+        A ledger; a run folder (``ledger.jsonl`` and ``clients/*/ledger.jsonl``); or a folder of
+        ledgers named ``*.jsonl``.
+
+    Returns
+    -------
+    list of Path
+        The server's first, then the clients' by number. Never empty.
+
+    Raises
+    ------
+    LedgerError
+        There is none.
+    """
+    if path.is_file():
+        return [path]
+    found = [path / _LEDGER] if (path / _LEDGER).is_file() else []
+    found += sorted(path.glob(f"clients/*/{_LEDGER}"), key=lambda file: _number(file.parent.name))
+    if not found:
+        found = sorted(
+            (file for file in path.glob("*.jsonl") if file.name != "metrics.jsonl"),
+            key=lambda file: _number(file.stem),
+        )
+    if not found:
+        raise LedgerError(f"{path} is no ledger and holds none; give a ledger file or a run folder")
+    return found
+
+
+def _number(name: str) -> tuple[float, str]:
+    return (float(name) if name.isdecimal() else math.inf, name)
+
+
+def delta_for(path: Path) -> float:
+    """Return the delta of the run that a ledger or folder belongs to, or 1e-5 without a plan.
+
+    Parameters
+    ----------
+    path : Path
+        A run folder, or a ledger in one.
+
+    Returns
+    -------
+    float
+
+    Raises
+    ------
+    LedgerError
+        There is a plan, but it cannot be read.
+    """
+    for folder in (path, path.parent, path.parent.parent.parent):
+        plan = folder / "plan.json"
+        if plan.is_file():
+            try:
+                return float(json.loads(plan.read_bytes())["privacy"]["delta"])
+            except (KeyError, OSError, TypeError, ValueError) as error:
+                raise LedgerError(
+                    f"{plan} states no delta that can be read; give one with --delta"
+                ) from error
+    return _DELTA
+
+
+@dataclass(frozen=True)
+class Line:
+    """Equal spends of one run, one after the other.
+
+    Parameters
+    ----------
+    first, last : int
+        Places of the first and last of them in the ledger.
+    time : str
+        When the first was written.
+    run : str
+        Name of the run, or nothing.
+    event : Event
+        What was released, with the count of all.
+    epsilon : float
+        What these alone cost.
+    """
+
+    first: int
+    last: int
+    time: str
+    run: str
+    event: Event
+    epsilon: float
+
+    @property
+    def count(self) -> int:
+        """How many sums were paid for."""
+        return self.event.count
+
+    @property
+    def words(self) -> str:
+        """What was released, in words."""
+        return event_words(self.event)
+
+
+@dataclass(frozen=True)
+class Statement:
+    """What one ledger holds.
+
+    Parameters
+    ----------
+    path : Path
+    identity : mapping of str to str
+        What the ledger says it is about.
+    entries : int
+    head : str
+        Hash of the last entry.
+    lines : tuple of Line
+    unprotected : int
+        Rounds that were noted as released without any noise.
+    recovered : int
+        How often a torn end was cut off.
+    delta : float
+    epsilon : float
+        What all spends come to; infinity where a round was unprotected.
+    accountant : str
+    """
+
+    path: Path
+    identity: Mapping[str, str]
+    entries: int
+    head: str
+    lines: tuple[Line, ...]
+    unprotected: int
+    recovered: int
+    delta: float
+    epsilon: float
+    accountant: str
+
+    def remarks(self) -> list[str]:
+        """Return the totals and what else a person should know, one sentence each."""
+        if self.unprotected:
+            return [
+                f"{self.unprotected} rounds were released WITHOUT PRIVACY; no epsilon holds",
+                f"{self.entries} entries, head {self.head}",
+            ]
+        spends = sum(line.count for line in self.lines)
+        found = [f"epsilon {self.epsilon:.4f} at delta {self.delta:g} for {spends} spends"]
+        if self.lines:
+            found[0] += f", by {self.accountant}"
+        if self.recovered:
+            found.append(f"a torn end was cut off {self.recovered} times")
+        return [*found, f"{self.entries} entries, head {self.head}"]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as plain JSON values; an infinite epsilon is null."""
+        return {
+            "path": str(self.path),
+            "identity": dict(self.identity),
+            "entries": self.entries,
+            "head": self.head,
+            "spends": [
+                {
+                    "first": line.first,
+                    "last": line.last,
+                    "time": line.time,
+                    "run": line.run,
+                    "event": line.event.to_json(),
+                    "epsilon": _finite(line.epsilon),
+                }
+                for line in self.lines
+            ],
+            "unprotected_rounds": self.unprotected,
+            "recovered": self.recovered,
+            "delta": self.delta,
+            "epsilon": _finite(self.epsilon),
+            "accountant": self.accountant,
+        }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def event_words(event: Event) -> str:
+    """Say in a few words what an event released.
+
+    Parameters
+    ----------
+    event : Event
+
+    Returns
+    -------
+    str
+        Noise kind, noise over norm bound, and sampling rate.
+    """
+    if isinstance(event, SampledSkellam):
+        kind, noise = "Skellam", math.sqrt(event.variance) / event.l2
+    else:
+        kind, noise = "Gaussian", event.noise_multiplier
+    return f"{kind}, noise multiplier {noise:.4g}, sample rate {event.sample_rate:g}"
+
+
+def statement(path: Path, delta: float) -> Statement:
+    """Read and price one ledger.
+
+    Parameters
+    ----------
+    path : Path
+    delta : float
+        As for ``accounting.epsilon``.
+
+    Returns
+    -------
+    Statement
+
+    Raises
+    ------
+    LedgerError
+        It does not exist, was changed, or has a torn end.
+    PrivacyError
+        A spend cannot be priced.
+    ConfigError
+        ``delta`` is out of range.
+    """
+    if not path.is_file():
+        raise LedgerError(f"there is no ledger at {path}; give an existing file")
+    entries = Ledger(path).entries()
+    lines: list[Line] = []
+    unprotected = recovered = 0
+    for entry in entries:
+        unprotected += entry.payload.get("unprotected") is True
+        recovered += entry.payload.get("recovered") is True
+        if entry.kind != "spend":
+            continue
+        event = event_from_json(event_of(entry.payload))
+        run = str(entry.payload.get("run", ""))
+        if lines and (lines[-1].run, lines[-1].event.times(1)) == (run, event.times(1)):
+            whole = event.times(lines[-1].count + event.count)
+            lines[-1] = dataclasses.replace(lines[-1], last=entry.index, event=whole)
+        else:
+            lines.append(Line(entry.index, entry.index, entry.time, run, event, 0.0))
+    events = [line.event for line in lines]
+    return Statement(
+        path=path,
+        identity=dict(entries[0].payload.get("identity", {})) if entries else {},
+        entries=len(entries),
+        head=entries[-1].hash if entries else START,
+        lines=tuple(
+            dataclasses.replace(line, epsilon=epsilon([line.event], delta)) for line in lines
+        ),
+        unprotected=unprotected,
+        recovered=recovered,
+        delta=delta,
+        epsilon=math.inf if unprotected else epsilon(events, delta),
+        accountant=accountant_name(events, delta),
+    )

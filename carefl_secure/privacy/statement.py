@@ -1,0 +1,196 @@
+"""The privacy promise in plain words, for people whose records these are."""
+
+from __future__ import annotations
+
+import math
+
+from carefl_secure.errors import ConfigError
+
+__all__ = ["aggregation_text", "promise_text", "verdict"]
+
+_STRONG = 1.0
+_REASONABLE = 10.0
+
+_UNITS = {
+    "record": "any one record (an image with its text and labels)",
+    "person": "any one person (all images of it at one client, with their texts and labels)",
+    "client": "everything that any one client holds",
+}
+_NEIGHBOURS = {
+    "record": "one record more or less at one client",
+    "person": "one person more or less at one client",
+    "client": "one client more or less",
+}
+_OPEN = (
+    "Not protected: the label space, the number of records per client as declared, and the public "
+    "split. "
+)
+_REPEATS = (
+    "A person with several records is protected for each of them, not for all of them together."
+)
+_PERSONS = (
+    "Who is one person is taken from the names in the corpus: somebody with two names, or at two "
+    "clients, is protected for each of them, not for both together."
+)
+_FLOATS = (
+    "The noise of every client is made of doubles, by a sampler that resists the known attacks on "
+    "their last bits and not by proof; only its sum over the clients is made of integers."
+)
+
+
+def verdict(epsilon: float) -> str:
+    """Name the strength of an epsilon.
+
+    Parameters
+    ----------
+    epsilon : float
+        In nats, not below 0.
+
+    Returns
+    -------
+    str
+        ``"strong"`` up to 1, ``"reasonable, not strong"`` up to 10, ``"weak"`` above.
+
+    Raises
+    ------
+    ConfigError
+        ``epsilon`` is negative or NaN.
+
+    References
+    ----------
+    Tiers of Ponomareva et al., "How to DP-fy ML", arXiv 2303.00654, section 5.2.
+    """
+    if not epsilon >= 0.0:
+        raise ConfigError(f"epsilon is {epsilon}; an accountant never gives less than 0")
+    if epsilon <= _STRONG:
+        return "strong"
+    return "reasonable, not strong" if epsilon <= _REASONABLE else "weak"
+
+
+def promise_text(
+    *,
+    unit: str,
+    trust: str,
+    epsilon: float,
+    delta: float,
+    colluders: int,
+    records_per_person: int | None = None,
+) -> str:
+    """Write the promise.
+
+    Parameters
+    ----------
+    unit : {"record", "person", "client", "none"}
+        What is protected.
+    trust : {"secagg", "none"}
+        Whether the noise is shared under a secure sum.
+    epsilon, delta : float
+        The bound, as the accountant found it.
+    colluders : int
+        How many clients may work with the server.
+    records_per_person : int, optional
+        For unit person, where single records were clipped: how many of each person were kept.
+
+    Returns
+    -------
+    str
+        Some sentences on one line.
+
+    Raises
+    ------
+    ConfigError
+        ``epsilon`` is negative or NaN.
+    """
+    strength = verdict(epsilon)
+    if unit == "none":
+        return (
+            "Nothing is protected: no noise is added, so the trained adapter"
+            + (" and each summed update" if trust == "secagg" else " and every client's update")
+            + " may give away single records and persons. No epsilon holds for this run."
+        )
+    if not math.isfinite(epsilon):
+        return (
+            "Nothing is promised: no finite epsilon could be proved for this run. Treat every "
+            "record as disclosed."
+        )
+    shown = _up(epsilon)
+    return (
+        f"Protected is {_UNITS[unit]}: adding or removing it ({_NEIGHBOURS[unit]}) changes the "
+        f"probability of anything that can be seen by a factor of at most e^{shown}, except "
+        f"with probability {delta:g} (epsilon {shown}, delta {delta:g}, add-or-remove-one; "
+        f"{strength}). This holds against {_against(trust, colluders)}. "
+        + _OPEN
+        + _rest(unit, trust, records_per_person)
+    ).rstrip()
+
+
+def aggregation_text(
+    aggregation: str = "pairwise", *, encryption: str = "bfv", committee_dropout_tolerance: int = 0
+) -> str:
+    """Say whom the promise of a secure sum needs besides its honest clients.
+
+    Parameters
+    ----------
+    aggregation : {"pairwise", "committee", "encrypted"}
+        The way of summing.
+    encryption : {"bfv", "additive", "ckks"}
+        The scheme of encrypted sums.
+    committee_dropout_tolerance : int
+        How many members of a committee may be lost and the sum still opens.
+
+    Returns
+    -------
+    str
+        One sentence; empty among peers, where the promise needs nobody else.
+
+    Raises
+    ------
+    ConfigError
+        ``committee_dropout_tolerance`` is below 0.
+
+    Notes
+    -----
+    With m members and s to spare, a server needs the openings of m - s members for a list. Two
+    different lists, or a list and the seeds of its absent members, share at least m - 2 s of them;
+    so 2 s + 1 members that do not side with the server are enough (``docs/protocol.md``, 4).
+    """
+    if committee_dropout_tolerance < 0:
+        raise ConfigError(
+            f"committee_dropout_tolerance is {committee_dropout_tolerance}; choose 0 or more"
+        )
+    if aggregation == "committee":
+        honest = 2 * committee_dropout_tolerance + 1
+        members = "one member" if honest == 1 else f"at least {honest} members"
+        verb = "does" if honest == 1 else "do"
+        return f"It also needs {members} of the committee that {verb} not side with the server."
+    if aggregation != "encrypted":
+        return ""
+    if encryption == "additive":
+        return (
+            "EXPERIMENTAL: the cipher of its sum (federation.encryption=additive) is hand-made and "
+            "nobody has reviewed it; do not rest anything on it that matters."
+        )
+    return "It holds even if the holder of the key sides with the server."
+
+
+def _rest(unit: str, trust: str, records_per_person: int | None) -> str:
+    """Say what is particular to a unit and to who makes the noise."""
+    said = {"record": [_REPEATS], "person": [_PERSONS]}.get(unit, [])
+    if records_per_person is not None:
+        said = [*said, f"Of every person at most {records_per_person} records were used."]
+    return " ".join([*said, *([_FLOATS] if trust == "none" else [])])
+
+
+def _up(epsilon: float) -> str:
+    """Show three decimals, never less than the value."""
+    return f"{math.ceil(epsilon * 1000.0) / 1000.0:.3f}".rstrip("0").rstrip(".")
+
+
+def _against(trust: str, colluders: int) -> str:
+    others = "and against the other clients and everyone who gets the adapter"
+    if trust == "none":
+        return f"the server, whatever it works with, {others}"
+    if colluders == 0:
+        return f"the server, as long as no client works with it, {others}"
+    clients = "1 colluding client" if colluders == 1 else f"{colluders} colluding clients"
+    return f"the server together with up to {clients}, {others}"

@@ -1,0 +1,1 @@
+"""Checks of a run folder that a report shows."""

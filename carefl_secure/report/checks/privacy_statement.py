@@ -1,0 +1,171 @@
+"""Checks of the promise: the noise, the events, the price and what was claimed of it."""
+
+from __future__ import annotations
+
+import math
+
+from scipy.special import gammainc
+
+from carefl_secure.privacy import Event, SampledSkellam, epsilon
+from carefl_secure.report.checks.result import FAILED, HELD, UNCHECKED, Finding, owner
+from carefl_secure.report.run_record import RunRecord, StageRecord
+from carefl_secure.report.spending import Accounts, events_of
+
+__all__ = ["claims", "encoding", "events", "keys", "noise", "sampler", "target"]
+
+_CHANCE = 1e-6  # how seldom an honest run may be called void by the test of its noise
+_CLOSE = 1e-6
+
+
+def encoding(record: RunRecord, accounts: Accounts) -> Finding:
+    """Compare the event of a round with the encoding and the privacy plan it came from."""
+    short: list[str] = []
+    for stage in record.stages:
+        if not isinstance(stage.event, SampledSkellam):
+            return UNCHECKED, "this run has no integer encoding"
+        short += _short(stage, stage.event)
+    if short:
+        return FAILED, f"the event of a round states less than the plan needs: {', '.join(short)}"
+    return HELD, f"noise multiplier {record.privacy.noise_multiplier:.4g} in every event"
+
+
+def _short(stage: StageRecord, event: SampledSkellam) -> list[str]:
+    """Name what the event of a stage states less of than its plan needs."""
+    privacy, code = stage.privacy, stage.plan["encoding"]
+    return [
+        name
+        for name, stated, least in (
+            ("noise", event.variance, (privacy.noise_multiplier * event.l2) ** 2),
+            ("norm l1", event.l1, code["l1_sensitivity"]),
+            ("norm l2", event.l2, code["l2_sensitivity"]),
+            ("norm l2 at this scale", event.l2, code["scale"] * privacy.clipping_norm),
+            ("rounding failure", event.beta, code["dither_failure"]),
+            ("sampling rate", event.sample_rate, privacy.sample_rate),
+            ("clipping norm", code["clipping_norm"], privacy.clipping_norm),
+            ("clients that make noise", privacy.noise_clients, code["noise_clients"]),
+        )
+        if stated < least * (1.0 - 1e-9)
+    ]
+
+
+def events(record: RunRecord, accounts: Accounts) -> Finding:
+    """Compare every spend of the run with the planned event."""
+    spends = 0
+    for book in (record.server, *record.clients):
+        entries = book.entries if book.name == "server" else book.of_run(record.run_id)
+        if any(entry.payload.get("unprotected") is True for entry in entries):
+            return FAILED, f"{owner(book.name)} notes a round without noise"
+        paid = [entry for entry in entries if entry.kind == "spend"]
+        for entry, event in zip(paid, events_of(paid), strict=True):
+            spends += 1
+            planned = record.stage_named(entry.payload.get("run")).event
+            if planned is None or event != planned:
+                return FAILED, (
+                    f"{owner(book.name)} paid for another event than the plan's: "
+                    f"{_apart(event, planned)}"
+                )
+    if not spends:
+        return UNCHECKED, "no ledger that can be read holds a spend"
+    return HELD, f"{spends} spends in {1 + len(record.clients)} ledgers, all as planned"
+
+
+def target(record: RunRecord, accounts: Accounts) -> Finding:
+    """Compare what was spent, and the whole plan, with the target."""
+    target = record.privacy.target_epsilon
+    if accounts.epsilon is None:
+        return UNCHECKED, "the server's ledger is broken"
+    if target is None:
+        return UNCHECKED, "the plan names no target"
+    worst = max(
+        [accounts.epsilon, *(c.run_epsilon for c in accounts.clients if c.run_epsilon is not None)]
+    )
+    if worst > target * (1.0 + 1e-9):
+        return FAILED, f"epsilon {worst:.4f} was spent, {target:g} was agreed on"
+    planned = [
+        stage.event.times(stage.event.count * stage.privacy.rounds)
+        for stage in record.stages
+        if stage.event is not None
+    ]
+    whole = epsilon(planned, record.privacy.delta) if planned else 0.0
+    if whole > target * (1.0 + 1e-9):
+        return (
+            FAILED,
+            f"the planned rounds would cost epsilon {whole:.4f}, {target:g} was agreed on",
+        )
+    return HELD, f"{worst:.4f} of {target:g} is spent"
+
+
+def claims(record: RunRecord, accounts: Accounts) -> Finding:
+    """Compare the epsilon of every round, computed anew, with what the run said."""
+    if accounts.epsilon is None:
+        return UNCHECKED, "the server's ledger is broken"
+    compared = 0
+    for row in record.rows:
+        number, claim = int(row["round"]), row.get("epsilon")
+        if not isinstance(claim, int | float) or isinstance(claim, bool):
+            return FAILED, f"round {number} claims epsilon {claim!r}, which is no number"
+        found = accounts.at_least.get(number)
+        if found is None:
+            continue
+        compared += 1
+        if not claim >= found * (1.0 - _CLOSE) - accounts.tolerance:
+            return FAILED, (
+                f"after round {number} the run claimed epsilon {claim:.4f}; its ledger costs "
+                f"{found:.4f}"
+            )
+    if not compared:
+        return UNCHECKED, "no round is finished"
+    return HELD, f"{compared} claims against rounds computed anew by {accounts.accountant}"
+
+
+def noise(record: RunRecord, accounts: Accounts) -> Finding:
+    """Test that the opened sums are not shorter than their noise alone would be.
+
+    With D entries of noise deviation s, the squared norm of an opened sum over s^2 is at least a
+    chi-square of D degrees of freedom, whatever was summed; the lower tail of all rounds together
+    is tested.
+    """
+    privacy = record.privacy
+    rows = [row for row in record.rows if "gradient_norm" in row and row.get("survivors")]
+    if not rows or privacy.mechanism != "skellam":
+        return UNCHECKED, "the folder holds no norms of opened sums"
+    total = freedom = 0.0
+    for row in rows:
+        stage = record.stage_of(int(row["round"]))
+        privacy, code = stage.privacy, stage.plan["encoding"]
+        share = (privacy.noise_multiplier * code["l2_sensitivity"]) ** 2 / code["noise_clients"]
+        freedom += float(code["dimension"])
+        survivors = float(row["survivors"])
+        divisor = privacy.expected_batch * survivors / privacy.clients
+        stdev = math.sqrt(survivors * share) / code["scale"] / divisor
+        total += (float(row["gradient_norm"]) / stdev) ** 2
+    chance = float(gammainc(freedom / 2.0, total / 2.0))
+    if not chance >= _CHANCE:
+        return FAILED, (
+            f"they are shorter than the noise alone would be (chi-square {total:.4g} at "
+            f"{freedom:.4g} degrees of freedom, p = {chance:.1e}): noise is missing"
+        )
+    shown = f"chi-square {total:.4g} at {freedom:.4g} degrees of freedom"
+    return HELD, f"{shown}, lower tail {chance:.2g}"
+
+
+def keys(record: RunRecord, accounts: Accounts) -> Finding:
+    """Look for the setting that makes noise predictable."""
+    if record.setting("unsafe_deterministic_noise") is True:
+        return (
+            FAILED,
+            "unsafe_deterministic_noise is on: whoever knows the seed can take the noise off",
+        )
+    return HELD, "as the configuration states"
+
+
+def sampler(record: RunRecord, accounts: Accounts) -> Finding:
+    """Say that nothing here can tell."""
+    return UNCHECKED, "draws leave no trace in the folder; an audit of the client tests them"
+
+
+def _apart(event: Event, planned: Event | None) -> str:
+    """Name the fields in which two events differ."""
+    found, wanted = event.to_json(), {} if planned is None else planned.to_json()
+    names = [name for name in found if found[name] != wanted.get(name)]
+    return ", ".join(f"{name} {found[name]} for {wanted.get(name)}" for name in names)

@@ -1,0 +1,84 @@
+"""What can be checked from a run folder alone; any failure makes the report void."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from carefl_secure.report.audit import judge_audits
+from carefl_secure.report.checks import ledger as books
+from carefl_secure.report.checks import privacy_statement as promise
+from carefl_secure.report.checks.result import Finding, Outcome
+from carefl_secure.report.run_record import RunRecord
+from carefl_secure.report.spending import Accounts
+
+__all__ = ["Check", "check_run"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One condition and what was found.
+
+    Parameters
+    ----------
+    name : str
+        Short and stable, for machines.
+    text : str
+        The condition, in words.
+    outcome : {"held", "failed", "not checked"}
+    detail : str
+        What was found.
+    """
+
+    name: str
+    text: str
+    outcome: Outcome
+    detail: str
+
+
+_Find = Callable[[RunRecord, Accounts], Finding]
+
+
+def _audit(record: RunRecord, accounts: Accounts) -> Finding:
+    return judge_audits(record.audit)
+
+
+_ALWAYS: tuple[tuple[str, str, _Find], ...] = (
+    ("ledger_chains", "No ledger entry was changed, added or taken out", books.chains),
+    ("plan_kept", "The plan is the one that the run was begun under", books.plan_kept),
+    ("releases_paid", "Every released round was first paid for", books.releases_paid),
+    ("clients_paid", "Every client whose sum was used had paid for it", books.clients_paid),
+    ("rounds_planned", "No more rounds were paid for than planned", books.rounds_planned),
+    ("audit", "No audit of the run falsified its promise", _audit),
+    ("floor", "No sum was opened over fewer clients than the floor", books.floor),
+)
+_PROTECTED: tuple[tuple[str, str, _Find], ...] = (
+    ("encoding", "The integer encoding carries the planned noise and norms", promise.encoding),
+    ("events", "What was paid for is what the plan says", promise.events),
+    ("target", "All rounds stay within the epsilon agreed on", promise.target),
+    ("claims", "The run claimed no less epsilon than its ledger costs", promise.claims),
+    ("noise", "The opened sums are as noisy as the plan says", promise.noise),
+    ("keys", "Noise and keys come from the operating system's entropy", promise.keys),
+    ("sampler", "Records are drawn by Poisson sampling, and nobody sees which", promise.sampler),
+)
+
+
+def check_run(record: RunRecord, accounts: Accounts) -> list[Check]:
+    """Check a run.
+
+    Parameters
+    ----------
+    record : RunRecord
+    accounts : Accounts
+
+    Returns
+    -------
+    list of Check
+
+    Guarantees
+    ----------
+    A run that kept its plan fails with a probability below 1e-6. The other way round there is no
+    guarantee: whoever may write everywhere in the folder can make up a run that passes.
+    """
+    wanted = _ALWAYS if record.privacy.unit == "none" else _ALWAYS + _PROTECTED
+    return [Check(name, text, *find(record, accounts)) for name, text, find in wanted]

@@ -1,0 +1,1 @@
+"""From a report to pages, plots and cards."""

@@ -1,0 +1,103 @@
+"""The page and the card: templates filled with a report."""
+
+from __future__ import annotations
+
+import math
+
+import jinja2
+
+from carefl_secure.privacy.accounting.attack_bounds import AttackerBounds
+from carefl_secure.report.render.formatting import delta_words, percent_up, up
+from carefl_secure.report.render.plots import attacker_plot, rounds_plot
+from carefl_secure.report.schema import Report
+
+__all__ = ["html_page", "markdown_section"]
+
+_CALM = ("#0b6b69", "#eef6f5")
+_ALARM = ("#a4161a", "#fbf0f0")
+
+
+def _environment(*, html: bool) -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("carefl_secure.report"),
+        autoescape=html,
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+        trim_blocks=html,
+    )
+    environment.filters |= {"delta": delta_words, "percent": percent_up, "up": up}
+    return environment
+
+
+def html_page(report: Report, bounds: AttackerBounds | None) -> str:
+    """Return the report as one self-contained page: nothing is loaded, nothing runs.
+
+    Parameters
+    ----------
+    report : Report
+    bounds : AttackerBounds or None
+        For the drawing; None where no ceiling holds.
+
+    Returns
+    -------
+    str
+    """
+    accent, tint = _CALM if report.verdict == "accounted" else _ALARM
+    price = report.promise.epsilon
+    # three thirds: up to 1, up to 10, above; logarithmic inside, and never at the very edge
+    place = 0.0 if price is None else (math.log10(max(price, 1e-9)) + 1.0) / 3.0
+    outcomes = [check.outcome for check in report.checks]
+    return (
+        _environment(html=True)
+        .get_template("report.html.j2")
+        .render(
+            r=report,
+            accent=accent,
+            tint=tint,
+            pin=f"{100.0 * min(0.98, max(0.02, place)):.1f}",
+            held=outcomes.count("held"),
+            unchecked=outcomes.count("not checked"),
+            rounds_wide=rounds_plot(report, wide=True, accent=accent),
+            rounds_narrow=rounds_plot(report, wide=False, accent=accent),
+            attacker_wide=_ceiling(bounds, wide=True, accent=accent),
+            attacker_narrow=_ceiling(bounds, wide=False, accent=accent),
+        )
+    )
+
+
+def _ceiling(bounds: AttackerBounds | None, *, wide: bool, accent: str) -> str:
+    return "" if bounds is None else attacker_plot(bounds.curve, wide=wide, accent=accent)
+
+
+def markdown_section(report: Report) -> str:
+    """Return the privacy section of a model card.
+
+    Parameters
+    ----------
+    report : Report
+
+    Returns
+    -------
+    str
+        Markdown, from a second-level heading on.
+    """
+    text = _environment(html=False).get_template("card.md.j2").render(r=_Escaped(report))
+    return text.strip() + "\n"
+
+
+class _Escaped:
+    """A report whose texts cannot break out of a table or a list of Markdown."""
+
+    def __init__(self, report: Report) -> None:
+        plain = report.model_dump()
+        self.__dict__.update({name: _quiet(value) for name, value in plain.items()})
+
+
+def _quiet(value: object) -> object:
+    if isinstance(value, str):
+        return " ".join(value.replace("|", "\\|").replace("<", "&lt;").split())
+    if isinstance(value, dict):
+        return {name: _quiet(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_quiet(inner) for inner in value]
+    return value

@@ -1,0 +1,294 @@
+"""Reading a run folder, and nothing else: what was agreed, what was spent, what was measured."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from carefl_secure.errors import ConfigError, LedgerError, PrivacyError, RunError
+from carefl_secure.privacy import Entry, Event, Ledger, PrivacyPlan, event_from_json
+from carefl_secure.privacy.ledger.statement import find_ledgers
+from carefl_secure.report.audit import AuditFinding, read_audits
+
+__all__ = ["Book", "RunRecord", "StageRecord", "read_run"]
+
+_COLUMNS = {"round": int, "survivors": int, "gradient_norm": float}
+_ENCODING = (
+    "dimension",
+    "scale",
+    "clipping_norm",
+    "noise_clients",
+    "l1_sensitivity",
+    "l2_sensitivity",
+    "dither_failure",
+)
+
+
+@dataclass(frozen=True)
+class Book:
+    """One ledger of the run, whole or broken.
+
+    Parameters
+    ----------
+    name : str
+        ``"server"``, or the number of the client.
+    entries : tuple of Entry
+        Empty where the ledger cannot be trusted.
+    error : str
+        Why it cannot; empty for a whole chain.
+    """
+
+    name: str
+    entries: tuple[Entry, ...]
+    error: str = ""
+
+    def of_run(self, run: str) -> tuple[Entry, ...]:
+        """Return the entries that belong to one run, all its stages, or to one stage."""
+        return tuple(e for e in self.entries if _within(str(e.payload.get("run")), run))
+
+
+def _within(name: str, run: str) -> bool:
+    return name == run or name.startswith(f"{run}/")
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """What was agreed on for one stage of a run, or for a run in one stage.
+
+    Parameters
+    ----------
+    run : str
+        As ledgers name it: the run, with the stage where there are several.
+    first : int
+        Number of its first round.
+    plan : mapping
+        Its plan as it stands.
+    privacy : PrivacyPlan
+        The plan's privacy part, checked.
+    event : Event or None
+        What one round of it releases; None for unit none.
+    """
+
+    run: str
+    first: int
+    plan: Mapping[str, Any]
+    privacy: PrivacyPlan
+    event: Event | None
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run folder says.
+
+    Parameters
+    ----------
+    path : Path
+    run_id : str
+        As the server's ledger names the run; the folder's name where that is broken.
+    config : mapping
+        ``config.yaml`` as it stands.
+    plan : mapping
+        ``plan.json`` as it stands.
+    privacy : PrivacyPlan
+        Its privacy part, checked.
+    event : Event or None
+        What one round releases by the plan; None for unit none.
+    plan_hash : str
+        SHA-256 of the canonical plan.
+    begun_under : str
+        The plan's hash in the checkpoint; empty where there is none.
+    server : Book
+    clients : tuple of Book
+    simulated : bool
+        Whether the clients lived inside the run folder, in one process.
+    rows : tuple of mapping
+        Figures of every finished round.
+    audit : tuple of AuditFinding, or None
+        What audits of this run found; None where none was made.
+    stages : tuple of StageRecord
+        One for each stage; of a run in one stage, that one. ``plan``, ``privacy`` and ``event`` of
+        a run in stages are those of the last, over all rounds.
+    """
+
+    path: Path
+    run_id: str
+    config: Mapping[str, Any]
+    plan: Mapping[str, Any]
+    privacy: PrivacyPlan
+    event: Event | None
+    plan_hash: str
+    begun_under: str
+    server: Book
+    clients: tuple[Book, ...]
+    simulated: bool
+    rows: tuple[Mapping[str, Any], ...]
+    audit: tuple[AuditFinding, ...] | None = None
+    stages: tuple[StageRecord, ...] = ()
+
+    def stage_of(self, number: int) -> StageRecord:
+        """Return the stage that a round belongs to, by its number."""
+        return [stage for stage in self.stages if stage.first <= max(number, 1)][-1]
+
+    def stage_named(self, run: object) -> StageRecord:
+        """Return the stage that an entry of a ledger names; the first where it names none."""
+        return next((stage for stage in self.stages if stage.run == run), self.stages[0])
+
+    def setting(self, dotted: str) -> Any:
+        """Return one setting of the configuration, or None."""
+        found: Any = self.config
+        for name in dotted.split("."):
+            found = found.get(name) if isinstance(found, Mapping) else None
+        return found
+
+
+def read_run(path: Path) -> RunRecord:
+    """Read a run folder.
+
+    Parameters
+    ----------
+    path : Path
+
+    Returns
+    -------
+    RunRecord
+
+    Raises
+    ------
+    RunError
+        It is no run folder, no round was begun, or a file of it cannot be read.
+    PrivacyError
+        Its plan states values with which no promise can be kept.
+    """
+    path = Path(path)
+    if not (path / "config.yaml").is_file():
+        raise RunError(f"{path} is no run folder: it holds no config.yaml; give that of a run")
+    config = _mapping(path / "config.yaml", yaml.safe_load)
+    plan = _mapping(path / "plan.json", json.loads)
+    if not (path / "ledger.jsonl").is_file():
+        raise RunError(f"{path} holds no ledger.jsonl: nothing was released, so nothing to report")
+    privacy, event = _promised(path / "plan.json", plan)
+    server = _book("server", path / "ledger.jsonl")
+    identity = server.entries[0].payload.get("identity", {}) if server.entries else {}
+    folder = path / "clients"
+    ledgers = find_ledgers(path)
+    run_id = str(identity.get("run", path.resolve().name))
+    return RunRecord(
+        path=path,
+        run_id=run_id,
+        config=config,
+        plan=plan,
+        privacy=privacy,
+        event=event,
+        plan_hash=hashlib.sha256(_canonical(plan)).hexdigest(),
+        begun_under=_begun_under(path / "checkpoint" / "state.npz"),
+        server=server,
+        clients=tuple(_book(file.parent.name, file) for file in ledgers if folder in file.parents),
+        simulated=folder.is_dir(),
+        rows=_rows(path / "metrics.jsonl"),
+        audit=read_audits(path, run_id),
+        stages=_stages(path / "plan.json", plan, run_id),
+    )
+
+
+def _stages(path: Path, plan: Mapping[str, Any], run_id: str) -> tuple[StageRecord, ...]:
+    """Read the plan of every stage, and hold that the whole is made of them."""
+    if "stages" not in plan:
+        return (StageRecord(run_id, 1, plan, *_promised(path, plan)),)
+    listed, found, first = plan["stages"], list[StageRecord](), 1
+    whole, _ = _promised(path, plan)
+    if not isinstance(listed, list) or not all(
+        isinstance(one, Mapping) and isinstance(one.get("name"), str) for one in listed
+    ):
+        raise RunError(f"{path} lists stages that cannot be read; restore it from a copy")
+    for one in listed:
+        privacy, event = _promised(path, one)
+        found.append(StageRecord(f"{run_id}/{one['name']}", first, one, privacy, event))
+        first += privacy.rounds
+    same = ("unit", "trust", "mechanism", "delta", "target_epsilon", "max_colluders")
+    if first - 1 != whole.rounds or any(
+        getattr(stage.privacy, name) != getattr(whole, name) for stage in found for name in same
+    ):
+        raise PrivacyError(
+            f"{path} states a whole that its stages do not make up, so there is nothing to report; "
+            "restore it from a copy"
+        )
+    return tuple(found)
+
+
+def _canonical(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _mapping(path: Path, parse: Any) -> Mapping[str, Any]:
+    try:
+        found = parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise RunError(f"{path} cannot be read; restore it from a copy: {error}") from error
+    if not isinstance(found, Mapping):
+        raise RunError(f"{path} holds no settings; restore it from a copy")
+    return found
+
+
+def _promised(path: Path, plan: Mapping[str, Any]) -> tuple[PrivacyPlan, Event | None]:
+    """Read what the plan promises and what one round of it releases."""
+    fields, code, event = plan.get("privacy"), plan.get("encoding"), plan.get("event")
+    if not isinstance(fields, Mapping):
+        raise RunError(f"{path} lacks its privacy part; restore it from a copy")
+    try:
+        privacy = PrivacyPlan(**{name: fields[name] for name in fields if name != "format"})
+        if privacy.mechanism == "gaussian":
+            return privacy, privacy.gaussian_event()
+        if privacy.mechanism == "none":
+            return privacy, None
+        if not isinstance(event, Mapping) or not isinstance(code, Mapping):
+            raise ConfigError("it names no event or no encoding")
+        for name in _ENCODING:
+            if not isinstance(code.get(name), int | float) or not code[name] > 0:
+                raise ConfigError(f"its encoding states no number above 0 for {name}")
+        return privacy, event_from_json(event)
+    except (ConfigError, PrivacyError, TypeError) as error:
+        raise PrivacyError(
+            f"{path} states a plan with which no promise can be kept, so there is nothing to "
+            f"report; restore it from a copy: {error}"
+        ) from error
+
+
+def _book(name: str, path: Path) -> Book:
+    try:
+        return Book(name, Ledger(path).entries())
+    except LedgerError as error:
+        return Book(name, (), str(error).replace(str(path), "its ledger"))
+
+
+def _begun_under(path: Path) -> str:
+    if not path.is_file():
+        return ""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return str(file["plan"].item())
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise RunError(f"the checkpoint {path} is damaged; restore it from a copy") from error
+
+
+def _rows(path: Path) -> tuple[Mapping[str, Any], ...]:
+    if not path.is_file():
+        return ()
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        for row in rows:
+            for name, kind in _COLUMNS.items():
+                if name == "round" or name in row:
+                    kind(row[name])
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise RunError(
+            f"{path} cannot be read as one JSON object of figures per line; restore it from a copy"
+        ) from error
+    return tuple(sorted(rows, key=lambda row: int(row["round"])))

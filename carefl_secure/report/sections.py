@@ -1,0 +1,218 @@
+"""Parts of a report that follow from the plan and the ledgers alone."""
+
+from __future__ import annotations
+
+import math
+
+from carefl_secure.privacy.statement import aggregation_text
+from carefl_secure.report.run_record import RunRecord
+from carefl_secure.report.schema import Accounting, Mechanism, RoundLine, RunLine, Trust, Unit
+from carefl_secure.report.spending import Accounts
+
+_CLIPPED = {
+    "record": "per record",
+    "person": "per person, of the mean gradient of its records",
+    "client": "per client, of all it moved",
+    "none": "per record; protects nothing without noise",
+}
+
+__all__ = [
+    "accounting_part",
+    "aggregation_of",
+    "finite",
+    "mechanism_part",
+    "round_lines",
+    "run_part",
+    "trust_part",
+    "unit_part",
+]
+
+_NOT_METRICS = {
+    "round",
+    "epsilon",
+    "clients",
+    "survivors",
+    "bytes_per_client",
+    "gradient_norm",
+    "noise_norm",
+    "seconds",
+}
+
+_UNITS = {
+    "record": "one image of one person, with its text and labels, held by one client",
+    "person": "one person: all images of it at one client, with their texts and labels",
+    "client": "everything that one client holds",
+    "none": "nothing: no unit was chosen",
+}
+
+
+def unit_part(record: RunRecord) -> Unit:
+    """Say whose presence is hidden."""
+    privacy = record.privacy
+    return Unit(
+        kind=privacy.unit,
+        definition=_UNITS[privacy.unit],
+        adjacency=privacy.adjacency,
+        max_records_per_person=privacy.records_per_person,
+    )
+
+
+def aggregation_of(record: RunRecord) -> str:
+    """Say whom the promise needs besides the clients; empty where nobody."""
+    if record.privacy.trust == "none":
+        return ""
+    spare = record.setting("federation.committee_dropout_tolerance")
+    return aggregation_text(
+        str(record.setting("federation.aggregation") or "pairwise"),
+        encryption=str(record.setting("federation.encryption") or "bfv"),
+        committee_dropout_tolerance=spare if isinstance(spare, int) else 0,
+    )
+
+
+def finite(value: float | None) -> float | None:
+    """Return a number that can be shown, or None."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _figure(value: object) -> bool:
+    """Tell whether a value of a row is a number that can be shown."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def run_part(record: RunRecord, accounts: Accounts) -> RunLine:
+    """Say which run this is."""
+    times = [entry.time for entry in record.server.entries]
+    source = record.setting("data.source") or "not stated"
+    labels = record.setting("data.labels")
+    return RunLine(
+        id=record.run_id,
+        first_entry=times[0] if times else "unknown",
+        last_entry=times[-1] if times else "unknown",
+        rounds_planned=record.privacy.rounds,
+        rounds_released=len(accounts.survivors) or len(record.rows),
+        data=f"{source}, {_labels(record)}" if labels else str(source),
+        base_model=str(record.setting("model.base") or "not stated"),
+        simulated=record.simulated,
+    )
+
+
+def _labels(record: RunRecord) -> str:
+    spaces = record.setting("stages.spaces")
+    if not spaces:
+        return f"labels {record.setting('data.labels')}"
+    return f"labels in stages: {', then '.join(map(str, spaces))}"
+
+
+def mechanism_part(record: RunRecord, accounts: Accounts) -> Mechanism:
+    """Say what was added, to what, how often."""
+    privacy = record.privacy
+    names = {
+        "skellam": "Skellam noise, in shares, on a secure sum of clipped per-record gradients",
+        "gaussian": "Gaussian noise of each client on its sum of clipped per-record gradients",
+        "none": "none: sums are released as they are",
+    }
+    source = "AES-256 in counter mode, keyed by the operating system's entropy"
+    if record.setting("unsafe_deterministic_noise") is True:
+        source = "a seed that anyone can guess"
+    if privacy.mechanism == "none":
+        source = "none"
+    return Mechanism(
+        name=names[privacy.mechanism],
+        event=None if record.event is None else record.event.to_json(),
+        count=sum(event.count for event in accounts.events) or len(accounts.survivors),
+        noise_multiplier=privacy.noise_multiplier,
+        clipping_norm=privacy.clipping_norm,
+        normalised=privacy.normalise,
+        sample_rate=privacy.sample_rate,
+        sampling=_sampling(record),
+        clipped=_CLIPPED[privacy.unit]
+        if privacy.records_per_person is None
+        else f"per record, so {privacy.records_per_person} times that per person",
+        normaliser=(
+            "public: the number of survivors; never a count of the data"
+            if "local" in record.plan
+            else f"public: sampling rate x {privacy.public_records} declared "
+            f"{'persons' if privacy.unit == 'person' else 'records'} x share of clients that "
+            "survived; never a count of the data"
+        ),
+        noise_source=source,
+    )
+
+
+def _sampling(record: RunRecord) -> str:
+    privacy = record.privacy
+    if privacy.unit == "client":
+        return "none: every client is in every sum"
+    single = privacy.unit != "person" or privacy.records_per_person is not None
+    k = privacy.records_per_person
+    return (
+        f"each {'record' if single else 'person'} enters a sum with probability "
+        f"{privacy.sample_rate:g} (Poisson; the server does not see which)"
+        + (f"; a person with {k} records with {privacy.event_rate:.4g}" if k else "")
+    )
+
+
+def trust_part(record: RunRecord) -> Trust:
+    """Say who sees what, and who must be honest."""
+    privacy = record.privacy
+    secure = privacy.trust == "secagg"
+    helper = {
+        "committee": {"a member of the committee": "its share of what covers the sums"},
+        "encrypted": {"the holder of the key": "the opened sum of every round, where there is one"},
+    }.get(str(record.setting("federation.aggregation")), {})
+    return Trust(
+        setting="federated, with a secure sum" if secure else "federated, each client on its own",
+        secure_sum=secure,
+        clients=privacy.clients,
+        floor=privacy.min_survivors,
+        max_colluders=privacy.max_colluders,
+        honest_noise_makers=privacy.noise_clients,
+        sees={
+            "each client": "its own records, and the adapter of every round",
+            **helper,
+            "the server": (
+                f"the sum over at least {privacy.min_survivors} clients of every round, who took "
+                "part, and its own public images"
+                if secure
+                else "every client's noisy sum, who took part, and its own public images"
+            ),
+            "whoever gets the adapter": "the adapter, this report, and nothing else",
+        },
+    )
+
+
+def accounting_part(record: RunRecord, accounts: Accounts) -> Accounting:
+    """Say how epsilon was found."""
+    claims = [float(row["epsilon"]) for row in record.rows if _figure(row.get("epsilon"))]
+    rounds = sum(event.count for event in accounts.events)
+    return Accounting(
+        accountant=accounts.accountant if record.privacy.unit != "none" else "none",
+        library="carefl-secure and dp_accounting",
+        composition="none"
+        if record.privacy.unit == "none"
+        else (
+            f"{rounds} sums in one account, with parameters fixed before the first; clients hold "
+            "different records, so each record pays in one ledger and the dearest counts"
+        ),
+        recomputed_epsilon=finite(accounts.epsilon),
+        claimed_epsilon=claims[-1] if claims else None,
+        target_epsilon=record.privacy.target_epsilon,
+        by_round=accounts.by_round_words,
+    )
+
+
+def round_lines(record: RunRecord, accounts: Accounts) -> list[RoundLine]:
+    """Return one line for every finished round."""
+    return [
+        RoundLine(
+            round=int(row["round"]),
+            epsilon=finite(accounts.by_round.get(int(row["round"]))),
+            survivors=int(row["survivors"]) if "survivors" in row else None,
+            metrics={
+                name: float(value)
+                for name, value in row.items()
+                if name not in _NOT_METRICS and _figure(value)
+            },
+        )
+        for row in record.rows
+    ]

@@ -1,0 +1,172 @@
+"""What epsilon comes to with tuning, earlier runs, shared persons or fewer honest clients."""
+
+from __future__ import annotations
+
+import math
+
+from carefl_secure.privacy import epsilon
+from carefl_secure.privacy.accounting.composition import (
+    over_disjoint_clients,
+    over_runs,
+    over_shared_persons,
+    with_survivors,
+)
+from carefl_secure.report.render.formatting import up
+from carefl_secure.report.run_record import RunRecord
+from carefl_secure.report.schema import Situation, Tuning
+from carefl_secure.report.spending import Accounts
+
+__all__ = ["situations", "tuning_part", "tuning_runs"]
+
+
+def tuning_runs(record: RunRecord) -> int | None:
+    """Return how many runs were made to choose settings; None where nobody counted."""
+    told = record.setting("privacy.tuning_runs")
+    counted = isinstance(told, int) and not isinstance(told, bool) and told >= 0
+    return told if counted else None
+
+
+def tuning_part(record: RunRecord, accounts: Accounts, held: bool) -> Tuning:
+    """Say whether runs made to choose settings are in the price.
+
+    A fixed number n of runs is composed: n runs that each released no more than this one, and this
+    one, in one account. (Choosing among a *random* number of runs has an account of its own,
+    Papernot and Steinke, ICLR 2022; a number fixed beforehand does not fall under it.)
+    """
+    runs = tuning_runs(record)
+    if runs is None:
+        return Tuning(
+            runs=None,
+            counted=False,
+            epsilon=None,
+            sentence="Tuning is uncounted. Runs made to choose settings, if there were any on "
+            "these records, are NOT in this epsilon. Ten such runs can double it; state their "
+            "number in privacy.tuning_runs.",
+        )
+    if runs == 0:
+        return Tuning(
+            runs=0,
+            counted=True,
+            epsilon=_shown(accounts.epsilon) if held else None,
+            sentence="The configuration states that no other run on these records chose settings.",
+        )
+    if not held:
+        return Tuning(
+            runs=runs,
+            counted=True,
+            epsilon=None,
+            sentence=f"{runs} runs were made to choose settings; no epsilon holds.",
+        )
+    whole = over_runs([accounts.events] * (runs + 1), record.privacy.delta).epsilon
+    return Tuning(
+        runs=runs,
+        counted=True,
+        epsilon=_shown(whole),
+        sentence=f"{runs} runs were made on these records to choose settings. Together with them "
+        f"this run comes to epsilon {up(whole)} at the same delta: {runs + 1} runs composed in one "
+        "account, each released no more than this one, and their number was fixed beforehand.",
+    )
+
+
+def situations(record: RunRecord, accounts: Accounts) -> list[Situation]:
+    """Price what is not as in this run alone.
+
+    Parameters
+    ----------
+    record : RunRecord
+    accounts : Accounts
+        Of a run whose promise holds.
+
+    Returns
+    -------
+    list of Situation
+        Each with the conditions under which its figure holds.
+    """
+    found: list[Situation] = []
+    delta = record.privacy.delta
+    spent = [c.run_epsilon for c in accounts.clients if c.run_epsilon is not None]
+    if spent:
+        apart = over_disjoint_clients(spent, delta)
+        found.append(_situation("no unit at two clients", apart.epsilon, delta, apart.conditions))
+    if len(spent) > 1 and record.privacy.unit != "client":
+        pair = over_shared_persons(sorted(spent)[-2:], delta)
+        found.append(
+            _situation("one unit at two clients", pair.epsilon, pair.delta, pair.conditions)
+        )
+    found += _earlier(accounts, delta)
+    if len(accounts.events) > 1:
+        found.append(
+            _situation(
+                f"rounds of {len(accounts.events)} kinds",
+                accounts.epsilon,
+                delta,
+                ("rounds that differ in noise or rate are composed in one account, as they were",),
+            )
+        )
+    return found + _fewer(record, accounts)
+
+
+def _earlier(accounts: Accounts, delta: float) -> list[Situation]:
+    """Say what earlier runs in the clients' ledgers add."""
+    both = [
+        (c.ledger_epsilon, c.run_epsilon)
+        for c in accounts.clients
+        if c.ledger_epsilon is not None and c.run_epsilon is not None
+    ]
+    added = [(whole, whole - run) for whole, run in both if whole > run]
+    if not added:
+        return []
+    whole, more = max(added)
+    words = (
+        f"the dearest ledger holds earlier runs, which add {up(more)} to this one; all runs of a "
+        "ledger are one account"
+    )
+    return [_situation("with earlier runs on the same records", whole, delta, (words,))]
+
+
+def _fewer(record: RunRecord, accounts: Accounts) -> list[Situation]:
+    """Say what survivors and colluders mean for noise that is shared."""
+    privacy = record.privacy
+    if privacy.mechanism != "skellam" or not accounts.survivors:
+        return []
+    least = min(accounts.survivors.values())
+    counted = (
+        f"the noise counted is that of {privacy.noise_clients} honest clients: the floor of "
+        f"{privacy.min_survivors} less {privacy.max_colluders} colluders; who survived beyond the "
+        "floor made more noise, which is not counted"
+    )
+    found = [
+        _situation(
+            f"survivors: {least} at the fewest, of {privacy.clients}",
+            accounts.epsilon,
+            privacy.delta,
+            (counted,),
+        )
+    ]
+    honest = privacy.noise_clients - 1
+    if honest >= 1:
+        weaker = [with_survivors(e, privacy.noise_clients, honest) for e in accounts.events]
+        words = (
+            "no longer promised by the plan; with every colluder that tells the server its noise, "
+            "as much less is left"
+        )
+        price = epsilon(weaker, privacy.delta)
+        found.append(
+            _situation(
+                f"{privacy.max_colluders + 1} colluders in place of {privacy.max_colluders}",
+                price,
+                privacy.delta,
+                (words,),
+            )
+        )
+    return found
+
+
+def _situation(
+    case: str, price: float | None, delta: float, conditions: tuple[str, ...]
+) -> Situation:
+    return Situation(case=case, epsilon=_shown(price), delta=delta, conditions=list(conditions))
+
+
+def _shown(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

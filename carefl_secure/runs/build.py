@@ -1,0 +1,234 @@
+"""What a configuration sets up: model and scorer, tasks, optimiser, keys, and the agreed hash."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import carefl_secure
+from carefl_secure.config import Config
+from carefl_secure.data.records import LabelSpace
+from carefl_secure.errors import ConfigError
+from carefl_secure.federation.local_update.task import LocalTask
+from carefl_secure.federation.plan.run_plan import RunPlan
+from carefl_secure.federation.server.alternating import Alternating
+from carefl_secure.federation.server.feddyn import FedDyn
+from carefl_secure.federation.server.optimizers import FedAdam, FedAvg, ServerOptimizer
+from carefl_secure.model.generation import TextScorer
+from carefl_secure.model.label_scorer import LabelScorer
+from carefl_secure.model.loader import load_base
+from carefl_secure.model.lora import Adapter
+from carefl_secure.model.task_prompts import prompt_template, task_question
+from carefl_secure.noise import DeterministicKeySource, KeySource, SystemKeySource
+from carefl_secure.privacy.statement import aggregation_text
+from carefl_secure.progress import Reporter
+from carefl_secure.runs.captions import Contexts, load_contexts
+from carefl_secure.runs.client_task import ModelTask, model_tasks
+from carefl_secure.runs.corpora import Corpora, load_own
+from carefl_secure.runs.plan_from_config import plan_of
+from carefl_secure.runs.seeded_keys import KeptKeys
+from carefl_secure.runs.staged_corpora import load_corpora
+from carefl_secure.runs.trackers.base import Followed
+
+__all__ = [
+    "base_hash_of",
+    "client_tasks",
+    "key_source",
+    "label_scorer",
+    "make_optimiser",
+    "micro_batch",
+    "opening",
+    "run_settings",
+    "site_work",
+    "text_scorer",
+    "trust_words",
+]
+
+
+def text_scorer(config: Config, scorer: LabelScorer) -> TextScorer | None:
+    """Return what reads the model's own words; None where likelihoods of labels decide."""
+    if config.evaluation.scorer == "labels":
+        return None
+    return TextScorer(scorer, constrained=config.evaluation.constrained)
+
+
+def trust_words(config: Config) -> str:
+    """Return what the privacy sentence rests on beside the peers."""
+    said = aggregation_text(
+        config.federation.aggregation,
+        encryption=config.federation.encryption,
+        committee_dropout_tolerance=config.federation.committee_dropout_tolerance,
+    )
+    return f" {said}" if said else ""
+
+
+def micro_batch(config: Config) -> int:
+    """Return how many records go through the model at once; the large ones want memory."""
+    return config.federation.micro_batch or (64 if config.model.base == "embedded" else 4)
+
+
+def label_scorer(config: Config, space: LabelSpace) -> LabelScorer:
+    """Load the base of a configuration, give it a fresh adapter, and set it on a label space.
+
+    The adapter has the shape of what a finished run saves: stages that are merged stack their
+    ranks.
+    """
+    stacked = len(config.stages.spaces) if config.stages.handover == "merge" else 1
+    base = load_base(
+        config.model.base,
+        revision=config.model.revision,
+        quantization=config.model.quantization,
+        compute_dtype=config.model.compute_dtype,
+        parallel_batches=config.federation.parallel_batches,
+    )
+    adapter = Adapter(
+        base,
+        rank=config.adapter.rank * stacked,
+        alpha=config.adapter.alpha * stacked,
+        targets=config.adapter.targets,
+        train=config.adapter.train,
+        seed=config.adapter.seed,
+        last_layers=config.adapter.last_layers,
+    )
+    return LabelScorer(adapter, space, task_question(config.model.prompt, space))
+
+
+def site_work(
+    config: Config, index: int | None, reporter: Reporter
+) -> tuple[RunPlan, bytes, LocalTask]:
+    """Return plan, base hash and task of one site, which computes all three itself.
+
+    Parameters
+    ----------
+    config : Config
+        With the site's own ``data.source``.
+    index : int or None
+        The client whose share of the records this is; None where all of them are the site's.
+    reporter : Reporter
+    """
+    if config.stages.spaces:
+        raise ConfigError("a run in stages stays in one process; a site takes part in one stage")
+    if index is None:
+        corpora, index = load_own(config, reporter), 0
+    else:
+        data = config.data.model_copy(update={"at_sites": False})
+        corpora = load_corpora(config.model_copy(update={"data": data}), reporter)
+    contexts = load_contexts(config, corpora, reporter)
+    scorer = label_scorer(config, corpora.private.space)
+    adapter = scorer.adapter
+    plan = plan_of(config, corpora, adapter.dimension)
+    tasks = client_tasks(config, plan, scorer, corpora, contexts, reporter)
+    return plan, base_hash_of(adapter.base.digest, config), tasks[index]
+
+
+def client_tasks(
+    config: Config,
+    plan: RunPlan,
+    scorer: LabelScorer,
+    corpora: Corpora,
+    contexts: Contexts | None,
+    reporter: Reporter,
+) -> list[ModelTask]:
+    """Return what every client of this machine computes with, in the order of the clients."""
+    if config.data.at_sites and not corpora.shares:
+        return []
+    return model_tasks(
+        scorer,
+        corpora,
+        clipping_norm=plan.privacy.clipping_norm,
+        normalise=plan.privacy.normalise,
+        engine=config.privacy.clipping,
+        micro_batch=micro_batch(config),
+        reporter=reporter,
+        contexts=contexts,
+        by_person=config.privacy.unit == "person",
+        records_per_person=config.privacy.records_per_person,
+    )
+
+
+def run_settings(config: Config) -> dict[str, Any]:
+    """Return what `run_federation` takes from a configuration alone."""
+    federation, privacy = config.federation, config.privacy
+    return {
+        "evaluate_every": config.evaluation.every,
+        "dropout": federation.dropout,
+        "seed": config.run.seed,
+        "workers": federation.workers,
+        "ledgers": privacy.ledgers,
+        "max_epsilon": privacy.max_epsilon,
+        "aggregation": federation.aggregation,
+        "committee_members": federation.committee_members,
+        "committee_dropout_tolerance": federation.committee_dropout_tolerance,
+        "encryption": federation.encryption,
+        "key_prefetch": federation.key_prefetch,
+        "follow": partial(Followed, names=config.run.trackers),
+        "timeout": federation.timeout_s,
+    }
+
+
+def make_optimiser(config: Config, adapter: Adapter) -> ServerOptimizer:
+    """Return the server's step; one for each half where the halves of the adapter take turns."""
+
+    def make() -> ServerOptimizer:
+        federation, rate = config.federation, config.server_lr
+        if federation.aggregator == "feddyn":
+            return FedDyn(federation.feddyn_alpha)
+        if federation.aggregator == "fedadam":
+            return FedAdam(rate, federation.betas, noise_correction=federation.noise_correction)
+        return FedAvg(rate, federation.momentum if federation.aggregator == "fedavg" else 0.0)
+
+    return Alternating(make(), make(), adapter.mask(1)) if adapter.train == "alternate" else make()
+
+
+def key_source(
+    config: Config, stage: str = "", kept: Path | None = None
+) -> Callable[[int], KeySource]:
+    """Return what gives every client its keys: the system's entropy unless tests ask otherwise.
+
+    Keys that tests can predict follow from seed, stage and client, so no stage repeats another's;
+    which of them were drawn is kept in the folder ``kept``, so that a resumed run repeats none.
+    """
+    if not config.unsafe_deterministic_noise:
+        return lambda index: SystemKeySource()
+    seed = f"{config.run.seed}{stage and '/' + stage}".encode()
+
+    def source(index: int) -> KeySource:
+        keys = DeterministicKeySource(seed + b"/" + str(index).encode())
+        return keys if kept is None else KeptKeys(keys, kept / f"{index}.log")
+
+    return source
+
+
+def base_hash_of(digest: bytes, config: Config) -> bytes:
+    """Hash what all parties must share besides the plan: base weights, adapter, code version."""
+    # Where a client keeps its captions is its own affair; of a prompt the words count.
+    words = prompt_template(config.model.prompt)
+    model = config.model.model_copy(update={"context_cache": None, "prompt": words})
+    text = f"{carefl_secure.__version__}\n{model!r}\n{config.adapter!r}"
+    return hashlib.sha256(digest + text.encode()).digest()
+
+
+def opening(plan: RunPlan, corpora: Corpora, before: Mapping[str, float]) -> str:
+    """Return the sentence a run begins with."""
+    noise = (
+        f"noise multiplier {plan.noise_multiplier:.3f} for epsilon "
+        f"{plan.privacy.target_epsilon:g} over {plan.privacy.rounds} rounds"
+        if plan.protected
+        else "NO PRIVACY: privacy.unit is none"
+    )
+    loud = ""
+    hidden, most = plan.noise_norm(plan.privacy.clients), plan.privacy.clipping_norm
+    if plan.privacy.unit == "client" and hidden > 10 * most:
+        loud = (
+            f"; the noise in the mean move has norm {hidden:.3g} and the move itself {most:g} at "
+            "most, so little will be learnt: invite more clients, or protect persons or records"
+        )
+    records = len(corpora.private.records) or f"{plan.privacy.public_records} declared"
+    return (
+        f"{records} private records at {plan.privacy.clients} clients, "
+        f"{plan.encoding.dimension} trainable values, {plan.encoding.bits} bits each; {noise}; "
+        f"untuned mAP {before['mAP']:.3f}{loud}"
+    )

@@ -1,0 +1,116 @@
+"""From the configuration to a caption for every record, on the clients and on the server alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from carefl_secure.captions.cache import CaptionCache
+from carefl_secure.captions.controls import Donors, arrange, drop
+from carefl_secure.captions.describer import STAND_IN, describe_corpus
+from carefl_secure.captions.leakage import leakage
+from carefl_secure.captions.run import read_captions
+from carefl_secure.config import Config
+from carefl_secure.data.open_corpus import open_corpus
+from carefl_secure.data.records import Corpus
+from carefl_secure.progress import Reporter
+from carefl_secure.runs.corpora import Corpora
+from carefl_secure.runs.staged_corpora import load_corpora
+
+__all__ = ["Contexts", "caption_parts", "captions_of", "load_contexts"]
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """One caption for each record of a run; they enter the prompt, and no message.
+
+    Parameters
+    ----------
+    private : list of str
+        In the order of ``corpora.private``; each client sees its own share only.
+    public, test : list of str
+        Of the server's own images.
+    """
+
+    private: list[str]
+    public: list[str]
+    test: list[str]
+
+
+def load_contexts(config: Config, corpora: Corpora, reporter: Reporter) -> Contexts | None:
+    """Read or make the captions that ``model.context`` asks for; None where it asks for none.
+
+    Raises
+    ------
+    DataError
+        If a record has no caption in ``model.context_cache``.
+    """
+    said = captions_of(config, corpora, reporter)
+    if said is None:
+        return None
+    made = Contexts(said(corpora.private), said(corpora.public), said(corpora.test))
+    if config.model.context == "own":
+        share = leakage(corpora.public, made.public).stem
+        reporter.note(f"{share:.1%} of the public captions name an emotion of the label space")
+    return made
+
+
+def captions_of(
+    config: Config, corpora: Corpora, reporter: Reporter
+) -> Callable[[Corpus], list[str]] | None:
+    """Return what gives any corpus its captions in the run's manner; None where there are none.
+
+    Under ``shuffled`` and ``wrong`` all captions are those of public records, so that a private
+    record decides no caption but its own.
+
+    Raises
+    ------
+    DataError
+        If a public record has no caption where that is asked for; the function itself raises it
+        for other records.
+    """
+    control, seed = config.model.context, config.run.seed
+    if control == "none":
+        return None
+    source = _source(config, reporter)
+    donors = None
+    if control in ("shuffled", "wrong"):
+        donors = Donors(corpora.public, source(corpora.public))
+
+    def said(corpus: Corpus) -> list[str]:
+        own = source(corpus) if control == "own" else None
+        given = arrange(control, corpus, own, donors, seed) or []
+        return drop(given, corpus, config.model.context_dropout, seed)
+
+    return said
+
+
+def _source(config: Config, reporter: Reporter) -> Callable[[Corpus], list[str]]:
+    if config.model.context == "constant":
+        return lambda corpus: []
+    if config.model.context_cache is not None:
+        cache = CaptionCache.find(config.model.context_cache)
+        reporter.note(
+            f"captions: by {cache.facts.get('model')}, view {cache.facts.get('view')}, from the "
+            "cache on this machine"
+        )
+        return lambda corpus: read_captions(corpus, cache)
+    rate = config.model.context_error
+    reporter.note(STAND_IN.format(rate=rate))
+    return lambda corpus: describe_corpus(corpus, rate, config.run.seed)
+
+
+def caption_parts(config: Config, reporter: Reporter) -> dict[str, Corpus]:
+    """Return every part of ``data.source`` that a run on it would want captions of.
+
+    Raises
+    ------
+    DataError
+        If it cannot be read.
+    """
+    if not config.data.synthetic:
+        path = Path(config.data.source)
+        return open_corpus(path, task=config.data.labels, view=config.data.view, reporter=reporter)
+    corpora = load_corpora(config, reporter)
+    return {"private": corpora.private, "public": corpora.public, "test": corpora.test}

@@ -1,0 +1,177 @@
+"""Joins a model, a client's records and the clipping engine to the one sum a client gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from carefl_secure.data.records import targets
+from carefl_secure.data.subjects import first_of_each, people
+from carefl_secure.model.features import vision_features
+from carefl_secure.model.label_scorer import LabelScorer, Learner
+from carefl_secure.model.mean_gradient import mean_gradient
+from carefl_secure.privacy.clipping.clipped_sum import Engine, clipped_sum
+from carefl_secure.progress import Reporter
+from carefl_secure.runs.captions import Contexts
+from carefl_secure.runs.corpora import Corpora
+
+__all__ = ["ModelTask", "model_tasks"]
+
+Vector = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class ModelTask:
+    """One client's work: a ``LocalTask`` on a real model.
+
+    The clients of one process share the frozen base and the adapter object; each loads the
+    round's adapter before it uses it.
+
+    Parameters
+    ----------
+    learner : Learner
+        Holds this client's cached features and labels.
+    clipping_norm : float
+    normalise : bool
+    engine : {"native", "opacus"}
+    micro_batch : int
+    people : tuple of ndarray of int64, optional
+        Records of each person, for the unit person; places in the learner.
+    """
+
+    learner: Learner
+    clipping_norm: float
+    normalise: bool
+    engine: Engine
+    micro_batch: int
+    people: tuple[npt.NDArray[np.int64], ...] = ()
+
+    @property
+    def dimension(self) -> int:
+        """Number of entries of the flat adapter vector."""
+        return self.learner.scorer.adapter.dimension
+
+    @property
+    def records(self) -> int:
+        """Number of records that this client holds."""
+        return len(self.learner)
+
+    def clipped_sum(
+        self, adapter: Vector, indices: npt.NDArray[np.int64], number: int
+    ) -> npt.NDArray[np.float64]:
+        """Sum the clipped per-record gradients at ``adapter``; see the protocol."""
+        return self._clipped(adapter, indices, number, None)
+
+    @property
+    def persons(self) -> int:
+        """Number of persons that this client holds."""
+        return len(self.people)
+
+    @property
+    def most_records(self) -> int:
+        """Number of records of the person that has most."""
+        return max(map(len, self.people), default=0)
+
+    def clipped_person_sum(
+        self, adapter: Vector, persons: npt.NDArray[np.int64], number: int
+    ) -> npt.NDArray[np.float64]:
+        """Sum the clipped gradients of persons at ``adapter``; see the protocol."""
+        chosen = [self.people[person] for person in persons.tolist()]
+        groups = np.repeat(np.arange(len(chosen)), [len(one) for one in chosen])
+        return self._clipped(adapter, np.concatenate(chosen), number, groups)
+
+    def mask(self, number: int) -> npt.NDArray[np.bool_]:
+        """Return which entries train in a round."""
+        held = self.learner.scorer.adapter
+        with held.lock:
+            return held.mask(number)
+
+    def gradient(
+        self, adapter: Vector, indices: npt.NDArray[np.int64], number: int
+    ) -> npt.NDArray[np.float64]:
+        """Return the unclipped gradient of a mean loss; see the protocol."""
+        held = self.learner.scorer.adapter
+        with held.lock:
+            held.load(adapter)
+            held.module.train()
+            found = mean_gradient(
+                held.active(number), self.learner.losses, indices, self.micro_batch
+            )
+            out = np.zeros(held.dimension)
+            out[held.mask(number)] = found
+        return out
+
+    def _clipped(
+        self,
+        adapter: Vector,
+        indices: npt.NDArray[np.int64],
+        number: int,
+        groups: npt.NDArray[np.int64] | None,
+    ) -> npt.NDArray[np.float64]:
+        held = self.learner.scorer.adapter
+        with held.lock:
+            held.load(adapter)
+            held.module.train()
+            total = clipped_sum(
+                held.module,
+                held.active(number),
+                self.learner.losses,
+                indices,
+                clipping_norm=self.clipping_norm,
+                normalise=self.normalise,
+                engine=self.engine,
+                micro_batch=self.micro_batch,
+                groups=groups,
+                parallel_batches=held.base.parallel_batches,
+            )
+            out = np.zeros(held.dimension)
+            out[held.mask(number)] = total.vector
+        return out
+
+
+def model_tasks(
+    scorer: LabelScorer,
+    corpora: Corpora,
+    *,
+    clipping_norm: float,
+    normalise: bool,
+    engine: Engine,
+    micro_batch: int,
+    reporter: Reporter,
+    contexts: Contexts | None = None,
+    by_person: bool = False,
+    records_per_person: int | None = None,
+) -> list[ModelTask]:
+    """Encode the private images once and give every client its share, captions included.
+
+    With ``by_person`` a task knows which of its records show one person; with
+    ``records_per_person`` it holds the first so many of each, in the corpus' order.
+    """
+    said = None if contexts is None else contexts.private
+    features = vision_features(scorer.adapter.base, corpora.private, reporter)
+    labels = targets(corpora.private)
+    shares, groups = list(corpora.shares), [list[npt.NDArray[np.int64]]()] * len(corpora.shares)
+    if by_person:
+        groups = [people(corpora.private.records, share) for share in shares]
+    if records_per_person is not None:
+        kept = [first_of_each(held, records_per_person) for held in groups]
+        shares = [share[places] for share, places in zip(shares, kept, strict=True)]
+        groups = [people(corpora.private.records, share) for share in shares]
+    return [
+        ModelTask(
+            Learner(
+                scorer,
+                features[share],
+                labels[share],
+                None if said is None else [said[i] for i in share.tolist()],
+            ),
+            clipping_norm,
+            normalise,
+            engine,
+            micro_batch,
+            tuple(held),
+        )
+        for share, held in zip(shares, groups, strict=True)
+    ]

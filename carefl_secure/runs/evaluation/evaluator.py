@@ -1,0 +1,118 @@
+"""Scores of the adapter on held-out records, and the baselines they are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from carefl_secure.data.records import targets
+from carefl_secure.evaluation.baselines import floors
+from carefl_secure.evaluation.metrics import choose_thresholds, macro_f1, mean_average_precision
+from carefl_secure.model.features import vision_features
+from carefl_secure.model.generation import TextScorer
+from carefl_secure.model.label_scorer import LabelScorer
+from carefl_secure.progress import Reporter
+from carefl_secure.runs.captions import Contexts
+from carefl_secure.runs.client_task import Vector
+from carefl_secure.runs.corpora import Corpora
+
+__all__ = ["Evaluator", "baseline_floors", "final_figures"]
+
+
+class Evaluator:
+    """Scores an adapter on the server's own splits; no client's record is touched.
+
+    Parameters
+    ----------
+    scorer : LabelScorer
+    corpora : Corpora
+    batch : int
+    reporter : Reporter
+    contexts : Contexts, optional
+        The captions of the server's own splits are made and arranged as the clients' are.
+    texts : TextScorer, optional
+        Decides macro F1 by what the model writes; mAP ranks by label likelihood all the same.
+    """
+
+    def __init__(
+        self,
+        scorer: LabelScorer,
+        corpora: Corpora,
+        batch: int,
+        reporter: Reporter,
+        contexts: Contexts | None = None,
+        texts: TextScorer | None = None,
+    ) -> None:
+        base = scorer.adapter.base
+        self._texts = texts
+        self._test_captions = None if contexts is None else contexts.test
+        self._public_captions = None if contexts is None else contexts.public
+        self._scorer = scorer
+        self._batch = batch
+        self._test = vision_features(base, corpora.test, reporter)
+        self._test_targets = targets(corpora.test)
+        multi = corpora.test.space.multi
+        self._public = vision_features(base, corpora.public, reporter) if multi else None
+        self._public_targets = targets(corpora.public)
+
+    def __call__(self, adapter: Vector) -> dict[str, float]:
+        """Return ``mAP`` and ``macro_f1`` of an adapter.
+
+        Where several labels may hold, F1 uses one threshold per label, chosen on the public
+        split with the same adapter; otherwise the most likely label. With ``texts``, F1 follows
+        what the model writes, and ``unparsable`` is the share of answers that name no label.
+        """
+        self._scorer.adapter.load(adapter)
+        scores = self._scorer.all(self._test, self._batch, self._test_captions)
+        if self._texts is not None:
+            written = self._texts.all(self._test, self._batch, self._test_captions)
+            half = np.full(scores.shape[1], 0.5)
+            return {
+                "mAP": mean_average_precision(self._test_targets, scores),
+                "macro_f1": macro_f1(self._test_targets, written.decisions.astype(float), half),
+                "unparsable": float(written.unparsable.mean()),
+            }
+        thresholds = None
+        if self._public is not None:
+            open_scores = self._scorer.all(self._public, self._batch, self._public_captions)
+            thresholds = choose_thresholds(self._public_targets, open_scores)
+        return {
+            "mAP": mean_average_precision(self._test_targets, scores),
+            "macro_f1": macro_f1(self._test_targets, scores, thresholds),
+        }
+
+
+def final_figures(
+    row: Mapping[str, float | int | str],
+    before: Mapping[str, float],
+    evaluate: Callable[[Vector], dict[str, float]],
+    adapter: Vector,
+) -> dict[str, float]:
+    """Return the figures of a final adapter, from its round's own row where that was scored.
+
+    Parameters
+    ----------
+    row : mapping
+        Of the last finished round. One that was resumed, and whose last rounds were paid for and
+        lost, may not have been scored.
+    before : mapping
+        Names what is asked for.
+    evaluate : callable(adapter) -> dict
+        An `Evaluator`.
+    adapter : ndarray of float32, shape [D]
+        After that round.
+    """
+    scored = {name: float(row[name]) for name in before if name in row}
+    return scored if len(scored) == len(before) else evaluate(adapter)
+
+
+def baseline_floors(corpora: Corpora) -> dict[str, float]:
+    """Return the test mAP of the simple baselines, fitted on the open split: nothing private."""
+    scored = floors(
+        [corpora.open.image(i) for i in range(len(corpora.open.records))],
+        targets(corpora.open),
+        [corpora.test.image(i) for i in range(len(corpora.test.records))],
+        targets(corpora.test),
+    )
+    return {name: figures["mAP"] for name, figures in scored.items()}

@@ -1,0 +1,262 @@
+"""Scores a run on C-EXPR-DB's seven classes, which it was not trained on, and by whole videos.
+
+A run trained on RAF-DB's eleven compound classes is asked for those eleven. The four that C-EXPR
+has not are masked and the rest renormalised
+(:func:`carefl_secure.data.corpora.cexpr_fusion.compound_to_cexpr`), and the frames of a video
+become one answer (:func:`carefl_secure.data.corpora.cexpr_fusion.fuse_frames`). Videos without
+labels, such as those of the challenge, get predictions and no figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from carefl_secure.config import load_config
+from carefl_secure.data.corpora.base import PublishedCorpus
+from carefl_secure.data.corpora.cexpr_fusion import Rule, compound_to_cexpr, fuse_frames
+from carefl_secure.data.label_spaces import CEXPR, COMPOUND
+from carefl_secure.data.open_corpus import open_corpus, recognise
+from carefl_secure.data.records import Corpus, LabelSpace
+from carefl_secure.data.splits import Subset
+from carefl_secure.errors import ConfigError, RunError
+from carefl_secure.evaluation.assess import Known, Settings, assess
+from carefl_secure.evaluation.summary import Evaluation
+from carefl_secure.model.features import vision_features
+from carefl_secure.model.label_scorer import LabelScorer
+from carefl_secure.model.saved import load_saved
+from carefl_secure.progress import Reporter
+from carefl_secure.run_folder import RunFolder, write_atomically
+from carefl_secure.runs.build import label_scorer
+from carefl_secure.runs.captions import captions_of
+from carefl_secure.runs.evaluation.evaluate import refuse_own
+from carefl_secure.runs.evaluation.zero_shot_parts import (
+    Part,
+    own_part,
+    predictions_table,
+    seven,
+    shared,
+    truth,
+    video_parts,
+)
+from carefl_secure.runs.staged_corpora import load_corpora
+
+__all__ = ["PREDICTIONS", "ZeroShot", "evaluate_zero_shot"]
+
+Floats = npt.NDArray[np.float64]
+
+PREDICTIONS = "predictions-cexpr.csv"
+"""The file of predictions. Its columns are this package's own: the challenge published none."""
+
+_TINY = float(np.finfo(np.float64).tiny)
+_MASKED = (
+    "zero-shot: trained on RAF-DB's eleven compound classes, of which the four that C-EXPR-DB has "
+    "not are masked and the other seven renormalised"
+)
+
+
+@dataclass(frozen=True)
+class ZeroShot:
+    """What was scored and predicted.
+
+    Parameters
+    ----------
+    run : str
+    evaluation : Evaluation or None
+        Figures over videos, or over single pictures on the run's own corpus; None where nothing
+        has a label.
+    file : Path or None
+        The file that holds it.
+    predictions : Path or None
+        One row for each video, scored or not; None on the run's own corpus.
+    unlabelled : int
+        Videos among them that have no label.
+    """
+
+    run: str
+    evaluation: Evaluation | None
+    file: Path | None
+    predictions: Path | None
+    unlabelled: int
+
+
+def evaluate_zero_shot(
+    run: Path,
+    reporter: Reporter,
+    *,
+    data: Path | None = None,
+    rule: Rule = "mean_probability",
+    fold: int = 0,
+    every: int = 1,
+    settings: Settings | None = None,
+) -> ZeroShot:
+    """Score a run on the seven classes, and write the result to ``RUN/evaluation``.
+
+    With ``data``, videos of C-EXPR-DB: figures of the labelled part (``val``, or ``all`` where
+    labels go by time) to ``evaluation-cexpr.json``, and predictions of it and of the unlabelled
+    part to :data:`PREDICTIONS`. Intervals come from drawing videos; clips that were cut from one
+    video are drawn together. Without ``data``, those records of the run's own test split that
+    carry one of the seven, to ``evaluation-test-cexpr.json``.
+
+    Parameters
+    ----------
+    run : Path
+        The folder of a run trained on ``compound`` (or, with ``data``, on ``cexpr`` itself).
+    reporter : Reporter
+    data : Path, optional
+        C-EXPR-DB, as frames or as videos.
+    rule : {"mean_probability", "majority", "mean_logit"}
+        From frames to videos.
+    fold, every : int
+        Which fold of the labelled part; every so-manieth frame of a video.
+    settings : Settings, optional
+
+    Returns
+    -------
+    ZeroShot
+
+    Raises
+    ------
+    ConfigError
+        If the run was trained on other labels, or ``data`` is another corpus or the run's own.
+    DataError
+        If there is nothing to score or to predict.
+    RunError
+        If there is no run, or the result cannot be written.
+    """
+    folder = RunFolder.open(run)
+    config = load_config(folder.config, ())
+    if data is not None:
+        refuse_own(config, data, "test")
+        if recognise(data).kind != "cexpr":
+            raise ConfigError(f"{data} is not laid out as C-EXPR-DB; leave out --space to score it")
+    corpora = load_corpora(config, reporter)
+    space = corpora.test.space
+    _refuse_others(space, own=data is None)
+    parts = (
+        [own_part(corpora.test)]
+        if data is None
+        else video_parts(open_corpus(data, fold=fold, every=every, reporter=reporter), data)
+    )
+    scorer = label_scorer(config, space)
+    said = captions_of(config, corpora, reporter)
+    untuned, tuned = _answers(scorer, parts, folder, config.evaluation.batch, said, reporter)
+    chosen = settings or Settings(seed=config.run.seed)
+    name = folder.path.resolve().name
+
+    def figures(place: int) -> Evaluation:
+        part, known = parts[place], None
+        if data is None:
+            public = Subset(corpora.public, shared(corpora.public))
+            known = Known(seven(public)) if public.records else None
+        records = part.records()
+        found = assess(
+            records if data is not None else part.corpus.records,
+            CEXPR,
+            seven(part.corpus) if data is None else truth(records),
+            np.log(_fused(part, tuned[place], rule)),
+            np.log(_fused(part, untuned[place], rule)),
+            run=name,
+            corpus=part.corpus.name,
+            split=f"{part.name} split",
+            known=known,
+            images=part.images(),
+            settings=chosen,
+        )
+        remarks = _remarks(part, space, rule, own=data is None)
+        lacking = sum(label.positives == 0 for label in found.labels)
+        if lacking:
+            remarks.append(
+                f"{lacking} of the seven classes have no scored video: left out of means"
+            )
+        return replace(found, remarks=(*found.remarks, *remarks))
+
+    scored = next((k for k, part in enumerate(parts) if part.labelled), None)
+    evaluation = None if scored is None else figures(scored)
+    suffix = "test-cexpr" if data is None else "cexpr"
+    target = folder.path / "evaluation"
+    try:
+        target.mkdir(exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot make {target}: {error.strerror}") from error
+    file = target / f"evaluation-{suffix}.json"
+    if evaluation is not None:
+        write_atomically(file, evaluation.as_json().encode())
+    if data is not None:
+        text = predictions_table(
+            [(p, _fused(p, s, rule)) for p, s in zip(parts, tuned, strict=True)]
+        )
+        write_atomically(target / PREDICTIONS, text.encode())
+    return ZeroShot(
+        name,
+        evaluation,
+        None if evaluation is None else file,
+        None if data is None else target / PREDICTIONS,
+        sum(len(part.frames()) for part in parts if not part.labelled),
+    )
+
+
+def _refuse_others(space: LabelSpace, *, own: bool) -> None:
+    if space.labels == COMPOUND.labels or (space.labels == CEXPR.labels and not own):
+        return
+    raise ConfigError(
+        f"the run was trained on the labels {space.name}, which say nothing of C-EXPR-DB's seven "
+        "compound expressions; "
+        + (
+            "it scores them already: leave out --space"
+            if space.labels == CEXPR.labels
+            else "score a run trained on compound (data.labels=compound)"
+        )
+    )
+
+
+def _answers(
+    scorer: LabelScorer,
+    parts: Sequence[Part],
+    folder: RunFolder,
+    batch: int,
+    said: Callable[[Corpus], list[str]] | None,
+    reporter: Reporter,
+) -> tuple[list[Floats], list[Floats]]:
+    """Return the probabilities [frames, 7] of each part, untuned and tuned."""
+    features = [vision_features(scorer.adapter.base, part.corpus, reporter) for part in parts]
+    words = [said(part.corpus) if said else None for part in parts]
+    eleven = scorer.space.labels == COMPOUND.labels
+
+    def answered() -> list[Floats]:
+        found = []
+        for seen, spoken in zip(features, words, strict=True):
+            scores = scorer.all(seen, batch, spoken).astype(np.float64)
+            found.append(compound_to_cexpr(scores) if eleven else np.exp(scores))
+        return found
+
+    # A fresh adapter changes nothing: B is zero.
+    untuned = answered()
+    load_saved(scorer.adapter, folder.adapter)
+    return untuned, answered()
+
+
+def _fused(part: Part, likely: Floats, rule: Rule) -> Floats:
+    """Return the scores of each video, [videos, 7], above zero."""
+    _, fused = fuse_frames(np.log(np.maximum(likely, _TINY)), part.videos, rule)
+    return np.maximum(fused, _TINY)
+
+
+def _remarks(part: Part, space: LabelSpace, rule: str, *, own: bool) -> list[str]:
+    remarks = [_MASKED] if space.labels == COMPOUND.labels else []
+    if own:
+        return [*remarks, "records of the four other classes are left out"]
+    remarks.append(
+        f"a record is a video: its frames, {len(part.videos)} in all, are fused by {rule}; "
+        "brightness and sharpness are those of the middle frame"
+    )
+    if set(part.videos) != {record.attributes["video"] for record in part.corpus.records}:
+        remarks.append("a video that is annotated with several labels counts once for each")
+    if isinstance(part.corpus, PublishedCorpus):
+        remarks.extend(part.corpus.skipped.remarks)
+    remarks.append("no result of the challenge: its labels are not public")
+    return remarks

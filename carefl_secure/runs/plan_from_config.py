@@ -1,0 +1,116 @@
+"""From a configuration to the plan of a run: what `plan_run` is given, the same at every party."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from carefl_secure.config import Config
+from carefl_secure.data.subjects import people
+from carefl_secure.errors import ConfigError
+from carefl_secure.federation.plan.calibrate import plan_run
+from carefl_secure.federation.plan.ledger_history import History, earlier_spends
+from carefl_secure.federation.plan.local_steps import LocalPlan
+from carefl_secure.federation.plan.run_plan import RunPlan
+from carefl_secure.runs.corpora import Corpora
+
+__all__ = [
+    "UNCLIPPED",
+    "counted",
+    "earlier_of",
+    "local_plan",
+    "plan_of",
+    "plan_settings",
+    "plan_with",
+]
+
+UNCLIPPED = 1e3
+"""Far above the norm of any record's gradient: without privacy nothing is to be cut."""
+
+
+def earlier_of(config: Config, run: str | None) -> frozenset[History]:
+    """Return what the clients' ledgers hold of other runs, where a limit over all runs is set."""
+    privacy = config.privacy
+    if privacy.ledgers is None or privacy.max_epsilon is None or privacy.unit == "none":
+        return frozenset()
+    return earlier_spends(privacy.ledgers, config.federation.clients, run)
+
+
+def plan_of(
+    config: Config, corpora: Corpora, dimension: int, earlier: frozenset[History] = frozenset()
+) -> RunPlan:
+    """Return the plan that follows from a configuration; the same at every party."""
+    declared = config.federation.public_records
+    if declared is not None:
+        return plan_with(config, declared, dimension, earlier=earlier)
+    many, held = counted(config, corpora)
+    return plan_with(config, many, dimension, held, earlier)
+
+
+def counted(config: Config, corpora: Corpora) -> tuple[int, int]:
+    """Count the units that are sampled, records or persons, and the records."""
+    held = corpora.private.records
+    return (len(people(held)) if config.privacy.unit == "person" else len(held)), len(held)
+
+
+def plan_with(
+    config: Config,
+    public_records: int,
+    dimension: int,
+    records: int | None = None,
+    earlier: frozenset[History] = frozenset(),
+) -> RunPlan:
+    """Return the plan for a declared number of records (persons), without looking at any."""
+    return plan_run(
+        **plan_settings(config, public_records, dimension, records),
+        limit=config.privacy.max_epsilon if earlier else None,
+        earlier=earlier,
+    )
+
+
+def plan_settings(
+    config: Config, public_records: int, dimension: int, records: int | None = None
+) -> dict[str, Any]:
+    """Return what `plan_run` needs of a configuration."""
+    privacy = config.privacy
+    private = privacy.unit != "none"
+    records = public_records if records is None else records
+    if private and privacy.delta >= 1 / records:
+        raise ConfigError(
+            f"privacy.delta={privacy.delta:g} is not below one over the {records} private "
+            f"records, which would allow one record to be published whole; set privacy.delta "
+            f"below {1 / records:.2g}"
+        )
+    return {
+        "unit": privacy.unit,
+        "trust": privacy.trust,
+        "records_per_person": privacy.records_per_person,
+        "local": local_plan(config),
+        "dimension": dimension,
+        "clients": config.federation.clients,
+        "rounds": config.federation.rounds,
+        "public_records": public_records,
+        "sample_rate": 1.0 if privacy.unit == "client" else privacy.sample_rate,
+        "clipping_norm": config.privacy.clipping_norm if private else UNCLIPPED,
+        "delta": config.privacy.delta,
+        "target_epsilon": config.privacy.epsilon if private else None,
+        "min_survivors": config.federation.floor,
+        "max_colluders": config.privacy.max_colluders,
+        "normalise": config.privacy.normalise and private,
+    }
+
+
+def local_plan(config: Config) -> LocalPlan | None:
+    """Return the local steps of a configuration; None where clients release sums of gradients."""
+    federation = config.federation
+    if not config.sums_updates:
+        return None
+    rule = federation.aggregator
+    return LocalPlan(
+        steps=config.local_steps,
+        learning_rate=config.local_lr,
+        batch_share=config.privacy.sample_rate,
+        proximal_mu=federation.proximal_mu if rule == "fedprox" else 0.0,
+        feddyn_alpha=federation.feddyn_alpha if rule == "feddyn" else 0.0,
+        stragglers=federation.stragglers,
+        seed=config.run.seed,
+    )

@@ -1,0 +1,167 @@
+"""Figures of a run, also in TensorBoard or MLflow: when asked, and nothing but what is kept anyway.
+
+``metrics.jsonl`` is the record. A tracker is told each row once that row is in there, and a run
+does not depend on it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Protocol
+
+from carefl_secure.errors import ConfigError, RunError
+from carefl_secure.progress import Reporter
+from carefl_secure.run_folder import RunFolder
+
+__all__ = ["MARK", "Followed", "Tracker", "check_trackers"]
+
+Scalar = float | int | str
+Row = Mapping[str, Scalar]
+
+MARK = "survivors"
+"""A figure of every row: the rounds that have it are those that a tracker holds already."""
+
+_NEEDS = {"tensorboard": "tensorboard", "mlflow": "mlflow"}
+_MODULES = {
+    "tensorboard": "carefl_secure.runs.trackers.tensorboard",
+    "mlflow": "carefl_secure.runs.trackers.mlflow",
+}
+
+
+class Tracker(Protocol):
+    """Another place where the figures of a run are shown.
+
+    Every method raises `RunError` when that place fails.
+    """
+
+    where: str
+    """One sentence for the person watching: where the figures go."""
+
+    def rounds(self) -> set[int]:
+        """Return the rounds that it holds already."""
+
+    def record(self, row: Row) -> None:
+        """Add one round's figures; on return they are written."""
+
+    def close(self, finished: bool) -> None:
+        """End; ``finished`` tells whether all rounds are done."""
+
+
+Opener = Callable[[RunFolder], Tracker]
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Check that what is asked for is installed, without importing it.
+
+    Raises
+    ------
+    ConfigError
+        When a package is missing.
+    """
+    for name in names:
+        if importlib.util.find_spec(_NEEDS[name]) is None:
+            raise ConfigError(
+                f"run.trackers asks for {name}, which is not installed; "
+                "pip install 'carefl-secure[tracking]', or leave it out"
+            )
+
+
+def _opener(name: str) -> Opener:
+    """Return what opens a tracker; its package is imported here, and in no other run."""
+    found: Opener = importlib.import_module(_MODULES[name]).open_tracker
+    return found
+
+
+class Followed:
+    """A reporter that passes everything on, and every round to trackers too.
+
+    Use it as a context around the rounds: entering it brings the trackers up to the rows that the
+    folder holds, leaving it ends them.
+
+    Parameters
+    ----------
+    reporter : Reporter
+        Told everything, the trackers' troubles included.
+    folder : RunFolder
+    names : sequence of str
+        From ``tensorboard`` and ``mlflow``.
+
+    Raises
+    ------
+    ConfigError
+        When a package is missing.
+    RunError
+        When a tracker cannot be opened.
+
+    Guarantees
+    ----------
+    A tracker gets rows of ``metrics.jsonl`` and, from MLflow's side, settings of ``config.yaml``
+    that name no file; each round once, resumed runs included. One that fails between the first
+    round and the last is named in a note and left out from then on: the run goes on, and no row of
+    ``metrics.jsonl`` is lost.
+    """
+
+    def __init__(self, reporter: Reporter, folder: RunFolder, names: Sequence[str]) -> None:
+        check_trackers(names)
+        self._reporter = reporter
+        self._folder = folder
+        self._trackers = {name: _opener(name)(folder) for name in dict.fromkeys(names)}
+
+    def __enter__(self) -> Followed:
+        """Name the places, and tell each the rounds it has not got."""
+        for name, tracker in list(self._trackers.items()):
+            self._reporter.note(tracker.where)
+            self._try(name, self._catch_up)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End the trackers."""
+        for name in list(self._trackers):
+            self._try(name, lambda tracker: tracker.close(kind is None))
+        self._trackers.clear()
+
+    def start(self, task: str, total: int) -> None:
+        """Announce a task of ``total`` steps."""
+        self._reporter.start(task, total)
+
+    def advance(self, task: str, step: int = 1) -> None:
+        """Say that ``step`` more steps of the task are done."""
+        self._reporter.advance(task, step)
+
+    def finish(self, task: str) -> None:
+        """Say that the task is over."""
+        self._reporter.finish(task)
+
+    def note(self, text: str) -> None:
+        """Pass on one sentence."""
+        self._reporter.note(text)
+
+    def round(self, row: Row) -> None:
+        """Pass on the figures of one finished round, which ``metrics.jsonl`` holds by now."""
+        self._reporter.round(row)
+        for name in list(self._trackers):
+            self._try(name, lambda tracker: tracker.record(row))
+
+    def _catch_up(self, tracker: Tracker) -> None:
+        known = tracker.rounds()
+        for row in self._folder.read_metrics():
+            if int(row["round"]) not in known:
+                tracker.record(row)
+
+    def _try(self, name: str, work: Callable[[Tracker], None]) -> None:
+        try:
+            work(self._trackers[name])
+        except RunError as error:
+            del self._trackers[name]
+            self._reporter.note(
+                f"WARNING: {name} FAILED AND IS TOLD NOTHING MORE ({error}); the run goes on, and "
+                f"every figure is in {self._folder.metrics}"
+            )

@@ -1,0 +1,79 @@
+"""Figures of a run as TensorBoard's event files, in the run folder."""
+
+from __future__ import annotations
+
+from tensorboard.backend.event_processing.event_accumulator import TENSORS, EventAccumulator
+from tensorboard.summary import Writer
+
+from carefl_secure.errors import RunError
+from carefl_secure.run_folder import RunFolder
+from carefl_secure.runs.trackers.base import MARK, Row, Tracker
+
+__all__ = ["open_tracker"]
+
+
+class _Events:
+    """Writes ``<run>/tensorboard``; nothing leaves this machine."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._path = folder.path / "tensorboard"
+        self.where = (
+            f"TensorBoard: {self._path}; look at it with tensorboard --logdir {folder.path.parent}"
+        )
+        try:
+            self._known = self._read()
+            self._writer = Writer(str(self._path))
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def rounds(self) -> set[int]:
+        """Return the rounds in all files of the folder."""
+        return self._known
+
+    def record(self, row: Row) -> None:
+        """Write every number of a row; the one that marks a whole row comes last."""
+        step = int(row["round"])
+        values = {
+            name: value
+            for name, value in row.items()
+            if name not in ("round", MARK) and not isinstance(value, str)
+        }
+        try:
+            for name, value in {**values, MARK: row[MARK]}.items():
+                self._writer.add_scalar(name, value, step)
+            self._writer.flush()
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def close(self, finished: bool) -> None:
+        """Close the file."""
+        try:
+            self._writer.close()
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def _read(self) -> set[int]:
+        if not self._path.is_dir():
+            return set()
+        events = EventAccumulator(str(self._path), size_guidance={TENSORS: 0})
+        events.Reload()
+        if MARK not in events.Tags()[TENSORS]:
+            return set()
+        return {int(event.step) for event in events.Tensors(MARK)}
+
+    def _failed(self, error: OSError) -> RunError:
+        return RunError(
+            f"TensorBoard's files under {self._path} cannot be written: {error.strerror or error}; "
+            "free some space, or leave tensorboard out of run.trackers"
+        )
+
+
+def open_tracker(folder: RunFolder) -> Tracker:
+    """Open the event files of a run.
+
+    Raises
+    ------
+    RunError
+        When they cannot be written.
+    """
+    return _Events(folder)

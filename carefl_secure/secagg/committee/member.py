@@ -1,0 +1,330 @@
+"""A committee member: opens envelopes, answers once with one vector, forgets."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Mapping
+from enum import IntEnum
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from carefl_secure.errors import ProtocolError
+from carefl_secure.noise import KeySource, add_masks
+from carefl_secure.secagg.committee import transcript
+from carefl_secure.secagg.committee.messages import (
+    SEED_BYTES,
+    Listing,
+    Loss,
+    MemberAnswer,
+    MemberKey,
+    Opening,
+    SeedShares,
+    content_bytes,
+)
+from carefl_secure.secagg.committee.parameters import CommitteeParameters
+from carefl_secure.secagg.committee.verify import read_announcements, read_loss, read_opening
+from carefl_secure.secagg.primitives import shamir
+from carefl_secure.secagg.primitives.checks import below_floor, lost_members, refuse
+from carefl_secure.secagg.primitives.crypto import check_place, same, sign, verify, words_digest
+from carefl_secure.secagg.primitives.hpke import EnvelopeKey, open_envelope
+from carefl_secure.secagg.primitives.shamir import read_element
+
+__all__ = ["CommitteeMember", "MemberPhase"]
+
+
+class MemberPhase(IntEnum):
+    """The last step that a member has answered."""
+
+    NEW = 0
+    ANNOUNCED = 1
+    OPENED = 2
+    ANSWERED = 3
+    CONSENTED = 4
+    RECOVERED = 5
+    CLOSED = 6
+
+
+class CommitteeMember:
+    """One member's side of a committee round. It never sees a vector of a client.
+
+    ============= ============================================== =================================
+    step          checks                                         gives
+    ============= ============================================== =================================
+    ``announce``                                                 a fresh public key, signed
+    ``open``      every client's signature, the floor            which envelopes do not open
+    ``answer``    all members saw the same list; the floor       one sum of masks, once
+    ``consent``   the lost are at most ``spare`` others          one word on who is lost
+    ``recover``   all present members said the same              shares of the lost one's seeds
+    ============= ============================================== =================================
+
+    The last two are needed only where a member is lost and the round has spares. A member that
+    restarts has lost its key and counts as lost.
+
+    Parameters
+    ----------
+    parameters
+        What the round was agreed to be.
+    index
+        This member's place in the committee.
+    identity
+        The private half of ``parameters.members[index]``.
+    keys
+        Where fresh keys come from; ``SystemKeySource()`` outside tests.
+
+    Raises
+    ------
+    ProtocolError
+        From every step, if a check fails; its text starts with the name of the check. Nothing
+        was given then and the step may be tried again with honest input.
+    CohortError
+        If fewer than ``parameters.floor`` clients are on the list or left on it.
+
+    Guarantees
+    ----------
+    An honest member gives one sum over at least ``parameters.floor`` different clients that each
+    signed their message in this round, and nothing about any smaller set; with spares, also the
+    shares of at most ``spare`` other members' seeds, agreed upon with a quorum. One honest
+    member is enough where ``spare`` is 0, even if the server shows members different lists or
+    other members sign several: the masks of the clients on one list but not on another then stay
+    on the sum.
+    """
+
+    def __init__(
+        self,
+        parameters: CommitteeParameters,
+        index: int,
+        identity: Ed25519PrivateKey,
+        keys: KeySource,
+    ) -> None:
+        check_place(identity, index, parameters.members, party="member")
+        self._parameters = parameters
+        self._index = index
+        self._identity = identity
+        self._keys = keys
+        self._phase = MemberPhase.NEW
+        self._key: EnvelopeKey | None = None
+        self._announcement = b""
+        self._seen = b""
+        self._listed = b""
+        self._opening = b""
+        self._clients: tuple[int, ...] = ()
+        self._settled = b""
+        self._lost: tuple[int, ...] = ()
+        self._contents: dict[int, bytearray] = {}
+
+    @property
+    def index(self) -> int:
+        """Place of this member in the committee."""
+        return self._index
+
+    @property
+    def phase(self) -> MemberPhase:
+        """The last step answered."""
+        return self._phase
+
+    @property
+    def _context(self) -> bytes:
+        return self._parameters.context()
+
+    def close(self) -> None:
+        """Forget every secret and refuse all further steps."""
+        self._erase()
+        self._phase = MemberPhase.CLOSED
+
+    def _erase(self) -> None:
+        self._key = None
+        for content in self._contents.values():
+            content[:] = bytes(len(content))
+        self._contents.clear()
+
+    def _due(self, last: MemberPhase, step: str) -> None:
+        if self._phase == last:
+            return
+        if self._phase > last:
+            raise refuse("step order", f"{step} was answered before, or the round is closed")
+        raise refuse(
+            "step order", f"{step} is not due yet, the last step was {self._phase.name.lower()}"
+        )
+
+    def announce(self) -> bytes:
+        """Make the key of the round and return its signed public half."""
+        self._due(MemberPhase.NEW, "announce")
+        self._key = EnvelopeKey(self._keys)
+        context = self._parameters.key_context()
+        fields = transcript.member_key(context, self._index, self._key.public)
+        signature = sign(self._identity, transcript.MEMBER_KEY, *fields)
+        self._announcement = MemberKey(self._key.public, signature).encode(self._index, context)
+        self._phase = MemberPhase.ANNOUNCED
+        return self._announcement
+
+    def bind(self, model_hash: bytes) -> None:
+        """Say for which model a key made ahead is used, before the envelopes are opened; once.
+
+        Raises
+        ------
+        ProtocolError
+            If the round has a model, or the key is not announced or was used.
+        """
+        self._due(MemberPhase.ANNOUNCED, "bind")
+        self._parameters = self._parameters.bind(model_hash)
+
+    def open(self, announcements: Mapping[int, bytes], listing: bytes) -> bytes:
+        """Check the list of clients, open their envelopes, and sign which do not open.
+
+        Parameters
+        ----------
+        announcements
+            The message of every member, this one included, by index.
+        listing
+            The list of clients, with the envelopes for this member.
+        """
+        self._due(MemberPhase.ANNOUNCED, "open")
+        parameters, context = self._parameters, self._context
+        if announcements.get(self._index) != self._announcement:
+            raise refuse("own announcement", "the list lacks mine, or holds another in its place")
+        _, seen = read_announcements(announcements, parameters)
+        parsed = Listing.parse(listing, self._index, parameters)
+        if len(parsed.entries) < parameters.floor:
+            raise below_floor("submitting", len(parsed.entries), parameters.floor)
+        signed = []
+        for index, entry in parsed.entries.items():
+            fields = entry.fields(context, seen, index)
+            verify(parameters.roster[index], entry.signature, index, transcript.SUBMISSION, *fields)
+            found = hashlib.sha256(parsed.envelopes[index]).digest()
+            if not same(found, entry.envelopes[self._index]):
+                raise refuse("envelope", f"it is not the one that client {index} signed")
+            signed.append(fields)
+        contents = {}
+        for index, entry in parsed.entries.items():
+            content = self._content(seen, index, parsed.envelopes[index])
+            if content is not None and self._fits(seen, index, content, entry.commitments):
+                contents[index] = content
+        failed = tuple(index for index in parsed.entries if index not in contents)
+        listed = transcript.client_list(context, seen, signed)
+        fields = transcript.opening(context, seen, self._index, listed, failed)
+        signature = sign(self._identity, transcript.OPENING, *fields)
+        self._seen, self._listed, self._contents = seen, listed, contents
+        self._clients = tuple(parsed.entries)
+        self._opening = Opening(listed, failed, signature).encode(self._index, context)
+        self._key = None
+        self._phase = MemberPhase.OPENED
+        return self._opening
+
+    def _content(self, seen: bytes, client: int, envelope: bytes) -> bytearray | None:
+        if self._key is None:
+            raise refuse("step order", "the key of the round is gone")
+        info = transcript.envelope_info(self._context, seen, client, self._index)
+        content = open_envelope(self._key, envelope, info)
+        if content is None or len(content) != content_bytes(self._parameters):
+            return None
+        return bytearray(content)
+
+    def _fits(
+        self, seen: bytes, client: int, content: bytearray, commitments: tuple[bytes, ...]
+    ) -> bool:
+        """Tell whether an envelope holds the committed seed and shares within the field."""
+        seed = content[:SEED_BYTES]
+        promised = transcript.commitment(self._context, seen, client, self._index, seed)
+        if not same(promised, commitments[self._index]):
+            return False
+        try:
+            for start in range(SEED_BYTES, len(content), shamir.SHARE_BYTES):
+                read_element(bytes(content[start : start + shamir.SHARE_BYTES]))
+        except ProtocolError:
+            return False
+        return True
+
+    def answer(self, openings: Mapping[int, bytes]) -> bytes:
+        """Settle the list from all members' openings and give the sum of masks over it; once.
+
+        Left out is whoever failed at any member that is present.
+
+        Parameters
+        ----------
+        openings
+            The signed word of every member that is present, this one included, by index.
+        """
+        self._due(MemberPhase.OPENED, "answer")
+        parameters, context = self._parameters, self._context
+        if openings.get(self._index) != self._opening:
+            raise refuse("own opening", "the list lacks mine, or holds another in its place")
+        if len(openings) < parameters.quorum:
+            raise lost_members(set(range(parameters.size)) - set(openings), parameters.spare)
+        left = set(self._clients)
+        for member, message in openings.items():
+            opening = read_opening(message, member, self._seen, parameters)
+            if not same(opening.listed, self._listed):
+                raise refuse("client list", f"member {member} was shown another list than I was")
+            left -= set(opening.failed)
+        if len(left) < parameters.floor:
+            raise below_floor("opening", len(left), parameters.floor)
+        masks = [
+            transcript.mask_key(
+                context, self._seen, client, self._index, self._contents[client][:SEED_BYTES]
+            )
+            for client in sorted(left)
+        ]
+        total = parameters.zeros()
+        add_masks(total, masks, [1] * len(masks))
+        words = total.astype(total.dtype.newbyteorder("<"), copy=False).data.cast("B")
+        settled = transcript.outcome(context, self._seen, openings)
+        fields = transcript.answer(context, self._seen, self._index, settled, words_digest(words))
+        signature = sign(self._identity, transcript.MEMBER_ANSWER, *fields)
+        self._settled, self._clients = settled, tuple(sorted(left))
+        self._phase = MemberPhase.ANSWERED
+        if not parameters.spare:
+            self._erase()
+        return MemberAnswer(settled, words, signature).encode(self._index, context)
+
+    def consent(self, lost: Collection[int]) -> bytes:
+        """Say once who is lost; shares are given only if all others say the same.
+
+        Parameters
+        ----------
+        lost
+            Members whose answers never came.
+        """
+        self._due(MemberPhase.ANSWERED, "consent")
+        gone, spare = set(lost), self._parameters.spare
+        others = set(range(self._parameters.size)) - {self._index}
+        if not gone or len(gone) != len(lost) or not gone <= others:
+            raise refuse("lost members", "the set is empty, names me, or names no member")
+        if len(gone) > spare:
+            raise lost_members(gone, spare)
+        self._lost = tuple(sorted(gone))
+        fields = transcript.loss(self._context, self._seen, self._index, self._settled, self._lost)
+        signature = sign(self._identity, transcript.LOSS, *fields)
+        self._phase = MemberPhase.CONSENTED
+        return Loss(self._settled, self._lost, signature).encode(self._index, self._context)
+
+    def recover(self, consents: Mapping[int, bytes]) -> bytes:
+        """Against the consent of every present member, give shares of the lost ones' seeds.
+
+        Parameters
+        ----------
+        consents
+            The signed word of every member that is not lost, by index.
+        """
+        self._due(MemberPhase.CONSENTED, "recover")
+        parameters = self._parameters
+        if set(consents) != set(range(parameters.size)) - set(self._lost):
+            raise refuse("loss consents", "not exactly the members that are present consented")
+        for member, message in consents.items():
+            loss = read_loss(message, member, self._seen, parameters)
+            if not same(loss.settled, self._settled) or loss.lost != self._lost:
+                raise refuse("loss consents", f"member {member} agreed to something else than I")
+        shares = {}
+        for gone in self._lost:
+            place = gone - (gone > self._index)
+            start = SEED_BYTES + place * shamir.SHARE_BYTES
+            for client in self._clients:
+                raw = bytes(self._contents[client][start : start + shamir.SHARE_BYTES])
+                shares[gone, client] = read_element(raw)
+        content = SeedShares(shares, b"").content()
+        fields = transcript.seed_shares(
+            self._context, self._seen, self._index, self._settled, content
+        )
+        signature = sign(self._identity, transcript.SEED_SHARES, *fields)
+        self._erase()
+        self._phase = MemberPhase.RECOVERED
+        return SeedShares(shares, signature).encode(self._index, self._context)

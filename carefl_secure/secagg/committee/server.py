@@ -1,0 +1,369 @@
+"""The server of a committee round: adds masked vectors as they come, takes the masks off once."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from carefl_secure.errors import ProtocolError
+from carefl_secure.noise import add_masks
+from carefl_secure.secagg.committee import transcript
+from carefl_secure.secagg.committee.messages import (
+    Entry,
+    Listing,
+    MemberAnswer,
+    MemberKey,
+    SeedShares,
+    Submission,
+)
+from carefl_secure.secagg.committee.parameters import CommitteeParameters
+from carefl_secure.secagg.committee.recovery import lost_masks
+from carefl_secure.secagg.committee.verify import read_announcements, read_loss, read_opening
+from carefl_secure.secagg.primitives.checks import below_floor, lost_members, refuse
+from carefl_secure.secagg.primitives.crypto import same, verify, words_digest
+
+__all__ = ["CommitteeServer"]
+
+
+class _Phase(IntEnum):
+    ANNOUNCING = 0
+    SUBMITTING = 1
+    OPENING = 2
+    ANSWERING = 3
+    CONSENTING = 4
+    RECOVERING = 5
+    OPENABLE = 6
+    FINISHED = 7
+    FAILED = 8
+
+
+class CommitteeServer:
+    """The server's side of one committee round.
+
+    ============ ================================ ================================================
+    phase        per party                        ends the phase
+    ============ ================================ ================================================
+    announce     ``announced(member, message)``   ``announcements()`` to every client and member
+    submit       ``submitted(index, message)``    ``listing(member)`` to each member
+    open         ``opened(member, message)``      ``openings()`` to each member that opened
+    answer       ``answered(member, message)``    ``lost()``; if it is empty, ``finish()``
+    consent      ``consented(member, message)``   ``consents()`` to each member left
+    recover      ``recovered(member, message)``   ``finish()``
+    ============ ================================ ================================================
+
+    After ``openings()``, ``left_out()`` names the clients whose envelopes failed somewhere; their
+    submissions must be handed in again with ``withdraw(index, message)`` to be taken out of the
+    sum, so keep submissions on disk until then. At most one vector of the round's size is held.
+
+    A refused message leaves the state as it was. The methods that end a phase may be called
+    again.
+
+    Parameters
+    ----------
+    parameters
+        What the round was agreed to be.
+
+    Raises
+    ------
+    ProtocolError
+        From every method, if a message does not pass its check; the text starts with the check.
+    CohortError
+        When a phase ends with too few clients or members. The round is over, the sum dropped.
+
+    Guarantees
+    ----------
+    ``finish`` returns the exact sum modulo ``2**bits`` of the vectors of the clients on the
+    settled list, or raises, if clients and members followed the protocol. A member that lies
+    about its sum of masks turns the result into noise; its signed answer says who it was only to
+    someone who learns its seeds. Privacy rests on clients and members, not on this class.
+    """
+
+    def __init__(self, parameters: CommitteeParameters) -> None:
+        self._parameters = parameters
+        self._phase = _Phase.ANNOUNCING
+        self._announcements: dict[int, bytes] = {}
+        self._seen = b""
+        self._entries: dict[int, Entry] = {}
+        self._envelopes: dict[int, tuple[bytes, ...]] = {}
+        self._openings: dict[int, bytes] = {}
+        self._left_out: set[int] = set()
+        self._withdrawn: set[int] = set()
+        self._settled = b""
+        self._answered: set[int] = set()
+        self._lost: tuple[int, ...] = ()
+        self._consents: dict[int, bytes] = {}
+        self._shares: dict[int, Mapping[tuple[int, int], int]] = {}
+        self._sum: npt.NDArray[Any] = parameters.zeros()
+
+    def _during(self, phase: _Phase, who: str, heard: bool, belongs: bool) -> None:
+        if self._phase != phase:
+            raise refuse(
+                "step order",
+                f"a message of phase {phase.name.lower()} came in phase {self._phase.name.lower()}",
+            )
+        if not belongs:
+            raise refuse("membership", f"{who} has no part in this phase")
+        if heard:
+            raise refuse("duplicate message", f"{who} has been heard in this phase")
+
+    def _ends(self, phase: _Phase) -> bool:
+        """Tell whether ``phase`` is to be ended now; False if it was ended before."""
+        if self._phase in (_Phase.FAILED, _Phase.FINISHED) or self._phase < phase:
+            raise refuse("step order", f"the round stands at {self._phase.name.lower()}")
+        return self._phase == phase
+
+    def _fail(self, error: ProtocolError) -> ProtocolError:
+        self._phase = _Phase.FAILED
+        self._sum = np.zeros(0, self._parameters.dtype)
+        self._shares.clear()
+        return error
+
+    @property
+    def parameters(self) -> CommitteeParameters:
+        """The agreement, as far as it is known."""
+        return self._parameters
+
+    @property
+    def _context(self) -> bytes:
+        return self._parameters.context()
+
+    def bind(self, model_hash: bytes) -> None:
+        """Say, once all members have announced ahead, which model the round is for; once.
+
+        Raises
+        ------
+        ProtocolError
+            If the round has a model.
+        CohortError
+            If a member has not announced. The round is over.
+        """
+        self.announcements()
+        self._parameters = self._parameters.bind(model_hash)
+
+    def _members(self) -> set[int]:
+        return set(range(self._parameters.size))
+
+    def announced(self, member: int, message: bytes) -> None:
+        """Take in a member's key."""
+        known = member in self._members()
+        self._during(_Phase.ANNOUNCING, f"member {member}", member in self._announcements, known)
+        parsed = MemberKey.parse(message, member, self._parameters)
+        fields = transcript.member_key(self._parameters.key_context(), member, parsed.public)
+        self._verify(member, parsed.signature, transcript.MEMBER_KEY, fields)
+        self._announcements[member] = bytes(message)
+
+    def _verify(
+        self, member: int, signature: bytes, label: bytes, fields: tuple[bytes, ...]
+    ) -> None:
+        verify(self._parameters.members[member], signature, member, label, *fields, party="member")
+
+    def announcements(self) -> dict[int, bytes]:
+        """End the phase and return all announcements; every member is needed here."""
+        if self._ends(_Phase.ANNOUNCING):
+            missing = self._members() - self._announcements.keys()
+            if missing:
+                raise self._fail(lost_members(missing, 0))
+            _, self._seen = read_announcements(self._announcements, self._parameters)
+            self._phase = _Phase.SUBMITTING
+        return dict(self._announcements)
+
+    def submitted(self, index: int, message: bytes) -> None:
+        """Check a client's message and add its vector; envelopes are kept, words are not."""
+        known = 0 <= index < self._parameters.clients
+        self._during(_Phase.SUBMITTING, f"client {index}", index in self._entries, known)
+        parsed, entry = self._read(index, message)
+        np.add(self._sum, parsed.vector(self._parameters), out=self._sum)
+        self._entries[index] = entry
+        self._envelopes[index] = parsed.envelopes
+
+    def _read(self, index: int, message: bytes) -> tuple[Submission, Entry]:
+        parsed = Submission.parse(message, index, self._parameters)
+        entry = parsed.entry(words_digest(parsed.words))
+        fields = entry.fields(self._context, self._seen, index)
+        key = self._parameters.roster[index]
+        verify(key, entry.signature, index, transcript.SUBMISSION, *fields)
+        return parsed, entry
+
+    def listing(self, member: int) -> bytes:
+        """End the phase and return the list of clients for one member."""
+        if self._ends(_Phase.SUBMITTING):
+            floor = self._parameters.floor
+            if len(self._entries) < floor:
+                raise self._fail(below_floor("submitting", len(self._entries), floor))
+            self._phase = _Phase.OPENING
+        if member not in self._members():
+            raise refuse("membership", f"there is no member {member}")
+        envelopes = {index: pair[member] for index, pair in self._envelopes.items()}
+        return Listing(self._entries, envelopes).encode(member, self._context)
+
+    def opened(self, member: int, message: bytes) -> None:
+        """Take in a member's word on which envelopes do not open."""
+        self._during(
+            _Phase.OPENING,
+            f"member {member}",
+            member in self._openings,
+            member in self._members(),
+        )
+        opening = read_opening(message, member, self._seen, self._parameters)
+        if not same(opening.listed, self._listed()) or not set(opening.failed) <= set(
+            self._entries
+        ):
+            raise refuse("client list", f"member {member} opened another list than was sent")
+        self._openings[member] = bytes(message)
+        self._left_out |= set(opening.failed)
+
+    def _listed(self) -> bytes:
+        return transcript.client_list(
+            self._context,
+            self._seen,
+            (
+                entry.fields(self._context, self._seen, index)
+                for index, entry in sorted(self._entries.items())
+            ),
+        )
+
+    def openings(self) -> dict[int, bytes]:
+        """End the phase and return the members' openings, to be sent to each that opened."""
+        if self._ends(_Phase.OPENING):
+            if len(self._openings) < self._parameters.quorum:
+                missing = self._members() - self._openings.keys()
+                raise self._fail(lost_members(missing, self._parameters.spare))
+            left = len(self._entries) - len(self._left_out)
+            if left < self._parameters.floor:
+                raise self._fail(below_floor("opening", left, self._parameters.floor))
+            self._settled = transcript.outcome(self._context, self._seen, self._openings)
+            self._envelopes.clear()
+            self._phase = _Phase.ANSWERING
+        return dict(self._openings)
+
+    def left_out(self) -> tuple[int, ...]:
+        """Return the clients whose envelopes failed, after the phase of opening."""
+        if not self._settled:
+            raise refuse("step order", "the members have not opened the envelopes yet")
+        return tuple(sorted(self._left_out))
+
+    def clients(self) -> tuple[int, ...]:
+        """Return the clients in the sum, after the phase of opening."""
+        gone = set(self.left_out())
+        return tuple(sorted(self._entries.keys() - gone))
+
+    def withdraw(self, index: int, message: bytes) -> None:
+        """Take a left-out client's vector off the sum again."""
+        if index not in self.left_out() or index in self._withdrawn:
+            raise refuse("left-out client", f"client {index} is not to be withdrawn, or was")
+        parsed, entry = self._read(index, message)
+        if entry != self._entries[index]:
+            raise refuse("left-out client", f"client {index} sent another message before")
+        np.subtract(self._sum, parsed.vector(self._parameters), out=self._sum)
+        self._withdrawn.add(index)
+
+    def answered(self, member: int, message: bytes) -> None:
+        """Check a member's sum of masks and take it off."""
+        self._during(
+            _Phase.ANSWERING,
+            f"member {member}",
+            member in self._answered,
+            member in self._openings,
+        )
+        answer = MemberAnswer.parse(message, member, self._parameters)
+        fields = transcript.answer(
+            self._context, self._seen, member, answer.settled, words_digest(answer.words)
+        )
+        self._verify(member, answer.signature, transcript.MEMBER_ANSWER, fields)
+        if not same(answer.settled, self._settled):
+            raise refuse("client list", f"member {member} answered for another list than was sent")
+        np.subtract(self._sum, answer.vector(self._parameters), out=self._sum)
+        self._answered.add(member)
+
+    def lost(self) -> tuple[int, ...]:
+        """End the phase and return the members whose answers never came."""
+        if self._ends(_Phase.ANSWERING):
+            self._lost = tuple(sorted(self._members() - self._answered))
+            if len(self._lost) > self._parameters.spare:
+                raise self._fail(lost_members(self._lost, self._parameters.spare))
+            self._phase = _Phase.CONSENTING if self._lost else _Phase.OPENABLE
+        return self._lost
+
+    def consented(self, member: int, message: bytes) -> None:
+        """Take in a member's word on who is lost."""
+        self._during(
+            _Phase.CONSENTING,
+            f"member {member}",
+            member in self._consents,
+            member in self._answered,
+        )
+        loss = read_loss(message, member, self._seen, self._parameters)
+        if not same(loss.settled, self._settled) or loss.lost != self._lost:
+            raise refuse("loss consents", f"member {member} consented to something else")
+        self._consents[member] = bytes(message)
+
+    def consents(self) -> dict[int, bytes]:
+        """End the phase and return the consents, to be sent to each member left."""
+        if self._ends(_Phase.CONSENTING):
+            self._all_present(self._consents)
+            self._phase = _Phase.RECOVERING
+        return dict(self._consents)
+
+    def _all_present(self, heard: Collection[int]) -> None:
+        missing = self._answered - set(heard)
+        if missing:
+            raise self._fail(lost_members(missing, 0))
+
+    def recovered(self, member: int, message: bytes) -> None:
+        """Take in a member's shares of the lost members' seeds."""
+        self._during(
+            _Phase.RECOVERING,
+            f"member {member}",
+            member in self._shares,
+            member in self._answered,
+        )
+        parsed = SeedShares.parse(message, member, self._lost, self.clients(), self._parameters)
+        fields = transcript.seed_shares(
+            self._context, self._seen, member, self._settled, parsed.content()
+        )
+        self._verify(member, parsed.signature, transcript.SEED_SHARES, fields)
+        self._shares[member] = parsed.shares
+
+    def finish(self) -> npt.NDArray[Any]:
+        """Return the sum over ``clients()``, shape ``[dimension]``; once.
+
+        Raises
+        ------
+        ProtocolError
+            If a left-out client was not withdrawn (the round goes on), or if a rebuilt seed is
+            not the one its client committed to (the round is over).
+        CohortError
+            If members are lost beyond recovery. The round is over.
+        """
+        if self._phase == _Phase.ANSWERING:
+            self.lost()
+        if self._phase not in (_Phase.OPENABLE, _Phase.RECOVERING):
+            raise refuse("step order", f"the round stands at {self._phase.name.lower()}")
+        waiting = self._left_out - self._withdrawn
+        if waiting:
+            raise refuse(
+                "left-out client",
+                f"the vectors of clients {sorted(waiting)} are still in the sum; hand their"
+                " messages to withdraw() first",
+            )
+        if self._lost:
+            self._all_present(self._shares)
+            try:
+                masks = lost_masks(
+                    parameters=self._parameters,
+                    beacon=self._seen,
+                    entries={client: self._entries[client] for client in self.clients()},
+                    lost=self._lost,
+                    shares=self._shares,
+                )
+            except ProtocolError as error:
+                self._fail(error)
+                raise
+            add_masks(self._sum, masks, [-1] * len(masks))
+        self._phase = _Phase.FINISHED
+        total, self._sum = self._sum, np.zeros(0, self._parameters.dtype)
+        return total

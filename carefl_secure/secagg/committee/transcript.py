@@ -1,0 +1,112 @@
+"""What the parties of a committee round sign, commit to and derive."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+
+from carefl_secure.secagg.primitives.crypto import Buffer, derive, digest, pack
+
+__all__ = [
+    "LOSS",
+    "MEMBER_ANSWER",
+    "MEMBER_KEY",
+    "OPENING",
+    "SEED_SHARES",
+    "SUBMISSION",
+    "answer",
+    "beacon",
+    "client_list",
+    "commitment",
+    "envelope_info",
+    "loss",
+    "mask_key",
+    "member_key",
+    "opening",
+    "outcome",
+    "seed_shares",
+    "submission",
+]
+
+MEMBER_KEY = b"member key"
+SUBMISSION = b"submission"
+OPENING = b"openable set"
+MEMBER_ANSWER = b"member answer"
+LOSS = b"lost members"
+SEED_SHARES = b"seed shares"
+
+
+def member_key(context: bytes, member: int, public: bytes) -> tuple[bytes, ...]:
+    """Return the fields a member signs when it announces its key."""
+    return context, pack(member), public
+
+
+def beacon(context: bytes, messages: Mapping[int, bytes]) -> bytes:
+    """Hash the announcements of all members: what was sealed for others opens nowhere else."""
+    return digest(b"committee beacon", context, *(messages[member] for member in sorted(messages)))
+
+
+def envelope_info(context: bytes, seen: bytes, client: int, member: int) -> bytes:
+    """Return what an envelope is bound to: the round, the announced keys, its two ends."""
+    return digest(b"envelope", context, seen, pack(client, member))
+
+
+def commitment(context: bytes, seen: bytes, client: int, member: int, seed: Buffer) -> bytes:
+    """Commit to a seed; hiding because it has 256 bits."""
+    return digest(b"seed commitment", context, seen, pack(client, member), seed)
+
+
+def mask_key(context: bytes, seen: bytes, client: int, member: int, seed: Buffer) -> bytes:
+    """Derive the key of the mask that one member can take off one client's vector."""
+    return derive(seed, b"member mask", context, seen, pack(client, member))
+
+
+def submission(
+    context: bytes,
+    seen: bytes,
+    client: int,
+    words: bytes,
+    commitments: Iterable[bytes],
+    envelopes: Iterable[bytes],
+) -> tuple[bytes, ...]:
+    """Return the fields a client signs: digests of its masked vector and of every envelope."""
+    return context, seen, pack(client), words, b"".join(commitments), b"".join(envelopes)
+
+
+def client_list(context: bytes, seen: bytes, entries: Iterable[tuple[bytes, ...]]) -> bytes:
+    """Hash the signed fields of all clients on a list, ascending."""
+    return digest(
+        b"client list", context, seen, *(digest(SUBMISSION, *fields) for fields in entries)
+    )
+
+
+def opening(
+    context: bytes, seen: bytes, member: int, listed: bytes, failed: Collection[int]
+) -> tuple[bytes, ...]:
+    """Return the fields a member signs over the list it saw and what did not open."""
+    return context, seen, pack(member), listed, pack(*sorted(failed))
+
+
+def outcome(context: bytes, seen: bytes, openings: Mapping[int, bytes]) -> bytes:
+    """Hash the members' openings: they fix the list, who is left out and who was there."""
+    return digest(b"outcome", context, seen, *(openings[member] for member in sorted(openings)))
+
+
+def answer(
+    context: bytes, seen: bytes, member: int, settled: bytes, words: bytes
+) -> tuple[bytes, ...]:
+    """Return the fields a member signs over its sum of masks."""
+    return context, seen, pack(member), settled, words
+
+
+def loss(
+    context: bytes, seen: bytes, member: int, settled: bytes, lost: Collection[int]
+) -> tuple[bytes, ...]:
+    """Return the fields a member signs when it agrees who is lost."""
+    return context, seen, pack(member), settled, pack(*sorted(lost))
+
+
+def seed_shares(
+    context: bytes, seen: bytes, member: int, settled: bytes, content: bytes
+) -> tuple[bytes, ...]:
+    """Return the fields a member signs over the shares it gives."""
+    return context, seen, pack(member), settled, content

@@ -1,0 +1,1 @@
+"""From real vectors to integers and back, with bounds."""

@@ -1,0 +1,299 @@
+"""Choosing scale and word size, and stating the sensitivity that the choice leaves."""
+
+from __future__ import annotations
+
+import math
+
+from carefl_secure.errors import ConfigError
+from carefl_secure.secagg.encoding.hadamard import padded_length
+from carefl_secure.secagg.encoding.quantize import NORM_SLACK, EncodingPlan
+from carefl_secure.secagg.encoding.tail_bounds import (
+    DITHER_FAILURE,
+    batch_bound,
+    overflow_bound,
+    rounded_sensitivity,
+    smallest,
+)
+from carefl_secure.secagg.primitives.agreement import MIN_CLIENTS
+
+__all__ = [
+    "MAX_OVERFLOW",
+    "REDRAW_PROBABILITY",
+    "plan_clients",
+    "plan_plain",
+    "plan_records",
+]
+
+REDRAW_PROBABILITY = 2.0**-20
+"""Bound on the probability that a conditional rounding is drawn again (beta there).
+
+Kairouz, Liu and Steinke take ``exp(-1/2)``. A smaller one costs next to nothing (0.1 % of the
+sensitivity at a million coordinates) and makes both the bias and the redraws negligible."""
+
+MAX_OVERFLOW = 2.0**-20
+"""Largest accepted probability that one coordinate of one round wraps around."""
+
+_LARGEST_SCALED_NORM = 2.0**31
+
+
+def _positive(**values: float) -> None:
+    for name, value in values.items():
+        if not (math.isfinite(value) and value > 0):
+            raise ConfigError(f"{name} must be positive and finite, not {value}")
+
+
+def plan_records(
+    dimension: int,
+    clipping_norm: float,
+    noise_multiplier: float,
+    expected_batch: float,
+    clients: int,
+    noise_clients: int,
+    inflation: float = 1.01,
+) -> EncodingPlan:
+    """Plan the encoding for the record unit: every client sends a noisy sum of clipped records.
+
+    The scale is the smallest at which rounding costs a factor ``inflation`` of noise at most:
+    ``sqrt((z l2)^2 + clients / 4) <= inflation * z * c`` with ``c = scale * clipping_norm``. The
+    word has 16 bits if the sum then wraps with probability at most ``MAX_OVERFLOW`` per
+    coordinate even if all records point the same way, else 32.
+
+    Parameters
+    ----------
+    dimension
+        Length of the vectors (D).
+    clipping_norm
+        Bound on one record's Euclidean norm (C), real units.
+    noise_multiplier
+        Standard deviation of the noise in the sum over its l2 sensitivity (z).
+    expected_batch
+        Expected number of records in a round, over all clients.
+    clients
+        Size of the roster.
+    noise_clients
+        Honest survivors that the noise is sized for: the cohort floor less the colluders.
+    inflation
+        Above 1.
+
+    Raises
+    ------
+    ConfigError
+        If a value is out of range, or 32 bits do not suffice.
+
+    Guarantees
+    ----------
+    With at least ``noise_clients`` honest survivors, each adding Skellam noise of
+    ``share_variance()``, the noise in the sum has at least ``total_variance()``; the sensitivity
+    is that of :func:`rounded_sensitivity` for neighbours that differ by one added or removed
+    record, under the assumptions stated at ``encode``. A client refuses a vector longer than
+    ``batch_bound(expected_batch) * clipping_norm``; for honest sampling that happens with
+    probability below ``2**-40`` a round, and adds as much to delta.
+    """
+    _positive(
+        clipping_norm=clipping_norm,
+        noise_multiplier=noise_multiplier,
+        expected_batch=expected_batch,
+    )
+    bound = batch_bound(expected_batch)
+    return _plan_noised(
+        dimension,
+        clipping_norm,
+        noise_multiplier,
+        clients,
+        noise_clients,
+        inflation,
+        together=bound,
+        vector_bound=bound * clipping_norm,
+        conditional=False,
+    )
+
+
+def plan_clients(
+    dimension: int,
+    clipping_norm: float,
+    noise_multiplier: float,
+    clients: int,
+    noise_clients: int,
+    inflation: float = 1.01,
+) -> EncodingPlan:
+    """Plan the encoding for the client unit: every client sends one noisy vector of bounded norm.
+
+    Neighbours differ by one client's whole vector, so the rounding can be conditioned on the
+    norm of its result (see ``encode``) and the sensitivity always holds. Scale and word are
+    chosen as in :func:`plan_records`, for ``clients`` vectors that all point the same way.
+
+    Parameters
+    ----------
+    dimension
+        Length of the vectors (D).
+    clipping_norm
+        Bound on one client's Euclidean norm (C), real units.
+    noise_multiplier
+        Standard deviation of the noise in the sum over its l2 sensitivity (z).
+    clients
+        Size of the roster.
+    noise_clients
+        Honest survivors that the noise is sized for: the cohort floor less the colluders.
+    inflation
+        Above 1.
+
+    Raises
+    ------
+    ConfigError
+        If a value is out of range, or 32 bits do not suffice.
+
+    Guarantees
+    ----------
+    ``l2_sensitivity`` bounds the integer vector of every client, always, and ``l1_sensitivity =
+    min(l2^2, sqrt(padded) l2)``; ``dither_failure`` is 0. With at least ``noise_clients`` honest
+    survivors, each adding Skellam noise of ``share_variance()``, the noise in the sum has at
+    least ``total_variance()``. ``overflow_probability`` accounts for the conditioning, which
+    multiplies the probability of any event by at most ``(1 - beta)**-clients``.
+    """
+    _positive(clipping_norm=clipping_norm, noise_multiplier=noise_multiplier)
+    return _plan_noised(
+        dimension,
+        clipping_norm,
+        noise_multiplier,
+        clients,
+        noise_clients,
+        inflation,
+        together=clients,
+        vector_bound=clipping_norm,
+        conditional=True,
+    )
+
+
+def _plan_noised(
+    dimension: int,
+    clipping_norm: float,
+    noise_multiplier: float,
+    clients: int,
+    noise_clients: int,
+    inflation: float,
+    *,
+    together: float,
+    vector_bound: float,
+    conditional: bool,
+) -> EncodingPlan:
+    """Choose scale and word for noised sums of ``together`` vectors that point the same way."""
+    failure = REDRAW_PROBABILITY if conditional else DITHER_FAILURE
+    scaled_norm, l1, l2 = _scaled_norm(
+        dimension, noise_multiplier, clients, noise_clients, inflation, failure
+    )
+    padded = padded_length(dimension)
+    slack, factor = 1.0, 1.0
+    if conditional:  # rounding may reach the slack, and redrawing makes every event likelier
+        slack = 1 + NORM_SLACK
+        factor = math.exp(-clients * math.log1p(-failure))
+    proxy = (scaled_norm * slack * together) ** 2 / padded + clients / 4
+    variance = (noise_multiplier * l2) ** 2 * clients / noise_clients
+    bits, overflow = _word(proxy, variance, factor)
+    return EncodingPlan(
+        dimension=dimension,
+        padded=padded,
+        bits=bits,
+        scale=scaled_norm / clipping_norm,
+        clipping_norm=clipping_norm,
+        vector_bound=vector_bound,
+        clients=clients,
+        noise_clients=noise_clients,
+        noise_multiplier=noise_multiplier,
+        l1_sensitivity=l1,
+        l2_sensitivity=l2,
+        dither_failure=0.0 if conditional else failure,
+        rotated=True,
+        overflow_probability=overflow,
+        conditional=conditional,
+    )
+
+
+def _scaled_norm(
+    dimension: int,
+    noise_multiplier: float,
+    clients: int,
+    noise_clients: int,
+    inflation: float,
+    failure: float,
+) -> tuple[float, float, float]:
+    """Return the clipping norm in integer units, the smallest fine enough, and l1 and l2."""
+    _check_counts(dimension, clients)
+    if not 1 <= noise_clients <= clients:
+        raise ConfigError(f"noise_clients must lie in 1 .. {clients}, not {noise_clients}")
+    if not (math.isfinite(inflation) and inflation > 1):
+        raise ConfigError(f"inflation must be above 1 and finite, not {inflation}")
+    padded = padded_length(dimension)
+
+    def sensitivity(scaled_norm: float) -> tuple[float, float]:
+        return rounded_sensitivity(scaled_norm * (1 + NORM_SLACK), padded, failure)
+
+    def fine_enough(scaled_norm: float) -> bool:
+        noise = math.hypot(noise_multiplier * sensitivity(scaled_norm)[1], math.sqrt(clients) / 2)
+        return noise <= inflation * noise_multiplier * scaled_norm
+
+    scaled_norm = smallest(fine_enough, 1e-3, _LARGEST_SCALED_NORM)
+    return scaled_norm, *sensitivity(scaled_norm)
+
+
+def _word(proxy: float, variance: float, factor: float = 1.0) -> tuple[int, float]:
+    for bits in (16, 32):
+        overflow = min(1.0, factor * overflow_bound(bits, proxy, variance))
+        if overflow <= MAX_OVERFLOW:
+            return bits, overflow
+    raise ConfigError(
+        "no word of 16 or 32 bits holds the sum; lower the noise multiplier, the expected"
+        " batch or the number of clients, or allow more inflation"
+    )
+
+
+def _check_counts(dimension: int, clients: int) -> None:
+    if not 1 <= dimension <= 1 << 30:
+        raise ConfigError(f"the dimension must lie in 1 .. 2**30, not {dimension}")
+    if clients < MIN_CLIENTS:
+        raise ConfigError(f"a secure sum takes at least {MIN_CLIENTS} clients, not {clients}")
+
+
+def plan_plain(dimension: int, bound: float, clients: int) -> EncodingPlan:
+    """Plan the encoding of a run without noise: 32 bits, no rotation, nearest integers.
+
+    The scale is the largest at which no sum can wrap: ``clients * (bound * scale + 1/2)`` stays
+    below ``2**31``.
+
+    Parameters
+    ----------
+    dimension
+        Length of the vectors.
+    bound
+        Largest magnitude of a coordinate of one client's vector, real units.
+    clients
+        Size of the roster.
+
+    Raises
+    ------
+    ConfigError
+        If a value is out of range.
+
+    Guarantees
+    ----------
+    The decoded sum is within ``rounding_bound`` of the true one in every coordinate. There is no
+    differential privacy: the sensitivities are reported as 0 because none is claimed.
+    """
+    _positive(bound=bound)
+    _check_counts(dimension, clients)
+    reach = (2.0**31 - 2) / clients - 1
+    return EncodingPlan(
+        dimension=dimension,
+        padded=dimension,
+        bits=32,
+        scale=reach / (bound * (1 + NORM_SLACK)),
+        clipping_norm=bound,
+        vector_bound=bound,
+        clients=clients,
+        noise_clients=clients,
+        noise_multiplier=0.0,
+        l1_sensitivity=0.0,
+        l2_sensitivity=0.0,
+        dither_failure=0.0,
+        rotated=False,
+        overflow_probability=0.0,
+    )

@@ -1,0 +1,113 @@
+"""The key holder: makes a key for one round, opens one sum with it, sees nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from carefl_secure.secagg.encrypted.bfv import PublicKey, SecretKey
+from carefl_secure.secagg.encrypted.messages import EncryptedSum, OpenedSum
+from carefl_secure.secagg.encrypted.parameters import KeyedParameters
+from carefl_secure.secagg.primitives.checks import refuse
+from carefl_secure.secagg.primitives.crypto import digest, public_bytes, sign, words_digest
+
+__all__ = ["OPENED", "KeyHolder", "opened_fields"]
+
+OPENED = b"opened sum"
+
+
+class Opener(Protocol):
+    """A secret key of either scheme."""
+
+    def public(self) -> bytes:
+        """Return the public key alone."""
+        ...
+
+    def decrypt(self, vectors: Sequence[Any]) -> npt.NDArray[np.uint64]:
+        """Decrypt loaded ciphertexts, or refuse."""
+        ...
+
+
+def opened_fields(context: bytes, message: bytes, residues: bytes) -> tuple[bytes, ...]:
+    """Return the fields the key holder signs: what it was given and what it gave."""
+    return context, digest(b"encrypted sum", message), words_digest(residues)
+
+
+class KeyHolder:
+    """The one party that can decrypt, for one round and one sum.
+
+    It is not the aggregator and gets nothing that clients send: only the sum of their
+    ciphertexts. Parties and messages::
+
+        clients --(peer protocol, uploads encrypted)--> aggregator --sum--> key holder
+                                                        aggregator <--masked sum--
+
+    Parameters
+    ----------
+    identity
+        The private half of ``parameters.key_holder``.
+
+    Raises
+    ------
+    ProtocolError
+        If a check fails; its text starts with the name of the check.
+
+    Guarantees
+    ----------
+    The key holder cannot tell the sum from one client's ciphertext, and need not be trusted to:
+    what it decrypts is still masked by the peers' pair and self masks. An aggregator without the
+    key sees ciphertexts only. Even together they learn no more than a server of the peer protocol
+    does. A lying key holder turns the sum into noise that its signature is under. One key opens
+    one sum; a second request is refused, so there is no decryption oracle.
+    """
+
+    def __init__(self, identity: Ed25519PrivateKey) -> None:
+        self._identity = identity
+        self._secret: Opener | None = self._make()
+        self._public = self._secret.public()
+
+    def _make(self) -> Opener:
+        return SecretKey()
+
+    def _load(self, chunks: Sequence[bytes]) -> list[Any]:
+        key = PublicKey(self._public)
+        return [key.load(chunk) for chunk in chunks]
+
+    @property
+    def public_key(self) -> bytes:
+        """The public key that clients and aggregator load."""
+        return self._public
+
+    @property
+    def public_digest(self) -> bytes:
+        """Its SHA-256, for ``KeyedParameters.public_key``."""
+        return hashlib.sha256(self._public).digest()
+
+    def open(self, parameters: KeyedParameters, message: bytes) -> bytes:
+        """Decrypt the sum of one round, once, and sign what came out.
+
+        Parameters
+        ----------
+        parameters
+            What the round was agreed to be.
+        message
+            What ``EncryptedServer.encrypted_sum`` returned.
+        """
+        if self._secret is None:
+            raise refuse("step order", "this key has opened its sum; make a new key per round")
+        if parameters.key_holder != public_bytes(self._identity):
+            raise refuse("key holder", "the round names another key holder than me")
+        if parameters.public_key != self.public_digest:
+            raise refuse("public key", "the round names another public key than mine")
+        parsed = EncryptedSum.parse(message, parameters)
+        slots = self._secret.decrypt(self._load(parsed.chunks))
+        residues = slots[: parameters.slots].astype("<u8").tobytes()
+        context = parameters.context()
+        signature = sign(self._identity, OPENED, *opened_fields(context, message, residues))
+        self._secret = None
+        return OpenedSum(residues, signature).encode(context)

@@ -1,0 +1,120 @@
+"""What all parties of an encrypted round must agree on."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+from carefl_secure.secagg.encrypted.bfv import COEFFICIENT_PRIMES, DEGREE, PLAIN_MODULUS
+from carefl_secure.secagg.pairwise.parameters import RoundParameters
+from carefl_secure.secagg.primitives.agreement import check_hash
+from carefl_secure.secagg.primitives.crypto import digest, pack
+from carefl_secure.secagg.primitives.packing import check_fields, slots
+
+__all__ = ["EncryptedParameters", "KeyedParameters"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyedParameters(RoundParameters):
+    """What the rounds with a key holder have in common, whatever the scheme.
+
+    Parameters
+    ----------
+    key_holder
+        The key holder's Ed25519 public key, 32 bytes.
+    public_key
+        SHA-256 of the key holder's public encryption key for this round.
+
+    Raises
+    ------
+    ConfigError
+        If a value is out of range.
+    """
+
+    key_holder: bytes
+    public_key: bytes
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        super().__post_init__()
+        check_hash(self.key_holder, "key_holder")
+        check_hash(self.public_key, "public_key")
+
+    @property
+    def slots(self) -> int:
+        """Numbers per vector."""
+        raise NotImplementedError
+
+    @property
+    def chunks(self) -> int:
+        """Ciphertexts per vector."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncryptedParameters(KeyedParameters):
+    """The agreement behind one encrypted round: that of the peers, and the key holder's.
+
+    Words are read as signed integers. All fields of ``RoundParameters`` mean what they do there;
+    ``bits`` is the size of the words that go in and come out.
+
+    Parameters
+    ----------
+    key_holder
+        The key holder's Ed25519 public key, 32 bytes.
+    public_key
+        SHA-256 of the key holder's BFV public key for this round.
+    value_bound
+        Largest magnitude of one client's integer; ``clients * value_bound`` must fit a field.
+    field_bits
+        20 (three integers per slot) or 30 (two per slot).
+
+    Raises
+    ------
+    ConfigError
+        If a value is out of range, or a sum could leave its field.
+
+    Guarantees
+    ----------
+    No sum of vectors within ``value_bound`` overflows. :meth:`context` binds every message to all
+    of it, so a client that was given another public key refuses, or is refused.
+    """
+
+    value_bound: int
+    field_bits: int = 20
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        super().__post_init__()
+        check_fields(self.value_bound, self.field_bits, self.clients, self.bits)
+
+    @property
+    def slots(self) -> int:
+        """Numbers per vector."""
+        return slots(self.dimension, self.field_bits)
+
+    @property
+    def chunks(self) -> int:
+        """Ciphertexts per vector."""
+        return -(-self.slots // DEGREE)
+
+    def context(self) -> bytes:
+        """Return the 32-byte hash of everything above."""
+        return _context(self, super().context())
+
+
+@functools.lru_cache(maxsize=64)
+def _context(parameters: EncryptedParameters, inner: bytes) -> bytes:
+    return digest(
+        b"encrypted context",
+        inner,
+        parameters.key_holder,
+        parameters.public_key,
+        pack(
+            parameters.value_bound,
+            parameters.field_bits,
+            DEGREE,
+            PLAIN_MODULUS,
+            *COEFFICIENT_PRIMES,
+        ),
+    )

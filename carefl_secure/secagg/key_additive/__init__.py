@@ -1,0 +1,1 @@
+"""An experimental sum under key-additive encryption."""

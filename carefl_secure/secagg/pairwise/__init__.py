@@ -1,0 +1,1 @@
+"""Sums under pairwise masks that cancel."""

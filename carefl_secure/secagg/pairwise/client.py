@@ -1,0 +1,250 @@
+"""One client of a secure sum: five steps, each answered once, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from carefl_secure.noise import KeyStream, add_masks
+from carefl_secure.secagg.pairwise import transcript
+from carefl_secure.secagg.pairwise.graph import neighbours
+from carefl_secure.secagg.pairwise.keeping import KeptClient
+from carefl_secure.secagg.pairwise.messages import Advertisement, Answer, Consent, Upload
+from carefl_secure.secagg.pairwise.shares import due_shares, mask_keys, open_shares, seal_shares
+from carefl_secure.secagg.pairwise.state import Phase
+from carefl_secure.secagg.primitives.checks import below_floor, refuse
+from carefl_secure.secagg.primitives.crypto import public_bytes, sign, verify, words_digest
+
+__all__ = ["PairwiseClient"]
+
+
+class PairwiseClient(KeptClient):
+    """The client's side of one round (Bonawitz et al. 2017, the variant for active servers).
+
+    The upload is ``y = x + PRG(b_i) + sum_{j > i} PRG(k_ij) - sum_{j < i} PRG(k_ij)`` modulo
+    ``2**bits`` over the live peers ``j``, where ``b_i`` is the client's own secret and ``k_ij``
+    the key it shares with ``j``. The pair masks cancel in the sum; the self masks come off when
+    enough survivors give their shares of ``b``; the masks of a client that shared but never
+    uploaded come off through shares of its key.
+
+    Under ``AheadParameters`` the first two steps come before the model is known, and
+    :meth:`bind` between them and the third.
+
+    Parameters
+    ----------
+    parameters
+        What the round was agreed to be.
+    index
+        This client's place in the roster.
+    identity
+        The private half of ``parameters.roster[index]``.
+    keys
+        Where fresh keys come from; ``SystemKeySource()`` outside tests.
+
+    Raises
+    ------
+    ProtocolError
+        From every step, if a check fails; its text starts with the name of the check. Nothing
+        has left the client then and the step may be tried again with honest input.
+    CohortError
+        If fewer than ``parameters.floor`` clients take part.
+
+    Guarantees
+    ----------
+    The server and up to ``c = parameters.max_colluders`` colluding clients, who may lie, replay,
+    cut the round short and choose who drops out, learn about the vectors of the honest clients
+    nothing beyond one sum, over a set of at least ``parameters.floor`` clients of which at least
+    ``floor - c`` are honest. Assumptions: the roster is right; X25519, Ed25519, SHA-256, AES-256
+    and HKDF hold; keys come from a sound source; a restored state is never older than the last
+    message sent; on a sparse graph, that it was planned for ``c`` colluders (``plan_graph``).
+    The sum itself is not hidden: only noise in the vectors protects that.
+    Availability and correctness are not guaranteed against lying clients: a false share ends the
+    round without a result.
+    """
+
+    def advertise(self) -> bytes:
+        """Step 0: make the secrets of the round and return their signed public halves."""
+        self._due(Phase.NEW, "advertise")
+        state, context = self._state, self._parameters.key_context()
+        state.encryption_secret = bytearray(self._keys.key("encryption key"))
+        state.mask_secret = bytearray(self._keys.key("mask key"))
+        state.self_mask = bytearray(self._keys.key("self mask"))
+        public = (
+            public_bytes(X25519PrivateKey.from_private_bytes(bytes(state.encryption_secret))),
+            public_bytes(X25519PrivateKey.from_private_bytes(bytes(state.mask_secret))),
+            transcript.commitment(context, state.index, state.self_mask),
+        )
+        signature = sign(
+            self._identity,
+            transcript.ADVERTISEMENT,
+            *transcript.advertisement(context, state.index, *public),
+        )
+        state.advertisement = Advertisement(*public, signature).encode(state.index, context)
+        state.phase = Phase.ADVERTISED
+        return state.advertisement
+
+    def share(self, advertisements: Mapping[int, bytes]) -> dict[int, bytes]:
+        """Step 1: check all advertisements and seal shares of both secrets to every neighbour.
+
+        Parameters
+        ----------
+        advertisements
+            The message of every client that takes part, this one included, by index.
+
+        Returns
+        -------
+        dict
+            One message per neighbour (every peer, if the graph is complete), for the server to
+            pass on unopened.
+        """
+        self._due(Phase.ADVERTISED, "share")
+        state, parameters = self._state, self._parameters
+        if advertisements.get(state.index) != state.advertisement:
+            raise refuse("own advertisement", "the list lacks mine, or holds another in its place")
+        self._enough(len(advertisements), "advertising")
+        adverts = transcript.read_advertisements(advertisements, parameters)
+        context = parameters.key_context()
+        beacon = transcript.beacon(context, advertisements)
+        peers = neighbours(context, beacon, adverts.keys(), state.index, parameters.neighbours)
+        stream = KeyStream(self._keys.key("share polynomials"))
+        messages = seal_shares(state, adverts, beacon, peers, parameters, stream)
+        state.phase = Phase.SHARED
+        return messages
+
+    def bind(self, model_hash: bytes) -> None:
+        """Say for which model keys made ahead are used, after step 1 and before step 2; once.
+
+        Parameters
+        ----------
+        model_hash
+            32 bytes.
+
+        Raises
+        ------
+        ProtocolError
+            If the round has a model, or step 1 is not done or step 2 is.
+        """
+        self._due(Phase.SHARED, "bind")
+        self._parameters = self._parameters.bind(model_hash)
+
+    def mask(self, vector: npt.NDArray[Any], shares: Mapping[int, bytes]) -> bytes:
+        """Step 2: open the peers' shares and upload the masked vector, signed.
+
+        Parameters
+        ----------
+        vector
+            Shape ``[dimension]``, uint16 or uint32 as agreed; not changed.
+        shares
+            The message of every neighbour that shared, by index.
+        """
+        self._due(Phase.SHARED, "mask")
+        self._check_vector(vector)
+        held, masks, signs = self._open_shares(shares)
+        masked = vector.copy()
+        add_masks(masked, masks, signs)
+        words = masked.astype(masked.dtype.newbyteorder("<"), copy=False).data.cast("B")
+        signature = self._sign_upload(words_digest(words))
+        self._uploaded(held)
+        return Upload(words, signature).encode(self._state.index, self._context)
+
+    def _open_shares(
+        self, shares: Mapping[int, bytes]
+    ) -> tuple[dict[int, bytearray], list[bytes], list[int]]:
+        """Return the peers' shares and the keys and signs of all masks of the upload."""
+        context = self._context
+        complete = self._parameters.neighbours is None
+        needed = self._parameters.floor if complete else self._parameters.rebuilding
+        if len(shares) + 1 < needed:
+            raise below_floor("sharing", len(shares) + 1, needed)
+        held = open_shares(self._state, shares, self._parameters)
+        return held, *mask_keys(self._state, context, held)
+
+    def _sign_upload(self, content: bytes) -> bytes:
+        state = self._state
+        fields = transcript.upload(self._context, state.beacon, state.index, content)
+        return sign(self._identity, transcript.UPLOAD, *fields)
+
+    def _uploaded(self, held: dict[int, bytearray]) -> None:
+        state = self._state
+        state.held = held
+        state.live = tuple(sorted((state.index, *held)))
+        state.erase_after_mask()
+        state.phase = Phase.MASKED
+
+    def _check_vector(self, vector: object) -> None:
+        expected = self._parameters.dtype
+        shape = (self._parameters.dimension,)
+        if not isinstance(vector, np.ndarray) or vector.dtype != expected or vector.shape != shape:
+            raise refuse("vector shape", f"the vector must be {expected} of shape {shape}")
+
+    def sign(self, shared: Collection[int], survivors: Collection[int]) -> bytes:
+        """Step 3: sign the one survivor set that this client will help to unmask.
+
+        Parameters
+        ----------
+        shared
+            Clients whose shares were passed on (U2).
+        survivors
+            Clients whose uploads are in the sum (U3).
+        """
+        self._due(Phase.MASKED, "sign")
+        state = self._state
+        given, kept = set(shared), set(survivors)
+        if len(given) != len(shared) or len(kept) != len(survivors):
+            raise refuse("survivor set", "a client is named twice")
+        context, degree = self._parameters.key_context(), self._parameters.neighbours
+        near = neighbours(context, state.beacon, state.members, state.index, degree)
+        if not given <= set(state.members) or given & {state.index, *near} != set(state.live):
+            raise refuse("share set", "it is not the set of clients whose shares reached me")
+        if not kept <= given or state.index not in kept:
+            raise refuse("survivor set", "it lacks me, or holds clients that never shared")
+        self._enough(len(kept), "uploading")
+        state.shared = tuple(sorted(given))
+        state.survivors = tuple(sorted(kept))
+        signature = sign(self._identity, transcript.SURVIVORS, *self._survivor_fields())
+        state.phase = Phase.CONSENTED
+        return Consent(signature).encode(state.index, self._context)
+
+    def _survivor_fields(self) -> tuple[bytes, ...]:
+        state = self._state
+        return transcript.survivors(self._context, state.beacon, state.shared, state.survivors)
+
+    def unmask(self, signatures: Mapping[int, bytes]) -> bytes:
+        """Step 4: against enough signatures over my survivor set, give one share per client.
+
+        For a survivor the share of its self mask, for a client that dropped out the share of its
+        key; never both for one client. All secrets are wiped before the message is returned.
+
+        Parameters
+        ----------
+        signatures
+            Step-3 messages of survivors, by index; at least ``parameters.threshold``.
+        """
+        self._due(Phase.CONSENTED, "unmask")
+        state = self._state
+        kept = set(state.survivors)
+        if not set(signatures) <= kept:
+            raise refuse("consent signers", "a signature comes from outside the survivor set")
+        if len(signatures) < self._parameters.threshold:
+            raise refuse(
+                "consent count",
+                f"{len(signatures)} signatures, {self._parameters.threshold} are needed",
+            )
+        fields = self._survivor_fields()
+        for peer, message in signatures.items():
+            signature = Consent.parse(message, peer, self._parameters).signature
+            verify(self._parameters.roster[peer], signature, peer, transcript.SURVIVORS, *fields)
+        state.phase = Phase.ANSWERED
+        answers = due_shares(state, kept)
+        state.erase_all()
+        content = Answer(answers, b"").fields()
+        signature = sign(
+            self._identity,
+            transcript.ANSWER,
+            *transcript.answer(self._context, state.beacon, state.index, content),
+        )
+        return Answer(answers, signature).encode(state.index, self._context)

@@ -1,0 +1,150 @@
+"""What a client does with shares: split its secrets, seal them to its peers, open theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from carefl_secure.noise import KeyStream
+from carefl_secure.secagg.pairwise import transcript
+from carefl_secure.secagg.pairwise.messages import (
+    Advertisement,
+    Kind,
+    Secret,
+    Share,
+    pack_pair,
+    unpack_pair,
+)
+from carefl_secure.secagg.pairwise.parameters import RoundParameters
+from carefl_secure.secagg.pairwise.state import ClientState
+from carefl_secure.secagg.primitives import shamir
+from carefl_secure.secagg.primitives.checks import refuse
+from carefl_secure.secagg.primitives.crypto import agree, open_sealed, seal
+from carefl_secure.secagg.primitives.framing import header
+
+__all__ = ["due_shares", "mask_keys", "open_shares", "seal_shares"]
+
+
+def seal_shares(
+    state: ClientState,
+    adverts: Mapping[int, Advertisement],
+    beacon: bytes,
+    peers: tuple[int, ...],
+    parameters: RoundParameters,
+    polynomials: KeyStream,
+) -> dict[int, bytes]:
+    """Return a client's step-1 messages, and keep in its state what the later steps need.
+
+    Parameters
+    ----------
+    state
+        With the three secrets of step 0; the encryption key is wiped.
+    adverts, beacon
+        All checked advertisements, and the hash of them.
+    peers
+        The client's neighbours.
+    parameters
+        The agreement.
+    polynomials
+        Where the coefficients come from.
+
+    Raises
+    ------
+    ProtocolError
+        If a peer advertised a key with which no secret can be agreed; nothing is changed then.
+    """
+    context = parameters.key_context()
+    private = X25519PrivateKey.from_private_bytes(bytes(state.encryption_secret))
+    sealing, opening = {}, {}
+    for peer in peers:
+        secret = agree(private, adverts[peer].encryption_key, peer)
+        sealing[peer] = transcript.sealing_key(secret, context, beacon, state.index, peer)
+        opening[peer] = transcript.sealing_key(secret, context, beacon, peer, state.index)
+    points = [member + 1 for member in (state.index, *peers)]
+    of_mask, of_key = (
+        shamir.split(int.from_bytes(secret, "little"), parameters.rebuilding, points, polynomials)
+        for secret in (state.self_mask, state.mask_secret)
+    )
+    top = header(Kind.SHARE, state.index, context)
+    messages = {}
+    for place, peer in enumerate(peers, start=1):
+        sealed = seal(sealing[peer], pack_pair(of_mask[place], of_key[place]), top)
+        messages[peer] = Share(peer, sealed).encode(state.index, context)
+    state.beacon = beacon
+    state.members = tuple(sorted(adverts))
+    state.own_share = bytearray(of_mask[0].to_bytes(shamir.SHARE_BYTES, "little"))
+    state.mask_keys = {peer: adverts[peer].mask_key for peer in peers}
+    state.opening_keys = {peer: bytearray(key) for peer, key in opening.items()}
+    state.erase_after_share()
+    return messages
+
+
+def open_shares(
+    state: ClientState, shares: Mapping[int, bytes], parameters: RoundParameters
+) -> dict[int, bytearray]:
+    """Open what the peers sealed for this client.
+
+    Raises
+    ------
+    ProtocolError
+        If one does not open, is from someone else than a neighbour, or holds no pair of shares.
+    """
+    if not set(shares) <= state.opening_keys.keys():
+        raise refuse("share senders", "shares came from clients that did not advertise")
+    context = parameters.key_context()
+    held = {}
+    for peer, message in shares.items():
+        sealed = Share.parse(message, peer, state.index, parameters).sealed
+        top = header(Kind.SHARE, peer, context)
+        raw = open_sealed(bytes(state.opening_keys[peer]), sealed, top, peer)
+        unpack_pair(raw)
+        held[peer] = bytearray(raw)
+    return held
+
+
+def mask_keys(
+    state: ClientState, context: bytes, live: Collection[int]
+) -> tuple[list[bytes], list[int]]:
+    """Return the keys and the signs of all masks of an upload, the self mask first.
+
+    Parameters
+    ----------
+    state
+        With mask key and self mask.
+    context
+        The whole round's, its model included.
+    live
+        The peers whose shares arrived.
+
+    Raises
+    ------
+    ProtocolError
+        If a peer advertised a key with which no secret can be agreed.
+    """
+    private = X25519PrivateKey.from_private_bytes(bytes(state.mask_secret))
+    keys = [transcript.self_mask_key(state.self_mask, context, state.beacon)]
+    signs = [1]
+    for peer in sorted(live):
+        secret = agree(private, state.mask_keys[peer], peer)
+        keys.append(transcript.pair_key(secret, context, state.beacon, state.index, peer))
+        signs.append(transcript.pair_sign(state.index, peer))
+    return keys, signs
+
+
+def due_shares(state: ClientState, survivors: Collection[int]) -> dict[int, tuple[Secret, int]]:
+    """Return one share per client whose secrets this one holds: which secret it is of, and it.
+
+    Of a survivor that of its self mask, of any other that of its key; never both.
+
+    Raises
+    ------
+    ProtocolError
+        If what is held is no pair of shares.
+    """
+    due = {state.index: (Secret.SELF_MASK, int.from_bytes(state.own_share, "little"))}
+    for peer, raw in state.held.items():
+        of_mask, of_key = unpack_pair(bytes(raw))
+        kept = peer in survivors
+        due[peer] = (Secret.SELF_MASK, of_mask) if kept else (Secret.PAIR_KEY, of_key)
+    return due

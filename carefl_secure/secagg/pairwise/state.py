@@ -1,0 +1,195 @@
+"""What a client keeps between two messages, how it is stored, and how it is erased."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from carefl_secure.secagg.primitives.checks import refuse
+from carefl_secure.secagg.primitives.crypto import derive, raw_identity
+
+__all__ = ["ClientState", "Phase"]
+
+_MAGIC = b"CFSS\x01"
+_SALT = 32
+
+
+class Phase(IntEnum):
+    """The last step that a client has answered."""
+
+    NEW = 0
+    ADVERTISED = 1
+    SHARED = 2
+    MASKED = 3
+    CONSENTED = 4
+    ANSWERED = 5
+    CLOSED = 6
+
+
+@dataclass
+class ClientState:
+    """Everything a client must remember within a round.
+
+    Parameters
+    ----------
+    index
+        The client's place in the roster.
+    phase
+        The last step answered.
+    advertisement
+        The client's own first message.
+    beacon
+        Hash of all advertisements.
+    members
+        Clients that advertised.
+    live
+        Clients whose masks are in the upload, this one included.
+    shared
+        Clients that shared, as this client signed it; on the complete graph those in ``live``.
+    survivors
+        The one survivor set that this client signed.
+    mask_keys
+        Public mask keys of the peers.
+    encryption_secret, mask_secret, self_mask
+        The three secrets of step 0, 32 bytes each; empty once they are not needed any more.
+    opening_keys
+        Per peer, the key that opens what it sealed for this client.
+    own_share
+        This client's share of its own self-mask secret.
+    held
+        Per peer, its two shares as they were sealed.
+    """
+
+    index: int
+    phase: Phase = Phase.NEW
+    advertisement: bytes = b""
+    beacon: bytes = b""
+    members: tuple[int, ...] = ()
+    live: tuple[int, ...] = ()
+    shared: tuple[int, ...] = ()
+    survivors: tuple[int, ...] = ()
+    mask_keys: dict[int, bytes] = field(default_factory=dict)
+    encryption_secret: bytearray = field(default_factory=bytearray, repr=False)
+    mask_secret: bytearray = field(default_factory=bytearray, repr=False)
+    self_mask: bytearray = field(default_factory=bytearray, repr=False)
+    opening_keys: dict[int, bytearray] = field(default_factory=dict, repr=False)
+    own_share: bytearray = field(default_factory=bytearray, repr=False)
+    held: dict[int, bytearray] = field(default_factory=dict, repr=False)
+
+    def _secrets(self) -> Iterator[bytearray]:
+        yield from (self.encryption_secret, self.mask_secret, self.self_mask, self.own_share)
+        yield from self.opening_keys.values()
+        yield from self.held.values()
+
+    def erase_after_share(self) -> None:
+        """Wipe what only the sealing needed."""
+        _wipe(self.encryption_secret)
+
+    def erase_after_mask(self) -> None:
+        """Wipe what only the upload needed."""
+        for secret in (self.mask_secret, self.self_mask, *self.opening_keys.values()):
+            _wipe(secret)
+        self.opening_keys.clear()
+        self.mask_keys.clear()
+
+    def erase_all(self) -> None:
+        """Wipe every secret."""
+        for secret in self._secrets():
+            _wipe(secret)
+        self.opening_keys.clear()
+        self.held.clear()
+        self.mask_keys.clear()
+
+    def seal(self, identity: Ed25519PrivateKey, context: bytes, salt: bytes) -> bytes:
+        """Return the state encrypted under a key derived from the client's identity.
+
+        Layout: magic and version, 32 bytes of salt, AES-256-GCM of a JSON object. The key is
+        ``derive(identity, "state", context, salt)`` and is used once.
+        """
+        plain = json.dumps(self._plain(), sort_keys=True, separators=(",", ":")).encode()
+        key = derive(raw_identity(identity), b"state", context, salt)
+        return _MAGIC + salt + AESGCM(key).encrypt(bytes(12), plain, _MAGIC + salt)
+
+    @classmethod
+    def open(cls, blob: bytes, identity: Ed25519PrivateKey, context: bytes) -> ClientState:
+        """Read what :meth:`seal` wrote.
+
+        Raises
+        ------
+        ProtocolError
+            If the blob was changed, or belongs to another client or round.
+        """
+        if not isinstance(blob, bytes):
+            raise refuse("saved state", f"it is bytes, not {type(blob).__name__}")
+        start = len(_MAGIC)
+        salt = blob[start : start + _SALT]
+        if not blob.startswith(_MAGIC) or len(salt) != _SALT:
+            raise refuse("saved state", "this is no saved client of this version")
+        key = derive(raw_identity(identity), b"state", context, salt)
+        try:
+            plain = AESGCM(key).decrypt(bytes(12), blob[start + _SALT :], _MAGIC + salt)
+        except (InvalidTag, ValueError) as error:
+            raise refuse(
+                "saved state", "it does not open; it was changed, or is of another client or round"
+            ) from error
+        try:
+            return cls._from_plain(json.loads(plain))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise refuse(
+                "saved state", "it opens, but was written by another version of this program"
+            ) from error
+
+    def _plain(self) -> dict[str, Any]:
+        return {
+            "index": self.index,
+            "phase": int(self.phase),
+            "advertisement": self.advertisement.hex(),
+            "beacon": self.beacon.hex(),
+            "members": list(self.members),
+            "live": list(self.live),
+            "shared": list(self.shared),
+            "survivors": list(self.survivors),
+            "mask_keys": _hex(self.mask_keys),
+            "encryption_secret": self.encryption_secret.hex(),
+            "mask_secret": self.mask_secret.hex(),
+            "self_mask": self.self_mask.hex(),
+            "opening_keys": _hex(self.opening_keys),
+            "own_share": self.own_share.hex(),
+            "held": _hex(self.held),
+        }
+
+    @classmethod
+    def _from_plain(cls, plain: Mapping[str, Any]) -> ClientState:
+        return cls(
+            index=plain["index"],
+            phase=Phase(plain["phase"]),
+            advertisement=bytes.fromhex(plain["advertisement"]),
+            beacon=bytes.fromhex(plain["beacon"]),
+            members=tuple(plain["members"]),
+            live=tuple(plain["live"]),
+            shared=tuple(plain["shared"]),
+            survivors=tuple(plain["survivors"]),
+            mask_keys={int(k): bytes.fromhex(v) for k, v in plain["mask_keys"].items()},
+            encryption_secret=bytearray.fromhex(plain["encryption_secret"]),
+            mask_secret=bytearray.fromhex(plain["mask_secret"]),
+            self_mask=bytearray.fromhex(plain["self_mask"]),
+            opening_keys={int(k): bytearray.fromhex(v) for k, v in plain["opening_keys"].items()},
+            own_share=bytearray.fromhex(plain["own_share"]),
+            held={int(k): bytearray.fromhex(v) for k, v in plain["held"].items()},
+        )
+
+
+def _wipe(secret: bytearray) -> None:
+    secret[:] = bytes(len(secret))
+    secret.clear()
+
+
+def _hex(table: Mapping[int, bytes | bytearray]) -> dict[str, str]:
+    return {str(key): value.hex() for key, value in table.items()}

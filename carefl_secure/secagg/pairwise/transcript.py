@@ -1,0 +1,127 @@
+"""What is signed, committed to and derived at each step, in one place for both sides."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from carefl_secure.secagg.pairwise.messages import Advertisement
+from carefl_secure.secagg.pairwise.parameters import RoundParameters
+from carefl_secure.secagg.primitives.checks import refuse
+from carefl_secure.secagg.primitives.crypto import Buffer, derive, digest, pack, verify
+
+__all__ = [
+    "ADVERTISEMENT",
+    "ANSWER",
+    "SURVIVORS",
+    "UPLOAD",
+    "advertisement",
+    "answer",
+    "beacon",
+    "commitment",
+    "pair_key",
+    "pair_sign",
+    "read_advertisements",
+    "sealing_key",
+    "self_mask_key",
+    "survivors",
+    "upload",
+    "verify_advertisement",
+]
+
+ADVERTISEMENT = b"advertisement"
+UPLOAD = b"upload"
+SURVIVORS = b"survivor set"
+ANSWER = b"answer"
+
+
+def commitment(context: bytes, index: int, self_mask: Buffer) -> bytes:
+    """Commit to the self-mask secret ``b_i``; hiding because the secret has 256 bits."""
+    return digest(b"commitment", context, pack(index), self_mask)
+
+
+def advertisement(
+    context: bytes, index: int, encryption_key: bytes, mask_key: bytes, committed: bytes
+) -> tuple[bytes, ...]:
+    """Return the fields signed in step 0."""
+    return context, pack(index), encryption_key, mask_key, committed
+
+
+def upload(context: bytes, seen: bytes, index: int, words: bytes) -> tuple[bytes, ...]:
+    """Return the fields signed in step 2; ``words`` is the digest of the masked vector."""
+    return context, seen, pack(index), words
+
+
+def survivors(
+    context: bytes, seen: bytes, shared: Collection[int], kept: Collection[int]
+) -> tuple[bytes, ...]:
+    """Return the fields signed in step 3: both sets, ascending."""
+    return context, seen, pack(*sorted(shared)), pack(*sorted(kept))
+
+
+def answer(context: bytes, seen: bytes, index: int, content: bytes) -> tuple[bytes, ...]:
+    """Return the fields signed in step 4."""
+    return context, seen, pack(index), content
+
+
+def beacon(context: bytes, messages: Mapping[int, bytes]) -> bytes:
+    """Hash all advertisements: who was shown another list derives other keys from here on."""
+    fields = (pack(index) + messages[index] for index in sorted(messages))
+    return digest(b"beacon", context, *fields)
+
+
+def sealing_key(secret: bytes, context: bytes, seen: bytes, source: int, target: int) -> bytes:
+    """Derive the key of the one sealed message from ``source`` to ``target``."""
+    return derive(secret, b"sealing key", context, seen, pack(source, target))
+
+
+def self_mask_key(self_mask: Buffer, context: bytes, seen: bytes) -> bytes:
+    """Derive the mask key that only this client holds."""
+    return derive(self_mask, b"self mask", context, seen)
+
+
+def pair_key(secret: bytes, context: bytes, seen: bytes, one: int, other: int) -> bytes:
+    """Derive the mask key of two clients; the same from both ends."""
+    return derive(secret, b"pair mask", context, seen, pack(min(one, other), max(one, other)))
+
+
+def pair_sign(index: int, peer: int) -> int:
+    """Return the sign with which ``index`` adds the mask it shares with ``pairwise``."""
+    return 1 if index < peer else -1
+
+
+def verify_advertisement(advert: Advertisement, index: int, parameters: RoundParameters) -> None:
+    """Check the signature of step 0.
+
+    Raises
+    ------
+    ProtocolError
+        If client ``index`` did not sign exactly this in this round.
+    """
+    fields = advertisement(
+        parameters.key_context(),
+        index,
+        advert.encryption_key,
+        advert.mask_key,
+        advert.commitment,
+    )
+    verify(parameters.roster[index], advert.signature, index, ADVERTISEMENT, *fields)
+
+
+def read_advertisements(
+    messages: Mapping[int, bytes], parameters: RoundParameters
+) -> dict[int, Advertisement]:
+    """Parse and verify all advertisements.
+
+    Raises
+    ------
+    ProtocolError
+        If one does not verify or a key occurs twice.
+    """
+    adverts = {}
+    for index in sorted(messages):
+        adverts[index] = Advertisement.parse(messages[index], index, parameters)
+        verify_advertisement(adverts[index], index, parameters)
+    keys = {key for advert in adverts.values() for key in (advert.encryption_key, advert.mask_key)}
+    if len(keys) != 2 * len(adverts):
+        raise refuse("repeated key", "two advertised keys are equal; a client copied another's")
+    return adverts

@@ -1,0 +1,1 @@
+"""What every protocol shares: framing, keys, sharing, packing."""

@@ -1,0 +1,105 @@
+"""Several signed integers in one number, so that adding the numbers adds all of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from carefl_secure.errors import ConfigError
+from carefl_secure.secagg.primitives.checks import refuse
+
+__all__ = ["FIELD_BITS", "check_fields", "field_limit", "pack_fields", "slots", "unpack_fields"]
+
+FIELD_BITS = (20, 30)
+"""Widths of a field: three of 20 bits or two of 30 bits in a number of 60 bits."""
+
+_WIDTH = 60
+
+
+def _fields(field_bits: int) -> int:
+    if field_bits not in FIELD_BITS:
+        raise ConfigError(f"a field has 20 or 30 bits, not {field_bits}")
+    return _WIDTH // field_bits
+
+
+def field_limit(field_bits: int) -> int:
+    """Return the largest magnitude of a sum in a field, ``2**(field_bits - 1) - 2``.
+
+    Two less than the field holds, so that the whole number stays below half of any prime that is
+    a little smaller than ``2**60``.
+    """
+    _fields(field_bits)
+    return (1 << field_bits - 1) - 2
+
+
+def check_fields(value_bound: int, field_bits: int, clients: int, bits: int) -> None:
+    """Refuse a bound on one client's integers under which a sum could leave its field.
+
+    Raises
+    ------
+    ConfigError
+        If a field has another width, or ``clients * value_bound`` does not fit it.
+    """
+    most = min(field_limit(field_bits) // clients, (1 << bits - 1) - 1)
+    if not 1 <= value_bound <= most:
+        raise ConfigError(
+            f"value_bound for {clients} clients, {bits}-bit words and {field_bits}-bit fields"
+            f" must lie in 1 .. {most}, not {value_bound}: the sum could overflow; use"
+            " field_bits=30 or fewer clients"
+        )
+
+
+def slots(dimension: int, field_bits: int) -> int:
+    """Return how many numbers hold ``dimension`` integers."""
+    return -(-dimension // _fields(field_bits))
+
+
+def pack_fields(integers: npt.NDArray[np.int64], field_bits: int) -> npt.NDArray[np.int64]:
+    """Put integer ``j S + s`` into field ``j`` of number ``s``, for ``S`` numbers in all.
+
+    ``number_s = sum_j 2**(field_bits * j) * integer_{j S + s}``, signed; what is missing at the
+    end is zero.
+
+    Raises
+    ------
+    ProtocolError
+        If an integer is larger than :func:`field_limit`.
+    """
+    count = slots(integers.size, field_bits)
+    limit = field_limit(field_bits)
+    if integers.size and not -limit <= integers.min() <= integers.max() <= limit:
+        raise refuse("field overflow", f"an integer does not fit a field of {field_bits} bits")
+    box = np.zeros(_fields(field_bits) * count, np.int64)
+    box[: integers.size] = integers
+    rows: npt.NDArray[Any] = box.reshape(-1, count)
+    packed: npt.NDArray[np.int64] = rows[-1].copy()
+    for row in rows[-2::-1]:
+        packed <<= field_bits
+        packed += row
+    return packed
+
+
+def unpack_fields(
+    numbers: npt.NDArray[np.int64], dimension: int, field_bits: int
+) -> npt.NDArray[np.int64]:
+    """Undo :func:`pack_fields` on a sum of packed numbers.
+
+    Raises
+    ------
+    ProtocolError
+        If something is left above the last field: some sum left its range.
+    """
+    half = 1 << field_bits - 1
+    rows = np.empty((_fields(field_bits), numbers.size), np.int64)
+    rest = numbers.copy()
+    for row in rows:
+        np.add(rest, half, out=row)
+        row &= (1 << field_bits) - 1
+        row -= half
+        rest -= row
+        rest >>= field_bits
+    if rest.any():
+        raise refuse("field overflow", "the opened sum does not fit its fields; it is no sum")
+    return rows.reshape(-1)[:dimension]

@@ -1,0 +1,191 @@
+"""Committee and encryption under the audit: nothing to find in ours, broken builds are named."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from carefl_secure.audit.attacks.helper_transcript import HolderEyes, MemberEyes, judge_helpers
+from carefl_secure.audit.attacks.server_transcript import ServerEyes, judge_transcript
+from carefl_secure.audit.attacks.transcript_checks import residue_chance
+from carefl_secure.audit.replay.canary_run import rehearse
+from carefl_secure.audit.replay.recording import Rehearsal
+from carefl_secure.audit.views import Heard, TranscriptView
+from carefl_secure.config import Config, load_config
+from carefl_secure.errors import PrivacyError
+from carefl_secure.noise import DeterministicKeySource
+from carefl_secure.secagg.committee import client as committee_module
+from carefl_secure.secagg.encrypted import bfv_round as encrypted_module
+from carefl_secure.secagg.encrypted import ckks_round as ckks_module
+from carefl_secure.secagg.key_additive import round as additive_module
+from carefl_secure.secagg.pairwise import client as client_module
+from tests.audit.conftest import SETTINGS, system
+
+MODES = ("committee", "encrypted")
+
+
+@pytest.fixture(scope="module")
+def runs() -> dict[str, Rehearsal]:
+    """Return one sound rehearsal in each mode."""
+    few = [word for word in SETTINGS if not word.startswith("federation.rounds")]
+    config = load_config(None, [*few, "federation.rounds=3"])
+    return {m: rehearse(config, system, canaries=300, aggregation=m) for m in MODES}  # type: ignore[arg-type]
+
+
+def found(view: TranscriptView) -> set[str]:
+    return {weakness.kind for weakness in ServerEyes()(view)}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_nobody_finds_anything_in_ours(runs: dict[str, Rehearsal], mode: str) -> None:
+    run = runs[mode]
+    view = run.transcript()
+    assert view.aggregation == mode and found(view) == set()
+    findings = judge_transcript(view, []) + judge_helpers(run.members(), run.holder())
+    assert len(findings) > 8 and {f.verdict for f in findings} == {"passed"}
+    assert (len(run.members()), run.holder() is None) == (
+        (3, True) if mode == "committee" else (0, False)
+    )
+
+
+def test_peers_have_no_helpers(sound: Rehearsal) -> None:
+    (finding,) = judge_helpers(sound.members(), sound.holder())
+    assert finding.verdict == "skipped"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_keys_from_the_seed(config: Config, mode: Any) -> None:
+    def keys(index: int) -> DeterministicKeySource:
+        return DeterministicKeySource(f"0/{index}".encode())
+
+    run = rehearse(config, keys, canaries=300, aggregation=mode)
+    assert "weak seed" in found(run.transcript())
+
+
+def test_a_committee_without_masks(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(committee_module, "add_masks", lambda words, keys, signs: None)
+    # The members take off masks that were never on, so what opens is no sum; the uploads are bare.
+    view = rehearse(config, system, canaries=400, aggregation="committee").transcript()
+    assert "unmasked" in found(view)
+
+
+def test_peers_masks_off_under_encryption(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (client_module, encrypted_module):
+        for name in ("add_masks", "add_residue_masks"):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, lambda *_: None)
+    run = rehearse(config, system, canaries=400, aggregation="encrypted")
+    assert "bare sum" in found(run.transcript())
+    holder = run.holder()
+    assert holder is not None
+    assert {w.kind for w in HolderEyes()(holder)} == {"bare sum at the holder"}
+
+
+def under(scheme: str) -> Rehearsal:
+    """Rehearse two rounds under one scheme of encryption."""
+    few = [word for word in SETTINGS if not word.startswith("federation.rounds")]
+    words = ["federation.rounds=2", "federation.aggregation=encrypted"]
+    config = load_config(None, [*few, *words, f"federation.encryption={scheme}"])
+    return rehearse(config, system, canaries=300)
+
+
+@pytest.mark.parametrize("scheme", ["additive", "ckks"])
+def test_the_configured_scheme_is_the_one_that_is_rehearsed(scheme: str) -> None:
+    run = under(scheme)
+    view, holder = run.transcript(), run.holder()
+    assert (view.aggregation, view.encryption) == ("encrypted", scheme)
+    assert found(view) == set()
+    asked = {message.action for message in view.messages}
+    assert ("query.open_sum" in asked) == (holder is not None) == (scheme == "ckks")
+    findings = judge_transcript(view, [])
+    assert len(findings) > 8 and {f.verdict for f in findings} == {"passed"}
+    verdicts = {f.verdict for f in judge_helpers(run.members(), holder)}
+    assert verdicts == {"passed" if scheme == "ckks" else "skipped"}
+
+
+def test_a_key_without_masks_under_keys_that_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(additive_module, "add_masks", lambda *_: None)
+    assert {"unmasked", "mask reused"} <= found(under("additive").transcript())
+
+
+def test_peers_masks_off_under_ckks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ckks_module, "add_masks", lambda *_: None)
+    run = under("ckks")
+    assert "bare sum" in found(run.transcript())
+    holder = run.holder()
+    assert holder is not None
+    assert {w.kind for w in HolderEyes()(holder)} == {"bare sum at the holder"}
+
+
+def doubled(messages: tuple[Heard, ...], action: str) -> tuple[Heard, ...]:
+    reply = next(m for m in messages if m.from_client and m.action == action)
+    return (*messages, reply)
+
+
+def test_two_openings_in_one_round(runs: dict[str, Rehearsal]) -> None:
+    for mode, action in (("committee", "query.committee_answer"), ("encrypted", "query.open_sum")):
+        view = runs[mode].transcript()
+        assert found(replace(view, messages=doubled(view.messages, action))) == {"opened twice"}
+    member = runs["committee"].members()[0]
+    again = replace(member, messages=doubled(member.messages, "query.committee_answer"))
+    assert {w.kind for w in MemberEyes()(again)} == {"answers of a member"}
+    holder = runs["encrypted"].holder()
+    assert holder is not None
+    again_ = replace(holder, messages=doubled(holder.messages, "query.open_sum"))
+    assert {w.kind for w in HolderEyes()(again_)} == {"sums of the holder"}
+
+
+def changed(view: Any, action: str, name: str, value: bytes, own: bool = True) -> Any:
+    messages = list(view.messages)
+    for place, message in enumerate(messages):
+        if message.from_client == own and message.action == action and name in message.fields:
+            messages[place] = replace(message, fields={**message.fields, name: value})
+            break
+    return replace(view, messages=tuple(messages))
+
+
+def test_what_was_tampered_with_is_named(runs: dict[str, Rehearsal]) -> None:
+    committee, encrypt = (runs[mode].transcript() for mode in MODES)
+    plain = bytes(16) + np.arange(512, dtype="<u4").tobytes() * 8 + bytes(64)
+    assert found(changed(encrypt, "train.masked", "upload", plain)) == {"not encrypted"}
+    answer = bytes(16 + 32) + np.arange(512, dtype="<u4").tobytes() + bytes(64)
+    assert found(changed(committee, "query.committee_answer", "answer", answer)) == {"bare answer"}
+    other = bytes(16) + bytes(32) + bytes(2) + bytes(64)
+    assert found(changed(committee, "query.committee_open", "opening", other)) == {"client lists"}
+    member = runs["committee"].members()[0]
+    few = bytes(16) + (1).to_bytes(2, "little") + bytes(9000)
+    kinds = {
+        w.kind for w in MemberEyes()(changed(member, "query.committee_open", "listing", few, False))
+    }
+    assert kinds == {"lists below the floor", "vectors at a member"}
+    holder = runs["encrypted"].holder()
+    told = changed(holder, "query.holder_key", "model", b"x" * 32, False)
+    told = replace(told, messages=tuple(
+        replace(m, fields={**m.fields, "upload": b"bytes"}) if not m.from_client else m
+        for m in told.messages
+    ))  # fmt: skip
+    assert {w.kind for w in HolderEyes()(told)} == {"messages to the holder"}
+
+
+def test_silence_is_no_good_news(runs: dict[str, Rehearsal]) -> None:
+    empty = [replace(member, messages=()) for member in runs["committee"].members()]
+    assert {f.verdict for f in judge_helpers(empty, None)} == {"falsified"}
+
+
+def test_views_cannot_be_exchanged(runs: dict[str, Rehearsal]) -> None:
+    with pytest.raises(PrivacyError, match="one member of the committee"):
+        MemberEyes()(runs["encrypted"].holder())  # type: ignore[arg-type]
+    with pytest.raises(PrivacyError, match="key holder"):
+        HolderEyes()(runs["committee"].transcript())  # type: ignore[arg-type]
+
+
+def test_packed_small_numbers_are_not_uniform() -> None:
+    rng = np.random.default_rng(0)
+    modulus = (1 << 60) - 93
+    full = rng.integers(0, modulus, 200, dtype=np.uint64)
+    small = (rng.integers(-500, 500, 200) << 30) % modulus
+    assert residue_chance(full) > 1e-9 > residue_chance(small.astype(np.uint64))
+    assert residue_chance(np.zeros(5, np.uint64)) == 0.0

@@ -1,0 +1,190 @@
+"""Builds broken on purpose, one promise at a time; the audit must name the one that broke."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from carefl_secure.audit.attacks.canaries import GradientCanaries, judge_canaries
+from carefl_secure.audit.attacks.server_transcript import ServerEyes, judge_transcript
+from carefl_secure.audit.conformance.checks import Conformance, MachineView
+from carefl_secure.audit.replay.canary_run import rehearse
+from carefl_secure.audit.replay.recording import Rehearsal
+from carefl_secure.config import Config, load_config
+from carefl_secure.noise import DeterministicKeySource, KeySource, KeyStream, SystemKeySource
+from carefl_secure.noise.skellam import SkellamSampler
+from tests.audit.conftest import VectorProbe, VectorTask, patch_everywhere, system
+
+Machine = Callable[..., MachineView]
+
+
+def faults(view: MachineView) -> set[str]:
+    return {f.check for f in Conformance()(view) if f.verdict == "falsified"}
+
+
+def test_our_build_passes(machine: Machine) -> None:
+    findings = Conformance()(machine())
+    assert {f.verdict for f in findings} == {"passed"}
+    assert {f.check for f in findings} == {
+        "noise",
+        "fresh noise",
+        "clipping",
+        "remove one",
+        "independent losses",
+        "sampler",
+        "sensitivity",
+    }
+
+
+@pytest.mark.parametrize("scale", [0.25, 0.81])
+def test_less_noise_than_planned(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, scale: float
+) -> None:
+    """Half the standard deviation, and nine tenths of it."""
+
+    class Thinner(SkellamSampler):
+        def __init__(self, variance: float) -> None:
+            super().__init__(variance * scale)
+
+    patch_everywhere(monkeypatch, "SkellamSampler", Thinner)
+    # 8,000 values: nine tenths are twelve standard errors off, and five are asked for.
+    assert faults(machine(dimension=8000)) == {"noise"}
+
+
+def test_noise_from_the_seed(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Known(SkellamSampler):
+        def sample(self, stream: KeyStream, count: int) -> NDArray[np.int64]:
+            return super().sample(KeyStream(bytes(32)), count)
+
+    patch_everywhere(monkeypatch, "SkellamSampler", Known)
+    # Five clients with one noise: the sum is too large as well.
+    assert faults(machine()) == {"fresh noise", "noise"}
+
+
+def test_all_keys_from_the_seed(machine: Machine) -> None:
+    def keys(index: int) -> KeySource:
+        return DeterministicKeySource(f"0/{index}".encode())
+
+    view = machine(keys=keys)
+    assert faults(view) == {"fresh noise"}
+    transcript = view.rehearsal.transcript()
+    found = judge_transcript(transcript, ServerEyes()(transcript))
+    assert [f.check for f in found if f.verdict == "falsified"] == ["weak seed"]
+
+
+def test_clipping_by_tile(machine: Machine) -> None:
+    task = VectorTask(2000, 1.0, tiles=4)
+    assert faults(machine(VectorProbe(task))) == {"clipping", "remove one"}
+
+
+def test_a_mean_over_the_batch(machine: Machine) -> None:
+    task = VectorTask(2000, 1.0, mean=True)
+    assert "remove one" in faults(machine(VectorProbe(task)))
+
+
+def test_losses_that_mix_records(machine: Machine) -> None:
+    task = VectorTask(2000, 1.0)
+    assert faults(machine(VectorProbe(task, mixed=True))) == {"independent losses"}
+
+
+class Shuffled:
+    """Epochs: every record has its turn, in batches of one size."""
+
+    def __init__(self) -> None:
+        self._left: dict[int, NDArray[np.int64]] = {}
+        self._rng = np.random.default_rng(1)
+        self._turn = 0
+
+    def __call__(self, records: int, rate: float, stream: KeyStream) -> NDArray[np.int64]:
+        if records == 0:
+            return np.empty(0, np.int64)
+        size = max(1, round(rate * records))
+        self._turn = (self._turn + 1) % 5  # five clients take turns with one sampler
+        left = self._left.get(self._turn, np.empty(0, np.int64))
+        if len(left) < size:
+            left = self._rng.permutation(records)
+        self._left[self._turn] = left[size:]
+        return np.sort(left[:size])
+
+
+def fixed_size(records: int, rate: float, stream: KeyStream) -> NDArray[np.int64]:
+    rng = np.random.default_rng(int.from_bytes(stream.take(4), "little"))
+    return np.sort(rng.choice(records, round(rate * records), replace=False))
+
+
+def one_batch(records: int, rate: float, stream: KeyStream) -> NDArray[np.int64]:
+    return np.flatnonzero(np.random.default_rng(3).random(records) < rate)
+
+
+@pytest.mark.parametrize("sampler", [Shuffled(), fixed_size, one_batch])
+def test_other_samplers(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, sampler: Callable[..., Any]
+) -> None:
+    patch_everywhere(monkeypatch, "poisson_sample", sampler)
+    assert faults(machine()) == {"sampler"}
+
+
+def test_a_sensitivity_that_was_stated_too_low(machine: Machine) -> None:
+    from dataclasses import replace
+
+    view = machine()
+    low = replace(view.plan.encoding, l2_sensitivity=view.plan.encoding.l2_sensitivity * 0.8)
+    assert faults(replace(view, plan=replace(view.plan, encoding=low))) >= {"sensitivity"}
+
+
+def canary_verdict(rehearsal: Rehearsal) -> str:
+    return judge_canaries(rehearsal, GradientCanaries()(rehearsal.releases())).verdict
+
+
+def test_canaries_do_not_accuse_our_build(sound: Rehearsal) -> None:
+    finding = judge_canaries(sound, GradientCanaries()(sound.releases()))
+    assert finding.verdict == "passed"
+    figures = finding.figures
+    for name in ("steinke", "f-dp", "clopper-pearson"):
+        low = figures[f"epsilon lower bound: {name}"]
+        most = figures[f"attainable with 400 canaries: {name}"]
+        assert isinstance(low, float) and isinstance(most, float) and low <= most
+    assert "epsilon estimate: gaussian-estimate" in figures
+
+
+def test_canaries_contradict_a_strong_claim_over_weak_noise(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At epsilon 1 the one-run bound has the power that it lacks at 8."""
+
+    class Thinner(SkellamSampler):
+        def __init__(self, variance: float) -> None:
+            super().__init__(variance / 64)
+
+    strict = load_config(
+        None,
+        [
+            "federation.clients=5",
+            "federation.rounds=6",
+            "federation.dropout=0.2",
+            "data.records=500",
+            "privacy.delta=0.0001",
+            "privacy.sample_rate=0.25",
+            "privacy.epsilon=1",
+        ],
+    )
+    assert canary_verdict(rehearse(strict, system, canaries=600)) == "passed"
+    patch_everywhere(monkeypatch, "SkellamSampler", Thinner)
+    assert canary_verdict(rehearse(strict, system, canaries=600)) == "falsified"
+
+
+def test_a_run_without_privacy_has_nothing_to_contradict() -> None:
+    open_run = load_config(
+        None, ["federation.clients=3", "federation.dropout=0", "privacy.unit=none",
+               "privacy.max_colluders=0", "federation.rounds=12", "data.records=300"]
+    )  # fmt: skip
+    rehearsal = rehearse(open_run, lambda index: SystemKeySource(), canaries=100)
+    scores = GradientCanaries()(rehearsal.releases())
+    finding = judge_canaries(rehearsal, scores)
+    assert finding.verdict == "skipped"
+    # ... and the canaries that were ever drawn are plain to see
+    assert finding.figures["epsilon lower bound: steinke"] > 1.0  # type: ignore[operator]

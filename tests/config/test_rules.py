@@ -1,0 +1,119 @@
+"""Which settings of unit, steps and aggregator go together, and what ``auto`` stands for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from carefl_secure.config import Config, dump_config, load_config
+from carefl_secure.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("words", "moves", "steps", "rate"),
+    [
+        ([], False, 1, 0.03),
+        (["privacy.unit=person"], False, 1, 0.03),
+        (["privacy.unit=person", "privacy.records_per_person=2"], False, 1, 0.03),
+        (["privacy.unit=none"], False, 1, 0.03),
+        (["privacy.unit=client"], True, 10, 0.03),
+        (["privacy.trust=none"], True, 5, 0.03),
+        (["privacy.trust=none", "federation.aggregator=fedprox"], True, 5, 1.0),
+        (["privacy.unit=none", "federation.aggregator=feddyn"], True, 10, 1.0),
+        (["privacy.unit=none", "federation.local_steps=3"], True, 3, 0.03),
+        (["privacy.unit=client", "federation.local_steps=1"], True, 1, 0.03),
+        (["privacy.unit=client", "federation.aggregator=fedavg"], True, 10, 0.1),
+        (["federation.aggregator=fedavg"], False, 1, 0.03),
+        (["federation.server_lr=0.5"], False, 1, 0.5),
+    ],
+)
+def test_one_word_is_enough_and_auto_becomes_a_number(
+    words: list[str], moves: bool, steps: int, rate: float, tmp_path: Path
+) -> None:
+    config = load_config(None, words)
+    assert config.sums_updates is moves
+    assert config.federation.local_steps == config.local_steps == steps
+    assert config.federation.server_lr == pytest.approx(rate)
+    (tmp_path / "c.yaml").write_text(dump_config(config))
+    assert load_config(tmp_path / "c.yaml") == config
+
+
+def test_the_local_rate_fits_the_kind_of_gradient() -> None:
+    assert load_config(None, ["privacy.unit=client"]).federation.local_lr == 10.0
+    assert load_config(None, ["privacy.trust=none"]).federation.local_lr == 0.3
+    words = ["privacy.unit=client", "federation.local_lr=0.5"]
+    assert load_config(None, words).local_lr == 0.5
+
+
+def test_the_defaults_are_those_of_one_sum_of_gradients() -> None:
+    assert (Config().local_steps, Config().server_lr, Config().sums_updates) == (1, 0.03, False)
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["federation.local_steps=2"], "one sum of gradients"),
+        (["privacy.unit=person", "federation.local_steps=2"], "set federation.local_steps=1"),
+        (["federation.aggregator=fedprox"], "there is no path"),
+        (["federation.aggregator=feddyn"], "privacy.trust=none"),
+        (["privacy.unit=person", "federation.aggregator=feddyn"], "there is no path"),
+        (
+            ["privacy.unit=none", "federation.aggregator=fedprox", "federation.local_steps=1"],
+            "federation.local_steps above 1",
+        ),
+        (
+            ["privacy.unit=client", "federation.aggregator=fedprox", "federation.local_steps=1"],
+            "second local step",
+        ),
+        (["privacy.unit=client", "adapter.train=both"], "not the mean of their products"),
+        (["privacy.trust=none", "adapter.train=both"], "adapter.train=alternate"),
+        (
+            ["privacy.unit=none", "federation.local_steps=4", "adapter.train=both"],
+            "not the mean of their products",
+        ),
+        (["privacy.unit=client", "federation.aggregator=feddyn"], "privacy.normalise=false"),
+        (
+            ["privacy.trust=none", "federation.aggregator=feddyn", "adapter.train=alternate"],
+            "set adapter.train=B",
+        ),
+        (["privacy.unit=person", "privacy.trust=none"], "privacy.unit=record"),
+        (["privacy.unit=client", "privacy.trust=none"], "privacy.trust=secagg"),
+        (["privacy.unit=none", "privacy.trust=none"], "privacy.trust=secagg"),
+        (["privacy.records_per_person=2"], "set privacy.unit=person"),
+        (["federation.stragglers=0.3"], "there is one"),
+        (
+            ["privacy.unit=none", "federation.noise_correction=true"],
+            "privacy.unit other than none",
+        ),
+        (
+            ["federation.aggregator=fedavg", "federation.noise_correction=true"],
+            "federation.aggregator=fedadam",
+        ),
+        (
+            ["privacy.trust=none", "federation.aggregator=fedprox", "federation.proximal_mu=10"],
+            "jumps over",
+        ),
+    ],
+)
+def test_contradictions_say_what_to_set(words: list[str], part: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, words)
+    assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["privacy.unit=client", "adapter.train=alternate"],
+        ["privacy.trust=none", "federation.stragglers=0.3"],
+        ["privacy.trust=none", "federation.noise_correction=true"],
+        ["federation.noise_correction=true"],
+        ["privacy.unit=client", "federation.aggregator=feddyn", "privacy.normalise=false"],
+        ["privacy.unit=none", "federation.local_steps=4", "federation.aggregator=fedprox"],
+        ["data.partition=quantity", "data.alpha=0.3"],
+        ["privacy.unit=none", "adapter.train=both"],
+    ],
+)
+def test_what_fits_is_taken(words: list[str]) -> None:
+    load_config(None, words)

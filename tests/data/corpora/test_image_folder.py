@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from carefl_secure.data.corpora.image_folder import load_imagefolder
+from carefl_secure.data.label_spaces import BASIC
+from carefl_secure.data.records import LabelSpace, targets
+from carefl_secure.data.splits import Subset, split
+from carefl_secure.errors import DataError, LabelError
+
+
+def picture(path: Path, mode: str = "RGB", size: tuple[int, int] = (40, 30)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    Image.fromarray(noise).convert(mode).save(path)
+    return path
+
+
+def described(folder: Path, *rows: dict[str, object]) -> Path:
+    for row in rows:
+        picture(folder / str(row["file_name"]))
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "metadata.jsonl").write_text(text, encoding="utf-8")
+    return folder
+
+
+def test_metadata_gives_records(tmp_path: Path) -> None:
+    folder = described(
+        tmp_path,
+        {"file_name": "b.png", "label": "sad", "subject": "s", "site": "north"},
+        {"file_name": "sub/a.png", "label": "glad"},
+        {"file_name": "b.png", "label": "glad", "box": [0, 0, 40, 30]},
+    )
+    picture(folder / "not-named.png")
+    corpus = load_imagefolder(folder, name="mine")
+    assert corpus.name == corpus.space.name == "mine"
+    assert corpus.space.labels == ("glad", "sad")
+    assert not corpus.space.multi
+    assert [r.key for r in corpus.records] == ["b.png", "sub/a.png", "b.png#2"]
+    assert [r.labels for r in corpus.records] == [(1,), (0,), (0,)]
+    assert corpus.records[0].subject == "s"
+    assert corpus.records[0].attributes == {"site": "north"}
+    assert corpus.records[2].box == (0, 0, 40, 30)
+    assert corpus.image(1).mode == "RGB"
+    assert targets(corpus).tolist() == [[0, 1], [1, 0], [1, 0]]
+
+
+def test_several_labels_and_a_given_space(tmp_path: Path) -> None:
+    folder = described(
+        tmp_path,
+        {"file_name": "a.png", "labels": ["c", "a"]},
+        {"file_name": "b.png", "labels": []},
+    )
+    assert load_imagefolder(folder).space.labels == ("a", "c")
+    space = LabelSpace("abc", ("c", "b", "a"), multi=True)
+    corpus = load_imagefolder(folder, space)
+    assert corpus.space is space
+    assert [r.labels for r in corpus.records] == [(0, 2), ()]
+    with pytest.raises(LabelError, match="exactly one label, not 2"):
+        load_imagefolder(folder, LabelSpace("one", ("a", "b", "c"), multi=False))
+
+
+def test_class_folders(tmp_path: Path) -> None:
+    picture(tmp_path / "sad" / "1.jpg")
+    picture(tmp_path / "glad" / "2.PNG")
+    (tmp_path / "glad" / "notes.txt").write_text("no image", encoding="utf-8")
+    corpus = load_imagefolder(tmp_path)
+    assert [r.key for r in corpus.records] == ["glad/2.PNG", "sad/1.jpg"]
+    assert [r.labels for r in corpus.records] == [(0,), (1,)]
+    assert all(r.subject is None for r in corpus.records)
+
+
+@pytest.mark.parametrize("place", ["1.jpg", "train/sad/1.jpg"])
+def test_images_outside_class_folders_are_refused_not_skipped(tmp_path: Path, place: str) -> None:
+    picture(tmp_path / "sad" / "1.jpg")
+    picture(tmp_path / place)
+    with pytest.raises(DataError, match="class folder"):
+        load_imagefolder(tmp_path)
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "CMYK", "LA"])
+def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
+    picture(tmp_path / "x" / ("a.jpg" if mode == "CMYK" else "a.png"), mode)
+    image = load_imagefolder(tmp_path).image(0)
+    assert (image.mode, image.size) == ("RGB", (40, 30))
+
+
+def test_photographs_held_sideways_are_turned(tmp_path: Path) -> None:
+    path = picture(tmp_path / "x" / "a.jpg")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(path).save(path, exif=exif)
+    assert load_imagefolder(tmp_path).image(0).size == (30, 40)
+
+
+def test_no_images(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="holds no images"):
+        load_imagefolder(tmp_path)
+    (tmp_path / "metadata.jsonl").write_text("", encoding="utf-8")
+    with pytest.raises(DataError, match="holds no images"):
+        load_imagefolder(tmp_path)
+    with pytest.raises(DataError, match="not a folder"):
+        load_imagefolder(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "gif", "bmp"])
+@pytest.mark.parametrize("keep", [0.5, 0.9])
+def test_cut_off_files_are_found_and_named(tmp_path: Path, suffix: str, keep: float) -> None:
+    path = picture(tmp_path / "x" / f"cut.{suffix}")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * keep)])
+    picture(tmp_path / "x" / "whole.png")
+    with pytest.raises(DataError, match=rf"cut\.{suffix}"):
+        load_imagefolder(tmp_path)
+    unchecked = load_imagefolder(tmp_path, check=False)
+    assert unchecked.image(1).size == (40, 30)
+    with pytest.raises(DataError, match=rf"cut\.{suffix}"):
+        unchecked.image(0)
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"])
+def test_what_is_no_image_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "broken.png").write_bytes(content)
+    with pytest.raises(DataError, match=r"broken\.png"):
+        load_imagefolder(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
+def test_damaged_images_never_escape_as_another_error(tmp_path: Path) -> None:
+    """Whatever bytes are flipped, the outcome is an image or a DataError."""
+    rng = np.random.default_rng(1)
+    for suffix in ("png", "jpg", "gif", "tiff"):
+        path = picture(tmp_path / "x" / f"a.{suffix}", size=(9, 7))
+        whole = np.frombuffer(path.read_bytes(), np.uint8)
+        for _ in range(60):
+            broken = whole.copy()
+            places = rng.integers(0, len(whole), 4)
+            broken[places] = rng.integers(0, 256, 4)
+            path.write_bytes(broken.tobytes())
+            try:
+                load_imagefolder(tmp_path)
+            except DataError as error:
+                assert path.name in str(error)
+        path.unlink()
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_an_image_that_would_fill_the_memory(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    Image.new("1", (20_000, 5_000)).save(tmp_path / "x" / "bomb.png")
+    with pytest.raises(DataError, match="pixels"):
+        load_imagefolder(tmp_path)
+
+
+def test_a_file_that_vanishes_later(tmp_path: Path) -> None:
+    corpus = load_imagefolder(described(tmp_path, {"file_name": "a.png", "label": "x"}))
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(DataError, match="missing"):
+        corpus.image(0)
+
+
+def test_row_without_its_file(tmp_path: Path) -> None:
+    described(tmp_path, {"file_name": "a.png", "label": "x"})
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(DataError, match=r"line 1 names 'a\.png'"):
+        load_imagefolder(tmp_path)
+
+
+def test_label_outside_the_space_names_line_and_labels(tmp_path: Path) -> None:
+    described(tmp_path, {"file_name": "a.png", "label": "Joy"})
+    with pytest.raises(LabelError, match=r"line 1: label 'Joy' .*Happiness"):
+        load_imagefolder(tmp_path, BASIC)
+
+
+def test_box_outside_the_image(tmp_path: Path) -> None:
+    described(tmp_path, {"file_name": "a.png", "label": "x", "box": [0, 0, 41, 30]})
+    with pytest.raises(DataError, match="does not lie inside"):
+        load_imagefolder(tmp_path)
+
+
+def test_two_kinds_of_labels_and_two_metadata_files(tmp_path: Path) -> None:
+    described(
+        tmp_path,
+        {"file_name": "a.png", "label": "x"},
+        {"file_name": "b.png", "labels": ["x"]},
+    )
+    with pytest.raises(DataError, match="use one"):
+        load_imagefolder(tmp_path)
+    (tmp_path / "metadata.csv").write_text("file_name,label\na.png,x\n", encoding="utf-8")
+    with pytest.raises(DataError, match="keep one"):
+        load_imagefolder(tmp_path)
+
+
+def test_a_corpus_without_any_label(tmp_path: Path) -> None:
+    described(tmp_path, {"file_name": "a.png", "labels": []})
+    with pytest.raises(LabelError, match="no label"):
+        load_imagefolder(tmp_path)
+
+
+def test_london_faces(london_faces: Path) -> None:
+    corpus = load_imagefolder(london_faces, BASIC)
+    assert len(corpus.records) == 204
+    assert targets(corpus).sum(0).tolist() == [0, 0, 0, 102, 0, 0, 102]
+    assert corpus.image(0).size == (320, 320)
+    assert set(corpus.records[0].attributes) == {"age", "gender", "ethnicity"}
+    assert load_imagefolder(london_faces, check=False).space.labels == ("Happiness", "Neutral")
+    parts = split(corpus, {"train": 0.7, "public": 0.1, "test": 0.2}, seed=0)
+    subjects = [{r.subject for r in Subset(corpus, part).records} for part in parts.values()]
+    assert sum(map(len, subjects)) == len(set.union(*subjects)) == 102

@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from carefl_secure.data.corpora.image_folder import FolderCorpus, load_imagefolder
+from carefl_secure.data.deduplication.duplicates import (
+    drop_shared,
+    find_shared,
+    together,
+    within,
+)
+from carefl_secure.data.deduplication.image_hashes import fingerprints
+from carefl_secure.data.partition import partition
+from carefl_secure.data.records import LabelSpace
+from carefl_secure.data.splits import Subset, split
+from carefl_secure.errors import DataError
+
+SPACE = LabelSpace("x", ("x",), multi=False)
+
+
+def folder(make: Any, name: str, count: int) -> FolderCorpus:
+    for k in range(count):
+        make.picture(make.root / name / "x" / f"{name}{k}.png", (90, 80))
+    return load_imagefolder(make.root / name, SPACE)
+
+
+def prints(parts: Any) -> Any:
+    return {name: fingerprints(corpus) for name, corpus in parts.items()}
+
+
+@pytest.fixture
+def parts(make: Any) -> dict[str, FolderCorpus]:
+    """Make three splits: val and test hold copies of train, and test a near copy of val."""
+    for name, count in (("train", 4), ("val", 3), ("test", 4)):
+        folder(make, name, count)
+    at = {name: make.root / name / "x" for name in ("train", "val", "test")}
+    shutil.copy(at["train"] / "train0.png", at["val"] / "copy.png")
+    Image.open(at["train"] / "train1.png").save(at["test"] / "other.bmp")
+    Image.open(at["train"] / "train2.png").save(at["test"] / "near.jpg", quality=60)
+    Image.open(at["val"] / "val0.png").resize((60, 50)).save(at["test"] / "nearval.png")
+    shutil.copy(at["train"] / "train3.png", at["train"] / "train3again.png")
+    return {name: load_imagefolder(make.root / name, SPACE) for name in at}
+
+
+def test_what_splits_share_is_found(parts: Any) -> None:
+    found = {(s.first, s.second): s for s in find_shared(parts, prints(parts))}
+    one = found["train", "val"]
+    assert (one.exact, one.files, one.near) == (1, 1, 0)
+    assert one.examples == ("x/train0.png = x/copy.png",)
+    two = found["train", "test"]
+    assert (two.exact, two.files, two.near) == (1, 0, 1)
+    assert two.examples == ("x/train1.png = x/other.bmp", "x/train2.png ~ x/near.jpg")
+    three = found["val", "test"]
+    assert (three.exact, three.near, three.clean) == (0, 1, False)
+
+
+def test_repetitions_inside_a_part(parts: Any) -> None:
+    marks = prints(parts)
+    assert within(marks["train"]) == (1, 0)
+    assert within(marks["val"]) == (0, 0)
+    assert within([*marks["train"], *marks["test"]]) == (2, 1)
+
+
+@pytest.mark.parametrize("near", [True, False])
+def test_what_remains_shares_nothing(parts: Any, near: bool) -> None:
+    kept, skipped = drop_shared(parts, prints(parts), near=near)
+    again = find_shared(kept, prints(kept))
+    assert sum(s.exact for s in again) == 0
+    assert sum(s.near for s in again) == (0 if near else 2)
+    assert skipped.dropped == {
+        "train: repeated": 1,
+        "val: shared with train": 1,
+        "test: shared with train": 2 if near else 1,
+        **({"test: shared with val": 1} if near else {}),
+    }
+    assert sum(len(c.records) for c in kept.values()) + skipped.total == 16
+    # The first part keeps what is shared.
+    assert {r.key for r in kept["train"].records} >= {"x/train0.png", "x/train1.png"}
+
+
+def test_what_was_left_out_shields_nothing(make: Any) -> None:
+    """A picture that is left out of val may stay in test unless train has it."""
+    for name in ("train", "val", "test"):
+        folder(make, name, 2)
+    for name in ("val", "test"):
+        shutil.copy(make.root / "train" / "x" / "train0.png", make.root / name / "x" / "c.png")
+    parts = {n: load_imagefolder(make.root / n, SPACE) for n in ("train", "val", "test")}
+    kept, _ = drop_shared(parts, prints(parts))
+    assert [len(c.records) for c in kept.values()] == [2, 2, 2]
+
+
+def test_subjects_are_kept_apart_too(make: Any) -> None:
+    for name in ("train", "test"):
+        rows = []
+        for k in range(3):
+            make.picture(make.root / name / f"{k}.png")
+            who = "both" if k == 0 else f"{name}{k}"
+            rows.append(f'{{"file_name": "{k}.png", "label": "x", "subject": "{who}"}}')
+        make.text(make.root / name / "metadata.jsonl", *rows)
+    parts = {n: load_imagefolder(make.root / n, SPACE) for n in ("train", "test")}
+    (shared,) = find_shared(parts, prints(parts))
+    assert (shared.exact, shared.near, shared.subjects) == (0, 0, 1)
+    kept, skipped = drop_shared(parts, prints(parts), near=False)
+    assert skipped.dropped == {"test: shared with train": 1}
+    assert find_shared(kept, prints(kept))[0].clean
+
+
+def test_nothing_remains(make: Any) -> None:
+    folder(make, "train", 1)
+    shutil.copytree(make.root / "train", make.root / "test")
+    parts = {n: load_imagefolder(make.root / n, SPACE) for n in ("train", "test")}
+    with pytest.raises(DataError, match="nothing remains of test"):
+        drop_shared(parts, prints(parts))
+
+
+def test_unreadable_images_are_left_out(make: Any) -> None:
+    folder(make, "train", 3)
+    make.cut_off(make.root / "train" / "x" / "train1.png")
+    corpus = load_imagefolder(make.root / "train", SPACE, check=False)
+    kept, skipped = drop_shared({"train": corpus}, {"train": fingerprints(corpus)})
+    assert len(kept["train"].records) == 2
+    assert skipped.dropped == {"train: image cannot be read": 1}
+
+
+def test_clients_never_share_a_picture_once_copies_are_one_subject(make: Any) -> None:
+    folder(make, "train", 8)
+    at = make.root / "train" / "x"
+    for k in range(8):
+        Image.open(at / f"train{k}.png").save(at / f"near{k}.jpg", quality=60)
+    corpus = load_imagefolder(make.root / "train", SPACE)
+
+    def overlap(whole: Any, kind: Any, column: str | None) -> int:
+        shares = partition(whole, 4, kind, column=column)
+        parts = {f"client {k}": Subset(whole, tuple(s.tolist())) for k, s in enumerate(shares)}
+        return sum(s.exact + s.near for s in find_shared(parts, prints(parts)))
+
+    assert overlap(corpus, "iid", None) > 0
+    grouped = together(corpus, fingerprints(corpus))
+    assert (grouped.name, grouped.space) == (corpus.name, SPACE)
+    assert len({r.subject for r in grouped.records}) == 8
+    assert overlap(grouped, "column", "subject") == 0
+    cut = split(grouped, {"a": 0.5, "b": 0.5}, seed=1)
+    parts = {name: Subset(grouped, tuple(part)) for name, part in cut.items()}
+    assert find_shared(parts, prints(parts))[0].clean
+    assert grouped.image(0).size == (90, 80)
+
+
+def test_pictures_that_stand_alone_get_no_subject(make: Any) -> None:
+    corpus = folder(make, "train", 3)
+    assert [r.subject for r in together(corpus, fingerprints(corpus)).records] == [None] * 3
+
+
+def test_flat_pictures_are_equal_or_nothing(make: Any) -> None:
+    (make.root / "train" / "x").mkdir(parents=True)
+    for name, colour in (("a", "black"), ("b", "white"), ("c", "black")):
+        Image.new("RGB", (20, 20), colour).save(make.root / "train" / "x" / f"{name}.png")
+    assert within(fingerprints(load_imagefolder(make.root / "train", SPACE))) == (1, 0)

@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from carefl_secure.data.label_spaces import BASIC, CAERS, COMPOUND
+from carefl_secure.data.open_corpus import KINDS, open_corpus, recognise, split_folders
+from carefl_secure.data.records import targets
+from carefl_secure.errors import ConfigError, DataError
+
+
+def build(make: Any, kind: str) -> Path:
+    root: Path = make.root
+    if kind == "emotic-mat":
+        make.whole_emotic()
+    elif kind == "emotic-table":
+        make.emotic_table("train", {}, {"Categorical_Labels": ["Fear"]})
+    elif kind == "emotic-archive":
+        make.emotic_archive("train", {"Fear": 1})
+    elif kind == "caers":
+        make.caers()
+    elif kind == "ncaers":
+        make.picture(root / "images" / "train" / "Anger" / "1.jpg")
+    elif kind == "rafdb":
+        make.raf("compound", {"train_00001": 11, "test_0001": 1})
+    elif kind == "rafdb-folders":
+        make.picture(root / "train" / "1" / "a.jpg")
+    elif kind == "cexpr":
+        make.frames("C-EXPR-DB-CHALLENGE", "01", 2)
+    else:
+        make.picture(root / "happy" / "1.jpg")
+    return root
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_layout_is_recognised_and_opened(make: Any, kind: str) -> None:
+    root = build(make, kind)
+    assert recognise(root).kind == kind
+    corpora = open_corpus(root)
+    assert corpora
+    for corpus in corpora.values():
+        assert len(corpus.records) >= 1
+        assert corpus.image(0).mode == "RGB"
+        assert targets(corpus).shape == (len(corpus.records), len(corpus.space.labels))
+        assert len({r.key for r in corpus.records}) == len(corpus.records)
+
+
+def test_nothing_known_says_what_was_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"EMOTIC .*CAER-S .*RAF-DB .*C-EXPR-DB .*image folder"):
+        recognise(tmp_path)
+    with pytest.raises(DataError, match="not a folder"):
+        recognise(tmp_path / "absent")
+
+
+def test_two_corpora_in_one_folder(make: Any) -> None:
+    make.caers()
+    make.raf("basic", {"train_00001": 1})
+    with pytest.raises(DataError, match=r"several corpora \(caers, rafdb\)"):
+        recognise(make.root)
+
+
+def test_rafce_alone_is_named_and_not_just_unknown(make: Any) -> None:
+    make.text(make.root / "EmoLabel" / "RAFCE_emolabel.txt", "0001.jpg 0")
+    with pytest.raises(DataError, match="RAF-CE, another dataset"):
+        recognise(make.root)
+
+
+def test_lower_case_classes_of_other_corpora_are_not_taken_for_caers(make: Any) -> None:
+    for name in ("angry", "disgust", "fear", "happy", "neutral", "sad", "surprise"):
+        for split in ("train", "test"):
+            make.picture(make.root / split / name / "1.jpg")
+    assert recognise(make.root).kind == "imagefolder"
+    assert list(open_corpus(make.root)) == ["train", "test"]
+
+
+def test_rafdb_with_both_subsets_asks_which(make: Any) -> None:
+    make.raf("basic", {"train_00001": 1})
+    make.raf("compound", {"train_00001": 11})
+    assert recognise(make.root).tasks == ("basic", "compound")
+    with pytest.raises(ConfigError, match="labels basic, compound"):
+        open_corpus(make.root)
+    assert open_corpus(make.root, task="basic")["train"].space is BASIC
+    assert open_corpus(make.root, task="compound")["train"].space is COMPOUND
+
+
+@pytest.mark.parametrize("view", ["aligned", "original"])
+def test_the_view_of_rafdb(make: Any, view: str) -> None:
+    root = build(make, "rafdb")
+    assert open_corpus(root, view=view)["train"].name == f"rafdb-compound-{view}/train"
+
+
+def test_views_and_tasks_that_are_not_there(make: Any) -> None:
+    root = build(make, "caers")
+    with pytest.raises(ConfigError, match="no view 'aligned'; choose one of auto, image, face"):
+        open_corpus(root, view="aligned")
+    with pytest.raises(ConfigError, match="the labels caers, not 'basic'"):
+        open_corpus(root, task="basic")
+    folder = make.root / "mine"
+    make.picture(folder / "happy" / "1.jpg")
+    with pytest.raises(ConfigError, match="unknown label space 'moods'"):
+        open_corpus(folder, task="moods")
+    assert open_corpus(root)["train"].space is CAERS
+
+
+def test_splits_of_an_image_folder_count_their_labels_alike(make: Any) -> None:
+    for place in ("train/glad", "train/sad", "validation/sad", "test/angry"):
+        make.picture(make.root / place / "1.jpg")
+    corpora = open_corpus(make.root)
+    assert list(corpora) == ["train", "val", "test"]
+    assert {c.space.labels for c in corpora.values()} == {("angry", "glad", "sad")}
+    assert [c.records[0].labels for c in corpora.values()] == [(1,), (2,), (0,)]
+    assert len({c.name for c in corpora.values()}) == 3
+
+
+def test_classes_called_train_are_no_splits(make: Any) -> None:
+    for name in ("train", "tram"):
+        make.picture(make.root / name / "1.jpg")
+    assert split_folders(make.root) == {}
+    assert open_corpus(make.root)["all"].space.labels == ("train", "tram")
+
+
+def test_the_split_without_shared_pictures(make: Any) -> None:
+    root = make.caers(each=2)
+    base = root / "CAER-S"
+    shutil.copy(base / "train" / "Sad" / "0001.png", base / "test" / "Sad" / "0009.png")
+    assert len(open_corpus(root)["test"].records) == 15
+    for disjoint in ("exact", "near"):
+        corpora = open_corpus(root, disjoint=disjoint)  # type: ignore[arg-type]
+        assert len(corpora["train"].records) == len(corpora["test"].records) == 14
+
+
+def test_checking_leaves_out_what_cannot_be_read(make: Any) -> None:
+    root = make.raf("basic", {"train_00001": 1, "train_00002": 2})
+    make.cut_off(root / "basic" / "Image" / "aligned" / "train_00001_aligned.jpg")
+    assert len(open_corpus(root, check=True)["train"].records) == 1
+    folder = make.root / "mine"
+    make.cut_off(make.picture(folder / "happy" / "1.jpg"))
+    with pytest.raises(DataError, match="cannot be read"):
+        open_corpus(folder, check=True)
+
+
+def test_opening_reads_no_pixels(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    roots = []
+    for kind in ("emotic-mat", "caers", "rafdb", "cexpr"):
+        inner = type(make)(make.root / kind)
+        roots.append(build(inner, kind))
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda self: pytest.fail("pixels read"))
+    for root in roots:
+        open_corpus(root)
+
+
+def test_an_array_is_not_read_either(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = build(make, "emotic-archive")
+    seen: list[Any] = []
+    load = np.load
+
+    def spy(path: Any, **options: Any) -> Any:
+        seen.append(options.get("mmap_mode"))
+        return load(path, **options)
+
+    monkeypatch.setattr(np, "load", spy)
+    open_corpus(root)
+    assert set(seen) <= {"r"}
+
+
+def test_disjoint_splits_compare_whole_images_in_every_view(make: Any) -> None:
+    """Two persons of one image have different crops, and are yet the same picture."""
+    box = np.array([[1.0, 1.0, 20.0, 20.0]])
+    other = np.array([[20.0, 10.0, 40.0, 30.0]])
+    make.emotic(
+        train=[make.emotic_image("a.jpg", [make.train_person(["Peace"], body_bbox=box)])],
+        test=[
+            make.emotic_image("b.jpg", [make.test_person(["Fear"], body_bbox=other)]),
+            make.emotic_image("c.jpg", [make.test_person(["Fear"])]),
+        ],
+    )
+    images = make.root / "emotic" / "mscoco" / "images"
+    shutil.copy(images / "a.jpg", images / "b.jpg")
+    for view in ("image", "person"):
+        test = open_corpus(make.root, view=view, disjoint="exact")["test"]
+        assert [r.key for r in test.records] == ["mscoco/images/c.jpg"]
+
+
+def test_disjoint_splits_of_crops_that_lost_their_image(make: Any) -> None:
+    make.emotic_archive("train", {"Fear": 1})
+    with pytest.raises(ConfigError, match="use the view image"):
+        open_corpus(make.root, view="person", disjoint="near")

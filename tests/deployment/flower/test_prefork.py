@@ -1,0 +1,205 @@
+"""Flower's commands forked from a process that has them imported; a SuperNode that asks often."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from flwr.supernode import start_client_internal
+
+from carefl_secure.deployment.flower import prefork as warm
+from carefl_secure.deployment.flower import superlink
+from carefl_secure.errors import EngineError
+from carefl_secure.federation.transport.local_grid import TESTED_FLOWER
+
+# A SuperNode and its tools, as far as starting each other goes. What is forked writes who it is.
+ACTORS = """\
+import importlib.util, os, subprocess, sys, time
+spec = importlib.util.spec_from_file_location("warm", sys.argv.pop(1))
+warm = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(warm)
+imported = os.getpid()
+
+def server():
+    print("server", os.getpid(), flush=True)
+    subprocess.run(["flower-superexec", "--given", "a b"], check=True)
+    sys.stdin.read()
+
+def tool():
+    print(*sys.argv, imported, os.getpid(), os.getppid(), flush=True)
+
+warm.load = lambda *names: {name: tool for name in names} | {"flower-superlink": server}
+warm.main()
+"""
+
+
+class Clock:
+    """Time that passes only while somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.slept: list[float] = []
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+
+
+def gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def wait_until_gone(pid: int) -> bool:
+    end = time.monotonic() + 60
+    while not gone(pid) and time.monotonic() < end:
+        time.sleep(0.02)
+    return gone(pid)
+
+
+def run_plain(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-P", warm.__file__, str(folder), *words],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+
+
+def test_waiting_grows_by_a_tenth_and_never_beyond_flowers_own() -> None:
+    clock = Clock()
+    paced = warm.Paced(lambda: clock.now, clock.sleep)
+    began = clock.now
+    while clock.now < began + 60:
+        before = clock.now
+        paced.sleep(3)
+        assert clock.now - before <= max(0.1, 0.1 * (before - began)) + 1e-9
+    assert clock.slept[0] == 0.1 and max(clock.slept) == 3
+    assert len(clock.slept) < 60  # asking every 0.1 s would be ten times as many
+    assert paced.monotonic is time.monotonic
+
+
+def test_work_makes_a_node_attentive_again() -> None:
+    clock = Clock()
+    paced = warm.Paced(lambda: clock.now, clock.sleep)
+    clock.now += 1000
+    paced.sleep(3)
+    paced.sleep(0.5)  # the wait for an answer
+    paced.sleep(3)
+    assert clock.slept == [3, 0.05, 0.1]
+    paced.sleep(0.01)
+    assert clock.slept[-1] == 0.01
+
+
+def test_only_the_loop_of_the_supernode_is_paced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(start_client_internal, "time", time)
+    warm.pace()
+    assert isinstance(start_client_internal.time, warm.Paced)
+    assert time.sleep is start_client_internal.time.__getattr__("sleep")
+    with pytest.raises(ImportError, match="does not sleep as it did"):
+        warm.pace()  # which is how another Flower would look
+
+
+def test_this_flower_is_one_that_was_tested() -> None:
+    version = importlib.metadata.version("flwr")
+    assert any(version.startswith(f"{one}.") for one in TESTED_FLOWER)
+    assert set(warm.load(*warm.SPAWNED)) == set(warm.SPAWNED)
+    with pytest.raises(KeyError):
+        warm.load("no-such-command")
+
+
+def test_the_process_to_fork_from_has_one_thread() -> None:
+    script = (
+        "import importlib.util, os, sys;"
+        "spec = importlib.util.spec_from_file_location('warm', sys.argv[1]);"
+        "warm = importlib.util.module_from_spec(spec);"
+        "spec.loader.exec_module(warm);"
+        "load = warm.load;"
+        "count = lambda: 40 + len(os.listdir('/proc/self/task'));"
+        "warm.load = lambda *names: load(*names) and sys.exit(count());"
+        "sys.argv[1:] = ['nowhere', '1.41,1.42', 'flower-supernode'];"
+        "warm.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", script, warm.__file__], timeout=120, check=False)
+    assert done.returncode == 41
+
+
+def test_what_a_server_starts_by_name_is_forked_and_ends_with_it(tmp_path: Path) -> None:
+    folder = tmp_path / "warm"
+    tested = ",".join(TESTED_FLOWER)
+    running = subprocess.Popen(
+        [sys.executable, "-c", ACTORS, warm.__file__, str(folder), tested, "flower-superlink"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert running.stdin is not None and running.stdout is not None
+    try:
+        said = [running.stdout.readline().split() for _ in range(2)]
+        (server,) = (words[1] for words in said if words[0] == "server")
+        (tool,) = (words for words in said if words[0] != "server")
+        assert tool[:4] == ["flower-superexec", "--given", "a", "b"]
+        imported, own, nest = map(int, tool[4:])
+        assert imported == int(server) == running.pid  # nothing was imported a second time
+        assert nest not in (own, imported)
+        assert folder.stat().st_mode & 0o777 == 0o700
+        assert wait_until_gone(own) and not gone(nest)
+    finally:
+        running.stdin.close()
+        assert running.wait(60) == 0
+        running.stdout.close()
+    assert wait_until_gone(nest)
+
+
+def test_without_a_process_to_fork_from_the_plain_command_runs(tmp_path: Path) -> None:
+    folder = tmp_path / "warm"
+    warm._nest(folder).close()
+    done = subprocess.run(
+        [folder / "flower-superexec", "--version"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert importlib.metadata.version("flwr") in done.stdout
+    assert "starting it anew" in done.stderr
+
+
+def test_another_flower_gets_its_own_command_and_the_log_says_so(tmp_path: Path) -> None:
+    done = run_plain(tmp_path / "warm", "0.9", "flower-superexec", "--version")
+    assert importlib.metadata.version("flwr") in done.stdout
+    assert "tested with Flower 0.9, not" in done.stderr
+    assert not (tmp_path / "warm").exists()
+
+
+def test_one_process_answers_many_flwr_commands(tmp_path: Path) -> None:
+    link = superlink.Link("127.0.0.1:1", tmp_path / "ca.crt", tmp_path / "home")
+    try:
+        for words in (("--version",), ("--version",), ("no-such-word",)):
+            said, text = link._ask(*words)
+            assert not said and text
+        console = link._console
+        assert console is not None and console.poll() is None
+        pid = console.pid
+    finally:
+        link.close()
+    assert gone(pid)
+
+
+def test_a_flwr_that_ends_is_an_error_that_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = superlink.Link("127.0.0.1:1", tmp_path / "ca.crt", tmp_path / "home")
+    monkeypatch.setattr(superlink, "_command", lambda *_: [sys.executable, "-c", ""])
+    with pytest.raises(EngineError, match="did not answer"):
+        link.register([tmp_path / "node.pub"])
+    assert link._console is None

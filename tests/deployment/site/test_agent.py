@@ -1,0 +1,377 @@
+"""An agent that is killed and started again: at every phase, and against everything it must check.
+
+Agents, relays and sockets are real here; only Flower's own processes are not.
+"""
+
+from __future__ import annotations
+
+from tests.support import sites as _sites
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import Error, RecordDict
+
+from carefl_secure.errors import (
+    CohortError,
+    LedgerError,
+    ModelError,
+    PolicyError,
+    ProtocolError,
+    RunError,
+)
+from carefl_secure.runs import plan_from_config as plan_setup
+from carefl_secure.deployment.site import agent as agents
+from carefl_secure.deployment.site.accepted_run import Accepted
+from carefl_secure.deployment.site.agent import Agent
+from carefl_secure.deployment.provisioning.certificates import read_identity
+from carefl_secure.deployment.provisioning.site_bundle import SiteBundle
+from carefl_secure.deployment.site.proposal import Proposal
+from carefl_secure.federation.transport.messages import pack
+from carefl_secure.federation.transport.error_codes import LOST, error_of_reply
+from carefl_secure.federation.server.run import FederationResult
+from carefl_secure.privacy import Ledger
+
+CLIENTS, PEERS, MEMBERS = _sites.CLIENTS, _sites.PEERS, _sites.MEMBERS
+Fault, Post, Town = _sites.Fault, _sites.Post, _sites.Town
+known_plan, make_bundles, work = _sites.known_plan, _sites.make_bundles, _sites.work
+allow, once, released, settings = _sites.allow, _sites.once, _sites.released, _sites.settings
+
+ROUNDS = 3
+VICTIM = "s1"
+Quiet: Fault = lambda *_: None  # noqa: E731
+Founder = Callable[..., Town]
+
+
+@pytest.fixture
+def found(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Founder:
+    """Return what founds a town: bundles, and agents with a toy's work."""
+
+    def make(fault: Fault = Quiet, *words: str, helpers: int = 0, unit: str = "record") -> Town:
+        plan = known_plan(unit, ROUNDS)
+        monkeypatch.setattr(agents, "Work", work(plan))
+        monkeypatch.setattr(plan_setup, "plan_with", lambda *_, **__: plan)
+        bundles = make_bundles(tmp_path, helpers)
+        return Town(bundles, settings(*words), tmp_path_factory.mktemp("s"), fault)
+
+    return make
+
+
+def spends(post: Post) -> int:
+    return len(post.ledger.events())
+
+
+# --- in a run -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ahead", ["true", "false"])
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("action", PEERS)
+def test_an_agent_killed_at_any_phase_is_back_in_a_later_round(
+    found: Founder, tmp_path: Path, action: str, moment: str, ahead: str
+) -> None:
+    fault = once(moment, action, "1", [VICTIM], again=True)
+    town = found(fault, f"federation.key_prefetch={ahead}")
+    result = town.run(known_plan("record", ROUNDS), tmp_path / "runs")
+    assert isinstance(result, FederationResult), result
+    assert len(town.released) == ROUNDS
+    # Out of the sum of its round where its vector did not arrive, and in every sum in the end.
+    arrived = action in ("query.sign", "query.unmask")
+    assert town.released[0] == CLIENTS - (not arrived)
+    assert town.released[-1] == CLIENTS
+    victim = next(post for post in town.posts if post.bundle.name == VICTIM)
+    asked = {group for step, group in victim.heard if step == "train.masked"}
+    assert spends(victim) >= sum(town.released) - (CLIENTS - 1) * ROUNDS
+    assert spends(victim) <= len(asked)
+    for post in town.posts:
+        if post is not victim:
+            assert spends(post) == ROUNDS
+    # No round was begun twice by this site.
+    begun = [group for step, group in victim.heard if step == "query.advertise"]
+    assert len(begun) == len(set(begun))
+
+
+@pytest.mark.parametrize("action", PEERS)
+def test_an_agent_that_stays_away_is_done_without(
+    found: Founder, tmp_path: Path, action: str
+) -> None:
+    town = found(once("before", action, "1", [VICTIM], again=False))
+    result = town.run(known_plan("record", ROUNDS), tmp_path / "runs")
+    assert isinstance(result, FederationResult), result
+    assert town.released[1:] == [CLIENTS - 1] * (ROUNDS - 1)
+
+
+@pytest.mark.parametrize("action", PEERS)
+def test_below_the_floor_nothing_is_opened_and_the_run_can_be_resumed(
+    found: Founder, tmp_path: Path, action: str
+) -> None:
+    plan = known_plan("record", ROUNDS)
+    town = found(once("before", action, "1", ["s0", "s1"], again=True))
+    result = town.run(plan, tmp_path / "runs")
+    assert isinstance(result, CohortError), result
+    assert town.released == []
+    assert town.folder is not None
+    assert town.folder.read_checkpoint()["round"] == 0
+    assert set(town.folder.read_checkpoint()["adapter"].tolist()) == {0.0}  # type: ignore[union-attr]
+    paid = len(Ledger(town.folder.ledger).events()) if town.folder.ledger.exists() else 0
+    assert paid == (action not in ("query.advertise", "query.share"))
+    again = town.run(plan, tmp_path / "runs", resume=True)
+    assert isinstance(again, FederationResult), again
+    # What was paid for and lost is not run again.
+    assert town.released == [CLIENTS] * (ROUNDS - paid)
+    assert len(Ledger(town.folder.ledger).events()) == ROUNDS
+    assert all(spends(post) <= ROUNDS for post in town.posts)
+
+
+@pytest.mark.parametrize("action", MEMBERS)
+def test_a_committee_member_lost_ends_the_run_or_with_a_spare_does_not(
+    found: Founder, tmp_path: Path, action: str
+) -> None:
+    plan = known_plan("record", ROUNDS)
+    words = ("federation.aggregation=committee", "federation.committee_members=3")
+    town = found(once("before", action, "1", ["h1"], again=True), *words, helpers=3)
+    assert isinstance(town.run(plan, tmp_path / "runs"), CohortError)
+    assert town.released == []
+    again = town.run(plan, tmp_path / "runs", resume=True)
+    assert isinstance(again, FederationResult), again
+    assert town.released == [CLIENTS] * len(again.rows)
+
+
+@pytest.mark.parametrize("action", MEMBERS[1:])
+def test_a_spare_member_is_back_in_a_later_round(
+    found: Founder, tmp_path: Path, action: str
+) -> None:
+    words = ("federation.aggregation=committee", "federation.committee_members=3")
+    town = found(
+        once("before", action, "1", ["h1"], again=True),
+        *words,
+        "federation.committee_dropout_tolerance=1",
+        helpers=3,
+    )
+    result = town.run(known_plan("record", ROUNDS), tmp_path / "runs")
+    assert isinstance(result, FederationResult), result
+    assert town.released == [CLIENTS] * ROUNDS
+    back = next(post for post in town.posts if post.bundle.name == "h1")
+    assert (MEMBERS[2], str(ROUNDS)) in back.heard
+
+
+@pytest.mark.parametrize("action", ["query.holder_key", "query.open_sum"])
+def test_without_the_key_holder_nothing_is_opened_and_the_run_can_be_resumed(
+    found: Founder, tmp_path: Path, action: str
+) -> None:
+    plan = known_plan("record", ROUNDS)
+    fault = once("before", action, "1", ["h0"], again=True)
+    town = found(fault, "federation.aggregation=encrypted", helpers=1)
+    assert isinstance(town.run(plan, tmp_path / "runs"), CohortError)
+    assert town.released == []
+    again = town.run(plan, tmp_path / "runs", resume=True)
+    assert isinstance(again, FederationResult), again
+    assert town.released == [CLIENTS] * (ROUNDS - (action == "query.open_sum"))
+
+
+def test_another_corpus_that_spends_in_the_meantime_stops_the_next_round(
+    found: Founder, tmp_path: Path
+) -> None:
+    plan = known_plan("record", ROUNDS)
+
+    def fault(post: Post, when: str, what: str, where: str) -> None:
+        if (when, what, where) == ("before", "train.masked", "2") and post.bundle.name == VICTIM:
+            other = Ledger(post.bundle / "ledgers" / "another.jsonl", {"client": "1"})
+            assert plan.event is not None
+            other.spend(plan.event, 1e6, plan.privacy.delta)
+            allow(post.bundle, max_epsilon_total=100.0)
+
+    town = found(fault)
+    victim = town.bundles / "sites" / VICTIM
+    allow(victim, max_epsilon_total=plan.privacy.target_epsilon or 0.0)
+    result = town.run(plan, tmp_path / "runs")
+    assert isinstance(result, PolicyError) and result.clause == "total", result
+    assert town.released == [CLIENTS]
+    post = next(post for post in town.posts if post.bundle.name == VICTIM)
+    (own,) = [p for p in (victim / "ledgers").glob("*.jsonl") if p.stem != "another"]
+    assert len(Ledger(own).events()) == 1
+    assert (victim / "refusals.log").read_text().count("over its total epsilon") == 1
+    assert post.heard[-1][1] == "2"
+
+
+# --- an agent alone -----------------------------------------------------------------------------
+
+
+class Site:
+    """One site, spoken to by its test as a relay would."""
+
+    def __init__(self, bundles: Path, plan: Any, run: str = "a-run") -> None:
+        self.bundles, self.path, self.plan = bundles, bundles / "sites" / VICTIM, plan
+        self.proposal = Proposal.of(run, settings(), plan, bytes(32))
+        self.agent = self.open()
+
+    def open(self) -> Agent:
+        self.agent = Agent(SiteBundle.open(self.path))
+        return self.agent
+
+    def ask(self, content: RecordDict, action: str, group: str = "1") -> Any:
+        head, contents = self.agent.answer({"action": action, "group": group}, content)
+        return error_of_reply(Error(head["code"], head["reason"]), 1) if head else contents[0]
+
+    def propose(self) -> Any:
+        key = read_identity(self.bundles / "submit" / "submit.key")
+        return self.ask(self.proposal.message(key), "query.propose")
+
+    def advertise(self, number: int) -> Any:
+        hello = pack(round=number, model=bytes(32), plan=self.plan.hash())
+        return self.ask(hello, "query.advertise", str(number))
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    plan = known_plan("record", ROUNDS)
+    monkeypatch.setattr(agents, "Work", work(plan))
+    monkeypatch.setattr(plan_setup, "plan_with", lambda *_, **__: plan)
+    return Site(make_bundles(tmp_path), plan)
+
+
+def test_a_round_is_begun_once_also_by_the_next_agent(site: Site) -> None:
+    assert isinstance(site.propose(), RecordDict)
+    assert isinstance(site.advertise(3), RecordDict)
+    for _ in range(2):
+        site.open()
+        for number in (1, 3):
+            error = site.advertise(number)
+            assert isinstance(error, ProtocolError), error
+        assert isinstance(site.advertise(4), RecordDict)
+        assert isinstance(site.advertise(4), ProtocolError)
+        site.open()
+        assert isinstance(site.advertise(4), ProtocolError)
+        # A submitter that proposes the run anew begins it anew: rounds are then paid for anew.
+        assert isinstance(site.propose(), RecordDict)
+        assert isinstance(site.advertise(3), RecordDict)
+
+
+def test_a_round_whose_secrets_are_gone_is_met_with_silence(site: Site) -> None:
+    site.propose()
+    site.advertise(1)
+    site.open()
+    for action in ("query.share", "train.masked", "query.sign", "query.unmask"):
+        head, contents = site.agent.answer({"action": action, "group": "1"}, RecordDict())
+        assert (head["code"], contents) == (LOST, [])
+    head, _ = site.agent.answer({"action": "query.no_such_step", "group": "1"}, RecordDict())
+    assert head["code"] != LOST
+    assert not list((site.path / "ledgers").glob("*.jsonl"))
+    # Once a round has begun, a step out of order is refused like any other.
+    assert isinstance(site.advertise(2), RecordDict)
+    assert isinstance(site.ask(RecordDict(), "query.unmask"), ProtocolError)
+
+
+def test_nothing_secret_is_kept_and_nobody_else_may_read_it(site: Site) -> None:
+    site.propose()
+    site.advertise(1)
+    kept = site.path / "accepted.json"
+    assert kept.stat().st_mode & 0o077 == 0
+    assert set(json.loads(kept.read_text())) == {"proposal", "submitter", "signature", "round"}
+
+
+def test_all_that_is_the_sites_own_is_checked_again(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.propose()
+    site.advertise(1)
+
+    allow(site.path, allowed_plans=["00"])
+    site.open()
+    error = site.advertise(2)
+    assert isinstance(error, PolicyError) and error.clause == "plan", error
+    allow(site.path, allowed_plans=[], submitters=[])
+    site.open()
+    error = site.advertise(2)
+    assert isinstance(error, PolicyError) and error.clause == "submitter", error
+    key = read_identity(site.bundles / "submit" / "submit.key").public_key()
+    allow(site.path, submitters=[key.public_bytes_raw().hex()])
+
+    other = known_plan("record", ROUNDS + 1)
+    monkeypatch.setattr(agents, "Work", work(other))
+    site.open()
+    assert isinstance(site.advertise(2), ProtocolError)
+    monkeypatch.setattr(agents, "Work", work(site.plan, bytes([1]) * 32))
+    site.open()
+    assert isinstance(site.advertise(2), ModelError)
+    monkeypatch.setattr(agents, "Work", work(site.plan))
+
+    site.open()
+    assert isinstance(site.advertise(2), RecordDict)
+
+
+def test_a_ledger_is_looked_at_again(site: Site) -> None:
+    site.propose()
+    path = site.agent._party._purse._ledger.path  # type: ignore[union-attr]
+    ledger = Ledger(path, {"client": "1"})
+    paid = {"run": site.proposal.run, "round": 1}
+    ledger.spend(site.plan.event, 1e6, site.plan.privacy.delta, paid)
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"torn')
+    site.open()
+    assert isinstance(site.advertise(1), RecordDict)
+    assert len(ledger.events()) == 1
+    path.write_bytes(whole.replace(b'"spend"', b'"note" ', 1))
+    site.open()
+    assert isinstance(site.advertise(2), LedgerError)
+
+
+def test_a_stranger_does_not_end_the_run_in_progress(site: Site) -> None:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    site.propose()
+    site.advertise(1)
+    stranger = Ed25519PrivateKey.generate()
+    error = site.ask(site.proposal.message(stranger), "query.propose")
+    assert isinstance(error, PolicyError) and error.clause == "submitter"
+    garbled = site.proposal.message(stranger)
+    garbled["fields"]["signature"] = bytes(64)  # type: ignore[index]
+    assert isinstance(site.ask(garbled, "query.propose"), PolicyError)
+    assert isinstance(site.advertise(2), RecordDict)
+
+
+def test_a_second_run_takes_the_place_of_the_first(site: Site) -> None:
+    site.propose()
+    site.advertise(1)
+    first = site.plan
+    second = Site(site.bundles, first, "b-run")
+    second.agent = site.agent
+    assert isinstance(second.propose(), RecordDict)
+    site.open()
+    kept = Accepted(site.path / "accepted.json")
+    assert kept.proposal is not None and kept.last == -1
+    proposal, _ = Proposal.read(kept.proposal)
+    assert proposal.run == "b-run"
+    # The round of the first run that was open is met with silence.
+    head, _ = site.agent.answer({"action": "query.unmask", "group": "1"}, RecordDict())
+    assert head["code"] == LOST
+
+
+def test_a_damaged_memory_says_what_to_do(site: Site) -> None:
+    site.propose()
+    (site.path / "accepted.json").write_text("{")
+    with pytest.raises(RunError, match="remove it"):
+        site.open()
+
+
+def test_a_full_disk_under_the_memory_sends_nothing(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from carefl_secure.deployment.site import accepted_run as accepted
+
+    def full(*_: object) -> None:
+        raise RunError("cannot write: No space left on device")
+
+    site.propose()
+    monkeypatch.setattr(accepted, "write_atomically", full)
+    assert isinstance(site.advertise(1), LedgerError)
+
+
+def test_released_reads_the_server_ledger(found: Founder, tmp_path: Path) -> None:
+    town = found()
+    assert isinstance(town.run(known_plan("record", ROUNDS), tmp_path / "runs"), FederationResult)
+    assert town.folder is not None and released(town.folder) == [CLIENTS] * ROUNDS

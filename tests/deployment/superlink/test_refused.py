@@ -1,0 +1,133 @@
+"""What a deployment refuses before anything is started, and how long a round waits."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from carefl_secure.config import load_config
+from carefl_secure.deployment.flower.address import Place
+from carefl_secure.deployment.site.services import run_node, run_server
+from carefl_secure.deployment.superlink.remote import Remote
+from carefl_secure.errors import EngineError, RunError
+from carefl_secure.federation.server import strategy
+from carefl_secure.federation.server.optimizers import FedAvg
+from carefl_secure.federation.server.run import run_federation
+from carefl_secure.federation.transport.local_grid import LocalGrid
+from carefl_secure.progress import SilentReporter
+from carefl_secure.run_folder import RunFolder
+from carefl_secure.runs.build import run_settings
+from tests.support import sites as _sites
+
+
+@pytest.fixture
+def bundles(tmp_path: Path) -> Path:
+    made: Path = _sites.make_bundles(tmp_path)
+    return made
+
+
+def quiet(_: str) -> None:
+    raise AssertionError("something was started")
+
+
+def test_two_servers_do_not_run_from_one_kit(bundles: Path) -> None:
+    with (bundles / "server" / "lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(EngineError, match="another server runs from"):
+            run_server(bundles / "server", "127.0.0.1", quiet)
+    assert not (bundles / "server" / "address").exists()
+
+
+def test_a_second_run_waits_for_the_end_of_the_first(bundles: Path, tmp_path: Path) -> None:
+    Place("127.0.0.1:1", tmp_path / "run.sock").write(bundles / "server")
+    config = _sites.settings("federation.public_records=120", "data.labels=basic")
+    engine = Remote(config, SilentReporter(), bundles / "server", bundles / "submit")
+    folder = RunFolder.create(tmp_path, "")
+    plan = _sites.known_plan("none")
+    with (bundles / "server" / "submit.lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(EngineError, match="another run is under way"):
+            run_federation(
+                plan,
+                [],
+                np.zeros(plan.encoding.dimension, np.float32),
+                optimiser=FedAvg(1.0),
+                folder=folder,
+                base_hash=bytes(32),
+                engine=engine,
+            )
+    assert not folder.ledger.exists()
+
+
+@pytest.mark.parametrize(
+    ("bundle", "start"),
+    [
+        ("server", lambda path: run_server(path, "127.0.0.1", quiet)),
+        ("sites/s0", lambda path: run_node(path, None, quiet)),
+    ],
+)
+def test_an_expired_kit_starts_nothing(
+    bundles: Path, bundle: str, start: Callable[[Path], None]
+) -> None:
+    about = bundles / bundle / "bundle.json"
+    about.write_text(json.dumps({**json.loads(about.read_text()), "expires": time.time() - 1}))
+    with pytest.raises(RunError, match="expired"):
+        start(bundles / bundle)
+
+
+def test_the_configured_time_is_what_every_message_has(
+    tasks_toy: Callable[..., list[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[float | None] = []
+    real = LocalGrid.send_and_receive
+
+    def spy(self: LocalGrid, messages: Any, *, timeout: float | None = None) -> Any:
+        given.append(timeout)
+        return real(self, messages, timeout=timeout)
+
+    monkeypatch.setattr(LocalGrid, "send_and_receive", spy)
+    plan = _sites.known_plan("none")
+    words = run_settings(load_config(None, ["federation.timeout_s=7"]))
+    assert words["timeout"] == 7.0
+    run_federation(
+        plan,
+        tasks_toy(4),
+        np.zeros(plan.encoding.dimension, np.float32),
+        optimiser=FedAvg(1.0),
+        folder=RunFolder.create(tmp_path, ""),
+        base_hash=bytes(32),
+        timeout=words["timeout"],
+    )
+    assert given and set(given) == {7.0}
+
+
+def test_a_node_that_does_not_come_is_waited_for_once(
+    tasks_toy: Callable[..., list[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+
+    def wait(grid: Any, wanted: int, patience: float) -> list[int]:
+        waits.append(patience)
+        return sorted(grid.get_node_ids())[1:]
+
+    monkeypatch.setattr(strategy, "wait_for_nodes", wait)
+    plan = _sites.known_plan("none")
+    result = run_federation(
+        plan,
+        tasks_toy(4),
+        np.zeros(plan.encoding.dimension, np.float32),
+        optimiser=FedAvg(1.0),
+        folder=RunFolder.create(tmp_path, ""),
+        base_hash=bytes(32),
+        key_prefetch=False,
+        timeout=5.0,
+    )
+    assert waits == [5.0] + [0.0] * (plan.privacy.rounds - 1)
+    assert [row["survivors"] for row in result.rows] == [3] * plan.privacy.rounds

@@ -1,0 +1,594 @@
+"""Bundles, policy, agents and relays: a whole deployment but for Flower's own processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+
+from carefl_secure.config import Config, load_config
+from carefl_secure.deployment.engines import choose_engine
+from carefl_secure.deployment.flower import relay
+from carefl_secure.deployment.flower.grid import BridgeGrid
+from carefl_secure.deployment.provisioning.certificates import read_identity
+from carefl_secure.deployment.provisioning.policy import (
+    TEMPLATE,
+    Policy,
+    check_policy,
+    read_policy,
+)
+from carefl_secure.deployment.provisioning.site_bundle import (
+    Roster,
+    SiteBundle,
+    Sites,
+    provision,
+    read_sites,
+)
+from carefl_secure.deployment.site import agent as agents
+from carefl_secure.deployment.site.agent import Agent
+from carefl_secure.deployment.site.proposal import Proposal, cohort_of
+from carefl_secure.deployment.superlink.local import Loopback
+from carefl_secure.deployment.superlink.parties import Deployed
+from carefl_secure.errors import (
+    CohortError,
+    ConfigError,
+    EngineError,
+    PolicyError,
+    ProtocolError,
+    RunError,
+)
+from carefl_secure.federation.aggregation.helper_app import HELPER_ACTIONS
+from carefl_secure.federation.client.app import _ACTIONS
+from carefl_secure.federation.plan.calibrate import plan_run
+from carefl_secure.federation.plan.run_plan import RunPlan
+from carefl_secure.federation.server.optimizers import FedAvg
+from carefl_secure.federation.server.run import run_federation
+from carefl_secure.federation.transport.error_codes import error_of_reply, is_dropout, refusal
+from carefl_secure.federation.transport.local_grid import LocalGrid
+from carefl_secure.noise import DeterministicKeySource, KeySource
+from carefl_secure.privacy import Ledger
+from carefl_secure.progress import SilentReporter
+from carefl_secure.run_folder import RunFolder
+
+CLIENTS = 4
+PlanToy = Callable[..., RunPlan]
+TasksToy = Callable[..., list[Any]]
+
+
+def settings(*words: str) -> Config:
+    return load_config(
+        None,
+        [
+            "unsafe_deterministic_noise=true",
+            "federation.dropout=0",
+            f"federation.clients={CLIENTS}",
+            *words,
+        ],
+    )
+
+
+@functools.cache  # a plan is frozen, and its noise takes a while to find
+def known_plan(clients: int, unit: str = "record", rounds: int = 2) -> RunPlan:
+    return plan_run(
+        unit=unit,  # type: ignore[arg-type]
+        dimension=60,
+        clients=clients,
+        rounds=rounds,
+        public_records=30 * clients,
+        sample_rate=0.5,
+        clipping_norm=1.0,
+        delta=1e-5,
+        target_epsilon=None if unit == "none" else 8.0,
+    )
+
+
+@pytest.fixture
+def plan_toy() -> PlanToy:
+    return known_plan
+
+
+@pytest.fixture
+def bundles(tmp_path: Path) -> Path:
+    sites = Sites("test", "127.0.0.1", 1, {f"s{i}": None for i in range(CLIENTS)}, days=1)
+    provision(sites, tmp_path / "bundles")
+    for path in (tmp_path / "bundles" / "sites").iterdir():
+        allow(path, max_epsilon_total=100.0)
+    return tmp_path / "bundles"
+
+
+def allow(bundle: Path, **changes: Any) -> None:
+    policy = yaml.safe_load((bundle / "policy.yaml").read_text())
+    (bundle / "policy.yaml").write_text(yaml.safe_dump({**policy, **changes}))
+
+
+class Site:
+    """A toy site's work, in place of a model."""
+
+    def __init__(self, plan: RunPlan, tasks: list[Any]) -> None:
+        self.plan, self.tasks = plan, tasks
+
+    def __call__(self, config: Config, index: int, own_data: bool) -> Any:
+        return SimpleNamespace(plan=self.plan, base_hash=bytes(32), task=self.tasks[index])
+
+
+def proposal(plan: RunPlan, config: Config, run: str = "a-run") -> Proposal:
+    return Proposal.of(run, config, plan, bytes(32))
+
+
+def submitter(bundles: Path) -> Ed25519PrivateKey:
+    return read_identity(bundles / "submit" / "submit.key")
+
+
+# --- relay ------------------------------------------------------------------------------------
+
+
+def test_the_relay_passes_on_every_step_that_exists() -> None:
+    assert set(relay.ACTIONS) == {relay.PROPOSE, *_ACTIONS, *HELPER_ACTIONS}
+
+
+def test_the_bundle_is_the_relay_alone_and_imports_nothing_of_ours() -> None:
+    text = Path(relay.__file__).read_text()
+    assert "carefl_secure" not in text
+    assert len(text.encode()) < 20_000
+
+
+class Pipe:
+    """A connection that is a list."""
+
+    def __init__(self) -> None:
+        self.frames: list[bytes] = []
+
+    def send_bytes(self, frame: bytes) -> None:
+        self.frames.append(frame)
+
+    def recv_bytes(self, most: int) -> bytes:
+        if not self.frames:
+            raise EOFError
+        return self.frames.pop(0)
+
+
+def test_records_survive_the_socket_bit_for_bit() -> None:
+    vector = np.random.default_rng(0).normal(size=7).astype(np.float32)
+    vector[0] = np.float32("nan")
+    content = RecordDict(
+        {
+            "c": ConfigRecord({"i": 2**62, "b": b"\x00\xff", "l": [b"a", b""], "n": [1, -2]}),
+            "a": ArrayRecord([vector]),
+        }
+    )
+    pipe: Any = Pipe()
+    relay.send(pipe, {"x": 1}, [content, RecordDict()])
+    head, (back, empty) = relay.receive(pipe)
+    assert head == {"x": 1}
+    assert dict(back["c"]) == dict(content["c"])
+    assert back["a"].to_numpy_ndarrays()[0].tobytes() == vector.tobytes()  # type: ignore[union-attr]
+    assert not list(empty)
+    with pytest.raises(EOFError):
+        relay.receive(pipe)
+
+
+def test_a_record_that_could_carry_figures_is_not_carried() -> None:
+    pipe: Any = Pipe()
+    with pytest.raises(TypeError):
+        relay.send(pipe, {}, [RecordDict({"m": MetricRecord({"loss": 1.0})})])
+    assert not pipe.frames
+
+
+# --- bundles -------------------------------------------------------------------------------------
+
+
+def test_no_secret_stands_in_any_other_kit(tmp_path: Path) -> None:
+    sites = Sites("t", "localhost", 1, {"a": "/d", "b": "/d", "c": None}, ("h",))
+    provision(sites, tmp_path / "k")
+    homes = [*(tmp_path / "k" / "sites").iterdir(), tmp_path / "k/server", tmp_path / "k/submit"]
+    secrets = [(home, path) for home in homes for path in home.rglob("*.key")]
+    # Node, identity and runtime key of each of four sites, the server's and the submitter's.
+    assert len(secrets) == 4 * 3 + 2
+    for home, path in secrets:
+        assert path.stat().st_mode & 0o077 == 0
+        body = [line for line in path.read_bytes().splitlines() if b"---" not in line]
+        # No line of the key, which is 60 characters and more of randomness, is anywhere else;
+        # the first line of an OpenSSH key is the same in all keys.
+        needle = body[-2] if len(body) > 2 else body[0]
+        for other in homes:
+            for file in other.rglob("*"):
+                if file.is_file() and file != path:
+                    assert needle not in file.read_bytes(), (home, file)
+    raw = [read_identity(h / "identity.key").private_bytes_raw() for h in homes[:4]]
+    for place, secret in enumerate(raw):
+        for other in homes:
+            for file in other.rglob("*"):
+                if file.is_file() and file != homes[place] / "identity.key":
+                    text = file.read_bytes()
+                    assert secret not in text and secret.hex().encode() not in text
+    assert len({Roster.read(home / "roster.json") for home in homes}) == 1
+
+
+def test_kits_expire_and_incomplete_ones_are_refused(bundles: Path) -> None:
+    path = bundles / "sites" / "s0"
+    bundle = SiteBundle.open(path)
+    with pytest.raises(RunError, match="expired"):
+        SiteBundle.open(path, now=bundle.expires)
+    with pytest.raises(RunError, match="choose a new folder"):
+        provision(Sites("x", "h", 1, {"a": None}), bundles)
+    (path / "node.key").unlink()
+    with pytest.raises(RunError, match=r"lacks node\.key"):
+        SiteBundle.open(path)
+    (path / "bundle.json").write_text("{}")
+    with pytest.raises(RunError, match="no bundle"):
+        SiteBundle.open(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[]", "clients: {}", "clients: {a: /x}\nhelpers: [a]", "clients: {a: /x}\nport: 0",
+     "clients: {a: /x}\nkey: 1", "clients: {'../a': /x}", "clients: {a: /x}\ndays: 0", "a: ["],
+)  # fmt: skip
+def test_a_wrong_list_of_sites_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "sites.yaml").write_text(text)
+    with pytest.raises(ConfigError):
+        read_sites(tmp_path / "sites.yaml")
+
+
+# --- policy -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def policy(tmp_path: Path) -> Policy:
+    (tmp_path / "policy.yaml").write_text(TEMPLATE.format(submitter="ab" * 32))
+    return read_policy(tmp_path / "policy.yaml")
+
+
+def test_a_policy_that_is_not_understood_allows_nothing(tmp_path: Path) -> None:
+    whole = yaml.safe_load(TEMPLATE.format(submitter="ab"))
+    wrong: list[Any] = [
+        [],
+        {**whole, "more": 1},
+        {k: v for k, v in whole.items() if k != "min_clients"},
+        {**whole, "max_epsilon_total": float("inf")},
+        {**whole, "max_epsilon_total": float("nan")},
+        {**whole, "max_epsilon_per_corpus": True},
+        {**whole, "min_survivors": 0},
+        {**whole, "submitters": "ab"},
+        {**whole, "allow_unprotected": "no way"},
+    ]
+    for content in wrong:
+        (tmp_path / "p.yaml").write_text(yaml.safe_dump(content))
+        with pytest.raises(ConfigError):
+            read_policy(tmp_path / "p.yaml")
+
+
+@pytest.mark.parametrize(
+    ("clause", "changes"),
+    [
+        ("submitter", {"submitters": ()}),
+        ("base", {"allowed_base_models": ("00",)}),
+        ("plan", {"allowed_plans": ("00",)}),
+        ("aggregation", {"allowed_aggregation": ("committee",)}),
+        ("cohort", {"min_clients": CLIENTS + 1}),
+        ("cohort", {"min_survivors": CLIENTS}),
+        ("epsilon", {"max_epsilon_per_corpus": 7.9}),
+    ],
+)
+def test_each_clause_refuses_with_a_number_of_its_own(
+    policy: Policy, plan_toy: PlanToy, bundles: Path, clause: str, changes: dict[str, Any]
+) -> None:
+    plan = plan_toy(CLIENTS)
+    roster = Roster.read(bundles / "server" / "roster.json")
+    cohort = cohort_of(settings(), "r", roster, bytes(32))
+    signer = bytes.fromhex("ab" * 32)
+    check_policy(policy, plan, cohort, signer)
+    with pytest.raises(PolicyError) as caught:
+        check_policy(dataclasses.replace(policy, **changes), plan, cohort, signer)
+    assert caught.value.clause == clause
+    sent = refusal(caught.value)
+    assert not is_dropout(sent)
+    back = error_of_reply(sent, 5)
+    assert isinstance(back, PolicyError) and back.clause == clause
+    assert str(caught.value) not in sent.reason
+    assert not any(digit in sent.reason for digit in "0123456789")
+
+
+def test_a_run_without_noise_needs_a_policy_that_says_so(
+    policy: Policy, plan_toy: PlanToy, bundles: Path
+) -> None:
+    plan = plan_toy(CLIENTS, unit="none")
+    roster = Roster.read(bundles / "server" / "roster.json")
+    cohort = cohort_of(settings(), "r", roster, bytes(32))
+    with pytest.raises(PolicyError, match="no differential privacy"):
+        check_policy(policy, plan, cohort, bytes.fromhex("ab" * 32))
+    open_ = dataclasses.replace(policy, allow_unprotected=True)
+    check_policy(open_, plan, cohort, bytes.fromhex("ab" * 32))
+
+
+# --- agents -----------------------------------------------------------------------------------
+
+
+def ask(agent: Agent, content: RecordDict, action: str = relay.PROPOSE) -> dict[str, Any]:
+    head, _ = agent.answer({"action": action, "group": "1"}, content)
+    return head
+
+
+def error_in(head: dict[str, Any]) -> Exception:
+    return error_of_reply(Error(head["code"], head["reason"]), 1)
+
+
+def test_an_agent_answers_no_step_before_a_proposal(bundles: Path) -> None:
+    agent = Agent(SiteBundle.open(bundles / "sites/s0"), rehearsal=True)
+    for action in relay.ACTIONS[1:]:
+        assert isinstance(error_in(ask(agent, RecordDict(), action)), ProtocolError)
+    assert not (bundles / "sites/s0/ledgers").exists()
+
+
+def test_an_agent_refuses_what_its_policy_its_roster_or_its_kit_do_not_allow(
+    bundles: Path, plan_toy: PlanToy, tasks_toy: TasksToy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_toy(CLIENTS)
+    monkeypatch.setattr(agents, "Work", Site(plan, tasks_toy(CLIENTS, plan.encoding.dimension, 10)))
+    bundle, key = SiteBundle.open(bundles / "sites/s0"), submitter(bundles)
+    good = proposal(plan, settings())
+
+    def refused(agent: Agent, asked: Proposal, by: Ed25519PrivateKey = key) -> str:
+        error = error_in(ask(agent, asked.message(by)))
+        assert isinstance(error, (PolicyError, ProtocolError)), error
+        # Whatever was refused, no round is open.
+        assert isinstance(error_in(ask(agent, RecordDict(), "query.advertise")), ProtocolError)
+        return error.clause if isinstance(error, PolicyError) else "protocol"
+
+    agent = Agent(bundle, rehearsal=True)
+    assert ask(agent, good.message(key)) == {}
+    assert refused(agent, good, Ed25519PrivateKey.generate()) == "submitter"
+    other = dataclasses.replace(good, plan_hash=bytes(32))
+    assert refused(agent, other) == "protocol"
+    assert refused(agent, proposal(plan, settings("federation.aggregation=committee"))) == "roster"
+    # Predictable noise is for rehearsals, whatever else the policy allows.
+    allow(bundle.path, allow_unprotected=True)
+    assert refused(Agent(bundle), good) == "unprotected"
+    allow(bundle.path, max_epsilon_total=7.0)
+    assert refused(Agent(bundle, rehearsal=True), good) == "total"
+    late = dataclasses.replace(bundle, expires=time.time() - 1)
+    error = error_in(ask(Agent(late, rehearsal=True), good.message(key)))
+    assert isinstance(error, PolicyError) and error.clause == "expired"
+    # A signature does not carry over to another proposal.
+    signed, forged = good.message(key), proposal(plan, settings(), "b-run").message(key)
+    for record in forged.values():
+        record["signature"] = next(iter(signed.values()))["signature"]
+    error = error_in(ask(agent, forged))
+    assert isinstance(error, PolicyError) and error.clause == "submitter"
+    log = [json.loads(line) for line in (bundle.path / "agent.jsonl").read_text().splitlines()]
+    assert {"time", "action", "round", "code"} == set().union(*log)
+    assert (bundle.path / "refusals.log").read_text().count("PolicyError") >= 5
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        "model.base=/srv/models/other",
+        "model.base=../models/other",
+        "model.base=models",
+        "model.prompt=/etc/hostname",
+        "model.prompt=prompt.txt",
+        "data.source=/srv/images",
+    ],
+)
+def test_no_file_of_the_proposers_choosing_is_opened(named: str) -> None:
+    with pytest.raises(PolicyError) as caught:
+        agents.refuse_paths(settings(named), own_data=False)
+    assert caught.value.clause == "path"
+    assert isinstance(error_of_reply(refusal(caught.value), 1), PolicyError)
+
+
+def test_what_is_no_path_is_not_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    agents.refuse_paths(settings(), own_data=False)
+    agents.refuse_paths(
+        settings("model.base=some-org/some-model", "model.prompt=face"), own_data=False
+    )
+    agents.refuse_paths(settings("data.source=/the/sites/own"), own_data=True)
+    # A folder that happens to be called like a hub id would be opened in its place.
+    (tmp_path / "some-org" / "some-model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PolicyError, match="path"):
+        agents.refuse_paths(settings("model.base=some-org/some-model"), own_data=False)
+
+
+# --- a whole deployment, without Flower's processes --------------------------------------------
+
+
+class NoLink:
+    """What a SuperLink says to its operator, where there is none: always that all is well."""
+
+    def submit(self, app: Path) -> str:
+        assert {p.name for p in app.iterdir()} == {"pyproject.toml", "carefl_relay.py"}
+        return "1"
+
+    def healthy(self) -> bool:
+        return True
+
+    def finished(self, run: str, patience: float) -> str:
+        return "finished:completed"
+
+
+class Toy:
+    """An engine: agents and relays in threads, with real sockets between them."""
+
+    def __init__(self, bundles: Path, config: Config, sockets: Path) -> None:
+        self.bundles, self.config, self.sockets = bundles, config, sockets
+        self.agents: list[Agent] = []
+        self.threads: list[threading.Thread] = []
+        self.failure: list[BaseException] = []
+
+    def __call__(
+        self, plan: RunPlan, tasks: Any, folder: RunFolder, base: bytes, *_: Any, **__: Any
+    ) -> Deployed:
+        app_grid = LocalGrid(relay.client, CLIENTS, workers=CLIENTS)
+        for i, context in enumerate(app_grid._contexts.values()):
+            bundle = SiteBundle.open(self.bundles / "sites" / f"s{i}")
+            agent = Agent(bundle, ledger=folder.client_ledger(i), rehearsal=True)
+            path = self.sockets / f"{i}"
+            context.node_config["agent"] = str(path)
+            threading.Thread(target=agent.serve, args=(path,), daemon=True).start()
+            self.agents.append(agent)
+
+        def serve() -> None:
+            while not (self.sockets / "server").exists():
+                time.sleep(0.01)
+            try:
+                relay.main(app_grid, None)  # type: ignore[arg-type]
+            except (EOFError, OSError) as error:
+                self.failure.append(error)
+
+        self.threads.append(threading.Thread(target=serve, daemon=True))
+        self.threads[-1].start()
+        roster = Roster.read(self.bundles / "server" / "roster.json")
+        return Deployed(
+            NoLink(),  # type: ignore[arg-type]
+            self.sockets / "server",
+            Proposal.of(folder.run_id, self.config, plan, base),
+            submitter(self.bundles),
+            cohort_of(self.config, folder.run_id, roster, base),
+            [],
+            SilentReporter(),
+            folder.path,
+        )
+
+
+@pytest.fixture
+def sockets(tmp_path_factory: pytest.TempPathFactory, monkeypatch: Any) -> Path:
+    home = tmp_path_factory.mktemp("s")  # a socket's path must be short
+    monkeypatch.setenv(relay.SERVER_SOCKET, str(home / "server"))
+    return home
+
+
+def deterministic(index: int) -> KeySource:
+    return DeterministicKeySource(b"0/" + str(index).encode())
+
+
+def run(plan: RunPlan, tasks: list[Any], root: Path, **options: Any) -> Any:
+    folder = RunFolder.create(root, "")
+    result = run_federation(
+        plan,
+        tasks,
+        np.zeros(plan.encoding.dimension, np.float32),
+        optimiser=FedAvg(1.0),
+        folder=folder,
+        base_hash=bytes(32),
+        key_source=deterministic,
+        **options,
+    )
+    return folder, result
+
+
+def test_sites_behind_sockets_give_the_adapter_of_one_process_bit_for_bit(
+    bundles: Path,
+    sockets: Path,
+    tmp_path: Path,
+    plan_toy: PlanToy,
+    tasks_toy: TasksToy,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plan = plan_toy(CLIENTS, rounds=2)
+    tasks = tasks_toy(CLIENTS, plan.encoding.dimension, 10)
+    monkeypatch.setattr(agents, "Work", Site(plan, tasks))
+    _, near = run(plan, tasks, tmp_path / "near")
+    engine = Toy(bundles, settings(), sockets)
+    folder, far = run(plan, tasks, tmp_path / "far", engine=engine)
+    np.testing.assert_array_equal(near.adapter, far.adapter)
+    assert np.any(far.adapter)
+    assert [r["epsilon"] for r in near.rows] == [r["epsilon"] for r in far.rows]
+    for i in range(CLIENTS):
+        assert len(Ledger(folder.client_ledger(i)).events()) == 2
+    engine.threads[0].join(10)
+    assert not engine.threads[0].is_alive() and not engine.failure
+    assert not (sockets / "server").exists()
+
+
+def test_one_site_that_says_no_stops_the_run_before_anything_is_spent(
+    bundles: Path,
+    sockets: Path,
+    tmp_path: Path,
+    plan_toy: PlanToy,
+    tasks_toy: TasksToy,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plan = plan_toy(CLIENTS, rounds=2)
+    tasks = tasks_toy(CLIENTS, plan.encoding.dimension, 10)
+    monkeypatch.setattr(agents, "Work", Site(plan, tasks))
+    allow(bundles / "sites" / "s2", max_epsilon_per_corpus=1.0)
+    engine = Toy(bundles, settings(), sockets)
+    with pytest.raises(PolicyError, match="more epsilon than the site's policy"):
+        run(plan, tasks, tmp_path / "far", engine=engine)
+    (folder,) = (tmp_path / "far").iterdir()
+    assert not (folder / "ledger.jsonl").exists() or not Ledger(folder / "ledger.jsonl").events()
+    assert not list(folder.glob("clients/*/ledger.jsonl"))
+    engine.threads[0].join(10)
+    assert engine.failure  # the relay was hung up on, which Flower lists as a failed run
+
+
+def test_a_missing_agent_is_silence_and_too_much_of_it_stops_the_run(
+    bundles: Path,
+    sockets: Path,
+    tmp_path: Path,
+    plan_toy: PlanToy,
+    tasks_toy: TasksToy,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plan = plan_toy(CLIENTS)
+    tasks = tasks_toy(CLIENTS, plan.encoding.dimension, 10)
+    monkeypatch.setattr(agents, "Work", Site(plan, tasks))
+    engine = Toy(bundles, settings(), sockets)
+    monkeypatch.setattr(relay, "Client", Cut(relay.Client, str(sockets / "1")))
+    with pytest.raises(CohortError, match="3 of 4 parties"):
+        run(plan, tasks, tmp_path / "far", engine=engine)
+
+
+class Cut:
+    """Connects to every socket but one."""
+
+    def __init__(self, connect: Any, dead: str) -> None:
+        self.connect, self.dead = connect, dead
+
+    def __call__(self, path: str, *rest: Any) -> Any:
+        if path == self.dead:
+            raise ConnectionRefusedError
+        return self.connect(path, *rest)
+
+
+def test_two_servers_cannot_listen_at_one_place(sockets: Path) -> None:
+    one = BridgeGrid(sockets / "server")
+    with pytest.raises(OSError):
+        BridgeGrid(sockets / "server")
+    one.close()
+
+
+def test_a_bridge_that_lost_its_server_app_says_so(sockets: Path) -> None:
+    bridge = BridgeGrid(sockets / "server")
+    with pytest.raises(EngineError, match="did not start"):
+        bridge.connect(0.0)
+    with pytest.raises(EngineError, match="not started"):
+        bridge.get_node_ids()
+    link = relay.Client(str(sockets / "server"), "AF_UNIX")
+    bridge.connect(5.0)
+    link.close()
+    with pytest.raises(EngineError, match="is gone"):
+        bridge.send_and_receive([Message(RecordDict(), 1, "query.role", group_id="1")])
+    bridge.abandon()
+
+
+def test_engines_are_chosen_by_name() -> None:
+    assert choose_engine("inprocess") is None
+    with pytest.raises(ConfigError, match="no engine"):
+        choose_engine("mars")
+    with pytest.raises(ConfigError, match="as many"):
+        Loopback(settings(), SilentReporter(), CLIENTS + 1)

@@ -1,0 +1,258 @@
+"""Helpers say no: to other plans, other parties' steps, old rounds, and a server that lies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from flwr.app import Message, RecordDict
+
+from carefl_secure.errors import CohortError, ConfigError, ProtocolError
+from carefl_secure.federation.aggregation.helper_session import HolderSession, MemberSession
+from carefl_secure.federation.client.app import build_client_app
+from carefl_secure.federation.plan.cohort import Cohort
+from carefl_secure.federation.transport.local_grid import FIRST_NODE, LocalGrid
+from carefl_secure.federation.transport.messages import (
+    pack,
+    pack_adapter,
+    vector_hash,
+    with_adapter,
+)
+from carefl_secure.noise import SystemKeySource
+from carefl_secure.secagg import CommitteeServer
+from carefl_secure.secagg.encrypted.bfv import SecretKey
+
+MakeBench = Callable[..., Any]
+
+
+class Hand:
+    """A committee server played by hand."""
+
+    def __init__(self, bench: Any, number: int = 1) -> None:
+        self.bench, self.number = bench, number
+        self.adapter = np.zeros(bench.plan.encoding.dimension, np.float32)
+        self.model = vector_hash(self.adapter)
+        self.plan = bench.plan.hash()
+        self.members: list[MemberSession] = bench.clients.helpers
+
+    def announce(self) -> dict[int, bytes]:
+        return {m.index: m.announce(self.number, self.model, self.plan) for m in self.members}
+
+    def submit(self, announced: dict[int, bytes], clients: range) -> dict[int, bytes]:
+        sessions = self.bench.clients.sessions
+        return {
+            i: sessions[i].submit(self.number, self.plan, self.adapter, announced) for i in clients
+        }
+
+    def server(self, announced: dict[int, bytes], sent: dict[int, bytes]) -> CommitteeServer:
+        parameters = self.bench.clients.cohort.committee_parameters(
+            self.bench.plan, self.number, self.model
+        )
+        server = CommitteeServer(parameters)
+        for member, message in announced.items():
+            server.announced(member, message)
+        server.announcements()
+        for index, message in sent.items():
+            server.submitted(index, message)
+        return server
+
+
+def test_members_that_are_shown_different_lists_refuse(make_bench: MakeBench) -> None:
+    bench = make_bench(aggregation="committee")
+    hand = Hand(bench)
+    announced = hand.announce()
+    sent = hand.submit(announced, range(6))
+    fewer = {index: message for index, message in sent.items() if index != 3}
+    whole, part = hand.server(announced, sent), hand.server(announced, fewer)
+    openings = {
+        member.index: member.open(
+            announced, (part if member.index == 2 else whole).listing(member.index)
+        )
+        for member in hand.members
+    }
+    for member in hand.members:
+        with pytest.raises(ProtocolError, match="another list"):
+            member.answer(openings)
+    # and with fewer words than members nobody answers either
+    with pytest.raises(CohortError):
+        hand.members[0].answer({0: openings[0], 1: openings[1]})
+
+
+def test_a_member_refuses_a_list_below_the_floor(make_bench: MakeBench) -> None:
+    bench = make_bench(aggregation="committee")
+    hand = Hand(bench)
+    announced = hand.announce()
+    sent = hand.submit(announced, range(6))
+    server = hand.server(announced, sent)
+    for index in (4, 5):  # the server hides two submissions from the members: the floor is 5
+        del server._entries[index], server._envelopes[index]
+    server._phase = type(server._phase).OPENING
+    with pytest.raises(CohortError, match="4 clients"):
+        hand.members[0].open(announced, server.listing(0))
+
+
+def test_a_client_answers_a_committee_once_and_only_the_agreed_one(make_bench: MakeBench) -> None:
+    bench = make_bench(aggregation="committee")
+    hand = Hand(bench)
+    announced = hand.announce()
+    session = bench.clients.sessions[0]
+    stranger = Ed25519PrivateKey.generate()
+    cohort = bench.clients.cohort
+    other = Cohort(
+        cohort.run,
+        cohort.roster,
+        cohort.base_hash,
+        (*cohort.members[:2], stranger.public_key().public_bytes_raw()),
+    )
+    false = MemberSession(2, stranger, bench.plan, other, SystemKeySource())
+    forged = {**announced, 2: false.announce(1, hand.model, hand.plan)}
+    with pytest.raises(ProtocolError):
+        session.submit(1, hand.plan, hand.adapter, forged)
+    with pytest.raises(ProtocolError, match="never repeated"):
+        session.submit(1, hand.plan, hand.adapter, announced)
+    with pytest.raises(ProtocolError, match="plan"):
+        session.submit(2, bytes(32), hand.adapter, announced)
+    with pytest.raises(ProtocolError, match="no open round"):
+        session.masked(hand.adapter, announced)
+
+
+def test_a_key_that_is_not_the_key_holders_is_refused(make_bench: MakeBench) -> None:
+    bench = make_bench(aggregation="encrypted")
+    holder: HolderSession = bench.clients.helpers[0]
+    adapter = np.zeros(60, np.float32)
+    model, plan = vector_hash(adapter), bench.plan.hash()
+    message = holder.key(4, model, plan)
+    session = bench.clients.sessions[0]
+    own = SecretKey().public()  # the server makes a key that it can decrypt with
+    flipped = message[:-1] + bytes([message[-1] ^ 1])
+    for bad in (message[:64] + own, bytes(64) + message[64:], flipped, b"", message[:40]):
+        with pytest.raises(ProtocolError, match="round key signature"):
+            session.advertise(4, model, plan, bad)
+    for number, other in ((5, model), (4, bytes(32))):  # of another round, of another model
+        with pytest.raises(ProtocolError, match="round key signature"):
+            session.advertise(number, other, plan, message)
+    assert session.advertise(4, model, plan, message)
+    assert bench.client_spends() == [0] * 6
+
+
+def test_the_key_holder_opens_one_sum_of_one_round(make_bench: MakeBench) -> None:
+    bench = make_bench(aggregation="encrypted")
+    bench.start()
+    requests = [
+        m.content["fields"]["sum"]
+        for _, m in bench.seen
+        if m.metadata.message_type == "query.open_sum" and not m.metadata.reply_to_message_id
+    ]
+    assert len(requests) == 1
+    holder: HolderSession = bench.clients.helpers[0]
+    with pytest.raises(ProtocolError, match="no open round"):
+        holder.open(requests[0])
+    holder.key(2, bytes(32), bench.plan.hash())
+    with pytest.raises(ProtocolError):
+        holder.open(requests[0])  # the sum of the round before
+
+
+@pytest.mark.parametrize("mode", ["committee", "encrypted"])
+def test_helpers_follow_their_own_plan_and_never_go_back(make_bench: MakeBench, mode: str) -> None:
+    bench = make_bench(aggregation=mode)
+    helper = bench.clients.helpers[0]
+    begin = helper.announce if mode == "committee" else helper.key
+    with pytest.raises(ProtocolError, match="plan"):
+        begin(3, bytes(32), bytes(32))
+    begin(3, bytes(32), bench.plan.hash())
+    for number in (3, 2):
+        with pytest.raises(ProtocolError, match="never repeated"):
+            begin(number, bytes(32), bench.plan.hash())
+    with pytest.raises(ProtocolError, match="does not hold the key"):
+        kind = (Ed25519PrivateKey.generate(), bench.plan, bench.clients.cohort)
+        HolderSession(0, *kind)
+
+
+def ask(bench: Any, node: int, action: str, content: RecordDict) -> Message:
+    app = build_client_app(bench.clients.session, helpers=bench.clients.helper)
+    grid = LocalGrid(app, bench.clients.nodes)
+    (reply,) = grid.send_and_receive([Message(content, FIRST_NODE + node, action)])
+    return reply
+
+
+def test_nobody_takes_another_partys_steps(make_bench: MakeBench) -> None:
+    adapter = pack_adapter(np.zeros(60, np.float32))
+    for mode in ("pairwise", "committee", "encrypted"):
+        bench = make_bench(aggregation=mode)
+        hello = pack(round=1, model=bytes(32), plan=bench.plan.hash())
+        invitation = with_adapter(pack(round=1, plan=bench.plan.hash(), announcements={}), adapter)
+        wrong = [(0, name, hello) for name in ("query.committee_announce", "query.holder_key")]
+        wrong.append((0, "query.open_sum", pack(sum=b"x")))
+        if mode != "committee":
+            wrong.append((0, "train.submit", invitation))
+        if mode != "pairwise":
+            wrong += [(0, "query.advertise", hello), (6, "query.advertise", hello)]
+            wrong += [(6, "train.submit", invitation), (6, "query.sign", hello)]
+        if mode == "committee":
+            wrong += [(6, "query.holder_key", hello), (6, "query.open_sum", pack(sum=b""))]
+        if mode == "encrypted":
+            wrong += [(6, "query.committee_announce", hello)]
+            wrong += [(6, "query.committee_answer", pack(openings={0: b""}))]
+        for node, action, content in wrong:
+            reply = ask(bench, node, action, content)
+            assert reply.has_error(), (mode, node, action)
+            base = 1000 if node < 6 else {"committee": 2000, "encrypted": 3000}[mode]
+            assert reply.error.code == base + ProtocolError.exit_code
+        assert bench.client_spends() == [0] * 6
+        assert all(task.calls == [] for task in bench.tasks)
+
+
+def test_two_nodes_that_claim_one_place_stop_the_run(make_bench: MakeBench) -> None:
+    bench = make_bench(aggregation="committee")
+    bench.clients.helpers[1] = bench.clients.helpers[0]
+    with pytest.raises(ProtocolError, match="helper 0"):
+        bench.start()
+    bench.clients.helpers[0].index = 9
+    with pytest.raises(ProtocolError, match="does not have"):
+        bench.start()
+
+
+def test_a_helpers_refusal_stops_the_run_and_is_kept_in_its_own_folder(
+    make_bench: MakeBench,
+) -> None:
+    bench = make_bench(aggregation="committee")
+    bench.clients.helpers[1]._round = 5
+    with pytest.raises(ProtocolError, match="node 1007: the committee member refused"):
+        bench.start()
+    text = (bench.folder.helper(1) / "refusals.log").read_text()
+    assert "never repeated" in text
+    assert not (bench.folder.path / "clients" / "7").exists()
+
+
+def test_a_cohort_has_one_way_of_summing_and_separate_parties() -> None:
+    keys = [bytes([i]) * 32 for i in range(6)]
+    clients = tuple(keys[:4])
+    with pytest.raises(ConfigError, match="not with both"):
+        Cohort(b"run", clients, bytes(32), members=tuple(keys[4:]), key_holder=keys[5])
+    for helpers in ({"members": (keys[3], keys[5])}, {"key_holder": keys[0]}):
+        with pytest.raises(ConfigError, match="its own helper"):
+            Cohort(b"run", clients, bytes(32), **helpers)  # type: ignore[arg-type]
+
+
+def test_every_rosters_key_is_in_every_context(make_bench: MakeBench) -> None:
+    contexts = set()
+    for mode in ("committee", "encrypted", "pairwise"):
+        bench = make_bench(aggregation=mode)
+        cohort, plan = bench.clients.cohort, bench.plan
+        pair = [bytes([i]) * 32 for i in (1, 2)]
+        variants = [cohort]
+        if mode == "committee":
+            variants.append(Cohort(cohort.run, cohort.roster, bytes(32), tuple(pair)))
+            made = [c.committee_parameters(plan, 1, bytes(32)) for c in variants]
+        elif mode == "encrypted":
+            variants.append(Cohort(cohort.run, cohort.roster, bytes(32), key_holder=pair[0]))
+            made = [c.encrypted_parameters(plan, 1, bytes(32), bytes(32)) for c in variants]
+        else:
+            made = [c.round_parameters(plan, 1, bytes(32)) for c in variants]
+            with pytest.raises(ConfigError, match="key holder"):
+                cohort.encrypted_parameters(plan, 1, bytes(32), bytes(32))
+        contexts |= {parameters.context() for parameters in made}
+    assert len(contexts) == 5

@@ -1,0 +1,339 @@
+"""The client: pays before it reads, refuses what is not agreed, and says no more than a number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Message, RecordDict
+from numpy.typing import NDArray
+
+from carefl_secure.errors import (
+    BudgetExceededError,
+    CareflError,
+    CohortError,
+    EngineError,
+    LedgerError,
+    NonFiniteError,
+    PrivacyError,
+    ProtocolError,
+)
+from carefl_secure.federation.client.app import build_client_app
+from carefl_secure.federation.client.session import ClientSession
+from carefl_secure.federation.transport.local_grid import FIRST_NODE, LocalGrid
+from carefl_secure.federation.transport.messages import (
+    pack,
+    pack_adapter,
+    vector_hash,
+    with_adapter,
+)
+from carefl_secure.noise import SystemKeySource
+from carefl_secure.privacy import SampledSkellam
+
+MakeBench = Callable[..., Any]
+
+
+class Hand:
+    """A server played by hand: every step of a round, in order or not."""
+
+    def __init__(self, bench: Any, number: int = 1) -> None:
+        self.bench = bench
+        self.sessions = bench.clients.sessions
+        self.adapter = np.zeros(bench.plan.encoding.dimension, np.float32)
+        self.number = number
+
+    def advertise(self, session: ClientSession) -> bytes:
+        plan = self.bench.plan
+        return session.advertise(self.number, vector_hash(self.adapter), plan.hash())
+
+    def until_masked(self) -> list[dict[int, bytes]]:
+        """Run the key phases and return every client's inbox."""
+        adverts = {s.index: self.advertise(s) for s in self.sessions}
+        shares = {s.index: s.share(adverts) for s in self.sessions}
+        return [{j: shares[j][i] for j in shares if j != i} for i in range(len(self.sessions))]
+
+
+def test_the_ledger_holds_the_round_before_a_record_is_read(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    spent_at_call: list[int] = []
+    task = bench.tasks[2]
+    original = task.clipped_sum
+
+    def clipped_sum(
+        adapter: NDArray[np.float32], indices: NDArray[np.int64], number: int = 1
+    ) -> Any:
+        spent_at_call.append(len(bench.clients.ledgers[2].events()))
+        return original(adapter, indices, number)
+
+    task.clipped_sum = clipped_sum
+    bench.start()
+    assert spent_at_call == [1]
+    assert bench.clients.ledgers[2].events() == [bench.plan.event]
+
+
+def test_a_reply_that_is_lost_was_paid_for(make_bench: MakeBench) -> None:
+    bench = make_bench(clients=7, max_colluders=0)
+
+    def drop(node: int, message: Message) -> bool:
+        lost = bool(message.metadata.reply_to_message_id) or node == FIRST_NODE + 1
+        return message.metadata.message_type == "train.masked" and node <= FIRST_NODE + 1 and lost
+
+    bench.start(drop=drop)
+    # client 0 answered and its answer was lost; client 1 was never reached
+    assert bench.client_spends() == [1, 0, 1, 1, 1, 1, 1]
+    assert bench.rows[0]["survivors"] == 5
+
+
+def test_a_crash_in_the_task_was_paid_for_and_is_no_dropout(make_bench: MakeBench) -> None:
+    bench = make_bench()
+
+    def clipped_sum(
+        adapter: NDArray[np.float32], indices: NDArray[np.int64], number: int = 1
+    ) -> Any:
+        raise MemoryError("out of memory")
+
+    bench.tasks[0].clipped_sum = clipped_sum
+    with pytest.raises(EngineError, match="MemoryError"):
+        bench.start()
+    assert bench.client_spends()[0] == 1
+    assert bench.releases() == 0
+
+
+def test_what_a_client_pays_is_what_the_plan_says(make_bench: MakeBench) -> None:
+    bench = make_bench(rounds=3)
+    bench.start(rounds=3)
+    for ledger in bench.clients.ledgers:
+        events = ledger.events()
+        assert len(events) == 3
+        assert all(isinstance(event, SampledSkellam) for event in events)
+        assert 7.9 < ledger.epsilon(1e-5) <= 8.0
+
+
+def test_a_clients_own_limit_stops_the_run_with_the_right_error(make_bench: MakeBench) -> None:
+    bench = make_bench(max_epsilon=5.0, rounds=10)
+    with pytest.raises(BudgetExceededError, match="node"):
+        bench.start(rounds=10)
+    assert 0 < len(bench.rows) < 10
+    assert all(ledger.epsilon(1e-5) <= 5.0 for ledger in bench.clients.ledgers)
+    assert bench.releases() == len(bench.rows)
+
+
+def test_a_ledger_outlives_the_run(make_bench: MakeBench, tmp_path: Path) -> None:
+    first = make_bench(ledgers=tmp_path / "ledgers")
+    first.start(rounds=3)
+    second = make_bench(ledgers=tmp_path / "ledgers")
+    with pytest.raises(BudgetExceededError):
+        second.start()
+    assert second.rows == []
+    assert second.client_spends() == [3] * 6
+
+
+def test_a_ledger_that_was_changed_stops_the_client(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    bench.start()
+    path = bench.clients.ledgers[3].path
+    path.write_text(path.read_text().replace('"variance":', '"variance":1'))
+    with pytest.raises(LedgerError, match="node"):
+        bench.start(finished=1)
+    assert len(bench.rows) == 1
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_refused_not_dropped(make_bench: MakeBench, bad: float) -> None:
+    bench = make_bench()
+    bench.tasks[4].gradients[:, 7] = bad
+    with pytest.raises(NonFiniteError, match="node 1004"):
+        bench.start()
+    assert bench.releases() == 0
+    assert bench.client_spends()[4] == 1
+
+
+def test_a_sum_longer_than_planned_is_refused(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    bench.tasks[0].gradients *= 1e4  # a task that does not clip
+    with pytest.raises(ProtocolError):
+        bench.start()
+    assert bench.releases() == 0
+
+
+def test_the_refusal_that_travels_says_nothing_of_the_data(make_bench: MakeBench) -> None:
+    bench = make_bench()
+
+    def clipped_sum(
+        adapter: NDArray[np.float32], indices: NDArray[np.int64], number: int = 1
+    ) -> Any:
+        raise NonFiniteError("loss of lora_B.3 is nan, 17 records, largest gradient 42.125")
+
+    bench.tasks[1].clipped_sum = clipped_sum
+    with pytest.raises(NonFiniteError) as caught:
+        bench.start()
+    errors = [m.error for _, m in bench.seen if m.has_error()]
+    assert len(errors) == 1
+    for text in (str(caught.value), errors[0].reason):
+        assert not any(word in text for word in ("lora_B", "17", "42.125"))
+    # the client's own folder keeps the whole text
+    log = bench.folder.client(1) / "refusals.log"
+    assert "42.125" in log.read_text()
+
+
+def test_an_empty_sample_sends_noise_and_is_paid_for(make_bench: MakeBench) -> None:
+    bench = make_bench(sample_rate=1e-6)
+    adapter = bench.start()
+    assert all(task.calls == [] for task in bench.tasks)
+    assert np.count_nonzero(adapter) == adapter.size
+    assert bench.client_spends() == [1] * 6
+
+
+def test_samples_are_poisson_and_fresh_in_every_round(make_bench: MakeBench) -> None:
+    bench = make_bench(records=400, public_records=2400, sample_rate=0.25, rounds=4)
+    bench.start(rounds=4)
+    calls = [call for task in bench.tasks for call in task.calls]
+    sizes = np.array([call.size for call in calls])
+    assert len({call.tobytes() for call in calls}) == 24
+    assert len(set(sizes.tolist())) > 1  # not a fixed size
+    spread = np.sqrt(400 * 0.25 * 0.75 / 24)
+    assert abs(sizes.mean() - 100) < 5 * spread
+    assert all((np.diff(call) > 0).all() for call in calls)
+
+
+def test_another_plan_another_adapter_and_an_old_round_are_refused(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    hand = Hand(bench, number=5)
+    session = bench.clients.sessions[0]
+    with pytest.raises(ProtocolError, match="plan"):
+        session.advertise(5, bytes(32), b"\x01" * 32)
+    inboxes = hand.until_masked()
+    with pytest.raises(ProtocolError, match="adapter"):
+        session.masked(np.ones_like(hand.adapter), inboxes[0])
+    assert bench.client_spends() == [0] * 6
+    session.masked(hand.adapter, inboxes[0])
+    with pytest.raises(ProtocolError, match="never repeated"):
+        hand.advertise(session)
+    assert bench.client_spends() == [1, 0, 0, 0, 0, 0]
+
+
+def test_a_second_masked_vector_of_one_round_is_refused(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    hand = Hand(bench)
+    inboxes = hand.until_masked()
+    session = bench.clients.sessions[0]
+    session.masked(hand.adapter, inboxes[0])
+    with pytest.raises(ProtocolError):
+        session.masked(hand.adapter, inboxes[0])
+
+
+def test_too_few_peers_are_refused_by_the_client_itself(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    hand = Hand(bench)
+    adverts = {s.index: hand.advertise(s) for s in hand.sessions[:4]}  # the floor is 5
+    with pytest.raises(CohortError):
+        hand.sessions[0].share(adverts)
+
+
+def test_steps_without_a_round_are_refused(make_bench: MakeBench) -> None:
+    session = make_bench().clients.sessions[0]
+    for step in (
+        lambda: session.share({}),
+        lambda: session.masked(np.zeros(60, np.float32), {}),
+        lambda: session.sign([], []),
+        lambda: session.unmask({}),
+    ):
+        with pytest.raises(ProtocolError, match="no open round"):
+            step()
+
+
+def test_two_clients_told_of_different_models_refuse_each_other(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    plan = bench.plan
+    adverts = {
+        s.index: s.advertise(1, (b"\x01" if s.index == 0 else b"\x02") * 32, plan.hash())
+        for s in bench.clients.sessions
+    }
+    with pytest.raises(ProtocolError):
+        bench.clients.sessions[1].share(adverts)
+
+
+def test_a_session_checks_key_dimension_and_declared_records(
+    make_bench: MakeBench, tasks_toy: Callable[..., Any]
+) -> None:
+    bench = make_bench()
+    args = (bench.plan, bench.clients.cohort)
+    rest = (bench.clients.ledgers[0], SystemKeySource())
+    identity = bench.clients.sessions[0]._sums._identity
+    with pytest.raises(ProtocolError, match="roster"):
+        ClientSession(1, identity, *args, bench.tasks[0], *rest)
+    with pytest.raises(ProtocolError, match="models differ"):
+        ClientSession(0, identity, *args, tasks_toy(1, 61)[0], *rest)
+    with pytest.raises(PrivacyError, match="declared"):
+        ClientSession(0, identity, *args, tasks_toy(1, 60, 181)[0], *rest)
+
+
+def ask(bench: Any, action: str, content: RecordDict) -> Message:
+    grid = LocalGrid(build_client_app(bench.clients.session), len(bench.tasks))
+    (reply,) = grid.send_and_receive([Message(content, FIRST_NODE, action)])
+    return reply
+
+
+def test_malformed_messages_are_refused_with_a_number(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    hello = {"round": 1, "model": bytes(32), "plan": bench.plan.hash()}
+    bad = [
+        ("query.advertise", pack(round=1)),
+        ("query.advertise", pack(**{**hello, "round": b"1"})),
+        ("query.advertise", pack(**hello, also=1)),
+        ("query.share", pack(peers=b"")),
+        ("train.masked", pack(shares={1: b"x"})),
+        ("query.sign", pack(shared=[1, 2])),
+        ("query.unmask", RecordDict()),
+    ]
+    for action, content in bad:
+        reply = ask(bench, action, content)
+        assert reply.has_error(), action
+        assert reply.error.code == 1000 + ProtocolError.exit_code
+    assert bench.client_spends() == [0] * 6
+
+
+def test_an_adapter_of_another_type_is_refused_before_anything_is_paid(
+    make_bench: MakeBench,
+) -> None:
+    bench = make_bench()
+    Hand(bench).until_masked()
+    content = with_adapter(pack(shares={1: b"x"}), pack_adapter(np.zeros(61, np.float32)))
+    reply = ask(bench, "train.masked", content)
+    assert reply.error.code == 1000 + ProtocolError.exit_code
+    assert bench.client_spends() == [0] * 6
+
+
+def test_a_whole_round_with_a_new_session_for_every_message(make_bench: MakeBench) -> None:
+    bench = make_bench(unit="none", sample_rate=1.0)
+    moved = bench.start_afresh(rounds=2)
+    whole = np.concatenate([task.gradients for task in bench.tasks])
+    np.testing.assert_allclose(moved, -2 * whole.mean(axis=0), atol=1e-5)
+
+
+def test_a_saved_session_is_sealed_and_bound_to_its_client(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    hand = Hand(bench)
+    hand.until_masked()
+    first, second = bench.clients.sessions[:2]
+    saved = first.save()
+    state = first._rounds.current().client._state
+    for secret in (state.mask_secret, state.self_mask, state.own_share):
+        assert len(secret) == 0 or bytes(secret) not in saved
+    errors: list[type[CareflError]] = []
+    for session, blob in [
+        (second, saved),
+        (first, saved[:20]),
+        (first, saved[:-1]),
+        (first, saved[:60] + bytes([saved[60] ^ 1]) + saved[61:]),
+    ]:
+        with pytest.raises(ProtocolError) as caught:
+            session.restore(blob)
+        errors.append(type(caught.value))
+    assert len(errors) == 4
+    first.restore(saved)
+    with pytest.raises(ProtocolError, match="never repeated"):
+        hand.advertise(first)

@@ -1,0 +1,175 @@
+"""The page in a browser: it stands alone, it fits a phone, and it says what matters first."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from carefl_secure.report import Report, write_report
+from carefl_secure.report.render.plots import attacker_plot, rounds_plot
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--allow-file-access-from-files",
+    "--enable-logging=stderr",
+    "--virtual-time-budget=3000",
+    "--dump-dom",
+]
+MEASURE = """<!doctype html><body><script>
+addEventListener("load", () => {
+  for (const frame of document.querySelectorAll("iframe")) {
+    const page = frame.contentDocument;
+    const wide = [...page.querySelectorAll("body *")].filter(
+      (e) => e.getBoundingClientRect().right > frame.clientWidth + 1).map((e) => e.tagName);
+    const label = page.getElementById("label").getBoundingClientRect();
+    const shown = [...page.querySelectorAll("figure svg")].filter((e) => e.clientHeight > 50);
+    document.body.append(`[${frame.clientWidth} scroll ${page.documentElement.scrollWidth} ` +
+      `plots ${shown.length} label ${Math.round(label.top)} beyond ${wide.join()}]`);
+  }
+});
+</script><iframe src="report.html" style="border:0;width:390px;height:844px"></iframe>
+<iframe src="report.html" style="border:0;width:1280px;height:800px"></iframe></body>"""
+
+
+class Loads(HTMLParser):
+    """Collects whatever a page would load, and every id and reference in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.ids: list[str] = []
+        self.references: list[str] = []
+        self.tags: set[str] = set()
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        for name, value in attributes:
+            value = value or ""
+            if name == "id":
+                self.ids.append(value)
+            elif name in {"href", "xlink:href"} and value.startswith("#"):
+                self.references.append(value[1:])
+            elif name in {"src", "href", "xlink:href", "data", "action", "srcset", "poster"}:
+                self.loads.append(value)
+            self.references += re.findall(r"url\(#([^)]+)\)", value)
+
+
+def read(page: str) -> Loads:
+    found = Loads()
+    found.feed(page)
+    return found
+
+
+@pytest.mark.parametrize("name", ["toy", "open"])
+def test_the_file_loads_nothing(copy_run: Callable[[str], Path], name: str) -> None:
+    run = copy_run(name)
+    write_report(run)
+    page = (run / "report" / "report.html").read_text()
+    found = read(page)
+    assert found.loads == ["data:,"]
+    assert "http:" not in page
+    assert "https:" not in page
+    assert "@import" not in page
+    assert "default-src 'none'" in page
+    assert not found.tags & {"script", "img", "iframe", "object", "embed", "base", "form"}
+    assert len(found.ids) == len(set(found.ids))
+    assert set(found.references) <= set(found.ids)
+
+
+def test_the_label_comes_first_and_says_it_all(written: tuple[Report, Path]) -> None:
+    report, run = written
+    page = (run / "report" / "report.html").read_text()
+    label = page[page.index('id="label"') : page.index("</section>")]
+    assert page.index('id="label"') < page.index("<h2")
+    for words in (
+        '<p class="big">8</p>',
+        "reasonable, not strong",
+        "1e-5",
+        report.unit.definition,
+        "added or removed",
+        "the server, even with 1 colluding client",
+        "several records",
+    ):
+        assert words in label
+    order = [page.index(f'id="{name}"') for name in ("mechanism", "trust", "checks", "hazards")]
+    assert order == sorted(order)
+    assert "rounds" in page
+    assert report.promise.sentence.split(":")[0] in page
+
+
+def test_the_plots_are_elements_of_their_own(written: tuple[Report, Path]) -> None:
+    report, _ = written
+    for svg in (
+        rounds_plot(report, wide=True, accent="#123456"),
+        rounds_plot(report, wide=False, accent="#123456"),
+        attacker_plot([(0.01, 0.1), (0.1, 0.5)], wide=True, accent="#123456"),
+    ):
+        assert svg.startswith("<svg")
+        assert svg.endswith("</svg>")
+        assert "#123456" in svg
+        assert "http" not in svg
+        assert "<style" not in svg
+        assert "<metadata" not in svg
+    assert rounds_plot(report.model_copy(update={"rounds": []}), wide=True, accent="#1") == ""
+    text = rounds_plot(report, wide=True, accent="#123456")
+    for words in ("epsilon", "mAP", "F1", "round"):
+        assert words in text
+
+
+def browse(folder: Path, page: str) -> tuple[str, str]:
+    """Open ``measure.html`` with a page in two frames; return its document and the messages."""
+    if CHROMIUM is None:
+        pytest.skip("no chromium on this machine")
+    folder.mkdir()
+    (folder / "report.html").write_text(page)
+    (folder / "measure.html").write_text(MEASURE)
+    done = subprocess.run(
+        [
+            CHROMIUM,
+            *FLAGS,
+            f"--user-data-dir={folder / 'profile'}",
+            (folder / "measure.html").as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    return done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("name", ["toy", "open"])
+def test_the_page_in_a_browser(copy_run: Callable[[str], Path], tmp_path: Path, name: str) -> None:
+    run = copy_run(name)
+    write_report(run)
+    seen, messages = browse(tmp_path / "browser", (run / "report" / "report.html").read_text())
+    assert "CONSOLE" not in messages  # no error, and no load that the page's own rule refused
+    plots = {"toy": 2, "open": 1}[name]
+    found = re.findall(rf"\[(\d+) scroll (\d+) plots {plots} label (\d+) beyond \]", seen)
+    assert [int(width) for width, _, _ in found] == [390, 1280]
+    for width, scroll, top in found:
+        assert int(scroll) <= int(width)  # nothing to scroll sideways, nothing beyond the edge
+        assert int(top) < 200  # the label stands on the first screen
+
+
+def test_the_browser_would_have_told(written: tuple[Report, Path], tmp_path: Path) -> None:
+    """A load, and something too wide: both are seen, so their absence above means something."""
+    page = (written[1] / "report" / "report.html").read_text()
+    bad = '<img src="http://localhost:1/x.png"><p style="width:2000px">wide</p></main>'
+    seen, messages = browse(tmp_path / "browser", page.replace("</main>", bad))
+    assert "CONSOLE" in messages
+    assert "x.png" in messages
+    assert re.search(r"\[390 scroll 2\d{3} plots 2 label \d+ beyond P", seen)

@@ -1,0 +1,100 @@
+"""How a folder is cut: the published test split is kept, validation comes out of train by seed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from carefl_secure.config import load_config
+from carefl_secure.data.open_corpus import open_corpus
+from carefl_secure.errors import ConfigError
+from carefl_secure.progress import SilentReporter
+from carefl_secure.runs.corpora import Corpora
+from carefl_secure.runs.staged_corpora import load_corpora
+
+TRAIN, TEST = 60, 12
+
+
+@pytest.fixture(scope="module")
+def rafdb(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("rafdb")
+    folder = root / "basic"
+    rng = np.random.default_rng(0)
+    lines = []
+    for k in range(TRAIN + TEST):
+        name = f"train_{k + 1:05d}" if k < TRAIN else f"test_{k - TRAIN + 1:04d}"
+        lines.append(f"{name}.jpg {k % 7 + 1}")
+        for kind, stem in (("original", name), ("aligned", f"{name}_aligned")):
+            path = folder / "Image" / kind / f"{stem}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (20, 20, 3), np.uint8)).save(path)
+        notes = folder / "Annotation" / "manual" / f"{name}_manu_attri.txt"
+        notes.parent.mkdir(parents=True, exist_ok=True)
+        notes.write_text("6 7\n14 7 \n10 10\n7\t14\n13 14\n1\n0\n2\n")
+    (folder / "EmoLabel").mkdir()
+    (folder / "EmoLabel" / "list_patition_label.txt").write_text("\n".join(lines) + "\n")
+    return root
+
+
+def cut(root: Path, **settings: object) -> Corpora:
+    chosen = {"federation.clients": 3, "federation.dropout": 0.0, "data.source": root, **settings}
+    words = [f"{name}={value}" for name, value in chosen.items()]
+    return load_corpora(load_config(None, words), SilentReporter())
+
+
+def keys(corpora: Corpora, part: str) -> list[str]:
+    return [record.key for record in getattr(corpora, part).records]
+
+
+def test_validation_of_rafdb_is_cut_from_train_by_seed(rafdb: Path) -> None:
+    published = open_corpus(rafdb, task="basic")
+    first = cut(rafdb, **{"data.public_fraction": 0.2})
+    # The published test split is scored as it is: whole, and in its order.
+    assert keys(first, "test") == [record.key for record in published["test"].records]
+    public, private = set(keys(first, "public")), set(keys(first, "private"))
+    assert not public & private
+    assert public | private == {record.key for record in published["train"].records}
+    assert len(public) == TRAIN // 5
+    again = cut(rafdb, **{"data.public_fraction": 0.2})
+    assert keys(again, "public") == keys(first, "public")
+    # Neither the view nor the number of clients moves the cut; the seed does.
+    moved = {"data.view": "original", "federation.clients": 5, "federation.min_survivors": 4}
+    assert keys(cut(rafdb, **{"data.public_fraction": 0.2, **moved}), "public") == keys(
+        first, "public"
+    )
+    other = cut(rafdb, **{"data.public_fraction": 0.2, "data.seed": 1})
+    assert keys(other, "public") != keys(first, "public")
+    assert keys(other, "test") == keys(first, "test")
+
+
+@pytest.mark.parametrize("view", ["aligned", "original", "realigned"])
+def test_the_name_says_which_images_were_used(rafdb: Path, view: str) -> None:
+    found = cut(rafdb, **{"data.view": view})
+    for part in (found.private, found.public, found.test):
+        assert f"rafdb-basic-{view}/" in part.name
+        assert part.image(0).size == ((20, 20) if view != "realigned" else (100, 100))
+
+
+@pytest.mark.parametrize("view", ["original", "aligned"])
+def test_the_view_of_the_embedded_corpus(tmp_path: Path, view: str) -> None:
+    small = {"data.records": 60, "data.labels": "basic", "data.cache_dir": tmp_path}
+    plain = cut(Path("synthetic"), **small)
+    found = cut(Path("synthetic"), **small, **{"data.view": view})
+    for part in ("private", "public", "test", "open"):
+        one, other = getattr(plain, part), getattr(found, part)
+        assert [r.key for r in one.records] == [r.key for r in other.records]
+        same = all(one.image(i).tobytes() == other.image(i).tobytes() for i in range(20))
+        assert same == (view == "original"), part
+    # Who holds what does not hang on the view.
+    for one, other in zip(plain.shares, found.shares, strict=True):
+        assert np.array_equal(one, other)
+
+
+def test_a_view_that_the_embedded_corpus_has_not_is_refused(tmp_path: Path) -> None:
+    for view in ("realigned", "person", "face"):
+        with pytest.raises(ConfigError, match=rf"no view '{view}'.*data\.view"):
+            cut(Path("synthetic"), **{"data.view": view, "data.cache_dir": tmp_path})
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,110 @@
+"""The run folder: layout, atomic writes, and refusals."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from carefl_secure import run_folder as module
+from carefl_secure.errors import RunError
+from carefl_secure.run_folder import RunFolder, new_run_id, write_atomically
+
+
+def test_create_makes_the_layout_and_open_finds_it(tmp_path: Path) -> None:
+    made = RunFolder.create(tmp_path / "runs", "rounds: 3\n")
+    assert re.fullmatch(r"\d{8}T\d{6}Z-[0-9a-f]{8}", made.run_id)
+    assert made.config.read_text() == "rounds: 3\n"
+    assert made.adapter.is_dir()
+    assert made.checkpoint.parent.is_dir()
+    assert RunFolder.open(made.path).run_id == made.run_id
+
+
+def test_two_runs_of_one_second_have_two_names() -> None:
+    assert len({new_run_id() for _ in range(50)}) == 50
+
+
+def test_a_run_is_never_written_over(tmp_path: Path) -> None:
+    RunFolder.create(tmp_path, "", "one")
+    with pytest.raises(RunError, match="already"):
+        RunFolder.create(tmp_path, "", "one")
+
+
+def test_open_refuses_what_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"config\.yaml"):
+        RunFolder.open(tmp_path)
+
+
+def test_an_atomic_write_leaves_the_old_file_when_it_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module.os, "fsync", full)
+    with pytest.raises(RunError, match="No space"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_metrics_grow_row_by_row_and_can_be_cut(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, "")
+    assert folder.read_metrics() == []
+    rows = [{"round": i, "epsilon": 0.5 * i, "note": "x"} for i in (1, 2, 3)]
+    for row in rows:
+        folder.append_metrics(row)
+    assert folder.read_metrics() == rows
+    folder.keep_metrics(2)
+    assert folder.read_metrics() == rows[:2]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_figure_that_is_no_number_is_refused(tmp_path: Path, bad: float) -> None:
+    folder = RunFolder.create(tmp_path, "")
+    folder.append_metrics({"round": 1, "loss": 0.5})
+    with pytest.raises(RunError, match="loss"):
+        folder.append_metrics({"round": 2, "loss": bad})
+    assert len(folder.read_metrics()) == 1
+
+
+def test_damaged_metrics_are_named(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, "")
+    folder.metrics.write_text('{"round": 1}\n{"rou')
+    with pytest.raises(RunError, match="metrics"):
+        folder.read_metrics()
+
+
+def test_a_checkpoint_comes_back_with_types_and_bits(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, "")
+    vector = np.array([1.5, -0.0, np.pi], np.float32)
+    folder.write_checkpoint({"adapter": vector, "round": 4, "rate": 0.1, "plan": "ab"})
+    state = folder.read_checkpoint()
+    assert state["adapter"].dtype == np.float32
+    assert state["adapter"].tobytes() == vector.tobytes()
+    assert (state["round"], state["rate"], state["plan"]) == (4, 0.1, "ab")
+    assert type(state["round"]) is int
+
+
+def test_a_checkpoint_holds_no_objects(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, "")
+    with pytest.raises(RunError, match="thing"):
+        folder.write_checkpoint({"thing": object()})
+    assert not folder.checkpoint.exists()
+
+
+def test_missing_and_damaged_checkpoints_are_told_apart(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, "")
+    with pytest.raises(RunError, match="no checkpoint"):
+        folder.read_checkpoint()
+    folder.write_checkpoint({"adapter": np.zeros(100, np.float32)})
+    whole = folder.checkpoint.read_bytes()
+    for damaged in (whole[:50], b"", b"\x00" * 200):
+        folder.checkpoint.write_bytes(damaged)
+        with pytest.raises(RunError, match="damaged"):
+            folder.read_checkpoint()

@@ -1,0 +1,249 @@
+"""Sites in this process: real agents behind real sockets, which can be killed and started again."""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import yaml
+
+from carefl_secure.config import Config, load_config
+from carefl_secure.deployment.flower import relay
+from carefl_secure.deployment.provisioning.certificates import read_identity
+from carefl_secure.deployment.provisioning.site_bundle import Roster, SiteBundle, Sites, provision
+from carefl_secure.deployment.site.agent import Agent
+from carefl_secure.deployment.site.proposal import Proposal, cohort_of
+from carefl_secure.deployment.superlink.parties import Deployed
+from carefl_secure.errors import CareflError
+from carefl_secure.federation.plan.calibrate import plan_run
+from carefl_secure.federation.plan.run_plan import RunPlan
+from carefl_secure.federation.server.optimizers import FedAvg
+from carefl_secure.federation.server.run import FederationResult, run_federation
+from carefl_secure.federation.transport.local_grid import LocalGrid
+from carefl_secure.noise import SystemKeySource
+from carefl_secure.privacy import Ledger
+from carefl_secure.progress import SilentReporter
+from carefl_secure.run_folder import RunFolder
+
+CLIENTS, DIMENSION, RECORDS = 4, 60, 10
+PEERS = ("query.advertise", "query.share", "train.masked", "query.sign", "query.unmask")
+MEMBERS = ("query.committee_announce", "query.committee_open", "query.committee_answer")
+
+
+@functools.cache  # a plan is frozen, and its noise takes a while to find
+def known_plan(unit: str = "record", rounds: int = 3) -> RunPlan:
+    return plan_run(
+        unit=unit,  # type: ignore[arg-type]
+        dimension=DIMENSION,
+        clients=CLIENTS,
+        rounds=rounds,
+        public_records=30 * CLIENTS,
+        sample_rate=0.5 if unit == "record" else 0.999999,
+        clipping_norm=1.0,
+        delta=1e-5,
+        target_epsilon=None if unit == "none" else 8.0,
+    )
+
+
+def settings(*words: str) -> Config:
+    return load_config(
+        None,
+        [
+            "federation.dropout=0",
+            f"federation.clients={CLIENTS}",
+            *words,
+        ],
+    )
+
+
+class Fixed:
+    """A task whose records have a unit gradient each."""
+
+    dimension, records = DIMENSION, RECORDS
+
+    def __init__(self, seed: int) -> None:
+        gradients = np.random.default_rng(seed).normal(size=(RECORDS, DIMENSION))
+        self.gradients = gradients / np.linalg.norm(gradients, axis=1, keepdims=True)
+
+    def clipped_sum(self, adapter: Any, indices: Any, number: int = 1) -> Any:
+        return self.gradients[indices].sum(axis=0)
+
+
+def work(plan: RunPlan, base: bytes = bytes(32)) -> Callable[..., Any]:
+    """Stand for `Work`: a site's plan, base hash and task, without a model."""
+    return lambda config, index, own: SimpleNamespace(plan=plan, base_hash=base, task=Fixed(index))
+
+
+def make_bundles(root: Path, helpers: int = 0) -> Path:
+    names = {f"s{i}": None for i in range(CLIENTS)}
+    sites = Sites("test", "127.0.0.1", 1, names, tuple(f"h{i}" for i in range(helpers)), days=1)
+    provision(sites, root / "bundles")
+    for path in (root / "bundles" / "sites").iterdir():
+        allow(path, max_epsilon_total=100.0, allow_unprotected=True)
+    return root / "bundles"
+
+
+def allow(bundle: Path, **changes: Any) -> None:
+    policy = yaml.safe_load((bundle / "policy.yaml").read_text())
+    (bundle / "policy.yaml").write_text(yaml.safe_dump({**policy, **changes}))
+
+
+Fault = Callable[["Post", str, str, str], None]
+
+
+class Post:
+    """What listens at one site: an agent, or for a while none."""
+
+    def __init__(self, bundle: Path, socket: Path, fault: Fault) -> None:
+        self.bundle, self.fault = bundle, fault
+        self.heard: list[tuple[str, str]] = []
+        self.agent: Agent | None = None
+        self.start()
+        threading.Thread(target=Agent.serve, args=(self, socket), daemon=True).start()
+
+    def start(self) -> None:
+        self.agent = Agent(SiteBundle.open(self.bundle))
+
+    def kill(self) -> None:
+        """Forget all that was in memory, and drop the connection that is being served."""
+        self.agent = None
+        raise ConnectionResetError
+
+    def answer(self, head: Any, content: Any) -> Any:
+        action, group = head["action"], head["group"]
+        self.fault(self, "before", action, group)
+        if self.agent is None:
+            raise ConnectionResetError
+        self.heard.append((action, group))
+        reply = self.agent.answer(head, content)
+        self.fault(self, "after", action, group)
+        return reply
+
+    def _refused(self, action: str, group: str, error: CareflError) -> Any:
+        assert self.agent is not None
+        return self.agent._refused(action, group, error)
+
+    @property
+    def ledger(self) -> Ledger:
+        (path,) = (self.bundle / "ledgers").glob("*.jsonl")
+        return Ledger(path)
+
+
+class NoLink:
+    """A SuperLink in the eyes of its operator, where there is none: all is well."""
+
+    def submit(self, app: Path) -> str:
+        return "1"
+
+    def finished(self, run: str, patience: float) -> str:
+        return "finished:completed"
+
+    def healthy(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        pass
+
+
+class Town:
+    """An engine: every site's relay and agent in threads, with real sockets between them."""
+
+    def __init__(self, bundles: Path, config: Config, sockets: Path, fault: Fault) -> None:
+        self.bundles, self.config, self.sockets = bundles, config, sockets
+        homes = sorted((bundles / "sites").iterdir(), key=lambda p: (p.name[0] == "h", p.name))
+        self.posts = [Post(home, sockets / home.name, fault) for home in homes]
+        self.folder: RunFolder | None = None
+
+    def __call__(
+        self, plan: RunPlan, tasks: Any, folder: RunFolder, base: bytes, *_: Any, **__: Any
+    ) -> Deployed:
+        grid = LocalGrid(relay.client, len(self.posts), workers=len(self.posts))
+        for post, context in zip(self.posts, grid._contexts.values(), strict=True):
+            context.node_config["agent"] = str(self.sockets / post.bundle.name)
+        place = self.sockets / f"server{time.monotonic_ns()}"
+
+        def serve() -> None:
+            os.environ[relay.SERVER_SOCKET] = str(place)
+            while True:
+                try:
+                    relay.main(grid, None)  # type: ignore[arg-type]
+                    return
+                except (FileNotFoundError, ConnectionRefusedError):
+                    time.sleep(0.01)  # nobody listens yet
+                except (EOFError, OSError):
+                    return
+
+        threading.Thread(target=serve, daemon=True).start()
+        roster = Roster.read(self.bundles / "server" / "roster.json")
+        return Deployed(
+            NoLink(),  # type: ignore[arg-type]
+            place,
+            Proposal.of(folder.run_id, self.config, plan, base),
+            read_identity(self.bundles / "submit" / "submit.key"),
+            cohort_of(self.config, folder.run_id, roster, base),
+            [],
+            SilentReporter(),
+            folder.path,
+        )
+
+    def run(
+        self, plan: RunPlan, root: Path, *, resume: bool = False, **options: Any
+    ) -> FederationResult | CareflError:
+        """Run, or go on with the last run; return what it ended with."""
+        federation = self.config.federation
+        if not resume or self.folder is None:
+            self.folder = RunFolder.create(root, "")
+        try:
+            return run_federation(
+                plan,
+                [Fixed(i) for i in range(CLIENTS)],
+                np.zeros(DIMENSION, np.float32),
+                optimiser=FedAvg(1.0),
+                folder=self.folder,
+                base_hash=bytes(32),
+                key_source=lambda index: SystemKeySource(),
+                engine=self,
+                resume=resume,
+                aggregation=federation.aggregation,
+                committee_members=federation.committee_members,
+                committee_dropout_tolerance=federation.committee_dropout_tolerance,
+                encryption=federation.encryption,
+                key_prefetch=federation.key_prefetch,
+                **options,
+            )
+        except CareflError as error:
+            return error
+
+    @property
+    def released(self) -> list[int]:
+        """Return how many clients were in every sum that was opened."""
+        assert self.folder is not None
+        return released(self.folder)
+
+
+def released(folder: RunFolder) -> list[int]:
+    entries = Ledger(folder.ledger).entries() if folder.ledger.exists() else ()
+    return [int(e.payload["survivors"]) for e in entries if e.kind == "release"]
+
+
+def once(moment: str, action: str, group: str, victims: Sequence[str], *, again: bool) -> Fault:
+    """Return a fault: kill these sites at one moment of one round, and perhaps start them again."""
+    left = set(victims)
+
+    def fault(post: Post, when: str, what: str, where: str) -> None:
+        if (when, what, where) == (moment, action, group) and post.bundle.name in left:
+            left.remove(post.bundle.name)
+            try:
+                post.kill()
+            finally:
+                if again:
+                    post.start()
+
+    return fault
