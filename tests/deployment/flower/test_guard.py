@@ -18,8 +18,8 @@ from carefl_secure.errors import EngineError
 OWNER = """\
 import os, signal, sys
 from pathlib import Path
-from carefl_secure.federation.engines.guard import Guard
-from carefl_secure.federation.engines.processes import Processes
+from carefl_secure.deployment.flower.guard import Guard
+from carefl_secure.deployment.flower.processes import Processes
 
 home = Path(sys.argv[1])
 processes = Processes(home)

@@ -147,7 +147,7 @@ def test_a_run_is_not_resumed_under_another_scheme(
     folder = RunFolder.create(tmp_path, "")
     runs.go("encrypted", folder, encryption="additive")
     for scheme in ("bfv", "ckks"):
-        with pytest.raises(RunError, match=r"begun with aggregation encrypt \(additive\)"):
+        with pytest.raises(RunError, match=r"begun with aggregation encrypted \(additive\)"):
             runs.go("encrypted", folder, encryption=scheme, resume=True)
 
 

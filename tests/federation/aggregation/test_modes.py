@@ -259,6 +259,6 @@ def test_sums_too_large_to_encrypt_are_refused_before_anything_is_written(
 ) -> None:
     runs.plan = plan_toy(CLIENTS, max_colluders=0, public_records=600_000, delta=1e-7)
     folder = RunFolder.create(tmp_path, "")
-    with pytest.raises(ConfigError, match="peer or committee"):
+    with pytest.raises(ConfigError, match="pairwise or committee"):
         runs.go("encrypted", folder)
     assert not folder.ledger.exists() and not folder.checkpoint.exists()
