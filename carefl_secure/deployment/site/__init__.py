@@ -1,0 +1,1 @@
+"""The agent of a site: what it accepts, spends and runs."""
