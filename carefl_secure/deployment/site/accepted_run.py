@@ -11,8 +11,8 @@ from pathlib import Path
 from flwr.app import ConfigRecord, RecordDict
 
 from carefl_secure.errors import LedgerError, ProtocolError, RunError
-from carefl_secure.run_folder import write_atomically
 from carefl_secure.federation.transport.messages import Fields, pack
+from carefl_secure.run_folder import write_atomically
 
 __all__ = ["Accepted", "round_of", "rounds_in"]
 
@@ -45,8 +45,8 @@ class Accepted:
     Guarantees
     ----------
     `begun` returns once the number is on disk, so a reply that is sent after it belongs to a round
-    that no later agent of this bundle begins again, unless the submitter proposes the run anew. This
-    rests on nobody putting back an older copy of the file.
+    that no later agent of this bundle begins again, unless the submitter proposes the run anew.
+    This rests on nobody putting back an older copy of the file.
     """
 
     def __init__(self, path: Path) -> None:

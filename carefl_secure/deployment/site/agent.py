@@ -25,30 +25,30 @@ from typing import Any
 from flwr.app import Message, RecordDict
 
 from carefl_secure.config import Config
-from carefl_secure.errors import CareflError, ModelError, PolicyError, ProtocolError
-from carefl_secure.federation.transport.flwr_env import quiet_flower
-from carefl_secure.federation.client.app import build_client_app
-from carefl_secure.federation.plan.cohort import Cohort
-from carefl_secure.deployment.site.accepted_run import Accepted, round_of, rounds_in
-from carefl_secure.deployment.site.budget import SiteBudgets
-from carefl_secure.deployment.provisioning.certificates import read_identity
-from carefl_secure.deployment.site.agent_socket import hear
-from carefl_secure.deployment.provisioning.site_bundle import SiteBundle
-from carefl_secure.deployment.site.site_config import own_config, refuse_paths
-from carefl_secure.deployment.site.proposal import Proposal, cohort_of
 from carefl_secure.deployment.flower.relay import ACTIONS, PROPOSE, send
-from carefl_secure.federation.transport.local_grid import FIRST_NODE, LocalGrid
+from carefl_secure.deployment.provisioning.certificates import read_identity
+from carefl_secure.deployment.provisioning.policy import check_policy, read_policy
+from carefl_secure.deployment.provisioning.site_bundle import SiteBundle
+from carefl_secure.deployment.site.accepted_run import Accepted, round_of, rounds_in
+from carefl_secure.deployment.site.agent_socket import hear
+from carefl_secure.deployment.site.budget import SiteBudgets
+from carefl_secure.deployment.site.proposal import Proposal, cohort_of
+from carefl_secure.deployment.site.site_config import own_config, refuse_paths
+from carefl_secure.errors import CareflError, ModelError, PolicyError, ProtocolError
 from carefl_secure.federation.aggregation.helper_session import (
     Helper,
     HolderSession,
     MemberSession,
 )
-from carefl_secure.federation.transport.messages import pack
-from carefl_secure.federation.plan.run_plan import RunPlan
-from carefl_secure.deployment.provisioning.policy import check_policy, read_policy
-from carefl_secure.federation.transport.error_codes import LOST, refusal
+from carefl_secure.federation.client.app import build_client_app
 from carefl_secure.federation.client.session import ClientSession
 from carefl_secure.federation.local_update.task import LocalTask
+from carefl_secure.federation.plan.cohort import Cohort
+from carefl_secure.federation.plan.run_plan import RunPlan
+from carefl_secure.federation.transport.error_codes import LOST, refusal
+from carefl_secure.federation.transport.flwr_env import quiet_flower
+from carefl_secure.federation.transport.local_grid import FIRST_NODE, LocalGrid
+from carefl_secure.federation.transport.messages import pack
 from carefl_secure.noise import KeySource, SystemKeySource
 from carefl_secure.privacy import Ledger
 from carefl_secure.progress import SilentReporter
@@ -98,10 +98,10 @@ class Agent:
     Guarantees
     ----------
     No step of a round is answered before a proposal passed the policy, the site's own plan and
-    base hash equal the proposed ones, and the roster is the bundle's; an agent that is started again
-    checks all of this again before it goes on, and begins no round that was begun before. A refusal
-    leaves as a number with a fixed sentence; its text stays in ``refusals.log``. The log holds
-    actions, rounds and outcomes, and nothing computed from a record.
+    base hash equal the proposed ones, and the roster is the bundle's; an agent that is started
+    again checks all of this again before it goes on, and begins no round that was begun before. A
+    refusal leaves as a number with a fixed sentence; its text stays in ``refusals.log``. The log
+    holds actions, rounds and outcomes, and nothing computed from a record.
     """
 
     def __init__(
@@ -259,8 +259,8 @@ class Agent:
         path.parent.mkdir(parents=True, exist_ok=True)
         ledger = Ledger(path, {"client": str(self.bundle.index)})
         ledger.recover()
-        self._budgets = SiteBudgets(self._policy, self.bundle.path / "ledgers", ledger, plan, cohort)
-        self._budgets.check_run()
+        self._budgets = SiteBudgets(self._policy, self.bundle.path / "ledgers", ledger, plan,
+        cohort) self._budgets.check_run()
         limit = self._policy.max_epsilon_per_corpus
         return ClientSession(
             self.bundle.index,

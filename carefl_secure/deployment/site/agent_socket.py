@@ -10,8 +10,8 @@ from typing import Any
 
 from flwr.app import RecordDict
 
-from carefl_secure.errors import ProtocolError
 from carefl_secure.deployment.flower.relay import receive
+from carefl_secure.errors import ProtocolError
 
 __all__ = ["hear"]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from carefl_secure.deployment.provisioning.policy import Policy
 from carefl_secure.errors import PolicyError
+from carefl_secure.federation.client.round_budget import RoundBudget
 from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.federation.plan.run_plan import RunPlan
-from carefl_secure.deployment.provisioning.policy import Policy
-from carefl_secure.federation.client.round_budget import RoundBudget
 from carefl_secure.privacy import Ledger, epsilon
 
 __all__ = ["SiteBudgets"]

@@ -11,13 +11,13 @@ from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
 from carefl_secure.config import Config, dump_config
+from carefl_secure.deployment.flower.relay import PROPOSE
+from carefl_secure.deployment.provisioning.site_bundle import Roster
 from carefl_secure.errors import CohortError, PolicyError, ProtocolError
 from carefl_secure.federation.plan.cohort import Cohort, helpers_wanted, make_cohort
-from carefl_secure.deployment.provisioning.site_bundle import Roster
-from carefl_secure.deployment.flower.relay import PROPOSE
+from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.transport.exchange import Exchange, wait_for_nodes
 from carefl_secure.federation.transport.messages import Fields, pack
-from carefl_secure.federation.plan.run_plan import RunPlan
 
 __all__ = ["Proposal", "cohort_of", "propose"]
 

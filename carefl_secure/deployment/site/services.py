@@ -14,10 +14,8 @@ from pathlib import Path
 from typing import Literal
 
 from carefl_secure.data.open_corpus import recognise
-from carefl_secure.errors import ConfigError, EngineError, RunError
-from carefl_secure.deployment.provisioning.site_bundle import SiteBundle
+from carefl_secure.deployment.flower.address import Place
 from carefl_secure.deployment.flower.processes import Processes
-from carefl_secure.deployment.flower.address import (Place)
 from carefl_secure.deployment.flower.signals import interrupt_on_terminate
 from carefl_secure.deployment.flower.superlink import (
     Link,
@@ -26,6 +24,8 @@ from carefl_secure.deployment.flower.superlink import (
     start_server,
 )
 from carefl_secure.deployment.provisioning.policy import read_policy
+from carefl_secure.deployment.provisioning.site_bundle import SiteBundle
+from carefl_secure.errors import ConfigError, EngineError, RunError
 
 __all__ = ["Part", "run_node", "run_server"]
 
@@ -99,8 +99,8 @@ def run_node(
             if socket is not None:  # what Flower makes beside a socket is not for the other half
                 place = home / "agent.sock"
                 place.symlink_to(socket.absolute())
-            processes.start("supernode", node_command(bundle.path, server or bundle.server, place), env)
-            tell(f"site {bundle.name}: serving {server or bundle.server}; stop it with Ctrl-C")
+            processes.start("supernode", node_command(bundle.path, server or bundle.server, place),
+            env) tell(f"site {bundle.name}: serving {server or bundle.server}; stop it with Ctrl-C")
         while True:
             processes.check()
             if time.time() >= bundle.expires:

@@ -9,9 +9,9 @@ import yaml
 
 from carefl_secure.config import Config
 from carefl_secure.config.load import build_config, flatten
-from carefl_secure.errors import PolicyError, ProtocolError
 from carefl_secure.deployment.provisioning.site_bundle import SiteBundle
 from carefl_secure.deployment.site.proposal import Proposal
+from carefl_secure.errors import PolicyError, ProtocolError
 from carefl_secure.model.task_prompts import TASK_PROMPTS
 
 __all__ = ["own_config", "refuse_paths"]

@@ -5,7 +5,6 @@ Agents, relays and sockets are real here; only Flower's own processes are not.
 
 from __future__ import annotations
 
-from tests.support import sites as _sites
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,12 @@ from typing import Any
 import pytest
 from flwr.app import Error, RecordDict
 
+from carefl_secure.deployment.provisioning.certificates import read_identity
+from carefl_secure.deployment.provisioning.site_bundle import SiteBundle
+from carefl_secure.deployment.site import agent as agents
+from carefl_secure.deployment.site.accepted_run import Accepted
+from carefl_secure.deployment.site.agent import Agent
+from carefl_secure.deployment.site.proposal import Proposal
 from carefl_secure.errors import (
     CohortError,
     LedgerError,
@@ -22,17 +27,12 @@ from carefl_secure.errors import (
     ProtocolError,
     RunError,
 )
-from carefl_secure.runs import plan_from_config as plan_setup
-from carefl_secure.deployment.site import agent as agents
-from carefl_secure.deployment.site.accepted_run import Accepted
-from carefl_secure.deployment.site.agent import Agent
-from carefl_secure.deployment.provisioning.certificates import read_identity
-from carefl_secure.deployment.provisioning.site_bundle import SiteBundle
-from carefl_secure.deployment.site.proposal import Proposal
-from carefl_secure.federation.transport.messages import pack
-from carefl_secure.federation.transport.error_codes import LOST, error_of_reply
 from carefl_secure.federation.server.run import FederationResult
+from carefl_secure.federation.transport.error_codes import LOST, error_of_reply
+from carefl_secure.federation.transport.messages import pack
 from carefl_secure.privacy import Ledger
+from carefl_secure.runs import plan_from_config as plan_setup
+from tests.support import sites as _sites
 
 CLIENTS, PEERS, MEMBERS = _sites.CLIENTS, _sites.PEERS, _sites.MEMBERS
 Fault, Post, Town = _sites.Fault, _sites.Post, _sites.Town

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from tests.support import sites as _sites
 import json
 import random
 import socket as sockets
@@ -18,14 +17,14 @@ from typing import Any
 import pytest
 from flwr.app import Error, RecordDict
 
-from carefl_secure.errors import ProtocolError
+from carefl_secure.deployment.flower.relay import receive, send
+from carefl_secure.deployment.provisioning.site_bundle import SiteBundle
 from carefl_secure.deployment.site import agent_socket as hearing
 from carefl_secure.deployment.site.agent import Agent
-from carefl_secure.deployment.provisioning.site_bundle import SiteBundle
-from carefl_secure.deployment.flower.relay import receive, send
-from carefl_secure.federation.transport.messages import pack
+from carefl_secure.errors import ProtocolError
 from carefl_secure.federation.transport.error_codes import error_of_reply
-
+from carefl_secure.federation.transport.messages import pack
+from tests.support import sites as _sites
 
 HEAD = {"action": "query.advertise", "group": "1"}
 CONTENT = pack(round=1, model=bytes(32), plan=bytes(32), peers={0: b"abc", 2: b"d"})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import http.client
-from tests.support import operators as _operators
 import json
 import shutil
 import signal
@@ -13,14 +12,12 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 from carefl_secure.deployment.provisioning.certificates import identity_key, write_private
 from carefl_secure.privacy import Ledger
-
-
+from tests.support import operators as _operators
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +103,7 @@ def _spent(sites: _operators.Deployment, name: str) -> int:
 def test_flwr_run_on_the_server_of_a_deployment_says_what_to_use(
     sites: _operators.Deployment,
 ) -> None:
-    from carefl_secure.deployment.flower.address import (Place)
+    from carefl_secure.deployment.flower.address import Place
     from carefl_secure.deployment.flower.superlink import Link
 
     bundle = sites.root / "bundles" / "server"
