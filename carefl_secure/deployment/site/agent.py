@@ -259,8 +259,9 @@ class Agent:
         path.parent.mkdir(parents=True, exist_ok=True)
         ledger = Ledger(path, {"client": str(self.bundle.index)})
         ledger.recover()
-        self._budgets = SiteBudgets(self._policy, self.bundle.path / "ledgers", ledger, plan,
-        cohort) self._budgets.check_run()
+        self._budgets = SiteBudgets(
+            self._policy, self.bundle.path / "ledgers", ledger, plan, cohort
+        ) self._budgets.check_run()
         limit = self._policy.max_epsilon_per_corpus
         return ClientSession(
             self.bundle.index,

@@ -99,8 +99,9 @@ def run_node(
             if socket is not None:  # what Flower makes beside a socket is not for the other half
                 place = home / "agent.sock"
                 place.symlink_to(socket.absolute())
-            processes.start("supernode", node_command(bundle.path, server or bundle.server, place),
-            env) tell(f"site {bundle.name}: serving {server or bundle.server}; stop it with Ctrl-C")
+            processes.start(
+                "supernode", node_command(bundle.path, server or bundle.server, place), env
+            ) tell(f"site {bundle.name}: serving {server or bundle.server}; stop it with Ctrl-C")
         while True:
             processes.check()
             if time.time() >= bundle.expires:
