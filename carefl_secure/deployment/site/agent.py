@@ -261,7 +261,8 @@ class Agent:
         ledger.recover()
         self._budgets = SiteBudgets(
             self._policy, self.bundle.path / "ledgers", ledger, plan, cohort
-        ) self._budgets.check_run()
+        )
+        self._budgets.check_run()
         limit = self._policy.max_epsilon_per_corpus
         return ClientSession(
             self.bundle.index,

@@ -101,7 +101,8 @@ def run_node(
                 place.symlink_to(socket.absolute())
             processes.start(
                 "supernode", node_command(bundle.path, server or bundle.server, place), env
-            ) tell(f"site {bundle.name}: serving {server or bundle.server}; stop it with Ctrl-C")
+            )
+            tell(f"site {bundle.name}: serving {server or bundle.server}; stop it with Ctrl-C")
         while True:
             processes.check()
             if time.time() >= bundle.expires:
