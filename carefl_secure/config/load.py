@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 
 from carefl_secure.config.root import Config
 from carefl_secure.config.sections import SYNTHETIC_RECORDS
+from carefl_secure.config.shipped import resolve_shipped
 from carefl_secure.errors import ConfigError
 
 __all__ = [
@@ -95,6 +96,7 @@ def _parse(text: str, origin: str) -> Any:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    path = resolve_shipped(path)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import yaml
 
-import carefl_secure
 from carefl_secure.audit.threat_models.attack_names import ATTACK_NAMES
 from carefl_secure.audit.threat_models.schema import ThreatModel
 from carefl_secure.config.load import KNOWN
+from carefl_secure.config.shipped import shipped_folder
 from carefl_secure.errors import ConfigError
 
 __all__ = ["check_models", "find_models", "load_models", "named"]
@@ -19,26 +19,18 @@ __all__ = ["check_models", "find_models", "load_models", "named"]
 _FOLDER = "threat_models"
 
 
-def find_models(start: Path | None = None) -> Path:
-    """Return the folder of threat models: the one given, of the source tree, or of this place.
+def find_models(folder: Path | None = None) -> Path:
+    """Return a folder of threat models: the given one, or the one that ships with the package.
 
     Raises
     ------
     ConfigError
-        If there is none.
+        If it holds none.
     """
-    places = (
-        [start]
-        if start is not None
-        else [Path(carefl_secure.__file__).parents[1] / _FOLDER, Path.cwd() / _FOLDER]
-    )
-    for place in places:
-        if any(place.glob("*.yaml")):
-            return place
-    raise ConfigError(
-        "there are no threat models here; run this in a source tree of carefl-secure, or give "
-        "--dir a folder of *.yaml"
-    )
+    place = shipped_folder(_FOLDER) if folder is None else folder
+    if not any(place.glob("*.yaml")):
+        raise ConfigError(f"there are no threat models in {place}; give --dir a folder of *.yaml")
+    return place
 
 
 def load_models(folder: Path) -> tuple[ThreatModel, ...]:
@@ -96,7 +88,17 @@ def check_models(models: Sequence[ThreatModel], root: Path) -> list[str]:
     list of str
         One sentence per fault: a test, setting or attack that does not exist, or a threat that is
         called defended and names no test, or that says nothing of its kind.
+
+    Raises
+    ------
+    ConfigError
+        If there is no ``tests/`` at all, as in an installed wheel.
     """
+    if not (root / "tests").is_dir():
+        raise ConfigError(
+            f"{root} holds no tests, so what the threat models name cannot be checked there; run "
+            "this in a source tree"
+        )
     return [f"{m.name}: {fault}" for m in models for fault in _faults(m, root)]
 
 

@@ -39,6 +39,7 @@ def broken(tmp_path: Path) -> Callable[..., Path]:
         content["threats"][0].update(changes)
         folder = tmp_path / "threat_models"
         folder.mkdir(exist_ok=True)
+        (tmp_path / "tests").mkdir(exist_ok=True)
         (folder / "adapter-user.yaml").write_text(yaml.safe_dump(content))
         return folder
 
@@ -112,6 +113,8 @@ def test_names(tmp_path: Path) -> None:
         named(MODELS, "nobody")
     with pytest.raises(ConfigError, match="no threat models"):
         find_models(tmp_path)
+    with pytest.raises(ConfigError, match="holds no tests"):
+        check_models(MODELS, tmp_path)
     (tmp_path / "other.yaml").write_text((ROOT / "threat_models/stolen-disk.yaml").read_text())
     with pytest.raises(ConfigError, match="one name"):
         load_models(tmp_path)
