@@ -95,7 +95,7 @@ QUICK = Sizes(40, 60, 40, 6, 300, 5, 60, 2, 60)
 
 _OVERFIT = (
     "federation.clients=4",
-    "federation.dropout=0",
+    "simulation.dropout=0",
     "federation.server_lr=0.03",
     "privacy.max_colluders=0",
     "privacy.sample_rate=1",

@@ -207,7 +207,7 @@ def train_on(
             base_hash=bytes(32),
             reporter=reporter,
             key_source=key_source(config),
-            dropout=config.federation.dropout,
+            dropout=config.simulation.dropout,
             seed=config.run.seed,
         )
     return result.adapter, plan

@@ -44,7 +44,7 @@ def settings(folder: str, seed: int, rounds: int | None, *more: str) -> Config:
     """Return the default configuration with another seed, kept out of the user's runs."""
     short = [] if rounds is None else [f"federation.rounds={rounds}"]
     chosen = [f"run.dir={folder}", f"run.seed={seed}", "evaluation.every=1000"]
-    return load_config(None, [*chosen, "evaluation.floors=false", *short, *more])
+    return load_config(None, [*chosen, "evaluation.baselines=false", *short, *more])
 
 
 def centralised(config: Config, noise_multiplier: float, seed: int) -> float:
@@ -77,10 +77,10 @@ def centralised(config: Config, noise_multiplier: float, seed: int) -> float:
         micro_batch=128,
         reporter=SilentReporter(),
     )
-    evaluate = Evaluator(scorer, corpora, config.evaluation.batch, SilentReporter())
+    evaluate = Evaluator(scorer, corpora, config.performance.evaluation_batch, SilentReporter())
     optimiser = FedAdam(config.server_lr, config.federation.betas)
     clients, rate = config.federation.clients, config.privacy.sample_rate
-    gone = round(config.federation.dropout * clients)
+    gone = round(config.simulation.dropout * clients)
     point = adapter.vector()
     for number in range(1, config.federation.rounds + 1):
         out = rng.choice(clients, gone, replace=False)
@@ -108,7 +108,7 @@ def main() -> int:
             plan = json.loads((Path(private.folder) / "plan.json").read_text())
             privacy = plan["privacy"]
             survivors = config.federation.clients - round(
-                config.federation.dropout * config.federation.clients
+                config.simulation.dropout * config.federation.clients
             )
             # All survivors add their share; only the honest floor of them is counted on.
             counted = privacy["min_survivors"] - privacy["max_colluders"]

@@ -209,7 +209,7 @@ class AuditedRun:
         held.load(adapter)
         held.module.eval()
         learner = Learner(self.scorer, known.features, known.targets, known.captions)
-        batch = self.config.evaluation.batch
+        batch = self.config.performance.evaluation_batch
         with torch.no_grad():
             parts = [
                 learner.losses(np.arange(i, min(i + batch, len(learner)))).double().numpy()
@@ -220,7 +220,9 @@ class AuditedRun:
     def scores(self, known: Known, adapter: Vector) -> npt.NDArray[np.float64]:
         """Return the label scores of each record at an adapter, shape [records, labels]."""
         self.scorer.adapter.load(adapter)
-        scores = self.scorer.all(known.features, self.config.evaluation.batch, known.captions)
+        scores = self.scorer.all(
+            known.features, self.config.performance.evaluation_batch, known.captions
+        )
         return scores.astype(np.float64)
 
     def probe(self, known: Known) -> RealProbe:
@@ -240,7 +242,7 @@ class RealProbe:
             privacy.clipping_norm,
             privacy.normalise,
             config.privacy.clipping,
-            config.federation.micro_batch or _MICRO_BATCH,
+            config.performance.micro_batch or _MICRO_BATCH,
         )
 
     def losses(

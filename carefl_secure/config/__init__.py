@@ -8,9 +8,11 @@ from carefl_secure.config.sections import (
     EvaluationConfig,
     FederationConfig,
     ModelConfig,
+    PerformanceConfig,
     PrivacyConfig,
     RunConfig,
-    survivor_floor,
+    SimulationConfig,
+    default_min_survivors,
 )
 
 __all__ = [
@@ -20,9 +22,11 @@ __all__ = [
     "EvaluationConfig",
     "FederationConfig",
     "ModelConfig",
+    "PerformanceConfig",
     "PrivacyConfig",
     "RunConfig",
+    "SimulationConfig",
+    "default_min_survivors",
     "dump_config",
     "load_config",
-    "survivor_floor",
 ]

@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from carefl_secure.config.renamed import REMOVED, RENAMED, RENAMED_VALUES
 from carefl_secure.config.root import Config
 from carefl_secure.config.sections import SYNTHETIC_RECORDS
 from carefl_secure.config.shipped import resolve_shipped
@@ -58,6 +59,12 @@ KNOWN = _fields(Config)
 
 def _unknown(key: str) -> str:
     """Say that a key is unknown, and which one was probably meant."""
+    if key in RENAMED:
+        return f"{key} was renamed: write {RENAMED[key]}."
+    if key in REMOVED:
+        return f"{key} was removed: {REMOVED[key]}."
+    if "." not in key and key in FLAGS:
+        return f"unknown setting {key!r}; did you mean {FLAGS[key]!r}? Correct or remove it."
     inside = [known for known in KNOWN if known.startswith(key.split(".", 1)[0] + ".")]
     if inside and "." not in key:
         return f"{key!r} is a section; name one of its settings: {', '.join(inside)}."
@@ -95,22 +102,6 @@ def _parse(text: str, origin: str) -> Any:
         raise ConfigError(f"{origin} is not valid YAML; correct it: {error}") from error
 
 
-def _read(path: Path) -> dict[str, Any]:
-    path = resolve_shipped(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"cannot read the configuration {path}: {error}. Give --config an existing YAML file."
-        ) from error
-    found = _parse(text, str(path))
-    if found is None:
-        return {}
-    if not isinstance(found, dict):
-        raise ConfigError(f"{path} holds no settings; write sections such as 'privacy:' in it.")
-    return found
-
-
 def _put(settings: dict[str, Any], key: str, value: Any) -> None:
     """Set one dotted key in nested settings."""
     if key not in KNOWN:
@@ -138,8 +129,11 @@ def _explain(error: ValidationError) -> str:
                 (k for n in range(len(parts), 0, -1) if (k := ".".join(parts[:n])) in KNOWN), None
             )
             if known is not None:
+                renamed = RENAMED_VALUES.get((known, str(found["input"])))
                 line = (
-                    f"{known}: {message} (given: {found['input']!r}). "
+                    f"{known}={found['input']} was renamed: write {known}={renamed}."
+                    if renamed
+                    else f"{known}: {message} (given: {found['input']!r}). "
                     f"It is: {KNOWN[known].description}."
                 )
             elif found["type"] == "value_error":
@@ -171,18 +165,10 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = (), **flags
     Raises
     ------
     ConfigError
-        If a setting is unknown, out of range, given twice, or contradicts another.
+        If a setting is unknown, renamed, out of range, given twice, or contradicts another.
     """
-    settings = {} if path is None else _read(path)
-    given: dict[str, object] = {}
-    for word in overrides:
-        key, equals, text = word.partition("=")
-        key = key.strip()
-        if not equals:
-            raise ConfigError(f"--set {word!r} has no '='; write it as section.key=value.")
-        if key in given:
-            raise ConfigError(f"{key} is set twice on the command line; give it once.")
-        given[key] = _parse(text, f"--set {key}")
+    settings = {} if path is None else read_yaml(path)
+    given = parse_words(overrides)
     for name, value in flags.items():
         if value is None:
             continue
@@ -197,7 +183,7 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = (), **flags
     config = _checked(settings)
     if "privacy.epsilon" in given and config.privacy.unit == "none":
         raise ConfigError(
-            "an epsilon was asked for while privacy.unit=none switches privacy off; "
+            "an epsilon was given, but privacy.unit=none switches privacy off; "
             "set privacy.unit=record or leave the epsilon out."
         )
     return config
@@ -243,28 +229,43 @@ def parse_words(words: Sequence[str]) -> dict[str, Any]:
     Raises
     ------
     ConfigError
-        If a word has no ``=`` or a setting is unknown.
+        If a word has no ``=``, or a setting is unknown or given twice.
     """
     found: dict[str, Any] = {}
     for word in words:
         key, equals, text = word.partition("=")
+        key = key.strip()
         if not equals:
             raise ConfigError(f"--set {word!r} has no '='; write it as section.key=value.")
-        if key.strip() not in KNOWN:
-            raise ConfigError(_unknown(key.strip()))
-        found[key.strip()] = _parse(text, f"--set {key}")
+        if key not in KNOWN:
+            raise ConfigError(_unknown(key))
+        if key in found:
+            raise ConfigError(f"{key} is set twice on the command line; give it once.")
+        found[key] = _parse(text, f"--set {key}")
     return found
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file of sections, a key given twice refused.
+    """Read a YAML file of sections, refusing a key that is given twice.
 
     Raises
     ------
     ConfigError
         If it cannot be read, is no YAML, or holds no sections.
     """
-    return _read(path)
+    path = resolve_shipped(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"cannot read the configuration {path}: {error}. Give --config an existing YAML file."
+        ) from error
+    found = _parse(text, str(path))
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path} holds no settings; write sections such as 'privacy:' in it.")
+    return found
 
 
 def _checked(settings: dict[str, Any]) -> Config:

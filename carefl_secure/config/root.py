@@ -17,12 +17,14 @@ from carefl_secure.config.sections import (
     EvaluationConfig,
     FederationConfig,
     ModelConfig,
+    PerformanceConfig,
     PrivacyConfig,
     RunConfig,
     Section,
-    survivor_floor,
+    SimulationConfig,
+    StagesConfig,
+    default_min_survivors,
 )
-from carefl_secure.config.sections.stages import StagesConfig
 
 __all__ = ["Config", "check_stages", "stage_config", "stage_rounds"]
 
@@ -36,6 +38,8 @@ class Config(Section):
     privacy: PrivacyConfig = Field(default_factory=PrivacyConfig)
     federation: FederationConfig = Field(default_factory=FederationConfig)
     stages: StagesConfig = Field(default_factory=StagesConfig)
+    simulation: SimulationConfig = Field(default_factory=SimulationConfig)
+    performance: PerformanceConfig = Field(default_factory=PerformanceConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     run: RunConfig = Field(default_factory=RunConfig)
     unsafe_deterministic_noise: bool = Field(
@@ -73,7 +77,20 @@ class Config(Section):
         check_work(self.privacy, self.federation, self.adapter)
         check_stages(self)
         clients, floor = self.federation.clients, self.federation.floor
-        most = min(2 * survivor_floor(clients) - clients, floor) - 1
+        dropout, stragglers = self.simulation.dropout, self.simulation.stragglers
+        expected = clients * (1 - dropout)
+        if expected < floor:
+            raise ValueError(
+                f"with simulation.dropout={dropout:g} only {expected:.1f} of {clients} clients are "
+                f"expected to survive a round, fewer than the {floor} that it needs; lower "
+                "simulation.dropout or add clients"
+            )
+        if stragglers and (self.local_steps < 2 or not self.sums_updates):
+            raise ValueError(
+                f"simulation.stragglers={stragglers:g} lets clients do part of several local "
+                "steps, and there is only one; set federation.local_steps above 1 or leave it out"
+            )
+        most = min(2 * default_min_survivors(clients) - clients, floor) - 1
         if self.privacy.max_colluders > most:
             raise ValueError(
                 f"privacy.max_colluders={self.privacy.max_colluders} is too many for "

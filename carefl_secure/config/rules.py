@@ -135,8 +135,3 @@ def check_work(
             "moment; set federation.aggregator=fedadam and a privacy.unit other than none, or "
             "leave it out"
         )
-    if federation.stragglers and (steps < 2 or not moves):
-        raise ValueError(
-            f"federation.stragglers={federation.stragglers:g} lets clients do part of several "
-            "local steps, and there is one; set federation.local_steps above 1 or leave it out"
-        )

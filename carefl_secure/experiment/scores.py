@@ -183,7 +183,7 @@ class Bench:
 
     def score(self) -> tuple[npt.NDArray[np.float32], Floats | None]:
         """Score the test split with the adapter as it is, and choose thresholds on the public."""
-        batch, base = self.config.evaluation.batch, self.scorer.adapter.base
+        batch, base = self.config.performance.evaluation_batch, self.scorer.adapter.base
         said = self.contexts
         test = vision_features(base, self.corpora.test, self.reporter)
         scores = self.scorer.all(test, batch, None if said is None else said.test)

@@ -67,7 +67,7 @@ def trust_words(config: Config) -> str:
 
 def micro_batch(config: Config) -> int:
     """Return how many records go through the model at once; the large ones want memory."""
-    return config.federation.micro_batch or (64 if config.model.base == "embedded" else 4)
+    return config.performance.micro_batch or (64 if config.model.base == "embedded" else 4)
 
 
 def label_scorer(config: Config, space: LabelSpace) -> LabelScorer:
@@ -82,7 +82,7 @@ def label_scorer(config: Config, space: LabelSpace) -> LabelScorer:
         revision=config.model.revision,
         quantization=config.model.quantization,
         compute_dtype=config.model.compute_dtype,
-        parallel_batches=config.federation.parallel_batches,
+        parallel_batches=config.performance.parallel_batches,
     )
     adapter = Adapter(
         base,
@@ -154,9 +154,9 @@ def run_settings(config: Config) -> dict[str, Any]:
     federation, privacy = config.federation, config.privacy
     return {
         "evaluate_every": config.evaluation.every,
-        "dropout": federation.dropout,
+        "dropout": config.simulation.dropout,
         "seed": config.run.seed,
-        "workers": federation.workers,
+        "workers": config.performance.workers,
         "ledgers": privacy.ledgers,
         "max_epsilon": privacy.max_epsilon,
         "aggregation": federation.aggregation,
@@ -165,7 +165,7 @@ def run_settings(config: Config) -> dict[str, Any]:
         "encryption": federation.encryption,
         "key_prefetch": federation.key_prefetch,
         "follow": partial(Followed, names=config.run.trackers),
-        "timeout": federation.timeout_s,
+        "timeout": config.performance.timeout_s,
     }
 
 

@@ -111,6 +111,6 @@ def local_plan(config: Config) -> LocalPlan | None:
         batch_share=config.privacy.sample_rate,
         proximal_mu=federation.proximal_mu if rule == "fedprox" else 0.0,
         feddyn_alpha=federation.feddyn_alpha if rule == "feddyn" else 0.0,
-        stragglers=federation.stragglers,
+        stragglers=config.simulation.stragglers,
         seed=config.run.seed,
     )

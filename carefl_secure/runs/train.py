@@ -94,9 +94,14 @@ def train(
     if config.federation.aggregation == "encrypted":
         # refused here, before there is a folder
         check_encryption(plan, config.federation.encryption)
-    baselines = baseline_floors(corpora) if config.evaluation.floors else {}
+    baselines = baseline_floors(corpora) if config.evaluation.baselines else {}
     evaluate = Evaluator(
-        scorer, corpora, config.evaluation.batch, reporter, contexts, text_scorer(config, scorer)
+        scorer,
+        corpora,
+        config.performance.evaluation_batch,
+        reporter,
+        contexts,
+        text_scorer(config, scorer),
     )
     before = evaluate(initial)
     reporter.note(opening(plan, corpora, before))

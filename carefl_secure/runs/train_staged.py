@@ -112,7 +112,7 @@ class _Stages:
     def run(self) -> RunSummary:
         """Run all stages that are not finished."""
         config, last = self._config, len(self._each) - 1
-        baselines = baseline_floors(self._corpora[-1]) if config.evaluation.floors else {}
+        baselines = baseline_floors(self._corpora[-1]) if config.evaluation.baselines else {}
         untuned = self._evaluator(last, self._scorer(last))(self._initial)
         done = self._done()
         whole = dataclasses.replace(self._plan.plans[0], privacy=self._plan.privacy)
@@ -188,7 +188,7 @@ class _Stages:
 
     def _evaluator(self, place: int, scorer: LabelScorer) -> Evaluator:
         config, corpora = self._each[place], self._corpora[place]
-        batch, texts = config.evaluation.batch, text_scorer(config, scorer)
+        batch, texts = config.performance.evaluation_batch, text_scorer(config, scorer)
         return Evaluator(scorer, corpora, batch, self._reporter, self._contexts[place], texts)
 
     def _federate(

@@ -20,7 +20,7 @@ from carefl_secure.noise import KeySource, SystemKeySource
 SETTINGS = [
     "federation.clients=5",
     "federation.rounds=6",
-    "federation.dropout=0.2",
+    "simulation.dropout=0.2",
     "data.records=500",
     "privacy.delta=0.0001",
     "privacy.sample_rate=0.25",

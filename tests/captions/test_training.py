@@ -188,14 +188,14 @@ def test_errors_and_dropout_reach_the_captions(corpora: Corpora) -> None:
 
 
 def run(tmp_path: Path, *more: str) -> Config:
-    quick = ["federation.rounds=1", "evaluation.floors=false", "privacy.delta=0.001"]
+    quick = ["federation.rounds=1", "evaluation.baselines=false", "privacy.delta=0.001"]
     chosen = [*SMALL, *quick, "adapter.rank=2", f"run.dir={tmp_path}", *more]
     return load_config(None, list({word.partition("=")[0]: word for word in chosen}.values()))
 
 
 def test_a_whole_run_with_the_describer_says_so(tmp_path: Path) -> None:
     notes = Notes()
-    few = ["data.records=64", "federation.clients=3", "federation.dropout=0"]
+    few = ["data.records=64", "federation.clients=3", "simulation.dropout=0"]
     said = ["model.context=own", "model.context_error=0.1"]
     summary = train(run(tmp_path, *few, *said), notes)
     assert any("no captioning model was run" in word and "0.1" in word for word in notes.words)
@@ -207,7 +207,7 @@ def test_a_whole_run_with_the_describer_says_so(tmp_path: Path) -> None:
 
 
 def test_a_whole_run_on_captions_from_a_cache(smolvlm: Path, tmp_path: Path) -> None:
-    config = run(tmp_path, "data.records=64", "federation.clients=3", "federation.dropout=0")
+    config = run(tmp_path, "data.records=64", "federation.clients=3", "simulation.dropout=0")
     captioner = load_captioner(
         str(smolvlm), "What?", quantization="none", dtype="float32", max_new_tokens=3, batch=32
     )
@@ -215,7 +215,7 @@ def test_a_whole_run_on_captions_from_a_cache(smolvlm: Path, tmp_path: Path) -> 
     first = Subset(parts["private"], range(10))
     cache = open_cache(tmp_path / "captions", captioner, "full")
     caption_corpus(first, captioner, cache, "full", SilentReporter())
-    more = ["data.records=64", "federation.clients=3", "federation.dropout=0"]
+    more = ["data.records=64", "federation.clients=3", "simulation.dropout=0"]
     more += ["model.context=own", f"model.context_cache={tmp_path / 'captions'}"]
     with pytest.raises(DataError, match="54 of 64 records of synthetic/private"):
         train(run(tmp_path, *more), SilentReporter())

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from carefl_secure.config import Config, dump_config, load_config
 from carefl_secure.config.load import FLAGS, KNOWN
+from carefl_secure.config.renamed import REMOVED, RENAMED, RENAMED_VALUES
 from carefl_secure.errors import ConfigError
 
 
@@ -58,6 +59,7 @@ def test_empty_file_is_the_default(tmp_path: Path) -> None:
     [
         ("privacy.epsilom=3", "privacy.epsilon"),
         ("epsilon=3", "privacy.epsilon"),
+        ("rounds=3", "federation.rounds"),
         ("privacy.clients=3", "federation.clients"),
         ("data.partion=iid", "data.partition"),
     ],
@@ -66,6 +68,29 @@ def test_unknown_key_names_the_closest(word: str, meant: str) -> None:
     text = refused(word)
     assert word.partition("=")[0] in text
     assert f"did you mean '{meant}'" in text
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_a_renamed_key_names_the_new_one(old: str, new: str, tmp_path: Path) -> None:
+    section, key = old.split(".")
+    assert new in KNOWN
+    assert old not in KNOWN
+    expected = f"{old} was renamed: write {new}."
+    assert refused(f"{old}=1") == expected
+    assert refused(path=written(tmp_path, f"{section}: {{{key}: 1}}\n")) == expected
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED_VALUES.items())
+def test_a_renamed_value_names_the_new_one(old: tuple[str, str], new: str) -> None:
+    key, value = old
+    assert refused(f"{key}={value}") == f"{key}={value} was renamed: write {key}={new}."
+    load_config(None, [f"{key}={new}"])
+
+
+@pytest.mark.parametrize("key", sorted(REMOVED))
+def test_a_removed_key_says_what_to_do(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(KNOWN, key, raising=False)
+    assert refused(f"{key}=1") == f"{key} was removed: {REMOVED[key]}."
 
 
 def test_unknown_key_without_a_neighbour_lists_what_is_known() -> None:

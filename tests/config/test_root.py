@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from carefl_secure.config import load_config, survivor_floor
+from carefl_secure.config import default_min_survivors, load_config
 from carefl_secure.errors import ConfigError
 
 
@@ -24,8 +24,8 @@ def test_contradictions_between_sections(words: list[str], part: str) -> None:
 @pytest.mark.parametrize("clients", range(3, 60))
 def test_colluders_below_the_bound_leave_honest_noise_and_one_survivor_set(clients: int) -> None:
     """The largest number accepted is safe, and one more is refused."""
-    floor = survivor_floor(clients)
-    words = [f"federation.clients={clients}", "federation.dropout=0"]
+    floor = default_min_survivors(clients)
+    words = [f"federation.clients={clients}", "simulation.dropout=0"]
     accepted = 0
     while True:
         try:

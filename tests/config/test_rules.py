@@ -81,7 +81,7 @@ def test_the_defaults_are_those_of_one_sum_of_gradients() -> None:
         (["privacy.unit=client", "privacy.trust=none"], "privacy.trust=secagg"),
         (["privacy.unit=none", "privacy.trust=none"], "privacy.trust=secagg"),
         (["privacy.records_per_person=2"], "set privacy.unit=person"),
-        (["federation.stragglers=0.3"], "there is one"),
+        (["simulation.stragglers=0.3"], "there is only one"),
         (
             ["privacy.unit=none", "federation.noise_correction=true"],
             "privacy.unit other than none",
@@ -106,7 +106,7 @@ def test_contradictions_say_what_to_set(words: list[str], part: str) -> None:
     "words",
     [
         ["privacy.unit=client", "adapter.train=alternate"],
-        ["privacy.trust=none", "federation.stragglers=0.3"],
+        ["privacy.trust=none", "simulation.stragglers=0.3"],
         ["privacy.trust=none", "federation.noise_correction=true"],
         ["federation.noise_correction=true"],
         ["privacy.unit=client", "federation.aggregator=feddyn", "privacy.normalise=false"],

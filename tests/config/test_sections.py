@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from carefl_secure.config import Config, dump_config, load_config, survivor_floor
+from carefl_secure.config import Config, default_min_survivors, dump_config, load_config
 from carefl_secure.config.load import KNOWN
 from carefl_secure.errors import ConfigError
 
@@ -26,8 +26,8 @@ def test_nothing_can_be_changed_afterwards() -> None:
 
 
 @pytest.mark.parametrize(("clients", "floor"), [(3, 3), (4, 3), (5, 4), (6, 5), (8, 6), (100, 67)])
-def test_survivor_floor(clients: int, floor: int) -> None:
-    assert survivor_floor(clients) == floor
+def test_default_min_survivors(clients: int, floor: int) -> None:
+    assert default_min_survivors(clients) == floor
 
 
 @pytest.mark.parametrize("value", ["0", "-1", ".nan", ".inf", "-.inf", "nan", "true", "[]", "null"])
@@ -53,13 +53,13 @@ def test_privacy_numbers_must_be_positive_and_finite(key: str, value: str) -> No
         "federation.aggregator=scaffold",
         "federation.proximal_mu=-1",
         "federation.feddyn_alpha=0",
-        "federation.stragglers=1",
+        "simulation.stragglers=1",
         "data.partition=shards",
         "privacy.max_colluders=-1",
         "federation.clients=2",
         "federation.clients=8.5",
         "federation.clients=true",
-        "federation.dropout=1",
+        "simulation.dropout=1",
         "federation.betas=[0.9, 1.0]",
         "federation.aggregation=masks",
         "federation.aggregation=true",
@@ -74,7 +74,7 @@ def test_privacy_numbers_must_be_positive_and_finite(key: str, value: str) -> No
         "adapter.targets=[q_proj]",
         "adapter.train=C",
         "adapter.last_layers=0",
-        "federation.micro_batch=0",
+        "performance.micro_batch=0",
         "data.public_fraction=0",
         "model.quantization=fp8",
         "model.context=captions",
@@ -102,8 +102,8 @@ def test_out_of_range_names_its_key(word: str) -> None:
         (["model.revision=abc"], "embedded"),
         (["federation.min_survivors=5"], "below floor(2n/3)+1 = 6"),
         (["federation.min_survivors=9"], "more than federation.clients=8"),
-        (["federation.dropout=0.5"], "lower federation.dropout"),
-        (["federation.clients=3"], "below the floor of 3"),
+        (["simulation.dropout=0.5"], "lower simulation.dropout"),
+        (["federation.clients=3"], "fewer than the 3 that it needs"),
         (["data.source=photos", "data.records=100"], "a folder is taken whole"),
         (["federation.committee_members=5"], "has no effect"),
         (["federation.aggregation=encrypted", "federation.committee_members=2"], "has no effect"),
@@ -144,5 +144,5 @@ def test_every_way_of_summing_is_read_back_as_written(words: list[str], tmp_path
 
 
 def test_three_clients_need_everybody() -> None:
-    config = load_config(None, ["federation.clients=3", "federation.dropout=0"])
+    config = load_config(None, ["federation.clients=3", "simulation.dropout=0"])
     assert config.federation.floor == 3

@@ -72,7 +72,7 @@ def settings(*words: str) -> Config:
         None,
         [
             "unsafe_deterministic_noise=true",
-            "federation.dropout=0",
+            "simulation.dropout=0",
             f"federation.clients={CLIENTS}",
             *words,
         ],

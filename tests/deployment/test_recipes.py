@@ -77,7 +77,7 @@ def test_the_commands_of_a_header_exist_and_so_do_their_files(path: Path, bundle
 
 def test_the_run_fits_the_sites_and_needs_no_look_at_any() -> None:
     sites = read_sites(DEPLOY / "sites.yaml")
-    config = load_config(DEPLOY / "run.yaml", ["federation.dropout=0", "data.at_sites=true"])
+    config = load_config(DEPLOY / "run.yaml", ["simulation.dropout=0", "data.at_sites=true"])
     assert config.federation.clients == len(sites.clients)
     assert config.data.words and config.federation.public_records
 

@@ -28,8 +28,10 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "model": {"base": str(folder), "quantization": "none"},
         "adapter": {"rank": 2, "last_layers": 1},
         "privacy": {"unit": "none", "delta": 0.001, "sample_rate": 0.3},
-        "federation": {"clients": 3, "rounds": 2, "dropout": 0.0, "micro_batch": 64},
-        "evaluation": {"every": 100, "floors": False},
+        "federation": {"clients": 3, "rounds": 2},
+        "simulation": {"dropout": 0.0},
+        "performance": {"micro_batch": 64},
+        "evaluation": {"every": 100, "baselines": False},
     }
 
 

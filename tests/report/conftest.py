@@ -50,7 +50,7 @@ def federate(
 ) -> Path:
     """Run a toy federation and return its folder."""
     words = [f"federation.clients={CLIENTS}", f"federation.rounds={ROUNDS}"]
-    words += [f"privacy.unit={unit}", "privacy.sample_rate=0.1", "federation.dropout=0.1"]
+    words += [f"privacy.unit={unit}", "privacy.sample_rate=0.1", "simulation.dropout=0.1"]
     plan = plan_run(
         unit=unit,
         dimension=DIMENSION,

@@ -40,7 +40,7 @@ def rafdb(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def cut(root: Path, **settings: object) -> Corpora:
-    chosen = {"federation.clients": 3, "federation.dropout": 0.0, "data.source": root, **settings}
+    chosen = {"federation.clients": 3, "simulation.dropout": 0.0, "data.source": root, **settings}
     words = [f"{name}={value}" for name, value in chosen.items()]
     return load_corpora(load_config(None, words), SilentReporter())
 

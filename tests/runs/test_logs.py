@@ -75,7 +75,7 @@ def corpus(which: int) -> list[Private]:
 
 
 def settings() -> Config:
-    words = [f"federation.clients={CLIENTS}", "federation.dropout=0"]
+    words = [f"federation.clients={CLIENTS}", "simulation.dropout=0"]
     return load_config(None, [*words, f"federation.public_records={30 * CLIENTS}"])
 
 

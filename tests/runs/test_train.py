@@ -88,7 +88,7 @@ def test_without_privacy_every_output_says_so(settings: list[str]) -> None:
 )
 def test_every_choice_runs(settings: list[str], more: list[str]) -> None:
     if "data.partition=column" in more:
-        more = [*more, "federation.clients=5", "federation.dropout=0", "data.records=400"]
+        more = [*more, "federation.clients=5", "simulation.dropout=0", "data.records=400"]
     summary = train(make(settings, *more, "federation.rounds=3"), SilentReporter())
     assert len(summary.rows) == 3
     assert all(np.isfinite(v) for v in summary.after.values())
@@ -109,7 +109,11 @@ def test_the_command_gives_one_adapter_in_all_three_ways_of_summing(
     settings: list[str], tmp_path: Path
 ) -> None:
     """The same seeds and noise, another trust: bit for bit the same, dropouts included."""
-    more = ["unsafe_deterministic_noise=true", "evaluation.floors=false", "adapter.last_layers=1"]
+    more = [
+        "unsafe_deterministic_noise=true",
+        "evaluation.baselines=false",
+        "adapter.last_layers=1",
+    ]
     vectors = []
     for way in ("pairwise", "committee", "encrypted"):
         arguments = ["train", "--quiet", "--json"]
@@ -163,11 +167,11 @@ def test_real_photographs_train_end_to_end(settings: list[str]) -> None:
     more = [
         f"data.source={LONDON}",
         "federation.clients=4",
-        "federation.dropout=0",
+        "simulation.dropout=0",
         "privacy.sample_rate=0.5",
         "data.partition=column",
         "data.column=subject",
-        "evaluation.floors=false",
+        "evaluation.baselines=false",
     ]
     chosen = [s for s in settings if not s.startswith("data.records")]
     summary = train(make(chosen, *more), SilentReporter())
@@ -262,7 +266,7 @@ def test_a_published_layout_trains_on_its_own_splits(settings: list[str], tmp_pa
     chosen = [s for s in settings if not s.startswith("data.records")]
     more = [f"data.source={root.parent}", "data.labels=basic", "federation.clients=4"]
     summary = train(
-        make(chosen, *more, "federation.dropout=0", "data.public_fraction=0.2"), SilentReporter()
+        make(chosen, *more, "simulation.dropout=0", "data.public_fraction=0.2"), SilentReporter()
     )
     plan = json.loads((summary.folder / "plan.json").read_text())
     assert plan["privacy"]["public_records"] == 48

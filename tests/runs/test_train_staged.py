@@ -59,11 +59,11 @@ def settings(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
         "data.records": 160,
         "federation.clients": 4,
         "federation.rounds": 4,
-        "federation.dropout": 0,
+        "simulation.dropout": 0,
         "privacy.delta": 0.001,
         "adapter.rank": 2,
         "adapter.last_layers": 1,
-        "evaluation.floors": "false",
+        "evaluation.baselines": "false",
         "stages.spaces": "[basic, compound]",
     }
 

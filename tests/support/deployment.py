@@ -229,7 +229,7 @@ class Deployment:
 
 
 def settings(*words: str) -> Config:
-    return load_config(None, ["federation.dropout=0", f"federation.clients={CLIENTS}", *words])
+    return load_config(None, ["simulation.dropout=0", f"federation.clients={CLIENTS}", *words])
 
 
 class At:

@@ -320,7 +320,7 @@ def train_small(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Callabl
             "federation.min_survivors": 3,
             "privacy.delta": 0.001,
             "adapter.rank": 2,
-            "evaluation.floors": "false",
+            "evaluation.baselines": "false",
             **{name.replace("__", "."): value for name, value in changes.items()},
         }
         config = load_config(None, [f"{name}={value}" for name, value in settings.items()])

@@ -56,7 +56,7 @@ def settings(*words: str) -> Config:
     return load_config(
         None,
         [
-            "federation.dropout=0",
+            "simulation.dropout=0",
             f"federation.clients={CLIENTS}",
             *words,
         ],

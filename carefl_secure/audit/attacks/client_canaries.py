@@ -123,7 +123,7 @@ def rehearse_clients(
     coins = rng.random((privacy.rounds, privacy.clients)) < 0.5
     tasks = [_CoinTask(index, coins, plan) for index in range(privacy.clients)]
     still = config.model_copy(
-        update={"federation": config.federation.model_copy(update={"dropout": 0.0})}
+        update={"simulation": config.simulation.model_copy(update={"dropout": 0.0})}
     )
     rehearsal = play(still, key_source, plan, tasks, reporter=reporter)
     everyone = np.ones(privacy.clients, np.bool_)

@@ -162,7 +162,7 @@ def play(
             base_hash=bytes(32),
             reporter=_Rounds(reporter or SilentReporter()),
             key_source=key_source,
-            dropout=config.federation.dropout,
+            dropout=config.simulation.dropout,
             seed=config.run.seed,
             record=lambda node, message: heard.append(_heard(node, message)),
             aggregation=mode,

@@ -17,7 +17,7 @@ __all__ = ["server", "submit"]
 
 server = typer.Typer(name="server", no_args_is_help=True, help="Run the server from its bundle.")
 
-_AT_SITES = ("federation.dropout=0", "data.at_sites=true")
+_AT_SITES = ("simulation.dropout=0", "data.at_sites=true")
 
 Words = Annotated[
     list[str] | None,
@@ -66,7 +66,7 @@ def submit(
 ) -> None:
     """Run a federation over the sites of a started server, from the server's machine.
 
-    Sets data.at_sites, and federation.dropout to 0: nobody's absence is simulated here.
+    Sets data.at_sites, and simulation.dropout to 0: nobody's absence is simulated here.
     """
     if resume is None:
         if run is None:

@@ -54,7 +54,7 @@ def train(
         typer.Option(
             metavar="WHERE",
             help="Where the clients are: inprocess (the default), ray, which plays many clients "
-            "in Flower's simulation (pip install carefl-secure[ray]; federation.workers actors), "
+            "in Flower's simulation (pip install carefl-secure[ray]; performance.workers actors), "
             "or superlink, which starts Flower's SuperLink and SuperNodes on this machine with "
             "TLS and node keys.",
         ),

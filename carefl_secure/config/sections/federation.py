@@ -8,13 +8,13 @@ from pydantic import Field, model_validator
 
 from carefl_secure.config.sections.base import Section, Share
 
-__all__ = ["FederationConfig", "survivor_floor"]
+__all__ = ["FederationConfig", "default_min_survivors"]
 
 MOST_PEERS = 1000
 """How many clients can sum among themselves; a committee takes more."""
 
 
-def survivor_floor(clients: int) -> int:
+def default_min_survivors(clients: int) -> int:
     """Return the fewest clients a round may end with: ``floor(2 n / 3) + 1``.
 
     Two sets of that size out of ``n`` share more than a third of the clients, so a server cannot
@@ -28,9 +28,6 @@ class FederationConfig(Section):
 
     clients: int = Field(default=8, ge=3, le=10_000, description="number of clients")
     rounds: int = Field(default=20, ge=1, le=100_000, description="number of rounds")
-    dropout: Share = Field(
-        default=0.1, description="simulated chance of a client to vanish in a round"
-    )
     aggregator: Literal["fedavg", "fedprox", "fedadam", "feddyn"] = Field(
         default="fedadam",
         description="the server's step on the mean gradient or move; fedprox and feddyn also bend "
@@ -60,10 +57,6 @@ class FederationConfig(Section):
     noise_correction: bool = Field(
         default=False,
         description="take the variance of the noise off the second moment of aggregator=fedadam",
-    )
-    stragglers: Share = Field(
-        default=0.0,
-        description="simulated share of clients that do only part of their local steps in a round",
     )
     momentum: Share = Field(default=0.9, description="momentum of aggregator=fedavg")
     betas: tuple[Share, Share] = Field(
@@ -102,41 +95,22 @@ class FederationConfig(Section):
         "exchanges in place of five (four with a committee); changes no result, and nothing under "
         "aggregation=encrypted",
     )
-    micro_batch: Annotated[int, Field(ge=1, le=4096)] | None = Field(
-        default=None,
-        description="records that go through the model at once; costs memory, changes no result; "
-        "null takes 64 for the embedded model and 4 for any other",
-    )
-    parallel_batches: Annotated[int, Field(ge=1, le=256)] | None = Field(
-        default=None,
-        description="micro-batches that go through the model side by side, each on one core; costs "
-        "memory; null takes one for each core, four at most, for the embedded model, and 1 for any "
-        "other, which fills the cores by itself",
-    )
     public_records: Annotated[int, Field(ge=1)] | None = Field(
         default=None,
         description="declared number of private records (persons) over all clients; null counts "
         "them, which only a simulation can",
-    )
-    workers: int = Field(default=1, ge=1, le=256, description="clients that work at the same time")
-    timeout_s: float = Field(
-        default=3600.0,
-        ge=1.0,
-        le=604_800.0,
-        description="seconds that a client or helper on a network has to answer one message; one "
-        "that takes longer counts as dropped out of the round",
     )
 
     @property
     def floor(self) -> int:
         """The fewest clients a round may end with, as a number."""
         if self.min_survivors == "auto":
-            return survivor_floor(self.clients)
+            return default_min_survivors(self.clients)
         return self.min_survivors
 
     @model_validator(mode="after")
     def _agree(self) -> FederationConfig:
-        lowest = survivor_floor(self.clients)
+        lowest = default_min_survivors(self.clients)
         if self.floor < lowest:
             raise ValueError(
                 f"federation.min_survivors={self.floor} is below floor(2n/3)+1 = {lowest} for "
@@ -180,12 +154,5 @@ class FederationConfig(Section):
                 f"{2 * self.committee_dropout_tolerance + 1} committee members, and there are "
                 f"{self.committee_members}; raise federation.committee_members or lower "
                 "federation.committee_dropout_tolerance"
-            )
-        expected = self.clients * (1 - self.dropout)
-        if expected < self.floor:
-            raise ValueError(
-                f"with federation.dropout={self.dropout:g} only {expected:.1f} of {self.clients} "
-                f"clients are expected to survive a round, below the floor of {self.floor}; "
-                "lower federation.dropout or add clients"
             )
         return self

@@ -18,9 +18,8 @@ class EvaluationConfig(Section):
     every: int = Field(
         default=1, ge=1, description="rounds between two scorings; the last is scored too"
     )
-    batch: int = Field(default=64, ge=1, le=4096, description="images scored at once")
-    floors: bool = Field(
-        default=True, description="whether simple baselines are scored beside the model"
+    baselines: bool = Field(
+        default=True, description="whether simple baselines are scored as well as the model"
     )
     scorer: Literal["labels", "generation"] = Field(
         default="labels",

@@ -76,7 +76,7 @@ class RayParties:
         clients = len(self._order.identities)
         self._reporter.note(
             f"starting Ray with {workers} actor{'s' if workers > 1 else ''} for {clients} clients; "
-            "each loads the model for itself (federation.workers)"
+            "each loads the model for itself (performance.workers)"
         )
         self._cluster = RayCluster()
         order = dataclasses.replace(self._order, scratch=self._cluster.scratch)
@@ -147,7 +147,7 @@ class RayEngine:
     As on every engine: the same checks, ledgers and files, and under predictable noise the same
     adapter bit for bit, as long as the actors compute with as many threads as one process would
     (a single actor does; several share the cores). Processes listen on the loopback only; none
-    outlives `Parties.close`. Memory grows with ``federation.workers``, the number of actors, of
+    outlives `Parties.close`. Memory grows with ``performance.workers``, the number of actors, of
     which each holds the model; there is one by default. This simulates parties, it does not part
     them: whoever can read this process can read every client.
     """

@@ -46,9 +46,9 @@ def check_remote(config: Config, roster: Roster) -> None:
         )
     if config.unsafe_deterministic_noise:
         raise ConfigError("unsafe_deterministic_noise is for runs on one machine only")
-    if config.federation.dropout > 0:
+    if config.simulation.dropout > 0:
         raise ConfigError(
-            "federation.dropout simulates clients that vanish, and sites would pay for rounds that "
+            "simulation.dropout simulates clients that vanish, and sites would pay for rounds that "
             "it spoils; leave it at 0"
         )
     if config.data.labels == "auto" and config.data.words is None:

@@ -174,7 +174,7 @@ def _scored(
     said: Callable[[Corpus], list[str]] | None,
     reporter: Reporter,
 ) -> Evaluation:
-    base, batch = scorer.adapter.base, config.evaluation.batch
+    base, batch = scorer.adapter.base, config.performance.evaluation_batch
     multi, own = scored.space.multi, scored is corpora.public
     features = vision_features(base, scored, reporter)
     shared = scored.space.labels == corpora.public.space.labels

@@ -113,9 +113,9 @@ def evaluate_generated(
         half = np.full(scores.shape[1], 0.5)
         return Figures(truth, scores, multi=True, thresholds=half, names=DECISIONS)
 
-    untuned = texts.all(features, config.evaluation.batch, words)  # B is zero
+    untuned = texts.all(features, config.performance.evaluation_batch, words)  # B is zero
     load_saved(scorer.adapter, folder.adapter)
-    tuned = texts.all(features, config.evaluation.batch, words)
+    tuned = texts.all(features, config.performance.evaluation_batch, words)
     units = units_of([record.subject for record in scored.records])
     spread = bootstrap(figures(tuned), units, replicates=replicates, seed=config.run.seed)
     made = Generated(

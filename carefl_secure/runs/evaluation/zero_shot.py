@@ -144,7 +144,9 @@ def evaluate_zero_shot(
     )
     scorer = label_scorer(config, space)
     said = captions_of(config, corpora, reporter)
-    untuned, tuned = _answers(scorer, parts, folder, config.evaluation.batch, said, reporter)
+    untuned, tuned = _answers(
+        scorer, parts, folder, config.performance.evaluation_batch, said, reporter
+    )
     chosen = settings or Settings(seed=config.run.seed)
     name = folder.path.resolve().name
 

@@ -29,7 +29,15 @@ __all__ = ["open_tracker"]
 
 EXPERIMENT = "carefl-secure"
 
-_SECTIONS = ("adapter", "evaluation", "federation", "privacy", "stages")
+_SECTIONS = (
+    "adapter",
+    "evaluation",
+    "federation",
+    "performance",
+    "privacy",
+    "simulation",
+    "stages",
+)
 _PATHS = {"privacy.ledgers"}
 
 

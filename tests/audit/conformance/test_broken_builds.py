@@ -165,7 +165,7 @@ def test_canaries_contradict_a_strong_claim_over_weak_noise(
         [
             "federation.clients=5",
             "federation.rounds=6",
-            "federation.dropout=0.2",
+            "simulation.dropout=0.2",
             "data.records=500",
             "privacy.delta=0.0001",
             "privacy.sample_rate=0.25",
@@ -179,7 +179,7 @@ def test_canaries_contradict_a_strong_claim_over_weak_noise(
 
 def test_a_run_without_privacy_has_nothing_to_contradict() -> None:
     open_run = load_config(
-        None, ["federation.clients=3", "federation.dropout=0", "privacy.unit=none",
+        None, ["federation.clients=3", "simulation.dropout=0", "privacy.unit=none",
                "privacy.max_colluders=0", "federation.rounds=12", "data.records=300"]
     )  # fmt: skip
     rehearsal = rehearse(open_run, lambda index: SystemKeySource(), canaries=100)

@@ -220,7 +220,7 @@ def test_submit_says_what_it_lacks(bundles: Path, tmp_path: Path) -> None:
 
 def test_a_second_run_on_one_server_is_refused(bundles: Path) -> None:
     Place("127.0.0.1:1", bundles / "run.sock").write(bundles / "server")
-    words = ["federation.clients=3", "federation.dropout=0", "federation.public_records=9000"]
+    words = ["federation.clients=3", "simulation.dropout=0", "federation.public_records=9000"]
     config = load_config(None, [*words, "data.labels=emotic", "data.at_sites=true"])
     remote = Remote(config, SilentReporter(), bundles / "server", bundles / "submit")
     rest = dict.fromkeys(inspect.signature(remote.__call__).parameters)

@@ -28,7 +28,7 @@ RECORDS, DIMENSION = 90, 50
 
 
 def settings(*words: str) -> Config:
-    few = ("federation.clients=3", "federation.dropout=0", "federation.rounds=2")
+    few = ("federation.clients=3", "simulation.dropout=0", "federation.rounds=2")
     return load_config(None, [*few, f"federation.public_records={RECORDS}", *words])
 
 

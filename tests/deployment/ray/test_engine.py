@@ -443,8 +443,8 @@ def test_helpers_and_an_early_end_on_ray(runs: Runs, home: Path) -> None:
 
 WORDS = (
     "data.records=300",
-    "federation.dropout=0",
-    "evaluation.floors=false",
+    "simulation.dropout=0",
+    "evaluation.baselines=false",
     "privacy.delta=1e-4",
 )
 

@@ -22,9 +22,9 @@ from carefl_secure.runs.train import train
 WORDS = (
     "data.records=120",
     "federation.rounds=2",
-    "federation.dropout=0",
+    "simulation.dropout=0",
     "unsafe_deterministic_noise=true",
-    "evaluation.floors=false",
+    "evaluation.baselines=false",
     "privacy.delta=1e-3",
 )
 

@@ -94,7 +94,7 @@ def test_the_configured_time_is_what_every_message_has(
 
     monkeypatch.setattr(LocalGrid, "send_and_receive", spy)
     plan = _sites.known_plan("none")
-    words = run_settings(load_config(None, ["federation.timeout_s=7"]))
+    words = run_settings(load_config(None, ["performance.timeout_s=7"]))
     assert words["timeout"] == 7.0
     run_federation(
         plan,

@@ -22,9 +22,9 @@ SITES = 3
 WORDS = (
     "data.records=300",
     f"federation.clients={SITES}",
-    "federation.dropout=0",
+    "simulation.dropout=0",
     "unsafe_deterministic_noise=true",
-    "evaluation.floors=false",
+    "evaluation.baselines=false",
     "privacy.delta=1e-4",
 )
 ADAPTER = "adapter/adapter_model.safetensors"

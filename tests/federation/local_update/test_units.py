@@ -36,14 +36,14 @@ def config(base: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory)
             f"run.dir={tmp_path / 'runs'}",
             "data.records=60",
             f"federation.clients={CLIENTS}",
-            "federation.dropout=0",
+            "simulation.dropout=0",
             "federation.rounds=2",
-            "federation.micro_batch=32",
+            "performance.micro_batch=32",
             "privacy.delta=0.001",
             "adapter.rank=1",
             "adapter.targets=[q]",
             "adapter.last_layers=1",
-            "evaluation.floors=false",
+            "evaluation.baselines=false",
             "evaluation.every=100",
         ]
         chosen = {word.split("=")[0]: word for word in [*fixed, *words]}
@@ -63,7 +63,7 @@ RUNS = {
     "free, fedprox": (
         "privacy.unit=none",
         "federation.aggregator=fedprox",
-        "federation.stragglers=0.4",
+        "simulation.stragglers=0.4",
     ),
     "free, feddyn": ("privacy.unit=none", "federation.aggregator=feddyn"),
 }
