@@ -5,9 +5,8 @@
 Ten clients encrypt, a server adds, a key holder decrypts the sum; one thread, interleaved, CPU per
 client of the whole round. Ours is BFV with three signed fields of 20 bits in a slot (N = 4096,
 [32, 56, 21], t near 2^60), packing and the check of the noise budget included. The peer is CKKS
-with N = 8192, [60, 40, 60] and scale 2^40, through TenSEAL's own vectors. Without a bar stand two
-more of ours: the key-additive cipher (EXPERIMENTAL; four fields in a coefficient, the key that is
-masked beside it counted, the masks not), and CKKS with N = 4096, [54, 54], for words of 16 bits.
+with N = 8192, [60, 40, 60] and scale 2^40, through TenSEAL's own vectors. Without a bar stands
+CKKS at the smallest ring that holds such sums, N = 4096, [54, 54] and scale 2^26.
 
 Bars: at least 6 times less CPU and 6 times fewer bytes at a million integers, and our sum is exact.
 ``--quick`` takes fewer integers and asks for 4 times less CPU.
@@ -26,14 +25,7 @@ import numpy.typing as npt
 import tenseal
 from _bench import Bar, Report, arguments, cpu, finish, say
 
-from carefl_secure.noise import KeyStream
-from carefl_secure.secagg import AdditiveParameters
 from carefl_secure.secagg.encrypted.bfv import PLAIN_MODULUS, PublicKey, SecretKey
-from carefl_secure.secagg.encrypted.ckks import CkksPublicKey, CkksSecretKey
-from carefl_secure.secagg.encrypted.ckks_round import join, split
-from carefl_secure.secagg.key_additive.cipher import CipherSum, Ciphertext, encrypt, open_sum
-from carefl_secure.secagg.key_additive.messages import KEY_BYTES
-from carefl_secure.secagg.key_additive.ring import draw_small
 from carefl_secure.secagg.primitives.packing import pack_fields, slots, unpack_fields
 from carefl_secure.secagg.primitives.residues import from_residues, to_residues
 
@@ -80,83 +72,15 @@ class Ours:
         return unpack_fields(numbers, dimension, FIELD_BITS).astype(np.float64)
 
 
-class Additive:
-    """The key-additive cipher."""
-
-    name = "additive (exp.)"
-
-    def __init__(self) -> None:
-        self._secret: Any = None
-        self._parameters: Any = None
-
-    def encrypt(self, vector: npt.NDArray[np.int64]) -> list[bytes]:
-        """Return what a client sends: a key, to be masked, and the ciphertext."""
-        roster = tuple(bytes([i + 1]) * 32 for i in range(CLIENTS))
-        zero = bytes(32)
-        self._parameters = AdditiveParameters(
-            task=b"benchmark",
-            round=0,
-            dimension=vector.size,
-            bits=32,
-            threshold=CLIENTS,
-            min_survivors=CLIENTS,
-            model_hash=zero,
-            base_hash=zero,
-            plan_hash=zero,
-            roster=roster,
-            value_bound=1000,
-        )
-        self._secret = draw_small(KeyStream(os.urandom(32)))[0]
-        noise = KeyStream(os.urandom(32))
-        sealed = encrypt(vector, self._secret, noise, self._parameters, zero)
-        return [self._secret.astype(np.int32).tobytes(), sealed.encode()]
-
-    def add(self, total: Any, message: list[bytes]) -> Any:
-        """Add key and ciphertext to the running sums."""
-        ciphers, keys = total or (CipherSum(self._parameters.blocks), 0)
-        assert len(message[0]) == KEY_BYTES
-        ciphers.add(Ciphertext.decode(memoryview(message[1])))
-        return ciphers, keys + np.frombuffer(message[0], np.int32).astype(np.int64)
-
-    def decrypt(self, total: Any, dimension: int) -> npt.NDArray[np.float64]:
-        """Return the sum in the clear."""
-        opened = open_sum(*total, CLIENTS, self._parameters, bytes(32))
-        return opened.astype(np.float64)
-
-
-class OurCkks:
-    """CKKS for words of 16 bits, rounded by the key holder."""
-
-    name = "CKKS [54,54]"
-
-    def __init__(self) -> None:
-        self._secret = CkksSecretKey()
-        self._public = CkksPublicKey(self._secret.public())
-
-    def encrypt(self, vector: npt.NDArray[np.int64]) -> list[bytes]:
-        """Return what a client sends."""
-        return self._public.encrypt(split(vector.astype(np.uint16)))
-
-    def add(self, total: Any, message: list[bytes]) -> Any:
-        """Load a message and add it to the running sum."""
-        return self._public.add(total, [self._public.load(chunk) for chunk in message])
-
-    def decrypt(self, total: Any, dimension: int) -> npt.NDArray[np.float64]:
-        """Return the sum in the clear."""
-        opened = self._secret.decrypt(total)[:dimension].view(np.int64)
-        return join(opened, 16).view(np.int16).astype(np.float64)
-
-
 class Ckks:
     """TenSEAL's CKKS vectors, with their own chunking."""
 
-    name = "CKKS [60,40,60]"
-
-    def __init__(self) -> None:
+    def __init__(self, degree: int, bits: list[int], scale: float) -> None:
+        self.name = f"CKKS {bits}"
         self._context = tenseal.context(
-            tenseal.SCHEME_TYPE.CKKS, 8192, coeff_mod_bit_sizes=[60, 40, 60], n_threads=1
+            tenseal.SCHEME_TYPE.CKKS, degree, coeff_mod_bit_sizes=bits, n_threads=1
         )
-        self._context.global_scale = 2.0**40
+        self._context.global_scale = scale
 
     def encrypt(self, vector: npt.NDArray[np.int64]) -> list[bytes]:
         """Return what a client sends."""
@@ -175,7 +99,7 @@ class Ckks:
         return np.array(total.decrypt()[:dimension])
 
 
-Scheme = Ours | Additive | OurCkks | Ckks
+Scheme = Ours | Ckks
 
 
 def play(scheme: Scheme, vectors: list[Any]) -> tuple[dict[str, float], float, float]:
@@ -197,8 +121,9 @@ def main() -> int:
     """Measure, print, judge."""
     chosen = arguments(__doc__)
     report = Report("Encrypted sums of ten clients: CPU seconds per client, bytes per parameter")
-    bfv, ckks = Ours(), Ckks()
-    schemes: tuple[Scheme, ...] = (bfv, Additive(), OurCkks(), ckks)
+    bfv, ckks = Ours(), Ckks(8192, [60, 40, 60], 2.0**40)
+    small = Ckks(4096, [54, 54], 2.0**26)
+    schemes: tuple[Scheme, ...] = (bfv, small, ckks)
     worst: dict[str, float] = {"cpu": float("inf"), "bytes": float("inf"), "error": 0.0}
     for dimension in (300_000,) if chosen.quick else (100_000, 1_000_000):
         say(f"d={dimension}")
@@ -225,7 +150,7 @@ def main() -> int:
         ours, theirs = (sum(best[s.name].values()) for s in (bfv, ckks))
         worst["cpu"] = theirs / ours  # of the largest vector
         worst["bytes"] = min(worst["bytes"], sizes[ckks.name] / sizes[bfv.name])
-        worst["error"] = max(worst["error"], *(errors[s.name] for s in schemes if s is not ckks))
+        worst["error"] = max(worst["error"], errors[bfv.name])
     report.bars += [
         Bar("CPU, times less", worst["cpu"], 4 if chosen.quick else 6),
         Bar("bytes, times fewer", worst["bytes"], 6),

@@ -136,8 +136,6 @@ class TranscriptView:
         The way of summing.
     dimension : int
         Words in an upload.
-    encryption : {"bfv", "additive", "ckks"}
-        The scheme of ``aggregation="encrypted"``.
     """
 
     messages: tuple[Heard, ...]
@@ -146,7 +144,6 @@ class TranscriptView:
     seed: int
     aggregation: Literal["pairwise", "committee", "encrypted"] = "pairwise"
     dimension: int = 0
-    encryption: Literal["bfv", "additive", "ckks"] = "bfv"
 
 
 @dataclass(frozen=True)
@@ -174,15 +171,9 @@ class HolderView:
     Parameters
     ----------
     messages : tuple of Heard
-    bits : int
-        Word size of a vector.
-    encryption : {"bfv", "ckks"}
-        The scheme of its key.
     """
 
     messages: tuple[Heard, ...]
-    bits: int
-    encryption: Literal["bfv", "additive", "ckks"] = "bfv"
 
 
 @dataclass(frozen=True)

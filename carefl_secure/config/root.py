@@ -97,12 +97,6 @@ class Config(Section):
                 f"{clients} clients: with more than {most} the survivor set can be forged or no "
                 "honest noise may be left; lower it or add clients"
             )
-        if self.federation.encryption == "ckks" and self.privacy.unit == "none":
-            raise ValueError(
-                "federation.encryption=ckks takes noised sums only, and privacy.unit is none: a "
-                "CKKS decryption has an error that tells about the key (Li and Micciancio 2021); "
-                "set federation.encryption=bfv, which is exact, or choose a unit"
-            )
         described = self.model.context in ("own", "shuffled", "wrong")
         if described and not self.data.synthetic and self.model.context_cache is None:
             raise ValueError(

@@ -9,7 +9,7 @@ from typing import Protocol
 from flwr.serverapp import Grid
 
 from carefl_secure.federation.local_update.task import LocalTask
-from carefl_secure.federation.plan.cohort import Aggregation, Cohort, Encryption
+from carefl_secure.federation.plan.cohort import Aggregation, Cohort
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.transport.local_grid import Drop, Record
 from carefl_secure.noise import KeySource
@@ -62,7 +62,6 @@ class Engine(Protocol):
         aggregation: Aggregation,
         committee_members: int,
         committee_dropout_tolerance: int,
-        encryption: Encryption,
         key_prefetch: bool,
     ) -> Parties:
         """Return the parties; see `run_federation` for the parameters."""

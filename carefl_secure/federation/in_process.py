@@ -21,7 +21,6 @@ from carefl_secure.federation.local_update.task import LocalTask
 from carefl_secure.federation.plan.cohort import (
     Aggregation,
     Cohort,
-    Encryption,
     helpers_wanted,
     make_cohort,
 )
@@ -65,8 +64,6 @@ class Clients:
         Size of the committee, where there is one.
     committee_dropout_tolerance : int, optional
         Members that may vanish once all have announced.
-    encryption : {"bfv", "additive", "ckks"}, optional
-        The scheme of encrypted sums.
     key_prefetch : bool, optional
         Whether the keys of a round are made on the way of the round before.
 
@@ -94,7 +91,6 @@ class Clients:
         aggregation: Aggregation = "pairwise",
         committee_members: int = 3,
         committee_dropout_tolerance: int = 0,
-        encryption: Encryption = "bfv",
         key_prefetch: bool = True,
     ) -> None:
         identities, self.cohort, self.helpers = make_parties(
@@ -106,7 +102,6 @@ class Clients:
             aggregation=aggregation,
             committee_members=committee_members,
             committee_dropout_tolerance=committee_dropout_tolerance,
-            encryption=encryption,
             key_prefetch=key_prefetch,
         )
         self._folder = folder
@@ -184,7 +179,6 @@ def make_parties(
     aggregation: Aggregation,
     committee_members: int,
     committee_dropout_tolerance: int,
-    encryption: Encryption,
     key_prefetch: bool,
 ) -> tuple[list[Ed25519PrivateKey], Cohort, list[Helper]]:
     """Make the keys of everybody in a simulated run.
@@ -192,7 +186,7 @@ def make_parties(
     Parameters
     ----------
     plan, base_hash, key_source, aggregation, committee_members, committee_dropout_tolerance, \
-    encryption, key_prefetch
+    key_prefetch
         As in `Clients`.
     tasks : int
         How many tasks there are for the plan's clients.
@@ -211,7 +205,7 @@ def make_parties(
     if tasks != plan.privacy.clients:
         raise ConfigError(f"{tasks} tasks for {plan.privacy.clients} clients; give one each")
     clients = [Ed25519PrivateKey.generate() for _ in range(tasks)]
-    wanted = helpers_wanted(aggregation, committee_members, encryption)
+    wanted = helpers_wanted(aggregation, committee_members)
     private = [Ed25519PrivateKey.generate() for _ in range(wanted)]
     cohort = make_cohort(
         run,
@@ -219,7 +213,6 @@ def make_parties(
         _public(private),
         base_hash,
         aggregation=aggregation,
-        encryption=encryption,
         committee_dropout_tolerance=committee_dropout_tolerance,
         key_prefetch=key_prefetch,
     )

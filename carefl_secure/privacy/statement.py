@@ -124,17 +124,13 @@ def promise_text(
     ).rstrip()
 
 
-def aggregation_text(
-    aggregation: str = "pairwise", *, encryption: str = "bfv", committee_dropout_tolerance: int = 0
-) -> str:
+def aggregation_text(aggregation: str = "pairwise", *, committee_dropout_tolerance: int = 0) -> str:
     """Say whom the promise of a secure sum needs besides its honest clients.
 
     Parameters
     ----------
     aggregation : {"pairwise", "committee", "encrypted"}
         The way of summing.
-    encryption : {"bfv", "additive", "ckks"}
-        The scheme of encrypted sums.
     committee_dropout_tolerance : int
         How many members of a committee may be lost and the sum still opens.
 
@@ -165,11 +161,6 @@ def aggregation_text(
         return f"It also needs {members} of the committee that {verb} not side with the server."
     if aggregation != "encrypted":
         return ""
-    if encryption == "additive":
-        return (
-            "EXPERIMENTAL: the cipher of its sum (federation.encryption=additive) is hand-made and "
-            "nobody has reviewed it; do not rest anything on it that matters."
-        )
     return "It holds even if the holder of the key sides with the server."
 
 

@@ -64,7 +64,6 @@ def aggregation_of(record: RunRecord) -> str:
     spare = record.setting("federation.committee_dropout_tolerance")
     return aggregation_text(
         str(record.setting("federation.aggregation") or "pairwise"),
-        encryption=str(record.setting("federation.encryption") or "bfv"),
         committee_dropout_tolerance=spare if isinstance(spare, int) else 0,
     )
 

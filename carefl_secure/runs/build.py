@@ -59,7 +59,6 @@ def trust_words(config: Config) -> str:
     """Return what the privacy sentence rests on beside the peers."""
     said = aggregation_text(
         config.federation.aggregation,
-        encryption=config.federation.encryption,
         committee_dropout_tolerance=config.federation.committee_dropout_tolerance,
     )
     return f" {said}" if said else ""
@@ -162,7 +161,6 @@ def run_settings(config: Config) -> dict[str, Any]:
         "aggregation": federation.aggregation,
         "committee_members": federation.committee_members,
         "committee_dropout_tolerance": federation.committee_dropout_tolerance,
-        "encryption": federation.encryption,
         "key_prefetch": federation.key_prefetch,
         "follow": partial(Followed, names=config.run.trackers),
         "timeout": config.performance.timeout_s,

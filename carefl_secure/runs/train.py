@@ -12,7 +12,7 @@ from carefl_secure.config import Config, dump_config
 from carefl_secure.errors import AdapterUnmovedError, ConfigError
 from carefl_secure.federation.engine import Engine
 from carefl_secure.federation.in_process import Clients
-from carefl_secure.federation.plan.cohort import check_encryption
+from carefl_secure.federation.plan.ciphertext_packing import choose_fields
 from carefl_secure.federation.server.run import run_federation
 from carefl_secure.progress import Reporter
 from carefl_secure.run_folder import RunFolder
@@ -93,7 +93,7 @@ def train(
     )
     if config.federation.aggregation == "encrypted":
         # refused here, before there is a folder
-        check_encryption(plan, config.federation.encryption)
+        choose_fields(plan.encoding)
     baselines = baseline_floors(corpora) if config.evaluation.baselines else {}
     evaluate = Evaluator(
         scorer,

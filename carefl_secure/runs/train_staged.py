@@ -23,7 +23,7 @@ import numpy.typing as npt
 from carefl_secure.config import Config, dump_config
 from carefl_secure.config.root import stage_config
 from carefl_secure.errors import AdapterUnmovedError, RunError
-from carefl_secure.federation.plan.cohort import check_encryption
+from carefl_secure.federation.plan.ciphertext_packing import choose_fields
 from carefl_secure.federation.plan.staged import Stage, StagedPlan, plan_stages
 from carefl_secure.federation.server.run import FederationResult, run_federation
 from carefl_secure.model.features import remembering
@@ -106,7 +106,7 @@ class _Stages:
         plan = plan_stages(names, settings, limit=limit, earlier=earlier)
         if config.federation.aggregation == "encrypted":
             for agreed in plan.plans:  # refused here, before there is a folder
-                check_encryption(agreed, config.federation.encryption)
+                choose_fields(agreed.encoding)
         return plan
 
     def run(self) -> RunSummary:

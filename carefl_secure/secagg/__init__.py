@@ -8,16 +8,8 @@ from carefl_secure.secagg.committee.server import CommitteeServer
 from carefl_secure.secagg.encoding.planner import plan_clients, plan_plain, plan_records
 from carefl_secure.secagg.encoding.quantize import EncodingPlan, decode, encode, wrap
 from carefl_secure.secagg.encrypted.bfv_round import EncryptedClient, EncryptedServer
-from carefl_secure.secagg.encrypted.ckks_round import (
-    CkksClient,
-    CkksKeyHolder,
-    CkksParameters,
-    CkksServer,
-)
 from carefl_secure.secagg.encrypted.key_holder import KeyHolder
-from carefl_secure.secagg.encrypted.parameters import EncryptedParameters, KeyedParameters
-from carefl_secure.secagg.key_additive.parameters import AdditiveParameters
-from carefl_secure.secagg.key_additive.round import AdditiveClient, AdditiveServer
+from carefl_secure.secagg.encrypted.parameters import EncryptedParameters
 from carefl_secure.secagg.pairwise.client import PairwiseClient
 from carefl_secure.secagg.pairwise.graph_planner import GraphPlan, plan_graph
 from carefl_secure.secagg.pairwise.parameters import (
@@ -31,15 +23,8 @@ from carefl_secure.secagg.pairwise.state import Phase
 from carefl_secure.secagg.primitives.framing import sender
 
 __all__ = [
-    "AdditiveClient",
-    "AdditiveParameters",
-    "AdditiveServer",
     "AheadCommitteeParameters",
     "AheadParameters",
-    "CkksClient",
-    "CkksKeyHolder",
-    "CkksParameters",
-    "CkksServer",
     "CommitteeClient",
     "CommitteeMember",
     "CommitteeParameters",
@@ -51,7 +36,6 @@ __all__ = [
     "EncryptedServer",
     "GraphPlan",
     "KeyHolder",
-    "KeyedParameters",
     "PairwiseClient",
     "PairwiseServer",
     "Phase",

@@ -99,6 +99,5 @@ def test_every_way_of_summing_says_whom_else_it_needs() -> None:
         text = aggregation_text("committee", committee_dropout_tolerance=spare)
         assert f"at least {honest} members" in text
     assert "even if the holder of the key" in aggregation_text("encrypted")
-    assert "EXPERIMENTAL" in aggregation_text("encrypted", encryption="additive")
     with pytest.raises(ConfigError):
         aggregation_text("committee", committee_dropout_tolerance=-1)

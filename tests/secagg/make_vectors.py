@@ -8,7 +8,6 @@ hand.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from carefl_secure.noise import DeterministicKeySource, KeyStream, SkellamSampler
 from carefl_secure.secagg import (
-    AdditiveParameters,
     AheadCommitteeParameters,
     AheadParameters,
     CommitteeParameters,
@@ -33,10 +31,6 @@ from carefl_secure.secagg import (
     wrap,
 )
 from carefl_secure.secagg.encrypted.bfv import PLAIN_MODULUS
-from carefl_secure.secagg.key_additive.cipher import encrypt
-from carefl_secure.secagg.key_additive.messages import KEY_BYTES, AdditiveUpload
-from carefl_secure.secagg.key_additive.rehearsal import AdditiveRehearsal
-from carefl_secure.secagg.key_additive.ring import RING_DEGREE, draw_small, public_blocks
 from carefl_secure.secagg.pairwise.graph import neighbours, ring
 from carefl_secure.secagg.primitives import crypto, shamir
 from carefl_secure.secagg.primitives.packing import pack_fields
@@ -370,111 +364,6 @@ def committee(early: bool = False) -> None:
     write("ahead_committee.json" if early else "committee.json", content)
 
 
-def additive() -> None:
-    """Ring, cipher and a whole key-additive round of four clients of which one drops out.
-
-    Messages are long; their SHA-256 and some words of them stand here. Bad messages are given as
-    what to change: byte ``place`` by ``xor``, or the length by ``cut``.
-    """
-    base, identities = agreement()
-    bound = 1000
-    parameters = AdditiveParameters(**vars(base), value_bound=bound)
-    context, beacon, key = parameters.context(), b"b" * 32, bytes(range(32))
-    public = public_blocks(context, beacon, [0, 5])
-    small = draw_small(KeyStream(key), 2)
-    packed = {}
-    for field_bits in (20, 30):
-        count = 3 * RING_DEGREE
-        integers = np.arange(count) % 7 - 3
-        changes = {"dimension": count, "field_bits": field_bits, "value_bound": bound}
-        shaped = AdditiveParameters(**{**vars(base), **changes})
-        sealed = encrypt(integers, small[0], KeyStream(b"n" * 32), shaped, beacon)
-        packed[field_bits] = {
-            "context": shaped.context().hex(),
-            "integers": "i mod 7 - 3 for i = 0 .. 3 * 4096 - 1",
-            "high": [str(v) for v in sealed.high[:4]],
-            "middle": sealed.middle[:4].tolist(),
-            "low": sealed.low[:4].tolist(),
-            "sha256": hashlib.sha256(sealed.encode()).hexdigest(),
-        }
-    played = AdditiveRehearsal(
-        parameters, identities, lambda index: DeterministicKeySource(b"additive%d" % index)
-    )
-    vectors = {
-        i: np.array([i, 10 * i, 2**32 - 1 - i, bound, 0, 2**32 - bound], np.uint32)
-        for i in range(CLIENTS)
-    }
-    played.advertise()
-    played.share()
-    played.mask(vectors, gone=[DROPPED])
-    played.sign()
-    played.unmask()
-    total = played.finish()
-    key_sum = played.server._key_sum.view(np.int32)  # type: ignore[attr-defined]
-    uploads = {}
-    for index, message in played.uploads.items():
-        upload = AdditiveUpload.parse(message, index, parameters)
-        uploads[index] = {
-            "bytes": len(message),
-            "sha256": hashlib.sha256(message).hexdigest(),
-            "key": upload.key()[:4].tolist(),
-            "signature": upload.signature.hex(),
-        }
-    end = len(played.uploads[0])
-    bad = [
-        {"reason": reason, "check": check, **change}
-        for reason, check, change in (
-            ("empty", "message length", {"cut": 0}),
-            ("header cut short", "message length", {"cut": 15}),
-            ("last byte missing", "message length", {"cut": end - 1}),
-            ("one byte too many", "message length", {"cut": end + 1}),
-            ("other magic", "message magic", {"place": 0, "xor": 1}),
-            ("version 0", "message version", {"place": 4, "xor": 1}),
-            ("an upload of the peers", "message kind", {"place": 5, "xor": 40 ^ 3}),
-            ("names another client", "message sender", {"place": 6, "xor": 1}),
-            ("of another round", "message context", {"place": 8, "xor": 1}),
-            ("key changed", "upload signature", {"place": 16, "xor": 1}),
-            ("ciphertext changed", "upload signature", {"place": 16 + KEY_BYTES, "xor": 128}),
-            ("last plane changed", "upload signature", {"place": end - 65, "xor": 1}),
-            ("signature changed", "upload signature", {"place": end - 1, "xor": 1}),
-        )
-    ]
-    content = {
-        "context": context.hex(),
-        "value_bound": bound,
-        "public": {
-            "beacon": beacon.hex(),
-            "blocks": {
-                str(block): {
-                    "first": row[:, :4].tolist(),
-                    "sha256": hashlib.sha256(row.astype("<i4").tobytes()).hexdigest(),
-                }
-                for block, row in zip((0, 5), public, strict=True)
-            },
-        },
-        "small": {
-            "key": key.hex(),
-            "first": small[:, :8].tolist(),
-            "sha256": hashlib.sha256(small.astype("<i8").tobytes()).hexdigest(),
-        },
-        "noise_key": (b"n" * 32).hex(),
-        "packed": packed,
-        "round": {
-            "identities": [(bytes([i + 65]) * 32).hex() for i in range(CLIENTS)],
-            "key_sources": [f"additive{i}" for i in range(CLIENTS)],
-            "vectors": {i: v.tolist() for i, v in vectors.items()},
-            "dropped": DROPPED,
-            "beacon": played.server._beacon.hex(),
-            "uploads": uploads,
-            "key_sum": key_sum[:8].tolist(),
-            "key_sum_sha256": hashlib.sha256(key_sum.astype("<i4").tobytes()).hexdigest(),
-            "sum": total.tolist(),
-        },
-        "bad": bad,
-    }
-    write("additive.json", content)
-
-
 if __name__ == "__main__":
     keystream()
     kdf()
@@ -487,4 +376,3 @@ if __name__ == "__main__":
     residues()
     committee()
     committee(early=True)
-    additive()

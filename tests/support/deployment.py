@@ -198,7 +198,6 @@ class Deployment:
                 aggregation=federation.aggregation,
                 committee_members=federation.committee_members,
                 committee_dropout_tolerance=federation.committee_dropout_tolerance,
-                encryption=federation.encryption,
                 key_prefetch=federation.key_prefetch,
             )
         except CareflError as error:

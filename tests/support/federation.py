@@ -18,7 +18,7 @@ from carefl_secure.federation.client.app import build_client_app
 from carefl_secure.federation.client.session import ClientSession
 from carefl_secure.federation.in_process import Clients
 from carefl_secure.federation.plan.calibrate import plan_run
-from carefl_secure.federation.plan.cohort import Aggregation, Encryption
+from carefl_secure.federation.plan.cohort import Aggregation
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.server.optimizers import FedAdam, FedAvg
 from carefl_secure.federation.server.run import FederationResult, run_federation
@@ -201,7 +201,6 @@ def make_bench(tmp_path: Path) -> Callable[..., Bench]:
         max_epsilon: float | None = None,
         aggregation: Aggregation = "pairwise",
         members: int = 3,
-        encryption: Encryption = "bfv",
         key_prefetch: bool = True,
         **changes: Any,
     ) -> Bench:
@@ -218,7 +217,6 @@ def make_bench(tmp_path: Path) -> Callable[..., Bench]:
             max_epsilon,
             aggregation=aggregation,
             committee_members=members,
-            encryption=encryption,
             key_prefetch=key_prefetch,
         )
         return Bench(plan, tasks, folder, everyone, Ledger(folder.ledger))

@@ -214,7 +214,6 @@ class Town:
                 aggregation=federation.aggregation,
                 committee_members=federation.committee_members,
                 committee_dropout_tolerance=federation.committee_dropout_tolerance,
-                encryption=federation.encryption,
                 key_prefetch=federation.key_prefetch,
                 **options,
             )

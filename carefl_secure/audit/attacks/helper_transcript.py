@@ -67,7 +67,7 @@ class HolderEyes(Attack[HolderView, list[Weakness]]):
             bare = (
                 message.from_client
                 and isinstance(opened, bytes)
-                and opened_chance(opened[_HEADER:-_SIGNATURE], view) < _CHANCE
+                and opened_chance(opened[_HEADER:-_SIGNATURE]) < _CHANCE
             )
             if bare:
                 found.append(_weak("bare sum at the holder", message, "not uniform"))

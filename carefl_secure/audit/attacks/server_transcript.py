@@ -13,7 +13,6 @@ import numpy.typing as npt
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from carefl_secure.audit.attacks.transcript_checks import (
-    KINDS_ADDITIVE,
     KINDS_COMMITTEE,
     KINDS_ENCRYPT,
     Weakness,
@@ -23,7 +22,6 @@ from carefl_secure.audit.attacks.transcript_checks import (
 )
 from carefl_secure.audit.views import Attack, Finding, Heard, TranscriptView
 from carefl_secure.noise import DeterministicKeySource
-from carefl_secure.secagg.key_additive.messages import KEY_BYTES
 from carefl_secure.secagg.pairwise.parameters import default_threshold
 
 __all__ = ["KINDS", "ServerEyes", "Weakness", "judge_transcript", "uniform_chance"]
@@ -59,7 +57,7 @@ def _kinds(view: TranscriptView) -> Mapping[str, str]:
         return KINDS_COMMITTEE
     if view.aggregation == "pairwise":
         return KINDS
-    return {**(KINDS_ADDITIVE if view.encryption == "additive" else KINDS_ENCRYPT), **_AMONG_PEERS}
+    return {**KINDS_ENCRYPT, **_AMONG_PEERS}
 
 
 class ServerEyes(Attack[TranscriptView, list[Weakness]]):
@@ -68,8 +66,7 @@ class ServerEyes(Attack[TranscriptView, list[Weakness]]):
     It looks for uploads that are not uniform, alone and in pairs; for keys that repeat or that can
     be guessed from the run's seed; for two signed survivor sets in one round; for answers that
     give both secrets of a client away; and for replies that hold more than they should. With a
-    committee or a key holder the same is asked of what these sent. Uploads that are encrypted under
-    keys that add up are judged by the masked key in them.
+    committee or a key holder the same is asked of what these sent.
     """
 
     name: ClassVar[str] = "server-view"
@@ -80,10 +77,9 @@ class ServerEyes(Attack[TranscriptView, list[Weakness]]):
         """Return every weakness found; none is what one hopes for."""
         if view.aggregation == "committee":
             return [*_plain(view), *committee_weaknesses(view), *_extra(view)]
-        bare = view.aggregation == "pairwise" or view.encryption == "additive"
         return [
             *(encrypted_weaknesses(view) if view.aggregation == "encrypted" else ()),
-            *(_plain(view) if bare else ()),
+            *(_plain(view) if view.aggregation == "pairwise" else ()),
             *_repeated(view),
             *_guessed(view),
             *_two_sets(view),
@@ -107,14 +103,10 @@ def _octets(message: Heard, name: str) -> bytes:
 
 
 def _plain(view: TranscriptView) -> Iterator[Weakness]:
-    additive = view.encryption == "additive"
-    narrow = view.bits == 16 and not additive
-    kind = np.dtype(np.uint16 if narrow else np.uint32).newbyteorder("<")
+    kind = np.dtype(np.uint16 if view.bits == 16 else np.uint32).newbyteorder("<")
     vectors: dict[tuple[int, int], npt.NDArray[np.unsignedinteger]] = {}
     for message in _uploads(view):
         words = _octets(message, "upload")[_HEADER:-_SIGNATURE]
-        if additive:  # what is masked is the key, and the ciphertext follows
-            words = words[:KEY_BYTES]
         if view.aggregation == "committee":  # commitments and envelopes follow the words
             words = words[: view.dimension * kind.itemsize]
         if len(words) // kind.itemsize >= _LEAST_WORDS:

@@ -12,12 +12,10 @@ import numpy.typing as npt
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from scipy.stats import chi2, kstest
 
-from carefl_secure.audit.views import Heard, HolderView, TranscriptView
+from carefl_secure.audit.views import Heard, TranscriptView
 from carefl_secure.noise import DeterministicKeySource
-from carefl_secure.secagg.encrypted.ckks_round import join
 
 __all__ = [
-    "KINDS_ADDITIVE",
     "KINDS_COMMITTEE",
     "KINDS_ENCRYPT",
     "Weakness",
@@ -64,17 +62,9 @@ KINDS_COMMITTEE: Mapping[str, str] = {
     "opened twice": "a member that opened two sums in one round",
     "more than a vector": "a reply to training with more than the masked upload",
 }
-_KINDS_CIPHERTEXT: Mapping[str, str] = {
+KINDS_ENCRYPT: Mapping[str, str] = {
     "not encrypted": "an upload with structure, as no ciphertext has",
     "ciphertext repeated": "two uploads that are equal",
-}
-KINDS_ADDITIVE: Mapping[str, str] = {
-    **_KINDS_CIPHERTEXT,
-    "unmasked": "a client's key whose words are not uniform",
-    "mask reused": "two keys whose sum or difference is not uniform: a mask cancels",
-}
-KINDS_ENCRYPT: Mapping[str, str] = {
-    **_KINDS_CIPHERTEXT,
     "bare sum": "a decrypted sum that is not uniform: the peers' masks are off",
     "holder key repeated": "one key of the key holder used in two rounds",
     "opened twice": "a key holder that opened two sums in one round",
@@ -101,14 +91,8 @@ def residue_chance(numbers: npt.NDArray[np.uint64]) -> float:
     return float(kstest(numbers.astype(np.float64) / top, "uniform").pvalue) if top > 0 else 0.0
 
 
-def opened_chance(octets: bytes, view: TranscriptView | HolderView) -> float:
-    """Return the p-value that what the key holder decrypted still has masks in it.
-
-    Under BFV those are residues. Under CKKS they are sums of signed halves of words, which are
-    uniform only once put together again.
-    """
-    if view.encryption == "ckks":
-        return uniform_chance(join(np.frombuffer(octets, "<i8").astype(np.int64), view.bits))
+def opened_chance(octets: bytes) -> float:
+    """Return the p-value that what the key holder decrypted still has masks in it."""
     return residue_chance(np.frombuffer(octets, "<u8").astype(np.uint64))
 
 
@@ -201,7 +185,7 @@ def encrypted_weaknesses(view: TranscriptView) -> Iterator[Weakness]:
     yield from _repeated(_from(view, "train.masked"), "ciphertext repeated")
     yield from _repeated(_from(view, "query.holder_key"), "holder key repeated")
     for message, octets in _from(view, "query.open_sum"):
-        if opened_chance(octets[_HEADER:-_SIGNATURE], view) < _CHANCE:
+        if opened_chance(octets[_HEADER:-_SIGNATURE]) < _CHANCE:
             yield Weakness("bare sum", f"round {message.round}")
     for number, _ in asked_twice(view.messages, "query.open_sum"):
         yield Weakness("opened twice", f"round {number}")

@@ -24,7 +24,7 @@ from carefl_secure.audit.views import (
 )
 from carefl_secure.config import Config
 from carefl_secure.federation.local_update.task import LocalTask
-from carefl_secure.federation.plan.cohort import Aggregation, Encryption
+from carefl_secure.federation.plan.cohort import Aggregation
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.server.run import run_federation
 from carefl_secure.federation.transport.local_grid import FIRST_NODE
@@ -65,8 +65,6 @@ class Rehearsal:
         Of the run.
     aggregation : {"pairwise", "committee", "encrypted"}
         How its rounds summed.
-    encryption : {"bfv", "additive", "ckks"}
-        Under which scheme, where they were encrypted.
     """
 
     plan: RunPlan
@@ -78,7 +76,6 @@ class Rehearsal:
     member: npt.NDArray[np.bool_]
     seed: int
     aggregation: Aggregation = "pairwise"
-    encryption: Encryption = "bfv"
 
     def transcript(self) -> TranscriptView:
         """Return what the server sees."""
@@ -90,7 +87,6 @@ class Rehearsal:
             self.seed,
             self.aggregation,
             encoding.padded,
-            self.encryption,
         )
 
     def members(self) -> tuple[MemberView, ...]:
@@ -103,9 +99,9 @@ class Rehearsal:
 
     def holder(self) -> HolderView | None:
         """Return what the key holder sees; None where there is none."""
-        if self.aggregation != "encrypted" or self.encryption == "additive":
+        if self.aggregation != "encrypted":
             return None
-        return HolderView(self._helpers()[0], self.plan.encoding.bits, self.encryption)
+        return HolderView(self._helpers()[0])
 
     def _helpers(self) -> list[tuple[Heard, ...]]:
         first = self.plan.privacy.clients
@@ -149,7 +145,6 @@ def play(
         Without batches, records and canaries: only the caller knows these.
     """
     mode = aggregation or config.federation.aggregation
-    scheme: Encryption = config.federation.encryption if mode == "encrypted" else "bfv"
     keeper = _Keeper()
     heard: list[Heard] = []
     with tempfile.TemporaryDirectory(prefix="carefl-audit-") as home:
@@ -168,14 +163,13 @@ def play(
             aggregation=mode,
             committee_members=config.federation.committee_members,
             committee_dropout_tolerance=config.federation.committee_dropout_tolerance,
-            encryption=scheme,
             key_prefetch=config.federation.key_prefetch,
         )
     survivors = tuple(int(row["survivors"]) for row in result.rows)
     sums = [mean * _unit(plan, s) for mean, s in zip(keeper.means, survivors, strict=True)]
     nobody = np.zeros(0, np.bool_)
     return Rehearsal(
-        plan, tuple(heard), np.array(sums), survivors, (), 0, nobody, config.run.seed, mode, scheme
+        plan, tuple(heard), np.array(sums), survivors, (), 0, nobody, config.run.seed, mode
     )
 
 

@@ -70,12 +70,6 @@ class FederationConfig(Section):
         description="how a round sums: among the peers, opened by a committee so that a client "
         "sends one message, or among the peers under encryption with a separate key holder",
     )
-    encryption: Literal["bfv", "additive", "ckks"] = Field(
-        default="bfv",
-        description="scheme of aggregation=encrypted: bfv, exact, with a key holder; additive, "
-        "EXPERIMENTAL, every client under its own key and no key holder; ckks, approximate inside, "
-        "larger, for noised sums only",
-    )
     committee_members: int = Field(
         default=3,
         ge=2,
@@ -125,13 +119,6 @@ class FederationConfig(Section):
             raise ValueError(
                 f"federation.aggregation={self.aggregation} takes at most {MOST_PEERS} clients, "
                 f"not {self.clients}; set federation.aggregation=committee"
-            )
-        if self.aggregation != "encrypted" and self.encryption != "bfv":
-            raise ValueError(
-                f"federation.encryption={self.encryption} has no effect under "
-                f"federation.aggregation={self.aggregation}; set "
-                "federation.aggregation=encrypted or "
-                "leave federation.encryption out"
             )
         members = type(self).model_fields["committee_members"].default
         if self.aggregation != "committee" and self.committee_members != members:

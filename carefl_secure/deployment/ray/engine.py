@@ -30,7 +30,7 @@ from carefl_secure.federation.client.app import build_client_app
 from carefl_secure.federation.client.session import ClientSession
 from carefl_secure.federation.in_process import ledger_path, make_parties
 from carefl_secure.federation.local_update.task import LocalTask
-from carefl_secure.federation.plan.cohort import Aggregation, Cohort, Encryption
+from carefl_secure.federation.plan.cohort import Aggregation, Cohort
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.transport.local_grid import Drop, LocalGrid, Record
 from carefl_secure.noise import KeySource
@@ -175,7 +175,6 @@ class RayEngine:
         aggregation: Aggregation,
         committee_members: int,
         committee_dropout_tolerance: int,
-        encryption: Encryption,
         key_prefetch: bool,
     ) -> RayParties:
         """Return the parties; nothing runs before their grid is asked for."""
@@ -188,7 +187,6 @@ class RayEngine:
             aggregation=aggregation,
             committee_members=committee_members,
             committee_dropout_tolerance=committee_dropout_tolerance,
-            encryption=encryption,
             key_prefetch=key_prefetch,
         )
         order = Order(

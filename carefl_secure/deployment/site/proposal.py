@@ -117,7 +117,7 @@ def cohort_of(config: Config, run: str, roster: Roster, base_hash: bytes) -> Coh
     """
     federation, helpers = config.federation, roster.helpers
     wanted = helpers_wanted(
-        federation.aggregation, federation.committee_members, federation.encryption
+        federation.aggregation, federation.committee_members
     )
     if len(helpers) != wanted or len(roster.clients) != config.federation.clients:
         raise PolicyError(
@@ -131,7 +131,6 @@ def cohort_of(config: Config, run: str, roster: Roster, base_hash: bytes) -> Coh
         helpers,
         base_hash,
         aggregation=federation.aggregation,
-        encryption=federation.encryption,
         committee_dropout_tolerance=federation.committee_dropout_tolerance,
         key_prefetch=federation.key_prefetch,
     )

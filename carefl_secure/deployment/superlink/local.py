@@ -28,7 +28,7 @@ from carefl_secure.deployment.site.proposal import Proposal, cohort_of
 from carefl_secure.deployment.superlink.parties import _START, Deployed
 from carefl_secure.errors import ConfigError
 from carefl_secure.federation.local_update.task import LocalTask
-from carefl_secure.federation.plan.cohort import Aggregation, Encryption, helpers_wanted
+from carefl_secure.federation.plan.cohort import Aggregation, helpers_wanted
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.transport.local_grid import Drop, Record
 from carefl_secure.noise import KeySource
@@ -106,7 +106,6 @@ class Loopback:
         aggregation: Aggregation,
         committee_members: int,
         committee_dropout_tolerance: int,
-        encryption: Encryption,
         key_prefetch: bool,
     ) -> Deployed:
         """Start everything and return the parties; on failure nothing is left behind."""
@@ -142,9 +141,7 @@ class Loopback:
         config, port = self._config, free_port()
         bundles = home / "bundles"
         federation = config.federation
-        helpers = helpers_wanted(
-            federation.aggregation, federation.committee_members, federation.encryption
-        )
+        helpers = helpers_wanted(federation.aggregation, federation.committee_members)
         names = [f"site{i}" for i in range(config.federation.clients)]
         sites = Sites(
             "loopback",

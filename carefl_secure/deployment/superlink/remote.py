@@ -18,7 +18,7 @@ from carefl_secure.deployment.site.proposal import Proposal, cohort_of
 from carefl_secure.deployment.superlink.parties import Deployed
 from carefl_secure.errors import ConfigError, EngineError, RunError
 from carefl_secure.federation.local_update.task import LocalTask
-from carefl_secure.federation.plan.cohort import Aggregation, Encryption, helpers_wanted
+from carefl_secure.federation.plan.cohort import Aggregation, helpers_wanted
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.transport.local_grid import Drop, Record
 from carefl_secure.noise import KeySource
@@ -57,9 +57,7 @@ def check_remote(config: Config, roster: Roster) -> None:
             "data.labels, or list the words in data.words"
         )
     federation = config.federation
-    wanted = helpers_wanted(
-        federation.aggregation, federation.committee_members, federation.encryption
-    )
+    wanted = helpers_wanted(federation.aggregation, federation.committee_members)
     if (federation.clients, wanted) != (len(roster.clients), len(roster.helpers)):
         raise ConfigError(
             f"the run wants {federation.clients} clients and {wanted} helpers, and the bundles are "
@@ -138,7 +136,6 @@ class Remote:
         aggregation: Aggregation,
         committee_members: int,
         committee_dropout_tolerance: int,
-        encryption: Encryption,
         key_prefetch: bool,
     ) -> Deployed:
         """Return the parties at the sites.

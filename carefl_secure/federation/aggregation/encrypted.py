@@ -21,17 +21,10 @@ from carefl_secure.federation.transport.exchange import Exchange
 from carefl_secure.federation.transport.messages import Fields, pack
 from carefl_secure.federation.transport.node_directory import Directory
 from carefl_secure.noise import KeySource
-from carefl_secure.secagg import (
-    CkksClient,
-    CkksServer,
-    EncryptedClient,
-    EncryptedServer,
-    KeyedParameters,
-)
+from carefl_secure.secagg import EncryptedClient, EncryptedParameters, EncryptedServer
 from carefl_secure.secagg.primitives.crypto import sign, verify
 
 __all__ = [
-    "CkksClientSum",
     "EncryptedClientSum",
     "EncryptedServerSum",
     "HolderKey",
@@ -47,11 +40,11 @@ _LENGTH = struct.Struct("<I")
 class HolderKey(NamedTuple):
     """A public key for one round and the agreement that it belongs to."""
 
-    parameters: KeyedParameters
+    parameters: EncryptedParameters
     public: bytes
 
 
-def sign_key(public: bytes, parameters: KeyedParameters, identity: Ed25519PrivateKey) -> bytes:
+def sign_key(public: bytes, parameters: EncryptedParameters, identity: Ed25519PrivateKey) -> bytes:
     """Return the key holder's message: its signature over the agreement, then the public key.
 
     ``Sign("round key"; ctx) || public key``, where ctx holds the key's hash, the round, the model,
@@ -84,7 +77,7 @@ class EncryptedClientSum(PairwiseClientSum):
 
     Parameters
     ----------
-    client : EncryptedClient or CkksClient
+    client : EncryptedClient
         The state machine of this round.
     key : HolderKey
         The checked key.
@@ -92,11 +85,7 @@ class EncryptedClientSum(PairwiseClientSum):
         The message that it came in.
     """
 
-    machine: type[EncryptedClient] | type[CkksClient] = EncryptedClient
-
-    def __init__(
-        self, client: EncryptedClient | CkksClient, key: HolderKey, message: bytes
-    ) -> None:
+    def __init__(self, client: EncryptedClient, key: HolderKey, message: bytes) -> None:
         super().__init__(client)
         client.load_key(key.public)
         self._message = message
@@ -132,20 +121,8 @@ class EncryptedClientSum(PairwiseClientSum):
         end = _LENGTH.size + _LENGTH.unpack_from(saved)[0]
         message = saved[_LENGTH.size : end]
         key = read_key(message, cohort, plan, number, model_hash)
-        client = cls.machine.restore(saved[end:], identity, key.parameters, keys)
-        if not isinstance(client, EncryptedClient | CkksClient):
-            raise ProtocolError("the saved session is of another mode; the client sits this out")
+        client = EncryptedClient.restore(saved[end:], identity, key.parameters, keys)
         return cls(client, key, message)
-
-
-class CkksClientSum(EncryptedClientSum):
-    """A client among peers whose masked words are encrypted under CKKS."""
-
-    machine = CkksClient
-
-    def mask(self, vector: NDArray[Any], messages: Mapping[int, bytes]) -> bytes:
-        """Mask and encrypt the vector; ``messages`` are the peers' shares."""
-        return PairwiseClientSum.mask(self, vector, messages)
 
 
 class EncryptedServerSum(ServerSum):
@@ -191,8 +168,7 @@ class EncryptedServerSum(ServerSum):
         self._directory.learn(self._exchange, nodes())
         message = self._ask_holder(pack(**self._told), "query.holder_key", "key")
         key = read_key(message, self._cohort, self._plan, self._number, self._model_hash)
-        machine = CkksServer if self._cohort.encryption == "ckks" else EncryptedServer
-        self._server = machine(key.parameters, key.public)
+        self._server = EncryptedServer(key.parameters, key.public)
         hello = pack(**self._told, key=message)
         self._peers = PairwiseServerSum(self._exchange, hello, self._server)
         return self._peers.prepare(self._directory.clients)

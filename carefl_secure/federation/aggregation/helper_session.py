@@ -17,7 +17,7 @@ from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.transport.error_codes import Party
 from carefl_secure.noise import KeySource
-from carefl_secure.secagg import CkksKeyHolder, CommitteeMember, KeyedParameters, KeyHolder
+from carefl_secure.secagg import CommitteeMember, EncryptedParameters, KeyHolder
 
 __all__ = ["Helper", "HolderSession", "MemberSession"]
 
@@ -214,7 +214,7 @@ class HolderSession(Helper):
     ) -> None:
         super().__init__(index, identity, plan, cohort)
         self._key: KeyHolder | None = None
-        self._parameters: KeyedParameters | None = None
+        self._parameters: EncryptedParameters | None = None
 
     def key(self, number: int, model_hash: bytes, plan_hash: bytes) -> bytes:
         """Begin a round: make its key pair and return the public key, signed.
@@ -225,8 +225,7 @@ class HolderSession(Helper):
             When the round is not new or the plan is another one.
         """
         self._begin(number, plan_hash)
-        scheme = CkksKeyHolder if self._cohort.encryption == "ckks" else KeyHolder
-        self._key = scheme(self._identity)
+        self._key = KeyHolder(self._identity)
         self._parameters = self._cohort.encrypted_parameters(
             self._plan, number, model_hash, self._key.public_digest
         )

@@ -7,23 +7,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from carefl_secure.errors import ProtocolError
 from carefl_secure.federation.aggregation.base import ClientSum
 from carefl_secure.federation.aggregation.committee import CommitteeClientSum
-from carefl_secure.federation.aggregation.encrypted import (
-    CkksClientSum,
-    EncryptedClientSum,
-    read_key,
-)
-from carefl_secure.federation.aggregation.key_additive import AdditiveClientSum
+from carefl_secure.federation.aggregation.encrypted import EncryptedClientSum, read_key
 from carefl_secure.federation.aggregation.pairwise import PairwiseClientSum
 from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.noise import KeySource
 from carefl_secure.secagg import (
-    AdditiveClient,
     AheadParameters,
-    CkksClient,
     CommitteeClient,
     EncryptedClient,
-    EncryptedParameters,
     PairwiseClient,
 )
 from carefl_secure.secagg.primitives.crypto import derive, raw_identity
@@ -91,15 +83,9 @@ class ClientSums:
                 else cohort.committee_parameters(plan, number, model_hash)
             )
             return CommitteeClientSum(CommitteeClient(committee, *mine), committee)
-        if cohort.encryption == "additive":
-            additive = cohort.additive_parameters(plan, number, model_hash)
-            return AdditiveClientSum(AdditiveClient(additive, *mine))
         if cohort.aggregation == "encrypted":
             checked = read_key(key, cohort, plan, number, model_hash)
-            agreed = checked.parameters
-            if isinstance(agreed, EncryptedParameters):
-                return EncryptedClientSum(EncryptedClient(agreed, *mine), checked, key)
-            return CkksClientSum(CkksClient(agreed, *mine), checked, key)
+            return EncryptedClientSum(EncryptedClient(checked.parameters, *mine), checked, key)
         parameters = cohort.round_parameters(plan, number, model_hash)
         return PairwiseClientSum(PairwiseClient(parameters, *mine))
 
@@ -112,12 +98,10 @@ class ClientSums:
             When it was changed, or belongs to another client or round.
         """
         plan, cohort, identity, keys = self._plan, self._cohort, self._identity, self._keys
-        if cohort.encryption == "additive":
-            additive = cohort.additive_parameters(plan, number, model_hash)
-            return AdditiveClientSum(AdditiveClient.restore(saved, identity, additive, keys))
         if cohort.aggregation == "encrypted":
-            kind = CkksClientSum if cohort.encryption == "ckks" else EncryptedClientSum
-            return kind.restore(saved, identity, cohort, plan, number, model_hash, keys)
+            return EncryptedClientSum.restore(
+                saved, identity, cohort, plan, number, model_hash, keys
+            )
         parameters = cohort.round_parameters(plan, number, model_hash)
         return PairwiseClientSum(PairwiseClient.restore(saved, identity, parameters, keys))
 

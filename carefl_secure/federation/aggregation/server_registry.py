@@ -11,7 +11,6 @@ from carefl_secure.federation.aggregation.committee import (
     CommitteeServerSum,
 )
 from carefl_secure.federation.aggregation.encrypted import EncryptedServerSum
-from carefl_secure.federation.aggregation.key_additive import AdditiveServerSum
 from carefl_secure.federation.aggregation.pairwise import AheadPairwiseServerSum, PairwiseServerSum
 from carefl_secure.federation.aggregation.prefetch import CommitteeAhead, KeysAhead, PeersAhead
 from carefl_secure.federation.plan.cohort import Cohort
@@ -85,9 +84,6 @@ class ServerSums:
             return CommitteeServerSum(
                 exchange, pack(**hello), told, server, directory, folder, rides
             )
-        if cohort.encryption == "additive":
-            additive = cohort.additive_parameters(plan, number, model_hash)
-            return AdditiveServerSum(exchange, pack(**hello), additive, plan.encoding.bits)
         if cohort.aggregation == "encrypted":
             return EncryptedServerSum(
                 exchange, hello, plan, cohort, self._directory, number, model_hash

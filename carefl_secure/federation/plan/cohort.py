@@ -9,13 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from carefl_secure.errors import ConfigError
 from carefl_secure.federation.plan.ciphertext_packing import WORD_BITS, choose_fields
 from carefl_secure.secagg import (
-    AdditiveParameters,
     AheadCommitteeParameters,
     AheadParameters,
-    CkksParameters,
     CommitteeParameters,
     EncryptedParameters,
-    KeyedParameters,
     RoundParameters,
 )
 
@@ -25,34 +22,12 @@ if TYPE_CHECKING:
 __all__ = [
     "Aggregation",
     "Cohort",
-    "Encryption",
-    "check_encryption",
     "helpers_wanted",
     "make_cohort",
     "rotation_key",
 ]
 
 Aggregation = Literal["pairwise", "committee", "encrypted"]
-Encryption = Literal["bfv", "additive", "ckks"]
-
-
-def check_encryption(plan: RunPlan, encryption: Encryption) -> None:
-    """Refuse a plan whose sums cannot be encrypted in this way, before anything is written.
-
-    Raises
-    ------
-    ConfigError
-        When the sums fit no field; under CKKS when there is no noise.
-    """
-    if encryption != "ckks":
-        choose_fields(plan.encoding)
-    elif not plan.protected:
-        raise ConfigError(
-            "federation.encryption=ckks takes noised sums only, and privacy.unit is none: a CKKS "
-            "decryption has an error that tells about the key (Li and Micciancio 2021), so only "
-            "rounded sums under noise are decrypted; set federation.encryption=bfv, which is "
-            "exact, or choose a unit"
-        )
 
 
 @dataclass(frozen=True)
@@ -60,8 +35,7 @@ class Cohort:
     """Who takes part in which run on which base model.
 
     The way of summing follows from who is there: with ``members`` it is the committee, with a
-    ``key_holder`` encryption, with neither the peers alone; ``encryption="additive"`` needs
-    neither, as its clients hold the keys.
+    ``key_holder`` encryption, with neither pairwise masking alone.
 
     Parameters
     ----------
@@ -75,8 +49,6 @@ class Cohort:
         Ed25519 public keys of the committee.
     key_holder : bytes, optional
         Ed25519 public key of the one that can decrypt sums.
-    encryption : {"bfv", "additive", "ckks"}, optional
-        The scheme of encrypted sums; additive is EXPERIMENTAL.
     committee_dropout_tolerance : int, optional
         Members that may vanish once all have announced; ``2 * committee_dropout_tolerance + 1``
         honest ones are needed then.
@@ -86,8 +58,8 @@ class Cohort:
     Raises
     ------
     ConfigError
-        When there is a committee and a key holder, a helper is also a client, or the scheme does
-        not fit who is there; when the committee is too small for its spare.
+        When there is a committee and a key holder, or a helper is also a client; when the
+        committee is too small for its dropout tolerance.
 
     Guarantees
     ----------
@@ -101,7 +73,6 @@ class Cohort:
     base_hash: bytes
     members: tuple[bytes, ...] = ()
     key_holder: bytes | None = None
-    encryption: Encryption = "bfv"
     committee_dropout_tolerance: int = 0
     key_prefetch: bool = True
 
@@ -117,12 +88,6 @@ class Cohort:
             raise ConfigError(
                 "a run sums with a committee or with a key holder, not with both; name one of them"
             )
-        if self.encryption == "additive" and self.helpers:
-            raise ConfigError(
-                "under federation.encryption=additive there are no helpers; name none"
-            )
-        if self.encryption == "ckks" and self.key_holder is None:
-            raise ConfigError("a sum under CKKS needs a key holder; name its public key")
         if set(self.helpers) & set(self.roster):
             raise ConfigError(
                 "a client cannot be its own helper: committee members and the key holder need "
@@ -144,8 +109,7 @@ class Cohort:
         """The way of summing."""
         if self.members:
             return "committee"
-        alone = self.key_holder is None and self.encryption != "additive"
-        return "pairwise" if alone else "encrypted"
+        return "pairwise" if self.key_holder is None else "encrypted"
 
     def round_parameters(self, plan: RunPlan, number: int, model_hash: bytes) -> RoundParameters:
         """Return the agreement behind one round among peers.
@@ -191,7 +155,7 @@ class Cohort:
 
     def encrypted_parameters(
         self, plan: RunPlan, number: int, model_hash: bytes, public_key: bytes
-    ) -> KeyedParameters:
+    ) -> EncryptedParameters:
         """Return the agreement behind one encrypted round.
 
         Parameters
@@ -208,32 +172,11 @@ class Cohort:
         """
         if self.key_holder is None:
             raise ConfigError("an encrypted sum needs a key holder; name its public key")
-        check_encryption(plan, self.encryption)
-        if self.encryption == "ckks":
-            peers = self._peers(plan, number, model_hash)
-            return CkksParameters(**peers, key_holder=self.key_holder, public_key=public_key)
         room = choose_fields(plan.encoding)
         return EncryptedParameters(
             **{**self._peers(plan, number, model_hash), "bits": WORD_BITS},
             key_holder=self.key_holder,
             public_key=public_key,
-            value_bound=room.value_bound,
-            field_bits=room.field_bits,
-        )
-
-    def additive_parameters(
-        self, plan: RunPlan, number: int, model_hash: bytes
-    ) -> AdditiveParameters:
-        """Return the agreement behind one key-additive round (EXPERIMENTAL).
-
-        Raises
-        ------
-        ConfigError
-            When the sums of this plan fit no field.
-        """
-        room = choose_fields(plan.encoding)
-        return AdditiveParameters(
-            **{**self._peers(plan, number, model_hash), "bits": WORD_BITS},
             value_bound=room.value_bound,
             field_bits=room.field_bits,
         )
@@ -271,10 +214,9 @@ def rotation_key(parameters: RoundParameters | CommitteeParameters) -> bytes:
     return hashlib.sha256(b"carefl rotation" + b"".join(parts) + number).digest()
 
 
-def helpers_wanted(aggregation: Aggregation, members: int, encryption: Encryption) -> int:
+def helpers_wanted(aggregation: Aggregation, members: int) -> int:
     """Return how many parties beside the clients a way of summing needs."""
-    holders = 0 if encryption == "additive" else 1
-    return {"pairwise": 0, "committee": members, "encrypted": holders}[aggregation]
+    return {"pairwise": 0, "committee": members, "encrypted": 1}[aggregation]
 
 
 def make_cohort(
@@ -284,7 +226,6 @@ def make_cohort(
     base_hash: bytes,
     *,
     aggregation: Aggregation,
-    encryption: Encryption,
     committee_dropout_tolerance: int,
     key_prefetch: bool = True,
 ) -> Cohort:
@@ -296,7 +237,7 @@ def make_cohort(
     roster, helpers : tuple of bytes
         Ed25519 public keys of clients and helpers, as many helpers as `helpers_wanted` says.
     base_hash : bytes
-    aggregation, encryption, committee_dropout_tolerance, key_prefetch
+    aggregation, committee_dropout_tolerance, key_prefetch
         As configured; what the way of summing does not use is left at its default.
     """
     return Cohort(
@@ -304,8 +245,7 @@ def make_cohort(
         roster,
         base_hash,
         members=helpers if aggregation == "committee" else (),
-        key_holder=helpers[0] if aggregation == "encrypted" and helpers else None,
-        encryption=encryption if aggregation == "encrypted" else "bfv",
+        key_holder=helpers[0] if aggregation == "encrypted" else None,
         committee_dropout_tolerance=committee_dropout_tolerance
         if aggregation == "committee"
         else 0,

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carefl_secure.errors import ConfigError, RunError
-from carefl_secure.federation.aggregation.key_additive import EXPERIMENTAL
 from carefl_secure.federation.client.round_budget import RoundBudget
 from carefl_secure.federation.engine import Engine
 from carefl_secure.federation.in_process import Clients, vanishing
 from carefl_secure.federation.local_update.task import LocalTask
-from carefl_secure.federation.plan.cohort import Aggregation, Encryption, check_encryption
+from carefl_secure.federation.plan.ciphertext_packing import choose_fields
+from carefl_secure.federation.plan.cohort import Aggregation
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.plan.staged import Stage
 from carefl_secure.federation.server.event_log import EventLog
@@ -86,7 +86,6 @@ def run_federation(
     aggregation: Aggregation = "pairwise",
     committee_members: int = 3,
     committee_dropout_tolerance: int = 0,
-    encryption: Encryption = "bfv",
     key_prefetch: bool = True,
     engine: Engine = Clients,
     timeout: float = 3600.0,
@@ -142,8 +141,6 @@ def run_federation(
     committee_dropout_tolerance : int, optional
         Members that may vanish once all have announced; ``2 * committee_dropout_tolerance + 1``
         honest ones are needed then, in place of one.
-    encryption : {"bfv", "additive", "ckks"}, optional
-        The scheme of ``aggregation="encrypted"``; additive is EXPERIMENTAL.
     key_prefetch : bool, optional
         Whether the keys of a round are made on the way of the round before; changes no result, and
         nothing where uploads are encrypted.
@@ -186,13 +183,10 @@ def run_federation(
     journal = EventLog(folder.path / "logs" / "server.jsonl")
     way: str = aggregation
     if aggregation == "encrypted":
-        check_encryption(plan, encryption)
-        way = aggregation if encryption == "bfv" else f"{aggregation} ({encryption})"
+        choose_fields(plan.encoding)
     if aggregation == "committee" and committee_dropout_tolerance:
         # It changes whom the clients trust.
         way = f"{aggregation} (spare {committee_dropout_tolerance})"
-    if way == "encrypted (additive)":
-        reports.note(EXPERIMENTAL)
     clients = engine(
         plan,
         tasks,
@@ -204,7 +198,6 @@ def run_federation(
         aggregation=aggregation,
         committee_members=committee_members,
         committee_dropout_tolerance=committee_dropout_tolerance,
-        encryption=encryption,
         key_prefetch=key_prefetch,
     )
     server_ledger = Ledger(folder.ledger, {"run": folder.name})

@@ -15,18 +15,13 @@ comes from outside must be signed.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from carefl_secure.secagg.encrypted.seal import (
-    SealPublicKey,
-    check_parameters,
-    public_bytes,
-    tenseal_module,
-)
 from carefl_secure.secagg.primitives.checks import refuse
 from carefl_secure.secagg.primitives.crypto import Buffer
 
@@ -60,7 +55,12 @@ MIN_NOISE_BUDGET = 10
 """Bits of noise budget below which a sum is not decrypted."""
 
 
-_PARAMETERS = (DEGREE, PLAIN_MODULUS, COEFFICIENT_PRIMES)
+def _tenseal() -> Any:
+    """Import TenSEAL, late: it takes a while and most runs need none of it."""
+    import tenseal
+    import tenseal.sealapi  # registers the types that tenseal itself returns
+
+    return tenseal
 
 
 def _chunks(slots: npt.NDArray[np.uint64]) -> Iterator[list[int]]:
@@ -71,7 +71,7 @@ def _chunks(slots: npt.NDArray[np.uint64]) -> Iterator[list[int]]:
         yield row.tolist()
 
 
-class PublicKey(SealPublicKey):
+class PublicKey:
     """What is needed to encrypt and to add, and nothing that decrypts.
 
     Parameters
@@ -86,11 +86,22 @@ class PublicKey(SealPublicKey):
     """
 
     def __init__(self, raw: bytes) -> None:
-        super().__init__(raw, _PARAMETERS)
+        try:
+            context = _tenseal().context_from(raw, n_threads=1)
+        except (ValueError, RuntimeError, TypeError) as error:
+            raise refuse("public key", "it cannot be read") from error
+        if context.has_secret_key():
+            raise refuse("public key", "it holds a secret key; never send that")
+        if not context.has_public_key():
+            raise refuse("public key", "there is none in it")
+        _check_parameters(context)
+        self.digest = hashlib.sha256(raw).digest()
+        self._context = context
+        self._first = context.seal_context().data.first_parms_id()
 
     def encrypt(self, slots: npt.NDArray[np.uint64]) -> list[bytes]:
         """Encrypt residues modulo t, ``DEGREE`` per ciphertext, the last filled with zeros."""
-        vector = tenseal_module()._ts_cpp.BFVVector
+        vector = _tenseal()._ts_cpp.BFVVector
         return [vector(self._context.data, chunk).serialize() for chunk in _chunks(slots)]
 
     def load(self, ciphertext: Buffer) -> Any:
@@ -101,18 +112,32 @@ class PublicKey(SealPublicKey):
         ProtocolError
             If it is not one fresh or summed ciphertext of these parameters.
         """
-        kind = tenseal_module()._ts_cpp.BFVVector
-        vector, part = self._read(kind, ciphertext, DEGREE)
-        if part.is_ntt_form():
-            raise self._foreign()
+        try:
+            vector = _tenseal()._ts_cpp.BFVVector(self._context.data, bytes(ciphertext))
+            parts = vector.ciphertext()
+        except (ValueError, RuntimeError, TypeError) as error:
+            raise refuse("ciphertext form", "it cannot be read") from error
+        if len(parts) != 1 or vector.size() != DEGREE:
+            raise refuse("ciphertext form", f"it is not one ciphertext of {DEGREE} slots")
+        part = parts[0]
+        if part.size() != 2 or part.parms_id() != self._first or part.is_ntt_form():
+            raise refuse("ciphertext form", "it is of other parameters, or was computed with")
         return vector
+
+    def add(self, total: list[Any] | None, parts: Sequence[Any]) -> list[Any]:
+        """Add loaded ciphertexts to a running sum, in place, and return it."""
+        if total is None:
+            return list(parts)
+        for left, right in zip(total, parts, strict=True):
+            left.add_(right)
+        return total
 
 
 class SecretKey:
     """A fresh key pair. SEAL draws it, and the noise of every encryption, from the system."""
 
     def __init__(self) -> None:
-        tenseal = tenseal_module()
+        tenseal = _tenseal()
         self._context = tenseal.context(
             tenseal.SCHEME_TYPE.BFV,
             DEGREE,
@@ -120,14 +145,14 @@ class SecretKey:
             coeff_mod_bit_sizes=list(COEFFICIENT_BITS),
             n_threads=1,
         )
-        check_parameters(self._context, _PARAMETERS)
+        _check_parameters(self._context)
         seal = self._context.seal_context().data
         self._encoder = tenseal.sealapi.BatchEncoder(seal)
         self._decryptor = tenseal.sealapi.Decryptor(seal, self._context.secret_key().data)
 
     def public(self) -> bytes:
         """Return the public key alone."""
-        return public_bytes(self._context)
+        return _public_bytes(self._context)
 
     def noise_budget(self, vector: Any) -> int:
         """Return how many bits of noise a loaded ciphertext can still take."""
@@ -143,7 +168,7 @@ class SecretKey:
             and a failure would tell about the key.
         """
         slots = np.empty((len(vectors), DEGREE), np.uint64)
-        plain = tenseal_module().sealapi.Plaintext()
+        plain = _tenseal().sealapi.Plaintext()
         for row, vector in zip(slots, vectors, strict=True):
             budget = self.noise_budget(vector)
             if budget < MIN_NOISE_BUDGET:
@@ -155,3 +180,26 @@ class SecretKey:
             self._decryptor.decrypt(vector.ciphertext()[0], plain)
             row[:] = np.fromiter(self._encoder.decode_uint64(plain), np.uint64, DEGREE)
         return slots.reshape(-1)
+
+
+def _public_bytes(context: Any) -> bytes:
+    """Serialise a context without its secret and without keys that are not needed."""
+    raw: bytes = context.serialize(
+        save_public_key=True,
+        save_secret_key=False,
+        save_galois_keys=False,
+        save_relin_keys=False,
+    )
+    return raw
+
+
+def _check_parameters(context: Any) -> None:
+    """Refuse a context of other parameters."""
+    inner = context.seal_context().data.key_context_data().parms()
+    found = (
+        inner.poly_modulus_degree(),
+        inner.plain_modulus().value(),
+        tuple(prime.value() for prime in inner.coeff_modulus()),
+    )
+    if found != (DEGREE, PLAIN_MODULUS, COEFFICIENT_PRIMES):
+        raise refuse("public key", "it is of other parameters than those agreed on")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,13 +14,13 @@ from carefl_secure.secagg.encoding.quantize import wrap
 from carefl_secure.secagg.encrypted.bfv import PLAIN_MODULUS, PublicKey
 from carefl_secure.secagg.encrypted.key_holder import OPENED, opened_fields
 from carefl_secure.secagg.encrypted.messages import EncryptedSum, EncryptedUpload, OpenedSum
-from carefl_secure.secagg.encrypted.parameters import EncryptedParameters, KeyedParameters
+from carefl_secure.secagg.encrypted.parameters import EncryptedParameters
 from carefl_secure.secagg.pairwise.client import PairwiseClient
 from carefl_secure.secagg.pairwise.parameters import RoundParameters
 from carefl_secure.secagg.pairwise.server import PairwiseServer
 from carefl_secure.secagg.pairwise.state import Phase
 from carefl_secure.secagg.primitives.checks import refuse
-from carefl_secure.secagg.primitives.crypto import Buffer, verify
+from carefl_secure.secagg.primitives.crypto import verify
 from carefl_secure.secagg.primitives.packing import pack_fields, unpack_fields
 from carefl_secure.secagg.primitives.residues import (
     add_residue_masks,
@@ -28,27 +28,7 @@ from carefl_secure.secagg.primitives.residues import (
     to_residues,
 )
 
-__all__ = ["EncryptedClient", "EncryptedServer", "Encrypter", "checked_key", "encrypt_upload"]
-
-
-class Encrypter(Protocol):
-    """A public key of either scheme."""
-
-    @property
-    def digest(self) -> bytes:
-        """SHA-256 of its bytes."""
-        ...
-
-    def load(self, ciphertext: Buffer) -> Any:
-        """Read one ciphertext, or refuse."""
-        ...
-
-    def add(self, total: list[Any] | None, parts: Sequence[Any]) -> list[Any]:
-        """Add loaded ciphertexts to a running sum."""
-        ...
-
-
-Key = TypeVar("Key", bound=Encrypter)
+__all__ = ["EncryptedClient", "EncryptedServer"]
 
 
 def _encrypted(parameters: RoundParameters) -> EncryptedParameters:
@@ -57,8 +37,9 @@ def _encrypted(parameters: RoundParameters) -> EncryptedParameters:
     return parameters
 
 
-def checked_key(key: Key, parameters: KeyedParameters) -> Key:
+def _checked_key(public: bytes, parameters: EncryptedParameters) -> PublicKey:
     """Return a key if it is the one that the round was agreed on."""
+    key = PublicKey(public)
     if key.digest != parameters.public_key:
         raise refuse("public key", "it is not the one this round was agreed on")
     return key
@@ -97,7 +78,7 @@ class EncryptedClient(PairwiseClient):
         ProtocolError
             If it is not the one of the agreement, or no public key.
         """
-        self._key = checked_key(PublicKey(public), _encrypted(self._parameters))
+        self._key = _checked_key(public, _encrypted(self._parameters))
 
     def mask(self, vector: npt.NDArray[Any], shares: Mapping[int, bytes]) -> bytes:
         """Step 2: as ``PairwiseClient.mask``, packed and encrypted.
@@ -127,16 +108,10 @@ class EncryptedClient(PairwiseClient):
         packed = pack_fields(signed, parameters.field_bits)
         slots = to_residues(packed, PLAIN_MODULUS)
         add_residue_masks(slots, masks, signs, PLAIN_MODULUS)
-        return encrypt_upload(self, tuple(key.encrypt(slots)), held)
-
-
-def encrypt_upload(
-    client: PairwiseClient, chunks: tuple[bytes, ...], held: dict[int, bytearray]
-) -> bytes:
-    """Sign a client's ciphertexts, end its step 2 and return the message."""
-    signature = client._sign_upload(EncryptedUpload(chunks, b"").digest())
-    client._uploaded(held)
-    return EncryptedUpload(chunks, signature).encode(client.index, client._context)
+        chunks = tuple(key.encrypt(slots))
+        signature = self._sign_upload(EncryptedUpload(chunks, b"").digest())
+        self._uploaded(held)
+        return EncryptedUpload(chunks, signature).encode(self.index, self._context)
 
 
 class EncryptedServer(PairwiseServer):
@@ -158,19 +133,13 @@ class EncryptedServer(PairwiseServer):
     As ``PairwiseServer``. It holds no key that decrypts; one encrypted vector is kept at any time.
     """
 
-    def __init__(self, parameters: KeyedParameters, public: bytes) -> None:
+    def __init__(self, parameters: EncryptedParameters, public: bytes) -> None:
         super().__init__(parameters)
         self._agreed = parameters
-        self._key: Encrypter = checked_key(self._read(public), parameters)
+        self._key = _checked_key(public, parameters)
         self._encrypted: list[Any] | None = None
         self._request = b""
         self._slots: npt.NDArray[np.uint64] | None = None
-
-    def _read(self, public: bytes) -> Encrypter:
-        return PublicKey(public)
-
-    def _in_range(self, numbers: npt.NDArray[np.uint64]) -> bool:
-        return not (numbers >= PLAIN_MODULUS).any()
 
     def uploaded(self, index: int, message: bytes) -> None:
         """Check a client's ciphertexts and add them to the sum; the message is not kept."""
@@ -200,25 +169,20 @@ class EncryptedServer(PairwiseServer):
         fields = opened_fields(self._context, self._request, parsed.residues)
         verify(self._agreed.key_holder, parsed.signature, 0, OPENED, *fields, party="key holder")
         numbers = parsed.numbers()
-        if not self._in_range(numbers):
+        if (numbers >= PLAIN_MODULUS).any():
             raise refuse("opened sum", "a number is no residue")
         self._slots = numbers
 
     def finish(self) -> npt.NDArray[Any]:
         """Take the masks off and return the sum, shape ``[dimension]``, as words; once."""
-        slots, keys, signs = self._left()
-        parameters = _encrypted(self._parameters)
-        add_residue_masks(slots, keys, signs, PLAIN_MODULUS)
-        numbers = from_residues(slots, PLAIN_MODULUS)
-        integers = unpack_fields(numbers, parameters.dimension, parameters.field_bits)
-        return wrap(integers, parameters.bits)
-
-    def _left(self) -> tuple[npt.NDArray[np.uint64], list[bytes], list[int]]:
-        """End the round and return what was opened, with keys and signs of the masks on it."""
         if self._slots is None:
             raise refuse(
                 "step order", "the key holder has not opened the sum, or it was handed out"
             )
         keys, signs = self._masks()
         slots, self._slots = self._slots, None
-        return slots, keys, signs
+        parameters = _encrypted(self._parameters)
+        add_residue_masks(slots, keys, signs, PLAIN_MODULUS)
+        numbers = from_residues(slots, PLAIN_MODULUS)
+        integers = unpack_fields(numbers, parameters.dimension, parameters.field_bits)
+        return wrap(integers, parameters.bits)

@@ -3,34 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from typing import Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from carefl_secure.secagg.encrypted.bfv import PublicKey, SecretKey
 from carefl_secure.secagg.encrypted.messages import EncryptedSum, OpenedSum
-from carefl_secure.secagg.encrypted.parameters import KeyedParameters
+from carefl_secure.secagg.encrypted.parameters import EncryptedParameters
 from carefl_secure.secagg.primitives.checks import refuse
 from carefl_secure.secagg.primitives.crypto import digest, public_bytes, sign, words_digest
 
 __all__ = ["OPENED", "KeyHolder", "opened_fields"]
 
 OPENED = b"opened sum"
-
-
-class Opener(Protocol):
-    """A secret key of either scheme."""
-
-    def public(self) -> bytes:
-        """Return the public key alone."""
-        ...
-
-    def decrypt(self, vectors: Sequence[Any]) -> npt.NDArray[np.uint64]:
-        """Decrypt loaded ciphertexts, or refuse."""
-        ...
 
 
 def opened_fields(context: bytes, message: bytes, residues: bytes) -> tuple[bytes, ...]:
@@ -68,15 +52,8 @@ class KeyHolder:
 
     def __init__(self, identity: Ed25519PrivateKey) -> None:
         self._identity = identity
-        self._secret: Opener | None = self._make()
+        self._secret: SecretKey | None = SecretKey()
         self._public = self._secret.public()
-
-    def _make(self) -> Opener:
-        return SecretKey()
-
-    def _load(self, chunks: Sequence[bytes]) -> list[Any]:
-        key = PublicKey(self._public)
-        return [key.load(chunk) for chunk in chunks]
 
     @property
     def public_key(self) -> bytes:
@@ -85,10 +62,10 @@ class KeyHolder:
 
     @property
     def public_digest(self) -> bytes:
-        """Its SHA-256, for ``KeyedParameters.public_key``."""
+        """Its SHA-256, for ``EncryptedParameters.public_key``."""
         return hashlib.sha256(self._public).digest()
 
-    def open(self, parameters: KeyedParameters, message: bytes) -> bytes:
+    def open(self, parameters: EncryptedParameters, message: bytes) -> bytes:
         """Decrypt the sum of one round, once, and sign what came out.
 
         Parameters
@@ -105,7 +82,8 @@ class KeyHolder:
         if parameters.public_key != self.public_digest:
             raise refuse("public key", "the round names another public key than mine")
         parsed = EncryptedSum.parse(message, parameters)
-        slots = self._secret.decrypt(self._load(parsed.chunks))
+        key = PublicKey(self._public)
+        slots = self._secret.decrypt([key.load(chunk) for chunk in parsed.chunks])
         residues = slots[: parameters.slots].astype("<u8").tobytes()
         context = parameters.context()
         signature = sign(self._identity, OPENED, *opened_fields(context, message, residues))

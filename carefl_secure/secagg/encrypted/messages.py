@@ -9,7 +9,7 @@ from enum import IntEnum
 import numpy as np
 import numpy.typing as npt
 
-from carefl_secure.secagg.encrypted.parameters import KeyedParameters
+from carefl_secure.secagg.encrypted.parameters import EncryptedParameters
 from carefl_secure.secagg.primitives.checks import refuse
 from carefl_secure.secagg.primitives.crypto import Buffer, words_digest
 from carefl_secure.secagg.primitives.framing import exact, header, read_body
@@ -63,7 +63,7 @@ class EncryptedUpload:
         return header(EncryptedKind.UPLOAD, index, context) + _join(self.chunks) + self.signature
 
     @classmethod
-    def parse(cls, message: Buffer, index: int, parameters: KeyedParameters) -> EncryptedUpload:
+    def parse(cls, message: Buffer, index: int, parameters: EncryptedParameters) -> EncryptedUpload:
         """Read the message of client ``index``; ciphertexts are not looked into."""
         kind = EncryptedKind.UPLOAD
         body = read_body(
@@ -85,7 +85,7 @@ class EncryptedSum:
         return header(EncryptedKind.SUM, 0, context) + _join(self.chunks)
 
     @classmethod
-    def parse(cls, message: Buffer, parameters: KeyedParameters) -> EncryptedSum:
+    def parse(cls, message: Buffer, parameters: EncryptedParameters) -> EncryptedSum:
         """Read the message; ciphertexts are not looked into."""
         kind = EncryptedKind.SUM
         body = read_body(
@@ -106,7 +106,7 @@ class OpenedSum:
         return header(EncryptedKind.OPENED, 0, context) + self.residues + self.signature
 
     @classmethod
-    def parse(cls, message: Buffer, parameters: KeyedParameters) -> OpenedSum:
+    def parse(cls, message: Buffer, parameters: EncryptedParameters) -> OpenedSum:
         """Read the message; only the layout is checked."""
         kind = EncryptedKind.OPENED
         body = read_body(

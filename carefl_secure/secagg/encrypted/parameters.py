@@ -11,48 +11,11 @@ from carefl_secure.secagg.primitives.agreement import check_hash
 from carefl_secure.secagg.primitives.crypto import digest, pack
 from carefl_secure.secagg.primitives.packing import check_fields, slots
 
-__all__ = ["EncryptedParameters", "KeyedParameters"]
+__all__ = ["EncryptedParameters"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class KeyedParameters(RoundParameters):
-    """What the rounds with a key holder have in common, whatever the scheme.
-
-    Parameters
-    ----------
-    key_holder
-        The key holder's Ed25519 public key, 32 bytes.
-    public_key
-        SHA-256 of the key holder's public encryption key for this round.
-
-    Raises
-    ------
-    ConfigError
-        If a value is out of range.
-    """
-
-    key_holder: bytes
-    public_key: bytes
-
-    def __post_init__(self) -> None:
-        """Check every value."""
-        super().__post_init__()
-        check_hash(self.key_holder, "key_holder")
-        check_hash(self.public_key, "public_key")
-
-    @property
-    def slots(self) -> int:
-        """Numbers per vector."""
-        raise NotImplementedError
-
-    @property
-    def chunks(self) -> int:
-        """Ciphertexts per vector."""
-        raise NotImplementedError
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncryptedParameters(KeyedParameters):
+class EncryptedParameters(RoundParameters):
     """The agreement behind one encrypted round: that of the peers, and the key holder's.
 
     Words are read as signed integers. All fields of ``RoundParameters`` mean what they do there;
@@ -80,12 +43,16 @@ class EncryptedParameters(KeyedParameters):
     of it, so a client that was given another public key refuses, or is refused.
     """
 
+    key_holder: bytes
+    public_key: bytes
     value_bound: int
     field_bits: int = 20
 
     def __post_init__(self) -> None:
         """Check every value."""
         super().__post_init__()
+        check_hash(self.key_holder, "key_holder")
+        check_hash(self.public_key, "public_key")
         check_fields(self.value_bound, self.field_bits, self.clients, self.bits)
 
     @property

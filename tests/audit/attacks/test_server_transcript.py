@@ -149,6 +149,6 @@ def test_a_wrong_view_cannot_be_passed(sound: Rehearsal) -> None:
 def test_no_view_of_the_server_holds_the_coins(sound: Rehearsal) -> None:
     view = sound.transcript()
     names: Mapping[str, Any] = vars(view)
-    public = {"clients", "bits", "seed", "aggregation", "dimension", "encryption"}
+    public = {"clients", "bits", "seed", "aggregation", "dimension"}
     assert set(names) == {"messages"} | public
     assert all(isinstance(message, Heard) for message in view.messages)

@@ -226,10 +226,8 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         {"aggregation": "pairwise"},
         {"aggregation": "committee"},
         {"aggregation": "encrypted"},
-        {"aggregation": "encrypted", "encryption": "additive"},
-        {"aggregation": "encrypted", "encryption": "ckks"},
     ],
-    ids=lambda way: way.get("encryption", way["aggregation"]),
+    ids=lambda way: way["aggregation"],
 )
 def test_sessions_move_from_actor_to_actor_in_every_way_of_summing(
     runs: Runs, way: dict[str, Any]
@@ -267,7 +265,6 @@ def parties(runs: Runs, no_ray: None) -> Iterator[RayParties]:
     options: dict[str, Any] = {
         "committee_members": 3,
         "committee_dropout_tolerance": 0,
-        "encryption": "bfv",
         "key_prefetch": True,
     }
     made = engine(

@@ -1,1 +1,0 @@
-"""An experimental sum under key-additive encryption."""
