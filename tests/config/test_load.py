@@ -100,7 +100,9 @@ def test_unknown_key_without_a_neighbour_lists_what_is_known() -> None:
 
 
 def test_a_removed_key_says_what_to_do() -> None:
-    with pytest.raises(ConfigError, match=r"was removed: federation.aggregation=encrypted always uses BFV"):
+    with pytest.raises(
+        ConfigError, match=r"was removed: federation.aggregation=encrypted always uses BFV"
+    ):
         load_config(None, ["federation.encryption=ckks"])
 
 

@@ -116,9 +116,7 @@ def cohort_of(config: Config, run: str, roster: Roster, base_hash: bytes) -> Coh
         When the configuration asks for other parties than the roster names.
     """
     federation, helpers = config.federation, roster.helpers
-    wanted = helpers_wanted(
-        federation.aggregation, federation.committee_members
-    )
+    wanted = helpers_wanted(federation.aggregation, federation.committee_members)
     if len(helpers) != wanted or len(roster.clients) != config.federation.clients:
         raise PolicyError(
             f"the run wants {config.federation.clients} clients and {wanted} helpers, the roster "
