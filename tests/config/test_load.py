@@ -99,13 +99,6 @@ def test_unknown_key_without_a_neighbour_lists_what_is_known() -> None:
     assert "data.source" in refused("data=1")
 
 
-def test_a_removed_key_says_what_to_do() -> None:
-    with pytest.raises(
-        ConfigError, match=r"was removed: federation.aggregation=encrypted always uses BFV"
-    ):
-        load_config(None, ["federation.encryption=ckks"])
-
-
 def test_unknown_key_in_a_file(tmp_path: Path) -> None:
     text = refused(path=written(tmp_path, "privacy: {epsilom: 3}\nadaptor: {rank: 4}\n"))
     assert "did you mean 'privacy.epsilon'" in text
