@@ -6,82 +6,94 @@ import itertools
 import json
 import random
 import re
-import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import click
 import pytest
-import typer.main
 from PIL import Image, ImageDraw
+from typer.testing import CliRunner
 
 from carefl_secure.cli.app import app
+from carefl_secure.config import load_config
+from carefl_secure.config.experiment import load_experiment
+from tests.support import pages
+from tests.support.pages import ROOT, Command, commands, name_of
 
-ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
-_FENCE = re.compile(r"(<!-- run -->\n)?```(\w*)\n(.*?)```", re.DOTALL)
-
-
-@dataclass(frozen=True)
-class Command:
-    """One command of a page."""
-
-    words: tuple[str, ...]
-    run: bool
+# Commands that answer in a second or two; every one that a page shows is run in the quick suite.
+CHEAP = {"budget", "data check", "threat-model check", "threat-model list", "threat-model show"}
+# What a README command is cut down to where a test runs it.
+SMALL = ("--rounds", "2", "--set", "data.records=640", "--set", "privacy.delta=1e-4")
+HUB = ("HuggingFaceTB/", "llava-hf/")
 
 
-def commands(page: Path) -> Iterator[Command]:
-    """Find the commands in the fenced and indented blocks of a page."""
-    text = page.read_text("utf-8")
-    for found in _FENCE.finditer(text):
-        yield from _lines(found[3], bool(found[1]))
-    for line in _FENCE.sub("", text).splitlines():
-        if line.startswith(("    carefl-secure ", "    make ")):
-            yield from _lines(line, False)
+def with_commands(run: bool) -> list[Path]:
+    return [page for page in pages.PAGES if any(c.run or not run for c in commands(page))]
 
 
-def _lines(block: str, run: bool) -> Iterator[Command]:
-    for line in re.sub(r"\\\n\s*", "", block).splitlines():
-        line = line.strip().removeprefix("$ ")
-        if line.startswith(("carefl-secure ", "make ")):
-            yield Command(tuple(shlex.split(line, comments=True)), run)
+EVERY = sorted({c.words: c for page in pages.PAGES for c in commands(page)}.items())
+COMMANDS = [command for _, command in EVERY]
 
 
-def pages(run: bool) -> list[Path]:
-    return [page for page in PAGES if any(c.run or not run for c in commands(page))]
+def shown(command: Command) -> str:
+    return " ".join(command.words)[:90]
 
 
-def name(page: Path) -> str:
-    return page.relative_to(ROOT).as_posix()
+def fill(words: tuple[str, ...], **values: str) -> list[str]:
+    """Put real values where a page leaves a placeholder."""
+    return [values.get(word.strip("<>"), word) for word in words]
 
 
 def test_there_are_commands_to_check() -> None:
-    assert {"README.md", "docs/index.md"} <= {name(page) for page in pages(run=False)}
-    assert len(pages(run=True)) >= 5
+    assert {"README.md", "docs/index.md"} <= {name_of(page) for page in with_commands(run=False)}
+    assert len(with_commands(run=True)) >= 5
+    assert {command.leaf for command in COMMANDS} >= CHEAP
 
 
-@pytest.mark.parametrize("page", pages(run=False), ids=name)
-def test_commands_exist_with_their_options(page: Path) -> None:
-    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
-    for command in commands(page):
-        first, *rest = command.words
-        if first == "make":
-            assert rest and rest[0] in targets, command.words
-            continue
-        node: click.Command = typer.main.get_command(app)
-        context = click.Context(node, info_name=first)
-        while isinstance(node, click.Group) and rest:
-            inner = node.get_command(context, rest[0].split("|")[0])
-            assert inner is not None, f"{name(page)}: no command {rest[0]!r} in {command.words}"
-            node, rest = inner, rest[1:]
-        known = {option for each in node.params for option in (*each.opts, *each.secondary_opts)}
-        for word in rest:
-            option = word.split("=")[0]
-            if option.startswith("-") and option not in ("--help", "--version", "-V"):
-                assert option in known, f"{name(page)}: {command.words} has no option {option}"
+@pytest.mark.parametrize("command", COMMANDS, ids=shown)
+def test_every_command_parses(command: Command) -> None:
+    if command.words[0] == "make":
+        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+        assert command.words[1] in targets
+    elif command.words[1:2] == ("COMMAND",) or "..." in command.words:
+        assert command.inline  # any command is meant
+    else:
+        words = [word.split("|")[0] for word in command.words[1:]]
+        try:
+            pages.parsed(tuple(words))
+        except click.MissingParameter:
+            assert command.inline, f"{shown(command)} lacks an argument"
+
+
+RUNS = [c for c in COMMANDS if c.leaf in ("train", "experiment") and "..." not in c.words]
+
+
+@pytest.mark.parametrize("command", RUNS, ids=shown)
+def test_the_settings_of_every_run_are_sound(command: Command) -> None:
+    """What `train` refuses before it trains is refused here: files, values, contradictions."""
+    given = pages.parsed(command.words[1:])
+    if command.leaf == "experiment":
+        load_experiment(ROOT / command.words[2])
+        return
+    if given["resume"] is not None:
+        return
+    config = given["config"]
+    path = None if config is None else ROOT / str(config)
+    clients = given["clients"] if given["clients"] is not None else given["local_nodes"]
+    stages = given["stages"]
+    settings = load_config(
+        path,
+        tuple(given["set_"] or ()),  # type: ignore[arg-type]
+        epsilon=given["epsilon"],
+        data=given["data"],
+        rounds=given["rounds"],
+        clients=clients,
+        aggregation=given["aggregation"],
+        stages=None if stages is None else str(stages).split(","),
+        track=given["track"] or None,
+    )
+    assert settings.privacy.unit != "none" or "privacy.unit=none" in command.words
 
 
 def test_an_unknown_option_would_be_seen(tmp_path: Path) -> None:
@@ -89,24 +101,108 @@ def test_an_unknown_option_would_be_seen(tmp_path: Path) -> None:
     page.write_text("```console\n$ carefl-secure train \\\n    --no-such-thing 3\n```\n")
     (command,) = commands(page)
     assert command.words == ("carefl-secure", "train", "--no-such-thing", "3") and not command.run
+    with pytest.raises(Exception, match="no-such-thing"):
+        pages.parsed(command.words[1:])
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make the folder that the page on one's own images speaks of."""
+    folder = tmp_path_factory.mktemp("own") / "images"
+    _image_folder(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "command",
+    [c for c in COMMANDS if c.leaf in CHEAP and "--labels" not in c.words and len(c.words) > 2],
+    ids=shown,
+)
+def test_every_cheap_command_does_what_it_should(
+    command: Command, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(images.parent)
+    words = fill(command.words[1:], PATH="images")
+    if any(Path(word).is_absolute() for word in words):
+        return  # a published corpus, which nobody may pass on
+    if command.leaf == "threat-model show" and words[-1] == "NAME":
+        words[-1] = "active-server"
+    if command.leaf in ("budget", "data check") and len(words) <= len(command.leaf.split()):
+        return  # named in running text, without its arguments
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", pages(run=True), ids=name)
+@pytest.mark.parametrize("page", with_commands(run=True), ids=name_of)
 def test_commands_of_a_page_run_in_order(page: Path, tmp_path: Path) -> None:
     _image_folder(tmp_path / "images")
-    program = Path(sys.executable).with_name("carefl-secure")
+    last = ""
     for command in commands(page):
         if command.run:
-            done = subprocess.run(
-                [program, *command.words[1:]],
-                cwd=tmp_path,
-                capture_output=True,
-                text=True,
-                timeout=600,
-                check=False,
-            )
-            assert done.returncode == 0, f"{command.words}\n{done.stdout}\n{done.stderr}"
+            _run(command.words[1:], tmp_path)
+            last = next((w for w in command.words if w.startswith("run.name=")), last)
+    text = page.read_text("utf-8")
+    named = set(re.findall(r"`(runs/[\w./-]+)`", text))
+    table = re.search(r"^\| in the run folder .*?\n\n", text, re.MULTILINE | re.DOTALL)
+    if table is not None:
+        inside = re.findall(r"^\|([^|]*)\|", table[0], re.MULTILINE)
+        files = {name for cell in inside for name in re.findall(r"`([^`]+)`", cell)}
+        named |= {f"runs/{last.removeprefix('run.name=')}/{name}" for name in files}
+    missing = sorted(name for name in named if not (tmp_path / name).exists())
+    assert not missing, f"the commands of {name_of(page)} leave no {missing}"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train one small run that commands with a placeholder for a run can be given."""
+    home = tmp_path_factory.mktemp("finished")
+    _image_folder(home / "images")
+    _run(("train", "--epsilon", "8", *SMALL, "--set", "run.name=one"), home)
+    return home
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command",
+    [c for c in commands(ROOT / "README.md") if c.leaf in ("audit", "evaluate", "report")]
+    + [c for c in commands(ROOT / "README.md") if c.leaf.startswith(("ledger", "doctor"))],
+    ids=shown,
+)
+def test_every_command_of_the_readme_on_a_finished_run(command: Command, finished: Path) -> None:
+    words = [word.replace("runs/<id>", "runs/one") for word in command.words[1:]]
+    _run(tuple(words), finished)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command", [c for c in commands(ROOT / "README.md") if c.leaf == "train"], ids=shown
+)
+def test_every_training_command_of_the_readme_trains(command: Command, finished: Path) -> None:
+    words = [w.replace("runs/<id>", "runs/one") for w in fill(command.words[1:], PATH="images")]
+    if any(word.partition("=")[2].startswith(HUB) for word in words):
+        return  # its checkpoint would have to be downloaded; the settings are checked above
+    if "--resume" in words or len(words) == 1:
+        return  # a finished run has nothing left; tests/deployment/superlink/test_resume.py does it
+    if "--data" in words:  # 120 pictures: a larger delta is theirs
+        _run((*words, "--rounds", "2", "--set", "run.name=own"), finished)
+        return
+    small = [*SMALL]
+    if "--stages" in words:
+        small = [*SMALL[2:], "--set", "stages.rounds=[1, 1]"]
+    _run((*words, *small), finished)
+
+
+def _run(words: tuple[str, ...], cwd: Path) -> None:
+    done = subprocess.run(
+        [Path(sys.executable).with_name("carefl-secure"), *words],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
 
 
 def _image_folder(folder: Path) -> None:
