@@ -49,7 +49,8 @@ from carefl_secure.deployment.flower.superlink import (
     start_server,
     write_app,
 )
-from carefl_secure.deployment.provisioning.site_bundle import Sites, provision
+from carefl_secure.deployment.provisioning.provision import provision
+from carefl_secure.deployment.provisioning.sites import Sites
 from carefl_secure.federation.client.app import build_client_app
 from carefl_secure.federation.client.session import ClientSession
 from carefl_secure.federation.in_process import Clients

@@ -25,6 +25,7 @@ __all__ = [
     "flatten",
     "load_config",
     "parse_words",
+    "parse_yaml",
     "read_yaml",
 ]
 
@@ -95,7 +96,20 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 
-def _parse(text: str, origin: str) -> Any:
+def parse_yaml(text: str, origin: str) -> Any:
+    """Read YAML text, a key given twice refused.
+
+    Parameters
+    ----------
+    text : str
+    origin : str
+        Where the text came from, for the error.
+
+    Raises
+    ------
+    ConfigError
+        If it is not valid YAML.
+    """
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
@@ -241,7 +255,7 @@ def parse_words(words: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(_unknown(key))
         if key in found:
             raise ConfigError(f"{key} is set twice on the command line; give it once.")
-        found[key] = _parse(text, f"--set {key}")
+        found[key] = parse_yaml(text, f"--set {key}")
     return found
 
 
@@ -260,7 +274,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"cannot read the configuration {path}: {error}. Give --config an existing YAML file."
         ) from error
-    found = _parse(text, str(path))
+    found = parse_yaml(text, str(path))
     if found is None:
         return {}
     if not isinstance(found, dict):

@@ -23,13 +23,15 @@ import yaml
 from carefl_secure.cli.app import app
 from carefl_secure.config import load_config
 from carefl_secure.deployment.flower.processes import free_port
-from carefl_secure.deployment.provisioning.site_bundle import PARTS, provision, read_sites
+from carefl_secure.deployment.provisioning.provision import provision
+from carefl_secure.deployment.provisioning.site_bundle import HALVES
+from carefl_secure.deployment.provisioning.sites import read_sites
 
 ROOT = Path(__file__).resolve().parents[2]
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 DEPLOY = ROOT / "configs" / "deploy"
 BOTH = {"bundle.json", "roster.json"}
-AGENT, NODE = BOTH | set(PARTS["agent"]), BOTH | set(PARTS["supernode"])
+AGENT, NODE = BOTH | set(HALVES["agent"]), BOTH | set(HALVES["supernode"])
 SERVER = {"bundle.json", "roster.json", "ca.crt", "server.pem", "server.key"}
 
 

@@ -27,7 +27,8 @@ from carefl_secure.deployment.flower.superlink import (
     start_server,
 )
 from carefl_secure.deployment.provisioning.certificates import read_identity
-from carefl_secure.deployment.provisioning.site_bundle import Roster, Sites, provision
+from carefl_secure.deployment.provisioning.provision import provision
+from carefl_secure.deployment.provisioning.sites import Roster, Sites
 from carefl_secure.deployment.site.proposal import Proposal, cohort_of
 from carefl_secure.deployment.superlink.parties import Deployed
 from carefl_secure.errors import CareflError

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 from PIL import Image, ImageDraw
 
-from carefl_secure.deployment.provisioning.site_bundle import PARTS
+from carefl_secure.deployment.provisioning.site_bundle import HALVES
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = ("anger", "happiness", "sadness")
@@ -143,7 +143,7 @@ class Deployment:
         half.mkdir(parents=True)
         for file in ("bundle.json", "roster.json"):
             shutil.copy(self.bundle(name) / file, half / file)
-        for file in PARTS["supernode"]:
+        for file in HALVES["supernode"]:
             shutil.move(self.bundle(name) / file, half / file)
         meet = ["--socket", str(self.root / f"{name}.sock")]
         self.start(name, "node", "start", f"bundles/sites/{name}", "--only", "agent", *meet)

@@ -17,7 +17,9 @@ import yaml
 from carefl_secure.config import Config, load_config
 from carefl_secure.deployment.flower import relay
 from carefl_secure.deployment.provisioning.certificates import read_identity
-from carefl_secure.deployment.provisioning.site_bundle import Roster, SiteBundle, Sites, provision
+from carefl_secure.deployment.provisioning.provision import provision
+from carefl_secure.deployment.provisioning.site_bundle import SiteBundle
+from carefl_secure.deployment.provisioning.sites import Roster, Sites
 from carefl_secure.deployment.site.agent import Agent
 from carefl_secure.deployment.site.proposal import Proposal, cohort_of
 from carefl_secure.deployment.superlink.parties import Deployed

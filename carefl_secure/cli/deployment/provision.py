@@ -20,8 +20,8 @@ def provision(
 
     Hand each site its own folder of sites/ and no other: it holds the site's private keys.
     """
-    from carefl_secure.deployment.provisioning.site_bundle import provision as write
-    from carefl_secure.deployment.provisioning.site_bundle import read_sites
+    from carefl_secure.deployment.provisioning.provision import provision as write
+    from carefl_secure.deployment.provisioning.sites import read_sites
 
     read = read_sites(sites)
     write(read, out)

@@ -1,125 +1,158 @@
-"""A site's own word on what runs it takes part in; read on the node, never sent by a server."""
+"""The policy of a site: which runs it takes part in. Read on the node, never sent by a server."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated, Literal
 
-import yaml
+from pydantic import Field, StringConstraints
+from pydantic.dataclasses import dataclass
 
+from carefl_secure.deployment.provisioning.documents import STRICT, Real, read_yaml
 from carefl_secure.errors import ConfigError, PolicyError
 from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.federation.plan.run_plan import RunPlan
+from carefl_secure.privacy.plan import Trust
 
 __all__ = ["TEMPLATE", "Policy", "check_policy", "read_policy"]
 
 TEMPLATE = """\
-# What this site takes part in. A run that asks for more is refused here, whatever the server says.
-# The most that all runs on one corpus may spend, and all runs on all corpora of this site.
+# Which runs this site takes part in. A run that breaks one of these clauses is refused here,
+# whatever the server says. Every clause must be present.
+
+# The most epsilon that all runs on one corpus may spend, and all runs on all corpora of this site.
 max_epsilon_per_corpus: 8.0
 max_epsilon_total: 16.0
-# The largest delta of a run; keep it below one over the number of records. Write 1.0e-4, not 1e-4.
-max_delta: 1.0e-4
-# Fewest clients in a run, and fewest in any sum that is opened.
+# The largest delta of a run; keep it below one over the number of records.
+max_delta: 1e-4
+# What one epsilon may protect, and against whom: under trust "secagg" the server and a number of
+# colluding clients, under trust "none" everybody. Runs without noise: see allow_unprotected.
+allowed_units: [record, person, client]
+allowed_trust: [secagg, none]
+# The largest chance of a record, or a person, to take part in a round; and the most rounds.
+max_sample_rate: 0.5
+max_rounds: 1000
+# How many clients may side with the server before the promise fails: the fewest that a plan with
+# trust "secagg" must withstand.
+min_colluders: 1
+# Fewest clients in a run, and in any sum that is opened.
 min_clients: 3
 min_survivors: 3
+# Aggregation protocols: pairwise, committee, encrypted.
+allowed_aggregation: [pairwise, committee, encrypted]
+# A committee hides every vector while one member is honest. If it may lose k members and still
+# open the sum, 2k + 1 honest members are needed instead.
+min_committee_members: 3
+max_committee_dropout_tolerance: 0
 # SHA-256 in hexadecimal; empty lists allow every base model and every plan.
 allowed_base_models: []
 allowed_plans: []
-# peer, committee, encrypt.
-allowed_aggregation: [pairwise, committee, encrypted]
 # Whether a run without differential privacy is allowed.
 allow_unprotected: false
 # Ed25519 public keys, in hexadecimal, of those who may submit runs.
 submitters: ["{submitter}"]
 """
 
-_NUMBERS = ("max_epsilon_per_corpus", "max_epsilon_total", "max_delta")
-_COUNTS = ("min_clients", "min_survivors")
-_LISTS = ("allowed_base_models", "allowed_plans", "allowed_aggregation", "submitters")
+_Hash = Annotated[str, StringConstraints(pattern=r"^[0-9A-Fa-f]{64}$", to_lower=True)]
+_Positive = Annotated[Real, Field(gt=0)]
+_Count = Annotated[int, Field(ge=1)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Policy:
-    """What a site allows; see `TEMPLATE` for each word."""
+    """The clauses of a site; `TEMPLATE` describes each."""
 
-    max_epsilon_per_corpus: float
-    max_epsilon_total: float
-    max_delta: float
-    min_clients: int
-    min_survivors: int
-    allowed_base_models: tuple[str, ...]
-    allowed_plans: tuple[str, ...]
+    max_epsilon_per_corpus: _Positive
+    max_epsilon_total: _Positive
+    max_delta: _Positive
+    allowed_units: tuple[Literal["record", "person", "client"], ...]
+    allowed_trust: tuple[Trust, ...]
+    max_sample_rate: _Positive
+    max_rounds: _Count
+    min_colluders: Annotated[int, Field(ge=0)]
+    min_clients: _Count
+    min_survivors: _Count
     allowed_aggregation: tuple[str, ...]
-    submitters: tuple[str, ...]
+    min_committee_members: _Count
+    max_committee_dropout_tolerance: Annotated[int, Field(ge=0)]
+    allowed_base_models: tuple[_Hash, ...]
+    allowed_plans: tuple[_Hash, ...]
     allow_unprotected: bool
+    submitters: tuple[_Hash, ...]
 
 
 def read_policy(path: Path) -> Policy:
-    """Read ``policy.yaml``; a word that is missing or unknown is an error, not a default.
+    """Read ``policy.yaml``. A clause that is missing or unknown is an error, never a default.
 
     Raises
     ------
     ConfigError
-        When anything in it is not understood: a policy that is not understood allows nothing.
+        Naming every clause that is missing, unknown or out of range.
     """
-    try:
-        raw = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"the policy {path} cannot be read: {error}") from error
-    wanted = {*_NUMBERS, *_COUNTS, *_LISTS, "allow_unprotected"}
-    if not isinstance(raw, dict) or set(raw) != wanted:
-        held = set(map(str, raw)) if isinstance(raw, dict) else set()
-        said = f"it lacks {', '.join(sorted(wanted - held)) or 'nothing'}"
-        said += f" and does not know {', '.join(sorted(held - wanted)) or 'nothing else'}"
-        raise ConfigError(
-            f"the policy {path} must hold exactly: {', '.join(sorted(wanted))}; {said}"
-        )
-    for name in _NUMBERS:
-        if type(raw[name]) not in (int, float) or not 0 < raw[name] < float("inf"):
-            raise ConfigError(
-                f"{path}: {name} must be a positive number, with a point in it if it has an e"
-            )
-    for name in _COUNTS:
-        if type(raw[name]) is not int or raw[name] < 1:
-            raise ConfigError(f"{path}: {name} must be a whole number from 1")
-    for name in _LISTS:
-        if not isinstance(raw[name], list) or not all(isinstance(x, str) for x in raw[name]):
-            raise ConfigError(f"{path}: {name} must be a list of texts")
-        raw[name] = tuple(x.lower() for x in raw[name])
-    if type(raw["allow_unprotected"]) is not bool:
-        raise ConfigError(f"{path}: allow_unprotected must be true or false")
-    return Policy(**raw)
+    advice = "a policy must state every clause; see docs/deployment.md"
+    return read_yaml(path, Policy, ConfigError, advice)
 
 
 def check_policy(policy: Policy, plan: RunPlan, cohort: Cohort, submitter: bytes) -> None:
-    """Refuse a run that goes against a site's policy; what was spent is the ledgers' part.
+    """Refuse a run that breaks a clause. What was spent before is `SiteBudgets`' part.
 
     Raises
     ------
     PolicyError
         Naming the first clause that is broken.
     """
-    privacy = plan.privacy
+    for clause, text in _broken(policy, plan, cohort, submitter):
+        raise PolicyError(text, clause)
+
+
+def _broken(
+    policy: Policy, plan: RunPlan, cohort: Cohort, submitter: bytes
+) -> Iterator[tuple[str, str]]:
+    """Yield every broken clause with the reason for the site's own log."""
+    privacy, members = plan.privacy, len(cohort.members)
+    base, digest = cohort.base_hash.hex(), plan.hash().hex()
     if submitter.hex() not in policy.submitters:
-        raise PolicyError("its submitter is not on the list", "submitter")
-    if cohort.base_hash.hex() not in (policy.allowed_base_models or (cohort.base_hash.hex(),)):
-        raise PolicyError(f"base model {cohort.base_hash.hex()} is not on the list", "base")
-    if plan.hash().hex() not in (policy.allowed_plans or (plan.hash().hex(),)):
-        raise PolicyError(f"plan {plan.hash().hex()} is not on the list", "plan")
+        yield "submitter", "the submitter is not on the list"
+    if policy.allowed_base_models and base not in policy.allowed_base_models:
+        yield "base", f"base model {base} is not on the list"
+    if policy.allowed_plans and digest not in policy.allowed_plans:
+        yield "plan", f"plan {digest} is not on the list"
     if cohort.aggregation not in policy.allowed_aggregation:
-        raise PolicyError(f"aggregation {cohort.aggregation} is not on the list", "aggregation")
-    if privacy.clients < policy.min_clients or privacy.min_survivors < policy.min_survivors:
-        raise PolicyError(
-            f"{privacy.clients} clients with floor {privacy.min_survivors} are too few", "cohort"
+        yield "aggregation", f"aggregation {cohort.aggregation} is not on the list"
+    if cohort.members and (
+        members < policy.min_committee_members
+        or cohort.committee_dropout_tolerance > policy.max_committee_dropout_tolerance
+    ):
+        yield (
+            "committee",
+            f"{members} members that may lose {cohort.committee_dropout_tolerance} are too weak",
         )
+    if privacy.clients < policy.min_clients or privacy.min_survivors < policy.min_survivors:
+        yield (
+            "cohort",
+            f"{privacy.clients} clients of which {privacy.min_survivors} must survive are too few",
+        )
+    if privacy.trust == "secagg" and privacy.max_colluders < policy.min_colluders:
+        yield (
+            "colluders",
+            f"{privacy.max_colluders} colluding clients are fewer than {policy.min_colluders}",
+        )
+    if privacy.rounds > policy.max_rounds:
+        yield "rounds", f"{privacy.rounds} rounds are more than {policy.max_rounds}"
     if privacy.target_epsilon is None or not plan.protected:
         if not policy.allow_unprotected:
-            raise PolicyError("the run has no differential privacy", "unprotected")
-    elif privacy.target_epsilon > policy.max_epsilon_per_corpus:
-        raise PolicyError(
-            f"epsilon {privacy.target_epsilon:g} is above {policy.max_epsilon_per_corpus:g}",
-            "epsilon",
-        )
-    elif privacy.delta > policy.max_delta:
-        raise PolicyError(f"delta {privacy.delta:g} is above {policy.max_delta:g}", "delta")
+            yield "unprotected", "the run has no differential privacy"
+        return
+    if privacy.unit not in policy.allowed_units:
+        yield "unit", f"privacy unit {privacy.unit} is not on the list"
+    if privacy.trust not in policy.allowed_trust:
+        yield "trust", f"trust {privacy.trust} is not on the list"
+    # Under unit client nobody is sampled.
+    if privacy.unit != "client" and privacy.sample_rate > policy.max_sample_rate:
+        yield "sampling", f"rate {privacy.sample_rate:g} is above {policy.max_sample_rate:g}"
+    if privacy.target_epsilon > policy.max_epsilon_per_corpus:
+        limit = policy.max_epsilon_per_corpus
+        yield "epsilon", f"epsilon {privacy.target_epsilon:g} is above {limit:g}"
+    if privacy.delta > policy.max_delta:
+        yield "delta", f"delta {privacy.delta:g} is above {policy.max_delta:g}"

@@ -323,7 +323,7 @@ def main() -> None:
     parser.add_argument("--until-eof", action="store_true")
     words = parser.parse_args()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    bundle = SiteBundle.open(words.bundle, part="agent")
+    bundle = SiteBundle.open(words.bundle, half="agent")
     agent = Agent(bundle, ledger=words.ledger, rehearsal=words.rehearsal, keys=words.keys)
     with quiet_flower():
         if not words.until_eof:

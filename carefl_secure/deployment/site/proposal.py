@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from typing import Annotated
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from flwr.app import RecordDict
 from flwr.serverapp import Grid
+from pydantic import Field, TypeAdapter
+from pydantic.dataclasses import dataclass
 
 from carefl_secure.config import Config, dump_config
 from carefl_secure.deployment.flower.relay import PROPOSE
-from carefl_secure.deployment.provisioning.site_bundle import Roster
+from carefl_secure.deployment.provisioning.documents import STRICT, PublicKey, parse_json
+from carefl_secure.deployment.provisioning.sites import Roster
 from carefl_secure.errors import CohortError, PolicyError, ProtocolError
 from carefl_secure.federation.plan.cohort import Cohort, helpers_wanted, make_cohort
 from carefl_secure.federation.plan.run_plan import RunPlan
@@ -24,7 +26,7 @@ __all__ = ["Proposal", "cohort_of", "propose"]
 _LABEL = b"carefl proposal\x00"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Proposal:
     """One run, as it is put before the sites.
 
@@ -42,9 +44,9 @@ class Proposal:
 
     run: str
     config: str
-    dimension: int
-    base_hash: bytes
-    plan_hash: bytes
+    dimension: Annotated[int, Field(ge=1)]
+    base_hash: PublicKey
+    plan_hash: PublicKey
 
     @classmethod
     def of(cls, run: str, config: Config, plan: RunPlan, base_hash: bytes) -> Proposal:
@@ -53,15 +55,15 @@ class Proposal:
         whole = config.model_copy(
             update={"federation": config.federation.model_copy(update=declared)}
         )
-        text = dump_config(whole)
-        return cls(run, text, plan.encoding.dimension, base_hash, plan.hash())
+        return cls(run, dump_config(whole), plan.encoding.dimension, base_hash, plan.hash())
 
     def message(self, key: Ed25519PrivateKey) -> RecordDict:
         """Return the signed message."""
+        octets = TypeAdapter(Proposal).dump_json(self)
         return pack(
-            proposal=self._octets(),
+            proposal=octets,
             submitter=key.public_key().public_bytes_raw(),
-            signature=key.sign(_LABEL + self._octets()),
+            signature=key.sign(_LABEL + octets),
         )
 
     @classmethod
@@ -83,28 +85,8 @@ class Proposal:
             )
         except (InvalidSignature, ValueError) as error:
             raise PolicyError("the proposal's signature does not fit", "submitter") from error
-        try:
-            raw = json.loads(octets)
-            proposal = cls(
-                str(raw["run"]),
-                str(raw["config"]),
-                int(raw["dimension"]),
-                bytes.fromhex(raw["base_hash"]),
-                bytes.fromhex(raw["plan_hash"]),
-            )
-        except (ValueError, KeyError, TypeError) as error:
-            raise ProtocolError("the proposal is malformed") from error
-        return proposal, submitter
-
-    def _octets(self) -> bytes:
-        whole = {
-            "run": self.run,
-            "config": self.config,
-            "dimension": self.dimension,
-            "base_hash": self.base_hash.hex(),
-            "plan_hash": self.plan_hash.hex(),
-        }
-        return json.dumps(whole, sort_keys=True).encode()
+        advice = "submitter and site need the same version"
+        return parse_json(octets, cls, "the proposal", ProtocolError, advice), submitter
 
 
 def cohort_of(config: Config, run: str, roster: Roster, base_hash: bytes) -> Cohort:

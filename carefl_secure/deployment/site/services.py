@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import shutil
 import sys
 import tempfile
@@ -11,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Literal
 
 from carefl_secure.data.open_corpus import recognise
 from carefl_secure.deployment.flower.address import Place
@@ -24,13 +22,10 @@ from carefl_secure.deployment.flower.superlink import (
     start_server,
 )
 from carefl_secure.deployment.provisioning.policy import read_policy
-from carefl_secure.deployment.provisioning.site_bundle import SiteBundle
+from carefl_secure.deployment.provisioning.site_bundle import Half, SiteBundle, read_server_manifest
 from carefl_secure.errors import ConfigError, EngineError, RunError
 
-__all__ = ["Part", "run_node", "run_server"]
-
-Part = Literal["agent", "supernode"]
-"""Half of a site: the agent holds everything that is secret, the SuperNode runs delivered code."""
+__all__ = ["run_node", "run_server"]
 
 _START = 120.0
 _SOCKET_LENGTH = 100  # of the 108 bytes that Linux has for a socket's path
@@ -41,7 +36,7 @@ def run_node(
     server: str | None,
     tell: Callable[[str], None],
     *,
-    only: Part | None = None,
+    only: Half | None = None,
     socket: Path | None = None,
     work: Path | None = None,
 ) -> None:
@@ -74,7 +69,7 @@ def run_node(
     """
     if (only is None) != (socket is None):
         raise ConfigError("--only and --socket go together: the two halves meet at the socket")
-    bundle = SiteBundle.open(path, part=only)
+    bundle = SiteBundle.open(path, half=only)
     if only != "supernode":
         read_policy(bundle.path / "policy.yaml")
         if bundle.data is not None:
@@ -130,14 +125,9 @@ def run_server(path: Path, host: str, tell: Callable[[str], None], port: int | N
     EngineError
         When the SuperLink does not start, or another server runs from the same bundle.
     """
-    try:
-        about = json.loads((path / "bundle.json").read_text())
-        port, expires = int(port or about["port"]), float(about["expires"])
-        keys = sorted((path / "nodes").glob("*.pub"))
-    except (OSError, ValueError, KeyError) as error:
-        raise RunError(f"{path} is no server bundle: {error}; provision it anew") from error
-    if time.time() >= expires:
-        raise RunError(f"the bundle {path} has expired; provision all bundles anew")
+    manifest = read_server_manifest(path)
+    port = port or manifest.port
+    keys = sorted((path / "nodes").glob("*.pub"))
     path = path.resolve()
     with ExitStack() as undo:
         undo.callback(interrupt_on_terminate())

@@ -23,7 +23,8 @@ from carefl_secure.deployment.flower.superlink import (
     start_server,
 )
 from carefl_secure.deployment.provisioning.certificates import read_identity
-from carefl_secure.deployment.provisioning.site_bundle import Roster, Sites, provision
+from carefl_secure.deployment.provisioning.provision import provision
+from carefl_secure.deployment.provisioning.sites import Roster, Sites
 from carefl_secure.deployment.site.proposal import Proposal, cohort_of
 from carefl_secure.deployment.superlink.parties import _START, Deployed
 from carefl_secure.errors import ConfigError
@@ -158,7 +159,7 @@ class Loopback:
         ]
         agents = {name: home / f"{i}.sock" for i, name in enumerate([*names, *sites.helpers])}
         for name in agents:
-            _own_policy(bundles / "sites" / name / "policy.yaml", config, plan)
+            _allow_run(bundles / "sites" / name / "policy.yaml", config, plan)
         socket = home / "server.sock"
         link = Link(f"127.0.0.1:{port}", bundles / "server" / "ca.crt", home / "flower")
 
@@ -201,13 +202,21 @@ class Loopback:
         return deployed
 
 
-def _own_policy(path: Path, config: Config, plan: RunPlan) -> None:
+def _allow_run(path: Path, config: Config, plan: RunPlan) -> None:
     """Let a local site allow what its own person just asked for."""
-    policy = yaml.safe_load(path.read_text())
-    limit = config.privacy.max_epsilon or plan.privacy.target_epsilon or 1.0
-    policy["max_epsilon_per_corpus"] = limit
-    policy["max_epsilon_total"] = 2 * limit + (plan.privacy.target_epsilon or 0.0)
-    policy["max_delta"] = plan.privacy.delta
-    policy["allow_unprotected"] = True
-    policy["min_clients"] = policy["min_survivors"] = 1
+    policy, privacy = yaml.safe_load(path.read_text()), plan.privacy
+    limit = config.privacy.max_epsilon or privacy.target_epsilon or 1.0
+    policy |= {
+        "max_epsilon_per_corpus": limit,
+        "max_epsilon_total": 2 * limit + (privacy.target_epsilon or 0.0),
+        "max_delta": privacy.delta,
+        "max_sample_rate": 1.0,
+        "max_rounds": privacy.rounds,
+        "min_colluders": privacy.max_colluders,
+        "min_clients": 1,
+        "min_survivors": 1,
+        "min_committee_members": 1,
+        "max_committee_dropout_tolerance": config.federation.committee_dropout_tolerance,
+        "allow_unprotected": True,
+    }
     path.write_text(yaml.safe_dump(policy))

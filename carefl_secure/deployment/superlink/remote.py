@@ -13,7 +13,7 @@ from carefl_secure.config import Config
 from carefl_secure.deployment.flower.address import Place
 from carefl_secure.deployment.flower.superlink import Link
 from carefl_secure.deployment.provisioning.certificates import read_identity
-from carefl_secure.deployment.provisioning.site_bundle import Roster
+from carefl_secure.deployment.provisioning.sites import Roster
 from carefl_secure.deployment.site.proposal import Proposal, cohort_of
 from carefl_secure.deployment.superlink.parties import Deployed
 from carefl_secure.errors import ConfigError, EngineError, RunError

@@ -83,6 +83,12 @@ _CLAUSES = {
     "expired": "the site's bundle has expired",
     "path": "the run names a path, and paths on a site are the site's own affair",
     "delta": "the run asks for a larger delta than the site's policy allows",
+    "unit": "the site's policy does not allow this privacy unit",
+    "trust": "the site's policy does not allow this trust model",
+    "sampling": "the run samples records more often than the site's policy allows",
+    "rounds": "the run has more rounds than the site's policy allows",
+    "colluders": "the site's policy asks for a plan that withstands more colluding clients",
+    "committee": "the site's policy asks for a larger committee, or one that loses fewer members",
 }
 _CLAUSE_NAMES = tuple(_CLAUSES)
 

@@ -28,7 +28,7 @@ from carefl_secure.deployment.flower import app as flower_app
 from carefl_secure.deployment.flower.address import Place
 from carefl_secure.deployment.flower.relay import SERVER_SOCKET
 from carefl_secure.deployment.flower.superlink import flower_environment
-from carefl_secure.deployment.provisioning.site_bundle import PARTS, SiteBundle
+from carefl_secure.deployment.provisioning.site_bundle import HALVES, SiteBundle
 from carefl_secure.deployment.superlink.remote import Remote
 from carefl_secure.errors import ConfigError, EngineError, LabelError, RunError
 from carefl_secure.privacy import Ledger
@@ -156,9 +156,12 @@ def test_a_policy_with_a_slip_names_the_word(bundles: Path) -> None:
     path = bundles / "sites" / "a" / "policy.yaml"
     text = path.read_text()
     for wrong, said in (
-        (text.replace("min_clients", "min_client"), "lacks min_clients"),
-        (text + "max_rounds: 3\n", "does not know max_rounds"),
-        (text.replace("1.0e-4", "1e-4"), "max_delta must be a positive number, with a point"),
+        (
+            text.replace("min_clients", "min_client"),
+            "is missing; min_client is unknown",
+        ),
+        (text + "max_seconds: 3\n", "max_seconds is unknown"),
+        (text.replace("1e-4", "1e-x"), "max_delta: must be a valid number"),
     ):
         path.write_text(wrong)
         result = runner.invoke(app, ["node", "start", str(bundles / "sites" / "a")])
@@ -173,13 +176,13 @@ def test_the_halves_of_a_site_need_a_socket_and_only_their_own_files(bundles: Pa
     words = ["node", "start", str(site), "--only", "supernode", "--socket", long]
     result = runner.invoke(app, words)
     assert result.exit_code == 2 and "too long" in result.stderr
-    SiteBundle.open(site, part="supernode")
-    for name in PARTS["agent"]:
+    SiteBundle.open(site, half="supernode")
+    for name in HALVES["agent"]:
         (site / name).unlink()
-    SiteBundle.open(site, part="supernode")
+    SiteBundle.open(site, half="supernode")
     for part in ("agent", None):
         with pytest.raises(RunError, match=r"lacks identity\.key"):
-            SiteBundle.open(site, part=part)  # type: ignore[arg-type]
+            SiteBundle.open(site, half=part)  # type: ignore[arg-type]
 
 
 def test_submit_says_what_it_lacks(bundles: Path, tmp_path: Path) -> None:

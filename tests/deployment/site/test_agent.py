@@ -152,6 +152,8 @@ def test_a_spare_member_is_back_in_a_later_round(
         "federation.committee_dropout_tolerance=1",
         helpers=3,
     )
+    for post in town.posts:
+        allow(post.bundle, max_committee_dropout_tolerance=1)
     result = town.run(known_plan("record", ROUNDS), tmp_path / "runs")
     assert isinstance(result, FederationResult), result
     assert town.released == [CLIENTS] * ROUNDS
@@ -280,7 +282,7 @@ def test_all_that_is_the_sites_own_is_checked_again(
     site.propose()
     site.advertise(1)
 
-    allow(site.path, allowed_plans=["00"])
+    allow(site.path, allowed_plans=["00" * 32])
     site.open()
     error = site.advertise(2)
     assert isinstance(error, PolicyError) and error.clause == "plan", error

@@ -218,6 +218,8 @@ def test_ctrl_c_everywhere_leaves_no_process_and_no_socket(sites: _operators.Dep
 @pytest.mark.slow
 def test_committee_members_are_sites_of_their_own(tmp_path: Path) -> None:
     made = _operators.Deployment(tmp_path, helpers=("keeper-a", "keeper-b"))
+    for name in made.sites:
+        made.allow(name, min_committee_members=2)
     try:
         made.start_all()
         words = ("federation.aggregation=committee", "federation.committee_members=2")

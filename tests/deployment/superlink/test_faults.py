@@ -19,7 +19,8 @@ from typing import Any
 
 import pytest
 
-from carefl_secure.deployment.provisioning.site_bundle import Sites, provision
+from carefl_secure.deployment.provisioning.provision import provision
+from carefl_secure.deployment.provisioning.sites import Sites
 from carefl_secure.errors import CohortError, EngineError
 from carefl_secure.federation.plan.calibrate import plan_run
 from carefl_secure.federation.server.run import FederationResult
