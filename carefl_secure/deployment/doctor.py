@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from packaging.requirements import Requirement
 
 from carefl_secure.deployment.flower.processes import free_port
 from carefl_secure.deployment.provisioning.certificates import Authority
@@ -26,7 +27,6 @@ from carefl_secure.errors import BudgetExceededError, CareflError, NonFiniteErro
 from carefl_secure.federation.plan.calibrate import plan_run
 from carefl_secure.federation.server.optimizers import FedAvg
 from carefl_secure.federation.server.run import run_federation
-from carefl_secure.federation.transport.local_grid import TESTED_FLOWER
 from carefl_secure.noise import KeyStream, SkellamSampler, SystemKeySource
 from carefl_secure.privacy import Ledger
 from carefl_secure.run_folder import RunFolder
@@ -34,6 +34,7 @@ from carefl_secure.run_folder import RunFolder
 __all__ = ["CHECKS", "Check", "examine"]
 
 _SIZE = 64
+_SHOWN = ("torch", "transformers", "peft", "flwr", "cryptography", "numpy", "opacus")
 
 
 @dataclass(frozen=True)
@@ -63,11 +64,16 @@ class _Still:
 
 
 def _packages() -> str:
-    names = ("torch", "transformers", "peft", "flwr", "cryptography", "numpy", "opacus", "tenseal")
-    found = {name: importlib.metadata.version(name) for name in names}
-    if not found["flwr"].startswith(TESTED_FLOWER):
-        raise ArithmeticError(f"flwr {found['flwr']} is not one of {', '.join(TESTED_FLOWER)}")
-    return f"Python {platform.python_version()}, " + ", ".join(f"{k} {v}" for k, v in found.items())
+    """Hold every installed dependency against the range that this package declares."""
+    needed = [Requirement(text) for text in importlib.metadata.requires("carefl-secure") or ()]
+    found = {}
+    for one in needed:
+        if one.marker is None or one.marker.evaluate({"extra": ""}):
+            found[one.name] = importlib.metadata.version(one.name)
+            if not one.specifier.contains(found[one.name], prereleases=True):
+                raise ArithmeticError(f"{one.name} {found[one.name]} is not {one.specifier}")
+    shown = ", ".join(f"{name} {found[name]}" for name in _SHOWN)
+    return f"Python {platform.python_version()}, {shown}"
 
 
 def _entropy() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import logging
 import os
@@ -10,27 +11,43 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from carefl_secure.deployment.flower.signals import interrupt_on_terminate
 from carefl_secure.errors import EngineError
 
-__all__ = ["RayCluster", "require_ray"]
+__all__ = ["RayCluster", "network_settings", "require_ray", "set_environment"]
 
-_EARLY = "ray" in sys.modules
-# Ray reads these once, while it is imported.
-os.environ.update(
-    RAY_USAGE_STATS_ENABLED="0",
-    RAY_AUTH_MODE="token",
-    RAY_AUTH_TOKEN=secrets.token_hex(32),
-    # The name is Ray's; what it turns off is every address but 127.0.0.1.
-    RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",
-    # An actor sees the GPUs that this process sees.
-    RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
-)
 _MB = 2**20
+
+
+@functools.cache
+def network_settings() -> dict[str, str]:
+    """Return what Ray reads from the environment once, while it is imported.
+
+    The same in all runs of this process, whose Ray has read them in the first one.
+
+    Raises
+    ------
+    EngineError
+        When Ray was imported without them, and so may listen beyond the loopback.
+    """
+    if "ray" in sys.modules:
+        raise EngineError(
+            "Ray was imported before this engine started, so it may listen beyond the loopback; "
+            "train in a process that does not import ray itself"
+        )
+    return {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        # The name is Ray's; what it turns off is every address but 127.0.0.1.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        # An actor sees the GPUs that this process sees.
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    }
 
 
 def require_ray() -> None:
@@ -59,8 +76,8 @@ class RayCluster:
     ----------
     Every socket is bound to the loopback and asks for a token that is made anew by every process
     of ours and handed on in the environment alone, which other accounts cannot read. No dashboard
-    is served and no usage is reported. After `stop` no process of Ray is left; should this process
-    be killed, the kernel and Ray's own reaper end them.
+    is served and no usage is reported. After `stop` no process of Ray is left, and the environment
+    is what it was; should this process be killed, the kernel and Ray's own reaper end them.
     """
 
     def __init__(self) -> None:
@@ -83,12 +100,8 @@ class RayCluster:
         EngineError
             When Ray does not start, or would listen beyond the loopback.
         """
-        if _EARLY:
-            raise EngineError(
-                "Ray was imported before this engine, so it may listen beyond the loopback; import "
-                "carefl_secure.deployment.ray.engine first"
-            )
-        self._undo.callback(_environment(self._settings(actors)))
+        settings = network_settings() | _thread_settings(actors)
+        self._undo.callback(set_environment(settings))
         self._undo.callback(interrupt_on_terminate())
         import ray  # which is an extra
 
@@ -127,17 +140,17 @@ class RayCluster:
         """End every process of Ray, erase the folder, and give signals and settings back."""
         self._undo.close()
 
-    @staticmethod
-    def _settings(actors: int) -> dict[str, str]:
-        if "OMP_NUM_THREADS" in os.environ:
-            return {}
-        # Ray would set 1. A single actor computes as one process does, to the last bit.
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-        return {"OMP_NUM_THREADS": str(max(1, cores // actors))}
+
+def _thread_settings(actors: int) -> dict[str, str]:
+    if "OMP_NUM_THREADS" in os.environ:
+        return {}
+    # Ray would set 1. A single actor computes as one process does, to the last bit.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    return {"OMP_NUM_THREADS": str(max(1, cores // actors))}
 
 
-def _environment(settings: dict[str, str]) -> Callable[[], None]:
-    """Set variables for the processes to come; return what takes them back."""
+def set_environment(settings: Mapping[str, str]) -> Callable[[], None]:
+    """Set variables for processes to come; return a function that restores what was there."""
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import importlib
 import importlib.util
 import ipaddress
 import json
@@ -30,7 +31,7 @@ from carefl_secure.deployment.engines import choose_engine
 from carefl_secure.deployment.ray import actor as ray_actor
 from carefl_secure.deployment.ray import engine as ray_engine
 from carefl_secure.deployment.ray.actor import ActorApp
-from carefl_secure.deployment.ray.cluster import RayCluster
+from carefl_secure.deployment.ray.cluster import RayCluster, network_settings, set_environment
 from carefl_secure.deployment.ray.engine import RayEngine, RayParties
 from carefl_secure.deployment.ray.grid import RayGrid
 from carefl_secure.errors import (
@@ -52,6 +53,16 @@ from carefl_secure.run_folder import RunFolder
 
 CLIENTS = 5
 Plans = Callable[..., Any]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def settled() -> None:
+    """Import Ray as the engine would, because some tests here reach for it without a cluster."""
+    restore = set_environment(network_settings())
+    try:
+        importlib.import_module("ray")
+    finally:
+        restore()
 
 
 class Steady:
@@ -363,6 +374,27 @@ def test_ray_that_is_missing_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> No
         choose_engine("ray")
 
 
+def test_importing_the_engine_leaves_the_environment_alone() -> None:
+    script = (
+        "import os; before = dict(os.environ)\n"
+        "import carefl_secure.deployment.ray.engine\n"
+        "assert dict(os.environ) == before"
+    )
+    subprocess.run([sys.executable, "-c", script], timeout=120, check=True)
+
+
+def test_a_ray_that_was_imported_before_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)  # type: ignore[arg-type]
+    before = dict(os.environ)
+    cluster = RayCluster()
+    try:
+        with pytest.raises(EngineError, match="beyond the loopback"):
+            network_settings.__wrapped__()
+    finally:
+        cluster.stop()
+    assert dict(os.environ) == before
+
+
 def test_the_versions_are_those_that_were_tried() -> None:
     import flwr
 
@@ -392,11 +424,15 @@ def test_ray_gives_the_adapter_of_one_process_and_leaves_nothing(runs: Runs, hom
             listening.update(addresses(home))
 
     engine = RayEngine(SilentReporter(), by_value(steady(CLIENTS)))
+    before = dict(os.environ)
     same(runs.go(engine, far, workers=2, record=record, **options), wanted)
     assert spends(far) == spends(near)
     assert any("raylet" in line for line in others)
     assert listening == {"127.0.0.1"}
     assert gone(home)
+    assert {name: value for name, value in os.environ.items() if name.startswith("RAY_")} == {
+        name: value for name, value in before.items() if name.startswith("RAY_")
+    }
 
 
 def addresses(home: Path) -> set[str]:
