@@ -91,6 +91,12 @@ def check_work(
             "gradients in a round; set federation.local_steps=1, privacy.trust=none or "
             "privacy.unit=client"
         )
+    if federation.local_rule != "sgd" and (not moves or trust == "none"):
+        raise ValueError(
+            f"federation.local_rule={federation.local_rule} needs local steps outside "
+            "privacy.trust=none, whose noise is computed for sgd; set federation.local_rule=sgd, "
+            "or privacy.unit=client"
+        )
     if rule in _BENDS and not moves:
         raise ValueError(
             f"federation.aggregator={rule} bends the path of local steps, and here a round is one "

@@ -108,6 +108,7 @@ def local_plan(config: Config) -> LocalPlan | None:
     return LocalPlan(
         steps=config.local_steps,
         learning_rate=config.local_lr,
+        rule=config.federation.local_rule,
         batch_share=config.privacy.sample_rate,
         proximal_mu=federation.proximal_mu if rule == "fedprox" else 0.0,
         feddyn_alpha=federation.feddyn_alpha if rule == "feddyn" else 0.0,

@@ -48,6 +48,11 @@ class FederationConfig(Section):
         description="learning rate of the local steps; auto is 10, 3 for feddyn, and 0.3 under "
         "privacy.trust=none",
     )
+    local_rule: str = Field(
+        default="sgd",
+        min_length=1,
+        description="optimizer of the local steps: sgd, or one that an installed package brings",
+    )
     proximal_mu: float = Field(
         default=0.01, gt=0, le=1e4, description="pull to the global adapter of aggregator=fedprox"
     )

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from carefl_secure.errors import NonFiniteError
 from carefl_secure.federation.local_update.feddyn_state import Correction
+from carefl_secure.federation.local_update.rules import find_rule
 from carefl_secure.federation.local_update.task import DescentTask
 from carefl_secure.federation.plan.local_steps import LocalPlan
 from carefl_secure.federation.plan.run_plan import RunPlan
@@ -43,6 +44,7 @@ class _Descent(ABC):
         self._task = task
         self._index = index
         self._correction = correction
+        self._make_rule = find_rule(local.rule)  # an unknown one is refused before any charge
 
     def release(self, adapter: Adapter, number: int, keys: KeySource) -> Vector:
         """Take the steps of this round and return the bounded move."""
@@ -53,10 +55,11 @@ class _Descent(ABC):
         if self._correction is not None:
             tilt = self._correction.at(number)
         point = start.copy()
+        rule = self._make_rule()
         steps = local.steps_of(self._index, self._plan.privacy.clients, number)
         for gradient in self._gradients(lambda: _narrow(point), number, keys, mask, steps):
             move = gradient - tilt + local.pull * (point - start)
-            point[mask] -= local.learning_rate * move[mask]
+            point[mask] -= local.learning_rate * rule.step(move)[mask]
         delta = self._bounded(point - start)
         if not np.isfinite(delta).all():
             raise NonFiniteError(f"the local steps of client {self._index} left the finite numbers")

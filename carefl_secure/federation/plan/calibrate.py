@@ -188,6 +188,11 @@ def _check_local(unit: Unit, trust: Trust, local: LocalPlan | None) -> None:
             f"unit {unit!r} with trust {trust!r} sums what clients move in local steps; give a "
             "LocalPlan (federation.local_steps and federation.local_lr)"
         )
+    if local is not None and trust == "none" and local.rule != "sgd":
+        raise ConfigError(
+            f"federation.local_rule={local.rule} is not accepted under privacy.trust=none, where "
+            "the noise of a round is computed for sgd; set federation.local_rule=sgd"
+        )
     if local is not None and unit in ("record", "person") and trust == "secagg":
         raise ConfigError(
             f"unit {unit!r} under the secure sum releases one sum of gradients in a round, so "

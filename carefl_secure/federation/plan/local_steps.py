@@ -21,7 +21,9 @@ class LocalPlan:
     Step k of a client, from the global adapter :math:`w_0 = w_g`, with g its gradient at
     :math:`w_k` (noisy and from clipped records under trust none):
 
-    .. math:: w_{k+1} = w_k - \eta\,(g - h_i + (\mu + \alpha)(w_k - w_g))
+    .. math:: w_{k+1} = w_k - \eta\,r(g - h_i + (\mu + \alpha)(w_k - w_g))
+
+    where r is the rule; the identity for ``sgd``.
 
     Parameters
     ----------
@@ -43,6 +45,8 @@ class LocalPlan:
         anew in every round from ``seed``, each with 1 to ``steps - 1`` steps. Public.
     seed : int
         Of the stragglers, and of nothing else.
+    rule : str
+        Name in :mod:`carefl_secure.federation.local_update.rules`.
 
     Raises
     ------
@@ -57,6 +61,7 @@ class LocalPlan:
     feddyn_alpha: float = 0.0
     stragglers: float = 0.0
     seed: int = 0
+    rule: str = "sgd"
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained with."""
