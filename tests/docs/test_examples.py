@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from carefl_secure.audit.views import Attack
 from carefl_secure.config import load_config
-from carefl_secure.errors import ConfigError
+from carefl_secure.errors import ConfigError, PrivacyError
 from carefl_secure.federation.local_update.rules import find_rule
 from carefl_secure.federation.plan.local_steps import LocalPlan
+from carefl_secure.federation.server.optimizers import ServerOptimizer
 from carefl_secure.runs.plan_from_config import local_plan
 from tests.support.federation import toy_plan
 from tests.support.points import point_tasks
@@ -102,3 +106,38 @@ def test_every_example_is_shown_in_the_architecture_page() -> None:
     page = (EXAMPLES.parent / "architecture.md").read_text("utf-8")
     for example in sorted(p.name for p in EXAMPLES.iterdir() if p.is_dir()):
         assert f"docs/examples/{example}/" in page
+
+
+def snippet(name: str) -> dict[str, Any]:
+    """Run the code block of the architecture page that defines a class; return what it defines."""
+    page = (EXAMPLES.parent / "architecture.md").read_text("utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (code,) = [block for block in blocks if f"class {name}" in block]
+    scope: dict[str, Any] = {"np": np, "dataclass": dataclass, "Attack": Attack}
+    exec(compile(code, "architecture.md", "exec", dont_inherit=True), scope)
+    return scope
+
+
+def test_the_code_shown_is_the_code_of_the_examples() -> None:
+    page = (EXAMPLES.parent / "architecture.md").read_text("utf-8")
+    shown = re.findall(r'```\w+ title="docs/examples/([^"]+)"\n(.*?)```', page, re.DOTALL)
+    assert shown
+    for file, code in shown:
+        assert code.strip() in (EXAMPLES / file).read_text("utf-8"), file
+
+
+def test_the_server_optimizer_of_the_page_drives_a_run(tmp_path: Path) -> None:
+    optimizer: ServerOptimizer = snippet("SignDescent")["SignDescent"](0.5)
+    start = np.array([1.0, -2.0, 0.0], np.float32)
+    moved = optimizer.step(start, np.array([3.0, -1.0, 0.0]))
+    np.testing.assert_array_equal(moved, np.array([0.5, -1.5, 0.0], np.float32))
+    assert moved.dtype == np.float32
+    optimizer.load(optimizer.state())
+
+
+def test_the_attack_of_the_page_accepts_its_own_view_and_no_other() -> None:
+    scope = snippet("LargestSum")
+    attack = scope["LargestSum"]()
+    assert attack(scope["NormView"]((np.zeros(3), np.ones(3), np.full(3, 0.5)))) == 1
+    with pytest.raises(PrivacyError):
+        attack((np.zeros(3),))
