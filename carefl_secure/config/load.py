@@ -287,6 +287,7 @@ def _checked(settings: dict[str, Any]) -> Config:
         config = Config.model_validate(settings)
         resolved = config.model_dump()
         resolved["federation"]["min_survivors"] = config.federation.floor
+        resolved["simulation"]["dropout"] = config.dropout
         resolved["federation"]["local_steps"] = config.local_steps
         resolved["federation"]["local_lr"] = config.local_lr
         resolved["federation"]["server_lr"] = config.server_lr

@@ -29,6 +29,9 @@ from carefl_secure.config.sections import (
 __all__ = ["Config", "check_stages", "stage_config", "stage_rounds"]
 
 
+_DROPOUT = 0.1
+
+
 class Config(Section):
     """The whole configuration of one run."""
 
@@ -68,6 +71,14 @@ class Config(Section):
         return server_lr(self.privacy, self.federation)
 
     @property
+    def dropout(self) -> float:
+        """Simulated probability that a client drops out of a round, as a number."""
+        if self.simulation.dropout != "auto":
+            return self.simulation.dropout
+        fits = self.federation.clients * (1 - _DROPOUT) >= self.federation.floor
+        return _DROPOUT if fits else 0.0
+
+    @property
     def stage_rounds(self) -> tuple[int, ...]:
         """Rounds of each stage, as numbers; of a run in one stage, all of them."""
         return stage_rounds(self)
@@ -77,7 +88,7 @@ class Config(Section):
         check_work(self.privacy, self.federation, self.adapter)
         check_stages(self)
         clients, floor = self.federation.clients, self.federation.floor
-        dropout, stragglers = self.simulation.dropout, self.simulation.stragglers
+        dropout, stragglers = self.dropout, self.simulation.stragglers
         expected = clients * (1 - dropout)
         if expected < floor:
             raise ValueError(

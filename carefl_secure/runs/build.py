@@ -153,7 +153,7 @@ def run_settings(config: Config) -> dict[str, Any]:
     federation, privacy = config.federation, config.privacy
     return {
         "evaluate_every": config.evaluation.every,
-        "dropout": config.simulation.dropout,
+        "dropout": config.dropout,
         "seed": config.run.seed,
         "workers": config.performance.workers,
         "ledgers": privacy.ledgers,

@@ -42,3 +42,11 @@ def test_colluders_below_the_bound_leave_honest_noise_and_one_survivor_set(clien
 def test_delta_is_not_judged_without_privacy() -> None:
     words = ["privacy.unit=none", "data.records=2000", "privacy.delta=1e-3"]
     assert load_config(None, words).privacy.delta == 1e-3
+
+
+@pytest.mark.parametrize(("clients", "dropout"), [(3, 0.0), (4, 0.1), (5, 0.1), (6, 0.1), (8, 0.1)])
+def test_the_default_dropout_leaves_a_round_enough_clients(clients: int, dropout: float) -> None:
+    config = load_config(None, [f"federation.clients={clients}"])
+    assert config.simulation.dropout == config.dropout == dropout
+    with pytest.raises(ConfigError, match=r"simulation\.dropout=0\.9"):
+        load_config(None, [f"federation.clients={clients}", "simulation.dropout=0.9"])

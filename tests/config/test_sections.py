@@ -103,7 +103,7 @@ def test_out_of_range_names_its_key(word: str) -> None:
         (["federation.min_survivors=5"], "below floor(2n/3)+1 = 6"),
         (["federation.min_survivors=9"], "more than federation.clients=8"),
         (["simulation.dropout=0.5"], "lower simulation.dropout"),
-        (["federation.clients=3"], "fewer than the 3 that it needs"),
+        (["federation.clients=3", "simulation.dropout=0.1"], "fewer than the 3 that it needs"),
         (["data.source=photos", "data.records=100"], "a folder is taken whole"),
         (["federation.committee_members=5"], "has no effect"),
         (["federation.aggregation=encrypted", "federation.committee_members=2"], "has no effect"),

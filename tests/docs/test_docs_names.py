@@ -22,6 +22,7 @@ FOREIGN = {
     "--isolation",
     "--run-config",
     "--simulation",
+    "--strict",
 }
 HISTORY = {"CHANGELOG.md"}
 # Names of the form section.key that are files or attributes, not settings.
@@ -66,7 +67,7 @@ def test_every_path_exists(page: Path) -> None:
 
 @pytest.mark.parametrize("page", pages.PAGES, ids=pages.name_of)
 def test_every_module_and_object_resolves(page: Path) -> None:
-    entry_points = {"carefl_secure.corpora", "carefl_secure.aggregators"}
+    entry_points = {f"carefl_secure.{g}" for g in ("aggregators", "corpora", "local_rules")}
     names = pages.module_names(page) - entry_points
     missing = sorted(name for name in names if not name.endswith(".py") and unresolved(name))
     assert not missing, f"{pages.name_of(page)} names {missing}"

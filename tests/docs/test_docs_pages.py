@@ -10,6 +10,7 @@ from types import ModuleType
 import pytest
 import yaml
 
+from carefl_secure import __version__
 from carefl_secure.config.root import Config
 from carefl_secure.errors import CareflError
 
@@ -67,3 +68,26 @@ def test_pages_in_the_navigation_exist() -> None:
 def test_pages_link_to_no_foreign_script() -> None:
     for page in (ROOT / "docs").rglob("*.md"):
         assert not re.search(r"<(script|img|link)[^>]+https?://", page.read_text("utf-8")), page
+
+
+def test_the_citation_names_this_version() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    assert cited["version"] == __version__
+    assert cited["cff-version"] == "1.2.0" and cited["authors"] and cited["license"] == "Apache-2.0"
+
+
+def test_the_workflow_calls_the_make_targets_that_exist() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text("utf-8"))
+    steps = [step.get("run", "") for job in workflow["jobs"].values() for step in job["steps"]]
+    assert any(step.startswith("make test ") for step in steps)
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+    called = [target for step in steps for target in re.findall(r"\bmake ([a-z-]+)", step)]
+    assert set(called) <= set(targets)
+
+
+def test_the_hooks_before_a_commit_are_the_tools_of_make_check() -> None:
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text("utf-8"))["repos"][0]
+    make = (ROOT / "Makefile").read_text("utf-8")
+    for hook in hooks["hooks"]:
+        tool = hook["entry"].split()[0].rsplit("/", 1)[1]
+        assert f"$(BIN)/{tool} " in make

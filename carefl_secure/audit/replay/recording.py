@@ -157,7 +157,7 @@ def play(
             base_hash=bytes(32),
             reporter=_Rounds(reporter or SilentReporter()),
             key_source=key_source,
-            dropout=config.simulation.dropout,
+            dropout=config.dropout,
             seed=config.run.seed,
             record=lambda node, message: heard.append(_heard(node, message)),
             aggregation=mode,

@@ -46,7 +46,7 @@ def check_remote(config: Config, roster: Roster) -> None:
         )
     if config.unsafe_deterministic_noise:
         raise ConfigError("unsafe_deterministic_noise is for runs on one machine only")
-    if config.simulation.dropout > 0:
+    if config.dropout > 0:
         raise ConfigError(
             "simulation.dropout simulates clients that vanish, and sites would pay for rounds that "
             "it spoils; leave it at 0"
