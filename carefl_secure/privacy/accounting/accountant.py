@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import functools
-import logging
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from carefl_secure.errors import ConfigError, PrivacyError
 from carefl_secure.privacy.accounting.events import Event, SampledGaussian
+from carefl_secure.privacy.accounting.loss_distribution import composed_epsilon
 from carefl_secure.privacy.accounting.skellam_pld import hidden_history
 from carefl_secure.privacy.accounting.skellam_rdp import ORDERS, epsilon_from_rdp, sampled_rdp
 
@@ -32,9 +30,8 @@ SKELLAM_GRID = 5e-4  # fine enough there, and priced anew in every round
 COARSE_GRID = 1e-3
 ROUGH_GRID = 1e-2
 _USUAL_DELTA = 1e-5
-# Above this Renyi divergence of order 2 the run is far beyond any useful epsilon, and its privacy
-# loss would need a grid of many gigabytes.
-_PLD_LIMIT = 100.0
+# Renyi divergence of order 2 above which RDP must do: exponentials of the losses would overflow.
+_PLD_LIMIT = 600.0
 
 
 def check_delta(delta: float) -> None:
@@ -226,27 +223,7 @@ def _pld_below(events: Sequence[Event], delta: float, ceiling: float, grid: floa
 
 @functools.lru_cache(maxsize=64)
 def _gaussian_pld(events: tuple[SampledGaussian, ...], delta: float, grid: float) -> float:
-    """Compose Gaussian events; each different one is discretised once and kept."""
-    if not events:
-        return 0.0
-    with _quiet():
-        whole, *rest = (
-            _discretised(event.sample_rate, event.noise_multiplier, grid).self_compose(event.count)
-            for event in events
-        )
-        for part in rest:
-            whole = whole.compose(part)
-        return float(whole.get_epsilon_for_delta(delta))
-
-
-@functools.lru_cache(maxsize=16)
-def _discretised(rate: float, noise_multiplier: float, grid: float) -> Any:
-    # imported here because it takes half a second that most commands never need
-    from dp_accounting.pld import privacy_loss_distribution
-
-    return privacy_loss_distribution.from_gaussian_mechanism(
-        noise_multiplier, value_discretization_interval=grid, sampling_prob=rate
-    )
+    return composed_epsilon(events, delta, grid) if events else 0.0
 
 
 def _merged(events: Sequence[Event]) -> list[Event]:
@@ -289,15 +266,3 @@ def has_pld(events: Sequence[Event]) -> bool:
     if not all(isinstance(event, SampledGaussian) for event in events):
         return False
     return sum(float(sampled_rdp(event)[0]) for event in events) <= _PLD_LIMIT
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hold back remarks of the accounting library while it works, and nothing else."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -14,6 +14,7 @@ from scipy.special import ndtr, ndtri
 from carefl_secure.errors import ConfigError
 from carefl_secure.privacy.accounting.accountant import GRID, SKELLAM_GRID, has_pld
 from carefl_secure.privacy.accounting.events import Event, SampledGaussian, SampledSkellam
+from carefl_secure.privacy.accounting.loss_distribution import usable_grid
 from carefl_secure.privacy.accounting.skellam_pld import hidden_gaussian
 from carefl_secure.privacy.accounting.skellam_rdp import ORDERS, sampled_rdp
 
@@ -194,14 +195,15 @@ def _from_pld(events: Sequence[Event], grid: float = GRID) -> Callable[[_Vector]
     import dp_accounting
     from dp_accounting import pld
 
-    accountant = pld.PLDAccountant(dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE, grid)
-    for event, count in _counted(events).items():
-        if not isinstance(event, SampledGaussian):
-            raise ConfigError(f"{event.kind!r} has no loss distribution here")
+    gaussian = [e.times(n) for e, n in _counted(events).items() if isinstance(e, SampledGaussian)]
+    accountant = pld.PLDAccountant(
+        dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE, usable_grid(gaussian, grid)
+    )
+    for event in gaussian:
         step: dp_accounting.DpEvent = dp_accounting.GaussianDpEvent(event.noise_multiplier)
         if event.sample_rate < 1.0:
             step = dp_accounting.PoissonSampledDpEvent(event.sample_rate, step)
-        accountant.compose(step, count)
+        accountant.compose(step, event.count)
     last = min(float(accountant.get_epsilon(_LEAST_TPR / 100.0)), 200.0)
     epsilons = np.linspace(0.0, last, 4001)
     # the library takes many epsilons at once, which its annotations do not say

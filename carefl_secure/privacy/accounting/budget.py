@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
-from carefl_secure.errors import BudgetExceededError
+from carefl_secure.errors import BudgetExceededError, ConfigError
 from carefl_secure.privacy.accounting.accountant import accountant_name, coarse_epsilon
 from carefl_secure.privacy.accounting.budget_request import (
     MAX_ROUNDS,
@@ -142,6 +143,11 @@ def solve_budget(question: BudgetQuestion) -> Budget:
         question = dataclasses.replace(question, sample_rate=highest_rate(question, target))
     event = event_of_question(question)
     cost = named_epsilon(event, question.delta)
+    if not math.isfinite(cost):
+        raise ConfigError(
+            f"noise multiplier {question.noise_multiplier:g} is next to no noise: no finite "
+            "epsilon can be proved; choose a larger one"
+        )
     if target is not None and cost > target:
         raise BudgetExceededError(
             f"these values cost epsilon {cost:.4g} at delta {question.delta:g}, above "

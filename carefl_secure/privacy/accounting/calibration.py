@@ -7,19 +7,21 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
+import numpy as np
+from scipy.optimize import brentq
+
 from carefl_secure.errors import BudgetExceededError, ConfigError
-from carefl_secure.privacy.accounting.accountant import (
-    ROUGH_GRID,
-    coarse_epsilon,
-    epsilon,
-    rdp_epsilon,
-)
+from carefl_secure.privacy.accounting.accountant import coarse_epsilon, epsilon, rdp_epsilon
 from carefl_secure.privacy.accounting.events import Event
+from carefl_secure.privacy.accounting.skellam_rdp import ORDERS, epsilon_from_rdp
 
 __all__ = ["calibrate_noise"]
 
 _CLOSENESS = 1e-4
-_NEAR = 2e-3  # the coarse grid misses by less
+_LEAST_TARGET = 1e-3
+_RANGE = (math.log(1e-6), math.log(1e9))
+
+Price: TypeAlias = Callable[[Sequence[Event], float], float]
 
 
 def calibrate_noise(
@@ -37,7 +39,8 @@ def calibrate_noise(
         Noise multiplier to the whole planned event, its count included, or to several that add up.
         More noise must cost less.
     target_epsilon : float
-        The budget, above 0.
+        The budget. Every value from 0.001 to 500 has an answer, for up to a million sums at any
+        delta, unless the history leaves too little.
     delta : float
         As for ``epsilon``.
     history : sequence of Event
@@ -47,84 +50,86 @@ def calibrate_noise(
     -------
     float
         A noise multiplier whose epsilon is at most ``target_epsilon``, and within 0.01 % of it
-        unless the price jumps there (budgets of 40 and more, where the accountant changes).
+        unless the price jumps there (where the accountant or its grid changes).
 
     Raises
     ------
     ConfigError
-        The budget is not a positive number, or ``delta`` is out of range.
+        The budget is below 0.001 or no number, or ``delta`` is out of range.
     BudgetExceededError
         No amount of noise is enough, for instance because the history has used the budget up.
-    """
-    if not (math.isfinite(target_epsilon) and target_epsilon > 0.0):
-        raise ConfigError(f"target_epsilon is {target_epsilon}; it must be a number above 0")
 
-    aim = target_epsilon * (1.0 - _CLOSENESS / 2.0)
+    Guarantees
+    ----------
+    ``epsilon`` was evaluated at the returned noise, and was at most ``target_epsilon``.
+    """
+    if not (math.isfinite(target_epsilon) and target_epsilon >= _LEAST_TARGET):
+        raise ConfigError(
+            f"target_epsilon is {target_epsilon}; choose a number of at least {_LEAST_TARGET:g}"
+        )
+    if history and epsilon(history, delta) >= target_epsilon:
+        raise BudgetExceededError(
+            f"the history has used epsilon {target_epsilon:g} up, so no noise keeps this run "
+            "within it; allow a larger epsilon, or start from data whose budget is not spent"
+        )
 
     def whole(noise: float) -> tuple[Event, ...]:
         planned = make_event(noise)
         return (*history, *(planned if isinstance(planned, Sequence) else (planned,)))
 
-    def search(price: Callable[[Sequence[Event], float], float], start: float, by: float) -> float:
-        def log_excess(noise: float) -> float:
-            cost = price(whole(noise), delta)
-            return math.log(min(max(cost, 1e-300), 1e300) / aim)
-
-        low, high = _bracket(log_excess, target_epsilon, start, by)
-        return _close_in(log_excess, low, high)
-
-    by_grid = functools.partial(coarse_epsilon, grid=ROUGH_GRID)
-    if history and rdp_epsilon(history, delta) >= aim:
-        # Renyi divergences see the budget spent by the past alone, a tighter account may not
-        if epsilon(history, delta) >= aim:
-            raise BudgetExceededError(
-                f"the history has used epsilon {target_epsilon:g} up, so no noise keeps this run "
-                "within it; allow a larger epsilon, or start from data whose budget is not spent"
-            )
-        return search(epsilon, 1.0, 1.5)
-    rough = search(rdp_epsilon, 1.0, 2.0)  # far faster than PLD, and not far from it
-    planned = whole(rough)
-    if rdp_epsilon(planned, delta) <= coarse_epsilon(planned, delta):
-        return rough
-    near = search(by_grid, rough, 1.05)
-    close = search(coarse_epsilon, near, 1.01)
-    return search(epsilon, close, 1.0 + _NEAR)
+    noise = 1.0
+    floor = epsilon_from_rdp(np.zeros(len(ORDERS)), delta)  # what RDP gives for any noise
+    # each account is slower and closer than the one before it, and starts where that one ended
+    for price, step, closeness in (
+        (rdp_epsilon, 1.0, 0.02),
+        (coarse_epsilon, 0.05, 2e-3),
+        (epsilon, 2e-3, _CLOSENESS),
+    ):
+        if price is rdp_epsilon and rdp_epsilon(history, delta) >= target_epsilon - floor:
+            continue  # a tighter account may still reach the target
+        noise = _search(functools.partial(_price, price, whole, delta), target_epsilon,
+                        noise, step, closeness)  # fmt: skip
+    return noise
 
 
-_Point: TypeAlias = tuple[float, float]
+def _price(
+    price: Price, whole: Callable[[float], tuple[Event, ...]], delta: float, log_noise: float
+) -> float:
+    return price(whole(math.exp(log_noise)), delta)
 
 
-def _bracket(
-    log_excess: Callable[[float], float], target: float, noise: float, by: float
-) -> tuple[_Point, _Point]:
-    """Step up or down by a factor until the budget lies between two noises."""
-    value = log_excess(noise)
-    step = by if value > 0.0 else 1.0 / by
-    for _ in range(30):
-        following = log_excess(noise * step)
-        if (value > 0.0) != (following > 0.0):
-            points = ((noise, value), (noise * step, following))
-            return points if step > 1.0 else (points[1], points[0])
-        noise, value = noise * step, following
-    if step > 1.0:
+def _search(
+    price: Callable[[float], float], target: float, noise: float, step: float, closeness: float
+) -> float:
+    """Return the least noise tried that keeps the target; bracket by growing steps, then Brent."""
+    aim = target * (1.0 - closeness / 2.0)
+    kept: list[float] = []
+
+    def log_excess(log_noise: float) -> float:
+        cost = price(log_noise)
+        if cost <= target:
+            kept.append(log_noise)
+            if cost >= target * (1.0 - closeness):
+                return 0.0
+        return math.log(min(max(cost, 1e-300), 1e300) / aim)
+
+    here = math.log(noise)
+    value = log_excess(here)
+    direction = 1.0 if value > 0.0 else -1.0
+    other, opposite = here, value
+    while (value > 0.0) == (opposite > 0.0) and value != 0.0 != opposite:
+        if other in _RANGE:
+            break
+        here, value = other, opposite
+        other = min(max(other + direction * step, _RANGE[0]), _RANGE[1])
+        opposite, step = log_excess(other), min(2.0 * step, 1.0)
+    if value > 0.0 and opposite > 0.0:
         raise BudgetExceededError(
             f"no noise keeps this run within epsilon {target:g}; allow a larger epsilon, "
             "fewer rounds, or start from data whose budget is not spent"
         )
-    raise ConfigError(f"epsilon {target:g} asks for next to no noise; choose a smaller one")
-
-
-def _close_in(log_excess: Callable[[float], float], low: _Point, high: _Point) -> float:
-    """Regula falsi (Illinois) over log noise; every noise it returns keeps the budget."""
-    x0, f0 = math.log(low[0]), low[1]
-    x1, f1 = math.log(high[0]), high[1]
-    while x1 - x0 > 1e-6:
-        x = (x0 * f1 - x1 * f0) / (f1 - f0)
-        f = log_excess(math.exp(x))
-        if abs(f) <= _CLOSENESS / 2.0:
-            return math.exp(x)
-        if f > 0.0:
-            x0, f0, f1 = x, f, f1 / 2.0
-        else:
-            x1, f1, f0 = x, f, f0 / 2.0
-    return math.exp(x1)
+    if value < 0.0 and opposite < 0.0:
+        raise ConfigError(f"epsilon {target:g} asks for next to no noise; choose a smaller one")
+    if value != 0.0 != opposite:
+        brentq(log_excess, here, other, xtol=1e-7, rtol=1e-10)
+    return math.exp(min(kept))

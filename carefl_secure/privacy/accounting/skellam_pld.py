@@ -25,6 +25,7 @@ Hidden = tuple[list[SampledGaussian], float]
 _SHARE = 1e-3  # of delta, given up for the distance
 _STEP = 0.25  # kappa comes in such steps, so that a growing history meets the same Gaussian again
 _LEAST, _LARGEST_RATIO = 1.0, 0.25  # where the proof holds: kappa, and kappa / sqrt(variance)
+_LARGEST_CEILING = 600.0  # its exponential must be finite
 _ROUNDING = 1.001  # the formula below is evaluated in floats
 
 
@@ -161,7 +162,7 @@ def hidden_history(events: Sequence[Event], delta: float, ceiling: float) -> Hid
         where some event has no Gaussian inside.
     """
     skellam = [event for event in events if isinstance(event, SampledSkellam)]
-    if any(event.dimension is None for event in skellam) or ceiling > 100.0:
+    if any(event.dimension is None for event in skellam) or ceiling > _LARGEST_CEILING:
         return None
     factor = 1.0 + math.exp(ceiling)
     gaussian = [event for event in events if isinstance(event, SampledGaussian)]

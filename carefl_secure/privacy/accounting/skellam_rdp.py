@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.special import gammaln, logsumexp
 
+from carefl_secure.errors import PrivacyError
 from carefl_secure.privacy.accounting.events import Event, SampledSkellam
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def skellam_rdp(
     NeurIPS 2021 (arXiv 2110.04995), theorem 3.5; proved for whole orders.
     """
     extra = np.minimum(
-        ((2.0 * orders - 1.0) * l2**2 + 6.0 * l1) / (4.0 * variance**2),
+        ((2.0 * orders - 1.0) * l2**2 + 6.0 * l1) / (4.0 * variance) / variance,
         3.0 * l1 / (2.0 * variance),
     )
     return orders * (l2**2 / (2.0 * variance)) + extra
@@ -74,7 +75,10 @@ def gaussian_rdp(orders: NDArray[np.float64], noise_multiplier: float) -> NDArra
     ----------
     Mironov, "Renyi Differential Privacy", CSF 2017, proposition 7.
     """
-    return orders / (2.0 * noise_multiplier**2)
+    return orders / (2.0 * noise_multiplier) / noise_multiplier
+
+
+_LARGEST = 1e290
 
 
 @functools.cache
@@ -92,11 +96,13 @@ def _log_binomials() -> NDArray[np.float64]:
 def _sampled(event: Event) -> NDArray[np.float64]:
     q = event.sample_rate
     whole = np.arange(2, ORDERS[-1] + 1, dtype=np.float64)
-    curve = (
-        skellam_rdp(whole, event.l1, event.l2, event.variance)
-        if isinstance(event, SampledSkellam)
-        else gaussian_rdp(whole, event.noise_multiplier)
-    )
+    with np.errstate(over="ignore", divide="ignore"):
+        curve = (
+            skellam_rdp(whole, event.l1, event.l2, event.variance)
+            if isinstance(event, SampledSkellam)
+            else gaussian_rdp(whole, event.noise_multiplier)
+        )
+    curve = np.minimum(curve, _LARGEST)  # infinity less infinity would be NaN below
     orders = np.array(ORDERS)
     if q == 1.0:
         result = curve[orders - 2]
@@ -107,7 +113,7 @@ def _sampled(event: Event) -> NDArray[np.float64]:
         left_out = np.maximum(orders[:, None] - k[None, :], 0.0) * math.log1p(-q)
         terms = _log_binomials() + left_out + k * math.log(q) + moments
         result = logsumexp(terms, axis=1) / (orders - 1.0)
-    result = np.maximum(result, 0.0)
+    result = np.where(result < _LARGEST / 2.0, np.maximum(result, 0.0), np.inf)
     result.setflags(write=False)
     return np.asarray(result, dtype=np.float64)
 
@@ -166,10 +172,17 @@ def epsilon_from_rdp(rdp: NDArray[np.float64], delta: float) -> float:
     float
         Epsilon in nats, not below zero.
 
+    Raises
+    ------
+    PrivacyError
+        The curve holds NaN.
+
     References
     ----------
     Canonne, Kamath, Steinke, arXiv 2004.00010, proposition 12.
     """
     orders = np.array(ORDERS, dtype=np.float64)
     bounds = rdp + np.log1p(-1.0 / orders) - np.log(delta * orders) / (orders - 1.0)
+    if np.isnan(bounds).any():
+        raise PrivacyError("a Renyi curve holds NaN, so nothing is proved; report this history")
     return max(0.0, float(np.min(bounds)))

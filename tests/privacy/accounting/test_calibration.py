@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from carefl_secure.errors import BudgetExceededError, ConfigError
 from carefl_secure.privacy import SampledGaussian, SampledSkellam, calibrate_noise, epsilon
@@ -36,6 +38,37 @@ def test_skellam_figures(rate: float, steps: int, delta: float, expected: float)
 def test_the_budget_is_met_and_used(target: float) -> None:
     noise = calibrate_noise(lambda z: _skellam(0.02, z, 100), target, 1e-5)
     assert target * (1 - 1e-4) <= epsilon([_skellam(0.02, noise, 100)], 1e-5) <= target
+
+
+@settings(max_examples=6, deadline=None, derandomize=True)
+@given(
+    rate=st.floats(-4.0, 0.0).map(lambda x: 10.0**x),
+    rounds=st.floats(1.0, 5.0).map(lambda x: round(10.0**x)),
+    target=st.floats(-2.0, 1.0).map(lambda x: 10.0**x),
+    delta=st.floats(-10.0, -2.0).map(lambda x: max(1e-10, 10.0**x)),
+)
+def test_every_budget_has_an_answer(rate: float, rounds: int, target: float, delta: float) -> None:
+    """The answer keeps the budget, and a tenth less noise breaks it (or a jump lies between)."""
+
+    def event(noise: float) -> SampledGaussian:
+        return SampledGaussian(rate, noise, rounds)
+
+    noise = calibrate_noise(event, target, delta)
+    assert epsilon([event(noise)], delta) <= target
+    assert epsilon([event(0.9 * noise)], delta) > target
+
+
+@pytest.mark.parametrize(
+    ("rate", "rounds", "target", "delta"),
+    [(0.01, 1000, 0.3, 1e-6), (0.01, 200, 0.1, 1e-5), (0.1, 100_000, 0.1, 1e-6),
+     (0.001, 10_000, 0.1, 1e-8), (1.0, 1000, 0.01, 1e-10), (1.0, 10**6, 0.001, 1e-10)],
+)  # fmt: skip
+def test_strong_budgets_over_many_rounds(
+    rate: float, rounds: int, target: float, delta: float
+) -> None:
+    noise = calibrate_noise(lambda z: SampledGaussian(rate, z, rounds), target, delta)
+    price = epsilon([SampledGaussian(rate, noise, rounds)], delta)
+    assert target * (1 - 2e-4) <= price <= target
 
 
 def test_the_past_counts() -> None:

@@ -172,7 +172,7 @@ def test_the_lost_delta_is_charged_at_the_ceiling() -> None:
         )
         assert found[1] == pytest.approx((1 + math.exp(ceiling)) * distance, rel=1e-4)
         assert 0 < found[1] <= 1e-8
-    assert hidden_history(events, 1e-5, 101.0) is None
+    assert hidden_history(events, 1e-5, 601.0) is None
 
 
 def losses(variance: float, shift: int, dimensions: int, grid: float) -> tuple[Floats, Floats]:
