@@ -14,16 +14,12 @@ __all__ = ["ENGINES", "choose_engine"]
 ENGINES = ("inprocess", "ray", "superlink")
 
 
-def choose_engine(
-    name: str, local_nodes: int | None = None
-) -> Callable[[Config, Reporter], Engine] | None:
+def choose_engine(name: str) -> Callable[[Config, Reporter], Engine] | None:
     """Return what makes an engine for a configuration; None for this process.
 
     Parameters
     ----------
     name : {"inprocess", "ray", "superlink"}
-    local_nodes : int, optional
-        SuperNodes to start on this machine; the run's clients by default.
 
     Raises
     ------
@@ -44,7 +40,5 @@ def choose_engine(
     if name == "superlink":
         from carefl_secure.deployment.superlink.local import Loopback
 
-        return lambda config, reporter: Loopback(
-            config, reporter, local_nodes or config.federation.clients
-        )
+        return Loopback
     raise ConfigError(f"there is no engine {name!r}; choose one of {', '.join(ENGINES)}")

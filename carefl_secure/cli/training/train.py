@@ -113,6 +113,11 @@ def train(
             "the records of this run are at the sites of a deployment; use carefl-secure submit, "
             "with --resume to go on"
         )
+    if local_nodes not in (None, settings.federation.clients):
+        raise ConfigError(
+            f"--local-nodes is {local_nodes}, and the run has {settings.federation.clients} "
+            "clients; give the same number, or leave one of them out"
+        )
     # Heavy imports wait until the settings are known to be sound.
     from carefl_secure.runs.train import train as run
 
@@ -120,7 +125,7 @@ def train(
     if engine != "inprocess":
         from carefl_secure.deployment.engines import choose_engine
 
-        where = choose_engine(engine, local_nodes)
+        where = choose_engine(engine)
     if quiet:
         summary = run(settings, SilentReporter(), resume, where)
     else:

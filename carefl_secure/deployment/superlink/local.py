@@ -27,7 +27,6 @@ from carefl_secure.deployment.provisioning.provision import provision
 from carefl_secure.deployment.provisioning.sites import Roster, Sites
 from carefl_secure.deployment.site.proposal import Proposal, cohort_of
 from carefl_secure.deployment.superlink.parties import _START, Deployed
-from carefl_secure.errors import ConfigError
 from carefl_secure.federation.local_update.task import LocalTask
 from carefl_secure.federation.plan.cohort import Aggregation, helpers_wanted
 from carefl_secure.federation.plan.run_plan import RunPlan
@@ -69,13 +68,6 @@ class Loopback:
     ----------
     config : Config
     reporter : Reporter
-    nodes : int
-        Local sites; as many as the run has clients.
-
-    Raises
-    ------
-    ConfigError
-        When the numbers differ.
 
     Guarantees
     ----------
@@ -85,12 +77,7 @@ class Loopback:
     both.
     """
 
-    def __init__(self, config: Config, reporter: Reporter, nodes: int) -> None:
-        if nodes != config.federation.clients:
-            raise ConfigError(
-                f"{nodes} local nodes for {config.federation.clients} clients; give as many "
-                "--local-nodes as --clients"
-            )
+    def __init__(self, config: Config, reporter: Reporter) -> None:
         self._config = config
         self._reporter = reporter
 

@@ -22,18 +22,20 @@ from typer.testing import CliRunner
 
 import carefl_secure
 from carefl_secure.cli.app import app
-from carefl_secure.config import load_config
+from carefl_secure.config import Config, load_config
 from carefl_secure.deployment import doctor as checkup
 from carefl_secure.deployment.flower import app as flower_app
 from carefl_secure.deployment.flower.address import Place
 from carefl_secure.deployment.flower.relay import SERVER_SOCKET
 from carefl_secure.deployment.flower.superlink import flower_environment
 from carefl_secure.deployment.provisioning.site_bundle import HALVES, SiteBundle
+from carefl_secure.deployment.superlink.local import Loopback
 from carefl_secure.deployment.superlink.remote import Remote
 from carefl_secure.errors import ConfigError, EngineError, LabelError, RunError
 from carefl_secure.privacy import Ledger
 from carefl_secure.progress import SilentReporter
 from carefl_secure.run_folder import RunFolder
+from carefl_secure.runs import train as runs_train
 from carefl_secure.runs.corpora import load_own
 from carefl_secure.runs.staged_corpora import load_corpora
 
@@ -93,6 +95,31 @@ def test_a_second_server_from_one_kit_is_refused(tmp_path: Path) -> None:
 def test_local_nodes_go_with_the_superlink_only() -> None:
     assert runner.invoke(app, ["train", "--local-nodes", "3"]).exit_code == 2
     assert runner.invoke(app, ["train", "--engine", "mars"]).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "clients"),
+    [(["--local-nodes", "3"], 3), (["--local-nodes", "5"], 5), ([], 8)],
+)
+def test_local_nodes_are_the_clients_of_a_default_run(
+    monkeypatch: pytest.MonkeyPatch, words: list[str], clients: int
+) -> None:
+    """The documented command is accepted as it stands; no dropout that it cannot have is asked."""
+
+    def run(config: Config, reporter: Any, resume: object, engine: Any) -> None:
+        assert config.federation.clients == clients
+        assert isinstance(engine(config, reporter), Loopback)
+        raise EngineError("reached")
+
+    monkeypatch.setattr(runs_train, "train", run)
+    result = runner.invoke(app, ["train", "--quiet", "--engine", "superlink", *words])
+    assert result.exit_code == 41 and "reached" in result.stderr, result.output
+
+
+def test_other_local_nodes_than_clients_are_refused() -> None:
+    words = ["train", "--quiet", "--engine", "superlink", "--local-nodes", "3", "--clients", "4"]
+    result = runner.invoke(app, words)
+    assert result.exit_code == 2 and "--local-nodes" in result.stderr
 
 
 def test_status_of_a_folder_that_is_no_run(tmp_path: Path) -> None:

@@ -22,7 +22,6 @@ from carefl_secure.runs.train import train
 WORDS = (
     "data.records=120",
     "federation.rounds=2",
-    "simulation.dropout=0",
     "unsafe_deterministic_noise=true",
     "evaluation.baselines=false",
     "privacy.delta=1e-3",
