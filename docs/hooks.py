@@ -35,6 +35,14 @@ ARCHIVES = (
         r"package/dist/(?:contrib/)?(katex\.min\.(?:js|css)|auto-render\.min\.js|fonts/.*\.woff2)",
     ),
 )
+_KINDS = {
+    "file": "path",
+    "float": "number",
+    "float range": "number",
+    "integer": "whole number",
+    "integer range": "whole number",
+}
+"""Types of click, as the settings page names them."""
 _SETTINGS = "<!-- settings -->"
 _COMMANDS = "<!-- commands -->"
 
@@ -64,26 +72,58 @@ def on_post_build(config: Any, **_: Any) -> None:
 
 
 def settings_page() -> str:
-    """Return every setting with its default and meaning, a table for each section."""
+    """Return every setting with its allowed values, default and meaning, section by section."""
     lines = []
     for name, field in Config.model_fields.items():
         kind = _section(field.annotation)
         if kind is None:
             lines += [f"## {name}", "", field.description or "", ""]
+            lines += [f"Allowed: {allowed(Config.model_json_schema()['properties'][name])}. "]
+            lines += [f"Default: `{_plain(field.get_default(call_default_factory=True))}`.", ""]
             continue
+        schema = kind.model_json_schema()["properties"]
         lines += [f"## {name}", "", (kind.__doc__ or "").strip(), ""]
-        lines += ["| setting | default | meaning |", "| --- | --- | --- |"]
+        lines += ["| setting | allowed | default | meaning |", "| --- | --- | --- | --- |"]
         for key, entry in kind.model_fields.items():
             default = entry.get_default(call_default_factory=True)
             shown = "required" if default is PydanticUndefined else f"`{_plain(default)}`"
-            meaning = (entry.description or "").replace("|", "\\|")
-            lines.append(f"| `{name}.{key}` | {shown} | {meaning} |")
+            meaning = _cell(entry.description or "")
+            lines.append(f"| `{name}.{key}` | {allowed(schema[key])} | {shown} | {meaning} |")
         lines.append("")
     return "\n".join(lines)
 
 
+def allowed(schema: dict[str, Any]) -> str:
+    """Say in words which values a JSON schema accepts."""
+    if "anyOf" in schema:
+        return " or ".join(allowed(one) for one in schema["anyOf"])
+    if "enum" in schema or "const" in schema:
+        words = schema.get("enum", [schema.get("const")])
+        return ", ".join(f"`{word}`" for word in words)
+    kind = schema.get("type")
+    if kind == "array":
+        items = schema.get("items", schema.get("prefixItems", [{}])[0:1])
+        inner = items[0] if isinstance(items, list) else items
+        return f"list of {allowed(inner)}"
+    if kind == "null":
+        return "`null`"
+    if kind == "boolean":
+        return "`true`, `false`"
+    if kind == "string":
+        return "path" if schema.get("format") == "path" else "text"
+    low = schema.get("minimum", schema.get("exclusiveMinimum"))
+    high = schema.get("maximum", schema.get("exclusiveMaximum"))
+    words = "whole number" if kind == "integer" else "number"
+    if low is not None:
+        words += f" {'≥' if 'minimum' in schema else '>'} {low:g}"
+    if high is not None:
+        words += f"{' and' if low is not None else ''} "
+        words += f"{'≤' if 'maximum' in schema else '<'} {_count(high)}"
+    return words
+
+
 def commands_page() -> str:
-    """Return the help of every command, as a terminal shows it."""
+    """Return the help of every command: its arguments, then its options with type and default."""
     lines: list[str] = []
 
     def walk(command: click.Command, path: tuple[str, ...]) -> None:
@@ -94,16 +134,51 @@ def commands_page() -> str:
                 if inner is not None:
                     walk(inner, (*path, name))
             return
-        lines.extend([f"## {' '.join(path[1:])}", "", (command.help or "").strip(), ""])
-        lines.extend(["| option | meaning |", "| --- | --- |"])
-        for option in command.params:
-            names = ", ".join((*option.opts, *option.secondary_opts))
-            text = (getattr(option, "help", None) or "").replace("|", "\\|")
-            lines.append(f"| `{names}` | {text} |")
+        lines.extend([f"## {' '.join(path[1:])}", "", _help(command), ""])
+        usage = " ".join([*path, *(piece for piece in command.collect_usage_pieces(context))])
+        lines.extend(["```text", usage, "```", ""])
+        lines.extend(["| option | type | default | meaning |", "| --- | --- | --- | --- |"])
+        for parameter in command.params:
+            if parameter.name != "help":
+                lines.append(_row(parameter))
         lines.append("")
 
     walk(typer.main.get_command(app), ("carefl-secure",))
     return "\n".join(lines)
+
+
+def _row(parameter: click.Parameter) -> str:
+    names = ", ".join((*parameter.opts, *parameter.secondary_opts))
+    if isinstance(parameter, click.Argument):
+        names = parameter.make_metavar(click.Context(click.Command("")))
+    text = _cell(getattr(parameter, "help", None) or "")
+    if getattr(parameter, "is_flag", False):
+        kind, default = "flag", "off"
+    else:
+        names += (
+            f" {parameter.metavar}" if parameter.metavar and parameter.opts[0][0] == "-" else ""
+        )
+        kind = _KINDS.get(parameter.type.name, parameter.type.name)
+        kind += ", repeatable" if parameter.multiple or parameter.nargs == -1 else ""
+        default = f"`{parameter.default}`"
+        if parameter.default is None or parameter.default == ():
+            default = "none"
+    if parameter.required:
+        default = "required"
+    return f"| `{names}` | {kind} | {default} | {text} |"
+
+
+def _help(command: click.Command) -> str:
+    """Return the help of a command without the marks of rich."""
+    return (command.help or "").replace("\\[", "[").strip()
+
+
+def _cell(text: str) -> str:
+    return text.replace("\\[", "[").replace("|", "\\|").replace("*", "\\*")
+
+
+def _count(number: float) -> str:
+    return f"{number:,.0f}" if number >= 1000 else f"{number:g}"
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:

@@ -26,12 +26,20 @@ def hooks() -> ModuleType:
     return module
 
 
-def test_settings_page_names_every_setting(hooks: ModuleType) -> None:
+def test_settings_page_names_every_setting_with_allowed_values_and_default(
+    hooks: ModuleType,
+) -> None:
     page = hooks.settings_page()
     for section, field in Config.model_fields.items():
         inner = getattr(field.annotation, "model_fields", None)
         names = [f"`{section}.{key}`" for key in inner] if inner else [f"## {section}"]
         assert all(name in page for name in names), names
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| `")]
+    assert all(len(row) == 4 and row[1].strip() and row[2].strip() for row in rows)
+    assert "| `privacy.trust` | `secagg`, `none` | `secagg` |" in page
+    assert "| `privacy.epsilon` | number > 0 and ≤ 1,000 | `8.0` |" in page
+    assert "| `federation.local_lr` | number > 0 and ≤ 10,000 or `auto` | `auto` |" in page
+    assert "| `run.trackers` | list of `tensorboard`, `mlflow` | `[]` |" in page
 
 
 def test_every_setting_is_described() -> None:
@@ -42,7 +50,17 @@ def test_every_setting_is_described() -> None:
 
 def test_commands_page_names_options(hooks: ModuleType) -> None:
     page = hooks.commands_page()
-    assert "## train" in page and "`--resume`" in page and "## ledger verify" in page
+    assert "## train" in page and "`--resume" in page and "## ledger verify" in page
+    assert "| `--quiet, -q` | flag | off |" in page
+    assert re.search(r"\| `--engine[^`]*` \| text \| `inprocess` \|", page)
+    assert "| `--epsilon` | number | none |" in page
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    assert all(len(re.split(r"(?<!\\) \| ", row)) == 4 for row in rows)
+
+
+def test_no_command_to_copy_begins_with_a_prompt() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        assert not re.search(r"^\s*\$ ", page.read_text("utf-8"), re.MULTILINE), page
 
 
 def test_exit_codes_are_all_documented() -> None:
