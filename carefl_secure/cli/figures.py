@@ -1,19 +1,22 @@
-"""How figures are written: in words on a terminal, and as strict JSON."""
+"""Figures of a run, for a terminal and as strict JSON."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from numbers import Integral, Real
-from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["Summary", "figure", "row_line", "show", "to_json"]
+from carefl_secure.cli.console import result_table
+
+if TYPE_CHECKING:
+    from carefl_secure.runs.summary import RunSummary
+
+__all__ = ["figure", "row_line", "show", "to_json"]
 
 _WIDTH = 140
 _SHOWN = (
@@ -26,58 +29,6 @@ _SHOWN = (
     "bytes_per_client",
     "seconds",
 )
-
-
-class Stage(Protocol):
-    """What one stage of a run changed."""
-
-    @property
-    def name(self) -> str:
-        """Its number and label space."""
-
-    @property
-    def before(self) -> Mapping[str, float]:
-        """Scores at its start, with its own labels."""
-
-    @property
-    def after(self) -> Mapping[str, float]:
-        """Scores at its end."""
-
-
-class Summary(Protocol):
-    """What a finished run tells; ``carefl_secure.runs.train`` makes it."""
-
-    @property
-    def folder(self) -> Path:
-        """The run folder."""
-
-    @property
-    def rows(self) -> Sequence[Mapping[str, Any]]:
-        """The figures of each round."""
-
-    @property
-    def floors(self) -> Mapping[str, float]:
-        """Mean average precision of each simple baseline."""
-
-    @property
-    def before(self) -> Mapping[str, float]:
-        """Scores of the untouched model."""
-
-    @property
-    def after(self) -> Mapping[str, float]:
-        """Scores of the tuned model."""
-
-    @property
-    def promise(self) -> str:
-        """What is guaranteed, in one sentence."""
-
-    @property
-    def seconds(self) -> float:
-        """Wall time of the run."""
-
-    @property
-    def stages(self) -> Sequence[Stage]:
-        """What each stage changed; empty for a run in one stage."""
 
 
 def figure(name: str, value: Any) -> str:
@@ -123,7 +74,7 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
-def to_json(summary: Summary) -> str:
+def to_json(summary: RunSummary) -> str:
     """Return the summary as one JSON object; an infinite epsilon is null."""
     return json.dumps(
         _plain(
@@ -132,7 +83,7 @@ def to_json(summary: Summary) -> str:
                 "seconds": summary.seconds,
                 "before": summary.before,
                 "after": summary.after,
-                "floors": summary.floors,
+                "baselines": summary.baselines,
                 "rounds": summary.rows,
                 "promise": summary.promise,
                 "stages": [
@@ -146,26 +97,21 @@ def to_json(summary: Summary) -> str:
     )
 
 
-def _rounds(summary: Summary) -> Table:
+def _rounds(summary: RunSummary) -> Table:
     present = {name for row in summary.rows for name in row}
     names = [name for name in _SHOWN if name in present]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in names:
-        table.add_column(name.replace("_", " "), justify="right", no_wrap=True)
+    table = result_table(*(name.replace("_", " ") for name in names))
     for row in summary.rows:
         table.add_row(*(figure(name, row.get(name)) for name in names))
     return table
 
 
-def _scores(summary: Summary) -> Table:
+def _scores(summary: RunSummary) -> Table:
     names = list(dict.fromkeys([*summary.before, *summary.after])) or ["mAP"]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("")
-    for name in names:
-        table.add_column(name.replace("_", " "), justify="right", no_wrap=True)
-    for floor, value in summary.floors.items():
+    table = result_table("", *(name.replace("_", " ") for name in names), left=("",))
+    for baseline, value in summary.baselines.items():
         row = (figure(name, value) if name == "mAP" else "" for name in names)
-        table.add_row(f"floor: {floor.replace('_', ' ')}", *row)
+        table.add_row(f"baseline: {baseline.replace('_', ' ')}", *row)
     lines = [("before", summary.before), ("after", summary.after)]
     if summary.stages:  # each with its own labels; the untuned model with the last stage's
         lines = [("untuned", summary.before)]
@@ -187,11 +133,8 @@ def _tabulate(table: Table, console: Console) -> None:
         console.width = before
 
 
-def show(summary: Summary, console: Console) -> None:
-    """Write the tables, the promise and where the run lies.
-
-    A log has no width: there the tables take what they need.
-    """
+def show(summary: RunSummary, console: Console) -> None:
+    """Write the tables, the privacy statement and the run folder."""
     if summary.rows:
         _tabulate(_rounds(summary), console)
     _tabulate(_scores(summary), console)

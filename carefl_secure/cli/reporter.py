@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 
 from rich.console import Console
@@ -16,8 +17,19 @@ from rich.progress import (
 )
 
 from carefl_secure.cli.figures import row_line
+from carefl_secure.progress import Reporter, SilentReporter
 
-__all__ = ["RichReporter"]
+__all__ = ["RichReporter", "running"]
+
+
+@contextmanager
+def running(quiet: bool) -> Iterator[Reporter]:
+    """Yield the reporter of a long command; progress goes to standard error."""
+    if quiet:
+        yield SilentReporter()
+    else:
+        with RichReporter(Console(stderr=True)) as reporter:
+            yield reporter
 
 
 class RichReporter:

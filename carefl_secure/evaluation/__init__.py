@@ -1,1 +1,1 @@
-"""How good a model is, and the floors every score stands beside."""
+"""How good a model is, and the baselines that every score is compared with."""

@@ -16,10 +16,11 @@ from carefl_secure.evaluation.bootstrap import bootstrap, difference, units_of
 from carefl_secure.evaluation.figures import BOUNDS, Figures, prevalence_scores
 from carefl_secure.evaluation.groups import Comparison, compare
 from carefl_secure.evaluation.metrics import choose_thresholds
+from carefl_secure.evaluation.settings import Settings
 from carefl_secure.evaluation.slices import slice_images
 from carefl_secure.evaluation.summary import Evaluation, Label, Sampling, Slice
 
-__all__ = ["Known", "Settings", "assess", "attributes_of"]
+__all__ = ["Known", "Scored", "assess", "attributes_of"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -47,27 +48,28 @@ class Known:
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How an evaluation is made.
+class Scored:
+    """The records that were scored, and what the result calls them.
 
     Parameters
     ----------
-    replicates : int
-        Bootstrap resamples.
-    level : float
-        Level of the intervals.
-    seed : int
-    groups : tuple of str or None
-        Attributes to compare groups by; None takes all with 2 to 12 values.
-    minimum : int
-        Records that a group needs to be scored.
+    run, corpus, split : str
+    space : LabelSpace
+    records : sequence of Record
+        With subjects and attributes.
+    targets : ndarray
+        0/1 label matrix ``[N, K]``.
+    images : iterable of PIL images
+        The pictures of the records, in order.
     """
 
-    replicates: int = 1000
-    level: float = 0.95
-    seed: int = 0
-    groups: tuple[str, ...] | None = None
-    minimum: int = 30
+    run: str
+    corpus: str
+    split: str
+    space: LabelSpace
+    records: Sequence[Record]
+    targets: npt.NDArray[Any]
+    images: Iterable[Image.Image]
 
 
 def attributes_of(
@@ -96,37 +98,22 @@ def attributes_of(
 
 
 def assess(
-    records: Sequence[Record],
-    space: LabelSpace,
-    targets: npt.NDArray[Any],
+    scored: Scored,
     tuned: npt.NDArray[Any],
     untuned: npt.NDArray[Any],
-    *,
-    run: str,
-    corpus: str,
-    split: str,
     known: Known | None,
-    images: Iterable[Image.Image],
     settings: Settings | None = None,
 ) -> Evaluation:
-    """Evaluate a tuned model beside the untuned one and the label shares alone.
+    """Evaluate a tuned model, the untuned one, and the label shares alone.
 
     Parameters
     ----------
-    records : sequence of Record
-        The scored records, with subjects and attributes.
-    space : LabelSpace
-    targets : ndarray
-        0/1 label matrix ``[N, K]``.
+    scored : Scored
     tuned, untuned : ndarray
         Scores ``[N, K]``: log-odds where several labels may hold, else log-probabilities.
-    run, corpus, split : str
-        Names, for the result.
     known : Known or None
         Where thresholds and label shares come from. Without it decisions follow the sign of the
-        log-odds, and the floor takes the label shares of the scored records themselves.
-    images : iterable of PIL images
-        The pictures of the records, in order.
+        log-odds, and the baseline takes the label shares of the scored records themselves.
     settings : Settings, optional
 
     Returns
@@ -135,15 +122,16 @@ def assess(
         Without its cost.
     """
     chosen = settings or Settings()
+    space, targets = scored.space, scored.targets
     multi = space.multi
-    wanted = attributes_of(records, chosen.groups)
+    wanted = attributes_of(scored.records, chosen.groups)
     cuts = _thresholds(known, len(space.labels), multi)
     model = Figures(targets, tuned, multi=multi, thresholds=cuts[0])
     base = Figures(targets, untuned, multi=multi, thresholds=cuts[1])
-    floor, floor_cut = prevalence_scores(
+    shares, share_cut = prevalence_scores(
         targets if known is None else known.targets, len(targets), multi=multi
     )
-    units = units_of([record.subject for record in records])
+    units = units_of([record.subject for record in scored.records])
     sampling: Mapping[str, Any] = {
         "replicates": chosen.replicates,
         "level": chosen.level,
@@ -151,24 +139,25 @@ def assess(
     }
 
     def compared(name: str, values: Sequence[str | None]) -> Comparison:
-        return compare(name, values, model, units, minimum=chosen.minimum, **sampling)
+        return compare(name, values, model, units, chosen)
 
     gain = difference(model, base)
     distinct = int(units.max()) + 1
+    unit = "subject" if distinct < len(scored.records) else "record"
     return Evaluation(
-        run=run,
-        corpus=corpus,
-        split=split,
+        run=scored.run,
+        corpus=scored.corpus,
+        split=scored.split,
         space=space.name,
         multi=multi,
-        records=len(records),
+        records=len(scored.records),
         unlabelled=int((targets.sum(1) == 0).sum()),
         decided_by=_words(known, multi),
-        sampling=Sampling("subject" if distinct < len(records) else "record", distinct, **sampling),
+        sampling=Sampling(unit, distinct, **sampling),
         figures=model(),
         intervals=bootstrap(model, units, bounds=BOUNDS, **sampling),
         untuned=base(),
-        floors=Figures(targets, floor, multi=multi, thresholds=floor_cut)(),
+        baselines=Figures(targets, shares, multi=multi, thresholds=share_cut)(),
         gains=gain(None),
         gain_intervals=bootstrap(gain, units, **sampling),
         labels=_labels(space, model),
@@ -176,7 +165,7 @@ def assess(
         reliability=model.calibration.bins(),
         groups=tuple(compared(name, values) for name, values in wanted.items()),
         slices=tuple(
-            Slice(one.edges, compared(one.name, one.values)) for one in slice_images(images)
+            Slice(one.edges, compared(one.name, one.values)) for one in slice_images(scored.images)
         ),
         remarks=_remarks(known, multi),
     )
@@ -206,15 +195,16 @@ def _words(known: Known | None, multi: bool) -> str:
 
 
 def _remarks(known: Known | None, multi: bool) -> tuple[str, ...]:
-    found = []
     if known is None:
-        found.append("floors take the label shares of the scored records themselves")
-    elif known.same:
-        found.append(
-            "the scored records are those that floors"
-            + (" and thresholds were chosen on; F1 is too good" if multi else " were fitted on")
-        )
-    return tuple(found)
+        return ("the baseline takes the label shares of the scored records themselves",)
+    if not known.same:
+        return ()
+    chosen = (
+        "baseline and thresholds were chosen on; F1 is too good"
+        if multi
+        else ("baseline was fitted on")
+    )
+    return (f"the scored records are those that the {chosen}",)
 
 
 def _labels(space: LabelSpace, model: Figures) -> tuple[Label, ...]:

@@ -1,7 +1,7 @@
 """What a score is worth: baselines that know nothing of faces, on the same split.
 
-Three floors, all in closed form: a constant, a histogram of colours, and the pixels of a thumbnail,
-the latter two read by ridge regression onto the 0/1 labels,
+Three baselines in closed form: a constant, a colour histogram, and the pixels of a thumbnail. The
+latter two go through ridge regression onto the 0/1 labels,
 
     ``W = argmin ||Y - X W||^2 + lambda ||W||^2``,
 
@@ -22,7 +22,7 @@ from PIL import Image
 from carefl_secure.errors import DataError
 from carefl_secure.evaluation.metrics import choose_thresholds, macro_f1, mean_average_precision
 
-__all__ = ["colour_histogram", "floors", "thumbnail"]
+__all__ = ["colour_histogram", "score_baselines", "thumbnail"]
 
 Images = Sequence[Image.Image] | npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float64]
@@ -87,13 +87,13 @@ def _ridge(train: Floats, labels: Floats, test: Floats) -> tuple[Floats, Floats]
     return left_out(ridge), (new @ axes) @ (moved / (values + ridge)[:, None]) + mean
 
 
-def floors(
+def score_baselines(
     train_images: Images,
     train_targets: npt.NDArray[Any],
     test_images: Images,
     test_targets: npt.NDArray[Any],
 ) -> dict[str, dict[str, float]]:
-    """Score the three floors.
+    """Score the three baselines.
 
     Parameters
     ----------
@@ -121,7 +121,7 @@ def floors(
     ):
         if len(images) != len(matrix) or len(images) < 2:
             raise DataError(
-                f"{len(images)} {name} images and {len(matrix)} rows of targets: floors need "
+                f"{len(images)} {name} images and {len(matrix)} rows of targets: baselines need "
                 "at least two images and one row for each"
             )
     if train_targets.shape[1:] != test_targets.shape[1:]:

@@ -141,7 +141,7 @@ def _mean(values: Floats) -> float:
 def prevalence_scores(
     known: npt.NDArray[Any], count: int, *, multi: bool
 ) -> tuple[Floats, Floats | None]:
-    r"""Score every record by the label shares of other records: the floor under every figure.
+    r"""Score every record by the label shares of other records: the baseline of every figure.
 
     Under these scores mAP is the mean prevalence, F1 that of deciding for every label (or, with
     one label each, for the most frequent one), and the Brier score that of a weather forecast

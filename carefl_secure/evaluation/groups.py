@@ -1,11 +1,11 @@
 """Figures of each group of people, the gap to the worst one, and how much of it is chance.
 
 A gap between the best and the worst of several groups is never negative and grows with the number
-of groups even where all are alike. Beside it stands what shuffling the group names over persons
-gives: the gap that chance alone stays below in 95 of 100 shuffles.
+of groups even where all are alike. It is therefore compared with what shuffling the group names
+over persons gives: the gap that chance alone stays below in 95 of 100 shuffles.
 
-Average precision rises with prevalence, so groups whose labels are denser score higher with no
-merit of the model; each group's floor is given, the mean prevalence of the labels it has.
+Average precision rises with prevalence, so groups with denser labels score higher whatever the
+model; each group's baseline is given, the mean prevalence of the labels it has.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ import numpy.typing as npt
 from carefl_secure.errors import ConfigError
 from carefl_secure.evaluation.bootstrap import Interval, Units, bootstrap
 from carefl_secure.evaluation.figures import BOUNDS, Figures
+from carefl_secure.evaluation.settings import Settings
 
 __all__ = ["UNSTATED", "Comparison", "Group", "compare"]
 
 UNSTATED = "(not stated)"
 """Name of the group of records that do not have the attribute."""
 
-_UNITS = 10  # fewer persons than this have no interval worth the name
+_UNITS = 10  # fewer persons than this give no useful interval
 _NAMES = ("mAP", "macro_f1", "uar")
 
 
@@ -41,7 +42,7 @@ class Group:
         Records, and the independent persons or records among them.
     labels : int
         Labels with a positive record here; the others enter no figure.
-    floor : float
+    baseline : float
         Mean prevalence of those labels.
     figures : mapping
         Value of each figure; empty where the group is too small.
@@ -54,7 +55,7 @@ class Group:
     records: int
     units: int
     labels: int
-    floor: float
+    baseline: float
     figures: Mapping[str, float]
     intervals: Mapping[str, Interval]
     small: bool
@@ -96,34 +97,23 @@ def compare(
     values: Sequence[str | None],
     figures: Figures,
     units: Units,
-    *,
+    settings: Settings,
     metric: str = "mAP",
-    minimum: int = 30,
-    replicates: int = 1000,
-    shuffles: int = 200,
-    level: float = 0.95,
-    seed: int = 0,
 ) -> Comparison:
     """Score the groups of one attribute.
 
     Parameters
     ----------
     attribute : str
-        Its name, for the result.
     values : sequence of str or None
         Value of each record; None where it is not stated.
     figures : Figures
         Of the whole split.
     units : ndarray of int64
         What is drawn together; see :func:`carefl_secure.evaluation.bootstrap.units_of`.
+    settings : Settings
     metric : {"mAP", "macro_f1", "uar"}
-        What the gap is about.
-    minimum : int
-        A group with fewer records, or fewer than ten persons, is reported as too small.
-    replicates, shuffles : int
-        Resamples for the intervals, and shuffles for the gap that chance gives.
-    level : float
-    seed : int
+        The figure that the gap is about.
 
     Raises
     ------
@@ -140,13 +130,15 @@ def compare(
     groups, members = [], {}
     for value in sorted(set(named.tolist())):
         indices = np.flatnonzero(named == value)
-        group = _group(value, indices, figures, units, minimum, replicates, level, seed)
+        group = _group(value, indices, figures, units, settings)
         groups.append(group)
         if not group.small:
             members[value] = indices
     scored = {group.value: group.figures[metric] for group in groups if not group.small}
     if len(scored) < 2:
-        return Comparison(attribute, metric, tuple(groups), None, None, None, None, minimum)
+        return Comparison(
+            attribute, metric, tuple(groups), None, None, None, None, settings.minimum
+        )
     worst, best = min(scored, key=scored.__getitem__), max(scored, key=scored.__getitem__)
     return Comparison(
         attribute=attribute,
@@ -155,8 +147,8 @@ def compare(
         worst=worst,
         best=best,
         gap=scored[best] - scored[worst],
-        gap_by_chance=_by_chance(figures, units, members, metric, shuffles, seed),
-        minimum=minimum,
+        gap_by_chance=_by_chance(figures, units, members, metric, settings),
+        minimum=settings.minimum,
     )
 
 
@@ -165,30 +157,32 @@ def _group(
     indices: npt.NDArray[np.int64],
     figures: Figures,
     units: Units,
-    minimum: int,
-    replicates: int,
-    level: float,
-    seed: int,
+    settings: Settings,
 ) -> Group:
     shares = figures.targets[indices].mean(0)
     labels = int((shares > 0).sum())
     _, own = np.unique(units[indices], return_inverse=True)
     persons = int(own.max()) + 1
-    small = len(indices) < minimum or persons < _UNITS or not labels
+    small = len(indices) < settings.minimum or persons < _UNITS or not labels
     measured: Mapping[str, float] = {}
     intervals: Mapping[str, Interval] = {}
     if not small:
         part = figures.part(indices, _NAMES)
         measured = part()
         intervals = bootstrap(
-            part, own, replicates=replicates, level=level, seed=seed, bounds=BOUNDS
+            part,
+            own,
+            replicates=settings.replicates,
+            level=settings.level,
+            seed=settings.seed,
+            bounds=BOUNDS,
         )
     return Group(
         value=value,
         records=len(indices),
         units=persons,
         labels=labels,
-        floor=float(shares[shares > 0].mean()) if labels else math.nan,
+        baseline=float(shares[shares > 0].mean()) if labels else math.nan,
         figures=measured,
         intervals=intervals,
         small=small,
@@ -200,8 +194,7 @@ def _by_chance(
     units: Units,
     members: Mapping[str, npt.NDArray[np.int64]],
     metric: str,
-    shuffles: int,
-    seed: int,
+    settings: Settings,
 ) -> float | None:
     """Shuffle group names over whole persons where none is in two groups, else over records."""
     everyone = np.sort(np.concatenate(list(members.values())))
@@ -216,9 +209,9 @@ def _by_chance(
     of_unit = np.empty(int(own.max()) + 1, np.int64)
     of_unit[own] = group
     whole = figures.part(everyone, [metric])
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(settings.seed)
     gaps = []
-    for _ in range(shuffles):
+    for _ in range(settings.shuffles):
         drawn = rng.permutation(of_unit)[own]
         # As weights of 0 and 1 on one ranking: nothing is sorted again.
         scores = [whole((drawn == n).astype(np.float64))[metric] for n in range(len(members))]

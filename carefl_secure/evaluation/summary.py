@@ -101,7 +101,7 @@ class Evaluation:
         Figures of the tuned model; names in :data:`carefl_secure.evaluation.figures.NAMES`.
     intervals : mapping
         Interval of each figure.
-    untuned, floors : mapping
+    untuned, baselines : mapping
         The same figures of the base without the adapter, and of the label shares alone.
     gains, gain_intervals : mapping
         Tuned minus untuned, paired over the same resamples.
@@ -128,7 +128,7 @@ class Evaluation:
     figures: Mapping[str, float]
     intervals: Mapping[str, Interval]
     untuned: Mapping[str, float]
-    floors: Mapping[str, float]
+    baselines: Mapping[str, float]
     gains: Mapping[str, float]
     gain_intervals: Mapping[str, Interval]
     labels: tuple[Label, ...]

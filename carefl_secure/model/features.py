@@ -16,10 +16,14 @@ from carefl_secure.errors import ModelError
 from carefl_secure.model.loader import Base
 from carefl_secure.progress import Reporter
 
-__all__ = ["remembering", "vision_features"]
+__all__ = ["Features", "remembering", "vision_features"]
 
 _BATCH = 128
 _MEMORY: ContextVar[_Memory | None] = ContextVar("vision_features_memory", default=None)
+
+
+Features = Tensor
+"""What the vision tower gives for each record, ``[records, tokens, width]``."""
 
 
 class _Memory:

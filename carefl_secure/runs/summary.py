@@ -36,7 +36,7 @@ class RunSummary:
         The run folder.
     rows : sequence of mapping
         Figures of every round.
-    floors : mapping
+    baselines : mapping
         Test mAP of the simple baselines; empty where switched off.
     before, after : mapping
         ``mAP`` and ``macro_f1`` of the untuned and the tuned model on the test split; of a run in
@@ -51,7 +51,7 @@ class RunSummary:
 
     folder: Path
     rows: Sequence[Mapping[str, float | int | str]]
-    floors: Mapping[str, float]
+    baselines: Mapping[str, float]
     before: Mapping[str, float]
     after: Mapping[str, float]
     promise: str

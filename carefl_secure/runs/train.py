@@ -28,7 +28,7 @@ from carefl_secure.runs.build import (
     trust_words,
 )
 from carefl_secure.runs.captions import load_contexts
-from carefl_secure.runs.evaluation.evaluator import Evaluator, baseline_floors, final_figures
+from carefl_secure.runs.evaluation.evaluator import Evaluator, baseline_scores, final_figures
 from carefl_secure.runs.plan_from_config import earlier_of, plan_of
 from carefl_secure.runs.staged_corpora import load_corpora
 from carefl_secure.runs.summary import RunSummary
@@ -94,7 +94,7 @@ def train(
     if config.federation.aggregation == "encrypted":
         # refused here, before there is a folder
         choose_fields(plan.encoding)
-    baselines = baseline_floors(corpora) if config.evaluation.baselines else {}
+    baselines = baseline_scores(corpora) if config.evaluation.baselines else {}
     evaluate = Evaluator(
         scorer,
         corpora,
@@ -133,7 +133,7 @@ def train(
     return RunSummary(
         folder=folder.path,
         rows=result.rows,
-        floors=baselines,
+        baselines=baselines,
         before=before,
         after=final_figures(result.rows[-1], before, evaluate, result.adapter),
         promise=plan.privacy.promise(result.epsilon) + trust_words(config),

@@ -45,7 +45,7 @@ from carefl_secure.runs.build import (
     trust_words,
 )
 from carefl_secure.runs.captions import load_contexts
-from carefl_secure.runs.evaluation.evaluator import Evaluator, baseline_floors, final_figures
+from carefl_secure.runs.evaluation.evaluator import Evaluator, baseline_scores, final_figures
 from carefl_secure.runs.plan_from_config import counted, earlier_of, plan_settings
 from carefl_secure.runs.staged_corpora import load_stages
 from carefl_secure.runs.summary import RunSummary, StageSummary
@@ -112,7 +112,7 @@ class _Stages:
     def run(self) -> RunSummary:
         """Run all stages that are not finished."""
         config, last = self._config, len(self._each) - 1
-        baselines = baseline_floors(self._corpora[-1]) if config.evaluation.baselines else {}
+        baselines = baseline_scores(self._corpora[-1]) if config.evaluation.baselines else {}
         untuned = self._evaluator(last, self._scorer(last))(self._initial)
         done = self._done()
         whole = dataclasses.replace(self._plan.plans[0], privacy=self._plan.privacy)
@@ -141,7 +141,7 @@ class _Stages:
         return RunSummary(
             folder=self._folder.path,
             rows=result.rows,
-            floors=baselines,
+            baselines=baselines,
             before=untuned,
             after=summaries[-1].after,
             promise=self._plan.privacy.promise(result.epsilon) + trust_words(config),

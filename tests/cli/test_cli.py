@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,8 +9,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import click
 import pytest
+import typer
 from click.testing import Result
+from rich.text import Text
 from typer.testing import CliRunner
 
 from carefl_secure import __version__, errors
@@ -25,7 +27,7 @@ from carefl_secure.progress import Reporter, SilentReporter
 class FakeSummary:
     folder: Path
     rows: list[dict[str, Any]]
-    floors: dict[str, float]
+    baselines: dict[str, float]
     before: dict[str, float]
     after: dict[str, float]
     promise: str
@@ -40,7 +42,7 @@ SUMMARY = FakeSummary(
         {"round": 1, "epsilon": 1.25, "survivors": 8, "bytes_per_client": 81920, "seconds": 0.5},
         {"round": 2, "epsilon": 2.5, "mAP": 0.4125, "macro_f1": 0.25, "survivors": 7},
     ],
-    floors={"constant": 0.15, "colour_histogram": 0.2},
+    baselines={"constant": 0.15, "colour_histogram": 0.2},
     before={"mAP": 0.3, "macro_f1": 0.2},
     after={"mAP": 0.4125, "macro_f1": 0.25},
     promise="Each record is protected [with epsilon 2.5].",
@@ -106,7 +108,7 @@ def test_result_on_stdout_and_progress_on_stderr(
     assert SUMMARY.promise in out
     assert str(SUMMARY.folder) in out
     for text in (
-        "floor: colour histogram",
+        "baseline: colour histogram",
         "0.200",
         "before",
         "after",
@@ -129,7 +131,9 @@ def test_options_reach_the_configuration(
 ) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("adapter: {rank: 4}\n", encoding="utf-8")
-    words = ["--epsilon", "4", "--data", "photos", "--config", str(file), "--rounds", "7"]
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    words = ["--epsilon", "4", "--data", str(photos), "--config", str(file), "--rounds", "7"]
     words += ["--clients", "9", "--run-dir", "elsewhere", "--set", "privacy.delta=1e-7"]
     words += ["--set", "adapter.train=both"]
     assert run("train", *words).exit_code == 0
@@ -137,7 +141,7 @@ def test_options_reach_the_configuration(
     assert config is not None
     assert config.privacy.epsilon == 4
     assert config.privacy.delta == 1e-7
-    assert config.data.source == "photos"
+    assert config.data.source == str(photos)
     assert (config.adapter.rank, config.adapter.train) == (4, "both")
     assert (config.federation.rounds, config.federation.clients) == (7, 9)
     assert config.run.dir == Path("elsewhere")
@@ -150,7 +154,7 @@ def test_json_is_all_there_is_on_stdout(trainer: Trainer, run: Callable[..., Res
     result = run("train", "--json")
     found = json.loads(result.stdout)
     assert found["after"] == SUMMARY.after
-    assert found["floors"] == SUMMARY.floors
+    assert found["baselines"] == SUMMARY.baselines
     assert found["folder"] == str(SUMMARY.folder)
     assert found["promise"] == SUMMARY.promise
     assert found["rounds"] == [{"round": 1, "epsilon": None, "mAP": None}]
@@ -247,11 +251,53 @@ def test_environment_stands_before_torch_and_flower(
     assert seen == {**SETTINGS, "OMP_WAIT_POLICY": "ACTIVE"}
 
 
-def test_the_command_line_starts_light() -> None:
-    """Nothing heavy is imported before the settings are checked."""
-    code = (
-        "import sys, carefl_secure.cli;"
-        "print(sorted({'torch', 'flwr', 'transformers', 'sklearn'} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+def test_a_finished_run_is_not_resumed(
+    trainer: Trainer, run: Callable[..., Result], tmp_path: Path
+) -> None:
+    (tmp_path / "config.yaml").write_text("run: {name: one}\n")
+    (tmp_path / "adapter").mkdir()
+    assert run("train", "--resume", str(tmp_path)).exit_code == 0
+    trainer.config = None
+    (tmp_path / "adapter" / "adapter_model.safetensors").touch()
+    result = run("train", "--resume", str(tmp_path))
+    assert result.exit_code == errors.RunError.exit_code
+    assert "nothing to resume" in result.stderr
+    assert trainer.config is None
+
+
+def test_a_name_that_is_taken_is_refused_at_once(
+    trainer: Trainer, run: Callable[..., Result], tmp_path: Path
+) -> None:
+    words = ["train", "--run-dir", str(tmp_path), "--set", "run.name=one"]
+    assert run(*words).exit_code == 0
+    trainer.config = None
+    (tmp_path / "one").mkdir()
+    result = run(*words)
+    assert result.exit_code == errors.RunError.exit_code
+    assert "choose another name" in result.stderr
+    assert trainer.config is None
+
+
+def parameters() -> list[tuple[str, str]]:
+    """Return the help of every option of every command, with its command."""
+    found = []
+
+    def walk(command: click.Command, name: str) -> None:
+        found.append((name, command.help or ""))
+        found.extend((name, getattr(one, "help", None) or "") for one in command.params)
+        for inner in getattr(command, "commands", {}).values():
+            walk(inner, f"{name} {inner.name}".strip())
+
+    walk(typer.main.get_command(app), "")
+    return found
+
+
+@pytest.mark.parametrize(("command", "text"), parameters())
+def test_help_shows_every_bracket(command: str, text: str) -> None:
+    assert Text.from_markup(text).plain == text.replace("\\[", "[")
+
+
+def test_help_names_the_extras_to_install(run: Callable[..., Result]) -> None:
+    out = " ".join(run("train", "--help").stdout.replace("│", " ").split())
+    assert "carefl-secure[ray]" in out
+    assert "carefl-secure[tracking]" in out

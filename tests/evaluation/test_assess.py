@@ -9,7 +9,8 @@ from PIL import Image
 
 from carefl_secure.data.records import LabelSpace, Record
 from carefl_secure.errors import ConfigError, DataError
-from carefl_secure.evaluation.assess import Known, Settings, assess, attributes_of
+from carefl_secure.evaluation.assess import Known, Scored, assess, attributes_of
+from carefl_secure.evaluation.settings import Settings
 from carefl_secure.evaluation.summary import FORMAT, Cost, Evaluation
 
 COUNT = 80
@@ -33,15 +34,13 @@ def made(multi: bool, **changed: Any) -> Evaluation:
     untuned = rng.normal(size=targets.shape)
     tuned = untuned + 3 * targets - 1
     settings: dict[str, Any] = {
-        "run": "one",
-        "corpus": "toy",
-        "split": "test split",
         "known": Known(targets, tuned, untuned),
-        "images": [Image.new("RGB", (8, 8), (i, i, i)) for i in range(COUNT)],
         "settings": SETTINGS,
     } | changed
     space = LabelSpace("toy", ("joy", "fear", "calm"), multi)
-    return assess(records(), space, targets, tuned, untuned, **settings)
+    images = [Image.new("RGB", (8, 8), (i, i, i)) for i in range(COUNT)]
+    scored = Scored("one", "toy", "test split", space, records(), targets, images)
+    return assess(scored, tuned, untuned, **settings)
 
 
 @pytest.mark.parametrize("multi", [True, False])
@@ -53,12 +52,18 @@ def test_everything_is_there_and_is_strict_json(multi: bool) -> None:
     assert found.sampling.unit == "subject"
     assert found.sampling.units == COUNT // 2
     names = set(found.figures)
-    for other in (found.intervals, found.untuned, found.floors, found.gains, found.gain_intervals):
+    for other in (
+        found.intervals,
+        found.untuned,
+        found.baselines,
+        found.gains,
+        found.gain_intervals,
+    ):
         assert set(other) == names
     for name in ("mAP", "micro_AP", "macro_f1"):
         assert found.intervals[name].low <= found.figures[name] <= found.intervals[name].high
         assert found.gains[name] == pytest.approx(found.figures[name] - found.untuned[name])
-        assert found.figures[name] > found.untuned[name] > found.floors[name] - 0.2
+        assert found.figures[name] > found.untuned[name] > found.baselines[name] - 0.2
     assert found.gain_intervals["mAP"].low > 0
     assert [one.attribute for one in found.groups] == ["age"]  # id has too many values
     assert [one.comparison.attribute for one in found.slices] == ["brightness", "sharpness"]

@@ -6,7 +6,7 @@ from PIL import Image
 from sklearn.linear_model import Ridge
 
 from carefl_secure.errors import DataError
-from carefl_secure.evaluation.baselines import _ridge, colour_histogram, floors, thumbnail
+from carefl_secure.evaluation.baselines import _ridge, colour_histogram, score_baselines, thumbnail
 
 
 def noise(count: int, seed: int, side: int = 32) -> np.ndarray:
@@ -36,7 +36,7 @@ def halved(targets: np.ndarray, seed: int) -> np.ndarray:
 def test_constant_is_the_prevalence_and_the_majority() -> None:
     train = np.eye(3)[[0] * 5 + [1] * 3 + [2] * 2]
     test = np.eye(3)[[0] * 6 + [1] * 2]
-    found = floors(noise(10, 0), train, noise(8, 1), test)["constant"]
+    found = score_baselines(noise(10, 0), train, noise(8, 1), test)["constant"]
     assert found["mAP"] == pytest.approx((6 / 8 + 2 / 8) / 2)
     assert found["macro_f1"] == pytest.approx((2 * 6 / (6 + 8) + 0) / 2)
 
@@ -44,7 +44,7 @@ def test_constant_is_the_prevalence_and_the_majority() -> None:
 def test_constant_with_several_labels_gives_every_label() -> None:
     train = np.array([[1, 1], [1, 0], [0, 0], [0, 0]])
     test = np.array([[1, 0], [1, 1], [0, 0], [1, 0]])
-    found = floors(noise(4, 0), train, noise(4, 1), test)["constant"]
+    found = score_baselines(noise(4, 0), train, noise(4, 1), test)["constant"]
     shares = test.mean(0)
     assert found["mAP"] == pytest.approx(shares.mean())
     assert found["macro_f1"] == pytest.approx((2 * shares / (1 + shares)).mean())
@@ -52,7 +52,7 @@ def test_constant_with_several_labels_gives_every_label() -> None:
 
 def test_colour_is_read_by_the_histogram() -> None:
     train, test = drawn(120, 0), drawn(60, 1)
-    found = floors(tinted(train, 2), train, tinted(test, 3), test)
+    found = score_baselines(tinted(train, 2), train, tinted(test, 3), test)
     assert found["colour_histogram"]["mAP"] > 0.99
     assert found["colour_histogram"]["macro_f1"] > 0.95
     assert found["constant"]["mAP"] < 0.5
@@ -60,14 +60,14 @@ def test_colour_is_read_by_the_histogram() -> None:
 
 def test_place_is_read_by_the_pixels_only() -> None:
     train, test = drawn(120, 0, 2), drawn(80, 1, 2)
-    found = floors(halved(train, 2), train, halved(test, 3), test)
+    found = score_baselines(halved(train, 2), train, halved(test, 3), test)
     assert found["pixel_probe"]["mAP"] > 0.99
     assert found["colour_histogram"]["mAP"] < 0.75
 
 
 def test_noise_teaches_nothing() -> None:
     train, test = drawn(150, 0), drawn(150, 1)
-    found = floors(noise(150, 2), train, noise(150, 3), test)
+    found = score_baselines(noise(150, 2), train, noise(150, 3), test)
     for scores in found.values():
         assert scores["mAP"] < 0.5
 
@@ -75,7 +75,7 @@ def test_noise_teaches_nothing() -> None:
 def test_several_labels_take_thresholds_from_the_training_records() -> None:
     train, test = drawn(200, 0), drawn(100, 1)
     train[::10], test[::10] = 0, 0  # some records carry nothing, so one label each no longer holds
-    found = floors(tinted(train, 2), train, tinted(test, 3), test)
+    found = score_baselines(tinted(train, 2), train, tinted(test, 3), test)
     assert found["colour_histogram"]["macro_f1"] > 0.9
 
 
@@ -130,10 +130,10 @@ def test_leave_one_out_is_what_it_says() -> None:
 def test_what_does_not_fit_is_refused() -> None:
     one = drawn(4, 0)
     with pytest.raises(DataError, match="3 training images and 4"):
-        floors(noise(3, 0), one, noise(4, 0), one)
+        score_baselines(noise(3, 0), one, noise(4, 0), one)
     with pytest.raises(DataError, match="test images"):
-        floors(noise(4, 0), one, noise(1, 0), one[:1])
+        score_baselines(noise(4, 0), one, noise(1, 0), one[:1])
     with pytest.raises(DataError, match="different labels"):
-        floors(noise(4, 0), one, noise(4, 0), drawn(4, 0, 2))
+        score_baselines(noise(4, 0), one, noise(4, 0), drawn(4, 0, 2))
     with pytest.raises(DataError, match="uint8"):
-        floors(noise(4, 0)[..., :2], one, noise(4, 0), one)
+        score_baselines(noise(4, 0)[..., :2], one, noise(4, 0), one)

@@ -49,7 +49,7 @@ def test_figures_of_each_label() -> None:
         assert np.nanmean(values) == pytest.approx(figures()[macro])
 
 
-def test_the_floor_with_several_labels() -> None:
+def test_the_baseline_with_several_labels() -> None:
     known, _ = drawn(True, 2)
     targets, _ = drawn(True, 3)
     scores, cuts = prevalence_scores(known, len(targets), multi=True)
@@ -61,7 +61,7 @@ def test_the_floor_with_several_labels() -> None:
     assert found["brier"] == pytest.approx(((targets - known.mean(0)) ** 2).mean())
 
 
-def test_the_floor_with_one_label_each() -> None:
+def test_the_baseline_with_one_label_each() -> None:
     known = np.eye(3)[[0] * 5 + [1] * 3]
     targets = np.eye(3)[[0] * 6 + [1] * 2]
     scores, cuts = prevalence_scores(known, 8, multi=False)

@@ -7,6 +7,7 @@ from carefl_secure.errors import ConfigError
 from carefl_secure.evaluation.bootstrap import units_of
 from carefl_secure.evaluation.figures import Figures
 from carefl_secure.evaluation.groups import UNSTATED, Comparison, compare
+from carefl_secure.evaluation.settings import Settings
 
 
 def people(
@@ -25,7 +26,7 @@ def compared(
     values: list[str | None], figures: Figures, units: np.ndarray | None = None, minimum: int = 30
 ) -> Comparison:
     own = np.arange(len(values)) if units is None else units
-    return compare("skin", values, figures, own, minimum=minimum, replicates=60, shuffles=60)
+    return compare("skin", values, figures, own, Settings(60, minimum=minimum, shuffles=60))
 
 
 def test_a_group_that_is_served_worse_is_found() -> None:
@@ -42,7 +43,7 @@ def test_a_group_that_is_served_worse_is_found() -> None:
     assert scored["b"].intervals["mAP"].high < scored["a"].intervals["mAP"].low
     own = figures.part(np.arange(100, 200), ["mAP", "macro_f1", "uar"])
     assert scored["b"].figures == own()
-    assert scored["b"].floor == pytest.approx(figures.targets[100:200].mean())
+    assert scored["b"].baseline == pytest.approx(figures.targets[100:200].mean())
 
 
 def test_chance_alone_stays_below_what_chance_gives() -> None:
@@ -105,4 +106,4 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ConfigError, match="79 values"):
         compared(values[1:], figures)
     with pytest.raises(ConfigError, match="compared by"):
-        compare("x", values, figures, np.arange(80), metric="ece")
+        compare("x", values, figures, np.arange(80), Settings(), metric="ece")

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich import box
 from rich.console import Console
 from rich.table import Table
+
+from carefl_secure.cli.console import Json, result_table
 
 if TYPE_CHECKING:
     from carefl_secure.privacy.accounting.budget import Budget
@@ -22,41 +23,53 @@ _LEVELS = " ▁▂▃▄▅▆▇█"
 
 
 def budget(
-    delta: Annotated[float, typer.Option(help="Probability with which epsilon may fail.")],
+    delta: Annotated[
+        float, typer.Option(help="Probability with which the epsilon bound may fail.")
+    ],
     sample_rate: Annotated[
-        float | None, typer.Option(metavar="Q", help="Chance of each record in one sum.")
+        float | None, typer.Option(metavar="Q", help="Probability of each record to be in one sum.")
     ] = None,
     noise_multiplier: Annotated[
-        float | None, typer.Option(metavar="S", help="Noise over the norm bound of one record.")
+        float | None,
+        typer.Option(metavar="S", help="Noise deviation divided by the norm bound of one record."),
     ] = None,
     rounds: Annotated[int | None, typer.Option(metavar="T", help="Number of sums.")] = None,
     epsilon: Annotated[
-        float | None, typer.Option(metavar="E", help="The most that all rounds may cost.")
+        float | None, typer.Option(metavar="E", help="Upper limit over all rounds.")
     ] = None,
     mechanism: Annotated[
         Literal["gaussian", "skellam"],
-        typer.Option(help="gaussian: each client's own noise; skellam: shared in a secure sum."),
+        typer.Option(
+            help="gaussian: noise of each client; skellam: shares of noise in a secure sum."
+        ),
     ] = "gaussian",
     unit: Annotated[
         Literal["record", "person", "client"],
-        typer.Option(help="What one more or less of must not show."),
+        typer.Option(help="Unit of privacy: what is added or removed."),
     ] = "record",
     records_per_person: Annotated[
         int | None,
-        typer.Option(metavar="K", help="Of unit person: records of each, clipped one by one."),
+        typer.Option(
+            metavar="K", help="Records per person, each clipped on its own; with --unit person."
+        ),
     ] = None,
     dimension: Annotated[
         int | None,
         typer.Option(
-            metavar="D", help="Of skellam: trained values; by default the embedded model's 40960."
+            metavar="D",
+            help="Number of trained values, with skellam; by default the embedded model's 40960.",
         ),
     ] = None,
-    cross_check: Annotated[
-        bool, typer.Option(help="Ask Opacus' PRV accountant too, where the noise is Gaussian.")
-    ] = True,
-    json: Annotated[bool, typer.Option("--json", help="Write one JSON object.")] = False,
+    crosscheck: Annotated[
+        bool,
+        typer.Option(
+            "--crosscheck",
+            help="Compute Opacus' PRV epsilon too, where the noise is Gaussian; it imports torch.",
+        ),
+    ] = False,
+    json: Json = False,
 ) -> None:
-    """Solve for the one of epsilon, noise multiplier, rounds and sample rate that is left out.
+    """Solve for whichever of epsilon, noise multiplier, rounds and sample rate is left out.
 
     Nothing is read and nothing is spent.
     """
@@ -75,16 +88,17 @@ def budget(
             dimension=dimension,
         )
     )
-    # of a person with k records the second accountant knows nothing
-    second = _second_opinion(found) if cross_check and records_per_person is None else None
+    second = _opacus_epsilon(found) if crosscheck else None
     if json:
         typer.echo(json_text.dumps(_as_json(found, second), indent=2, allow_nan=False))
     else:
-        _show(found, second, Console())
+        _show(found, second, crosscheck)
 
 
-def _second_opinion(found: Budget) -> float | None:
-    if found.mechanism != "gaussian" or found.epsilon > _CROSS_CHECK_LIMIT:
+def _opacus_epsilon(found: Budget) -> float | None:
+    """Return the second accountant's epsilon; None where it has none, as for k records a person."""
+    gaussian = found.mechanism == "gaussian" and found.records_per_person is None
+    if not gaussian or found.epsilon > _CROSS_CHECK_LIMIT:
         return None
     from carefl_secure.privacy.accounting.opacus_prv import opacus_prv_epsilon
 
@@ -110,9 +124,11 @@ def _as_json(found: Budget, second: float | None) -> dict[str, object]:
     }
 
 
-def _show(found: Budget, second: float | None, console: Console) -> None:
+def _show(found: Budget, second: float | None, crosscheck: bool) -> None:
     from carefl_secure.privacy.accounting.budget import epsilon_by_rounds
     from carefl_secure.privacy.accounting.composition import conditions
+
+    console = Console()
 
     def line(text: str = "", style: str = "") -> None:
         console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
@@ -130,8 +146,8 @@ def _show(found: Budget, second: float | None, console: Console) -> None:
         line(f"  {text}")
     if second is not None:
         line(f"  cross-check: Opacus PRV {second:.4f} (an upper estimate, 0.01 wide)")
-    elif found.mechanism == "gaussian":
-        line("  cross-check: none (switched off, or the second accountant gives no figure)")
+    elif crosscheck:
+        line("  cross-check: none, as Opacus PRV has no figure for this budget")
     for text in conditions(found.unit):
         line(f"  {text}")
     line()
@@ -142,9 +158,7 @@ def _show(found: Budget, second: float | None, console: Console) -> None:
 
 
 def _table(points: Sequence[tuple[int, float]], rounds: int) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("rounds", justify="right")
-    table.add_column("epsilon", justify="right")
+    table = result_table("rounds", "epsilon")
     for count, cost in points:
         table.add_row(str(count), f"{cost:.3f}", style="bold" if count == rounds else None)
     return table

@@ -1,4 +1,4 @@
-"""``carefl-secure threat-model``: who might attack, what stands in the way, and what does not."""
+"""``carefl-secure threat-model``: who might attack, what prevents it, and what does not."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
+from carefl_secure.cli.console import Json, result_console, result_table, say
 from carefl_secure.errors import ConfigError
 
 __all__ = ["threat_model"]
@@ -24,40 +22,32 @@ threat_model = typer.Typer(
 Folder = Annotated[
     Path | None, typer.Option("--dir", metavar="PATH", help="Folder of threat models.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Write JSON to standard output.")]
-
-
-def _say(text: str) -> None:
-    Console().print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 @threat_model.command("list")
 def list_(dir_: Folder = None, json: Json = False) -> None:
-    """Show all adversaries, one line each."""
+    """List all adversaries, one line each."""
     from carefl_secure.audit.threat_models.load import find_models, load_models
 
     models = load_models(find_models(dir_))
+    counts = {
+        m.name: {d: sum(t.defended == d for t in m.threats) for d in ("yes", "partly", "no")}
+        for m in models
+    }
     if json:
         rows = [
-            {
-                "name": m.name,
-                "title": m.title,
-                "threats": {
-                    d: sum(t.defended == d for t in m.threats) for d in ("yes", "partly", "no")
-                },
-                "attacks": m.attacks,
-            }
+            {"name": m.name, "title": m.title, "threats": counts[m.name], "attacks": m.attacks}
             for m in models
         ]
         typer.echo(json_text.dumps(rows, indent=2))
         return
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("name", "adversary", "held", "partly", "not", "audit attacks"):
-        table.add_column(name, justify="right" if name in ("held", "partly", "not") else "left")
+    words = ("name", "adversary", "audit attacks")
+    table = result_table("name", "adversary", "held", "partly", "not", "audit attacks", left=words)
+    for column in table.columns:
+        column.no_wrap = False
     for m in models:
-        counts = [str(sum(t.defended == d for t in m.threats)) for d in ("yes", "partly", "no")]
-        table.add_row(m.name, m.title, *counts, ", ".join(m.attacks))
-    Console().print(table)
+        table.add_row(m.name, m.title, *map(str, counts[m.name].values()), ", ".join(m.attacks))
+    result_console().print(table)
 
 
 @threat_model.command("show")
@@ -73,21 +63,21 @@ def show(
     if json:
         typer.echo(model.model_dump_json(indent=2))
         return
-    _say(f"{model.title}\n{model.summary}\n")
+    say(f"{model.title}\n{model.summary}\n")
     for title, items in (("after", model.assets), ("sees", model.sees), ("can", model.can)):
-        _say(f"  {title}: {'; '.join(items)}")
-    _say(f"  collusion: {model.collusion}\n")
+        say(f"  {title}: {'; '.join(items)}")
+    say(f"  collusion: {model.collusion}\n")
     for threat in model.threats:
-        _say(f"[defended: {threat.defended}] {threat.id}: {threat.text}")
-        _say(f"  by: {threat.mitigation}")
+        say(f"[defended: {threat.defended}] {threat.id}: {threat.text}")
+        say(f"  by: {threat.mitigation}")
         for title, names in (
             ("settings", threat.keys),
             ("tests", threat.tests),
             ("measured by", threat.attacks),
         ):
             if names:
-                _say(f"  {title}: {', '.join(names)}")
-        _say(f"  what remains: {threat.residual}\n")
+                say(f"  {title}: {', '.join(names)}")
+        say(f"  what remains: {threat.residual}\n")
 
 
 @threat_model.command("check")
@@ -105,7 +95,7 @@ def check(dir_: Folder = None, json: Json = False) -> None:
         raise ConfigError(f"the threat models do not fit the code; correct either:\n{listed}")
     if not json:
         threats = sum(len(model.threats) for model in models)
-        _say(f"{len(models)} threat models, {threats} threats: all that they name exists")
+        say(f"{len(models)} threat models, {threats} threats: all that they name exists")
 
 
 @threat_model.command("render")
@@ -127,4 +117,4 @@ def render_(
         out.write_text(page, encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"cannot write {out}: {error.strerror}; give another --out") from error
-    _say(f"{out}")
+    say(f"{out}")

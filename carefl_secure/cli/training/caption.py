@@ -1,4 +1,4 @@
-"""``carefl-secure caption``: put a client's images into words, on the client."""
+"""``carefl-secure caption``: describe a client's images in words, on the client."""
 
 from __future__ import annotations
 
@@ -7,21 +7,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
-from carefl_secure.cli.reporter import RichReporter
+from carefl_secure.cli.console import (
+    Json,
+    Quiet,
+    require_corpus,
+    result_console,
+    result_table,
+    say,
+)
+from carefl_secure.cli.reporter import running
 from carefl_secure.config import load_config
-from carefl_secure.progress import Reporter, SilentReporter
 
 if TYPE_CHECKING:
     from carefl_secure.captions.cache import CaptionCache
     from carefl_secure.captions.run import Captioning
 
 __all__ = ["caption"]
-
-_WIDTH = 140
 
 
 def caption(
@@ -43,7 +45,7 @@ def caption(
         typer.Option(help="The whole image, with the person's box drawn, or the box alone."),
     ] = "full",
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Look at so many records of each split only.")
+        int | None, typer.Option(min=1, help="Caption only this many records of each split.")
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Commit of a hub id.")] = None,
     quantization: Annotated[
@@ -61,18 +63,18 @@ def caption(
             "--set", metavar="KEY=VALUE", help="A setting of the later run, such as data.labels."
         ),
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
-    json: Annotated[
-        bool, typer.Option("--json", help="Write the counts as JSON to standard output.")
-    ] = False,
+    quiet: Quiet = False,
+    json: Json = False,
 ) -> None:
-    """Caption the images of a corpus into a folder that never leaves this machine.
+    """Caption the images of a corpus into a folder that stays on this machine.
 
-    Goes on where an earlier call stopped. Shows counts, never a caption; then name the folder in
-    model.context_cache. LLaVA-1.5 comes under the Llama 2 Community License.
+    A second call continues where the first one stopped. It shows counts, never a caption. To train
+    with the captions, name the folder in model.context_cache. LLaVA-1.5 is under the Llama 2
+    Community License.
     """
     settings = load_config(None, set_ or (), data=source)
-    # Heavy imports wait until the settings are known to be sound.
+    require_corpus(settings.data.source)
+    # Heavy imports wait until the settings are checked.
     from carefl_secure.captions.captioner import load_captioner
     from carefl_secure.captions.prompts import caption_prompt
     from carefl_secure.captions.run import caption_all
@@ -80,9 +82,9 @@ def caption(
 
     text = caption_prompt(prompt)
 
-    def run(reporter: Reporter) -> tuple[CaptionCache, dict[str, Captioning]]:
-        parts = caption_parts(settings, reporter)
-        made = load_captioner(
+    with running(quiet) as reporter:
+        splits = caption_parts(settings, reporter)
+        captioner = load_captioner(
             model,
             text,
             revision=revision,
@@ -91,31 +93,24 @@ def caption(
             max_new_tokens=max_new_tokens,
             batch=batch,
         )
-        return caption_all(parts, made, cache, view, reporter, limit)
-
-    if quiet:
-        kept, parts = run(SilentReporter())
-    else:
-        with RichReporter(Console(stderr=True)) as reporter:
-            kept, parts = run(reporter)
+        kept, parts = caption_all(splits, captioner, cache, view, reporter, limit)
     if json:
         found = {name: one.as_json() for name, one in parts.items()}
         out = {"folder": str(kept.folder), "captioner": kept.facts, "splits": found}
         typer.echo(json_.dumps(out, indent=2, allow_nan=False))
     else:
-        _show(kept, parts, Console())
+        _show(kept, parts)
 
 
-def _show(cache: CaptionCache, parts: dict[str, Captioning], console: Console) -> None:
-    """Write counts and shares; a log has no width, there the table takes what it needs."""
-    table = Table(title="captions", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("split", no_wrap=True)
-    for name in ("records", "made now", "kept", "s/caption", "name an emotion", "their own"):
-        table.add_column(name, justify="right", no_wrap=True)
+def _show(cache: CaptionCache, parts: dict[str, Captioning]) -> None:
+    """Write counts and shares."""
+    names = ("records", "made now", "kept", "s/caption", "name an emotion", "their own")
+    table = result_table("split", *names, left=("split",))
     for name, one in parts.items():
         pace = f"{one.seconds / one.made:.2f}" if one.made else "-"
         shares = (f"{one.leakage.stem:.1%}", f"{one.leakage.own:.1%}")
         counts = (f"{one.records:,}", f"{one.made:,}", f"{one.kept:,}")
         table.add_row(name, *counts, pace, *shares)
-    console.print(table, width=None if console.is_terminal else _WIDTH)
-    console.print(f"captions: {cache.folder}", markup=False, highlight=False, soft_wrap=True)
+    table.title, table.title_justify = "captions", "left"
+    result_console().print(table)
+    say(f"captions: {cache.folder}")

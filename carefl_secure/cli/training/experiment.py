@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import json as json_
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-from rich import box
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
-from carefl_secure.cli.reporter import RichReporter
+from carefl_secure.cli.console import (
+    Json,
+    Quiet,
+    require_corpus,
+    result_console,
+    result_table,
+    say,
+)
+from carefl_secure.cli.reporter import running
 from carefl_secure.config.experiment import cells_of, load_experiment
 from carefl_secure.config.load import parse_words
 from carefl_secure.errors import RunError
-from carefl_secure.progress import Reporter, SilentReporter
-
-if TYPE_CHECKING:
-    from carefl_secure.experiment.run import Finished
 
 __all__ = ["experiment"]
-
-_WIDTH = 160
 
 
 def experiment(
@@ -31,12 +30,14 @@ def experiment(
     run_dir: Annotated[
         Path, typer.Option(metavar="DIR", help="Folder that holds the experiments.")
     ] = Path("runs/experiments"),
-    jobs: Annotated[int, typer.Option(min=1, help="Cells at the same time, one process each.")] = 1,
+    jobs: Annotated[
+        int, typer.Option(min=1, help="Cells that run at the same time, one process each.")
+    ] = 1,
     resume: Annotated[
         bool,
         typer.Option(
             "--resume-by-default/--no-resume",
-            help="Take finished cells as they are and go on with interrupted ones.",
+            help="Keep finished cells and resume interrupted ones.",
         ),
     ] = True,
     set_: Annotated[
@@ -46,15 +47,13 @@ def experiment(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check and list the cells; run nothing.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
-    json: Annotated[
-        bool, typer.Option("--json", help="Write the results as JSON to standard output.")
-    ] = False,
+    quiet: Quiet = False,
+    json: Json = False,
 ) -> None:
     """Run every variant under every seed and compare them in DIR/NAME.
 
-    Leaves results.json, table.md and table.html there. A failing cell is named in all of them and
-    makes the exit code 40; the other cells are run all the same.
+    Writes results.json, table.md and table.html there. A failing cell is named in all of them and
+    makes the exit code 40; the other cells still run.
     """
     asked = load_experiment(file)
     folder = run_dir / asked.name
@@ -65,20 +64,16 @@ def experiment(
         return
     if not resume and folder.exists():
         raise RunError(f"{folder} exists; remove it, or leave out --no-resume to go on with it")
-    # Heavy imports wait until the settings are known to be sound.
+    for source in sorted({cell.config.data.source for cell in cells}):
+        require_corpus(source)
+    # Heavy imports wait until the settings are checked.
     from carefl_secure.experiment.run import run_cells
     from carefl_secure.experiment.table import results
     from carefl_secure.report.render.experiment_page import experiment_html, experiment_markdown
     from carefl_secure.run_folder import write_atomically
 
-    def run(reporter: Reporter) -> list[Finished]:
-        return run_cells(cells, jobs, reporter)
-
-    if quiet:
-        finished = run(SilentReporter())
-    else:
-        with RichReporter(Console(stderr=True)) as reporter:
-            finished = run(reporter)
+    with running(quiet) as reporter:
+        finished = run_cells(cells, jobs, reporter)
     found = results(asked, finished, folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -95,7 +90,7 @@ def experiment(
     if found["failures"]:
         named = ", ".join(one["cell"] for one in found["failures"])
         raise RunError(
-            f"{len(found['failures'])} of {len(cells)} cells failed: {named}; their reasons stand "
+            f"{len(found['failures'])} of {len(cells)} cells failed: {named}; the reasons are "
             f"in {folder / 'table.md'}; the same command runs them again"
         )
 
@@ -110,21 +105,16 @@ def _spread(value: dict[str, Any] | None, sign: str = "") -> str:
 
 
 def _show(found: dict[str, Any], folder: Path) -> None:
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_WIDTH)
+    console = result_console()
     names = list(dict.fromkeys(n for row in found["rows"] for n in row["figures"]))
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("variant", "kind", "epsilon", *names):
-        table.add_column(name, justify="left" if name in ("variant", "kind") else "right")
+    table = result_table("variant", "kind", "epsilon", *names, left=("variant", "kind"))
     for row in found["rows"]:
         spent = "none" if row["epsilon"] is None else f"{row['epsilon']:.2f}"
         figures = (_spread(row["figures"].get(name)) for name in names)
         table.add_row(row["variant"], row["kind"], spent, *map(escape, figures))
     console.print(table)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("variant", "against", "mAP over seeds", "mAP over records", "p (Holm)", "clear"):
-        table.add_column(name, justify="left" if name in ("variant", "against") else "right")
+    titles = ("variant", "against", "mAP over seeds", "mAP over records", "p (Holm)", "clear")
+    table = result_table(*titles, left=("variant", "against"))
     for row in found["comparisons"]:
         p = row["p_holm"]
         cells = (
@@ -136,4 +126,4 @@ def _show(found: dict[str, Any], folder: Path) -> None:
         table.add_row(row["variant"], row["against"], *map(escape, cells))
     console.print(table)
     for name in ("table.md", "table.html", "results.json"):
-        console.print(f"  {folder / name}", markup=False, highlight=False, soft_wrap=True)
+        say(f"  {folder / name}")

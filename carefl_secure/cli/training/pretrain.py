@@ -1,4 +1,4 @@
-"""``carefl-secure pretrain``: make the embedded model anew."""
+"""``carefl-secure pretrain``: rebuild the embedded model."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from carefl_secure.cli.reporter import RichReporter
-from carefl_secure.progress import SilentReporter
+from carefl_secure.cli.console import Quiet
+from carefl_secure.cli.reporter import running
 
 __all__ = ["pretrain"]
 
@@ -20,14 +19,11 @@ def pretrain(
     steps: Annotated[
         int | None, typer.Option(min=1, help="Training steps; without it, the full number.")
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Train the small base model on public drawn scenes and write it to a folder."""
+    """Train the small base model on synthetic scenes and write it to a folder."""
     from carefl_secure.model.pretrain import pretrain as run
 
-    if quiet:
-        written = run(output, seed=seed, steps=steps, reporter=SilentReporter())
-    else:
-        with RichReporter(Console(stderr=True)) as reporter:
-            written = run(output, seed=seed, steps=steps, reporter=reporter)
+    with running(quiet) as reporter:
+        written = run(output, seed=seed, steps=steps, reporter=reporter)
     typer.echo(f"model: {written}")

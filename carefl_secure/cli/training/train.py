@@ -8,28 +8,28 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from carefl_secure.cli.console import Json, Quiet, require_corpus, require_run
 from carefl_secure.cli.figures import show, to_json
-from carefl_secure.cli.reporter import RichReporter
-from carefl_secure.config import load_config
+from carefl_secure.cli.reporter import running
+from carefl_secure.config import Config, load_config
 from carefl_secure.errors import ConfigError, RunError
-from carefl_secure.progress import SilentReporter
 
 __all__ = ["train"]
 
 
 def train(
     epsilon: Annotated[
-        float | None, typer.Option(help="The most privacy that all rounds may spend.")
+        float | None, typer.Option(help="Privacy budget of all rounds together.")
     ] = None,
     data: Annotated[
-        str | None, typer.Option(metavar="PATH", help="Image folder; without it, drawn scenes.")
+        str | None, typer.Option(metavar="PATH", help="Image folder; without it, synthetic scenes.")
     ] = None,
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="YAML file with settings.")
     ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="One setting; may be given repeatedly."),
+        typer.Option("--set", metavar="KEY=VALUE", help="One setting; repeatable."),
     ] = None,
     rounds: Annotated[int | None, typer.Option(help="Number of rounds.")] = None,
     clients: Annotated[int | None, typer.Option(help="Number of clients.")] = None,
@@ -37,13 +37,14 @@ def train(
         str | None,
         typer.Option(
             metavar="SPACES",
-            help="Label spaces of several stages under one promise, such as basic,compound.",
+            help="Label spaces of several stages under one budget, such as basic,compound.",
         ),
     ] = None,
     aggregation: Annotated[
         str | None,
         typer.Option(
-            metavar="HOW", help="How a round sums: pairwise (the default), committee or encrypted."
+            metavar="PROTOCOL",
+            help="Aggregation protocol: pairwise (the default), committee or encrypted.",
         ),
     ] = None,
     run_dir: Annotated[
@@ -53,34 +54,34 @@ def train(
         str,
         typer.Option(
             metavar="WHERE",
-            help="Where the clients are: inprocess (the default), ray, which plays many clients "
-            "in Flower's simulation (pip install carefl-secure[ray]; performance.workers actors), "
-            "or superlink, which starts Flower's SuperLink and SuperNodes on this machine with "
-            "TLS and node keys.",
+            help="Where the clients run: inprocess (the default), ray for many clients in Flower's "
+            "simulation (pip install 'carefl-secure\\[ray]'; performance.workers actors), or "
+            "superlink for Flower's SuperLink and SuperNodes on this machine, with TLS and node "
+            "keys.",
         ),
     ] = "inprocess",
     local_nodes: Annotated[
         int | None,
-        typer.Option(help="SuperNodes of --engine superlink; as many as there are clients."),
+        typer.Option(
+            help="Number of SuperNodes of --engine superlink; it equals the number of clients."
+        ),
     ] = None,
     resume: Annotated[
         Path | None,
-        typer.Option(metavar="RUN", help="Go on with an interrupted run; takes its settings."),
+        typer.Option(metavar="RUN", help="Resume an interrupted run, with its own settings."),
     ] = None,
     track: Annotated[
         list[str] | None,
         typer.Option(
             metavar="WHERE",
-            help="Show the figures of every round in tensorboard or mlflow too; may be given "
-            "repeatedly (pip install 'carefl-secure[tracking]').",
+            help="Send the figures of every round to tensorboard or mlflow too; repeatable "
+            "(pip install 'carefl-secure\\[tracking]').",
         ),
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
-    json: Annotated[
-        bool, typer.Option("--json", help="Write the summary as JSON to standard output.")
-    ] = False,
+    quiet: Quiet = False,
+    json: Json = False,
 ) -> None:
-    """Train the adapter across clients, under a privacy budget, and keep the run in a folder.
+    """Train the adapter across clients under a privacy budget, and keep the run in a folder.
 
     Progress goes to standard error, the result to standard output.
     """
@@ -104,9 +105,8 @@ def train(
         settings = load_config(config, set_ or (), **flags)
     elif config or set_ or any(value is not None for value in flags.values()):
         raise ConfigError("--resume takes the settings of the run it names; leave the others out")
-    elif not (resume / "config.yaml").is_file():
-        raise RunError(f"{resume} is not a run folder: it holds no config.yaml; give runs/<id>")
     else:
+        require_run(resume)
         settings = load_config(resume / "config.yaml", ())
     if settings.data.at_sites:
         raise ConfigError(
@@ -118,7 +118,8 @@ def train(
             f"--local-nodes is {local_nodes}, and the run has {settings.federation.clients} "
             "clients; give the same number, or leave one of them out"
         )
-    # Heavy imports wait until the settings are known to be sound.
+    _check_folders(settings, resume)
+    # Heavy imports wait until the settings are checked.
     from carefl_secure.runs.train import train as run
 
     where = None
@@ -126,12 +127,25 @@ def train(
         from carefl_secure.deployment.engines import choose_engine
 
         where = choose_engine(engine)
-    if quiet:
-        summary = run(settings, SilentReporter(), resume, where)
-    else:
-        with RichReporter(Console(stderr=True)) as reporter:
-            summary = run(settings, reporter, resume, where)
+    with running(quiet) as reporter:
+        summary = run(settings, reporter, resume, where)
     if json:
         typer.echo(to_json(summary))
     else:
         show(summary, Console())
+
+
+def _check_folders(settings: Config, resume: Path | None) -> None:
+    """Refuse what would only fail once all images are encoded."""
+    require_corpus(settings.data.source)
+    name = settings.run.name
+    if resume is not None:
+        if (resume / "adapter" / "adapter_model.safetensors").is_file():
+            raise RunError(
+                f"{resume} is finished: its adapter is saved, so there is nothing to resume; "
+                "use carefl-secure evaluate or report, or start another run"
+            )
+    elif name is not None and (settings.run.dir / name).exists():
+        raise RunError(
+            f"there is already a run at {settings.run.dir / name}; resume it or choose another name"
+        )

@@ -1,39 +1,36 @@
-"""Loads a finished run and scores it on records that nobody protects: figures, groups, cost."""
+"""Scores a finished run on records that are not private: figures, groups and cost."""
 
 from __future__ import annotations
 
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
-from carefl_secure.config import Config, load_config
+from carefl_secure.config import Config
 from carefl_secure.data.open_corpus import open_corpus, recognise
 from carefl_secure.data.records import Corpus, targets
 from carefl_secure.data.splits import Subset
-from carefl_secure.errors import ConfigError, DataError, RunError
-from carefl_secure.evaluation.assess import Known, Settings, assess, attributes_of
+from carefl_secure.errors import ConfigError, DataError
+from carefl_secure.evaluation.assess import Known, Scored, assess, attributes_of
+from carefl_secure.evaluation.settings import Settings
 from carefl_secure.evaluation.summary import Cost, Evaluation
 from carefl_secure.model.features import vision_features
 from carefl_secure.model.label_scorer import LabelScorer
-from carefl_secure.model.saved import load_saved
 from carefl_secure.progress import Reporter, SilentReporter
-from carefl_secure.run_folder import RunFolder, write_atomically
-from carefl_secure.runs.build import label_scorer
-from carefl_secure.runs.captions import captions_of
-from carefl_secure.runs.corpora import Corpora
-from carefl_secure.runs.staged_corpora import load_corpora
+from carefl_secure.run_folder import RunFolder
+from carefl_secure.runs.evaluation.scored_run import ScoredRun
 
 __all__ = ["Evaluated", "Split", "evaluate", "refuse_own"]
 
 Split = Literal["test", "public"]
+Scores = npt.NDArray[np.float32]
+
 _TIMED = 32  # images whose latency is measured, one at a time
 _WARM = 2
 _SAME = 1e-3  # how far mAP may be from what the run itself measured
@@ -92,34 +89,36 @@ def evaluate(
     DataError
         If there is nothing to score.
     """
-    folder = RunFolder.open(run)
-    config = load_config(folder.config, ())
+    opened = ScoredRun(run, reporter)
     if data is None and (labels, view) != ("auto", "auto"):
         raise ConfigError("--labels and --view say how to read --data; name a corpus there")
     if data is not None:
-        refuse_own(config, data, split)
-    corpora = load_corpora(config, reporter)
-    chosen = settings or Settings(seed=config.run.seed)
-    scored, name = (corpora.test if split == "test" else corpora.public), f"{split} split"
+        refuse_own(opened.config, data, split)
+    chosen = settings or Settings(seed=opened.config.run.seed)
+    corpus, name = opened.split(split), f"{split} split"
     if data is not None:
-        scored, name = _other(data, labels, view, reporter)
-    attributes_of(scored.records, chosen.groups)  # refuse a wrong name before the long work
-    scorer = label_scorer(config, scored.space)
-    said = captions_of(config, corpora, reporter)
+        corpus, name = _other(data, labels, view, reporter)
+    attributes_of(corpus.records, chosen.groups)  # refuse a wrong name before the long work
+    scorer = opened.scorer(corpus.space)
+    tuned, untuned, known = _scores(opened, scorer, corpus)
+    reporter.note(f"scoring {len(corpus.records)} records, {chosen.replicates} resamples")
+    scored = Scored(
+        opened.name,
+        corpus.name,
+        name,
+        corpus.space,
+        corpus.records,
+        targets(corpus),
+        (corpus.image(i) for i in range(len(corpus.records))),
+    )
     evaluation = replace(
-        _scored(scorer, corpora, scored, name, folder, config, chosen, said, reporter),
-        cost=_cost(scorer, scored, said),
+        assess(scored, tuned, untuned, known, chosen),
+        cost=_cost(scorer, corpus, opened.captions(corpus)),
     )
     if data is None and split == "test":
-        evaluation = _held_against(folder, evaluation)
+        evaluation = _compared_with_run(opened.folder, evaluation)
     suffix = "-data" if data is not None else "" if split == "test" else f"-{split}"
-    file = folder.path / "evaluation" / f"evaluation{suffix}.json"
-    try:
-        file.parent.mkdir(exist_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot make {file.parent}: {error.strerror}") from error
-    write_atomically(file, evaluation.as_json().encode())
-    return Evaluated(evaluation, file)
+    return Evaluated(evaluation, opened.write(f"evaluation{suffix}.json", evaluation.as_json()))
 
 
 def refuse_own(config: Config, data: Path, split: Split) -> None:
@@ -128,7 +127,7 @@ def refuse_own(config: Config, data: Path, split: Split) -> None:
     Raises
     ------
     ConfigError
-        If it does, or a split of the run is named beside it.
+        If it does, or a split of the run is named as well.
     """
     if split != "test":
         raise ConfigError("--split names a split of the run's own corpus; leave out --data for it")
@@ -163,65 +162,34 @@ def _other(path: Path, labels: str, view: str, reporter: Reporter) -> tuple[Corp
     raise DataError(f"{path} has training records only; give a corpus with a test or val split")
 
 
-def _scored(
-    scorer: LabelScorer,
-    corpora: Corpora,
-    scored: Corpus,
-    split: str,
-    folder: RunFolder,
-    config: Config,
-    settings: Settings,
-    said: Callable[[Corpus], list[str]] | None,
-    reporter: Reporter,
-) -> Evaluation:
-    base, batch = scorer.adapter.base, config.performance.evaluation_batch
-    multi, own = scored.space.multi, scored is corpora.public
-    features = vision_features(base, scored, reporter)
-    shared = scored.space.labels == corpora.public.space.labels
-    public = (
-        vision_features(base, corpora.public, reporter) if multi and shared and not own else None
-    )
+def _scores(
+    opened: ScoredRun, scorer: LabelScorer, corpus: Corpus
+) -> tuple[Scores, Scores, Known | None]:
+    """Return tuned and untuned scores, and those that thresholds are chosen on."""
+    public = opened.corpora.public
+    own = corpus is public
+    shared = corpus.space.labels == public.space.labels
+    parts = [corpus, public] if corpus.space.multi and shared and not own else [corpus]
+    inputs = [(opened.features(scorer, part), opened.captions(part)) for part in parts]
 
-    words = said(scored) if said else None
-    open_words = said(corpora.public) if said and public is not None else None
+    def answer() -> list[Scores]:
+        return [scorer.all(seen, opened.batch, words) for seen, words in inputs]
 
-    def scores() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]:
-        found = scorer.all(features, batch, words)
-        if own or public is None:
-            return found, found if own else None
-        return found, scorer.all(public, batch, open_words)
-
-    # A fresh adapter changes nothing: B is zero.
-    untuned, known_untuned = scores()
-    load_saved(scorer.adapter, folder.adapter)
-    tuned, known_tuned = scores()
-    known = Known(targets(corpora.public), known_tuned, known_untuned, own) if shared else None
-    reporter.note(f"scoring {len(scored.records)} records, {settings.replicates} resamples")
-    return assess(
-        scored.records,
-        scored.space,
-        targets(scored),
-        tuned,
-        untuned,
-        run=folder.path.resolve().name,
-        corpus=scored.name,
-        split=split,
-        known=known,
-        images=_images(scored),
-        settings=settings,
-    )
+    untuned, tuned = opened.untuned_and_tuned(scorer, answer)
+    known = None
+    if shared:
+        again = own or len(parts) > 1
+        known = Known(
+            targets(public), tuned[-1] if again else None, untuned[-1] if again else None, own
+        )
+    return tuned[0], untuned[0], known
 
 
-def _images(corpus: Corpus) -> Iterator[Image.Image]:
-    return (corpus.image(i) for i in range(len(corpus.records)))
-
-
-def _cost(scorer: LabelScorer, corpus: Corpus, said: Callable[[Corpus], list[str]] | None) -> Cost:
+def _cost(scorer: LabelScorer, corpus: Corpus, words: list[str] | None) -> Cost:
     """Time single images from reading the file to all label scores, vision and text alike."""
     base, count = scorer.adapter.base, len(corpus.records)
     chosen = np.linspace(0, count - 1, min(_TIMED, count)).astype(np.int64).tolist()
     silent = SilentReporter()
-    words = said(corpus) if said else None  # made once, as a site would have them at hand
     times = []
     for i in [*chosen[:1] * _WARM, *chosen]:
         started = time.perf_counter()
@@ -242,8 +210,8 @@ def _cost(scorer: LabelScorer, corpus: Corpus, said: Callable[[Corpus], list[str
     )
 
 
-def _held_against(folder: RunFolder, evaluation: Evaluation) -> Evaluation:
-    """Say so where the run itself measured another mAP on the same split."""
+def _compared_with_run(folder: RunFolder, evaluation: Evaluation) -> Evaluation:
+    """Add a remark where the run itself measured another mAP on the same split."""
     rows = [row for row in folder.read_metrics() if "mAP" in row]
     before = float(rows[-1]["mAP"]) if rows else evaluation.figures["mAP"]
     if abs(before - evaluation.figures["mAP"]) <= _SAME:

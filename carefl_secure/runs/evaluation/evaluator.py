@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from carefl_secure.data.records import targets
-from carefl_secure.evaluation.baselines import floors
+from carefl_secure.evaluation.baselines import score_baselines
 from carefl_secure.evaluation.metrics import choose_thresholds, macro_f1, mean_average_precision
 from carefl_secure.model.features import vision_features
 from carefl_secure.model.generation import TextScorer
@@ -17,7 +17,7 @@ from carefl_secure.runs.captions import Contexts
 from carefl_secure.runs.client_task import Vector
 from carefl_secure.runs.corpora import Corpora
 
-__all__ = ["Evaluator", "baseline_floors", "final_figures"]
+__all__ = ["Evaluator", "baseline_scores", "final_figures"]
 
 
 class Evaluator:
@@ -107,9 +107,9 @@ def final_figures(
     return scored if len(scored) == len(before) else evaluate(adapter)
 
 
-def baseline_floors(corpora: Corpora) -> dict[str, float]:
+def baseline_scores(corpora: Corpora) -> dict[str, float]:
     """Return the test mAP of the simple baselines, fitted on the open split: nothing private."""
-    scored = floors(
+    scored = score_baselines(
         [corpora.open.image(i) for i in range(len(corpora.open.records))],
         targets(corpora.open),
         [corpora.test.image(i) for i in range(len(corpora.test.records))],

@@ -10,20 +10,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from carefl_secure.config import load_config
 from carefl_secure.data.records import targets
-from carefl_secure.errors import RunError
 from carefl_secure.evaluation.bootstrap import bootstrap, units_of
 from carefl_secure.evaluation.decisions import DECISIONS
 from carefl_secure.evaluation.figures import Figures
-from carefl_secure.model.features import vision_features
 from carefl_secure.model.generation import TextScorer, Written
-from carefl_secure.model.saved import load_saved
 from carefl_secure.progress import Reporter
-from carefl_secure.run_folder import RunFolder, write_atomically
-from carefl_secure.runs.build import label_scorer
-from carefl_secure.runs.captions import captions_of
-from carefl_secure.runs.staged_corpora import load_corpora
+from carefl_secure.runs.evaluation.scored_run import ScoredRun
 
 __all__ = ["NO_RANKING", "Generated", "evaluate_generated"]
 
@@ -31,7 +24,7 @@ NO_RANKING = (
     "generated text gives label sets, not scores: no average precision follows from it; take the "
     "labels scorer for mAP"
 )
-"""What every user of these figures must be told."""
+"""What everybody who reads these figures must know."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +71,7 @@ def evaluate_generated(
     constrained: bool = False,
     replicates: int = 1000,
 ) -> Generated:
-    """Let a run's model answer in words, and write ``RUN/evaluation/evaluation-generation.json``.
+    """Score a run by its generated answers: ``RUN/evaluation/evaluation-generation.json``.
 
     Parameters
     ----------
@@ -97,32 +90,29 @@ def evaluate_generated(
     ModelError
         If the run has no adapter.
     """
-    folder = RunFolder.open(run)
-    config = load_config(folder.config, ())
-    corpora = load_corpora(config, reporter)
-    scored = corpora.test if split == "test" else corpora.public
-    scorer = label_scorer(config, scored.space)
+    opened = ScoredRun(run, reporter)
+    corpus = opened.split(split)
+    scorer = opened.scorer(corpus.space)
     texts = TextScorer(scorer, constrained=constrained)
-    features = vision_features(scorer.adapter.base, scored, reporter)
-    said = captions_of(config, corpora, reporter)
-    words = said(scored) if said else None
-    truth = targets(scored)
+    features, words = opened.features(scorer, corpus), opened.captions(corpus)
+    truth = targets(corpus)
 
     def figures(written: Written) -> Figures:
         scores = written.decisions.astype(np.float64)
         half = np.full(scores.shape[1], 0.5)
         return Figures(truth, scores, multi=True, thresholds=half, names=DECISIONS)
 
-    untuned = texts.all(features, config.performance.evaluation_batch, words)  # B is zero
-    load_saved(scorer.adapter, folder.adapter)
-    tuned = texts.all(features, config.performance.evaluation_batch, words)
-    units = units_of([record.subject for record in scored.records])
-    spread = bootstrap(figures(tuned), units, replicates=replicates, seed=config.run.seed)
+    untuned, tuned = opened.untuned_and_tuned(
+        scorer, lambda: texts.all(features, opened.batch, words)
+    )
+    units = units_of([record.subject for record in corpus.records])
+    seed = opened.config.run.seed
+    spread = bootstrap(figures(tuned), units, replicates=replicates, seed=seed)
     made = Generated(
-        run=folder.run_id,
+        run=opened.folder.run_id,
         split=split,
-        space=scored.space.name,
-        records=len(scored.records),
+        space=corpus.space.name,
+        records=len(corpus.records),
         constrained=constrained,
         figures=figures(tuned)(),
         untuned=figures(untuned)(),
@@ -133,12 +123,7 @@ def evaluate_generated(
         untuned_unparsable=int(untuned.unparsable.sum()),
     )
     suffix = "" if split == "test" else f"-{split}"
-    file = folder.path / "evaluation" / f"evaluation-generation{suffix}.json"
-    try:
-        file.parent.mkdir(exist_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot make {file.parent}: {error.strerror}") from error
-    write_atomically(file, made.as_json().encode())
+    opened.write(f"evaluation-generation{suffix}.json", made.as_json())
     return made
 
 

@@ -1,7 +1,7 @@
 """Scores a run on C-EXPR-DB's seven classes, which it was not trained on, and by whole videos.
 
 A run trained on RAF-DB's eleven compound classes is asked for those eleven. The four that C-EXPR
-has not are masked and the rest renormalised
+lacks are masked and the rest renormalised
 (:func:`carefl_secure.data.corpora.cexpr_fusion.compound_to_cexpr`), and the frames of a video
 become one answer (:func:`carefl_secure.data.corpora.cexpr_fusion.fuse_frames`). Videos without
 labels, such as those of the challenge, get predictions and no figures.
@@ -9,32 +9,25 @@ labels, such as those of the challenge, get predictions and no figures.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from carefl_secure.config import load_config
 from carefl_secure.data.corpora.base import PublishedCorpus
 from carefl_secure.data.corpora.cexpr_fusion import Rule, compound_to_cexpr, fuse_frames
 from carefl_secure.data.label_spaces import CEXPR, COMPOUND
 from carefl_secure.data.open_corpus import open_corpus, recognise
-from carefl_secure.data.records import Corpus, LabelSpace
+from carefl_secure.data.records import LabelSpace
 from carefl_secure.data.splits import Subset
-from carefl_secure.errors import ConfigError, RunError
-from carefl_secure.evaluation.assess import Known, Settings, assess
+from carefl_secure.errors import ConfigError
+from carefl_secure.evaluation.assess import Known, Scored, assess
+from carefl_secure.evaluation.settings import Settings
 from carefl_secure.evaluation.summary import Evaluation
-from carefl_secure.model.features import vision_features
-from carefl_secure.model.label_scorer import LabelScorer
-from carefl_secure.model.saved import load_saved
 from carefl_secure.progress import Reporter
-from carefl_secure.run_folder import RunFolder, write_atomically
-from carefl_secure.runs.build import label_scorer
-from carefl_secure.runs.captions import captions_of
-from carefl_secure.runs.evaluation.evaluate import refuse_own
-from carefl_secure.runs.evaluation.zero_shot_parts import (
+from carefl_secure.runs.evaluation.cexpr_parts import (
     Part,
     own_part,
     predictions_table,
@@ -43,19 +36,20 @@ from carefl_secure.runs.evaluation.zero_shot_parts import (
     truth,
     video_parts,
 )
-from carefl_secure.runs.staged_corpora import load_corpora
+from carefl_secure.runs.evaluation.evaluate import refuse_own
+from carefl_secure.runs.evaluation.scored_run import ScoredRun
 
 __all__ = ["PREDICTIONS", "ZeroShot", "evaluate_zero_shot"]
 
 Floats = npt.NDArray[np.float64]
 
 PREDICTIONS = "predictions-cexpr.csv"
-"""The file of predictions. Its columns are this package's own: the challenge published none."""
+"""The predictions. The columns are specific to this package: the challenge published none."""
 
 _TINY = float(np.finfo(np.float64).tiny)
 _MASKED = (
-    "zero-shot: trained on RAF-DB's eleven compound classes, of which the four that C-EXPR-DB has "
-    "not are masked and the other seven renormalised"
+    "zero-shot: trained on RAF-DB's eleven compound classes, of which the four that C-EXPR-DB "
+    "lacks are masked and the other seven renormalised"
 )
 
 
@@ -112,7 +106,7 @@ def evaluate_zero_shot(
     rule : {"mean_probability", "majority", "mean_logit"}
         From frames to videos.
     fold, every : int
-        Which fold of the labelled part; every so-manieth frame of a video.
+        Fold of the labelled part; take every Nth frame of a video.
     settings : Settings, optional
 
     Returns
@@ -128,13 +122,12 @@ def evaluate_zero_shot(
     RunError
         If there is no run, or the result cannot be written.
     """
-    folder = RunFolder.open(run)
-    config = load_config(folder.config, ())
+    opened = ScoredRun(run, reporter)
     if data is not None:
-        refuse_own(config, data, "test")
+        refuse_own(opened.config, data, "test")
         if recognise(data).kind != "cexpr":
             raise ConfigError(f"{data} is not laid out as C-EXPR-DB; leave out --space to score it")
-    corpora = load_corpora(config, reporter)
+    corpora = opened.corpora
     space = corpora.test.space
     _refuse_others(space, own=data is None)
     parts = (
@@ -142,13 +135,8 @@ def evaluate_zero_shot(
         if data is None
         else video_parts(open_corpus(data, fold=fold, every=every, reporter=reporter), data)
     )
-    scorer = label_scorer(config, space)
-    said = captions_of(config, corpora, reporter)
-    untuned, tuned = _answers(
-        scorer, parts, folder, config.performance.evaluation_batch, said, reporter
-    )
-    chosen = settings or Settings(seed=config.run.seed)
-    name = folder.path.resolve().name
+    untuned, tuned = _answers(opened, parts, space)
+    chosen = settings or Settings(seed=opened.config.run.seed)
 
     def figures(place: int) -> Evaluation:
         part, known = parts[place], None
@@ -156,19 +144,17 @@ def evaluate_zero_shot(
             public = Subset(corpora.public, shared(corpora.public))
             known = Known(seven(public)) if public.records else None
         records = part.records()
-        found = assess(
-            records if data is not None else part.corpus.records,
+        scored = Scored(
+            opened.name,
+            part.corpus.name,
+            f"{part.name} split",
             CEXPR,
+            records if data is not None else part.corpus.records,
             seven(part.corpus) if data is None else truth(records),
-            np.log(_fused(part, tuned[place], rule)),
-            np.log(_fused(part, untuned[place], rule)),
-            run=name,
-            corpus=part.corpus.name,
-            split=f"{part.name} split",
-            known=known,
-            images=part.images(),
-            settings=chosen,
+            part.images(),
         )
+        scores = [np.log(_fused(part, one[place], rule)) for one in (tuned, untuned)]
+        found = assess(scored, scores[0], scores[1], known, chosen)
         remarks = _remarks(part, space, rule, own=data is None)
         lacking = sum(label.positives == 0 for label in found.labels)
         if lacking:
@@ -177,29 +163,17 @@ def evaluate_zero_shot(
             )
         return replace(found, remarks=(*found.remarks, *remarks))
 
-    scored = next((k for k, part in enumerate(parts) if part.labelled), None)
-    evaluation = None if scored is None else figures(scored)
-    suffix = "test-cexpr" if data is None else "cexpr"
-    target = folder.path / "evaluation"
-    try:
-        target.mkdir(exist_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot make {target}: {error.strerror}") from error
-    file = target / f"evaluation-{suffix}.json"
+    place = next((k for k, part in enumerate(parts) if part.labelled), None)
+    evaluation = None if place is None else figures(place)
+    file = table = None
     if evaluation is not None:
-        write_atomically(file, evaluation.as_json().encode())
+        suffix = "test-cexpr" if data is None else "cexpr"
+        file = opened.write(f"evaluation-{suffix}.json", evaluation.as_json())
     if data is not None:
-        text = predictions_table(
-            [(p, _fused(p, s, rule)) for p, s in zip(parts, tuned, strict=True)]
-        )
-        write_atomically(target / PREDICTIONS, text.encode())
-    return ZeroShot(
-        name,
-        evaluation,
-        None if evaluation is None else file,
-        None if data is None else target / PREDICTIONS,
-        sum(len(part.frames()) for part in parts if not part.labelled),
-    )
+        rows = [(p, _fused(p, s, rule)) for p, s in zip(parts, tuned, strict=True)]
+        table = opened.write(PREDICTIONS, predictions_table(rows))
+    unlabelled = sum(len(part.frames()) for part in parts if not part.labelled)
+    return ZeroShot(opened.name, evaluation, file, table, unlabelled)
 
 
 def _refuse_others(space: LabelSpace, *, own: bool) -> None:
@@ -217,29 +191,21 @@ def _refuse_others(space: LabelSpace, *, own: bool) -> None:
 
 
 def _answers(
-    scorer: LabelScorer,
-    parts: Sequence[Part],
-    folder: RunFolder,
-    batch: int,
-    said: Callable[[Corpus], list[str]] | None,
-    reporter: Reporter,
+    opened: ScoredRun, parts: Sequence[Part], space: LabelSpace
 ) -> tuple[list[Floats], list[Floats]]:
     """Return the probabilities [frames, 7] of each part, untuned and tuned."""
-    features = [vision_features(scorer.adapter.base, part.corpus, reporter) for part in parts]
-    words = [said(part.corpus) if said else None for part in parts]
-    eleven = scorer.space.labels == COMPOUND.labels
+    scorer = opened.scorer(space)
+    inputs = [(opened.features(scorer, p.corpus), opened.captions(p.corpus)) for p in parts]
+    eleven = space.labels == COMPOUND.labels
 
     def answered() -> list[Floats]:
         found = []
-        for seen, spoken in zip(features, words, strict=True):
-            scores = scorer.all(seen, batch, spoken).astype(np.float64)
+        for seen, words in inputs:
+            scores = scorer.all(seen, opened.batch, words).astype(np.float64)
             found.append(compound_to_cexpr(scores) if eleven else np.exp(scores))
         return found
 
-    # A fresh adapter changes nothing: B is zero.
-    untuned = answered()
-    load_saved(scorer.adapter, folder.adapter)
-    return untuned, answered()
+    return opened.untuned_and_tuned(scorer, answered)
 
 
 def _fused(part: Part, likely: Floats, rule: Rule) -> Floats:

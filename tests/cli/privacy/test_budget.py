@@ -43,8 +43,8 @@ def test_each_can_be_left_out(name: str) -> None:
         assert found[key] > 0
 
 
-def test_the_gaussian_is_the_default_and_gets_a_second_opinion() -> None:
-    words = ["--sample-rate", "0.01", "--noise-multiplier", "1", "--rounds", "1000"]
+def test_the_gaussian_is_the_default_and_can_be_cross_checked() -> None:
+    words = ["--crosscheck", "--sample-rate", "0.01", "--noise-multiplier", "1", "--rounds", "1000"]
     result = CliRunner().invoke(app, ["budget", "--delta", "1e-5", *words])
     assert result.exit_code == 0
     out = result.stdout
@@ -61,10 +61,12 @@ def test_the_gaussian_is_the_default_and_gets_a_second_opinion() -> None:
     assert max(table) == 2000
 
 
-def test_the_second_opinion_can_be_left_out() -> None:
-    result = budget("--no-cross-check", without="--epsilon", mechanism="gaussian")
+def test_the_cross_check_is_made_on_request_only() -> None:
+    result = budget(without="--epsilon", mechanism="gaussian")
     assert result.exit_code == 0
-    assert "cross-check: none" in result.stdout
+    assert "cross-check" not in result.stdout
+    result = budget("--crosscheck", without="--epsilon", mechanism="skellam")
+    assert "cross-check: none, as Opacus PRV has no figure" in result.stdout
 
 
 def test_the_curve_rises_and_fits_a_terminal() -> None:

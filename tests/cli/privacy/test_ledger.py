@@ -53,6 +53,24 @@ def test_the_broken_entry_is_named_and_the_others_are_still_checked(run: Path) -
     assert "clients/1" in result.stderr
 
 
+def test_verify_as_json(run: Path) -> None:
+    found = json.loads(ledger("verify", run, "--json").stdout)
+    assert [one["whole"] for one in found] == 4 * [True]
+    assert found[0] == {
+        "path": str(run / "ledger.jsonl"),
+        "whole": True,
+        "entries": 5,
+        "head": Ledger(run / "ledger.jsonl").head(),
+    }
+    path = run / "clients" / "1" / "ledger.jsonl"
+    path.write_text(path.read_text().replace('"round":3', '"round":8'))
+    result = ledger("verify", run, "--json")
+    assert result.exit_code == 23
+    broken = json.loads(result.stdout)[2]
+    assert broken["whole"] is False
+    assert "changed at entry 3" in broken["error"]
+
+
 def test_a_head_seen_earlier(run: Path) -> None:
     path = run / "ledger.jsonl"
     head = Ledger(path).head()

@@ -25,7 +25,7 @@ from carefl_secure.config import load_config
 from carefl_secure.data.corpora.cexpr import load_cexpr
 from carefl_secure.data.label_spaces import CEXPR, COMPOUND
 from carefl_secure.errors import ConfigError, DataError
-from carefl_secure.evaluation.assess import Settings
+from carefl_secure.evaluation.settings import Settings
 from carefl_secure.model.features import vision_features
 from carefl_secure.model.saved import load_saved
 from carefl_secure.progress import SilentReporter
@@ -251,7 +251,13 @@ def test_the_command(run: Path, tmp_path: Path) -> None:
     data = challenge(clips(tmp_path / "data"))
     shown = command(run, "--data", data, "--fuse", "mean_logit", "--every", "2")
     assert shown.exit_code == 0, shown.output
-    for text in ("macro f1", "uar", "fused by mean_logit", "predictions-cexpr.csv", "own; the"):
+    for text in (
+        "macro f1",
+        "uar",
+        "fused by mean_logit",
+        "predictions-cexpr.csv",
+        "specific to this package; the",
+    ):
         assert text in shown.stdout, text
     plain = json.loads(command(run, "--space", "cexpr", "--json").stdout)
     assert (plain["format"], plain["space"]) == ("carefl.evaluation/1", "cexpr")

@@ -1,0 +1,61 @@
+"""What all commands share: their common options and output to a terminal or a log."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from carefl_secure.errors import DataError, RunError
+
+__all__ = [
+    "Json",
+    "Quiet",
+    "Run",
+    "require_corpus",
+    "require_run",
+    "result_console",
+    "result_table",
+    "say",
+]
+
+_WIDTH = 140  # a log has no width, so tables take what they need
+
+Json = Annotated[bool, typer.Option("--json", help="Write the result as JSON to standard output.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")]
+
+
+def say(text: str) -> None:
+    """Write one line of the result as it is."""
+    Console().print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def result_console() -> Console:
+    """Return the console of a result that holds tables."""
+    console = Console()
+    return console if console.is_terminal else Console(width=_WIDTH)
+
+
+def result_table(*columns: str, left: tuple[str, ...] = ()) -> Table:
+    """Return an empty table; columns are aligned right but for those of ``left``."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in columns:
+        table.add_column(name, justify="left" if name in left else "right", no_wrap=True)
+    return table
+
+
+def require_run(path: Path) -> None:
+    """Refuse a path that is no run folder, before anything heavy is imported."""
+    if not (path / "config.yaml").is_file():
+        raise RunError(f"{path} is not a run folder: it holds no config.yaml; give runs/NAME")
+
+
+def require_corpus(source: str) -> None:
+    """Refuse a corpus folder that does not exist, before anything heavy is imported."""
+    if source != "synthetic" and not Path(source).is_dir():
+        raise DataError(f"{source} is not a folder; give the folder that holds the corpus")
