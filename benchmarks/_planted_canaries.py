@@ -22,8 +22,9 @@ from carefl_secure.data.splits import Subset
 from carefl_secure.data.synthetic.corpus import synthetic_corpus
 from carefl_secure.errors import ConfigError
 from carefl_secure.federation.plan.run_plan import RunPlan
+from carefl_secure.federation.run_spec import RunSpec, Simulation
 from carefl_secure.federation.server.optimizers import FedAdam
-from carefl_secure.federation.server.run import run_federation
+from carefl_secure.federation.server.run import Monitoring, run_federation
 from carefl_secure.model.features import vision_features
 from carefl_secure.model.label_scorer import LabelScorer, Learner
 from carefl_secure.progress import Reporter
@@ -199,15 +200,16 @@ def train_on(
     ]
     with tempfile.TemporaryDirectory(prefix="carefl-planted-") as home:
         result = run_federation(
-            plan,
-            tasks,
+            RunSpec(
+                plan=plan,
+                tasks=lambda: tasks,
+                folder=RunFolder.create(Path(home), "planted: true\n", "planted"),
+                base_hash=bytes(32),
+                key_source=key_source(config),
+            ),
             initial,
-            optimiser=FedAdam(config.server_lr, config.federation.betas),
-            folder=RunFolder.create(Path(home), "planted: true\n", "planted"),
-            base_hash=bytes(32),
-            reporter=reporter,
-            key_source=key_source(config),
-            dropout=config.simulation.dropout,
-            seed=config.run.seed,
+            FedAdam(config.server_lr, config.federation.betas),
+            monitoring=Monitoring(reporter=reporter),
+            simulation=Simulation(config.dropout, config.run.seed),
         )
     return result.adapter, plan

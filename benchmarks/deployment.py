@@ -28,6 +28,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from multiprocessing.connection import Client, Listener
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -54,8 +55,9 @@ from carefl_secure.deployment.provisioning.sites import Sites
 from carefl_secure.federation.client.app import build_client_app
 from carefl_secure.federation.client.session import ClientSession
 from carefl_secure.federation.in_process import Clients
-from carefl_secure.federation.plan.calibrate import plan_run
+from carefl_secure.federation.plan.calibrate import PlanRequest, plan_run
 from carefl_secure.federation.plan.run_plan import RunPlan
+from carefl_secure.federation.run_spec import RunSpec
 from carefl_secure.federation.server.optimizers import FedAvg
 from carefl_secure.federation.server.run import run_federation
 from carefl_secure.federation.transport.exchange import wait_for_nodes
@@ -249,22 +251,22 @@ def play(name: str, plan: RunPlan) -> dict[str, Any]:
     times = Times()
     with tempfile.TemporaryDirectory(prefix="carefl-") as root:
 
-        def engine(*words: Any, **more: Any) -> Clients:
+        def start(spec: RunSpec) -> Clients:
             if name == NEAR:
-                return Clients(*words, **more)
-            deployment = Deployment(*words, **more)
+                return Clients(spec)
+            deployment = Deployment(spec)
             deployment.own, deployment.times = name == THEIRS, times
             deployment.home = Path(root)
             return deployment
 
-        result = run_federation(
-            plan,
-            [Task() for _ in range(NODES)],
-            np.zeros(DIMENSION, np.float32),
-            optimiser=FedAvg(1.0),
+        spec = RunSpec(
+            plan=plan,
+            tasks=lambda: [Task() for _ in range(NODES)],
             folder=RunFolder.create(Path(root), ""),
             base_hash=bytes(32),
-            engine=engine,
+        )
+        result = run_federation(
+            spec, np.zeros(DIMENSION, np.float32), FedAvg(1.0), engine=SimpleNamespace(start=start)
         )
     rounds = [float(row["seconds"]) for row in result.rows]
     row = {"way": name, "rounds": len(rounds), "round_s": float(np.mean(rounds))}
@@ -285,15 +287,17 @@ def main() -> int:
     asked = arguments(__doc__)
     rounds = 2 if asked.quick else 4
     plan = plan_run(
-        unit="record",
-        dimension=DIMENSION,
-        clients=NODES,
-        rounds=rounds,
-        public_records=10 * NODES,
-        sample_rate=0.5,
-        clipping_norm=1.0,
-        delta=1e-3,
-        target_epsilon=8.0,
+        PlanRequest(
+            unit="record",
+            dimension=DIMENSION,
+            clients=NODES,
+            rounds=rounds,
+            public_records=10 * NODES,
+            sample_rate=0.5,
+            clipping_norm=1.0,
+            delta=1e-3,
+            target_epsilon=8.0,
+        )
     )
     near, ours, theirs = (play(name, plan) for name in (NEAR, OURS, THEIRS))
     report = Report("A SuperLink and three SuperNodes on the loopback: TLS, node keys, peers")

@@ -39,7 +39,9 @@ def measure(clients: int, dimension: int, how: str) -> dict[str, Any]:
     import numpy as np
     from numpy.typing import NDArray
 
-    from carefl_secure.federation.plan.calibrate import plan_run
+    from carefl_secure.federation.plan.aggregation_config import AggregationConfig
+    from carefl_secure.federation.plan.calibrate import PlanRequest, plan_run
+    from carefl_secure.federation.run_spec import RunSpec
     from carefl_secure.federation.server.optimizers import FedAvg
     from carefl_secure.federation.server.run import run_federation
     from carefl_secure.run_folder import RunFolder
@@ -62,28 +64,31 @@ def measure(clients: int, dimension: int, how: str) -> dict[str, Any]:
 
     began = time.monotonic()
     plan = plan_run(
-        unit="record",
-        dimension=dimension,
-        clients=clients,
-        rounds=1,
-        public_records=10 * clients,
-        sample_rate=0.5,
-        clipping_norm=1.0,
-        delta=1e-6,
-        target_epsilon=8.0,
+        PlanRequest(
+            unit="record",
+            dimension=dimension,
+            clients=clients,
+            rounds=1,
+            public_records=10 * clients,
+            sample_rate=0.5,
+            clipping_norm=1.0,
+            delta=1e-6,
+            target_epsilon=8.0,
+        )
     )
     planned = time.monotonic() - began
     before, peak_before = time.process_time(), _peak()
     with tempfile.TemporaryDirectory() as root:
-        result = run_federation(
-            plan,
-            [Task() for _ in range(clients)],
-            np.zeros(dimension, np.float32),
-            optimiser=FedAvg(1.0),
+        spec = RunSpec(
+            plan=plan,
+            tasks=lambda: [Task() for _ in range(clients)],
             folder=RunFolder.create(Path(root), ""),
             base_hash=bytes(32),
-            aggregation="pairwise" if how == "pairwise" else "committee",
+            aggregation=AggregationConfig(
+                protocol="pairwise" if how == "pairwise" else "committee"
+            ),
         )
+        result = run_federation(spec, np.zeros(dimension, np.float32), FedAvg(1.0))
     used = time.process_time() - before
     (row,) = result.rows
     return {

@@ -24,7 +24,8 @@ from packaging.requirements import Requirement
 from carefl_secure.deployment.flower.processes import free_port
 from carefl_secure.deployment.provisioning.certificates import Authority
 from carefl_secure.errors import BudgetExceededError, CareflError, NonFiniteError
-from carefl_secure.federation.plan.calibrate import plan_run
+from carefl_secure.federation.plan.calibrate import PlanRequest, plan_run
+from carefl_secure.federation.run_spec import RunSpec
 from carefl_secure.federation.server.optimizers import FedAvg
 from carefl_secure.federation.server.run import run_federation
 from carefl_secure.noise import KeyStream, SkellamSampler, SystemKeySource
@@ -174,26 +175,22 @@ def _noise() -> str:
 
 def _run(folder: Path, unit: str, bad: bool = False) -> tuple[NDArray[np.float32], Path]:
     plan = plan_run(
-        unit=unit,  # type: ignore[arg-type]
-        dimension=_SIZE,
-        clients=4,
-        rounds=1,
-        public_records=80,
-        sample_rate=0.999999 if unit == "none" else 0.5,
-        clipping_norm=1.0,
-        delta=1e-4,
-        target_epsilon=None if unit == "none" else 8.0,
+        PlanRequest(
+            unit=unit,  # type: ignore[arg-type]
+            dimension=_SIZE,
+            clients=4,
+            rounds=1,
+            public_records=80,
+            sample_rate=0.999999 if unit == "none" else 0.5,
+            clipping_norm=1.0,
+            delta=1e-4,
+            target_epsilon=None if unit == "none" else 8.0,
+        )
     )
     run = RunFolder.create(folder, "")
     tasks = [_Still(bad and i == 0) for i in range(4)]
-    result = run_federation(
-        plan,
-        tasks,
-        np.zeros(_SIZE, np.float32),
-        optimiser=FedAvg(1.0),
-        folder=run,
-        base_hash=bytes(32),
-    )
+    spec = RunSpec(plan=plan, tasks=lambda: tasks, folder=run, base_hash=bytes(32))
+    result = run_federation(spec, np.zeros(_SIZE, np.float32), FedAvg(1.0))
     return result.adapter, run.path
 
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Protocol
 
 from flwr.serverapp import Grid
 
-from carefl_secure.federation.local_update.task import LocalTask
-from carefl_secure.federation.plan.cohort import Aggregation, Cohort
-from carefl_secure.federation.plan.run_plan import RunPlan
+from carefl_secure.federation.plan.cohort import Cohort
+from carefl_secure.federation.run_spec import RunSpec
 from carefl_secure.federation.transport.local_grid import Drop, Record
-from carefl_secure.noise import KeySource
 from carefl_secure.privacy import Ledger
-from carefl_secure.run_folder import RunFolder
 
 __all__ = ["Engine", "Parties"]
 
@@ -31,7 +27,13 @@ class Parties(Protocol):
         """Ledgers of those clients that live on this machine."""
 
     def grid(self, workers: int, drop: Drop | None, record: Record | None) -> Grid:
-        """Return the grid that reaches all parties; they have agreed to the run then."""
+        """Return the grid that reaches all parties; they have agreed to the run then.
+
+        Raises
+        ------
+        ConfigError
+            When the engine cannot honour ``workers`` or ``drop``.
+        """
 
     def finish(self) -> None:
         """End a run whose rounds are all done.
@@ -47,21 +49,13 @@ class Parties(Protocol):
 
 
 class Engine(Protocol):
-    """Makes the parties of a run."""
+    """Starts the parties of a run."""
 
-    def __call__(
-        self,
-        plan: RunPlan,
-        tasks: Sequence[LocalTask],
-        folder: RunFolder,
-        base_hash: bytes,
-        key_source: Callable[[int], KeySource],
-        ledgers: Path | None,
-        max_epsilon: float | None,
-        *,
-        aggregation: Aggregation,
-        committee_members: int,
-        committee_dropout_tolerance: int,
-        key_prefetch: bool,
-    ) -> Parties:
-        """Return the parties; see `run_federation` for the parameters."""
+    def start(self, spec: RunSpec) -> Parties:
+        """Return the parties.
+
+        Raises
+        ------
+        ConfigError
+            When the engine cannot honour something that the specification asks for.
+        """

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Message
 
-from carefl_secure.errors import CareflError, ConfigError, LedgerError, ProtocolError
+from carefl_secure.errors import CareflError, LedgerError, ProtocolError
 from carefl_secure.federation.aggregation.helper_session import (
     Helper,
     HolderSession,
@@ -17,55 +17,35 @@ from carefl_secure.federation.aggregation.helper_session import (
 )
 from carefl_secure.federation.client.app import build_client_app
 from carefl_secure.federation.client.session import ClientSession
-from carefl_secure.federation.local_update.task import LocalTask
-from carefl_secure.federation.plan.cohort import (
-    Aggregation,
-    Cohort,
-    helpers_wanted,
-    make_cohort,
-)
+from carefl_secure.federation.plan.cohort import Cohort, make_cohort
 from carefl_secure.federation.plan.run_plan import RunPlan
+from carefl_secure.federation.run_spec import RunSpec, Simulation
 from carefl_secure.federation.transport.local_grid import FIRST_NODE, Drop, LocalGrid, Record
-from carefl_secure.noise import KeySource
 from carefl_secure.privacy import Ledger
 from carefl_secure.run_folder import RunFolder
 
-__all__ = ["Clients", "ledger_path", "make_parties", "vanishing"]
+__all__ = ["Clients", "InProcess", "dropping_out", "ledger_path", "make_parties"]
 
 _LATER = frozenset({"train.masked", "train.submit", "query.sign", "query.unmask"})
 
 
+class InProcess:
+    """The engine that plays all parties in this process."""
+
+    def start(self, spec: RunSpec) -> Clients:
+        """Return the parties; they are there at once."""
+        return Clients(spec)
+
+
 class Clients:
-    """All clients of a simulated run, and the helpers that its way of summing needs.
+    """All clients of a simulated run, and the helpers that its aggregation protocol needs.
 
     Identity keys are made anew from the operating system's entropy: in a simulation the roster
     lives as long as the process, and a resumed run has another one.
 
     Parameters
     ----------
-    plan : RunPlan
-        The agreed plan.
-    tasks : sequence of LocalTask
-        One per client.
-    folder : RunFolder
-        Names the run and holds what the clients keep, under ``clients/<index>/``.
-    base_hash : bytes
-        32 bytes over the frozen base model.
-    key_source : callable(int) -> KeySource
-        Fresh keys of a client.
-    ledgers : Path, optional
-        Folder of ledgers that outlive the run, ``<index>.jsonl`` each; ``clients/<index>/`` by
-        default.
-    max_epsilon : float, optional
-        The clients' own limit; the plan's target by default.
-    aggregation : {"pairwise", "committee", "encrypted"}, optional
-        The way of summing.
-    committee_members : int, optional
-        Size of the committee, where there is one.
-    committee_dropout_tolerance : int, optional
-        Members that may vanish once all have announced.
-    key_prefetch : bool, optional
-        Whether the keys of a round are made on the way of the round before.
+    spec : RunSpec
 
     Raises
     ------
@@ -78,49 +58,26 @@ class Clients:
     holder h has n + h.
     """
 
-    def __init__(
-        self,
-        plan: RunPlan,
-        tasks: Sequence[LocalTask],
-        folder: RunFolder,
-        base_hash: bytes,
-        key_source: Callable[[int], KeySource],
-        ledgers: Path | None = None,
-        max_epsilon: float | None = None,
-        *,
-        aggregation: Aggregation = "pairwise",
-        committee_members: int = 3,
-        committee_dropout_tolerance: int = 0,
-        key_prefetch: bool = True,
-    ) -> None:
-        identities, self.cohort, self.helpers = make_parties(
-            plan,
-            len(tasks),
-            folder.run_id,
-            base_hash,
-            key_source,
-            aggregation=aggregation,
-            committee_members=committee_members,
-            committee_dropout_tolerance=committee_dropout_tolerance,
-            key_prefetch=key_prefetch,
-        )
-        self._folder = folder
+    def __init__(self, spec: RunSpec) -> None:
+        tasks = spec.make_tasks()
+        identities, self.cohort, self.helpers = make_parties(spec)
+        self._folder = spec.folder
         self._grid: LocalGrid | None = None
         self.ledgers = [
-            Ledger(ledger_path(folder, ledgers, index), {"client": str(index)})
+            Ledger(ledger_path(spec.folder, spec.ledgers, index), {"client": str(index)})
             for index in range(len(tasks))
         ]
         self.sessions = [
             ClientSession(
                 index,
                 identities[index],
-                plan,
+                spec.plan,
                 self.cohort,
                 task,
                 self.ledgers[index],
-                key_source(index),
-                max_epsilon=max_epsilon,
-                memory=folder.client_memory(index),
+                spec.key_source(index),
+                max_epsilon=spec.max_epsilon,
+                memory=spec.folder.client_memory(index),
             )
             for index, task in enumerate(tasks)
         ]
@@ -169,57 +126,25 @@ class Clients:
             helper.close()
 
 
-def make_parties(
-    plan: RunPlan,
-    tasks: int,
-    run: str,
-    base_hash: bytes,
-    key_source: Callable[[int], KeySource],
-    *,
-    aggregation: Aggregation,
-    committee_members: int,
-    committee_dropout_tolerance: int,
-    key_prefetch: bool,
-) -> tuple[list[Ed25519PrivateKey], Cohort, list[Helper]]:
+def make_parties(spec: RunSpec) -> tuple[list[Ed25519PrivateKey], Cohort, list[Helper]]:
     """Make the keys of everybody in a simulated run.
-
-    Parameters
-    ----------
-    plan, base_hash, key_source, aggregation, committee_members, committee_dropout_tolerance, \
-    key_prefetch
-        As in `Clients`.
-    tasks : int
-        How many tasks there are for the plan's clients.
-    run : str
 
     Returns
     -------
     tuple
         The clients' private keys, the cohort, and the helpers.
-
-    Raises
-    ------
-    ConfigError
-        When the number of tasks is not that of the plan.
     """
-    if tasks != plan.privacy.clients:
-        raise ConfigError(f"{tasks} tasks for {plan.privacy.clients} clients; give one each")
-    clients = [Ed25519PrivateKey.generate() for _ in range(tasks)]
-    wanted = helpers_wanted(aggregation, committee_members)
-    private = [Ed25519PrivateKey.generate() for _ in range(wanted)]
+    plan, aggregation = spec.plan, spec.aggregation
+    count = plan.privacy.clients
+    clients = [Ed25519PrivateKey.generate() for _ in range(count)]
+    private = [Ed25519PrivateKey.generate() for _ in range(aggregation.helpers)]
     cohort = make_cohort(
-        run,
-        _public(clients),
-        _public(private),
-        base_hash,
-        aggregation=aggregation,
-        committee_dropout_tolerance=committee_dropout_tolerance,
-        key_prefetch=key_prefetch,
+        spec.folder.run_id, _public(clients), _public(private), spec.base_hash, aggregation
     )
     helpers: list[Helper] = [
         HolderSession(index, key, plan, cohort)
-        if aggregation == "encrypted"
-        else MemberSession(index, key, plan, cohort, key_source(tasks + index))
+        if aggregation.protocol == "encrypted"
+        else MemberSession(index, key, plan, cohort, spec.key_source(count + index))
         for index, key in enumerate(private)
     ]
     return clients, cohort, helpers
@@ -239,33 +164,24 @@ def ledger_path(folder: RunFolder, ledgers: Path | None, index: int) -> Path:
     return path
 
 
-def vanishing(plan: RunPlan, fraction: float, seed: int) -> tuple[int, Drop]:
-    """Choose who vanishes after the key phase of each round.
+def dropping_out(plan: RunPlan, simulation: Simulation) -> tuple[int, Drop]:
+    """Choose who drops out after the key phase of each round.
 
     Parameters
     ----------
     plan : RunPlan
-        Gives clients and floor.
-    fraction : float
-        Share of the clients, in [0, 1). ``round(fraction * n)`` of them vanish in every round, but
-        never so many that fewer than the floor remain.
-    seed : int
-        The run's seed; who vanishes is part of the simulation and not secret.
+        Gives the number of clients and of survivors that a round needs.
+    simulation : Simulation
+        ``round(dropout * n)`` clients drop out of every round, but never so many that fewer than
+        ``min_survivors`` remain.
 
     Returns
     -------
     tuple of int and callable
-        How many vanish, and the hook for `LocalGrid`.
-
-    Raises
-    ------
-    ConfigError
-        When the share is out of range.
+        How many drop out, and the hook for `LocalGrid`.
     """
-    if not 0 <= fraction < 1:
-        raise ConfigError(f"dropout must lie in [0, 1), not {fraction}")
-    clients = plan.privacy.clients
-    count = min(round(fraction * clients), clients - plan.privacy.min_survivors)
+    clients, seed = plan.privacy.clients, simulation.seed
+    count = min(round(simulation.dropout * clients), clients - plan.privacy.min_survivors)
 
     def drop(node: int, message: Message) -> bool:
         if message.metadata.message_type not in _LATER:

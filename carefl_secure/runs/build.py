@@ -14,17 +14,20 @@ from carefl_secure.data.records import LabelSpace
 from carefl_secure.errors import ConfigError
 from carefl_secure.federation.local_update.task import LocalTask
 from carefl_secure.federation.plan.run_plan import RunPlan
+from carefl_secure.federation.run_spec import PerformanceFlags, Simulation, system_keys
 from carefl_secure.federation.server.alternating import Alternating
 from carefl_secure.federation.server.feddyn import FedDyn
 from carefl_secure.federation.server.optimizers import FedAdam, FedAvg, ServerOptimizer
+from carefl_secure.federation.server.run import Evaluate, Monitoring
 from carefl_secure.model.generation import TextScorer
 from carefl_secure.model.label_scorer import LabelScorer
 from carefl_secure.model.loader import load_base
 from carefl_secure.model.lora import Adapter
 from carefl_secure.model.task_prompts import prompt_template, task_question
-from carefl_secure.noise import DeterministicKeySource, KeySource, SystemKeySource
+from carefl_secure.noise import DeterministicKeySource, KeySource
 from carefl_secure.privacy.statement import aggregation_text
 from carefl_secure.progress import Reporter
+from carefl_secure.runs.aggregation_from_config import aggregation_of
 from carefl_secure.runs.captions import Contexts, load_contexts
 from carefl_secure.runs.client_task import ModelTask, model_tasks
 from carefl_secure.runs.corpora import Corpora, load_own
@@ -41,6 +44,7 @@ __all__ = [
     "make_optimiser",
     "micro_batch",
     "opening",
+    "run_options",
     "run_settings",
     "site_work",
     "text_scorer",
@@ -149,21 +153,26 @@ def client_tasks(
 
 
 def run_settings(config: Config) -> dict[str, Any]:
-    """Return what `run_federation` takes from a configuration alone."""
-    federation, privacy = config.federation, config.privacy
+    """Return what a `RunSpec` takes from a configuration alone."""
     return {
-        "evaluate_every": config.evaluation.every,
-        "dropout": config.dropout,
-        "seed": config.run.seed,
-        "workers": config.performance.workers,
-        "ledgers": privacy.ledgers,
-        "max_epsilon": privacy.max_epsilon,
-        "aggregation": federation.aggregation,
-        "committee_members": federation.committee_members,
-        "committee_dropout_tolerance": federation.committee_dropout_tolerance,
-        "key_prefetch": federation.key_prefetch,
-        "follow": partial(Followed, names=config.run.trackers),
-        "timeout": config.performance.timeout_s,
+        "aggregation": aggregation_of(config),
+        "ledgers": config.privacy.ledgers,
+        "max_epsilon": config.privacy.max_epsilon,
+    }
+
+
+def run_options(config: Config, evaluate: Evaluate, reporter: Reporter) -> dict[str, Any]:
+    """Return who observes a run, what is simulated in it, and how fast it goes."""
+    performance = config.performance
+    return {
+        "monitoring": Monitoring(
+            evaluate,
+            config.evaluation.every,
+            reporter,
+            partial(Followed, names=config.run.trackers),
+        ),
+        "simulation": Simulation(config.dropout, config.run.seed),
+        "performance": PerformanceFlags(performance.workers, performance.timeout_s),
     }
 
 
@@ -190,7 +199,7 @@ def key_source(
     which of them were drawn is kept in the folder ``kept``, so that a resumed run repeats none.
     """
     if not config.unsafe_deterministic_noise:
-        return lambda index: SystemKeySource()
+        return system_keys
     seed = f"{config.run.seed}{stage and '/' + stage}".encode()
 
     def source(index: int) -> KeySource:

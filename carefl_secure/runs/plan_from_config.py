@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from carefl_secure.config import Config
 from carefl_secure.data.subjects import people
 from carefl_secure.errors import ConfigError
-from carefl_secure.federation.plan.calibrate import plan_run
+from carefl_secure.federation.plan.calibrate import PlanRequest, plan_run
 from carefl_secure.federation.plan.ledger_history import History, earlier_spends
 from carefl_secure.federation.plan.local_steps import LocalPlan
 from carefl_secure.federation.plan.run_plan import RunPlan
@@ -61,7 +59,7 @@ def plan_with(
 ) -> RunPlan:
     """Return the plan for a declared number of records (persons), without looking at any."""
     return plan_run(
-        **plan_settings(config, public_records, dimension, records),
+        plan_settings(config, public_records, dimension, records),
         limit=config.privacy.max_epsilon if earlier else None,
         earlier=earlier,
     )
@@ -69,7 +67,7 @@ def plan_with(
 
 def plan_settings(
     config: Config, public_records: int, dimension: int, records: int | None = None
-) -> dict[str, Any]:
+) -> PlanRequest:
     """Return what `plan_run` needs of a configuration."""
     privacy = config.privacy
     private = privacy.unit != "none"
@@ -80,23 +78,23 @@ def plan_settings(
             f"records, which would allow one record to be published whole; set privacy.delta "
             f"below {1 / records:.2g}"
         )
-    return {
-        "unit": privacy.unit,
-        "trust": privacy.trust,
-        "records_per_person": privacy.records_per_person,
-        "local": local_plan(config),
-        "dimension": dimension,
-        "clients": config.federation.clients,
-        "rounds": config.federation.rounds,
-        "public_records": public_records,
-        "sample_rate": 1.0 if privacy.unit == "client" else privacy.sample_rate,
-        "clipping_norm": config.privacy.clipping_norm if private else UNCLIPPED,
-        "delta": config.privacy.delta,
-        "target_epsilon": config.privacy.epsilon if private else None,
-        "min_survivors": config.federation.floor,
-        "max_colluders": config.privacy.max_colluders,
-        "normalise": config.privacy.normalise and private,
-    }
+    return PlanRequest(
+        unit=privacy.unit,
+        trust=privacy.trust,
+        records_per_person=privacy.records_per_person,
+        local=local_plan(config),
+        dimension=dimension,
+        clients=config.federation.clients,
+        rounds=config.federation.rounds,
+        public_records=public_records,
+        sample_rate=1.0 if privacy.unit == "client" else privacy.sample_rate,
+        clipping_norm=config.privacy.clipping_norm if private else UNCLIPPED,
+        delta=config.privacy.delta,
+        target_epsilon=config.privacy.epsilon if private else None,
+        min_survivors=config.federation.floor,
+        max_colluders=config.privacy.max_colluders,
+        normalise=config.privacy.normalise and private,
+    )
 
 
 def local_plan(config: Config) -> LocalPlan | None:

@@ -11,8 +11,8 @@ import numpy as np
 from carefl_secure.config import Config, dump_config
 from carefl_secure.errors import AdapterUnmovedError, ConfigError
 from carefl_secure.federation.engine import Engine
-from carefl_secure.federation.in_process import Clients
 from carefl_secure.federation.plan.ciphertext_packing import choose_fields
+from carefl_secure.federation.run_spec import RunSpec
 from carefl_secure.federation.server.run import run_federation
 from carefl_secure.progress import Reporter
 from carefl_secure.run_folder import RunFolder
@@ -23,6 +23,7 @@ from carefl_secure.runs.build import (
     label_scorer,
     make_optimiser,
     opening,
+    run_options,
     run_settings,
     text_scorer,
     trust_words,
@@ -105,22 +106,23 @@ def train(
     )
     before = evaluate(initial)
     reporter.note(opening(plan, corpora, before))
-    tasks = client_tasks(config, plan, scorer, corpora, contexts, reporter)
     if folder is None:
         folder = RunFolder.create(config.run.dir, dump_config(config), config.run.name)
-    result = run_federation(
-        plan,
-        tasks,
-        initial,
-        optimiser=make_optimiser(config, adapter),
+    spec = RunSpec(
+        plan=plan,
+        tasks=lambda: client_tasks(config, plan, scorer, corpora, contexts, reporter),
         folder=folder,
         base_hash=base_hash_of(adapter.base.digest, config),
-        evaluate=evaluate,
-        reporter=reporter,
         key_source=key_source(config, kept=folder.keys),
         **run_settings(config),
+    )
+    result = run_federation(
+        spec,
+        initial,
+        make_optimiser(config, adapter),
+        engine=None if engine is None else engine(config, reporter),
         resume=resume is not None,
-        engine=Clients if engine is None else engine(config, reporter),
+        **run_options(config, evaluate, reporter),
     )
     if np.array_equal(result.adapter, initial):
         raise AdapterUnmovedError(

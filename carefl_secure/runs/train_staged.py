@@ -25,6 +25,7 @@ from carefl_secure.config.root import stage_config
 from carefl_secure.errors import AdapterUnmovedError, RunError
 from carefl_secure.federation.plan.ciphertext_packing import choose_fields
 from carefl_secure.federation.plan.staged import Stage, StagedPlan, plan_stages
+from carefl_secure.federation.run_spec import RunSpec
 from carefl_secure.federation.server.run import FederationResult, run_federation
 from carefl_secure.model.features import remembering
 from carefl_secure.model.label_scorer import LabelScorer
@@ -40,6 +41,7 @@ from carefl_secure.runs.build import (
     label_scorer,
     make_optimiser,
     opening,
+    run_options,
     run_settings,
     text_scorer,
     trust_words,
@@ -207,20 +209,22 @@ class _Stages:
             f"stage {stage.name}: {plan.privacy.rounds} rounds on {len(corpora.private.records)} "
             "private records"
         )
-        tasks = client_tasks(config, plan, scorer, corpora, self._contexts[place], self._reporter)
-        result = run_federation(
-            plan,
-            tasks,
-            start,
-            optimiser=make_optimiser(config, self._adapter),
+        contexts, reporter = self._contexts[place], self._reporter
+        spec = RunSpec(
+            plan=plan,
+            tasks=lambda: client_tasks(config, plan, scorer, corpora, contexts, reporter),
             folder=RunFolder(self._folder.path, stage.name),
             base_hash=self._base_hash(stage),
-            evaluate=evaluate,
-            reporter=self._reporter,
             key_source=key_source(config, stage.name),
-            **run_settings(config),
-            resume=going_on,
             stage=stage,
+            **run_settings(config),
+        )
+        result = run_federation(
+            spec,
+            start,
+            make_optimiser(config, self._adapter),
+            resume=going_on,
+            **run_options(config, evaluate, reporter),
         )
         ran = any(row.get("stage") == stage.name for row in result.rows)
         if ran and np.array_equal(result.adapter, start):

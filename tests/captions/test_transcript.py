@@ -15,7 +15,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 
 from carefl_secure.config import load_config
 from carefl_secure.data.label_spaces import EMOTIC
-from carefl_secure.federation import FedAvg, RunFolder, plan_run, run_federation
+from carefl_secure.federation import FedAvg, PlanRequest, RunFolder, plan_run
 from carefl_secure.model.embedded import QUESTIONS
 from carefl_secure.model.label_scorer import LabelScorer
 from carefl_secure.model.loader import load_base
@@ -26,6 +26,7 @@ from carefl_secure.runs.client_task import model_tasks
 from carefl_secure.runs.corpora import Corpora
 from carefl_secure.runs.evaluation.evaluator import Evaluator
 from carefl_secure.runs.staged_corpora import load_corpora
+from tests.support.running import federate
 
 WINDOW = 12  # bytes; a run of that length by chance has odds of 2**-96 a place
 
@@ -61,23 +62,25 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
         contexts=contexts,
     )
     plan = plan_run(
-        unit="record",
-        dimension=adapter.dimension,
-        clients=4,
-        rounds=2,
-        public_records=80,
-        sample_rate=0.5,
-        clipping_norm=1.0,
-        delta=1e-3,
-        target_epsilon=8.0,
+        PlanRequest(
+            unit="record",
+            dimension=adapter.dimension,
+            clients=4,
+            rounds=2,
+            public_records=80,
+            sample_rate=0.5,
+            clipping_norm=1.0,
+            delta=1e-3,
+            target_epsilon=8.0,
+        )
     )
     messages: list[Message] = []
     folder = RunFolder.create(home / "runs", "")
-    run_federation(
+    federate(
         plan,
         tasks,
         adapter.vector(),
-        optimiser=FedAvg(0.1),
+        optimizer=FedAvg(0.1),
         folder=folder,
         base_hash=adapter.base.digest,
         evaluate=Evaluator(scorer, corpora, 64, SilentReporter(), contexts),

@@ -41,16 +41,17 @@ from carefl_secure.errors import (
 )
 from carefl_secure.federation.aggregation.helper_app import HELPER_ACTIONS
 from carefl_secure.federation.client.app import _ACTIONS
-from carefl_secure.federation.plan.calibrate import plan_run
+from carefl_secure.federation.plan.calibrate import PlanRequest, plan_run
 from carefl_secure.federation.plan.run_plan import RunPlan
+from carefl_secure.federation.run_spec import RunSpec
 from carefl_secure.federation.server.optimizers import FedAvg
-from carefl_secure.federation.server.run import run_federation
 from carefl_secure.federation.transport.error_codes import error_of_reply, refusal
 from carefl_secure.federation.transport.local_grid import LocalGrid
 from carefl_secure.noise import DeterministicKeySource, KeySource
 from carefl_secure.privacy import Ledger
 from carefl_secure.progress import SilentReporter
 from carefl_secure.run_folder import RunFolder
+from tests.support.running import federate
 
 CLIENTS = 4
 PlanToy = Callable[..., RunPlan]
@@ -72,15 +73,17 @@ def settings(*words: str) -> Config:
 @functools.cache  # a plan is frozen, and its noise takes a while to find
 def known_plan(clients: int, unit: str = "record", rounds: int = 2) -> RunPlan:
     return plan_run(
-        unit=unit,  # type: ignore[arg-type]
-        dimension=60,
-        clients=clients,
-        rounds=rounds,
-        public_records=30 * clients,
-        sample_rate=0.5,
-        clipping_norm=1.0,
-        delta=1e-5,
-        target_epsilon=None if unit == "none" else 8.0,
+        PlanRequest(
+            unit=unit,  # type: ignore[arg-type]
+            dimension=60,
+            clients=clients,
+            rounds=rounds,
+            public_records=30 * clients,
+            sample_rate=0.5,
+            clipping_norm=1.0,
+            delta=1e-5,
+            target_epsilon=None if unit == "none" else 8.0,
+        )
     )
 
 
@@ -348,9 +351,8 @@ class Toy:
         self.threads: list[threading.Thread] = []
         self.failure: list[BaseException] = []
 
-    def __call__(
-        self, plan: RunPlan, tasks: Any, folder: RunFolder, base: bytes, *_: Any, **__: Any
-    ) -> Deployed:
+    def start(self, spec: RunSpec) -> Deployed:
+        folder, base = spec.folder, spec.base_hash
         app_grid = LocalGrid(relay.client, CLIENTS, workers=CLIENTS)
         for i, context in enumerate(app_grid._contexts.values()):
             bundle = SiteBundle.open(self.bundles / "sites" / f"s{i}")
@@ -374,7 +376,7 @@ class Toy:
         return Deployed(
             NoLink(),  # type: ignore[arg-type]
             self.sockets / "server",
-            Proposal.of(folder.run_id, self.config, plan, base),
+            Proposal.of(folder.run_id, self.config, spec.plan, base),
             submitter(self.bundles),
             cohort_of(self.config, folder.run_id, roster, base),
             [],
@@ -396,11 +398,11 @@ def deterministic(index: int) -> KeySource:
 
 def run(plan: RunPlan, tasks: list[Any], root: Path, **options: Any) -> Any:
     folder = RunFolder.create(root, "")
-    result = run_federation(
+    result = federate(
         plan,
         tasks,
         np.zeros(plan.encoding.dimension, np.float32),
-        optimiser=FedAvg(1.0),
+        optimizer=FedAvg(1.0),
         folder=folder,
         base_hash=bytes(32),
         key_source=deterministic,

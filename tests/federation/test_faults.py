@@ -15,13 +15,14 @@ from flwr.app import ConfigRecord, Message, RecordDict
 
 from carefl_secure.errors import CareflError, CohortError, LedgerError
 from carefl_secure.federation import in_process as simulation
-from carefl_secure.federation.plan.calibrate import plan_run
+from carefl_secure.federation.plan.calibrate import PlanRequest, plan_run
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.server.optimizers import FedAvg
-from carefl_secure.federation.server.run import FederationResult, run_federation
+from carefl_secure.federation.server.run import FederationResult
 from carefl_secure.federation.transport.local_grid import FIRST_NODE, LocalGrid
 from carefl_secure.privacy import Ledger
 from carefl_secure.run_folder import RunFolder
+from tests.support.running import federate
 
 CLIENTS, ROUNDS, VICTIM = 6, 2, FIRST_NODE + 3
 ACTIONS = ("query.advertise", "query.share", "train.masked", "query.sign", "query.unmask")
@@ -30,14 +31,16 @@ ACTIONS = ("query.advertise", "query.share", "train.masked", "query.sign", "quer
 @pytest.fixture(scope="module")
 def plan() -> RunPlan:
     return plan_run(
-        unit="none",
-        dimension=60,
-        clients=CLIENTS,
-        rounds=ROUNDS,
-        public_records=30 * CLIENTS,
-        sample_rate=0.999999,
-        clipping_norm=1.0,
-        delta=1e-5,
+        PlanRequest(
+            unit="none",
+            dimension=60,
+            clients=CLIENTS,
+            rounds=ROUNDS,
+            public_records=30 * CLIENTS,
+            sample_rate=0.999999,
+            clipping_norm=1.0,
+            delta=1e-5,
+        )
     )
 
 
@@ -97,11 +100,11 @@ def run(
 ) -> tuple[RunFolder, FederationResult | CareflError]:
     folder = RunFolder.create(root, "")
     try:
-        return folder, run_federation(
+        return folder, federate(
             plan,
             tasks,
             np.zeros(60, np.float32),
-            optimiser=FedAvg(1.0),
+            optimizer=FedAvg(1.0),
             folder=folder,
             base_hash=bytes(32),
             **options,

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from carefl_secure.config import load_config
 from carefl_secure.data.label_spaces import EMOTIC
-from carefl_secure.federation import FedAvg, RunFolder, plan_run, run_federation
+from carefl_secure.federation import FedAvg, PlanRequest, RunFolder, plan_run
 from carefl_secure.federation.client import session as session_module
 from carefl_secure.federation.server import strategy as strategy_module
 from carefl_secure.federation.transport.messages import ride_of
@@ -23,6 +23,7 @@ from carefl_secure.model.lora import Adapter
 from carefl_secure.progress import SilentReporter
 from carefl_secure.runs.client_task import ModelTask, model_tasks
 from carefl_secure.runs.staged_corpora import load_corpora
+from tests.support.running import federate
 
 ROUNDS = 2
 
@@ -57,15 +58,17 @@ def transcript(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Transcri
         reporter=SilentReporter(),
     )
     plan = plan_run(
-        unit="record",
-        dimension=adapter.dimension,
-        clients=8,
-        rounds=ROUNDS,
-        public_records=160,
-        sample_rate=0.5,
-        clipping_norm=1.0,
-        delta=1e-3,
-        target_epsilon=8.0,
+        PlanRequest(
+            unit="record",
+            dimension=adapter.dimension,
+            clients=8,
+            rounds=ROUNDS,
+            public_records=160,
+            sample_rate=0.5,
+            clipping_norm=1.0,
+            delta=1e-3,
+            target_epsilon=8.0,
+        )
     )
     received: list[Message] = []
     truth: dict[int, NDArray[np.float64]] = {}
@@ -100,11 +103,11 @@ def transcript(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Transcri
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(session_module, "wrap", watch_wrap)
         patch.setattr(strategy_module, "decode", watch_decode)
-        run_federation(
+        federate(
             plan,
             [Watched(task, i) for i, task in enumerate(tasks)],
             adapter.vector(),
-            optimiser=FedAvg(0.1),
+            optimizer=FedAvg(0.1),
             folder=folder,
             base_hash=adapter.base.digest,
             dropout=0.1,

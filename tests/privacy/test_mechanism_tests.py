@@ -17,7 +17,7 @@ from carefl_secure.errors import ConfigError, PrivacyError
 from carefl_secure.federation.client import session as session_module
 from carefl_secure.federation.client.session import ClientSession
 from carefl_secure.federation.local_update import gradient_sum as local_module
-from carefl_secure.federation.plan.calibrate import plan_run
+from carefl_secure.federation.plan.calibrate import PlanRequest, plan_run
 from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.noise import (
@@ -51,15 +51,17 @@ class Task:
 
 def make_plan(dimension: int = DIMENSION) -> RunPlan:
     return plan_run(
-        unit="record",
-        dimension=dimension,
-        clients=4,
-        rounds=20,
-        public_records=4 * RECORDS,
-        sample_rate=RATE,
-        clipping_norm=1.0,
-        delta=1e-5,
-        target_epsilon=8.0,
+        PlanRequest(
+            unit="record",
+            dimension=dimension,
+            clients=4,
+            rounds=20,
+            public_records=4 * RECORDS,
+            sample_rate=RATE,
+            clipping_norm=1.0,
+            delta=1e-5,
+            target_epsilon=8.0,
+        )
     )
 
 

@@ -13,9 +13,8 @@ import pytest
 from numpy.typing import NDArray
 
 from carefl_secure.config import dump_config, load_config
-from carefl_secure.federation.plan.calibrate import plan_run
+from carefl_secure.federation.plan.calibrate import PlanRequest, plan_run
 from carefl_secure.federation.server.optimizers import FedAvg
-from carefl_secure.federation.server.run import run_federation
 from carefl_secure.privacy import Entry, Ledger
 from carefl_secure.privacy.ledger.entry import make_entry
 from carefl_secure.report import Report, write_report
@@ -24,6 +23,7 @@ from carefl_secure.report.checks.run_checks import check_run
 from carefl_secure.report.run_record import read_run
 from carefl_secure.report.spending import settle
 from carefl_secure.run_folder import RunFolder
+from tests.support import running
 
 CLIENTS, ROUNDS, RECORDS, DIMENSION = 6, 4, 40, 300
 
@@ -52,22 +52,24 @@ def federate(
     words = [f"federation.clients={CLIENTS}", f"federation.rounds={ROUNDS}"]
     words += [f"privacy.unit={unit}", "privacy.sample_rate=0.1", "simulation.dropout=0.1"]
     plan = plan_run(
-        unit=unit,
-        dimension=DIMENSION,
-        clients=CLIENTS,
-        rounds=ROUNDS,
-        public_records=RECORDS * CLIENTS,
-        sample_rate=0.1,
-        clipping_norm=1.0,
-        delta=1e-5,
-        target_epsilon=None if unit == "none" else target,
+        PlanRequest(
+            unit=unit,
+            dimension=DIMENSION,
+            clients=CLIENTS,
+            rounds=ROUNDS,
+            public_records=RECORDS * CLIENTS,
+            sample_rate=0.1,
+            clipping_norm=1.0,
+            delta=1e-5,
+            target_epsilon=None if unit == "none" else target,
+        )
     )
     folder = RunFolder.create(root, dump_config(load_config(None, words)), name)
-    run_federation(
+    running.federate(
         plan,
         [ToyTask(seed) for seed in range(CLIENTS)],
         np.zeros(DIMENSION, np.float32),
-        optimiser=FedAvg(0.1),
+        optimizer=FedAvg(0.1),
         folder=folder,
         base_hash=bytes(32),
         evaluate=lambda adapter: {"mAP": 0.5, "macro_f1": 0.25},

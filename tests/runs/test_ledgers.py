@@ -12,9 +12,10 @@ import pytest
 from carefl_secure.errors import BudgetExceededError, LedgerError
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.server.optimizers import FedAvg
-from carefl_secure.federation.server.run import FederationResult, run_federation
+from carefl_secure.federation.server.run import FederationResult
 from carefl_secure.privacy import Ledger, SampledSkellam, epsilon
 from carefl_secure.run_folder import RunFolder
+from tests.support.running import federate
 
 PlanToy = Callable[..., RunPlan]
 TasksToy = Callable[..., list[Any]]
@@ -24,11 +25,11 @@ POLICY = 9.0
 @pytest.fixture
 def run(tmp_path: Path, tasks_toy: TasksToy) -> Callable[..., FederationResult]:
     def start(plan: RunPlan, name: str, **options: Any) -> FederationResult:
-        return run_federation(
+        return federate(
             plan,
             tasks_toy(6),
             np.zeros(plan.encoding.dimension, np.float32),
-            optimiser=FedAvg(0.1),
+            optimizer=FedAvg(0.1),
             folder=RunFolder.create(tmp_path / "runs", "", name),
             base_hash=bytes(32),
             ledgers=tmp_path / "ledgers",

@@ -27,14 +27,15 @@ from carefl_secure.deployment.site import agent as agents
 from carefl_secure.deployment.site.agent import Agent
 from carefl_secure.deployment.site.proposal import Proposal, cohort_of, propose
 from carefl_secure.errors import BudgetExceededError, CareflError, CohortError, RunError
-from carefl_secure.federation.plan.calibrate import plan_run
+from carefl_secure.federation.plan.calibrate import PlanRequest, plan_run
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.server import event_log as journal
 from carefl_secure.federation.server.optimizers import FedAvg
-from carefl_secure.federation.server.run import FederationResult, run_federation
+from carefl_secure.federation.server.run import FederationResult
 from carefl_secure.federation.transport.local_grid import FIRST_NODE, Drop, LocalGrid, Record
 from carefl_secure.progress import SilentReporter
 from carefl_secure.run_folder import RunFolder
+from tests.support.running import federate
 
 CLIENTS, DIMENSION, ROUNDS = 5, 60, 2
 VICTIM = FIRST_NODE + 3
@@ -43,15 +44,17 @@ VICTIM = FIRST_NODE + 3
 @functools.cache  # a plan is frozen, and its noise takes a while to find
 def plan_of() -> RunPlan:
     return plan_run(
-        unit="record",
-        dimension=DIMENSION,
-        clients=CLIENTS,
-        rounds=ROUNDS,
-        public_records=30 * CLIENTS,
-        sample_rate=0.5,
-        clipping_norm=1.0,
-        delta=1e-5,
-        target_epsilon=8.0,
+        PlanRequest(
+            unit="record",
+            dimension=DIMENSION,
+            clients=CLIENTS,
+            rounds=ROUNDS,
+            public_records=30 * CLIENTS,
+            sample_rate=0.5,
+            clipping_norm=1.0,
+            delta=1e-5,
+            target_epsilon=8.0,
+        )
     )
 
 
@@ -145,11 +148,11 @@ def lost(node: int, message: Message) -> bool:
 def run(root: Path, tasks: Sequence[Any], **options: Any) -> tuple[RunFolder, Any]:
     folder = options.pop("folder", None) or RunFolder.create(root, "", "a-run")
     try:
-        result: Any = run_federation(
+        result: Any = federate(
             plan_of(),
             tasks,
             np.zeros(DIMENSION, np.float32),
-            optimiser=FedAvg(1.0),
+            optimizer=FedAvg(1.0),
             folder=folder,
             base_hash=bytes(32),
             **options,

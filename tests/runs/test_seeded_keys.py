@@ -12,12 +12,13 @@ import pytest
 from carefl_secure.config import load_config
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.server.optimizers import FedAdam
-from carefl_secure.federation.server.run import FederationResult, run_federation
+from carefl_secure.federation.server.run import FederationResult
 from carefl_secure.noise import DeterministicKeySource
 from carefl_secure.progress import SilentReporter
 from carefl_secure.run_folder import RunFolder
 from carefl_secure.runs.build import key_source
 from carefl_secure.runs.seeded_keys import KeptKeys
+from tests.support.running import federate
 
 
 class Stop(SilentReporter):
@@ -54,11 +55,11 @@ def test_a_stopped_run_goes_on_bit_for_bit(
     config = load_config(None, ["unsafe_deterministic_noise=true"])
 
     def run(folder: RunFolder, **options: Any) -> FederationResult:
-        return run_federation(
+        return federate(
             plan,
             tasks_toy(4),
             np.zeros(plan.encoding.dimension, np.float32),
-            optimiser=FedAdam(0.1),
+            optimizer=FedAdam(0.1),
             folder=folder,
             base_hash=bytes(32),
             key_source=key_source(config, kept=folder.keys),

@@ -26,6 +26,7 @@ from carefl_secure.config.experiment import Cell, Experiment, Variant, cells_of
 from carefl_secure.config.root import stage_config
 from carefl_secure.errors import ConfigError, DataError, PrivacyError, RunError
 from carefl_secure.experiment.run import run_cell
+from carefl_secure.federation.plan.calibrate import PlanRequest
 from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.federation.plan.ledger_history import earlier_spends
 from carefl_secure.federation.plan.staged import plan_stages
@@ -239,7 +240,7 @@ def test_the_plan_of_both_stages_stood_before_the_first_round(finished: RunSumma
 
 @pytest.mark.parametrize("unit", ["record", "none"])
 def test_stages_cost_what_their_rounds_cost_together(unit: str) -> None:
-    common = {
+    common: dict[str, Any] = {
         "unit": unit, "dimension": 60, "clients": 6, "sample_rate": 0.2, "clipping_norm": 1.0,
         "delta": 1e-5, "target_epsilon": None if unit == "none" else 4.0,
     }  # fmt: skip
@@ -247,7 +248,7 @@ def test_stages_cost_what_their_rounds_cost_together(unit: str) -> None:
         {**common, "rounds": 5, "public_records": 900},
         {**common, "rounds": 3, "public_records": 300},
     ]
-    plan = plan_stages(["1-a", "2-b"], each)
+    plan = plan_stages(["1-a", "2-b"], [PlanRequest(**one) for one in each])
     assert plan.privacy.rounds == 8
     assert len({one.hash() for one in plan.plans}) == 2
     if unit == "none":
@@ -257,16 +258,18 @@ def test_stages_cost_what_their_rounds_cost_together(unit: str) -> None:
     assert 0.999 * 4 < epsilon(events, 1e-5) <= 4
     assert all(epsilon([event], 1e-5) < 3.7 for event in events)
     with pytest.raises(ConfigError, match="the promise is one"):
-        plan_stages(["1-a", "2-b"], [each[0], {**each[1], "delta": 1e-6}])
+        plan_stages(
+            ["1-a", "2-b"], [PlanRequest(**each[0]), PlanRequest(**each[1] | {"delta": 1e-6})]
+        )
 
 
 def test_no_context_and_no_key_is_used_in_two_stages(settings: Settings, tmp_path: Path) -> None:
     """Even where plan, roster, base and adapter are the very same."""
-    common = {
+    common: dict[str, Any] = {
         "unit": "none", "dimension": 60, "clients": 4, "sample_rate": 0.2, "clipping_norm": 1.0,
         "delta": 1e-5, "target_epsilon": None, "rounds": 2, "public_records": 100,
     }  # fmt: skip
-    plan = plan_stages(["1-a"], [common]).plans[0]
+    plan = plan_stages(["1-a"], [PlanRequest(**common)]).plans[0]
     roster = tuple(bytes([i]) * 32 for i in range(4))
     contexts = set()
     for stage in ("", "1-basic", "2-compound"):
@@ -294,8 +297,12 @@ def test_a_resumed_run_does_not_count_its_own_stages_as_history(tmp_path: Path) 
     book = Ledger(tmp_path / "0.jsonl", {"client": "0"})
     event = plan_stages(
         ["1-a"],
-        [{"unit": "record", "dimension": 60, "clients": 4, "sample_rate": 0.2, "rounds": 1,
-          "clipping_norm": 1.0, "delta": 1e-5, "target_epsilon": 4.0, "public_records": 100}],
+        [
+            PlanRequest(
+                unit="record", dimension=60, clients=4, sample_rate=0.2, rounds=1,
+                clipping_norm=1.0, delta=1e-5, target_epsilon=4.0, public_records=100,
+            )
+        ],
     ).plans[0].event  # fmt: skip
     assert event is not None
     for run in ("one/1-basic", "one/2-compound", "one-more"):
@@ -365,10 +372,10 @@ def test_an_interrupted_run_goes_on_and_pays_for_what_it_lost(
 def test_a_stop_between_the_stages_costs_nothing(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*args: Any, **options: Any) -> Any:
-        if options["stage"].number == 2:
+    def refuse(spec: Any, *args: Any, **options: Any) -> Any:
+        if spec.stage.number == 2:
             raise KeyboardInterrupt
-        return rounds.run_federation(*args, **options)
+        return rounds.run_federation(spec, *args, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(staged, "run_federation", refuse)
@@ -402,9 +409,16 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Keep what every stage was begun with and ended with."""
     seen: list[dict[str, Any]] = []
 
-    def run(plan: Any, tasks: Any, initial: Any, **options: Any) -> Any:
-        result = rounds.run_federation(plan, tasks, initial, **options)
-        seen.append({"plan": plan, "initial": initial, "ended": result.adapter, **options})
+    def run(spec: Any, initial: Any, optimizer: Any, **options: Any) -> Any:
+        result = rounds.run_federation(spec, initial, optimizer, **options)
+        seen.append(
+            {
+                **vars(spec),
+                "initial": initial,
+                "ended": result.adapter,
+                "optimizer": optimizer,
+            }
+        )
         return result
 
     monkeypatch.setattr(staged, "run_federation", run)

@@ -23,13 +23,13 @@ import numpy as np
 from flwr.app import ConfigRecord, Message
 from numpy.typing import NDArray
 
-from carefl_secure.federation.plan.calibrate import plan_run
+from carefl_secure.federation.plan.calibrate import PlanRequest, plan_run
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.server.optimizers import FedAdam
-from carefl_secure.federation.server.run import run_federation
 from carefl_secure.noise import SystemKeySource
 from carefl_secure.privacy import Ledger, epsilon
 from carefl_secure.run_folder import RunFolder
+from tests.support.running import federate
 
 CLIENTS, ROUNDS, DIMENSION, RECORDS = 3, 10, 40, 30
 HEADER, SIGNATURE = 16, 64  # around the words of an upload
@@ -86,25 +86,27 @@ class Keys(SystemKeySource):
 
 def make_plan() -> RunPlan:
     return plan_run(
-        unit="record",
-        dimension=DIMENSION,
-        clients=CLIENTS,
-        rounds=ROUNDS,
-        public_records=CLIENTS * RECORDS,
-        sample_rate=0.3,
-        clipping_norm=1.0,
-        delta=1e-5,
-        target_epsilon=8.0,
+        PlanRequest(
+            unit="record",
+            dimension=DIMENSION,
+            clients=CLIENTS,
+            rounds=ROUNDS,
+            public_records=CLIENTS * RECORDS,
+            sample_rate=0.3,
+            clipping_norm=1.0,
+            delta=1e-5,
+            target_epsilon=8.0,
+        )
     )
 
 
 def go(plan: RunPlan, folder: RunFolder, log: Log) -> NDArray[np.float32]:
     """Begin the run, or take it up where it was left."""
-    return run_federation(
+    return federate(
         plan,
         [Pull() for _ in range(CLIENTS)],
         np.zeros(DIMENSION, np.float32),
-        optimiser=FedAdam(0.1),
+        optimizer=FedAdam(0.1),
         folder=folder,
         base_hash=bytes(32),
         key_source=lambda index: Keys(log),

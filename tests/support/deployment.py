@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -33,11 +34,13 @@ from carefl_secure.deployment.site.proposal import Proposal, cohort_of
 from carefl_secure.deployment.superlink.parties import Deployed
 from carefl_secure.errors import CareflError
 from carefl_secure.federation.plan.run_plan import RunPlan
+from carefl_secure.federation.run_spec import RunSpec
 from carefl_secure.federation.server.optimizers import FedAdam
-from carefl_secure.federation.server.run import FederationResult, run_federation
+from carefl_secure.federation.server.run import FederationResult
 from carefl_secure.privacy import Ledger
 from carefl_secure.progress import SilentReporter
 from carefl_secure.run_folder import RunFolder
+from tests.support.running import federate
 
 CLIENTS = 4
 _AGENT = Path(__file__).with_name("toy_agent.py")
@@ -153,15 +156,14 @@ class Deployment:
     # --- runs ----------------------------------------------------------------------------------
 
     def engine(self, config: Config) -> Any:
-        def make(
-            plan: RunPlan, tasks: Any, folder: RunFolder, base: bytes, *_: Any, **__: Any
-        ) -> Deployed:
+        def start(spec: RunSpec) -> Deployed:
+            folder, base = spec.folder, spec.base_hash
             self.socket.unlink(missing_ok=True)  # of a submitter that was killed
             roster = Roster.read(self.bundles / "server" / "roster.json")
             return Deployed(
                 self.new_link(f"flower-{os.getpid()}"),  # its console is not for two processes
                 self.socket,
-                Proposal.of(folder.run_id, config, plan, base),
+                Proposal.of(folder.run_id, config, spec.plan, base),
                 read_identity(self.bundles / "submit" / "submit.key"),
                 cohort_of(config, folder.run_id, roster, base),
                 [],
@@ -170,7 +172,7 @@ class Deployment:
                 patience=120,
             )
 
-        return make
+        return SimpleNamespace(start=start)
 
     def run(
         self,
@@ -185,11 +187,11 @@ class Deployment:
         federation = config.federation
         dimension = self.plan.encoding.dimension
         try:
-            return run_federation(
+            return federate(
                 self.plan,
                 [],
                 np.zeros(dimension, np.float32),
-                optimiser=FedAdam(0.1),
+                optimizer=FedAdam(0.1),
                 folder=folder,
                 base_hash=bytes(32),
                 engine=self.engine(config),

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from carefl_secure.federation.client.app import build_client_app
 from carefl_secure.federation.client.session import ClientSession
 from carefl_secure.federation.in_process import Clients
-from carefl_secure.federation.plan.calibrate import plan_run
+from carefl_secure.federation.plan.calibrate import PlanRequest, plan_run
 from carefl_secure.federation.plan.cohort import Aggregation
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.server.optimizers import FedAdam, FedAvg
-from carefl_secure.federation.server.run import FederationResult, run_federation
+from carefl_secure.federation.server.run import FederationResult
 from carefl_secure.federation.server.strategy import SecureSumStrategy
 from carefl_secure.federation.transport.local_grid import FIRST_NODE, LocalGrid
 from carefl_secure.federation.transport.messages import pack_adapter
@@ -29,6 +29,7 @@ from carefl_secure.noise import KeySource, SystemKeySource
 from carefl_secure.privacy import Ledger
 from carefl_secure.progress import SilentReporter
 from carefl_secure.run_folder import RunFolder
+from tests.support.running import federate, in_process
 
 CLIENTS = 7  # floor 5 without colluders: two may go
 PEERS = ["query.advertise", "query.share", "train.masked", "query.sign", "query.unmask"]
@@ -180,7 +181,7 @@ def toy_plan(clients: int = 6, dimension: int = 60, **changes: Any) -> RunPlan:
     settings.update(changes)
     if settings["unit"] == "none":
         settings["target_epsilon"] = None
-    return plan_run(**settings)
+    return plan_run(PlanRequest(**settings))
 
 
 known_plan = functools.cache(toy_plan)  # a plan is frozen, and its noise takes a while to find
@@ -207,14 +208,13 @@ def make_bench(tmp_path: Path) -> Callable[..., Bench]:
         plan = known_plan(clients, dimension, **changes)
         tasks = toy_tasks(clients, dimension, records) if tasks is None else tasks
         folder = RunFolder.create(tmp_path, "toy: true\n")
-        everyone = Clients(
+        everyone = in_process(
             plan,
             tasks,
             folder,
-            bytes(32),
-            key_source,
-            ledgers,
-            max_epsilon,
+            key_source=key_source,
+            ledgers=ledgers,
+            max_epsilon=max_epsilon,
             aggregation=aggregation,
             committee_members=members,
             key_prefetch=key_prefetch,
@@ -245,11 +245,11 @@ class Runs:
     ) -> FederationResult:
         """Run all rounds, in a fresh folder unless told."""
         dimension = self.plan.encoding.dimension
-        return run_federation(
+        return federate(
             self.plan,
             toy_tasks(CLIENTS, dimension),
             np.zeros(dimension, np.float32),
-            optimiser=FedAdam(0.1),
+            optimizer=FedAdam(0.1),
             folder=folder or RunFolder.create(self.home, ""),
             base_hash=bytes(32),
             aggregation=mode,

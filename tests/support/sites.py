@@ -24,15 +24,16 @@ from carefl_secure.deployment.site.agent import Agent
 from carefl_secure.deployment.site.proposal import Proposal, cohort_of
 from carefl_secure.deployment.superlink.parties import Deployed
 from carefl_secure.errors import CareflError
-from carefl_secure.federation.plan.calibrate import plan_run
+from carefl_secure.federation.plan.calibrate import PlanRequest, plan_run
 from carefl_secure.federation.plan.run_plan import RunPlan
+from carefl_secure.federation.run_spec import RunSpec
 from carefl_secure.federation.server.optimizers import FedAvg
-from carefl_secure.federation.server.run import FederationResult, run_federation
+from carefl_secure.federation.server.run import FederationResult
 from carefl_secure.federation.transport.local_grid import LocalGrid
-from carefl_secure.noise import SystemKeySource
 from carefl_secure.privacy import Ledger
 from carefl_secure.progress import SilentReporter
 from carefl_secure.run_folder import RunFolder
+from tests.support.running import federate
 
 CLIENTS, DIMENSION, RECORDS = 4, 60, 10
 PEERS = ("query.advertise", "query.share", "train.masked", "query.sign", "query.unmask")
@@ -42,15 +43,17 @@ MEMBERS = ("query.committee_announce", "query.committee_open", "query.committee_
 @functools.cache  # a plan is frozen, and its noise takes a while to find
 def known_plan(unit: str = "record", rounds: int = 3) -> RunPlan:
     return plan_run(
-        unit=unit,  # type: ignore[arg-type]
-        dimension=DIMENSION,
-        clients=CLIENTS,
-        rounds=rounds,
-        public_records=30 * CLIENTS,
-        sample_rate=0.5 if unit == "record" else 0.999999,
-        clipping_norm=1.0,
-        delta=1e-5,
-        target_epsilon=None if unit == "none" else 8.0,
+        PlanRequest(
+            unit=unit,  # type: ignore[arg-type]
+            dimension=DIMENSION,
+            clients=CLIENTS,
+            rounds=rounds,
+            public_records=30 * CLIENTS,
+            sample_rate=0.5 if unit == "record" else 0.999999,
+            clipping_norm=1.0,
+            delta=1e-5,
+            target_epsilon=None if unit == "none" else 8.0,
+        )
     )
 
 
@@ -163,9 +166,8 @@ class Town:
         self.posts = [Post(home, sockets / home.name, fault) for home in homes]
         self.folder: RunFolder | None = None
 
-    def __call__(
-        self, plan: RunPlan, tasks: Any, folder: RunFolder, base: bytes, *_: Any, **__: Any
-    ) -> Deployed:
+    def start(self, spec: RunSpec) -> Deployed:
+        folder, base = spec.folder, spec.base_hash
         grid = LocalGrid(relay.client, len(self.posts), workers=len(self.posts))
         for post, context in zip(self.posts, grid._contexts.values(), strict=True):
             context.node_config["agent"] = str(self.sockets / post.bundle.name)
@@ -187,7 +189,7 @@ class Town:
         return Deployed(
             NoLink(),  # type: ignore[arg-type]
             place,
-            Proposal.of(folder.run_id, self.config, plan, base),
+            Proposal.of(folder.run_id, self.config, spec.plan, base),
             read_identity(self.bundles / "submit" / "submit.key"),
             cohort_of(self.config, folder.run_id, roster, base),
             [],
@@ -203,14 +205,13 @@ class Town:
         if not resume or self.folder is None:
             self.folder = RunFolder.create(root, "")
         try:
-            return run_federation(
+            return federate(
                 plan,
                 [Fixed(i) for i in range(CLIENTS)],
                 np.zeros(DIMENSION, np.float32),
-                optimiser=FedAvg(1.0),
+                optimizer=FedAvg(1.0),
                 folder=self.folder,
                 base_hash=bytes(32),
-                key_source=lambda index: SystemKeySource(),
                 engine=self,
                 resume=resume,
                 aggregation=federation.aggregation,

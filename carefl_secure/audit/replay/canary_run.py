@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from carefl_secure.audit.replay.recording import Batch, Rehearsal, play
 from carefl_secure.config import Config
-from carefl_secure.federation.plan.calibrate import plan_run
+from carefl_secure.federation.plan.calibrate import PlanRequest, plan_run
 from carefl_secure.federation.plan.cohort import Aggregation
 from carefl_secure.federation.plan.local_steps import LocalPlan
 from carefl_secure.federation.plan.run_plan import RunPlan
@@ -105,21 +105,23 @@ def plan_like(config: Config, dimension: int, records: int, rounds: int | None =
     whole = clients == federation.clients
     protected = private.unit != "none"
     return plan_run(
-        unit=private.unit,
-        trust=private.trust,
-        records_per_person=private.records_per_person,
-        local=punctual(local_plan(config)),
-        dimension=dimension,
-        clients=clients,
-        rounds=min(federation.rounds if rounds is None else rounds, _MOST_ROUNDS),
-        public_records=records * clients,
-        sample_rate=1.0 if private.unit == "client" else private.sample_rate,
-        clipping_norm=private.clipping_norm if protected else UNCLIPPED,
-        delta=min(private.delta, 0.9 / (records * clients)),
-        target_epsilon=private.epsilon if protected else None,
-        min_survivors=federation.floor if whole else None,
-        max_colluders=private.max_colluders if whole else min(1, private.max_colluders),
-        normalise=private.normalise and protected,
+        PlanRequest(
+            unit=private.unit,
+            trust=private.trust,
+            records_per_person=private.records_per_person,
+            local=punctual(local_plan(config)),
+            dimension=dimension,
+            clients=clients,
+            rounds=min(federation.rounds if rounds is None else rounds, _MOST_ROUNDS),
+            public_records=records * clients,
+            sample_rate=1.0 if private.unit == "client" else private.sample_rate,
+            clipping_norm=private.clipping_norm if protected else UNCLIPPED,
+            delta=min(private.delta, 0.9 / (records * clients)),
+            target_epsilon=private.epsilon if protected else None,
+            min_survivors=federation.floor if whole else None,
+            max_colluders=private.max_colluders if whole else min(1, private.max_colluders),
+            normalise=private.normalise and protected,
+        )
     )
 
 

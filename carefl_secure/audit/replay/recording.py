@@ -6,6 +6,7 @@ run under audit, under its configuration.
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,11 +27,13 @@ from carefl_secure.config import Config
 from carefl_secure.federation.local_update.task import LocalTask
 from carefl_secure.federation.plan.cohort import Aggregation
 from carefl_secure.federation.plan.run_plan import RunPlan
-from carefl_secure.federation.server.run import run_federation
+from carefl_secure.federation.run_spec import RunSpec, Simulation
+from carefl_secure.federation.server.run import Monitoring, run_federation
 from carefl_secure.federation.transport.local_grid import FIRST_NODE
 from carefl_secure.noise import KeySource
 from carefl_secure.progress import Reporter, SilentReporter
 from carefl_secure.run_folder import RunFolder
+from carefl_secure.runs.aggregation_from_config import aggregation_of
 
 __all__ = ["Batch", "Rehearsal", "play"]
 
@@ -144,32 +147,42 @@ def play(
     Rehearsal
         Without batches, records and canaries: only the caller knows these.
     """
-    mode = aggregation or config.federation.aggregation
+    agreed = aggregation_of(config)
+    if aggregation is not None and aggregation != agreed.protocol:
+        agreed = dataclasses.replace(agreed, protocol=aggregation)
     keeper = _Keeper()
     heard: list[Heard] = []
     with tempfile.TemporaryDirectory(prefix="carefl-audit-") as home:
         result = run_federation(
-            plan,
-            tasks,
+            RunSpec(
+                plan=plan,
+                tasks=lambda: tasks,
+                folder=RunFolder.create(Path(home), "rehearsal: true\n", "rehearsal"),
+                base_hash=bytes(32),
+                aggregation=agreed,
+                key_source=key_source,
+            ),
             np.zeros(plan.encoding.dimension, np.float32),
-            optimiser=keeper,
-            folder=RunFolder.create(Path(home), "rehearsal: true\n", "rehearsal"),
-            base_hash=bytes(32),
-            reporter=_Rounds(reporter or SilentReporter()),
-            key_source=key_source,
-            dropout=config.dropout,
-            seed=config.run.seed,
-            record=lambda node, message: heard.append(_heard(node, message)),
-            aggregation=mode,
-            committee_members=config.federation.committee_members,
-            committee_dropout_tolerance=config.federation.committee_dropout_tolerance,
-            key_prefetch=config.federation.key_prefetch,
+            keeper,
+            monitoring=Monitoring(
+                reporter=_Rounds(reporter or SilentReporter()),
+                record=lambda node, message: heard.append(_heard(node, message)),
+            ),
+            simulation=Simulation(config.dropout, config.run.seed),
         )
     survivors = tuple(int(row["survivors"]) for row in result.rows)
     sums = [mean * _unit(plan, s) for mean, s in zip(keeper.means, survivors, strict=True)]
     nobody = np.zeros(0, np.bool_)
     return Rehearsal(
-        plan, tuple(heard), np.array(sums), survivors, (), 0, nobody, config.run.seed, mode
+        plan,
+        tuple(heard),
+        np.array(sums),
+        survivors,
+        (),
+        0,
+        nobody,
+        config.run.seed,
+        agreed.protocol,
     )
 
 

@@ -26,11 +26,11 @@ from carefl_secure.federation.in_process import ledger_path
 from carefl_secure.federation.local_update.task import LocalTask
 from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.federation.plan.run_plan import RunPlan
+from carefl_secure.federation.run_spec import RunSpec
 from carefl_secure.federation.transport.error_codes import refusal
-from carefl_secure.noise import DeterministicKeySource, KeySource
+from carefl_secure.noise import DeterministicKeySource
 from carefl_secure.privacy import Ledger
 from carefl_secure.progress import SilentReporter
-from carefl_secure.run_folder import RunFolder
 
 __all__ = ["FAULT", "ActorApp", "Order", "Work", "keep_refusal", "tasks_of"]
 
@@ -47,17 +47,12 @@ class Order:
 
     Parameters
     ----------
-    plan : RunPlan
+    spec : RunSpec
+        With absolute paths, and without tasks: an actor makes its own.
     cohort : Cohort
     identities : tuple of bytes
         Private Ed25519 keys of the clients, 32 bytes each: in a simulation one process makes them
         all, as it does without Ray.
-    folder : RunFolder
-        With an absolute path.
-    ledgers : Path, optional
-        Folder of ledgers that outlive the run, absolute.
-    max_epsilon : float, optional
-    key_source : callable(int) -> KeySource
     work : Work
     directory : Path
         Where paths of the configuration start from.
@@ -65,13 +60,9 @@ class Order:
         Folder of this run that no other account can read.
     """
 
-    plan: RunPlan
+    spec: RunSpec
     cohort: Cohort
     identities: tuple[bytes, ...]
-    folder: RunFolder
-    ledgers: Path | None
-    max_epsilon: float | None
-    key_source: Callable[[int], KeySource]
     work: Work
     directory: Path
     scratch: Path
@@ -84,7 +75,7 @@ class Order:
     @property
     def log(self) -> Path:
         """Where faults of actors are told in full."""
-        return self.folder.path / "logs" / "ray.log"
+        return self.spec.folder.path / "logs" / "ray.log"
 
 
 class ActorApp(ClientApp):
@@ -153,7 +144,7 @@ class _Station:
         (order.scratch / "actors").mkdir(exist_ok=True)
         (order.scratch / "actors" / str(os.getpid())).touch()  # so that a stop need not wait
         self._order = order
-        self._tasks = order.work(order.plan, order.cohort.base_hash)
+        self._tasks = order.work(order.spec.plan, order.cohort.base_hash)
         if len(self._tasks) != len(order.identities):
             raise ConfigError(f"{len(self._tasks)} tasks for {len(order.identities)} clients")
         self._app = build_client_app(self._session, self._refused, keep_state=True)
@@ -181,27 +172,27 @@ class _Station:
         return reply
 
     def _session(self, index: int) -> ClientSession:
-        order = self._order
+        order, spec = self._order, self._order.spec
         if not 0 <= index < len(order.identities):
             raise ProtocolError(f"partition {index} is no client of this run")
-        keys = order.key_source(index)
+        keys = spec.key_source(index)
         if isinstance(keys, DeterministicKeySource):
             keys = _Continued(keys, self._drawn)
         self._opened = ClientSession(
             index,
             Ed25519PrivateKey.from_private_bytes(order.identities[index]),
-            order.plan,
+            spec.plan,
             order.cohort,
             self._tasks[index],
-            Ledger(ledger_path(order.folder, order.ledgers, index), {"client": str(index)}),
+            Ledger(ledger_path(spec.folder, spec.ledgers, index), {"client": str(index)}),
             keys,
-            max_epsilon=order.max_epsilon,
-            memory=order.folder.client_memory(index),
+            max_epsilon=spec.max_epsilon,
+            memory=spec.folder.client_memory(index),
         )
         return self._opened
 
     def _refused(self, index: int, error: CareflError) -> None:
-        keep_refusal(self._order.folder.client(index), error)
+        keep_refusal(self._order.spec.folder.client(index), error)
 
 
 class _Continued:

@@ -30,10 +30,10 @@ from carefl_secure.federation.client.app import build_client_app
 from carefl_secure.federation.client.session import ClientSession
 from carefl_secure.federation.in_process import ledger_path, make_parties
 from carefl_secure.federation.local_update.task import LocalTask
-from carefl_secure.federation.plan.cohort import Aggregation, Cohort
+from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.federation.plan.run_plan import RunPlan
+from carefl_secure.federation.run_spec import RunSpec
 from carefl_secure.federation.transport.local_grid import Drop, LocalGrid, Record
-from carefl_secure.noise import KeySource
 from carefl_secure.privacy import Ledger
 from carefl_secure.progress import Reporter
 from carefl_secure.run_folder import RunFolder
@@ -61,8 +61,9 @@ class RayParties:
         self._helpers = helpers
         self._reporter = reporter
         self._flower: FlowerSimulation | None = None
+        spec = order.spec
         self.ledgers = [
-            Ledger(ledger_path(order.folder, order.ledgers, index), {"client": str(index)})
+            Ledger(ledger_path(spec.folder, spec.ledgers, index), {"client": str(index)})
             for index in range(len(order.identities))
         ]
 
@@ -80,7 +81,7 @@ class RayParties:
         )
         self._cluster = RayCluster()
         order = dataclasses.replace(self._order, scratch=self._cluster.scratch)
-        self._cluster.start(workers, order.plan.encoding.dimension)
+        self._cluster.start(workers, order.spec.plan.encoding.dimension)
         from ray import cloudpickle  # which takes functions that are defined anywhere
 
         with open(os.open(order.file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
@@ -124,7 +125,7 @@ class RayParties:
         return self._helpers[place] if 0 <= place < len(self._helpers) else None
 
     def _refused(self, partition: int, error: CareflError) -> None:
-        keep_refusal(self._order.folder.helper(partition - len(self._order.identities)), error)
+        keep_refusal(self._order.spec.folder.helper(partition - len(self._order.identities)), error)
 
 
 class RayEngine:
@@ -162,46 +163,28 @@ class RayEngine:
         """Return the engine for a configuration."""
         return cls(reporter, functools.partial(tasks_of, config))
 
-    def __call__(
-        self,
-        plan: RunPlan,
-        tasks: Sequence[LocalTask],
-        folder: RunFolder,
-        base_hash: bytes,
-        key_source: Callable[[int], KeySource],
-        ledgers: Path | None,
-        max_epsilon: float | None,
-        *,
-        aggregation: Aggregation,
-        committee_members: int,
-        committee_dropout_tolerance: int,
-        key_prefetch: bool,
-    ) -> RayParties:
+    def start(self, spec: RunSpec) -> RayParties:
         """Return the parties; nothing runs before their grid is asked for."""
-        clients, cohort, helpers = make_parties(
-            plan,
-            len(tasks),
-            folder.run_id,
-            base_hash,
-            key_source,
-            aggregation=aggregation,
-            committee_members=committee_members,
-            committee_dropout_tolerance=committee_dropout_tolerance,
-            key_prefetch=key_prefetch,
-        )
+        clients, cohort, helpers = make_parties(spec)
+        work = self._work or functools.partial(_as_given, list(spec.make_tasks()))
         order = Order(
-            plan=plan,
+            spec=dataclasses.replace(
+                spec,
+                tasks=_none_here,
+                folder=RunFolder(spec.folder.path.resolve(), spec.folder.stage),
+                ledgers=None if spec.ledgers is None else spec.ledgers.resolve(),
+            ),
             cohort=cohort,
             identities=tuple(key.private_bytes_raw() for key in clients),
-            folder=RunFolder(folder.path.resolve(), folder.stage),
-            ledgers=None if ledgers is None else ledgers.resolve(),
-            max_epsilon=max_epsilon,
-            key_source=key_source,
-            work=self._work or functools.partial(_as_given, list(tasks)),
+            work=work,
             directory=Path.cwd(),
             scratch=Path(),
         )
         return RayParties(order, helpers, self._reporter)
+
+
+def _none_here() -> Sequence[LocalTask]:
+    raise EngineError("the tasks of a run on Ray are made by its actors")
 
 
 def _as_given(tasks: Sequence[LocalTask], plan: RunPlan, base_hash: bytes) -> Sequence[LocalTask]:

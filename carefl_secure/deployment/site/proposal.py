@@ -16,10 +16,11 @@ from carefl_secure.deployment.flower.relay import PROPOSE
 from carefl_secure.deployment.provisioning.documents import STRICT, PublicKey, parse_json
 from carefl_secure.deployment.provisioning.sites import Roster
 from carefl_secure.errors import CohortError, PolicyError, ProtocolError
-from carefl_secure.federation.plan.cohort import Cohort, helpers_wanted, make_cohort
+from carefl_secure.federation.plan.cohort import Cohort, make_cohort
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.transport.exchange import Exchange, wait_for_nodes
 from carefl_secure.federation.transport.messages import Fields, pack
+from carefl_secure.runs.aggregation_from_config import aggregation_of
 
 __all__ = ["Proposal", "cohort_of", "propose"]
 
@@ -97,23 +98,15 @@ def cohort_of(config: Config, run: str, roster: Roster, base_hash: bytes) -> Coh
     PolicyError
         When the configuration asks for other parties than the roster names.
     """
-    federation, helpers = config.federation, roster.helpers
-    wanted = helpers_wanted(federation.aggregation, federation.committee_members)
+    aggregation, helpers = aggregation_of(config), roster.helpers
+    wanted = aggregation.helpers
     if len(helpers) != wanted or len(roster.clients) != config.federation.clients:
         raise PolicyError(
             f"the run wants {config.federation.clients} clients and {wanted} helpers, the roster "
             f"names {len(roster.clients)} and {len(helpers)}",
             "roster",
         )
-    return make_cohort(
-        run,
-        roster.clients,
-        helpers,
-        base_hash,
-        aggregation=federation.aggregation,
-        committee_dropout_tolerance=federation.committee_dropout_tolerance,
-        key_prefetch=federation.key_prefetch,
-    )
+    return make_cohort(run, roster.clients, helpers, base_hash, aggregation)
 
 
 def propose(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -26,15 +26,17 @@ from carefl_secure.deployment.provisioning.certificates import read_identity
 from carefl_secure.deployment.provisioning.provision import provision
 from carefl_secure.deployment.provisioning.sites import Roster, Sites
 from carefl_secure.deployment.site.proposal import Proposal, cohort_of
-from carefl_secure.deployment.superlink.parties import _START, Deployed
-from carefl_secure.federation.local_update.task import LocalTask
-from carefl_secure.federation.plan.cohort import Aggregation, helpers_wanted
+from carefl_secure.deployment.superlink.parties import (
+    _START,
+    Deployed,
+    refuse_unfit,
+    refuse_workers,
+)
 from carefl_secure.federation.plan.run_plan import RunPlan
+from carefl_secure.federation.run_spec import RunSpec
 from carefl_secure.federation.transport.local_grid import Drop, Record
-from carefl_secure.noise import KeySource
 from carefl_secure.privacy import Ledger
 from carefl_secure.progress import Reporter
-from carefl_secure.run_folder import RunFolder
 
 __all__ = ["Loopback"]
 
@@ -49,6 +51,7 @@ class _Local(Deployed):
 
     def grid(self, workers: int, drop: Drop | None, record: Record | None) -> Grid:
         """Start every process, then go on as between sites; `close` ends them in any case."""
+        refuse_workers(workers)
         self.launch()
         return super().grid(workers, drop, record)
 
@@ -81,24 +84,11 @@ class Loopback:
         self._config = config
         self._reporter = reporter
 
-    def __call__(
-        self,
-        plan: RunPlan,
-        tasks: Sequence[LocalTask],
-        folder: RunFolder,
-        base_hash: bytes,
-        key_source: Callable[[int], KeySource],
-        ledgers: Path | None,
-        max_epsilon: float | None,
-        *,
-        aggregation: Aggregation,
-        committee_members: int,
-        committee_dropout_tolerance: int,
-        key_prefetch: bool,
-    ) -> Deployed:
-        """Start everything and return the parties; on failure nothing is left behind."""
+    def start(self, spec: RunSpec) -> Deployed:
+        """Prepare everything and return the parties; on failure nothing is left behind."""
+        refuse_unfit(spec, self._config)
         home = Path(tempfile.mkdtemp(prefix="carefl-"))
-        processes = Processes(folder.path / "logs")
+        processes = Processes(spec.folder.path / "logs")
         guard = Guard(home)
         restore = interrupt_on_terminate()
 
@@ -110,33 +100,23 @@ class Loopback:
 
         with ExitStack() as undo:
             undo.callback(end)
-            deployed = self._start(home, processes, guard, plan, folder, base_hash, ledgers)
+            deployed = self._prepare(home, processes, guard, spec)
             undo.pop_all()
         deployed.end = end
         atexit.register(end)  # keys go even if the run never gets as far as its rounds
         return deployed
 
-    def _start(
-        self,
-        home: Path,
-        processes: Processes,
-        guard: Guard,
-        plan: RunPlan,
-        folder: RunFolder,
-        base_hash: bytes,
-        ledgers: Path | None,
-    ) -> _Local:
+    def _prepare(self, home: Path, processes: Processes, guard: Guard, spec: RunSpec) -> _Local:
+        plan, folder, ledgers = spec.plan, spec.folder, spec.ledgers
         config, port = self._config, free_port()
         bundles = home / "bundles"
-        federation = config.federation
-        helpers = helpers_wanted(federation.aggregation, federation.committee_members)
         names = [f"site{i}" for i in range(config.federation.clients)]
         sites = Sites(
             "loopback",
             "127.0.0.1",
             port,
             dict.fromkeys(names, None),
-            tuple(f"helper{i}" for i in range(helpers)),
+            tuple(f"helper{i}" for i in range(spec.aggregation.helpers)),
             days=1,
         )
         provision(sites, bundles)
@@ -177,9 +157,9 @@ class Loopback:
         deployed = _Local(
             link,
             socket,
-            Proposal.of(folder.run_id, config, plan, base_hash),
+            Proposal.of(folder.run_id, config, plan, spec.base_hash),
             read_identity(bundles / "submit" / "submit.key"),
-            cohort_of(config, folder.run_id, roster, base_hash),
+            cohort_of(config, folder.run_id, roster, spec.base_hash),
             [Ledger(path, {"client": str(i)}) for i, path in enumerate(paths)],
             self._reporter,
             home,

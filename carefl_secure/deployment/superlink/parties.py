@@ -9,6 +9,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.serverapp import Grid
 
+from carefl_secure.config import Config
 from carefl_secure.deployment.flower.grid import BridgeGrid
 from carefl_secure.deployment.flower.superlink import (
     COMPLETED,
@@ -16,15 +17,50 @@ from carefl_secure.deployment.flower.superlink import (
     write_app,
 )
 from carefl_secure.deployment.site.proposal import Proposal, propose
-from carefl_secure.errors import EngineError
+from carefl_secure.errors import ConfigError, EngineError
 from carefl_secure.federation.plan.cohort import Cohort
+from carefl_secure.federation.run_spec import RunSpec, system_keys
 from carefl_secure.federation.transport.local_grid import Drop, Record
 from carefl_secure.privacy import Ledger
 from carefl_secure.progress import Reporter
+from carefl_secure.runs.aggregation_from_config import aggregation_of
 
-__all__ = ["Deployed", "Pulse"]
+__all__ = ["Deployed", "Pulse", "refuse_unfit", "refuse_workers"]
 
 _START = 180.0
+
+
+def refuse_unfit(spec: RunSpec, config: Config) -> None:
+    """Refuse a specification that asks the agents for something else than they are proposed.
+
+    Agents follow the proposed configuration and nothing else, so what a specification says beyond
+    it would be ignored.
+
+    Raises
+    ------
+    ConfigError
+        Naming what differs.
+    """
+    differs = {
+        "stages": spec.stage is not None,
+        "federation.aggregation": spec.aggregation != aggregation_of(config),
+        "privacy.max_epsilon": spec.max_epsilon != config.privacy.max_epsilon,
+        "the source of keys": (spec.key_source is system_keys) == config.unsafe_deterministic_noise,
+    }
+    if named := [name for name, unlike in differs.items() if unlike]:
+        raise ConfigError(
+            f"agents take {', '.join(named)} from the proposed configuration, which says otherwise "
+            "than this run; put it into the configuration, or run with --engine inprocess"
+        )
+
+
+def refuse_workers(workers: int) -> None:
+    """Refuse a number of workers: every client of a deployment is a process of its own."""
+    if workers != 1:
+        raise ConfigError(
+            f"performance.workers={workers} has no effect on a SuperLink: all clients work at "
+            "the same time; leave it out"
+        )
 
 
 class Pulse:
@@ -127,6 +163,7 @@ class Deployed:
 
     def grid(self, workers: int, drop: Drop | None, record: Record | None) -> Grid:
         """Submit the relay, wait for its ServerApp and all nodes, and put the run before them."""
+        refuse_workers(workers)
         self._bridge = BridgeGrid(self._socket, self._alive)
         self._run = self._link.submit(write_app(self._scratch / "app"))
         self._reporter.note(f"Flower run {self._run}: submitted, waiting for all sites")

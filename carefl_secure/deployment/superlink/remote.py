@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -15,15 +14,12 @@ from carefl_secure.deployment.flower.superlink import Link
 from carefl_secure.deployment.provisioning.certificates import read_identity
 from carefl_secure.deployment.provisioning.sites import Roster
 from carefl_secure.deployment.site.proposal import Proposal, cohort_of
-from carefl_secure.deployment.superlink.parties import Deployed
+from carefl_secure.deployment.superlink.parties import Deployed, refuse_unfit
 from carefl_secure.errors import ConfigError, EngineError, RunError
-from carefl_secure.federation.local_update.task import LocalTask
-from carefl_secure.federation.plan.cohort import Aggregation, helpers_wanted
-from carefl_secure.federation.plan.run_plan import RunPlan
+from carefl_secure.federation.run_spec import RunSpec
 from carefl_secure.federation.transport.local_grid import Drop, Record
-from carefl_secure.noise import KeySource
 from carefl_secure.progress import Reporter
-from carefl_secure.run_folder import RunFolder
+from carefl_secure.runs.aggregation_from_config import aggregation_of
 
 __all__ = ["PATIENCE", "Remote", "check_remote"]
 
@@ -56,8 +52,7 @@ def check_remote(config: Config, roster: Roster) -> None:
             "declare the labels, because no site may look at another's: name a label space in "
             "data.labels, or list the words in data.words"
         )
-    federation = config.federation
-    wanted = helpers_wanted(federation.aggregation, federation.committee_members)
+    federation, wanted = config.federation, aggregation_of(config).helpers
     if (federation.clients, wanted) != (len(roster.clients), len(roster.helpers)):
         raise ConfigError(
             f"the run wants {federation.clients} clients and {wanted} helpers, and the bundles are "
@@ -73,6 +68,8 @@ class _Submitted(Deployed):
 
     def grid(self, workers: int, drop: Drop | None, record: Record | None) -> Grid:
         """Submit the relay; a socket that a crashed submitter left is removed first."""
+        if drop is not None:
+            raise ConfigError("a dropout is simulated on one machine only, never among sites")
         self._socket.unlink(missing_ok=True)
         return super().grid(workers, drop, record)
 
@@ -123,28 +120,20 @@ class Remote:
         self._config, self._reporter, self._patience = config, reporter, patience
         self._server = server
 
-    def __call__(
-        self,
-        plan: RunPlan,
-        tasks: Sequence[LocalTask],
-        folder: RunFolder,
-        base_hash: bytes,
-        key_source: Callable[[int], KeySource],
-        ledgers: Path | None,
-        max_epsilon: float | None,
-        *,
-        aggregation: Aggregation,
-        committee_members: int,
-        committee_dropout_tolerance: int,
-        key_prefetch: bool,
-    ) -> Deployed:
+    def start(self, spec: RunSpec) -> Deployed:
         """Return the parties at the sites.
 
         Raises
         ------
+        ConfigError
+            When the run asks for what only one machine can give.
         EngineError
             When the server does not answer, or another run is under way.
         """
+        refuse_unfit(spec, self._config)
+        if spec.ledgers is not None:
+            raise ConfigError("every site keeps its own ledger; leave privacy.ledgers out")
+        run, base_hash = spec.folder.run_id, spec.base_hash
         with ExitStack() as undo:
             lock = undo.enter_context((self._server / "submit.lock").open("ab"))
             try:
@@ -159,12 +148,12 @@ class Remote:
             deployed = _Submitted(
                 link,
                 self._place.socket,
-                Proposal.of(folder.run_id, self._config, plan, base_hash),
+                Proposal.of(run, self._config, spec.plan, base_hash),
                 self._key,
-                cohort_of(self._config, folder.run_id, self._roster, base_hash),
+                cohort_of(self._config, run, self._roster, base_hash),
                 [],
                 self._reporter,
-                folder.path,
+                spec.folder.path,
                 patience=self._patience,
             )
             deployed.undo = undo.pop_all()

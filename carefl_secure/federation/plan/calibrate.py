@@ -6,7 +6,7 @@ will have, so no later step can choose another one.
 
 from __future__ import annotations
 
-import functools
+from dataclasses import dataclass
 
 from carefl_secure.errors import ConfigError, PrivacyError
 from carefl_secure.federation.plan.ciphertext_packing import leave_room
@@ -14,7 +14,7 @@ from carefl_secure.federation.plan.ledger_history import History, noise_after
 from carefl_secure.federation.plan.local_steps import LocalPlan
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.privacy import Event, PrivacyPlan, calibrate_noise, epsilon
-from carefl_secure.privacy.plan import Trust, Unit
+from carefl_secure.privacy.plan import Mechanism, Trust, Unit
 from carefl_secure.secagg import (
     default_threshold,
     plan_clients,
@@ -23,36 +23,17 @@ from carefl_secure.secagg import (
 )
 from carefl_secure.secagg.encoding.tail_bounds import batch_bound
 
-__all__ = ["plan_run"]
+__all__ = ["PlanRequest", "plan_run"]
 
-# Largest entry of a move without privacy: far above any adapter weight, and still of 1e-7 grain.
-_FREE_MOVE = 16.0
-# Entries of a noisy move past so many deviations are cut, which is free.
+# Largest entry of an update without privacy: far above any adapter weight, and still of 1e-7 grain.
+_FREE_UPDATE = 16.0
+# Entries of a noisy update past so many deviations are cut, which is free.
 _DEVIATIONS = 12.0
 
 
-def plan_run(
-    *,
-    unit: Unit,
-    dimension: int,
-    clients: int,
-    rounds: int,
-    public_records: int,
-    sample_rate: float,
-    clipping_norm: float,
-    delta: float,
-    target_epsilon: float | None = None,
-    min_survivors: int | None = None,
-    max_colluders: int = 1,
-    normalise: bool = True,
-    trust: Trust = "secagg",
-    records_per_person: int | None = None,
-    local: LocalPlan | None = None,
-    limit: float | None = None,
-    earlier: frozenset[History] = frozenset(),
-    noise_multiplier: float | None = None,
-) -> RunPlan:
-    """Fix privacy, encoding and noise for a whole run.
+@dataclass(frozen=True, kw_only=True)
+class PlanRequest:
+    """What a plan is made from: everything that the parties choose, and nothing that follows.
 
     Parameters
     ----------
@@ -65,27 +46,104 @@ def plan_run(
     public_records : int
         Declared number of records, or persons, of all clients together.
     sample_rate : float
-        Probability of each record, or person, in each round or local step. Unit client draws
+        Probability of each record, or person, in each round or local step. Unit client samples
         nobody: there it must be 1, and the size of a batch stands in ``local``.
     clipping_norm : float
-        Bound on the Euclidean norm of one record's gradient, one person's, or one client's move.
+        Bound on the Euclidean norm of one record's gradient, one person's, or one client's update.
     delta : float
         Probability with which epsilon may fail.
     target_epsilon : float, optional
         What all rounds together may spend; needed for every unit but none.
     min_survivors : int, optional
         Fewest clients a round may end with; ``floor(2 n / 3) + 1`` by default.
-    max_colluders : int, optional
-        How many clients may side with the server.
-    normalise : bool, optional
+    max_colluders : int
+        How many clients may collude with the server.
+    normalise : bool
         Whether the clients scale gradients to the norm in place of clipping them.
-    trust : {"secagg", "none"}, optional
-        Whether noise is shared in the secure sum, or made whole by every client.
+    trust : {"secagg", "none"}
+        Whether noise is shared in the secure sum, or added whole by every client.
     records_per_person : int, optional
         As in `PrivacyPlan`.
     local : LocalPlan, optional
         Needed for unit client and for trust none; refused where one gradient sum is released.
+    """
 
+    unit: Unit
+    dimension: int
+    clients: int
+    rounds: int
+    public_records: int
+    sample_rate: float
+    clipping_norm: float
+    delta: float
+    target_epsilon: float | None = None
+    min_survivors: int | None = None
+    max_colluders: int = 1
+    normalise: bool = True
+    trust: Trust = "secagg"
+    records_per_person: int | None = None
+    local: LocalPlan | None = None
+
+    def threshold(self) -> int:
+        """Return how many shares open a secret, and signatures a survivor set needs.
+
+        Raises
+        ------
+        ConfigError
+            When so many colluders could sign two survivor sets.
+        """
+        clients, colluders = self.clients, self.max_colluders
+        threshold = max(default_threshold(clients), (clients + colluders + 2) // 2)
+        if threshold > clients:
+            raise ConfigError(
+                f"{colluders} colluders among {clients} clients could sign two survivor sets; "
+                "lower max_colluders or invite more clients"
+            )
+        return threshold
+
+    def privacy(self, noise_multiplier: float) -> PrivacyPlan:
+        """Return the privacy plan under a noise multiplier."""
+        threshold = self.threshold()
+        min_survivors = threshold if self.min_survivors is None else self.min_survivors
+        if min_survivors < threshold:
+            raise ConfigError(
+                f"min_survivors is {min_survivors}, but {self.clients} clients with "
+                f"{self.max_colluders} colluders need {threshold}; raise it or leave it out"
+            )
+        mechanism: Mechanism = "skellam" if self.trust == "secagg" else "gaussian"
+        own_noise = self.local is not None and self.trust == "none"
+        return PrivacyPlan(
+            unit=self.unit,
+            trust=self.trust,
+            mechanism="none" if self.unit == "none" else mechanism,
+            rounds=self.rounds,
+            clients=self.clients,
+            min_survivors=min_survivors,
+            max_colluders=self.max_colluders,
+            public_records=self.public_records,
+            delta=self.delta,
+            sample_rate=self.sample_rate,
+            clipping_norm=self.clipping_norm,
+            target_epsilon=self.target_epsilon,
+            normalise=self.normalise,
+            records_per_person=self.records_per_person,
+            local_steps=self.local.steps if self.local is not None and own_noise else 1,
+            noise_multiplier=noise_multiplier,
+        )
+
+
+def plan_run(
+    request: PlanRequest,
+    *,
+    limit: float | None = None,
+    earlier: frozenset[History] = frozenset(),
+    noise_multiplier: float | None = None,
+) -> RunPlan:
+    """Fix privacy, encoding and noise for a whole run.
+
+    Parameters
+    ----------
+    request : PlanRequest
     limit : float, optional
         The most that any of the ledgers in ``earlier`` may come to with this run.
     earlier : frozenset of tuple of Event, optional
@@ -112,80 +170,56 @@ def plan_run(
     ``target_epsilon`` at ``delta``. Under trust none each client's own Gaussian noise of deviation
     ``z C`` in each of its local steps carries the same promise alone, and the sum adds none.
     """
-    _check_local(unit, trust, local)
-    threshold = max(default_threshold(clients), (clients + max_colluders + 2) // 2)
-    if threshold > clients:
-        raise ConfigError(
-            f"{max_colluders} colluders among {clients} clients could sign two survivor sets; "
-            "lower max_colluders or invite more clients"
-        )
-    floor = threshold if min_survivors is None else min_survivors
-    if floor < threshold:
-        raise ConfigError(
-            f"min_survivors is {floor}, but {clients} clients with {max_colluders} colluders need "
-            f"{threshold}; raise it or leave it out"
-        )
-    make_plan = functools.partial(
-        PrivacyPlan,
-        unit=unit,
-        trust=trust,
-        mechanism="none" if unit == "none" else "skellam" if trust == "secagg" else "gaussian",
-        rounds=rounds,
-        clients=clients,
-        min_survivors=floor,
-        max_colluders=max_colluders,
-        public_records=public_records,
-        delta=delta,
-        sample_rate=sample_rate,
-        clipping_norm=clipping_norm,
-        target_epsilon=target_epsilon,
-        normalise=normalise,
-        records_per_person=records_per_person,
-        local_steps=local.steps if local is not None and trust == "none" else 1,
-    )
-    draft = make_plan(noise_multiplier=0.0 if unit == "none" else 1.0)
-    if unit == "none":
-        bound = _FREE_MOVE if local else batch_bound(draft.expected_batch) * clipping_norm
-        return RunPlan(draft, leave_room(plan_plain(dimension, bound, clients)), threshold, local)
-    if target_epsilon is None:
-        raise ConfigError(f"unit {unit!r} needs target_epsilon (8 is usual)")
-
-    def plan(noise: float) -> RunPlan:
-        privacy = make_plan(noise_multiplier=noise)
-        if trust == "none":
-            encoding = leave_room(plan_plain(dimension, _noisy_move(privacy, local), clients))
-        elif unit == "client":
-            encoding = plan_clients(dimension, clipping_norm, noise, clients, draft.noise_clients)
-        else:
-            encoding = plan_records(
-                dimension,
-                privacy.sensitivity,
-                noise,
-                draft.expected_batch,
-                clients,
-                draft.noise_clients,
-            )
-        return RunPlan(privacy, encoding, threshold, local)
-
+    _check_local(request.unit, request.trust, request.local)
+    request.privacy(0.0 if request.unit == "none" else 1.0)  # refuses what no noise makes right
     if noise_multiplier is not None:
-        return plan(noise_multiplier)
+        return _plan_with(request, noise_multiplier)
+    if request.unit == "none":
+        return _plan_with(request, 0.0)
+    target, delta = request.target_epsilon, request.delta
+    if target is None:
+        raise ConfigError(f"unit {request.unit!r} needs target_epsilon (8 is usual)")
 
     def whole_run(noise: float) -> Event:
-        if trust == "none":
-            return make_plan(noise_multiplier=noise).gaussian_event(rounds)
-        return plan(noise).skellam_event().times(rounds)
+        if request.trust == "none":
+            return request.privacy(noise).gaussian_event(request.rounds)
+        return _plan_with(request, noise).skellam_event().times(request.rounds)
 
-    noise = calibrate_noise(whole_run, target_epsilon, delta)
+    noise = calibrate_noise(whole_run, target, delta)
     if limit is not None:
         noise = noise_after(whole_run, noise, limit, delta, earlier)
-    return _within_target(plan(noise), target_epsilon)
+    return _within_target(_plan_with(request, noise), target)
+
+
+def _plan_with(request: PlanRequest, noise: float) -> RunPlan:
+    """Return the plan under a noise multiplier."""
+    privacy, local, dimension = request.privacy(noise), request.local, request.dimension
+    clients = request.clients
+    if request.unit == "none":
+        free = batch_bound(privacy.expected_batch) * request.clipping_norm
+        encoding = leave_room(plan_plain(dimension, _FREE_UPDATE if local else free, clients))
+    elif request.trust == "none":
+        encoding = leave_room(plan_plain(dimension, _noisy_update(privacy, local), clients))
+    elif request.unit == "client":
+        norm, others = request.clipping_norm, privacy.noise_clients
+        encoding = plan_clients(dimension, norm, noise, clients, others)
+    else:
+        encoding = plan_records(
+            dimension,
+            privacy.sensitivity,
+            noise,
+            privacy.expected_batch,
+            clients,
+            privacy.noise_clients,
+        )
+    return RunPlan(privacy, encoding, request.threshold(), local)
 
 
 def _check_local(unit: Unit, trust: Trust, local: LocalPlan | None) -> None:
-    """Hold that clients take steps of their own exactly where what they move is protected."""
+    """Check that clients take local steps exactly where their updates are released."""
     if local is None and (unit == "client" or trust == "none"):
         raise ConfigError(
-            f"unit {unit!r} with trust {trust!r} sums what clients move in local steps; give a "
+            f"unit {unit!r} with trust {trust!r} sums updates from local steps; give a "
             "LocalPlan (federation.local_steps and federation.local_lr)"
         )
     if local is not None and trust == "none" and local.rule != "sgd":
@@ -200,10 +234,10 @@ def _check_local(unit: Unit, trust: Trust, local: LocalPlan | None) -> None:
         )
 
 
-def _noisy_move(privacy: PrivacyPlan, local: LocalPlan | None) -> float:
-    """Bound an entry of what local DP-SGD moves; public, and past it entries are cut.
+def _noisy_update(privacy: PrivacyPlan, local: LocalPlan | None) -> float:
+    """Bound an entry of an update of local DP-SGD; public, and past it entries are cut.
 
-    Each of K steps moves an entry by at most ``eta (M C + 12 z C) n / (q N)`` with the Chernoff
+    Each of K steps changes an entry by at most ``eta (M C + 12 z C) n / (q N)`` with the Chernoff
     bound M on the records drawn; FedDyn's correction may add as much again.
     """
     if local is None:

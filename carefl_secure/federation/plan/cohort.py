@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from carefl_secure.errors import ConfigError
+from carefl_secure.federation.plan.aggregation_config import Aggregation, AggregationConfig
 from carefl_secure.federation.plan.ciphertext_packing import WORD_BITS, choose_fields
 from carefl_secure.secagg import (
     AheadCommitteeParameters,
@@ -22,12 +23,9 @@ if TYPE_CHECKING:
 __all__ = [
     "Aggregation",
     "Cohort",
-    "helpers_wanted",
     "make_cohort",
     "rotation_key",
 ]
-
-Aggregation = Literal["pairwise", "committee", "encrypted"]
 
 
 @dataclass(frozen=True)
@@ -214,20 +212,12 @@ def rotation_key(parameters: RoundParameters | CommitteeParameters) -> bytes:
     return hashlib.sha256(b"carefl rotation" + b"".join(parts) + number).digest()
 
 
-def helpers_wanted(aggregation: Aggregation, members: int) -> int:
-    """Return how many parties beside the clients a way of summing needs."""
-    return {"pairwise": 0, "committee": members, "encrypted": 1}[aggregation]
-
-
 def make_cohort(
     run: str,
     roster: tuple[bytes, ...],
     helpers: tuple[bytes, ...],
     base_hash: bytes,
-    *,
-    aggregation: Aggregation,
-    committee_dropout_tolerance: int,
-    key_prefetch: bool = True,
+    aggregation: AggregationConfig,
 ) -> Cohort:
     """Return the cohort of a run whose helpers are committee members or the key holder.
 
@@ -235,19 +225,18 @@ def make_cohort(
     ----------
     run : str
     roster, helpers : tuple of bytes
-        Ed25519 public keys of clients and helpers, as many helpers as `helpers_wanted` says.
+        Ed25519 public keys of clients and helpers, as many as ``aggregation.helpers``.
     base_hash : bytes
-    aggregation, committee_dropout_tolerance, key_prefetch
-        As configured; what the way of summing does not use is left at its default.
+    aggregation : AggregationConfig
+        What its protocol does not use is left at the default.
     """
+    committee, encrypted = (aggregation.protocol == one for one in ("committee", "encrypted"))
     return Cohort(
         run.encode(),
         roster,
         base_hash,
-        members=helpers if aggregation == "committee" else (),
-        key_holder=helpers[0] if aggregation == "encrypted" else None,
-        committee_dropout_tolerance=committee_dropout_tolerance
-        if aggregation == "committee"
-        else 0,
-        key_prefetch=key_prefetch,
+        members=helpers if committee else (),
+        key_holder=helpers[0] if encrypted and helpers else None,
+        committee_dropout_tolerance=aggregation.dropout_tolerance if committee else 0,
+        key_prefetch=aggregation.prefetch,
     )

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carefl_secure.errors import ConfigError, PrivacyError
-from carefl_secure.federation.plan.calibrate import plan_run
+from carefl_secure.federation.plan.calibrate import PlanRequest, plan_run
 from carefl_secure.federation.plan.ledger_history import History, noise_after
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.privacy import Event, PrivacyPlan, calibrate_noise, epsilon
@@ -97,7 +97,7 @@ class StagedPlan:
 
 def plan_stages(
     names: Sequence[str],
-    settings: Sequence[Mapping[str, Any]],
+    requests: Sequence[PlanRequest],
     *,
     limit: float | None = None,
     earlier: frozenset[History] = frozenset(),
@@ -108,9 +108,9 @@ def plan_stages(
     ----------
     names : sequence of str
         Of the stages.
-    settings : sequence of mapping
-        Keywords of `plan_run`, one mapping for each stage; unit, target and delta are the same in
-        all, and ``target_epsilon`` is for all stages together.
+    requests : sequence of PlanRequest
+        One for each stage; unit, target and delta are the same in all, and ``target_epsilon`` is
+        for all stages together.
     limit, earlier
         As for `plan_run`.
 
@@ -131,17 +131,18 @@ def plan_stages(
     as if every record were in every stage: sequential composition, which holds whether the stages
     share records or not. The noise of every stage is fixed before the first round.
     """
+    first = requests[0]
     shared = ("unit", "target_epsilon", "delta")
-    if any(one[name] != settings[0][name] for one in settings for name in shared):
+    if any(getattr(one, name) != getattr(first, name) for one in requests for name in shared):
         raise ConfigError(f"all stages need the same {', '.join(shared)}: the promise is one")
-    target, delta = settings[0]["target_epsilon"], settings[0]["delta"]
-    if settings[0]["unit"] == "none":
-        return StagedPlan(tuple(names), tuple(plan_run(**one) for one in settings))
+    target, delta = first.target_epsilon, first.delta
+    if first.unit == "none":
+        return StagedPlan(tuple(names), tuple(plan_run(one) for one in requests))
     if target is None:
         raise ConfigError("stages under privacy need target_epsilon (8 is usual)")
 
     def plans(noise: float) -> tuple[RunPlan, ...]:
-        return tuple(plan_run(**one, noise_multiplier=noise) for one in settings)
+        return tuple(plan_run(one, noise_multiplier=noise) for one in requests)
 
     def whole_run(noise: float) -> list[Event]:
         return _events(plans(noise))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -17,7 +17,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
-from carefl_secure.errors import ConfigError, EngineError, RunError
+from carefl_secure.errors import EngineError
 from carefl_secure.federation.aggregation.base import ServerSum
 from carefl_secure.federation.aggregation.server_registry import ServerSums
 from carefl_secure.federation.client.round_budget import RoundBudget
@@ -35,11 +35,10 @@ from carefl_secure.federation.transport.node_directory import Directory
 from carefl_secure.privacy import Ledger
 from carefl_secure.secagg import decode
 
-__all__ = ["Evaluate", "OnRound", "SecureSumStrategy"]
+__all__ = ["OnRound", "SecureSumStrategy"]
 
 Adapter = NDArray[np.float32]
 Scalar = float | int | str
-Evaluate = Callable[[Adapter], Mapping[str, float]]
 OnRound = Callable[[dict[str, Scalar], Adapter], None]
 
 
@@ -58,7 +57,7 @@ class SecureSumStrategy(Strategy):
     """One private gradient step per round.
 
     With S the sum over survivors of clipped per-record gradients and noise, q the sampling rate, N
-    the public number of records, n the clients and s the survivors, the optimiser is given
+    the public number of records, n the clients and s the survivors, the optimizer is given
     ``g = S / (q N s / n)``. Where clients take local steps, S is the sum of what they moved and
     ``g = -S / s``. Every number in the divisor is public.
 
@@ -71,27 +70,18 @@ class SecureSumStrategy(Strategy):
     ledger : Ledger
         The server's account of the run. Beside it, on the same disk, is where a round keeps what
         it needs twice.
-    optimiser : ServerOptimizer
+    optimizer : ServerOptimizer
         Turns ``g`` into the next adapter.
-    max_epsilon : float, optional
-        A round that would take the ledger over this does not begin; the plan's target by default.
-    evaluate : callable(adapter) -> mapping, optional
-        Figures that the server measures on public records after every ``evaluate_every``-th round
-        and after the last.
-    evaluate_every : int, optional
-        Rounds between two evaluations.
     on_round : callable(row, adapter) -> None, optional
         Called once a round is finished, with its figures and the new adapter.
     finished : int, optional
         Rounds finished before, in a run that is resumed.
     last : int, optional
-        Number of the last round that will be run, for ``evaluate`` and because it makes no keys for
-        a next one; all planned rounds by default.
-    timeout : float, optional
-        Seconds to wait for the replies of one phase.
-    patience : float, optional
-        Seconds to wait for all nodes before a round begins, until some did not come in time;
-        further rounds take whoever is there.
+        Number of the last round that will be run, as it makes no keys for a next one; all planned
+        rounds by default.
+    waiting : tuple of float, optional
+        Seconds to wait for the replies of one phase; and for all nodes before a round begins, until
+        some did not come in time: further rounds take whoever is there.
 
     Guarantees
     ----------
@@ -107,32 +97,28 @@ class SecureSumStrategy(Strategy):
         plan: RunPlan,
         cohort: Cohort,
         ledger: Ledger,
-        optimiser: ServerOptimizer,
+        optimizer: ServerOptimizer,
         *,
-        max_epsilon: float | None = None,
-        evaluate: Evaluate | None = None,
-        evaluate_every: int = 1,
         on_round: OnRound | None = None,
         finished: int = 0,
         last: int | None = None,
-        timeout: float = 3600.0,
-        patience: float = 60.0,
+        waiting: tuple[float, float] = (3600.0, 60.0),
     ) -> None:
-        if evaluate_every < 1:
-            raise ConfigError(f"evaluate_every is {evaluate_every}; it must be at least 1")
         self._plan = plan
         self._cohort = cohort
-        self._purse = RoundBudget(ledger, plan, cohort, max_epsilon)
-        self._optimiser = optimiser
-        self._evaluate = evaluate
-        self._every = evaluate_every
+        self._budget = RoundBudget(ledger, plan, cohort)
+        self._optimizer = optimizer
         self._on_round = on_round
         self._finished = finished
-        self._last = plan.privacy.rounds if last is None else last
-        self._timeout = timeout
-        self._patience = patience
+        self._timeout, self._patience = waiting
         directory = Directory(len(cohort.roster), len(cohort.helpers))
-        self._sums = ServerSums(plan, cohort, directory, self._last, ledger.path.parent)
+        self._sums = ServerSums(
+            plan,
+            cohort,
+            directory,
+            plan.privacy.rounds if last is None else last,
+            ledger.path.parent,
+        )
         self._round: _Round | None = None
 
     def summary(self) -> None:
@@ -167,14 +153,14 @@ class SecureSumStrategy(Strategy):
         CareflError
             The class that a client refused with.
         """
-        self._purse.check()
+        self._budget.check()
         number = self._finished + server_round
         adapter = unpack_adapter(arrays, self._plan.encoding.dimension)
         exchange = Exchange(grid, number, self._timeout)
         total = self._sums.begin(exchange, number, vector_hash(adapter))
         self._round = _Round(exchange, number, adapter, total)
         boxes = total.prepare(lambda: self._nodes(grid))
-        self._purse.pay(number)
+        self._budget.pay(number)
         trains = {node: with_adapter(box, arrays) for node, box in boxes.items()}
         return exchange.address(trains, total.action)
 
@@ -201,14 +187,14 @@ class SecureSumStrategy(Strategy):
         for node, reply in exchange.accept(replies):
             this.sum.collect(node, reply)
         total, survivors = this.sum.open()
-        self._purse.released(this.number, len(survivors))
+        self._budget.released(this.number, len(survivors))
 
         gradient = decode(total, self._plan.encoding, this.sum.rotation)
         gradient /= self._plan.divisor(len(survivors))
-        if isinstance(self._optimiser, Listener):
+        if isinstance(self._optimizer, Listener):
             share = len(survivors) / self._plan.privacy.clients
-            self._optimiser.hear(share, self._plan.noise_variance(len(survivors)))
-        adapter = self._optimiser.step(this.adapter, gradient)
+            self._optimizer.hear(share, self._plan.noise_variance(len(survivors)))
+        adapter = self._optimizer.step(this.adapter, gradient)
         self._round = None
         self._report(this, len(survivors), float(np.linalg.norm(gradient)), adapter)
         return pack_adapter(adapter), None
@@ -235,7 +221,7 @@ class SecureSumStrategy(Strategy):
 
     def _report(self, this: _Round, survivors: int, norm: float, adapter: Adapter) -> None:
         """Hand the figures of a finished round on; all of them are public or already private."""
-        epsilon = self._purse.epsilon()
+        epsilon = self._budget.epsilon()
         row: dict[str, Scalar] = {
             "round": this.number,
             "epsilon": epsilon if math.isfinite(epsilon) else "none",
@@ -246,15 +232,5 @@ class SecureSumStrategy(Strategy):
             "noise_norm": self._plan.noise_norm(survivors),
             "seconds": time.monotonic() - this.began,
         }
-        if self._evaluate is not None and (
-            this.number == self._last or this.number % self._every == 0
-        ):
-            for name, value in self._evaluate(adapter).items():
-                if name in row or not math.isfinite(value):
-                    raise RunError(
-                        f"evaluation returned {name} = {value}; give it a name of its own and "
-                        "a finite value"
-                    )
-                row[name] = float(value)
         if self._on_round is not None:
             self._on_round(row, adapter)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import importlib
-import inspect
 import json
 import logging
 import subprocess
@@ -32,6 +31,7 @@ from carefl_secure.deployment.provisioning.site_bundle import HALVES, SiteBundle
 from carefl_secure.deployment.superlink.local import Loopback
 from carefl_secure.deployment.superlink.remote import Remote
 from carefl_secure.errors import ConfigError, EngineError, LabelError, RunError
+from carefl_secure.federation.run_spec import RunSpec
 from carefl_secure.privacy import Ledger
 from carefl_secure.progress import SilentReporter
 from carefl_secure.run_folder import RunFolder
@@ -253,11 +253,12 @@ def test_a_second_run_on_one_server_is_refused(bundles: Path) -> None:
     words = ["federation.clients=3", "simulation.dropout=0", "federation.public_records=9000"]
     config = load_config(None, [*words, "data.labels=emotic", "data.at_sites=true"])
     remote = Remote(config, SilentReporter(), bundles / "server", bundles / "submit")
-    rest = dict.fromkeys(inspect.signature(remote.__call__).parameters)
+    plan: Any = None
+    spec = RunSpec(plan=plan, tasks=list, folder=RunFolder(bundles / "r"), base_hash=bytes(32))
     with (bundles / "server" / "submit.lock").open("ab") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(EngineError, match="another run is under way"):
-            remote(**rest)  # type: ignore[arg-type]
+            remote.start(spec)
 
 
 def test_a_run_of_sites_is_not_gone_on_with_on_one_machine(tmp_path: Path) -> None:

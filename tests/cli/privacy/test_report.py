@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from typer.testing import CliRunner
 
 from carefl_secure.cli import app
-from carefl_secure.federation.plan.calibrate import plan_run
+from carefl_secure.federation.plan.calibrate import PlanRequest, plan_run
 from carefl_secure.federation.server.optimizers import FedAvg
-from carefl_secure.federation.server.run import run_federation
 from carefl_secure.run_folder import RunFolder
+from tests.support.running import federate
 
 
 class Task:
@@ -31,21 +31,21 @@ class Task:
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     plan = plan_run(
-        unit="record",
-        dimension=64,
-        clients=3,
-        rounds=2,
-        public_records=60,
-        sample_rate=0.2,
-        clipping_norm=1.0,
-        delta=1e-5,
-        target_epsilon=8.0,
+        PlanRequest(
+            unit="record",
+            dimension=64,
+            clients=3,
+            rounds=2,
+            public_records=60,
+            sample_rate=0.2,
+            clipping_norm=1.0,
+            delta=1e-5,
+            target_epsilon=8.0,
+        )
     )
     folder = RunFolder.create(tmp_path, "toy: true\n", "toy")
     zeros = np.zeros(64, np.float32)
-    run_federation(
-        plan, [Task()] * 3, zeros, optimiser=FedAvg(0.1), folder=folder, base_hash=bytes(32)
-    )
+    federate(plan, [Task()] * 3, zeros, optimizer=FedAvg(0.1), folder=folder, base_hash=bytes(32))
     return folder.path
 
 

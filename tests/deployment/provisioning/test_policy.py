@@ -28,7 +28,7 @@ from carefl_secure.deployment.site import agent as agents
 from carefl_secure.deployment.site.agent import Agent
 from carefl_secure.deployment.site.proposal import Proposal
 from carefl_secure.errors import ConfigError, PolicyError, ProtocolError
-from carefl_secure.federation.plan.calibrate import plan_run
+from carefl_secure.federation.plan.calibrate import PlanRequest, plan_run
 from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.federation.plan.local_steps import LocalPlan
 from carefl_secure.federation.plan.run_plan import RunPlan
@@ -276,17 +276,19 @@ LOCAL = LocalPlan(steps=2, learning_rate=0.1, batch_share=0.5)
 @functools.cache
 def known_plan(unit: str = "record", **options: Any) -> RunPlan:
     return plan_run(
-        unit=unit,  # type: ignore[arg-type]
-        dimension=60,
-        clients=4,
-        rounds=2,
-        public_records=120,
-        sample_rate=1.0 if unit == "client" else 0.5,
-        clipping_norm=1.0,
-        delta=1e-5,
-        target_epsilon=None if unit == "none" else 8.0,
-        local=LOCAL if unit == "client" or options.get("trust") == "none" else None,
-        **options,
+        PlanRequest(
+            unit=unit,  # type: ignore[arg-type]
+            dimension=60,
+            clients=4,
+            rounds=2,
+            public_records=120,
+            sample_rate=1.0 if unit == "client" else 0.5,
+            clipping_norm=1.0,
+            delta=1e-5,
+            target_epsilon=None if unit == "none" else 8.0,
+            local=LOCAL if unit == "client" or options.get("trust") == "none" else None,
+            **options,
+        )
     )
 
 

@@ -42,14 +42,14 @@ from carefl_secure.errors import (
     ModelError,
     ProtocolError,
 )
-from carefl_secure.federation.in_process import Clients
 from carefl_secure.federation.server.optimizers import FedAdam
-from carefl_secure.federation.server.run import FederationResult, run_federation
+from carefl_secure.federation.server.run import FederationResult
 from carefl_secure.federation.transport.local_grid import FIRST_NODE, TESTED_FLOWER, LocalGrid
 from carefl_secure.noise import DeterministicKeySource
 from carefl_secure.privacy import Ledger
 from carefl_secure.progress import SilentReporter
 from carefl_secure.run_folder import RunFolder
+from tests.support.running import federate, run_spec
 
 CLIENTS = 5
 Plans = Callable[..., Any]
@@ -121,14 +121,14 @@ class Runs:
     def folder(self) -> RunFolder:
         return RunFolder.create(self.home, "toy: true\n")
 
-    def go(self, engine: Any = Clients, folder: RunFolder | None = None, **options: Any) -> Any:
+    def go(self, engine: Any = None, folder: RunFolder | None = None, **options: Any) -> Any:
         count = self.plan.privacy.clients
-        return run_federation(
+        return federate(
             self.plan,
             steady(count),
             np.zeros(60, np.float32),
             **{
-                "optimiser": FedAdam(0.1),
+                "optimizer": FedAdam(0.1),
                 "folder": folder or self.folder(),
                 "base_hash": bytes(32),
                 "engine": engine,
@@ -262,7 +262,7 @@ def test_hooks_see_and_lose_what_they_do_in_one_process(runs: Runs) -> None:
         options = {"record": record, "dropout": 0.2, "seed": 4, "aggregation": "committee"}
         return found, runs.go(engine, **options)
 
-    (near, wanted), (far, result) = seen(Clients), seen(RayEngine(SilentReporter()))
+    (near, wanted), (far, result) = seen(None), seen(RayEngine(SilentReporter()))
     same(result, wanted)
     assert [row["survivors"] for row in result.rows] == [4, 4]
     helpers = {FIRST_NODE + CLIENTS + i for i in range(3)}
@@ -272,22 +272,9 @@ def test_hooks_see_and_lose_what_they_do_in_one_process(runs: Runs) -> None:
 
 @pytest.fixture
 def parties(runs: Runs, no_ray: None) -> Iterator[RayParties]:
-    engine = RayEngine(SilentReporter())
-    options: dict[str, Any] = {
-        "committee_members": 3,
-        "committee_dropout_tolerance": 0,
-        "key_prefetch": True,
-    }
-    made = engine(
-        runs.plan,
-        steady(CLIENTS),
-        runs.folder(),
-        bytes(32),
-        keys,
-        None,
-        None,
-        aggregation="pairwise",
-        **options,
+    options = {"key_source": keys}
+    made = RayEngine(SilentReporter()).start(
+        run_spec(runs.plan, steady(CLIENTS), runs.folder(), options)
     )
     yield made
     made.close()
@@ -301,7 +288,7 @@ def test_a_session_that_is_not_the_newest_is_not_answered(parties: RayParties) -
     far = grid._far
     assert isinstance(far, LocalGrid)
     context = far._contexts[FIRST_NODE]
-    hello = pack(round=1, model=bytes(32), plan=parties._order.plan.hash())
+    hello = pack(round=1, model=bytes(32), plan=parties._order.spec.plan.hash())
     old = copy.deepcopy(context.state)
 
     def ask() -> Message:
@@ -315,7 +302,7 @@ def test_a_session_that_is_not_the_newest_is_not_answered(parties: RayParties) -
     assert "not the newest" not in ask().error.reason  # its own log says so
     context.state = newest
     assert ask().error.code == 1000 + ProtocolError.exit_code  # a round is not repeated either
-    refusals = parties._order.folder.client(0) / "refusals.log"
+    refusals = parties._order.spec.folder.client(0) / "refusals.log"
     assert "a round is never repeated" in refusals.read_text()
 
 

@@ -22,7 +22,7 @@ import pytest
 from carefl_secure.deployment.provisioning.provision import provision
 from carefl_secure.deployment.provisioning.sites import Sites
 from carefl_secure.errors import CohortError, EngineError
-from carefl_secure.federation.plan.calibrate import plan_run
+from carefl_secure.federation.plan.calibrate import PlanRequest, plan_run
 from carefl_secure.federation.server.run import FederationResult
 from carefl_secure.privacy import Ledger
 from carefl_secure.run_folder import RunFolder
@@ -55,15 +55,17 @@ TABLE: list[Row] = []
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     plan = plan_run(
-        unit="record",
-        dimension=60,
-        clients=CLIENTS,
-        rounds=ROUNDS,
-        public_records=30 * CLIENTS,
-        sample_rate=0.5,
-        clipping_norm=1.0,
-        delta=1e-5,
-        target_epsilon=8.0,
+        PlanRequest(
+            unit="record",
+            dimension=60,
+            clients=CLIENTS,
+            rounds=ROUNDS,
+            public_records=30 * CLIENTS,
+            sample_rate=0.5,
+            clipping_norm=1.0,
+            delta=1e-5,
+            target_epsilon=8.0,
+        )
     )
     one = _deployment.Deployment(tmp_path_factory.mktemp("logs"), plan)
     try:

@@ -19,12 +19,12 @@ from carefl_secure.deployment.superlink.remote import Remote
 from carefl_secure.errors import EngineError, RunError
 from carefl_secure.federation.server import strategy
 from carefl_secure.federation.server.optimizers import FedAvg
-from carefl_secure.federation.server.run import run_federation
 from carefl_secure.federation.transport.local_grid import LocalGrid
 from carefl_secure.progress import SilentReporter
 from carefl_secure.run_folder import RunFolder
-from carefl_secure.runs.build import run_settings
+from carefl_secure.runs.build import run_options
 from tests.support import sites as _sites
+from tests.support.running import federate
 
 
 @pytest.fixture
@@ -54,11 +54,11 @@ def test_a_second_run_waits_for_the_end_of_the_first(bundles: Path, tmp_path: Pa
     with (bundles / "server" / "submit.lock").open("ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(EngineError, match="another run is under way"):
-            run_federation(
+            federate(
                 plan,
                 [],
                 np.zeros(plan.encoding.dimension, np.float32),
-                optimiser=FedAvg(1.0),
+                optimizer=FedAvg(1.0),
                 folder=folder,
                 base_hash=bytes(32),
                 engine=engine,
@@ -94,16 +94,17 @@ def test_the_configured_time_is_what_every_message_has(
 
     monkeypatch.setattr(LocalGrid, "send_and_receive", spy)
     plan = _sites.known_plan("none")
-    words = run_settings(load_config(None, ["performance.timeout_s=7"]))
-    assert words["timeout"] == 7.0
-    run_federation(
+    config = load_config(None, ["performance.timeout_s=7"])
+    options = run_options(config, lambda adapter: {}, SilentReporter())
+    assert options["performance"].timeout == 7.0
+    federate(
         plan,
         tasks_toy(4),
         np.zeros(plan.encoding.dimension, np.float32),
-        optimiser=FedAvg(1.0),
+        optimizer=FedAvg(1.0),
         folder=RunFolder.create(tmp_path, ""),
         base_hash=bytes(32),
-        timeout=words["timeout"],
+        timeout=options["performance"].timeout,
     )
     assert given and set(given) == {7.0}
 
@@ -119,11 +120,11 @@ def test_a_node_that_does_not_come_is_waited_for_once(
 
     monkeypatch.setattr(strategy, "wait_for_nodes", wait)
     plan = _sites.known_plan("none")
-    result = run_federation(
+    result = federate(
         plan,
         tasks_toy(4),
         np.zeros(plan.encoding.dimension, np.float32),
-        optimiser=FedAvg(1.0),
+        optimizer=FedAvg(1.0),
         folder=RunFolder.create(tmp_path, ""),
         base_hash=bytes(32),
         key_prefetch=False,

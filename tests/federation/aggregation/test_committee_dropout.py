@@ -18,15 +18,15 @@ from carefl_secure.errors import (
     ProtocolError,
     RunError,
 )
-from carefl_secure.federation.in_process import Clients
 from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.federation.server.optimizers import FedAdam
-from carefl_secure.federation.server.run import FederationResult, run_federation
+from carefl_secure.federation.server.run import FederationResult
 from carefl_secure.federation.transport.error_codes import Party, error_of_reply, refusal
 from carefl_secure.federation.transport.local_grid import FIRST_NODE
-from carefl_secure.noise import DeterministicKeySource, SystemKeySource
+from carefl_secure.noise import DeterministicKeySource
 from carefl_secure.privacy import Ledger
 from carefl_secure.run_folder import RunFolder
+from tests.support.running import federate, in_process
 
 CLIENTS = 5
 LATE = ["query.committee_open", "query.committee_answer"]
@@ -67,13 +67,13 @@ class Played:
 
     def go(self, drop: Drop | None, monkeypatch: Any, **options: Any) -> FederationResult:
         monkeypatch.setattr(
-            "carefl_secure.federation.server.run.vanishing", lambda *_: (drop is not None, drop)
+            "carefl_secure.federation.server.run.dropping_out", lambda *_: (drop is not None, drop)
         )
-        return run_federation(
+        return federate(
             self.plan,
             self.tasks,
             np.zeros(60, np.float32),
-            optimiser=FedAdam(0.1),
+            optimizer=FedAdam(0.1),
             folder=self.folder,
             base_hash=bytes(32),
             aggregation="committee",
@@ -171,12 +171,10 @@ def test_a_member_gives_shares_for_no_one_that_answered(
     """Without a spare no consent is given; with one, only in order, and not after the round."""
     plan = plan_toy(CLIENTS, max_colluders=0)
     for spare in (0, 1):
-        clients = Clients(
+        clients = in_process(
             plan,
             tasks_toy(CLIENTS, 60, 30),
             RunFolder.create(tmp_path, ""),
-            bytes(32),
-            lambda index: SystemKeySource(),
             aggregation="committee",
             committee_dropout_tolerance=spare,
         )

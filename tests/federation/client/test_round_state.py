@@ -14,7 +14,6 @@ from flwr.app import Message, RecordDict
 from carefl_secure.errors import CohortError, ProtocolError
 from carefl_secure.federation.client.app import build_client_app
 from carefl_secure.federation.client.session import ClientSession
-from carefl_secure.federation.in_process import Clients
 from carefl_secure.federation.transport.local_grid import FIRST_NODE, LocalGrid
 from carefl_secure.federation.transport.messages import (
     pack,
@@ -26,6 +25,7 @@ from carefl_secure.federation.transport.messages import (
 from carefl_secure.noise import SystemKeySource
 from carefl_secure.run_folder import RunFolder
 from carefl_secure.secagg import Phase
+from tests.support.running import in_process
 
 MakeBench = Callable[..., Any]
 COUNT = 10_000
@@ -335,9 +335,7 @@ def test_a_member_follows_one_plan_one_round_and_one_model(
     plan = plan_toy(5)
     folder = RunFolder.create(tmp_path, "")
     tasks = tasks_toy(5, 60, 30)
-    clients = Clients(
-        plan, tasks, folder, bytes(32), lambda i: SystemKeySource(), aggregation="committee"
-    )
+    clients = in_process(plan, tasks, folder, aggregation="committee")
     member: Any = clients.helpers[0]
     told = plan.hash()
     member.announce_ahead(2, told)

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from carefl_secure.errors import BudgetExceededError, ConfigError, NonFiniteError, PrivacyError
-from carefl_secure.federation.in_process import Clients
 from carefl_secure.federation.local_update.gradient_sum import local_work
 from carefl_secure.federation.plan.local_steps import LocalPlan
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.noise import DeterministicKeySource, KeyStream, SystemKeySource, gaussian
 from carefl_secure.privacy import SampledGaussian, SampledSkellam, epsilon, poisson_sample
 from tests.support import points as _POINTS
+from tests.support.running import in_process
 
 PointTask, clip, point_tasks = _POINTS.PointTask, _POINTS.clip, _POINTS.point_tasks
 
@@ -208,9 +208,7 @@ def test_the_ledger_is_paid_before_a_record_is_read(
     tasks = point_tasks(6)
     bench = make_bench(tasks=tasks, dimension=40)
     bench.plan = plan
-    bench.clients = Clients(
-        plan, tasks, bench.folder, bytes(32), lambda i: SystemKeySource(), None, None
-    )
+    bench.clients = in_process(plan, tasks, bench.folder)
     paid: list[int] = []
     for index, task in enumerate(tasks):
         for name in ("clipped_sum", "clipped_person_sum", "gradient"):
@@ -232,9 +230,7 @@ def test_a_client_without_budget_reads_nothing(plans: Any, make_bench: MakeBench
     plan, tasks = plans("own"), point_tasks(6)
     bench = make_bench(tasks=tasks, dimension=40)
     bench.plan = plan
-    bench.clients = Clients(
-        plan, tasks, bench.folder, bytes(32), lambda i: SystemKeySource(), None, 0.5
-    )
+    bench.clients = in_process(plan, tasks, bench.folder, max_epsilon=0.5)
     with pytest.raises(BudgetExceededError):
         bench.start(rounds=1)
     assert not any(task.log for task in tasks)
@@ -260,9 +256,7 @@ def test_the_server_opens_the_mean_move(plans: Any, make_bench: MakeBench) -> No
     tasks = point_tasks(6)
     bench = make_bench(tasks=tasks, dimension=40)
     bench.plan = plan
-    bench.clients = Clients(
-        plan, tasks, bench.folder, bytes(32), lambda i: SystemKeySource(), None, None
-    )
+    bench.clients = in_process(plan, tasks, bench.folder)
     found = bench.start(rounds=1)
     means = np.stack([task.points.mean(0) for task in tasks])
     expected = means.mean(0) * (1 - 0.9**4)

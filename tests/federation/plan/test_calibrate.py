@@ -11,7 +11,7 @@ import pytest
 
 from carefl_secure.errors import BudgetExceededError, ConfigError, PrivacyError
 from carefl_secure.federation.plan import calibrate as planning
-from carefl_secure.federation.plan.calibrate import plan_run
+from carefl_secure.federation.plan.calibrate import PlanRequest, plan_run
 from carefl_secure.federation.plan.cohort import Cohort, rotation_key
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.privacy import epsilon
@@ -33,15 +33,17 @@ def test_all_rounds_together_reach_the_target_and_not_more(
 
 def test_the_noise_of_a_known_run_is_the_one_in_the_literature() -> None:
     plan = plan_run(
-        unit="record",
-        dimension=4000,
-        clients=4,
-        rounds=300,
-        public_records=10_000,
-        sample_rate=0.01,
-        clipping_norm=1.0,
-        delta=1e-5,
-        target_epsilon=8.0,
+        PlanRequest(
+            unit="record",
+            dimension=4000,
+            clients=4,
+            rounds=300,
+            public_records=10_000,
+            sample_rate=0.01,
+            clipping_norm=1.0,
+            delta=1e-5,
+            target_epsilon=8.0,
+        )
     )
     # PLD of the Poisson-sampled Gaussian gives 0.5139 (RDP 0.5594); Skellam noise of this size is
     # proved to be within 1.5 % of it in so few dimensions, never better

@@ -9,30 +9,32 @@ import numpy as np
 import pytest
 
 from carefl_secure.errors import BudgetExceededError
-from carefl_secure.federation.plan.calibrate import plan_run
+from carefl_secure.federation.plan.calibrate import PlanRequest, plan_run
 from carefl_secure.federation.plan.ledger_history import earlier_spends
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.server.optimizers import FedAvg
-from carefl_secure.federation.server.run import run_federation
 from carefl_secure.privacy import Ledger, epsilon
 from carefl_secure.run_folder import RunFolder
+from tests.support.running import federate
 
 LIMIT = 5.4
 
 
+REQUEST = PlanRequest(
+    unit="record",
+    dimension=60,
+    clients=6,
+    rounds=2,
+    public_records=240,
+    sample_rate=0.1,
+    clipping_norm=1.0,
+    delta=1e-5,
+    target_epsilon=5.0,
+)
+
+
 def planned(**other: Any) -> RunPlan:
-    return plan_run(
-        unit="record",
-        dimension=60,
-        clients=6,
-        rounds=2,
-        public_records=240,
-        sample_rate=0.1,
-        clipping_norm=1.0,
-        delta=1e-5,
-        target_epsilon=5.0,
-        **other,
-    )
+    return plan_run(REQUEST, **other)
 
 
 def test_two_runs_stay_within_the_limit_over_both(tmp_path: Path, tasks_toy: Any) -> None:
@@ -42,11 +44,11 @@ def test_two_runs_stay_within_the_limit_over_both(tmp_path: Path, tasks_toy: Any
     assert first.noise_multiplier == planned().noise_multiplier  # nothing was spent before
 
     def run(plan: RunPlan, name: str) -> None:
-        result = run_federation(
+        result = federate(
             plan,
             tasks_toy(6),
             np.zeros(plan.encoding.dimension, np.float32),
-            optimiser=FedAvg(0.1),
+            optimizer=FedAvg(0.1),
             folder=RunFolder.create(tmp_path / "runs", "", name),
             base_hash=bytes(32),
             ledgers=books,

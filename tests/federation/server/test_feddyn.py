@@ -18,10 +18,11 @@ from carefl_secure.federation.plan.local_steps import LocalPlan
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.server.feddyn import FedDyn
 from carefl_secure.federation.server.optimizers import FedAvg, Listener
-from carefl_secure.federation.server.run import FederationResult, run_federation
+from carefl_secure.federation.server.run import FederationResult
 from carefl_secure.noise import SystemKeySource
 from carefl_secure.run_folder import RunFolder
 from tests.support import points as _POINTS
+from tests.support.running import federate, in_process
 
 ALPHA = 0.5
 # Whole batches: without noise every run is then the same.
@@ -34,11 +35,11 @@ def dyn_plan(plan_toy: PlanToy, rounds: int = 6) -> RunPlan:
 
 
 def run(folder: RunFolder, plan: RunPlan, tasks: Any, **settings: Any) -> FederationResult:
-    return run_federation(
+    return federate(
         plan,
         tasks,
         np.zeros(40, np.float32),
-        optimiser=FedDyn(ALPHA),
+        optimizer=FedDyn(ALPHA),
         folder=folder,
         base_hash=bytes(32),
         **settings,
@@ -186,12 +187,10 @@ def test_the_memory_holds_nothing_but_what_was_released(plan_toy: PlanToy, kind:
 
 
 def test_the_session_carries_the_memory(plan_toy: PlanToy, make_bench: Any) -> None:
-    from carefl_secure.federation.in_process import Clients
-
     plan, tasks = dyn_plan(plan_toy), _POINTS.point_tasks(6)
     bench = make_bench(tasks=tasks, dimension=40)
     mine, other = (
-        Clients(plan, tasks, folder, bytes(32), lambda i: SystemKeySource(), None, None)
+        in_process(plan, tasks, folder)
         for folder in (bench.folder, RunFolder.create(bench.folder.path.parent / "o", "a: 1\n"))
     )
     bench.plan, bench.clients = plan, mine

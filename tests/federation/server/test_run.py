@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from carefl_secure.errors import BudgetExceededError, ConfigError, LedgerError, RunError
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.server.optimizers import FedAdam, FedAvg
-from carefl_secure.federation.server.run import FederationResult, run_federation
+from carefl_secure.federation.server.run import FederationResult
 from carefl_secure.federation.transport.local_grid import FIRST_NODE
 from carefl_secure.privacy import Ledger
 from carefl_secure.run_folder import RunFolder
+from tests.support.running import federate
 
 PlanToy = Callable[..., RunPlan]
 TasksToy = Callable[..., list[Any]]
@@ -60,13 +61,13 @@ class Runner:
 
     def run(self, **options: Any) -> FederationResult:
         settings: dict[str, Any] = {
-            "optimiser": FedAvg(0.5, momentum=0.5),
+            "optimizer": FedAvg(0.5, momentum=0.5),
             "folder": self.folder,
             "base_hash": bytes(32),
             "reporter": self.keeper,
         }
         zeros = np.zeros(self.plan.encoding.dimension, np.float32)
-        return run_federation(self.plan, self.tasks, zeros, **{**settings, **options})
+        return federate(self.plan, self.tasks, zeros, **{**settings, **options})
 
     def spends(self, index: int | None = None) -> int:
         path = self.folder.ledger if index is None else self.folder.client_ledger(index)
@@ -110,11 +111,11 @@ def test_a_run_learns_with_and_without_privacy(
     def evaluate(adapter: NDArray[np.float32]) -> dict[str, float]:
         return {"distance": float(np.linalg.norm(adapter - target))}
 
-    result = run_federation(
+    result = federate(
         plan,
         tasks,
         np.zeros(20, np.float32),
-        optimiser=FedAvg(0.3),
+        optimizer=FedAvg(0.3),
         folder=RunFolder.create(tmp_path, ""),
         base_hash=bytes(32),
         evaluate=evaluate,
@@ -167,7 +168,7 @@ def test_exactly_so_many_vanish_and_the_floor_is_kept(
     runner = make_runner(clients=10, max_colluders=0, rounds=4)
     result = runner.run(dropout=fraction, seed=3)
     assert [row["survivors"] for row in result.rows] == [10 - gone] * 4
-    assert any("floor" in note for note in runner.keeper.notes) == (fraction == 0.9)
+    assert any("min_survivors" in note for note in runner.keeper.notes) == (fraction == 0.9)
     paid = [runner.spends(i) for i in range(10)]
     assert sum(paid) == 4 * (10 - gone)  # those who vanish before masking pay nothing
     if gone:
@@ -205,22 +206,22 @@ def test_an_interrupted_run_goes_on_and_never_spends_more(
     runner = make_runner(rounds=5)
     ahead = action != "query.share"  # which rides on round 2 otherwise
     with pytest.raises(KeyboardInterrupt):
-        runner.run(record=Stop(3, action), optimiser=FedAdam(0.1), key_prefetch=ahead)
+        runner.run(record=Stop(3, action), optimizer=FedAdam(0.1), key_prefetch=ahead)
     before = runner.folder.read_checkpoint()
     assert before["round"] == 2
     assert [row["round"] for row in runner.folder.read_metrics()] == [1, 2]
     lost = 0 if action == "query.share" else 1
     assert (runner.spends(), runner.releases()) == (2 + lost, 2)
 
-    result = runner.run(resume=True, optimiser=FedAdam(0.1))
+    result = runner.run(resume=True, optimizer=FedAdam(0.1))
     last = 5 - lost
     assert [row["round"] for row in result.rows] == list(range(1, last + 1))
     assert (runner.spends(), runner.releases()) == (5, last)
     assert 7.9 < result.epsilon <= 8.0
     assert all(runner.spends(i) <= 5 for i in range(6))
-    assert any("already paid" in note for note in runner.keeper.notes) == bool(lost)
+    assert any("already charged" in note for note in runner.keeper.notes) == bool(lost)
     # nothing is left to do, and asking again does nothing
-    again = runner.run(resume=True, optimiser=FedAdam(0.1))
+    again = runner.run(resume=True, optimizer=FedAdam(0.1))
     np.testing.assert_array_equal(again.adapter, result.adapter)
     assert runner.spends() == 5
 
@@ -230,11 +231,11 @@ def test_a_resumed_run_continues_the_very_same_path(
 ) -> None:
     def path(stop: bool) -> NDArray[np.float32]:
         runner = make_runner(unit="none", sample_rate=1.0, rounds=4)
-        options: dict[str, Any] = {"optimiser": FedAdam(0.1)}
+        options: dict[str, Any] = {"optimizer": FedAdam(0.1)}
         if stop:
             with pytest.raises(KeyboardInterrupt):
                 runner.run(record=Stop(3), **options)
-            options = {"optimiser": FedAdam(0.1), "resume": True}
+            options = {"optimizer": FedAdam(0.1), "resume": True}
         return runner.run(**options).adapter
 
     np.testing.assert_allclose(path(stop=True), path(stop=False), atol=1e-7)

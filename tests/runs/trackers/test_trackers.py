@@ -23,10 +23,10 @@ from tensorboard.util.tensor_util import make_ndarray
 from carefl_secure.config import load_config
 from carefl_secure.errors import CareflError, ConfigError, RunError
 from carefl_secure.federation.server.optimizers import FedAvg
-from carefl_secure.federation.server.run import FederationResult, run_federation
+from carefl_secure.federation.server.run import FederationResult
 from carefl_secure.progress import SilentReporter
 from carefl_secure.run_folder import RunFolder
-from carefl_secure.runs.build import run_settings
+from carefl_secure.runs.build import run_options
 from carefl_secure.runs.trackers import (
     base as trackers,
 )
@@ -38,6 +38,7 @@ from carefl_secure.runs.trackers import (
 )
 from carefl_secure.runs.trackers.base import Followed
 from carefl_secure.runs.train import train
+from tests.support.running import federate
 
 CLIENTS, ROUNDS = 6, 3
 BOTH = ("tensorboard", "mlflow")
@@ -88,11 +89,11 @@ def rounds(plan_toy: Any, tasks_toy: Any, tmp_path: Path) -> Any:
     ) -> tuple[RunFolder, FederationResult | CareflError]:
         folder = RunFolder.create(runs, CONFIG) if folder is None else folder
         try:
-            return folder, run_federation(
+            return folder, federate(
                 plan,
                 tasks_toy(CLIENTS, 60, 30),
                 np.zeros(60, np.float32),
-                optimiser=FedAvg(1.0),
+                optimizer=FedAvg(1.0),
                 folder=folder,
                 base_hash=bytes(32),
                 reporter=reporter,
@@ -288,7 +289,9 @@ def test_a_missing_package_is_refused_before_anything_begins(
 ) -> None:
     config = load_config(None, [], run_dir=tmp_path / "runs", track=["tensorboard", "mlflow"])
     assert config.run.trackers == BOTH
-    assert run_settings(config)["follow"].keywords == {"names": BOTH}
+    assert run_options(config, lambda _: {}, SilentReporter())["monitoring"].follow.keywords == {
+        "names": BOTH
+    }
     real: Any = trackers.importlib.util.find_spec
     monkeypatch.setattr(
         trackers.importlib.util, "find_spec", lambda n: None if n == "mlflow" else real(n)

@@ -1,0 +1,87 @@
+"""How the rounds of a run sum: one frozen object, from the configuration to every party."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from carefl_secure.errors import ConfigError
+from carefl_secure.federation.plan.json_fields import dataclass_from_json
+
+__all__ = ["Aggregation", "AggregationConfig"]
+
+Aggregation = Literal["pairwise", "committee", "encrypted"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AggregationConfig:
+    """The aggregation protocol of a run and its parameters.
+
+    Parameters
+    ----------
+    protocol : {"pairwise", "committee", "encrypted"}
+        The same noise gives the same adapter under all three.
+    members : int
+        Size of the committee; only ``committee`` has one.
+    dropout_tolerance : int
+        Committee members that may drop out once all have announced their keys;
+        ``2 * dropout_tolerance + 1`` honest members are needed then, in place of one.
+    prefetch : bool
+        Whether the keys of a round are exchanged during the round before. It changes no result,
+        and nothing where uploads are encrypted.
+
+    Raises
+    ------
+    ConfigError
+        A value is out of range.
+    """
+
+    protocol: Aggregation = "pairwise"
+    members: int = 3
+    dropout_tolerance: int = 0
+    prefetch: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse what no protocol offers."""
+        if self.protocol not in get_args(Aggregation):
+            raise ConfigError(
+                f"there is no aggregation protocol {self.protocol!r}; choose one of "
+                f"{', '.join(get_args(Aggregation))}"
+            )
+        if self.members < 1:
+            raise ConfigError(f"a committee of {self.members} members is none; choose 1 or more")
+        if self.dropout_tolerance < 0:
+            raise ConfigError(
+                f"the committee's dropout tolerance is {self.dropout_tolerance}; choose 0 or more"
+            )
+
+    @property
+    def helpers(self) -> int:
+        """Number of parties besides the clients and the server."""
+        if self.protocol == "committee":
+            return self.members
+        return int(self.protocol == "encrypted")
+
+    @property
+    def label(self) -> str:
+        """Protocol and whatever else changes whom the clients trust, for checkpoints."""
+        if self.protocol == "committee" and self.dropout_tolerance:
+            return f"{self.protocol} (dropout tolerance {self.dropout_tolerance})"
+        return self.protocol
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> AggregationConfig:
+        """Return the configuration that `to_json` gave.
+
+        Raises
+        ------
+        ConfigError
+            A field is missing, unknown, of another type or out of range.
+        """
+        return dataclass_from_json(cls, value)

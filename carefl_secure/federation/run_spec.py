@@ -1,0 +1,120 @@
+"""What an engine needs to start the parties of a run, and what does not belong to that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from carefl_secure.errors import ConfigError
+from carefl_secure.federation.local_update.task import LocalTask
+from carefl_secure.federation.plan.aggregation_config import AggregationConfig
+from carefl_secure.federation.plan.run_plan import RunPlan
+from carefl_secure.federation.plan.staged import Stage
+from carefl_secure.noise import KeySource, SystemKeySource
+from carefl_secure.run_folder import RunFolder
+
+__all__ = ["PerformanceFlags", "RunSpec", "Simulation", "TaskFactory", "system_keys"]
+
+TaskFactory = Callable[[], Sequence[LocalTask]]
+"""Makes one task for each client; an engine whose clients live elsewhere never calls it."""
+
+
+def system_keys(index: int) -> KeySource:
+    """Return the operating system's entropy, for every client."""
+    return SystemKeySource()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """Everything that an engine needs to start the parties of a run.
+
+    Parameters
+    ----------
+    plan : RunPlan
+        The agreed plan.
+    tasks : callable() -> sequence of LocalTask
+        Makes the clients' work. Engines whose clients live elsewhere never call it.
+    folder : RunFolder
+        Names the run and holds what the clients keep.
+    base_hash : bytes
+        32 bytes over the frozen base model and what else all parties share.
+    aggregation : AggregationConfig
+        How a round sums.
+    key_source : callable(int) -> KeySource
+        Keys of a client; the operating system's entropy by default. Anything else makes noise and
+        masks predictable.
+    ledgers : Path, optional
+        Folder of client ledgers that outlive the run, ``<index>.jsonl`` each.
+    max_epsilon : float, optional
+        The clients' own limit over all runs in their ledgers; the plan's target by default.
+    stage : Stage, optional
+        Which stage of a run this is; ``plan`` is then its own, ``folder`` names it, and a stage
+        after the first goes on in a folder and in ledgers that were used before.
+    """
+
+    plan: RunPlan
+    tasks: TaskFactory
+    folder: RunFolder
+    base_hash: bytes
+    aggregation: AggregationConfig = field(default_factory=AggregationConfig)
+    key_source: Callable[[int], KeySource] = system_keys
+    ledgers: Path | None = None
+    max_epsilon: float | None = None
+    stage: Stage | None = None
+
+    def make_tasks(self) -> Sequence[LocalTask]:
+        """Make the tasks and check that there is one for each client.
+
+        Raises
+        ------
+        ConfigError
+            When there is not.
+        """
+        tasks, clients = self.tasks(), self.plan.privacy.clients
+        if len(tasks) != clients:
+            raise ConfigError(f"{len(tasks)} tasks for {clients} clients; give one each")
+        return tasks
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """A situation that is only played; it changes no promise.
+
+    Parameters
+    ----------
+    dropout : float
+        Share of the clients, in [0, 1), that drop out after the key phase of each round.
+    seed : int
+        Decides which, and nothing else; it is not secret.
+
+    Raises
+    ------
+    ConfigError
+        When the share is out of range.
+    """
+
+    dropout: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse a share that is none."""
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout must lie in [0, 1), not {self.dropout}")
+
+
+@dataclass(frozen=True)
+class PerformanceFlags:
+    """What changes time and memory and no result.
+
+    Parameters
+    ----------
+    workers : int
+        Clients that work at the same time, where one machine plays them all.
+    timeout : float
+        Seconds that a party on a network has to answer one message; one that takes longer counts
+        as dropped out of the round.
+    """
+
+    workers: int = 1
+    timeout: float = 3600.0

@@ -1,0 +1,118 @@
+"""What a run can be resumed from: its agreed plan, and its state after each finished round."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+from numpy.typing import NDArray
+
+from carefl_secure.errors import ConfigError, RunError
+from carefl_secure.federation.run_spec import RunSpec
+from carefl_secure.federation.server.optimizers import ServerOptimizer
+from carefl_secure.run_folder import write_atomically
+
+__all__ = ["Checkpoints"]
+
+Adapter = NDArray[np.float32]
+_OPTIMIZER = "optimizer."
+
+
+class Checkpoints:
+    """Writes and reads the state of one run, or of one of its stages.
+
+    Parameters
+    ----------
+    spec : RunSpec
+    optimizer : ServerOptimizer
+        Its state is saved, and restored in place.
+    """
+
+    def __init__(self, spec: RunSpec, optimizer: ServerOptimizer) -> None:
+        self._folder = spec.folder
+        self._plan = spec.plan
+        self._stage = spec.stage
+        self._aggregation = spec.aggregation.label
+        self._optimizer = optimizer
+
+    def begin(self, initial: Adapter) -> Adapter:
+        """Check that the folder is fresh, then write the plan and a checkpoint before any round.
+
+        The plan of a run in stages is whole before the first of them; later ones add a checkpoint.
+
+        Raises
+        ------
+        ConfigError
+            When the adapter is not that of the plan.
+        RunError
+            When the folder was used before.
+        """
+        dimension = self._plan.encoding.dimension
+        if initial.dtype != np.float32 or initial.shape != (dimension,):
+            raise ConfigError(
+                f"the initial adapter must be float32 of {dimension} entries, "
+                f"not {initial.dtype} {initial.shape}"
+            )
+        folder, stage = self._folder, self._stage
+        if stage is None or stage.number == 1:
+            if folder.checkpoint.exists() or folder.ledger.exists():
+                raise RunError(f"{folder.path} was used before; resume it or create a new run")
+            plan = self._plan.to_json() if stage is None else stage.paper
+            text = json.dumps(plan, indent=2, sort_keys=True, allow_nan=False)
+            write_atomically(folder.plan, text.encode() + b"\n")
+        adapter = initial.copy()
+        self.save(adapter, 0 if stage is None else stage.offset)
+        return adapter
+
+    def save(self, adapter: Adapter, number: int) -> None:
+        """Replace the checkpoint by the state after round ``number``."""
+        state = {_OPTIMIZER + name: value for name, value in self._optimizer.state().items()}
+        agreed: dict[str, int | str] = {
+            "round": number,
+            "plan": self._digest(),
+            "aggregation": self._aggregation,
+        }
+        where = {} if self._stage is None else self._stage.state()
+        self._folder.write_checkpoint({**agreed, "adapter": adapter, **where, **state})
+
+    def restore(self) -> tuple[Adapter, int]:
+        """Return adapter and number of the last finished round; drop figures that go beyond it.
+
+        Raises
+        ------
+        RunError
+            When the checkpoint is damaged or of another run.
+        """
+        folder, stage = self._folder, self._stage
+        state = folder.read_checkpoint()
+        if state.get("plan") != self._digest():
+            raise RunError(f"{folder.path} was begun under another plan; resume it with its own")
+        if stage is not None and state.get("stage") != stage.number:
+            raise RunError(
+                f"the checkpoint of {folder.path} is of stage {state.get('stage')}, not "
+                f"{stage.number}; restore it from a copy"
+            )
+        begun = state.get("aggregation")
+        if begun != self._aggregation:
+            raise RunError(
+                f"{folder.path} was begun with aggregation {begun}, not {self._aggregation}; whom "
+                "the clients trust does not change within a run: resume it with its own"
+            )
+        adapter, number = state.get("adapter"), state.get("round")
+        if not isinstance(adapter, np.ndarray) or not isinstance(number, int):
+            raise RunError(
+                f"the checkpoint of {folder.path} lacks its adapter; restore it from a copy"
+            )
+        self._optimizer.load(
+            {
+                name.removeprefix(_OPTIMIZER): value
+                for name, value in state.items()
+                if name.startswith(_OPTIMIZER)
+            }
+        )
+        folder.keep_metrics(number)
+        return adapter.astype(np.float32), number
+
+    def _digest(self) -> str:
+        """Return the hash of what plan.json holds."""
+        return self._plan.hash().hex() if self._stage is None else self._stage.digest
