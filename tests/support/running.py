@@ -59,7 +59,8 @@ def federate(
 ) -> FederationResult:
     """Run a federation; the options are fields of a specification and of what goes with it."""
     spec = run_spec(plan, tasks, folder, options)
-    monitoring = Monitoring(**_taken(options, *_MONITORING))
+    watching = _taken(options, *_MONITORING)
+    monitoring = Monitoring(**{k: v for k, v in watching.items() if v is not None})
     simulation = Simulation(**_taken(options, "dropout", "seed"))
     performance = PerformanceFlags(**_taken(options, "workers", "timeout"))
     assert not options, options
