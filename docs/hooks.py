@@ -159,6 +159,8 @@ def _row(parameter: click.Parameter) -> str:
             f" {parameter.metavar}" if parameter.metavar and parameter.opts[0][0] == "-" else ""
         )
         kind = _KINDS.get(parameter.type.name, parameter.type.name)
+        if isinstance(parameter.type, click.Choice):
+            kind = ", ".join(f"`{word}`" for word in parameter.type.choices)
         kind += ", repeatable" if parameter.multiple or parameter.nargs == -1 else ""
         default = f"`{parameter.default}`"
         if parameter.default is None or parameter.default == ():

@@ -109,3 +109,14 @@ def test_the_hooks_before_a_commit_are_the_tools_of_make_check() -> None:
     for hook in hooks["hooks"]:
         tool = hook["entry"].split()[0].rsplit("/", 1)[1]
         assert f"$(BIN)/{tool} " in make
+
+
+def test_the_watch_page_names_every_section_that_mlflow_gets() -> None:
+    source = (ROOT / "carefl_secure" / "runs" / "trackers" / "mlflow.py").read_text("utf-8")
+    sections = re.search(r"^_SECTIONS = \((.*?)\)", source, re.MULTILINE | re.DOTALL)
+    assert sections is not None
+    (sentence,) = re.findall(
+        r"settings of the sections (.*?), without",
+        (ROOT / "docs" / "guide" / "watch.md").read_text("utf-8"),
+    )
+    assert re.findall(r"`(\w+)`", sentence) == re.findall(r'"(\w+)"', sections[1])
