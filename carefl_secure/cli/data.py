@@ -37,6 +37,9 @@ def check(
         str, typer.Option(help="Label space, such as basic; auto takes all there are.")
     ] = "auto",
     view: Annotated[str, typer.Option(help="For RAF-DB: aligned or original.")] = "auto",
+    format: Annotated[
+        str, typer.Option(help="Name of the corpus format; auto looks for the marks of each.")
+    ] = "auto",
     clients: Annotated[
         int | None, typer.Option(min=2, help="Share it out to so many clients; compare these too.")
     ] = None,
@@ -57,7 +60,13 @@ def check(
 
     def run(reporter: RichReporter | SilentReporter) -> Report:
         return check_corpus(
-            path, task=labels, view=view, clients=clients, column=column, reporter=reporter
+            path,
+            task=labels,
+            view=view,
+            format=format,
+            clients=clients,
+            column=column,
+            reporter=reporter,
         )
 
     if quiet:
@@ -86,7 +95,7 @@ def _show(report: Report, console: Console) -> None:
     if not console.is_terminal:
         console = Console(file=console.file, width=_WIDTH)
     console.print(f"{report.kind}: {report.root}", markup=False, highlight=False, soft_wrap=True)
-    table = _table("splits", "split", "records", "images", "labelled", "left out", "repeated")
+    table = _table("splits", "split", "records", "images", "labelled", "skipped", "repeated")
     for one in report.splits:
         numbers = (one.records, one.images, one.labelled, sum(one.skipped.values()), one.repeated)
         table.add_row(one.name, *(f"{number:,}" for number in numbers))

@@ -1,157 +1,160 @@
-"""Which published corpus a folder holds, and its splits, ready to train on.
+"""The registry of corpus formats: which of them a folder has, and its splits, ready to train on.
 
-``emotic-mat``, ``emotic-table``, ``emotic-archive``
-    EMOTIC with ``Annotations.mat``, as ``emotic_pre``, or as ``annots_arrs``.
-``caers``, ``ncaers``
-    CAER-S, and the selection of it without shared videos.
-``rafdb``, ``rafdb-folders``
-    RAF-DB, and copies of it with numbered class folders.
-``cexpr``
-    C-EXPR-DB and its challenge.
-``imagefolder``
-    Anything in the layout of :mod:`carefl_secure.data.corpora.image_folder`, whole or below folders
-    ``train``, ``val`` and ``test``.
+To add one, write a file in :mod:`carefl_secure.data.corpora` that ends in a
+:class:`~carefl_secure.data.corpora.base.CorpusFormat`, and name it in :data:`FORMATS`. A format of
+one's own, outside the package, is a Python entry point in the group ``carefl_secure.corpora``; it
+is used where ``data.format`` names it, and never by resemblance.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from carefl_secure.data.corpora.caers import caers_base, load_caers
-from carefl_secure.data.corpora.cexpr import cexpr_bases, load_cexpr
-from carefl_secure.data.corpora.emotic.archive import archive_folder, load_emotic_archive
-from carefl_secure.data.corpora.emotic.mat import load_emotic, mat_file
-from carefl_secure.data.corpora.emotic.table import load_emotic_csv, table_folder
-from carefl_secure.data.corpora.image_folder import SUFFIXES, FolderCorpus, load_imagefolder
-from carefl_secure.data.corpora.ncaers import load_ncaers, ncaers_base
-from carefl_secure.data.corpora.rafdb import (
-    load_rafdb,
-    numbered_subset,
-    refuse_rafce,
-    subset_root,
-)
+from carefl_secure.data.corpora import caers, cexpr, image_folder, ncaers, rafdb
+from carefl_secure.data.corpora.base import CorpusFormat, ReadOptions
+from carefl_secure.data.corpora.emotic import archive, mat, table
 from carefl_secure.data.deduplication.duplicates import drop_shared
-from carefl_secure.data.deduplication.image_hashes import fingerprints
+from carefl_secure.data.deduplication.image_hashes import hash_images
 from carefl_secure.data.label_spaces import PUBLISHED_SPACES
-from carefl_secure.data.records import Corpus, LabelSpace
+from carefl_secure.data.records import Corpus
 from carefl_secure.errors import ConfigError, DataError
-from carefl_secure.progress import Reporter
 
-__all__ = ["KINDS", "Disjoint", "Layout", "open_corpus", "recognise", "split_folders"]
+__all__ = [
+    "ENTRY_POINTS",
+    "FORMATS",
+    "Disjoint",
+    "Layout",
+    "corpus_format",
+    "detect",
+    "open_corpus",
+]
 
 Disjoint = Literal["no", "exact", "near"]
-_VIEWS: Mapping[str, tuple[str, ...]] = {
-    "emotic-mat": ("image", "person"),
-    "emotic-table": ("image", "person"),
-    "emotic-archive": ("image", "person"),
-    "caers": ("image", "face"),
-    "ncaers": ("image", "face"),
-    "rafdb": ("aligned", "original", "realigned"),
-    "rafdb-folders": (),
-    "cexpr": (),
-    "imagefolder": (),
+ENTRY_POINTS = "carefl_secure.corpora"
+"""The entry point group of formats that other packages bring."""
+
+FORMATS: Mapping[str, CorpusFormat] = {
+    one.name: one
+    for one in (
+        mat.FORMAT,
+        table.FORMAT,
+        archive.FORMAT,
+        caers.FORMAT,
+        ncaers.FORMAT,
+        rafdb.FORMAT,
+        rafdb.FOLDERS_FORMAT,
+        cexpr.FORMAT,
+        image_folder.FORMAT,
+    )
 }
-KINDS = tuple(_VIEWS)
-_SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+"""Formats of the package, in the order in which a folder is held against their marks."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What was recognised.
+    """What a folder was found to hold.
 
     Parameters
     ----------
-    kind : str
-        One of :data:`KINDS`.
+    format : CorpusFormat
     root : Path
         The folder that was looked at.
     tasks : tuple of str
         The label spaces it can be read with; empty where it brings its own.
     """
 
-    kind: str
+    format: CorpusFormat
     root: Path
     tasks: tuple[str, ...]
 
-
-def split_folders(root: Path) -> dict[str, Path]:
-    """Return ``train``, ``val`` and ``test`` below an image folder, where it has nothing else."""
-    if any((root / f"metadata.{kind}").is_file() for kind in ("jsonl", "csv")):
-        return {}
-    found = {}
-    for sub in sorted(sub for sub in root.iterdir() if sub.is_dir()):
-        name = _SPLITS.get(sub.name.lower())
-        if name is None or name in found:
-            return {}
-        found[name] = sub
-    return {name: found[name] for name in ("train", "val", "test") if name in found}
+    @property
+    def kind(self) -> str:
+        """The name of the format."""
+        return self.format.name
 
 
-def _has_images(root: Path) -> bool:
-    if any((root / f"metadata.{kind}").is_file() for kind in ("jsonl", "csv")):
-        return True
-    return any(
-        path.suffix.lower() in SUFFIXES
-        for sub in root.iterdir()
-        if sub.is_dir()
-        for path in sub.iterdir()
-    )
+def corpus_format(name: str) -> CorpusFormat:
+    """Return a format by name, from the package or from an entry point.
+
+    Raises
+    ------
+    ConfigError
+        If there is none of that name, two packages bring it, it cannot be imported, or it is not
+        a `CorpusFormat`.
+    """
+    found = entry_points(group=ENTRY_POINTS)
+    if name in FORMATS:
+        return FORMATS[name]
+    mine = [one for one in found if one.name == name]
+    if len(mine) != 1:
+        known = ", ".join([*FORMATS, *sorted({one.name for one in found})])
+        raise ConfigError(
+            f"data.format is {name!r}, which {'several packages bring' if mine else 'is unknown'}; "
+            f"choose auto or one of {known}"
+        )
+    try:
+        loaded = mine[0].load()
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"data.format={name} is brought by {mine[0].value}, which cannot be imported: {error}; "
+            "repair that package"
+        ) from error
+    if not isinstance(loaded, CorpusFormat):
+        raise ConfigError(
+            f"data.format={name} is brought by {mine[0].value}, which is a "
+            f"{type(loaded).__name__} and not a CorpusFormat; repair that package"
+        )
+    return loaded
 
 
-def recognise(root: Path) -> Layout:
-    """Tell which corpus a folder holds, by its files and not by its name.
+def detect(root: Path, format: str = "auto") -> Layout:
+    """Tell which corpus a folder holds, by marks that only this corpus has.
+
+    Parameters
+    ----------
+    root : Path
+    format : str
+        Name of a format that is taken without looking for its marks; or ``auto``.
 
     Raises
     ------
     DataError
-        If it holds none, or several; the text says what was looked for.
+        If it holds several published corpora, or is no folder.
+    ConfigError
+        If the format is unknown.
     """
     if not root.is_dir():
         raise DataError(f"{root} is not a folder; give the folder that holds the corpus")
-    refuse_rafce(root)
+    rafdb.refuse_rafce(root)
+    if format != "auto":
+        chosen = corpus_format(format)
+        return Layout(chosen, root, chosen.tasks(root, True))
     found: list[Layout] = []
-    if mat_file(root):
-        found.append(Layout("emotic-mat", root, ("emotic",)))
-    elif table_folder(root):
-        found.append(Layout("emotic-table", root, ("emotic",)))
-    elif archive_folder(root):
-        found.append(Layout("emotic-archive", root, ("emotic",)))
-    if caers_base(root):
-        found.append(Layout("caers", root, ("caers",)))
-    elif ncaers_base(root):
-        found.append(Layout("ncaers", root, ("caers",)))
-    subsets = tuple(s for s in ("basic", "compound") if subset_root(root, s))
-    numbered = numbered_subset(root)
-    if subsets:
-        found.append(Layout("rafdb", root, subsets))
-    elif numbered:
-        found.append(Layout("rafdb-folders", root, (numbered,)))
-    if cexpr_bases(root):
-        found.append(Layout("cexpr", root, ("cexpr",)))
+    for one in FORMATS.values():
+        family = one.name.split("-")[0].lstrip("n")
+        tasks = one.tasks(root, False)
+        if tasks and all(other.kind.split("-")[0].lstrip("n") != family for other in found):
+            found.append(Layout(one, root, tasks))
     if len(found) > 1:
         raise DataError(
-            f"{root} holds several corpora ({', '.join(one.kind for one in found)}); "
-            "point at the folder of one of them"
+            f"{root} holds several corpora ({', '.join(one.kind for one in found)}); point at the "
+            "folder of one of them, or name it in data.format"
         )
     if found:
         return found[0]
-    parts = split_folders(root)
-    if (parts and any(map(_has_images, parts.values()))) or _has_images(root):
-        return Layout("imagefolder", root, ())
-    raise DataError(
-        f"{root} is no corpus that is known. Looked for: EMOTIC (Annotations/Annotations.mat, "
-        "emotic_pre/train.csv, annots_arrs/annot_arrs_train.csv), CAER-S (CAER-S/train/Angry), "
-        "NCAER-S (images/train/Anger), RAF-DB (basic/EmoLabel/list_patition_label.txt, "
-        "compound/EmoLabel/..., train/1), C-EXPR-DB (cropped_aligned, videos, folds), an image "
-        "folder (metadata.jsonl, or LABEL/IMAGE)"
-    )
+    if not any(files for _, _, files in os.walk(root, followlinks=True)):
+        marks = "; ".join(one.looks_like for one in FORMATS.values())
+        raise DataError(f"{root} is no corpus that is known, it is empty. Looked for: {marks}")
+    return Layout(image_folder.FORMAT, root, ())
 
 
 def _view(layout: Layout, view: str) -> str:
-    known = _VIEWS[layout.kind]
+    known = layout.format.views
     if view == "auto":
         return "auto" if layout.kind == "rafdb" or not known else known[0]
     if view not in known:
@@ -162,7 +165,7 @@ def _view(layout: Layout, view: str) -> str:
 
 
 def _task(layout: Layout, task: str) -> str:
-    if layout.kind == "imagefolder":
+    if layout.format.own_labels:
         if task not in ("auto", *PUBLISHED_SPACES):
             raise ConfigError(
                 f"unknown label space {task!r}; choose auto or one of {', '.join(PUBLISHED_SPACES)}"
@@ -178,61 +181,28 @@ def _task(layout: Layout, task: str) -> str:
     return task
 
 
-def _open_folder(root: Path, task: str, check: bool, space: LabelSpace | None) -> dict[str, Corpus]:
-    space = space if task == "auto" else PUBLISHED_SPACES[task]
-    parts = split_folders(root) or {"all": root}
-    name = root.resolve().name
-
-    def load(space: LabelSpace | None, check: bool) -> dict[str, FolderCorpus]:
-        return {
-            part: load_imagefolder(path, space, name=f"{name}/{part}", check=check)
-            for part, path in parts.items()
-        }
-
-    corpora = load(space, check)
-    if space is None:
-        labels = sorted({label for one in corpora.values() for label in one.space.labels})
-        multi = any(one.space.multi for one in corpora.values())
-        # Every split must count its labels alike.
-        corpora = load(LabelSpace(name, tuple(labels), multi), False)
-    return dict(corpora)
-
-
 def open_corpus(
     path: Path,
+    options: ReadOptions | None = None,
     *,
-    task: str = "auto",
-    view: str = "auto",
+    format: str = "auto",
     disjoint: Disjoint = "no",
-    fold: int = 0,
-    every: int = 1,
-    check: bool = False,
-    reporter: Reporter | None = None,
-    space: LabelSpace | None = None,
 ) -> dict[str, Corpus]:
-    """Recognise a corpus and return the splits that it has.
+    """Detect a corpus and return the splits that it has; no pixel is read.
 
     Parameters
     ----------
     path : Path
         The folder.
-    task : str
-        The label space; ``auto`` where there is only one.
-    view : str
-        ``image`` or ``person`` (EMOTIC), ``image`` or ``face`` (CAER-S), ``aligned``,
+    options : ReadOptions, optional
+        ``view`` is ``image`` or ``person`` (EMOTIC), ``image`` or ``face`` (CAER-S), ``aligned``,
         ``original`` or ``realigned`` (RAF-DB); ``auto`` takes the first that is there.
+    format : str
+        Name of the format; ``auto`` looks for the marks of each.
     disjoint : {"no", "exact", "near"}
         Leave out of val and test what an earlier split holds too, by equal pixels and by subject
-        (the video, where it is known), and with ``near`` by nearly equal pictures as well. All
+        (the video, where it is known), and with ``near`` by nearly equal images as well. All
         images are read for that.
-    fold, every : int
-        For C-EXPR-DB: which fold, and every so-manieth frame.
-    check : bool
-        Read every image to its end now. Published corpora leave out and count what cannot be
-        read; an image folder is refused.
-    reporter : Reporter, optional
-    space : LabelSpace, optional
-        Labels that were agreed on, for an image folder; derived from the folder by default.
 
     Returns
     -------
@@ -243,47 +213,30 @@ def open_corpus(
     Raises
     ------
     DataError
-        If the corpus is not recognised or not usable.
+        If the corpus is not usable.
     LabelError
         If a label is not in the space.
     ConfigError
-        If the task or the view does not exist there.
+        If the format, the task or the view does not exist there.
     """
-    layout = recognise(path)
-    task, view = _task(layout, task), _view(layout, view)
+    options = options or ReadOptions()
+    layout = detect(path, format)
+    task, view = _task(layout, options.task), _view(layout, options.view)
     if disjoint != "no" and view == "person" and layout.kind in ("emotic-table", "emotic-archive"):
         raise ConfigError(
             f"{layout.kind} in the view of persons has lost which of them share an image, so its "
             "splits cannot be told apart; use the view image"
         )
-    rest: dict[str, Any] = {"check": check, "reporter": reporter}
-    corpora: dict[str, Corpus]
-    if layout.kind == "imagefolder":
-        corpora = _open_folder(path, task, check, space)
-    elif space is not None:
+    if options.space is not None and not layout.format.own_labels:
         raise ConfigError(
             f"{path} is {layout.kind}, which has labels of its own; name them in data.labels, and "
             "leave data.words out"
         )
-    elif layout.kind.startswith("rafdb"):
-        subset: Any = task
-        corpora = dict(load_rafdb(path, subset, view=view, **rest))  # type: ignore[arg-type]
-    elif layout.kind == "cexpr":
-        corpora = dict(load_cexpr(path, fold=fold, every=every, **rest))
-    else:
-        load: Any = {
-            "emotic-mat": load_emotic,
-            "emotic-table": load_emotic_csv,
-            "emotic-archive": load_emotic_archive,
-            "caers": load_caers,
-            "ncaers": load_ncaers,
-        }[layout.kind]
-        corpora = dict(load(path, view=view, **rest))
+    corpora = dict(layout.format.load(path, replace(options, task=task, view=view)))
     if disjoint != "no":
-        prints = {name: fingerprints(corpus, reporter) for name, corpus in corpora.items()}
-        kept, skipped = drop_shared(corpora, prints, near=disjoint == "near")
+        hashes = {name: hash_images(corpus, options.reporter) for name, corpus in corpora.items()}
+        kept, skipped = drop_shared(corpora, hashes, near=disjoint == "near")
         for reason, count in skipped.dropped.items():
-            if reporter:
-                reporter.note(f"left out: {count} x {reason}")
+            options.reporter.note(f"left out: {count} x {reason}")
         corpora = dict(kept)
     return corpora

@@ -9,19 +9,20 @@ import numpy.typing as npt
 
 from carefl_secure.data.records import Corpus, image_of, targets
 from carefl_secure.data.splits import groups as joined
-from carefl_secure.data.subjects import people
+from carefl_secure.data.subjects import subject_groups
 from carefl_secure.errors import ConfigError, DataError
 
 __all__ = ["partition"]
 
 Indices = npt.NDArray[np.int64]
+Kind = Literal["iid", "dirichlet", "column", "quantity", "folder"]
 _DRAWS = 100
 
 
 def partition(
     corpus: Corpus | npt.NDArray[Any],
     clients: int,
-    kind: Literal["iid", "dirichlet", "column", "quantity"] = "iid",
+    kind: Kind = "iid",
     *,
     alpha: float = 0.5,
     column: str | None = None,
@@ -43,6 +44,7 @@ def partition(
         the lower id), and records without a label form a label of their own.
         ``column`` gives all records with one value of an attribute, or of ``subject``, to one
         client; values go, the largest first, to the client with the fewest records.
+        ``folder`` gives each client the records of one folder, see ``data.partition``.
         ``quantity`` draws the clients' shares of all records from one ``Dirichlet(alpha)``, so
         that sizes differ and labels do not.
     alpha : float
@@ -70,6 +72,14 @@ def partition(
     DataError
         If a record lacks the column.
     """
+    if kind == "folder":
+        kind, column = "column", "folder"
+        named = set() if isinstance(corpus, np.ndarray) else _folders(corpus)
+        if len(named) != clients:
+            raise ConfigError(
+                f"data.partition=folder finds {len(named)} folders of clients "
+                f"({', '.join(sorted(named)[:5])}); set federation.clients={len(named)}"
+            )
     if together or (kind != "column" and _share_images(corpus)):
         return _of_groups(corpus, clients, kind, alpha, column, seed, together)
     labels = np.asarray(corpus) if isinstance(corpus, np.ndarray) else targets(corpus)
@@ -96,6 +106,10 @@ def partition(
     return [np.sort(part).astype(np.int64) for part in parts]
 
 
+def _folders(corpus: Corpus) -> set[str]:
+    return {record.attributes.get("folder", "") for record in corpus.records}
+
+
 def _rarest(labels: npt.NDArray[Any]) -> Indices:
     """Return each record's rarest label, and ``K`` for records without one."""
     present = labels > 0
@@ -114,7 +128,7 @@ def _share_images(corpus: Corpus | npt.NDArray[Any]) -> bool:
 def _groups(corpus: Corpus, together: bool) -> list[Indices]:
     """Return the records that stay together: a person's, an image's, or both joined."""
     if not _share_images(corpus):
-        return people(corpus.records)
+        return subject_groups(corpus.records)
     if together:
         return [np.array(group, np.int64) for group in joined(corpus)]
     members: dict[str, list[int]] = {}
@@ -126,7 +140,7 @@ def _groups(corpus: Corpus, together: bool) -> list[Indices]:
 def _of_groups(
     corpus: Corpus | npt.NDArray[Any],
     clients: int,
-    kind: Literal["iid", "dirichlet", "column", "quantity"],
+    kind: Kind,
     alpha: float,
     column: str | None,
     seed: int,
@@ -140,7 +154,7 @@ def _of_groups(
         owner = np.empty(len(corpus.records), np.int64)
         for client, part in enumerate(parts):
             owner[part] = client
-        if any(len(np.unique(owner[group])) > 1 for group in people(corpus.records)):
+        if any(len(np.unique(owner[group])) > 1 for group in subject_groups(corpus.records)):
             raise ConfigError(
                 f"data.column={column} gives records of one person to several clients, and "
                 "privacy.unit=person protects a person at one client only; set data.column=subject "

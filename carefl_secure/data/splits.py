@@ -57,11 +57,12 @@ class Subset:
         return self.corpus.image(self.indices[index])
 
 
-def groups(corpus: Corpus) -> list[list[int]]:
+def groups(corpus: Corpus, equal: Sequence[Sequence[int]] = ()) -> list[list[int]]:
     """Return the records that belong together: one person's, and those of one image.
 
     Records are joined by an equal ``subject``, and by an equal image: the keys of an image's
-    further records end in ``#2``, ``#3`` and so on. Joining is transitive.
+    further records end in ``#2``, ``#3`` and so on. Records in one sequence of ``equal`` are joined
+    too. Joining is transitive.
 
     Returns
     -------
@@ -83,13 +84,22 @@ def groups(corpus: Corpus) -> list[list[int]]:
         if record.subject is not None:
             first, second = sorted((root(image), root(("subject", record.subject))))
             parent[second] = first
+    for same in equal:
+        for index in same[1:]:
+            first, second = sorted((root(images[same[0]]), root(images[index])))
+            parent[second] = first
     members: dict[tuple[str, str], list[int]] = {}
     for index, image in enumerate(images):
         members.setdefault(root(image), []).append(index)
     return [members[name] for name in sorted(members)]
 
 
-def split(corpus: Corpus, fractions: Mapping[str, float], seed: int) -> dict[str, list[int]]:
+def split(
+    corpus: Corpus,
+    fractions: Mapping[str, float],
+    seed: int,
+    equal: Sequence[Sequence[int]] = (),
+) -> dict[str, list[int]]:
     """Cut a corpus so that no person and no image stands in two parts.
 
     Groups (see :func:`groups`) are shuffled by ``seed`` and given one by one to the part that
@@ -103,6 +113,8 @@ def split(corpus: Corpus, fractions: Mapping[str, float], seed: int) -> dict[str
         Share of each part; they sum to 1. A share of 0 gives an empty part.
     seed : int
         Decides who goes where.
+    equal : sequence of sequences of int
+        Records that show equal images, and stay together.
 
     Returns
     -------
@@ -121,7 +133,7 @@ def split(corpus: Corpus, fractions: Mapping[str, float], seed: int) -> dict[str
         math.fsum(shares), 1, abs_tol=1e-9
     ):
         raise ConfigError(f"split shares must be at least 0 and sum to 1, not {dict(fractions)}")
-    together = groups(corpus)
+    together = groups(corpus, equal)
     lacking = {name: share * len(corpus.records) for name, share in fractions.items() if share > 0}
     parts: dict[str, list[int]] = {name: [] for name in fractions}
     for place in np.random.default_rng(seed).permutation(len(together)):

@@ -10,12 +10,12 @@ import numpy.typing as npt
 from carefl_secure.data.records import Record
 from carefl_secure.errors import ConfigError
 
-__all__ = ["first_of_each", "people"]
+__all__ = ["first_of_each", "subject_groups"]
 
 Indices = npt.NDArray[np.int64]
 
 
-def people(records: Sequence[Record], indices: Indices | None = None) -> list[Indices]:
+def subject_groups(records: Sequence[Record], indices: Indices | None = None) -> list[Indices]:
     """Group records by ``subject``.
 
     Parameters
@@ -50,7 +50,7 @@ def first_of_each(groups: Sequence[Indices], most: int) -> Indices:
     Parameters
     ----------
     groups : sequence of ndarray of int64
-        From `people`.
+        From `subject_groups`.
     most : int
         At least 1.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from carefl_secure.captions.cache import CaptionCache
 from carefl_secure.captions.controls import Donors, arrange, drop
@@ -12,10 +11,9 @@ from carefl_secure.captions.describer import STAND_IN, describe_corpus
 from carefl_secure.captions.leakage import leakage
 from carefl_secure.captions.run import read_captions
 from carefl_secure.config import Config
-from carefl_secure.data.open_corpus import open_corpus
 from carefl_secure.data.records import Corpus
 from carefl_secure.progress import Reporter
-from carefl_secure.runs.corpora import Corpora
+from carefl_secure.runs.corpora import Corpora, read_folder
 from carefl_secure.runs.staged_corpora import load_corpora
 
 __all__ = ["Contexts", "caption_parts", "captions_of", "load_contexts"]
@@ -110,7 +108,6 @@ def caption_parts(config: Config, reporter: Reporter) -> dict[str, Corpus]:
         If it cannot be read.
     """
     if not config.data.synthetic:
-        path = Path(config.data.source)
-        return open_corpus(path, task=config.data.labels, view=config.data.view, reporter=reporter)
+        return read_folder(config, reporter)[0]
     corpora = load_corpora(config, reporter)
     return {"private": corpora.private, "public": corpora.public, "test": corpora.test}

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from carefl_secure.data.records import targets
-from carefl_secure.data.subjects import first_of_each, people
+from carefl_secure.data.subjects import first_of_each, subject_groups
 from carefl_secure.model.features import vision_features
 from carefl_secure.model.label_scorer import LabelScorer, Learner
 from carefl_secure.model.mean_gradient import mean_gradient
@@ -154,11 +154,11 @@ def model_tasks(
     labels = targets(corpora.private)
     shares, groups = list(corpora.shares), [list[npt.NDArray[np.int64]]()] * len(corpora.shares)
     if by_person:
-        groups = [people(corpora.private.records, share) for share in shares]
+        groups = [subject_groups(corpora.private.records, share) for share in shares]
     if records_per_person is not None:
         kept = [first_of_each(held, records_per_person) for held in groups]
         shares = [share[places] for share, places in zip(shares, kept, strict=True)]
-        groups = [people(corpora.private.records, share) for share in shares]
+        groups = [subject_groups(corpora.private.records, share) for share in shares]
     return [
         ModelTask(
             Learner(

@@ -9,15 +9,29 @@ import numpy as np
 import numpy.typing as npt
 
 from carefl_secure.config import Config
+from carefl_secure.data.checks.examine import examine, skipped_of
+from carefl_secure.data.checks.summary import counts_line
+from carefl_secure.data.corpora.base import FileCorpus, ReadOptions
+from carefl_secure.data.deduplication.policy import Deduplicated, deduplicate, equal_records
 from carefl_secure.data.open_corpus import open_corpus
 from carefl_secure.data.partition import partition
 from carefl_secure.data.records import Corpus, LabelSpace
+from carefl_secure.data.skipped import Skipped
 from carefl_secure.data.splits import Subset, split
 from carefl_secure.data.synthetic.corpus import synthetic_corpus
-from carefl_secure.errors import DataError, LabelError
+from carefl_secure.errors import DataError, LabelError, PrivacyError
 from carefl_secure.progress import Reporter
 
-__all__ = ["Corpora", "declared_space", "load_own", "load_parts", "open_only", "share_out"]
+__all__ = [
+    "Corpora",
+    "check_subjects",
+    "declared_space",
+    "load_own",
+    "load_parts",
+    "open_only",
+    "read_folder",
+    "share_out",
+]
 
 _PRIVATE = 8000  # records of the embedded corpus, where the configuration gives no number
 _PUBLIC, _TEST, _OPEN = 0.1, 0.15, 0.5  # the other splits, as shares of that number
@@ -41,6 +55,8 @@ class Corpora:
         drawn apart, with the private annotators' habits; otherwise it is ``public``.
     shares : list of ndarray of int64
         Indices into ``private``, one array per client, disjoint.
+    duplicates : str
+        What was found and done about equal images; empty for the embedded corpus.
     """
 
     private: Corpus
@@ -48,6 +64,7 @@ class Corpora:
     test: Corpus
     open: Corpus
     shares: list[npt.NDArray[np.int64]]
+    duplicates: str = ""
 
 
 def declared_space(config: Config) -> LabelSpace | None:
@@ -63,12 +80,44 @@ def load_parts(config: Config, reporter: Reporter) -> Corpora:
     if config.data.synthetic:
         private, public, test, unheld = _drawn(config, reporter)
         return Corpora(private, public, test, unheld, [])
-    private, public, test = _read(config, reporter)
-    return Corpora(private, public, test, public, [])
+    return _read(config, reporter)
+
+
+def check_subjects(config: Config, private: Corpus) -> None:
+    """Refuse a promise per person where the corpus does not say who is shown.
+
+    Raises
+    ------
+    PrivacyError
+        If ``privacy.unit`` is ``person`` and a private record names no person.
+    """
+    if config.privacy.unit != "person":
+        return
+    nobody = sum(record.subject is None for record in private.records)
+    whole = private
+    while isinstance(whole, Subset):
+        whole = whole.corpus
+    if nobody or (isinstance(whole, FileCorpus) and whole.subjects_are != "person"):
+        raise PrivacyError(
+            (
+                f"{nobody} of {len(private.records)} private records have no subject"
+                if nobody
+                else f"the subjects of {whole.name} are videos and not persons"
+            )
+            + ", and privacy.unit=person protects only persons who are named; name the subject of "
+            "every record, or set privacy.unit=record"
+        )
 
 
 def share_out(config: Config, private: Corpus) -> list[npt.NDArray[np.int64]]:
-    """Return each client's share of a private corpus."""
+    """Return each client's share of a private corpus.
+
+    Raises
+    ------
+    PrivacyError
+        If persons are to be protected and a record names none.
+    """
+    check_subjects(config, private)
     return partition(
         private,
         config.federation.clients,
@@ -106,23 +155,39 @@ def _drawn(config: Config, reporter: Reporter) -> tuple[Corpus, Corpus, Corpus, 
     )
 
 
-def _read(config: Config, reporter: Reporter) -> tuple[Corpus, Corpus, Corpus]:
-    """Read a folder; its own test split is kept where it has one, the rest is cut by subject."""
-    path = Path(config.data.source)
-    parts = open_corpus(
-        path,
+def read_folder(config: Config, reporter: Reporter) -> tuple[dict[str, Corpus], Deduplicated]:
+    """Read ``data.source`` as ``data check`` does: the same records, skips and refusals.
+
+    Raises
+    ------
+    DataError
+        If it is unusable, or an image stands in two splits under ``data.deduplicate=refuse``.
+    """
+    how = ReadOptions(
         task=config.data.labels,
         view=config.data.view,
-        reporter=reporter,
         space=declared_space(config),
+        by_client=config.data.partition == "folder",
+        reporter=reporter,
     )
-    whole = _labelled(parts["all"] if "all" in parts else parts.get("train"), path)
+    opened = open_corpus(Path(config.data.source), how, format=config.data.format)
+    found = deduplicate(examine(opened, reporter), config.data.deduplicate)
+    return dict(found.found.corpora), found
+
+
+def _read(config: Config, reporter: Reporter) -> Corpora:
+    """Read a folder; its own test split is kept where it has one, the rest is cut by subject."""
+    path = Path(config.data.source)
+    parts, found = read_folder(config, reporter)
+    chosen = "all" if "all" in parts else "train"
+    whole = _labelled(parts.get(chosen), path)
     public, test = config.data.public_fraction, config.data.test_fraction
     scored = parts.get("test") or parts.get("val")
     shares = {"private": 1.0 - public - test, "public": public, "test": test}
     if scored is not None:
         shares = {"private": 1.0 - public, "public": public}
-    cut = split(whole, shares, config.data.seed)
+    equal = [] if whole is not parts[chosen] else equal_records(found.found.hashes[chosen])
+    cut = split(whole, shares, config.data.seed, equal)
     for name, indices in cut.items():
         if not indices:
             raise DataError(
@@ -131,18 +196,28 @@ def _read(config: Config, reporter: Reporter) -> tuple[Corpus, Corpus, Corpus]:
             )
     made = {name: Subset(whole, tuple(indices)) for name, indices in cut.items()}
     last = made["test"] if scored is None else _labelled(scored, path)
-    return made["private"], made["public"], last
+    skipped = Skipped()
+    for part in parts.values():
+        skipped.merge(skipped_of(part))
+    used = {"private": made["private"], "public": made["public"], "test": last}
+    reporter.note(counts_line(used, skipped, str(path)))
+    if found.repeated or found.shared:
+        reporter.note(str(found))
+    return Corpora(made["private"], made["public"], last, made["public"], [], str(found))
 
 
 def _labelled(corpus: Corpus | None, path: Path) -> Corpus:
-    """Leave out what has no label: it can be neither learnt nor scored."""
-    known = [] if corpus is None else [i for i, r in enumerate(corpus.records) if r.labels]
+    """Leave out what has no label, unless several may hold: then none of them holding counts."""
+    records = [] if corpus is None else corpus.records
+    known = [i for i, record in enumerate(records) if record.labels]
     if corpus is None or not known:
         raise DataError(
             f"{path} has no labelled training records; train on a corpus that has, and use this "
             "one for scoring only"
         )
-    return corpus if len(known) == len(corpus.records) else Subset(corpus, tuple(known))
+    if corpus.space.multi or len(known) == len(records):
+        return corpus
+    return Subset(corpus, tuple(known))
 
 
 def open_only(found: Corpora, config: Config) -> Corpora:
@@ -156,15 +231,17 @@ def open_only(found: Corpora, config: Config) -> Corpora:
     """
     nothing: Corpus = Subset(found.private, ())
     if config.data.synthetic:  # drawn apart already
-        return Corpora(nothing, found.public, found.test, found.open, [])
+        return Corpora(nothing, found.public, found.test, found.open, [], found.duplicates)
     whole = found.private.corpus if isinstance(found.private, Subset) else found.private
     public, test = config.data.public_fraction, config.data.test_fraction
     if isinstance(found.test, Subset) and found.test.corpus is whole and public and test:
         share = public / (public + test)
         cut = split(whole, {"public": share, "test": 1 - share}, config.data.seed)
         parts = {name: Subset(whole, tuple(places)) for name, places in cut.items()}
-        return Corpora(nothing, parts["public"], parts["test"], parts["public"], [])
-    return Corpora(nothing, found.public, found.test, found.public, [])
+        return Corpora(
+            nothing, parts["public"], parts["test"], parts["public"], [], found.duplicates
+        )
+    return Corpora(nothing, found.public, found.test, found.public, [], found.duplicates)
 
 
 def load_own(config: Config, reporter: Reporter) -> Corpora:
@@ -177,20 +254,16 @@ def load_own(config: Config, reporter: Reporter) -> Corpora:
     LabelError
         If a label is not among those that were agreed on.
     """
-    path, space = Path(config.data.source), declared_space(config)
-    if config.data.labels == "auto" and space is None:
+    path = Path(config.data.source)
+    if config.data.labels == "auto" and declared_space(config) is None:
         raise LabelError("the run declares no labels; name data.labels or list data.words")
-    parts = open_corpus(
-        path,
-        task=config.data.labels,
-        view=config.data.view,
-        reporter=reporter,
-        space=space,
-    )
-    whole = parts["all"] if "all" in parts else parts.get("train")
-    places = [] if whole is None else [i for i, one in enumerate(whole.records) if one.labels]
-    if whole is None or not places:
+    parts, found = read_folder(config, reporter)
+    whole = parts.get("all") or parts.get("train")
+    if whole is None or not any(record.labels for record in whole.records):
         raise DataError(f"{path} has no labelled training records; add some, or leave the run")
-    held = Subset(whole, tuple(places))
+    held = _labelled(whole, path)
+    check_subjects(config, held)
+    reporter.note(counts_line({"private": held}, skipped_of(held), str(path)))
     nothing = Subset(whole, ())
-    return Corpora(held, nothing, nothing, nothing, [np.arange(len(places), dtype=np.int64)])
+    everything = [np.arange(len(held.records), dtype=np.int64)]
+    return Corpora(held, nothing, nothing, nothing, everything, str(found))

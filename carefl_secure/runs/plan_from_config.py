@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from carefl_secure.config import Config
-from carefl_secure.data.subjects import people
+from carefl_secure.data.subjects import subject_groups
 from carefl_secure.errors import ConfigError
 from carefl_secure.federation.plan.calibrate import PlanRequest, plan_run
 from carefl_secure.federation.plan.ledger_history import History, earlier_spends
@@ -47,7 +47,7 @@ def plan_of(
 def counted(config: Config, corpora: Corpora) -> tuple[int, int]:
     """Count the units that are sampled, records or persons, and the records."""
     held = corpora.private.records
-    return (len(people(held)) if config.privacy.unit == "person" else len(held)), len(held)
+    return (len(subject_groups(held)) if config.privacy.unit == "person" else len(held)), len(held)
 
 
 def plan_with(

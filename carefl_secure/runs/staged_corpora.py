@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from carefl_secure.config import Config
 from carefl_secure.config.root import stage_config
-from carefl_secure.data.deduplication.image_hashes import fingerprints
+from carefl_secure.data.checks.summary import warnings
+from carefl_secure.data.deduplication.image_hashes import hash_images
 from carefl_secure.data.records import Corpus
 from carefl_secure.data.splits import Subset
 from carefl_secure.errors import ConfigError, DataError
@@ -35,7 +36,11 @@ def load_corpora(config: Config, reporter: Reporter) -> Corpora:
     found = load_parts(config, reporter)
     if config.data.at_sites:
         return open_only(found, config)
-    return replace(found, shares=share_out(config, found.private))
+    shares = share_out(config, found.private)
+    if not config.data.synthetic:
+        for line in warnings(found.private, found.test, shares):
+            reporter.note(line)
+    return replace(found, shares=shares)
 
 
 def load_stages(config: Config, reporter: Reporter) -> list[Corpora]:
@@ -136,7 +141,7 @@ def _apart(found: list[Corpora], spaces: Sequence[str], reporter: Reporter) -> l
         parts: dict[str, Corpus] = {}
         for name in ("private", "public", "test"):
             corpus: Corpus = getattr(one, name)
-            prints = fingerprints(corpus, reporter)
+            prints = hash_images(corpus, reporter)
             seen |= {mark.pixels for mark in prints} - {None}
             keep = sorted(i for mark in prints if mark.pixels not in later for i in mark.records)
             if not keep:
@@ -153,5 +158,6 @@ def _apart(found: list[Corpora], spaces: Sequence[str], reporter: Reporter) -> l
                 f"{dropped} records of the {space} stage left out: a later stage has their pictures"
             )
         later |= seen
-        kept.append(Corpora(**parts, open=parts["public"], shares=[]))
+        public = parts["public"]
+        kept.append(Corpora(parts["private"], public, parts["test"], public, [], one.duplicates))
     return kept[::-1]

@@ -45,8 +45,8 @@ def test_faults_are_shown_and_end_with_10(folder: Path) -> None:
     copy.write_bytes((folder / "train" / "[glad]" / "0.png").read_bytes())
     result = run(folder)
     assert result.exit_code == 10
-    assert "wrong: train and test share 1 pictures" in result.stdout
-    assert "[glad]/0.png = sad/copy.png" in result.stdout
+    assert "wrong: train and test share 1 images" in result.stdout
+    assert "train/[glad]/0.png = test/sad/copy.png" in result.stdout
     assert "nothing is missing" not in result.stdout
 
 

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from carefl_secure.data.corpora.base import CorpusFormat, ReadOptions
 from carefl_secure.data.label_spaces import BASIC, CAERS, COMPOUND
-from carefl_secure.data.open_corpus import KINDS, open_corpus, recognise, split_folders
+from carefl_secure.data.open_corpus import FORMATS, detect, open_corpus
 from carefl_secure.data.records import targets
 from carefl_secure.errors import ConfigError, DataError
 
@@ -25,10 +26,11 @@ def build(make: Any, kind: str) -> Path:
         make.caers()
     elif kind == "ncaers":
         make.picture(root / "images" / "train" / "Anger" / "1.jpg")
+        make.text(root / "crop" / "train" / "Anger" / "1.txt", "1 1 9 9")
     elif kind == "rafdb":
         make.raf("compound", {"train_00001": 11, "test_0001": 1})
     elif kind == "rafdb-folders":
-        make.picture(root / "train" / "1" / "a.jpg")
+        make.picture(root / "train" / "1" / "train_00001_aligned.jpg")
     elif kind == "cexpr":
         make.frames("C-EXPR-DB-CHALLENGE", "01", 2)
     else:
@@ -36,10 +38,10 @@ def build(make: Any, kind: str) -> Path:
     return root
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FORMATS)
 def test_every_layout_is_recognised_and_opened(make: Any, kind: str) -> None:
     root = build(make, kind)
-    assert recognise(root).kind == kind
+    assert detect(root).kind == kind
     corpora = open_corpus(root)
     assert corpora
     for corpus in corpora.values():
@@ -50,59 +52,59 @@ def test_every_layout_is_recognised_and_opened(make: Any, kind: str) -> None:
 
 
 def test_nothing_known_says_what_was_looked_for(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"EMOTIC .*CAER-S .*RAF-DB .*C-EXPR-DB .*image folder"):
-        recognise(tmp_path)
+    with pytest.raises(DataError, match=r"EMOTIC.*CAER-S.*RAF-DB.*C-EXPR-DB.*metadata\.jsonl"):
+        detect(tmp_path)
     with pytest.raises(DataError, match="not a folder"):
-        recognise(tmp_path / "absent")
+        detect(tmp_path / "absent")
 
 
 def test_two_corpora_in_one_folder(make: Any) -> None:
     make.caers()
     make.raf("basic", {"train_00001": 1})
     with pytest.raises(DataError, match=r"several corpora \(caers, rafdb\)"):
-        recognise(make.root)
+        detect(make.root)
 
 
 def test_rafce_alone_is_named_and_not_just_unknown(make: Any) -> None:
     make.text(make.root / "EmoLabel" / "RAFCE_emolabel.txt", "0001.jpg 0")
     with pytest.raises(DataError, match="RAF-CE, another dataset"):
-        recognise(make.root)
+        detect(make.root)
 
 
 def test_lower_case_classes_of_other_corpora_are_not_taken_for_caers(make: Any) -> None:
     for name in ("angry", "disgust", "fear", "happy", "neutral", "sad", "surprise"):
         for split in ("train", "test"):
             make.picture(make.root / split / name / "1.jpg")
-    assert recognise(make.root).kind == "imagefolder"
+    assert detect(make.root).kind == "imagefolder"
     assert list(open_corpus(make.root)) == ["train", "test"]
 
 
 def test_rafdb_with_both_subsets_asks_which(make: Any) -> None:
     make.raf("basic", {"train_00001": 1})
     make.raf("compound", {"train_00001": 11})
-    assert recognise(make.root).tasks == ("basic", "compound")
+    assert detect(make.root).tasks == ("basic", "compound")
     with pytest.raises(ConfigError, match="labels basic, compound"):
         open_corpus(make.root)
-    assert open_corpus(make.root, task="basic")["train"].space is BASIC
-    assert open_corpus(make.root, task="compound")["train"].space is COMPOUND
+    assert open_corpus(make.root, ReadOptions(task="basic"))["train"].space is BASIC
+    assert open_corpus(make.root, ReadOptions(task="compound"))["train"].space is COMPOUND
 
 
 @pytest.mark.parametrize("view", ["aligned", "original"])
 def test_the_view_of_rafdb(make: Any, view: str) -> None:
     root = build(make, "rafdb")
-    assert open_corpus(root, view=view)["train"].name == f"rafdb-compound-{view}/train"
+    assert open_corpus(root, ReadOptions(view=view))["train"].name == f"rafdb-compound-{view}/train"
 
 
 def test_views_and_tasks_that_are_not_there(make: Any) -> None:
     root = build(make, "caers")
     with pytest.raises(ConfigError, match="no view 'aligned'; choose one of auto, image, face"):
-        open_corpus(root, view="aligned")
+        open_corpus(root, ReadOptions(view="aligned"))
     with pytest.raises(ConfigError, match="the labels caers, not 'basic'"):
-        open_corpus(root, task="basic")
+        open_corpus(root, ReadOptions(task="basic"))
     folder = make.root / "mine"
     make.picture(folder / "happy" / "1.jpg")
     with pytest.raises(ConfigError, match="unknown label space 'moods'"):
-        open_corpus(folder, task="moods")
+        open_corpus(folder, ReadOptions(task="moods"))
     assert open_corpus(root)["train"].space is CAERS
 
 
@@ -116,14 +118,14 @@ def test_splits_of_an_image_folder_count_their_labels_alike(make: Any) -> None:
     assert len({c.name for c in corpora.values()}) == 3
 
 
-def test_classes_called_train_are_no_splits(make: Any) -> None:
+def test_split_folders_and_others_are_not_guessed(make: Any) -> None:
     for name in ("train", "tram"):
         make.picture(make.root / name / "1.jpg")
-    assert split_folders(make.root) == {}
-    assert open_corpus(make.root)["all"].space.labels == ("train", "tram")
+    with pytest.raises(DataError, match="split folder train and other folders with images: tram"):
+        open_corpus(make.root)
 
 
-def test_the_split_without_shared_pictures(make: Any) -> None:
+def test_the_split_without_shared_sources(make: Any) -> None:
     root = make.caers(each=2)
     base = root / "CAER-S"
     shutil.copy(base / "train" / "Sad" / "0001.png", base / "test" / "Sad" / "0009.png")
@@ -131,16 +133,6 @@ def test_the_split_without_shared_pictures(make: Any) -> None:
     for disjoint in ("exact", "near"):
         corpora = open_corpus(root, disjoint=disjoint)  # type: ignore[arg-type]
         assert len(corpora["train"].records) == len(corpora["test"].records) == 14
-
-
-def test_checking_leaves_out_what_cannot_be_read(make: Any) -> None:
-    root = make.raf("basic", {"train_00001": 1, "train_00002": 2})
-    make.cut_off(root / "basic" / "Image" / "aligned" / "train_00001_aligned.jpg")
-    assert len(open_corpus(root, check=True)["train"].records) == 1
-    folder = make.root / "mine"
-    make.cut_off(make.picture(folder / "happy" / "1.jpg"))
-    with pytest.raises(DataError, match="cannot be read"):
-        open_corpus(folder, check=True)
 
 
 def test_opening_reads_no_pixels(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,11 +173,72 @@ def test_disjoint_splits_compare_whole_images_in_every_view(make: Any) -> None:
     images = make.root / "emotic" / "mscoco" / "images"
     shutil.copy(images / "a.jpg", images / "b.jpg")
     for view in ("image", "person"):
-        test = open_corpus(make.root, view=view, disjoint="exact")["test"]
+        test = open_corpus(make.root, ReadOptions(view=view), disjoint="exact")["test"]
         assert [r.key for r in test.records] == ["mscoco/images/c.jpg"]
 
 
 def test_disjoint_splits_of_crops_that_lost_their_image(make: Any) -> None:
     make.emotic_archive("train", {"Fear": 1})
     with pytest.raises(ConfigError, match="use the view image"):
-        open_corpus(make.root, view="person", disjoint="near")
+        open_corpus(make.root, ReadOptions(view="person"), disjoint="near")
+
+
+@pytest.mark.parametrize("names", [("1", "2"), ("Anger", "Happy", "Sad"), ("Angry", "Fear", "Sad")])
+def test_a_resemblance_is_no_mark(make: Any, names: tuple[str, ...]) -> None:
+    """Numbers are not RAF-DB's folders, and capitals are not CAER-S's."""
+    for split in ("train", "test"):
+        for name in names:
+            make.picture(make.root / split / name / "face.jpg")
+    assert detect(make.root).kind == "imagefolder"
+    assert open_corpus(make.root)["train"].space.labels == names
+
+
+def test_a_format_is_named_outright(make: Any) -> None:
+    for name in ("1", "2"):
+        make.picture(make.root / "train" / name / "face.jpg")
+    assert open_corpus(make.root, format="rafdb-folders")["train"].space is BASIC
+    for name in ("Angry", "Happy"):
+        make.picture(make.root / "other" / "train" / name / "face.jpg")
+    assert open_corpus(make.root / "other", format="caers")["train"].space is CAERS
+    make.caers()
+    assert open_corpus(make.root / "CAER-S", format="imagefolder")["test"].space.name == "CAER-S"
+
+
+class _Point:
+    def __init__(self, name: str, value: str, loaded: Any) -> None:
+        self.name, self.value, self.loaded = name, value, loaded
+
+    def load(self) -> Any:
+        if isinstance(self.loaded, Exception):
+            raise self.loaded
+        return self.loaded
+
+
+def test_a_format_that_another_package_brings(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    make.picture(make.root / "happy" / "1.jpg")
+    seen: list[Any] = []
+
+    def load(root: Path, how: ReadOptions) -> Any:
+        seen.append((root, how.task))
+        return open_corpus(root, format="imagefolder")
+
+    mine = CorpusFormat("mine", "nothing", lambda root, named: ("moods",) if named else (), load)
+    points = [
+        _Point("mine", "pack:FORMAT", mine),
+        _Point("broken", "pack:gone", ImportError("no pack")),
+        _Point("other", "pack:thing", 3),
+        _Point("twice", "a:b", mine),
+        _Point("twice", "c:d", mine),
+    ]
+    monkeypatch.setattr("carefl_secure.data.open_corpus.entry_points", lambda group: points)
+    assert detect(make.root).kind == "imagefolder"
+    assert len(open_corpus(make.root, format="mine")["all"].records) == 1
+    assert seen == [(make.root, "moods")]
+    for name, words in (
+        ("broken", "cannot be imported: no pack"),
+        ("other", "is a int and not a CorpusFormat"),
+        ("twice", "several packages bring"),
+        ("absent", "unknown; choose auto or one of emotic-mat, .*mine"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            open_corpus(make.root, format=name)

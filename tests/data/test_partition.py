@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from carefl_secure.data.corpora.base import FileCorpus
 from carefl_secure.data.corpora.emotic.mat import load_emotic
-from carefl_secure.data.corpora.image_folder import FolderCorpus
 from carefl_secure.data.partition import partition
 from carefl_secure.data.records import LabelSpace, Record
 from carefl_secure.errors import ConfigError, DataError
@@ -18,12 +18,12 @@ def one_hot(count: int, classes: int) -> np.ndarray:
     return np.eye(classes, dtype=np.float32)[np.arange(count) % classes]
 
 
-def corpus(sites: list[str | None]) -> FolderCorpus:
+def corpus(sites: list[str | None]) -> FileCorpus:
     records = [
         Record(str(i), (0,), f"p{i // 2}", {} if site is None else {"site": site})
         for i, site in enumerate(sites)
     ]
-    return FolderCorpus("c", LabelSpace("s", ("x",), multi=False), records, [])
+    return FileCorpus("c", LabelSpace("s", ("x",), multi=False), records, [])
 
 
 @given(

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from carefl_secure.data.corpora.image_folder import FolderCorpus
+from carefl_secure.data.corpora.base import FileCorpus
 from carefl_secure.data.records import LabelSpace, Record
 from carefl_secure.data.splits import Subset, groups, split
 from carefl_secure.errors import ConfigError, DataError
@@ -16,9 +16,9 @@ from carefl_secure.errors import ConfigError, DataError
 SHARES = {"train": 0.7, "public": 0.1, "test": 0.2}
 
 
-def corpus(*people: tuple[str, str | None]) -> FolderCorpus:
+def corpus(*people: tuple[str, str | None]) -> FileCorpus:
     records = [Record(key, (0,), subject) for key, subject in people]
-    return FolderCorpus("c", LabelSpace("s", ("x",), multi=False), records, [])
+    return FileCorpus("c", LabelSpace("s", ("x",), multi=False), records, [])
 
 
 def test_every_record_once_and_shares_met() -> None:
@@ -91,7 +91,7 @@ def test_bad_shares(shares: dict[str, float]) -> None:
 
 
 def test_subset_is_a_corpus() -> None:
-    class Tinted(FolderCorpus):
+    class Tinted(FileCorpus):
         def image(self, index: int) -> Image.Image:
             return Image.new("RGB", (1, 1), (index, 0, 0))
 

@@ -5,31 +5,31 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from carefl_secure.data.corpora.image_folder import FolderCorpus
+from carefl_secure.data.corpora.base import FileCorpus
 from carefl_secure.data.partition import partition
 from carefl_secure.data.records import LabelSpace, Record
-from carefl_secure.data.subjects import first_of_each, people
+from carefl_secure.data.subjects import first_of_each, subject_groups
 from carefl_secure.data.synthetic.corpus import synthetic_corpus
 from carefl_secure.errors import ConfigError
 
 
-def corpus(subjects: list[str | None], sites: list[str] | None = None) -> FolderCorpus:
+def corpus(subjects: list[str | None], sites: list[str] | None = None) -> FileCorpus:
     records = [
         Record(str(i), (i % 3,), subject, {"site": sites[i]} if sites else {})
         for i, subject in enumerate(subjects)
     ]
-    return FolderCorpus("c", LabelSpace("s", ("x", "y", "z"), multi=False), records, [])
+    return FileCorpus("c", LabelSpace("s", ("x", "y", "z"), multi=False), records, [])
 
 
 def test_records_of_one_subject_are_one_person_and_others_are_alone() -> None:
-    found = people(corpus(["a", None, "b", "a", None, "a"]).records)
+    found = subject_groups(corpus(["a", None, "b", "a", None, "a"]).records)
     assert [g.tolist() for g in found] == [[0, 3, 5], [1], [2], [4]]
     share = np.array([5, 2, 0])
-    assert [g.tolist() for g in people(corpus(["a"] * 6).records, share)] == [[0, 1, 2]]
+    assert [g.tolist() for g in subject_groups(corpus(["a"] * 6).records, share)] == [[0, 1, 2]]
 
 
 def test_the_first_records_of_each_are_kept() -> None:
-    groups = people(corpus(["a", "a", "b", "a", "b", None]).records)
+    groups = subject_groups(corpus(["a", "a", "b", "a", "b", None]).records)
     assert first_of_each(groups, 2).tolist() == [0, 1, 2, 4, 5]
     assert first_of_each(groups, 1).tolist() == [0, 2, 5]
     assert first_of_each([], 1).tolist() == []
@@ -46,11 +46,11 @@ def test_a_person_stays_at_one_client(kind: str) -> None:
     parts = partition(whole, 5, kind, alpha=2.0, seed=1, together=True)  # type: ignore[arg-type]
     assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(200))
     owner = {i: c for c, part in enumerate(parts) for i in part.tolist()}
-    for group in people(whole.records):
+    for group in subject_groups(whole.records):
         assert len({owner[i] for i in group.tolist()}) == 1
     apart = partition(whole, 5, kind, alpha=2.0, seed=1)  # type: ignore[arg-type]
     owner = {i: c for c, part in enumerate(apart) for i in part.tolist()}
-    assert any(len({owner[i] for i in g.tolist()}) > 1 for g in people(whole.records))
+    assert any(len({owner[i] for i in g.tolist()}) > 1 for g in subject_groups(whole.records))
 
 
 def test_a_column_that_parts_a_person_is_refused() -> None:
@@ -82,7 +82,7 @@ def test_quantity_skews_sizes_and_leaves_nobody_empty() -> None:
 
 def test_the_embedded_corpus_has_several_records_of_each_person(tmp_path: Path) -> None:
     drawn = synthetic_corpus("private", 12, cache=tmp_path)
-    groups = people(drawn.records)
+    groups = subject_groups(drawn.records)
     assert [len(g) for g in groups] == [2] * 6
     looks = [
         {tuple(sorted((k, v) for k, v in drawn.records[i].attributes.items() if k != "setting"))

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from carefl_secure.config import load_config
+from carefl_secure.data.corpora.base import ReadOptions
 from carefl_secure.data.open_corpus import open_corpus
 from carefl_secure.errors import ConfigError
 from carefl_secure.progress import SilentReporter
@@ -50,7 +51,7 @@ def keys(corpora: Corpora, part: str) -> list[str]:
 
 
 def test_validation_of_rafdb_is_cut_from_train_by_seed(rafdb: Path) -> None:
-    published = open_corpus(rafdb, task="basic")
+    published = open_corpus(rafdb, ReadOptions("basic"))
     first = cut(rafdb, **{"data.public_fraction": 0.2})
     # The published test split is scored as it is: whole, and in its order.
     assert keys(first, "test") == [record.key for record in published["test"].records]

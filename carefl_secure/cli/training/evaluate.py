@@ -102,9 +102,9 @@ def evaluate(
         else:
             show_generated(written)
         return
-    from carefl_secure.data.open_corpus import recognise
+    from carefl_secure.data.open_corpus import detect
 
-    videos = space is not None or (data is not None and recognise(data).kind == "cexpr")
+    videos = space is not None or (data is not None and detect(data).kind == "cexpr")
     if videos and (split != "test" or view != "auto" or labels not in ("auto", "cexpr")):
         raise ConfigError(
             "C-EXPR-DB's seven classes have no other split, view or labels; leave out "

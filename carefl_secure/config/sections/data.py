@@ -12,7 +12,7 @@ from carefl_secure.config.sections.base import Part, Section, Seed
 __all__ = ["SYNTHETIC_RECORDS", "DataConfig"]
 
 SYNTHETIC_RECORDS = 8000
-"""How many private records are drawn where ``data.source`` is ``synthetic``, unless told."""
+"""How many private records are drawn where ``data.source`` is ``synthetic`` by default."""
 
 
 class DataConfig(Section):
@@ -20,6 +20,17 @@ class DataConfig(Section):
 
     source: str = Field(
         default="synthetic", min_length=1, description='"synthetic", or the path of an image folder'
+    )
+    format: str = Field(
+        default="auto",
+        min_length=1,
+        description="the corpus format, such as imagefolder, rafdb or one that another package "
+        "brings; auto looks for the marks of the published corpora",
+    )
+    deduplicate: Literal["refuse", "drop", "keep"] = Field(
+        default="refuse",
+        description="what is done about equal images: refuse those in two splits, drop all but "
+        "the first, or keep all",
     )
     labels: Literal["auto", "emotic", "basic", "compound", "caers", "cexpr"] = Field(
         default="auto", description="the label space; auto takes what the corpus itself carries"
@@ -58,10 +69,10 @@ class DataConfig(Section):
     test_fraction: Part = Field(
         default=0.2, description="share of a folder's records that is only scored"
     )
-    partition: Literal["iid", "dirichlet", "column", "quantity"] = Field(
+    partition: Literal["iid", "dirichlet", "column", "quantity", "folder"] = Field(
         default="iid",
         description="how clients share the training records out: evenly, with skewed labels, by an "
-        "attribute, or with skewed sizes",
+        "attribute, with skewed sizes, or one folder for each client",
     )
     alpha: float = Field(
         default=0.5,
@@ -96,11 +107,15 @@ class DataConfig(Section):
                     "folder in data.source"
                 )
             if len(self.words) < 2 or len(set(self.words)) < len(self.words):
-                raise ValueError("data.words wants two words at least, and none of them twice")
+                raise ValueError("data.words needs at least two words, each of them once")
         if self.records is not None and not self.synthetic:
             raise ValueError(
                 "data.records sizes the synthetic corpus only; a folder is taken whole, so leave "
                 "it out"
+            )
+        if self.synthetic and (self.format != "auto" or self.partition == "folder"):
+            raise ValueError(
+                "data.format and data.partition=folder go with a folder; name one in data.source"
             )
         if self.partition == "column" and self.column is None:
             raise ValueError(

@@ -1,9 +1,8 @@
-"""What the loaders of published corpora share: a corpus of pictures, and a count of what is not."""
+"""What the loaders share: how a format is described, a corpus of files, and its builder."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,67 +10,79 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from carefl_secure.data.readers.images import FilePicture, Picture, image_size
+from carefl_secure.data.readers.images import ImageSource, image_size
 from carefl_secure.data.readers.metadata import Box
-from carefl_secure.data.records import LabelSpace, Record
+from carefl_secure.data.records import Corpus, LabelSpace, Record
+from carefl_secure.data.skipped import Skipped
 from carefl_secure.errors import DataError
+from carefl_secure.progress import Reporter, SilentReporter
 
-__all__ = ["Gather", "PublishedCorpus", "Skipped", "fit_box"]
-
-_EXAMPLES = 3
-
-
-class Skipped:
-    """Counts what a loader left out, and what it kept with a remark, by reason.
-
-    Nothing is left out without standing here: ``records kept + skipped.total`` is the number of
-    records that the annotation names.
-    """
-
-    def __init__(self) -> None:
-        self._dropped: Counter[str] = Counter()
-        self._remarks: Counter[str] = Counter()
-        self._examples: dict[str, list[str]] = {}
-
-    def drop(self, reason: str, what: str) -> None:
-        """Count a record that is left out."""
-        self._dropped[reason] += 1
-        self._show(reason, what)
-
-    def remark(self, reason: str, what: str, count: int = 1) -> None:
-        """Count something odd that left no record out."""
-        if count:
-            self._remarks[reason] += count
-            self._show(reason, what)
-
-    def _show(self, reason: str, what: str) -> None:
-        shown = self._examples.setdefault(reason, [])
-        if len(shown) < _EXAMPLES:
-            shown.append(what)
-
-    @property
-    def total(self) -> int:
-        """Number of records left out."""
-        return self._dropped.total()
-
-    @property
-    def dropped(self) -> Mapping[str, int]:
-        """Records left out, by reason."""
-        return dict(self._dropped)
-
-    @property
-    def remarks(self) -> Mapping[str, int]:
-        """Things to know about what was kept, by kind."""
-        return dict(self._remarks)
-
-    def examples(self, reason: str) -> Sequence[str]:
-        """Return the first few records or files that a reason was given for."""
-        return tuple(self._examples.get(reason, ()))
+__all__ = ["CorpusFormat", "FileCorpus", "ReadOptions", "SplitBuilder", "fit_box"]
 
 
 @dataclass(frozen=True)
-class PublishedCorpus:
-    """One split of a published corpus; images are read when asked for.
+class ReadOptions:
+    """How a corpus is to be read; a corpus that has no folds or videos ignores theirs.
+
+    Parameters
+    ----------
+    task : str
+        Name of the label space; ``auto`` for a corpus that brings its own labels.
+    view : str
+        One of the format's views, or ``auto``.
+    fold, every : int
+        Which fold; every how many frames of a video one is taken.
+    space : LabelSpace, optional
+        The labels that the parties agreed on, for a corpus that brings its own.
+    by_client : bool
+        Whether an image folder has one folder for each client, above its classes or metadata.
+    reporter : Reporter
+    """
+
+    task: str = "auto"
+    view: str = "auto"
+    fold: int = 0
+    every: int = 1
+    space: LabelSpace | None = None
+    by_client: bool = False
+    reporter: Reporter = field(default_factory=SilentReporter)
+
+
+@dataclass(frozen=True)
+class CorpusFormat:
+    """One way in which a corpus lies on disk: how to tell it, and how to read it.
+
+    Parameters
+    ----------
+    name : str
+        The value of ``data.format``.
+    looks_like : str
+        Its own marks in words, for errors and the guide.
+    tasks : callable
+        Returns the names of the label spaces that a folder can be read with, or none where the
+        marks are missing. The second argument says that ``data.format`` named the format.
+    load : callable
+        Returns the splits by name.
+    views : tuple of str
+        The values of ``data.view``; the first is the default.
+    splits : tuple of str
+        What a complete copy has.
+    own_labels : bool
+        Whether labels come from the folder itself rather than from a published list.
+    """
+
+    name: str
+    looks_like: str
+    tasks: Callable[[Path, bool], tuple[str, ...]]
+    load: Callable[[Path, ReadOptions], Mapping[str, Corpus]]
+    views: tuple[str, ...] = ()
+    splits: tuple[str, ...] = ()
+    own_labels: bool = False
+
+
+@dataclass(frozen=True)
+class FileCorpus:
+    """One split of a corpus whose images are read when asked for.
 
     Parameters
     ----------
@@ -81,7 +92,7 @@ class PublishedCorpus:
         The label space of all records.
     records : sequence of Record
         The records, in the order of the annotation.
-    pictures : sequence of Picture
+    sources : sequence of ImageSource
         Where the image of each record lies.
     skipped : Skipped
         What the annotation names and the corpus has not.
@@ -90,15 +101,18 @@ class PublishedCorpus:
         EMOTIC on its scale of 1 to 10, ``landmarks`` [N, 5, 2] of RAF-DB in pixels.
     stated : mapping of str to int
         How many images, persons, rows or clips the annotation names, left out or not.
+    subjects_are : str
+        What a record's subject names: a ``person``, or the ``video`` that a frame is from.
     """
 
     name: str
     space: LabelSpace
     records: Sequence[Record]
-    pictures: Sequence[Picture]
+    sources: Sequence[ImageSource]
     skipped: Skipped = field(default_factory=Skipped, compare=False)
     extras: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict, compare=False)
     stated: Mapping[str, int] = field(default_factory=dict, compare=False)
+    subjects_are: str = "person"
 
     def image(self, index: int) -> Image.Image:
         """Return the RGB image of one record.
@@ -108,7 +122,7 @@ class PublishedCorpus:
         DataError
             If the file cannot be read to its end.
         """
-        return self.pictures[index].open()
+        return self.sources[index].open()
 
 
 def fit_box(box: Box, size: tuple[int, int]) -> Box | None:
@@ -126,7 +140,7 @@ def fit_box(box: Box, size: tuple[int, int]) -> Box | None:
     return (left, top, right, bottom) if left < right and top < bottom else None
 
 
-class Gather:
+class SplitBuilder:
     """Collects the records of one split, and drops those whose image or box is unusable.
 
     Parameters
@@ -135,21 +149,13 @@ class Gather:
         Name of the corpus.
     space : LabelSpace
         Its label space.
-    skipped : Skipped, optional
-        Where drops are counted.
-    check : bool
-        Read every image to its end now. Otherwise only its presence is seen to and, where there
-        is a box, the size in its head.
     """
 
-    def __init__(
-        self, name: str, space: LabelSpace, skipped: Skipped | None = None, check: bool = False
-    ) -> None:
-        self.name, self.space, self.check = name, space, check
-        self.skipped = skipped or Skipped()
+    def __init__(self, name: str, space: LabelSpace) -> None:
+        self.name, self.space, self.skipped = name, space, Skipped()
         self.stated: dict[str, int] = {}
         self._records: list[Record] = []
-        self._pictures: list[Picture] = []
+        self._sources: list[ImageSource] = []
         self._extras: dict[str, list[npt.ArrayLike]] = {}
         self._sizes: dict[Path, tuple[int, int] | str] = {}
 
@@ -167,23 +173,14 @@ class Gather:
         if not path.is_file():
             return "image missing"
         try:
-            return FilePicture(path).open().size if self.check else image_size(path)
+            return image_size(path)
         except DataError:
             return "image cannot be read"
 
-    def usable(self, picture: Picture, key: str) -> bool:
-        """Tell whether an image is there, and whole where that is checked; count a drop if not."""
-        if not picture.path.is_file():
+    def usable(self, source: ImageSource, key: str) -> bool:
+        """Tell whether the file of an image is there; count a drop if not."""
+        if not source.path.is_file():
             self.skipped.drop("image missing", key)
-            return False
-        if not self.check:
-            return True
-        if isinstance(picture, FilePicture):
-            return self.size(picture.path, key) is not None
-        try:
-            picture.open()
-        except DataError:
-            self.skipped.drop("image cannot be read", key)
             return False
         return True
 
@@ -196,23 +193,24 @@ class Gather:
             self.skipped.remark("box cut to the image", key)
         return inside
 
-    def add(self, record: Record, picture: Picture, **extras: npt.ArrayLike) -> None:
+    def add(self, record: Record, picture: ImageSource, **extras: npt.ArrayLike) -> None:
         """Take a record in; every record of a corpus has the same extras."""
         self._records.append(record)
-        self._pictures.append(picture)
+        self._sources.append(picture)
         for name, row in extras.items():
             self._extras.setdefault(name, []).append(row)
 
     def __len__(self) -> int:
         return len(self._records)
 
-    def corpus(self, missing: str) -> PublishedCorpus:
+    def corpus(self, missing: str, subjects_are: str = "person") -> FileCorpus:
         """Return the corpus.
 
         Parameters
         ----------
         missing : str
             What to do where it is empty.
+        subjects_are : str
 
         Raises
         ------
@@ -223,12 +221,13 @@ class Gather:
             reasons = [f"{count} x {reason}" for reason, count in self.skipped.dropped.items()]
             why = f" (left out: {', '.join(reasons)})" if reasons else ""
             raise DataError(f"the split {self.name} is empty{why}; {missing}")
-        return PublishedCorpus(
+        return FileCorpus(
             self.name,
             self.space,
             tuple(self._records),
-            tuple(self._pictures),
+            tuple(self._sources),
             self.skipped,
             {name: np.asarray(rows, np.float32) for name, rows in self._extras.items()},
             self.stated,
+            subjects_are,
         )

@@ -18,22 +18,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from carefl_secure.data.corpora.base import Gather, PublishedCorpus, Skipped
-from carefl_secure.data.corpora.image_folder import SUFFIXES
+from carefl_secure.data.corpora.base import CorpusFormat, FileCorpus, SplitBuilder
 from carefl_secure.data.label_spaces import CAERS
-from carefl_secure.data.readers.images import FilePicture, place
+from carefl_secure.data.readers.file_kinds import image_suffixes
+from carefl_secure.data.readers.images import ImageFile, place
 from carefl_secure.data.readers.metadata import Box
 from carefl_secure.data.readers.tables import numbers, read_rows, read_text
 from carefl_secure.data.records import Record
+from carefl_secure.data.skipped import Skipped
 from carefl_secure.errors import DataError, LabelError
 from carefl_secure.progress import Reporter, SilentReporter
 
 __all__ = [
+    "FORMAT",
     "SPLITS",
     "Frame",
     "View",
+    "as_view",
     "caers_base",
     "class_id",
+    "has_marks",
     "is_class_folder",
     "list_files",
     "load_caers",
@@ -66,6 +70,21 @@ def is_class_folder(folder: Path) -> bool:
     names = [sub.name for sub in folder.iterdir() if sub.is_dir()] if folder.is_dir() else []
     known = (*CAERS.labels, "Angry")
     return bool(names) and sum(name in known for name in names) * 2 > len(names)
+
+
+def as_view(view: str) -> View:
+    """Return the view as its own type."""
+    return "face" if view == "face" else "image"
+
+
+def has_marks(root: Path) -> bool:
+    """Tell whether a folder is CAER-S by its name, or by its two spellings of one class."""
+    base = caers_base(root)
+    return base is not None and (
+        "CAER-S" in (base.name, base.resolve().name)
+        or ((base / "train" / "Angry").is_dir() and (base / "test" / "Anger").is_dir())
+        or bool(list_files(root))
+    )
 
 
 def caers_base(root: Path) -> Path | None:
@@ -122,7 +141,7 @@ def scan_classes(folder: Path, prefix: str) -> list[Frame]:
     frames = []
     for name, label in _classes(folder) if folder.is_dir() else []:
         for path in sorted((folder / name).iterdir()):
-            if path.suffix.lower() in SUFFIXES:
+            if path.suffix.lower() in image_suffixes():
                 frames.append(Frame(f"{prefix}{name}/{path.name}", path, label, None))
     return frames
 
@@ -177,44 +196,45 @@ def _clips(root: Path, base: Path) -> Mapping[str, str]:
 
 
 def take_frames(
-    gather: Gather,
+    builder: SplitBuilder,
     frames: list[Frame],
     view: View,
     clips: Mapping[str, str],
     reporter: Reporter,
-) -> PublishedCorpus:
+) -> FileCorpus:
     """Take frames into a split: drop what is missing or has no face, cut boxes to the image."""
-    task = f"reading {gather.name}"
+    task = f"reading {builder.name}"
     reporter.start(task, len(frames))
     for frame in frames:
         reporter.advance(task)
         box = frame.box
         if view == "face" and box is None:
-            gather.skipped.drop("no face box", frame.key)
+            builder.skipped.drop("no face box", frame.key)
             continue
         if box is not None:
-            size = gather.size(frame.path, frame.key)
-            box = size and gather.fitted(box, size, frame.key)
+            size = builder.size(frame.path, frame.key)
+            box = size and builder.fitted(box, size, frame.key)
             if box is None:
                 continue
-        elif not gather.usable(FilePicture(frame.path), frame.key):
+        elif not builder.usable(ImageFile(frame.path), frame.key):
             continue
         whole = view == "image"
-        gather.add(
+        builder.add(
             Record(frame.key, (frame.label,), clips.get(frame.key), {}, box if whole else None),
-            FilePicture(frame.path, None if whole else box),
+            ImageFile(frame.path, None if whole else box),
         )
     reporter.finish(task)
-    return gather.corpus("check that the images were unpacked and the lists belong to them")
+    return builder.corpus(
+        "check that the images were unpacked and the lists belong to them", "video"
+    )
 
 
 def load_caers(
     root: Path,
     *,
     view: View = "image",
-    check: bool = False,
     reporter: Reporter | None = None,
-) -> dict[str, PublishedCorpus]:
+) -> dict[str, FileCorpus]:
     """Read CAER-S, with or without public face lists.
 
     Parameters
@@ -223,9 +243,6 @@ def load_caers(
         The folder ``CAER-S``, or the one that holds it and perhaps the lists.
     view : {"image", "face"}
         The whole frame, with a box where there is a list; or the face inside the box.
-    check : bool
-        Read every image to its end now, and leave out those that cannot be.
-    reporter : Reporter, optional
 
     Returns
     -------
@@ -247,9 +264,9 @@ def load_caers(
     taken: dict[str, set[str]] = {"train": set(), "test": set()}
     corpora = {}
     for split in SPLITS:
-        gather = Gather(f"caers-{view}/{split}", CAERS, check=check)
+        builder = SplitBuilder(f"caers-{view}/{split}", CAERS)
         if split in lists:
-            frames = _read_list(base, split, lists[split], gather.skipped)
+            frames = _read_list(base, split, lists[split], builder.skipped)
         else:
             frames = disk.get(split, [])
         if not frames and split not in lists:
@@ -261,10 +278,10 @@ def load_caers(
                 owner.add(frame.key)
                 kept.append(frame)
             elif split in lists:
-                gather.skipped.drop("listed in an earlier split too", frame.key)
+                builder.skipped.drop("listed in an earlier split too", frame.key)
         if split in lists:
-            gather.stated["rows"] = len(kept) + gather.skipped.total
-        corpora[split] = take_frames(gather, kept, view, clips, reporter or SilentReporter())
+            builder.stated["rows"] = len(kept) + builder.skipped.total
+        corpora[split] = take_frames(builder, kept, view, clips, reporter or SilentReporter())
     for split, frames in disk.items():
         if split in lists and split in corpora:
             rest = [frame.key for frame in frames if frame.key not in taken[split]]
@@ -272,3 +289,13 @@ def load_caers(
                 reason = "images that no list names, or whose row was left out"
                 corpora[split].skipped.remark(reason, rest[0], len(rest))
     return corpora
+
+
+FORMAT = CorpusFormat(
+    "caers",
+    "CAER-S: a folder CAER-S, or train/Angry with test/Anger",
+    tasks=lambda root, named: ("caers",) if named or has_marks(root) else (),
+    load=lambda root, how: load_caers(root, view=as_view(how.view), reporter=how.reporter),
+    views=("image", "face"),
+    splits=("train", "test"),
+)

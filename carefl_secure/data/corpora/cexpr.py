@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from carefl_secure.data.corpora.base import Gather, PublishedCorpus
+from carefl_secure.data.corpora.base import CorpusFormat, FileCorpus, SplitBuilder
 from carefl_secure.data.corpora.cexpr_lists import (
     OTHER,
     Clip,
@@ -33,12 +33,12 @@ from carefl_secure.data.corpora.cexpr_lists import (
     read_annotation,
     read_fold,
 )
-from carefl_secure.data.corpora.image_folder import SUFFIXES
 from carefl_secure.data.label_spaces import CEXPR
-from carefl_secure.data.readers.images import FilePicture, Picture
+from carefl_secure.data.readers.file_kinds import image_suffixes
+from carefl_secure.data.readers.images import ImageFile, ImageSource
 from carefl_secure.data.readers.videos import (
     VIDEO_SUFFIXES,
-    VideoPicture,
+    VideoFrame,
     frame_count,
     frame_rate,
 )
@@ -46,7 +46,7 @@ from carefl_secure.data.records import Record
 from carefl_secure.errors import ConfigError, DataError
 from carefl_secure.progress import Reporter, SilentReporter
 
-__all__ = ["cexpr_bases", "load_cexpr", "video_names"]
+__all__ = ["FORMAT", "cexpr_bases", "load_cexpr", "video_names"]
 
 Faces = Literal["first", "all"]
 _FRAMES = ("cropped_aligned", "frames")
@@ -59,7 +59,6 @@ class _Options:
     every: int
     faces: Faces
     fps: float | None
-    check: bool
 
 
 def cexpr_bases(root: Path) -> list[Path]:
@@ -75,15 +74,9 @@ def _is_base(base: Path) -> bool:
         return True
     if any(base.glob("folds/*/train.txt")) or any(base.glob("folds/*/test.txt")):
         return True
-    named = base.name.upper().startswith("C-EXPR")
-    return any(
-        (base / name).is_dir() and (named or _has_videos(base / name))
-        for name in ("frames", "videos", "trimmed_videos")
+    return base.resolve().name.upper().startswith("C-EXPR") and any(
+        (base / name).is_dir() for name in ("frames", "videos", "trimmed_videos")
     )
-
-
-def _has_videos(folder: Path) -> bool:
-    return any(path.suffix.lower() in VIDEO_SUFFIXES for path in folder.rglob("*"))
 
 
 def video_names(base: Path) -> list[str]:
@@ -114,12 +107,12 @@ def _face(path: Path) -> int:
 
 
 def _images(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES]
+    return [path for path in folder.iterdir() if path.suffix.lower() in image_suffixes()]
 
 
 def _frames_of(
-    base: Path, clip: Clip, gather: Gather, options: _Options
-) -> Iterator[tuple[str, int, Picture]]:
+    base: Path, clip: Clip, builder: SplitBuilder, options: _Options
+) -> Iterator[tuple[str, int, ImageSource]]:
     """Yield key, number and picture of each frame, in the order of time."""
     for name in (*_FRAMES, "videos"):
         folder = next(
@@ -133,26 +126,26 @@ def _frames_of(
             if place % options.every:
                 continue
             if not faces:
-                gather.skipped.drop("frame without a face", f"{clip.stem}/{frame.name}")
+                builder.skipped.drop("frame without a face", f"{clip.stem}/{frame.name}")
             for face in faces if options.faces == "all" else faces[:1]:
                 yield (
                     f"{clip.stem}/{frame.name}/face-{_face(face)}",
                     _number(frame),
-                    FilePicture(face),
+                    ImageFile(face),
                 )
             if options.faces == "first":
                 for other in faces[1:]:
-                    gather.skipped.drop("another face in the frame", f"{clip.stem}/{other.name}")
+                    builder.skipped.drop("another face in the frame", f"{clip.stem}/{other.name}")
         for place, path in enumerate(sorted(_images(folder), key=_number)):
             if place % options.every == 0:
-                yield f"{clip.stem}/{path.name}", _number(path), FilePicture(path)
+                yield f"{clip.stem}/{path.name}", _number(path), ImageFile(path)
         return
     video = _video(base, clip)
     if video is None:
-        gather.skipped.drop("neither frames nor video", clip.name)
+        builder.skipped.drop("neither frames nor video", clip.name)
         return
     for number in range(0, frame_count(video), options.every):
-        yield f"{clip.stem}/{number}", number, VideoPicture(video, number)
+        yield f"{clip.stem}/{number}", number, VideoFrame(video, number)
 
 
 def _video(base: Path, clip: Clip) -> Path | None:
@@ -165,10 +158,10 @@ def _video(base: Path, clip: Clip) -> Path | None:
 
 
 def _add_clip(
-    base: Path, clip: Clip, gather: Gather, options: _Options, segments: list[Segment] | None
+    base: Path, clip: Clip, builder: SplitBuilder, options: _Options, segments: list[Segment] | None
 ) -> None:
     if clip.label == OTHER:
-        gather.skipped.drop("class Other, never scored", clip.name)
+        builder.skipped.drop("class Other, never scored", clip.name)
         return
     rate = options.fps
     if segments is not None and rate is None:
@@ -179,26 +172,26 @@ def _add_clip(
                 "say how many frames a second has (fps)"
             )
         rate = frame_rate(video)
-    for key, number, picture in _frames_of(base, clip, gather, options):
+    for key, number, picture in _frames_of(base, clip, builder, options):
         labels: tuple[int, ...] = () if clip.label is None else (clip.label,)
         if segments is not None and rate is not None:
             held = labels_at(segments, number / rate)
             if held == {OTHER}:
-                gather.skipped.drop("class Other, never scored", key)
+                builder.skipped.drop("class Other, never scored", key)
                 continue
             if len(held) != 1:
-                gather.skipped.drop(
+                builder.skipped.drop(
                     "two labels at once" if held else "frame outside the annotation", key
                 )
                 continue
             labels = tuple(held)
-        if gather.usable(picture, key):
-            gather.add(Record(key, labels, clip.source, {"video": clip.stem}), picture)
+        if builder.usable(picture, key):
+            builder.add(Record(key, labels, clip.source, {"video": clip.stem}), picture)
 
 
 def _load_base(
     base: Path, fold: int, options: _Options, reporter: Reporter
-) -> dict[str, PublishedCorpus]:
+) -> dict[str, FileCorpus]:
     lists: dict[str, list[Clip]] = {}
     folder = fold_folder(base, fold)
     if folder is not None:
@@ -220,25 +213,25 @@ def _load_base(
         del lists["test"]
     corpora = {}
     for split, clips in lists.items():
-        gather = Gather(f"cexpr/{split}", CEXPR, check=options.check)
+        builder = SplitBuilder(f"cexpr/{split}", CEXPR)
         if challenge:
-            gather.skipped.remark("not labelled: cannot be scored here", base.name)
+            builder.skipped.remark("not labelled: cannot be scored here", base.name)
         else:
-            gather.skipped.remark("labelled by a team, not by the organisers", base.name)
+            builder.skipped.remark("labelled by a team, not by the organisers", base.name)
         if same and split == "val":
-            gather.skipped.remark(_ALSO, base.name)
+            builder.skipped.remark(_ALSO, base.name)
         task = f"reading C-EXPR-DB {split}"
         reporter.start(task, len(clips))
         for clip in clips:
             table = annotated / f"{clip.stem}.csv"
             if timed and not table.is_file():
-                gather.skipped.drop("no annotation", clip.stem)
+                builder.skipped.drop("no annotation", clip.stem)
             else:
-                _add_clip(base, clip, gather, options, read_annotation(table) if timed else None)
+                _add_clip(base, clip, builder, options, read_annotation(table) if timed else None)
             reporter.advance(task)
         reporter.finish(task)
-        gather.stated["clips"] = len(clips)
-        corpora[split] = gather.corpus("extract the frames of its videos")
+        builder.stated["clips"] = len(clips)
+        corpora[split] = builder.corpus("extract the frames of its videos", "video")
     return corpora
 
 
@@ -249,9 +242,8 @@ def load_cexpr(
     every: int = 1,
     faces: Faces = "first",
     fps: float | None = None,
-    check: bool = False,
     reporter: Reporter | None = None,
-) -> dict[str, PublishedCorpus]:
+) -> dict[str, FileCorpus]:
     """Read C-EXPR-DB: the labelled clips as ``train`` and ``val``, the challenge as ``test``.
 
     Parameters
@@ -267,9 +259,6 @@ def load_cexpr(
         Where a frame has several faces: the one numbered lowest, or all of them.
     fps : float, optional
         Frames per second, where labels go by time and there are only frames.
-    check : bool
-        Read every frame to its end now, and leave out those that cannot be.
-    reporter : Reporter, optional
 
     Returns
     -------
@@ -294,10 +283,18 @@ def load_cexpr(
         raise DataError(
             f"{root} has no videos, cropped_aligned or folds; point at C-EXPR-DB or its challenge"
         )
-    options = _Options(every, faces, fps, check)
-    corpora: dict[str, PublishedCorpus] = {}
+    options = _Options(every, faces, fps)
+    corpora: dict[str, FileCorpus] = {}
     for base in bases:
         corpora |= _load_base(base, fold, options, reporter or SilentReporter())
     if not corpora:
         raise DataError(f"{root} holds no videos; unpack C-EXPR-DB there")
     return corpora
+
+
+FORMAT = CorpusFormat(
+    "cexpr",
+    "C-EXPR-DB: cropped_aligned/VIDEO/frame-N, folds/split-K/train.txt, or C-EXPR-DB/videos",
+    tasks=lambda root, named: ("cexpr",) if named or cexpr_bases(root) else (),
+    load=lambda root, how: load_cexpr(root, fold=how.fold, every=how.every, reporter=how.reporter),
+)

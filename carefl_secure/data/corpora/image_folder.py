@@ -1,194 +1,150 @@
-"""Image folders in the Hugging Face layout: a metadata file beside the images, or class folders.
+"""Image folders in the Hugging Face layout: metadata files beside the images, or class folders.
 
-With ``metadata.jsonl`` or ``metadata.csv`` every row is a record:
+With ``metadata.jsonl`` or ``metadata.csv``, at the root or below it, every row is a record:
 
 ``file_name``
-    Path of the image below the folder. Several rows may name one image, one per person in it.
+    Path of the image below the folder of the metadata file. Several rows may name one image, one
+    per person in it.
 ``label`` or ``labels``
-    One label word, or a list of them (in CSV separated by ``|``).
+    One label word, or a list of them; see :mod:`carefl_secure.data.readers.metadata`. An empty
+    list is a record for which none of the labels holds; null is a record that nobody labelled,
+    which is counted and left out.
 ``subject``
     Who is shown; optional.
 ``box`` or ``bbox``
-    The person, ``[left, top, right, bottom]`` in pixels of the upright image (a camera's note on
-    how it was held is obeyed); optional.
+    The person, ``[left, top, right, bottom]`` in pixels of the upright image; optional.
+``split``
+    ``train``, ``val`` or ``test``, where the folders do not say it; optional.
 
-Every other column with a plain value is an attribute. Without a metadata file each sub-folder is a
-label and holds its images. Images that the metadata does not name are no part of the corpus.
+Every other column with a plain value is an attribute. Without metadata each folder is a label and
+holds its images. Splits are folders above either of the two.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageOps
-
-from carefl_secure.data.readers.images import BROKEN, MOST_PIXELS
-from carefl_secure.data.readers.metadata import Row, read_metadata
+from carefl_secure.data.corpora.base import CorpusFormat, FileCorpus, ReadOptions, SplitBuilder
+from carefl_secure.data.corpora.image_folder_layout import Part, read_layout
+from carefl_secure.data.label_spaces import PUBLISHED_SPACES
+from carefl_secure.data.readers.images import ImageFile
+from carefl_secure.data.readers.inventory import Inventory, take_inventory
+from carefl_secure.data.readers.metadata import Row
 from carefl_secure.data.records import LabelSpace, Record
 from carefl_secure.errors import DataError, LabelError
 
-__all__ = ["SUFFIXES", "FolderCorpus", "load_imagefolder"]
-
-SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-"""What the file name of an image ends with, in class folders."""
+__all__ = ["FORMAT", "load_imagefolder"]
 
 
-@dataclass(frozen=True)
-class FolderCorpus:
-    """Records whose images are read from disk when asked for.
-
-    Parameters
-    ----------
-    name : str
-        Short name of the corpus.
-    space : LabelSpace
-        The label space of all records.
-    records : sequence of Record
-        The records, in the order of the metadata, or sorted by path in class folders.
-    paths : sequence of Path
-        The image of each record.
-    """
-
-    name: str
-    space: LabelSpace
-    records: Sequence[Record]
-    paths: Sequence[Path]
-
-    def image(self, index: int) -> Image.Image:
-        """Return the RGB image of one record.
-
-        Raises
-        ------
-        DataError
-            If the file cannot be read to its end as an image.
-        """
-        return _decode(self.paths[index])
+def _derive(parts: Sequence[Part], name: str) -> LabelSpace:
+    """Return the labels of all splits; two spellings of one word are refused."""
+    words = sorted({word for part in parts for row in part.rows for word in row.labels or ()})
+    spelled: dict[str, str] = {}
+    for word in words:
+        other = spelled.setdefault(" ".join(word.casefold().split()), word)
+        if other != word:
+            raise LabelError(
+                f"the labels {other!r} and {word!r} of {name} differ in case or blanks alone; "
+                "spell them alike"
+            )
+    return LabelSpace(name, tuple(words), any(row.several for part in parts for row in part.rows))
 
 
-def _decode(path: Path) -> Image.Image:
-    """Read the whole image: only that finds a file that was cut off."""
+def _build(
+    part: Part, inventory: Inventory, images: frozenset[str], space: LabelSpace, name: str
+) -> SplitBuilder:
+    builder, seen = SplitBuilder(f"{name}/{part.name}", space), dict[str, int]()
+    for row in part.rows:
+        if row.file_name not in images and not (inventory.root / row.file_name).is_file():
+            raise DataError(
+                f"{row.origin} names {row.file_name!r}, which is not in {inventory.root}; "
+                "add the file or remove the row"
+            )
+        if row.labels is None:
+            builder.skipped.drop("no label", row.file_name)
+            continue
+        seen[row.file_name] = count = seen.get(row.file_name, 0) + 1
+        record = Record(
+            key=row.file_name if count == 1 else f"{row.file_name}#{count}",
+            labels=_ids(row, row.labels, space),
+            subject=row.subject,
+            attributes=row.attributes,
+            box=row.box,
+        )
+        builder.add(record, ImageFile(inventory.root / row.file_name))
+    return builder
+
+
+def _ids(row: Row, labels: Sequence[str], space: LabelSpace) -> tuple[int, ...]:
+    if not space.multi and len(labels) != 1:
+        raise LabelError(
+            f"{row.origin}: the label space {space.name!r} takes exactly one label, "
+            f"not {len(labels)}"
+        )
     try:
-        with Image.open(path) as image:
-            if image.width * image.height > MOST_PIXELS:
-                raise DataError(
-                    f"the image {path} has more than {MOST_PIXELS} pixels; make it smaller"
-                )
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except FileNotFoundError as error:
-        raise DataError(
-            f"the image {path} is missing; restore it or remove it from the metadata"
-        ) from error
-    except BROKEN as error:
-        raise DataError(
-            f"the image {path} cannot be read: {error}. Replace it, or remove it from the corpus."
-        ) from error
-
-
-def _read_classes(root: Path) -> list[Row]:
-    rows = []
-    for path in sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES):
-        parts = path.relative_to(root).parts
-        if len(parts) != 2:
-            raise DataError(
-                f"the image {path} does not stand in a class folder directly below {root}; "
-                "without a metadata file the layout is LABEL/IMAGE. Where the folder holds "
-                "splits, point at one of them."
-            )
-        name = "/".join(parts)
-        rows.append(Row(name, (parts[0],), False, None, {}, None, name))
-    return rows
-
-
-def _derive(rows: Sequence[Row], name: str, several: bool) -> LabelSpace:
-    return LabelSpace(name, tuple(sorted({word for row in rows for word in row.labels})), several)
-
-
-def _check_image(path: Path, row: Row) -> None:
-    image = _decode(path)
-    if row.box is not None:
-        left, top, right, bottom = row.box
-        if left < 0 or top < 0 or right > image.width or bottom > image.height:
-            raise DataError(
-                f"{row.origin}: the box {list(row.box)} does not lie inside the image of "
-                f"{image.width} x {image.height} pixels; boxes are [left, top, right, bottom]"
-            )
+        return tuple(sorted(space.index(word) for word in labels))
+    except LabelError as error:
+        raise LabelError(f"{row.origin}: {error}") from None
 
 
 def load_imagefolder(
-    path: Path, space: LabelSpace | None = None, *, name: str | None = None, check: bool = True
-) -> FolderCorpus:
-    """Read an image folder, refusing whatever is not as it should be.
+    path: Path, space: LabelSpace | None = None, *, by_client: bool = False
+) -> dict[str, FileCorpus]:
+    """Read an image folder, refusing whatever is not as it should be; no pixel is read.
 
     Parameters
     ----------
     path : Path
-        The folder.
     space : LabelSpace, optional
-        The label space; derived from the labels found, sorted, where it is not given.
-    name : str, optional
-        Name of the corpus; the folder's name where it is not given.
-    check : bool
-        Decode every image once, so that a broken one is found now and not in the last round.
+        The label space; derived from the labels of all splits, sorted, where it is not given.
+
+    by_client : bool
+        Whether there is a folder for each client above the labels or the metadata.
 
     Returns
     -------
-    FolderCorpus
-        At least one record.
+    dict
+        ``train``, ``val`` and ``test`` as far as they exist, or ``all``. What the folder holds
+        besides its records is counted in the first split's ``skipped``.
 
     Raises
     ------
     DataError
-        If there are no images, or an image or row is missing, unreadable or malformed.
+        If there are no images, or a file, link or row is missing, malformed or contradictory.
     LabelError
-        If a label is not in ``space``.
+        If a label is malformed, spelled in two ways, or not in ``space``.
     """
-    if not path.is_dir():
-        raise DataError(f"{path} is not a folder; give the folder that holds the images")
-    found = [p for p in (path / "metadata.jsonl", path / "metadata.csv") if p.is_file()]
-    if len(found) > 1:
-        raise DataError(f"{path} holds metadata.jsonl and metadata.csv; keep one of them")
-    rows = read_metadata(found[0]) if found else _read_classes(path)
-    if not rows:
+    inventory = take_inventory(path)
+    parts = read_layout(inventory, by_client)
+    empty = [part.name for part in parts if not part.rows]
+    if not parts or empty:
+        where = f"the split {empty[0]} of {path}" if parts and empty[0] != "all" else path
         raise DataError(
-            f"{path} holds no images; put them into one folder per label, or add a metadata.jsonl"
+            f"{where} holds no images; put them into one folder per label, or add a metadata.jsonl"
         )
-    kinds = {row.several for row in rows}
-    if len(kinds) > 1:
-        raise DataError(f"{found[0]} uses 'label' in some rows and 'labels' in others; use one")
-    name = name or path.resolve().name
-    space = space or _derive(rows, name, kinds == {True})
+    if len({row.several for part in parts for row in part.rows}) > 1:
+        raise DataError(f"{path} uses 'label' in some rows and 'labels' in others; use one")
+    name = path.resolve().name
+    space = space or _derive(parts, name)
     if not space.labels:
         raise LabelError(f"{path} holds no label at all; label at least one record")
-    records, paths, seen = [], [], dict[str, int]()
-    for row in rows:
-        if not space.multi and len(row.labels) != 1:
-            raise LabelError(
-                f"{row.origin}: the label space {space.name!r} takes exactly one label, "
-                f"not {len(row.labels)}"
-            )
-        image = path / row.file_name
-        if not image.is_file():
-            raise DataError(
-                f"{row.origin} names {row.file_name!r}, which is not in {path}; "
-                "add the file or remove the row"
-            )
-        if check:
-            _check_image(image, row)
-        seen[row.file_name] = count = seen.get(row.file_name, 0) + 1
-        try:
-            ids = tuple(sorted(space.index(word) for word in row.labels))
-        except LabelError as error:
-            raise LabelError(f"{row.origin}: {error}") from None
-        records.append(
-            Record(
-                key=row.file_name if count == 1 else f"{row.file_name}#{count}",
-                labels=ids,
-                subject=row.subject,
-                attributes=row.attributes,
-                box=row.box,
-            )
-        )
-        paths.append(image)
-    return FolderCorpus(name, space, tuple(records), tuple(paths))
+    images = frozenset(inventory.images)
+    built = {part.name: _build(part, inventory, images, space, name) for part in parts}
+    next(iter(built.values())).skipped.merge(inventory.skipped)
+    return {name: one.corpus("label its images") for name, one in built.items()}
+
+
+def _load(path: Path, options: ReadOptions) -> dict[str, FileCorpus]:
+    published = PUBLISHED_SPACES.get(options.task)
+    return load_imagefolder(path, published or options.space, by_client=options.by_client)
+
+
+FORMAT = CorpusFormat(
+    "imagefolder",
+    "anything else: metadata.jsonl or metadata.csv beside the images, or one folder per label",
+    tasks=lambda root, named: (),
+    load=_load,
+    own_labels=True,
+)
+"""Read where no published corpus is found."""

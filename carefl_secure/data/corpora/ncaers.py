@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from carefl_secure.data.corpora.base import Gather, PublishedCorpus
+from carefl_secure.data.corpora.base import CorpusFormat, FileCorpus, SplitBuilder
 from carefl_secure.data.corpora.caers import (
     SPLITS,
     Frame,
     View,
+    as_view,
     is_class_folder,
     scan_classes,
     take_frames,
@@ -22,7 +23,7 @@ from carefl_secure.data.readers.tables import numbers, read_text
 from carefl_secure.errors import DataError
 from carefl_secure.progress import Reporter, SilentReporter
 
-__all__ = ["load_ncaers", "ncaers_base"]
+__all__ = ["FORMAT", "load_ncaers", "ncaers_base"]
 
 
 def ncaers_base(root: Path) -> Path | None:
@@ -33,13 +34,20 @@ def ncaers_base(root: Path) -> Path | None:
     return None
 
 
+def has_marks(root: Path) -> bool:
+    """Tell whether a folder is NCAER-S by its name, or by face boxes next to its images."""
+    base = ncaers_base(root)
+    return base is not None and (
+        "NCAERS" in (base.name, base.resolve().name) or (base / "crop").is_dir()
+    )
+
+
 def load_ncaers(
     root: Path,
     *,
     view: View = "image",
-    check: bool = False,
     reporter: Reporter | None = None,
-) -> dict[str, PublishedCorpus]:
+) -> dict[str, FileCorpus]:
     """Read NCAER-S, the selection of frames without videos shared between splits.
 
     Parameters
@@ -47,9 +55,6 @@ def load_ncaers(
     root : Path
         The folder ``NCAERS``, or the one that holds it.
     view : {"image", "face"}
-    check : bool
-        Read every image now.
-    reporter : Reporter, optional
 
     Returns
     -------
@@ -78,9 +83,19 @@ def load_ncaers(
                 )
                 box = (left, top, right, bottom) if any((left, top, right, bottom)) else None
             frames.append(Frame(frame.key, frame.path, frame.label, box))
-        gather = Gather(f"ncaers-{view}/{name}", CAERS, check=check)
+        builder = SplitBuilder(f"ncaers-{view}/{name}", CAERS)
         if view == "image":
             none = [frame.key for frame in frames if frame.box is None]
-            gather.skipped.remark("no face box", none[0] if none else "", len(none))
-        corpora[name] = take_frames(gather, frames, view, {}, reporter or SilentReporter())
+            builder.skipped.remark("no face box", none[0] if none else "", len(none))
+        corpora[name] = take_frames(builder, frames, view, {}, reporter or SilentReporter())
     return corpora
+
+
+FORMAT = CorpusFormat(
+    "ncaers",
+    "NCAER-S: a folder NCAERS, or images/train/Anger with crop/",
+    tasks=lambda root, named: ("caers",) if named or has_marks(root) else (),
+    load=lambda root, how: load_ncaers(root, view=as_view(how.view), reporter=how.reporter),
+    views=("image", "face"),
+    splits=SPLITS,
+)

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from carefl_secure.data.corpora.base import PublishedCorpus
+from carefl_secure.data.corpora.base import FileCorpus
 
 __all__ = ["Count", "published_counts"]
 
@@ -70,7 +70,7 @@ _CEXPR_VIDEOS = 56
 _CEXPR_CLIPS = {"train": 98, "val": 27}
 
 
-def _classes(split: str, corpus: PublishedCorpus, published: Sequence[int]) -> list[Count]:
+def _classes(split: str, corpus: FileCorpus, published: Sequence[int]) -> list[Count]:
     found = Counter(label for record in corpus.records for label in record.labels)
     return [
         Count(f"{split}: {name}", found[k], number)
@@ -78,7 +78,7 @@ def _classes(split: str, corpus: PublishedCorpus, published: Sequence[int]) -> l
     ]
 
 
-def _emotic(kind: str, corpora: Mapping[str, PublishedCorpus]) -> list[Count]:
+def _emotic(kind: str, corpora: Mapping[str, FileCorpus]) -> list[Count]:
     counts = []
     if kind == "emotic-mat":
         for split, corpus in corpora.items():
@@ -95,14 +95,14 @@ def _emotic(kind: str, corpora: Mapping[str, PublishedCorpus]) -> list[Count]:
     return [*counts, Count("categories in use", len(names), 26)]
 
 
-def _emotic_2017(corpora: Mapping[str, PublishedCorpus]) -> list[Count]:
+def _emotic_2017(corpora: Mapping[str, FileCorpus]) -> list[Count]:
     return [
         Count(f"all splits: {what} annotated", sum(c.stated[what] for c in corpora.values()), n)
         for what, n in (("images", 18_313), ("persons", 23_788))
     ]
 
 
-def _caers(corpora: Mapping[str, PublishedCorpus]) -> list[Count]:
+def _caers(corpora: Mapping[str, FileCorpus]) -> list[Count]:
     rows = {name: one.stated["rows"] for name, one in corpora.items() if "rows" in one.stated}
     fitting = [lists for lists in _CAERS_LISTS if lists.keys() == rows.keys()]
     if not fitting:
@@ -116,7 +116,7 @@ def _caers(corpora: Mapping[str, PublishedCorpus]) -> list[Count]:
     return counts
 
 
-def _rafdb(subset: str, corpora: Mapping[str, PublishedCorpus]) -> list[Count]:
+def _rafdb(subset: str, corpora: Mapping[str, FileCorpus]) -> list[Count]:
     counts = []
     for split, corpus in corpora.items():
         counts.append(Count(f"{subset} {split}: images", len(corpus.records), _RAF[subset][split]))
@@ -134,7 +134,7 @@ def _rafdb(subset: str, corpora: Mapping[str, PublishedCorpus]) -> list[Count]:
     return counts
 
 
-def _cexpr(corpora: Mapping[str, PublishedCorpus]) -> list[Count]:
+def _cexpr(corpora: Mapping[str, FileCorpus]) -> list[Count]:
     counts = []
     for split, corpus in corpora.items():
         if not any(record.labels for record in corpus.records):
@@ -147,7 +147,7 @@ def _cexpr(corpora: Mapping[str, PublishedCorpus]) -> list[Count]:
 
 
 def published_counts(
-    kind: str, task: str, corpora: Mapping[str, PublishedCorpus], *, release_2017: bool = False
+    kind: str, task: str, corpora: Mapping[str, FileCorpus], *, release_2017: bool = False
 ) -> list[Count]:
     """Return what was published beside what is there.
 
@@ -157,7 +157,7 @@ def published_counts(
         The layout, see :mod:`carefl_secure.data.open_corpus`.
     task : str
         The label space; for RAF-DB it names the subset.
-    corpora : mapping of str to PublishedCorpus
+    corpora : mapping of str to FileCorpus
         The splits.
     release_2017 : bool
         For EMOTIC: the smaller release.

@@ -19,32 +19,43 @@ RAF-CE is another dataset with another order of labels and is refused.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from carefl_secure.data.corpora.base import Gather, PublishedCorpus
-from carefl_secure.data.corpora.image_folder import SUFFIXES
+from carefl_secure.data.corpora.base import CorpusFormat, FileCorpus, ReadOptions, SplitBuilder
 from carefl_secure.data.corpora.rafdb_attributes import read_attributes, read_box
 from carefl_secure.data.label_spaces import BASIC, COMPOUND
 from carefl_secure.data.readers.face_alignment import (
     TEMPLATE,
-    AlignedPicture,
+    AlignedFace,
     fit_similarity,
     landmark_fault,
 )
-from carefl_secure.data.readers.images import FilePicture, place
+from carefl_secure.data.readers.file_kinds import image_suffixes
+from carefl_secure.data.readers.images import ImageFile, place
 from carefl_secure.data.readers.metadata import Box
 from carefl_secure.data.readers.tables import read_text
 from carefl_secure.data.records import LabelSpace, Record
 from carefl_secure.errors import DataError, LabelError
 from carefl_secure.progress import Reporter, SilentReporter
 
-__all__ = ["label_list", "load_rafdb", "numbered_subset", "refuse_rafce", "subset_root"]
+__all__ = [
+    "FOLDERS_FORMAT",
+    "FORMAT",
+    "label_list",
+    "load_rafdb",
+    "numbered_subset",
+    "refuse_rafce",
+    "subset_root",
+]
 
 Subset = Literal["basic", "compound"]
 View = Literal["auto", "aligned", "original", "realigned"]
+_VIEWS: tuple[View, ...] = ("auto", "aligned", "original", "realigned")
+_PUBLISHED_NAME = re.compile(r"(train|test)_\d+(_aligned)?\.\w+", re.IGNORECASE)
 _SIDE = 100  # of the published aligned images
 _SPACES: Mapping[str, LabelSpace] = {"basic": BASIC, "compound": COMPOUND}
 _NONE = [[math.nan, math.nan]] * 5
@@ -92,6 +103,17 @@ def numbered_subset(root: Path) -> Subset | None:
     if min(map(int, names)) < 1 or highest > len(COMPOUND.labels):
         return None
     return "compound" if highest > len(BASIC.labels) else "basic"
+
+
+def _has_names(root: Path) -> bool:
+    """Tell whether most images in numbered folders have RAF-DB's own names."""
+    names = [
+        path.name
+        for split in ("train", "test")
+        for path in (root / split).glob("*/*")
+        if path.suffix.lower() in image_suffixes()
+    ]
+    return sum(bool(_PUBLISHED_NAME.fullmatch(name)) for name in names) * 2 > len(names)
 
 
 def refuse_rafce(root: Path) -> None:
@@ -156,9 +178,8 @@ def load_rafdb(
     subset: Subset,
     *,
     view: View = "auto",
-    check: bool = False,
     reporter: Reporter | None = None,
-) -> dict[str, PublishedCorpus]:
+) -> dict[str, FileCorpus]:
     """Read one subset of RAF-DB.
 
     Parameters
@@ -172,9 +193,6 @@ def load_rafdb(
         faces from the original ones by their manual landmarks, and leaves out and counts those
         whose landmarks are unusable. Only the original view has boxes and landmarks. The corpus'
         name says which it is.
-    check : bool
-        Read every image to its end now, and leave out those that cannot be.
-    reporter : Reporter, optional
 
     Returns
     -------
@@ -193,7 +211,7 @@ def load_rafdb(
     folder = subset_root(root, subset)
     if folder is None:
         if numbered_subset(root) == subset:
-            return _load_numbered(root, subset, check, reporter or SilentReporter())
+            return _load_numbered(root, subset, reporter or SilentReporter())
         raise DataError(
             f"{root} has no {subset}/EmoLabel/list_patition_label.txt; point at the folder that "
             f"holds RAF-DB's {subset}"
@@ -206,16 +224,16 @@ def load_rafdb(
     reporter.start(task, len(rows))
     for split in ("train", "test"):
         name = f"rafdb-{subset}-{chosen}/{split}"
-        gather = Gather(name, _SPACES[subset], check=check)
+        builder = SplitBuilder(name, _SPACES[subset])
         mine = [row for row in rows if row[0].startswith(f"{split}_")]
         for image, label in mine:
-            _add(gather, folder, subset, chosen, image, label - 1)
+            _add(builder, folder, subset, chosen, image, label - 1)
             reporter.advance(task)
-        gather.stated["rows"] = len(mine)
+        builder.stated["rows"] = len(mine)
         if mine:
-            corpora[split] = gather.corpus(f"check the images in {folder / 'Image'}")
+            corpora[split] = builder.corpus(f"check the images in {folder / 'Image'}")
             if chosen == "realigned":
-                for reason, count in gather.skipped.dropped.items():
+                for reason, count in builder.skipped.dropped.items():
                     reporter.note(f"{name}: left out {count} x {reason}")
     reporter.finish(task)
     if not corpora:
@@ -223,74 +241,111 @@ def load_rafdb(
     return corpora
 
 
-def _add(gather: Gather, folder: Path, subset: str, view: str, image: str, label: int) -> None:
+def _add(
+    builder: SplitBuilder, folder: Path, subset: str, view: str, image: str, label: int
+) -> None:
     key, stem = f"{subset}/{image}", Path(image).stem
     path = _image(folder, view, image, key)
     notes = read_attributes(folder / "Annotation" / "manual" / f"{stem}_manu_attri.txt")
     record = Record(key, (label,), None, notes.attributes)
     if view == "realigned":
-        size = gather.size(path, key)
+        size = builder.size(path, key)
         if size is not None:
-            _realign(gather, path, size, notes.landmarks or _NONE, record)
+            _realign(builder, path, size, notes.landmarks or _NONE, record)
         return
     box: Box | None = None
     if view == "original":
         box = read_box(folder / "Annotation" / "boundingbox" / f"{stem}_boundingbox.txt")
-        size = gather.size(path, key)
+        size = builder.size(path, key)
         if size is None:
             return
         if box is None:
-            gather.skipped.remark("no usable bounding box", key)
+            builder.skipped.remark("no usable bounding box", key)
         else:
-            box = gather.fitted(box, size, key)
+            box = builder.fitted(box, size, key)
             if box is None:
                 return
-    elif not gather.usable(FilePicture(path), key):
+    elif not builder.usable(ImageFile(path), key):
         return
     if notes.fault:
-        gather.skipped.remark(notes.fault, key)
+        builder.skipped.remark(notes.fault, key)
     extras = {"landmarks": notes.landmarks or _NONE} if view == "original" else {}
-    gather.add(replace(record, box=box), FilePicture(path), **extras)
+    builder.add(replace(record, box=box), ImageFile(path), **extras)
 
 
 def _realign(
-    gather: Gather, path: Path, size: tuple[int, int], landmarks: list[list[float]], record: Record
+    builder: SplitBuilder,
+    path: Path,
+    size: tuple[int, int],
+    landmarks: list[list[float]],
+    record: Record,
 ) -> None:
     fault = landmark_fault(landmarks, size)
     if fault is not None:
-        gather.skipped.drop(fault, record.key)
+        builder.skipped.drop(fault, record.key)
         return
     try:
         matrix = fit_similarity(landmarks, TEMPLATE * _SIDE)
     except DataError:  # all else is seen to above
-        gather.skipped.drop("landmarks mirrored", record.key)
+        builder.skipped.drop("landmarks mirrored", record.key)
         return
     rows = tuple(tuple(row) for row in matrix.tolist())
-    gather.add(record, AlignedPicture(path, rows, _SIDE))
+    builder.add(record, AlignedFace(path, rows, _SIDE))
 
 
-def _load_numbered(
-    root: Path, subset: Subset, check: bool, reporter: Reporter
-) -> dict[str, PublishedCorpus]:
+def _load_numbered(root: Path, subset: Subset, reporter: Reporter) -> dict[str, FileCorpus]:
     """Read ``train/1`` and so on; folders are taken by number, so that 10 is not after 1."""
     corpora = {}
     for split in ("train", "test"):
         if not (root / split).is_dir():
             continue
-        gather = Gather(f"rafdb-{subset}-folders/{split}", _SPACES[subset], check=check)
+        builder = SplitBuilder(f"rafdb-{subset}-folders/{split}", _SPACES[subset])
         folders = sorted((f for f in (root / split).iterdir() if f.is_dir()), key=_number)
         task = f"reading RAF-DB {subset} {split}"
         reporter.start(task, len(folders))
         for folder in folders:
-            for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES):
+            for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in image_suffixes()):
                 key = f"{subset}/{split}/{folder.name}/{path.name}"
-                if gather.usable(FilePicture(path), key):
-                    gather.add(Record(key, (_number(folder) - 1,)), FilePicture(path))
+                if builder.usable(ImageFile(path), key):
+                    builder.add(Record(key, (_number(folder) - 1,)), ImageFile(path))
             reporter.advance(task)
         reporter.finish(task)
-        corpora[split] = gather.corpus("put the images into the numbered folders")
+        corpora[split] = builder.corpus("put the images into the numbered folders")
     return corpora
 
 
 def _number(folder: Path) -> int:
     return int(folder.name)
+
+
+def _subsets(root: Path, named: bool) -> tuple[str, ...]:
+    found = tuple(one for one in ("basic", "compound") if subset_root(root, one))
+    return found or (("basic", "compound") if named else ())
+
+
+def _numbered(root: Path, named: bool) -> tuple[str, ...]:
+    subset = numbered_subset(root)
+    return (subset,) if subset and (named or _has_names(root)) else ()
+
+
+def _read(root: Path, how: ReadOptions) -> Mapping[str, FileCorpus]:
+    subset: Subset = "compound" if how.task == "compound" else "basic"
+    view = next(one for one in _VIEWS if one == how.view)
+    return load_rafdb(root, subset, view=view, reporter=how.reporter)
+
+
+FORMAT = CorpusFormat(
+    "rafdb",
+    "RAF-DB: basic/EmoLabel/list_patition_label.txt, or compound/EmoLabel/...",
+    tasks=_subsets,
+    load=_read,
+    views=("aligned", "original", "realigned"),
+    splits=("train", "test"),
+)
+FOLDERS_FORMAT = CorpusFormat(
+    "rafdb-folders",
+    "RAF-DB in folders: train/1/train_00001_aligned.jpg and so on",
+    tasks=_numbered,
+    load=_read,
+    splits=("train", "test"),
+)

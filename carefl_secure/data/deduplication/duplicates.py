@@ -13,9 +13,9 @@ from itertools import combinations
 
 from PIL import Image
 
-from carefl_secure.data.corpora.base import Skipped
-from carefl_secure.data.deduplication.image_hashes import Print, near_pairs
+from carefl_secure.data.deduplication.image_hashes import ImageHash, near_pairs
 from carefl_secure.data.records import Corpus, LabelSpace, Record
+from carefl_secure.data.skipped import Skipped
 from carefl_secure.data.splits import Subset
 from carefl_secure.errors import DataError
 
@@ -61,7 +61,7 @@ class Shared:
 class _Near:
     """Which pictures are near which, by their pixels' hash; being near is not transitive."""
 
-    def __init__(self, prints: Mapping[str, Sequence[Print]]) -> None:
+    def __init__(self, prints: Mapping[str, Sequence[ImageHash]]) -> None:
         unique = {
             mark.pixels: mark
             for part in prints.values()
@@ -74,19 +74,21 @@ class _Near:
             self.of.setdefault(pixels[a], set()).add(pixels[b])
             self.of.setdefault(pixels[b], set()).add(pixels[a])
 
-    def neighbours(self, mark: Print) -> set[bytes]:
+    def neighbours(self, mark: ImageHash) -> set[bytes]:
         return set() if mark.pixels is None else self.of.get(mark.pixels, set())
 
 
-def find_shared(parts: Mapping[str, Corpus], prints: Mapping[str, Sequence[Print]]) -> list[Shared]:
+def find_shared(
+    parts: Mapping[str, Corpus], prints: Mapping[str, Sequence[ImageHash]]
+) -> list[Shared]:
     """Compare every two parts.
 
     Parameters
     ----------
     parts : mapping of str to Corpus
         Splits or clients.
-    prints : mapping of str to sequence of Print
-        The hashes of each part, from :func:`.image_hashes.fingerprints`.
+    prints : mapping of str to sequence of ImageHash
+        The hashes of each part, from :func:`.image_hashes.hash_images`.
 
     Returns
     -------
@@ -127,7 +129,7 @@ def find_shared(parts: Mapping[str, Corpus], prints: Mapping[str, Sequence[Print
     return found
 
 
-def within(prints: Sequence[Print]) -> tuple[int, int]:
+def within(prints: Sequence[ImageHash]) -> tuple[int, int]:
     """Return how many pictures repeat an earlier one of the same part, exactly and nearly."""
     alike = _Near({"": prints})
     seen = set[bytes]()
@@ -144,7 +146,7 @@ def within(prints: Sequence[Print]) -> tuple[int, int]:
 
 
 def drop_shared(
-    parts: Mapping[str, Corpus], prints: Mapping[str, Sequence[Print]], *, near: bool = True
+    parts: Mapping[str, Corpus], prints: Mapping[str, Sequence[ImageHash]], *, near: bool = True
 ) -> tuple[dict[str, Subset], Skipped]:
     """Leave out of every part what an earlier part holds already, and all but one of a repetition.
 
@@ -156,7 +158,7 @@ def drop_shared(
     ----------
     parts : mapping of str to Corpus
         In the order of priority: train, then val, then test.
-    prints : mapping of str to sequence of Print
+    prints : mapping of str to sequence of ImageHash
     near : bool
 
     Returns
@@ -204,7 +206,7 @@ def drop_shared(
     return out, skipped
 
 
-def _groups(corpus: Corpus, prints: Sequence[Print]) -> list[int]:
+def _groups(corpus: Corpus, prints: Sequence[ImageHash]) -> list[int]:
     """Return, for each record, the first record of its group."""
     parent: dict[object, object] = {}
 
@@ -256,7 +258,7 @@ class Together:
         return self.corpus.image(index)
 
 
-def together(corpus: Corpus, prints: Sequence[Print]) -> Together:
+def together(corpus: Corpus, prints: Sequence[ImageHash]) -> Together:
     """Give pictures that are the same or nearly, and those of one subject, one subject.
 
     Splits, and shares by ``column: subject``, then keep them in one place. Nearness is made

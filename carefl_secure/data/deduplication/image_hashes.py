@@ -25,10 +25,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from carefl_secure.data.corpora.base import PublishedCorpus
-from carefl_secure.data.corpora.image_folder import FolderCorpus
-from carefl_secure.data.readers.face_alignment import AlignedPicture
-from carefl_secure.data.readers.images import FilePicture, Picture
+from carefl_secure.data.corpora.base import FileCorpus
+from carefl_secure.data.readers.face_alignment import AlignedFace
+from carefl_secure.data.readers.images import ImageFile, ImageSource
 from carefl_secure.data.records import Corpus, image_of
 from carefl_secure.data.splits import Subset
 from carefl_secure.errors import DataError
@@ -37,9 +36,9 @@ from carefl_secure.progress import Reporter, SilentReporter
 __all__ = [
     "NEAR_BITS",
     "NEAR_CORRELATION",
-    "Print",
+    "ImageHash",
     "difference_hash",
-    "fingerprints",
+    "hash_images",
     "near_pairs",
 ]
 
@@ -56,7 +55,7 @@ _BANDS = NEAR_BITS + 1  # two hashes that differ in four bits agree in one of fi
 
 
 @dataclass(frozen=True)
-class Print:
+class ImageHash:
     """The fingerprint of one image.
 
     Parameters
@@ -107,21 +106,19 @@ def _thumbnail(image: Image.Image) -> bytes:
     return image.convert("L").resize((_SIDE, _SIDE), Image.Resampling.BOX).tobytes()
 
 
-def _whole(corpus: Corpus, index: int) -> Picture | None:
+def _whole(corpus: Corpus, index: int) -> ImageSource | None:
     """Return the whole picture that a record is taken from, where it lies in a file."""
     if isinstance(corpus, Subset):
         return _whole(corpus.corpus, corpus.indices[index])
-    if isinstance(corpus, FolderCorpus):
-        return FilePicture(corpus.paths[index])
-    if not isinstance(corpus, PublishedCorpus):
+    if not isinstance(corpus, FileCorpus):
         return None
-    picture = corpus.pictures[index]
-    if isinstance(picture, AlignedPicture):
-        return FilePicture(picture.path)
-    return replace(picture, crop=None) if isinstance(picture, FilePicture) else picture
+    picture = corpus.sources[index]
+    if isinstance(picture, AlignedFace):
+        return ImageFile(picture.path)
+    return replace(picture, crop=None) if isinstance(picture, ImageFile) else picture
 
 
-def _file_of(picture: Picture | None) -> bytes | None:
+def _file_of(picture: ImageSource | None) -> bytes | None:
     if picture is None or not picture.alone:
         return None
     try:
@@ -131,9 +128,9 @@ def _file_of(picture: Picture | None) -> bytes | None:
         return None  # the picture's own fault says so
 
 
-def fingerprints(
+def hash_images(
     corpus: Corpus, reporter: Reporter | None = None, task: str | None = None
-) -> list[Print]:
+) -> list[ImageHash]:
     """Read every image of a corpus once, to its end.
 
     Parameters
@@ -146,7 +143,7 @@ def fingerprints(
 
     Returns
     -------
-    list of Print
+    list of ImageHash
         One per image, in the order of the first record; unreadable images too.
     """
     members: dict[str, list[int]] = {}
@@ -160,11 +157,11 @@ def fingerprints(
         try:
             picture = corpus.image(records[0]) if source is None else source.open()
         except DataError as error:
-            prints.append(Print(image, tuple(records), None, None, None, fault=str(error)))
+            prints.append(ImageHash(image, tuple(records), None, None, None, fault=str(error)))
         else:
             head = f"{picture.width}x{picture.height}:".encode()
             prints.append(
-                Print(
+                ImageHash(
                     image,
                     tuple(records),
                     hashlib.sha256(head + picture.tobytes()).digest(),
@@ -179,7 +176,7 @@ def fingerprints(
     return prints
 
 
-def near_pairs(marks: Sequence[Print], bits: int = NEAR_BITS) -> npt.NDArray[np.int64]:
+def near_pairs(marks: Sequence[ImageHash], bits: int = NEAR_BITS) -> npt.NDArray[np.int64]:
     """Return all pairs of near duplicates.
 
     Each hash is cut into five bands; by the pigeonhole principle two that differ in at most four
@@ -187,7 +184,7 @@ def near_pairs(marks: Sequence[Print], bits: int = NEAR_BITS) -> npt.NDArray[np.
 
     Parameters
     ----------
-    marks : sequence of Print
+    marks : sequence of ImageHash
         Pictures that have a hash, none with the pixels of another.
     bits : int
         At most :data:`NEAR_BITS`.

@@ -29,7 +29,7 @@ from PIL import Image
 from carefl_secure.data.readers.images import decode
 from carefl_secure.errors import DataError
 
-__all__ = ["TEMPLATE", "AlignedPicture", "fit_similarity", "landmark_fault", "warp"]
+__all__ = ["TEMPLATE", "AlignedFace", "fit_similarity", "landmark_fault", "warp"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -134,7 +134,7 @@ def warp(image: Image.Image, matrix: npt.NDArray[Any], side: int) -> Image.Image
 
 
 @dataclass(frozen=True)
-class AlignedPicture:
+class AlignedFace:
     """A face cut from an image file by a similarity.
 
     Parameters

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from tokenize import TokenError
@@ -10,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image
 
 from carefl_secure.data.readers.metadata import Box
 from carefl_secure.errors import DataError
@@ -18,13 +19,14 @@ from carefl_secure.errors import DataError
 __all__ = [
     "BROKEN",
     "MOST_PIXELS",
-    "ArrayPicture",
-    "FilePicture",
-    "Picture",
+    "ImageArray",
+    "ImageFile",
+    "ImageSource",
     "decode",
     "image_size",
     "open_array",
     "place",
+    "to_rgb",
 ]
 
 MOST_PIXELS = 80_000_000
@@ -32,19 +34,32 @@ MOST_PIXELS = 80_000_000
 BROKEN = (
     OSError,
     EOFError,
-    SyntaxError,  # this and the next four are what Pillow raises for some broken files
+    SyntaxError,  # this and all below are what Pillow raises for some broken files
     ValueError,
     TypeError,
-    KeyError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+    LookupError,
+    RuntimeError,
+    MemoryError,
     struct.error,
-    UnidentifiedImageError,
+    zlib.error,
     Image.DecompressionBombError,
 )
 """What Pillow raises for a file that is damaged, cut off, or no image."""
-_SIDEWAYS = (5, 6, 7, 8)  # values of the EXIF orientation that swap width and height
+_TURN = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # what makes an image upright, by its EXIF orientation; from 5 on the sides are swapped
 
 
-class Picture(Protocol):
+class ImageSource(Protocol):
     """One image that is read when asked for."""
 
     @property
@@ -59,8 +74,55 @@ class Picture(Protocol):
         """Read it to its end, as RGB; a DataError names the file where that fails."""
 
 
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation; a note that cannot be read turns nothing."""
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except BROKEN:
+        return 1
+    return found if isinstance(found, int) else 1
+
+
+def _deep(image: Image.Image) -> Image.Image:
+    """Bring a grey image of more than 8 bits to 8: 16 bits by v >> 8, floats from 0..1."""
+    values = np.asarray(image)
+    if image.mode == "F":
+        if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
+            raise ValueError("its floating-point values are not all between 0 and 1")
+        grey = np.rint(values * 255).astype(np.uint8)
+    else:
+        if values.min() < 0 or values.max() > 65_535:
+            raise ValueError("its whole numbers exceed 16 bits; save it with 8 or 16 bits")
+        grey = (values.astype(np.int64) >> 8).astype(np.uint8)
+        hidden = image.info.get("transparency")
+        if isinstance(hidden, int):
+            grey[values == hidden] = 255
+    return Image.fromarray(grey)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return an image as a person sees it on white paper.
+
+    Alpha is laid over white, as the image processor of SmolVLM2 does with what it is given; the
+    colour below full transparency is nobody's to see. Values of 16 bits are cut to 8.
+
+    Raises
+    ------
+    ValueError
+        If the values have no range that the file states: floats outside 0..1, wide integers.
+    """
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = _deep(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
 def decode(path: Path) -> Image.Image:
-    """Read a whole image file as RGB, upright: only a full read finds a file that was cut off.
+    """Read a whole image file as upright RGB: only a full read finds a file that was cut off.
+
+    Of an animation the first frame is read.
 
     Raises
     ------
@@ -73,7 +135,10 @@ def decode(path: Path) -> Image.Image:
                 raise DataError(
                     f"the image {path} has more than {MOST_PIXELS} pixels; make it smaller"
                 )
-            return ImageOps.exif_transpose(image).convert("RGB")
+            image.load()
+            turn = _TURN.get(_orientation(image))
+            rgb = to_rgb(image)
+            return rgb if turn is None else rgb.transpose(turn)
     except FileNotFoundError as error:
         raise DataError(f"the image {path} is missing; restore it") from error
     except BROKEN as error:
@@ -92,8 +157,8 @@ def image_size(path: Path) -> tuple[int, int]:
         with Image.open(path) as image:
             if image.format == "TIFF":  # Pillow has turned it already
                 return image.size
-            sideways = image.getexif().get(ExifTags.Base.Orientation) in _SIDEWAYS
-            return (image.height, image.width) if sideways else (image.width, image.height)
+            sideways = _orientation(image) in (5, 6, 7, 8)
+            return (image.height, image.width) if sideways else image.size
     except FileNotFoundError as error:
         raise DataError(f"the image {path} is missing; restore it") from error
     except BROKEN as error:
@@ -108,7 +173,7 @@ def _cut(image: Image.Image, crop: Box | None) -> Image.Image:
 
 
 @dataclass(frozen=True)
-class FilePicture:
+class ImageFile:
     """An image file, or the part of it inside a box.
 
     Parameters
@@ -152,7 +217,7 @@ def open_array(path: Path) -> npt.NDArray[np.generic]:
 
 
 @dataclass(frozen=True)
-class ArrayPicture:
+class ImageArray:
     """An image in a ``.npy`` file of bytes, ``[H, W, 3]``, or one row of ``[N, H, W, 3]``.
 
     Parameters

@@ -6,30 +6,56 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from carefl_secure.data.readers.tables import literal, read_text
 from carefl_secure.errors import DataError, LabelError
 
-__all__ = ["Box", "Row", "read_metadata"]
+__all__ = ["NULLS", "SEPARATORS", "Box", "Row", "label_word", "read_metadata"]
 
 Box = tuple[float, float, float, float]
+NULLS = ("", "nan", "NaN", "null", "NULL", "None", "NA", "N/A", "<NA>", "#N/A")
+"""Cells of a CSV table that mean: nothing here."""
+SEPARATORS = ("|", ";", ",")
+"""What may stand between the labels in a CSV cell; one table uses one of them."""
 _OWN = frozenset({"file_name", "label", "labels", "subject", "box", "bbox"})
 
 
 @dataclass(frozen=True)
 class Row:
-    """One record before its labels have ids."""
+    """One record before its labels have ids.
+
+    Parameters
+    ----------
+    file_name : str
+        Path below the folder of the metadata file.
+    labels : tuple of str or None
+        ``None`` where nobody labelled it; an empty tuple where none of several labels holds.
+    several : bool
+        Whether the table allows several labels at once.
+    subject : str or None
+    attributes : mapping
+    box : tuple of float or None
+    origin : str
+        File and line, for errors.
+    """
 
     file_name: str
-    labels: tuple[str, ...]
+    labels: tuple[str, ...] | None
     several: bool
     subject: str | None
     attributes: Mapping[str, str]
     box: Box | None
     origin: str
+
+
+def label_word(text: str) -> str:
+    """Return a label without outer blanks, in Unicode form C, as all labels are compared."""
+    return unicodedata.normalize("NFC", text).strip()
 
 
 def _below(name: str, origin: str) -> str:
@@ -49,18 +75,21 @@ def _below(name: str, origin: str) -> str:
     return str(path)
 
 
-def _labels(row: Mapping[str, Any], origin: str) -> tuple[tuple[str, ...], bool]:
+def _labels(row: Mapping[str, Any], origin: str) -> tuple[tuple[str, ...] | None, bool]:
     """Return the label words, and whether the row may carry several."""
     if ("label" in row) == ("labels" in row):
         raise DataError(f"{origin}: give either 'label' (one word) or 'labels' (a list)")
     several = "labels" in row
-    words: Any = row["labels"] if several else [row["label"]]
-    if not isinstance(words, list) or not all(isinstance(word, str) and word for word in words):
+    value: Any = row["labels"] if several else row["label"]
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None, several
+    words: Any = value if several else [value]
+    if not isinstance(words, list) or not all(isinstance(w, str) and w.strip() for w in words):
         raise LabelError(
-            f"{origin}: a label must be a word as text, not {words!r}; "
-            "write the label's name instead of a number"
+            f"{origin}: a label must be a word as text, not {value!r}; write the label's name "
+            "instead of a number, 'label' for one word and 'labels' for a list of words"
         )
-    return tuple(dict.fromkeys(words)), several
+    return tuple(dict.fromkeys(map(label_word, words))), several
 
 
 def _box(row: Mapping[str, Any], origin: str) -> Box | None:
@@ -97,16 +126,22 @@ def _word(value: Any) -> str:
 def _row(row: Mapping[str, Any], origin: str) -> Row:
     name = row.get("file_name")
     if not isinstance(name, str):
-        raise DataError(f"{origin}: 'file_name' is missing; name the image of each record")
+        raise DataError(
+            f"{origin}: 'file_name' is missing; name the image of each record (the row has "
+            f"{', '.join(map(str, row)) or 'nothing'})"
+        )
     labels, several = _labels(row, origin)
     subject = row.get("subject")
+    if isinstance(subject, float) and (math.isnan(subject) or subject.is_integer()):
+        subject = None if math.isnan(subject) else int(subject)  # pandas writes 7 as 7.0
     if subject is not None and (isinstance(subject, bool) or not isinstance(subject, str | int)):
         raise DataError(f"{origin}: a subject is a word or a whole number, not {subject!r}")
+    subject = None if subject is None else str(subject).strip()
     return Row(
         file_name=_below(name, origin),
         labels=labels,
         several=several,
-        subject=None if subject in (None, "") else str(subject),
+        subject=subject or None,
         attributes={
             key: _word(value) for key, value in row.items() if key not in _OWN and _plain(value)
         },
@@ -115,65 +150,131 @@ def _row(row: Mapping[str, Any], origin: str) -> Row:
     )
 
 
-def _read_jsonl(path: Path) -> list[Row]:
-    rows = []
-    for number, line in enumerate(_text(path).split("\n"), 1):
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) != len(pairs):
+        raise ValueError("a name stands twice in the object")
+    return dict(pairs)
+
+
+def _jsonl(path: Path, name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
-        origin = f"{path.name} line {number}"
+        origin = f"{name} line {number}"
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
+            row = json.loads(line, object_pairs_hook=_object)
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{origin} is not JSON: {error}; write one object per line") from error
         if not isinstance(row, dict):
             raise DataError(f"{origin} is not an object; write one JSON object per line")
-        rows.append(_row(row, origin))
-    return rows
+        yield origin, row
 
 
-def _read_csv(path: Path) -> list[Row]:
-    rows = []
-    reader = csv.DictReader(io.StringIO(_text(path), newline=""), strict=True)
+def _csv(path: Path, name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
+    rows: list[tuple[str, dict[str, str]]] = []
     try:
-        header = reader.fieldnames or []
+        header = [column.strip() for column in reader.fieldnames or ()]
+        if len(set(header)) != len(header):
+            raise DataError(f"{name} line 1 names a column twice; remove one of them")
+        reader.fieldnames = header
         for cells in reader:
-            origin = f"{path.name} line {reader.line_num}"
+            origin = f"{name} line {reader.line_num}"
             if len(cells) != len(header) or None in cells.values():
                 raise DataError(f"{origin} does not have as many cells as the header; correct it")
-            row: dict[str, Any] = {key: text for key, text in cells.items() if text != ""}
-            if "labels" in cells:
-                row["labels"] = [w.strip() for w in cells["labels"].split("|") if w.strip()]
-            for key in ("box", "bbox"):
-                if key in row:
-                    row[key] = _numbers(row[key], origin)
-            rows.append(_row(row, origin))
+            rows.append((origin, cells))
     except csv.Error as error:
-        raise DataError(f"{path.name} line {reader.line_num} is not CSV: {error}") from error
-    return rows
+        raise DataError(f"{name} line {reader.line_num} is not CSV: {error}") from error
+    separator = _separator(name, [cells["labels"] for _, cells in rows if "labels" in cells])
+    alone = {label_word(cells["label"]) for _, cells in rows if "label" in cells}
+    for origin, cells in rows:
+        row: dict[str, Any] = {key: text for key, text in cells.items() if text != ""}
+        if "label" in cells:
+            row["label"] = _one_label(cells["label"], alone, origin)
+        if "labels" in cells:
+            row["labels"] = _several_labels(cells["labels"], separator, origin)
+        for key in ("box", "bbox"):
+            if key in row:
+                row[key] = _numbers(row[key], origin)
+        if cells.get("subject", "") in NULLS:
+            row["subject"] = None
+        yield origin, row
+
+
+def _whole(word: str) -> str:
+    """Return ``3`` for ``3.0``, which is how pandas writes a column of numbers with gaps."""
+    head, point, tail = word.strip().partition(".")
+    return head if point and head.isdecimal() and tail and not tail.strip("0") else word
+
+
+def _is_list(cell: str) -> bool:
+    return cell.strip()[:1] in ("[", "(", "{")
+
+
+def _one_label(cell: str, alone: set[str], origin: str) -> str | None:
+    if cell.strip() in NULLS:
+        return None
+    for sign in SEPARATORS:
+        parts = [label_word(part) for part in cell.split(sign)]
+        if _is_list(cell) or (len(parts) > 1 and (sign == "|" or alone.intersection(parts))):
+            raise LabelError(
+                f"{origin}: {cell!r} looks like several labels; name the column 'labels' and "
+                "separate them with |"
+            )
+    return _whole(cell)
+
+
+def _separator(name: str, cells: Sequence[str]) -> str | None:
+    """Return the one sign that separates labels in a table."""
+    plain = [cell for cell in cells if not _is_list(cell)]
+    used = [sign for sign in SEPARATORS if any(sign in cell for cell in plain)]
+    if len(used) > 1:
+        raise LabelError(
+            f"{name} separates labels by {' and by '.join(used)}; separate them with | alone"
+        )
+    return used[0] if used else None
+
+
+def _several_labels(cell: str, separator: str | None, origin: str) -> list[str] | None:
+    """Read ``a|b``, ``a;b``, ``a, b`` or a list as Python or JSON writes it."""
+    if _is_list(cell):
+        try:
+            found = literal(cell, origin) if cell.strip()[0] != "{" else None
+        except DataError:
+            found = None
+        if found is None or not all(isinstance(word, str) and word.strip() for word in found):
+            raise LabelError(
+                f"{origin}: {cell[:60]!r} is not a list of words; write the labels as words "
+                "separated by |"
+            )
+        return found
+    if cell.strip() in NULLS[1:]:
+        return None
+    return [_whole(word) for word in cell.split(separator) if word.strip()]
 
 
 def _numbers(text: str, origin: str) -> list[float]:
     try:
-        return [float(word) for word in text.strip("[] ").replace(",", " ").split()]
+        return [float(word) for word in text.strip("[]() ").replace(",", " ").split()]
     except ValueError as error:
         raise DataError(f"{origin}: a box is four numbers in pixels, not {text!r}") from error
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {path}: {error}; save it as UTF-8 text") from error
-
-
-def read_metadata(path: Path) -> list[Row]:
+def read_metadata(path: Path, name: str | None = None) -> list[Row]:
     """Read a metadata file; its suffix says which kind.
+
+    Parameters
+    ----------
+    path : Path
+    name : str, optional
+        What errors call it; its own name by default.
 
     Raises
     ------
     DataError
         If the file or a row is malformed; the text names the line.
     LabelError
-        If a label is not a word.
+        If a label is not a word, or it is not clear where one label ends.
     """
-    return _read_jsonl(path) if path.suffix == ".jsonl" else _read_csv(path)
+    read = _jsonl if path.suffix == ".jsonl" else _csv
+    return [_row(row, origin) for origin, row in read(path, name or path.name)]

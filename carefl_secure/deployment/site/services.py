@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from carefl_secure.data.open_corpus import recognise
+from carefl_secure.data.open_corpus import detect
 from carefl_secure.deployment.flower.address import Place
 from carefl_secure.deployment.flower.processes import Processes
 from carefl_secure.deployment.flower.signals import interrupt_on_terminate
@@ -73,7 +73,7 @@ def run_node(
     if only != "supernode":
         read_policy(bundle.path / "policy.yaml")
         if bundle.data is not None:
-            recognise(Path(bundle.data))
+            detect(Path(bundle.data))
     with ExitStack() as undo:
         undo.callback(interrupt_on_terminate())
         # A socket's path must be short, and its folder the owner's alone.

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from carefl_secure.config import Config
-from carefl_secure.data.open_corpus import open_corpus, recognise
+from carefl_secure.data.corpora.base import ReadOptions
+from carefl_secure.data.open_corpus import detect, open_corpus
 from carefl_secure.data.records import Corpus, targets
 from carefl_secure.data.splits import Subset
 from carefl_secure.errors import ConfigError, DataError
@@ -142,12 +143,12 @@ def refuse_own(config: Config, data: Path, split: Split) -> None:
 
 
 def _other(path: Path, labels: str, view: str, reporter: Reporter) -> tuple[Corpus, str]:
-    if recognise(path).kind == "cexpr":
+    if detect(path).kind == "cexpr":
         raise ConfigError(
             "C-EXPR-DB is scored by videos and not by frames; use "
             "carefl_secure.runs.evaluation.zero_shot.evaluate_zero_shot"
         )
-    parts = open_corpus(path, task=labels, view=view, reporter=reporter)
+    parts = open_corpus(path, ReadOptions(labels, view, reporter=reporter))
     for name in ("test", "val", "all"):
         if name not in parts:
             continue

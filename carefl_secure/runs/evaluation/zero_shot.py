@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from carefl_secure.data.corpora.base import PublishedCorpus
+from carefl_secure.data.corpora.base import FileCorpus, ReadOptions
 from carefl_secure.data.corpora.cexpr_fusion import Rule, compound_to_cexpr, fuse_frames
 from carefl_secure.data.label_spaces import CEXPR, COMPOUND
-from carefl_secure.data.open_corpus import open_corpus, recognise
+from carefl_secure.data.open_corpus import detect, open_corpus
 from carefl_secure.data.records import LabelSpace
 from carefl_secure.data.splits import Subset
 from carefl_secure.errors import ConfigError
@@ -125,16 +125,13 @@ def evaluate_zero_shot(
     opened = ScoredRun(run, reporter)
     if data is not None:
         refuse_own(opened.config, data, "test")
-        if recognise(data).kind != "cexpr":
+        if detect(data).kind != "cexpr":
             raise ConfigError(f"{data} is not laid out as C-EXPR-DB; leave out --space to score it")
     corpora = opened.corpora
     space = corpora.test.space
     _refuse_others(space, own=data is None)
-    parts = (
-        [own_part(corpora.test)]
-        if data is None
-        else video_parts(open_corpus(data, fold=fold, every=every, reporter=reporter), data)
-    )
+    how = ReadOptions(fold=fold, every=every, reporter=reporter)
+    parts = [own_part(corpora.test)] if data is None else video_parts(open_corpus(data, how), data)
     untuned, tuned = _answers(opened, parts, space)
     chosen = settings or Settings(seed=opened.config.run.seed)
 
@@ -224,7 +221,7 @@ def _remarks(part: Part, space: LabelSpace, rule: str, *, own: bool) -> list[str
     )
     if set(part.videos) != {record.attributes["video"] for record in part.corpus.records}:
         remarks.append("a video that is annotated with several labels counts once for each")
-    if isinstance(part.corpus, PublishedCorpus):
+    if isinstance(part.corpus, FileCorpus):
         remarks.extend(part.corpus.skipped.remarks)
     remarks.append("no result of the challenge: its labels are not public")
     return remarks

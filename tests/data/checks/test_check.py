@@ -36,8 +36,8 @@ def test_duplicates_between_splits_are_wrong_and_near_ones_are_noted(make: Any) 
     report = check_corpus(root)
     assert not report.sound
     (fault,) = report.faults
-    assert fault.startswith("train and test share 1 pictures, 1 of them the same file")
-    assert "sad/train0.png = glad/copy.png" in fault
+    assert fault.startswith("train and test share 1 images, 1 of them the same file")
+    assert "train/sad/train0.png = test/glad/copy.png" in fault
 
 
 def test_duplicates_between_clients(make: Any) -> None:
@@ -52,7 +52,7 @@ def test_duplicates_between_clients(make: Any) -> None:
     assert check_corpus(root).sound  # within one split a repetition is only noted
     report = check_corpus(root, clients=2, column="site")
     (fault,) = report.faults
-    assert fault.startswith("client 0 and client 1 share 1 pictures")
+    assert fault.startswith("client 0 and client 1 share 1 images")
     (shared,) = report.shared
     assert (shared.exact, shared.files) == (1, 1)
 
@@ -89,7 +89,7 @@ def test_the_same_image_in_both_subsets_of_rafdb(make: Any) -> None:
         "compound train",
         "compound test",
     ]
-    assert any(f.startswith("basic train and compound test share 1 pict") for f in report.faults)
+    assert any(f.startswith("basic train and compound test share 1 image") for f in report.faults)
     assert "compound test: images: 1 where 792 are published" in report.faults
     assert "the split train" not in report.missing
     assert len(check_corpus(make.root, task="basic").splits) == 2
@@ -110,8 +110,8 @@ def test_truncated_images_are_wrong_and_named(make: Any) -> None:
     root = make.whole_emotic()
     make.cut_off(root / "emotic" / "framesdb" / "images" / "b.jpg")
     report = check_corpus(root)
-    line = "train: 2 x image cannot be read (such as framesdb/images/b.jpg)"
-    assert line in report.faults
+    line = "train: 2 x image cannot be read (such as framesdb/images/b.jpg"
+    assert any(fault.startswith(line) for fault in report.faults)
     assert report.splits[0].skipped == {"image cannot be read": 2}
 
 
@@ -119,8 +119,8 @@ def test_a_box_outside_an_image_of_a_folder(make: Any) -> None:
     root = make.root / "mine"
     make.picture(root / "a.png")
     make.text(root / "metadata.jsonl", '{"file_name": "a.png", "label": "x", "box": [0, 0, 49, 9]}')
-    (fault,) = check_corpus(root).faults
-    assert fault.startswith("all: 1 x box outside the image or empty")
+    with pytest.raises(DataError, match=r"a\.png does not lie inside the image of 48 x 40"):
+        check_corpus(root)
 
 
 def test_videos_shared_between_folds_are_wrong(make: Any) -> None:
@@ -157,5 +157,5 @@ def test_what_cannot_be_checked(make: Any) -> None:
         check_corpus(root, task="basic")
     with pytest.raises(DataError, match="'site'"):
         check_corpus(root, clients=2, column="site")
-    with pytest.raises(DataError, match="no corpus that is known"):
+    with pytest.raises(DataError, match="do not stand in a class folder"):
         check_corpus(make.root / "mine" / "train" / "sad")

@@ -4,11 +4,13 @@ from typing import Any
 
 import pytest
 
+from carefl_secure.data.checks.examine import examine
 from carefl_secure.data.corpora.caers import load_caers
 from carefl_secure.data.corpora.ncaers import load_ncaers
 from carefl_secure.data.label_spaces import CAERS
 from carefl_secure.data.splits import groups
 from carefl_secure.errors import DataError, LabelError
+from carefl_secure.progress import SilentReporter
 
 
 @pytest.mark.parametrize("base", ["CAER-S", "."])
@@ -129,8 +131,10 @@ def test_lists_in_two_places(make: Any) -> None:
 def test_a_truncated_frame_is_found_when_checked(make: Any) -> None:
     make.caers()
     make.cut_off(make.root / "CAER-S" / "test" / "Sad" / "0001.png")
-    assert load_caers(make.root)["test"].skipped.total == 0
-    assert load_caers(make.root, check=True)["test"].skipped.dropped == {"image cannot be read": 1}
+    corpora = load_caers(make.root)
+    assert corpora["test"].skipped.total == 0
+    assert len(examine(corpora, SilentReporter()).corpora["test"].records) == 6
+    assert corpora["test"].skipped.dropped == {"image cannot be read": 1}
 
 
 def test_a_view_without_boxes(make: Any) -> None:

@@ -7,11 +7,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from carefl_secure.data.checks.examine import examine
+from carefl_secure.data.corpora.base import FileCorpus
 from carefl_secure.data.corpora.image_folder import load_imagefolder
 from carefl_secure.data.label_spaces import BASIC
-from carefl_secure.data.records import LabelSpace, targets
+from carefl_secure.data.records import Corpus, LabelSpace, targets
 from carefl_secure.data.splits import Subset, split
 from carefl_secure.errors import DataError, LabelError
+from carefl_secure.progress import SilentReporter
+
+
+def load(path: Path, space: LabelSpace | None = None) -> FileCorpus:
+    """Read a folder without splits."""
+    return load_imagefolder(path, space)["all"]
+
+
+def read(path: Path) -> Corpus:
+    """Read a folder without splits, and every image in it."""
+    return examine({"all": load(path)}, SilentReporter()).corpora["all"]
 
 
 def picture(path: Path, mode: str = "RGB", size: tuple[int, int] = (40, 30)) -> Path:
@@ -37,8 +50,9 @@ def test_metadata_gives_records(tmp_path: Path) -> None:
         {"file_name": "b.png", "label": "glad", "box": [0, 0, 40, 30]},
     )
     picture(folder / "not-named.png")
-    corpus = load_imagefolder(folder, name="mine")
-    assert corpus.name == corpus.space.name == "mine"
+    corpus = load(folder)
+    assert (corpus.name, corpus.space.name) == (f"{folder.name}/all", folder.name)
+    assert corpus.skipped.dropped == {"image that the metadata does not name": 1}
     assert corpus.space.labels == ("glad", "sad")
     assert not corpus.space.multi
     assert [r.key for r in corpus.records] == ["b.png", "sub/a.png", "b.png#2"]
@@ -56,37 +70,48 @@ def test_several_labels_and_a_given_space(tmp_path: Path) -> None:
         {"file_name": "a.png", "labels": ["c", "a"]},
         {"file_name": "b.png", "labels": []},
     )
-    assert load_imagefolder(folder).space.labels == ("a", "c")
+    assert load(folder).space.labels == ("a", "c")
     space = LabelSpace("abc", ("c", "b", "a"), multi=True)
-    corpus = load_imagefolder(folder, space)
+    corpus = load(folder, space)
     assert corpus.space is space
     assert [r.labels for r in corpus.records] == [(0, 2), ()]
     with pytest.raises(LabelError, match="exactly one label, not 2"):
-        load_imagefolder(folder, LabelSpace("one", ("a", "b", "c"), multi=False))
+        load(folder, LabelSpace("one", ("a", "b", "c"), multi=False))
 
 
 def test_class_folders(tmp_path: Path) -> None:
     picture(tmp_path / "sad" / "1.jpg")
     picture(tmp_path / "glad" / "2.PNG")
     (tmp_path / "glad" / "notes.txt").write_text("no image", encoding="utf-8")
-    corpus = load_imagefolder(tmp_path)
+    corpus = load(tmp_path)
     assert [r.key for r in corpus.records] == ["glad/2.PNG", "sad/1.jpg"]
     assert [r.labels for r in corpus.records] == [(0,), (1,)]
     assert all(r.subject is None for r in corpus.records)
 
 
-@pytest.mark.parametrize("place", ["1.jpg", "train/sad/1.jpg"])
-def test_images_outside_class_folders_are_refused_not_skipped(tmp_path: Path, place: str) -> None:
+@pytest.mark.parametrize("place", ["happy/deep/1.jpg", "train/sad/1.jpg"])
+def test_images_that_fit_no_layout_are_refused(tmp_path: Path, place: str) -> None:
     picture(tmp_path / "sad" / "1.jpg")
     picture(tmp_path / place)
-    with pytest.raises(DataError, match="class folder"):
-        load_imagefolder(tmp_path)
+    with pytest.raises(DataError, match=r"class folder|split folder train and other folders"):
+        load(tmp_path)
+
+
+def test_a_stray_image_is_counted_and_many_are_refused(tmp_path: Path) -> None:
+    picture(tmp_path / "sad" / "1.jpg")
+    picture(tmp_path / "1.jpg")
+    corpus = load(tmp_path)
+    assert len(corpus.records) == 1
+    assert corpus.skipped.dropped == {"image outside the class folders": 1}
+    picture(tmp_path / "2.jpg")
+    with pytest.raises(DataError, match="2 of 3 images"):
+        load(tmp_path)
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "CMYK", "LA"])
 def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     picture(tmp_path / "x" / ("a.jpg" if mode == "CMYK" else "a.png"), mode)
-    image = load_imagefolder(tmp_path).image(0)
+    image = load(tmp_path).image(0)
     assert (image.mode, image.size) == ("RGB", (40, 30))
 
 
@@ -95,40 +120,41 @@ def test_photographs_held_sideways_are_turned(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.open(path).save(path, exif=exif)
-    assert load_imagefolder(tmp_path).image(0).size == (30, 40)
+    assert load(tmp_path).image(0).size == (30, 40)
 
 
 def test_no_images(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no images"):
-        load_imagefolder(tmp_path)
+        load(tmp_path)
     (tmp_path / "metadata.jsonl").write_text("", encoding="utf-8")
     with pytest.raises(DataError, match="holds no images"):
-        load_imagefolder(tmp_path)
+        load(tmp_path)
     with pytest.raises(DataError, match="not a folder"):
-        load_imagefolder(tmp_path / "absent")
+        load(tmp_path / "absent")
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "gif", "bmp"])
 @pytest.mark.parametrize("keep", [0.5, 0.9])
-def test_cut_off_files_are_found_and_named(tmp_path: Path, suffix: str, keep: float) -> None:
+def test_cut_off_files_are_found_and_counted(tmp_path: Path, suffix: str, keep: float) -> None:
     path = picture(tmp_path / "x" / f"cut.{suffix}")
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * keep)])
     picture(tmp_path / "x" / "whole.png")
+    corpus = load(tmp_path)
+    assert corpus.image(1).size == (40, 30)
     with pytest.raises(DataError, match=rf"cut\.{suffix}"):
-        load_imagefolder(tmp_path)
-    unchecked = load_imagefolder(tmp_path, check=False)
-    assert unchecked.image(1).size == (40, 30)
-    with pytest.raises(DataError, match=rf"cut\.{suffix}"):
-        unchecked.image(0)
+        corpus.image(0)
+    kept = examine({"all": corpus}, SilentReporter()).corpora["all"]
+    assert [record.key for record in kept.records] == ["x/whole.png"]
+    assert corpus.skipped.dropped == {"image cannot be read": 1}
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"])
 def test_what_is_no_image_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "broken.png").write_bytes(content)
-    with pytest.raises(DataError, match=r"broken\.png"):
-        load_imagefolder(tmp_path)
+    with pytest.raises(DataError, match=r"1 of 1 images .*broken\.png"):
+        read(tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
@@ -144,7 +170,7 @@ def test_damaged_images_never_escape_as_another_error(tmp_path: Path) -> None:
             broken[places] = rng.integers(0, 256, 4)
             path.write_bytes(broken.tobytes())
             try:
-                load_imagefolder(tmp_path)
+                read(tmp_path)
             except DataError as error:
                 assert path.name in str(error)
         path.unlink()
@@ -155,11 +181,11 @@ def test_an_image_that_would_fill_the_memory(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     Image.new("1", (20_000, 5_000)).save(tmp_path / "x" / "bomb.png")
     with pytest.raises(DataError, match="pixels"):
-        load_imagefolder(tmp_path)
+        read(tmp_path)
 
 
 def test_a_file_that_vanishes_later(tmp_path: Path) -> None:
-    corpus = load_imagefolder(described(tmp_path, {"file_name": "a.png", "label": "x"}))
+    corpus = load(described(tmp_path, {"file_name": "a.png", "label": "x"}))
     (tmp_path / "a.png").unlink()
     with pytest.raises(DataError, match="missing"):
         corpus.image(0)
@@ -169,19 +195,19 @@ def test_row_without_its_file(tmp_path: Path) -> None:
     described(tmp_path, {"file_name": "a.png", "label": "x"})
     (tmp_path / "a.png").unlink()
     with pytest.raises(DataError, match=r"line 1 names 'a\.png'"):
-        load_imagefolder(tmp_path)
+        load(tmp_path)
 
 
 def test_label_outside_the_space_names_line_and_labels(tmp_path: Path) -> None:
     described(tmp_path, {"file_name": "a.png", "label": "Joy"})
     with pytest.raises(LabelError, match=r"line 1: label 'Joy' .*Happiness"):
-        load_imagefolder(tmp_path, BASIC)
+        load(tmp_path, BASIC)
 
 
 def test_box_outside_the_image(tmp_path: Path) -> None:
     described(tmp_path, {"file_name": "a.png", "label": "x", "box": [0, 0, 41, 30]})
     with pytest.raises(DataError, match="does not lie inside"):
-        load_imagefolder(tmp_path)
+        read(tmp_path)
 
 
 def test_two_kinds_of_labels_and_two_metadata_files(tmp_path: Path) -> None:
@@ -191,25 +217,25 @@ def test_two_kinds_of_labels_and_two_metadata_files(tmp_path: Path) -> None:
         {"file_name": "b.png", "labels": ["x"]},
     )
     with pytest.raises(DataError, match="use one"):
-        load_imagefolder(tmp_path)
+        load(tmp_path)
     (tmp_path / "metadata.csv").write_text("file_name,label\na.png,x\n", encoding="utf-8")
     with pytest.raises(DataError, match="keep one"):
-        load_imagefolder(tmp_path)
+        load(tmp_path)
 
 
 def test_a_corpus_without_any_label(tmp_path: Path) -> None:
     described(tmp_path, {"file_name": "a.png", "labels": []})
     with pytest.raises(LabelError, match="no label"):
-        load_imagefolder(tmp_path)
+        load(tmp_path)
 
 
 def test_london_faces(london_faces: Path) -> None:
-    corpus = load_imagefolder(london_faces, BASIC)
+    corpus = load(london_faces, BASIC)
     assert len(corpus.records) == 204
     assert targets(corpus).sum(0).tolist() == [0, 0, 0, 102, 0, 0, 102]
     assert corpus.image(0).size == (320, 320)
     assert set(corpus.records[0].attributes) == {"age", "gender", "ethnicity"}
-    assert load_imagefolder(london_faces, check=False).space.labels == ("Happiness", "Neutral")
+    assert load(london_faces).space.labels == ("Happiness", "Neutral")
     parts = split(corpus, {"train": 0.7, "public": 0.1, "test": 0.2}, seed=0)
     subjects = [{r.subject for r in Subset(corpus, part).records} for part in parts.values()]
     assert sum(map(len, subjects)) == len(set.union(*subjects)) == 102

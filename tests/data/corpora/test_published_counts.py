@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import pytest
 
 from carefl_secure.data.corpora import published_counts as numbers
-from carefl_secure.data.corpora.base import PublishedCorpus
+from carefl_secure.data.corpora.base import FileCorpus
 from carefl_secure.data.corpora.published_counts import Count, published_counts
 from carefl_secure.data.label_spaces import BASIC, CAERS, CEXPR, COMPOUND, EMOTIC
 from carefl_secure.data.records import LabelSpace, Record
@@ -16,11 +16,11 @@ def corpus(
     classes: Sequence[int],
     stated: Mapping[str, int] | None = None,
     attributes: Sequence[Mapping[str, str]] = (),
-) -> PublishedCorpus:
+) -> FileCorpus:
     labels = [k for k, count in enumerate(classes) for _ in range(count)]
     notes = [*attributes, *({} for _ in range(len(labels) - len(attributes)))]
     records = [Record(str(i), (k,), None, notes[i]) for i, k in enumerate(labels)]
-    return PublishedCorpus("x", space, records, (), stated=stated or {})
+    return FileCorpus("x", space, records, (), stated=stated or {})
 
 
 def test_the_published_classes_add_up_to_the_published_totals() -> None:
@@ -108,7 +108,7 @@ def test_cexpr_counts_videos_of_the_challenge_and_clips_of_the_folds() -> None:
     parts = {
         "train": corpus(CEXPR, [3], {"clips": 98}),
         "val": corpus(CEXPR, [3], {"clips": 26}),
-        "test": PublishedCorpus("x", CEXPR, [Record("a", ())], (), stated={"clips": 56}),
+        "test": FileCorpus("x", CEXPR, [Record("a", ())], (), stated={"clips": 56}),
     }
     counts = published_counts("cexpr", "cexpr", parts)
     assert [(c.found, c.published, c.same) for c in counts] == [

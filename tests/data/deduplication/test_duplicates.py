@@ -6,14 +6,15 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from carefl_secure.data.corpora.image_folder import FolderCorpus, load_imagefolder
+from carefl_secure.data.corpora.base import FileCorpus
+from carefl_secure.data.corpora.image_folder import load_imagefolder
 from carefl_secure.data.deduplication.duplicates import (
     drop_shared,
     find_shared,
     together,
     within,
 )
-from carefl_secure.data.deduplication.image_hashes import fingerprints
+from carefl_secure.data.deduplication.image_hashes import hash_images
 from carefl_secure.data.partition import partition
 from carefl_secure.data.records import LabelSpace
 from carefl_secure.data.splits import Subset, split
@@ -22,18 +23,18 @@ from carefl_secure.errors import DataError
 SPACE = LabelSpace("x", ("x",), multi=False)
 
 
-def folder(make: Any, name: str, count: int) -> FolderCorpus:
+def folder(make: Any, name: str, count: int) -> FileCorpus:
     for k in range(count):
         make.picture(make.root / name / "x" / f"{name}{k}.png", (90, 80))
-    return load_imagefolder(make.root / name, SPACE)
+    return load_imagefolder(make.root / name, SPACE)["all"]
 
 
 def prints(parts: Any) -> Any:
-    return {name: fingerprints(corpus) for name, corpus in parts.items()}
+    return {name: hash_images(corpus) for name, corpus in parts.items()}
 
 
 @pytest.fixture
-def parts(make: Any) -> dict[str, FolderCorpus]:
+def parts(make: Any) -> dict[str, FileCorpus]:
     """Make three splits: val and test hold copies of train, and test a near copy of val."""
     for name, count in (("train", 4), ("val", 3), ("test", 4)):
         folder(make, name, count)
@@ -43,7 +44,7 @@ def parts(make: Any) -> dict[str, FolderCorpus]:
     Image.open(at["train"] / "train2.png").save(at["test"] / "near.jpg", quality=60)
     Image.open(at["val"] / "val0.png").resize((60, 50)).save(at["test"] / "nearval.png")
     shutil.copy(at["train"] / "train3.png", at["train"] / "train3again.png")
-    return {name: load_imagefolder(make.root / name, SPACE) for name in at}
+    return {name: load_imagefolder(make.root / name, SPACE)["all"] for name in at}
 
 
 def test_what_splits_share_is_found(parts: Any) -> None:
@@ -88,7 +89,7 @@ def test_what_was_left_out_shields_nothing(make: Any) -> None:
         folder(make, name, 2)
     for name in ("val", "test"):
         shutil.copy(make.root / "train" / "x" / "train0.png", make.root / name / "x" / "c.png")
-    parts = {n: load_imagefolder(make.root / n, SPACE) for n in ("train", "val", "test")}
+    parts = {n: load_imagefolder(make.root / n, SPACE)["all"] for n in ("train", "val", "test")}
     kept, _ = drop_shared(parts, prints(parts))
     assert [len(c.records) for c in kept.values()] == [2, 2, 2]
 
@@ -101,7 +102,7 @@ def test_subjects_are_kept_apart_too(make: Any) -> None:
             who = "both" if k == 0 else f"{name}{k}"
             rows.append(f'{{"file_name": "{k}.png", "label": "x", "subject": "{who}"}}')
         make.text(make.root / name / "metadata.jsonl", *rows)
-    parts = {n: load_imagefolder(make.root / n, SPACE) for n in ("train", "test")}
+    parts = {n: load_imagefolder(make.root / n, SPACE)["all"] for n in ("train", "test")}
     (shared,) = find_shared(parts, prints(parts))
     assert (shared.exact, shared.near, shared.subjects) == (0, 0, 1)
     kept, skipped = drop_shared(parts, prints(parts), near=False)
@@ -112,7 +113,7 @@ def test_subjects_are_kept_apart_too(make: Any) -> None:
 def test_nothing_remains(make: Any) -> None:
     folder(make, "train", 1)
     shutil.copytree(make.root / "train", make.root / "test")
-    parts = {n: load_imagefolder(make.root / n, SPACE) for n in ("train", "test")}
+    parts = {n: load_imagefolder(make.root / n, SPACE)["all"] for n in ("train", "test")}
     with pytest.raises(DataError, match="nothing remains of test"):
         drop_shared(parts, prints(parts))
 
@@ -120,8 +121,8 @@ def test_nothing_remains(make: Any) -> None:
 def test_unreadable_images_are_left_out(make: Any) -> None:
     folder(make, "train", 3)
     make.cut_off(make.root / "train" / "x" / "train1.png")
-    corpus = load_imagefolder(make.root / "train", SPACE, check=False)
-    kept, skipped = drop_shared({"train": corpus}, {"train": fingerprints(corpus)})
+    corpus = load_imagefolder(make.root / "train", SPACE)["all"]
+    kept, skipped = drop_shared({"train": corpus}, {"train": hash_images(corpus)})
     assert len(kept["train"].records) == 2
     assert skipped.dropped == {"train: image cannot be read": 1}
 
@@ -131,7 +132,7 @@ def test_clients_never_share_a_picture_once_copies_are_one_subject(make: Any) ->
     at = make.root / "train" / "x"
     for k in range(8):
         Image.open(at / f"train{k}.png").save(at / f"near{k}.jpg", quality=60)
-    corpus = load_imagefolder(make.root / "train", SPACE)
+    corpus = load_imagefolder(make.root / "train", SPACE)["all"]
 
     def overlap(whole: Any, kind: Any, column: str | None) -> int:
         shares = partition(whole, 4, kind, column=column)
@@ -139,7 +140,7 @@ def test_clients_never_share_a_picture_once_copies_are_one_subject(make: Any) ->
         return sum(s.exact + s.near for s in find_shared(parts, prints(parts)))
 
     assert overlap(corpus, "iid", None) > 0
-    grouped = together(corpus, fingerprints(corpus))
+    grouped = together(corpus, hash_images(corpus))
     assert (grouped.name, grouped.space) == (corpus.name, SPACE)
     assert len({r.subject for r in grouped.records}) == 8
     assert overlap(grouped, "column", "subject") == 0
@@ -151,11 +152,11 @@ def test_clients_never_share_a_picture_once_copies_are_one_subject(make: Any) ->
 
 def test_pictures_that_stand_alone_get_no_subject(make: Any) -> None:
     corpus = folder(make, "train", 3)
-    assert [r.subject for r in together(corpus, fingerprints(corpus)).records] == [None] * 3
+    assert [r.subject for r in together(corpus, hash_images(corpus)).records] == [None] * 3
 
 
 def test_flat_pictures_are_equal_or_nothing(make: Any) -> None:
     (make.root / "train" / "x").mkdir(parents=True)
     for name, colour in (("a", "black"), ("b", "white"), ("c", "black")):
         Image.new("RGB", (20, 20), colour).save(make.root / "train" / "x" / f"{name}.png")
-    assert within(fingerprints(load_imagefolder(make.root / "train", SPACE))) == (1, 0)
+    assert within(hash_images(load_imagefolder(make.root / "train", SPACE)["all"])) == (1, 0)

@@ -13,9 +13,9 @@ from PIL import Image, ImageEnhance
 from carefl_secure.data.corpora.image_folder import load_imagefolder
 from carefl_secure.data.corpora.rafdb import load_rafdb
 from carefl_secure.data.deduplication.image_hashes import (
-    Print,
+    ImageHash,
     difference_hash,
-    fingerprints,
+    hash_images,
     near_pairs,
 )
 from carefl_secure.data.records import image_of
@@ -59,7 +59,7 @@ def test_near_copies_are_near_and_others_are_not(make: Any, tmp_path: Any) -> No
         path = tmp_path / "x" / f"{k:02d}.png"
         path.parent.mkdir(exist_ok=True)
         picture.save(path)
-    marks = fingerprints(load_imagefolder(tmp_path))[: len(copies) + len(others)]
+    marks = hash_images(load_imagefolder(tmp_path)["all"])[: len(copies) + len(others)]
     expected = [list(pair) for pair in combinations(range(len(copies)), 2)]
     assert near_pairs(marks).tolist() == expected
 
@@ -69,10 +69,10 @@ def test_flat_pictures_have_no_hash() -> None:
     assert difference_hash(Image.new("RGB", (40, 40), "white")) is None
 
 
-def mark(value: int, look: int = 0) -> Print:
+def mark(value: int, look: int = 0) -> ImageHash:
     """Make up a fingerprint; different looks do not correlate."""
     grey = np.random.default_rng(look).integers(0, 256, 256, np.uint8)
-    return Print("x", (), bytes([look]), None, value, grey.tobytes())
+    return ImageHash("x", (), bytes([look]), None, value, grey.tobytes())
 
 
 @given(
@@ -100,8 +100,8 @@ def test_pairs_by_bands_are_those_by_brute_force(
 
 def test_portraits_of_other_persons_are_not_near(london_faces: Path) -> None:
     """The hash alone calls nearly a tenth of all pairs of studio portraits near."""
-    corpus = load_imagefolder(london_faces, check=False)
-    marks = fingerprints(corpus)
+    corpus = load_imagefolder(london_faces)["all"]
+    marks = hash_images(corpus)
     by_hash = sum(
         distance(a.hash, b.hash) <= 4 for a, b in combinations(marks, 2) if a.hash and b.hash
     )
@@ -123,7 +123,7 @@ def test_equal_pixels_in_other_files(make: Any) -> None:
         image.save(make.root / "x" / name)
     turned = image.transpose(Image.Transpose.ROTATE_90)
     turned.save(make.root / "x" / "d.png")
-    marks = fingerprints(load_imagefolder(make.root))
+    marks = hash_images(load_imagefolder(make.root)["all"])
     assert [m.image for m in marks] == ["x/a.png", "x/b.bmp", "x/c.png", "x/d.png"]
     assert marks[0].pixels == marks[1].pixels == marks[2].pixels != marks[3].pixels
     assert marks[0].file == marks[2].file != marks[1].file
@@ -134,7 +134,7 @@ def test_width_and_height_are_part_of_the_pixels(make: Any) -> None:
     (make.root / "x").mkdir()
     for name, size in (("a", (8, 2)), ("b", (2, 8))):
         Image.new("RGB", size, "red").save(make.root / "x" / f"{name}.png")
-    a, b = fingerprints(load_imagefolder(make.root))
+    a, b = hash_images(load_imagefolder(make.root)["all"])
     assert a.pixels != b.pixels
 
 
@@ -142,10 +142,10 @@ def test_persons_of_one_image_share_a_fingerprint_and_subsets_keep_the_file(make
     make.picture(make.root / "a.png")
     rows = ['{"file_name": "a.png", "label": "x"}'] * 2
     make.text(make.root / "metadata.jsonl", *rows)
-    corpus = load_imagefolder(make.root)
-    (mark,) = fingerprints(corpus)
+    corpus = load_imagefolder(make.root)["all"]
+    (mark,) = hash_images(corpus)
     assert mark.records == (0, 1)
-    (part,) = fingerprints(Subset(corpus, (1,)))
+    (part,) = hash_images(Subset(corpus, (1,)))
     assert (part.records, part.file, part.pixels) == ((0,), mark.file, mark.pixels)
     assert image_of("a#b.png#12") == "a#b.png"
 
@@ -154,7 +154,7 @@ def test_an_unreadable_image_is_reported_and_the_rest_goes_on(make: Any) -> None
     make.raf("basic", {"train_00001": 1, "train_00002": 1})
     corpus = load_rafdb(make.root, "basic")["train"]
     make.cut_off(make.root / "basic" / "Image" / "aligned" / "train_00001_aligned.jpg")
-    broken, whole = fingerprints(corpus)
+    broken, whole = hash_images(corpus)
     assert broken.pixels is None
     assert "train_00001" in (broken.fault or "")
     assert whole.fault is None
@@ -178,5 +178,5 @@ class Steps:
 def test_progress_reaches_the_end(make: Any) -> None:
     make.raf("basic", {"train_00001": 1, "train_00002": 1})
     steps = Steps()
-    fingerprints(load_rafdb(make.root, "basic")["train"], steps)
+    hash_images(load_rafdb(make.root, "basic")["train"], steps)
     assert steps.done == steps.total == 2

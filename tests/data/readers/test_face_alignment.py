@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from carefl_secure.data.checks.check import check_corpus
+from carefl_secure.data.checks.examine import examine
+from carefl_secure.data.corpora.base import ReadOptions
 from carefl_secure.data.corpora.rafdb import load_rafdb
 from carefl_secure.data.open_corpus import open_corpus
 from carefl_secure.data.readers.face_alignment import (
@@ -200,7 +202,7 @@ def test_rafdb_is_realigned_from_original_images(make: Any) -> None:
     (root / "basic" / "Annotation" / "manual" / f"{names[4]}_manu_attri.txt").unlink()
     (root / "basic" / "Image" / "original" / f"{names[5]}.jpg").unlink()
     said = Notes()
-    corpora = load_rafdb(root, "basic", view="realigned", check=True, reporter=said)
+    corpora = load_rafdb(root, "basic", view="realigned", reporter=said)
     train = corpora["train"]
     assert train.name == "rafdb-basic-realigned/train"
     assert train.skipped.dropped == {
@@ -224,7 +226,8 @@ def test_rafdb_is_realigned_from_original_images(make: Any) -> None:
 def test_a_broken_original_image_is_counted(make: Any) -> None:
     root = make.raf("basic", {"train_00001": 1, "train_00002": 1})
     make.cut_off(root / "basic" / "Image" / "original" / "train_00002.jpg")
-    train = load_rafdb(root, "basic", view="realigned", check=True)["train"]
+    train = load_rafdb(root, "basic", view="realigned")["train"]
+    examine({"train": train}, SilentReporter())
     assert train.skipped.dropped == {"image cannot be read": 1}
 
 
@@ -233,6 +236,6 @@ def test_realigned_faces_are_checked_like_any_other(make: Any) -> None:
     original = root / "basic" / "Image" / "original"
     shutil.copy(original / "train_00002.jpg", original / "test_0001.jpg")
     report = check_corpus(root, view="realigned")
-    assert any("train and test share 1 pict" in fault for fault in report.faults)
-    kept = open_corpus(root, view="realigned", disjoint="exact")
+    assert any("train and test share 1 image" in fault for fault in report.faults)
+    kept = open_corpus(root, ReadOptions(view="realigned"), disjoint="exact")
     assert [len(kept[name].records) for name in ("train", "test")] == [2, 1]

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from carefl_secure.data.readers.images import (
-    ArrayPicture,
-    FilePicture,
+    ImageArray,
+    ImageFile,
     decode,
     image_size,
     place,
@@ -57,7 +57,7 @@ def test_damaged_arrays_never_escape_as_another_error(make: Any, tmp_path: Path)
     rng = np.random.default_rng(1)
     path = tmp_path / "a.npy"
     np.save(path, np.stack([make.pixels((9, 7)) for _ in range(3)]))
-    assert ArrayPicture(path, 2).open().size == (9, 7)
+    assert ImageArray(path, 2).open().size == (9, 7)
     whole = np.frombuffer(path.read_bytes(), np.uint8)
     refused = 0
     for _ in range(150):
@@ -65,7 +65,7 @@ def test_damaged_arrays_never_escape_as_another_error(make: Any, tmp_path: Path)
         broken[rng.integers(0, 128, 2)] = rng.integers(0, 256, 2)
         path.write_bytes(broken.tobytes())
         try:
-            ArrayPicture(path, 2).open()
+            ImageArray(path, 2).open()
         except DataError as error:
             refused += "a.npy" in str(error)
     assert refused > 110
@@ -77,12 +77,12 @@ def test_rows_archives_and_pickles(make: Any, tmp_path: Path) -> None:
     np.savez(packed, a=make.pixels((9, 7)))
     np.save(pickled, np.array([{}], object), allow_pickle=True)
     for picture, words in (
-        (ArrayPicture(stack, 1), "no row 1"),
-        (ArrayPicture(stack, -1), "no row -1"),
-        (ArrayPicture(stack), "where an image"),
-        (ArrayPicture(packed), "archive"),
-        (ArrayPicture(pickled), "cannot be read"),
-        (ArrayPicture(tmp_path / "absent.npy"), "missing"),
+        (ImageArray(stack, 1), "no row 1"),
+        (ImageArray(stack, -1), "no row -1"),
+        (ImageArray(stack), "where an image"),
+        (ImageArray(packed), "archive"),
+        (ImageArray(pickled), "cannot be read"),
+        (ImageArray(tmp_path / "absent.npy"), "missing"),
     ):
         with pytest.raises(DataError, match=words):
             picture.open()
@@ -90,13 +90,13 @@ def test_rows_archives_and_pickles(make: Any, tmp_path: Path) -> None:
 
 def test_crops(make: Any, tmp_path: Path) -> None:
     path = make.picture(tmp_path / "a.png", (40, 30))
-    whole, part = FilePicture(path), FilePicture(path, (10.0, 5.0, 30.0, 25.0))
+    whole, part = ImageFile(path), ImageFile(path, (10.0, 5.0, 30.0, 25.0))
     assert (whole.alone, part.alone) == (True, False)
     assert np.array_equal(np.asarray(part.open()), np.asarray(whole.open())[5:25, 10:30])
-    assert FilePicture(path, (0.2, 0.2, 0.4, 0.4)).open().size == (1, 1)
+    assert ImageFile(path, (0.2, 0.2, 0.4, 0.4)).open().size == (1, 1)
     stack = tmp_path / "a.npy"
     np.save(stack, np.stack([np.asarray(whole.open())] * 2))
-    crop = ArrayPicture(stack, 1, (10.0, 5.0, 30.0, 25.0))
+    crop = ImageArray(stack, 1, (10.0, 5.0, 30.0, 25.0))
     assert np.array_equal(np.asarray(crop.open()), np.asarray(part.open()))
 
 

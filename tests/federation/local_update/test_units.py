@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from carefl_secure.config import Config, load_config
-from carefl_secure.data.subjects import people
+from carefl_secure.data.subjects import subject_groups
 from carefl_secure.errors import ConfigError
 from carefl_secure.privacy import Ledger
 from carefl_secure.progress import SilentReporter
@@ -105,7 +105,7 @@ def test_a_real_models_person_is_one_clipped_gradient(config: Any, engine: str) 
     settings = config("privacy.unit=person", f"privacy.clipping={engine}")
     corpora = load_corpora(settings, SilentReporter())
     owner = {i: c for c, share in enumerate(corpora.shares) for i in share.tolist()}
-    for group in people(corpora.private.records):
+    for group in subject_groups(corpora.private.records):
         assert len({owner[i] for i in group.tolist()}) == 1
     scorer = label_scorer(settings, corpora.private.space)
     task = model_tasks(

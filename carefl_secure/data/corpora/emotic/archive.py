@@ -10,24 +10,25 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from carefl_secure.data.corpora.base import Gather, PublishedCorpus
+from carefl_secure.data.corpora.base import CorpusFormat, FileCorpus, SplitBuilder
 from carefl_secure.data.corpora.emotic.person import (
     SPLITS,
     Person,
     PersonCounter,
     View,
     add_array,
+    as_view,
     finish,
 )
 from carefl_secure.data.corpora.emotic.vocabulary import age_group, category, gender
 from carefl_secure.data.label_spaces import EMOTIC
-from carefl_secure.data.readers.images import ArrayPicture, place
+from carefl_secure.data.readers.images import ImageArray, place
 from carefl_secure.data.readers.metadata import Box
 from carefl_secure.data.readers.tables import header, numbers, read_rows
 from carefl_secure.errors import DataError, LabelError
 from carefl_secure.progress import Reporter, SilentReporter
 
-__all__ = ["archive_folder", "load_emotic_archive"]
+__all__ = ["FORMAT", "archive_folder", "load_emotic_archive"]
 
 _VAD = ("Valence", "Arousal", "Dominance")
 _SIZE = ("Width", "Height")
@@ -59,7 +60,7 @@ def _columns(path: Path) -> dict[str, int]:
     return found
 
 
-def _scaled(row: Mapping[str, str], picture: ArrayPicture, origin: str) -> Box | None:
+def _scaled(row: Mapping[str, str], picture: ImageArray, origin: str) -> Box | None:
     """Return the box in pixels of the array, where the table says how large the image was."""
     if not all(row.get(name) for name in (*_SIZE, *_CORNERS)) or not picture.path.is_file():
         return None
@@ -82,9 +83,8 @@ def load_emotic_archive(
     *,
     view: View = "image",
     require_vad: bool = True,
-    check: bool = False,
     reporter: Reporter | None = None,
-) -> dict[str, PublishedCorpus]:
+) -> dict[str, FileCorpus]:
     """Read ``annots_arrs`` and ``img_arrs``; boxes are scaled to the arrays where sizes are given.
 
     ``annot_arrs_extra_train.csv`` is not read: it is no part of the published train split.
@@ -96,9 +96,6 @@ def load_emotic_archive(
     view : {"image", "person"}
     require_vad : bool
         Keep only persons with continuous values.
-    check : bool
-        Read every picture now.
-    reporter : Reporter, optional
 
     Returns
     -------
@@ -122,7 +119,7 @@ def load_emotic_archive(
         column = "Arr_name" if view == "image" else "Crop_name"
         ids = _columns(table)
         rows = read_rows(table, ("Filename", column, *_VAD))
-        gather = Gather(f"emotic-{view}/{split}", EMOTIC, check=check)
+        builder = SplitBuilder(f"emotic-{view}/{split}", EMOTIC)
         counter, task = PersonCounter(), f"reading EMOTIC {split}"
         reporter.start(task, len(rows))
         for origin, row in rows:
@@ -139,12 +136,22 @@ def load_emotic_archive(
                 gender=gender(row.get("Gender", ""), origin),
                 age=age_group(row.get("Age", ""), origin),
             )
-            picture = ArrayPicture(place(folder / "img_arrs", row[column], origin))
+            picture = ImageArray(place(folder / "img_arrs", row[column], origin))
             box = _scaled(row, picture, origin) if view == "image" else None
-            add_array(gather, person, picture, box, require_vad)
+            add_array(builder, person, picture, box, require_vad)
             reporter.advance(task)
         reporter.finish(task)
-        corpora[split] = finish(gather)
+        corpora[split] = finish(builder)
     if (folder / "annots_arrs" / "annot_arrs_extra_train.csv").is_file() and "train" in corpora:
         corpora["train"].skipped.remark("annot_arrs_extra_train.csv is not read", "train")
     return corpora
+
+
+FORMAT = CorpusFormat(
+    "emotic-archive",
+    "EMOTIC as arrays: annots_arrs/annot_arrs_train.csv",
+    tasks=lambda root, named: ("emotic",) if named or archive_folder(root) else (),
+    load=lambda root, how: load_emotic_archive(root, view=as_view(how.view), reporter=how.reporter),
+    views=("image", "person"),
+    splits=SPLITS,
+)

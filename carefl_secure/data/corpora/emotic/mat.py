@@ -16,15 +16,22 @@ from typing import Any
 
 import numpy as np
 
-from carefl_secure.data.corpora.base import Gather, PublishedCorpus
-from carefl_secure.data.corpora.emotic.person import SPLITS, Person, View, add_person, image_root
+from carefl_secure.data.corpora.base import CorpusFormat, FileCorpus, SplitBuilder
+from carefl_secure.data.corpora.emotic.person import (
+    SPLITS,
+    Person,
+    View,
+    add_person,
+    as_view,
+    image_root,
+)
 from carefl_secure.data.corpora.emotic.vocabulary import Vad, age_group, category_ids, gender
 from carefl_secure.data.label_spaces import EMOTIC
 from carefl_secure.data.readers.mat_file import read_mat
 from carefl_secure.errors import DataError
 from carefl_secure.progress import Reporter, SilentReporter
 
-__all__ = ["load_emotic", "mat_file"]
+__all__ = ["FORMAT", "load_emotic", "mat_file"]
 
 _NOWHERE = (math.nan,) * 3
 
@@ -126,9 +133,8 @@ def load_emotic(
     view: View = "image",
     require_vad: bool = True,
     splits: Sequence[str] = SPLITS,
-    check: bool = False,
     reporter: Reporter | None = None,
-) -> dict[str, PublishedCorpus]:
+) -> dict[str, FileCorpus]:
     """Read EMOTIC from ``Annotations.mat`` and the image folders.
 
     Parameters
@@ -142,9 +148,6 @@ def load_emotic(
         converter (23,266, 3,315 and 7,203) and not that of the file (23,706, 3,334 and 7,280).
     splits : sequence of str
         Which splits to read.
-    check : bool
-        Read every image to its end now, and leave out those that cannot be.
-    reporter : Reporter, optional
 
     Returns
     -------
@@ -172,17 +175,27 @@ def load_emotic(
     for split, images in _images(annotation).items():
         if split not in splits:
             continue
-        gather = Gather(f"emotic-{view}/{split}", EMOTIC, check=check)
+        builder = SplitBuilder(f"emotic-{view}/{split}", EMOTIC)
         task = f"reading EMOTIC {split}"
         reporter.start(task, len(images))
         for at, image in enumerate(images, 1):
             for number, found in enumerate(_many(image.person), 1):
                 origin = f"{annotation.name} {split} image {at} person {number}"
                 person = _person(image, number, found, origin)
-                add_person(gather, person, images_in, view, require_vad)
+                add_person(builder, person, images_in, view, require_vad)
             reporter.advance(task)
         reporter.finish(task)
-        gather.stated["images"] = len({f"{one.folder}/{one.filename}" for one in images})
-        gather.stated["persons"] = len(gather) + gather.skipped.total
-        corpora[split] = gather.corpus("check that the image folders are complete")
+        builder.stated["images"] = len({f"{one.folder}/{one.filename}" for one in images})
+        builder.stated["persons"] = len(builder) + builder.skipped.total
+        corpora[split] = builder.corpus("check that the image folders are complete")
     return corpora
+
+
+FORMAT = CorpusFormat(
+    "emotic-mat",
+    "EMOTIC: Annotations/Annotations.mat",
+    tasks=lambda root, named: ("emotic",) if named or mat_file(root) else (),
+    load=lambda root, how: load_emotic(root, view=as_view(how.view), reporter=how.reporter),
+    views=("image", "person"),
+    splits=SPLITS,
+)

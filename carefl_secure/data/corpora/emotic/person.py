@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from carefl_secure.data.corpora.base import Gather, PublishedCorpus
+from carefl_secure.data.corpora.base import FileCorpus, SplitBuilder
 from carefl_secure.data.corpora.emotic.vocabulary import Vad, labels_of_author, vad_fault
-from carefl_secure.data.readers.images import ArrayPicture, FilePicture, place
+from carefl_secure.data.readers.images import ImageArray, ImageFile, place
 from carefl_secure.data.readers.metadata import Box
 from carefl_secure.data.records import Record
 
@@ -22,6 +22,7 @@ __all__ = [
     "View",
     "add_array",
     "add_person",
+    "as_view",
     "finish",
     "image_root",
 ]
@@ -33,6 +34,11 @@ SPLITS = ("train", "val", "test")
 ONE_EACH = "every person has exactly one category: this copy has lost labels"
 View = Literal["image", "person"]
 _NOWHERE = (math.nan,) * 3
+
+
+def as_view(view: str) -> View:
+    """Return the view as its own type."""
+    return "person" if view == "person" else "image"
 
 
 @dataclass(frozen=True)
@@ -84,12 +90,14 @@ def image_root(root: Path, release_2017: bool = False) -> Path | None:
     return None
 
 
-def add_person(gather: Gather, person: Person, root: Path, view: View, require_vad: bool) -> None:
+def add_person(
+    builder: SplitBuilder, person: Person, root: Path, view: View, require_vad: bool
+) -> None:
     """Take one person in, or count why not.
 
     Parameters
     ----------
-    gather : Gather
+    builder : SplitBuilder
         The split.
     person : Person
         Who.
@@ -103,44 +111,44 @@ def add_person(gather: Gather, person: Person, root: Path, view: View, require_v
     labels, vad = person.labels, person.vad
     if not labels and (given := labels_of_author(person.place)):
         labels, vad = given
-        gather.skipped.remark("labels as the author gave them later", person.key)
+        builder.skipped.remark("labels as the author gave them later", person.key)
         person = replace(person, labels=labels, vad=vad)
     if not labels:
-        gather.skipped.drop("no category", person.key)
+        builder.skipped.drop("no category", person.key)
         return
     fault = vad_fault(vad)
     if fault and require_vad:
-        gather.skipped.drop(fault, person.key)
+        builder.skipped.drop(fault, person.key)
         return
     path = place(root, person.place, person.key)
-    size = gather.size(path, person.key)
+    size = builder.size(path, person.key)
     if size is None:
         return
     if person.stated not in (None, size):
-        gather.skipped.remark("image has not the size that the annotation states", person.key)
-    box = gather.fitted(person.box, size, person.key)
+        builder.skipped.remark("image has not the size that the annotation states", person.key)
+    box = builder.fitted(person.box, size, person.key)
     if box is None:
         return
     whole = view == "image"
-    gather.add(
+    builder.add(
         person.record(box if whole else None),
-        FilePicture(path, None if whole else box),
+        ImageFile(path, None if whole else box),
         vad=_NOWHERE if fault else vad,
     )
 
 
 def add_array(
-    gather: Gather, person: Person, picture: ArrayPicture, box: Box | None, require_vad: bool
+    builder: SplitBuilder, person: Person, picture: ImageArray, box: Box | None, require_vad: bool
 ) -> None:
     """Take in one person of a preprocessed form, or count why not.
 
     Parameters
     ----------
-    gather : Gather
+    builder : SplitBuilder
         The split.
     person : Person
         Who; the box is not used.
-    picture : ArrayPicture
+    picture : ImageArray
         The picture, in the view that is wanted.
     box : tuple of float, optional
         The person in pixels of the picture.
@@ -149,16 +157,16 @@ def add_array(
     """
     fault = vad_fault(person.vad)
     if not person.labels:
-        gather.skipped.drop("no category", person.key)
+        builder.skipped.drop("no category", person.key)
     elif fault and require_vad:
-        gather.skipped.drop(fault, person.key)
-    elif gather.usable(picture, person.key):
+        builder.skipped.drop(fault, person.key)
+    elif builder.usable(picture, person.key):
         if box is not None:
             rows, columns = picture.shape()[:2]
-            box = gather.fitted(box, (columns, rows), person.key)
+            box = builder.fitted(box, (columns, rows), person.key)
             if box is None:
                 return
-        gather.add(person.record(box), picture, vad=_NOWHERE if fault else person.vad)
+        builder.add(person.record(box), picture, vad=_NOWHERE if fault else person.vad)
 
 
 class PersonCounter:
@@ -173,10 +181,10 @@ class PersonCounter:
         return number
 
 
-def finish(gather: Gather) -> PublishedCorpus:
+def finish(builder: SplitBuilder) -> FileCorpus:
     """Return the corpus of a table, with a remark where its labels were cut down to one each."""
-    gather.stated["persons"] = len(gather) + gather.skipped.total
-    corpus = gather.corpus("check the table and what it names")
+    builder.stated["persons"] = len(builder) + builder.skipped.total
+    corpus = builder.corpus("check the table and what it names")
     if len(corpus.records) > 1 and all(len(record.labels) == 1 for record in corpus.records):
         corpus.skipped.remark(ONE_EACH, corpus.name)
     return corpus

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from carefl_secure.data.corpora.base import Gather, PublishedCorpus
+from carefl_secure.data.corpora.base import CorpusFormat, FileCorpus, SplitBuilder
 from carefl_secure.data.corpora.emotic.person import (
     SPLITS,
     Person,
@@ -22,17 +22,18 @@ from carefl_secure.data.corpora.emotic.person import (
     View,
     add_array,
     add_person,
+    as_view,
     finish,
     image_root,
 )
 from carefl_secure.data.corpora.emotic.vocabulary import age_group, category_ids, gender
 from carefl_secure.data.label_spaces import EMOTIC
-from carefl_secure.data.readers.images import ArrayPicture, open_array
+from carefl_secure.data.readers.images import ImageArray, open_array
 from carefl_secure.data.readers.tables import header, literal, numbers, read_rows
 from carefl_secure.errors import DataError, LabelError
 from carefl_secure.progress import Reporter, SilentReporter
 
-__all__ = ["load_emotic_csv", "table_folder"]
+__all__ = ["FORMAT", "load_emotic_csv", "table_folder"]
 
 _COLUMNS = ("Folder", "Filename", "BBox", "Categorical_Labels", "Continuous_Labels")
 
@@ -98,9 +99,8 @@ def load_emotic_csv(
     *,
     view: View = "image",
     require_vad: bool = True,
-    check: bool = False,
     reporter: Reporter | None = None,
-) -> dict[str, PublishedCorpus]:
+) -> dict[str, FileCorpus]:
     """Read ``emotic_pre``: tables, with stacks of pictures or with the original images.
 
     Where the stacks are there, they are the pictures. A stack has lost the size of the image, so
@@ -113,9 +113,6 @@ def load_emotic_csv(
     view : {"image", "person"}
     require_vad : bool
         Keep only persons with continuous values.
-    check : bool
-        Read every picture now.
-    reporter : Reporter, optional
 
     Returns
     -------
@@ -143,17 +140,17 @@ def load_emotic_csv(
         stack = folder / f"{split}_{'context' if view == 'image' else 'body'}_arr.npy"
         if (labels := folder / f"{split}_cat_arr.npy").is_file():
             _check_order(labels, persons)
-        gather = Gather(f"emotic-{view}/{split}", EMOTIC, check=check)
+        builder = SplitBuilder(f"emotic-{view}/{split}", EMOTIC)
         task = f"reading EMOTIC {split}"
         reporter.start(task, len(persons))
         if stack.is_file():
             _stack(stack, len(persons))
             for row, person in enumerate(persons):
-                add_array(gather, person, ArrayPicture(stack, row), None, require_vad)
+                add_array(builder, person, ImageArray(stack, row), None, require_vad)
                 reporter.advance(task)
         elif images is not None:
             for person in persons:
-                add_person(gather, person, images, view, require_vad)
+                add_person(builder, person, images, view, require_vad)
                 reporter.advance(task)
         else:
             raise DataError(
@@ -161,5 +158,15 @@ def load_emotic_csv(
                 "image folders (emotic/mscoco and so on) beside it"
             )
         reporter.finish(task)
-        corpora[split] = finish(gather)
+        corpora[split] = finish(builder)
     return corpora
+
+
+FORMAT = CorpusFormat(
+    "emotic-table",
+    "EMOTIC as emotic_pre: train.csv with the column Categorical_Labels",
+    tasks=lambda root, named: ("emotic",) if named or table_folder(root) else (),
+    load=lambda root, how: load_emotic_csv(root, view=as_view(how.view), reporter=how.reporter),
+    views=("image", "person"),
+    splits=SPLITS,
+)

@@ -5,9 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from carefl_secure.data.checks.examine import examine
 from carefl_secure.data.corpora.emotic.archive import load_emotic_archive
 from carefl_secure.data.label_spaces import EMOTIC
 from carefl_secure.errors import DataError
+from carefl_secure.progress import SilentReporter
 
 
 def test_columns_are_mapped_by_name_though_their_order_is_another(make: Any) -> None:
@@ -75,7 +77,8 @@ def test_arrays_that_are_missing_or_cut_off_are_counted(make: Any) -> None:
     make.emotic_archive("train", {"Fear": 1}, {"Fear": 1}, {"Fear": 1}, {"Peace": 0})
     (make.root / "img_arrs" / "train0.npy").unlink()
     make.cut_off(make.root / "img_arrs" / "crop_train1.npy")
-    corpus = load_emotic_archive(make.root, view="person", check=True)["train"]
+    corpus = load_emotic_archive(make.root, view="person")["train"]
+    examine({"train": corpus}, SilentReporter())
     assert corpus.skipped.dropped == {"image cannot be read": 1, "no category": 1}
     assert load_emotic_archive(make.root)["train"].skipped.dropped == {
         "image missing": 1,
@@ -91,7 +94,7 @@ def test_arrays_that_are_missing_or_cut_off_are_counted(make: Any) -> None:
         np.array([{"a": 1}], object),
     ],
 )
-def test_arrays_that_are_no_pictures(make: Any, array: np.ndarray) -> None:
+def test_arrays_that_are_no_sources(make: Any, array: np.ndarray) -> None:
     make.emotic_archive("train", {"Fear": 1, "Width": "", "Height": ""})
     np.save(make.root / "img_arrs" / "train0.npy", array, allow_pickle=True)
     corpus = load_emotic_archive(make.root)["train"]

@@ -1,0 +1,117 @@
+"""Reads every image of a corpus once: what cannot be read is left out and counted, up to a share.
+
+Training and ``data check`` both do this, so that what is trained on is what was printed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from carefl_secure.data.corpora.base import FileCorpus
+from carefl_secure.data.deduplication.image_hashes import ImageHash, hash_images
+from carefl_secure.data.records import Corpus
+from carefl_secure.data.skipped import Skipped
+from carefl_secure.data.splits import Subset
+from carefl_secure.errors import DataError
+from carefl_secure.progress import Reporter
+
+__all__ = [
+    "MOST_UNREADABLE",
+    "UNREADABLE",
+    "Examined",
+    "examine",
+    "label_counts",
+    "restrict",
+    "skipped_of",
+]
+
+MOST_UNREADABLE = 0.05
+"""The largest share of a split's images that may be unreadable; one image always may."""
+
+UNREADABLE = "image cannot be read"
+
+
+@dataclass(frozen=True)
+class Examined:
+    """The readable records of each split, and the hashes of their images."""
+
+    corpora: Mapping[str, Corpus]
+    hashes: Mapping[str, Sequence[ImageHash]]
+
+
+def skipped_of(corpus: Corpus) -> Skipped:
+    """Return the count of what a corpus leaves out."""
+    while isinstance(corpus, Subset):
+        corpus = corpus.corpus
+    return corpus.skipped if isinstance(corpus, FileCorpus) else Skipped()
+
+
+def label_counts(corpus: Corpus) -> dict[str, int]:
+    """Return how many records carry each label, in the order of the label space."""
+    counts = dict.fromkeys(corpus.space.labels, 0)
+    for record in corpus.records:
+        for label in record.labels:
+            counts[corpus.space.labels[label]] += 1
+    return counts
+
+
+def restrict(
+    corpus: Corpus, hashes: Sequence[ImageHash], keep: Sequence[int]
+) -> tuple[Corpus, list[ImageHash]]:
+    """Return some records of a corpus, with the hashes of their images."""
+    if len(keep) == len(corpus.records):
+        return corpus, list(hashes)
+    place = {index: at for at, index in enumerate(keep)}
+    kept = [
+        replace(mark, records=tuple(place[i] for i in mark.records if i in place))
+        for mark in hashes
+        if any(i in place for i in mark.records)
+    ]
+    return Subset(corpus, tuple(keep)), kept
+
+
+def _outside(box: tuple[float, float, float, float] | None, size: tuple[int, int]) -> bool:
+    if box is None:
+        return False
+    left, top, right, bottom = box
+    return left < 0 or top < 0 or right > size[0] or bottom > size[1]
+
+
+def _readable(name: str, corpus: Corpus, hashes: Sequence[ImageHash]) -> list[int]:
+    broken = [mark for mark in hashes if mark.fault]
+    if len(broken) > max(1, MOST_UNREADABLE * len(hashes)) or len(broken) == len(hashes):
+        raise DataError(
+            f"{len(broken)} of {len(hashes)} images of {name} cannot be read; one image may be, or "
+            f"{MOST_UNREADABLE:.0%} of them. The first: {broken[0].fault if broken else 'none'}"
+        )
+    lost = {index for mark in broken for index in mark.records}
+    for index in sorted(lost):
+        skipped_of(corpus).drop(UNREADABLE, corpus.records[index].key)
+    return [index for index in range(len(corpus.records)) if index not in lost]
+
+
+def examine(corpora: Mapping[str, Corpus], reporter: Reporter) -> Examined:
+    """Read every image to its end, and leave out the records whose image cannot be read.
+
+    Raises
+    ------
+    DataError
+        If more than :data:`MOST_UNREADABLE` of a split's images cannot be read, or a box does not
+        lie inside its image.
+    """
+    found: dict[str, Corpus] = {}
+    marks: dict[str, Sequence[ImageHash]] = {}
+    for name, corpus in corpora.items():
+        hashes = hash_images(corpus, reporter, f"reading the images of {name}")
+        keep = _readable(name, corpus, hashes)
+        for mark in hashes:
+            for record in (corpus.records[index] for index in mark.records):
+                if mark.fault is None and _outside(record.box, mark.size):
+                    raise DataError(
+                        f"the box {list(record.box or ())} of {record.key} does not lie inside the "
+                        f"image of {mark.size[0]} x {mark.size[1]} pixels; boxes are "
+                        "[left, top, right, bottom]"
+                    )
+        found[name], marks[name] = restrict(corpus, hashes, keep)
+    return Examined(found, marks)

@@ -1,0 +1,107 @@
+"""What is done about an image that stands twice: ``data.deduplicate``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from carefl_secure.data.checks.examine import Examined, restrict
+from carefl_secure.data.deduplication.image_hashes import ImageHash
+from carefl_secure.errors import DataError
+
+__all__ = ["Deduplicated", "Policy", "deduplicate", "equal_records", "held_twice"]
+
+Policy = Literal["refuse", "drop", "keep"]
+
+
+@dataclass(frozen=True)
+class Deduplicated:
+    """The corpora after the policy, and what it found.
+
+    Parameters
+    ----------
+    found : Examined
+    repeated : int
+        Images that repeat another of the same split.
+    shared : int
+        Images of a later split that an earlier one holds.
+    policy : {"refuse", "drop", "keep"}
+    """
+
+    found: Examined
+    repeated: int
+    shared: int
+    policy: Policy
+
+    def __str__(self) -> str:
+        if not self.repeated + self.shared:
+            return "no exact duplicates"
+        done = "left out" if self.policy == "drop" else "kept"
+        return (
+            f"exact duplicates {done}: {self.repeated} within a split, {self.shared} across splits"
+        )
+
+
+def deduplicate(found: Examined, policy: Policy) -> Deduplicated:
+    """Look for equal pixels within and across splits, and do what the policy says.
+
+    ``refuse`` refuses an image that stands in two splits, since it makes a score too good; one that
+    stands twice in the same split is kept. ``drop`` leaves all but the first out, ``keep`` none.
+
+    Raises
+    ------
+    DataError
+        Under ``refuse``; the text counts the images and names the other choices. Under ``drop``,
+        if nothing remains of a split.
+    """
+    owner: dict[bytes, str] = {}
+    repeated = shared = 0
+    example = ""
+    corpora, hashes = dict(found.corpora), dict(found.hashes)
+    for name, marks in found.hashes.items():
+        kept: list[int] = []
+        for mark in marks:
+            before = None if mark.pixels is None else owner.setdefault(mark.pixels, "")
+            if mark.pixels is not None and not before:
+                owner[mark.pixels] = name
+                kept.extend(mark.records)
+            elif before == name:
+                repeated += 1
+            else:
+                shared += 1
+                example = example or f"{mark.image} of {name} stands in {before} too"
+        if policy == "drop":
+            if not kept:
+                raise DataError(
+                    f"nothing remains of {name} once duplicates are left out; set "
+                    "data.deduplicate=keep, and say so with every score"
+                )
+            corpora[name], hashes[name] = restrict(found.corpora[name], marks, sorted(kept))
+    if policy == "refuse" and shared:
+        raise DataError(
+            f"{shared} images stand in two splits (such as {example}), which makes every score "
+            "too good; set data.deduplicate=drop to leave them out of the later split, or =keep "
+            "to go on with them"
+        )
+    return Deduplicated(Examined(corpora, hashes), repeated, shared, policy)
+
+
+def held_twice(hashes: Sequence[ImageHash], shares: Sequence[Sequence[int]]) -> int:
+    """Return how many different images stand, equal in every pixel, at more than one client."""
+    client = {index: k for k, share in enumerate(shares) for index in share}
+    holders: dict[bytes, set[int]] = {}
+    for mark in hashes:
+        if mark.pixels is not None:
+            mine = {client[index] for index in mark.records if index in client}
+            holders.setdefault(mark.pixels, set()).update(mine)
+    return sum(len(one) > 1 for one in holders.values())
+
+
+def equal_records(hashes: Sequence[ImageHash]) -> list[list[int]]:
+    """Return the records of images that are equal in every pixel, where there are several."""
+    same: dict[bytes, list[int]] = {}
+    for mark in hashes:
+        if mark.pixels is not None:
+            same.setdefault(mark.pixels, []).extend(mark.records)
+    return [records for records in same.values() if len(records) > 1]
