@@ -83,10 +83,6 @@ def arrange(
     seed : int
         The same seed gives the same choice.
 
-    Returns
-    -------
-    list of str, or None under ``none``
-
     Raises
     ------
     ConfigError

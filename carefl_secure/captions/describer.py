@@ -37,10 +37,6 @@ def describe_corpus(corpus: Corpus, error_rate: float, seed: int) -> list[str]:
     seed : int
         Decides the errors.
 
-    Returns
-    -------
-    list of str
-
     Raises
     ------
     ConfigError

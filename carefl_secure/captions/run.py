@@ -87,10 +87,6 @@ def caption_corpus(
         Hears how many records are done.
     limit : int, optional
         Look at so many records only.
-
-    Returns
-    -------
-    Captioning
     """
     count = len(corpus.records) if limit is None else min(limit, len(corpus.records))
     task = f"captioning {count} records of {corpus.name}"

@@ -84,12 +84,6 @@ def vision_features(base: Base, corpus: Corpus, reporter: Reporter) -> Tensor:
 
     The result is as private as the images: it never leaves the client.
 
-    Parameters
-    ----------
-    base : Base
-    corpus : Corpus
-    reporter : Reporter
-
     Returns
     -------
     Tensor, shape [records, image tokens, text width], in the base's compute type

@@ -86,10 +86,6 @@ def load_base(
         Batches that go through the model side by side; by default as many as the small embedded
         model gains from, and 1 for any other and for int8, whose layers keep a state.
 
-    Returns
-    -------
-    Base
-
     Raises
     ------
     ModelError

@@ -118,10 +118,6 @@ def _finding(entry: Mapping[str, Any]) -> AuditFinding:
 def judge_audits(findings: Sequence[AuditFinding] | None) -> Finding:
     """Turn what audits found into a check of the report.
 
-    Parameters
-    ----------
-    findings : sequence of AuditFinding, or None
-
     Returns
     -------
     Finding
@@ -137,16 +133,7 @@ def judge_audits(findings: Sequence[AuditFinding] | None) -> Finding:
 
 
 def audit_part(findings: Sequence[AuditFinding] | None) -> Audit | None:
-    """Return the audit section of a report.
-
-    Parameters
-    ----------
-    findings : sequence of AuditFinding, or None
-
-    Returns
-    -------
-    Audit or None
-    """
+    """Return the audit section of a report."""
     if findings is None:
         return None
     groups = [

@@ -11,7 +11,7 @@ import carefl_secure
 from carefl_secure.privacy import verdict as strength_of
 from carefl_secure.privacy.accounting.attack_bounds import AttackerBounds, attacker_bounds
 from carefl_secure.report.audit import audit_part
-from carefl_secure.report.caveats import hazards
+from carefl_secure.report.caveats import caveats
 from carefl_secure.report.checks.run_checks import Check, check_run
 from carefl_secure.report.render.formatting import percent_up
 from carefl_secure.report.run_record import RunRecord
@@ -27,7 +27,7 @@ from carefl_secure.report.sections import (
     unit_part,
 )
 from carefl_secure.report.spending import Accounts, settle
-from carefl_secure.report.what_if import situations, tuning_part
+from carefl_secure.report.what_if import tuning_part, what_if
 
 __all__ = ["build_report"]
 
@@ -36,10 +36,6 @@ _Verdict = Literal["accounted", "void", "unprotected"]
 
 def build_report(record: RunRecord) -> tuple[Report, AttackerBounds | None]:
     """Check and price a run.
-
-    Parameters
-    ----------
-    record : RunRecord
 
     Returns
     -------
@@ -72,7 +68,7 @@ def build_report(record: RunRecord) -> tuple[Report, AttackerBounds | None]:
         mechanism=mechanism_part(record, accounts),
         trust=trust_part(record),
         checks=[_line(check) for check in checks],
-        hazards=hazards(record),
+        caveats=caveats(record),
         accounting=accounting_part(record, accounts),
         attacker=None if bounds is None else _attacker(bounds),
         rounds=round_lines(record, accounts),
@@ -86,7 +82,7 @@ def build_report(record: RunRecord) -> tuple[Report, AttackerBounds | None]:
             )
             for one in accounts.clients
         ],
-        situations=situations(record, accounts) if verdict == "accounted" else [],
+        what_if=what_if(record, accounts) if verdict == "accounted" else [],
         audit=audit_part(record.audit),
         tuning=tuning_part(record, accounts, verdict == "accounted"),
         software={

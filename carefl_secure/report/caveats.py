@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from carefl_secure.privacy import SampledSkellam
 from carefl_secure.report.run_record import RunRecord
-from carefl_secure.report.schema import Hazard, Severity
+from carefl_secure.report.schema import Caveat, Severity
 from carefl_secure.report.what_if import tuning_runs
 
-__all__ = ["hazards"]
+__all__ = ["caveats"]
 
 
-def hazards(record: RunRecord) -> list[Hazard]:
-    """List the hazards of a run, the heaviest first.
-
-    Parameters
-    ----------
-    record : RunRecord
+def caveats(record: RunRecord) -> list[Caveat]:
+    """List the caveats of a run, the heaviest first.
 
     Returns
     -------
-    list of Hazard
+    list of Caveat
         *Critical*: can break what a reader would expect. *Theoretical*: no practical attack is
         known, or it needs a party to cheat. *Negligible*: bounded by a number stated here.
 
@@ -28,10 +24,10 @@ def hazards(record: RunRecord) -> list[Hazard]:
     The three words are those of JAX-Privacy's list of known caveats.
     """
     privacy = record.privacy
-    found: list[Hazard] = []
+    found: list[Caveat] = []
 
     def add(severity: Severity, text: str) -> None:
-        found.append(Hazard(severity=severity, text=text))
+        found.append(Caveat(severity=severity, text=text))
 
     if privacy.unit == "none":
         add("Critical", "Updates and adapter may give away single images and persons.")

@@ -15,10 +15,6 @@ _OPEN = "To be stated by whoever publishes the adapter."
 def registry_entry(report: Report) -> str:
     """Return the entry as YAML.
 
-    Parameters
-    ----------
-    report : Report
-
     Returns
     -------
     str
@@ -50,7 +46,7 @@ def registry_entry(report: Report) -> str:
                 "actors": _list(
                     *(f"{who}: sees {what}" for who, what in report.trust.sees.items()),
                     f"at most {report.trust.max_colluders} clients may side with the server; a sum "
-                    f"opens over at least {report.trust.floor} of {report.trust.clients}",
+                    f"opens over at least {report.trust.min_survivors} of {report.trust.clients}",
                 ),
                 "release_type": "One release",
                 "release_type_details": (
@@ -153,7 +149,7 @@ def _implementation(report: Report) -> dict[str, object]:
             f"noise from {mechanism.noise_source}",
             f"divisor: {mechanism.normaliser}",
             *(f"{name} {version}" for name, version in report.software.items()),
-            *(f"{hazard.severity}: {hazard.text}" for hazard in report.hazards),
+            *(f"{caveat.severity}: {caveat.text}" for caveat in report.caveats),
         ),
         "justification": _list(
             "The noise was computed for the agreed epsilon and number of rounds before the first "

@@ -152,14 +152,6 @@ class RunRecord:
 def read_run(path: Path) -> RunRecord:
     """Read a run folder.
 
-    Parameters
-    ----------
-    path : Path
-
-    Returns
-    -------
-    RunRecord
-
     Raises
     ------
     RunError

@@ -16,18 +16,18 @@ __all__ = [
     "AuditGroup",
     "AuditLine",
     "AuditVerdict",
+    "Caveat",
     "CheckLine",
     "ClientLine",
-    "Hazard",
     "Mechanism",
     "Promise",
     "Report",
     "RoundLine",
     "RunLine",
-    "Situation",
     "Trust",
     "Tuning",
     "Unit",
+    "WhatIf",
 ]
 
 FORMAT: Literal["carefl.privacy-report/1"] = "carefl.privacy-report/1"
@@ -53,7 +53,7 @@ class RunLine(_Part):
     rounds_released: int
     data: str
     base_model: str
-    simulated: bool = Field(description="all clients ran in one process beside the server")
+    simulated: bool = Field(description="all clients ran in one process as the server")
 
 
 class Promise(_Part):
@@ -83,9 +83,9 @@ class Trust(_Part):
     setting: str
     secure_sum: bool
     clients: int
-    floor: int
+    min_survivors: int
     max_colluders: int
-    honest_noise_makers: int
+    honest_noise_clients: int
     sees: dict[str, str]
 
 
@@ -114,7 +114,7 @@ class CheckLine(_Part):
     detail: str
 
 
-class Hazard(_Part):
+class Caveat(_Part):
     """Something that the numbers do not cover."""
 
     severity: Severity
@@ -145,7 +145,7 @@ class Accounting(_Part):
     by_round: str = Field(description="how the epsilon after each round was found")
 
 
-class Situation(_Part):
+class WhatIf(_Part):
     """What epsilon comes to if something is not as in this run alone."""
 
     case: str
@@ -224,12 +224,12 @@ class Report(_Part):
     mechanism: Mechanism
     trust: Trust
     checks: list[CheckLine]
-    hazards: list[Hazard]
+    caveats: list[Caveat]
     accounting: Accounting
     attacker: Attacker | None
     rounds: list[RoundLine]
     clients: list[ClientLine]
-    situations: list[Situation]
+    what_if: list[WhatIf]
     audit: Audit | None = Field(description="null: no audit was made")
     tuning: Tuning
     software: dict[str, str]

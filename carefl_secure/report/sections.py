@@ -156,16 +156,16 @@ def trust_part(record: RunRecord) -> Trust:
     privacy = record.privacy
     secure = privacy.trust == "secagg"
     helper = {
-        "committee": {"a member of the committee": "its share of what covers the sums"},
+        "committee": {"a member of the committee": "its share of the masks of the sums"},
         "encrypted": {"the holder of the key": "the opened sum of every round, where there is one"},
     }.get(str(record.setting("federation.aggregation")), {})
     return Trust(
         setting="federated, with a secure sum" if secure else "federated, each client on its own",
         secure_sum=secure,
         clients=privacy.clients,
-        floor=privacy.min_survivors,
+        min_survivors=privacy.min_survivors,
         max_colluders=privacy.max_colluders,
-        honest_noise_makers=privacy.noise_clients,
+        honest_noise_clients=privacy.noise_clients,
         sees={
             "each client": "its own records, and the adapter of every round",
             **helper,
@@ -191,7 +191,7 @@ def accounting_part(record: RunRecord, accounts: Accounts) -> Accounting:
         if record.privacy.unit == "none"
         else (
             f"{rounds} sums in one account, with parameters fixed before the first; clients hold "
-            "different records, so each record pays in one ledger and the dearest counts"
+            "different records, so each record is charged in one ledger and the largest counts"
         ),
         recomputed_epsilon=finite(accounts.epsilon),
         claimed_epsilon=claims[-1] if claims else None,

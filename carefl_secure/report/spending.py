@@ -1,4 +1,4 @@
-"""What a run costs, computed anew from its ledgers."""
+"""What a run costs, recomputed from its ledgers."""
 
 from __future__ import annotations
 
@@ -7,23 +7,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from carefl_secure.privacy import (
-    Entry,
-    Event,
-    accountant_name,
-    epsilon,
-    event_from_json,
-    rdp_epsilon,
-)
-from carefl_secure.privacy.accounting.accountant import coarse_epsilon
+from carefl_secure.privacy import Entry, Event, accountant_name, epsilon, event_from_json
 from carefl_secure.privacy.ledger.entry import event_of
+from carefl_secure.report.checks.result import paid_for
 from carefl_secure.report.run_record import RunRecord
 
 __all__ = ["Accounts", "ClientAccount", "events_of", "settle"]
 
-_MOST_EXACT = 8  # rounds that are each priced by the named account
-_MOST_COARSE = 16
-_TOLERANCE = 0.02  # of the coarse account
+_MOST_PRICED = 32  # rounds; a price takes some 0.1 s
 
 
 @dataclass(frozen=True)
@@ -57,17 +48,14 @@ class Accounts:
         Everything that counts: what the server's ledger paid for, equal events merged.
     accountant : str
     epsilon : float or None
-        What they cost; infinity where a round went without noise, None where the server's ledger
-        is broken.
+        What they cost; infinity where a round had no noise, None where the server's ledger is
+        broken.
     by_round : mapping of int to float
-        An upper bound of epsilon after each released round.
+        Epsilon after each released round that was priced, by the named accountant.
     by_round_words : str
-        How it was found.
+        Which rounds these are.
     at_least : mapping of int to float
-        What the account gives for that round or for the last one before it that was priced: no
-        valid claim lies below it by more than ``tolerance``.
-    tolerance : float
-        How far ``at_least`` may lie above the exact account.
+        Epsilon of the last priced round up to each one: no valid claim is below it.
     survivors : mapping of int to int
         Clients in each released round, by the server's ledger.
     clients : tuple of ClientAccount
@@ -79,7 +67,6 @@ class Accounts:
     by_round: Mapping[int, float]
     by_round_words: str
     at_least: Mapping[int, float]
-    tolerance: float
     survivors: Mapping[int, int]
     clients: tuple[ClientAccount, ...]
 
@@ -91,14 +78,6 @@ def events_of(entries: Sequence[Entry]) -> list[Event]:
 
 def settle(record: RunRecord) -> Accounts:
     """Price everything that a run's ledgers hold.
-
-    Parameters
-    ----------
-    record : RunRecord
-
-    Returns
-    -------
-    Accounts
 
     Raises
     ------
@@ -121,8 +100,9 @@ def settle(record: RunRecord) -> Accounts:
     events = _merged(running)
     total: float | None = None
     if not record.server.error:
-        total = math.inf if open_run or _unprotected(record) else epsilon(events, delta)
-    rounds = _Rounds({}, {}, "none holds", 0.0) if open_run else _by_round(until, delta)
+        bare = open_run or _any_unprotected(record.server.entries)
+        total = math.inf if bare else epsilon(events, delta)
+    rounds = _Rounds({}, {}, "none holds") if open_run else _by_round(until, delta)
     prices: dict[tuple[Event, ...], float] = {}
 
     def price(entries: Sequence[Entry]) -> float:
@@ -138,17 +118,16 @@ def settle(record: RunRecord) -> Accounts:
         events=events,
         accountant=accountant_name(events, delta),
         epsilon=total,
-        by_round=rounds.at_most,
+        by_round=rounds.exact,
         by_round_words=rounds.words,
         at_least=rounds.at_least,
-        tolerance=rounds.tolerance,
         survivors=survivors,
         clients=tuple(
             ClientAccount(book.name, 0, None, None)
             if book.error
             else ClientAccount(
                 book.name,
-                sum(_paid(entry) for entry in book.of_run(record.run_id)),
+                sum(paid_for(entry) for entry in book.of_run(record.run_id)),
                 price(book.of_run(record.run_id)),
                 price(book.entries),
             )
@@ -157,16 +136,8 @@ def settle(record: RunRecord) -> Accounts:
     )
 
 
-def _paid(entry: Entry) -> bool:
-    return entry.kind == "spend" or entry.payload.get("unprotected") is True
-
-
 def _any_unprotected(entries: Sequence[Entry]) -> bool:
     return any(entry.payload.get("unprotected") is True for entry in entries)
-
-
-def _unprotected(record: RunRecord) -> bool:
-    return _any_unprotected(record.server.entries)
 
 
 def _merged(counts: Counter[Event]) -> tuple[Event, ...]:
@@ -175,43 +146,25 @@ def _merged(counts: Counter[Event]) -> tuple[Event, ...]:
 
 @dataclass(frozen=True)
 class _Rounds:
-    at_most: Mapping[int, float]
+    exact: Mapping[int, float]
     at_least: Mapping[int, float]
     words: str
-    tolerance: float
 
 
 def _by_round(until: Mapping[int, tuple[Event, ...]], delta: float) -> _Rounds:
-    """Bound the price of the history up to every round, from both sides.
+    """Price the history up to every round, or up to evenly spaced ones of many.
 
-    A few rounds are priced each. Of many, some are, on a coarser grid; as a longer history never
-    costs less, every other round costs at most the next one priced and at least the last. Renyi
-    divergences, which are cheap, bound every round too. Nothing is interpolated.
+    A longer history never costs less, so each round costs at least what the last priced one did.
     """
     numbers = list(until)
-    if len(numbers) <= _MOST_EXACT:
-        exact = {number: epsilon(events, delta) for number, events in until.items()}
-        return _Rounds(exact, exact, "every round computed by the named accountant", 0.0)
-    step = math.ceil(len(numbers) / _MOST_COARSE)
-    chosen = numbers[::-1][::step][::-1]
-    priced = {number: coarse_epsilon(until[number], delta) for number in chosen}
-    at_most: dict[int, float] = {}
-    following = math.inf
-    for number in reversed(numbers):
-        following = min(following, priced.get(number, math.inf))
-        at_most[number] = following = min(following, _renyi(until[number], delta))
+    step = max(1, math.ceil(len(numbers) / _MOST_PRICED))
+    chosen = {*numbers[:1], *numbers[::-1][::step]}
+    exact = {number: epsilon(until[number], delta) for number in numbers if number in chosen}
     at_least: dict[int, float] = {}
     before = 0.0
     for number in numbers:
-        at_least[number] = before = max(before, min(priced.get(number, 0.0), at_most[number]))
-    words = (
-        f"{len(chosen)} of {len(numbers)} rounds computed on a coarser grid; every other one shows "
-        "the next of them, or RDP where that is lower, which is an upper bound: a longer history "
-        "never costs less"
-    )
-    ordered = {number: at_most[number] for number in numbers}
-    return _Rounds(ordered, at_least, words, _TOLERANCE)
-
-
-def _renyi(events: tuple[Event, ...], delta: float) -> float:
-    return rdp_epsilon(events, delta)
+        at_least[number] = before = max(before, exact.get(number, 0.0))
+    words = "every round priced by the named accountant"
+    if len(exact) < len(numbers):
+        words = f"{len(exact)} of {len(numbers)} rounds priced by the named accountant"
+    return _Rounds(exact, at_least, words)

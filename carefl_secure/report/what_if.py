@@ -13,10 +13,10 @@ from carefl_secure.privacy.accounting.composition import (
 )
 from carefl_secure.report.render.formatting import up
 from carefl_secure.report.run_record import RunRecord
-from carefl_secure.report.schema import Situation, Tuning
+from carefl_secure.report.schema import Tuning, WhatIf
 from carefl_secure.report.spending import Accounts
 
-__all__ = ["situations", "tuning_part", "tuning_runs"]
+__all__ = ["tuning_part", "tuning_runs", "what_if"]
 
 
 def tuning_runs(record: RunRecord) -> int | None:
@@ -68,45 +68,36 @@ def tuning_part(record: RunRecord, accounts: Accounts, held: bool) -> Tuning:
     )
 
 
-def situations(record: RunRecord, accounts: Accounts) -> list[Situation]:
-    """Price what is not as in this run alone.
-
-    Parameters
-    ----------
-    record : RunRecord
-    accounts : Accounts
-        Of a run whose promise holds.
-
-    Returns
-    -------
-    list of Situation
-        Each with the conditions under which its figure holds.
-    """
-    found: list[Situation] = []
+def what_if(record: RunRecord, accounts: Accounts) -> list[WhatIf]:
+    """Price a run whose promise holds under other conditions, each stated with its figure."""
+    found: list[WhatIf] = []
     delta = record.privacy.delta
     spent = [c.run_epsilon for c in accounts.clients if c.run_epsilon is not None]
     if spent:
         apart = over_disjoint_clients(spent, delta)
-        found.append(_situation("no unit at two clients", apart.epsilon, delta, apart.conditions))
+        found.append(_case("no unit at two clients", apart.epsilon, delta, apart.conditions))
     if len(spent) > 1 and record.privacy.unit != "client":
         pair = over_shared_persons(sorted(spent)[-2:], delta)
-        found.append(
-            _situation("one unit at two clients", pair.epsilon, pair.delta, pair.conditions)
+        unit = record.privacy.unit
+        words = (
+            f"one {unit} may be at two clients, each with a ledger for unit {unit}: epsilon and "
+            "delta of both are added up"
         )
+        found.append(_case("one unit at two clients", pair.epsilon, pair.delta, (words,)))
     found += _earlier(accounts, delta)
     if len(accounts.events) > 1:
         found.append(
-            _situation(
+            _case(
                 f"rounds of {len(accounts.events)} kinds",
                 accounts.epsilon,
                 delta,
-                ("rounds that differ in noise or rate are composed in one account, as they were",),
+                ("rounds that differ in noise or sampling rate are composed in one account",),
             )
         )
     return found + _fewer(record, accounts)
 
 
-def _earlier(accounts: Accounts, delta: float) -> list[Situation]:
+def _earlier(accounts: Accounts, delta: float) -> list[WhatIf]:
     """Say what earlier runs in the clients' ledgers add."""
     both = [
         (c.ledger_epsilon, c.run_epsilon)
@@ -118,25 +109,25 @@ def _earlier(accounts: Accounts, delta: float) -> list[Situation]:
         return []
     whole, more = max(added)
     words = (
-        f"the dearest ledger holds earlier runs, which add {up(more)} to this one; all runs of a "
-        "ledger are one account"
+        f"the ledger with the largest epsilon holds earlier runs, which add {up(more)} to this "
+        "one; all runs of a ledger are one account"
     )
-    return [_situation("with earlier runs on the same records", whole, delta, (words,))]
+    return [_case("with earlier runs on the same records", whole, delta, (words,))]
 
 
-def _fewer(record: RunRecord, accounts: Accounts) -> list[Situation]:
+def _fewer(record: RunRecord, accounts: Accounts) -> list[WhatIf]:
     """Say what survivors and colluders mean for noise that is shared."""
     privacy = record.privacy
     if privacy.mechanism != "skellam" or not accounts.survivors:
         return []
     least = min(accounts.survivors.values())
     counted = (
-        f"the noise counted is that of {privacy.noise_clients} honest clients: the floor of "
-        f"{privacy.min_survivors} less {privacy.max_colluders} colluders; who survived beyond the "
-        "floor made more noise, which is not counted"
+        f"the noise of {privacy.noise_clients} honest clients is counted: min_survivors, "
+        f"{privacy.min_survivors}, minus {privacy.max_colluders} colluders; further survivors "
+        "added more noise, which is not counted"
     )
     found = [
-        _situation(
+        _case(
             f"survivors: {least} at the fewest, of {privacy.clients}",
             accounts.epsilon,
             privacy.delta,
@@ -147,12 +138,12 @@ def _fewer(record: RunRecord, accounts: Accounts) -> list[Situation]:
     if honest >= 1:
         weaker = [with_survivors(e, privacy.noise_clients, honest) for e in accounts.events]
         words = (
-            "no longer promised by the plan; with every colluder that tells the server its noise, "
-            "as much less is left"
+            "not covered by the plan; every colluder that reveals its noise to the server "
+            "removes as much of it"
         )
         price = epsilon(weaker, privacy.delta)
         found.append(
-            _situation(
+            _case(
                 f"{privacy.max_colluders + 1} colluders in place of {privacy.max_colluders}",
                 price,
                 privacy.delta,
@@ -162,10 +153,8 @@ def _fewer(record: RunRecord, accounts: Accounts) -> list[Situation]:
     return found
 
 
-def _situation(
-    case: str, price: float | None, delta: float, conditions: tuple[str, ...]
-) -> Situation:
-    return Situation(case=case, epsilon=_shown(price), delta=delta, conditions=list(conditions))
+def _case(case: str, price: float | None, delta: float, conditions: tuple[str, ...]) -> WhatIf:
+    return WhatIf(case=case, epsilon=_shown(price), delta=delta, conditions=list(conditions))
 
 
 def _shown(value: float | None) -> float | None:

@@ -60,10 +60,6 @@ def write_report(run: Path) -> tuple[Report, list[Path]]:
 def refuse_void(report: Report) -> None:
     """Raise if a report is void.
 
-    Parameters
-    ----------
-    report : Report
-
     Raises
     ------
     PrivacyError

@@ -16,7 +16,13 @@ from carefl_secure.errors import RunError
 from carefl_secure.experiment.run import Finished
 from carefl_secure.experiment.scores import Scores
 from carefl_secure.experiment.table import holm, mean_interval, results
-from carefl_secure.report.render.experiment_page import experiment_html, experiment_markdown
+from carefl_secure.report.render.experiment_page import (
+    experiment_html,
+    experiment_markdown,
+    interval,
+    spent,
+    spread,
+)
 
 
 def test_the_interval_is_that_of_scipys_paired_test() -> None:
@@ -133,3 +139,26 @@ def test_the_pages_name_all_rows_and_failures_and_load_nothing(tmp_path: Path) -
     rows = [line for line in text.splitlines() if line.startswith("|")]
     columns = {line.count("|") for line in rows[:5]}, {line.count("|") for line in rows[5:]}
     assert [len(one) for one in columns] == [1, 1]  # every row of a table is as long
+
+
+def test_the_page_shows_no_interval_beyond_a_figures_bounds_and_no_epsilon_of_zero_shot() -> None:
+    wide = {"mean": 0.9, "low": 0.7, "high": 1.1, "p": None}
+    assert interval(wide, "mAP") == "[0.700, 1.000]"
+    assert interval({**wide, "low": -0.2}, "macro_f1") == "[0.000, 1.000]"
+    assert interval(wide) == "[+0.700, +1.100]"  # a difference of figures
+    assert spread(wide, "mAP") == "0.900 [0.700, 1.000]"
+    assert spent({"kind": "zero-shot", "epsilon": 0.0}) == "–"
+    assert spent({"kind": "train", "epsilon": 7.9996}) == "8"
+    assert spent({"kind": "train", "epsilon": None}) == "none"
+
+
+def test_zero_shot_rows_show_a_dash_and_intervals_stand_on_a_line_of_their_own(
+    tmp_path: Path,
+) -> None:
+    found = results(asked(), finished(tmp_path), tmp_path)
+    found["rows"][0] |= {"kind": "zero-shot", "epsilon": 0.0}
+    html, text = experiment_html(found), experiment_markdown(found)
+    assert "0.00 |" not in text
+    assert ">0.00<" not in html
+    assert html.count("<small>[") >= 3  # so that all columns fit 1280 pixels
+    assert "@page" in html

@@ -104,7 +104,7 @@ def test_a_falsified_promise_makes_the_report_void(toy: Path, name: str) -> None
     report, _ = write_report(audited(toy, SERVER, bad, name=name))
     assert report.verdict == "void"
     assert any("membership (loss)" in reason for reason in report.reasons)
-    assert (report.promise.epsilon, report.attacker, report.situations) == (None, None, [])
+    assert (report.promise.epsilon, report.attacker, report.what_if) == (None, None, [])
     for file in ("report/card.md", "report/registry.yaml", "adapter/README.md"):
         text = (toy / file).read_text()
         assert "membership (loss)" in text
@@ -173,7 +173,7 @@ def test_tuning_is_counted_only_where_it_is_stated(
         config.write_text(text.replace("privacy:\n", f"privacy:\n  tuning_runs: {told}\n"))
     report, _ = write_report(toy)
     assert (report.tuning.runs, report.tuning.counted) == (told, counted)
-    first = report.hazards[0].text
+    first = report.caveats[0].text
     assert ("uncounted" in first) == (told is None)
     price = report.promise.epsilon
     assert price is not None
@@ -189,9 +189,9 @@ def test_tuning_is_counted_only_where_it_is_stated(
         assert report.tuning.sentence.split(".")[0] in (toy / name).read_text()
 
 
-def test_situations_name_their_conditions(copy_run: Callable[[str], Path]) -> None:
+def test_what_if_names_their_conditions(copy_run: Callable[[str], Path]) -> None:
     report, _ = write_report(copy_run("gaps"))
-    cases = {one.case.split(":")[0].split(" of ")[0]: one for one in report.situations}
+    cases = {one.case.split(":")[0].split(" of ")[0]: one for one in report.what_if}
     price = report.promise.epsilon
     assert price is not None
     assert cases["no unit at two clients"].epsilon == pytest.approx(price, abs=1e-6)
@@ -199,8 +199,10 @@ def test_situations_name_their_conditions(copy_run: Callable[[str], Path]) -> No
     assert shared.epsilon is not None
     assert price < shared.epsilon <= 2 * price + 1e-9
     assert shared.delta == pytest.approx(2e-5)
-    weaker = next(one for one in report.situations if "colluders in place" in one.case)
+    weaker = next(one for one in report.what_if if "colluders in place" in one.case)
     assert weaker.epsilon is not None
     assert weaker.epsilon > price
-    assert any("floor" in text for one in report.situations for text in one.conditions)
-    assert all(one.conditions for one in report.situations)
+    assert any("min_survivors" in text for one in report.what_if for text in one.conditions)
+    assert all(one.conditions for one in report.what_if)
+    for one in report.what_if:
+        assert "unit person" not in " ".join(one.conditions)  # the run protects records

@@ -95,31 +95,23 @@ def experiment(
         )
 
 
-def _spread(value: dict[str, Any] | None, sign: str = "") -> str:
-    if not value or value["mean"] is None:
-        return "-"
-    text = f"{value['mean']:{sign}.3f}"
-    if value["low"] is None:
-        return text
-    return f"{text} [{value['low']:{sign}.3f}, {value['high']:{sign}.3f}]"
-
-
 def _show(found: dict[str, Any], folder: Path) -> None:
+    from carefl_secure.report.render.experiment_page import spent, spread
+
     console = result_console()
     names = list(dict.fromkeys(n for row in found["rows"] for n in row["figures"]))
     table = result_table("variant", "kind", "epsilon", *names, left=("variant", "kind"))
     for row in found["rows"]:
-        spent = "none" if row["epsilon"] is None else f"{row['epsilon']:.2f}"
-        figures = (_spread(row["figures"].get(name)) for name in names)
-        table.add_row(row["variant"], row["kind"], spent, *map(escape, figures))
+        figures = (spread(row["figures"].get(name), name) for name in names)
+        table.add_row(row["variant"], row["kind"], spent(row), *map(escape, figures))
     console.print(table)
     titles = ("variant", "against", "mAP over seeds", "mAP over records", "p (Holm)", "clear")
     table = result_table(*titles, left=("variant", "against"))
     for row in found["comparisons"]:
         p = row["p_holm"]
         cells = (
-            _spread(row["over_seeds"].get("mAP"), "+"),
-            _spread(row["over_records"].get("mAP"), "+"),
+            spread(row["over_seeds"].get("mAP")),
+            spread(row["over_records"].get("mAP")),
             "-" if p is None else f"{p:.3f}",
             "yes" if row["clear"] else "no",
         )

@@ -96,7 +96,7 @@ def target(record: RunRecord, accounts: Accounts) -> Finding:
 
 
 def claims(record: RunRecord, accounts: Accounts) -> Finding:
-    """Compare the epsilon of every round, computed anew, with what the run said."""
+    """Compare the recomputed epsilon of every round with what the run claimed."""
     if accounts.epsilon is None:
         return UNCHECKED, "the server's ledger is broken"
     compared = 0
@@ -108,14 +108,14 @@ def claims(record: RunRecord, accounts: Accounts) -> Finding:
         if found is None:
             continue
         compared += 1
-        if not claim >= found * (1.0 - _CLOSE) - accounts.tolerance:
+        if not claim >= found * (1.0 - _CLOSE):
             return FAILED, (
                 f"after round {number} the run claimed epsilon {claim:.4f}; its ledger costs "
                 f"{found:.4f}"
             )
     if not compared:
         return UNCHECKED, "no round is finished"
-    return HELD, f"{compared} claims against rounds computed anew by {accounts.accountant}"
+    return HELD, f"{compared} claims compared with epsilon recomputed by {accounts.accountant}"
 
 
 def noise(record: RunRecord, accounts: Accounts) -> Finding:

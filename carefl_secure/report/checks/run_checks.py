@@ -66,15 +66,6 @@ _PROTECTED: tuple[tuple[str, str, _Find], ...] = (
 def check_run(record: RunRecord, accounts: Accounts) -> list[Check]:
     """Check a run.
 
-    Parameters
-    ----------
-    record : RunRecord
-    accounts : Accounts
-
-    Returns
-    -------
-    list of Check
-
     Guarantees
     ----------
     A run that kept its plan fails with a probability below 1e-6. The other way round there is no

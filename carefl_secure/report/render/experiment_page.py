@@ -7,20 +7,45 @@ from typing import Any
 
 import jinja2
 
-__all__ = ["experiment_html", "experiment_markdown"]
+from carefl_secure.report.render.formatting import up
+
+__all__ = ["experiment_html", "experiment_markdown", "interval", "spent", "spread"]
 
 
 def _number(value: float | None, sign: str = "") -> str:
     return "–" if value is None else f"{value:{sign}.3f}"
 
 
-def _spread(found: Mapping[str, float | None] | None, sign: str = "") -> str:
+def interval(found: Mapping[str, float | None] | None, name: str = "") -> str:
+    """Return ``[low, high]``; empty where there is none.
+
+    Parameters
+    ----------
+    found : mapping or None
+        ``low`` and ``high``.
+    name : str
+        The figure, whose interval ends at its bounds; empty for a difference of figures.
+    """
+    if not found or found["low"] is None or found["high"] is None:
+        return ""
+    if not name:
+        return f"[{found['low']:+.3f}, {found['high']:+.3f}]"
+    most = 2.0 if name == "brier" else 1.0
+    return f"[{max(0.0, found['low']):.3f}, {min(most, found['high']):.3f}]"
+
+
+def spread(found: Mapping[str, float | None] | None, name: str = "") -> str:
+    """Return a mean with its interval; see :func:`interval`."""
     if not found:
         return "–"
-    text = _number(found["mean"], sign)
-    if found["low"] is None:
-        return text
-    return f"{text} [{_number(found['low'], sign)}, {_number(found['high'], sign)}]"
+    return f"{_number(found['mean'], '' if name else '+')} {interval(found, name)}".rstrip()
+
+
+def spent(row: Mapping[str, Any]) -> str:
+    """Return the epsilon of a row: none where nothing is protected, a dash where none is spent."""
+    if row["kind"] == "zero-shot":
+        return "–"
+    return "none" if row["epsilon"] is None else up(row["epsilon"], 2)
 
 
 def _environment(*, html: bool) -> jinja2.Environment:
@@ -32,7 +57,12 @@ def _environment(*, html: bool) -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": _number, "spread": _spread}
+    environment.filters |= {
+        "interval": interval,
+        "number": _number,
+        "spent": spent,
+        "spread": spread,
+    }
     return environment
 
 

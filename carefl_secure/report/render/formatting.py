@@ -10,11 +10,6 @@ __all__ = ["delta_words", "percent_up", "up"]
 def up(value: float, digits: int = 3) -> str:
     """Show a bound with some decimals, never less than it is.
 
-    Parameters
-    ----------
-    value : float
-    digits : int
-
     Returns
     -------
     str
@@ -35,10 +30,6 @@ def percent_up(share: float) -> str:
     ----------
     share : float
         In [0, 1].
-
-    Returns
-    -------
-    str
     """
     return f"{up(100.0 * share, 1)} %"
 

@@ -37,10 +37,6 @@ def html_page(report: Report, bounds: AttackerBounds | None) -> str:
     report : Report
     bounds : AttackerBounds or None
         For the drawing; None where no ceiling holds.
-
-    Returns
-    -------
-    str
     """
     accent, tint = _CALM if report.verdict == "accounted" else _ALARM
     price = report.promise.epsilon
@@ -71,10 +67,6 @@ def _ceiling(bounds: AttackerBounds | None, *, wide: bool, accent: str) -> str:
 
 def markdown_section(report: Report) -> str:
     """Return the privacy section of a model card.
-
-    Parameters
-    ----------
-    report : Report
 
     Returns
     -------

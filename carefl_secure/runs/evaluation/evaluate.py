@@ -75,10 +75,6 @@ def evaluate(
         How to read that corpus; see :func:`carefl_secure.data.open_corpus.open_corpus`.
     settings : Settings, optional
 
-    Returns
-    -------
-    Evaluated
-
     Raises
     ------
     RunError

@@ -109,10 +109,6 @@ def evaluate_zero_shot(
         Fold of the labelled part; take every Nth frame of a video.
     settings : Settings, optional
 
-    Returns
-    -------
-    ZeroShot
-
     Raises
     ------
     ConfigError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 
 from carefl_secure.report import Report, write_report
 from carefl_secure.report.render.plots import attacker_plot, rounds_plot
+from carefl_secure.report.run_record import read_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = [
@@ -104,7 +106,7 @@ def test_the_label_comes_first_and_says_it_all(written: tuple[Report, Path]) -> 
         "several records",
     ):
         assert words in label
-    order = [page.index(f'id="{name}"') for name in ("mechanism", "trust", "checks", "hazards")]
+    order = [page.index(f'id="{name}"') for name in ("mechanism", "trust", "checks", "caveats")]
     assert order == sorted(order)
     assert "rounds" in page
     assert report.promise.sentence.split(":")[0] in page
@@ -173,3 +175,36 @@ def test_the_browser_would_have_told(written: tuple[Report, Path], tmp_path: Pat
     assert "CONSOLE" in messages
     assert "x.png" in messages
     assert re.search(r"\[390 scroll 2\d{3} plots 2 label \d+ beyond P", seen)
+
+
+def test_findings_in_collapsed_details_are_printed(copy_run: Callable[[str], Path]) -> None:
+    run = copy_run("toy")
+    finding = {
+        "attack": "membership",
+        "check": "threshold",
+        "verdict": "passed",
+        "words": "Nothing was found.",
+        "figures": {},
+    }
+    head = {"format": "carefl.audit/1", "run": read_run(run).run_id, "verdict": "not falsified"}
+    (run / "audit").mkdir()
+    (run / "audit" / "audit.json").write_text(json.dumps({**head, "findings": [finding]}))
+    write_report(run)
+    page = (run / "report" / "report.html").read_text()
+    outside = re.sub(r"<details.*?</details>", "", page, flags=re.DOTALL)
+    assert "<details" in page
+    assert "Nothing was found." in outside
+    assert ".print-only { display: none; }" in page
+    paper = page[page.index("@media print {") :]
+    assert ".print-only { display: block; }" in paper
+    assert ".audit details { display: none; }" in paper
+
+
+def test_printed_pages_have_a_header_and_numbers(written: tuple[Report, Path]) -> None:
+    report, run = written
+    page = (run / "report" / "report.html").read_text()
+    rule = re.search(r"@page \{.*", page)
+    assert rule is not None
+    assert f'content: "Privacy report: run {report.run.id}"' in rule[0]
+    assert "counter(page)" in rule[0]
+    assert "counter(pages)" in rule[0]
