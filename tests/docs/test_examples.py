@@ -16,7 +16,7 @@ import pytest
 
 from carefl_secure.audit.views import Attack
 from carefl_secure.config import load_config
-from carefl_secure.errors import ConfigError, PrivacyError
+from carefl_secure.errors import ConfigError, DataError, PrivacyError
 from carefl_secure.federation.local_update.rules import find_rule
 from carefl_secure.federation.plan.local_steps import LocalPlan
 from carefl_secure.federation.server.optimizers import ServerOptimizer
@@ -51,7 +51,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
 
     yield put
     for name in set(sys.modules) - before:
-        if name.startswith(("carefl_momentum", "carefl_faces", "carefl_plain")):
+        if name in {path.name for path in EXAMPLES.iterdir()}:
             del sys.modules[name]
 
 
@@ -100,6 +100,67 @@ def test_a_local_rule_is_chosen_in_the_configuration_and_refused_where_it_has_no
     for words in ((), ("privacy.trust=none",)):
         with pytest.raises(ConfigError, match=r"federation\.local_rule=momentum"):
             load_config(None, ("federation.local_rule=momentum", *words))
+
+
+@pytest.fixture
+def npz_folder(tmp_path: Path) -> Path:
+    """Make a folder that only the example can read: 90 images of 45 subjects in one file."""
+    rng = np.random.default_rng(3)
+    labels = np.array(["happiness", "sadness", "anger"])[np.arange(90) % 3]
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    np.savez(
+        folder / "images.npz",
+        images=rng.integers(0, 256, (90, 48, 48, 3), dtype=np.uint8),
+        labels=labels,
+        subjects=np.array([f"s{row // 2}" for row in range(90)]),
+    )
+    return folder
+
+
+def test_a_corpus_from_outside_is_shared_out_to_clients(
+    install: Callable[[str], None], npz_folder: Path
+) -> None:
+    from carefl_secure.data.open_corpus import open_corpus
+    from carefl_secure.progress import SilentReporter
+    from carefl_secure.runs.corpora import load_parts, share_out
+
+    with pytest.raises(ConfigError, match=r"npz.*unknown.*imagefolder"):
+        open_corpus(npz_folder, format="npz")
+    install("carefl_npz")
+    words = [f"data.source={npz_folder}", "data.format=npz", "privacy.delta=1e-3"]
+    config = load_config(None, [*words, "federation.clients=4"])
+    parts = load_parts(config, SilentReporter())
+    assert parts.private.space.labels == ("anger", "happiness", "sadness")
+    shares = share_out(config, parts.private)
+    held = np.sort(np.concatenate(shares))
+    assert len(shares) == 4 and held.tolist() == list(range(len(parts.private.records)))
+    sizes = [len(part.records) for part in (parts.private, parts.public, parts.test)]
+    assert sum(sizes) == 90
+    subjects = [{r.subject for r in p.records} for p in (parts.private, parts.public, parts.test)]
+    assert not subjects[0] & subjects[1] and not subjects[0] & subjects[2]
+    assert parts.private.image(0).size == (48, 48)
+
+
+def test_a_damaged_file_of_the_outside_corpus_is_a_data_error(
+    install: Callable[[str], None], npz_folder: Path
+) -> None:
+    from carefl_secure.data.open_corpus import open_corpus
+
+    install("carefl_npz")
+    file = npz_folder / "images.npz"
+    file.write_bytes(file.read_bytes()[:500])
+    with pytest.raises(DataError, match=r"images\.npz cannot be read"):
+        open_corpus(npz_folder, format="npz")
+
+
+@pytest.mark.slow
+def test_the_outside_corpus_trains(
+    install: Callable[[str], None], npz_folder: Path, train_small: Callable[..., Path]
+) -> None:
+    install("carefl_npz")
+    run = train_small(data__source=npz_folder, data__format="npz", data__records=None)
+    assert (run / "adapter" / "adapter_model.safetensors").is_file()
 
 
 def test_every_example_is_shown_in_the_architecture_page() -> None:
