@@ -17,12 +17,15 @@ import pytest
 from carefl_secure.audit.views import Attack
 from carefl_secure.config import load_config
 from carefl_secure.errors import ConfigError, DataError, PrivacyError
+from carefl_secure.federation.in_process import Clients
 from carefl_secure.federation.local_update.rules import find_rule
 from carefl_secure.federation.plan.local_steps import LocalPlan
-from carefl_secure.federation.server.optimizers import ServerOptimizer
+from carefl_secure.federation.server.optimizers import FedAvg, ServerOptimizer
+from carefl_secure.run_folder import RunFolder
 from carefl_secure.runs.plan_from_config import local_plan
-from tests.support.federation import toy_plan
+from tests.support.federation import toy_plan, toy_tasks
 from tests.support.points import point_tasks
+from tests.support.running import federate
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
 MakeBench = Callable[..., Any]
@@ -159,7 +162,7 @@ def test_the_outside_corpus_trains(
     install: Callable[[str], None], npz_folder: Path, train_small: Callable[..., Path]
 ) -> None:
     install("carefl_npz")
-    run = train_small(data__source=npz_folder, data__format="npz", data__records=None)
+    run = train_small(data__source=npz_folder, data__format="npz", data__records="null")
     assert (run / "adapter" / "adapter_model.safetensors").is_file()
 
 
@@ -174,7 +177,7 @@ def snippet(name: str) -> dict[str, Any]:
     page = (EXAMPLES.parent / "architecture.md").read_text("utf-8")
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     (code,) = [block for block in blocks if f"class {name}" in block]
-    scope: dict[str, Any] = {"np": np, "dataclass": dataclass, "Attack": Attack}
+    scope: dict[str, Any] = {"np": np, "dataclass": dataclass, "Attack": Attack, "Clients": Clients}
     exec(compile(code, "architecture.md", "exec", dont_inherit=True), scope)
     return scope
 
@@ -202,3 +205,20 @@ def test_the_attack_of_the_page_accepts_its_own_view_and_no_other() -> None:
     assert attack(scope["NormView"]((np.zeros(3), np.ones(3), np.full(3, 0.5)))) == 1
     with pytest.raises(PrivacyError):
         attack((np.zeros(3),))
+
+
+def test_the_engine_of_the_page_runs_a_round(tmp_path: Path) -> None:
+    engine = snippet("Counting")["Counting"]()
+    plan = toy_plan(6, 60, unit="none", rounds=1, sample_rate=1.0)
+    tasks = toy_tasks(6)
+    result = federate(
+        plan,
+        tasks,
+        np.zeros(60, np.float32),
+        optimizer=FedAvg(1.0),
+        folder=RunFolder.create(tmp_path, ""),
+        engine=engine,
+    )
+    expected = -np.mean([task.gradients for task in tasks], axis=(0, 1))
+    np.testing.assert_allclose(result.adapter, expected, atol=1e-4)
+    assert engine.parties.messages == 2 * 5 * 6  # five exchanges with six clients

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,18 +39,16 @@ def load(root: Path, options: ReadOptions) -> Mapping[str, Corpus]:
     """Read the file; it has no splits of its own, so everything is ``all``."""
     try:
         with np.load(root / FILE, allow_pickle=False) as found:
-            arrays: dict[str, NDArray[Any]] = {
-                n: found[n] for n in ("images", "labels", "subjects")
-            }
-    except (OSError, ValueError, KeyError) as error:
+            images, labels, subjects = found["images"], found["labels"], found["subjects"]
+    except (OSError, ValueError, KeyError, BadZipFile) as error:
         raise DataError(f"{root / FILE} cannot be read: {error}; restore the file") from error
-    words = arrays["labels"].astype(str).tolist()
+    words = labels.astype(str).tolist()
     space = options.space or LabelSpace(root.name, tuple(sorted(set(words))), False)
     records = tuple(
         Record(key=str(row), labels=(space.index(word),), subject=str(subject))
-        for row, (word, subject) in enumerate(zip(words, arrays["subjects"], strict=True))
+        for row, (word, subject) in enumerate(zip(words, subjects, strict=True))
     )
-    return {"all": NpzCorpus(f"npz/{root.name}", space, records, arrays["images"])}
+    return {"all": NpzCorpus(f"npz/{root.name}", space, records, images)}
 
 
 def label_spaces(root: Path, named: bool) -> tuple[str, ...]:
