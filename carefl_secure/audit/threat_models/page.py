@@ -1,4 +1,4 @@
-"""Threat models as a page with one diagram each, made from the files and from nothing else."""
+"""Threat models as a page with one diagram each, generated from the files alone."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ __all__ = ["render"]
 
 _HEAD = """# Threat models
 
-Made from `threat_models/*.yaml` by `carefl-secure threat-model render`: change the files, not this
-page. `carefl-secure threat-model check` fails where a file names a test, a setting or an attack
-that does not exist.
+Generated from `threat_models/*.yaml` by `carefl-secure threat-model render`: change the files, not
+this page. `carefl-secure threat-model check` fails where a file names a test, a setting or an
+attack that does not exist.
 
 Letters: STRIDE {stride}. LINDDUN {linddun}.
 Ids are those of MITRE ATLAS, terms those of NIST AI 100-2.
@@ -66,7 +66,7 @@ def _model(model: ThreatModel) -> Iterator[str]:
 
 
 def _diagram(model: ThreatModel) -> Iterator[str]:
-    """Draw where data flows, with this adversary's place marked and its threats hung on it."""
+    """Draw the data flow, with this adversary's position marked and its threats attached."""
     yield from ("```mermaid", "flowchart LR")
     yield "    D[(client disk)] --> C[client]"
     yield "    C -- masked vector --> N((network)) --> S[server]"
@@ -74,7 +74,7 @@ def _diagram(model: ThreatModel) -> Iterator[str]:
     yield "    S -- adapter --> U[user]"
     place = _PLACES[model.position]
     for number, threat in enumerate(model.threats):
-        arrow = {"yes": "-. held .->", "partly": "-. partly held .->", "no": "==>"}[threat.defended]
+        arrow = {"yes": "-. defended .->", "partly": "-. partly .->", "no": "==>"}[threat.defended]
         yield f"    {place} {arrow} T{number}([{threat.id}])"
     yield f"    style {place} fill:#f8d7da,stroke:#842029"
     yield from ("```", "")
