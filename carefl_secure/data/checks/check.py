@@ -17,7 +17,7 @@ from carefl_secure.data.corpora.base import FileCorpus, ReadOptions
 from carefl_secure.data.corpora.emotic.mat import mat_file
 from carefl_secure.data.corpora.emotic.person import ONE_EACH
 from carefl_secure.data.corpora.published_counts import Count, published_counts
-from carefl_secure.data.deduplication.duplicates import Shared, find_shared, within
+from carefl_secure.data.deduplication.duplicates import Near, Shared, find_shared, within
 from carefl_secure.data.deduplication.image_hashes import ImageHash
 from carefl_secure.data.open_corpus import Layout, detect, open_corpus
 from carefl_secure.data.partition import partition
@@ -37,10 +37,10 @@ _FAULTY = (
 )
 
 
-def _split(name: str, corpus: Corpus, hashes: Sequence[ImageHash]) -> SplitReport:
+def _split(name: str, corpus: Corpus, hashes: Sequence[ImageHash], alike: Near) -> SplitReport:
     skipped = skipped_of(corpus)
     dropped, remarks = dict(skipped.dropped), dict(skipped.remarks)
-    repeated, nearly = within(hashes)
+    repeated, nearly = within(hashes, alike)
     return SplitReport(
         name,
         corpus.name,
@@ -178,7 +178,8 @@ def check_corpus(
         for name, corpus in parts.corpora.items():
             key = f"{one} {name}" if len(tasks) > 1 else name
             opened[key], prints[key] = corpus, parts.hashes[name]
-    splits = [_split(name, corpus, prints[name]) for name, corpus in opened.items()]
+    alike = Near(prints)
+    splits = [_split(name, corpus, prints[name], alike) for name, corpus in opened.items()]
     missing: list[str] = []
     faults = [
         f"{one.what}: {one.found:,} where {one.published:,} are published"
@@ -187,11 +188,11 @@ def check_corpus(
     ]
     notes = _judge_splits(layout.format.splits, splits, missing, faults)
     notes += _unseen_labels(splits)
-    shared = find_shared(opened, prints)
+    shared = find_shared(opened, prints, alike)
     if clients is not None:
         first = next(iter(opened))
         shares, marks = _clients(opened[first], prints[first], clients, column)
-        shared += find_shared(shares, marks)
+        shared += find_shared(shares, marks, alike)
     _judge_shared(shared, faults, notes)
     return Report(layout.kind, str(path), splits, counts, shared, missing, faults, notes)
 

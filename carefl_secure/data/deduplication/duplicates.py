@@ -19,7 +19,7 @@ from carefl_secure.data.skipped import Skipped
 from carefl_secure.data.splits import Subset
 from carefl_secure.errors import DataError
 
-__all__ = ["Shared", "Together", "drop_shared", "find_shared", "together", "within"]
+__all__ = ["Near", "Shared", "Together", "drop_shared", "find_shared", "together", "within"]
 
 _EXAMPLES = 3
 
@@ -58,7 +58,7 @@ class Shared:
         return not (self.exact or self.near or self.subjects)
 
 
-class _Near:
+class Near:
     """Which pictures are near which, by their pixels' hash; being near is not transitive."""
 
     def __init__(self, prints: Mapping[str, Sequence[ImageHash]]) -> None:
@@ -75,11 +75,14 @@ class _Near:
             self.of.setdefault(pixels[b], set()).add(pixels[a])
 
     def neighbours(self, mark: ImageHash) -> set[bytes]:
+        """Return the pixels of the images near one, in no order."""
         return set() if mark.pixels is None else self.of.get(mark.pixels, set())
 
 
 def find_shared(
-    parts: Mapping[str, Corpus], prints: Mapping[str, Sequence[ImageHash]]
+    parts: Mapping[str, Corpus],
+    prints: Mapping[str, Sequence[ImageHash]],
+    alike: Near | None = None,
 ) -> list[Shared]:
     """Compare every two parts.
 
@@ -89,13 +92,15 @@ def find_shared(
         Splits or clients.
     prints : mapping of str to sequence of ImageHash
         The hashes of each part, from :func:`.image_hashes.hash_images`.
+    alike : Near, optional
+        Near duplicates of a larger set, where they are known.
 
     Returns
     -------
     list of Shared
         One per pair of parts, clean ones too.
     """
-    alike = _Near(prints)
+    alike = alike or Near(prints)
     found = []
     for first, second in combinations(parts, 2):
         pixels = {mark.pixels: mark for mark in prints[first] if mark.pixels is not None}
@@ -129,9 +134,9 @@ def find_shared(
     return found
 
 
-def within(prints: Sequence[ImageHash]) -> tuple[int, int]:
+def within(prints: Sequence[ImageHash], alike: Near | None = None) -> tuple[int, int]:
     """Return how many pictures repeat an earlier one of the same part, exactly and nearly."""
-    alike = _Near({"": prints})
+    alike = alike or Near({"": prints})
     seen = set[bytes]()
     exact = near = 0
     for mark in prints:
@@ -172,7 +177,7 @@ def drop_shared(
     DataError
         If nothing remains of a part.
     """
-    close, skipped, out = _Near(prints), Skipped(), {}
+    close, skipped, out = Near(prints), Skipped(), {}
     held: dict[object, str] = {}  # what each picture kept so far is known by, and its part
     for name, corpus in parts.items():
         kept: list[int] = []
@@ -220,7 +225,7 @@ def _groups(corpus: Corpus, prints: Sequence[ImageHash]) -> list[int]:
     def join(a: object, b: object) -> None:
         parent[root(b)] = root(a)
 
-    for pixels, others in _Near({"": prints}).of.items():
+    for pixels, others in Near({"": prints}).of.items():
         for other in others:
             join(("pixels", pixels), ("pixels", other))
     for mark in prints:

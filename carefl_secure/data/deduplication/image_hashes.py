@@ -17,7 +17,9 @@ would be alike.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -27,7 +29,7 @@ from PIL import Image
 
 from carefl_secure.data.corpora.base import FileCorpus
 from carefl_secure.data.readers.face_alignment import AlignedFace
-from carefl_secure.data.readers.images import ImageFile, ImageSource
+from carefl_secure.data.readers.images import ImageFile, ImageSource, decode
 from carefl_secure.data.records import Corpus, image_of
 from carefl_secure.data.splits import Subset
 from carefl_secure.errors import DataError
@@ -89,7 +91,7 @@ class ImageHash:
 
 
 def difference_hash(image: Image.Image) -> int | None:
-    """Return the 64-bit difference hash, or ``None`` for an almost flat picture.
+    """Return the 64-bit difference hash, or ``None`` for an almost flat image.
 
     The image is averaged down to 9 x 8 grey cells; bit ``8 * row + column`` says whether a cell is
     darker than its right neighbour.
@@ -100,10 +102,6 @@ def difference_hash(image: Image.Image) -> int | None:
         return None
     bits = cells[:, :-1] < cells[:, 1:]
     return int.from_bytes(np.packbits(bits.ravel()).tobytes(), "big")
-
-
-def _thumbnail(image: Image.Image) -> bytes:
-    return image.convert("L").resize((_SIDE, _SIDE), Image.Resampling.BOX).tobytes()
 
 
 def _whole(corpus: Corpus, index: int) -> ImageSource | None:
@@ -118,14 +116,30 @@ def _whole(corpus: Corpus, index: int) -> ImageSource | None:
     return replace(picture, crop=None) if isinstance(picture, ImageFile) else picture
 
 
-def _file_of(picture: ImageSource | None) -> bytes | None:
-    if picture is None or not picture.alone:
-        return None
+def _hash(corpus: Corpus, image: str, records: tuple[int, ...]) -> ImageHash:
+    source, file = _whole(corpus, records[0]), None
     try:
-        with picture.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").digest()
-    except OSError:
-        return None  # the picture's own fault says so
+        if isinstance(source, ImageFile) and source.crop is None:
+            content = source.path.read_bytes()
+            file = hashlib.sha256(content).digest()
+            found = decode(source.path, content)
+        else:
+            found = corpus.image(records[0]) if source is None else source.open()
+    except DataError as error:
+        return ImageHash(image, records, None, None, None, fault=str(error))
+    except OSError as error:
+        fault = f"the image {image} cannot be read: {error.strerror}; restore it"
+        return ImageHash(image, records, None, None, None, fault=fault)
+    head, grey = f"{found.width}x{found.height}:".encode(), found.convert("L")
+    return ImageHash(
+        image,
+        records,
+        hashlib.sha256(head + found.tobytes()).digest(),
+        file,
+        difference_hash(grey),
+        grey.resize((_SIDE, _SIDE), Image.Resampling.BOX).tobytes(),
+        found.size,
+    )
 
 
 def hash_images(
@@ -151,29 +165,14 @@ def hash_images(
         members.setdefault(image_of(record.key), []).append(index)
     reporter, task = reporter or SilentReporter(), task or f"reading the images of {corpus.name}"
     reporter.start(task, len(members))
-    prints = []
-    for image, records in members.items():
-        source = _whole(corpus, records[0])
-        try:
-            picture = corpus.image(records[0]) if source is None else source.open()
-        except DataError as error:
-            prints.append(ImageHash(image, tuple(records), None, None, None, fault=str(error)))
-        else:
-            head = f"{picture.width}x{picture.height}:".encode()
-            prints.append(
-                ImageHash(
-                    image,
-                    tuple(records),
-                    hashlib.sha256(head + picture.tobytes()).digest(),
-                    _file_of(source),
-                    difference_hash(picture),
-                    _thumbnail(picture),
-                    picture.size,
-                )
-            )
-        reporter.advance(task)
+    hashes = []
+    files = all(isinstance(_whole(corpus, records[0]), ImageFile) for records in members.values())
+    with ThreadPoolExecutor(os.cpu_count() if files else 1) as pool:
+        for found in pool.map(lambda item: _hash(corpus, item[0], tuple(item[1])), members.items()):
+            hashes.append(found)
+            reporter.advance(task)
     reporter.finish(task)
-    return prints
+    return hashes
 
 
 def near_pairs(marks: Sequence[ImageHash], bits: int = NEAR_BITS) -> npt.NDArray[np.int64]:

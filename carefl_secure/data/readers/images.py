@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from dataclasses import dataclass
@@ -119,10 +120,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def decode(path: Path) -> Image.Image:
+def decode(path: Path, content: bytes | None = None) -> Image.Image:
     """Read a whole image file as upright RGB: only a full read finds a file that was cut off.
 
-    Of an animation the first frame is read.
+    Of an animation the first frame is read. ``content`` is the file's, where it was read already.
 
     Raises
     ------
@@ -130,7 +131,7 @@ def decode(path: Path) -> Image.Image:
         If the file is missing, cut off, no image, or has more than 80 million pixels.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path if content is None else io.BytesIO(content)) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise DataError(
                     f"the image {path} has more than {MOST_PIXELS} pixels; make it smaller"

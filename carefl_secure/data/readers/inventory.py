@@ -113,7 +113,14 @@ class _Walk:
                 raise DataError(
                     f"the name of {name!r} below {self.root} is not UTF-8; rename it"
                 ) from None
-            if entry.is_dir():
+            if entry.is_symlink() and not os.path.exists(entry.path):
+                if not made_by_a_tool(entry.name, folder=True):
+                    raise DataError(
+                        f"{self.root / name} is a link to {os.readlink(entry.path)}, which is not "
+                        "there; restore what it leads to, or remove the link"
+                    )
+                self.skipped.drop("a file that a tool made", name)
+            elif entry.is_dir():
                 if made_by_a_tool(entry.name, folder=True):
                     self.tool_folder(name)
                 else:
@@ -131,11 +138,6 @@ class _Walk:
         if made_by_a_tool(entry.name, folder=False):
             self.skipped.drop("a file that a tool made", name)
             return
-        if entry.is_symlink() and not os.path.exists(entry.path):
-            raise DataError(
-                f"{self.root / name} is a link to {os.readlink(entry.path)}, which is not there; "
-                "restore what it leads to, or remove the link"
-            )
         if not entry.is_file():
             self.skipped.drop("neither a file nor a folder", name)
         elif entry.name in METADATA_NAMES:
