@@ -7,15 +7,16 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import IO
 
-from carefl_secure.deployment.flower.nursery import Forked, Nursery
 from carefl_secure.errors import EngineError
 
-__all__ = ["Processes", "free_port"]
+__all__ = ["Processes", "free_port", "interrupt_on_terminate"]
 
 _PATIENCE = 5.0
 
@@ -25,6 +26,24 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def interrupt_on_terminate() -> Callable[[], None]:
+    """Let SIGTERM, which service managers and containers send, end a command as Ctrl-C does.
+
+    Returns
+    -------
+    callable() -> None
+        Puts the former handler back.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return lambda: None
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    return lambda: (signal.signal(signal.SIGTERM, before), None)[1]
 
 
 class Processes:
@@ -38,8 +57,7 @@ class Processes:
 
     def __init__(self, logs: Path) -> None:
         self._logs = logs
-        self._running: list[tuple[str, subprocess.Popen[bytes] | Forked, IO[bytes]]] = []
-        self._nurseries: list[Nursery] = []
+        self._running: list[tuple[str, subprocess.Popen[bytes], IO[bytes]]] = []
         logs.mkdir(parents=True, exist_ok=True)
 
     def start(
@@ -67,29 +85,6 @@ class Processes:
             raise EngineError(
                 f"cannot start {command[0]}: {error.strerror}; is the package installed?"
             ) from error
-        self._running.append((name, process, log))
-        return process
-
-    def nursery(self, module: str, *imports: str) -> Nursery:
-        """Start a process to `fork` from; see `Nursery`."""
-        nursery = Nursery(module, imports, self._logs / "nursery.log")
-        self._nurseries.append(nursery)
-        return nursery
-
-    def fork(self, name: str, nursery: Nursery, words: Sequence[str]) -> Forked:
-        """Start one process from a nursery; its standard input ends when this process does.
-
-        Raises
-        ------
-        EngineError
-            When the nursery has ended.
-        """
-        log = (self._logs / f"{name}.log").open("ab")
-        try:
-            process = nursery.fork(words, log)
-        except EngineError:
-            log.close()
-            raise
         self._running.append((name, process, log))
         return process
 
@@ -128,9 +123,6 @@ class Processes:
             process.wait()
             log.close()
         self._running.clear()
-        for nursery in self._nurseries:  # last, as it reaps what it forked
-            nursery.close()
-        self._nurseries.clear()
 
 
 def _signal(group: int, number: int) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from carefl_secure.deployment.flower.signals import interrupt_on_terminate
+from carefl_secure.deployment.flower.processes import interrupt_on_terminate
 from carefl_secure.errors import EngineError
 
 __all__ = ["RayCluster", "network_settings", "require_ray", "set_environment"]

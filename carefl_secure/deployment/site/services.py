@@ -13,8 +13,7 @@ from pathlib import Path
 
 from carefl_secure.data.open_corpus import detect
 from carefl_secure.deployment.flower.address import Place
-from carefl_secure.deployment.flower.processes import Processes
-from carefl_secure.deployment.flower.signals import interrupt_on_terminate
+from carefl_secure.deployment.flower.processes import Processes, interrupt_on_terminate
 from carefl_secure.deployment.flower.superlink import (
     Link,
     flower_environment,

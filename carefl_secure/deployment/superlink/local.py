@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import atexit
+import json
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -14,8 +16,7 @@ from flwr.serverapp import Grid
 
 from carefl_secure.config import Config
 from carefl_secure.deployment.flower.guard import Guard
-from carefl_secure.deployment.flower.processes import Processes, free_port
-from carefl_secure.deployment.flower.signals import interrupt_on_terminate
+from carefl_secure.deployment.flower.processes import Processes, free_port, interrupt_on_terminate
 from carefl_secure.deployment.flower.superlink import (
     Link,
     flower_environment,
@@ -40,7 +41,7 @@ from carefl_secure.progress import Reporter
 
 __all__ = ["Loopback"]
 
-_AGENT = "carefl_secure.deployment.site.agent"
+_AGENTS = "carefl_secure.deployment.superlink.agents"
 
 
 class _Local(Deployed):
@@ -130,9 +131,19 @@ class Loopback:
         socket = home / "server.sock"
         link = Link(f"127.0.0.1:{port}", bundles / "server" / "ca.crt", home / "flower")
 
+        orders = []
+        for i, (name, agent) in enumerate(agents.items()):
+            words = [str(bundles / "sites" / name), str(agent), "--rehearsal", "--until-eof"]
+            words += ["--keys", str(folder.keys.resolve())]
+            if name in names:
+                words += ["--ledger", str(paths[i].resolve())]
+            log = (folder.path / "logs" / f"agent-{name}.log").resolve()
+            orders.append({"log": str(log), "words": words})
+        (home / "agents.json").write_text(json.dumps(orders))
+
         def launch() -> None:
-            # Its imports take longer than all that Flower does until the agents are needed.
-            nursery = processes.nursery(_AGENT, "carefl_secure.runs.build")
+            # First: their imports take longer than all that Flower does until it needs them.
+            processes.start("agents", [sys.executable, "-m", _AGENTS, str(home / "agents.json")])
             self._reporter.note(
                 f"starting a SuperLink and {len(agents)} SuperNodes on the loopback"
             )
@@ -144,13 +155,6 @@ class Loopback:
                 bundle = bundles / "sites" / name
                 start = node_command(bundle, f"127.0.0.1:{port}", agent)
                 processes.start(f"node-{name}", start, flower_environment(bundle / "flower"))
-            guard.watch(processes.groups)
-            for name, agent in agents.items():
-                words = [str(bundles / "sites" / name), str(agent), "--rehearsal", "--until-eof"]
-                words += ["--keys", str(folder.keys.resolve())]
-                if name in names:
-                    words += ["--ledger", str(paths[names.index(name)].resolve())]
-                processes.fork(f"agent-{name}", nursery, words)
             guard.watch(processes.groups)
 
         roster = Roster.read(bundles / "server" / "roster.json")
