@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Annotated
 
 from cryptography.exceptions import InvalidSignature
@@ -25,6 +26,7 @@ from carefl_secure.runs.aggregation_from_config import aggregation_of
 __all__ = ["Proposal", "cohort_of", "propose"]
 
 _LABEL = b"carefl proposal\x00"
+_PAUSE = 1.0  # before a site that could not be reached is asked again
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -114,6 +116,19 @@ def propose(
 ) -> dict[int, int]:
     """Put a run before every site and wait for all answers.
 
+    A site whose agent cannot be reached yet is asked again: its SuperNode may be up first.
+
+    Parameters
+    ----------
+    grid : Grid
+    proposal : Proposal
+    key : Ed25519PrivateKey
+        The submitter's.
+    parties : int
+        How many sites must agree.
+    patience : float
+        Seconds that they get.
+
     Returns
     -------
     dict of int to int
@@ -124,20 +139,26 @@ def propose(
     ------
     PolicyError
         When a site refuses; its text names the clause.
+    ProtocolError
+        When a site plans another run.
     CohortError
-        When a site does not answer.
+        When a site does not answer in time.
     """
-    nodes = wait_for_nodes(grid, parties, patience)
-    message = proposal.message(key)
-    exchange = Exchange(grid, 0, patience)
-    agreed: dict[int, int] = {}
-    for node, reply in exchange.ask(dict.fromkeys(nodes, message), PROPOSE):
-        fields = Fields(reply, "plan", "place")
-        if fields.octets("plan") != proposal.plan_hash:
-            raise ProtocolError(f"node {node} plans another run; compare versions and settings")
-        agreed[node] = fields.integer("place")
+    end = time.monotonic() + patience
+    message, agreed = proposal.message(key), dict[int, int]()
+    while len(agreed) < parties and (left := end - time.monotonic()) > 0:
+        asked = [node for node in wait_for_nodes(grid, parties, left) if node not in agreed]
+        exchange = Exchange(grid, 0, max(0.0, end - time.monotonic()))
+        for node, reply in exchange.ask(dict.fromkeys(asked, message), PROPOSE):
+            fields = Fields(reply, "plan", "place")
+            if fields.octets("plan") != proposal.plan_hash:
+                raise ProtocolError(f"node {node} plans another run; compare versions and settings")
+            agreed[node] = fields.integer("place")
+        if len(agreed) < parties:
+            time.sleep(max(0.0, min(_PAUSE, end - time.monotonic())))
     if len(agreed) < parties:
         raise CohortError(
-            f"{len(agreed)} of {parties} parties agreed to the run; see which nodes are not online"
+            f"{len(agreed)} of {parties} parties agreed to the run within {patience:.0f} seconds; "
+            "see which nodes are not online, and whether their agents run"
         )
     return agreed

@@ -6,6 +6,7 @@ Agents, relays and sockets are real here; only Flower's own processes are not.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ from typing import Any
 import pytest
 from flwr.app import Error, RecordDict
 
+from carefl_secure.deployment.flower import relay
 from carefl_secure.deployment.provisioning.certificates import read_identity
 from carefl_secure.deployment.provisioning.site_bundle import SiteBundle
 from carefl_secure.deployment.site import agent as agents
 from carefl_secure.deployment.site.accepted_run import Accepted
 from carefl_secure.deployment.site.agent import Agent
-from carefl_secure.deployment.site.proposal import Proposal
+from carefl_secure.deployment.site.proposal import Proposal, propose
 from carefl_secure.errors import (
     CohortError,
     LedgerError,
@@ -29,6 +31,7 @@ from carefl_secure.errors import (
 )
 from carefl_secure.federation.server.run import FederationResult
 from carefl_secure.federation.transport.error_codes import LOST, error_of_reply
+from carefl_secure.federation.transport.local_grid import LocalGrid
 from carefl_secure.federation.transport.messages import pack
 from carefl_secure.privacy import Ledger
 from carefl_secure.runs import plan_from_config as plan_setup
@@ -93,6 +96,27 @@ def test_an_agent_killed_at_any_phase_is_back_in_a_later_round(
     # No round was begun twice by this site.
     begun = [group for step, group in victim.heard if step == "query.advertise"]
     assert len(begun) == len(set(begun))
+
+
+def test_a_site_whose_agent_is_not_there_yet_is_asked_again(found: Founder, tmp_path: Path) -> None:
+    town = found(once("before", "query.propose", "0", [VICTIM, "s3"], again=True))
+    result = town.run(known_plan("record", ROUNDS), tmp_path / "runs")
+    assert isinstance(result, FederationResult), result
+    assert town.released == [CLIENTS] * ROUNDS
+    for post in town.posts:  # whoever has agreed is not asked twice
+        assert [step for step, _ in post.heard].count("query.propose") == 1
+
+
+def test_sites_that_are_not_there_in_time_end_the_submit(tmp_path: Path) -> None:
+    plan = known_plan("record", ROUNDS)
+    bundles = make_bundles(tmp_path)
+    key = read_identity(bundles / "submit" / "submit.key")
+    proposal = Proposal.of("a-run", settings(), plan, bytes(32))
+    grid = LocalGrid(relay.client, CLIENTS)  # relays without an agent behind them
+    began = time.monotonic()
+    with pytest.raises(CohortError, match="0 of 4 parties agreed"):
+        propose(grid, proposal, key, CLIENTS, 1.5)
+    assert time.monotonic() - began >= 1.5
 
 
 @pytest.mark.parametrize("action", PEERS)
