@@ -29,6 +29,7 @@ from carefl_secure.deployment.site.proposal import Proposal, cohort_of, propose
 from carefl_secure.errors import BudgetExceededError, CareflError, CohortError, RunError
 from carefl_secure.federation.plan.calibrate import PlanRequest, plan_run
 from carefl_secure.federation.plan.run_plan import RunPlan
+from carefl_secure.federation.run_spec import RunSpec
 from carefl_secure.federation.server import event_log as journal
 from carefl_secure.federation.server.optimizers import FedAvg
 from carefl_secure.federation.server.run import FederationResult
@@ -105,10 +106,11 @@ class AtSites:
         self.agents = [Agent(SiteBundle.open(home / "sites" / f"s{i}")) for i in range(CLIENTS)]
         self.ledgers: list[Any] = []
 
-    def __call__(self, plan: RunPlan, tasks: Any, folder: RunFolder, *_: Any, **__: Any) -> AtSites:
+    def start(self, spec: RunSpec) -> AtSites:
         config, roster = settings(), Roster.read(self.home / "server" / "roster.json")
-        self.proposal = Proposal.of(folder.run_id, config, plan, bytes(32))
-        self.cohort = cohort_of(config, folder.run_id, roster, bytes(32))
+        run = spec.folder.run_id
+        self.proposal = Proposal.of(run, config, spec.plan, bytes(32))
+        self.cohort = cohort_of(config, run, roster, bytes(32))
         return self
 
     def grid(self, workers: int, drop: Drop | None, record: Record | None) -> LocalGrid:
