@@ -26,7 +26,7 @@ from carefl_secure.federation.run_spec import RunSpec, Simulation
 from carefl_secure.federation.server.optimizers import FedAdam
 from carefl_secure.federation.server.run import Monitoring, run_federation
 from carefl_secure.model.features import vision_features
-from carefl_secure.model.label_scorer import LabelScorer, Learner
+from carefl_secure.model.label_scorer import LabelScorer, RecordLosses
 from carefl_secure.progress import Reporter
 from carefl_secure.run_folder import RunFolder
 from carefl_secure.runs.build import key_source, label_scorer
@@ -77,10 +77,10 @@ class Canaries:
         """How many canaries there are, in and out."""
         return len(self.member)
 
-    def learner(self, scorer: LabelScorer, rows: npt.NDArray[np.int64]) -> Learner:
+    def learner(self, scorer: LabelScorer, rows: npt.NDArray[np.int64]) -> RecordLosses:
         """Return the learner of some records."""
         said = [self.captions[i] for i in rows.tolist()]
-        return Learner(scorer, self.features[rows], self.targets[rows], said)
+        return RecordLosses(scorer, self.features[rows], self.targets[rows], said)
 
     def losses(
         self, scorer: LabelScorer, adapter: Vector, rows: npt.NDArray[np.int64]
@@ -113,7 +113,7 @@ class Canaries:
         out = np.empty((len(rows), len(self.codes)))
         for place, row in enumerate(rows.tolist()):
             many = np.full(len(self.codes), row)
-            learner = Learner(scorer, self.features[many], self.targets[many], self.codes)
+            learner = RecordLosses(scorer, self.features[many], self.targets[many], self.codes)
             with torch.no_grad():
                 out[place] = learner.losses(np.arange(len(many))).double().numpy()
         return out

@@ -44,7 +44,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from carefl_secure.data.records import LabelSpace
 from carefl_secure.model.embedded import QUESTIONS
-from carefl_secure.model.label_scorer import LabelScorer, Learner
+from carefl_secure.model.label_scorer import LabelScorer, RecordLosses
 from carefl_secure.model.loader import load_base
 from carefl_secure.model.lora import TARGETS, Adapter
 from carefl_secure.noise import KeyStream, SkellamSampler, SystemKeySource
@@ -91,7 +91,7 @@ def embedded(batch: int) -> Model:
     width = base.model.config.text_config.hidden_size
     features = torch.randn(batch, 16, width, generator=generator)
     held = (torch.rand(batch, 26, generator=generator) < 0.1).float().numpy()
-    learner = Learner(LabelScorer(adapter, space, QUESTIONS["emotic"]), features, held)
+    learner = RecordLosses(LabelScorer(adapter, space, QUESTIONS["emotic"]), features, held)
     adapter.module.train()
     return Model("embedded", adapter.module, adapter.active(1), learner.losses, batch)
 

@@ -23,7 +23,7 @@ from carefl_secure.errors import RunError
 from carefl_secure.federation.plan.local_steps import LocalPlan
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.model.features import vision_features
-from carefl_secure.model.label_scorer import LabelScorer, Learner
+from carefl_secure.model.label_scorer import LabelScorer, RecordLosses
 from carefl_secure.model.saved import load_saved
 from carefl_secure.privacy import Event, PrivacyPlan
 from carefl_secure.progress import Reporter
@@ -208,7 +208,7 @@ class AuditedRun:
         held = self.scorer.adapter
         held.load(adapter)
         held.module.eval()
-        learner = Learner(self.scorer, known.features, known.targets, known.captions)
+        learner = RecordLosses(self.scorer, known.features, known.targets, known.captions)
         batch = self.config.performance.evaluation_batch
         with torch.no_grad():
             parts = [
@@ -238,7 +238,7 @@ class RealProbe:
         self._subject = subject
         self._known = known
         self.task = ModelTask(
-            Learner(subject.scorer, known.features, known.targets, known.captions),
+            RecordLosses(subject.scorer, known.features, known.targets, known.captions),
             privacy.clipping_norm,
             privacy.normalise,
             config.privacy.clipping,
@@ -260,6 +260,6 @@ class RealProbe:
         adapter.load(self._subject.tuned)
         adapter.module.train()
         known = self._known
-        learner = Learner(self._subject.scorer, features, known.targets, known.captions)
+        learner = RecordLosses(self._subject.scorer, features, known.targets, known.captions)
         with torch.no_grad():
             return learner.losses(indices).double().numpy()

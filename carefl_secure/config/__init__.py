@@ -1,4 +1,4 @@
-"""Every knob, typed and documented; what is unknown, out of range or contradictory is refused."""
+"""All settings, typed and documented; unknown, invalid and contradictory ones are refused."""
 
 from carefl_secure.config.load import dump_config, load_config
 from carefl_secure.config.root import Config

@@ -79,7 +79,7 @@ class Experiment(Section):
         return self.cells if self.cells is not None else _spread(self.grid or {})
 
     def compared_with(self, variant: Variant) -> str:
-        """Return the name of the variant that this one is held against."""
+        """Return the name of the variant that this one is compared with."""
         return variant.against or self.reference or self.variants[0].name
 
     @model_validator(mode="after")
@@ -93,9 +93,11 @@ class Experiment(Section):
             raise ValueError(f"two variants have the name {twice[0]!r}; rename one")
         for name in [self.reference, *(variant.against for variant in self.variants)]:
             if name is not None and name not in names:
-                raise ValueError(f"no variant has the name {name!r}; choose of {', '.join(names)}")
+                raise ValueError(
+                    f"no variant has the name {name!r}; choose one of {', '.join(names)}"
+                )
         if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError("a seed stands twice in seeds, which would count one run twice")
+            raise ValueError("seeds lists a seed twice, which would count one run twice")
         return self
 
 
@@ -158,7 +160,7 @@ def cells_of(
 ) -> list[Cell]:
     """Write an experiment out into checked configurations, one seed after the other.
 
-    Cells of one seed stand together, so that what they share need be made once.
+    Cells of one seed are adjacent, so that what they share is made once.
 
     Parameters
     ----------

@@ -47,12 +47,12 @@ class Config(Section):
     run: RunConfig = Field(default_factory=RunConfig)
     unsafe_deterministic_noise: bool = Field(
         default=False,
-        description="tests only: noise and keys that anyone can predict protect nothing",
+        description="for tests only: predictable noise and keys, which protect nothing",
     )
 
     @property
     def sums_updates(self) -> bool:
-        """Whether clients release what they moved in local steps, and not sums of gradients."""
+        """Whether clients release updates of local steps, and not sums of gradients."""
         return updates_are_summed(self.privacy, self.federation)
 
     @property

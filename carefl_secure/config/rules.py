@@ -1,4 +1,4 @@
-"""What a client does in a round: which settings go together, and what ``auto`` stands for."""
+"""Local training: which settings are compatible, and what ``auto`` resolves to."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ _LR = 0.03
 _STEPS = 10
 _NOISY_STEPS = 5
 _LOCAL_LR = 10.0  # plain gradients of a mean loss over many labels are small
-_DYNAMIC_LOCAL_LR = 3.0  # FedDyn moves on by its memory as well
+_DYNAMIC_LOCAL_LR = 3.0  # FedDyn also adds its correction
 _NOISY_LOCAL_LR = 0.3
-_BENDS = ("fedprox", "feddyn")
+_LOCAL_OBJECTIVES = ("fedprox", "feddyn")
 
 
 def updates_are_summed(privacy: PrivacyConfig, federation: FederationConfig) -> bool:
-    """Return whether clients take steps of their own and release what they moved.
+    """Return whether clients take local steps and release updates.
 
     Always under unit client and trust none, whose noise is sized for it; never for records and
     persons under the secure sum; and without privacy where there is more than one local step.
@@ -31,8 +31,8 @@ def local_steps(privacy: PrivacyConfig, federation: FederationConfig) -> int:
     given = federation.local_steps
     if given != "auto":
         return given
-    unit, bends = privacy.unit, federation.aggregator in _BENDS
-    if unit == "client" or (unit == "none" and bends):
+    unit, modified = privacy.unit, federation.aggregator in _LOCAL_OBJECTIVES
+    if unit == "client" or (unit == "none" and modified):
         return _STEPS
     return _NOISY_STEPS if unit == "record" and privacy.trust == "none" else 1
 
@@ -53,7 +53,7 @@ def server_lr(privacy: PrivacyConfig, federation: FederationConfig) -> float:
         return federation.server_lr
     if not updates_are_summed(privacy, federation) or federation.aggregator == "fedadam":
         return _LR
-    # Heavy-ball momentum m multiplies a steady move by 1 / (1 - m).
+    # Heavy-ball momentum m multiplies a steady update by 1 / (1 - m).
     return 1.0 - federation.momentum if federation.aggregator == "fedavg" else 1.0
 
 
@@ -70,9 +70,9 @@ def check_work(
     unit, trust, rule = privacy.unit, privacy.trust, federation.aggregator
     if trust == "none" and unit != "record":
         raise ValueError(
-            f"privacy.trust=none makes noise for single records, and privacy.unit is {unit}; set "
+            f"privacy.trust=none adds noise for single records, and privacy.unit is {unit}; set "
             + (
-                "privacy.trust=secagg, which is how the sums are made without privacy as well"
+                "privacy.trust=secagg, which also applies without privacy"
                 if unit == "none"
                 else "privacy.unit=record or privacy.trust=secagg"
             )
@@ -82,62 +82,63 @@ def check_work(
             "privacy.records_per_person has no effect under "
             f"privacy.unit={unit}; set privacy.unit=person or leave it out"
         )
-    moves = updates_are_summed(privacy, federation)
+    updates = updates_are_summed(privacy, federation)
     steps = local_steps(privacy, federation)
-    if not moves and steps > 1:
+    if not updates and steps > 1:
         raise ValueError(
             f"federation.local_steps={steps} needs updates that are private by themselves or as a "
             f"whole, and privacy.unit={unit} under secure aggregation releases one sum of "
             "gradients in a round; set federation.local_steps=1, privacy.trust=none or "
             "privacy.unit=client"
         )
-    if federation.local_rule != "sgd" and (not moves or trust == "none"):
+    if federation.local_rule != "sgd" and (not updates or trust == "none"):
         raise ValueError(
             f"federation.local_rule={federation.local_rule} needs local steps outside "
             "privacy.trust=none, whose noise is computed for sgd; set federation.local_rule=sgd, "
             "or privacy.unit=client"
         )
-    if rule in _BENDS and not moves:
+    if rule in _LOCAL_OBJECTIVES and not updates:
         raise ValueError(
-            f"federation.aggregator={rule} bends the path of local steps, and here a round is one "
-            "sum of gradients at the global adapter, so there is no path; set "
+            f"federation.aggregator={rule} modifies the local objective, and here a round is one "
+            "sum "
+            "of gradients at the global adapter, without local steps; set "
             "federation.aggregator=fedavg or fedadam, or privacy.trust=none, or privacy.unit=client"
             + (", or federation.local_steps above 1" if unit == "none" else "")
         )
     if rule == "fedprox" and steps == 1:
         raise ValueError(
-            "federation.aggregator=fedprox pulls back from the second local step on; set "
+            "federation.aggregator=fedprox has an effect from the second local step on; set "
             "federation.local_steps above 1"
         )
-    if moves and adapter.train == "both":
+    if updates and adapter.train == "both":
         raise ValueError(
-            "adapter.train=both cannot be used where clients move on their own: the mean of their "
-            "A times the mean of their B is not the mean of their products; set adapter.train=B or "
+            "adapter.train=both cannot be used with updates of several clients: the mean of A "
+            "times the mean of B is not the mean of their products; set adapter.train=B or "
             "adapter.train=alternate"
         )
     if rule == "feddyn":
         if adapter.train != "B":
             raise ValueError(
-                "federation.aggregator=feddyn keeps one memory of one path and does not take "
-                "turns; set adapter.train=B"
+                "federation.aggregator=feddyn keeps one correction per client and cannot alternate "
+                "matrices; set adapter.train=B"
             )
         if unit == "client" and privacy.normalise:
             raise ValueError(
-                "federation.aggregator=feddyn takes moves at their true length, and "
-                "privacy.normalise=true stretches them to the clipping norm; set "
+                "federation.aggregator=feddyn needs updates at their true length, and "
+                "privacy.normalise=true scales them to the clipping norm; set "
                 "privacy.normalise=false"
             )
     pull = {"fedprox": federation.proximal_mu, "feddyn": federation.feddyn_alpha}.get(rule, 0.0)
     rate = local_lr(privacy, federation)
     if rate * pull >= 1:
         raise ValueError(
-            f"a local step of federation.local_lr={rate:g} under a pull of {pull:g} "
-            "jumps over the global adapter; lower federation.local_lr, federation.proximal_mu or "
+            f"a local step of federation.local_lr={rate:g} with a penalty of {pull:g} "
+            "overshoots the global adapter; lower federation.local_lr, federation.proximal_mu or "
             "federation.feddyn_alpha so that their product is below 1"
         )
     if federation.noise_correction and (rule != "fedadam" or unit == "none"):
         raise ValueError(
-            "federation.noise_correction takes the noise of a private sum off Adam's second "
+            "federation.noise_correction subtracts the noise of a private sum from Adam's second "
             "moment; set federation.aggregator=fedadam and a privacy.unit other than none, or "
             "leave it out"
         )

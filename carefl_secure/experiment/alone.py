@@ -21,7 +21,7 @@ from carefl_secure.errors import ConfigError
 from carefl_secure.experiment.scores import Bench
 from carefl_secure.federation.server.optimizers import Listener
 from carefl_secure.model.features import vision_features
-from carefl_secure.model.label_scorer import Learner
+from carefl_secure.model.label_scorer import RecordLosses
 from carefl_secure.noise import KeyStream, gaussian
 from carefl_secure.privacy.accounting.budget import BudgetQuestion, solve_budget
 from carefl_secure.privacy.sampling import poisson_sample
@@ -122,7 +122,7 @@ def _descend(
     clip = config.privacy.clipping_norm if private else UNCLIPPED
     features = vision_features(bench.scorer.adapter.base, corpora.private, bench.reporter)
     task = ModelTask(
-        Learner(
+        RecordLosses(
             bench.scorer,
             features[share],
             targets(corpora.private)[share],

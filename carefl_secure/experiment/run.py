@@ -20,7 +20,7 @@ from carefl_secure.config.experiment import Cell
 from carefl_secure.errors import CareflError, RunError
 from carefl_secure.experiment.alone import train_centrally, train_locally
 from carefl_secure.experiment.scores import Bench
-from carefl_secure.model.features import remembering
+from carefl_secure.model.features import cached_features
 from carefl_secure.model.saved import load_saved
 from carefl_secure.privacy import Ledger
 from carefl_secure.progress import Reporter, SilentReporter
@@ -250,7 +250,7 @@ def _failed(cell: Cell, error: BaseException) -> Finished:
 
 
 def _here(cells: list[Cell]) -> Iterator[tuple[str, Finished]]:
-    with remembering():
+    with cached_features():
         for cell in cells:
             try:
                 yield cell.name, run_cell(cell, SilentReporter())
@@ -280,7 +280,7 @@ def _beside(cells: list[Cell], jobs: int) -> Iterator[tuple[str, Finished]]:
 
 def _remember() -> None:
     """Let a process keep features as long as it lives."""
-    remembering().__enter__()
+    cached_features().__enter__()
 
 
 def scores_file(folder: Path, variant: str, seed: int) -> Path:

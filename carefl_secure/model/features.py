@@ -16,7 +16,7 @@ from carefl_secure.errors import ModelError
 from carefl_secure.model.loader import Base
 from carefl_secure.progress import Reporter
 
-__all__ = ["Features", "remembering", "vision_features"]
+__all__ = ["Features", "cached_features", "vision_features"]
 
 _BATCH = 128
 _MEMORY: ContextVar[_Memory | None] = ContextVar("vision_features_memory", default=None)
@@ -46,7 +46,7 @@ class _Memory:
 
 
 @contextlib.contextmanager
-def remembering(limit: int = 1 << 30) -> Iterator[None]:
+def cached_features(limit: int = 1 << 30) -> Iterator[None]:
     """Keep features in this process's memory inside the block, to be made once for many runs.
 
     What is kept follows from the base, its compute type, the processor and every pixel, so

@@ -24,7 +24,7 @@ from carefl_secure.errors import ConfigError
 from carefl_secure.model.label_scorer import LabelScorer
 from carefl_secure.model.prompts import REFERENCE
 
-__all__ = ["TextScorer", "Written", "parse_labels"]
+__all__ = ["GeneratedLabels", "TextScorer", "parse_labels"]
 
 _SEVERAL = 8  # labels that a constrained answer may name; annotators seldom tick more
 _FREE = 12  # tokens of a free answer for each label that it may name
@@ -33,7 +33,7 @@ _EDGE = " \t.:!?\"'*-"
 
 
 @dataclass(frozen=True)
-class Written:
+class GeneratedLabels:
     """What a model answered, read as labels.
 
     Parameters
@@ -108,7 +108,7 @@ class TextScorer:
 
     def all(
         self, features: Tensor, batch: int = 64, captions: Sequence[str] | None = None
-    ) -> Written:
+    ) -> GeneratedLabels:
         """Let the model answer about many records.
 
         Parameters
@@ -135,7 +135,7 @@ class TextScorer:
                 found = parse_labels(text, space)
                 unparsable[row] = found is None
                 decisions[row, list(found or ())] = True
-        return Written(decisions, unparsable)
+        return GeneratedLabels(decisions, unparsable)
 
     def _written(self, features: Tensor, captions: Sequence[str]) -> list[str]:
         base = self._scorer.adapter.base

@@ -17,7 +17,7 @@ from carefl_secure.errors import ConfigError
 from carefl_secure.model.label_tree import TokenTree, answer_log_likelihoods
 from carefl_secure.model.lora import Adapter
 
-__all__ = ["LabelScorer", "Learner"]
+__all__ = ["LabelScorer", "RecordLosses"]
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class LabelScorer:
         return np.asarray(torch.cat(list(parts)).numpy(), np.float32)
 
 
-class Learner:
+class RecordLosses:
     """Losses of one party's records at the adapter's present value.
 
     Parameters

@@ -19,7 +19,7 @@ from transformers import (
 from carefl_secure.errors import ModelError
 from carefl_secure.hub import fetch_snapshot, quiet
 from carefl_secure.model.embedded import EMBEDDED
-from carefl_secure.model.parallel import Lanes
+from carefl_secure.model.parallel import ParallelBatches
 from carefl_secure.model.prompts import Prompter
 
 __all__ = ["Base", "load_base"]
@@ -48,7 +48,7 @@ class Base:
         Compute type.
     source : str
         What the user asked for: ``embedded``, a folder or a hub id.
-    parallel_batches : Lanes
+    parallel_batches : ParallelBatches
         How many batches go through the model side by side.
     """
 
@@ -58,7 +58,7 @@ class Base:
     digest: bytes
     dtype: torch.dtype
     source: str
-    parallel_batches: Lanes
+    parallel_batches: ParallelBatches
 
 
 def load_base(
@@ -118,7 +118,9 @@ def load_base(
     _check_fit(model, processor, source)
     several = source == "embedded" and quantization != "int8"
     chosen = (
-        Lanes.for_small() if parallel_batches is None and several else Lanes(parallel_batches or 1)
+        ParallelBatches.for_small()
+        if parallel_batches is None and several
+        else ParallelBatches(parallel_batches or 1)
     )
     return Base(model, processor, Prompter(processor), _digest(folder), dtype, source, chosen)
 

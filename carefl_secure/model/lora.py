@@ -116,7 +116,7 @@ class Adapter:
                 chosen.append((name, parameter))
         return chosen
 
-    def mask(self, number: int) -> npt.NDArray[np.bool_]:
+    def trainable_entries(self, number: int) -> npt.NDArray[np.bool_]:
         """Return which entries of the vector train in round ``number``, shape [dimension]."""
         names = {name for name, _ in self.active(number)}
         return np.concatenate([np.full(p.numel(), name in names) for name, p in self.parameters])

@@ -10,13 +10,13 @@ import torch
 
 from carefl_secure.errors import ConfigError
 
-__all__ = ["Lanes"]
+__all__ = ["ParallelBatches"]
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")
 
 
-class Lanes:
+class ParallelBatches:
     """A ``map`` that works on a few items at once, one torch thread for each.
 
     The layers of a small model are too short for torch's own threads, which spend their time
@@ -45,7 +45,7 @@ class Lanes:
         self._count = count
 
     @classmethod
-    def for_small(cls) -> Lanes:
+    def for_small(cls) -> ParallelBatches:
         """Return a lane for each of torch's threads, four at most, with a small model in mind."""
         return cls(min(4, torch.get_num_threads()))
 

@@ -187,7 +187,11 @@ def make_optimiser(config: Config, adapter: Adapter) -> ServerOptimizer:
             return FedAdam(rate, federation.betas, noise_correction=federation.noise_correction)
         return FedAvg(rate, federation.momentum if federation.aggregator == "fedavg" else 0.0)
 
-    return Alternating(make(), make(), adapter.mask(1)) if adapter.train == "alternate" else make()
+    return (
+        Alternating(make(), make(), adapter.trainable_entries(1))
+        if adapter.train == "alternate"
+        else make()
+    )
 
 
 def key_source(

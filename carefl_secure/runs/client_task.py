@@ -10,7 +10,7 @@ import numpy.typing as npt
 from carefl_secure.data.records import targets
 from carefl_secure.data.subjects import first_of_each, subject_groups
 from carefl_secure.model.features import vision_features
-from carefl_secure.model.label_scorer import LabelScorer, Learner
+from carefl_secure.model.label_scorer import LabelScorer, RecordLosses
 from carefl_secure.model.mean_gradient import mean_gradient
 from carefl_secure.privacy.clipping.clipped_sum import Engine, clipped_sum
 from carefl_secure.progress import Reporter
@@ -31,7 +31,7 @@ class ModelTask:
 
     Parameters
     ----------
-    learner : Learner
+    learner : RecordLosses
         Holds this client's cached features and labels.
     clipping_norm : float
     normalise : bool
@@ -41,7 +41,7 @@ class ModelTask:
         Records of each person, for the unit person; places in the learner.
     """
 
-    learner: Learner
+    learner: RecordLosses
     clipping_norm: float
     normalise: bool
     engine: Engine
@@ -82,11 +82,11 @@ class ModelTask:
         groups = np.repeat(np.arange(len(chosen)), [len(one) for one in chosen])
         return self._clipped(adapter, np.concatenate(chosen), number, groups)
 
-    def mask(self, number: int) -> npt.NDArray[np.bool_]:
+    def trainable_entries(self, number: int) -> npt.NDArray[np.bool_]:
         """Return which entries train in a round."""
         held = self.learner.scorer.adapter
         with held.lock:
-            return held.mask(number)
+            return held.trainable_entries(number)
 
     def gradient(
         self, adapter: Vector, indices: npt.NDArray[np.int64], number: int
@@ -100,7 +100,7 @@ class ModelTask:
                 held.active(number), self.learner.losses, indices, self.micro_batch
             )
             out = np.zeros(held.dimension)
-            out[held.mask(number)] = found
+            out[held.trainable_entries(number)] = found
         return out
 
     def _clipped(
@@ -127,7 +127,7 @@ class ModelTask:
                 parallel_batches=held.base.parallel_batches,
             )
             out = np.zeros(held.dimension)
-            out[held.mask(number)] = total.vector
+            out[held.trainable_entries(number)] = total.vector
         return out
 
 
@@ -161,7 +161,7 @@ def model_tasks(
         groups = [subject_groups(corpora.private.records, share) for share in shares]
     return [
         ModelTask(
-            Learner(
+            RecordLosses(
                 scorer,
                 features[share],
                 labels[share],

@@ -27,7 +27,7 @@ from carefl_secure.federation.plan.ciphertext_packing import choose_fields
 from carefl_secure.federation.plan.staged import Stage, StagedPlan, plan_stages
 from carefl_secure.federation.run_spec import RunSpec
 from carefl_secure.federation.server.run import FederationResult, run_federation
-from carefl_secure.model.features import remembering
+from carefl_secure.model.features import cached_features
 from carefl_secure.model.label_scorer import LabelScorer
 from carefl_secure.model.lora import Adapter
 from carefl_secure.model.stacked import StackedAdapter
@@ -76,7 +76,7 @@ def train_stages(config: Config, reporter: Reporter, resume: Path | None = None)
     All rounds of all stages together cost at most ``privacy.epsilon``, by the server's ledger and
     by every client's, resumptions included: a round that was paid for and lost is not run again.
     """
-    with remembering():  # stages score the same pictures
+    with cached_features():  # stages score the same pictures
         return _Stages(config, reporter, resume).run()
 
 

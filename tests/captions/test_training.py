@@ -20,7 +20,7 @@ from carefl_secure.errors import ConfigError, DataError
 from carefl_secure.evaluation.metrics import mean_average_precision
 from carefl_secure.model.embedded import QUESTIONS
 from carefl_secure.model.features import vision_features
-from carefl_secure.model.label_scorer import LabelScorer, Learner
+from carefl_secure.model.label_scorer import LabelScorer, RecordLosses
 from carefl_secure.model.loader import load_base
 from carefl_secure.model.lora import Adapter
 from carefl_secure.progress import SilentReporter
@@ -100,8 +100,8 @@ def test_a_record_does_not_feel_the_captions_of_others(
     asking = LabelScorer(scorer.adapter, space, QUESTIONS[space.name])
     truth = np.eye(6, len(space.labels), dtype=np.float32)
     said = ["park", "arms raised, hospital, trophy, dim", "", "a very " * 30, "beach", "fire"]
-    held = Learner(asking, features[:6], truth, said)
-    other = Learner(asking, features[:6], truth, [said[0], "gift", *said[2:]])
+    held = RecordLosses(asking, features[:6], truth, said)
+    other = RecordLosses(asking, features[:6], truth, [said[0], "gift", *said[2:]])
     with torch.no_grad():
         alone = torch.cat([held.losses([i]) for i in range(6)])
         together, changed = held.losses(range(6)), other.losses(range(6))
@@ -117,11 +117,11 @@ def test_clipped_sums_with_captions_equal_batches_of_one(
     features: torch.Tensor,
     corpora: Corpora,
     engine: str,
-    clipping_error: Callable[[Learner, str], float],
+    clipping_error: Callable[[RecordLosses, str], float],
 ) -> None:
     said = captions(corpora, "own", "model.context_dropout=0.4")
     assert said is not None
-    held = Learner(scorer, features[:6], targets(corpora.private)[:6], said[:6])
+    held = RecordLosses(scorer, features[:6], targets(corpora.private)[:6], said[:6])
     assert clipping_error(held, engine) < 1e-5
 
 
@@ -129,7 +129,7 @@ def test_captions_must_fit_the_records(scorer: LabelScorer, features: torch.Tens
     with pytest.raises(ConfigError, match="do not fit"):
         scorer.all(features[:3], captions=["x"])
     with pytest.raises(ConfigError, match="do not fit"):
-        Learner(scorer, features[:3], np.zeros((3, 26), np.float32), ["x"] * 4)
+        RecordLosses(scorer, features[:3], np.zeros((3, 26), np.float32), ["x"] * 4)
 
 
 def test_each_record_meets_its_own_caption_on_clients_and_server(
@@ -151,7 +151,7 @@ def test_each_record_meets_its_own_caption_on_clients_and_server(
     truth = targets(corpora.private)
     for task, share in zip(tasks[:3], corpora.shares, strict=False):
         at = share[:4].tolist()
-        by_hand = Learner(scorer, features[at], truth[at], [contexts.private[i] for i in at])
+        by_hand = RecordLosses(scorer, features[at], truth[at], [contexts.private[i] for i in at])
         with torch.no_grad():
             assert torch.equal(task.learner.losses(range(4)), by_hand.losses(range(4)))
     test = vision_features(scorer.adapter.base, corpora.test, SilentReporter())

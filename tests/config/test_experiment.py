@@ -72,7 +72,7 @@ def test_a_cell_may_be_scored_under_other_settings(tmp_path: Path) -> None:
         ({"cells": [{"name": "a", "kind": "magic"}]}, "cells.0.kind"),
         ({"reference": "c"}, "no variant has the name 'c'"),
         ({"cells": [{"name": "a", "against": "z"}]}, "no variant has the name 'z'"),
-        ({"seeds": [1, 1]}, "a seed stands twice"),
+        ({"seeds": [1, 1]}, "seeds lists a seed twice"),
         ({"seeds": []}, "seeds"),
         ({"sedes": [1]}, "sedes"),
     ],

@@ -55,9 +55,9 @@ def test_the_defaults_are_those_of_one_sum_of_gradients() -> None:
     [
         (["federation.local_steps=2"], "one sum of gradients"),
         (["privacy.unit=person", "federation.local_steps=2"], "set federation.local_steps=1"),
-        (["federation.aggregator=fedprox"], "there is no path"),
+        (["federation.aggregator=fedprox"], "without local steps"),
         (["federation.aggregator=feddyn"], "privacy.trust=none"),
-        (["privacy.unit=person", "federation.aggregator=feddyn"], "there is no path"),
+        (["privacy.unit=person", "federation.aggregator=feddyn"], "without local steps"),
         (
             ["privacy.unit=none", "federation.aggregator=fedprox", "federation.local_steps=1"],
             "federation.local_steps above 1",
@@ -92,7 +92,7 @@ def test_the_defaults_are_those_of_one_sum_of_gradients() -> None:
         ),
         (
             ["privacy.trust=none", "federation.aggregator=fedprox", "federation.proximal_mu=10"],
-            "jumps over",
+            "overshoots",
         ),
     ],
 )

@@ -14,7 +14,7 @@ from carefl_secure.data.splits import Subset
 from carefl_secure.data.synthetic.corpus import synthetic_corpus
 from carefl_secure.model import features
 from carefl_secure.model.embedded import build_model, build_processor
-from carefl_secure.model.features import remembering, vision_features
+from carefl_secure.model.features import cached_features, vision_features
 from carefl_secure.model.loader import load_base
 from carefl_secure.progress import SilentReporter
 
@@ -39,7 +39,7 @@ def test_the_same_pictures_are_encoded_once_inside_the_block_only(
     corpus = synthetic_corpus("test", 12, cache=tmp_path)
     again = synthetic_corpus("test", 12, cache=tmp_path, task="basic")  # other labels, same pixels
     silent = SilentReporter()
-    with remembering():
+    with cached_features():
         first = vision_features(load_base(str(tiny), quantization="none"), corpus, silent)
         kept = first.clone()
         first.zero_()  # what a caller does to its copy harms nobody
@@ -59,7 +59,7 @@ def test_other_pictures_or_another_base_are_encoded_anew(
     build_model(processor, seed=4).save_pretrained(other)
     processor.save_pretrained(other)
     base, silent = load_base(str(tiny), quantization="none"), SilentReporter()
-    with remembering():
+    with cached_features():
         one = vision_features(base, corpus, silent)
         turned = Subset(corpus, (1, 0, 2, 3, 4, 5))
         assert torch.equal(vision_features(base, turned, silent)[[1, 0, 2, 3, 4, 5]], one)
@@ -74,7 +74,7 @@ def test_the_oldest_are_forgotten_where_room_ends(
 ) -> None:
     base, silent = load_base(str(tiny), quantization="none"), SilentReporter()
     parts = [synthetic_corpus("test", n, cache=tmp_path) for n in (4, 5)]
-    with remembering(limit=5 * 16 * 128 * 4):
+    with cached_features(limit=5 * 16 * 128 * 4):
         for part in (*parts, parts[1], parts[0]):
             vision_features(base, part, silent)
     assert calls == [4, 5, 4]

@@ -13,7 +13,7 @@ from carefl_secure.data.label_spaces import BASIC, EMOTIC
 from carefl_secure.data.records import LabelSpace
 from carefl_secure.data.synthetic.corpus import synthetic_corpus
 from carefl_secure.model.features import vision_features
-from carefl_secure.model.label_scorer import LabelScorer, Learner
+from carefl_secure.model.label_scorer import LabelScorer, RecordLosses
 from carefl_secure.model.loader import Base, load_base
 from carefl_secure.model.lora import Adapter
 from carefl_secure.progress import SilentReporter
@@ -24,7 +24,7 @@ def base(tiny: Path) -> Base:
     return load_base(str(tiny), quantization="nf4")
 
 
-def learner(base: Base, space: LabelSpace, records: int = 6) -> Learner:
+def learner(base: Base, space: LabelSpace, records: int = 6) -> RecordLosses:
     adapter = Adapter(base, rank=4, alpha=8)
     rng = np.random.default_rng(0)
     adapter.load(rng.normal(0, 0.05, adapter.dimension).astype(np.float32))
@@ -34,7 +34,7 @@ def learner(base: Base, space: LabelSpace, records: int = 6) -> Learner:
         labels = (rng.random((records, len(space.labels))) < 0.2).astype(np.float32)
     else:
         labels = np.eye(len(space.labels), dtype=np.float32)[rng.integers(7, size=records)]
-    return Learner(LabelScorer(adapter, space, "Which?"), features, labels)
+    return RecordLosses(LabelScorer(adapter, space, "Which?"), features, labels)
 
 
 @pytest.mark.parametrize("space", [EMOTIC, BASIC], ids=lambda s: s.name)
@@ -52,7 +52,7 @@ def test_a_record_does_not_feel_its_neighbours(base: Base, space: LabelSpace) ->
 
 @pytest.mark.parametrize("engine", ["native", "opacus"])
 def test_clipped_sums_on_the_quantised_model_equal_batches_of_one(
-    base: Base, engine: str, clipping_error: Callable[[Learner, str], float]
+    base: Base, engine: str, clipping_error: Callable[[RecordLosses, str], float]
 ) -> None:
     assert clipping_error(learner(base, EMOTIC), engine) < 1e-5
 

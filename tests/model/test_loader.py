@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from carefl_secure.data.label_spaces import EMOTIC
 from carefl_secure.errors import ModelError
 from carefl_secure.model.embedded import EMBEDDED
-from carefl_secure.model.label_scorer import LabelScorer, Learner
+from carefl_secure.model.label_scorer import LabelScorer, RecordLosses
 from carefl_secure.model.loader import load_base
 from carefl_secure.model.lora import Adapter
 
@@ -55,7 +55,7 @@ def test_evaluating_does_not_stop_gradients_through_the_frozen_base(tiny: Path) 
     torch.manual_seed(0)
     features = torch.randn(4, 16, 128)
     labels = np.eye(26, dtype=np.float32)[:4]
-    learner = Learner(scorer, features, labels)
+    learner = RecordLosses(scorer, features, labels)
 
     def gradient() -> torch.Tensor:
         adapter.module.train()

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from carefl_secure.errors import ConfigError
-from carefl_secure.model.parallel import Lanes
+from carefl_secure.model.parallel import ParallelBatches
 from carefl_secure.privacy.clipping.clipped_sum import clipped_sum
 
 
@@ -19,18 +19,20 @@ def test_results_come_in_order_and_at_once() -> None:
         together.wait()  # breaks unless three run at the same time
         return number * number
 
-    assert list(Lanes(3)(work, [3, 1, 2])) == [9, 1, 4]
+    assert list(ParallelBatches(3)(work, [3, 1, 2])) == [9, 1, 4]
 
 
 def test_one_lane_stays_in_the_calling_thread() -> None:
-    assert set(Lanes()(lambda _: threading.get_ident(), range(3))) == {threading.get_ident()}
+    assert set(ParallelBatches()(lambda _: threading.get_ident(), range(3))) == {
+        threading.get_ident()
+    }
 
 
 def test_every_lane_has_one_torch_thread_and_the_caller_keeps_its_own() -> None:
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        assert set(Lanes(2)(lambda _: torch.get_num_threads(), range(4))) == {1}
+        assert set(ParallelBatches(2)(lambda _: torch.get_num_threads(), range(4))) == {1}
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
@@ -43,12 +45,12 @@ def test_an_error_in_a_lane_is_raised() -> None:
         return number
 
     with pytest.raises(ValueError, match="two"):
-        list(Lanes(2)(fail, range(4)))
+        list(ParallelBatches(2)(fail, range(4)))
 
 
 def test_no_lane_is_refused() -> None:
     with pytest.raises(ConfigError, match="at least one lane"):
-        Lanes(0)
+        ParallelBatches(0)
 
 
 def test_the_same_sum_in_any_number_of_lanes() -> None:
@@ -70,7 +72,7 @@ def test_the_same_sum_in_any_number_of_lanes() -> None:
             clipping_norm=0.5,
             normalise=False,
             micro_batch=8,
-            parallel_batches=Lanes(parallel_batches),
+            parallel_batches=ParallelBatches(parallel_batches),
         ).vector
 
     one = total(1)

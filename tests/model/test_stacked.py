@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 
 from carefl_secure.data.label_spaces import BASIC
-from carefl_secure.model.label_scorer import LabelScorer, Learner
+from carefl_secure.model.label_scorer import LabelScorer, RecordLosses
 from carefl_secure.model.loader import load_base
 from carefl_secure.model.lora import Adapter
 from carefl_secure.model.saved import load_saved
@@ -99,7 +99,7 @@ def test_gradients_of_the_fresh_one_are_clipped_per_record(tiny: Path, engine: s
     stacked = StackedAdapter(first, seed=7)
     stacked.load(noise(stacked, 2))
     scorer = LabelScorer(stacked, BASIC, "Which expression?")
-    learner = Learner(scorer, features(stacked), np.eye(7, dtype=np.float32)[:3])
+    learner = RecordLosses(scorer, features(stacked), np.eye(7, dtype=np.float32)[:3])
     stacked.module.train()
 
     def total(indices: list[int]) -> np.ndarray:

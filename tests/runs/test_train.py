@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from carefl_secure.cli import app
 from carefl_secure.config import Config, load_config
 from carefl_secure.errors import AdapterUnmovedError, NonFiniteError
-from carefl_secure.model.label_scorer import Learner
+from carefl_secure.model.label_scorer import RecordLosses
 from carefl_secure.privacy import Ledger
 from carefl_secure.progress import SilentReporter
 from carefl_secure.runs.train import train
@@ -142,12 +142,12 @@ def test_two_runs_of_one_seed_differ_in_their_noise(settings: list[str]) -> None
 def test_a_gradient_that_is_not_finite_stops_the_run(
     settings: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = Learner.losses
+    original = RecordLosses.losses
 
-    def broken(self: Learner, indices: object) -> torch.Tensor:
+    def broken(self: RecordLosses, indices: object) -> torch.Tensor:
         return original(self, indices) * float("nan")  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Learner, "losses", broken)
+    monkeypatch.setattr(RecordLosses, "losses", broken)
     with pytest.raises(NonFiniteError):
         train(make(settings), SilentReporter())
 

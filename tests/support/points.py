@@ -49,7 +49,7 @@ class PointTask:
     def most_records(self) -> int:
         return max(map(len, self.people), default=0)
 
-    def mask(self, number: int) -> NDArray[np.bool_]:
+    def trainable_entries(self, number: int) -> NDArray[np.bool_]:
         return np.ones(self.dimension, bool)
 
     def _single(self, adapter: NDArray[np.float32], index: int) -> Vector:

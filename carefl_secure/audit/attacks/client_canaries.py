@@ -81,7 +81,7 @@ class _CoinTask:
     ) -> npt.NDArray[np.float64]:
         return self.clipped_sum(adapter, persons, number)
 
-    def mask(self, number: int) -> npt.NDArray[np.bool_]:
+    def trainable_entries(self, number: int) -> npt.NDArray[np.bool_]:
         return np.ones(self._dimension, np.bool_)
 
     def gradient(

@@ -23,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from carefl_secure.audit.attacks.update_transforms import clipped
 from carefl_secure.audit.views import Attack
 from carefl_secure.errors import ConfigError
-from carefl_secure.model.label_scorer import LabelScorer, Learner
+from carefl_secure.model.label_scorer import LabelScorer, RecordLosses
 
 __all__ = ["CandidateView", "FeatureInversion", "FeatureView", "ImageMatching", "Pictures"]
 
@@ -160,7 +160,7 @@ class Pictures:
 
     def _at(self, features: Tensor, index: int, graph: bool) -> Tensor:
         said = None if self._captions is None else [self._captions[index]]
-        learner = Learner(self._scorer, features, self._targets[index : index + 1], said)
+        learner = RecordLosses(self._scorer, features, self._targets[index : index + 1], said)
         loss = learner.losses([0]).sum()
         grads = torch.autograd.grad(loss, self._parameters, create_graph=graph)
         return torch.cat([gradient.flatten() for gradient in grads])

@@ -14,7 +14,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class Section(BaseModel):
-    """What all sections share: frozen, no unknown keys, finite numbers."""
+    """Base of all sections: frozen, no unknown keys, finite numbers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -24,5 +24,5 @@ class Section(BaseModel):
         """Refuse ``true`` where a number is asked for; Python would read it as 1."""
         name = info.field_name
         if isinstance(value, bool) and name and cls.model_fields[name].annotation is not bool:
-            raise ValueError("expected a number or a word, not a truth value")
+            raise ValueError("expected a number or text, not true or false")
         return value

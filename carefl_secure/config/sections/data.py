@@ -1,4 +1,4 @@
-"""The section ``data``: what is learnt from, and who holds which part of it."""
+"""The section ``data``: the records, and who holds which of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SYNTHETIC_RECORDS = 8000
 
 
 class DataConfig(Section):
-    """What is learnt from, and who holds which part of it."""
+    """The records, and who holds which of them."""
 
     source: str = Field(
         default="synthetic", min_length=1, description='"synthetic", or the path of an image folder'
@@ -33,20 +33,20 @@ class DataConfig(Section):
         "the first, or keep all",
     )
     labels: Literal["auto", "emotic", "basic", "compound", "caers", "cexpr"] = Field(
-        default="auto", description="the label space; auto takes what the corpus itself carries"
+        default="auto", description="label space; auto takes that of the corpus"
     )
     words: tuple[str, ...] | None = Field(
         default=None,
-        description="the label words of image folders, in an order that all sites share; null "
-        "takes those that the folder holds, which only a run on one machine can",
+        description="label words of image folders, in the same order at all sites; null takes "
+        "those of the folder, which only a run on one machine can do",
     )
     multi: bool = Field(
-        default=False, description="whether a record may carry several of data.words at once"
+        default=False, description="whether a record may have several of data.words"
     )
     at_sites: bool = Field(
         default=False,
-        description="the private records are at the sites of a deployment, and data.source is "
-        "public and test records alone; 'carefl-secure submit' sets it",
+        description="the private records are at the sites of a deployment, and data.source holds "
+        "public and test records only; 'carefl-secure submit' sets it",
     )
     view: str = Field(
         default="auto",
@@ -54,25 +54,25 @@ class DataConfig(Section):
         "realigned (RAF-DB), original or aligned (the synthetic corpus); auto takes the first",
     )
     records: int | None = Field(
-        default=None, ge=1, description="private records to draw; only where source is synthetic"
+        default=None, ge=1, description="number of private records, only where source is synthetic"
     )
     seed: Seed = Field(
         default=0, description="seed of the synthetic corpus, the split and the partition"
     )
     cache_dir: Path | None = Field(
         default=None,
-        description="folder of the drawn corpora; null takes the cache folder of the user",
+        description="folder of synthetic corpora; null takes the user's cache folder",
     )
     public_fraction: Part = Field(
-        default=0.1, description="share of a folder's records that is public: thresholds"
+        default=0.1, description="share of a folder's records that is public, for thresholds"
     )
     test_fraction: Part = Field(
-        default=0.2, description="share of a folder's records that is only scored"
+        default=0.2, description="share of a folder's records that is used for scoring only"
     )
     partition: Literal["iid", "dirichlet", "column", "quantity", "folder"] = Field(
         default="iid",
-        description="how clients share the training records out: evenly, with skewed labels, by an "
-        "attribute, with skewed sizes, or one folder for each client",
+        description="how clients share the training records out: evenly, with skewed labels, by "
+        "an attribute, with skewed sizes, or one folder for each client",
     )
     alpha: float = Field(
         default=0.5,
@@ -81,7 +81,7 @@ class DataConfig(Section):
         description="concentration of partition=dirichlet and =quantity; smaller is more skew",
     )
     column: str | None = Field(
-        default=None, description='attribute that partition=column goes by, or "subject"'
+        default=None, description='attribute to partition by under partition=column, or "subject"'
     )
 
     @property

@@ -11,7 +11,7 @@ from carefl_secure.config.sections.base import Section, Share
 __all__ = ["FederationConfig", "default_min_survivors"]
 
 MOST_PEERS = 1000
-"""How many clients can sum among themselves; a committee takes more."""
+"""Most clients of a run without a committee."""
 
 
 def default_min_survivors(clients: int) -> int:
@@ -24,24 +24,24 @@ def default_min_survivors(clients: int) -> int:
 
 
 class FederationConfig(Section):
-    """Who takes part in a round, and what the server does with the sum."""
+    """Who takes part, how a round is aggregated, and what the server does with the sum."""
 
     clients: int = Field(default=8, ge=3, le=10_000, description="number of clients")
     rounds: int = Field(default=20, ge=1, le=100_000, description="number of rounds")
     aggregator: Literal["fedavg", "fedprox", "fedadam", "feddyn"] = Field(
         default="fedadam",
-        description="the server's step on the mean gradient or move; fedprox and feddyn also bend "
-        "the clients' local steps",
+        description="server optimizer on the mean gradient or update; fedprox and feddyn also "
+        "modify the local objective",
     )
     server_lr: Annotated[float, Field(gt=0, le=1e4)] | Literal["auto"] = Field(
         default="auto",
-        description="learning rate of the server; feddyn has none. auto is 0.03, and on moves 1 "
-        "for fedprox and 1 - momentum for fedavg",
+        description="learning rate of the server; feddyn has none. auto is 0.03, and for updates "
+        "1 with fedprox and 1 - momentum with fedavg",
     )
     local_steps: Annotated[int, Field(ge=1, le=10_000)] | Literal["auto"] = Field(
         default="auto",
-        description="steps a client takes before its move is summed; auto is 1 where gradients are "
-        "summed, 10 where moves are and 5 under privacy.trust=none",
+        description="local steps of a client in a round; auto is 1 where gradients are summed, 10 "
+        "where updates are, and 5 under privacy.trust=none",
     )
     local_lr: Annotated[float, Field(gt=0, le=1e4)] | Literal["auto"] = Field(
         default="auto",
@@ -54,50 +54,53 @@ class FederationConfig(Section):
         description="optimizer of the local steps: sgd, or one that an installed package brings",
     )
     proximal_mu: float = Field(
-        default=0.01, gt=0, le=1e4, description="pull to the global adapter of aggregator=fedprox"
+        default=0.01, gt=0, le=1e4, description="proximal term of aggregator=fedprox"
     )
     feddyn_alpha: float = Field(
         default=0.1, gt=0, le=1e4, description="regulariser of aggregator=feddyn"
     )
     noise_correction: bool = Field(
         default=False,
-        description="take the variance of the noise off the second moment of aggregator=fedadam",
+        description="subtract the noise variance from the second moment of aggregator=fedadam",
     )
     momentum: Share = Field(default=0.9, description="momentum of aggregator=fedavg")
     betas: tuple[Share, Share] = Field(
         default=(0.8, 0.99), description="decay rates of aggregator=fedadam"
     )
     min_survivors: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
-        default="auto", description="fewest clients a round may end with; auto is floor(2n/3)+1"
+        default="auto",
+        description="fewest clients that a round may end with; auto is floor(2n/3)+1",
     )
     aggregation: Literal["pairwise", "committee", "encrypted"] = Field(
         default="pairwise",
-        description="how a round sums: among the peers, opened by a committee so that a client "
-        "sends one message, or among the peers under encryption with a separate key holder",
+        description="aggregation protocol: pairwise masking among the clients, masks that a "
+        "committee removes so that a client sends one message, or pairwise masking under "
+        "encryption with a separate key holder",
     )
     committee_members: int = Field(
         default=3,
         ge=2,
         le=5,
-        description="members of aggregation=committee; one honest one is enough, all are needed",
+        description="members of aggregation=committee; all are needed, and one honest one is "
+        "enough",
     )
     committee_dropout_tolerance: int = Field(
         default=0,
         ge=0,
         le=2,
-        description="members of aggregation=committee that may vanish once all have announced; "
-        "2 * committee_dropout_tolerance + 1 honest members are needed then",
+        description="committee members that may drop out of a round; 2 * "
+        "committee_dropout_tolerance + 1 of them must then be honest",
     )
     key_prefetch: bool = Field(
         default=True,
-        description="make the keys of a round on the way of the round before, so that it has three "
-        "exchanges in place of five (four with a committee); changes no result, and nothing under "
-        "aggregation=encrypted",
+        description="send the keys of the next round with the messages of this one, so that a "
+        "round has three exchanges instead of five (four with a committee); changes no result, "
+        "and nothing under aggregation=encrypted",
     )
     public_records: Annotated[int, Field(ge=1)] | None = Field(
         default=None,
-        description="declared number of private records (persons) over all clients; null counts "
-        "them, which only a simulation can",
+        description="declared number of private records (persons) of all clients; null counts "
+        "them, which only a simulation can do",
     )
 
     @property

@@ -34,25 +34,25 @@ class ModelConfig(Section):
     prompt: str = Field(
         default="default",
         min_length=1,
-        description="what the model is asked: default, list, scene, face, expert, or the path of "
-        "a text file, in which {question} and {labels} stand for those of the label space",
+        description="task prompt: default, list, scene, face, expert, or the path of a text file "
+        "with the placeholders {question} and {labels} of the label space",
     )
     context: Literal["none", "own", "shuffled", "wrong", "constant"] = Field(
         default="none",
-        description="whose caption stands before the question: the record's own; another, public "
-        "record's (shuffled, or wrong: one with other labels); the same words for all; or none",
+        description="caption that precedes the question: the record's own; that of another, "
+        "public record (shuffled, or wrong: one with other labels); one constant caption; or none",
     )
     context_cache: Path | None = Field(
         default=None,
-        description="folder that 'carefl-secure caption' wrote; null asks the describer of the "
+        description="folder that 'carefl-secure caption' wrote; null uses the describer of the "
         "synthetic corpus",
     )
     context_dropout: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.0,
-        description="share of records, the clients' and the server's, left without caption",
+        description="share of records, of clients and server, that get no caption",
     )
     context_error: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=0.0, description="chance with which the describer states a fact of a scene wrongly"
+        default=0.0, description="probability that the describer states a fact of a scene wrongly"
     )
 
     @model_validator(mode="after")
@@ -69,7 +69,7 @@ class ModelConfig(Section):
             )
         if self.context_error and (not described or self.context_cache is not None):
             raise ValueError(
-                "model.context_error sets how often the describer errs, which is not asked here; "
+                "model.context_error sets the error rate of the describer, which is not used here; "
                 "leave it out, or leave model.context_cache out and set model.context=own"
             )
         if self.base == "embedded" and self.revision is not None:
@@ -93,14 +93,16 @@ class AdapterConfig(Section):
         description="linear layers of each text block that are adapted",
     )
     last_layers: int | None = Field(
-        default=None, ge=1, description="adapt only so many of the last text blocks; null takes all"
+        default=None,
+        ge=1,
+        description="adapt only this many of the last text blocks; null adapts all",
     )
     train: Literal["B", "both", "alternate"] = Field(
         default="B",
-        description="which of the two matrices moves; B keeps A at its start values, alternate "
-        "moves B in odd rounds and A in even ones",
+        description="which of the two matrices is trained; B freezes A at its initial values, "
+        "alternate trains B in odd rounds and A in even ones",
     )
-    seed: Seed = Field(default=0, description="seed of the start values, shared by all clients")
+    seed: Seed = Field(default=0, description="seed of the initial values, shared by all clients")
 
     @field_validator("targets")
     @classmethod

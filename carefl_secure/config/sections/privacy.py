@@ -1,4 +1,4 @@
-"""The section ``privacy``: what is protected, against whom, and for how much."""
+"""The section ``privacy``: what is protected, against whom, and the budget."""
 
 from __future__ import annotations
 
@@ -17,68 +17,72 @@ class PrivacyConfig(Section):
 
     unit: Literal["record", "person", "client", "none"] = Field(
         default="record",
-        description="what the guarantee protects: one record, all records of one person, all that "
-        "a client holds; none switches privacy off",
+        description="what the guarantee protects: one record, all records of one person, or all "
+        "that a client holds; none switches privacy off",
     )
     trust: Literal["secagg", "none"] = Field(
         default="secagg",
-        description="who makes the noise: all clients together, hidden by secure aggregation, or "
-        "with none every client for itself, so that its update is private whoever sees it",
+        description="who adds the noise: with secagg all clients together, under secure "
+        "aggregation; with none each client alone, so that its update is private to everybody",
     )
     records_per_person: int | None = Field(
         default=None,
         ge=1,
         le=10_000,
-        description="of unit=person: keep so many records of each person and clip each on its own; "
-        "null keeps all and clips their mean once",
+        description="with unit=person: keep this many records of each person and clip each on its "
+        "own; null keeps all and clips their mean",
     )
     epsilon: float = Field(
-        default=8.0, gt=0, le=1000, description="the most that all rounds may spend"
+        default=8.0, gt=0, le=1000, description="privacy budget of all rounds together"
     )
     delta: float = Field(
         default=1e-5,
         gt=0,
         lt=1,
-        description="the chance left aside; below one over the record count",
+        description="probability that the epsilon bound may fail; below one over the record count",
     )
     sample_rate: float = Field(
         default=0.2,
         gt=0,
         le=1,
-        description="chance of each record, or person, to take part in a round or a local step; "
-        "under unit=client, where nobody is drawn, the share of a client's records in a local step",
+        description="Poisson sampling rate of records, or persons, in a round or local step; with "
+        "unit=client, which samples nothing, the share of a client's records in a local step",
     )
     clipping_norm: float = Field(
         default=1.0,
         gt=0,
         le=1e6,
-        description="largest l2 norm of one record's or person's gradient, or of one client's move",
+        description="largest l2 norm of one record's or person's gradient, or of one client's "
+        "update",
     )
     normalise: bool = Field(
         default=True,
-        description="scale every gradient, or client's move, to the clipping norm, instead of only "
-        "cutting",
+        description="scale every gradient, or client's update, to the clipping norm, instead of "
+        "only clipping it",
     )
     clipping: Literal["native", "opacus"] = Field(
-        default="native", description="the engine of the per-record gradients"
+        default="native", description="implementation of the per-record gradients"
     )
     ledgers: Path | None = Field(
         default=None,
-        description="folder of client ledgers that outlive a run, so that runs on the same records "
-        "add up; null keeps them in the run folder",
+        description="folder of client ledgers that several runs share, so that runs on the same "
+        "records add up; null keeps them in the run folder",
     )
     max_epsilon: float | None = Field(
         default=None,
         gt=0,
-        description="the most a client lets its own ledger reach over all runs; null takes epsilon",
+        description="limit of a client's own ledger over all runs; null takes epsilon",
     )
     tuning_runs: int | None = Field(
         default=None,
         ge=0,
         le=10_000,
-        description="how many earlier runs on these records chose the settings, so that the report "
-        "can price them; null says in the report that nobody counted them",
+        description="how many earlier runs on these records chose the settings, so that the "
+        "report can price them; null states in the report that they are uncounted",
     )
     max_colluders: int = Field(
-        default=1, ge=0, le=10_000, description="clients that may side with the server without harm"
+        default=1,
+        ge=0,
+        le=10_000,
+        description="clients that may collude with the server without weakening the guarantee",
     )

@@ -15,20 +15,20 @@ Handover = Literal["carry", "merge", "restart"]
 
 
 class StagesConfig(Section):
-    """Several stages under one promise."""
+    """Several stages under one privacy budget."""
 
     spaces: tuple[Space, ...] = Field(
         default=(), description="the label spaces of the stages, in order; empty for one stage"
     )
     handover: Handover = Field(
         default="carry",
-        description="what a stage begins with: the adapter of the one before (carry), a fresh one "
-        "beside that one, which is frozen (merge), or a fresh one alone (restart, a control)",
+        description="initial adapter of a stage: that of the stage before (carry), a fresh one "
+        "next to that one, which is frozen (merge), or a fresh one alone (restart, a control)",
     )
     rounds: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
         default=None,
         description="rounds of each stage, which sum to federation.rounds; null splits them "
-        "evenly, the first stages taking what is left over",
+        "evenly, with the remainder to the first stages",
     )
 
     @model_validator(mode="after")

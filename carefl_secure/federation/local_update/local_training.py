@@ -50,7 +50,7 @@ class _Descent(ABC):
         """Take the steps of this round and return the bounded move."""
         local = self._local
         start = adapter.astype(np.float64)
-        mask = self._task.mask(number)
+        mask = self._task.trainable_entries(number)
         tilt = np.zeros_like(start)
         if self._correction is not None:
             tilt = self._correction.at(number)

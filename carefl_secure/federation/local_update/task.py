@@ -88,7 +88,7 @@ class PersonTask(LocalTask, Protocol):
 class DescentTask(LocalTask, Protocol):
     """A task that clients can take steps of their own with."""
 
-    def mask(self, number: int) -> NDArray[np.bool_]:
+    def trainable_entries(self, number: int) -> NDArray[np.bool_]:
         """Return which entries train in round ``number``, shape [D]."""
 
     def gradient(

@@ -14,7 +14,7 @@ from carefl_secure.data.records import targets
 from carefl_secure.evaluation.bootstrap import bootstrap, units_of
 from carefl_secure.evaluation.decisions import DECISIONS
 from carefl_secure.evaluation.figures import Figures
-from carefl_secure.model.generation import TextScorer, Written
+from carefl_secure.model.generation import GeneratedLabels, TextScorer
 from carefl_secure.progress import Reporter
 from carefl_secure.runs.evaluation.scored_run import ScoredRun
 
@@ -97,7 +97,7 @@ def evaluate_generated(
     features, words = opened.features(scorer, corpus), opened.captions(corpus)
     truth = targets(corpus)
 
-    def figures(written: Written) -> Figures:
+    def figures(written: GeneratedLabels) -> Figures:
         scores = written.decisions.astype(np.float64)
         half = np.full(scores.shape[1], 0.5)
         return Figures(truth, scores, multi=True, thresholds=half, names=DECISIONS)
