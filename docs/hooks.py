@@ -12,6 +12,7 @@ import os
 import re
 import tarfile
 import urllib.request
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,10 @@ from pydantic_core import PydanticUndefined
 
 from carefl_secure.cli.app import app
 from carefl_secure.config.root import Config
+from carefl_secure.data.corpora.image_folder_layout import SPLIT_NAMES
+from carefl_secure.data.open_corpus import FORMATS
+from carefl_secure.data.readers import file_kinds
+from carefl_secure.data.readers.videos import VIDEO_SUFFIXES
 
 ARCHIVES = (
     (
@@ -45,6 +50,7 @@ _KINDS = {
 """Types of click, as the settings page names them."""
 _SETTINGS = "<!-- settings -->"
 _COMMANDS = "<!-- commands -->"
+_FILES = "<!-- files of an image folder -->"
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -53,7 +59,55 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
         markdown = markdown.replace(_SETTINGS, settings_page())
     if _COMMANDS in markdown:
         markdown = markdown.replace(_COMMANDS, commands_page())
+    if _FILES in markdown:
+        markdown = markdown.replace(_FILES, files_table())
     return markdown
+
+
+def files_table() -> str:
+    """Return what each kind of file below a data folder is taken for, and every format's marks."""
+
+    def names(values: Iterable[str]) -> str:
+        return ", ".join(f"`{value}`" for value in values)
+
+    packages = {
+        end: name
+        for end, name in file_kinds.PLUGINS.items()
+        if end not in file_kinds.image_suffixes()
+    }
+    rows = [
+        ("images", "read", names(sorted(file_kinds.image_suffixes()))),
+        ("metadata", "read, in any folder", names(file_kinds.METADATA_NAMES)),
+        ("tool folders", "skipped and counted", names((".*", *file_kinds.TOOL_FOLDERS))),
+        (
+            "tool files",
+            "skipped and counted",
+            names((".*", *(n.strip() for n in file_kinds.TOOL_FILES))),
+        ),
+        (
+            "text",
+            "skipped and counted; refused where it names images and there is no metadata",
+            names(file_kinds.TABLES),
+        ),
+        (
+            "archives",
+            "refused with the command; skipped if all is unpacked",
+            names(file_kinds.ARCHIVES),
+        ),
+        ("containers", "refused", names(file_kinds.CONTAINERS)),
+        ("videos", "refused with the command", names(sorted(VIDEO_SUFFIXES))),
+        ("other images", "refused with the command", names(file_kinds.NOT_READ)),
+        ("images for which a package is missing", "refused with its name", names(packages)),
+        ("any other file", "skipped and counted", ""),
+    ]
+    table = ["| files | what is done | names |", "| --- | --- | --- |"]
+    table += [f"| {kind} | {done} | {which} |" for kind, done, which in rows]
+    table += ["", "| split | names of its folder, in any case |", "| --- | --- |"]
+    for split in ("train", "val", "test"):
+        table.append(f"| {split} | {names(n for n, one in SPLIT_NAMES.items() if one == split)} |")
+    table += ["", "| `data.format` | what it is found by |", "| --- | --- |"]
+    table += [f"| `{one.name}` | {one.looks_like} |" for one in FORMATS.values()]
+    return "\n".join(table)
 
 
 def on_post_build(config: Any, **_: Any) -> None:

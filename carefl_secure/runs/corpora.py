@@ -57,6 +57,8 @@ class Corpora:
         Indices into ``private``, one array per client, disjoint.
     duplicates : str
         What was found and done about equal images; empty for the embedded corpus.
+    equal : tuple of tuple of int
+        Private records that show equal images.
     """
 
     private: Corpus
@@ -65,6 +67,7 @@ class Corpora:
     open: Corpus
     shares: list[npt.NDArray[np.int64]]
     duplicates: str = ""
+    equal: tuple[tuple[int, ...], ...] = ()
 
 
 def declared_space(config: Config) -> LabelSpace | None:
@@ -203,7 +206,9 @@ def _read(config: Config, reporter: Reporter) -> Corpora:
     reporter.note(counts_line(used, skipped, str(path)))
     if found.repeated or found.shared:
         reporter.note(str(found))
-    return Corpora(made["private"], made["public"], last, made["public"], [], str(found))
+    place = {index: at for at, index in enumerate(cut["private"])}
+    same = tuple(tuple(place[i] for i in group if i in place) for group in equal)
+    return Corpora(made["private"], made["public"], last, made["public"], [], str(found), same)
 
 
 def _labelled(corpus: Corpus | None, path: Path) -> Corpus:

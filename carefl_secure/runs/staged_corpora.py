@@ -12,6 +12,7 @@ from carefl_secure.config import Config
 from carefl_secure.config.root import stage_config
 from carefl_secure.data.checks.summary import warnings
 from carefl_secure.data.deduplication.image_hashes import hash_images
+from carefl_secure.data.deduplication.policy import held_twice
 from carefl_secure.data.records import Corpus
 from carefl_secure.data.splits import Subset
 from carefl_secure.errors import ConfigError, DataError
@@ -40,6 +41,11 @@ def load_corpora(config: Config, reporter: Reporter) -> Corpora:
     if not config.data.synthetic:
         for line in warnings(found.private, found.test, shares):
             reporter.note(line)
+        if twice := held_twice(found.equal, [share.tolist() for share in shares]):
+            reporter.note(
+                f"warning: {twice} images are held by several clients: the promise covers each "
+                "copy on its own, not all copies of one image together"
+            )
     return replace(found, shares=shares)
 
 

@@ -12,6 +12,10 @@ import yaml
 
 from carefl_secure import __version__
 from carefl_secure.config.root import Config
+from carefl_secure.data.corpora.image_folder_layout import SPLIT_NAMES
+from carefl_secure.data.open_corpus import FORMATS
+from carefl_secure.data.readers import file_kinds
+from carefl_secure.data.readers.file_kinds import image_suffixes
 from carefl_secure.errors import CareflError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,6 +50,23 @@ def test_every_setting_is_described() -> None:
     for section, field in Config.model_fields.items():
         for key, entry in getattr(field.annotation, "model_fields", {}).items():
             assert entry.description, f"{section}.{key} has no description"
+
+
+def test_the_guide_lists_what_is_read_skipped_and_refused(hooks: ModuleType) -> None:
+    page = hooks.on_page_markdown((ROOT / "docs/guide/images.md").read_text(encoding="utf-8"))
+    for table in (
+        image_suffixes(),
+        file_kinds.METADATA_NAMES,
+        file_kinds.TOOL_FOLDERS,
+        file_kinds.TABLES,
+        file_kinds.ARCHIVES,
+        file_kinds.CONTAINERS,
+        file_kinds.NOT_READ,
+        SPLIT_NAMES,
+        FORMATS,
+    ):
+        assert all(f"`{name}`" in page for name in table)
+    assert all(f"`{choice}`" in page for choice in ("refuse", "drop", "keep"))
 
 
 def test_commands_page_names_options(hooks: ModuleType) -> None:

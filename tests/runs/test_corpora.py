@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,8 @@ from PIL import Image
 from carefl_secure.config import load_config
 from carefl_secure.data.corpora.base import ReadOptions
 from carefl_secure.data.open_corpus import open_corpus
-from carefl_secure.errors import ConfigError
+from carefl_secure.data.records import Corpus
+from carefl_secure.errors import ConfigError, PrivacyError
 from carefl_secure.progress import SilentReporter
 from carefl_secure.runs.corpora import Corpora
 from carefl_secure.runs.staged_corpora import load_corpora
@@ -99,3 +102,82 @@ def test_a_view_that_the_embedded_corpus_has_not_is_refused(tmp_path: Path) -> N
         with pytest.raises(ConfigError, match=rf"no view '{view}'.*data\.view"):
             cut(Path("synthetic"), **{"data.view": view, "data.cache_dir": tmp_path})
     assert not list(tmp_path.iterdir())
+
+
+class Notes(SilentReporter):
+    """Keeps what was said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.said.append(text)
+
+
+def folder(root: Path, rows: list[dict[str, object]]) -> Path:
+    rng = np.random.default_rng(1)
+    for k, row in enumerate(rows):
+        row["file_name"] = f"{k}.png"
+        Image.fromarray(rng.integers(0, 256, (9, 9, 3), np.uint8)).save(root / f"{k}.png")
+    text = "\n".join(json.dumps(row) for row in rows)
+    (root / "metadata.jsonl").write_text(text)
+    return root
+
+
+def load(root: Path, reporter: SilentReporter, **settings: object) -> Corpora:
+    chosen = {"federation.clients": 3, "simulation.dropout": 0.0, "data.source": root, **settings}
+    return load_corpora(load_config(None, [f"{k}={v}" for k, v in chosen.items()]), reporter)
+
+
+def test_one_line_says_what_is_trained_on(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"labels": ["rare"] if k == 0 else [] if k % 3 == 0 else ["sad"]} for k in range(40)
+    ]
+    root = folder(tmp_path, rows)
+    (root / "7.png").write_bytes(b"no image")
+    (root / ".DS_Store").write_bytes(b"x")
+    notes = Notes()
+    found = load(root, notes)
+    (line,) = [text for text in notes.said if text.startswith("data: ")]
+    assert f"data: {root}: 39 records (private 27, public 4, test 8)" in line
+    assert "classes: rare 1, sad 25; 13 without a label, which are negatives" in line
+    assert "1 x a file that a tool made" in line and "1 x image cannot be read" in line
+    rare = [text for text in notes.said if "fewer private records than the 3 clients" in text]
+    unseen = [text for text in notes.said if "labels that no private record has" in text]
+    assert len(rare) + len(unseen) == (0 if any(0 in r.labels for r in found.public.records) else 1)
+
+
+@pytest.mark.parametrize("named", [0, 39])
+def test_a_promise_per_person_needs_persons(tmp_path: Path, named: int) -> None:
+    rows: list[dict[str, object]] = [
+        {"label": "sad", "subject": f"p{k}" if k < named else None} for k in range(40)
+    ]
+    rows[1]["label"] = "glad"
+    root = folder(tmp_path, rows)
+    settings: dict[str, object] = {"privacy.unit": "person"}
+    if named:  # the seed that leaves the nameless record private
+        settings["data.seed"] = next(
+            seed
+            for seed in range(20)
+            if "39.png" in keys(load(root, Notes(), **{"data.seed": seed}), "private")
+        )
+    with pytest.raises(PrivacyError, match="private records have no subject"):
+        load(root, Notes(), **settings)
+
+
+def test_equal_images_at_several_clients_weaken_the_promise(tmp_path: Path) -> None:
+    root = folder(tmp_path, [{"label": "sad" if k % 2 else "glad"} for k in range(40)])
+    for k in range(1, 5):
+        shutil.copy(root / "0.png", root / f"{k}.png")
+    notes = Notes()
+    found = load(root, notes)
+    pixels = [{part.image(i).tobytes() for i in range(len(part.records))} for part in parts(found)]
+    assert not pixels[0] & pixels[1] and not pixels[0] & pixels[2]  # kept in one split
+    assert found.duplicates == "exact duplicates kept: 4 within a split, 0 across splits"
+    held = sum(record.key in {f"{k}.png" for k in range(5)} for record in found.private.records)
+    said = any("1 images are held by several clients" in text for text in notes.said)
+    assert said == (held > 1)
+
+
+def parts(found: Corpora) -> tuple[Corpus, Corpus, Corpus]:
+    return found.private, found.public, found.test

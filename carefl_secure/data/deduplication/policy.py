@@ -87,15 +87,10 @@ def deduplicate(found: Examined, policy: Policy) -> Deduplicated:
     return Deduplicated(Examined(corpora, hashes), repeated, shared, policy)
 
 
-def held_twice(hashes: Sequence[ImageHash], shares: Sequence[Sequence[int]]) -> int:
-    """Return how many different images stand, equal in every pixel, at more than one client."""
+def held_twice(equal: Sequence[Sequence[int]], shares: Sequence[Sequence[int]]) -> int:
+    """Return how many groups of equal images are held by more than one client."""
     client = {index: k for k, share in enumerate(shares) for index in share}
-    holders: dict[bytes, set[int]] = {}
-    for mark in hashes:
-        if mark.pixels is not None:
-            mine = {client[index] for index in mark.records if index in client}
-            holders.setdefault(mark.pixels, set()).update(mine)
-    return sum(len(one) > 1 for one in holders.values())
+    return sum(len({client[index] for index in same if index in client}) > 1 for same in equal)
 
 
 def equal_records(hashes: Sequence[ImageHash]) -> list[list[int]]:

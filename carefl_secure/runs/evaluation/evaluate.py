@@ -112,6 +112,10 @@ def evaluate(
         assess(scored, tuned, untuned, known, chosen),
         cost=_cost(scorer, corpus, opened.captions(corpus)),
     )
+    if data is None and opened.corpora.duplicates:
+        evaluation = replace(
+            evaluation, remarks=(*evaluation.remarks, f"data: {opened.corpora.duplicates}")
+        )
     if data is None and split == "test":
         evaluation = _compared_with_run(opened.folder, evaluation)
     suffix = "-data" if data is not None else "" if split == "test" else f"-{split}"

@@ -69,5 +69,5 @@ def test_equal_records_and_who_holds_them(found: Examined) -> None:
     (same,) = equal_records(marks)
     keys = [found.corpora["train"].records[i].key for i in same]
     assert keys == ["train/happy/again.png", "train/happy/train0.png"]
-    assert held_twice(marks, [[same[0]], [same[1]]]) == 1
-    assert held_twice(marks, [same, []]) == 0
+    assert held_twice([same], [[same[0]], [same[1]]]) == 1
+    assert held_twice([same], [same, []]) == 0
