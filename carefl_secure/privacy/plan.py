@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from carefl_secure.errors import ConfigError
 from carefl_secure.privacy.accounting.accountant import check_delta
 from carefl_secure.privacy.accounting.events import SampledGaussian, SampledSkellam
+from carefl_secure.privacy.checks import as_real, check_choice, check_whole
 from carefl_secure.privacy.sampling import any_of
 from carefl_secure.privacy.statement import promise_text
 
@@ -265,25 +265,6 @@ def check_plan(plan: PrivacyPlan) -> None:
     _check_numbers(plan)
     _check_cohort(plan)
     _check_mechanism(plan)
-
-
-def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    """Refuse a word that is none of those allowed."""
-    if value not in allowed:
-        raise ConfigError(f"{name} is {value!r}; choose one of {', '.join(allowed)}")
-
-
-def check_whole(name: str, value: object, least: int) -> None:
-    """Refuse what is no whole number, or below the least."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"{name} is {value!r}; it must be a whole number of at least {least}")
-
-
-def as_real(name: str, value: object) -> float:
-    """Return a finite number as a float; refuse anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ConfigError(f"{name} is {value!r}; it must be a finite number")
-    return float(value)
 
 
 def _check_numbers(plan: PrivacyPlan) -> None:

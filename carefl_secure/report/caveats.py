@@ -41,7 +41,7 @@ def caveats(record: RunRecord) -> list[Caveat]:
         add(
             "Theoretical",
             "Who is one person is taken from the names in the corpus. Somebody at several clients "
-            "pays at each of them.",
+            "is protected less: the combined figures state epsilon for two clients.",
         )
     if privacy.unit == "record":
         add(

@@ -77,13 +77,8 @@ def what_if(record: RunRecord, accounts: Accounts) -> list[WhatIf]:
         apart = over_disjoint_clients(spent, delta)
         found.append(_case("no unit at two clients", apart.epsilon, delta, apart.conditions))
     if len(spent) > 1 and record.privacy.unit != "client":
-        pair = over_shared_persons(sorted(spent)[-2:], delta)
-        unit = record.privacy.unit
-        words = (
-            f"one {unit} may be at two clients, each with a ledger for unit {unit}: epsilon and "
-            "delta of both are added up"
-        )
-        found.append(_case("one unit at two clients", pair.epsilon, pair.delta, (words,)))
+        pair = over_shared_persons(accounts.events, 2, delta)
+        found.append(_case("one unit at two clients", pair.epsilon, pair.delta, pair.conditions))
     found += _earlier(accounts, delta)
     if len(accounts.events) > 1:
         found.append(

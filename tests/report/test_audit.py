@@ -197,8 +197,9 @@ def test_what_if_names_their_conditions(copy_run: Callable[[str], Path]) -> None
     assert cases["no unit at two clients"].epsilon == pytest.approx(price, abs=1e-6)
     shared = cases["one unit at two clients"]
     assert shared.epsilon is not None
-    assert price < shared.epsilon <= 2 * price + 1e-9
-    assert shared.delta == pytest.approx(2e-5)
+    assert price < shared.epsilon
+    assert shared.delta == pytest.approx(1e-5)
+    assert any("one noise" in text for text in shared.conditions)
     weaker = next(one for one in report.what_if if "colluders in place" in one.case)
     assert weaker.epsilon is not None
     assert weaker.epsilon > price

@@ -1,15 +1,16 @@
-"""What several accounts come to: of clients, of shared persons, of runs, with fewer honest."""
+"""What several accounts come to: of clients, shared persons, runs, and fewer honest clients."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from carefl_secure.errors import ConfigError
 from carefl_secure.privacy.accounting.accountant import epsilon
 from carefl_secure.privacy.accounting.events import Event, SampledGaussian, SampledSkellam
+from carefl_secure.privacy.checks import check_whole
+from carefl_secure.privacy.sampling import any_of
 
 __all__ = [
     "Combined",
@@ -21,19 +22,20 @@ __all__ = [
 ]
 
 _APART = (
-    "no unit is at two clients: then each one pays in one ledger only, and the dearest ledger is "
-    "the price (maximum)"
+    "no unit is at two clients: then each unit is in one ledger only, and the highest epsilon of "
+    "any ledger is the price (maximum)"
 )
 _RUNS = (
     "several runs on the same records: one account of all their sums, kept in the clients' ledgers"
 )
 _HONEST = (
-    "noise multiplier: of the noise of the honest survivors that are certain (floor less "
-    "colluders); more survivors only help, fewer open no sum, more colluders void it"
+    "noise multiplier: of the noise of the honest survivors that are certain (fewest survivors "
+    "less colluders); more survivors only help, fewer open no sum, more colluders void it"
 )
 _SHARED = (
-    "a person with records at several clients pays in all of their ledgers: add up epsilon, and "
-    "delta too (sum)"
+    "a unit at n clients: under the secure sum all its contributions meet one noise, so it costs "
+    "what one unit of n times the norm costs at rate 1 - (1 - q)^n, which is more than the sum of "
+    "the clients' epsilons; with noise of each client (trust none), the sum of epsilon and delta"
 )
 
 
@@ -89,41 +91,59 @@ def over_disjoint_clients(epsilons: Sequence[float], delta: float) -> Combined:
     return Combined(max(epsilons), delta, (_APART,))
 
 
-def over_shared_persons(epsilons: Sequence[float], delta: float) -> Combined:
-    r"""Combine the accounts of clients that share persons (sequential composition).
+def over_shared_persons(events: Sequence[Event], clients: int, delta: float) -> Combined:
+    r"""Price a run for a unit (a person, or a record that was copied) that is at several clients.
 
-    .. math:: \varepsilon = \sum_i \varepsilon_i, \quad \delta' = n \delta
+    Under the secure sum the contributions of all n clients enter one sum with one noise. Their
+    draws are independent, so the unit is absent from a sum with probability :math:`(1-q)^n`, and
+    changes it by at most :math:`n` times the norm otherwise: one event with
+
+    .. math:: q' = 1 - (1 - q)^n, \qquad l_i' = n\, l_i, \qquad \beta' = n \beta
+
+    The sum of the clients' epsilons is *not* a bound there. It is one where every client adds all
+    noise itself: :math:`\varepsilon' = n \varepsilon`, :math:`\delta' = n \delta`.
 
     Parameters
     ----------
-    epsilons : sequence of float
-        What each client's ledger comes to, for unit person at the same ``delta``.
+    events : sequence of Event
+        What the run releases, as priced for a unit at one client.
+    clients : int
+        n, how many clients hold the unit.
     delta : float
-        Of each.
+        Of one client.
 
     Returns
     -------
     Combined
+        At ``delta`` itself under the secure sum, at ``n * delta`` with noise of each client.
 
     Raises
     ------
     ConfigError
-        There is no account, or one is negative or NaN.
+        ``clients`` is below 1, or the events mix both kinds of noise.
 
     Guarantees
     ----------
-    Holds for a person who is at every one of these clients, whatever they have in common; a bound,
-    and above the truth. Where the clients' samples are independent and one event list is known,
-    pricing the joint list is tighter.
+    Given which clients drew the unit, the sum is shifted by a fixed vector of norm n l at most, and
+    the hockey-stick divergence is jointly convex; ``docs/accounting.md`` has the proof.
     """
-    _check(epsilons)
-    return Combined(
-        math.fsum(epsilons),
-        len(epsilons) * delta,
-        (
-            f"a person may be at all {len(epsilons)} clients, each with a ledger for unit person",
-            _SHARED,
-        ),
+    check_whole("clients", clients, 1)
+    words = f"a unit may be at {clients} clients"
+    shared = [_at_clients(event, clients) for event in events if isinstance(event, SampledSkellam)]
+    if not shared:
+        return Combined(clients * epsilon(events, delta), clients * delta, (words, _SHARED))
+    if len(shared) < len(events):
+        raise ConfigError("noise of the sum and of single clients is not priced together here")
+    return Combined(epsilon(shared, delta), delta, (words, _SHARED))
+
+
+def _at_clients(event: SampledSkellam, clients: int) -> SampledSkellam:
+    return dataclasses.replace(
+        event,
+        sample_rate=any_of(event.sample_rate, clients),
+        l1=clients * event.l1,
+        l2=clients * event.l2,
+        beta=min(clients * event.beta, 0.999),
     )
 
 
