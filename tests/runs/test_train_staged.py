@@ -307,8 +307,8 @@ def test_a_resumed_run_does_not_count_its_own_stages_as_history(tmp_path: Path) 
     assert event is not None
     for run in ("one/1-basic", "one/2-compound", "one-more"):
         book.append("spend", {"run": run, "round": 1, "event": event.to_json()})
-    assert earlier_spends(tmp_path, 1) == {(event.times(3),)}
-    assert earlier_spends(tmp_path, 1, "one") == {(event,)}
+    assert earlier_spends(tmp_path, 1) == {((event, event), (event,))}
+    assert earlier_spends(tmp_path, 1, "one") == {((event,), ())}
 
 
 # going on after a stop

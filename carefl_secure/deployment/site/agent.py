@@ -258,7 +258,7 @@ class Agent:
             path = self.bundle.path / "ledgers" / f"{corpus}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         ledger = Ledger(path, {"client": str(self.bundle.index)})
-        ledger.recover()
+        ledger.verify()
         self._budgets = SiteBudgets(
             self._policy, self.bundle.path / "ledgers", ledger, plan, cohort
         )

@@ -9,7 +9,7 @@ from carefl_secure.errors import PolicyError
 from carefl_secure.federation.client.round_budget import RoundBudget
 from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.federation.plan.run_plan import RunPlan
-from carefl_secure.privacy import Ledger, epsilon
+from carefl_secure.privacy import Ledger
 
 __all__ = ["SiteBudgets"]
 
@@ -74,7 +74,8 @@ class SiteBudgets:
         event = self._plan.event
         if event is None:
             return
-        after = epsilon([*self._ledger.events(), *[event] * rounds], self._plan.privacy.delta)
+        limit = self._policy.max_epsilon_per_corpus
+        after = RoundBudget(self._ledger, self._plan, self._cohort, limit).after(rounds)
         if after > self._policy.max_epsilon_per_corpus:
             raise PolicyError(
                 f"the run would bring this corpus to epsilon {after:.4g}, above "

@@ -35,6 +35,12 @@ class RoundBudget:
         self._event = plan.event
         self._delta = plan.privacy.delta
         self._run = cohort.run.decode(errors="backslashreplace")
+        self._payload = {
+            "run": self._run,
+            "planned": plan.privacy.rounds,
+            "unit": plan.privacy.unit,
+            "trust": plan.privacy.trust,
+        }
         self._limit = limit if limit is not None else math.inf if target is None else target
 
     def check(self) -> None:
@@ -46,7 +52,7 @@ class RoundBudget:
             When it would.
         """
         if self._event is not None:
-            self._ledger.guard(self._event, self._limit, self._delta)
+            self._ledger.guard(self._event, self._limit, self._delta, self._payload)
 
     def pay(self, number: int) -> None:
         """Write one round down, on disk, before anything of it is released.
@@ -58,7 +64,7 @@ class RoundBudget:
         LedgerError
             When the ledger cannot be trusted or written.
         """
-        entry = {"run": self._run, "round": number}
+        entry = {**self._payload, "round": number}
         if self._event is None:
             self._ledger.append("note", {**entry, "unprotected": True})
         else:
@@ -71,6 +77,13 @@ class RoundBudget:
     def epsilon(self) -> float:
         """Return what the whole ledger costs; infinity without privacy."""
         return math.inf if self._event is None else self._ledger.epsilon(self._delta)
+
+    def after(self, rounds: int) -> float:
+        """Return what the ledger comes to with more rounds, for comparison with the limit."""
+        if self._event is None or rounds == 0:
+            return self.epsilon()
+        more = self._event.times(self._event.count * rounds)
+        return self._ledger.filtered_epsilon(more, self._limit, self._delta, self._payload)
 
     def paid(self) -> int:
         """Return how many rounds of this very run were paid for."""

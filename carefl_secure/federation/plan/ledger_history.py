@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from carefl_secure.errors import BudgetExceededError, ConfigError
-from carefl_secure.privacy import Event, Ledger, calibrate_noise, epsilon, event_from_json
-from carefl_secure.privacy.ledger.entry import event_of
+from carefl_secure.privacy import Event, Ledger, calibrate_noise, epsilon
+from carefl_secure.privacy.accounting.adaptive_filter import filtered_epsilon
+from carefl_secure.privacy.ledger.runs import split_runs
 
 __all__ = ["History", "earlier_spends", "noise_after"]
 
-History = tuple[Event, ...]
+History = tuple[tuple[Event, ...], tuple[Event, ...]]
+"""Events of a ledger's first run, with its whole plan, and of all later runs."""
+
+
+_NOTHING = 1e-3  # of the limit: what is left below it is of no use to any run
 
 
 def earlier_spends(ledgers: Path, clients: int, run: str | None = None) -> frozenset[History]:
@@ -28,8 +32,8 @@ def earlier_spends(ledgers: Path, clients: int, run: str | None = None) -> froze
 
     Returns
     -------
-    frozenset of tuple of Event
-        The different histories, each with equal events merged.
+    frozenset of History
+        The different histories.
 
     Raises
     ------
@@ -41,7 +45,7 @@ def earlier_spends(ledgers: Path, clients: int, run: str | None = None) -> froze
     found: set[History] = set()
     for index in range(clients):
         path = ledgers / f"{index}.jsonl"
-        counts: Counter[Event] = Counter()
+        kept = []
         for entry in Ledger(path).entries() if path.is_file() else ():
             if run is not None and _within(str(entry.payload.get("run")), run):
                 continue
@@ -50,10 +54,9 @@ def earlier_spends(ledgers: Path, clients: int, run: str | None = None) -> froze
                     f"{path} holds rounds that were released without any noise, so no limit can "
                     "be kept over all runs; leave privacy.max_epsilon out, or use other records"
                 )
-            if entry.kind == "spend":
-                event = event_from_json(event_of(entry.payload))
-                counts[event.times(1)] += event.count
-        found.add(tuple(event.times(count) for event, count in counts.items()))
+            kept.append(entry)
+        first, later = split_runs(kept, another=True)
+        found.add((tuple(first), tuple(later)))
     return frozenset(found)
 
 
@@ -81,7 +84,7 @@ def noise_after(
         The most that a client's ledger may come to over all runs.
     delta : float
         For all runs together.
-    earlier : frozenset of tuple of Event
+    earlier : frozenset of History
         From `earlier_spends`.
 
     Returns
@@ -98,16 +101,26 @@ def noise_after(
     With the returned noise every ledger has room for the whole run at the start, so no client has
     to refuse in the middle of it.
     """
-    for history in sorted(earlier, key=repr):
+    for first, later in sorted(earlier, key=repr):
+
+        def price(
+            events: Sequence[Event],
+            delta: float,
+            first: tuple[Event, ...] = first,
+            later: tuple[Event, ...] = later,
+        ) -> float:
+            if not first:
+                return epsilon(events, delta)
+            return filtered_epsilon(first, (*later, *events), limit, delta)
+
         planned = whole_run(noise)
-        events = planned if isinstance(planned, Sequence) else (planned,)
-        if epsilon((*history, *events), delta) <= limit:
+        if price(planned if isinstance(planned, Sequence) else (planned,), delta) <= limit:
             continue
-        spent = epsilon(history, delta)
+        spent = filtered_epsilon(first, later, limit, delta)
         try:
-            if spent >= limit:
+            if spent >= limit * (1.0 - _NOTHING):
                 raise BudgetExceededError("nothing is left")
-            noise = max(noise, calibrate_noise(whole_run, limit, delta, history=history))
+            noise = max(noise, calibrate_noise(whole_run, limit, delta, price=price))
         except (BudgetExceededError, ConfigError) as error:  # or no word holds so much noise
             raise BudgetExceededError(
                 f"earlier runs spent epsilon {spent:.4g} of privacy.max_epsilon={limit:g} at delta "

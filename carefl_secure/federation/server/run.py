@@ -238,7 +238,7 @@ class _Rounds:
         offset = 0 if stage is None else stage.offset
         if resume:
             for ledger in (self._ledger, *self._parties.ledgers):
-                ledger.recover()
+                ledger.verify()
             adapter, finished = self._checkpoints.restore()
         else:
             adapter, finished = self._checkpoints.begin(initial), offset

@@ -30,6 +30,7 @@ def calibrate_noise(
     delta: float,
     *,
     history: Sequence[Event] = (),
+    price: Price | None = None,
 ) -> float:
     """Find the least noise with which a planned event stays within a budget.
 
@@ -45,6 +46,8 @@ def calibrate_noise(
         As for ``epsilon``.
     history : sequence of Event
         What was released before and counts towards the same budget.
+    price : callable, optional
+        Events and delta to epsilon, instead of ``epsilon``; more noise must cost less.
 
     Returns
     -------
@@ -61,7 +64,7 @@ def calibrate_noise(
 
     Guarantees
     ----------
-    ``epsilon`` was evaluated at the returned noise, and was at most ``target_epsilon``.
+    The price was evaluated at the returned noise, and was at most ``target_epsilon``.
     """
     if not (math.isfinite(target_epsilon) and target_epsilon >= _LEAST_TARGET):
         raise ConfigError(
@@ -77,17 +80,20 @@ def calibrate_noise(
         planned = make_event(noise)
         return (*history, *(planned if isinstance(planned, Sequence) else (planned,)))
 
+    if price is not None:
+        return _search(functools.partial(_price, price, whole, delta), target_epsilon, 1.0, 0.2,
+                       _CLOSENESS)  # fmt: skip
     noise = 1.0
     floor = epsilon_from_rdp(np.zeros(len(ORDERS)), delta)  # what RDP gives for any noise
     # each account is slower and closer than the one before it, and starts where that one ended
-    for price, step, closeness in (
+    for account, step, closeness in (
         (rdp_epsilon, 1.0, 0.02),
         (coarse_epsilon, 0.05, 2e-3),
         (epsilon, 2e-3, _CLOSENESS),
     ):
-        if price is rdp_epsilon and rdp_epsilon(history, delta) >= target_epsilon - floor:
+        if account is rdp_epsilon and rdp_epsilon(history, delta) >= target_epsilon - floor:
             continue  # a tighter account may still reach the target
-        noise = _search(functools.partial(_price, price, whole, delta), target_epsilon,
+        noise = _search(functools.partial(_price, account, whole, delta), target_epsilon,
                         noise, step, closeness)  # fmt: skip
     return noise
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ class LedgerFile:
     Guarantees
     ----------
     ``append`` returns after the bytes and, for a new file, its folder entry went through fsync.
+    A file is never visible without its first line.
     The lock is advisory: it binds those who use this class.
     """
 
@@ -42,7 +44,7 @@ class LedgerFile:
         Raises
         ------
         LedgerError
-            The file cannot be read or another process holds it.
+            The file cannot be read, is empty, or another process holds it.
         """
         try:
             descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
@@ -58,32 +60,53 @@ class LedgerFile:
             os.close(descriptor)
 
     @contextmanager
-    def writing(self) -> Iterator[bytes]:
-        """Hold the exclusive lock and give the whole content; makes the file with mode 0600.
+    def writing(self, first: bytes) -> Iterator[bytes]:
+        """Hold the exclusive lock and give the whole content.
+
+        Parameters
+        ----------
+        first : bytes
+            The line with which a file that does not exist is made, with mode 0600.
 
         Raises
         ------
         LedgerError
-            The file cannot be opened for writing or another process holds it.
+            The file cannot be opened for writing, is empty, or another process holds it.
         """
         try:
-            descriptor = os.open(
-                self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600
-            )
+            if not self.path.exists():
+                self._make(first)
+            descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
         except OSError as error:
             raise LedgerError(
                 f"{self.path} cannot be written: {error.strerror}; check folder and rights"
             ) from error
         try:
             self._lock(descriptor, fcntl.LOCK_EX)
-            content = self._content(descriptor)
-            if not content:
-                self._sync_folder()
             self._descriptor = descriptor
-            yield content
+            yield self._content(descriptor)
         finally:
             self._descriptor = -1
             os.close(descriptor)
+
+    def _make(self, first: bytes) -> None:
+        """Make the file whole under its name, so that nobody ever finds it empty."""
+        draft = self.path.with_name(f".{self.path.name}.{os.getpid()}.{threading.get_ident()}")
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(descriptor, first)
+            os.fsync(descriptor)
+            os.link(draft, self.path)
+        except FileExistsError:
+            return  # another process was faster
+        finally:
+            os.close(descriptor)
+            os.unlink(draft)
+        folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
     def append(self, line: bytes) -> None:
         """Write one whole line to the end and return when it is on disk.
@@ -101,7 +124,7 @@ class LedgerFile:
         except OSError as error:
             raise LedgerError(
                 f"{self.path} could not be written: {error.strerror}; nothing may be released. "
-                "Make room and call recover()"
+                "Make room, then run `carefl-secure ledger recover`"
             ) from error
 
     def truncate(self, size: int) -> None:
@@ -129,6 +152,11 @@ class LedgerFile:
                         f"{self.path} is held by another process; wait for that run to end"
                     ) from error
                 time.sleep(_PAUSE)
+            except OSError as error:
+                raise LedgerError(
+                    f"{self.path} cannot be locked: {error.strerror}; keep ledgers on a file "
+                    "system with locks, such as a local disk"
+                ) from error
             else:
                 return
 
@@ -136,11 +164,9 @@ class LedgerFile:
         parts: list[bytes] = []
         while part := os.read(descriptor, 1 << 20):
             parts.append(part)
+        if not parts:
+            raise LedgerError(
+                f"{self.path} is EMPTY: a ledger always holds its first entry, so it was emptied "
+                "or the disk lost it; restore it from a backup"
+            )
         return b"".join(parts)
-
-    def _sync_folder(self) -> None:
-        folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)

@@ -10,6 +10,7 @@ from typing import Any
 
 from carefl_secure.errors import BudgetExceededError, ConfigError, LedgerError
 from carefl_secure.privacy.accounting.accountant import epsilon
+from carefl_secure.privacy.accounting.adaptive_filter import filtered_epsilon
 from carefl_secure.privacy.accounting.events import Event, event_from_json
 from carefl_secure.privacy.ledger.entry import (
     START,
@@ -21,6 +22,7 @@ from carefl_secure.privacy.ledger.entry import (
     read_entry,
 )
 from carefl_secure.privacy.ledger.file import LedgerFile
+from carefl_secure.privacy.ledger.runs import check_unit, split_runs
 
 __all__ = ["Entry", "Ledger"]
 
@@ -100,9 +102,10 @@ class Ledger:
         event : Event
             What is about to be released.
         max_epsilon, delta : float
-            The budget over the whole ledger.
+            The limit over the whole ledger; as for ``guard``.
         payload : mapping, optional
-            More to remember, such as run and round.
+            More to remember: ``run`` (stages of one run as ``RUN/STAGE``), ``round``, ``planned``
+            (how many sums the run's plan has), ``unit`` and ``trust``.
 
         Returns
         -------
@@ -118,20 +121,24 @@ class Ledger:
         """
         clean = clean_payload("spend", {**(payload or {}), "event": event.to_json()})
         with self._writing() as entries:
-            _guard(_events(entries), event, max_epsilon, delta)
+            self._guard(entries, event, max_epsilon, delta, clean)
             return self._write(entries, "spend", clean)
 
-    def guard(self, event: Event, max_epsilon: float, delta: float) -> None:
-        """Refuse an event that would take the whole ledger above a budget; write nothing.
+    def guard(
+        self,
+        event: Event,
+        max_epsilon: float,
+        delta: float,
+        payload: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Refuse an event that would take the whole ledger above a limit; write nothing.
 
         Two processes that guard one after the other may both pass: use ``spend`` to be sure.
 
         Parameters
         ----------
-        event : Event
-            What is about to be released.
-        max_epsilon, delta : float
-            The budget over the whole ledger.
+        event, max_epsilon, delta, payload
+            As for ``spend``.
 
         Raises
         ------
@@ -140,9 +147,44 @@ class Ledger:
         ConfigError
             ``max_epsilon`` is no number above 0, or ``delta`` out of range.
         LedgerError
-            The ledger was changed or has a torn end.
+            The ledger was changed, has a torn end, or holds runs for another unit.
+
+        Guarantees
+        ----------
+        The limit holds although runs are chosen by looking at earlier ones
+        (``adaptive_filter.filtered_epsilon``), if limit and delta stay the same, and the plan of
+        one run, under one name, is fixed before its first round.
         """
-        _guard(self.events(), event, max_epsilon, delta)
+        self._guard(self.entries(), event, max_epsilon, delta, payload or {})
+
+    def filtered_epsilon(
+        self,
+        event: Event,
+        max_epsilon: float,
+        delta: float,
+        payload: Mapping[str, Any] | None = None,
+    ) -> float:
+        """Return what ``guard`` compares with the limit: the price of all with one event more."""
+        first, later = split_runs(self.entries(), (payload or {}).get("run"), event)
+        return filtered_epsilon(first, later, max_epsilon, delta)
+
+    def _guard(
+        self, entries: Sequence[Entry], event: Event, limit: float, delta: float,
+        payload: Mapping[str, Any],
+    ) -> None:  # fmt: skip
+        if not limit > 0.0:
+            raise ConfigError(f"max_epsilon is {limit}; it must be a number above 0")
+        check_unit(entries, payload.get("unit"), self.path)
+        first, later = split_runs(entries, payload.get("run"), event)
+        after = filtered_epsilon(first, later, limit, delta)
+        if after <= limit:
+            return
+        several = ", counted so that later runs may depend on earlier ones" if later else ""
+        raise BudgetExceededError(
+            f"this step would bring the ledger to epsilon {after:.4g} at delta {delta:g}{several}, "
+            f"above the limit {limit:g}; stop here, or agree on a larger limit with those whose "
+            "records these are"
+        )
 
     def entries(self) -> tuple[Entry, ...]:
         """Return all entries, verified; none where the file does not exist yet.
@@ -208,7 +250,8 @@ class Ledger:
     def recover(self) -> int:
         """Cut off a last line that a crash left unfinished, and note that it was done.
 
-        Nothing that ``append`` had confirmed is lost: a line is confirmed only when it is whole.
+        Nothing that ``append`` had confirmed is lost: a line is confirmed only when it is whole. A
+        last line that lacks nothing but its newline is whole, and is kept. Never call this unasked.
 
         Returns
         -------
@@ -222,44 +265,59 @@ class Ledger:
         """
         if not self.path.exists():
             return 0
-        with self._file.writing() as data:
+        with self._file.writing(b"") as data:
             whole = data[: data.rfind(b"\n") + 1]
-            torn = len(data) - len(whole)
             entries = self._parse(whole)
-            if torn:
+            rest = data[len(whole) :]
+            if rest and self._is_entry(rest, entries):
+                self._file.append(b"\n")
+            elif rest and not entries:
+                raise LedgerError(f"{self.path} lost its first entry; restore it from a backup")
+            elif rest:
                 self._file.truncate(len(whole))
-                lost = hashlib.sha256(data[len(whole) :]).hexdigest()
-                note = {"recovered": True, "torn_bytes": torn, "torn_sha256": lost}
+                lost = hashlib.sha256(rest).hexdigest()
+                note = {"recovered": True, "torn_bytes": len(rest), "torn_sha256": lost}
                 self._write(entries, "note", note)
-            return torn
+                return len(rest)
+            return 0
 
     @contextmanager
     def _writing(self) -> Iterator[list[Entry]]:
-        with self._file.writing() as data:
-            yield self._parse(data)
+        first = {"format": _FORMAT, "identity": self._identity}
+        with self._file.writing(make_entry([], "open", first, now()).line()) as data:
+            entries = self._parse(data)
+            if not data.endswith(b"\n"):
+                self._file.append(b"\n")
+            yield entries
 
     def _write(self, entries: list[Entry], kind: str, payload: Mapping[str, Any]) -> Entry:
-        """Append to the locked file; the first entry ever says what the ledger is about."""
-        if not entries:
-            first = {"format": _FORMAT, "identity": self._identity}
-            entries.append(make_entry(entries, "open", first, now()))
-            self._file.append(entries[0].line())
         entry = make_entry(entries, kind, payload, now())
         self._file.append(entry.line())
         return entry
 
     def _parse(self, data: bytes) -> list[Entry]:
-        if data and not data.endswith(b"\n"):
-            raise LedgerError(
-                f"{self.path} ends in an unfinished line, as a crash leaves it; call recover() to "
-                "cut it off (nothing was released for it)"
-            )
+        lines = data.split(b"\n")
         entries: list[Entry] = []
-        for line in data.split(b"\n")[:-1]:
+        for line in lines[:-1]:
             entries.append(read_entry(line, entries, self.path))
+        if lines[-1]:
+            if not self._is_entry(lines[-1], entries):
+                raise LedgerError(
+                    f"{self.path} ends in an unfinished line, as a crash leaves it; cut it off "
+                    "with `carefl-secure ledger recover` (nothing was released for it)"
+                )
+            entries.append(read_entry(lines[-1], entries, self.path))
         if entries:
             self._check_first(entries[0])
         return entries
+
+    def _is_entry(self, line: bytes, before: Sequence[Entry]) -> bool:
+        """Tell whether a last line without its newline is the whole entry that follows."""
+        try:
+            read_entry(line, before, self.path)
+        except LedgerError:
+            return False
+        return True
 
     def _check_first(self, entry: Entry) -> None:
         if entry.kind != "open" or entry.payload.get("format") != _FORMAT:
@@ -274,15 +332,3 @@ class Ledger:
 
 def _events(entries: Sequence[Entry]) -> list[Event]:
     return [event_from_json(event_of(e.payload)) for e in entries if e.kind == "spend"]
-
-
-def _guard(history: Sequence[Event], event: Event, max_epsilon: float, delta: float) -> None:
-    if not max_epsilon > 0.0:
-        raise ConfigError(f"max_epsilon is {max_epsilon}; it must be a number above 0")
-    after = epsilon([*history, event], delta)
-    if not after <= max_epsilon:
-        raise BudgetExceededError(
-            f"this step would bring the ledger to epsilon {after:.4g} at delta {delta:g}, above "
-            f"the limit {max_epsilon:g}; stop here, or agree on a larger limit with those whose "
-            "records these are"
-        )

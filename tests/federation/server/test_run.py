@@ -262,13 +262,19 @@ def test_a_stop_between_figures_and_checkpoint_leaves_no_double_rows(
     assert runner.spends() == 4
 
 
-def test_a_torn_ledger_line_is_cut_on_resume_only(make_runner: Callable[..., Runner]) -> None:
+def test_a_torn_ledger_line_is_cut_only_when_that_is_asked(
+    make_runner: Callable[..., Runner],
+) -> None:
     runner = make_runner(rounds=4)
     with pytest.raises(KeyboardInterrupt):
         runner.run(record=Stop(2, "query.share"), key_prefetch=False)
     for path in (runner.folder.ledger, runner.folder.client_ledger(1)):
         with path.open("ab") as file:
             file.write(b'{"hash":"00')
+    with pytest.raises(LedgerError, match="ledger recover"):
+        runner.run(resume=True)
+    for path in (runner.folder.ledger, runner.folder.client_ledger(1)):
+        Ledger(path).recover()
     result = runner.run(resume=True)
     assert [row["round"] for row in result.rows] == [1, 2, 3, 4]
     assert runner.spends() == runner.spends(1) == 4

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import itertools
 import json
 import multiprocessing
@@ -21,6 +23,7 @@ import pytest
 
 from carefl_secure.errors import BudgetExceededError, ConfigError, LedgerError, PrivacyError
 from carefl_secure.privacy import Event, Ledger, SampledGaussian, SampledSkellam, epsilon
+from carefl_secure.privacy.ledger.runs import split_runs
 
 EVENT = SampledSkellam(0.05, 3.8e6, 3749.0, (1.0 * 3749.0) ** 2, 1)
 REPOSITORY = Path(__file__).parents[3]
@@ -72,7 +75,7 @@ def test_every_append_is_on_disk_before_it_returns(
     monkeypatch.setattr(os, "fsync", fsync)
     book = Ledger(tmp_path / "new.jsonl")
     book.append("note", {})
-    assert synced[0][0], "the folder entry of a new file first"
+    assert [folder for folder, _ in synced] == [False, True, False], "whole file, folder, entry"
     assert synced[-1] == (False, book.path.stat().st_size)
     synced.clear()
     book.append("note", {})
@@ -359,7 +362,7 @@ def test_a_deleted_file_shows_against_a_head_kept_elsewhere(ledger: Ledger) -> N
 # crashes
 
 
-@pytest.mark.parametrize("kept", [1, 50, -1])
+@pytest.mark.parametrize("kept", [1, 50, -2])
 def test_a_torn_end_is_refused_until_recovered(ledger: Ledger, kept: int) -> None:
     whole = _lines(ledger)
     ledger.path.write_bytes(b"".join(whole[:-1]) + whole[-1][:kept])
@@ -376,18 +379,37 @@ def test_a_torn_end_is_refused_until_recovered(ledger: Ledger, kept: int) -> Non
     assert ledger.entries()[-1] == note
 
 
-def test_a_first_line_that_was_torn_leaves_a_fresh_ledger(tmp_path: Path) -> None:
-    book = Ledger(tmp_path / "ledger.jsonl", {"client": "0"})
-    book.path.write_bytes(b'{"hash":"ab')
-    assert book.recover() == 11
-    assert [entry.kind for entry in book.entries()] == ["open", "note"]
+def test_a_whole_entry_that_lost_its_newline_is_kept(ledger: Ledger) -> None:
+    """Forgetting a spend costs privacy; nothing of this one is missing."""
+    before, whole = ledger.entries(), ledger.path.read_bytes()
+    ledger.path.write_bytes(whole[:-1])
+    assert ledger.entries() == before
+    assert ledger.recover() == 0
+    assert ledger.path.read_bytes() == whole
+    ledger.path.write_bytes(whole[:-1])
+    ledger.append("note", {})
+    assert ledger.entries()[:-1] == before
 
 
-def test_an_empty_file_is_a_fresh_ledger(tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [b"", b'{"hash":"ab'])
+def test_a_ledger_without_its_first_entry_was_emptied(tmp_path: Path, content: bytes) -> None:
     book = Ledger(tmp_path / "ledger.jsonl")
-    book.path.touch()
-    book.append("note", {})
-    assert [entry.kind for entry in book.entries()] == ["open", "note"]
+    book.path.write_bytes(content)
+    for use in (book.verify, book.recover, book.events, lambda: book.append("note", {})):
+        with pytest.raises(LedgerError):
+            use()
+    assert book.path.read_bytes() == content
+
+
+def test_a_file_system_without_locks_is_named(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(descriptor: int, mode: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(LedgerError, match="file system with locks"):
+        ledger.entries()
 
 
 WRITER = """
@@ -434,3 +456,20 @@ def test_gaussian_spends_are_priced_too(tmp_path: Path) -> None:
     assert book.epsilon(1e-5) == pytest.approx(1.828, abs=1e-3)
     with pytest.raises(BudgetExceededError):
         book.spend(SampledGaussian(0.01, 1.0, 300), 2.0, 1e-5)
+
+
+def test_runs_of_different_units_are_refused_and_stages_are_one_run(tmp_path: Path) -> None:
+    book = Ledger(tmp_path / "units.jsonl")
+    event = SampledGaussian(0.1, 1.5)
+    entry = {"run": "one/1-basic", "unit": "record", "trust": "none", "planned": 40}
+    book.spend(event, 8.0, 1e-5, entry)
+    assert dict(book.entries()[-1].payload) == {**entry, "event": event.to_json()}
+    for other in ({"unit": "person"}, {}):
+        with pytest.raises(LedgerError, match="unit"):
+            book.spend(event, 8.0, 1e-5, {"run": "two", **other})
+    book.spend(event.times(2), 8.0, 1e-5, {**entry, "run": "one/2-compound"})
+    first, later = split_runs(book.entries())
+    assert (sum(e.count for e in first), later) == (3, [])
+    # a later run finds the first one's whole plans, executed or not
+    first, later = split_runs(book.entries(), "two", event)
+    assert (sum(e.count for e in first), later) == (40 + 80, [event])

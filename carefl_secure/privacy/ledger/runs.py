@@ -1,0 +1,85 @@
+"""Which spends of a ledger belong to one run, and whether they protect the same unit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from carefl_secure.errors import LedgerError
+from carefl_secure.privacy.accounting.events import Event, event_from_json
+from carefl_secure.privacy.ledger.entry import Entry, event_of
+
+__all__ = ["check_unit", "split_runs"]
+
+
+def split_runs(
+    entries: Sequence[Entry],
+    run: object = None,
+    event: Event | None = None,
+    *,
+    another: bool = False,
+) -> tuple[list[Event], list[Event]]:
+    """Separate the first run of a ledger from all later ones, with one event more if there is one.
+
+    Where there are later runs, the first counts with its whole plan: what was planned and not
+    executed is counted too, since the decision to stop may depend on what was released.
+
+    Parameters
+    ----------
+    entries : sequence of Entry
+    run : str, optional
+        The run of ``event``. Stages are named ``RUN/STAGE``.
+    event : Event, optional
+    another : bool
+        Whether one more run, not among the entries, will follow.
+
+    Returns
+    -------
+    tuple of (list of Event, list of Event)
+        Events of the first run, equal ones merged, and of the later runs.
+    """
+    spends = [
+        (_name(e.payload.get("run")), event_from_json(event_of(e.payload)), e.payload)
+        for e in entries
+        if e.kind == "spend"
+    ]
+    if event is not None:
+        spends.append((_name(run), event, {}))
+    first: dict[tuple[object, Event], int] = {}
+    planned: dict[tuple[object, Event], int] = {}
+    later: list[Event] = []
+    for name, spent, payload in spends:
+        if name != spends[0][0]:
+            later.append(spent)
+            continue
+        key = (payload.get("run", run), spent.times(1))
+        first[key] = first.get(key, 0) + spent.count
+        whole = payload.get("planned")
+        if isinstance(whole, int) and not isinstance(whole, bool):
+            planned[key] = max(whole * spent.count, planned.get(key, 0))
+    counts = {
+        key: max(count, planned.get(key, 0)) if later or another else count
+        for key, count in first.items()
+    }
+    return [one.times(count) for (_, one), count in counts.items()], later
+
+
+def _name(run: object) -> object:
+    return run.partition("/")[0] if isinstance(run, str) else run
+
+
+def check_unit(entries: Sequence[Entry], unit: object, path: Path) -> None:
+    """Refuse a run for one unit in a ledger that holds spends for another.
+
+    Raises
+    ------
+    LedgerError
+        Their prices speak of different neighbouring data sets, so no sum of them is a promise.
+    """
+    held = {e.payload.get("unit") for e in entries if e.kind == "spend"}
+    if held - {unit}:
+        found = ", ".join(sorted(str(one or "unknown") for one in held - {unit}))
+        raise LedgerError(
+            f"{path} holds spends for unit {found}, and this run is for unit {unit or 'unknown'}; "
+            "they cannot be priced together: keep one ledger per unit, or use other records"
+        )
