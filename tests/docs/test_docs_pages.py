@@ -141,3 +141,20 @@ def test_the_watch_page_names_every_section_that_mlflow_gets() -> None:
         (ROOT / "docs" / "guide" / "watch.md").read_text("utf-8"),
     )
     assert re.findall(r"`(\w+)`", sentence) == re.findall(r'"(\w+)"', sections[1])
+
+
+def test_the_architecture_page_names_every_room_and_agrees_with_the_walls() -> None:
+    from tests.test_walls import KNOWS, PACKAGE
+
+    page = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    table = page.partition("| room |")[2].partition("\n\n")[0]
+    rows = [line.split("|")[1:4] for line in table.splitlines() if line.startswith("| `")]
+    words = {"configuration": "config", "command line": "cli"}
+    named = set()
+    for rooms, _, forbidden in rows:
+        for room in re.findall(r"`(\w+)`", rooms):
+            named.add(room)
+            others = [words.get(w.strip(), w.strip()) for w in re.split(r",| and ", forbidden)]
+            assert not KNOWS[room] & set(others), (room, others)
+    here = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").is_file()}
+    assert named == here
