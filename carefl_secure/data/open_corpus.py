@@ -61,7 +61,6 @@ class Layout:
 
     Parameters
     ----------
-    format : CorpusFormat
     root : Path
         The folder that was looked at.
     tasks : tuple of str
@@ -117,7 +116,6 @@ def detect(root: Path, format: str = "auto") -> Layout:
 
     Parameters
     ----------
-    root : Path
     format : str
         Name of a format that is taken without looking for its marks; or ``auto``.
 

@@ -20,7 +20,6 @@ def subject_groups(records: Sequence[Record], indices: Indices | None = None) ->
 
     Parameters
     ----------
-    records : sequence of Record
     indices : ndarray of int64, optional
         Only these records; all by default.
 

@@ -148,7 +148,6 @@ def check_corpus(
         Share the first split out to so many clients and compare these too.
     column : str, optional
         The attribute, or ``subject``, to share it out by; otherwise at random.
-    reporter : Reporter, optional
 
     Returns
     -------

@@ -18,7 +18,6 @@ class SplitReport:
 
     Parameters
     ----------
-    name : str
     corpus : str
         Corpus, view and split.
     records, images, labelled : int
@@ -56,7 +55,6 @@ class Report:
         The layout.
     root : str
         The folder.
-    splits : sequence of SplitReport
     counts : sequence of Count
         Numbers found beside the published ones.
     shared : sequence of Shared

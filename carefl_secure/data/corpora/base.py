@@ -36,7 +36,6 @@ class ReadOptions:
         The labels that the parties agreed on, for a corpus that brings its own.
     by_client : bool
         Whether an image folder has one folder for each client, above its classes or metadata.
-    reporter : Reporter
     """
 
     task: str = "auto"
@@ -210,7 +209,6 @@ class SplitBuilder:
         ----------
         missing : str
             What to do where it is empty.
-        subjects_are : str
 
         Raises
         ------

@@ -95,7 +95,6 @@ def load_imagefolder(
 
     Parameters
     ----------
-    path : Path
     space : LabelSpace, optional
         The label space; derived from the labels of all splits, sorted, where it is not given.
 

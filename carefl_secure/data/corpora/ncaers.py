@@ -54,7 +54,6 @@ def load_ncaers(
     ----------
     root : Path
         The folder ``NCAERS``, or the one that holds it.
-    view : {"image", "face"}
 
     Returns
     -------

@@ -23,9 +23,6 @@ class Count:
 
     Parameters
     ----------
-    what : str
-    found : int
-    published : int
     slack : int
         How far the published number may itself be off.
     """

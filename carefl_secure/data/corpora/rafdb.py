@@ -187,7 +187,6 @@ def load_rafdb(
     root : Path
         The folder that holds ``basic`` and ``compound``, one of these two, or a copy with
         numbered class folders.
-    subset : {"basic", "compound"}
     view : {"auto", "aligned", "original", "realigned"}
         Which images; ``auto`` takes the aligned ones where they are there. ``realigned`` cuts
         faces from the original ones by their manual landmarks, and leaves out and counts those

@@ -163,8 +163,6 @@ def drop_shared(
     ----------
     parts : mapping of str to Corpus
         In the order of priority: train, then val, then test.
-    prints : mapping of str to sequence of ImageHash
-    near : bool
 
     Returns
     -------

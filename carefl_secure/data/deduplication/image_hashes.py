@@ -151,7 +151,6 @@ def hash_images(
     ----------
     corpus : Corpus
         Persons in one image share a fingerprint, that of the whole image, whatever the view.
-    reporter : Reporter, optional
     task : str, optional
         What to report it as.
 

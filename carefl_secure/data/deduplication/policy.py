@@ -21,12 +21,10 @@ class Deduplicated:
 
     Parameters
     ----------
-    found : Examined
     repeated : int
         Images that repeat another of the same split.
     shared : int
         Images of a later split that an earlier one holds.
-    policy : {"refuse", "drop", "keep"}
     """
 
     found: Examined

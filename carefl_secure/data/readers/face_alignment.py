@@ -110,10 +110,8 @@ def warp(image: Image.Image, matrix: npt.NDArray[Any], side: int) -> Image.Image
 
     Parameters
     ----------
-    image : PIL image
     matrix : ndarray, shape [2, 3]
         From the image's coordinates to those of the square; see :func:`fit_similarity`.
-    side : int
 
     Returns
     -------

@@ -34,7 +34,6 @@ class Inventory:
 
     Parameters
     ----------
-    root : Path
     images, metadata, tables : sequence of str
         ``tables`` are text files that may hold labels.
     skipped : Skipped

@@ -37,9 +37,6 @@ class Row:
         ``None`` where nobody labelled it; an empty tuple where none of several labels holds.
     several : bool
         Whether the table allows several labels at once.
-    subject : str or None
-    attributes : mapping
-    box : tuple of float or None
     origin : str
         File and line, for errors.
     """
@@ -265,7 +262,6 @@ def read_metadata(path: Path, name: str | None = None) -> list[Row]:
 
     Parameters
     ----------
-    path : Path
     name : str, optional
         What errors call it; its own name by default.
 

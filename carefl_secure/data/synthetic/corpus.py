@@ -50,10 +50,6 @@ class SyntheticCorpus:
 
     Parameters
     ----------
-    name : str
-    space : LabelSpace
-    records : sequence of Record
-    pixels : ndarray of uint8, shape [records, 64, 64, 3]
     scenes : Scenes
         The truth behind the pictures, for describers and tests; no learner reads it.
     vad : ndarray of float32, shape [records, 3]
@@ -95,7 +91,6 @@ def synthetic_corpus(
 
     Parameters
     ----------
-    split : {"public", "private", "test"}
     count : int
         Records before the task's choice: under ``compound`` only the scenes with a compound
         expression are kept, about four in ten.
@@ -108,7 +103,6 @@ def synthetic_corpus(
         The same seed and count give the same pictures and labels.
     cache : Path, optional
         Folder of the cache; see :func:`default_cache`.
-    reporter : Reporter, optional
 
     Returns
     -------

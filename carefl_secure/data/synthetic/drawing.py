@@ -47,7 +47,6 @@ class Drawing:
 
     Parameters
     ----------
-    pixels : ndarray of uint8, shape [64, 64, 3]
     box : tuple of float
         The person, ``(left, top, right, bottom)``.
     landmarks : ndarray of float32, shape [5, 2]

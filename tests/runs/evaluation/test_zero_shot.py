@@ -163,9 +163,9 @@ def test_videos_that_no_one_cut_into_frames(
             return np.load(file)
 
     vars(v3).update(
-        improps=lambda path: read(path),
-        imread=lambda path, index: read(path)[index],
-        immeta=lambda path: {"fps": 2.0},
+        improps=lambda path, plugin: read(path),
+        imread=lambda path, plugin, index: read(path)[index],
+        immeta=lambda path, plugin: {"fps": 2.0},
     )
     fake = ModuleType("imageio")
     fake.v3 = v3  # type: ignore[attr-defined]
@@ -174,7 +174,7 @@ def test_videos_that_no_one_cut_into_frames(
     real = importlib.util.find_spec
 
     def find(name: str, *rest: Any) -> Any:
-        return {"cv2": None, "imageio": True}[name] if name in ("cv2", "imageio") else real(name)
+        return True if name in ("av", "imageio") else real(name)
 
     monkeypatch.setattr(importlib.util, "find_spec", find)
     data = tmp_path / "data"

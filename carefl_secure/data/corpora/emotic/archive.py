@@ -93,7 +93,6 @@ def load_emotic_archive(
     ----------
     root : Path
         The folder that holds ``annots_arrs`` and ``img_arrs``.
-    view : {"image", "person"}
     require_vad : bool
         Keep only persons with continuous values.
 

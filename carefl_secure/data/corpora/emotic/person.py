@@ -51,10 +51,6 @@ class Person:
         Folder and name of the image, with forward slashes.
     number : int
         Place of the person in the image's annotation, from 1.
-    box : tuple of float
-    labels : tuple of int
-    vad : tuple of float
-    gender, age : str or None
     stated : tuple of int, optional
         Width and height of the image as the annotation has them.
     """

@@ -110,7 +110,6 @@ def load_emotic_csv(
     ----------
     root : Path
         The folder of the tables, or the one that holds ``emotic_pre``.
-    view : {"image", "person"}
     require_vad : bool
         Keep only persons with continuous values.
 
