@@ -30,7 +30,7 @@ from carefl_secure.data.corpora.image_folder_layout import Part, read_layout
 from carefl_secure.data.label_spaces import PUBLISHED_SPACES
 from carefl_secure.data.readers.images import ImageFile
 from carefl_secure.data.readers.inventory import Inventory, take_inventory
-from carefl_secure.data.readers.metadata import Row
+from carefl_secure.data.readers.metadata import Row, label_word
 from carefl_secure.data.records import LabelSpace, Record
 from carefl_secure.errors import DataError, LabelError
 
@@ -40,6 +40,9 @@ __all__ = ["FORMAT", "load_imagefolder"]
 def _derive(parts: Sequence[Part], name: str) -> LabelSpace:
     """Return the labels of all splits; two spellings of one word are refused."""
     words = sorted({word for part in parts for row in part.rows for word in row.labels or ()})
+    several = any(row.several for part in parts for row in part.rows)
+    for word in words:
+        _refuse_list(word, words, several, name)
     spelled: dict[str, str] = {}
     for word in words:
         other = spelled.setdefault(" ".join(word.casefold().split()), word)
@@ -48,7 +51,18 @@ def _derive(parts: Sequence[Part], name: str) -> LabelSpace:
                 f"the labels {other!r} and {word!r} of {name} differ in case or blanks alone; "
                 "spell them alike"
             )
-    return LabelSpace(name, tuple(words), any(row.several for part in parts for row in part.rows))
+    return LabelSpace(name, tuple(words), several)
+
+
+def _refuse_list(word: str, words: Sequence[str], several: bool, name: str) -> None:
+    """Refuse a label that is a list, or that other labels make up."""
+    signs = [",", ";", "|", "/", "+", "&", "\t", "\n", *([" "] if several else [])]
+    parts = [[label_word(part) for part in word.split(sign)] for sign in signs if sign in word]
+    if word[:1] in ("[", "{") or any(set(made) <= set(words) for made in parts):
+        raise LabelError(
+            f"the label {word!r} of {name} looks like several labels; write 'labels' as a list in "
+            "metadata.jsonl, or as words separated by | in metadata.csv"
+        )
 
 
 def _build(

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -236,7 +237,9 @@ def _several_labels(cell: str, separator: str | None, origin: str) -> list[str] 
     """Read ``a|b``, ``a;b``, ``a, b`` or a list as Python or JSON writes it."""
     if _is_list(cell):
         try:
-            found = literal(cell, origin) if cell.strip()[0] != "{" else None
+            # NumPy writes ['a' 'b'], which Python would join into one word.
+            unclear = cell.strip()[0] == "{" or re.search(r"""['"]\s*['"]""", cell[1:-1])
+            found = None if unclear else literal(cell, origin)
         except DataError:
             found = None
         if found is None or not all(isinstance(word, str) and word.strip() for word in found):

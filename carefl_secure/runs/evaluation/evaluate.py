@@ -156,7 +156,7 @@ def _other(path: Path, labels: str, view: str, reporter: Reporter) -> tuple[Corp
         known = [i for i, record in enumerate(corpus.records) if record.labels]
         if not known:
             raise DataError(f"no record of the {name} part of {path} has a label to score by")
-        if len(known) < len(corpus.records):
+        if len(known) < len(corpus.records) and not corpus.space.multi:
             reporter.note(f"{len(corpus.records) - len(known)} records without a label left out")
             corpus = Subset(corpus, tuple(known))
         return corpus, "all records" if name == "all" else f"{name} split"

@@ -5,6 +5,7 @@ Never a guess: whatever stands in the folder, no label is the name of a split, a
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from collections import Counter
@@ -25,6 +26,8 @@ from carefl_secure.errors import DataError, LabelError
 QUICK = settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
+WORDS = ["happy", "sad", "angry", "Doubt/Confusion"]
+FORMS = ["|", ";", ",", ", ", " | ", "python", "json", "tuple", "numpy", "+", "/"]
 TOOLS = [".git", ".cache", ".ipynb_checkpoints", "@eaDir", "__MACOSX", ".thumbnails", "@EADIR"]
 
 
@@ -267,3 +270,50 @@ def test_linked_folders_are_followed(tmp_path: Path) -> None:
     (root / "train" / "happy" / "1.png").symlink_to(root / "gone.png")
     with pytest.raises(DataError, match=r"1\.png is a link to .*gone\.png, which is not there"):
         load_imagefolder(root)
+
+
+@QUICK
+@given(
+    rows=st.lists(
+        st.sets(st.sampled_from(["happy", "sad", "angry", "Doubt/Confusion"])), min_size=2
+    ),
+    form=st.sampled_from(
+        ["|", ";", ",", ", ", " | ", "python", "json", "tuple", "numpy", "+", "/"]
+    ),
+)
+def test_cells_with_several_labels_are_understood_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[set[str]], form: str
+) -> None:
+    """Never a class that is a list: the labels are those that were meant, or a LabelError."""
+    root = tmp_path_factory.mktemp("cells")
+    write = {
+        "python": lambda words: repr(words),
+        "json": lambda words: json.dumps(words),
+        "tuple": lambda words: repr(tuple(words)),
+        "numpy": lambda words: "[" + " ".join(map(repr, words)) + "]",
+    }.get(form, form.join)
+    meant = [sorted(row) for row in rows]
+    with (root / "metadata.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["file_name", "labels"])
+        for k, words in enumerate(meant):
+            image(root / f"{k}.png")
+            table.writerow([f"{k}.png", write(words)])
+    try:
+        corpus = load_imagefolder(root)["all"]
+    except LabelError:
+        assert form in ("numpy", "+", "/") or not any(meant)
+        return
+    if form in ("+", "/") and any(len(words) > 1 for words in meant):
+        alone = {words[0] for words in meant if len(words) == 1}
+        assert not any(len(w) > 1 and set(w) <= alone for w in meant)
+        return
+    assert [[corpus.space.labels[k] for k in r.labels] for r in corpus.records] == meant
+
+
+@pytest.mark.parametrize("word", ["['happy', 'sad']", "happy;sad", "sad|happy", "happy, sad", "[]"])
+def test_a_list_in_a_single_label_is_refused(tmp_path: Path, word: str) -> None:
+    rows = {"0.png": "happy", "1.png": "sad", "2.png": word}
+    metadata(tmp_path / "metadata.jsonl", rows)
+    with pytest.raises(LabelError, match="looks like several labels"):
+        load_imagefolder(tmp_path)
