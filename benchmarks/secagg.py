@@ -31,8 +31,10 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from carefl_secure.noise import SystemKeySource, add_masks
 from carefl_secure.secagg import (
+    CommitteeClient,
+    CommitteeMember,
     CommitteeParameters,
-    CommitteeRehearsal,
+    CommitteeServer,
     PairwiseClient,
     PairwiseServer,
     RoundParameters,
@@ -187,32 +189,44 @@ def committee(clients: int, dimension: int) -> tuple[float, float, float]:
     members = [Ed25519PrivateKey.generate() for _ in range(3)]
     publics = [tuple(k.public_key().public_bytes_raw() for k in ks) for ks in (people, members)]
     parameters = CommitteeParameters(
-        b"benchmark", 0, dimension, 32, 3, bytes(32), bytes(32), bytes(32), *publics
+        task=b"benchmark",
+        round=0,
+        dimension=dimension,
+        bits=32,
+        min_survivors=3,
+        base_hash=bytes(32),
+        plan_hash=bytes(32),
+        roster=publics[0],
+        members=publics[1],
+        model_hash=bytes(32),
     )
-    played = CommitteeRehearsal(parameters, people, members)
-    played.announce()
+    server = CommitteeServer(parameters)
+    helpers = [
+        CommitteeMember(parameters, index, key, SystemKeySource())
+        for index, key in enumerate(members)
+    ]
+    for index, helper in enumerate(helpers):
+        server.announced(index, helper.announce())
+    announcements = server.announcements()
     vector = np.arange(dimension, dtype=np.uint32)
     client = member = 0.0
     size = 0
-    for index in range(clients):
-        message, seconds = cpu(
-            lambda i=index: played.clients[i].submit(vector, played.announcements)
-        )
+    for index, key in enumerate(people):
+        sender = CommitteeClient(parameters, index, key, SystemKeySource())
+        message, seconds = cpu(lambda one=sender: one.submit(vector, announcements))
         client, size = client + seconds, len(message)
-        played.server.submitted(index, message)
-    for index in range(3):
-        listing = played.server.listing(index)
-        opening, seconds = cpu(
-            lambda i=index, m=listing: played.members[i].open(played.announcements, m)
-        )
+        server.submitted(index, message)
+    for index, helper in enumerate(helpers):
+        listing = server.listing(index)
+        opening, seconds = cpu(lambda one=helper, m=listing: one.open(announcements, m))
         member += seconds
-        played.server.opened(index, opening)
-    openings = played.server.openings()
-    for index in range(3):
-        answer, seconds = cpu(lambda i=index: played.members[i].answer(openings))
+        server.opened(index, opening)
+    openings = server.openings()
+    for index, helper in enumerate(helpers):
+        answer, seconds = cpu(lambda one=helper: one.answer(openings))
         member += seconds
-        played.server.answered(index, answer)
-    if not np.array_equal(played.finish(), vector * np.uint32(clients)):
+        server.answered(index, answer)
+    if not np.array_equal(server.finish(), vector * np.uint32(clients)):
         raise SystemExit("the opened sum is wrong")
     return client / clients, member / 3, size / dimension
 

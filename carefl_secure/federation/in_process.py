@@ -10,11 +10,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Message
 
 from carefl_secure.errors import CareflError, LedgerError, ProtocolError
-from carefl_secure.federation.aggregation.helper_session import (
-    Helper,
-    HolderSession,
-    MemberSession,
-)
+from carefl_secure.federation.aggregation.helper_session import Helper
+from carefl_secure.federation.aggregation.registry import find_protocol
 from carefl_secure.federation.client.app import build_client_app
 from carefl_secure.federation.client.session import ClientSession
 from carefl_secure.federation.plan.cohort import Cohort, make_cohort
@@ -141,10 +138,9 @@ def make_parties(spec: RunSpec) -> tuple[list[Ed25519PrivateKey], Cohort, list[H
     cohort = make_cohort(
         spec.folder.run_id, _public(clients), _public(private), spec.base_hash, aggregation
     )
-    helpers: list[Helper] = [
-        HolderSession(index, key, plan, cohort)
-        if aggregation.protocol == "encrypted"
-        else MemberSession(index, key, plan, cohort, spec.key_source(count + index))
+    protocol = find_protocol(cohort.aggregation)
+    helpers = [
+        protocol.helper(index, key, plan, cohort, spec.key_source(count + index))
         for index, key in enumerate(private)
     ]
     return clients, cohort, helpers

@@ -2,8 +2,7 @@
 
 from carefl_secure.secagg.committee.client import CommitteeClient
 from carefl_secure.secagg.committee.member import CommitteeMember
-from carefl_secure.secagg.committee.parameters import AheadCommitteeParameters, CommitteeParameters
-from carefl_secure.secagg.committee.rehearsal import CommitteeRehearsal
+from carefl_secure.secagg.committee.parameters import CommitteeParameters
 from carefl_secure.secagg.committee.server import CommitteeServer
 from carefl_secure.secagg.encoding.planner import plan_clients, plan_plain, plan_records
 from carefl_secure.secagg.encoding.quantize import EncodingPlan, decode, encode, wrap
@@ -12,23 +11,15 @@ from carefl_secure.secagg.encrypted.key_holder import KeyHolder
 from carefl_secure.secagg.encrypted.parameters import EncryptedParameters
 from carefl_secure.secagg.pairwise.client import PairwiseClient
 from carefl_secure.secagg.pairwise.graph_planner import GraphPlan, plan_graph
-from carefl_secure.secagg.pairwise.parameters import (
-    AheadParameters,
-    RoundParameters,
-    default_threshold,
-)
-from carefl_secure.secagg.pairwise.rehearsal import Rehearsal
+from carefl_secure.secagg.pairwise.parameters import RoundParameters, default_threshold
 from carefl_secure.secagg.pairwise.server import PairwiseServer
 from carefl_secure.secagg.pairwise.state import Phase
 from carefl_secure.secagg.primitives.framing import sender
 
 __all__ = [
-    "AheadCommitteeParameters",
-    "AheadParameters",
     "CommitteeClient",
     "CommitteeMember",
     "CommitteeParameters",
-    "CommitteeRehearsal",
     "CommitteeServer",
     "EncodingPlan",
     "EncryptedClient",
@@ -39,7 +30,6 @@ __all__ = [
     "PairwiseClient",
     "PairwiseServer",
     "Phase",
-    "Rehearsal",
     "RoundParameters",
     "decode",
     "default_threshold",

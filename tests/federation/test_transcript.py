@@ -16,7 +16,7 @@ from carefl_secure.data.label_spaces import EMOTIC
 from carefl_secure.federation import FedAvg, PlanRequest, RunFolder, plan_run
 from carefl_secure.federation.client import session as session_module
 from carefl_secure.federation.server import strategy as strategy_module
-from carefl_secure.federation.transport.messages import ride_of
+from carefl_secure.federation.transport.messages import piggybacked
 from carefl_secure.model.label_scorer import LabelScorer
 from carefl_secure.model.loader import load_base
 from carefl_secure.model.lora import Adapter
@@ -156,7 +156,7 @@ def test_the_second_round_had_its_keys_made_in_the_first(transcript: Transcript)
         names[number].add(name)
     keys = {"query.advertise", "query.share"}
     assert keys <= names["1"] and not keys & names["2"]
-    riding = [m for m in transcript.received if ride_of(m.content) is not None]
+    riding = [m for m in transcript.received if piggybacked(m.content) is not None]
     replies = [m.metadata.message_type for m in riding if m.metadata.src_node_id >= 1000]
     assert sorted(replies) == ["query.sign"] * 7 + ["query.unmask"] * 7
 

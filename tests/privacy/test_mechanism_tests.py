@@ -82,7 +82,7 @@ def make_client(tmp_path: Any) -> Callable[..., ClientSession]:
         task = task or Task(plan.encoding.dimension)
         ledger = Ledger(tmp_path / "ledger.jsonl")
         client = kind(0, identities[0], plan, cohort, task, ledger, keys or SystemKeySource())
-        client.advertise(1, bytes(32), plan.hash())
+        client.advertise(1, plan.hash())
         return client
 
     return make

@@ -13,11 +13,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from carefl_secure.noise import DeterministicKeySource
 from carefl_secure.secagg import (
     CommitteeParameters,
-    CommitteeRehearsal,
-    Rehearsal,
     RoundParameters,
     default_threshold,
 )
+from tests.support.played_committee import CommitteeRehearsal
+from tests.support.played_pairwise import Rehearsal
 
 IDENTITIES = [Ed25519PrivateKey.from_private_bytes(bytes([i + 1]) * 32) for i in range(40)]
 MEMBERS = [Ed25519PrivateKey.from_private_bytes(bytes([i + 201]) * 32) for i in range(5)]

@@ -1,4 +1,4 @@
-"""Write the known answers anew: ``python tests/secagg/make_vectors.py``.
+"""Write the known answers anew: ``python -m tests.secagg.make_vectors``.
 
 Only after a deliberate change of the wire format, with a new version number in it. The tests
 hold the files against the code and, where that is possible, against definitions written out by
@@ -17,11 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from carefl_secure.noise import DeterministicKeySource, KeyStream, SkellamSampler
 from carefl_secure.secagg import (
-    AheadCommitteeParameters,
-    AheadParameters,
     CommitteeParameters,
-    CommitteeRehearsal,
-    Rehearsal,
     RoundParameters,
     decode,
     encode,
@@ -35,9 +31,12 @@ from carefl_secure.secagg.pairwise.graph import neighbours, ring
 from carefl_secure.secagg.primitives import crypto, shamir
 from carefl_secure.secagg.primitives.packing import pack_fields
 from carefl_secure.secagg.primitives.residues import draw_residues
+from tests.support.played_committee import CommitteeRehearsal
+from tests.support.played_pairwise import Rehearsal
 
 FOLDER = Path(__file__).parent / "vectors"
 CLIENTS, DIMENSION, DROPPED = 4, 6, 2
+MODEL = b"m" * 32
 REDRAWN_L2 = 248.83  # below three of the first four draws
 
 
@@ -52,8 +51,17 @@ def agreement() -> tuple[RoundParameters, list[Ed25519PrivateKey]]:
         Ed25519PrivateKey.from_private_bytes(bytes([i + 65]) * 32) for i in range(CLIENTS)
     ]
     roster = tuple(i.public_key().public_bytes_raw() for i in identities)
-    hashes = (b"m" * 32, b"b" * 32, b"p" * 32)
-    return RoundParameters(b"vectors", 1, DIMENSION, 32, 3, 3, *hashes, roster), identities
+    return RoundParameters(
+        task=b"vectors",
+        round=1,
+        dimension=DIMENSION,
+        bits=32,
+        threshold=3,
+        min_survivors=3,
+        base_hash=b"b" * 32,
+        plan_hash=b"p" * 32,
+        roster=roster,
+    ), identities
 
 
 def keystream() -> None:
@@ -149,7 +157,7 @@ def encoding() -> None:
 
 
 def play(
-    parameters: RoundParameters, identities: list[Ed25519PrivateKey], model: bytes = b""
+    parameters: RoundParameters, identities: list[Ed25519PrivateKey], model: bytes = MODEL
 ) -> tuple[Rehearsal, dict[str, Any]]:
     """Play a round of four clients of which one drops out before its upload."""
     rehearsal = Rehearsal(
@@ -160,8 +168,7 @@ def play(
     }
     rehearsal.advertise()
     rehearsal.share()
-    if model:
-        rehearsal.bind(model)
+    rehearsal.bind(model)
     rehearsal.mask(vectors, gone=[DROPPED])
     rehearsal.sign()
     rehearsal.unmask()
@@ -173,8 +180,10 @@ def play(
         "answers": rehearsal.answers,
     }
     content = {
+        "model": model.hex(),
+        "key_context": parameters.key_context().hex(),
         "context": rehearsal.server.parameters.context().hex(),
-        "beacon": rehearsal.server._beacon.hex(),
+        "transcript_hash": rehearsal.server._transcript_hash.hex(),
         "identities": [(bytes([i + 65]) * 32).hex() for i in range(CLIENTS)],
         "vectors": {i: v.tolist() for i, v in vectors.items()},
         "dropped": DROPPED,
@@ -186,21 +195,18 @@ def play(
 
 
 def whole_round() -> Rehearsal:
-    """One round in the plain form."""
+    """One round."""
     rehearsal, content = play(*agreement())
     write("round.json", content)
     return rehearsal
 
 
-def ahead(plain: Rehearsal) -> None:
-    """The same round with keys made ahead, and what is to be refused there."""
+def foreign(played: Rehearsal) -> list[tuple[str, str, str, str]]:
+    """Messages of another round or for another model, as they are and with the right header."""
     agreed, identities = agreement()
-    fields = {**vars(agreed), "model_hash": b""}
-    early = AheadParameters(**fields)
-    rehearsal, content = play(early, identities, agreed.model_hash)
-    other_round, _ = play(AheadParameters(**{**fields, "round": 2}), identities, b"m" * 32)
-    other_model, _ = play(early, identities, b"n" * 32)
-    key_prefix, prefix = early.key_context()[:8], rehearsal.server.parameters.context()[:8]
+    other_round, _ = play(dataclasses.replace(agreed, round=2), identities)
+    other_model, _ = play(agreed, identities, b"n" * 32)
+    key_prefix, prefix = agreed.key_context()[:8], agreed.bind(MODEL).context()[:8]
     cases = []
     for step, name, check in (
         ("advertised", "adverts", "advertisement signature"),
@@ -208,30 +214,19 @@ def ahead(plain: Rehearsal) -> None:
         ("signed", "consents", "survivor set signature"),
         ("answered", "answers", "answer signature"),
     ):
-        strangers = [("of the plain form", plain), ("of another round", other_round)]
+        strangers = [("of another round", other_round)]
         if step != "advertised":
             strangers.append(("for another model", other_model))
-        for reason, played in strangers:
-            message = getattr(played, name)[0]
-            right = key_prefix if step == "advertised" else prefix
-            dressed = message[:8] + right + message[16:]
-            cases.append((step, reason, message, "message context"))
+        right, wrong = (key_prefix, prefix) if step == "advertised" else (prefix, key_prefix)
+        for reason, other in strangers:
+            message = getattr(other, name)[0]
+            dressed = (message[:8] + right + message[16:]).hex()
+            cases.append((step, reason, message.hex(), "message context"))
             cases.append((step, f"{reason}, with the right prefix", dressed, check))
-        mine = getattr(rehearsal, name)[0]
-        wrong = prefix if step == "advertised" else key_prefix
-        cases.append(
-            (step, "prefix of the other context", mine[:8] + wrong + mine[16:], "message context")
-        )
-    content = {
-        "model": agreed.model_hash.hex(),
-        "key_context": early.key_context().hex(),
-        **content,
-        "bad": [
-            {"step": step, "reason": reason, "message": message.hex(), "check": check}
-            for step, reason, message, check in cases
-        ],
-    }
-    write("ahead.json", content)
+        mine = getattr(played, name)[0]
+        changed = (mine[:8] + wrong + mine[16:]).hex()
+        cases.append((step, "prefix of the other context", changed, "message context"))
+    return cases
 
 
 def flip(message: bytes, place: int, bit: int = 1) -> str:
@@ -276,26 +271,28 @@ def bad(played: Rehearsal) -> None:
         ("answered", "peers out of order", flip(answer, 18, 2), "answer peers"),
         ("answered", "count too large", flip(answer, 16), "message length"),
     ]
-    for step, reason, changed, check in extra:
+    for step, reason, changed, check in [*extra, *foreign(played)]:
         cases.append({"step": step, "reason": reason, "message": changed, "check": check})
     write("bad.json", cases)
 
 
 def graph() -> None:
-    """Rings drawn from a beacon."""
+    """Rings drawn from a transcript hash."""
     cases = []
-    for context, beacon, members, degree in (
+    for context, transcript_hash, members, degree in (
         (b"c" * 32, b"b" * 32, tuple(range(10)), 4),
         (bytes(32), bytes(range(32)), tuple(range(3, 60, 3)), 6),
     ):
         cases.append(
             {
                 "context": context.hex(),
-                "beacon": beacon.hex(),
+                "transcript_hash": transcript_hash.hex(),
                 "members": members,
-                "order": ring(context, beacon, members)[0],
+                "order": ring(context, transcript_hash, members)[0],
                 "degree": degree,
-                "neighbours": {m: neighbours(context, beacon, members, m, degree) for m in members},
+                "neighbours": {
+                    m: neighbours(context, transcript_hash, members, m, degree) for m in members
+                },
             }
         )
     write("graph.json", cases)
@@ -317,36 +314,42 @@ def residues() -> None:
     write("residues.json", cases)
 
 
-def committee(early: bool = False) -> None:
-    """A committee round with one spare of which member 2 is lost before it answers.
+def committee() -> None:
+    """A committee round that tolerates one loss, of member 2 before it answers.
 
-    With ``early`` the members' keys are made before the model is known. Envelopes hold fresh
-    randomness, so submissions differ from run to run; all else follows.
+    Envelopes hold fresh randomness, so submissions differ from run to run; all else follows.
     """
     people = [Ed25519PrivateKey.from_private_bytes(bytes([i + 65]) * 32) for i in range(3)]
     members = [Ed25519PrivateKey.from_private_bytes(bytes([i + 97]) * 32) for i in range(3)]
     publics = [tuple(k.public_key().public_bytes_raw() for k in ks) for ks in (people, members)]
-    hashes = (b"m" * 32, b"b" * 32, b"p" * 32)
-    parameters = CommitteeParameters(b"vectors", 1, 4, 32, 3, *hashes, *publics, spare=1)
-    model = parameters.model_hash
-    if early:
-        parameters = AheadCommitteeParameters(**{**vars(parameters), "model_hash": b""})
+    parameters = CommitteeParameters(
+        task=b"vectors",
+        round=1,
+        dimension=4,
+        bits=32,
+        min_survivors=3,
+        base_hash=b"b" * 32,
+        plan_hash=b"p" * 32,
+        roster=publics[0],
+        members=publics[1],
+        dropout_tolerance=1,
+    )
     played = CommitteeRehearsal(
         parameters, people, members, lambda name: DeterministicKeySource(name.encode())
     )
     vectors = {i: np.array([i, 2**32 - 1 - i, 2**31, 5], np.uint32) for i in range(3)}
     played.announce()
-    if early:
-        played.bind(model)
+    played.bind(MODEL)
     played.submit(vectors)
     listings = {m: played.server.listing(m).hex() for m in range(3)}
     played.open()
     played.answer(gone=[2])
     played.recover()
     content = {
-        **({"key_context": parameters.key_context().hex()} if early else {}),
+        "model": MODEL.hex(),
+        "key_context": parameters.key_context().hex(),
         "context": played.server.parameters.context().hex(),
-        "beacon": played.server._seen.hex(),
+        "transcript_hash": played.server._transcript_hash.hex(),
         "clients": [(bytes([i + 65]) * 32).hex() for i in range(3)],
         "members": [(bytes([i + 97]) * 32).hex() for i in range(3)],
         "key_sources": [f"member {i}" for i in range(3)],
@@ -361,7 +364,7 @@ def committee(early: bool = False) -> None:
         "shares": {i: m.hex() for i, m in played.shares.items()},
         "sum": played.finish().tolist(),
     }
-    write("ahead_committee.json" if early else "committee.json", content)
+    write("committee.json", content)
 
 
 if __name__ == "__main__":
@@ -369,10 +372,7 @@ if __name__ == "__main__":
     kdf()
     shares()
     encoding()
-    plain = whole_round()
-    bad(plain)
-    ahead(plain)
+    bad(whole_round())
     graph()
     residues()
     committee()
-    committee(early=True)

@@ -42,7 +42,7 @@ def test_header_table() -> None:
         found.append(written[at : at + int(size)])
         at += int(size)
     assert at == HEADER_BYTES
-    assert found == [b"CFSA", b"\x01", b"\x05", struct.pack("<H", 0x0102), context[:8]]
+    assert found == [b"CFSA", b"\x02", b"\x05", struct.pack("<H", 0x0102), context[:8]]
 
 
 def test_type_table() -> None:
@@ -85,7 +85,7 @@ def test_sizes_of_peer_messages(rehearse: Any, vectors: Any) -> None:
 @pytest.mark.parametrize("spare", [0, 1])
 def test_sizes_and_order_of_committee_messages(committee: Any, vectors: Any, spare: int) -> None:
     """Cut every message by the fields of section 4, in their order, and find nothing left."""
-    played = committee(3, 3, spare=spare, dimension=6)
+    played = committee(3, 3, dropout_tolerance=spare, dimension=6)
     played.announce()
     played.submit(vectors(played))
     listing = played.server.listing(0)
@@ -114,5 +114,5 @@ def test_sizes_and_order_of_committee_messages(committee: Any, vectors: Any, spa
 
 
 def test_the_round_key_message_and_the_widening_are_described() -> None:
-    assert '`Sign("round key"; ctx)` (64 bytes)' in TEXT
+    assert '`Sign("round key"; kctx)` (64 bytes)' in TEXT
     assert "reduces the opened sum modulo `2^16`" in TEXT

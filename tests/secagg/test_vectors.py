@@ -22,7 +22,6 @@ from carefl_secure.secagg import (
     CommitteeParameters,
     CommitteeServer,
     PairwiseServer,
-    Rehearsal,
     RoundParameters,
     decode,
     encode,
@@ -36,6 +35,7 @@ from carefl_secure.secagg.pairwise.graph import neighbours, ring
 from carefl_secure.secagg.primitives import crypto, shamir
 from carefl_secure.secagg.primitives.packing import pack_fields
 from carefl_secure.secagg.primitives.residues import draw_residues
+from tests.support.played_pairwise import Rehearsal
 
 FOLDER = Path(__file__).parent / "vectors"
 
@@ -46,7 +46,7 @@ def load(name: str) -> Any:
 
 def digest(label: str, *fields: bytes) -> bytes:
     """The hash of a list of fields, by hand."""
-    parts = (b"carefl-secagg-1/" + label.encode(), *fields)
+    parts = (b"carefl-secagg-2/" + label.encode(), *fields)
     return hashlib.sha256(
         b"".join(len(part).to_bytes(8, "little") + part for part in parts)
     ).digest()
@@ -134,12 +134,23 @@ def test_encoding(case: dict[str, Any]) -> None:
 
 
 ROUND = load("round.json")
+MODEL = b"m" * 32
 
 
 def agreement() -> RoundParameters:
     keys = [Ed25519PrivateKey.from_private_bytes(bytes.fromhex(raw)) for raw in ROUND["identities"]]
     roster = tuple(key.public_key().public_bytes_raw() for key in keys)
-    return RoundParameters(b"vectors", 1, 6, 32, 3, 3, b"m" * 32, b"b" * 32, b"p" * 32, roster)
+    return RoundParameters(
+        task=b"vectors",
+        round=1,
+        dimension=6,
+        bits=32,
+        threshold=3,
+        min_survivors=3,
+        base_hash=b"b" * 32,
+        plan_hash=b"p" * 32,
+        roster=roster,
+    )
 
 
 def messages(name: str) -> dict[int, bytes]:
@@ -155,34 +166,42 @@ def shares() -> dict[int, dict[int, bytes]]:
 
 def test_context_and_signatures_by_hand() -> None:
     parameters = agreement()
-    context = digest(
-        "context",
+    early = digest(
+        "pairwise key context",
         b"vectors",
         numbers(1, 6, 32, 3, 3, 4),
-        b"m" * 32,
         b"b" * 32,
         b"p" * 32,
         *parameters.roster,
     )
-    assert parameters.context() == context == bytes.fromhex(ROUND["context"])
+    context = digest("bound context", early, MODEL)
+    assert parameters.key_context() == early == bytes.fromhex(ROUND["key_context"])
+    assert parameters.bind(MODEL).context() == context == bytes.fromhex(ROUND["context"])
+    assert bytes.fromhex(ROUND["model"]) == MODEL
     adverts = messages("adverts")
-    beacon = digest("beacon", context, *(numbers(i) + adverts[i] for i in range(4)))
-    assert beacon == bytes.fromhex(ROUND["beacon"])
+    transcript_hash = digest("transcript hash", early, *(numbers(i) + adverts[i] for i in range(4)))
+    assert transcript_hash == bytes.fromhex(ROUND["transcript_hash"])
     for i, key in enumerate(parameters.roster):
         public = Ed25519PublicKey.from_public_bytes(key)
         body = adverts[i][16:]
         fields = (body[:32], body[32:64], body[64:96])
-        public.verify(body[96:], digest("advertisement", context, numbers(i), *fields))
+        assert {adverts[i][8:16], *(m[8:16] for m in shares()[i].values())} == {early[:8]}
+        public.verify(body[96:], digest("advertisement", early, numbers(i), *fields))
+        secret = DeterministicKeySource(b"vectors%d" % i).key("self mask")
+        assert fields[2] == digest("commitment", early, numbers(i), secret)
         if i == ROUND["dropped"]:
             continue
         upload = messages("uploads")[i]
+        assert upload[8:16] == context[:8]
         words = hashlib.blake2b(upload[16:-64], digest_size=32).digest()
-        public.verify(upload[-64:], digest("upload", context, beacon, numbers(i), words))
+        public.verify(upload[-64:], digest("upload", context, transcript_hash, numbers(i), words))
         sets = (numbers(0, 1, 2, 3), numbers(0, 1, 3))
         consent = messages("consents")[i][16:]
-        public.verify(consent, digest("survivor set", context, beacon, *sets))
+        public.verify(consent, digest("survivor set", context, transcript_hash, *sets))
         answer = messages("answers")[i]
-        public.verify(answer[-64:], digest("answer", context, beacon, numbers(i), answer[16:-64]))
+        public.verify(
+            answer[-64:], digest("answer", context, transcript_hash, numbers(i), answer[16:-64])
+        )
 
 
 def test_clients_write_the_same_round() -> None:
@@ -196,6 +215,7 @@ def test_clients_write_the_same_round() -> None:
     vectors = {int(i): np.array(v, np.uint32) for i, v in ROUND["vectors"].items()}
     rehearsal.advertise()
     rehearsal.share()
+    rehearsal.bind(MODEL)
     rehearsal.mask(vectors, gone=[ROUND["dropped"]])
     rehearsal.sign()
     rehearsal.unmask()
@@ -213,9 +233,14 @@ STEPS = ("advertised", "shared", "uploaded", "signed", "answered")
 def replay(until: str | None = None) -> PairwiseServer:
     """The server fed from the file, up to the first message of client 0 in a step."""
     server = PairwiseServer(agreement())
+
+    def bind() -> None:
+        server.bind(MODEL)
+        server.inbox(0)
+
     taken: dict[str, tuple[Callable[[int, Any], None], dict[int, Any], Callable[[], object]]] = {
         "advertised": (server.advertised, messages("adverts"), server.advertisements),
-        "shared": (server.shared, shares(), lambda: server.inbox(0)),
+        "shared": (server.shared, shares(), bind),
         "uploaded": (server.uploaded, messages("uploads"), server.survivors),
         "signed": (server.signed, messages("consents"), server.signatures),
         "answered": (server.answered, messages("answers"), lambda: None),
@@ -245,11 +270,14 @@ def test_bad_messages(case: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("case", load("graph.json"))
 def test_graph(case: dict[str, Any]) -> None:
-    context, beacon = bytes.fromhex(case["context"]), bytes.fromhex(case["beacon"])
+    context, transcript_hash = (
+        bytes.fromhex(case["context"]),
+        bytes.fromhex(case["transcript_hash"]),
+    )
     members, degree = tuple(case["members"]), case["degree"]
-    assert list(ring(context, beacon, members)[0]) == case["order"]
+    assert list(ring(context, transcript_hash, members)[0]) == case["order"]
     for member in members:
-        near = neighbours(context, beacon, members, member, degree)
+        near = neighbours(context, transcript_hash, members, member, degree)
         assert list(near) == case["neighbours"][str(member)]
         place = case["order"].index(member)
         half = range(-(degree // 2), degree // 2 + 1)
@@ -283,8 +311,18 @@ def committee_agreement() -> CommitteeParameters:
         )
         for name in ("clients", "members")
     ]
-    hashes = (b"m" * 32, b"b" * 32, b"p" * 32)
-    return CommitteeParameters(b"vectors", 1, 4, 32, 3, *hashes, *publics, spare=1)
+    return CommitteeParameters(
+        task=b"vectors",
+        round=1,
+        dimension=4,
+        bits=32,
+        min_survivors=3,
+        base_hash=b"b" * 32,
+        plan_hash=b"p" * 32,
+        roster=publics[0],
+        members=publics[1],
+        dropout_tolerance=1,
+    )
 
 
 def of_committee(name: str) -> dict[int, bytes]:
@@ -302,6 +340,7 @@ def test_members_open_the_recorded_envelopes() -> None:
             DeterministicKeySource(COMMITTEE["key_sources"][index].encode()),
         )
         assert member.announce() == of_committee("announcements")[index]
+        member.bind(MODEL)
         opened = member.open(of_committee("announcements"), of_committee("listings")[index])
         assert opened == openings[index]
         if index in COMMITTEE["lost"]:
@@ -315,7 +354,7 @@ def test_the_server_opens_the_recorded_committee_round() -> None:
     server = CommitteeServer(committee_agreement())
     for index, message in of_committee("announcements").items():
         server.announced(index, message)
-    server.announcements()
+    server.bind(MODEL)
     for index, message in of_committee("submissions").items():
         server.submitted(index, message)
     for index, message in of_committee("listings").items():
@@ -337,48 +376,54 @@ def test_the_server_opens_the_recorded_committee_round() -> None:
 
 def test_committee_context_and_signatures_by_hand() -> None:
     parameters = committee_agreement()
-    context = digest(
-        "committee context",
+    early = digest(
+        "committee key context",
         b"vectors",
         numbers(1, 4, 32, 3, 3, 3, 1),
-        b"m" * 32,
         b"b" * 32,
         b"p" * 32,
         *parameters.roster,
         *parameters.members,
     )
-    assert parameters.context() == context == bytes.fromhex(COMMITTEE["context"])
+    context = digest("bound context", early, MODEL)
+    assert parameters.key_context() == early == bytes.fromhex(COMMITTEE["key_context"])
+    assert parameters.bind(MODEL).context() == context == bytes.fromhex(COMMITTEE["context"])
+    for name in ("submissions", "listings", "openings", "answers", "consents", "shares"):
+        assert {message[8:16] for message in of_committee(name).values()} == {context[:8]}
     announced = of_committee("announcements")
-    beacon = digest("committee beacon", context, *(announced[i] for i in range(3)))
-    assert beacon == bytes.fromhex(COMMITTEE["beacon"])
+    transcript_hash = digest("committee transcript hash", early, *(announced[i] for i in range(3)))
+    assert transcript_hash == bytes.fromhex(COMMITTEE["transcript_hash"])
     listed, openings = [], of_committee("openings")
     for i, raw in enumerate(parameters.roster):
         message, public = of_committee("submissions")[i], Ed25519PublicKey.from_public_bytes(raw)
         words = hashlib.blake2b(message[16:32], digest_size=32).digest()
         envelopes = [message[128 + e * 1234 : 128 + (e + 1) * 1234] for e in range(3)]
         hashed = b"".join(hashlib.sha256(envelope).digest() for envelope in envelopes)
-        fields = (context, beacon, numbers(i), words, message[32:128], hashed)
+        fields = (context, transcript_hash, numbers(i), words, message[32:128], hashed)
         listed.append(digest("submission", *fields))
         public.verify(message[-64:], listed[-1])
-    seen = digest("client list", context, beacon, *listed)
-    settled = digest("outcome", context, beacon, *(openings[i] for i in range(3)))
+    listing_hash = digest("client list", context, transcript_hash, *listed)
+    settled = digest("outcome", context, transcript_hash, *(openings[i] for i in range(3)))
     for i, raw in enumerate(parameters.members):
         public = Ed25519PublicKey.from_public_bytes(raw)
         body = announced[i][16:]
-        public.verify(body[-64:], digest("member key", context, numbers(i), body[:1216]))
+        public.verify(body[-64:], digest("member key", early, numbers(i), body[:1216]))
         body = openings[i][16:]
-        assert body[:34] == seen + bytes(2)
-        public.verify(body[-64:], digest("openable set", context, beacon, numbers(i), seen, b""))
+        assert body[:34] == listing_hash + bytes(2)
+        public.verify(
+            body[-64:],
+            digest("openable set", context, transcript_hash, numbers(i), listing_hash, b""),
+        )
         if i in COMMITTEE["lost"]:
             continue
         body = of_committee("answers")[i][16:]
         assert body[:32] == settled
         words = hashlib.blake2b(body[32:48], digest_size=32).digest()
-        fields = (context, beacon, numbers(i), settled, words)
+        fields = (context, transcript_hash, numbers(i), settled, words)
         public.verify(body[-64:], digest("member answer", *fields))
         body = of_committee("consents")[i][16:]
-        fields = (context, beacon, numbers(i), settled, numbers(2))
+        fields = (context, transcript_hash, numbers(i), settled, numbers(2))
         public.verify(body[-64:], digest("lost members", *fields))
         body = of_committee("shares")[i][16:]
-        fields = (context, beacon, numbers(i), settled, body[:-64])
+        fields = (context, transcript_hash, numbers(i), settled, body[:-64])
         public.verify(body[-64:], digest("seed shares", *fields))

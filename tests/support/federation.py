@@ -108,7 +108,7 @@ class Bench:
         made = self.clients
         return ClientSession(
             index,
-            made.session(index)._rounds._sums._identity,
+            made.session(index)._rounds._sums._setup.identity,
             self.plan,
             made.cohort,
             self.tasks[index],

@@ -94,7 +94,7 @@ class KeyedRound:
         """Return ciphertexts under a client's true signature."""
         client, context = self.clients[index], self.parameters.context()
         body = EncryptedUpload(chunks, b"").digest()
-        fields = transcript.upload(context, client._state.beacon, index, body)
+        fields = transcript.upload(context, client._state.transcript_hash, index, body)
         signature = sign(client._identity, transcript.UPLOAD, *fields)
         return EncryptedUpload(chunks, signature).encode(index, context)
 

@@ -28,7 +28,7 @@ __all__ = ["KINDS", "ServerEyes", "Weakness", "judge_transcript", "uniform_chanc
 
 _HEADER = 16
 _SIGNATURE = 64
-_ADVERTISING = ("query.advertise", "query.sign", "query.advertise_ahead")  # in the round, or ahead
+_ADVERTISING = ("query.advertise", "query.sign", "query.advertise_prefetch")
 _ENTRY = struct.Struct("<HB33s")
 _SEEDS = 64
 _CHANCE = 1e-12

@@ -107,12 +107,12 @@ def _from(view: TranscriptView, action: str, field: str = "") -> Iterator[tuple[
 
 
 def _announced(view: TranscriptView) -> Iterator[tuple[Heard, bytes]]:
-    """Yield the members' keys, made in their round or ahead of it."""
+    """Yield the members' keys, made in their round or prefetched."""
     yield from _from(view, "query.committee_announce", "announcement")
-    yield from _from(view, "query.committee_announce_ahead", "announcement")
-    rode = _from(view, "query.committee_answer", "announcement")
+    yield from _from(view, "query.committee_announce_prefetch", "announcement")
+    carried = _from(view, "query.committee_answer", "announcement")
     # An answer given twice is found as that; the key on it is one key.
-    yield from {(m.round, m.client, octets): (m, octets) for m, octets in rode}.values()
+    yield from {(m.round, m.client, octets): (m, octets) for m, octets in carried}.values()
 
 
 def asked_twice(messages: tuple[Heard, ...], action: str) -> Iterator[tuple[int, int]]:

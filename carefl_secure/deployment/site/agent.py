@@ -57,7 +57,7 @@ __all__ = ["Agent", "Work", "refuse_paths"]
 
 _ROLE = "query.role"
 _SPENDING = ("train.masked", "train.submit")
-_AHEAD = "_ahead"  # ends the steps that make keys for a later round, which may yet begin anew
+_AHEAD = "_prefetch"  # ends the steps that make keys for a later round, which may yet begin anew
 
 
 class Work:

@@ -57,7 +57,7 @@ class SiteBudgets:
         LedgerError
             When a ledger cannot be trusted.
         """
-        paid = RoundBudget(self._ledger, self._plan, self._cohort).paid()
+        paid = RoundBudget(self._ledger, self._plan, self._cohort).charged()
         self._check(max(0, self._plan.privacy.rounds - paid))
 
     def check_round(self) -> None:

@@ -1,23 +1,44 @@
-"""The seam: what one round of any way of summing looks like to a client and to the server.
+"""The seam: what one round of any aggregation protocol looks like to a client and to the server.
 
 `ClientSession` delegates to a `ClientSum`, `SecureSumStrategy` to a `ServerSum`. What is the same
-in every mode (the ledger first, sampling, clipping, noise, the step of the optimiser) stays on
-their side; keys, masks, envelopes and ciphertexts stay on this side.
+in every protocol (the ledger first, sampling, clipping, noise, the step of the optimizer) stays on
+their side; keys, masks, envelopes and ciphertexts stay on this side. An `AggregationProtocol` makes
+both; `registry` finds it by name.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import RecordDict
 from numpy.typing import NDArray
 
-from carefl_secure.errors import ProtocolError
+from carefl_secure.errors import ConfigError, ProtocolError
+from carefl_secure.federation.plan.cohort import Cohort
+from carefl_secure.federation.plan.run_plan import RunPlan
+from carefl_secure.federation.transport.exchange import Exchange
+from carefl_secure.federation.transport.node_directory import Directory
+from carefl_secure.noise import KeySource
 
-__all__ = ["ClientSum", "MaskedIntegers", "Nodes", "ServerSum"]
+if TYPE_CHECKING:
+    from carefl_secure.federation.aggregation.helper_session import Helper
+    from carefl_secure.federation.aggregation.prefetch import KeyPrefetch
+
+__all__ = [
+    "AggregationProtocol",
+    "ClientSetup",
+    "ClientSum",
+    "MaskedIntegers",
+    "Nodes",
+    "ServerSetup",
+    "ServerSum",
+]
 
 MaskedIntegers = NDArray[np.unsignedinteger[Any]]
 Nodes = Callable[[], Collection[int]]
@@ -27,48 +48,35 @@ Nodes = Callable[[], Collection[int]]
 class ClientSum(ABC):
     """One client's part in the sum of one round: bytes in, bytes out.
 
-    Every mode has `mask`, the step that carries the vector. The others belong to those modes that
-    override them and are refused elsewhere.
-
-    Attributes
-    ----------
-    rotation : bytes
-        Public key of the round's rotation, the same in every mode.
+    The steps come in the order of the methods. Every protocol has `bind`, `receive` and `mask`;
+    the others belong to those that override them and are refused elsewhere.
     """
-
-    rotation: bytes
-
-    @abstractmethod
-    def mask(self, vector: NDArray[Any], messages: Mapping[int, bytes]) -> bytes:
-        """Return the upload that hides a vector, once.
-
-        Parameters
-        ----------
-        vector : ndarray of uint16 or uint32, shape [padded]
-            Encoded, noised and wrapped.
-        messages : mapping of int to bytes
-            What the helpers or the other clients said before, by their index.
-        """
-
-    @abstractmethod
-    def save(self) -> bytes:
-        """Return what the next step needs, secrets sealed."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Erase every secret."""
-
-    def bind(self, model_hash: bytes) -> None:
-        """Say which model keys made ahead are for, once, between `share` and `mask`."""
-        raise _not_here("bind")
 
     def advertise(self) -> bytes:
         """Return the first message, where there is one before the vector."""
         raise _not_here("advertise")
 
     def share(self, advertisements: Mapping[int, bytes]) -> dict[int, bytes]:
-        """Split the round's secrets among the peers."""
+        """Split the round's secrets among the other clients."""
         raise _not_here("share")
+
+    @abstractmethod
+    def bind(self, model_hash: bytes) -> None:
+        """Bind the keys to the model of the round, once."""
+
+    @abstractmethod
+    def receive(self, messages: Mapping[int, bytes]) -> None:
+        """Open and check what the helpers or the other clients sent, by their index."""
+
+    @abstractmethod
+    def mask(self, vector: NDArray[Any]) -> bytes:
+        """Return the upload that hides a vector, once.
+
+        Parameters
+        ----------
+        vector : ndarray of uint16 or uint32, shape [padded]
+            Encoded, noised and wrapped.
+        """
 
     def sign(self, shared: Collection[int], survivors: Collection[int]) -> bytes:
         """Sign who is in the sum."""
@@ -78,22 +86,27 @@ class ClientSum(ABC):
         """Give what takes the masks off the sum."""
         raise _not_here("unmask")
 
+    @abstractmethod
+    def save(self) -> bytes:
+        """Return what the next step needs, secrets sealed."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Erase every secret."""
+
 
 class ServerSum(ABC):
     """The server's part in the sum of one round.
 
-    The strategy calls `prepare`, pays, sends what came of it with the adapter as one training
-    message of type ``action``, hands every reply to `collect`, and then calls `open`.
+    The strategy calls `prepare`, charges its ledger, sends what came of it with the adapter as one
+    training message of type ``action``, hands every reply to `collect`, and then calls `open`.
 
     Attributes
     ----------
-    rotation : bytes
-        Public key of the round's rotation.
     action : str
         Flower's type of the training message.
     """
 
-    rotation: bytes
     action: str
 
     @abstractmethod
@@ -109,7 +122,7 @@ class ServerSum(ABC):
         Returns
         -------
         dict of int to RecordDict
-            What to send each client beside the adapter, by node.
+            What to send each client with the adapter, by node.
 
         Raises
         ------
@@ -138,11 +151,151 @@ class ServerSum(ABC):
 
     @abstractmethod
     def clients(self) -> Collection[int]:
-        """Return the nodes of the clients heard so far."""
+        """Return the nodes of the clients that have sent something."""
+
+
+@dataclass(frozen=True)
+class ClientSetup:
+    """What a client of a run brings to every round.
+
+    Parameters
+    ----------
+    plan : RunPlan
+        The agreed plan.
+    cohort : Cohort
+        The agreed parties.
+    index : int
+        The client's place in the roster.
+    identity : Ed25519PrivateKey
+        Its long-lived key.
+    keys : KeySource
+        Fresh keys.
+    """
+
+    plan: RunPlan
+    cohort: Cohort
+    index: int
+    identity: Ed25519PrivateKey
+    keys: KeySource
+
+
+@dataclass(frozen=True)
+class ServerSetup:
+    """What the server of a run brings to every round.
+
+    Parameters
+    ----------
+    plan, cohort
+        As in `ClientSetup`.
+    directory : Directory
+        Which node is who.
+    folder : Path, optional
+        On a disk with room for one round's uploads, for protocols that need them twice.
+    """
+
+    plan: RunPlan
+    cohort: Cohort
+    directory: Directory
+    folder: Path | None = None
+
+    def header(self, number: int) -> dict[str, int | bytes]:
+        """Return what names a round in a message: its number and the plan."""
+        return {"round": number, "plan": self.plan.hash()}
+
+
+class AggregationProtocol(ABC):
+    """One way to sum vectors so that only the sum opens: the maker of every party's part.
+
+    Attributes
+    ----------
+    name : str
+        As ``federation.aggregation`` names it.
+    prefetches : bool
+        Whether keys of a round can be exchanged during the round before.
+    """
+
+    name: ClassVar[str]
+    prefetches: ClassVar[bool] = False
+
+    def helpers(self, committee_members: int) -> int:
+        """Return how many parties it needs besides clients and server."""
+        return 0
+
+    def helper(
+        self,
+        index: int,
+        identity: Ed25519PrivateKey,
+        plan: RunPlan,
+        cohort: Cohort,
+        keys: KeySource,
+    ) -> Helper:
+        """Return the session of one helper.
+
+        Raises
+        ------
+        ConfigError
+            When the protocol has no helpers.
+        """
+        raise ConfigError(f"federation.aggregation={self.name} has no helpers")
+
+    @abstractmethod
+    def client(self, setup: ClientSetup, number: int, key: bytes) -> ClientSum:
+        """Return a client's part in a round whose model is not bound yet.
+
+        Parameters
+        ----------
+        setup : ClientSetup
+        number : int
+            Number of the round.
+        key : bytes
+            The key holder's message, in encrypted rounds.
+        """
+
+    @abstractmethod
+    def restore(
+        self, setup: ClientSetup, saved: bytes, number: int, model_hash: bytes
+    ) -> ClientSum:
+        """Go on from what `ClientSum.save` returned; ``model_hash`` is empty before `bind`.
+
+        Raises
+        ------
+        ProtocolError
+            When it was changed, or belongs to another client, round or model.
+        """
+
+    @abstractmethod
+    def server(
+        self,
+        setup: ServerSetup,
+        exchange: Exchange,
+        number: int,
+        model_hash: bytes,
+        prefetched: KeyPrefetch | None,
+        following: KeyPrefetch | None,
+    ) -> ServerSum:
+        """Return the server's part in a round.
+
+        Parameters
+        ----------
+        setup : ServerSetup
+        exchange : Exchange
+            The wire of this round.
+        number : int
+        model_hash : bytes
+            Hash of the adapter.
+        prefetched : KeyPrefetch or None
+            This round's keys, where they were exchanged during the round before.
+        following : KeyPrefetch or None
+            Exchanges the next round's keys during this one.
+        """
+
+    def prefetch(self, setup: ServerSetup, exchange: Exchange, number: int) -> KeyPrefetch | None:
+        """Return what exchanges the keys of a later round, where the protocol can."""
+        return None
 
 
 def _not_here(step: str) -> ProtocolError:
     return ProtocolError(
-        f"step {step} is no part of this way of summing; client and server run different modes: "
-        "compare federation.aggregation"
+        f"step {step} is no part of this aggregation protocol; client and server run different "
+        "ones: compare federation.aggregation"
     )

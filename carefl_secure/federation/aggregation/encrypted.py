@@ -1,38 +1,40 @@
-"""Summing under encryption: the peers' masks inside ciphertexts that a key holder opens once."""
+"""Aggregation under encryption: masked vectors inside ciphertexts that a key holder opens once."""
 
 from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Collection, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Collection
+from typing import Any, ClassVar, NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import RecordDict
 from numpy.typing import NDArray
 
 from carefl_secure.errors import CohortError, EngineError, ProtocolError
-from carefl_secure.federation.aggregation.base import MaskedIntegers, Nodes, ServerSum
+from carefl_secure.federation.aggregation.base import (
+    AggregationProtocol,
+    ClientSetup,
+    ClientSum,
+    MaskedIntegers,
+    Nodes,
+    ServerSetup,
+    ServerSum,
+)
+from carefl_secure.federation.aggregation.helper_session import KEY_LABEL, Helper, HolderSession
 from carefl_secure.federation.aggregation.pairwise import PairwiseClientSum, PairwiseServerSum
+from carefl_secure.federation.aggregation.prefetch import KeyPrefetch
 from carefl_secure.federation.plan.ciphertext_packing import narrow, widen
-from carefl_secure.federation.plan.cohort import Cohort, rotation_key
+from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.transport.exchange import Exchange
 from carefl_secure.federation.transport.messages import Fields, pack
-from carefl_secure.federation.transport.node_directory import Directory
 from carefl_secure.noise import KeySource
 from carefl_secure.secagg import EncryptedClient, EncryptedParameters, EncryptedServer
-from carefl_secure.secagg.primitives.crypto import sign, verify
+from carefl_secure.secagg.primitives.crypto import verify
 
-__all__ = [
-    "EncryptedClientSum",
-    "EncryptedServerSum",
-    "HolderKey",
-    "read_key",
-    "sign_key",
-]
+__all__ = ["Encrypted", "EncryptedClientSum", "EncryptedServerSum", "HolderKey", "read_key"]
 
-_LABEL = b"round key"
 _SIGNATURE = 64
 _LENGTH = struct.Struct("<I")
 
@@ -44,18 +46,7 @@ class HolderKey(NamedTuple):
     public: bytes
 
 
-def sign_key(public: bytes, parameters: EncryptedParameters, identity: Ed25519PrivateKey) -> bytes:
-    """Return the key holder's message: its signature over the agreement, then the public key.
-
-    ``Sign("round key"; ctx) || public key``, where ctx holds the key's hash, the round, the model,
-    the plan and all rosters.
-    """
-    return sign(identity, _LABEL, parameters.context()) + public
-
-
-def read_key(
-    message: bytes, cohort: Cohort, plan: RunPlan, number: int, model_hash: bytes
-) -> HolderKey:
+def read_key(message: bytes, cohort: Cohort, plan: RunPlan, number: int) -> HolderKey:
     """Check the key holder's message and return the key with the agreement.
 
     Raises
@@ -64,16 +55,14 @@ def read_key(
         When it is not the key holder of the cohort that gave this key for exactly this round.
     """
     signature, public = message[:_SIGNATURE], message[_SIGNATURE:]
-    digest = hashlib.sha256(public).digest()
-    parameters = cohort.encrypted_parameters(plan, number, model_hash, digest)
-    verify(
-        parameters.key_holder, signature, 0, _LABEL, parameters.context(), party="the key holder,"
-    )
+    parameters = cohort.encrypted_parameters(plan, number, hashlib.sha256(public).digest())
+    fields = KEY_LABEL, parameters.key_context()
+    verify(parameters.key_holder, signature, 0, *fields, party="the key holder,")
     return HolderKey(parameters, public)
 
 
 class EncryptedClientSum(PairwiseClientSum):
-    """A client among peers whose upload is encrypted.
+    """A client of pairwise masking whose upload is encrypted.
 
     Parameters
     ----------
@@ -90,107 +79,72 @@ class EncryptedClientSum(PairwiseClientSum):
         client.load_key(key.public)
         self._message = message
 
-    def mask(self, vector: NDArray[Any], messages: Mapping[int, bytes]) -> bytes:
-        """Widen, mask and encrypt the vector; ``messages`` are the peers' shares."""
-        return super().mask(widen(vector), messages)
+    def mask(self, vector: NDArray[Any]) -> bytes:
+        """Widen, mask and encrypt the vector."""
+        return super().mask(widen(vector))
 
     def save(self) -> bytes:
         """Return the key holder's message and the sealed state."""
         return _LENGTH.pack(len(self._message)) + self._message + super().save()
 
-    @classmethod
-    def restore(
-        cls,
-        saved: bytes,
-        identity: Ed25519PrivateKey,
-        cohort: Cohort,
-        plan: RunPlan,
-        number: int,
-        model_hash: bytes,
-        keys: KeySource,
-    ) -> EncryptedClientSum:
-        """Go on from what `save` returned.
-
-        Raises
-        ------
-        ProtocolError
-            When it was changed, or belongs to another client or round.
-        """
-        if len(saved) < _LENGTH.size:
-            raise ProtocolError("the saved session is cut short; the client sits this round out")
-        end = _LENGTH.size + _LENGTH.unpack_from(saved)[0]
-        message = saved[_LENGTH.size : end]
-        key = read_key(message, cohort, plan, number, model_hash)
-        client = EncryptedClient.restore(saved[end:], identity, key.parameters, keys)
-        return cls(client, key, message)
-
 
 class EncryptedServerSum(ServerSum):
-    """The aggregator of encrypted vectors: the peers' phases, and two messages to the key holder.
+    """The aggregator of encrypted vectors: pairwise masking, and two messages to the key holder.
 
     Parameters
     ----------
+    setup : ServerSetup
+        Plan and parties.
     exchange : Exchange
         The wire of this round.
-    told : mapping
-        Round, model and plan: what every party is told first.
-    plan, cohort, number, model_hash
-        The agreement, but for the key that the key holder is yet to make.
-    directory : Directory
-        Which node is which client, and which the key holder.
+    number : int
+        Number of the round.
+    model_hash : bytes
+        Hash of the adapter.
     """
 
     action = PairwiseServerSum.action
 
     def __init__(
-        self,
-        exchange: Exchange,
-        told: Mapping[str, int | bytes],
-        plan: RunPlan,
-        cohort: Cohort,
-        directory: Directory,
-        number: int,
-        model_hash: bytes,
+        self, setup: ServerSetup, exchange: Exchange, number: int, model_hash: bytes
     ) -> None:
+        self._setup = setup
         self._exchange = exchange
-        self._told = told
-        self._plan = plan
-        self._cohort = cohort
-        self._directory = directory
         self._number = number
         self._model_hash = model_hash
-        self.rotation = rotation_key(cohort.round_parameters(plan, number, model_hash))
-        self._server: EncryptedServer | None = None
-        self._peers: PairwiseServerSum | None = None
+        self._begun: tuple[EncryptedServer, PairwiseServerSum] | None = None
 
     def prepare(self, nodes: Nodes) -> dict[int, RecordDict]:
-        """Have the key holder make a key, hand it to the clients, and go on as among peers."""
-        self._directory.learn(self._exchange, nodes())
-        message = self._ask_holder(pack(**self._told), "query.holder_key", "key")
-        key = read_key(message, self._cohort, self._plan, self._number, self._model_hash)
-        self._server = EncryptedServer(key.parameters, key.public)
-        hello = pack(**self._told, key=message)
-        self._peers = PairwiseServerSum(self._exchange, hello, self._server)
-        return self._peers.prepare(self._directory.clients)
+        """Have the key holder make a key, hand it to the clients, and go on as in pairwise."""
+        setup = self._setup
+        header = setup.header(self._number)
+        setup.directory.learn(self._exchange, nodes())
+        message = self._ask_holder(pack(**header), "query.holder_key", "key")
+        key = read_key(message, setup.cohort, setup.plan, self._number)
+        server = EncryptedServer(key.parameters, key.public)
+        told = {**header, "key": message}
+        pairwise = PairwiseServerSum(self._exchange, told, server, self._model_hash)
+        self._begun = server, pairwise
+        return pairwise.prepare(setup.directory.clients)
 
     def collect(self, node: int, content: RecordDict) -> None:
         """Add one encrypted vector."""
-        self._begun()[1].collect(node, content)
+        self._parts()[1].collect(node, content)
 
     def open(self) -> tuple[MaskedIntegers, tuple[int, ...]]:
         """Have the key holder decrypt the masked sum, then the survivors take the masks off."""
-        server, peers = self._begun()
-        request = pack(sum=server.encrypted_sum())
+        server, pairwise = self._parts()
+        request = pack(model=self._model_hash, sum=server.encrypted_sum())
         server.opened(self._ask_holder(request, "query.open_sum", "opened"))
-        total, survivors = peers.open()
-        return narrow(total, self._plan.encoding.bits), survivors
+        total, survivors = pairwise.open()
+        return narrow(total, self._setup.plan.encoding.bits), survivors
 
     def clients(self) -> Collection[int]:
-        """Return the nodes of the clients heard so far."""
-        return () if self._peers is None else self._peers.clients()
+        """Return the nodes of the clients that have sent something."""
+        return () if self._begun is None else self._begun[1].clients()
 
     def _ask_holder(self, content: RecordDict, action: str, answer: str) -> bytes:
-        asked = dict.fromkeys(self._directory.helpers(), content)
+        asked = dict.fromkeys(self._setup.directory.helpers(), content)
         for _, reply in self._exchange.ask(asked, action):
             return Fields(reply, answer).octets(answer)
         raise CohortError(
@@ -198,7 +152,59 @@ class EncryptedServerSum(ServerSum):
             "bring it back and start a new round"
         )
 
-    def _begun(self) -> tuple[EncryptedServer, PairwiseServerSum]:
-        if self._server is None or self._peers is None:
+    def _parts(self) -> tuple[EncryptedServer, PairwiseServerSum]:
+        if self._begun is None:
             raise EngineError("vectors came before the round was prepared; start the strategy anew")
-        return self._server, self._peers
+        return self._begun
+
+
+class Encrypted(AggregationProtocol):
+    """Pairwise masking whose uploads are encrypted under BFV, opened by a separate key holder."""
+
+    name: ClassVar[str] = "encrypted"
+
+    def helpers(self, committee_members: int) -> int:
+        """Return 1: the key holder."""
+        return 1
+
+    def helper(
+        self,
+        index: int,
+        identity: Ed25519PrivateKey,
+        plan: RunPlan,
+        cohort: Cohort,
+        keys: KeySource,
+    ) -> Helper:
+        """Return the key holder's session."""
+        return HolderSession(index, identity, plan, cohort)
+
+    def client(self, setup: ClientSetup, number: int, key: bytes) -> ClientSum:
+        """Return a client's part in a round, under the key holder's key."""
+        checked = read_key(key, setup.cohort, setup.plan, number)
+        client = EncryptedClient(checked.parameters, setup.index, setup.identity, setup.keys)
+        return EncryptedClientSum(client, checked, key)
+
+    def restore(
+        self, setup: ClientSetup, saved: bytes, number: int, model_hash: bytes
+    ) -> ClientSum:
+        """Go on from a saved part."""
+        if len(saved) < _LENGTH.size:
+            raise ProtocolError("the saved session is cut short; the client sits this round out")
+        end = _LENGTH.size + _LENGTH.unpack_from(saved)[0]
+        message = saved[_LENGTH.size : end]
+        key = read_key(message, setup.cohort, setup.plan, number)
+        parameters = key.parameters.bind(model_hash) if model_hash else key.parameters
+        client = EncryptedClient.restore(saved[end:], setup.identity, parameters, setup.keys)
+        return EncryptedClientSum(client, key, message)
+
+    def server(
+        self,
+        setup: ServerSetup,
+        exchange: Exchange,
+        number: int,
+        model_hash: bytes,
+        prefetched: KeyPrefetch | None,
+        following: KeyPrefetch | None,
+    ) -> ServerSum:
+        """Return the aggregator's part in a round."""
+        return EncryptedServerSum(setup, exchange, number, model_hash)

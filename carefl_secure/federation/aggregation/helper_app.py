@@ -1,4 +1,4 @@
-"""What a helper's node answers: bytes between Flower messages and a helper's session."""
+"""What a helper's node answers: carries bytes between Flower messages and a helper."""
 
 from __future__ import annotations
 
@@ -12,42 +12,42 @@ from carefl_secure.federation.aggregation.helper_session import (
     HolderSession,
     MemberSession,
 )
-from carefl_secure.federation.transport.messages import Fields, pack, ride_of, with_ride
+from carefl_secure.federation.transport.messages import Fields, pack, piggyback, piggybacked
 from carefl_secure.federation.transport.node_directory import role_message
 
 __all__ = ["HELPER_ACTIONS", "answer_as_helper"]
 
-_HELLO = ("round", "model", "plan")
+_HEADER = ("round", "plan")
 
 
 def _announce(helper: Helper, content: RecordDict) -> RecordDict:
-    fields = Fields(content, *_HELLO)
-    announcement = _member(helper).announce(
-        fields.integer("round"), fields.octets("model"), fields.octets("plan")
-    )
+    fields = Fields(content, *_HEADER)
+    announcement = _member(helper).announce(fields.integer("round"), fields.octets("plan"))
     return pack(announcement=announcement)
 
 
-def _announce_ahead(helper: Helper, content: RecordDict) -> RecordDict:
-    fields = Fields(content, "round", "plan")
-    announcement = _member(helper).announce_ahead(fields.integer("round"), fields.octets("plan"))
+def _announce_prefetch(helper: Helper, content: RecordDict) -> RecordDict:
+    fields = Fields(content, *_HEADER)
+    announcement = _member(helper).announce_prefetch(fields.integer("round"), fields.octets("plan"))
     return pack(announcement=announcement)
 
 
 def _open(helper: Helper, content: RecordDict) -> RecordDict:
-    ride = ride_of(content)
-    if ride is not None:
-        made = Fields(ride, *_HELLO)
-        _member(helper).take_up(made.integer("round"), made.octets("model"), made.octets("plan"))
-    fields = Fields(content, "listing", maps=["announcements"])
-    opening = _member(helper).open(fields.map("announcements"), fields.octets("listing"))
+    fields = Fields(content, *_HEADER, "model", "listing", maps=["announcements"])
+    opening = _member(helper).open(
+        fields.integer("round"),
+        fields.octets("plan"),
+        fields.octets("model"),
+        fields.map("announcements"),
+        fields.octets("listing"),
+    )
     return pack(opening=opening)
 
 
 def _answer(helper: Helper, content: RecordDict) -> RecordDict:
-    openings, ride = Fields(content, maps=["openings"]).map("openings"), ride_of(content)
+    openings, later = Fields(content, maps=["openings"]).map("openings"), piggybacked(content)
     answer = pack(answer=_member(helper).answer(openings))
-    return answer if ride is None else with_ride(answer, _announce_ahead(helper, ride))
+    return answer if later is None else piggyback(answer, _announce_prefetch(helper, later))
 
 
 def _consent(helper: Helper, content: RecordDict) -> RecordDict:
@@ -61,15 +61,13 @@ def _recover(helper: Helper, content: RecordDict) -> RecordDict:
 
 
 def _key(helper: Helper, content: RecordDict) -> RecordDict:
-    fields = Fields(content, *_HELLO)
-    key = _holder(helper).key(
-        fields.integer("round"), fields.octets("model"), fields.octets("plan")
-    )
-    return pack(key=key)
+    fields = Fields(content, *_HEADER)
+    return pack(key=_holder(helper).key(fields.integer("round"), fields.octets("plan")))
 
 
 def _open_sum(helper: Helper, content: RecordDict) -> RecordDict:
-    return pack(opened=_holder(helper).open(Fields(content, "sum").octets("sum")))
+    fields = Fields(content, "model", "sum")
+    return pack(opened=_holder(helper).open(fields.octets("model"), fields.octets("sum")))
 
 
 def _role(helper: Helper, content: RecordDict) -> RecordDict:
@@ -79,7 +77,7 @@ def _role(helper: Helper, content: RecordDict) -> RecordDict:
 
 HELPER_ACTIONS: Mapping[str, Callable[[Helper, RecordDict], RecordDict]] = {
     "query.committee_announce": _announce,
-    "query.committee_announce_ahead": _announce_ahead,
+    "query.committee_announce_prefetch": _announce_prefetch,
     "query.committee_open": _open,
     "query.committee_answer": _answer,
     "query.committee_consent": _consent,

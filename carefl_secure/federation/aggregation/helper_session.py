@@ -1,4 +1,4 @@
-"""The parties beside clients and server: committee members and the key holder, for a whole run.
+"""The helpers of a run: committee members and the key holder.
 
 They hold no records and see no client's vector. Like a client, a helper follows its own copy of
 plan and cohort, takes part in no round twice, and says no by an error.
@@ -12,14 +12,17 @@ from collections.abc import Collection, Mapping
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from carefl_secure.errors import ProtocolError
-from carefl_secure.federation.aggregation.encrypted import sign_key
 from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.transport.error_codes import Party
 from carefl_secure.noise import KeySource
-from carefl_secure.secagg import CommitteeMember, EncryptedParameters, KeyHolder
+from carefl_secure.secagg import CommitteeMember, KeyHolder
+from carefl_secure.secagg.primitives.crypto import sign
 
-__all__ = ["Helper", "HolderSession", "MemberSession"]
+__all__ = ["KEY_LABEL", "Helper", "HolderSession", "MemberSession"]
+
+KEY_LABEL = b"round key"
+"""What the key holder signs its key for a round under."""
 
 
 class Helper(ABC):
@@ -107,7 +110,7 @@ class MemberSession(Helper):
         self._next: CommitteeMember | None = None
         self._next_number = -1
 
-    def announce(self, number: int, model_hash: bytes, plan_hash: bytes) -> bytes:
+    def announce(self, number: int, plan_hash: bytes) -> bytes:
         """Begin a round: make its key and return the public half, signed.
 
         Raises
@@ -116,50 +119,66 @@ class MemberSession(Helper):
             When the round is not new or the plan is another one.
         """
         self._begin(number, plan_hash)
-        parameters = self._cohort.committee_parameters(self._plan, number, model_hash)
-        self._member = CommitteeMember(parameters, self.index, self._identity, self._keys)
+        self._member = self._fresh(number)
         return self._member.announce()
 
-    def announce_ahead(self, number: int, plan_hash: bytes) -> bytes:
-        """Make and show a key for a later round, whose model is not known yet.
+    def _fresh(self, number: int) -> CommitteeMember:
+        parameters = self._cohort.committee_parameters(self._plan, number)
+        return CommitteeMember(parameters, self.index, self._identity, self._keys)
+
+    def announce_prefetch(self, number: int, plan_hash: bytes) -> bytes:
+        """Make and show a key for a later round while this one goes on.
 
         Raises
         ------
         ProtocolError
             When that was not agreed, the round is not new, or the plan is another one.
         """
-        if not self._cohort.rides:
+        if not self._cohort.prefetches:
             raise ProtocolError(
-                "keys ahead: the server asks for a key of a later round, which is not agreed; "
+                "key prefetch: the server asks for a key of a later round, which is not agreed; "
                 "compare federation.key_prefetch"
             )
         self._check(number, plan_hash)
         if number <= self._next_number:
-            raise ProtocolError(f"keys ahead: a key for round {number} was shown before")
+            raise ProtocolError(f"key prefetch: a key for round {number} was shown before")
         self._drop_next()
-        parameters = self._cohort.ahead_committee_parameters(self._plan, number)
-        self._next = CommitteeMember(parameters, self.index, self._identity, self._keys)
-        self._next_number = number
+        self._next, self._next_number = self._fresh(number), number
         return self._next.announce()
 
-    def take_up(self, number: int, model_hash: bytes, plan_hash: bytes) -> None:
-        """Begin the round whose key was made ahead, with its model; the one in progress ends.
+    def open(
+        self,
+        number: int,
+        plan_hash: bytes,
+        model_hash: bytes,
+        announcements: Mapping[int, bytes],
+        listing: bytes,
+    ) -> bytes:
+        """Check the list of clients, open their envelopes and sign what was found.
+
+        Where the round is not in progress but its key was prefetched, it begins here, and the one
+        in progress ends. The first call binds the key to the model.
 
         Raises
         ------
         ProtocolError
             When there is no key for exactly this round, or the plan is another one.
         """
+        if self._member is None or number != self._round:
+            self._begin_prefetched(number, plan_hash)
+        member = self._open()
+        if not member.parameters.model_hash:
+            member.bind(model_hash)
+        elif member.parameters.model_hash != model_hash:
+            raise ProtocolError("the round is bound to another model; a key serves one model")
+        return member.open(announcements, listing)
+
+    def _begin_prefetched(self, number: int, plan_hash: bytes) -> None:
         self._check(number, plan_hash)
         if self._next is None or number != self._next_number:
-            raise ProtocolError(f"keys ahead: there is none for round {number}")
-        self._next.bind(model_hash)
+            raise ProtocolError(f"key prefetch: there is no key for round {number}")
         self._end()
         self._member, self._next, self._round = self._next, None, number
-
-    def open(self, announcements: Mapping[int, bytes], listing: bytes) -> bytes:
-        """Check the list of clients, open their envelopes and sign what was found."""
-        return self._open().open(announcements, listing)
 
     def answer(self, openings: Mapping[int, bytes]) -> bytes:
         """Give the one sum of masks, then forget the round, unless members may still be lost."""
@@ -179,7 +198,7 @@ class MemberSession(Helper):
         return shares
 
     def close(self) -> None:
-        """Erase the secrets of the round in progress and the key made for the next one."""
+        """Erase the secrets of the round in progress and the prefetched key."""
         self._end()
         self._drop_next()
 
@@ -214,10 +233,12 @@ class HolderSession(Helper):
     ) -> None:
         super().__init__(index, identity, plan, cohort)
         self._key: KeyHolder | None = None
-        self._parameters: EncryptedParameters | None = None
 
-    def key(self, number: int, model_hash: bytes, plan_hash: bytes) -> bytes:
-        """Begin a round: make its key pair and return the public key, signed.
+    def key(self, number: int, plan_hash: bytes) -> bytes:
+        """Begin a round: make its key pair and return a signature and the public key.
+
+        ``Sign("round key"; kctx) || public key``, where kctx holds the key's hash, the round, the
+        plan and all rosters.
 
         Raises
         ------
@@ -226,19 +247,20 @@ class HolderSession(Helper):
         """
         self._begin(number, plan_hash)
         self._key = KeyHolder(self._identity)
-        self._parameters = self._cohort.encrypted_parameters(
-            self._plan, number, model_hash, self._key.public_digest
-        )
-        return sign_key(self._key.public_key, self._parameters, self._identity)
+        parameters = self._cohort.encrypted_parameters(self._plan, number, self._key.public_digest)
+        return sign(self._identity, KEY_LABEL, parameters.key_context()) + self._key.public_key
 
-    def open(self, message: bytes) -> bytes:
+    def open(self, model_hash: bytes, message: bytes) -> bytes:
         """Decrypt the one sum of the round, then destroy the key."""
-        if self._key is None or self._parameters is None:
+        if self._key is None:
             raise ProtocolError("there is no open round; it was answered, abandoned or never begun")
-        opened = self._key.open(self._parameters, message)
+        parameters = self._cohort.encrypted_parameters(
+            self._plan, self._round, self._key.public_digest, model_hash
+        )
+        opened = self._key.open(parameters, message)
         self.close()
         return opened
 
     def close(self) -> None:
         """Drop the key of the round in progress."""
-        self._key = self._parameters = None
+        self._key = None

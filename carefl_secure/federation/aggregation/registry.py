@@ -1,26 +1,89 @@
-"""From a cohort to a client's way of summing; `server_ways` has the server's."""
+"""The aggregation protocols by name, and what makes the parts of a run's parties from them."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from pathlib import Path
+
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from carefl_secure.errors import ProtocolError
-from carefl_secure.federation.aggregation.base import ClientSum
-from carefl_secure.federation.aggregation.committee import CommitteeClientSum
-from carefl_secure.federation.aggregation.encrypted import EncryptedClientSum, read_key
-from carefl_secure.federation.aggregation.pairwise import PairwiseClientSum
+from carefl_secure.errors import ConfigError
+from carefl_secure.federation.aggregation.base import (
+    AggregationProtocol,
+    ClientSetup,
+    ClientSum,
+    ServerSetup,
+    ServerSum,
+)
+from carefl_secure.federation.aggregation.committee import Committee
+from carefl_secure.federation.aggregation.encrypted import Encrypted
+from carefl_secure.federation.aggregation.pairwise import Pairwise
+from carefl_secure.federation.aggregation.prefetch import KeyPrefetch
 from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.federation.plan.run_plan import RunPlan
+from carefl_secure.federation.transport.exchange import Exchange
+from carefl_secure.federation.transport.node_directory import Directory
 from carefl_secure.noise import KeySource
-from carefl_secure.secagg import (
-    AheadParameters,
-    CommitteeClient,
-    EncryptedClient,
-    PairwiseClient,
-)
 from carefl_secure.secagg.primitives.crypto import derive, raw_identity
 
-__all__ = ["ClientSums"]
+__all__ = ["GROUP", "PROTOCOLS", "ClientSums", "ServerSums", "find_protocol"]
+
+PROTOCOLS: Mapping[str, AggregationProtocol] = {
+    protocol.name: protocol for protocol in (Pairwise(), Committee(), Encrypted())
+}
+"""The protocols that come with the package."""
+
+GROUP = "carefl_secure.aggregators"
+"""The group of Python entry points that other packages register their protocols in."""
+
+
+@functools.cache
+def find_protocol(name: str) -> AggregationProtocol:
+    """Return a protocol of this package, or one that another package registers.
+
+    An entry point of the group ``carefl_secure.aggregators`` names a subclass of
+    `AggregationProtocol` that can be made without arguments and whose ``name`` is that of the
+    entry point.
+
+    Raises
+    ------
+    ConfigError
+        When there is none of this name, two packages register it, or it cannot be loaded.
+    """
+    if name in PROTOCOLS:
+        return PROTOCOLS[name]
+    found = entry_points(group=GROUP)
+    mine = [point for point in found if point.name == name]
+    if not mine:
+        known = ", ".join(sorted({*PROTOCOLS, *(point.name for point in found)}))
+        raise ConfigError(
+            f"there is no aggregation protocol {name!r}; known are {known}. Set "
+            f"federation.aggregation to one of them, or install the package that registers "
+            f"{name!r} as an entry point of the group {GROUP}"
+        )
+    if len(mine) > 1:
+        where = ", ".join(point.value for point in mine)
+        raise ConfigError(
+            f"the aggregation protocol {name!r} is registered {len(mine)} times ({where}); "
+            "uninstall all packages but one of them"
+        )
+    try:
+        kind = mine[0].load()
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"the aggregation protocol {name!r} cannot be loaded from {mine[0].value}: {error}; "
+            "reinstall the package that registers it"
+        ) from error
+    fits = isinstance(kind, type) and issubclass(kind, AggregationProtocol)
+    if not fits or getattr(kind, "name", None) != name:
+        raise ConfigError(
+            f"{mine[0].value} is no aggregation protocol named {name!r}; the entry point must "
+            "name a subclass of AggregationProtocol whose name is that of the entry point"
+        )
+    protocol: AggregationProtocol = kind()
+    return protocol
 
 
 class ClientSums:
@@ -28,16 +91,8 @@ class ClientSums:
 
     Parameters
     ----------
-    plan : RunPlan
-        The agreed plan.
-    cohort : Cohort
-        Decides the way of summing.
-    index : int
-        The client's place in the roster.
-    identity : Ed25519PrivateKey
-        Its long-lived key.
-    keys : KeySource
-        Fresh keys.
+    plan, cohort, index, identity, keys
+        As in `ClientSetup`; the cohort decides the protocol.
     """
 
     def __init__(
@@ -48,100 +103,87 @@ class ClientSums:
         identity: Ed25519PrivateKey,
         keys: KeySource,
     ) -> None:
-        self._plan = plan
-        self._cohort = cohort
-        self._index = index
-        self._identity = identity
-        self._keys = keys
+        self._setup = ClientSetup(plan, cohort, index, identity, keys)
+        self._protocol = find_protocol(cohort.aggregation)
 
-    def begin(
-        self, number: int, model_hash: bytes, key: bytes = b"", *, ahead: bool = False
-    ) -> ClientSum:
-        """Return the client's part in a new round.
+    def begin(self, number: int, key: bytes = b"") -> ClientSum:
+        """Return the client's part in a new round, whose model is not bound yet.
 
         Parameters
         ----------
         number : int
             Number of the round.
-        model_hash : bytes
-            Hash of the adapter.
         key : bytes, optional
             The key holder's message, in encrypted rounds.
-        ahead : bool, optional
-            Whether the committee's keys were made before the model was known.
 
         Raises
         ------
         ProtocolError
             When the key is not the key holder's own for this round.
         """
-        plan, cohort, mine = self._plan, self._cohort, (self._index, self._identity, self._keys)
-        if cohort.aggregation == "committee":
-            committee = (
-                cohort.ahead_committee_parameters(plan, number).bind(model_hash)
-                if ahead
-                else cohort.committee_parameters(plan, number, model_hash)
-            )
-            return CommitteeClientSum(CommitteeClient(committee, *mine), committee)
-        if cohort.aggregation == "encrypted":
-            checked = read_key(key, cohort, plan, number, model_hash)
-            return EncryptedClientSum(EncryptedClient(checked.parameters, *mine), checked, key)
-        parameters = cohort.round_parameters(plan, number, model_hash)
-        return PairwiseClientSum(PairwiseClient(parameters, *mine))
+        return self._protocol.client(self._setup, number, key)
 
-    def restore(self, saved: bytes, number: int, model_hash: bytes) -> ClientSum:
+    def restore(self, saved: bytes, number: int, model_hash: bytes = b"") -> ClientSum:
         """Go on from what `ClientSum.save` returned.
-
-        Raises
-        ------
-        ProtocolError
-            When it was changed, or belongs to another client or round.
-        """
-        plan, cohort, identity, keys = self._plan, self._cohort, self._identity, self._keys
-        if cohort.aggregation == "encrypted":
-            return EncryptedClientSum.restore(
-                saved, identity, cohort, plan, number, model_hash, keys
-            )
-        parameters = cohort.round_parameters(plan, number, model_hash)
-        return PairwiseClientSum(PairwiseClient.restore(saved, identity, parameters, keys))
-
-    def ahead(self, number: int) -> ClientSum:
-        """Return the client's part in a round whose model is not known yet.
-
-        Raises
-        ------
-        ProtocolError
-            When in this way of summing no client makes keys ahead.
-        """
-        parameters = self._ahead_parameters(number)
-        return PairwiseClientSum(
-            PairwiseClient(parameters, self._index, self._identity, self._keys)
-        )
-
-    def restore_ahead(self, saved: bytes, number: int, model_hash: bytes = b"") -> ClientSum:
-        """Go on from what `ClientSum.save` returned, in a round whose keys were made ahead.
 
         Raises
         ------
         ProtocolError
             When it was changed, or belongs to another client, round or model.
         """
-        parameters = self._ahead_parameters(number)
-        if model_hash:
-            parameters = parameters.bind(model_hash)
-        return PairwiseClientSum(
-            PairwiseClient.restore(saved, self._identity, parameters, self._keys)
-        )
+        return self._protocol.restore(self._setup, saved, number, model_hash)
 
     def stamp(self, content: bytes) -> bytes:
         """Return 32 bytes that nobody but this client, in this run, can give for some content."""
-        place = (self._cohort.run, self._plan.hash(), content)
-        return derive(raw_identity(self._identity), b"saved session", *place)
+        setup = self._setup
+        place = (setup.cohort.run, setup.plan.hash(), content)
+        return derive(raw_identity(setup.identity), b"saved session", *place)
 
-    def _ahead_parameters(self, number: int) -> AheadParameters:
-        if self._cohort.aggregation != "pairwise":
-            raise ProtocolError(
-                "keys ahead: no client makes any in this way of summing; compare "
-                "federation.aggregation"
-            )
-        return self._cohort.ahead_parameters(self._plan, number)
+
+class ServerSums:
+    """Makes the server's part in the sums of a run, and keeps prefetched keys between them.
+
+    Parameters
+    ----------
+    plan, cohort, directory, folder
+        As in `ServerSetup`; the cohort decides the protocol.
+    last : int
+        Number of the last round, after which no keys are made.
+    """
+
+    def __init__(
+        self,
+        plan: RunPlan,
+        cohort: Cohort,
+        directory: Directory,
+        last: int,
+        folder: Path | None = None,
+    ) -> None:
+        self._setup = ServerSetup(plan, cohort, directory, folder)
+        self._protocol = find_protocol(cohort.aggregation)
+        self._last = last
+        self._prefetch: KeyPrefetch | None = None
+
+    def begin(self, exchange: Exchange, number: int, model_hash: bytes) -> ServerSum:
+        """Return the server's part in one round.
+
+        It begins with prefetched keys, if there are enough of them for exactly this round; else
+        keys are exchanged in it.
+
+        Parameters
+        ----------
+        exchange : Exchange
+            The wire of this round.
+        number : int
+            Number of the round.
+        model_hash : bytes
+            Hash of the adapter.
+        """
+        made, self._prefetch = self._prefetch, None
+        if made is not None and (not made.ready or made.header["round"] != number):
+            made = None
+        if self._setup.cohort.key_prefetch and self._protocol.prefetches and number < self._last:
+            self._prefetch = self._protocol.prefetch(self._setup, exchange, number + 1)
+        return self._protocol.server(
+            self._setup, exchange, number, model_hash, made, self._prefetch
+        )

@@ -17,15 +17,15 @@ from carefl_secure.federation.transport.messages import (
     Fields,
     adapter_of,
     pack,
-    ride_of,
-    vector_hash,
-    with_ride,
+    piggyback,
+    piggybacked,
 )
 from carefl_secure.federation.transport.node_directory import role_message
 
 __all__ = ["build_client_app"]
 
 _STATE = "carefl-secure"
+_HEADER = ("round", "plan")
 
 Sessions = Callable[[int], ClientSession]
 Helpers = Callable[[int], Helper | None]
@@ -33,38 +33,33 @@ Action = Callable[[ClientSession, RecordDict], RecordDict]
 
 
 def _advertise(session: ClientSession, content: RecordDict) -> RecordDict:
-    names = ("round", "model", "plan", "key") if session.encrypts else ("round", "model", "plan")
+    names = (*_HEADER, "key") if session.encrypts else _HEADER
     fields = Fields(content, *names)
     message = session.advertise(
         fields.integer("round"),
-        fields.octets("model"),
         fields.octets("plan"),
         fields.octets("key") if session.encrypts else b"",
     )
     return pack(index=session.index, message=message)
 
 
-def _advertise_ahead(session: ClientSession, content: RecordDict) -> RecordDict:
-    fields = Fields(content, "round", "plan")
-    message = session.advertise_ahead(fields.integer("round"), fields.octets("plan"))
+def _advertise_prefetch(session: ClientSession, content: RecordDict) -> RecordDict:
+    fields = Fields(content, *_HEADER)
+    message = session.advertise_prefetch(fields.integer("round"), fields.octets("plan"))
     return pack(index=session.index, message=message)
 
 
-def _share_ahead(session: ClientSession, content: RecordDict) -> RecordDict:
-    return pack(shares=session.share_ahead(Fields(content, maps=["peers"]).map("peers")))
+def _share_prefetch(session: ClientSession, content: RecordDict) -> RecordDict:
+    return pack(shares=session.share_prefetch(Fields(content, maps=["peers"]).map("peers")))
 
 
 def _submit(session: ClientSession, content: RecordDict) -> RecordDict:
-    fields, ride = Fields(content, "round", "plan", maps=["announcements"]), ride_of(content)
-    number = fields.integer("round")
-    if ride is not None and Fields(ride, "round", "plan").integer("round") != number:
-        raise ProtocolError("keys ahead: the members' keys are for another round")
+    fields = Fields(content, *_HEADER, maps=["announcements"])
     upload = session.submit(
-        number,
+        fields.integer("round"),
         fields.octets("plan"),
         adapter_of(content, session.dimension),
         fields.map("announcements"),
-        ahead=ride is not None,
     )
     return pack(upload=upload)
 
@@ -79,12 +74,14 @@ def _share(session: ClientSession, content: RecordDict) -> RecordDict:
 
 
 def _masked(session: ClientSession, content: RecordDict) -> RecordDict:
-    shares = Fields(content, maps=["shares"]).map("shares")
-    adapter, ride = adapter_of(content, session.dimension), ride_of(content)
-    if ride is not None:
-        made = Fields(ride, "round", "plan")
-        session.take_up(made.integer("round"), made.octets("plan"), vector_hash(adapter))
-    return pack(upload=session.masked(adapter, shares))
+    fields = Fields(content, *_HEADER, maps=["shares"])
+    upload = session.release(
+        fields.integer("round"),
+        fields.octets("plan"),
+        adapter_of(content, session.dimension),
+        fields.map("shares"),
+    )
+    return pack(upload=upload)
 
 
 def _sign(session: ClientSession, content: RecordDict) -> RecordDict:
@@ -104,25 +101,22 @@ _ACTIONS: Mapping[str, Action] = {
     "train.submit": _submit,
     "query.sign": _sign,
     "query.unmask": _unmask,
-    "query.advertise_ahead": _advertise_ahead,
-    "query.share_ahead": _share_ahead,
+    "query.advertise_prefetch": _advertise_prefetch,
+    "query.share_prefetch": _share_prefetch,
 }
-_RIDES: Mapping[str, Action] = {
-    "query.sign": _advertise_ahead,
-    "query.unmask": _share_ahead,
+_PIGGYBACKED: Mapping[str, Action] = {
+    "query.sign": _advertise_prefetch,
+    "query.unmask": _share_prefetch,
 }
-_READ_THEIR_OWN = frozenset({"train.masked", "train.submit"})  # it says which keys to use
 
 
 def _answer(session: ClientSession, name: str, content: RecordDict) -> RecordDict:
-    """Take one step of a client, and then the one that rides on it for the next round."""
-    ride = ride_of(content)
-    if ride is not None and name not in _RIDES and name not in _READ_THEIR_OWN:
-        raise ProtocolError(f"keys ahead: nothing rides on {name}")
+    """Take one step of a client, and the step of the next round that is piggybacked on it."""
+    later = piggybacked(content)
+    if later is not None and name not in _PIGGYBACKED:
+        raise ProtocolError(f"key prefetch: nothing is piggybacked on {name}")
     reply = _ACTIONS[name](session, content)
-    if ride is None or name in _READ_THEIR_OWN:
-        return reply
-    return with_ride(reply, _RIDES[name](session, ride))
+    return reply if later is None else piggyback(reply, _PIGGYBACKED[name](session, later))
 
 
 def build_client_app(
@@ -154,16 +148,18 @@ def build_client_app(
     -------
     ClientApp
         With the actions ``query.advertise``, ``query.share``, ``train.masked``, ``query.sign`` and
-        ``query.unmask`` of peers, ``query.advertise_ahead`` and ``query.share_ahead`` of peers
-        that dropped out of a round and come back in the next, ``train.submit`` before a committee,
+        ``query.unmask`` of pairwise masking, ``query.advertise_prefetch`` and
+        ``query.share_prefetch`` of clients that dropped out of a round and come back in the next,
+        ``train.submit`` before a committee,
         ``query.role``, and those of `HELPER_ACTIONS`.
 
     Guarantees
     ----------
     A reply holds the one value its step is for and nothing else, but for the keys of the next round
-    that ride on ``query.sign`` and ``query.unmask`` where that was agreed. In ``train.masked`` and
-    ``train.submit`` that is the masked upload: no number of records, no loss, no time. A refusal is
-    a number with a fixed sentence. A client takes no helper's part and a helper no client's.
+    that are piggybacked on ``query.sign`` and ``query.unmask`` where that was agreed. In
+    ``train.masked`` and ``train.submit`` that is the masked upload: no number of records, no loss,
+    no time. A refusal is a number with a fixed sentence. A client takes no helper's part and a
+    helper no client's.
     """
     app = ClientApp()
 

@@ -1,4 +1,4 @@
-"""One way to pay for a round, the same for the server and for every client."""
+"""How a round is charged to a ledger, the same for the server and for every client."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["RoundBudget"]
 
 
 class RoundBudget:
-    """A ledger together with the plan whose rounds it pays for.
+    """A ledger together with the plan whose rounds are charged to it.
 
     Parameters
     ----------
@@ -24,7 +24,7 @@ class RoundBudget:
         Gives the run's name to remember.
     limit : float, optional
         The most the whole ledger may come to; the plan's target by default. Without privacy
-        nothing is priced, and every round is written down as unprotected.
+        nothing is charged, and every round is recorded as unprotected.
     """
 
     def __init__(
@@ -54,8 +54,8 @@ class RoundBudget:
         if self._event is not None:
             self._ledger.guard(self._event, self._limit, self._delta, self._payload)
 
-    def pay(self, number: int) -> None:
-        """Write one round down, on disk, before anything of it is released.
+    def charge(self, number: int) -> None:
+        """Write one round to the ledger, on disk, before anything of it is released.
 
         Raises
         ------
@@ -70,7 +70,7 @@ class RoundBudget:
         else:
             self._ledger.spend(self._event, self._limit, self._delta, entry)
 
-    def released(self, number: int, survivors: int) -> None:
+    def record_release(self, number: int, survivors: int) -> None:
         """Note that a round was opened."""
         self._ledger.append("release", {"run": self._run, "round": number, "survivors": survivors})
 
@@ -85,8 +85,8 @@ class RoundBudget:
         more = self._event.times(self._event.count * rounds)
         return self._ledger.filtered_epsilon(more, self._limit, self._delta, self._payload)
 
-    def paid(self) -> int:
-        """Return how many rounds of this very run were paid for."""
+    def charged(self) -> int:
+        """Return how many rounds of this run were charged."""
         return sum(
             entry.payload.get("run") == self._run
             and (entry.kind == "spend" or entry.payload.get("unprotected") is True)

@@ -1,8 +1,8 @@
 """One client's side of a run: what it checks, what it spends, what it lets go.
 
-No Flower type appears here; `client.py` carries the bytes, and how the sum is made is up to a
-`ClientSum`. The order inside `masked` is the point of this file: the ledger says yes and is written
-before the client looks at a single record.
+No Flower type appears here; `app` carries the bytes, and how the sum is made is up to a
+`ClientSum`. The order inside `release` is the point of this file: all that can be checked without
+a record is checked, then the ledger is written, and only then does the client look at a record.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from carefl_secure.federation.client.round_budget import RoundBudget
 from carefl_secure.federation.client.round_state import OpenRounds
 from carefl_secure.federation.local_update.gradient_sum import local_work
 from carefl_secure.federation.local_update.task import LocalTask
-from carefl_secure.federation.plan.cohort import Cohort
+from carefl_secure.federation.plan.cohort import Cohort, rotation_key
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.transport.messages import vector_hash
 from carefl_secure.noise import KeySource, KeyStream, SkellamSampler
@@ -47,7 +47,7 @@ class ClientSession:
     plan : RunPlan
         What the parties agreed on, held by the client itself and not taken from the server.
     cohort : Cohort
-        Run, rosters and base model, likewise; it decides the way of summing.
+        Run, rosters and base model, likewise; it decides the aggregation protocol.
     task : LocalTask
         Model and records.
     ledger : Ledger
@@ -96,10 +96,10 @@ class ClientSession:
         self.index = index
         self._plan = plan
         self._cohort = cohort
-        self._purse = RoundBudget(ledger, plan, cohort, max_epsilon)
+        self._budget = RoundBudget(ledger, plan, cohort, max_epsilon)
         self._keys = keys
         self._sums = ClientSums(plan, cohort, index, identity, keys)
-        self._rounds = OpenRounds(self._sums, plan.hash(), cohort.rides)
+        self._rounds = OpenRounds(self._sums, plan.hash(), cohort.prefetches)
 
     @property
     def dimension(self) -> int:
@@ -111,17 +111,13 @@ class ClientSession:
         """Whether rounds begin with a key of the key holder."""
         return self._cohort.key_holder is not None
 
-    def advertise(
-        self, round_number: int, model_hash: bytes, plan_hash: bytes, key: bytes = b""
-    ) -> bytes:
+    def advertise(self, number: int, plan_hash: bytes, key: bytes = b"") -> bytes:
         """Begin a round: check that it is a new one under the agreed plan, then show fresh keys.
 
         Parameters
         ----------
-        round_number : int
-            Greater than that of any round this session took part in.
-        model_hash : bytes
-            Hash of the adapter that will be sent for training.
+        number : int
+            Of the round; greater than that of any round this session took part in.
         plan_hash : bytes
             Hash of the plan the server believes in.
         key : bytes, optional
@@ -138,10 +134,13 @@ class ClientSession:
             When the round is not new, the plan or the key is another one, or rounds of this run
             have no advertisements.
         """
-        self._rounds.begin(round_number, model_hash, plan_hash, key)
-        return self._rounds.current().advertise()
+        return self._rounds.begin(number, plan_hash, key).advertise()
 
-    def advertise_ahead(self, round_number: int, plan_hash: bytes) -> bytes:
+    def share(self, advertisements: Mapping[int, bytes]) -> dict[int, bytes]:
+        """Split this round's secrets among the clients that advertised."""
+        return self._rounds.current().share(advertisements)
+
+    def advertise_prefetch(self, number: int, plan_hash: bytes) -> bytes:
         """Show fresh keys for a later round while this one goes on; nothing is spent or read.
 
         Raises
@@ -150,43 +149,27 @@ class ClientSession:
             When the cohort did not agree to that, the plan is another one, or this client took part
             in that round or has shown keys for it.
         """
-        return self._rounds.advertise_ahead(round_number, plan_hash)
+        return self._rounds.advertise_prefetch(number, plan_hash)
 
-    def share_ahead(self, advertisements: Mapping[int, bytes]) -> dict[int, bytes]:
-        """Split the secrets of that later round among the peers that advertised for it."""
-        return self._rounds.share_ahead(advertisements)
-
-    def take_up(self, round_number: int, plan_hash: bytes, model_hash: bytes) -> None:
-        """Begin the round whose keys were made ahead, with its model; this one is over.
-
-        Raises
-        ------
-        ProtocolError
-            When there are no keys for exactly this round, or the plan is another one.
-        """
-        self._rounds.take_up(round_number, plan_hash, model_hash)
+    def share_prefetch(self, advertisements: Mapping[int, bytes]) -> dict[int, bytes]:
+        """Split the secrets of that later round among the clients that advertised for it."""
+        return self._rounds.share_prefetch(advertisements)
 
     def submit(
         self,
-        round_number: int,
+        number: int,
         plan_hash: bytes,
         adapter: NDArray[np.float32],
         announcements: Mapping[int, bytes],
-        *,
-        ahead: bool = False,
     ) -> bytes:
         """Take part in a whole round by one message, for a committee to open.
 
         Parameters
         ----------
-        round_number, plan_hash
-            As in `advertise`.
-        adapter : ndarray of float32, shape [D]
-            The global adapter.
+        number, plan_hash, adapter
+            As in `release`.
         announcements : mapping of int to bytes
             The members' keys for this round.
-        ahead : bool, optional
-            Whether they were made before the model was known.
 
         Returns
         -------
@@ -196,31 +179,35 @@ class ClientSession:
         Raises
         ------
         CareflError
-            As `advertise` and `masked` do; ProtocolError in a run without a committee.
+            As `advertise` and `release` do; ProtocolError in a run without a committee.
         """
         if self._cohort.aggregation != "committee":
             raise ProtocolError(
                 "the server asks for a committee's message; compare federation.aggregation"
             )
-        self._rounds.begin(round_number, vector_hash(adapter), plan_hash, ahead=ahead)
+        self._rounds.begin(number, plan_hash)
         try:
-            return self.masked(adapter, announcements)
+            return self.release(number, plan_hash, adapter, announcements)
         finally:
             self.close()
 
-    def share(self, advertisements: Mapping[int, bytes]) -> dict[int, bytes]:
-        """Split this round's secrets among the peers that advertised."""
-        return self._rounds.current().share(advertisements)
-
-    def masked(self, adapter: NDArray[np.float32], messages: Mapping[int, bytes]) -> bytes:
+    def release(
+        self,
+        number: int,
+        plan_hash: bytes,
+        adapter: NDArray[np.float32],
+        messages: Mapping[int, bytes],
+    ) -> bytes:
         """Compute, protect and mask this client's vector: the one release of a round.
 
         Parameters
         ----------
+        number, plan_hash
+            Of the round and of the plan the server believes in.
         adapter : ndarray of float32, shape [D]
-            The global adapter; its hash must be the one announced.
+            The global adapter; the keys of the round are bound to its hash, once.
         messages : mapping of int to bytes
-            The peers' shares for this client, or the committee's announcements.
+            The other clients' shares for this one, or the committee's announcements.
 
         Returns
         -------
@@ -229,18 +216,40 @@ class ClientSession:
 
         Raises
         ------
+        ProtocolError, CohortError
+            When the round, the plan or a message is not as agreed, or too few clients take part.
         BudgetExceededError
             When this round would take the ledger over the client's own limit.
         NonFiniteError
             When the task returns NaN or infinity. The round stays in the ledger.
-        ProtocolError, CohortError
-            When the adapter is not the announced one or too few peers take part.
         """
-        total = self._rounds.current()
-        if vector_hash(adapter) != self._rounds.model_hash:
-            raise ProtocolError("the adapter is not the one whose hash opened the round")
-        self._purse.pay(self._rounds.number)
-        return total.mask(self._protected(adapter), messages)
+        # Check the agreed round and plan; open and check what the others sent.
+        part = self._rounds.enter(number, plan_hash, vector_hash(adapter))
+        part.receive(messages)
+
+        # Charge the ledger, on disk, before any record is read.
+        self._budget.charge(number)
+
+        # Sample, compute, encode, add noise; then mask and sign.
+        return part.mask(self._protected(adapter))
+
+    def _protected(self, adapter: NDArray[np.float32]) -> NDArray[np.unsignedinteger]:
+        """Compute the vector and protect it; an empty sample sends noise alone."""
+        plan, encoding, number = self._plan, self._plan.encoding, self._rounds.number
+
+        # Sample records and compute their clipped sum.
+        total = self._work.release(adapter, number, self._keys)
+        if not np.isfinite(total).all():
+            raise NonFiniteError(f"the vector of client {self.index} holds NaN or infinity")
+
+        # Encode as integers, add this client's share of the noise, wrap to words.
+        place = plan.hash(), self._cohort.base_hash, vector_hash(adapter), number
+        rotation = rotation_key(*place)
+        integers = encode(total, encoding, rotation, KeyStream(self._keys.key("dither")))
+        if plan.share_variance > 0:
+            sampler = SkellamSampler(plan.share_variance)
+            integers += sampler.sample(KeyStream(self._keys.key("noise")), integers.size)
+        return wrap(integers, encoding.bits)
 
     def sign(self, shared: Collection[int], survivors: Collection[int]) -> bytes:
         """Sign who shared and who survived; the secure sum refuses a second, different pair."""
@@ -283,19 +292,5 @@ class ClientSession:
         self._rounds.restore(content[end:])
 
     def close(self) -> None:
-        """Erase the secrets of the round in progress and those made for the next one."""
+        """Erase the secrets of the round in progress and prefetched ones."""
         self._rounds.close()
-
-    def _protected(self, adapter: NDArray[np.float32]) -> NDArray[np.unsignedinteger]:
-        """Compute, encode, add noise, wrap; an empty sample sends noise alone."""
-        encoding = self._plan.encoding
-        total = self._work.release(adapter, self._rounds.number, self._keys)
-        if not np.isfinite(total).all():
-            raise NonFiniteError(f"the vector of client {self.index} holds NaN or infinity")
-        dither = KeyStream(self._keys.key("dither"))
-        integers = encode(total, encoding, self._rounds.current().rotation, dither)
-        if self._plan.share_variance > 0:
-            noise = KeyStream(self._keys.key("noise"))
-            sampler = SkellamSampler(self._plan.share_variance)
-            integers += sampler.sample(noise, integers.size)
-        return wrap(integers, encoding.bits)

@@ -10,8 +10,6 @@ from carefl_secure.errors import ConfigError
 from carefl_secure.federation.plan.aggregation_config import Aggregation, AggregationConfig
 from carefl_secure.federation.plan.ciphertext_packing import WORD_BITS, choose_fields
 from carefl_secure.secagg import (
-    AheadCommitteeParameters,
-    AheadParameters,
     CommitteeParameters,
     EncryptedParameters,
     RoundParameters,
@@ -93,7 +91,7 @@ class Cohort:
             )
 
     @property
-    def rides(self) -> bool:
+    def prefetches(self) -> bool:
         """Whether messages of a round may carry keys for the next one."""
         return self.key_prefetch and self.aggregation != "encrypted"
 
@@ -109,8 +107,10 @@ class Cohort:
             return "committee"
         return "pairwise" if self.key_holder is None else "encrypted"
 
-    def round_parameters(self, plan: RunPlan, number: int, model_hash: bytes) -> RoundParameters:
-        """Return the agreement behind one round among peers.
+    def round_parameters(
+        self, plan: RunPlan, number: int, model_hash: bytes = b""
+    ) -> RoundParameters:
+        """Return the agreement behind one round of pairwise masking.
 
         Parameters
         ----------
@@ -118,41 +118,23 @@ class Cohort:
             The run's plan.
         number : int
             Number of the round.
-        model_hash : bytes
-            Hash of the adapter at the start of the round.
+        model_hash : bytes, optional
+            Hash of the adapter at the start of the round; empty before it is bound.
         """
-        return RoundParameters(**self._peers(plan, number, model_hash))
+        return RoundParameters(**self._pairwise(plan, number, model_hash))
 
     def committee_parameters(
-        self, plan: RunPlan, number: int, model_hash: bytes
+        self, plan: RunPlan, number: int, model_hash: bytes = b""
     ) -> CommitteeParameters:
         """Return the agreement behind one round with a committee."""
-        common = self._common(plan, number, model_hash)
         return CommitteeParameters(
-            **common, members=self.members, spare=self.committee_dropout_tolerance
-        )
-
-    def ahead_parameters(self, plan: RunPlan, number: int) -> AheadParameters:
-        """Return the agreement behind a round among peers, but for its model.
-
-        Parameters
-        ----------
-        plan : RunPlan
-            The run's plan.
-        number : int
-            Number of the round.
-        """
-        return AheadParameters(**self._peers(plan, number, b""))
-
-    def ahead_committee_parameters(self, plan: RunPlan, number: int) -> AheadCommitteeParameters:
-        """Return the agreement behind a round with a committee, but for its model."""
-        common = self._common(plan, number, b"")
-        return AheadCommitteeParameters(
-            **common, members=self.members, spare=self.committee_dropout_tolerance
+            **self.common(plan, number, model_hash),
+            members=self.members,
+            dropout_tolerance=self.committee_dropout_tolerance,
         )
 
     def encrypted_parameters(
-        self, plan: RunPlan, number: int, model_hash: bytes, public_key: bytes
+        self, plan: RunPlan, number: int, public_key: bytes, model_hash: bytes = b""
     ) -> EncryptedParameters:
         """Return the agreement behind one encrypted round.
 
@@ -172,17 +154,18 @@ class Cohort:
             raise ConfigError("an encrypted sum needs a key holder; name its public key")
         room = choose_fields(plan.encoding)
         return EncryptedParameters(
-            **{**self._peers(plan, number, model_hash), "bits": WORD_BITS},
+            **{**self._pairwise(plan, number, model_hash), "bits": WORD_BITS},
             key_holder=self.key_holder,
             public_key=public_key,
             value_bound=room.value_bound,
             field_bits=room.field_bits,
         )
 
-    def _peers(self, plan: RunPlan, number: int, model_hash: bytes) -> dict[str, Any]:
-        return {**self._common(plan, number, model_hash), "threshold": plan.threshold}
+    def _pairwise(self, plan: RunPlan, number: int, model_hash: bytes) -> dict[str, Any]:
+        return {**self.common(plan, number, model_hash), "threshold": plan.threshold}
 
-    def _common(self, plan: RunPlan, number: int, model_hash: bytes) -> dict[str, Any]:
+    def common(self, plan: RunPlan, number: int, model_hash: bytes = b"") -> dict[str, Any]:
+        """Return what the agreements of all protocols have in common, by name."""
         if len(self.roster) != plan.privacy.clients:
             raise ConfigError(
                 f"the roster names {len(self.roster)} clients, the plan {plan.privacy.clients}"
@@ -193,23 +176,22 @@ class Cohort:
             "dimension": plan.encoding.padded,
             "bits": plan.encoding.bits,
             "min_survivors": plan.privacy.min_survivors,
-            "model_hash": model_hash,
             "base_hash": self.base_hash,
             "plan_hash": plan.hash(),
             "roster": self.roster,
+            "model_hash": model_hash,
         }
 
 
-def rotation_key(parameters: RoundParameters | CommitteeParameters) -> bytes:
+def rotation_key(plan_hash: bytes, base_hash: bytes, model_hash: bytes, number: int) -> bytes:
     """Return the public key of a round's random rotation, 32 bytes.
 
     It depends on the plan, the base, the adapter and the round, not on who takes part or how the
-    sum is made, so that the same run gives the same rotations on every engine and in every mode.
-    It hides nothing and need not be secret.
+    sum is made, so that the same run gives the same rotations on every engine and under every
+    protocol. It hides nothing and need not be secret.
     """
-    parts = (parameters.plan_hash, parameters.base_hash, parameters.model_hash)
-    number = parameters.round.to_bytes(8, "big")
-    return hashlib.sha256(b"carefl rotation" + b"".join(parts) + number).digest()
+    parts = plan_hash + base_hash + model_hash + number.to_bytes(8, "big")
+    return hashlib.sha256(b"carefl rotation" + parts).digest()
 
 
 def make_cohort(

@@ -242,7 +242,7 @@ class _Rounds:
             adapter, finished = self._checkpoints.restore()
         else:
             adapter, finished = self._checkpoints.begin(initial), offset
-        lost = max(0, self._budget.paid() - (finished - offset)) if plan.protected else 0
+        lost = max(0, self._budget.charged() - (finished - offset)) if plan.protected else 0
         last = max(finished, offset + plan.privacy.rounds - lost)
         if lost:
             self._reporter.note(

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from carefl_secure.errors import EngineError
 from carefl_secure.federation.aggregation.base import ServerSum
-from carefl_secure.federation.aggregation.server_registry import ServerSums
+from carefl_secure.federation.aggregation.registry import ServerSums
 from carefl_secure.federation.client.round_budget import RoundBudget
-from carefl_secure.federation.plan.cohort import Cohort
+from carefl_secure.federation.plan.cohort import Cohort, rotation_key
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.server.optimizers import Listener, ServerOptimizer
 from carefl_secure.federation.transport.exchange import Exchange, wait_for_nodes
@@ -160,7 +160,7 @@ class SecureSumStrategy(Strategy):
         total = self._sums.begin(exchange, number, vector_hash(adapter))
         self._round = _Round(exchange, number, adapter, total)
         boxes = total.prepare(lambda: self._nodes(grid))
-        self._budget.pay(number)
+        self._budget.charge(number)
         trains = {node: with_adapter(box, arrays) for node, box in boxes.items()}
         return exchange.address(trains, total.action)
 
@@ -187,9 +187,11 @@ class SecureSumStrategy(Strategy):
         for node, reply in exchange.accept(replies):
             this.sum.collect(node, reply)
         total, survivors = this.sum.open()
-        self._budget.released(this.number, len(survivors))
+        self._budget.record_release(this.number, len(survivors))
 
-        gradient = decode(total, self._plan.encoding, this.sum.rotation)
+        plan_hash, base_hash = self._plan.hash(), self._cohort.base_hash
+        rotation = rotation_key(plan_hash, base_hash, vector_hash(this.adapter), this.number)
+        gradient = decode(total, self._plan.encoding, rotation)
         gradient /= self._plan.divisor(len(survivors))
         if isinstance(self._optimizer, Listener):
             share = len(survivors) / self._plan.privacy.clients

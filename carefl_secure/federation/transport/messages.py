@@ -22,15 +22,15 @@ __all__ = [
     "pack",
     "pack_adapter",
     "payload_bytes",
-    "ride_of",
+    "piggyback",
+    "piggybacked",
     "unpack_adapter",
     "vector_hash",
     "with_adapter",
-    "with_ride",
 ]
 
 _RECORD = "fields"
-_RIDE = "ahead"
+_NEXT = "next"
 _ARRAYS = "arrays"
 _ADAPTER = "adapter"
 _PEERS = ".peers"
@@ -166,19 +166,19 @@ def adapter_of(content: RecordDict, dimension: int) -> NDArray[np.float32]:
 
 
 def with_adapter(content: RecordDict, record: ArrayRecord) -> RecordDict:
-    """Return the content with the adapter beside its fields."""
+    """Return the content with the adapter next to its fields."""
     return RecordDict({**content, _ARRAYS: record})
 
 
-def with_ride(content: RecordDict, ride: RecordDict) -> RecordDict:
-    """Return the content with what rides on it for the next round, as a record of its own."""
-    return RecordDict({**content, _RIDE: ride[_RECORD]})
+def piggyback(content: RecordDict, record: RecordDict) -> RecordDict:
+    """Return the content with a message for the next round, in a record of its own."""
+    return RecordDict({**content, _NEXT: record[_RECORD]})
 
 
-def ride_of(content: RecordDict) -> RecordDict | None:
-    """Return what rides on a message, or None where nothing does."""
-    ride = content.get(_RIDE)
-    return None if ride is None else RecordDict({_RECORD: ride})
+def piggybacked(content: RecordDict) -> RecordDict | None:
+    """Return the message for the next round that is piggybacked on a content, if there is one."""
+    record = content.get(_NEXT)
+    return None if record is None else RecordDict({_RECORD: record})
 
 
 def vector_hash(vector: NDArray[np.float32]) -> bytes:

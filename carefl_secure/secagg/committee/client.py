@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from enum import IntEnum
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -19,16 +19,24 @@ from carefl_secure.secagg.primitives import shamir
 from carefl_secure.secagg.primitives.checks import refuse
 from carefl_secure.secagg.primitives.crypto import check_place, sign, words_digest
 from carefl_secure.secagg.primitives.hpke import seal_envelope
+from carefl_secure.secagg.primitives.phases import Participant
 
 __all__ = ["CommitteeClient"]
 
 
-class CommitteeClient:
+class SubmitPhase(IntEnum):
+    """Whether a client has sent its one message."""
+
+    NEW = 0
+    SUBMITTED = 1
+
+
+class CommitteeClient(Participant[CommitteeParameters, SubmitPhase]):
     """The client's side of a committee round.
 
     The one message holds ``y = x + sum_h PRG(k_h)`` modulo ``2**bits`` over the members ``h`` and,
-    per member, an envelope with the seed of ``k_h``; with spares also, for each other member,
-    a Shamir share of that member's seed.
+    per member, an envelope with the seed of ``k_h``; if members may be lost also a Shamir share of
+    every other member's seed.
 
     Parameters
     ----------
@@ -64,23 +72,17 @@ class CommitteeClient:
         keys: KeySource,
     ) -> None:
         check_place(identity, index, parameters.roster)
-        self._parameters = parameters
-        self._index = index
-        self._identity = identity
-        self._keys = keys
-        self._done = False
+        super().__init__(parameters, index, identity, keys)
+        self._phase = SubmitPhase.NEW
+        self._members: tuple[dict[int, bytes], bytes] | None = None
 
     @property
-    def index(self) -> int:
-        """Place of this client in the roster."""
-        return self._index
-
-    @property
-    def _context(self) -> bytes:
-        return self._parameters.context()
+    def phase(self) -> SubmitPhase:
+        """The last step answered."""
+        return self._phase
 
     def bind(self, model_hash: bytes) -> None:
-        """Say which model the members' keys, made ahead, are for; once, before :meth:`submit`.
+        """Bind the members' keys to the model of the round, before :meth:`submit`; once.
 
         Raises
         ------
@@ -89,7 +91,20 @@ class CommitteeClient:
         """
         self._parameters = self._parameters.bind(model_hash)
 
-    def submit(self, vector: npt.NDArray[Any], announcements: Mapping[int, bytes]) -> bytes:
+    def receive(self, announcements: Mapping[int, bytes]) -> None:
+        """Check the members' announcements.
+
+        Parameters
+        ----------
+        announcements
+            The message of every member, by index.
+        """
+        self._require(SubmitPhase.NEW, "submit")
+        self._members = read_announcements(announcements, self._parameters)
+
+    def submit(
+        self, vector: npt.NDArray[Any], announcements: Mapping[int, bytes] | None = None
+    ) -> bytes:
         """Mask the vector, seal the seeds to the members, sign it all; once.
 
         Parameters
@@ -97,56 +112,54 @@ class CommitteeClient:
         vector
             Shape ``[dimension]``, uint16 or uint32 as agreed; not changed.
         announcements
-            The message of every member, by index.
+            As in :meth:`receive`; None where that was called before.
         """
-        if self._done:
-            raise refuse("step order", "submit was answered before")
+        self._require(SubmitPhase.NEW, "submit")
         parameters, context = self._parameters, self._context
-        self._check_vector(vector)
-        public, seen = read_announcements(announcements, parameters)
+        parameters.check_vector(vector)
+        if announcements is not None:
+            self.receive(announcements)
+        if self._members is None:
+            raise refuse("step order", "submit needs the members' announcements first")
+        public, transcript_hash = self._members
         seeds = [self._keys.key("member seed") for _ in public]
         contents = self._contents(seeds)
         envelopes = tuple(
             seal_envelope(
                 public[member],
                 contents[member],
-                transcript.envelope_info(context, seen, self._index, member),
+                transcript.envelope_info(context, transcript_hash, self._index, member),
                 member,
             )
             for member in public
         )
         commitments = tuple(
-            transcript.commitment(context, seen, self._index, member, seed)
+            transcript.commitment(context, transcript_hash, self._index, member, seed)
             for member, seed in enumerate(seeds)
         )
         masked = vector.copy()
         masks = [
-            transcript.mask_key(context, seen, self._index, member, seed)
+            transcript.mask_key(context, transcript_hash, self._index, member, seed)
             for member, seed in enumerate(seeds)
         ]
         add_masks(masked, masks, [1] * len(masks))
         words = masked.astype(masked.dtype.newbyteorder("<"), copy=False).data.cast("B")
         fields = transcript.submission(
             context,
-            seen,
+            transcript_hash,
             self._index,
             words_digest(words),
             commitments,
             (hashlib.sha256(envelope).digest() for envelope in envelopes),
         )
         signature = sign(self._identity, transcript.SUBMISSION, *fields)
-        self._done = True
+        self._phase = SubmitPhase.SUBMITTED
         return Submission(words, commitments, envelopes, signature).encode(self._index, context)
-
-    def _check_vector(self, vector: object) -> None:
-        expected, shape = self._parameters.dtype, (self._parameters.dimension,)
-        if not isinstance(vector, np.ndarray) or vector.dtype != expected or vector.shape != shape:
-            raise refuse("vector shape", f"the vector must be {expected} of shape {shape}")
 
     def _contents(self, seeds: list[bytes]) -> list[bytes]:
         """Return what each envelope holds: the member's seed, and shares of the others'."""
         contents = list(seeds)
-        if not self._parameters.spare:
+        if not self._parameters.dropout_tolerance:
             return contents
         stream = KeyStream(self._keys.key("seed polynomials"))
         for owner, seed in enumerate(seeds):

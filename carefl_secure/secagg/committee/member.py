@@ -27,6 +27,7 @@ from carefl_secure.secagg.primitives import shamir
 from carefl_secure.secagg.primitives.checks import below_floor, lost_members, refuse
 from carefl_secure.secagg.primitives.crypto import check_place, same, sign, verify, words_digest
 from carefl_secure.secagg.primitives.hpke import EnvelopeKey, open_envelope
+from carefl_secure.secagg.primitives.phases import Participant
 from carefl_secure.secagg.primitives.shamir import read_element
 
 __all__ = ["CommitteeMember", "MemberPhase"]
@@ -44,7 +45,7 @@ class MemberPhase(IntEnum):
     CLOSED = 6
 
 
-class CommitteeMember:
+class CommitteeMember(Participant[CommitteeParameters, MemberPhase]):
     """One member's side of a committee round. It never sees a vector of a client.
 
     ============= ============================================== =================================
@@ -53,11 +54,11 @@ class CommitteeMember:
     ``announce``                                                 a fresh public key, signed
     ``open``      every client's signature, the floor            which envelopes do not open
     ``answer``    all members saw the same list; the floor       one sum of masks, once
-    ``consent``   the lost are at most ``spare`` others          one word on who is lost
+    ``consent``   no more are lost than tolerated                one word on who is lost
     ``recover``   all present members said the same              shares of the lost one's seeds
     ============= ============================================== =================================
 
-    The last two are needed only where a member is lost and the round has spares. A member that
+    The last two are needed only where a member is lost and the round tolerates that. A member that
     restarts has lost its key and counts as lost.
 
     Parameters
@@ -82,11 +83,11 @@ class CommitteeMember:
     Guarantees
     ----------
     An honest member gives one sum over at least ``parameters.floor`` different clients that each
-    signed their message in this round, and nothing about any smaller set; with spares, also the
-    shares of at most ``spare`` other members' seeds, agreed upon with a quorum. One honest
-    member is enough where ``spare`` is 0, even if the server shows members different lists or
-    other members sign several: the masks of the clients on one list but not on another then stay
-    on the sum.
+    signed their message in this round, and nothing about any smaller set; if members may be
+    lost, also the shares of at most ``dropout_tolerance`` other members' seeds, agreed upon with
+    a quorum. One honest member is enough where that is 0, even if the server shows members
+    different lists or other members sign several: the masks of the clients on one list but not
+    on another then stay on the sum.
     """
 
     def __init__(
@@ -97,14 +98,11 @@ class CommitteeMember:
         keys: KeySource,
     ) -> None:
         check_place(identity, index, parameters.members, party="member")
-        self._parameters = parameters
-        self._index = index
-        self._identity = identity
-        self._keys = keys
+        super().__init__(parameters, index, identity, keys)
         self._phase = MemberPhase.NEW
         self._key: EnvelopeKey | None = None
         self._announcement = b""
-        self._seen = b""
+        self._transcript_hash = b""
         self._listed = b""
         self._opening = b""
         self._clients: tuple[int, ...] = ()
@@ -113,18 +111,9 @@ class CommitteeMember:
         self._contents: dict[int, bytearray] = {}
 
     @property
-    def index(self) -> int:
-        """Place of this member in the committee."""
-        return self._index
-
-    @property
     def phase(self) -> MemberPhase:
         """The last step answered."""
         return self._phase
-
-    @property
-    def _context(self) -> bytes:
-        return self._parameters.context()
 
     def close(self) -> None:
         """Forget every secret and refuse all further steps."""
@@ -137,18 +126,9 @@ class CommitteeMember:
             content[:] = bytes(len(content))
         self._contents.clear()
 
-    def _due(self, last: MemberPhase, step: str) -> None:
-        if self._phase == last:
-            return
-        if self._phase > last:
-            raise refuse("step order", f"{step} was answered before, or the round is closed")
-        raise refuse(
-            "step order", f"{step} is not due yet, the last step was {self._phase.name.lower()}"
-        )
-
     def announce(self) -> bytes:
         """Make the key of the round and return its signed public half."""
-        self._due(MemberPhase.NEW, "announce")
+        self._require(MemberPhase.NEW, "announce")
         self._key = EnvelopeKey(self._keys)
         context = self._parameters.key_context()
         fields = transcript.member_key(context, self._index, self._key.public)
@@ -158,14 +138,14 @@ class CommitteeMember:
         return self._announcement
 
     def bind(self, model_hash: bytes) -> None:
-        """Say for which model a key made ahead is used, before the envelopes are opened; once.
+        """Bind the key to the model of the round, before the envelopes are opened; once.
 
         Raises
         ------
         ProtocolError
             If the round has a model, or the key is not announced or was used.
         """
-        self._due(MemberPhase.ANNOUNCED, "bind")
+        self._require(MemberPhase.ANNOUNCED, "bind")
         self._parameters = self._parameters.bind(model_hash)
 
     def open(self, announcements: Mapping[int, bytes], listing: bytes) -> bytes:
@@ -178,17 +158,17 @@ class CommitteeMember:
         listing
             The list of clients, with the envelopes for this member.
         """
-        self._due(MemberPhase.ANNOUNCED, "open")
+        self._require(MemberPhase.ANNOUNCED, "open")
         parameters, context = self._parameters, self._context
         if announcements.get(self._index) != self._announcement:
             raise refuse("own announcement", "the list lacks mine, or holds another in its place")
-        _, seen = read_announcements(announcements, parameters)
+        _, transcript_hash = read_announcements(announcements, parameters)
         parsed = Listing.parse(listing, self._index, parameters)
         if len(parsed.entries) < parameters.floor:
             raise below_floor("submitting", len(parsed.entries), parameters.floor)
         signed = []
         for index, entry in parsed.entries.items():
-            fields = entry.fields(context, seen, index)
+            fields = entry.fields(context, transcript_hash, index)
             verify(parameters.roster[index], entry.signature, index, transcript.SUBMISSION, *fields)
             found = hashlib.sha256(parsed.envelopes[index]).digest()
             if not same(found, entry.envelopes[self._index]):
@@ -196,35 +176,41 @@ class CommitteeMember:
             signed.append(fields)
         contents = {}
         for index, entry in parsed.entries.items():
-            content = self._content(seen, index, parsed.envelopes[index])
-            if content is not None and self._fits(seen, index, content, entry.commitments):
+            content = self._content(transcript_hash, index, parsed.envelopes[index])
+            if content is not None and self._fits(
+                transcript_hash, index, content, entry.commitments
+            ):
                 contents[index] = content
         failed = tuple(index for index in parsed.entries if index not in contents)
-        listed = transcript.client_list(context, seen, signed)
-        fields = transcript.opening(context, seen, self._index, listed, failed)
+        listed = transcript.client_list(context, transcript_hash, signed)
+        fields = transcript.opening(context, transcript_hash, self._index, listed, failed)
         signature = sign(self._identity, transcript.OPENING, *fields)
-        self._seen, self._listed, self._contents = seen, listed, contents
+        self._transcript_hash, self._listed, self._contents = transcript_hash, listed, contents
         self._clients = tuple(parsed.entries)
         self._opening = Opening(listed, failed, signature).encode(self._index, context)
         self._key = None
         self._phase = MemberPhase.OPENED
         return self._opening
 
-    def _content(self, seen: bytes, client: int, envelope: bytes) -> bytearray | None:
+    def _content(self, transcript_hash: bytes, client: int, envelope: bytes) -> bytearray | None:
         if self._key is None:
             raise refuse("step order", "the key of the round is gone")
-        info = transcript.envelope_info(self._context, seen, client, self._index)
+        info = transcript.envelope_info(self._context, transcript_hash, client, self._index)
         content = open_envelope(self._key, envelope, info)
         if content is None or len(content) != content_bytes(self._parameters):
             return None
         return bytearray(content)
 
     def _fits(
-        self, seen: bytes, client: int, content: bytearray, commitments: tuple[bytes, ...]
+        self,
+        transcript_hash: bytes,
+        client: int,
+        content: bytearray,
+        commitments: tuple[bytes, ...],
     ) -> bool:
         """Tell whether an envelope holds the committed seed and shares within the field."""
         seed = content[:SEED_BYTES]
-        promised = transcript.commitment(self._context, seen, client, self._index, seed)
+        promised = transcript.commitment(self._context, transcript_hash, client, self._index, seed)
         if not same(promised, commitments[self._index]):
             return False
         try:
@@ -244,15 +230,17 @@ class CommitteeMember:
         openings
             The signed word of every member that is present, this one included, by index.
         """
-        self._due(MemberPhase.OPENED, "answer")
+        self._require(MemberPhase.OPENED, "answer")
         parameters, context = self._parameters, self._context
         if openings.get(self._index) != self._opening:
             raise refuse("own opening", "the list lacks mine, or holds another in its place")
         if len(openings) < parameters.quorum:
-            raise lost_members(set(range(parameters.size)) - set(openings), parameters.spare)
+            raise lost_members(
+                set(range(parameters.size)) - set(openings), parameters.dropout_tolerance
+            )
         left = set(self._clients)
         for member, message in openings.items():
-            opening = read_opening(message, member, self._seen, parameters)
+            opening = read_opening(message, member, self._transcript_hash, parameters)
             if not same(opening.listed, self._listed):
                 raise refuse("client list", f"member {member} was shown another list than I was")
             left -= set(opening.failed)
@@ -260,19 +248,25 @@ class CommitteeMember:
             raise below_floor("opening", len(left), parameters.floor)
         masks = [
             transcript.mask_key(
-                context, self._seen, client, self._index, self._contents[client][:SEED_BYTES]
+                context,
+                self._transcript_hash,
+                client,
+                self._index,
+                self._contents[client][:SEED_BYTES],
             )
             for client in sorted(left)
         ]
         total = parameters.zeros()
         add_masks(total, masks, [1] * len(masks))
         words = total.astype(total.dtype.newbyteorder("<"), copy=False).data.cast("B")
-        settled = transcript.outcome(context, self._seen, openings)
-        fields = transcript.answer(context, self._seen, self._index, settled, words_digest(words))
+        settled = transcript.outcome(context, self._transcript_hash, openings)
+        fields = transcript.answer(
+            context, self._transcript_hash, self._index, settled, words_digest(words)
+        )
         signature = sign(self._identity, transcript.MEMBER_ANSWER, *fields)
         self._settled, self._clients = settled, tuple(sorted(left))
         self._phase = MemberPhase.ANSWERED
-        if not parameters.spare:
+        if not parameters.dropout_tolerance:
             self._erase()
         return MemberAnswer(settled, words, signature).encode(self._index, context)
 
@@ -284,15 +278,17 @@ class CommitteeMember:
         lost
             Members whose answers never came.
         """
-        self._due(MemberPhase.ANSWERED, "consent")
-        gone, spare = set(lost), self._parameters.spare
+        self._require(MemberPhase.ANSWERED, "consent")
+        gone, tolerance = set(lost), self._parameters.dropout_tolerance
         others = set(range(self._parameters.size)) - {self._index}
         if not gone or len(gone) != len(lost) or not gone <= others:
             raise refuse("lost members", "the set is empty, names me, or names no member")
-        if len(gone) > spare:
-            raise lost_members(gone, spare)
+        if len(gone) > tolerance:
+            raise lost_members(gone, tolerance)
         self._lost = tuple(sorted(gone))
-        fields = transcript.loss(self._context, self._seen, self._index, self._settled, self._lost)
+        fields = transcript.loss(
+            self._context, self._transcript_hash, self._index, self._settled, self._lost
+        )
         signature = sign(self._identity, transcript.LOSS, *fields)
         self._phase = MemberPhase.CONSENTED
         return Loss(self._settled, self._lost, signature).encode(self._index, self._context)
@@ -305,26 +301,26 @@ class CommitteeMember:
         consents
             The signed word of every member that is not lost, by index.
         """
-        self._due(MemberPhase.CONSENTED, "recover")
+        self._require(MemberPhase.CONSENTED, "recover")
         parameters = self._parameters
         if set(consents) != set(range(parameters.size)) - set(self._lost):
             raise refuse("loss consents", "not exactly the members that are present consented")
         for member, message in consents.items():
-            loss = read_loss(message, member, self._seen, parameters)
+            loss = read_loss(message, member, self._transcript_hash, parameters)
             if not same(loss.settled, self._settled) or loss.lost != self._lost:
                 raise refuse("loss consents", f"member {member} agreed to something else than I")
-        shares = {}
+        shares = []
         for gone in self._lost:
             place = gone - (gone > self._index)
             start = SEED_BYTES + place * shamir.SHARE_BYTES
             for client in self._clients:
                 raw = bytes(self._contents[client][start : start + shamir.SHARE_BYTES])
-                shares[gone, client] = read_element(raw)
-        content = SeedShares(shares, b"").content()
+                shares.append(read_element(raw))
+        content = SeedShares(tuple(shares), b"").content()
         fields = transcript.seed_shares(
-            self._context, self._seen, self._index, self._settled, content
+            self._context, self._transcript_hash, self._index, self._settled, content
         )
         signature = sign(self._identity, transcript.SEED_SHARES, *fields)
         self._erase()
         self._phase = MemberPhase.RECOVERED
-        return SeedShares(shares, signature).encode(self._index, self._context)
+        return SeedShares(tuple(shares), signature).encode(self._index, self._context)

@@ -17,7 +17,7 @@ __all__ = ["lost_masks"]
 def lost_masks(
     *,
     parameters: CommitteeParameters,
-    beacon: bytes,
+    transcript_hash: bytes,
     entries: Mapping[int, Entry],
     lost: Collection[int],
     shares: Mapping[int, Mapping[tuple[int, int], int]],
@@ -26,7 +26,7 @@ def lost_masks(
 
     Parameters
     ----------
-    parameters, beacon
+    parameters, transcript_hash
         Of the round.
     entries
         What every client in the sum committed to.
@@ -48,12 +48,12 @@ def lost_masks(
         for client, entry in sorted(entries.items()):
             value = shamir.combine(weight, (shares[member][gone, client] for member in chosen))
             seed = (value % (1 << 256)).to_bytes(32, "little")
-            promised = transcript.commitment(context, beacon, client, gone, seed)
+            promised = transcript.commitment(context, transcript_hash, client, gone, seed)
             if not same(promised, entry.commitments[gone]):
                 raise refuse(
                     "rebuilt seed",
                     f"the seed of client {client} for member {gone} is not the committed one;"
                     " what that client or one of the members gave is false; no sum comes of it",
                 )
-            masks.append(transcript.mask_key(context, beacon, client, gone, seed))
+            masks.append(transcript.mask_key(context, transcript_hash, client, gone, seed))
     return masks

@@ -25,11 +25,14 @@ from carefl_secure.secagg.committee.recovery import lost_masks
 from carefl_secure.secagg.committee.verify import read_announcements, read_loss, read_opening
 from carefl_secure.secagg.primitives.checks import below_floor, lost_members, refuse
 from carefl_secure.secagg.primitives.crypto import same, verify, words_digest
+from carefl_secure.secagg.primitives.phases import ServerParticipant
 
 __all__ = ["CommitteeServer"]
 
 
-class _Phase(IntEnum):
+class ServerPhase(IntEnum):
+    """Where a round stands at the server."""
+
     ANNOUNCING = 0
     SUBMITTING = 1
     OPENING = 2
@@ -41,7 +44,7 @@ class _Phase(IntEnum):
     FAILED = 8
 
 
-class CommitteeServer:
+class CommitteeServer(ServerParticipant[CommitteeParameters, ServerPhase]):
     """The server's side of one committee round.
 
     ============ ================================ ================================================
@@ -83,10 +86,9 @@ class CommitteeServer:
     """
 
     def __init__(self, parameters: CommitteeParameters) -> None:
-        self._parameters = parameters
-        self._phase = _Phase.ANNOUNCING
+        super().__init__(parameters, ServerPhase.ANNOUNCING)
         self._announcements: dict[int, bytes] = {}
-        self._seen = b""
+        self._transcript_hash = b""
         self._entries: dict[int, Entry] = {}
         self._envelopes: dict[int, tuple[bytes, ...]] = {}
         self._openings: dict[int, bytes] = {}
@@ -99,40 +101,12 @@ class CommitteeServer:
         self._shares: dict[int, Mapping[tuple[int, int], int]] = {}
         self._sum: npt.NDArray[Any] = parameters.zeros()
 
-    def _during(self, phase: _Phase, who: str, heard: bool, belongs: bool) -> None:
-        if self._phase != phase:
-            raise refuse(
-                "step order",
-                f"a message of phase {phase.name.lower()} came in phase {self._phase.name.lower()}",
-            )
-        if not belongs:
-            raise refuse("membership", f"{who} has no part in this phase")
-        if heard:
-            raise refuse("duplicate message", f"{who} has been heard in this phase")
-
-    def _ends(self, phase: _Phase) -> bool:
-        """Tell whether ``phase`` is to be ended now; False if it was ended before."""
-        if self._phase in (_Phase.FAILED, _Phase.FINISHED) or self._phase < phase:
-            raise refuse("step order", f"the round stands at {self._phase.name.lower()}")
-        return self._phase == phase
-
-    def _fail(self, error: ProtocolError) -> ProtocolError:
-        self._phase = _Phase.FAILED
+    def _drop(self) -> None:
         self._sum = np.zeros(0, self._parameters.dtype)
         self._shares.clear()
-        return error
-
-    @property
-    def parameters(self) -> CommitteeParameters:
-        """The agreement, as far as it is known."""
-        return self._parameters
-
-    @property
-    def _context(self) -> bytes:
-        return self._parameters.context()
 
     def bind(self, model_hash: bytes) -> None:
-        """Say, once all members have announced ahead, which model the round is for; once.
+        """End the phase of announcing and bind the keys to the model of the round; once.
 
         Raises
         ------
@@ -150,7 +124,12 @@ class CommitteeServer:
     def announced(self, member: int, message: bytes) -> None:
         """Take in a member's key."""
         known = member in self._members()
-        self._during(_Phase.ANNOUNCING, f"member {member}", member in self._announcements, known)
+        self._accept(
+            ServerPhase.ANNOUNCING,
+            f"member {member}",
+            repeated=member in self._announcements,
+            member=known,
+        )
         parsed = MemberKey.parse(message, member, self._parameters)
         fields = transcript.member_key(self._parameters.key_context(), member, parsed.public)
         self._verify(member, parsed.signature, transcript.MEMBER_KEY, fields)
@@ -163,18 +142,20 @@ class CommitteeServer:
 
     def announcements(self) -> dict[int, bytes]:
         """End the phase and return all announcements; every member is needed here."""
-        if self._ends(_Phase.ANNOUNCING):
+        if self._ends(ServerPhase.ANNOUNCING):
             missing = self._members() - self._announcements.keys()
             if missing:
                 raise self._fail(lost_members(missing, 0))
-            _, self._seen = read_announcements(self._announcements, self._parameters)
-            self._phase = _Phase.SUBMITTING
+            _, self._transcript_hash = read_announcements(self._announcements, self._parameters)
+            self._phase = ServerPhase.SUBMITTING
         return dict(self._announcements)
 
     def submitted(self, index: int, message: bytes) -> None:
         """Check a client's message and add its vector; envelopes are kept, words are not."""
         known = 0 <= index < self._parameters.clients
-        self._during(_Phase.SUBMITTING, f"client {index}", index in self._entries, known)
+        self._accept(
+            ServerPhase.SUBMITTING, f"client {index}", repeated=index in self._entries, member=known
+        )
         parsed, entry = self._read(index, message)
         np.add(self._sum, parsed.vector(self._parameters), out=self._sum)
         self._entries[index] = entry
@@ -183,18 +164,18 @@ class CommitteeServer:
     def _read(self, index: int, message: bytes) -> tuple[Submission, Entry]:
         parsed = Submission.parse(message, index, self._parameters)
         entry = parsed.entry(words_digest(parsed.words))
-        fields = entry.fields(self._context, self._seen, index)
+        fields = entry.fields(self._context, self._transcript_hash, index)
         key = self._parameters.roster[index]
         verify(key, entry.signature, index, transcript.SUBMISSION, *fields)
         return parsed, entry
 
     def listing(self, member: int) -> bytes:
         """End the phase and return the list of clients for one member."""
-        if self._ends(_Phase.SUBMITTING):
+        if self._ends(ServerPhase.SUBMITTING):
             floor = self._parameters.floor
             if len(self._entries) < floor:
                 raise self._fail(below_floor("submitting", len(self._entries), floor))
-            self._phase = _Phase.OPENING
+            self._phase = ServerPhase.OPENING
         if member not in self._members():
             raise refuse("membership", f"there is no member {member}")
         envelopes = {index: pair[member] for index, pair in self._envelopes.items()}
@@ -202,13 +183,13 @@ class CommitteeServer:
 
     def opened(self, member: int, message: bytes) -> None:
         """Take in a member's word on which envelopes do not open."""
-        self._during(
-            _Phase.OPENING,
+        self._accept(
+            ServerPhase.OPENING,
             f"member {member}",
-            member in self._openings,
-            member in self._members(),
+            repeated=member in self._openings,
+            member=member in self._members(),
         )
-        opening = read_opening(message, member, self._seen, self._parameters)
+        opening = read_opening(message, member, self._transcript_hash, self._parameters)
         if not same(opening.listed, self._listed()) or not set(opening.failed) <= set(
             self._entries
         ):
@@ -219,25 +200,25 @@ class CommitteeServer:
     def _listed(self) -> bytes:
         return transcript.client_list(
             self._context,
-            self._seen,
+            self._transcript_hash,
             (
-                entry.fields(self._context, self._seen, index)
+                entry.fields(self._context, self._transcript_hash, index)
                 for index, entry in sorted(self._entries.items())
             ),
         )
 
     def openings(self) -> dict[int, bytes]:
         """End the phase and return the members' openings, to be sent to each that opened."""
-        if self._ends(_Phase.OPENING):
+        if self._ends(ServerPhase.OPENING):
             if len(self._openings) < self._parameters.quorum:
                 missing = self._members() - self._openings.keys()
-                raise self._fail(lost_members(missing, self._parameters.spare))
+                raise self._fail(lost_members(missing, self._parameters.dropout_tolerance))
             left = len(self._entries) - len(self._left_out)
             if left < self._parameters.floor:
                 raise self._fail(below_floor("opening", left, self._parameters.floor))
-            self._settled = transcript.outcome(self._context, self._seen, self._openings)
+            self._settled = transcript.outcome(self._context, self._transcript_hash, self._openings)
             self._envelopes.clear()
-            self._phase = _Phase.ANSWERING
+            self._phase = ServerPhase.ANSWERING
         return dict(self._openings)
 
     def left_out(self) -> tuple[int, ...]:
@@ -263,15 +244,15 @@ class CommitteeServer:
 
     def answered(self, member: int, message: bytes) -> None:
         """Check a member's sum of masks and take it off."""
-        self._during(
-            _Phase.ANSWERING,
+        self._accept(
+            ServerPhase.ANSWERING,
             f"member {member}",
-            member in self._answered,
-            member in self._openings,
+            repeated=member in self._answered,
+            member=member in self._openings,
         )
         answer = MemberAnswer.parse(message, member, self._parameters)
         fields = transcript.answer(
-            self._context, self._seen, member, answer.settled, words_digest(answer.words)
+            self._context, self._transcript_hash, member, answer.settled, words_digest(answer.words)
         )
         self._verify(member, answer.signature, transcript.MEMBER_ANSWER, fields)
         if not same(answer.settled, self._settled):
@@ -281,31 +262,31 @@ class CommitteeServer:
 
     def lost(self) -> tuple[int, ...]:
         """End the phase and return the members whose answers never came."""
-        if self._ends(_Phase.ANSWERING):
+        if self._ends(ServerPhase.ANSWERING):
             self._lost = tuple(sorted(self._members() - self._answered))
-            if len(self._lost) > self._parameters.spare:
-                raise self._fail(lost_members(self._lost, self._parameters.spare))
-            self._phase = _Phase.CONSENTING if self._lost else _Phase.OPENABLE
+            if len(self._lost) > self._parameters.dropout_tolerance:
+                raise self._fail(lost_members(self._lost, self._parameters.dropout_tolerance))
+            self._phase = ServerPhase.CONSENTING if self._lost else ServerPhase.OPENABLE
         return self._lost
 
     def consented(self, member: int, message: bytes) -> None:
         """Take in a member's word on who is lost."""
-        self._during(
-            _Phase.CONSENTING,
+        self._accept(
+            ServerPhase.CONSENTING,
             f"member {member}",
-            member in self._consents,
-            member in self._answered,
+            repeated=member in self._consents,
+            member=member in self._answered,
         )
-        loss = read_loss(message, member, self._seen, self._parameters)
+        loss = read_loss(message, member, self._transcript_hash, self._parameters)
         if not same(loss.settled, self._settled) or loss.lost != self._lost:
             raise refuse("loss consents", f"member {member} consented to something else")
         self._consents[member] = bytes(message)
 
     def consents(self) -> dict[int, bytes]:
         """End the phase and return the consents, to be sent to each member left."""
-        if self._ends(_Phase.CONSENTING):
+        if self._ends(ServerPhase.CONSENTING):
             self._all_present(self._consents)
-            self._phase = _Phase.RECOVERING
+            self._phase = ServerPhase.RECOVERING
         return dict(self._consents)
 
     def _all_present(self, heard: Collection[int]) -> None:
@@ -315,18 +296,19 @@ class CommitteeServer:
 
     def recovered(self, member: int, message: bytes) -> None:
         """Take in a member's shares of the lost members' seeds."""
-        self._during(
-            _Phase.RECOVERING,
+        self._accept(
+            ServerPhase.RECOVERING,
             f"member {member}",
-            member in self._shares,
-            member in self._answered,
+            repeated=member in self._shares,
+            member=member in self._answered,
         )
-        parsed = SeedShares.parse(message, member, self._lost, self.clients(), self._parameters)
+        parsed = SeedShares.parse(message, member, self._parameters)
+        shares = parsed.by_client(self._lost, self.clients())
         fields = transcript.seed_shares(
-            self._context, self._seen, member, self._settled, parsed.content()
+            self._context, self._transcript_hash, member, self._settled, parsed.content()
         )
         self._verify(member, parsed.signature, transcript.SEED_SHARES, fields)
-        self._shares[member] = parsed.shares
+        self._shares[member] = shares
 
     def finish(self) -> npt.NDArray[Any]:
         """Return the sum over ``clients()``, shape ``[dimension]``; once.
@@ -339,9 +321,9 @@ class CommitteeServer:
         CohortError
             If members are lost beyond recovery. The round is over.
         """
-        if self._phase == _Phase.ANSWERING:
+        if self._phase == ServerPhase.ANSWERING:
             self.lost()
-        if self._phase not in (_Phase.OPENABLE, _Phase.RECOVERING):
+        if self._phase not in (ServerPhase.OPENABLE, ServerPhase.RECOVERING):
             raise refuse("step order", f"the round stands at {self._phase.name.lower()}")
         waiting = self._left_out - self._withdrawn
         if waiting:
@@ -355,15 +337,14 @@ class CommitteeServer:
             try:
                 masks = lost_masks(
                     parameters=self._parameters,
-                    beacon=self._seen,
+                    transcript_hash=self._transcript_hash,
                     entries={client: self._entries[client] for client in self.clients()},
                     lost=self._lost,
                     shares=self._shares,
                 )
             except ProtocolError as error:
-                self._fail(error)
-                raise
+                raise self._fail(error) from error
             add_masks(self._sum, masks, [-1] * len(masks))
-        self._phase = _Phase.FINISHED
+        self._phase = ServerPhase.FINISHED
         total, self._sum = self._sum, np.zeros(0, self._parameters.dtype)
         return total

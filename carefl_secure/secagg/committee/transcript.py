@@ -14,10 +14,10 @@ __all__ = [
     "SEED_SHARES",
     "SUBMISSION",
     "answer",
-    "beacon",
     "client_list",
     "commitment",
     "envelope_info",
+    "hash_messages",
     "loss",
     "mask_key",
     "member_key",
@@ -40,73 +40,86 @@ def member_key(context: bytes, member: int, public: bytes) -> tuple[bytes, ...]:
     return context, pack(member), public
 
 
-def beacon(context: bytes, messages: Mapping[int, bytes]) -> bytes:
+def hash_messages(context: bytes, messages: Mapping[int, bytes]) -> bytes:
     """Hash the announcements of all members: what was sealed for others opens nowhere else."""
-    return digest(b"committee beacon", context, *(messages[member] for member in sorted(messages)))
+    return digest(
+        b"committee transcript hash", context, *(messages[member] for member in sorted(messages))
+    )
 
 
-def envelope_info(context: bytes, seen: bytes, client: int, member: int) -> bytes:
+def envelope_info(context: bytes, transcript_hash: bytes, client: int, member: int) -> bytes:
     """Return what an envelope is bound to: the round, the announced keys, its two ends."""
-    return digest(b"envelope", context, seen, pack(client, member))
+    return digest(b"envelope", context, transcript_hash, pack(client, member))
 
 
-def commitment(context: bytes, seen: bytes, client: int, member: int, seed: Buffer) -> bytes:
+def commitment(
+    context: bytes, transcript_hash: bytes, client: int, member: int, seed: Buffer
+) -> bytes:
     """Commit to a seed; hiding because it has 256 bits."""
-    return digest(b"seed commitment", context, seen, pack(client, member), seed)
+    return digest(b"seed commitment", context, transcript_hash, pack(client, member), seed)
 
 
-def mask_key(context: bytes, seen: bytes, client: int, member: int, seed: Buffer) -> bytes:
+def mask_key(
+    context: bytes, transcript_hash: bytes, client: int, member: int, seed: Buffer
+) -> bytes:
     """Derive the key of the mask that one member can take off one client's vector."""
-    return derive(seed, b"member mask", context, seen, pack(client, member))
+    return derive(seed, b"member mask", context, transcript_hash, pack(client, member))
 
 
 def submission(
     context: bytes,
-    seen: bytes,
+    transcript_hash: bytes,
     client: int,
     words: bytes,
     commitments: Iterable[bytes],
     envelopes: Iterable[bytes],
 ) -> tuple[bytes, ...]:
     """Return the fields a client signs: digests of its masked vector and of every envelope."""
-    return context, seen, pack(client), words, b"".join(commitments), b"".join(envelopes)
+    return context, transcript_hash, pack(client), words, b"".join(commitments), b"".join(envelopes)
 
 
-def client_list(context: bytes, seen: bytes, entries: Iterable[tuple[bytes, ...]]) -> bytes:
+def client_list(
+    context: bytes, transcript_hash: bytes, entries: Iterable[tuple[bytes, ...]]
+) -> bytes:
     """Hash the signed fields of all clients on a list, ascending."""
     return digest(
-        b"client list", context, seen, *(digest(SUBMISSION, *fields) for fields in entries)
+        b"client list",
+        context,
+        transcript_hash,
+        *(digest(SUBMISSION, *fields) for fields in entries),
     )
 
 
 def opening(
-    context: bytes, seen: bytes, member: int, listed: bytes, failed: Collection[int]
+    context: bytes, transcript_hash: bytes, member: int, listed: bytes, failed: Collection[int]
 ) -> tuple[bytes, ...]:
     """Return the fields a member signs over the list it saw and what did not open."""
-    return context, seen, pack(member), listed, pack(*sorted(failed))
+    return context, transcript_hash, pack(member), listed, pack(*sorted(failed))
 
 
-def outcome(context: bytes, seen: bytes, openings: Mapping[int, bytes]) -> bytes:
+def outcome(context: bytes, transcript_hash: bytes, openings: Mapping[int, bytes]) -> bytes:
     """Hash the members' openings: they fix the list, who is left out and who was there."""
-    return digest(b"outcome", context, seen, *(openings[member] for member in sorted(openings)))
+    return digest(
+        b"outcome", context, transcript_hash, *(openings[member] for member in sorted(openings))
+    )
 
 
 def answer(
-    context: bytes, seen: bytes, member: int, settled: bytes, words: bytes
+    context: bytes, transcript_hash: bytes, member: int, settled: bytes, words: bytes
 ) -> tuple[bytes, ...]:
     """Return the fields a member signs over its sum of masks."""
-    return context, seen, pack(member), settled, words
+    return context, transcript_hash, pack(member), settled, words
 
 
 def loss(
-    context: bytes, seen: bytes, member: int, settled: bytes, lost: Collection[int]
+    context: bytes, transcript_hash: bytes, member: int, settled: bytes, lost: Collection[int]
 ) -> tuple[bytes, ...]:
     """Return the fields a member signs when it agrees who is lost."""
-    return context, seen, pack(member), settled, pack(*sorted(lost))
+    return context, transcript_hash, pack(member), settled, pack(*sorted(lost))
 
 
 def seed_shares(
-    context: bytes, seen: bytes, member: int, settled: bytes, content: bytes
+    context: bytes, transcript_hash: bytes, member: int, settled: bytes, content: bytes
 ) -> tuple[bytes, ...]:
     """Return the fields a member signs over the shares it gives."""
-    return context, seen, pack(member), settled, content
+    return context, transcript_hash, pack(member), settled, content

@@ -16,7 +16,7 @@ __all__ = ["read_announcements", "read_loss", "read_opening"]
 def read_announcements(
     announcements: Mapping[int, bytes], parameters: CommitteeParameters
 ) -> tuple[dict[int, bytes], bytes]:
-    """Verify the members' announcements and return their keys and the beacon.
+    """Verify the members' announcements and return their keys and the transcript_hash.
 
     Raises
     ------
@@ -41,11 +41,11 @@ def read_announcements(
         keys[member] = parsed.public
     if len(set(keys.values())) != len(keys):
         raise refuse("repeated key", "two members announced the same key")
-    return keys, transcript.beacon(context, announcements)
+    return keys, transcript.hash_messages(context, announcements)
 
 
 def read_opening(
-    message: bytes, member: int, seen: bytes, parameters: CommitteeParameters
+    message: bytes, member: int, transcript_hash: bytes, parameters: CommitteeParameters
 ) -> Opening:
     """Parse and verify a member's opening.
 
@@ -55,13 +55,17 @@ def read_opening(
         If the member did not sign exactly this in this round.
     """
     opening = Opening.parse(message, member, parameters)
-    fields = transcript.opening(parameters.context(), seen, member, opening.listed, opening.failed)
+    fields = transcript.opening(
+        parameters.context(), transcript_hash, member, opening.listed, opening.failed
+    )
     key = parameters.members[member]
     verify(key, opening.signature, member, transcript.OPENING, *fields, party="member")
     return opening
 
 
-def read_loss(message: bytes, member: int, seen: bytes, parameters: CommitteeParameters) -> Loss:
+def read_loss(
+    message: bytes, member: int, transcript_hash: bytes, parameters: CommitteeParameters
+) -> Loss:
     """Parse and verify a member's word on who is lost.
 
     Raises
@@ -70,7 +74,7 @@ def read_loss(message: bytes, member: int, seen: bytes, parameters: CommitteePar
         If the member did not sign exactly this in this round.
     """
     loss = Loss.parse(message, member, parameters)
-    fields = transcript.loss(parameters.context(), seen, member, loss.settled, loss.lost)
+    fields = transcript.loss(parameters.context(), transcript_hash, member, loss.settled, loss.lost)
     key = parameters.members[member]
     verify(key, loss.signature, member, transcript.LOSS, *fields, party="member")
     return loss

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +15,9 @@ from carefl_secure.secagg.encrypted.key_holder import OPENED, opened_fields
 from carefl_secure.secagg.encrypted.messages import EncryptedSum, EncryptedUpload, OpenedSum
 from carefl_secure.secagg.encrypted.parameters import EncryptedParameters
 from carefl_secure.secagg.pairwise.client import PairwiseClient
+from carefl_secure.secagg.pairwise.messages import SignedUpload
 from carefl_secure.secagg.pairwise.parameters import RoundParameters
 from carefl_secure.secagg.pairwise.server import PairwiseServer
-from carefl_secure.secagg.pairwise.state import Phase
 from carefl_secure.secagg.primitives.checks import refuse
 from carefl_secure.secagg.primitives.crypto import verify
 from carefl_secure.secagg.primitives.packing import pack_fields, unpack_fields
@@ -80,23 +79,19 @@ class EncryptedClient(PairwiseClient):
         """
         self._key = _checked_key(public, _encrypted(self._parameters))
 
-    def mask(self, vector: npt.NDArray[Any], shares: Mapping[int, bytes]) -> bytes:
-        """Step 2: as ``PairwiseClient.mask``, packed and encrypted.
+    def hide(
+        self, vector: npt.NDArray[Any], keys: list[bytes], signs: list[int]
+    ) -> EncryptedUpload:
+        """Pack, mask and encrypt a vector, whose words are read as signed integers.
 
-        Parameters
-        ----------
-        vector
-            Shape ``[dimension]``, uint16 or uint32 as agreed, read as signed; no magnitude above
-            ``value_bound``.
-        shares
-            The message of every neighbour that shared, by index.
+        Raises
+        ------
+        ProtocolError
+            If no key was loaded, or a magnitude is above ``value_bound``.
         """
-        self._due(Phase.SHARED, "mask")
-        parameters = _encrypted(self._parameters)
-        key = self._key
+        parameters, key = _encrypted(self._parameters), self._key
         if key is None:
             raise refuse("public key", "none was loaded; call load_key() first")
-        self._check_vector(vector)
         signed = vector.view(f"i{vector.dtype.itemsize}").astype(np.int64)
         if int(np.abs(signed).max()) > parameters.value_bound:
             raise refuse(
@@ -104,14 +99,9 @@ class EncryptedClient(PairwiseClient):
                 f"an integer is larger than the agreed {parameters.value_bound}; sums could"
                 " overflow, so nothing was sent",
             )
-        held, masks, signs = self._open_shares(shares)
-        packed = pack_fields(signed, parameters.field_bits)
-        slots = to_residues(packed, PLAIN_MODULUS)
-        add_residue_masks(slots, masks, signs, PLAIN_MODULUS)
-        chunks = tuple(key.encrypt(slots))
-        signature = self._sign_upload(EncryptedUpload(chunks, b"").digest())
-        self._uploaded(held)
-        return EncryptedUpload(chunks, signature).encode(self.index, self._context)
+        slots = to_residues(pack_fields(signed, parameters.field_bits), PLAIN_MODULUS)
+        add_residue_masks(slots, keys, signs, PLAIN_MODULUS)
+        return EncryptedUpload(tuple(key.encrypt(slots)))
 
 
 class EncryptedServer(PairwiseServer):
@@ -133,29 +123,26 @@ class EncryptedServer(PairwiseServer):
     As ``PairwiseServer``. It holds no key that decrypts; one encrypted vector is kept at any time.
     """
 
+    UPLOAD: ClassVar[type[SignedUpload]] = EncryptedUpload
+
     def __init__(self, parameters: EncryptedParameters, public: bytes) -> None:
         super().__init__(parameters)
-        self._agreed = parameters
         self._key = _checked_key(public, parameters)
         self._encrypted: list[Any] | None = None
         self._request = b""
         self._slots: npt.NDArray[np.uint64] | None = None
 
-    def uploaded(self, index: int, message: bytes) -> None:
-        """Check a client's ciphertexts and add them to the sum; the message is not kept."""
-        self._accepts_upload(index)
-        upload = EncryptedUpload.parse(message, index, self._agreed)
-        self._verify_upload(index, upload.digest(), upload.signature)
+    def add(self, upload: Any) -> None:
+        """Add the ciphertexts of a checked upload."""
         parts = [self._key.load(chunk) for chunk in upload.chunks]
         self._encrypted = self._key.add(self._encrypted, parts)
-        self._uploaded.add(index)
 
     def encrypted_sum(self) -> bytes:
         """End the upload phase and return the message to the key holder."""
         self.survivors()
         if not self._request and self._encrypted is not None:
             chunks = tuple(part.serialize() for part in self._encrypted)
-            self._request = EncryptedSum(chunks).encode(self._context)
+            self._request = EncryptedSum(chunks).encode(0, self._context)
             self._encrypted = None
         return self._request
 
@@ -165,9 +152,10 @@ class EncryptedServer(PairwiseServer):
             raise refuse("step order", "nothing was sent to the key holder yet")
         if self._slots is not None:
             raise refuse("duplicate message", "the key holder has been heard")
-        parsed = OpenedSum.parse(message, self._agreed)
+        parameters = _encrypted(self._parameters)
+        parsed = OpenedSum.parse(message, 0, parameters)
         fields = opened_fields(self._context, self._request, parsed.residues)
-        verify(self._agreed.key_holder, parsed.signature, 0, OPENED, *fields, party="key holder")
+        verify(parameters.key_holder, parsed.signature, 0, OPENED, *fields, party="key holder")
         numbers = parsed.numbers()
         if (numbers >= PLAIN_MODULUS).any():
             raise refuse("opened sum", "a number is no residue")
@@ -179,10 +167,14 @@ class EncryptedServer(PairwiseServer):
             raise refuse(
                 "step order", "the key holder has not opened the sum, or it was handed out"
             )
-        keys, signs = self._masks()
+        return super().finish()
+
+    def unmasked(self, keys: list[bytes], signs: list[int]) -> npt.NDArray[Any]:
+        """Take masks off what the key holder opened and return it as words."""
+        if self._slots is None:
+            raise refuse("step order", "the sum was handed out before")
         slots, self._slots = self._slots, None
-        parameters = _encrypted(self._parameters)
         add_residue_masks(slots, keys, signs, PLAIN_MODULUS)
-        numbers = from_residues(slots, PLAIN_MODULUS)
+        numbers, parameters = from_residues(slots, PLAIN_MODULUS), _encrypted(self._parameters)
         integers = unpack_fields(numbers, parameters.dimension, parameters.field_bits)
         return wrap(integers, parameters.bits)

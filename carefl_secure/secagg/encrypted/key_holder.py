@@ -81,11 +81,11 @@ class KeyHolder:
             raise refuse("key holder", "the round names another key holder than me")
         if parameters.public_key != self.public_digest:
             raise refuse("public key", "the round names another public key than mine")
-        parsed = EncryptedSum.parse(message, parameters)
+        parsed = EncryptedSum.parse(message, 0, parameters)
         key = PublicKey(self._public)
         slots = self._secret.decrypt([key.load(chunk) for chunk in parsed.chunks])
         residues = slots[: parameters.slots].astype("<u8").tobytes()
         context = parameters.context()
         signature = sign(self._identity, OPENED, *opened_fields(context, message, residues))
         self._secret = None
-        return OpenedSum(residues, signature).encode(context)
+        return OpenedSum(residues, signature).encode(0, context)

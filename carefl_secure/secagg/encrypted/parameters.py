@@ -1,14 +1,13 @@
-"""What all parties of an encrypted round must agree on."""
+"""What all parties of an encrypted round agree on."""
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
+from typing import ClassVar
 
 from carefl_secure.secagg.encrypted.bfv import COEFFICIENT_PRIMES, DEGREE, PLAIN_MODULUS
 from carefl_secure.secagg.pairwise.parameters import RoundParameters
 from carefl_secure.secagg.primitives.agreement import check_hash
-from carefl_secure.secagg.primitives.crypto import digest, pack
 from carefl_secure.secagg.primitives.packing import check_fields, slots
 
 __all__ = ["EncryptedParameters"]
@@ -16,7 +15,7 @@ __all__ = ["EncryptedParameters"]
 
 @dataclass(frozen=True, kw_only=True)
 class EncryptedParameters(RoundParameters):
-    """The agreement behind one encrypted round: that of the peers, and the key holder's.
+    """The agreement behind one encrypted round: that of pairwise masking, and the key holder's.
 
     Words are read as signed integers. All fields of ``RoundParameters`` mean what they do there;
     ``bits`` is the size of the words that go in and come out.
@@ -39,14 +38,16 @@ class EncryptedParameters(RoundParameters):
 
     Guarantees
     ----------
-    No sum of vectors within ``value_bound`` overflows. :meth:`context` binds every message to all
-    of it, so a client that was given another public key refuses, or is refused.
+    No sum of vectors within ``value_bound`` overflows. :meth:`key_context` binds every message to
+    all of it, so a client that was given another public key refuses, or is refused.
     """
 
     key_holder: bytes
     public_key: bytes
     value_bound: int
     field_bits: int = 20
+
+    LABEL: ClassVar[bytes] = b"encrypted"
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -65,23 +66,11 @@ class EncryptedParameters(RoundParameters):
         """Ciphertexts per vector."""
         return -(-self.slots // DEGREE)
 
-    def context(self) -> bytes:
-        """Return the 32-byte hash of everything above."""
-        return _context(self, super().context())
+    def numbers(self) -> tuple[int, ...]:
+        """Return all numbers, in the order in which they are hashed."""
+        cipher = (DEGREE, PLAIN_MODULUS, *COEFFICIENT_PRIMES)
+        return (*super().numbers(), self.value_bound, self.field_bits, *cipher)
 
-
-@functools.lru_cache(maxsize=64)
-def _context(parameters: EncryptedParameters, inner: bytes) -> bytes:
-    return digest(
-        b"encrypted context",
-        inner,
-        parameters.key_holder,
-        parameters.public_key,
-        pack(
-            parameters.value_bound,
-            parameters.field_bits,
-            DEGREE,
-            PLAIN_MODULUS,
-            *COEFFICIENT_PRIMES,
-        ),
-    )
+    def parties(self) -> tuple[bytes, ...]:
+        """Return the keys of clients and key holder, and the hash of the public key."""
+        return (*self.roster, self.key_holder, self.public_key)

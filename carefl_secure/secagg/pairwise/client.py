@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
@@ -13,11 +12,17 @@ from carefl_secure.noise import KeyStream, add_masks
 from carefl_secure.secagg.pairwise import transcript
 from carefl_secure.secagg.pairwise.graph import neighbours
 from carefl_secure.secagg.pairwise.keeping import KeptClient
-from carefl_secure.secagg.pairwise.messages import Advertisement, Answer, Consent, Upload
+from carefl_secure.secagg.pairwise.messages import (
+    Advertisement,
+    Answer,
+    Consent,
+    SignedUpload,
+    Upload,
+)
 from carefl_secure.secagg.pairwise.shares import due_shares, mask_keys, open_shares, seal_shares
 from carefl_secure.secagg.pairwise.state import Phase
 from carefl_secure.secagg.primitives.checks import below_floor, refuse
-from carefl_secure.secagg.primitives.crypto import public_bytes, sign, verify, words_digest
+from carefl_secure.secagg.primitives.crypto import public_bytes, sign, verify
 
 __all__ = ["PairwiseClient"]
 
@@ -31,8 +36,8 @@ class PairwiseClient(KeptClient):
     enough survivors give their shares of ``b``; the masks of a client that shared but never
     uploaded come off through shares of its key.
 
-    Under ``AheadParameters`` the first two steps come before the model is known, and
-    :meth:`bind` between them and the third.
+    The first two steps come before the model is known, and :meth:`bind` between them and the
+    third.
 
     Parameters
     ----------
@@ -66,9 +71,11 @@ class PairwiseClient(KeptClient):
     round without a result.
     """
 
+    _received: tuple[dict[int, bytearray], list[bytes], list[int]] | None = None
+
     def advertise(self) -> bytes:
         """Step 0: make the secrets of the round and return their signed public halves."""
-        self._due(Phase.NEW, "advertise")
+        self._require(Phase.NEW, "advertise")
         state, context = self._state, self._parameters.key_context()
         state.encryption_secret = bytearray(self._keys.key("encryption key"))
         state.mask_secret = bytearray(self._keys.key("mask key"))
@@ -101,22 +108,24 @@ class PairwiseClient(KeptClient):
             One message per neighbour (every peer, if the graph is complete), for the server to
             pass on unopened.
         """
-        self._due(Phase.ADVERTISED, "share")
+        self._require(Phase.ADVERTISED, "share")
         state, parameters = self._state, self._parameters
         if advertisements.get(state.index) != state.advertisement:
             raise refuse("own advertisement", "the list lacks mine, or holds another in its place")
         self._enough(len(advertisements), "advertising")
         adverts = transcript.read_advertisements(advertisements, parameters)
         context = parameters.key_context()
-        beacon = transcript.beacon(context, advertisements)
-        peers = neighbours(context, beacon, adverts.keys(), state.index, parameters.neighbours)
+        transcript_hash = transcript.hash_messages(context, advertisements)
+        peers = neighbours(
+            context, transcript_hash, adverts.keys(), state.index, parameters.neighbours
+        )
         stream = KeyStream(self._keys.key("share polynomials"))
-        messages = seal_shares(state, adverts, beacon, peers, parameters, stream)
+        messages = seal_shares(state, adverts, transcript_hash, peers, parameters, stream)
         state.phase = Phase.SHARED
         return messages
 
     def bind(self, model_hash: bytes) -> None:
-        """Say for which model keys made ahead are used, after step 1 and before step 2; once.
+        """Bind the keys to the model of the round, after step 1 and before step 2; once.
 
         Parameters
         ----------
@@ -128,58 +137,71 @@ class PairwiseClient(KeptClient):
         ProtocolError
             If the round has a model, or step 1 is not done or step 2 is.
         """
-        self._due(Phase.SHARED, "bind")
+        self._require(Phase.SHARED, "bind")
         self._parameters = self._parameters.bind(model_hash)
 
-    def mask(self, vector: npt.NDArray[Any], shares: Mapping[int, bytes]) -> bytes:
-        """Step 2: open the peers' shares and upload the masked vector, signed.
+    def receive(self, shares: Mapping[int, bytes]) -> None:
+        """Open and check the other clients' shares; nothing is kept of them if one is refused.
+
+        Parameters
+        ----------
+        shares
+            The message of every neighbour that shared, by index.
+        """
+        self._require(Phase.SHARED, "mask")
+        complete = self._parameters.neighbours is None
+        needed = self._parameters.floor if complete else self._parameters.rebuilding
+        if len(shares) + 1 < needed:
+            raise below_floor("sharing", len(shares) + 1, needed)
+        held = open_shares(self._state, shares, self._parameters)
+        self._received = held, *mask_keys(self._state, self._context, held)
+
+    def mask(self, vector: npt.NDArray[Any], shares: Mapping[int, bytes] | None = None) -> bytes:
+        """Step 2: upload the masked vector, signed.
 
         Parameters
         ----------
         vector
             Shape ``[dimension]``, uint16 or uint32 as agreed; not changed.
         shares
-            The message of every neighbour that shared, by index.
+            As in :meth:`receive`; None where that was called before.
         """
-        self._due(Phase.SHARED, "mask")
-        self._check_vector(vector)
-        held, masks, signs = self._open_shares(shares)
-        masked = vector.copy()
-        add_masks(masked, masks, signs)
-        words = masked.astype(masked.dtype.newbyteorder("<"), copy=False).data.cast("B")
-        signature = self._sign_upload(words_digest(words))
-        self._uploaded(held)
-        return Upload(words, signature).encode(self._state.index, self._context)
-
-    def _open_shares(
-        self, shares: Mapping[int, bytes]
-    ) -> tuple[dict[int, bytearray], list[bytes], list[int]]:
-        """Return the peers' shares and the keys and signs of all masks of the upload."""
-        context = self._context
-        complete = self._parameters.neighbours is None
-        needed = self._parameters.floor if complete else self._parameters.rebuilding
-        if len(shares) + 1 < needed:
-            raise below_floor("sharing", len(shares) + 1, needed)
-        held = open_shares(self._state, shares, self._parameters)
-        return held, *mask_keys(self._state, context, held)
-
-    def _sign_upload(self, content: bytes) -> bytes:
-        state = self._state
-        fields = transcript.upload(self._context, state.beacon, state.index, content)
-        return sign(self._identity, transcript.UPLOAD, *fields)
-
-    def _uploaded(self, held: dict[int, bytearray]) -> None:
-        state = self._state
-        state.held = held
+        self._require(Phase.SHARED, "mask")
+        state, context = self._state, self._context
+        self._parameters.check_vector(vector)
+        if shares is not None:
+            self.receive(shares)
+        if self._received is None:
+            raise refuse("step order", "mask needs the shares of the other clients first")
+        held, keys, signs = self._received
+        upload = self.hide(vector, keys, signs)
+        fields = transcript.upload(context, state.transcript_hash, state.index, upload.digest())
+        message = upload.signed(sign(self._identity, transcript.UPLOAD, *fields))
+        state.held, self._received = held, None
         state.live = tuple(sorted((state.index, *held)))
         state.erase_after_mask()
         state.phase = Phase.MASKED
+        return message.encode(state.index, context)
 
-    def _check_vector(self, vector: object) -> None:
-        expected = self._parameters.dtype
-        shape = (self._parameters.dimension,)
-        if not isinstance(vector, np.ndarray) or vector.dtype != expected or vector.shape != shape:
-            raise refuse("vector shape", f"the vector must be {expected} of shape {shape}")
+    def hide(self, vector: npt.NDArray[Any], keys: list[bytes], signs: list[int]) -> SignedUpload:
+        """Put masks on a vector; a protocol that hides it otherwise overrides this.
+
+        Parameters
+        ----------
+        vector
+            As in :meth:`mask`; not changed.
+        keys, signs
+            Of the masks.
+
+        Returns
+        -------
+        SignedUpload
+            Not signed yet.
+        """
+        masked = vector.copy()
+        add_masks(masked, keys, signs)
+        words = masked.astype(masked.dtype.newbyteorder("<"), copy=False).data.cast("B")
+        return Upload(words)
 
     def sign(self, shared: Collection[int], survivors: Collection[int]) -> bytes:
         """Step 3: sign the one survivor set that this client will help to unmask.
@@ -191,13 +213,13 @@ class PairwiseClient(KeptClient):
         survivors
             Clients whose uploads are in the sum (U3).
         """
-        self._due(Phase.MASKED, "sign")
+        self._require(Phase.MASKED, "sign")
         state = self._state
         given, kept = set(shared), set(survivors)
         if len(given) != len(shared) or len(kept) != len(survivors):
             raise refuse("survivor set", "a client is named twice")
         context, degree = self._parameters.key_context(), self._parameters.neighbours
-        near = neighbours(context, state.beacon, state.members, state.index, degree)
+        near = neighbours(context, state.transcript_hash, state.members, state.index, degree)
         if not given <= set(state.members) or given & {state.index, *near} != set(state.live):
             raise refuse("share set", "it is not the set of clients whose shares reached me")
         if not kept <= given or state.index not in kept:
@@ -211,7 +233,9 @@ class PairwiseClient(KeptClient):
 
     def _survivor_fields(self) -> tuple[bytes, ...]:
         state = self._state
-        return transcript.survivors(self._context, state.beacon, state.shared, state.survivors)
+        return transcript.survivors(
+            self._context, state.transcript_hash, state.shared, state.survivors
+        )
 
     def unmask(self, signatures: Mapping[int, bytes]) -> bytes:
         """Step 4: against enough signatures over my survivor set, give one share per client.
@@ -224,7 +248,7 @@ class PairwiseClient(KeptClient):
         signatures
             Step-3 messages of survivors, by index; at least ``parameters.threshold``.
         """
-        self._due(Phase.CONSENTED, "unmask")
+        self._require(Phase.CONSENTED, "unmask")
         state = self._state
         kept = set(state.survivors)
         if not set(signatures) <= kept:
@@ -245,6 +269,6 @@ class PairwiseClient(KeptClient):
         signature = sign(
             self._identity,
             transcript.ANSWER,
-            *transcript.answer(self._context, state.beacon, state.index, content),
+            *transcript.answer(self._context, state.transcript_hash, state.index, content),
         )
         return Answer(answers, signature).encode(state.index, self._context)

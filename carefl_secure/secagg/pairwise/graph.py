@@ -16,7 +16,7 @@ __all__ = ["neighbours", "ring"]
 
 def neighbours(
     context: bytes,
-    beacon: bytes,
+    transcript_hash: bytes,
     members: Collection[int],
     index: int,
     degree: int | None = None,
@@ -24,13 +24,13 @@ def neighbours(
     """Return the peers of one client, ascending.
 
     Without a degree: all other members (the complete graph). With a degree ``k``: the ``k / 2``
-    members before and the ``k / 2`` after the client on a ring that is drawn from ``beacon``, a
-    hash of all advertised keys; being neighbours is mutual. Where no more than ``k + 1`` members
+    members before and the ``k / 2`` after the client on a ring that is drawn from the hash of all
+    advertised keys; being neighbours is mutual. Where no more than ``k + 1`` members
     are left, that is the complete graph again.
 
     Parameters
     ----------
-    context, beacon
+    context, transcript_hash
         32 bytes each; the complete graph needs neither.
     members
         Indices of all clients that advertised.
@@ -46,16 +46,16 @@ def neighbours(
 
     Guarantees
     ----------
-    For a beacon that no single party picks, the neighbourhood of a client is a uniform set of
-    ``k`` others, and the ``k / 2`` after it a uniform set of ``k / 2``. The last to advertise, and
-    a server that picks the members, can try many beacons: plan the degree with a failure
-    probability that leaves room for that (``graph_plan.py``).
+    For a transcript hash that no single party picks, the neighbourhood of a client is a uniform
+    set of ``k`` others, and the ``k / 2`` after it a uniform set of ``k / 2``. The last to
+    advertise, and a server that picks the members, can try many of them: plan the degree with a
+    failure probability that leaves room for that (``plan_graph``).
     """
     if index not in members:
         raise refuse("graph member", f"client {index} is not among those that advertised")
     if degree is None or len(members) <= degree + 1:
         return tuple(sorted(member for member in members if member != index))
-    order, places = ring(context, beacon, tuple(sorted(members)))
+    order, places = ring(context, transcript_hash, tuple(sorted(members)))
     place, half = places[index], degree // 2
     steps = (*range(-half, 0), *range(1, half + 1))
     return tuple(sorted(order[(place + step) % len(order)] for step in steps))
@@ -63,16 +63,16 @@ def neighbours(
 
 @functools.lru_cache(maxsize=4)
 def ring(
-    context: bytes, beacon: bytes, members: tuple[int, ...]
+    context: bytes, transcript_hash: bytes, members: tuple[int, ...]
 ) -> tuple[tuple[int, ...], dict[int, int]]:
     """Shuffle the members and return the order and each one's place in it.
 
-    Fisher-Yates over the key stream of ``digest("graph", context, beacon)``: for ``i`` from the
-    last place down to 1, 64-bit words are drawn until one lies below the largest multiple of
-    ``i + 1``; its remainder is the place that ``i`` is swapped with.
+    Fisher-Yates over the key stream of ``digest("graph", context, transcript_hash)``: for ``i``
+    from the last place down to 1, 64-bit words are drawn until one lies below the largest multiple
+    of ``i + 1``; its remainder is the place that ``i`` is swapped with.
     """
     order = list(members)
-    stream = KeyStream(digest(b"graph", context, beacon))
+    stream = KeyStream(digest(b"graph", context, transcript_hash))
     words = iter(stream.words(len(order), np.uint64).tolist())
     for last in range(len(order) - 1, 0, -1):
         bound = (1 << 64) - (1 << 64) % (last + 1)

@@ -1,34 +1,26 @@
-"""The messages as bytes: fixed layout, versioned, bound to a round, strict about every length.
-
-Every message starts with 16 bytes::
-
-    offset  bytes  field
-    0       4      magic "CFSA"
-    4       1      version, 1
-    5       1      type: 1 to 5 here, 16 to 22 in the committee, 32 to 34 in the encrypted mode
-    6       2      sender, little-endian index in the roster (or among the committee's members)
-    8       8      first 8 bytes of the context hash
-
-and goes on with the fields of its type, without padding. The prefix of the context hash only
-makes a stray message easy to name; what binds a message to its round is the whole hash inside
-its signature or seal. Parsers raise ``ProtocolError`` and nothing else, whatever the bytes.
-"""
+"""The messages of pairwise masking as bytes; `docs/protocol.md` has the layouts."""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
-from dataclasses import dataclass
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from enum import IntEnum
-from typing import Any
+from typing import Any, ClassVar, Self
 
-import numpy as np
 import numpy.typing as npt
 
-from carefl_secure.secagg.pairwise.parameters import RoundParameters
 from carefl_secure.secagg.primitives.checks import refuse
-from carefl_secure.secagg.primitives.crypto import Buffer
-from carefl_secure.secagg.primitives.framing import exact, header, read_body
+from carefl_secure.secagg.primitives.crypto import Buffer, words_digest
+from carefl_secure.secagg.primitives.framing import (
+    HASH_BYTES,
+    SIGNATURE_BYTES,
+    Body,
+    Message,
+    Shape,
+    words_of,
+)
 from carefl_secure.secagg.primitives.shamir import SHARE_BYTES, read_element
 
 __all__ = [
@@ -38,6 +30,7 @@ __all__ = [
     "Kind",
     "Secret",
     "Share",
+    "SignedUpload",
     "Upload",
     "pack_pair",
     "unpack_pair",
@@ -45,7 +38,6 @@ __all__ = [
 
 _U16 = struct.Struct("<H")
 _ENTRY = struct.Struct(f"<HB{SHARE_BYTES}s")
-_SIGNATURE = 64
 _TAG = 16
 
 SEALED_BYTES = 2 * SHARE_BYTES + _TAG
@@ -62,20 +54,14 @@ class Kind(IntEnum):
 
 
 class Secret(IntEnum):
-    """Which secret of a peer an answer holds a share of."""
+    """Which secret of a client an answer holds a share of."""
 
     SELF_MASK = 0
     PAIR_KEY = 1
 
 
-def _body(message: Buffer, kind: Kind, index: int, parameters: RoundParameters) -> memoryview:
-    early = kind in (Kind.ADVERTISEMENT, Kind.SHARE)
-    context = parameters.key_context() if early else parameters.context()
-    return read_body(message, kind, index, count=parameters.clients, context=context)
-
-
 @dataclass(frozen=True)
-class Advertisement:
+class Advertisement(Message):
     """Step 0: two public keys and the commitment to the self-mask secret; 176 bytes."""
 
     encryption_key: bytes
@@ -83,122 +69,144 @@ class Advertisement:
     commitment: bytes
     signature: bytes
 
-    def encode(self, index: int, context: bytes) -> bytes:
-        """Return the message."""
-        fields = (self.encryption_key, self.mask_key, self.commitment, self.signature)
-        return header(Kind.ADVERTISEMENT, index, context) + b"".join(fields)
+    KIND: ClassVar[IntEnum] = Kind.ADVERTISEMENT
+    BEFORE_MODEL: ClassVar[bool] = True
+
+    def parts(self) -> Iterable[Buffer]:
+        """Return the fields in order."""
+        return self.encryption_key, self.mask_key, self.commitment, self.signature
 
     @classmethod
-    def parse(cls, message: Buffer, index: int, parameters: RoundParameters) -> Advertisement:
-        """Read the message of client ``index``; only the layout is checked."""
-        body = _body(message, Kind.ADVERTISEMENT, index, parameters)
-        exact(body, 96 + _SIGNATURE, Kind.ADVERTISEMENT)
-        raw = bytes(body)
-        return cls(raw[:32], raw[32:64], raw[64:96], raw[96:])
+    def read(cls, body: Body, shape: Shape) -> Self:
+        """Take the fields."""
+        encryption_key, mask_key, commitment = body.pieces(3, HASH_BYTES)
+        return cls(encryption_key, mask_key, commitment, body.take(SIGNATURE_BYTES))
 
 
 @dataclass(frozen=True)
-class Share:
-    """Step 1: one peer's shares of both secrets, sealed to that peer; 100 bytes."""
+class Share(Message):
+    """Step 1: a client's shares of both its secrets, sealed to one other client; 100 bytes."""
 
     recipient: int
     sealed: bytes
 
-    def encode(self, index: int, context: bytes) -> bytes:
-        """Return the message."""
-        return header(Kind.SHARE, index, context) + _U16.pack(self.recipient) + self.sealed
+    KIND: ClassVar[IntEnum] = Kind.SHARE
+    BEFORE_MODEL: ClassVar[bool] = True
+
+    def parts(self) -> Iterable[Buffer]:
+        """Return the fields in order."""
+        return _U16.pack(self.recipient), self.sealed
 
     @classmethod
-    def parse(
-        cls, message: Buffer, index: int, recipient: int, parameters: RoundParameters
-    ) -> Share:
-        """Read the message from ``index`` to ``recipient``; only the layout is checked."""
-        body = _body(message, Kind.SHARE, index, parameters)
-        exact(body, _U16.size + SEALED_BYTES, Kind.SHARE)
-        (named,) = _U16.unpack_from(body)
-        if named != recipient:
-            raise refuse("share recipient", f"it is for client {named}, not for {recipient}")
-        return cls(named, bytes(body[_U16.size :]))
+    def read(cls, body: Body, shape: Shape) -> Self:
+        """Take the fields."""
+        return cls(body.number(), body.take(SEALED_BYTES))
+
+    def to(self, recipient: int) -> Self:
+        """Return the message if it is for ``recipient``; refuse it otherwise."""
+        if self.recipient != recipient:
+            raise refuse(
+                "share recipient", f"it is for client {self.recipient}, not for {recipient}"
+            )
+        return self
+
+
+class SignedUpload(Message):
+    """Step 2 in any form: a vector that is hidden, and a signature over its digest."""
+
+    signature: bytes
+
+    @abstractmethod
+    def digest(self) -> bytes:
+        """Hash what is signed."""
+
+    @abstractmethod
+    def signed(self, signature: bytes) -> Self:
+        """Return the upload with its signature."""
 
 
 @dataclass(frozen=True)
-class Upload:
+class Upload(SignedUpload):
     """Step 2: the masked vector, signed; 80 bytes and the words."""
 
     words: memoryview
-    signature: bytes
+    signature: bytes = b""
 
-    def encode(self, index: int, context: bytes) -> bytes:
-        """Return the message."""
-        return b"".join((header(Kind.UPLOAD, index, context), self.words, self.signature))
+    KIND: ClassVar[IntEnum] = Kind.UPLOAD
+
+    def parts(self) -> Iterable[Buffer]:
+        """Return the fields in order."""
+        return self.words, self.signature
 
     @classmethod
-    def parse(cls, message: Buffer, index: int, parameters: RoundParameters) -> Upload:
-        """Read the message of client ``index`` without copying its words."""
-        body = _body(message, Kind.UPLOAD, index, parameters)
-        size = parameters.dimension * parameters.bits // 8
-        exact(body, size + _SIGNATURE, Kind.UPLOAD)
-        return cls(body[:size], bytes(body[size:]))
+    def read(cls, body: Body, shape: Shape) -> Self:
+        """Take the fields without copying the words."""
+        return cls(body.words(shape), body.take(SIGNATURE_BYTES))
 
-    def vector(self, parameters: RoundParameters) -> npt.NDArray[Any]:
+    def digest(self) -> bytes:
+        """Hash the words."""
+        return words_digest(self.words)
+
+    def signed(self, signature: bytes) -> Self:
+        """Return the upload with its signature."""
+        return replace(self, signature=signature)
+
+    def vector(self, shape: Shape) -> npt.NDArray[Any]:
         """Return the words as a read-only vector over the message's own bytes."""
-        return np.frombuffer(self.words, parameters.dtype.newbyteorder("<"))
+        return words_of(self.words, shape)
 
 
 @dataclass(frozen=True)
-class Consent:
+class Consent(Message):
     """Step 3: a signature over the two survivor sets; 80 bytes. The sets do not travel in it."""
 
     signature: bytes
 
-    def encode(self, index: int, context: bytes) -> bytes:
-        """Return the message."""
-        return header(Kind.CONSENT, index, context) + self.signature
+    KIND: ClassVar[IntEnum] = Kind.CONSENT
+
+    def parts(self) -> Iterable[Buffer]:
+        """Return the one field."""
+        return (self.signature,)
 
     @classmethod
-    def parse(cls, message: Buffer, index: int, parameters: RoundParameters) -> Consent:
-        """Read the message of client ``index``; only the layout is checked."""
-        body = _body(message, Kind.CONSENT, index, parameters)
-        exact(body, _SIGNATURE, Kind.CONSENT)
-        return cls(bytes(body))
+    def read(cls, body: Body, shape: Shape) -> Self:
+        """Take the one field."""
+        return cls(body.take(SIGNATURE_BYTES))
 
 
 @dataclass(frozen=True)
-class Answer:
-    """Step 4: one share per peer, of one of its two secrets, signed; 82 bytes and 36 per peer."""
+class Answer(Message):
+    """Step 4: one share per client, of one of its two secrets, signed; 82 bytes and 36 each."""
 
     shares: Mapping[int, tuple[Secret, int]]
     signature: bytes
 
+    KIND: ClassVar[IntEnum] = Kind.ANSWER
+
     def fields(self) -> bytes:
-        """Return the signed part: a count and the entries by ascending peer."""
+        """Return the signed part: a count and the entries by ascending client."""
         entries = (
             _ENTRY.pack(peer, kind, value.to_bytes(SHARE_BYTES, "little"))
             for peer, (kind, value) in sorted(self.shares.items())
         )
         return _U16.pack(len(self.shares)) + b"".join(entries)
 
-    def encode(self, index: int, context: bytes) -> bytes:
-        """Return the message."""
-        return header(Kind.ANSWER, index, context) + self.fields() + self.signature
+    def parts(self) -> Iterable[Buffer]:
+        """Return the fields in order."""
+        return self.fields(), self.signature
 
     @classmethod
-    def parse(cls, message: Buffer, index: int, parameters: RoundParameters) -> Answer:
-        """Read the message of client ``index``; one entry per peer, peers ascending."""
-        body = _body(message, Kind.ANSWER, index, parameters)
-        if len(body) < _U16.size:
-            raise refuse("message length", "answer ends before its count")
-        (count,) = _U16.unpack_from(body)
-        size = _U16.size + count * _ENTRY.size
-        exact(body, size + _SIGNATURE, Kind.ANSWER)
+    def read(cls, body: Body, shape: Shape) -> Self:
+        """Take one entry per client, ascending."""
         shares: dict[int, tuple[Secret, int]] = {}
-        last = -1
-        for peer, kind, raw in _ENTRY.iter_unpack(body[_U16.size : size]):
-            if not last < peer < parameters.clients:
-                raise refuse("answer peers", f"peer {peer} repeats, is out of order or unknown")
+        last, count = -1, body.number()
+        body.expect(count * _ENTRY.size + SIGNATURE_BYTES)
+        for peer, kind, raw in _ENTRY.iter_unpack(body.view(count * _ENTRY.size)):
+            if not last < peer < shape.clients:
+                raise refuse("answer peers", f"client {peer} repeats, is out of order or unknown")
             shares[peer] = (_secret(kind), read_element(raw))
             last = peer
-        return cls(shares, bytes(body[size:]))
+        return cls(shares, body.take(SIGNATURE_BYTES))
 
 
 def _secret(kind: int) -> Secret:

@@ -22,7 +22,7 @@ __all__ = ["remaining_masks"]
 def remaining_masks(
     *,
     parameters: RoundParameters,
-    beacon: bytes,
+    transcript_hash: bytes,
     adverts: Mapping[int, Advertisement],
     shared: Collection[int],
     survivors: Collection[int],
@@ -35,7 +35,7 @@ def remaining_masks(
 
     Parameters
     ----------
-    parameters, beacon, adverts
+    parameters, transcript_hash, adverts
         Of the round.
     shared, survivors
         Who shared, and who of them uploaded.
@@ -76,7 +76,7 @@ def remaining_masks(
         committed = transcript.commitment(key_context, owner, self_mask)
         if not same(committed, adverts[owner].commitment):
             raise _false_share("self mask", owner, chosen)
-        keys.append(transcript.self_mask_key(self_mask, context, beacon))
+        keys.append(transcript.self_mask_key(self_mask, context, transcript_hash))
         signs.append(-1)
     for owner in sorted(set(shared) - set(survivors)):
         secret, chosen = rebuild(owner)
@@ -84,10 +84,10 @@ def remaining_masks(
         if not same(public_bytes(private), adverts[owner].mask_key):
             raise _false_share("mask key", owner, chosen)
         degree = parameters.neighbours
-        for peer in neighbours(key_context, beacon, adverts.keys(), owner, degree):
+        for peer in neighbours(key_context, transcript_hash, adverts.keys(), owner, degree):
             if peer in survivors:
                 agreed = agree(private, adverts[peer].mask_key, peer)
-                keys.append(transcript.pair_key(agreed, context, beacon, owner, peer))
+                keys.append(transcript.pair_key(agreed, context, transcript_hash, owner, peer))
                 signs.append(-transcript.pair_sign(peer, owner))
     return keys, signs
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import IntEnum
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,17 +19,21 @@ from carefl_secure.secagg.pairwise.messages import (
     Consent,
     Secret,
     Share,
+    SignedUpload,
     Upload,
 )
 from carefl_secure.secagg.pairwise.parameters import RoundParameters
 from carefl_secure.secagg.pairwise.recovery import remaining_masks
 from carefl_secure.secagg.primitives.checks import below_floor, refuse
-from carefl_secure.secagg.primitives.crypto import check_exchange_key, verify, words_digest
+from carefl_secure.secagg.primitives.crypto import check_exchange_key, verify
+from carefl_secure.secagg.primitives.phases import ServerParticipant
 
-__all__ = ["PairwiseServer"]
+__all__ = ["PairwiseServer", "ServerPhase"]
 
 
-class _Phase(IntEnum):
+class ServerPhase(IntEnum):
+    """Where a round stands at the server."""
+
     ADVERTISING = 0
     SHARING = 1
     UPLOADING = 2
@@ -39,7 +43,7 @@ class _Phase(IntEnum):
     FAILED = 6
 
 
-class PairwiseServer:
+class PairwiseServer(ServerParticipant[RoundParameters, ServerPhase]):
     """The server's side of one round.
 
     Five phases, each a method that takes in one client's message and one that ends the phase and
@@ -55,8 +59,7 @@ class PairwiseServer:
     answer         ``answered(index, message)``   ``finish()``
     ============== ============================== ==============================================
 
-    Under ``AheadParameters`` the first two come before the model is known, and :meth:`bind` after
-    them.
+    The first two come before the model is known, and :meth:`bind` after them.
 
     A client that has not been heard when a phase ends has dropped out. A refused message leaves
     the state as it was, so the caller may treat its sender as dropped out. The methods that end
@@ -82,11 +85,13 @@ class PairwiseServer:
     Privacy rests on the clients' checks, not on this class.
     """
 
+    UPLOAD: ClassVar[type[SignedUpload]] = Upload
+    """The form of an upload."""
+
     def __init__(self, parameters: RoundParameters) -> None:
-        self._parameters = parameters
+        super().__init__(parameters, ServerPhase.ADVERTISING)
         self._key_context = parameters.key_context()
-        self._phase = _Phase.ADVERTISING
-        self._beacon = b""
+        self._transcript_hash = b""
         self._messages: dict[int, bytes] = {}
         self._adverts: dict[int, Advertisement] = {}
         self._boxes: dict[int, dict[int, bytes]] = {}
@@ -95,37 +100,26 @@ class PairwiseServer:
         self._answers: dict[int, dict[int, int]] = {}
         self._sum: npt.NDArray[Any] | None = None
 
-    def _during(self, phase: _Phase, index: int, heard: bool, member: bool) -> None:
-        if self._phase != phase:
-            raise refuse(
-                "step order",
-                f"a message of phase {phase.name.lower()} came in phase {self._phase.name.lower()}",
-            )
-        if not member:
-            raise refuse("membership", f"client {index} has no part in this phase")
-        if heard:
-            raise refuse("duplicate message", f"client {index} has been heard in this phase")
-
-    def _end(self, phase: _Phase, present: int, needed: int) -> None:
+    def _end(self, phase: ServerPhase, present: int, needed: int) -> None:
         """Go from ``phase`` to the next if enough are present; do nothing if that was done."""
-        if self._phase in (_Phase.FAILED, _Phase.FINISHED) or self._phase < phase:
-            raise refuse("step order", f"the round stands at {self._phase.name.lower()}")
-        if self._phase > phase:
-            return
-        if present < needed:
-            self._fail()
-            raise below_floor(phase.name.lower(), present, needed)
-        self._phase = _Phase(phase + 1)
+        if self._ends(phase):
+            if present < needed:
+                raise self._fail(below_floor(phase.name.lower(), present, needed))
+            self._phase = ServerPhase(phase + 1)
 
-    def _fail(self) -> None:
-        self._phase = _Phase.FAILED
+    def _drop(self) -> None:
         self._sum = None
         self._answers.clear()
 
     def advertised(self, index: int, message: bytes) -> None:
         """Take in a client's step-0 message."""
         known = 0 <= index < self._parameters.clients
-        self._during(_Phase.ADVERTISING, index, index in self._messages, known)
+        self._accept(
+            ServerPhase.ADVERTISING,
+            f"client {index}",
+            repeated=index in self._messages,
+            member=known,
+        )
         advert = Advertisement.parse(message, index, self._parameters)
         transcript.verify_advertisement(advert, index, self._parameters)
         for key in (advert.encryption_key, advert.mask_key):
@@ -141,35 +135,31 @@ class PairwiseServer:
 
     def advertisements(self) -> dict[int, bytes]:
         """End the phase and return all advertisements, to be sent to each of their owners."""
-        self._end(_Phase.ADVERTISING, len(self._messages), self._parameters.floor)
-        if not self._beacon:
-            self._beacon = transcript.beacon(self._key_context, self._messages)
+        self._end(ServerPhase.ADVERTISING, len(self._messages), self._parameters.floor)
+        if not self._transcript_hash:
+            self._transcript_hash = transcript.hash_messages(self._key_context, self._messages)
         return dict(self._messages)
 
     def shared(self, index: int, messages: Mapping[int, bytes]) -> None:
         """Take in a client's step-1 messages: one for each of its neighbours."""
-        self._during(_Phase.SHARING, index, index in self._boxes, index in self._messages)
+        self._accept(
+            ServerPhase.SHARING,
+            f"client {index}",
+            repeated=index in self._boxes,
+            member=index in self._messages,
+        )
         if set(messages) != set(self._near(index)):
             raise refuse("share recipients", f"client {index} did not share with all its peers")
         for peer, message in messages.items():
-            Share.parse(message, index, peer, self._parameters)
+            Share.parse(message, index, self._parameters).to(peer)
         self._boxes[index] = {peer: bytes(message) for peer, message in messages.items()}
 
     def _near(self, index: int) -> tuple[int, ...]:
         members, degree = self._messages.keys(), self._parameters.neighbours
-        return neighbours(self._key_context, self._beacon, members, index, degree)
-
-    @property
-    def parameters(self) -> RoundParameters:
-        """The agreement, as far as it is known."""
-        return self._parameters
-
-    @property
-    def _context(self) -> bytes:
-        return self._parameters.context()
+        return neighbours(self._key_context, self._transcript_hash, members, index, degree)
 
     def bind(self, model_hash: bytes) -> None:
-        """Say, once all keys are made ahead, which model the round is for; once.
+        """End the phase and bind the keys to the model of the round; once.
 
         Raises
         ------
@@ -178,13 +168,13 @@ class PairwiseServer:
         CohortError
             If too few clients have shared. The round is over.
         """
-        self._end(_Phase.SHARING, len(self._boxes), self._parameters.floor)
+        self._end(ServerPhase.SHARING, len(self._boxes), self._parameters.floor)
         self._parameters = self._parameters.bind(model_hash)
 
     def inbox(self, index: int) -> dict[int, bytes]:
         """End the phase and return what the clients that shared have sealed for one of them."""
-        self._end(_Phase.SHARING, len(self._boxes), self._parameters.floor)
-        if self._phase > _Phase.UPLOADING:
+        self._end(ServerPhase.SHARING, len(self._boxes), self._parameters.floor)
+        if self._phase > ServerPhase.UPLOADING:
             raise refuse("step order", "the shares were passed on and are not kept any longer")
         if index not in self._boxes:
             raise refuse("membership", f"client {index} did not share")
@@ -192,38 +182,42 @@ class PairwiseServer:
         return {peer: self._boxes[peer][index] for peer in near if peer in self._boxes}
 
     def uploaded(self, index: int, message: bytes) -> None:
-        """Check a client's masked vector and add it to the sum; the message is not kept."""
-        self._accepts_upload(index)
-        upload = Upload.parse(message, index, self._parameters)
-        self._verify_upload(index, words_digest(upload.words), upload.signature)
+        """Check a client's upload and add it to the sum; the message is not kept."""
+        repeated, member = index in self._uploaded, index in self._boxes
+        self._accept(ServerPhase.UPLOADING, f"client {index}", repeated=repeated, member=member)
+        upload = self.UPLOAD.parse(message, index, self._parameters)
+        fields = transcript.upload(self._context, self._transcript_hash, index, upload.digest())
+        verify(self._parameters.roster[index], upload.signature, index, transcript.UPLOAD, *fields)
+        self.add(upload)
+        self._uploaded.add(index)
+
+    def add(self, upload: Any) -> None:
+        """Add a checked upload; a protocol with another form of it overrides this."""
         if self._sum is None:
             self._sum = self._parameters.zeros()
         np.add(self._sum, upload.vector(self._parameters), out=self._sum)
-        self._uploaded.add(index)
-
-    def _accepts_upload(self, index: int) -> None:
-        self._during(_Phase.UPLOADING, index, index in self._uploaded, index in self._boxes)
-
-    def _verify_upload(self, index: int, content: bytes, signature: bytes) -> None:
-        fields = transcript.upload(self._context, self._beacon, index, content)
-        verify(self._parameters.roster[index], signature, index, transcript.UPLOAD, *fields)
 
     def survivors(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """End the phase and return who shared and who of them uploaded, both ascending.
 
         What clients sealed for one another is dropped; ``inbox`` gives nothing any more.
         """
-        self._end(_Phase.UPLOADING, len(self._uploaded), self._parameters.floor)
+        self._end(ServerPhase.UPLOADING, len(self._uploaded), self._parameters.floor)
         for box in self._boxes.values():  # passed on by now; those of the next round need the room
             box.clear()
         return tuple(sorted(self._boxes)), tuple(sorted(self._uploaded))
 
     def signed(self, index: int, message: bytes) -> None:
         """Take in a survivor's signature over the two sets."""
-        self._during(_Phase.CONSENTING, index, index in self._consents, index in self._uploaded)
+        self._accept(
+            ServerPhase.CONSENTING,
+            f"client {index}",
+            repeated=index in self._consents,
+            member=index in self._uploaded,
+        )
         consent = Consent.parse(message, index, self._parameters)
         fields = transcript.survivors(
-            self._context, self._beacon, self._boxes.keys(), self._uploaded
+            self._context, self._transcript_hash, self._boxes.keys(), self._uploaded
         )
         verify(
             self._parameters.roster[index],
@@ -236,14 +230,19 @@ class PairwiseServer:
 
     def signatures(self) -> dict[int, bytes]:
         """End the phase and return the signatures, to be sent to each that signed."""
-        self._end(_Phase.CONSENTING, len(self._consents), self._parameters.threshold)
+        self._end(ServerPhase.CONSENTING, len(self._consents), self._parameters.threshold)
         return dict(self._consents)
 
     def answered(self, index: int, message: bytes) -> None:
         """Take in a survivor's shares."""
-        self._during(_Phase.ANSWERING, index, index in self._answers, index in self._consents)
+        self._accept(
+            ServerPhase.ANSWERING,
+            f"client {index}",
+            repeated=index in self._answers,
+            member=index in self._consents,
+        )
         answer = Answer.parse(message, index, self._parameters)
-        fields = transcript.answer(self._context, self._beacon, index, answer.fields())
+        fields = transcript.answer(self._context, self._transcript_hash, index, answer.fields())
         verify(self._parameters.roster[index], answer.signature, index, transcript.ANSWER, *fields)
         kinds = {peer: kind for peer, (kind, _) in answer.shares.items()}
         wanted = {
@@ -268,25 +267,24 @@ class PairwiseServer:
             If fewer than ``threshold`` clients answered, or too few of the neighbours of one. The
             round is over.
         """
-        keys, signs = self._masks()
-        total, self._sum = self._sum, None
-        if total is None:
-            raise refuse("step order", "the sum was handed out before")
-        add_masks(total, keys, signs)
-        return total
-
-    def _masks(self) -> tuple[list[bytes], list[int]]:
-        """End the round and return keys and signs of the masks to take off."""
-        self._end(_Phase.ANSWERING, len(self._answers), self._parameters.threshold)
+        self._end(ServerPhase.ANSWERING, len(self._answers), self._parameters.threshold)
         try:
-            return remaining_masks(
+            keys, signs = remaining_masks(
                 parameters=self._parameters,
-                beacon=self._beacon,
+                transcript_hash=self._transcript_hash,
                 adverts=self._adverts,
                 shared=self._boxes.keys(),
                 survivors=self._uploaded,
                 answers=self._answers,
             )
-        except ProtocolError:
-            self._fail()
-            raise
+        except ProtocolError as error:
+            raise self._fail(error) from error
+        return self.unmasked(keys, signs)
+
+    def unmasked(self, keys: list[bytes], signs: list[int]) -> npt.NDArray[Any]:
+        """Take masks off the sum and return it; a protocol with another sum overrides this."""
+        total, self._sum = self._sum, None
+        if total is None:
+            raise refuse("step order", "the sum was handed out before")
+        add_masks(total, keys, signs)
+        return total

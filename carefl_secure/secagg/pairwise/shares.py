@@ -29,7 +29,7 @@ __all__ = ["due_shares", "mask_keys", "open_shares", "seal_shares"]
 def seal_shares(
     state: ClientState,
     adverts: Mapping[int, Advertisement],
-    beacon: bytes,
+    transcript_hash: bytes,
     peers: tuple[int, ...],
     parameters: RoundParameters,
     polynomials: KeyStream,
@@ -40,7 +40,7 @@ def seal_shares(
     ----------
     state
         With the three secrets of step 0; the encryption key is wiped.
-    adverts, beacon
+    adverts, transcript_hash
         All checked advertisements, and the hash of them.
     peers
         The client's neighbours.
@@ -59,8 +59,8 @@ def seal_shares(
     sealing, opening = {}, {}
     for peer in peers:
         secret = agree(private, adverts[peer].encryption_key, peer)
-        sealing[peer] = transcript.sealing_key(secret, context, beacon, state.index, peer)
-        opening[peer] = transcript.sealing_key(secret, context, beacon, peer, state.index)
+        sealing[peer] = transcript.sealing_key(secret, context, transcript_hash, state.index, peer)
+        opening[peer] = transcript.sealing_key(secret, context, transcript_hash, peer, state.index)
     points = [member + 1 for member in (state.index, *peers)]
     of_mask, of_key = (
         shamir.split(int.from_bytes(secret, "little"), parameters.rebuilding, points, polynomials)
@@ -71,7 +71,7 @@ def seal_shares(
     for place, peer in enumerate(peers, start=1):
         sealed = seal(sealing[peer], pack_pair(of_mask[place], of_key[place]), top)
         messages[peer] = Share(peer, sealed).encode(state.index, context)
-    state.beacon = beacon
+    state.transcript_hash = transcript_hash
     state.members = tuple(sorted(adverts))
     state.own_share = bytearray(of_mask[0].to_bytes(shamir.SHARE_BYTES, "little"))
     state.mask_keys = {peer: adverts[peer].mask_key for peer in peers}
@@ -95,7 +95,7 @@ def open_shares(
     context = parameters.key_context()
     held = {}
     for peer, message in shares.items():
-        sealed = Share.parse(message, peer, state.index, parameters).sealed
+        sealed = Share.parse(message, peer, parameters).to(state.index).sealed
         top = header(Kind.SHARE, peer, context)
         raw = open_sealed(bytes(state.opening_keys[peer]), sealed, top, peer)
         unpack_pair(raw)
@@ -123,11 +123,11 @@ def mask_keys(
         If a peer advertised a key with which no secret can be agreed.
     """
     private = X25519PrivateKey.from_private_bytes(bytes(state.mask_secret))
-    keys = [transcript.self_mask_key(state.self_mask, context, state.beacon)]
+    keys = [transcript.self_mask_key(state.self_mask, context, state.transcript_hash)]
     signs = [1]
     for peer in sorted(live):
         secret = agree(private, state.mask_keys[peer], peer)
-        keys.append(transcript.pair_key(secret, context, state.beacon, state.index, peer))
+        keys.append(transcript.pair_key(secret, context, state.transcript_hash, state.index, peer))
         signs.append(transcript.pair_sign(state.index, peer))
     return keys, signs
 

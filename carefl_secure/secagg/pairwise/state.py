@@ -45,7 +45,7 @@ class ClientState:
         The last step answered.
     advertisement
         The client's own first message.
-    beacon
+    transcript_hash
         Hash of all advertisements.
     members
         Clients that advertised.
@@ -70,7 +70,7 @@ class ClientState:
     index: int
     phase: Phase = Phase.NEW
     advertisement: bytes = b""
-    beacon: bytes = b""
+    transcript_hash: bytes = b""
     members: tuple[int, ...] = ()
     live: tuple[int, ...] = ()
     shared: tuple[int, ...] = ()
@@ -151,7 +151,7 @@ class ClientState:
             "index": self.index,
             "phase": int(self.phase),
             "advertisement": self.advertisement.hex(),
-            "beacon": self.beacon.hex(),
+            "transcript_hash": self.transcript_hash.hex(),
             "members": list(self.members),
             "live": list(self.live),
             "shared": list(self.shared),
@@ -171,7 +171,7 @@ class ClientState:
             index=plain["index"],
             phase=Phase(plain["phase"]),
             advertisement=bytes.fromhex(plain["advertisement"]),
-            beacon=bytes.fromhex(plain["beacon"]),
+            transcript_hash=bytes.fromhex(plain["transcript_hash"]),
             members=tuple(plain["members"]),
             live=tuple(plain["live"]),
             shared=tuple(plain["shared"]),

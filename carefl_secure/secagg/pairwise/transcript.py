@@ -16,8 +16,8 @@ __all__ = [
     "UPLOAD",
     "advertisement",
     "answer",
-    "beacon",
     "commitment",
+    "hash_messages",
     "pair_key",
     "pair_sign",
     "read_advertisements",
@@ -46,42 +46,46 @@ def advertisement(
     return context, pack(index), encryption_key, mask_key, committed
 
 
-def upload(context: bytes, seen: bytes, index: int, words: bytes) -> tuple[bytes, ...]:
+def upload(context: bytes, transcript_hash: bytes, index: int, words: bytes) -> tuple[bytes, ...]:
     """Return the fields signed in step 2; ``words`` is the digest of the masked vector."""
-    return context, seen, pack(index), words
+    return context, transcript_hash, pack(index), words
 
 
 def survivors(
-    context: bytes, seen: bytes, shared: Collection[int], kept: Collection[int]
+    context: bytes, transcript_hash: bytes, shared: Collection[int], kept: Collection[int]
 ) -> tuple[bytes, ...]:
     """Return the fields signed in step 3: both sets, ascending."""
-    return context, seen, pack(*sorted(shared)), pack(*sorted(kept))
+    return context, transcript_hash, pack(*sorted(shared)), pack(*sorted(kept))
 
 
-def answer(context: bytes, seen: bytes, index: int, content: bytes) -> tuple[bytes, ...]:
+def answer(context: bytes, transcript_hash: bytes, index: int, content: bytes) -> tuple[bytes, ...]:
     """Return the fields signed in step 4."""
-    return context, seen, pack(index), content
+    return context, transcript_hash, pack(index), content
 
 
-def beacon(context: bytes, messages: Mapping[int, bytes]) -> bytes:
+def hash_messages(context: bytes, messages: Mapping[int, bytes]) -> bytes:
     """Hash all advertisements: who was shown another list derives other keys from here on."""
     fields = (pack(index) + messages[index] for index in sorted(messages))
-    return digest(b"beacon", context, *fields)
+    return digest(b"transcript hash", context, *fields)
 
 
-def sealing_key(secret: bytes, context: bytes, seen: bytes, source: int, target: int) -> bytes:
+def sealing_key(
+    secret: bytes, context: bytes, transcript_hash: bytes, source: int, target: int
+) -> bytes:
     """Derive the key of the one sealed message from ``source`` to ``target``."""
-    return derive(secret, b"sealing key", context, seen, pack(source, target))
+    return derive(secret, b"sealing key", context, transcript_hash, pack(source, target))
 
 
-def self_mask_key(self_mask: Buffer, context: bytes, seen: bytes) -> bytes:
+def self_mask_key(self_mask: Buffer, context: bytes, transcript_hash: bytes) -> bytes:
     """Derive the mask key that only this client holds."""
-    return derive(self_mask, b"self mask", context, seen)
+    return derive(self_mask, b"self mask", context, transcript_hash)
 
 
-def pair_key(secret: bytes, context: bytes, seen: bytes, one: int, other: int) -> bytes:
+def pair_key(secret: bytes, context: bytes, transcript_hash: bytes, one: int, other: int) -> bytes:
     """Derive the mask key of two clients; the same from both ends."""
-    return derive(secret, b"pair mask", context, seen, pack(min(one, other), max(one, other)))
+    return derive(
+        secret, b"pair mask", context, transcript_hash, pack(min(one, other), max(one, other))
+    )
 
 
 def pair_sign(index: int, peer: int) -> int:

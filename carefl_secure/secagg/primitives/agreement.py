@@ -1,78 +1,183 @@
-"""What every protocol agrees on before a round, and the checks of it."""
+"""What the parties of every protocol agree on before a round, and the hashes that bind them."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+import dataclasses
+import functools
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from carefl_secure.errors import ConfigError
+from carefl_secure.secagg.primitives.checks import refuse
+from carefl_secure.secagg.primitives.crypto import digest, pack
 
-__all__ = ["MIN_CLIENTS", "check_agreement", "check_hash", "check_keys", "word_type"]
+__all__ = ["MIN_CLIENTS", "Agreement", "check_hash", "check_keys"]
 
 MIN_CLIENTS = 3
 """A sum over two tells each the other's vector."""
 
-
 _DIMENSION_LIMIT = 1 << 31
-
-
 _COUNTER_LIMIT = 1 << 63
 
 
-class Agreement(Protocol):
-    """What the parameters of every mode have."""
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """The agreement behind one round, whatever the protocol.
 
-    @property
-    def round(self) -> int:
-        """Number of the round."""
-        ...
-
-    @property
-    def dimension(self) -> int:
-        """Length of the vectors."""
-        ...
-
-    @property
-    def bits(self) -> int:
-        """Size of one word."""
-        ...
-
-    @property
-    def min_survivors(self) -> int:
-        """Smallest cohort."""
-        ...
-
-    @property
-    def roster(self) -> tuple[bytes, ...]:
-        """Public keys of the clients."""
-        ...
-
-
-def check_agreement(agreement: Agreement, most: int) -> None:
-    """Check what all modes have in common, for at most ``most`` clients.
+    Parameters
+    ----------
+    task
+        Name of the run, as bytes; not secret.
+    round
+        Number of the round, from 0.
+    dimension
+        Length of the integer vectors (after padding).
+    bits
+        Size of one word: 16 or 32. Sums are taken modulo ``2**bits``.
+    min_survivors
+        The fewest clients that a sum is over; at least 3.
+    base_hash, plan_hash
+        32 bytes each: the frozen base model with the code and configuration; the privacy and
+        encoding plan.
+    roster
+        The Ed25519 public keys of all clients, 32 bytes each, agreed out of band. A client's
+        index is its place here.
+    model_hash
+        32 bytes over the trained vector at the start of the round; empty until :meth:`bind`.
 
     Raises
     ------
     ConfigError
-        If a value is out of range.
+        If a value is out of range or contradicts another.
+
+    Guarantees
+    ----------
+    :meth:`key_context` is a collision-resistant hash of all but the model, in words that differ
+    from protocol to protocol; keys are bound to it. :meth:`context` is one of that and the model;
+    masks and everything after them are bound to it. Two clients that were sent different models
+    derive different mask keys for one another, so a sum over both does not open.
     """
-    count = len(agreement.roster)
-    if not MIN_CLIENTS <= count <= most:
-        raise ConfigError(f"a secure sum takes {MIN_CLIENTS} to {most} clients, not {count}")
-    check_keys(agreement.roster, "clients of the roster")
-    if agreement.bits not in (16, 32):
-        raise ConfigError(f"a word has 16 or 32 bits, not {agreement.bits}")
-    if not 1 <= agreement.dimension < _DIMENSION_LIMIT:
-        raise ConfigError(f"the dimension must lie in 1 .. 2**31 - 1, not {agreement.dimension}")
-    if not 0 <= agreement.round < _COUNTER_LIMIT:
-        raise ConfigError(f"the round number must lie in 0 .. 2**63 - 1, not {agreement.round}")
-    if not MIN_CLIENTS <= agreement.min_survivors <= count:
-        raise ConfigError(
-            f"min_survivors must lie in {MIN_CLIENTS} .. {count}, not {agreement.min_survivors}"
-        )
-    for name in ("base_hash", "plan_hash"):
-        check_hash(getattr(agreement, name), name)
+
+    task: bytes
+    round: int
+    dimension: int
+    bits: int
+    min_survivors: int
+    base_hash: bytes
+    plan_hash: bytes
+    roster: tuple[bytes, ...]
+    model_hash: bytes = b""
+
+    LABEL: ClassVar[bytes]
+    """Sets the hashes of one protocol apart from those of the others."""
+
+    MAX_CLIENTS: ClassVar[int]
+
+    def __post_init__(self) -> None:
+        """Check what all protocols have in common."""
+        count = self.clients
+        if not MIN_CLIENTS <= count <= self.MAX_CLIENTS:
+            raise ConfigError(
+                f"a secure sum takes {MIN_CLIENTS} to {self.MAX_CLIENTS} clients, not {count}"
+            )
+        check_keys(self.roster, "clients of the roster")
+        if self.bits not in (16, 32):
+            raise ConfigError(f"a word has 16 or 32 bits, not {self.bits}")
+        if not 1 <= self.dimension < _DIMENSION_LIMIT:
+            raise ConfigError(f"the dimension must lie in 1 .. 2**31 - 1, not {self.dimension}")
+        if not 0 <= self.round < _COUNTER_LIMIT:
+            raise ConfigError(f"the round number must lie in 0 .. 2**63 - 1, not {self.round}")
+        if not MIN_CLIENTS <= self.min_survivors <= count:
+            raise ConfigError(
+                f"min_survivors must lie in {MIN_CLIENTS} .. {count}, not {self.min_survivors}"
+            )
+        check_hash(self.base_hash, "base_hash")
+        check_hash(self.plan_hash, "plan_hash")
+        if self.model_hash:
+            check_hash(self.model_hash, "model_hash")
+
+    @property
+    def clients(self) -> int:
+        """Number of clients in the roster."""
+        return len(self.roster)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The numpy type of one word."""
+        return np.dtype(np.uint16 if self.bits == 16 else np.uint32)
+
+    def zeros(self) -> npt.NDArray[Any]:
+        """Return a zero vector of the round's shape and type."""
+        return np.zeros(self.dimension, self.dtype)
+
+    def check_vector(self, vector: object) -> None:
+        """Refuse what is not a vector of the round's shape and type."""
+        expected, shape = self.dtype, (self.dimension,)
+        if not isinstance(vector, np.ndarray) or vector.dtype != expected or vector.shape != shape:
+            raise refuse("vector shape", f"the vector must be {expected} of shape {shape}")
+
+    def numbers(self) -> tuple[int, ...]:
+        """Return all numbers of the agreement, in the order in which they are hashed."""
+        raise NotImplementedError
+
+    def parties(self) -> tuple[bytes, ...]:
+        """Return the keys of all parties, in the order in which they are hashed."""
+        return self.roster
+
+    def key_context(self) -> bytes:
+        """Return the 32-byte hash of everything but the model."""
+        return _key_context(self)
+
+    def context(self) -> bytes:
+        """Return the 32-byte hash of everything.
+
+        Raises
+        ------
+        ProtocolError
+            If the model is not known yet.
+        """
+        if not self.model_hash:
+            raise refuse("model", "the keys of this round are not bound to a model yet")
+        return _context(self)
+
+    def latest_context(self) -> bytes:
+        """Return the hash of all that is known: a saved state is bound to it."""
+        return self.context() if self.model_hash else self.key_context()
+
+    def bind(self, model_hash: bytes) -> Self:
+        """Return the agreement with its model.
+
+        Raises
+        ------
+        ProtocolError
+            If it has one.
+        ConfigError
+            If the hash is not 32 bytes.
+        """
+        if self.model_hash:
+            raise refuse("model", "the keys are bound to a model already; they serve one")
+        check_hash(model_hash, "model_hash")
+        return dataclasses.replace(self, model_hash=model_hash)
+
+
+@functools.lru_cache(maxsize=64)
+def _context(agreement: Agreement) -> bytes:
+    return digest(b"bound context", _key_context(agreement), agreement.model_hash)
+
+
+@functools.lru_cache(maxsize=64)
+def _key_context(agreement: Agreement) -> bytes:
+    return digest(
+        agreement.LABEL + b" key context",
+        agreement.task,
+        pack(*agreement.numbers()),
+        agreement.base_hash,
+        agreement.plan_hash,
+        *agreement.parties(),
+    )
 
 
 def check_keys(keys: tuple[bytes, ...], whose: str) -> None:
@@ -87,11 +192,6 @@ def check_hash(value: object, name: str) -> None:
     """Refuse what is not 32 bytes."""
     if not _is_32_bytes(value):
         raise ConfigError(f"{name} is a hash of 32 bytes")
-
-
-def word_type(bits: int) -> np.dtype[Any]:
-    """Return the numpy type of a word of 16 or 32 bits."""
-    return np.dtype(np.uint16 if bits == 16 else np.uint32)
 
 
 def _is_32_bytes(value: object) -> bool:

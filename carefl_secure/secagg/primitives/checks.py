@@ -22,11 +22,11 @@ def below_floor(phase: str, present: int, floor: int) -> CohortError:
     )
 
 
-def lost_members(lost: Collection[int], spare: int) -> CohortError:
+def lost_members(lost: Collection[int], tolerance: int) -> CohortError:
     """Return the error for a committee round that cannot go on without its lost members."""
     named = ", ".join(str(member) for member in sorted(lost))
     return CohortError(
-        f"lost members: nothing came from committee members {named}, and the round bears the loss"
-        f" of {spare}; no sum can be opened and nothing was released: bring them back, or start a"
-        " new round with another committee or a larger spare"
+        f"lost members: nothing came from committee members {named}, and the round tolerates the"
+        f" loss of {tolerance}; no sum can be opened and nothing was released: bring them back, or"
+        " start a new round with another committee or a larger dropout tolerance"
     )

@@ -34,7 +34,7 @@ __all__ = [
     "words_digest",
 ]
 
-_DOMAIN = b"carefl-secagg-1/"
+_DOMAIN = b"carefl-secagg-2/"
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
@@ -47,7 +47,7 @@ def pack(*numbers: int) -> bytes:
 def digest(label: bytes, *parts: Buffer) -> bytes:
     """Hash a label and a list of fields to 32 bytes.
 
-    SHA-256 over ``"carefl-secagg-1/" + label`` and then the fields, each preceded by its length
+    SHA-256 over ``"carefl-secagg-2/" + label`` and then the fields, each preceded by its length
     as a 64-bit little-endian integer. Two different lists never give the same input.
     """
     state = hashlib.sha256()
@@ -174,5 +174,5 @@ def open_sealed(key: bytes, sealed: bytes, header: bytes, who: int) -> bytes:
         raise refuse(
             "share seal",
             f"the shares from client {who} do not open; they were changed, or made for another"
-            " peer, another round or another list of advertisements",
+            " client, another round or another list of advertisements",
         ) from error

@@ -1,25 +1,61 @@
-"""The header that every message begins with, and strict reading of its body."""
+"""One codec for all messages: a header, then fields without padding, read strictly."""
 
 from __future__ import annotations
 
+import itertools
 import struct
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable
 from enum import IntEnum
+from typing import Any, ClassVar, Protocol, Self
 
+import numpy as np
+import numpy.typing as npt
+
+from carefl_secure.secagg.primitives.agreement import Agreement
 from carefl_secure.secagg.primitives.checks import refuse
 from carefl_secure.secagg.primitives.crypto import Buffer
 
-__all__ = ["HEADER_BYTES", "exact", "header", "read_body", "sender"]
+__all__ = [
+    "HASH_BYTES",
+    "HEADER_BYTES",
+    "SIGNATURE_BYTES",
+    "Body",
+    "Message",
+    "Shape",
+    "header",
+    "pack_indices",
+    "sender",
+    "words_of",
+]
 
 _MAGIC = b"CFSA"
-
-
-_VERSION = 1
-
-
+_VERSION = 2
 _HEADER = struct.Struct("<4sBBH8s")
-
+_U16 = struct.Struct("<H")
 
 HEADER_BYTES = _HEADER.size
+HASH_BYTES = 32
+SIGNATURE_BYTES = 64
+
+
+class Shape(Protocol):
+    """What the lengths of messages follow from."""
+
+    @property
+    def dimension(self) -> int:
+        """Length of the vectors."""
+        ...
+
+    @property
+    def bits(self) -> int:
+        """Size of one word."""
+        ...
+
+    @property
+    def clients(self) -> int:
+        """Number of clients."""
+        ...
 
 
 def header(kind: IntEnum, index: int, context: bytes) -> bytes:
@@ -54,51 +90,138 @@ def _read_header(message: Buffer) -> tuple[memoryview, int, int, bytes]:
     return view, kind, index, prefix
 
 
-def read_body(
-    message: Buffer,
-    kind: IntEnum,
-    index: int,
-    *,
-    count: int,
-    context: bytes,
-    party: str = "client",
-) -> memoryview:
-    """Check the header of a message and return what follows it.
+class Body:
+    """The fields of a message, taken from front to back; a field that is cut short is refused."""
 
-    Parameters
-    ----------
-    message, kind, index
-        The message, the type that is due and the sender it came from.
-    count
-        How many senders there can be.
-    context
-        Hash of the round.
-    party
-        What a sender is called in the text of an error.
+    def __init__(self, view: memoryview, kind: IntEnum) -> None:
+        self._view = view
+        self._kind = kind.name.lower()
 
-    Raises
-    ------
-    ProtocolError
-        If a field of the header is not as expected.
-    """
-    view, found, claimed, prefix = _read_header(message)
-    if found != kind:
-        raise refuse("message kind", f"type {found} where {kind.name.lower()} ({kind}) is due")
-    if claimed != index:
-        raise refuse("message sender", f"it names {party} {claimed}, but came as {party} {index}")
-    if not 0 <= claimed < count:
-        raise refuse("message sender", f"{party} {claimed} is not in the roster")
-    if prefix != context[:8]:
-        raise refuse(
-            "message context", f"{party} {index} is in another round or was told otherwise"
-        )
-    return view[HEADER_BYTES:]
+    def __len__(self) -> int:
+        """Bytes that are left."""
+        return len(self._view)
+
+    def view(self, size: int) -> memoryview:
+        """Take the next bytes without copying them."""
+        if size > len(self._view):
+            raise refuse("message length", f"{self._kind} ends {size - len(self)} bytes too soon")
+        taken, self._view = self._view[:size], self._view[size:]
+        return taken
+
+    def take(self, size: int) -> bytes:
+        """Take the next bytes."""
+        return bytes(self.view(size))
+
+    def pieces(self, count: int, size: int) -> tuple[bytes, ...]:
+        """Take so many fields of one length."""
+        raw = self.view(count * size)
+        return tuple(bytes(raw[at : at + size]) for at in range(0, len(raw), size))
+
+    def number(self) -> int:
+        """Take an integer of two bytes."""
+        (value,) = _U16.unpack(self.view(_U16.size))
+        return int(value)
+
+    def words(self, shape: Shape) -> memoryview:
+        """Take a vector of words without copying it."""
+        return self.view(shape.dimension * shape.bits // 8)
+
+    def indices(self, limit: int, what: str) -> tuple[int, ...]:
+        """Take a count and so many ascending indices below ``limit``."""
+        found = tuple(index for (index,) in _U16.iter_unpack(self.view(2 * self.number())))
+        ascending = all(one < other for one, other in itertools.pairwise(found))
+        if not ascending or any(index >= limit for index in found):
+            raise refuse(what, "an index repeats, is out of order or unknown")
+        return found
+
+    def expect(self, size: int) -> None:
+        """Refuse a rest of any other length."""
+        if len(self) != size:
+            raise refuse(
+                "message length", f"{self._kind} has {len(self)} bytes left where {size} are due"
+            )
 
 
-def exact(body: memoryview, size: int, kind: IntEnum) -> None:
-    """Refuse a body that is not exactly ``size`` bytes long."""
-    if len(body) != size:
-        raise refuse(
-            "message length",
-            f"{kind.name.lower()} has {len(body)} bytes after the header, not {size}",
-        )
+class Message(ABC):
+    """A message: its type, who sends it, and its fields in order."""
+
+    KIND: ClassVar[IntEnum]
+    PARTY: ClassVar[str] = "client"
+    BEFORE_MODEL: ClassVar[bool] = False
+    """Whether it is sent before the model is bound, under the key context."""
+
+    @abstractmethod
+    def parts(self) -> Iterable[Buffer]:
+        """Return the fields, as bytes, in order."""
+
+    @classmethod
+    @abstractmethod
+    def read(cls, body: Body, shape: Any) -> Self:
+        """Take the fields from a body."""
+
+    @classmethod
+    def senders(cls, shape: Any) -> int:
+        """Return how many parties can send it."""
+        return int(shape.clients)
+
+    def encode(self, index: int, context: bytes) -> bytes:
+        """Return the message of party ``index`` in the round of a context."""
+        return b"".join((header(self.KIND, index, context), *self.parts()))
+
+    @classmethod
+    def parse(cls, message: Buffer, index: int, parameters: Agreement) -> Self:
+        """Read the message that came from party ``index``; the layout and the header are checked.
+
+        Raises
+        ------
+        ProtocolError
+            If a field is not as expected.
+        """
+        early = cls.BEFORE_MODEL
+        context = parameters.key_context() if early else parameters.context()
+        view, kind, claimed, prefix = _read_header(message)
+        if kind != cls.KIND:
+            due = f"{cls.KIND.name.lower()} ({cls.KIND.value})"
+            raise refuse("message kind", f"type {kind} where {due} is due")
+        if claimed != index:
+            raise refuse(
+                "message sender", f"it names {cls.PARTY} {claimed}, but came as {cls.PARTY} {index}"
+            )
+        if not 0 <= claimed < cls.senders(parameters):
+            raise refuse("message sender", f"{cls.PARTY} {claimed} is not in the roster")
+        if prefix != context[:8]:
+            raise refuse(
+                "message context", f"{cls.PARTY} {index} is in another round, or agreed otherwise"
+            )
+        return cls._read(view, parameters)
+
+    @classmethod
+    def decode(cls, message: Buffer, shape: Any) -> Self:
+        """Read a message of any round and sender, as somebody does who only looks on.
+
+        Raises
+        ------
+        ProtocolError
+            If it is no message of this type.
+        """
+        view, kind, _, _ = _read_header(message)
+        if kind != cls.KIND:
+            raise refuse("message kind", f"type {kind} is not {cls.KIND.name.lower()}")
+        return cls._read(view, shape)
+
+    @classmethod
+    def _read(cls, view: memoryview, shape: Any) -> Self:
+        body = Body(view[HEADER_BYTES:], cls.KIND)
+        read = cls.read(body, shape)
+        body.expect(0)
+        return read
+
+
+def pack_indices(indices: Collection[int]) -> bytes:
+    """Write a count and ascending indices, two bytes each."""
+    return b"".join(_U16.pack(index) for index in (len(indices), *sorted(indices)))
+
+
+def words_of(raw: Buffer, shape: Shape) -> npt.NDArray[Any]:
+    """Return words as a read-only vector over the message's own bytes."""
+    return np.frombuffer(raw, np.dtype(f"<u{shape.bits // 8}"))

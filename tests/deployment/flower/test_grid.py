@@ -208,7 +208,7 @@ def test_messages_of_two_kinds_go_in_one_exchange(
     """What rides alone for a node that dropped out, beside the others' questions."""
     flower = Flower(lambda message: pack(asked=message.metadata.message_type.encode()))
     bridge = bridged(flower)
-    kinds = {1: "query.sign", 2: "query.advertise_ahead", 3: "query.sign"}
+    kinds = {1: "query.sign", 2: "query.advertise_prefetch", 3: "query.sign"}
     sent = [Message(pack(round=1), node, kind, group_id="1") for node, kind in kinds.items()]
     replies = list(bridge.send_and_receive(sent, timeout=PATIENCE))
     found = {r.metadata.src_node_id: r.content["fields"]["asked"] for r in replies}

@@ -332,7 +332,7 @@ def test_all_that_is_the_sites_own_is_checked_again(
 
 def test_a_ledger_is_looked_at_again(site: Site) -> None:
     site.propose()
-    path = site.agent._party._purse._ledger.path  # type: ignore[union-attr]
+    path = site.agent._party._budget._ledger.path  # type: ignore[union-attr]
     ledger = Ledger(path, {"client": "1"})
     paid = {"run": site.proposal.run, "round": 1}
     ledger.spend(site.plan.event, 1e6, site.plan.privacy.delta, paid)

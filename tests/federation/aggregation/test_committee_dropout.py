@@ -179,7 +179,7 @@ def test_a_member_gives_shares_for_no_one_that_answered(
             committee_dropout_tolerance=spare,
         )
         member: Any = clients.helpers[0]
-        member.announce(1, bytes(32), plan.hash())
+        member.announce(1, plan.hash())
         with pytest.raises(ProtocolError, match="step order"):
             member.consent([1])
         with pytest.raises(ProtocolError, match="step order"):

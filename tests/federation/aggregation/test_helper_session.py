@@ -38,8 +38,12 @@ class Hand:
         self.plan = bench.plan.hash()
         self.members: list[MemberSession] = bench.clients.helpers
 
+    @property
+    def header(self) -> tuple[int, bytes, bytes]:
+        return self.number, self.plan, self.model
+
     def announce(self) -> dict[int, bytes]:
-        return {m.index: m.announce(self.number, self.model, self.plan) for m in self.members}
+        return {m.index: m.announce(self.number, self.plan) for m in self.members}
 
     def submit(self, announced: dict[int, bytes], clients: range) -> dict[int, bytes]:
         sessions = self.bench.clients.sessions
@@ -69,7 +73,7 @@ def test_members_that_are_shown_different_lists_refuse(make_bench: MakeBench) ->
     whole, part = hand.server(announced, sent), hand.server(announced, fewer)
     openings = {
         member.index: member.open(
-            announced, (part if member.index == 2 else whole).listing(member.index)
+            *hand.header, announced, (part if member.index == 2 else whole).listing(member.index)
         )
         for member in hand.members
     }
@@ -91,7 +95,7 @@ def test_a_member_refuses_a_list_below_the_floor(make_bench: MakeBench) -> None:
         del server._entries[index], server._envelopes[index]
     server._phase = type(server._phase).OPENING
     with pytest.raises(CohortError, match="4 clients"):
-        hand.members[0].open(announced, server.listing(0))
+        hand.members[0].open(*hand.header, announced, server.listing(0))
 
 
 def test_a_client_answers_a_committee_once_and_only_the_agreed_one(make_bench: MakeBench) -> None:
@@ -108,7 +112,7 @@ def test_a_client_answers_a_committee_once_and_only_the_agreed_one(make_bench: M
         (*cohort.members[:2], stranger.public_key().public_bytes_raw()),
     )
     false = MemberSession(2, stranger, bench.plan, other, SystemKeySource())
-    forged = {**announced, 2: false.announce(1, hand.model, hand.plan)}
+    forged = {**announced, 2: false.announce(1, hand.plan)}
     with pytest.raises(ProtocolError):
         session.submit(1, hand.plan, hand.adapter, forged)
     with pytest.raises(ProtocolError, match="never repeated"):
@@ -116,25 +120,23 @@ def test_a_client_answers_a_committee_once_and_only_the_agreed_one(make_bench: M
     with pytest.raises(ProtocolError, match="plan"):
         session.submit(2, bytes(32), hand.adapter, announced)
     with pytest.raises(ProtocolError, match="no open round"):
-        session.masked(hand.adapter, announced)
+        session.sign([], [])
 
 
 def test_a_key_that_is_not_the_key_holders_is_refused(make_bench: MakeBench) -> None:
     bench = make_bench(aggregation="encrypted")
     holder: HolderSession = bench.clients.helpers[0]
-    adapter = np.zeros(60, np.float32)
-    model, plan = vector_hash(adapter), bench.plan.hash()
-    message = holder.key(4, model, plan)
+    plan = bench.plan.hash()
+    message = holder.key(4, plan)
     session = bench.clients.sessions[0]
     own = SecretKey().public()  # the server makes a key that it can decrypt with
     flipped = message[:-1] + bytes([message[-1] ^ 1])
     for bad in (message[:64] + own, bytes(64) + message[64:], flipped, b"", message[:40]):
         with pytest.raises(ProtocolError, match="round key signature"):
-            session.advertise(4, model, plan, bad)
-    for number, other in ((5, model), (4, bytes(32))):  # of another round, of another model
-        with pytest.raises(ProtocolError, match="round key signature"):
-            session.advertise(number, other, plan, message)
-    assert session.advertise(4, model, plan, message)
+            session.advertise(4, plan, bad)
+    with pytest.raises(ProtocolError, match="round key signature"):
+        session.advertise(5, plan, message)  # of another round
+    assert session.advertise(4, plan, message)
     assert bench.client_spends() == [0] * 6
 
 
@@ -149,10 +151,10 @@ def test_the_key_holder_opens_one_sum_of_one_round(make_bench: MakeBench) -> Non
     assert len(requests) == 1
     holder: HolderSession = bench.clients.helpers[0]
     with pytest.raises(ProtocolError, match="no open round"):
-        holder.open(requests[0])
-    holder.key(2, bytes(32), bench.plan.hash())
+        holder.open(bytes(32), requests[0])
+    holder.key(2, bench.plan.hash())
     with pytest.raises(ProtocolError):
-        holder.open(requests[0])  # the sum of the round before
+        holder.open(bytes(32), requests[0])  # the sum of the round before
 
 
 @pytest.mark.parametrize("mode", ["committee", "encrypted"])
@@ -161,11 +163,11 @@ def test_helpers_follow_their_own_plan_and_never_go_back(make_bench: MakeBench, 
     helper = bench.clients.helpers[0]
     begin = helper.announce if mode == "committee" else helper.key
     with pytest.raises(ProtocolError, match="plan"):
-        begin(3, bytes(32), bytes(32))
-    begin(3, bytes(32), bench.plan.hash())
+        begin(3, bytes(32))
+    begin(3, bench.plan.hash())
     for number in (3, 2):
         with pytest.raises(ProtocolError, match="never repeated"):
-            begin(number, bytes(32), bench.plan.hash())
+            begin(number, bench.plan.hash())
     with pytest.raises(ProtocolError, match="does not hold the key"):
         kind = (Ed25519PrivateKey.generate(), bench.plan, bench.clients.cohort)
         HolderSession(0, *kind)

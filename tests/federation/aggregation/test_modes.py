@@ -238,8 +238,8 @@ def test_a_saved_encrypted_session_that_is_damaged_is_refused(
 ) -> None:
     bench = make_bench(aggregation="encrypted")
     session = bench.clients.sessions[0]
-    model, plan = bytes(32), bench.plan.hash()
-    session.advertise(1, model, plan, bench.clients.helpers[0].key(1, model, plan))
+    plan = bench.plan.hash()
+    session.advertise(1, plan, bench.clients.helpers[0].key(1, plan))
     saved = session.save()
     session.restore(saved)
     with pytest.raises(ProtocolError):

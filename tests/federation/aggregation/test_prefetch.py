@@ -19,14 +19,14 @@ from carefl_secure.federation.client.session import ClientSession
 from carefl_secure.federation.server.optimizers import FedAvg
 from carefl_secure.federation.server.strategy import SecureSumStrategy
 from carefl_secure.federation.transport.local_grid import FIRST_NODE, LocalGrid
-from carefl_secure.federation.transport.messages import pack_adapter, ride_of
+from carefl_secure.federation.transport.messages import pack_adapter, piggybacked
 from carefl_secure.noise import DeterministicKeySource, SystemKeySource
 
 MakeBench = Callable[..., Any]
 Drop = Callable[[int, Message], bool]
 PLAIN = ["query.advertise", "query.share"]
 AHEAD = ["train.masked", "query.sign", "query.unmask"]
-BARE = ["query.advertise_ahead", "query.share_ahead"]
+BARE = ["query.advertise_prefetch", "query.share_prefetch"]
 
 
 class Counting(LocalGrid):
@@ -134,7 +134,7 @@ def test_exchanges_of_every_round(make_bench: MakeBench, aggregation: str, ahead
     played = Played(bench, 4)
     assert played.counts == [first, *[later if ahead else without] * 3]
     assert played.survivors == [6] * 4
-    riding = [m for m in played.seen if ride_of(m.content) is not None]
+    riding = [m for m in played.seen if piggybacked(m.content) is not None]
     assert bool(riding) == (ahead and aggregation != "encrypted")
     if aggregation == "pairwise" and ahead:
         assert [sorted(names) for names in played.exchanges[2]] == [[name] for name in AHEAD]
@@ -156,8 +156,8 @@ def test_exchanges_where_clients_drop_out_and_come_back(make_bench: MakeBench) -
     assert played.survivors == [6] * 6
     # who came back was asked for its keys in the very exchange that asks the others to sign
     assert played.exchanges[2][1:] == [
-        {"query.sign", "query.advertise_ahead"},
-        {"query.unmask", "query.share_ahead"},
+        {"query.sign", "query.advertise_prefetch"},
+        {"query.unmask", "query.share_prefetch"},
     ]
     masked = [m for m in played.seen if m.metadata.message_type == "train.masked"]
     asked = [m for m in masked if not m.metadata.reply_to_message_id]
@@ -237,7 +237,7 @@ def test_a_refusal_of_who_dropped_out_is_met_in_a_round_of_its_own(make_bench: M
     def refuse(*_: object) -> bytes:
         raise ProtocolError("not me")
 
-    lost.advertise_ahead = refuse
+    lost.advertise_prefetch = refuse
     drop = losing({1: {("train.masked", 3)}, 2: {("train.masked", 3)}})
     played = Played(bench, 2, drop)
     assert played.counts == [5, 5] and played.survivors == [7, 7]
@@ -250,7 +250,7 @@ def test_a_refusal_of_who_dropped_out_is_met_in_a_round_of_its_own(make_bench: M
             raise ProtocolError("not me")
         return bytes(first(number, *rest))
 
-    lost.advertise, lost.advertise_ahead = at_first, refuse
+    lost.advertise, lost.advertise_prefetch = at_first, refuse
     with pytest.raises(ProtocolError, match="node 1003"):
         Played(bench, 2, drop)
     assert bench.releases() == 1
@@ -293,7 +293,7 @@ def test_a_new_session_for_every_message(make_bench: MakeBench, aggregation: str
     def fresh(index: int) -> ClientSession:
         return ClientSession(
             index,
-            made.session(index)._sums._identity,
+            made.session(index)._sums._setup.identity,
             bench.plan,
             made.cohort,
             bench.tasks[index],
@@ -347,10 +347,10 @@ def test_replies_hold_keys_for_the_next_round_and_nothing_else(make_bench: MakeB
     }
     riding = 0
     for message in played.seen:
-        ride = ride_of(message.content)
+        ride = piggybacked(message.content)
         if not message.metadata.reply_to_message_id or ride is None:
             continue
         riding += 1
-        assert list(message.content) == ["fields", "ahead"]
+        assert list(message.content) == ["fields", "next"]
         assert set(ride["fields"]) == allowed[message.metadata.message_type]
     assert riding == 2 * 2 * 6  # two kinds, in two of three rounds, of six clients

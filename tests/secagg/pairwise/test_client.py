@@ -12,7 +12,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from carefl_secure.errors import CohortError, ProtocolError
 from carefl_secure.noise import DeterministicKeySource, SystemKeySource
-from carefl_secure.secagg import PairwiseClient, Phase, Rehearsal, RoundParameters
+from carefl_secure.secagg import PairwiseClient, Phase, RoundParameters
+from tests.support.played_pairwise import Rehearsal
 
 Rehearse = Callable[..., Rehearsal]
 Vectors = Callable[..., dict[int, npt.NDArray[Any]]]

@@ -1,4 +1,4 @@
-"""The complete graph, and the ring drawn from the beacon."""
+"""The complete graph, and the ring drawn from the transcript_hash."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def test_strangers_are_refused() -> None:
 @given(
     members=st.sets(st.integers(0, 999), min_size=1, max_size=60),
     half=st.integers(2, 8),
-    beacon=st.binary(min_size=32, max_size=32),
+    transcript_hash=st.binary(min_size=32, max_size=32),
 )
-def test_being_neighbours_is_mutual(members: set[int], half: int, beacon: bytes) -> None:
-    graph = {m: neighbours(b"c", beacon, members, m, 2 * half) for m in members}
+def test_being_neighbours_is_mutual(members: set[int], half: int, transcript_hash: bytes) -> None:
+    graph = {m: neighbours(b"c", transcript_hash, members, m, 2 * half) for m in members}
     for one, near in graph.items():
         assert list(near) == sorted(set(near) - {one})
         assert len(near) == min(2 * half, len(members) - 1)
@@ -40,8 +40,8 @@ def test_being_neighbours_is_mutual(members: set[int], half: int, beacon: bytes)
 
 def test_the_ring_by_hand() -> None:
     """Fisher-Yates written out, over the key stream written out."""
-    context, beacon, members = b"c" * 32, b"b" * 32, tuple(range(5, 45, 2))
-    parts = (b"carefl-secagg-1/graph", context, beacon)
+    context, transcript_hash, members = b"c" * 32, b"b" * 32, tuple(range(5, 45, 2))
+    parts = (b"carefl-secagg-2/graph", context, transcript_hash)
     key = hashlib.sha256(b"".join(len(p).to_bytes(8, "little") + p for p in parts)).digest()
     blocks = Cipher(algorithms.AES(key), modes.CTR((2).to_bytes(16, "big"))).encryptor()
     raw = blocks.update(bytes(8 * 40))
@@ -53,10 +53,10 @@ def test_the_ring_by_hand() -> None:
             word = words.pop(0)
         other = word % (last + 1)
         order[last], order[other] = order[other], order[last]
-    drawn, places = ring(context, beacon, members)
+    drawn, places = ring(context, transcript_hash, members)
     assert list(drawn) == order
     assert [drawn[places[m]] for m in members] == list(members)
-    near = neighbours(context, beacon, members, order[0], 4)
+    near = neighbours(context, transcript_hash, members, order[0], 4)
     assert near == tuple(sorted((order[1], order[2], order[-1], order[-2])))
 
 
@@ -74,9 +74,9 @@ def test_neighbourhoods_are_uniform() -> None:
     pairs: Counter[int] = Counter()
     places: Counter[int] = Counter()
     for number in range(draws):
-        beacon = number.to_bytes(32, "little")
-        pairs.update(neighbours(b"c", beacon, members, 0, degree))
-        places[ring(b"c", beacon, members)[1][7]] += 1
+        transcript_hash = number.to_bytes(32, "little")
+        pairs.update(neighbours(b"c", transcript_hash, members, 0, degree))
+        places[ring(b"c", transcript_hash, members)[1][7]] += 1
     assert set(pairs) == set(range(1, 11))
     assert stats.chisquare(list(places.values())).pvalue > 1e-6
     # drawing without replacement makes the counts less spread than chi-square expects

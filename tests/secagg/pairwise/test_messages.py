@@ -31,7 +31,7 @@ Parser = Callable[[Any, RoundParameters], object]
 
 PARSERS: dict[Kind, Parser] = {
     Kind.ADVERTISEMENT: lambda m, p: Advertisement.parse(m, 1, p),
-    Kind.SHARE: lambda m, p: Share.parse(m, 1, 2, p),
+    Kind.SHARE: lambda m, p: Share.parse(m, 1, p).to(2),
     Kind.UPLOAD: lambda m, p: Upload.parse(m, 1, p),
     Kind.CONSENT: lambda m, p: Consent.parse(m, 1, p),
     Kind.ANSWER: lambda m, p: Answer.parse(m, 1, p),
@@ -39,14 +39,14 @@ PARSERS: dict[Kind, Parser] = {
 
 
 def samples(parameters: RoundParameters) -> dict[Kind, bytes]:
-    context = parameters.context()
+    context, key_context = parameters.context(), parameters.key_context()
     words = memoryview(bytes(range(64)))
     shares = {0: (Secret.SELF_MASK, 5), 1: (Secret.SELF_MASK, PRIME - 1), 4: (Secret.PAIR_KEY, 0)}
     return {
         Kind.ADVERTISEMENT: Advertisement(b"e" * 32, b"m" * 32, b"c" * 32, b"s" * 64).encode(
-            1, context
+            1, key_context
         ),
-        Kind.SHARE: Share(2, b"x" * 82).encode(1, context),
+        Kind.SHARE: Share(2, b"x" * 82).encode(1, key_context),
         Kind.UPLOAD: Upload(words, b"s" * 64).encode(1, context),
         Kind.CONSENT: Consent(b"s" * 64).encode(1, context),
         Kind.ANSWER: Answer(shares, b"s" * 64).encode(1, context),
@@ -55,9 +55,9 @@ def samples(parameters: RoundParameters) -> dict[Kind, bytes]:
 
 def test_round_trip(parameters: Make) -> None:
     agreed = parameters(5)
-    context = agreed.context()
     for kind, message in samples(agreed).items():
         parsed: Any = PARSERS[kind](message, agreed)
+        context = agreed.key_context() if parsed.BEFORE_MODEL else agreed.context()
         assert parsed.encode(1, context) == message
         assert sender(message) == 1
         view: Any = PARSERS[kind](memoryview(bytearray(message)), agreed)
@@ -79,7 +79,7 @@ def test_sizes_are_documented(parameters: Make) -> None:
 def test_layout_by_hand(parameters: Make) -> None:
     agreed = parameters(5)
     message = samples(agreed)[Kind.ANSWER]
-    assert message[:8] == b"CFSA\x01\x05\x01\x00"
+    assert message[:8] == b"CFSA\x02\x05\x01\x00"
     assert message[8:16] == agreed.context()[:8]
     assert message[16:18] == b"\x03\x00"
     assert message[18:54] == b"\x00\x00\x00\x05" + bytes(32)
@@ -165,7 +165,7 @@ def test_bad_pairs() -> None:
 def test_share_for_someone_else(parameters: Make) -> None:
     agreed = parameters(5)
     with pytest.raises(ProtocolError, match=r"^share recipient"):
-        Share.parse(samples(agreed)[Kind.SHARE], 1, 3, agreed)
+        Share.parse(samples(agreed)[Kind.SHARE], 1, agreed).to(3)
 
 
 def attempt(message: bytes, agreed: RoundParameters) -> None:
@@ -175,7 +175,9 @@ def attempt(message: bytes, agreed: RoundParameters) -> None:
         except ProtocolError as error:
             assert ":" in str(error)
         else:
-            assert parsed.encode(1, agreed.context()) == message
+            early = parsed.BEFORE_MODEL
+            context = agreed.key_context() if early else agreed.context()
+            assert parsed.encode(1, context) == message
             assert message[5] == kind
 
 

@@ -14,7 +14,8 @@ from scipy import stats
 
 from carefl_secure.errors import CohortError
 from carefl_secure.noise import SystemKeySource, add_masks
-from carefl_secure.secagg import PairwiseClient, Rehearsal
+from carefl_secure.secagg import PairwiseClient
+from tests.support.played_pairwise import Rehearsal
 
 Rehearse = Callable[..., Rehearsal]
 Vectors = Callable[..., dict[int, npt.NDArray[Any]]]

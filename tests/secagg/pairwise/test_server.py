@@ -11,10 +11,11 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from carefl_secure.errors import CohortError, ProtocolError
-from carefl_secure.secagg import PairwiseServer, Rehearsal
+from carefl_secure.secagg import PairwiseServer
 from carefl_secure.secagg.pairwise import transcript
 from carefl_secure.secagg.pairwise.messages import Advertisement
 from carefl_secure.secagg.primitives import crypto
+from tests.support.played_pairwise import Rehearsal
 
 Rehearse = Callable[..., Rehearsal]
 Vectors = Callable[..., dict[int, npt.NDArray[Any]]]
@@ -126,7 +127,7 @@ def forged_advert(
     rehearsal: Rehearsal, identity: Ed25519PrivateKey, index: int, keys: tuple[bytes, bytes]
 ) -> bytes:
     """A well-signed advertisement with keys of the attacker's choice."""
-    context = rehearsal.parameters.context()
+    context = rehearsal.parameters.key_context()
     public = (*keys, bytes(32))
     fields = transcript.advertisement(context, index, *public)
     signature = crypto.sign(identity, transcript.ADVERTISEMENT, *fields)

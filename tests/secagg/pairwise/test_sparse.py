@@ -12,9 +12,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from carefl_secure.errors import CohortError, ConfigError, ProtocolError
 from carefl_secure.noise import DeterministicKeySource, add_masks
-from carefl_secure.secagg import PairwiseClient, Rehearsal, RoundParameters, plan_graph
+from carefl_secure.secagg import PairwiseClient, RoundParameters, plan_graph
 from carefl_secure.secagg.pairwise.graph import neighbours, ring
 from carefl_secure.secagg.pairwise.messages import Answer, Secret
+from tests.support.played_pairwise import Rehearsal
 
 Rehearse = Callable[..., Rehearsal]
 Vectors = Callable[..., dict[int, npt.NDArray[Any]]]
@@ -23,12 +24,12 @@ SPARSE = {"neighbours": 12, "share_threshold": 9}
 
 def near(rehearsal: Rehearsal, index: int) -> tuple[int, ...]:
     server = rehearsal.server
-    return neighbours(server._context, server._beacon, server._messages, index, 12)
+    return neighbours(server._key_context, server._transcript_hash, server._messages, index, 12)
 
 
 def on_the_ring(rehearsal: Rehearsal) -> tuple[int, ...]:
     server = rehearsal.server
-    return ring(server._context, server._beacon, tuple(sorted(server._messages)))[0]
+    return ring(server._key_context, server._transcript_hash, tuple(sorted(server._messages)))[0]
 
 
 def total(vectors: dict[int, npt.NDArray[Any]], members: set[int]) -> npt.NDArray[Any]:

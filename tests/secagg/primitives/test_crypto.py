@@ -19,7 +19,7 @@ def fields(*parts: bytes) -> bytes:
 
 
 def test_digest_and_derive_by_hand() -> None:
-    info = hashlib.sha256(fields(b"carefl-secagg-1/label", b"a", b"", b"bc")).digest()
+    info = hashlib.sha256(fields(b"carefl-secagg-2/label", b"a", b"", b"bc")).digest()
     assert crypto.digest(b"label", b"a", b"", b"bc") == info
     extracted = hmac.new(bytes(32), b"secret", hashlib.sha256).digest()
     expected = hmac.new(extracted, info + b"\x01", hashlib.sha256).digest()

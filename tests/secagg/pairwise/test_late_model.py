@@ -14,14 +14,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from carefl_secure.errors import CohortError, ConfigError, ProtocolError
 from carefl_secure.noise import DeterministicKeySource, SystemKeySource, add_masks
 from carefl_secure.secagg import (
-    AheadParameters,
     PairwiseClient,
-    PairwiseServer,
     Phase,
-    Rehearsal,
     RoundParameters,
 )
 from carefl_secure.secagg.pairwise import transcript
+from tests.support.played_pairwise import Rehearsal
 
 Make = Callable[..., RoundParameters]
 Identities = list[Ed25519PrivateKey]
@@ -31,17 +29,17 @@ MODEL = b"m" * 32
 
 
 @pytest.fixture
-def early(parameters: Make) -> Callable[..., AheadParameters]:
+def early(parameters: Make) -> Callable[..., RoundParameters]:
     """The agreement of a round without its model."""
 
-    def make(clients: int, **changes: Any) -> AheadParameters:
-        return AheadParameters(**{**vars(parameters(clients, **changes)), "model_hash": b""})
+    def make(clients: int, **changes: Any) -> RoundParameters:
+        return RoundParameters(**{**vars(parameters(clients, **changes)), "model_hash": b""})
 
     return make
 
 
 @pytest.fixture
-def rehearse_ahead(early: Callable[..., AheadParameters], identities: Identities) -> Rehearse:
+def rehearse_unbound(early: Callable[..., RoundParameters], identities: Identities) -> Rehearse:
     """A round for so many clients whose keys are made ahead."""
 
     def make(clients: int, seed: bytes = b"seed", **changes: Any) -> Rehearsal:
@@ -62,9 +60,9 @@ def shared(rehearsal: Rehearsal) -> Rehearsal:
 
 
 def test_the_sum_is_exact_with_dropouts_before_and_after_the_model(
-    rehearse_ahead: Rehearse, vectors: Vectors
+    rehearse_unbound: Rehearse, vectors: Vectors
 ) -> None:
-    rehearsal = rehearse_ahead(10)
+    rehearsal = rehearse_unbound(10)
     given = vectors(rehearsal)
     rehearsal.advertise(gone=[7])
     rehearsal.share(gone=[2])
@@ -76,9 +74,9 @@ def test_the_sum_is_exact_with_dropouts_before_and_after_the_model(
     assert np.array_equal(rehearsal.finish(), np.sum(rest, axis=0, dtype=np.uint32))
 
 
-def test_the_sum_is_exact_on_a_sparse_graph(rehearse_ahead: Rehearse, vectors: Vectors) -> None:
+def test_the_sum_is_exact_on_a_sparse_graph(rehearse_unbound: Rehearse, vectors: Vectors) -> None:
     graph = {"neighbours": 6, "share_threshold": 5}
-    rehearsal = shared(rehearse_ahead(16, min_survivors=11, **graph))
+    rehearsal = shared(rehearse_unbound(16, min_survivors=11, **graph))
     given = vectors(rehearsal)
     rehearsal.bind(MODEL)
     rehearsal.mask(given, gone=[3])
@@ -86,27 +84,6 @@ def test_the_sum_is_exact_on_a_sparse_graph(rehearse_ahead: Rehearse, vectors: V
     rehearsal.unmask()
     rest = [given[i] for i in range(16) if i != 3]
     assert np.array_equal(rehearsal.finish(), np.sum(rest, axis=0, dtype=np.uint32))
-
-
-def test_no_key_of_one_form_is_one_of_the_other(
-    rehearse: Rehearse, rehearse_ahead: Rehearse, vectors: Vectors
-) -> None:
-    """From the very same secrets, with the very same model: no message and no word is equal."""
-    plain, ahead = shared(rehearse(5)), shared(rehearse_ahead(5))
-    given = vectors(plain)
-    ahead.bind(MODEL)
-    plain.mask(given)
-    ahead.mask(given)
-    for index in range(5):
-        assert plain.adverts[index][16:80] == ahead.adverts[index][16:80]  # the public keys
-        assert plain.adverts[index][80:112] != ahead.adverts[index][80:112]
-        words = [np.frombuffer(r.uploads[index][16:-64], np.uint32) for r in (plain, ahead)]
-        assert not (words[0] == words[1]).any()
-    contexts = {plain.parameters.context(), plain.parameters.key_context()}
-    bound = ahead.server.parameters
-    contexts |= {bound.context(), bound.key_context()}
-    assert len(contexts) == 3
-    assert bound.key_context() == ahead.parameters.key_context()
 
 
 @pytest.mark.parametrize(
@@ -123,7 +100,7 @@ def test_no_key_of_one_form_is_one_of_the_other(
     ],
 )
 def test_everything_but_the_model_is_in_the_key_context(
-    early: Callable[..., AheadParameters], field: str, value: Any
+    early: Callable[..., RoundParameters], field: str, value: Any
 ) -> None:
     one = early(9)
     other = dataclasses.replace(one, **{field: value})
@@ -133,10 +110,8 @@ def test_everything_but_the_model_is_in_the_key_context(
     assert one.bind(MODEL).key_context() == one.key_context()
 
 
-def test_a_model_is_bound_once_and_in_time(
-    parameters: Make, rehearse: Rehearse, rehearse_ahead: Rehearse, vectors: Vectors
-) -> None:
-    rehearsal = rehearse_ahead(4)
+def test_a_model_is_bound_once_and_in_time(rehearse_unbound: Rehearse, vectors: Vectors) -> None:
+    rehearsal = rehearse_unbound(4)
     given, one = vectors(rehearsal), rehearsal.clients[0]
     with pytest.raises(ProtocolError, match=r"^model: .*not bound to a model yet"):
         rehearsal.parameters.context()
@@ -158,14 +133,10 @@ def test_a_model_is_bound_once_and_in_time(
     rehearsal.mask(given)
     with pytest.raises(ProtocolError, match=r"^step order: bind was answered before"):
         one.bind(MODEL)
-    plain = shared(rehearse(4))
-    for party in (plain.clients[0], plain.server):
-        with pytest.raises(ProtocolError, match=r"^model: .*from the start"):
-            party.bind(MODEL)
 
 
-def test_the_server_binds_only_with_enough_sharers(rehearse_ahead: Rehearse) -> None:
-    rehearsal = rehearse_ahead(7)
+def test_the_server_binds_only_with_enough_sharers(rehearse_unbound: Rehearse) -> None:
+    rehearsal = rehearse_unbound(7)
     rehearsal.advertise()
     rehearsal.share(gone=[0, 1, 2])
     with pytest.raises(CohortError, match="4 clients after sharing, at least 5"):
@@ -188,9 +159,9 @@ def told_two_models(rehearsal: Rehearsal, victims: set[int], given: Any) -> dict
 
 @pytest.mark.parametrize("victims", [{4}, {0, 3, 4, 8}])
 def test_clients_with_two_models_are_named_by_an_honest_server(
-    rehearse_ahead: Rehearse, vectors: Vectors, victims: set[int]
+    rehearse_unbound: Rehearse, vectors: Vectors, victims: set[int]
 ) -> None:
-    rehearsal = rehearse_ahead(9)
+    rehearsal = rehearse_unbound(9)
     uploads = told_two_models(rehearsal, victims, vectors(rehearsal))
     for index, message in uploads.items():
         if index not in victims:
@@ -205,10 +176,10 @@ def test_clients_with_two_models_are_named_by_an_honest_server(
 
 @pytest.mark.parametrize("victims", [{4}, {0, 3, 4, 8}])
 def test_survivor_signatures_of_two_models_do_not_fit_together(
-    rehearse_ahead: Rehearse, vectors: Vectors, victims: set[int]
+    rehearse_unbound: Rehearse, vectors: Vectors, victims: set[int]
 ) -> None:
     """With the victims among the survivors, nobody of the smaller group is ever unmasked."""
-    rehearsal = rehearse_ahead(9)
+    rehearsal = rehearse_unbound(9)
     told_two_models(rehearsal, victims, vectors(rehearsal))
     everyone = range(9)
     signed = {i: one.sign(everyone, everyone) for i, one in rehearsal.clients.items()}
@@ -226,10 +197,10 @@ def test_survivor_signatures_of_two_models_do_not_fit_together(
     assert all(one.phase == Phase.CONSENTED for one in rehearsal.clients.values())
 
 
-def test_what_opens_over_two_models_is_noise(rehearse_ahead: Rehearse, vectors: Vectors) -> None:
+def test_what_opens_over_two_models_is_noise(rehearse_unbound: Rehearse, vectors: Vectors) -> None:
     """A server that ignores its own checks has the larger group unmask everybody's self mask."""
     size = 4096
-    rehearsal = rehearse_ahead(9, dimension=size)
+    rehearsal = rehearse_unbound(9, dimension=size)
     given = dict.fromkeys(range(9), np.zeros(size, np.uint32))
     uploads = told_two_models(rehearsal, {4}, given)
     everyone = range(9)
@@ -256,27 +227,27 @@ def test_what_opens_over_two_models_is_noise(rehearse_ahead: Rehearse, vectors: 
     secret = transcript.self_mask_key(
         DeterministicKeySource(b"seed\x04").key("self mask"),
         rehearsal.clients[4].parameters.context(),
-        server._beacon,
+        server._transcript_hash,
     )
     alone = np.frombuffer(uploads[4][16:-64], "<u4").astype(np.uint32)
     add_masks(alone, [secret], [-1])
     assert np.count_nonzero(alone) > size - 5
 
 
-# --- messages of other rounds, forms and plans ---
+# --- messages of other rounds and plans ---
 
 
 @pytest.mark.parametrize("dressed", [False, True])
 @pytest.mark.parametrize(
     "other",
-    [{"round": 6}, {"round": 8}, {"plan_hash": b"!" * 32}, {"base_hash": b"!" * 32}, "plain"],
+    [{"round": 6}, {"round": 8}, {"plan_hash": b"!" * 32}, {"base_hash": b"!" * 32}],
 )
-def test_advertisements_and_shares_of_another_round_plan_or_form(
-    rehearse: Rehearse, rehearse_ahead: Rehearse, vectors: Vectors, other: Any, dressed: bool
+def test_advertisements_and_shares_of_another_round_or_plan(
+    rehearse_unbound: Rehearse, vectors: Vectors, other: Any, dressed: bool
 ) -> None:
-    """Of r, r + 2, another plan, or the same round's plain form, all from the very same keys."""
-    new = rehearse_ahead(4)
-    old = shared(rehearse(4) if other == "plain" else rehearse_ahead(4, **other))
+    """Of r - 1, r + 1, another plan or base, all from the very same keys."""
+    new = rehearse_unbound(4)
+    old = shared(rehearse_unbound(4, **other))
 
     def stale(message: bytes) -> bytes:
         prefix = new.parameters.key_context()[:8]
@@ -299,8 +270,8 @@ def test_advertisements_and_shares_of_another_round_plan_or_form(
     refused("share seal", lambda: new.clients[0].mask(given[0], inbox))
 
 
-def test_two_books_of_advertisements(rehearse_ahead: Rehearse, vectors: Vectors) -> None:
-    rehearsal = rehearse_ahead(9)
+def test_two_books_of_advertisements(rehearse_unbound: Rehearse, vectors: Vectors) -> None:
+    rehearsal = rehearse_unbound(9)
     rehearsal.advertise()
     fewer = {i: m for i, m in rehearsal.adverts.items() if i != 8}
     boxes = {i: rehearsal.clients[i].share(rehearsal.adverts if i < 4 else fewer) for i in range(8)}
@@ -310,8 +281,8 @@ def test_two_books_of_advertisements(rehearse_ahead: Rehearse, vectors: Vectors)
         rehearsal.clients[0].mask(vectors(rehearsal)[0], inbox)
 
 
-def test_a_withheld_or_replayed_advertisement(rehearse_ahead: Rehearse) -> None:
-    rehearsal = rehearse_ahead(9)
+def test_a_withheld_or_replayed_advertisement(rehearse_unbound: Rehearse) -> None:
+    rehearsal = rehearse_unbound(9)
     rehearsal.advertise()
     without = {i: m for i, m in rehearsal.adverts.items() if i}
     with pytest.raises(ProtocolError, match=r"^own advertisement"):
@@ -324,8 +295,8 @@ def test_a_withheld_or_replayed_advertisement(rehearse_ahead: Rehearse) -> None:
         rehearsal.clients[0].share({**rehearsal.adverts, 2: renamed})
 
 
-def test_nothing_of_the_round_can_be_opened_before_its_model(rehearse_ahead: Rehearse) -> None:
-    rehearsal = shared(rehearse_ahead(4))
+def test_nothing_of_the_round_can_be_opened_before_its_model(rehearse_unbound: Rehearse) -> None:
+    rehearsal = shared(rehearse_unbound(4))
     one = rehearsal.clients[0]
     with pytest.raises(ProtocolError, match=r"^step order: sign is not due yet"):
         one.sign(range(4), range(4))
@@ -340,8 +311,8 @@ def reload(one: PairwiseClient, parameters: RoundParameters) -> PairwiseClient:
     return PairwiseClient.restore(one.save(), one._identity, parameters, SystemKeySource())
 
 
-def test_restart_between_all_messages(rehearse_ahead: Rehearse, vectors: Vectors) -> None:
-    rehearsal = rehearse_ahead(5)
+def test_restart_between_all_messages(rehearse_unbound: Rehearse, vectors: Vectors) -> None:
+    rehearsal = rehearse_unbound(5)
     given = vectors(rehearsal)
 
     def again() -> None:
@@ -361,10 +332,10 @@ def test_restart_between_all_messages(rehearse_ahead: Rehearse, vectors: Vectors
     assert np.array_equal(rehearsal.finish(), given[0] + given[1] + given[2] + given[4])
 
 
-def test_a_state_belongs_to_its_round_form_and_model(
-    rehearse_ahead: Rehearse, early: Callable[..., AheadParameters], parameters: Make
+def test_a_state_belongs_to_its_round_and_model(
+    rehearse_unbound: Rehearse, early: Callable[..., RoundParameters]
 ) -> None:
-    rehearsal = shared(rehearse_ahead(4))
+    rehearsal = shared(rehearse_unbound(4))
     one = rehearsal.clients[0]
     before = one.save()
     one.bind(MODEL)
@@ -375,16 +346,14 @@ def test_a_state_belongs_to_its_round_form_and_model(
         (after, unbound),
         (after, early(4).bind(b"n" * 32)),
         (before, early(4, round=8)),
-        (before, parameters(4)),
-        (after, parameters(4)),
     ):
         with pytest.raises(ProtocolError, match=r"^saved state"):
             PairwiseClient.restore(blob, one._identity, wrong, SystemKeySource())
     assert reload(one, bound).phase == Phase.SHARED
 
 
-def test_closing_erases_what_was_made_ahead(rehearse_ahead: Rehearse) -> None:
-    rehearsal = shared(rehearse_ahead(4))
+def test_closing_erases_what_was_prefetched(rehearse_unbound: Rehearse) -> None:
+    rehearsal = shared(rehearse_unbound(4))
     one = rehearsal.clients[0]
     kept = [secret for secret in one._state._secrets() if secret]
     assert kept
@@ -392,13 +361,3 @@ def test_closing_erases_what_was_made_ahead(rehearse_ahead: Rehearse) -> None:
     assert not any(kept)
     with pytest.raises(ProtocolError, match=r"^step order: bind was answered before"):
         one.bind(MODEL)
-
-
-def test_a_server_that_was_fed_a_plain_round_opens_it_as_before(
-    rehearse: Rehearse, vectors: Vectors
-) -> None:
-    rehearsal = rehearse(4)
-    given = vectors(rehearsal)
-    assert np.array_equal(rehearsal.run(given), given[0] + given[1] + given[2] + given[3])
-    assert isinstance(rehearsal.server, PairwiseServer)
-    assert rehearsal.server.parameters.key_context() == rehearsal.parameters.context()
