@@ -139,26 +139,26 @@ def test_a_helper_never_receives_what_a_client_sent_to_the_server(view: View) ->
 def test_helpers_are_told_what_their_step_needs_and_no_more(view: View) -> None:
     allowed = {
         "query.role": ({"ask"}, {"role", "index"}),
-        "query.committee_announce": ({"round", "model", "plan"}, {"announcement"}),
+        "query.committee_announce": ({"round", "plan"}, {"announcement"}),
         "query.committee_open": (
-            {"announcements", "announcements.peers", "listing"},
+            {"round", "plan", "model", "announcements", "announcements.peers", "listing"},
             {"opening"},
         ),
         "query.committee_answer": ({"openings", "openings.peers"}, {"answer"}),
-        "query.holder_key": ({"round", "model", "plan"}, {"key"}),
-        "query.open_sum": ({"sum"}, {"opened"}),
+        "query.holder_key": ({"round", "plan"}, {"key"}),
+        "query.open_sum": ({"model", "sum"}, {"opened"}),
     }
     steps = set()
     for place, replies in enumerate((False, True)):
         for message in view.messages(helper=True, replies=replies):
             steps.add(message.metadata.message_type)
             kind = message.metadata.message_type
-            assert set(message.content) <= {"fields", "ahead"}
+            assert set(message.content) <= {"fields", "next"}
             assert set(message.content["fields"]) == allowed[kind][place]
-            if "ahead" in message.content:  # a member's key for the next round
+            if "next" in message.content:  # a member's key for the next round
                 assert kind == "query.committee_answer"
                 ride = ({"round", "plan"}, {"announcement"})[place]
-                assert set(message.content["ahead"]) == ride
+                assert set(message.content["next"]) == ride
     wanted = "committee" if view.bench.clients.cohort.aggregation == "committee" else "holder"
     assert len(steps) == (4 if wanted == "committee" else 3)
 

@@ -81,8 +81,8 @@ class HolderEyes(Attack[HolderView, list[Weakness]]):
 
 _HOLDER_FIELDS: dict[str, set[str]] = {
     "query.role": {"ask"},
-    "query.holder_key": {"round", "model", "plan"},
-    "query.open_sum": {"sum"},
+    "query.holder_key": {"round", "plan"},
+    "query.open_sum": {"model", "sum"},
 }
 
 

@@ -57,6 +57,7 @@ __all__ = ["Agent", "Work", "refuse_paths"]
 
 _ROLE = "query.role"
 _SPENDING = ("train.masked", "train.submit")
+_CONTINUES = ("train.masked", "query.committee_open")  # they name a round, but need its secrets
 _AHEAD = "_prefetch"  # ends the steps that make keys for a later round, which may yet begin anew
 
 
@@ -184,11 +185,13 @@ class Agent:
     def _sits_out(self, action: str, content: RecordDict) -> bool:
         """Tell whether a step belongs to a round whose secrets died with an earlier agent."""
         again = self._grid is None and self._accepted.proposal is not None
-        return again and action in ACTIONS and action != _ROLE and round_of(content) is None
+        later = round_of(content) is None or action in _CONTINUES
+        return again and action in ACTIONS and action != _ROLE and later
 
     def _step(self, action: str, group: str, content: RecordDict) -> Message:
         """Take one step of the run that was agreed to."""
-        accepted, number = self._accepted.proposal, round_of(content)
+        accepted = self._accepted.proposal
+        number = None if action in _CONTINUES else round_of(content)
         if action not in ACTIONS or accepted is None:
             raise ProtocolError("no proposed run was accepted here, so no step is answered")
         if self._grid is None:

@@ -124,7 +124,7 @@ def test_what_was_tampered_with_is_named(runs: dict[str, Rehearsal]) -> None:
     }
     assert kinds == {"lists below the floor", "vectors at a member"}
     holder = runs["encrypted"].holder()
-    told = changed(holder, "query.holder_key", "model", b"x" * 32, False)
+    told = changed(holder, "query.holder_key", "adapter", b"x" * 32, False)
     told = replace(told, messages=tuple(
         replace(m, fields={**m.fields, "upload": b"bytes"}) if not m.from_client else m
         for m in told.messages

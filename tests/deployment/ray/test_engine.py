@@ -288,7 +288,7 @@ def test_a_session_that_is_not_the_newest_is_not_answered(parties: RayParties) -
     far = grid._far
     assert isinstance(far, LocalGrid)
     context = far._contexts[FIRST_NODE]
-    hello = pack(round=1, model=bytes(32), plan=parties._order.spec.plan.hash())
+    hello = pack(round=1, plan=parties._order.spec.plan.hash())
     old = copy.deepcopy(context.state)
 
     def ask() -> Message:

@@ -248,7 +248,7 @@ class Site:
         return self.ask(self.proposal.message(key), "query.propose")
 
     def advertise(self, number: int) -> Any:
-        hello = pack(round=number, model=bytes(32), plan=self.plan.hash())
+        hello = pack(round=number, plan=self.plan.hash())
         return self.ask(hello, "query.advertise", str(number))
 
 

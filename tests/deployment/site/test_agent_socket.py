@@ -27,7 +27,7 @@ from carefl_secure.federation.transport.messages import pack
 from tests.support import sites as _sites
 
 HEAD = {"action": "query.advertise", "group": "1"}
-CONTENT = pack(round=1, model=bytes(32), plan=bytes(32), peers={0: b"abc", 2: b"d"})
+CONTENT = pack(round=1, plan=bytes(32), peers={0: b"abc", 2: b"d"})
 
 
 @pytest.fixture

@@ -184,7 +184,7 @@ def test_nobody_takes_another_partys_steps(make_bench: MakeBench) -> None:
     adapter = pack_adapter(np.zeros(60, np.float32))
     for mode in ("pairwise", "committee", "encrypted"):
         bench = make_bench(aggregation=mode)
-        hello = pack(round=1, model=bytes(32), plan=bench.plan.hash())
+        hello = pack(round=1, plan=bench.plan.hash())
         invitation = with_adapter(pack(round=1, plan=bench.plan.hash(), announcements={}), adapter)
         wrong = [(0, name, hello) for name in ("query.committee_announce", "query.holder_key")]
         wrong.append((0, "query.open_sum", pack(sum=b"x")))

@@ -284,7 +284,7 @@ def ask(bench: Any, action: str, content: RecordDict) -> Message:
 
 def test_malformed_messages_are_refused_with_a_number(make_bench: MakeBench) -> None:
     bench = make_bench()
-    hello = {"round": 1, "model": bytes(32), "plan": bench.plan.hash()}
+    hello = {"round": 1, "plan": bench.plan.hash()}
     bad = [
         ("query.advertise", pack(round=1)),
         ("query.advertise", pack(**{**hello, "round": b"1"})),

@@ -103,12 +103,12 @@ def test_payload_counts_values_not_envelopes() -> None:
     assert payload_bytes(content) == 8 + 5 + 3 + 16
 
 
-def test_a_ride_is_a_record_of_its_own() -> None:
-    """It neither hides in a message's fields nor gets lost beside an adapter."""
+def test_a_piggybacked_message_is_a_record_of_its_own() -> None:
+    """It neither hides in a message's fields nor gets lost next to an adapter."""
     content, ride = pack(shares={1: b"x"}), pack(round=2, plan=b"p")
     assert piggybacked(content) is None
     loaded = with_adapter(piggyback(content, ride), pack_adapter(np.zeros(3, np.float32)))
-    assert list(loaded) == ["fields", "ahead", "arrays"]
+    assert list(loaded) == ["fields", "next", "arrays"]
     assert Fields(loaded, maps=["shares"]).map("shares") == {1: b"x"}
     found = piggybacked(loaded)
     assert found is not None
@@ -116,4 +116,4 @@ def test_a_ride_is_a_record_of_its_own() -> None:
     assert piggybacked(found) is None
     assert payload_bytes(piggyback(content, ride)) == payload_bytes(content) + 8 + 1
     with pytest.raises(ProtocolError):
-        Fields(RecordDict({**loaded, "ahead": ArrayRecord()}), "round", "plan", name="ahead")
+        Fields(RecordDict({**loaded, "next": ArrayRecord()}), "round", "plan", name="next")
