@@ -1,4 +1,4 @@
-"""Finds a captioning model, in 4 bits or whole, and says exactly which one it is."""
+"""Finds and loads a captioning model, in 4 bits or whole, and identifies it exactly."""
 
 from __future__ import annotations
 
@@ -43,13 +43,8 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 class Source:
     """A model on this machine's disk.
 
-    Parameters
-    ----------
-    name : str
-        The hub id, or the last part of a folder's path.
-    revision : str
-        The commit, or SHA-256 over configuration and weights of a folder.
-    folder : Path
+    ``name`` is the hub id or the last part of a folder's path; ``revision`` is the commit, or
+    SHA-256 over configuration and weights of a folder.
     """
 
     name: str
@@ -59,13 +54,7 @@ class Source:
 
 @contextlib.contextmanager
 def quiet(*loggers: str) -> Iterator[None]:
-    """Keep the libraries' own bars and remarks off the screen.
-
-    Parameters
-    ----------
-    loggers : str
-        Those to be silenced below errors; bitsandbytes and transformers unless told.
-    """
+    """Silence loggers below errors (default: bitsandbytes and transformers) and progress bars."""
     bars = transformers_logging.is_progress_bar_enabled()
     chatty = [logging.getLogger(name) for name in loggers or ("bitsandbytes", "transformers")]
     levels = [one.level for one in chatty]
@@ -84,13 +73,7 @@ def quiet(*loggers: str) -> Iterator[None]:
 
 
 def find_model(source: str, revision: str | None) -> Source:
-    """Find a folder, or fetch a hub id.
-
-    Raises
-    ------
-    ModelError
-        If it is neither.
-    """
+    """Find a folder, or fetch a hub id."""
     if Path(source).is_dir():
         folder = Path(source).resolve()
         return Source(folder.name, _digest(folder), folder)
@@ -99,13 +82,7 @@ def find_model(source: str, revision: str | None) -> Source:
 
 
 def fetch_snapshot(source: str, revision: str | None, files: Sequence[str]) -> Path:
-    """Fetch the files of a hub id that match some patterns, or find them in the cache.
-
-    Raises
-    ------
-    ModelError
-        If the hub could not deliver it.
-    """
+    """Fetch the files of a hub id that match some patterns, or find them in the cache."""
     try:
         return Path(snapshot_download(source, revision=revision, allow_patterns=list(files)))
     except (
@@ -122,13 +99,7 @@ def fetch_snapshot(source: str, revision: str | None, files: Sequence[str]) -> P
 
 
 def model_type(source: Source) -> str:
-    """Return the kind of model that a configuration names, such as ``llava``.
-
-    Raises
-    ------
-    ModelError
-        If there is no configuration that can be read.
-    """
+    """Return the kind of model that a configuration names, such as ``llava``."""
     try:
         with quiet():
             return str(AutoConfig.from_pretrained(source.folder).model_type)
@@ -145,20 +116,17 @@ def load_model(
 
     Parameters
     ----------
-    source : Source
     kind : type
         The class that the model must be of.
     quantization : {"nf4", "none"}
-        8 bits are not offered: there an activation's treatment depends on the other images of
-        the batch, so a caption would too.
+        8 bits are not offered: there an activation, and so a caption, depends on the other images
+        of the batch.
     dtype : {"float32", "bfloat16", "float16"}
     whole : sequence of str
         Beginnings of the full names of modules that stay out of 4 bits.
 
     Raises
     ------
-    ConfigError
-        If quantisation or type are none of these.
     ModelError
         If it cannot be loaded, is of another class, or nothing was quantised although asked for.
     """
@@ -199,13 +167,7 @@ def load_model(
 
 
 def load_processor(source: Source) -> Any:
-    """Load the processor that lies beside a model.
-
-    Raises
-    ------
-    ModelError
-        If there is none that can be used.
-    """
+    """Load the processor in a model's folder."""
     try:
         with quiet():
             try:

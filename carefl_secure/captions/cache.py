@@ -1,4 +1,4 @@
-"""Where captions lie: by the bytes of the picture, below a folder that names who made them.
+"""The folder of captions: by the bytes of the picture, below a folder that names who made them.
 
     CACHE/CAPTIONER/captioner.json      model, revision, prompt, ...: see :class:`CaptionCache`
     CACHE/CAPTIONER/ab/abcdef....json   {"caption": "..."}
@@ -48,11 +48,6 @@ class CaptionCache:
     facts : mapping
         Model, revision, prompt, compute type, longest caption, quantisation, view: the SHA-256 of
         its canonical JSON names the folder, so captions of two captioners never mix.
-
-    Raises
-    ------
-    DataError
-        If the folder cannot be made or written.
     """
 
     def __init__(self, root: Path, facts: Facts) -> None:
@@ -76,12 +71,7 @@ class CaptionCache:
     def find(cls, path: Path) -> CaptionCache:
         """Open the captions in a folder: one captioner's own, or a root that holds one captioner.
 
-        Raises
-        ------
-        DataError
-            If there are none, or their record was changed.
-        ConfigError
-            If there are several captioners; the text lists them.
+        None, or a changed record, raises `DataError`; several raise `ConfigError` with their list.
         """
         if (path / _RECORD).is_file():
             return cls(path.parent, _facts(path))
@@ -113,13 +103,7 @@ class CaptionCache:
         return caption if isinstance(caption, str) else None
 
     def put(self, key: str, caption: str) -> None:
-        """Keep a caption; a reader sees the old or the new one, never a part.
-
-        Raises
-        ------
-        DataError
-            If it cannot be written.
-        """
+        """Keep a caption; a reader sees the old or the new one, never a part."""
         path = self._path(key)
         try:
             path.parent.mkdir(mode=_PRIVATE, exist_ok=True)

@@ -1,8 +1,8 @@
-"""Models that put an image into words: LLaVA-1.5, and any SmolVLM2 where memory is short.
+"""Models that describe an image: LLaVA-1.5, and any SmolVLM2 where memory is short.
 
 Decoding is greedy, so the same model says the same of the same image. A batch is always filled up
 to its size (with copies of its last image), so that the shapes of the sums, and with them their
-rounding, do not depend on how many images happened to be left.
+rounding, do not depend on how many images were left.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Captioner(Protocol):
 
     @property
     def batch(self) -> int:
-        """How many images it takes at once."""
+        """Images per call."""
 
     def caption(self, images: Sequence[Image.Image]) -> list[str]:
         """Return one caption for each of at most :attr:`batch` RGB images."""
@@ -79,7 +79,7 @@ class _Generating:
 
     @property
     def batch(self) -> int:
-        """How many images it takes at once."""
+        """Images per call."""
         return self._size
 
     def _prompt(self, text: str) -> str:
@@ -93,13 +93,7 @@ class _Generating:
         raise NotImplementedError
 
     def caption(self, images: Sequence[Image.Image]) -> list[str]:
-        """Return one caption for each image.
-
-        Raises
-        ------
-        ConfigError
-            If there are none, or more than :attr:`batch`.
-        """
+        """Return one caption for each image; there are 1 to :attr:`batch` of them."""
         if not 1 <= len(images) <= self._size:
             raise ConfigError(f"{len(images)} images were given; 1 to {self._size} fit a batch")
         full = [image.convert("RGB") for image in images]
@@ -117,17 +111,7 @@ class _Generating:
 class LlavaCaptioner(_Generating):
     r"""LLaVA-1.5: ``USER: <image>\nPROMPT ASSISTANT:``.
 
-    Parameters
-    ----------
-    source : Source
-    options : dict
-        ``prompt``, ``quantization``, ``dtype``, ``max_new_tokens``.
-    batch : int
-
-    Raises
-    ------
-    ModelError
-        If the source is no LLaVA, or its processor does not fit it.
+    ``options`` are ``prompt``, ``quantization``, ``dtype`` and ``max_new_tokens``.
     """
 
     def __init__(self, source: Source, options: dict[str, Any], batch: int) -> None:
@@ -160,17 +144,7 @@ class LlavaCaptioner(_Generating):
 class SmolVlmCaptioner(_Generating):
     """Any SmolVLM2, the option for a client without a large graphics card; images stay one tile.
 
-    Parameters
-    ----------
-    source : Source
-    options : dict
-        ``prompt``, ``quantization``, ``dtype``, ``max_new_tokens``.
-    batch : int
-
-    Raises
-    ------
-    ModelError
-        If the source is no SmolVLM, or its processor does not fit it.
+    ``options`` are ``prompt``, ``quantization``, ``dtype`` and ``max_new_tokens``.
     """
 
     def __init__(self, source: Source, options: dict[str, Any], batch: int) -> None:
@@ -215,12 +189,12 @@ def load_captioner(
     max_new_tokens: int = 64,
     batch: int = 4,
 ) -> Captioner:
-    """Load the captioner that a hub id or folder holds.
+    """Load the captioner that a hub id or folder holds: a LLaVA-1.5 or a SmolVLM2.
 
     Parameters
     ----------
     model : str
-        A LLaVA-1.5 such as :data:`LLAVA`, or a SmolVLM2.
+        For example :data:`LLAVA`. Neither of the two kinds raises `ModelError`.
     prompt : str
         The text of the prompt; see :func:`carefl_secure.captions.prompts.caption_prompt`.
     revision : str, optional
@@ -228,15 +202,6 @@ def load_captioner(
     quantization : {"nf4", "none"}
     dtype : {"auto", "float32", "bfloat16", "float16"}
         ``auto``: float16 on a graphics card, bfloat16 on a CPU.
-    max_new_tokens : int
-    batch : int
-
-    Raises
-    ------
-    ModelError
-        If it cannot be found or loaded, or is neither.
-    ConfigError
-        If an option is out of range.
     """
     source = find_model(model, revision)
     kind = model_type(source)

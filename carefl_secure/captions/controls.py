@@ -1,17 +1,12 @@
-"""Which caption a record gets: its own, or one that tells whether captions help at all.
+"""Which caption a record gets: its own, or that of a control that tests whether captions help.
 
 If ``own`` beats ``none`` but ``shuffled`` does so too, the words helped without informing.
 
-``none``
-    No caption.
-``own``
-    The caption of the record's own image.
-``shuffled``
-    The caption of some public record.
-``wrong``
-    The caption of a public record whose labels have least in common with the record's.
-``constant``
-    The same words for every record.
+* ``none``: no caption.
+* ``own``: the caption of the record's own image.
+* ``shuffled``: the caption of some public record.
+* ``wrong``: the caption of a public record whose labels have least in common with the record's.
+* ``constant``: the same words for every record.
 
 Any of them can lose some captions (:func:`drop`), as where a captioner failed.
 """
@@ -36,20 +31,12 @@ Control = Literal["none", "own", "shuffled", "wrong", "constant"]
 CONTROLS: tuple[Control, ...] = get_args(Control)
 
 CONSTANT = "a person in a scene"
-"""The caption of ``constant``: true of every record, news of none."""
+"""The caption of ``constant``: true of every record, so it informs about none."""
 
 
 @dataclass(frozen=True)
 class Donors:
-    """Whose captions ``shuffled`` and ``wrong`` hand out: records that nobody has to protect.
-
-    Parameters
-    ----------
-    corpus : Corpus
-        Public records.
-    captions : sequence of str
-        One for each of them.
-    """
+    """Public records whose captions ``shuffled`` and ``wrong`` use: nobody has to protect them."""
 
     corpus: Corpus
     captions: Sequence[str]
@@ -69,33 +56,22 @@ def arrange(
     donors: Donors | None,
     seed: int,
 ) -> list[str] | None:
-    """Return the caption of every record under one control.
+    """Return the caption of every record under one control; the seed fixes the choice.
 
     Parameters
     ----------
-    control : {"none", "own", "shuffled", "wrong", "constant"}
-    corpus : Corpus
     own : sequence of str or None
         The records' own captions; only ``own`` looks at them.
     donors : Donors or None
-        Only for ``shuffled`` and ``wrong``. A record never gets the caption of a donor that has
-        its own key.
-    seed : int
-        The same seed gives the same choice.
-
-    Raises
-    ------
-    ConfigError
-        If the control is unknown or lacks what it needs.
-    DataError
-        If no donor is left for a record.
+        Only for ``shuffled`` and ``wrong``. A record never gets the caption of a donor that has its
+        own key; if no donor is left, `DataError` is raised.
 
     Guarantees
     ----------
     A record's caption is a function of that record (image, key, labels), of the seed and of public
     records. If captions were exchanged among private records, one record would reach the gradient
-    of another, and removing it would change two terms of the sum: a guarantee per record would
-    then not hold. Hence the donors.
+    of another, and removing it would change two terms of the sum: a guarantee per record would then
+    not hold. Hence the donors.
     """
     count = len(corpus.records)
     if control == "none":
@@ -147,14 +123,9 @@ def _in_common(corpus: Corpus, donors: Corpus) -> npt.NDArray[np.float32]:
 
 
 def drop(captions: Sequence[str], corpus: Corpus, rate: float, seed: int) -> list[str]:
-    """Leave each caption out with chance ``rate``: it becomes empty, and the question stands alone.
+    """Replace each caption by an empty one with probability ``rate``; the question then is alone.
 
     Each decision depends on the record's key and the seed alone.
-
-    Raises
-    ------
-    ConfigError
-        If the rate is no chance.
     """
     if not 0 <= rate <= 1:
         raise ConfigError(f"a dropout rate lies between 0 and 1, not at {rate:g}")

@@ -1,4 +1,4 @@
-"""The stand-in for a captioner on the embedded corpus: it knows the drawn scene, and errs at will.
+"""The stand-in for a captioner on the embedded corpus: it knows the drawn scene.
 
 It looks at no image. What it says is true of the drawing except for errors of a set rate, so it
 measures what a caption of that quality is worth, not what a captioning model can do.
@@ -26,21 +26,10 @@ STAND_IN = (
 
 
 def describe_corpus(corpus: Corpus, error_rate: float, seed: int) -> list[str]:
-    """Describe every record of a part of the embedded corpus.
+    """Describe every record of a :class:`~carefl_secure.data.synthetic.corpus.SyntheticCorpus`.
 
-    Parameters
-    ----------
-    corpus : Corpus
-        A :class:`~carefl_secure.data.synthetic.corpus.SyntheticCorpus`, or a subset of one.
-    error_rate : float
-        Chance with which each of the four facts of a scene is replaced by a random one.
-    seed : int
-        Decides the errors.
-
-    Raises
-    ------
-    ConfigError
-        If the rate is no chance, or the corpus was not drawn here.
+    Each of the four facts of a scene is replaced by a random one with probability ``error_rate``. A
+    subset of the corpus will do; any other corpus raises `ConfigError`.
 
     Guarantees
     ----------

@@ -1,7 +1,7 @@
 """Whether captions name the emotion they should leave to the learner.
 
-A caption that says "a happy child" gives the label away; what a learner gains from it is no
-understanding of the scene. The check counts words, it does not judge meaning: "in tears" passes.
+A caption that says "a happy child" gives the label away. The check counts words, it does not judge
+meaning: "in tears" passes.
 """
 
 from __future__ import annotations
@@ -66,7 +66,6 @@ class Leakage:
 
     Parameters
     ----------
-    label : str
     word : float
         Share of all captions with the label's own word.
     stem : float
@@ -88,7 +87,7 @@ class LeakageReport:
     Parameters
     ----------
     captions : int
-        How many were read.
+        Captions read.
     word, stem : float
         Share that names any label of the space.
     own : float
@@ -109,20 +108,7 @@ class LeakageReport:
 
 
 def leakage(corpus: Corpus, captions: Sequence[str]) -> LeakageReport:
-    """Look for the words of a label space in captions.
-
-    Parameters
-    ----------
-    corpus : Corpus
-        Whose labels are looked for.
-    captions : sequence of str
-        One for each record.
-
-    Raises
-    ------
-    DataError
-        If there is not one caption for each record, or no record at all.
-    """
+    """Look for the words of a corpus's label space in its captions, one for each record."""
     count = len(corpus.records)
     if not count or len(captions) != count:
         raise DataError(f"{len(captions)} captions do not fit {count} records; give one for each")
@@ -152,10 +138,7 @@ def leakage(corpus: Corpus, captions: Sequence[str]) -> LeakageReport:
 
 
 def _patterns(space: LabelSpace) -> tuple[list[re.Pattern[str]], list[re.Pattern[str]]]:
-    """Compile for each label: its own words, and its stems.
-
-    A label with a slash is named by either side; one of several words by all of them together.
-    """
+    """Compile each label's own words and its stems; either side of a slash names it."""
     exact, loose = [], []
     for label in space.labels:
         sides = [re.findall(r"\w+", side.lower()) for side in label.split("/")]

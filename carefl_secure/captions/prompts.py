@@ -20,17 +20,9 @@ _MARKS = str.maketrans({"<": " ", ">": " ", "|": " "})
 
 
 def caption_prompt(choice: str) -> str:
-    """Return the prompt of a name, or the text of a file.
+    """Return the prompt of a name of :data:`PROMPTS`, or the text of a file at a path.
 
-    Parameters
-    ----------
-    choice : str
-        One of :data:`PROMPTS`, or the path of a text file.
-
-    Raises
-    ------
-    ConfigError
-        If it is neither, or the file is empty, too long or no text.
+    A file that is empty, too long or no text raises `ConfigError`.
     """
     path = _FOLDER / f"{choice}.txt" if choice in PROMPTS else Path(choice)
     try:
@@ -62,9 +54,6 @@ def plain(caption: str) -> str:
 
 
 def framed(caption: str | None, question: str) -> str:
-    """Put a caption before a question, as the embedded model was taught it.
-
-    ``None`` or an empty caption leaves the question as it is.
-    """
+    """Put a caption before a question as the embedded model was taught; no caption, no change."""
     words = plain(caption or "")
     return f"Context: {words}. {question}" if words else question

@@ -1,6 +1,6 @@
-"""Captions for a whole corpus: only what is missing, each picture once, at any time to be stopped.
+"""Captions for a whole corpus: only what is missing, each picture once; it may stop at any time.
 
-What a person sees of it are counts. No caption goes to the reporter or into an error.
+Only counts are shown: no caption goes to the reporter or into an error.
 """
 
 from __future__ import annotations
@@ -31,11 +31,10 @@ class Captioning:
 
     Parameters
     ----------
-    corpus : str
     records : int
-        How many were looked at.
+        Records looked at.
     made : int
-        Pictures that were captioned now.
+        Pictures captioned now.
     kept : int
         Records whose caption was there already, from an earlier pass or an equal picture.
     seconds : float
@@ -71,22 +70,10 @@ def caption_corpus(
     reporter: Reporter,
     limit: int | None = None,
 ) -> Captioning:
-    """Caption what has no caption yet.
+    """Caption what has no caption yet, among the first ``limit`` records where one is given.
 
     Every batch is kept as soon as it is made: a stop loses one batch at most, and the next pass
     goes on where this one was.
-
-    Parameters
-    ----------
-    corpus : Corpus
-    captioner : Captioner
-    cache : CaptionCache
-        From :func:`open_cache`.
-    view : {"full", "box", "crop"}
-    reporter : Reporter
-        Hears how many records are done.
-    limit : int, optional
-        Look at so many records only.
     """
     count = len(corpus.records) if limit is None else min(limit, len(corpus.records))
     task = f"captioning {count} records of {corpus.name}"
@@ -142,10 +129,7 @@ def caption_all(
 def read_captions(corpus: Corpus, cache: CaptionCache) -> list[str]:
     """Return the caption of every record, in the order of the records.
 
-    Raises
-    ------
-    DataError
-        If the cache does not say which view it was made for, or some captions are missing.
+    A cache without a record of its view, or with missing captions, raises `DataError`.
     """
     view: View = cache.facts.get("view")  # type: ignore[assignment]
     if view not in VIEWS:

@@ -24,20 +24,10 @@ Box = tuple[float, float, float, float]
 
 
 def seen(image: Image.Image, box: Box | None, view: View) -> Image.Image:
-    """Return the picture that a captioner gets; the given one stays as it is.
+    """Return the picture that a captioner gets; the given RGB image stays as it is.
 
-    Parameters
-    ----------
-    image : Image
-        RGB.
-    box : tuple of float or None
-        ``(left, top, right, bottom)`` in pixels; parts outside the image are cut off.
-    view : {"full", "box", "crop"}
-
-    Raises
-    ------
-    DataError
-        If the view needs a box and there is none, or none of it lies within the image.
+    ``box`` is ``(left, top, right, bottom)`` in pixels; parts outside the image are cut off. A view
+    that needs a box raises `DataError` if there is none or none of it lies within the image.
     """
     if view == "full":
         return image
@@ -61,13 +51,7 @@ def seen(image: Image.Image, box: Box | None, view: View) -> Image.Image:
 
 
 def view_of(corpus: Corpus, index: int, view: View) -> Image.Image:
-    """Return the view of one record of a corpus.
-
-    Raises
-    ------
-    DataError
-        As :func:`seen`, with the record named by its place: its key may name a person.
-    """
+    """Return the view of one record; errors name it by its place, as its key may name a person."""
     try:
         return seen(corpus.image(index).convert("RGB"), corpus.records[index].box, view)
     except DataError as error:

@@ -29,7 +29,7 @@ _MOST_VALUES = 12  # an attribute with more is no grouping unless it is asked fo
 
 @dataclass(frozen=True)
 class Known:
-    """Scores of other records, which thresholds and label shares may come from.
+    """Targets and scores of other records, which thresholds and label shares may come from.
 
     Parameters
     ----------
@@ -53,8 +53,6 @@ class Scored:
 
     Parameters
     ----------
-    run, corpus, split : str
-    space : LabelSpace
     records : sequence of Record
         With subjects and attributes.
     targets : ndarray
@@ -75,13 +73,7 @@ class Scored:
 def attributes_of(
     records: Sequence[Record], asked: tuple[str, ...] | None
 ) -> dict[str, list[str | None]]:
-    """Return the value of each record for each attribute that groups are compared by.
-
-    Raises
-    ------
-    ConfigError
-        If an attribute is asked for that no record has.
-    """
+    """Return each record's value of each attribute; one that no record has raises `ConfigError`."""
     values: dict[str, set[str]] = {}
     for record in records:
         for name, value in record.attributes.items():
@@ -104,22 +96,15 @@ def assess(
     known: Known | None,
     settings: Settings | None = None,
 ) -> Evaluation:
-    """Evaluate a tuned model, the untuned one, and the label shares alone.
+    """Evaluate a tuned model, the untuned one, and the label shares alone; the cost is left out.
 
     Parameters
     ----------
-    scored : Scored
     tuned, untuned : ndarray
         Scores ``[N, K]``: log-odds where several labels may hold, else log-probabilities.
     known : Known or None
         Where thresholds and label shares come from. Without it decisions follow the sign of the
         log-odds, and the baseline takes the label shares of the scored records themselves.
-    settings : Settings, optional
-
-    Returns
-    -------
-    Evaluation
-        Without its cost.
     """
     chosen = settings or Settings()
     space, targets = scored.space, scored.targets

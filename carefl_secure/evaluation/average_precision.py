@@ -1,7 +1,7 @@
 """Average precision in both definitions in use, for whole splits and for resamples of them.
 
-Two figures go by the name of mAP on EMOTIC. Common code takes scikit-learn's, a sum over the steps
-of the curve without interpolation,
+Two figures are called mAP on EMOTIC. Common code takes scikit-learn's, a sum over the steps of the
+curve without interpolation,
 
     ``AP = sum_n (R_n - R_(n-1)) P_n``;
 
@@ -10,8 +10,11 @@ eleven recalls r = 0, 0.1, ..., 1, of the highest precision at a recall of at le
 
     ``AP11 = (1 / 11) sum_r max {P_n : R_n >= r}``.
 
-AP11 mostly comes out higher, so a figure means nothing without its definition. In both, records
-with equal scores are one step here: a constant score has the label's prevalence.
+AP11 is mostly higher, so a figure means nothing without its definition. In both, records with equal
+scores are one step here: a constant score has the label's prevalence.
+
+Targets are 0/1 label matrices ``[N, K]``, scores are ``[N, K]``. ``weights``, float64 ``[N]``, say
+how many times each record counts; once each by default.
 """
 
 from __future__ import annotations
@@ -37,19 +40,10 @@ _POINTS = 10  # recalls 0, 1/10, ..., 10/10
 
 
 class Ranking:
-    """The records of each label in falling order of score, sorted once and weighed often.
+    """The records of each label in falling order of score, sorted once for many weightings.
 
-    A weight says how many times a record counts, so the weights of a bootstrap resample give the
-    figures of that resample without sorting it again.
-
-    Parameters
-    ----------
-    targets : ndarray
-        0/1 label matrix ``[N, K]``.
-    scores : ndarray
-        ``[N, K]``.
-    pooled : bool
-        Rank all N K decisions in one list (micro averaging) instead of each label's own.
+    The weights of a bootstrap resample give the figures of that resample without sorting it again.
+    ``pooled`` ranks all N K decisions in one list (micro averaging) instead of each label's own.
 
     Raises
     ------
@@ -87,13 +81,7 @@ class Ranking:
         return hits, hits / np.maximum(taken, 1e-300)
 
     def average_precisions(self, weights: Floats | None = None) -> Floats:
-        """Return AP of each label, ``[labels]``; NaN for labels without a positive record.
-
-        Parameters
-        ----------
-        weights : ndarray of float64, optional
-            How many times each record counts, ``[N]``; once each by default.
-        """
+        """Return AP of each label, ``[labels]``; NaN for labels without a positive record."""
         hits, precision = self._curve(weights)
         if self._step is not None:
             # A tie is let in at once: its positives get the precision at its end.
@@ -103,7 +91,7 @@ class Ranking:
         return _share((gained * precision).sum(1), hits[:, -1])
 
     def eleven_point(self, weights: Floats | None = None) -> Floats:
-        """Return AP11 of each label, ``[labels]``; see :meth:`average_precisions`."""
+        """Return AP11 of each label, ``[labels]``; NaN for labels without a positive record."""
         hits, precision = self._curve(weights)
         if self._step is not None:
             precision = np.where(self._step, precision, 0.0)
@@ -123,15 +111,7 @@ def _share(part: Floats, whole: Floats) -> Floats:
 
 
 def eleven_point_average_precisions(targets: npt.NDArray[Any], scores: npt.NDArray[Any]) -> Floats:
-    """Return AP11 of each label, ``[K]``; NaN for labels without a positive record.
-
-    Parameters
-    ----------
-    targets : ndarray
-        0/1 label matrix ``[N, K]``.
-    scores : ndarray
-        ``[N, K]``.
-    """
+    """Return AP11 of each label, ``[K]``; NaN for labels without a positive record."""
     return Ranking(targets, scores).eleven_point()
 
 

@@ -1,7 +1,7 @@
 """What a score is worth: baselines that know nothing of faces, on the same split.
 
 Three baselines in closed form: a constant, a colour histogram, and the pixels of a thumbnail. The
-latter two go through ridge regression onto the 0/1 labels,
+latter two use ridge regression onto the 0/1 labels,
 
     ``W = argmin ||Y - X W||^2 + lambda ||W||^2``,
 
@@ -93,7 +93,9 @@ def score_baselines(
     test_images: Images,
     test_targets: npt.NDArray[Any],
 ) -> dict[str, dict[str, float]]:
-    """Score the three baselines.
+    """Return ``mAP`` and ``macro_f1`` of ``constant``, ``colour_histogram`` and ``pixel_probe``.
+
+    The constant's ``mAP`` is the mean prevalence of the labels that occur in the test records.
 
     Parameters
     ----------
@@ -101,19 +103,8 @@ def score_baselines(
         At least two training images.
     train_targets, test_targets : ndarray
         0/1 label matrices ``[N, K]``. Where every row has exactly one label, decisions take the
-        highest score, as for single-label tasks; else they go by thresholds from the training
+        highest score, as for single-label tasks; else they use thresholds from the training
         records.
-
-    Returns
-    -------
-    dict
-        ``mAP`` and ``macro_f1`` of ``constant``, ``colour_histogram`` and ``pixel_probe``. The
-        constant's ``mAP`` is the mean prevalence of the labels that occur in the test records.
-
-    Raises
-    ------
-    DataError
-        If images and targets do not match, or nothing can be scored.
     """
     for name, images, matrix in (
         ("training", train_images, train_targets),

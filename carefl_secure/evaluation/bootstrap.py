@@ -1,21 +1,20 @@
-"""Bootstrap intervals: how far a figure would move on other records, or on other persons.
+"""Bootstrap intervals: how far a figure would differ on other records, or on other persons.
 
 Basic intervals: with the figure t of all records and the quantiles q of resampled figures, an
 interval reaches from ``2 t - q(high)`` to ``2 t - q(low)`` (Davison and Hinkley 1997, section
-5.2.1). Average precision from few positives comes out too high, and in resamples once more. The
-mean over labels keeps that bias while its spread narrows, so that percentile intervals, from
-``q(low)`` to ``q(high)``, lie too high: of 95 % intervals for macro AP of 26 labels they held the
-truth in 58 (135 records), 68 (400) and 82 (1,200) of 100 simulated cases, basic ones in 91, 90
-and 95.
+5.2.1). Average precision from few positives is biased upwards, and in resamples once more. The mean
+over labels keeps that bias while its spread narrows, so percentile intervals, from ``q(low)`` to
+``q(high)``, lie too high: of 95 % intervals for macro AP of 26 labels they held the truth in 58
+(135 records), 68 (400) and 82 (1,200) of 100 simulated cases, basic ones in 91, 90 and 95.
 
 Where several records show one person they are not independent draws, so whole persons are drawn,
-with all their records: drawing single records there gives intervals that are far too narrow.
+with all their records: drawing single records gives intervals that are far too narrow.
 
 Guarantees
 ----------
 None for small numbers. The stated level is reached in the limit of many independent units; below
 some 20 units, or for figures near 0 or 1, intervals are too narrow. For AP of one label with some
-18 positives, 82 of 100 held the truth. They tell the spread over records of this corpus at one
+18 positives, 82 of 100 held the truth. They describe the spread over records of this corpus at one
 trained model: neither training anew nor another corpus is in them.
 """
 
@@ -56,17 +55,9 @@ class Interval:
 
 
 def units_of(subjects: Sequence[str | None]) -> Units:
-    """Give records that are drawn together one number: a subject's, or a single record's own.
+    """Return a number for each record, from 0 without gaps: one for all records of a subject.
 
-    Parameters
-    ----------
-    subjects : sequence of str or None
-        Who is shown in each record; records without a subject stand alone.
-
-    Returns
-    -------
-    ndarray of int64
-        One number per record, from 0 without gaps.
+    Records without a subject get a number of their own.
     """
     numbers: dict[tuple[str, int], int] = {}
     found = [
@@ -79,21 +70,8 @@ def units_of(subjects: Sequence[str | None]) -> Units:
 def resamples(units: Units, replicates: int, seed: int) -> Iterator[Floats]:
     """Yield how many times each record counts in each resample.
 
-    As many units are drawn as there are, with replacement.
-
-    Parameters
-    ----------
-    units : ndarray of int64
-        Unit of each record; see :func:`units_of`.
-    replicates : int
-    seed : int
-
-    Raises
-    ------
-    ConfigError
-        If fewer than one resample is asked for.
-    DataError
-        If there are fewer than two units: nothing can be said about others.
+    As many units (see :func:`units_of`) are drawn as there are, with replacement. Fewer than two
+    units raise `DataError`: nothing can be said about others.
     """
     count = int(units.max()) + 1 if len(units) else 0
     if replicates < 1:
@@ -122,20 +100,11 @@ def bootstrap(
     statistic : callable
         From weights to named figures.
     units : ndarray of int64
-        Unit of each record.
-    replicates : int
+        Unit of each record; at least two units.
     level : float
         Share of the resamples that an interval holds.
-    seed : int
     bounds : mapping, optional
-        The least and the highest value of a figure, where an interval ends at the latest.
-
-    Raises
-    ------
-    ConfigError
-        If the level is not between 0 and 1.
-    DataError
-        If there are fewer than two units.
+        Least and highest value of a figure, to which its interval is clipped.
     """
     if not 0 < level < 1:
         raise ConfigError(f"the level of an interval lies between 0 and 1, not at {level}")
@@ -158,7 +127,7 @@ def bootstrap(
 
 
 def difference(first: Statistic, second: Statistic) -> Statistic:
-    """Return ``first - second`` on the same records: what pairs the two under one resample.
+    """Return ``first - second`` on the same records, so that a resample pairs the two.
 
     The interval of a paired difference is narrower than two single intervals suggest, as both
     models find the same records hard.

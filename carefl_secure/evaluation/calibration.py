@@ -36,8 +36,7 @@ class Bin:
     Parameters
     ----------
     low, high : float
-        The probabilities it holds, from ``low`` up to but not including ``high``; the last bin
-        holds 1 as well.
+        The probabilities it holds, without ``high``; the last bin holds 1 as well.
     count : int
         Decisions in it.
     confidence, frequency : float
@@ -52,37 +51,19 @@ class Bin:
 
 
 def probabilities(scores: npt.NDArray[Any], *, multi: bool) -> Floats:
-    """Turn scores into probabilities.
+    """Turn scores ``[N, K]`` into probabilities ``[N, K]``.
 
-    Parameters
-    ----------
-    scores : ndarray
-        ``[N, K]``: independent log-odds where several labels may hold, else log-probabilities up
-        to a constant per record.
-    multi : bool
-
-    Returns
-    -------
-    ndarray
-        ``[N, K]``.
+    Scores are independent log-odds with ``multi`` (several labels may hold), else log-probabilities
+    up to a constant per record.
     """
     values = np.asarray(scores, np.float64)
     return np.asarray(expit(values) if multi else softmax(values, axis=1))
 
 
 class Calibration:
-    """Probabilities beside the truth, binned once and weighed often.
+    """Probabilities ``[N, K]`` against 0/1 targets ``[N, K]``, binned once for many weightings.
 
-    Parameters
-    ----------
-    targets : ndarray
-        0/1 label matrix ``[N, K]``.
-    chances : ndarray
-        Probabilities ``[N, K]``.
-    multi : bool
-        Whether several labels may hold.
-    bins : int
-        How many bins from 0 to 1.
+    ``multi`` tells that several labels may hold; ``bins`` is the number of bins from 0 to 1.
 
     Raises
     ------
@@ -123,13 +104,7 @@ class Calibration:
         self._sure, self._true = per_record(values), per_record(positive)
 
     def figures(self, weights: Floats | None = None) -> dict[str, float]:
-        """Return ``ece`` and ``brier``.
-
-        Parameters
-        ----------
-        weights : ndarray of float64, optional
-            How many times each record counts, ``[N]``; once each by default.
-        """
+        """Return ``ece`` and ``brier``; ``weights`` ``[N]`` are how often each record counts."""
         weight = np.ones(len(self._count)) if weights is None else weights
         apart = np.abs(weight @ self._true - weight @ self._sure).sum()
         total = float(weight.sum())

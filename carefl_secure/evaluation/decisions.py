@@ -41,19 +41,10 @@ def _over(part: Floats, whole: Floats) -> Floats:
 
 
 class Decisions:
-    """Hard decisions beside the truth, counted once and weighed often.
+    """Hard decisions against the truth, both ``[N, K]``, counted once for many weightings.
 
-    Parameters
-    ----------
-    targets : ndarray
-        0/1 label matrix ``[N, K]``.
-    decisions : ndarray of bool
-        ``[N, K]``, from :func:`carefl_secure.evaluation.metrics.decide`.
-
-    Raises
-    ------
-    DataError
-        If the shapes differ.
+    Decisions come from :func:`carefl_secure.evaluation.metrics.decide`. ``weights``, float64
+    ``[N]``, say how many times each record counts; once each by default.
     """
 
     def __init__(self, targets: npt.NDArray[Any], decisions: npt.NDArray[np.bool_]) -> None:
@@ -75,13 +66,7 @@ class Decisions:
         self._samples = np.column_stack(sampled) * self._labelled[:, None]
 
     def per_label(self, weights: Floats | None = None) -> tuple[Floats, Floats, Floats]:
-        """Return precision, recall and F1 of each label, ``[K]``; NaN without a positive record.
-
-        Parameters
-        ----------
-        weights : ndarray of float64, optional
-            How many times each record counts, ``[N]``; once each by default.
-        """
+        """Return precision, recall and F1 of each label, ``[K]``; NaN without a positive record."""
         hits, held, given = self._counts(weights)
         none = np.where(held > 0, 0.0, np.nan)
         return (
@@ -93,9 +78,9 @@ class Decisions:
     def figures(self, weights: Floats | None = None) -> dict[str, float]:
         """Return the figures named in :data:`DECISIONS`.
 
-        ``uar``, the unweighted average recall, is macro recall. ``accuracy`` asks for all labels
-        of a record to be right, which with one label each is the usual accuracy;
-        ``label_accuracy`` is the share of right single decisions.
+        ``uar``, the unweighted average recall, is macro recall. ``accuracy`` asks for all labels of
+        a record to be right, which with one label each is the usual accuracy; ``label_accuracy`` is
+        the share of right single decisions.
         """
         weight = np.ones(len(self._truth)) if weights is None else weights
         hits, held, given = self._counts(weight)
@@ -126,10 +111,7 @@ class Decisions:
     def confusion(self) -> npt.NDArray[np.int64]:
         """Return how often label i was decided as label j, ``[K, K]``.
 
-        Raises
-        ------
-        DataError
-            Unless every record carries one label and was given one.
+        Unless every record carries one label and was given one, `DataError` is raised.
         """
         if (self._truth.sum(1) != 1).any() or (self._decided.sum(1) != 1).any():
             raise DataError("only records with exactly one label have a confusion matrix")

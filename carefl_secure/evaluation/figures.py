@@ -34,9 +34,7 @@ class Figures:
     targets : ndarray
         0/1 label matrix ``[N, K]``.
     scores : ndarray
-        ``[N, K]``: log-odds where several labels may hold, else log-probabilities.
-    multi : bool
-        Whether several labels may hold.
+        ``[N, K]``: log-odds where several labels may hold (``multi``), else log-probabilities.
     thresholds : ndarray or None
         ``[K]``, from other records than these; None decides for the highest score.
     names : collection of str
@@ -82,10 +80,7 @@ class Figures:
     def __call__(self, weights: Floats | None = None) -> dict[str, float]:
         """Return the named figures; NaN where the weighted records leave one undefined.
 
-        Parameters
-        ----------
-        weights : ndarray of float64, optional
-            How many times each record counts, ``[N]``; once each by default.
+        ``weights``, float64 ``[N]``, say how many times each record counts; once each by default.
         """
         weight = np.ones(len(self.scores)) if weights is None else weights
         found: dict[str, float] = {}
@@ -105,13 +100,7 @@ class Figures:
         return {name: found[name] for name in self.names}
 
     def part(self, indices: npt.NDArray[np.int64], names: Collection[str] | None = None) -> Figures:
-        """Return the figures of some of the records, under the same thresholds.
-
-        Raises
-        ------
-        DataError
-            If none of them carries a label.
-        """
+        """Return the figures of some records, under the same thresholds; one must carry a label."""
         return Figures(
             self.targets[indices],
             self.scores[indices],
@@ -143,9 +132,8 @@ def prevalence_scores(
 ) -> tuple[Floats, Floats | None]:
     r"""Score every record by the label shares of other records: the baseline of every figure.
 
-    Under these scores mAP is the mean prevalence, F1 that of deciding for every label (or, with
-    one label each, for the most frequent one), and the Brier score that of a weather forecast
-    which knows the climate only.
+    Under these scores mAP is the mean prevalence, and F1 that of deciding for every label (or, with
+    one label each, for the most frequent one).
 
     Parameters
     ----------
@@ -153,13 +141,12 @@ def prevalence_scores(
         0/1 label matrix ``[M, K]`` of records that a model may learn from.
     count : int
         Records to score.
-    multi : bool
 
     Returns
     -------
     scores : ndarray
-        ``[count, K]``, as a model gives them: log-odds or log-probabilities. Shares are kept
-        half a record away from 0 and 1.
+        ``[count, K]``: log-odds or log-probabilities. Shares are kept half a record away from 0 and
+        1.
     thresholds : ndarray or None
         ``[K]``, chosen on ``known``; None with one label each.
     """

@@ -1,8 +1,8 @@
 """Figures of each group of people, the gap to the worst one, and how much of it is chance.
 
 A gap between the best and the worst of several groups is never negative and grows with the number
-of groups even where all are alike. It is therefore compared with what shuffling the group names
-over persons gives: the gap that chance alone stays below in 95 of 100 shuffles.
+of groups even where all are alike. It is therefore compared with the gap that 95 of 100 shuffles of
+the group names over persons stay below.
 
 Average precision rises with prevalence, so groups with denser labels score higher whatever the
 model; each group's baseline is given, the mean prevalence of the labels it has.
@@ -37,7 +37,6 @@ class Group:
 
     Parameters
     ----------
-    value : str
     records, units : int
         Records, and the independent persons or records among them.
     labels : int
@@ -46,7 +45,6 @@ class Group:
         Mean prevalence of those labels.
     figures : mapping
         Value of each figure; empty where the group is too small.
-    intervals : mapping
     small : bool
         Whether it is too small to be scored.
     """
@@ -67,7 +65,6 @@ class Comparison:
 
     Parameters
     ----------
-    attribute : str
     metric : str
         The figure that the gap is about.
     groups : tuple of Group
@@ -104,21 +101,14 @@ def compare(
 
     Parameters
     ----------
-    attribute : str
     values : sequence of str or None
         Value of each record; None where it is not stated.
     figures : Figures
         Of the whole split.
     units : ndarray of int64
         What is drawn together; see :func:`carefl_secure.evaluation.bootstrap.units_of`.
-    settings : Settings
     metric : {"mAP", "macro_f1", "uar"}
         The figure that the gap is about.
-
-    Raises
-    ------
-    ConfigError
-        If the values are not one per record, or the metric is unknown.
     """
     if len(values) != len(units) or len(units) != len(figures.scores):
         raise ConfigError(

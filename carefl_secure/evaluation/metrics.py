@@ -1,7 +1,8 @@
 """Mean average precision, macro F1 and the thresholds that F1 needs.
 
 All averages are over the labels that have at least one positive record: a label nobody carries has
-no recall, hence neither average precision nor F1.
+no recall, hence neither average precision nor F1. Targets are 0/1 label matrices ``[N, K]``, scores
+and decisions are ``[N, K]``.
 """
 
 from __future__ import annotations
@@ -59,28 +60,10 @@ def checked(
 
 
 def average_precisions(targets: npt.NDArray[Any], scores: npt.NDArray[Any]) -> Floats:
-    """Return the average precision of each label, ``AP = sum_n (R_n - R_(n-1)) P_n``.
+    """Return ``AP = sum_n (R_n - R_(n-1)) P_n`` of each label, ``[K]``; NaN without a positive.
 
-    Records with equal scores count as one step, so a constant score has the label's prevalence.
-
-    Parameters
-    ----------
-    targets : ndarray
-        0/1 label matrix ``[N, K]``.
-    scores : ndarray
-        ``[N, K]``; only the order of records within one label counts.
-
-    Returns
-    -------
-    ndarray
-        ``[K]``; NaN for labels without a positive record.
-
-    Raises
-    ------
-    DataError
-        If the shapes differ, or no record carries a label.
-    NonFiniteError
-        If a score is not finite.
+    Only the order of records within one label counts. Records with equal scores count as one step,
+    so a constant score has the label's prevalence.
     """
     positive, values = checked(targets, scores)
     return np.array(
@@ -101,20 +84,10 @@ def mean_average_precision(targets: npt.NDArray[Any], scores: npt.NDArray[Any]) 
 
 
 def decide(scores: npt.NDArray[Any], thresholds: npt.NDArray[Any] | None) -> Bools:
-    """Turn scores into decisions.
+    """Turn scores ``[N, K]`` into boolean decisions ``[N, K]``.
 
-    Parameters
-    ----------
-    scores : ndarray
-        ``[N, K]``.
-    thresholds : ndarray or None
-        ``[K]``: a label is given where its score reaches its threshold. None gives each record
-        the one label with the highest score.
-
-    Returns
-    -------
-    ndarray
-        Boolean ``[N, K]``.
+    A label is given where its score reaches its threshold, ``[K]``. Without thresholds each record
+    gets the one label with the highest score.
     """
     if thresholds is None:
         chosen = np.zeros(scores.shape, np.bool_)
@@ -144,43 +117,20 @@ def macro_f1(
     scores: npt.NDArray[Any],
     thresholds: npt.NDArray[Any] | None = None,
 ) -> float:
-    """Return the mean F1 over labels with a positive record.
+    """Return the mean F1 over labels with a positive record, between 0 and 1.
 
-    Parameters
-    ----------
-    targets : ndarray
-        0/1 label matrix ``[N, K]``.
-    scores : ndarray
-        ``[N, K]``.
-    thresholds : ndarray or None
-        See :func:`decide`. Take them from other records than these (:func:`choose_thresholds`).
-
-    Returns
-    -------
-    float
-        Between 0 and 1.
+    Take the thresholds (see :func:`decide`) from other records (:func:`choose_thresholds`).
     """
     _, values = checked(targets, scores)
     return float(np.nanmean(f1_scores(targets, decide(values, thresholds))))
 
 
 def choose_thresholds(targets: npt.NDArray[Any], scores: npt.NDArray[Any]) -> Floats:
-    """Return, for each label, the threshold with the highest F1 on these records.
+    """Return, for each label, the threshold with the highest F1 on these records, ``[K]``.
 
-    The threshold lies midway between the last score let in and the next one below; of equal F1
-    the highest threshold wins. A label without a positive record gets infinity: it is not given.
-
-    Parameters
-    ----------
-    targets : ndarray
-        0/1 label matrix ``[N, K]`` of a validation or public split, never of the test split.
-    scores : ndarray
-        ``[N, K]``.
-
-    Returns
-    -------
-    ndarray
-        ``[K]``.
+    Use a validation or public split, never the test split. The threshold lies midway between the
+    last score let in and the next one below; of equal F1 the highest threshold wins. A label
+    without a positive record gets infinity: it is not given.
     """
     positive, values = checked(targets, scores, some=False)
     thresholds = np.full(values.shape[1], np.inf)

@@ -17,7 +17,6 @@ class Settings:
         Bootstrap resamples.
     level : float
         Level of the intervals.
-    seed : int
     groups : tuple of str or None
         Attributes to compare groups by; None takes all with 2 to 12 values.
     minimum : int

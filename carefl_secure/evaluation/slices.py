@@ -2,8 +2,8 @@
 
 Brightness is the mean luma (ITU-R BT.601), from 0 to 1. Sharpness is the variance of the Laplacian
 of the luma (Pech-Pacheco et al. 2000), on the picture scaled down to at most 256 pixels a side, so
-that pictures of different size compare. Terciles are those of the scored records: they tell where
-a model is weaker within a corpus, not between corpora.
+that pictures of different size compare. Terciles are those of the scored records: they show where a
+model is weaker within a corpus, not between corpora.
 """
 
 from __future__ import annotations
@@ -30,16 +30,10 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class Slices:
-    """Records by tercile of one property of their pictures.
+    """Records by tercile of ``brightness`` or ``sharpness``.
 
-    Parameters
-    ----------
-    name : str
-        ``brightness`` or ``sharpness``.
-    values : tuple of str
-        Tercile of each record.
-    edges : tuple of float
-        Where the first and the second tercile end, each value included.
+    ``values`` are the tercile of each record, ``edges`` where the first and the second tercile end,
+    each value included.
     """
 
     name: str
@@ -70,22 +64,9 @@ def sharpness(image: Image.Image) -> float:
 
 
 def slice_images(images: Iterable[Image.Image]) -> tuple[Slices, ...]:
-    """Sort pictures into terciles of brightness and of sharpness.
+    """Sort pictures, one per record in order, into terciles of brightness and of sharpness.
 
-    Parameters
-    ----------
-    images : iterable of PIL images
-        One per record, in order; each is read once.
-
-    Returns
-    -------
-    tuple of Slices
-        Equal pictures stand in one tercile, so terciles need not be of equal size.
-
-    Raises
-    ------
-    DataError
-        If there is no picture.
+    Each picture is read once. Equal pictures share a tercile, so terciles may differ in size.
     """
     measured = [(brightness(image), sharpness(image)) for image in images]
     if not measured:

@@ -83,35 +83,20 @@ class Evaluation:
 
     Parameters
     ----------
-    run : str
-        Name of the run.
-    corpus, split : str
-        What was scored.
-    space : str
-        Name of the label space.
     multi : bool
         Whether several labels may hold.
-    records : int
     unlabelled : int
-        Records without any label among them; sample averages leave them out.
+        Those of the ``records`` without any label; sample averages leave them out.
     decided_by : str
         How scores became decisions, in words.
-    sampling : Sampling
-    figures : mapping
-        Figures of the tuned model; names in :data:`carefl_secure.evaluation.figures.NAMES`.
-    intervals : mapping
-        Interval of each figure.
+    figures, intervals : mapping
+        Of the tuned model; names in :data:`carefl_secure.evaluation.figures.NAMES`.
     untuned, baselines : mapping
         The same figures of the base without the adapter, and of the label shares alone.
     gains, gain_intervals : mapping
         Tuned minus untuned, paired over the same resamples.
-    labels : tuple of Label
     confusion : tuple of tuple of int or None
         Row: true label, column: decided label; None where several labels may hold.
-    reliability : tuple of Bin
-    groups : tuple of Comparison
-    slices : tuple of Slice
-    cost : Cost or None
     remarks : tuple of str
         What a reader must know before quoting a figure.
     """

@@ -1,8 +1,8 @@
-r"""Training without a federation: what the parity table holds a federated run against.
+r"""Training without a federation: the references of the parity table.
 
-One party, one learner, the same adapter, loss, sampling, clipping, number of steps and optimiser
-as a federated run. *Local*: a client alone on its own records, without noise, as nothing leaves
-it. *Central*: all records at one party; with privacy, DP-SGD with Gaussian noise,
+One party, one learner, the same adapter, loss, sampling, clipping, number of steps and optimiser as
+a federated run. *Local*: a client alone on its own records, without noise, as nothing leaves it.
+*Central*: all records at one party; with privacy, DP-SGD with Gaussian noise,
 
 .. math:: g = \Bigl(\sum_{i \in B} \bar g_i + \mathcal N(0, z^2 C^2 I)\Bigr) / (q N)
 
@@ -36,31 +36,14 @@ Vector = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Trained:
-    """An adapter made by one party.
-
-    Parameters
-    ----------
-    adapter : ndarray of float32
-    epsilon : float or None
-        What it spent at ``privacy.delta``; None without noise.
-    """
+    """An adapter made by one party; ``epsilon`` is at ``privacy.delta``, None without noise."""
 
     adapter: Vector
     epsilon: float | None
 
 
 def train_locally(bench: Bench) -> list[Trained]:
-    """Train every client alone on its own records, without noise.
-
-    Parameters
-    ----------
-    bench : Bench
-
-    Returns
-    -------
-    list of Trained
-        One for each client, in their order.
-    """
+    """Train every client alone on its own records, without noise; return them in order."""
     start = bench.initial
     return [
         Trained(_descend(bench, share, 0.0, start, f"local/{client}"), None)
@@ -71,16 +54,13 @@ def train_locally(bench: Bench) -> list[Trained]:
 def train_centrally(bench: Bench) -> Trained:
     """Train on all private records at once, with DP-SGD unless ``privacy.unit`` is none.
 
+    A unit other than record and none raises `ConfigError`.
+
     Guarantees
     ----------
     Under unit record the adapter is (epsilon, delta)-differentially private for adding or removing
     one record, towards everybody but the party itself, which sees all records. The noise is
     Gaussian from the system's entropy; it is a double, not an exact normal.
-
-    Raises
-    ------
-    ConfigError
-        If the unit is neither record nor none.
     """
     config, records = bench.config, len(bench.corpora.private.records)
     everything = np.arange(records, dtype=np.int64)

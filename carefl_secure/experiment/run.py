@@ -1,4 +1,4 @@
-"""Runs the cells of an experiment, each in a folder of its own, and goes on where it stopped."""
+"""Runs the cells of an experiment, each in a folder of its own, and resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -45,14 +45,12 @@ _FAULTS = (
 
 @dataclass(frozen=True)
 class Finished:
-    """What became of one cell.
+    """The outcome of one cell.
 
     Parameters
     ----------
-    variant : str
-    seed : int
     epsilon : float or None
-        What the training spent; None where nothing is protected.
+        Spent by the training; None where nothing is protected.
     seconds : float
         Wall time, scoring included.
     figures : dict of str to float
@@ -72,20 +70,9 @@ class Finished:
 def run_cell(cell: Cell, reporter: Reporter) -> Finished:
     """Run one cell, or read it where it is finished.
 
-    An interrupted federated run goes on after its last finished round. Where it had finished
-    none it begins anew; the old folder, with its ledgers, is kept beside it.
-
-    Parameters
-    ----------
-    cell : Cell
-    reporter : Reporter
-
-    Raises
-    ------
-    RunError
-        If the folder holds a finished cell with other settings.
-    CareflError
-        Whatever stops the run.
+    An interrupted federated run resumes after its last finished round; without one it begins anew,
+    and the old folder, with its ledgers, is kept. A finished cell with other settings raises
+    `RunError`.
     """
     folder = cell.config.run.dir / cell.name
     known = _read(folder / _PAPER)
@@ -215,16 +202,9 @@ _MAKERS: dict[str, Callable[[Cell, Path, Reporter], None]] = {
 
 
 def run_cells(cells: list[Cell], jobs: int, reporter: Reporter) -> list[Finished]:
-    """Run all cells and return what became of each, in their order; failures are in the list.
+    """Run all cells in ``jobs`` processes; return their outcomes in order, failures included.
 
-    Cells of one process share what the frozen vision side makes of the images.
-
-    Parameters
-    ----------
-    cells : list of Cell
-    jobs : int
-        Processes; 1 stays in this one.
-    reporter : Reporter
+    Cells of one process share the vision features of the images; one job runs in this process.
     """
     reporter.start("cells", len(cells))
     found: dict[str, Finished] = {}

@@ -1,4 +1,4 @@
-"""What a finished cell is compared by: its scores of the test records, kept beside the run.
+"""A finished cell's scores of the test records, kept in its folder for comparisons.
 
 Only the server's own splits are scored; no picture or feature is kept.
 """
@@ -41,9 +41,9 @@ FACE, CONTEXT = 0.5, 0.9  # of the evidence in the context: at most, at least
 def label_slices(labels: tuple[str, ...], *, drawn: bool) -> dict[str, list[int]]:
     """Return which labels the face decides and which the context decides, by column.
 
-    Known for the drawn corpus only, from the rule that its private annotators follow; a category
-    belongs to ``face`` where at most half of the evidence lies in the context, to ``context``
-    where at least nine tenths do, else to neither.
+    Known for the drawn corpus only, from the rule of its private annotators; a category belongs to
+    ``face`` where at most half of the evidence lies in the context, to ``context`` where at least
+    nine tenths do, else to neither.
     """
     shares = context_shares("private")
     if not drawn or set(labels) != set(shares):
@@ -97,13 +97,7 @@ class Scores:
 
     @classmethod
     def read(cls, path: Path) -> Scores:
-        """Read what :meth:`write` kept.
-
-        Raises
-        ------
-        RunError
-            If the file is missing or damaged.
-        """
+        """Read what :meth:`write` kept; a missing or damaged file raises `RunError`."""
         try:
             with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
                 held = {name: file[name] for name in file.files}
@@ -128,10 +122,6 @@ class Statistic:
     """Figures of a cell, means over its models where it has several.
 
     ``mAP`` and ``macro_f1`` over all labels, and ``mAP face``, ``mAP context`` over some.
-
-    Parameters
-    ----------
-    held : Scores
     """
 
     def __init__(self, held: Scores) -> None:
@@ -166,13 +156,7 @@ class Statistic:
 
 
 class Bench:
-    """Corpora, captions and a model under one configuration, ready to score adapters.
-
-    Parameters
-    ----------
-    config : Config
-    reporter : Reporter
-    """
+    """Corpora, captions and a model under one configuration, ready to score adapters."""
 
     def __init__(self, config: Config, reporter: Reporter) -> None:
         self.config, self.reporter = config, reporter
@@ -194,7 +178,7 @@ class Bench:
         return scores, choose_thresholds(targets(self.corpora.public), known)
 
     def held(self, found: list[tuple[npt.NDArray[np.float32], Floats | None]]) -> Scores:
-        """Put the scores of one or several models beside the truth."""
+        """Return the scores of one or several models together with the targets."""
         test = self.corpora.test
         cuts = [cut for _, cut in found if cut is not None]
         return Scores(

@@ -1,9 +1,9 @@
 r"""From finished cells to a table: means over seeds, and two paired tests between variants.
 
-**Over seeds** (training anew, another draw of the data): for a figure with the values
-:math:`x_1 \dots x_S` over S seeds, the t interval :math:`\bar x \pm t_{S-1} s / \sqrt S`. Two
-variants are compared by the differences :math:`d_s` of the same seed: paired t interval and
-two-sided p value, adjusted over all comparisons of the table by Holm's rule.
+**Over seeds** (training anew, another draw of the data): for a figure with the values :math:`x_1
+\dots x_S` over S seeds, the t interval :math:`\bar x \pm t_{S-1} s / \sqrt S`. Two variants are
+compared by the differences :math:`d_s` of the same seed: paired t interval and two-sided p value,
+adjusted over all comparisons of the table by Holm's rule.
 
 **Over records** (other test persons, the same trained models): whole persons of each seed's test
 split are drawn with replacement, both variants are scored on the same draw, and the mean difference
@@ -65,15 +65,7 @@ def holm(values: Mapping[str, float]) -> dict[str, float]:
 
 
 def results(experiment: Experiment, finished: Sequence[Finished], folder: Path) -> dict[str, Any]:
-    """Return all that the table says, as JSON values.
-
-    Parameters
-    ----------
-    experiment : Experiment
-    finished : sequence of Finished
-    folder : Path
-        Where the cells' folders lie.
-    """
+    """Return the whole table as JSON values; ``folder`` holds the cells' folders."""
     good = [one for one in finished if one.error is None]
     rows = [_row(experiment, variant, good) for variant in experiment.variants]
     comparisons = _comparisons(experiment, good, folder)

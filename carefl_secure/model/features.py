@@ -47,17 +47,11 @@ class _Memory:
 
 @contextlib.contextmanager
 def cached_features(limit: int = 1 << 30) -> Iterator[None]:
-    """Keep features in this process's memory inside the block, to be made once for many runs.
+    """Keep features in this process's memory inside the block, for reuse by several runs.
 
-    What is kept follows from the base, its compute type, the processor and every pixel, so
-    another base or other pictures never meet it; adapters do not touch the frozen vision side.
-    Nothing is written to disk, and all is dropped at the end of the block; a block inside another
-    uses the memory and the limit of the outer one.
-
-    Parameters
-    ----------
-    limit : int
-        Most bytes kept.
+    The key covers the base, its compute type, the processor and every pixel; adapters do not touch
+    the frozen vision side. Nothing is written to disk, and all is dropped at the end of the block.
+    A nested block uses the memory and the limit (most bytes kept) of the outer one.
     """
     if _MEMORY.get() is not None:
         yield
@@ -80,18 +74,10 @@ def _identity(base: Base, corpus: Corpus) -> bytes:
 
 
 def vision_features(base: Base, corpus: Corpus, reporter: Reporter) -> Tensor:
-    """Encode every image of a corpus with vision tower and connector.
+    """Encode every image of a corpus: [records, image tokens, text width], in the base's type.
 
-    The result is as private as the images: it never leaves the client.
-
-    Returns
-    -------
-    Tensor, shape [records, image tokens, text width], in the base's compute type
-
-    Raises
-    ------
-    ModelError
-        If the processor cuts an image into several tiles.
+    The result is as private as the images: it never leaves the client. A processor that cuts an
+    image into several tiles raises `ModelError`.
     """
     memory = _MEMORY.get()
     key = b"" if memory is None else _identity(base, corpus)

@@ -1,9 +1,8 @@
-"""Labels from the text that the model writes, instead of from the likelihoods of the labels.
+"""Labels read from the text that the model writes, instead of from the likelihoods of the labels.
 
-Greedy decoding, so the same model always writes the same. The result is a set of labels for each
-record and no score: F1, precision and recall follow, average precision does not, as nothing ranks
-the records. For that take :class:`carefl_secure.model.label_scorer.LabelScorer`. Texts are about a
-person: they are read here and dropped.
+Greedy decoding gives a set of labels for each record and no score: F1, precision and recall follow,
+average precision does not (see :class:`carefl_secure.model.label_scorer.LabelScorer`). Texts are
+about a person: they are read here and dropped.
 """
 
 from __future__ import annotations
@@ -34,13 +33,10 @@ _EDGE = " \t.:!?\"'*-"
 
 @dataclass(frozen=True)
 class GeneratedLabels:
-    """What a model answered, read as labels.
+    """A model's answers, read as labels: ``decisions`` is bool, shape [records, labels].
 
-    Parameters
-    ----------
-    decisions : ndarray of bool, shape [records, labels]
-    unparsable : ndarray of bool, shape [records]
-        Where no label could be read; such a record has no label.
+    ``unparsable``, bool of shape [records], marks records where no label could be read; they have
+    none.
     """
 
     decisions: npt.NDArray[np.bool_]
@@ -48,18 +44,12 @@ class GeneratedLabels:
 
 
 def parse_labels(text: str, space: LabelSpace) -> tuple[int, ...] | None:
-    """Read labels out of an answer.
+    """Read label ids, ascending, out of an answer; None where no label could be read.
 
-    Where several labels may hold, the answer is cut at commas, semicolons, line ends and *and*, and
-    each part that begins with a label counts, once; parts that do not are passed over. ``None`` in
-    the first place, and no label after it, is the empty set. Where one label holds, the label that
-    begins first in the text counts, the longest of those that begin there. Upper and lower case
-    are one.
-
-    Returns
-    -------
-    tuple of int or None
-        Ids, ascending; None where no label could be read.
+    Where several labels may hold, the answer is cut at commas, semicolons, line ends and *and*.
+    Each part that begins with a label counts once; other parts are skipped. ``None`` in the first
+    place, and no label after it, is the empty set. Where one label holds, the label that begins
+    first in the text counts, the longest of those that begin there. Case is ignored.
     """
     lowered = {label.casefold(): i for i, label in enumerate(space.labels)}
     if space.multi:
@@ -83,13 +73,8 @@ def _begins(part: str, label: str) -> bool:
 class TextScorer:
     """Lets a model answer in words, and reads the words.
 
-    Parameters
-    ----------
-    scorer : LabelScorer
-        Adapter, label space and question.
-    constrained : bool
-        Let the model write labels only, with commas between where several may hold, none twice;
-        otherwise it writes what it likes and answers may be unreadable.
+    With ``constrained``, the model may write labels only, none twice, with commas between where
+    several may hold; otherwise its answers may be unreadable.
     """
 
     def __init__(self, scorer: LabelScorer, *, constrained: bool = False) -> None:
@@ -109,19 +94,7 @@ class TextScorer:
     def all(
         self, features: Tensor, batch: int = 64, captions: Sequence[str] | None = None
     ) -> GeneratedLabels:
-        """Let the model answer about many records.
-
-        Parameters
-        ----------
-        features : Tensor, shape [records, image tokens, width]
-        batch : int
-        captions : sequence of str, optional
-
-        Raises
-        ------
-        ConfigError
-            If there is not one caption for each record.
-        """
+        """Let the model answer about many records; features are [records, image tokens, width]."""
         if captions is not None and len(captions) != len(features):
             raise ConfigError(f"{len(captions)} captions do not fit {len(features)} records")
         self._scorer.adapter.module.eval()

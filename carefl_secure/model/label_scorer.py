@@ -29,15 +29,8 @@ class LabelScorer:
 
     .. math:: s_{ik} = \log p(\text{label}_k \mid x_i) - \log p(\text{None} \mid x_i)
 
-    Where one label holds, it is the log-probability among the labels,
-    :math:`\log \operatorname{softmax}_k \log p(\text{label}_k \mid x_i)`.
-
-    Parameters
-    ----------
-    adapter : Adapter
-    space : LabelSpace
-    question : str
-        What the prompt asks about the image.
+    Where one label holds, it is the log-probability among the labels, :math:`\log
+    \operatorname{softmax}_k \log p(\text{label}_k \mid x_i)`.
     """
 
     adapter: Adapter
@@ -54,8 +47,8 @@ class LabelScorer:
     def __call__(self, features: Tensor, captions: Sequence[str] | None = None) -> Tensor:
         """Return scores, shape [batch, labels]; row i depends on record i only.
 
-        With ``captions``, one for each record, the question reads ``Context: CAPTION. QUESTION``;
-        an empty one leaves the question alone.
+        ``captions``, one for each record, make the question ``Context: CAPTION. QUESTION``; an
+        empty one leaves the question alone.
         """
         if captions is None:
             prefix: Tensor = self.__dict__["_prefix"].expand(len(features), -1)
@@ -96,18 +89,8 @@ class LabelScorer:
 class RecordLosses:
     """Losses of one party's records at the adapter's present value.
 
-    Parameters
-    ----------
-    scorer : LabelScorer
-    features : Tensor, shape [records, image tokens, width]
-    targets : ndarray of float32, shape [records, labels]
-    captions : sequence of str, optional
-        One for each record; as private as the images.
-
-    Raises
-    ------
-    ConfigError
-        If there is not one caption for each record.
+    ``features`` are [records, image tokens, width], ``targets`` float32 [records, labels];
+    ``captions``, one for each record, are as private as the images.
     """
 
     def __init__(
@@ -130,8 +113,7 @@ class RecordLosses:
         r"""Return one loss per record, shape [batch].
 
         Several labels: mean binary cross-entropy of the log-odds over the labels. One label:
-        cross-entropy of the label scores. Never the token mean that ``labels=`` would give, which
-        mixes records.
+        cross-entropy of the label scores. The token mean of ``labels=`` would mix records.
         """
         rows = torch.as_tensor(np.asarray(indices, np.int64))
         captions = self._captions

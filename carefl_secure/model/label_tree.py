@@ -1,8 +1,8 @@
 """Many answers behind one prompt, scored in a single forward pass.
 
-All suffixes (questions with their possible answers) hang as a token tree behind a shared prefix:
-a node sees the prefix and its own ancestors only, and its position restarts behind the prefix. The
-log-likelihoods are those of one forward per answer, at the price of one.
+All suffixes (questions with their possible answers) form a token tree behind a shared prefix: a
+node sees the prefix and its own ancestors only, and its position restarts behind the prefix. The
+log-likelihoods equal those of one forward pass per answer.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class TokenTree:
     Parameters
     ----------
     tokens : Tensor of int64, shape [nodes]
-        A node's token. The last token of an answer is predicted, never read, so it has no node
-        unless another suffix goes on through it.
+        The last token of an answer is predicted, never read, so it has no node unless another
+        suffix goes on through it.
     parents : tuple of int
         A node's parent, -1 for the last prefix token. Parents come before children.
     steps : tuple of (tuple of (int, int))
@@ -42,11 +42,8 @@ class TokenTree:
     def build(cls, suffixes: Sequence[tuple[Sequence[int], Sequence[int]]]) -> TokenTree:
         """Merge suffixes, each a pair (question tokens, answer tokens); only answers are scored.
 
-        Raises
-        ------
-        ModelError
-            If one answer begins with another whole answer to the same question: their
-            likelihoods would not be those of different answers.
+        An answer that begins with another answer to the same question raises `ModelError`: their
+        likelihoods would not be those of different answers.
         """
         nodes: dict[tuple[int, ...], int] = {(): -1}
         tokens: list[int] = []
@@ -116,28 +113,20 @@ def answer_log_likelihoods(
     features: Tensor,
     dtype: torch.dtype,
 ) -> Tensor:
-    r"""Score every answer of ``tree`` for every record in one forward pass.
+    r"""Score every answer of ``tree`` for every record in one pass, float32 [batch, answers].
 
     .. math:: s_{ik} = \sum_t \log p(a_{kt} \mid x_i, q_k, a_{k,<t})
 
+    The result is differentiable; row i depends on record i only.
+
     Parameters
     ----------
-    model : nn.Module
-        A SmolVLM-like model, bare or wrapped by peft.
-    tree : TokenTree
-    prefix : Tensor of int64, shape [batch, length]
-        Prompt tokens up to the shared end, left-padded.
-    attention : Tensor of int64, shape [batch, length]
-        0 where padded.
+    prefix, attention : Tensor of int64, shape [batch, length]
+        Prompt tokens up to the shared end, left-padded; attention is 0 where padded.
     features : Tensor, shape [batch, image tokens, width]
         Output of vision tower and connector.
     dtype : torch.dtype
         Compute type of the model, for the mask.
-
-    Returns
-    -------
-    Tensor of float32, shape [batch, answers]
-        Differentiable; row i depends on record i only.
     """
     batch, length = prefix.shape
     mask, positions = _layout(tree, attention, dtype)

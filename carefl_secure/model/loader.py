@@ -39,17 +39,10 @@ class Base:
     ----------
     model : SmolVLMForConditionalGeneration or its like
         No parameter requires a gradient.
-    processor : object
-        Image processor and tokenizer.
-    prompter : Prompter
     digest : bytes
         SHA-256 over configuration and weights: clients refuse a base with another one.
-    dtype : torch.dtype
-        Compute type.
     source : str
         What the user asked for: ``embedded``, a folder or a hub id.
-    parallel_batches : ParallelBatches
-        How many batches go through the model side by side.
     """
 
     model: Any
@@ -81,16 +74,15 @@ def load_base(
     quantization : {"nf4", "int8", "none"}
         ``nf4`` is bitsandbytes NF4 with double quantisation of the text model. Vision tower,
         connector and head stay whole.
-    compute_dtype : {"float32", "bfloat16"}
     parallel_batches : int, optional
-        Batches that go through the model side by side; by default as many as the small embedded
-        model gains from, and 1 for any other and for int8, whose layers keep a state.
+        Batches in the model at once; by default as many as the small embedded model gains from, and
+        1 for any other and for int8, whose layers keep a state.
 
     Raises
     ------
     ModelError
-        If the source cannot be found or read, is not a SmolVLM, its processor does not fit it, or
-        nothing was quantised although it was asked for.
+        If the source cannot be read, is not a SmolVLM, its processor does not fit it, or nothing
+        was quantised although it was asked for.
     """
     folder = _resolve(source, revision)
     dtype = _DTYPES[compute_dtype]

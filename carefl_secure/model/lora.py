@@ -35,28 +35,21 @@ TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 class Adapter:
     r"""LoRA matrices on a frozen base: :math:`W x + (\alpha / r) B A x`.
 
+    A base that has an adapter already, or matrices that do not land on the text model alone in
+    float32, raise `ModelError`.
+
     Parameters
     ----------
-    base : Base
-    rank, alpha : int
     targets : sequence of str
         Some of :data:`TARGETS`.
     train : {"B", "both", "alternate"}
         ``B``: A stays at its seeded value, so sums of B are exact averages of the product
         (FFA-LoRA, arXiv 2403.12313). ``both``: A and B. ``alternate``: B in odd rounds, A in even
-        ones; the vector holds both, the resting half's gradient is exactly zero.
+        ones; the vector holds both, and the gradient of the half that rests is exactly zero.
     seed : int
         Fixes A. The same seed gives the same A on every client.
     last_layers : int, optional
         Adapt only so many of the last text layers; all by default.
-
-    Raises
-    ------
-    ConfigError
-        If a target or ``train`` is unknown, or there are fewer layers.
-    ModelError
-        If the base has an adapter already, or this one does not land on the text model alone, in
-        float32.
     """
 
     def __init__(
@@ -127,15 +120,7 @@ class Adapter:
             return np.asarray(torch.cat([p.detach().flatten() for _, p in self.parameters]).numpy())
 
     def load(self, vector: npt.NDArray[np.float32]) -> None:
-        """Set the trainable values from a vector of shape [dimension].
-
-        Raises
-        ------
-        ModelError
-            If the length is wrong.
-        NonFiniteError
-            If it holds NaN or infinity.
-        """
+        """Set the trainable values from a vector of shape [dimension], all of them finite."""
         if vector.shape != (self.dimension,):
             raise ModelError(
                 f"an adapter vector of shape {vector.shape} does not fit this adapter of "

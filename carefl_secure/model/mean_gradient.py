@@ -21,7 +21,11 @@ def mean_gradient(
     indices: NDArray[np.int64],
     micro_batch: int = 32,
 ) -> NDArray[np.float64]:
-    r"""Return the gradient of the mean loss, :math:`\frac{1}{B} \sum_i \nabla \ell_i`.
+    r"""Return :math:`\frac{1}{B} \sum_i \nabla \ell_i`, the gradient of the mean loss, float64 [D].
+
+    Nothing is clipped here, so this gradient may give away single records. It must stay inside the
+    client, and what is made of it must be bounded before it leaves. A loss or gradient that is NaN
+    or infinite raises `NonFiniteError`.
 
     Parameters
     ----------
@@ -33,22 +37,6 @@ def mean_gradient(
         At least one record.
     micro_batch : int
         How many records go through the model at once.
-
-    Returns
-    -------
-    ndarray of float64, shape [D]
-
-    Raises
-    ------
-    ConfigError
-        There are no records or no parameters.
-    NonFiniteError
-        A loss or the gradient is NaN or infinite.
-
-    Notes
-    -----
-    Nothing is clipped here, so this gradient may give away single records. It must stay inside the
-    client, and what is made of it must be bounded before it leaves.
     """
     if not (indices.size and len(parameters) and micro_batch > 0):
         raise ConfigError("a gradient needs records, trainable weights and a micro-batch above 0")

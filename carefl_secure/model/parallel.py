@@ -1,4 +1,4 @@
-"""Micro-batches side by side: on a few cores two passes of one thread each beat one pass of two."""
+"""Micro-batches in parallel: on a few cores, two one-thread passes beat one two-thread pass."""
 
 from __future__ import annotations
 
@@ -17,21 +17,11 @@ Found = TypeVar("Found")
 
 
 class ParallelBatches:
-    """A ``map`` that works on a few items at once, one torch thread for each.
+    """A ``map`` that works on ``count`` items at once, one torch thread for each.
 
-    The layers of a small model are too short for torch's own threads, which spend their time
-    waiting for each other. A large model fills the cores by itself and wants one lane.
-
-    Parameters
-    ----------
-    count : int
-        Items worked on at once, each with activations of its own; 1 works in the calling thread
-        with torch's own threads.
-
-    Raises
-    ------
-    ConfigError
-        When there is no lane.
+    The layers of a small model are too short for torch's own threads. A large model fills the cores
+    by itself: a count of 1 works in the calling thread with torch's own threads. Each item in work
+    has activations of its own.
 
     Guarantees
     ----------
@@ -46,14 +36,11 @@ class ParallelBatches:
 
     @classmethod
     def for_small(cls) -> ParallelBatches:
-        """Return a lane for each of torch's threads, four at most, with a small model in mind."""
+        """Return a worker for each of torch's threads, four at most, for a small model."""
         return cls(min(4, torch.get_num_threads()))
 
     def __call__(self, function: Callable[[Item], Found], items: Iterable[Item]) -> Iterator[Found]:
-        """Return ``function`` of each item, in order.
-
-        ``function`` must set torch's gradient mode itself, which every thread has for itself.
-        """
+        """Return ``function`` of each item, in order; it must set torch's gradient mode itself."""
         work = list(items)
         parallel_batches = min(self._count, len(work))
         if parallel_batches < 2:

@@ -1,8 +1,8 @@
 """Makes the embedded weights: all weights of the small SmolVLM, trained on the public split only.
 
-First it learns to see: vision tower and connector under one throw-away linear head that names the
-factors of a scene. Then it learns to speak: every label word and factor as an answer to a question,
-now and then with a sentence of context. No private or test record is drawn here.
+Vision tower and connector are trained first, under a linear head that names the factors of a scene
+and is then dropped. Then the whole model learns every label word and factor as an answer to a
+question, sometimes with a sentence of context. No private or test record is drawn here.
 """
 
 from __future__ import annotations
@@ -46,28 +46,17 @@ Rows = npt.NDArray[np.int64]
 
 
 def pretrain(output: Path, *, seed: int, steps: int | None, reporter: Reporter) -> Path:
-    """Train the embedded model from random weights and save it.
+    """Train the embedded model from random weights and save it; return the folder.
 
     Parameters
     ----------
     output : Path
-        Folder to write: weights in float16, tokenizer, processor, ``origin.json``. Written now and
-        then, so that an interrupted training leaves a model of its own.
+        Folder to write: weights in float16, tokenizer, processor, ``origin.json``. It is also
+        written during training, so that an interrupted training leaves a usable model.
     seed : int
         Fixes weights, data and order.
     steps : int, optional
         Optimiser steps of each stage; by default about twenty minutes on two cores.
-    reporter : Reporter
-
-    Returns
-    -------
-    Path
-        The folder, which :func:`carefl_secure.model.loader.load_base` reads.
-
-    Raises
-    ------
-    ConfigError
-        If ``steps`` is below 1.
     """
     if steps is not None and steps < 1:
         raise ConfigError(f"pretraining needs at least one step, not {steps}")

@@ -22,17 +22,7 @@ class Prompter:
     r"""Builds prompts in the chat form of the SmolVLM2 checkpoints.
 
     ``<|im_start|>User:<image>QUESTION<end_of_utterance>\nAssistant:`` with ``<image>`` spelled out
-    as the processor does for one tile.
-
-    Parameters
-    ----------
-    processor : object
-        An Idefics3 or SmolVLM processor.
-
-    Raises
-    ------
-    ModelError
-        If the tokenizer lacks the tokens this form needs.
+    as the processor does for one tile. A tokenizer without these tokens raises `ModelError`.
     """
 
     def __init__(self, processor: Any) -> None:
@@ -75,14 +65,8 @@ class Prompter:
     def answers(self, labels: Sequence[str], *, reference: bool) -> list[list[int]]:
         """Tokenise answers so that none is the beginning of another.
 
-        Where the labels alone are prefix-free nothing is added; otherwise every label ends with
-        the end-of-utterance token.
-
-        Parameters
-        ----------
-        labels : sequence of str
-        reference : bool
-            Whether to append :data:`REFERENCE` as the last answer.
+        Where the labels alone are prefix-free nothing is added; otherwise every label ends with the
+        end-of-utterance token. ``reference`` appends :data:`REFERENCE` as the last answer.
         """
         words = [*labels, REFERENCE] if reference else list(labels)
         rows = [self.ids(" " + word) for word in words]

@@ -1,4 +1,4 @@
-"""Reads a saved adapter back: the PEFT folder that a run wrote, into the adapter it belongs to."""
+"""Reads a saved adapter back from the PEFT folder that a run wrote."""
 
 from __future__ import annotations
 
@@ -23,26 +23,16 @@ _SETTINGS = ("peft_type", "r", "lora_alpha", "target_modules", "bias", "use_dora
 
 
 def load_saved(adapter: Adapter, folder: Path) -> npt.NDArray[np.float32]:
-    """Give an adapter the weights of a folder that :meth:`Adapter.save` wrote, A and B both.
+    """Load a folder that :meth:`Adapter.save` wrote, A and B; return the values [dimension].
 
-    Only ``adapter_model.safetensors`` is read: no pickle is ever opened.
-
-    Parameters
-    ----------
-    adapter : Adapter
-        Made with the settings of the run that wrote the folder.
-    folder : Path
-
-    Returns
-    -------
-    ndarray of float32, shape [dimension]
-        The trainable values in the order that :meth:`Adapter.load` takes.
+    The adapter must have the settings of the run that wrote the folder. Only
+    ``adapter_model.safetensors`` is read: no pickle is ever opened.
 
     Raises
     ------
     ModelError
-        If a file is missing or damaged, the settings differ, a weight is missing, unexpected or
-        of another shape. The adapter is then as it was.
+        If a file is missing or damaged, the settings differ, a weight is missing, unexpected or of
+        another shape. The adapter is then as it was.
     NonFiniteError
         If a weight is NaN or infinite.
     """

@@ -1,4 +1,4 @@
-"""A fresh adapter beside frozen ones, and all of them saved as one."""
+"""A fresh adapter on top of frozen ones, all saved as one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["StackedAdapter"]
 
 
 class StackedAdapter(Adapter):
-    r"""A fresh LoRA on a base that keeps the adapters it wears, which are frozen.
+    r"""A fresh LoRA on a base that keeps its present adapters, which are frozen.
 
     With :math:`B_1 A_1` frozen and :math:`B_2 A_2` in training, both of rank r and scale
     :math:`\alpha`, a layer computes
@@ -27,22 +27,16 @@ class StackedAdapter(Adapter):
     .. math:: W x + \frac{\alpha}{r} (B_1 A_1 + B_2 A_2) x
               = W x + \frac{2 \alpha}{2 r} [B_1\; B_2] \begin{bmatrix} A_1 \\ A_2 \end{bmatrix} x
 
-    and the right-hand side is what `save` writes: one ordinary adapter of rank 2 r and scale
-    2 alpha, the same function up to rounding, without a weight of the base being touched.
-    ``merge_and_unload`` would add the product to the base and quantise it anew, which changed
-    the logits of a 4-bit base by 21 % when it was measured.
+    and the right-hand side is what `save` writes: one ordinary adapter of rank 2 r and scale 2
+    alpha, the same function up to rounding. ``merge_and_unload`` would add the product to the base
+    and quantise it anew, which changed the logits of a 4-bit base by 21 % when it was measured.
 
     Parameters
     ----------
     first : Adapter
         What is frozen, as it is now; it may be a stack itself. It must not be used any more.
     seed : int
-        Fixes the fresh A; another one than the first adapter's, whose span is used already.
-
-    Raises
-    ------
-    ModelError
-        If the fresh weights do not land on the text model alone, in float32.
+        Fixes the fresh A; must differ from the first adapter's, whose span is used already.
     """
 
     def __init__(self, first: Adapter, seed: int) -> None:
@@ -89,5 +83,5 @@ class StackedAdapter(Adapter):
 
 
 def adapters_of(adapter: Adapter) -> list[str]:
-    """Return peft's names of what a base wears under an adapter of ours."""
+    """Return peft's names of the adapters that a base holds under an adapter of ours."""
     return adapter.names if isinstance(adapter, StackedAdapter) else ["default"]

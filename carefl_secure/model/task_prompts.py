@@ -1,10 +1,9 @@
 """What the model is asked: five wordings that ship with the package, or a file of one's own.
 
-A wording may hold two placeholders: ``{question}``, the question that the embedded model was taught
-for the label space, and ``{labels}``, all labels of the space with commas between. ``default`` is
-the question alone. The tokenizer of the embedded model works on bytes, so no word is unknown to it,
-but words that its own training text lacks fall into many pieces; ``expert`` is meant for real
-SmolVLM2 checkpoints.
+A wording may hold ``{question}``, the question that the embedded model was taught for the label
+space, and ``{labels}``, all labels of the space with commas between. ``default`` is the question
+alone. ``expert`` is meant for real SmolVLM2 checkpoints: words that the embedded model's training
+text lacks fall into many byte pieces.
 """
 
 from __future__ import annotations
@@ -28,23 +27,10 @@ _QUESTION = "Which expression does the person show?"
 
 
 def prompt_template(choice: str) -> str:
-    """Return the wording of a name, or the text of a file, placeholders still in it.
+    """Return the wording of a name, or the text of a file on one line, with its placeholders.
 
-    Parameters
-    ----------
-    choice : str
-        One of :data:`TASK_PROMPTS`, or the path of a text file.
-
-    Returns
-    -------
-    str
-        On one line.
-
-    Raises
-    ------
-    ConfigError
-        If it is neither, or the text is empty, too long, holds another placeholder, or signs that
-        models use for marks of their own.
+    ``choice`` is one of :data:`TASK_PROMPTS` or the path of a text file. A text that is empty, too
+    long, or holds another placeholder or signs that models use for marks raises `ConfigError`.
     """
     path = _FOLDER / f"{choice}.txt" if choice in TASK_PROMPTS else Path(choice)
     try:
@@ -77,13 +63,7 @@ def prompt_template(choice: str) -> str:
 
 
 def task_question(choice: str, space: LabelSpace) -> str:
-    """Return what the prompt asks about an image under a label space.
-
-    Raises
-    ------
-    ConfigError
-        See :func:`prompt_template`.
-    """
+    """Return what the prompt asks about an image under a label space."""
     return prompt_template(choice).format(
         question=QUESTIONS.get(space.name, _QUESTION), labels=", ".join(space.labels)
     )

@@ -1,4 +1,4 @@
-"""Does the tuned model give away an attribute that the labels alone would not."""
+"""Attribute inference: does the tuned model reveal more than the labels alone."""
 
 from __future__ import annotations
 
@@ -22,13 +22,9 @@ Table = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Person:
-    """Known parts of some records, one row each.
+    """Known parts of some records: labels, and scores of the public base and of the tuned model.
 
-    Parameters
-    ----------
-    labels : ndarray, shape [records, labels]
-    base, tuned : ndarray, shape [records, labels]
-        Scores of the public base and of the tuned model.
+    All three are arrays of shape [records, labels].
     """
 
     labels: Table
@@ -40,13 +36,8 @@ class Person:
 class AttributeView:
     """What a user of the adapter with partial knowledge sees.
 
-    Parameters
-    ----------
-    targets : Person
-        Records whose attribute is sought.
-    known : Person
-        Other records, not trained on, whose attribute is known.
-    known_values : ndarray of str, shape [known]
+    ``targets`` are the records whose attribute is sought; ``known`` are others, not trained on,
+    with their attribute in ``known_values``, str of shape [known].
     """
 
     targets: Person
@@ -55,11 +46,11 @@ class AttributeView:
 
 
 class AttributeInference(Attack[AttributeView, Mapping[str, npt.NDArray[np.str_]]]):
-    """Guesses an attribute by logistic regression, from more and more knowledge.
+    """Guesses an attribute by logistic regression, from increasing knowledge.
 
     ``imputation`` uses the labels alone, ``base`` adds what the public model says of the picture,
-    ``tuned`` adds what the tuned model says. Only what ``tuned`` has over ``base`` can be laid at
-    the door of the training.
+    ``tuned`` adds what the tuned model says. Only the gain of ``tuned`` over ``base`` is due to the
+    training.
 
     References
     ----------
@@ -97,18 +88,9 @@ def judge_attributes(
 ) -> Finding:
     """Compare the accuracies on members with those on others.
 
-    Parameters
-    ----------
-    attribute : str
-    guesses : mapping
-        From :class:`AttributeInference`.
-    truth : ndarray of str, shape [targets]
-    member : ndarray of bool, shape [targets]
-
-    Returns
-    -------
-    Finding
-        Always ``measured``: no promise speaks of attributes that hold for a whole population.
+    The finding is always ``measured``: no promise covers attributes that hold for a whole
+    population. ``guesses`` come from :class:`AttributeInference`; ``truth`` (str) and ``member``
+    (bool) are [targets].
     """
     right = {name: (values == truth).astype(np.float64) for name, values in guesses.items()}
     gain = right["tuned"] - right["base"]

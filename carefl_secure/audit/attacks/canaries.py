@@ -1,4 +1,4 @@
-"""One run, many canaries, and whether what was opened contradicts what was claimed."""
+"""Many canaries in one run: whether the release contradicts the claimed guarantee."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class GradientCanaries(Attack[ReleaseView, npt.NDArray[np.float64]]):
     r"""Scores possible canaries by the likelihood ratio of the claimed mechanism.
 
     A canary is a record whose clipped gradient is C times one unit vector (a Dirac canary). Its
-    coordinate of the t-th sum, in units of C, is :math:`x_t = b_t + \sigma_t z` with
-    :math:`b_t \sim \mathrm{Bern}(q)` if it is in, and
+    coordinate of the t-th sum, in units of C, is :math:`x_t = b_t + \sigma_t z` with :math:`b_t
+    \sim \mathrm{Bern}(q)` if it is in, and
 
     .. math:: s = \sum_t \log\left(1 - q + q\, e^{(2 x_t - 1) / 2 \sigma_t^2}\right).
     """
@@ -49,7 +49,7 @@ class GradientCanaries(Attack[ReleaseView, npt.NDArray[np.float64]]):
 
 
 def claimed_curve(events: Sequence[Event]) -> Curve:
-    """Return the least mass of right guesses that a history of events leaves beside wrong ones.
+    """Return the least mass of right guesses that a history of events leaves for wrong ones.
 
     The accountant bounds the true-positive rate from above on a grid of false-positive rates;
     between two of them the next higher bound is taken, so the claim errs towards less protection.
@@ -70,21 +70,11 @@ def claimed_curve(events: Sequence[Event]) -> Curve:
 def judge_canaries(
     rehearsal: Rehearsal, scores: npt.NDArray[np.float64], curve: Curve | None = None
 ) -> Finding:
-    """Hold the scores against the coins and the claim.
+    """Compare the scores, float64 [canaries], with the coins and the claim.
 
-    Parameters
-    ----------
-    rehearsal : Rehearsal
-        Knows the coins and the plan.
-    scores : ndarray of float64, shape [canaries]
-    curve : callable, optional
-        The claim; by default that of the plan's events.
-
-    Returns
-    -------
-    Finding
-        ``falsified`` if the claimed curve is contradicted at 95 %, over four numbers of guesses
-        declared here. ``passed`` means not contradicted, which is no proof.
+    The finding is ``falsified`` if the claimed curve, by default that of the plan's events, is
+    contradicted at 95 %, over four numbers of guesses declared here. ``passed`` means not
+    contradicted, which is no proof.
     """
     plan, member = rehearsal.plan, rehearsal.member
     count, delta = len(member), plan.privacy.delta

@@ -1,8 +1,8 @@
 """Canaries for a whole client: whether the release hides that it took part in a round.
 
 Every client of a rehearsal flips a coin for every round: heads, and its whole contribution is the
-clipping norm along one coordinate; tails, and it is nothing. One coin touches one round, so it is
-the price of one round that the guesses are held against.
+clipping norm along one coordinate; tails, and it is nothing. One coin touches one round, so the
+guesses are compared with the guarantee of one round.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class _CoinTask:
     def gradient(
         self, adapter: npt.NDArray[np.float32], indices: npt.NDArray[np.int64], number: int
     ) -> npt.NDArray[np.float64]:
-        """Return a gradient so steep that whatever moves down it is clipped to the norm."""
+        """Return a gradient so steep that a step along it is always clipped to the norm."""
         return 1e6 * self.clipped_sum(adapter, indices, number)
 
 
@@ -101,22 +101,16 @@ def rehearse_clients(
 ) -> tuple[Rehearsal, Coins]:
     """Run the federation on clients that take part by coin flips.
 
+    Returns the rehearsal, with one "canary" per client, and the coins, bool [rounds, clients].
+
     Parameters
     ----------
     config : Config
-        Gives the way of summing and the run's seed.
-    key_source : callable(int) -> KeySource
+        Gives the aggregation and the run's seed.
     plan : RunPlan
         Of at least as many coordinates as clients; every client is one unit, in every round.
     seed : int
         Of the coins alone.
-    reporter : Reporter, optional
-
-    Returns
-    -------
-    Rehearsal
-        With one "canary" per client; its coins are the second value.
-    ndarray of bool, shape [rounds, clients]
     """
     privacy = plan.privacy
     rng = np.random.default_rng([seed, 0xC1])
@@ -136,21 +130,10 @@ def judge_clients(
     coins: Coins,
     curve: Curve | None = None,
 ) -> Finding:
-    """Hold the scores against the coins and the price of one round.
+    """Compare the scores of :class:`ClientCanaries` with the coins and the claim, as for records.
 
-    Parameters
-    ----------
-    rehearsal : Rehearsal
-    scores : ndarray of float64, shape [rounds, clients]
-        From :class:`ClientCanaries`.
-    coins : ndarray of bool, shape [rounds, clients]
-    curve : callable, optional
-        The claim; by default that of one round of the plan.
-
-    Returns
-    -------
-    Finding
-        As that of the record canaries.
+    Scores and coins are [rounds, clients]; the claim is by default the curve of one round of the
+    plan.
     """
     plan = rehearsal.plan
     flat, member, delta = scores.ravel(), coins.ravel(), plan.privacy.delta

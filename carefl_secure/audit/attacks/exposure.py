@@ -42,10 +42,7 @@ _ROWS = 64
 class ExposureView:
     """What somebody with the adapter and the picture, but not the secret, sees.
 
-    Parameters
-    ----------
-    losses : ndarray of float64, shape [canaries, space]
-        Loss of each canary under every secret that it might have.
+    ``losses``, float64 [canaries, space], are those of each canary under every possible secret.
     """
 
     losses: Losses
@@ -76,13 +73,7 @@ class Exposure(Attack[ExposureView, Losses]):
 
 
 def label_secrets(labels: int, chosen: int) -> npt.NDArray[np.bool_]:
-    """Return every set of ``chosen`` of ``labels`` labels, shape [sets, labels].
-
-    Raises
-    ------
-    ConfigError
-        If there are more than 100 000 of them.
-    """
+    """Return every set of ``chosen`` of ``labels`` labels, bool [sets, labels], 100 000 at most."""
     count = math.comb(labels, chosen)
     if not 1 < count <= 100_000:
         raise ConfigError(f"{count} sets of {chosen} of {labels} labels are no space to rank in")
@@ -93,15 +84,11 @@ def label_secrets(labels: int, chosen: int) -> npt.NDArray[np.bool_]:
 
 
 def secret_losses(scores: Losses, secrets: npt.NDArray[np.bool_]) -> Losses:
-    r"""Return the loss of every record under every set of labels, from scores alone.
+    r"""Return the loss of every record under every set of labels: [records, space].
 
-    The mean binary cross-entropy of log-odds s is
-    :math:`\frac1K \left(\sum_k \log(1 + e^{s_k}) - \sum_{k \in S} s_k\right)`: linear in the set.
-
-    Parameters
-    ----------
-    scores : ndarray of float64, shape [records, labels]
-    secrets : ndarray of bool, shape [space, labels]
+    The mean binary cross-entropy of log-odds s (``scores``, [records, labels]) is :math:`\frac1K
+    \left(\sum_k \log(1 + e^{s_k}) - \sum_{k \in S} s_k\right)`: linear in the set, a row of
+    ``secrets``, bool [space, labels].
     """
     whole = np.logaddexp(0.0, scores).sum(axis=1, keepdims=True)
     return np.asarray((whole - scores @ secrets.T) / scores.shape[1], np.float64)
@@ -116,14 +103,16 @@ def judge_exposure(
     what: str,
     coins: bool,
 ) -> Finding:
-    """Compare planted secrets with such as were never planted.
+    """Compare planted secrets with others that were never planted.
+
+    The finding is ``measured``, with the mean exposures and standard errors in bits.
 
     Parameters
     ----------
     exposures : ndarray of float64, shape [canaries, space]
         From :class:`Exposure`.
     truth : ndarray of int64, shape [canaries]
-        Place of each canary's own secret.
+        Index of each canary's own secret.
     planted : ndarray of bool, shape [canaries]
     delta : float
         For the bound.
@@ -131,11 +120,6 @@ def judge_exposure(
         What the secrets are, in words.
     coins : bool
         Whether fair coins decided what is planted; only then is there a bound on epsilon.
-
-    Returns
-    -------
-    Finding
-        ``measured``, with the mean exposures and standard errors in bits.
     """
     own = exposures[np.arange(len(truth)), truth]
     inside, outside = own[planted], own[~planted]
@@ -172,17 +156,8 @@ def natural_exposure(
 ) -> npt.NDArray[np.float64]:
     """Return the exposure of the labels that records really carry, shape [records].
 
-    Parameters
-    ----------
-    scores : ndarray of float64, shape [records, labels]
-    targets : ndarray of float32, shape [records, labels]
-    multi : bool
-        Whether several labels may hold; a record of k labels is then ranked among all sets of k.
-
-    Returns
-    -------
-    ndarray of float64
-        NaN for records of no label or of more than four.
+    Scores and targets are [records, labels]. Where several labels may hold (``multi``), a record of
+    k labels is ranked among all sets of k. NaN for records of no label or of more than four.
     """
     out = np.full(len(scores), np.nan)
     labels, sizes = targets.shape[1], targets.sum(axis=1).astype(np.int64)
@@ -205,17 +180,12 @@ def judge_natural(
     tuned: npt.NDArray[np.float64],
     member: npt.NDArray[np.bool_],
 ) -> Finding:
-    """Compare what training added to the exposure of members' labels with that of others'.
+    """Compare the increase of exposure by training, of members' labels and of others'.
 
-    Nothing was planted in a finished run, so these are the labels that records really carry, and
-    a model that has learnt the task ranks them high for everybody. Only the difference between
-    members and others speaks of memory.
-
-    Parameters
-    ----------
-    base, tuned : ndarray of float64, shape [records]
-        Exposure before and after training; NaN where not known.
-    member : ndarray of bool, shape [records]
+    Nothing was planted in a finished run, so these are the labels that records really carry, and a
+    model that has learnt the task ranks them high for everybody. Only the difference between
+    members and others speaks of memory. ``base`` and ``tuned`` are the exposures [records] before
+    and after training; NaN where not known.
     """
     known = np.isfinite(base) & np.isfinite(tuned)
     gain = (tuned - base)[known]

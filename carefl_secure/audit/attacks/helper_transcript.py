@@ -1,4 +1,4 @@
-"""What a committee member or the key holder can make of the messages that pass its own desk."""
+"""What a committee member or the key holder can learn from the messages that it handles."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ HOLDER_KINDS = {
 
 
 class MemberEyes(Attack[MemberView, list[Weakness]]):
-    """Looks for clients' vectors among what one member was sent, and for answers given twice."""
+    """Searches what one member was sent for clients' vectors, and for answers given twice."""
 
     name: ClassVar[str] = "helper-view"
     adversary: ClassVar[str] = "one member of the committee"
@@ -53,7 +53,7 @@ class MemberEyes(Attack[MemberView, list[Weakness]]):
 
 
 class HolderEyes(Attack[HolderView, list[Weakness]]):
-    """Looks at the decrypted sums, which should be uniform, and at what else the holder got."""
+    """Inspects the decrypted sums, which should be uniform, and all else the holder received."""
 
     name: ClassVar[str] = "helper-view"
     adversary: ClassVar[str] = "the key holder"
@@ -91,7 +91,7 @@ def _weak(kind: str, message: Heard, words: str) -> Weakness:
 
 
 def judge_helpers(members: Sequence[MemberView], holder: HolderView | None) -> list[Finding]:
-    """Let every helper attack from its own place, and say what came of it."""
+    """Let every helper attack with its own view, and return the findings."""
     kinds: dict[str, str] = {}
     found: list[Weakness] = []
     if members:

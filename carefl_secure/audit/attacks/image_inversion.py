@@ -2,8 +2,8 @@ r"""Whose picture made this update? Gradient matching on a low-rank update of on
 
 The vision side is frozen and public, the adapter sits in the text model: what an update holds of a
 picture is what the text model was given, its image features. Two attacks follow. *Identification*:
-who has candidate records computes each one's update and compares. *Inversion*: who has none
-searches for features whose update points the same way,
+with candidate records, compute each one's update and compare. *Inversion*: with none, search for
+features whose update points the same way,
 
 .. math:: \min_x\; 1 - \cos\left(\nabla_\theta \ell(x, y),\; u\right).
 """
@@ -34,14 +34,10 @@ _RATE = 0.05
 
 @dataclass(frozen=True)
 class CandidateView:
-    """What somebody with an update and a stack of candidate records sees.
+    """What somebody with an update and a set of candidate records sees.
 
-    Parameters
-    ----------
-    update : ndarray of float64, shape [D]
-        What was sent, or opened.
-    candidates : ndarray of float64, shape [candidates, D]
-        The update that each candidate would have made: the model is public.
+    ``update``, float64 [D], was sent or opened; ``candidates``, [candidates, D], are the updates
+    that each candidate would have made: the model is public.
     """
 
     update: Array
@@ -81,7 +77,7 @@ class FeatureView:
 
 
 class FeatureInversion(Attack[FeatureView, Tensor]):
-    """Searches for image features whose update points where the seen one does.
+    """Searches for image features whose update points in the direction of the one seen.
 
     References
     ----------
@@ -117,19 +113,11 @@ class Pictures:
 
     Parameters
     ----------
-    scorer : LabelScorer
     adapter : ndarray of float32, shape [D]
         Where gradients are taken.
     features : Tensor, shape [records, tokens, width]
-        The first ``candidates`` are candidates, the others fill sums up.
+        The first ``candidates`` are candidates, the others, at least one, are added to sums.
     targets : ndarray of float32, shape [records, labels]
-    captions : list of str, optional
-    candidates : int
-
-    Raises
-    ------
-    ConfigError
-        If no records are left beside the candidates.
     """
 
     def __init__(
@@ -179,7 +167,7 @@ class Pictures:
         return CandidateView(update, self._updates[: self.count])
 
     def blind(self, update: Array, index: int) -> FeatureView:
-        """Return the view of somebody without; ``index`` tells the labels and the words."""
+        """Return the view of somebody without; ``index`` gives the labels and the words."""
         return FeatureView(update, lambda x: self._at(x, index, True), self.mean)
 
     def nearest(self, features: Tensor) -> int:

@@ -24,16 +24,12 @@ def counted_noise(plan: RunPlan) -> float:
 
 
 def pick_ceiling(plan: RunPlan, candidates: int) -> float | None:
-    r"""Bound the chance to pick the right one of N equally likely records from one round.
+    r"""Bound the probability to pick the right one of N equally likely records from one round.
 
-    A test that says "it is record i" has a false-positive rate :math:`f_i` without any of them,
-    and :math:`\sum_i f_i = 1`. With T the concave ceiling of the true-positive rate, the chance to
-    be right is at most :math:`\frac1N \sum_i T(f_i) \le T(1/N)`.
-
-    Returns
-    -------
-    float or None
-        The record is taken to be in the sample, so sampling lends nothing; None without privacy.
+    A test that says "it is record i" has a false-positive rate :math:`f_i` without any of them, and
+    :math:`\sum_i f_i = 1`. With T the concave ceiling of the true-positive rate, the probability to
+    be right is at most :math:`\frac1N \sum_i T(f_i) \le T(1/N)`. The record is assumed to be in the
+    sample, so sampling lends nothing; None without privacy.
     """
     if plan.event is None:
         return None
@@ -53,24 +49,19 @@ def judge_images(
 ) -> list[Finding]:
     """Try to pick the record behind an update among candidates.
 
+    Plain updates and sums are ``measured``. Under masks or noise ``falsified`` means that the lower
+    limit of the hit rate, at an error of 1e-4, lies above chance or the ceiling.
+
     Parameters
     ----------
-    pictures : Pictures
     clients : int
         How many updates of one record each are summed.
     noise_multiplier : float
         Standard deviation of the counted noise over the clipping norm; 0 leaves noise out.
     ceiling : float, optional
         From :func:`pick_ceiling`.
-    trials : int
     seed : int
         Of the choice of records.
-
-    Returns
-    -------
-    list of Finding
-        Plain updates and sums are ``measured``. Under masks or noise ``falsified`` means that the
-        lower limit of the hit rate, at an error of 1e-4, lies above chance or the ceiling.
     """
     attack, rng = ImageMatching(), np.random.default_rng([seed, 0x1A])
     kinds = ["plain", "sum", "masked", *(["noise"] if noise_multiplier > 0 else [])]
@@ -138,9 +129,10 @@ def invert_images(
 ) -> list[Finding]:
     """Rebuild image features from updates by optimisation, without candidates.
 
+    All findings are ``measured``: no promise covers cosines.
+
     Parameters
     ----------
-    pictures : Pictures
     noise_multiplier : float
         As in :func:`judge_images`.
     trials : int
@@ -149,11 +141,6 @@ def invert_images(
         Of the optimiser.
     only : {"plain", "masked", "noise"}, optional
         One situation alone; all by default.
-
-    Returns
-    -------
-    list of Finding
-        All ``measured``: the promise has no word on cosines.
     """
     attack = FeatureInversion(steps)
     kinds = ["plain", "masked", *(["noise"] if noise_multiplier > 0 else [])]

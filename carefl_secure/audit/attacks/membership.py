@@ -1,4 +1,4 @@
-"""Was this picture in the training set? What the holder of the adapter can tell."""
+"""Membership inference by the holder of the adapter: was a picture in the training set."""
 
 from __future__ import annotations
 
@@ -26,12 +26,8 @@ _SLACK = 3.0
 class AdapterView:
     """What somebody with the released adapter, the public base and some pictures sees.
 
-    Parameters
-    ----------
-    tuned, base : ndarray of float64, shape [candidates]
-        Loss of each candidate with the adapter and without it.
-    population_tuned, population_base : ndarray of float64, shape [population]
-        The same for pictures that were certainly not trained on.
+    ``tuned`` and ``base`` are the losses, [candidates], with the adapter and without it;
+    ``population_tuned`` and ``population_base`` the same for pictures certainly not trained on.
     """
 
     tuned: Losses
@@ -80,7 +76,11 @@ def judge_membership(
     member: npt.NDArray[np.bool_],
     ceilings: Mapping[float, float] | None,
 ) -> list[Finding]:
-    """Return the ROC figures of each score beside the ceiling that the accountant proves.
+    """Compare the ROC figures of each score with the ceiling that the accountant proves.
+
+    A finding is ``falsified`` where a rate exceeds its ceiling by three standard errors. Candidates
+    of one run are not independent, so this is an alarm rather than a confidence statement; and a
+    rate below the ceiling proves nothing, another attack may do better.
 
     Parameters
     ----------
@@ -89,13 +89,6 @@ def judge_membership(
     member : ndarray of bool, shape [candidates]
     ceilings : mapping of float to float, optional
         Largest true-positive rate by false-positive rate; None where nothing is promised.
-
-    Returns
-    -------
-    list of Finding
-        ``falsified`` where a rate passes its ceiling by three standard errors. Candidates of one
-        run are not independent, so this is an alarm rather than a confidence statement; and a rate
-        below the ceiling proves nothing, another attack may do better.
     """
     findings = []
     inside, outside = int(member.sum()), int((~member).sum())

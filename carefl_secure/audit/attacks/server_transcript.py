@@ -1,4 +1,4 @@
-"""The server's own attack: everything it was sent, turned over for one client's vector."""
+"""The server's own attack: everything it was sent, searched for one client's vector."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ _AMONG_PEERS: Mapping[str, str] = {
 
 
 def _kinds(view: TranscriptView) -> Mapping[str, str]:
-    """Return what is looked for in a way of summing."""
+    """Return the kinds of weakness to look for under the aggregation in use."""
     if view.aggregation == "committee":
         return KINDS_COMMITTEE
     if view.aggregation == "pairwise":
@@ -64,9 +64,9 @@ class ServerEyes(Attack[TranscriptView, list[Weakness]]):
     """Tries to recover a client's vector from what the server was sent.
 
     It looks for uploads that are not uniform, alone and in pairs; for keys that repeat or that can
-    be guessed from the run's seed; for two signed survivor sets in one round; for answers that
-    give both secrets of a client away; and for replies that hold more than they should. With a
-    committee or a key holder the same is asked of what these sent.
+    be guessed from the run's seed; for two signed survivor sets in one round; for answers that give
+    both secrets of a client away; and for replies that hold more than they should. With a committee
+    or a key holder the same is asked of what these sent.
     """
 
     name: ClassVar[str] = "server-view"
@@ -74,7 +74,7 @@ class ServerEyes(Attack[TranscriptView, list[Weakness]]):
     view: ClassVar[type] = TranscriptView
 
     def attack(self, view: TranscriptView) -> list[Weakness]:
-        """Return every weakness found; none is what one hopes for."""
+        """Return every weakness found."""
         if view.aggregation == "committee":
             return [*_plain(view), *committee_weaknesses(view), *_extra(view)]
         return [

@@ -1,4 +1,4 @@
-r"""Reads text out of low-rank updates, where nothing stands in the way.
+r"""Reads text out of unprotected low-rank updates.
 
 The input of the query, key and value layers of the first block is the normed embedding of a token,
 before any position enters. The gradient of ``lora_A`` there is a sum of such vectors, so its rows
@@ -35,12 +35,10 @@ _MARGIN = 0.05
 
 @dataclass(frozen=True)
 class UpdateView:
-    """What somebody with an update of the first block sees, the frozen model beside it.
+    """What somebody with an update of the first block and the frozen model sees.
 
-    Parameters
-    ----------
-    blocks : tuple of (ndarray [rows, width], ndarray [tokens, width])
-        Rows of an update, and the vector of every token of the vocabulary in the same space.
+    ``blocks`` holds pairs: rows of an update [rows, width], and the vector of every token of the
+    vocabulary in the same space [tokens, width].
     """
 
     blocks: tuple[tuple[Matrix, Matrix], ...]
@@ -89,7 +87,6 @@ class Texts:
     ----------
     base : Base
         Freshly loaded; it gets an adapter with a B that is not zero, as after a few rounds.
-    rank, alpha : int
     train : {"B", "both", "alternate"}
         Which gradients leave a client.
     length : int
@@ -163,22 +160,17 @@ def judge_spans(
 ) -> list[Finding]:
     """Attack one plain update, the sum of several, a masked one, and one under the run's noise.
 
+    Plain updates and sums are ``measured``: nobody sees them where the masks hold. Under masks or
+    noise ``falsified`` means that more than chance, 5 % and three standard errors came back.
+
     Parameters
     ----------
-    texts : Texts
     clients : int
         How many updates are summed.
     noise_multiplier, clipping_norm : float
         Of the run; a multiplier of 0 leaves the last situation out.
-    trials : int
     private_text : bool
         Whether the run's prompts hold anything private.
-
-    Returns
-    -------
-    list of Finding
-        Plain updates and sums are ``measured``: nobody sees them where the masks hold. Under masks
-        or noise ``falsified`` means that more than chance, 5 % and three standard errors came back.
     """
     attack = SpanCheck()
     found: dict[str, list[float]] = {"plain": [], "sum": [], "masked": []}

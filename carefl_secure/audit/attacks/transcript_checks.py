@@ -1,4 +1,4 @@
-"""What the server may find in the messages of a committee or of a key holder."""
+"""Checks of the server's view of the messages of a committee or of a key holder."""
 
 from __future__ import annotations
 
@@ -38,14 +38,9 @@ _PACKED = 0.9  # a ciphertext is as long as its entropy, so zlib gains nothing o
 
 @dataclass(frozen=True)
 class Weakness:
-    """Something in a transcript that gives a client's vector away, or a part of its cover.
+    """Something in a transcript that reveals a client's vector or weakens its masking.
 
-    Parameters
-    ----------
-    kind : str
-        Name of the attack that worked.
-    words : str
-        Where it worked, without any secret.
+    ``kind`` names the attack that worked, ``words`` say where, without any secret.
     """
 
     kind: str
@@ -84,8 +79,8 @@ def uniform_chance(words: npt.NDArray[np.unsignedinteger]) -> float:
 def residue_chance(numbers: npt.NDArray[np.uint64]) -> float:
     """Return the p-value that numbers are uniform below an unknown modulus.
 
-    Sums without masks are small numbers packed side by side: their leading parts lie near both
-    ends of the range and nowhere else.
+    Sums without masks are small numbers packed next to each other: their leading parts lie near
+    both ends of the range and nowhere else.
     """
     top = float(numbers.max())
     return float(kstest(numbers.astype(np.float64) / top, "uniform").pvalue) if top > 0 else 0.0

@@ -1,4 +1,4 @@
-"""What becomes of an update on its way: clipped, summed, masked, or under noise."""
+"""The transformations of an update on its way: clipped, summed, masked, or under noise."""
 
 from __future__ import annotations
 

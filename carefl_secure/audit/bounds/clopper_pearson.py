@@ -1,8 +1,8 @@
 """Lower bounds on epsilon from independent trials: exact binomial limits on the error rates.
 
 The trials must be independent: many runs, or many canaries that cannot influence each other. The
-threshold is chosen on one half of the scores and judged on the other, so that looking for a good
-one costs nothing.
+threshold is chosen on one half of the scores and judged on the other, so that choosing it does not
+weaken the bound.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ Members = npt.NDArray[np.bool_]
 
 
 def clopper_pearson(hits: int, trials: int, error: float) -> float:
-    """Return the upper limit of a rate: it is exceeded by the truth with chance ``error``."""
+    """Return the upper limit of a rate: the truth exceeds it with probability ``error`` at most."""
     return 1.0 if hits >= trials else float(beta.ppf(1.0 - error, hits + 1, trials - hits))
 
 
 def lower_limit(hits: int, trials: int, error: float) -> float:
-    """Return the lower limit of a rate: the truth is below it with chance ``error``."""
+    """Return the lower limit of a rate: the truth is below with probability ``error`` at most."""
     return 0.0 if hits <= 0 else float(beta.ppf(error, hits, trials - hits + 1))
 
 
@@ -47,33 +47,27 @@ def exact_interval(hits: int, trials: int, confidence: float = 0.95) -> tuple[fl
 def clopper_pearson_epsilon(
     scores: Scores, member: Members, delta: float, *, confidence: float = 0.95, seed: int = 0
 ) -> float:
-    r"""Bound epsilon from below by the rates of one threshold, for any mechanism.
+    r"""Bound epsilon from below by the rates of one threshold, for any mechanism; 0 if no evidence.
 
     .. math:: \varepsilon \ge \log\frac{\underline{\mathrm{TPR}} - \delta}{\overline{\mathrm{FPR}}}
 
-    and the same with the roles of members and others exchanged. The error is shared out over the
-    two limits of the two directions.
+    and the same with the roles of members and others exchanged. The error is divided among the two
+    limits of the two directions.
 
     Parameters
     ----------
     scores : ndarray of float64, shape [canaries]
-        Higher means "was there".
+        Higher means "was in".
     member : ndarray of bool, shape [canaries]
-    delta : float
     confidence : float
-        Chance that the bound holds.
+        Probability that the bound holds.
     seed : int
         How the scores are halved; chosen before they are seen.
 
-    Returns
-    -------
-    float
-        0 where nothing was found.
-
     Guarantees
     ----------
-    The bound exceeds the true epsilon at ``delta`` with chance ``1 - confidence`` at most, if the
-    trials are independent.
+    The bound exceeds the true epsilon at ``delta`` with probability ``1 - confidence`` at most, if
+    the trials are independent.
     """
     (choose_in, choose_out), (inside, outside) = _halves(scores, member, seed)
     error = 1.0 - confidence
@@ -96,11 +90,7 @@ def clopper_pearson_gaussian(
     .. math:: \mu \ge \Phi^{-1}(1 - \overline{\mathrm{FPR}}) - \Phi^{-1}(\overline{\mathrm{FNR}})
 
     Never the absolute value of that difference: two wide limits would read as strong evidence.
-
-    Parameters
-    ----------
-    scores, member, delta, confidence, seed
-        As in :func:`clopper_pearson_epsilon`.
+    Parameters are those of :func:`clopper_pearson_epsilon`.
 
     Guarantees
     ----------

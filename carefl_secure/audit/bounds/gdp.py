@@ -1,4 +1,4 @@
-"""Between epsilon and mu: the prices of a mechanism that is exactly as leaky as one Gaussian."""
+"""Conversions between epsilon and mu for Gaussian differential privacy (mu-GDP)."""
 
 from __future__ import annotations
 
@@ -40,5 +40,5 @@ def gdp_epsilon(mu: float, delta: float) -> float:
 
 
 def gdp_inverse(mu: float, mass: npt.NDArray[np.float64] | float) -> float:
-    """Return the least mass of right guesses that mu-GDP leaves beside a mass of wrong ones."""
+    """Return the least mass of right guesses that mu-GDP leaves for a mass of wrong ones."""
     return float(ndtr(ndtri(mass) - mu))

@@ -1,7 +1,10 @@
-"""Lower bounds on epsilon from one run with many canaries, each put in by the flip of a coin.
+"""Lower bounds on epsilon from one run with many canaries, each included by a fair coin.
 
-The attacker guesses the canaries with the highest scores to be in, those with the lowest to be
-out, and says nothing of the rest. How many it guesses is fixed before the scores are seen.
+The attacker guesses the canaries with the highest scores to be in, those with the lowest to be out,
+and says nothing of the rest. How many it guesses is fixed before the scores are seen.
+
+In all functions ``scores`` are float64 [canaries], higher means "was in"; ``member`` are the coins,
+bool [canaries]; ``share`` is the share of the canaries guessed on either side.
 """
 
 from __future__ import annotations
@@ -31,10 +34,10 @@ __all__ = [
 Scores = npt.NDArray[np.float64]
 Members = npt.NDArray[np.bool_]
 Curve = Callable[[float], float]
-"""Least mass of right guesses that a claim leaves beside a mass of wrong ones, ``f(1 - x)``."""
+"""Least mass of right guesses that a claim leaves for a mass of wrong ones, ``f(1 - x)``."""
 
 GUESSES = 0.125
-"""Share of the canaries guessed on either side, unless told."""
+"""Default share of the canaries guessed on either side."""
 _HIGHEST = 64.0
 _HALVINGS = 40
 
@@ -60,38 +63,22 @@ def steinke_epsilon(
     confidence: float = 0.95,
     share: float = GUESSES,
 ) -> float:
-    r"""Bound epsilon of any mechanism from below by the number of right guesses.
+    r"""Bound epsilon of any mechanism from below by the number of right guesses; 0 at chance level.
 
-    With W binomial of r guesses and chance :math:`e^\varepsilon/(1+e^\varepsilon)`, v of r guesses
-    about m canaries are right with a chance of at most
+    With W binomial of r guesses and probability :math:`e^\varepsilon/(1+e^\varepsilon)`, v of r
+    guesses about m canaries are right with a probability of at most
 
     .. math:: P[W \ge v] + 2 m \delta \max_i \frac{P[v - i \le W < v]}{i}.
 
-    Parameters
-    ----------
-    scores : ndarray of float64, shape [canaries]
-        Higher means "was in".
-    member : ndarray of bool, shape [canaries]
-        The coins.
-    delta : float
-    confidence : float
-    share : float
-        Share of the canaries guessed on either side.
-
-    Returns
-    -------
-    float
-        0 where guessing by chance would do as well.
-
     Guarantees
     ----------
-    The bound exceeds the true epsilon at ``delta`` with chance ``1 - confidence`` at most, if the
-    coins were fair and independent and the scores know nothing of them but the release.
+    The bound exceeds the true epsilon at ``delta`` with probability ``1 - confidence`` at most, if
+    the coins were fair and independent and the scores know nothing of them but the release.
 
     References
     ----------
-    Steinke, Nasr, Jagielski, "Privacy Auditing with One (1) Training Run", NeurIPS 2023,
-    theorem 5.2.
+    Steinke, Nasr, Jagielski, "Privacy Auditing with One (1) Training Run", NeurIPS 2023, theorem
+    5.2.
     """
     return _steinke(*_right(scores, member, share), delta, 1.0 - confidence)
 
@@ -127,12 +114,10 @@ def contradicts(
     confidence: float = 0.95,
     shares: Sequence[float] = (GUESSES,),
 ) -> bool:
-    """Tell whether one run contradicts a claimed trade-off curve.
+    """Return whether one run contradicts a claimed trade-off curve.
 
     Parameters
     ----------
-    scores, member
-        As in :func:`steinke_epsilon`.
     curve : callable
         The claim. Where it is only known from above it must err towards less protection.
     confidence : float
@@ -142,7 +127,7 @@ def contradicts(
 
     Guarantees
     ----------
-    A true claim is contradicted with chance ``1 - confidence`` at most.
+    A true claim is contradicted with probability ``1 - confidence`` at most.
 
     References
     ----------
@@ -166,7 +151,7 @@ def _impossible(count: int, guesses: int, right: int, error: float, curve: Curve
 
 
 def approximate_curve(epsilon: float, delta: float) -> Curve:
-    """Return the trade-off curve of all that is (epsilon, delta)-DP."""
+    """Return the trade-off curve of all (epsilon, delta)-DP mechanisms."""
     up, down = math.exp(epsilon), math.exp(-epsilon)
 
     def curve(mass: float) -> float:
@@ -198,11 +183,6 @@ def fdp_epsilon(
 ) -> float:
     """Bound epsilon of any mechanism from below: the largest (epsilon, delta) contradicted.
 
-    Parameters
-    ----------
-    scores, member, delta, confidence, share
-        As in :func:`steinke_epsilon`.
-
     Guarantees
     ----------
     As in :func:`contradicts`: no assumption on the mechanism.
@@ -226,11 +206,6 @@ def fdp_gaussian(
     share: float = GUESSES,
 ) -> float:
     """Bound epsilon of a mu-GDP mechanism from below: the largest mu contradicted, as epsilon.
-
-    Parameters
-    ----------
-    scores, member, delta, confidence, share
-        As in :func:`steinke_epsilon`.
 
     Guarantees
     ----------

@@ -1,4 +1,4 @@
-"""All lower bounds side by side: what each assumes, and the most it could have said."""
+"""All lower bounds together: what each assumes, and the largest value it could have given."""
 
 from __future__ import annotations
 
@@ -31,17 +31,9 @@ def gaussian_estimate(
     r"""Estimate epsilon from the distance of two means. An ESTIMATE: it assumes normal scores.
 
     With s the pooled standard deviation, :math:`\hat\mu = (\bar x_{in} - \bar x_{out}) / s`, whose
-    lower limit follows from the non-central t distribution.
-
-    Parameters
-    ----------
-    scores, member, delta, confidence
-        As in ``one_run.steinke_epsilon``.
-
-    Notes
-    -----
-    Tight for a Gaussian mechanism seen through independent white-box scores of equal variance.
-    Where the scores are anything else it may lie on either side of the truth, so it never decides.
+    lower limit follows from the non-central t distribution. Tight for a Gaussian mechanism seen
+    through independent white-box scores of equal variance. Where the scores are anything else it
+    may lie on either side of the truth, so it never decides.
     """
     inside, outside = scores[member], scores[~member]
     n, m = len(inside), len(outside)
@@ -69,7 +61,7 @@ class Bound:
     compute : callable(scores, member, delta) -> float
         At 95 % confidence.
     assumes : str
-        What it rests on, in words.
+        Its assumptions, in words.
     estimate : bool
         Whether it rests on the scores being normal, so that it decides nothing.
     """
@@ -93,14 +85,9 @@ BOUNDS: dict[str, Bound] = {
 
 
 def attainable(name: str, canaries: int, delta: float) -> float | None:
-    """Return what a bound would say if every guess about ``canaries`` of them were right.
+    """Return the bound if every guess about ``canaries`` canaries were right; None for an estimate.
 
     A low bound means little where even a perfect attack could not have given a high one.
-
-    Returns
-    -------
-    float or None
-        None for an estimate, which has no largest value.
     """
     bound = BOUNDS[name]
     if bound.estimate:
