@@ -53,14 +53,14 @@ __all__ = [
 
 
 def text_scorer(config: Config, scorer: LabelScorer) -> TextScorer | None:
-    """Return what reads the model's own words; None where likelihoods of labels decide."""
+    """Return the reader of the model's own text; None where likelihoods of labels decide."""
     if config.evaluation.scorer == "labels":
         return None
     return TextScorer(scorer, constrained=config.evaluation.constrained)
 
 
 def trust_words(config: Config) -> str:
-    """Return what the privacy sentence rests on beside the peers."""
+    """Return the assumptions of the privacy sentence besides those on the peers."""
     said = aggregation_text(
         config.federation.aggregation,
         committee_dropout_tolerance=config.federation.committee_dropout_tolerance,
@@ -69,15 +69,14 @@ def trust_words(config: Config) -> str:
 
 
 def micro_batch(config: Config) -> int:
-    """Return how many records go through the model at once; the large ones want memory."""
+    """Return how many records go through the model at once; large models need memory."""
     return config.performance.micro_batch or (64 if config.model.base == "embedded" else 4)
 
 
 def label_scorer(config: Config, space: LabelSpace) -> LabelScorer:
-    """Load the base of a configuration, give it a fresh adapter, and set it on a label space.
+    """Load the base of a configuration, with a fresh adapter and a scorer for a label space.
 
-    The adapter has the shape of what a finished run saves: stages that are merged stack their
-    ranks.
+    The adapter has the shape of what a finished run saves: merged stages stack their ranks.
     """
     stacked = len(config.stages.spaces) if config.stages.handover == "merge" else 1
     base = load_base(
@@ -104,13 +103,8 @@ def site_work(
 ) -> tuple[RunPlan, bytes, LocalTask]:
     """Return plan, base hash and task of one site, which computes all three itself.
 
-    Parameters
-    ----------
-    config : Config
-        With the site's own ``data.source``.
-    index : int or None
-        The client whose share of the records this is; None where all of them are the site's.
-    reporter : Reporter
+    ``config`` has the site's own ``data.source``; ``index`` is the client whose share of the
+    records this is, None where all of them are the site's.
     """
     if config.stages.spaces:
         raise ConfigError("a run in stages stays in one process; a site takes part in one stage")
@@ -135,7 +129,7 @@ def client_tasks(
     contexts: Contexts | None,
     reporter: Reporter,
 ) -> list[ModelTask]:
-    """Return what every client of this machine computes with, in the order of the clients."""
+    """Return the task of every client of this machine, in the order of the clients."""
     if config.data.at_sites and not corpora.shares:
         return []
     return model_tasks(
@@ -197,10 +191,10 @@ def make_optimiser(config: Config, adapter: Adapter) -> ServerOptimizer:
 def key_source(
     config: Config, stage: str = "", kept: Path | None = None
 ) -> Callable[[int], KeySource]:
-    """Return what gives every client its keys: the system's entropy unless tests ask otherwise.
+    """Return the source of every client's keys: the system's entropy unless tests set a seed.
 
-    Keys that tests can predict follow from seed, stage and client, so no stage repeats another's;
-    which of them were drawn is kept in the folder ``kept``, so that a resumed run repeats none.
+    Keys that tests can predict follow from seed, stage and client, so no stage repeats another's.
+    The folder ``kept`` records which of them were drawn, so that a resumed run repeats none.
     """
     if not config.unsafe_deterministic_noise:
         return system_keys

@@ -1,4 +1,4 @@
-"""From the configuration to a caption for every record, on the clients and on the server alike."""
+"""From the configuration to a caption for every record, on the clients and on the server."""
 
 from __future__ import annotations
 
@@ -23,12 +23,8 @@ __all__ = ["Contexts", "caption_parts", "captions_of", "load_contexts"]
 class Contexts:
     """One caption for each record of a run; they enter the prompt, and no message.
 
-    Parameters
-    ----------
-    private : list of str
-        In the order of ``corpora.private``; each client sees its own share only.
-    public, test : list of str
-        Of the server's own images.
+    ``private`` is in the order of ``corpora.private``, and each client sees its own share only;
+    ``public`` and ``test`` are of the server's own images.
     """
 
     private: list[str]
@@ -39,10 +35,7 @@ class Contexts:
 def load_contexts(config: Config, corpora: Corpora, reporter: Reporter) -> Contexts | None:
     """Read or make the captions that ``model.context`` asks for; None where it asks for none.
 
-    Raises
-    ------
-    DataError
-        If a record has no caption in ``model.context_cache``.
+    A record without a caption in ``model.context_cache`` raises `DataError`.
     """
     said = captions_of(config, corpora, reporter)
     if said is None:
@@ -57,16 +50,11 @@ def load_contexts(config: Config, corpora: Corpora, reporter: Reporter) -> Conte
 def captions_of(
     config: Config, corpora: Corpora, reporter: Reporter
 ) -> Callable[[Corpus], list[str]] | None:
-    """Return what gives any corpus its captions in the run's manner; None where there are none.
+    """Return a function from any corpus to its captions in this run; None where there are none.
 
     Under ``shuffled`` and ``wrong`` all captions are those of public records, so that a private
-    record decides no caption but its own.
-
-    Raises
-    ------
-    DataError
-        If a public record has no caption where that is asked for; the function itself raises it
-        for other records.
+    record decides no caption but its own. A missing caption raises `DataError`, here for public
+    records, in the function itself for others.
     """
     control, seed = config.model.context, config.run.seed
     if control == "none":
@@ -100,13 +88,7 @@ def _source(config: Config, reporter: Reporter) -> Callable[[Corpus], list[str]]
 
 
 def caption_parts(config: Config, reporter: Reporter) -> dict[str, Corpus]:
-    """Return every part of ``data.source`` that a run on it would want captions of.
-
-    Raises
-    ------
-    DataError
-        If it cannot be read.
-    """
+    """Return every part of ``data.source`` that a run on it would want captions of."""
     if not config.data.synthetic:
         return read_folder(config, reporter)[0]
     corpora = load_corpora(config, reporter)

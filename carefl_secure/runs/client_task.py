@@ -1,4 +1,4 @@
-"""Joins a model, a client's records and the clipping engine to the one sum a client gives."""
+"""Joins a model, a client's records and the clipping engine to a client's clipped sum."""
 
 from __future__ import annotations
 
@@ -26,19 +26,9 @@ Vector = npt.NDArray[np.float32]
 class ModelTask:
     """One client's work: a ``LocalTask`` on a real model.
 
-    The clients of one process share the frozen base and the adapter object; each loads the
-    round's adapter before it uses it.
-
-    Parameters
-    ----------
-    learner : RecordLosses
-        Holds this client's cached features and labels.
-    clipping_norm : float
-    normalise : bool
-    engine : {"native", "opacus"}
-    micro_batch : int
-    people : tuple of ndarray of int64, optional
-        Records of each person, for the unit person; places in the learner.
+    The clients of one process share the frozen base and the adapter object; each loads the round's
+    adapter before it uses it. The ``learner`` holds this client's cached features and labels;
+    ``people`` are indices into it, one array per person, for the unit person.
     """
 
     learner: RecordLosses

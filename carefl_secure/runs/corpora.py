@@ -52,7 +52,7 @@ class Corpora:
         Scored on the server; not protected.
     open : Corpus
         Unprotected as well: the simple baselines are fitted on it. On the embedded corpus it is
-        drawn apart, with the private annotators' habits; otherwise it is ``public``.
+        drawn separately, with the private annotators' habits; otherwise it is ``public``.
     shares : list of ndarray of int64
         Indices into ``private``, one array per client, disjoint.
     duplicates : str
@@ -87,13 +87,7 @@ def load_parts(config: Config, reporter: Reporter) -> Corpora:
 
 
 def check_subjects(config: Config, private: Corpus) -> None:
-    """Refuse a promise per person where the corpus does not say who is shown.
-
-    Raises
-    ------
-    PrivacyError
-        If ``privacy.unit`` is ``person`` and a private record names no person.
-    """
+    """Refuse a promise per person (`PrivacyError`) where a private record names no person."""
     if config.privacy.unit != "person":
         return
     nobody = sum(record.subject is None for record in private.records)
@@ -113,13 +107,7 @@ def check_subjects(config: Config, private: Corpus) -> None:
 
 
 def share_out(config: Config, private: Corpus) -> list[npt.NDArray[np.int64]]:
-    """Return each client's share of a private corpus.
-
-    Raises
-    ------
-    PrivacyError
-        If persons are to be protected and a record names none.
-    """
+    """Return each client's share of a private corpus; under unit person each record names one."""
     check_subjects(config, private)
     return partition(
         private,
@@ -161,10 +149,7 @@ def _drawn(config: Config, reporter: Reporter) -> tuple[Corpus, Corpus, Corpus, 
 def read_folder(config: Config, reporter: Reporter) -> tuple[dict[str, Corpus], Deduplicated]:
     """Read ``data.source`` as ``data check`` does: the same records, skips and refusals.
 
-    Raises
-    ------
-    DataError
-        If it is unusable, or an image stands in two splits under ``data.deduplicate=refuse``.
+    An image in two splits under ``data.deduplicate=refuse`` raises `DataError`.
     """
     how = ReadOptions(
         task=config.data.labels,
@@ -228,11 +213,7 @@ def _labelled(corpus: Corpus | None, path: Path) -> Corpus:
 def open_only(found: Corpora, config: Config) -> Corpora:
     """Return the server's corpora: what would be private goes to the public and test splits.
 
-    Parameters
-    ----------
-    found : Corpora
-        As read on one machine; nobody has a share yet.
-    config : Config
+    ``found`` is as read on one machine; nobody has a share yet.
     """
     nothing: Corpus = Subset(found.private, ())
     if config.data.synthetic:  # drawn apart already
@@ -252,12 +233,7 @@ def open_only(found: Corpora, config: Config) -> Corpora:
 def load_own(config: Config, reporter: Reporter) -> Corpora:
     """Read a site's own folder: all its training records are private, and its clients' only share.
 
-    Raises
-    ------
-    DataError
-        If the folder is unusable or holds no labelled training record.
-    LabelError
-        If a label is not among those that were agreed on.
+    No labelled training record raises `DataError`, a label not agreed on `LabelError`.
     """
     path = Path(config.data.source)
     if config.data.labels == "auto" and declared_space(config) is None:

@@ -1,4 +1,4 @@
-"""From a configuration to the plan of a run: what `plan_run` is given, the same at every party."""
+"""From a configuration to the plan of a run: the request to `plan_run`, the same at every party."""
 
 from __future__ import annotations
 

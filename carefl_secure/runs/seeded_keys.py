@@ -1,4 +1,4 @@
-"""Keys from a seed whose place outlives the process, so that a resumed test repeats no noise."""
+"""Keys from a seed whose position outlives the process: a resumed test repeats no noise."""
 
 from __future__ import annotations
 
@@ -10,14 +10,10 @@ __all__ = ["KeptKeys"]
 
 
 class KeptKeys:
-    """Keys from a seed that go on where an earlier process stopped; only tests have a seed.
+    """Keys from a seed, continued where an earlier process stopped; only tests have a seed.
 
-    Parameters
-    ----------
-    source : DeterministicKeySource
-        At its beginning.
-    path : Path
-        One line per key that was drawn, holding its label; made when missing.
+    ``source`` is at its beginning; the file at ``path``, made when missing, has one line per key
+    that was drawn, holding its label.
 
     Guarantees
     ----------

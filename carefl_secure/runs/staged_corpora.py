@@ -1,4 +1,4 @@
-"""The corpora of a run in stages: cut once, so that a record is in one place in all of them."""
+"""The corpora of a run in stages: split once, so that a record has one place in all of them."""
 
 from __future__ import annotations
 
@@ -25,13 +25,7 @@ Shares = list[npt.NDArray[np.int64]]
 
 
 def load_corpora(config: Config, reporter: Reporter) -> Corpora:
-    """Draw or read the corpora and share the private one out; of several stages, the last's.
-
-    Raises
-    ------
-    DataError
-        If the folder is unusable, or a split of it is empty.
-    """
+    """Draw or read the corpora and share the private one out; of several stages, the last's."""
     if config.stages.spaces:
         return load_stages(config, reporter)[-1]
     found = load_parts(config, reporter)
@@ -50,28 +44,17 @@ def load_corpora(config: Config, reporter: Reporter) -> Corpora:
 
 
 def load_stages(config: Config, reporter: Reporter) -> list[Corpora]:
-    """Draw or read what each stage works on, and share it out once.
+    """Draw or read what each stage works on, and share it out once; one result per stage.
 
     Of the embedded corpus the stages see the same pictures with other labels; under ``compound``
     only those that have a compound label. Of a folder the stages have pictures of their own, and
     whatever also stands in a later stage, pixel by pixel, is left out of the earlier ones.
 
-    Parameters
-    ----------
-    config : Config
-        With ``stages.spaces``.
-    reporter : Reporter
-
-    Returns
-    -------
-    list of Corpora
-        One for each stage.
-
     Raises
     ------
     ConfigError
-        If a client would have no record in some stage, or a person sits at two clients where
-        persons are protected.
+        If a client would have no record in some stage, or a person is at two clients where persons
+        are protected.
     DataError
         If a folder cannot be read, or nothing remains of a stage.
 

@@ -1,4 +1,4 @@
-"""What a finished run says of itself."""
+"""The results of a finished run."""
 
 from __future__ import annotations
 
@@ -13,12 +13,8 @@ __all__ = ["RunSummary", "StageSummary"]
 class StageSummary:
     """What one stage changed, both scored with the labels of the stage.
 
-    Parameters
-    ----------
-    name : str
-        Its number and label space: ``2-compound``.
-    before, after : mapping
-        ``mAP`` and ``macro_f1`` at its start, with what it was handed, and at its end.
+    ``name`` is its number and label space, as ``2-compound``; ``before`` and ``after`` hold ``mAP``
+    and ``macro_f1`` at its start, with what it was handed, and at its end.
     """
 
     name: str
@@ -28,12 +24,10 @@ class StageSummary:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What a finished run tells.
+    """The results of a finished run.
 
     Parameters
     ----------
-    folder : Path
-        The run folder.
     rows : sequence of mapping
         Figures of every round.
     baselines : mapping

@@ -46,24 +46,15 @@ def train(
 ) -> RunSummary:
     """Federate one run and keep it in a folder.
 
+    Whatever stops the run is a `CareflError` with a documented exit code. Nothing is released below
+    the floor or above the budget.
+
     Parameters
     ----------
-    config : Config
-    reporter : Reporter
     resume : Path, optional
         Folder of an interrupted run, which then goes on; ``config`` must be that run's own.
     engine : callable(Config, Reporter) -> Engine, optional
         Where the clients are; in this process by default.
-
-    Returns
-    -------
-    RunSummary
-
-    Raises
-    ------
-    CareflError
-        Whatever stops the run; its exit code is documented. Nothing is released below the floor
-        or above the budget.
     """
     started = time.monotonic()
     check_trackers(config.run.trackers)

@@ -1,13 +1,13 @@
 """One run in several stages: the same records under other labels, one promise, one folder.
 
 Privacy. The plans of all stages are fixed before the first round (`plan_stages`); every round of
-every stage is written into the same ledgers, which hold the sum to the run's one target. Stages
+every stage is written into the same ledgers, which limit the sum to the run's one target. Stages
 differ in the name and the plan that their rounds are agreed on, so no context, mask or key is
 shared.
 
-Handover. *carry*: the next stage goes on with the same adapter, under a fresh optimiser.
-*restart*: it begins with the fresh adapter that the first began with. *merge*: the adapter is
-frozen, a fresh one is trained beside it, and they are saved as one (`StackedAdapter`).
+Handover. *carry*: the next stage goes on with the same adapter, under a fresh optimiser. *restart*:
+it begins with the fresh adapter that the first began with. *merge*: the adapter is frozen, a fresh
+one is trained on top of it, and they are saved as one (`StackedAdapter`).
 """
 
 from __future__ import annotations
@@ -60,16 +60,8 @@ Vector = npt.NDArray[np.float32]
 def train_stages(config: Config, reporter: Reporter, resume: Path | None = None) -> RunSummary:
     """Federate one run in stages and keep it in a folder; see `train`.
 
-    Returns
-    -------
-    RunSummary
-        ``before`` and ``after`` are of the untuned and the finished model under the last stage's
-        labels; ``stages`` tells what each stage changed.
-
-    Raises
-    ------
-    CareflError
-        As `train`.
+    In the result ``before`` and ``after`` are of the untuned and the finished model under the last
+    stage's labels; ``stages`` holds what each stage changed.
 
     Guarantees
     ----------

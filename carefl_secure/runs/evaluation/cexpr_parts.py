@@ -1,4 +1,4 @@
-"""What is answered in the seven classes of C-EXPR-DB, and the table of the answers."""
+"""The records that are scored in the seven classes of C-EXPR-DB, and the table of predictions."""
 
 from __future__ import annotations
 
@@ -24,17 +24,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Part:
-    """Frames to be answered, and the video of each; a single picture is a video of its own.
-
-    Parameters
-    ----------
-    name : str
-        Of the split.
-    corpus : Corpus
-        The frames.
-    videos : list of str
-        The video of each frame.
-    """
+    """Frames of a split to be answered, and the video of each; a picture is a video of its own."""
 
     name: str
     corpus: Corpus
@@ -72,13 +62,7 @@ def shared(corpus: Corpus) -> tuple[int, ...]:
 
 
 def own_part(corpus: Corpus) -> Part:
-    """Return the records that carry one of the seven classes, still under their eleven ids.
-
-    Raises
-    ------
-    DataError
-        If there is none.
-    """
+    """Return the records that carry one of the seven classes, still under their eleven ids."""
     kept = shared(corpus)
     if not kept:
         raise DataError(f"no record of {corpus.name} carries one of C-EXPR-DB's seven classes")
@@ -100,13 +84,7 @@ def truth(records: Sequence[Record]) -> npt.NDArray[np.float32]:
 
 
 def video_parts(parts: Mapping[str, Corpus], path: Path) -> list[Part]:
-    """Return the labelled part that is scored, and what has no label at all.
-
-    Raises
-    ------
-    DataError
-        If there is neither.
-    """
+    """Return the labelled part that is scored, and what has no label at all."""
     labelled = [n for n in ("test", "val", "all") if n in parts and _is_labelled(parts[n])]
     blank = [name for name in parts if not _is_labelled(parts[name])]
     if not labelled and not blank:

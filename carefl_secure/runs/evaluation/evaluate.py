@@ -58,22 +58,18 @@ def evaluate(
     """Score a run's adapter, and write ``RUN/evaluation/evaluation.json``.
 
     Only the server's own splits, or another corpus that is named, are scored: no picture of a
-    private record is asked for. Other splits than the run's own test split have a file of their
-    own, ``evaluation-public.json`` or ``evaluation-data.json``.
+    private record is read. Other splits than the run's own test split have a file of their own,
+    ``evaluation-public.json`` or ``evaluation-data.json``.
 
     Parameters
     ----------
-    run : Path
-        The run folder.
-    reporter : Reporter
     split : {"test", "public"}
         Which of the run's open splits; thresholds come from ``public``.
     data : Path, optional
-        Another corpus; its test split is scored, else its val split, else all of it where it has
-        no splits.
+        Another corpus; its test split is scored, else its val split, else all of it where it has no
+        splits. The corpus that the run was trained on raises `ConfigError`.
     labels, view : str
         How to read that corpus; see :func:`carefl_secure.data.open_corpus.open_corpus`.
-    settings : Settings, optional
 
     Raises
     ------
@@ -81,10 +77,6 @@ def evaluate(
         If there is no run, or the result cannot be written.
     ModelError
         If the run has no adapter, or it does not fit the run's settings.
-    ConfigError
-        If ``data`` is the corpus that the run was trained on, or options contradict each other.
-    DataError
-        If there is nothing to score.
     """
     opened = ScoredRun(run, reporter)
     if data is None and (labels, view) != ("auto", "auto"):
@@ -123,13 +115,7 @@ def evaluate(
 
 
 def refuse_own(config: Config, data: Path, split: Split) -> None:
-    """Refuse a corpus that holds the run's own records.
-
-    Raises
-    ------
-    ConfigError
-        If it does, or a split of the run is named as well.
-    """
+    """Refuse (`ConfigError`) a corpus with the run's own records, or one named with a split."""
     if split != "test":
         raise ConfigError("--split names a split of the run's own corpus; leave out --data for it")
     if config.data.synthetic:

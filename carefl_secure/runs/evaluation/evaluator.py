@@ -21,18 +21,10 @@ __all__ = ["Evaluator", "baseline_scores", "final_figures"]
 
 
 class Evaluator:
-    """Scores an adapter on the server's own splits; no client's record is touched.
+    """Scores an adapter on the server's own splits; no client's record is read.
 
-    Parameters
-    ----------
-    scorer : LabelScorer
-    corpora : Corpora
-    batch : int
-    reporter : Reporter
-    contexts : Contexts, optional
-        The captions of the server's own splits are made and arranged as the clients' are.
-    texts : TextScorer, optional
-        Decides macro F1 by what the model writes; mAP ranks by label likelihood all the same.
+    The captions of the server's splits (``contexts``) are made and arranged as the clients' are.
+    With ``texts`` the model's text decides macro F1; mAP still ranks by label likelihood.
     """
 
     def __init__(
@@ -59,9 +51,9 @@ class Evaluator:
     def __call__(self, adapter: Vector) -> dict[str, float]:
         """Return ``mAP`` and ``macro_f1`` of an adapter.
 
-        Where several labels may hold, F1 uses one threshold per label, chosen on the public
-        split with the same adapter; otherwise the most likely label. With ``texts``, F1 follows
-        what the model writes, and ``unparsable`` is the share of answers that name no label.
+        Where several labels may hold, F1 uses one threshold per label, chosen on the public split
+        with the same adapter; otherwise the most likely label. With ``texts``, F1 follows what the
+        model writes, and ``unparsable`` is the share of answers that name no label.
         """
         self._scorer.adapter.load(adapter)
         scores = self._scorer.all(self._test, self._batch, self._test_captions)
@@ -94,10 +86,9 @@ def final_figures(
     Parameters
     ----------
     row : mapping
-        Of the last finished round. One that was resumed, and whose last rounds were paid for and
-        lost, may not have been scored.
+        Of the last finished round. A resumed run that lost its last, paid rounds may lack scores.
     before : mapping
-        Names what is asked for.
+        Its keys name the figures to return.
     evaluate : callable(adapter) -> dict
         An `Evaluator`.
     adapter : ndarray of float32, shape [D]

@@ -24,7 +24,7 @@ NO_RANKING = (
     "generated text gives label sets, not scores: no average precision follows from it; take the "
     "labels scorer for mAP"
 )
-"""What everybody who reads these figures must know."""
+"""The remark that every reader of these figures needs."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,6 @@ class Generated:
 
     Parameters
     ----------
-    run, split, space : str
-    records : int
     constrained : bool
         Whether the model could write labels only.
     figures, untuned : dict of str to float
@@ -43,7 +41,6 @@ class Generated:
         Bootstrap intervals of ``figures``; ``low`` and ``high``.
     unparsable, untuned_unparsable : int
         Records whose answer named no label; they count as without a label.
-    remark : str
     """
 
     run: str
@@ -73,22 +70,8 @@ def evaluate_generated(
 ) -> Generated:
     """Score a run by its generated answers: ``RUN/evaluation/evaluation-generation.json``.
 
-    Parameters
-    ----------
-    run : Path
-    reporter : Reporter
-    split : {"test", "public"}
-    constrained : bool
-        See :class:`carefl_secure.model.generation.TextScorer`.
-    replicates : int
-        Bootstrap resamples of persons.
-
-    Raises
-    ------
-    RunError
-        If there is no run, or the result cannot be written.
-    ModelError
-        If the run has no adapter.
+    ``constrained`` is as in :class:`carefl_secure.model.generation.TextScorer`; ``replicates`` are
+    bootstrap resamples of persons. A missing run raises `RunError`, a missing adapter `ModelError`.
     """
     opened = ScoredRun(run, reporter)
     corpus = opened.split(split)

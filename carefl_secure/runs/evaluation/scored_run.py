@@ -28,16 +28,7 @@ T = TypeVar("T")
 class ScoredRun:
     """A run's settings, public records and model, each loaded when it is first needed.
 
-    Parameters
-    ----------
-    run : Path
-        The run folder.
-    reporter : Reporter
-
-    Raises
-    ------
-    RunError
-        If there is no run.
+    A missing run raises `RunError`.
     """
 
     def __init__(self, run: Path, reporter: Reporter) -> None:
@@ -73,25 +64,13 @@ class ScoredRun:
         return vision_features(scorer.adapter.base, corpus, self.reporter)
 
     def untuned_and_tuned(self, scorer: LabelScorer, answer: Callable[[], T]) -> tuple[T, T]:
-        """Return answers of the fresh adapter, and of the run's own.
-
-        Raises
-        ------
-        ModelError
-            If the run has no adapter, or it does not fit the run's settings.
-        """
+        """Return answers of the fresh adapter, and of the run's own, which must exist and fit."""
         untuned = answer()
         load_saved(scorer.adapter, self.folder.adapter)
         return untuned, answer()
 
     def write(self, name: str, text: str) -> Path:
-        """Write ``RUN/evaluation/NAME`` and return its path.
-
-        Raises
-        ------
-        RunError
-            If the file system refuses.
-        """
+        """Write ``RUN/evaluation/NAME`` and return its path."""
         file = self.folder.path / "evaluation" / name
         try:
             file.parent.mkdir(exist_ok=True)

@@ -59,12 +59,9 @@ class ZeroShot:
 
     Parameters
     ----------
-    run : str
     evaluation : Evaluation or None
-        Figures over videos, or over single pictures on the run's own corpus; None where nothing
-        has a label.
-    file : Path or None
-        The file that holds it.
+        Figures over videos, or over single pictures on the run's own corpus; None where nothing has
+        a label. ``file`` holds it.
     predictions : Path or None
         One row for each video, scored or not; None on the run's own corpus.
     unlabelled : int
@@ -93,21 +90,19 @@ def evaluate_zero_shot(
     With ``data``, videos of C-EXPR-DB: figures of the labelled part (``val``, or ``all`` where
     labels go by time) to ``evaluation-cexpr.json``, and predictions of it and of the unlabelled
     part to :data:`PREDICTIONS`. Intervals come from drawing videos; clips that were cut from one
-    video are drawn together. Without ``data``, those records of the run's own test split that
-    carry one of the seven, to ``evaluation-test-cexpr.json``.
+    video are drawn together. Without ``data``, those records of the run's own test split that carry
+    one of the seven, to ``evaluation-test-cexpr.json``.
 
     Parameters
     ----------
     run : Path
         The folder of a run trained on ``compound`` (or, with ``data``, on ``cexpr`` itself).
-    reporter : Reporter
     data : Path, optional
         C-EXPR-DB, as frames or as videos.
     rule : {"mean_probability", "majority", "mean_logit"}
         From frames to videos.
     fold, every : int
         Fold of the labelled part; take every Nth frame of a video.
-    settings : Settings, optional
 
     Raises
     ------
@@ -115,8 +110,6 @@ def evaluate_zero_shot(
         If the run was trained on other labels, or ``data`` is another corpus or the run's own.
     DataError
         If there is nothing to score or to predict.
-    RunError
-        If there is no run, or the result cannot be written.
     """
     opened = ScoredRun(run, reporter)
     if data is not None:

@@ -1,7 +1,7 @@
-"""Figures of a run, also in TensorBoard or MLflow: when asked, and nothing but what is kept anyway.
+"""Figures of a run, also in TensorBoard or MLflow: on request, and only what is kept anyway.
 
-``metrics.jsonl`` is the record. A tracker is told each row once that row is in there, and a run
-does not depend on it.
+``metrics.jsonl`` is the record. A tracker gets each row once it is in there, and a run does not
+depend on it.
 """
 
 from __future__ import annotations
@@ -32,13 +32,10 @@ _MODULES = {
 
 
 class Tracker(Protocol):
-    """Another place where the figures of a run are shown.
-
-    Every method raises `RunError` when that place fails.
-    """
+    """A further display of a run's figures; every method raises `RunError` when it fails."""
 
     where: str
-    """One sentence for the person watching: where the figures go."""
+    """One sentence for the user: where the figures go."""
 
     def rounds(self) -> set[int]:
         """Return the rounds that it holds already."""
@@ -54,13 +51,7 @@ Opener = Callable[[RunFolder], Tracker]
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Check that what is asked for is installed, without importing it.
-
-    Raises
-    ------
-    ConfigError
-        When a package is missing.
-    """
+    """Check that what is asked for is installed (else `ConfigError`), without importing it."""
     for name in names:
         if importlib.util.find_spec(_NEEDS[name]) is None:
             raise ConfigError(
@@ -79,15 +70,7 @@ class Followed:
     """A reporter that passes everything on, and every round to trackers too.
 
     Use it as a context around the rounds: entering it brings the trackers up to the rows that the
-    folder holds, leaving it ends them.
-
-    Parameters
-    ----------
-    reporter : Reporter
-        Told everything, the trackers' troubles included.
-    folder : RunFolder
-    names : sequence of str
-        From ``tensorboard`` and ``mlflow``.
+    folder holds, leaving it ends them. ``names`` are from ``tensorboard`` and ``mlflow``.
 
     Raises
     ------
@@ -111,7 +94,7 @@ class Followed:
         self._trackers = {name: _opener(name)(folder) for name in dict.fromkeys(names)}
 
     def __enter__(self) -> Followed:
-        """Name the places, and tell each the rounds it has not got."""
+        """Name the trackers, and send each the rounds that it lacks."""
         for name, tracker in list(self._trackers.items()):
             self._reporter.note(tracker.where)
             self._try(name, self._catch_up)

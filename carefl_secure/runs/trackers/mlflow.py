@@ -1,4 +1,4 @@
-"""Figures of a run in MLflow: a file beside the runs, or a server that the person has named."""
+"""Figures of a run in MLflow: a file in the folder of the runs, or a server named by the user."""
 
 from __future__ import annotations
 
@@ -129,11 +129,5 @@ def _settings(folder: RunFolder) -> list[Param]:
 
 
 def open_tracker(folder: RunFolder) -> Tracker:
-    """Open the run in MLflow.
-
-    Raises
-    ------
-    RunError
-        When the store cannot be reached or written.
-    """
+    """Open the run in MLflow."""
     return _Runs(folder)

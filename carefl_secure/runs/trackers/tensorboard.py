@@ -69,11 +69,5 @@ class _Events:
 
 
 def open_tracker(folder: RunFolder) -> Tracker:
-    """Open the event files of a run.
-
-    Raises
-    ------
-    RunError
-        When they cannot be written.
-    """
+    """Open the event files of a run."""
     return _Events(folder)
