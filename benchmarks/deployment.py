@@ -37,7 +37,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from carefl_secure.deployment.flower.grid import BridgeGrid
+from carefl_secure.deployment.flower.grid import SuperLinkGrid
 from carefl_secure.deployment.flower.processes import Processes, free_port
 from carefl_secure.deployment.flower.relay import SERVER_SOCKET, receive, send
 from carefl_secure.deployment.flower.superlink import (
@@ -158,7 +158,7 @@ class Deployment(Clients):
             thread.start()
             self._undo.callback(_dismiss, path, thread)
         self._link = self._start(processes, port, names, sockets)
-        bridge = BridgeGrid(home / "server.sock", processes.check)
+        bridge = SuperLinkGrid(home / "server.sock", processes.check)
         self._undo.callback(bridge.abandon)
         relay = write_app(home / "app")
         if self.own:
@@ -169,7 +169,7 @@ class Deployment(Clients):
         wait_for_nodes(bridge, self.nodes, PATIENCE)
         times.ready = time.monotonic()
         bridge.record = seen
-        self._bridge = bridge
+        self._grid = bridge
         return bridge
 
     def _start(
@@ -196,7 +196,7 @@ class Deployment(Clients):
 
     def finish(self) -> None:
         """Let the ServerApp end, and believe Flower's own status only."""
-        self._bridge.close()
+        self._grid.close()
         status = self._link.finished(self._run, PATIENCE)
         if status != COMPLETED:
             raise RuntimeError(f"Flower lists the run as {status}")

@@ -21,7 +21,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, Re
 from carefl_secure.config import Config, load_config
 from carefl_secure.deployment.engines import choose_engine
 from carefl_secure.deployment.flower import relay
-from carefl_secure.deployment.flower.grid import BridgeGrid
+from carefl_secure.deployment.flower.grid import SuperLinkGrid
 from carefl_secure.deployment.provisioning.certificates import read_identity
 from carefl_secure.deployment.provisioning.provision import provision
 from carefl_secure.deployment.provisioning.site_bundle import SiteBundle
@@ -350,6 +350,7 @@ class Toy:
         self.agents: list[Agent] = []
         self.threads: list[threading.Thread] = []
         self.failure: list[BaseException] = []
+        self.patience = 60.0
 
     def start(self, spec: RunSpec) -> Deployed:
         folder, base = spec.folder, spec.base_hash
@@ -382,6 +383,7 @@ class Toy:
             [],
             SilentReporter(),
             folder.path,
+            patience=self.patience,
         )
 
 
@@ -469,6 +471,7 @@ def test_a_missing_agent_is_silence_and_too_much_of_it_stops_the_run(
     tasks = tasks_toy(CLIENTS, plan.encoding.dimension, 10)
     monkeypatch.setattr(agents, "Work", Site(plan, tasks))
     engine = Toy(bundles, settings(), sockets)
+    engine.patience = 2.0
     monkeypatch.setattr(relay, "Client", Cut(relay.Client, str(sockets / "1")))
     with pytest.raises(CohortError, match="3 of 4 parties"):
         run(plan, tasks, tmp_path / "far", engine=engine)
@@ -487,24 +490,24 @@ class Cut:
 
 
 def test_two_servers_cannot_listen_at_one_place(sockets: Path) -> None:
-    one = BridgeGrid(sockets / "server")
+    one = SuperLinkGrid(sockets / "server")
     with pytest.raises(OSError):
-        BridgeGrid(sockets / "server")
+        SuperLinkGrid(sockets / "server")
     one.close()
 
 
 def test_a_bridge_that_lost_its_server_app_says_so(sockets: Path) -> None:
-    bridge = BridgeGrid(sockets / "server")
+    grid = SuperLinkGrid(sockets / "server")
     with pytest.raises(EngineError, match="did not start"):
-        bridge.connect(0.0)
+        grid.connect(0.0)
     with pytest.raises(EngineError, match="not started"):
-        bridge.get_node_ids()
+        grid.get_node_ids()
     link = relay.Client(str(sockets / "server"), "AF_UNIX")
-    bridge.connect(5.0)
+    grid.connect(5.0)
     link.close()
     with pytest.raises(EngineError, match="is gone"):
-        bridge.send_and_receive([Message(RecordDict(), 1, "query.role", group_id="1")])
-    bridge.abandon()
+        grid.send_and_receive([Message(RecordDict(), 1, "query.role", group_id="1")])
+    grid.abandon()
 
 
 def test_engines_are_chosen_by_name() -> None:

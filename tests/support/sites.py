@@ -100,15 +100,15 @@ def allow(bundle: Path, **changes: Any) -> None:
     (bundle / "policy.yaml").write_text(yaml.safe_dump({**policy, **changes}))
 
 
-Fault = Callable[["Post", str, str, str], None]
+Fault = Callable[["RunningSite", str, str, str], None]
 
 
-class Post:
+class RunningSite:
     """What listens at one site: an agent, or for a while none."""
 
     def __init__(self, bundle: Path, socket: Path, fault: Fault) -> None:
         self.bundle, self.fault = bundle, fault
-        self.heard: list[tuple[str, str]] = []
+        self.received: list[tuple[str, str]] = []
         self.agent: Agent | None = None
         self.start()
         threading.Thread(target=Agent.serve, args=(self, socket), daemon=True).start()
@@ -126,7 +126,7 @@ class Post:
         self.fault(self, "before", action, group)
         if self.agent is None:
             raise ConnectionResetError
-        self.heard.append((action, group))
+        self.received.append((action, group))
         reply = self.agent.answer(head, content)
         self.fault(self, "after", action, group)
         return reply
@@ -157,20 +157,20 @@ class NoLink:
         pass
 
 
-class Town:
+class SitesEngine:
     """An engine: every site's relay and agent in threads, with real sockets between them."""
 
     def __init__(self, bundles: Path, config: Config, sockets: Path, fault: Fault) -> None:
         self.bundles, self.config, self.sockets = bundles, config, sockets
         homes = sorted((bundles / "sites").iterdir(), key=lambda p: (p.name[0] == "h", p.name))
-        self.posts = [Post(home, sockets / home.name, fault) for home in homes]
+        self.running = [RunningSite(home, sockets / home.name, fault) for home in homes]
         self.folder: RunFolder | None = None
 
     def start(self, spec: RunSpec) -> Deployed:
         folder, base = spec.folder, spec.base_hash
-        grid = LocalGrid(relay.client, len(self.posts), workers=len(self.posts))
-        for post, context in zip(self.posts, grid._contexts.values(), strict=True):
-            context.node_config["agent"] = str(self.sockets / post.bundle.name)
+        grid = LocalGrid(relay.client, len(self.running), workers=len(self.running))
+        for site, context in zip(self.running, grid._contexts.values(), strict=True):
+            context.node_config["agent"] = str(self.sockets / site.bundle.name)
         place = self.sockets / f"server{time.monotonic_ns()}"
 
         def serve() -> None:
@@ -239,13 +239,13 @@ def once(moment: str, action: str, group: str, victims: Sequence[str], *, again:
     """Return a fault: kill these sites at one moment of one round, and perhaps start them again."""
     left = set(victims)
 
-    def fault(post: Post, when: str, what: str, where: str) -> None:
-        if (when, what, where) == (moment, action, group) and post.bundle.name in left:
-            left.remove(post.bundle.name)
+    def fault(site: RunningSite, when: str, what: str, where: str) -> None:
+        if (when, what, where) == (moment, action, group) and site.bundle.name in left:
+            left.remove(site.bundle.name)
             try:
-                post.kill()
+                site.kill()
             finally:
                 if again:
-                    post.start()
+                    site.start()
 
     return fault

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from carefl_secure.errors import EngineError
 
-__all__ = ["Place"]
+__all__ = ["ServerAddress"]
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a running server is reached on its own machine; the content of ``address``.
+class ServerAddress:
+    """Where a running server can be reached on its own machine; the content of ``address``.
 
     Parameters
     ----------
@@ -27,12 +27,12 @@ class Place:
     socket: Path
 
     def write(self, bundle: Path) -> None:
-        """Leave word in the server's bundle."""
+        """Write it into the server's bundle."""
         text = json.dumps({"address": self.address, "socket": str(self.socket)})
         (bundle / "address").write_text(text + "\n")
 
     @classmethod
-    def read(cls, bundle: Path) -> Place:
+    def read(cls, bundle: Path) -> ServerAddress:
         """Read what `write` left.
 
         Raises

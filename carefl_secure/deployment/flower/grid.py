@@ -1,11 +1,12 @@
-"""The far end of the server relay: a Grid whose messages leave through a Flower run."""
+"""A Grid whose messages go through a Flower run on a SuperLink, by way of the server relay."""
 
 from __future__ import annotations
 
 import contextlib
+import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from multiprocessing.connection import Connection, Listener
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,13 @@ from carefl_secure.deployment.flower.relay import receive, send
 from carefl_secure.errors import EngineError
 from carefl_secure.federation.transport.local_grid import FIRST_NODE, Drop, Record, empty_run
 
-__all__ = ["BridgeGrid"]
+__all__ = ["SuperLinkGrid"]
 
 _FOREVER = 7 * 24 * 3600.0
 _LOOK = 1.0
 
 
-class BridgeGrid(Grid):
+class SuperLinkGrid(Grid):
     """Send messages through the ServerApp of a Flower run, over a Unix socket.
 
     Parameters
@@ -41,7 +42,11 @@ class BridgeGrid(Grid):
     """
 
     def __init__(self, path: Path, alive: Callable[[], None] = lambda: None) -> None:
-        self._listener = Listener(str(path), "AF_UNIX")
+        self._path = path
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(path))
+        self._listener.listen(1)
+        self._listener.settimeout(_LOOK)
         self.alive = alive
         self._link: Connection | None = None
         self._run = empty_run()
@@ -58,12 +63,10 @@ class BridgeGrid(Grid):
         EngineError
             When it does not come.
         """
-        socket = self._listener._listener._socket  # type: ignore[attr-defined]
-        socket.settimeout(1.0)
         end = time.monotonic() + patience
         while self._link is None:
             try:
-                self._link = self._listener.accept()
+                self._link = Connection(self._listener.accept()[0].detach())
             except TimeoutError:
                 self.alive()
                 if time.monotonic() > end:
@@ -98,12 +101,12 @@ class BridgeGrid(Grid):
         return [int(node) for node in head["nodes"]]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Refuse: on a bridge, sending and waiting are one step."""
-        raise EngineError("a bridged grid sends and waits in one step; use send_and_receive")
+        """Refuse: on this grid, sending and waiting are one step."""
+        raise EngineError("this grid sends and waits in one step; use send_and_receive")
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Refuse, as `push_messages` does."""
-        raise EngineError("a bridged grid sends and waits in one step; use send_and_receive")
+        raise EngineError("this grid sends and waits in one step; use send_and_receive")
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -130,14 +133,14 @@ class BridgeGrid(Grid):
             "nodes": [str(m.metadata.dst_node_id) for m in sent],
             "timeout": _FOREVER if timeout is None else timeout,
         }
-        self._tell(head, [m.content for m in sent])
+        self._send(head, [m.content for m in sent])
         self._open = self._replies(sent)
         return self._open
 
     def _replies(self, sent: Sequence[Message]) -> Iterator[Message]:
         """Yield the replies of one exchange; an answer without any is its end."""
         while True:
-            found, bodies = self._hear()
+            found, bodies = self._receive()
             if not found["answers"]:
                 return
             for answer in found["answers"]:
@@ -159,28 +162,32 @@ class BridgeGrid(Grid):
             with contextlib.suppress(EngineError):
                 self._ask({"op": "stop"}, [])
             self._link = None
-        self._listener.close()
+        self._stop_listening()
 
     def abandon(self) -> None:
         """Hang up, which Flower counts as a failed run."""
         if self._link is not None:
             self._link.close()
             self._link = None
+        self._stop_listening()
+
+    def _stop_listening(self) -> None:
         self._listener.close()
+        self._path.unlink(missing_ok=True)
 
     def _ask(
         self, head: dict[str, object], contents: list[RecordDict]
     ) -> tuple[dict[str, Any], list[RecordDict]]:
-        self._tell(head, contents)
-        return self._hear()
+        self._send(head, contents)
+        return self._receive()
 
-    def _tell(self, head: dict[str, object], contents: list[RecordDict]) -> None:
+    def _send(self, head: dict[str, object], contents: list[RecordDict]) -> None:
         for _ in self._open:  # what nobody asked for still lies in the socket
             pass
         with self._connected() as link:
             send(link, head, contents)
 
-    def _hear(self) -> tuple[dict[str, Any], list[RecordDict]]:
+    def _receive(self) -> tuple[dict[str, Any], list[RecordDict]]:
         with self._connected() as link:
             while not link.poll(_LOOK):
                 self.alive()

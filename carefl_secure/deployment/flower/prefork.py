@@ -1,22 +1,29 @@
-"""Flower's own commands, imported once and forked: what a SuperLink and a SuperNode are run by.
+"""Flower's own commands, imported once and forked; the one module that touches Flower's internals.
 
 Flower starts one ``flwr-clientapp`` for each message of each node, and nearly all that it does is
 to import Flower: more than a second of a core. Here a process that has imported all of Flower's
-commands stays beside the SuperNode, and what the SuperNode starts by name is forked from it. The
-commands are those that Flower's package lists as its console scripts, with their own arguments;
-nothing about them is changed.
+commands stays next to the SuperNode, and what the SuperNode starts by name is forked from it.
 
-Run by its path, ``python -P warm.py FOLDER TESTED COMMAND ...``, and made of Flower and the
+What is internal, tried on Flower 1.41 and 1.42 (`TESTED_FLOWER`, given on the command line):
+
+* the console scripts that Flower's package lists are called in this process, with their own
+  arguments; stand-ins for the commands that a server starts come first on its ``PATH``;
+* the module ``time`` in the loop of a SuperNode is replaced by `Paced`.
+
+With any other Flower the plain command is run instead, and the log says so. The grids of this
+package import one more internal, the type `Run`, which Flower's public abstract class `Grid` asks
+for.
+
+Run by its path, ``python -P prefork.py FOLDER TESTED COMMAND ...``, and made of Flower and the
 standard library alone: importing the rest of this package would cost what is to be saved. With the
 command ``flwr`` and no more it answers one ``flwr`` command after another instead.
 
 Guarantees
 ----------
 A forked command is a process of its own, with nothing in it of earlier messages, as one that Flower
-starts itself. It is forked from a process that never held a key: the parting is before the
-SuperNode reads its own. Only the owner of ``FOLDER`` can have something forked. TLS, node keys and
-tokens are Flower's, and untouched. With a Flower that this was not tested on, the plain command is
-run instead, and the log says so.
+starts itself. It is forked from a process that never held a key: the two part before the SuperNode
+reads its own. Only the owner of ``FOLDER`` can have something forked. TLS, node keys and tokens are
+Flower's, and untouched.
 """
 
 from __future__ import annotations
@@ -46,7 +53,7 @@ _SHIM = """\
 import os, socket, sys
 try:
     with socket.socket(socket.AF_UNIX) as link:
-        link.connect({nest!r})
+        link.connect({listener!r})
         link.sendall("\\0".join([{name!r}, *sys.argv[1:]]).encode())
         link.shutdown(socket.SHUT_WR)
         if link.recv(1):
@@ -111,7 +118,7 @@ class Paced:
 
 
 def pace() -> None:
-    """Pace the SuperNode of this process: the one internal of Flower that is touched here.
+    """Let the SuperNode of this process sleep as `Paced` does.
 
     Raises
     ------
@@ -125,17 +132,17 @@ def pace() -> None:
     vars(loop)["time"] = Paced()
 
 
-def _nest(folder: Path) -> socket.socket:
+def _listen(folder: Path) -> socket.socket:
     """Make the folder with the socket and with the stand-ins for Flower's commands."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(mode=0o700)
-    nest = folder / "nest"
+    path = folder / "listener"
     listener = socket.socket(socket.AF_UNIX)
-    listener.bind(str(nest))
+    listener.bind(str(path))
     listener.listen(64)
     for name in SPAWNED:
         script = folder / f"{name}.py"
-        script.write_text(_SHIM.format(nest=str(nest), name=name, plain=str(_BIN / name)))
+        script.write_text(_SHIM.format(listener=str(path), name=name, plain=str(_BIN / name)))
         words = shlex.join([sys.executable, "-ISs", str(script)])
         (folder / name).write_text(f'#!/bin/sh\nexec {words} "$@"\n')
         (folder / name).chmod(0o700)
@@ -184,14 +191,14 @@ def _console() -> list[str]:
     answers = os.fdopen(os.dup(1), "w")  # a pipe to whoever asks, and no terminal
     while line := sys.stdin.readline():
         words = ["flwr", *json.loads(line)]
-        heard, told = os.pipe()
+        read, write = os.pipe()
         child = os.fork()
         if child == 0:
-            for number, source in ((0, os.open(os.devnull, os.O_RDONLY)), (1, told), (2, told)):
+            for number, source in ((0, os.open(os.devnull, os.O_RDONLY)), (1, write), (2, write)):
                 os.dup2(source, number)
             return words
-        os.close(told)
-        with os.fdopen(heard, errors="replace") as stream:
+        os.close(write)
+        with os.fdopen(read, errors="replace") as stream:
             said = stream.read()
         os.waitpid(child, 0)
         answers.write(json.dumps(said) + "\n")
@@ -201,7 +208,7 @@ def _console() -> list[str]:
 
 def _split(folder: Path) -> list[str] | None:
     """Part into the process to fork from and the one to go on; return a forked command line."""
-    listener = _nest(folder)
+    listener = _listen(folder)
     os.environ["PATH"] = f"{folder}{os.pathsep}{os.environ.get('PATH', '')}"
     gc.freeze()  # what is imported stays shared between the processes
     end, held = os.pipe()

@@ -17,8 +17,7 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from carefl_secure.deployment.flower import prefork as warm
-from carefl_secure.deployment.flower import relay
+from carefl_secure.deployment.flower import prefork, relay
 from carefl_secure.deployment.flower.processes import Processes, free_port
 from carefl_secure.errors import EngineError
 from carefl_secure.federation.transport.local_grid import TESTED_FLOWER
@@ -62,16 +61,16 @@ def write_app(folder: Path) -> Path:
     return folder
 
 
-def _command(name: str, warm_in: Path | None) -> list[str]:
-    """Begin the command line of one of Flower's servers, as Flower's own or with a warm folder."""
-    if warm_in is None:
+def _command(name: str, prefork_in: Path | None) -> list[str]:
+    """Begin the command line of one of Flower's servers, plain or run by `prefork`."""
+    if prefork_in is None:
         return [str(_BIN / name)]
-    script = str(Path(warm.__file__).resolve())
-    return [sys.executable, "-P", script, str(warm_in), ",".join(TESTED_FLOWER), name]
+    script = str(Path(prefork.__file__).resolve())
+    return [sys.executable, "-P", script, str(prefork_in), ",".join(TESTED_FLOWER), name]
 
 
 def server_command(
-    bundle: Path, host: str, port: int, state: Path | None, warm_in: Path | None = None
+    bundle: Path, host: str, port: int, state: Path | None, prefork_in: Path | None = None
 ) -> list[str]:
     """Return the command line of a SuperLink with TLS that only registered nodes may join.
 
@@ -82,12 +81,11 @@ def server_command(
     port : int
     state : Path or None
         Its database; None keeps all in memory.
-    warm_in : Path, optional
-        A folder for `warm`, which must not exist and is the owner's alone; Flower's plain command
-        without.
+    prefork_in : Path, optional
+        A new folder for `prefork`, readable by the owner alone; without it Flower's plain command.
     """
     return [
-        *_command("flower-superlink", warm_in),
+        *_command("flower-superlink", prefork_in),
         *("--ssl-ca-certfile", str(bundle / "ca.crt")),
         *("--ssl-certfile", str(bundle / "server.pem")),
         *("--ssl-keyfile", str(bundle / "server.key")),
@@ -107,12 +105,12 @@ def node_command(bundle: Path, server: str, agent: Path, *, plain: bool = False)
     server : str
         ``host:port``.
     agent : Path
-        The agent's socket; a folder for `warm` is made beside it.
+        The agent's socket; a folder for `prefork` is made next to it.
     plain : bool, optional
         Flower's own command instead.
     """
     return [
-        *_command("flower-supernode", None if plain else agent.with_suffix(".warm")),
+        *_command("flower-supernode", None if plain else agent.with_suffix(".prefork")),
         *("--root-certificates", str(bundle / "ca.crt")),
         *("--auth-supernode-private-key", str(bundle / "node.key")),
         *("--superlink", server),
@@ -180,7 +178,7 @@ class Link:
         EngineError
             When it is not in time.
         """
-        self._warm_up()  # while the SuperLink starts
+        self._start_console()  # while the SuperLink starts
         end = time.monotonic() + patience
         while not self.healthy():
             alive()
@@ -246,7 +244,7 @@ class Link:
             self._console.communicate()
             self._console = None
 
-    def _warm_up(self) -> subprocess.Popen[str]:
+    def _start_console(self) -> subprocess.Popen[str]:
         """Return the process that has ``flwr`` imported and answers one command after another."""
         if self._console is None:
             self._console = subprocess.Popen(
@@ -261,7 +259,7 @@ class Link:
 
     def _ask(self, *words: str) -> tuple[dict[str, object], str]:
         """Give one ``flwr`` command; return the JSON object in its answer, and all of it."""
-        console = self._warm_up()
+        console = self._start_console()
         assert console.stdin is not None and console.stdout is not None
         watch = threading.Timer(_ANSWER, console.kill)
         watch.start()
@@ -308,5 +306,5 @@ def start_server(
     """
     settings = {relay.SERVER_SOCKET: str(socket), POLL: "0.5"}  # its tasks are runs, not messages
     state = bundle / "state.db" if lasting else None
-    command = server_command(bundle, host, port, state, socket.with_suffix(".warm"))
+    command = server_command(bundle, host, port, state, socket.with_suffix(".prefork"))
     processes.start("superlink", command, flower_environment(bundle / "flower", **settings))

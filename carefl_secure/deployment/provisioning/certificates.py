@@ -1,7 +1,7 @@
 """Certificates and keys of a deployment, all made with `cryptography`.
 
 One authority signs one server certificate and is then not needed any more. Node keys are Flower's:
-NIST P-384 in OpenSSH format, which the SuperLink is told before a node may connect.
+NIST P-384 in OpenSSH format, registered with the SuperLink before a node may connect.
 """
 
 from __future__ import annotations

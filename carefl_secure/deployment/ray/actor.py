@@ -38,7 +38,7 @@ Work = Callable[[RunPlan, bytes], Sequence[LocalTask]]
 """Makes the tasks of all clients from the plan and the hash of the agreed base model."""
 
 FAULT = refusal(EngineError(""))
-"""What the server is told of a fault in an actor; the traceback stays in the run folder."""
+"""The reply to the server for a fault in an actor; the traceback stays in the run folder."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Order:
 
     @property
     def log(self) -> Path:
-        """Where faults of actors are told in full."""
+        """Where faults of actors are written in full."""
         return self.spec.folder.path / "logs" / "ray.log"
 
 
@@ -105,7 +105,7 @@ class ActorApp(ClientApp):
         reply = Message(FAULT, reply_to=message)
         with _Faults(self._order):
             try:
-                reply = _station(self._order).answer(message, context)
+                reply = _clients_of(self._order).answer(message, context)
             except CareflError as error:
                 reply = Message(refusal(error), reply_to=message)
         return reply
@@ -136,7 +136,7 @@ class _Faults:
         return True
 
 
-class _Station:
+class _Clients:
     """All clients of a run, as one actor can play them."""
 
     def __init__(self, order: Order) -> None:
@@ -166,9 +166,9 @@ class _Station:
             if self._opened is not None:
                 self._opened.close()
                 self._opened = None
-        beside = mark.with_suffix(".new")
-        beside.write_text(json.dumps({"session": _digest(context.state), "drawn": self._drawn}))
-        beside.replace(mark)  # before the reply leaves
+        new = mark.with_suffix(".new")
+        new.write_text(json.dumps({"session": _digest(context.state), "drawn": self._drawn}))
+        new.replace(mark)  # before the reply leaves
         return reply
 
     def _session(self, index: int) -> ClientSession:
@@ -262,8 +262,8 @@ def _read(path: Path) -> Order:
 
 
 @functools.lru_cache(maxsize=1)
-def _station(path: Path) -> _Station:
-    return _Station(_read(path))
+def _clients_of(path: Path) -> _Clients:
+    return _Clients(_read(path))
 
 
 def _digest(state: RecordDict) -> str:

@@ -30,7 +30,7 @@ from carefl_secure.deployment.provisioning.certificates import read_identity
 from carefl_secure.deployment.provisioning.policy import check_policy, read_policy
 from carefl_secure.deployment.provisioning.site_bundle import SiteBundle
 from carefl_secure.deployment.site.accepted_run import Accepted, round_of, rounds_in
-from carefl_secure.deployment.site.agent_socket import hear
+from carefl_secure.deployment.site.agent_socket import read_message
 from carefl_secure.deployment.site.budget import SiteBudgets
 from carefl_secure.deployment.site.proposal import Proposal, cohort_of
 from carefl_secure.deployment.site.site_config import own_config, refuse_paths
@@ -157,7 +157,7 @@ class Agent:
                 # A relay that hangs up or stalls harms nobody but itself.
                 with contextlib.suppress(OSError, EOFError), listener.accept() as link:
                     try:
-                        head, content = hear(link)
+                        head, content = read_message(link)
                     except ProtocolError as error:
                         send(link, self._refused("unreadable", "", error))
                     else:

@@ -1,4 +1,4 @@
-"""What an agent hears on its socket: a message of a relay, or nothing that it would act upon."""
+"""Messages of the relay on an agent's socket; anything else is refused."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from flwr.app import RecordDict
 from carefl_secure.deployment.flower.relay import receive
 from carefl_secure.errors import ProtocolError
 
-__all__ = ["hear"]
+__all__ = ["read_message"]
 
-_STALLED = 60  # seconds after which a relay that neither sends nor reads is hung up on
+_STALLED = 60  # seconds after which a relay that neither sends nor reads is disconnected
 
 
-def hear(link: Connection) -> tuple[Mapping[str, Any], RecordDict]:
-    """Read one message; whoever stalls in the middle of one is hung up on.
+def read_message(link: Connection) -> tuple[Mapping[str, Any], RecordDict]:
+    """Read one message; a peer that stalls in the middle of one is disconnected.
 
     Raises
     ------
     ProtocolError
         When it is no message of a relay.
     OSError, EOFError
-        When the relay is gone, or stalls.
+        When the relay is gone or stalls.
     """
     with socket.fromfd(link.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as plain:
         for way in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from carefl_secure.data.open_corpus import detect
-from carefl_secure.deployment.flower.address import Place
+from carefl_secure.deployment.flower.address import ServerAddress
 from carefl_secure.deployment.flower.processes import Processes, interrupt_on_terminate
 from carefl_secure.deployment.flower.superlink import (
     Link,
@@ -90,7 +90,7 @@ def run_node(
             tell(f"site {bundle.name}: the agent holds keys, records, ledger and policy")
         if only != "agent":
             env = flower_environment(work / "flower")
-            if socket is not None:  # what Flower makes beside a socket is not for the other half
+            if socket is not None:  # Flower's files next to a socket are not for the other half
                 place = home / "agent.sock"
                 place.symlink_to(socket.absolute())
             processes.start(
@@ -136,7 +136,7 @@ def run_server(path: Path, host: str, tell: Callable[[str], None], port: int | N
             home = Path(tempfile.mkdtemp(prefix="carefl-"))
             undo.callback(shutil.rmtree, home, ignore_errors=True)
             socket = home / "run.sock"
-        undo.callback(shutil.rmtree, socket.with_suffix(".warm"), ignore_errors=True)
+        undo.callback(shutil.rmtree, socket.with_suffix(".prefork"), ignore_errors=True)
         processes = Processes(path / "logs")
         undo.callback(processes.stop)
         start_server(processes, path, host, port, socket)
@@ -147,7 +147,7 @@ def run_server(path: Path, host: str, tell: Callable[[str], None], port: int | N
         link.register(keys)
         link.close()
         undo.callback((path / "address").unlink, missing_ok=True)
-        Place(f"{near}:{port}", socket).write(path)
+        ServerAddress(f"{near}:{port}", socket).write(path)
         tell(f"serving {len(keys)} registered nodes on {host}:{port}; stop it with Ctrl-C")
         while True:
             processes.check()

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.serverapp import Grid
 
 from carefl_secure.config import Config
-from carefl_secure.deployment.flower.grid import BridgeGrid
+from carefl_secure.deployment.flower.grid import SuperLinkGrid
 from carefl_secure.deployment.flower.superlink import (
     COMPLETED,
     Link,
@@ -148,7 +148,7 @@ class Deployed:
         self._reporter = reporter
         self._scratch = scratch
         self._alive = alive
-        self._bridge: BridgeGrid | None = None
+        self._grid: SuperLinkGrid | None = None
         self._run = ""
 
     @property
@@ -164,26 +164,26 @@ class Deployed:
     def grid(self, workers: int, drop: Drop | None, record: Record | None) -> Grid:
         """Submit the relay, wait for its ServerApp and all nodes, and put the run before them."""
         refuse_workers(workers)
-        self._bridge = BridgeGrid(self._socket, self._alive)
+        self._grid = SuperLinkGrid(self._socket, self._alive)
         self._run = self._link.submit(write_app(self._scratch / "app"))
         self._reporter.note(f"Flower run {self._run}: submitted, waiting for all sites")
-        self._bridge.connect(_START)
+        self._grid.connect(_START)
         parties = len(self._cohort.roster) + len(self._cohort.helpers)
-        self._bridge.places = propose(
-            self._bridge, self._proposal, self._submitter, parties, self._patience
+        self._grid.places = propose(
+            self._grid, self._proposal, self._submitter, parties, self._patience
         )
         self._reporter.note(f"all {parties} parties agreed to the run")
         # From here on a party may be lost, as long as the floor holds; the SuperLink may not.
-        self._bridge.alive = Pulse(self._link.healthy)
-        self._bridge.drop, self._bridge.record = drop, record
-        return self._bridge
+        self._grid.alive = Pulse(self._link.healthy)
+        self._grid.drop, self._grid.record = drop, record
+        return self._grid
 
     def finish(self) -> None:
         """Let the ServerApp end and ask for the status that Flower lists."""
-        if self._bridge is None:
+        if self._grid is None:
             return
-        self._bridge.close()
-        self._bridge = None
+        self._grid.close()
+        self._grid = None
         status = self._link.finished(self._run, 60)
         if status != COMPLETED:
             raise EngineError(
@@ -194,7 +194,7 @@ class Deployed:
 
     def close(self) -> None:
         """Hang up, if the run is not finished; Flower then lists it as failed."""
-        if self._bridge is not None:
-            self._bridge.abandon()
-            self._bridge = None
+        if self._grid is not None:
+            self._grid.abandon()
+            self._grid = None
         self._socket.unlink(missing_ok=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from flwr.serverapp import Grid
 
 from carefl_secure.config import Config
-from carefl_secure.deployment.flower.address import Place
+from carefl_secure.deployment.flower.address import ServerAddress
 from carefl_secure.deployment.flower.superlink import Link
 from carefl_secure.deployment.provisioning.certificates import read_identity
 from carefl_secure.deployment.provisioning.sites import Roster
@@ -115,7 +115,7 @@ class Remote:
         if Roster.read(submit / "roster.json") != self._roster:
             raise RunError(f"{server} and {submit} are of different deployments; use one's bundles")
         check_remote(config, self._roster)
-        self._place = Place.read(server)
+        self._place = ServerAddress.read(server)
         self._key = read_identity(submit / "submit.key")
         self._config, self._reporter, self._patience = config, reporter, patience
         self._server = server

@@ -22,9 +22,9 @@ from typer.testing import CliRunner
 import carefl_secure
 from carefl_secure.cli.app import app
 from carefl_secure.config import Config, load_config
-from carefl_secure.deployment import doctor as checkup
+from carefl_secure.deployment import doctor
 from carefl_secure.deployment.flower import app as flower_app
-from carefl_secure.deployment.flower.address import Place
+from carefl_secure.deployment.flower.address import ServerAddress
 from carefl_secure.deployment.flower.relay import SERVER_SOCKET
 from carefl_secure.deployment.flower.superlink import flower_environment
 from carefl_secure.deployment.provisioning.site_bundle import HALVES, SiteBundle
@@ -152,22 +152,22 @@ def test_status_tells_of_rounds_that_were_paid_and_never_opened(tmp_path: Path) 
 def test_doctor_tells_of_every_check_and_fails_with_one(monkeypatch: pytest.MonkeyPatch) -> None:
     result = runner.invoke(app, ["doctor", "--json"])
     assert result.exit_code == 0, result.output
-    assert [one["name"] for one in json.loads(result.stdout)] == list(checkup.CHECKS)
+    assert [one["name"] for one in json.loads(result.stdout)] == list(doctor.CHECKS)
 
     def broken() -> str:
         raise ArithmeticError("the sum is wrong")
 
-    monkeypatch.setattr(checkup, "CHECKS", {"packages": lambda: "fine", "sum": broken})
+    monkeypatch.setattr(doctor, "CHECKS", {"packages": lambda: "fine", "sum": broken})
     result = runner.invoke(app, ["doctor"])
     assert result.exit_code == 41
     assert "FAIL  sum: ArithmeticError: the sum is wrong" in result.stdout
 
 
 def test_the_check_of_noise_sees_noise_that_is_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = checkup.SkellamSampler
-    monkeypatch.setattr(checkup, "SkellamSampler", lambda variance: real(variance * 0.8))
+    real = doctor.SkellamSampler
+    monkeypatch.setattr(doctor, "SkellamSampler", lambda variance: real(variance * 0.8))
     with pytest.raises(ArithmeticError, match="came with"):
-        checkup.CHECKS["noise"]()
+        doctor.CHECKS["noise"]()
 
 
 # --- what an operator gets wrong ----------------------------------------------------------------
@@ -249,7 +249,7 @@ def test_submit_says_what_it_lacks(bundles: Path, tmp_path: Path) -> None:
 
 
 def test_a_second_run_on_one_server_is_refused(bundles: Path) -> None:
-    Place("127.0.0.1:1", bundles / "run.sock").write(bundles / "server")
+    ServerAddress("127.0.0.1:1", bundles / "run.sock").write(bundles / "server")
     words = ["federation.clients=3", "simulation.dropout=0", "federation.public_records=9000"]
     config = load_config(None, [*words, "data.labels=emotic", "data.at_sites=true"])
     remote = Remote(config, SilentReporter(), bundles / "server", bundles / "submit")

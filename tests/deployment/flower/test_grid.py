@@ -1,4 +1,4 @@
-"""The bridge hands replies on as they come: few on this machine at once, and none mixed up."""
+"""The grid hands replies on as they come: few on this machine at once, and none mixed up."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from carefl_secure.deployment.flower import relay
-from carefl_secure.deployment.flower.grid import BridgeGrid
+from carefl_secure.deployment.flower.grid import SuperLinkGrid
 from carefl_secure.errors import EngineError
 from carefl_secure.federation.transport.messages import (
     adapter_of,
@@ -57,28 +57,28 @@ class Flower:
 
 
 @pytest.fixture
-def bridged(
+def linked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[[Flower], BridgeGrid]]:
-    """Return a maker of bridges whose far end is Flower's relay over this Flower."""
+) -> Iterator[Callable[[Flower], SuperLinkGrid]]:
+    """Return a maker of grids whose far end is Flower's relay over this Flower."""
     ends: list[Callable[[], None]] = []
 
-    def make(flower: Flower) -> BridgeGrid:
+    def make(flower: Flower) -> SuperLinkGrid:
         path = tmp_path / "s"
-        bridge = BridgeGrid(path)
+        grid = SuperLinkGrid(path)
         monkeypatch.setenv(relay.SERVER_SOCKET, str(path))
         main: Any = relay.main
         thread = threading.Thread(target=main, args=(flower, None), daemon=True)
         thread.start()
-        bridge.connect(PATIENCE)
+        grid.connect(PATIENCE)
 
         def end() -> None:
-            bridge.close()
+            grid.close()
             thread.join(PATIENCE)
             assert not thread.is_alive()
 
         ends.append(end)
-        return bridge
+        return grid
 
     yield make
     for end in ends:
@@ -95,20 +95,20 @@ def questions(nodes: Iterable[int] = NODES) -> Iterator[Message]:
 
 
 def test_every_reply_comes_and_few_at_a_time(
-    bridged: Callable[[Flower], BridgeGrid], monkeypatch: pytest.MonkeyPatch
+    linked: Callable[[Flower], SuperLinkGrid], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flower = Flower(echo)
-    bridge = bridged(flower)
+    grid = linked(flower)
     frames: list[int] = []
-    hear = bridge._hear
+    receive = grid._receive
 
     def counted() -> tuple[dict[str, Any], list[RecordDict]]:
-        head, bodies = hear()
+        head, bodies = receive()
         frames.append(len(bodies))
         return head, bodies
 
-    monkeypatch.setattr(bridge, "_hear", counted)
-    replies = list(bridge.send_and_receive(questions(), timeout=PATIENCE))
+    monkeypatch.setattr(grid, "_receive", counted)
+    replies = list(grid.send_and_receive(questions(), timeout=PATIENCE))
     assert [int(r.content["fields"]["node"]) for r in replies] == list(NODES)
     assert [r.metadata.src_node_id for r in replies] == list(NODES)
     assert sum(frames) == len(NODES) and frames[-1] == 0
@@ -117,11 +117,11 @@ def test_every_reply_comes_and_few_at_a_time(
 
 
 def test_a_reply_is_handed_on_while_others_are_still_awaited(
-    bridged: Callable[[Flower], BridgeGrid],
+    linked: Callable[[Flower], SuperLinkGrid],
 ) -> None:
     flower = Flower(lambda message: echo(message) if message.metadata.dst_node_id < 3 else None)
-    bridge = bridged(flower)
-    replies = iter(bridge.send_and_receive(questions(range(1, 4)), timeout=PATIENCE))
+    grid = linked(flower)
+    replies = iter(grid.send_and_receive(questions(range(1, 4)), timeout=PATIENCE))
     assert next(replies).metadata.src_node_id == 1
     assert next(replies).metadata.src_node_id == 2
     late = flower.pushed[2]
@@ -131,50 +131,50 @@ def test_a_reply_is_handed_on_while_others_are_still_awaited(
 
 
 def test_what_nobody_asked_for_is_out_of_the_way_of_the_next_exchange(
-    bridged: Callable[[Flower], BridgeGrid],
+    linked: Callable[[Flower], SuperLinkGrid],
 ) -> None:
-    bridge = bridged(Flower(echo))
-    next(iter(bridge.send_and_receive(questions(), timeout=PATIENCE)))
-    assert list(bridge.get_node_ids()) == list(NODES)
-    bridge.send_and_receive(questions(), timeout=PATIENCE)
-    (reply,) = bridge.send_and_receive(questions([5]), timeout=PATIENCE)
+    grid = linked(Flower(echo))
+    next(iter(grid.send_and_receive(questions(), timeout=PATIENCE)))
+    assert list(grid.get_node_ids()) == list(NODES)
+    grid.send_and_receive(questions(), timeout=PATIENCE)
+    (reply,) = grid.send_and_receive(questions([5]), timeout=PATIENCE)
     assert reply.metadata.src_node_id == 5
 
 
 def test_silent_nodes_end_an_exchange_at_its_time_and_errors_are_handed_on(
-    bridged: Callable[[Flower], BridgeGrid],
+    linked: Callable[[Flower], SuperLinkGrid],
 ) -> None:
     def answer(message: Message) -> RecordDict | Error | None:
         node = message.metadata.dst_node_id
         return None if node == 2 else Error(1042, "no") if node == 3 else echo(message)
 
-    bridge = bridged(Flower(answer))
-    replies = list(bridge.send_and_receive(questions(range(1, 5)), timeout=0.3))
+    grid = linked(Flower(answer))
+    replies = list(grid.send_and_receive(questions(range(1, 5)), timeout=0.3))
     assert [r.metadata.src_node_id for r in replies] == [1, 3, 4]
     assert replies[1].error.code == 1042 and replies[1].error.reason == "no"
-    assert list(bridge.send_and_receive([], timeout=PATIENCE)) == []
+    assert list(grid.send_and_receive([], timeout=PATIENCE)) == []
 
 
 def test_a_reply_that_came_in_time_counts_however_slow_the_reader_is(
-    bridged: Callable[[Flower], BridgeGrid],
+    linked: Callable[[Flower], SuperLinkGrid],
 ) -> None:
     # 40 replies of 1 MB do not fit a socket: the relay waits for the reader beyond the time limit.
-    bridge = bridged(Flower(lambda message: pack(upload=bytes(1 << 20))))
-    replies = iter(bridge.send_and_receive(questions(), timeout=0.2))
+    grid = linked(Flower(lambda message: pack(upload=bytes(1 << 20))))
+    replies = iter(grid.send_and_receive(questions(), timeout=0.2))
     next(replies)
     time.sleep(0.5)
     assert len(list(replies)) == len(NODES) - 1
 
 
 def test_a_lost_server_app_is_noticed_while_replies_are_read(tmp_path: Path) -> None:
-    bridge = BridgeGrid(tmp_path / "s")
+    grid = SuperLinkGrid(tmp_path / "s")
     here, there = Pipe()
-    bridge._link = here
-    replies = bridge.send_and_receive(questions([1]), timeout=PATIENCE)
+    grid._link = here
+    replies = grid.send_and_receive(questions([1]), timeout=PATIENCE)
     there.close()
     with pytest.raises(EngineError, match="is gone"):
         list(replies)
-    bridge.abandon()
+    grid.abandon()
 
 
 def frames(link: Connection) -> list[bytes]:
@@ -203,14 +203,14 @@ def test_an_adapter_for_many_nodes_crosses_the_socket_once() -> None:
 
 
 def test_messages_of_two_kinds_go_in_one_exchange(
-    bridged: Callable[[Flower], BridgeGrid],
+    linked: Callable[[Flower], SuperLinkGrid],
 ) -> None:
     """What rides alone for a node that dropped out, beside the others' questions."""
     flower = Flower(lambda message: pack(asked=message.metadata.message_type.encode()))
-    bridge = bridged(flower)
+    grid = linked(flower)
     kinds = {1: "query.sign", 2: "query.advertise_prefetch", 3: "query.sign"}
     sent = [Message(pack(round=1), node, kind, group_id="1") for node, kind in kinds.items()]
-    replies = list(bridge.send_and_receive(sent, timeout=PATIENCE))
+    replies = list(grid.send_and_receive(sent, timeout=PATIENCE))
     found = {r.metadata.src_node_id: r.content["fields"]["asked"] for r in replies}
     assert found == {node: kind.encode() for node, kind in kinds.items()}
     assert {r.metadata.message_type for r in replies} == set(kinds.values())

@@ -12,17 +12,16 @@ from pathlib import Path
 import pytest
 from flwr.supernode import start_client_internal
 
-from carefl_secure.deployment.flower import prefork as warm
-from carefl_secure.deployment.flower import superlink
+from carefl_secure.deployment.flower import prefork, superlink
 from carefl_secure.errors import EngineError
 from carefl_secure.federation.transport.local_grid import TESTED_FLOWER
 
 # A SuperNode and its tools, as far as starting each other goes. What is forked writes who it is.
 ACTORS = """\
 import importlib.util, os, subprocess, sys, time
-spec = importlib.util.spec_from_file_location("warm", sys.argv.pop(1))
-warm = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(warm)
+spec = importlib.util.spec_from_file_location("prefork", sys.argv.pop(1))
+prefork = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(prefork)
 imported = os.getpid()
 
 def server():
@@ -33,8 +32,8 @@ def server():
 def tool():
     print(*sys.argv, imported, os.getpid(), os.getppid(), flush=True)
 
-warm.load = lambda *names: {name: tool for name in names} | {"flower-superlink": server}
-warm.main()
+prefork.load = lambda *names: {name: tool for name in names} | {"flower-superlink": server}
+prefork.main()
 """
 
 
@@ -67,7 +66,7 @@ def wait_until_gone(pid: int) -> bool:
 
 def run_plain(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-P", warm.__file__, str(folder), *words],
+        [sys.executable, "-P", prefork.__file__, str(folder), *words],
         capture_output=True,
         text=True,
         timeout=120,
@@ -77,7 +76,7 @@ def run_plain(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 def test_waiting_grows_by_a_tenth_and_never_beyond_flowers_own() -> None:
     clock = Clock()
-    paced = warm.Paced(lambda: clock.now, clock.sleep)
+    paced = prefork.Paced(lambda: clock.now, clock.sleep)
     began = clock.now
     while clock.now < began + 60:
         before = clock.now
@@ -90,7 +89,7 @@ def test_waiting_grows_by_a_tenth_and_never_beyond_flowers_own() -> None:
 
 def test_work_makes_a_node_attentive_again() -> None:
     clock = Clock()
-    paced = warm.Paced(lambda: clock.now, clock.sleep)
+    paced = prefork.Paced(lambda: clock.now, clock.sleep)
     clock.now += 1000
     paced.sleep(3)
     paced.sleep(0.5)  # the wait for an answer
@@ -102,42 +101,44 @@ def test_work_makes_a_node_attentive_again() -> None:
 
 def test_only_the_loop_of_the_supernode_is_paced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(start_client_internal, "time", time)
-    warm.pace()
-    assert isinstance(start_client_internal.time, warm.Paced)
+    prefork.pace()
+    assert isinstance(start_client_internal.time, prefork.Paced)
     assert time.sleep is start_client_internal.time.__getattr__("sleep")
     with pytest.raises(ImportError, match="does not sleep as it did"):
-        warm.pace()  # which is how another Flower would look
+        prefork.pace()  # which is how another Flower would look
 
 
 def test_this_flower_is_one_that_was_tested() -> None:
     version = importlib.metadata.version("flwr")
     assert any(version.startswith(f"{one}.") for one in TESTED_FLOWER)
-    assert set(warm.load(*warm.SPAWNED)) == set(warm.SPAWNED)
+    assert set(prefork.load(*prefork.SPAWNED)) == set(prefork.SPAWNED)
     with pytest.raises(KeyError):
-        warm.load("no-such-command")
+        prefork.load("no-such-command")
 
 
 def test_the_process_to_fork_from_has_one_thread() -> None:
     script = (
         "import importlib.util, os, sys;"
-        "spec = importlib.util.spec_from_file_location('warm', sys.argv[1]);"
-        "warm = importlib.util.module_from_spec(spec);"
-        "spec.loader.exec_module(warm);"
-        "load = warm.load;"
+        "spec = importlib.util.spec_from_file_location('prefork', sys.argv[1]);"
+        "prefork = importlib.util.module_from_spec(spec);"
+        "spec.loader.exec_module(prefork);"
+        "load = prefork.load;"
         "count = lambda: 40 + len(os.listdir('/proc/self/task'));"
-        "warm.load = lambda *names: load(*names) and sys.exit(count());"
+        "prefork.load = lambda *names: load(*names) and sys.exit(count());"
         "sys.argv[1:] = ['nowhere', '1.41,1.42', 'flower-supernode'];"
-        "warm.main()"
+        "prefork.main()"
     )
-    done = subprocess.run([sys.executable, "-c", script, warm.__file__], timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script, prefork.__file__], timeout=120, check=False
+    )
     assert done.returncode == 41
 
 
 def test_what_a_server_starts_by_name_is_forked_and_ends_with_it(tmp_path: Path) -> None:
-    folder = tmp_path / "warm"
+    folder = tmp_path / "prefork"
     tested = ",".join(TESTED_FLOWER)
     running = subprocess.Popen(
-        [sys.executable, "-c", ACTORS, warm.__file__, str(folder), tested, "flower-superlink"],
+        [sys.executable, "-c", ACTORS, prefork.__file__, str(folder), tested, "flower-superlink"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -148,21 +149,21 @@ def test_what_a_server_starts_by_name_is_forked_and_ends_with_it(tmp_path: Path)
         (server,) = (words[1] for words in said if words[0] == "server")
         (tool,) = (words for words in said if words[0] != "server")
         assert tool[:4] == ["flower-superexec", "--given", "a", "b"]
-        imported, own, nest = map(int, tool[4:])
+        imported, own, source = map(int, tool[4:])
         assert imported == int(server) == running.pid  # nothing was imported a second time
-        assert nest not in (own, imported)
+        assert source not in (own, imported)
         assert folder.stat().st_mode & 0o777 == 0o700
-        assert wait_until_gone(own) and not gone(nest)
+        assert wait_until_gone(own) and not gone(source)
     finally:
         running.stdin.close()
         assert running.wait(60) == 0
         running.stdout.close()
-    assert wait_until_gone(nest)
+    assert wait_until_gone(source)
 
 
 def test_without_a_process_to_fork_from_the_plain_command_runs(tmp_path: Path) -> None:
-    folder = tmp_path / "warm"
-    warm._nest(folder).close()
+    folder = tmp_path / "prefork"
+    prefork._listen(folder).close()
     done = subprocess.run(
         [folder / "flower-superexec", "--version"],
         capture_output=True,
@@ -175,10 +176,10 @@ def test_without_a_process_to_fork_from_the_plain_command_runs(tmp_path: Path) -
 
 
 def test_another_flower_gets_its_own_command_and_the_log_says_so(tmp_path: Path) -> None:
-    done = run_plain(tmp_path / "warm", "0.9", "flower-superexec", "--version")
+    done = run_plain(tmp_path / "prefork", "0.9", "flower-superexec", "--version")
     assert importlib.metadata.version("flwr") in done.stdout
     assert "tested with Flower 0.9, not" in done.stderr
-    assert not (tmp_path / "warm").exists()
+    assert not (tmp_path / "prefork").exists()
 
 
 def test_one_process_answers_many_flwr_commands(tmp_path: Path) -> None:

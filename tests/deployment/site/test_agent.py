@@ -38,34 +38,36 @@ from carefl_secure.runs import plan_from_config as plan_setup
 from tests.support import sites as _sites
 
 CLIENTS, PEERS, MEMBERS = _sites.CLIENTS, _sites.PEERS, _sites.MEMBERS
-Fault, Post, Town = _sites.Fault, _sites.Post, _sites.Town
+Fault, RunningSite, SitesEngine = _sites.Fault, _sites.RunningSite, _sites.SitesEngine
 known_plan, make_bundles, work = _sites.known_plan, _sites.make_bundles, _sites.work
 allow, once, released, settings = _sites.allow, _sites.once, _sites.released, _sites.settings
 
 ROUNDS = 3
 VICTIM = "s1"
 Quiet: Fault = lambda *_: None  # noqa: E731
-Founder = Callable[..., Town]
+Maker = Callable[..., SitesEngine]
 
 
 @pytest.fixture
 def found(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> Founder:
-    """Return what founds a town: bundles, and agents with a toy's work."""
+) -> Maker:
+    """Return what founds a engine: bundles, and agents with a toy's work."""
 
-    def make(fault: Fault = Quiet, *words: str, helpers: int = 0, unit: str = "record") -> Town:
+    def make(
+        fault: Fault = Quiet, *words: str, helpers: int = 0, unit: str = "record"
+    ) -> SitesEngine:
         plan = known_plan(unit, ROUNDS)
         monkeypatch.setattr(agents, "Work", work(plan))
         monkeypatch.setattr(plan_setup, "plan_with", lambda *_, **__: plan)
         bundles = make_bundles(tmp_path, helpers)
-        return Town(bundles, settings(*words), tmp_path_factory.mktemp("s"), fault)
+        return SitesEngine(bundles, settings(*words), tmp_path_factory.mktemp("s"), fault)
 
     return make
 
 
-def spends(post: Post) -> int:
-    return len(post.ledger.events())
+def spends(site: RunningSite) -> int:
+    return len(site.ledger.events())
 
 
 # --- in a run -----------------------------------------------------------------------------------
@@ -75,36 +77,36 @@ def spends(post: Post) -> int:
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize("action", PEERS)
 def test_an_agent_killed_at_any_phase_is_back_in_a_later_round(
-    found: Founder, tmp_path: Path, action: str, moment: str, ahead: str
+    found: Maker, tmp_path: Path, action: str, moment: str, ahead: str
 ) -> None:
     fault = once(moment, action, "1", [VICTIM], again=True)
-    town = found(fault, f"federation.key_prefetch={ahead}")
-    result = town.run(known_plan("record", ROUNDS), tmp_path / "runs")
+    engine = found(fault, f"federation.key_prefetch={ahead}")
+    result = engine.run(known_plan("record", ROUNDS), tmp_path / "runs")
     assert isinstance(result, FederationResult), result
-    assert len(town.released) == ROUNDS
+    assert len(engine.released) == ROUNDS
     # Out of the sum of its round where its vector did not arrive, and in every sum in the end.
     arrived = action in ("query.sign", "query.unmask")
-    assert town.released[0] == CLIENTS - (not arrived)
-    assert town.released[-1] == CLIENTS
-    victim = next(post for post in town.posts if post.bundle.name == VICTIM)
-    asked = {group for step, group in victim.heard if step == "train.masked"}
-    assert spends(victim) >= sum(town.released) - (CLIENTS - 1) * ROUNDS
+    assert engine.released[0] == CLIENTS - (not arrived)
+    assert engine.released[-1] == CLIENTS
+    victim = next(site for site in engine.running if site.bundle.name == VICTIM)
+    asked = {group for step, group in victim.received if step == "train.masked"}
+    assert spends(victim) >= sum(engine.released) - (CLIENTS - 1) * ROUNDS
     assert spends(victim) <= len(asked)
-    for post in town.posts:
-        if post is not victim:
-            assert spends(post) == ROUNDS
+    for site in engine.running:
+        if site is not victim:
+            assert spends(site) == ROUNDS
     # No round was begun twice by this site.
-    begun = [group for step, group in victim.heard if step == "query.advertise"]
+    begun = [group for step, group in victim.received if step == "query.advertise"]
     assert len(begun) == len(set(begun))
 
 
-def test_a_site_whose_agent_is_not_there_yet_is_asked_again(found: Founder, tmp_path: Path) -> None:
-    town = found(once("before", "query.propose", "0", [VICTIM, "s3"], again=True))
-    result = town.run(known_plan("record", ROUNDS), tmp_path / "runs")
+def test_a_site_whose_agent_is_not_there_yet_is_asked_again(found: Maker, tmp_path: Path) -> None:
+    engine = found(once("before", "query.propose", "0", [VICTIM, "s3"], again=True))
+    result = engine.run(known_plan("record", ROUNDS), tmp_path / "runs")
     assert isinstance(result, FederationResult), result
-    assert town.released == [CLIENTS] * ROUNDS
-    for post in town.posts:  # whoever has agreed is not asked twice
-        assert [step for step, _ in post.heard].count("query.propose") == 1
+    assert engine.released == [CLIENTS] * ROUNDS
+    for site in engine.running:  # whoever has agreed is not asked twice
+        assert [step for step, _ in site.received].count("query.propose") == 1
 
 
 def test_sites_that_are_not_there_in_time_end_the_submit(tmp_path: Path) -> None:
@@ -121,107 +123,105 @@ def test_sites_that_are_not_there_in_time_end_the_submit(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("action", PEERS)
 def test_an_agent_that_stays_away_is_done_without(
-    found: Founder, tmp_path: Path, action: str
+    found: Maker, tmp_path: Path, action: str
 ) -> None:
-    town = found(once("before", action, "1", [VICTIM], again=False))
-    result = town.run(known_plan("record", ROUNDS), tmp_path / "runs")
+    engine = found(once("before", action, "1", [VICTIM], again=False))
+    result = engine.run(known_plan("record", ROUNDS), tmp_path / "runs")
     assert isinstance(result, FederationResult), result
-    assert town.released[1:] == [CLIENTS - 1] * (ROUNDS - 1)
+    assert engine.released[1:] == [CLIENTS - 1] * (ROUNDS - 1)
 
 
 @pytest.mark.parametrize("action", PEERS)
 def test_below_the_floor_nothing_is_opened_and_the_run_can_be_resumed(
-    found: Founder, tmp_path: Path, action: str
+    found: Maker, tmp_path: Path, action: str
 ) -> None:
     plan = known_plan("record", ROUNDS)
-    town = found(once("before", action, "1", ["s0", "s1"], again=True))
-    result = town.run(plan, tmp_path / "runs")
+    engine = found(once("before", action, "1", ["s0", "s1"], again=True))
+    result = engine.run(plan, tmp_path / "runs")
     assert isinstance(result, CohortError), result
-    assert town.released == []
-    assert town.folder is not None
-    assert town.folder.read_checkpoint()["round"] == 0
-    assert set(town.folder.read_checkpoint()["adapter"].tolist()) == {0.0}  # type: ignore[union-attr]
-    paid = len(Ledger(town.folder.ledger).events()) if town.folder.ledger.exists() else 0
+    assert engine.released == []
+    assert engine.folder is not None
+    assert engine.folder.read_checkpoint()["round"] == 0
+    assert set(engine.folder.read_checkpoint()["adapter"].tolist()) == {0.0}  # type: ignore[union-attr]
+    paid = len(Ledger(engine.folder.ledger).events()) if engine.folder.ledger.exists() else 0
     assert paid == (action not in ("query.advertise", "query.share"))
-    again = town.run(plan, tmp_path / "runs", resume=True)
+    again = engine.run(plan, tmp_path / "runs", resume=True)
     assert isinstance(again, FederationResult), again
     # What was paid for and lost is not run again.
-    assert town.released == [CLIENTS] * (ROUNDS - paid)
-    assert len(Ledger(town.folder.ledger).events()) == ROUNDS
-    assert all(spends(post) <= ROUNDS for post in town.posts)
+    assert engine.released == [CLIENTS] * (ROUNDS - paid)
+    assert len(Ledger(engine.folder.ledger).events()) == ROUNDS
+    assert all(spends(site) <= ROUNDS for site in engine.running)
 
 
 @pytest.mark.parametrize("action", MEMBERS)
 def test_a_committee_member_lost_ends_the_run_or_with_a_spare_does_not(
-    found: Founder, tmp_path: Path, action: str
+    found: Maker, tmp_path: Path, action: str
 ) -> None:
     plan = known_plan("record", ROUNDS)
     words = ("federation.aggregation=committee", "federation.committee_members=3")
-    town = found(once("before", action, "1", ["h1"], again=True), *words, helpers=3)
-    assert isinstance(town.run(plan, tmp_path / "runs"), CohortError)
-    assert town.released == []
-    again = town.run(plan, tmp_path / "runs", resume=True)
+    engine = found(once("before", action, "1", ["h1"], again=True), *words, helpers=3)
+    assert isinstance(engine.run(plan, tmp_path / "runs"), CohortError)
+    assert engine.released == []
+    again = engine.run(plan, tmp_path / "runs", resume=True)
     assert isinstance(again, FederationResult), again
-    assert town.released == [CLIENTS] * len(again.rows)
+    assert engine.released == [CLIENTS] * len(again.rows)
 
 
 @pytest.mark.parametrize("action", MEMBERS[1:])
-def test_a_spare_member_is_back_in_a_later_round(
-    found: Founder, tmp_path: Path, action: str
-) -> None:
+def test_a_spare_member_is_back_in_a_later_round(found: Maker, tmp_path: Path, action: str) -> None:
     words = ("federation.aggregation=committee", "federation.committee_members=3")
-    town = found(
+    engine = found(
         once("before", action, "1", ["h1"], again=True),
         *words,
         "federation.committee_dropout_tolerance=1",
         helpers=3,
     )
-    for post in town.posts:
-        allow(post.bundle, max_committee_dropout_tolerance=1)
-    result = town.run(known_plan("record", ROUNDS), tmp_path / "runs")
+    for site in engine.running:
+        allow(site.bundle, max_committee_dropout_tolerance=1)
+    result = engine.run(known_plan("record", ROUNDS), tmp_path / "runs")
     assert isinstance(result, FederationResult), result
-    assert town.released == [CLIENTS] * ROUNDS
-    back = next(post for post in town.posts if post.bundle.name == "h1")
-    assert (MEMBERS[2], str(ROUNDS)) in back.heard
+    assert engine.released == [CLIENTS] * ROUNDS
+    back = next(site for site in engine.running if site.bundle.name == "h1")
+    assert (MEMBERS[2], str(ROUNDS)) in back.received
 
 
 @pytest.mark.parametrize("action", ["query.holder_key", "query.open_sum"])
 def test_without_the_key_holder_nothing_is_opened_and_the_run_can_be_resumed(
-    found: Founder, tmp_path: Path, action: str
+    found: Maker, tmp_path: Path, action: str
 ) -> None:
     plan = known_plan("record", ROUNDS)
     fault = once("before", action, "1", ["h0"], again=True)
-    town = found(fault, "federation.aggregation=encrypted", helpers=1)
-    assert isinstance(town.run(plan, tmp_path / "runs"), CohortError)
-    assert town.released == []
-    again = town.run(plan, tmp_path / "runs", resume=True)
+    engine = found(fault, "federation.aggregation=encrypted", helpers=1)
+    assert isinstance(engine.run(plan, tmp_path / "runs"), CohortError)
+    assert engine.released == []
+    again = engine.run(plan, tmp_path / "runs", resume=True)
     assert isinstance(again, FederationResult), again
-    assert town.released == [CLIENTS] * (ROUNDS - (action == "query.open_sum"))
+    assert engine.released == [CLIENTS] * (ROUNDS - (action == "query.open_sum"))
 
 
 def test_another_corpus_that_spends_in_the_meantime_stops_the_next_round(
-    found: Founder, tmp_path: Path
+    found: Maker, tmp_path: Path
 ) -> None:
     plan = known_plan("record", ROUNDS)
 
-    def fault(post: Post, when: str, what: str, where: str) -> None:
-        if (when, what, where) == ("before", "train.masked", "2") and post.bundle.name == VICTIM:
-            other = Ledger(post.bundle / "ledgers" / "another.jsonl", {"client": "1"})
+    def fault(site: RunningSite, when: str, what: str, where: str) -> None:
+        if (when, what, where) == ("before", "train.masked", "2") and site.bundle.name == VICTIM:
+            other = Ledger(site.bundle / "ledgers" / "another.jsonl", {"client": "1"})
             assert plan.event is not None
             other.spend(plan.event, 1e6, plan.privacy.delta)
-            allow(post.bundle, max_epsilon_total=100.0)
+            allow(site.bundle, max_epsilon_total=100.0)
 
-    town = found(fault)
-    victim = town.bundles / "sites" / VICTIM
+    engine = found(fault)
+    victim = engine.bundles / "sites" / VICTIM
     allow(victim, max_epsilon_total=plan.privacy.target_epsilon or 0.0)
-    result = town.run(plan, tmp_path / "runs")
+    result = engine.run(plan, tmp_path / "runs")
     assert isinstance(result, PolicyError) and result.clause == "total", result
-    assert town.released == [CLIENTS]
-    post = next(post for post in town.posts if post.bundle.name == VICTIM)
+    assert engine.released == [CLIENTS]
+    site = next(site for site in engine.running if site.bundle.name == VICTIM)
     (own,) = [p for p in (victim / "ledgers").glob("*.jsonl") if p.stem != "another"]
     assert len(Ledger(own).events()) == 1
     assert (victim / "refusals.log").read_text().count("over its total epsilon") == 1
-    assert post.heard[-1][1] == "2"
+    assert site.received[-1][1] == "2"
 
 
 # --- an agent alone -----------------------------------------------------------------------------
@@ -397,7 +397,7 @@ def test_a_full_disk_under_the_memory_sends_nothing(
     assert isinstance(site.advertise(1), LedgerError)
 
 
-def test_released_reads_the_server_ledger(found: Founder, tmp_path: Path) -> None:
-    town = found()
-    assert isinstance(town.run(known_plan("record", ROUNDS), tmp_path / "runs"), FederationResult)
-    assert town.folder is not None and released(town.folder) == [CLIENTS] * ROUNDS
+def test_released_reads_the_server_ledger(found: Maker, tmp_path: Path) -> None:
+    engine = found()
+    assert isinstance(engine.run(known_plan("record", ROUNDS), tmp_path / "runs"), FederationResult)
+    assert engine.folder is not None and released(engine.folder) == [CLIENTS] * ROUNDS

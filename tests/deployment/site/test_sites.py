@@ -103,11 +103,11 @@ def _spent(sites: _operators.Deployment, name: str) -> int:
 def test_flwr_run_on_the_server_of_a_deployment_says_what_to_use(
     sites: _operators.Deployment,
 ) -> None:
-    from carefl_secure.deployment.flower.address import Place
+    from carefl_secure.deployment.flower.address import ServerAddress
     from carefl_secure.deployment.flower.superlink import Link
 
     bundle = sites.root / "bundles" / "server"
-    link = Link(Place.read(bundle).address, bundle / "ca.crt", sites.root / "flwr-home")
+    link = Link(ServerAddress.read(bundle).address, bundle / "ca.crt", sites.root / "flwr-home")
     run = link.submit(_operators.ROOT)
     assert link.finished(run, 120) == "finished:failed"
     assert "carefl-secure submit RUN.yaml" in (bundle / "logs" / "superlink.log").read_text()

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from carefl_secure.config import load_config
-from carefl_secure.deployment.flower.address import Place
+from carefl_secure.deployment.flower.address import ServerAddress
 from carefl_secure.deployment.site.services import run_node, run_server
 from carefl_secure.deployment.superlink.remote import Remote
 from carefl_secure.errors import EngineError, RunError
@@ -46,7 +46,7 @@ def test_two_servers_do_not_run_from_one_kit(bundles: Path) -> None:
 
 
 def test_a_second_run_waits_for_the_end_of_the_first(bundles: Path, tmp_path: Path) -> None:
-    Place("127.0.0.1:1", tmp_path / "run.sock").write(bundles / "server")
+    ServerAddress("127.0.0.1:1", tmp_path / "run.sock").write(bundles / "server")
     config = _sites.settings("federation.public_records=120", "data.labels=basic")
     engine = Remote(config, SilentReporter(), bundles / "server", bundles / "submit")
     folder = RunFolder.create(tmp_path, "")
