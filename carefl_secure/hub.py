@@ -112,23 +112,12 @@ def model_type(source: Source) -> str:
 def load_model(
     source: Source, kind: Any, *, quantization: str, dtype: str, whole: Sequence[str]
 ) -> Any:
-    """Load a frozen model for generation.
+    """Load a frozen model for generation, of the class ``kind``.
 
-    Parameters
-    ----------
-    kind : type
-        The class that the model must be of.
-    quantization : {"nf4", "none"}
-        8 bits are not offered: there an activation, and so a caption, depends on the other images
-        of the batch.
-    dtype : {"float32", "bfloat16", "float16"}
-    whole : sequence of str
-        Beginnings of the full names of modules that stay out of 4 bits.
-
-    Raises
-    ------
-    ModelError
-        If it cannot be loaded, is of another class, or nothing was quantised although asked for.
+    ``quantization`` is ``nf4`` or ``none``: with 8 bits an activation, and so a caption, would
+    depend on the other images of the batch. ``dtype`` is ``float32``, ``bfloat16`` or ``float16``.
+    Modules whose full names begin with one of ``whole`` stay out of 4 bits. A model that cannot be
+    loaded, is of another class, or was not quantised although asked for raises `ModelError`.
     """
     if quantization not in ("nf4", "none") or dtype not in _DTYPES:
         raise ConfigError(

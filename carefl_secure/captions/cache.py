@@ -41,13 +41,9 @@ def picture_key(image: Image.Image) -> str:
 class CaptionCache:
     """The captions of one captioner; safe for several processes at once.
 
-    Parameters
-    ----------
-    root : Path
-        Folder of all captioners of this client.
-    facts : mapping
-        Model, revision, prompt, compute type, longest caption, quantisation, view: the SHA-256 of
-        its canonical JSON names the folder, so captions of two captioners never mix.
+    ``root`` is the folder of all captioners of this client. ``facts`` are model, revision, prompt,
+    compute type, longest caption, quantisation and view: the SHA-256 of their canonical JSON names
+    the folder, so captions of two captioners never mix.
     """
 
     def __init__(self, root: Path, facts: Facts) -> None:

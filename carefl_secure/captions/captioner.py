@@ -191,17 +191,10 @@ def load_captioner(
 ) -> Captioner:
     """Load the captioner that a hub id or folder holds: a LLaVA-1.5 or a SmolVLM2.
 
-    Parameters
-    ----------
-    model : str
-        For example :data:`LLAVA`. Neither of the two kinds raises `ModelError`.
-    prompt : str
-        The text of the prompt; see :func:`carefl_secure.captions.prompts.caption_prompt`.
-    revision : str, optional
-        Commit of a hub id; pin it for real runs.
-    quantization : {"nf4", "none"}
-    dtype : {"auto", "float32", "bfloat16", "float16"}
-        ``auto``: float16 on a graphics card, bfloat16 on a CPU.
+    Any other model raises `ModelError`. ``prompt`` is the text of
+    :func:`carefl_secure.captions.prompts.caption_prompt`. Pin the ``revision`` (commit) of a hub id
+    for real runs. ``quantization`` is ``nf4`` or ``none``; ``dtype`` is ``float32``, ``bfloat16``,
+    ``float16`` or ``auto``: float16 on a graphics card, bfloat16 on a CPU.
     """
     source = find_model(model, revision)
     kind = model_type(source)

@@ -64,14 +64,8 @@ _ENDINGS = re.compile(r"(?:fulness|ness|ment|ation|ition|ion|ance|ence|ing|edly|
 class Leakage:
     """One label's share of captions that name it.
 
-    Parameters
-    ----------
-    word : float
-        Share of all captions with the label's own word.
-    stem : float
-        Share with any word of its stem, the own word included.
-    own : float or None
-        As ``stem``, among the captions of records that carry the label; None where none does.
+    ``word`` is the share of all captions with the label's own word, ``stem`` with any word of its
+    stem, and ``own`` the latter among the records that carry the label; None where none does.
     """
 
     label: str
@@ -84,16 +78,8 @@ class Leakage:
 class LeakageReport:
     """What the captions of a corpus give away.
 
-    Parameters
-    ----------
-    captions : int
-        Captions read.
-    word, stem : float
-        Share that names any label of the space.
-    own : float
-        Share that names a label of its own record, by stem.
-    labels : tuple of Leakage
-        One for each label, in the order of the space.
+    ``word`` and ``stem`` are the shares that name any label of the space, ``own`` the share that
+    names a label of its own record, by stem; ``labels`` are in the order of the space.
     """
 
     captions: int

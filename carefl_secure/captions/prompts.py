@@ -11,7 +11,7 @@ __all__ = ["PROMPTS", "caption_prompt", "framed", "plain"]
 _FOLDER = Path(__file__).parent / "prompt_files"
 
 PROMPTS = ("scene", "person", "both")
-"""The prompts that ship with the package; each stands in a text file beside this module."""
+"""The prompts that ship with the package; each is a text file in the folder of this module."""
 
 _MOST = 4000
 _LONGEST_CAPTION = 1000  # characters; a caption that runs on is cut at a word

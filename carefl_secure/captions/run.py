@@ -27,20 +27,10 @@ __all__ = ["Captioning", "caption_all", "caption_corpus", "open_cache", "read_ca
 
 @dataclass(frozen=True)
 class Captioning:
-    """What one pass over a corpus did.
+    """What one pass over ``records`` of a corpus did.
 
-    Parameters
-    ----------
-    records : int
-        Records looked at.
-    made : int
-        Pictures captioned now.
-    kept : int
-        Records whose caption was there already, from an earlier pass or an equal picture.
-    seconds : float
-        Time in the model.
-    leakage : LeakageReport
-        How many of the captions name an emotion.
+    ``made`` pictures were captioned now; ``kept`` records had a caption already, from an earlier
+    pass or an equal picture; ``seconds`` is the time in the model.
     """
 
     corpus: str

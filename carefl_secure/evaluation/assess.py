@@ -31,14 +31,9 @@ _MOST_VALUES = 12  # an attribute with more is no grouping unless it is asked fo
 class Known:
     """Targets and scores of other records, which thresholds and label shares may come from.
 
-    Parameters
-    ----------
-    targets : ndarray
-        0/1 label matrix ``[M, K]``.
-    tuned, untuned : ndarray or None
-        Scores ``[M, K]``; needed where several labels may hold.
-    same : bool
-        Whether these are the scored records themselves, which makes F1 too good.
+    ``targets`` is a 0/1 label matrix ``[M, K]``; the scores ``tuned`` and ``untuned``, ``[M, K]``,
+    are needed where several labels may hold. ``same``: these are the scored records themselves,
+    which makes F1 too good.
     """
 
     targets: npt.NDArray[Any]
@@ -51,14 +46,8 @@ class Known:
 class Scored:
     """The records that were scored, and what the result calls them.
 
-    Parameters
-    ----------
-    records : sequence of Record
-        With subjects and attributes.
-    targets : ndarray
-        0/1 label matrix ``[N, K]``.
-    images : iterable of PIL images
-        The pictures of the records, in order.
+    ``records`` have subjects and attributes; ``targets`` is their 0/1 label matrix ``[N, K]``;
+    ``images`` are their pictures, in order.
     """
 
     run: str

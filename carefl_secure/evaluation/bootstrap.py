@@ -41,12 +41,8 @@ Statistic = Callable[[Floats | None], Mapping[str, float]]
 class Interval:
     """Where a figure would lie on other records.
 
-    Parameters
-    ----------
-    low, high : float
-        NaN where more than half of the resamples leave the figure undefined.
-    undefined : int
-        Resamples without the figure, such as those without any positive record; left out.
+    ``low`` and ``high`` are NaN where more than half of the resamples leave the figure undefined.
+    These ``undefined`` ones, such as those without any positive record, are left out.
     """
 
     low: float
@@ -93,18 +89,10 @@ def bootstrap(
     seed: int = 0,
     bounds: Mapping[str, tuple[float, float]] | None = None,
 ) -> dict[str, Interval]:
-    """Return a basic interval of each figure of ``statistic``.
+    """Return a basic interval of each figure of ``statistic``, from weights to named figures.
 
-    Parameters
-    ----------
-    statistic : callable
-        From weights to named figures.
-    units : ndarray of int64
-        Unit of each record; at least two units.
-    level : float
-        Share of the resamples that an interval holds.
-    bounds : mapping, optional
-        Least and highest value of a figure, to which its interval is clipped.
+    There are at least two ``units``; ``level`` is the share of the resamples that an interval
+    holds; ``bounds`` are the least and highest value of a figure, to which its interval is clipped.
     """
     if not 0 < level < 1:
         raise ConfigError(f"the level of an interval lies between 0 and 1, not at {level}")

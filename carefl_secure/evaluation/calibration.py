@@ -31,16 +31,10 @@ _BINS = 15
 
 @dataclass(frozen=True)
 class Bin:
-    """One bar of a reliability diagram.
+    """One bar of a reliability diagram: probabilities from ``low`` to below ``high``, or to 1.
 
-    Parameters
-    ----------
-    low, high : float
-        The probabilities it holds, without ``high``; the last bin holds 1 as well.
-    count : int
-        Decisions in it.
-    confidence, frequency : float
-        Mean probability, and how often it was right; NaN in an empty bin.
+    ``count`` is the number of decisions in it, ``confidence`` their mean probability and
+    ``frequency`` how often they were right; both NaN in an empty bin.
     """
 
     low: float

@@ -37,16 +37,14 @@ class Group:
 
     Parameters
     ----------
-    records, units : int
-        Records, and the independent persons or records among them.
+    units : int
+        Independent persons or records among the ``records``.
     labels : int
         Labels with a positive record here; the others enter no figure.
     baseline : float
         Mean prevalence of those labels.
     figures : mapping
-        Value of each figure; empty where the group is too small.
-    small : bool
-        Whether it is too small to be scored.
+        Value of each figure; empty where the group is too ``small``.
     """
 
     value: str
@@ -65,14 +63,12 @@ class Comparison:
 
     Parameters
     ----------
-    metric : str
-        The figure that the gap is about.
     groups : tuple of Group
         Every value that occurs, by name; those too small with their counts alone.
     worst, best : str or None
         Among the groups large enough; None with fewer than two.
     gap : float or None
-        Figure of the best minus that of the worst.
+        Figure ``metric`` of the best minus that of the worst.
     gap_by_chance : float or None
         Gap that 95 of 100 shuffles of the group names stay below.
     minimum : int
@@ -99,16 +95,9 @@ def compare(
 ) -> Comparison:
     """Score the groups of one attribute.
 
-    Parameters
-    ----------
-    values : sequence of str or None
-        Value of each record; None where it is not stated.
-    figures : Figures
-        Of the whole split.
-    units : ndarray of int64
-        What is drawn together; see :func:`carefl_secure.evaluation.bootstrap.units_of`.
-    metric : {"mAP", "macro_f1", "uar"}
-        The figure that the gap is about.
+    ``values`` are those of each record, None where not stated; ``figures`` are of the whole split;
+    ``units`` are drawn together (:func:`carefl_secure.evaluation.bootstrap.units_of`). The gap is
+    about ``metric``: mAP, macro_f1 or uar.
     """
     if len(values) != len(units) or len(units) != len(figures.scores):
         raise ConfigError(

@@ -22,20 +22,12 @@ FORMAT = "carefl.evaluation/1"
 
 @dataclass(frozen=True)
 class Cost:
-    """What one answer costs on this machine.
+    """What one answer costs on this machine: latency, memory, and tokens.
 
-    Parameters
-    ----------
-    images : int
-        Pictures that were timed, one at a time, from reading the file to all label scores.
-    latency_p50_ms, latency_p95_ms : float
-        Median and 95th percentile, in milliseconds.
-    peak_memory_bytes : int
-        Largest resident size of the whole process so far.
-    prompt_tokens : int
-        Tokens of the prompt, those of the picture among them.
-    image_tokens, answer_tokens : int
-        Tokens of the picture, and of all answers together.
+    ``images`` pictures were timed one at a time, from reading the file to all label scores;
+    latencies are in milliseconds. ``peak_memory_bytes`` is the largest resident size of the whole
+    process so far. ``prompt_tokens`` include those of the picture; ``answer_tokens`` are of all
+    answers together.
     """
 
     images: int

@@ -47,16 +47,9 @@ _FAULTS = (
 class Finished:
     """The outcome of one cell.
 
-    Parameters
-    ----------
-    epsilon : float or None
-        Spent by the training; None where nothing is protected.
-    seconds : float
-        Wall time, scoring included.
-    figures : dict of str to float
-        See :class:`carefl_secure.experiment.scores.Statistic`; empty where it failed.
-    error : str or None
-        Why it failed.
+    ``epsilon`` is what the training spent, None where nothing is protected; ``seconds`` is wall
+    time, scoring included; ``figures`` (:class:`carefl_secure.experiment.scores.Statistic`) are
+    empty where it failed, for the reason in ``error``.
     """
 
     variant: str

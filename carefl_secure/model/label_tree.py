@@ -117,16 +117,10 @@ def answer_log_likelihoods(
 
     .. math:: s_{ik} = \sum_t \log p(a_{kt} \mid x_i, q_k, a_{k,<t})
 
-    The result is differentiable; row i depends on record i only.
-
-    Parameters
-    ----------
-    prefix, attention : Tensor of int64, shape [batch, length]
-        Prompt tokens up to the shared end, left-padded; attention is 0 where padded.
-    features : Tensor, shape [batch, image tokens, width]
-        Output of vision tower and connector.
-    dtype : torch.dtype
-        Compute type of the model, for the mask.
+    The result is differentiable; row i depends on record i only. ``prefix`` and ``attention``,
+    int64 [batch, length], are the prompt up to the shared end, left-padded, attention 0 where
+    padded; ``features`` are [batch, image tokens, width]; ``dtype`` is the model's compute type,
+    for the mask.
     """
     batch, length = prefix.shape
     mask, positions = _layout(tree, attention, dtype)

@@ -33,16 +33,10 @@ _FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
 
 @dataclass(frozen=True)
 class Base:
-    """A frozen base model with what belongs to it.
+    """A frozen base model with what belongs to it; no parameter requires a gradient.
 
-    Parameters
-    ----------
-    model : SmolVLMForConditionalGeneration or its like
-        No parameter requires a gradient.
-    digest : bytes
-        SHA-256 over configuration and weights: clients refuse a base with another one.
-    source : str
-        What the user asked for: ``embedded``, a folder or a hub id.
+    ``digest`` is SHA-256 over configuration and weights: clients refuse a base with another one.
+    ``source`` is what the user asked for: ``embedded``, a folder or a hub id.
     """
 
     model: Any

@@ -27,16 +27,8 @@ def mean_gradient(
     client, and what is made of it must be bounded before it leaves. A loss or gradient that is NaN
     or infinite raises `NonFiniteError`.
 
-    Parameters
-    ----------
-    parameters : sequence of (name, Parameter)
-        What is trained; the order decides the order of the result.
-    losses : callable
-        Record indices [B] to losses [B].
-    indices : ndarray of int64, shape [B]
-        At least one record.
-    micro_batch : int
-        How many records go through the model at once.
+    The order of ``parameters`` is that of the result. ``losses`` maps at least one record index [B]
+    to losses [B]; ``micro_batch`` records go through the model at once.
     """
     if not (indices.size and len(parameters) and micro_batch > 0):
         raise ConfigError("a gradient needs records, trainable weights and a micro-batch above 0")

@@ -31,12 +31,8 @@ class StackedAdapter(Adapter):
     alpha, the same function up to rounding. ``merge_and_unload`` would add the product to the base
     and quantise it anew, which changed the logits of a 4-bit base by 21 % when it was measured.
 
-    Parameters
-    ----------
-    first : Adapter
-        What is frozen, as it is now; it may be a stack itself. It must not be used any more.
-    seed : int
-        Fixes the fresh A; must differ from the first adapter's, whose span is used already.
+    ``first`` may be a stack itself, is frozen as it is now, and must not be used any more. ``seed``
+    fixes the fresh A and must differ from the first adapter's, whose span is used already.
     """
 
     def __init__(self, first: Adapter, seed: int) -> None:

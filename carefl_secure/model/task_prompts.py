@@ -18,7 +18,7 @@ from carefl_secure.model.embedded import QUESTIONS
 __all__ = ["TASK_PROMPTS", "prompt_template", "task_question"]
 
 TASK_PROMPTS = ("default", "list", "scene", "face", "expert")
-"""The wordings that ship with the package; each stands in a text file beside this module."""
+"""The wordings that ship with the package; each is a text file in the folder of this module."""
 
 _FOLDER = Path(__file__).parent / "prompt_files"
 _PLACES = ("question", "labels")

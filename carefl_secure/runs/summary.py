@@ -26,21 +26,11 @@ class StageSummary:
 class RunSummary:
     """The results of a finished run.
 
-    Parameters
-    ----------
-    rows : sequence of mapping
-        Figures of every round.
-    baselines : mapping
-        Test mAP of the simple baselines; empty where switched off.
-    before, after : mapping
-        ``mAP`` and ``macro_f1`` of the untuned and the tuned model on the test split; of a run in
-        stages, with the labels of the last.
-    promise : str
-        The privacy sentence, for all stages together.
-    seconds : float
-        Wall time.
-    stages : sequence of StageSummary
-        Empty for a run in one stage.
+    ``rows`` are the figures of every round; ``baselines`` the test mAP of the simple baselines,
+    empty where switched off; ``before`` and ``after`` ``mAP`` and ``macro_f1`` of the untuned and
+    the tuned model on the test split, of a run in stages with the labels of the last; ``promise``
+    the privacy sentence, for all stages together; ``seconds`` the wall time; ``stages`` empty for a
+    run in one stage.
     """
 
     folder: Path

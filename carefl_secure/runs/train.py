@@ -47,14 +47,9 @@ def train(
     """Federate one run and keep it in a folder.
 
     Whatever stops the run is a `CareflError` with a documented exit code. Nothing is released below
-    the floor or above the budget.
-
-    Parameters
-    ----------
-    resume : Path, optional
-        Folder of an interrupted run, which then goes on; ``config`` must be that run's own.
-    engine : callable(Config, Reporter) -> Engine, optional
-        Where the clients are; in this process by default.
+    the floor or above the budget. ``resume`` is the folder of an interrupted run, which then goes
+    on; ``config`` must be that run's own. ``engine`` says where the clients are, by default in this
+    process.
     """
     started = time.monotonic()
     check_trackers(config.run.trackers)

@@ -102,15 +102,8 @@ def rehearse_clients(
     """Run the federation on clients that take part by coin flips.
 
     Returns the rehearsal, with one "canary" per client, and the coins, bool [rounds, clients].
-
-    Parameters
-    ----------
-    config : Config
-        Gives the aggregation and the run's seed.
-    plan : RunPlan
-        Of at least as many coordinates as clients; every client is one unit, in every round.
-    seed : int
-        Of the coins alone.
+    ``config`` gives the aggregation and the run's seed, ``seed`` only the coins. ``plan`` has at
+    least as many coordinates as clients; every client is one unit, in every round.
     """
     privacy = plan.privacy
     rng = np.random.default_rng([seed, 0xC1])

@@ -105,21 +105,10 @@ def judge_exposure(
 ) -> Finding:
     """Compare planted secrets with others that were never planted.
 
-    The finding is ``measured``, with the mean exposures and standard errors in bits.
-
-    Parameters
-    ----------
-    exposures : ndarray of float64, shape [canaries, space]
-        From :class:`Exposure`.
-    truth : ndarray of int64, shape [canaries]
-        Index of each canary's own secret.
-    planted : ndarray of bool, shape [canaries]
-    delta : float
-        For the bound.
-    what : str
-        What the secrets are, in words.
-    coins : bool
-        Whether fair coins decided what is planted; only then is there a bound on epsilon.
+    ``exposures``, float64 [canaries, space], come from :class:`Exposure`; ``truth``, int64
+    [canaries], is the index of each canary's own secret; ``what`` says what the secrets are. Only
+    if fair ``coins`` decided what is ``planted``, bool [canaries], is there a bound on epsilon, at
+    ``delta``. The finding is ``measured``, with the mean exposures and standard errors in bits.
     """
     own = exposures[np.arange(len(truth)), truth]
     inside, outside = own[planted], own[~planted]

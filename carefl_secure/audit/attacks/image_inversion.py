@@ -61,14 +61,9 @@ class ImageMatching(Attack[CandidateView, Array]):
 class FeatureView:
     """What somebody with an update and the public model sees, without any candidate.
 
-    Parameters
-    ----------
-    update : ndarray of float64, shape [D]
-    gradient : callable(Tensor) -> Tensor
-        Image features [1, tokens, width] to the update they would make [D], differentiable. The
-        labels are taken as known: they show in the sign of the head's gradient.
-    start : Tensor, shape [1, tokens, width]
-        Mean features of public pictures.
+    ``update`` is float64 [D]. ``gradient`` maps image features [1, tokens, width] to the update
+    they would make [D], differentiably; the labels are taken as known: they show in the sign of the
+    head's gradient. ``start``, [1, tokens, width], are mean features of public pictures.
     """
 
     update: Array
@@ -109,15 +104,10 @@ class FeatureInversion(Attack[FeatureView, Tensor]):
 
 
 class Pictures:
-    """Records and the updates they make at one adapter.
+    """Records and the updates they make at one adapter, float32 [D].
 
-    Parameters
-    ----------
-    adapter : ndarray of float32, shape [D]
-        Where gradients are taken.
-    features : Tensor, shape [records, tokens, width]
-        The first ``candidates`` are candidates, the others, at least one, are added to sums.
-    targets : ndarray of float32, shape [records, labels]
+    ``features`` are [records, tokens, width]: the first ``candidates`` are candidates, the others,
+    at least one, are added to sums. ``targets`` are float32 [records, labels].
     """
 
     def __init__(

@@ -49,19 +49,12 @@ def judge_images(
 ) -> list[Finding]:
     """Try to pick the record behind an update among candidates.
 
+    ``clients`` updates of one record each are summed; ``noise_multiplier`` is the standard
+    deviation of the counted noise over the clipping norm, 0 leaves noise out; ``ceiling`` is from
+    :func:`pick_ceiling`; ``seed`` decides the choice of records.
+
     Plain updates and sums are ``measured``. Under masks or noise ``falsified`` means that the lower
     limit of the hit rate, at an error of 1e-4, lies above chance or the ceiling.
-
-    Parameters
-    ----------
-    clients : int
-        How many updates of one record each are summed.
-    noise_multiplier : float
-        Standard deviation of the counted noise over the clipping norm; 0 leaves noise out.
-    ceiling : float, optional
-        From :func:`pick_ceiling`.
-    seed : int
-        Of the choice of records.
     """
     attack, rng = ImageMatching(), np.random.default_rng([seed, 0x1A])
     kinds = ["plain", "sum", "masked", *(["noise"] if noise_multiplier > 0 else [])]
@@ -129,18 +122,9 @@ def invert_images(
 ) -> list[Finding]:
     """Rebuild image features from updates by optimisation, without candidates.
 
-    All findings are ``measured``: no promise covers cosines.
-
-    Parameters
-    ----------
-    noise_multiplier : float
-        As in :func:`judge_images`.
-    trials : int
-        Records tried, the first ones.
-    steps : int
-        Of the optimiser.
-    only : {"plain", "masked", "noise"}, optional
-        One situation alone; all by default.
+    All findings are ``measured``: no promise covers cosines. The first ``trials`` records are
+    tried, with ``steps`` of the optimiser; ``only`` picks one situation, ``plain``, ``masked`` or
+    ``noise``; ``noise_multiplier`` is as in :func:`judge_images`.
     """
     attack = FeatureInversion(steps)
     kinds = ["plain", "masked", *(["noise"] if noise_multiplier > 0 else [])]

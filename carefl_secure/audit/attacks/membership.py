@@ -78,17 +78,11 @@ def judge_membership(
 ) -> list[Finding]:
     """Compare the ROC figures of each score with the ceiling that the accountant proves.
 
-    A finding is ``falsified`` where a rate exceeds its ceiling by three standard errors. Candidates
-    of one run are not independent, so this is an alarm rather than a confidence statement; and a
-    rate below the ceiling proves nothing, another attack may do better.
-
-    Parameters
-    ----------
-    scores : mapping
-        From :class:`Membership`.
-    member : ndarray of bool, shape [candidates]
-    ceilings : mapping of float to float, optional
-        Largest true-positive rate by false-positive rate; None where nothing is promised.
+    ``member`` is bool [candidates]; ``ceilings`` are the largest true-positive rate by
+    false-positive rate, None where nothing is promised. A finding is ``falsified`` where a rate
+    exceeds its ceiling by three standard errors. Candidates of one run are not independent, so this
+    is an alarm rather than a confidence statement; and a rate below the ceiling proves nothing,
+    another attack may do better.
     """
     findings = []
     inside, outside = int(member.sum()), int((~member).sum())

@@ -81,16 +81,10 @@ def recall(residuals: Matrix, tokens: npt.NDArray[np.int64]) -> float:
 
 
 class Texts:
-    """Random texts on the frozen base with an adapter of its own on the first block.
+    """Random texts of ``length`` tokens on the frozen base with an adapter on the first block.
 
-    Parameters
-    ----------
-    base : Base
-        Freshly loaded; it gets an adapter with a B that is not zero, as after a few rounds.
-    train : {"B", "both", "alternate"}
-        Which gradients leave a client.
-    length : int
-        Tokens of a text.
+    ``base`` is freshly loaded; it gets an adapter with a B that is not zero, as after a few rounds.
+    ``train`` (``B``, ``both``, ``alternate``) says which gradients leave a client.
     """
 
     def __init__(self, base: Base, *, rank: int, alpha: int, train: str, length: int = 16) -> None:
@@ -160,17 +154,12 @@ def judge_spans(
 ) -> list[Finding]:
     """Attack one plain update, the sum of several, a masked one, and one under the run's noise.
 
+    ``clients`` updates are summed; the noise multiplier and clipping norm are the run's, a
+    multiplier of 0 leaves the last situation out; ``private_text``: the run's prompts hold private
+    text.
+
     Plain updates and sums are ``measured``: nobody sees them where the masks hold. Under masks or
     noise ``falsified`` means that more than chance, 5 % and three standard errors came back.
-
-    Parameters
-    ----------
-    clients : int
-        How many updates are summed.
-    noise_multiplier, clipping_norm : float
-        Of the run; a multiplier of 0 leaves the last situation out.
-    private_text : bool
-        Whether the run's prompts hold anything private.
     """
     attack = SpanCheck()
     found: dict[str, list[float]] = {"plain": [], "sum": [], "masked": []}

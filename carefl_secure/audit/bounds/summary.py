@@ -56,14 +56,8 @@ def gaussian_estimate(
 class Bound:
     """A way to bound epsilon from below.
 
-    Parameters
-    ----------
-    compute : callable(scores, member, delta) -> float
-        At 95 % confidence.
-    assumes : str
-        Its assumptions, in words.
-    estimate : bool
-        Whether it rests on the scores being normal, so that it decides nothing.
+    ``compute(scores, member, delta)`` bounds at 95 % confidence; ``assumes`` are its assumptions in
+    words; an ``estimate`` rests on the scores being normal, so that it decides nothing.
     """
 
     compute: Callable[[Scores, Members, float], float]

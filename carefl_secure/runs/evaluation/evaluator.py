@@ -83,16 +83,9 @@ def final_figures(
 ) -> dict[str, float]:
     """Return the figures of a final adapter, from its round's own row where that was scored.
 
-    Parameters
-    ----------
-    row : mapping
-        Of the last finished round. A resumed run that lost its last, paid rounds may lack scores.
-    before : mapping
-        Its keys name the figures to return.
-    evaluate : callable(adapter) -> dict
-        An `Evaluator`.
-    adapter : ndarray of float32, shape [D]
-        After that round.
+    ``row`` is of the last finished round; a resumed run that lost its last, paid rounds may lack
+    its scores. ``before`` names the figures to return. ``evaluate`` is an `Evaluator`, and
+    ``adapter``, float32 [D], the one after that round.
     """
     scored = {name: float(row[name]) for name in before if name in row}
     return scored if len(scored) == len(before) else evaluate(adapter)

@@ -29,18 +29,11 @@ NO_RANKING = (
 
 @dataclass(frozen=True)
 class Generated:
-    """Figures of generated answers.
+    """Figures of generated answers; with ``constrained`` the model could write labels only.
 
-    Parameters
-    ----------
-    constrained : bool
-        Whether the model could write labels only.
-    figures, untuned : dict of str to float
-        Those of :data:`carefl_secure.evaluation.decisions.DECISIONS`, tuned and untuned.
-    intervals : dict of str to dict
-        Bootstrap intervals of ``figures``; ``low`` and ``high``.
-    unparsable, untuned_unparsable : int
-        Records whose answer named no label; they count as without a label.
+    ``figures`` and ``untuned`` are those of :data:`carefl_secure.evaluation.decisions.DECISIONS`;
+    ``intervals`` are bootstrap intervals of ``figures``, ``low`` and ``high``. Unparsable records,
+    whose answer named no label, count as without a label.
     """
 
     run: str

@@ -57,15 +57,9 @@ _MASKED = (
 class ZeroShot:
     """What was scored and predicted.
 
-    Parameters
-    ----------
-    evaluation : Evaluation or None
-        Figures over videos, or over single pictures on the run's own corpus; None where nothing has
-        a label. ``file`` holds it.
-    predictions : Path or None
-        One row for each video, scored or not; None on the run's own corpus.
-    unlabelled : int
-        Videos among them that have no label.
+    ``evaluation``, in ``file``, is over videos, or over single pictures on the run's own corpus;
+    None where nothing has a label. ``predictions`` has one row for each video, scored or not; None
+    on the run's own corpus. ``unlabelled`` is the number of videos without a label.
     """
 
     run: str
