@@ -29,7 +29,7 @@ class SplitReport:
     examples : mapping of str to sequence of str
         A few records per reason.
     repeated, nearly : int
-        Pictures that repeat an earlier one of the split, exactly and nearly.
+        Images that repeat an earlier one of the split, exactly and nearly.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Report:
     root : str
         The folder.
     counts : sequence of Count
-        Numbers found beside the published ones.
+        Numbers found, with the published ones.
     shared : sequence of Shared
         What splits have in common, and then what clients have.
     missing : sequence of str

@@ -113,7 +113,7 @@ def _images(folder: Path) -> list[Path]:
 def _frames_of(
     base: Path, clip: Clip, builder: SplitBuilder, options: _Options
 ) -> Iterator[tuple[str, int, ImageSource]]:
-    """Yield key, number and picture of each frame, in the order of time."""
+    """Yield key, number and image of each frame, in the order of time."""
     for name in (*_FRAMES, "videos"):
         folder = next(
             (f for f in (base / name / clip.name, base / name / clip.stem) if f.is_dir()), None
@@ -254,7 +254,7 @@ def load_cexpr(
     fold : int
         Which of the five folds.
     every : int
-        Take every so-manieth frame of a video.
+        Take every n-th frame of a video.
     faces : {"first", "all"}
         Where a frame has several faces: the one numbered lowest, or all of them.
     fps : float, optional

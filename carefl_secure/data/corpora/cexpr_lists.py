@@ -88,7 +88,7 @@ def read_fold(path: Path) -> list[Clip]:
     Raises
     ------
     DataError
-        If a line is malformed, or a clip stands there twice.
+        If a line is malformed, or a clip is listed twice.
     LabelError
         If a label is out of range, or differs from the class in the path.
     """

@@ -1,4 +1,4 @@
-"""Image folders in the Hugging Face layout: metadata files beside the images, or class folders.
+"""Image folders in the Hugging Face layout: metadata files next to the images, or class folders.
 
 With ``metadata.jsonl`` or ``metadata.csv``, at the root or below it, every row is a record:
 
@@ -22,6 +22,7 @@ holds its images. Splits are folders above either of the two.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,6 +36,8 @@ from carefl_secure.data.records import LabelSpace, Record
 from carefl_secure.errors import DataError, LabelError
 
 __all__ = ["FORMAT", "load_imagefolder"]
+
+_LIST = re.compile(r"""[\[{(](\s*|.*['",].*)[\]})]""", re.DOTALL)  # but not a word in brackets
 
 
 def _derive(parts: Sequence[Part], name: str) -> LabelSpace:
@@ -58,7 +61,7 @@ def _refuse_list(word: str, words: Sequence[str], several: bool, name: str) -> N
     """Refuse a label that is a list, or that other labels make up."""
     signs = [",", ";", "|", "/", "+", "&", "\t", "\n", *([" "] if several else [])]
     parts = [[label_word(part) for part in word.split(sign)] for sign in signs if sign in word]
-    if word[:1] in ("[", "{") or any(set(made) <= set(words) for made in parts):
+    if _LIST.fullmatch(word) or any(set(made) <= set(words) for made in parts):
         raise LabelError(
             f"the label {word!r} of {name} looks like several labels; write 'labels' as a list in "
             "metadata.jsonl, or as words separated by | in metadata.csv"
@@ -155,7 +158,7 @@ def _load(path: Path, options: ReadOptions) -> dict[str, FileCorpus]:
 
 FORMAT = CorpusFormat(
     "imagefolder",
-    "anything else: metadata.jsonl or metadata.csv beside the images, or one folder per label",
+    "anything else: metadata.jsonl or metadata.csv next to the images, or one folder per label",
     tasks=lambda root, named: (),
     load=_load,
     own_labels=True,

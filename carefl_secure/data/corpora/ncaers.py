@@ -1,6 +1,6 @@
 """NCAER-S: a selection of CAER's frames without videos shared between splits (arXiv 2111.04129).
 
-``NCAERS/images/{train,val,test}/CLASS/*.jpg`` and, beside it, ``NCAERS/crop/`` with one text file
+``NCAERS/images/{train,val,test}/CLASS/*.jpg`` and next to it ``NCAERS/crop/`` with one text file
 per image: four numbers of a face box, all zero where no face was found.
 """
 

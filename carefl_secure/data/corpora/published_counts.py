@@ -19,7 +19,7 @@ __all__ = ["Count", "published_counts"]
 
 @dataclass(frozen=True)
 class Count:
-    """A number found, beside the published one.
+    """A number found, and the published one.
 
     Parameters
     ----------
@@ -123,7 +123,7 @@ def _rafdb(subset: str, corpora: Mapping[str, FileCorpus]) -> list[Count]:
     if subset == "basic" and test and any(record.attributes for record in test.records):
         for name, cells in _RAF_TEST.items():
             found = Counter(record.attributes.get(name) for record in test.records)
-            # The published cells were counted by a script and mended by hand.
+            # The published cells were counted by a script and corrected by hand.
             counts += [
                 Count(f"basic test: {name} {value}", found[value], number, 2)
                 for value, number in cells.items()
@@ -146,7 +146,7 @@ def _cexpr(corpora: Mapping[str, FileCorpus]) -> list[Count]:
 def published_counts(
     kind: str, task: str, corpora: Mapping[str, FileCorpus], *, release_2017: bool = False
 ) -> list[Count]:
-    """Return what was published beside what is there.
+    """Return the published counts with those found.
 
     Parameters
     ----------

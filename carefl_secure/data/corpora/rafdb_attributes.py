@@ -1,4 +1,4 @@
-"""What stands beside an image of RAF-DB: landmarks, perceived attributes, a face box."""
+"""What RAF-DB gives with an image: landmarks, perceived attributes, a face box."""
 
 from __future__ import annotations
 

@@ -1,25 +1,22 @@
-"""The same picture in two places: between splits, between clients, and within one of them.
+"""The same image in two places: between splits, between clients, and within one of them.
 
-A picture that stands in two splits makes a score too good; one that two clients hold is protected
+A image that stands in two splits makes a score too good; one that two clients hold is protected
 twice over only in name, since what one client adds for it the other adds again.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
 
-from PIL import Image
-
 from carefl_secure.data.deduplication.image_hashes import ImageHash, near_pairs
-from carefl_secure.data.records import Corpus, LabelSpace, Record
+from carefl_secure.data.records import Corpus
 from carefl_secure.data.skipped import Skipped
 from carefl_secure.data.splits import Subset
 from carefl_secure.errors import DataError
 
-__all__ = ["Near", "Shared", "Together", "drop_shared", "find_shared", "together", "within"]
+__all__ = ["Near", "Shared", "drop_shared", "find_shared", "within"]
 
 _EXAMPLES = 3
 
@@ -33,11 +30,11 @@ class Shared:
     first, second : str
         The parts.
     exact : int
-        Pictures of the second whose pixels stand in the first too.
+        Images of the second whose pixels stand in the first too.
     files : int
         How many of these are the same file, byte by byte.
     near : int
-        Further pictures of the second that are nearly one of the first.
+        Further images of the second that are nearly one of the first.
     subjects : int
         Subjects (persons, videos) that stand in both.
     examples : tuple of str
@@ -59,7 +56,7 @@ class Shared:
 
 
 class Near:
-    """Which pictures are near which, by their pixels' hash; being near is not transitive."""
+    """Which images are near which, by their pixels' hash; being near is not transitive."""
 
     def __init__(self, prints: Mapping[str, Sequence[ImageHash]]) -> None:
         unique = {
@@ -135,7 +132,7 @@ def find_shared(
 
 
 def within(prints: Sequence[ImageHash], alike: Near | None = None) -> tuple[int, int]:
-    """Return how many pictures repeat an earlier one of the same part, exactly and nearly."""
+    """Return how many images repeat an earlier one of the same part, exactly and nearly."""
     alike = alike or Near({"": prints})
     seen = set[bytes]()
     exact = near = 0
@@ -155,8 +152,8 @@ def drop_shared(
 ) -> tuple[dict[str, Subset], Skipped]:
     """Leave out of every part what an earlier part holds already, and all but one of a repetition.
 
-    With ``near`` the parts that remain share no picture, no nearly same picture and no subject;
-    without it they share no picture and no subject. Repetitions inside one part are left out only
+    With ``near`` the parts that remain share no image, no nearly same image and no subject;
+    without it they share no image and no subject. Repetitions inside one part are left out only
     where pixels are equal.
 
     Parameters
@@ -176,7 +173,7 @@ def drop_shared(
         If nothing remains of a part.
     """
     close, skipped, out = Near(prints), Skipped(), {}
-    held: dict[object, str] = {}  # what each picture kept so far is known by, and its part
+    held: dict[object, str] = {}  # what each image kept so far is known by, and its part
     for name, corpus in parts.items():
         kept: list[int] = []
         mine: set[object] = set()
@@ -202,76 +199,8 @@ def drop_shared(
         if not kept:
             raise DataError(
                 f"nothing remains of {name} once what it shares with earlier parts is left out; "
-                "use the original split, and say so beside every score"
+                "use the original split, and say so with every score"
             )
         held |= dict.fromkeys(mine, name)
         out[name] = Subset(corpus, tuple(sorted(kept)))
     return out, skipped
-
-
-def _groups(corpus: Corpus, prints: Sequence[ImageHash]) -> list[int]:
-    """Return, for each record, the first record of its group."""
-    parent: dict[object, object] = {}
-
-    def root(node: object) -> object:
-        parent.setdefault(node, node)
-        while parent[node] != node:
-            parent[node] = parent[parent[node]]
-            node = parent[node]
-        return node
-
-    def join(a: object, b: object) -> None:
-        parent[root(b)] = root(a)
-
-    for pixels, others in Near({"": prints}).of.items():
-        for other in others:
-            join(("pixels", pixels), ("pixels", other))
-    for mark in prints:
-        image = ("image", mark.image)
-        for index in mark.records:
-            join(image, index)
-            subject = corpus.records[index].subject
-            if subject is not None:
-                join(("subject", subject), index)
-        if mark.pixels is not None:
-            join(("pixels", mark.pixels), image)
-    first: dict[object, int] = {}
-    return [first.setdefault(root(index), index) for index in range(len(corpus.records))]
-
-
-@dataclass(frozen=True)
-class Together:
-    """A corpus whose records carry the group that must not be torn apart as their subject."""
-
-    corpus: Corpus
-    records: Sequence[Record]
-
-    @property
-    def name(self) -> str:
-        """Name of the corpus."""
-        return self.corpus.name
-
-    @property
-    def space(self) -> LabelSpace:
-        """The label space of the corpus."""
-        return self.corpus.space
-
-    def image(self, index: int) -> Image.Image:
-        """Return the image of one record."""
-        return self.corpus.image(index)
-
-
-def together(corpus: Corpus, prints: Sequence[ImageHash]) -> Together:
-    """Give pictures that are the same or nearly, and those of one subject, one subject.
-
-    Splits, and shares by ``column: subject``, then keep them in one place. Nearness is made
-    transitive here: a chain of near duplicates is one group.
-    """
-    owner = _groups(corpus, prints)
-    sizes = Counter(owner)
-    records = []
-    for record, top in zip(corpus.records, owner, strict=True):
-        alone = sizes[top] == 1 and record.subject is None
-        group = corpus.records[top]
-        records.append(record if alone else replace(record, subject=group.subject or group.key))
-    return Together(corpus, tuple(records))

@@ -1,6 +1,6 @@
-"""What an image looks like, in a few bytes: to find the same picture, or nearly the same, again.
+"""What an image looks like, in a few bytes: to find the same image, or nearly the same, again.
 
-Two pictures are *exact* duplicates if their decoded RGB pixels have the same SHA-256, which holds
+Two images are *exact* duplicates if their decoded RGB pixels have the same SHA-256, which holds
 whatever the file format. They are *near* duplicates if
 
 * their difference hashes (dHash: is a cell of a 9 x 8 thumbnail darker than its right neighbour?)
@@ -10,7 +10,7 @@ whatever the file format. They are *near* duplicates if
 The second look is needed for faces: of the 20,706 pairs of 204 studio portraits of 102 persons the
 hash alone calls 1,935 near, while their correlation stays below 0.964 for 99 in 100; recompressed,
 resized, brightened or slightly cropped copies are at 0.994 and above. A shifted or mirrored copy is
-not found. A picture whose thumbnail is almost flat has no difference hash, since all flat pictures
+not found. A image whose thumbnail is almost flat has no difference hash, since all flat images
 would be alike.
 """
 
@@ -71,7 +71,7 @@ class ImageHash:
     file : bytes or None
         SHA-256 of the file, where it holds this image alone.
     hash : int or None
-        64 bits; ``None`` for an almost flat picture.
+        64 bits; ``None`` for an almost flat image.
     thumbnail : bytes
         16 x 16 grey values.
     size : tuple of int
@@ -105,7 +105,7 @@ def difference_hash(image: Image.Image) -> int | None:
 
 
 def _whole(corpus: Corpus, index: int) -> ImageSource | None:
-    """Return the whole picture that a record is taken from, where it lies in a file."""
+    """Return the whole image that a record is taken from, where it lies in a file."""
     if isinstance(corpus, Subset):
         return _whole(corpus.corpus, corpus.indices[index])
     if not isinstance(corpus, FileCorpus):
@@ -178,12 +178,12 @@ def near_pairs(marks: Sequence[ImageHash], bits: int = NEAR_BITS) -> npt.NDArray
     """Return all pairs of near duplicates.
 
     Each hash is cut into five bands; by the pigeonhole principle two that differ in at most four
-    bits agree in a band, so only pictures that share a band are compared.
+    bits agree in a band, so only images that share a band are compared.
 
     Parameters
     ----------
     marks : sequence of ImageHash
-        Pictures that have a hash, none with the pixels of another.
+        Images that have a hash, none with the pixels of another.
     bits : int
         At most :data:`NEAR_BITS`.
 

@@ -1,4 +1,4 @@
-"""Draws what is around a person: the setting behind them and the prop beside them."""
+"""Draws what is around a person: the setting behind them and the prop next to them."""
 
 from __future__ import annotations
 

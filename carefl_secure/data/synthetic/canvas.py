@@ -7,7 +7,7 @@ import math
 __all__ = ["CANVAS", "INK", "SIZE", "SPOTS", "Colour", "Face", "Point"]
 
 SIZE = 64
-"""Side of the finished picture in pixels; it is drawn at twice that and averaged down."""
+"""Side of the finished image in pixels; it is drawn at twice that and averaged down."""
 
 CANVAS = 2 * SIZE
 """Side of what is drawn on, in its own pixels."""

@@ -31,13 +31,13 @@ from carefl_secure.progress import Reporter, SilentReporter
 __all__ = ["SPLITS", "VERSION", "VIEWS", "SyntheticCorpus", "default_cache", "synthetic_corpus"]
 
 VERSION = 1
-"""Raised whenever the same seed would draw other pictures or labels."""
+"""Raised whenever the same seed would draw other images or labels."""
 
 SPLITS = ("public", "private", "test")
 VIEWS = ("auto", "original", "aligned")
 """``aligned`` is the face alone, upright and of one size; ``auto`` is the original scene."""
 
-_AROUND = 1.3  # half the side of an aligned picture, in radii of the face: hair and all
+_AROUND = 1.3  # half the side of an aligned image, in radii of the face: hair and all
 _TONES = ("light", "medium light", "medium", "medium dark", "dark")
 _AGES = ("child", "adult", "elder")
 _PER_SUBJECT = 2
@@ -51,7 +51,7 @@ class SyntheticCorpus:
     Parameters
     ----------
     scenes : Scenes
-        The truth behind the pictures, for describers and tests; no learner reads it.
+        The truth behind the images, for describers and tests; no learner reads it.
     vad : ndarray of float32, shape [records, 3]
         Valence, arousal, dominance on EMOTIC's scale of 1 to 10.
     landmarks : ndarray of float32, shape [records, 5, 2]
@@ -67,7 +67,7 @@ class SyntheticCorpus:
     landmarks: npt.NDArray[np.float32]
 
     def image(self, index: int) -> Image.Image:
-        """Return one picture as an RGB image of 64 x 64 pixels."""
+        """Return one image as an RGB image of 64 x 64 pixels."""
         return Image.fromarray(self.pixels[index])
 
 
@@ -100,7 +100,7 @@ def synthetic_corpus(
         The scenes as drawn, or the faces cut from them by their landmarks. The cache holds the
         scenes alone; aligned records have no box, and the name of their corpus says what it is.
     seed : int
-        The same seed and count give the same pictures and labels.
+        The same seed and count give the same images and labels.
     cache : Path, optional
         Folder of the cache; see :func:`default_cache`.
 

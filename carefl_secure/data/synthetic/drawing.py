@@ -43,7 +43,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A finished picture and where things are in it, in its own pixels.
+    """A finished image and where things are in it, in its own pixels.
 
     Parameters
     ----------

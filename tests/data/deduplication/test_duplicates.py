@@ -11,13 +11,10 @@ from carefl_secure.data.corpora.image_folder import load_imagefolder
 from carefl_secure.data.deduplication.duplicates import (
     drop_shared,
     find_shared,
-    together,
     within,
 )
 from carefl_secure.data.deduplication.image_hashes import hash_images
-from carefl_secure.data.partition import partition
 from carefl_secure.data.records import LabelSpace
-from carefl_secure.data.splits import Subset, split
 from carefl_secure.errors import DataError
 
 SPACE = LabelSpace("x", ("x",), multi=False)
@@ -125,34 +122,6 @@ def test_unreadable_images_are_left_out(make: Any) -> None:
     kept, skipped = drop_shared({"train": corpus}, {"train": hash_images(corpus)})
     assert len(kept["train"].records) == 2
     assert skipped.dropped == {"train: image cannot be read": 1}
-
-
-def test_clients_never_share_a_picture_once_copies_are_one_subject(make: Any) -> None:
-    folder(make, "train", 8)
-    at = make.root / "train" / "x"
-    for k in range(8):
-        Image.open(at / f"train{k}.png").save(at / f"near{k}.jpg", quality=60)
-    corpus = load_imagefolder(make.root / "train", SPACE)["all"]
-
-    def overlap(whole: Any, kind: Any, column: str | None) -> int:
-        shares = partition(whole, 4, kind, column=column)
-        parts = {f"client {k}": Subset(whole, tuple(s.tolist())) for k, s in enumerate(shares)}
-        return sum(s.exact + s.near for s in find_shared(parts, prints(parts)))
-
-    assert overlap(corpus, "iid", None) > 0
-    grouped = together(corpus, hash_images(corpus))
-    assert (grouped.name, grouped.space) == (corpus.name, SPACE)
-    assert len({r.subject for r in grouped.records}) == 8
-    assert overlap(grouped, "column", "subject") == 0
-    cut = split(grouped, {"a": 0.5, "b": 0.5}, seed=1)
-    parts = {name: Subset(grouped, tuple(part)) for name, part in cut.items()}
-    assert find_shared(parts, prints(parts))[0].clean
-    assert grouped.image(0).size == (90, 80)
-
-
-def test_pictures_that_stand_alone_get_no_subject(make: Any) -> None:
-    corpus = folder(make, "train", 3)
-    assert [r.subject for r in together(corpus, hash_images(corpus)).records] == [None] * 3
 
 
 def test_flat_pictures_are_equal_or_nothing(make: Any) -> None:

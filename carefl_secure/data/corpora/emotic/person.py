@@ -70,7 +70,7 @@ class Person:
         return self.place if self.number == 1 else f"{self.place}#{self.number}"
 
     def record(self, box: Box | None) -> Record:
-        """Return the record, with the box as it is in the picture that goes with it."""
+        """Return the record, with the box as it is in the image that goes with it."""
         source, slash, _ = self.place.partition("/")
         known = {"gender": self.gender, "age_group": self.age, "source": source if slash else None}
         attributes = {name: value for name, value in known.items() if value is not None}
@@ -144,10 +144,10 @@ def add_array(
         The split.
     person : Person
         Who; the box is not used.
-    picture : ImageArray
-        The picture, in the view that is wanted.
+    image : ImageArray
+        The image, in the view that is wanted.
     box : tuple of float, optional
-        The person in pixels of the picture.
+        The person in pixels of the image.
     require_vad : bool
         Drop persons without continuous values.
     """

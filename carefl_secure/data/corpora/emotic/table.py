@@ -1,6 +1,6 @@
 """EMOTIC as the public converter writes it: ``emotic_pre/{split}.csv``, one person per row.
 
-Lists stand in the cells as Python literals. Beside the tables, or not, lie stacks of pictures
+Lists stand in the cells as Python literals. Beside the tables, or not, lie stacks of images
 ``{split}_context_arr.npy`` and ``{split}_body_arr.npy`` and of labels ``{split}_cat_arr.npy``. The
 converter drops persons whose image cannot be read or who lack categories or continuous values.
 """
@@ -101,9 +101,9 @@ def load_emotic_csv(
     require_vad: bool = True,
     reporter: Reporter | None = None,
 ) -> dict[str, FileCorpus]:
-    """Read ``emotic_pre``: tables, with stacks of pictures or with the original images.
+    """Read ``emotic_pre``: tables, with stacks of images or with the original images.
 
-    Where the stacks are there, they are the pictures. A stack has lost the size of the image, so
+    Where the stacks are there, they are the images. A stack has lost the size of the image, so
     its whole-image view has no boxes.
 
     Parameters
@@ -154,7 +154,7 @@ def load_emotic_csv(
         else:
             raise DataError(
                 f"{folder} has {table.name} but neither {stack.name} nor the images: put the "
-                "image folders (emotic/mscoco and so on) beside it"
+                "image folders (emotic/mscoco and so on) next to it"
             )
         reporter.finish(task)
         corpora[split] = finish(builder)
