@@ -39,6 +39,7 @@ from carefl_secure.audit.attacks.server_transcript import ServerEyes, judge_tran
 from carefl_secure.audit.attacks.text_inversion import SpanCheck, Texts, judge_spans
 from carefl_secure.audit.audited_run import AuditedRun, Known, Vector
 from carefl_secure.audit.conformance.checks import Conformance, MachineView
+from carefl_secure.audit.conformance.released import drive
 from carefl_secure.audit.replay.canary_run import plan_like, punctual, rehearse
 from carefl_secure.audit.replay.recording import Rehearsal
 from carefl_secure.audit.views import Finding
@@ -110,7 +111,9 @@ class AttackSuite:
 def _conformance(desk: AttackSuite) -> list[Finding]:
     subject = desk.subject
     probe = subject.probe(subject.known(subject.corpora.private, _PROBED))
-    view = MachineView(subject.plan, desk.rehearsal(), desk.quiet(), probe, subject.tuned)
+    view = MachineView(
+        subject.plan, desk.rehearsal(), desk.quiet(), probe, subject.tuned, drive(subject.config)
+    )
     return Conformance()(view)
 
 

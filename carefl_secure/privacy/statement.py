@@ -19,12 +19,19 @@ _UNITS = {
 _NEIGHBOURS = {
     "record": "one record more or less at one client",
     "person": "one person more or less at one client",
-    "client": "one client more or less",
+    "client": "the data of one client replaced by nothing, while it goes on taking part",
 }
+_CHANGES = {
+    "record": "adding or removing it",
+    "person": "adding or removing it",
+    "client": "emptying it",
+}
+_ADJACENCY = {"record": "add-or-remove-one", "person": "add-or-remove-one", "client": "zero-out"}
 _OPEN = (
-    "Not protected: the label space, the number of records per client as declared, and the public "
-    "split. "
+    "Still seen, and not protected: which clients take part and when, how long their answers take, "
+    "the label space, the number of records per client as declared, and the public split. "
 )
+_PRESENCE = "That a client takes part at all is seen too; only what it holds is protected."
 _REPEATS = (
     "A person with several records is protected for each of them, not for all of them together."
 )
@@ -115,10 +122,10 @@ def promise_text(
         )
     shown = _up(epsilon)
     return (
-        f"Protected is {_UNITS[unit]}: adding or removing it ({_NEIGHBOURS[unit]}) changes the "
-        f"probability of anything that can be seen by a factor of at most e^{shown}, except "
-        f"with probability {delta:g} (epsilon {shown}, delta {delta:g}, add-or-remove-one; "
-        f"{strength}). This holds against {_against(trust, colluders)}. "
+        f"Protected is {_UNITS[unit]}: {_CHANGES[unit]} ({_NEIGHBOURS[unit]}) changes the "
+        "probability of any outcome computed from the released sums, the adapter among them, by a "
+        f"factor of at most e^{shown}, except with probability {delta:g} (epsilon {shown}, delta "
+        f"{delta:g}, {_ADJACENCY[unit]}; {strength}). This holds against {_against(trust, colluders)}. "
         + _OPEN
         + _rest(unit, trust, records_per_person)
     ).rstrip()
@@ -166,7 +173,7 @@ def aggregation_text(aggregation: str = "pairwise", *, committee_dropout_toleran
 
 def _rest(unit: str, trust: str, records_per_person: int | None) -> str:
     """Say what is particular to a unit and to who makes the noise."""
-    said = {"record": [_REPEATS], "person": [_PERSONS]}.get(unit, [])
+    said = {"record": [_REPEATS], "person": [_PERSONS], "client": [_PRESENCE]}.get(unit, [])
     if records_per_person is not None:
         said = [*said, f"Of every person at most {records_per_person} records were used."]
     return " ".join([*said, *([_FLOATS] if trust == "none" else [])])

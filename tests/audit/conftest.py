@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from carefl_secure.audit.conformance.checks import MachineView
+from carefl_secure.audit.conformance.released import drive
 from carefl_secure.audit.replay.canary_run import plan_like, rehearse
 from carefl_secure.audit.replay.recording import Rehearsal
 from carefl_secure.config import Config, load_config
@@ -99,6 +100,7 @@ def machine(config: Config) -> Callable[..., MachineView]:
         probe: VectorProbe | None = None,
         keys: Callable[[int], KeySource] = system,
         dimension: int = 2000,
+        driven: bool = False,
         **options: Any,
     ) -> MachineView:
         from dataclasses import replace
@@ -115,6 +117,7 @@ def machine(config: Config) -> Callable[..., MachineView]:
             (first, second),
             probe or VectorProbe(VectorTask(dimension, norm)),
             np.zeros(dimension, np.float32),
+            drive(config) if driven else None,
         )
 
     return make

@@ -51,7 +51,9 @@ def test_a_record_promise_names_all_it_rests_on() -> None:
         "delta 1e-05",
         "reasonable, not strong",
         "server together with up to 2 colluding clients",
-        "Not protected: the label space, the number of records per client as declared",
+        "computed from the released sums",
+        "Still seen, and not protected: which clients take part and when, how long",
+        "the label space, the number of records per client as declared",
         "public split",
         "several records",
     ):
@@ -76,6 +78,17 @@ def test_a_client_promise_speaks_of_clients() -> None:
     text = _text(unit="client")
     assert "everything that any one client holds" in text
     assert "several records" not in text
+    # its presence is seen, so the neighbour is a client that takes part without data
+    assert "zero-out" in text and "add-or-remove-one" not in text
+    assert "That a client takes part at all is seen too" in text
+
+
+@pytest.mark.parametrize("unit", ["record", "person", "client"])
+def test_no_promise_speaks_of_all_that_can_be_seen(unit: str) -> None:
+    """Time and participation are seen by everybody on the wire."""
+    text = _text(unit=unit)
+    assert "anything that can be seen" not in text
+    assert "how long their answers take" in text
 
 
 @pytest.mark.parametrize("trust", ["secagg", "none"])

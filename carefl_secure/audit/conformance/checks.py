@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from carefl_secure.audit.conformance.hypothesis_tests import noise_chances, sampler_test
+from carefl_secure.audit.conformance.released import ReleasedSums, released_findings
 from carefl_secure.audit.replay.recording import Rehearsal
 from carefl_secure.audit.views import Attack, Finding
 from carefl_secure.federation.local_update.gradient_sum import local_work
@@ -61,6 +62,8 @@ class MachineView:
         The real task, with a few real records.
     adapter : ndarray of float32, shape [D]
         Where gradients are taken.
+    released : ReleasedSums, optional
+        Sums of runs with keys in common; None where no Skellam noise hides single records.
     """
 
     plan: RunPlan
@@ -68,6 +71,7 @@ class MachineView:
     quiet: tuple[Rehearsal, Rehearsal]
     probe: Probe
     adapter: npt.NDArray[np.float32]
+    released: ReleasedSums | None
 
 
 class Conformance(Attack[MachineView, list[Finding]]):
@@ -85,7 +89,16 @@ class Conformance(Attack[MachineView, list[Finding]]):
             self._independence(view),
             self._sampler(view),
             *self._sensitivity(view),
+            *self._released(view),
         ]
+
+    def _released(self, view: MachineView) -> Iterator[Finding]:
+        if view.released is None:
+            words = "No Skellam noise hides single records, so no released integers are driven."
+            yield Finding(self.name, "released records", "skipped", words, {})
+            return
+        for check, good, words, figures in released_findings(view.released):
+            yield self._finding(check, good, words, **figures)
 
     def _finding(self, check: str, good: bool, words: str, **figures: float | int) -> Finding:
         return Finding(self.name, check, "passed" if good else "falsified", words, figures)

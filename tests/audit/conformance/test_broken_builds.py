@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,16 @@ from numpy.typing import NDArray
 from carefl_secure.audit.attacks.canaries import GradientCanaries, judge_canaries
 from carefl_secure.audit.attacks.server_transcript import ServerEyes, judge_transcript
 from carefl_secure.audit.conformance.checks import Conformance, MachineView
+from carefl_secure.audit.conformance.released import _Keys, drive, released_findings
 from carefl_secure.audit.replay.canary_run import rehearse
 from carefl_secure.audit.replay.recording import Rehearsal
 from carefl_secure.config import Config, load_config
+from carefl_secure.federation.local_update.gradient_sum import GradientSum
+from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.noise import DeterministicKeySource, KeySource, KeyStream, SystemKeySource
 from carefl_secure.noise.skellam import SkellamSampler
+from carefl_secure.privacy import poisson_sample
+from carefl_secure.secagg import encode
 from tests.audit.conftest import VectorProbe, VectorTask, patch_everywhere, system
 
 Machine = Callable[..., MachineView]
@@ -27,7 +33,7 @@ def faults(view: MachineView) -> set[str]:
 
 
 def test_our_build_passes(machine: Machine) -> None:
-    findings = Conformance()(machine())
+    findings = Conformance()(machine(driven=True))
     assert {f.verdict for f in findings} == {"passed"}
     assert {f.check for f in findings} == {
         "noise",
@@ -37,6 +43,10 @@ def test_our_build_passes(machine: Machine) -> None:
         "independent losses",
         "sampler",
         "sensitivity",
+        "released records",
+        "released dither",
+        "released noise",
+        "event",
     }
 
 
@@ -129,8 +139,6 @@ def test_other_samplers(
 
 
 def test_a_sensitivity_that_was_stated_too_low(machine: Machine) -> None:
-    from dataclasses import replace
-
     view = machine()
     low = replace(view.plan.encoding, l2_sensitivity=view.plan.encoding.l2_sensitivity * 0.8)
     assert faults(replace(view, plan=replace(view.plan, encoding=low))) >= {"sensitivity"}
@@ -188,3 +196,96 @@ def test_a_run_without_privacy_has_nothing_to_contradict() -> None:
     assert finding.verdict == "skipped"
     # ... and the canaries that were ever drawn are plain to see
     assert finding.figures["epsilon lower bound: steinke"] > 1.0  # type: ignore[operator]
+
+
+def released_faults(config: Config) -> set[str]:
+    found = drive(config)
+    assert found is not None
+    return {check for check, good, *_ in released_findings(found) if not good}
+
+
+def test_our_released_sums_pass(config: Config) -> None:
+    assert released_faults(config) == set()
+
+
+def test_a_vector_divided_by_the_realised_batch(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = GradientSum.release
+
+    def mean(self: GradientSum, adapter: Any, number: int, keys: KeySource) -> NDArray[np.float64]:
+        sizes: list[int] = []
+        task = self._task
+        clipped = task.clipped_sum
+
+        def counted(a: Any, indices: NDArray[np.int64], n: int) -> NDArray[np.float64]:
+            sizes.append(len(indices))
+            return clipped(a, indices, n)
+
+        monkeypatch.setattr(task, "clipped_sum", counted)
+        total = real(self, adapter, number, keys)
+        return total / sizes[-1] if sizes else total
+
+    monkeypatch.setattr(GradientSum, "release", mean)
+    assert "released records" in released_faults(config)
+
+
+def test_a_quarter_of_the_noise_whenever_there_are_records(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A round of no records, which the older noise check looks at, has all of it."""
+    seen: list[bool] = []
+
+    def noted(vector: NDArray[np.float64], *rest: Any) -> NDArray[np.int64]:
+        seen[:] = [bool(np.any(vector))]
+        return encode(vector, *rest)
+
+    class Thinner(SkellamSampler):
+        def __init__(self, variance: float) -> None:
+            super().__init__(variance / 4 if seen[0] else variance)
+
+    patch_everywhere(monkeypatch, "encode", noted)
+    patch_everywhere(monkeypatch, "SkellamSampler", Thinner)
+    assert "released noise" in released_faults(config)
+
+
+def test_samples_of_one_record_are_dropped(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    def several(records: int, rate: float, stream: KeyStream) -> NDArray[np.int64]:
+        drawn = poisson_sample(records, rate, stream)
+        return drawn if drawn.size != 1 else drawn[:0]
+
+    patch_everywhere(monkeypatch, "poisson_sample", several)
+    assert released_faults(config) == {"released records"}
+
+
+def test_a_dither_that_is_a_public_constant(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def public(
+        vector: NDArray[np.float64], plan: Any, rotation: bytes, dither: KeyStream
+    ) -> NDArray[np.int64]:
+        return encode(vector, plan, rotation, KeyStream(bytes(32)))
+
+    patch_everywhere(monkeypatch, "encode", public)
+    assert released_faults(config) == {"released dither"}
+
+
+def test_the_dither_key_used_for_the_noise(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = _Keys.key
+
+    def reused(self: _Keys, label: str) -> bytes:
+        if label == "noise":
+            return self.dither  # type: ignore[attr-defined, no-any-return]
+        key = real(self, label)
+        if label == "dither":
+            self.dither = key  # type: ignore[attr-defined]
+        return key
+
+    monkeypatch.setattr(_Keys, "key", reused)
+    assert {"released dither", "released noise"} <= released_faults(config)
+
+
+def test_a_beta_that_the_event_leaves_out(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = RunPlan.skellam_event
+    monkeypatch.setattr(RunPlan, "skellam_event", lambda self: replace(real(self), beta=0.0))
+    assert released_faults(config) == {"event"}

@@ -1,0 +1,187 @@
+"""Drives the released sums, records present, on neighbouring data and with single keys changed.
+
+With the keys of the clients fixed, two runs differ by exactly what was changed: the records, the
+dither or the noise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from carefl_secure.audit.conformance.hypothesis_tests import noise_chances
+from carefl_secure.audit.replay.canary_run import plan_like
+from carefl_secure.audit.replay.recording import play
+from carefl_secure.config import Config
+from carefl_secure.federation.plan.run_plan import RunPlan
+from carefl_secure.noise import DeterministicKeySource, KeyStream
+from carefl_secure.privacy import poisson_sample
+
+__all__ = ["ReleasedSums", "drive", "released_findings"]
+
+_DIMENSION = 512
+_ROUNDS = 8
+_RECORDS = (1, 2, 40)  # by client in turn: samples of none, one and many records
+_CHANCE = 1e-6
+
+_Vector = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ReleasedSums:
+    """Sums of rounds, shape [rounds, D], in clipping norms, of four runs with keys in common.
+
+    Parameters
+    ----------
+    plan : RunPlan
+    base : ndarray
+        Records with known gradients.
+    other_records, other_dither, other_noise : ndarray
+        The same with all gradients zero, or with other keys for one label.
+    expected : ndarray
+        What the records add to ``base``, from the keys and the sampler of the library.
+    """
+
+    plan: RunPlan
+    base: _Vector
+    other_records: _Vector
+    other_dither: _Vector
+    other_noise: _Vector
+    expected: _Vector
+
+
+class _Keys:
+    """Fixed keys for every label, from another seed for some labels."""
+
+    def __init__(self, index: int, changed: str | None) -> None:
+        self._own = DeterministicKeySource(f"released/{index}".encode())
+        self._changed = DeterministicKeySource(f"released/{index}/changed".encode())
+        self._label = changed
+
+    def key(self, label: str) -> bytes:
+        return (self._changed if label == self._label else self._own).key(label)
+
+
+class _KnownTask:
+    """Records whose clipped gradients are the rows of a matrix."""
+
+    def __init__(self, gradients: _Vector) -> None:
+        self._gradients = gradients
+
+    @property
+    def dimension(self) -> int:
+        return int(self._gradients.shape[1])
+
+    @property
+    def records(self) -> int:
+        return int(self._gradients.shape[0])
+
+    def clipped_sum(
+        self, adapter: npt.NDArray[np.float32], indices: npt.NDArray[np.int64], number: int
+    ) -> _Vector:
+        total: _Vector = self._gradients[indices].sum(axis=0)
+        return total
+
+
+def drive(config: Config) -> ReleasedSums | None:
+    """Play the run's own release path; None where no Skellam noise hides single records."""
+    if config.privacy.unit != "record" or config.privacy.trust != "secagg":
+        return None
+    plan = plan_like(config, _DIMENSION, max(_RECORDS), _ROUNDS)
+    plan = dataclasses.replace(
+        plan, privacy=dataclasses.replace(plan.privacy, rounds=_ROUNDS, target_epsilon=1e6)
+    )
+    still = config.model_copy(
+        update={"simulation": config.simulation.model_copy(update={"dropout": 0.0})}
+    )
+    rng = np.random.default_rng(0)
+    gradients: list[_Vector] = []
+    for index in range(plan.privacy.clients):
+        rows = rng.normal(size=(_RECORDS[index % len(_RECORDS)], _DIMENSION))
+        rows *= 0.999 * plan.privacy.clipping_norm / np.linalg.norm(rows, axis=1, keepdims=True)
+        gradients.append(rows)
+
+    def sums(scale: float, changed: str | None) -> _Vector:
+        tasks = [_KnownTask(scale * rows) for rows in gradients]
+        keys = functools.partial(_Keys, changed=changed)
+        # what is released is the same under every protocol; pairwise masking is the fastest
+        return play(still, keys, plan, tasks, aggregation="pairwise").sums
+
+    expected = np.zeros((_ROUNDS, _DIMENSION))
+    for index, rows in enumerate(gradients):
+        keys = _Keys(index, None)
+        for number in range(_ROUNDS):
+            stream = KeyStream(keys.key("sample"))
+            drawn = poisson_sample(len(rows), plan.privacy.sample_rate, stream)
+            expected[number] += rows[drawn].sum(axis=0) / plan.privacy.clipping_norm
+    return ReleasedSums(
+        plan, sums(1.0, None), sums(0.0, None), sums(1.0, "dither"), sums(1.0, "noise"), expected
+    )
+
+
+Verdict = tuple[str, bool, str, Mapping[str, float | int]]
+
+
+def released_findings(found: ReleasedSums) -> Iterator[Verdict]:
+    """Yield name, whether it holds, words and figures of each check on the released sums."""
+    plan, clients = found.plan, found.plan.privacy.clients
+    unit = plan.encoding.scale * plan.encoding.clipping_norm  # integers in one clipping norm
+    gap = np.abs(found.base - found.other_records - found.expected).max(axis=0)
+    # two roundings of each client, spread by the rotation: far beyond six standard deviations
+    allowed = (2.0 * clients + 10.0 * np.sqrt(clients)) / unit
+    worst = float(gap.max()) / allowed
+    yield (
+        "released records",
+        worst <= 1.0,
+        (
+            f"Records change the released sums as the sum of their clipped gradients does, up to "
+            f"{worst:.2f} of what rounding allows, in rounds with samples of none, one and many."
+        ),
+        {"largest": worst},
+    )
+    moved = float(np.linalg.norm(found.base - found.other_dither)) * unit
+    most = clients * np.sqrt(found.base.shape[0] * plan.encoding.padded)
+    yield (
+        "released dither",
+        0.0 < moved <= most,
+        (
+            f"Other keys for the dither alone move the released integers by {moved:.4g}, of at "
+            f"most {most:.4g} that rounding can; none at all would mean that the dither is public."
+        ),
+        {"moved": moved, "most": float(most)},
+    )
+    variance = 2.0 * clients * plan.share_variance / unit**2
+    scale, shape = noise_chances((found.base - found.other_noise).ravel() / np.sqrt(variance))
+    yield (
+        "released noise",
+        min(scale, shape) > _CHANCE,
+        (
+            f"With records present the released noise has the planned law (p {scale:.2g} for the "
+            f"scale, {shape:.2g} for the shape)."
+        ),
+        {"p_scale": scale, "p_shape": shape},
+    )
+    event, encoding = plan.skellam_event(), plan.encoding
+    slack = 1.0 - 1e-9
+    good = (
+        event.beta >= encoding.dither_failure
+        and event.l1 >= slack * encoding.l1_sensitivity
+        and event.l2 >= slack * encoding.l2_sensitivity
+        and slack * event.variance <= plan.share_variance * plan.privacy.noise_clients
+        and event.sample_rate >= slack * plan.privacy.event_rate
+        and (event.dimension or 0) >= encoding.padded
+    )
+    yield (
+        "event",
+        good,
+        (
+            f"The priced event counts beta {event.beta:.3g} (the rounding fails with probability "
+            f"{encoding.dither_failure:.3g}), and the encoding's norms, noise and dimension."
+        ),
+        {"beta": event.beta, "dither_failure": encoding.dither_failure},
+    )
