@@ -200,10 +200,6 @@ class PrivacyPlan:
         rounds : int
             How many rounds.
 
-        Returns
-        -------
-        SampledGaussian
-
         Raises
         ------
         ConfigError

@@ -125,7 +125,8 @@ def promise_text(
         f"Protected is {_UNITS[unit]}: {_CHANGES[unit]} ({_NEIGHBOURS[unit]}) changes the "
         "probability of any outcome computed from the released sums, the adapter among them, by a "
         f"factor of at most e^{shown}, except with probability {delta:g} (epsilon {shown}, delta "
-        f"{delta:g}, {_ADJACENCY[unit]}; {strength}). This holds against {_against(trust, colluders)}. "
+        f"{delta:g}, {_ADJACENCY[unit]}; {strength}). "
+        f"This holds against {_against(trust, colluders)}. "
         + _OPEN
         + _rest(unit, trust, records_per_person)
     ).rstrip()

@@ -130,10 +130,6 @@ def coarse_epsilon(events: Sequence[Event], delta: float, grid: float = COARSE_G
     grid : float
         1e-3 is some 0.005 above the truth for usual runs; 1e-2 takes a tenth of the time and may
         lie 5 % above it.
-
-    Returns
-    -------
-    float
     """
     return _priced(events, delta, grid)[0]
 

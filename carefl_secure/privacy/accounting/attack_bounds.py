@@ -100,10 +100,6 @@ def attacker_bounds(
     false_positive_rates : sequence of float
         Where to state the true-positive rate, each in (0, 1).
 
-    Returns
-    -------
-    AttackerBounds
-
     Raises
     ------
     ConfigError

@@ -107,10 +107,6 @@ class Budget:
 def solve_budget(question: BudgetQuestion) -> Budget:
     """Find the quantity left out, or check that all four agree.
 
-    Parameters
-    ----------
-    question : BudgetQuestion
-
     Returns
     -------
     Budget

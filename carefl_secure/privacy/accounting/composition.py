@@ -68,10 +68,6 @@ def over_disjoint_clients(epsilons: Sequence[float], delta: float) -> Combined:
         What each client's ledger comes to, all at the same ``delta``.
     delta : float
 
-    Returns
-    -------
-    Combined
-
     Raises
     ------
     ConfigError
@@ -214,10 +210,6 @@ def with_survivors(event: Event, planned_honest: int, honest: int) -> Event:
 
 def conditions(unit: str) -> tuple[str, ...]:
     """Say what turns the price of one client's ledger into that of everybody.
-
-    Parameters
-    ----------
-    unit : {"record", "person", "client"}
 
     Returns
     -------

@@ -166,10 +166,6 @@ def event_from_json(data: Mapping[str, Any]) -> Event:
     data : mapping
         ``kind`` and exactly the fields of that kind; ``dimension`` may be absent.
 
-    Returns
-    -------
-    Event
-
     Raises
     ------
     PrivacyError

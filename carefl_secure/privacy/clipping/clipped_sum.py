@@ -99,10 +99,6 @@ def clipped_sum(
         A ``map``, in order, that may work on several micro-batches at once; the opacus engine and
         groups take them one after another.
 
-    Returns
-    -------
-    ClippedSum
-
     Raises
     ------
     ConfigError

@@ -67,10 +67,6 @@ def delta_for(path: Path) -> float:
     path : Path
         A run folder, or a ledger in one.
 
-    Returns
-    -------
-    float
-
     Raises
     ------
     LedgerError
@@ -206,10 +202,6 @@ def _finite(value: float) -> float | None:
 def event_words(event: Event) -> str:
     """Say in a few words what an event released.
 
-    Parameters
-    ----------
-    event : Event
-
     Returns
     -------
     str
@@ -230,10 +222,6 @@ def statement(path: Path, delta: float) -> Statement:
     path : Path
     delta : float
         As for ``accounting.epsilon``.
-
-    Returns
-    -------
-    Statement
 
     Raises
     ------
