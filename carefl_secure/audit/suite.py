@@ -43,6 +43,7 @@ from carefl_secure.audit.conformance.released import drive
 from carefl_secure.audit.replay.canary_run import plan_like, punctual, rehearse
 from carefl_secure.audit.replay.recording import Rehearsal
 from carefl_secure.audit.views import Finding
+from carefl_secure.federation.plan.aggregation_config import PROTOCOLS
 from carefl_secure.model.loader import load_base
 from carefl_secure.privacy.accounting.attack_bounds import attacker_bounds
 from carefl_secure.progress import Reporter
@@ -119,6 +120,9 @@ def _conformance(desk: AttackSuite) -> list[Finding]:
 
 def _server(desk: AttackSuite) -> list[Finding]:
     view = desk.rehearsal().transcript()
+    if view.aggregation not in PROTOCOLS:
+        words = f"The messages of {view.aggregation!r}, from another package, cannot be read here."
+        return [Finding(ServerEyes.name, "messages", "skipped", words, {})]
     return judge_transcript(view, ServerEyes()(view))
 
 

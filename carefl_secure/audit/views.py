@@ -142,7 +142,7 @@ class TranscriptView:
     clients: int
     bits: int
     seed: int
-    aggregation: Literal["pairwise", "committee", "encrypted"] = "pairwise"
+    aggregation: str = "pairwise"
     dimension: int = 0
 
 

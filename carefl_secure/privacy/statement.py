@@ -137,8 +137,9 @@ def aggregation_text(aggregation: str = "pairwise", *, committee_dropout_toleran
 
     Parameters
     ----------
-    aggregation : {"pairwise", "committee", "encrypted"}
-        The way of summing.
+    aggregation : str
+        Name of the aggregation protocol: ``pairwise``, ``committee``, ``encrypted``, or that of
+        another package.
     committee_dropout_tolerance : int
         How many members of a committee may be lost and the sum still opens.
 
@@ -167,9 +168,14 @@ def aggregation_text(aggregation: str = "pairwise", *, committee_dropout_toleran
         members = "one member" if honest == 1 else f"at least {honest} members"
         verb = "does" if honest == 1 else "do"
         return f"It also needs {members} of the committee that {verb} not side with the server."
-    if aggregation != "encrypted":
+    if aggregation == "encrypted":
+        return "It holds even if the holder of the key sides with the server."
+    if aggregation == "pairwise":
         return ""
-    return "It holds even if the holder of the key sides with the server."
+    return (
+        f"It also needs the aggregation protocol {aggregation!r} to hide all but the sum; that "
+        "protocol comes from another package and was not reviewed with carefl-secure."
+    )
 
 
 def _rest(unit: str, trust: str, records_per_person: int | None) -> str:

@@ -16,16 +16,23 @@ import pytest
 
 from carefl_secure.audit.views import Attack
 from carefl_secure.config import load_config
-from carefl_secure.errors import ConfigError, DataError, PrivacyError
-from carefl_secure.federation.in_process import Clients
+from carefl_secure.errors import ConfigError, DataError, PrivacyError, ProtocolError
+from carefl_secure.federation.aggregation.base import ClientSetup, ServerSetup
+from carefl_secure.federation.aggregation.registry import find_protocol
+from carefl_secure.federation.in_process import Clients, make_parties
 from carefl_secure.federation.local_update.rules import find_rule
 from carefl_secure.federation.plan.local_steps import LocalPlan
 from carefl_secure.federation.server.optimizers import FedAvg, ServerOptimizer
+from carefl_secure.federation.transport.messages import pack
+from carefl_secure.federation.transport.node_directory import Directory
+from carefl_secure.noise import DeterministicKeySource
+from carefl_secure.privacy.statement import aggregation_text
 from carefl_secure.run_folder import RunFolder
+from carefl_secure.runs.aggregation_from_config import aggregation_of
 from carefl_secure.runs.plan_from_config import local_plan
 from tests.support.federation import toy_plan, toy_tasks
 from tests.support.points import point_tasks
-from tests.support.running import federate
+from tests.support.running import federate, run_spec
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
 MakeBench = Callable[..., Any]
@@ -96,8 +103,13 @@ def test_the_norm_of_a_clients_update_is_bounded_whatever_the_rule_does(
     assert float(np.linalg.norm(update)) <= plan.privacy.clipping_norm
 
 
-def test_a_local_rule_is_chosen_in_the_configuration_and_refused_where_it_has_no_effect() -> None:
+def test_a_local_rule_is_chosen_in_the_configuration_and_refused_where_it_has_no_effect(
+    install: Callable[[str], None],
+) -> None:
     unit = ("privacy.unit=client", "federation.clients=60", "federation.local_rule=momentum")
+    with pytest.raises(ConfigError, match=r"choose one of sgd, or install"):
+        load_config(None, unit)
+    install("carefl_momentum")
     local = local_plan(load_config(None, unit))
     assert local is not None and local.rule == "momentum"
     for words in ((), ("privacy.trust=none",)):
@@ -164,6 +176,90 @@ def test_the_outside_corpus_trains(
     install("carefl_npz")
     run = train_small(data__source=npz_folder, data__format="npz", data__records="null")
     assert (run / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_a_protocol_from_outside_sums_as_those_of_the_package_do(
+    install: Callable[[str], None], tmp_path: Path
+) -> None:
+    plan = toy_plan(6, 60, unit="none", rounds=2, sample_rate=1.0)
+    with pytest.raises(ConfigError, match=r"no aggregation protocol 'signed'"):
+        find_protocol("signed")
+    install("carefl_signed")
+    sums = {}
+    for name in ("pairwise", "signed"):
+        sums[name] = federate(
+            plan,
+            toy_tasks(6),
+            np.zeros(60, np.float32),
+            optimizer=FedAvg(1.0),
+            folder=RunFolder.create(tmp_path / name, ""),
+            key_source=lambda index: DeterministicKeySource(b"k%d" % index),
+            aggregation=name,
+        ).adapter
+    np.testing.assert_array_equal(sums["signed"], sums["pairwise"])
+    assert np.abs(sums["signed"]).max() > 0.01
+
+
+def test_the_outside_protocol_refuses_a_plan_that_needs_the_vectors_hidden(
+    install: Callable[[str], None], tmp_path: Path
+) -> None:
+    install("carefl_signed")
+    with pytest.raises(ConfigError, match="hides no vector"):
+        federate(
+            toy_plan(6, 60, rounds=1),
+            toy_tasks(6),
+            np.zeros(60, np.float32),
+            optimizer=FedAvg(1.0),
+            folder=RunFolder.create(tmp_path, ""),
+            aggregation="signed",
+        )
+
+
+def test_the_outside_protocol_refuses_what_was_changed_on_the_way(
+    install: Callable[[str], None], tmp_path: Path
+) -> None:
+    install("carefl_signed")
+    signed = importlib.import_module("carefl_signed")
+    spec = run_spec(
+        toy_plan(6, 60, unit="none", rounds=1),
+        toy_tasks(6),
+        RunFolder.create(tmp_path, ""),
+        {"aggregation": "signed"},
+    )
+    identities, cohort, _ = make_parties(spec)
+    setup = ClientSetup(spec.plan, cohort, 2, identities[2], spec.key_source(2))
+    client = signed.SignedClient(setup, 1)
+    client.bind(bytes(32))
+    encoding = spec.plan.encoding
+    words = np.uint16 if encoding.bits == 16 else np.uint32
+    upload = client.mask(np.ones(encoding.padded, words))
+    kind = ServerSetup(spec.plan, cohort, Directory(6, 0))
+
+    def collect(content: bytes, number: int = 1, index: int = 2) -> None:
+        server = signed.SignedServer(kind, None, number, bytes(32))
+        server._index_of = {7: index}
+        server.collect(7, pack(upload=content))
+
+    collect(upload)
+    flipped = upload[:-1] + bytes([upload[-1] ^ 1])
+    for wrong in (
+        lambda: collect(flipped),
+        lambda: collect(upload, 2),
+        lambda: collect(upload, 1, 3),
+    ):
+        with pytest.raises(ProtocolError, match="not signed"):
+            wrong()
+
+
+def test_a_protocol_is_chosen_in_the_configuration_once_it_is_installed(
+    install: Callable[[str], None],
+) -> None:
+    words = ("federation.aggregation=signed", "privacy.trust=none")
+    with pytest.raises(ConfigError, match=r"choose one of pairwise, committee, encrypted"):
+        load_config(None, words)
+    install("carefl_signed")
+    assert aggregation_of(load_config(None, words)).protocol == "signed"
+    assert "not reviewed" in aggregation_text("signed")
 
 
 def test_every_example_is_shown_in_the_architecture_page() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from importlib.metadata import entry_points
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-__all__ = ["Part", "Section", "Seed", "Share"]
+__all__ = ["Part", "Section", "Seed", "Share", "installed"]
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Part = Annotated[float, Field(gt=0, lt=1)]
@@ -26,3 +28,21 @@ class Section(BaseModel):
         if isinstance(value, bool) and name and cls.model_fields[name].annotation is not bool:
             raise ValueError("expected a number or text, not true or false")
         return value
+
+
+def installed(name: str, own: Collection[str], group: str) -> str:
+    """Return a name, if the package has it or an installed one brings it as an entry point.
+
+    Raises
+    ------
+    ValueError
+        If there is none of that name.
+    """
+    brought = {one.name for one in entry_points(group=group)}
+    if name not in own and name not in brought:
+        known = ", ".join([*own, *sorted(brought)])
+        raise ValueError(
+            f"choose one of {known}, or install the package that brings {name!r} (entry point "
+            f"group {group})"
+        )
+    return name

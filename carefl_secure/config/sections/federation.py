@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from carefl_secure.config.sections.base import Section, Share
+from carefl_secure.config.sections.base import Section, Share, installed
 
 __all__ = ["FederationConfig", "default_min_survivors"]
 
+PROTOCOLS = ("pairwise", "committee", "encrypted")
 MOST_PEERS = 1000
 """Most clients of a run without a committee."""
 
@@ -71,11 +72,11 @@ class FederationConfig(Section):
         default="auto",
         description="fewest clients that a round may end with; auto is floor(2n/3)+1",
     )
-    aggregation: Literal["pairwise", "committee", "encrypted"] = Field(
+    aggregation: Literal["pairwise", "committee", "encrypted"] | str = Field(
         default="pairwise",
         description="aggregation protocol: pairwise masking among the clients, masks that a "
-        "committee removes so that a client sends one message, or pairwise masking under "
-        "encryption with a separate key holder",
+        "committee removes so that a client sends one message, pairwise masking under encryption "
+        "with a separate key holder, or one that an installed package brings",
     )
     committee_members: int = Field(
         default=3,
@@ -109,6 +110,16 @@ class FederationConfig(Section):
         if self.min_survivors == "auto":
             return default_min_survivors(self.clients)
         return self.min_survivors
+
+    @field_validator("aggregation")
+    @classmethod
+    def _known_protocol(cls, name: str) -> str:
+        return installed(name, PROTOCOLS, "carefl_secure.aggregators")
+
+    @field_validator("local_rule")
+    @classmethod
+    def _known_rule(cls, name: str) -> str:
+        return installed(name, ("sgd",), "carefl_secure.local_rules")
 
     @model_validator(mode="after")
     def _agree(self) -> FederationConfig:

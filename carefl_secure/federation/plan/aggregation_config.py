@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 from carefl_secure.errors import ConfigError
 from carefl_secure.federation.plan.json_fields import dataclass_from_json
 
-__all__ = ["Aggregation", "AggregationConfig"]
+__all__ = ["PROTOCOLS", "Aggregation", "AggregationConfig"]
 
-Aggregation = Literal["pairwise", "committee", "encrypted"]
+Aggregation = str
+"""The name of an aggregation protocol."""
+
+PROTOCOLS = ("pairwise", "committee", "encrypted")
+"""The protocols of this package; an installed one may bring others."""
+
+_NAME = re.compile(r"[a-z][a-z0-9-]{0,39}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +28,9 @@ class AggregationConfig:
 
     Parameters
     ----------
-    protocol : {"pairwise", "committee", "encrypted"}
-        The same noise gives the same adapter under all three.
+    protocol : str
+        One of :data:`PROTOCOLS`, or the name of one that an installed package brings. The same
+        noise gives the same adapter under all of them.
     members : int
         Size of the committee; only ``committee`` has one.
     dropout_tolerance : int
@@ -45,10 +53,10 @@ class AggregationConfig:
 
     def __post_init__(self) -> None:
         """Refuse what no protocol offers."""
-        if self.protocol not in get_args(Aggregation):
+        if not _NAME.fullmatch(self.protocol):
             raise ConfigError(
-                f"there is no aggregation protocol {self.protocol!r}; choose one of "
-                f"{', '.join(get_args(Aggregation))}"
+                f"{self.protocol!r} cannot name an aggregation protocol; choose one of "
+                f"{', '.join(PROTOCOLS)}, or one that an installed package brings"
             )
         if self.members < 1:
             raise ConfigError(f"a committee of {self.members} members is none; choose 1 or more")

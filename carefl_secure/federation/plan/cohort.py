@@ -7,7 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from carefl_secure.errors import ConfigError
-from carefl_secure.federation.plan.aggregation_config import Aggregation, AggregationConfig
+from carefl_secure.federation.plan.aggregation_config import (
+    PROTOCOLS,
+    Aggregation,
+    AggregationConfig,
+)
 from carefl_secure.federation.plan.ciphertext_packing import WORD_BITS, choose_fields
 from carefl_secure.secagg import (
     CommitteeParameters,
@@ -50,6 +54,8 @@ class Cohort:
         honest ones are needed then.
     key_prefetch : bool, optional
         Whether the keys of a round are made on the way of the round before; never under encryption.
+    protocol : str, optional
+        Name of a protocol from another package; it has no helpers.
 
     Raises
     ------
@@ -71,6 +77,7 @@ class Cohort:
     key_holder: bytes | None = None
     committee_dropout_tolerance: int = 0
     key_prefetch: bool = True
+    protocol: str = ""
 
     def __post_init__(self) -> None:
         """Check that the parties are different."""
@@ -83,6 +90,11 @@ class Cohort:
         if self.members and self.key_holder is not None:
             raise ConfigError(
                 "a run sums with a committee or with a key holder, not with both; name one of them"
+            )
+        if self.protocol and (self.helpers or self.protocol in PROTOCOLS):
+            raise ConfigError(
+                f"a cohort with helpers cannot sum by the protocol {self.protocol!r} of another "
+                "package; name one of them"
             )
         if set(self.helpers) & set(self.roster):
             raise ConfigError(
@@ -102,7 +114,9 @@ class Cohort:
 
     @property
     def aggregation(self) -> Aggregation:
-        """The way of summing."""
+        """Name of the aggregation protocol."""
+        if self.protocol:
+            return self.protocol
         if self.members:
             return "committee"
         return "pairwise" if self.key_holder is None else "encrypted"
@@ -221,4 +235,5 @@ def make_cohort(
         key_holder=helpers[0] if encrypted and helpers else None,
         committee_dropout_tolerance=aggregation.dropout_tolerance if committee else 0,
         key_prefetch=aggregation.prefetch,
+        protocol="" if aggregation.protocol in PROTOCOLS else aggregation.protocol,
     )

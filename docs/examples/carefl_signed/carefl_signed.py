@@ -1,0 +1,182 @@
+"""An aggregation protocol from outside carefl-secure: signed vectors that hide nothing.
+
+The server sees every client's vector. That is sound only where each vector is private by itself
+(``privacy.trust=none``) or nothing is promised (``privacy.unit=none``); any other plan is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from flwr.app import RecordDict
+from numpy.typing import NDArray
+
+from carefl_secure.errors import CohortError, ConfigError, ProtocolError
+from carefl_secure.federation.aggregation.base import (
+    AggregationProtocol,
+    ClientSetup,
+    ClientSum,
+    MaskedIntegers,
+    Nodes,
+    ServerSetup,
+    ServerSum,
+)
+from carefl_secure.federation.aggregation.prefetch import KeyPrefetch
+from carefl_secure.federation.plan.cohort import Cohort
+from carefl_secure.federation.plan.run_plan import RunPlan
+from carefl_secure.federation.transport.exchange import Exchange
+from carefl_secure.federation.transport.messages import Fields, pack
+
+SIGNATURE = 64
+
+
+def check_plan(plan: RunPlan) -> None:
+    """Refuse a plan whose guarantee needs the vectors hidden."""
+    if plan.protected and plan.privacy.trust != "none":
+        raise ConfigError(
+            "the protocol 'signed' hides no vector; set privacy.trust=none, or another "
+            "federation.aggregation"
+        )
+
+
+def statement(plan: RunPlan, cohort: Cohort, number: int, index: int, *parts: bytes) -> bytes:
+    """Return what a client signs: its words, bound to the run, the plan and the round."""
+    place = [b"signed/1", cohort.run, plan.hash(), cohort.base_hash, *cohort.roster]
+    place += [number.to_bytes(8, "big"), index.to_bytes(4, "big"), *parts]
+    return b"".join(hashlib.sha256(part).digest() for part in place)
+
+
+class SignedClient(ClientSum):
+    """A client: one signed greeting, one signed vector."""
+
+    def __init__(self, setup: ClientSetup, number: int, model_hash: bytes = b"") -> None:
+        check_plan(setup.plan)
+        self._setup, self._number, self._model_hash = setup, number, model_hash
+
+    def _signed(self, *parts: bytes) -> bytes:
+        one = self._setup
+        return one.identity.sign(statement(one.plan, one.cohort, self._number, one.index, *parts))
+
+    def advertise(self) -> bytes:
+        """Say that this client takes part."""
+        return self._signed(b"here")
+
+    def bind(self, model_hash: bytes) -> None:
+        """Bind the round to its model, once."""
+        if self._model_hash:
+            raise ProtocolError("the round is bound to a model already")
+        self._model_hash = model_hash
+
+    def receive(self, messages: Mapping[int, bytes]) -> None:
+        """Accept nothing: clients of this protocol send each other no message."""
+        if messages:
+            raise ProtocolError("clients of the protocol 'signed' send each other nothing")
+
+    def mask(self, vector: NDArray[Any]) -> bytes:
+        """Return the vector with a signature; nothing is masked."""
+        words = vector.astype(vector.dtype.newbyteorder("<")).tobytes()
+        return self._signed(self._model_hash, words) + words
+
+    def save(self) -> bytes:
+        """Return the model's hash: there is no secret."""
+        return self._model_hash
+
+    def close(self) -> None:
+        """Do nothing: there is no secret."""
+
+
+class SignedServer(ServerSum):
+    """The server: it verifies each vector and adds it."""
+
+    action = "train.masked"
+
+    def __init__(
+        self, setup: ServerSetup, exchange: Exchange, number: int, model_hash: bytes
+    ) -> None:
+        check_plan(setup.plan)
+        self._setup, self._exchange = setup, exchange
+        self._number, self._model_hash = number, model_hash
+        encoding = setup.plan.encoding
+        self._kind = np.dtype(np.uint16 if encoding.bits == 16 else np.uint32).newbyteorder("<")
+        self._total: MaskedIntegers = np.zeros(encoding.padded, self._kind.newbyteorder("="))
+        self._index_of: dict[int, int] = {}
+        self._survivors: list[int] = []
+
+    def prepare(self, nodes: Nodes) -> dict[int, RecordDict]:
+        """Learn which node is which client."""
+        header = self._setup.header(self._number)
+        hello = dict.fromkeys(nodes(), pack(**header))
+        for node, reply in self._exchange.ask(hello, "query.advertise"):
+            fields = Fields(reply, "index", "message")
+            index = fields.integer("index")
+            self._verify(index, fields.octets("message"), b"here")
+            if index in self._index_of.values():
+                raise ProtocolError(f"two nodes claim to be client {index}")
+            self._index_of[node] = index
+        return dict.fromkeys(self._index_of, pack(**header, shares={}))
+
+    def collect(self, node: int, content: RecordDict) -> None:
+        """Verify and add one vector."""
+        upload, index = Fields(content, "upload").octets("upload"), self._index_of[node]
+        signature, words = upload[:SIGNATURE], upload[SIGNATURE:]
+        self._verify(index, signature, self._model_hash, words)
+        if len(words) != self._total.nbytes or index in self._survivors:
+            raise ProtocolError(f"client {index} sent a vector of another length, or a second one")
+        self._total += np.frombuffer(words, self._kind)
+        self._survivors.append(index)
+
+    def open(self) -> tuple[MaskedIntegers, tuple[int, ...]]:
+        """Return the sum, unless too few clients are in it."""
+        floor = self._setup.plan.privacy.min_survivors
+        if len(self._survivors) < floor:
+            raise CohortError(f"{len(self._survivors)} clients are left, {floor} are needed")
+        return self._total, tuple(sorted(self._survivors))
+
+    def clients(self) -> Collection[int]:
+        """Return the nodes that took part."""
+        return self._index_of.keys()
+
+    def _verify(self, index: int, signature: bytes, *parts: bytes) -> None:
+        roster = self._setup.cohort.roster
+        if not 0 <= index < len(roster):
+            raise ProtocolError(f"there is no client {index}")
+        said = statement(self._setup.plan, self._setup.cohort, self._number, index, *parts)
+        try:
+            Ed25519PublicKey.from_public_bytes(roster[index]).verify(signature, said)
+        except InvalidSignature as error:
+            raise ProtocolError(f"a message of client {index} is not signed by it") from error
+
+
+class Signed(AggregationProtocol):
+    """The row of the registry."""
+
+    name: ClassVar[str] = "signed"
+
+    def client(self, setup: ClientSetup, number: int, key: bytes) -> ClientSum:
+        """Return a client's part in a round."""
+        return SignedClient(setup, number)
+
+    def restore(
+        self, setup: ClientSetup, saved: bytes, number: int, model_hash: bytes
+    ) -> ClientSum:
+        """Go on from a saved part."""
+        if saved != model_hash:
+            raise ProtocolError("the saved round is bound to another model")
+        return SignedClient(setup, number, model_hash)
+
+    def server(
+        self,
+        setup: ServerSetup,
+        exchange: Exchange,
+        number: int,
+        model_hash: bytes,
+        prefetched: KeyPrefetch | None,
+        following: KeyPrefetch | None,
+    ) -> ServerSum:
+        """Return the server's part in a round."""
+        return SignedServer(setup, exchange, number, model_hash)
