@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -31,7 +30,7 @@ from carefl_secure.deployment.provisioning.policy import check_policy, read_poli
 from carefl_secure.deployment.provisioning.site_bundle import SiteBundle
 from carefl_secure.deployment.site.accepted_run import Accepted, round_of, rounds_in
 from carefl_secure.deployment.site.agent_socket import read_message
-from carefl_secure.deployment.site.budget import SiteBudgets
+from carefl_secure.deployment.site.budget import SiteBudgets, corpus_ledger
 from carefl_secure.deployment.site.proposal import Proposal, cohort_of
 from carefl_secure.deployment.site.site_config import own_config, refuse_paths
 from carefl_secure.errors import CareflError, ModelError, PolicyError, ProtocolError
@@ -150,9 +149,13 @@ class Agent:
         return {}, [reply]
 
     def serve(self, socket: Path) -> None:
-        """Answer on a Unix socket for ever; one that a killed agent left is removed first."""
+        """Answer for ever on a Unix socket that its owner and its group alone can reach.
+
+        A socket that a killed agent left is removed first.
+        """
         socket.unlink(missing_ok=True)
         with Listener(str(socket), "AF_UNIX") as listener:
+            socket.chmod(0o660)
             while True:
                 # A relay that hangs up or stalls harms nobody but itself.
                 with contextlib.suppress(OSError, EOFError), listener.accept() as link:
@@ -255,12 +258,12 @@ class Agent:
     def _client(
         self, config: Config, plan: RunPlan, cohort: Cohort, task: LocalTask, keys: KeySource
     ) -> ClientSession:
-        path = self._ledger
+        # A ledger of the site belongs to its name, which outlives its place in a roster.
+        path, owner = self._ledger, str(self.bundle.index)
         if path is None:
-            corpus = hashlib.sha256((self.bundle.data or "share").encode()).hexdigest()[:16]
-            path = self.bundle.path / "ledgers" / f"{corpus}.jsonl"
+            path, owner = corpus_ledger(self.bundle), self.bundle.name
         path.parent.mkdir(parents=True, exist_ok=True)
-        ledger = Ledger(path, {"client": str(self.bundle.index)})
+        ledger = Ledger(path, {"client": owner})
         ledger.verify()
         self._budgets = SiteBudgets(
             self._policy, self.bundle.path / "ledgers", ledger, plan, cohort

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from pathlib import Path
 
 from carefl_secure.deployment.provisioning.policy import Policy
+from carefl_secure.deployment.provisioning.site_bundle import SiteBundle
 from carefl_secure.errors import PolicyError
 from carefl_secure.federation.client.round_budget import RoundBudget
 from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.privacy import Ledger
 
-__all__ = ["SiteBudgets"]
+__all__ = ["SiteBudgets", "corpus_ledger"]
+
+
+def corpus_ledger(bundle: SiteBundle) -> Path:
+    """Return the ledger of a site's corpus, the same however the path of its folder is written."""
+    corpus = "share" if bundle.data is None else os.path.normpath(bundle.data)
+    name = hashlib.sha256(corpus.encode()).hexdigest()[:16]
+    return bundle.path / "ledgers" / f"{name}.jsonl"
 
 
 class SiteBudgets:

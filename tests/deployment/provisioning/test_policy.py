@@ -140,7 +140,7 @@ def test_what_the_ledger_holds_counts_towards_the_policy(
     assert answer(agent, bundle, proposal) is None
     (bundle / "ledgers").mkdir(exist_ok=True)
     path = next(iter((bundle / "ledgers").glob("*.jsonl")), None) or _corpus(bundle)
-    ledger = Ledger(path, {"client": "0"})
+    ledger = Ledger(path, {"client": "a"})
     assert plan.event is not None
     ledger.spend(plan.event, 8.0, plan.privacy.delta, {"run": "an-earlier-run", "round": 1})
     error = answer(agent, bundle, proposal)

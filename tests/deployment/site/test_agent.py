@@ -5,7 +5,9 @@ Agents, relays and sockets are real here; only Flower's own processes are not.
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +22,7 @@ from carefl_secure.deployment.provisioning.site_bundle import SiteBundle
 from carefl_secure.deployment.site import agent as agents
 from carefl_secure.deployment.site.accepted_run import Accepted
 from carefl_secure.deployment.site.agent import Agent
+from carefl_secure.deployment.site.budget import corpus_ledger
 from carefl_secure.deployment.site.proposal import Proposal, propose
 from carefl_secure.errors import (
     CohortError,
@@ -206,7 +209,7 @@ def test_another_corpus_that_spends_in_the_meantime_stops_the_next_round(
 
     def fault(site: RunningSite, when: str, what: str, where: str) -> None:
         if (when, what, where) == ("before", "train.masked", "2") and site.bundle.name == VICTIM:
-            other = Ledger(site.bundle / "ledgers" / "another.jsonl", {"client": "1"})
+            other = Ledger(site.bundle / "ledgers" / "another.jsonl", {"client": VICTIM})
             assert plan.event is not None
             other.spend(plan.event, 1e6, plan.privacy.delta)
             allow(site.bundle, max_epsilon_total=100.0)
@@ -333,9 +336,9 @@ def test_all_that_is_the_sites_own_is_checked_again(
 def test_a_ledger_is_looked_at_again(site: Site) -> None:
     site.propose()
     path = site.agent._party._budget._ledger.path  # type: ignore[union-attr]
-    ledger = Ledger(path, {"client": "1"})
+    ledger = Ledger(path, {"client": VICTIM})
     paid = {"run": site.proposal.run, "round": 1}
-    ledger.spend(site.plan.event, 1e6, site.plan.privacy.delta, paid)
+    ledger.spend(site.plan.event, 8.0, site.plan.privacy.delta, paid)
     whole = path.read_bytes()
     path.write_bytes(whole + b'{"torn')
     site.open()
@@ -401,3 +404,37 @@ def test_released_reads_the_server_ledger(found: Maker, tmp_path: Path) -> None:
     engine = found()
     assert isinstance(engine.run(known_plan("record", ROUNDS), tmp_path / "runs"), FederationResult)
     assert engine.folder is not None and released(engine.folder) == [CLIENTS] * ROUNDS
+
+
+def test_a_ledger_belongs_to_the_site_and_not_to_its_place(site: Site) -> None:
+    assert isinstance(site.propose(), RecordDict)
+    bundle = SiteBundle.open(site.path)
+    path = corpus_ledger(bundle)
+    paid = {"run": site.proposal.run, "round": 1}
+    event, delta = site.plan.event, site.plan.privacy.delta
+    Ledger(path, {"client": VICTIM}).spend(event, 8.0, delta, paid)
+    # Another roster, in which the site has another place.
+    first, own, *others = bundle.roster.clients
+    roster = dataclasses.replace(bundle.roster, clients=(own, first, *others))
+    agent = Agent(dataclasses.replace(bundle, index=0, roster=roster))
+    key = read_identity(site.bundles / "submit" / "submit.key")
+    head, _ = agent.answer({"action": "query.propose", "group": "0"}, site.proposal.message(key))
+    assert head == {}
+    assert len(Ledger(path, {"client": VICTIM}).events()) == 1
+
+
+def test_one_folder_has_one_ledger_however_it_is_written(site: Site) -> None:
+    bundle = SiteBundle.open(site.path)
+    paths = ("/srv/images", "/srv/images/", "/srv//images", "/srv/./images/.")
+    assert len({corpus_ledger(dataclasses.replace(bundle, data=path)) for path in paths}) == 1
+    others = ("/srv/image", None)
+    assert len({corpus_ledger(dataclasses.replace(bundle, data=path)) for path in others}) == 2
+
+
+def test_the_agents_socket_is_for_its_owner_and_group(site: Site, tmp_path: Path) -> None:
+    socket = tmp_path / "a"
+    threading.Thread(target=site.agent.serve, args=(socket,), daemon=True).start()
+    end = time.monotonic() + 30
+    while not socket.exists() or socket.stat().st_mode & 0o777 != 0o660:
+        assert time.monotonic() < end
+        time.sleep(0.01)
