@@ -121,7 +121,7 @@ def _facts(folder: Path) -> dict[str, Any]:
     if not isinstance(facts, dict) or hashlib.sha256(text.encode()).hexdigest() != folder.name:
         raise DataError(
             f"{path} does not fit the name of its folder, so it is not known who made the "
-            "captions; make them anew"
+            "captions; make them again"
         )
     return facts
 

@@ -123,7 +123,7 @@ def read_captions(corpus: Corpus, cache: CaptionCache) -> list[str]:
     """
     view: View = cache.facts.get("view")  # type: ignore[assignment]
     if view not in VIEWS:
-        raise DataError(f"{cache.folder} does not say what the captioner saw; make it anew")
+        raise DataError(f"{cache.folder} does not state its view; make the captions again")
     found = [
         cache.get(picture_key(view_of(corpus, index, view))) for index in range(len(corpus.records))
     ]

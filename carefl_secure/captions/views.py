@@ -41,7 +41,7 @@ def seen(image: Image.Image, box: Box | None, view: View) -> Image.Image:
     right = min(width, math.ceil(box[2] + margin))
     bottom = min(height, math.ceil(box[3] + margin))
     if right - left < 1 or bottom - top < 1:
-        raise DataError("a person box lies outside its image; correct the annotation")
+        raise DataError("a person box is outside its image; correct the annotation")
     if view == "crop":
         return image.crop((left, top, right, bottom))
     drawn = image.copy()

@@ -1,4 +1,4 @@
-"""The words a person types; no logic, only what is asked, shown and answered."""
+"""The command line: options, output and exit codes; no other logic."""
 
 from carefl_secure.cli.app import app, main
 

@@ -36,7 +36,7 @@ INTERRUPTED = 130
 
 
 class _Group(TyperGroup):
-    """Answers every error that we raise on purpose with its text and its exit code."""
+    """Turns every error of the package into its text and its exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -75,7 +75,7 @@ def _options(
         typer.Option("--version", "-V", callback=_version, is_eager=True, help="Show the version."),
     ] = False,
 ) -> None:
-    """Fine-tune a small vision-language model together, without showing an image to anybody."""
+    """Fine-tune a small vision-language model across sites that keep their images private."""
     prepare_environment()
 
 

@@ -1,4 +1,4 @@
-"""The small SmolVLM that ships with the package: its shape, its tokenizer, where it lies."""
+"""The small SmolVLM that ships with the package: its architecture, tokenizer and folder."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ QUESTIONS = {
     "compound": "Which compound expression is it?",
     **{group: f"Which {group}?" for group in GROUPS},
 }
-"""Every question the embedded model was taught, by task or factor group."""
+"""Every question that the embedded model was trained on, by task or factor group."""
 
 _WORDS = (
     "Yes No None Context Describe the scene. The person shows an emotion. A photo of a face. "

@@ -1,4 +1,4 @@
-"""One party's learner: an adapter, cached features, and a loss per record."""
+"""Label scores of an adapter from cached features, and a loss per record."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class LabelScorer:
 
 
 class RecordLosses:
-    """Losses of one party's records at the adapter's present value.
+    """Losses of one party's records at the current adapter.
 
     ``features`` are [records, image tokens, width], ``targets`` float32 [records, labels];
     ``captions``, one for each record, are as private as the images.

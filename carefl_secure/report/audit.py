@@ -1,4 +1,4 @@
-"""What audits of the run found: read from its folder, and put beside the promise."""
+"""What audits of the run found, read from its folder."""
 
 from __future__ import annotations
 
@@ -29,9 +29,12 @@ ADVERSARIES: Mapping[str, str] = {
     "exposure": "a user of the released adapter who guesses secrets",
     "attributes": "a user of the released adapter who knows the rest of a record",
 }
-"""Whose eyes each attack uses; a test holds this against the attacks themselves."""
+"""The adversary of each attack; a test compares this with the attacks themselves."""
 
-_TRAFFIC = ("server-view", "helper-view")  # judged from messages of a rehearsal, not from records
+_TRAFFIC = (
+    "server-view",
+    "helper-view",
+)  # computed from the messages of a replay, not from records
 _BOUND = "epsilon lower bound: "
 _REACH = "attainable with "
 

@@ -1,4 +1,4 @@
-"""From a run's records to its report."""
+"""Build the report of a run from its records."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def build_report(record: RunRecord) -> tuple[Report, AttackerBounds | None]:
     accounts = settle(record)
     checks = check_run(record, accounts)
     reasons = [
-        f"{check.detail[:1].upper()}{check.detail[1:]}. Did not hold: {check.text}."
+        f"{check.detail[:1].upper()}{check.detail[1:]}. Failed check: {check.text}."
         for check in checks
         if check.outcome == "failed"
     ]
@@ -100,7 +100,7 @@ def build_report(record: RunRecord) -> tuple[Report, AttackerBounds | None]:
 
 
 def _price(accounts: Accounts) -> float | None:
-    """Return what anybody's records may have cost: the dearest of all accounts of this run."""
+    """Return the largest epsilon over all ledgers of this run."""
     found = [accounts.epsilon, *(client.run_epsilon for client in accounts.clients)]
     return max((price for price in found if price is not None), default=None)
 
@@ -118,8 +118,9 @@ def _promise(record: RunRecord, verdict: _Verdict, price: float | None) -> Promi
         sentence = privacy.promise(math.inf)
     else:
         sentence = (
-            "Nothing is promised: a condition that the guarantee rests on did not hold, or the "
-            "records of this run cannot be trusted."
+            "Nothing is guaranteed: a condition of the guarantee failed, or the records of this "
+            "run "
+            "cannot be trusted."
         )
     return Promise(
         epsilon=price if held else None,
@@ -166,7 +167,7 @@ def _attacker(bounds: AttackerBounds) -> Attacker:
         advantage=bounds.advantage,
         mu=finite(bounds.mu),
         sentence=(
-            "An attacker who wrongly names 1 % of those whose record was not used finds at most "
-            f"{percent_up(found)} of those whose record was, whatever else the attacker knows."
+            "An attacker with 1 % false alarms finds at most "
+            f"{percent_up(found)} of the records that were used, whatever else the attacker knows."
         ),
     )

@@ -1,4 +1,4 @@
-"""What the numbers do not cover, each with how much it weighs."""
+"""What the numbers do not cover, each with its severity."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["caveats"]
 
 
 def caveats(record: RunRecord) -> list[Caveat]:
-    """List the caveats of a run, the heaviest first.
+    """List the caveats of a run, the most severe first.
 
     Returns
     -------
@@ -30,47 +30,48 @@ def caveats(record: RunRecord) -> list[Caveat]:
         found.append(Caveat(severity=severity, text=text))
 
     if privacy.unit == "none":
-        add("Critical", "Updates and adapter may give away single images and persons.")
+        add("Critical", "Updates and adapter may reveal single images and persons.")
     elif tuning_runs(record) is None:
         add(
             "Critical",
-            "Runs made to choose settings are uncounted: whatever they spent on these records is "
-            "NOT in this epsilon. State privacy.tuning_runs.",
+            "Runs made to choose settings are uncounted: what they spent on these records is "
+            "NOT in this epsilon. State their number in privacy.tuning_runs.",
         )
     if privacy.unit == "person":
         add(
             "Theoretical",
-            "Who is one person is taken from the names in the corpus. Somebody at several clients "
-            "is protected less: the combined figures state epsilon for two clients.",
+            "Persons are identified by the names in the corpus. A person at several clients is "
+            "protected less: the combined figures state epsilon for two clients.",
         )
     if privacy.unit == "record":
         add(
             "Critical",
-            "A person with k records is protected for each of them, not for all together: epsilon "
-            "grows several times over for a handful. Nothing here limits k.",
+            "Each record of a person is protected, not all of them together: for k records epsilon "
+            "is several times larger. Nothing here limits k.",
         )
     if record.simulated:
         add(
             "Critical",
-            "All clients ran in one process on one machine, so the secure sum hides nothing from "
-            "whoever runs that machine. Between parties, each must run its own client.",
+            "All clients ran on one machine, so secure aggregation hides nothing from its "
+            "operator. "
+            "Between parties, each must run its own client.",
         )
     if privacy.unit != "none":
         add(
             "Theoretical",
-            "The draw of records happens inside each client. A client that draws otherwise weakens "
-            "its own records' protection, unseen by the others.",
+            "Each client samples its own records. A client that samples differently weakens the "
+            "protection of its own records, and the others cannot detect it.",
         )
     if privacy.trust == "secagg" and privacy.unit != "none":
         add(
             "Theoretical",
-            "Clients can tell the server their noise, or leave it out. If more than "
-            f"{privacy.max_colluders} do, the bound for everybody else is weaker than this one.",
+            "Clients can reveal their noise to the server, or omit it. If more than "
+            f"{privacy.max_colluders} do, the guarantee of the others is weaker than stated here.",
         )
     add(
         "Theoretical",
-        "How long a client works shows roughly how many records it drew; no attack on one record "
-        "through it is known here.",
+        "The time that a client takes reveals roughly how many records it sampled; we know of no "
+        "attack on a single record through it.",
     )
     if isinstance(record.event, SampledSkellam):
         total = sum(

@@ -34,7 +34,7 @@ def registry_entry(report: Report) -> str:
             "dp_variant": {
                 "variant_name": "Approximate DP" if report.verdict == "accounted" else "Custom",
                 "data_domain": (
-                    "Sets of image-person records with labels, spread over "
+                    "Sets of image-person records with labels, held by "
                     f"{report.trust.clients} clients: {report.run.data}."
                 ),
                 "unprotected_quantities": _list(*report.promise.not_protected),
@@ -45,17 +45,19 @@ def registry_entry(report: Report) -> str:
                 "model_name_details": report.trust.setting,
                 "actors": _list(
                     *(f"{who}: sees {what}" for who, what in report.trust.sees.items()),
-                    f"at most {report.trust.max_colluders} clients may side with the server; a sum "
-                    f"opens over at least {report.trust.min_survivors} of {report.trust.clients}",
+                    f"at most {report.trust.max_colluders} clients may collude with the server; "
+                    "a sum "
+                    f"is opened over at least {report.trust.min_survivors} of "
+                    f"{report.trust.clients}",
                 ),
                 "release_type": "One release",
                 "release_type_details": (
                     "One adapter after all rounds; the sum of every round is released to the "
-                    "server on the way and is in the price. Clients keep ledgers across runs."
+                    "server during the run and is accounted for. Clients keep ledgers across runs."
                 ),
                 "data_source_type": "Static",
                 "access_type": "Non-interactive",
-                "access_type_details": "The adapter is handed out; nobody queries the records.",
+                "access_type_details": "The adapter is distributed; the records are not queried.",
             },
             "accounting": {
                 "post_processing": (

@@ -1,4 +1,4 @@
-"""Reading a run folder, and nothing else: what was agreed, what was spent, what was measured."""
+"""Read a run folder: what was agreed, what was spent, what was measured."""
 
 from __future__ import annotations
 
@@ -161,11 +161,13 @@ def read_run(path: Path) -> RunRecord:
     """
     path = Path(path)
     if not (path / "config.yaml").is_file():
-        raise RunError(f"{path} is no run folder: it holds no config.yaml; give that of a run")
+        raise RunError(f"{path} is not a run folder: it holds no config.yaml; give runs/NAME")
     config = _mapping(path / "config.yaml", yaml.safe_load)
     plan = _mapping(path / "plan.json", json.loads)
     if not (path / "ledger.jsonl").is_file():
-        raise RunError(f"{path} holds no ledger.jsonl: nothing was released, so nothing to report")
+        raise RunError(
+            f"{path} holds no ledger.jsonl: nothing was released, so there is nothing to report"
+        )
     privacy, event = _promised(path / "plan.json", plan)
     server = _book("server", path / "ledger.jsonl")
     identity = server.entries[0].payload.get("identity", {}) if server.entries else {}

@@ -69,7 +69,7 @@ class Promise(_Part):
 
 
 class Unit(_Part):
-    """Whose presence is hidden."""
+    """Unit of privacy."""
 
     kind: Literal["record", "person", "client", "none"]
     definition: str
@@ -78,7 +78,7 @@ class Unit(_Part):
 
 
 class Trust(_Part):
-    """Who sees what, and who must be honest."""
+    """Who sees what, and who is assumed honest."""
 
     setting: str
     secure_sum: bool
@@ -90,7 +90,7 @@ class Trust(_Part):
 
 
 class Mechanism(_Part):
-    """What was added, to what, how often."""
+    """Noise, clipping and sampling."""
 
     name: str
     event: dict[str, float | int | str] | None
@@ -115,26 +115,26 @@ class CheckLine(_Part):
 
 
 class Caveat(_Part):
-    """Something that the numbers do not cover."""
+    """A limit of the numbers."""
 
     severity: Severity
     text: str
 
 
 class Attacker(_Part):
-    """Ceilings for any membership test."""
+    """Upper bounds for any membership test."""
 
     method: Literal["PLD", "RDP"]
     why: str
     tpr_at_1_percent_fpr: float
     tpr_at_0_1_percent_fpr: float
     advantage: float
-    mu: float | None = Field(description="null: too large to be told from no protection at all")
+    mu: float | None = Field(description="null: too large to state")
     sentence: str
 
 
 class Accounting(_Part):
-    """How epsilon was found."""
+    """How epsilon was computed."""
 
     accountant: str
     library: str
@@ -142,11 +142,11 @@ class Accounting(_Part):
     recomputed_epsilon: float | None = Field(description="null: unknown, or none holds")
     claimed_epsilon: float | None
     target_epsilon: float | None
-    by_round: str = Field(description="how the epsilon after each round was found")
+    by_round: str = Field(description="which rounds were priced")
 
 
 class WhatIf(_Part):
-    """What epsilon comes to if something is not as in this run alone."""
+    """Epsilon under other conditions."""
 
     case: str
     epsilon: float | None = Field(description="null: none holds")
@@ -170,9 +170,9 @@ class AuditGroup(_Part):
 
     attack: str
     adversary: str
-    verdict: AuditVerdict = Field(description="the gravest of its findings")
+    verdict: AuditVerdict = Field(description="the worst of its findings")
     from_private_records: bool = Field(
-        description="figures are not protected: for the auditor only, never to be published"
+        description="figures are not protected: for the auditor only, not for publication"
     )
     lines: list[AuditLine]
 
@@ -204,7 +204,7 @@ class ClientLine(_Part):
 
 
 class Tuning(_Part):
-    """Whether runs made to choose settings are in the price."""
+    """Whether runs made to choose settings are included in epsilon."""
 
     runs: int | None = Field(description="null: uncounted")
     counted: bool
@@ -213,7 +213,7 @@ class Tuning(_Part):
 
 
 class Report(_Part):
-    """Everything that the page, the card and the registry entry are made of."""
+    """All content of the page, the card and the registry entry."""
 
     format: Literal["carefl.privacy-report/1"] = FORMAT
     verdict: Verdict

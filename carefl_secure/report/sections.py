@@ -12,7 +12,7 @@ from carefl_secure.report.spending import Accounts
 _CLIPPED = {
     "record": "per record",
     "person": "per person, of the mean gradient of its records",
-    "client": "per client, of all it moved",
+    "client": "per client, of its update",
     "none": "per record; protects nothing without noise",
 }
 
@@ -40,14 +40,14 @@ _NOT_METRICS = {
 
 _UNITS = {
     "record": "one image of one person, with its text and labels, held by one client",
-    "person": "one person: all images of it at one client, with their texts and labels",
+    "person": "one person: all of their images at one client, with texts and labels",
     "client": "everything that one client holds",
-    "none": "nothing: no unit was chosen",
+    "none": "nothing: privacy is switched off",
 }
 
 
 def unit_part(record: RunRecord) -> Unit:
-    """Say whose presence is hidden."""
+    """Describe the unit of privacy."""
     privacy = record.privacy
     return Unit(
         kind=privacy.unit,
@@ -58,7 +58,7 @@ def unit_part(record: RunRecord) -> Unit:
 
 
 def aggregation_of(record: RunRecord) -> str:
-    """Say whom the promise needs besides the clients; empty where nobody."""
+    """Name the parties that the guarantee needs besides the clients; empty for none."""
     if record.privacy.trust == "none":
         return ""
     spare = record.setting("federation.committee_dropout_tolerance")
@@ -103,7 +103,7 @@ def _labels(record: RunRecord) -> str:
 
 
 def mechanism_part(record: RunRecord, accounts: Accounts) -> Mechanism:
-    """Say what was added, to what, how often."""
+    """Describe noise, clipping and sampling."""
     privacy = record.privacy
     names = {
         "skellam": "Skellam noise, in shares, on a secure sum of clipped per-record gradients",
@@ -112,7 +112,7 @@ def mechanism_part(record: RunRecord, accounts: Accounts) -> Mechanism:
     }
     source = "AES-256 in counter mode, keyed by the operating system's entropy"
     if record.setting("unsafe_deterministic_noise") is True:
-        source = "a seed that anyone can guess"
+        source = "a predictable seed"
     if privacy.mechanism == "none":
         source = "none"
     return Mechanism(
@@ -152,7 +152,7 @@ def _sampling(record: RunRecord) -> str:
 
 
 def trust_part(record: RunRecord) -> Trust:
-    """Say who sees what, and who must be honest."""
+    """Describe who sees what, and who is assumed honest."""
     privacy = record.privacy
     secure = privacy.trust == "secagg"
     helper = {
@@ -181,7 +181,7 @@ def trust_part(record: RunRecord) -> Trust:
 
 
 def accounting_part(record: RunRecord, accounts: Accounts) -> Accounting:
-    """Say how epsilon was found."""
+    """Describe how epsilon was computed."""
     claims = [float(row["epsilon"]) for row in record.rows if _figure(row.get("epsilon"))]
     rounds = sum(event.count for event in accounts.events)
     return Accounting(

@@ -1,4 +1,4 @@
-"""What epsilon comes to with tuning, earlier runs, shared persons or fewer honest clients."""
+"""Epsilon with tuning, earlier runs, shared persons or fewer honest clients."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ __all__ = ["tuning_part", "tuning_runs", "what_if"]
 
 
 def tuning_runs(record: RunRecord) -> int | None:
-    """Return how many runs were made to choose settings; None where nobody counted."""
-    told = record.setting("privacy.tuning_runs")
-    counted = isinstance(told, int) and not isinstance(told, bool) and told >= 0
-    return told if counted else None
+    """Return how many runs were made to choose settings; None where they are uncounted."""
+    stated = record.setting("privacy.tuning_runs")
+    counted = isinstance(stated, int) and not isinstance(stated, bool) and stated >= 0
+    return stated if counted else None
 
 
 def tuning_part(record: RunRecord, accounts: Accounts, held: bool) -> Tuning:
-    """Say whether runs made to choose settings are in the price.
+    """Say whether runs made to choose settings are included in epsilon.
 
     A fixed number n of runs is composed: n runs that each released no more than this one, and this
     one, in one account. (Choosing among a *random* number of runs has an account of its own,

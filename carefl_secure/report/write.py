@@ -34,7 +34,7 @@ def write_report(run: Path) -> tuple[Report, list[Path]]:
     Raises
     ------
     RunError
-        It is no run folder, a file of it cannot be read, or nothing can be written.
+        It is not a run folder, a file of it cannot be read, or nothing can be written.
     PrivacyError
         The plan or an event states something that cannot be priced.
 
@@ -76,18 +76,18 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8") if path.is_file() else ""
     except (OSError, UnicodeDecodeError) as error:
-        raise RunError(f"{path} cannot be read; mend or remove it: {error}") from error
+        raise RunError(f"{path} cannot be read; correct or remove it: {error}") from error
 
 
 def _replace(path: Path, text: str) -> None:
-    """Write beside the file and rename, so that a reader sees the old one or the new one."""
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    """Write a new file and rename it, so that a reader sees the old one or the new one."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(exist_ok=True)
         try:
-            beside.write_text(text, encoding="utf-8")
-            os.replace(beside, path)
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, path)
         finally:
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise RunError(f"{path} cannot be written: {error.strerror}; check the rights") from error

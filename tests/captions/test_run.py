@@ -111,7 +111,7 @@ def test_leakage_is_measured_along_the_way(pictures: Make, parrot: Any, tmp_path
 def test_a_cache_without_a_view_is_refused(pictures: Make, parrot: Any, tmp_path: Path) -> None:
     from carefl_secure.captions.cache import CaptionCache
 
-    with pytest.raises(DataError, match="what the captioner saw"):
+    with pytest.raises(DataError, match="does not state its view"):
         read_captions(pictures(0), CaptionCache(tmp_path, parrot().facts))
 
 

@@ -524,7 +524,7 @@ def test_the_report_sees_a_stage_with_more_rounds_and_a_whole_that_does_not_fit(
     spend = next(e for e in ledger.entries() if e.payload.get("run") == "staged/1-basic")
     ledger.append("spend", dict(spend.payload))
     found = verdicts(run)
-    assert any("3 rounds of staged/1-basic were paid for" in line for line in found)
+    assert any("3 rounds of staged/1-basic were charged" in line for line in found)
     plan = json.loads((run / "plan.json").read_text())
     plan["stages"][0]["privacy"]["delta"] = 1e-9
     (run / "plan.json").write_text(json.dumps(plan))

@@ -140,7 +140,7 @@ class Conformance(Attack[MachineView, list[Finding]]):
             yield self._remove_one(view)
 
     def _move(self, view: MachineView) -> Finding:
-        """Let the real task take its local steps, and measure the move that would be released."""
+        """Run the local steps of the real task, and measure the update that would be released."""
         task, bound = view.probe.task, view.plan.privacy.clipping_norm
         work = local_work(view.plan, task, 0)
         norms = [
@@ -175,7 +175,7 @@ class Conformance(Attack[MachineView, list[Finding]]):
         )
 
     def _remove_one(self, view: MachineView) -> Finding:
-        """Take each record out of a whole batch in turn: what a mean over the batch would break."""
+        """Remove each record of a batch in turn, which a mean over the batch would fail."""
         task, bound = view.probe.task, view.plan.privacy.clipping_norm
         everyone = np.arange(task.records)
         whole = task.clipped_sum(view.adapter, everyone, 1)

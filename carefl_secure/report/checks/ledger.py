@@ -1,4 +1,4 @@
-"""Checks of the books: whole, complete, and within what was agreed."""
+"""Checks of the ledgers: intact, complete, and within the plan."""
 
 from __future__ import annotations
 
@@ -16,7 +16,14 @@ from carefl_secure.report.checks.result import (
 from carefl_secure.report.run_record import RunRecord
 from carefl_secure.report.spending import Accounts
 
-__all__ = ["chains", "clients_paid", "floor", "plan_kept", "releases_paid", "rounds_planned"]
+__all__ = [
+    "chains",
+    "clients_paid",
+    "min_survivors",
+    "plan_kept",
+    "releases_paid",
+    "rounds_planned",
+]
 
 
 def chains(record: RunRecord, accounts: Accounts) -> Finding:
@@ -24,7 +31,7 @@ def chains(record: RunRecord, accounts: Accounts) -> Finding:
     broken = [book for book in (record.server, *record.clients) if book.error]
     if broken:
         return FAILED, "; ".join(f"{owner(book.name)}: {book.error}" for book in broken)
-    return HELD, f"{1 + len(record.clients)} hash chains are whole"
+    return HELD, f"{1 + len(record.clients)} hash chains are intact"
 
 
 def plan_kept(record: RunRecord, accounts: Accounts) -> Finding:
@@ -49,20 +56,20 @@ def releases_paid(record: RunRecord, accounts: Accounts) -> Finding:
         if paid_for(entry):
             paid.add(int(number) if isinstance(number, int) else -1)
         elif entry.kind == "release" and number not in paid:
-            return FAILED, f"round {number} was released before it was paid for"
+            return FAILED, f"round {number} was released before it was charged"
     missing = [int(row["round"]) for row in record.rows if int(row["round"]) not in paid]
     if missing:
-        return FAILED, f"metrics tell of rounds that no ledger entry paid for: {some(missing)}"
+        return FAILED, f"metrics list rounds that no ledger entry charged: {some(missing)}"
     unreleased = {int(row["round"]) for row in record.rows} - set(accounts.survivors)
     if unreleased:
-        return FAILED, f"metrics tell of rounds never released: {some(sorted(unreleased))}"
-    return HELD, f"{len(accounts.survivors)} rounds released, each paid for first"
+        return FAILED, f"metrics list rounds that were never released: {some(sorted(unreleased))}"
+    return HELD, f"{len(accounts.survivors)} rounds released, each charged first"
 
 
 def clients_paid(record: RunRecord, accounts: Accounts) -> Finding:
     """Count, for every released round, the client ledgers that hold a spend for it."""
     if not record.simulated:
-        return UNCHECKED, "the clients keep their ledgers, and none lies in this folder"
+        return UNCHECKED, "the clients keep their ledgers, and none is in this folder"
     if record.server.error:
         return UNCHECKED, "the server's ledger is broken"
     paid: Counter[int] = Counter()
@@ -93,28 +100,28 @@ def rounds_planned(record: RunRecord, accounts: Accounts) -> Finding:
         mine = sum(map(paid_for, record.server.of_run(stage.run)))
         if mine > stage.privacy.rounds:
             return FAILED, (
-                f"{mine} rounds of {stage.run} were paid for, {stage.privacy.rounds} were planned"
+                f"{mine} rounds of {stage.run} were charged, {stage.privacy.rounds} were planned"
             )
     if paid > planned and record.privacy.unit != "none":
-        return FAILED, f"{paid} rounds were paid for, {planned} were planned"
-    return HELD, f"{paid} of {planned} planned rounds were paid for"
+        return FAILED, f"{paid} rounds were charged, {planned} were planned"
+    return HELD, f"{paid} of {planned} planned rounds were charged"
 
 
-def floor(record: RunRecord, accounts: Accounts) -> Finding:
-    """Compare the clients of every round with the floor, and the two records of them."""
+def min_survivors(record: RunRecord, accounts: Accounts) -> Finding:
+    """Compare the survivors of every round with min_survivors, and metrics with the ledger."""
     least = record.privacy.min_survivors
     counts = {**accounts.survivors}
     for row in record.rows:
-        number, told = int(row["round"]), int(row.get("survivors", 0))
-        if accounts.survivors and counts.get(number, told) != told:
+        number, stated = int(row["round"]), int(row.get("survivors", 0))
+        if accounts.survivors and counts.get(number, stated) != stated:
             return (
                 FAILED,
-                f"round {number}: metrics say {told} clients, the ledger {counts[number]}",
+                f"round {number}: metrics say {stated} clients, the ledger {counts[number]}",
             )
-        counts[number] = told
+        counts[number] = stated
     low = sorted(number for number, count in counts.items() if count < least)
     if low:
-        return FAILED, f"below the floor of {least} clients in rounds {some(low)}"
+        return FAILED, f"fewer than min_survivors={least} clients in rounds {some(low)}"
     if not counts:
         return UNCHECKED, "no round was released"
-    return HELD, f"never fewer than {min(counts.values())} clients; the floor is {least}"
+    return HELD, f"never fewer than {min(counts.values())} clients; min_survivors is {least}"

@@ -1,4 +1,4 @@
-"""Checks of the promise: the noise, the events, the price and what was claimed of it."""
+"""Checks of the privacy statement: noise, events, epsilon, and what was claimed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def encoding(record: RunRecord, accounts: Accounts) -> Finding:
             return UNCHECKED, "this run has no integer encoding"
         short += _short(stage, stage.event)
     if short:
-        return FAILED, f"the event of a round states less than the plan needs: {', '.join(short)}"
+        listed = ", ".join(short)
+        return FAILED, f"the event of a round states less than the plan requires: {listed}"
     return HELD, f"noise multiplier {record.privacy.noise_multiplier:.4g} in every event"
 
 
@@ -54,18 +55,18 @@ def events(record: RunRecord, accounts: Accounts) -> Finding:
     for book in (record.server, *record.clients):
         entries = book.entries if book.name == "server" else book.of_run(record.run_id)
         if any(entry.payload.get("unprotected") is True for entry in entries):
-            return FAILED, f"{owner(book.name)} notes a round without noise"
+            return FAILED, f"{owner(book.name)} records a round without noise"
         paid = [entry for entry in entries if entry.kind == "spend"]
         for entry, event in zip(paid, events_of(paid), strict=True):
             spends += 1
             planned = record.stage_named(entry.payload.get("run")).event
             if planned is None or event != planned:
                 return FAILED, (
-                    f"{owner(book.name)} paid for another event than the plan's: "
-                    f"{_apart(event, planned)}"
+                    f"{owner(book.name)} charged another event than that of the plan: "
+                    f"{_differences(event, planned)}"
                 )
     if not spends:
-        return UNCHECKED, "no ledger that can be read holds a spend"
+        return UNCHECKED, "no readable ledger holds a spend"
     return HELD, f"{spends} spends in {1 + len(record.clients)} ledgers, all as planned"
 
 
@@ -80,7 +81,7 @@ def target(record: RunRecord, accounts: Accounts) -> Finding:
         [accounts.epsilon, *(c.run_epsilon for c in accounts.clients if c.run_epsilon is not None)]
     )
     if worst > target * (1.0 + 1e-9):
-        return FAILED, f"epsilon {worst:.4f} was spent, {target:g} was agreed on"
+        return FAILED, f"epsilon {worst:.4f} was spent, the agreed limit is {target:g}"
     planned = [
         stage.event.times(stage.event.count * stage.privacy.rounds)
         for stage in record.stages
@@ -90,7 +91,7 @@ def target(record: RunRecord, accounts: Accounts) -> Finding:
     if whole > target * (1.0 + 1e-9):
         return (
             FAILED,
-            f"the planned rounds would cost epsilon {whole:.4f}, {target:g} was agreed on",
+            f"the planned rounds would cost epsilon {whole:.4f}, the agreed limit is {target:g}",
         )
     return HELD, f"{worst:.4f} of {target:g} is spent"
 
@@ -154,17 +155,17 @@ def keys(record: RunRecord, accounts: Accounts) -> Finding:
     if record.setting("unsafe_deterministic_noise") is True:
         return (
             FAILED,
-            "unsafe_deterministic_noise is on: whoever knows the seed can take the noise off",
+            "unsafe_deterministic_noise is on: whoever knows the seed can remove the noise",
         )
     return HELD, "as the configuration states"
 
 
 def sampler(record: RunRecord, accounts: Accounts) -> Finding:
-    """Say that nothing here can tell."""
-    return UNCHECKED, "draws leave no trace in the folder; an audit of the client tests them"
+    """Report that this cannot be checked from the folder."""
+    return UNCHECKED, "sampling leaves no trace in the folder; an audit of the client tests it"
 
 
-def _apart(event: Event, planned: Event | None) -> str:
+def _differences(event: Event, planned: Event | None) -> str:
     """Name the fields in which two events differ."""
     found, wanted = event.to_json(), {} if planned is None else planned.to_json()
     names = [name for name in found if found[name] != wanted.get(name)]

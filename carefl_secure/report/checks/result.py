@@ -1,4 +1,4 @@
-"""The outcome of one check, and words that all checks share."""
+"""The outcome of one check, and helpers that all checks share."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ UNCHECKED: Outcome = "not checked"
 
 
 def paid_for(entry: Entry) -> bool:
-    """Tell whether an entry announces a round: priced, or noted as unprotected."""
+    """Return whether an entry charges a round, or records it as unprotected."""
     return entry.kind == "spend" or entry.payload.get("unprotected") is True
 
 
 def owner(name: str) -> str:
-    """Say whose ledger is meant."""
+    """Name the owner of a ledger."""
     return "the server" if name == "server" else f"client {name}"
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from carefl_secure.report.audit import judge_audits
-from carefl_secure.report.checks import ledger as books
+from carefl_secure.report.checks import ledger as ledgers
 from carefl_secure.report.checks import privacy_statement as promise
 from carefl_secure.report.checks.result import Finding, Outcome
 from carefl_secure.report.run_record import RunRecord
@@ -44,22 +44,30 @@ def _audit(record: RunRecord, accounts: Accounts) -> Finding:
 
 
 _ALWAYS: tuple[tuple[str, str, _Find], ...] = (
-    ("ledger_chains", "No ledger entry was changed, added or taken out", books.chains),
-    ("plan_kept", "The plan is the one that the run was begun under", books.plan_kept),
-    ("releases_paid", "Every released round was first paid for", books.releases_paid),
-    ("clients_paid", "Every client whose sum was used had paid for it", books.clients_paid),
-    ("rounds_planned", "No more rounds were paid for than planned", books.rounds_planned),
+    ("ledger_chains", "No ledger entry was changed, added or removed", ledgers.chains),
+    ("plan_kept", "The plan is the one that the run was started with", ledgers.plan_kept),
+    ("releases_paid", "Every released round was charged first", ledgers.releases_paid),
+    (
+        "clients_paid",
+        "Every client that was summed had charged its ledger",
+        ledgers.clients_paid,
+    ),
+    ("rounds_planned", "No more rounds were charged than planned", ledgers.rounds_planned),
     ("audit", "No audit of the run falsified its promise", _audit),
-    ("floor", "No sum was opened over fewer clients than the floor", books.floor),
+    (
+        "min_survivors",
+        "Every opened sum is over min_survivors clients or more",
+        ledgers.min_survivors,
+    ),
 )
 _PROTECTED: tuple[tuple[str, str, _Find], ...] = (
     ("encoding", "The integer encoding carries the planned noise and norms", promise.encoding),
-    ("events", "What was paid for is what the plan says", promise.events),
-    ("target", "All rounds stay within the epsilon agreed on", promise.target),
-    ("claims", "The run claimed no less epsilon than its ledger costs", promise.claims),
+    ("events", "The events charged are those of the plan", promise.events),
+    ("target", "All rounds stay within the agreed epsilon", promise.target),
+    ("claims", "The run claimed no less epsilon than its ledger shows", promise.claims),
     ("noise", "The opened sums are as noisy as the plan says", promise.noise),
     ("keys", "Noise and keys come from the operating system's entropy", promise.keys),
-    ("sampler", "Records are drawn by Poisson sampling, and nobody sees which", promise.sampler),
+    ("sampler", "Records are Poisson sampled, and the sample stays secret", promise.sampler),
 )
 
 
@@ -68,8 +76,8 @@ def check_run(record: RunRecord, accounts: Accounts) -> list[Check]:
 
     Guarantees
     ----------
-    A run that kept its plan fails with a probability below 1e-6. The other way round there is no
-    guarantee: whoever may write everywhere in the folder can make up a run that passes.
+    A run that kept its plan fails with a probability below 1e-6. There is no converse: whoever can
+    write to the folder can forge a run that passes.
     """
     wanted = _ALWAYS if record.privacy.unit == "none" else _ALWAYS + _PROTECTED
     return [Check(name, text, *find(record, accounts)) for name, text, find in wanted]

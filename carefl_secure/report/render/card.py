@@ -1,4 +1,4 @@
-"""The model card beside the adapter: our block is put in or replaced, nothing else is touched."""
+"""The adapter's model card: our block is inserted or replaced, nothing else is changed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def put_into_readme(readme: str, report: Report) -> str:
     Raises
     ------
     RunError
-        A mark stands alone, or the front matter is not YAML afterwards.
+        A marker is unpaired, or the front matter is not YAML afterwards.
     """
     front, body = _split(readme or _NEW)
     front = _replaced(front, _HEAD_BEGIN, _HEAD_END, _front_block(report))
@@ -44,10 +44,10 @@ def put_into_readme(readme: str, report: Report) -> str:
         found = yaml.safe_load(front)
     except yaml.YAMLError as error:
         raise RunError(
-            f"the front matter of adapter/README.md is no YAML; mend it: {error}"
+            f"the front matter of adapter/README.md is not valid YAML; correct it: {error}"
         ) from error
     if not isinstance(found, dict):
-        raise RunError("the front matter of adapter/README.md is no mapping; mend it")
+        raise RunError("the front matter of adapter/README.md is not a mapping; correct it")
     body = _replaced(body, _BEGIN, _END, "\n" + markdown_section(report) + "\n")
     return f"---\n{front}---\n{body}"
 
@@ -62,7 +62,8 @@ def _replaced(text: str, begin: str, end: str, block: str) -> str:
     """Put a block between its marks, or with them at the end."""
     if text.count(begin) != text.count(end) or text.count(begin) > 1:
         raise RunError(
-            f"adapter/README.md holds the mark {begin!r} or its end alone or twice; remove both"
+            f"adapter/README.md holds the marker {begin!r} or its end unpaired or twice; remove "
+            "both"
         )
     if begin not in text:
         gap = "" if not text or text.endswith("\n") else "\n"

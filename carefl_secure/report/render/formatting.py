@@ -1,4 +1,4 @@
-"""Numbers in words, always rounded against the promise."""
+"""Format numbers; bounds are rounded up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The two drawings of a report, as SVG to stand inside the page."""
+"""The two plots of a report, as inline SVG."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _STYLE: Any = {
 
 
 def rounds_plot(report: Report, *, wide: bool, accent: str) -> str:
-    """Draw epsilon and the scores per round, over one another.
+    """Draw epsilon and the scores per round.
 
     Parameters
     ----------
@@ -141,7 +141,7 @@ def _marker(points: Sequence[object]) -> str:
 
 
 def attacker_plot(curve: Sequence[tuple[float, float]], *, wide: bool, accent: str) -> str:
-    """Draw the ceiling of every membership test against its false alarms.
+    """Draw the largest true-positive rate of any membership test against its false alarms.
 
     Parameters
     ----------
@@ -164,7 +164,7 @@ def attacker_plot(curve: Sequence[tuple[float, float]], *, wide: bool, accent: s
         axes.plot(false, true, color=accent, linewidth=2.2)
         axes.plot(false, false, color=_FAINT, linewidth=1.2, linestyle=(0, (4, 3)))
         axes.fill_between(false, true, 1.0, color=accent, alpha=0.08, linewidth=0)
-        axes.text(1.4e-4, 0.93, "no attacker gets here", color=accent, va="top")
+        axes.text(1.4e-4, 0.93, "not attainable", color=accent, va="top")
         axes.text(0.93, 0.025, "guessing", color=_FAINT, ha="right")
         axes.set_xscale("log")
         axes.set_xlim(1e-4, 1.0)
@@ -174,7 +174,7 @@ def attacker_plot(curve: Sequence[tuple[float, float]], *, wide: bool, accent: s
         axes.yaxis.set_major_formatter(percent)
         axes.minorticks_off()
         axes.set_title("members found, at most")
-        axes.set_xlabel("outsiders wrongly named")
+        axes.set_xlabel("false alarms")
         return _svg(figure, "wide-attacker" if wide else "narrow-attacker")
 
 

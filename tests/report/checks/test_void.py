@@ -115,7 +115,7 @@ def test_more_noise_in_the_ledgers_than_was_added(toy: Path, cheat: Any) -> None
 def test_a_client_that_paid_for_another_event(toy: Path, cheat: Any) -> None:
     cheat.forge(toy / "clients" / "5" / "ledger.jsonl", with_weaker_event)
     reasons = build_report(read_run(toy))[0].reasons
-    assert any("lient 5 paid for another event" in reason for reason in reasons)
+    assert any("lient 5 charged another event" in reason for reason in reasons)
     assert "events" in cheat.failed(toy)
 
 
@@ -187,9 +187,9 @@ def test_a_sum_over_too_few(toy: Path, cheat: Any) -> None:
         return payload
 
     cheat.forge(toy / "ledger.jsonl", fewer)
-    assert cheat.failed(toy) == {"floor"}  # the figures still tell of six
+    assert cheat.failed(toy) == {"min_survivors"}  # the figures still say six
     cheat.edit_rows(toy, lambda row: row.update(survivors=2 if row["round"] == 3 else 6))
-    assert cheat.failed(toy) == {"floor"}
+    assert cheat.failed(toy) == {"min_survivors"}
 
 
 @pytest.mark.parametrize("share", [0.9, 0.5, 0.0])
