@@ -52,7 +52,8 @@ def test_what_an_earlier_run_spent_is_shown_but_not_of_this_run(toy: Path) -> No
     """A client's ledger outlives a run; the report tells the two prices apart."""
     path = toy / "clients" / "1" / "ledger.jsonl"
     event = event_from_json(json.loads((toy / "plan.json").read_text())["event"])
-    Ledger(path).spend(event, 100.0, 1e-5, {"run": "earlier", "round": 1})
+    about = {"run": "earlier", "round": 1, "unit": "record"}
+    Ledger(path).spend(event, 100.0, 1e-5, about)
     report, _ = write_report(toy)
     assert report.verdict == "accounted"
     line = report.clients[1]
