@@ -1,4 +1,4 @@
-"""Who takes part in a run, and the agreement behind each of its rounds, one for each way to sum."""
+"""Who takes part in a run, and the agreement behind each of its rounds, one for each protocol."""
 
 from __future__ import annotations
 
@@ -16,25 +16,33 @@ from carefl_secure.federation.plan.ciphertext_packing import WORD_BITS, choose_f
 from carefl_secure.secagg import (
     CommitteeParameters,
     EncryptedParameters,
+    GraphPlan,
     RoundParameters,
+    plan_graph,
 )
 
 if TYPE_CHECKING:
     from carefl_secure.federation.plan.run_plan import RunPlan
 
 __all__ = [
+    "SPARSE_ABOVE",
     "Aggregation",
     "Cohort",
     "make_cohort",
+    "masking_graph",
     "rotation_key",
 ]
+
+
+SPARSE_ABOVE = 200
+"""The most clients that all share masks with one another; more of them share on a sparse graph."""
 
 
 @dataclass(frozen=True)
 class Cohort:
     """Who takes part in which run on which base model.
 
-    The way of summing follows from who is there: with ``members`` it is the committee, with a
+    The aggregation protocol follows from who is there: with ``members`` it is the committee, with a
     ``key_holder`` encryption, with neither pairwise masking alone.
 
     Parameters
@@ -176,7 +184,13 @@ class Cohort:
         )
 
     def _pairwise(self, plan: RunPlan, number: int, model_hash: bytes) -> dict[str, Any]:
-        return {**self.common(plan, number, model_hash), "threshold": plan.threshold}
+        graph = masking_graph(plan)
+        sparse = (
+            {}
+            if graph is None
+            else {"neighbours": graph.neighbours, "share_threshold": graph.share_threshold}
+        )
+        return {**self.common(plan, number, model_hash), "threshold": plan.threshold, **sparse}
 
     def common(self, plan: RunPlan, number: int, model_hash: bytes = b"") -> dict[str, Any]:
         """Return what the agreements of all protocols have in common, by name."""
@@ -195,6 +209,30 @@ class Cohort:
             "roster": self.roster,
             "model_hash": model_hash,
         }
+
+
+def masking_graph(plan: RunPlan) -> GraphPlan | None:
+    """Return the graph of pairwise masks of a plan; None for the complete graph.
+
+    Up to `SPARSE_ABOVE` clients every two of them share a mask. Above, each shares masks with its
+    neighbours on a ring only, as many as the plan's colluders and a tenth of the clients dropping
+    out need (`plan_graph`); the failure probabilities are those of `GraphPlan`. All of it follows
+    from the plan, and degree and threshold are hashed into the context of every round.
+
+    Raises
+    ------
+    ConfigError
+        When no graph sparser than the complete one withstands so many colluders.
+    """
+    privacy = plan.privacy
+    if privacy.clients <= SPARSE_ABOVE:
+        return None
+    return plan_graph(
+        privacy.clients,
+        colluders=privacy.max_colluders,
+        dropouts=privacy.clients // 10,
+        members=max(plan.threshold, privacy.min_survivors),
+    )
 
 
 def rotation_key(plan_hash: bytes, base_hash: bytes, model_hash: bytes, number: int) -> bytes:
