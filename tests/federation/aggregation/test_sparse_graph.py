@@ -45,7 +45,7 @@ def test_three_hundred_clients_sum_with_a_few_masks_each(make_bench: MakeBench) 
     assert parameters.max_colluders >= bench.plan.privacy.max_colluders
     moved = bench.start(rounds=1)
     whole = np.concatenate([task.gradients for task in bench.tasks])
-    np.testing.assert_allclose(moved, -whole.mean(axis=0), atol=1e-5)
+    np.testing.assert_allclose(moved, -whole.mean(axis=0), atol=1e-4)  # of the integer grid
     shares = [
         len(message.content["fields"]["shares"])
         for _, message in bench.seen
