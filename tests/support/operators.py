@@ -91,7 +91,7 @@ class Deployment:
             "data": {"source": str(root / "data" / "server"), "words": list(WORDS)},
             "privacy": {"epsilon": 8, "delta": 1.0e-4, "sample_rate": 0.5},
             "federation": {"clients": 3, "rounds": 1, "public_records": 108},
-            "evaluation": {"floors": False},
+            "evaluation": {"baselines": False},
             "run": {"dir": str(root / "runs")},
         }
         (root / "run.yaml").write_text(yaml.safe_dump(run))
