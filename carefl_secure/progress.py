@@ -1,4 +1,4 @@
-"""The one small object through which long work reports; only the command line draws it."""
+"""How long-running work reports progress; only the command line draws it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Reporter(Protocol):
 
 
 class SilentReporter:
-    """A reporter that tells nobody: for libraries, tests and scripts."""
+    """A reporter that discards everything: for libraries, tests and scripts."""
 
     def start(self, task: str, total: int) -> None:
         """Ignore the task."""

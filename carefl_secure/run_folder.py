@@ -1,4 +1,4 @@
-"""A run is a folder, written so that a crash leaves either the old file or the new one.
+"""A run's folder; every file is replaced atomically, so a crash leaves the old one or the new one.
 
 Layout: ``config.yaml``, ``ledger.jsonl``, ``metrics.jsonl``, ``adapter/``,
 ``checkpoint/state.npz``, ``clients/<i>/ledger.jsonl``.
@@ -33,13 +33,7 @@ def new_run_id() -> str:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file in one step: write beside it, flush to disk, rename, flush the directory.
-
-    Raises
-    ------
-    RunError
-        When the file system refuses.
-    """
+    """Replace a file in one step: write a temporary file, sync, rename, sync the directory."""
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         try:
@@ -62,16 +56,9 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 class RunFolder:
-    """One run's folder.
+    """One run's folder; use `create` for a new run and `open` for an old one.
 
-    Use `create` for a new run and `open` for an old one.
-
-    Parameters
-    ----------
-    path : Path
-        The folder itself.
-    stage : str, optional
-        The stage of the run that is worked on, such as ``2-compound``, where it has several.
+    ``stage``, such as ``2-compound``, is the stage worked on in a run with several.
     """
 
     def __init__(self, path: Path, stage: str = "") -> None:
@@ -80,25 +67,12 @@ class RunFolder:
 
     @classmethod
     def create(cls, root: Path, config: str, run_id: str | None = None) -> RunFolder:
-        """Make ``root/<run id>`` and write its configuration.
-
-        Parameters
-        ----------
-        root : Path
-            Folder of all runs; made when missing.
-        config : str
-            Text of ``config.yaml``: the whole configuration, defaults filled in.
-        run_id : str, optional
-            Name of the run; a new one by default.
-
-        Returns
-        -------
-        RunFolder
+        """Make ``root/<run id>`` and write ``config``, the whole configuration as YAML text.
 
         Raises
         ------
         RunError
-            When a run of this name exists or the folder cannot be made.
+            A run of this name exists or the folder cannot be made.
         """
         folder = cls(Path(root) / (run_id or new_run_id()))
         try:
@@ -116,13 +90,7 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
-        """Return the folder of an earlier run.
-
-        Raises
-        ------
-        RunError
-            When there is none.
-        """
+        """Return the folder of an earlier run; RunError where it holds no ``config.yaml``."""
         folder = cls(path)
         if not folder.config.is_file():
             raise RunError(f"{path} is not a run folder: it holds no config.yaml")
@@ -137,8 +105,8 @@ class RunFolder:
     def run_id(self) -> str:
         """Name of the run, with that of the stage: ``name/2-compound``.
 
-        Rounds are agreed on and paid for under this name, so no two stages share a context. A
-        run's own name holds no slash.
+        Rounds are agreed on and paid for under this name, so no two stages share a context; a run's
+        own name holds no slash.
         """
         return f"{self.name}/{self.stage}" if self.stage else self.name
 
@@ -178,15 +146,15 @@ class RunFolder:
         return self.path / "keys"
 
     def client(self, index: int) -> Path:
-        """Where one simulated client keeps what is its own."""
+        """Folder of one simulated client."""
         return self.path / "clients" / str(index)
 
     def helper(self, index: int) -> Path:
-        """Where one simulated helper keeps what is its own."""
+        """Folder of one simulated helper."""
         return self.path / "helpers" / str(index)
 
     def client_memory(self, index: int) -> Path:
-        """File of what one simulated client keeps from round to round of a stage (FedDyn)."""
+        """State that one simulated client keeps between rounds of a stage (FedDyn)."""
         return self.client(index) / f"correction{self.stage and '-' + self.stage}.bin"
 
     def client_ledger(self, index: int) -> Path:
@@ -194,14 +162,9 @@ class RunFolder:
         return self.client(index) / "ledger.jsonl"
 
     def append_metrics(self, row: Row) -> None:
-        """Add one round's figures.
+        """Add one round's figures; RunError for NaN or infinity, which JSON cannot hold.
 
         The whole file is replaced, so a reader never sees half a line.
-
-        Raises
-        ------
-        RunError
-            When a figure is NaN or infinite, which JSON cannot hold, or the file cannot be written.
         """
         self._write_rows([*self.read_metrics(), row])
 
@@ -224,18 +187,7 @@ class RunFolder:
             self._write_rows(kept)
 
     def write_checkpoint(self, state: State) -> None:
-        """Replace the checkpoint.
-
-        Parameters
-        ----------
-        state : mapping of str to ndarray or scalar
-            Flat; arrays of numbers, integers, floats and strings only.
-
-        Raises
-        ------
-        RunError
-            When a value is of another kind or the file cannot be written.
-        """
+        """Replace the checkpoint; RunError for a value that is not a number, a text or an array."""
         arrays = {name: np.asarray(value) for name, value in state.items()}
         for name, array in arrays.items():
             if array.dtype.kind not in "biufU":
@@ -249,7 +201,7 @@ class RunFolder:
         Raises
         ------
         RunError
-            When there is none or it is damaged.
+            There is no checkpoint or it is damaged.
         """
         if not self.checkpoint.is_file():
             raise RunError(

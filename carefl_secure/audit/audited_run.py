@@ -47,13 +47,13 @@ def read_plan(folder: RunFolder) -> RunPlan:
     Raises
     ------
     RunError
-        If it cannot be read, or is not what the run's event says.
+        It cannot be read, or does not match the run's event.
     """
     return _plans(folder)[0]
 
 
 def _plans(folder: RunFolder) -> list[RunPlan]:
-    """Return the plan of the whole run, and after it those of its stages where it has several."""
+    """Return the plan of the whole run, then those of its stages where it has several."""
     try:
         stored = json.loads(folder.plan.read_text(encoding="utf-8"))
         return [_plan(one) for one in (stored, *stored.get("stages", ()))]
@@ -86,19 +86,7 @@ class Known:
 
 
 class AuditedRun:
-    """A finished run, opened for its auditor.
-
-    Parameters
-    ----------
-    path : Path
-        The run folder.
-    reporter : Reporter
-
-    Raises
-    ------
-    RunError
-        If the folder is no run, or it never finished.
-    """
+    """A finished run, opened for its auditor; RunError where it is no run or never finished."""
 
     def __init__(self, path: Path, reporter: Reporter) -> None:
         self.folder = RunFolder.open(path)
@@ -181,13 +169,9 @@ class AuditedRun:
     def outsiders(self, count: int, which: int) -> Corpus:
         """Return records of the members' own distribution that were not trained on.
 
-        Parameters
-        ----------
-        count : int
-        which : int
-            0 for the candidates beside the members, 1 for the population. Drawn scenes are drawn
-            anew, with seeds that no split of the run has; from a folder, and where there are
-            captions, it is the test split, and the public one.
+        ``which`` is 0 for the candidates next to the members, 1 for the population. Drawn scenes
+        use new seeds that no split of the run has; from a folder, or with captions, these are the
+        test and the public split.
         """
         data = self.config.data
         if not data.synthetic or self._contexts is not None:
@@ -231,7 +215,7 @@ class AuditedRun:
 
 
 class RealProbe:
-    """The run's own client task on a few of its records; see ``conformance.Probe``."""
+    """The run's own client task on a few of its records; see `conformance.checks.Probe`."""
 
     def __init__(self, subject: AuditedRun, known: Known) -> None:
         privacy, config = subject.plan.privacy, subject.config

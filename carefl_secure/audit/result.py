@@ -1,4 +1,4 @@
-"""What an audit came to: every finding, one verdict, two files."""
+"""The outcome of an audit: every finding, one verdict, two files."""
 
 from __future__ import annotations
 
@@ -22,15 +22,7 @@ _SCOPE = (
 
 @dataclass(frozen=True)
 class AuditResult:
-    """What an audit found.
-
-    Parameters
-    ----------
-    run : str
-        Name of the run.
-    findings : tuple of Finding
-    seconds : float
-    """
+    """The findings of an audit of one run, named ``run``."""
 
     run: str
     findings: tuple[Finding, ...]
@@ -84,13 +76,7 @@ class AuditResult:
 
 
 def refuse_falsified(result: AuditResult) -> None:
-    """Raise where a promise was falsified.
-
-    Raises
-    ------
-    PrivacyError
-        Naming every promise that does not hold.
-    """
+    """Raise PrivacyError, naming every promise that does not hold, where there is one."""
     if result.falsified:
         raise PrivacyError(
             f"{result.summary()}. Do not release this run's adapter; its audit folder says "

@@ -28,18 +28,15 @@ def audit_run(
     canaries: int = 1000,
     name: str = "audit",
 ) -> AuditResult:
-    """Attack a finished run and keep what was found in its ``audit/`` folder.
+    """Attack a finished run and write the findings to its ``audit/`` folder.
 
-    Nothing is spent: rehearsals keep ledgers of their own, and those of the clients are not
-    touched. But private records are read, and no noise is added to what is written about them.
+    Nothing is spent: rehearsals keep their own ledgers. But private records are read, and no noise
+    is added to what is written about them.
 
     Parameters
     ----------
-    path : Path
-        The run folder.
-    reporter : Reporter
     attacks : sequence of str, optional
-        Names out of :data:`ATTACKS`; all by default.
+        Names from :data:`ATTACKS`; all by default.
     records : int
         Members, others and population for the attacks on the adapter, each.
     canaries : int
@@ -47,16 +44,12 @@ def audit_run(
     name : str
         Of the two files; a partial audit should not replace a whole one.
 
-    Returns
-    -------
-    AuditResult
-
     Raises
     ------
     ConfigError
-        If an attack is unknown.
+        An attack is unknown.
     RunError
-        If the folder is no finished run.
+        The folder is no finished run.
     """
     wanted = list(ATTACKS) if attacks is None else list(dict.fromkeys(attacks))
     unknown = [attack for attack in wanted if attack not in ATTACKS]

@@ -1,4 +1,4 @@
-"""The attacks on a finished run: each takes what it needs from one desk, where it is made once."""
+"""The attacks on a finished run, with the inputs that several of them share made once."""
 
 from __future__ import annotations
 

@@ -33,20 +33,7 @@ E = TypeVar("E")
 
 @dataclass(frozen=True)
 class Finding:
-    """What one attack came to.
-
-    Parameters
-    ----------
-    attack : str
-        Name of the attack.
-    check : str
-        What was tried.
-    verdict : {"passed", "falsified", "measured", "skipped"}
-    words : str
-        One sentence for a person.
-    figures : mapping
-        The numbers behind it.
-    """
+    """What one attack found: name, what was tried, verdict, a sentence for a person, numbers."""
 
     attack: str
     check: str
@@ -59,16 +46,8 @@ class Attack(ABC, Generic[V, E]):
     """One attack: a pure function of what its adversary sees.
 
     Whether it succeeded is judged elsewhere, by somebody who knows the truth; the truth is in no
-    view.
-
-    Attributes
-    ----------
-    name : str
-        As threat models name it.
-    adversary : str
-        Whose eyes it uses, in words.
-    view : type
-        The one class of view that it accepts.
+    view. ``name`` is the attack's name in threat models, ``adversary`` says whose view it uses, and
+    ``view`` is the only class of view that it accepts.
     """
 
     name: ClassVar[str]
@@ -76,13 +55,7 @@ class Attack(ABC, Generic[V, E]):
     view: ClassVar[type]
 
     def __call__(self, view: V) -> E:
-        """Attack.
-
-        Raises
-        ------
-        PrivacyError
-            If handed another adversary's view: its result would be a statement about nobody.
-        """
+        """Attack a view; PrivacyError if it is another adversary's."""
         if type(view) is not self.view:
             raise PrivacyError(
                 f"the attack {self.name!r} is one of {self.adversary} and sees a "
@@ -97,19 +70,10 @@ class Attack(ABC, Generic[V, E]):
 
 @dataclass(frozen=True)
 class Heard:
-    """One message on the wire between the server and a client.
+    """One message between the server and the party ``client`` (clients first, then helpers).
 
-    Parameters
-    ----------
-    round : int
-    client : int
-        Index of the party at the other end: clients first, then helpers.
-    from_client : bool
-        Direction.
-    action : str
-        Such as ``train.masked``.
-    fields : mapping
-        Integers, bytes, and lists of them, by name.
+    ``action`` is the message type, such as ``train.masked``; ``fields`` maps names to integers,
+    bytes, and lists of them.
     """
 
     round: int
@@ -121,21 +85,10 @@ class Heard:
 
 @dataclass(frozen=True)
 class TranscriptView:
-    """What the server sees of a run: every message, and what is public anyway.
+    """What the server sees of a run: every message in order, and what is public anyway.
 
-    Parameters
-    ----------
-    messages : tuple of Heard
-        In order.
-    clients : int
-    bits : int
-        Word size of the uploads.
-    seed : int
-        The run's seed, which stands in its configuration and is no secret.
-    aggregation : {"pairwise", "committee", "encrypted"}
-        The way of summing.
-    dimension : int
-        Words in an upload.
+    ``bits`` is the word size of the uploads, ``dimension`` their length in words, ``seed`` the
+    run's public seed from its configuration.
     """
 
     messages: tuple[Heard, ...]
@@ -150,13 +103,8 @@ class TranscriptView:
 class MemberView:
     """What one member of a committee sees: the messages to it and from it.
 
-    Parameters
-    ----------
-    messages : tuple of Heard
-    floor : int
-        Fewest clients that a list may have.
-    vector_bytes : int
-        Length of one client's masked vector.
+    ``floor`` is the smallest number of clients in a list, ``vector_bytes`` the length of one masked
+    vector.
     """
 
     messages: tuple[Heard, ...]
@@ -166,12 +114,7 @@ class MemberView:
 
 @dataclass(frozen=True)
 class HolderView:
-    """What the holder of the decryption key sees: the messages to it and from it.
-
-    Parameters
-    ----------
-    messages : tuple of Heard
-    """
+    """What the holder of the decryption key sees: the messages to it and from it."""
 
     messages: tuple[Heard, ...]
 
@@ -185,10 +128,9 @@ class ReleaseView:
     sums : ndarray of float64, shape [rounds, D]
         In units of the clipping norm.
     noise : ndarray of float64, shape [rounds]
-        Standard deviation per coordinate that the plan puts into each sum, same unit.
-    sample_rate : float
+        Planned standard deviation per coordinate of each sum, same unit.
     coordinates : ndarray of int64, shape [canaries]
-        Where each possible canary would show: the attacker made them.
+        Where each possible canary, made by the attacker, would show.
     """
 
     sums: npt.NDArray[np.float64]

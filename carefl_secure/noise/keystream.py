@@ -53,10 +53,7 @@ def _seconds(make: Callable[[bytes], _Encryptor], key: bytes, zeros: bytes) -> f
 
 @functools.cache
 def _cipher() -> Callable[[bytes], _Encryptor]:
-    """Pick the faster of two OpenSSL paths to the same stream, after checking that they agree.
-
-    The choice moves only the speed: where the two disagree, the definition (counter mode) wins.
-    """
+    """Pick the faster of two OpenSSL paths to one stream; counter mode where they disagree."""
     key, zeros = os.urandom(KEY_BYTES), bytes(_TILE)
     if _counter_mode(key).update(zeros) != _galois_mode(key).update(zeros):
         return _counter_mode
@@ -77,28 +74,18 @@ def _open(key: bytes) -> _Encryptor:
 
 
 class KeyStream:
-    """A stream of pseudo-random bytes that is fixed by one key.
+    """A stream of pseudo-random bytes that is fixed by one 32-byte key.
 
-    The stream is AES-256 in counter mode whose first counter block is the 128-bit big-endian
-    integer 2. That is byte for byte the key stream of AES-256-GCM under a zero 96-bit nonce, for
-    which OpenSSL has faster code on many processors; whichever path is faster is used, after a
-    self-test that both give the same bytes.
-
-    Parameters
-    ----------
-    key
-        32 bytes. Whoever holds the key can draw the whole stream again.
-
-    Raises
-    ------
-    PrivacyError
-        If the key has another length or type, or when more than 64 GiB are drawn.
+    AES-256 in counter mode; the first counter block is the 128-bit big-endian integer 2. This is
+    byte for byte the key stream of AES-256-GCM under a zero 96-bit nonce, for which OpenSSL often
+    has faster code; the faster path is used, after a self-test that both agree. A key of another
+    length or type, or drawing more than 64 GiB, raises PrivacyError.
 
     Guarantees
     ----------
-    To anyone without the key the bytes look uniform and independent, if AES-256 is a
-    pseudo-random permutation and the key is uniform and used for one stream only. How the stream
-    is cut into calls does not change its bytes.
+    To anyone without the key the bytes look uniform and independent, if AES-256 is a pseudo-random
+    permutation and the key is uniform and used for one stream only. How the stream is cut into
+    calls does not change its bytes. Whoever holds the key can draw the whole stream again.
     """
 
     def __init__(self, key: bytes) -> None:
@@ -122,24 +109,9 @@ class KeyStream:
         return self._fill(nbytes).tobytes()
 
     def words(self, count: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """Return the next ``count`` words, read as little-endian.
+        """Return the next ``count`` words, read as little-endian, in this machine's byte order.
 
-        Parameters
-        ----------
-        count
-            How many words.
-        dtype
-            An unsigned integer type of 16, 32 or 64 bits.
-
-        Returns
-        -------
-        numpy.ndarray
-            Shape ``[count]`` of the asked type, in the byte order of this machine.
-
-        Raises
-        ------
-        PrivacyError
-            If the type is not one of the three.
+        ``dtype`` is an unsigned integer type of 16, 32 or 64 bits; any other raises PrivacyError.
         """
         kind = _unsigned(np.dtype(dtype))
         raw = self._fill(count * kind.itemsize).view(kind.newbyteorder("<"))
@@ -156,24 +128,20 @@ def add_masks(accumulator: npt.NDArray[Any], keys: Sequence[bytes], signs: Seque
     """Add one signed mask per key to an integer vector, in place.
 
     ``accumulator += sum_k signs[k] * PRG(keys[k])`` modulo ``2**bits``, where ``PRG(key)`` is the
-    start of ``KeyStream(key)`` read as words of the accumulator's type.
-
-    The work goes tile by tile: a tile of the accumulator stays in the cache while every stream is
-    drawn over it, and no mask is ever held whole.
+    start of ``KeyStream(key)`` read as words of the accumulator's type. Masks are drawn tile by
+    tile, so that a tile stays in the cache and no mask is ever held whole.
 
     Parameters
     ----------
     accumulator
-        Contiguous uint16, uint32 or uint64 vector, changed in place.
-    keys
-        One 32-byte key per mask.
-    signs
-        +1 or -1 per mask.
+        Contiguous uint16, uint32 or uint64 vector.
+    keys, signs
+        One 32-byte key and one sign, +1 or -1, per mask.
 
     Raises
     ------
     PrivacyError
-        If the vector, the keys or the signs are not as said; nothing was added then.
+        An argument is not as stated; nothing was added.
     """
     kind = _unsigned(accumulator.dtype)
     if accumulator.ndim != 1 or not accumulator.flags.c_contiguous:

@@ -1,8 +1,8 @@
 """Integer noise with the Skellam law, by inverting a 127-bit table of its distribution.
 
-The Skellam law of variance ``v`` is the difference of two independent Poisson variables of mean
-``v / 2``: ``P(X = k) = exp(-v) I_|k|(v)``. Sums of independent Skellam variables are Skellam, so
-the noise in a sum over any set of clients has a known exact law.
+The Skellam law of variance ``v`` is the difference of two independent Poisson variables of mean ``v
+/ 2``: ``P(X = k) = exp(-v) I_|k|(v)``. Sums of independent Skellam variables are Skellam, so the
+noise in a sum over any set of clients has a known exact law.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _WORD = (1 << 64) - 1
 class _Table:
     """Distribution of ``|X|``: entry ``m`` is ``floor(2**127 * P(|X| <= m))`` as two words.
 
-    The guide answers by the leading bits of the first word: the first entry that can matter, and
-    whether any entry shares those bits, in which case the entry has to be searched for.
+    For the leading bits of the first word, ``first`` is the first entry that can match and
+    ``crowded`` says whether entries share those bits, so that the entry must be searched for.
     """
 
     def __init__(self, variance: float) -> None:
@@ -67,9 +67,8 @@ class _Table:
 def _cumulative(variance: float) -> list[int]:
     """Return ``floor(2**127 * P(|X| <= m))`` for ``m = 0, 1, ...`` up to the reach of the table.
 
-    The modified Bessel functions come from their recurrence
-    ``I_{k-1}(v) = I_{k+1}(v) + (2k / v) I_k(v)`` run downwards (Miller), which is stable, in
-    integers with some 190 significant bits.
+    The recurrence ``I_{k-1}(v) = I_{k+1}(v) + (2k / v) I_k(v)`` is run downwards (Miller), which is
+    stable, in integers with some 190 significant bits.
     """
     numerator, denominator = variance.as_integer_ratio()
     top = int(_REACH * math.sqrt(variance)) + 60
@@ -94,34 +93,17 @@ def _table(variance: float) -> _Table:
 
 
 class SkellamSampler:
-    """Draws independent Skellam integers of one variance.
+    """Draws independent Skellam integers of one variance, at least 0.001 and finite.
 
-    One 64-bit word of the stream is drawn per sample: its lowest bit is the sign, the other 63
-    pick the magnitude from the table, and where they tie with an entry 64 more bits decide. A
-    variance too large for one table is shared equally between several draws that are added up.
-    Tables are kept in memory, one per variance.
-
-    Parameters
-    ----------
-    variance
-        Variance of each integer, at least 0.001 and finite.
-
-    Attributes
-    ----------
-    variance : float
-        As given.
-    parts : int
-        How many table draws one sample is the sum of.
-
-    Raises
-    ------
-    PrivacyError
-        If the variance is out of range.
+    Each sample takes one 64-bit word of the stream: the lowest bit is the sign, the other 63 pick
+    the magnitude from the table, and 64 more bits decide a tie with an entry. A variance too large
+    for one table is shared equally between ``parts`` draws that are added up. Tables are cached by
+    variance. A variance out of range raises PrivacyError.
 
     Guarantees
     ----------
-    Given a uniform stream, each sample lies within total variation distance ``2**-108 * parts``
-    of the exact Skellam law (a table has fewer than ``2**18`` entries, each rounded by at most
+    Given a uniform stream, each sample lies within total variation distance ``2**-108 * parts`` of
+    the exact Skellam law (a table has fewer than ``2**18`` entries, each rounded by at most
     ``2**-127``, and the mass outside is below ``2**-127``). A million samples a round for a
     thousand rounds stay below ``2**-78 * parts``. The time a draw takes depends on the values
     drawn: someone who can time the sampler finely learns something about the noise.
@@ -144,20 +126,7 @@ class SkellamSampler:
         out += (found ^ -negative) + negative  # two's complement negation where the bit is set
 
     def sample(self, stream: KeyStream, count: int) -> npt.NDArray[np.int64]:
-        """Draw ``count`` integers.
-
-        Parameters
-        ----------
-        stream
-            Where the bits come from. The samples are a function of the key and the count alone.
-        count
-            How many integers.
-
-        Returns
-        -------
-        numpy.ndarray
-            int64, shape ``[count]``, mean 0.
-        """
+        """Draw ``count`` int64 integers of mean 0; only the key and ``count`` determine them."""
         table = _table(self.variance / self.parts)
         drawn = np.zeros(count, np.int64)
         for start in range(0, count, _CHUNK):

@@ -27,8 +27,8 @@ class SystemKeySource:
 
     Guarantees
     ----------
-    Each key is 256 bits from ``os.urandom``, independent of every seed of the program and of
-    every earlier key, if the operating system's generator is sound.
+    Each key is 256 bits from ``os.urandom``, independent of every seed of the program and of every
+    earlier key, if the operating system's generator is sound.
     """
 
     def key(self, label: str) -> bytes:
@@ -37,21 +37,11 @@ class SystemKeySource:
 
 
 class DeterministicKeySource:
-    """Keys from a seed. UNSAFE: for tests and known answers only.
+    """Keys from a nonempty seed. UNSAFE: for tests and known answers only.
 
-    The ``c``-th key asked for under one label is
-    ``HKDF-SHA256(seed, info = "carefl-unsafe-deterministic-key/" + label + "/" + c)``.
-    Whoever knows the seed knows every key, so nothing made with this source is private.
-
-    Parameters
-    ----------
-    seed
-        At least one byte.
-
-    Raises
-    ------
-    PrivacyError
-        If the seed is empty.
+    The ``c``-th key requested under one label is ``HKDF-SHA256(seed, info =
+    "carefl-unsafe-deterministic-key/" + label + "/" + c)``. Whoever knows the seed knows every key,
+    so nothing made with this source is private.
     """
 
     def __init__(self, seed: bytes) -> None:

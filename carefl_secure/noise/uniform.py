@@ -11,22 +11,10 @@ __all__ = ["uniform"]
 
 
 def uniform(stream: KeyStream, count: int) -> npt.NDArray[np.float64]:
-    """Draw uniform numbers in ``[0, 1)``.
+    """Draw ``count`` uniform numbers in ``[0, 1)`` as float64.
 
-    Each is ``floor(w / 2**11) * 2**-53`` for one 64-bit word ``w`` of the stream: all 53 bits of
-    a double are random, and 1 is never reached.
-
-    Parameters
-    ----------
-    stream
-        Where the words come from; it moves on by ``8 * count`` bytes.
-    count
-        How many numbers.
-
-    Returns
-    -------
-    numpy.ndarray
-        float64, shape ``[count]``.
+    Each is ``floor(w / 2**11) * 2**-53`` for one 64-bit word ``w`` of the stream: all 53 bits of a
+    double are random, and 1 is never reached.
     """
     words = stream.words(count, np.uint64)
     words >>= np.uint64(11)

@@ -41,15 +41,7 @@ _REACH = "attainable with "
 
 @dataclass(frozen=True)
 class AuditFinding:
-    """One line of an audit's file.
-
-    Parameters
-    ----------
-    attack, check : str
-    verdict : {"passed", "falsified", "measured", "skipped"}
-    words : str
-    figures : mapping
-    """
+    """One line of an audit's file."""
 
     attack: str
     check: str
@@ -59,24 +51,14 @@ class AuditFinding:
 
 
 def read_audits(run: Path, run_id: str) -> tuple[AuditFinding, ...] | None:
-    """Read every audit in a run folder.
+    """Read all findings of all ``audit/*.json``, whole or partial; None where there is none.
 
-    Parameters
-    ----------
-    run : Path
-    run_id : str
-        Whose audits they must be.
-
-    Returns
-    -------
-    tuple of AuditFinding, or None
-        The findings of all ``audit/*.json``, whole and partial audits alike, so that none can be
-        hidden under another name; None where there is no audit.
+    All are read so that none can be hidden under another name.
 
     Raises
     ------
     RunError
-        A file cannot be read as an audit, or belongs to another run. A report must not leave out
+        A file cannot be read as an audit, or belongs to another run: a report must not leave out
         what it does not understand.
     """
     files = sorted((run / "audit").glob("*.json"))
@@ -121,10 +103,7 @@ def _finding(entry: Mapping[str, Any]) -> AuditFinding:
 def judge_audits(findings: Sequence[AuditFinding] | None) -> Finding:
     """Turn what audits found into a check of the report.
 
-    Returns
-    -------
-    Finding
-        Names of attacks only: the detail is published, and an audit's figures are not protected.
+    The detail names attacks only: it is published, and an audit's figures are not protected.
     """
     if findings is None:
         return UNCHECKED, "no audit was made of this run"

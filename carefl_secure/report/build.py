@@ -35,12 +35,7 @@ _Verdict = Literal["accounted", "void", "unprotected"]
 
 
 def build_report(record: RunRecord) -> tuple[Report, AttackerBounds | None]:
-    """Check and price a run.
-
-    Returns
-    -------
-    tuple of Report and AttackerBounds or None
-        The report, and the attacker's ceilings with their curve where they hold.
+    """Check and price a run; return its report, and the attacker's bounds where they hold.
 
     Raises
     ------

@@ -13,15 +13,9 @@ __all__ = ["caveats"]
 def caveats(record: RunRecord) -> list[Caveat]:
     """List the caveats of a run, the most severe first.
 
-    Returns
-    -------
-    list of Caveat
-        *Critical*: can break what a reader would expect. *Theoretical*: no practical attack is
-        known, or it needs a party to cheat. *Negligible*: bounded by a number stated here.
-
-    References
-    ----------
-    The three words are those of JAX-Privacy's list of known caveats.
+    *Critical*: can break what a reader would expect. *Theoretical*: no practical attack is known,
+    or it needs a party to cheat. *Negligible*: bounded by a number stated here. The three words are
+    those of JAX-Privacy's list of known caveats.
     """
     privacy = record.privacy
     found: list[Caveat] = []

@@ -13,12 +13,7 @@ _OPEN = "To be stated by whoever publishes the adapter."
 
 
 def registry_entry(report: Report) -> str:
-    """Return the entry as YAML.
-
-    Returns
-    -------
-    str
-        A draft: what a run folder cannot know, such as the curator and the region, says so.
+    """Return the entry as YAML: a draft that names what a run folder cannot know.
 
     References
     ----------

@@ -36,14 +36,8 @@ _ENCODING = (
 class Book:
     """One ledger of the run, whole or broken.
 
-    Parameters
-    ----------
-    name : str
-        ``"server"``, or the number of the client.
-    entries : tuple of Entry
-        Empty where the ledger cannot be trusted.
-    error : str
-        Why it cannot; empty for a whole chain.
+    ``name`` is ``"server"`` or the number of the client. Where the ledger cannot be trusted,
+    ``entries`` is empty and ``error`` says why.
     """
 
     name: str
@@ -69,8 +63,6 @@ class StageRecord:
         As ledgers name it: the run, with the stage where there are several.
     first : int
         Number of its first round.
-    plan : mapping
-        Its plan as it stands.
     privacy : PrivacyPlan
         The plan's privacy part, checked.
     event : Event or None
@@ -88,34 +80,29 @@ class StageRecord:
 class RunRecord:
     """What a run folder says.
 
+    ``plan``, ``privacy`` and ``event`` of a run in several stages are those of the last, over all
+    rounds.
+
     Parameters
     ----------
-    path : Path
     run_id : str
         As the server's ledger names the run; the folder's name where that is broken.
-    config : mapping
-        ``config.yaml`` as it stands.
-    plan : mapping
-        ``plan.json`` as it stands.
     privacy : PrivacyPlan
-        Its privacy part, checked.
+        The plan's privacy part, checked.
     event : Event or None
-        What one round releases by the plan; None for unit none.
+        What one planned round releases; None for unit none.
     plan_hash : str
         SHA-256 of the canonical plan.
     begun_under : str
         The plan's hash in the checkpoint; empty where there is none.
-    server : Book
-    clients : tuple of Book
     simulated : bool
         Whether the clients lived inside the run folder, in one process.
     rows : tuple of mapping
         Figures of every finished round.
     audit : tuple of AuditFinding, or None
-        What audits of this run found; None where none was made.
+        None where no audit was made.
     stages : tuple of StageRecord
-        One for each stage; of a run in one stage, that one. ``plan``, ``privacy`` and ``event`` of
-        a run in stages are those of the last, over all rounds.
+        One for each stage; a run in one stage has that one.
     """
 
     path: Path
@@ -155,7 +142,7 @@ def read_run(path: Path) -> RunRecord:
     Raises
     ------
     RunError
-        It is no run folder, no round was begun, or a file of it cannot be read.
+        It is not a run folder, no round was begun, or a file of it cannot be read.
     PrivacyError
         Its plan states values with which no promise can be kept.
     """
@@ -193,7 +180,7 @@ def read_run(path: Path) -> RunRecord:
 
 
 def _stages(path: Path, plan: Mapping[str, Any], run_id: str) -> tuple[StageRecord, ...]:
-    """Read the plan of every stage, and hold that the whole is made of them."""
+    """Read the plan of every stage, and check that they make up the whole."""
     if "stages" not in plan:
         return (StageRecord(run_id, 1, plan, *_promised(path, plan)),)
     listed, found, first = plan["stages"], list[StageRecord](), 1

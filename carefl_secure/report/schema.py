@@ -1,4 +1,4 @@
-"""The report as data: ``carefl.privacy-report/1``, checked whenever it is made or read."""
+"""The report as data: ``carefl.privacy-report/1``, validated whenever it is made or read."""
 
 from __future__ import annotations
 

@@ -23,7 +23,6 @@ class ClientAccount:
 
     Parameters
     ----------
-    name : str
     paid : int
         Rounds of this run that it paid for.
     run_epsilon : float or None
@@ -45,8 +44,7 @@ class Accounts:
     Parameters
     ----------
     events : tuple of Event
-        Everything that counts: what the server's ledger paid for, equal events merged.
-    accountant : str
+        What the server's ledger paid for, equal events merged.
     epsilon : float or None
         What they cost; infinity where a round had no noise, None where the server's ledger is
         broken.
@@ -58,7 +56,6 @@ class Accounts:
         Epsilon of the last priced round up to each one: no valid claim is below it.
     survivors : mapping of int to int
         Clients in each released round, by the server's ledger.
-    clients : tuple of ClientAccount
     """
 
     events: tuple[Event, ...]
@@ -77,13 +74,7 @@ def events_of(entries: Sequence[Entry]) -> list[Event]:
 
 
 def settle(record: RunRecord) -> Accounts:
-    """Price everything that a run's ledgers hold.
-
-    Raises
-    ------
-    PrivacyError
-        A spend cannot be priced.
-    """
+    """Price everything that a run's ledgers hold; PrivacyError where a spend cannot be priced."""
     delta = record.privacy.delta
     open_run = record.privacy.unit == "none"
     running: Counter[Event] = Counter()
@@ -152,10 +143,7 @@ class _Rounds:
 
 
 def _by_round(until: Mapping[int, tuple[Event, ...]], delta: float) -> _Rounds:
-    """Price the history up to every round, or up to evenly spaced ones of many.
-
-    A longer history never costs less, so each round costs at least what the last priced one did.
-    """
+    """Price the history up to every round, or up to evenly spaced ones of many."""
     numbers = list(until)
     step = max(1, math.ceil(len(numbers) / _MOST_PRICED))
     chosen = {*numbers[:1], *numbers[::-1][::step]}

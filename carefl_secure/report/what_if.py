@@ -29,9 +29,9 @@ def tuning_runs(record: RunRecord) -> int | None:
 def tuning_part(record: RunRecord, accounts: Accounts, held: bool) -> Tuning:
     """Say whether runs made to choose settings are included in epsilon.
 
-    A fixed number n of runs is composed: n runs that each released no more than this one, and this
-    one, in one account. (Choosing among a *random* number of runs has an account of its own,
-    Papernot and Steinke, ICLR 2022; a number fixed beforehand does not fall under it.)
+    For a fixed number n of them, n runs that each released no more than this one are composed with
+    it in one account. (Choosing among a *random* number of runs has its own account, Papernot and
+    Steinke, ICLR 2022; a number fixed beforehand does not fall under it.)
     """
     runs = tuning_runs(record)
     if runs is None:

@@ -18,18 +18,10 @@ __all__ = ["refuse_void", "write_report"]
 
 
 def write_report(run: Path) -> tuple[Report, list[Path]]:
-    """Check a run, price it anew, and write its report.
+    """Check a run, price it anew, and write its report; return it with the paths written.
 
-    Parameters
-    ----------
-    run : Path
-        The run folder.
-
-    Returns
-    -------
-    tuple of Report and list of Path
-        The report, and the files written: page, data, card and registry entry under ``report/``,
-        and the adapter's model card with our block in it.
+    Written are page, data, card and registry entry under ``report/``, and our block in the
+    adapter's model card.
 
     Raises
     ------
@@ -58,13 +50,7 @@ def write_report(run: Path) -> tuple[Report, list[Path]]:
 
 
 def refuse_void(report: Report) -> None:
-    """Raise if a report is void.
-
-    Raises
-    ------
-    PrivacyError
-        With the reasons.
-    """
+    """Raise PrivacyError with the reasons if a report is void."""
     if report.verdict == "void":
         raise PrivacyError(
             "the report is void, so no privacy may be claimed for this run: "

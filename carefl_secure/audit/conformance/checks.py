@@ -1,7 +1,6 @@
-"""Does the machinery do what its price was computed for? Answers in a second, and sees far.
+"""Does the mechanism do what its price was computed for? Answers in a second, part by part.
 
-Membership attacks on a finished run are blind to halved noise at epsilon 8. These checks look at
-the parts of the mechanism one by one, where they leave no room.
+Membership attacks on a finished run cannot detect halved noise at epsilon 8; these checks can.
 """
 
 from __future__ import annotations
@@ -50,20 +49,10 @@ class Probe(Protocol):
 class MachineView:
     """What the auditor of one's own machine may look at: everything.
 
-    Parameters
-    ----------
-    plan : RunPlan
-        Of the run under audit.
-    rehearsal : Rehearsal
-        A run on canaries, for the sampler.
-    quiet : tuple of Rehearsal
-        Two runs on no records under one seed, with the run's own dimension: pure noise.
-    probe : Probe
-        The real task, with a few real records.
-    adapter : ndarray of float32, shape [D]
-        Where gradients are taken.
-    released : ReleasedSums, optional
-        Sums of runs with keys in common; None where no Skellam noise hides single records.
+    ``rehearsal`` is a run on canaries, for the sampler; ``quiet`` holds two runs on no records
+    under one seed, with the run's own dimension: pure noise. ``probe`` is the real task with a few
+    real records, ``adapter`` (float32, shape [D]) where gradients are taken. ``released`` holds
+    sums of runs with keys in common; None where no Skellam noise hides single records.
     """
 
     plan: RunPlan

@@ -1,4 +1,4 @@
-"""Exact or nearly exact tests of the few laws that the privacy proof asks of the machinery."""
+"""Exact or nearly exact tests of the few laws that the privacy proof requires."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ __all__ = ["SamplerTest", "noise_chances", "sampler_test"]
 def noise_chances(noise: npt.NDArray[np.float64]) -> tuple[float, float]:
     r"""Return two p-values that the entries are independent standard normals.
 
-    The first is two-sided, of :math:`\sum x_i^2 \sim \chi^2_d`, and sees a wrong scale: with
-    40 960 entries, noise at 0.95 of its scale has a p-value below 1e-40. The second is the test of
-    Kolmogorov and Smirnov, and sees a wrong shape.
+    The first, of :math:`\sum x_i^2 \sim \chi^2_d` (two-sided), detects a wrong scale: with 40 960
+    entries, noise at 0.95 of its scale has a p-value below 1e-40. The second, of Kolmogorov and
+    Smirnov, detects a wrong shape.
     """
     return noise_p_value(noise, 1.0), float(kstest(noise, "norm").pvalue)
 
@@ -31,8 +31,7 @@ class SamplerTest:
     size_variance : float
         Of the variance of the batch sizes: batches of fixed size fail.
     spread : float
-        Of how unevenly records are drawn: shuffled epochs, in which every record has its turn, and
-        samples that repeat, both fail.
+        Of how unevenly records are drawn: shuffled epochs and samples that repeat fail.
     repeats : int
         Equal batches of five records or more, which chance never makes.
     """
@@ -54,13 +53,8 @@ def sampler_test(
 ) -> SamplerTest:
     """Test the batches of several clients, each of ``records`` records.
 
-    Parameters
-    ----------
-    batches : mapping of int to list of ndarray
-        Drawn indices of every round, by client. Empty draws included, or so unlikely that they
-        need not be.
-    records : int
-    sample_rate : float
+    ``batches`` holds the drawn indices of every round, by client, with empty draws included unless
+    they are too unlikely to matter.
     """
     every = [batch for drawn in batches.values() for batch in drawn]
     sizes = np.array([len(batch) for batch in every], np.float64)

@@ -1,8 +1,7 @@
 """A short run of the real federation on canaries.
 
-Only the model is replaced, by records whose clipped gradient is known: record i points along one
-coordinate of its own, with the clipping norm as its length, or it is a filler whose gradient is
-zero.
+Only the model is replaced, by records of known clipped gradient: a canary points along one
+coordinate of its own, with the clipping norm as its length; a filler's gradient is zero.
 """
 
 from __future__ import annotations
@@ -90,15 +89,15 @@ class _CanaryTask:
 
 
 def punctual(local: LocalPlan | None) -> LocalPlan | None:
-    """Return local steps without stragglers, whose noise would be less than a round's whole."""
+    """Return local steps without stragglers, whose noise is less than a round's."""
     return None if local is None else dataclasses.replace(local, stragglers=0.0)
 
 
 def plan_like(config: Config, dimension: int, records: int, rounds: int | None = None) -> RunPlan:
     """Plan a run under a configuration, for another length of the adapter.
 
-    Above 16 clients or 100 rounds fewer are rehearsed; the noise is then planned for these, so
-    that the same epsilon is spent. Delta is lowered where more records are rehearsed than it fits.
+    At most 16 clients and 100 rounds are rehearsed, with the noise planned for these, so that the
+    same epsilon is spent. Delta is lowered where more records are rehearsed than it fits.
     """
     private, federation = config.privacy, config.federation
     clients = min(federation.clients, _MOST_CLIENTS)
@@ -140,25 +139,18 @@ def rehearse(
 
     Parameters
     ----------
-    config : Config
     key_source : callable(int) -> KeySource
-        Where the clients' keys come from; that of the run under audit.
+        Where the clients' keys come from, as in the run under audit.
     canaries : int
-        How many coins are flipped; canary j, if in, is a record of client ``j mod n``.
+        Number of coin flips; canary j, if included, is a record of client ``j mod n``.
     plan : RunPlan, optional
-        Taken as it is; by default :func:`plan_like` with as many coordinates as canaries.
+        By default :func:`plan_like` with as many coordinates as canaries.
     empty : bool
-        Leave all records out, so that each sum is noise and nothing else.
+        Leave all records out, so that each sum is noise only.
     seed : int
         Of the coins alone.
     aggregation : {"pairwise", "committee", "encrypted"}, optional
-        How rounds sum; as configured by default.
-    reporter : Reporter, optional
-        Told of rounds.
-
-    Returns
-    -------
-    Rehearsal
+        As configured by default.
     """
     rate = config.privacy.sample_rate
     among = min(config.federation.clients, _MOST_CLIENTS)

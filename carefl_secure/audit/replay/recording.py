@@ -1,7 +1,6 @@
-"""Any tasks played through the real federation, with every message and every sum written down.
+"""Any tasks run through the real federation, with every message and every sum recorded.
 
-Nothing is imitated: the sessions, the secure sum, the samplers and the strategy are those of the
-run under audit, under its configuration.
+The sessions, the secure sum, the samplers and the strategy are those of the run under audit.
 """
 
 from __future__ import annotations
@@ -49,25 +48,18 @@ class Batch:
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """All that happened, secrets included. Attacks get the views, the auditor keeps the rest.
+    """All that happened, secrets included; attacks get only the views.
 
     Parameters
     ----------
-    plan : RunPlan
-    messages : tuple of Heard
     sums : ndarray of float64, shape [rounds, D]
         Opened sums in units of the clipping norm.
     survivors : tuple of int
         Of each round.
-    batches : tuple of Batch
     records : int
-        That each client held.
+        Held by each client.
     member : ndarray of bool, shape [canaries]
         The coins.
-    seed : int
-        Of the run.
-    aggregation : {"pairwise", "committee", "encrypted"}
-        How its rounds summed.
     """
 
     plan: RunPlan
@@ -130,22 +122,10 @@ def play(
     aggregation: Aggregation | None = None,
     reporter: Reporter | None = None,
 ) -> Rehearsal:
-    """Run the configured federation on any tasks, and write everything down.
+    """Run the configured federation on any tasks, and record everything.
 
-    Parameters
-    ----------
-    config : Config
-    key_source : callable(int) -> KeySource
-    plan : RunPlan
-    tasks : sequence of LocalTask
-    aggregation : {"pairwise", "committee", "encrypted"}, optional
-        As configured by default.
-    reporter : Reporter, optional
-
-    Returns
-    -------
-    Rehearsal
-        Without batches, records and canaries: only the caller knows these.
+    ``aggregation`` is as configured by default. The rehearsal has no batches, records or canaries:
+    only the caller knows these.
     """
     agreed = aggregation_of(config)
     if aggregation is not None and aggregation != agreed.protocol:
@@ -187,7 +167,7 @@ def play(
 
 
 def _unit(plan: RunPlan, survivors: int) -> float:
-    """Return what turns a mean gradient into a sum in which one canary's gradient is 1."""
+    """Return the factor from a mean gradient to a sum in which one canary's gradient is 1."""
     if plan.local is None or plan.privacy.mechanism != "gaussian":
         return abs(plan.divisor(survivors)) / plan.privacy.clipping_norm
     # A canary moves its client by the local rate times its share of the expected batch.
@@ -196,7 +176,7 @@ def _unit(plan: RunPlan, survivors: int) -> float:
 
 
 class _Keeper:
-    """A server step that keeps every opened mean and never moves."""
+    """A server step that keeps every opened mean and never changes the adapter."""
 
     def __init__(self) -> None:
         self.means: list[npt.NDArray[np.float64]] = []
@@ -215,7 +195,7 @@ class _Keeper:
 
 
 class _Rounds:
-    """Passes progress on, under the audit's own name, and keeps the figures of rounds back."""
+    """Passes progress on under the audit's own name, without the figures of rounds."""
 
     def __init__(self, reporter: Reporter) -> None:
         self._reporter = reporter
@@ -233,11 +213,11 @@ class _Rounds:
         self._reporter.note(text)
 
     def round(self, row: Mapping[str, float | int | str]) -> None:
-        """Keep it back: a rehearsal's figures are nobody's result."""
+        """Discard the row: a rehearsal's figures are no result."""
 
 
 def _heard(node: int, message: Any) -> Heard:
-    """Copy one Flower message; arrays (the adapter, which is public) are left out."""
+    """Copy one Flower message without its arrays (the public adapter)."""
     data = message.metadata
     fields: dict[str, object] = {}
     if message.has_content():

@@ -1,4 +1,4 @@
-"""Threat models read from their files, and held against the code that they point to."""
+"""Threat models read from their files, and checked against the code that they refer to."""
 
 from __future__ import annotations
 
@@ -20,13 +20,7 @@ _FOLDER = "threat_models"
 
 
 def find_models(folder: Path | None = None) -> Path:
-    """Return a folder of threat models: the given one, or the one that ships with the package.
-
-    Raises
-    ------
-    ConfigError
-        If it holds none.
-    """
+    """Return the given folder of threat models, or the one in the package; ConfigError if empty."""
     place = shipped_folder(_FOLDER) if folder is None else folder
     if not any(place.glob("*.yaml")):
         raise ConfigError(f"there are no threat models in {place}; give --dir a folder of *.yaml")
@@ -34,12 +28,12 @@ def find_models(folder: Path | None = None) -> Path:
 
 
 def load_models(folder: Path) -> tuple[ThreatModel, ...]:
-    """Read and check all threat models of a folder, in the order of their names.
+    """Read and check all threat models of a folder, sorted by name.
 
     Raises
     ------
     ConfigError
-        If a file is not YAML, or not of the schema, or named otherwise than its content.
+        A file is not YAML, breaks the schema, or its name differs from its content.
     """
     return tuple(_load(path) for path in sorted(folder.glob("*.yaml")))
 
@@ -60,13 +54,7 @@ def _load(path: Path) -> ThreatModel:
 
 
 def named(models: Sequence[ThreatModel], name: str) -> ThreatModel:
-    """Return one model by its name.
-
-    Raises
-    ------
-    ConfigError
-        If there is none of that name.
-    """
+    """Return one model by its name; ConfigError where there is none."""
     for model in models:
         if model.name == name:
             return model
@@ -75,24 +63,11 @@ def named(models: Sequence[ThreatModel], name: str) -> ThreatModel:
 
 
 def check_models(models: Sequence[ThreatModel], root: Path) -> list[str]:
-    """Return everything that the models point to and that is not there.
+    """Return one sentence for each fault of the models, given the source tree ``root``.
 
-    Parameters
-    ----------
-    models : sequence of ThreatModel
-    root : Path
-        The source tree, which holds ``tests/``.
-
-    Returns
-    -------
-    list of str
-        One sentence per fault: a test, setting or attack that does not exist, or a threat that is
-        called defended and names no test, or that says nothing of its kind.
-
-    Raises
-    ------
-    ConfigError
-        If there is no ``tests/`` at all, as in an installed wheel.
+    A fault is a test, setting or attack that does not exist, a threat called defended that names no
+    test, or one with no classification. Without ``tests/``, as in an installed wheel, ConfigError
+    is raised.
     """
     if not (root / "tests").is_dir():
         raise ConfigError(

@@ -81,13 +81,10 @@ class Threat(Section):
         Short, unique within its model.
     text : str
         What it tries, in one or two sentences.
-    stride, linddun : tuple of str
-        Letters of :data:`STRIDE` and :data:`LINDDUN`.
-    atlas, nist : tuple of str
-        Ids of MITRE ATLAS, terms of NIST AI 100-2.
-    defended : {"yes", "partly", "no"}
+    stride, linddun, atlas, nist : tuple of str
+        Letters of :data:`STRIDE` and :data:`LINDDUN`; ids of MITRE ATLAS, terms of NIST AI 100-2.
     mitigation : str
-        What stands in its way; what one could do, where nothing does.
+        What stands in its way, or what one could do where nothing does.
     keys : tuple of str
         Settings that switch or size the mitigation.
     tests : tuple of str
@@ -113,21 +110,11 @@ class Threat(Section):
 
 
 class ThreatModel(Section):
-    """One adversary.
+    """One adversary; ``name`` is that of its file, without the ending.
 
-    Parameters
-    ----------
-    format : str
-    name : str
-        The name of its file, without the ending.
-    title, summary : str
-    position : {"server", "client", "helper", "network", "user", "disk"}
-        Where it stands in the picture of a round.
-    assets, sees, can : tuple of str
-        What it is after, what reaches its eyes, what it is able to do.
-    collusion : str
-        With how many others the defences still hold.
-    threats : tuple of Threat
+    ``position`` is where it stands in the picture of a round, ``assets`` what it is after, ``sees``
+    what it observes, ``can`` what it is able to do, and ``collusion`` with how many others the
+    defences still hold.
     """
 
     format: Literal["carefl.threat-model/1"]

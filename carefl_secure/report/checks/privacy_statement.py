@@ -123,7 +123,7 @@ def noise(record: RunRecord, accounts: Accounts) -> Finding:
     """Test that the opened sums are not shorter than their noise alone would be.
 
     With D entries of noise deviation s, the squared norm of an opened sum over s^2 is at least a
-    chi-square of D degrees of freedom, whatever was summed; the lower tail of all rounds together
+    chi-square of D degrees of freedom, whatever was summed. The lower tail of all rounds together
     is tested.
     """
     privacy = record.privacy

@@ -19,15 +19,7 @@ __all__ = ["Check", "check_run"]
 class Check:
     """One condition and what was found.
 
-    Parameters
-    ----------
-    name : str
-        Short and stable, for machines.
-    text : str
-        The condition, in words.
-    outcome : {"held", "failed", "not checked"}
-    detail : str
-        What was found.
+    ``name`` is short and stable, for machines; ``text`` states the condition in words.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The adapter's model card: our block is inserted or replaced, nothing else is changed."""
+"""The model card of the adapter: our block is inserted or replaced, nothing else is changed."""
 
 from __future__ import annotations
 
@@ -19,19 +19,10 @@ _NEW = "---\nlibrary_name: peft\n---\n\n# Adapter\n\n"
 
 
 def put_into_readme(readme: str, report: Report) -> str:
-    """Return a model card with the privacy of a report in its front matter and in its text.
+    """Return the model card ``readme`` (empty for none) with the privacy of a report in it.
 
-    Parameters
-    ----------
-    readme : str
-        The card as it stands; empty for none.
-    report : Report
-
-    Returns
-    -------
-    str
-        The same card. Between our marks stands the new block; where there were none, the front
-        matter gets it at its end and so does the text.
+    The block between our markers is replaced; without markers, it is added at the end of the front
+    matter and at the end of the text.
 
     Raises
     ------

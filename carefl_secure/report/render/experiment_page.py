@@ -17,14 +17,9 @@ def _number(value: float | None, sign: str = "") -> str:
 
 
 def interval(found: Mapping[str, float | None] | None, name: str = "") -> str:
-    """Return ``[low, high]``; empty where there is none.
+    """Return ``[low, high]`` of the mapping ``found``; empty where there is none.
 
-    Parameters
-    ----------
-    found : mapping or None
-        ``low`` and ``high``.
-    name : str
-        The figure, whose interval ends at its bounds; empty for a difference of figures.
+    An interval is cut at the bounds of the figure ``name``; empty for a difference of figures.
     """
     if not found or found["low"] is None or found["high"] is None:
         return ""
@@ -71,13 +66,7 @@ def _names(found: Mapping[str, Any]) -> list[str]:
 
 
 def experiment_html(found: Mapping[str, Any]) -> str:
-    """Return the results as one self-contained page: nothing is loaded, nothing runs.
-
-    Parameters
-    ----------
-    found : mapping
-        What ``carefl-secure experiment`` keeps in ``results.json``.
-    """
+    """Return the contents of an experiment's ``results.json`` as one self-contained page."""
     template = _environment(html=True).get_template("experiment.html.j2")
     values = [row["figures"]["mAP"]["mean"] for row in found["rows"] if "mAP" in row["figures"]]
     return template.render(e=found, names=_names(found), most=max(values, default=1.0) or 1.0)

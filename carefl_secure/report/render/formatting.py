@@ -8,13 +8,7 @@ __all__ = ["delta_words", "percent_up", "up"]
 
 
 def up(value: float, digits: int = 3) -> str:
-    """Show a bound with some decimals, never less than it is.
-
-    Returns
-    -------
-    str
-        Without trailing zeros.
-    """
+    """Show a bound with ``digits`` decimals, never less than it is, without trailing zeros."""
     if not math.isfinite(value):
         return "infinite"
     scale = 10.0**digits
@@ -24,28 +18,14 @@ def up(value: float, digits: int = 3) -> str:
 
 
 def percent_up(share: float) -> str:
-    """Show a share as a percentage with one decimal, never less than it is.
-
-    Parameters
-    ----------
-    share : float
-        In [0, 1].
-    """
+    """Show a share in [0, 1] as a percentage with one decimal, never less than it is."""
     return f"{up(100.0 * share, 1)} %"
 
 
 def delta_words(delta: float) -> str:
-    """Show a small probability as a power of ten and as odds.
+    """Show a delta above 0 as a power of ten and as odds, which are never rarer than delta.
 
-    Parameters
-    ----------
-    delta : float
-        Above 0.
-
-    Returns
-    -------
-    str
-        Such as ``1e-5, or 1 in 100 000``; the odds are never rarer than delta.
+    Such as ``1e-5, or 1 in 100 000``.
     """
     odds = f"{math.floor(1.0 / delta + 1e-6):,}".replace(",", " ")
     return f"{delta:g}".replace("e-0", "e-") + f", or 1 in {odds}"

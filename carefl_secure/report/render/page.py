@@ -32,11 +32,7 @@ def _environment(*, html: bool) -> jinja2.Environment:
 def html_page(report: Report, bounds: AttackerBounds | None) -> str:
     """Return the report as one self-contained page: nothing is loaded, nothing runs.
 
-    Parameters
-    ----------
-    report : Report
-    bounds : AttackerBounds or None
-        For the drawing; None where no ceiling holds.
+    ``bounds`` is for the drawing; None where no ceiling holds.
     """
     accent, tint = _CALM if report.verdict == "accounted" else _ALARM
     price = report.promise.epsilon
@@ -66,13 +62,7 @@ def _ceiling(bounds: AttackerBounds | None, *, wide: bool, accent: str) -> str:
 
 
 def markdown_section(report: Report) -> str:
-    """Return the privacy section of a model card.
-
-    Returns
-    -------
-    str
-        Markdown, from a second-level heading on.
-    """
+    """Return the privacy section of a model card, from a second-level heading on."""
     text = _environment(html=False).get_template("card.md.j2").render(r=_Escaped(report))
     return text.strip() + "\n"
 

@@ -47,20 +47,10 @@ _STYLE: Any = {
 
 
 def rounds_plot(report: Report, *, wide: bool, accent: str) -> str:
-    """Draw epsilon and the scores per round.
+    """Draw epsilon (in ``accent``) and the scores per round, as an ``<svg>`` element.
 
-    Parameters
-    ----------
-    report : Report
-    wide : bool
-        Side by side for a desktop; else stacked, for a phone.
-    accent : str
-        Colour of epsilon.
-
-    Returns
-    -------
-    str
-        An ``<svg>`` element; empty where no round is finished.
+    ``wide`` puts the two side by side for a desktop; otherwise they are stacked, for a phone. Empty
+    where no round is finished.
     """
     if not report.rounds:
         return ""
@@ -141,21 +131,9 @@ def _marker(points: Sequence[object]) -> str:
 
 
 def attacker_plot(curve: Sequence[tuple[float, float]], *, wide: bool, accent: str) -> str:
-    """Draw the largest true-positive rate of any membership test against its false alarms.
+    """Draw the largest true-positive rate of any membership test, as an ``<svg>`` element.
 
-    Parameters
-    ----------
-    curve : sequence of (float, float)
-        False- and true-positive rates.
-    wide : bool
-        Proportions for a desktop; else for a phone.
-    accent : str
-        Colour of the ceiling.
-
-    Returns
-    -------
-    str
-        An ``<svg>`` element.
+    ``curve`` holds false- and true-positive rates; ``wide`` gives proportions for a desktop.
     """
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(5.6, 3.3) if wide else (3.6, 3.1), layout="constrained")
