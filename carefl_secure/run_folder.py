@@ -69,10 +69,7 @@ class RunFolder:
     def create(cls, root: Path, config: str, run_id: str | None = None) -> RunFolder:
         """Make ``root/<run id>`` and write ``config``, the whole configuration as YAML text.
 
-        Raises
-        ------
-        RunError
-            A run of this name exists or the folder cannot be made.
+        RunError is raised if a run of this name exists or the folder cannot be made.
         """
         folder = cls(Path(root) / (run_id or new_run_id()))
         try:
@@ -198,10 +195,7 @@ class RunFolder:
     def read_checkpoint(self) -> dict[str, NDArray[np.generic] | Scalar]:
         """Return what `write_checkpoint` stored; arrays without axes come back as Python scalars.
 
-        Raises
-        ------
-        RunError
-            There is no checkpoint or it is damaged.
+        RunError is raised if there is no checkpoint or it is damaged.
         """
         if not self.checkpoint.is_file():
             raise RunError(

@@ -42,12 +42,9 @@ _MICRO_BATCH = 16
 
 
 def read_plan(folder: RunFolder) -> RunPlan:
-    """Return the plan that a run was made with; of several stages, the last's over all rounds.
+    """Return the plan of a run; of several stages, the last's over all rounds.
 
-    Raises
-    ------
-    RunError
-        It cannot be read, or does not match the run's event.
+    RunError is raised if it cannot be read or does not match the run's event.
     """
     return _plans(folder)[0]
 

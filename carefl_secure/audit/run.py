@@ -36,20 +36,13 @@ def audit_run(
     Parameters
     ----------
     attacks : sequence of str, optional
-        Names from :data:`ATTACKS`; all by default.
+        Names from :data:`ATTACKS` (ConfigError for any other); all by default.
     records : int
         Members, others and population for the attacks on the adapter, each.
     canaries : int
         Coins of the one-run audit.
     name : str
         Of the two files; a partial audit should not replace a whole one.
-
-    Raises
-    ------
-    ConfigError
-        An attack is unknown.
-    RunError
-        The folder is no finished run.
     """
     wanted = list(ATTACKS) if attacks is None else list(dict.fromkeys(attacks))
     unknown = [attack for attack in wanted if attack not in ATTACKS]

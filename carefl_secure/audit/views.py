@@ -123,14 +123,9 @@ class HolderView:
 class ReleaseView:
     """What everybody in the run sees: the opened sum of each round, and the agreed plan.
 
-    Parameters
-    ----------
-    sums : ndarray of float64, shape [rounds, D]
-        In units of the clipping norm.
-    noise : ndarray of float64, shape [rounds]
-        Planned standard deviation per coordinate of each sum, same unit.
-    coordinates : ndarray of int64, shape [canaries]
-        Where each possible canary, made by the attacker, would show.
+    ``sums`` (float64, shape [rounds, D]) are in units of the clipping norm; ``noise`` (float64,
+    shape [rounds]) is their planned standard deviation per coordinate, same unit. ``coordinates``
+    (int64, shape [canaries]) is where each possible canary, made by the attacker, would show.
     """
 
     sums: npt.NDArray[np.float64]

@@ -37,10 +37,7 @@ _Verdict = Literal["accounted", "void", "unprotected"]
 def build_report(record: RunRecord) -> tuple[Report, AttackerBounds | None]:
     """Check and price a run; return its report, and the attacker's bounds where they hold.
 
-    Raises
-    ------
-    PrivacyError
-        A spend in a whole ledger cannot be priced.
+    PrivacyError is raised if a spend in an intact ledger cannot be priced.
     """
     accounts = settle(record)
     checks = check_run(record, accounts)

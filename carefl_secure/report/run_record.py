@@ -57,16 +57,9 @@ def _within(name: str, run: str) -> bool:
 class StageRecord:
     """What was agreed on for one stage of a run, or for a run in one stage.
 
-    Parameters
-    ----------
-    run : str
-        As ledgers name it: the run, with the stage where there are several.
-    first : int
-        Number of its first round.
-    privacy : PrivacyPlan
-        The plan's privacy part, checked.
-    event : Event or None
-        What one round of it releases; None for unit none.
+    ``run`` is the name in ledgers, with the stage where there are several; ``first`` the number of
+    its first round; ``privacy`` the plan's privacy part, checked; ``event`` what one round of it
+    releases, None for unit none.
     """
 
     run: str
@@ -80,29 +73,20 @@ class StageRecord:
 class RunRecord:
     """What a run folder says.
 
-    ``plan``, ``privacy`` and ``event`` of a run in several stages are those of the last, over all
-    rounds.
+    ``plan``, ``privacy`` (checked) and ``event`` (one planned round; None for unit none) of a run
+    in several stages are those of the last, over all rounds; ``stages`` has one entry for each.
+    ``audit`` is None where no audit was made.
 
     Parameters
     ----------
     run_id : str
         As the server's ledger names the run; the folder's name where that is broken.
-    privacy : PrivacyPlan
-        The plan's privacy part, checked.
-    event : Event or None
-        What one planned round releases; None for unit none.
-    plan_hash : str
-        SHA-256 of the canonical plan.
-    begun_under : str
-        The plan's hash in the checkpoint; empty where there is none.
+    plan_hash, begun_under : str
+        SHA-256 of the canonical plan; that in the checkpoint, empty where there is none.
     simulated : bool
         Whether the clients lived inside the run folder, in one process.
     rows : tuple of mapping
         Figures of every finished round.
-    audit : tuple of AuditFinding, or None
-        None where no audit was made.
-    stages : tuple of StageRecord
-        One for each stage; a run in one stage has that one.
     """
 
     path: Path

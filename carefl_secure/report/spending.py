@@ -19,16 +19,10 @@ _MOST_PRICED = 32  # rounds; a price takes some 0.1 s
 
 @dataclass(frozen=True)
 class ClientAccount:
-    """What one client spent.
+    """What one client spent: ``paid`` rounds of this run at ``run_epsilon``.
 
-    Parameters
-    ----------
-    paid : int
-        Rounds of this run that it paid for.
-    run_epsilon : float or None
-        What these cost; None where its ledger is broken.
-    ledger_epsilon : float or None
-        What everything in its ledger costs, earlier runs too.
+    ``ledger_epsilon`` prices everything in its ledger, earlier runs too. Both are None where the
+    ledger is broken.
     """
 
     name: str
@@ -48,10 +42,8 @@ class Accounts:
     epsilon : float or None
         What they cost; infinity where a round had no noise, None where the server's ledger is
         broken.
-    by_round : mapping of int to float
-        Epsilon after each released round that was priced, by the named accountant.
-    by_round_words : str
-        Which rounds these are.
+    by_round, by_round_words : mapping of int to float, str
+        Epsilon after each released round that was priced, by the named accountant; which these are.
     at_least : mapping of int to float
         Epsilon of the last priced round up to each one: no valid claim is below it.
     survivors : mapping of int to int

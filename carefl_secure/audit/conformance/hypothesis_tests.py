@@ -24,16 +24,10 @@ def noise_chances(noise: npt.NDArray[np.float64]) -> tuple[float, float]:
 class SamplerTest:
     """P-values that batches were drawn by independent coins of one probability.
 
-    Parameters
-    ----------
-    mean : float
-        Of the number of records drawn in all.
-    size_variance : float
-        Of the variance of the batch sizes: batches of fixed size fail.
-    spread : float
-        Of how unevenly records are drawn: shuffled epochs and samples that repeat fail.
-    repeats : int
-        Equal batches of five records or more, which chance never makes.
+    ``mean`` is that of the number of records drawn in all; ``size_variance`` of the variance of the
+    batch sizes, which detects batches of fixed size; ``spread`` of how unevenly records are drawn,
+    which detects shuffled epochs and samples that repeat. ``repeats`` counts equal batches of five
+    records or more, which chance never makes.
     """
 
     def __init__(self, mean: float, size_variance: float, spread: float, repeats: int) -> None:

@@ -1,7 +1,6 @@
 """Drives the released sums, records present, on neighbouring data and with single keys changed.
 
-With the keys of the clients fixed, two runs differ by exactly what was changed: the records, the
-dither or the noise.
+With fixed client keys, two runs differ only by what was changed: records, dither or noise.
 """
 
 from __future__ import annotations
@@ -36,15 +35,9 @@ _Vector = npt.NDArray[np.float64]
 class ReleasedSums:
     """Sums of rounds, shape [rounds, D], in clipping norms, of four runs with keys in common.
 
-    Parameters
-    ----------
-    plan : RunPlan
-    base : ndarray
-        Records with known gradients.
-    other_records, other_dither, other_noise : ndarray
-        The same with all gradients zero, or with other keys for one label.
-    expected : ndarray
-        What the records add to ``base``, from the keys and the sampler of the library.
+    ``base`` has records with known gradients; ``other_records`` has all gradients zero,
+    ``other_dither`` and ``other_noise`` have other keys for one label. ``expected`` is what the
+    records add to ``base``, from the keys and the sampler of the library.
     """
 
     plan: RunPlan

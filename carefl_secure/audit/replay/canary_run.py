@@ -135,22 +135,12 @@ def rehearse(
     aggregation: Aggregation | None = None,
     reporter: Reporter | None = None,
 ) -> Rehearsal:
-    """Run the configured federation on canaries.
+    """Run the configured federation on canaries, each included by a coin flip.
 
-    Parameters
-    ----------
-    key_source : callable(int) -> KeySource
-        Where the clients' keys come from, as in the run under audit.
-    canaries : int
-        Number of coin flips; canary j, if included, is a record of client ``j mod n``.
-    plan : RunPlan, optional
-        By default :func:`plan_like` with as many coordinates as canaries.
-    empty : bool
-        Leave all records out, so that each sum is noise only.
-    seed : int
-        Of the coins alone.
-    aggregation : {"pairwise", "committee", "encrypted"}, optional
-        As configured by default.
+    Canary j, if included, is a record of client ``j mod n``. ``key_source`` gives the clients'
+    keys, as in the run under audit; ``plan`` is by default :func:`plan_like` with as many
+    coordinates as canaries. ``empty`` leaves all records out, so that each sum is noise only;
+    ``seed`` is of the coins alone. ``aggregation`` is as configured by default.
     """
     rate = config.privacy.sample_rate
     among = min(config.federation.clients, _MOST_CLIENTS)

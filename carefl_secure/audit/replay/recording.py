@@ -50,16 +50,9 @@ class Batch:
 class Rehearsal:
     """All that happened, secrets included; attacks get only the views.
 
-    Parameters
-    ----------
-    sums : ndarray of float64, shape [rounds, D]
-        Opened sums in units of the clipping norm.
-    survivors : tuple of int
-        Of each round.
-    records : int
-        Held by each client.
-    member : ndarray of bool, shape [canaries]
-        The coins.
+    ``sums`` (float64, shape [rounds, D]) are the opened sums in units of the clipping norm,
+    ``survivors`` the clients of each round, ``records`` how many each client held, ``member``
+    (bool, shape [canaries]) the coins.
     """
 
     plan: RunPlan

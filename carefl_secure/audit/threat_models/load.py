@@ -30,10 +30,7 @@ def find_models(folder: Path | None = None) -> Path:
 def load_models(folder: Path) -> tuple[ThreatModel, ...]:
     """Read and check all threat models of a folder, sorted by name.
 
-    Raises
-    ------
-    ConfigError
-        A file is not YAML, breaks the schema, or its name differs from its content.
+    ConfigError is raised if a file is not YAML, breaks the schema, or is not named as its content.
     """
     return tuple(_load(path) for path in sorted(folder.glob("*.yaml")))
 

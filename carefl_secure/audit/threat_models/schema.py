@@ -75,24 +75,12 @@ NIST: tuple[str, ...] = Nist.__args__  # type: ignore[attr-defined]
 class Threat(Section):
     """One thing that the adversary may try.
 
-    Parameters
-    ----------
-    id : str
-        Short, unique within its model.
-    text : str
-        What it tries, in one or two sentences.
-    stride, linddun, atlas, nist : tuple of str
-        Letters of :data:`STRIDE` and :data:`LINDDUN`; ids of MITRE ATLAS, terms of NIST AI 100-2.
-    mitigation : str
-        What stands in its way, or what one could do where nothing does.
-    keys : tuple of str
-        Settings that switch or size the mitigation.
-    tests : tuple of str
-        ``tests/.../test_file.py::test_name`` that fail where the mitigation breaks.
-    attacks : tuple of str
-        Attacks of ``carefl-secure audit`` that measure what is left.
-    residual : str
-        The risk that remains, in plain words.
+    ``id`` is unique within its model, ``text`` says in one or two sentences what it tries.
+    ``stride`` and ``linddun`` hold letters of :data:`STRIDE` and :data:`LINDDUN`, ``atlas`` ids of
+    MITRE ATLAS, ``nist`` terms of NIST AI 100-2. ``mitigation`` is what stands in its way, or what
+    one could do where nothing does; ``keys`` are the settings that switch or size it. ``tests``, as
+    ``tests/.../test_file.py::test_name``, fail where it breaks; ``attacks`` of ``carefl-secure
+    audit`` measure what is left; ``residual`` is the risk that remains.
     """
 
     id: str
