@@ -22,6 +22,7 @@ from carefl_secure.data.splits import Subset
 from carefl_secure.data.synthetic.corpus import synthetic_corpus
 from carefl_secure.errors import ConfigError
 from carefl_secure.federation.plan.run_plan import RunPlan
+from carefl_secure.federation.plan.staged import Stage
 from carefl_secure.federation.run_spec import RunSpec, Simulation
 from carefl_secure.federation.server.optimizers import FedAdam
 from carefl_secure.federation.server.run import Monitoring, run_federation
@@ -201,7 +202,7 @@ def train_on(
     with tempfile.TemporaryDirectory(prefix="carefl-planted-") as home:
         result = run_federation(
             RunSpec(
-                plan=plan,
+                stage=Stage.only(plan),
                 tasks=lambda: tasks,
                 folder=RunFolder.create(Path(home), "planted: true\n", "planted"),
                 base_hash=bytes(32),

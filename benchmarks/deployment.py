@@ -57,6 +57,7 @@ from carefl_secure.federation.client.session import ClientSession
 from carefl_secure.federation.in_process import Clients
 from carefl_secure.federation.plan.calibrate import PlanRequest, plan_run
 from carefl_secure.federation.plan.run_plan import RunPlan
+from carefl_secure.federation.plan.staged import Stage
 from carefl_secure.federation.run_spec import RunSpec
 from carefl_secure.federation.server.optimizers import FedAvg
 from carefl_secure.federation.server.run import run_federation
@@ -260,7 +261,7 @@ def play(name: str, plan: RunPlan) -> dict[str, Any]:
             return deployment
 
         spec = RunSpec(
-            plan=plan,
+            stage=Stage.only(plan),
             tasks=lambda: [Task() for _ in range(NODES)],
             folder=RunFolder.create(Path(root), ""),
             base_hash=bytes(32),

@@ -41,6 +41,7 @@ def measure(clients: int, dimension: int, how: str) -> dict[str, Any]:
 
     from carefl_secure.federation.plan.aggregation_config import AggregationConfig
     from carefl_secure.federation.plan.calibrate import PlanRequest, plan_run
+    from carefl_secure.federation.plan.staged import Stage
     from carefl_secure.federation.run_spec import RunSpec
     from carefl_secure.federation.server.optimizers import FedAvg
     from carefl_secure.federation.server.run import run_federation
@@ -80,7 +81,7 @@ def measure(clients: int, dimension: int, how: str) -> dict[str, Any]:
     before, peak_before = time.process_time(), _peak()
     with tempfile.TemporaryDirectory() as root:
         spec = RunSpec(
-            plan=plan,
+            stage=Stage.only(plan),
             tasks=lambda: [Task() for _ in range(clients)],
             folder=RunFolder.create(Path(root), ""),
             base_hash=bytes(32),

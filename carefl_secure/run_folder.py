@@ -32,12 +32,27 @@ def new_run_id() -> str:
     return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file in one step: write a temporary file, sync, rename, sync the directory."""
+def write_atomically(path: Path, content: bytes, *, private: bool = False) -> None:
+    """Replace a file in one step: write a new one, flush to disk, rename, flush the directory.
+
+    Parameters
+    ----------
+    path : Path
+    content : bytes
+    private : bool
+        Whether only the owner may read it, mode 0600 from the first byte on.
+
+    Raises
+    ------
+    RunError
+        When the file system refuses.
+    """
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         try:
-            with beside.open("xb") as file:
+            mode = 0o600 if private else 0o666
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+            with os.fdopen(os.open(beside, flags, mode), "wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
@@ -149,10 +164,6 @@ class RunFolder:
     def helper(self, index: int) -> Path:
         """Folder of one simulated helper."""
         return self.path / "helpers" / str(index)
-
-    def client_memory(self, index: int) -> Path:
-        """State that one simulated client keeps between rounds of a stage (FedDyn)."""
-        return self.client(index) / f"correction{self.stage and '-' + self.stage}.bin"
 
     def client_ledger(self, index: int) -> Path:
         """Ledger of one simulated client."""

@@ -46,7 +46,7 @@ KNOWS: dict[str, set[str]] = {
     "deployment": {*_BELOW_RUNS, "runs"},
     "audit": {*_BELOW_RUNS, "runs"},
     "experiment": {*_BELOW_RUNS, "runs"},
-    "report": {"config", "privacy"},
+    "report": {"config", "federation", "privacy"},
     "cli": {*_BELOW_RUNS, "audit", "deployment", "experiment", "hub", "report", "runs"},
 }
 FREE = {"errors", "progress"}

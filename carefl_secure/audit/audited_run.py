@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,13 +16,13 @@ from carefl_secure.config import Config, load_config
 from carefl_secure.data.records import Corpus, targets
 from carefl_secure.data.splits import Subset
 from carefl_secure.data.synthetic.corpus import synthetic_corpus
-from carefl_secure.errors import RunError
-from carefl_secure.federation.plan.local_steps import LocalPlan
+from carefl_secure.errors import ConfigError, PrivacyError, RunError
 from carefl_secure.federation.plan.run_plan import RunPlan
+from carefl_secure.federation.plan.staged import StagedPlan
 from carefl_secure.model.features import vision_features
 from carefl_secure.model.label_scorer import LabelScorer, RecordLosses
 from carefl_secure.model.saved import load_saved
-from carefl_secure.privacy import Event, PrivacyPlan
+from carefl_secure.privacy import Event
 from carefl_secure.progress import Reporter
 from carefl_secure.run_folder import RunFolder
 from carefl_secure.runs.build import label_scorer
@@ -33,7 +30,6 @@ from carefl_secure.runs.captions import Contexts, load_contexts
 from carefl_secure.runs.client_task import ModelTask
 from carefl_secure.runs.corpora import Corpora
 from carefl_secure.runs.staged_corpora import load_corpora
-from carefl_secure.secagg import EncodingPlan
 
 __all__ = ["AuditedRun", "Known", "RealProbe", "Vector", "read_plan"]
 
@@ -41,31 +37,17 @@ Vector = npt.NDArray[np.float32]
 _MICRO_BATCH = 16
 
 
-def read_plan(folder: RunFolder) -> RunPlan:
-    """Return the plan of a run; of several stages, the last's over all rounds.
+def read_plan(folder: RunFolder) -> StagedPlan:
+    """Return the plan that a run was made with.
 
     RunError is raised if it cannot be read or does not match the run's event.
     """
-    return _plans(folder)[0]
-
-
-def _plans(folder: RunFolder) -> list[RunPlan]:
-    """Return the plan of the whole run, then those of its stages where it has several."""
     try:
-        stored = json.loads(folder.plan.read_text(encoding="utf-8"))
-        return [_plan(one) for one in (stored, *stored.get("stages", ()))]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return StagedPlan.from_json(json.loads(folder.plan.read_text(encoding="utf-8")))
+    except (OSError, ValueError, ConfigError, PrivacyError) as error:
         raise RunError(
             f"cannot read the plan of {folder.path}: {error}; audit a finished run of this version"
         ) from error
-
-
-def _plan(stored: Mapping[str, Any]) -> RunPlan:
-    names = {field.name for field in dataclasses.fields(PrivacyPlan)}
-    privacy = {k: v for k, v in stored["privacy"].items() if k in names}
-    local = None if stored.get("local") is None else LocalPlan(**stored["local"])
-    encoding, threshold = EncodingPlan(**stored["encoding"]), int(stored["threshold"])
-    return RunPlan(PrivacyPlan(**privacy), encoding, threshold, local)
 
 
 @dataclass(frozen=True)
@@ -96,18 +78,14 @@ class AuditedRun:
                 "that the last stage trained, and the attacks know a single one; audit a run with "
                 "stages.handover=carry or restart"
             )
-        self.plan = read_plan(self.folder)
+        self._stages = read_plan(self.folder)
+        self.plan: RunPlan = self._stages.whole
         self._reporter = reporter
 
     @cached_property
     def planned(self) -> list[Event]:
         """Everything that the run may release: all rounds of all its stages."""
-        whole, *stages = _plans(self.folder)
-        return [
-            plan.event.times(plan.event.count * plan.privacy.rounds)
-            for plan in stages or [whole]
-            if plan.event is not None
-        ]
+        return self._stages.events
 
     @cached_property
     def corpora(self) -> Corpora:

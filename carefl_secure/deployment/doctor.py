@@ -25,6 +25,7 @@ from carefl_secure.deployment.flower.processes import free_port
 from carefl_secure.deployment.provisioning.certificates import Authority
 from carefl_secure.errors import BudgetExceededError, CareflError, NonFiniteError
 from carefl_secure.federation.plan.calibrate import PlanRequest, plan_run
+from carefl_secure.federation.plan.staged import Stage
 from carefl_secure.federation.run_spec import RunSpec
 from carefl_secure.federation.server.optimizers import FedAvg
 from carefl_secure.federation.server.run import run_federation
@@ -189,7 +190,7 @@ def _run(folder: Path, unit: str, bad: bool = False) -> tuple[NDArray[np.float32
     )
     run = RunFolder.create(folder, "")
     tasks = [_Still(bad and i == 0) for i in range(4)]
-    spec = RunSpec(plan=plan, tasks=lambda: tasks, folder=run, base_hash=bytes(32))
+    spec = RunSpec(stage=Stage.only(plan), tasks=lambda: tasks, folder=run, base_hash=bytes(32))
     result = run_federation(spec, np.zeros(_SIZE, np.float32), FedAvg(1.0))
     return result.adapter, run.path
 

@@ -25,7 +25,7 @@ from carefl_secure.model.label_scorer import RecordLosses
 from carefl_secure.noise import KeyStream, gaussian
 from carefl_secure.privacy.accounting.budget import BudgetQuestion, solve_budget
 from carefl_secure.privacy.sampling import poisson_sample
-from carefl_secure.runs.build import key_source, make_optimiser, micro_batch
+from carefl_secure.runs.build import key_source, make_optimizer, micro_batch
 from carefl_secure.runs.client_task import ModelTask
 from carefl_secure.runs.plan_from_config import UNCLIPPED
 
@@ -115,7 +115,7 @@ def _descend(
     )
     rate, adapter = config.privacy.sample_rate, start.copy()
     batch = rate * len(share)
-    optimiser = make_optimiser(config, bench.scorer.adapter)
+    optimiser = make_optimizer(config, bench.scorer.adapter)
     source = key_source(config)(0)
     for number in range(1, config.federation.rounds + 1):
         drawn = poisson_sample(len(share), rate, KeyStream(source.key(f"{purpose}/sample")))

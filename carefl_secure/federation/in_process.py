@@ -74,7 +74,7 @@ class Clients:
                 self.ledgers[index],
                 spec.key_source(index),
                 max_epsilon=spec.max_epsilon,
-                memory=spec.folder.client_memory(index),
+                memory=spec.folder.client(index),
             )
             for index, task in enumerate(tasks)
         ]

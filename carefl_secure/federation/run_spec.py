@@ -31,12 +31,13 @@ class RunSpec:
 
     Parameters
     ----------
-    plan : RunPlan
-        The agreed plan.
+    stage : Stage
+        Which stage of which agreed plan this is; a plain run is a run of one stage. A stage after
+        the first goes on in a folder and in ledgers that were used before.
     tasks : callable() -> sequence of LocalTask
         Makes the clients' work. Engines whose clients live elsewhere never call it.
     folder : RunFolder
-        Names the run and holds what the clients keep.
+        Names the run and its stage, and holds what the clients keep.
     base_hash : bytes
         32 bytes over the frozen base model and what else all parties share.
     aggregation : AggregationConfig
@@ -48,12 +49,9 @@ class RunSpec:
         Folder of client ledgers that outlive the run, ``<index>.jsonl`` each.
     max_epsilon : float, optional
         The clients' own limit over all runs in their ledgers; the plan's target by default.
-    stage : Stage, optional
-        Which stage of a run this is; ``plan`` is then its own, ``folder`` names it, and a stage
-        after the first goes on in a folder and in ledgers that were used before.
     """
 
-    plan: RunPlan
+    stage: Stage
     tasks: TaskFactory
     folder: RunFolder
     base_hash: bytes
@@ -61,7 +59,11 @@ class RunSpec:
     key_source: Callable[[int], KeySource] = system_keys
     ledgers: Path | None = None
     max_epsilon: float | None = None
-    stage: Stage | None = None
+
+    @property
+    def plan(self) -> RunPlan:
+        """The plan of this stage."""
+        return self.stage.plan
 
     def make_tasks(self) -> Sequence[LocalTask]:
         """Make the tasks and check that there is one for each client.

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from carefl_secure.errors import ConfigError
 from carefl_secure.privacy.accounting.accountant import check_delta
 from carefl_secure.privacy.accounting.events import SampledGaussian, SampledSkellam
+from carefl_secure.privacy.canonical_json import canonical_hash, dataclass_from_json
 from carefl_secure.privacy.checks import as_real, check_choice, check_whole
 from carefl_secure.privacy.sampling import any_of
 from carefl_secure.privacy.statement import promise_text
@@ -216,10 +216,23 @@ class PrivacyPlan:
             del fields["records_per_person"]
         return {"format": _FORMAT, **fields}
 
+    @classmethod
+    def from_json(cls, value: Any) -> PrivacyPlan:
+        """Return the plan that `to_json` gave.
+
+        Raises
+        ------
+        ConfigError
+            A field is missing, unknown, of another type or out of range, or the format is another.
+        """
+        fields = dict(value) if isinstance(value, Mapping) else {}
+        if (found := fields.pop("format", None)) != _FORMAT:
+            raise ConfigError(f"a plan of format {found!r} cannot be read; {_FORMAT!r} is known")
+        return dataclass_from_json(cls, fields, "records_per_person")
+
     def hash(self) -> bytes:
         """Return the SHA-256 of the canonical JSON of the plan, 32 bytes."""
-        text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"), allow_nan=False)
-        return hashlib.sha256(text.encode()).digest()
+        return canonical_hash(self.to_json())
 
     def promise(self, epsilon: float) -> str:
         """Say in plain words what the plan promises at a computed epsilon.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import zipfile
 from collections.abc import Mapping
@@ -14,22 +13,16 @@ import numpy as np
 import yaml
 
 from carefl_secure.errors import ConfigError, LedgerError, PrivacyError, RunError
+from carefl_secure.federation.plan.run_plan import RunPlan
+from carefl_secure.federation.plan.staged import StagedPlan
 from carefl_secure.privacy import Entry, Event, Ledger, PrivacyPlan, event_from_json
+from carefl_secure.privacy.canonical_json import canonical_hash
 from carefl_secure.privacy.ledger.statement import find_ledgers
 from carefl_secure.report.audit import AuditFinding, read_audits
 
 __all__ = ["Book", "RunRecord", "StageRecord", "read_run"]
 
 _COLUMNS = {"round": int, "survivors": int, "gradient_norm": float}
-_ENCODING = (
-    "dimension",
-    "scale",
-    "clipping_norm",
-    "noise_clients",
-    "l1_sensitivity",
-    "l2_sensitivity",
-    "dither_failure",
-)
 
 
 @dataclass(frozen=True)
@@ -139,57 +132,61 @@ def read_run(path: Path) -> RunRecord:
         raise RunError(
             f"{path} holds no ledger.jsonl: nothing was released, so there is nothing to report"
         )
-    privacy, event = _promised(path / "plan.json", plan)
     server = _book("server", path / "ledger.jsonl")
     identity = server.entries[0].payload.get("identity", {}) if server.entries else {}
     folder = path / "clients"
     ledgers = find_ledgers(path)
     run_id = str(identity.get("run", path.resolve().name))
+    agreed, stages = _stages(path / "plan.json", plan, run_id)
     return RunRecord(
         path=path,
         run_id=run_id,
         config=config,
         plan=plan,
-        privacy=privacy,
-        event=event,
-        plan_hash=hashlib.sha256(_canonical(plan)).hexdigest(),
+        privacy=agreed.privacy,
+        event=stages[-1].event,
+        plan_hash=canonical_hash(plan).hex(),
         begun_under=_begun_under(path / "checkpoint" / "state.npz"),
         server=server,
         clients=tuple(_book(file.parent.name, file) for file in ledgers if folder in file.parents),
         simulated=folder.is_dir(),
         rows=_rows(path / "metrics.jsonl"),
         audit=read_audits(path, run_id),
-        stages=_stages(path / "plan.json", plan, run_id),
+        stages=stages,
     )
 
 
-def _stages(path: Path, plan: Mapping[str, Any], run_id: str) -> tuple[StageRecord, ...]:
-    """Read the plan of every stage, and check that they make up the whole."""
-    if "stages" not in plan:
-        return (StageRecord(run_id, 1, plan, *_promised(path, plan)),)
-    listed, found, first = plan["stages"], list[StageRecord](), 1
-    whole, _ = _promised(path, plan)
-    if not isinstance(listed, list) or not all(
-        isinstance(one, Mapping) and isinstance(one.get("name"), str) for one in listed
-    ):
-        raise RunError(f"{path} lists stages that cannot be read; restore it from a copy")
-    for one in listed:
-        privacy, event = _promised(path, one)
-        found.append(StageRecord(f"{run_id}/{one['name']}", first, one, privacy, event))
-        first += privacy.rounds
-    same = ("unit", "trust", "mechanism", "delta", "target_epsilon", "max_colluders")
-    if first - 1 != whole.rounds or any(
-        getattr(stage.privacy, name) != getattr(whole, name) for stage in found for name in same
-    ):
+def _stages(
+    path: Path, plan: Mapping[str, Any], run_id: str
+) -> tuple[StagedPlan, tuple[StageRecord, ...]]:
+    """Read the plan of every stage, each with the event that the file states for a round of it."""
+    if not isinstance(plan.get("privacy"), Mapping):
+        raise RunError(f"{path} lacks its privacy part; restore it from a copy")
+    found, first = list[StageRecord](), 1
+    try:
+        # Whether the stated event follows from the plan is a check of the report.
+        agreed = StagedPlan.from_json(plan, check_event=False)
+        for one, own in zip(plan.get("stages", (plan,)), agreed.plans, strict=True):
+            name = f"{run_id}/{one['name']}" if "name" in one else run_id
+            event = _stated_event(own, one)
+            found.append(StageRecord(name, first, one, own.privacy, event))
+            first += own.privacy.rounds
+    except (ConfigError, PrivacyError) as error:
         raise PrivacyError(
-            f"{path} states a whole that its stages do not make up, so there is nothing to report; "
-            "restore it from a copy"
-        )
-    return tuple(found)
+            f"{path} states a plan with which no promise can be kept, so there is nothing to "
+            f"report; restore it from a copy: {error}"
+        ) from error
+    return agreed, tuple(found)
 
 
-def _canonical(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+def _stated_event(plan: RunPlan, stated: Mapping[str, Any]) -> Event | None:
+    """Return what one round releases: as the file states it for Skellam noise, else computed."""
+    if plan.privacy.mechanism != "skellam":
+        return plan.event
+    event = stated["event"]
+    if not isinstance(event, Mapping):
+        raise ConfigError("it names no event")
+    return event_from_json(event)
 
 
 def _mapping(path: Path, parse: Any) -> Mapping[str, Any]:
@@ -200,30 +197,6 @@ def _mapping(path: Path, parse: Any) -> Mapping[str, Any]:
     if not isinstance(found, Mapping):
         raise RunError(f"{path} holds no settings; restore it from a copy")
     return found
-
-
-def _promised(path: Path, plan: Mapping[str, Any]) -> tuple[PrivacyPlan, Event | None]:
-    """Read what the plan promises and what one round of it releases."""
-    fields, code, event = plan.get("privacy"), plan.get("encoding"), plan.get("event")
-    if not isinstance(fields, Mapping):
-        raise RunError(f"{path} lacks its privacy part; restore it from a copy")
-    try:
-        privacy = PrivacyPlan(**{name: fields[name] for name in fields if name != "format"})
-        if privacy.mechanism == "gaussian":
-            return privacy, privacy.gaussian_event()
-        if privacy.mechanism == "none":
-            return privacy, None
-        if not isinstance(event, Mapping) or not isinstance(code, Mapping):
-            raise ConfigError("it names no event or no encoding")
-        for name in _ENCODING:
-            if not isinstance(code.get(name), int | float) or not code[name] > 0:
-                raise ConfigError(f"its encoding states no number above 0 for {name}")
-        return privacy, event_from_json(event)
-    except (ConfigError, PrivacyError, TypeError) as error:
-        raise PrivacyError(
-            f"{path} states a plan with which no promise can be kept, so there is nothing to "
-            f"report; restore it from a copy: {error}"
-        ) from error
 
 
 def _book(name: str, path: Path) -> Book:

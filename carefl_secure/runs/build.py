@@ -13,7 +13,9 @@ from carefl_secure.config import Config
 from carefl_secure.data.records import LabelSpace
 from carefl_secure.errors import ConfigError
 from carefl_secure.federation.local_update.task import LocalTask
+from carefl_secure.federation.plan.calibrate import plan_run
 from carefl_secure.federation.plan.run_plan import RunPlan
+from carefl_secure.federation.plan.staged import Stage
 from carefl_secure.federation.run_spec import PerformanceFlags, Simulation, system_keys
 from carefl_secure.federation.server.alternating import Alternating
 from carefl_secure.federation.server.feddyn import FedDyn
@@ -25,13 +27,14 @@ from carefl_secure.model.loader import load_base
 from carefl_secure.model.lora import Adapter
 from carefl_secure.model.task_prompts import prompt_template, task_question
 from carefl_secure.noise import DeterministicKeySource, KeySource
+from carefl_secure.privacy.canonical_json import canonical_json
 from carefl_secure.privacy.statement import aggregation_text
 from carefl_secure.progress import Reporter
 from carefl_secure.runs.aggregation_from_config import aggregation_of
 from carefl_secure.runs.captions import Contexts, load_contexts
 from carefl_secure.runs.client_task import ModelTask, model_tasks
 from carefl_secure.runs.corpora import Corpora, load_own
-from carefl_secure.runs.plan_from_config import plan_of
+from carefl_secure.runs.plan_from_config import request_of
 from carefl_secure.runs.seeded_keys import KeptKeys
 from carefl_secure.runs.staged_corpora import load_corpora
 from carefl_secure.runs.trackers.base import Followed
@@ -41,7 +44,7 @@ __all__ = [
     "client_tasks",
     "key_source",
     "label_scorer",
-    "make_optimiser",
+    "make_optimizer",
     "micro_batch",
     "opening",
     "run_options",
@@ -116,7 +119,7 @@ def site_work(
     contexts = load_contexts(config, corpora, reporter)
     scorer = label_scorer(config, corpora.private.space)
     adapter = scorer.adapter
-    plan = plan_of(config, corpora, adapter.dimension)
+    plan = plan_run(request_of(config, corpora, adapter.dimension))
     tasks = client_tasks(config, plan, scorer, corpora, contexts, reporter)
     return plan, base_hash_of(adapter.base.digest, config), tasks[index]
 
@@ -170,8 +173,11 @@ def run_options(config: Config, evaluate: Evaluate, reporter: Reporter) -> dict[
     }
 
 
-def make_optimiser(config: Config, adapter: Adapter) -> ServerOptimizer:
-    """Return the server's step; one for each half where the halves of the adapter take turns."""
+def make_optimizer(config: Config, adapter: Adapter, finished: int = 0) -> ServerOptimizer:
+    """Return the server's step after some finished rounds.
+
+    There is one for each half where the halves of the adapter take turns.
+    """
 
     def make() -> ServerOptimizer:
         federation, rate = config.federation, config.server_lr
@@ -181,11 +187,9 @@ def make_optimiser(config: Config, adapter: Adapter) -> ServerOptimizer:
             return FedAdam(rate, federation.betas, noise_correction=federation.noise_correction)
         return FedAvg(rate, federation.momentum if federation.aggregator == "fedavg" else 0.0)
 
-    return (
-        Alternating(make(), make(), adapter.trainable_entries(1))
-        if adapter.train == "alternate"
-        else make()
-    )
+    if adapter.train == "alternate":
+        return Alternating(make(), make(), adapter.trainable_entries(1), finished)
+    return make()
 
 
 def key_source(
@@ -207,13 +211,27 @@ def key_source(
     return source
 
 
-def base_hash_of(digest: bytes, config: Config) -> bytes:
-    """Hash what all parties must share besides the plan: base weights, adapter, code version."""
+def base_hash_of(digest: bytes, config: Config, stage: Stage | None = None) -> bytes:
+    """Hash what all parties must share besides the plan: base weights, adapter, code version.
+
+    SHA-256 over the digest of the weights and canonical JSON, so that equal settings hash the same
+    in whatever order they were given. For a named stage the whole agreement enters as well, and
+    what of earlier stages is frozen under it.
+    """
     # Where a client keeps its captions is its own affair; of a prompt the words count.
-    words = prompt_template(config.model.prompt)
-    model = config.model.model_copy(update={"context_cache": None, "prompt": words})
-    text = f"{carefl_secure.__version__}\n{model!r}\n{config.adapter!r}"
-    return hashlib.sha256(digest + text.encode()).digest()
+    model = config.model.model_dump(mode="json", exclude={"context_cache", "prompt"})
+    agreed: dict[str, Any] = {
+        "version": carefl_secure.__version__,
+        "model": {**model, "prompt": prompt_template(config.model.prompt)},
+        "adapter": config.adapter.model_dump(mode="json"),
+    }
+    if stage is not None and stage.name:
+        agreed["stage"] = {"name": stage.name, "plan": stage.digest}
+        agreed["stages"] = config.stages.model_dump(mode="json")
+        if config.stages.handover == "merge":
+            frozen = [hashlib.sha256(one.tobytes()).hexdigest() for one in stage.earlier]
+            agreed["stage"]["frozen"] = frozen
+    return hashlib.sha256(digest + canonical_json(agreed)).digest()
 
 
 def opening(plan: RunPlan, corpora: Corpora, before: Mapping[str, float]) -> str:

@@ -13,12 +13,10 @@ from carefl_secure.runs.corpora import Corpora
 
 __all__ = [
     "UNCLIPPED",
-    "counted",
     "earlier_of",
     "local_plan",
-    "plan_of",
-    "plan_settings",
     "plan_with",
+    "request_of",
 ]
 
 UNCLIPPED = 1e3
@@ -33,45 +31,27 @@ def earlier_of(config: Config, run: str | None) -> frozenset[History]:
     return earlier_spends(privacy.ledgers, config.federation.clients, run)
 
 
-def plan_of(
-    config: Config, corpora: Corpora, dimension: int, earlier: frozenset[History] = frozenset()
-) -> RunPlan:
-    """Return the plan that follows from a configuration; the same at every party."""
+def request_of(config: Config, corpora: Corpora, dimension: int) -> PlanRequest:
+    """Return what the plan of a configuration is made from; the same at every party.
+
+    Without a declared number of records (persons) they are counted, which only a simulation can.
+    """
     declared = config.federation.public_records
     if declared is not None:
-        return plan_with(config, declared, dimension, earlier=earlier)
-    many, held = counted(config, corpora)
-    return plan_with(config, many, dimension, held, earlier)
-
-
-def counted(config: Config, corpora: Corpora) -> tuple[int, int]:
-    """Count the units that are sampled, records or persons, and the records."""
+        return _request(config, declared, declared, dimension)
     held = corpora.private.records
-    return (len(subject_groups(held)) if config.privacy.unit == "person" else len(held)), len(held)
+    units = len(subject_groups(held)) if config.privacy.unit == "person" else len(held)
+    return _request(config, units, len(held), dimension)
 
 
-def plan_with(
-    config: Config,
-    public_records: int,
-    dimension: int,
-    records: int | None = None,
-    earlier: frozenset[History] = frozenset(),
-) -> RunPlan:
+def plan_with(config: Config, public_records: int, dimension: int) -> RunPlan:
     """Return the plan for a declared number of records (persons), without looking at any."""
-    return plan_run(
-        plan_settings(config, public_records, dimension, records),
-        limit=config.privacy.max_epsilon if earlier else None,
-        earlier=earlier,
-    )
+    return plan_run(_request(config, public_records, public_records, dimension))
 
 
-def plan_settings(
-    config: Config, public_records: int, dimension: int, records: int | None = None
-) -> PlanRequest:
-    """Return what `plan_run` needs of a configuration."""
+def _request(config: Config, units: int, records: int, dimension: int) -> PlanRequest:
     privacy = config.privacy
     private = privacy.unit != "none"
-    records = public_records if records is None else records
     if private and privacy.delta >= 1 / records:
         raise ConfigError(
             f"privacy.delta={privacy.delta:g} is not below one over the {records} private "
@@ -86,7 +66,7 @@ def plan_settings(
         dimension=dimension,
         clients=config.federation.clients,
         rounds=config.federation.rounds,
-        public_records=public_records,
+        public_records=units,
         sample_rate=1.0 if privacy.unit == "client" else privacy.sample_rate,
         clipping_norm=config.privacy.clipping_norm if private else UNCLIPPED,
         delta=config.privacy.delta,

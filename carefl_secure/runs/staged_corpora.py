@@ -1,4 +1,4 @@
-"""The corpora of a run in stages: split once, so that a record has one place in all of them."""
+"""The corpora of a run: cut once, so that a record is in one place in all of its stages."""
 
 from __future__ import annotations
 
@@ -19,36 +19,38 @@ from carefl_secure.errors import ConfigError, DataError
 from carefl_secure.progress import Reporter
 from carefl_secure.runs.corpora import Corpora, load_parts, open_only, share_out
 
-__all__ = ["load_corpora", "load_stages"]
+__all__ = ["load_corpora", "load_stages", "stage_configs"]
 
 Shares = list[npt.NDArray[np.int64]]
 
 
 def load_corpora(config: Config, reporter: Reporter) -> Corpora:
-    """Draw or read the corpora and share the private one out; of several stages, the last's."""
-    if config.stages.spaces:
-        return load_stages(config, reporter)[-1]
-    found = load_parts(config, reporter)
-    if config.data.at_sites:
-        return open_only(found, config)
-    shares = share_out(config, found.private)
-    if not config.data.synthetic:
-        for line in warnings(found.private, found.test, shares):
-            reporter.note(line)
-        if twice := held_twice(found.equal, [share.tolist() for share in shares]):
-            reporter.note(
-                f"warning: {twice} images are held by several clients: the promise covers each "
-                "copy on its own, not all copies of one image together"
-            )
-    return replace(found, shares=shares)
+    """Return what `load_stages` does for the last stage."""
+    return load_stages(config, reporter)[-1]
+
+
+def stage_configs(config: Config) -> list[Config]:
+    """Return each stage's settings as those of a run of its own; of a plain run, its own."""
+    count = len(config.stages.spaces)
+    return [stage_config(config, place) for place in range(count)] or [config]
 
 
 def load_stages(config: Config, reporter: Reporter) -> list[Corpora]:
-    """Draw or read what each stage works on, and share it out once; one result per stage.
+    """Draw or read what each stage works on, and share it out once; a plain run has one stage.
 
     Of the embedded corpus the stages see the same pictures with other labels; under ``compound``
     only those that have a compound label. Of a folder the stages have pictures of their own, and
     whatever also stands in a later stage, pixel by pixel, is left out of the earlier ones.
+
+    Parameters
+    ----------
+    config : Config
+    reporter : Reporter
+
+    Returns
+    -------
+    list of Corpora
+        One for each stage; of a run among sites, what the server holds.
 
     Raises
     ------
@@ -64,21 +66,36 @@ def load_stages(config: Config, reporter: Reporter) -> list[Corpora]:
     stage is public or scored in another: splits of the embedded corpus are drawn apart for all
     labels alike, and those of a folder share no picture with another stage after the check.
     """
-    count = len(config.stages.spaces)
-    found = [load_parts(stage_config(config, place), reporter) for place in range(count)]
-    if not config.data.synthetic:
+    found = [load_parts(one, reporter) for one in stage_configs(config)]
+    if config.data.at_sites:
+        return [open_only(one, config) for one in found]
+    if len(found) > 1 and not config.data.synthetic:
         found = _apart(found, config.stages.spaces, reporter)
     shares = _share_once(config, found)
-    for space, held in zip(config.stages.spaces, shares, strict=True):
+    for space, held in zip(config.stages.spaces, shares, strict=False):
         if any(not len(share) for share in held):
             raise ConfigError(
                 f"a client would have no record with {space} labels, and every client takes part "
                 "in every stage; add records, lower federation.clients, or choose another "
                 "data.partition"
             )
-    if config.privacy.unit == "person":
+    if len(found) > 1 and config.privacy.unit == "person":
         _check_persons(found, shares)
+    if not config.data.synthetic:
+        for one, held in zip(found, shares, strict=True):
+            _warn(one, held, reporter)
     return [replace(one, shares=held) for one, held in zip(found, shares, strict=True)]
+
+
+def _warn(found: Corpora, shares: Shares, reporter: Reporter) -> None:
+    """Say what of a folder's records weakens the promise or the scores."""
+    for line in warnings(found.private, found.test, shares):
+        reporter.note(line)
+    if twice := held_twice(found.equal, [share.tolist() for share in shares]):
+        reporter.note(
+            f"warning: {twice} images are held by several clients: the promise covers each "
+            "copy on its own, not all copies of one image together"
+        )
 
 
 def _share_once(config: Config, found: Sequence[Corpora]) -> list[Shares]:

@@ -1,19 +1,38 @@
-"""One whole run: from a configuration to a tuned adapter, its figures and its promise."""
+"""One run from a configuration: a folder, one promise, and one stage or several.
+
+Stages train on the same records under other labels. The plans of all stages are fixed before the
+first round (`plan_stages`); every round of every stage is written into the same ledgers, which hold
+the sum to the run's one target. Stages differ in the name and the plan that their rounds are agreed
+on, so no context, mask or key is shared. A plain run is a run of one stage without a name.
+
+Handover. *carry*: the next stage goes on with the same adapter, under a fresh optimizer.
+*restart*: it begins with the fresh adapter that the first began with. *merge*: the adapter is
+frozen, a fresh one is trained on top, and they are saved as one (`StackedAdapter`).
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from carefl_secure.config import Config, dump_config
-from carefl_secure.errors import AdapterUnmovedError, ConfigError
+from carefl_secure.errors import AdapterUnmovedError, ConfigError, RunError
 from carefl_secure.federation.engine import Engine
+from carefl_secure.federation.plan.calibrate import plan_stages
 from carefl_secure.federation.plan.ciphertext_packing import choose_fields
+from carefl_secure.federation.plan.staged import StagedPlan
 from carefl_secure.federation.run_spec import RunSpec
-from carefl_secure.federation.server.run import run_federation
+from carefl_secure.federation.server.run import FederationResult, run_federation
+from carefl_secure.model.features import cached_features
+from carefl_secure.model.label_scorer import LabelScorer
+from carefl_secure.model.lora import Adapter
+from carefl_secure.model.stacked import StackedAdapter
+from carefl_secure.model.task_prompts import task_question
 from carefl_secure.progress import Reporter
 from carefl_secure.run_folder import RunFolder
 from carefl_secure.runs.build import (
@@ -21,7 +40,7 @@ from carefl_secure.runs.build import (
     client_tasks,
     key_source,
     label_scorer,
-    make_optimiser,
+    make_optimizer,
     opening,
     run_options,
     run_settings,
@@ -30,12 +49,14 @@ from carefl_secure.runs.build import (
 )
 from carefl_secure.runs.captions import load_contexts
 from carefl_secure.runs.evaluation.evaluator import Evaluator, baseline_scores, final_figures
-from carefl_secure.runs.plan_from_config import earlier_of, plan_of
-from carefl_secure.runs.staged_corpora import load_corpora
-from carefl_secure.runs.summary import RunSummary
+from carefl_secure.runs.plan_from_config import earlier_of, request_of
+from carefl_secure.runs.staged_corpora import load_stages, stage_configs
+from carefl_secure.runs.summary import RunSummary, StageSummary
 from carefl_secure.runs.trackers.base import check_trackers
 
 __all__ = ["train"]
+
+Vector = npt.NDArray[np.float32]
 
 
 def train(
@@ -46,84 +67,206 @@ def train(
 ) -> RunSummary:
     """Federate one run and keep it in a folder.
 
-    Whatever stops the run is a `CareflError` with a documented exit code. Nothing is released below
-    the floor or above the budget. ``resume`` is the folder of an interrupted run, which then goes
-    on; ``config`` must be that run's own. ``engine`` says where the clients are, by default in this
-    process.
-    """
-    started = time.monotonic()
-    check_trackers(config.run.trackers)
-    if resume is not None and config.unsafe_deterministic_noise and config.stages.spaces:
-        raise ConfigError(
-            "a resumed run in stages under unsafe_deterministic_noise would repeat its noise; "
-            "start anew"
-        )
-    if config.stages.spaces:
-        from carefl_secure.runs.train_staged import train_stages  # which is made of parts of this
+    Parameters
+    ----------
+    config : Config
+    reporter : Reporter
+    resume : Path, optional
+        Folder of an interrupted run, which then goes on; ``config`` must be that run's own.
+    engine : callable(Config, Reporter) -> Engine, optional
+        Where the clients are; in this process by default. A run in stages takes no other.
 
-        if engine is not None:
-            raise ConfigError(
-                "a run in stages stays in this process; leave --engine out, or set no stages"
-            )
-        return train_stages(config, reporter, resume)
-    folder = None if resume is None else RunFolder.open(resume)
-    corpora = load_corpora(config, reporter)
-    contexts = load_contexts(config, corpora, reporter)
-    scorer = label_scorer(config, corpora.private.space)
-    adapter = scorer.adapter
-    initial = adapter.vector()
-    plan = plan_of(
-        config,
-        corpora,
-        adapter.dimension,
-        earlier_of(config, None if folder is None else folder.run_id),
-    )
-    if config.federation.aggregation == "encrypted":
-        # refused here, before there is a folder
-        choose_fields(plan.encoding)
-    baselines = baseline_scores(corpora) if config.evaluation.baselines else {}
-    evaluate = Evaluator(
-        scorer,
-        corpora,
-        config.performance.evaluation_batch,
-        reporter,
-        contexts,
-        text_scorer(config, scorer),
-    )
-    before = evaluate(initial)
-    reporter.note(opening(plan, corpora, before))
-    if folder is None:
-        folder = RunFolder.create(config.run.dir, dump_config(config), config.run.name)
-    spec = RunSpec(
-        plan=plan,
-        tasks=lambda: client_tasks(config, plan, scorer, corpora, contexts, reporter),
-        folder=folder,
-        base_hash=base_hash_of(adapter.base.digest, config),
-        key_source=key_source(config, kept=folder.keys),
-        **run_settings(config),
-    )
-    result = run_federation(
-        spec,
-        initial,
-        make_optimiser(config, adapter),
-        engine=None if engine is None else engine(config, reporter),
-        resume=resume is not None,
-        **run_options(config, evaluate, reporter),
-    )
-    if np.array_equal(result.adapter, initial):
-        raise AdapterUnmovedError(
-            f"after {plan.privacy.rounds} rounds the adapter is what it was at the start; "
-            "raise federation.server_lr or federation.rounds, and check that the records have "
-            "labels the model can tell apart"
+    Returns
+    -------
+    RunSummary
+
+    Raises
+    ------
+    CareflError
+        Whatever stops the run; its exit code is documented. Nothing is released by too few
+        survivors or above the budget.
+
+    Guarantees
+    ----------
+    All rounds of all stages together cost at most ``privacy.epsilon``, by the server's ledger and
+    by every client's, resumptions included: a round that was charged and lost is not run again.
+    """
+    check_trackers(config.run.trackers)
+    if config.stages.spaces and engine is not None:
+        raise ConfigError(
+            "a run in stages stays in this process; leave --engine out, or set no stages"
         )
-    adapter.load(result.adapter)
-    adapter.save(folder.adapter)
-    return RunSummary(
-        folder=folder.path,
-        rows=result.rows,
-        baselines=baselines,
-        before=before,
-        after=final_figures(result.rows[-1], before, evaluate, result.adapter),
-        promise=plan.privacy.promise(result.epsilon) + trust_words(config),
-        seconds=time.monotonic() - started,
-    )
+    # stages score the same pictures
+    with cached_features() if config.stages.spaces else nullcontext():
+        return _Run(config, reporter, resume, engine).run()
+
+
+class _Run:
+    """All stages of one run."""
+
+    def __init__(
+        self,
+        config: Config,
+        reporter: Reporter,
+        resume: Path | None,
+        engine: Callable[[Config, Reporter], Engine] | None,
+    ) -> None:
+        self._started = time.monotonic()
+        self._config, self._reporter, self._resume = config, reporter, resume is not None
+        self._engine = None if engine is None else engine(config, reporter)
+        self._folder = None if resume is None else RunFolder.open(resume)
+        self._corpora = load_stages(config, reporter)
+        self._each = stage_configs(config)
+        self._contexts = [
+            load_contexts(one, corpora, reporter)
+            for one, corpora in zip(self._each, self._corpora, strict=True)
+        ]
+        self._scorer = label_scorer(self._each[0], self._corpora[0].private.space)
+        self._adapter: Adapter = self._scorer.adapter
+        self._initial = self._adapter.vector()
+        self._plan = self._fix_plans(None if self._folder is None else self._folder.name)
+
+    def _fix_plans(self, run: str | None) -> StagedPlan:
+        config, width = self._config, self._adapter.dimension
+        stages = zip(self._each, self._corpora, strict=True)
+        requests = [request_of(one, corpora, width) for one, corpora in stages]
+        spaces = config.stages.spaces
+        names = [f"{place}-{space}" for place, space in enumerate(spaces, 1)] or [""]
+        earlier = earlier_of(config, run)
+        limit = config.privacy.max_epsilon if earlier else None
+        plan = plan_stages(names, requests, limit=limit, earlier=earlier)
+        if config.federation.aggregation == "encrypted":
+            for agreed in plan.plans:  # refused here, before there is a folder
+                choose_fields(agreed.encoding)
+        return plan
+
+    def run(self) -> RunSummary:
+        """Run all stages that are not finished."""
+        config, last = self._config, len(self._each) - 1
+        baselines = baseline_scores(self._corpora[-1]) if config.evaluation.baselines else {}
+        evaluate = self._evaluator(last)
+        untuned = evaluate(self._initial)
+        done = self._done()
+        self._reporter.note(opening(self._plan.whole, self._corpora[0], untuned))
+        if self._folder is None:
+            self._folder = RunFolder.create(config.run.dir, dump_config(config), config.run.name)
+        summaries: list[StageSummary] = []
+        ended: list[Vector] = []
+        for place in range(last + 1):
+            start, before = self._hand_over(ended), untuned
+            if last:
+                evaluate = self._evaluator(place)
+                before = evaluate(start)
+            if place < len(done):
+                ended.append(done[place])
+                after = evaluate(ended[-1])
+            else:
+                going_on = self._resume and place == len(done)
+                result = self._federate(place, start, ended, evaluate, going_on)
+                ended.append(result.adapter)
+                rows = [r for r in result.rows if r.get("stage", "") == self._plan.names[place]]
+                after = final_figures(rows[-1] if rows else {}, before, evaluate, ended[-1])
+            summaries.append(StageSummary(self._plan.names[place], before, after))
+        self._adapter.load(ended[-1])
+        self._adapter.save(self._folder.adapter)
+        return RunSummary(
+            folder=self._folder.path,
+            rows=result.rows,
+            baselines=baselines,
+            before=untuned,
+            after=summaries[-1].after,
+            promise=self._plan.privacy.promise(result.epsilon) + trust_words(config),
+            seconds=time.monotonic() - self._started,
+            stages=tuple(summaries) if config.stages.spaces else (),
+        )
+
+    def _done(self) -> list[Vector]:
+        """Return the adapters of the stages that a resumed run has behind it."""
+        if not self._resume or self._folder is None:
+            return []
+        state = self._folder.read_checkpoint()
+        number = state.get("stage")
+        if not isinstance(number, int) or not 1 <= number <= len(self._each):
+            raise RunError(
+                f"the checkpoint of {self._folder.path} names no stage of this run; restore it "
+                "from a copy"
+            )
+        found = [state.get(f"earlier.{place}") for place in range(1, number)]
+        if not all(
+            isinstance(vector, np.ndarray) and vector.shape == self._initial.shape
+            for vector in found
+        ):
+            raise RunError(
+                f"the checkpoint of {self._folder.path} lacks the adapter of an earlier stage; "
+                "restore it from a copy"
+            )
+        return [np.asarray(vector, np.float32) for vector in found]
+
+    def _hand_over(self, ended: list[Vector]) -> Vector:
+        """Return what a stage begins with; under merge the adapter becomes another one."""
+        handover = self._config.stages.handover
+        if not ended or handover == "restart":
+            return self._initial
+        if handover == "carry":
+            return ended[-1]
+        self._adapter.load(ended[-1])
+        self._adapter = StackedAdapter(self._adapter, self._config.adapter.seed + len(ended))
+        return self._adapter.vector()
+
+    def _evaluator(self, place: int) -> Evaluator:
+        """Set the scorer on a stage's labels and return what evaluates that stage."""
+        config, corpora = self._each[place], self._corpora[place]
+        space = corpora.private.space
+        question = task_question(config.model.prompt, space)
+        self._scorer = LabelScorer(self._adapter, space, question)
+        return Evaluator(
+            self._scorer,
+            corpora,
+            config.performance.evaluation_batch,
+            self._reporter,
+            self._contexts[place],
+            text_scorer(config, self._scorer),
+        )
+
+    def _federate(
+        self,
+        place: int,
+        start: Vector,
+        ended: list[Vector],
+        evaluate: Evaluator,
+        going_on: bool,
+    ) -> FederationResult:
+        config, corpora, contexts = self._each[place], self._corpora[place], self._contexts[place]
+        assert self._folder is not None
+        stage = self._plan.stage(place, ended)
+        plan, scorer, reporter = stage.plan, self._scorer, self._reporter
+        within = f" of stage {stage.name}" if stage.name else ""
+        if stage.name:
+            reporter.note(
+                f"stage {stage.name}: {plan.privacy.rounds} rounds on "
+                f"{len(corpora.private.records)} private records"
+            )
+        spec = RunSpec(
+            stage=stage,
+            tasks=lambda: client_tasks(config, plan, scorer, corpora, contexts, reporter),
+            folder=RunFolder(self._folder.path, stage.name),
+            base_hash=base_hash_of(self._adapter.base.digest, self._config, stage),
+            key_source=key_source(config, stage.name, kept=self._folder.keys / stage.name),
+            **run_settings(config),
+        )
+        result = run_federation(
+            spec,
+            start,
+            make_optimizer(config, self._adapter, stage.offset),
+            engine=self._engine,
+            resume=going_on,
+            **run_options(config, evaluate, reporter),
+        )
+        ran = any(row.get("stage", "") == stage.name for row in result.rows)
+        if ran and np.array_equal(result.adapter, start):
+            raise AdapterUnmovedError(
+                f"after {plan.privacy.rounds} rounds{within} the adapter is what it was at the "
+                "start; raise federation.server_lr or federation.rounds, and check that the "
+                "records have labels the model can tell apart"
+            )
+        return result

@@ -15,12 +15,14 @@ from flwr.app import ConfigRecord, Message, RecordDict
 
 from carefl_secure.config import load_config
 from carefl_secure.data.label_spaces import EMOTIC
-from carefl_secure.federation import FedAvg, PlanRequest, RunFolder, plan_run
+from carefl_secure.federation.plan.calibrate import PlanRequest, plan_run
+from carefl_secure.federation.server.optimizers import FedAvg
 from carefl_secure.model.embedded import QUESTIONS
 from carefl_secure.model.label_scorer import LabelScorer
 from carefl_secure.model.loader import load_base
 from carefl_secure.model.lora import Adapter
 from carefl_secure.progress import SilentReporter
+from carefl_secure.run_folder import RunFolder
 from carefl_secure.runs.captions import Contexts, load_contexts
 from carefl_secure.runs.client_task import model_tasks
 from carefl_secure.runs.corpora import Corpora

@@ -13,14 +13,16 @@ from numpy.typing import NDArray
 
 from carefl_secure.config import load_config
 from carefl_secure.data.label_spaces import EMOTIC
-from carefl_secure.federation import FedAvg, PlanRequest, RunFolder, plan_run
 from carefl_secure.federation.client import session as session_module
+from carefl_secure.federation.plan.calibrate import PlanRequest, plan_run
 from carefl_secure.federation.server import strategy as strategy_module
+from carefl_secure.federation.server.optimizers import FedAvg
 from carefl_secure.federation.transport.messages import piggybacked
 from carefl_secure.model.label_scorer import LabelScorer
 from carefl_secure.model.loader import load_base
 from carefl_secure.model.lora import Adapter
 from carefl_secure.progress import SilentReporter
+from carefl_secure.run_folder import RunFolder
 from carefl_secure.runs.client_task import ModelTask, model_tasks
 from carefl_secure.runs.staged_corpora import load_corpora
 from tests.support.running import federate

@@ -38,7 +38,7 @@ from carefl_secure.report.checks.run_checks import check_run
 from carefl_secure.report.run_record import read_run
 from carefl_secure.report.spending import settle
 from carefl_secure.run_folder import RunFolder
-from carefl_secure.runs import train_staged as staged
+from carefl_secure.runs import train as staged
 from carefl_secure.runs.build import key_source, site_work
 from carefl_secure.runs.evaluation.evaluate import evaluate
 from carefl_secure.runs.evaluation.evaluator import Evaluator, final_figures
@@ -414,6 +414,7 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         seen.append(
             {
                 **vars(spec),
+                "plan": spec.plan,
                 "initial": initial,
                 "ended": result.adapter,
                 "optimizer": optimizer,
@@ -528,7 +529,7 @@ def test_the_report_sees_a_stage_with_more_rounds_and_a_whole_that_does_not_fit(
     plan = json.loads((run / "plan.json").read_text())
     plan["stages"][0]["privacy"]["delta"] = 1e-9
     (run / "plan.json").write_text(json.dumps(plan))
-    with pytest.raises(PrivacyError, match="stages do not make up"):
+    with pytest.raises(PrivacyError, match="the promise is one"):
         read_run(run)
 
 
@@ -661,3 +662,17 @@ def test_one_stage_is_untouched_by_all_this(settings: Settings, tmp_path: Path) 
     assert summary.stages == ()
     assert "stage" not in summary.rows[0]
     assert "stages" not in json.loads((summary.folder / "plan.json").read_text())
+
+
+def test_a_stage_after_an_odd_number_of_rounds_trains_the_half_that_clients_send(
+    settings: Settings, tmp_path: Path
+) -> None:
+    """Each stage has one round; the second one's number is even."""
+    words = {"federation__rounds": 2, "privacy__unit": "none", "stages__handover": "carry"}
+    summary = train(settings(tmp_path, adapter__train="alternate", **words), SilentReporter())
+    assert [row["round"] for row in summary.rows] == [1, 2]
+    saved = load_file(summary.folder / "adapter" / "adapter_model.safetensors")
+    assert all(
+        any(tensor.any() for name, tensor in saved.items() if half in name)
+        for half in ("lora_A", "lora_B")
+    )

@@ -10,6 +10,7 @@ from carefl_secure.federation.in_process import Clients
 from carefl_secure.federation.local_update.task import LocalTask
 from carefl_secure.federation.plan.aggregation_config import AggregationConfig
 from carefl_secure.federation.plan.run_plan import RunPlan
+from carefl_secure.federation.plan.staged import Stage
 from carefl_secure.federation.run_spec import PerformanceFlags, RunSpec, Simulation
 from carefl_secure.federation.server.optimizers import ServerOptimizer
 from carefl_secure.federation.server.run import FederationResult, Monitoring, run_federation
@@ -37,7 +38,7 @@ def run_spec(
     rest = _taken(options, "key_source", "ledgers", "max_epsilon", "stage")
     base_hash = options.pop("base_hash", bytes(32))
     return RunSpec(
-        plan=plan,
+        stage=Stage.only(plan),
         tasks=lambda: tasks,
         folder=folder,
         base_hash=base_hash,

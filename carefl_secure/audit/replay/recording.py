@@ -26,6 +26,7 @@ from carefl_secure.config import Config
 from carefl_secure.federation.local_update.task import LocalTask
 from carefl_secure.federation.plan.cohort import Aggregation
 from carefl_secure.federation.plan.run_plan import RunPlan
+from carefl_secure.federation.plan.staged import Stage
 from carefl_secure.federation.run_spec import RunSpec, Simulation
 from carefl_secure.federation.server.run import Monitoring, run_federation
 from carefl_secure.federation.transport.local_grid import FIRST_NODE
@@ -128,7 +129,7 @@ def play(
     with tempfile.TemporaryDirectory(prefix="carefl-audit-") as home:
         result = run_federation(
             RunSpec(
-                plan=plan,
+                stage=Stage.only(plan),
                 tasks=lambda: tasks,
                 folder=RunFolder.create(Path(home), "rehearsal: true\n", "rehearsal"),
                 base_hash=bytes(32),

@@ -187,7 +187,7 @@ class _Clients:
             Ledger(ledger_path(spec.folder, spec.ledgers, index), {"client": str(index)}),
             keys,
             max_epsilon=spec.max_epsilon,
-            memory=spec.folder.client_memory(index),
+            memory=spec.folder.client(index),
         )
         return self._opened
 

@@ -279,7 +279,7 @@ class Agent:
             ledger,
             keys,
             max_epsilon=min(limit, config.privacy.max_epsilon or limit),
-            memory=path.parent / "correction.bin",
+            memory=path.parent,
         )
 
     def _keys(self, config: Config) -> KeySource:

@@ -42,7 +42,7 @@ def refuse_unfit(spec: RunSpec, config: Config) -> None:
         Naming what differs.
     """
     differs = {
-        "stages": spec.stage is not None,
+        "stages": bool(spec.stage.name),
         "federation.aggregation": spec.aggregation != aggregation_of(config),
         "privacy.max_epsilon": spec.max_epsilon != config.privacy.max_epsilon,
         "the source of keys": (spec.key_source is system_keys) == config.unsafe_deterministic_noise,

@@ -19,6 +19,7 @@ from carefl_secure.errors import NonFiniteError, ProtocolError
 from carefl_secure.federation.aggregation.registry import ClientSums
 from carefl_secure.federation.client.round_budget import RoundBudget
 from carefl_secure.federation.client.round_state import OpenRounds
+from carefl_secure.federation.local_update.feddyn_state import correction_file
 from carefl_secure.federation.local_update.gradient_sum import local_work
 from carefl_secure.federation.local_update.task import LocalTask
 from carefl_secure.federation.plan.cohort import Cohort, rotation_key
@@ -58,7 +59,7 @@ class ClientSession:
         The most this client lets all runs in its ledger spend, whatever the server says; the plan's
         target by default.
     memory : Path, optional
-        Where the client keeps what it needs from round to round (FedDyn); its own, like the ledger.
+        Folder where the client keeps what it needs from round to round of this run (FedDyn).
 
     Guarantees
     ----------
@@ -92,7 +93,8 @@ class ClientSession:
                 f"client {index} has an adapter of {task.dimension} entries, the plan "
                 f"{plan.encoding.dimension}; the models differ"
             )
-        self._work = local_work(plan, task, index, memory)
+        kept = memory and correction_file(memory, cohort.run, plan.hash(), index)
+        self._work = local_work(plan, task, index, kept)
         self.index = index
         self._plan = plan
         self._cohort = cohort

@@ -1,4 +1,4 @@
-"""A client's own memory under FedDyn, kept so that an interrupted run can go on."""
+"""A client's correction under FedDyn, kept so that an interrupted run can be resumed."""
 
 from __future__ import annotations
 
@@ -12,19 +12,28 @@ from numpy.typing import NDArray
 from carefl_secure.errors import ProtocolError, RunError
 from carefl_secure.run_folder import write_atomically
 
-__all__ = ["Correction"]
+__all__ = ["Correction", "correction_file"]
 
 Vector = NDArray[np.float64]
 _HEAD = struct.Struct("<8s32sqq")
 _MAGIC = b"crfldyn1"
 
 
+def correction_file(folder: Path, run: bytes, plan_hash: bytes, index: int) -> Path:
+    """Return where a client keeps its correction of one run, in a folder that it may share.
+
+    Run, plan and client are hashed into the name, so a new run begins with a fresh correction.
+    """
+    key = hashlib.sha256(run + plan_hash + struct.pack("<q", index)).hexdigest()
+    return folder / f"feddyn-{key[:32]}.bin"
+
+
 class Correction:
     r"""FedDyn's ``h_i``: what a client's local objective is tilted by.
 
-    After a round with released move ``delta``, :math:`h_i \leftarrow h_i - \alpha\,\delta`, from 0.
-    The value before the last round is kept as well: a round that was computed and then lost is not
-    counted when the run goes on, as the server never counted it.
+    After a round with released update ``delta``, :math:`h_i \leftarrow h_i - \alpha\,\delta`, from
+    0. The value before the last round is kept as well: a round that was computed and then lost is
+    not counted when the run is resumed, as the server never counted it.
 
     Parameters
     ----------
@@ -33,8 +42,8 @@ class Correction:
     alpha : float
         FedDyn's regulariser.
     path : Path, optional
-        File on the client's side, replaced atomically after every round; its folder is made when
-        missing. Without it the memory lives in `save` alone.
+        File on the client's side, of mode 0600 and replaced atomically after every round; its
+        folder is made when missing. Without it the correction lives in `save` alone.
 
     Raises
     ------
@@ -43,8 +52,8 @@ class Correction:
 
     Notes
     -----
-    A client whose upload is lost after it computed cannot know, and keeps the move in its memory;
-    the server's mean then differs from the clients' by that move.
+    A client whose upload is lost after it computed cannot know, and keeps the update in its
+    correction; the server's mean then differs from the clients' by that update.
 
     References
     ----------
@@ -63,7 +72,7 @@ class Correction:
                 self.restore(path.read_bytes())
             except (OSError, ProtocolError) as error:
                 raise RunError(
-                    f"the client's FedDyn memory at {path} cannot be used: {error}; restore it "
+                    f"the client's FedDyn correction at {path} cannot be used: {error}; restore it "
                     "from a copy, or start a new run"
                 ) from error
 
@@ -87,10 +96,10 @@ class Correction:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise RunError(f"cannot make {self._path.parent}: {error.strerror}") from error
-            write_atomically(self._path, self.save())
+            write_atomically(self._path, self.save(), private=True)
 
     def save(self) -> bytes:
-        """Return the memory as bytes. They are as private as the client's records."""
+        """Return the correction as bytes. They are as private as the client's records."""
         body = self._before.astype("<f8").tobytes() + self._after.astype("<f8").tobytes()
         digest = hashlib.sha256(body + struct.pack("<q", self._number)).digest()
         return _HEAD.pack(_MAGIC, digest, self._number, self._before.size) + body
@@ -105,11 +114,11 @@ class Correction:
         """
         size = self._before.size
         if len(saved) != _HEAD.size + 16 * size:
-            raise ProtocolError("the saved FedDyn memory does not fit this adapter")
+            raise ProtocolError("the saved FedDyn correction does not fit this adapter")
         magic, digest, number, count = _HEAD.unpack_from(saved)
         body = saved[_HEAD.size :]
         sound = hashlib.sha256(body + struct.pack("<q", number)).digest() == digest
         if magic != _MAGIC or count != size or not sound:
-            raise ProtocolError("the saved FedDyn memory is damaged")
+            raise ProtocolError("the saved FedDyn correction is damaged")
         values = np.frombuffer(body, "<f8").astype(np.float64)
         self._before, self._after, self._number = values[:size], values[size:], number

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from carefl_secure.errors import ConfigError
-from carefl_secure.federation.plan.json_fields import dataclass_from_json
+from carefl_secure.privacy.canonical_json import dataclass_from_json
 
 __all__ = ["PROTOCOLS", "Aggregation", "AggregationConfig"]
 
@@ -84,7 +83,7 @@ class AggregationConfig:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> AggregationConfig:
+    def from_json(cls, value: Any) -> AggregationConfig:
         """Return the configuration that `to_json` gave.
 
         Raises

@@ -6,6 +6,7 @@ will have, so no later step can choose another one.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from carefl_secure.errors import ConfigError, PrivacyError
@@ -13,6 +14,7 @@ from carefl_secure.federation.plan.ciphertext_packing import leave_room
 from carefl_secure.federation.plan.ledger_history import History, noise_after
 from carefl_secure.federation.plan.local_steps import LocalPlan
 from carefl_secure.federation.plan.run_plan import RunPlan
+from carefl_secure.federation.plan.staged import StagedPlan
 from carefl_secure.privacy import Event, PrivacyPlan, calibrate_noise, epsilon
 from carefl_secure.privacy.plan import Mechanism, Trust, Unit
 from carefl_secure.secagg import (
@@ -23,10 +25,11 @@ from carefl_secure.secagg import (
 )
 from carefl_secure.secagg.encoding.tail_bounds import batch_bound
 
-__all__ = ["PlanRequest", "plan_run"]
+__all__ = ["PlanRequest", "plan_run", "plan_stages"]
 
 # Largest entry of an update without privacy: far above any adapter weight, and still of 1e-7 grain.
 _FREE_UPDATE = 16.0
+_SHARED = ("unit", "target_epsilon", "delta")  # of all stages
 # Entries of a noisy update past so many deviations are cut, which is free.
 _DEVIATIONS = 12.0
 
@@ -137,28 +140,40 @@ def plan_run(
     *,
     limit: float | None = None,
     earlier: frozenset[History] = frozenset(),
-    noise_multiplier: float | None = None,
 ) -> RunPlan:
-    """Fix privacy, encoding and noise for a whole run.
+    """Fix privacy, encoding and noise for a run of one stage; see `plan_stages`."""
+    return plan_stages(("",), (request,), limit=limit, earlier=earlier).plans[0]
+
+
+def plan_stages(
+    names: Sequence[str],
+    requests: Sequence[PlanRequest],
+    *,
+    limit: float | None = None,
+    earlier: frozenset[History] = frozenset(),
+) -> StagedPlan:
+    """Fix privacy, encoding and noise of all stages at once.
 
     Parameters
     ----------
-    request : PlanRequest
+    names : sequence of str
+        Of the stages; one empty name for a plain run.
+    requests : sequence of PlanRequest
+        One for each stage; unit, target and delta are the same in all, and ``target_epsilon`` is
+        for all stages together.
     limit : float, optional
         The most that any of the ledgers in ``earlier`` may come to with this run.
     earlier : frozenset of tuple of Event, optional
         What earlier runs left in the clients' ledgers.
-    noise_multiplier : float, optional
-        Take this one, and search and price nothing: `plan_stages` does both for all stages.
 
     Returns
     -------
-    RunPlan
+    StagedPlan
 
     Raises
     ------
     ConfigError
-        A value is out of range or contradicts another.
+        A value is out of range, contradicts another, or differs between stages where it must not.
     BudgetExceededError
         No amount of noise reaches the target, or the limit after what was spent earlier.
 
@@ -166,29 +181,43 @@ def plan_run(
     ----------
     With z the noise multiplier and l2 the integer norm bound, each client adds Skellam noise of
     variance ``(z l2)^2 / (min_survivors - max_colluders)``, so the honest survivors of any round
-    that opens hold variance ``(z l2)^2`` or more; and ``rounds`` such rounds cost at most
-    ``target_epsilon`` at ``delta``. Under trust none each client's own Gaussian noise of deviation
-    ``z C`` in each of its local steps carries the same promise alone, and the sum adds none.
+    that opens hold variance ``(z l2)^2`` or more. Under trust none each client's own Gaussian noise
+    of deviation ``z C`` in each of its local steps carries the same promise alone, and the sum adds
+    none. All rounds of all stages cost at most ``target_epsilon`` at ``delta`` when they are
+    composed, as if every record were in every stage: sequential composition, which holds whether
+    the stages share records or not. The noise of every stage is fixed before the first round.
     """
-    _check_local(request.unit, request.trust, request.local)
-    request.privacy(0.0 if request.unit == "none" else 1.0)  # refuses what no noise makes right
-    if noise_multiplier is not None:
-        return _plan_with(request, noise_multiplier)
-    if request.unit == "none":
-        return _plan_with(request, 0.0)
-    target, delta = request.target_epsilon, request.delta
+    first = requests[0]
+    for one in requests:
+        _check_local(one.unit, one.trust, one.local)
+        one.privacy(0.0 if one.unit == "none" else 1.0)  # refuses what no noise makes right
+        if any(getattr(one, name) != getattr(first, name) for name in _SHARED):
+            raise ConfigError(f"all stages need the same {', '.join(_SHARED)}: the promise is one")
+    target, delta = first.target_epsilon, first.delta
+    if first.unit == "none":
+        return StagedPlan(tuple(names), tuple(_plan_with(one, 0.0) for one in requests))
     if target is None:
-        raise ConfigError(f"unit {request.unit!r} needs target_epsilon (8 is usual)")
+        raise ConfigError(f"unit {first.unit!r} needs target_epsilon (8 is usual)")
 
-    def whole_run(noise: float) -> Event:
-        if request.trust == "none":
-            return request.privacy(noise).gaussian_event(request.rounds)
-        return _plan_with(request, noise).skellam_event().times(request.rounds)
+    def whole_run(noise: float) -> list[Event]:
+        return [_event_with(one, noise) for one in requests]
 
     noise = calibrate_noise(whole_run, target, delta)
     if limit is not None:
         noise = noise_after(whole_run, noise, limit, delta, earlier)
-    return _within_target(_plan_with(request, noise), target)
+    plans = tuple(_plan_with(one, noise) for one in requests)
+    # Priced once more, round by round as the ledgers will, before anyone trusts it.
+    rounds = [plan.event for plan in plans for _ in range(plan.privacy.rounds) if plan.event]
+    if (price := epsilon(rounds, delta)) > target:
+        raise PrivacyError(f"the plan would spend epsilon {price:.6g} of {target:g}; report this")
+    return StagedPlan(tuple(names), plans)
+
+
+def _event_with(request: PlanRequest, noise: float) -> Event:
+    """Return what all rounds of one stage release under a noise multiplier."""
+    if request.trust == "none":
+        return request.privacy(noise).gaussian_event(request.rounds)
+    return _plan_with(request, noise).skellam_event().times(request.rounds)
 
 
 def _plan_with(request: PlanRequest, noise: float) -> RunPlan:
@@ -196,8 +225,10 @@ def _plan_with(request: PlanRequest, noise: float) -> RunPlan:
     privacy, local, dimension = request.privacy(noise), request.local, request.dimension
     clients = request.clients
     if request.unit == "none":
-        free = batch_bound(privacy.expected_batch) * request.clipping_norm
-        encoding = leave_room(plan_plain(dimension, _FREE_UPDATE if local else free, clients))
+        bound = _FREE_UPDATE
+        if local is None:
+            bound = batch_bound(privacy.expected_batch) * request.clipping_norm
+        encoding = leave_room(plan_plain(dimension, bound, clients))
     elif request.trust == "none":
         encoding = leave_room(plan_plain(dimension, _noisy_update(privacy, local), clients))
     elif request.unit == "client":
@@ -246,15 +277,3 @@ def _noisy_update(privacy: PrivacyPlan, local: LocalPlan | None) -> float:
     reach = batch_bound(batch) + _DEVIATIONS * privacy.noise_multiplier
     step = local.learning_rate * privacy.clipping_norm * reach / batch
     return local.steps * step * (2.0 if local.feddyn_alpha else 1.0)
-
-
-def _within_target(plan: RunPlan, target_epsilon: float) -> RunPlan:
-    """Price the plan as the ledgers will, round by round, before anyone trusts it."""
-    event, privacy = plan.event, plan.privacy
-    if event is not None:
-        price = epsilon([event] * privacy.rounds, privacy.delta)
-        if price > target_epsilon:
-            raise PrivacyError(
-                f"the plan would spend epsilon {price:.6g} of {target_epsilon:g}; report this"
-            )
-    return plan

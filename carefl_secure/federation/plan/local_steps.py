@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from carefl_secure.errors import ConfigError
+from carefl_secure.privacy.canonical_json import dataclass_from_json
 
 __all__ = ["LocalPlan"]
 
@@ -116,3 +117,8 @@ class LocalPlan:
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
         return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Any) -> LocalPlan:
+        """Return the plan that `to_json` gave; ConfigError where it is none."""
+        return dataclass_from_json(cls, value)

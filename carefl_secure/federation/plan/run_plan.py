@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from carefl_secure.errors import ConfigError
 from carefl_secure.federation.plan.local_steps import LocalPlan
 from carefl_secure.privacy import PrivacyPlan, SampledGaussian, SampledSkellam
+from carefl_secure.privacy.canonical_json import canonical_hash, dataclass_from_json
 from carefl_secure.secagg import EncodingPlan
 
 __all__ = ["RunPlan"]
@@ -18,6 +19,14 @@ __all__ = ["RunPlan"]
 # A client whose sample is longer than the encoding allows refuses, which shows. The planner keeps
 # that this unlikely in a round; it counts like a broken norm bound.
 _REFUSAL = 2.0**-40
+_ABOVE_ZERO = (
+    "dimension",
+    "scale",
+    "clipping_norm",
+    "noise_clients",
+    "l1_sensitivity",
+    "l2_sensitivity",
+)
 
 
 @dataclass(frozen=True)
@@ -133,7 +142,46 @@ class RunPlan:
             del fields["conditional"]
         return fields
 
+    @classmethod
+    def from_json(cls, value: Any, *, check_event: bool = True) -> RunPlan:
+        """Return the plan that `to_json` gave.
+
+        Parameters
+        ----------
+        value : mapping
+        check_event : bool
+            Whether to refuse an event that does not follow from the plan.
+
+        Raises
+        ------
+        ConfigError
+            A part or a field is missing, unknown, of another type or out of range, or the event is
+            not that of the plan.
+        """
+        parts = {"privacy", "encoding", "threshold", "event"}
+        if not isinstance(value, Mapping) or not parts <= set(value) <= parts | {"local"}:
+            raise ConfigError(
+                f"a plan is a JSON object with {', '.join(sorted(parts))} and perhaps local"
+            )
+        encoding = dataclass_from_json(EncodingPlan, value["encoding"], "conditional")
+        threshold, local = value["threshold"], value.get("local")
+        if type(threshold) is not int or threshold < 1:
+            raise ConfigError(f"the plan's threshold cannot be {threshold!r}")
+        plan = cls(
+            PrivacyPlan.from_json(value["privacy"]),
+            encoding,
+            threshold,
+            None if local is None else LocalPlan.from_json(local),
+        )
+        for name in _ABOVE_ZERO if plan.privacy.mechanism == "skellam" else ():
+            if not getattr(encoding, name) > 0:
+                raise ConfigError(f"the plan's encoding states no number above 0 for {name}")
+        if not 0 <= encoding.dither_failure < 1:
+            raise ConfigError("the plan's encoding states no probability for dither_failure")
+        if check_event and value["event"] != plan.to_json()["event"]:
+            raise ConfigError("the plan states an event that does not follow from it")
+        return plan
+
     def hash(self) -> bytes:
         """Return SHA-256 over the canonical JSON of the plan, 32 bytes."""
-        text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"), allow_nan=False)
-        return hashlib.sha256(text.encode()).digest()
+        return canonical_hash(self.to_json())

@@ -1,10 +1,8 @@
-"""One promise for a run in stages: all plans fixed at once, with one noise multiplier."""
+"""The agreement behind a whole run: the plans of its stages, of which a plain run has one."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,13 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from carefl_secure.errors import ConfigError, PrivacyError
-from carefl_secure.federation.plan.calibrate import PlanRequest, plan_run
-from carefl_secure.federation.plan.ledger_history import History, noise_after
+from carefl_secure.errors import ConfigError
 from carefl_secure.federation.plan.run_plan import RunPlan
-from carefl_secure.privacy import Event, PrivacyPlan, calibrate_noise, epsilon
+from carefl_secure.privacy import Event, PrivacyPlan
+from carefl_secure.privacy.canonical_json import canonical_hash
 
-__all__ = ["Stage", "StagedPlan", "plan_stages"]
+__all__ = ["Stage", "StagedPlan"]
+
+_SHARED = ("unit", "trust", "mechanism", "delta", "target_epsilon", "max_colluders")
 
 
 @dataclass(frozen=True)
@@ -27,28 +26,36 @@ class Stage:
 
     Parameters
     ----------
+    plan : RunPlan
+        Its own plan.
+    agreement : mapping
+        What ``plan.json`` of the whole run holds.
     name : str
-        Its number and its label space: ``2-compound``.
+        Its number and its label space, such as ``2-compound``; empty where the run has one stage.
     number : int
         From 1.
     offset : int
         Rounds planned before it; its own are numbered on from there.
-    paper : mapping
-        What ``plan.json`` of the whole run holds.
     earlier : tuple of ndarray of float32
         The adapters that the stages before it ended with.
     """
 
-    name: str
-    number: int
-    offset: int
-    paper: Mapping[str, Any]
+    plan: RunPlan
+    agreement: Mapping[str, Any]
+    name: str = ""
+    number: int = 1
+    offset: int = 0
     earlier: tuple[NDArray[np.float32], ...] = field(default=())
+
+    @classmethod
+    def only(cls, plan: RunPlan) -> Stage:
+        """Return the one stage of a run under a single plan."""
+        return StagedPlan(("",), (plan,)).stage(0)
 
     @property
     def digest(self) -> str:
         """SHA-256 over the canonical JSON of the whole plan, hexadecimal."""
-        return hashlib.sha256(_canonical(self.paper)).hexdigest()
+        return canonical_hash(self.agreement).hex()
 
     def state(self) -> dict[str, NDArray[np.float32] | int]:
         """Return what a checkpoint says of it."""
@@ -66,10 +73,22 @@ class StagedPlan:
         As in `Stage`.
     plans : tuple of RunPlan
         Each states its own rounds and records, and the noise and target of the whole run.
+
+    Raises
+    ------
+    ConfigError
+        When the stages promise different things.
     """
 
     names: tuple[str, ...]
     plans: tuple[RunPlan, ...]
+
+    def __post_init__(self) -> None:
+        """Check that there is one promise."""
+        first = self.plans[0].privacy
+        if any(getattr(one.privacy, name) != getattr(first, name)
+               for one in self.plans for name in _SHARED):  # fmt: skip
+            raise ConfigError(f"all stages need the same {', '.join(_SHARED)}: the promise is one")
 
     @property
     def privacy(self) -> PrivacyPlan:
@@ -77,93 +96,71 @@ class StagedPlan:
         rounds = sum(plan.privacy.rounds for plan in self.plans)
         return dataclasses.replace(self.plans[-1].privacy, rounds=rounds)
 
+    @property
+    def whole(self) -> RunPlan:
+        """The plan of the last stage over all rounds."""
+        return dataclasses.replace(self.plans[-1], privacy=self.privacy)
+
+    @property
+    def events(self) -> list[Event]:
+        """What all rounds of all stages release; empty without privacy."""
+        return [
+            plan.event.times(plan.event.count * plan.privacy.rounds)
+            for plan in self.plans
+            if plan.event is not None
+        ]
+
     def to_json(self) -> dict[str, Any]:
         """Return the whole as JSON values.
 
-        It reads as the plan of the last stage over all rounds; ``stages`` holds each stage's own.
+        It reads as the plan of the last stage over all rounds. Where stages have names, ``stages``
+        holds each one's own plan.
         """
-        last = self.plans[-1]
-        stages = [
-            {"name": name, **plan.to_json()}
-            for name, plan in zip(self.names, self.plans, strict=True)
-        ]
-        return {**last.to_json(), "privacy": self.privacy.to_json(), "stages": stages}
+        whole = {**self.plans[-1].to_json(), "privacy": self.privacy.to_json()}
+        if self.names == ("",):
+            return whole
+        each = zip(self.names, self.plans, strict=True)
+        return {**whole, "stages": [{"name": name, **plan.to_json()} for name, plan in each]}
 
-    def stage(self, place: int, earlier: Sequence[NDArray[np.float32]]) -> Stage:
+    @classmethod
+    def from_json(cls, value: Any, *, check_event: bool = True) -> StagedPlan:
+        """Return the agreement that `to_json` gave.
+
+        Parameters
+        ----------
+        value : mapping
+        check_event : bool
+            As for `RunPlan.from_json`.
+
+        Raises
+        ------
+        ConfigError
+            A part cannot be read, or the stages do not make up the whole.
+        """
+        if not isinstance(value, Mapping):
+            raise ConfigError("a plan is a JSON object")
+        listed = value.get("stages", [{"name": "", **value}])
+        if (
+            not isinstance(listed, list)
+            or not listed
+            or not all(
+                isinstance(one, Mapping) and isinstance(one.get("name"), str) for one in listed
+            )
+        ):
+            raise ConfigError("the plan's stages must be a list of plans with a name each")
+        plans = [{key: part for key, part in one.items() if key != "name"} for one in listed]
+        found = cls(
+            tuple(one["name"] for one in listed),
+            tuple(RunPlan.from_json(one, check_event=check_event) for one in plans),
+        )
+        stated = {key: part for key, part in value.items() if key != "stages"}
+        whole = RunPlan.from_json(stated, check_event=check_event)
+        if whole.privacy != found.privacy:
+            raise ConfigError("the plan states a whole that its stages do not make up")
+        return found
+
+    def stage(self, place: int, earlier: Sequence[NDArray[np.float32]] = ()) -> Stage:
         """Return what the rounds of one stage need to know."""
         offset = sum(plan.privacy.rounds for plan in self.plans[:place])
-        return Stage(self.names[place], place + 1, offset, self.to_json(), tuple(earlier))
-
-
-def plan_stages(
-    names: Sequence[str],
-    requests: Sequence[PlanRequest],
-    *,
-    limit: float | None = None,
-    earlier: frozenset[History] = frozenset(),
-) -> StagedPlan:
-    """Fix privacy, encoding and noise of all stages at once.
-
-    Parameters
-    ----------
-    names : sequence of str
-        Of the stages.
-    requests : sequence of PlanRequest
-        One for each stage; unit, target and delta are the same in all, and ``target_epsilon`` is
-        for all stages together.
-    limit, earlier
-        As for `plan_run`.
-
-    Returns
-    -------
-    StagedPlan
-
-    Raises
-    ------
-    ConfigError
-        A value is out of range, or the stages differ where they must not.
-    BudgetExceededError
-        No amount of noise reaches the target, or the limit after what was spent earlier.
-
-    Guarantees
-    ----------
-    All rounds of all stages cost at most ``target_epsilon`` at ``delta`` when they are composed,
-    as if every record were in every stage: sequential composition, which holds whether the stages
-    share records or not. The noise of every stage is fixed before the first round.
-    """
-    first = requests[0]
-    shared = ("unit", "target_epsilon", "delta")
-    if any(getattr(one, name) != getattr(first, name) for one in requests for name in shared):
-        raise ConfigError(f"all stages need the same {', '.join(shared)}: the promise is one")
-    target, delta = first.target_epsilon, first.delta
-    if first.unit == "none":
-        return StagedPlan(tuple(names), tuple(plan_run(one) for one in requests))
-    if target is None:
-        raise ConfigError("stages under privacy need target_epsilon (8 is usual)")
-
-    def plans(noise: float) -> tuple[RunPlan, ...]:
-        return tuple(plan_run(one, noise_multiplier=noise) for one in requests)
-
-    def whole_run(noise: float) -> list[Event]:
-        return _events(plans(noise))
-
-    noise = calibrate_noise(whole_run, target, delta)
-    if limit is not None:
-        noise = noise_after(whole_run, noise, limit, delta, earlier)
-    found = plans(noise)
-    price = epsilon(_events(found), delta)
-    if price > target:
-        raise PrivacyError(f"the stages would spend epsilon {price:.6g} of {target:g}; report this")
-    return StagedPlan(tuple(names), found)
-
-
-def _events(plans: Sequence[RunPlan]) -> list[Event]:
-    return [
-        plan.event.times(plan.event.count * plan.privacy.rounds)
-        for plan in plans
-        if plan.event is not None
-    ]
-
-
-def _canonical(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+        name, plan = self.names[place], self.plans[place]
+        return Stage(plan, self.to_json(), name, place + 1, offset, tuple(earlier))

@@ -24,51 +24,58 @@ Vector = NDArray[np.float64]
 class Alternating:
     """Steps one half of the adapter in odd rounds and the other half in even ones.
 
-    Each half has an optimiser of its own, and the resting half does not move, whatever noise its
+    Each half has an optimizer of its own, and the resting half does not change, whatever noise its
     entries of the sum carry.
 
     Parameters
     ----------
     odd, even : ServerOptimizer
-    mask : ndarray of bool, shape [D]
+    trains : ndarray of bool, shape [D]
         True where an entry trains in odd rounds.
+    finished : int
+        Rounds before the first step. Clients go by the number of the round, so a stage that begins
+        after an odd number of rounds begins with the even half.
     """
 
     def __init__(
-        self, odd: ServerOptimizer, even: ServerOptimizer, mask: NDArray[np.bool_]
+        self,
+        odd: ServerOptimizer,
+        even: ServerOptimizer,
+        trains: NDArray[np.bool_],
+        finished: int = 0,
     ) -> None:
-        self._halves = {"odd": (odd, mask), "even": (even, ~mask)}
-        self._steps = 0
+        self._halves = {"odd": (odd, trains), "even": (even, ~trains)}
+        self._steps = finished
 
     def step(self, adapter: NDArray[np.float32], gradient: Vector) -> NDArray[np.float32]:
-        """Step the half whose turn it is; see the optimisers for the errors."""
-        optimiser, mask = self._halves["even" if self._steps % 2 else "odd"]
-        moved = narrowed(checked(adapter, gradient))
-        moved[mask] = optimiser.step(adapter[mask], gradient[mask])
+        """Step the half whose turn it is; see the optimizers for the errors."""
+        optimizer, trains = self._halves["even" if self._steps % 2 else "odd"]
+        updated = narrowed(checked(adapter, gradient))
+        updated[trains] = optimizer.step(adapter[trains], gradient[trains])
         self._steps += 1
-        return moved
+        return updated
 
     def hear(self, share: float, noise_variance: float) -> None:
         """Pass the facts of the round on to the half whose turn it is."""
-        optimiser, _ = self._halves["even" if self._steps % 2 else "odd"]
-        if isinstance(optimiser, Listener):
-            optimiser.hear(share, noise_variance)
+        optimizer, _ = self._halves["even" if self._steps % 2 else "odd"]
+        if isinstance(optimizer, Listener):
+            optimizer.hear(share, noise_variance)
 
     def state(self) -> State:
-        """Return both optimisers' states and the number of steps."""
+        """Return both optimizers' states and the number of steps."""
         out: State = {"turns": self._steps}
-        for name, (optimiser, _) in self._halves.items():
-            out.update({f"{name}.{key}": value for key, value in optimiser.state().items()})
+        for name, (optimizer, _) in self._halves.items():
+            out.update({f"{name}.{key}": value for key, value in optimizer.state().items()})
         return out
 
     def load(self, state: Mapping[str, object]) -> None:
         """Take both states from a checkpoint."""
         steps = state.get("turns")
         if not isinstance(steps, int) or steps < 0:
-            raise RunError("the checkpoint was not written by an alternating optimiser")
-        for name, (optimiser, _) in self._halves.items():
+            raise RunError("the checkpoint was not written by an alternating optimizer")
+        for name, (optimizer, _) in self._halves.items():
             start = f"{name}."
-            optimiser.load(
+            optimizer.load(
                 {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}
             )
         self._steps = steps

@@ -30,7 +30,6 @@ class Checkpoints:
 
     def __init__(self, spec: RunSpec, optimizer: ServerOptimizer) -> None:
         self._folder = spec.folder
-        self._plan = spec.plan
         self._stage = spec.stage
         self._aggregation = spec.aggregation.label
         self._optimizer = optimizer
@@ -47,21 +46,20 @@ class Checkpoints:
         RunError
             When the folder was used before.
         """
-        dimension = self._plan.encoding.dimension
+        dimension = self._stage.plan.encoding.dimension
         if initial.dtype != np.float32 or initial.shape != (dimension,):
             raise ConfigError(
                 f"the initial adapter must be float32 of {dimension} entries, "
                 f"not {initial.dtype} {initial.shape}"
             )
         folder, stage = self._folder, self._stage
-        if stage is None or stage.number == 1:
+        if stage.number == 1:
             if folder.checkpoint.exists() or folder.ledger.exists():
                 raise RunError(f"{folder.path} was used before; resume it or create a new run")
-            plan = self._plan.to_json() if stage is None else stage.paper
-            text = json.dumps(plan, indent=2, sort_keys=True, allow_nan=False)
+            text = json.dumps(stage.agreement, indent=2, sort_keys=True, allow_nan=False)
             write_atomically(folder.plan, text.encode() + b"\n")
         adapter = initial.copy()
-        self.save(adapter, 0 if stage is None else stage.offset)
+        self.save(adapter, stage.offset)
         return adapter
 
     def save(self, adapter: Adapter, number: int) -> None:
@@ -69,10 +67,10 @@ class Checkpoints:
         state = {_OPTIMIZER + name: value for name, value in self._optimizer.state().items()}
         agreed: dict[str, int | str] = {
             "round": number,
-            "plan": self._digest(),
+            "plan": self._stage.digest,
             "aggregation": self._aggregation,
         }
-        where = {} if self._stage is None else self._stage.state()
+        where = self._stage.state()
         self._folder.write_checkpoint({**agreed, "adapter": adapter, **where, **state})
 
     def restore(self) -> tuple[Adapter, int]:
@@ -85,9 +83,9 @@ class Checkpoints:
         """
         folder, stage = self._folder, self._stage
         state = folder.read_checkpoint()
-        if state.get("plan") != self._digest():
+        if state.get("plan") != stage.digest:
             raise RunError(f"{folder.path} was begun under another plan; resume it with its own")
-        if stage is not None and state.get("stage") != stage.number:
+        if state.get("stage") != stage.number:
             raise RunError(
                 f"the checkpoint of {folder.path} is of stage {state.get('stage')}, not "
                 f"{stage.number}; restore it from a copy"
@@ -112,7 +110,3 @@ class Checkpoints:
         )
         folder.keep_metrics(number)
         return adapter.astype(np.float32), number
-
-    def _digest(self) -> str:
-        """Return the hash of what plan.json holds."""
-        return self._plan.hash().hex() if self._stage is None else self._stage.digest

@@ -234,8 +234,7 @@ class _Rounds:
 
     def open(self, initial: Adapter, resume: bool) -> tuple[Adapter, int, int]:
         """Return the adapter, the number of finished rounds, and that of the last round to run."""
-        plan, stage = self._spec.plan, self._spec.stage
-        offset = 0 if stage is None else stage.offset
+        plan, offset = self._spec.plan, self._spec.stage.offset
         if resume:
             for ledger in (self._ledger, *self._parties.ledgers):
                 ledger.verify()
@@ -266,7 +265,7 @@ class _Rounds:
         """Evaluate, then write figures and checkpoint."""
         row = self._monitoring.figures(row, adapter, last)
         self._adapter = adapter
-        if self._spec.stage is not None:
+        if self._spec.stage.name:
             row = {"stage": self._spec.stage.name, **row}
         number = int(row["round"])
         self._spec.folder.append_metrics(row)

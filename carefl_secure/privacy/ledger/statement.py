@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from carefl_secure.errors import LedgerError
+from carefl_secure.errors import ConfigError, LedgerError
 from carefl_secure.privacy.accounting.accountant import accountant_name, epsilon
 from carefl_secure.privacy.accounting.events import Event, SampledSkellam, event_from_json
 from carefl_secure.privacy.ledger.entry import START, event_of
 from carefl_secure.privacy.ledger.ledger import Ledger
+from carefl_secure.privacy.plan import PrivacyPlan
 
 __all__ = ["Line", "Statement", "delta_for", "event_words", "find_ledgers", "statement"]
 
@@ -76,8 +77,8 @@ def delta_for(path: Path) -> float:
         plan = folder / "plan.json"
         if plan.is_file():
             try:
-                return float(json.loads(plan.read_bytes())["privacy"]["delta"])
-            except (KeyError, OSError, TypeError, ValueError) as error:
+                return PrivacyPlan.from_json(json.loads(plan.read_bytes())["privacy"]).delta
+            except (ConfigError, KeyError, OSError, TypeError, ValueError) as error:
                 raise LedgerError(
                     f"{plan} states no delta that can be read; give one with --delta"
                 ) from error
@@ -111,7 +112,7 @@ class Line:
 
     @property
     def count(self) -> int:
-        """How many sums were paid for."""
+        """How many sums were charged."""
         return self.event.count
 
     @property

@@ -31,6 +31,7 @@ from carefl_secure.deployment.provisioning.site_bundle import HALVES, SiteBundle
 from carefl_secure.deployment.superlink.local import Loopback
 from carefl_secure.deployment.superlink.remote import Remote
 from carefl_secure.errors import ConfigError, EngineError, LabelError, RunError
+from carefl_secure.federation.plan.staged import Stage
 from carefl_secure.federation.run_spec import RunSpec
 from carefl_secure.privacy import Ledger
 from carefl_secure.progress import SilentReporter
@@ -254,7 +255,9 @@ def test_a_second_run_on_one_server_is_refused(bundles: Path) -> None:
     config = load_config(None, [*words, "data.labels=emotic", "data.at_sites=true"])
     remote = Remote(config, SilentReporter(), bundles / "server", bundles / "submit")
     plan: Any = None
-    spec = RunSpec(plan=plan, tasks=list, folder=RunFolder(bundles / "r"), base_hash=bytes(32))
+    spec = RunSpec(
+        stage=Stage.only(plan), tasks=list, folder=RunFolder(bundles / "r"), base_hash=bytes(32)
+    )
     with (bundles / "server" / "submit.lock").open("ab") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(EngineError, match="another run is under way"):

@@ -10,8 +10,23 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from carefl_secure.cli import app
-from carefl_secure.privacy import Ledger, SampledSkellam
+from carefl_secure.privacy import Ledger, PrivacyPlan, SampledSkellam
 
+PLAN = PrivacyPlan(
+    unit="record",
+    trust="secagg",
+    mechanism="skellam",
+    rounds=4,
+    clients=3,
+    min_survivors=3,
+    max_colluders=1,
+    public_records=100,
+    delta=1e-6,
+    sample_rate=0.1,
+    clipping_norm=1.0,
+    noise_multiplier=1.0,
+    target_epsilon=8.0,
+)
 EVENT = SampledSkellam(0.1, 1e4, 1e2, 1e4, 1, 1e-12)
 
 
@@ -25,7 +40,7 @@ def run(tmp_path: Path) -> Path:
         book = Ledger(path, {"who": name})
         for number in range(1, 5):
             book.spend(EVENT, 100.0, 1e-5, {"run": "one", "round": number})
-    (folder / "plan.json").write_text('{"privacy": {"delta": 1e-6}}')
+    (folder / "plan.json").write_text(json.dumps({"privacy": PLAN.to_json()}))
     return folder
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import functools
 import importlib
 import importlib.util
@@ -314,6 +315,15 @@ def test_nothing_of_a_run_is_readable_by_others_or_stays(parties: RayParties) ->
     assert scratch.stat().st_mode & 0o777 == 0o700
     parties.close()
     assert not scratch.exists()
+
+
+def test_the_parent_makes_no_tasks_where_actors_do(runs: Runs) -> None:
+    def unwanted() -> Any:
+        raise AssertionError("the parent made the tasks of its actors")
+
+    spec = run_spec(runs.plan, [], runs.folder(), {})
+    engine = RayEngine(SilentReporter(), lambda plan, base_hash: steady(CLIENTS))
+    engine.start(dataclasses.replace(spec, tasks=unwanted)).close()
 
 
 @pytest.mark.usefixtures("no_ray")

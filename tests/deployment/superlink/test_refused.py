@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import json
 import time
@@ -15,11 +16,17 @@ import pytest
 from carefl_secure.config import load_config
 from carefl_secure.deployment.flower.address import ServerAddress
 from carefl_secure.deployment.site.services import run_node, run_server
-from carefl_secure.deployment.superlink.remote import Remote
-from carefl_secure.errors import EngineError, RunError
+from carefl_secure.deployment.superlink.local import Loopback, _Local
+from carefl_secure.deployment.superlink.parties import Deployed
+from carefl_secure.deployment.superlink.remote import Remote, _Submitted
+from carefl_secure.errors import ConfigError, EngineError, RunError
+from carefl_secure.federation.plan.aggregation_config import AggregationConfig
+from carefl_secure.federation.plan.staged import Stage
+from carefl_secure.federation.run_spec import RunSpec
 from carefl_secure.federation.server import strategy
 from carefl_secure.federation.server.optimizers import FedAvg
 from carefl_secure.federation.transport.local_grid import LocalGrid
+from carefl_secure.noise import SystemKeySource
 from carefl_secure.progress import SilentReporter
 from carefl_secure.run_folder import RunFolder
 from carefl_secure.runs.build import run_options
@@ -132,3 +139,75 @@ def test_a_node_that_does_not_come_is_waited_for_once(
     )
     assert waits == [5.0] + [0.0] * (plan.privacy.rounds - 1)
     assert [row["survivors"] for row in result.rows] == [3] * plan.privacy.rounds
+
+
+REFUSED: dict[str, dict[str, Any]] = {
+    "federation.aggregation": {"aggregation": AggregationConfig(protocol="committee")},
+    "privacy.max_epsilon": {"max_epsilon": 3.0},
+    "the source of keys": {"key_source": lambda index: SystemKeySource()},
+    "stages": {},
+}
+
+
+def unwanted() -> Any:
+    raise AssertionError("the parent of remote clients made their tasks")
+
+
+def specification(plan: Any, root: Path, **changes: Any) -> RunSpec:
+    stage = Stage.only(plan)
+    return RunSpec(
+        **{
+            "stage": stage,
+            "tasks": unwanted,
+            "folder": RunFolder.create(root, ""),
+            "base_hash": bytes(32),
+            **changes,
+        }
+    )
+
+
+@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("kind", ["remote", "loopback"])
+def test_what_agents_would_ignore_is_refused(
+    bundles: Path, tmp_path: Path, kind: str, name: str
+) -> None:
+    words = ["federation.public_records=120", "data.labels=basic"]
+    config = _sites.settings(*words)
+    engine: Any = Loopback(config, SilentReporter())
+    if kind == "remote":
+        Place("127.0.0.1:1", tmp_path / "run.sock").write(bundles / "server")
+        engine = Remote(config, SilentReporter(), bundles / "server", bundles / "submit")
+    plan = _sites.known_plan("none")
+    changes = dict(REFUSED[name])
+    if name == "stages":
+        changes["stage"] = dataclasses.replace(Stage.only(plan), name="2-compound")
+    with pytest.raises(ConfigError, match=name):
+        engine.start(specification(plan, tmp_path, **changes))
+
+
+def test_sites_keep_their_own_ledgers(bundles: Path, tmp_path: Path) -> None:
+    Place("127.0.0.1:1", tmp_path / "run.sock").write(bundles / "server")
+    config = _sites.settings("federation.public_records=120", "data.labels=basic")
+    engine = Remote(config, SilentReporter(), bundles / "server", bundles / "submit")
+    spec = specification(_sites.known_plan("none"), tmp_path, ledgers=tmp_path)
+    with pytest.raises(ConfigError, match=r"privacy\.ledgers"):
+        engine.start(spec)
+
+
+def test_workers_and_simulated_dropout_are_refused_where_they_have_no_effect(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing: Any = None
+    words = (nothing, tmp_path / "s", nothing, nothing, nothing, [], SilentReporter(), tmp_path)
+    for kind in (Deployed, _Local, _Submitted):
+        with pytest.raises(ConfigError, match=r"performance\.workers=2"):
+            kind(*words).grid(2, None, None)
+    with pytest.raises(ConfigError, match="among sites"):
+        _Submitted(*words).grid(1, lambda node, message: False, None)
+
+
+def test_a_local_deployment_makes_no_tasks_itself(tmp_path: Path) -> None:
+    config = _sites.settings("federation.public_records=120", "data.labels=basic")
+    engine = Loopback(config, SilentReporter())
+    parties = engine.start(specification(_sites.known_plan("none"), tmp_path))
+    parties.close()

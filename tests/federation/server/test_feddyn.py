@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from carefl_secure.errors import ConfigError, NonFiniteError, ProtocolError, RunError
+from carefl_secure.federation.client.session import ClientSession
 from carefl_secure.federation.local_update.feddyn_state import Correction
 from carefl_secure.federation.local_update.gradient_sum import local_work
+from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.federation.plan.local_steps import LocalPlan
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.server.feddyn import FedDyn
 from carefl_secure.federation.server.optimizers import FedAvg, Listener
 from carefl_secure.federation.server.run import FederationResult
 from carefl_secure.noise import SystemKeySource
+from carefl_secure.privacy import Ledger
 from carefl_secure.run_folder import RunFolder
 from tests.support import points as _POINTS
 from tests.support.running import federate, in_process
@@ -126,7 +129,8 @@ def test_a_resumed_run_is_the_whole_run(plan_toy: PlanToy, tmp_path: Path) -> No
 
     with pytest.raises(Stop):
         run(folder, plan, tasks, evaluate=evaluate)
-    assert (folder.client(0) / "correction.bin").exists()
+    (kept,) = folder.client(0).glob("feddyn-*.bin")
+    assert kept.stat().st_mode & 0o777 == 0o600
     again = run(folder, plan, tasks, resume=True)
     np.testing.assert_allclose(again.adapter, whole.adapter, rtol=1e-5, atol=1e-6)
     # without the clients' memories it is another run
@@ -135,7 +139,8 @@ def test_a_resumed_run_is_the_whole_run(plan_toy: PlanToy, tmp_path: Path) -> No
     with pytest.raises(Stop):
         run(other, plan, tasks, evaluate=evaluate)
     for i in range(6):
-        os.unlink(other.client(i) / "correction.bin")
+        for kept in other.client(i).glob("feddyn-*.bin"):
+            kept.unlink()
     lost = run(other, plan, tasks, resume=True)
     assert np.abs(lost.adapter - whole.adapter).max() > 0.01
 
@@ -225,3 +230,38 @@ def test_it_must_be_told_who_survived() -> None:
     with pytest.raises(RunError):
         server.load({})
     assert dataclasses.replace(LOCAL).pull == ALPHA
+
+
+def test_a_new_run_begins_with_a_fresh_correction(plan_toy: PlanToy, tmp_path: Path) -> None:
+    """Runs, plans and clients that share a ledger folder share no correction."""
+    keys = [Ed25519PrivateKey.generate() for _ in range(6)]
+    roster = tuple(key.public_key().public_bytes_raw() for key in keys)
+
+    def session(run: str, plan: RunPlan, index: int = 0) -> ClientSession:
+        size = plan.encoding.dimension
+        task = _POINTS.point_tasks(1, dimension=size)[0]
+        return ClientSession(
+            index,
+            keys[index],
+            plan,
+            Cohort(run.encode(), roster, bytes(32)),
+            task,
+            Ledger(tmp_path / f"{run}-{index}.jsonl"),
+            SystemKeySource(),
+            memory=tmp_path / "shared",
+        )
+
+    def correction(made: ClientSession) -> Any:
+        return made._work._correction.at(2)  # type: ignore[attr-defined]
+
+    plan = dyn_plan(plan_toy)
+    first = session("one", plan)
+    first._work.release(np.zeros(40, np.float32), 1, SystemKeySource())
+    assert correction(first).any()
+    np.testing.assert_array_equal(correction(session("one", plan)), correction(first))
+    assert not correction(session("two", plan)).any()
+    assert not correction(session("one", plan, 1)).any()
+    shorter = plan_toy(6, 20, unit="none", normalise=False, local=LOCAL, rounds=6)
+    assert not correction(session("one", shorter)).any()
+    for path in (tmp_path / "shared").iterdir():
+        assert path.stat().st_mode & 0o777 == 0o600

@@ -201,3 +201,14 @@ def test_alternating_passes_what_it_hears_on_to_the_half_whose_turn_it_is() -> N
     plain = Alternating(FedAvg(1.0), FedAvg(1.0), mask)
     plain.hear(1.0, 0.25)
     plain.step(point, np.ones(2))
+
+
+def test_the_halves_follow_the_number_of_the_round_after_an_odd_offset() -> None:
+    mask = np.array([True, False])
+    for finished in (0, 1, 6, 7):
+        both = Alternating(FedAvg(1.0), FedAvg(1.0), mask, finished)
+        for number in (finished + 1, finished + 2):
+            trains = mask if number % 2 else ~mask
+            gradient = trains.astype(np.float64)  # what clients of this round send
+            updated = both.step(np.zeros(2, np.float32), gradient)
+            np.testing.assert_array_equal(updated, -trains.astype(np.float32))

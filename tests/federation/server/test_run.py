@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from flwr.app import Message
 from numpy.typing import NDArray
 
 from carefl_secure.errors import BudgetExceededError, ConfigError, LedgerError, RunError
+from carefl_secure.federation.in_process import Clients
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.server.optimizers import FedAdam, FedAvg
 from carefl_secure.federation.server.run import FederationResult
@@ -366,3 +368,16 @@ def test_a_run_writes_nothing_to_the_terminal(
 ) -> None:
     make_runner(rounds=1).run()
     assert capfd.readouterr() == ("", "")
+
+
+def test_parties_are_closed_when_a_restore_fails(make_runner: Callable[..., Runner]) -> None:
+    closed: list[str] = []
+
+    class Watched(Clients):
+        def close(self) -> None:
+            closed.append("closed")
+            super().close()
+
+    with pytest.raises(RunError, match="no checkpoint"):
+        make_runner(rounds=1).run(resume=True, engine=SimpleNamespace(start=Watched))
+    assert closed == ["closed"]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
 import pytest
 
 from carefl_secure.errors import ConfigError, LedgerError
-from carefl_secure.privacy import Ledger, SampledGaussian, SampledSkellam, epsilon
+from carefl_secure.privacy import Ledger, PrivacyPlan, SampledGaussian, SampledSkellam, epsilon
 from carefl_secure.privacy.ledger.statement import (
     delta_for,
     event_words,
@@ -51,6 +52,23 @@ def test_no_ledger(tmp_path: Path, name: str) -> None:
         statement(tmp_path / "absent.jsonl", 1e-5)
 
 
+PLAN = PrivacyPlan(
+    unit="record",
+    trust="secagg",
+    mechanism="skellam",
+    rounds=4,
+    clients=3,
+    min_survivors=3,
+    max_colluders=1,
+    public_records=100,
+    delta=1e-7,
+    sample_rate=0.1,
+    clipping_norm=1.0,
+    noise_multiplier=1.0,
+    target_epsilon=8.0,
+)
+
+
 def test_delta_is_that_of_the_run(tmp_path: Path) -> None:
     spend(tmp_path / "run" / "clients" / "0" / "ledger.jsonl")
     inside = [
@@ -58,7 +76,7 @@ def test_delta_is_that_of_the_run(tmp_path: Path) -> None:
         tmp_path / "run" / "clients" / "0" / "ledger.jsonl",
     ]
     assert delta_for(inside[1]) == 1e-5
-    (tmp_path / "run" / "plan.json").write_text('{"privacy": {"delta": 1e-7}}')
+    (tmp_path / "run" / "plan.json").write_text(json.dumps({"privacy": PLAN.to_json()}))
     for path in (tmp_path / "run", *inside):
         assert delta_for(path) == 1e-7
     (tmp_path / "run" / "plan.json").write_text("{}")

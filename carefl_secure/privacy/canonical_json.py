@@ -32,7 +32,7 @@ def canonical_hash(value: Any) -> bytes:
     return hashlib.sha256(canonical_json(value)).digest()
 
 
-def dataclass_from_json(kind: type[T], value: Mapping[str, Any], *absent: str) -> T:
+def dataclass_from_json(kind: type[T], value: Any, *absent: str) -> T:
     """Return a dataclass of plain values from its JSON object.
 
     Parameters
