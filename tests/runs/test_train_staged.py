@@ -26,10 +26,9 @@ from carefl_secure.config.experiment import Cell, Experiment, Variant, cells_of
 from carefl_secure.config.root import stage_config
 from carefl_secure.errors import ConfigError, DataError, PrivacyError, RunError
 from carefl_secure.experiment.run import run_cell
-from carefl_secure.federation.plan.calibrate import PlanRequest
+from carefl_secure.federation.plan.calibrate import PlanRequest, plan_stages
 from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.federation.plan.ledger_history import earlier_spends
-from carefl_secure.federation.plan.staged import plan_stages
 from carefl_secure.federation.server import run as rounds
 from carefl_secure.federation.server import strategy
 from carefl_secure.privacy import Ledger, epsilon
