@@ -175,7 +175,7 @@ def test_what_agents_would_ignore_is_refused(
     config = _sites.settings(*words)
     engine: Any = Loopback(config, SilentReporter())
     if kind == "remote":
-        Place("127.0.0.1:1", tmp_path / "run.sock").write(bundles / "server")
+        ServerAddress("127.0.0.1:1", tmp_path / "run.sock").write(bundles / "server")
         engine = Remote(config, SilentReporter(), bundles / "server", bundles / "submit")
     plan = _sites.known_plan("none")
     changes = dict(REFUSED[name])
@@ -186,7 +186,7 @@ def test_what_agents_would_ignore_is_refused(
 
 
 def test_sites_keep_their_own_ledgers(bundles: Path, tmp_path: Path) -> None:
-    Place("127.0.0.1:1", tmp_path / "run.sock").write(bundles / "server")
+    ServerAddress("127.0.0.1:1", tmp_path / "run.sock").write(bundles / "server")
     config = _sites.settings("federation.public_records=120", "data.labels=basic")
     engine = Remote(config, SilentReporter(), bundles / "server", bundles / "submit")
     spec = specification(_sites.known_plan("none"), tmp_path, ledgers=tmp_path)
