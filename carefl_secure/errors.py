@@ -84,12 +84,8 @@ class LedgerError(CareflError):
 class PolicyError(CareflError):
     """A site's own policy does not allow the run.
 
-    Parameters
-    ----------
-    text : str
-        For the site's own log.
-    clause : str, optional
-        Which part of the policy; decides the sentence that is sent back.
+    ``text`` is for the site's own log; ``clause``, the part of the policy, selects the sentence
+    that is sent back.
     """
 
     exit_code = 24

@@ -35,10 +35,7 @@ def running(quiet: bool) -> Iterator[Reporter]:
 class RichReporter:
     """A reporter that writes to a console; use it as a context manager.
 
-    Parameters
-    ----------
-    console : Console
-        Where to write; standard error, so that standard output holds the result alone.
+    The console is standard error, so that standard output holds the result alone.
     """
 
     def __init__(self, console: Console) -> None:

@@ -112,17 +112,7 @@ def _spread(grid: Mapping[str, list[Any]]) -> tuple[Variant, ...]:
 
 
 class Cell:
-    """One run of one variant.
-
-    Parameters
-    ----------
-    variant : Variant
-    seed : int
-    config : Config
-        What it is trained under.
-    scored : Config
-        What it is scored under; mostly the same.
-    """
+    """One run of a variant: trained under ``config``, scored under ``scored``, mostly the same."""
 
     def __init__(self, variant: Variant, seed: int, config: Config, scored: Config) -> None:
         self.variant, self.seed = variant, seed
@@ -135,13 +125,7 @@ class Cell:
 
 
 def load_experiment(path: Path) -> Experiment:
-    """Read an experiment from a YAML file.
-
-    Raises
-    ------
-    ConfigError
-        If the file cannot be read, or a key is unknown or contradicts another.
-    """
+    """Read an experiment from a YAML file, refusing unknown and contradictory keys."""
     settings = read_yaml(path)
     try:
         return Experiment.model_validate(settings)
@@ -158,22 +142,11 @@ def load_experiment(path: Path) -> Experiment:
 def cells_of(
     experiment: Experiment, folder: Path, more: Mapping[str, Any] | None = None
 ) -> list[Cell]:
-    """Write an experiment out into checked configurations, one seed after the other.
+    """Expand an experiment into checked configurations, one seed after the other.
 
-    Cells of one seed are adjacent, so that what they share is made once.
-
-    Parameters
-    ----------
-    experiment : Experiment
-    folder : Path
-        Where the cells' run folders go.
-    more : mapping, optional
-        Settings by dotted key that go before those of the file's base; variants still decide.
-
-    Raises
-    ------
-    ConfigError
-        If the settings of a cell are wrong; the text names the cell.
+    Cells of one seed are adjacent, so that what they share is computed once. Run folders go into
+    ``folder``. ``more`` are settings by dotted key that override those of the file's base; variants
+    override both. A `ConfigError` names the cell.
     """
     base = {**flatten(experiment.base), **(more or {})}
     for key in experiment.seed_keys:

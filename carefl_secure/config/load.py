@@ -1,4 +1,7 @@
-"""From file, ``key=value`` words and flags to one checked configuration, and back to text."""
+"""From file, ``key=value`` words and flags to one checked configuration, and back to text.
+
+A setting that is unknown, renamed, out of range, given twice or contradictory raises `ConfigError`.
+"""
 
 from __future__ import annotations
 
@@ -97,19 +100,7 @@ _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping
 
 
 def parse_yaml(text: str, origin: str) -> Any:
-    """Read YAML text, a key given twice refused.
-
-    Parameters
-    ----------
-    text : str
-    origin : str
-        Where the text came from, for the error.
-
-    Raises
-    ------
-    ConfigError
-        If it is not valid YAML.
-    """
+    """Read YAML text, refusing a key given twice; errors name ``origin``."""
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
@@ -164,22 +155,15 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = (), **flags
 
     Parameters
     ----------
-    path : Path or None
-        A YAML file with sections.
     overrides : sequence of str
         Words such as ``privacy.delta=1e-6``; the value is read as YAML.
     **flags
-        Short names of :data:`FLAGS`; one that is None was not given.
+        Short names of :data:`FLAGS`; None stands for one that was not given.
 
     Returns
     -------
     Config
         Checked, frozen, and with ``auto`` values resolved to numbers.
-
-    Raises
-    ------
-    ConfigError
-        If a setting is unknown, renamed, out of range, given twice, or contradicts another.
     """
     settings = {} if path is None else read_yaml(path)
     given = parse_words(overrides)
@@ -204,13 +188,7 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = (), **flags
 
 
 def build_config(settings: Mapping[str, Any]) -> Config:
-    """Build the configuration from settings by dotted key, over the defaults.
-
-    Raises
-    ------
-    ConfigError
-        If a setting is unknown, out of range, or contradicts another.
-    """
+    """Build the configuration from settings by dotted key, over the defaults."""
     nested: dict[str, Any] = {}
     for key, value in settings.items():
         _put(nested, key, value)
@@ -218,13 +196,7 @@ def build_config(settings: Mapping[str, Any]) -> Config:
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested sections as settings by dotted key.
-
-    Raises
-    ------
-    ConfigError
-        If a setting is unknown.
-    """
+    """Return nested sections as settings by dotted key."""
     found: dict[str, Any] = {}
     for name, value in settings.items():
         key = f"{prefix}{name}"
@@ -238,13 +210,7 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def parse_words(words: Sequence[str]) -> dict[str, Any]:
-    """Read ``key=value`` words; values are YAML.
-
-    Raises
-    ------
-    ConfigError
-        If a word has no ``=``, or a setting is unknown or given twice.
-    """
+    """Read ``key=value`` words; values are YAML."""
     found: dict[str, Any] = {}
     for word in words:
         key, equals, text = word.partition("=")
@@ -260,13 +226,7 @@ def parse_words(words: Sequence[str]) -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file of sections, refusing a key that is given twice.
-
-    Raises
-    ------
-    ConfigError
-        If it cannot be read, is no YAML, or holds no sections.
-    """
+    """Read a YAML file of sections, refusing a key that is given twice."""
     path = resolve_shipped(path)
     try:
         text = path.read_text(encoding="utf-8")

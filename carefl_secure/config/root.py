@@ -154,13 +154,7 @@ def stage_config(config: Config, place: int) -> Config:
 
 
 def check_stages(config: Config) -> None:
-    """Refuse stages that contradict the rest of the settings.
-
-    Raises
-    ------
-    ValueError
-        With what to change; the configuration turns it into its own error.
-    """
+    """Raise `ValueError` with what to change where stages contradict the rest of the settings."""
     stages, federation = config.stages, config.federation
     if not stages.spaces:
         return

@@ -60,13 +60,7 @@ def server_lr(privacy: PrivacyConfig, federation: FederationConfig) -> float:
 def check_work(
     privacy: PrivacyConfig, federation: FederationConfig, adapter: AdapterConfig
 ) -> None:
-    """Refuse settings of privacy, federation and adapter that contradict each other.
-
-    Raises
-    ------
-    ValueError
-        With what to change; the configuration turns it into its own error.
-    """
+    """Raise `ValueError` where privacy, federation and adapter contradict each other."""
     unit, trust, rule = privacy.unit, privacy.trust, federation.aggregator
     if trust == "none" and unit != "record":
         raise ValueError(

@@ -14,13 +14,7 @@ PREFIX = "carefl:"
 
 
 def shipped_folder(name: str) -> Path:
-    """Return ``configs`` or ``threat_models``, of the source tree or else of the wheel.
-
-    Raises
-    ------
-    ConfigError
-        If the installation lacks the folder.
-    """
+    """Return ``configs`` or ``threat_models``, of the source tree or else of the wheel."""
     package = Path(carefl_secure.__file__).resolve().parent
     places = (package.parent / name, package / "shipped" / name)
     # An installed package stands among others, one of which may own a folder of the same name.
@@ -36,10 +30,7 @@ def shipped_folder(name: str) -> Path:
 def resolve_shipped(path: Path) -> Path:
     """Return the file that ``carefl:FOLDER/NAME.yaml`` stands for; any other path as it is.
 
-    Raises
-    ------
-    ConfigError
-        If no such file is shipped; the text lists those that are.
+    If no such file is shipped, a `ConfigError` lists those that are.
     """
     text = path.as_posix()
     if not text.startswith(PREFIX):

@@ -118,13 +118,7 @@ PUBLISHED_SPACES: Mapping[str, LabelSpace] = {**SPACES, CAERS.name: CAERS, CEXPR
 
 
 def label_space(name: str) -> LabelSpace:
-    """Return a label space by name.
-
-    Raises
-    ------
-    ConfigError
-        If there is no such space.
-    """
+    """Return a published label space by name."""
     if name not in SPACES:
         raise ConfigError(f"unknown label space {name!r}; choose one of {', '.join(SPACES)}")
     return SPACES[name]

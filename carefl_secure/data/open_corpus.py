@@ -57,15 +57,7 @@ FORMATS: Mapping[str, CorpusFormat] = {
 
 @dataclass(frozen=True)
 class Layout:
-    """What a folder was found to hold.
-
-    Parameters
-    ----------
-    root : Path
-        The folder that was looked at.
-    tasks : tuple of str
-        The label spaces it can be read with; empty where it brings its own.
-    """
+    """What a folder was found to hold; ``tasks`` is empty where it brings its own labels."""
 
     format: CorpusFormat
     root: Path
@@ -83,8 +75,7 @@ def corpus_format(name: str) -> CorpusFormat:
     Raises
     ------
     ConfigError
-        If there is none of that name, two packages bring it, it cannot be imported, or it is not
-        a `CorpusFormat`.
+        No package brings it, several do, or it is not an importable `CorpusFormat`.
     """
     found = entry_points(group=ENTRY_POINTS)
     if name in FORMATS:
@@ -114,17 +105,12 @@ def corpus_format(name: str) -> CorpusFormat:
 def detect(root: Path, format: str = "auto") -> Layout:
     """Tell which corpus a folder holds, by marks that only this corpus has.
 
-    Parameters
-    ----------
-    format : str
-        Name of a format that is taken without looking for its marks; or ``auto``.
+    A ``format`` other than ``auto`` is taken without looking for its marks.
 
     Raises
     ------
     DataError
-        If it holds several published corpora, or is no folder.
-    ConfigError
-        If the format is unknown.
+        The folder holds several published corpora, or is no folder.
     """
     if not root.is_dir():
         raise DataError(f"{root} is not a folder; give the folder that holds the corpus")
@@ -190,32 +176,26 @@ def open_corpus(
 
     Parameters
     ----------
-    path : Path
-        The folder.
     options : ReadOptions, optional
         ``view`` is ``image`` or ``person`` (EMOTIC), ``image`` or ``face`` (CAER-S), ``aligned``,
         ``original`` or ``realigned`` (RAF-DB); ``auto`` takes the first that is there.
-    format : str
-        Name of the format; ``auto`` looks for the marks of each.
     disjoint : {"no", "exact", "near"}
         Leave out of val and test what an earlier split holds too, by equal pixels and by subject
-        (the video, where it is known), and with ``near`` by nearly equal images as well. All
-        images are read for that.
+        (the video, where known), and with ``near`` by nearly equal images. Reads all images.
 
     Returns
     -------
     dict
-        In the order ``train``, ``val``, ``test``, as far as they exist; ``all`` where there are
-        no splits.
+        ``train``, ``val``, ``test``, as far as they exist; ``all`` where there are no splits.
 
     Raises
     ------
     DataError
-        If the corpus is not usable.
+        The corpus is not usable.
     LabelError
-        If a label is not in the space.
+        A label is not in the space.
     ConfigError
-        If the format, the task or the view does not exist there.
+        The format, the task or the view does not exist there.
     """
     options = options or ReadOptions()
     layout = detect(path, format)

@@ -29,7 +29,7 @@ def partition(
     seed: int = 0,
     together: bool = False,
 ) -> list[Indices]:
-    """Give every record to exactly one client.
+    """Give every record to exactly one client; return the sorted record indices of each.
 
     Parameters
     ----------
@@ -49,28 +49,19 @@ def partition(
         that sizes differ and labels do not.
     alpha : float
         Concentration; small values give each client few labels, or some clients most records.
-    column : str, optional
-        The attribute, or ``subject``.
-    seed : int
-        Decides who gets what.
     together : bool
         Keep all records of one ``subject`` at one client, as ``privacy.unit: person`` needs:
-        persons are shared out in place of records, by the labels that any of their records has.
-        Several records of one image (see :func:`carefl_secure.data.splits.groups`) stay together
-        in any case, unless a column says otherwise.
-
-    Returns
-    -------
-    list of ndarray
-        Sorted record indices of each client.
+        persons are distributed in place of records, by the labels that any of their records has.
+        Records of one image (see :func:`carefl_secure.data.splits.groups`) stay together unless
+        a column says otherwise.
 
     Raises
     ------
     ConfigError
-        If the settings make no sense, leave a client without records, or the column parts the
-        records of one person that must stay together.
+        The settings make no sense, leave a client without records, or separate the records of one
+        person that must stay together.
     DataError
-        If a record lacks the column.
+        A record lacks the column.
     """
     if kind == "folder":
         kind, column = "column", "folder"

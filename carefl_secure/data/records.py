@@ -1,4 +1,4 @@
-"""What every corpus is to the rest of the house: images, their labels, and whose they are."""
+"""What every corpus offers: images, their labels, and their subjects."""
 
 from __future__ import annotations
 
@@ -18,16 +18,9 @@ __all__ = ["Corpus", "LabelSpace", "Record", "image_of", "targets"]
 
 @dataclass(frozen=True)
 class LabelSpace:
-    """The labels of a task, in their canonical order.
+    """The labels of a task, in their canonical order: a label's id is its place.
 
-    Parameters
-    ----------
-    name : str
-        Short name, such as ``emotic``.
-    labels : tuple of str
-        The label words; a label's id is its place.
-    multi : bool
-        Whether a record may carry several labels at once.
+    ``multi`` says that a record may carry several labels at once.
     """
 
     name: str
@@ -35,13 +28,7 @@ class LabelSpace:
     multi: bool
 
     def index(self, label: str) -> int:
-        """Return the id of ``label``.
-
-        Raises
-        ------
-        LabelError
-            If the label is not in the space; the text lists the labels that are.
-        """
+        """Return the id of ``label``; a `LabelError` lists the labels of the space."""
         try:
             return self.labels.index(label)
         except ValueError:
@@ -56,18 +43,9 @@ class LabelSpace:
 class Record:
     """One image with one person in it: the unit of ``privacy.unit: record``.
 
-    Parameters
-    ----------
-    key : str
-        A name that is unique within the corpus.
-    labels : tuple of int
-        Ids in the corpus' label space.
-    subject : str or None
-        Who is shown, for ``privacy.unit: person`` and for splits that keep persons apart.
-    attributes : mapping
-        Perceived attributes, such as ``{"age_group": "adult"}``.
-    box : tuple of float or None
-        The person's box ``(left, top, right, bottom)`` in pixels.
+    ``key`` is unique within the corpus. ``subject`` is the person shown, for ``privacy.unit:
+    person`` and for splits that keep persons apart. ``attributes`` are perceived ones, such as
+    ``{"age_group": "adult"}``. ``box`` is ``(left, top, right, bottom)`` in pixels.
     """
 
     key: str

@@ -13,8 +13,7 @@ _EXAMPLES = 3
 class Skipped:
     """Counts what a loader left out, and what it kept with a remark, by reason.
 
-    Nothing is left out without standing here: ``records kept + skipped.total`` is the number of
-    records that the annotation names.
+    ``records kept + skipped.total`` is the number of records that the annotation names.
     """
 
     def __init__(self) -> None:

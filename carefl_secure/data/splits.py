@@ -19,15 +19,7 @@ __all__ = ["Subset", "groups", "split"]
 
 @dataclass(frozen=True)
 class Subset:
-    """Some records of a corpus, as a corpus.
-
-    Parameters
-    ----------
-    corpus : Corpus
-        The whole.
-    indices : sequence of int
-        Which records, in which order.
-    """
+    """Some records of a corpus, in the order of ``indices``, as a corpus."""
 
     corpus: Corpus
     indices: Sequence[int]
@@ -58,17 +50,11 @@ class Subset:
 
 
 def groups(corpus: Corpus, equal: Sequence[Sequence[int]] = ()) -> list[list[int]]:
-    """Return the records that belong together: one person's, and those of one image.
+    """Return the records that belong together, each in one group: one person's, and one image's.
 
-    Records are joined by an equal ``subject``, and by an equal image: the keys of an image's
-    further records end in ``#2``, ``#3`` and so on. Records in one sequence of ``equal`` are joined
-    too. Joining is transitive.
-
-    Returns
-    -------
-    list of list of int
-        Every record once; the order of groups depends on keys and subjects only, not on the
-        order of the records.
+    Records are joined by an equal ``subject``, by an equal image (the keys of an image's further
+    records end in ``#2``, ``#3`` and so on), and by one sequence of ``equal``. Joining is
+    transitive. The order of groups depends on keys and subjects only, not on that of the records.
     """
     parent: dict[tuple[str, str], tuple[str, str]] = {}
 
@@ -100,33 +86,22 @@ def split(
     seed: int,
     equal: Sequence[Sequence[int]] = (),
 ) -> dict[str, list[int]]:
-    """Cut a corpus so that no person and no image stands in two parts.
+    """Cut a corpus so that no person and no image occurs in two parts; return sorted indices.
 
-    Groups (see :func:`groups`) are shuffled by ``seed`` and given one by one to the part that
-    lacks most of its share, so parts come out within one group of what was asked for.
+    All groups (see :func:`groups`) are shuffled by ``seed`` and given one by one to the part that
+    lacks most of its share, so part sizes are within one group of the request.
 
     Parameters
     ----------
-    corpus : Corpus
-        What to cut.
     fractions : mapping
         Share of each part; they sum to 1. A share of 0 gives an empty part.
-    seed : int
-        Decides who goes where.
     equal : sequence of sequences of int
         Records that show equal images, and stay together.
 
-    Returns
-    -------
-    dict
-        Sorted indices of each part; every record is in exactly one.
-
     Raises
     ------
-    ConfigError
-        If the shares are not shares.
     DataError
-        If a part with a share would stay empty.
+        A part with a share would stay empty.
     """
     shares = list(fractions.values())
     if not all(math.isfinite(share) and share >= 0 for share in shares) or not math.isclose(

@@ -16,18 +16,10 @@ Indices = npt.NDArray[np.int64]
 
 
 def subject_groups(records: Sequence[Record], indices: Indices | None = None) -> list[Indices]:
-    """Group records by ``subject``.
+    """Group records by ``subject``: one ascending array of places per person.
 
-    Parameters
-    ----------
-    indices : ndarray of int64, optional
-        Only these records; all by default.
-
-    Returns
-    -------
-    list of ndarray of int64
-        One array per person, in the order of their first records: places in ``indices`` (in
-        ``records`` by default), ascending. A record without a subject is a person of its own.
+    Persons come in the order of their first records. Places are those in ``indices``, or in
+    ``records`` by default. A record without a subject is a person of its own.
 
     Guarantees
     ----------
@@ -44,24 +36,9 @@ def subject_groups(records: Sequence[Record], indices: Indices | None = None) ->
 
 
 def first_of_each(groups: Sequence[Indices], most: int) -> Indices:
-    """Keep at most ``most`` records of every person: the first ones, which is a public rule.
+    """Keep at most ``most`` >= 1 records of every person: the first ones, which is a public rule.
 
-    Parameters
-    ----------
-    groups : sequence of ndarray of int64
-        From `subject_groups`.
-    most : int
-        At least 1.
-
-    Returns
-    -------
-    ndarray of int64
-        The kept places, ascending.
-
-    Raises
-    ------
-    ConfigError
-        ``most`` is below 1.
+    ``groups`` come from `subject_groups`; the kept places are ascending.
     """
     if most < 1:
         raise ConfigError(f"privacy.records_per_person is {most}; keep at least 1")

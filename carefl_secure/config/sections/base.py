@@ -31,13 +31,7 @@ class Section(BaseModel):
 
 
 def installed(name: str, own: Collection[str], group: str) -> str:
-    """Return a name, if the package has it or an installed one brings it as an entry point.
-
-    Raises
-    ------
-    ValueError
-        If there is none of that name.
-    """
+    """Return a name that the package or an entry point provides; else raise `ValueError`."""
     brought = {one.name for one in entry_points(group=group)}
     if name not in own and name not in brought:
         known = ", ".join([*own, *sorted(brought)])

@@ -1,4 +1,4 @@
-"""Checks a corpus before anything is trained on it, and says everything that was found at once."""
+"""Checks a corpus before training, and reports all findings at once."""
 
 from __future__ import annotations
 
@@ -128,39 +128,30 @@ def check_corpus(
     column: str | None = None,
     reporter: Reporter | None = None,
 ) -> Report:
-    """Recognise a corpus, hold its counts against the published ones, and look for duplicates.
+    """Recognise a corpus, compare its counts with the published ones, and look for duplicates.
 
-    Every image is read to its end once. Of RAF-DB both subsets are read where both are there,
-    since they may share images.
+    Every image is read to its end once. RAF-DB is read with both subsets, as they may share images.
 
     Parameters
     ----------
-    path : Path
-        The folder.
     task : str
         The label space; ``auto`` takes all that are there.
     view : str
         As in :func:`carefl_secure.data.open_corpus.open_corpus`; only whole images can be checked,
         so ``person`` and ``face`` are refused.
-    format : str
-        Name of the format; ``auto`` looks for the marks of each.
     clients : int, optional
-        Share the first split out to so many clients and compare these too.
+        Distribute the first split to so many clients and compare these too.
     column : str, optional
-        The attribute, or ``subject``, to share it out by; otherwise at random.
-
-    Returns
-    -------
-    Report
+        The attribute, or ``subject``, to distribute by; otherwise at random.
 
     Raises
     ------
     DataError
-        If the corpus is not recognised, or so malformed that nothing can be said about it.
+        The corpus is not recognised, or too malformed to report on.
     LabelError
-        If a label is not in the space.
+        A label is not in the space.
     ConfigError
-        If the task, the view or the sharing makes no sense.
+        The task, the view or the distribution makes no sense.
     """
     if view in ("person", "face"):
         raise ConfigError("a check looks at whole images; leave the view at auto")

@@ -1,6 +1,6 @@
-"""Reads every image of a corpus once: what cannot be read is left out and counted, up to a share.
+"""Reads every image of a corpus once; unreadable ones are left out and counted, up to a share.
 
-Training and ``data check`` both do this, so that what is trained on is what was printed.
+Training and ``data check`` share it, so that the corpus trained on is the one reported.
 """
 
 from __future__ import annotations
@@ -97,8 +97,8 @@ def examine(corpora: Mapping[str, Corpus], reporter: Reporter) -> Examined:
     Raises
     ------
     DataError
-        If more than :data:`MOST_UNREADABLE` of a split's images cannot be read, or a box does not
-        lie inside its image.
+        More than :data:`MOST_UNREADABLE` of a split's images cannot be read, or a box does not lie
+        inside its image.
     """
     found: dict[str, Corpus] = {}
     marks: dict[str, Sequence[ImageHash]] = {}

@@ -16,20 +16,10 @@ __all__ = ["Report", "SplitReport"]
 class SplitReport:
     """What one split holds.
 
-    Parameters
-    ----------
-    corpus : str
-        Corpus, view and split.
-    records, images, labelled : int
-        Records, different images, records with at least one label.
-    labels : mapping of str to int
-        How often each label stands.
-    skipped, remarks : mapping of str to int
-        What was left out, and what was kept with a remark, by reason.
-    examples : mapping of str to sequence of str
-        A few records per reason.
-    repeated, nearly : int
-        Images that repeat an earlier one of the split, exactly and nearly.
+    ``corpus`` names corpus, view and split. ``labelled`` counts records with at least one label,
+    ``labels`` each label. ``skipped`` and ``remarks`` count by reason what was left out, and what
+    was kept with a remark; ``examples`` has a few records per reason. ``repeated`` and ``nearly``
+    count images that repeat an earlier one of the split, exactly and nearly.
     """
 
     name: str
@@ -49,22 +39,9 @@ class SplitReport:
 class Report:
     """What :func:`carefl_secure.data.checks.check.check_corpus` found.
 
-    Parameters
-    ----------
-    kind : str
-        The layout.
-    root : str
-        The folder.
-    counts : sequence of Count
-        Numbers found, with the published ones.
-    shared : sequence of Shared
-        What splits have in common, and then what clients have.
-    missing : sequence of str
-        What the corpus should have and has not.
-    faults : sequence of str
-        What is wrong.
-    notes : sequence of str
-        What is good to know.
+    ``kind`` is the layout, ``counts`` the numbers found with the published ones. ``shared`` says
+    what splits have in common, then clients; ``missing`` what the corpus lacks. ``faults`` are
+    errors, ``notes`` are not.
     """
 
     kind: str

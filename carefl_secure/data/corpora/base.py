@@ -1,4 +1,8 @@
-"""What the loaders share: how a format is described, a corpus of files, and its builder."""
+"""What the loaders share: the description of a format, a corpus of files, and its builder.
+
+Loaders raise `DataError` where the layout or the annotation is missing or malformed or a split is
+empty, and `LabelError` for a label outside the label space.
+"""
 
 from __future__ import annotations
 
@@ -22,20 +26,12 @@ __all__ = ["CorpusFormat", "FileCorpus", "ReadOptions", "SplitBuilder", "fit_box
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How a corpus is to be read; a corpus that has no folds or videos ignores theirs.
+    """How to read a corpus; options that do not apply to it are ignored.
 
-    Parameters
-    ----------
-    task : str
-        Name of the label space; ``auto`` for a corpus that brings its own labels.
-    view : str
-        One of the format's views, or ``auto``.
-    fold, every : int
-        Which fold; every how many frames of a video one is taken.
-    space : LabelSpace, optional
-        The labels that the parties agreed on, for a corpus that brings its own.
-    by_client : bool
-        Whether an image folder has one folder for each client, above its classes or metadata.
+    ``task`` names the label space (``auto`` where the corpus brings its own labels), ``view`` one
+    of the format's views or ``auto``. ``every`` takes one video frame in so many. ``space`` is the
+    label space that the parties agreed on, for a corpus that brings its own. ``by_client`` says
+    that an image folder has one folder for each client, above its classes or metadata.
     """
 
     task: str = "auto"
@@ -49,23 +45,19 @@ class ReadOptions:
 
 @dataclass(frozen=True)
 class CorpusFormat:
-    """One way in which a corpus lies on disk: how to tell it, and how to read it.
+    """One layout of a corpus on disk: how to recognise it, and how to read it.
 
     Parameters
     ----------
-    name : str
-        The value of ``data.format``.
-    looks_like : str
-        Its own marks in words, for errors and the guide.
+    name, looks_like : str
+        The value of ``data.format``; its distinguishing marks in words, for errors and the guide.
     tasks : callable
-        Returns the names of the label spaces that a folder can be read with, or none where the
-        marks are missing. The second argument says that ``data.format`` named the format.
+        Returns the label spaces that a folder can be read with, none where the marks are missing.
+        The second argument says that ``data.format`` named the format.
     load : callable
         Returns the splits by name.
-    views : tuple of str
-        The values of ``data.view``; the first is the default.
-    splits : tuple of str
-        What a complete copy has.
+    views, splits : tuple of str
+        The values of ``data.view``, the default first; the splits of a complete copy.
     own_labels : bool
         Whether labels come from the folder itself rather than from a published list.
     """
@@ -81,27 +73,13 @@ class CorpusFormat:
 
 @dataclass(frozen=True)
 class FileCorpus:
-    """One split of a corpus whose images are read when asked for.
+    """One split of a corpus whose images are read on access.
 
-    Parameters
-    ----------
-    name : str
-        Corpus and split, such as ``rafdb-basic-aligned/test``.
-    space : LabelSpace
-        The label space of all records.
-    records : sequence of Record
-        The records, in the order of the annotation.
-    sources : sequence of ImageSource
-        Where the image of each record lies.
-    skipped : Skipped
-        What the annotation names and the corpus has not.
-    extras : mapping of str to ndarray
-        Further annotation with one row per record, NaN where there is none: ``vad`` [N, 3] of
-        EMOTIC on its scale of 1 to 10, ``landmarks`` [N, 5, 2] of RAF-DB in pixels.
-    stated : mapping of str to int
-        How many images, persons, rows or clips the annotation names, left out or not.
-    subjects_are : str
-        What a record's subject names: a ``person``, or the ``video`` that a frame is from.
+    ``name`` is corpus and split, such as ``rafdb-basic-aligned/test``. ``extras`` holds further
+    annotation with one row per record, NaN where there is none: ``vad`` [N, 3] of EMOTIC on its
+    scale of 1 to 10, ``landmarks`` [N, 5, 2] of RAF-DB in pixels. ``stated`` counts the images,
+    persons, rows or clips that the annotation names, left out or not. ``subjects_are`` says what a
+    subject is: a ``person``, or the ``video`` of a frame.
     """
 
     name: str
@@ -114,24 +92,12 @@ class FileCorpus:
     subjects_are: str = "person"
 
     def image(self, index: int) -> Image.Image:
-        """Return the RGB image of one record.
-
-        Raises
-        ------
-        DataError
-            If the file cannot be read to its end.
-        """
+        """Return the RGB image of one record; raise `DataError` if its file is incomplete."""
         return self.sources[index].open()
 
 
 def fit_box(box: Box, size: tuple[int, int]) -> Box | None:
-    """Cut a box to the image: x to [0, width], y to [0, height].
-
-    Returns
-    -------
-    tuple of float or None
-        ``None`` where nothing is left of it.
-    """
+    """Cut a box to the image: x to [0, width], y to [0, height]; ``None`` if nothing is left."""
     left, top, right, bottom = box
     width, height = size
     left, right = (min(max(x, 0.0), float(width)) for x in (left, right))
@@ -140,15 +106,7 @@ def fit_box(box: Box, size: tuple[int, int]) -> Box | None:
 
 
 class SplitBuilder:
-    """Collects the records of one split, and drops those whose image or box is unusable.
-
-    Parameters
-    ----------
-    name : str
-        Name of the corpus.
-    space : LabelSpace
-        Its label space.
-    """
+    """Collects the records of one split, and drops those whose image or box is unusable."""
 
     def __init__(self, name: str, space: LabelSpace) -> None:
         self.name, self.space, self.skipped = name, space, Skipped()
@@ -205,15 +163,10 @@ class SplitBuilder:
     def corpus(self, missing: str, subjects_are: str = "person") -> FileCorpus:
         """Return the corpus.
 
-        Parameters
-        ----------
-        missing : str
-            What to do where it is empty.
-
         Raises
         ------
         DataError
-            If no record is left; the text counts why.
+            No record is left; the text counts why, and ends with ``missing``, what to do.
         """
         if not self._records:
             reasons = [f"{count} x {reason}" for reason, count in self.skipped.dropped.items()]

@@ -1,14 +1,12 @@
 """CAER-S: frames of TV shows in one folder per class (Lee et al., arXiv 1908.05913).
 
-``CAER-S/{train,test}/{Angry or Anger,Disgust,Fear,Happy,Neutral,Sad,Surprise}/NNNN.png``
-    The release has neither boxes nor a validation split. Public lists ``{train,val,test}.txt``
-    with lines ``path,label,x1,y1,x2,y2`` add one face per image; where they are there, the records
-    are their rows. The images of ``val.txt`` lie in the folder ``test``: what is in val is no part
-    of test.
+``CAER-S/{train,test}/{Angry or Anger,Disgust,Fear,Happy,Neutral,Sad,Surprise}/NNNN.png``. The
+release has neither boxes nor a validation split. Public lists ``{train,val,test}.txt`` with lines
+``path,label,x1,y1,x2,y2`` add one face per image; where present, their rows are the records. The
+images of ``val.txt`` lie in the folder ``test`` and are then not part of test.
 
-A file name does not say which clip a frame is from. Where a table ``clips.csv`` with the columns
-``path`` and ``clip`` is there, the clip becomes the record's subject, so that splits and shares
-keep a clip together.
+File names do not identify clips. A table ``clips.csv`` with the columns ``path`` and ``clip``,
+where present, makes the clip the record's subject, so that splits and shares keep a clip together.
 """
 
 from __future__ import annotations
@@ -96,13 +94,7 @@ def caers_base(root: Path) -> Path | None:
 
 
 def list_files(root: Path) -> dict[str, Path]:
-    """Return the annotation lists by split, where there are any.
-
-    Raises
-    ------
-    DataError
-        If they lie in more than one place.
-    """
+    """Return the annotation lists by split; `DataError` if they lie in more than one place."""
     places = [root, root / "CAERS-Annotation", root / "CAER-S"]
     found = [
         {split: folder / f"{split}.txt" for split in SPLITS if (folder / f"{split}.txt").is_file()}
@@ -131,13 +123,7 @@ def _classes(folder: Path) -> list[tuple[str, int]]:
 
 
 def scan_classes(folder: Path, prefix: str) -> list[Frame]:
-    """Return the images of all class folders, sorted; keys start with ``prefix``.
-
-    Raises
-    ------
-    LabelError
-        If a sub-folder is no class.
-    """
+    """Return the images of all class folders, sorted; keys start with ``prefix``."""
     frames = []
     for name, label in _classes(folder) if folder.is_dir() else []:
         for path in sorted((folder / name).iterdir()):
@@ -235,26 +221,10 @@ def load_caers(
     view: View = "image",
     reporter: Reporter | None = None,
 ) -> dict[str, FileCorpus]:
-    """Read CAER-S, with or without public face lists.
+    """Read CAER-S as ``train`` and ``test``, and as ``val`` where there is a ``val.txt``.
 
-    Parameters
-    ----------
-    root : Path
-        The folder ``CAER-S``, or the one that holds it and perhaps the lists.
-    view : {"image", "face"}
-        The whole frame, with a box where there is a list; or the face inside the box.
-
-    Returns
-    -------
-    dict
-        ``train`` and ``test``; ``val`` only where there is a ``val.txt``.
-
-    Raises
-    ------
-    DataError
-        If the layout or a list is malformed, or a split is empty.
-    LabelError
-        If a folder or label is no class.
+    ``root`` is the folder ``CAER-S``, or the one that holds it and perhaps the lists. View
+    ``image`` is the whole frame, with a box where there is a list; ``face`` is the part inside it.
     """
     base = caers_base(root)
     if base is None:

@@ -246,35 +246,23 @@ def load_cexpr(
 ) -> dict[str, FileCorpus]:
     """Read C-EXPR-DB: the labelled clips as ``train`` and ``val``, the challenge as ``test``.
 
+    Splits that are absent are left out; labels by time give ``all``. The challenge has no labels.
+
     Parameters
     ----------
     root : Path
-        A folder laid out as above, or the one that holds ``C-EXPR-DB`` and
-        ``C-EXPR-DB-CHALLENGE``.
-    fold : int
-        Which of the five folds.
-    every : int
-        Take every n-th frame of a video.
+        A folder laid out as above, or the one that holds ``C-EXPR-DB`` and ``C-EXPR-DB-CHALLENGE``.
+    fold, every : int
+        Which of the five folds; take every n-th frame of a video.
     faces : {"first", "all"}
         Where a frame has several faces: the one numbered lowest, or all of them.
     fps : float, optional
         Frames per second, where labels go by time and there are only frames.
 
-    Returns
-    -------
-    dict
-        The splits that are there; ``all`` where labels go by time. Records of the challenge have
-        no labels.
-
     Raises
     ------
-    DataError
-        If the layout or a list is malformed, a split is empty, or there are only videos and no
-        package that reads them.
-    LabelError
-        If a label is out of range or differs from its folder.
     ConfigError
-        If ``every`` is below 1, or ``fps`` is needed.
+        ``every`` is below 1, or ``fps`` is needed.
     """
     if every < 1:
         raise ConfigError(f"every must be at least 1, not {every}")

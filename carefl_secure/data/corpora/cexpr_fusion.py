@@ -50,22 +50,18 @@ def fuse_frames(
         Log-probabilities will do. An eighth column is the class Other: it is dropped first.
     videos : sequence of str
         The video of each frame.
-    rule : {"majority", "mean_probability", "mean_logit"}
 
     Returns
     -------
     names : list of str
         The videos, sorted.
     scores : ndarray of float64, shape [videos, 7]
-        Rows sum to 1 (with ``majority`` to within 1e-9, which settles ties); the best class is
-        the row's highest.
+        Rows sum to 1 (with ``majority`` to within 1e-9, which settles ties).
 
     Raises
     ------
-    ConfigError
-        If shapes do not fit, or the rule is unknown.
     NonFiniteError
-        If a score is NaN or infinite.
+        A score is NaN or infinite.
     """
     if rule not in RULES:
         raise ConfigError(f"unknown rule {rule!r}; choose one of {', '.join(RULES)}")
@@ -96,25 +92,10 @@ def fuse_frames(
 
 
 def compound_to_cexpr(logits: npt.NDArray[Any]) -> Floats:
-    """Turn scores of RAF-DB's eleven compound classes into probabilities of C-EXPR's seven.
+    """Turn scores of RAF-DB's compound classes into probabilities of C-EXPR's [frames, 7].
 
-    The four classes that C-EXPR has not are masked and the rest renormalised.
-
-    Parameters
-    ----------
-    logits : ndarray, shape [frames, 11]
-
-    Returns
-    -------
-    ndarray of float64, shape [frames, 7]
-        Rows sum to 1.
-
-    Raises
-    ------
-    ConfigError
-        If there are not eleven columns.
-    NonFiniteError
-        If a score is NaN or infinite.
+    The four of the eleven columns that C-EXPR lacks are masked and the rest renormalised to sum to
+    1. A NaN or infinite score raises `NonFiniteError`.
     """
     values = _finite(logits)
     if values.shape[1] != len(COMPOUND.labels):

@@ -1,7 +1,7 @@
 """The label files that go with C-EXPR-DB: fold lists, and annotation tables by time.
 
-Labels of the challenge's videos are not public. What these files hold was made by a team of its
-own; a score on it is not a score in the challenge.
+Labels of the challenge's videos are not public. These files were made by another team; a score on
+them is not a score in the challenge.
 """
 
 from __future__ import annotations
@@ -29,13 +29,8 @@ _TIME = re.compile(r"(\d+):([0-5]?\d):([0-5]?\d(?:\.\d+)?)")
 class Clip:
     """One video or clip of a list.
 
-    Parameters
-    ----------
-    name : str
-        Path below the folder of videos, without a suffix, such as
-        ``Sadly-Fearful/24_Sadly-Fearful_0``.
-    label : int or None
-        0 to 6, :data:`OTHER`, or ``None`` where it is not labelled.
+    ``name`` is the path below the folder of videos, without a suffix, such as
+    ``Sadly-Fearful/24_Sadly-Fearful_0``. ``label`` is 0 to 6, :data:`OTHER`, or ``None``.
     """
 
     name: str
@@ -54,7 +49,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of a video with one label: ``begin`` and ``end`` in seconds, the end apart."""
+    """A stretch of a video with one label: ``begin`` and ``end`` in seconds, ``end`` excluded."""
 
     begin: float
     end: float
@@ -83,14 +78,7 @@ def read_fold(path: Path) -> list[Clip]:
     """Read ``path,label,transcript``; a transcript may itself hold commas and is not kept.
 
     In the lists of the challenge, whose paths start with ``videos/``, the label is a placeholder
-    and is not taken for one.
-
-    Raises
-    ------
-    DataError
-        If a line is malformed, or a clip is listed twice.
-    LabelError
-        If a label is out of range, or differs from the class in the path.
+    and ignored. A repeated clip is refused, and a label that differs from the class in the path.
     """
     clips, seen = [], set[str]()
     for number, line in enumerate(read_text(path).splitlines(), 1):
@@ -126,15 +114,9 @@ def _seconds(text: str, origin: str) -> float:
 
 
 def read_annotation(path: Path) -> list[Segment]:
-    """Read a table of begin, end and one column per class, in which one cell of a row is 1.
+    """Read a table of begin, end and one column per class, where exactly one class of a row is 1.
 
-    Columns are taken by name.
-
-    Raises
-    ------
-    DataError
-        If a column is missing, a time is malformed, an end is not after its begin, or a row has
-        not exactly one class.
+    Columns are identified by name; an end must be after its begin.
     """
     rows = list(csv.reader(io.StringIO(read_text(path), newline="")))
     header = [name.strip() for name in rows[0]] if rows else []

@@ -3,18 +3,13 @@
 With ``metadata.jsonl`` or ``metadata.csv``, at the root or below it, every row is a record:
 
 ``file_name``
-    Path of the image below the folder of the metadata file. Several rows may name one image, one
-    per person in it.
+    Path below the folder of the metadata file. Rows of several persons may name one image.
 ``label`` or ``labels``
-    One label word, or a list of them; see :mod:`carefl_secure.data.readers.metadata`. An empty
-    list is a record for which none of the labels holds; null is a record that nobody labelled,
-    which is counted and left out.
-``subject``
-    Who is shown; optional.
-``box`` or ``bbox``
-    The person, ``[left, top, right, bottom]`` in pixels of the upright image; optional.
-``split``
-    ``train``, ``val`` or ``test``, where the folders do not say it; optional.
+    One label word, or a list; see :mod:`carefl_secure.data.readers.metadata`. An empty list is a
+    record for which none of the labels holds; null marks an unlabelled record, which is left out.
+``subject``, ``box`` or ``bbox``, ``split``
+    Optional: who is shown; the person, ``[left, top, right, bottom]`` in pixels of the upright
+    image; ``train``, ``val`` or ``test``, where the folders do not say it.
 
 Every other column with a plain value is an attribute. Without metadata each folder is a label and
 holds its images. Splits are folders above either of the two.
@@ -108,28 +103,27 @@ def _ids(row: Row, labels: Sequence[str], space: LabelSpace) -> tuple[int, ...]:
 def load_imagefolder(
     path: Path, space: LabelSpace | None = None, *, by_client: bool = False
 ) -> dict[str, FileCorpus]:
-    """Read an image folder, refusing whatever is not as it should be; no pixel is read.
+    """Read an image folder, refusing any irregularity; no pixel is read.
 
     Parameters
     ----------
     space : LabelSpace, optional
-        The label space; derived from the labels of all splits, sorted, where it is not given.
-
+        By default derived from the labels of all splits, sorted.
     by_client : bool
         Whether there is a folder for each client above the labels or the metadata.
 
     Returns
     -------
     dict
-        ``train``, ``val`` and ``test`` as far as they exist, or ``all``. What the folder holds
-        besides its records is counted in the first split's ``skipped``.
+        ``train``, ``val`` and ``test`` as far as they exist, or ``all``. Files that are no records
+        are counted in the first split's ``skipped``.
 
     Raises
     ------
     DataError
-        If there are no images, or a file, link or row is missing, malformed or contradictory.
+        There are no images, or a file, link or row is missing, malformed or contradictory.
     LabelError
-        If a label is malformed, spelled in two ways, or not in ``space``.
+        A label is malformed, spelled in two ways, or not in ``space``.
     """
     inventory = take_inventory(path)
     parts = read_layout(inventory, by_client)

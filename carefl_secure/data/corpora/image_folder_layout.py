@@ -1,7 +1,6 @@
 """Where the splits, the classes and the metadata of an image folder are.
 
-Names of splits are those of the ``datasets`` library. A layout that another file contradicts is
-refused: nothing is guessed.
+Names of splits are those of the ``datasets`` library. Contradictory layouts are refused.
 """
 
 from __future__ import annotations
@@ -181,13 +180,6 @@ def read_layout(inventory: Inventory, by_client: bool = False) -> list[Part]:
 
     Images that no metadata names, although it could, are counted as skipped. With ``by_client`` the
     first folder below a split is a client, and becomes the attribute ``folder``.
-
-    Raises
-    ------
-    DataError
-        If files contradict each other, or an image has no place in the layout.
-    LabelError
-        If a label in the metadata is malformed.
     """
     root, images = inventory.root, inventory.images
     described = _described(inventory)

@@ -48,22 +48,9 @@ def load_ncaers(
     view: View = "image",
     reporter: Reporter | None = None,
 ) -> dict[str, FileCorpus]:
-    """Read NCAER-S, the selection of frames without videos shared between splits.
+    """Read NCAER-S: the splits that are there, or ``all`` without folders of splits.
 
-    Parameters
-    ----------
-    root : Path
-        The folder ``NCAERS``, or the one that holds it.
-
-    Returns
-    -------
-    dict
-        The splits that are there, or ``all`` where the classes stand right below ``images``.
-
-    Raises
-    ------
-    DataError
-        If the layout or a box file is malformed, or a split is empty.
+    ``root`` is the folder ``NCAERS``, or the one that holds it.
     """
     base = ncaers_base(root)
     if base is None:

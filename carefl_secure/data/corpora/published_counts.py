@@ -1,4 +1,4 @@
-"""The numbers that were published for each corpus, to hold a copy against.
+"""The published figures of each corpus, to compare a copy with.
 
 Sources: EMOTIC, arXiv 2003.13401, the public annotation file and the public converter; CAER-S, the
 lists of github.com/larrylu0426/CAERS-Annotation, of github.com/ndkhanh360/CAER and of
@@ -19,13 +19,7 @@ __all__ = ["Count", "published_counts"]
 
 @dataclass(frozen=True)
 class Count:
-    """A number found, and the published one.
-
-    Parameters
-    ----------
-    slack : int
-        How far the published number may itself be off.
-    """
+    """A number found, and the published one, which may itself be off by ``slack``."""
 
     what: str
     found: int
@@ -146,23 +140,10 @@ def _cexpr(corpora: Mapping[str, FileCorpus]) -> list[Count]:
 def published_counts(
     kind: str, task: str, corpora: Mapping[str, FileCorpus], *, release_2017: bool = False
 ) -> list[Count]:
-    """Return the published counts with those found.
+    """Return the published counts with those found; empty where nothing was published.
 
-    Parameters
-    ----------
-    kind : str
-        The layout, see :mod:`carefl_secure.data.open_corpus`.
-    task : str
-        The label space; for RAF-DB it names the subset.
-    corpora : mapping of str to FileCorpus
-        The splits.
-    release_2017 : bool
-        For EMOTIC: the smaller release.
-
-    Returns
-    -------
-    list of Count
-        Empty where nothing was published.
+    ``kind`` is the layout, see :mod:`carefl_secure.data.open_corpus`. ``task`` is the label space;
+    for RAF-DB it names the subset. ``release_2017`` selects the smaller release of EMOTIC.
     """
     if kind == "emotic-mat" and release_2017:
         return _emotic_2017(corpora)

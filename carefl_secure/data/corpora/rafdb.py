@@ -8,12 +8,10 @@ Below ``basic/`` and ``compound/`` alike::
     Annotation/manual/train_00001_manu_attri.txt        5 landmarks, gender, race, age
     Annotation/boundingbox/train_00001_boundingbox.txt  xmin ymin xmax ymax
 
-The list is spelled *patition* on disk and in places *partition*. The split is the prefix of the
-name; there is no official validation split. Boxes and landmarks belong to the original image. The
-two subsets use the same names for different images, so keys start with the subset. Copies in
-circulation have ``train/1`` to ``train/7`` instead of the list.
-
-RAF-CE is another dataset with another order of labels and is refused.
+The list is spelled *patition* on disk and in places *partition*. The prefix of the name is the
+split; there is no official validation split. Boxes and landmarks belong to the original image. Keys
+start with the subset, since both use the same names for different images. Some copies have
+``train/1`` to ``train/7`` instead of the list. RAF-CE, whose labels have another order, is refused.
 """
 
 from __future__ import annotations
@@ -117,13 +115,7 @@ def _has_names(root: Path) -> bool:
 
 
 def refuse_rafce(root: Path) -> None:
-    """Refuse RAF-CE, whose labels are in another order.
-
-    Raises
-    ------
-    DataError
-        If its label file is there.
-    """
+    """Refuse RAF-CE, whose labels are in another order, with a `DataError`."""
     for folder in (root, root / "EmoLabel"):
         if (folder / "RAFCE_emolabel.txt").is_file():
             raise DataError(
@@ -180,31 +172,19 @@ def load_rafdb(
     view: View = "auto",
     reporter: Reporter | None = None,
 ) -> dict[str, FileCorpus]:
-    """Read one subset of RAF-DB.
+    """Read one subset of RAF-DB: ``train`` and ``test``.
+
+    Attributes are ``gender``, ``race`` and ``age_group``, all as perceived by annotators;
+    ``extras["landmarks"]`` holds five points in the original view.
 
     Parameters
     ----------
     root : Path
-        The folder that holds ``basic`` and ``compound``, one of these two, or a copy with
-        numbered class folders.
+        Folder with ``basic`` and ``compound``, one of these, or a copy with numbered classes.
     view : {"auto", "aligned", "original", "realigned"}
-        Which images; ``auto`` takes the aligned ones where they are there. ``realigned`` cuts
-        faces from the original ones by their manual landmarks, and leaves out and counts those
-        whose landmarks are unusable. Only the original view has boxes and landmarks. The corpus'
-        name says which it is.
-
-    Returns
-    -------
-    dict
-        ``train`` and ``test``. Attributes are ``gender``, ``race`` and ``age_group``, all as
-        perceived by annotators; ``extras["landmarks"]`` holds five points in the original view.
-
-    Raises
-    ------
-    DataError
-        If the list or the images are missing or malformed, or a split is empty.
-    LabelError
-        If a label is out of range.
+        ``auto`` takes the aligned images where present. ``realigned`` cuts faces from the original
+        ones by their manual landmarks, leaving out and counting those whose landmarks are
+        unusable. Only the original view has boxes and landmarks. The corpus' name has the view.
     """
     refuse_rafce(root)
     folder = subset_root(root, subset)

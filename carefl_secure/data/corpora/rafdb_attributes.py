@@ -1,4 +1,4 @@
-"""What RAF-DB gives with an image: landmarks, perceived attributes, a face box."""
+"""RAF-DB's annotation of an image: landmarks, perceived attributes, a face box."""
 
 from __future__ import annotations
 
@@ -21,16 +21,10 @@ _KINDS = (("gender", GENDERS), ("race", RACES), ("age_group", AGES))
 
 @dataclass(frozen=True)
 class Attributes:
-    """What annotators saw; none of it is known to be true of the person.
+    """Annotators' judgements, which need not be true of the person.
 
-    Parameters
-    ----------
-    attributes : mapping
-        ``gender``, ``race`` and ``age_group``; empty where there is a fault.
-    landmarks : list of list of float or None
-        Two eye centres, nose tip, two mouth corners, in pixels of the original image.
-    fault : str or None
-        Why there is nothing.
+    ``attributes`` are ``gender``, ``race`` and ``age_group``. ``landmarks`` are two eye centres,
+    nose tip and two mouth corners in pixels of the original image. ``fault`` says why none exist.
     """
 
     attributes: Mapping[str, str] = field(default_factory=dict)
@@ -47,9 +41,9 @@ def _floats(line: str, count: int) -> list[float] | None:
 
 
 def read_attributes(path: Path) -> Attributes:
-    """Read the eight lines of ``*_manu_attri.txt``; tabs, spaces and trailing spaces are the same.
+    """Read the eight lines of ``*_manu_attri.txt``, separated by any blanks.
 
-    Nothing is raised: a face without attributes is still a face. The fault says what is wrong.
+    Nothing is raised, since a face without attributes is still used; ``fault`` says what is wrong.
     """
     if not path.is_file():
         return Attributes(fault="no manual attributes")

@@ -1,7 +1,7 @@
-"""The same image in two places: between splits, between clients, and within one of them.
+"""Equal and nearly equal images: between splits, between clients, and within one of them.
 
-A image that stands in two splits makes a score too good; one that two clients hold is protected
-twice over only in name, since what one client adds for it the other adds again.
+An image in two splits inflates a score. An image at two clients has less protection than accounted
+for: each client adds its own contribution for it.
 """
 
 from __future__ import annotations
@@ -25,20 +25,10 @@ _EXAMPLES = 3
 class Shared:
     """What two parts have in common.
 
-    Parameters
-    ----------
-    first, second : str
-        The parts.
-    exact : int
-        Images of the second whose pixels stand in the first too.
-    files : int
-        How many of these are the same file, byte by byte.
-    near : int
-        Further images of the second that are nearly one of the first.
-    subjects : int
-        Subjects (persons, videos) that stand in both.
-    examples : tuple of str
-        A few pairs, as ``first = second`` or ``first ~ second``.
+    ``exact`` counts the images of the second whose pixels the first has too, ``files`` those of
+    them that are byte-for-byte the same file, ``near`` further images of the second that are nearly
+    one of the first, ``subjects`` the subjects (persons, videos) in both. ``examples`` are a few
+    pairs, as ``first = second`` or ``first ~ second``.
     """
 
     first: str
@@ -81,21 +71,14 @@ def find_shared(
     prints: Mapping[str, Sequence[ImageHash]],
     alike: Near | None = None,
 ) -> list[Shared]:
-    """Compare every two parts.
+    """Compare every two parts (splits or clients); return one `Shared` per pair, clean ones too.
 
     Parameters
     ----------
-    parts : mapping of str to Corpus
-        Splits or clients.
     prints : mapping of str to sequence of ImageHash
         The hashes of each part, from :func:`.image_hashes.hash_images`.
     alike : Near, optional
         Near duplicates of a larger set, where they are known.
-
-    Returns
-    -------
-    list of Shared
-        One per pair of parts, clean ones too.
     """
     alike = alike or Near(prints)
     found = []
@@ -150,27 +133,16 @@ def within(prints: Sequence[ImageHash], alike: Near | None = None) -> tuple[int,
 def drop_shared(
     parts: Mapping[str, Corpus], prints: Mapping[str, Sequence[ImageHash]], *, near: bool = True
 ) -> tuple[dict[str, Subset], Skipped]:
-    """Leave out of every part what an earlier part holds already, and all but one of a repetition.
+    """Leave out of every part what an earlier part holds, and all but one of a repetition.
 
-    With ``near`` the parts that remain share no image, no nearly same image and no subject;
-    without it they share no image and no subject. Repetitions inside one part are left out only
-    where pixels are equal.
-
-    Parameters
-    ----------
-    parts : mapping of str to Corpus
-        In the order of priority: train, then val, then test.
-
-    Returns
-    -------
-    parts : dict of str to Subset
-    skipped : Skipped
-        Counts what was left out, by part and reason. Unreadable images are left out too.
+    ``parts`` are in order of priority: train, val, test. The parts that remain share no image and
+    no subject, and with ``near`` no nearly equal image. Inside one part only equal pixels are
+    repetitions. Unreadable images are left out too. `Skipped` counts them by part and reason.
 
     Raises
     ------
     DataError
-        If nothing remains of a part.
+        Nothing remains of a part.
     """
     close, skipped, out = Near(prints), Skipped(), {}
     held: dict[object, str] = {}  # what each image kept so far is known by, and its part

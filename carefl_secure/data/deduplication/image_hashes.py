@@ -1,17 +1,16 @@
-"""What an image looks like, in a few bytes: to find the same image, or nearly the same, again.
+"""Compact fingerprints of images, to find exact and near duplicates.
 
-Two images are *exact* duplicates if their decoded RGB pixels have the same SHA-256, which holds
-whatever the file format. They are *near* duplicates if
+Two images are *exact* duplicates if their decoded RGB pixels have the same SHA-256, whatever the
+file format. They are *near* duplicates if
 
 * their difference hashes (dHash: is a cell of a 9 x 8 thumbnail darker than its right neighbour?)
   differ in at most four of 64 bits, and
 * the grey values of their 16 x 16 thumbnails correlate with at least 0.985.
 
-The second look is needed for faces: of the 20,706 pairs of 204 studio portraits of 102 persons the
-hash alone calls 1,935 near, while their correlation stays below 0.964 for 99 in 100; recompressed,
-resized, brightened or slightly cropped copies are at 0.994 and above. A shifted or mirrored copy is
-not found. A image whose thumbnail is almost flat has no difference hash, since all flat images
-would be alike.
+Faces need the second test: of the 20,706 pairs of 204 studio portraits of 102 persons the hash
+alone calls 1,935 near, while their correlation stays below 0.964 for 99 in 100; recompressed,
+resized, brightened or slightly cropped copies are at 0.994 and above. Shifted or mirrored copies
+are not found. An image with an almost flat thumbnail has no difference hash: all flat images match.
 """
 
 from __future__ import annotations
@@ -60,24 +59,11 @@ _BANDS = NEAR_BITS + 1  # two hashes that differ in four bits agree in one of fi
 class ImageHash:
     """The fingerprint of one image.
 
-    Parameters
-    ----------
-    image : str
-        Which image; records of several persons in it share one.
-    records : tuple of int
-        The records that show it.
-    pixels : bytes or None
-        SHA-256 of width, height and RGB bytes; ``None`` where the image cannot be read.
-    file : bytes or None
-        SHA-256 of the file, where it holds this image alone.
-    hash : int or None
-        64 bits; ``None`` for an almost flat image.
-    thumbnail : bytes
-        16 x 16 grey values.
-    size : tuple of int
-        Width and height; zeros where it cannot be read.
-    fault : str or None
-        Why it cannot be read.
+    ``records`` are those that show the image; several persons in it share one fingerprint.
+    ``pixels`` is the SHA-256 of width, height and RGB bytes, ``None`` where the image cannot be
+    read (``fault`` says why, and ``size``, width and height, is zero). ``file`` is the SHA-256 of
+    the file, where it holds this image alone; ``hash`` has 64 bits, ``None`` for an almost flat
+    image; ``thumbnail`` holds 16 x 16 grey values.
     """
 
     image: str
@@ -145,19 +131,10 @@ def _hash(corpus: Corpus, image: str, records: tuple[int, ...]) -> ImageHash:
 def hash_images(
     corpus: Corpus, reporter: Reporter | None = None, task: str | None = None
 ) -> list[ImageHash]:
-    """Read every image of a corpus once, to its end.
+    """Read every image of a corpus once, to its end; unreadable images are included.
 
-    Parameters
-    ----------
-    corpus : Corpus
-        Persons in one image share a fingerprint, that of the whole image, whatever the view.
-    task : str, optional
-        What to report it as.
-
-    Returns
-    -------
-    list of ImageHash
-        One per image, in the order of the first record; unreadable images too.
+    Images come in the order of their first record. Persons in one image share the fingerprint of
+    the whole image, whatever the view. Progress is reported as ``task``.
     """
     members: dict[str, list[int]] = {}
     for index, record in enumerate(corpus.records):
@@ -175,22 +152,11 @@ def hash_images(
 
 
 def near_pairs(marks: Sequence[ImageHash], bits: int = NEAR_BITS) -> npt.NDArray[np.int64]:
-    """Return all pairs of near duplicates.
+    """Return all pairs of near duplicates [pairs, 2]: places in ``marks``, smaller first, sorted.
 
-    Each hash is cut into five bands; by the pigeonhole principle two that differ in at most four
-    bits agree in a band, so only images that share a band are compared.
-
-    Parameters
-    ----------
-    marks : sequence of ImageHash
-        Images that have a hash, none with the pixels of another.
-    bits : int
-        At most :data:`NEAR_BITS`.
-
-    Returns
-    -------
-    ndarray of int64, shape [pairs, 2]
-        Places in ``marks``, the smaller one first, sorted.
+    Each hash is cut into five bands. By the pigeonhole principle two that differ in at most four
+    ``bits`` agree in a band, so only images that share a band are compared. All ``marks`` have
+    a hash, and their pixels differ; ``bits`` is at most :data:`NEAR_BITS`.
     """
     if not 0 <= bits < _BANDS:
         raise ValueError(f"bits must be 0 to {NEAR_BITS}, not {bits}")

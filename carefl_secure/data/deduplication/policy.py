@@ -1,4 +1,4 @@
-"""What is done about an image that stands twice: ``data.deduplicate``."""
+"""What is done about duplicate images: ``data.deduplicate``."""
 
 from __future__ import annotations
 
@@ -19,12 +19,8 @@ Policy = Literal["refuse", "drop", "keep"]
 class Deduplicated:
     """The corpora after the policy, and what it found.
 
-    Parameters
-    ----------
-    repeated : int
-        Images that repeat another of the same split.
-    shared : int
-        Images of a later split that an earlier one holds.
+    ``repeated`` counts images that repeat another of the same split, ``shared`` images of a later
+    split that an earlier one holds.
     """
 
     found: Examined
@@ -42,16 +38,16 @@ class Deduplicated:
 
 
 def deduplicate(found: Examined, policy: Policy) -> Deduplicated:
-    """Look for equal pixels within and across splits, and do what the policy says.
+    """Look for equal pixels within and across splits, and apply the policy.
 
-    ``refuse`` refuses an image that stands in two splits, since it makes a score too good; one that
-    stands twice in the same split is kept. ``drop`` leaves all but the first out, ``keep`` none.
+    ``refuse`` refuses an image in two splits and keeps one that occurs twice in the same split.
+    ``drop`` keeps only the first copy, ``keep`` all.
 
     Raises
     ------
     DataError
-        Under ``refuse``; the text counts the images and names the other choices. Under ``drop``,
-        if nothing remains of a split.
+        Under ``refuse``; the text counts the images and names the other choices. Under ``drop``, if
+        nothing remains of a split.
     """
     owner: dict[bytes, str] = {}
     repeated = shared = 0

@@ -1,1 +1,1 @@
-"""From bytes to images, rows and frames."""
+"""From bytes to images, rows and frames; what cannot be read raises `DataError`."""

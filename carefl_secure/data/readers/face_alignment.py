@@ -1,18 +1,17 @@
-r"""Faces turned, scaled and cropped so that their landmarks lie where a template has them.
+r"""Faces rotated, scaled and cropped so that their landmarks match a template.
 
 The map is the similarity (rotation, one scale, shift) that brings the landmarks nearest to the
 template in the least-squares sense, in closed form after Umeyama (IEEE Trans. PAMI 13(4), 1991,
-equations 40 to 42). With centred points :math:`s_i` and :math:`t_i`, :math:`\Sigma =
-\frac1K \sum_i t_i s_i^\top = U D V^\top` and :math:`\sigma^2 = \frac1K \sum_i \|s_i\|^2`,
+equations 40 to 42). With centred points :math:`s_i` and :math:`t_i`, :math:`\Sigma = \frac1K \sum_i
+t_i s_i^\top = U D V^\top` and :math:`\sigma^2 = \frac1K \sum_i \|s_i\|^2`,
 
 .. math:: R = U V^\top, \quad c = \operatorname{tr}(D) / \sigma^2, \quad
-          b = \bar t - c R \bar s .
+      b = \bar t - c R \bar s .
 
-Coordinates are continuous: the first pixel reaches from 0 to 1 in both directions.
+Coordinates are continuous: the first pixel covers 0 to 1 in both directions.
 
-Where :math:`\det(UV^\top) < 0` the nearest map would be a mirror image. Umeyama turns one axis
-back; here such landmarks are refused, for a face whose left and right are exchanged is a mistake
-in the annotation, and the nearest proper map would bring in some other part of the image.
+Where :math:`\det(UV^\top) < 0` the nearest map is a reflection: left and right are exchanged in the
+annotation. Such landmarks are refused; Umeyama's correction would cut out another part.
 """
 
 from __future__ import annotations
@@ -46,20 +45,10 @@ _FLAT = 0.01  # narrowest over widest extent of landmarks that are taken for a f
 
 
 def landmark_fault(points: npt.ArrayLike, size: tuple[int, int] | None = None) -> str | None:
-    """Say why a face cannot be aligned by its landmarks, or ``None`` where it can.
+    """Say why a face cannot be aligned by its landmarks [K, 2] in pixels; ``None`` if it can.
 
-    Parameters
-    ----------
-    points : array_like, shape [K, 2]
-        Landmarks in pixels.
-    size : tuple of int, optional
-        Width and height of the image that must hold them.
-
-    Returns
-    -------
-    str or None
-        ``no usable landmarks`` (fewer than three, or not finite), ``landmarks in one point or on
-        one line``, or ``landmarks outside the image``.
+    The answers are ``no usable landmarks`` (fewer than three, or not finite), ``landmarks in one
+    point or on one line``, and ``landmarks outside the image`` of ``size`` (width, height).
     """
     found = np.asarray(points, np.float64)
     if found.ndim != 2 or found.shape[1] != 2 or len(found) < 3 or not np.isfinite(found).all():
@@ -73,12 +62,7 @@ def landmark_fault(points: npt.ArrayLike, size: tuple[int, int] | None = None) -
 
 
 def fit_similarity(source: npt.ArrayLike, target: npt.ArrayLike) -> Floats:
-    """Return the similarity that brings ``source`` nearest to ``target``.
-
-    Parameters
-    ----------
-    source, target : array_like, shape [K, 2]
-        The same K >= 3 points in both frames.
+    """Return the similarity that brings ``source`` [K, 2] nearest to ``target`` [K, 2], K >= 3.
 
     Returns
     -------
@@ -88,7 +72,7 @@ def fit_similarity(source: npt.ArrayLike, target: npt.ArrayLike) -> Floats:
     Raises
     ------
     DataError
-        If points are missing, lie in one point or on one line, or are mirrored.
+        Points are missing, mirrored, or lie in one point or on one line.
     """
     one, other = (np.asarray(points, np.float64) for points in (source, target))
     fault = landmark_fault(one) or landmark_fault(other)
@@ -108,16 +92,8 @@ def fit_similarity(source: npt.ArrayLike, target: npt.ArrayLike) -> Floats:
 def warp(image: Image.Image, matrix: npt.NDArray[Any], side: int) -> Image.Image:
     """Return the square of ``side`` pixels that a similarity makes of an image.
 
-    Parameters
-    ----------
-    matrix : ndarray, shape [2, 3]
-        From the image's coordinates to those of the square; see :func:`fit_similarity`.
-
-    Returns
-    -------
-    PIL image
-        Black where the image has nothing. An image that shrinks twofold or more is averaged
-        before, so that single pixels are not picked.
+    ``matrix`` [2, 3] maps the image's coordinates to those of the square, see
+    :func:`fit_similarity`. Areas outside are black. An image shrunk by 2 or more is averaged first.
     """
     shrink = 1 / math.sqrt(abs(float(np.linalg.det(matrix[:, :2]))))
     factor = max(1, int(shrink))
@@ -133,17 +109,7 @@ def warp(image: Image.Image, matrix: npt.NDArray[Any], side: int) -> Image.Image
 
 @dataclass(frozen=True)
 class AlignedFace:
-    """A face cut from an image file by a similarity.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-    matrix : tuple of tuple of float
-        Two rows of three; see :func:`fit_similarity`.
-    side : int
-        Width and height of the result.
-    """
+    """A face cut from an image file by the similarity ``matrix``, to ``side`` x ``side`` pixels."""
 
     path: Path
     matrix: tuple[tuple[float, ...], ...]
@@ -155,11 +121,5 @@ class AlignedFace:
         return False
 
     def open(self) -> Image.Image:
-        """Read the image and cut the face.
-
-        Raises
-        ------
-        DataError
-            If the file cannot be read.
-        """
+        """Read the image and cut the face."""
         return warp(decode(self.path), np.array(self.matrix), self.side)

@@ -1,7 +1,4 @@
-"""What each kind of file below a data folder is taken for, decided by its name alone.
-
-The guide prints these tables (``docs/guide/images.md``).
-"""
+"""The kind of each file below a data folder, by name alone; printed in ``docs/guide/images.md``."""
 
 from __future__ import annotations
 

@@ -102,15 +102,15 @@ def _deep(image: Image.Image) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Return an image as a person sees it on white paper.
+    """Convert an image to RGB as it looks on white paper.
 
-    Alpha is laid over white, as the image processor of SmolVLM2 does with what it is given; the
-    colour below full transparency is nobody's to see. Values of 16 bits are cut to 8.
+    Alpha is blended over white, as SmolVLM2's image processor does; fully transparent pixels reveal
+    no colour. Values of 16 bits are cut to 8.
 
     Raises
     ------
     ValueError
-        If the values have no range that the file states: floats outside 0..1, wide integers.
+        The values have no range that the file states: floats outside 0..1, wide integers.
     """
     if image.mode == "F" or image.mode.startswith("I"):
         image = _deep(image)
@@ -121,14 +121,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def decode(path: Path, content: bytes | None = None) -> Image.Image:
-    """Read a whole image file as upright RGB: only a full read finds a file that was cut off.
+    """Read a whole image file as upright RGB: only a full read finds a truncated file.
 
-    Of an animation the first frame is read. ``content`` is the file's, where it was read already.
+    Of an animation the first frame is read. ``content`` holds the file's bytes, if already read.
 
     Raises
     ------
     DataError
-        If the file is missing, cut off, no image, or has more than 80 million pixels.
+        The file is missing, cut off, no image, or has more than 80 million pixels.
     """
     try:
         with Image.open(path if content is None else io.BytesIO(content)) as image:
@@ -147,13 +147,7 @@ def decode(path: Path, content: bytes | None = None) -> Image.Image:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Return width and height of the upright image, from the head of the file alone.
-
-    Raises
-    ------
-    DataError
-        If the file is missing or no image.
-    """
+    """Return width and height of the upright image, from the head of the file alone."""
     try:
         with Image.open(path) as image:
             if image.format == "TIFF":  # Pillow has turned it already
@@ -177,12 +171,7 @@ def _cut(image: Image.Image, crop: Box | None) -> Image.Image:
 class ImageFile:
     """An image file, or the part of it inside a box.
 
-    Parameters
-    ----------
-    path : Path
-        The file.
-    crop : tuple of float, optional
-        ``(left, top, right, bottom)`` in pixels of the upright image, inside it.
+    ``crop`` is ``(left, top, right, bottom)`` in pixels of the upright image, inside it.
     """
 
     path: Path
@@ -199,13 +188,7 @@ class ImageFile:
 
 
 def open_array(path: Path) -> npt.NDArray[np.generic]:
-    """Map a ``.npy`` file into memory without reading it; a pickle in it is never opened.
-
-    Raises
-    ------
-    DataError
-        If the file is missing, cut off, pickled, or no ``.npy`` file.
-    """
+    """Map a ``.npy`` file into memory without reading it; a pickle in it raises `DataError`."""
     try:
         whole = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
@@ -221,14 +204,7 @@ def open_array(path: Path) -> npt.NDArray[np.generic]:
 class ImageArray:
     """An image in a ``.npy`` file of bytes, ``[H, W, 3]``, or one row of ``[N, H, W, 3]``.
 
-    Parameters
-    ----------
-    path : Path
-        The file; it is mapped, not read, so that a row costs no more than its own bytes.
-    row : int, optional
-        Which row; without it the file is one image.
-    crop : tuple of float, optional
-        Part of the image, in its own pixels.
+    The file is mapped, not read, so a row costs only its own bytes. ``crop`` is in pixels.
     """
 
     path: Path
@@ -241,13 +217,7 @@ class ImageArray:
         return self.row is None and self.crop is None
 
     def shape(self) -> tuple[int, ...]:
-        """Return the shape of the uncut image.
-
-        Raises
-        ------
-        DataError
-            If the file cannot be read.
-        """
+        """Return the shape of the uncut image."""
         return self._pixels().shape
 
     def _pixels(self) -> npt.NDArray[np.generic]:
@@ -259,13 +229,7 @@ class ImageArray:
         return np.asarray(whole[self.row])
 
     def open(self) -> Image.Image:
-        """Read the image.
-
-        Raises
-        ------
-        DataError
-            If the file is missing, cut off, pickled, or does not hold bytes in that shape.
-        """
+        """Read the image; raise `DataError` if the file does not hold bytes in that shape."""
         pixels = self._pixels()
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
             raise DataError(
@@ -278,19 +242,12 @@ class ImageArray:
 def place(root: Path, name: str, origin: str) -> Path:
     """Return the file ``name`` below ``root``, refusing a name that leads out of it.
 
-    Parameters
-    ----------
-    root : Path
-        The folder.
-    name : str
-        As an annotation gives it, with either kind of slash.
-    origin : str
-        Where it was read, for the error.
+    ``name`` may have either kind of slash; ``origin`` says in errors where it was read.
 
     Raises
     ------
     DataError
-        If the name is absolute, empty, or climbs with ``..``.
+        The name is absolute, empty, or climbs with ``..``.
     """
     path = PurePosixPath(name.strip().replace("\\", "/"))
     if (

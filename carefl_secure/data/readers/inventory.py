@@ -32,12 +32,7 @@ _MOST_READ = 1 << 20  # bytes of a text file that are searched for names of imag
 class Inventory:
     """The files below a folder, as sorted paths relative to it.
 
-    Parameters
-    ----------
-    images, metadata, tables : sequence of str
-        ``tables`` are text files that may hold labels.
-    skipped : Skipped
-        Every other file, by reason.
+    ``tables`` are text files that may hold labels; ``skipped`` counts every other file, by reason.
     """
 
     root: Path
@@ -47,13 +42,7 @@ class Inventory:
     skipped: Skipped = field(compare=False)
 
     def refuse_unread_labels(self) -> None:
-        """Refuse text that names images: it may hold labels, and would not be read.
-
-        Raises
-        ------
-        DataError
-            The text names the file.
-        """
+        """Refuse text that names images: it may hold labels, and would not be read."""
         names = {PurePosixPath(image).name for image in self.images}
         stems = {str(PurePosixPath(image).with_suffix("")) for image in self.images}
         for table in self.tables:
@@ -198,7 +187,7 @@ def take_inventory(root: Path) -> Inventory:
     Raises
     ------
     DataError
-        If the folder cannot be listed, a link leads nowhere or in a circle, or a file is of a kind
+        The folder cannot be listed, a link leads nowhere or in a circle, or a file is of a kind
         that is not read and may hold images or labels; the text says how to convert it.
     """
     if not root.is_dir():

@@ -1,9 +1,8 @@
-"""Reads a MATLAB file after making sure that it came through whole.
+"""Reads a MATLAB file after checking that it is intact.
 
-SciPy's reader trusts what a file says about its own lengths and can bring the whole process down
-over a damaged one. Variables are normally stored compressed, each with a checksum, which SciPy does
-not reach; it is checked here first. A damaged file without compression is found only where its
-variables do not end with the file.
+SciPy's reader trusts the lengths that a file states and can crash the process on a damaged one, and
+it does not verify the checksums of compressed variables. They are verified here first. Damage to an
+uncompressed file is found only where its variables do not end with the file.
 """
 
 from __future__ import annotations
@@ -52,12 +51,12 @@ def _verify(path: Path) -> None:
 
 
 def read_mat(path: Path) -> Mapping[str, Any]:
-    """Return the variables of a MATLAB file: structs as objects with fields, single things bare.
+    """Return the variables of a MATLAB file: structs as objects with fields, single values bare.
 
     Raises
     ------
     DataError
-        If the file is damaged, cut off, of format 7.3, or no MATLAB file.
+        The file is damaged, cut off, of format 7.3, or no MATLAB file.
     """
     try:
         _verify(path)

@@ -30,16 +30,9 @@ _OWN = frozenset({"file_name", "label", "labels", "subject", "box", "bbox"})
 class Row:
     """One record before its labels have ids.
 
-    Parameters
-    ----------
-    file_name : str
-        Path below the folder of the metadata file.
-    labels : tuple of str or None
-        ``None`` where nobody labelled it; an empty tuple where none of several labels holds.
-    several : bool
-        Whether the table allows several labels at once.
-    origin : str
-        File and line, for errors.
+    ``file_name`` is relative to the folder of the metadata file, and ``origin`` names file and line
+    for errors. ``labels`` is ``None`` for an unlabelled record, empty where none of several labels
+    holds; ``several`` says whether the table allows several labels per record.
     """
 
     file_name: str
@@ -261,19 +254,14 @@ def _numbers(text: str, origin: str) -> list[float]:
 
 
 def read_metadata(path: Path, name: str | None = None) -> list[Row]:
-    """Read a metadata file; its suffix says which kind.
-
-    Parameters
-    ----------
-    name : str, optional
-        What errors call it; its own name by default.
+    """Read a metadata file, of the kind that its suffix says; errors call it ``name`` if given.
 
     Raises
     ------
     DataError
-        If the file or a row is malformed; the text names the line.
+        The file or a row is malformed; the text names the line.
     LabelError
-        If a label is not a word, or it is not clear where one label ends.
+        A label is not a word, or it is not clear where one label ends.
     """
     read = _jsonl if path.suffix == ".jsonl" else _csv
     return [_row(row, origin) for origin, row in read(path, name or path.name)]

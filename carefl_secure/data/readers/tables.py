@@ -15,13 +15,7 @@ __all__ = ["header", "literal", "numbers", "read_rows", "read_text"]
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a file.
-
-    Raises
-    ------
-    DataError
-        If it cannot be read as UTF-8.
-    """
+    """Return the text of a UTF-8 file."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -35,13 +29,7 @@ def header(path: Path) -> list[str]:
 
 
 def read_rows(path: Path, needed: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
-    """Return the rows of a table, each with where it stands.
-
-    Raises
-    ------
-    DataError
-        If a needed column is missing, or a row has not as many cells as the header.
-    """
+    """Return the rows of a table, each with its location, refusing missing columns and cells."""
     reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
     rows = []
     try:
@@ -59,13 +47,7 @@ def read_rows(path: Path, needed: Sequence[str]) -> list[tuple[str, dict[str, st
 
 
 def literal(text: str, origin: str) -> list[Any]:
-    """Read a list that was written as a Python literal; nothing in it is ever run.
-
-    Raises
-    ------
-    DataError
-        If the text is anything but a literal.
-    """
+    """Read a list that was written as a Python literal; nothing in it is ever run."""
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
@@ -74,13 +56,7 @@ def literal(text: str, origin: str) -> list[Any]:
 
 
 def numbers(values: Sequence[Any], count: int, origin: str) -> list[float]:
-    """Return so many numbers.
-
-    Raises
-    ------
-    DataError
-        If there are more or fewer, or one is no number.
-    """
+    """Return exactly ``count`` numbers."""
     try:
         found = [float(value) for value in values]
     except (TypeError, ValueError) as error:

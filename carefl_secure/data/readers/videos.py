@@ -1,4 +1,7 @@
-"""Single frames of a video file, read with ``imageio`` and PyAV."""
+"""Single frames of a video file, read with ``imageio`` and PyAV.
+
+`DataError` says if no package reads videos, or if the file cannot be read.
+"""
 
 from __future__ import annotations
 
@@ -40,13 +43,7 @@ def _broken(path: Path, fault: str) -> DataError:
 
 
 def frame_count(path: Path) -> int:
-    """Return how many frames a video has.
-
-    Raises
-    ------
-    DataError
-        If no package reads videos, or this one cannot be read.
-    """
+    """Return how many frames a video has."""
     count = int(_ask(path, "improps").shape[0])
     if count < 1:
         raise _broken(path, "it has no frames")
@@ -54,13 +51,7 @@ def frame_count(path: Path) -> int:
 
 
 def frame_rate(path: Path) -> float:
-    """Return the frames per second of a video.
-
-    Raises
-    ------
-    DataError
-        If no package reads videos, or this one cannot be read.
-    """
+    """Return the frames per second of a video."""
     rate = float(_ask(path, "immeta").get("fps", 0.0))
     if not rate > 0:
         raise _broken(path, "it does not say how many frames a second has")
@@ -80,12 +71,6 @@ class VideoFrame:
         return False
 
     def open(self) -> Image.Image:
-        """Read the frame.
-
-        Raises
-        ------
-        DataError
-            If no package reads videos, or the frame cannot be read.
-        """
+        """Read the frame."""
         pixels = np.asarray(_ask(self.path, "imread", index=self.frame), np.uint8)
         return Image.fromarray(pixels).convert("RGB")

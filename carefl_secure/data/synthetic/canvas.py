@@ -1,4 +1,4 @@
-"""What all parts of a drawn scene share: the canvas, and where a face lies on it."""
+"""The canvas that all parts of a drawn scene share, and where a face lies on it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""Words for a drawn scene: a describer that knows the truth and errs at a set rate.
+"""Captions for a drawn scene, generated from its factors with a set error rate.
 
-It stands in for a captioning model on the embedded corpus only, and says what the scene shows,
-never what the person feels.
+They replace a captioning model on the embedded corpus only, and never say what the person feels.
 """
 
 from __future__ import annotations
@@ -21,19 +20,9 @@ def describe(
 ) -> str:
     """Describe posture, setting, prop and light of one scene.
 
-    Parameters
-    ----------
-    factors : ndarray of int8, shape [groups]
-        One row of :attr:`carefl_secure.data.synthetic.scene.Scenes.factors`.
-    rng : numpy.random.Generator
-        Source of the errors.
-    error_rate : float
-        Chance with which each of the four facts is replaced by a random value of its group.
-
-    Returns
-    -------
-    str
-        Such as ``"arms raised, beach, gift, bright"``.
+    The result is such as ``"arms raised, beach, gift, bright"``. ``factors`` is one row of
+    :attr:`carefl_secure.data.synthetic.scene.Scenes.factors`; ``error_rate`` is the chance with
+    which each of the four facts is replaced by a random value of its group.
     """
     words = []
     for group, value in zip(GROUPS, factors, strict=True):

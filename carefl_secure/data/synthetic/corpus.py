@@ -1,8 +1,8 @@
 """The embedded corpus: drawn scenes with the labels of EMOTIC and RAF-DB, the same for every seed.
 
-Three splits. ``public`` is labelled by the public school of annotators and belongs to everybody
-(pretraining, thresholds). ``private`` and ``test`` are labelled by the private school; ``private``
-is what the clients hold and the privacy promise is about.
+Split ``public`` is labelled by the public school of annotators and open to all (pretraining,
+thresholds). ``private`` and ``test`` are labelled by the private school; ``private`` is what the
+clients hold and what the privacy guarantee covers.
 """
 
 from __future__ import annotations
@@ -48,14 +48,9 @@ _ARRAYS = ("pixels", "factors", "basic", "compound", "emotic", "vad", "boxes", "
 class SyntheticCorpus:
     """One split of the embedded corpus under one label space.
 
-    Parameters
-    ----------
-    scenes : Scenes
-        The truth behind the images, for describers and tests; no learner reads it.
-    vad : ndarray of float32, shape [records, 3]
-        Valence, arousal, dominance on EMOTIC's scale of 1 to 10.
-    landmarks : ndarray of float32, shape [records, 5, 2]
-        Eye centres, nose tip, mouth corners in pixels.
+    ``scenes`` is the truth behind the images, for describers and tests; no learner reads it.
+    ``vad`` [records, 3] is valence, arousal, dominance on EMOTIC's scale of 1 to 10; ``landmarks``
+    [records, 5, 2] are eye centres, nose tip, mouth corners in pixels.
     """
 
     name: str
@@ -87,7 +82,7 @@ def synthetic_corpus(
     cache: Path | None = None,
     reporter: Reporter | None = None,
 ) -> SyntheticCorpus:
-    """Draw, or read from the cache, one split of the embedded corpus.
+    """Draw, or read from the cache, one split; the same seed and count give the same images.
 
     Parameters
     ----------
@@ -97,23 +92,15 @@ def synthetic_corpus(
     task : {"emotic", "basic", "compound"}
         Which labels the records carry.
     view : {"auto", "original", "aligned"}
-        The scenes as drawn, or the faces cut from them by their landmarks. The cache holds the
-        scenes alone; aligned records have no box, and the name of their corpus says what it is.
-    seed : int
-        The same seed and count give the same images and labels.
+        The scenes as drawn, or the faces cut from them by their landmarks. Only scenes are cached;
+        aligned records have no box, and their corpus' name says so.
     cache : Path, optional
         Folder of the cache; see :func:`default_cache`.
 
-    Returns
-    -------
-    SyntheticCorpus
-
     Raises
     ------
-    ConfigError
-        If the split, task, view or count is not one of those above.
     DataError
-        If the cache cannot be written.
+        The cache cannot be written.
     """
     if split not in SPLITS:
         raise ConfigError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")

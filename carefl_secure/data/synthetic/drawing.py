@@ -21,18 +21,10 @@ _CLOTH = ((176, 52, 52), (52, 92, 176), (60, 140, 84), (150, 96, 170), (206, 160
 
 @dataclass(frozen=True)
 class Look:
-    """How a person looks apart from what they feel; one look per subject.
+    """A person's appearance apart from emotion; one look per subject.
 
-    Parameters
-    ----------
-    skin : int
-        0 (light) to 4 (dark).
-    hair : int
-        Colour id.
-    age : int
-        0 child, 1 adult, 2 elder.
-    feminine : bool
-        Gender presentation: long hair.
+    ``skin`` is 0 (light) to 4 (dark), ``hair`` a colour id, ``age`` 0 child, 1 adult, 2 elder;
+    ``feminine`` is the gender presentation: long hair.
     """
 
     skin: int
@@ -43,14 +35,10 @@ class Look:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A finished image and where things are in it, in its own pixels.
+    """A finished image, and positions in its own pixels.
 
-    Parameters
-    ----------
-    box : tuple of float
-        The person, ``(left, top, right, bottom)``.
-    landmarks : ndarray of float32, shape [5, 2]
-        Two eye centres, nose tip, two mouth corners.
+    ``box`` is the person's ``(left, top, right, bottom)``; ``landmarks`` [5, 2] are two eye
+    centres, nose tip, two mouth corners.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -61,18 +49,8 @@ class Drawing:
 def draw(factors: npt.NDArray[np.int8], look: Look, rng: np.random.Generator) -> Drawing:
     """Draw one scene.
 
-    Parameters
-    ----------
-    factors : ndarray of int8, shape [groups]
-        One row of :attr:`carefl_secure.data.synthetic.scene.Scenes.factors`.
-    look : Look
-        The person.
-    rng : numpy.random.Generator
-        Pose, scale, colours and small clutter.
-
-    Returns
-    -------
-    Drawing
+    ``factors`` is one row of :attr:`carefl_secure.data.synthetic.scene.Scenes.factors`; ``rng``
+    decides pose, scale, colours and small clutter.
     """
     value = {g: GROUPS[g][int(f)] for g, f in zip(GROUPS, factors, strict=True)}
     image = Image.new("RGB", (CANVAS, CANVAS))

@@ -1,10 +1,10 @@
-"""What is true of a drawn scene, and how annotators turn that into labels.
+"""The factors of a drawn scene, and how annotators turn them into labels.
 
 A scene is a vector of *factors*: action units of the face, posture, setting, prop and light. Two
 schools of annotators label the same factors. The ``public`` school judges mostly the face; the
-``private`` school weighs the context more and uses several category names differently. A model
-tuned on the public labels therefore sees all factors but reads them in the public manner: what
-federated tuning can gain is the private manner, which the text side alone can learn.
+``private`` school weighs the context more and uses several category names differently. Federated
+tuning of a model that knows the public labels can gain the private school's mapping from factors to
+labels, which the text side alone can learn.
 """
 
 from __future__ import annotations
@@ -125,14 +125,9 @@ _FACE_GROUPS = ("brows", "eyes", "mouth", "mark")
 class Scenes:
     """The factors and expression labels of many scenes.
 
-    Parameters
-    ----------
-    factors : ndarray of int8, shape [scenes, groups]
-        The value's id in each group of :data:`GROUPS`.
-    basic : ndarray of int8, shape [scenes]
-        Id of the basic expression (the dominant one of a compound).
-    compound : ndarray of int8, shape [scenes]
-        Id of the compound expression, or -1.
+    ``factors`` [scenes, groups] has the value's id in each group of :data:`GROUPS`; ``basic``
+    [scenes] the basic expression (the dominant one of a compound); ``compound`` [scenes] the
+    compound expression or -1.
     """
 
     factors: npt.NDArray[np.int8]
@@ -166,8 +161,8 @@ def _face_value(
 def draw_scenes(count: int, rng: np.random.Generator) -> Scenes:
     """Draw ``count`` scenes.
 
-    The expression determines the face up to chance; posture, setting, prop and light are drawn
-    apart from it, so that face and context each carry evidence that the other lacks.
+    The expression determines the face up to chance; posture, setting, prop and light are
+    independent of it, so that face and context each carry evidence that the other lacks.
     """
     factors = np.zeros((count, len(GROUPS)), np.int8)
     basic = np.empty(count, np.int8)
@@ -217,25 +212,11 @@ def _bias(logits: npt.NDArray[np.float64], prevalence: float) -> float:
 
 
 def emotic_labels(scenes: Scenes, school: str, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
-    r"""Label scenes as one school of annotators does, with their disagreement.
+    r"""Label scenes as one school of annotators does, with their disagreement: [scenes, 26].
 
     Category :math:`k` is ticked with probability :math:`\sigma(b_k + \sum_f w_{kf} x_f)`, where
     :math:`x` are the scene's factors, :math:`w` the school's weights and :math:`b_k` gives the
-    category its prevalence. The draw itself is the annotators' noise. A record without any label
-    gets the most probable one.
-
-    Parameters
-    ----------
-    scenes : Scenes
-        What is to be labelled.
-    school : {"public", "private"}
-        Whose habits.
-    rng : numpy.random.Generator
-        Source of the disagreement.
-
-    Returns
-    -------
-    ndarray of bool, shape [scenes, 26]
+    category its prevalence. A record without any label gets the most probable one.
     """
     weights = _weights(school)
     reference = draw_scenes(4096, np.random.default_rng(20261121)).one_hot() @ weights.T
@@ -254,15 +235,6 @@ def context_shares(school: str) -> dict[str, float]:
     With :math:`f` the evidence of the face and :math:`c` that of posture, setting, prop and light
     over many scenes, the share is :math:`\operatorname{Var} c / (\operatorname{Var} f +
     \operatorname{Var} c)`: 0 where the face alone decides, 1 where the context alone does.
-
-    Parameters
-    ----------
-    school : {"public", "private"}
-        Whose habits.
-
-    Returns
-    -------
-    dict of str to float
     """
     weights = _weights(school)
     scenes = draw_scenes(4096, np.random.default_rng(20261121)).one_hot()

@@ -88,23 +88,7 @@ def load_emotic_archive(
     """Read ``annots_arrs`` and ``img_arrs``; boxes are scaled to the arrays where sizes are given.
 
     ``annot_arrs_extra_train.csv`` is not read: it is no part of the published train split.
-
-    Parameters
-    ----------
-    root : Path
-        The folder that holds ``annots_arrs`` and ``img_arrs``.
-    require_vad : bool
-        Keep only persons with continuous values.
-
-    Returns
-    -------
-    dict
-        The splits that are there.
-
-    Raises
-    ------
-    DataError
-        If a table lacks a column or a cell is no number.
+    ``require_vad`` keeps only persons with continuous values.
     """
     folder = archive_folder(root)
     if folder is None:

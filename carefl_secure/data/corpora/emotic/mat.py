@@ -137,29 +137,16 @@ def load_emotic(
 ) -> dict[str, FileCorpus]:
     """Read EMOTIC from ``Annotations.mat`` and the image folders.
 
+    The continuous values are in ``extras["vad"]``. View ``image`` is the whole image with the
+    person's box, ``person`` what is inside the box.
+
     Parameters
     ----------
     root : Path
         Folder with ``Annotations/Annotations.mat`` and ``emotic/mscoco`` and so on.
-    view : {"image", "person"}
-        The whole image with the person's box, or what is inside the box.
     require_vad : bool
         Keep only persons with valence, arousal and dominance: the population of the public
         converter (23,266, 3,315 and 7,203) and not that of the file (23,706, 3,334 and 7,280).
-    splits : sequence of str
-        Which splits to read.
-
-    Returns
-    -------
-    dict
-        The splits that the file has. ``extras["vad"]`` holds the continuous values.
-
-    Raises
-    ------
-    DataError
-        If the annotation or the images are missing or malformed, or a split is empty.
-    LabelError
-        If a category is unknown.
     """
     annotation = mat_file(root)
     if annotation is None:

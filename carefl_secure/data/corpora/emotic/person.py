@@ -1,4 +1,4 @@
-"""One annotated person of EMOTIC, and how a split takes them in, whatever form they came in."""
+"""One annotated person of EMOTIC, and how a split adds them, from any form of the corpus."""
 
 from __future__ import annotations
 
@@ -43,16 +43,10 @@ def as_view(view: str) -> View:
 
 @dataclass(frozen=True)
 class Person:
-    """One annotated person, before the image is looked at.
+    """One annotated person, before the image is opened.
 
-    Parameters
-    ----------
-    place : str
-        Folder and name of the image, with forward slashes.
-    number : int
-        Place of the person in the image's annotation, from 1.
-    stated : tuple of int, optional
-        Width and height of the image as the annotation has them.
+    ``place`` is folder and name of the image, with forward slashes. ``number`` counts the persons
+    of an image from 1. ``stated`` is the image's width and height according to the annotation.
     """
 
     place: str
@@ -89,20 +83,10 @@ def image_root(root: Path, release_2017: bool = False) -> Path | None:
 def add_person(
     builder: SplitBuilder, person: Person, root: Path, view: View, require_vad: bool
 ) -> None:
-    """Take one person in, or count why not.
+    """Add one person, or count why not.
 
-    Parameters
-    ----------
-    builder : SplitBuilder
-        The split.
-    person : Person
-        Who.
-    root : Path
-        Folder that holds the four sources.
-    view : {"image", "person"}
-        The whole image with a box, or what is inside the box.
-    require_vad : bool
-        Drop persons without continuous values, as the public converter does.
+    ``root`` holds the four sources. View ``image`` is the whole image with a box, ``person`` what
+    is inside the box. ``require_vad`` drops persons without continuous values.
     """
     labels, vad = person.labels, person.vad
     if not labels and (given := labels_of_author(person.place)):
@@ -136,20 +120,10 @@ def add_person(
 def add_array(
     builder: SplitBuilder, person: Person, picture: ImageArray, box: Box | None, require_vad: bool
 ) -> None:
-    """Take in one person of a preprocessed form, or count why not.
+    """Add one person of a preprocessed form, or count why not.
 
-    Parameters
-    ----------
-    builder : SplitBuilder
-        The split.
-    person : Person
-        Who; the box is not used.
-    image : ImageArray
-        The image, in the view that is wanted.
-    box : tuple of float, optional
-        The person in pixels of the image.
-    require_vad : bool
-        Drop persons without continuous values.
+    ``picture`` is in the wanted view, and ``box`` in its pixels; the person's own box is not used.
+    ``require_vad`` drops persons without continuous values.
     """
     fault = vad_fault(person.vad)
     if not person.labels:

@@ -1,8 +1,8 @@
 """EMOTIC as the public converter writes it: ``emotic_pre/{split}.csv``, one person per row.
 
-Lists stand in the cells as Python literals. Beside the tables, or not, lie stacks of images
-``{split}_context_arr.npy`` and ``{split}_body_arr.npy`` and of labels ``{split}_cat_arr.npy``. The
-converter drops persons whose image cannot be read or who lack categories or continuous values.
+Cells hold lists as Python literals. Optional stacks hold images (``{split}_context_arr.npy``,
+``{split}_body_arr.npy``) and labels (``{split}_cat_arr.npy``). The converter drops persons whose
+image cannot be read or who lack categories or continuous values.
 """
 
 from __future__ import annotations
@@ -103,27 +103,10 @@ def load_emotic_csv(
 ) -> dict[str, FileCorpus]:
     """Read ``emotic_pre``: tables, with stacks of images or with the original images.
 
-    Where the stacks are there, they are the images. A stack has lost the size of the image, so
-    its whole-image view has no boxes.
-
-    Parameters
-    ----------
-    root : Path
-        The folder of the tables, or the one that holds ``emotic_pre``.
-    require_vad : bool
-        Keep only persons with continuous values.
-
-    Returns
-    -------
-    dict
-        The splits that are there.
-
-    Raises
-    ------
-    DataError
-        If a table or stack is malformed, or neither stacks nor images are there.
-    LabelError
-        If a category is unknown, or table and label stack disagree.
+    Stacks are used where present. A stack has lost the size of the image, so its whole-image view
+    has no boxes. ``root`` is the folder of the tables, or the one that holds ``emotic_pre``;
+    ``require_vad`` keeps only persons with continuous values. `LabelError` is raised too where
+    table and label stack disagree.
     """
     folder = table_folder(root)
     if folder is None:

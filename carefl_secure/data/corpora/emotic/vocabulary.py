@@ -1,4 +1,7 @@
-"""The words of EMOTIC's annotations, in all the spellings that are in circulation."""
+"""The words of EMOTIC's annotations, in all the spellings that are in circulation.
+
+Unknown categories raise `LabelError`, other unknown words `DataError`.
+"""
 
 from __future__ import annotations
 
@@ -37,13 +40,7 @@ _AGES = {"kid": "kid", "child": "kid", "teenager": "teenager", "teen": "teenager
 
 
 def category(word: str, origin: str) -> int:
-    """Return the id of a category, by name and never by position.
-
-    Raises
-    ------
-    LabelError
-        If the word is no category in any known spelling.
-    """
+    """Return the id of a category, by name and never by position."""
     place = _KNOWN.get(_bare(word))
     if place is None:
         raise LabelError(
@@ -69,24 +66,12 @@ def _word(value: str, known: dict[str, str], what: str, origin: str) -> str | No
 
 
 def gender(value: str, origin: str) -> str | None:
-    """Return the perceived gender, ``None`` where the annotation has none.
-
-    Raises
-    ------
-    DataError
-        If the word is unknown.
-    """
+    """Return the perceived gender, ``None`` where the annotation has none."""
     return _word(value, _GENDERS, "gender", origin)
 
 
 def age_group(value: str, origin: str) -> str | None:
-    """Return ``kid``, ``teenager`` or ``adult``, ``None`` where the annotation has none.
-
-    Raises
-    ------
-    DataError
-        If the word is unknown.
-    """
+    """Return ``kid``, ``teenager`` or ``adult``, ``None`` where the annotation has none."""
     return _word(value, _AGES, "age", origin)
 
 
@@ -100,14 +85,10 @@ def vad_fault(vad: Sequence[float]) -> str | None:
 
 
 def labels_of_author(place: str) -> tuple[tuple[int, ...], Vad] | None:
-    """Return what the corpus' author gave later for an image that lacks its labels.
+    """Return the labels that the corpus' author later gave for an image that lacks them.
 
-    One image of the test split is known to (github.com/rkosti/emotic, issue 13).
-
-    Parameters
-    ----------
-    place : str
-        Folder and name of the image.
+    One image of the test split is affected (github.com/rkosti/emotic, issue 13). ``place`` is
+    folder and name of the image.
     """
     if place != "emodb_small/images/12ctuwhai2qxczp2wf.jpg":
         return None
