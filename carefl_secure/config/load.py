@@ -153,17 +153,9 @@ def _explain(error: ValidationError) -> str:
 def load_config(path: Path | None = None, overrides: Sequence[str] = (), **flags: object) -> Config:
     """Build the configuration: defaults, then the file, then ``key=value`` words and flags.
 
-    Parameters
-    ----------
-    overrides : sequence of str
-        Words such as ``privacy.delta=1e-6``; the value is read as YAML.
-    **flags
-        Short names of :data:`FLAGS`; None stands for one that was not given.
-
-    Returns
-    -------
-    Config
-        Checked, frozen, and with ``auto`` values resolved to numbers.
+    ``overrides`` are words such as ``privacy.delta=1e-6``, whose value is read as YAML; ``flags``
+    are short names of :data:`FLAGS`, where None stands for a flag that was not given. The result is
+    checked, frozen, and has ``auto`` values resolved to numbers.
     """
     settings = {} if path is None else read_yaml(path)
     given = parse_words(overrides)

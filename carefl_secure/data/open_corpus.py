@@ -72,10 +72,7 @@ class Layout:
 def corpus_format(name: str) -> CorpusFormat:
     """Return a format by name, from the package or from an entry point.
 
-    Raises
-    ------
-    ConfigError
-        No package brings it, several do, or it is not an importable `CorpusFormat`.
+    A `ConfigError` refuses a name that no package or several bring, or that is no `CorpusFormat`.
     """
     found = entry_points(group=ENTRY_POINTS)
     if name in FORMATS:
@@ -105,12 +102,8 @@ def corpus_format(name: str) -> CorpusFormat:
 def detect(root: Path, format: str = "auto") -> Layout:
     """Tell which corpus a folder holds, by marks that only this corpus has.
 
-    A ``format`` other than ``auto`` is taken without looking for its marks.
-
-    Raises
-    ------
-    DataError
-        The folder holds several published corpora, or is no folder.
+    A ``format`` other than ``auto`` is taken without looking for its marks. A folder that holds
+    several published corpora is refused with a `DataError`.
     """
     if not root.is_dir():
         raise DataError(f"{root} is not a folder; give the folder that holds the corpus")
@@ -174,6 +167,9 @@ def open_corpus(
 ) -> dict[str, Corpus]:
     """Detect a corpus and return the splits that it has; no pixel is read.
 
+    Splits come in the order ``train``, ``val``, ``test``; ``all`` stands for a corpus without
+    splits.
+
     Parameters
     ----------
     options : ReadOptions, optional
@@ -183,17 +179,10 @@ def open_corpus(
         Leave out of val and test what an earlier split holds too, by equal pixels and by subject
         (the video, where known), and with ``near`` by nearly equal images. Reads all images.
 
-    Returns
-    -------
-    dict
-        ``train``, ``val``, ``test``, as far as they exist; ``all`` where there are no splits.
-
     Raises
     ------
-    DataError
+    DataError, LabelError
         The corpus is not usable.
-    LabelError
-        A label is not in the space.
     ConfigError
         The format, the task or the view does not exist there.
     """

@@ -89,19 +89,9 @@ def split(
     """Cut a corpus so that no person and no image occurs in two parts; return sorted indices.
 
     All groups (see :func:`groups`) are shuffled by ``seed`` and given one by one to the part that
-    lacks most of its share, so part sizes are within one group of the request.
-
-    Parameters
-    ----------
-    fractions : mapping
-        Share of each part; they sum to 1. A share of 0 gives an empty part.
-    equal : sequence of sequences of int
-        Records that show equal images, and stay together.
-
-    Raises
-    ------
-    DataError
-        A part with a share would stay empty.
+    lacks most of its share, so part sizes are within one group of the request. ``fractions`` sum to
+    1; a share of 0 gives an empty part, and any other part that stays empty raises `DataError`.
+    Records in one sequence of ``equal`` show equal images and stay together.
     """
     shares = list(fractions.values())
     if not all(math.isfinite(share) and share >= 0 for share in shares) or not math.isclose(

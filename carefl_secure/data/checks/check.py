@@ -134,11 +134,9 @@ def check_corpus(
 
     Parameters
     ----------
-    task : str
-        The label space; ``auto`` takes all that are there.
-    view : str
-        As in :func:`carefl_secure.data.open_corpus.open_corpus`; only whole images can be checked,
-        so ``person`` and ``face`` are refused.
+    task, view : str
+        The label space; ``auto`` takes all that are there. The view must show whole images, so
+        ``person`` and ``face`` are refused.
     clients : int, optional
         Distribute the first split to so many clients and compare these too.
     column : str, optional
@@ -146,10 +144,8 @@ def check_corpus(
 
     Raises
     ------
-    DataError
+    DataError, LabelError
         The corpus is not recognised, or too malformed to report on.
-    LabelError
-        A label is not in the space.
     ConfigError
         The task, the view or the distribution makes no sense.
     """

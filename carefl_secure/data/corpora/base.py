@@ -161,13 +161,7 @@ class SplitBuilder:
         return len(self._records)
 
     def corpus(self, missing: str, subjects_are: str = "person") -> FileCorpus:
-        """Return the corpus.
-
-        Raises
-        ------
-        DataError
-            No record is left; the text counts why, and ends with ``missing``, what to do.
-        """
+        """Return the corpus; an empty one raises `DataError` with the reasons and ``missing``."""
         if not self._records:
             reasons = [f"{count} x {reason}" for reason, count in self.skipped.dropped.items()]
             why = f" (left out: {', '.join(reasons)})" if reasons else ""

@@ -253,16 +253,11 @@ def load_cexpr(
     root : Path
         A folder laid out as above, or the one that holds ``C-EXPR-DB`` and ``C-EXPR-DB-CHALLENGE``.
     fold, every : int
-        Which of the five folds; take every n-th frame of a video.
+        Which of the five folds; take every n-th frame of a video (at least 1).
     faces : {"first", "all"}
         Where a frame has several faces: the one numbered lowest, or all of them.
     fps : float, optional
-        Frames per second, where labels go by time and there are only frames.
-
-    Raises
-    ------
-    ConfigError
-        ``every`` is below 1, or ``fps`` is needed.
+        Frames per second; a `ConfigError` asks for it where labels go by time, without videos.
     """
     if every < 1:
         raise ConfigError(f"every must be at least 1, not {every}")

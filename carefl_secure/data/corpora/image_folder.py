@@ -105,18 +105,10 @@ def load_imagefolder(
 ) -> dict[str, FileCorpus]:
     """Read an image folder, refusing any irregularity; no pixel is read.
 
-    Parameters
-    ----------
-    space : LabelSpace, optional
-        By default derived from the labels of all splits, sorted.
-    by_client : bool
-        Whether there is a folder for each client above the labels or the metadata.
-
-    Returns
-    -------
-    dict
-        ``train``, ``val`` and ``test`` as far as they exist, or ``all``. Files that are no records
-        are counted in the first split's ``skipped``.
+    The splits are ``train``, ``val`` and ``test`` as far as they exist, or ``all``. Files that are
+    no records are counted in the first split's ``skipped``. ``space`` is by default the sorted
+    labels of all splits. With ``by_client`` each client has a folder above the labels or the
+    metadata.
 
     Raises
     ------

@@ -73,12 +73,8 @@ def find_shared(
 ) -> list[Shared]:
     """Compare every two parts (splits or clients); return one `Shared` per pair, clean ones too.
 
-    Parameters
-    ----------
-    prints : mapping of str to sequence of ImageHash
-        The hashes of each part, from :func:`.image_hashes.hash_images`.
-    alike : Near, optional
-        Near duplicates of a larger set, where they are known.
+    ``prints`` are the hashes of each part, from :func:`.image_hashes.hash_images`; ``alike`` the
+    near duplicates of a larger set, where known.
     """
     alike = alike or Near(prints)
     found = []
@@ -137,12 +133,8 @@ def drop_shared(
 
     ``parts`` are in order of priority: train, val, test. The parts that remain share no image and
     no subject, and with ``near`` no nearly equal image. Inside one part only equal pixels are
-    repetitions. Unreadable images are left out too. `Skipped` counts them by part and reason.
-
-    Raises
-    ------
-    DataError
-        Nothing remains of a part.
+    repetitions. Unreadable images are left out too. `Skipped` counts them by part and reason. A
+    part that would become empty raises `DataError`.
     """
     close, skipped, out = Near(prints), Skipped(), {}
     held: dict[object, str] = {}  # what each image kept so far is known by, and its part

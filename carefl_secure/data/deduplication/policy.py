@@ -40,14 +40,8 @@ class Deduplicated:
 def deduplicate(found: Examined, policy: Policy) -> Deduplicated:
     """Look for equal pixels within and across splits, and apply the policy.
 
-    ``refuse`` refuses an image in two splits and keeps one that occurs twice in the same split.
-    ``drop`` keeps only the first copy, ``keep`` all.
-
-    Raises
-    ------
-    DataError
-        Under ``refuse``; the text counts the images and names the other choices. Under ``drop``, if
-        nothing remains of a split.
+    ``refuse`` raises a `DataError` for an image in two splits, and keeps one that occurs twice in
+    the same split. ``drop`` keeps only the first copy, ``keep`` all. A split must not become empty.
     """
     owner: dict[bytes, str] = {}
     repeated = shared = 0

@@ -105,12 +105,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Convert an image to RGB as it looks on white paper.
 
     Alpha is blended over white, as SmolVLM2's image processor does; fully transparent pixels reveal
-    no colour. Values of 16 bits are cut to 8.
-
-    Raises
-    ------
-    ValueError
-        The values have no range that the file states: floats outside 0..1, wide integers.
+    no colour. Values of 16 bits are cut to 8. A `ValueError` refuses values whose range the file
+    does not state: floats outside 0..1, wide integers.
     """
     if image.mode == "F" or image.mode.startswith("I"):
         image = _deep(image)
@@ -124,11 +120,7 @@ def decode(path: Path, content: bytes | None = None) -> Image.Image:
     """Read a whole image file as upright RGB: only a full read finds a truncated file.
 
     Of an animation the first frame is read. ``content`` holds the file's bytes, if already read.
-
-    Raises
-    ------
-    DataError
-        The file is missing, cut off, no image, or has more than 80 million pixels.
+    Images of more than 80 million pixels are refused.
     """
     try:
         with Image.open(path if content is None else io.BytesIO(content)) as image:
@@ -242,12 +234,8 @@ class ImageArray:
 def place(root: Path, name: str, origin: str) -> Path:
     """Return the file ``name`` below ``root``, refusing a name that leads out of it.
 
-    ``name`` may have either kind of slash; ``origin`` says in errors where it was read.
-
-    Raises
-    ------
-    DataError
-        The name is absolute, empty, or climbs with ``..``.
+    An absolute or empty name and one with ``..`` raise `DataError`, which names ``origin``, the
+    place where it was read. Both kinds of slash are accepted.
     """
     path = PurePosixPath(name.strip().replace("\\", "/"))
     if (

@@ -256,12 +256,8 @@ def _numbers(text: str, origin: str) -> list[float]:
 def read_metadata(path: Path, name: str | None = None) -> list[Row]:
     """Read a metadata file, of the kind that its suffix says; errors call it ``name`` if given.
 
-    Raises
-    ------
-    DataError
-        The file or a row is malformed; the text names the line.
-    LabelError
-        A label is not a word, or it is not clear where one label ends.
+    A malformed row raises a `DataError` that names the line. `LabelError` is raised where a label
+    is not a word, or it is not clear where one label ends.
     """
     read = _jsonl if path.suffix == ".jsonl" else _csv
     return [_row(row, origin) for origin, row in read(path, name or path.name)]

@@ -89,18 +89,11 @@ def synthetic_corpus(
     count : int
         Records before the task's choice: under ``compound`` only the scenes with a compound
         expression are kept, about four in ten.
-    task : {"emotic", "basic", "compound"}
-        Which labels the records carry.
     view : {"auto", "original", "aligned"}
         The scenes as drawn, or the faces cut from them by their landmarks. Only scenes are cached;
         aligned records have no box, and their corpus' name says so.
     cache : Path, optional
         Folder of the cache; see :func:`default_cache`.
-
-    Raises
-    ------
-    DataError
-        The cache cannot be written.
     """
     if split not in SPLITS:
         raise ConfigError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
