@@ -35,19 +35,8 @@ class CommitteeClient(Participant[CommitteeParameters, SubmitPhase]):
     """The client's side of a committee round.
 
     The one message holds ``y = x + sum_h PRG(k_h)`` modulo ``2**bits`` over the members ``h`` and,
-    per member, an envelope with the seed of ``k_h``; if members may be lost also a Shamir share of
+    per member, an envelope with the seed of ``k_h``; if members may be lost, also a Shamir share of
     every other member's seed.
-
-    Parameters
-    ----------
-    parameters
-        What the round was agreed to be.
-    index
-        This client's place in the roster.
-    identity
-        The private half of ``parameters.roster[index]``.
-    keys
-        Where fresh keys come from; ``SystemKeySource()`` outside tests.
 
     Raises
     ------
@@ -56,12 +45,12 @@ class CommitteeClient(Participant[CommitteeParameters, SubmitPhase]):
 
     Guarantees
     ----------
-    With at most ``parameters.max_corrupt_members`` members siding with the server and any number
-    of clients, they learn about the honest clients' vectors nothing beyond one sum, over a list
-    of at least ``parameters.floor`` clients: each honest member takes off its masks once, as one
-    sum. Assumptions: roster and member keys are right; X-Wing or either half of it, Ed25519,
-    SHA-256, AES-256 and HKDF hold; keys come from a sound source; a member destroys its round
-    key. The sum itself is not hidden: only noise in the vectors protects that.
+    With at most ``parameters.max_corrupt_members`` members and any number of clients siding with
+    the server, they learn nothing about the honest clients' vectors beyond one sum, over a list of
+    at least ``parameters.floor`` clients: each honest member takes off its masks once, as one sum.
+    Assumptions: roster and member keys are right; X-Wing or either half of it, Ed25519, SHA-256,
+    AES-256 and HKDF hold; keys come from a sound source; a member destroys its round key. The sum
+    itself is not hidden: only noise in the vectors protects that.
     """
 
     def __init__(
@@ -82,37 +71,20 @@ class CommitteeClient(Participant[CommitteeParameters, SubmitPhase]):
         return self._phase
 
     def bind(self, model_hash: bytes) -> None:
-        """Bind the members' keys to the model of the round, before :meth:`submit`; once.
-
-        Raises
-        ------
-        ProtocolError
-            If the round has a model.
-        """
+        """Bind the members' keys to the model of the round, before :meth:`submit`; once."""
         self._parameters = self._parameters.bind(model_hash)
 
     def receive(self, announcements: Mapping[int, bytes]) -> None:
-        """Check the members' announcements.
-
-        Parameters
-        ----------
-        announcements
-            The message of every member, by index.
-        """
+        """Check the announcements of all members, by index."""
         self._require(SubmitPhase.NEW, "submit")
         self._members = read_announcements(announcements, self._parameters)
 
     def submit(
         self, vector: npt.NDArray[Any], announcements: Mapping[int, bytes] | None = None
     ) -> bytes:
-        """Mask the vector, seal the seeds to the members, sign it all; once.
+        """Mask the vector (unchanged), seal the seeds to the members, sign it all; once.
 
-        Parameters
-        ----------
-        vector
-            Shape ``[dimension]``, uint16 or uint32 as agreed; not changed.
-        announcements
-            As in :meth:`receive`; None where that was called before.
+        ``announcements`` are as in :meth:`receive`; None where that was called before.
         """
         self._require(SubmitPhase.NEW, "submit")
         parameters, context = self._parameters, self._context

@@ -54,40 +54,29 @@ class CommitteeMember(Participant[CommitteeParameters, MemberPhase]):
     ``announce``                                                 a fresh public key, signed
     ``open``      every client's signature, the floor            which envelopes do not open
     ``answer``    all members saw the same list; the floor       one sum of masks, once
-    ``consent``   no more are lost than tolerated                one word on who is lost
+    ``consent``   no more are lost than tolerated                one statement of who is lost
     ``recover``   all present members said the same              shares of the lost one's seeds
     ============= ============================================== =================================
 
     The last two are needed only where a member is lost and the round tolerates that. A member that
     restarts has lost its key and counts as lost.
 
-    Parameters
-    ----------
-    parameters
-        What the round was agreed to be.
-    index
-        This member's place in the committee.
-    identity
-        The private half of ``parameters.members[index]``.
-    keys
-        Where fresh keys come from; ``SystemKeySource()`` outside tests.
-
     Raises
     ------
     ProtocolError
-        From every step, if a check fails; its text starts with the name of the check. Nothing
-        was given then and the step may be tried again with honest input.
+        From every step, if a check fails; its text starts with the name of the check. Nothing was
+        given then, and the step may be tried again with honest input.
     CohortError
         If fewer than ``parameters.floor`` clients are on the list or left on it.
 
     Guarantees
     ----------
     An honest member gives one sum over at least ``parameters.floor`` different clients that each
-    signed their message in this round, and nothing about any smaller set; if members may be
-    lost, also the shares of at most ``dropout_tolerance`` other members' seeds, agreed upon with
-    a quorum. One honest member is enough where that is 0, even if the server shows members
-    different lists or other members sign several: the masks of the clients on one list but not
-    on another then stay on the sum.
+    signed their message in this round, and nothing about any smaller set; if members may be lost,
+    also the shares of at most ``dropout_tolerance`` other members' seeds, agreed upon with a
+    quorum. One honest member is enough where that is 0, even if the server shows members different
+    lists or other members sign several: the masks of the clients on one list but not on another
+    then stay on the sum.
     """
 
     def __init__(
@@ -138,26 +127,12 @@ class CommitteeMember(Participant[CommitteeParameters, MemberPhase]):
         return self._announcement
 
     def bind(self, model_hash: bytes) -> None:
-        """Bind the key to the model of the round, before the envelopes are opened; once.
-
-        Raises
-        ------
-        ProtocolError
-            If the round has a model, or the key is not announced or was used.
-        """
+        """Bind the key to the model of the round, before the envelopes are opened; once."""
         self._require(MemberPhase.ANNOUNCED, "bind")
         self._parameters = self._parameters.bind(model_hash)
 
     def open(self, announcements: Mapping[int, bytes], listing: bytes) -> bytes:
-        """Check the list of clients, open their envelopes, and sign which do not open.
-
-        Parameters
-        ----------
-        announcements
-            The message of every member, this one included, by index.
-        listing
-            The list of clients, with the envelopes for this member.
-        """
+        """Check one's list of clients, open their envelopes, and sign which do not open."""
         self._require(MemberPhase.ANNOUNCED, "open")
         parameters, context = self._parameters, self._context
         if announcements.get(self._index) != self._announcement:
@@ -221,14 +196,9 @@ class CommitteeMember(Participant[CommitteeParameters, MemberPhase]):
         return True
 
     def answer(self, openings: Mapping[int, bytes]) -> bytes:
-        """Settle the list from all members' openings and give the sum of masks over it; once.
+        """Settle the list from the openings and give the sum of masks over it; once.
 
-        Left out is whoever failed at any member that is present.
-
-        Parameters
-        ----------
-        openings
-            The signed word of every member that is present, this one included, by index.
+        Clients whose envelopes failed at any member present are left out.
         """
         self._require(MemberPhase.OPENED, "answer")
         parameters, context = self._parameters, self._context
@@ -271,13 +241,7 @@ class CommitteeMember(Participant[CommitteeParameters, MemberPhase]):
         return MemberAnswer(settled, words, signature).encode(self._index, context)
 
     def consent(self, lost: Collection[int]) -> bytes:
-        """Say once who is lost; shares are given only if all others say the same.
-
-        Parameters
-        ----------
-        lost
-            Members whose answers never came.
-        """
+        """State once which members never answered; shares are given only if all others agree."""
         self._require(MemberPhase.ANSWERED, "consent")
         gone, tolerance = set(lost), self._parameters.dropout_tolerance
         others = set(range(self._parameters.size)) - {self._index}
@@ -294,13 +258,7 @@ class CommitteeMember(Participant[CommitteeParameters, MemberPhase]):
         return Loss(self._settled, self._lost, signature).encode(self._index, self._context)
 
     def recover(self, consents: Mapping[int, bytes]) -> bytes:
-        """Against the consent of every present member, give shares of the lost ones' seeds.
-
-        Parameters
-        ----------
-        consents
-            The signed word of every member that is not lost, by index.
-        """
+        """Against the consents of all present members, give shares of the lost ones' seeds."""
         self._require(MemberPhase.CONSENTED, "recover")
         parameters = self._parameters
         if set(consents) != set(range(parameters.size)) - set(self._lost):

@@ -204,7 +204,7 @@ class Listing(_OfMember):
 
 @dataclass(frozen=True)
 class Opening(_OfMember):
-    """A member's word on a list: its digest and the clients whose envelopes do not open."""
+    """A member's statement on a list: its digest and the clients whose envelopes do not open."""
 
     listed: bytes
     failed: tuple[int, ...]
@@ -296,13 +296,7 @@ class SeedShares(_OfMember):
     def by_client(
         self, lost: Collection[int], clients: Collection[int]
     ) -> dict[tuple[int, int], int]:
-        """Return the shares by lost member and client, both ascending.
-
-        Raises
-        ------
-        ProtocolError
-            If there are more or fewer shares than that.
-        """
+        """Return the shares by lost member and client, both ascending; refuse a wrong number."""
         keys = [(gone, client) for gone in sorted(lost) for client in sorted(clients)]
         if len(keys) != len(self.values):
             raise refuse(

@@ -20,19 +20,11 @@ class CommitteeParameters(Agreement):
 
     Parameters
     ----------
-    task, round, dimension, bits, min_survivors, base_hash, plan_hash, roster, model_hash
-        As in ``Agreement``.
     members
         The Ed25519 public keys of the 2 to 5 committee members; a member's index is its place.
     dropout_tolerance
-        How many members may be lost without losing the round. Each costs trust: at least
-        ``2 * dropout_tolerance + 1`` members must be honest. 0 needs one honest member and all
-        present.
-
-    Raises
-    ------
-    ConfigError
-        If a value is out of range or contradicts another.
+        How many members may be lost without losing the round. Each costs trust: at least ``2 *
+        dropout_tolerance + 1`` members must be honest. 0 needs one honest member and all present.
     """
 
     members: tuple[bytes, ...]
@@ -73,9 +65,9 @@ class CommitteeParameters(Agreement):
     def max_corrupt_members(self) -> int:
         """How many members may side with the server: ``size - 2 * dropout_tolerance - 1``.
 
-        Two sets of ``quorum`` members then share an honest one, which says only once who is
-        lost, so at most ``dropout_tolerance`` honest members' seeds are ever opened, and one
-        honest member is left.
+        Two sets of ``quorum`` members then share an honest one, which says only once who is lost,
+        so at most ``dropout_tolerance`` honest members' seeds are ever opened, and one honest
+        member is left.
         """
         return self.size - 2 * self.dropout_tolerance - 1
 

@@ -24,21 +24,8 @@ def lost_masks(
 ) -> list[bytes]:
     """Return the keys of the masks that lost members would have taken off.
 
-    Parameters
-    ----------
-    parameters, transcript_hash
-        Of the round.
-    entries
-        What every client in the sum committed to.
-    lost
-        The members that are gone.
-    shares
-        Per member that is left, per lost member and client, its share of a seed.
-
-    Raises
-    ------
-    ProtocolError
-        If a rebuilt seed is not the one that its client committed to.
+    ``shares`` are per member left, then per lost member and client. A rebuilt seed that differs
+    from what its client committed to is refused.
     """
     context = parameters.context()
     chosen = sorted(shares)[: parameters.quorum]

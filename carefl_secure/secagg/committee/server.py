@@ -60,29 +60,22 @@ class CommitteeServer(ServerParticipant[CommitteeParameters, ServerPhase]):
 
     After ``openings()``, ``left_out()`` names the clients whose envelopes failed somewhere; their
     submissions must be handed in again with ``withdraw(index, message)`` to be taken out of the
-    sum, so keep submissions on disk until then. At most one vector of the round's size is held.
-
-    A refused message leaves the state as it was. The methods that end a phase may be called
-    again.
-
-    Parameters
-    ----------
-    parameters
-        What the round was agreed to be.
+    sum, so keep submissions on disk until then. At most one vector of the round's size is held. A
+    refused message leaves the state as it was. The methods that end a phase may be called again.
 
     Raises
     ------
     ProtocolError
-        From every method, if a message does not pass its check; the text starts with the check.
+        From every method, if a message fails a check; the text starts with the name of the check.
     CohortError
         When a phase ends with too few clients or members. The round is over, the sum dropped.
 
     Guarantees
     ----------
-    ``finish`` returns the exact sum modulo ``2**bits`` of the vectors of the clients on the
-    settled list, or raises, if clients and members followed the protocol. A member that lies
-    about its sum of masks turns the result into noise; its signed answer says who it was only to
-    someone who learns its seeds. Privacy rests on clients and members, not on this class.
+    ``finish`` returns the exact sum modulo ``2**bits`` of the vectors of the clients on the settled
+    list, or raises, if clients and members followed the protocol. A member that lies about its sum
+    of masks turns the result into noise; its signed answer says who it was only to someone who
+    learns its seeds. Privacy rests on clients and members, not on this class.
     """
 
     def __init__(self, parameters: CommitteeParameters) -> None:
@@ -106,15 +99,7 @@ class CommitteeServer(ServerParticipant[CommitteeParameters, ServerPhase]):
         self._shares.clear()
 
     def bind(self, model_hash: bytes) -> None:
-        """End the phase of announcing and bind the keys to the model of the round; once.
-
-        Raises
-        ------
-        ProtocolError
-            If the round has a model.
-        CohortError
-            If a member has not announced. The round is over.
-        """
+        """End the phase of announcing and bind the keys to the model of the round; once."""
         self.announcements()
         self._parameters = self._parameters.bind(model_hash)
 
@@ -182,7 +167,7 @@ class CommitteeServer(ServerParticipant[CommitteeParameters, ServerPhase]):
         return Listing(self._entries, envelopes).encode(member, self._context)
 
     def opened(self, member: int, message: bytes) -> None:
-        """Take in a member's word on which envelopes do not open."""
+        """Take in a member's statement of which envelopes do not open."""
         self._accept(
             ServerPhase.OPENING,
             f"member {member}",
@@ -270,7 +255,7 @@ class CommitteeServer(ServerParticipant[CommitteeParameters, ServerPhase]):
         return self._lost
 
     def consented(self, member: int, message: bytes) -> None:
-        """Take in a member's word on who is lost."""
+        """Take in a member's statement of who is lost."""
         self._accept(
             ServerPhase.CONSENTING,
             f"member {member}",
@@ -316,8 +301,8 @@ class CommitteeServer(ServerParticipant[CommitteeParameters, ServerPhase]):
         Raises
         ------
         ProtocolError
-            If a left-out client was not withdrawn (the round goes on), or if a rebuilt seed is
-            not the one its client committed to (the round is over).
+            If a left-out client was not withdrawn (the round goes on), or a rebuilt seed is not the
+            one its client committed to (the round is over).
         CohortError
             If members are lost beyond recovery. The round is over.
         """

@@ -16,13 +16,7 @@ __all__ = ["read_announcements", "read_loss", "read_opening"]
 def read_announcements(
     announcements: Mapping[int, bytes], parameters: CommitteeParameters
 ) -> tuple[dict[int, bytes], bytes]:
-    """Verify the members' announcements and return their keys and the transcript_hash.
-
-    Raises
-    ------
-    ProtocolError
-        If a member is missing, an announcement does not verify or a key occurs twice.
-    """
+    """Return the keys of all members, verified and distinct, and the transcript hash."""
     if set(announcements) != set(range(parameters.size)):
         raise refuse(
             "committee members", f"announcements came from members {sorted(announcements)}"
@@ -47,13 +41,7 @@ def read_announcements(
 def read_opening(
     message: bytes, member: int, transcript_hash: bytes, parameters: CommitteeParameters
 ) -> Opening:
-    """Parse and verify a member's opening.
-
-    Raises
-    ------
-    ProtocolError
-        If the member did not sign exactly this in this round.
-    """
+    """Parse a member's opening; refuse one that it did not sign in this round."""
     opening = Opening.parse(message, member, parameters)
     fields = transcript.opening(
         parameters.context(), transcript_hash, member, opening.listed, opening.failed
@@ -66,13 +54,7 @@ def read_opening(
 def read_loss(
     message: bytes, member: int, transcript_hash: bytes, parameters: CommitteeParameters
 ) -> Loss:
-    """Parse and verify a member's word on who is lost.
-
-    Raises
-    ------
-    ProtocolError
-        If the member did not sign exactly this in this round.
-    """
+    """Parse a member's statement of who is lost; refuse one that it did not sign in this round."""
     loss = Loss.parse(message, member, parameters)
     fields = transcript.loss(parameters.context(), transcript_hash, member, loss.settled, loss.lost)
     key = parameters.members[member]

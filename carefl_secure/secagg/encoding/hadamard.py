@@ -36,19 +36,9 @@ def _matrix(size: int) -> Vector:
 def hadamard(vector: Vector) -> Vector:
     """Apply the orthonormal Walsh-Hadamard matrix of order ``2**m`` (its own inverse).
 
-    ``H_{ab} = H_a x H_b`` (Kronecker), so the vector is read as a box and each axis is multiplied
-    by a small matrix: ``d (f_1 + ... + f_r)`` multiplications for ``d = f_1 ... f_r``, done by
-    BLAS.
-
-    Parameters
-    ----------
-    vector
-        float64, shape ``[2**m]``; not changed.
-
-    Raises
-    ------
-    ConfigError
-        If the length is not a power of two.
+    ``H_{ab} = H_a x H_b`` (Kronecker), so the vector (float64, shape ``[2**m]``; not changed) is
+    read as a box and each axis is multiplied by a small matrix: ``d (f_1 + ... + f_r)``
+    multiplications for ``d = f_1 ... f_r``, done by BLAS.
     """
     size = vector.size
     if vector.ndim != 1 or size == 0 or size & (size - 1):
@@ -77,8 +67,8 @@ def _signs(key: bytes, length: int) -> npt.NDArray[np.int8]:
 def rotate(vector: Vector, padded: int, key: bytes) -> Vector:
     """Pad with zeros, flip signs by the key stream of ``key``, apply :func:`hadamard`.
 
-    Keeps the Euclidean norm. Over a uniform key each coordinate of the result is sub-Gaussian
-    with variance proxy ``|vector|^2 / padded``, whatever the vector.
+    Keeps the Euclidean norm. Over a uniform key each coordinate of the result is sub-Gaussian with
+    variance proxy ``|vector|^2 / padded``, whatever the vector.
     """
     box = np.zeros(padded)
     np.multiply(vector, _signs(key, padded)[: vector.size], out=box[: vector.size])

@@ -27,8 +27,8 @@ __all__ = [
 REDRAW_PROBABILITY = 2.0**-20
 """Bound on the probability that a conditional rounding is drawn again (beta there).
 
-Kairouz, Liu and Steinke take ``exp(-1/2)``. A smaller one costs next to nothing (0.1 % of the
-sensitivity at a million coordinates) and makes both the bias and the redraws negligible."""
+Kairouz, Liu and Steinke take ``exp(-1/2)``. This costs 0.1 % of the sensitivity at a million
+coordinates and makes both the bias and the redraws negligible."""
 
 MAX_OVERFLOW = 2.0**-20
 """Largest accepted probability that one coordinate of one round wraps around."""
@@ -53,39 +53,27 @@ def plan_records(
 ) -> EncodingPlan:
     """Plan the encoding for the record unit: every client sends a noisy sum of clipped records.
 
-    The scale is the smallest at which rounding costs a factor ``inflation`` of noise at most:
+    The scale is the smallest at which rounding costs a factor ``inflation > 1`` of noise at most:
     ``sqrt((z l2)^2 + clients / 4) <= inflation * z * c`` with ``c = scale * clipping_norm``. The
-    word has 16 bits if the sum then wraps with probability at most ``MAX_OVERFLOW`` per
-    coordinate even if all records point the same way, else 32.
+    word has 16 bits if the sum then wraps with probability at most ``MAX_OVERFLOW`` per coordinate
+    even if all records point the same way, else 32; a longer word is refused.
 
     Parameters
     ----------
-    dimension
-        Length of the vectors (D).
-    clipping_norm
-        Bound on one record's Euclidean norm (C), real units.
-    noise_multiplier
-        Standard deviation of the noise in the sum over its l2 sensitivity (z).
+    clipping_norm, noise_multiplier
+        Bound on one record's Euclidean norm (C), real units; standard deviation of the noise in the
+        sum over its l2 sensitivity (z).
     expected_batch
         Expected number of records in a round, over all clients.
-    clients
-        Size of the roster.
     noise_clients
         Honest survivors that the noise is sized for: the cohort floor less the colluders.
-    inflation
-        Above 1.
-
-    Raises
-    ------
-    ConfigError
-        If a value is out of range, or 32 bits do not suffice.
 
     Guarantees
     ----------
     With at least ``noise_clients`` honest survivors, each adding Skellam noise of
-    ``share_variance()``, the noise in the sum has at least ``total_variance()``; the sensitivity
-    is that of :func:`rounded_sensitivity` for neighbours that differ by one added or removed
-    record, under the assumptions stated at ``encode``. A client refuses a vector longer than
+    ``share_variance()``, the noise in the sum has at least ``total_variance()``; the sensitivity is
+    that of :func:`rounded_sensitivity` for neighbours that differ by one added or removed record,
+    under the assumptions stated at ``encode``. A client refuses a vector longer than
     ``batch_bound(expected_batch) * clipping_norm``; for honest sampling that happens with
     probability below ``2**-40`` a round, and adds as much to delta.
     """
@@ -118,37 +106,18 @@ def plan_clients(
 ) -> EncodingPlan:
     """Plan the encoding for the client unit: every client sends one noisy vector of bounded norm.
 
-    Neighbours differ by one client's whole vector, so the rounding can be conditioned on the
-    norm of its result (see ``encode``) and the sensitivity always holds. Scale and word are
-    chosen as in :func:`plan_records`, for ``clients`` vectors that all point the same way.
-
-    Parameters
-    ----------
-    dimension
-        Length of the vectors (D).
-    clipping_norm
-        Bound on one client's Euclidean norm (C), real units.
-    noise_multiplier
-        Standard deviation of the noise in the sum over its l2 sensitivity (z).
-    clients
-        Size of the roster.
-    noise_clients
-        Honest survivors that the noise is sized for: the cohort floor less the colluders.
-    inflation
-        Above 1.
-
-    Raises
-    ------
-    ConfigError
-        If a value is out of range, or 32 bits do not suffice.
+    Neighbours differ by one client's whole vector, so the rounding can be conditioned on the norm
+    of its result (see ``encode``) and the sensitivity always holds. Scale and word are chosen as in
+    :func:`plan_records`, for ``clients`` vectors that all point the same way. ``clipping_norm``
+    bounds one client's Euclidean norm (C); the other parameters are as there.
 
     Guarantees
     ----------
     ``l2_sensitivity`` bounds the integer vector of every client, always, and ``l1_sensitivity =
     min(l2^2, sqrt(padded) l2)``; ``dither_failure`` is 0. With at least ``noise_clients`` honest
-    survivors, each adding Skellam noise of ``share_variance()``, the noise in the sum has at
-    least ``total_variance()``. ``overflow_probability`` accounts for the conditioning, which
-    multiplies the probability of any event by at most ``(1 - beta)**-clients``.
+    survivors, each adding Skellam noise of ``share_variance()``, the noise in the sum has at least
+    ``total_variance()``. ``overflow_probability`` accounts for the conditioning, which multiplies
+    the probability of any event by at most ``(1 - beta)**-clients``.
     """
     _positive(clipping_norm=clipping_norm, noise_multiplier=noise_multiplier)
     return _plan_noised(
@@ -257,21 +226,7 @@ def plan_plain(dimension: int, bound: float, clients: int) -> EncodingPlan:
     """Plan the encoding of a run without noise: 32 bits, no rotation, nearest integers.
 
     The scale is the largest at which no sum can wrap: ``clients * (bound * scale + 1/2)`` stays
-    below ``2**31``.
-
-    Parameters
-    ----------
-    dimension
-        Length of the vectors.
-    bound
-        Largest magnitude of a coordinate of one client's vector, real units.
-    clients
-        Size of the roster.
-
-    Raises
-    ------
-    ConfigError
-        If a value is out of range.
+    below ``2**31``, for coordinates up to ``bound`` in magnitude, real units.
 
     Guarantees
     ----------

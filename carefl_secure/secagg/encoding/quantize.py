@@ -31,36 +31,26 @@ class EncodingPlan:
 
     Parameters
     ----------
-    dimension
-        Length of the real vectors (D).
-    padded
-        Length of the integer vectors: a power of two if rotated, else D.
-    bits
-        Word size of the sum, 16 or 32.
-    scale
-        Integer units per unit of the real vectors.
+    dimension, padded
+        Length of the real vectors (D), and of the integer vectors: a power of two if rotated, else
+        D.
+    bits, scale
+        Word size of the sum, 16 or 32; integer units per unit of the real vectors.
     clipping_norm
         Bound on the Euclidean norm of one record's contribution, in real units (C).
     vector_bound
-        What one client's vector may not exceed: its Euclidean norm if rotated, else the largest
-        magnitude of a coordinate; real units.
-    clients
-        Size of the roster.
-    noise_clients
-        Number of honest survivors whose noise alone reaches the target.
-    noise_multiplier
-        The one planned for (z); 0 in plans without noise.
-    l1_sensitivity, l2_sensitivity
+        What one client's vector may not exceed: its Euclidean norm if rotated (and rounded with a
+        dither), else the largest magnitude of a coordinate; real units.
+    noise_clients, noise_multiplier
+        Number of honest survivors whose noise alone reaches the target; the multiplier planned for
+        (z), 0 in plans without noise.
+    l1_sensitivity, l2_sensitivity, dither_failure
         What one record (one client, where the rounding is conditional) changes in the rounded
-        vector, in integer units, except with probability ``dither_failure``; 0 in plans without
-        noise, which promise nothing.
-    dither_failure
-        That probability, per round (beta).
-    rotated
-        Whether the vectors are rotated and rounded with a dither.
+        vector, in integer units, except with probability ``dither_failure`` (beta) per round; 0 in
+        plans without noise, which promise nothing.
     overflow_probability
-        Upper bound for one coordinate of one round to wrap around. Wrapping costs accuracy,
-        never privacy.
+        Upper bound for one coordinate of one round to wrap around. Wrapping costs accuracy, never
+        privacy.
     conditional
         Whether :func:`encode` redraws the rounding until the integer vector is no longer than
         ``l2_sensitivity``. Only for the client unit, where a client's vector is the whole
@@ -84,10 +74,7 @@ class EncodingPlan:
     conditional: bool = False
 
     def total_variance(self, noise_multiplier: float | None = None) -> float:
-        """Return ``(z * l2_sensitivity)**2``, the noise variance of the sum, integer units.
-
-        Without an argument, z is the one planned for.
-        """
+        """Return ``(z * l2_sensitivity)**2``, the noise variance of the sum, in integer units."""
         multiplier = self.noise_multiplier if noise_multiplier is None else noise_multiplier
         return (multiplier * self.l2_sensitivity) ** 2
 
@@ -104,8 +91,7 @@ class EncodingPlan:
     def rounding_bound(self) -> float:
         """Hard bound on the rounding error of a decoded sum, real units.
 
-        In Euclidean norm if rotated (one unit per client and coordinate), else per coordinate
-        (half a unit per client).
+        Euclidean norm if rotated (a unit per client and coordinate), else half a unit per client.
         """
         if self.rotated:
             return self.clients * math.sqrt(self.padded) / self.scale
@@ -114,7 +100,7 @@ class EncodingPlan:
     def hash(self) -> bytes:
         """Return 32 bytes over all fields, for ``RoundParameters.plan_hash``.
 
-        ``conditional`` is written only where it is true, so plans older than it keep their hash.
+        ``conditional`` is written only where it is true, so older plans keep their hash.
         """
         fields = asdict(self)
         if not self.conditional:
@@ -151,74 +137,65 @@ def encode(
     rotation_key: bytes | None = None,
     dither: KeyStream | None = None,
 ) -> npt.NDArray[np.int64]:
-    """Turn a client's vector into integers, before noise and wrapping.
+    """Turn a client's vector into integers (int64, ``[padded]``), before noise and wrapping.
 
     Rotated plans: ``floor(scale * H S x + u)`` with ``S`` random signs, ``H`` the Hadamard matrix
     and one uniform ``u`` in ``[0, 1)`` per coordinate. Plans without noise: ``scale * x`` rounded
-    to the nearest integer; they use neither key nor dither. Conditional plans draw ``u`` again
-    from the same stream while the result is longer than ``l2_sensitivity``.
+    to the nearest integer; they use neither key nor dither. Conditional plans draw ``u`` again from
+    the same stream while the result is longer than ``l2_sensitivity``.
 
     Parameters
     ----------
     vector
         float64, shape ``[dimension]``: the sum of this client's clipped records.
-    plan
-        The plan all clients agreed on.
     rotation_key
-        32 bytes that are public and the same for all clients of a round.
+        32 bytes, public and the same for all clients of a round. Rotated plans need it and a
+        dither.
     dither
-        A stream whose key was drawn afresh for this call, known to this client alone, and never
-        used again. Never encode the same round's vector twice to get a nicer result; conditional
-        plans redraw in here, by a rule that the sensitivity accounts for.
-
-    Returns
-    -------
-    numpy.ndarray
-        int64, shape ``[padded]``.
+        A stream whose key was drawn afresh for this call, is known to this client alone, and is
+        never used again. Never encode the same round's vector twice to get a nicer result;
+        conditional plans redraw in here, by a rule that the sensitivity accounts for.
 
     Raises
     ------
     NonFiniteError
         If the vector holds NaN or infinity.
     ProtocolError
-        If its shape is wrong or it is larger than planned. It is never clipped here.
-        Or if ``MAX_REDRAWS`` conditional roundings were all too long: for an honest plan that has
+        If its shape is wrong or it is larger than planned (it is never clipped here), or if
+        ``MAX_REDRAWS`` conditional roundings were all too long: for an honest plan that has
         probability below ``2**-1280``, so the plan's sensitivity is wrong.
-    ConfigError
-        If a rotated plan lacks its key or dither.
 
     Guarantees
     ----------
-    Sensitivity of the rounding, client unit (conditional plans). The integer vector this returns
-    has Euclidean norm at most ``l2_sensitivity``, *always*: it is computed exactly and checked.
-    It is the whole difference to the neighbour without this client, so the round is a Skellam
-    mechanism of that sensitivity with nothing to add to delta; replacing one client's vector by
-    another is two such steps. By the bound below one draw is accepted with probability at least
-    ``1 - beta``, ``beta = planner.REDRAW_PROBABILITY``. Conditioning biases the rounding: as it
-    moves a coordinate by less than one unit, ``|E[rounded] - x|_2 <= sqrt(d) beta / (1 - beta)``
-    units for a client (Kairouz, Liu and Steinke, arXiv:2102.06387, section 4), far below the
-    noise. How often it redrew depends on the vector and shows only in the time it took; a redraw
-    happens once in ``1 / beta`` rounds at most.
+    Client unit (conditional plans). The integer vector this returns has Euclidean norm at most
+    ``l2_sensitivity``, *always*: it is computed exactly and checked. It is the whole difference to
+    the neighbour without this client, so the round is a Skellam mechanism of that sensitivity with
+    nothing to add to delta; replacing one client's vector by another is two such steps. By the
+    bound below one draw is accepted with probability at least ``1 - beta``, ``beta =
+    planner.REDRAW_PROBABILITY``. Conditioning biases the rounding by ``|E[rounded] - x|_2 <=
+    sqrt(d) beta / (1 - beta)`` units for a client, as a coordinate changes by less than one unit
+    (Kairouz, Liu and Steinke, arXiv:2102.06387, section 4); that is far below the noise. The number
+    of redraws depends on the vector and shows only in the time taken; a redraw happens once in ``1
+    / beta`` rounds at most.
 
-    Sensitivity of the rounding, record unit. Let ``x`` and ``x + v`` be the scaled and rotated
-    sums with and without one record, ``|v|_2 <= c = scale * clipping_norm``. Given the dither
-    ``u``, which is drawn independently of the data and never released, the mechanism is noise on
-    a fixed integer vector, and what the record changes in that vector is
-    ``floor(x + v + u) - floor(x + u) = floor(v + w)`` with ``w = (x + u) mod 1``. For every fixed
-    ``x`` the ``w`` are independent and uniform on ``[0, 1)``, so the change has the law of a
-    stochastic rounding of the one record ``v``, however many records the sum holds. Its squared
-    norm has mean at most ``c^2 + d/4`` and, by Hoeffding's inequality on the independent terms,
-    except with probability ``beta`` over ``u``, ``l2^2 <= c^2 + d/4 + sqrt(2 ln(1/beta)) (c +
-    sqrt(d)/2)`` with ``d = padded``. It is an integer vector, so ``l1 <= min(l2^2, sqrt(d) l2)``.
-    Off the event of probability ``beta`` the round is therefore a Skellam mechanism of that
-    sensitivity: add ``beta`` per round to delta.
+    Record unit. Let ``x`` and ``x + v`` be the scaled and rotated sums with and without one record,
+    ``|v|_2 <= c = scale * clipping_norm``. Given the dither ``u``, which is drawn independently of
+    the data and never released, the mechanism is noise on a fixed integer vector, and the record
+    changes that vector by ``floor(x + v + u) - floor(x + u) = floor(v + w)`` with ``w = (x + u) mod
+    1``. For every fixed ``x`` the ``w`` are independent and uniform on ``[0, 1)``, so the change
+    has the law of a stochastic rounding of the one record ``v``, however many records the sum
+    holds. Its squared norm has mean at most ``c^2 + d/4`` and, by Hoeffding's inequality on the
+    independent terms, except with probability ``beta`` over ``u``, ``l2^2 <= c^2 + d/4 + sqrt(2
+    ln(1/beta)) (c + sqrt(d)/2)`` with ``d = padded``. It is an integer vector, so ``l1 <= min(l2^2,
+    sqrt(d) l2)``. Off the event of probability ``beta`` the round is therefore a Skellam mechanism
+    of that sensitivity: add ``beta`` per round to delta.
 
     Assumptions: one dither per client and round, 53 random bits, from a secret fresh key, never
-    redone; the rotation is the same for both neighbours; floating-point error in clipping,
-    summing and rotating stays below ``NORM_SLACK`` of the norm (the planner enlarges ``c`` by
-    it). Adding ``u`` in double precision leaves at least ``52 - log2|x|`` of its bits, a bias far
-    below that slack. The argument is our own reading of Kairouz, Liu and Steinke
-    (arXiv:2102.06387, on stochastic rounding) and has not been reviewed.
+    redone; the rotation is the same for both neighbours; floating-point error in clipping, summing
+    and rotating stays below ``NORM_SLACK`` of the norm (the planner enlarges ``c`` by it). Adding
+    ``u`` in double precision leaves at least ``52 - log2|x|`` of its bits, a bias far below that
+    slack. The argument is our own reading of Kairouz, Liu and Steinke (on stochastic rounding) and
+    has not been reviewed.
     """
     checked = _checked(vector, plan)
     if not plan.rotated:
@@ -254,13 +231,7 @@ def _conditional(
 
 
 def wrap(integers: npt.NDArray[np.int64], bits: int) -> npt.NDArray[Any]:
-    """Reduce integers modulo ``2**bits`` to uint16 or uint32.
-
-    Raises
-    ------
-    ConfigError
-        If ``bits`` is neither 16 nor 32.
-    """
+    """Reduce integers modulo ``2**bits`` (16 or 32 bits) to uint16 or uint32."""
     if bits not in (16, 32):
         raise ConfigError(f"a word has 16 or 32 bits, not {bits}")
     kind = np.uint16 if bits == 16 else np.uint32
@@ -270,29 +241,10 @@ def wrap(integers: npt.NDArray[np.int64], bits: int) -> npt.NDArray[Any]:
 def decode(
     total: npt.NDArray[Any], plan: EncodingPlan, rotation_key: bytes | None = None
 ) -> npt.NDArray[np.float64]:
-    """Turn the opened sum back into a real vector.
+    """Turn the opened sum (``[padded]`` words) into a real vector: the sum, not the mean.
 
     The words are read as signed, divided by the scale and rotated back. Exact up to rounding and
     noise unless a coordinate of the sum left ``-2**(bits-1) .. 2**(bits-1) - 1``.
-
-    Parameters
-    ----------
-    total
-        uint16 or uint32, shape ``[padded]``.
-    plan, rotation_key
-        As in :func:`encode`.
-
-    Returns
-    -------
-    numpy.ndarray
-        float64, shape ``[dimension]``: the sum, not the mean.
-
-    Raises
-    ------
-    ProtocolError
-        If shape or type are not those of the plan.
-    ConfigError
-        If a rotated plan lacks its key.
     """
     kind = np.dtype(np.uint16 if plan.bits == 16 else np.uint32)
     if total.dtype != kind or total.shape != (plan.padded,):

@@ -16,16 +16,11 @@ _BATCH_TAIL = 2.0**-40
 def rounded_sensitivity(
     scaled_norm: float, padded: int, failure: float = DITHER_FAILURE
 ) -> tuple[float, float]:
-    """Bound what one record changes after rounding, in integer units.
+    """Bound ``(l1, l2)`` of what one record changes after rounding, in integer units.
 
-    With ``c = scaled_norm`` and ``d = padded``: ``l2 = min(sqrt(c^2 + d/4 + sqrt(2 ln(1/beta))
-    (c + sqrt(d)/2)), c + sqrt(d))`` and ``l1 = min(l2^2, sqrt(d) l2)``. The second bound on l2
-    holds always, the first except with probability ``beta``. The argument stands at ``encode``.
-
-    Returns
-    -------
-    tuple
-        ``(l1, l2)``.
+    With ``c = scaled_norm`` and ``d = padded``: ``l2 = min(sqrt(c^2 + d/4 + sqrt(2 ln(1/beta)) (c +
+    sqrt(d)/2)), c + sqrt(d))`` and ``l1 = min(l2^2, sqrt(d) l2)``. The second bound on l2 holds
+    always, the first except with probability ``beta``; ``encode`` has the argument.
     """
     root = math.sqrt(padded)
     tail = math.sqrt(2 * math.log(1 / failure)) * (scaled_norm + root / 2)
@@ -36,8 +31,8 @@ def rounded_sensitivity(
 def batch_bound(expected_batch: float) -> float:
     """Return a batch size that a Poisson sample exceeds with probability below ``2**-40``.
 
-    Smallest ``N`` with ``exp(N - m - N ln(N / m)) <= 2**-40`` (Chernoff; it holds for every sum
-    of independent choices of mean ``m``).
+    Smallest ``N`` with ``exp(N - m - N ln(N / m)) <= 2**-40`` (Chernoff; it holds for every sum of
+    independent choices of mean ``m``).
     """
     mean = expected_batch
     return smallest(

@@ -1,6 +1,6 @@
-"""Batched BFV through TenSEAL, with its traps closed: fixed parameters, own chunks, checked loads.
+"""Batched BFV through TenSEAL: fixed parameters, own chunks, checked loads.
 
-TenSEAL is imported on first use and nowhere else. What this file keeps it from doing:
+TenSEAL is imported on first use and nowhere else. This file works around these traps:
 
 * ``make_context_public`` keeps a working decryptor: a public key is made by serialising without
   the secret and is loaded afresh;
@@ -42,11 +42,9 @@ COEFFICIENT_BITS = (32, 56, 21)
 COEFFICIENT_PRIMES = (4294828033, 72057594037641217, 2056193)
 """The modulus of ciphertexts and the special prime; 109 bits, 128-bit security at N = 4096.
 
-Residues are stored in words of 64 bits and compressed. Primes of 32 and 56 bits fill whole bytes,
-so the rest of a word is zeros that compress at once: half the time and fewer bytes than with two
-primes of 44 bits, and as the special prime gets only 21 bits, three more bits of noise budget than
-with 42, 43 and 24.
-"""
+Residues are stored in 64-bit words and compressed. Primes of 32 and 56 bits fill whole bytes and
+leave zeros, which halves time and saves bytes against two primes of 44 bits; a special prime of
+only 21 bits gives three more bits of noise budget than 42, 43 and 24."""
 
 PLAIN_MODULUS = 1152921504606748673
 """The prime t that slots are taken modulo, a little below 2**60 and 1 modulo 2 N."""
@@ -72,18 +70,7 @@ def _chunks(slots: npt.NDArray[np.uint64]) -> Iterator[list[int]]:
 
 
 class PublicKey:
-    """What is needed to encrypt and to add, and nothing that decrypts.
-
-    Parameters
-    ----------
-    raw
-        What :meth:`SecretKey.public` gave.
-
-    Raises
-    ------
-    ProtocolError
-        If the bytes are no public key of exactly these parameters, or hold a secret key.
-    """
+    """What is needed to encrypt and to add; bytes that hold a secret key are refused."""
 
     def __init__(self, raw: bytes) -> None:
         try:
@@ -105,13 +92,7 @@ class PublicKey:
         return [vector(self._context.data, chunk).serialize() for chunk in _chunks(slots)]
 
     def load(self, ciphertext: Buffer) -> Any:
-        """Read one ciphertext.
-
-        Raises
-        ------
-        ProtocolError
-            If it is not one fresh or summed ciphertext of these parameters.
-        """
+        """Read one ciphertext, fresh or summed; refuse other forms and parameters."""
         try:
             vector = _tenseal()._ts_cpp.BFVVector(self._context.data, bytes(ciphertext))
             parts = vector.ciphertext()
@@ -161,11 +142,7 @@ class SecretKey:
     def decrypt(self, vectors: Sequence[Any]) -> npt.NDArray[np.uint64]:
         """Decrypt loaded ciphertexts to residues modulo t.
 
-        Raises
-        ------
-        ProtocolError
-            If a ciphertext has less than ``MIN_NOISE_BUDGET`` bits left: decryption might fail,
-            and a failure would tell about the key.
+        Refuses fewer than ``MIN_NOISE_BUDGET`` bits left: a decryption failure could leak the key.
         """
         slots = np.empty((len(vectors), DEGREE), np.uint64)
         plain = _tenseal().sealapi.Plaintext()

@@ -1,4 +1,4 @@
-"""The peer protocol with encrypted uploads: the server adds what it cannot read."""
+"""Pairwise masking with encrypted uploads: the server adds what it cannot read."""
 
 from __future__ import annotations
 
@@ -45,17 +45,17 @@ def _checked_key(public: bytes, parameters: EncryptedParameters) -> PublicKey:
 
 
 class EncryptedClient(PairwiseClient):
-    """A client of an encrypted round: ``PairwiseClient`` with another upload, otherwise the same.
+    """A client of an encrypted round: ``PairwiseClient`` with another upload.
 
     The upload is ``Enc(pack(x) + PRG(b_i) + sum_j +-PRG(k_ij) mod t)`` with the pair keys and the
-    self mask of the peer protocol: the masks are inside the plaintext. Call :meth:`load_key`
-    before :meth:`mask`, also after ``restore``.
+    self mask of pairwise masking: the masks are inside the plaintext. Call :meth:`load_key` before
+    :meth:`mask`, also after ``restore``.
 
     Guarantees
     ----------
     Those of ``PairwiseClient`` against the aggregator and the key holder together, whatever becomes
-    of the encryption; and from the aggregator alone the encryption hides even the masked vector,
-    if ring learning with errors is hard at 128 bits.
+    of the encryption; and from the aggregator alone the encryption hides even the masked vector, if
+    ring learning with errors is hard at 128 bits.
     """
 
     _key: PublicKey | None = None
@@ -70,25 +70,13 @@ class EncryptedClient(PairwiseClient):
         super().__init__(parameters, index, identity, keys)
 
     def load_key(self, public: bytes) -> None:
-        """Take in the key holder's public key.
-
-        Raises
-        ------
-        ProtocolError
-            If it is not the one of the agreement, or no public key.
-        """
+        """Load the key holder's public key; refuse one that is not that of the agreement."""
         self._key = _checked_key(public, _encrypted(self._parameters))
 
     def hide(
         self, vector: npt.NDArray[Any], keys: list[bytes], signs: list[int]
     ) -> EncryptedUpload:
-        """Pack, mask and encrypt a vector, whose words are read as signed integers.
-
-        Raises
-        ------
-        ProtocolError
-            If no key was loaded, or a magnitude is above ``value_bound``.
-        """
+        """Pack, mask and encrypt signed integers; refuse a magnitude above ``value_bound``."""
         parameters, key = _encrypted(self._parameters), self._key
         if key is None:
             raise refuse("public key", "none was loaded; call load_key() first")
@@ -108,15 +96,8 @@ class EncryptedServer(PairwiseServer):
     """The aggregator of an encrypted round: ``PairwiseServer`` that adds ciphertexts.
 
     After ``survivors()``, send :meth:`encrypted_sum` to the key holder and hand its answer to
-    :meth:`opened`; consent and answers go on as in the peer protocol, in any order with that;
+    :meth:`opened`; consent and answers go on as in pairwise masking, in any order with that;
     ``finish()`` then returns the sum as words.
-
-    Parameters
-    ----------
-    parameters
-        What the round was agreed to be.
-    public
-        The key holder's public key.
 
     Guarantees
     ----------

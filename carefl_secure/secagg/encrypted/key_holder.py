@@ -23,31 +23,20 @@ def opened_fields(context: bytes, message: bytes, residues: bytes) -> tuple[byte
 
 
 class KeyHolder:
-    """The one party that can decrypt, for one round and one sum.
+    """The one party that can decrypt, for one round and one sum; not the aggregator.
 
-    It is not the aggregator and gets nothing that clients send: only the sum of their
-    ciphertexts. Parties and messages::
+    It gets nothing that clients send, only the sum of their ciphertexts. Parties and messages::
 
-        clients --(peer protocol, uploads encrypted)--> aggregator --sum--> key holder
-                                                        aggregator <--masked sum--
-
-    Parameters
-    ----------
-    identity
-        The private half of ``parameters.key_holder``.
-
-    Raises
-    ------
-    ProtocolError
-        If a check fails; its text starts with the name of the check.
+        clients --(pairwise masking, uploads encrypted)--> aggregator --sum--> key holder
+                                                           aggregator <--masked sum--
 
     Guarantees
     ----------
     The key holder cannot tell the sum from one client's ciphertext, and need not be trusted to:
-    what it decrypts is still masked by the peers' pair and self masks. An aggregator without the
-    key sees ciphertexts only. Even together they learn no more than a server of the peer protocol
-    does. A lying key holder turns the sum into noise that its signature is under. One key opens
-    one sum; a second request is refused, so there is no decryption oracle.
+    what it decrypts is still masked by the clients' pair and self masks. An aggregator without the
+    key sees ciphertexts only. Even together they learn no more than a server of pairwise masking
+    does. A lying key holder turns the sum into noise that its signature is under. One key opens one
+    sum; a second request is refused, so there is no decryption oracle.
     """
 
     def __init__(self, identity: Ed25519PrivateKey) -> None:
@@ -66,15 +55,7 @@ class KeyHolder:
         return hashlib.sha256(self._public).digest()
 
     def open(self, parameters: EncryptedParameters, message: bytes) -> bytes:
-        """Decrypt the sum of one round, once, and sign what came out.
-
-        Parameters
-        ----------
-        parameters
-            What the round was agreed to be.
-        message
-            What ``EncryptedServer.encrypted_sum`` returned.
-        """
+        """Decrypt the sum of one round (``EncryptedServer.encrypted_sum``), once, and sign it."""
         if self._secret is None:
             raise refuse("step order", "this key has opened its sum; make a new key per round")
         if parameters.key_holder != public_bytes(self._identity):

@@ -17,24 +17,15 @@ __all__ = ["EncryptedParameters"]
 class EncryptedParameters(RoundParameters):
     """The agreement behind one encrypted round: that of pairwise masking, and the key holder's.
 
-    Words are read as signed integers. All fields of ``RoundParameters`` mean what they do there;
-    ``bits`` is the size of the words that go in and come out.
+    Words are read as signed integers; ``bits`` is the size of the words that go in and come out.
 
     Parameters
     ----------
-    key_holder
-        The key holder's Ed25519 public key, 32 bytes.
-    public_key
-        SHA-256 of the key holder's BFV public key for this round.
-    value_bound
-        Largest magnitude of one client's integer; ``clients * value_bound`` must fit a field.
-    field_bits
-        20 (three integers per slot) or 30 (two per slot).
-
-    Raises
-    ------
-    ConfigError
-        If a value is out of range, or a sum could leave its field.
+    key_holder, public_key
+        The key holder's Ed25519 public key; SHA-256 of its BFV public key for this round.
+    value_bound, field_bits
+        Largest magnitude of one client's integer; ``clients * value_bound`` must fit a field of 20
+        (three integers per slot) or 30 bits (two per slot).
 
     Guarantees
     ----------

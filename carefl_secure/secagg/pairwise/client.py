@@ -31,44 +31,30 @@ class PairwiseClient(KeptClient):
     """The client's side of one round (Bonawitz et al. 2017, the variant for active servers).
 
     The upload is ``y = x + PRG(b_i) + sum_{j > i} PRG(k_ij) - sum_{j < i} PRG(k_ij)`` modulo
-    ``2**bits`` over the live peers ``j``, where ``b_i`` is the client's own secret and ``k_ij``
-    the key it shares with ``j``. The pair masks cancel in the sum; the self masks come off when
-    enough survivors give their shares of ``b``; the masks of a client that shared but never
-    uploaded come off through shares of its key.
-
-    The first two steps come before the model is known, and :meth:`bind` between them and the
-    third.
-
-    Parameters
-    ----------
-    parameters
-        What the round was agreed to be.
-    index
-        This client's place in the roster.
-    identity
-        The private half of ``parameters.roster[index]``.
-    keys
-        Where fresh keys come from; ``SystemKeySource()`` outside tests.
+    ``2**bits`` over the live peers ``j``, where ``b_i`` is the client's own secret and ``k_ij`` the
+    key it shares with ``j``. The pair masks cancel in the sum. The self masks come off when enough
+    survivors give their shares of ``b``; the masks of a client that shared but never uploaded come
+    off through shares of its key. The model becomes known between the second and the third step
+    (:meth:`bind`).
 
     Raises
     ------
     ProtocolError
-        From every step, if a check fails; its text starts with the name of the check. Nothing
-        has left the client then and the step may be tried again with honest input.
+        From every step, if a check fails; its text starts with the name of the check. Nothing has
+        left the client then, and the step may be tried again with honest input.
     CohortError
         If fewer than ``parameters.floor`` clients take part.
 
     Guarantees
     ----------
     The server and up to ``c = parameters.max_colluders`` colluding clients, who may lie, replay,
-    cut the round short and choose who drops out, learn about the vectors of the honest clients
-    nothing beyond one sum, over a set of at least ``parameters.floor`` clients of which at least
-    ``floor - c`` are honest. Assumptions: the roster is right; X25519, Ed25519, SHA-256, AES-256
-    and HKDF hold; keys come from a sound source; a restored state is never older than the last
-    message sent; on a sparse graph, that it was planned for ``c`` colluders (``plan_graph``).
-    The sum itself is not hidden: only noise in the vectors protects that.
-    Availability and correctness are not guaranteed against lying clients: a false share ends the
-    round without a result.
+    cut the round short and choose who drops out, learn nothing about the vectors of the honest
+    clients beyond one sum, over at least ``parameters.floor`` clients of which at least ``floor -
+    c`` are honest. Assumptions: the roster is right; X25519, Ed25519, SHA-256, AES-256 and HKDF
+    hold; keys come from a sound source; a restored state is never older than the last message sent;
+    a sparse graph was planned for ``c`` colluders (``plan_graph``). The sum itself is not hidden:
+    only noise in the vectors protects that. Availability and correctness are not guaranteed against
+    lying clients: a false share ends the round without a result.
     """
 
     _received: tuple[dict[int, bytearray], list[bytes], list[int]] | None = None
@@ -95,19 +81,7 @@ class PairwiseClient(KeptClient):
         return state.advertisement
 
     def share(self, advertisements: Mapping[int, bytes]) -> dict[int, bytes]:
-        """Step 1: check all advertisements and seal shares of both secrets to every neighbour.
-
-        Parameters
-        ----------
-        advertisements
-            The message of every client that takes part, this one included, by index.
-
-        Returns
-        -------
-        dict
-            One message per neighbour (every peer, if the graph is complete), for the server to
-            pass on unopened.
-        """
+        """Step 1: check all advertisements, mine included; seal shares of both secrets to peers."""
         self._require(Phase.ADVERTISED, "share")
         state, parameters = self._state, self._parameters
         if advertisements.get(state.index) != state.advertisement:
@@ -125,29 +99,12 @@ class PairwiseClient(KeptClient):
         return messages
 
     def bind(self, model_hash: bytes) -> None:
-        """Bind the keys to the model of the round, after step 1 and before step 2; once.
-
-        Parameters
-        ----------
-        model_hash
-            32 bytes.
-
-        Raises
-        ------
-        ProtocolError
-            If the round has a model, or step 1 is not done or step 2 is.
-        """
+        """Bind the keys to the round's model (32 bytes), after step 1 and before step 2; once."""
         self._require(Phase.SHARED, "bind")
         self._parameters = self._parameters.bind(model_hash)
 
     def receive(self, shares: Mapping[int, bytes]) -> None:
-        """Open and check the other clients' shares; nothing is kept of them if one is refused.
-
-        Parameters
-        ----------
-        shares
-            The message of every neighbour that shared, by index.
-        """
+        """Open and check the neighbours' shares, by index; nothing is kept if one is refused."""
         self._require(Phase.SHARED, "mask")
         complete = self._parameters.neighbours is None
         needed = self._parameters.floor if complete else self._parameters.rebuilding
@@ -157,14 +114,9 @@ class PairwiseClient(KeptClient):
         self._received = held, *mask_keys(self._state, self._context, held)
 
     def mask(self, vector: npt.NDArray[Any], shares: Mapping[int, bytes] | None = None) -> bytes:
-        """Step 2: upload the masked vector, signed.
+        """Step 2: upload the masked vector, signed; the vector is not changed.
 
-        Parameters
-        ----------
-        vector
-            Shape ``[dimension]``, uint16 or uint32 as agreed; not changed.
-        shares
-            As in :meth:`receive`; None where that was called before.
+        ``shares`` are as in :meth:`receive`; None where that was called before.
         """
         self._require(Phase.SHARED, "mask")
         state, context = self._state, self._context
@@ -184,20 +136,7 @@ class PairwiseClient(KeptClient):
         return message.encode(state.index, context)
 
     def hide(self, vector: npt.NDArray[Any], keys: list[bytes], signs: list[int]) -> SignedUpload:
-        """Put masks on a vector; a protocol that hides it otherwise overrides this.
-
-        Parameters
-        ----------
-        vector
-            As in :meth:`mask`; not changed.
-        keys, signs
-            Of the masks.
-
-        Returns
-        -------
-        SignedUpload
-            Not signed yet.
-        """
+        """Return an unsigned upload of a masked vector, which is not changed; may be overridden."""
         masked = vector.copy()
         add_masks(masked, keys, signs)
         words = masked.astype(masked.dtype.newbyteorder("<"), copy=False).data.cast("B")
@@ -206,12 +145,7 @@ class PairwiseClient(KeptClient):
     def sign(self, shared: Collection[int], survivors: Collection[int]) -> bytes:
         """Step 3: sign the one survivor set that this client will help to unmask.
 
-        Parameters
-        ----------
-        shared
-            Clients whose shares were passed on (U2).
-        survivors
-            Clients whose uploads are in the sum (U3).
+        ``shared``: whose shares were passed on (U2); ``survivors``: whose uploads are summed (U3).
         """
         self._require(Phase.MASKED, "sign")
         state = self._state
@@ -238,15 +172,10 @@ class PairwiseClient(KeptClient):
         )
 
     def unmask(self, signatures: Mapping[int, bytes]) -> bytes:
-        """Step 4: against enough signatures over my survivor set, give one share per client.
+        """Step 4: against ``threshold`` signatures over my survivor set, give one share per client.
 
         For a survivor the share of its self mask, for a client that dropped out the share of its
         key; never both for one client. All secrets are wiped before the message is returned.
-
-        Parameters
-        ----------
-        signatures
-            Step-3 messages of survivors, by index; at least ``parameters.threshold``.
         """
         self._require(Phase.CONSENTED, "unmask")
         state = self._state

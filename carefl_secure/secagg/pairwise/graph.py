@@ -23,33 +23,17 @@ def neighbours(
 ) -> tuple[int, ...]:
     """Return the peers of one client, ascending.
 
-    Without a degree: all other members (the complete graph). With a degree ``k``: the ``k / 2``
-    members before and the ``k / 2`` after the client on a ring that is drawn from the hash of all
-    advertised keys; being neighbours is mutual. Where no more than ``k + 1`` members
-    are left, that is the complete graph again.
-
-    Parameters
-    ----------
-    context, transcript_hash
-        32 bytes each; the complete graph needs neither.
-    members
-        Indices of all clients that advertised.
-    index
-        The client asked about.
-    degree
-        Even number of neighbours, or None for the complete graph.
-
-    Raises
-    ------
-    ProtocolError
-        If the client is not a member.
+    Without a degree: all other members (the complete graph). With an even degree ``k``: the ``k /
+    2`` members before and the ``k / 2`` after the client on a ring drawn from the hash of all
+    advertised keys; being neighbours is mutual. With at most ``k + 1`` members, the graph is
+    complete again.
 
     Guarantees
     ----------
-    For a transcript hash that no single party picks, the neighbourhood of a client is a uniform
-    set of ``k`` others, and the ``k / 2`` after it a uniform set of ``k / 2``. The last to
-    advertise, and a server that picks the members, can try many of them: plan the degree with a
-    failure probability that leaves room for that (``plan_graph``).
+    For a transcript hash that no single party picks, the neighbourhood of a client is a uniform set
+    of ``k`` others, and the ``k / 2`` after it a uniform set of ``k / 2``. The last to advertise,
+    and a server that picks the members, can try many hashes: plan the degree with a failure
+    probability that leaves room for that (``plan_graph``).
     """
     if index not in members:
         raise refuse("graph member", f"client {index} is not among those that advertised")

@@ -11,7 +11,7 @@ from carefl_secure.errors import ConfigError
 __all__ = ["PRIVACY_BITS", "GraphPlan", "plan_graph", "tolerated_colluders"]
 
 PRIVACY_BITS = 80
-"""A graph fails privacy with probability ``2**-80`` at most: who picks the last advertisement or
+"""Privacy fails on a graph with probability ``2**-80`` at most: who picks the last advertisement or
 the members can try some ``2**40`` graphs and still has a chance below ``2**-40``."""
 
 RECOVERY_BITS = 20
@@ -22,20 +22,9 @@ RECOVERY_BITS = 20
 class GraphPlan:
     """The sparse graph of a round and what it was planned for.
 
-    Parameters
-    ----------
-    neighbours
-        Masks per client (k), even.
-    share_threshold
-        How many of the ``k + 1`` holders rebuild a secret.
-    members
-        Fewest clients that must advertise; the round's floor has to be at least this.
-    colluders
-        Clients that may side with the server.
-    dropouts
-        Clients that may vanish, anywhere in the round.
-    privacy_bits, recovery_bits
-        The failure probabilities, as negative powers of two.
+    ``neighbours`` (k, even) is the number of masks per client; ``share_threshold`` of the ``k + 1``
+    holders rebuild a secret; at least ``members`` clients advertise, the least floor of the round.
+    ``privacy_bits`` and ``recovery_bits`` are failure probabilities as negative powers of two.
     """
 
     neighbours: int
@@ -90,16 +79,14 @@ def plan_graph(
     privacy_bits: int = PRIVACY_BITS,
     recovery_bits: int = RECOVERY_BITS,
 ) -> GraphPlan:
-    """Return the sparsest ring that stands the stated corruption and dropout.
+    """Return the sparsest ring that withstands the stated corruption and dropout.
 
     Parameters
     ----------
-    clients
-        Size of the roster (n).
     colluders
         Clients that may side with the server (c); who they are is fixed before the round.
     dropouts
-        Clients that may vanish, by chance and not by choice of the server.
+        Clients that may vanish (d), by chance and not by choice of the server.
     members
         Fewest clients that may advertise (m), the round's floor; ``clients - dropouts`` if None.
     privacy_bits, recovery_bits
@@ -108,29 +95,29 @@ def plan_graph(
     Raises
     ------
     ConfigError
-        If a number is out of range, or no graph sparser than the complete one is enough.
+        If a number is out of range, or only the complete graph is enough.
 
     Guarantees
     ----------
-    Let ``h = k / 2`` and let ``t`` of the ``k + 1`` holders of a secret (its owner and ``k``
-    neighbours) rebuild it. Suppose no honest client has ``t - h - 1`` or more colluders among the
-    ``h`` members after it on the ring. Then the survivors' masks keep all honest survivors in one
-    sum, *whichever* survivor set the server has signed and whoever it dropped: if they fell into
-    two groups, take a member ``v`` of one group and the next honest survivor after it, of another
-    group. They share no mask, so more than ``h`` places lie between them, and the ``h`` members
-    after ``v`` are colluders or not among the survivors. Only survivors answer, so at most
-    ``1 + h + (t - h - 2) = t - 1`` shares of ``v``'s self mask exist, and its upload stays
-    masked. In the same way colluders alone, at most ``t - 2`` around any client, rebuild nothing.
-    The supposition fails with probability at most ``m P[Hyp(m - 1, c, h) >= t - h - 1]``, a
-    union bound over an exact hypergeometric tail; fewer members make it worse, so ``m`` is the
-    floor. Survivor sets are signed by more than half of all honest clients, as in the complete
-    graph; that the secrets of a client are never both given rests on this.
+    Let ``n = clients``, ``h = k / 2``, and let ``t`` of the ``k + 1`` holders of a secret (its
+    owner and ``k`` neighbours) rebuild it. Suppose no honest client has ``t - h - 1`` or more
+    colluders among the ``h`` members after it on the ring. Then the survivors' masks keep all
+    honest survivors in one sum, *whichever* survivor set the server has signed and whoever it
+    dropped. Proof: if they fell into two groups, take a member ``v`` of one group and the next
+    honest survivor after it, of another group. They share no mask, so more than ``h`` places lie
+    between them, and the ``h`` members after ``v`` are colluders or not among the survivors. Only
+    survivors answer, so at most ``1 + h + (t - h - 2) = t - 1`` shares of ``v``'s self mask exist,
+    and its upload stays masked. In the same way colluders alone, at most ``t - 2`` around any
+    client, rebuild nothing. The supposition fails with probability at most ``m P[Hyp(m - 1, c, h)
+    >= t - h - 1]``, a union bound over an exact hypergeometric tail; fewer members make it worse,
+    so ``m`` is the floor. Survivor sets are signed by more than half of all honest clients, as in
+    the complete graph; that the secrets of a client are never both given rests on this.
 
-    Opening fails where a client has fewer than ``t`` answering neighbours: with probability at
-    most ``n P[Hyp(n - 1, n - 1 - d, k) < t]`` for ``d`` random dropouts.
+    Opening fails where a client has fewer than ``t`` answering neighbours: with probability at most
+    ``n P[Hyp(n - 1, n - 1 - d, k) < t]`` for ``d`` random dropouts.
 
-    The ring is the graph of Bell et al. 2020 (ePrint 2020/704), the bound is ours: theirs and
-    tables made from it count dropouts as chance, while a server can choose them to cut the ring.
+    The ring is the graph of Bell et al. 2020 (ePrint 2020/704), the bound is ours: theirs counts
+    dropouts as chance, while a server can choose them to cut the ring.
     """
     least = clients - dropouts if members is None else members
     if not 0 <= colluders < least <= clients or not 0 <= dropouts < clients:

@@ -17,13 +17,7 @@ __all__ = ["KeptClient"]
 
 
 class KeptClient(Participant[RoundParameters, Phase]):
-    """What a client keeps between messages; see ``PairwiseClient``.
-
-    Raises
-    ------
-    ProtocolError
-        If the identity does not belong to its place.
-    """
+    """What a client keeps between messages; an identity must belong to its place in the roster."""
 
     def __init__(
         self,
@@ -58,14 +52,9 @@ class KeptClient(Participant[RoundParameters, Phase]):
         parameters: RoundParameters,
         keys: KeySource,
     ) -> Self:
-        """Go on from a saved state in the same round.
+        """Go on from a saved state in the same round; refuse a blob changed or of another round.
 
         Only the newest blob may be restored; keep one file and replace it.
-
-        Raises
-        ------
-        ProtocolError
-            If the blob was changed, or belongs to another client or round.
         """
         state = ClientState.open(blob, identity, parameters.latest_context())
         client = cls(parameters, state.index, identity, keys)

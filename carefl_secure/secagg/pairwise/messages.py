@@ -222,13 +222,7 @@ def pack_pair(self_mask: int, pair_key: int) -> bytes:
 
 
 def unpack_pair(raw: bytes) -> tuple[int, int]:
-    """Read what :func:`pack_pair` wrote.
-
-    Raises
-    ------
-    ProtocolError
-        If the length or a value is out of range.
-    """
+    """Read what :func:`pack_pair` wrote; refuse another length or a value out of range."""
     if len(raw) != 2 * SHARE_BYTES:
         raise refuse("share length", f"{len(raw)} bytes, not {2 * SHARE_BYTES}")
     return read_element(raw[:SHARE_BYTES]), read_element(raw[SHARE_BYTES:])

@@ -30,22 +30,14 @@ class RoundParameters(Agreement):
 
     Parameters
     ----------
-    task, round, dimension, bits, min_survivors, base_hash, plan_hash, roster, model_hash
-        As in ``Agreement``.
     threshold
         How many shares rebuild a secret, and how many signatures a survivor set needs; at least
         ``default_threshold(len(roster))``.
     neighbours
-        Masks per client on a sparse graph, even; None for the complete graph. ``plan_graph``
-        gives this and the next for a stated corruption and dropout.
+        Masks per client on a sparse graph, even, from ``plan_graph``; None for the complete graph.
     share_threshold
         On a sparse graph, how many of a client's ``neighbours + 1`` holders rebuild its secrets;
         ``threshold`` then counts signatures only.
-
-    Raises
-    ------
-    ConfigError
-        If a value is out of range or contradicts another.
     """
 
     threshold: int
@@ -97,10 +89,10 @@ class RoundParameters(Agreement):
     def max_colluders(self) -> int:
         """How many clients may side with the server: at most ``2 * threshold - clients - 1``.
 
-        Every honest client signs one survivor set, so ``h`` honest clients and ``c`` colluders
-        who sign everything reach two sets of ``threshold`` signatures only if
-        ``2 * (threshold - c) <= h = clients - c``. On a sparse graph also at most as many as
-        :func:`tolerated_colluders` allows at a failure probability of ``2**-80``.
+        Every honest client signs one survivor set, so ``h`` honest clients and ``c`` colluders who
+        sign everything reach two sets of ``threshold`` signatures only if ``2 * (threshold - c) <=
+        h = clients - c``. On a sparse graph :func:`tolerated_colluders` at a failure probability of
+        ``2**-80`` is a second limit.
         """
         most = 2 * self.threshold - self.clients - 1
         if self.neighbours is None or self.share_threshold is None:

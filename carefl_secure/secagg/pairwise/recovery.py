@@ -1,4 +1,4 @@
-"""Rebuilding the secrets that the survivors answered for, and naming the masks left in the sum."""
+"""Rebuilding the secrets that the survivors answered for, and the masks left in the sum."""
 
 from __future__ import annotations
 
@@ -28,20 +28,11 @@ def remaining_masks(
     survivors: Collection[int],
     answers: Mapping[int, Mapping[int, int]],
 ) -> tuple[list[bytes], list[int]]:
-    """Return keys and signs of all masks that take off what is left in a sum of uploads.
+    """Return keys and signs of all masks left in a sum of uploads.
 
-    For each survivor its self mask; for each client that shared and did not upload, the pair
-    masks that the survivors added for it.
-
-    Parameters
-    ----------
-    parameters, transcript_hash, adverts
-        Of the round.
-    shared, survivors
-        Who shared, and who of them uploaded.
-    answers
-        Per answering client, per client whose secrets it holds, the value of one share. Which
-        secret it is of follows from ``survivors``.
+    For each survivor its self mask; for each client that shared and did not upload, the pair masks
+    that the survivors added for it. ``answers``: one share per answering and per answered-for
+    client.
 
     Raises
     ------

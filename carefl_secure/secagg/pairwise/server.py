@@ -46,8 +46,7 @@ class ServerPhase(IntEnum):
 class PairwiseServer(ServerParticipant[RoundParameters, ServerPhase]):
     """The server's side of one round.
 
-    Five phases, each a method that takes in one client's message and one that ends the phase and
-    says what goes back:
+    Five phases, each with a method that takes one client's message and one that ends the phase:
 
     ============== ============================== ==============================================
     phase          per client                     ends the phase
@@ -59,21 +58,15 @@ class PairwiseServer(ServerParticipant[RoundParameters, ServerPhase]):
     answer         ``answered(index, message)``   ``finish()``
     ============== ============================== ==============================================
 
-    The first two come before the model is known, and :meth:`bind` after them.
-
-    A client that has not been heard when a phase ends has dropped out. A refused message leaves
-    the state as it was, so the caller may treat its sender as dropped out. The methods that end
-    a phase may be called again. At most one vector of the round's size is held at any time.
-
-    Parameters
-    ----------
-    parameters
-        What the round was agreed to be.
+    The model becomes known after the first two (:meth:`bind`). A client that has not been heard
+    when a phase ends has dropped out. A refused message leaves the state as it was, so the caller
+    may treat its sender as dropped out. The methods that end a phase may be called again. At most
+    one vector of the round's size is held.
 
     Raises
     ------
     ProtocolError
-        From every method, if a message does not pass its check; the text starts with the check.
+        From every method, if a message fails a check; the text starts with the name of the check.
     CohortError
         When a phase ends with too few clients. The round is over and the sum is dropped.
 
@@ -81,7 +74,7 @@ class PairwiseServer(ServerParticipant[RoundParameters, ServerPhase]):
     ----------
     ``finish`` returns the exact sum modulo ``2**bits`` of the vectors of the survivors that
     followed the protocol, or raises: every rebuilt secret is checked against what its owner
-    committed to in a signed message. A client that lies about its own vector is not found out.
+    committed to in a signed message. A client that lies about its own vector is not detected.
     Privacy rests on the clients' checks, not on this class.
     """
 
@@ -159,15 +152,7 @@ class PairwiseServer(ServerParticipant[RoundParameters, ServerPhase]):
         return neighbours(self._key_context, self._transcript_hash, members, index, degree)
 
     def bind(self, model_hash: bytes) -> None:
-        """End the phase and bind the keys to the model of the round; once.
-
-        Raises
-        ------
-        ProtocolError
-            If the round has a model.
-        CohortError
-            If too few clients have shared. The round is over.
-        """
+        """End the phase and bind the keys to the model of the round; once."""
         self._end(ServerPhase.SHARING, len(self._boxes), self._parameters.floor)
         self._parameters = self._parameters.bind(model_hash)
 
@@ -198,10 +183,7 @@ class PairwiseServer(ServerParticipant[RoundParameters, ServerPhase]):
         np.add(self._sum, upload.vector(self._parameters), out=self._sum)
 
     def survivors(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """End the phase and return who shared and who of them uploaded, both ascending.
-
-        What clients sealed for one another is dropped; ``inbox`` gives nothing any more.
-        """
+        """End the phase and return who shared and who of them uploaded; ``inbox`` is emptied."""
         self._end(ServerPhase.UPLOADING, len(self._uploaded), self._parameters.floor)
         for box in self._boxes.values():  # passed on by now; those of the next round need the room
             box.clear()
@@ -264,8 +246,8 @@ class PairwiseServer(ServerParticipant[RoundParameters, ServerPhase]):
         ProtocolError
             If a rebuilt secret is not the one committed to. The round is over.
         CohortError
-            If fewer than ``threshold`` clients answered, or too few of the neighbours of one. The
-            round is over.
+            If fewer than ``threshold`` clients answered, or too few neighbours of one. The round is
+            over.
         """
         self._end(ServerPhase.ANSWERING, len(self._answers), self._parameters.threshold)
         try:

@@ -36,23 +36,7 @@ def seal_shares(
 ) -> dict[int, bytes]:
     """Return a client's step-1 messages, and keep in its state what the later steps need.
 
-    Parameters
-    ----------
-    state
-        With the three secrets of step 0; the encryption key is wiped.
-    adverts, transcript_hash
-        All checked advertisements, and the hash of them.
-    peers
-        The client's neighbours.
-    parameters
-        The agreement.
-    polynomials
-        Where the coefficients come from.
-
-    Raises
-    ------
-    ProtocolError
-        If a peer advertised a key with which no secret can be agreed; nothing is changed then.
+    The encryption key is wiped. If a peer's key is degenerate, it is refused and nothing changes.
     """
     context = parameters.key_context()
     private = X25519PrivateKey.from_private_bytes(bytes(state.encryption_secret))
@@ -83,13 +67,7 @@ def seal_shares(
 def open_shares(
     state: ClientState, shares: Mapping[int, bytes], parameters: RoundParameters
 ) -> dict[int, bytearray]:
-    """Open what the peers sealed for this client.
-
-    Raises
-    ------
-    ProtocolError
-        If one does not open, is from someone else than a neighbour, or holds no pair of shares.
-    """
+    """Open what the neighbours sealed for this client; refuse all if one message is invalid."""
     if not set(shares) <= state.opening_keys.keys():
         raise refuse("share senders", "shares came from clients that did not advertise")
     context = parameters.key_context()
@@ -108,19 +86,7 @@ def mask_keys(
 ) -> tuple[list[bytes], list[int]]:
     """Return the keys and the signs of all masks of an upload, the self mask first.
 
-    Parameters
-    ----------
-    state
-        With mask key and self mask.
-    context
-        The whole round's, its model included.
-    live
-        The peers whose shares arrived.
-
-    Raises
-    ------
-    ProtocolError
-        If a peer advertised a key with which no secret can be agreed.
+    ``context`` includes the model; ``live`` are the peers whose shares arrived.
     """
     private = X25519PrivateKey.from_private_bytes(bytes(state.mask_secret))
     keys = [transcript.self_mask_key(state.self_mask, context, state.transcript_hash)]
@@ -133,14 +99,9 @@ def mask_keys(
 
 
 def due_shares(state: ClientState, survivors: Collection[int]) -> dict[int, tuple[Secret, int]]:
-    """Return one share per client whose secrets this one holds: which secret it is of, and it.
+    """Return one share, and which secret it is of, per client whose secrets this one holds.
 
     Of a survivor that of its self mask, of any other that of its key; never both.
-
-    Raises
-    ------
-    ProtocolError
-        If what is held is no pair of shares.
     """
     due = {state.index: (Secret.SELF_MASK, int.from_bytes(state.own_share, "little"))}
     for peer, raw in state.held.items():

@@ -39,32 +39,19 @@ class ClientState:
 
     Parameters
     ----------
-    index
-        The client's place in the roster.
-    phase
-        The last step answered.
-    advertisement
-        The client's own first message.
-    transcript_hash
-        Hash of all advertisements.
-    members
-        Clients that advertised.
-    live
-        Clients whose masks are in the upload, this one included.
-    shared
-        Clients that shared, as this client signed it; on the complete graph those in ``live``.
+    transcript_hash, members
+        Hash of all advertisements, and the clients that advertised.
+    live, shared
+        Clients whose masks are in the upload, this one included; clients that shared, as this
+        client signed it (on the complete graph those in ``live``).
     survivors
         The one survivor set that this client signed.
-    mask_keys
-        Public mask keys of the peers.
+    mask_keys, opening_keys
+        Per peer, its public mask key, and the key that opens what it sealed for this client.
     encryption_secret, mask_secret, self_mask
         The three secrets of step 0, 32 bytes each; empty once they are not needed any more.
-    opening_keys
-        Per peer, the key that opens what it sealed for this client.
-    own_share
-        This client's share of its own self-mask secret.
-    held
-        Per peer, its two shares as they were sealed.
+    own_share, held
+        This client's share of its own self-mask secret; per peer, its two shares as sealed.
     """
 
     index: int
@@ -119,13 +106,7 @@ class ClientState:
 
     @classmethod
     def open(cls, blob: bytes, identity: Ed25519PrivateKey, context: bytes) -> ClientState:
-        """Read what :meth:`seal` wrote.
-
-        Raises
-        ------
-        ProtocolError
-            If the blob was changed, or belongs to another client or round.
-        """
+        """Read what :meth:`seal` wrote; refuse a blob changed or of another client or round."""
         if not isinstance(blob, bytes):
             raise refuse("saved state", f"it is bytes, not {type(blob).__name__}")
         start = len(_MAGIC)

@@ -89,18 +89,12 @@ def pair_key(secret: bytes, context: bytes, transcript_hash: bytes, one: int, ot
 
 
 def pair_sign(index: int, peer: int) -> int:
-    """Return the sign with which ``index`` adds the mask it shares with ``pairwise``."""
+    """Return the sign with which ``index`` adds the mask it shares with ``peer``."""
     return 1 if index < peer else -1
 
 
 def verify_advertisement(advert: Advertisement, index: int, parameters: RoundParameters) -> None:
-    """Check the signature of step 0.
-
-    Raises
-    ------
-    ProtocolError
-        If client ``index`` did not sign exactly this in this round.
-    """
+    """Refuse an advertisement that client ``index`` did not sign in this round."""
     fields = advertisement(
         parameters.key_context(),
         index,
@@ -114,13 +108,7 @@ def verify_advertisement(advert: Advertisement, index: int, parameters: RoundPar
 def read_advertisements(
     messages: Mapping[int, bytes], parameters: RoundParameters
 ) -> dict[int, Advertisement]:
-    """Parse and verify all advertisements.
-
-    Raises
-    ------
-    ProtocolError
-        If one does not verify or a key occurs twice.
-    """
+    """Parse and verify all advertisements; refuse a key that occurs twice."""
     adverts = {}
     for index in sorted(messages):
         adverts[index] = Advertisement.parse(messages[index], index, parameters)

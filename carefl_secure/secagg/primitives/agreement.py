@@ -17,7 +17,7 @@ from carefl_secure.secagg.primitives.crypto import digest, pack
 __all__ = ["MIN_CLIENTS", "Agreement", "check_hash", "check_keys"]
 
 MIN_CLIENTS = 3
-"""A sum over two tells each the other's vector."""
+"""A sum over two reveals to each the other's vector."""
 
 _DIMENSION_LIMIT = 1 << 31
 _COUNTER_LIMIT = 1 << 63
@@ -30,35 +30,25 @@ class Agreement:
     Parameters
     ----------
     task
-        Name of the run, as bytes; not secret.
-    round
-        Number of the round, from 0.
-    dimension
-        Length of the integer vectors (after padding).
-    bits
-        Size of one word: 16 or 32. Sums are taken modulo ``2**bits``.
+        Name of the run; not secret.
+    dimension, bits
+        Length of the integer vectors (after padding); size of one word, 16 or 32. Sums are taken
+        modulo ``2**bits``.
     min_survivors
         The fewest clients that a sum is over; at least 3.
-    base_hash, plan_hash
+    base_hash, plan_hash, model_hash
         32 bytes each: the frozen base model with the code and configuration; the privacy and
-        encoding plan.
+        encoding plan; the trained vector at the start of the round (empty until :meth:`bind`).
     roster
-        The Ed25519 public keys of all clients, 32 bytes each, agreed out of band. A client's
-        index is its place here.
-    model_hash
-        32 bytes over the trained vector at the start of the round; empty until :meth:`bind`.
-
-    Raises
-    ------
-    ConfigError
-        If a value is out of range or contradicts another.
+        The Ed25519 public keys of all clients, agreed out of band. A client's index is its place
+        here.
 
     Guarantees
     ----------
-    :meth:`key_context` is a collision-resistant hash of all but the model, in words that differ
-    from protocol to protocol; keys are bound to it. :meth:`context` is one of that and the model;
-    masks and everything after them are bound to it. Two clients that were sent different models
-    derive different mask keys for one another, so a sum over both does not open.
+    :meth:`key_context` is a collision-resistant hash of all but the model and differs from protocol
+    to protocol; keys are bound to it. :meth:`context` hashes that and the model; masks and
+    everything after them are bound to it. Two clients that were sent different models derive
+    different mask keys for one another, so a sum over both does not open.
     """
 
     task: bytes
@@ -132,13 +122,7 @@ class Agreement:
         return _key_context(self)
 
     def context(self) -> bytes:
-        """Return the 32-byte hash of everything.
-
-        Raises
-        ------
-        ProtocolError
-            If the model is not known yet.
-        """
+        """Return the 32-byte hash of everything; refused before :meth:`bind`."""
         if not self.model_hash:
             raise refuse("model", "the keys of this round are not bound to a model yet")
         return _context(self)
@@ -148,15 +132,7 @@ class Agreement:
         return self.context() if self.model_hash else self.key_context()
 
     def bind(self, model_hash: bytes) -> Self:
-        """Return the agreement with its model.
-
-        Raises
-        ------
-        ProtocolError
-            If it has one.
-        ConfigError
-            If the hash is not 32 bytes.
-        """
+        """Return the agreement with its model (32 bytes); refused if it has one."""
         if self.model_hash:
             raise refuse("model", "the keys are bound to a model already; they serve one")
         check_hash(model_hash, "model_hash")

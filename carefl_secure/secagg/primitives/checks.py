@@ -1,4 +1,4 @@
-"""One way to say no: every refusal names the check that failed."""
+"""Errors of the secure sums: every refusal names the check that failed."""
 
 from __future__ import annotations
 

@@ -47,8 +47,8 @@ def pack(*numbers: int) -> bytes:
 def digest(label: bytes, *parts: Buffer) -> bytes:
     """Hash a label and a list of fields to 32 bytes.
 
-    SHA-256 over ``"carefl-secagg-2/" + label`` and then the fields, each preceded by its length
-    as a 64-bit little-endian integer. Two different lists never give the same input.
+    SHA-256 over ``"carefl-secagg-2/" + label`` and the fields, each preceded by its length as a
+    64-bit little-endian integer. Two different lists never give the same input.
     """
     state = hashlib.sha256()
     for part in (_DOMAIN + label, *parts):
@@ -87,13 +87,7 @@ def raw_identity(identity: Ed25519PrivateKey) -> bytes:
 def check_place(
     identity: Ed25519PrivateKey, index: int, keys: tuple[bytes, ...], party: str = "client"
 ) -> None:
-    """Refuse an identity that is not the one agreed for place ``index`` of a roster.
-
-    Raises
-    ------
-    ProtocolError
-        If there is no such place, or it holds another key.
-    """
+    """Refuse an identity that is not the one agreed for place ``index`` of a roster."""
     if not 0 <= index < len(keys):
         raise refuse("roster", f"{party} {index} is outside a roster of {len(keys)}")
     if public_bytes(identity) != keys[index]:
@@ -113,13 +107,7 @@ def verify(
     *parts: Buffer,
     party: str = "client",
 ) -> None:
-    """Check a signature of :func:`sign` by ``party`` number ``who``.
-
-    Raises
-    ------
-    ProtocolError
-        If it does not verify; the text names the label and the party.
-    """
+    """Refuse what ``party`` number ``who`` did not sign with :func:`sign`."""
     try:
         Ed25519PublicKey.from_public_bytes(public).verify(signature, digest(label, *parts))
     except (InvalidSignature, ValueError) as error:
@@ -131,13 +119,7 @@ def verify(
 
 
 def agree(private: X25519PrivateKey, public: bytes, who: int) -> bytes:
-    """Return the X25519 secret shared with client ``who``.
-
-    Raises
-    ------
-    ProtocolError
-        If the public key is degenerate (the shared secret would be zero for everyone).
-    """
+    """Return the X25519 secret shared with client ``who``; refuse a degenerate public key."""
     try:
         return private.exchange(X25519PublicKey.from_public_bytes(public))
     except ValueError as error:
@@ -145,13 +127,7 @@ def agree(private: X25519PrivateKey, public: bytes, who: int) -> bytes:
 
 
 def check_exchange_key(public: bytes, who: int) -> None:
-    """Refuse an X25519 public key with which no secret can be agreed.
-
-    Raises
-    ------
-    ProtocolError
-        If the key is degenerate.
-    """
+    """Refuse an X25519 public key with which no secret can be agreed."""
     agree(X25519PrivateKey.generate(), public, who)
 
 
@@ -161,13 +137,7 @@ def seal(key: bytes, message: bytes, header: bytes) -> bytes:
 
 
 def open_sealed(key: bytes, sealed: bytes, header: bytes, who: int) -> bytes:
-    """Open what :func:`seal` made.
-
-    Raises
-    ------
-    ProtocolError
-        If it was made under another key or header, or changed.
-    """
+    """Open what :func:`seal` made; refuse another key or header, or changed bytes."""
     try:
         return AESGCM(key).decrypt(bytes(12), sealed, header)
     except (InvalidTag, ValueError) as error:

@@ -64,13 +64,7 @@ def header(kind: IntEnum, index: int, context: bytes) -> bytes:
 
 
 def sender(message: Buffer) -> int:
-    """Return the claimed sender of any message, to route it; nothing else is checked.
-
-    Raises
-    ------
-    ProtocolError
-        If this is no message of this protocol.
-    """
+    """Return the claimed sender of any message, to route it; only the header's form is checked."""
     return _read_header(message)[2]
 
 
@@ -170,13 +164,7 @@ class Message(ABC):
 
     @classmethod
     def parse(cls, message: Buffer, index: int, parameters: Agreement) -> Self:
-        """Read the message that came from party ``index``; the layout and the header are checked.
-
-        Raises
-        ------
-        ProtocolError
-            If a field is not as expected.
-        """
+        """Read the message that came from party ``index``; refuse a wrong layout or header."""
         early = cls.BEFORE_MODEL
         context = parameters.key_context() if early else parameters.context()
         view, kind, claimed, prefix = _read_header(message)
@@ -197,13 +185,7 @@ class Message(ABC):
 
     @classmethod
     def decode(cls, message: Buffer, shape: Any) -> Self:
-        """Read a message of any round and sender, as somebody does who only looks on.
-
-        Raises
-        ------
-        ProtocolError
-            If it is no message of this type.
-        """
+        """Read a message of this type from any round and sender, for observers."""
         view, kind, _, _ = _read_header(message)
         if kind != cls.KIND:
             raise refuse("message kind", f"type {kind} is not {cls.KIND.name.lower()}")

@@ -23,13 +23,7 @@ _SUITE = hpke.Suite(hpke.KEM.MLKEM768_X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.AE
 
 
 class EnvelopeKey:
-    """A member's key pair for one round.
-
-    Parameters
-    ----------
-    keys
-        Where the three 32-byte secrets come from: two for ML-KEM-768, one for X25519.
-    """
+    """A member's key pair for one round, from two secrets for ML-KEM-768 and one for X25519."""
 
     def __init__(self, keys: KeySource) -> None:
         lattice = MLKEM768PrivateKey.from_seed_bytes(
@@ -43,13 +37,7 @@ class EnvelopeKey:
 
 
 def seal_envelope(public: bytes, content: bytes, info: bytes, member: int) -> bytes:
-    """Seal to a member, bound to ``info`` (RFC 9180, base mode, one message per key schedule).
-
-    Raises
-    ------
-    ProtocolError
-        If the public key is of another length or no use.
-    """
+    """Seal to a member, bound to ``info`` (RFC 9180, base mode, one message per key schedule)."""
     if len(public) != PUBLIC_BYTES:
         raise refuse("degenerate key", f"the key of member {member} has another length")
     try:

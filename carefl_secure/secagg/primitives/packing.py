@@ -27,21 +27,14 @@ def _fields(field_bits: int) -> int:
 def field_limit(field_bits: int) -> int:
     """Return the largest magnitude of a sum in a field, ``2**(field_bits - 1) - 2``.
 
-    Two less than the field holds, so that the whole number stays below half of any prime that is
-    a little smaller than ``2**60``.
+    With it the whole number stays below half of any prime just below ``2**60``.
     """
     _fields(field_bits)
     return (1 << field_bits - 1) - 2
 
 
 def check_fields(value_bound: int, field_bits: int, clients: int, bits: int) -> None:
-    """Refuse a bound on one client's integers under which a sum could leave its field.
-
-    Raises
-    ------
-    ConfigError
-        If a field has another width, or ``clients * value_bound`` does not fit it.
-    """
+    """Refuse a bound on one client's integers under which a sum could leave its field."""
     most = min(field_limit(field_bits) // clients, (1 << bits - 1) - 1)
     if not 1 <= value_bound <= most:
         raise ConfigError(
@@ -59,13 +52,7 @@ def slots(dimension: int, field_bits: int) -> int:
 def pack_fields(integers: npt.NDArray[np.int64], field_bits: int) -> npt.NDArray[np.int64]:
     """Put integer ``j S + s`` into field ``j`` of number ``s``, for ``S`` numbers in all.
 
-    ``number_s = sum_j 2**(field_bits * j) * integer_{j S + s}``, signed; what is missing at the
-    end is zero.
-
-    Raises
-    ------
-    ProtocolError
-        If an integer is larger than :func:`field_limit`.
+    ``number_s = sum_j 2**(field_bits * j) * integer_{j S + s}``, signed; padded with zeros.
     """
     count = slots(integers.size, field_bits)
     limit = field_limit(field_bits)
@@ -84,13 +71,7 @@ def pack_fields(integers: npt.NDArray[np.int64], field_bits: int) -> npt.NDArray
 def unpack_fields(
     numbers: npt.NDArray[np.int64], dimension: int, field_bits: int
 ) -> npt.NDArray[np.int64]:
-    """Undo :func:`pack_fields` on a sum of packed numbers.
-
-    Raises
-    ------
-    ProtocolError
-        If something is left above the last field: some sum left its range.
-    """
+    """Undo :func:`pack_fields` on a sum of packed numbers; refuse one that left its range."""
     half = 1 << field_bits - 1
     rows = np.empty((_fields(field_bits), numbers.size), np.int64)
     rest = numbers.copy()

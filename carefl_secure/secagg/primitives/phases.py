@@ -43,16 +43,8 @@ class _Party(ABC, Generic[A, P]):
 class Participant(_Party[A, P]):
     """A client or a helper: every step is answered once, in order.
 
-    Parameters
-    ----------
-    parameters
-        What the round was agreed to be.
-    index
-        This party's place among those of its kind.
-    identity
-        The private half of its key in the agreement.
-    keys
-        Where fresh keys come from; ``SystemKeySource()`` outside tests.
+    ``index`` is the place among its kind, ``identity`` the private half of its key in the
+    agreement; ``keys`` gives fresh keys, ``SystemKeySource()`` outside tests.
     """
 
     def __init__(
@@ -79,10 +71,7 @@ class Participant(_Party[A, P]):
 
 
 class ServerParticipant(_Party[A, P]):
-    """The server: collects one message per party and phase, and ends the phases in order.
-
-    The phases are those of an enumeration whose last two members are FINISHED and FAILED.
-    """
+    """The server: one message per party and phase; the last two phases are FINISHED and FAILED."""
 
     def __init__(self, parameters: A, first: P) -> None:
         super().__init__(parameters)

@@ -29,10 +29,9 @@ def from_residues(residues: npt.NDArray[np.uint64], modulus: int) -> npt.NDArray
 
 
 def draw_residues(stream: KeyStream, count: int, modulus: int) -> npt.NDArray[np.uint64]:
-    """Draw uniform residues modulo a number just below ``2**60``.
+    """Draw exactly uniform residues modulo a number just below ``2**60``.
 
-    The upper 60 bits of each 64-bit word of the stream; words with ``modulus`` or more there are
-    skipped, so the result is exactly uniform.
+    Takes the upper 60 bits of each 64-bit word of the stream and skips values >= ``modulus``.
     """
     drawn = stream.words(count, np.uint64) >> np.uint64(4)
     while (drawn >= modulus).any():
@@ -48,22 +47,7 @@ def add_residue_masks(
     signs: Sequence[int],
     modulus: int,
 ) -> None:
-    """Add one signed mask per key to residues, in place, modulo ``modulus``.
-
-    Parameters
-    ----------
-    accumulator
-        uint64, entries below the modulus; changed in place.
-    keys, signs
-        One 32-byte key and one of +1, -1 per mask.
-    modulus
-        In ``2**59 .. 2**60``.
-
-    Raises
-    ------
-    ProtocolError
-        If an argument is out of range.
-    """
+    """Add one signed mask per key to residues, in place; ``2**59 < modulus < 2**60``."""
     if not 1 << 59 < modulus < 1 << 60:
         raise refuse("mask modulus", "it must lie between 2**59 and 2**60")
     if accumulator.dtype != np.uint64 or (accumulator >= modulus).any():

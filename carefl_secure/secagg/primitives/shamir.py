@@ -20,31 +20,16 @@ _COEFFICIENT_BYTES = 48  # reduced modulo the prime; off uniform by less than 2*
 
 
 def split(secret: int, threshold: int, points: Sequence[int], stream: KeyStream) -> list[int]:
-    """Share a secret.
+    """Share a secret in ``0 .. PRIME - 1`` so that ``threshold`` (``t``) shares rebuild it.
 
-    Draws ``f(x) = secret + a_1 x + ... + a_{t-1} x^{t-1}`` with uniform coefficients and returns
-    ``f(x)`` for each point.
-
-    Parameters
-    ----------
-    secret
-        In ``0 .. PRIME - 1``.
-    threshold
-        How many shares rebuild it (``t``).
-    points
-        Distinct, in ``1 .. PRIME - 1``; at least ``t`` of them.
-    stream
-        Where the coefficients come from.
-
-    Raises
-    ------
-    ProtocolError
-        If an argument is out of range.
+    Draws ``f(x) = secret + a_1 x + ... + a_{t-1} x^{t-1}`` with uniform coefficients from the
+    stream and returns ``f(x)`` for each point; points are distinct, in ``1 .. PRIME - 1``, at least
+    ``t``.
 
     Guarantees
     ----------
-    Any ``t - 1`` shares are within ``2**-127 * t`` of uniform and independent of the secret, if
-    the stream is uniform.
+    Any ``t - 1`` shares are within ``2**-127 * t`` of uniform and independent of the secret, if the
+    stream is uniform.
     """
     if not 0 <= secret < PRIME:
         raise refuse("secret range", "the secret is not an element of the field")
@@ -68,13 +53,7 @@ def split(secret: int, threshold: int, points: Sequence[int], stream: KeyStream)
 def weights(points: Sequence[int]) -> list[int]:
     """Return the Lagrange weights at zero, ``prod_{j != i} x_j / (x_j - x_i)``, per point.
 
-    One modular inversion in all (Montgomery's trick); reuse them for every secret that is
-    rebuilt from the same points.
-
-    Raises
-    ------
-    ProtocolError
-        If a point repeats or is out of range.
+    They serve every secret rebuilt from these points; one modular inversion (Montgomery's trick).
     """
     _check_points(points)
     numerators, denominators = [], []
