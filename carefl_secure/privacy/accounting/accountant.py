@@ -35,25 +35,16 @@ _PLD_LIMIT = 600.0
 
 
 def check_delta(delta: float) -> None:
-    """Refuse a delta outside the range in which the accountants are accurate.
-
-    Parameters
-    ----------
-    delta : float
-        Probability with which the epsilon bound may fail.
-
-    Raises
-    ------
-    ConfigError
-        Outside [1e-10, 1e-2].
-    """
+    """Refuse a delta outside [1e-10, 1e-2], the range in which the accountants are accurate."""
     low, high = DELTA_RANGE
     if not low <= delta <= high:
         raise ConfigError(f"delta is {delta}; choose it from {low:g} to {high:g}")
 
 
 def epsilon(events: Sequence[Event], delta: float) -> float:
-    """Price a history of events, each record added or removed, in nats.
+    """Bound the epsilon of a history of events, each record added or removed, in nats.
+
+    The least epsilon that the accountants of ``accountant_name`` prove; 0 for no events.
 
     Parameters
     ----------
@@ -64,42 +55,24 @@ def epsilon(events: Sequence[Event], delta: float) -> float:
         Probability with which the bound may fail, in [1e-10, 1e-2]. The chance that a rounding
         broke its norm bound (``count * beta`` of each event) is taken out of it first.
 
-    Returns
-    -------
-    float
-        The least epsilon that the accountants of ``accountant_name`` prove; 0 for no events.
-
     Raises
     ------
-    ConfigError
-        ``delta`` is out of range.
     PrivacyError
         Rounding alone may fail with a probability of ``delta`` or more.
 
     Guarantees
     ----------
     An upper bound: the history is (epsilon, delta)-DP under add-or-remove-one adjacency, if what
-    the events say is true. Both accountants round against themselves. Histories with Skellam noise
+    the events say is true. Both accountants round pessimistically. Histories with Skellam noise
     are priced by both and the lesser counts; ``docs/accounting.md`` has the proof.
     """
     return _priced(events, delta)[0]
 
 
 def accountant_name(events: Sequence[Event], delta: float | None = None) -> str:
-    """Name the accountant that ``epsilon`` uses for a history, for reports.
+    """Name the accountant that ``epsilon`` uses, for reports: ``"PLD ..."`` or ``"RDP ..."``.
 
-    Parameters
-    ----------
-    events : sequence of Event
-        The history.
-    delta : float, optional
-        As for ``epsilon``; it can decide which account of Skellam noise is the lesser one. 1e-5
-        where it is not given.
-
-    Returns
-    -------
-    str
-        ``"PLD ..."`` or ``"RDP ..."`` with what decides its accuracy.
+    ``delta`` (1e-5 by default) can decide which bound for Skellam noise is the lesser one.
     """
     if has_pld(events):
         return f"PLD (dp_accounting, pessimistic, grid {GRID:g}, add or remove one)"
@@ -121,40 +94,18 @@ def _priced(events: Sequence[Event], delta: float, grid: float | None = None) ->
 
 
 def coarse_epsilon(events: Sequence[Event], delta: float, grid: float = COARSE_GRID) -> float:
-    """Price a history as ``epsilon`` does, on a coarser grid: as valid, faster, and dearer.
+    """Bound epsilon as ``epsilon`` does, on a coarser grid: still valid, faster, and larger.
 
-    Parameters
-    ----------
-    events, delta
-        As for ``epsilon``.
-    grid : float
-        1e-3 is some 0.005 above the truth for usual runs; 1e-2 takes a tenth of the time and may
-        lie 5 % above it.
+    ``grid`` 1e-3 is some 0.005 above the truth for usual runs; 1e-2 takes a tenth of the time and
+    may lie 5 % above it.
     """
     return _priced(events, delta, grid)[0]
 
 
 def rdp_epsilon(events: Sequence[Event], delta: float) -> float:
-    """Price any history by Renyi divergences; the second account where PLD is the first.
+    """Bound the epsilon of any history by Renyi divergences; parameters and errors as ``epsilon``.
 
-    Parameters
-    ----------
-    events : sequence of Event
-        As for ``epsilon``.
-    delta : float
-        As for ``epsilon``.
-
-    Returns
-    -------
-    float
-        Epsilon in nats: valid, and some 7 to 27 % above the truth for usual runs.
-
-    Raises
-    ------
-    ConfigError
-        ``delta`` is out of range.
-    PrivacyError
-        Rounding alone may fail with a probability of ``delta`` or more.
+    Valid, and some 7 to 27 % above the truth for usual runs.
     """
     left = _delta_left(events, delta)
     if not events:
@@ -164,27 +115,20 @@ def rdp_epsilon(events: Sequence[Event], delta: float) -> float:
 
 
 def pld_epsilon(events: Sequence[Event], delta: float, *, grid: float = GRID) -> float:
-    """Price a history by the privacy loss distribution of Gaussian noise.
+    """Bound epsilon by the privacy loss distribution of Gaussian noise.
+
+    At most 0.02 above the truth for usual Gaussian runs.
 
     Parameters
     ----------
     events : sequence of Event
         ``SampledGaussian``, and ``SampledSkellam`` with a dimension and enough noise to have a
         Gaussian inside.
-    delta : float
-        As for ``epsilon``.
     grid : float
-        Step of the discrete privacy loss; a coarser one is faster, valid, and a little dearer.
-
-    Returns
-    -------
-    float
-        Epsilon in nats, at most 0.02 above the truth for usual Gaussian runs.
+        Step of the discrete privacy loss; a coarser one is faster, valid, and a little larger.
 
     Raises
     ------
-    ConfigError
-        ``delta`` is out of range.
     PrivacyError
         An event has no proved privacy loss distribution, or rounding may fail with a probability
         of ``delta`` or more.
@@ -244,20 +188,10 @@ def _delta_left(events: Sequence[Event], delta: float) -> float:
 
 
 def has_pld(events: Sequence[Event]) -> bool:
-    """Say whether ``epsilon`` prices a history by its own loss distribution and nothing else.
+    """Say whether ``epsilon`` uses the history's own loss distribution and nothing else.
 
-    A history with Skellam noise gives False: it may well be priced by the loss distribution of the
-    Gaussian inside, which depends on delta. ``accountant_name`` says which account counted.
-
-    Parameters
-    ----------
-    events : sequence of Event
-        The history.
-
-    Returns
-    -------
-    bool
-        True for purely Gaussian histories, unless their loss is so large that RDP must do.
+    True for purely Gaussian histories, unless their loss is so large that RDP must do. False with
+    Skellam noise, which may still be priced by the Gaussian inside, depending on delta.
     """
     if not all(isinstance(event, SampledGaussian) for event in events):
         return False

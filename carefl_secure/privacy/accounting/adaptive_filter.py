@@ -1,7 +1,6 @@
 """A limit over several runs that holds although each run is chosen by looking at the ones before.
 
-Composition by loss distributions needs all parameters fixed beforehand. Within one run they are, by
-its plan; across runs they are not.
+Composition by loss distributions needs parameters fixed beforehand, which holds within a run only.
 """
 
 from __future__ import annotations
@@ -35,22 +34,16 @@ def filtered_epsilon(
         \min_\alpha \sum_i r_i(\alpha) + \log\left(1 - \tfrac1\alpha\right)
         - \frac{\log(\delta_b \alpha / 2)}{\alpha - 1} \le E
 
+    ``epsilon(first, delta)`` without later runs; infinity where the first run leaves no delta.
+
     Parameters
     ----------
     first : sequence of Event
         The first run, with all sums of its plan, executed or not.
     later : sequence of Event
         All sums of later runs, including those about to be released.
-    limit : float
-        E, the same at every call for one ledger.
-    delta : float
-        In [1e-10, 1e-2], likewise.
-
-    Returns
-    -------
-    float
-        Up to ``limit`` where the sums may be released. Without later runs it is
-        ``epsilon(first, delta)``. Infinity where the first run leaves nothing of delta.
+    limit, delta : float
+        E, and delta in [1e-10, 1e-2]; the same at every call for one ledger.
 
     Guarantees
     ----------
@@ -93,10 +86,7 @@ def _keeps(events: Sequence[Event], limit: float, delta: float) -> bool:
 
 
 def _places(limit: float, delta: float) -> tuple[int, ...]:
-    """Return where two orders stand: the one with most room for a linear curve, and one below.
-
-    Curves of rare draws rise steeply beyond some order, which the lower one avoids.
-    """
+    """Index the order with most room for a linear curve, and a lower one for curves that rise."""
 
     def room(order: int) -> float:
         gain = math.log(delta * order) / (order - 1.0) - math.log1p(-1.0 / order)

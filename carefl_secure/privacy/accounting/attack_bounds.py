@@ -55,8 +55,6 @@ class AttackerBounds:
 
     Parameters
     ----------
-    method : {"PLD", "RDP"}
-        What they come from.
     why : str
         Why they are upper bounds, in one sentence.
     true_positive_rate : mapping of float to float
@@ -65,8 +63,8 @@ class AttackerBounds:
         Largest difference between the two rates.
     mu : float
         A mu whose Gaussian trade-off curve no test passes that finds more than one member in
-        1e10, except with the probability that a rounding broke its norm bound. A summary: looser
-        than the rates; infinite where the noise is next to nothing.
+        1e10, except with the probability that a rounding broke its norm bound. Looser than the
+        rates; infinite where the noise is next to nothing.
     curve : tuple of (float, float)
         False- and true-positive rates, for drawing.
     """
@@ -91,28 +89,17 @@ def attacker_bounds(
         1 - e^{-\varepsilon}(1 - \delta - \mathrm{FPR}) \right)
 
     From a Renyi curve :math:`r`, the largest :math:`b` with :math:`D_\alpha(\mathrm{Bern}(b) \|
-    \mathrm{Bern}(a)) \le r(\alpha)` and the same the other way round, at every order.
-
-    Parameters
-    ----------
-    events : sequence of Event
-        Everything released, as for ``accounting.epsilon``.
-    false_positive_rates : sequence of float
-        Where to state the true-positive rate, each in (0, 1).
-
-    Raises
-    ------
-    ConfigError
-        A rate is out of range.
+    \mathrm{Bern}(a)) \le r(\alpha)` and the same the other way round, at every order. The
+    false-positive rates lie in (0, 1).
 
     Guarantees
     ----------
     Every number is an upper bound under add-or-remove-one adjacency if what the events say is
-    true: bisections return their upper end, and grids are closed against the claim. The chance
-    that a rounding broke its norm bound is added on both sides, and so is the total variation
-    distance between Skellam noise and a rule applied to the Gaussian inside it: if the true
-    release is within tau of another on either data set, a test with rates (FPR, TPR) on the first
-    has rates of at most FPR + tau and at least TPR - tau on the second.
+    true: bisections return their upper end, and grids are closed against the claim. Added on both
+    sides are the chance that a rounding broke its norm bound, and the total variation distance
+    between Skellam noise and a rule applied to the Gaussian inside it: if the true release is
+    within tau of another on either data set, a test with rates (FPR, TPR) on the first has rates
+    of at most FPR + tau and at least TPR - tau on the second.
 
     References
     ----------

@@ -29,7 +29,7 @@ _DRAWN_GRID = 3e-3  # for the curve: a tenth of a second a point, some hundredth
 
 @dataclass(frozen=True)
 class Budget:
-    """All four quantities, and what epsilon rests on.
+    """All four quantities, and what epsilon rests on; fields not listed are as in the question.
 
     Parameters
     ----------
@@ -37,21 +37,12 @@ class Budget:
         Which one was computed; ``"nothing"`` where all four were given and agree.
     epsilon : float
         What the accountant finds for the other three, in nats: never above a target.
-    noise_multiplier : float
-    rounds : int
-    sample_rate : float
-    delta : float
-    unit : str
-    mechanism : str
     accountant : str
         Its name and what decides its accuracy.
     verdict : str
         ``"strong"``, ``"reasonable, not strong"`` or ``"weak"``.
     adjacency : str
         Always add or remove one.
-    records_per_person : int, optional
-    dimension : int, optional
-        As asked; None for Gaussian noise.
     """
 
     solved_for: str
@@ -107,10 +98,7 @@ class Budget:
 def solve_budget(question: BudgetQuestion) -> Budget:
     """Find the quantity left out, or check that all four agree.
 
-    Returns
-    -------
-    Budget
-        With the least noise, the most rounds or the highest sampling rate that keeps the target.
+    The result has the least noise, the most rounds or the highest sampling rate within the target.
 
     Raises
     ------
@@ -166,19 +154,10 @@ def solve_budget(question: BudgetQuestion) -> Budget:
 
 
 def epsilon_by_rounds(budget: Budget, points: int = 12) -> list[tuple[int, float]]:
-    """Price other numbers of rounds with the noise and sampling of a budget.
+    """Return (rounds, epsilon) for up to twice the rounds of a budget, its own among them.
 
-    Parameters
-    ----------
-    budget : Budget
-    points : int
-        How many, evenly spaced up to twice the rounds of the budget, itself among them.
-
-    Returns
-    -------
-    list of (int, float)
-        Rounds and epsilon, both ascending. On a rougher grid than the budget's own epsilon, so
-        they may lie some percent above the truth, but never above the next.
+    At most ``points`` pairs, ascending. The grid is rougher than that of the budget's own epsilon,
+    so values may lie some percent above the truth, but never above the next.
     """
     event = event_of_question(
         BudgetQuestion(

@@ -40,17 +40,8 @@ def nominal_norm(dimension: int) -> float:
     The scale c is the least at which rounding costs 1 % of the noise,
     :math:`\sqrt{c^2 + d/4 + t(c + \sqrt d / 2)} \le 1.01\,c` or :math:`c + \sqrt d \le 1.01\,c`,
     with :math:`t = \sqrt{2 \ln 10^{12}}`; for more clients it is finer. A tenth of a percent is
-    taken off. Coarser means dearer, so a run costs at most what is found with this bound.
-
-    Parameters
-    ----------
-    dimension : int
-        Trainable values, 1 to 2^30; their number is padded to a power of two.
-
-    Returns
-    -------
-    float
-        In integer units.
+    taken off. A coarser scale raises epsilon, so a run costs at most what is found with this bound.
+    ``dimension`` counts the trainable values, 1 to 2^30; it is padded to a power of two.
     """
     d = float(_padded(dimension))
     spare = _INFLATION**2 - 1.0
@@ -65,7 +56,7 @@ def _padded(dimension: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetQuestion:
-    """Four quantities, of which one may be missing.
+    """Epsilon, noise multiplier, rounds and sampling rate, of which one may be missing.
 
     Parameters
     ----------
@@ -82,8 +73,6 @@ class BudgetQuestion:
     sample_rate : float, optional
         Probability of each record (for unit person without ``records_per_person``: of each
         person) in one sum; 1 for unit client.
-    unit : {"record", "person", "client"}
-        What one more or less of must not show.
     records_per_person : int, optional
         For unit person: how many records of one person, at most, are drawn and clipped one by one.
         The noise multiplier is then over k times the norm bound of a record.
@@ -178,13 +167,7 @@ def event_of_question(
     rounds: int | None = None,
     sample_rate: float | None = None,
 ) -> Event:
-    """Describe what is released, with the missing quantity filled in.
-
-    Raises
-    ------
-    ConfigError
-        More is missing.
-    """
+    """Describe what is released, with the one missing quantity filled in."""
     noise = noise_multiplier or question.noise_multiplier
     count = rounds or question.rounds
     rate = sample_rate or question.sample_rate

@@ -32,7 +32,9 @@ def calibrate_noise(
     history: Sequence[Event] = (),
     price: Price | None = None,
 ) -> float:
-    """Find the least noise with which a planned event stays within a budget.
+    """Find the least noise multiplier with which a planned event stays within a budget.
+
+    It is within 0.01 % of the budget unless the price jumps there (another accountant or grid).
 
     Parameters
     ----------
@@ -40,25 +42,15 @@ def calibrate_noise(
         Noise multiplier to the whole planned event, its count included, or to several that add up.
         More noise must cost less.
     target_epsilon : float
-        The budget. Every value from 0.001 to 500 has an answer, for up to a million sums at any
-        delta, unless the history leaves too little.
-    delta : float
-        As for ``epsilon``.
+        From 0.001. Every value up to 500 has an answer, for up to a million sums at any delta,
+        unless the history leaves too little.
     history : sequence of Event
         What was released before and counts towards the same budget.
     price : callable, optional
         Events and delta to epsilon, instead of ``epsilon``; more noise must cost less.
 
-    Returns
-    -------
-    float
-        A noise multiplier whose epsilon is at most ``target_epsilon``, and within 0.01 % of it
-        unless the price jumps there (where the accountant or its grid changes).
-
     Raises
     ------
-    ConfigError
-        The budget is below 0.001 or no number, or ``delta`` is out of range.
     BudgetExceededError
         No amount of noise is enough, for instance because the history has used the budget up.
 

@@ -41,15 +41,9 @@ _SHARED = (
 
 @dataclass(frozen=True)
 class Combined:
-    """A figure and what it rests on.
+    """An epsilon in nats (infinite where some account has none) at a delta.
 
-    Parameters
-    ----------
-    epsilon : float
-        In nats; infinite where some account has none.
-    delta : float
-    conditions : tuple of str
-        What must hold for it, one sentence each; to be shown with it.
+    ``conditions`` are what must hold for it, one sentence each; show them with it.
     """
 
     epsilon: float
@@ -62,16 +56,7 @@ def over_disjoint_clients(epsilons: Sequence[float], delta: float) -> Combined:
 
     .. math:: \varepsilon = \max_i \varepsilon_i
 
-    Parameters
-    ----------
-    epsilons : sequence of float
-        What each client's ledger comes to, all at the same ``delta``.
-    delta : float
-
-    Raises
-    ------
-    ConfigError
-        There is no account, or one is negative or NaN.
+    over what each client's ledger comes to, all at the same ``delta``.
 
     Guarantees
     ----------
@@ -96,27 +81,9 @@ def over_shared_persons(events: Sequence[Event], clients: int, delta: float) -> 
 
     .. math:: q' = 1 - (1 - q)^n, \qquad l_i' = n\, l_i, \qquad \beta' = n \beta
 
-    The sum of the clients' epsilons is *not* a bound there. It is one where every client adds all
-    noise itself: :math:`\varepsilon' = n \varepsilon`, :math:`\delta' = n \delta`.
-
-    Parameters
-    ----------
-    events : sequence of Event
-        What the run releases, as priced for a unit at one client.
-    clients : int
-        n, how many clients hold the unit.
-    delta : float
-        Of one client.
-
-    Returns
-    -------
-    Combined
-        At ``delta`` itself under the secure sum, at ``n * delta`` with noise of each client.
-
-    Raises
-    ------
-    ConfigError
-        ``clients`` is below 1, or the events mix both kinds of noise.
+    at ``delta`` itself. The sum of the clients' epsilons is *not* a bound there. It is one where
+    every client adds all noise itself: :math:`\varepsilon' = n \varepsilon`,
+    :math:`\delta' = n \delta`. ``events`` are those for a unit at one client, of one kind of noise.
 
     Guarantees
     ----------
@@ -144,26 +111,10 @@ def _at_clients(event: SampledSkellam, clients: int) -> SampledSkellam:
 
 
 def over_runs(runs: Sequence[Sequence[Event]], delta: float) -> Combined:
-    """Price several runs over the same records in one account.
+    """Price several runs over the same records in one account, far below the sum of their figures.
 
-    Parameters
-    ----------
-    runs : sequence of sequence of Event
-        What each run released, failed and abandoned runs among them, of any kinds and rates.
-    delta : float
-        For all of them together.
-
-    Returns
-    -------
-    Combined
-        Far below the sum of the runs' own figures.
-
-    Raises
-    ------
-    ConfigError
-        ``delta`` is out of range.
-    PrivacyError
-        A history cannot be priced.
+    ``runs`` holds what each run released, failed and abandoned runs included, of any kinds and
+    rates; ``delta`` is for all of them together. Raises what ``epsilon`` raises.
     """
     found = epsilon([event for run in runs for event in run], delta)
     return Combined(
@@ -176,26 +127,16 @@ def over_runs(runs: Sequence[Sequence[Event]], delta: float) -> Combined:
 def with_survivors(event: Event, planned_honest: int, honest: int) -> Event:
     """Return what a round releases if more or fewer honest clients made noise than planned.
 
+    Skellam noise has a variance in proportion to them; Gaussian noise is each client's own and
+    stays as it is.
+
     Parameters
     ----------
-    event : Event
-        As planned.
     planned_honest : int
         Honest clients whose noise the plan counts: the floor less the colluders.
     honest : int
         Those whose noise is really left: survivors less colluders. Each further colluder takes one
-        off, and so does each survivor fewer.
-
-    Returns
-    -------
-    Event
-        Skellam noise has a variance in proportion to them. Gaussian noise is each client's own and
-        stays as it is.
-
-    Raises
-    ------
-    ConfigError
-        A count is below 1: with no honest client left nothing hides anybody.
+        off, and so does each survivor fewer. At least 1: otherwise nothing hides anybody.
     """
     if planned_honest < 1 or honest < 1:
         raise ConfigError(
@@ -209,13 +150,7 @@ def with_survivors(event: Event, planned_honest: int, honest: int) -> Event:
 
 
 def conditions(unit: str) -> tuple[str, ...]:
-    """Say what turns the price of one client's ledger into that of everybody.
-
-    Returns
-    -------
-    tuple of str
-        One sentence each.
-    """
+    """Return the conditions (sentences) under which one client's epsilon covers everybody."""
     return (
         f"several clients: {_APART}",
         *((f"several clients, shared persons: {_SHARED}",) if unit != "client" else ()),

@@ -49,21 +49,14 @@ class SampledSkellam:
     sample_rate : float
         Probability with which every record enters one sum, in (0, 1].
     l1, l2 : float
-        Bounds on the 1-norm and 2-norm of what one record changes, in integer units.
+        Bounds on the 1-norm and 2-norm of what one record changes, in integer units; ``l1 >= l2``.
     variance : float
-        Variance per coordinate of the noise that the accounted adversary cannot take off.
-    count : int
-        How many such sums were released.
+        Variance per coordinate of the noise that the accounted adversary cannot remove.
     beta : float
         Probability, for each sum, that the two bounds do not hold (rounding), in [0, 1).
     dimension : int, optional
         How many integers the released vector has. Where it is known the noise can be priced by
         privacy loss distributions; left out of the JSON where it is not.
-
-    Raises
-    ------
-    ConfigError
-        A value is out of range, or ``l1 < l2``, which no vector can have.
     """
 
     kind: ClassVar[str] = "sampled_skellam"
@@ -116,13 +109,6 @@ class SampledGaussian:
         Probability with which every record enters one sum, in (0, 1].
     noise_multiplier : float
         Standard deviation of the noise over the 2-norm bound of one record.
-    count : int
-        How many such sums were released.
-
-    Raises
-    ------
-    ConfigError
-        A value is out of range.
     """
 
     kind: ClassVar[str] = "sampled_gaussian"
@@ -159,12 +145,7 @@ _KINDS: dict[str, type[SampledSkellam] | type[SampledGaussian]] = {
 
 
 def event_from_json(data: Mapping[str, Any]) -> Event:
-    """Read an event that ``to_json`` wrote.
-
-    Parameters
-    ----------
-    data : mapping
-        ``kind`` and exactly the fields of that kind; ``dimension`` may be absent.
+    """Read an event that ``to_json`` wrote: ``kind`` and exactly its fields, less ``dimension``.
 
     Raises
     ------

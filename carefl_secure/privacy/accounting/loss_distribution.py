@@ -40,9 +40,9 @@ _MOST_NOISE = 1e8  # more is priced as this, which is an upper bound
 def usable_grid(events: Sequence[SampledGaussian], grid: float) -> float:
     """Choose the step of the losses: at most ``grid``, and finer than one sum's usual loss.
 
-    A step above the loss of one sum overstates strong budgets over many rounds several times; only
-    losses beyond 10 get a coarser step, in proportion. The result is ``grid`` times a power of two,
-    so that growing histories meet the same grids.
+    A step above the loss of one sum overstates strong budgets over many rounds; losses beyond 10
+    get a coarser step, in proportion. The result is ``grid`` times a power of two, so that growing
+    histories meet the same grids.
     """
     spreads = [
         math.log1p(e.sample_rate**2 * math.expm1(min(1.0 / e.noise_multiplier**2, 700.0)))
@@ -65,19 +65,8 @@ def composed_epsilon(events: Sequence[SampledGaussian], delta: float, grid: floa
         \delta(\varepsilon) \le \sum_{x > \varepsilon} (1 - e^{\varepsilon - x})\, q(x)
         + e^{K(\lambda) - \lambda\varepsilon} E + \text{tails}
 
-    Parameters
-    ----------
-    events : sequence of SampledGaussian
-        Each different event once, with its count; at least one.
-    delta : float
-        In (0, 1).
-    grid : float
-        Largest step of the discrete losses.
-
-    Returns
-    -------
-    float
-        Infinity where losses that have no bound are likelier than ``delta``.
+    Infinity where losses that have no bound are likelier than ``delta``. ``events`` holds each
+    different event once, at least one; ``grid`` is the largest step of the discrete losses.
 
     Guarantees
     ----------

@@ -13,24 +13,11 @@ _ERROR = 0.01
 def opacus_prv_epsilon(
     sample_rate: float, noise_multiplier: float, rounds: int, delta: float
 ) -> float | None:
-    """Price Poisson-sampled Gaussian sums with Opacus' PRV accountant.
+    """Estimate the epsilon of Poisson-sampled Gaussian sums with Opacus' PRV accountant.
 
-    Opacus is imported only here, as it brings torch with it. Its ``gdp`` accountant is not offered:
-    it falls below the truth.
-
-    Parameters
-    ----------
-    sample_rate : float
-    noise_multiplier : float
-    rounds : int
-    delta : float
-        As for ``accounting.epsilon``.
-
-    Returns
-    -------
-    float or None
-        An upper estimate, 0.01 above the one proved by the loss distribution where both are
-        accurate; None where the accountant gives up.
+    An upper estimate, 0.01 above the one proved by the loss distribution where both are accurate;
+    None where the accountant gives up. Opacus' ``gdp`` accountant is not offered: it falls below
+    the truth. Opacus is imported only here, as it brings torch with it.
 
     References
     ----------

@@ -3,9 +3,8 @@ r"""The Gaussian noise that hides inside Skellam noise, and how much is lost by 
 Up to a total variation distance far below any delta, Skellam noise of variance :math:`\mu` on an
 integer is Gaussian noise of the slightly smaller variance :math:`\mu - \kappa\sqrt\mu` followed by
 a random rule that knows neither the integer nor the records. What is proved for the Gaussian
-mechanism, by privacy loss distributions above all, then holds for the Skellam mechanism, with the
-distance added to delta. Statement and proof are in ``docs/accounting.md``; the names below are
-those of the proof.
+mechanism then holds for the Skellam mechanism, with the distance added to delta. Statement and
+proof are in ``docs/accounting.md``; the names below are those of the proof.
 """
 
 from __future__ import annotations
@@ -40,22 +39,8 @@ def closeness(variance: float, kappa: float) -> float:
         \tau = P(|X| > N) + (2N+1)\left(e^{-\mu(1-\cos t_1)} + (\theta + t_1)\nu\right)
         + (2K+1)\,\theta\,\nu + 2\nu\left(\frac{\theta}{\sin t_1} + \frac{t_1}{1-e^{-\theta}}\right)
 
-    Parameters
-    ----------
-    variance : float
-        Variance :math:`\mu` of the Skellam noise.
-    kappa : float
-        :math:`\kappa`, from 1 to :math:`\sqrt\mu / 4`.
-
-    Returns
-    -------
-    float
-        :math:`\tau`; it may exceed 1 where it says nothing.
-
-    Raises
-    ------
-    ConfigError
-        ``kappa`` is outside the range of the proof.
+    for variance :math:`\mu` and :math:`\kappa` from 1 to :math:`\sqrt\mu / 4` (ConfigError
+    otherwise). :math:`\tau` may exceed 1 where it says nothing.
 
     Guarantees
     ----------
@@ -86,19 +71,9 @@ def closeness(variance: float, kappa: float) -> float:
 
 @functools.lru_cache(maxsize=1024)
 def least_kappa(variance: float, distance: float) -> float | None:
-    """Find the least kappa at which ``closeness`` is small enough.
+    """Find the least kappa, a multiple of 1/4, with ``closeness`` at most ``distance``.
 
-    Parameters
-    ----------
-    variance : float
-        Variance of the Skellam noise.
-    distance : float
-        Largest total variation distance per coordinate.
-
-    Returns
-    -------
-    float or None
-        A multiple of 1/4; None where there is none in the range of the proof.
+    None where there is none in the range of the proof.
     """
     last = math.floor(_LARGEST_RATIO * math.sqrt(variance) / _STEP)
     if last * _STEP < _LEAST or distance <= 0.0:
@@ -115,18 +90,9 @@ def least_kappa(variance: float, distance: float) -> float | None:
 def hidden_gaussian(event: SampledSkellam, distance: float) -> tuple[SampledGaussian, float] | None:
     r"""Find a Gaussian event of which an event with Skellam noise is nearly a post-processing.
 
-    Parameters
-    ----------
-    event : SampledSkellam
-        With its dimension.
-    distance : float
-        Largest total variation distance, over all coordinates and all its sums.
-
-    Returns
-    -------
-    tuple of (SampledGaussian, float), or None
-        The event with noise multiplier :math:`\sqrt{\mu - \kappa\sqrt\mu} / l_2`, and the distance
-        that is really taken. None where the dimension is unknown or the noise too small.
+    Returns the event with noise multiplier :math:`\sqrt{\mu - \kappa\sqrt\mu} / l_2`, and the total
+    variation distance used, at most ``distance`` over all coordinates and all sums. None where the
+    dimension is unknown or the noise too small.
     """
     if event.dimension is None:
         return None
@@ -144,7 +110,7 @@ def hidden_history(events: Sequence[Event], delta: float, ceiling: float) -> Hid
 
     If the Gaussian history is :math:`(\varepsilon, \delta')`-DP and the distance over the whole
     history is :math:`\tau`, the true one is :math:`(\varepsilon, \delta' + (1 + e^\varepsilon)
-    \tau)`-DP.
+    \tau)`-DP. None where some event has no Gaussian inside.
 
     Parameters
     ----------
@@ -153,13 +119,7 @@ def hidden_history(events: Sequence[Event], delta: float, ceiling: float) -> Hid
     delta : float
         What is left of delta; a thousandth of it is given up for the distance.
     ceiling : float
-        An epsilon, proved otherwise, above which the result will not be used.
-
-    Returns
-    -------
-    Hidden or None
-        The Gaussian history, and the delta to take off for any epsilon up to ``ceiling``. None
-        where some event has no Gaussian inside.
+        Largest epsilon, proved otherwise, for which the delta returned with the history suffices.
     """
     skellam = [event for event in events if isinstance(event, SampledSkellam)]
     if any(event.dimension is None for event in skellam) or ceiling > _LARGEST_CEILING:

@@ -24,25 +24,14 @@ ORDERS: tuple[int, ...] = (*range(2, 257), 320, 384, 512, 768, 1024)
 def skellam_rdp(
     orders: NDArray[np.float64], l1: float, l2: float, variance: float
 ) -> NDArray[np.float64]:
-    r"""Renyi divergence between Skellam noise and its shift by an integer vector, at most.
+    r"""Bound the Renyi divergence of Skellam noise from its shift by an integer vector, in nats.
 
     .. math::
         \varepsilon(\alpha) = \frac{\alpha\, l_2^2}{2\mu}
         + \min\left(\frac{(2\alpha-1)\, l_2^2 + 6\, l_1}{4\mu^2}, \frac{3\, l_1}{2\mu}\right)
 
-    Parameters
-    ----------
-    orders : ndarray, shape [orders]
-        Whole numbers of at least 2.
-    l1, l2 : float
-        Bounds on the norms of the shift, in integer units.
-    variance : float
-        Variance :math:`\mu` of the noise in each coordinate.
-
-    Returns
-    -------
-    ndarray, shape [orders]
-        The bound in nats.
+    at whole orders [orders] of at least 2, with norms ``l1`` and ``l2`` of the shift in integer
+    units and variance :math:`\mu` in each coordinate.
 
     References
     ----------
@@ -57,19 +46,9 @@ def skellam_rdp(
 
 
 def gaussian_rdp(orders: NDArray[np.float64], noise_multiplier: float) -> NDArray[np.float64]:
-    r"""Renyi divergence of Gaussian noise under a shift of norm one: :math:`\alpha / 2 z^2`.
+    r"""Renyi divergence of Gaussian noise for a shift of norm one: :math:`\alpha / 2 z^2`, in nats.
 
-    Parameters
-    ----------
-    orders : ndarray, shape [orders]
-        Orders above 1.
-    noise_multiplier : float
-        Standard deviation :math:`z` over the norm of the shift.
-
-    Returns
-    -------
-    ndarray, shape [orders]
-        The divergence in nats.
+    At orders [orders] above 1; z is the standard deviation over the norm of the shift.
 
     References
     ----------
@@ -119,23 +98,13 @@ def _sampled(event: Event) -> NDArray[np.float64]:
 
 
 def sampled_rdp(event: Event) -> NDArray[np.float64]:
-    r"""Return the Renyi bound of a whole event at ``ORDERS``, adding or removing one record.
+    r"""Bound the Renyi divergence of a whole event at ``ORDERS``, adding or removing one record.
 
-    With the unsampled curve :math:`\varepsilon`, sampling rate :math:`q` and count :math:`T`:
+    With the unsampled curve :math:`\varepsilon`, rate :math:`q` and count :math:`T`, in nats:
 
     .. math::
         \frac{T}{\alpha-1} \log \sum_{k=0}^{\alpha} \binom{\alpha}{k} (1-q)^{\alpha-k} q^k
         e^{(k-1)\varepsilon(k)}, \qquad \varepsilon(0) = \varepsilon(1) = 0
-
-    Parameters
-    ----------
-    event : Event
-        What was released, ``event.count`` times.
-
-    Returns
-    -------
-    ndarray, shape [len(ORDERS)]
-        The bound in nats.
 
     Guarantees
     ----------
@@ -154,23 +123,11 @@ def sampled_rdp(event: Event) -> NDArray[np.float64]:
 
 
 def epsilon_from_rdp(rdp: NDArray[np.float64], delta: float) -> float:
-    r"""Turn a Renyi curve at ``ORDERS`` into the smallest epsilon it proves.
+    r"""Turn a Renyi curve at ``ORDERS``, in nats, into the smallest epsilon >= 0 that it proves.
 
     .. math::
         \varepsilon = \min_\alpha\; r(\alpha) + \log\left(1 - \frac1\alpha\right)
         - \frac{\log(\delta\alpha)}{\alpha - 1}
-
-    Parameters
-    ----------
-    rdp : ndarray, shape [len(ORDERS)]
-        Renyi bound in nats at each order.
-    delta : float
-        In (0, 1).
-
-    Returns
-    -------
-    float
-        Epsilon in nats, not below zero.
 
     Raises
     ------
