@@ -70,7 +70,7 @@ def _chunks(slots: npt.NDArray[np.uint64]) -> Iterator[list[int]]:
 
 
 class PublicKey:
-    """What is needed to encrypt and to add; bytes that hold a secret key are refused."""
+    """What encrypts and adds; refuses bytes with a secret key or other parameters."""
 
     def __init__(self, raw: bytes) -> None:
         try:

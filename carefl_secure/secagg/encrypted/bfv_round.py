@@ -70,7 +70,7 @@ class EncryptedClient(PairwiseClient):
         super().__init__(parameters, index, identity, keys)
 
     def load_key(self, public: bytes) -> None:
-        """Load the key holder's public key; refuse one that is not that of the agreement."""
+        """Load the key holder's public key; refuse any but the one of the agreement."""
         self._key = _checked_key(public, _encrypted(self._parameters))
 
     def hide(
