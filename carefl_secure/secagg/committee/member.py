@@ -132,8 +132,7 @@ class CommitteeMember(Participant[CommitteeParameters, MemberPhase]):
         self._parameters = self._parameters.bind(model_hash)
 
     def open(self, announcements: Mapping[int, bytes], listing: bytes) -> bytes:
-        """Check the list of clients sent to me, open their envelopes, and sign which do not open.
-        """
+        """Check the list of clients for me, open their envelopes, and sign which do not open."""
         self._require(MemberPhase.ANNOUNCED, "open")
         parameters, context = self._parameters, self._context
         if announcements.get(self._index) != self._announcement:

@@ -172,10 +172,11 @@ class PairwiseClient(KeptClient):
         )
 
     def unmask(self, signatures: Mapping[int, bytes]) -> bytes:
-        """Step 4: against ``threshold`` signatures over my survivor set, give one share per client.
+        """Step 4: against enough signatures over my survivor set, give one share per client.
 
         For a survivor the share of its self mask, for a client that dropped out the share of its
-        key; never both for one client. All secrets are wiped before the message is returned.
+        key; never both for one client. At least ``parameters.threshold`` survivors must have
+        signed. All secrets are wiped before the message is returned.
         """
         self._require(Phase.CONSENTED, "unmask")
         state = self._state

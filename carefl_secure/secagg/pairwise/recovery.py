@@ -31,8 +31,7 @@ def remaining_masks(
     """Return keys and signs of all masks left in a sum of uploads.
 
     For each survivor its self mask; for each client that shared and did not upload, the pair masks
-    that the survivors added for it. ``answers``: one share per answering and per answered-for
-    client.
+    that the survivors added for it. ``answers`` holds one share per answering client and owner.
 
     Raises
     ------
