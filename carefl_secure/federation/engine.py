@@ -29,19 +29,13 @@ class Parties(Protocol):
     def grid(self, workers: int, drop: Drop | None, record: Record | None) -> Grid:
         """Return the grid that reaches all parties; they have agreed to the run then.
 
-        Raises
-        ------
-        ConfigError
-            When the engine cannot honour ``workers`` or ``drop``.
+        Raises ConfigError when the engine cannot honour ``workers`` or ``drop``.
         """
 
     def finish(self) -> None:
         """End a run whose rounds are all done.
 
-        Raises
-        ------
-        EngineError
-            When the engine reports another status than success.
+        Raises EngineError when the engine reports another status than success.
         """
 
     def close(self) -> None:
@@ -52,10 +46,4 @@ class Engine(Protocol):
     """Starts the parties of a run."""
 
     def start(self, spec: RunSpec) -> Parties:
-        """Return the parties.
-
-        Raises
-        ------
-        ConfigError
-            When the engine cannot honour something that the specification asks for.
-        """
+        """Return the parties; ConfigError when the engine cannot honour the specification."""

@@ -37,22 +37,9 @@ class InProcess:
 class Clients:
     """All clients of a simulated run, and the helpers that its aggregation protocol needs.
 
-    Identity keys are made anew from the operating system's entropy: in a simulation the roster
-    lives as long as the process, and a resumed run has another one.
-
-    Parameters
-    ----------
-    spec : RunSpec
-
-    Raises
-    ------
-    ConfigError
-        When the number of tasks is not that of the plan.
-
-    Notes
-    -----
-    Nodes and ``partition-id`` go on from the clients to the helpers: with n clients, member or key
-    holder h has n + h.
+    Identity keys come anew from the operating system's entropy; a resumed run has another roster.
+    With n clients, helper h has node and ``partition-id`` n + h. Raises ConfigError when the number
+    of tasks is not that of the plan.
     """
 
     def __init__(self, spec: RunSpec) -> None:
@@ -124,13 +111,7 @@ class Clients:
 
 
 def make_parties(spec: RunSpec) -> tuple[list[Ed25519PrivateKey], Cohort, list[Helper]]:
-    """Make the keys of everybody in a simulated run.
-
-    Returns
-    -------
-    tuple
-        The clients' private keys, the cohort, and the helpers.
-    """
+    """Make a simulated run's keys; return the clients' private keys, the cohort and the helpers."""
     plan, aggregation = spec.plan, spec.aggregation
     count = plan.privacy.clients
     clients = [Ed25519PrivateKey.generate() for _ in range(count)]
@@ -161,20 +142,9 @@ def ledger_path(folder: RunFolder, ledgers: Path | None, index: int) -> Path:
 
 
 def dropping_out(plan: RunPlan, simulation: Simulation) -> tuple[int, Drop]:
-    """Choose who drops out after the key phase of each round.
+    """Return how many clients drop out after the key phase of each round, and `LocalGrid`'s hook.
 
-    Parameters
-    ----------
-    plan : RunPlan
-        Gives the number of clients and of survivors that a round needs.
-    simulation : Simulation
-        ``round(dropout * n)`` clients drop out of every round, but never so many that fewer than
-        ``min_survivors`` remain.
-
-    Returns
-    -------
-    tuple of int and callable
-        How many drop out, and the hook for `LocalGrid`.
+    ``round(dropout * n)`` clients drop out, but at least ``min_survivors`` remain.
     """
     clients, seed = plan.privacy.clients, simulation.seed
     count = min(round(simulation.dropout * clients), clients - plan.privacy.min_survivors)

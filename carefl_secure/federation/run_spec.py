@@ -40,8 +40,6 @@ class RunSpec:
         Names the run and its stage, and holds what the clients keep.
     base_hash : bytes
         32 bytes over the frozen base model and what else all parties share.
-    aggregation : AggregationConfig
-        How a round sums.
     key_source : callable(int) -> KeySource
         Keys of a client; the operating system's entropy by default. Anything else makes noise and
         masks predictable.
@@ -66,13 +64,7 @@ class RunSpec:
         return self.stage.plan
 
     def make_tasks(self) -> Sequence[LocalTask]:
-        """Make the tasks and check that there is one for each client.
-
-        Raises
-        ------
-        ConfigError
-            When there is not.
-        """
+        """Make the tasks; ConfigError unless there is one for each client."""
         tasks, clients = self.tasks(), self.plan.privacy.clients
         if len(tasks) != clients:
             raise ConfigError(f"{len(tasks)} tasks for {clients} clients; give one each")
@@ -81,7 +73,7 @@ class RunSpec:
 
 @dataclass(frozen=True)
 class Simulation:
-    """A situation that is only played; it changes no promise.
+    """A simulated situation; it changes no promise.
 
     Parameters
     ----------
@@ -89,11 +81,6 @@ class Simulation:
         Share of the clients, in [0, 1), that drop out after the key phase of each round.
     seed : int
         Decides which, and nothing else; it is not secret.
-
-    Raises
-    ------
-    ConfigError
-        When the share is out of range.
     """
 
     dropout: float = 0.0
@@ -112,10 +99,9 @@ class PerformanceFlags:
     Parameters
     ----------
     workers : int
-        Clients that work at the same time, where one machine plays them all.
+        Clients that work at the same time, where one machine runs them all.
     timeout : float
-        Seconds that a party on a network has to answer one message; one that takes longer counts
-        as dropped out of the round.
+        Seconds a party on a network has to answer one message before it counts as dropped out.
     """
 
     workers: int = 1

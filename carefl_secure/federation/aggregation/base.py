@@ -1,9 +1,7 @@
-"""The seam: what one round of any aggregation protocol looks like to a client and to the server.
+"""Interfaces of one round of any aggregation protocol, for a client and for the server.
 
-`ClientSession` delegates to a `ClientSum`, `SecureSumStrategy` to a `ServerSum`. What is the same
-in every protocol (the ledger first, sampling, clipping, noise, the step of the optimizer) stays on
-their side; keys, masks, envelopes and ciphertexts stay on this side. An `AggregationProtocol` makes
-both; `registry` finds it by name.
+`ClientSession` delegates to a `ClientSum`, `SecureSumStrategy` to a `ServerSum`. Ledger, sampling,
+clipping, noise and optimizer stay there; keys, masks, envelopes and ciphertexts stay here.
 """
 
 from __future__ import annotations
@@ -48,8 +46,8 @@ Nodes = Callable[[], Collection[int]]
 class ClientSum(ABC):
     """One client's part in the sum of one round: bytes in, bytes out.
 
-    The steps come in the order of the methods. Every protocol has `bind`, `receive` and `mask`;
-    the others belong to those that override them and are refused elsewhere.
+    The methods are called in the order in which they stand. Every protocol has `bind`, `receive`
+    and `mask`; other steps are refused unless a protocol overrides them.
     """
 
     def advertise(self) -> bytes:
@@ -72,10 +70,7 @@ class ClientSum(ABC):
     def mask(self, vector: NDArray[Any]) -> bytes:
         """Return the upload that hides a vector, once.
 
-        Parameters
-        ----------
-        vector : ndarray of uint16 or uint32, shape [padded]
-            Encoded, noised and wrapped.
+        ``vector`` is encoded, noised and wrapped: uint16 or uint32, shape [padded].
         """
 
     def sign(self, shared: Collection[int], survivors: Collection[int]) -> bytes:
@@ -98,36 +93,24 @@ class ClientSum(ABC):
 class ServerSum(ABC):
     """The server's part in the sum of one round.
 
-    The strategy calls `prepare`, charges its ledger, sends what came of it with the adapter as one
-    training message of type ``action``, hands every reply to `collect`, and then calls `open`.
-
-    Attributes
-    ----------
-    action : str
-        Flower's type of the training message.
+    The strategy calls `prepare`, charges its ledger, sends the results with the adapter as one
+    training message of Flower type ``action``, hands every reply to `collect`, and then calls
+    `open`.
     """
 
     action: str
 
     @abstractmethod
     def prepare(self, nodes: Nodes) -> dict[int, RecordDict]:
-        """Run every phase before the vectors.
+        """Run every phase before the vectors; return what to send each node with the adapter.
 
-        Parameters
-        ----------
-        nodes : callable() -> collection of int
-            Waits for Flower's nodes and gives the numbers of those that are there; not called where
-            the parties are known.
-
-        Returns
-        -------
-        dict of int to RecordDict
-            What to send each client with the adapter, by node.
+        ``nodes()`` waits for Flower's nodes and returns their numbers; it is not called where the
+        parties are known.
 
         Raises
         ------
         CohortError
-            When too few clients or helpers are there; nothing has been asked of any record yet.
+            Too few clients or helpers are there; no record has been read yet.
         """
 
     @abstractmethod
@@ -136,17 +119,12 @@ class ServerSum(ABC):
 
     @abstractmethod
     def open(self) -> tuple[MaskedIntegers, tuple[int, ...]]:
-        """Run every phase after the vectors.
-
-        Returns
-        -------
-        tuple of ndarray and tuple of int
-            The sum, shape [padded], and the clients that are in it.
+        """Run every phase after the vectors; return the sum, shape [padded], and the clients in it.
 
         Raises
         ------
         CohortError
-            When too few clients or helpers remained; nothing was opened.
+            Too few clients or helpers remained; nothing was opened.
         """
 
     @abstractmethod
@@ -156,21 +134,7 @@ class ServerSum(ABC):
 
 @dataclass(frozen=True)
 class ClientSetup:
-    """What a client of a run brings to every round.
-
-    Parameters
-    ----------
-    plan : RunPlan
-        The agreed plan.
-    cohort : Cohort
-        The agreed parties.
-    index : int
-        The client's place in the roster.
-    identity : Ed25519PrivateKey
-        Its long-lived key.
-    keys : KeySource
-        Fresh keys.
-    """
+    """What a client of a run brings to every round; ``index`` is its place in the roster."""
 
     plan: RunPlan
     cohort: Cohort
@@ -183,14 +147,7 @@ class ClientSetup:
 class ServerSetup:
     """What the server of a run brings to every round.
 
-    Parameters
-    ----------
-    plan, cohort
-        As in `ClientSetup`.
-    directory : Directory
-        Which node is who.
-    folder : Path, optional
-        On a disk with room for one round's uploads, for protocols that need them twice.
+    ``folder`` is on a disk with room for one round's uploads, for protocols that need them twice.
     """
 
     plan: RunPlan
@@ -204,14 +161,10 @@ class ServerSetup:
 
 
 class AggregationProtocol(ABC):
-    """One way to sum vectors so that only the sum opens: the maker of every party's part.
+    """An aggregation protocol: the factory of every party's part in a sum.
 
-    Attributes
-    ----------
-    name : str
-        As ``federation.aggregation`` names it.
-    prefetches : bool
-        Whether keys of a round can be exchanged during the round before.
+    ``name`` is the value of ``federation.aggregation``; ``prefetches`` says whether the keys of a
+    round can be exchanged during the round before.
     """
 
     name: ClassVar[str]
@@ -229,26 +182,14 @@ class AggregationProtocol(ABC):
         cohort: Cohort,
         keys: KeySource,
     ) -> Helper:
-        """Return the session of one helper.
-
-        Raises
-        ------
-        ConfigError
-            When the protocol has no helpers.
-        """
+        """Return the session of one helper; ConfigError when the protocol has no helpers."""
         raise ConfigError(f"federation.aggregation={self.name} has no helpers")
 
     @abstractmethod
     def client(self, setup: ClientSetup, number: int, key: bytes) -> ClientSum:
         """Return a client's part in a round whose model is not bound yet.
 
-        Parameters
-        ----------
-        setup : ClientSetup
-        number : int
-            Number of the round.
-        key : bytes
-            The key holder's message, in encrypted rounds.
+        ``key`` is the key holder's message, in encrypted rounds.
         """
 
     @abstractmethod
@@ -260,7 +201,7 @@ class AggregationProtocol(ABC):
         Raises
         ------
         ProtocolError
-            When it was changed, or belongs to another client, round or model.
+            It was changed, or belongs to another client, round or model.
         """
 
     @abstractmethod
@@ -277,10 +218,6 @@ class AggregationProtocol(ABC):
 
         Parameters
         ----------
-        setup : ServerSetup
-        exchange : Exchange
-            The wire of this round.
-        number : int
         model_hash : bytes
             Hash of the adapter.
         prefetched : KeyPrefetch or None

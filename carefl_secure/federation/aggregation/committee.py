@@ -35,13 +35,7 @@ __all__ = ["Committee", "CommitteeClientSum", "CommitteePrefetch", "CommitteeSer
 
 
 class CommitteeClientSum(ClientSum):
-    """A client before a committee: one message is all it ever sends.
-
-    Parameters
-    ----------
-    client : CommitteeClient
-        The state machine of this round.
-    """
+    """A client of a committee: it sends a single message."""
 
     def __init__(self, client: CommitteeClient) -> None:
         self._client = client
@@ -67,17 +61,7 @@ class CommitteeClientSum(ClientSum):
 
 
 class CommitteePrefetch(KeyPrefetch):
-    """The members' keys are piggybacked on their answers.
-
-    Parameters
-    ----------
-    exchange, header
-        As in `KeyPrefetch`.
-    server : CommitteeServer
-        The state machine of the round that the keys are for.
-    directory : Directory
-        Which node is which member.
-    """
+    """The members' keys are piggybacked on their answers."""
 
     def __init__(
         self, exchange: Exchange, header: Header, server: CommitteeServer, directory: Directory
@@ -109,25 +93,9 @@ class CommitteeServerSum(ServerSum):
     """The server of a sum with a committee: one phase before the vectors, two after.
 
     Without dropout tolerance every member is needed in every phase, so that one honest member is
-    enough; a lost one ends the round with nothing opened. With it so many members may vanish once
-    all have announced: two more phases, consent and recovery, make up for them.
-
-    Parameters
-    ----------
-    exchange : Exchange
-        The wire of this round.
-    header : mapping
-        Round and plan.
-    server : CommitteeServer
-        The state machine of this round.
-    model_hash : bytes
-        Hash of the adapter.
-    directory : Directory
-        Which node is which client and which member.
-    folder : Path, optional
-        Where uploads are kept until the members have opened envelopes, one round's at a time.
-    prefetched, following : CommitteePrefetch, optional
-        As in `AggregationProtocol.server`.
+    enough; a lost member ends the round with nothing opened. With it, as many members may drop out
+    once all have announced; two more phases, consent and recovery, make up for them. Uploads are
+    kept in ``folder``, one round's at a time, until the members have opened envelopes.
     """
 
     action = "train.submit"
@@ -178,9 +146,9 @@ class CommitteeServerSum(ServerSum):
             )
 
     def collect(self, node: int, content: RecordDict) -> None:
-        """Add one masked vector; the message waits on disk until envelopes have been opened.
+        """Add one masked vector; keep the message on disk until envelopes have been opened.
 
-        A client that the members leave out is taken off the sum again, and has long gone then.
+        A client that the members leave out is subtracted from the sum again.
         """
         index, upload = self._index_of[node], Fields(content, "upload").octets("upload")
         self._server.submitted(index, upload)

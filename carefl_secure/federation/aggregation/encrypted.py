@@ -52,7 +52,7 @@ def read_key(message: bytes, cohort: Cohort, plan: RunPlan, number: int) -> Hold
     Raises
     ------
     ProtocolError
-        When it is not the key holder of the cohort that gave this key for exactly this round.
+        It was not signed by the cohort's key holder for exactly this round.
     """
     signature, public = message[:_SIGNATURE], message[_SIGNATURE:]
     parameters = cohort.encrypted_parameters(plan, number, hashlib.sha256(public).digest())
@@ -64,14 +64,7 @@ def read_key(message: bytes, cohort: Cohort, plan: RunPlan, number: int) -> Hold
 class EncryptedClientSum(PairwiseClientSum):
     """A client of pairwise masking whose upload is encrypted.
 
-    Parameters
-    ----------
-    client : EncryptedClient
-        The state machine of this round.
-    key : HolderKey
-        The checked key.
-    message : bytes
-        The message that it came in.
+    ``key`` has been checked; ``message`` is what it came in.
     """
 
     def __init__(self, client: EncryptedClient, key: HolderKey, message: bytes) -> None:
@@ -89,19 +82,7 @@ class EncryptedClientSum(PairwiseClientSum):
 
 
 class EncryptedServerSum(ServerSum):
-    """The aggregator of encrypted vectors: pairwise masking, and two messages to the key holder.
-
-    Parameters
-    ----------
-    setup : ServerSetup
-        Plan and parties.
-    exchange : Exchange
-        The wire of this round.
-    number : int
-        Number of the round.
-    model_hash : bytes
-        Hash of the adapter.
-    """
+    """The aggregator of encrypted vectors: pairwise masking, and two messages to the key holder."""
 
     action = PairwiseServerSum.action
 

@@ -89,28 +89,10 @@ HELPER_ACTIONS: Mapping[str, Callable[[Helper, RecordDict], RecordDict]] = {
 
 
 def answer_as_helper(helper: Helper | None, name: str, content: RecordDict) -> RecordDict:
-    """Take one step of a helper.
+    """Take one step of a helper; return a record with one value.
 
-    Parameters
-    ----------
-    helper : Helper or None
-        None where the node is a client's.
-    name : str
-        Flower's type of the message.
-    content : RecordDict
-        The message.
-
-    Returns
-    -------
-    RecordDict
-        One value.
-
-    Raises
-    ------
-    ProtocolError
-        When the step is not this party's.
-    CareflError
-        Whatever the helper refuses with.
+    ``helper`` is None on a client's node. Raises ProtocolError when the step is not this party's,
+    and whatever the helper refuses with.
     """
     if helper is None:
         raise ProtocolError(f"a client was asked for {name}, which only a helper answers")

@@ -1,7 +1,7 @@
 """The helpers of a run: committee members and the key holder.
 
 They hold no records and see no client's vector. Like a client, a helper follows its own copy of
-plan and cohort, takes part in no round twice, and says no by an error.
+plan and cohort, takes part in no round twice, and refuses by raising an error.
 """
 
 from __future__ import annotations
@@ -26,18 +26,10 @@ KEY_LABEL = b"round key"
 
 
 class Helper(ABC):
-    """What members and key holder have in common: one plan, rounds in order.
+    """Common base of member and key holder: one plan, rounds in order.
 
-    Parameters
-    ----------
-    index : int
-        Place among the helpers of the cohort.
-    identity : Ed25519PrivateKey
-        Its long-lived key; the public half stands in the cohort.
-    plan : RunPlan
-        What the parties agreed on, held by the helper itself.
-    cohort : Cohort
-        Run, rosters and base model, likewise.
+    ``index`` is its place among the cohort's helpers; plan and cohort are its own copies, not the
+    server's.
     """
 
     def __init__(
@@ -80,20 +72,13 @@ class Helper(ABC):
 class MemberSession(Helper):
     """A committee member for the length of one run.
 
-    Parameters
-    ----------
-    index, identity, plan, cohort
-        As in `Helper`.
-    keys : KeySource
-        Fresh keys.
-
     Guarantees
     ----------
     In a round it gives one sum of masks, over one list of at least ``plan.privacy.min_survivors``
-    clients that every other member signed too; it is sent nothing that depends on a record but
-    the envelopes' seeds. One honest member is enough; with
-    ``cohort.committee_dropout_tolerance = s`` it also gives, once, its shares of the seeds of at
-    most s lost members, and ``2 s + 1`` honest members are needed.
+    clients that every other member signed too; it is sent nothing that depends on a record but the
+    envelopes' seeds. One honest member is enough; with ``cohort.committee_dropout_tolerance = s``
+    it also gives, once, its shares of the seeds of at most s lost members, and ``2 s + 1`` honest
+    members are needed.
     """
 
     def __init__(
@@ -113,10 +98,7 @@ class MemberSession(Helper):
     def announce(self, number: int, plan_hash: bytes) -> bytes:
         """Begin a round: make its key and return the public half, signed.
 
-        Raises
-        ------
-        ProtocolError
-            When the round is not new or the plan is another one.
+        Raises ProtocolError when the round is not new or the plan is another one.
         """
         self._begin(number, plan_hash)
         self._member = self._fresh(number)
@@ -127,12 +109,10 @@ class MemberSession(Helper):
         return CommitteeMember(parameters, self.index, self._identity, self._keys)
 
     def announce_prefetch(self, number: int, plan_hash: bytes) -> bytes:
-        """Make and show a key for a later round while this one goes on.
+        """Make a key for a later round during this one; return its public half, signed.
 
-        Raises
-        ------
-        ProtocolError
-            When that was not agreed, the round is not new, or the plan is another one.
+        Raises ProtocolError when that was not agreed, the round is not new, or the plan is another
+        one.
         """
         if not self._cohort.prefetches:
             raise ProtocolError(
@@ -156,13 +136,9 @@ class MemberSession(Helper):
     ) -> bytes:
         """Check the list of clients, open their envelopes and sign what was found.
 
-        Where the round is not in progress but its key was prefetched, it begins here, and the one
-        in progress ends. The first call binds the key to the model.
-
-        Raises
-        ------
-        ProtocolError
-            When there is no key for exactly this round, or the plan is another one.
+        A round whose key was prefetched begins here, and the one in progress ends. The first call
+        binds the key to the model. Raises ProtocolError when there is no key for this round or the
+        plan is another one.
         """
         if self._member is None or number != self._round:
             self._begin_prefetched(number, plan_hash)
@@ -224,8 +200,8 @@ class HolderSession(Helper):
     Guarantees
     ----------
     It makes a key for every round, signs it together with the round's whole agreement, opens one
-    ciphertext sum with it and destroys it. It is sent that sum and nothing else that clients
-    made; what it decrypts still carries the peers' masks.
+    ciphertext sum with it and destroys it. It is sent that sum and nothing else that clients made;
+    what it decrypts still carries the peers' masks.
     """
 
     def __init__(
@@ -238,12 +214,8 @@ class HolderSession(Helper):
         """Begin a round: make its key pair and return a signature and the public key.
 
         ``Sign("round key"; kctx) || public key``, where kctx holds the key's hash, the round, the
-        plan and all rosters.
-
-        Raises
-        ------
-        ProtocolError
-            When the round is not new or the plan is another one.
+        plan and all rosters. Raises ProtocolError when the round is not new or the plan is another
+        one.
         """
         self._begin(number, plan_hash)
         self._key = KeyHolder(self._identity)

@@ -27,13 +27,7 @@ __all__ = ["Pairwise", "PairwiseClientSum", "PairwisePrefetch", "PairwiseServerS
 
 
 class PairwiseClientSum(ClientSum):
-    """A client of pairwise masking.
-
-    Parameters
-    ----------
-    client : PairwiseClient
-        The state machine of this round, not bound to a model yet.
-    """
+    """A client of pairwise masking."""
 
     def __init__(self, client: PairwiseClient) -> None:
         self.client = client
@@ -76,15 +70,7 @@ class PairwiseClientSum(ClientSum):
 
 
 class PairwisePrefetch(KeyPrefetch):
-    """Advertisements are piggybacked on the survivors' signatures, shares on their answers.
-
-    Parameters
-    ----------
-    exchange, header
-        As in `KeyPrefetch`.
-    server : PairwiseServer
-        The state machine of the round that the keys are for.
-    """
+    """Advertisements are piggybacked on the survivors' signatures, shares on their answers."""
 
     def __init__(self, exchange: Exchange, header: Header, server: PairwiseServer) -> None:
         super().__init__(exchange, header)
@@ -137,18 +123,7 @@ class PairwisePrefetch(KeyPrefetch):
 class PairwiseServerSum(ServerSum):
     """The server of pairwise masking: two phases before the vectors, two after.
 
-    Parameters
-    ----------
-    exchange : Exchange
-        The wire of this round.
-    header : mapping
-        Round and plan, and whatever else a client needs before it advertises.
-    server : PairwiseServer
-        The state machine of this round.
-    model_hash : bytes
-        Hash of the adapter.
-    prefetched, following : PairwisePrefetch, optional
-        As in `AggregationProtocol.server`.
+    ``header`` holds round, plan, and whatever else a client needs before it advertises.
     """
 
     action = "train.masked"

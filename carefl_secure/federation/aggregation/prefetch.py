@@ -1,8 +1,7 @@
 """Key prefetch at the server: messages of a round carry the key exchange of the next one.
 
-A message for the next round is piggybacked as a record of its own. Whoever gets no message in an
-exchange, because it dropped out of the round, is asked for the next round alone, so that it is back
-in it.
+A message for the next round is piggybacked as a separate record. A node that gets no message in an
+exchange, because it dropped out, is asked for the next round alone, so that it can rejoin there.
 """
 
 from __future__ import annotations
@@ -22,14 +21,10 @@ Header = Mapping[str, int | bytes]
 
 
 class KeyPrefetch(ABC):
-    """The key phases of a round, while the one before it goes on.
+    """The key phases of a round, run during the round before it.
 
-    Parameters
-    ----------
-    exchange : Exchange
-        The wire of the round that is going on.
-    header : mapping
-        Number of the round that the keys are for, and the plan.
+    ``exchange`` belongs to the round in progress; ``header`` names the round of the keys, and the
+    plan.
     """
 
     def __init__(self, exchange: Exchange, header: Header) -> None:
@@ -51,8 +46,8 @@ class KeyPrefetch(ABC):
     ) -> Iterator[tuple[int, RecordDict]]:
         """Send messages with those for the next round; yield the good replies to messages.
 
-        A node that refuses a message for the next round alone takes nothing from the round that is
-        going on: the next one exchanges its keys anew, and the refusal is met there.
+        A node that refuses a message for the next round alone does not affect the round in
+        progress; the next round exchanges its keys anew and meets the refusal.
         """
         exchange = self._exchange
         loaded = {

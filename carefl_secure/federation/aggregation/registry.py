@@ -44,13 +44,13 @@ def find_protocol(name: str) -> AggregationProtocol:
     """Return a protocol of this package, or one that another package registers.
 
     An entry point of the group ``carefl_secure.aggregators`` names a subclass of
-    `AggregationProtocol` that can be made without arguments and whose ``name`` is that of the
-    entry point.
+    `AggregationProtocol` that can be made without arguments and whose ``name`` is that of the entry
+    point.
 
     Raises
     ------
     ConfigError
-        When there is none of this name, two packages register it, or it cannot be loaded.
+        There is none of this name, two packages register it, or it cannot be loaded.
     """
     if name in PROTOCOLS:
         return PROTOCOLS[name]
@@ -87,13 +87,7 @@ def find_protocol(name: str) -> AggregationProtocol:
 
 
 class ClientSums:
-    """Makes one client's part in the sums of a run.
-
-    Parameters
-    ----------
-    plan, cohort, index, identity, keys
-        As in `ClientSetup`; the cohort decides the protocol.
-    """
+    """Makes one client's part in the sums of a run; the cohort decides the protocol."""
 
     def __init__(
         self,
@@ -109,17 +103,8 @@ class ClientSums:
     def begin(self, number: int, key: bytes = b"") -> ClientSum:
         """Return the client's part in a new round, whose model is not bound yet.
 
-        Parameters
-        ----------
-        number : int
-            Number of the round.
-        key : bytes, optional
-            The key holder's message, in encrypted rounds.
-
-        Raises
-        ------
-        ProtocolError
-            When the key is not the key holder's own for this round.
+        ``key`` is the key holder's message in encrypted rounds; ProtocolError when it is not the
+        key holder's own for this round.
         """
         return self._protocol.client(self._setup, number, key)
 
@@ -129,7 +114,7 @@ class ClientSums:
         Raises
         ------
         ProtocolError
-            When it was changed, or belongs to another client, round or model.
+            It was changed, or belongs to another client, round or model.
         """
         return self._protocol.restore(self._setup, saved, number, model_hash)
 
@@ -143,12 +128,7 @@ class ClientSums:
 class ServerSums:
     """Makes the server's part in the sums of a run, and keeps prefetched keys between them.
 
-    Parameters
-    ----------
-    plan, cohort, directory, folder
-        As in `ServerSetup`; the cohort decides the protocol.
-    last : int
-        Number of the last round, after which no keys are made.
+    The cohort decides the protocol; no keys are prefetched in round ``last``.
     """
 
     def __init__(
@@ -165,19 +145,10 @@ class ServerSums:
         self._prefetch: KeyPrefetch | None = None
 
     def begin(self, exchange: Exchange, number: int, model_hash: bytes) -> ServerSum:
-        """Return the server's part in one round.
+        """Return the server's part in one round; ``model_hash`` is the hash of the adapter.
 
-        It begins with prefetched keys, if there are enough of them for exactly this round; else
-        keys are exchanged in it.
-
-        Parameters
-        ----------
-        exchange : Exchange
-            The wire of this round.
-        number : int
-            Number of the round.
-        model_hash : bytes
-            Hash of the adapter.
+        It uses prefetched keys if there are enough of them for exactly this round; else keys are
+        exchanged in it.
         """
         made, self._prefetch = self._prefetch, None
         if made is not None and (not made.ready or made.header["round"] != number):

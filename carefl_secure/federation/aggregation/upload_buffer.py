@@ -13,24 +13,16 @@ __all__ = ["UploadBuffer"]
 
 
 class UploadBuffer:
-    """Byte strings by number, in a file without a name.
+    """Byte strings by number, in an unnamed file.
 
-    Parameters
-    ----------
-    folder : Path, optional
-        Where there is room for all of them; the system's folder of temporary files by default,
-        which on some systems is memory.
-
-    Raises
-    ------
-    RunError
-        From `keep` and `take`, when the disk is full or cannot be read.
+    ``folder`` is the system's temporary folder by default, which on some systems is memory. `keep`
+    and `take` raise RunError when the disk is full or cannot be read.
 
     Guarantees
     ----------
     What is kept goes to disk at once and takes no memory. The file has no name where the system
-    allows that (Linux does), so it is gone with `close`, with this object or with the process,
-    whichever ends first.
+    allows that (Linux does), so it is gone with `close`, this object or the process, whichever ends
+    first.
     """
 
     def __init__(self, folder: Path | None = None) -> None:

@@ -128,30 +128,26 @@ def build_client_app(
 ) -> ClientApp:
     """Return the app that every node runs.
 
+    Its actions: ``query.advertise``, ``query.share``, ``train.masked``, ``query.sign`` and
+    ``query.unmask`` of pairwise masking; ``query.advertise_prefetch`` and ``query.share_prefetch``
+    of clients that dropped out of a round and rejoin in the next; ``train.submit`` to a committee;
+    ``query.role``; and those of `HELPER_ACTIONS`.
+
     Parameters
     ----------
     sessions : callable(int) -> ClientSession
         Gives the session of a ``partition-id``: the same object for the whole run, because a round
         spans five messages, or a new one each time with ``keep_state``.
     on_refusal : callable(int, CareflError) -> None, optional
-        Told, on the client, which error was turned into a numbered refusal; its text may describe
+        Called on the client with each error that became a numbered refusal; its text may describe
         the client's data, so it must stay there.
     keep_state : bool, optional
-        Keep the session in the node's own Flower context between messages, for engines that start
-        a process per message. It never leaves the node, and its secrets are sealed. A helper's
-        round key is never stored, so helpers need a process that stays.
+        Keep the session in the node's own Flower context between messages, for engines that start a
+        process per message. It never leaves the node, and its secrets are sealed. A helper's round
+        key is never stored, so helpers need a process that stays.
     helpers : callable(int) -> Helper or None, optional
         Gives the helper of a ``partition-id``, the same object for the whole run; None for a
-        client's.
-
-    Returns
-    -------
-    ClientApp
-        With the actions ``query.advertise``, ``query.share``, ``train.masked``, ``query.sign`` and
-        ``query.unmask`` of pairwise masking, ``query.advertise_prefetch`` and
-        ``query.share_prefetch`` of clients that dropped out of a round and come back in the next,
-        ``train.submit`` before a committee,
-        ``query.role``, and those of `HELPER_ACTIONS`.
+        client.
 
     Guarantees
     ----------

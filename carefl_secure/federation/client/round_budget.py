@@ -17,14 +17,10 @@ class RoundBudget:
     Parameters
     ----------
     ledger : Ledger
-        Where spends are written; it may hold those of earlier runs.
-    plan : RunPlan
-        What a round releases.
-    cohort : Cohort
-        Gives the run's name to remember.
+        May hold spends of earlier runs.
     limit : float, optional
-        The most the whole ledger may come to; the plan's target by default. Without privacy
-        nothing is charged, and every round is recorded as unprotected.
+        The most the whole ledger may come to; the plan's target by default. Without privacy nothing
+        is charged, and every round is recorded as unprotected.
     """
 
     def __init__(
@@ -44,13 +40,7 @@ class RoundBudget:
         self._limit = limit if limit is not None else math.inf if target is None else target
 
     def check(self) -> None:
-        """Refuse, and write nothing, when one more round would overspend.
-
-        Raises
-        ------
-        BudgetExceededError
-            When it would.
-        """
+        """Raise BudgetExceededError, and write nothing, when one more round would overspend."""
         if self._event is not None:
             self._ledger.guard(self._event, self._limit, self._delta, self._payload)
 
@@ -60,9 +50,9 @@ class RoundBudget:
         Raises
         ------
         BudgetExceededError
-            When it would overspend; nothing is written then.
+            It would overspend; nothing is written then.
         LedgerError
-            When the ledger cannot be trusted or written.
+            The ledger cannot be trusted or written.
         """
         entry = {**self._payload, "round": number}
         if self._event is None:

@@ -18,20 +18,14 @@ _NONE = -1
 class OpenRounds:
     """What a client holds of the round in progress and of the next one.
 
-    Parameters
-    ----------
-    sums : ClientSums
-        Makes its part in a round.
-    plan_hash : bytes
-        Of the one plan that it follows.
-    prefetches : bool
-        Whether it agreed to exchange keys for the next round during this one.
+    ``plan_hash`` is of the one plan that it follows; ``prefetches`` says whether it agreed to
+    exchange keys for the next round during this one.
 
     Guarantees
     ----------
     The numbers of rounds that are begun only go up. Prefetched keys are for one round, used in it
-    at most once and erased when another round begins, when newer ones are made, and on `close`;
-    for one round they are prefetched once. A round is bound to one model.
+    at most once and erased when another round begins, when newer ones are made, and on `close`; for
+    one round they are prefetched once. A round is bound to one model.
     """
 
     def __init__(self, sums: ClientSums, plan_hash: bytes, prefetches: bool) -> None:
@@ -45,17 +39,10 @@ class OpenRounds:
         self._next_number = _NONE
 
     def begin(self, number: int, plan_hash: bytes, key: bytes = b"") -> ClientSum:
-        """Begin a round with fresh keys, and give up whatever is open.
+        """Begin a round with fresh keys, and drop whatever is open.
 
-        Parameters
-        ----------
-        number, plan_hash, key
-            As in `ClientSession.advertise`.
-
-        Raises
-        ------
-        ProtocolError
-            When the round is not new, or the plan or the key holder's key is another one.
+        Raises ProtocolError when the round is not new, or the plan or the key holder's key is
+        another one.
         """
         self.close()
         self._check(number, plan_hash)
@@ -64,13 +51,7 @@ class OpenRounds:
         return self._sum
 
     def current(self) -> ClientSum:
-        """Return the round in progress.
-
-        Raises
-        ------
-        ProtocolError
-            When there is none.
-        """
+        """Return the round in progress; ProtocolError when there is none."""
         if self._sum is None:
             raise ProtocolError("there is no open round; it was answered, abandoned or never begun")
         return self._sum
@@ -78,13 +59,8 @@ class OpenRounds:
     def enter(self, number: int, plan_hash: bytes, model_hash: bytes) -> ClientSum:
         """Return the round that a vector is asked for, bound to its model.
 
-        Where it is not in progress but its keys were prefetched, it begins here, and the one in
-        progress ends.
-
-        Raises
-        ------
-        ProtocolError
-            When it is neither, the plan is another one, or it is bound to another model.
+        A round whose keys were prefetched begins here, and the one in progress ends. Raises
+        ProtocolError for any other round, another plan, or a round bound to another model.
         """
         if self._sum is None or number != self.number:
             return self._begin_prefetched(number, plan_hash, model_hash)
@@ -108,13 +84,13 @@ class OpenRounds:
         return self._sum
 
     def advertise_prefetch(self, number: int, plan_hash: bytes) -> bytes:
-        """Make and show fresh keys for a later round, while this one goes on.
+        """Make and show fresh keys for a later round during this one.
 
         Raises
         ------
         ProtocolError
-            When this client did not agree to that, follows another plan, took part in that round,
-            or has shown keys for it or a later one.
+            This client did not agree to that, follows another plan, took part in that round, or has
+            shown keys for it or a later one.
         """
         if not self._prefetches:
             raise ProtocolError(
@@ -143,13 +119,7 @@ class OpenRounds:
         return top + now + later
 
     def restore(self, saved: bytes) -> None:
-        """Go on from what `save` returned.
-
-        Raises
-        ------
-        ProtocolError
-            When a state in it does not open.
-        """
+        """Go on from what `save` returned; ProtocolError when a state in it does not open."""
         self.close()
         number, bound, model_hash, next_number, length = _SAVED.unpack_from(saved)
         model_hash = model_hash if bound else b""

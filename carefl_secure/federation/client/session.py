@@ -1,8 +1,7 @@
-"""One client's side of a run: what it checks, what it spends, what it lets go.
+"""One client's side of a run: what it checks, what it spends, what it releases.
 
-No Flower type appears here; `app` carries the bytes, and how the sum is made is up to a
-`ClientSum`. The order inside `release` is the point of this file: all that can be checked without
-a record is checked, then the ledger is written, and only then does the client look at a record.
+No Flower type appears here. The order inside `release` matters: all that can be checked without a
+record is checked, then the ledger is written, and only then does the client look at a record.
 """
 
 from __future__ import annotations
@@ -43,23 +42,17 @@ class ClientSession:
     ----------
     index : int
         Place of this client in the roster.
-    identity : Ed25519PrivateKey
-        Its long-lived key; the public half stands in the roster.
-    plan : RunPlan
-        What the parties agreed on, held by the client itself and not taken from the server.
-    cohort : Cohort
-        Run, rosters and base model, likewise; it decides the aggregation protocol.
-    task : LocalTask
-        Model and records.
+    plan, cohort
+        The client's own copies, not taken from the server; the cohort decides the protocol.
     ledger : Ledger
         The client's own account, kept across runs on the same records.
     keys : KeySource
         Fresh keys for sampling, rounding, noise and the secure sum; never the run's seed.
     max_epsilon : float, optional
-        The most this client lets all runs in its ledger spend, whatever the server says; the plan's
-        target by default.
+        The most that all runs in the ledger may spend, whatever the server says; the plan's target
+        by default.
     memory : Path, optional
-        Folder where the client keeps what it needs from round to round of this run (FedDyn).
+        Folder for what the client keeps between rounds of this run (FedDyn).
 
     Guarantees
     ----------
@@ -114,27 +107,22 @@ class ClientSession:
         return self._cohort.key_holder is not None
 
     def advertise(self, number: int, plan_hash: bytes, key: bytes = b"") -> bytes:
-        """Begin a round: check that it is a new one under the agreed plan, then show fresh keys.
+        """Begin a round: check that it is new under the agreed plan; return a signed advertisement.
 
         Parameters
         ----------
         number : int
-            Of the round; greater than that of any round this session took part in.
+            Greater than that of any round this session took part in.
         plan_hash : bytes
-            Hash of the plan the server believes in.
+            Hash of the server's plan.
         key : bytes, optional
             The key holder's message, where uploads are encrypted.
-
-        Returns
-        -------
-        bytes
-            The signed advertisement.
 
         Raises
         ------
         ProtocolError
-            When the round is not new, the plan or the key is another one, or rounds of this run
-            have no advertisements.
+            The round is not new, the plan or the key is another one, or rounds of this run have no
+            advertisements.
         """
         return self._rounds.begin(number, plan_hash, key).advertise()
 
@@ -143,13 +131,13 @@ class ClientSession:
         return self._rounds.current().share(advertisements)
 
     def advertise_prefetch(self, number: int, plan_hash: bytes) -> bytes:
-        """Show fresh keys for a later round while this one goes on; nothing is spent or read.
+        """Show fresh keys for a later round during this one; nothing is spent or read.
 
         Raises
         ------
         ProtocolError
-            When the cohort did not agree to that, the plan is another one, or this client took part
-            in that round or has shown keys for it.
+            The cohort did not agree to that, the plan is another one, or this client took part in
+            that round or has shown keys for it.
         """
         return self._rounds.advertise_prefetch(number, plan_hash)
 
@@ -166,22 +154,9 @@ class ClientSession:
     ) -> bytes:
         """Take part in a whole round by one message, for a committee to open.
 
-        Parameters
-        ----------
-        number, plan_hash, adapter
-            As in `release`.
-        announcements : mapping of int to bytes
-            The members' keys for this round.
-
-        Returns
-        -------
-        bytes
-            The masked vector and the members' envelopes, signed.
-
-        Raises
-        ------
-        CareflError
-            As `advertise` and `release` do; ProtocolError in a run without a committee.
+        ``announcements`` holds the members' keys for this round. Returns the masked vector and the
+        members' envelopes, signed. Raises what `advertise` and `release` raise; ProtocolError in a
+        run without a committee.
         """
         if self._cohort.aggregation != "committee":
             raise ProtocolError(
@@ -204,8 +179,6 @@ class ClientSession:
 
         Parameters
         ----------
-        number, plan_hash
-            Of the round and of the plan the server believes in.
         adapter : ndarray of float32, shape [D]
             The global adapter; the keys of the round are bound to its hash, once.
         messages : mapping of int to bytes
@@ -219,11 +192,11 @@ class ClientSession:
         Raises
         ------
         ProtocolError, CohortError
-            When the round, the plan or a message is not as agreed, or too few clients take part.
+            The round, the plan or a message is not as agreed, or too few clients take part.
         BudgetExceededError
-            When this round would take the ledger over the client's own limit.
+            This round would take the ledger over the client's own limit.
         NonFiniteError
-            When the task returns NaN or infinity. The round stays in the ledger.
+            The task returns NaN or infinity. The round stays in the ledger.
         """
         # Check the agreed round and plan; open and check what the others sent.
         part = self._rounds.enter(number, plan_hash, vector_hash(adapter))
@@ -266,7 +239,7 @@ class ClientSession:
     def save(self) -> bytes:
         """Return what the next step needs, for engines that start a process per message.
 
-        It opens for nobody else's identity. The secrets of rounds in it are sealed; FedDyn's
+        Only the same identity can open it. The secrets of rounds in it are sealed; FedDyn's
         correction is not, and is as private as the records. Store it before the reply leaves, and
         only the newest: an older one would let a step be answered twice.
         """
@@ -277,10 +250,7 @@ class ClientSession:
     def restore(self, saved: bytes) -> None:
         """Go on from what `save` returned.
 
-        Raises
-        ------
-        ProtocolError
-            When it is damaged, or belongs to another client, run or plan.
+        Raises ProtocolError when it is damaged, or belongs to another client, run or plan.
         """
         self.close()
         stamp, content = saved[:_STAMP], saved[_STAMP:]

@@ -29,7 +29,7 @@ def correction_file(folder: Path, run: bytes, plan_hash: bytes, index: int) -> P
 
 
 class Correction:
-    r"""FedDyn's ``h_i``: what a client's local objective is tilted by.
+    r"""FedDyn's ``h_i``: the linear term of a client's local objective.
 
     After a round with released update ``delta``, :math:`h_i \leftarrow h_i - \alpha\,\delta`, from
     0. The value before the last round is kept as well: a round that was computed and then lost is
@@ -37,18 +37,11 @@ class Correction:
 
     Parameters
     ----------
-    dimension : int
-        Length of the vector.
-    alpha : float
-        FedDyn's regulariser.
+    dimension, alpha
+        Length of the vector; FedDyn's regulariser.
     path : Path, optional
-        File on the client's side, of mode 0600 and replaced atomically after every round; its
-        folder is made when missing. Without it the correction lives in `save` alone.
-
-    Raises
-    ------
-    RunError
-        When the file is damaged or of another adapter.
+        File on the client's side, of mode 0600 and replaced atomically after every round. Without
+        it the correction lives in `save` alone. RunError when it is damaged or of another adapter.
 
     Notes
     -----
@@ -81,13 +74,7 @@ class Correction:
         return (self._after if self._number < number else self._before).copy()
 
     def advance(self, number: int, delta: Vector) -> None:
-        """Count what this client released in round ``number``, and keep it on disk.
-
-        Raises
-        ------
-        RunError
-            When the file cannot be written.
-        """
+        """Count what this client released in round ``number``, and keep it on disk."""
         before = self.at(number)
         self._before, self._after = before, before - self._alpha * delta
         self._number = number
@@ -105,13 +92,7 @@ class Correction:
         return _HEAD.pack(_MAGIC, digest, self._number, self._before.size) + body
 
     def restore(self, saved: bytes) -> None:
-        """Go on from what `save` returned.
-
-        Raises
-        ------
-        ProtocolError
-            When it is damaged or of another length.
-        """
+        """Go on from what `save` returned; ProtocolError when damaged or of another length."""
         size = self._before.size
         if len(saved) != _HEAD.size + 16 * size:
             raise ProtocolError("the saved FedDyn correction does not fit this adapter")

@@ -1,7 +1,6 @@
 """What one client computes in a round: the real vector that it releases, before noise and masks.
 
-One seam for all units. `ClientSession` pays, asks a `LocalWork` for the vector, encodes it, adds
-its share of the noise where the plan has one, and masks it; it does not know which work it is.
+`ClientSession` asks a `LocalWork` for the vector without knowing which kind of work it is.
 """
 
 from __future__ import annotations
@@ -30,21 +29,9 @@ class LocalWork(Protocol):
     """One client's computation, under one plan."""
 
     def release(self, adapter: Adapter, number: int, keys: KeySource) -> Vector:
-        """Return the vector of one round, float64, shape [D].
+        """Return the vector of one round, float64, shape [D], at the adapter (float32, shape [D]).
 
-        Parameters
-        ----------
-        adapter : ndarray of float32, shape [D]
-            The global adapter.
-        number : int
-            Number of the round.
-        keys : KeySource
-            Fresh keys for samples, shuffles and noise.
-
-        Raises
-        ------
-        NonFiniteError
-            When a loss, a gradient or the vector is NaN or infinite.
+        Raises NonFiniteError when a loss, a gradient or the vector is NaN or infinite.
         """
 
     def save(self) -> bytes:
@@ -57,22 +44,14 @@ class LocalWork(Protocol):
 def local_work(plan: RunPlan, task: LocalTask, index: int, memory: Path | None = None) -> LocalWork:
     """Choose the work that a plan asks for.
 
-    Parameters
-    ----------
-    plan : RunPlan
-    task : LocalTask
-        Of the kind that the plan's unit needs.
-    index : int
-        The client's place in the roster.
-    memory : Path, optional
-        Where FedDyn's correction is kept between processes.
+    ``memory`` is where FedDyn's correction is kept between processes.
 
     Raises
     ------
     ConfigError
-        When the task cannot do it.
+        The task is not of the kind that the plan's unit needs.
     PrivacyError
-        When the client holds more than was declared.
+        The client holds more than was declared.
     """
     privacy = plan.privacy
     by_person = privacy.unit == "person"

@@ -108,11 +108,11 @@ class NoisyDescent(_Descent):
     Guarantees
     ----------
     The noisy gradients of K steps are K releases of ``SampledGaussian(q, z)``; everything after
-    them, with it the move, its clipping to the planned bound and FedDyn's correction, is made from
-    them alone. A straggler makes fewer. The assumption is that the noise is Gaussian: it is drawn
-    in double precision (see ``noise.gaussian``), at least 53 bits of each draw and four draws for
-    each entry, so neither the gaps between doubles nor a cut tail (17 deviations) are covered by
-    a proof. What leaves the client has been rounded to integers besides.
+    them, including the update, its clipping to the planned bound and FedDyn's correction, is made
+    from them alone. A straggler makes fewer. The assumption is that the noise is Gaussian: it is
+    drawn in double precision (see ``noise.gaussian``), at least 53 bits of each draw and four draws
+    for each entry, so neither the gaps between doubles nor a cut tail (17 deviations) are covered
+    by a proof. What leaves the client has been rounded to integers besides.
     """
 
     def _gradients(
@@ -145,15 +145,14 @@ class NoisyDescent(_Descent):
 
 
 class PlainDescent(_Descent):
-    """Ordinary local training on shuffled batches, its move bounded as a whole.
+    """Ordinary local training on shuffled batches; the update is bounded as a whole.
 
-    Under unit client the move is scaled to a Euclidean norm of at most C (to nearly C where the
-    plan normalises), and that is all the promise needs: whatever the client's records, its batches
-    or its memory were, its vector has norm C at most. FedDyn's correction is part of what the
-    client holds, like its records: leaving the client out leaves out both, and nothing but the
-    bounded move ever leaves it. The correction is computed from that bounded move, so that the
-    server's mean of the moves and the clients' corrections stay one another's counterparts.
-    Without privacy nothing is bounded; a move outside the planned range is refused when encoded.
+    Under unit client the update is scaled to a Euclidean norm of at most C (to nearly C where the
+    plan normalises), whatever the client's records, batches or memory. FedDyn's correction is part
+    of what the client holds, like its records: leaving the client out leaves out both, and only the
+    bounded update ever leaves it. The correction is computed from that bounded update, so that it
+    stays consistent with the server's mean. Without privacy nothing is bounded; an update outside
+    the planned range is refused when encoded.
     """
 
     def _gradients(

@@ -1,7 +1,7 @@
 """The registry of local rules: what a client's optimizer makes of each gradient in local training.
 
-To add one, write a class with a `step` method and name it in :data:`LOCAL_RULES`. A rule from
-outside the package is a Python entry point in the group ``carefl_secure.local_rules``.
+To add one, write a class with a `step` method and name it in :data:`LOCAL_RULES`, or register a
+Python entry point in the group ``carefl_secure.local_rules``.
 """
 
 from __future__ import annotations
@@ -27,18 +27,15 @@ class LocalRule(Protocol):
 
     Guarantees
     ----------
-    A rule needs no proof of its own. It decides where the local steps lead, and what leaves the
-    client is bounded afterwards (unit client), or no privacy is promised (unit none). Under trust
-    none only ``sgd`` is accepted, because the noise that the plan reports is computed for it.
+    A rule needs no proof of its own: what leaves the client is bounded afterwards (unit client), or
+    no privacy is promised (unit none). Under trust none only ``sgd`` is accepted, because the noise
+    that the plan reports is computed for it.
     """
 
     def step(self, gradient: Vector) -> Vector:
-        """Return the direction that the learning rate is multiplied by.
+        """Return the direction, float64, shape [D], that the learning rate is multiplied by.
 
-        Parameters
-        ----------
-        gradient : ndarray of float64, shape [D]
-            Of the local objective, regularisers included.
+        ``gradient`` is of the local objective, regularisers included.
         """
 
 
@@ -57,10 +54,7 @@ LOCAL_RULES: Mapping[str, Callable[[], LocalRule]] = {"sgd": Sgd}
 def find_rule(name: str) -> Callable[[], LocalRule]:
     """Return what makes a rule, by its name in the package or among the entry points.
 
-    Raises
-    ------
-    ConfigError
-        If no package or several bring it, or it cannot be imported.
+    Raises ConfigError when no package or several bring it, or it cannot be imported.
     """
     if name in LOCAL_RULES:
         return LOCAL_RULES[name]

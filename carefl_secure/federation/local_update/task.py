@@ -13,13 +13,8 @@ __all__ = ["DescentTask", "LocalTask", "PersonTask"]
 class LocalTask(Protocol):
     """The work of one client, free of any federation or deep-learning type.
 
-    Attributes
-    ----------
-    dimension : int
-        Number of entries D of the flat adapter vector.
-    records : int
-        Number of records this client really holds. It stays inside the client: sampling needs it,
-        nothing sends it.
+    ``dimension`` is the length D of the flat adapter. ``records`` is the number of records this
+    client really holds; it stays inside the client: sampling needs it, nothing sends it.
     """
 
     @property
@@ -33,22 +28,17 @@ class LocalTask(Protocol):
     def clipped_sum(
         self, adapter: NDArray[np.float32], indices: NDArray[np.int64], number: int
     ) -> NDArray[np.float64]:
-        """Sum the clipped per-record loss gradients of some records at one point.
+        """Return the sum of clipped per-record loss gradients, float64, shape [D], at one point.
+
+        ``sum_i clip(grad loss_i(adapter))``: each term has Euclidean norm of at most the clipping
+        norm of the plan.
 
         Parameters
         ----------
-        adapter : ndarray of float32, shape [D]
-            The global adapter of this round.
         indices : ndarray of int64, shape [B]
             Records to use, sorted, without repeats, never empty.
         number : int
             Number of the round, from 1: some adapters train another half in every other round.
-
-        Returns
-        -------
-        ndarray of float64, shape [D]
-            ``sum_i clip(grad loss_i(adapter))``: each term has Euclidean norm of at most the
-            clipping norm of the plan.
         """
 
 
@@ -67,20 +57,11 @@ class PersonTask(LocalTask, Protocol):
     def clipped_person_sum(
         self, adapter: NDArray[np.float32], persons: NDArray[np.int64], number: int
     ) -> NDArray[np.float64]:
-        """Sum the clipped gradients of some persons at one point.
+        """Return the sum of the clipped gradients of some persons, float64, shape [D].
 
-        Parameters
-        ----------
-        adapter, number
-            As for `clipped_sum`.
-        persons : ndarray of int64, shape [P]
-            Persons to use, sorted, without repeats, never empty.
-
-        Returns
-        -------
-        ndarray of float64, shape [D]
-            ``sum_p clip(grad mean_{i of p} loss_i(adapter))``: each person has a norm of at most
-            the clipping norm of the plan, however many records it has.
+        ``sum_p clip(grad mean_{i of p} loss_i(adapter))``: each person has a norm of at most the
+        clipping norm of the plan, however many records it has. ``persons``: int64, shape [P],
+        sorted, without repeats, never empty.
         """
 
 
@@ -96,10 +77,5 @@ class DescentTask(LocalTask, Protocol):
     ) -> NDArray[np.float64]:
         """Return the gradient of the mean loss of some records, unclipped; 0 where nothing trains.
 
-        Parameters
-        ----------
-        adapter, number
-            As for `clipped_sum`.
-        indices : ndarray of int64, shape [B]
-            Records, never empty.
+        ``indices``: int64, shape [B], never empty.
         """

@@ -33,16 +33,11 @@ class AggregationConfig:
     members : int
         Size of the committee; only ``committee`` has one.
     dropout_tolerance : int
-        Committee members that may drop out once all have announced their keys;
-        ``2 * dropout_tolerance + 1`` honest members are needed then, in place of one.
+        Committee members that may drop out once all have announced their keys; ``2 *
+        dropout_tolerance + 1`` honest members are needed then, in place of one.
     prefetch : bool
-        Whether the keys of a round are exchanged during the round before. It changes no result,
-        and nothing where uploads are encrypted.
-
-    Raises
-    ------
-    ConfigError
-        A value is out of range.
+        Whether the keys of a round are exchanged during the round before. It changes no result, and
+        nothing where uploads are encrypted.
     """
 
     protocol: Aggregation = "pairwise"
@@ -84,11 +79,5 @@ class AggregationConfig:
 
     @classmethod
     def from_json(cls, value: Any) -> AggregationConfig:
-        """Return the configuration that `to_json` gave.
-
-        Raises
-        ------
-        ConfigError
-            A field is missing, unknown, of another type or out of range.
-        """
+        """Return the configuration that `to_json` gave; ConfigError when a field is not valid."""
         return dataclass_from_json(cls, value)

@@ -1,7 +1,6 @@
 """Everything a run is agreed on before its first round: privacy, encoding and noise, fixed at once.
 
-The noise is found for the whole number of rounds, from the very norms that the integer encoding
-will have, so no later step can choose another one.
+The noise is found for the whole number of rounds, from the norms of the integer encoding.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ _DEVIATIONS = 12.0
 
 @dataclass(frozen=True, kw_only=True)
 class PlanRequest:
-    """What a plan is made from: everything that the parties choose, and nothing that follows.
+    """What a plan is made from: everything that the parties choose.
 
     Parameters
     ----------
@@ -44,13 +43,11 @@ class PlanRequest:
         What is protected; ``"none"`` switches noise off, masks stay.
     dimension : int
         Length D of the flat adapter.
-    clients, rounds : int
-        How many.
     public_records : int
         Declared number of records, or persons, of all clients together.
     sample_rate : float
-        Probability of each record, or person, in each round or local step. Unit client samples
-        nobody: there it must be 1, and the size of a batch stands in ``local``.
+        Probability of each record, or person, in each round or local step. Must be 1 for unit
+        client, whose batch size is in ``local``.
     clipping_norm : float
         Bound on the Euclidean norm of one record's gradient, one person's, or one client's update.
     delta : float
@@ -90,10 +87,7 @@ class PlanRequest:
     def threshold(self) -> int:
         """Return how many shares open a secret, and signatures a survivor set needs.
 
-        Raises
-        ------
-        ConfigError
-            When so many colluders could sign two survivor sets.
+        Raises ConfigError when so many colluders could sign two survivor sets.
         """
         clients, colluders = self.clients, self.max_colluders
         threshold = max(default_threshold(clients), (clients + colluders + 2) // 2)
@@ -165,10 +159,6 @@ def plan_stages(
         The most that any of the ledgers in ``earlier`` may come to with this run.
     earlier : frozenset of tuple of Event, optional
         What earlier runs left in the clients' ledgers.
-
-    Returns
-    -------
-    StagedPlan
 
     Raises
     ------

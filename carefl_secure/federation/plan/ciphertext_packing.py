@@ -40,12 +40,8 @@ _STEPS = np.geomspace(1e-9, 30.0, 4000)
 class Room:
     """Where the integers of an encrypted sum live.
 
-    Parameters
-    ----------
-    field_bits : int
-        Width of a field, 20 or 30.
-    value_bound : int
-        Largest magnitude that one client may send; ``clients * value_bound`` fits a field.
+    A field is 20 or 30 bits wide; no client may send a magnitude above ``value_bound``, and
+    ``clients * value_bound`` fits a field.
     """
 
     field_bits: int
@@ -53,26 +49,16 @@ class Room:
 
 
 def excess_probability(plan: EncodingPlan, bound: int) -> float:
-    """Bound the probability that any client's integer in a round is larger than ``bound``.
+    """Bound the probability that any client's integer in a round is larger than ``bound`` (R).
 
     Rotated plans: a coordinate of one client is a part that is sub-Gaussian over the rotation, of
     variance proxy ``a = (scale L)^2 / d + 1/4`` for vectors of norm L in d coordinates (rounding
-    gives the quarter), and Skellam noise of variance m. By Chernoff, for any ``t > 0``,
-    ``P(|x| > R) <= 2 exp(a t^2 / 2 + m (cosh t - 1) - t R)``; times d and the number of clients.
-    Plans without noise: 0 or 1, as their integers have a hard bound. Words of 16 bits: 0 from
-    ``2**15`` on, as there is no larger one.
+    gives the quarter), and Skellam noise of variance m. By Chernoff, for any ``t > 0``, ``P(|x| >
+    R) <= 2 exp(a t^2 / 2 + m (cosh t - 1) - t R)``; times d and the number of clients. Plans
+    without noise: 0 or 1, as their integers have a hard bound. Words of 16 bits: 0 from ``2**15``
+    on, as there is no larger one.
 
-    Parameters
-    ----------
-    plan : EncodingPlan
-    bound : int
-        R, in integer units.
-
-    Returns
-    -------
-    float
-        In [0, 1]; holds for every vector that does not depend on the rotation, which is a hash
-        over the adapter of the round.
+    It holds for every vector that does not depend on the rotation, a hash over the round's adapter.
     """
     if plan.bits == _SHORT and bound >= _SHORTEST:
         return 0.0
@@ -91,21 +77,8 @@ def choose_fields(plan: EncodingPlan) -> Room:
 
     A client refuses to send an integer above ``value_bound``, so no sum can overflow. A refusal
     shows, and may depend on a record: a field is wide enough only if that has a probability of at
-    most ``2**-100`` in a round, which is lost in the rounding of the ``beta`` that every round
-    adds to delta.
-
-    Parameters
-    ----------
-    plan : EncodingPlan
-
-    Returns
-    -------
-    Room
-
-    Raises
-    ------
-    ConfigError
-        When not even 30 bits are enough.
+    most ``2**-100`` in a round, which is lost in the rounding of the ``beta`` that every round adds
+    to delta. Raises ConfigError when not even 30 bits are enough.
     """
     for field_bits in FIELD_BITS:
         most = _SHORTEST if plan.bits == _SHORT else (1 << WORD_BITS - 1) - 1
@@ -131,15 +104,10 @@ def narrow(words: NDArray[Any], bits: int) -> NDArray[Any]:
 
 
 def leave_room(plan: EncodingPlan) -> EncodingPlan:
-    """Return a plan without noise at a scale whose sums also fit the widest field.
+    """Return a plan without noise (`plan_plain`) at a scale whose sums also fit the widest field.
 
-    A plain plan fills its words of 32 bits to the brim; two bits less let all ways of summing
-    give the same adapter.
-
-    Parameters
-    ----------
-    plan : EncodingPlan
-        From ``plan_plain``.
+    A plain plan uses its 32-bit words fully; two bits less give the same adapter under every
+    protocol.
     """
     reach = field_limit(FIELD_BITS[-1]) // plan.clients - 2
     scale = reach / (plan.vector_bound * (1 + NORM_SLACK))

@@ -56,26 +56,26 @@ class Cohort:
     members : tuple of bytes, optional
         Ed25519 public keys of the committee.
     key_holder : bytes, optional
-        Ed25519 public key of the one that can decrypt sums.
+        Ed25519 public key of the only party that can decrypt sums.
     committee_dropout_tolerance : int, optional
-        Members that may vanish once all have announced; ``2 * committee_dropout_tolerance + 1``
+        Members that may drop out once all have announced; ``2 * committee_dropout_tolerance + 1``
         honest ones are needed then.
     key_prefetch : bool, optional
-        Whether the keys of a round are made on the way of the round before; never under encryption.
+        Whether the keys of a round are exchanged during the round before; never under encryption.
     protocol : str, optional
         Name of a protocol from another package; it has no helpers.
 
     Raises
     ------
     ConfigError
-        When there is a committee and a key holder, or a helper is also a client; when the
-        committee is too small for its dropout tolerance.
+        There is a committee and a key holder, a helper is also a client, or the committee is too
+        small for its dropout tolerance.
 
     Guarantees
     ----------
-    All keys here enter the context of every round, in words that differ from mode to mode: a
-    client that was told of another committee, another key holder or another mode than its peers
-    takes part in no sum with them.
+    All keys here enter the context of every round, in words that differ from protocol to protocol:
+    a client that was given another committee, key holder or protocol than its peers takes part in
+    no sum with them.
     """
 
     run: bytes
@@ -134,14 +134,7 @@ class Cohort:
     ) -> RoundParameters:
         """Return the agreement behind one round of pairwise masking.
 
-        Parameters
-        ----------
-        plan : RunPlan
-            The run's plan.
-        number : int
-            Number of the round.
-        model_hash : bytes, optional
-            Hash of the adapter at the start of the round; empty before it is bound.
+        ``model_hash``, of the adapter at the start of the round, is empty before it is bound.
         """
         return RoundParameters(**self._pairwise(plan, number, model_hash))
 
@@ -160,17 +153,9 @@ class Cohort:
     ) -> EncryptedParameters:
         """Return the agreement behind one encrypted round.
 
-        Parameters
-        ----------
-        plan, number, model_hash
-            As in `round_parameters`.
-        public_key : bytes
-            SHA-256 of the key holder's public key for this round.
-
-        Raises
-        ------
-        ConfigError
-            When the sums of this plan cannot be encrypted so, or there is no key holder.
+        ``public_key`` is the SHA-256 of the key holder's public key for this round. Raises
+        ConfigError when the sums of this plan do not fit a ciphertext field, or there is no key
+        holder.
         """
         if self.key_holder is None:
             raise ConfigError("an encrypted sum needs a key holder; name its public key")
@@ -219,10 +204,7 @@ def masking_graph(plan: RunPlan) -> GraphPlan | None:
     out need (`plan_graph`); the failure probabilities are those of `GraphPlan`. All of it follows
     from the plan, and degree and threshold are hashed into the context of every round.
 
-    Raises
-    ------
-    ConfigError
-        When no graph sparser than the complete one withstands so many colluders.
+    Raises ConfigError when no graph sparser than the complete one withstands so many colluders.
     """
     privacy = plan.privacy
     if privacy.clients <= SPARSE_ABOVE:
@@ -236,11 +218,10 @@ def masking_graph(plan: RunPlan) -> GraphPlan | None:
 
 
 def rotation_key(plan_hash: bytes, base_hash: bytes, model_hash: bytes, number: int) -> bytes:
-    """Return the public key of a round's random rotation, 32 bytes.
+    """Return the public key of a round's random rotation, 32 bytes; it need not be secret.
 
-    It depends on the plan, the base, the adapter and the round, not on who takes part or how the
-    sum is made, so that the same run gives the same rotations on every engine and under every
-    protocol. It hides nothing and need not be secret.
+    It does not depend on who takes part or how the sum is made, so the same run has the same
+    rotations on every engine and under every protocol.
     """
     parts = plan_hash + base_hash + model_hash + number.to_bytes(8, "big")
     return hashlib.sha256(b"carefl rotation" + parts).digest()
@@ -255,14 +236,8 @@ def make_cohort(
 ) -> Cohort:
     """Return the cohort of a run whose helpers are committee members or the key holder.
 
-    Parameters
-    ----------
-    run : str
-    roster, helpers : tuple of bytes
-        Ed25519 public keys of clients and helpers, as many as ``aggregation.helpers``.
-    base_hash : bytes
-    aggregation : AggregationConfig
-        What its protocol does not use is left at the default.
+    ``roster`` and ``helpers`` are Ed25519 public keys, as many as ``aggregation.helpers`` of the
+    latter. What the protocol does not use stays at the default.
     """
     committee, encrypted = (aggregation.protocol == one for one in ("committee", "encrypted"))
     return Cohort(

@@ -20,20 +20,14 @@ _NOTHING = 1e-3  # of the limit: what is left below it is of no use to any run
 
 
 def earlier_spends(ledgers: Path, clients: int, run: str | None = None) -> frozenset[History]:
-    """Read what the clients' ledgers hold of other runs.
+    """Read what the clients' ledgers hold of other runs; return the different histories.
 
     Parameters
     ----------
     ledgers : Path
         Folder of ``<index>.jsonl``; a ledger that does not exist yet is empty.
-    clients : int
     run : str, optional
         A run whose own spends are left out, as it is being resumed.
-
-    Returns
-    -------
-    frozenset of History
-        The different histories.
 
     Raises
     ------
@@ -80,16 +74,8 @@ def noise_after(
         Noise multiplier to the event of the whole new run, or to those of its stages.
     noise : float
         What the new run's own target needs; never less is returned.
-    limit : float
-        The most that a client's ledger may come to over all runs.
-    delta : float
-        For all runs together.
-    earlier : frozenset of History
-        From `earlier_spends`.
-
-    Returns
-    -------
-    float
+    limit, delta : float
+        Most epsilon that a client's ledger may come to over all runs, and delta for all of them.
 
     Raises
     ------

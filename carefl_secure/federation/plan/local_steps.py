@@ -17,7 +17,7 @@ __all__ = ["LocalPlan"]
 
 @dataclass(frozen=True, kw_only=True)
 class LocalPlan:
-    r"""Local training: several steps between two sums, the released vector is what they moved.
+    r"""Local training: several steps between two sums; the released vector is the local update.
 
     Step k of a client, from the global adapter :math:`w_0 = w_g`, with g its gradient at
     :math:`w_k` (noisy and from clipped records under trust none):
@@ -28,13 +28,11 @@ class LocalPlan:
 
     Parameters
     ----------
-    steps : int
-        Local steps in a round.
     learning_rate : float
         Step size eta, above 0.
     batch_share : float
         Share of a client's records in one step, in (0, 1]. Under trust none every record is drawn
-        with this probability; elsewhere batches of this share are cut from a shuffled row.
+        with this probability; elsewhere shuffled records are cut into batches of this share.
     proximal_mu : float
         FedProx pulls back to the global adapter with this strength (Li et al., MLSys 2020, arXiv
         1812.06127); 0 leaves it out.
@@ -44,8 +42,6 @@ class LocalPlan:
     stragglers : float
         Share of the clients that take fewer steps in a round, as in FedProx's experiments: drawn
         anew in every round from ``seed``, each with 1 to ``steps - 1`` steps. Public.
-    seed : int
-        Of the stragglers, and of nothing else.
     rule : str
         Name in :mod:`carefl_secure.federation.local_update.rules`.
 
@@ -97,8 +93,7 @@ class LocalPlan:
     def noise_gain(self) -> float:
         r"""Variance of the sum of all steps' noise over that of one step's.
 
-        :math:`\sum_{k<K} (1 - \eta (\mu + \alpha))^{2k}`: what the pull leaves of each. The loss's
-        own curvature is not known and not counted.
+        :math:`\sum_{k<K} (1 - \eta (\mu + \alpha))^{2k}`; the loss's own curvature is not counted.
         """
         kept = 1.0 - self.learning_rate * self.pull
         return float(np.sum(kept ** (2.0 * np.arange(self.steps))))

@@ -33,17 +33,9 @@ _ABOVE_ZERO = (
 class RunPlan:
     """What all parties hold before the first round.
 
-    Parameters
-    ----------
-    privacy : PrivacyPlan
-        Unit, sampling, clipping, cohort and target.
-    encoding : EncodingPlan
-        How a vector becomes integers.
-    threshold : int
-        Shares that open a secret and signatures that a survivor set needs.
-    local : LocalPlan, optional
-        Steps that clients take on their own; they then release what they moved. Without it they
-        release sums of gradients at the global adapter.
+    ``threshold`` is the number of shares that open a secret and of signatures that a survivor set
+    needs. With ``local``, clients release the update of several local steps; without it, sums of
+    gradients at the global adapter.
     """
 
     privacy: PrivacyPlan
@@ -74,13 +66,7 @@ class RunPlan:
         return self.skellam_event() if self.protected else None
 
     def skellam_event(self) -> SampledSkellam:
-        """Return what one round of a protected run releases.
-
-        Raises
-        ------
-        ConfigError
-            When the run is not protected.
-        """
+        """Return what one round of a protected run releases; ConfigError when it is unprotected."""
         return self.privacy.skellam_event(
             l1=self.encoding.l1_sensitivity,
             l2=self.encoding.l2_sensitivity,
@@ -98,8 +84,8 @@ class RunPlan:
     def divisor(self, survivors: int) -> float:
         """Return what an opened sum is divided by to give the optimiser its mean gradient.
 
-        Public in every mode: ``q N s / n`` for sums of gradients; ``-s`` for sums of what s
-        survivors moved, as a move is a step down the gradient.
+        Public under every protocol: ``q N s / n`` for sums of gradients; ``-s`` for sums of s
+        survivors' updates, as an update is a step down the gradient.
         """
         return self.expected_batch(survivors) if self.local is None else -float(survivors)
 
@@ -118,11 +104,7 @@ class RunPlan:
         return (stdev / self.divisor(survivors)) ** 2
 
     def noise_norm(self, survivors: int) -> float:
-        """Return the root mean square Euclidean norm of the noise in the mean gradient.
-
-        What one would compare the norm of the opened gradient with: the square root of
-        `noise_variance` over all entries.
-        """
+        """Return the root mean square Euclidean norm of the noise in the mean gradient."""
         return math.sqrt(self.encoding.dimension * self.noise_variance(survivors))
 
     def to_json(self) -> dict[str, Any]:
@@ -146,17 +128,8 @@ class RunPlan:
     def from_json(cls, value: Any, *, check_event: bool = True) -> RunPlan:
         """Return the plan that `to_json` gave.
 
-        Parameters
-        ----------
-        value : mapping
-        check_event : bool
-            Whether to refuse an event that does not follow from the plan.
-
-        Raises
-        ------
-        ConfigError
-            A part or a field is missing, unknown, of another type or out of range, or the event is
-            not that of the plan.
+        Raises ConfigError when a part or a field is not valid or, with ``check_event``, the event
+        does not follow from the plan.
         """
         parts = {"privacy", "encoding", "threshold", "event"}
         if not isinstance(value, Mapping) or not parts <= set(value) <= parts | {"local"}:

@@ -26,8 +26,6 @@ class Stage:
 
     Parameters
     ----------
-    plan : RunPlan
-        Its own plan.
     agreement : mapping
         What ``plan.json`` of the whole run holds.
     name : str
@@ -67,17 +65,8 @@ class Stage:
 class StagedPlan:
     """The plans of all stages, fixed before the first round.
 
-    Parameters
-    ----------
-    names : tuple of str
-        As in `Stage`.
-    plans : tuple of RunPlan
-        Each states its own rounds and records, and the noise and target of the whole run.
-
-    Raises
-    ------
-    ConfigError
-        When the stages promise different things.
+    Each plan states its own rounds and records, and the noise and target of the whole run. Raises
+    ConfigError when the stages promise different things.
     """
 
     names: tuple[str, ...]
@@ -113,8 +102,8 @@ class StagedPlan:
     def to_json(self) -> dict[str, Any]:
         """Return the whole as JSON values.
 
-        It reads as the plan of the last stage over all rounds. Where stages have names, ``stages``
-        holds each one's own plan.
+        It reads as the plan of the last stage over all rounds, plus named stages' own plans in
+        ``stages``.
         """
         whole = {**self.plans[-1].to_json(), "privacy": self.privacy.to_json()}
         if self.names == ("",):
@@ -124,18 +113,9 @@ class StagedPlan:
 
     @classmethod
     def from_json(cls, value: Any, *, check_event: bool = True) -> StagedPlan:
-        """Return the agreement that `to_json` gave.
+        """Return the agreement that `to_json` gave; ``check_event`` is that of `RunPlan.from_json`.
 
-        Parameters
-        ----------
-        value : mapping
-        check_event : bool
-            As for `RunPlan.from_json`.
-
-        Raises
-        ------
-        ConfigError
-            A part cannot be read, or the stages do not make up the whole.
+        Raises ConfigError when a part cannot be read, or the stages do not make up the whole.
         """
         if not isinstance(value, Mapping):
             raise ConfigError("a plan is a JSON object")

@@ -25,16 +25,9 @@ class Alternating:
     """Steps one half of the adapter in odd rounds and the other half in even ones.
 
     Each half has an optimizer of its own, and the resting half does not change, whatever noise its
-    entries of the sum carry.
-
-    Parameters
-    ----------
-    odd, even : ServerOptimizer
-    trains : ndarray of bool, shape [D]
-        True where an entry trains in odd rounds.
-    finished : int
-        Rounds before the first step. Clients go by the number of the round, so a stage that begins
-        after an odd number of rounds begins with the even half.
+    entries of the sum carry. ``trains``, bool, shape [D], is True where an entry trains in odd
+    rounds; ``finished`` counts the rounds before the first step, since parity follows the run's
+    round numbers.
     """
 
     def __init__(

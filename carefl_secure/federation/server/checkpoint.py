@@ -19,14 +19,7 @@ _OPTIMIZER = "optimizer."
 
 
 class Checkpoints:
-    """Writes and reads the state of one run, or of one of its stages.
-
-    Parameters
-    ----------
-    spec : RunSpec
-    optimizer : ServerOptimizer
-        Its state is saved, and restored in place.
-    """
+    """Writes and reads the state of one run or stage; ``optimizer`` is restored in place."""
 
     def __init__(self, spec: RunSpec, optimizer: ServerOptimizer) -> None:
         self._folder = spec.folder
@@ -38,13 +31,8 @@ class Checkpoints:
         """Check that the folder is fresh, then write the plan and a checkpoint before any round.
 
         The plan of a run in stages is whole before the first of them; later ones add a checkpoint.
-
-        Raises
-        ------
-        ConfigError
-            When the adapter is not that of the plan.
-        RunError
-            When the folder was used before.
+        Raises ConfigError when the adapter does not fit the plan, RunError when the folder was used
+        before.
         """
         dimension = self._stage.plan.encoding.dimension
         if initial.dtype != np.float32 or initial.shape != (dimension,):
@@ -76,10 +64,7 @@ class Checkpoints:
     def restore(self) -> tuple[Adapter, int]:
         """Return adapter and number of the last finished round; drop figures that go beyond it.
 
-        Raises
-        ------
-        RunError
-            When the checkpoint is damaged or of another run.
+        Raises RunError when the checkpoint is damaged or of another run.
         """
         folder, stage = self._folder, self._stage
         state = folder.read_checkpoint()

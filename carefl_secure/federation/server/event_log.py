@@ -17,23 +17,12 @@ __all__ = ["EventLog"]
 
 
 class EventLog:
-    """Lines of JSON; use it as a context around the rounds.
+    """Lines of JSON, added to a file; use it as a context around the rounds.
 
     ``begin`` and ``end`` frame each start of a run, ``end`` with the class and the exit code of the
-    error that stopped it. A ``phase`` tells of one step of one round how many messages were sent,
-    how many good replies came, and which nodes refused with which number; a step that was
-    interleaved with another has several such lines, which add up. A ``round`` was opened, over so
-    many clients.
-
-    Parameters
-    ----------
-    path : Path
-        Lines are added to it; made with its folder when missing.
-
-    Raises
-    ------
-    RunError
-        When a line cannot be written.
+    error that stopped it. A ``phase`` gives, for one step of one round, how many messages were
+    sent, how many good replies came, and which nodes refused with which number; interleaved steps
+    have several such lines, which add up. A ``round`` was opened, over so many clients.
 
     Guarantees
     ----------

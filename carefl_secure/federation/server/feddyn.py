@@ -17,20 +17,17 @@ Vector = NDArray[np.float64]
 
 
 class FedDyn:
-    r"""Dynamic regularisation: the mean of the clients' points, moved on by what they all lack.
+    r"""Dynamic regularisation: the mean of the clients' points, corrected by h.
 
-    With the mean move :math:`\bar\delta = \frac1s \sum_i (w_i - w)` of s survivors among n clients:
+    With the mean update :math:`\bar\delta = \frac1s \sum_i (w_i - w)` of s survivors among n
+    clients:
 
     .. math::
         h \leftarrow h - \alpha\,\frac{s}{n}\,\bar\delta, \qquad
         w \leftarrow w + \bar\delta - h / \alpha
 
-    The clients keep the other half, ``h_i``; h is the mean of theirs. It needs no learning rate.
-
-    Parameters
-    ----------
-    alpha : float
-        The same regulariser as the clients', above 0.
+    ``alpha`` is the clients' regulariser, above 0. The clients keep the other half, ``h_i``; h is
+    the mean of theirs. It needs no learning rate.
 
     References
     ----------
@@ -51,20 +48,14 @@ class FedDyn:
         self._share = share
 
     def step(self, adapter: NDArray[np.float32], gradient: Vector) -> NDArray[np.float32]:
-        """Return the next adapter.
-
-        Parameters
-        ----------
-        adapter : ndarray of float32, shape [D]
-        gradient : ndarray of float64, shape [D]
-            Minus the mean move, noise included.
+        """Return the next adapter; ``gradient`` is minus the mean update, noise included.
 
         Raises
         ------
         NonFiniteError
-            When the move or the step is not finite; the state is then unchanged.
+            The update or the step is not finite; the state is then unchanged.
         RunError
-            When the shapes differ, or nobody said who survived.
+            The shapes differ, or `hear` was not called.
         """
         if gradient.shape != adapter.shape:
             raise RunError(f"a move of shape {gradient.shape} does not fit {adapter.shape}")

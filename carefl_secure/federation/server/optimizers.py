@@ -1,7 +1,7 @@
 """What the server does with the mean gradient it opened: descent on one flat vector.
 
-The opened sum is already private, so every step here is post-processing and costs no budget. The
-rules are those of Reddi et al., *Adaptive Federated Optimization* (ICLR 2021), in float64 until the
+The opened sum is already private, so every step is post-processing and costs no budget. The rules
+are those of Reddi et al., *Adaptive Federated Optimization* (ICLR 2021), in float64 until the
 adapter is written back.
 """
 
@@ -44,27 +44,15 @@ class Listener(Protocol):
     """An optimiser that wants to know more of a round than its mean gradient."""
 
     def hear(self, share: float, noise_variance: float) -> None:
-        """Take the facts of the round whose step comes next; all of them are public.
+        """Take the public facts of the round whose step comes next.
 
-        Parameters
-        ----------
-        share : float
-            Survivors over clients.
-        noise_variance : float
-            Variance of the noise in one entry of the mean gradient.
+        ``share`` is survivors over clients, ``noise_variance`` that of one entry of the mean
+        gradient.
         """
 
 
 def checked(adapter: NDArray[np.float32], gradient: Vector) -> Vector:
-    """Return the adapter in float64, once the gradient fits it and is finite.
-
-    Raises
-    ------
-    NonFiniteError
-        When the gradient is not finite.
-    RunError
-        When the shapes differ.
-    """
+    """Return the adapter in float64; NonFiniteError or RunError when the gradient is unfit."""
     if gradient.shape != adapter.shape:
         raise RunError(
             f"the gradient has shape {gradient.shape}, the adapter {adapter.shape}; "
@@ -78,13 +66,7 @@ def checked(adapter: NDArray[np.float32], gradient: Vector) -> Vector:
 
 
 def narrowed(vector: Vector) -> NDArray[np.float32]:
-    """Write a point back to float32.
-
-    Raises
-    ------
-    NonFiniteError
-        When it does not fit.
-    """
+    """Write a point back to float32; NonFiniteError when it does not fit."""
     with np.errstate(over="ignore"):
         narrow = vector.astype(np.float32)
     if not np.isfinite(narrow).all():
@@ -114,16 +96,9 @@ def _fraction(name: str, value: float) -> float:
 
 
 class FedAvg:
-    """Gradient descent with optional heavy-ball momentum.
+    """Gradient descent with optional heavy-ball momentum, in [0, 1).
 
     ``v = momentum * v + g``, ``adapter = adapter - learning_rate * v``.
-
-    Parameters
-    ----------
-    learning_rate : float
-        Step size, greater than 0.
-    momentum : float, optional
-        In [0, 1).
     """
 
     def __init__(self, learning_rate: float, momentum: float = 0.0) -> None:
@@ -132,18 +107,10 @@ class FedAvg:
         self._velocity: Vector = np.zeros(0)
 
     def step(self, adapter: NDArray[np.float32], gradient: Vector) -> NDArray[np.float32]:
-        """Return ``adapter - learning_rate * v``.
+        """Return ``adapter - learning_rate * v``, float32, shape [D].
 
-        Parameters
-        ----------
-        adapter : ndarray of float32, shape [D]
-        gradient : ndarray of float64, shape [D]
-            Mean clipped gradient of the loss, noise included.
-
-        Raises
-        ------
-        NonFiniteError
-            When the gradient or the step is not finite; the state is then unchanged.
+        ``gradient`` is the mean clipped gradient, float64, shape [D], noise included. Raises
+        NonFiniteError when it or the step is not finite; the state is then unchanged.
         """
         point = checked(adapter, gradient)
         old = self._velocity if self._velocity.size else np.zeros_like(point)
@@ -162,33 +129,32 @@ class FedAvg:
 
 
 class FedAdam:
-    r"""Adam on the server, with bias correction, and where asked for with noise correction.
+    """Adam on the server, with bias correction and optional noise correction.
 
     ``m = b1 m + (1-b1) g``, ``v = b2 v + (1-b2) g^2``,
     ``adapter = adapter - learning_rate * (m / (1-b1^t)) / (sqrt(v / (1-b2^t)) + eps)``.
 
-    With ``noise_correction``, the variance ``u`` of the noise, which is public, is averaged as v
-    is and taken off again, as the square of a noisy gradient is too large by it:
-    ``max(v / (1-b2^t) - u / (1-b2^t), 0.1 u / (1-b2^t))`` stands under the root. The floor keeps an
-    entry without signal from being blown up more than threefold.
+    With ``noise_correction``, the public variance ``u`` of the noise is averaged as v is and
+    subtracted again, as the square of a noisy gradient is too large by it: ``max(v / (1-b2^t) - u /
+    (1-b2^t), 0.1 u / (1-b2^t))`` stands under the root. The floor keeps an entry without signal
+    from growing more than threefold.
 
     Parameters
     ----------
     learning_rate : float
-        Step size, greater than 0: each entry moves by about this much a round.
+        Above 0: each entry changes by about this much a round.
     betas : tuple of float, optional
         Decay of the two averages, each in [0, 1).
     eps : float, optional
-        Added to the root, greater than 0. Noise keeps the root away from 0, so small values are
-        safe.
+        Added to the root, above 0. Noise keeps the root away from 0, so small values are safe.
     noise_correction : bool, optional
-        Whether to take the noise's variance off; `hear` must then come before every step.
+        Whether to subtract the noise's variance; `hear` must then come before every step.
 
     References
     ----------
     Tang, Shpilevskiy and Lécuyer, "DP-AdamBC: Your DP-Adam Is Actually DP-SGD (Unless You Apply
-    Bias Correction)", AAAI 2024 (arXiv 2312.14334). The paper's floor is a constant to be tuned;
-    this one is a share of the noise.
+    Bias Correction)", AAAI 2024 (arXiv 2312.14334), whose floor is a constant; here it is a share
+    of the noise.
     """
 
     def __init__(
@@ -215,20 +181,14 @@ class FedAdam:
         self._heard = noise_variance
 
     def step(self, adapter: NDArray[np.float32], gradient: Vector) -> NDArray[np.float32]:
-        """Return the adapter after one Adam step.
-
-        Parameters
-        ----------
-        adapter : ndarray of float32, shape [D]
-        gradient : ndarray of float64, shape [D]
-            Mean clipped gradient of the loss, noise included.
+        """Return the adapter after one Adam step, float32, shape [D].
 
         Raises
         ------
         NonFiniteError
-            When the gradient or the step is not finite; the state is then unchanged.
+            The gradient or the step is not finite; the state is then unchanged.
         RunError
-            With noise correction, when the noise of this step was not told.
+            With noise correction, `hear` was not called for this step.
         """
         point = checked(adapter, gradient)
         b1, b2 = self.betas

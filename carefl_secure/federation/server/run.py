@@ -41,14 +41,8 @@ _PATIENCE = 60.0  # seconds that a round waits for nodes that are not online
 class FederationResult:
     """What a run ended with.
 
-    Parameters
-    ----------
-    adapter : ndarray of float32, shape [D]
-        After the last finished round.
-    rows : tuple of mapping
-        Figures of every finished round, those before a resumption included.
-    epsilon : float
-        What the server's ledger comes to; infinity without privacy.
+    ``rows`` are the figures of every finished round, those before a resumption included;
+    ``epsilon`` is what the server's ledger comes to, infinity without privacy.
     """
 
     adapter: Adapter
@@ -64,20 +58,11 @@ class Monitoring:
     ----------
     evaluate : callable(adapter) -> mapping, optional
         Figures on public records, every ``evaluate_every`` rounds and after the last.
-    evaluate_every : int
-        Rounds between two evaluations.
-    reporter : Reporter
-        Receives every round.
     follow : callable(Reporter, RunFolder) -> context manager, optional
         Gives the reporter of the rounds, such as one that passes figures on to trackers; entered
         once figures that go beyond the checkpoint are gone.
     record : callable(node, message) -> None, optional
         Sees everything the server sends and receives.
-
-    Raises
-    ------
-    ConfigError
-        When ``evaluate_every`` is below 1.
     """
 
     evaluate: Evaluate | None = None
@@ -129,23 +114,13 @@ def run_federation(
 
     Parameters
     ----------
-    spec : RunSpec
-        What is agreed, and how the clients compute.
     initial : ndarray of float32, shape [D]
         The adapter before the first round; a resumed run takes its checkpoint instead.
-    optimizer : ServerOptimizer
-        The server's step.
     engine : Engine, optional
         Starts the parties; in this process by default. The same noise gives the same adapter on
         every engine.
     monitoring, simulation, performance : optional
-        Nobody observes, nobody drops out and one client works at a time by default.
-    resume : bool
-        Go on from the folder's checkpoint.
-
-    Returns
-    -------
-    FederationResult
+        By default nobody observes, nobody drops out and one client works at a time.
 
     Raises
     ------

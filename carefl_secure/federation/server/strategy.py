@@ -1,8 +1,7 @@
 """Flower's strategy for a sum that only opens as a whole.
 
-`Strategy.start` drives it unchanged on every engine: what comes before the vectors runs while a
-round is configured, what comes after them while it is aggregated, and the training message between
-them is Flower's own. How the sum is made is up to a `ServerSum`.
+`Strategy.start` drives it unchanged on every engine: what comes before the vectors runs in
+`configure_train`, what comes after them in `aggregate_train`. A `ServerSum` makes the sum.
 """
 
 from __future__ import annotations
@@ -57,19 +56,14 @@ class SecureSumStrategy(Strategy):
     """One private gradient step per round.
 
     With S the sum over survivors of clipped per-record gradients and noise, q the sampling rate, N
-    the public number of records, n the clients and s the survivors, the optimizer is given
-    ``g = S / (q N s / n)``. Where clients take local steps, S is the sum of what they moved and
-    ``g = -S / s``. Every number in the divisor is public.
+    the public number of records, n the clients and s the survivors, the optimizer is given ``g = S
+    / (q N s / n)``. Where clients take local steps, S is the sum of their updates and ``g = -S /
+    s``. Every number in the divisor is public.
 
     Parameters
     ----------
-    plan : RunPlan
-        The agreed plan.
-    cohort : Cohort
-        Run, roster and base model.
     ledger : Ledger
-        The server's account of the run. Beside it, on the same disk, is where a round keeps what
-        it needs twice.
+        The server's account of the run. Uploads that a round needs twice are kept in its folder.
     optimizer : ServerOptimizer
         Turns ``g`` into the next adapter.
     on_round : callable(row, adapter) -> None, optional
@@ -77,8 +71,8 @@ class SecureSumStrategy(Strategy):
     finished : int, optional
         Rounds finished before, in a run that is resumed.
     last : int, optional
-        Number of the last round that will be run, as it makes no keys for a next one; all planned
-        rounds by default.
+        Number of the last round that will be run, which prefetches no keys; all planned rounds by
+        default.
     waiting : tuple of float, optional
         Seconds to wait for the replies of one phase; and for all nodes before a round begins, until
         some did not come in time: further rounds take whoever is there.
@@ -129,27 +123,15 @@ class SecureSumStrategy(Strategy):
     ) -> Iterable[Message]:
         """Run what comes before the vectors, write the ledger, and address the training messages.
 
-        Parameters
-        ----------
-        server_round : int
-            Flower's count, from 1 in every start.
-        arrays : ArrayRecord
-            The adapter.
-        config : ConfigRecord
-            Not used: the plan is fixed before the run.
-        grid : Grid
-            The engine.
-
-        Returns
-        -------
-        iterable of Message
+        ``server_round`` is Flower's count, from 1 in every start; ``config`` is not used: the plan
+        is fixed before the run.
 
         Raises
         ------
         BudgetExceededError
-            When the round would overspend; no client was asked for anything then.
+            The round would overspend; no client was asked for anything then.
         CohortError
-            When too few clients or helpers are there.
+            Too few clients or helpers are there.
         CareflError
             The class that a client refused with.
         """
@@ -167,17 +149,14 @@ class SecureSumStrategy(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Add the hidden vectors, have the sum opened, and take the step.
+        """Add the hidden vectors, have the sum opened, take the step, and return the next adapter.
 
-        Returns
-        -------
-        tuple of ArrayRecord and None
-            The next adapter. The figures of the round go to ``on_round`` instead.
+        The figures of the round go to ``on_round`` instead of the returned metrics.
 
         Raises
         ------
         CohortError
-            When too few clients or helpers remain; nothing was opened.
+            Too few clients or helpers remain; nothing was opened.
         CareflError
             The class that a client refused with.
         """

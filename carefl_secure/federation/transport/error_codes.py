@@ -1,10 +1,10 @@
-"""How a refusal travels: a number and a fixed sentence, never a value.
+"""How a refusal is sent: a number and a fixed sentence, never a value.
 
 A party that refuses must stop the run; a client that falls silent must not. Both reach the server
-as Flower error replies, so the number tells them apart. Numbers from 1000 on are ours: the exit
+as Flower error replies, so the number distinguishes them. Numbers from 1000 on are ours: the exit
 code of the error class plus 1000 from a client, plus 2000 from a committee member and plus 3000
-from the key holder. The sentence that goes with a number is fixed here, because the
-text of an error is written for the party's own log and may describe the client's data.
+from the key holder. The sentence is fixed here, because the text of an error is written for the
+party's own log and may describe the client's data.
 """
 
 from __future__ import annotations
@@ -100,18 +100,8 @@ _CLASSES: dict[int, tuple[type[CareflError], Party]] = {
 def refusal(error: CareflError, party: Party = "client") -> Error:
     """Return the Flower error that stands for a refusal.
 
-    Parameters
-    ----------
-    error : CareflError
-        What the party raised.
-    party : {"client", "committee member", "key holder"}, optional
-        Who it is.
-
-    Returns
-    -------
-    flwr.app.Error
-        The party's number plus the exit code, and the fixed sentence of the nearest known class
-        (or of the clause of a site's policy); nothing of the error's own text.
+    It holds the party's number plus the exit code, and the fixed sentence of the nearest known
+    class (or of the clause of a site's policy); nothing of the error's own text.
     """
     if isinstance(error, PolicyError) and error.clause in _CLAUSES:
         number = _POLICY + _CLAUSE_NAMES.index(error.clause)
@@ -128,18 +118,9 @@ def is_dropout(error: Error) -> bool:
 def error_of_reply(error: Error, node: int) -> CareflError:
     """Return the exception the server raises for an error reply that is not a dropout.
 
-    Parameters
-    ----------
-    error : flwr.app.Error
-        Error of the reply. A text that came over the wire is never repeated: it could be anything.
-    node : int
-        Flower's number of the node.
-
-    Returns
-    -------
-    CareflError
-        The class named by the code; `EngineError` for a code that is not ours, which means a fault
-        in the party's software. Which party the code names is the node's own claim.
+    The class named by the code; `EngineError` for a code that is not ours, which means a fault in
+    the party's software. A text that came over the wire is never repeated: it could be anything.
+    Which party the code names is the node's own claim.
     """
     if _POLICY <= error.code < _POLICY + len(_CLAUSES):
         clause = _CLAUSE_NAMES[error.code - _POLICY]

@@ -21,14 +21,8 @@ _PAUSE = 0.5
 class Exchange:
     """Messages of one round.
 
-    Parameters
-    ----------
-    grid : Grid
-        The engine.
-    number : int
-        Number of the round; Flower's group of every message.
-    timeout : float
-        Seconds to wait for the replies of one phase.
+    ``number`` is Flower's group of every message; ``timeout`` is in seconds, for the replies of one
+    phase.
     """
 
     def __init__(self, grid: Grid, number: int, timeout: float) -> None:
@@ -47,12 +41,8 @@ class Exchange:
     ) -> Iterator[tuple[int, RecordDict]]:
         """Send one message per node and yield node and content of the good replies.
 
-        Replies count towards `bytes_per_client`, but for those to ``query.role``.
-
-        Raises
-        ------
-        CareflError
-            The class that a client refused with; `EngineError` for a fault.
+        Replies count towards `bytes_per_client`, but for those to ``query.role``. Raises the class
+        that a client refused with; `EngineError` for a fault.
         """
         replies = self.send(self.address(contents, action))
         return self.accept(replies, counted=action != ROLE)
@@ -81,35 +71,16 @@ class Exchange:
             yield node, reply.content
 
     def bytes_per_client(self, clients: Collection[int]) -> int:
-        """Return the mean number of bytes that a client has sent, over those heard at all.
-
-        Parameters
-        ----------
-        clients : collection of int
-            Nodes of the clients; what helpers sent does not count.
-        """
+        """Return the mean number of bytes that a client's node sent, over those that replied."""
         sent = [count for node, count in self._received.items() if node in clients]
         return round(sum(sent) / max(1, len(sent)))
 
 
 def wait_for_nodes(grid: Grid, wanted: int, patience: float) -> list[int]:
-    """Return the nodes of the engine, once there are enough or patience is at its end.
+    """Return the nodes of the engine, once there are ``wanted`` or ``patience`` seconds are over.
 
-    On a network nodes register one by one while the first round begins; in process they are there.
-
-    Parameters
-    ----------
-    grid : Grid
-        The engine.
-    wanted : int
-        Number of clients in the roster.
-    patience : float
-        Seconds to wait for all of them.
-
-    Returns
-    -------
-    list of int
-        Fewer than ``wanted`` where some never came; the secure sum then decides by its floor.
+    On a network nodes register one by one while the first round begins. Fewer than ``wanted`` may
+    be returned; the secure sum then decides by its floor.
     """
     deadline = time.monotonic() + patience
     nodes = sorted(grid.get_node_ids())

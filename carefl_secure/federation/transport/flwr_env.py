@@ -1,7 +1,6 @@
 """Settings that Flower reads while it is imported; import this module before any part of flwr.
 
-Flower reports usage to its maker and asks for newer versions unless two environment variables say
-otherwise. A value that the person has set is left as it is.
+They turn off usage reports and version checks, unless the user has set the variables.
 """
 
 from __future__ import annotations
@@ -19,10 +18,7 @@ os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
 @contextmanager
 def quiet_flower() -> Iterator[None]:
-    """Keep Flower's round-by-round log lines off the terminal; warnings and errors still pass.
-
-    Progress goes through the reporter instead, so that only the command line decides what is shown.
-    """
+    """Keep Flower's round-by-round log lines off the terminal; warnings and errors still pass."""
     logger = logging.getLogger("flwr")
     before = logger.level
     logger.setLevel(max(before, logging.WARNING))

@@ -50,8 +50,7 @@ def stamp(message: Message) -> Message:
 class _Faults:
     """Turn whatever a client app did not raise on purpose into an `EngineError`.
 
-    A programming fault must end the run: answered with an error reply it would look like a dropout
-    and be hidden by the very code that tolerates dropouts.
+    A programming fault must end the run; an error reply would look like a dropout and be tolerated.
     """
 
     def __init__(self, node: int) -> None:
@@ -79,8 +78,6 @@ class LocalGrid(Grid):
 
     Parameters
     ----------
-    client_app : ClientApp
-        The app that every node runs.
     nodes : int
         Number of nodes. Node ``i`` has Flower's number ``1000 + i`` and ``partition-id`` ``i``.
     workers : int, optional
@@ -88,8 +85,8 @@ class LocalGrid(Grid):
         thread.
     drop : callable(node, message) -> bool, optional
         Asked twice for every exchange: with the message on its way in and with the reply on its way
-        out (which names the message it replies to). True loses it, as a network would: a lost
-        message was never handled, a lost reply was.
+        out (which names the message it replies to). True loses it: a lost message was never
+        handled, a lost reply was.
     record : callable(node, message) -> None, optional
         Sees, in order, every message the server sends and every reply that reaches it: the server's
         whole view of the clients.
@@ -97,8 +94,8 @@ class LocalGrid(Grid):
     Notes
     -----
     Messages and replies are deep copies, so neither side can change what the other holds. Time
-    limits have no meaning in process and are ignored. A copy is not a serialisation: a change of
-    message formats also needs a run over a real loopback network.
+    limits are ignored. A copy is not a serialisation: a change of message formats also needs a run
+    over a real loopback network.
 
     Guarantees
     ----------
@@ -164,23 +161,13 @@ class LocalGrid(Grid):
         return list(self._contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Let the nodes handle the messages and keep their replies.
-
-        Parameters
-        ----------
-        messages : iterable of Message
-            One message per exchange.
-
-        Returns
-        -------
-        iterable of str
-            One id per message, to ask `pull_messages` with.
+        """Let the nodes handle the messages and keep their replies; return one id per message.
 
         Raises
         ------
         EngineError
-            When a client app fails with anything but a refusal or a lost connection, or a message
-            names no node of this grid.
+            A client app fails with anything but a refusal or a lost connection, or a message names
+            no node of this grid.
         """
         self._settle()
         return [self._keep(message, reply) for message, reply in self._exchanges(messages)]
@@ -194,12 +181,8 @@ class LocalGrid(Grid):
     ) -> Iterable[Message]:
         """Send messages and yield the replies that come back, each as soon as it is there.
 
-        The nodes work while the result is iterated; ``timeout`` is ignored.
-
-        Raises
-        ------
-        EngineError
-            While the result is iterated, as `push_messages` does.
+        The nodes work, and `push_messages`'s errors are raised, while the result is iterated;
+        ``timeout`` is ignored.
         """
         self._settle()
         self._open = self._exchanges(messages)
@@ -226,10 +209,7 @@ class LocalGrid(Grid):
                 yield reply
 
     def _exchanges(self, messages: Iterable[Message]) -> Exchanged:
-        """Deliver messages in order; yield each with its reply, or with None where that was lost.
-
-        Several workers run ahead of the reply that is waited for, but only so far.
-        """
+        """Deliver messages in order; yield each with its reply, or with None where it was lost."""
         if self._workers == 1:
             for message in messages:
                 sent = self._stamped(message)

@@ -1,8 +1,7 @@
 """Packing of protocol bytes into Flower records, and strict unpacking.
 
 Everything but the adapter is integers, byte strings, lists of clients' indices, and maps from a
-client's index to bytes. A message with a missing, extra or wrongly typed field is refused; nothing
-is guessed.
+client's index to bytes. A message with a missing, extra or wrongly typed field is refused.
 """
 
 from __future__ import annotations
@@ -39,18 +38,10 @@ Value = int | bytes | Collection[int] | Mapping[int, bytes]
 
 
 def pack(**fields: Value) -> RecordDict:
-    """Put named values into one Flower record.
+    """Put named values into one Flower record, as one `ConfigRecord`.
 
-    Parameters
-    ----------
-    **fields : int, bytes, collection of int, or mapping of int to bytes
-        A mapping is stored as two parallel lists, ordered by key; a collection of integers is
-        stored sorted.
-
-    Returns
-    -------
-    RecordDict
-        Holds one `ConfigRecord` and nothing else.
+    A mapping is stored as two parallel lists, ordered by key; a collection of integers is stored
+    sorted.
     """
     record = ConfigRecord()
     for name, value in fields.items():
@@ -66,23 +57,10 @@ def pack(**fields: Value) -> RecordDict:
 
 
 class Fields:
-    """A received record of which exactly the named fields are accepted.
+    """A received record of which exactly the named fields are accepted; else ProtocolError.
 
-    Parameters
-    ----------
-    content : RecordDict
-        What came over the wire.
-    names : str
-        Names as given to `pack`.
-    maps : collection of str, optional
-        Names of the fields that are maps from an index to bytes.
-    name : str, optional
-        Name of the record itself.
-
-    Raises
-    ------
-    ProtocolError
-        When a field is missing or one more is there than named.
+    ``names`` are as given to `pack`, ``maps`` those of maps from an index to bytes, ``name`` that
+    of the record itself.
     """
 
     def __init__(
@@ -142,10 +120,7 @@ def pack_adapter(vector: NDArray[np.float32]) -> ArrayRecord:
 def unpack_adapter(record: ArrayRecord, dimension: int) -> NDArray[np.float32]:
     """Take the flat adapter out again.
 
-    Raises
-    ------
-    ProtocolError
-        When the record holds anything but one float32 vector of length ``dimension``.
+    Raises ProtocolError unless the record holds exactly one float32 vector of length ``dimension``.
     """
     if list(record) != [_ADAPTER]:
         raise ProtocolError(f"the model message must hold exactly one array named {_ADAPTER!r}")
@@ -187,10 +162,7 @@ def vector_hash(vector: NDArray[np.float32]) -> bytes:
 
 
 def payload_bytes(content: RecordDict) -> int:
-    """Count the bytes of a message's own values, without Flower's envelope.
-
-    An integer counts 8 bytes, a byte string and an array their length.
-    """
+    """Count the bytes of a message's own values, without Flower's envelope; 8 for an integer."""
     total = 0
     for record in content.values():
         if isinstance(record, ArrayRecord):

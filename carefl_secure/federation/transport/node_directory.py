@@ -1,7 +1,7 @@
 """Which node speaks for which client or helper; asked once a run, where there are helpers.
 
-On a network node numbers say nothing, so every node is asked. Its answer is only a claim: keys in
-the cohort prove each message later.
+Node numbers on a network say nothing. A node's answer is only a claim: keys in the cohort prove
+each message later.
 """
 
 from __future__ import annotations
@@ -26,13 +26,7 @@ def role_message(index: int, helper: bool) -> RecordDict:
 
 
 class Directory:
-    """The roles of the nodes that were heard.
-
-    Parameters
-    ----------
-    clients, helpers : int
-        How many there are of each.
-    """
+    """The roles of the nodes that were heard; ``clients`` and ``helpers`` are counts."""
 
     def __init__(self, clients: int, helpers: int) -> None:
         self._limits: Sequence[int] = (clients, helpers)
@@ -41,10 +35,8 @@ class Directory:
     def learn(self, exchange: Exchange, nodes: Collection[int]) -> None:
         """Ask the nodes not known yet, and forget those that are gone.
 
-        Raises
-        ------
-        ProtocolError
-            When two nodes claim one place, or one claims a place that does not exist.
+        Raises ProtocolError when two nodes claim one place, or one claims a place that does not
+        exist.
         """
         self._roles = {node: role for node, role in self._roles.items() if node in nodes}
         unknown = [node for node in nodes if node not in self._roles]
