@@ -15,18 +15,9 @@ ENGINES = ("inprocess", "ray", "superlink")
 
 
 def choose_engine(name: str) -> Callable[[Config, Reporter], Engine] | None:
-    """Return what makes an engine for a configuration; None for this process.
+    """Return what makes an engine, ``inprocess``, ``ray`` or ``superlink``; None for this process.
 
-    Parameters
-    ----------
-    name : {"inprocess", "ray", "superlink"}
-
-    Raises
-    ------
-    ConfigError
-        When the name is unknown.
-    EngineError
-        When Ray is asked for and not installed.
+    Raises `ConfigError` for an unknown name, `EngineError` when Ray is chosen but not installed.
     """
     if name == "inprocess":
         return None

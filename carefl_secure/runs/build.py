@@ -174,10 +174,7 @@ def run_options(config: Config, evaluate: Evaluate, reporter: Reporter) -> dict[
 
 
 def make_optimizer(config: Config, adapter: Adapter, finished: int = 0) -> ServerOptimizer:
-    """Return the server's step after some finished rounds.
-
-    There is one for each half where the halves of the adapter take turns.
-    """
+    """Return the server's step after some finished rounds; one per half where halves alternate."""
 
     def make() -> ServerOptimizer:
         federation, rate = config.federation, config.server_lr
@@ -197,8 +194,8 @@ def key_source(
 ) -> Callable[[int], KeySource]:
     """Return the source of every client's keys: the system's entropy unless tests set a seed.
 
-    Keys that tests can predict follow from seed, stage and client, so no stage repeats another's.
-    The folder ``kept`` records which of them were drawn, so that a resumed run repeats none.
+    Predictable keys follow from seed, stage and client, so no stage repeats another's. The folder
+    ``kept`` records which were drawn, so that a resumed run repeats none.
     """
     if not config.unsafe_deterministic_noise:
         return system_keys
@@ -214,9 +211,9 @@ def key_source(
 def base_hash_of(digest: bytes, config: Config, stage: Stage | None = None) -> bytes:
     """Hash what all parties must share besides the plan: base weights, adapter, code version.
 
-    SHA-256 over the digest of the weights and canonical JSON, so that equal settings hash the same
-    in whatever order they were given. For a named stage the whole agreement enters as well, and
-    what of earlier stages is frozen under it.
+    SHA-256 over the digest of the weights and canonical JSON, independent of the order of settings.
+    For a named stage the whole agreement enters as well, and what of earlier stages is frozen under
+    it.
     """
     # Where a client keeps its captions is its own affair; of a prompt the words count.
     model = config.model.model_dump(mode="json", exclude={"context_cache", "prompt"})

@@ -21,10 +21,10 @@ __all__ = ["Contexts", "caption_parts", "captions_of", "load_contexts"]
 
 @dataclass(frozen=True)
 class Contexts:
-    """One caption for each record of a run; they enter the prompt, and no message.
+    """One caption per record of a run, used in the prompt and in no message.
 
-    ``private`` is in the order of ``corpora.private``, and each client sees its own share only;
-    ``public`` and ``test`` are of the server's own images.
+    ``private`` follows ``corpora.private``, and each client sees its own share only; ``public`` and
+    ``test`` are of the server's own images.
     """
 
     private: list[str]

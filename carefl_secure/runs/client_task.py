@@ -26,9 +26,9 @@ Vector = npt.NDArray[np.float32]
 class ModelTask:
     """One client's work: a ``LocalTask`` on a real model.
 
-    The clients of one process share the frozen base and the adapter object; each loads the round's
-    adapter before it uses it. The ``learner`` holds this client's cached features and labels;
-    ``people`` are indices into it, one array per person, for the unit person.
+    Clients of one process share the frozen base and the adapter object; each loads the round's
+    adapter before use. ``learner`` holds this client's cached features and labels; ``people`` are
+    indices into it, one array per person, for the unit person.
     """
 
     learner: RecordLosses

@@ -40,25 +40,14 @@ _LEAST = 40
 
 @dataclass(frozen=True)
 class Corpora:
-    """What a run works on.
+    """The corpora of a run.
 
-    Parameters
-    ----------
-    private : Corpus
-        What the promise is about; only clients see it.
-    public : Corpus
-        Open to everybody: decision thresholds are chosen on it.
-    test : Corpus
-        Scored on the server; not protected.
-    open : Corpus
-        Unprotected as well: the simple baselines are fitted on it. On the embedded corpus it is
-        drawn separately, with the private annotators' habits; otherwise it is ``public``.
-    shares : list of ndarray of int64
-        Indices into ``private``, one array per client, disjoint.
-    duplicates : str
-        What was found and done about equal images; empty for the embedded corpus.
-    equal : tuple of tuple of int
-        Private records that show equal images.
+    Only clients see ``private``, which the privacy promise covers. ``public``, open to everybody,
+    serves to choose decision thresholds; ``test`` is scored on the server. The simple baselines are
+    fitted on ``open``: on the embedded corpus drawn separately, with the private annotators'
+    habits, otherwise ``public``. ``shares`` are disjoint indices into ``private``, one int64 array
+    per client. ``duplicates`` says what was done about equal images, empty for the embedded corpus;
+    ``equal`` groups the private records that show equal images.
     """
 
     private: Corpus
@@ -211,10 +200,7 @@ def _labelled(corpus: Corpus | None, path: Path) -> Corpus:
 
 
 def open_only(found: Corpora, config: Config) -> Corpora:
-    """Return the server's corpora: what would be private goes to the public and test splits.
-
-    ``found`` is as read on one machine; nobody has a share yet.
-    """
+    """Return the server's corpora, without shares; private records go to public and test splits."""
     nothing: Corpus = Subset(found.private, ())
     if config.data.synthetic:  # drawn apart already
         return Corpora(nothing, found.public, found.test, found.open, [], found.duplicates)

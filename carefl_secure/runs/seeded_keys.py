@@ -12,8 +12,8 @@ __all__ = ["KeptKeys"]
 class KeptKeys:
     """Keys from a seed, continued where an earlier process stopped; only tests have a seed.
 
-    ``source`` is at its beginning; the file at ``path``, made when missing, has one line per key
-    that was drawn, holding its label.
+    ``source`` is at its beginning; the file ``path`` has one line, the label, per key that was
+    drawn.
 
     Guarantees
     ----------

@@ -11,10 +11,9 @@ __all__ = ["RunSummary", "StageSummary"]
 
 @dataclass(frozen=True)
 class StageSummary:
-    """What one stage changed, both scored with the labels of the stage.
+    """One stage's ``mAP`` and ``macro_f1``, at its start and at its end, with its own labels.
 
-    ``name`` is its number and label space, as ``2-compound``; ``before`` and ``after`` hold ``mAP``
-    and ``macro_f1`` at its start, with what it was handed, and at its end.
+    ``name`` is its number and label space, as ``2-compound``.
     """
 
     name: str
@@ -28,9 +27,9 @@ class RunSummary:
 
     ``rows`` are the figures of every round; ``baselines`` the test mAP of the simple baselines,
     empty where switched off; ``before`` and ``after`` ``mAP`` and ``macro_f1`` of the untuned and
-    the tuned model on the test split, of a run in stages with the labels of the last; ``promise``
-    the privacy sentence, for all stages together; ``seconds`` the wall time; ``stages`` empty for a
-    run in one stage.
+    the tuned model on the test split, with the labels of the last stage; ``promise`` the privacy
+    sentence, for all stages together; ``seconds`` the wall time; ``stages`` empty for a run in one
+    stage.
     """
 
     folder: Path

@@ -1,13 +1,13 @@
 """One run from a configuration: a folder, one promise, and one stage or several.
 
-Stages train on the same records under other labels. The plans of all stages are fixed before the
-first round (`plan_stages`); every round of every stage is written into the same ledgers, which hold
-the sum to the run's one target. Stages differ in the name and the plan that their rounds are agreed
-on, so no context, mask or key is shared. A plain run is a run of one stage without a name.
+Stages train on the same records under other labels. All plans are fixed before the first round
+(`plan_stages`), and all rounds share the same ledgers, which hold the sum to the run's one target.
+Stages differ in the name and the plan that their rounds are agreed on, so no context, mask or key
+is shared. A plain run is a run of one stage without a name.
 
-Handover. *carry*: the next stage goes on with the same adapter, under a fresh optimizer.
-*restart*: it begins with the fresh adapter that the first began with. *merge*: the adapter is
-frozen, a fresh one is trained on top, and they are saved as one (`StackedAdapter`).
+Handover. *carry*: the next stage goes on with the same adapter, under a fresh optimizer. *restart*:
+it begins with the fresh adapter that the first began with. *merge*: the adapter is frozen, a fresh
+one is trained on top, and they are saved as one (`StackedAdapter`).
 """
 
 from __future__ import annotations
@@ -67,18 +67,9 @@ def train(
 ) -> RunSummary:
     """Federate one run and keep it in a folder.
 
-    Parameters
-    ----------
-    config : Config
-    reporter : Reporter
-    resume : Path, optional
-        Folder of an interrupted run, which then goes on; ``config`` must be that run's own.
-    engine : callable(Config, Reporter) -> Engine, optional
-        Where the clients are; in this process by default. A run in stages takes no other.
-
-    Returns
-    -------
-    RunSummary
+    With ``resume``, the folder of an interrupted run, that run goes on; ``config`` must be its own.
+    ``engine`` says where the clients are, in this process by default; a run in stages takes no
+    other.
 
     Raises
     ------

@@ -18,8 +18,8 @@ MOST_PEERS = 1000
 def default_min_survivors(clients: int) -> int:
     """Return the fewest clients a round may end with: ``floor(2 n / 3) + 1``.
 
-    Two sets of that size out of ``n`` share more than a third of the clients, so a server cannot
-    get two different sets of survivors signed unless that many clients sign twice.
+    Two such sets out of ``n`` share more than a third of the clients, so a server cannot get two
+    different sets of survivors signed unless that many clients sign twice.
     """
     return 2 * clients // 3 + 1
 

@@ -15,12 +15,8 @@ __all__ = ["ServerAddress"]
 class ServerAddress:
     """Where a running server can be reached on its own machine; the content of ``address``.
 
-    Parameters
-    ----------
-    address : str
-        ``host:port`` of the SuperLink.
-    socket : Path
-        Where its ServerApp looks for the process that runs the rounds.
+    ``address`` is the ``host:port`` of the SuperLink; ``socket`` is where its ServerApp looks for
+    the process that runs the rounds.
     """
 
     address: str
@@ -33,13 +29,7 @@ class ServerAddress:
 
     @classmethod
     def read(cls, bundle: Path) -> ServerAddress:
-        """Read what `write` left.
-
-        Raises
-        ------
-        EngineError
-            When no server runs from this bundle.
-        """
+        """Read what `write` left; `EngineError` when no server runs from this bundle."""
         try:
             raw = json.loads((bundle / "address").read_text())
             return cls(str(raw["address"]), Path(raw["socket"]))

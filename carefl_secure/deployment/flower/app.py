@@ -1,9 +1,9 @@
 """What ``flwr run .`` starts: the demonstration of one machine, and never a run between sites.
 
-On a SuperLink of ``carefl-secure server start`` this app refuses: such a run is signed by its
-submitter, and `carefl-secure submit` does that. Everywhere else, in Flower's simulation above all,
-it runs ``carefl-secure train`` on the embedded corpus with the package that is installed. Flower's
-own nodes take no part in that; ``--engine ray`` has them do the work.
+On a SuperLink of ``carefl-secure server start`` this app refuses: runs there are signed and
+submitted with ``carefl-secure submit``. Elsewhere, as in Flower's simulation, it runs
+``carefl-secure train`` on the embedded corpus with the installed package. Flower's own nodes take
+no part in that; ``--engine ray`` has them do the work.
 """
 
 from __future__ import annotations
@@ -34,11 +34,8 @@ server = ServerApp()
 def command(settings: Mapping[str, object]) -> list[str]:
     """Return the command line of the demonstration.
 
-    Parameters
-    ----------
-    settings : mapping
-        Flower's run configuration, ``[tool.flwr.app.config]`` in ``pyproject.toml``; its words are
-        the options of ``carefl-secure train``.
+    The keys of ``settings``, Flower's run configuration, are the options of ``carefl-secure
+    train``.
     """
     words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
     # The app bundle holds no weights; -P keeps this program off its copy of the package.
@@ -47,13 +44,7 @@ def command(settings: Mapping[str, object]) -> list[str]:
 
 @server.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run the demonstration.
-
-    Raises
-    ------
-    RuntimeError
-        On the server of a deployment, and when the demonstration fails.
-    """
+    """Run the demonstration; `RuntimeError` when it fails, or on the server of a deployment."""
     if SERVER_SOCKET in os.environ:
         raise RuntimeError(REFUSAL)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

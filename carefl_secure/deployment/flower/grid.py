@@ -27,18 +27,10 @@ _LOOK = 1.0
 class SuperLinkGrid(Grid):
     """Send messages through the ServerApp of a Flower run, over a Unix socket.
 
-    Parameters
-    ----------
-    path : Path
-        The socket; its folder must be the owner's alone.
-    alive : callable() -> None, optional
-        Called about once a second while the ServerApp or an answer of it is waited for; raises when
-        waiting makes no sense any more. May be replaced once the ServerApp is there.
-
-    Notes
-    -----
-    The strategy, the ledger and the adapter stay in the process that holds this object. The
-    ServerApp that Flower starts only carries messages.
+    The folder of the socket ``path`` must be the owner's alone. ``alive`` is called about once a
+    second while waiting, raises when waiting has become pointless, and may be replaced once
+    connected. The strategy, the ledger and the adapter stay in this process; the ServerApp only
+    carries messages.
     """
 
     def __init__(self, path: Path, alive: Callable[[], None] = lambda: None) -> None:
@@ -56,13 +48,7 @@ class SuperLinkGrid(Grid):
         self.places: dict[int, int] = {}
 
     def connect(self, patience: float) -> None:
-        """Wait until the ServerApp is there.
-
-        Raises
-        ------
-        EngineError
-            When it does not come.
-        """
+        """Wait for the ServerApp to connect; `EngineError` when it does not."""
         end = time.monotonic() + patience
         while self._link is None:
             try:
@@ -114,12 +100,7 @@ class SuperLinkGrid(Grid):
         """Send messages and yield the replies that come back in time, as they come.
 
         Only a few replies are held at once. What was not asked for is dropped when the next
-        exchange begins.
-
-        Raises
-        ------
-        EngineError
-            When the ServerApp is gone; also while the result is iterated.
+        exchange begins. Raises `EngineError`, also during iteration, when the ServerApp is gone.
         """
         sent = [m for m in messages if not self._lost(m.metadata.dst_node_id, m)]
         if not sent:

@@ -1,9 +1,8 @@
-"""What ends the processes of a deployment on one machine when their owner is killed outright.
+"""Ends the processes of a deployment on one machine when their owner is killed outright.
 
-SIGKILL leaves no time to stop anything, and Flower's servers do not notice that whoever started
-them is gone. A guard does: its standard input ends with its owner.
-
-``python guard.py FOLDER`` is made of the standard library alone, so that it costs next to nothing.
+SIGKILL leaves no time to stop anything, and Flower's servers do not notice that their owner is
+gone. The standard input of a guard ends with its owner. ``python guard.py FOLDER`` needs the
+standard library alone, so it costs next to nothing.
 """
 
 from __future__ import annotations
@@ -25,13 +24,7 @@ _PATIENCE = 5.0
 
 
 class Guard:
-    """Watches over processes and a folder with keys until it is released.
-
-    Parameters
-    ----------
-    folder : Path
-        Erased when the owner is killed.
-    """
+    """Watches processes and a folder with keys, erased if the owner is killed, until released."""
 
     def __init__(self, folder: Path) -> None:
         self._process = subprocess.Popen(

@@ -1,22 +1,20 @@
 """Flower's own commands, imported once and forked; the one module that touches Flower's internals.
 
-Flower starts one ``flwr-clientapp`` for each message of each node, and nearly all that it does is
-to import Flower: more than a second of a core. Here a process that has imported all of Flower's
-commands stays next to the SuperNode, and what the SuperNode starts by name is forked from it.
+Flower starts one ``flwr-clientapp`` per message and node, and spends more than a second of a core
+on importing itself. Here a process that has imported all of Flower's commands stays next to the
+SuperNode, and what the SuperNode starts by name is forked from it.
 
-What is internal, tried on Flower 1.41 and 1.42 (`TESTED_FLOWER`, given on the command line):
+Internals used, tried on Flower 1.41 and 1.42 (`TESTED_FLOWER`, given on the command line):
 
 * the console scripts that Flower's package lists are called in this process, with their own
   arguments; stand-ins for the commands that a server starts come first on its ``PATH``;
 * the module ``time`` in the loop of a SuperNode is replaced by `Paced`.
 
-With any other Flower the plain command is run instead, and the log says so. The grids of this
-package import one more internal, the type `Run`, which Flower's public abstract class `Grid` asks
-for.
+Any other Flower runs the plain command, and the log says so. The grids of this package import one
+more internal, the type `Run`, which Flower's public abstract class `Grid` asks for.
 
-Run by its path, ``python -P prefork.py FOLDER TESTED COMMAND ...``, and made of Flower and the
-standard library alone: importing the rest of this package would cost what is to be saved. With the
-command ``flwr`` and no more it answers one ``flwr`` command after another instead.
+Run by path, ``python -P prefork.py FOLDER TESTED COMMAND ...``, this file imports only Flower and
+the standard library. With the command ``flwr`` alone it answers ``flwr`` commands in turn.
 
 Guarantees
 ----------
@@ -68,29 +66,17 @@ _log = logging.getLogger("flwr")
 
 
 def load(*names: str) -> dict[str, Callable[[], object]]:
-    """Import Flower's commands by the names that its package lists.
-
-    Raises
-    ------
-    KeyError
-        When this Flower has no such command.
-    """
+    """Import Flower's commands by the names its package lists; `KeyError` if one is missing."""
     listed = {one.name: one for one in importlib.metadata.distribution("flwr").entry_points}
     return {name: listed[name].load() for name in names}
 
 
 class Paced:
-    """Stands for the module ``time`` in the loop of a SuperNode and shortens its sleeps.
+    """Replaces the module ``time`` in the loop of a SuperNode, with shorter sleeps.
 
-    A node without work asks again after a tenth of the time that it has been without, between 0.1
-    second and what Flower itself would sleep: waiting grows by a tenth at most, and a node that has
-    long been idle asks as seldom as Flower's own. A node that waits for its app to answer looks
-    into its own memory 20 times a second.
-
-    Parameters
-    ----------
-    clock : callable() -> float, optional
-    sleep : callable(float), optional
+    An idle node asks again after a tenth of the time it has been idle, between 0.1 second and
+    Flower's own sleep: waiting grows by a tenth at most. A node that waits for its app to answer
+    checks its own memory 20 times a second.
     """
 
     _LEAST, _ANSWER, _IDLE = 0.1, 0.05, 1.0
@@ -118,13 +104,7 @@ class Paced:
 
 
 def pace() -> None:
-    """Let the SuperNode of this process sleep as `Paced` does.
-
-    Raises
-    ------
-    ImportError
-        When Flower's loop is not where it was.
-    """
+    """Let this process's SuperNode sleep as `Paced` does; `ImportError` if Flower's loop moved."""
     from flwr.supernode import start_client_internal as loop
 
     if vars(loop).get("time") is not time:
@@ -150,10 +130,7 @@ def _listen(folder: Path) -> socket.socket:
 
 
 def _serve(listener: socket.socket, parent: int) -> list[str]:
-    """Fork for everyone who asks; return, in the forked process only, the command line.
-
-    Ends with the process that holds the other end of ``parent``.
-    """
+    """Fork for every caller until ``parent`` closes; return the command line in the fork alone."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for what is forked here
     while True:
         ready, _, _ = select.select([listener.fileno(), parent], [], [])
@@ -184,10 +161,7 @@ def _plain(words: list[str], why: str) -> NoReturn:
 
 
 def _console() -> list[str]:
-    """Answer lines that hold a ``flwr`` command each; return, in the forked process only, one.
-
-    A line in is a JSON list of words, a line out a JSON string: what the command said.
-    """
+    """Answer lines (JSON lists of words) with what ``flwr`` said; return one in the fork alone."""
     answers = os.fdopen(os.dup(1), "w")  # a pipe to whoever asks, and no terminal
     while line := sys.stdin.readline():
         words = ["flwr", *json.loads(line)]

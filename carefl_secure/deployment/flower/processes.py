@@ -29,13 +29,7 @@ def free_port() -> int:
 
 
 def interrupt_on_terminate() -> Callable[[], None]:
-    """Let SIGTERM, which service managers and containers send, end a command as Ctrl-C does.
-
-    Returns
-    -------
-    callable() -> None
-        Puts the former handler back.
-    """
+    """Let SIGTERM end a command as Ctrl-C does; return what puts the former handler back."""
     if threading.current_thread() is not threading.main_thread():
         return lambda: None
 
@@ -47,12 +41,9 @@ def interrupt_on_terminate() -> Callable[[], None]:
 
 
 class Processes:
-    """Named processes, each the head of a group of its own, so that its children end with it.
+    """Named processes, each the head of its own group, so that its children end with it.
 
-    Parameters
-    ----------
-    logs : Path
-        Folder for their output, one file each.
+    ``logs`` is the folder for their output, one file each.
     """
 
     def __init__(self, logs: Path) -> None:
@@ -65,10 +56,7 @@ class Processes:
     ) -> subprocess.Popen[bytes]:
         """Start one process; its standard input ends when this process does.
 
-        Raises
-        ------
-        EngineError
-            When the program is missing.
+        Raises `EngineError` when the program is missing.
         """
         log = (self._logs / f"{name}.log").open("ab")
         try:
@@ -94,13 +82,7 @@ class Processes:
         return [process.pid for _, process, _ in self._running]
 
     def check(self) -> None:
-        """Raise when one of them has ended on its own.
-
-        Raises
-        ------
-        EngineError
-            Naming the process and its log.
-        """
+        """Raise an `EngineError` with name and log when one of them has ended on its own."""
         for name, process, _ in self._running:
             code = process.poll()
             if code is not None:

@@ -3,10 +3,8 @@
 A SuperNode runs whatever app its SuperLink sends it, so the app must hold nothing worth having. The
 client relay hands every message to the site's own agent over a Unix socket and returns its answer;
 the server relay does the same between Flower's Grid and the process that runs the rounds. Keys,
-records, ledger and policy stay with the agent, which Flower neither delivers nor starts.
-
-This file imports nothing but Flower and the standard library, because a copy of it is the whole
-Flower app bundle.
+records, ledger and policy stay with the agent, which Flower neither delivers nor starts. A copy of
+this file is the whole Flower app, so it imports only Flower and the standard library.
 """
 
 from __future__ import annotations
@@ -60,10 +58,7 @@ _MOST = 1 << 31
 def send(link: Connection, head: Mapping[str, Any], contents: Sequence[RecordDict] = ()) -> None:
     """Write a head of JSON values and any number of Flower records to a socket.
 
-    Raises
-    ------
-    TypeError
-        When a record is neither a `ConfigRecord` nor an `ArrayRecord`.
+    Raises `TypeError` for a record that is neither a `ConfigRecord` nor an `ArrayRecord`.
     """
     blobs: list[bytes] = []
     places: dict[int, int] = {}  # what many contents share, such as an adapter, is sent once
@@ -96,13 +91,7 @@ def send(link: Connection, head: Mapping[str, Any], contents: Sequence[RecordDic
 
 
 def receive(link: Connection) -> tuple[dict[str, Any], list[RecordDict]]:
-    """Read what `send` wrote.
-
-    Raises
-    ------
-    EOFError, ConnectionError
-        When the other side is gone.
-    """
+    """Read what `send` wrote; `EOFError` or `ConnectionError` when the other side is gone."""
     frame = link.recv_bytes(_MOST)
     whole = json.loads(frame[4:])
     blobs = [link.recv_bytes(_MOST) for _ in range(int.from_bytes(frame[:4], "big"))]
@@ -176,8 +165,8 @@ def _exchange(
         Message(content, int(node), action, group_id=head["group"])
         for content, node, action in zip(contents, head["nodes"], head["actions"], strict=True)
     ]
-    # Own polling: `send_and_receive` looks every three seconds only. Every look costs the SuperLink
-    # work, so that waiting long means looking seldom: a tenth of the wait is lost at most.
+    # `send_and_receive` polls every 3 s only. Each poll costs the SuperLink work, so the interval
+    # grows with the wait: a tenth of the wait is lost at most.
     ids = list(grid.push_messages(messages))
     open_ids = {name: place for place, name in enumerate(ids) if name}
     begun = time.monotonic()

@@ -1,7 +1,7 @@
-"""Flower's SuperLink and SuperNodes, driven from here: start, register, submit, ask for the status.
+"""Flower's SuperLink and SuperNodes as subprocesses: start, register, submit, ask for the status.
 
-What is submitted is only the relay. ``flwr run`` ends with 0 also for a failed run, so the status
-that the SuperLink lists is the one that counts.
+Only the relay is submitted. ``flwr run`` exits with 0 also for a failed run, so the status that the
+SuperLink lists is the one that counts.
 """
 
 from __future__ import annotations
@@ -74,15 +74,8 @@ def server_command(
 ) -> list[str]:
     """Return the command line of a SuperLink with TLS that only registered nodes may join.
 
-    Parameters
-    ----------
-    bundle : Path
-    host : str
-    port : int
-    state : Path or None
-        Its database; None keeps all in memory.
-    prefork_in : Path, optional
-        A new folder for `prefork`, readable by the owner alone; without it Flower's plain command.
+    ``state`` is its database (None: in memory). ``prefork_in`` is a new folder for `prefork`,
+    readable by the owner alone; without it Flower's plain command is used.
     """
     return [
         *_command("flower-superlink", prefork_in),
@@ -99,15 +92,8 @@ def server_command(
 def node_command(bundle: Path, server: str, agent: Path, *, plain: bool = False) -> list[str]:
     """Return the command line of a SuperNode; its own runtime port stays on the loopback.
 
-    Parameters
-    ----------
-    bundle : Path
-    server : str
-        ``host:port``.
-    agent : Path
-        The agent's socket; a folder for `prefork` is made next to it.
-    plain : bool, optional
-        Flower's own command instead.
+    ``server`` is ``host:port``; ``agent`` is the agent's socket, next to which a folder for
+    `prefork` is made unless ``plain`` asks for Flower's own command.
     """
     return [
         *_command("flower-supernode", None if plain else agent.with_suffix(".prefork")),
@@ -136,16 +122,9 @@ def flower_environment(home: Path, **more: str) -> dict[str, str]:
 
 
 class Link:
-    """A running SuperLink, as its operator sees it.
+    """A running SuperLink at ``host:port``, as its operator sees it.
 
-    Parameters
-    ----------
-    address : str
-        ``host:port``.
-    ca : Path
-        The authority's certificate.
-    home : Path
-        Folder for Flower's own settings; one per deployment.
+    ``ca`` is the authority's certificate; ``home`` holds Flower's own settings, one per deployment.
     """
 
     def __init__(self, address: str, ca: Path, home: Path) -> None:
@@ -171,13 +150,7 @@ class Link:
             return False
 
     def wait(self, patience: float, alive: Callable[[], None] = lambda: None) -> None:
-        """Wait until it is healthy.
-
-        Raises
-        ------
-        EngineError
-            When it is not in time.
-        """
+        """Wait until it is healthy; raise `EngineError` when it is not in time."""
         self._start_console()  # while the SuperLink starts
         end = time.monotonic() + patience
         while not self.healthy():
@@ -191,26 +164,14 @@ class Link:
             time.sleep(_PAUSE)
 
     def register(self, keys: Sequence[Path]) -> None:
-        """Register public node keys; one that is registered already is left as it is.
-
-        Raises
-        ------
-        EngineError
-            When the SuperLink refuses one.
-        """
+        """Register public node keys not yet known to it; `EngineError` when one is refused."""
         for key in keys:
             said, text = self._ask("supernode", "register", str(key), "carefl")
             if not said.get("success") and "already" not in text.lower():
                 raise EngineError(f"the SuperLink did not register {key.name}: {text.strip()}")
 
     def submit(self, app: Path) -> str:
-        """Submit the relay and return the run's number.
-
-        Raises
-        ------
-        EngineError
-            When the SuperLink does not take it.
-        """
+        """Submit the relay and return the run's number; `EngineError` when it is not accepted."""
         said, text = self._ask("run", str(app), "carefl")
         self.close()
         if not said.get("success"):
@@ -293,16 +254,8 @@ def start_server(
 ) -> None:
     """Start a SuperLink from a server bundle.
 
-    Parameters
-    ----------
-    processes : Processes
-    bundle : Path
-    host : str
-    port : int
-    socket : Path
-        Where the process that runs the rounds listens.
-    lasting : bool, optional
-        Keep the nodes' registrations on disk, so that they outlive the SuperLink.
+    ``socket`` is where the process that runs the rounds listens. ``lasting`` keeps the nodes'
+    registrations on disk, so that they outlive the SuperLink.
     """
     settings = {relay.SERVER_SOCKET: str(socket), POLL: "0.5"}  # its tasks are runs, not messages
     state = bundle / "state.db" if lasting else None

@@ -28,13 +28,7 @@ _SKEW = timedelta(minutes=5)
 
 
 def write_private(path: Path, content: bytes) -> None:
-    """Write a new file that only its owner can read.
-
-    Raises
-    ------
-    RunError
-        When it exists or cannot be written.
-    """
+    """Write a new file that only its owner can read; `RunError` when it exists or on failure."""
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(handle, "wb") as file:
@@ -44,15 +38,7 @@ def write_private(path: Path, content: bytes) -> None:
 
 
 class Authority:
-    """A certificate authority for one deployment.
-
-    Parameters
-    ----------
-    name : str
-        Name of the deployment.
-    until : datetime
-        When its certificates expire.
-    """
+    """A certificate authority for one deployment, whose certificates expire at ``until``."""
 
     def __init__(self, name: str, until: datetime) -> None:
         self._key = ec.generate_private_key(ec.SECP256R1())
@@ -140,13 +126,7 @@ def identity_key() -> tuple[bytes, bytes]:
 
 
 def read_identity(path: Path) -> Ed25519PrivateKey:
-    """Read what `identity_key` made.
-
-    Raises
-    ------
-    RunError
-        When the file is missing or holds another kind of key.
-    """
+    """Read what `identity_key` made; `RunError` when it is missing or another kind of key."""
     try:
         key = serialization.load_pem_private_key(path.read_bytes(), None)
     except (OSError, ValueError) as error:

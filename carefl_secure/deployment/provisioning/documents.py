@@ -46,19 +46,8 @@ Real = Annotated[float, BeforeValidator(_number)]
 def read_yaml(path: Path, model: type[T], error: type[CareflError], advice: str) -> T:
     """Read a YAML file into a pydantic dataclass.
 
-    Parameters
-    ----------
-    path : Path
-    model : type
-    error : type of CareflError
-        What to raise for content that the model refuses.
-    advice : str
-        Ends the sentence.
-
-    Raises
-    ------
-    CareflError
-        Of the given class, naming the file and every wrong key; `ConfigError` for broken YAML.
+    Content that the model refuses raises ``error``, whose text names the file and every wrong key
+    and ends with ``advice``; broken YAML raises `ConfigError`.
     """
     # Checked as JSON, where a list may stand for a tuple although nothing else is converted.
     text = json.dumps(parse_yaml(_read(path, error, advice), str(path)), default=str)

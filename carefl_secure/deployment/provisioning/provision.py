@@ -27,16 +27,7 @@ __all__ = ["provision"]
 def provision(sites: Sites, out: Path) -> None:
     """Write one bundle per site, one for the server, and one for who submits runs.
 
-    Parameters
-    ----------
-    sites : Sites
-    out : Path
-        A folder that does not exist yet.
-
-    Raises
-    ------
-    RunError
-        When the folder exists or cannot be written.
+    ``out`` must not exist yet; `RunError` when it does or cannot be written.
 
     Guarantees
     ----------

@@ -39,14 +39,8 @@ WantedBy=multi-user.target
 def write_service_files(home: Path, command: str, title: str) -> None:
     """Write ``start.sh``, which runs a command on its own folder, and ``carefl.service``.
 
-    Parameters
-    ----------
-    home : Path
-        The bundle.
-    command : str
-        Of ``carefl-secure``, such as ``node start``.
-    title : str
-        What the unit describes itself as.
+    ``home`` is the bundle, ``command`` one of ``carefl-secure``, such as ``node start``; ``title``
+    describes the unit.
     """
     script = home / "start.sh"
     script.write_text(f'#!/bin/sh\nset -eu\nexec carefl-secure {command} "$(dirname "$0")" "$@"\n')

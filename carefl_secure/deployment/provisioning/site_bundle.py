@@ -69,13 +69,7 @@ class ServerManifest:
 
 
 def read_server_manifest(bundle: Path, now: float | None = None) -> ServerManifest:
-    """Read ``bundle.json`` of a server's bundle.
-
-    Raises
-    ------
-    RunError
-        When it is missing, damaged or expired.
-    """
+    """Read a server's ``bundle.json``; `RunError` when it is missing, damaged or expired."""
     found = read_json(bundle / "bundle.json", ServerManifest, RunError, "provision the server anew")
     _check_expiry(bundle, found.expires, now)
     return found
@@ -83,21 +77,10 @@ def read_server_manifest(bundle: Path, now: float | None = None) -> ServerManife
 
 @dataclass(frozen=True)
 class SiteBundle:
-    """One site's bundle.
+    """One site's bundle, number ``index`` of the roster.
 
-    Parameters
-    ----------
-    path : Path
-    name, role : str
-    index : int
-        Position in the roster.
-    server : str
-        ``host:port`` of the SuperLink.
-    expires : float
-        Seconds since 1970.
-    data : str or None
-        Folder of the site's images; None where the run's own data are shared out.
-    roster : Roster
+    ``server`` is the SuperLink's ``host:port``; ``expires`` is in seconds since 1970. ``data`` is
+    the folder of the site's images, None where the run's own data are shared out.
     """
 
     path: Path
@@ -113,18 +96,8 @@ class SiteBundle:
     def open(cls, path: Path, now: float | None = None, half: Half | None = None) -> SiteBundle:
         """Read a bundle, or the half of one that a part of a site needs.
 
-        Parameters
-        ----------
-        path : Path
-        now : float, optional
-            Seconds since 1970; the clock by default.
-        half : {"agent", "supernode"}, optional
-            Who reads it; both by default.
-
-        Raises
-        ------
-        RunError
-            When it is incomplete, damaged or expired.
+        ``now`` is in seconds since 1970, by default the clock's. Raises `RunError` when the bundle
+        is incomplete, damaged or expired.
         """
         manifest = read_json(path / "bundle.json", Manifest, RunError, _ADVICE)
         roster = Roster.read(path / "roster.json")

@@ -28,20 +28,10 @@ _Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$")]
 class Sites:
     """The content of ``sites.yaml``.
 
-    Parameters
-    ----------
-    name : str
-        Name of the deployment.
-    server : str
-        Host of the SuperLink, as the sites reach it.
-    port : int
-        Its one port.
-    clients : dict of str to str or None
-        Folder of images at each site; None where the run's own data are shared out (simulation).
-    helpers : tuple of str
-        Committee members, or the one key holder.
-    days : float
-        For how long bundles and certificates hold.
+    ``server`` is the SuperLink's host, as the sites reach it, and ``port`` its one port.
+    ``clients`` maps names to folders of images, None where the run's own data are shared out
+    (simulation). ``helpers`` are the committee members, or the one key holder. Bundles and
+    certificates expire after ``days``.
     """
 
     name: str = "carefl"
@@ -63,13 +53,7 @@ class Sites:
 
 
 def read_sites(path: Path) -> Sites:
-    """Read ``sites.yaml``.
-
-    Raises
-    ------
-    ConfigError
-        Naming every key that is unknown, missing or out of range.
-    """
+    """Read ``sites.yaml``; the `ConfigError` names every key unknown, missing or out of range."""
     return read_yaml(path, Sites, ConfigError, "correct the list of sites")
 
 
@@ -87,11 +71,5 @@ class Roster:
 
     @classmethod
     def read(cls, path: Path) -> Roster:
-        """Read what `to_json` returned.
-
-        Raises
-        ------
-        RunError
-            When it is missing or damaged.
-        """
+        """Read what `to_json` returned; `RunError` when it is missing or damaged."""
         return read_json(path, cls, RunError, "ask for a new bundle")

@@ -45,19 +45,10 @@ FAULT = refusal(EngineError(""))
 class Order:
     """All that an actor needs to answer for any client; written to a file of the run's owner.
 
-    Parameters
-    ----------
-    spec : RunSpec
-        With absolute paths, and without tasks: an actor makes its own.
-    cohort : Cohort
-    identities : tuple of bytes
-        Private Ed25519 keys of the clients, 32 bytes each: in a simulation one process makes them
-        all, as it does without Ray.
-    work : Work
-    directory : Path
-        Where paths of the configuration start from.
-    scratch : Path
-        Folder of this run that no other account can read.
+    ``spec`` has absolute paths and no tasks: an actor makes its own with ``work``. ``identities``
+    are the clients' private Ed25519 keys, 32 bytes each, which one process makes in a simulation.
+    Relative paths of the configuration start at ``directory``; no other account can read the folder
+    ``scratch``.
     """
 
     spec: RunSpec
@@ -79,15 +70,10 @@ class Order:
 
 
 class ActorApp(ClientApp):
-    """The client app that Flower hands to its Ray actors: a file name, until a message comes.
+    """The client app that Flower hands to its Ray actors: the path of a pickled `Order`.
 
-    Flower sends the app along with every message, so it must weigh nothing. What is costly (model,
-    features, tasks of all clients) is made at an actor's first message and kept.
-
-    Parameters
-    ----------
-    order : Path
-        File with the pickled `Order`.
+    Flower sends the app along with every message, so it must be small. Model, features and the
+    tasks of all clients are made at an actor's first message and kept.
 
     Guarantees
     ----------
@@ -196,14 +182,7 @@ class _Clients:
 
 
 class _Continued:
-    """Keys from a seed that go on where the last actor stopped; only tests have a seed.
-
-    Parameters
-    ----------
-    source : DeterministicKeySource
-    drawn : Counter of str
-        How many keys were drawn under each label; counted further here.
-    """
+    """Seeded keys, for tests only, that go on from the ``drawn`` count of keys per label."""
 
     def __init__(self, source: DeterministicKeySource, drawn: Counter[str]) -> None:
         self._source = source
@@ -219,14 +198,7 @@ class _Continued:
 
 
 def keep_refusal(home: Path, error: CareflError) -> None:
-    """Write a refusal's own text where only the party reads it.
-
-    Parameters
-    ----------
-    home : Path
-        The party's folder.
-    error : CareflError
-    """
+    """Write a refusal's own text to the party's folder, where only the party reads it."""
     home.mkdir(parents=True, exist_ok=True)
     with (home / "refusals.log").open("a") as file:
         file.write(f"{type(error).__name__}: {error}\n")
@@ -235,10 +207,7 @@ def keep_refusal(home: Path, error: CareflError) -> None:
 def tasks_of(config: Config, plan: RunPlan, base_hash: bytes) -> Sequence[LocalTask]:
     """Return the tasks of all clients of a configuration; the `Work` of a whole run.
 
-    Raises
-    ------
-    ModelError
-        When this process loads another base model than the one agreed.
+    Raises `ModelError` when this process loads another base model than the one agreed.
     """
     # torch is imported here, where work begins, and not by whoever only reads an order.
     from carefl_secure.runs.build import base_hash_of, client_tasks, label_scorer

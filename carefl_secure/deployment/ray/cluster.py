@@ -27,12 +27,8 @@ _MB = 2**20
 def network_settings() -> dict[str, str]:
     """Return what Ray reads from the environment once, while it is imported.
 
-    The same in all runs of this process, whose Ray has read them in the first one.
-
-    Raises
-    ------
-    EngineError
-        When Ray was imported without them, and so may listen beyond the loopback.
+    The same in all runs of this process. Raises `EngineError` when Ray was imported without these
+    settings, and so may listen beyond the loopback.
     """
     if "ray" in sys.modules:
         raise EngineError(
@@ -51,13 +47,7 @@ def network_settings() -> dict[str, str]:
 
 
 def require_ray() -> None:
-    """Check that Ray is installed, without importing it.
-
-    Raises
-    ------
-    EngineError
-        When it is not.
-    """
+    """Check that Ray is installed, without importing it; `EngineError` when it is not."""
     if importlib.util.find_spec("ray") is None:
         raise EngineError(
             'Ray is not installed; pip install "carefl-secure[ray]", or leave --engine out'
@@ -65,19 +55,16 @@ def require_ray() -> None:
 
 
 class RayCluster:
-    """The processes of Ray for one run, and the folder they share.
+    """The processes of Ray for one run, and the folder that they share.
 
-    Attributes
-    ----------
-    scratch : Path
-        A folder of this run that no other account can read; all that Ray writes lies below it.
+    All that Ray writes lies below ``scratch``, a folder of this run that no other account can read.
 
     Guarantees
     ----------
-    Every socket is bound to the loopback and asks for a token that is made anew by every process
-    of ours and handed on in the environment alone, which other accounts cannot read. No dashboard
-    is served and no usage is reported. After `stop` no process of Ray is left, and the environment
-    is what it was; should this process be killed, the kernel and Ray's own reaper end them.
+    Every socket is bound to the loopback and asks for a token that is made anew by every process of
+    ours and handed on in the environment alone, which other accounts cannot read. No dashboard is
+    served and no usage is reported. After `stop` no process of Ray is left, and the environment is
+    what it was; should this process be killed, the kernel and Ray's own reaper end them.
     """
 
     def __init__(self) -> None:
@@ -86,19 +73,9 @@ class RayCluster:
         self._undo.callback(shutil.rmtree, self.scratch, ignore_errors=True)
 
     def start(self, actors: int, dimension: int) -> None:
-        """Start Ray with room for so many actors.
+        """Start Ray with shared memory for so many actors and adapters of length ``dimension``.
 
-        Parameters
-        ----------
-        actors : int
-            Processes that answer for clients.
-        dimension : int
-            Length of the adapter; Ray's shared memory is sized by it.
-
-        Raises
-        ------
-        EngineError
-            When Ray does not start, or would listen beyond the loopback.
+        Raises `EngineError` when Ray does not start, or would listen beyond the loopback.
         """
         settings = network_settings() | _thread_settings(actors)
         self._undo.callback(set_environment(settings))

@@ -1,12 +1,9 @@
 """Hundreds of clients on one machine: Flower's simulation on Ray, with the same app and strategy.
 
-Flower offers its Ray backend in three ways. This engine takes `flwr.simulation.run_simulation`,
-though Flower calls it deprecated: it is the one that runs a ServerApp in this very process, so the
-Grid can be lent to the strategy, ledger and adapter stay where they are on every engine, no HTTP
-server is started, and vectors are copied once between actor and server. ``flwr run`` and
-``flower-superlink --simulation`` install a bundle and run the ServerApp in a process of its own,
-from which every vector would have to be sent back. The tests name the versions it was tried on,
-and the package asks for no later one.
+Of Flower's three ways to run Ray this engine takes `flwr.simulation.run_simulation`, though it is
+deprecated: only there does the ServerApp run in this process, so that ledger and adapter stay here,
+no HTTP server is started, and vectors are copied once between actor and server. ``flwr run`` and
+``flower-superlink --simulation`` run the ServerApp in another process.
 """
 
 from __future__ import annotations
@@ -45,14 +42,8 @@ class RayParties:
     """The parties of a run on Ray; see `Parties`.
 
     Clients live in Flower's contexts between two messages and may be served by another actor at
-    each. Helpers keep a key from message to message, so they stay in this process.
-
-    Parameters
-    ----------
-    order : Order
-        What actors are given, in a folder that is made with their processes.
-    helpers : sequence of Helper
-    reporter : Reporter
+    each. Helpers keep a key from message to message, so they stay in this process. The folder of
+    ``order`` is made with the actors.
     """
 
     def __init__(self, order: Order, helpers: Sequence[Helper], reporter: Reporter) -> None:
@@ -96,13 +87,7 @@ class RayParties:
         return grid
 
     def finish(self) -> None:
-        """Let Flower end its run.
-
-        Raises
-        ------
-        EngineError
-            When it ends otherwise than well.
-        """
+        """Let Flower end its run; `EngineError` when it does not end well."""
         if self._flower is not None:
             self._flower.finish()
 
@@ -129,28 +114,19 @@ class RayParties:
 
 
 class RayEngine:
-    """Makes the parties of one run on Ray.
+    """Makes the parties of one run on Ray; `EngineError` when Ray is not installed.
 
-    Parameters
-    ----------
-    reporter : Reporter
-    work : Work, optional
-        With what an actor makes the tasks of all clients, once in its life. Without it the tasks
-        themselves are sent, which must then be picklable and small.
-
-    Raises
-    ------
-    EngineError
-        When Ray is not installed.
+    With ``work`` an actor makes the tasks of all clients, once in its life. Without it the tasks
+    themselves are sent, which must then be picklable and small.
 
     Guarantees
     ----------
     As on every engine: the same checks, ledgers and files, and under predictable noise the same
-    adapter bit for bit, as long as the actors compute with as many threads as one process would
-    (a single actor does; several share the cores). Processes listen on the loopback only; none
-    outlives `Parties.close`. Memory grows with ``performance.workers``, the number of actors, of
-    which each holds the model; there is one by default. This simulates parties, it does not part
-    them: whoever can read this process can read every client.
+    adapter bit for bit, as long as the actors compute with as many threads as one process would (a
+    single actor does; several share the cores). Processes listen on the loopback only; none
+    outlives `Parties.close`. Memory grows with ``performance.workers``, the number of actors, each
+    of which holds the model; there is one by default. Parties are simulated, not separated: whoever
+    can read this process can read every client.
     """
 
     def __init__(self, reporter: Reporter, work: Work | None = None) -> None:

@@ -42,12 +42,7 @@ _FOREVER = 365 * 24 * 3600.0
 class FlowerSimulation:
     """One run of Flower's simulation, in a thread, whose ServerApp lends its Grid to this one.
 
-    Parameters
-    ----------
-    app : ClientApp
-        The app of every node.
-    clients : int
-        Number of nodes.
+    Each of the ``clients`` nodes runs ``app``.
     """
 
     def __init__(self, app: ClientApp, clients: int) -> None:
@@ -72,13 +67,7 @@ class FlowerSimulation:
         pool.shutdown(wait=False)  # takes nothing more, and ends with the simulation
 
     def grid(self) -> Grid:
-        """Return Flower's own Grid, as soon as it is there.
-
-        Raises
-        ------
-        EngineError
-            When the simulation ended before.
-        """
+        """Return Flower's own Grid once it exists; `EngineError` if the simulation ended before."""
         while not self._ready.wait(_PAUSE):
             self.check()
         if self._grid is None:
@@ -97,10 +86,7 @@ class FlowerSimulation:
     def finish(self) -> None:
         """Let the ServerApp return, and wait until Flower has ended its actors.
 
-        Raises
-        ------
-        EngineError
-            When Flower does not end, or ends with an error.
+        Raises `EngineError` when Flower does not end, or ends with an error.
         """
         self._over.set()
         try:
@@ -120,10 +106,7 @@ class FlowerSimulation:
     def abandon(self, kill_actors: Callable[[], None]) -> None:
         """End a simulation in the middle of its work, and hide what Flower says of that.
 
-        Parameters
-        ----------
-        kill_actors : callable() -> None
-            Called until Flower has noticed: an actor may be about to start.
+        ``kill_actors`` is called until Flower has noticed: an actor may be about to start.
         """
         self._logger.setLevel(logging.CRITICAL + 1)
         self._over.set()
@@ -142,22 +125,8 @@ class RayGrid(Grid):
     """Send messages to clients on Flower's virtual nodes and to helpers in this process.
 
     Nodes are numbered as on the in-process grid: client ``i`` has ``1000 + i``, helpers follow.
-
-    Parameters
-    ----------
-    flower : FlowerSimulation
-        Where the clients are.
-    clients : int
-        How many there are.
-    helpers : LocalGrid, optional
-        Reaches the helpers, and has hooks of its own.
-    log : Path
-        Where actors write their faults.
-
-    Raises
-    ------
-    CareflError
-        The class that a client refused with while its actor made its tasks.
+    ``helpers`` reaches the helpers, and has hooks of its own; actors write their faults to ``log``.
+    Raises the `CareflError` that a client refused with while its actor made its tasks.
 
     Guarantees
     ----------
@@ -220,12 +189,8 @@ class RayGrid(Grid):
         """Send messages and yield the replies that come back, each as soon as it is there.
 
         The nodes work while the result is iterated; ``timeout`` is ignored. What was not iterated
-        is still delivered, before the next exchange begins.
-
-        Raises
-        ------
-        EngineError
-            While the result is iterated: when an actor or Flower fails.
+        is still delivered, before the next exchange begins. Iterating raises `EngineError` when an
+        actor or Flower fails.
         """
         for _ in self._open:
             pass

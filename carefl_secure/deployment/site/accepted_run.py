@@ -35,18 +35,15 @@ def _round(record: object) -> int | None:
 
 
 class Accepted:
-    """A signed proposal that passed every check, and the last round that was begun under it.
+    """A signed proposal that passed every check, and the last round begun under it.
 
-    Parameters
-    ----------
-    path : Path
-        A file of the bundle.
+    ``path`` is a file of the bundle.
 
     Guarantees
     ----------
     `begun` returns once the number is on disk, so a reply that is sent after it belongs to a round
     that no later agent of this bundle begins again, unless the submitter proposes the run anew.
-    This rests on nobody putting back an older copy of the file.
+    This assumes that nobody puts back an older copy of the file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -65,37 +62,22 @@ class Accepted:
         return pack(**{name: bytes.fromhex(self._proposal[name]) for name in _PARTS})
 
     def keep(self, content: RecordDict) -> None:
-        """Remember a proposal that was just accepted.
-
-        Raises
-        ------
-        LedgerError
-            When it cannot be written.
-        """
+        """Remember a proposal that was just accepted; `LedgerError` when it cannot be written."""
         fields = Fields(content, *_PARTS)
         self._proposal = {name: fields.octets(name).hex() for name in _PARTS}
         self._write(-1)
 
     def check(self, number: int) -> None:
-        """Refuse a round that was begun before.
-
-        Raises
-        ------
-        ProtocolError
-            When it was.
-        """
+        """Refuse a round that was begun before, with a `ProtocolError`."""
         if number <= self.last:
             raise ProtocolError(
                 f"round {number} comes after round {self.last}; a round is never repeated"
             )
 
     def begun(self, number: int) -> None:
-        """Write down that a round was begun, before the first reply of the round leaves.
+        """Record that a round was begun, before the first reply of the round leaves.
 
-        Raises
-        ------
-        LedgerError
-            When it cannot be written.
+        Raises `LedgerError` when it cannot be written.
         """
         if number > self.last:
             self._write(number)

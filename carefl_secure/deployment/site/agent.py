@@ -63,14 +63,8 @@ _AHEAD = "_prefetch"  # ends the steps that make keys for a later round, which m
 class Work:
     """What a site computes with: its own plan, base hash and task for a proposed run.
 
-    Parameters
-    ----------
-    config : Config
-        As proposed, with the site's own paths.
-    index : int
-        Place among the clients.
-    own_data : bool
-        Whether all records of ``data.source`` are this site's, or only its share.
+    ``config`` is the proposed one with the site's own paths, ``index`` the place among the clients.
+    ``own_data`` says whether all records of ``data.source`` are this site's, or only its share.
     """
 
     def __init__(self, config: Config, index: int, own_data: bool) -> None:
@@ -85,23 +79,17 @@ class Work:
 class Agent:
     """Answers for one site.
 
-    Parameters
-    ----------
-    bundle : SiteBundle
-    ledger : Path, optional
-        The ledger of the corpus; in the bundle, one per corpus, by default.
-    rehearsal : bool, optional
-        Allow predictable noise, and only then: for runs of one machine with itself.
-    keys : Path, optional
-        Folder that keeps which predictable keys were drawn.
+    ``ledger`` is that of the corpus, by default in the bundle. Predictable noise is allowed only in
+    a ``rehearsal``, a run of one machine with itself, whose drawn keys are kept in the folder
+    ``keys``.
 
     Guarantees
     ----------
-    No step of a round is answered before a proposal passed the policy, the site's own plan and
-    base hash equal the proposed ones, and the roster is the bundle's; an agent that is started
-    again checks all of this again before it goes on, and begins no round that was begun before. A
-    refusal leaves as a number with a fixed sentence; its text stays in ``refusals.log``. The log
-    holds actions, rounds and outcomes, and nothing computed from a record.
+    No step of a round is answered before a proposal passed the policy, the site's own plan and base
+    hash equal the proposed ones, and the roster is the bundle's; a restarted agent checks all of
+    this again before it goes on, and begins no round that was begun before. A refusal leaves as a
+    number with a fixed sentence; its text stays in ``refusals.log``. The log holds actions, rounds
+    and outcomes, and nothing computed from a record.
     """
 
     def __init__(
@@ -149,10 +137,7 @@ class Agent:
         return {}, [reply]
 
     def serve(self, socket: Path) -> None:
-        """Answer for ever on a Unix socket that its owner and its group alone can reach.
-
-        A socket that a killed agent left is removed first.
-        """
+        """Answer forever on a Unix socket for its owner and group alone; replace a stale one."""
         socket.unlink(missing_ok=True)
         with Listener(str(socket), "AF_UNIX") as listener:
             socket.chmod(0o660)

@@ -27,18 +27,9 @@ def corpus_ledger(bundle: SiteBundle) -> Path:
 class SiteBudgets:
     """The budgets of one site in the eyes of one run.
 
-    Parameters
-    ----------
-    policy : Policy
-        Gives the most per corpus and in all.
-    folder : Path
-        Holds one ledger per corpus.
-    ledger : Ledger
-        Of the corpus that the run is on, in the folder or elsewhere.
-    plan : RunPlan
-        The run that asks; its delta prices every ledger.
-    cohort : Cohort
-        Gives the run's name.
+    ``policy`` gives the limits per corpus and in total, ``folder`` holds one ledger per corpus, and
+    ``ledger`` is that of the run's corpus, in the folder or elsewhere. The delta of ``plan`` prices
+    every ledger; ``cohort`` gives the run's name.
 
     Guarantees
     ----------
@@ -58,26 +49,16 @@ class SiteBudgets:
         self._known: dict[Path, tuple[tuple[int, int], float]] = {}
 
     def check_run(self) -> None:
-        """Refuse a whole run before its first round; rounds that it has paid do not count twice.
+        """Refuse a whole run before its first round; rounds already paid do not count twice.
 
-        Raises
-        ------
-        PolicyError
-            Clause ``epsilon`` or ``total``.
-        LedgerError
-            When a ledger cannot be trusted.
+        Raises `PolicyError` (clause ``epsilon`` or ``total``), and `LedgerError` when a ledger
+        cannot be trusted.
         """
         paid = RoundBudget(self._ledger, self._plan, self._cohort).charged()
         self._check(max(0, self._plan.privacy.rounds - paid))
 
     def check_round(self) -> None:
-        """Refuse one round more: other corpora's ledgers may have grown since the proposal.
-
-        Raises
-        ------
-        PolicyError, LedgerError
-            As `check_run`.
-        """
+        """Refuse one round more as `check_run` does: other ledgers may have grown."""
         self._check(1)
 
     def _check(self, rounds: int) -> None:

@@ -31,18 +31,11 @@ _PAUSE = 1.0  # before a site that could not be reached is asked again
 
 @dataclass(frozen=True, config=STRICT)
 class Proposal:
-    """One run, as it is put before the sites.
+    """One run, as it is proposed to the sites.
 
-    Parameters
-    ----------
-    run : str
-        Name of the run.
-    config : str
-        The whole configuration as YAML; its paths mean nothing on another machine.
-    dimension : int
-        Length of the adapter.
-    base_hash, plan_hash : bytes
-        32 bytes each; a site computes both itself and compares.
+    ``config`` is the whole configuration as YAML; its paths mean nothing on another machine.
+    ``dimension`` is the length of the adapter. A site computes ``base_hash`` and ``plan_hash``, 32
+    bytes each, itself and compares.
     """
 
     run: str
@@ -73,12 +66,7 @@ class Proposal:
     def read(cls, content: RecordDict) -> tuple[Proposal, bytes]:
         """Return a proposal and the public key that signed it.
 
-        Raises
-        ------
-        ProtocolError
-            When it is malformed.
-        PolicyError
-            When the signature does not fit.
+        Raises `ProtocolError` when it is malformed, `PolicyError` when the signature does not fit.
         """
         fields = Fields(content, "proposal", "submitter", "signature")
         octets, submitter = fields.octets("proposal"), fields.octets("submitter")
@@ -95,10 +83,7 @@ class Proposal:
 def cohort_of(config: Config, run: str, roster: Roster, base_hash: bytes) -> Cohort:
     """Return the cohort that follows from a configuration and a roster; the same at every party.
 
-    Raises
-    ------
-    PolicyError
-        When the configuration asks for other parties than the roster names.
+    Raises `PolicyError` when the configuration asks for other parties than the roster names.
     """
     aggregation, helpers = aggregation_of(config), roster.helpers
     wanted = aggregation.helpers
@@ -114,26 +99,11 @@ def cohort_of(config: Config, run: str, roster: Roster, base_hash: bytes) -> Coh
 def propose(
     grid: Grid, proposal: Proposal, key: Ed25519PrivateKey, parties: int, patience: float
 ) -> dict[int, int]:
-    """Put a run before every site and wait for all answers.
+    """Propose a run to every site; return the place that each node claims, helpers after clients.
 
-    A site whose agent cannot be reached yet is asked again: its SuperNode may be up first.
-
-    Parameters
-    ----------
-    grid : Grid
-    proposal : Proposal
-    key : Ed25519PrivateKey
-        The submitter's.
-    parties : int
-        How many sites must agree.
-    patience : float
-        Seconds that they get.
-
-    Returns
-    -------
-    dict of int to int
-        The place that each node claims, helpers after clients; a claim that only a simulation of
-        dropouts rests on.
+    A site whose agent cannot be reached yet is asked again: its SuperNode may be up first. ``key``
+    is the submitter's; ``parties`` sites must agree within ``patience`` seconds. Only a simulation
+    of dropouts relies on the claimed places.
 
     Raises
     ------

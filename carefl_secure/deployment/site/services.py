@@ -41,26 +41,16 @@ def run_node(
 ) -> None:
     """Run a site's agent and SuperNode until interrupted.
 
-    Parameters
-    ----------
-    path : Path
-        The bundle.
-    server : str or None
-        ``host:port`` in place of the bundle's.
-    tell : callable(str) -> None
-    only : {"agent", "supernode"}, optional
-        Run one half; the other runs under another account or in another container.
-    socket : Path, optional
-        Where the two meet; needed with ``only``.
-    work : Path, optional
-        Folder for logs and Flower's own files; the bundle by default.
+    ``server`` (``host:port``) replaces the bundle's. With ``only``, one half runs here and the
+    other under another account or in another container; ``socket`` is where they meet. ``work`` is
+    the folder for logs and Flower's own files, by default the bundle.
 
     Raises
     ------
     RunError
         When the bundle is incomplete or expired.
     ConfigError
-        When the policy is not understood, or a half has no socket.
+        When the policy is invalid, or a half has no socket.
     DataError
         When the site's folder holds no corpus.
     EngineError
@@ -105,17 +95,9 @@ def run_node(
 
 
 def run_server(path: Path, host: str, tell: Callable[[str], None], port: int | None = None) -> None:
-    """Run a SuperLink until interrupted, and register the nodes of the bundle.
+    """Run a SuperLink on ``host`` until interrupted, and register the nodes of the bundle.
 
-    Parameters
-    ----------
-    path : Path
-        The server's bundle.
-    host : str
-        Address to listen on.
-    tell : callable(str) -> None
-    port : int, optional
-        In place of the bundle's, behind a proxy.
+    ``port`` replaces the bundle's, behind a proxy.
 
     Raises
     ------

@@ -20,12 +20,7 @@ __all__ = ["own_config", "refuse_paths"]
 def refuse_paths(config: Config, *, own_data: bool) -> None:
     """Refuse a proposal that would have a site open a file of the proposer's choosing.
 
-    Parameters
-    ----------
-    config : Config
-        As proposed, with the site's own settings put in.
-    own_data : bool
-        Whether ``data.source`` is the site's own word.
+    ``own_data`` says whether ``data.source`` is the site's own.
 
     Raises
     ------
@@ -46,12 +41,7 @@ def refuse_paths(config: Config, *, own_data: bool) -> None:
 def own_config(proposal: Proposal, bundle: SiteBundle, *, rehearsal: bool) -> Config:
     """Read the proposed settings, with every path in them replaced by the site's own.
 
-    Parameters
-    ----------
-    proposal : Proposal
-    bundle : SiteBundle
-    rehearsal : bool
-        Whether the machine runs with itself: predictable noise and its own paths are then allowed.
+    A ``rehearsal``, of one machine with itself, may keep predictable noise and its own paths.
 
     Raises
     ------

@@ -1,16 +1,12 @@
 """The agents of all sites of one machine, forked from one process that has imported their code.
 
-An agent imports torch and a model library before it can do anything: eight seconds of a core and
-300 MB. On a machine that hosts every site of a run this happens once, and what was imported is
-shared. Between sites nothing changes: each starts its own agent.
+Importing torch and a model library takes eight seconds of a core and 300 MB. Here that happens once
+per machine and the memory is shared; separate sites each start their own agent. ``python -m
+carefl_secure.deployment.superlink.agents FILE`` reads a JSON list of `Order` objects.
 
-``python -m carefl_secure.deployment.superlink.agents FILE`` reads a JSON list of `Order` objects.
-
-Why not the forkserver of `multiprocessing`: there is one per process and no public way to end it,
-so it and its resource tracker would outlive the run; it imports the caller's main module into every
-child, which starts the run once more in each agent where that module has no guard; it ignores a
-module that cannot be preloaded; and a forkserver that the caller started earlier, with other
-modules and another environment, would be used as it is.
+The forkserver of `multiprocessing` does not fit: it cannot be ended by a public call and would
+outlive the run, imports the caller's main module into every child, ignores a module that cannot be
+preloaded, and one that the caller started earlier, with another environment, would be reused.
 """
 
 from __future__ import annotations
@@ -41,12 +37,8 @@ class Order(TypedDict):
 def fork_all(orders: Sequence[Order], program: Callable[[], None]) -> None:
     """Fork one process per order, run the program in each, and end with the first that ends.
 
-    Parameters
-    ----------
-    orders : sequence of Order
-    program : callable() -> None
-        Reads its command line from ``sys.argv``. Its standard input is that of this process, so it
-        ends when whoever started this process does.
+    ``program`` reads its command line from ``sys.argv``. Its standard input is that of this
+    process, so it ends when whoever started this process does.
 
     Guarantees
     ----------

@@ -68,11 +68,6 @@ class _Local(Deployed):
 class Loopback:
     """Starts SuperLink, SuperNodes and agents on this machine for one run.
 
-    Parameters
-    ----------
-    config : Config
-    reporter : Reporter
-
     Guarantees
     ----------
     Everything listens on the loopback only, behind TLS with an authority made for this run, and

@@ -31,15 +31,10 @@ _START = 180.0
 
 
 def refuse_unfit(spec: RunSpec, config: Config) -> None:
-    """Refuse a specification that asks the agents for something else than they are proposed.
+    """Refuse a specification that asks the agents for anything beyond the proposed configuration.
 
-    Agents follow the proposed configuration and nothing else, so what a specification says beyond
-    it would be ignored.
-
-    Raises
-    ------
-    ConfigError
-        Naming what differs.
+    Agents follow that configuration alone, so the rest would be ignored. The `ConfigError` names
+    what differs.
     """
     differs = {
         "stages": bool(spec.stage.name),
@@ -67,13 +62,8 @@ class Pulse:
     """Raises when a SuperLink has not answered for some time.
 
     The ServerApp that Flower started can outlive its SuperLink, and asks it for replies for ever.
-
-    Parameters
-    ----------
-    healthy : callable() -> bool
-        Asks it.
-    every, patience : float, optional
-        Seconds between two questions, and without a good answer before it counts as gone.
+    ``healthy`` asks the SuperLink, once ``every`` seconds at most; after ``patience`` seconds
+    without a good answer it counts as gone.
     """
 
     def __init__(
@@ -84,13 +74,7 @@ class Pulse:
         self._asked = self._well = time.monotonic()
 
     def __call__(self) -> None:
-        """Ask, unless it was asked just now.
-
-        Raises
-        ------
-        EngineError
-            When it is gone.
-        """
+        """Ask, unless it was asked just now; `EngineError` when it is gone."""
         now = time.monotonic()
         if now - self._asked < self._every:
             return
@@ -107,22 +91,9 @@ class Pulse:
 class Deployed:
     """The parties of a run on a SuperLink; see `Parties`.
 
-    Parameters
-    ----------
-    link : Link
-    socket : Path
-        Where the server relay connects to.
-    proposal : Proposal
-    submitter : Ed25519PrivateKey
-    cohort : Cohort
-    ledgers : sequence of Ledger
-    reporter : Reporter
-    scratch : Path
-        Folder for the app that is submitted.
-    alive : callable() -> None, optional
-        Raises when a process that is needed has ended.
-    patience : float, optional
-        Seconds that the parties get to agree to the run.
+    The server relay connects to ``socket``; ``scratch`` holds the app that is submitted; ``alive``
+    raises when a needed process has ended; ``patience`` is the seconds that the parties get to
+    agree.
     """
 
     def __init__(

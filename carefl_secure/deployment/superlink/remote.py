@@ -30,10 +30,7 @@ PATIENCE = 1800.0
 def check_remote(config: Config, roster: Roster) -> None:
     """Refuse a configuration that no deployment can run, before anything is loaded.
 
-    Raises
-    ------
-    ConfigError
-        Naming the setting and what to write there.
+    The `ConfigError` names the setting and what to write there.
     """
     if config.federation.public_records is None:
         raise ConfigError(
@@ -84,14 +81,8 @@ class _Submitted(Deployed):
 class Remote:
     """Submits to a SuperLink that `carefl-secure server start` runs on this machine.
 
-    Parameters
-    ----------
-    config : Config
-    reporter : Reporter
-    server, submit : Path
-        The server's bundle and the submitter's.
-    patience : float, optional
-        Seconds that sites get to agree.
+    ``server`` and ``submit`` are the server's bundle and the submitter's; ``patience`` is the
+    seconds that sites get to agree.
 
     Raises
     ------
@@ -123,12 +114,8 @@ class Remote:
     def start(self, spec: RunSpec) -> Deployed:
         """Return the parties at the sites.
 
-        Raises
-        ------
-        ConfigError
-            When the run asks for what only one machine can give.
-        EngineError
-            When the server does not answer, or another run is under way.
+        Raises `ConfigError` when the run asks for what only one machine can give, `EngineError`
+        when the server does not answer or another run is under way.
         """
         refuse_unfit(spec, self._config)
         if spec.ledgers is not None:

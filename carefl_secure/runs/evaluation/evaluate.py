@@ -58,8 +58,8 @@ def evaluate(
     """Score a run's adapter, and write ``RUN/evaluation/evaluation.json``.
 
     Only the server's own splits, or another corpus that is named, are scored: no picture of a
-    private record is read. Other splits than the run's own test split have a file of their own,
-    ``evaluation-public.json`` or ``evaluation-data.json``.
+    private record is read. ``evaluation-public.json`` and ``evaluation-data.json`` hold the other
+    two.
 
     Parameters
     ----------

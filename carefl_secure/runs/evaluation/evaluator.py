@@ -84,8 +84,7 @@ def final_figures(
     """Return the figures of a final adapter, from its round's own row where that was scored.
 
     ``row`` is of the last finished round; a resumed run that lost its last, paid rounds may lack
-    its scores. ``before`` names the figures to return. ``evaluate`` is an `Evaluator`, and
-    ``adapter``, float32 [D], the one after that round.
+    its scores. ``before`` names the figures. ``adapter``, float32 [D], is the one after that round.
     """
     scored = {name: float(row[name]) for name in before if name in row}
     return scored if len(scored) == len(before) else evaluate(adapter)

@@ -26,10 +26,7 @@ T = TypeVar("T")
 
 
 class ScoredRun:
-    """A run's settings, public records and model, each loaded when it is first needed.
-
-    A missing run raises `RunError`.
-    """
+    """A run's settings, public records and model, loaded on first use; `RunError` if missing."""
 
     def __init__(self, run: Path, reporter: Reporter) -> None:
         self.folder = RunFolder.open(run)

@@ -1,10 +1,9 @@
 """Scores a run on C-EXPR-DB's seven classes, which it was not trained on, and by whole videos.
 
 A run trained on RAF-DB's eleven compound classes is asked for those eleven. The four that C-EXPR
-lacks are masked and the rest renormalised
-(:func:`carefl_secure.data.corpora.cexpr_fusion.compound_to_cexpr`), and the frames of a video
-become one answer (:func:`carefl_secure.data.corpora.cexpr_fusion.fuse_frames`). Videos without
-labels, such as those of the challenge, get predictions and no figures.
+lacks are masked and the rest renormalised (`compound_to_cexpr`), and the frames of a video become
+one answer (`fuse_frames`). Videos without labels, such as those of the challenge, get predictions
+and no figures.
 """
 
 from __future__ import annotations
@@ -58,8 +57,8 @@ class ZeroShot:
     """What was scored and predicted.
 
     ``evaluation``, in ``file``, is over videos, or over single pictures on the run's own corpus;
-    None where nothing has a label. ``predictions`` has one row for each video, scored or not; None
-    on the run's own corpus. ``unlabelled`` is the number of videos without a label.
+    None where nothing has a label. ``predictions`` has one row per video; None on the run's own
+    corpus. ``unlabelled`` is the number of videos without a label.
     """
 
     run: str
@@ -81,27 +80,18 @@ def evaluate_zero_shot(
 ) -> ZeroShot:
     """Score a run on the seven classes, and write the result to ``RUN/evaluation``.
 
-    With ``data``, videos of C-EXPR-DB: figures of the labelled part (``val``, or ``all`` where
-    labels go by time) to ``evaluation-cexpr.json``, and predictions of it and of the unlabelled
-    part to :data:`PREDICTIONS`. Intervals come from drawing videos; clips that were cut from one
+    With ``data``, C-EXPR-DB as frames or videos: figures of the labelled part (``val``, or ``all``
+    where labels go by time) to ``evaluation-cexpr.json``, and predictions of it and of the
+    unlabelled part to :data:`PREDICTIONS`. Intervals come from drawing videos; clips cut from one
     video are drawn together. Without ``data``, those records of the run's own test split that carry
-    one of the seven, to ``evaluation-test-cexpr.json``.
-
-    Parameters
-    ----------
-    run : Path
-        The folder of a run trained on ``compound`` (or, with ``data``, on ``cexpr`` itself).
-    data : Path, optional
-        C-EXPR-DB, as frames or as videos.
-    rule : {"mean_probability", "majority", "mean_logit"}
-        From frames to videos.
-    fold, every : int
-        Fold of the labelled part; take every Nth frame of a video.
+    one of the seven, to ``evaluation-test-cexpr.json``. ``rule`` leads from frames to videos,
+    ``fold`` is that of the labelled part, and every ``every``-th frame of a video is taken.
 
     Raises
     ------
     ConfigError
-        If the run was trained on other labels, or ``data`` is another corpus or the run's own.
+        If the run was not trained on ``compound`` (or, with ``data``, on ``cexpr`` itself),
+        or ``data`` is another corpus or the run's own.
     DataError
         If there is nothing to score or to predict.
     """

@@ -1,7 +1,6 @@
 """Figures of a run, also in TensorBoard or MLflow: on request, and only what is kept anyway.
 
-``metrics.jsonl`` is the record. A tracker gets each row once it is in there, and a run does not
-depend on it.
+A tracker gets each row once it is in ``metrics.jsonl``, and a run does not depend on it.
 """
 
 from __future__ import annotations
@@ -70,14 +69,8 @@ class Followed:
     """A reporter that passes everything on, and every round to trackers too.
 
     Use it as a context around the rounds: entering it brings the trackers up to the rows that the
-    folder holds, leaving it ends them. ``names`` are from ``tensorboard`` and ``mlflow``.
-
-    Raises
-    ------
-    ConfigError
-        When a package is missing.
-    RunError
-        When a tracker cannot be opened.
+    folder holds, leaving it ends them. ``names`` are from ``tensorboard`` and ``mlflow``. Raises
+    `ConfigError` when a package is missing, `RunError` when a tracker cannot be opened.
 
     Guarantees
     ----------

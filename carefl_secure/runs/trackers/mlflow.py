@@ -15,8 +15,8 @@ from carefl_secure.errors import RunError
 from carefl_secure.run_folder import RunFolder, write_atomically
 from carefl_secure.runs.trackers.base import MARK, Row, Tracker
 
-# MLflow reports its own use to its makers unless told not to, and that before it is imported. A
-# server that is gone is given up after seconds, for the rounds wait meanwhile.
+# MLflow reports its own use unless told not to before it is imported. A server that is gone is
+# given up after seconds, for the rounds wait meanwhile.
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
