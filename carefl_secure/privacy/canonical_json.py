@@ -17,13 +17,7 @@ T = TypeVar("T")
 
 
 def canonical_json(value: Any) -> bytes:
-    """Return JSON with sorted keys and fixed separators, so that equal values hash the same.
-
-    Raises
-    ------
-    ValueError
-        When a number is NaN or infinite.
-    """
+    """Return JSON with sorted keys and fixed separators; ValueError for NaN or infinity."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
@@ -33,16 +27,9 @@ def canonical_hash(value: Any) -> bytes:
 
 
 def dataclass_from_json(kind: type[T], value: Any, *absent: str) -> T:
-    """Return a dataclass of plain values from its JSON object.
+    """Return a dataclass of bool, int, float, str, literals or optionals from its JSON object.
 
-    Parameters
-    ----------
-    kind : type
-        A dataclass whose fields are bool, int, float, str, literals of these, or optional.
-    value : mapping
-        Every field by name, and nothing else.
-    *absent : str
-        Fields that may be missing and then have their default.
+    Every field must be there and nothing else; those in ``absent`` may be missing.
 
     Raises
     ------

@@ -1,7 +1,7 @@
-"""Statistics that tell code which keeps the plan from code which does not, from one short run.
+"""P-values that show from one short run whether code draws and adds noise as its plan says.
 
 A lower bound on epsilon from a training run cannot see halved noise at epsilon 8; these figures see
-5 %. Each is a p-value, small where the code breaks its promise, and near-uniform where it keeps it.
+5 %. Each is small where the code breaks its promise, and near-uniform where it keeps it.
 """
 
 from __future__ import annotations
@@ -25,27 +25,13 @@ def _two_sided(statistic: float, freedom: float) -> float:
 
 
 def noise_p_value(values: NDArray[np.float64], variance: float) -> float:
-    r"""Test whether noise has the variance that the account counts.
+    r"""Test whether noise has the variance that the account counts; two-sided p-value.
 
     .. math:: \sum_i x_i^2 / \sigma^2 \sim \chi^2_n
 
-    Parameters
-    ----------
-    values : ndarray, shape [n]
-        What a step with an empty sample released: noise alone.
-    variance : float
-        Variance that each of them should have. Skellam noise of a variance of 100 and more is near
-        enough to normal.
-
-    Returns
-    -------
-    float
-        Two-sided p-value. Noise 5 % too small gives some 1e-5 at n = 4000.
-
-    Raises
-    ------
-    ConfigError
-        No values, or a variance that is none.
+    ``values`` [n] is what a step with an empty sample released: noise alone. Skellam noise of a
+    variance of 100 and more is near enough to normal. Noise 5 % too small gives some 1e-5 at
+    n = 4000.
     """
     if values.size == 0 or not (math.isfinite(variance) and variance > 0.0):
         raise ConfigError(f"{values.size} values of variance {variance} cannot be tested")
@@ -54,25 +40,14 @@ def noise_p_value(values: NDArray[np.float64], variance: float) -> float:
 
 
 def dispersion_p_value(groups: Sequence[tuple[NDArray[np.float64], int]], rate: float) -> float:
-    r"""Test whether counts scatter as binomial counts do: neither more nor less.
+    r"""Test whether counts scatter as binomial counts do, neither more nor less; two-sided p-value.
 
     .. math:: X = \sum_i \frac{(c_i - mq)^2}{mq(1-q)}
 
     is compared with a multiple of a chi-square variable of equal mean and variance; a standard
     score z of a binomial count has :math:`E z^4 = 3 + (1 - 6q(1-q)) / (mq(1-q))`, so the match
-    holds for few trials and small rates as well.
-
-    Parameters
-    ----------
-    groups : sequence of (ndarray [counts], int)
-        Counts, and the number m of trials behind each of them; groups are added up.
-    rate : float
-        The chance q of one trial, in (0, 1).
-
-    Returns
-    -------
-    float
-        Two-sided p-value.
+    holds for few trials and small rates as well. ``groups`` are pairs of counts and their number m
+    of trials, added up; ``rate`` is q in (0, 1).
     """
     total, mean, variance = 0.0, 0.0, 0.0
     for counts, trials in groups:
@@ -86,30 +61,12 @@ def dispersion_p_value(groups: Sequence[tuple[NDArray[np.float64], int]], rate: 
 def sampling_p_values(
     draws: Sequence[NDArray[np.int64]], records: int, sample_rate: float
 ) -> tuple[float, float]:
-    r"""Test whether samples were drawn by Poisson sampling.
+    r"""Test whether samples were drawn by Poisson sampling; two-sided p-values of sizes and counts.
 
     The batch sizes :math:`s_t` of T rounds should be binomial of n trials, the counts
     :math:`c_i` of n records binomial of T trials, both with the rate q; see `dispersion_p_value`.
-
-    Parameters
-    ----------
-    draws : sequence of ndarray
-        The records of every round, empty rounds included.
-    records : int
-        How many records there are (n).
-    sample_rate : float
-        The rate (q), in (0, 1).
-
-    Returns
-    -------
-    tuple of float
-        Two-sided p-values of the sizes and of the counts. Fixed batch sizes break the first, going
-        through shuffled records in turn both.
-
-    Raises
-    ------
-    ConfigError
-        A rate outside (0, 1), no rounds or no records.
+    Fixed batch sizes break the first, going through shuffled records in turn both. ``draws`` must
+    include empty rounds.
     """
     rounds = len(draws)
     if not (0.0 < sample_rate < 1.0 and rounds > 0 and records > 0):

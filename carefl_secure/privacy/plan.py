@@ -31,22 +31,20 @@ _MECHANISM = {"secagg": "skellam", "none": "gaussian"}
 class PrivacyPlan:
     """What is protected, how, and against whom; every client agrees on its hash beforehand.
 
+    ConfigError where a value is out of range or two contradict each other.
+
     Parameters
     ----------
     unit : {"record", "person", "client", "none"}
         What one more or less of must not show; ``"none"`` switches protection off.
     trust : {"secagg", "none"}
-        Whether noise is shared under the secure sum or made whole by every client for itself.
+        Whether noise is shared under the secure sum or added in full by every client.
     mechanism : {"skellam", "gaussian", "none"}
         Skellam under the secure sum, Gaussian without, none for unit none.
-    rounds : int
-        How many rounds are planned.
-    clients : int
-        How many clients are invited.
     min_survivors : int
         A round that ends with fewer clients releases nothing.
     max_colluders : int
-        How many clients may tell the server everything and the promise still holds.
+        How many clients may reveal everything to the server and the promise still holds.
     public_records : int
         Declared number of records (for unit person: of persons) of all clients together; public,
         never counted from data.
@@ -65,16 +63,9 @@ class PrivacyPlan:
         Noisy steps in a round; more than 1 only for unit record with trust none.
     normalise : bool
         Scale every record to nearly norm C in place of clipping to it.
-    adjacency : {"add-or-remove-one"}
-        Which data sets count as neighbours.
     records_per_person : int, optional
         For unit person: records are sampled and clipped one by one, and no person has more than
         this many. Without it a person is sampled as a whole and its mean gradient is clipped.
-
-    Raises
-    ------
-    ConfigError
-        A value is out of range or two contradict each other.
     """
 
     unit: Unit
@@ -131,14 +122,14 @@ class PrivacyPlan:
         r"""Probability with which one unit enters one sum.
 
         It is q, and :math:`1 - (1 - q)^k` where each of a person's k records is drawn with
-        probability q. Why a person is then covered by one event of that rate and of sensitivity
-        ``k C``: given which of its records were drawn, the sum moves by a fixed vector of norm
-        ``k C`` at most, and by nothing with probability :math:`(1 - q)^k`. So the law with the
-        person is a mixture of the law without it, of weight :math:`(1 - q)^k`, and of laws that are
-        shifted by ``k C`` at most. The hockey-stick divergence is jointly convex, in both
-        directions, so no such mixture is farther from the law without the person than the one whose
-        every shift is the worst: a mechanism of sensitivity ``k C`` that takes the person with
-        probability :math:`1 - (1 - q)^k` (Balle, Barthe and Gaboardi, NeurIPS 2018).
+        probability q. One event of that rate and of sensitivity ``k C`` then covers a person:
+        given which of its records were drawn, the sum shifts by a fixed vector of norm ``k C`` at
+        most, and not at all with probability :math:`(1 - q)^k`. The law with the person is thus a
+        mixture of the law without it, of weight :math:`(1 - q)^k`, and of laws shifted by ``k C``
+        at most. The hockey-stick divergence is jointly convex, in both directions, so the farthest
+        such mixture is the one whose every shift is the worst: a mechanism of sensitivity ``k C``
+        that takes the person with probability :math:`1 - (1 - q)^k` (Balle, Barthe and Gaboardi,
+        NeurIPS 2018).
         """
         return any_of(self.sample_rate, self.records_per_person or 1)
 
@@ -158,23 +149,18 @@ class PrivacyPlan:
     ) -> SampledSkellam:  # fmt: skip
         """Describe rounds in which every client adds Skellam noise of ``share_variance``.
 
+        Only the noise of ``noise_clients`` honest survivors is counted. All in integer units.
+
         Parameters
         ----------
         l1, l2 : float
-            Norm bounds of one unit after rounding, in integer units.
+            Norm bounds of one unit after rounding.
         share_variance : float
-            Variance per coordinate that one client adds, in integer units.
+            Variance per coordinate that one client adds.
         beta : float
             Probability that the rounding of a round breaks the bounds.
-        rounds : int
-            How many rounds.
         dimension : int, optional
             Length of the vector of integers, padding included; without it only RDP can price it.
-
-        Returns
-        -------
-        SampledSkellam
-            Only the noise of ``noise_clients`` honest survivors is counted.
 
         Raises
         ------
@@ -193,18 +179,7 @@ class PrivacyPlan:
         return SampledSkellam(self.event_rate, l1, l2, variance, rounds, beta, dimension)
 
     def gaussian_event(self, rounds: int = 1) -> SampledGaussian:
-        """Describe rounds of ``local_steps`` steps with a client's own Gaussian noise.
-
-        Parameters
-        ----------
-        rounds : int
-            How many rounds.
-
-        Raises
-        ------
-        ConfigError
-            The plan is not for Gaussian noise.
-        """
+        """Describe rounds of ``local_steps`` steps with a client's own Gaussian noise."""
         if self.mechanism != "gaussian":
             raise ConfigError(f"this plan uses mechanism {self.mechanism!r}, not 'gaussian'")
         return SampledGaussian(self.sample_rate, self.noise_multiplier, rounds * self.local_steps)
@@ -218,13 +193,7 @@ class PrivacyPlan:
 
     @classmethod
     def from_json(cls, value: Any) -> PrivacyPlan:
-        """Return the plan that `to_json` gave.
-
-        Raises
-        ------
-        ConfigError
-            A field is missing, unknown, of another type or out of range, or the format is another.
-        """
+        """Return the plan that `to_json` gave; ConfigError for anything else."""
         fields = dict(value) if isinstance(value, Mapping) else {}
         if (found := fields.pop("format", None)) != _FORMAT:
             raise ConfigError(f"a plan of format {found!r} cannot be read; {_FORMAT!r} is known")
@@ -235,23 +204,10 @@ class PrivacyPlan:
         return canonical_hash(self.to_json())
 
     def promise(self, epsilon: float) -> str:
-        """Say in plain words what the plan promises at a computed epsilon.
+        """Say in plain words what the plan promises at the epsilon that the accountant found.
 
-        Parameters
-        ----------
-        epsilon : float
-            What the accountant found for ``delta``, not below 0.
-
-        Returns
-        -------
-        str
-            Sentences for a report: unit, adjacency, epsilon, delta, against whom, how strong, and
-            what stays open.
-
-        Raises
-        ------
-        ConfigError
-            ``epsilon`` is negative or NaN.
+        Sentences for a report: unit, adjacency, epsilon, delta, against whom, how strong, and what
+        stays open.
         """
         return promise_text(
             unit=self.unit,
@@ -264,13 +220,7 @@ class PrivacyPlan:
 
 
 def check_plan(plan: PrivacyPlan) -> None:
-    """Hold a plan's values against their ranges and against one another.
-
-    Raises
-    ------
-    ConfigError
-        A value is out of range or two contradict each other.
-    """
+    """Check a plan's values against their ranges and against one another."""
     _check_numbers(plan)
     _check_cohort(plan)
     _check_mechanism(plan)

@@ -22,17 +22,7 @@ _WORDS = 2**64
 def any_of(sample_rate: float, records: int) -> float:
     r"""Return the probability that at least one of some records is drawn, :math:`1 - (1 - q)^k`.
 
-    Parameters
-    ----------
-    sample_rate : float
-        q, in (0, 1].
-    records : int
-        k, at least 1.
-
-    Returns
-    -------
-    float
-        Never below the true value; q itself for one record.
+    For q in (0, 1] and k >= 1. Never below the true value; q itself for one record.
     """
     if records == 1:
         return sample_rate
@@ -41,30 +31,16 @@ def any_of(sample_rate: float, records: int) -> float:
 
 
 def poisson_sample(records: int, sample_rate: float, stream: KeyStream) -> NDArray[np.int64]:
-    """Draw each record on its own with probability ``sample_rate``.
+    """Draw each record on its own with probability ``sample_rate``, in (0, 1].
 
     Record ``i`` is taken where the ``i``-th 64-bit word of the stream lies below
-    ``floor(sample_rate * 2**64)``.
-
-    Parameters
-    ----------
-    records : int
-        How many records there are; zero is allowed.
-    sample_rate : float
-        Probability of each record, in (0, 1].
-    stream : KeyStream
-        Secret stream used for this draw and for nothing else.
+    ``floor(sample_rate * 2**64)``. The stream must be secret and used for nothing else.
 
     Returns
     -------
     ndarray of int64, shape [sampled]
         The indices drawn, ascending. It may be empty, and then the step must still be made, with
-        noise alone: leaving it out would tell that nobody was drawn.
-
-    Raises
-    ------
-    ConfigError
-        ``records`` is negative or ``sample_rate`` outside (0, 1].
+        noise alone: leaving it out would reveal that nobody was drawn.
 
     Guarantees
     ----------

@@ -46,22 +46,9 @@ _FLOATS = (
 
 
 def verdict(epsilon: float) -> str:
-    """Name the strength of an epsilon.
+    """Name the strength of an epsilon in nats, as a string.
 
-    Parameters
-    ----------
-    epsilon : float
-        In nats, not below 0.
-
-    Returns
-    -------
-    str
-        ``"strong"`` up to 1, ``"reasonable, not strong"`` up to 10, ``"weak"`` above.
-
-    Raises
-    ------
-    ConfigError
-        ``epsilon`` is negative or NaN.
+    ``"strong"`` up to 1, ``"reasonable, not strong"`` up to 10, ``"weak"`` above.
 
     References
     ----------
@@ -83,7 +70,7 @@ def promise_text(
     colluders: int,
     records_per_person: int | None = None,
 ) -> str:
-    """Write the promise.
+    """Write the promise: some sentences on one line.
 
     Parameters
     ----------
@@ -91,22 +78,10 @@ def promise_text(
         What is protected.
     trust : {"secagg", "none"}
         Whether the noise is shared under a secure sum.
-    epsilon, delta : float
-        The bound, as the accountant found it.
     colluders : int
         How many clients may work with the server.
     records_per_person : int, optional
         For unit person, where single records were clipped: how many of each person were kept.
-
-    Returns
-    -------
-    str
-        Some sentences on one line.
-
-    Raises
-    ------
-    ConfigError
-        ``epsilon`` is negative or NaN.
     """
     strength = verdict(epsilon)
     if unit == "none":
@@ -133,25 +108,11 @@ def promise_text(
 
 
 def aggregation_text(aggregation: str = "pairwise", *, committee_dropout_tolerance: int = 0) -> str:
-    """Say whom the promise of a secure sum needs besides its honest clients.
+    """Say in one sentence whom the promise of a secure sum needs besides its honest clients.
 
-    Parameters
-    ----------
-    aggregation : str
-        Name of the aggregation protocol: ``pairwise``, ``committee``, ``encrypted``, or that of
-        another package.
-    committee_dropout_tolerance : int
-        How many members of a committee may be lost and the sum still opens.
-
-    Returns
-    -------
-    str
-        One sentence; empty among peers, where the promise needs nobody else.
-
-    Raises
-    ------
-    ConfigError
-        ``committee_dropout_tolerance`` is below 0.
+    Empty for ``pairwise``, which needs nobody else. ``aggregation`` names a protocol: ``pairwise``,
+    ``committee``, ``encrypted``, or that of another package. Of a committee,
+    ``committee_dropout_tolerance`` members may be lost and the sum still opens.
 
     Notes
     -----

@@ -78,11 +78,6 @@ class BudgetQuestion:
         The noise multiplier is then over k times the norm bound of a record.
     dimension : int, optional
         For Skellam noise: how many values are trained; ``EMBEDDED_DIMENSION`` by default.
-
-    Raises
-    ------
-    ConfigError
-        A value is out of range, or more than one is missing.
     """
 
     mechanism: Mechanism

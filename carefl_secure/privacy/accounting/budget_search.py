@@ -35,7 +35,7 @@ def named_epsilon(event: Event, delta: float) -> float:
 
 @functools.lru_cache(maxsize=256)
 def rough_epsilon(event: Event, delta: float) -> float:
-    """Price one event by a loss distribution on a rough grid: valid, and up to 5 % dearer."""
+    """Price one event by a loss distribution on a rough grid: valid, and up to 5 % too large."""
     return coarse_epsilon([event], delta, ROUGH_GRID)
 
 

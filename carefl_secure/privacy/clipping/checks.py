@@ -23,7 +23,7 @@ def check_independent(
     tolerance: float = 1e-4,
     probes: int = 8,
 ) -> None:
-    """Try whether the loss of a record moves when another record is left out or exchanged.
+    """Test whether the loss of a record changes when another is left out or replaced.
 
     It finds losses averaged over the tokens of a batch, batch normalisation, contrastive losses
     and the like, if the records differ enough (in length, for a token mean). Passing is no proof.
@@ -37,12 +37,10 @@ def check_independent(
     tolerance : float
         Change allowed, relative to the loss and the mean of all losses.
     probes : int
-        How many records are left out or exchanged in turn.
+        How many records are left out or replaced in turn.
 
     Raises
     ------
-    ConfigError
-        Fewer than two records.
     PrivacyError
         A loss depends on another record, so clipping would not bound what that record changes.
     """
@@ -75,24 +73,17 @@ def check_additive(
     engine: Engine = "native",
     tolerance: float = 1e-3,
 ) -> None:
-    r"""Try whether a batch gives the sum of what its records give alone.
+    r"""Test whether a batch gives the sum of what its records give alone.
 
     .. math::
         S(D) = \sum_{x \in D} S(\{x\})
 
-    It finds what ``check_independent`` finds and also gradients split along a wrong axis.
-
-    Parameters
-    ----------
-    module, parameters, losses, indices, clipping_norm, engine
-        As for ``clipped_sum``; without dropout, and with two records or more.
-    tolerance : float
-        Largest 2-norm of the difference, in clipping norms.
+    It finds what ``check_independent`` finds and also gradients split along a wrong axis. The
+    parameters are those of ``clipped_sum``, without dropout and with at least two records;
+    ``tolerance`` is the largest 2-norm of the difference, in clipping norms.
 
     Raises
     ------
-    ConfigError
-        Fewer than two records.
     PrivacyError
         The sums differ, so one record can change the sum by more than the clipping norm.
     """

@@ -37,12 +37,8 @@ _MARGIN = 1e-6
 class ClippedSum:
     """A sum of clipped gradients, before noise: as secret as the records themselves.
 
-    Parameters
-    ----------
-    vector : ndarray of float64, shape [D]
-        The sum, in the order of the parameters, each flattened row by row.
-    records : int
-        How many records went in. Secret as well; divide by the public expected batch instead.
+    ``vector`` [D] follows the order of the parameters, each flattened row by row. ``records``, the
+    number summed, is secret as well; divide by the public expected batch instead.
     """
 
     vector: NDArray[np.float64]
@@ -80,21 +76,17 @@ def clipped_sum(
     parameters : sequence of (name, Parameter)
         What is trained; the order decides the order of the result.
     losses : callable
-        Record indices [B] to losses [B]; entry ``i`` must depend on record ``i`` only. That cannot
-        be seen from here: try it with the helpers of ``clipping_checks``.
+        Record indices [B] to losses [B]; entry ``i`` must depend on record ``i`` only. This cannot
+        be verified here: test it with ``clipping.checks``.
     indices : ndarray of int64, shape [sampled]
         The sampled records, none twice. Where it is empty the model is not called.
-    clipping_norm : float
-        C, above 0.
     normalise : bool
         Give every record nearly the same norm, which spares tuning C, in place of clipping.
-    engine : {"native", "opacus"}
-        Who splits the gradients by record.
     micro_batch : int
         How many records go through the model at once; costs memory, never changes the sum.
     groups : ndarray of int64, shape [sampled], optional
         To which group each index belongs. The whole group must be there. A group stays within one
-        micro-batch; one that is larger than it is added up over several before it is clipped.
+        micro-batch; a larger one is added up over several before it is clipped.
     parallel_batches : callable(function, items) -> iterable, optional
         A ``map``, in order, that may work on several micro-batches at once; the opacus engine and
         groups take them one after another.
@@ -113,7 +105,7 @@ def clipped_sum(
     Adding or removing one record, or one whole group where there are groups, changes the vector by
     at most ``clipping_norm`` in 2-norm, if each loss depends on its own record only. Norms and sums
     are taken in float64 from one and the same float32 gradient, also where layers compute in half
-    precision, and a relative margin of 1e-6 covers rounding. An error tells that some record was
+    precision, and a relative margin of 1e-6 covers rounding. An error reveals that some record was
     unfit: nothing may be released then, and the account must already hold the step.
 
     References

@@ -27,25 +27,14 @@ def opacus_gradients(
 ) -> Iterator[Callable[[Tensor], list[Tensor | None]]]:
     """Within the context, split gradients by record with the hooks of Opacus.
 
-    It knows more kinds of layers than the native engine, is some 10 % slower, and does not work
-    with non-reentrant gradient checkpointing (it then refuses rather than miss a gradient).
-
-    Parameters
-    ----------
-    module : Module
-        In training mode; the hooks stay silent otherwise.
-    parameters : sequence of (name, Parameter)
-        Every other trainable parameter of the module is frozen within the context.
-
-    Yields
-    ------
-    callable
-        Takes losses of shape [B] and returns [B, ...] in the order of ``parameters``.
+    Yields losses [B] to gradients [B, ...] in the order of ``parameters``; every other trainable
+    parameter is frozen meanwhile. It supports more kinds of layers than the native engine, is some
+    10 % slower, and refuses non-reentrant gradient checkpointing rather than miss a gradient.
 
     Raises
     ------
     ConfigError
-        Opacus is missing, or the module is in evaluation mode.
+        Opacus is missing, or the module is in evaluation mode, where the hooks stay silent.
     PrivacyError
         Opacus refuses the module, or its gradients are not one per record.
     """

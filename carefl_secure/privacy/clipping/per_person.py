@@ -20,16 +20,7 @@ Members = NDArray[np.float64]
 def group_chunks(
     indices: NDArray[np.int64], groups: NDArray[np.int64], micro_batch: int
 ) -> Iterator[tuple[NDArray[np.int64], Members, bool]]:
-    """Cut records into micro-batches that never part a group, unless it alone is too large.
-
-    Parameters
-    ----------
-    indices : ndarray of int64, shape [sampled]
-        The records.
-    groups : ndarray of int64, shape [sampled]
-        The group of each.
-    micro_batch : int
-        Largest number of records at once.
+    """Cut records into micro-batches that never split a group, unless it alone is too large.
 
     Yields
     ------
@@ -37,11 +28,6 @@ def group_chunks(
         Records [B]; weights [groups, B] of the mean over each whole group; and whether the groups
         are complete. Of a group larger than ``micro_batch`` several parts come in a row, the last
         one marked, whose weighted sums must be added before anything is clipped.
-
-    Raises
-    ------
-    ConfigError
-        There is not one group for each record.
     """
     if groups.shape != indices.shape or not np.issubdtype(groups.dtype, np.integer):
         raise ConfigError(

@@ -21,11 +21,7 @@ _Sink = Callable[[Tensor, Tensor], None]
 
 
 class _RecordLinear(torch.autograd.Function):
-    """``rows @ weight.T`` whose backward hands on what the weight gradient is made of.
-
-    The weight itself gets no gradient: for rows ``[B, T, in]`` the sink sees the pair (rows,
-    gradient of the output), from which ``[B, out, in]`` costs no more than the summed gradient.
-    """
+    """``rows @ weight.T``; backward hands (rows, output gradient) to the sink, not the weight."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor, sink: _Sink) -> Tensor:
@@ -97,19 +93,8 @@ def native_gradients(
 
     For layer input :math:`x_i` [T, in] and output gradient :math:`g_i` [T, out] of record i, the
     gradient is :math:`g_i^\top x_i`, always in float32. Layers used several times, and recomputed
-    ones (non-reentrant checkpointing), add up. Several threads may each split a micro-batch.
-
-    Parameters
-    ----------
-    module : Module
-        Holds every layer of the parameters.
-    parameters : sequence of (name, Parameter)
-        Weights of bias-free ``nn.Linear`` layers. The losses must be computed within the context.
-
-    Yields
-    ------
-    callable
-        Takes losses of shape [B] and returns the gradients in the order of ``parameters``.
+    ones (non-reentrant checkpointing), add up. Several threads may each split a micro-batch. The
+    losses must be computed within the context.
 
     Raises
     ------

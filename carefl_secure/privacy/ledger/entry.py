@@ -36,20 +36,9 @@ START = "0" * 64
 class Entry:
     """One line of a ledger.
 
-    Parameters
-    ----------
-    index : int
-        Its place, from 0.
-    time : str
-        When it was written, UTC, ISO 8601.
-    kind : str
-        One of ``KINDS``.
-    payload : mapping
-        JSON values; a spend holds its event under ``"event"``.
-    previous : str
-        Hash of the entry before, 64 zeros for the first.
-    hash : str
-        SHA-256 over the canonical JSON of all the other fields.
+    ``index`` counts from 0; ``time`` is UTC, ISO 8601; ``kind`` one of ``KINDS``; a spend holds its
+    event under ``payload["event"]``; ``previous`` is the hash of the entry before (64 zeros for the
+    first); ``hash`` is SHA-256 over the canonical JSON of all the other fields.
     """
 
     index: int

@@ -19,12 +19,7 @@ _PAUSE = 0.01
 
 
 class LedgerFile:
-    """The bytes of a ledger: exclusive lock, append, fsync.
-
-    Parameters
-    ----------
-    path : Path
-        The file; its folder must exist.
+    """The bytes of a ledger: exclusive lock, append, fsync. The folder of ``path`` must exist.
 
     Guarantees
     ----------
@@ -39,13 +34,7 @@ class LedgerFile:
 
     @contextmanager
     def reading(self) -> Iterator[bytes]:
-        """Hold a shared lock and give the whole content, empty where there is no file.
-
-        Raises
-        ------
-        LedgerError
-            The file cannot be read, is empty, or another process holds it.
-        """
+        """Hold a shared lock and give the whole content, empty where there is no file."""
         try:
             descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -63,15 +52,8 @@ class LedgerFile:
     def writing(self, first: bytes) -> Iterator[bytes]:
         """Hold the exclusive lock and give the whole content.
 
-        Parameters
-        ----------
-        first : bytes
-            The line with which a file that does not exist is made, with mode 0600.
-
-        Raises
-        ------
-        LedgerError
-            The file cannot be opened for writing, is empty, or another process holds it.
+        A file that does not exist is made with the line ``first`` and mode 0600. LedgerError where
+        it cannot be opened, is empty, or another process holds it; so for ``reading``.
         """
         try:
             if not self.path.exists():
@@ -111,10 +93,7 @@ class LedgerFile:
     def append(self, line: bytes) -> None:
         """Write one whole line to the end and return when it is on disk.
 
-        Raises
-        ------
-        LedgerError
-            The disk refused it; the end of the file may then be torn.
+        A LedgerError means that the disk refused it; the end of the file may then be torn.
         """
         try:
             left = memoryview(line)
@@ -128,13 +107,7 @@ class LedgerFile:
             ) from error
 
     def truncate(self, size: int) -> None:
-        """Cut the file to ``size`` bytes and return when that is on disk.
-
-        Raises
-        ------
-        LedgerError
-            The disk refused it.
-        """
+        """Cut the file to ``size`` bytes and return when that is on disk."""
         try:
             os.ftruncate(self._descriptor, size)
             os.fsync(self._descriptor)

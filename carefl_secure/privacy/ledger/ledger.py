@@ -43,11 +43,11 @@ class Ledger:
     Guarantees
     ----------
     When ``append`` or ``spend`` returns, the entry is on disk, file and folder entry both, as far
-    as the file system keeps the word it gives to fsync. Two processes cannot interleave: every
-    call holds an exclusive lock. Any edited, removed, added or reordered entry breaks the chain
-    and is refused, except what a plain hash chain cannot see: a cut of whole entries at the end,
-    and a chain computed anew from some entry on. Keep ``head()`` somewhere else and hand it to
-    ``verify`` against both. A deleted file forgets everything.
+    as the file system honours fsync. Two processes cannot interleave: every call holds an
+    exclusive lock. Any edited, removed, added or reordered entry breaks the chain and is refused,
+    except what a plain hash chain cannot see: a cut of whole entries at the end, and a chain
+    computed anew from some entry on. Keep ``head()`` somewhere else and hand it to ``verify``
+    against both. A deleted file forgets everything.
     """
 
     def __init__(self, path: Path, identity: Mapping[str, str] | None = None) -> None:
@@ -62,27 +62,15 @@ class Ledger:
     def append(self, kind: str, payload: Mapping[str, Any]) -> Entry:
         """Write one entry and return when it is on disk.
 
-        Parameters
-        ----------
-        kind : str
-            One of ``KINDS``.
-        payload : mapping
-            JSON values, finite numbers only. A spend needs a valid event under ``"event"``.
-
-        Returns
-        -------
-        Entry
-            The entry as written.
+        ``kind`` is one of ``KINDS``; ``payload`` holds JSON values with finite numbers, and for a
+        spend a valid event under ``"event"``.
 
         Raises
         ------
-        ConfigError
-            The kind is unknown or the payload is not JSON.
-        PrivacyError
-            The event of a spend cannot be read.
+        ConfigError, PrivacyError
+            The kind is unknown, the payload is not JSON, or the event of a spend cannot be read.
         LedgerError
-            The ledger was changed, has a torn end, is held by another process, or cannot be
-            written.
+            The ledger was changed, has a torn end, is locked by another process, or not writable.
         """
         clean = clean_payload(kind, payload)
         with self._writing() as entries:
@@ -104,13 +92,8 @@ class Ledger:
         max_epsilon, delta : float
             The limit over the whole ledger; as for ``guard``.
         payload : mapping, optional
-            More to remember: ``run`` (stages of one run as ``RUN/STAGE``), ``round``, ``planned``
+            More to record: ``run`` (stages of one run as ``RUN/STAGE``), ``round``, ``planned``
             (how many sums the run's plan has), ``unit`` and ``trust``.
-
-        Returns
-        -------
-        Entry
-            The entry as written.
 
         Raises
         ------
@@ -134,11 +117,6 @@ class Ledger:
         """Refuse an event that would take the whole ledger above a limit; write nothing.
 
         Two processes that guard one after the other may both pass: use ``spend`` to be sure.
-
-        Parameters
-        ----------
-        event, max_epsilon, delta, payload
-            As for ``spend``.
 
         Raises
         ------
@@ -187,39 +165,16 @@ class Ledger:
         )
 
     def entries(self) -> tuple[Entry, ...]:
-        """Return all entries, verified; none where the file does not exist yet.
-
-        Raises
-        ------
-        LedgerError
-            The ledger was changed or has a torn end.
-        """
+        """Return all entries, verified (else LedgerError); none where there is no file yet."""
         with self._file.reading() as data:
             return tuple(self._parse(data))
 
     def events(self) -> list[Event]:
-        """Return the events of all spends, verified.
-
-        Raises
-        ------
-        LedgerError, PrivacyError
-            The ledger was changed or has a torn end; an event cannot be read.
-        """
+        """Return the events of all spends, verified; PrivacyError where one cannot be read."""
         return _events(self.entries())
 
     def epsilon(self, delta: float) -> float:
-        """Price everything ever spent.
-
-        Parameters
-        ----------
-        delta : float
-            As for ``accounting.epsilon``.
-
-        Returns
-        -------
-        float
-            Epsilon in nats; 0 for an empty ledger.
-        """
+        """Return the epsilon of everything ever spent, in nats; 0 for an empty ledger."""
         return epsilon(self.events(), delta)
 
     def head(self) -> str:
@@ -228,12 +183,7 @@ class Ledger:
         return entries[-1].hash if entries else START
 
     def verify(self, head: str | None = None) -> None:
-        """Check the whole chain, and that it continues a state seen before.
-
-        Parameters
-        ----------
-        head : str, optional
-            A hash that ``head()`` gave earlier. It must still stand in the chain.
+        """Check the whole chain, and that it still holds ``head``, an earlier result of ``head()``.
 
         Raises
         ------
@@ -248,15 +198,10 @@ class Ledger:
             )
 
     def recover(self) -> int:
-        """Cut off a last line that a crash left unfinished, and note that it was done.
+        """Cut off a last line that a crash left unfinished, note it, and return the bytes cut off.
 
         Nothing that ``append`` had confirmed is lost: a line is confirmed only when it is whole. A
         last line that lacks nothing but its newline is whole, and is kept. Never call this unasked.
-
-        Returns
-        -------
-        int
-            Bytes cut off; 0 where the end was whole.
 
         Raises
         ------
@@ -312,7 +257,7 @@ class Ledger:
         return entries
 
     def _is_entry(self, line: bytes, before: Sequence[Entry]) -> bool:
-        """Tell whether a last line without its newline is the whole entry that follows."""
+        """Whether a last line without its newline is the whole entry that follows."""
         try:
             read_entry(line, before, self.path)
         except LedgerError:

@@ -19,24 +19,11 @@ def split_runs(
     *,
     another: bool = False,
 ) -> tuple[list[Event], list[Event]]:
-    """Separate the first run of a ledger from all later ones, with one event more if there is one.
+    """Separate the events of a ledger's first run, equal ones merged, from those of later runs.
 
-    Where there are later runs, the first counts with its whole plan: what was planned and not
-    executed is counted too, since the decision to stop may depend on what was released.
-
-    Parameters
-    ----------
-    entries : sequence of Entry
-    run : str, optional
-        The run of ``event``. Stages are named ``RUN/STAGE``.
-    event : Event, optional
-    another : bool
-        Whether one more run, not among the entries, will follow.
-
-    Returns
-    -------
-    tuple of (list of Event, list of Event)
-        Events of the first run, equal ones merged, and of the later runs.
+    ``event``, of ``run`` (stages are named ``RUN/STAGE``), counts as one more. Where there are
+    later runs, or ``another`` will follow, the first counts with its whole plan: what was planned
+    and not executed too, since the decision to stop may depend on what was released.
     """
     spends = [
         (_name(e.payload.get("run")), event_from_json(event_of(e.payload)), e.payload)
@@ -69,12 +56,9 @@ def _name(run: object) -> object:
 
 
 def check_unit(entries: Sequence[Entry], unit: object, path: Path) -> None:
-    """Refuse a run for one unit in a ledger that holds spends for another.
+    """Refuse a run for one unit in a ledger that holds spends for another (LedgerError).
 
-    Raises
-    ------
-    LedgerError
-        Their prices speak of different neighbouring data sets, so no sum of them is a promise.
+    Their prices concern different neighbouring data sets, so no sum of them is a promise.
     """
     held = {e.payload.get("unit") for e in entries if e.kind == "spend"}
     if held - {unit}:

@@ -24,23 +24,10 @@ _LEDGER = "ledger.jsonl"
 
 
 def find_ledgers(path: Path) -> list[Path]:
-    """Return the ledgers at a path: the file itself, or all of a run folder.
+    """Return the ledgers at a path, never none: the server's first, then the clients' by number.
 
-    Parameters
-    ----------
-    path : Path
-        A ledger; a run folder (``ledger.jsonl`` and ``clients/*/ledger.jsonl``); or a folder of
-        ledgers named ``*.jsonl``.
-
-    Returns
-    -------
-    list of Path
-        The server's first, then the clients' by number. Never empty.
-
-    Raises
-    ------
-    LedgerError
-        There is none.
+    ``path`` is a ledger, a run folder (``ledger.jsonl`` and ``clients/*/ledger.jsonl``), or a
+    folder of ledgers named ``*.jsonl``.
     """
     if path.is_file():
         return [path]
@@ -63,15 +50,7 @@ def _number(name: str) -> tuple[float, str]:
 def delta_for(path: Path) -> float:
     """Return the delta of the run that a ledger or folder belongs to, or 1e-5 without a plan.
 
-    Parameters
-    ----------
-    path : Path
-        A run folder, or a ledger in one.
-
-    Raises
-    ------
-    LedgerError
-        There is a plan, but it cannot be read.
+    A plan that cannot be read is a LedgerError.
     """
     for folder in (path, path.parent, path.parent.parent.parent):
         plan = folder / "plan.json"
@@ -87,20 +66,10 @@ def delta_for(path: Path) -> float:
 
 @dataclass(frozen=True)
 class Line:
-    """Equal spends of one run, one after the other.
+    """Equal spends of one run in a row, at the places ``first`` to ``last`` of the ledger.
 
-    Parameters
-    ----------
-    first, last : int
-        Places of the first and last of them in the ledger.
-    time : str
-        When the first was written.
-    run : str
-        Name of the run, or nothing.
-    event : Event
-        What was released, with the count of all.
-    epsilon : float
-        What these alone cost.
+    ``time`` is that of the first, ``run`` may be empty, ``event`` has the count of all, and
+    ``epsilon`` is what these alone cost.
     """
 
     first: int
@@ -127,21 +96,14 @@ class Statement:
 
     Parameters
     ----------
-    path : Path
-    identity : mapping of str to str
-        What the ledger says it is about.
-    entries : int
     head : str
         Hash of the last entry.
-    lines : tuple of Line
     unprotected : int
         Rounds that were noted as released without any noise.
     recovered : int
         How often a torn end was cut off.
-    delta : float
     epsilon : float
         What all spends come to; infinity where a round was unprotected.
-    accountant : str
     """
 
     path: Path
@@ -201,13 +163,7 @@ def _finite(value: float) -> float | None:
 
 
 def event_words(event: Event) -> str:
-    """Say in a few words what an event released.
-
-    Returns
-    -------
-    str
-        Noise kind, noise over norm bound, and sampling rate.
-    """
+    """Describe an event in words: kind of noise, noise over norm bound, and sampling rate."""
     if isinstance(event, SampledSkellam):
         kind, noise = "Skellam", math.sqrt(event.variance) / event.l2
     else:
@@ -218,20 +174,12 @@ def event_words(event: Event) -> str:
 def statement(path: Path, delta: float) -> Statement:
     """Read and price one ledger.
 
-    Parameters
-    ----------
-    path : Path
-    delta : float
-        As for ``accounting.epsilon``.
-
     Raises
     ------
     LedgerError
         It does not exist, was changed, or has a torn end.
     PrivacyError
         A spend cannot be priced.
-    ConfigError
-        ``delta`` is out of range.
     """
     if not path.is_file():
         raise LedgerError(f"there is no ledger at {path}; give an existing file")
