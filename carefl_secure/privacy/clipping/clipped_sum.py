@@ -58,7 +58,7 @@ def clipped_sum(
     groups: NDArray[np.int64] | None = None,
     parallel_batches: Lanes = map,
 ) -> ClippedSum:
-    r"""Sum the gradients of single records, each brought to norm ``clipping_norm`` at most.
+    r"""Sum the gradients of single records, each brought to at most norm C, ``clipping_norm``.
 
     With ``groups``, the gradients of one group (a person) are first averaged, as the gradient of
     the mean of its losses, and the mean is clipped: :math:`g_p = \frac{1}{|p|} \sum_{i \in p} g_i`
