@@ -106,8 +106,7 @@ def site_work(
 ) -> tuple[RunPlan, bytes, LocalTask]:
     """Return plan, base hash and task of one site, which computes all three itself.
 
-    ``config`` has the site's own ``data.source``; ``index`` is the client whose share of the
-    records this is, None where all of them are the site's.
+    ``config`` has the site's own ``data.source``; the share is that of client ``index``, or all.
     """
     if config.stages.spaces:
         raise ConfigError("a run in stages stays in one process; a site takes part in one stage")
@@ -212,8 +211,7 @@ def base_hash_of(digest: bytes, config: Config, stage: Stage | None = None) -> b
     """Hash what all parties must share besides the plan: base weights, adapter, code version.
 
     SHA-256 over the digest of the weights and canonical JSON, independent of the order of settings.
-    For a named stage the whole agreement enters as well, and what of earlier stages is frozen under
-    it.
+    A named stage adds the whole agreement, and what of earlier stages is frozen under it.
     """
     # Where a client keeps its captions is its own affair; of a prompt the words count.
     model = config.model.model_dump(mode="json", exclude={"context_cache", "prompt"})

@@ -41,15 +41,9 @@ def load_stages(config: Config, reporter: Reporter) -> list[Corpora]:
     On the embedded corpus the stages see the same pictures with other labels; under ``compound``
     only those that have a compound label. On a folder the stages have pictures of their own, and
     whatever also stands in a later stage, pixel by pixel, is left out of the earlier ones. In a run
-    among sites, the corpora are what the server holds.
-
-    Raises
-    ------
-    ConfigError
-        If a client would have no record in some stage, or a person is at two clients where
-        persons are protected.
-    DataError
-        If a folder cannot be read, or nothing remains of a stage.
+    among sites, the corpora are what the server holds. Raises `ConfigError` if a client would have
+    no record in some stage or a protected person is at two clients, `DataError` if a folder cannot
+    be read or nothing remains of a stage.
 
     Guarantees
     ----------

@@ -67,15 +67,9 @@ def train(
 ) -> RunSummary:
     """Federate one run and keep it in a folder.
 
-    With ``resume``, the folder of an interrupted run, that run goes on; ``config`` must be its own.
-    ``engine`` says where the clients are, in this process by default; a run in stages takes no
-    other.
-
-    Raises
-    ------
-    CareflError
-        Whatever stops the run; its exit code is documented. Nothing is released by too few
-        survivors or above the budget.
+    ``resume`` is the folder of an interrupted run; ``config`` must be its own. ``engine`` says
+    where the clients are, by default in this process; a run in stages takes no other. What
+    stops the run is a `CareflError`; nothing is released by too few survivors or above the budget.
 
     Guarantees
     ----------

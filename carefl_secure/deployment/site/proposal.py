@@ -105,14 +105,8 @@ def propose(
     is the submitter's; ``parties`` sites must agree within ``patience`` seconds. Only a simulation
     of dropouts relies on the claimed places.
 
-    Raises
-    ------
-    PolicyError
-        When a site refuses; its text names the clause.
-    ProtocolError
-        When a site plans another run.
-    CohortError
-        When a site does not answer in time.
+    Raises `PolicyError`, naming the clause, when a site refuses, `ProtocolError` when one plans
+    another run, and `CohortError` when one does not answer in time.
     """
     end = time.monotonic() + patience
     message, agreed = proposal.message(key), dict[int, int]()

@@ -45,16 +45,9 @@ def run_node(
     other under another account or in another container; ``socket`` is where they meet. ``work`` is
     the folder for logs and Flower's own files, by default the bundle.
 
-    Raises
-    ------
-    RunError
-        When the bundle is incomplete or expired.
-    ConfigError
-        When the policy is invalid, or a half has no socket.
-    DataError
-        When the site's folder holds no corpus.
-    EngineError
-        When one of the processes ends on its own, as a node without a registered key does.
+    Raises `RunError` for an incomplete or expired bundle, `ConfigError` for an invalid policy or a
+    half without socket, `DataError` when the site's folder holds no corpus, and `EngineError` when
+    a process ends on its own, as a node without a registered key does.
     """
     if (only is None) != (socket is None):
         raise ConfigError("--only and --socket go together: the two halves meet at the socket")
@@ -97,14 +90,9 @@ def run_node(
 def run_server(path: Path, host: str, tell: Callable[[str], None], port: int | None = None) -> None:
     """Run a SuperLink on ``host`` until interrupted, and register the nodes of the bundle.
 
-    ``port`` replaces the bundle's, behind a proxy.
-
-    Raises
-    ------
-    RunError
-        When the folder is no server bundle, or has expired.
-    EngineError
-        When the SuperLink does not start, or another server runs from the same bundle.
+    ``port`` replaces the bundle's, behind a proxy. Raises `RunError` when the folder is no server
+    bundle or has expired, `EngineError` when the SuperLink does not start or another server runs
+    from the same bundle.
     """
     manifest = read_server_manifest(path)
     port = port or manifest.port

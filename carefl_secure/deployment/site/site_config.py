@@ -20,13 +20,9 @@ __all__ = ["own_config", "refuse_paths"]
 def refuse_paths(config: Config, *, own_data: bool) -> None:
     """Refuse a proposal that would have a site open a file of the proposer's choosing.
 
-    ``own_data`` says whether ``data.source`` is the site's own.
-
-    Raises
-    ------
-    PolicyError
-        Clause ``path``: the base model is neither the embedded one nor a hub id, the prompt none of
-        those that come with the package, or the records are neither drawn nor the site's own.
+    Raises `PolicyError`, clause ``path``, when the base model is neither the embedded one nor a hub
+    id, the prompt none of those that come with the package, or the records are neither drawn nor
+    the site's own (``own_data``).
     """
     base = config.model.base
     hub = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", base) and not Path(base).exists()
@@ -42,13 +38,8 @@ def own_config(proposal: Proposal, bundle: SiteBundle, *, rehearsal: bool) -> Co
     """Read the proposed settings, with every path in them replaced by the site's own.
 
     A ``rehearsal``, of one machine with itself, may keep predictable noise and its own paths.
-
-    Raises
-    ------
-    PolicyError
-        Clause ``path``, or ``unprotected`` for predictable noise.
-    ProtocolError, ConfigError
-        When the settings cannot be read, or contradict each other.
+    Raises `PolicyError`, clause ``path``, or ``unprotected`` for predictable noise; `ProtocolError`
+    or `ConfigError` when the settings cannot be read, or contradict each other.
     """
     try:
         settings = flatten(yaml.safe_load(proposal.config))

@@ -82,16 +82,8 @@ class Remote:
     """Submits to a SuperLink that `carefl-secure server start` runs on this machine.
 
     ``server`` and ``submit`` are the server's bundle and the submitter's; ``patience`` is the
-    seconds that sites get to agree.
-
-    Raises
-    ------
-    ConfigError
-        When the configuration cannot be run among sites.
-    RunError
-        When a bundle is damaged.
-    EngineError
-        When no server runs from the bundle.
+    seconds that sites get to agree. Raises `ConfigError` when the configuration cannot be run among
+    sites, `RunError` for a damaged bundle, `EngineError` when no server runs from the bundle.
     """
 
     def __init__(

@@ -58,25 +58,14 @@ def evaluate(
     """Score a run's adapter, and write ``RUN/evaluation/evaluation.json``.
 
     Only the server's own splits, or another corpus that is named, are scored: no picture of a
-    private record is read. ``evaluation-public.json`` and ``evaluation-data.json`` hold the other
-    two.
+    private record is read. Results of ``split="public"`` and of ``data`` are kept apart, in
+    ``evaluation-public.json`` and ``evaluation-data.json``. Thresholds come from the public split.
 
-    Parameters
-    ----------
-    split : {"test", "public"}
-        Which of the run's open splits; thresholds come from ``public``.
-    data : Path, optional
-        Another corpus; its test split is scored, else its val split, else all of it where it has no
-        splits. The corpus that the run was trained on raises `ConfigError`.
-    labels, view : str
-        How to read that corpus; see :func:`carefl_secure.data.open_corpus.open_corpus`.
-
-    Raises
-    ------
-    RunError
-        If there is no run, or the result cannot be written.
-    ModelError
-        If the run has no adapter, or it does not fit the run's settings.
+    Of ``data``, another corpus, the test split is scored, else its val split, else all of it where
+    it has no splits; ``labels`` and ``view`` say how to read it
+    (:func:`carefl_secure.data.open_corpus.open_corpus`). The corpus that the run was trained on
+    raises `ConfigError`; a missing run, or a result that cannot be written, `RunError`; a missing
+    adapter, or one that does not fit the run's settings, `ModelError`.
     """
     opened = ScoredRun(run, reporter)
     if data is None and (labels, view) != ("auto", "auto"):

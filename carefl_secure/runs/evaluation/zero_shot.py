@@ -87,13 +87,8 @@ def evaluate_zero_shot(
     one of the seven, to ``evaluation-test-cexpr.json``. ``rule`` leads from frames to videos,
     ``fold`` is that of the labelled part, and every ``every``-th frame of a video is taken.
 
-    Raises
-    ------
-    ConfigError
-        If the run was not trained on ``compound`` (or, with ``data``, on ``cexpr`` itself),
-        or ``data`` is another corpus or the run's own.
-    DataError
-        If there is nothing to score or to predict.
+    Raises `ConfigError` unless trained on ``compound`` (with ``data``, or on ``cexpr``), or
+    if ``data`` is another corpus or the run's own; `DataError` if nothing can be scored.
     """
     opened = ScoredRun(run, reporter)
     if data is not None:
