@@ -75,12 +75,8 @@ class RunSpec:
 class Simulation:
     """A simulated situation; it changes no promise.
 
-    Parameters
-    ----------
-    dropout : float
-        Share of the clients, in [0, 1), that drop out after the key phase of each round.
-    seed : int
-        Decides which, and nothing else; it is not secret.
+    ``dropout`` is the share of the clients, in [0, 1), that drop out after the key phase of each
+    round; ``seed`` decides which, and nothing else; it is not secret.
     """
 
     dropout: float = 0.0
@@ -96,12 +92,8 @@ class Simulation:
 class PerformanceFlags:
     """What changes time and memory and no result.
 
-    Parameters
-    ----------
-    workers : int
-        Clients that work at the same time, where one machine runs them all.
-    timeout : float
-        Seconds a party on a network has to answer one message before it counts as dropped out.
+    ``workers`` clients work at the same time, where one machine runs them all; ``timeout`` is the
+    seconds a party on a network has to answer a message before it counts as dropped out.
     """
 
     workers: int = 1

@@ -1,7 +1,7 @@
 """Interfaces of one round of any aggregation protocol, for a client and for the server.
 
-`ClientSession` delegates to a `ClientSum`, `SecureSumStrategy` to a `ServerSum`. Ledger, sampling,
-clipping, noise and optimizer stay there; keys, masks, envelopes and ciphertexts stay here.
+Ledger, sampling, clipping, noise and optimizer belong to the callers, `ClientSession` and
+`SecureSumStrategy`; keys, masks, envelopes and ciphertexts belong here.
 """
 
 from __future__ import annotations
@@ -105,12 +105,7 @@ class ServerSum(ABC):
         """Run every phase before the vectors; return what to send each node with the adapter.
 
         ``nodes()`` waits for Flower's nodes and returns their numbers; it is not called where the
-        parties are known.
-
-        Raises
-        ------
-        CohortError
-            Too few clients or helpers are there; no record has been read yet.
+        parties are known. Raises CohortError when too few are there; no record has been read yet.
         """
 
     @abstractmethod
@@ -121,10 +116,7 @@ class ServerSum(ABC):
     def open(self) -> tuple[MaskedIntegers, tuple[int, ...]]:
         """Run every phase after the vectors; return the sum, shape [padded], and the clients in it.
 
-        Raises
-        ------
-        CohortError
-            Too few clients or helpers remained; nothing was opened.
+        Raises CohortError when too few clients or helpers remained; nothing was opened then.
         """
 
     @abstractmethod
@@ -198,10 +190,7 @@ class AggregationProtocol(ABC):
     ) -> ClientSum:
         """Go on from what `ClientSum.save` returned; ``model_hash`` is empty before `bind`.
 
-        Raises
-        ------
-        ProtocolError
-            It was changed, or belongs to another client, round or model.
+        Raises ProtocolError when it was changed, or belongs to another client, round or model.
         """
 
     @abstractmethod
@@ -214,16 +203,10 @@ class AggregationProtocol(ABC):
         prefetched: KeyPrefetch | None,
         following: KeyPrefetch | None,
     ) -> ServerSum:
-        """Return the server's part in a round.
+        """Return the server's part in a round; ``model_hash`` is the hash of the adapter.
 
-        Parameters
-        ----------
-        model_hash : bytes
-            Hash of the adapter.
-        prefetched : KeyPrefetch or None
-            This round's keys, where they were exchanged during the round before.
-        following : KeyPrefetch or None
-            Exchanges the next round's keys during this one.
+        ``prefetched`` holds this round's keys, where they were exchanged during the round before;
+        ``following`` exchanges the next round's keys during this one.
         """
 
     def prefetch(self, setup: ServerSetup, exchange: Exchange, number: int) -> KeyPrefetch | None:

@@ -49,10 +49,7 @@ class HolderKey(NamedTuple):
 def read_key(message: bytes, cohort: Cohort, plan: RunPlan, number: int) -> HolderKey:
     """Check the key holder's message and return the key with the agreement.
 
-    Raises
-    ------
-    ProtocolError
-        It was not signed by the cohort's key holder for exactly this round.
+    Raises ProtocolError unless the cohort's key holder signed it for exactly this round.
     """
     signature, public = message[:_SIGNATURE], message[_SIGNATURE:]
     parameters = cohort.encrypted_parameters(plan, number, hashlib.sha256(public).digest())

@@ -1,7 +1,7 @@
 """The helpers of a run: committee members and the key holder.
 
-They hold no records and see no client's vector. Like a client, a helper follows its own copy of
-plan and cohort, takes part in no round twice, and refuses by raising an error.
+They hold no records and see no client's vector. A helper follows its own copy of plan and cohort,
+takes part in no round twice, and refuses by raising an error.
 """
 
 from __future__ import annotations

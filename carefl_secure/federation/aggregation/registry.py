@@ -45,12 +45,7 @@ def find_protocol(name: str) -> AggregationProtocol:
 
     An entry point of the group ``carefl_secure.aggregators`` names a subclass of
     `AggregationProtocol` that can be made without arguments and whose ``name`` is that of the entry
-    point.
-
-    Raises
-    ------
-    ConfigError
-        There is none of this name, two packages register it, or it cannot be loaded.
+    point. Raises ConfigError when none or several have this name, or it cannot be loaded.
     """
     if name in PROTOCOLS:
         return PROTOCOLS[name]
@@ -111,10 +106,7 @@ class ClientSums:
     def restore(self, saved: bytes, number: int, model_hash: bytes = b"") -> ClientSum:
         """Go on from what `ClientSum.save` returned.
 
-        Raises
-        ------
-        ProtocolError
-            It was changed, or belongs to another client, round or model.
+        Raises ProtocolError when it was changed, or belongs to another client, round or model.
         """
         return self._protocol.restore(self._setup, saved, number, model_hash)
 

@@ -14,13 +14,8 @@ __all__ = ["RoundBudget"]
 class RoundBudget:
     """A ledger together with the plan whose rounds are charged to it.
 
-    Parameters
-    ----------
-    ledger : Ledger
-        May hold spends of earlier runs.
-    limit : float, optional
-        The most the whole ledger may come to; the plan's target by default. Without privacy nothing
-        is charged, and every round is recorded as unprotected.
+    ``limit`` is the most the whole ledger, earlier runs included, may come to; the plan's target by
+    default. Without privacy nothing is charged, and every round is recorded as unprotected.
     """
 
     def __init__(
@@ -47,12 +42,8 @@ class RoundBudget:
     def charge(self, number: int) -> None:
         """Write one round to the ledger, on disk, before anything of it is released.
 
-        Raises
-        ------
-        BudgetExceededError
-            It would overspend; nothing is written then.
-        LedgerError
-            The ledger cannot be trusted or written.
+        Raises BudgetExceededError, and writes nothing, when it would overspend; LedgerError when
+        the ledger cannot be trusted or written.
         """
         entry = {**self._payload, "round": number}
         if self._event is None:

@@ -86,11 +86,8 @@ class OpenRounds:
     def advertise_prefetch(self, number: int, plan_hash: bytes) -> bytes:
         """Make and show fresh keys for a later round during this one.
 
-        Raises
-        ------
-        ProtocolError
-            This client did not agree to that, follows another plan, took part in that round, or has
-            shown keys for it or a later one.
+        Raises ProtocolError when this client did not agree to that, follows another plan, took part
+        in that round, or has shown keys for it or a later one.
         """
         if not self._prefetches:
             raise ProtocolError(

@@ -109,20 +109,9 @@ class ClientSession:
     def advertise(self, number: int, plan_hash: bytes, key: bytes = b"") -> bytes:
         """Begin a round: check that it is new under the agreed plan; return a signed advertisement.
 
-        Parameters
-        ----------
-        number : int
-            Greater than that of any round this session took part in.
-        plan_hash : bytes
-            Hash of the server's plan.
-        key : bytes, optional
-            The key holder's message, where uploads are encrypted.
-
-        Raises
-        ------
-        ProtocolError
-            The round is not new, the plan or the key is another one, or rounds of this run have no
-            advertisements.
+        ``key`` is the key holder's message, where uploads are encrypted. Raises ProtocolError when
+        ``number`` is not above that of every earlier round, the plan or the key is another one, or
+        rounds of this run have no advertisements.
         """
         return self._rounds.begin(number, plan_hash, key).advertise()
 
@@ -133,11 +122,8 @@ class ClientSession:
     def advertise_prefetch(self, number: int, plan_hash: bytes) -> bytes:
         """Show fresh keys for a later round during this one; nothing is spent or read.
 
-        Raises
-        ------
-        ProtocolError
-            The cohort did not agree to that, the plan is another one, or this client took part in
-            that round or has shown keys for it.
+        Raises ProtocolError when the cohort did not agree to that, the plan is another one, or this
+        client took part in that round or has shown keys for it.
         """
         return self._rounds.advertise_prefetch(number, plan_hash)
 
@@ -175,7 +161,7 @@ class ClientSession:
         adapter: NDArray[np.float32],
         messages: Mapping[int, bytes],
     ) -> bytes:
-        """Compute, protect and mask this client's vector: the one release of a round.
+        """Compute, protect and mask this client's vector: the one release of a round, signed.
 
         Parameters
         ----------
@@ -183,11 +169,6 @@ class ClientSession:
             The global adapter; the keys of the round are bound to its hash, once.
         messages : mapping of int to bytes
             The other clients' shares for this one, or the committee's announcements.
-
-        Returns
-        -------
-        bytes
-            The masked vector, signed.
 
         Raises
         ------

@@ -44,14 +44,9 @@ class LocalWork(Protocol):
 def local_work(plan: RunPlan, task: LocalTask, index: int, memory: Path | None = None) -> LocalWork:
     """Choose the work that a plan asks for.
 
-    ``memory`` is where FedDyn's correction is kept between processes.
-
-    Raises
-    ------
-    ConfigError
-        The task is not of the kind that the plan's unit needs.
-    PrivacyError
-        The client holds more than was declared.
+    ``memory`` is where FedDyn's correction is kept between processes. Raises ConfigError when the
+    task is not of the kind that the plan's unit needs, PrivacyError when the client holds more than
+    was declared.
     """
     privacy = plan.privacy
     by_person = privacy.unit == "person"

@@ -31,14 +31,8 @@ class LocalTask(Protocol):
         """Return the sum of clipped per-record loss gradients, float64, shape [D], at one point.
 
         ``sum_i clip(grad loss_i(adapter))``: each term has Euclidean norm of at most the clipping
-        norm of the plan.
-
-        Parameters
-        ----------
-        indices : ndarray of int64, shape [B]
-            Records to use, sorted, without repeats, never empty.
-        number : int
-            Number of the round, from 1: some adapters train another half in every other round.
+        norm of the plan. ``indices``: int64, shape [B], sorted, without repeats, never empty.
+        ``number`` counts rounds from 1: some adapters train another half in every other round.
         """
 
 

@@ -153,8 +153,7 @@ def plan_stages(
     names : sequence of str
         Of the stages; one empty name for a plain run.
     requests : sequence of PlanRequest
-        One for each stage; unit, target and delta are the same in all, and ``target_epsilon`` is
-        for all stages together.
+        One for each stage, with equal unit, target (for all stages together) and delta.
     limit : float, optional
         The most that any of the ledgers in ``earlier`` may come to with this run.
     earlier : frozenset of tuple of Event, optional
@@ -173,9 +172,9 @@ def plan_stages(
     variance ``(z l2)^2 / (min_survivors - max_colluders)``, so the honest survivors of any round
     that opens hold variance ``(z l2)^2`` or more. Under trust none each client's own Gaussian noise
     of deviation ``z C`` in each of its local steps carries the same promise alone, and the sum adds
-    none. All rounds of all stages cost at most ``target_epsilon`` at ``delta`` when they are
-    composed, as if every record were in every stage: sequential composition, which holds whether
-    the stages share records or not. The noise of every stage is fixed before the first round.
+    none. All rounds of all stages cost at most ``target_epsilon`` at ``delta`` under sequential
+    composition, as if every record were in every stage; this holds whether the stages share records
+    or not. The noise of every stage is fixed before the first round.
     """
     first = requests[0]
     for one in requests:

@@ -43,7 +43,8 @@ class Cohort:
     """Who takes part in which run on which base model.
 
     The aggregation protocol follows from who is there: with ``members`` it is the committee, with a
-    ``key_holder`` encryption, with neither pairwise masking alone.
+    ``key_holder`` encryption, with neither pairwise masking alone. Raises ConfigError when there
+    are both, a helper is also a client, or the committee is too small for its dropout tolerance.
 
     Parameters
     ----------
@@ -53,10 +54,8 @@ class Cohort:
         Ed25519 public keys, 32 bytes each; a client's index is its place.
     base_hash : bytes
         32 bytes over the frozen base model, the code and the configuration.
-    members : tuple of bytes, optional
-        Ed25519 public keys of the committee.
-    key_holder : bytes, optional
-        Ed25519 public key of the only party that can decrypt sums.
+    members, key_holder
+        Ed25519 public keys of the committee; that of the only party that can decrypt sums.
     committee_dropout_tolerance : int, optional
         Members that may drop out once all have announced; ``2 * committee_dropout_tolerance + 1``
         honest ones are needed then.
@@ -64,12 +63,6 @@ class Cohort:
         Whether the keys of a round are exchanged during the round before; never under encryption.
     protocol : str, optional
         Name of a protocol from another package; it has no helpers.
-
-    Raises
-    ------
-    ConfigError
-        There is a committee and a key holder, a helper is also a client, or the committee is too
-        small for its dropout tolerance.
 
     Guarantees
     ----------

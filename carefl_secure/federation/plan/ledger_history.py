@@ -20,14 +20,10 @@ _NOTHING = 1e-3  # of the limit: what is left below it is of no use to any run
 
 
 def earlier_spends(ledgers: Path, clients: int, run: str | None = None) -> frozenset[History]:
-    """Read what the clients' ledgers hold of other runs; return the different histories.
+    """Return the different histories of other runs in the clients' ledgers.
 
-    Parameters
-    ----------
-    ledgers : Path
-        Folder of ``<index>.jsonl``; a ledger that does not exist yet is empty.
-    run : str, optional
-        A run whose own spends are left out, as it is being resumed.
+    ``ledgers`` is a folder of ``<index>.jsonl``; a ledger that does not exist yet is empty. The
+    spends of ``run`` are left out, as it is being resumed.
 
     Raises
     ------
@@ -77,15 +73,11 @@ def noise_after(
     limit, delta : float
         Most epsilon that a client's ledger may come to over all runs, and delta for all of them.
 
-    Raises
-    ------
-    BudgetExceededError
-        No noise leaves room for the run. It says how much of the limit is left.
-
     Guarantees
     ----------
     With the returned noise every ledger has room for the whole run at the start, so no client has
-    to refuse in the middle of it.
+    to refuse in the middle of it. Where no noise leaves room, BudgetExceededError says how much of
+    the limit is left.
     """
     for first, later in sorted(earlier, key=repr):
 

@@ -24,7 +24,8 @@ class LocalPlan:
 
     .. math:: w_{k+1} = w_k - \eta\,r(g - h_i + (\mu + \alpha)(w_k - w_g))
 
-    where r is the rule; the identity for ``sgd``.
+    where r is the rule; the identity for ``sgd``. Raises ConfigError when a value is out of range,
+    or the pull of the regularisers would overshoot.
 
     Parameters
     ----------
@@ -34,8 +35,7 @@ class LocalPlan:
         Share of a client's records in one step, in (0, 1]. Under trust none every record is drawn
         with this probability; elsewhere shuffled records are cut into batches of this share.
     proximal_mu : float
-        FedProx pulls back to the global adapter with this strength (Li et al., MLSys 2020, arXiv
-        1812.06127); 0 leaves it out.
+        Strength mu of FedProx (Li et al., MLSys 2020, arXiv 1812.06127); 0 leaves it out.
     feddyn_alpha : float
         FedDyn's regulariser alpha (Acar et al., ICLR 2021, arXiv 2111.04263); each client then
         keeps a correction h_i. 0 leaves it out.
@@ -44,11 +44,6 @@ class LocalPlan:
         anew in every round from ``seed``, each with 1 to ``steps - 1`` steps. Public.
     rule : str
         Name in :mod:`carefl_secure.federation.local_update.rules`.
-
-    Raises
-    ------
-    ConfigError
-        A value is out of range, or the pull of the regularisers would overshoot.
     """
 
     steps: int

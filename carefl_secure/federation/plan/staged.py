@@ -30,10 +30,8 @@ class Stage:
         What ``plan.json`` of the whole run holds.
     name : str
         Its number and its label space, such as ``2-compound``; empty where the run has one stage.
-    number : int
-        From 1.
-    offset : int
-        Rounds planned before it; its own are numbered on from there.
+    number, offset : int
+        Place of the stage, from 1, and the rounds planned before it; its own are numbered on.
     earlier : tuple of ndarray of float32
         The adapters that the stages before it ended with.
     """

@@ -20,7 +20,7 @@ class FedDyn:
     r"""Dynamic regularisation: the mean of the clients' points, corrected by h.
 
     With the mean update :math:`\bar\delta = \frac1s \sum_i (w_i - w)` of s survivors among n
-    clients:
+    clients (Acar et al., ICLR 2021, arXiv 2111.04263, Algorithm 1):
 
     .. math::
         h \leftarrow h - \alpha\,\frac{s}{n}\,\bar\delta, \qquad
@@ -28,11 +28,6 @@ class FedDyn:
 
     ``alpha`` is the clients' regulariser, above 0. The clients keep the other half, ``h_i``; h is
     the mean of theirs. It needs no learning rate.
-
-    References
-    ----------
-    Acar et al., "Federated Learning Based on Dynamic Regularization", ICLR 2021 (arXiv 2111.04263),
-    Algorithm 1.
     """
 
     def __init__(self, alpha: float) -> None:
@@ -50,12 +45,8 @@ class FedDyn:
     def step(self, adapter: NDArray[np.float32], gradient: Vector) -> NDArray[np.float32]:
         """Return the next adapter; ``gradient`` is minus the mean update, noise included.
 
-        Raises
-        ------
-        NonFiniteError
-            The update or the step is not finite; the state is then unchanged.
-        RunError
-            The shapes differ, or `hear` was not called.
+        Raises NonFiniteError when the update or the step is not finite, and the state is then
+        unchanged; RunError when the shapes differ, or `hear` was not called.
         """
         if gradient.shape != adapter.shape:
             raise RunError(f"a move of shape {gradient.shape} does not fit {adapter.shape}")

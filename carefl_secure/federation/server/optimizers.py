@@ -183,12 +183,8 @@ class FedAdam:
     def step(self, adapter: NDArray[np.float32], gradient: Vector) -> NDArray[np.float32]:
         """Return the adapter after one Adam step, float32, shape [D].
 
-        Raises
-        ------
-        NonFiniteError
-            The gradient or the step is not finite; the state is then unchanged.
-        RunError
-            With noise correction, `hear` was not called for this step.
+        Raises NonFiniteError when the gradient or the step is not finite, and the state is then
+        unchanged; RunError, with noise correction, when `hear` was not called for this step.
         """
         point = checked(adapter, gradient)
         b1, b2 = self.betas

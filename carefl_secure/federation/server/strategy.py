@@ -123,8 +123,7 @@ class SecureSumStrategy(Strategy):
     ) -> Iterable[Message]:
         """Run what comes before the vectors, write the ledger, and address the training messages.
 
-        ``server_round`` is Flower's count, from 1 in every start; ``config`` is not used: the plan
-        is fixed before the run.
+        ``server_round`` is Flower's count, from 1 in every start; ``config`` is not used.
 
         Raises
         ------
@@ -151,14 +150,9 @@ class SecureSumStrategy(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Add the hidden vectors, have the sum opened, take the step, and return the next adapter.
 
-        The figures of the round go to ``on_round`` instead of the returned metrics.
-
-        Raises
-        ------
-        CohortError
-            Too few clients or helpers remain; nothing was opened.
-        CareflError
-            The class that a client refused with.
+        The figures of the round go to ``on_round`` instead of the returned metrics. Raises
+        CohortError when too few clients or helpers remain (nothing was opened), or the class a
+        client refused with.
         """
         if self._round is None:
             raise EngineError("replies came without a round; start the strategy anew")

@@ -163,11 +163,8 @@ class LocalGrid(Grid):
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Let the nodes handle the messages and keep their replies; return one id per message.
 
-        Raises
-        ------
-        EngineError
-            A client app fails with anything but a refusal or a lost connection, or a message names
-            no node of this grid.
+        Raises EngineError when a client app fails with anything but a refusal or a lost connection,
+        or a message names no node of this grid.
         """
         self._settle()
         return [self._keep(message, reply) for message, reply in self._exchanges(messages)]
