@@ -36,8 +36,6 @@ class RunSpec:
         the first goes on in a folder and in ledgers that were used before.
     tasks : callable() -> sequence of LocalTask
         Makes the clients' work. Engines whose clients live elsewhere never call it.
-    folder : RunFolder
-        Names the run and its stage, and holds what the clients keep.
     base_hash : bytes
         32 bytes over the frozen base model and what else all parties share.
     key_source : callable(int) -> KeySource

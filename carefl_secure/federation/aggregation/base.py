@@ -46,8 +46,8 @@ Nodes = Callable[[], Collection[int]]
 class ClientSum(ABC):
     """One client's part in the sum of one round: bytes in, bytes out.
 
-    The methods are called in the order in which they stand. Every protocol has `bind`, `receive`
-    and `mask`; other steps are refused unless a protocol overrides them.
+    The methods are called in this order. Every protocol has `bind`, `receive` and `mask`; other
+    steps are refused unless a protocol overrides them.
     """
 
     def advertise(self) -> bytes:
@@ -93,9 +93,8 @@ class ClientSum(ABC):
 class ServerSum(ABC):
     """The server's part in the sum of one round.
 
-    The strategy calls `prepare`, charges its ledger, sends the results with the adapter as one
-    training message of Flower type ``action``, hands every reply to `collect`, and then calls
-    `open`.
+    The strategy calls `prepare`, charges its ledger, sends the results with the adapter in one
+    training message of type ``action``, hands every reply to `collect`, and calls `open`.
     """
 
     action: str

@@ -91,8 +91,7 @@ HELPER_ACTIONS: Mapping[str, Callable[[Helper, RecordDict], RecordDict]] = {
 def answer_as_helper(helper: Helper | None, name: str, content: RecordDict) -> RecordDict:
     """Take one step of a helper; return a record with one value.
 
-    ``helper`` is None on a client's node. Raises ProtocolError when the step is not this party's,
-    and whatever the helper refuses with.
+    ``helper`` is None on a client's node. ProtocolError when the step is not this party's.
     """
     if helper is None:
         raise ProtocolError(f"a client was asked for {name}, which only a helper answers")

@@ -1,7 +1,7 @@
 """The helpers of a run: committee members and the key holder.
 
-They hold no records and see no client's vector. A helper follows its own copy of plan and cohort,
-takes part in no round twice, and refuses by raising an error.
+They hold no records and see no client's vector. A helper takes part in no round twice, and refuses
+by raising an error.
 """
 
 from __future__ import annotations
@@ -28,8 +28,7 @@ KEY_LABEL = b"round key"
 class Helper(ABC):
     """Common base of member and key holder: one plan, rounds in order.
 
-    ``index`` is its place among the cohort's helpers; plan and cohort are its own copies, not the
-    server's.
+    ``index`` is its place among the helpers; plan and cohort are its own copies.
     """
 
     def __init__(
@@ -111,8 +110,7 @@ class MemberSession(Helper):
     def announce_prefetch(self, number: int, plan_hash: bytes) -> bytes:
         """Make a key for a later round during this one; return its public half, signed.
 
-        Raises ProtocolError when that was not agreed, the round is not new, or the plan is another
-        one.
+        Raises ProtocolError when that was not agreed, the round is not new, or the plan differs.
         """
         if not self._cohort.prefetches:
             raise ProtocolError(
@@ -137,8 +135,8 @@ class MemberSession(Helper):
         """Check the list of clients, open their envelopes and sign what was found.
 
         A round whose key was prefetched begins here, and the one in progress ends. The first call
-        binds the key to the model. Raises ProtocolError when there is no key for this round or the
-        plan is another one.
+        binds the key to the model. ProtocolError without a key for this round or under another
+        plan.
         """
         if self._member is None or number != self._round:
             self._begin_prefetched(number, plan_hash)
@@ -214,8 +212,7 @@ class HolderSession(Helper):
         """Begin a round: make its key pair and return a signature and the public key.
 
         ``Sign("round key"; kctx) || public key``, where kctx holds the key's hash, the round, the
-        plan and all rosters. Raises ProtocolError when the round is not new or the plan is another
-        one.
+        plan and all rosters. ProtocolError when the round is not new or the plan differs.
         """
         self._begin(number, plan_hash)
         self._key = KeyHolder(self._identity)

@@ -23,8 +23,7 @@ Header = Mapping[str, int | bytes]
 class KeyPrefetch(ABC):
     """The key phases of a round, run during the round before it.
 
-    ``exchange`` belongs to the round in progress; ``header`` names the round of the keys, and the
-    plan.
+    ``exchange`` is of the round in progress; ``header`` names the round of the keys, and the plan.
     """
 
     def __init__(self, exchange: Exchange, header: Header) -> None:
@@ -46,8 +45,8 @@ class KeyPrefetch(ABC):
     ) -> Iterator[tuple[int, RecordDict]]:
         """Send messages with those for the next round; yield the good replies to messages.
 
-        A node that refuses a message for the next round alone does not affect the round in
-        progress; the next round exchanges its keys anew and meets the refusal.
+        A refusal of the next round does not affect the one in progress; the next one meets it
+        again.
         """
         exchange = self._exchange
         loaded = {

@@ -139,8 +139,7 @@ class ServerSums:
     def begin(self, exchange: Exchange, number: int, model_hash: bytes) -> ServerSum:
         """Return the server's part in one round; ``model_hash`` is the hash of the adapter.
 
-        It uses prefetched keys if there are enough of them for exactly this round; else keys are
-        exchanged in it.
+        Prefetched keys are used if there are enough for this round; else keys are exchanged in it.
         """
         made, self._prefetch = self._prefetch, None
         if made is not None and (not made.ready or made.header["round"] != number):

@@ -21,7 +21,7 @@ class UploadBuffer:
     Guarantees
     ----------
     What is kept goes to disk at once and takes no memory. The file has no name where the system
-    allows that (Linux does), so it is gone with `close`, this object or the process, whichever ends
+    allows that (Linux does), so it is gone with `close`, this object or the process, whichever is
     first.
     """
 

@@ -146,8 +146,7 @@ def build_client_app(
         process per message. It never leaves the node, and its secrets are sealed. A helper's round
         key is never stored, so helpers need a process that stays.
     helpers : callable(int) -> Helper or None, optional
-        Gives the helper of a ``partition-id``, the same object for the whole run; None for a
-        client.
+        Gives the helper of a ``partition-id``, one object for the whole run; None for a client.
 
     Guarantees
     ----------

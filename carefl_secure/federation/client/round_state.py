@@ -41,8 +41,8 @@ class OpenRounds:
     def begin(self, number: int, plan_hash: bytes, key: bytes = b"") -> ClientSum:
         """Begin a round with fresh keys, and drop whatever is open.
 
-        Raises ProtocolError when the round is not new, or the plan or the key holder's key is
-        another one.
+        Raises ProtocolError when the round is not new, or the plan or the holder's key is another
+        one.
         """
         self.close()
         self._check(number, plan_hash)

@@ -49,8 +49,7 @@ class ClientSession:
     keys : KeySource
         Fresh keys for sampling, rounding, noise and the secure sum; never the run's seed.
     max_epsilon : float, optional
-        The most that all runs in the ledger may spend, whatever the server says; the plan's target
-        by default.
+        The most that all runs in the ledger may spend; the plan's target by default.
     memory : Path, optional
         Folder for what the client keeps between rounds of this run (FedDyn).
 

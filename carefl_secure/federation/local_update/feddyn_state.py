@@ -32,13 +32,12 @@ class Correction:
     r"""FedDyn's ``h_i``: the linear term of a client's local objective.
 
     After a round with released update ``delta``, :math:`h_i \leftarrow h_i - \alpha\,\delta`, from
-    0 (Acar et al., ICLR 2021, arXiv 2111.04263, Algorithm 1, with :math:`\nabla L_i(\theta_i) =
-    h_i`). The value before the last round is kept as well: a round that was computed and then lost
-    is not counted when the run is resumed, as the server never counted it.
+    0 (Acar et al., ICLR 2021, arXiv 2111.04263, Algorithm 1, with the gradient of :math:`L_i` as
+    :math:`h_i`). The value before the last round is kept as well: a round that was computed and
+    then lost is not counted when the run is resumed, as the server never counted it.
 
     ``path`` is a file on the client's side, of mode 0600 and replaced atomically after every round;
-    RunError when it is damaged or of another adapter. Without it the correction lives in `save`
-    alone.
+    RunError when it is damaged or of another adapter. Without it only `save` keeps it.
 
     Notes
     -----

@@ -46,7 +46,7 @@ def local_work(plan: RunPlan, task: LocalTask, index: int, memory: Path | None =
 
     ``memory`` is where FedDyn's correction is kept between processes. Raises ConfigError when the
     task is not of the kind that the plan's unit needs, PrivacyError when the client holds more than
-    was declared.
+    declared.
     """
     privacy = plan.privacy
     by_person = privacy.unit == "person"

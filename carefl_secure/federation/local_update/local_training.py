@@ -47,7 +47,7 @@ class _Descent(ABC):
         self._make_rule = find_rule(local.rule)  # an unknown one is refused before any charge
 
     def release(self, adapter: Adapter, number: int, keys: KeySource) -> Vector:
-        """Take the steps of this round and return the bounded move."""
+        """Take the steps of this round and return the bounded update."""
         local = self._local
         start = adapter.astype(np.float64)
         mask = self._task.trainable_entries(number)
@@ -89,7 +89,7 @@ class _Descent(ABC):
 
     @abstractmethod
     def _bounded(self, delta: Vector) -> Vector:
-        """Return the move as it may be released."""
+        """Return the update as it may be released."""
 
 
 class _Point(Protocol):
@@ -151,8 +151,8 @@ class PlainDescent(_Descent):
     plan normalises), whatever the client's records, batches or memory. FedDyn's correction is part
     of what the client holds, like its records: leaving the client out leaves out both, and only the
     bounded update ever leaves it. The correction is computed from that bounded update, so that it
-    stays consistent with the server's mean. Without privacy nothing is bounded; an update outside
-    the planned range is refused when encoded.
+    stays consistent with the server's mean. Without privacy nothing is bounded; encoding refuses an
+    update outside the planned range.
     """
 
     def _gradients(

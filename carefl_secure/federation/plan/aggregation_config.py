@@ -30,8 +30,6 @@ class AggregationConfig:
     protocol : str
         One of :data:`PROTOCOLS`, or the name of one that an installed package brings. The same
         noise gives the same adapter under all of them.
-    members : int
-        Size of the committee; only ``committee`` has one.
     dropout_tolerance : int
         Committee members that may drop out once all have announced their keys; ``2 *
         dropout_tolerance + 1`` honest members are needed then, in place of one.

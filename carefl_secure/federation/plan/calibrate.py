@@ -50,8 +50,6 @@ class PlanRequest:
         client, whose batch size is in ``local``.
     clipping_norm : float
         Bound on the Euclidean norm of one record's gradient, one person's, or one client's update.
-    delta : float
-        Probability with which epsilon may fail.
     target_epsilon : float, optional
         What all rounds together may spend; needed for every unit but none.
     min_survivors : int, optional
@@ -146,12 +144,10 @@ def plan_stages(
     limit: float | None = None,
     earlier: frozenset[History] = frozenset(),
 ) -> StagedPlan:
-    """Fix privacy, encoding and noise of all stages at once.
+    """Fix privacy, encoding and noise of all stages at once; a plain run is one with the name "".
 
     Parameters
     ----------
-    names : sequence of str
-        Of the stages; one empty name for a plain run.
     requests : sequence of PlanRequest
         One for each stage, with equal unit, target (for all stages together) and delta.
     limit : float, optional

@@ -106,8 +106,7 @@ def narrow(words: NDArray[Any], bits: int) -> NDArray[Any]:
 def leave_room(plan: EncodingPlan) -> EncodingPlan:
     """Return a plan without noise (`plan_plain`) at a scale whose sums also fit the widest field.
 
-    A plain plan uses its 32-bit words fully; two bits less give the same adapter under every
-    protocol.
+    A plain plan fills its 32-bit words; with two bits less every protocol gives the same adapter.
     """
     reach = field_limit(FIELD_BITS[-1]) // plan.clients - 2
     scale = reach / (plan.vector_bound * (1 + NORM_SLACK))

@@ -48,8 +48,6 @@ class Cohort:
 
     Parameters
     ----------
-    run : bytes
-        Name of the run; not secret.
     roster : tuple of bytes
         Ed25519 public keys, 32 bytes each; a client's index is its place.
     base_hash : bytes
@@ -110,7 +108,7 @@ class Cohort:
 
     @property
     def helpers(self) -> tuple[bytes, ...]:
-        """Public keys of the parties beside clients and server, in the order of their nodes."""
+        """Public keys of the committee or the key holder, in the order of their nodes."""
         return self.members if self.key_holder is None else (self.key_holder,)
 
     @property
@@ -147,8 +145,7 @@ class Cohort:
         """Return the agreement behind one encrypted round.
 
         ``public_key`` is the SHA-256 of the key holder's public key for this round. Raises
-        ConfigError when the sums of this plan do not fit a ciphertext field, or there is no key
-        holder.
+        ConfigError when the plan's sums do not fit a ciphertext, or there is no key holder.
         """
         if self.key_holder is None:
             raise ConfigError("an encrypted sum needs a key holder; name its public key")
@@ -229,8 +226,7 @@ def make_cohort(
 ) -> Cohort:
     """Return the cohort of a run whose helpers are committee members or the key holder.
 
-    ``roster`` and ``helpers`` are Ed25519 public keys, as many as ``aggregation.helpers`` of the
-    latter. What the protocol does not use stays at the default.
+    ``roster`` and ``helpers`` are Ed25519 public keys, ``aggregation.helpers`` of the latter.
     """
     committee, encrypted = (aggregation.protocol == one for one in ("committee", "encrypted"))
     return Cohort(

@@ -76,8 +76,7 @@ def noise_after(
     Guarantees
     ----------
     With the returned noise every ledger has room for the whole run at the start, so no client has
-    to refuse in the middle of it. Where no noise leaves room, BudgetExceededError says how much of
-    the limit is left.
+    to refuse in the middle of it. BudgetExceededError when no noise leaves room.
     """
     for first, later in sorted(earlier, key=repr):
 

@@ -84,8 +84,7 @@ class RunPlan:
     def divisor(self, survivors: int) -> float:
         """Return what an opened sum is divided by to give the optimiser its mean gradient.
 
-        Public under every protocol: ``q N s / n`` for sums of gradients; ``-s`` for sums of s
-        survivors' updates, as an update is a step down the gradient.
+        Public: ``q N s / n`` for sums of gradients; ``-s`` for sums of s survivors' updates.
         """
         return self.expected_batch(survivors) if self.local is None else -float(survivors)
 
@@ -128,8 +127,8 @@ class RunPlan:
     def from_json(cls, value: Any, *, check_event: bool = True) -> RunPlan:
         """Return the plan that `to_json` gave.
 
-        Raises ConfigError when a part or a field is not valid or, with ``check_event``, the event
-        does not follow from the plan.
+        Raises ConfigError when a field is invalid or, with ``check_event``, the event does not
+        follow.
         """
         parts = {"privacy", "encoding", "threshold", "event"}
         if not isinstance(value, Mapping) or not parts <= set(value) <= parts | {"local"}:

@@ -63,8 +63,8 @@ class Stage:
 class StagedPlan:
     """The plans of all stages, fixed before the first round.
 
-    Each plan states its own rounds and records, and the noise and target of the whole run. Raises
-    ConfigError when the stages promise different things.
+    Each states its own rounds and records, and the noise and target of the whole run. ConfigError
+    when the stages promise different things.
     """
 
     names: tuple[str, ...]
@@ -98,11 +98,7 @@ class StagedPlan:
         ]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the whole as JSON values.
-
-        It reads as the plan of the last stage over all rounds, plus named stages' own plans in
-        ``stages``.
-        """
+        """Return the last stage's plan over all rounds as JSON, named stages' own in ``stages``."""
         whole = {**self.plans[-1].to_json(), "privacy": self.privacy.to_json()}
         if self.names == ("",):
             return whole

@@ -26,8 +26,8 @@ class Alternating:
 
     Each half has an optimizer of its own, and the resting half does not change, whatever noise its
     entries of the sum carry. ``trains``, bool, shape [D], is True where an entry trains in odd
-    rounds; ``finished`` counts the rounds before the first step, since parity follows the run's
-    round numbers.
+    rounds; ``finished`` counts the rounds before the first step, as rounds are numbered across
+    stages.
     """
 
     def __init__(

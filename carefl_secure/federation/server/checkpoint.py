@@ -31,8 +31,8 @@ class Checkpoints:
         """Check that the folder is fresh, then write the plan and a checkpoint before any round.
 
         The plan of a run in stages is whole before the first of them; later ones add a checkpoint.
-        Raises ConfigError when the adapter does not fit the plan, RunError when the folder was used
-        before.
+        Raises ConfigError when the adapter does not fit the plan, RunError when the folder was
+        used.
         """
         dimension = self._stage.plan.encoding.dimension
         if initial.dtype != np.float32 or initial.shape != (dimension,):

@@ -46,8 +46,7 @@ class Listener(Protocol):
     def hear(self, share: float, noise_variance: float) -> None:
         """Take the public facts of the round whose step comes next.
 
-        ``share`` is survivors over clients, ``noise_variance`` that of one entry of the mean
-        gradient.
+        ``share`` is survivors over clients; the variance is that of a mean gradient's entry.
         """
 
 
@@ -143,8 +142,6 @@ class FedAdam:
     ----------
     learning_rate : float
         Above 0: each entry changes by about this much a round.
-    betas : tuple of float, optional
-        Decay of the two averages, each in [0, 1).
     eps : float, optional
         Added to the root, above 0. Noise keeps the root away from 0, so small values are safe.
     noise_correction : bool, optional
@@ -153,8 +150,8 @@ class FedAdam:
     References
     ----------
     Tang, Shpilevskiy and Lécuyer, "DP-AdamBC: Your DP-Adam Is Actually DP-SGD (Unless You Apply
-    Bias Correction)", AAAI 2024 (arXiv 2312.14334), whose floor is a constant; here it is a share
-    of the noise.
+    Bias Correction)", AAAI 2024 (arXiv 2312.14334); its floor is a constant, not a share of the
+    noise.
     """
 
     def __init__(

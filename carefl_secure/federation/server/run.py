@@ -119,8 +119,6 @@ def run_federation(
     engine : Engine, optional
         Starts the parties; in this process by default. The same noise gives the same adapter on
         every engine.
-    monitoring, simulation, performance : optional
-        By default nobody observes, nobody drops out and one client works at a time.
 
     Raises
     ------

@@ -64,15 +64,12 @@ class SecureSumStrategy(Strategy):
     ----------
     ledger : Ledger
         The server's account of the run. Uploads that a round needs twice are kept in its folder.
-    optimizer : ServerOptimizer
-        Turns ``g`` into the next adapter.
     on_round : callable(row, adapter) -> None, optional
         Called once a round is finished, with its figures and the new adapter.
     finished : int, optional
         Rounds finished before, in a run that is resumed.
     last : int, optional
-        Number of the last round that will be run, which prefetches no keys; all planned rounds by
-        default.
+        The last round to run, which prefetches no keys; the last planned one by default.
     waiting : tuple of float, optional
         Seconds to wait for the replies of one phase; and for all nodes before a round begins, until
         some did not come in time: further rounds take whoever is there.
@@ -116,7 +113,7 @@ class SecureSumStrategy(Strategy):
         self._round: _Round | None = None
 
     def summary(self) -> None:
-        """Say nothing: the reporter tells what a person should know."""
+        """Print nothing: the reporter shows what a user should know."""
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -151,8 +148,8 @@ class SecureSumStrategy(Strategy):
         """Add the hidden vectors, have the sum opened, take the step, and return the next adapter.
 
         The figures of the round go to ``on_round`` instead of the returned metrics. Raises
-        CohortError when too few clients or helpers remain (nothing was opened), or the class a
-        client refused with.
+        CohortError when too few clients or helpers remain (nothing was opened), or what a client
+        refused with.
         """
         if self._round is None:
             raise EngineError("replies came without a round; start the strategy anew")

@@ -21,8 +21,7 @@ _PAUSE = 0.5
 class Exchange:
     """Messages of one round.
 
-    ``number`` is Flower's group of every message; ``timeout`` is in seconds, for the replies of one
-    phase.
+    ``number`` is Flower's group of every message; ``timeout`` is in seconds, for one phase.
     """
 
     def __init__(self, grid: Grid, number: int, timeout: float) -> None:

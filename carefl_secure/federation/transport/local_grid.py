@@ -178,8 +178,7 @@ class LocalGrid(Grid):
     ) -> Iterable[Message]:
         """Send messages and yield the replies that come back, each as soon as it is there.
 
-        The nodes work, and `push_messages`'s errors are raised, while the result is iterated;
-        ``timeout`` is ignored.
+        The nodes work, and errors are raised, while the result is iterated; ``timeout`` is ignored.
         """
         self._settle()
         self._open = self._exchanges(messages)

@@ -40,8 +40,7 @@ Value = int | bytes | Collection[int] | Mapping[int, bytes]
 def pack(**fields: Value) -> RecordDict:
     """Put named values into one Flower record, as one `ConfigRecord`.
 
-    A mapping is stored as two parallel lists, ordered by key; a collection of integers is stored
-    sorted.
+    A mapping becomes two parallel lists, ordered by key; a collection of integers is sorted.
     """
     record = ConfigRecord()
     for name, value in fields.items():
@@ -59,8 +58,7 @@ def pack(**fields: Value) -> RecordDict:
 class Fields:
     """A received record of which exactly the named fields are accepted; else ProtocolError.
 
-    ``names`` are as given to `pack`, ``maps`` those of maps from an index to bytes, ``name`` that
-    of the record itself.
+    ``names`` are as given to `pack`, ``maps`` those of maps; ``name`` is the record's own.
     """
 
     def __init__(

@@ -1,7 +1,6 @@
 """Which node speaks for which client or helper; asked once a run, where there are helpers.
 
-Node numbers on a network say nothing. A node's answer is only a claim: keys in the cohort prove
-each message later.
+A node's answer is only a claim: keys in the cohort prove each message later.
 """
 
 from __future__ import annotations
@@ -35,8 +34,7 @@ class Directory:
     def learn(self, exchange: Exchange, nodes: Collection[int]) -> None:
         """Ask the nodes not known yet, and forget those that are gone.
 
-        Raises ProtocolError when two nodes claim one place, or one claims a place that does not
-        exist.
+        Raises ProtocolError when two nodes claim one place, or one claims a place out of range.
         """
         self._roles = {node: role for node, role in self._roles.items() if node in nodes}
         unknown = [node for node in nodes if node not in self._roles]
