@@ -212,7 +212,7 @@ def _account() -> str:
         if not 0 < spent <= 8.0:
             raise ArithmeticError(f"one planned round of epsilon 8 costs {spent:g}")
         try:
-            ledger.guard(ledger.events()[0], 8.0, 1e-4)
+            ledger.guard(ledger.events()[0], 8.0, 1e-4, {"unit": "record"})
         except BudgetExceededError:
             return f"a run planned for epsilon 8 spent {spent:.3f}; one round more is refused"
     raise ArithmeticError("a round over the budget was not refused")

@@ -53,7 +53,8 @@ def test_the_command_answers_with_22_where_a_promise_fell(
         return AuditResult("r", (GOOD, BAD) if options["records"] == 60 else (GOOD,), 1.0)
 
     monkeypatch.setattr(run_module, "audit_run", fake)
-    call = ["audit", str(tmp_path), "-q", "--json"]
+    run = RunFolder.create(tmp_path, "", "r")
+    call = ["audit", str(run.path), "-q", "--json"]
     result = CliRunner().invoke(app, call)
     assert result.exit_code == 0 and json.loads(result.output)["run"] == "r"
     result = CliRunner().invoke(app, [*call, "--records", "60"])

@@ -196,7 +196,10 @@ def empty(root: Path) -> Path:
 
 
 def unreadable(root: Path) -> Path:
-    (class_folder(root) / "Neutral" / "3.png").write_bytes(b"not an image")
+    """Return a corpus with more unreadable images than may be skipped."""
+    home = class_folder(root) / "Neutral"
+    for i in range(3, 9):
+        (home / f"{i}.png").write_bytes(b"not an image")
     return root
 
 

@@ -9,6 +9,7 @@ import logging
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,6 +32,7 @@ from carefl_secure.deployment.provisioning.site_bundle import HALVES, SiteBundle
 from carefl_secure.deployment.superlink.local import Loopback
 from carefl_secure.deployment.superlink.remote import Remote
 from carefl_secure.errors import ConfigError, EngineError, LabelError, RunError
+from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.plan.staged import Stage
 from carefl_secure.federation.run_spec import RunSpec
 from carefl_secure.privacy import Ledger
@@ -249,15 +251,15 @@ def test_submit_says_what_it_lacks(bundles: Path, tmp_path: Path) -> None:
     assert result.exit_code == 40 and "different deployments" in result.stderr
 
 
-def test_a_second_run_on_one_server_is_refused(bundles: Path) -> None:
+def test_a_second_run_on_one_server_is_refused(
+    bundles: Path, plan_toy: Callable[..., RunPlan]
+) -> None:
     ServerAddress("127.0.0.1:1", bundles / "run.sock").write(bundles / "server")
     words = ["federation.clients=3", "simulation.dropout=0", "federation.public_records=9000"]
     config = load_config(None, [*words, "data.labels=emotic", "data.at_sites=true"])
     remote = Remote(config, SilentReporter(), bundles / "server", bundles / "submit")
-    plan: Any = None
-    spec = RunSpec(
-        stage=Stage.only(plan), tasks=list, folder=RunFolder(bundles / "r"), base_hash=bytes(32)
-    )
+    stage, folder = Stage.only(plan_toy(3)), RunFolder(bundles / "r")
+    spec = RunSpec(stage=stage, tasks=list, folder=folder, base_hash=bytes(32))
     with (bundles / "server" / "submit.lock").open("ab") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(EngineError, match="another run is under way"):

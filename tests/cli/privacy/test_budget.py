@@ -126,7 +126,13 @@ def test_a_person_with_k_records() -> None:
     assert found["opacus_prv_epsilon"] is None
     shown = CliRunner().invoke(app, ["budget", *words]).stdout
     assert "at most 4 records" in shown
-    for text in ("maximum", "(sum)", "colluders", "several runs on the same records"):
+    for text in (
+        "maximum",
+        "1 - (1 - q)^n",
+        "the sum of epsilon and delta",
+        "colluders",
+        "several runs on the same records",
+    ):
         assert text in shown
 
 

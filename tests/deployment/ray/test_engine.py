@@ -195,7 +195,7 @@ class Moving(ActorApp):
     """An app whose every message goes to a new actor, through bytes."""
 
     def __call__(self, message: Message, context: Context) -> Message:
-        ray_actor._station.cache_clear()
+        ray_actor._clients_of.cache_clear()
         theirs: Context = pickle.loads(pickle.dumps(context))
         reply = super().__call__(pickle.loads(pickle.dumps(message)), theirs)
         context.state = pickle.loads(pickle.dumps(theirs.state))
@@ -227,7 +227,7 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(ray_engine, "FlowerSimulation", FakeFlower)
     monkeypatch.setattr(RayCluster, "start", lambda *_: None)
     yield
-    ray_actor._station.cache_clear()
+    ray_actor._clients_of.cache_clear()
     os.chdir(here)
 
 

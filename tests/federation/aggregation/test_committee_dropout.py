@@ -213,7 +213,7 @@ def test_a_spare_is_part_of_the_agreement_and_of_the_run(
             )
     played.go(None, monkeypatch, committee_dropout_tolerance=1)
     played.tasks = tasks
-    with pytest.raises(RunError, match=r"begun with aggregation committee \(spare 1\)"):
+    with pytest.raises(RunError, match=r"begun with aggregation committee \(dropout tolerance 1\)"):
         played.go(None, monkeypatch, committee_dropout_tolerance=0, resume=True)
 
 

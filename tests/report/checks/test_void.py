@@ -228,7 +228,9 @@ def test_more_rounds_than_planned(toy: Path, cheat: Any) -> None:
     cheat.forge(path, renumber)
     assert path.read_bytes() == text  # forging without a change changes nothing
     plan = json.loads((toy / "plan.json").read_text())
-    Ledger(path).spend(event_from_json(plan["event"]), 100.0, 1e-5, {"run": "toy", "round": 5})
+    Ledger(path).spend(
+        event_from_json(plan["event"]), 100.0, 1e-5, {"run": "toy", "round": 5, "unit": "record"}
+    )
     assert {"rounds_planned", "target"} <= cheat.failed(toy)
 
 
