@@ -190,11 +190,7 @@ def swallowed(module: str, tree: ast.AST) -> Iterator[str]:
 def faults(module: str, source: str, is_package: bool = False) -> list[str]:
     """Return all faults of one module, given by its name below the package."""
     tree = ast.parse(source)
-    return [
-        *crossed(module, tree, is_package),
-        *printed(module, tree),
-        *swallowed(module, tree),
-    ]
+    return [*crossed(module, tree, is_package), *printed(module, tree), *swallowed(module, tree)]
 
 
 def modules() -> list[tuple[str, Path]]:

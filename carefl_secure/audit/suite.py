@@ -29,12 +29,7 @@ from carefl_secure.audit.attacks.image_trials import (
     judge_images,
     pick_ceiling,
 )
-from carefl_secure.audit.attacks.membership import (
-    RATES,
-    AdapterView,
-    Membership,
-    judge_membership,
-)
+from carefl_secure.audit.attacks.membership import RATES, AdapterView, Membership, judge_membership
 from carefl_secure.audit.attacks.server_transcript import ServerEyes, judge_transcript
 from carefl_secure.audit.attacks.text_inversion import SpanCheck, Texts, judge_spans
 from carefl_secure.audit.audited_run import AuditedRun, Known, Vector

@@ -50,11 +50,7 @@ class Donors:
 
 
 def arrange(
-    control: Control,
-    corpus: Corpus,
-    own: Sequence[str] | None,
-    donors: Donors | None,
-    seed: int,
+    control: Control, corpus: Corpus, own: Sequence[str] | None, donors: Donors | None, seed: int
 ) -> list[str] | None:
     """Return the caption of every record under one control; the seed fixes the choice.
 

@@ -28,6 +28,6 @@ RENAMED_VALUES: Mapping[tuple[str, str], str] = {
 """Setting and old value to new value."""
 
 REMOVED: Mapping[str, str] = {
-    "federation.encryption": "federation.aggregation=encrypted always uses BFV, so leave it out",
+    "federation.encryption": "federation.aggregation=encrypted always uses BFV, so leave it out"
 }
 """Old key to what to do instead."""

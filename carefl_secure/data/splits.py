@@ -81,10 +81,7 @@ def groups(corpus: Corpus, equal: Sequence[Sequence[int]] = ()) -> list[list[int
 
 
 def split(
-    corpus: Corpus,
-    fractions: Mapping[str, float],
-    seed: int,
-    equal: Sequence[Sequence[int]] = (),
+    corpus: Corpus, fractions: Mapping[str, float], seed: int, equal: Sequence[Sequence[int]] = ()
 ) -> dict[str, list[int]]:
     """Cut a corpus so that no person and no image occurs in two parts; return sorted indices.
 

@@ -132,11 +132,7 @@ def compare(
 
 
 def _group(
-    value: str,
-    indices: npt.NDArray[np.int64],
-    figures: Figures,
-    units: Units,
-    settings: Settings,
+    value: str, indices: npt.NDArray[np.int64], figures: Figures, units: Units, settings: Settings
 ) -> Group:
     shares = figures.targets[indices].mean(0)
     labels = int((shares > 0).sum())

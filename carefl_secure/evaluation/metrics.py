@@ -113,9 +113,7 @@ def f1_scores(targets: npt.NDArray[Any], decisions: npt.NDArray[np.bool_]) -> Fl
 
 
 def macro_f1(
-    targets: npt.NDArray[Any],
-    scores: npt.NDArray[Any],
-    thresholds: npt.NDArray[Any] | None = None,
+    targets: npt.NDArray[Any], scores: npt.NDArray[Any], thresholds: npt.NDArray[Any] | None = None
 ) -> float:
     """Return the mean F1 over labels with a positive record, between 0 and 1.
 

@@ -112,12 +112,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     return found
 
 
-def _keep(
-    folder: Path,
-    bench: Bench,
-    scored: list[tuple[Any, Any]],
-    epsilon: float | None,
-) -> None:
+def _keep(folder: Path, bench: Bench, scored: list[tuple[Any, Any]], epsilon: float | None) -> None:
     held = bench.held(scored)
     held.write(folder / _SCORES)
     figures = {k: v for k, v in held.statistic()().items() if math.isfinite(v)}

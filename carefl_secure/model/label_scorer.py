@@ -68,10 +68,7 @@ class LabelScorer:
         return raw[:, :-1] - raw[:, -1:] if self.space.multi else raw.log_softmax(-1)
 
     def all(
-        self,
-        features: Tensor,
-        batch: int = 64,
-        captions: Sequence[str] | None = None,
+        self, features: Tensor, batch: int = 64, captions: Sequence[str] | None = None
     ) -> npt.NDArray[np.float32]:
         """Score many records without gradients, shape [records, labels]."""
         _check_captions(captions, len(features))

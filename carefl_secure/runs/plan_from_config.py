@@ -11,13 +11,7 @@ from carefl_secure.federation.plan.local_steps import LocalPlan
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.runs.corpora import Corpora
 
-__all__ = [
-    "UNCLIPPED",
-    "earlier_of",
-    "local_plan",
-    "plan_with",
-    "request_of",
-]
+__all__ = ["UNCLIPPED", "earlier_of", "local_plan", "plan_with", "request_of"]
 
 UNCLIPPED = 1e3
 """Far above the norm of any record's gradient: without privacy nothing is to be cut."""

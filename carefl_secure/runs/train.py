@@ -214,12 +214,7 @@ class _Run:
         )
 
     def _federate(
-        self,
-        place: int,
-        start: Vector,
-        ended: list[Vector],
-        evaluate: Evaluator,
-        going_on: bool,
+        self, place: int, start: Vector, ended: list[Vector], evaluate: Evaluator, going_on: bool
     ) -> FederationResult:
         config, corpora, contexts = self._each[place], self._corpora[place], self._contexts[place]
         assert self._folder is not None

@@ -156,11 +156,7 @@ def test_the_facts_name_all_that_decides_a_caption(llava: Path, tmp_path: Path) 
     facts = load(llava).facts
     assert facts["model"] == "llava" and len(str(facts["revision"])) == 64
     assert str(llava.parent) not in json.dumps(dict(facts))
-    for change in (
-        {"quantization": "none"},
-        {"dtype": "bfloat16"},
-        {"max_new_tokens": 9},
-    ):
+    for change in ({"quantization": "none"}, {"dtype": "bfloat16"}, {"max_new_tokens": 9}):
         assert load(llava, **change).facts != facts
     assert load(llava, batch=1).facts == facts
     assert load_captioner(str(llava), "Else?", dtype="float32", max_new_tokens=8).facts != facts

@@ -68,11 +68,7 @@ class Trainer:
         self.summary = SUMMARY
 
     def __call__(
-        self,
-        config: Config,
-        reporter: Reporter,
-        resume: Path | None = None,
-        engine: object = None,
+        self, config: Config, reporter: Reporter, resume: Path | None = None, engine: object = None
     ) -> FakeSummary:
         self.config, self.reporter = config, reporter
         if self.raises is not None:

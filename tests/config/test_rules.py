@@ -82,10 +82,7 @@ def test_the_defaults_are_those_of_one_sum_of_gradients() -> None:
         (["privacy.unit=none", "privacy.trust=none"], "privacy.trust=secagg"),
         (["privacy.records_per_person=2"], "set privacy.unit=person"),
         (["simulation.stragglers=0.3"], "there is only one"),
-        (
-            ["privacy.unit=none", "federation.noise_correction=true"],
-            "privacy.unit other than none",
-        ),
+        (["privacy.unit=none", "federation.noise_correction=true"], "privacy.unit other than none"),
         (
             ["federation.aggregator=fedavg", "federation.noise_correction=true"],
             "federation.aggregator=fedadam",

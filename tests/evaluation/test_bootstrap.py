@@ -7,13 +7,7 @@ import pytest
 
 from carefl_secure.errors import ConfigError, DataError
 from carefl_secure.evaluation.average_precision import Ranking
-from carefl_secure.evaluation.bootstrap import (
-    Statistic,
-    bootstrap,
-    difference,
-    resamples,
-    units_of,
-)
+from carefl_secure.evaluation.bootstrap import Statistic, bootstrap, difference, resamples, units_of
 
 
 def mean_of(values: np.ndarray) -> Statistic:

@@ -87,9 +87,7 @@ def test_argmax_gives_exactly_one_label() -> None:
     ]
 
 
-@given(
-    rows=st.lists(st.tuples(st.integers(0, 1), st.integers(-3, 3)), min_size=1, max_size=30),
-)
+@given(rows=st.lists(st.tuples(st.integers(0, 1), st.integers(-3, 3)), min_size=1, max_size=30))
 def test_no_threshold_does_better(rows: list[tuple[int, int]]) -> None:
     truth, score = (column(*values) for values in zip(*rows, strict=True))
     chosen = choose_thresholds(truth, score)

@@ -158,13 +158,7 @@ def test_a_finished_cell_with_other_settings_is_refused(make: Make, out: Path) -
 
 def test_a_cell_is_scored_under_what_score_says(make: Make, out: Path) -> None:
     asked = make(
-        [
-            {
-                "name": "a",
-                "set": {"data.labels": "basic"},
-                "score": {"data.labels": "compound"},
-            }
-        ],
+        [{"name": "a", "set": {"data.labels": "basic"}, "score": {"data.labels": "compound"}}],
         base={"data": {"records": 200}},
     )
     assert run_cell(cell(asked, out), SILENT).error is None

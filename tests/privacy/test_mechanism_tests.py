@@ -158,12 +158,7 @@ class Tokens:
 
     def sum(self, losses: Callable[[Ints], Tensor], indices: Ints, norm: float = 1.0) -> Floats:
         return clipping.clipped_sum(
-            self.module,
-            self.parameters,
-            losses,
-            indices,
-            clipping_norm=norm,
-            normalise=False,
+            self.module, self.parameters, losses, indices, clipping_norm=norm, normalise=False
         ).vector
 
     def largest_record(self, norm: float = 1.0) -> float:

@@ -114,9 +114,7 @@ def test_nothing_in_the_files_depends_on_when_or_where(toy: Path) -> None:
         assert str(toy.parent).encode() not in content
 
 
-def test_the_json_has_a_version_and_refuses_unknown_parts(
-    written: tuple[Report, Path],
-) -> None:
+def test_the_json_has_a_version_and_refuses_unknown_parts(written: tuple[Report, Path]) -> None:
     _, toy = written
     data = json.loads((toy / "report" / "report.json").read_text())
     assert data["format"] == FORMAT == "carefl.privacy-report/1"
@@ -126,9 +124,7 @@ def test_the_json_has_a_version_and_refuses_unknown_parts(
             Report.model_validate(wrong)
 
 
-def test_an_unprotected_run_says_so_in_the_largest_letters(
-    copy_run: Callable[[str], Path],
-) -> None:
+def test_an_unprotected_run_says_so_in_the_largest_letters(copy_run: Callable[[str], Path]) -> None:
     run = copy_run("open")
     report, _ = write_report(run)
     assert report.verdict == "unprotected"

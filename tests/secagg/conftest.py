@@ -11,11 +11,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from carefl_secure.noise import DeterministicKeySource
-from carefl_secure.secagg import (
-    CommitteeParameters,
-    RoundParameters,
-    default_threshold,
-)
+from carefl_secure.secagg import CommitteeParameters, RoundParameters, default_threshold
 from tests.support.played_committee import CommitteeRehearsal
 from tests.support.played_pairwise import Rehearsal
 

@@ -47,9 +47,7 @@ def test_header_table() -> None:
 
 def test_type_table() -> None:
     named = {int(number): name for number, name, _, _ in table("type")}
-    written = {
-        **{kind: kind.name for kind in (*Kind, *CommitteeKind, *EncryptedKind)},
-    }
+    written = {**{kind: kind.name for kind in (*Kind, *CommitteeKind, *EncryptedKind)}}
     assert set(written) <= set(named)
     rename = {"UPLOAD": "upload", "SUM": "encrypted sum", "OPENED": "opened sum"}
     for kind, name in written.items():

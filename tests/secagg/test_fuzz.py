@@ -16,11 +16,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from carefl_secure.errors import ProtocolError
 from carefl_secure.noise import SystemKeySource
-from carefl_secure.secagg import (
-    EncryptedParameters,
-    PairwiseClient,
-    sender,
-)
+from carefl_secure.secagg import EncryptedParameters, PairwiseClient, sender
 from carefl_secure.secagg.committee.messages import (
     CommitteeKind,
     Listing,

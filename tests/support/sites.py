@@ -58,14 +58,7 @@ def known_plan(unit: str = "record", rounds: int = 3) -> RunPlan:
 
 
 def settings(*words: str) -> Config:
-    return load_config(
-        None,
-        [
-            "simulation.dropout=0",
-            f"federation.clients={CLIENTS}",
-            *words,
-        ],
-    )
+    return load_config(None, ["simulation.dropout=0", f"federation.clients={CLIENTS}", *words])
 
 
 class Fixed:

@@ -118,10 +118,7 @@ def rehearse_clients(
 
 
 def judge_clients(
-    rehearsal: Rehearsal,
-    scores: npt.NDArray[np.float64],
-    coins: Coins,
-    curve: Curve | None = None,
+    rehearsal: Rehearsal, scores: npt.NDArray[np.float64], coins: Coins, curve: Curve | None = None
 ) -> Finding:
     """Compare the scores of :class:`ClientCanaries` with the coins and the claim, as for records.
 

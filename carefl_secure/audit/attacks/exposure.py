@@ -165,9 +165,7 @@ def natural_exposure(
 
 
 def judge_natural(
-    base: npt.NDArray[np.float64],
-    tuned: npt.NDArray[np.float64],
-    member: npt.NDArray[np.bool_],
+    base: npt.NDArray[np.float64], tuned: npt.NDArray[np.float64], member: npt.NDArray[np.bool_]
 ) -> Finding:
     """Compare the increase of exposure by training, of members' labels and of others'.
 

@@ -59,11 +59,7 @@ class Membership(Attack[AdapterView, dict[str, Losses]]):
         own = _ratio(view.tuned, view.base)
         others = np.sort(_ratio(view.population_tuned, view.population_base))
         beaten = np.searchsorted(others, own / _RATIO, side="right") / max(1, others.size)
-        return {
-            "loss": -view.tuned,
-            "calibrated": view.base - view.tuned,
-            "population": beaten,
-        }
+        return {"loss": -view.tuned, "calibrated": view.base - view.tuned, "population": beaten}
 
 
 def _ratio(tuned: Losses, base: Losses) -> Losses:

@@ -123,8 +123,7 @@ def _plain(view: TranscriptView) -> Iterator[Weakness]:
             continue
         if min(uniform_chance(x - y), uniform_chance(x + y)) < _CHANCE:
             yield Weakness(
-                "mask reused",
-                f"client {a[1]} in round {a[0]} and client {b[1]} in round {b[0]}",
+                "mask reused", f"client {a[1]} in round {a[0]} and client {b[1]} in round {b[0]}"
             )
 
 
@@ -212,8 +211,7 @@ def _extra(view: TranscriptView) -> Iterator[Weakness]:
         if set(message.fields) != {"upload"}:
             names = ", ".join(sorted(set(message.fields) - {"upload"})) or "no upload"
             yield Weakness(
-                "more than a vector",
-                f"client {message.client} in round {message.round}: {names}",
+                "more than a vector", f"client {message.client} in round {message.round}: {names}"
             )
 
 

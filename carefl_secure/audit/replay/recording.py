@@ -15,13 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from carefl_secure.audit.views import (
-    Heard,
-    HolderView,
-    MemberView,
-    ReleaseView,
-    TranscriptView,
-)
+from carefl_secure.audit.views import Heard, HolderView, MemberView, ReleaseView, TranscriptView
 from carefl_secure.config import Config
 from carefl_secure.federation.local_update.task import LocalTask
 from carefl_secure.federation.plan.cohort import Aggregation

@@ -17,14 +17,7 @@ attack that does not exist.
 Letters: STRIDE {stride}. LINDDUN {linddun}.
 Ids are those of MITRE ATLAS, terms those of NIST AI 100-2.
 """
-_PLACES = {
-    "server": "S",
-    "client": "C",
-    "helper": "K",
-    "network": "N",
-    "user": "U",
-    "disk": "D",
-}
+_PLACES = {"server": "S", "client": "C", "helper": "K", "network": "N", "user": "U", "disk": "D"}
 
 
 def render(models: Sequence[ThreatModel]) -> str:

@@ -16,8 +16,7 @@ __all__ = ["audit"]
 def audit(
     run: Run,
     threat_model: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Only the attacks of this adversary."),
+        str | None, typer.Option(metavar="NAME", help="Only the attacks of this adversary.")
     ] = None,
     records: Annotated[
         int,

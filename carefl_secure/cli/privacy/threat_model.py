@@ -14,9 +14,7 @@ from carefl_secure.errors import ConfigError
 __all__ = ["threat_model"]
 
 threat_model = typer.Typer(
-    name="threat-model",
-    no_args_is_help=True,
-    help="Read and check the threat models.",
+    name="threat-model", no_args_is_help=True, help="Read and check the threat models."
 )
 
 Folder = Annotated[

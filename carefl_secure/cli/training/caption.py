@@ -8,14 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from carefl_secure.cli.console import (
-    Json,
-    Quiet,
-    require_corpus,
-    result_console,
-    result_table,
-    say,
-)
+from carefl_secure.cli.console import Json, Quiet, require_corpus, result_console, result_table, say
 from carefl_secure.cli.reporter import running
 from carefl_secure.config import load_config
 
@@ -31,8 +24,7 @@ def caption(
         str, typer.Argument(metavar="PATH|synthetic", help="Folder of the corpus, or synthetic.")
     ],
     model: Annotated[
-        str,
-        typer.Option(metavar="ID_OR_PATH", help="LLaVA-1.5, or a SmolVLM2 on a small machine."),
+        str, typer.Option(metavar="ID_OR_PATH", help="LLaVA-1.5, or a SmolVLM2 on a small machine.")
     ],
     cache: Annotated[
         Path, typer.Option(metavar="DIR", help="Folder for the captions; it stays with you.")

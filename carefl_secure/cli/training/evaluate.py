@@ -52,8 +52,7 @@ def evaluate(
         ),
     ] = "labels",
     constrained: Annotated[
-        bool,
-        typer.Option(help="With --scorer generation: allow labels and commas only."),
+        bool, typer.Option(help="With --scorer generation: allow labels and commas only.")
     ] = False,
     space: Annotated[
         Literal["cexpr"] | None,

@@ -9,14 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from carefl_secure.cli.console import (
-    Json,
-    Quiet,
-    require_corpus,
-    result_console,
-    result_table,
-    say,
-)
+from carefl_secure.cli.console import Json, Quiet, require_corpus, result_console, result_table, say
 from carefl_secure.cli.reporter import running
 from carefl_secure.config.experiment import cells_of, load_experiment
 from carefl_secure.config.load import parse_words

@@ -60,8 +60,7 @@ class DataConfig(Section):
         default=0, description="seed of the synthetic corpus, the split and the partition"
     )
     cache_dir: Path | None = Field(
-        default=None,
-        description="folder of synthetic corpora; null takes the user's cache folder",
+        default=None, description="folder of synthetic corpora; null takes the user's cache folder"
     )
     public_fraction: Part = Field(
         default=0.1, description="share of a folder's records that is public, for thresholds"

@@ -48,8 +48,7 @@ class ModelConfig(Section):
         "synthetic corpus",
     )
     context_dropout: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=0.0,
-        description="share of records, of clients and server, that get no caption",
+        default=0.0, description="share of records, of clients and server, that get no caption"
     )
     context_error: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.0, description="probability that the describer states a fact of a scene wrongly"

@@ -29,8 +29,7 @@ class EvaluationConfig(Section):
         "ranks by likelihood",
     )
     constrained: bool = Field(
-        default=False,
-        description="with scorer=generation: generate labels and commas only",
+        default=False, description="with scorer=generation: generate labels and commas only"
     )
 
 

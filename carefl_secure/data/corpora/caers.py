@@ -216,10 +216,7 @@ def take_frames(
 
 
 def load_caers(
-    root: Path,
-    *,
-    view: View = "image",
-    reporter: Reporter | None = None,
+    root: Path, *, view: View = "image", reporter: Reporter | None = None
 ) -> dict[str, FileCorpus]:
     """Read CAER-S as ``train`` and ``test``, and as ``val`` where there is a ``val.txt``.
 

@@ -43,10 +43,7 @@ def has_marks(root: Path) -> bool:
 
 
 def load_ncaers(
-    root: Path,
-    *,
-    view: View = "image",
-    reporter: Reporter | None = None,
+    root: Path, *, view: View = "image", reporter: Reporter | None = None
 ) -> dict[str, FileCorpus]:
     """Read NCAER-S: the splits that are there, or ``all`` without folders of splits.
 

@@ -166,11 +166,7 @@ def _image(folder: Path, view: str, name: str, origin: str) -> Path:
 
 
 def load_rafdb(
-    root: Path,
-    subset: Subset,
-    *,
-    view: View = "auto",
-    reporter: Reporter | None = None,
+    root: Path, subset: Subset, *, view: View = "auto", reporter: Reporter | None = None
 ) -> dict[str, FileCorpus]:
     """Read one subset of RAF-DB: ``train`` and ``test``.
 

@@ -24,16 +24,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "mouth": ("flat", "smile", "laugh", "frown", "round", "curled"),
     "mark": ("none", "tears", "blush", "sweat"),
     "posture": ("hanging", "raised", "crossed", "on the face", "reaching"),
-    "setting": (
-        "park",
-        "beach",
-        "home",
-        "office",
-        "hospital",
-        "alley",
-        "stadium",
-        "cemetery",
-    ),
+    "setting": ("park", "beach", "home", "office", "hospital", "alley", "stadium", "cemetery"),
     "prop": ("none", "book", "friend", "trophy", "bandage", "pillow", "gift", "fire"),
     "light": ("bright", "dim"),
 }

@@ -15,11 +15,7 @@ from carefl_secure.errors import CareflError
 __all__ = ["STRICT", "PublicKey", "Real", "parse_json", "read_json", "read_yaml"]
 
 STRICT = ConfigDict(
-    strict=True,
-    extra="forbid",
-    allow_inf_nan=False,
-    val_json_bytes="hex",
-    ser_json_bytes="hex",
+    strict=True, extra="forbid", allow_inf_nan=False, val_json_bytes="hex", ser_json_bytes="hex"
 )
 """The configuration of every pydantic dataclass here; bytes stand in files as hexadecimal text."""
 

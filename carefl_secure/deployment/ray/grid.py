@@ -21,13 +21,7 @@ from carefl_secure.deployment.ray.actor import FAULT
 from carefl_secure.errors import EngineError
 from carefl_secure.federation.transport.error_codes import is_dropout
 from carefl_secure.federation.transport.exchange import Exchange
-from carefl_secure.federation.transport.local_grid import (
-    FIRST_NODE,
-    Drop,
-    LocalGrid,
-    Record,
-    stamp,
-)
+from carefl_secure.federation.transport.local_grid import FIRST_NODE, Drop, LocalGrid, Record, stamp
 from carefl_secure.federation.transport.node_directory import Directory
 
 __all__ = ["FlowerSimulation", "RayGrid"]

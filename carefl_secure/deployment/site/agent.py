@@ -34,11 +34,7 @@ from carefl_secure.deployment.site.budget import SiteBudgets, corpus_ledger
 from carefl_secure.deployment.site.proposal import Proposal, cohort_of
 from carefl_secure.deployment.site.site_config import own_config, refuse_paths
 from carefl_secure.errors import CareflError, ModelError, PolicyError, ProtocolError
-from carefl_secure.federation.aggregation.helper_session import (
-    Helper,
-    HolderSession,
-    MemberSession,
-)
+from carefl_secure.federation.aggregation.helper_session import Helper, HolderSession, MemberSession
 from carefl_secure.federation.client.app import build_client_app
 from carefl_secure.federation.client.session import ClientSession
 from carefl_secure.federation.local_update.task import LocalTask

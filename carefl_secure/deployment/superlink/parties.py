@@ -11,11 +11,7 @@ from flwr.serverapp import Grid
 
 from carefl_secure.config import Config
 from carefl_secure.deployment.flower.grid import SuperLinkGrid
-from carefl_secure.deployment.flower.superlink import (
-    COMPLETED,
-    Link,
-    write_app,
-)
+from carefl_secure.deployment.flower.superlink import COMPLETED, Link, write_app
 from carefl_secure.deployment.site.proposal import Proposal, propose
 from carefl_secure.errors import ConfigError, EngineError
 from carefl_secure.federation.plan.cohort import Cohort

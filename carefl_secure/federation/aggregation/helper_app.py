@@ -7,11 +7,7 @@ from collections.abc import Callable, Mapping
 from flwr.app import RecordDict
 
 from carefl_secure.errors import ProtocolError
-from carefl_secure.federation.aggregation.helper_session import (
-    Helper,
-    HolderSession,
-    MemberSession,
-)
+from carefl_secure.federation.aggregation.helper_session import Helper, HolderSession, MemberSession
 from carefl_secure.federation.transport.messages import Fields, pack, piggyback, piggybacked
 from carefl_secure.federation.transport.node_directory import role_message
 

@@ -78,12 +78,7 @@ class _Descent(ABC):
 
     @abstractmethod
     def _gradients(
-        self,
-        point: _Point,
-        number: int,
-        keys: KeySource,
-        mask: NDArray[np.bool_],
-        steps: int,
+        self, point: _Point, number: int, keys: KeySource, mask: NDArray[np.bool_], steps: int
     ) -> Iterator[Vector]:
         """Yield the gradient of each step."""
 
@@ -116,12 +111,7 @@ class NoisyDescent(_Descent):
     """
 
     def _gradients(
-        self,
-        point: _Point,
-        number: int,
-        keys: KeySource,
-        mask: NDArray[np.bool_],
-        steps: int,
+        self, point: _Point, number: int, keys: KeySource, mask: NDArray[np.bool_], steps: int
     ) -> Iterator[Vector]:
         privacy = self._plan.privacy
         stdev = privacy.noise_multiplier * privacy.clipping_norm
@@ -156,12 +146,7 @@ class PlainDescent(_Descent):
     """
 
     def _gradients(
-        self,
-        point: _Point,
-        number: int,
-        keys: KeySource,
-        mask: NDArray[np.bool_],
-        steps: int,
+        self, point: _Point, number: int, keys: KeySource, mask: NDArray[np.bool_], steps: int
     ) -> Iterator[Vector]:
         records = self._task.records
         if not records:

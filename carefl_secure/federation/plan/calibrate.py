@@ -16,12 +16,7 @@ from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.plan.staged import StagedPlan
 from carefl_secure.privacy import Event, PrivacyPlan, calibrate_noise, epsilon
 from carefl_secure.privacy.plan import Mechanism, Trust, Unit
-from carefl_secure.secagg import (
-    default_threshold,
-    plan_clients,
-    plan_plain,
-    plan_records,
-)
+from carefl_secure.secagg import default_threshold, plan_clients, plan_plain, plan_records
 from carefl_secure.secagg.encoding.tail_bounds import batch_bound
 
 __all__ = ["PlanRequest", "plan_run", "plan_stages"]
@@ -128,10 +123,7 @@ class PlanRequest:
 
 
 def plan_run(
-    request: PlanRequest,
-    *,
-    limit: float | None = None,
-    earlier: frozenset[History] = frozenset(),
+    request: PlanRequest, *, limit: float | None = None, earlier: frozenset[History] = frozenset()
 ) -> RunPlan:
     """Fix privacy, encoding and noise for a run of one stage; see `plan_stages`."""
     return plan_stages(("",), (request,), limit=limit, earlier=earlier).plans[0]

@@ -24,14 +24,7 @@ from carefl_secure.secagg import (
 if TYPE_CHECKING:
     from carefl_secure.federation.plan.run_plan import RunPlan
 
-__all__ = [
-    "SPARSE_ABOVE",
-    "Aggregation",
-    "Cohort",
-    "make_cohort",
-    "masking_graph",
-    "rotation_key",
-]
+__all__ = ["SPARSE_ABOVE", "Aggregation", "Cohort", "make_cohort", "masking_graph", "rotation_key"]
 
 
 SPARSE_ABOVE = 200

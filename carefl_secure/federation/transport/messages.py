@@ -62,11 +62,7 @@ class Fields:
     """
 
     def __init__(
-        self,
-        content: RecordDict,
-        *names: str,
-        maps: Collection[str] = (),
-        name: str = _RECORD,
+        self, content: RecordDict, *names: str, maps: Collection[str] = (), name: str = _RECORD
     ) -> None:
         record = content.get(name)
         wanted = {*names, *maps, *(name + _PEERS for name in maps)}

@@ -14,11 +14,7 @@ from carefl_secure.privacy.accounting.budget_request import (
     event_of_question,
     nominal_norm,
 )
-from carefl_secure.privacy.accounting.budget_search import (
-    highest_rate,
-    most_rounds,
-    named_epsilon,
-)
+from carefl_secure.privacy.accounting.budget_search import highest_rate, most_rounds, named_epsilon
 from carefl_secure.privacy.accounting.calibration import calibrate_noise
 from carefl_secure.privacy.statement import verdict
 

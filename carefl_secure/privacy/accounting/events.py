@@ -27,8 +27,7 @@ def _positive(name: str, value: float) -> None:
 
 def _check_common(sample_rate: float, count: object) -> None:
     _require(
-        0.0 < sample_rate <= 1.0,
-        f"sample_rate is {sample_rate}; choose it above 0 and at most 1",
+        0.0 < sample_rate <= 1.0, f"sample_rate is {sample_rate}; choose it above 0 and at most 1"
     )
     _whole("count", count)
 

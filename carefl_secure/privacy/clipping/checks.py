@@ -17,11 +17,7 @@ __all__ = ["check_additive", "check_independent"]
 
 
 def check_independent(
-    losses: Losses,
-    indices: NDArray[np.int64],
-    *,
-    tolerance: float = 1e-4,
-    probes: int = 8,
+    losses: Losses, indices: NDArray[np.int64], *, tolerance: float = 1e-4, probes: int = 8
 ) -> None:
     """Test whether the loss of a record changes when another is left out or replaced.
 

@@ -80,13 +80,7 @@ def now() -> str:
 def make_entry(before: Sequence[Entry], kind: str, payload: Mapping[str, Any], time: str) -> Entry:
     """Make the entry that follows those before."""
     index, previous = len(before), before[-1].hash if before else START
-    body = {
-        "index": index,
-        "time": time,
-        "kind": kind,
-        "payload": payload,
-        "previous": previous,
-    }
+    body = {"index": index, "time": time, "kind": kind, "payload": payload, "previous": previous}
     digest = hashlib.sha256(_canonical(body).encode()).hexdigest()
     return Entry(index, time, kind, payload, previous, digest)
 

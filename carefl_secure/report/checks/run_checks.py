@@ -39,11 +39,7 @@ _ALWAYS: tuple[tuple[str, str, _Find], ...] = (
     ("ledger_chains", "No ledger entry was changed, added or removed", ledgers.chains),
     ("plan_kept", "The plan is the one that the run was started with", ledgers.plan_kept),
     ("releases_paid", "Every released round was charged first", ledgers.releases_paid),
-    (
-        "clients_paid",
-        "Every client that was summed had charged its ledger",
-        ledgers.clients_paid,
-    ),
+    ("clients_paid", "Every client that was summed had charged its ledger", ledgers.clients_paid),
     ("rounds_planned", "No more rounds were charged than planned", ledgers.rounds_planned),
     ("audit", "No audit of the run falsified its promise", _audit),
     (

@@ -162,10 +162,7 @@ class SecretKey:
 def _public_bytes(context: Any) -> bytes:
     """Serialise a context without its secret and without keys that are not needed."""
     raw: bytes = context.serialize(
-        save_public_key=True,
-        save_secret_key=False,
-        save_galois_keys=False,
-        save_relin_keys=False,
+        save_public_key=True, save_secret_key=False, save_galois_keys=False, save_relin_keys=False
     )
     return raw
 

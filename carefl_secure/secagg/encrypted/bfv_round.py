@@ -21,11 +21,7 @@ from carefl_secure.secagg.pairwise.server import PairwiseServer
 from carefl_secure.secagg.primitives.checks import refuse
 from carefl_secure.secagg.primitives.crypto import verify
 from carefl_secure.secagg.primitives.packing import pack_fields, unpack_fields
-from carefl_secure.secagg.primitives.residues import (
-    add_residue_masks,
-    from_residues,
-    to_residues,
-)
+from carefl_secure.secagg.primitives.residues import add_residue_masks, from_residues, to_residues
 
 __all__ = ["EncryptedClient", "EncryptedServer"]
 

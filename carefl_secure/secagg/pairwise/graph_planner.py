@@ -132,13 +132,7 @@ def plan_graph(
         absent = _tail(clients - 1, dropouts, neighbours, neighbours - threshold + 1)
         if _below(clients, absent, recovery_bits):
             return GraphPlan(
-                neighbours,
-                threshold,
-                least,
-                colluders,
-                dropouts,
-                privacy_bits,
-                recovery_bits,
+                neighbours, threshold, least, colluders, dropouts, privacy_bits, recovery_bits
             )
     raise ConfigError(
         f"no sparse graph over {clients} clients stands {colluders} colluders and {dropouts}"

@@ -20,11 +20,7 @@ class KeptClient(Participant[RoundParameters, Phase]):
     """What a client keeps between messages; an identity must belong to its place in the roster."""
 
     def __init__(
-        self,
-        parameters: RoundParameters,
-        index: int,
-        identity: Ed25519PrivateKey,
-        keys: KeySource,
+        self, parameters: RoundParameters, index: int, identity: Ed25519PrivateKey, keys: KeySource
     ) -> None:
         check_place(identity, index, parameters.roster)
         super().__init__(parameters, index, identity, keys)
@@ -46,11 +42,7 @@ class KeptClient(Participant[RoundParameters, Phase]):
 
     @classmethod
     def restore(
-        cls,
-        blob: bytes,
-        identity: Ed25519PrivateKey,
-        parameters: RoundParameters,
-        keys: KeySource,
+        cls, blob: bytes, identity: Ed25519PrivateKey, parameters: RoundParameters, keys: KeySource
     ) -> Self:
         """Go on from a saved state in the same round; refuse a blob changed or of another round.
 

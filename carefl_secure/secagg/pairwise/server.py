@@ -202,11 +202,7 @@ class PairwiseServer(ServerParticipant[RoundParameters, ServerPhase]):
             self._context, self._transcript_hash, self._boxes.keys(), self._uploaded
         )
         verify(
-            self._parameters.roster[index],
-            consent.signature,
-            index,
-            transcript.SURVIVORS,
-            *fields,
+            self._parameters.roster[index], consent.signature, index, transcript.SURVIVORS, *fields
         )
         self._consents[index] = bytes(message)
 

@@ -96,11 +96,7 @@ def pair_sign(index: int, peer: int) -> int:
 def verify_advertisement(advert: Advertisement, index: int, parameters: RoundParameters) -> None:
     """Refuse an advertisement that client ``index`` did not sign in this round."""
     fields = advertisement(
-        parameters.key_context(),
-        index,
-        advert.encryption_key,
-        advert.mask_key,
-        advert.commitment,
+        parameters.key_context(), index, advert.encryption_key, advert.mask_key, advert.commitment
     )
     verify(parameters.roster[index], advert.signature, index, ADVERTISEMENT, *fields)
 

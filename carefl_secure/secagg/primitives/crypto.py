@@ -100,12 +100,7 @@ def sign(identity: Ed25519PrivateKey, label: bytes, *parts: Buffer) -> bytes:
 
 
 def verify(
-    public: bytes,
-    signature: bytes,
-    who: int,
-    label: bytes,
-    *parts: Buffer,
-    party: str = "client",
+    public: bytes, signature: bytes, who: int, label: bytes, *parts: Buffer, party: str = "client"
 ) -> None:
     """Refuse what ``party`` number ``who`` did not sign with :func:`sign`."""
     try:

@@ -42,10 +42,7 @@ def draw_residues(stream: KeyStream, count: int, modulus: int) -> npt.NDArray[np
 
 
 def add_residue_masks(
-    accumulator: npt.NDArray[np.uint64],
-    keys: Sequence[bytes],
-    signs: Sequence[int],
-    modulus: int,
+    accumulator: npt.NDArray[np.uint64], keys: Sequence[bytes], signs: Sequence[int], modulus: int
 ) -> None:
     """Add one signed mask per key to residues, in place; ``2**59 < modulus < 2**60``."""
     if not 1 << 59 < modulus < 1 << 60:

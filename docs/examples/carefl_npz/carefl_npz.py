@@ -57,9 +57,5 @@ def label_spaces(root: Path, named: bool) -> tuple[str, ...]:
 
 
 FORMAT = CorpusFormat(
-    "npz",
-    looks_like="one file, images.npz",
-    tasks=label_spaces,
-    load=load,
-    own_labels=True,
+    "npz", looks_like="one file, images.npz", tasks=label_spaces, load=load, own_labels=True
 )

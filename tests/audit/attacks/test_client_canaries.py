@@ -16,11 +16,7 @@ from carefl_secure.config import load_config
 from carefl_secure.noise.skellam import SkellamSampler
 from tests.audit.conftest import patch_everywhere, system
 
-SETTINGS = [
-    "federation.clients=8",
-    "federation.rounds=20",
-    "privacy.delta=0.0001",
-]
+SETTINGS = ["federation.clients=8", "federation.rounds=20", "privacy.delta=0.0001"]
 CLIENT = ("privacy.unit=client", "privacy.epsilon=2")
 
 

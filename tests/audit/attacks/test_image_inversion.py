@@ -44,9 +44,7 @@ def judged(pictures: Pictures, noise: float, ceiling: float | None) -> dict[str,
     return {f.check: f for f in found}
 
 
-def test_a_plain_update_names_its_picture_and_a_protected_one_does_not(
-    pictures: Pictures,
-) -> None:
+def test_a_plain_update_names_its_picture_and_a_protected_one_does_not(pictures: Pictures) -> None:
     found = judged(pictures, 4.0, 0.5)
     assert found["plain"].figures["hit rate"] == 1.0
     assert found["sum"].figures["hit rate"] > 0.8  # type: ignore[operator]

@@ -101,8 +101,7 @@ def test_local_nodes_go_with_the_superlink_only() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "clients"),
-    [(["--local-nodes", "3"], 3), (["--local-nodes", "5"], 5), ([], 8)],
+    ("words", "clients"), [(["--local-nodes", "3"], 3), (["--local-nodes", "5"], 5), ([], 8)]
 )
 def test_local_nodes_are_the_clients_of_a_default_run(
     monkeypatch: pytest.MonkeyPatch, words: list[str], clients: int
@@ -186,10 +185,7 @@ def test_a_policy_with_a_slip_names_the_word(bundles: Path) -> None:
     path = bundles / "sites" / "a" / "policy.yaml"
     text = path.read_text()
     for wrong, said in (
-        (
-            text.replace("min_clients", "min_client"),
-            "is missing; min_client is unknown",
-        ),
+        (text.replace("min_clients", "min_client"), "is missing; min_client is unknown"),
         (text + "max_seconds: 3\n", "max_seconds is unknown"),
         (text.replace("1e-4", "1e-x"), "max_delta: must be a valid number"),
     ):

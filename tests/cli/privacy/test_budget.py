@@ -10,12 +10,7 @@ from typer.testing import CliRunner
 
 from carefl_secure.cli import app
 
-FOUR = {
-    "--sample-rate": "0.01",
-    "--noise-multiplier": "1",
-    "--rounds": "1000",
-    "--epsilon": "2.5",
-}
+FOUR = {"--sample-rate": "0.01", "--noise-multiplier": "1", "--rounds": "1000", "--epsilon": "2.5"}
 
 
 def budget(*words: str, without: str = "", mechanism: str = "skellam") -> Result:

@@ -101,8 +101,7 @@ def test_rafce_is_another_dataset(make: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "codes",
-    [("1", "2"), ("3", "0", "0"), ("0", "0", "5"), ("male", "0", "0"), ("0", "0", "-1")],
+    "codes", [("1", "2"), ("3", "0", "0"), ("0", "0", "5"), ("male", "0", "0"), ("0", "0", "-1")]
 )
 def test_malformed_attributes_cost_the_attributes_and_not_the_face(
     make: Any, codes: tuple[str, ...]
@@ -144,10 +143,7 @@ def test_missing_and_truncated_images_are_counted(make: Any) -> None:
     corpora = load_rafdb(root, "basic")
     assert corpora["train"].skipped.dropped == {"image missing": 1}
     examine(corpora, SilentReporter())
-    assert corpora["train"].skipped.dropped == {
-        "image missing": 1,
-        "image cannot be read": 1,
-    }
+    assert corpora["train"].skipped.dropped == {"image missing": 1, "image cannot be read": 1}
 
 
 def test_images_that_are_still_packed(make: Any) -> None:

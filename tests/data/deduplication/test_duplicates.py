@@ -8,11 +8,7 @@ from PIL import Image
 
 from carefl_secure.data.corpora.base import FileCorpus
 from carefl_secure.data.corpora.image_folder import load_imagefolder
-from carefl_secure.data.deduplication.duplicates import (
-    drop_shared,
-    find_shared,
-    within,
-)
+from carefl_secure.data.deduplication.duplicates import drop_shared, find_shared, within
 from carefl_secure.data.deduplication.image_hashes import hash_images
 from carefl_secure.data.records import LabelSpace
 from carefl_secure.errors import DataError

@@ -7,13 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from carefl_secure.data.readers.images import (
-    ImageArray,
-    ImageFile,
-    decode,
-    image_size,
-    place,
-)
+from carefl_secure.data.readers.images import ImageArray, ImageFile, decode, image_size, place
 from carefl_secure.errors import DataError
 
 

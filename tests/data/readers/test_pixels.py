@@ -162,11 +162,7 @@ def test_every_format_that_can_be_written_is_read(tmp_path: Path, suffix: str) -
     places=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), max_size=6),
 )
 def test_damage_never_escapes_as_another_error(
-    tmp_path: Path,
-    seed: int,
-    form: str,
-    keep: float,
-    places: list[tuple[int, int]],
+    tmp_path: Path, seed: int, form: str, keep: float, places: list[tuple[int, int]]
 ) -> None:
     """Whatever is cut off or changed, the outcome is an RGB image or a DataError with the name."""
     buffer = io.BytesIO()

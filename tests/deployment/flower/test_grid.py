@@ -17,12 +17,7 @@ from flwr.app import ConfigRecord, Error, Message, RecordDict
 from carefl_secure.deployment.flower import relay
 from carefl_secure.deployment.flower.grid import SuperLinkGrid
 from carefl_secure.errors import EngineError
-from carefl_secure.federation.transport.messages import (
-    adapter_of,
-    pack,
-    pack_adapter,
-    with_adapter,
-)
+from carefl_secure.federation.transport.messages import adapter_of, pack, pack_adapter, with_adapter
 
 NODES = range(1, 41)
 PATIENCE = 30.0

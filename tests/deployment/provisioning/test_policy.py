@@ -15,12 +15,7 @@ from flwr.app import Error, RecordDict
 from carefl_secure.config import Config, load_config
 from carefl_secure.deployment.flower.relay import PROPOSE
 from carefl_secure.deployment.provisioning.certificates import read_identity
-from carefl_secure.deployment.provisioning.policy import (
-    TEMPLATE,
-    Policy,
-    check_policy,
-    read_policy,
-)
+from carefl_secure.deployment.provisioning.policy import TEMPLATE, Policy, check_policy, read_policy
 from carefl_secure.deployment.provisioning.provision import provision
 from carefl_secure.deployment.provisioning.site_bundle import SiteBundle
 from carefl_secure.deployment.provisioning.sites import Sites

@@ -234,11 +234,7 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("no_ray")
 @pytest.mark.parametrize(
     "way",
-    [
-        {"aggregation": "pairwise"},
-        {"aggregation": "committee"},
-        {"aggregation": "encrypted"},
-    ],
+    [{"aggregation": "pairwise"}, {"aggregation": "committee"}, {"aggregation": "encrypted"}],
     ids=lambda way: way["aggregation"],
 )
 def test_sessions_move_from_actor_to_actor_in_every_way_of_summing(

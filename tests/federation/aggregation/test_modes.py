@@ -158,12 +158,7 @@ class Stop:
     ],
 )
 def test_an_interrupted_run_goes_on_with_new_helpers(
-    runs: Runs,
-    plan_toy: Callable[..., Any],
-    mode: Aggregation,
-    action: str,
-    node: int,
-    lost: int,
+    runs: Runs, plan_toy: Callable[..., Any], mode: Aggregation, action: str, node: int, lost: int
 ) -> None:
     runs.plan = plan_toy(CLIENTS, max_colluders=0, rounds=4)
     folder = RunFolder.create(runs.home, "")

@@ -191,9 +191,7 @@ def test_a_member_lost_with_its_answer_ends_a_round_without_spares(make_bench: M
     assert bench.releases() == 1
 
 
-def test_one_in_eight_lost_anywhere_again_and_again_never_bleeds_out(
-    make_bench: MakeBench,
-) -> None:
+def test_one_in_eight_lost_anywhere_again_and_again_never_bleeds_out(make_bench: MakeBench) -> None:
     rng = np.random.default_rng(5)
     rounds = 24
     bench = make_bench(clients=8, max_colluders=0, unit="none", rounds=rounds)
@@ -341,10 +339,7 @@ def test_a_resumed_run_begins_in_the_plain_form(make_bench: MakeBench) -> None:
 def test_replies_hold_keys_for_the_next_round_and_nothing_else(make_bench: MakeBench) -> None:
     bench = make_bench(rounds=3)
     played = Played(bench, 3)
-    allowed = {
-        "query.sign": {"index", "message"},
-        "query.unmask": {"shares", "shares.peers"},
-    }
+    allowed = {"query.sign": {"index", "message"}, "query.unmask": {"shares", "shares.peers"}}
     riding = 0
     for message in played.seen:
         ride = piggybacked(message.content)

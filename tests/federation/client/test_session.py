@@ -24,11 +24,7 @@ from carefl_secure.errors import (
 from carefl_secure.federation.client.app import build_client_app
 from carefl_secure.federation.client.session import ClientSession
 from carefl_secure.federation.transport.local_grid import FIRST_NODE, LocalGrid
-from carefl_secure.federation.transport.messages import (
-    pack,
-    pack_adapter,
-    with_adapter,
-)
+from carefl_secure.federation.transport.messages import pack, pack_adapter, with_adapter
 from carefl_secure.noise import SystemKeySource
 from carefl_secure.privacy import SampledSkellam
 

@@ -228,9 +228,7 @@ def test_an_interrupted_run_goes_on_and_never_spends_more(
     assert runner.spends() == 5
 
 
-def test_a_resumed_run_continues_the_very_same_path(
-    make_runner: Callable[..., Runner],
-) -> None:
+def test_a_resumed_run_continues_the_very_same_path(make_runner: Callable[..., Runner]) -> None:
     def path(stop: bool) -> NDArray[np.float32]:
         runner = make_runner(unit="none", sample_rate=1.0, rounds=4)
         options: dict[str, Any] = {"optimizer": FedAdam(0.1)}

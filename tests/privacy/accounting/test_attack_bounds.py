@@ -61,8 +61,7 @@ def test_the_plain_gaussian_has_a_closed_form(mu: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rate", "noise", "count"),
-    [(0.2, 1.5, 40), (1.0, 2.0, 1), (0.1, 0.69, 12)],
+    ("rate", "noise", "count"), [(0.2, 1.5, 40), (1.0, 2.0, 1), (0.1, 0.69, 12)]
 )
 def test_skellam_ceilings_lie_above_those_of_as_much_gaussian_noise(
     rate: float, noise: float, count: int

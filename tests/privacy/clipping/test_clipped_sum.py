@@ -171,12 +171,7 @@ def test_half_precision_keeps_the_bound() -> None:
 
     for index in range(8):
         vector = clipped_sum(
-            toy.module,
-            toy.parameters,
-            half,
-            np.array([index]),
-            clipping_norm=0.5,
-            normalise=False,
+            toy.module, toy.parameters, half, np.array([index]), clipping_norm=0.5, normalise=False
         ).vector
         assert 0.0 < np.linalg.norm(vector) <= 0.5
 

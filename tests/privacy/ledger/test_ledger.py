@@ -430,9 +430,7 @@ def test_killed_writers_never_lose_a_released_spend(tmp_path: Path) -> None:
     released = 0
     for _ in range(10):
         process = subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(book.path)],
-            stdout=subprocess.PIPE,
-            cwd=REPOSITORY,
+            [sys.executable, "-c", WRITER, str(book.path)], stdout=subprocess.PIPE, cwd=REPOSITORY
         )
         assert process.stdout is not None
         with process.stdout as pipe:

@@ -10,12 +10,7 @@ import pytest
 
 from carefl_secure.errors import ConfigError, LedgerError
 from carefl_secure.privacy import Ledger, PrivacyPlan, SampledGaussian, SampledSkellam, epsilon
-from carefl_secure.privacy.ledger.statement import (
-    delta_for,
-    event_words,
-    find_ledgers,
-    statement,
-)
+from carefl_secure.privacy.ledger.statement import delta_for, event_words, find_ledgers, statement
 
 EVENT = SampledSkellam(0.1, 1e4, 1e2, 1e4, 1, 1e-12)
 

@@ -27,15 +27,9 @@ from carefl_secure.federation.server.run import FederationResult
 from carefl_secure.progress import SilentReporter
 from carefl_secure.run_folder import RunFolder
 from carefl_secure.runs.build import run_options
-from carefl_secure.runs.trackers import (
-    base as trackers,
-)
-from carefl_secure.runs.trackers import (
-    mlflow as track_mlflow,
-)
-from carefl_secure.runs.trackers import (
-    tensorboard as track_tensorboard,
-)
+from carefl_secure.runs.trackers import base as trackers
+from carefl_secure.runs.trackers import mlflow as track_mlflow
+from carefl_secure.runs.trackers import tensorboard as track_tensorboard
 from carefl_secure.runs.trackers.base import Followed
 from carefl_secure.runs.train import train
 from tests.support.running import federate

@@ -121,12 +121,7 @@ def test_the_bias_of_a_plan_is_negligible() -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(
-    st.integers(1, 200),
-    st.integers(3, 8),
-    st.floats(0.01, 100),
-    st.integers(0, 2**32 - 1),
-)
+@given(st.integers(1, 200), st.integers(3, 8), st.floats(0.01, 100), st.integers(0, 2**32 - 1))
 def test_the_sum_decodes_to_within_the_rounding_bound(
     dimension: int, clients: int, norm: float, seed: int
 ) -> None:

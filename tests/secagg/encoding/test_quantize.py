@@ -11,14 +11,7 @@ import pytest
 
 from carefl_secure.errors import ConfigError, NonFiniteError, ProtocolError
 from carefl_secure.noise import KeyStream, SkellamSampler
-from carefl_secure.secagg import (
-    EncodingPlan,
-    decode,
-    encode,
-    plan_plain,
-    plan_records,
-    wrap,
-)
+from carefl_secure.secagg import EncodingPlan, decode, encode, plan_plain, plan_records, wrap
 from carefl_secure.secagg.encoding.hadamard import rotate, rotate_back
 from tests.support.played_pairwise import Rehearsal
 

@@ -243,10 +243,7 @@ _ROUND = [field.name for field in dataclasses.fields(RoundParameters)]
 def test_wrong_public_keys(play: Play, identities: list[Any]) -> None:
     played = play(4)
     other = SecretKey().public()
-    for load in (
-        played.clients[0].load_key,
-        lambda raw: EncryptedServer(played.parameters, raw),
-    ):
+    for load in (played.clients[0].load_key, lambda raw: EncryptedServer(played.parameters, raw)):
         with pytest.raises(ProtocolError, match=r"^public key: it is not the one"):
             load(other)
         with pytest.raises(ProtocolError, match=r"^public key: it cannot be read"):

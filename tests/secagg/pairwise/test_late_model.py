@@ -13,11 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from carefl_secure.errors import CohortError, ConfigError, ProtocolError
 from carefl_secure.noise import DeterministicKeySource, SystemKeySource, add_masks
-from carefl_secure.secagg import (
-    PairwiseClient,
-    Phase,
-    RoundParameters,
-)
+from carefl_secure.secagg import PairwiseClient, Phase, RoundParameters
 from carefl_secure.secagg.pairwise import transcript
 from tests.support.played_pairwise import Rehearsal
 
@@ -239,8 +235,7 @@ def test_what_opens_over_two_models_is_noise(rehearse_unbound: Rehearse, vectors
 
 @pytest.mark.parametrize("dressed", [False, True])
 @pytest.mark.parametrize(
-    "other",
-    [{"round": 6}, {"round": 8}, {"plan_hash": b"!" * 32}, {"base_hash": b"!" * 32}],
+    "other", [{"round": 6}, {"round": 8}, {"plan_hash": b"!" * 32}, {"base_hash": b"!" * 32}]
 )
 def test_advertisements_and_shares_of_another_round_or_plan(
     rehearse_unbound: Rehearse, vectors: Vectors, other: Any, dressed: bool

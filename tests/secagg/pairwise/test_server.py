@@ -97,11 +97,7 @@ def test_incomplete_shares_are_refused(rehearse: Rehearse) -> None:
     rehearsal = rehearse(4)
     rehearsal.advertise()
     messages = rehearsal.clients[0].share(rehearsal.server.advertisements())
-    for wrong in (
-        {k: v for k, v in messages.items() if k != 2},
-        {**messages, 0: messages[1]},
-        {},
-    ):
+    for wrong in ({k: v for k, v in messages.items() if k != 2}, {**messages, 0: messages[1]}, {}):
         with pytest.raises(ProtocolError, match=r"^share recipients"):
             rehearsal.server.shared(0, wrong)
     with pytest.raises(ProtocolError, match=r"^share recipient:"):

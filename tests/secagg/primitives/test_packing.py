@@ -12,12 +12,7 @@ from scipy import stats
 from carefl_secure.errors import ConfigError, ProtocolError
 from carefl_secure.noise import KeyStream
 from carefl_secure.secagg.encrypted.bfv import COEFFICIENT_PRIMES, DEGREE, PLAIN_MODULUS
-from carefl_secure.secagg.primitives.packing import (
-    field_limit,
-    pack_fields,
-    slots,
-    unpack_fields,
-)
+from carefl_secure.secagg.primitives.packing import field_limit, pack_fields, slots, unpack_fields
 from carefl_secure.secagg.primitives.residues import (
     add_residue_masks,
     draw_residues,

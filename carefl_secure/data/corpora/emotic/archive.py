@@ -79,11 +79,7 @@ def _scaled(row: Mapping[str, str], picture: ImageArray, origin: str) -> Box | N
 
 
 def load_emotic_archive(
-    root: Path,
-    *,
-    view: View = "image",
-    require_vad: bool = True,
-    reporter: Reporter | None = None,
+    root: Path, *, view: View = "image", require_vad: bool = True, reporter: Reporter | None = None
 ) -> dict[str, FileCorpus]:
     """Read ``annots_arrs`` and ``img_arrs``; boxes are scaled to the arrays where sizes are given.
 

@@ -95,11 +95,7 @@ def _check_order(path: Path, persons: Sequence[Person]) -> None:
 
 
 def load_emotic_csv(
-    root: Path,
-    *,
-    view: View = "image",
-    require_vad: bool = True,
-    reporter: Reporter | None = None,
+    root: Path, *, view: View = "image", require_vad: bool = True, reporter: Reporter | None = None
 ) -> dict[str, FileCorpus]:
     """Read ``emotic_pre``: tables, with stacks of images or with the original images.
 

@@ -156,8 +156,7 @@ def test_who_is_left_out_is_counted_by_reason(make: Any, nan: float) -> None:
         make.emotic_image("gone.jpg", [make.train_person(["Peace"])], draw=False),
         make.emotic_image("b.jpg", [make.train_person(["Anger"], annotations_continuous=vad)]),
         make.emotic_image(
-            "c.jpg",
-            [make.train_person(["Fear"], annotations_continuous=dict.fromkeys(vad, 0.6))],
+            "c.jpg", [make.train_person(["Fear"], annotations_continuous=dict.fromkeys(vad, 0.6))]
         ),
     ]
     root = make.emotic(train=images)
