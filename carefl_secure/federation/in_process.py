@@ -62,6 +62,7 @@ class Clients:
                 spec.key_source(index),
                 max_epsilon=spec.max_epsilon,
                 memory=spec.folder.client(index),
+                last_round=spec.stage.offset + spec.plan.privacy.rounds,
             )
             for index, task in enumerate(tasks)
         ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from carefl_secure.errors import BudgetExceededError
 from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.privacy import Ledger
@@ -25,6 +26,7 @@ class RoundBudget:
         self._ledger = ledger
         self._event = plan.event
         self._delta = plan.privacy.delta
+        self._rounds = plan.privacy.rounds
         self._run = cohort.run.decode(errors="backslashreplace")
         self._payload = {
             "run": self._run,
@@ -42,9 +44,15 @@ class RoundBudget:
     def charge(self, number: int) -> None:
         """Write one round to the ledger, on disk, before anything of it is released.
 
-        Raises BudgetExceededError, and writes nothing, when it would overspend; LedgerError when
-        the ledger cannot be trusted or written.
+        Raises BudgetExceededError, and writes nothing, when it would overspend or the rounds of
+        the plan are all charged, in however many attempts; LedgerError when the ledger cannot be
+        trusted or written.
         """
+        if self.charged() >= self._rounds:
+            raise BudgetExceededError(
+                f"all {self._rounds} rounds of the agreed plan are charged already; nothing was "
+                "released: agree on another run"
+            )
         entry = {**self._payload, "round": number}
         if self._event is None:
             self._ledger.append("note", {**entry, "unprotected": True})

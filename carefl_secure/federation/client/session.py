@@ -6,6 +6,8 @@ record is checked, then the ledger is written, and only then does the client loo
 
 from __future__ import annotations
 
+import logging
+import math
 import struct
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -14,7 +16,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
-from carefl_secure.errors import NonFiniteError, ProtocolError
+from carefl_secure.errors import CareflError, NonFiniteError, ProtocolError
 from carefl_secure.federation.aggregation.registry import ClientSums
 from carefl_secure.federation.client.round_budget import RoundBudget
 from carefl_secure.federation.client.round_state import OpenRounds
@@ -33,6 +35,13 @@ __all__ = ["ClientSession"]
 
 _LENGTH = struct.Struct("<I")
 _STAMP = 32
+_LOG = logging.getLogger(__name__)
+
+# An adapter with a larger entry, or that grew by more since the round before, is not trained on.
+_LARGEST_ENTRY = 1e4
+_LARGEST_GROWTH = 100.0
+# What the local task may fail with; a fault of the program (a wrong type or name) still ends it.
+_TASK_ERRORS = (CareflError, ArithmeticError, MemoryError, OSError, RuntimeError, ValueError)
 
 
 class ClientSession:
@@ -52,6 +61,8 @@ class ClientSession:
         The most that all runs in the ledger may spend; the plan's target by default.
     memory : Path, optional
         Folder for what the client keeps between rounds of this run (FedDyn).
+    last_round : int, optional
+        The last round number of the agreed plan; the plan's number of rounds by default.
 
     Guarantees
     ----------
@@ -60,6 +71,11 @@ class ClientSession:
     its event is in the ledger, on disk, before the records are read. This rests on the keys being
     unpredictable, on ``task`` clipping as it promises, and on the secure sum's own assumptions.
     Where the plan makes each client's vector private by itself (trust none), not on the last.
+
+    In a protected run nothing after the charge refuses or fails for a reason that depends on a
+    record: a record with a loss or gradient that is not finite contributes zero, and so does the
+    client where its task fails; the noised vector goes out, and only the client's own log tells.
+    No round beyond the agreed plan is taken part in, whatever the ledger's limit would allow.
     """
 
     def __init__(
@@ -74,6 +90,7 @@ class ClientSession:
         *,
         max_epsilon: float | None = None,
         memory: Path | None = None,
+        last_round: int | None = None,
     ) -> None:
         if cohort.roster[index] != identity.public_key().public_bytes_raw():
             raise ProtocolError(
@@ -94,6 +111,8 @@ class ClientSession:
         self._keys = keys
         self._sums = ClientSums(plan, cohort, index, identity, keys)
         self._rounds = OpenRounds(self._sums, plan.hash(), cohort.prefetches)
+        self._last_round = plan.privacy.rounds if last_round is None else last_round
+        self._last_norm = 0.0
 
     @property
     def dimension(self) -> int:
@@ -112,6 +131,7 @@ class ClientSession:
         ``number`` is not above that of every earlier round, the plan or the key is another one, or
         rounds of this run have no advertisements.
         """
+        self._check_number(number)
         return self._rounds.begin(number, plan_hash, key).advertise()
 
     def share(self, advertisements: Mapping[int, bytes]) -> dict[int, bytes]:
@@ -124,6 +144,7 @@ class ClientSession:
         Raises ProtocolError when the cohort did not agree to that, the plan is another one, or this
         client took part in that round or has shown keys for it.
         """
+        self._check_number(number)
         return self._rounds.advertise_prefetch(number, plan_hash)
 
     def share_prefetch(self, advertisements: Mapping[int, bytes]) -> dict[int, bytes]:
@@ -147,6 +168,7 @@ class ClientSession:
             raise ProtocolError(
                 "the server asks for a committee's message; compare federation.aggregation"
             )
+        self._check_number(number)
         self._rounds.begin(number, plan_hash)
         try:
             return self.release(number, plan_hash, adapter, announcements)
@@ -174,13 +196,13 @@ class ClientSession:
         ProtocolError, CohortError
             The round, the plan or a message is not as agreed, or too few clients take part.
         BudgetExceededError
-            This round would take the ledger over the client's own limit.
-        NonFiniteError
-            The task returns NaN or infinity. The round stays in the ledger.
+            The rounds of the plan are all charged, or this one would take the ledger over the
+            client's own limit.
         """
         # Check the agreed round and plan; open and check what the others sent.
         part = self._rounds.enter(number, plan_hash, vector_hash(adapter))
         part.receive(messages)
+        self._check_adapter(adapter)
 
         # Charge the ledger, on disk, before any record is read.
         self._budget.charge(number)
@@ -193,9 +215,7 @@ class ClientSession:
         plan, encoding, number = self._plan, self._plan.encoding, self._rounds.number
 
         # Sample records and compute their clipped sum.
-        total = self._work.release(adapter, number, self._keys)
-        if not np.isfinite(total).all():
-            raise NonFiniteError(f"the vector of client {self.index} holds NaN or infinity")
+        total = self._sum_of_records(adapter, number)
 
         # Encode as integers, add this client's share of the noise, wrap to words.
         place = plan.hash(), self._cohort.base_hash, vector_hash(adapter), number
@@ -205,6 +225,42 @@ class ClientSession:
             sampler = SkellamSampler(plan.share_variance)
             integers += sampler.sample(KeyStream(self._keys.key("noise")), integers.size)
         return wrap(integers, encoding.bits)
+
+    def _sum_of_records(self, adapter: NDArray[np.float32], number: int) -> NDArray[np.float64]:
+        try:
+            total = self._work.release(adapter, number, self._keys)
+            if not np.isfinite(total).all():
+                raise NonFiniteError(f"the vector of client {self.index} holds NaN or infinity")
+        except _TASK_ERRORS as error:
+            if not self._plan.protected:
+                raise
+            _LOG.warning(
+                "round %d: the local task failed, so noise alone was sent (%s: %s)",
+                number,
+                type(error).__name__,
+                error,
+            )
+            total = np.zeros(self.dimension)
+        return total
+
+    def _check_number(self, number: int) -> None:
+        if number > self._last_round:
+            raise ProtocolError(
+                f"round {number} is beyond the agreed plan, which ends with round "
+                f"{self._last_round}; agree on another run"
+            )
+
+    def _check_adapter(self, adapter: NDArray[np.float32]) -> None:
+        """Refuse an adapter that no honest step leads to, before anything is charged or sampled."""
+        largest = float(np.abs(adapter).max(initial=0.0))
+        norm = float(np.linalg.norm(adapter.astype(np.float64)))
+        known = max(self._last_norm, 1.0) if self._last_norm else math.inf
+        if not largest <= _LARGEST_ENTRY or norm > _LARGEST_GROWTH * known:
+            raise ProtocolError(
+                "the adapter holds NaN, infinity or entries far beyond those of the round before; "
+                "nothing was charged: look at the server's learning rate"
+            )
+        self._last_norm = norm
 
     def sign(self, shared: Collection[int], survivors: Collection[int]) -> bytes:
         """Sign who shared and who survived; the secure sum refuses a second, different pair."""

@@ -123,8 +123,8 @@ class NoisyDescent(_Descent):
             total = np.zeros(mask.size)
             if drawn.size:
                 total = self._task.clipped_sum(point(), drawn, number).copy()
-            if not np.isfinite(total).all():
-                raise NonFiniteError(f"a clipped sum of client {self._index} is not finite")
+            if not np.isfinite(total).all():  # an error would show that a record was drawn
+                total = np.zeros(mask.size)
             total[mask] += gaussian(KeyStream(keys.key("noise")), int(mask.sum()), stdev)
             yield total / batch
 
@@ -166,7 +166,7 @@ class PlainDescent(_Descent):
             return delta
         norm = float(np.linalg.norm(delta))
         if not np.isfinite(norm):
-            raise NonFiniteError(f"the move of client {self._index} is not finite")
+            raise NonFiniteError(f"the update of client {self._index} is not finite")
         bound = privacy.clipping_norm * (1.0 - _MARGIN)
         if privacy.normalise:
             return delta * (bound / (norm + _STABILITY * privacy.clipping_norm))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from carefl_secure.errors import ConfigError, NonFiniteError, PrivacyError
+from carefl_secure.errors import ConfigError, PrivacyError
 from carefl_secure.privacy.clipping.opacus import opacus_gradients
 from carefl_secure.privacy.clipping.per_person import added, group_chunks, means_of_groups
 from carefl_secure.privacy.clipping.per_record import native_gradients
@@ -38,11 +38,14 @@ class ClippedSum:
     """A sum of clipped gradients, before noise: as secret as the records themselves.
 
     ``vector`` [D] follows the order of the parameters, each flattened row by row. ``records``, the
-    number summed, is secret as well; divide by the public expected batch instead.
+    number sampled, is secret as well; divide by the public expected batch instead. So is
+    ``skipped``, the number of records (of groups, where there are groups) that contributed zero
+    because a loss or a gradient was not finite.
     """
 
     vector: NDArray[np.float64]
     records: int
+    skipped: int = 0
 
 
 def clipped_sum(
@@ -97,16 +100,15 @@ def clipped_sum(
         A setting is out of range, or the engine cannot handle a layer.
     PrivacyError
         The losses are not one per record, an index occurs twice, or gradients cannot be split.
-    NonFiniteError
-        A loss or a gradient is NaN or infinite.
 
     Guarantees
     ----------
     Adding or removing one record, or one whole group where there are groups, changes the vector by
     at most ``clipping_norm`` in 2-norm, if each loss depends on its own record only. Norms and sums
     are taken in float64 from one and the same float32 gradient, also where layers compute in half
-    precision, and a relative margin of 1e-6 covers rounding. An error reveals that some record was
-    unfit: nothing may be released then, and the account must already hold the step.
+    precision, and a relative margin of 1e-6 covers rounding. A record (a group, where there are
+    groups) whose loss or gradient is NaN or infinite contributes zero: no error, and no other
+    record's term, depends on it. The errors above depend on the settings and the model alone.
 
     References
     ----------
@@ -117,35 +119,41 @@ def clipped_sum(
     if indices.size == 0:
         dimension = sum(parameter.numel() for _, parameter in parameters)
         return ClippedSum(np.zeros(dimension, dtype=np.float64), 0)
-    totals = _zeros(parameters)
+    totals, skipped = _zeros(parameters), 0
     if groups is not None:
         with _ENGINES[engine](module, parameters) as split:
             held: list[Tensor | None] | None = None
             for chunk, members, last in group_chunks(indices, groups, micro_batch):
                 with torch.enable_grad():
                     values = _checked_losses(losses(chunk), chunk.size)
-                    found = means_of_groups(split(values), members)
+                    # The losses go along: a group is unfit if one of its losses is.
+                    found = means_of_groups([*split(values), values.detach()[:, None]], members)
                 held = found if held is None else added(held, found)
                 if last:
-                    _add(totals, held, parameters, clipping_norm, normalise)
+                    *gradients, loss = held
+                    assert loss is not None
+                    skipped += _add(totals, gradients, loss[:, 0], clipping_norm, normalise)
                     held = None
-        return ClippedSum(torch.cat(totals).cpu().numpy(), int(indices.size))
+        return ClippedSum(torch.cat(totals).cpu().numpy(), int(indices.size), skipped)
     with _ENGINES[engine](module, parameters) as split:
 
         def part(chunk: NDArray[np.int64]) -> list[Tensor]:
             with torch.enable_grad():
-                gradients = split(_checked_losses(losses(chunk), chunk.size))
+                values = _checked_losses(losses(chunk), chunk.size)
+                gradients = split(values)
             sums = _zeros(parameters)
-            _add(sums, gradients, parameters, clipping_norm, normalise)
-            return sums
+            unfit = _add(sums, gradients, values.detach(), clipping_norm, normalise)
+            return [*sums, torch.tensor(unfit)]
 
         chunks = [indices[i : i + micro_batch] for i in range(0, indices.size, micro_batch)]
         # Opacus keeps its gradients on the parameters, where two micro-batches would meet.
         for sums in (parallel_batches if engine == "native" else map)(part, chunks):
-            for total, one in zip(totals, sums, strict=True):
+            *parts, unfit = sums
+            skipped += int(unfit)
+            for total, one in zip(totals, parts, strict=True):
                 total += one
     vector = torch.cat(totals).cpu().numpy()
-    return ClippedSum(vector, int(indices.size))
+    return ClippedSum(vector, int(indices.size), skipped)
 
 
 def _zeros(parameters: Sequence[tuple[str, Parameter]]) -> list[Tensor]:
@@ -156,29 +164,26 @@ def _zeros(parameters: Sequence[tuple[str, Parameter]]) -> list[Tensor]:
 def _add(
     totals: list[Tensor],
     gradients: list[Tensor | None],
-    parameters: Sequence[tuple[str, Parameter]],
+    losses: Tensor,
     clipping_norm: float,
     normalise: bool,
-) -> None:
-    """Clip the gradients of one micro-batch and add them to the totals."""
+) -> int:
+    """Clip the gradients of one micro-batch, add them to the totals, and count the unfit ones."""
     flat = [None if g is None else g.flatten(1) for g in gradients]
     norms = [torch.linalg.vector_norm(g, dim=1, dtype=torch.float64) for g in flat if g is not None]
     norm = torch.linalg.vector_norm(torch.stack(norms), dim=0)
-    if not bool(torch.isfinite(norm).all()):
-        for (name, _), g in zip(parameters, flat, strict=True):
-            if g is not None and not bool(torch.isfinite(g).all()):
-                raise NonFiniteError(
-                    f"the gradient of {name!r} holds NaN or infinity; nothing was released. "
-                    "Look at the images and the learning rate of this client"
-                )
+    unfit = ~(torch.isfinite(norm) & torch.isfinite(losses))
     bound = clipping_norm * (1.0 - _MARGIN)
     if normalise:
         factor = bound / (norm + _STABILITY)
     else:
         factor = (bound / norm.clamp_min(torch.finfo(torch.float64).tiny)).clamp(max=1.0)
+    factor = factor.masked_fill(unfit, 0.0)
     for total, g in zip(totals, flat, strict=True):
         if g is not None:
-            total += factor @ g.double()
+            # Zero times NaN is NaN, so the rows go as well as the factors.
+            total += factor @ g.to(torch.float64, copy=True).masked_fill_(unfit[:, None], 0.0)
+    return int(unfit.sum())
 
 
 def _checked_losses(values: Tensor, records: int) -> Tensor:
@@ -186,11 +191,6 @@ def _checked_losses(values: Tensor, records: int) -> Tensor:
         raise PrivacyError(
             f"the losses have shape {tuple(values.shape)} for {records} records; return one loss "
             "per record, never a mean over the batch"
-        )
-    if not bool(torch.isfinite(values).all()):
-        raise NonFiniteError(
-            "a loss is NaN or infinite; nothing was released. Look at the images and the learning "
-            "rate of this client"
         )
     if not values.requires_grad:
         raise PrivacyError(

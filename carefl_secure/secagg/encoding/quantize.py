@@ -123,10 +123,12 @@ def _checked(vector: npt.NDArray[np.float64], plan: EncodingPlan) -> npt.NDArray
         )
     size = float(np.linalg.norm(vector)) if plan.rotated else float(np.abs(vector).max())
     if size > plan.vector_bound * (1 + NORM_SLACK):
+        if plan.rotated:  # a refusal would tell about the records
+            return vector * (plan.vector_bound / size)
         raise refuse(
             "vector bound",
-            f"the vector reaches past the planned bound of {plan.vector_bound:g}; it was not"
-            " clipped as agreed, or the plan was made for smaller batches",
+            f"the vector exceeds the planned bound of {plan.vector_bound:g}; lower the learning"
+            " rate of this client",
         )
     return vector
 
@@ -161,12 +163,15 @@ def encode(
     NonFiniteError
         If the vector holds NaN or infinity.
     ProtocolError
-        If its shape is wrong or it is larger than planned (it is never clipped here), or if
+        If its shape is wrong, if a vector without noise is larger than planned, or if
         ``MAX_REDRAWS`` conditional roundings were all too long: for an honest plan that has
         probability below ``2**-1280``, so the plan's sensitivity is wrong.
 
     Guarantees
     ----------
+    Noised plans. A vector longer than planned is projected on the ball of that radius, which brings
+    no two vectors further apart: whether a vector fits is not shown by a refusal.
+
     Client unit (conditional plans). The integer vector this returns has Euclidean norm at most
     ``l2_sensitivity``, *always*: it is computed exactly and checked. It is the whole difference to
     the neighbour without this client, so the round is a Skellam mechanism of that sensitivity with

@@ -15,6 +15,7 @@ from carefl_secure.errors import (
     BudgetExceededError,
     CareflError,
     CohortError,
+    ConfigError,
     EngineError,
     LedgerError,
     NonFiniteError,
@@ -82,16 +83,16 @@ def test_a_reply_that_is_lost_was_paid_for(make_bench: MakeBench) -> None:
     assert bench.rows[0]["survivors"] == 5
 
 
-def test_a_crash_in_the_task_was_paid_for_and_is_no_dropout(make_bench: MakeBench) -> None:
+def test_a_fault_of_the_program_was_paid_for_and_is_no_dropout(make_bench: MakeBench) -> None:
     bench = make_bench()
 
     def clipped_sum(
         adapter: NDArray[np.float32], indices: NDArray[np.int64], number: int = 1
     ) -> Any:
-        raise MemoryError("out of memory")
+        raise TypeError("no such argument")
 
     bench.tasks[0].clipped_sum = clipped_sum
-    with pytest.raises(EngineError, match="MemoryError"):
+    with pytest.raises(EngineError, match="TypeError"):
         bench.start()
     assert bench.client_spends()[0] == 1
     assert bench.releases() == 0
@@ -136,25 +137,92 @@ def test_a_ledger_that_was_changed_stops_the_client(make_bench: MakeBench) -> No
     assert len(bench.rows) == 1
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_what_is_not_finite_is_refused_not_dropped(make_bench: MakeBench, bad: float) -> None:
+def replies(bench: Any) -> list[tuple[int, str, set[str]]]:
+    """Return who sent which message with what in it, as the server sees them."""
+    return sorted(
+        (m.metadata.src_node_id, m.metadata.message_type, {str(k) for k in m.content or ()})
+        for _, m in bench.seen
+        if m.metadata.src_node_id >= 1000 and not m.has_error()
+    )
+
+
+def _raise(error: Exception) -> Any:
+    def clipped_sum(adapter: Any, indices: Any, number: int = 1) -> Any:
+        raise error
+
+    return clipped_sum
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        lambda task: task.gradients.__setitem__((slice(None), 7), np.nan),
+        lambda task: task.gradients.__setitem__((slice(None), 7), np.inf),
+        lambda task: task.gradients.__imul__(1e4),  # a task that does not clip
+        lambda task: setattr(task, "clipped_sum", _raise(RuntimeError("out of memory"))),
+        lambda task: setattr(task, "clipped_sum", _raise(OSError("an image has gone"))),
+        lambda task: setattr(task, "clipped_sum", _raise(ConfigError("17 records"))),
+    ],
+    ids=["nan", "inf", "long", "memory", "file", "refusal"],
+)
+def test_nothing_after_the_charge_depends_on_a_record(
+    make_bench: MakeBench, fault: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever the records do, the server gets the same messages and opens a sum of the same."""
+    sound, bench = make_bench(), make_bench()
+    sound.start()
+    fault(bench.tasks[4])
+    adapter = bench.start()
+    assert replies(bench) == replies(sound)
+    assert not any(m.has_error() for _, m in bench.seen)
+    assert bench.releases() == sound.releases() == 1
+    assert bench.client_spends() == sound.client_spends()
+    assert np.isfinite(adapter).all() and np.count_nonzero(adapter) == adapter.size
+
+
+@pytest.mark.parametrize("entry", [np.nan, np.inf, 1e9])
+def test_an_adapter_beyond_reason_is_refused_before_the_charge(
+    make_bench: MakeBench, entry: float
+) -> None:
     bench = make_bench()
-    bench.tasks[4].gradients[:, 7] = bad
-    with pytest.raises(NonFiniteError, match="node 1004"):
-        bench.start()
-    assert bench.releases() == 0
-    assert bench.client_spends()[4] == 1
+    hand = Hand(bench)
+    adapter = hand.adapter.copy()
+    adapter[3] = entry
+    inboxes = hand.until_masked()
+    for session, inbox in zip(bench.clients.sessions, inboxes, strict=True):
+        with pytest.raises(ProtocolError, match="nothing was charged"):
+            session.release(1, bench.plan.hash(), adapter, inbox)
+    assert bench.client_spends() == [0] * 6
+    assert all(task.calls == [] for task in bench.tasks)
 
 
-def test_a_sum_longer_than_planned_is_refused(make_bench: MakeBench) -> None:
-    bench = make_bench()
-    bench.tasks[0].gradients *= 1e4  # a task that does not clip
-    with pytest.raises(ProtocolError):
-        bench.start()
-    assert bench.releases() == 0
+def test_an_adapter_may_not_grow_without_measure(make_bench: MakeBench) -> None:
+    bench = make_bench(rounds=3)
+    bench.start(rounds=2)
+    hand = Hand(bench, number=3)
+    inboxes = hand.until_masked()
+    grown = hand.adapter + np.float32(5000.0)  # each entry is within the range
+    with pytest.raises(ProtocolError, match="nothing was charged"):
+        bench.clients.sessions[0].release(3, bench.plan.hash(), grown, inboxes[0])
+    assert bench.client_spends() == [2] * 6
 
 
-def test_the_refusal_that_travels_says_nothing_of_the_data(make_bench: MakeBench) -> None:
+def test_no_round_beyond_the_plan_is_taken_part_in(make_bench: MakeBench) -> None:
+    """Whatever the ledger's limit would allow: neither a later number nor one more attempt."""
+    bench = make_bench(rounds=2, max_epsilon=100.0)
+    bench.start(rounds=2)
+    session = bench.clients.sessions[0]
+    for ask in (session.advertise, session.advertise_prefetch):
+        with pytest.raises(ProtocolError, match="beyond the agreed plan"):
+            ask(3, bench.plan.hash())
+    with pytest.raises(BudgetExceededError, match="are charged already"):
+        session._budget.charge(2)
+    assert bench.client_spends() == [2] * 6
+
+
+def test_a_failing_task_is_told_in_the_clients_own_log_only(
+    make_bench: MakeBench, caplog: pytest.LogCaptureFixture
+) -> None:
     bench = make_bench()
 
     def clipped_sum(
@@ -163,15 +231,11 @@ def test_the_refusal_that_travels_says_nothing_of_the_data(make_bench: MakeBench
         raise NonFiniteError("loss of lora_B.3 is nan, 17 records, largest gradient 42.125")
 
     bench.tasks[1].clipped_sum = clipped_sum
-    with pytest.raises(NonFiniteError) as caught:
+    with caplog.at_level("WARNING"):
         bench.start()
-    errors = [m.error for _, m in bench.seen if m.has_error()]
-    assert len(errors) == 1
-    for text in (str(caught.value), errors[0].reason):
-        assert not any(word in text for word in ("lora_B", "17", "42.125"))
-    # the client's own folder keeps the whole text
-    log = bench.folder.client(1) / "refusals.log"
-    assert "42.125" in log.read_text()
+    assert not any(m.has_error() for _, m in bench.seen)
+    # the client's own log keeps the whole text
+    assert "42.125" in caplog.text
 
 
 def test_an_empty_sample_sends_noise_and_is_paid_for(make_bench: MakeBench) -> None:
@@ -195,7 +259,7 @@ def test_samples_are_poisson_and_fresh_in_every_round(make_bench: MakeBench) -> 
 
 
 def test_another_plan_another_adapter_and_an_old_round_are_refused(make_bench: MakeBench) -> None:
-    bench = make_bench()
+    bench = make_bench(rounds=5)
     hand = Hand(bench, number=5)
     session = bench.clients.sessions[0]
     with pytest.raises(ProtocolError, match="plan"):

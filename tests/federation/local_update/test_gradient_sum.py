@@ -192,7 +192,14 @@ def test_proximal_steps_stay_closer_and_follow_the_formula(plans: Any) -> None:
     assert np.linalg.norm(found) < 0.7 * np.linalg.norm(free)
 
 
-@pytest.mark.parametrize("kind", ["client", "own", "none"])
+def test_a_record_that_is_no_number_leaves_local_steps_noise_alone(plans: Any) -> None:
+    (task,) = point_tasks(1)
+    task.points[:, 0] = np.nan
+    found = local_work(plans("own"), task, 0).release(start(), 1, SystemKeySource())
+    assert np.isfinite(found).all() and found.any()
+
+
+@pytest.mark.parametrize("kind", ["client", "none"])
 def test_a_record_that_is_no_number_stops_everything(plans: Any, kind: str) -> None:
     (task,) = point_tasks(1)
     task.points[:, 0] = np.nan

@@ -182,10 +182,13 @@ def test_a_wrong_plan_ends_in_a_clear_error() -> None:
     assert dither.take(16) == used.take(16)  # every try drew anew, and no more than the cap
 
 
-def test_a_vector_past_the_norm_is_refused() -> None:
+def test_a_vector_past_the_norm_is_brought_back_to_it() -> None:
     plan = plan_clients(64, 1.0, 1.0, 3, 2)
-    with pytest.raises(ProtocolError, match=r"^vector bound"):
-        encode(np.full(64, 0.1251), plan, ROTATION, stream(0))
+    found = encode(np.full(64, 0.5), plan, ROTATION, stream(0))
+    assert float(np.linalg.norm(found.astype(np.float64))) <= plan.l2_sensitivity
+    np.testing.assert_array_equal(
+        found, encode(np.full(64, plan.vector_bound / 8), plan, ROTATION, stream(0))
+    )
 
 
 def test_older_plans_keep_their_hash_and_conditional_ones_have_their_own() -> None:

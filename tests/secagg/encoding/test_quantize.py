@@ -176,13 +176,13 @@ def test_non_finite_is_refused(bad: float) -> None:
             encode(vector, plan, ROTATION, stream(0))
 
 
-def test_too_large_is_refused_and_never_clipped() -> None:
+def test_too_large_is_projected_under_noise_and_refused_without() -> None:
     plan = plan_records(8, 1.0, 1.0, 10, 3, 2)
     vector = np.zeros(8)
     vector[0] = plan.vector_bound
-    encode(vector, plan, ROTATION, stream(0))
-    with pytest.raises(ProtocolError, match=r"^vector bound"):
-        encode(vector * 1.0001, plan, ROTATION, stream(0))
+    kept = encode(vector, plan, ROTATION, stream(0))
+    np.testing.assert_array_equal(encode(vector * 1.0001, plan, ROTATION, stream(0)), kept)
+    np.testing.assert_array_equal(encode(vector * 1e9, plan, ROTATION, stream(0)), kept)
     plain = plan_plain(8, 1.0, 3)
     encode(np.ones(8), plain)
     with pytest.raises(ProtocolError, match=r"^vector bound"):
