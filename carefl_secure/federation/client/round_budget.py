@@ -48,7 +48,7 @@ class RoundBudget:
         the plan are all charged, in however many attempts; LedgerError when the ledger cannot be
         trusted or written.
         """
-        if self.charged() >= self._rounds:
+        if self._event is not None and self.charged() >= self._rounds:
             raise BudgetExceededError(
                 f"all {self._rounds} rounds of the agreed plan are charged already; nothing was "
                 "released: agree on another run"

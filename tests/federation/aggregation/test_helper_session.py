@@ -124,7 +124,7 @@ def test_a_client_answers_a_committee_once_and_only_the_agreed_one(make_bench: M
 
 
 def test_a_key_that_is_not_the_key_holders_is_refused(make_bench: MakeBench) -> None:
-    bench = make_bench(aggregation="encrypted")
+    bench = make_bench(aggregation="encrypted", rounds=5)
     holder: HolderSession = bench.clients.helpers[0]
     plan = bench.plan.hash()
     message = holder.key(4, plan)

@@ -119,7 +119,7 @@ def test_stages_that_do_not_make_up_the_whole_are_refused() -> None:
 def test_an_aggregation_comes_back_as_it_was() -> None:
     agreed = AggregationConfig(protocol="committee", members=5, dropout_tolerance=2, prefetch=False)
     assert AggregationConfig.from_json(there_and_back(agreed.to_json())) == agreed
-    for wrong in ({"protocol": "telepathy"}, {"members": 0}, {"members": "3"}, {"prefetch": 1}):
+    for wrong in ({"protocol": "no name!"}, {"members": 0}, {"members": "3"}, {"prefetch": 1}):
         with pytest.raises(ConfigError):
             AggregationConfig.from_json({**agreed.to_json(), **wrong})
     assert (agreed.helpers, AggregationConfig().helpers) == (5, 0)
