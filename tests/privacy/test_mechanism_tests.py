@@ -257,8 +257,8 @@ def test_bf16_clipping(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = clipping._add
 
     def in_half(
-        totals: list[Tensor], gradients: list[Tensor | None], parameters: Any, norm: float, n: bool
-    ) -> None:
+        totals: list[Tensor], gradients: list[Tensor | None], losses: Any, norm: float, n: bool
+    ) -> int:
         """Take norm and factor in bfloat16, as clipping inside autocast does."""
         for total, gradient in zip(totals, gradients, strict=True):
             assert gradient is not None
@@ -266,6 +266,7 @@ def test_bf16_clipping(monkeypatch: pytest.MonkeyPatch) -> None:
             length = torch.linalg.vector_norm(flat.bfloat16(), dim=1)
             factor = (torch.tensor(norm).bfloat16() / length).clamp(max=1.0)
             total += factor.double() @ flat.double()
+        return 0
 
     monkeypatch.setattr(clipping, "_add", in_half)
     assert worst() > 1.0 + 1e-4

@@ -27,6 +27,7 @@ from carefl_secure.deployment.site import agent as agents
 from carefl_secure.deployment.site.agent import Agent
 from carefl_secure.deployment.site.proposal import Proposal, cohort_of, propose
 from carefl_secure.errors import BudgetExceededError, CareflError, CohortError, RunError
+from carefl_secure.federation.client.round_budget import RoundBudget
 from carefl_secure.federation.plan.calibrate import PlanRequest, plan_run
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.run_spec import RunSpec
@@ -275,16 +276,19 @@ def test_the_server_log_tells_every_step_and_who_was_silent(tmp_path: Path) -> N
     assert [line["time"] for line in log] == sorted(line["time"] for line in log)
 
 
-def test_a_refusal_is_a_node_and_a_number_and_its_text_is_not_there(tmp_path: Path) -> None:
-    secret = "3.14159 on record 7"
+def test_a_refusal_is_a_node_and_a_number_and_its_text_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = "3.14159 on the ledger"
+    charge = RoundBudget.charge
 
-    class Refusing(Private):
-        def clipped_sum(self, adapter: Any, indices: Any, number: int = 1) -> Any:
-            raise BudgetExceededError(f"the loss was {secret}")
+    def refuse(self: RoundBudget, number: int) -> None:
+        if self._ledger.path.parent.name == "2":
+            raise BudgetExceededError(f"the limit was {secret}")
+        charge(self, number)
 
-    tasks = corpus(0)
-    tasks[2] = Refusing(0, 30, 1.0)
-    folder, error = run(tmp_path, tasks)
+    monkeypatch.setattr(RoundBudget, "charge", refuse)
+    folder, error = run(tmp_path, corpus(0))
     assert isinstance(error, BudgetExceededError)
     path = folder.path / "logs" / "server.jsonl"
     log = lines(path)

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from carefl_secure.cli import app
 from carefl_secure.config import Config, load_config
-from carefl_secure.errors import AdapterUnmovedError, NonFiniteError
+from carefl_secure.errors import AdapterUnmovedError
 from carefl_secure.model.label_scorer import RecordLosses
 from carefl_secure.privacy import Ledger
 from carefl_secure.progress import SilentReporter
@@ -139,7 +139,7 @@ def test_two_runs_of_one_seed_differ_in_their_noise(settings: list[str]) -> None
     assert np.corrcoef(states[0], states[1])[0, 1] < 0.9
 
 
-def test_a_gradient_that_is_not_finite_stops_the_run(
+def test_a_gradient_that_is_not_finite_does_not_stop_a_protected_run(
     settings: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = RecordLosses.losses
@@ -148,8 +148,9 @@ def test_a_gradient_that_is_not_finite_stops_the_run(
         return original(self, indices) * float("nan")  # type: ignore[arg-type]
 
     monkeypatch.setattr(RecordLosses, "losses", broken)
-    with pytest.raises(NonFiniteError):
-        train(make(settings), SilentReporter())
+    folder = train(make(settings), SilentReporter()).folder
+    adapter = np.load(folder / "checkpoint" / "state.npz")["adapter"]
+    assert np.isfinite(adapter).all() and adapter.any()  # noise alone
 
 
 def test_an_adapter_that_did_not_move_is_an_error(

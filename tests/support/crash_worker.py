@@ -19,6 +19,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # started as a script
+
 import numpy as np
 from flwr.app import ConfigRecord, Message
 from numpy.typing import NDArray

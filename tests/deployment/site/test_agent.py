@@ -265,19 +265,20 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
 
 def test_a_round_is_begun_once_also_by_the_next_agent(site: Site) -> None:
     assert isinstance(site.propose(), RecordDict)
-    assert isinstance(site.advertise(3), RecordDict)
+    assert isinstance(site.advertise(2), RecordDict)
     for _ in range(2):
         site.open()
-        for number in (1, 3):
+        for number in (1, 2):
             error = site.advertise(number)
             assert isinstance(error, ProtocolError), error
-        assert isinstance(site.advertise(4), RecordDict)
-        assert isinstance(site.advertise(4), ProtocolError)
+        assert isinstance(site.advertise(3), RecordDict)
+        for number in (3, 4):  # begun, and beyond the plan of three rounds
+            assert isinstance(site.advertise(number), ProtocolError)
         site.open()
-        assert isinstance(site.advertise(4), ProtocolError)
+        assert isinstance(site.advertise(3), ProtocolError)
         # A submitter that proposes the run anew begins it anew: rounds are then paid for anew.
         assert isinstance(site.propose(), RecordDict)
-        assert isinstance(site.advertise(3), RecordDict)
+        assert isinstance(site.advertise(2), RecordDict)
 
 
 def test_a_round_whose_secrets_are_gone_is_met_with_silence(site: Site) -> None:
