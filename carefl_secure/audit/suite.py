@@ -117,7 +117,7 @@ def _server(desk: AttackSuite) -> list[Finding]:
     view = desk.rehearsal().transcript()
     if view.aggregation not in PROTOCOLS:
         words = f"The messages of {view.aggregation!r}, from another package, cannot be read here."
-        return [Finding(ServerEyes.name, "messages", "skipped", words, {})]
+        return [ServerEyes.skip("messages", words)]
     return judge_transcript(view, ServerEyes()(view))
 
 
@@ -129,7 +129,7 @@ def _helpers(desk: AttackSuite) -> list[Finding]:
 def _canaries(desk: AttackSuite) -> list[Finding]:
     if desk.subject.plan.privacy.unit == "client":
         words = "The run protects whole clients, not single records; see client-canaries."
-        return [Finding(GradientCanaries.name, "records", "skipped", words, {})]
+        return [GradientCanaries.skip("records", words)]
     rehearsal = desk.rehearsal()
     return [judge_canaries(rehearsal, GradientCanaries()(rehearsal.releases()))]
 
@@ -139,7 +139,7 @@ def _clients(desk: AttackSuite) -> list[Finding]:
     config, privacy = desk.subject.config, desk.subject.plan.privacy
     if privacy.unit != "client":
         words = f"The run's unit is {privacy.unit}: nothing is promised about whole clients."
-        return [Finding(ClientCanaries.name, "clients", "skipped", words, {})]
+        return [ClientCanaries.skip("clients", words)]
     plan = plan_like(config, max(64, privacy.clients), 1)
     rehearsal, coins = rehearse_clients(config, key_source(config), plan)
     return [judge_clients(rehearsal, ClientCanaries()(rehearsal.releases()), coins)]
@@ -152,7 +152,7 @@ def _images(desk: AttackSuite) -> list[Finding]:
     count = min(_CANDIDATES, len(known.targets) - _FILLERS)
     if count < 2:
         words = "The run has too few records for a stack of candidates."
-        return [Finding(ImageMatching.name, "images", "skipped", words, {})]
+        return [ImageMatching.skip("images", words)]
     pictures = Pictures(
         subject.scorer,
         subject.tuned,
@@ -268,7 +268,7 @@ def _attributes(desk: AttackSuite) -> list[Finding]:
         findings.append(judge_attributes(name, guesses, truth, member))
     if not findings:
         words = "The records carry no attributes, so there is nothing to infer."
-        findings.append(Finding(AttributeInference.name, "attributes", "skipped", words, {}))
+        findings.append(AttributeInference.skip("attributes", words))
     return findings
 
 

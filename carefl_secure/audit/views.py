@@ -5,12 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from carefl_secure.errors import PrivacyError
+from carefl_secure.federation.plan.cohort import Cohort
+from carefl_secure.federation.plan.run_plan import RunPlan
+from carefl_secure.secagg.primitives.agreement import Agreement
 
 __all__ = [
     "Attack",
@@ -67,6 +71,11 @@ class Attack(ABC, Generic[V, E]):
     def attack(self, view: V) -> E:
         """Do the work on a view that was checked."""
 
+    @classmethod
+    def skip(cls, check: str, words: str) -> Finding:
+        """Return a finding that nothing of the kind is promised, and why."""
+        return Finding(cls.name, check, "skipped", words, {})
+
 
 @dataclass(frozen=True)
 class Heard:
@@ -87,36 +96,43 @@ class Heard:
 class TranscriptView:
     """What the server sees of a run: every message in order, and what is public anyway.
 
-    ``bits`` is the word size of the uploads, ``dimension`` their length in words, ``seed`` the
-    run's public seed from its configuration.
+    That is the agreed plan and cohort, and ``seed``, the run's seed from its configuration.
     """
 
     messages: tuple[Heard, ...]
-    clients: int
-    bits: int
+    plan: RunPlan
+    cohort: Cohort
     seed: int
-    aggregation: str = "pairwise"
-    dimension: int = 0
+
+    @property
+    def aggregation(self) -> str:
+        """Name of the aggregation protocol."""
+        return self.cohort.aggregation
+
+    @cached_property
+    def shape(self) -> Agreement:
+        """The agreement of a round, which the lengths of its messages follow from."""
+        if self.aggregation == "committee":
+            return self.cohort.committee_parameters(self.plan, 1)
+        if self.aggregation == "encrypted":
+            return self.cohort.encrypted_parameters(self.plan, 1, bytes(32))
+        return self.cohort.round_parameters(self.plan, 1)
 
 
 @dataclass(frozen=True)
 class MemberView:
-    """What one member of a committee sees: the messages to it and from it.
-
-    ``floor`` is the smallest number of clients in a list, ``vector_bytes`` the length of one masked
-    vector.
-    """
+    """What one member of a committee sees: the agreement, the messages to it and from it."""
 
     messages: tuple[Heard, ...]
-    floor: int
-    vector_bytes: int
+    shape: Agreement
 
 
 @dataclass(frozen=True)
 class HolderView:
-    """What the holder of the decryption key sees: the messages to it and from it."""
+    """What the holder of the decryption key sees: the agreement, its own messages both ways."""
 
     messages: tuple[Heard, ...]
+    shape: Agreement
 
 
 @dataclass(frozen=True)

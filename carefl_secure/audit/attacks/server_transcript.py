@@ -3,61 +3,75 @@
 from __future__ import annotations
 
 import itertools
-import struct
+import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from typing import ClassVar
 
-import numpy as np
-import numpy.typing as npt
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from carefl_secure.audit.attacks.transcript_checks import (
-    KINDS_COMMITTEE,
-    KINDS_ENCRYPT,
+from carefl_secure.audit.attacks.transcript import (
+    CHANCE,
+    Replies,
     Weakness,
-    committee_weaknesses,
-    encrypted_weaknesses,
+    asked_twice,
+    judge,
+    read_replies,
+    residue_chance,
     uniform_chance,
 )
 from carefl_secure.audit.views import Attack, Finding, Heard, TranscriptView
+from carefl_secure.errors import ProtocolError
+from carefl_secure.federation.aggregation.encrypted import read_key
 from carefl_secure.noise import DeterministicKeySource
-from carefl_secure.secagg.pairwise.parameters import default_threshold
+from carefl_secure.secagg import default_threshold
+from carefl_secure.secagg.committee.messages import MemberAnswer, MemberKey, Opening, Submission
+from carefl_secure.secagg.encrypted.messages import EncryptedUpload, OpenedSum
+from carefl_secure.secagg.pairwise.messages import Advertisement, Answer, Upload
 
-__all__ = ["KINDS", "ServerEyes", "Weakness", "judge_transcript", "uniform_chance"]
+__all__ = ["KINDS", "ServerEyes", "judge_transcript"]
 
-_HEADER = 16
-_SIGNATURE = 64
-_ADVERTISING = ("query.advertise", "query.sign", "query.advertise_prefetch")
-_ENTRY = struct.Struct("<HB33s")
+_UPLOADS = ("train.masked", "train.submit")
 _SEEDS = 64
-_CHANCE = 1e-12
 _LEAST_WORDS = 256
+_PACKED = 0.9  # a ciphertext is as long as its entropy, so zlib gains nothing on it
 
-
-KINDS: Mapping[str, str] = {
+_ALWAYS = {
+    "more than a vector": "a reply to training with more than the masked upload",
+    "unreadable": "a message that the protocol does not know",
+}
+_VECTORS = {
     "unmasked": "an upload whose words are not uniform",
     "mask reused": "two uploads whose sum or difference is not uniform: a mask cancels",
+}
+_CLIENT_KEYS = {
     "key repeated": "one public key advertised twice",
     "weak seed": "keys that follow from the run's seed or a small number",
     "survivor sets": "one round with two survivor sets, both signed",
     "both secrets": "shares of both secrets of one client",
-    "more than a vector": "a reply to training with more than the masked upload",
 }
-
-
-_AMONG_PEERS: Mapping[str, str] = {
-    kind: meaning for kind, meaning in KINDS.items() if kind not in ("unmasked", "mask reused")
+KINDS: Mapping[str, Mapping[str, str]] = {
+    "pairwise": {**_VECTORS, **_CLIENT_KEYS, **_ALWAYS},
+    "committee": {
+        **_VECTORS,
+        "bare answer": "a member's sum of masks that is not uniform",
+        "key repeated": "one key of a member announced twice",
+        "weak seed": "a member's key that follows from the run's seed or a small number",
+        "client lists": "one round in which members spoke for two lists of clients",
+        "opened twice": "a member that opened two sums in one round",
+        **_ALWAYS,
+    },
+    "encrypted": {
+        "not encrypted": "an upload with structure, as no ciphertext has",
+        "ciphertext repeated": "two uploads that are equal",
+        "bare sum": "a decrypted sum that is not uniform: the peers' masks are off",
+        "holder key repeated": "one key of the key holder used in two rounds",
+        "opened twice": "a key holder that opened two sums in one round",
+        **_CLIENT_KEYS,
+        **_ALWAYS,
+    },
 }
-
-
-def _kinds(view: TranscriptView) -> Mapping[str, str]:
-    """Return the kinds of weakness to look for under the aggregation in use."""
-    if view.aggregation == "committee":
-        return KINDS_COMMITTEE
-    if view.aggregation == "pairwise":
-        return KINDS
-    return {**KINDS_ENCRYPT, **_AMONG_PEERS}
+"""What is looked for under each protocol, in words."""
 
 
 class ServerEyes(Attack[TranscriptView, list[Weakness]]):
@@ -75,99 +89,91 @@ class ServerEyes(Attack[TranscriptView, list[Weakness]]):
 
     def attack(self, view: TranscriptView) -> list[Weakness]:
         """Return every weakness found."""
-        if view.aggregation == "committee":
-            return [*_plain(view), *committee_weaknesses(view), *_extra(view)]
-        return [
-            *(encrypted_weaknesses(view) if view.aggregation == "encrypted" else ()),
-            *(_plain(view) if view.aggregation == "pairwise" else ()),
-            *_repeated(view),
-            *_guessed(view),
-            *_two_sets(view),
-            *_both_secrets(view),
-            *_extra(view),
-        ]
+        replies = read_replies(view.messages, view.aggregation, view.shape)
+        checks = {
+            "pairwise": (_plain, _clients_keys),
+            "committee": (_plain, _committee),
+            "encrypted": (_encrypted, _clients_keys),
+        }
+        found = [one for check in checks[view.aggregation] for one in check(view, replies)]
+        return [*found, *_extra(view), *replies.unread]
 
 
-def _replies(view: TranscriptView, action: str) -> Iterator[Heard]:
-    return (m for m in view.messages if m.from_client and m.action == action and m.fields)
-
-
-def _uploads(view: TranscriptView) -> Iterator[Heard]:
-    action = "train.submit" if view.aggregation == "committee" else "train.masked"
-    return _replies(view, action)
-
-
-def _octets(message: Heard, name: str) -> bytes:
-    value = message.fields.get(name)
-    return value if isinstance(value, bytes) else b""
-
-
-def _plain(view: TranscriptView) -> Iterator[Weakness]:
-    kind = np.dtype(np.uint16 if view.bits == 16 else np.uint32).newbyteorder("<")
-    vectors: dict[tuple[int, int], npt.NDArray[np.unsignedinteger]] = {}
-    for message in _uploads(view):
-        words = _octets(message, "upload")[_HEADER:-_SIGNATURE]
-        if view.aggregation == "committee":  # commitments and envelopes follow the words
-            words = words[: view.dimension * kind.itemsize]
-        if len(words) // kind.itemsize >= _LEAST_WORDS:
-            vector = np.frombuffer(words[: len(words) // kind.itemsize * kind.itemsize], kind)
-            vectors[message.round, message.client] = vector.astype(kind.newbyteorder("="))
+def _plain(view: TranscriptView, replies: Replies) -> Iterator[Weakness]:
+    vectors = {
+        (heard.round, heard.client): upload.vector(view.shape)
+        for heard, upload in (*replies.read[Upload], *replies.read[Submission])
+    }
+    if view.shape.dimension < _LEAST_WORDS:
+        return
     for (number, client), vector in vectors.items():
-        if uniform_chance(vector) < _CHANCE:
+        if uniform_chance(vector) < CHANCE:
             yield Weakness("unmasked", f"the upload of client {client} in round {number}")
     for a, b in itertools.combinations(vectors, 2):
         if a[0] != b[0] and a[1] != b[1]:
             continue
         x, y = vectors[a], vectors[b]
-        if x.size != y.size:
-            continue
-        if min(uniform_chance(x - y), uniform_chance(x + y)) < _CHANCE:
+        if min(uniform_chance(x - y), uniform_chance(x + y)) < CHANCE:
             yield Weakness(
                 "mask reused", f"client {a[1]} in round {a[0]} and client {b[1]} in round {b[0]}"
             )
 
 
-def _keys(view: TranscriptView) -> Iterator[tuple[Heard, tuple[bytes, ...]]]:
-    for message in (m for action in _ADVERTISING for m in _replies(view, action)):
-        body = _octets(message, "message")[_HEADER:]
-        if len(body) >= 96:
-            yield message, (body[:32], body[32:64], body[64:96])
+def _repeated(
+    kind: str, party: str, sent: Iterable[tuple[Heard, Hashable]], before: int = 0
+) -> Iterator[Weakness]:
+    """Find values that were sent twice; ``before`` is the number of parties of other sorts."""
+    seen: dict[Hashable, Heard] = {}
+    for heard, value in sent:
+        if value in seen:
+            first = seen[value]
+            yield Weakness(
+                kind,
+                f"{party} {first.client - before} in round {first.round}, then {party} "
+                f"{heard.client - before} in round {heard.round}",
+            )
+        seen.setdefault(value, heard)
 
 
-def _repeated(view: TranscriptView) -> Iterator[Weakness]:
-    seen: dict[bytes, Heard] = {}
-    for message, keys in _keys(view):
-        for key in keys:
-            if key in seen:
-                first = seen[key]
-                yield Weakness(
-                    "key repeated",
-                    f"client {first.client} in round {first.round}, then client {message.client} "
-                    f"in round {message.round}",
-                )
-            seen.setdefault(key, message)
-
-
-def _guessed(view: TranscriptView) -> Iterator[Weakness]:
+def _guessed(
+    party: str, keys: Mapping[int, set[bytes]], seed: int, labels: Iterable[str], before: int = 0
+) -> Iterator[Weakness]:
     """Replay the key derivation of tests from every likely seed."""
-    advertised: dict[int, set[bytes]] = defaultdict(set)
-    for message, keys in _keys(view):
-        advertised[message.client].update(keys[:2])
-    for client, keys_of_client in advertised.items():
-        for seed in {view.seed, *range(_SEEDS)}:
-            if _first_keys(f"{seed}/{client}".encode()) & keys_of_client or (
-                _first_keys(str(seed).encode()) & keys_of_client
-            ):
-                yield Weakness("weak seed", f"client {client}, from the seed {seed}")
+    for client, sent in keys.items():
+        for guess in {seed, *range(_SEEDS)}:
+            made = {
+                _public(material, label)
+                for material in (f"{guess}/{client}", str(guess))
+                for label in labels
+            }
+            # A hybrid key ends with its X25519 half.
+            if any(key.endswith(public) for key in sent for public in made):
+                yield Weakness("weak seed", f"{party} {client - before}, from the seed {guess}")
                 break
 
 
-def _first_keys(seed: bytes) -> set[bytes]:
-    source = DeterministicKeySource(seed)
-    return {
-        X25519PrivateKey.from_private_bytes(source.key(label)).public_key().public_bytes_raw()
-        for label in ("mask key", "encryption key")
-    }
+def _public(material: str, label: str) -> bytes:
+    secret = DeterministicKeySource(material.encode()).key(label)
+    return X25519PrivateKey.from_private_bytes(secret).public_key().public_bytes_raw()
+
+
+def _clients_keys(view: TranscriptView, replies: Replies) -> Iterator[Weakness]:
+    """Look through the clients' keys, what they signed and the shares that they gave out."""
+    sent = replies.read[Advertisement]
+    values = ((h, key) for h, a in sent for key in (a.encryption_key, a.mask_key, a.commitment))
+    yield from _repeated("key repeated", "client", values)
+    keys: dict[int, set[bytes]] = defaultdict(set)
+    for heard, one in sent:
+        keys[heard.client] |= {one.encryption_key, one.mask_key}
+    yield from _guessed("client", keys, view.seed, ("mask key", "encryption key"))
+    yield from _two_sets(view)
+    given: dict[tuple[int, int], set[int]] = defaultdict(set)
+    for heard, answer in replies.read[Answer]:
+        for peer, (kind, _) in answer.shares.items():
+            given[heard.round, peer].add(kind)
+    for (number, peer), kinds in given.items():
+        if len(kinds) > 1:
+            yield Weakness("both secrets", f"client {peer} in round {number}")
 
 
 def _two_sets(view: TranscriptView) -> Iterator[Weakness]:
@@ -188,22 +194,66 @@ def _two_sets(view: TranscriptView) -> Iterator[Weakness]:
         elif message.fields and place in asked:
             signers[message.round][asked[place]].add(message.client)
     for number, by_sets in signers.items():
-        enough = [s for s in by_sets.values() if len(s) >= default_threshold(view.clients)]
+        enough = [s for s in by_sets.values() if len(s) >= default_threshold(view.shape.clients)]
         if len(by_sets) > 1:
             quorum = "each" if len(enough) > 1 else "not by enough clients to open both"
             yield Weakness("survivor sets", f"round {number}: {len(by_sets)} sets, {quorum}")
 
 
-def _both_secrets(view: TranscriptView) -> Iterator[Weakness]:
-    told: dict[tuple[int, int], set[int]] = defaultdict(set)
-    for message in _replies(view, "query.unmask"):
-        body = _octets(message, "answer")[_HEADER:-_SIGNATURE]
-        count = int.from_bytes(body[:2], "little")
-        for peer, kind, _ in _ENTRY.iter_unpack(body[2 : 2 + count * _ENTRY.size]):
-            told[message.round, peer].add(kind)
-    for (number, peer), kinds in told.items():
-        if len(kinds) > 1:
-            yield Weakness("both secrets", f"client {peer} in round {number}")
+def _committee(view: TranscriptView, replies: Replies) -> Iterator[Weakness]:
+    """Look through what the members of a committee sent."""
+    clients = view.shape.clients
+    for heard, answer in replies.read[MemberAnswer]:
+        if uniform_chance(answer.vector(view.shape)) < CHANCE:
+            yield Weakness("bare answer", f"member {heard.client - clients} in round {heard.round}")
+    # An answer given twice is found as that; the key on it is one key.
+    announced = {
+        (h.round, h.client, h.action, key.public): (h, key.public)
+        for h, key in replies.read[MemberKey]
+    }.values()
+    yield from _repeated("key repeated", "member", announced, clients)
+    keys: dict[int, set[bytes]] = defaultdict(set)
+    for heard, public in announced:
+        keys[heard.client].add(public)
+    yield from _guessed("member", keys, view.seed, ("member X25519",), clients)
+    listed: dict[int, set[bytes]] = defaultdict(set)
+    for heard, opening in replies.read[Opening]:
+        listed[heard.round].add(opening.listed)
+    for number, digests in listed.items():
+        if len(digests) > 1:
+            yield Weakness("client lists", f"round {number}: {len(digests)} lists")
+    for number, party in asked_twice(view.messages, "query.committee_answer"):
+        yield Weakness("opened twice", f"member {party - clients} in round {number}")
+
+
+def _encrypted(view: TranscriptView, replies: Replies) -> Iterator[Weakness]:
+    """Look through the ciphertexts, and through what the key holder sent."""
+    uploads = [(heard, b"".join(upload.chunks)) for heard, upload in replies.read[EncryptedUpload]]
+    for heard, octets in uploads:
+        if len(zlib.compress(octets, 1)) < _PACKED * len(octets):
+            yield Weakness(
+                "not encrypted", f"the upload of client {heard.client} in round {heard.round}"
+            )
+    yield from _repeated("ciphertext repeated", "client", uploads)
+    keys = []
+    for heard in view.messages:
+        key = heard.fields.get("key")
+        if heard.from_client and heard.action == "query.holder_key" and isinstance(key, bytes):
+            try:
+                made = read_key(key, view.cohort, view.plan, heard.round)
+                keys.append((heard, made.public))
+            except ProtocolError as error:
+                yield Weakness("unreadable", f"a key in round {heard.round}: {error}")
+    yield from _repeated("holder key repeated", "party", keys)
+    for heard, opened in replies.read[OpenedSum]:
+        if residue_chance(opened.numbers()) < CHANCE:
+            yield Weakness("bare sum", f"round {heard.round}")
+    for number, _ in asked_twice(view.messages, "query.open_sum"):
+        yield Weakness("opened twice", f"round {number}")
+
+
+def _uploads(view: TranscriptView) -> Iterator[Heard]:
+    return (m for m in view.messages if m.from_client and m.action in _UPLOADS and m.fields)
 
 
 def _extra(view: TranscriptView) -> Iterator[Weakness]:
@@ -215,26 +265,8 @@ def _extra(view: TranscriptView) -> Iterator[Weakness]:
             )
 
 
-def judge_transcript(view: TranscriptView, found: list[Weakness]) -> list[Finding]:
-    """Return one finding per kind of weakness."""
-    uploads = sum(1 for _ in _uploads(view))
-    findings = []
-    for kind, meaning in _kinds(view).items():
-        places = [weakness.words for weakness in found if weakness.kind == kind]
-        bad = bool(places) or not uploads
-        shown = "; ".join(places[:3]) + (f" and {len(places) - 3} more" if len(places) > 3 else "")
-        words = (
-            f"The server found {meaning}: {shown}."
-            if places
-            else f"Looked for {meaning}; found none in {uploads} uploads."
-        )
-        findings.append(
-            Finding(
-                ServerEyes.name,
-                kind,
-                "falsified" if bad else "passed",
-                words,
-                {"found": len(places), "uploads": uploads},
-            )
-        )
-    return findings
+def judge_transcript(view: TranscriptView, found: Iterable[Weakness]) -> list[Finding]:
+    """Return one finding for each kind of weakness."""
+    count = sum(1 for _ in _uploads(view))
+    kinds = KINDS[view.aggregation]
+    return judge(ServerEyes.name, kinds, found, who="The server", count=count, counted="uploads")

@@ -84,7 +84,7 @@ class Conformance(Attack[MachineView, list[Finding]]):
     def _released(self, view: MachineView) -> Iterator[Finding]:
         if view.released is None:
             words = "No Skellam noise hides single records, so no released integers are driven."
-            yield Finding(self.name, "released records", "skipped", words, {})
+            yield self.skip("released records", words)
             return
         for check, good, words, figures in released_findings(view.released):
             yield self._finding(check, good, words, **figures)
@@ -95,7 +95,7 @@ class Conformance(Attack[MachineView, list[Finding]]):
     def _noise(self, view: MachineView) -> Iterator[Finding]:
         if not view.plan.protected:
             words = "The run claims no privacy and adds no noise."
-            yield Finding(self.name, "noise", "skipped", words, {})
+            yield self.skip("noise", words)
             return
         first, second = ((q.sums / q.releases().noise[:, None]).ravel() for q in view.quiet)
         scale, shape = noise_chances(first)
@@ -123,7 +123,7 @@ class Conformance(Attack[MachineView, list[Finding]]):
         if view.plan.privacy.unit == "client":
             yield self._move(view)
             words = "The run bounds whole clients, not single records."
-            yield Finding(self.name, "remove one", "skipped", words, {})
+            yield self.skip("remove one", words)
         else:
             yield self._clipping(view)
             yield self._remove_one(view)
@@ -224,7 +224,7 @@ class Conformance(Attack[MachineView, list[Finding]]):
         plan = view.plan
         if not isinstance(plan.event, SampledSkellam):
             words = "No noise is shared in integers, so nothing has a bound in integers."
-            yield Finding(self.name, "sensitivity", "skipped", words, {})
+            yield self.skip("sensitivity", words)
             return
         encoding, rng = plan.encoding, np.random.default_rng(0)
         l1, l2 = 0.0, 0.0

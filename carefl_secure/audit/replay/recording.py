@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ import numpy.typing as npt
 
 from carefl_secure.audit.views import Heard, HolderView, MemberView, ReleaseView, TranscriptView
 from carefl_secure.config import Config
+from carefl_secure.federation.in_process import Clients, InProcess
 from carefl_secure.federation.local_update.task import LocalTask
-from carefl_secure.federation.plan.cohort import Aggregation
+from carefl_secure.federation.plan.cohort import Aggregation, Cohort
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.plan.staged import Stage
 from carefl_secure.federation.run_spec import RunSpec, Simulation
@@ -46,49 +47,39 @@ class Rehearsal:
     """All that happened, secrets included; attacks get only the views.
 
     ``sums`` (float64, shape [rounds, D]) are the opened sums in units of the clipping norm,
-    ``survivors`` the clients of each round, ``records`` how many each client held, ``member``
-    (bool, shape [canaries]) the coins.
+    ``survivors`` the clients of each round. ``batches``, ``records`` (how many each client held)
+    and ``member`` (the coins, bool, shape [canaries]) are for the caller of `play` to fill in.
     """
 
     plan: RunPlan
+    cohort: Cohort
     messages: tuple[Heard, ...]
     sums: npt.NDArray[np.float64]
     survivors: tuple[int, ...]
-    batches: tuple[Batch, ...]
-    records: int
-    member: npt.NDArray[np.bool_]
     seed: int
-    aggregation: Aggregation = "pairwise"
+    batches: tuple[Batch, ...] = ()
+    records: int = 0
+    member: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
 
     def transcript(self) -> TranscriptView:
         """Return what the server sees."""
-        privacy, encoding = self.plan.privacy, self.plan.encoding
-        return TranscriptView(
-            self.messages,
-            privacy.clients,
-            encoding.bits,
-            self.seed,
-            self.aggregation,
-            encoding.padded,
-        )
+        return TranscriptView(self.messages, self.plan, self.cohort, self.seed)
 
     def members(self) -> tuple[MemberView, ...]:
         """Return what each committee member sees; nothing where there is no committee."""
-        if self.aggregation != "committee":
+        if self.cohort.aggregation != "committee":
             return ()
-        encoding, floor = self.plan.encoding, self.plan.privacy.min_survivors
-        size = encoding.padded * encoding.bits // 8
-        return tuple(MemberView(heard, floor, size) for heard in self._helpers())
+        return tuple(MemberView(heard, self.transcript().shape) for heard in self._helpers())
 
     def holder(self) -> HolderView | None:
         """Return what the key holder sees; None where there is none."""
-        if self.aggregation != "encrypted":
+        if self.cohort.aggregation != "encrypted":
             return None
-        return HolderView(self._helpers()[0])
+        return HolderView(self._helpers()[0], self.transcript().shape)
 
     def _helpers(self) -> list[tuple[Heard, ...]]:
         first = self.plan.privacy.clients
-        indices = sorted({m.client for m in self.messages if m.client >= first})
+        indices = range(first, first + len(self.cohort.helpers))
         return [tuple(m for m in self.messages if m.client == index) for index in indices]
 
     def releases(self) -> ReleaseView:
@@ -112,13 +103,12 @@ def play(
 ) -> Rehearsal:
     """Run the configured federation on any tasks, and record everything.
 
-    ``aggregation`` is as configured by default. The rehearsal has no batches, records or canaries:
-    only the caller knows these.
+    ``aggregation`` is as configured by default.
     """
     agreed = aggregation_of(config)
     if aggregation is not None and aggregation != agreed.protocol:
         agreed = dataclasses.replace(agreed, protocol=aggregation)
-    keeper = _Keeper()
+    keeper, engine = _Keeper(), _Engine()
     heard: list[Heard] = []
     with tempfile.TemporaryDirectory(prefix="carefl-audit-") as home:
         result = run_federation(
@@ -132,6 +122,7 @@ def play(
             ),
             np.zeros(plan.encoding.dimension, np.float32),
             keeper,
+            engine=engine,
             monitoring=Monitoring(
                 reporter=_Rounds(reporter or SilentReporter()),
                 record=lambda node, message: heard.append(_heard(node, message)),
@@ -140,18 +131,8 @@ def play(
         )
     survivors = tuple(int(row["survivors"]) for row in result.rows)
     sums = [mean * _unit(plan, s) for mean, s in zip(keeper.means, survivors, strict=True)]
-    nobody = np.zeros(0, np.bool_)
-    return Rehearsal(
-        plan,
-        tuple(heard),
-        np.array(sums),
-        survivors,
-        (),
-        0,
-        nobody,
-        config.run.seed,
-        agreed.protocol,
-    )
+    cohort = engine.cohort
+    return Rehearsal(plan, cohort, tuple(heard), np.array(sums), survivors, config.run.seed)
 
 
 def _unit(plan: RunPlan, survivors: int) -> float:
@@ -161,6 +142,17 @@ def _unit(plan: RunPlan, survivors: int) -> float:
     # A canary moves its client by the local rate times its share of the expected batch.
     batch = plan.privacy.expected_batch / plan.privacy.clients
     return survivors * batch / (plan.local.learning_rate * plan.privacy.clipping_norm)
+
+
+class _Engine(InProcess):
+    """Plays all parties in this process, and keeps who they were."""
+
+    cohort: Cohort
+
+    def start(self, spec: RunSpec) -> Clients:
+        parties = super().start(spec)
+        self.cohort = parties.cohort
+        return parties
 
 
 class _Keeper:

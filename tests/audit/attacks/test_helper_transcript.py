@@ -10,7 +10,7 @@ import pytest
 
 from carefl_secure.audit.attacks.helper_transcript import HolderEyes, MemberEyes, judge_helpers
 from carefl_secure.audit.attacks.server_transcript import ServerEyes, judge_transcript
-from carefl_secure.audit.attacks.transcript_checks import residue_chance
+from carefl_secure.audit.attacks.transcript import residue_chance
 from carefl_secure.audit.replay.canary_run import rehearse
 from carefl_secure.audit.replay.recording import Rehearsal
 from carefl_secure.audit.views import Heard, TranscriptView
@@ -18,7 +18,9 @@ from carefl_secure.config import Config, load_config
 from carefl_secure.errors import PrivacyError
 from carefl_secure.noise import DeterministicKeySource
 from carefl_secure.secagg.committee import client as committee_module
+from carefl_secure.secagg.committee.messages import Listing, MemberAnswer, Opening
 from carefl_secure.secagg.encrypted import bfv_round as encrypted_module
+from carefl_secure.secagg.encrypted.messages import EncryptedUpload
 from carefl_secure.secagg.pairwise import client as client_module
 from tests.audit.conftest import SETTINGS, system
 
@@ -111,18 +113,21 @@ def changed(view: Any, action: str, name: str, value: bytes, own: bool = True) -
 
 def test_what_was_tampered_with_is_named(runs: dict[str, Rehearsal]) -> None:
     committee, encrypt = (runs[mode].transcript() for mode in MODES)
-    plain = bytes(16) + np.arange(512, dtype="<u4").tobytes() * 8 + bytes(64)
+    shape: Any = encrypt.shape
+    plain = EncryptedUpload((bytes(60_000),) * shape.chunks, bytes(64)).encode(0, bytes(8))
     assert found(changed(encrypt, "train.masked", "upload", plain)) == {"not encrypted"}
-    answer = bytes(16 + 32) + np.arange(512, dtype="<u4").tobytes() + bytes(64)
+    words = np.arange(committee.shape.dimension, dtype=f"<u{committee.shape.bits // 8}")
+    answer = MemberAnswer(bytes(32), memoryview(words.tobytes()), bytes(64)).encode(0, bytes(8))
     assert found(changed(committee, "query.committee_answer", "answer", answer)) == {"bare answer"}
-    other = bytes(16) + bytes(32) + bytes(2) + bytes(64)
+    other = Opening(bytes(32), (), bytes(64)).encode(0, bytes(8))
     assert found(changed(committee, "query.committee_open", "opening", other)) == {"client lists"}
     member = runs["committee"].members()[0]
-    few = bytes(16) + (1).to_bytes(2, "little") + bytes(9000)
-    kinds = {
-        w.kind for w in MemberEyes()(changed(member, "query.committee_open", "listing", few, False))
-    }
-    assert kinds == {"lists below the floor", "vectors at a member"}
+    own = next(m.fields["listing"] for m in member.messages if "listing" in m.fields)
+    full = Listing.decode(own, member.shape)  # type: ignore[arg-type]
+    few = Listing({0: full.entries[0]}, {0: full.envelopes[0]}).encode(0, bytes(8))
+    for listing, kind in ((few, "short lists"), (few + bytes(9000), "more than a list")):
+        view = changed(member, "query.committee_open", "listing", listing, False)
+        assert {w.kind for w in MemberEyes()(view)} == {kind}
     holder = runs["encrypted"].holder()
     told = changed(holder, "query.holder_key", "adapter", b"x" * 32, False)
     told = replace(told, messages=tuple(

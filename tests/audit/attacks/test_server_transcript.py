@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from carefl_secure.audit.attacks.server_transcript import (
-    KINDS,
-    ServerEyes,
-    judge_transcript,
-    uniform_chance,
-)
+from carefl_secure.audit.attacks.server_transcript import KINDS, ServerEyes, judge_transcript
+from carefl_secure.audit.attacks.transcript import uniform_chance
 from carefl_secure.audit.conformance.checks import Conformance
 from carefl_secure.audit.replay.canary_run import rehearse
 from carefl_secure.audit.replay.recording import Rehearsal
@@ -44,7 +39,7 @@ def test_the_server_finds_nothing_in_ours(sound: Rehearsal) -> None:
     view = sound.transcript()
     assert found(view) == set()
     findings = judge_transcript(view, [])
-    assert [f.verdict for f in findings] == ["passed"] * len(KINDS)
+    assert [f.verdict for f in findings] == ["passed"] * len(KINDS["pairwise"])
     assert all(f.figures["uploads"] == 4 * 6 for f in findings)
 
 
@@ -148,7 +143,13 @@ def test_a_wrong_view_cannot_be_passed(sound: Rehearsal) -> None:
 
 def test_no_view_of_the_server_holds_the_coins(sound: Rehearsal) -> None:
     view = sound.transcript()
-    names: Mapping[str, Any] = vars(view)
-    public = {"clients", "bits", "seed", "aggregation", "dimension"}
-    assert set(names) == {"messages"} | public
+    assert {field.name for field in fields(view)} == {"messages", "plan", "cohort", "seed"}
     assert all(isinstance(message, Heard) for message in view.messages)
+
+
+def test_a_message_that_no_codec_reads_is_named(sound: Rehearsal) -> None:
+    view = sound.transcript()
+    reply = next(m for m in view.messages if m.from_client and m.action == "train.masked")
+    longer = bytes(reply.fields["upload"]) + bytes(4)  # type: ignore[arg-type]
+    for upload in (longer, b"short", 7):
+        assert found(changed(view, "train.masked", upload=upload)) == {"unreadable"}
