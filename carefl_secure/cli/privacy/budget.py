@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json as json_text
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -11,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from carefl_secure.cli.console import Json, result_table
+from carefl_secure.cli.options import unfold
 
 if TYPE_CHECKING:
     from carefl_secure.privacy.accounting.budget import Budget
@@ -22,44 +25,50 @@ _HEIGHT = 8
 _LEVELS = " ▁▂▃▄▅▆▇█"
 
 
-def budget(
-    delta: Annotated[
-        float, typer.Option(help="Probability with which the epsilon bound may fail.")
-    ],
+@dataclass(frozen=True, kw_only=True)
+class BudgetOptions:
+    """The options of ``budget``: a `BudgetQuestion`, without what it imports."""
+
+    delta: Annotated[float, typer.Option(help="Probability with which the epsilon bound may fail.")]
     sample_rate: Annotated[
         float | None, typer.Option(metavar="Q", help="Probability of each record to be in one sum.")
-    ] = None,
+    ] = None
     noise_multiplier: Annotated[
         float | None,
         typer.Option(metavar="S", help="Noise deviation divided by the norm bound of one record."),
-    ] = None,
-    rounds: Annotated[int | None, typer.Option(metavar="T", help="Number of sums.")] = None,
+    ] = None
+    rounds: Annotated[int | None, typer.Option(metavar="T", help="Number of sums.")] = None
     epsilon: Annotated[
         float | None, typer.Option(metavar="E", help="Upper limit over all rounds.")
-    ] = None,
+    ] = None
     mechanism: Annotated[
         Literal["gaussian", "skellam"],
         typer.Option(
             help="gaussian: noise of each client; skellam: shares of noise in a secure sum."
         ),
-    ] = "gaussian",
+    ] = "gaussian"
     unit: Annotated[
         Literal["record", "person", "client"],
         typer.Option(help="Unit of privacy: what is added or removed."),
-    ] = "record",
+    ] = "record"
     records_per_person: Annotated[
         int | None,
         typer.Option(
             metavar="K", help="Records per person, each clipped on its own; with --unit person."
         ),
-    ] = None,
+    ] = None
     dimension: Annotated[
         int | None,
         typer.Option(
             metavar="D",
             help="Number of trained values, with skellam; by default the embedded model's 40960.",
         ),
-    ] = None,
+    ] = None
+
+
+@unfold
+def budget(
+    question: BudgetOptions,
     crosscheck: Annotated[
         bool,
         typer.Option(
@@ -75,19 +84,7 @@ def budget(
     """
     from carefl_secure.privacy.accounting.budget import BudgetQuestion, solve_budget
 
-    found = solve_budget(
-        BudgetQuestion(
-            mechanism=mechanism,
-            delta=delta,
-            epsilon=epsilon,
-            noise_multiplier=noise_multiplier,
-            rounds=rounds,
-            sample_rate=sample_rate,
-            unit=unit,
-            records_per_person=records_per_person,
-            dimension=dimension,
-        )
-    )
+    found = solve_budget(BudgetQuestion(**dataclasses.asdict(question)))
     second = _opacus_epsilon(found) if crosscheck else None
     if json:
         typer.echo(json_text.dumps(_as_json(found, second), indent=2, allow_nan=False))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json as json_
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from carefl_secure.cli.console import Json, Quiet, require_corpus, result_console, result_table, say
+from carefl_secure.cli.options import unfold
 from carefl_secure.cli.reporter import running
 from carefl_secure.config import load_config
 
@@ -19,42 +21,50 @@ if TYPE_CHECKING:
 __all__ = ["caption"]
 
 
-def caption(
-    source: Annotated[
-        str, typer.Argument(metavar="PATH|synthetic", help="Folder of the corpus, or synthetic.")
-    ],
+@dataclass(frozen=True, kw_only=True)
+class CaptionOptions:
+    """The options of ``caption``."""
+
     model: Annotated[
         str, typer.Option(metavar="ID_OR_PATH", help="LLaVA-1.5, or a SmolVLM2 on a small machine.")
-    ],
+    ]
     cache: Annotated[
         Path, typer.Option(metavar="DIR", help="Folder for the captions; it stays with you.")
-    ],
+    ]
     prompt: Annotated[
         str, typer.Option(help="scene, person, both, or the path of a text file.")
-    ] = "scene",
+    ] = "scene"
     view: Annotated[
         Literal["full", "box", "crop"],
         typer.Option(help="The whole image, with the person's box drawn, or the box alone."),
-    ] = "full",
+    ] = "full"
     limit: Annotated[
         int | None, typer.Option(min=1, help="Caption only this many records of each split.")
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="Commit of a hub id.")] = None,
+    ] = None
+    revision: Annotated[str | None, typer.Option(help="Commit of a hub id.")] = None
     quantization: Annotated[
         Literal["nf4", "none"], typer.Option(help="4 bits for the text model, or none.")
-    ] = "nf4",
+    ] = "nf4"
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
         typer.Option(help="Compute type; auto is float16 on a graphics card, else bfloat16."),
-    ] = "auto",
-    batch: Annotated[int, typer.Option(min=1, help="Images at once.")] = 4,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest caption, in tokens.")] = 64,
+    ] = "auto"
+    batch: Annotated[int, typer.Option(min=1, help="Images at once.")] = 4
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest caption, in tokens.")] = 64
     set_: Annotated[
         list[str] | None,
         typer.Option(
             "--set", metavar="KEY=VALUE", help="A setting of the later run, such as data.labels."
         ),
-    ] = None,
+    ] = None
+
+
+@unfold
+def caption(
+    source: Annotated[
+        str, typer.Argument(metavar="PATH|synthetic", help="Folder of the corpus, or synthetic.")
+    ],
+    options: CaptionOptions,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
@@ -64,7 +74,7 @@ def caption(
     with the captions, name the folder in model.context_cache. LLaVA-1.5 is under the Llama 2
     Community License.
     """
-    settings = load_config(None, set_ or (), data=source)
+    settings = load_config(None, options.set_ or (), data=source)
     require_corpus(settings.data.source)
     # Heavy imports wait until the settings are checked.
     from carefl_secure.captions.captioner import load_captioner
@@ -72,20 +82,22 @@ def caption(
     from carefl_secure.captions.run import caption_all
     from carefl_secure.runs.captions import caption_parts
 
-    text = caption_prompt(prompt)
+    text = caption_prompt(options.prompt)
 
     with running(quiet) as reporter:
         splits = caption_parts(settings, reporter)
         captioner = load_captioner(
-            model,
+            options.model,
             text,
-            revision=revision,
-            quantization=quantization,
-            dtype=dtype,
-            max_new_tokens=max_new_tokens,
-            batch=batch,
+            revision=options.revision,
+            quantization=options.quantization,
+            dtype=options.dtype,
+            max_new_tokens=options.max_new_tokens,
+            batch=options.batch,
         )
-        kept, parts = caption_all(splits, captioner, cache, view, reporter, limit)
+        kept, parts = caption_all(
+            splits, captioner, options.cache, options.view, reporter, options.limit
+        )
     if json:
         found = {name: one.as_json() for name, one in parts.items()}
         out = {"folder": str(kept.folder), "captioner": kept.facts, "splits": found}

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from carefl_secure.cli.console import Json, Quiet, require_corpus, require_run
 from carefl_secure.cli.figures import show, to_json
+from carefl_secure.cli.options import unfold
 from carefl_secure.cli.reporter import running
 from carefl_secure.config import Config, load_config
 from carefl_secure.errors import ConfigError, RunError
@@ -17,39 +19,42 @@ from carefl_secure.errors import ConfigError, RunError
 __all__ = ["train"]
 
 
-def train(
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """The options of ``train``; those left out are None."""
+
     epsilon: Annotated[
         float | None, typer.Option(help="Privacy budget of all rounds together.")
-    ] = None,
+    ] = None
     data: Annotated[
         str | None, typer.Option(metavar="PATH", help="Image folder; without it, synthetic scenes.")
-    ] = None,
+    ] = None
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="YAML file with settings.")
-    ] = None,
+    ] = None
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="One setting; repeatable."),
-    ] = None,
-    rounds: Annotated[int | None, typer.Option(help="Number of rounds.")] = None,
-    clients: Annotated[int | None, typer.Option(help="Number of clients.")] = None,
+    ] = None
+    rounds: Annotated[int | None, typer.Option(help="Number of rounds.")] = None
+    clients: Annotated[int | None, typer.Option(help="Number of clients.")] = None
     stages: Annotated[
         str | None,
         typer.Option(
             metavar="SPACES",
             help="Label spaces of several stages under one budget, such as basic,compound.",
         ),
-    ] = None,
+    ] = None
     aggregation: Annotated[
         str | None,
         typer.Option(
             metavar="PROTOCOL",
             help="Aggregation protocol: pairwise (the default), committee or encrypted.",
         ),
-    ] = None,
+    ] = None
     run_dir: Annotated[
         Path | None, typer.Option(metavar="PATH", help="Folder that holds the run folders.")
-    ] = None,
+    ] = None
     engine: Annotated[
         str,
         typer.Option(
@@ -59,17 +64,17 @@ def train(
             "superlink for Flower's SuperLink and SuperNodes on this machine, with TLS and node "
             "keys.",
         ),
-    ] = "inprocess",
+    ] = "inprocess"
     local_nodes: Annotated[
         int | None,
         typer.Option(
             help="Number of SuperNodes of --engine superlink; it equals the number of clients."
         ),
-    ] = None,
+    ] = None
     resume: Annotated[
         Path | None,
         typer.Option(metavar="RUN", help="Resume an interrupted run, with its own settings."),
-    ] = None,
+    ] = None
     track: Annotated[
         list[str] | None,
         typer.Option(
@@ -77,58 +82,72 @@ def train(
             help="Send the figures of every round to tensorboard or mlflow too; repeatable "
             "(pip install 'carefl-secure\\[tracking]').",
         ),
-    ] = None,
-    quiet: Quiet = False,
-    json: Json = False,
-) -> None:
+    ] = None
+
+    def flags(self) -> dict[str, Any]:
+        """Return the options that stand for one setting each, by their short names."""
+        clients = self.clients
+        if clients is None and self.resume is None:
+            clients = self.local_nodes
+        return {
+            "epsilon": self.epsilon,
+            "data": self.data,
+            "rounds": self.rounds,
+            "clients": clients,
+            "aggregation": self.aggregation,
+            "stages": self.stages and [word.strip() for word in self.stages.split(",")],
+            "run_dir": self.run_dir,
+            "track": self.track,
+        }
+
+    def settings(self) -> Config:
+        """Return the checked configuration; ConfigError where options contradict each other."""
+        if self.engine not in ("inprocess", "ray", "superlink"):
+            raise ConfigError(f"--engine is {self.engine!r}; choose inprocess, ray or superlink")
+        if self.local_nodes is not None and self.engine != "superlink":
+            raise ConfigError("--local-nodes goes with --engine superlink only")
+        flags = self.flags()
+        if self.resume is None:
+            settings = load_config(self.config, self.set_ or (), **flags)
+        elif self.config or self.set_ or any(value is not None for value in flags.values()):
+            raise ConfigError(
+                "--resume takes the settings of the run it names; leave the others out"
+            )
+        else:
+            require_run(self.resume)
+            settings = load_config(self.resume / "config.yaml", ())
+        if settings.data.at_sites:
+            raise ConfigError(
+                "the records of this run are at the sites of a deployment; use carefl-secure "
+                "submit, with --resume to go on"
+            )
+        if self.local_nodes not in (None, settings.federation.clients):
+            raise ConfigError(
+                f"--local-nodes is {self.local_nodes}, and the run has "
+                f"{settings.federation.clients} clients; give the same number, or leave one of "
+                "them out"
+            )
+        return settings
+
+
+@unfold
+def train(options: TrainOptions, quiet: Quiet = False, json: Json = False) -> None:
     """Train the adapter across clients under a privacy budget, and keep the run in a folder.
 
     Progress goes to standard error, the result to standard output.
     """
-    if engine not in ("inprocess", "ray", "superlink"):
-        raise ConfigError(f"--engine is {engine!r}; choose inprocess, ray or superlink")
-    if local_nodes is not None:
-        if engine != "superlink":
-            raise ConfigError("--local-nodes goes with --engine superlink only")
-        clients = local_nodes if clients is None and resume is None else clients
-    flags = {
-        "epsilon": epsilon,
-        "data": data,
-        "rounds": rounds,
-        "clients": clients,
-        "aggregation": aggregation,
-        "stages": None if stages is None else [word.strip() for word in stages.split(",")],
-        "run_dir": run_dir,
-        "track": track,
-    }
-    if resume is None:
-        settings = load_config(config, set_ or (), **flags)
-    elif config or set_ or any(value is not None for value in flags.values()):
-        raise ConfigError("--resume takes the settings of the run it names; leave the others out")
-    else:
-        require_run(resume)
-        settings = load_config(resume / "config.yaml", ())
-    if settings.data.at_sites:
-        raise ConfigError(
-            "the records of this run are at the sites of a deployment; use carefl-secure submit, "
-            "with --resume to go on"
-        )
-    if local_nodes not in (None, settings.federation.clients):
-        raise ConfigError(
-            f"--local-nodes is {local_nodes}, and the run has {settings.federation.clients} "
-            "clients; give the same number, or leave one of them out"
-        )
-    _check_folders(settings, resume)
+    settings = options.settings()
+    _check_folders(settings, options.resume)
     # Heavy imports wait until the settings are checked.
     from carefl_secure.runs.train import train as run
 
     where = None
-    if engine != "inprocess":
+    if options.engine != "inprocess":
         from carefl_secure.deployment.engines import choose_engine
 
-        where = choose_engine(engine)
+        where = choose_engine(options.engine)
     with running(quiet) as reporter:
-        summary = run(settings, reporter, resume, where)
+        summary = run(settings, reporter, options.resume, where)
     if json:
         typer.echo(to_json(summary))
     else:
