@@ -1,4 +1,4 @@
-"""Every error a person can meet, with the exit code the command line answers it with."""
+"""Every error that a person can meet, and its exit code on the command line."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class DataError(CareflError):
 
 
 class LabelError(DataError):
-    """A label does not stand in the label space."""
+    """A label is not in the label space."""
 
     exit_code = 11
 
@@ -52,7 +52,7 @@ class ModelError(CareflError):
 
 
 class AdapterUnmovedError(ModelError):
-    """Training ended with the very adapter it began with."""
+    """Training did not change the adapter."""
 
     exit_code = 13
 
@@ -102,7 +102,7 @@ class ProtocolError(CareflError):
 
 
 class CohortError(ProtocolError):
-    """Fewer clients take part than the floor allows; nothing was released."""
+    """Fewer clients take part than min_survivors; nothing was released."""
 
     exit_code = 31
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import os
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import click
@@ -16,7 +19,6 @@ from carefl_secure.cli.deployment.node import node
 from carefl_secure.cli.deployment.provision import provision
 from carefl_secure.cli.deployment.server import server, submit
 from carefl_secure.cli.deployment.status import status
-from carefl_secure.cli.environment import prepare_environment
 from carefl_secure.cli.privacy.audit import audit
 from carefl_secure.cli.privacy.budget import budget
 from carefl_secure.cli.privacy.ledger import ledger
@@ -29,10 +31,20 @@ from carefl_secure.cli.training.pretrain import pretrain
 from carefl_secure.cli.training.train import train
 from carefl_secure.errors import CareflError
 
-__all__ = ["INTERRUPTED", "app", "main"]
+__all__ = ["INTERRUPTED", "SETTINGS", "app", "main"]
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 and the number of the signal, as shells have it."""
+
+SETTINGS: Mapping[str, str] = {
+    # Flower would report usage and ask for newer releases.
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    # An OpenMP pool that spins while it waits is many times slower next to other work.
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "GOMP_SPINCOUNT": "0",
+}
+"""Environment variables that libraries read when they are imported."""
 
 
 class _Group(TyperGroup):
@@ -59,6 +71,14 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
+def _prepare_environment() -> None:
+    """Set what the user has not set, before torch or flwr is imported."""
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    # It remarks at import that it could fetch a kernel from a hub and run it; we never want that.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
 app = typer.Typer(
     name="carefl-secure",
     cls=_Group,
@@ -76,7 +96,7 @@ def _options(
     ] = False,
 ) -> None:
     """Fine-tune a small vision-language model across sites that keep their images private."""
-    prepare_environment()
+    _prepare_environment()
 
 
 app.command("train")(train)

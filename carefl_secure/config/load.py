@@ -5,16 +5,14 @@ A setting that is unknown, renamed, out of range, given twice or contradictory r
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
+from pydantic import ValidationError
 
-from carefl_secure.config.renamed import REMOVED, RENAMED, RENAMED_VALUES
+from carefl_secure.config.explain import FLAGS, KNOWN, explain, unknown
 from carefl_secure.config.root import Config
 from carefl_secure.config.sections import SYNTHETIC_RECORDS
 from carefl_secure.config.shipped import resolve_shipped
@@ -31,55 +29,6 @@ __all__ = [
     "parse_yaml",
     "read_yaml",
 ]
-
-FLAGS: Mapping[str, str] = {
-    "epsilon": "privacy.epsilon",
-    "data": "data.source",
-    "rounds": "federation.rounds",
-    "clients": "federation.clients",
-    "aggregation": "federation.aggregation",
-    "stages": "stages.spaces",
-    "run_dir": "run.dir",
-    "seed": "run.seed",
-    "track": "run.trackers",
-}
-"""The keys that flags of the command line stand for."""
-
-
-def _fields(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
-    """Return every setting by its dotted key."""
-    found: dict[str, FieldInfo] = {}
-    for name, field in model.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            found |= _fields(kind, f"{prefix}{name}.")
-        else:
-            found[prefix + name] = field
-    return found
-
-
-KNOWN = _fields(Config)
-
-
-def _unknown(key: str) -> str:
-    """Say that a key is unknown, and which one was probably meant."""
-    if key in RENAMED:
-        return f"{key} was renamed: write {RENAMED[key]}."
-    if key in REMOVED:
-        return f"{key} was removed: {REMOVED[key]}."
-    if "." not in key and key in FLAGS:
-        return f"unknown setting {key!r}; did you mean {FLAGS[key]!r}? Correct or remove it."
-    inside = [known for known in KNOWN if known.startswith(key.split(".", 1)[0] + ".")]
-    if inside and "." not in key:
-        return f"{key!r} is a section; name one of its settings: {', '.join(inside)}."
-    leaf = key.rsplit(".", 1)[-1]
-    for candidates in (inside, list(KNOWN)):
-        leaves = {known.rsplit(".", 1)[-1]: known for known in candidates}
-        if close := difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.65):
-            meant = leaves[close[0]]
-            return f"unknown setting {key!r}; did you mean {meant!r}? Correct or remove it."
-    names = inside or sorted({known.split(".", 1)[0] for known in KNOWN})
-    return f"unknown setting {key!r}; known are {', '.join(names)}. Correct or remove it."
 
 
 class _Loader(yaml.SafeLoader):
@@ -110,7 +59,7 @@ def parse_yaml(text: str, origin: str) -> Any:
 def _put(settings: dict[str, Any], key: str, value: Any) -> None:
     """Set one dotted key in nested settings."""
     if key not in KNOWN:
-        raise ConfigError(_unknown(key))
+        raise ConfigError(unknown(key))
     *sections, leaf = key.split(".")
     for name in sections:
         inner = settings.setdefault(name, {})
@@ -118,36 +67,6 @@ def _put(settings: dict[str, Any], key: str, value: Any) -> None:
             raise ConfigError(f"{name!r} is a section: write its settings below it, indented.")
         settings = inner
     settings[leaf] = value
-
-
-def _explain(error: ValidationError) -> str:
-    """Turn the checker's findings into lines that name the key and what to do."""
-    lines: list[str] = []
-    for found in error.errors(include_url=False):
-        parts = [str(part) for part in found["loc"]]
-        key = ".".join(parts)
-        message = found["msg"].removeprefix("Value error, ").replace("Input should", "must")
-        if found["type"] == "extra_forbidden":
-            line = _unknown(key)
-        else:
-            known = next(
-                (k for n in range(len(parts), 0, -1) if (k := ".".join(parts[:n])) in KNOWN), None
-            )
-            if known is not None:
-                renamed = RENAMED_VALUES.get((known, str(found["input"])))
-                line = (
-                    f"{known}={found['input']} was renamed: write {known}={renamed}."
-                    if renamed
-                    else f"{known}: {message} (given: {found['input']!r}). "
-                    f"It is: {KNOWN[known].description}."
-                )
-            elif found["type"] == "value_error":
-                line = f"{message}."
-            else:
-                line = f"{key or 'configuration'}: {message}; it is a section with settings below."
-        if line not in lines:
-            lines.append(line)
-    return "\n".join(lines)
 
 
 def load_config(path: Path | None = None, overrides: Sequence[str] = (), **flags: object) -> Config:
@@ -171,7 +90,7 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = (), **flags
     for key, value in given.items():
         _put(settings, key, value)
     config = _checked(settings)
-    if "privacy.epsilon" in given and config.privacy.unit == "none":
+    if FLAGS["epsilon"] in given and config.privacy.unit == "none":
         raise ConfigError(
             "an epsilon was given, but privacy.unit=none switches privacy off; "
             "set privacy.unit=record or leave the epsilon out."
@@ -197,7 +116,7 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         elif key in KNOWN:
             found[key] = value
         else:
-            raise ConfigError(_unknown(key))
+            raise ConfigError(unknown(key))
     return found
 
 
@@ -210,7 +129,7 @@ def parse_words(words: Sequence[str]) -> dict[str, Any]:
         if not equals:
             raise ConfigError(f"--set {word!r} has no '='; write it as section.key=value.")
         if key not in KNOWN:
-            raise ConfigError(_unknown(key))
+            raise ConfigError(unknown(key))
         if key in found:
             raise ConfigError(f"{key} is set twice on the command line; give it once.")
         found[key] = parse_yaml(text, f"--set {key}")
@@ -238,7 +157,6 @@ def _checked(settings: dict[str, Any]) -> Config:
     try:
         config = Config.model_validate(settings)
         resolved = config.model_dump()
-        resolved["federation"]["min_survivors"] = config.federation.floor
         resolved["simulation"]["dropout"] = config.dropout
         resolved["federation"]["local_steps"] = config.local_steps
         resolved["federation"]["local_lr"] = config.local_lr
@@ -250,7 +168,7 @@ def _checked(settings: dict[str, Any]) -> Config:
             resolved["data"]["records"] = SYNTHETIC_RECORDS
         return Config.model_validate(resolved)
     except ValidationError as error:
-        raise ConfigError(_explain(error)) from error
+        raise ConfigError(explain(error)) from error
 
 
 def dump_config(config: Config) -> str:

@@ -75,7 +75,7 @@ class Config(Section):
         """Simulated probability that a client drops out of a round, as a number."""
         if self.simulation.dropout != "auto":
             return self.simulation.dropout
-        fits = self.federation.clients * (1 - _DROPOUT) >= self.federation.floor
+        fits = self.federation.clients * (1 - _DROPOUT) >= self.federation.min_survivors
         return _DROPOUT if fits else 0.0
 
     @property
@@ -87,13 +87,13 @@ class Config(Section):
     def _agree(self) -> Config:
         check_work(self.privacy, self.federation, self.adapter)
         check_stages(self)
-        clients, floor = self.federation.clients, self.federation.floor
+        clients, least = self.federation.clients, self.federation.min_survivors
         dropout, stragglers = self.dropout, self.simulation.stragglers
         expected = clients * (1 - dropout)
-        if expected < floor:
+        if expected < least:
             raise ValueError(
                 f"with simulation.dropout={dropout:g} only {expected:.1f} of {clients} clients are "
-                f"expected to survive a round, fewer than the {floor} that it needs; lower "
+                f"expected to survive a round, fewer than the {least} that it needs; lower "
                 "simulation.dropout or add clients"
             )
         if stragglers and (self.local_steps < 2 or not self.sums_updates):
@@ -101,7 +101,7 @@ class Config(Section):
                 f"simulation.stragglers={stragglers:g} lets clients do part of several local "
                 "steps, and there is only one; set federation.local_steps above 1 or leave it out"
             )
-        most = min(2 * default_min_survivors(clients) - clients, floor) - 1
+        most = min(2 * default_min_survivors(clients) - clients, least) - 1
         if self.privacy.max_colluders > most:
             raise ValueError(
                 f"privacy.max_colluders={self.privacy.max_colluders} is too many for "

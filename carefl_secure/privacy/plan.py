@@ -203,6 +203,13 @@ class PrivacyPlan:
         """Return the SHA-256 of the canonical JSON of the plan, 32 bytes."""
         return canonical_hash(self.to_json())
 
+    def budget_text(self) -> str:
+        """Say how much noise keeps all rounds within the budget."""
+        return (
+            f"noise multiplier {self.noise_multiplier:.3f} for epsilon {self.target_epsilon:g} "
+            f"over {self.rounds} rounds"
+        )
+
     def promise(self, epsilon: float) -> str:
         """Say in plain words what the plan promises at the epsilon that the accountant found.
 

@@ -26,7 +26,7 @@ from carefl_secure.report.sections import (
     trust_part,
     unit_part,
 )
-from carefl_secure.report.spending import Accounts, settle
+from carefl_secure.report.spending import settle
 from carefl_secure.report.what_if import tuning_part, what_if
 
 __all__ = ["build_report"]
@@ -49,7 +49,7 @@ def build_report(record: RunRecord) -> tuple[Report, AttackerBounds | None]:
     verdict: _Verdict = "unprotected" if record.privacy.unit == "none" else "accounted"
     if reasons:
         verdict = "void"
-    price = _price(accounts) if verdict == "accounted" else None
+    price = accounts.largest if verdict == "accounted" else None
     bounds = attacker_bounds(accounts.events) if verdict == "accounted" else None
     report = Report(
         verdict=verdict,
@@ -89,12 +89,6 @@ def build_report(record: RunRecord) -> tuple[Report, AttackerBounds | None]:
         ledger_head=record.server.entries[-1].hash if record.server.entries else None,
     )
     return report, bounds
-
-
-def _price(accounts: Accounts) -> float | None:
-    """Return the largest epsilon over all ledgers of this run."""
-    found = [accounts.epsilon, *(client.run_epsilon for client in accounts.clients)]
-    return max((price for price in found if price is not None), default=None)
 
 
 def _line(check: Check) -> CheckLine:

@@ -141,7 +141,7 @@ class Accounting(_Part):
     composition: str
     recomputed_epsilon: float | None = Field(description="null: unknown, or none holds")
     claimed_epsilon: float | None
-    target_epsilon: float | None
+    agreed_epsilon: float | None = Field(description="null: the plan names no limit")
     by_round: str = Field(description="which rounds were priced")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from carefl_secure.privacy.statement import aggregation_text
+from carefl_secure.federation.plan.aggregation_config import AggregationConfig
 from carefl_secure.report.run_record import RunRecord
 from carefl_secure.report.schema import Accounting, Mechanism, RoundLine, RunLine, Trust, Unit
 from carefl_secure.report.spending import Accounts
@@ -61,11 +61,7 @@ def aggregation_of(record: RunRecord) -> str:
     """Name the parties that the guarantee needs besides the clients; empty for none."""
     if record.privacy.trust == "none":
         return ""
-    spare = record.setting("federation.committee_dropout_tolerance")
-    return aggregation_text(
-        str(record.setting("federation.aggregation") or "pairwise"),
-        committee_dropout_tolerance=spare if isinstance(spare, int) else 0,
-    )
+    return AggregationConfig.from_settings(record.setting("federation") or {}).assumptions
 
 
 def finite(value: float | None) -> float | None:
@@ -195,7 +191,7 @@ def accounting_part(record: RunRecord, accounts: Accounts) -> Accounting:
         ),
         recomputed_epsilon=finite(accounts.epsilon),
         claimed_epsilon=claims[-1] if claims else None,
-        target_epsilon=record.privacy.target_epsilon,
+        agreed_epsilon=accounts.agreed,
         by_round=accounts.by_round_words,
     )
 

@@ -48,6 +48,8 @@ class Accounts:
         Epsilon of the last priced round up to each one: no valid claim is below it.
     survivors : mapping of int to int
         Clients in each released round, by the server's ledger.
+    agreed : float or None
+        The limit that the plan was made for.
     """
 
     events: tuple[Event, ...]
@@ -58,6 +60,13 @@ class Accounts:
     at_least: Mapping[int, float]
     survivors: Mapping[int, int]
     clients: tuple[ClientAccount, ...]
+    agreed: float | None = None
+
+    @property
+    def largest(self) -> float | None:
+        """The largest epsilon that any ledger holds for this run: the figure that is stated."""
+        found = [self.epsilon, *(client.run_epsilon for client in self.clients)]
+        return max((price for price in found if price is not None), default=None)
 
 
 def events_of(entries: Sequence[Entry]) -> list[Event]:
@@ -116,6 +125,7 @@ def settle(record: RunRecord) -> Accounts:
             )
             for book in record.clients
         ),
+        agreed=record.privacy.target_epsilon,
     )
 
 

@@ -28,13 +28,11 @@ from carefl_secure.model.lora import Adapter
 from carefl_secure.model.task_prompts import prompt_template, task_question
 from carefl_secure.noise import DeterministicKeySource, KeySource
 from carefl_secure.privacy.canonical_json import canonical_json
-from carefl_secure.privacy.statement import aggregation_text
 from carefl_secure.progress import Reporter
-from carefl_secure.runs.aggregation_from_config import aggregation_of
 from carefl_secure.runs.captions import Contexts, load_contexts
 from carefl_secure.runs.client_task import ModelTask, model_tasks
 from carefl_secure.runs.corpora import Corpora, load_own
-from carefl_secure.runs.plan_from_config import request_of
+from carefl_secure.runs.plan_from_config import aggregation_of, request_of
 from carefl_secure.runs.seeded_keys import KeptKeys
 from carefl_secure.runs.staged_corpora import load_corpora
 from carefl_secure.runs.trackers.base import Followed
@@ -51,7 +49,6 @@ __all__ = [
     "run_settings",
     "site_work",
     "text_scorer",
-    "trust_words",
 ]
 
 
@@ -60,15 +57,6 @@ def text_scorer(config: Config, scorer: LabelScorer) -> TextScorer | None:
     if config.evaluation.scorer == "labels":
         return None
     return TextScorer(scorer, constrained=config.evaluation.constrained)
-
-
-def trust_words(config: Config) -> str:
-    """Return the assumptions of the privacy sentence besides those on the peers."""
-    said = aggregation_text(
-        config.federation.aggregation,
-        committee_dropout_tolerance=config.federation.committee_dropout_tolerance,
-    )
-    return f" {said}" if said else ""
 
 
 def micro_batch(config: Config) -> int:
@@ -231,18 +219,13 @@ def base_hash_of(digest: bytes, config: Config, stage: Stage | None = None) -> b
 
 def opening(plan: RunPlan, corpora: Corpora, before: Mapping[str, float]) -> str:
     """Return the sentence a run begins with."""
-    noise = (
-        f"noise multiplier {plan.noise_multiplier:.3f} for epsilon "
-        f"{plan.privacy.target_epsilon:g} over {plan.privacy.rounds} rounds"
-        if plan.protected
-        else "NO PRIVACY: privacy.unit is none"
-    )
+    noise = plan.privacy.budget_text() if plan.protected else "NO PRIVACY: privacy.unit is none"
     loud = ""
     hidden, most = plan.noise_norm(plan.privacy.clients), plan.privacy.clipping_norm
     if plan.privacy.unit == "client" and hidden > 10 * most:
         loud = (
-            f"; the noise in the mean move has norm {hidden:.3g} and the move itself {most:g} at "
-            "most, so little will be learnt: invite more clients, or protect persons or records"
+            f"; the noise in the mean update has norm {hidden:.3g} and the update itself {most:g} "
+            "at most, so little will be learnt: invite more clients, or protect persons or records"
         )
     records = len(corpora.private.records) or f"{plan.privacy.public_records} declared"
     return (

@@ -5,16 +5,22 @@ from __future__ import annotations
 from carefl_secure.config import Config
 from carefl_secure.data.subjects import subject_groups
 from carefl_secure.errors import ConfigError
+from carefl_secure.federation.plan.aggregation_config import AggregationConfig
 from carefl_secure.federation.plan.calibrate import PlanRequest, plan_run
 from carefl_secure.federation.plan.ledger_history import History, earlier_spends
 from carefl_secure.federation.plan.local_steps import LocalPlan
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.runs.corpora import Corpora
 
-__all__ = ["UNCLIPPED", "earlier_of", "local_plan", "plan_with", "request_of"]
+__all__ = ["UNCLIPPED", "aggregation_of", "earlier_of", "local_plan", "plan_with", "request_of"]
 
 UNCLIPPED = 1e3
 """Far above the norm of any record's gradient: without privacy nothing is to be cut."""
+
+
+def aggregation_of(config: Config) -> AggregationConfig:
+    """Return the aggregation protocol of a configuration; the same at every party."""
+    return AggregationConfig.from_settings(config.federation.model_dump())
 
 
 def earlier_of(config: Config, run: str | None) -> frozenset[History]:
@@ -62,12 +68,12 @@ def _request(config: Config, units: int, records: int, dimension: int) -> PlanRe
         rounds=config.federation.rounds,
         public_records=units,
         sample_rate=1.0 if privacy.unit == "client" else privacy.sample_rate,
-        clipping_norm=config.privacy.clipping_norm if private else UNCLIPPED,
-        delta=config.privacy.delta,
-        target_epsilon=config.privacy.epsilon if private else None,
-        min_survivors=config.federation.floor,
-        max_colluders=config.privacy.max_colluders,
-        normalise=config.privacy.normalise and private,
+        clipping_norm=privacy.clipping_norm if private else UNCLIPPED,
+        delta=privacy.delta,
+        target_epsilon=privacy.epsilon if private else None,
+        min_survivors=config.federation.min_survivors,
+        max_colluders=privacy.max_colluders,
+        normalise=privacy.normalise and private,
     )
 
 

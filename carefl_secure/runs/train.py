@@ -45,11 +45,10 @@ from carefl_secure.runs.build import (
     run_options,
     run_settings,
     text_scorer,
-    trust_words,
 )
 from carefl_secure.runs.captions import load_contexts
 from carefl_secure.runs.evaluation.evaluator import Evaluator, baseline_scores, final_figures
-from carefl_secure.runs.plan_from_config import earlier_of, request_of
+from carefl_secure.runs.plan_from_config import aggregation_of, earlier_of, request_of
 from carefl_secure.runs.staged_corpora import load_stages, stage_configs
 from carefl_secure.runs.summary import RunSummary, StageSummary
 from carefl_secure.runs.trackers.base import check_trackers
@@ -73,8 +72,8 @@ def train(
 
     Guarantees
     ----------
-    All rounds of all stages together cost at most ``privacy.epsilon``, by the server's ledger and
-    by every client's, resumptions included: a round that was charged and lost is not run again.
+    All rounds of all stages together cost at most the configured epsilon, by the server's ledger
+    and by every client's, resumptions included: a round that was charged and lost is not run again.
     """
     check_trackers(config.run.trackers)
     if config.stages.spaces and engine is not None:
@@ -152,6 +151,7 @@ class _Run:
                 rows = [r for r in result.rows if r.get("stage", "") == self._plan.names[place]]
                 after = final_figures(rows[-1] if rows else {}, before, evaluate, ended[-1])
             summaries.append(StageSummary(self._plan.names[place], before, after))
+        needs = aggregation_of(config).assumptions
         self._adapter.load(ended[-1])
         self._adapter.save(self._folder.adapter)
         return RunSummary(
@@ -160,7 +160,7 @@ class _Run:
             baselines=baselines,
             before=untuned,
             after=summaries[-1].after,
-            promise=self._plan.privacy.promise(result.epsilon) + trust_words(config),
+            promise=f"{self._plan.privacy.promise(result.epsilon)} {needs}".rstrip(),
             seconds=time.monotonic() - self._started,
             stages=tuple(summaries) if config.stages.spaces else (),
         )

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from carefl_secure import __version__, errors
 from carefl_secure.cli import app
-from carefl_secure.cli.environment import SETTINGS
+from carefl_secure.cli.app import SETTINGS
 from carefl_secure.config import Config
 from carefl_secure.progress import Reporter, SilentReporter
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from carefl_secure.config import Config, dump_config, load_config
+from carefl_secure.config.explain import REMOVED, RENAMED, RENAMED_VALUES
 from carefl_secure.config.load import FLAGS, KNOWN
-from carefl_secure.config.renamed import REMOVED, RENAMED, RENAMED_VALUES
 from carefl_secure.errors import ConfigError
 
 
@@ -45,7 +45,7 @@ def test_flags_name_known_settings_and_none_is_not_given() -> None:
 
 def test_auto_values_are_resolved() -> None:
     config = load_config()
-    assert config.federation.min_survivors == config.federation.floor == 6
+    assert config.federation.min_survivors == 6
     assert config.data.records == 8000
     assert load_config(None, data="photos").data.records is None
 

@@ -145,4 +145,4 @@ def test_every_way_of_summing_is_read_back_as_written(words: list[str], tmp_path
 
 def test_three_clients_need_everybody() -> None:
     config = load_config(None, ["federation.clients=3", "simulation.dropout=0"])
-    assert config.federation.floor == 3
+    assert config.federation.min_survivors == 3

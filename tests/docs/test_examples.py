@@ -28,8 +28,7 @@ from carefl_secure.federation.transport.node_directory import Directory
 from carefl_secure.noise import DeterministicKeySource
 from carefl_secure.privacy.statement import aggregation_text
 from carefl_secure.run_folder import RunFolder
-from carefl_secure.runs.aggregation_from_config import aggregation_of
-from carefl_secure.runs.plan_from_config import local_plan
+from carefl_secure.runs.plan_from_config import aggregation_of, local_plan
 from tests.support.federation import toy_plan, toy_tasks
 from tests.support.points import point_tasks
 from tests.support.running import federate, run_spec

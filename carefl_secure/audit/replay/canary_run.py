@@ -117,7 +117,7 @@ def plan_like(config: Config, dimension: int, records: int, rounds: int | None =
             clipping_norm=private.clipping_norm if protected else UNCLIPPED,
             delta=min(private.delta, 0.9 / (records * clients)),
             target_epsilon=private.epsilon if protected else None,
-            min_survivors=federation.floor if whole else None,
+            min_survivors=federation.min_survivors if whole else None,
             max_colluders=private.max_colluders if whole else min(1, private.max_colluders),
             normalise=private.normalise and protected,
         )

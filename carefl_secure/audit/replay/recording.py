@@ -28,7 +28,7 @@ from carefl_secure.federation.transport.local_grid import FIRST_NODE
 from carefl_secure.noise import KeySource
 from carefl_secure.progress import Reporter, SilentReporter
 from carefl_secure.run_folder import RunFolder
-from carefl_secure.runs.aggregation_from_config import aggregation_of
+from carefl_secure.runs.plan_from_config import aggregation_of
 
 __all__ = ["Batch", "Rehearsal", "play"]
 

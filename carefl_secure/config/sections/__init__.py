@@ -4,10 +4,13 @@ from carefl_secure.config.sections.base import Section, Seed
 from carefl_secure.config.sections.data import SYNTHETIC_RECORDS, DataConfig
 from carefl_secure.config.sections.federation import FederationConfig, default_min_survivors
 from carefl_secure.config.sections.model import AdapterConfig, ModelConfig
-from carefl_secure.config.sections.performance import PerformanceConfig
 from carefl_secure.config.sections.privacy import PrivacyConfig
-from carefl_secure.config.sections.run import EvaluationConfig, RunConfig
-from carefl_secure.config.sections.simulation import SimulationConfig
+from carefl_secure.config.sections.run import (
+    EvaluationConfig,
+    PerformanceConfig,
+    RunConfig,
+    SimulationConfig,
+)
 from carefl_secure.config.sections.stages import StagesConfig
 
 __all__ = [

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from carefl_secure.config.sections.base import Section, Share, installed
 
@@ -13,6 +13,7 @@ __all__ = ["FederationConfig", "default_min_survivors"]
 PROTOCOLS = ("pairwise", "committee", "encrypted")
 MOST_PEERS = 1000
 """Most clients of a run without a committee."""
+_AUTO: Any = "auto"
 
 
 def default_min_survivors(clients: int) -> int:
@@ -68,8 +69,10 @@ class FederationConfig(Section):
     betas: tuple[Share, Share] = Field(
         default=(0.8, 0.99), description="decay rates of aggregator=fedadam"
     )
-    min_survivors: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
-        default="auto",
+    min_survivors: int = Field(
+        default=_AUTO,
+        ge=1,
+        validate_default=True,
         description="fewest clients that a round may end with; auto is floor(2n/3)+1",
     )
     aggregation: Literal["pairwise", "committee", "encrypted"] | str = Field(
@@ -104,12 +107,14 @@ class FederationConfig(Section):
         "them, which only a simulation can do",
     )
 
-    @property
-    def floor(self) -> int:
-        """The fewest clients a round may end with, as a number."""
-        if self.min_survivors == "auto":
-            return default_min_survivors(self.clients)
-        return self.min_survivors
+    @field_validator("min_survivors", mode="before")
+    @classmethod
+    def _resolved(cls, value: Any, info: ValidationInfo) -> Any:
+        """Return the number that ``auto`` stands for."""
+        if value != _AUTO:
+            return value
+        # Where the number of clients is not valid, the error is about that number alone.
+        return default_min_survivors(info.data.get("clients", 1))
 
     @field_validator("aggregation")
     @classmethod
@@ -124,14 +129,14 @@ class FederationConfig(Section):
     @model_validator(mode="after")
     def _agree(self) -> FederationConfig:
         lowest = default_min_survivors(self.clients)
-        if self.floor < lowest:
+        if self.min_survivors < lowest:
             raise ValueError(
-                f"federation.min_survivors={self.floor} is below floor(2n/3)+1 = {lowest} for "
-                f"{self.clients} clients; raise it, or leave it at auto"
+                f"federation.min_survivors={self.min_survivors} is below floor(2n/3)+1 = "
+                f"{lowest} for {self.clients} clients; raise it, or leave it at auto"
             )
-        if self.floor > self.clients:
+        if self.min_survivors > self.clients:
             raise ValueError(
-                f"federation.min_survivors={self.floor} is more than federation.clients="
+                f"federation.min_survivors={self.min_survivors} is more than federation.clients="
                 f"{self.clients}; lower it, or leave it at auto"
             )
         if self.aggregation != "committee" and self.clients > MOST_PEERS:

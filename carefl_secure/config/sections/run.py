@@ -1,15 +1,15 @@
-"""The sections ``evaluation`` and ``run``: what is measured, and where a run is stored."""
+"""The sections that change no promise: ``evaluation``, ``run``, ``simulation``, ``performance``."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from carefl_secure.config.sections.base import Section, Seed
+from carefl_secure.config.sections.base import Section, Seed, Share
 
-__all__ = ["EvaluationConfig", "RunConfig"]
+__all__ = ["EvaluationConfig", "PerformanceConfig", "RunConfig", "SimulationConfig"]
 
 
 class EvaluationConfig(Section):
@@ -47,4 +47,45 @@ class RunConfig(Section):
         default=(),
         description="where the figures of every round go besides metrics.jsonl; MLflow's go to a "
         "file next to the runs, or to the server that MLFLOW_TRACKING_URI names",
+    )
+
+
+class SimulationConfig(Section):
+    """Failures that a run on one machine imitates. A deployment has real ones, and takes none."""
+
+    dropout: Share | Literal["auto"] = Field(
+        default="auto",
+        description="probability that a client drops out of a round; auto is 0.1, and 0 where the "
+        "clients are too few to lose any",
+    )
+    stragglers: Share = Field(
+        default=0.0,
+        description="share of clients that complete only some of their local steps in a round",
+    )
+
+
+class PerformanceConfig(Section):
+    """Time and memory. No setting here changes what is computed, up to floating-point rounding."""
+
+    micro_batch: Annotated[int, Field(ge=1, le=4096)] | None = Field(
+        default=None,
+        description="records that go through the model at once in training; null takes 64 for the "
+        "embedded model and 4 for any other",
+    )
+    parallel_batches: Annotated[int, Field(ge=1, le=256)] | None = Field(
+        default=None,
+        description="micro-batches that go through the model in parallel, each on one core; null "
+        "takes one per core, at most four, for the embedded model, and 1 for any other, which "
+        "uses all cores by itself",
+    )
+    evaluation_batch: int = Field(
+        default=64, ge=1, le=4096, description="images that are scored at once"
+    )
+    workers: int = Field(default=1, ge=1, le=256, description="clients that work at the same time")
+    timeout_s: float = Field(
+        default=3600.0,
+        ge=1.0,
+        le=604_800.0,
+        description="seconds that a client or helper on a network has to answer one message; one "
+        "that takes longer counts as dropped out of the round",
     )

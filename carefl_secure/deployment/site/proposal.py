@@ -21,7 +21,7 @@ from carefl_secure.federation.plan.cohort import Cohort, make_cohort
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.transport.exchange import Exchange, wait_for_nodes
 from carefl_secure.federation.transport.messages import Fields, pack
-from carefl_secure.runs.aggregation_from_config import aggregation_of
+from carefl_secure.runs.plan_from_config import aggregation_of
 
 __all__ = ["Proposal", "cohort_of", "propose"]
 

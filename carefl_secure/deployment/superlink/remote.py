@@ -19,7 +19,7 @@ from carefl_secure.errors import ConfigError, EngineError, RunError
 from carefl_secure.federation.run_spec import RunSpec
 from carefl_secure.federation.transport.local_grid import Drop, Record
 from carefl_secure.progress import Reporter
-from carefl_secure.runs.aggregation_from_config import aggregation_of
+from carefl_secure.runs.plan_from_config import aggregation_of
 
 __all__ = ["PATIENCE", "Remote", "check_remote"]
 

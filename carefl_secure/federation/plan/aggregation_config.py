@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from carefl_secure.errors import ConfigError
 from carefl_secure.privacy.canonical_json import dataclass_from_json
+from carefl_secure.privacy.statement import aggregation_text
 
 __all__ = ["PROTOCOLS", "Aggregation", "AggregationConfig"]
 
@@ -70,6 +72,22 @@ class AggregationConfig:
         if self.protocol == "committee" and self.dropout_tolerance:
             return f"{self.protocol} (dropout tolerance {self.dropout_tolerance})"
         return self.protocol
+
+    @property
+    def assumptions(self) -> str:
+        """Whom the privacy statement needs besides the clients, in one sentence; may be empty."""
+        return aggregation_text(self.protocol, committee_dropout_tolerance=self.dropout_tolerance)
+
+    @classmethod
+    def from_settings(cls, federation: Mapping[str, Any]) -> AggregationConfig:
+        """Return what a configuration's section ``federation`` says; defaults for what it lacks."""
+        names = {
+            "aggregation": "protocol",
+            "committee_members": "members",
+            "committee_dropout_tolerance": "dropout_tolerance",
+            "key_prefetch": "prefetch",
+        }
+        return cls(**{field: federation[key] for key, field in names.items() if key in federation})
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values."""

@@ -72,14 +72,11 @@ def events(record: RunRecord, accounts: Accounts) -> Finding:
 
 def target(record: RunRecord, accounts: Accounts) -> Finding:
     """Compare what was spent, and the whole plan, with the target."""
-    target = record.privacy.target_epsilon
-    if accounts.epsilon is None:
+    target, worst = accounts.agreed, accounts.largest
+    if accounts.epsilon is None or worst is None:
         return UNCHECKED, "the server's ledger is broken"
     if target is None:
         return UNCHECKED, "the plan names no target"
-    worst = max(
-        [accounts.epsilon, *(c.run_epsilon for c in accounts.clients if c.run_epsilon is not None)]
-    )
     if worst > target * (1.0 + 1e-9):
         return FAILED, f"epsilon {worst:.4f} was spent, the agreed limit is {target:g}"
     planned = [

@@ -85,19 +85,19 @@ def _epsilon(axes: Axes, report: Report, accent: str) -> None:
         )
     else:
         axes.text(0.5, 0.5, "none holds", transform=axes.transAxes, ha="center", color=_FAINT)
-    target = report.accounting.target_epsilon
+    agreed = report.accounting.agreed_epsilon
     highest = max((price for _, price in known), default=1.0)
-    if target is not None and target <= 3 * highest:
-        axes.axhline(target, color=_FAINT, linewidth=1.0, linestyle=(0, (4, 3)))
+    if agreed is not None and agreed <= 3 * highest:
+        axes.axhline(agreed, color=_FAINT, linewidth=1.0, linestyle=(0, (4, 3)))
         axes.annotate(
-            f"agreed limit {target:g}",
-            (0.0, target),
+            f"agreed limit {agreed:g}",
+            (0.0, agreed),
             xycoords=("axes fraction", "data"),
             xytext=(4, 4),
             textcoords="offset points",
             color=_FAINT,
         )
-        highest = max(highest, target)
+        highest = max(highest, agreed)
     axes.set_ylim(0.0, highest * 1.18)
 
 

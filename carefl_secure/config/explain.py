@@ -1,0 +1,118 @@
+"""Every setting by its dotted key, and what is said of one that is wrong, unknown or renamed."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from carefl_secure.config.root import Config
+
+__all__ = ["FLAGS", "KNOWN", "REMOVED", "RENAMED", "RENAMED_VALUES", "explain", "unknown"]
+
+FLAGS: Mapping[str, str] = {
+    "epsilon": "privacy.epsilon",
+    "data": "data.source",
+    "rounds": "federation.rounds",
+    "clients": "federation.clients",
+    "aggregation": "federation.aggregation",
+    "stages": "stages.spaces",
+    "run_dir": "run.dir",
+    "seed": "run.seed",
+    "track": "run.trackers",
+}
+"""The keys that flags of the command line stand for."""
+
+RENAMED: Mapping[str, str] = {
+    "federation.committee_spare": "federation.committee_dropout_tolerance",
+    "federation.keys_ahead": "federation.key_prefetch",
+    "federation.lanes": "performance.parallel_batches",
+    "federation.parallel_batches": "performance.parallel_batches",
+    "federation.micro_batch": "performance.micro_batch",
+    "federation.workers": "performance.workers",
+    "federation.timeout_s": "performance.timeout_s",
+    "federation.dropout": "simulation.dropout",
+    "federation.stragglers": "simulation.stragglers",
+    "evaluation.batch": "performance.evaluation_batch",
+    "evaluation.floors": "evaluation.baselines",
+}
+"""Old key to new key."""
+
+RENAMED_VALUES: Mapping[tuple[str, str], str] = {
+    ("federation.aggregation", "peer"): "pairwise",
+    ("federation.aggregation", "encrypt"): "encrypted",
+}
+"""Setting and old value to new value."""
+
+REMOVED: Mapping[str, str] = {
+    "federation.encryption": "federation.aggregation=encrypted always uses BFV, so leave it out"
+}
+"""Old key to what to do instead."""
+
+
+def _fields(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
+    """Return every setting by its dotted key."""
+    found: dict[str, FieldInfo] = {}
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            found |= _fields(kind, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = field
+    return found
+
+
+KNOWN = _fields(Config)
+
+
+def unknown(key: str) -> str:
+    """Say that a key is unknown, and which one was probably meant."""
+    if key in RENAMED:
+        return f"{key} was renamed: write {RENAMED[key]}."
+    if key in REMOVED:
+        return f"{key} was removed: {REMOVED[key]}."
+    if "." not in key and key in FLAGS:
+        return f"unknown setting {key!r}; did you mean {FLAGS[key]!r}? Correct or remove it."
+    inside = [known for known in KNOWN if known.startswith(key.split(".", 1)[0] + ".")]
+    if inside and "." not in key:
+        return f"{key!r} is a section; name one of its settings: {', '.join(inside)}."
+    leaf = key.rsplit(".", 1)[-1]
+    for candidates in (inside, list(KNOWN)):
+        leaves = {known.rsplit(".", 1)[-1]: known for known in candidates}
+        if close := difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.65):
+            meant = leaves[close[0]]
+            return f"unknown setting {key!r}; did you mean {meant!r}? Correct or remove it."
+    names = inside or sorted({known.split(".", 1)[0] for known in KNOWN})
+    return f"unknown setting {key!r}; known are {', '.join(names)}. Correct or remove it."
+
+
+def explain(error: ValidationError) -> str:
+    """Turn the checker's findings into lines that name the key and what to do."""
+    lines: list[str] = []
+    for found in error.errors(include_url=False):
+        parts = [str(part) for part in found["loc"]]
+        key = ".".join(parts)
+        message = found["msg"].removeprefix("Value error, ").replace("Input should", "must")
+        if found["type"] == "extra_forbidden":
+            line = unknown(key)
+        else:
+            known = next(
+                (k for n in range(len(parts), 0, -1) if (k := ".".join(parts[:n])) in KNOWN), None
+            )
+            if known is not None:
+                renamed = RENAMED_VALUES.get((known, str(found["input"])))
+                line = (
+                    f"{known}={found['input']} was renamed: write {known}={renamed}."
+                    if renamed
+                    else f"{known}: {message} (given: {found['input']!r}). "
+                    f"It is: {KNOWN[known].description}."
+                )
+            elif found["type"] == "value_error":
+                line = f"{message}."
+            else:
+                line = f"{key or 'configuration'}: {message}; it is a section with settings below."
+        if line not in lines:
+            lines.append(line)
+    return "\n".join(lines)
