@@ -124,6 +124,6 @@ def _descend(
             stream = KeyStream(source.key(f"{purpose}/noise"))
             gradient = gradient + gaussian(stream, len(gradient), noise * clip)
         if isinstance(optimiser, Listener):
-            optimiser.hear(1.0, (noise * clip / batch) ** 2)
+            optimiser.observe(1.0, (noise * clip / batch) ** 2)
         adapter = optimiser.step(adapter, gradient / batch)
     return adapter

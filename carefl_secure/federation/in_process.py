@@ -10,11 +10,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Message
 
 from carefl_secure.errors import CareflError, LedgerError, ProtocolError
+from carefl_secure.federation.aggregation.base import ClientSetup
 from carefl_secure.federation.aggregation.helper_session import Helper
 from carefl_secure.federation.aggregation.registry import find_protocol
 from carefl_secure.federation.client.app import build_client_app
 from carefl_secure.federation.client.session import ClientSession
-from carefl_secure.federation.plan.cohort import Cohort, make_cohort
+from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.run_spec import RunSpec, Simulation
 from carefl_secure.federation.transport.local_grid import FIRST_NODE, Drop, LocalGrid, Record
@@ -53,13 +54,11 @@ class Clients:
         ]
         self.sessions = [
             ClientSession(
-                index,
-                identities[index],
-                spec.plan,
-                self.cohort,
+                ClientSetup(
+                    spec.plan, self.cohort, index, identities[index], spec.key_source(index)
+                ),
                 task,
                 self.ledgers[index],
-                spec.key_source(index),
                 max_epsilon=spec.max_epsilon,
                 memory=spec.folder.client(index),
                 last_round=spec.stage.offset + spec.plan.privacy.rounds,
@@ -117,8 +116,8 @@ def make_parties(spec: RunSpec) -> tuple[list[Ed25519PrivateKey], Cohort, list[H
     count = plan.privacy.clients
     clients = [Ed25519PrivateKey.generate() for _ in range(count)]
     private = [Ed25519PrivateKey.generate() for _ in range(aggregation.helpers)]
-    cohort = make_cohort(
-        spec.folder.run_id, _public(clients), _public(private), spec.base_hash, aggregation
+    cohort = Cohort(
+        spec.folder.run_id.encode(), _public(clients), spec.base_hash, _public(private), aggregation
     )
     protocol = find_protocol(cohort.aggregation)
     helpers = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -24,6 +25,7 @@ Mechanism = Literal["skellam", "gaussian", "none"]
 
 _FORMAT = "carefl.plan/1"
 _SMALLEST_SUM = 3
+_PROMISE = ("unit", "trust", "mechanism", "delta", "target_epsilon", "max_colluders")
 _MECHANISM = {"secagg": "skellam", "none": "gaussian"}
 
 
@@ -111,6 +113,15 @@ class PrivacyPlan:
                 self, "target_epsilon", as_real("target_epsilon", self.target_epsilon)
             )
         check_plan(self)
+
+    @property
+    def limit(self) -> float:
+        """Most epsilon that the run may spend; infinity where nothing is protected."""
+        return math.inf if self.target_epsilon is None else self.target_epsilon
+
+    def same_promise(self, other: PrivacyPlan) -> bool:
+        """Tell whether another plan, such as that of another stage, makes the same promise."""
+        return all(getattr(self, name) == getattr(other, name) for name in _PROMISE)
 
     @property
     def noise_clients(self) -> int:

@@ -6,7 +6,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from carefl_secure.errors import ConfigError, NonFiniteError
+from carefl_secure.errors import ConfigError
 from carefl_secure.model.mean_gradient import mean_gradient
 
 
@@ -28,7 +28,6 @@ def test_the_gradient_of_the_mean_is_that_of_autograd() -> None:
         assert not found[flat.size :].any()
     assert all(p.grad is None for _, p in parameters)
     rows[3] = float("nan")
-    with pytest.raises(NonFiniteError, match="local_lr"):
-        mean_gradient(parameters, losses, chosen)
+    assert np.isnan(mean_gradient(parameters, losses, chosen)).all()
     with pytest.raises(ConfigError):
         mean_gradient(parameters, losses, np.zeros(0, np.int64))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from carefl_secure.errors import ConfigError, PrivacyError
+from carefl_secure.federation.aggregation.base import ClientSetup
 from carefl_secure.federation.client import session as session_module
 from carefl_secure.federation.client.session import ClientSession
 from carefl_secure.federation.local_update import gradient_sum as local_module
@@ -81,7 +82,8 @@ def make_client(tmp_path: Any) -> Callable[..., ClientSession]:
         cohort = Cohort(b"conformance", roster, bytes(32))
         task = task or Task(plan.encoding.dimension)
         ledger = Ledger(tmp_path / "ledger.jsonl")
-        client = kind(0, identities[0], plan, cohort, task, ledger, keys or SystemKeySource())
+        setup = ClientSetup(plan, cohort, 0, identities[0], keys or SystemKeySource())
+        client = kind(setup, task, ledger)
         client.advertise(1, plan.hash())
         return client
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import shutil
 from collections.abc import Callable
@@ -106,15 +107,8 @@ class Bench:
     def fresh_session(self, index: int) -> ClientSession:
         """Return a client as a new process finds it: its own identity and ledger, no memory."""
         made = self.clients
-        return ClientSession(
-            index,
-            made.session(index)._rounds._sums._setup.identity,
-            self.plan,
-            made.cohort,
-            self.tasks[index],
-            made.ledgers[index],
-            SystemKeySource(),
-        )
+        setup = dataclasses.replace(made.session(index)._sums._setup, keys=SystemKeySource())
+        return ClientSession(setup, self.tasks[index], made.ledgers[index])
 
     def _descend(
         self,

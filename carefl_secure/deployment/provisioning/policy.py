@@ -116,11 +116,11 @@ def _broken(
         yield "aggregation", f"aggregation {cohort.aggregation} is not on the list"
     if cohort.members and (
         members < policy.min_committee_members
-        or cohort.committee_dropout_tolerance > policy.max_committee_dropout_tolerance
+        or cohort.config.dropout_tolerance > policy.max_committee_dropout_tolerance
     ):
         yield (
             "committee",
-            f"{members} members that may lose {cohort.committee_dropout_tolerance} are too weak",
+            f"{members} members that may lose {cohort.config.dropout_tolerance} are too weak",
         )
     if privacy.clients < policy.min_clients or privacy.min_survivors < policy.min_survivors:
         yield (

@@ -20,6 +20,7 @@ from flwr.clientapp import ClientApp
 
 from carefl_secure.config import Config
 from carefl_secure.errors import CareflError, ConfigError, EngineError, ModelError, ProtocolError
+from carefl_secure.federation.aggregation.base import ClientSetup
 from carefl_secure.federation.client.app import build_client_app
 from carefl_secure.federation.client.session import ClientSession
 from carefl_secure.federation.in_process import ledger_path
@@ -164,14 +165,11 @@ class _Clients:
         keys = spec.key_source(index)
         if isinstance(keys, DeterministicKeySource):
             keys = _Continued(keys, self._drawn)
+        identity = Ed25519PrivateKey.from_private_bytes(order.identities[index])
         self._opened = ClientSession(
-            index,
-            Ed25519PrivateKey.from_private_bytes(order.identities[index]),
-            spec.plan,
-            order.cohort,
+            ClientSetup(spec.plan, order.cohort, index, identity, keys),
             self._tasks[index],
             Ledger(ledger_path(spec.folder, spec.ledgers, index), {"client": str(index)}),
-            keys,
             max_epsilon=spec.max_epsilon,
             memory=spec.folder.client(index),
         )

@@ -34,6 +34,7 @@ from carefl_secure.deployment.site.budget import SiteBudgets, corpus_ledger
 from carefl_secure.deployment.site.proposal import Proposal, cohort_of
 from carefl_secure.deployment.site.site_config import own_config, refuse_paths
 from carefl_secure.errors import CareflError, ModelError, PolicyError, ProtocolError
+from carefl_secure.federation.aggregation.base import ClientSetup
 from carefl_secure.federation.aggregation.helper_session import Helper, HolderSession, MemberSession
 from carefl_secure.federation.client.app import build_client_app
 from carefl_secure.federation.client.session import ClientSession
@@ -252,13 +253,9 @@ class Agent:
         self._budgets.check_run()
         limit = self._policy.max_epsilon_per_corpus
         return ClientSession(
-            self.bundle.index,
-            self._identity,
-            plan,
-            cohort,
+            ClientSetup(plan, cohort, self.bundle.index, self._identity, keys),
             task,
             ledger,
-            keys,
             max_epsilon=min(limit, config.privacy.max_epsilon or limit),
             memory=path.parent,
         )

@@ -17,7 +17,7 @@ from carefl_secure.deployment.flower.relay import PROPOSE
 from carefl_secure.deployment.provisioning.documents import STRICT, PublicKey, parse_json
 from carefl_secure.deployment.provisioning.sites import Roster
 from carefl_secure.errors import CohortError, PolicyError, ProtocolError
-from carefl_secure.federation.plan.cohort import Cohort, make_cohort
+from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.transport.exchange import Exchange, wait_for_nodes
 from carefl_secure.federation.transport.messages import Fields, pack
@@ -93,7 +93,7 @@ def cohort_of(config: Config, run: str, roster: Roster, base_hash: bytes) -> Coh
             f"names {len(roster.clients)} and {len(helpers)}",
             "roster",
         )
-    return make_cohort(run, roster.clients, helpers, base_hash, aggregation)
+    return Cohort(run.encode(), roster.clients, base_hash, helpers, aggregation)
 
 
 def propose(

@@ -75,7 +75,7 @@ class MemberSession(Helper):
     ----------
     In a round it gives one sum of masks, over one list of at least ``plan.privacy.min_survivors``
     clients that every other member signed too; it is sent nothing that depends on a record but the
-    envelopes' seeds. One honest member is enough; with ``cohort.committee_dropout_tolerance = s``
+    envelopes' seeds. One honest member is enough; with ``cohort.config.dropout_tolerance = s``
     it also gives, once, its shares of the seeds of at most s lost members, and ``2 s + 1`` honest
     members are needed.
     """
@@ -157,7 +157,7 @@ class MemberSession(Helper):
     def answer(self, openings: Mapping[int, bytes]) -> bytes:
         """Give the one sum of masks, then forget the round, unless members may still be lost."""
         answer = self._open().answer(openings)
-        if not self._cohort.committee_dropout_tolerance:
+        if not self._cohort.config.dropout_tolerance:
             self._end()
         return answer
 

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
 from carefl_secure.errors import ConfigError
 from carefl_secure.federation.aggregation.base import (
     AggregationProtocol,
@@ -25,7 +23,6 @@ from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.transport.exchange import Exchange
 from carefl_secure.federation.transport.node_directory import Directory
-from carefl_secure.noise import KeySource
 from carefl_secure.secagg.primitives.crypto import derive, raw_identity
 
 __all__ = ["GROUP", "PROTOCOLS", "ClientSums", "ServerSums", "find_protocol"]
@@ -84,16 +81,9 @@ def find_protocol(name: str) -> AggregationProtocol:
 class ClientSums:
     """Makes one client's part in the sums of a run; the cohort decides the protocol."""
 
-    def __init__(
-        self,
-        plan: RunPlan,
-        cohort: Cohort,
-        index: int,
-        identity: Ed25519PrivateKey,
-        keys: KeySource,
-    ) -> None:
-        self._setup = ClientSetup(plan, cohort, index, identity, keys)
-        self._protocol = find_protocol(cohort.aggregation)
+    def __init__(self, setup: ClientSetup) -> None:
+        self._setup = setup
+        self._protocol = find_protocol(setup.cohort.aggregation)
 
     def begin(self, number: int, key: bytes = b"") -> ClientSum:
         """Return the client's part in a new round, whose model is not bound yet.
@@ -144,7 +134,7 @@ class ServerSums:
         made, self._prefetch = self._prefetch, None
         if made is not None and (not made.ready or made.header["round"] != number):
             made = None
-        if self._setup.cohort.key_prefetch and self._protocol.prefetches and number < self._last:
+        if self._setup.cohort.config.prefetch and self._protocol.prefetches and number < self._last:
             self._prefetch = self._protocol.prefetch(self._setup, exchange, number + 1)
         return self._protocol.server(
             self._setup, exchange, number, model_hash, made, self._prefetch

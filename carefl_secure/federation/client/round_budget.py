@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from carefl_secure.errors import BudgetExceededError
 from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.privacy import Ledger
+from carefl_secure.privacy.ledger.runs import count_rounds
 
 __all__ = ["RoundBudget"]
 
@@ -22,22 +22,21 @@ class RoundBudget:
     def __init__(
         self, ledger: Ledger, plan: RunPlan, cohort: Cohort, limit: float | None = None
     ) -> None:
-        target = plan.privacy.target_epsilon
+        privacy = plan.privacy
         self._ledger = ledger
         self._event = plan.event
-        self._delta = plan.privacy.delta
-        self._rounds = plan.privacy.rounds
+        self._delta = privacy.delta
         self._run = cohort.run.decode(errors="backslashreplace")
         self._payload = {
             "run": self._run,
-            "planned": plan.privacy.rounds,
-            "unit": plan.privacy.unit,
-            "trust": plan.privacy.trust,
+            "planned": privacy.rounds,
+            "unit": privacy.unit,
+            "trust": privacy.trust,
         }
-        self._limit = limit if limit is not None else math.inf if target is None else target
+        self._limit = privacy.limit if limit is None else limit
 
     def check(self) -> None:
-        """Raise BudgetExceededError, and write nothing, when one more round would overspend."""
+        """Raise what `charge` would raise for one round more; write nothing."""
         if self._event is not None:
             self._ledger.guard(self._event, self._limit, self._delta, self._payload)
 
@@ -48,11 +47,6 @@ class RoundBudget:
         the plan are all charged, in however many attempts; LedgerError when the ledger cannot be
         trusted or written.
         """
-        if self._event is not None and self.charged() >= self._rounds:
-            raise BudgetExceededError(
-                f"all {self._rounds} rounds of the agreed plan are charged already; nothing was "
-                "released: agree on another run"
-            )
         entry = {**self._payload, "round": number}
         if self._event is None:
             self._ledger.append("note", {**entry, "unprotected": True})
@@ -76,8 +70,4 @@ class RoundBudget:
 
     def charged(self) -> int:
         """Return how many rounds of this run were charged."""
-        return sum(
-            entry.payload.get("run") == self._run
-            and (entry.kind == "spend" or entry.payload.get("unprotected") is True)
-            for entry in self._ledger.entries()
-        )
+        return count_rounds(self._ledger.entries(), self._run)

@@ -6,27 +6,25 @@ record is checked, then the ledger is written, and only then does the client loo
 
 from __future__ import annotations
 
-import logging
 import math
 import struct
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
-from carefl_secure.errors import CareflError, NonFiniteError, ProtocolError
+from carefl_secure.errors import ProtocolError
+from carefl_secure.federation.aggregation.base import ClientSetup
 from carefl_secure.federation.aggregation.registry import ClientSums
 from carefl_secure.federation.client.round_budget import RoundBudget
 from carefl_secure.federation.client.round_state import OpenRounds
 from carefl_secure.federation.local_update.feddyn_state import correction_file
 from carefl_secure.federation.local_update.gradient_sum import local_work
 from carefl_secure.federation.local_update.task import LocalTask
-from carefl_secure.federation.plan.cohort import Cohort, rotation_key
-from carefl_secure.federation.plan.run_plan import RunPlan
+from carefl_secure.federation.plan.cohort import rotation_key
 from carefl_secure.federation.transport.messages import vector_hash
-from carefl_secure.noise import KeySource, KeyStream, SkellamSampler
+from carefl_secure.noise import KeyStream, SkellamSampler
 from carefl_secure.privacy import Ledger
 from carefl_secure.secagg import encode, wrap
 from carefl_secure.secagg.primitives.crypto import same
@@ -35,13 +33,10 @@ __all__ = ["ClientSession"]
 
 _LENGTH = struct.Struct("<I")
 _STAMP = 32
-_LOG = logging.getLogger(__name__)
 
 # An adapter with a larger entry, or that grew by more since the round before, is not trained on.
 _LARGEST_ENTRY = 1e4
 _LARGEST_GROWTH = 100.0
-# What the local task may fail with; a fault of the program (a wrong type or name) still ends it.
-_TASK_ERRORS = (CareflError, ArithmeticError, MemoryError, OSError, RuntimeError, ValueError)
 
 
 class ClientSession:
@@ -49,20 +44,18 @@ class ClientSession:
 
     Parameters
     ----------
-    index : int
-        Place of this client in the roster.
-    plan, cohort
-        The client's own copies, not taken from the server; the cohort decides the protocol.
+    setup : ClientSetup
+        The client's own copies of plan and cohort, not taken from the server; its place, identity
+        and fresh keys for sampling, rounding, noise and the secure sum, never the run's seed.
     ledger : Ledger
         The client's own account, kept across runs on the same records.
-    keys : KeySource
-        Fresh keys for sampling, rounding, noise and the secure sum; never the run's seed.
     max_epsilon : float, optional
         The most that all runs in the ledger may spend; the plan's target by default.
     memory : Path, optional
         Folder for what the client keeps between rounds of this run (FedDyn).
     last_round : int, optional
-        The last round number of the agreed plan; the plan's number of rounds by default.
+        The last round number of the agreed plan; the plan's number of rounds by default. The first
+        one is as many rounds before it as the plan has.
 
     Guarantees
     ----------
@@ -74,25 +67,24 @@ class ClientSession:
 
     In a protected run nothing after the charge refuses or fails for a reason that depends on a
     record: a record with a loss or gradient that is not finite contributes zero, and so does the
-    client where its task fails; the noised vector goes out, and only the client's own log tells.
-    No round beyond the agreed plan is taken part in, whatever the ledger's limit would allow.
+    client where its task fails (`LocalWork.release`); the noised vector goes out, and only the
+    client's own log tells. No round outside the agreed plan is taken part in, and no more attempts
+    than it has rounds are charged, whatever the ledger's limit would allow. An attempt that ends
+    before the charge has read no record and is free; each number is begun once.
     """
 
     def __init__(
         self,
-        index: int,
-        identity: Ed25519PrivateKey,
-        plan: RunPlan,
-        cohort: Cohort,
+        setup: ClientSetup,
         task: LocalTask,
         ledger: Ledger,
-        keys: KeySource,
         *,
         max_epsilon: float | None = None,
         memory: Path | None = None,
         last_round: int | None = None,
     ) -> None:
-        if cohort.roster[index] != identity.public_key().public_bytes_raw():
+        plan, cohort, index = setup.plan, setup.cohort, setup.index
+        if cohort.roster[index] != setup.identity.public_key().public_bytes_raw():
             raise ProtocolError(
                 f"client {index} does not hold the key that the roster names for it; "
                 "compare the roster with the client's key file"
@@ -107,11 +99,12 @@ class ClientSession:
         self.index = index
         self._plan = plan
         self._cohort = cohort
+        self._keys = setup.keys
         self._budget = RoundBudget(ledger, plan, cohort, max_epsilon)
-        self._keys = keys
-        self._sums = ClientSums(plan, cohort, index, identity, keys)
+        self._sums = ClientSums(setup)
         self._rounds = OpenRounds(self._sums, plan.hash(), cohort.prefetches)
-        self._last_round = plan.privacy.rounds if last_round is None else last_round
+        last = plan.privacy.rounds if last_round is None else last_round
+        self._numbers = range(last - plan.privacy.rounds + 1, last + 1)
         self._last_norm = 0.0
 
     @property
@@ -211,43 +204,25 @@ class ClientSession:
         return part.mask(self._protected(adapter))
 
     def _protected(self, adapter: NDArray[np.float32]) -> NDArray[np.unsignedinteger]:
-        """Compute the vector and protect it; an empty sample sends noise alone."""
         plan, encoding, number = self._plan, self._plan.encoding, self._rounds.number
 
-        # Sample records and compute their clipped sum.
-        total = self._sum_of_records(adapter, number)
+        # Sample records and sum their clipped gradients, or take local steps; zero if that fails.
+        total = self._work.release(adapter, number, self._keys)
 
         # Encode as integers, add this client's share of the noise, wrap to words.
         place = plan.hash(), self._cohort.base_hash, vector_hash(adapter), number
-        rotation = rotation_key(*place)
-        integers = encode(total, encoding, rotation, KeyStream(self._keys.key("dither")))
+        dither = KeyStream(self._keys.key("dither"))
+        integers = encode(total, encoding, rotation_key(*place), dither)
         if plan.share_variance > 0:
             sampler = SkellamSampler(plan.share_variance)
             integers += sampler.sample(KeyStream(self._keys.key("noise")), integers.size)
         return wrap(integers, encoding.bits)
 
-    def _sum_of_records(self, adapter: NDArray[np.float32], number: int) -> NDArray[np.float64]:
-        try:
-            total = self._work.release(adapter, number, self._keys)
-            if not np.isfinite(total).all():
-                raise NonFiniteError(f"the vector of client {self.index} holds NaN or infinity")
-        except _TASK_ERRORS as error:
-            if not self._plan.protected:
-                raise
-            _LOG.warning(
-                "round %d: the local task failed, so noise alone was sent (%s: %s)",
-                number,
-                type(error).__name__,
-                error,
-            )
-            total = np.zeros(self.dimension)
-        return total
-
     def _check_number(self, number: int) -> None:
-        if number > self._last_round:
+        if number not in self._numbers:
             raise ProtocolError(
-                f"round {number} is beyond the agreed plan, which ends with round "
-                f"{self._last_round}; agree on another run"
+                f"round {number} is beyond the agreed plan, whose rounds are "
+                f"{self._numbers.start} to {self._numbers[-1]}; agree on another run"
             )
 
     def _check_adapter(self, adapter: NDArray[np.float32]) -> None:

@@ -1,12 +1,8 @@
-"""What one client computes in a round: the real vector that it releases, before noise and masks.
-
-`ClientSession` asks a `LocalWork` for the vector without knowing which kind of work it is.
-"""
+"""The clipped gradients of a client's sample, and the choice of the work that a plan asks for."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,31 +10,15 @@ from numpy.typing import NDArray
 from carefl_secure.errors import ConfigError, PrivacyError
 from carefl_secure.federation.local_update.feddyn_state import Correction
 from carefl_secure.federation.local_update.local_training import NoisyDescent, PlainDescent
-from carefl_secure.federation.local_update.task import DescentTask, LocalTask, PersonTask
+from carefl_secure.federation.local_update.task import DescentTask, LocalTask, LocalWork, PersonTask
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.noise import KeySource, KeyStream
 from carefl_secure.privacy import poisson_sample
 
-__all__ = ["GradientSum", "LocalWork", "local_work"]
+__all__ = ["GradientSum", "local_work"]
 
 Adapter = NDArray[np.float32]
 Vector = NDArray[np.float64]
-
-
-class LocalWork(Protocol):
-    """One client's computation, under one plan."""
-
-    def release(self, adapter: Adapter, number: int, keys: KeySource) -> Vector:
-        """Return the vector of one round, float64, shape [D], at the adapter (float32, shape [D]).
-
-        Raises NonFiniteError when a loss, a gradient or the vector is NaN or infinite.
-        """
-
-    def save(self) -> bytes:
-        """Return what the next round needs besides plan and records; empty for most."""
-
-    def restore(self, saved: bytes) -> None:
-        """Go on from what `save` returned."""
 
 
 def local_work(plan: RunPlan, task: LocalTask, index: int, memory: Path | None = None) -> LocalWork:
@@ -77,7 +57,7 @@ def local_work(plan: RunPlan, task: LocalTask, index: int, memory: Path | None =
     return kind(plan, plan.local, task, index, correction)
 
 
-class GradientSum:
+class GradientSum(LocalWork):
     """The clipped gradients of a Poisson sample, added up: a share of one step of DP-SGD.
 
     Guarantees
@@ -87,11 +67,10 @@ class GradientSum:
     """
 
     def __init__(self, plan: RunPlan, task: LocalTask) -> None:
-        self._plan = plan
+        super().__init__(plan)
         self._task = task
 
-    def release(self, adapter: Adapter, number: int, keys: KeySource) -> Vector:
-        """Sample and add; an empty sample gives zeros, which go out like any other vector."""
+    def _compute(self, adapter: Adapter, number: int, keys: KeySource) -> Vector:
         privacy, task = self._plan.privacy, self._task
         stream = KeyStream(keys.key("sample"))
         whole = privacy.unit == "person" and privacy.records_per_person is None
@@ -104,10 +83,3 @@ class GradientSum:
             if drawn.size:
                 return task.clipped_sum(adapter, drawn, number)
         return np.zeros(self._plan.encoding.dimension)
-
-    def save(self) -> bytes:
-        """Return nothing: no round depends on another."""
-        return b""
-
-    def restore(self, saved: bytes) -> None:
-        """Take nothing."""

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+import functools
+from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from carefl_secure.errors import NonFiniteError
 from carefl_secure.federation.local_update.feddyn_state import Correction
 from carefl_secure.federation.local_update.rules import find_rule
-from carefl_secure.federation.local_update.task import DescentTask
+from carefl_secure.federation.local_update.task import DescentTask, LocalWork
 from carefl_secure.federation.plan.local_steps import LocalPlan
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.noise import KeySource, KeyStream, gaussian
@@ -28,7 +28,7 @@ _MARGIN = 1e-6
 _STABILITY = 0.01
 
 
-class _Descent(ABC):
+class _Descent(LocalWork):
     """Local steps from the global adapter; the kinds differ in the gradient and in the release."""
 
     def __init__(
@@ -39,14 +39,14 @@ class _Descent(ABC):
         index: int,
         correction: Correction | None,
     ) -> None:
-        self._plan = plan
+        super().__init__(plan)
         self._local = local
         self._task = task
         self._index = index
         self._correction = correction
         self._make_rule = find_rule(local.rule)  # an unknown one is refused before any charge
 
-    def release(self, adapter: Adapter, number: int, keys: KeySource) -> Vector:
+    def _compute(self, adapter: Adapter, number: int, keys: KeySource) -> Vector:
         """Take the steps of this round and return the bounded update."""
         local = self._local
         start = adapter.astype(np.float64)
@@ -58,12 +58,10 @@ class _Descent(ABC):
         rule = self._make_rule()
         steps = local.steps_of(self._index, self._plan.privacy.clients, number)
         for gradient in self._gradients(lambda: _narrow(point), number, keys, mask, steps):
-            move = gradient - tilt + local.pull * (point - start)
-            point[mask] -= local.learning_rate * rule.step(move)[mask]
+            total = gradient - tilt + local.pull * (point - start)
+            point[mask] -= local.learning_rate * rule.step(total)[mask]
         delta = self._bounded(point - start)
-        if not np.isfinite(delta).all():
-            raise NonFiniteError(f"the local steps of client {self._index} left the finite numbers")
-        if self._correction is not None:
+        if self._correction is not None and np.isfinite(delta).all():
             self._correction.advance(number, delta)
         return delta
 
@@ -120,13 +118,17 @@ class NoisyDescent(_Descent):
             drawn = poisson_sample(
                 self._task.records, privacy.sample_rate, KeyStream(keys.key("sample"))
             )
-            total = np.zeros(mask.size)
-            if drawn.size:
-                total = self._task.clipped_sum(point(), drawn, number).copy()
-            if not np.isfinite(total).all():  # an error would show that a record was drawn
-                total = np.zeros(mask.size)
+            # The noise of this step goes out whatever the records do.
+            total = self._contained(
+                functools.partial(self._drawn_sum, point(), drawn, number), number
+            )
             total[mask] += gaussian(KeyStream(keys.key("noise")), int(mask.sum()), stdev)
             yield total / batch
+
+    def _drawn_sum(self, point: Adapter, drawn: NDArray[np.int64], number: int) -> Vector:
+        if not drawn.size:
+            return np.zeros(point.size)
+        return self._task.clipped_sum(point, drawn, number).copy()
 
     def _bounded(self, delta: Vector) -> Vector:
         """Cut every entry to the planned range: a refusal would show, and this is free."""
@@ -165,8 +167,6 @@ class PlainDescent(_Descent):
         if privacy.unit != "client":
             return delta
         norm = float(np.linalg.norm(delta))
-        if not np.isfinite(norm):
-            raise NonFiniteError(f"the update of client {self._index} is not finite")
         bound = privacy.clipping_norm * (1.0 - _MARGIN)
         if privacy.normalise:
             return delta * (bound / (norm + _STABILITY * privacy.clipping_norm))

@@ -54,9 +54,10 @@ class AggregationConfig:
             )
         if self.members < 1:
             raise ConfigError(f"a committee of {self.members} members is none; choose 1 or more")
-        if self.dropout_tolerance < 0:
+        if not 0 <= 2 * self.dropout_tolerance < self.members:
             raise ConfigError(
-                f"the committee's dropout tolerance is {self.dropout_tolerance}; choose 0 or more"
+                f"a committee of {self.members} cannot lose {self.dropout_tolerance} members; "
+                "2 * federation.committee_dropout_tolerance + 1 are needed"
             )
 
     @property
@@ -65,6 +66,11 @@ class AggregationConfig:
         if self.protocol == "committee":
             return self.members
         return int(self.protocol == "encrypted")
+
+    @property
+    def committee(self) -> dict[str, Any]:
+        """What a committee's agreement on a round says besides the members' keys."""
+        return {"dropout_tolerance": self.dropout_tolerance}
 
     @property
     def label(self) -> str:

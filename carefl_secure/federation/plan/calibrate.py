@@ -23,7 +23,6 @@ __all__ = ["PlanRequest", "plan_run", "plan_stages"]
 
 # Largest entry of an update without privacy: far above any adapter weight, and still of 1e-7 grain.
 _FREE_UPDATE = 16.0
-_SHARED = ("unit", "target_epsilon", "delta")  # of all stages
 # Entries of a noisy update past so many deviations are cut, which is free.
 _DEVIATIONS = 12.0
 
@@ -141,7 +140,7 @@ def plan_stages(
     Parameters
     ----------
     requests : sequence of PlanRequest
-        One for each stage, with equal unit, target (for all stages together) and delta.
+        One for each stage, with the same promise; the target is for all stages together.
     limit : float, optional
         The most that any of the ledgers in ``earlier`` may come to with this run.
     earlier : frozenset of tuple of Event, optional
@@ -168,8 +167,6 @@ def plan_stages(
     for one in requests:
         _check_local(one.unit, one.trust, one.local)
         one.privacy(0.0 if one.unit == "none" else 1.0)  # refuses what no noise makes right
-        if any(getattr(one, name) != getattr(first, name) for name in _SHARED):
-            raise ConfigError(f"all stages need the same {', '.join(_SHARED)}: the promise is one")
     target, delta = first.target_epsilon, first.delta
     if first.unit == "none":
         return StagedPlan(tuple(names), tuple(_plan_with(one, 0.0) for one in requests))

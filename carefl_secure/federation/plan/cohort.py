@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from carefl_secure.errors import ConfigError
-from carefl_secure.federation.plan.aggregation_config import (
-    PROTOCOLS,
-    Aggregation,
-    AggregationConfig,
-)
+from carefl_secure.federation.plan.aggregation_config import Aggregation, AggregationConfig
 from carefl_secure.federation.plan.ciphertext_packing import WORD_BITS, choose_fields
 from carefl_secure.secagg import (
     CommitteeParameters,
@@ -24,7 +20,7 @@ from carefl_secure.secagg import (
 if TYPE_CHECKING:
     from carefl_secure.federation.plan.run_plan import RunPlan
 
-__all__ = ["SPARSE_ABOVE", "Aggregation", "Cohort", "make_cohort", "masking_graph", "rotation_key"]
+__all__ = ["SPARSE_ABOVE", "Aggregation", "Cohort", "masking_graph", "rotation_key"]
 
 
 SPARSE_ABOVE = 200
@@ -33,11 +29,10 @@ SPARSE_ABOVE = 200
 
 @dataclass(frozen=True)
 class Cohort:
-    """Who takes part in which run on which base model.
+    """Who takes part in which run on which base model, and how the run sums.
 
-    The aggregation protocol follows from who is there: with ``members`` it is the committee, with a
-    ``key_holder`` encryption, with neither pairwise masking alone. Raises ConfigError when there
-    are both, a helper is also a client, or the committee is too small for its dropout tolerance.
+    Raises ConfigError when the number of helpers is not that of the protocol, or a helper is also
+    a client.
 
     Parameters
     ----------
@@ -45,15 +40,9 @@ class Cohort:
         Ed25519 public keys, 32 bytes each; a client's index is its place.
     base_hash : bytes
         32 bytes over the frozen base model, the code and the configuration.
-    members, key_holder
-        Ed25519 public keys of the committee; that of the only party that can decrypt sums.
-    committee_dropout_tolerance : int, optional
-        Members that may drop out once all have announced; ``2 * committee_dropout_tolerance + 1``
-        honest ones are needed then.
-    key_prefetch : bool, optional
-        Whether the keys of a round are exchanged during the round before; never under encryption.
-    protocol : str, optional
-        Name of a protocol from another package; it has no helpers.
+    helpers : tuple of bytes
+        Ed25519 public keys of the committee's members, or of the only party that can decrypt sums,
+        in the order of their nodes.
 
     Guarantees
     ----------
@@ -65,28 +54,15 @@ class Cohort:
     run: bytes
     roster: tuple[bytes, ...]
     base_hash: bytes
-    members: tuple[bytes, ...] = ()
-    key_holder: bytes | None = None
-    committee_dropout_tolerance: int = 0
-    key_prefetch: bool = True
-    protocol: str = ""
+    helpers: tuple[bytes, ...] = ()
+    config: AggregationConfig = field(default_factory=AggregationConfig)
 
     def __post_init__(self) -> None:
-        """Check that the parties are different."""
-        if not 0 <= 2 * self.committee_dropout_tolerance <= max(0, len(self.members) - 1):
+        """Check that the parties are different, and as many as the protocol needs."""
+        if len(self.helpers) != self.config.helpers:
             raise ConfigError(
-                f"a committee of {len(self.members)} cannot spare "
-                f"{self.committee_dropout_tolerance} members; "
-                "2 * federation.committee_dropout_tolerance + 1 are needed"
-            )
-        if self.members and self.key_holder is not None:
-            raise ConfigError(
-                "a run sums with a committee or with a key holder, not with both; name one of them"
-            )
-        if self.protocol and (self.helpers or self.protocol in PROTOCOLS):
-            raise ConfigError(
-                f"a cohort with helpers cannot sum by the protocol {self.protocol!r} of another "
-                "package; name one of them"
+                f"aggregation {self.config.protocol} needs {self.config.helpers} helpers, not "
+                f"{len(self.helpers)}; name the key of each"
             )
         if set(self.helpers) & set(self.roster):
             raise ConfigError(
@@ -95,23 +71,24 @@ class Cohort:
             )
 
     @property
-    def prefetches(self) -> bool:
-        """Whether messages of a round may carry keys for the next one."""
-        return self.key_prefetch and self.aggregation != "encrypted"
-
-    @property
-    def helpers(self) -> tuple[bytes, ...]:
-        """Public keys of the committee or the key holder, in the order of their nodes."""
-        return self.members if self.key_holder is None else (self.key_holder,)
-
-    @property
     def aggregation(self) -> Aggregation:
         """Name of the aggregation protocol."""
-        if self.protocol:
-            return self.protocol
-        if self.members:
-            return "committee"
-        return "pairwise" if self.key_holder is None else "encrypted"
+        return self.config.protocol
+
+    @property
+    def prefetches(self) -> bool:
+        """Whether messages of a round may carry keys for the next one."""
+        return self.config.prefetch and self.aggregation != "encrypted"
+
+    @property
+    def members(self) -> tuple[bytes, ...]:
+        """Public keys of the committee."""
+        return self.helpers if self.aggregation == "committee" else ()
+
+    @property
+    def key_holder(self) -> bytes | None:
+        """Public key of the only party that can decrypt sums."""
+        return self.helpers[0] if self.aggregation == "encrypted" else None
 
     def round_parameters(
         self, plan: RunPlan, number: int, model_hash: bytes = b""
@@ -127,9 +104,7 @@ class Cohort:
     ) -> CommitteeParameters:
         """Return the agreement behind one round with a committee."""
         return CommitteeParameters(
-            **self.common(plan, number, model_hash),
-            members=self.members,
-            dropout_tolerance=self.committee_dropout_tolerance,
+            **self.common(plan, number, model_hash), members=self.members, **self.config.committee
         )
 
     def encrypted_parameters(
@@ -208,27 +183,3 @@ def rotation_key(plan_hash: bytes, base_hash: bytes, model_hash: bytes, number: 
     """
     parts = plan_hash + base_hash + model_hash + number.to_bytes(8, "big")
     return hashlib.sha256(b"carefl rotation" + parts).digest()
-
-
-def make_cohort(
-    run: str,
-    roster: tuple[bytes, ...],
-    helpers: tuple[bytes, ...],
-    base_hash: bytes,
-    aggregation: AggregationConfig,
-) -> Cohort:
-    """Return the cohort of a run whose helpers are committee members or the key holder.
-
-    ``roster`` and ``helpers`` are Ed25519 public keys, ``aggregation.helpers`` of the latter.
-    """
-    committee, encrypted = (aggregation.protocol == one for one in ("committee", "encrypted"))
-    return Cohort(
-        run.encode(),
-        roster,
-        base_hash,
-        members=helpers if committee else (),
-        key_holder=helpers[0] if encrypted and helpers else None,
-        committee_dropout_tolerance=aggregation.dropout_tolerance if committee else 0,
-        key_prefetch=aggregation.prefetch,
-        protocol="" if aggregation.protocol in PROTOCOLS else aggregation.protocol,
-    )

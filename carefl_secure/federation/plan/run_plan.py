@@ -82,7 +82,7 @@ class RunPlan:
         return self.privacy.expected_batch * survivors / self.privacy.clients
 
     def divisor(self, survivors: int) -> float:
-        """Return what an opened sum is divided by to give the optimiser its mean gradient.
+        """Return what an opened sum is divided by to give the optimizer its mean gradient.
 
         Public: ``q N s / n`` for sums of gradients; ``-s`` for sums of s survivors' updates.
         """

@@ -17,8 +17,6 @@ from carefl_secure.privacy.canonical_json import canonical_hash
 
 __all__ = ["Stage", "StagedPlan"]
 
-_SHARED = ("unit", "trust", "mechanism", "delta", "target_epsilon", "max_colluders")
-
 
 @dataclass(frozen=True)
 class Stage:
@@ -73,9 +71,11 @@ class StagedPlan:
     def __post_init__(self) -> None:
         """Check that there is one promise."""
         first = self.plans[0].privacy
-        if any(getattr(one.privacy, name) != getattr(first, name)
-               for one in self.plans for name in _SHARED):  # fmt: skip
-            raise ConfigError(f"all stages need the same {', '.join(_SHARED)}: the promise is one")
+        if not all(one.privacy.same_promise(first) for one in self.plans):
+            raise ConfigError(
+                "all stages need the same unit, trust, mechanism, epsilon, delta and "
+                "max_colluders: the promise is one"
+            )
 
     @property
     def privacy(self) -> PrivacyPlan:

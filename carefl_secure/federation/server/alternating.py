@@ -48,11 +48,11 @@ class Alternating:
         self._steps += 1
         return updated
 
-    def hear(self, share: float, noise_variance: float) -> None:
-        """Pass the facts of the round on to the half whose turn it is."""
+    def observe(self, share: float, noise_variance: float) -> None:
+        """Pass the figures of the round on to the half whose turn it is."""
         optimizer, _ = self._halves["even" if self._steps % 2 else "odd"]
         if isinstance(optimizer, Listener):
-            optimizer.hear(share, noise_variance)
+            optimizer.observe(share, noise_variance)
 
     def state(self) -> State:
         """Return both optimizers' states and the number of steps."""

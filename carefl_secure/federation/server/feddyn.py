@@ -37,7 +37,7 @@ class FedDyn:
         self._state: Vector = np.zeros(0)
         self._share: float | None = None
 
-    def hear(self, share: float, noise_variance: float) -> None:
+    def observe(self, share: float, noise_variance: float) -> None:
         """Take the share of clients that survived the round."""
         del noise_variance
         self._share = share
@@ -46,12 +46,12 @@ class FedDyn:
         """Return the next adapter; ``gradient`` is minus the mean update, noise included.
 
         Raises NonFiniteError when the update or the step is not finite, and the state is then
-        unchanged; RunError when the shapes differ, or `hear` was not called.
+        unchanged; RunError when the shapes differ, or `observe` was not called.
         """
         if gradient.shape != adapter.shape:
-            raise RunError(f"a move of shape {gradient.shape} does not fit {adapter.shape}")
+            raise RunError(f"an update of shape {gradient.shape} does not fit {adapter.shape}")
         if self._share is None:
-            raise RunError("FedDyn was not told how many clients survived the round")
+            raise RunError("FedDyn needs the share of clients that survived: call observe first")
         old = self._state if self._state.size else np.zeros(adapter.size)
         state = old + self.alpha * self._share * gradient
         with np.errstate(over="ignore"):

@@ -23,7 +23,7 @@ State = dict[str, NDArray[np.float64] | int]
 
 
 # Under noise correction no entry counts as less than this share of the noise's variance.
-_NOISE_FLOOR = 0.1
+_LEAST_NOISE = 0.1
 
 
 class ServerOptimizer(Protocol):
@@ -41,10 +41,10 @@ class ServerOptimizer(Protocol):
 
 @runtime_checkable
 class Listener(Protocol):
-    """An optimiser that wants to know more of a round than its mean gradient."""
+    """An optimizer that wants to know more of a round than its mean gradient."""
 
-    def hear(self, share: float, noise_variance: float) -> None:
-        """Take the public facts of the round whose step comes next.
+    def observe(self, share: float, noise_variance: float) -> None:
+        """Take the public figures of the round whose step comes next.
 
         ``share`` is survivors over clients; the variance is that of a mean gradient's entry.
         """
@@ -77,7 +77,7 @@ def _vector(state: Mapping[str, object], name: str) -> Vector:
     value = state.get(name)
     if not isinstance(value, np.ndarray):
         raise RunError(
-            f"the checkpoint holds no vector {name!r}; it was written by another optimiser"
+            f"the checkpoint holds no vector {name!r}; it was written by another optimizer"
         )
     return value.astype(np.float64)
 
@@ -135,8 +135,8 @@ class FedAdam:
 
     With ``noise_correction``, the public variance ``u`` of the noise is averaged as v is and
     subtracted again, as the square of a noisy gradient is too large by it: ``max(v / (1-b2^t) - u /
-    (1-b2^t), 0.1 u / (1-b2^t))`` stands under the root. The floor keeps an entry without signal
-    from growing more than threefold.
+    (1-b2^t), 0.1 u / (1-b2^t))`` stands under the root. The lower bound keeps an entry without
+    signal from growing more than threefold.
 
     Parameters
     ----------
@@ -145,13 +145,13 @@ class FedAdam:
     eps : float, optional
         Added to the root, above 0. Noise keeps the root away from 0, so small values are safe.
     noise_correction : bool, optional
-        Whether to subtract the noise's variance; `hear` must then come before every step.
+        Whether to subtract the noise's variance; `observe` must then come before every step.
 
     References
     ----------
     Tang, Shpilevskiy and Lécuyer, "DP-AdamBC: Your DP-Adam Is Actually DP-SGD (Unless You Apply
-    Bias Correction)", AAAI 2024 (arXiv 2312.14334); its floor is a constant, not a share of the
-    noise.
+    Bias Correction)", AAAI 2024 (arXiv 2312.14334); its lower bound is a constant, not a share of
+    the noise.
     """
 
     def __init__(
@@ -170,18 +170,18 @@ class FedAdam:
         self._second: Vector = np.zeros(0)
         self._steps = 0
         self._noise = 0.0
-        self._heard: float | None = None
+        self._observed: float | None = None
 
-    def hear(self, share: float, noise_variance: float) -> None:
+    def observe(self, share: float, noise_variance: float) -> None:
         """Take the noise's variance of the next step."""
         del share
-        self._heard = noise_variance
+        self._observed = noise_variance
 
     def step(self, adapter: NDArray[np.float32], gradient: Vector) -> NDArray[np.float32]:
         """Return the adapter after one Adam step, float32, shape [D].
 
         Raises NonFiniteError when the gradient or the step is not finite, and the state is then
-        unchanged; RunError, with noise correction, when `hear` was not called for this step.
+        unchanged; RunError, with noise correction, when `observe` was not called for this step.
         """
         point = checked(adapter, gradient)
         b1, b2 = self.betas
@@ -195,15 +195,15 @@ class FedAdam:
         steps = self._steps + 1
         noise, variance = self._noise, second / (1 - b2**steps)
         if self.noise_correction:
-            if self._heard is None:
-                raise RunError("noise correction was not told the noise of this step")
-            noise = b2 * noise + (1 - b2) * self._heard
+            if self._observed is None:
+                raise RunError("noise correction needs the noise of this step: call observe first")
+            noise = b2 * noise + (1 - b2) * self._observed
             known = noise / (1 - b2**steps)
-            variance = np.maximum(variance - known, _NOISE_FLOOR * known)
+            variance = np.maximum(variance - known, _LEAST_NOISE * known)
         direction = (first / (1 - b1**steps)) / (np.sqrt(variance) + self.eps)
         moved = narrowed(point - self.learning_rate * direction)
         self._first, self._second, self._steps = first, second, steps
-        self._noise, self._heard = noise, None
+        self._noise, self._observed = noise, None
         return moved
 
     def state(self) -> State:
@@ -220,7 +220,7 @@ class FedAdam:
         first, second, steps = _vector(state, "first"), _vector(state, "second"), state.get("steps")
         if not isinstance(steps, int) or steps < 0:
             raise RunError(
-                "the checkpoint holds no step count; it was written by another optimiser"
+                "the checkpoint holds no step count; it was written by another optimizer"
             )
         if self.noise_correction:
             self._noise = float(_vector(state, "noise")[0])

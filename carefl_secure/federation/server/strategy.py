@@ -165,7 +165,7 @@ class SecureSumStrategy(Strategy):
         gradient /= self._plan.divisor(len(survivors))
         if isinstance(self._optimizer, Listener):
             share = len(survivors) / self._plan.privacy.clients
-            self._optimizer.hear(share, self._plan.noise_variance(len(survivors)))
+            self._optimizer.observe(share, self._plan.noise_variance(len(survivors)))
         adapter = self._optimizer.step(this.adapter, gradient)
         self._round = None
         self._report(this, len(survivors), float(np.linalg.norm(gradient)), adapter)

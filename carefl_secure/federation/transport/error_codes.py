@@ -64,7 +64,7 @@ _REASONS: dict[type[CareflError], str] = {
         "the {party} refused a protocol message; keys, roster, plan or survivor set "
         "are not what it expects"
     ),
-    CohortError: "too few clients take part for this {party}'s floor",
+    CohortError: "fewer clients take part than this {party} needs",
     RunError: "the {party}'s run folder cannot be used",
     EngineError: "the {party}'s engine failed",
 }
@@ -74,7 +74,7 @@ _CLAUSES = {
     "submitter": "the site's policy does not allow this submitter",
     "base": "the site's policy does not allow this base model",
     "plan": "the site's policy does not allow this plan",
-    "aggregation": "the site's policy does not allow this way of summing",
+    "aggregation": "the site's policy does not allow this aggregation protocol",
     "cohort": "the site's policy asks for more clients in a run or in a sum",
     "unprotected": "the site's policy does not allow a run without noise that nobody can predict",
     "epsilon": "the run asks for more epsilon than the site's policy allows on a corpus",

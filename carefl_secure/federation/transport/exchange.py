@@ -79,7 +79,7 @@ def wait_for_nodes(grid: Grid, wanted: int, patience: float) -> list[int]:
     """Return the nodes of the engine, once there are ``wanted`` or ``patience`` seconds are over.
 
     On a network nodes register one by one while the first round begins. Fewer than ``wanted`` may
-    be returned; the secure sum then decides by its floor.
+    be returned; the secure sum then refuses if they are too few.
     """
     deadline = time.monotonic() + patience
     nodes = sorted(grid.get_node_ids())

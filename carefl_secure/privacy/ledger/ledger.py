@@ -1,4 +1,4 @@
-"""The append-only book of what one client has spent on one corpus, across all runs."""
+"""The append-only record of what one client has spent on one corpus, across all runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from carefl_secure.privacy.ledger.entry import (
     read_entry,
 )
 from carefl_secure.privacy.ledger.file import LedgerFile
-from carefl_secure.privacy.ledger.runs import check_unit, split_runs
+from carefl_secure.privacy.ledger.runs import check_planned, check_unit, split_runs
 
 __all__ = ["Entry", "Ledger"]
 
@@ -98,9 +98,15 @@ class Ledger:
         Raises
         ------
         BudgetExceededError
-            The step would overspend; nothing is written.
+            The step would overspend, or all ``planned`` sums of its run are charged already;
+            nothing is written.
         ConfigError, LedgerError
             As for ``append`` and ``guard``.
+
+        Guarantees
+        ----------
+        Processes that share the file cannot pass a check together: both checks and the entry are
+        made under one lock.
         """
         clean = clean_payload("spend", {**(payload or {}), "event": event.to_json()})
         with self._writing() as entries:
@@ -121,7 +127,8 @@ class Ledger:
         Raises
         ------
         BudgetExceededError
-            The ledger with this event would cost more than ``max_epsilon``.
+            The ledger with this event would cost more than ``max_epsilon``, or the run's plan has
+            no round left.
         ConfigError
             ``max_epsilon`` is no number above 0, or ``delta`` out of range.
         LedgerError
@@ -153,6 +160,7 @@ class Ledger:
         if not limit > 0.0:
             raise ConfigError(f"max_epsilon is {limit}; it must be a number above 0")
         check_unit(entries, payload.get("unit"), self.path)
+        check_planned(entries, payload)
         first, later = split_runs(entries, payload.get("run"), event)
         after = filtered_epsilon(first, later, limit, delta)
         if after <= limit:

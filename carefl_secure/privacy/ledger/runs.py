@@ -1,15 +1,16 @@
-"""Which spends of a ledger belong to one run, and whether they protect the same unit."""
+"""Which spends of a ledger belong to one run, how many it may have, and which unit they protect."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from carefl_secure.errors import LedgerError
+from carefl_secure.errors import BudgetExceededError, LedgerError
 from carefl_secure.privacy.accounting.events import Event, event_from_json
 from carefl_secure.privacy.ledger.entry import Entry, event_of
 
-__all__ = ["check_unit", "split_runs"]
+__all__ = ["check_planned", "check_unit", "count_rounds", "split_runs"]
 
 
 def split_runs(
@@ -53,6 +54,28 @@ def split_runs(
 
 def _name(run: object) -> object:
     return run.partition("/")[0] if isinstance(run, str) else run
+
+
+def count_rounds(entries: Sequence[Entry], run: object) -> int:
+    """Count the rounds of a run that were charged, or noted as released without noise."""
+    return sum(
+        entry.payload.get("run") == run
+        and (entry.kind == "spend" or entry.payload.get("unprotected") is True)
+        for entry in entries
+    )
+
+
+def check_planned(entries: Sequence[Entry], payload: Mapping[str, Any]) -> None:
+    """Refuse a round once as many as the run's plan has are charged, in whatever attempts.
+
+    Raises BudgetExceededError; a payload without ``planned`` is of no plan and is not bounded here.
+    """
+    planned = payload.get("planned")
+    if isinstance(planned, int) and count_rounds(entries, payload.get("run")) >= planned:
+        raise BudgetExceededError(
+            f"all {planned} rounds of the agreed plan are charged already; nothing was released: "
+            "agree on another run"
+        )
 
 
 def check_unit(entries: Sequence[Entry], unit: object, path: Path) -> None:

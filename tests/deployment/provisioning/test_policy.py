@@ -23,6 +23,7 @@ from carefl_secure.deployment.site import agent as agents
 from carefl_secure.deployment.site.agent import Agent
 from carefl_secure.deployment.site.proposal import Proposal
 from carefl_secure.errors import ConfigError, PolicyError, ProtocolError
+from carefl_secure.federation.plan.aggregation_config import AggregationConfig
 from carefl_secure.federation.plan.calibrate import PlanRequest, plan_run
 from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.federation.plan.local_steps import LocalPlan
@@ -289,13 +290,12 @@ def known_plan(unit: str = "record", **options: Any) -> RunPlan:
 
 def cohort(members: int = 0, tolerance: int = 0) -> Cohort:
     keys = [bytes([n]) * 32 for n in range(4 + members)]
-    return Cohort(
-        b"r",
-        tuple(keys[:4]),
-        bytes(32),
-        members=tuple(keys[4:]),
-        committee_dropout_tolerance=tolerance,
-    )
+    config = AggregationConfig()
+    if members:
+        config = AggregationConfig(
+            protocol="committee", members=members, dropout_tolerance=tolerance
+        )
+    return Cohort(b"r", tuple(keys[:4]), bytes(32), tuple(keys[4:]), config)
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ class Broken(Steady):
     """A program fault, of the kind that would look like a lost client if it were hidden."""
 
     def clipped_sum(self, *words: Any) -> NDArray[np.float64]:
-        raise TypeError("a fault that holds a value of 4711")
+        raise NameError("a fault that holds a value of 4711")
 
 
 class Dying(Steady):

@@ -75,7 +75,7 @@ def test_a_site_refuses_and_the_submitter_learns_the_clause(sites: _operators.De
         ({"min_clients": 4}, "bundles/submit", "asks for more clients"),
         ({"allowed_plans": ["00" * 32]}, "bundles/submit", "does not allow this plan"),
         ({"allowed_base_models": ["00" * 32]}, "bundles/submit", "does not allow this base model"),
-        ({"allowed_aggregation": ["committee"]}, "bundles/submit", "this way of summing"),
+        ({"allowed_aggregation": ["committee"]}, "bundles/submit", "this aggregation protocol"),
     ]
     held = {name: _spent(sites, name) for name in sites.names}
     for number, (changes, key, said) in enumerate(cases):

@@ -18,6 +18,7 @@ from carefl_secure.errors import (
     ProtocolError,
     RunError,
 )
+from carefl_secure.federation.plan.aggregation_config import AggregationConfig
 from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.federation.server.optimizers import FedAdam
 from carefl_secure.federation.server.run import FederationResult
@@ -189,6 +190,10 @@ def test_a_member_gives_shares_for_no_one_that_answered(
             member.consent([1])
 
 
+def committee(members: int, tolerance: int) -> AggregationConfig:
+    return AggregationConfig(protocol="committee", members=members, dropout_tolerance=tolerance)
+
+
 def test_a_spare_is_part_of_the_agreement_and_of_the_run(
     play: Callable[[], Played], monkeypatch: Any
 ) -> None:
@@ -196,21 +201,15 @@ def test_a_spare_is_part_of_the_agreement_and_of_the_run(
     plan, tasks = played.plan, played.tasks
     public = tuple(bytes([i]) * 32 for i in range(1, 9))
     contexts = {
-        Cohort(b"run", public[:5], bytes(32), public[5:], committee_dropout_tolerance=spare)
+        Cohort(b"run", public[:5], bytes(32), public[5:], committee(3, spare))
         .committee_parameters(plan, 1, bytes(32))
         .context()
         for spare in (0, 1)
     }
     assert len(contexts) == 2
-    for members, spare in ((3, 2), (2, 1), (0, 1), (3, -1)):
-        with pytest.raises(ConfigError, match="cannot spare"):
-            Cohort(
-                b"run",
-                public[:5],
-                bytes(32),
-                public[5 : 5 + members],
-                committee_dropout_tolerance=spare,
-            )
+    for members, spare in ((3, 2), (2, 1), (3, -1)):
+        with pytest.raises(ConfigError, match="cannot lose"):
+            committee(members, spare)
     played.go(None, monkeypatch, committee_dropout_tolerance=1)
     played.tasks = tasks
     with pytest.raises(RunError, match=r"begun with aggregation committee \(dropout tolerance 1\)"):
@@ -229,7 +228,7 @@ def test_a_refusal_names_the_party(kind: type[CareflError]) -> None:
         assert named.startswith("node 7: ") and party in named and "secret" not in named
         assert error.reason is not None and party in error.reason
         assert not any(
-            other in named.replace("too few clients", "") for other in parties if other != party
+            other in named.replace("fewer clients", "") for other in parties if other != party
         )
         codes.add(error.code)
     assert len(codes) == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from flwr.app import Message, RecordDict
 from carefl_secure.errors import CohortError, ConfigError, ProtocolError
 from carefl_secure.federation.aggregation.helper_session import HolderSession, MemberSession
 from carefl_secure.federation.client.app import build_client_app
+from carefl_secure.federation.plan.aggregation_config import AggregationConfig
 from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.federation.transport.local_grid import FIRST_NODE, LocalGrid
 from carefl_secure.federation.transport.messages import (
@@ -105,12 +107,8 @@ def test_a_client_answers_a_committee_once_and_only_the_agreed_one(make_bench: M
     session = bench.clients.sessions[0]
     stranger = Ed25519PrivateKey.generate()
     cohort = bench.clients.cohort
-    other = Cohort(
-        cohort.run,
-        cohort.roster,
-        cohort.base_hash,
-        (*cohort.members[:2], stranger.public_key().public_bytes_raw()),
-    )
+    false_key = stranger.public_key().public_bytes_raw()
+    other = dataclasses.replace(cohort, helpers=(*cohort.members[:2], false_key))
     false = MemberSession(2, stranger, bench.plan, other, SystemKeySource())
     forged = {**announced, 2: false.announce(1, hand.plan)}
     with pytest.raises(ProtocolError):
@@ -229,14 +227,16 @@ def test_a_helpers_refusal_stops_the_run_and_is_kept_in_its_own_folder(
     assert not (bench.folder.path / "clients" / "7").exists()
 
 
-def test_a_cohort_has_one_way_of_summing_and_separate_parties() -> None:
+def test_a_cohort_has_one_protocol_and_separate_parties() -> None:
     keys = [bytes([i]) * 32 for i in range(6)]
     clients = tuple(keys[:4])
-    with pytest.raises(ConfigError, match="not with both"):
-        Cohort(b"run", clients, bytes(32), members=tuple(keys[4:]), key_holder=keys[5])
-    for helpers in ({"members": (keys[3], keys[5])}, {"key_holder": keys[0]}):
+    encrypted = AggregationConfig(protocol="encrypted")
+    pair = AggregationConfig(protocol="committee", members=2)
+    with pytest.raises(ConfigError, match="needs 1 helpers, not 2"):
+        Cohort(b"run", clients, bytes(32), tuple(keys[4:]), encrypted)
+    for helpers, config in (((keys[3], keys[5]), pair), ((keys[0],), encrypted)):
         with pytest.raises(ConfigError, match="its own helper"):
-            Cohort(b"run", clients, bytes(32), **helpers)  # type: ignore[arg-type]
+            Cohort(b"run", clients, bytes(32), helpers, config)
 
 
 def test_every_rosters_key_is_in_every_context(make_bench: MakeBench) -> None:
@@ -247,10 +247,11 @@ def test_every_rosters_key_is_in_every_context(make_bench: MakeBench) -> None:
         pair = [bytes([i]) * 32 for i in (1, 2)]
         variants = [cohort]
         if mode == "committee":
-            variants.append(Cohort(cohort.run, cohort.roster, bytes(32), tuple(pair)))
+            config = dataclasses.replace(cohort.config, members=2)
+            variants.append(dataclasses.replace(cohort, helpers=tuple(pair), config=config))
             made = [c.committee_parameters(plan, 1, bytes(32)) for c in variants]
         elif mode == "encrypted":
-            variants.append(Cohort(cohort.run, cohort.roster, bytes(32), key_holder=pair[0]))
+            variants.append(dataclasses.replace(cohort, helpers=(pair[0],)))
             made = [c.encrypted_parameters(plan, 1, bytes(32), bytes(32)) for c in variants]
         else:
             made = [c.round_parameters(plan, 1, bytes(32)) for c in variants]

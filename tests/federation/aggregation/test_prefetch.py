@@ -20,7 +20,7 @@ from carefl_secure.federation.server.optimizers import FedAvg
 from carefl_secure.federation.server.strategy import SecureSumStrategy
 from carefl_secure.federation.transport.local_grid import FIRST_NODE, LocalGrid
 from carefl_secure.federation.transport.messages import pack_adapter, piggybacked
-from carefl_secure.noise import DeterministicKeySource, SystemKeySource
+from carefl_secure.noise import DeterministicKeySource
 
 MakeBench = Callable[..., Any]
 Drop = Callable[[int, Message], bool]
@@ -286,21 +286,8 @@ def test_the_adapter_is_that_of_the_plain_form_bit_for_bit(
 def test_a_new_session_for_every_message(make_bench: MakeBench, aggregation: str) -> None:
     """The node's own store holds both rounds, and every step goes on from it."""
     bench = make_bench(7, max_colluders=0, unit="none", sample_rate=1.0, aggregation=aggregation)
-    made = bench.clients
-
-    def fresh(index: int) -> ClientSession:
-        return ClientSession(
-            index,
-            made.session(index)._sums._setup.identity,
-            bench.plan,
-            made.cohort,
-            bench.tasks[index],
-            made.ledgers[index],
-            SystemKeySource(),
-        )
-
     drop = losing({1: {("train.masked", 2)}} if aggregation == "pairwise" else {})
-    played = Played(bench, 3, drop, session=fresh, keep_state=True)
+    played = Played(bench, 3, drop, session=bench.fresh_session, keep_state=True)
     assert played.counts == [5, 3, 3]
     assert played.survivors == [7 - (aggregation == "pairwise"), 7, 7]
 

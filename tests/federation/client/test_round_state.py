@@ -22,7 +22,6 @@ from carefl_secure.federation.transport.messages import (
     vector_hash,
     with_adapter,
 )
-from carefl_secure.noise import SystemKeySource
 from carefl_secure.run_folder import RunFolder
 from carefl_secure.secagg import Phase
 from tests.support.running import in_process
@@ -381,15 +380,7 @@ def test_restart_between_all_steps(hand: Hand) -> None:
 
     def again() -> None:
         for place, session in enumerate(hand.sessions):
-            fresh = ClientSession(
-                session.index,
-                session._sums._setup.identity,
-                hand.bench.plan,
-                hand.bench.clients.cohort,
-                hand.bench.tasks[session.index],
-                hand.bench.clients.ledgers[session.index],
-                SystemKeySource(),
-            )
+            fresh = hand.bench.fresh_session(session.index)
             fresh.restore(session.save())
             hand.sessions[place] = fresh
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,6 @@ from carefl_secure.federation.client.app import build_client_app
 from carefl_secure.federation.client.session import ClientSession
 from carefl_secure.federation.transport.local_grid import FIRST_NODE, LocalGrid
 from carefl_secure.federation.transport.messages import pack, pack_adapter, with_adapter
-from carefl_secure.noise import SystemKeySource
 from carefl_secure.privacy import SampledSkellam
 
 MakeBench = Callable[..., Any]
@@ -89,10 +89,10 @@ def test_a_fault_of_the_program_was_paid_for_and_is_no_dropout(make_bench: MakeB
     def clipped_sum(
         adapter: NDArray[np.float32], indices: NDArray[np.int64], number: int = 1
     ) -> Any:
-        raise TypeError("no such argument")
+        raise NameError("no such name")
 
     bench.tasks[0].clipped_sum = clipped_sum
-    with pytest.raises(EngineError, match="TypeError"):
+    with pytest.raises(EngineError, match="NameError"):
         bench.start()
     assert bench.client_spends()[0] == 1
     assert bench.releases() == 0
@@ -162,8 +162,10 @@ def _raise(error: Exception) -> Any:
         lambda task: setattr(task, "clipped_sum", _raise(RuntimeError("out of memory"))),
         lambda task: setattr(task, "clipped_sum", _raise(OSError("an image has gone"))),
         lambda task: setattr(task, "clipped_sum", _raise(ConfigError("17 records"))),
+        lambda task: setattr(task, "clipped_sum", _raise(TypeError("a caption is None"))),
+        lambda task: setattr(task, "clipped_sum", _raise(IndexError("no such token"))),
     ],
-    ids=["nan", "inf", "long", "memory", "file", "refusal"],
+    ids=["nan", "inf", "long", "memory", "file", "refusal", "type", "index"],
 )
 def test_nothing_after_the_charge_depends_on_a_record(
     make_bench: MakeBench, fault: Any, caplog: pytest.LogCaptureFixture
@@ -213,8 +215,9 @@ def test_no_round_beyond_the_plan_is_taken_part_in(make_bench: MakeBench) -> Non
     bench.start(rounds=2)
     session = bench.clients.sessions[0]
     for ask in (session.advertise, session.advertise_prefetch):
-        with pytest.raises(ProtocolError, match="beyond the agreed plan"):
-            ask(3, bench.plan.hash())
+        for number in (3, 0, -1, -(2**40), 2**63, 2**200):
+            with pytest.raises(ProtocolError, match="beyond the agreed plan"):
+                ask(number, bench.plan.hash())
     with pytest.raises(BudgetExceededError, match="are charged already"):
         session._budget.charge(2)
     assert bench.client_spends() == [2] * 6
@@ -325,15 +328,13 @@ def test_a_session_checks_key_dimension_and_declared_records(
     make_bench: MakeBench, tasks_toy: Callable[..., Any]
 ) -> None:
     bench = make_bench()
-    args = (bench.plan, bench.clients.cohort)
-    rest = (bench.clients.ledgers[0], SystemKeySource())
-    identity = bench.clients.sessions[0]._sums._setup.identity
+    setup, ledger = bench.clients.sessions[0]._sums._setup, bench.clients.ledgers[0]
     with pytest.raises(ProtocolError, match="roster"):
-        ClientSession(1, identity, *args, bench.tasks[0], *rest)
+        ClientSession(dataclasses.replace(setup, index=1), bench.tasks[0], ledger)
     with pytest.raises(ProtocolError, match="models differ"):
-        ClientSession(0, identity, *args, tasks_toy(1, 61)[0], *rest)
+        ClientSession(setup, tasks_toy(1, 61)[0], ledger)
     with pytest.raises(PrivacyError, match="declared"):
-        ClientSession(0, identity, *args, tasks_toy(1, 60, 181)[0], *rest)
+        ClientSession(setup, tasks_toy(1, 60, 181)[0], ledger)
 
 
 def ask(bench: Any, action: str, content: RecordDict) -> Message:

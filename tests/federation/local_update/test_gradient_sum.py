@@ -199,12 +199,30 @@ def test_a_record_that_is_no_number_leaves_local_steps_noise_alone(plans: Any) -
     assert np.isfinite(found).all() and found.any()
 
 
-@pytest.mark.parametrize("kind", ["client", "none"])
-def test_a_record_that_is_no_number_stops_everything(plans: Any, kind: str) -> None:
+def test_a_record_that_is_no_number_stops_an_unprotected_client(plans: Any) -> None:
     (task,) = point_tasks(1)
     task.points[:, 0] = np.nan
-    with pytest.raises(NonFiniteError):
-        local_work(plans(kind), task, 0).release(start(), 1, SystemKeySource())
+    with pytest.raises(NonFiniteError, match="lower the learning rate"):
+        local_work(plans("none"), task, 0).release(start(), 1, SystemKeySource())
+
+
+@pytest.mark.parametrize("kind", ["record", "person", "kept", "client", "own"])
+@pytest.mark.parametrize("fault", ["nan", "error"])
+def test_a_failing_record_is_hidden_in_every_unit(plans: Any, kind: str, fault: str) -> None:
+    """Where the noise comes later, zeros; where it is part of the steps, the steps' noise."""
+    (task,) = point_tasks(1)
+    task.points[:, 0] = np.nan
+    if fault == "error":
+        for name in ("clipped_sum", "clipped_person_sum", "gradient"):
+            setattr(task, name, _failing)
+    plan = plans(kind)
+    found = local_work(plan, task, 0).release(start(), 1, SystemKeySource())
+    assert np.isfinite(found).all()
+    assert found.any() == (plan.share_variance == 0)
+
+
+def _failing(*args: Any) -> Any:
+    raise LookupError("record 17 has no label")
 
 
 @pytest.mark.parametrize("kind", ["record", "person", "kept", "client", "own", "none"])

@@ -12,6 +12,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from carefl_secure.errors import ConfigError, NonFiniteError, ProtocolError, RunError
+from carefl_secure.federation.aggregation.base import ClientSetup
 from carefl_secure.federation.client.session import ClientSession
 from carefl_secure.federation.local_update.feddyn_state import Correction
 from carefl_secure.federation.local_update.gradient_sum import local_work
@@ -96,7 +97,7 @@ def test_it_reaches_the_optimum_of_uneven_curvatures_where_averaging_does_not() 
         w = float(dynamic[0])
         moves = [local(w, i, own[i], 1.0) - w for i in (0, 1)]
         own = [h - move for h, move in zip(own, moves, strict=True)]
-        server.hear(1.0, 0.0)
+        server.observe(1.0, 0.0)
         dynamic = server.step(dynamic, -np.mean(moves, keepdims=True))
     assert abs(float(dynamic[0]) - best) < 1e-3
     assert abs(float(averaged[0]) - best) > 0.05
@@ -104,7 +105,7 @@ def test_it_reaches_the_optimum_of_uneven_curvatures_where_averaging_does_not() 
 
 def test_partial_participation_weighs_the_servers_memory() -> None:
     server = FedDyn(0.5)
-    server.hear(0.25, 0.0)
+    server.observe(0.25, 0.0)
     moved = server.step(np.zeros(2, np.float32), -np.array([1.0, 2.0]))
     # h = -0.5 * 0.25 * d; w = d - h / 0.5 = 1.25 d
     np.testing.assert_allclose(moved, [1.25, 2.5])
@@ -221,7 +222,7 @@ def test_it_must_be_told_who_survived() -> None:
         with pytest.raises(ConfigError):
             FedDyn(bad)
     server = FedDyn(1.0)
-    server.hear(1.0, 0.0)
+    server.observe(1.0, 0.0)
     with pytest.raises(NonFiniteError):
         server.step(np.zeros(2, np.float32), np.array([np.nan, 0.0]))
     assert not np.asarray(server.state()["correction"]).size
@@ -240,14 +241,11 @@ def test_a_new_run_begins_with_a_fresh_correction(plan_toy: PlanToy, tmp_path: P
     def session(run: str, plan: RunPlan, index: int = 0) -> ClientSession:
         size = plan.encoding.dimension
         task = _POINTS.point_tasks(1, dimension=size)[0]
+        cohort = Cohort(run.encode(), roster, bytes(32))
         return ClientSession(
-            index,
-            keys[index],
-            plan,
-            Cohort(run.encode(), roster, bytes(32)),
+            ClientSetup(plan, cohort, index, keys[index], SystemKeySource()),
             task,
             Ledger(tmp_path / f"{run}-{index}.jsonl"),
-            SystemKeySource(),
             memory=tmp_path / "shared",
         )
 

@@ -143,7 +143,7 @@ def test_noise_correction_finds_the_signal_under_the_noise() -> None:
         optimiser = FedAdam(1.0, (0.9, 0.999), noise_correction=correct)
         point = np.zeros(size, np.float32)
         for _ in range(400):
-            optimiser.hear(1.0, noise**2 if with_noise else 0.0)
+            optimiser.observe(1.0, noise**2 if with_noise else 0.0)
             gradient = signal + (noise * rng.normal(size=size) if with_noise else 0.0)
             before, point = point, optimiser.step(np.zeros(size, np.float32), gradient)
         del before
@@ -177,7 +177,7 @@ def test_noise_correction_follows_the_formula_and_a_checkpoint() -> None:
         scale = 1 - 0.9**t
         root = np.maximum(second / scale - noise / scale, 0.1 * noise / scale)
         expected = point - 0.1 * (first / (1 - 0.8**t)) / (np.sqrt(root) + 1e-8)
-        whole.hear(1.0, u)
+        whole.observe(1.0, u)
         point = whole.step(point, g)
         np.testing.assert_allclose(point, expected, rtol=1e-5)
     with pytest.raises(RunError, match="noise of this step"):
@@ -194,12 +194,12 @@ def test_alternating_passes_what_it_hears_on_to_the_half_whose_turn_it_is() -> N
     )
     point = np.zeros(2, np.float32)
     for _ in range(4):
-        both.hear(1.0, 0.25)
+        both.observe(1.0, 0.25)
         point = both.step(point, np.ones(2))
     with pytest.raises(RunError):
         both.step(point, np.ones(2))
     plain = Alternating(FedAvg(1.0), FedAvg(1.0), mask)
-    plain.hear(1.0, 0.25)
+    plain.observe(1.0, 0.25)
     plain.step(point, np.ones(2))
 
 
