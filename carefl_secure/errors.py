@@ -14,6 +14,7 @@ __all__ = [
     "LedgerError",
     "ModelError",
     "NonFiniteError",
+    "OutputError",
     "PolicyError",
     "PrivacyError",
     "ProtocolError",
@@ -117,3 +118,9 @@ class EngineError(CareflError):
     """The federation engine failed outside the protocol."""
 
     exit_code = 41
+
+
+class OutputError(CareflError):
+    """Standard output cannot be written."""
+
+    exit_code = 42

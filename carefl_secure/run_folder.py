@@ -10,17 +10,19 @@ import json
 import math
 import os
 import secrets
+import tempfile
 import zipfile
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from carefl_secure.errors import RunError
 
-__all__ = ["RunFolder", "State", "new_run_id", "write_atomically"]
+__all__ = ["RunFolder", "State", "new_run_id", "require_writable", "write_atomically"]
 
 Scalar = int | float | str
 State = Mapping[str, NDArray[np.generic] | Scalar]
@@ -177,22 +179,37 @@ class RunFolder:
         self._write_rows([*self.read_metrics(), row])
 
     def read_metrics(self) -> list[dict[str, Scalar]]:
-        """Return the figures of all finished rounds, oldest first."""
-        if not self.metrics.exists():
-            return []
+        """Return the figures of all finished rounds, oldest first.
+
+        A line that a power cut left torn is passed over: checkpoint and ledgers hold the round.
+        """
         try:
-            return [json.loads(line) for line in self.metrics.read_text().splitlines()]
-        except (OSError, ValueError) as error:
+            text = self.metrics.read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            return []
+        except OSError as error:
             raise RunError(
-                f"{self.metrics} cannot be read as one JSON object per line; restore it from a copy"
+                f"cannot read {self.metrics}: {error.strerror}; make it readable"
             ) from error
+        return [row for line in text.split("\n") if (row := _figures(line)) is not None]
 
     def keep_metrics(self, last_round: int) -> None:
         """Drop the figures of rounds after ``last_round``, whose checkpoint was never written."""
-        rows = self.read_metrics()
-        kept = [row for row in rows if int(row["round"]) <= last_round]
-        if len(kept) < len(rows):
-            self._write_rows(kept)
+        if self.metrics.exists():
+            rows = self.read_metrics()
+            self._write_rows([row for row in rows if int(row["round"]) <= last_round])
+
+    def read_plan(self) -> dict[str, Any]:
+        """Return the plan as JSON; RunError where the file is missing or holds no JSON object."""
+        try:
+            plan = json.loads(self.plan.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunError(
+                f"{self.plan} cannot be read as JSON: {error}; resume the run"
+            ) from error
+        if not isinstance(plan, dict):
+            raise RunError(f"{self.plan} does not hold a JSON object; restore it from a copy")
+        return plan
 
     def write_checkpoint(self, state: State) -> None:
         """Replace the checkpoint; RunError for a value that is not a number, a text or an array."""
@@ -230,6 +247,29 @@ class RunFolder:
                     )
         lines = [json.dumps(dict(row), sort_keys=True) + "\n" for row in rows]
         write_atomically(self.metrics, "".join(lines).encode())
+
+
+def require_writable(path: Path) -> None:
+    """Refuse, with a RunError, a folder that cannot be written, or made; nothing stays behind."""
+    there = next(one for one in (path, *path.absolute().parents) if one.exists())
+    try:
+        with tempfile.TemporaryDirectory(dir=there):
+            pass
+    except OSError as error:
+        raise RunError(
+            f"cannot write to {path}: {error.strerror}; choose another folder (run.dir), or "
+            "change its permissions"
+        ) from error
+
+
+def _figures(line: str) -> dict[str, Scalar] | None:
+    """Return one round's figures; None for a line that is empty or torn."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    whole = isinstance(row, dict) and isinstance(row.get("round"), int)
+    return row if whole else None
 
 
 def _npz(arrays: Mapping[str, NDArray[np.generic]]) -> bytes:

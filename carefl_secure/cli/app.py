@@ -24,6 +24,7 @@ from carefl_secure.cli.privacy.budget import budget
 from carefl_secure.cli.privacy.ledger import ledger
 from carefl_secure.cli.privacy.report import report
 from carefl_secure.cli.privacy.threat_model import threat_model
+from carefl_secure.cli.streams import run_with_streams
 from carefl_secure.cli.training.caption import caption
 from carefl_secure.cli.training.evaluate import evaluate
 from carefl_secure.cli.training.experiment import experiment
@@ -120,4 +121,4 @@ app.add_typer(ledger)
 
 def main() -> None:
     """Run the command line."""
-    app()
+    run_with_streams(app)

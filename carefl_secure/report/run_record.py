@@ -220,7 +220,8 @@ def _rows(path: Path) -> tuple[Mapping[str, Any], ...]:
     if not path.is_file():
         return ()
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        whole, _, _torn = path.read_text(encoding="utf-8", errors="replace").rpartition("\n")
+        rows = [json.loads(line) for line in whole.splitlines()]
         for row in rows:
             for name, kind in _COLUMNS.items():
                 if name == "round" or name in row:

@@ -7,9 +7,12 @@ from pathlib import Path
 
 from carefl_secure import errors
 from carefl_secure.cli.app import INTERRUPTED
+from carefl_secure.cli.streams import CLOSED_PIPE
 
 PAGE = (Path(__file__).parents[2] / "docs" / "exit-codes.md").read_text(encoding="utf-8")
 KNOWN = {getattr(errors, name).exit_code: name for name in errors.__all__}
+
+SIGNALS = {INTERRUPTED: "", CLOSED_PIPE: ""}
 
 
 def test_codes_differ() -> None:
@@ -18,13 +21,13 @@ def test_codes_differ() -> None:
 
 def test_the_table_lists_every_error() -> None:
     rows = re.findall(r"^\| (\d+) \| (?:`(\w+)`)? *\|", PAGE, re.MULTILINE)
-    assert {int(code): name for code, name in rows} == {**KNOWN, 0: "", INTERRUPTED: ""}
+    assert {int(code): name for code, name in rows} == {**KNOWN, 0: "", **SIGNALS}
 
 
 def test_every_code_has_a_section_with_description_and_cure() -> None:
     sections = re.split(r"^## (\d+)$", PAGE, flags=re.MULTILINE)[1:]
     codes = [int(code) for code in sections[::2]]
-    assert codes == sorted({*KNOWN, 0, INTERRUPTED})
+    assert codes == sorted({*KNOWN, 0, *SIGNALS})
     for text in sections[1::2]:
         assert re.search(r"^Description: \S", text, re.MULTILINE)
         assert re.search(r"^How to resolve: \S", text, re.MULTILINE)

@@ -10,7 +10,7 @@ import pytest
 
 from carefl_secure import run_folder as module
 from carefl_secure.errors import RunError
-from carefl_secure.run_folder import RunFolder, new_run_id, write_atomically
+from carefl_secure.run_folder import RunFolder, new_run_id, require_writable, write_atomically
 
 
 def test_create_makes_the_layout_and_open_finds_it(tmp_path: Path) -> None:
@@ -73,11 +73,27 @@ def test_a_figure_that_is_no_number_is_refused(tmp_path: Path, bad: float) -> No
     assert len(folder.read_metrics()) == 1
 
 
-def test_damaged_metrics_are_named(tmp_path: Path) -> None:
+def test_torn_figures_are_passed_over(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path, "")
-    folder.metrics.write_text('{"round": 1}\n{"rou')
+    folder.metrics.write_text('{"round": 1}\n[2]\n{"loss": 1.0}\n{"rou')
+    assert folder.read_metrics() == [{"round": 1}]
+    folder.append_metrics({"round": 2, "loss": 0.5})
+    assert len(folder.metrics.read_text().splitlines()) == 2
+
+
+def test_metrics_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, "")
+    folder.metrics.mkdir()
     with pytest.raises(RunError, match="metrics"):
         folder.read_metrics()
+
+
+def test_a_folder_is_tried_and_left_as_it_was(tmp_path: Path) -> None:
+    require_writable(tmp_path / "runs" / "deep")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match=r"run\.dir"):
+        require_writable(tmp_path / "file" / "runs")
 
 
 def test_a_checkpoint_comes_back_with_types_and_bits(tmp_path: Path) -> None:

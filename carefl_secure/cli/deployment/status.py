@@ -21,7 +21,7 @@ def status(
 
     folder = RunFolder.open(run)
     rows = folder.read_metrics()
-    plan: dict[str, Any] = json_text.loads(folder.plan.read_text()) if folder.plan.is_file() else {}
+    plan: dict[str, Any] = folder.read_plan() if folder.plan.exists() else {}
     planned = plan.get("privacy", {}).get("rounds")
     entries = Ledger(folder.ledger).entries() if folder.ledger.exists() else ()
     paid = sum(e.kind == "spend" or e.payload.get("unprotected") is True for e in entries)
@@ -34,10 +34,10 @@ def status(
         "rounds_finished": len(rows),
         "rounds_paid": paid,
         "rounds_paid_but_not_opened": paid - opened,
-        "epsilon": rows[-1]["epsilon"] if rows else None,
-        "survivors": rows[-1]["survivors"] if rows else None,
+        "epsilon": rows[-1].get("epsilon") if rows else None,
+        "survivors": rows[-1].get("survivors") if rows else None,
         "seconds_per_round": (
-            sum(float(row["seconds"]) for row in rows) / len(rows) if rows else None
+            sum(float(row.get("seconds", 0)) for row in rows) / len(rows) if rows else None
         ),
     }
     if json:

@@ -15,6 +15,7 @@ from carefl_secure.cli.options import unfold
 from carefl_secure.cli.reporter import running
 from carefl_secure.config import Config, load_config
 from carefl_secure.errors import ConfigError, RunError
+from carefl_secure.run_folder import require_writable
 
 __all__ = ["train"]
 
@@ -168,3 +169,4 @@ def _check_folders(settings: Config, resume: Path | None) -> None:
         raise RunError(
             f"there is already a run at {settings.run.dir / name}; resume it or choose another name"
         )
+    require_writable(settings.run.dir if resume is None else resume)

@@ -75,7 +75,7 @@ class DataConfig(Section):
     )
     alpha: float = Field(
         default=0.5,
-        gt=0,
+        ge=1e-6,
         le=1e6,
         description="concentration of partition=dirichlet and =quantity; smaller is more skew",
     )

@@ -43,14 +43,14 @@ class PrivacyConfig(Section):
     )
     sample_rate: float = Field(
         default=0.2,
-        gt=0,
+        ge=1e-9,
         le=1,
         description="Poisson sampling rate of records, or persons, in a round or local step; with "
         "unit=client, which samples nothing, the share of a client's records in a local step",
     )
     clipping_norm: float = Field(
         default=1.0,
-        gt=0,
+        ge=1e-12,
         le=1e6,
         description="largest l2 norm of one record's or person's gradient, or of one client's "
         "update",

@@ -67,9 +67,19 @@ class SyntheticCorpus:
 
 
 def default_cache() -> Path:
-    """Return the folder where drawn corpora are kept: ``$CAREFL_CACHE`` or the user's cache."""
-    base = os.environ.get("CAREFL_CACHE")
-    return Path(base) if base else Path.home() / ".cache" / "carefl-secure"
+    """Return the folder where drawn corpora are kept: ``$CAREFL_CACHE`` or the user's cache.
+
+    A user without a home folder gets a `DataError`: a shared folder could hold another's files.
+    """
+    if base := os.environ.get("CAREFL_CACHE"):
+        return Path(base)
+    try:
+        return Path.home() / ".cache" / "carefl-secure"
+    except RuntimeError as error:
+        raise DataError(
+            "this user has no home folder to keep the drawn corpus in; set data.cache_dir (or the "
+            "variable CAREFL_CACHE) to a folder you may write to"
+        ) from error
 
 
 def synthetic_corpus(
@@ -240,5 +250,5 @@ def _write(path: Path, arrays: dict[str, npt.NDArray[np.generic]]) -> None:
     except OSError as error:
         raise DataError(
             f"cannot keep the drawn corpus in {path.parent}: {error}. "
-            "Free some space, or set data.cache (or CAREFL_CACHE) to a folder you may write to."
+            "Free some space, or set data.cache_dir (or CAREFL_CACHE) to a folder you may write to."
         ) from error

@@ -44,11 +44,14 @@ class Checkpoints:
         if stage.number == 1:
             if folder.checkpoint.exists() or folder.ledger.exists():
                 raise RunError(f"{folder.path} was used before; resume it or create a new run")
-            text = json.dumps(stage.agreement, indent=2, sort_keys=True, allow_nan=False)
-            write_atomically(folder.plan, text.encode() + b"\n")
+            self._write_plan()
         adapter = initial.copy()
         self.save(adapter, stage.offset)
         return adapter
+
+    def _write_plan(self) -> None:
+        text = json.dumps(self._stage.agreement, indent=2, sort_keys=True, allow_nan=False)
+        write_atomically(self._folder.plan, text.encode() + b"\n")
 
     def save(self, adapter: Adapter, number: int) -> None:
         """Replace the checkpoint by the state after round ``number``."""
@@ -64,6 +67,7 @@ class Checkpoints:
     def restore(self) -> tuple[Adapter, int]:
         """Return adapter and number of the last finished round; drop figures that go beyond it.
 
+        A plan file that a power cut left empty or torn is written anew: the checkpoint names it.
         Raises RunError when the checkpoint is damaged or of another run.
         """
         folder, stage = self._folder, self._stage
@@ -93,5 +97,9 @@ class Checkpoints:
                 if name.startswith(_OPTIMIZER)
             }
         )
+        try:
+            folder.read_plan()
+        except RunError:
+            self._write_plan()
         folder.keep_metrics(number)
         return adapter.astype(np.float32), number

@@ -262,6 +262,25 @@ def test_a_stop_between_figures_and_checkpoint_leaves_no_double_rows(
     assert runner.spends() == 4
 
 
+@pytest.mark.parametrize("tail", [b'{"round": 3, "eps', b"\0" * 40, b"\xff\xfe{]\n", b""])
+def test_torn_figures_and_an_empty_plan_do_not_block_a_paid_run(
+    make_runner: Callable[..., Runner], tail: bytes
+) -> None:
+    runner = make_runner(rounds=4)
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(record=Stop(3), optimizer=FedAdam(0.1))
+    whole = runner.folder.plan.read_bytes()
+    with runner.folder.metrics.open("ab") as file:
+        file.write(tail)
+    runner.folder.plan.write_bytes(b"" if tail else whole[:20])
+    with pytest.raises(RunError, match=r"plan\.json"):
+        runner.folder.read_plan()
+    result = runner.run(resume=True, optimizer=FedAdam(0.1))
+    assert [row["round"] for row in result.rows] == [1, 2, 3]
+    assert runner.folder.plan.read_bytes() == whole
+    assert runner.spends() == 4
+
+
 def test_a_torn_ledger_line_is_cut_only_when_that_is_asked(
     make_runner: Callable[..., Runner],
 ) -> None:
