@@ -28,6 +28,7 @@ from carefl_secure.federation.server.optimizers import FedAdam
 from carefl_secure.federation.server.run import Monitoring, run_federation
 from carefl_secure.model.features import vision_features
 from carefl_secure.model.label_scorer import LabelScorer, RecordLosses
+from carefl_secure.privacy.clipping.clipped_sum import Clipping
 from carefl_secure.progress import Reporter
 from carefl_secure.run_folder import RunFolder
 from carefl_secure.runs.build import key_source, label_scorer
@@ -192,10 +193,12 @@ def train_on(
     tasks = [
         ModelTask(
             canaries.learner(scorer, share),
-            plan.privacy.clipping_norm,
-            plan.privacy.normalise,
-            config.privacy.clipping,
-            _MICRO_BATCH,
+            Clipping(
+                plan.privacy.clipping_norm,
+                plan.privacy.normalise,
+                config.privacy.clipping,
+                _MICRO_BATCH,
+            ),
         )
         for share in np.array_split(inside, clients)
     ]

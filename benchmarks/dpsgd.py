@@ -48,7 +48,7 @@ from carefl_secure.model.label_scorer import LabelScorer, RecordLosses
 from carefl_secure.model.loader import load_base
 from carefl_secure.model.lora import TARGETS, Adapter
 from carefl_secure.noise import KeyStream, SkellamSampler, SystemKeySource
-from carefl_secure.privacy.clipping.clipped_sum import clipped_sum
+from carefl_secure.privacy.clipping.clipped_sum import Clipping, clipped_sum
 
 Indices = npt.NDArray[np.int64]
 MEGABYTE = 1 << 20
@@ -148,9 +148,7 @@ def our_step(
         model.parameters,
         model.losses,
         everyone,
-        clipping_norm=1.0,
-        normalise=True,
-        micro_batch=len(everyone),
+        Clipping(1.0, True, micro_batch=len(everyone)),
     ).vector
     total += noise.sample(KeyStream(SystemKeySource().key("noise")), total.size) / SCALE
     mean = torch.from_numpy(total / len(everyone)).float()

@@ -31,6 +31,7 @@ from carefl_secure.model.embedded import QUESTIONS
 from carefl_secure.model.label_scorer import LabelScorer
 from carefl_secure.model.loader import load_base
 from carefl_secure.model.lora import Adapter
+from carefl_secure.privacy.clipping.clipped_sum import Clipping
 from carefl_secure.progress import SilentReporter
 from carefl_secure.runs.client_task import model_tasks
 from carefl_secure.runs.evaluation.evaluator import Evaluator
@@ -71,11 +72,8 @@ def centralised(config: Config, noise_multiplier: float, seed: int) -> float:
     (pool,) = model_tasks(
         scorer,
         corpora,
-        clipping_norm=norm,
-        normalise=config.privacy.normalise,
-        engine=config.privacy.clipping,
-        micro_batch=128,
-        reporter=SilentReporter(),
+        Clipping(norm, config.privacy.normalise, config.privacy.clipping, micro_batch=128),
+        SilentReporter(),
     )
     evaluate = Evaluator(scorer, corpora, config.performance.evaluation_batch, SilentReporter())
     optimiser = FedAdam(config.server_lr, config.federation.betas)

@@ -47,7 +47,7 @@ def clipping_error() -> Callable[[Any, str], float]:
     import numpy as np
     import torch  # slow, and most tests need neither it nor the engines
 
-    from carefl_secure.privacy.clipping.clipped_sum import clipped_sum
+    from carefl_secure.privacy.clipping.clipped_sum import Clipping, clipped_sum
 
     def measure(held: Any, engine: Any) -> float:
         adapter = held.scorer.adapter
@@ -62,10 +62,7 @@ def clipping_error() -> Callable[[Any, str], float]:
             adapter.parameters,
             held.losses,
             np.arange(6),
-            clipping_norm=norm,
-            normalise=False,
-            engine=engine,
-            micro_batch=4,
+            Clipping(norm, False, engine=engine, micro_batch=4),
         ).vector
         return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 

@@ -23,6 +23,7 @@ from carefl_secure.model.features import vision_features
 from carefl_secure.model.label_scorer import LabelScorer, RecordLosses
 from carefl_secure.model.saved import load_saved
 from carefl_secure.privacy import Event
+from carefl_secure.privacy.clipping.clipped_sum import Clipping
 from carefl_secure.progress import Reporter
 from carefl_secure.run_folder import RunFolder
 from carefl_secure.runs.build import label_scorer
@@ -198,10 +199,12 @@ class RealProbe:
         self._known = known
         self.task = ModelTask(
             RecordLosses(subject.scorer, known.features, known.targets, known.captions),
-            privacy.clipping_norm,
-            privacy.normalise,
-            config.privacy.clipping,
-            config.performance.micro_batch or _MICRO_BATCH,
+            Clipping(
+                privacy.clipping_norm,
+                privacy.normalise,
+                config.privacy.clipping,
+                config.performance.micro_batch or _MICRO_BATCH,
+            ),
         )
 
     def losses(

@@ -75,16 +75,16 @@ def _ridge(train: Floats, labels: Floats, test: Floats) -> tuple[Floats, Floats]
     values, axes = np.linalg.eigh(x.T @ x)
     values = np.maximum(values, 0)
     turned = x @ axes
-    moved = turned.T @ (labels - mean)
+    projected = turned.T @ (labels - mean)
 
     def left_out(ridge: float) -> Floats:
         hat = (turned**2) @ (1 / (values + ridge)) + 1 / len(x)
-        fitted = turned @ (moved / (values + ridge)[:, None]) + mean
+        fitted = turned @ (projected / (values + ridge)[:, None]) + mean
         return np.asarray(labels - (labels - fitted) / (1 - hat)[:, None])
 
     ridges = [factor * len(x) for factor in _RIDGES]
     ridge = min(ridges, key=lambda r: float(((labels - left_out(r)) ** 2).mean()))
-    return left_out(ridge), (new @ axes) @ (moved / (values + ridge)[:, None]) + mean
+    return left_out(ridge), (new @ axes) @ (projected / (values + ridge)[:, None]) + mean
 
 
 def score_baselines(

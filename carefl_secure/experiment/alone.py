@@ -1,7 +1,7 @@
 r"""Training without a federation: the references of the parity table.
 
-One party, one learner, the same adapter, loss, sampling, clipping, number of steps and optimiser as
-a federated run. *Local*: a client alone on its own records, without noise, as nothing leaves it.
+One party with the adapter, loss, sampling, clipping, number of steps and optimizer of a federated
+run. *Local*: a client alone on its own records, without noise, as nothing leaves it.
 *Central*: all records at one party; with privacy, DP-SGD with Gaussian noise,
 
 .. math:: g = \Bigl(\sum_{i \in B} \bar g_i + \mathcal N(0, z^2 C^2 I)\Bigr) / (q N)
@@ -23,11 +23,11 @@ from carefl_secure.federation.server.optimizers import Listener
 from carefl_secure.model.features import vision_features
 from carefl_secure.model.label_scorer import RecordLosses
 from carefl_secure.noise import KeyStream, gaussian
-from carefl_secure.privacy.accounting.budget import BudgetQuestion, solve_budget
+from carefl_secure.privacy.clipping.clipped_sum import Clipping
 from carefl_secure.privacy.sampling import poisson_sample
 from carefl_secure.runs.build import key_source, make_optimizer, micro_batch
 from carefl_secure.runs.client_task import ModelTask
-from carefl_secure.runs.plan_from_config import UNCLIPPED
+from carefl_secure.runs.plan_from_config import UNCLIPPED, central_budget
 
 __all__ = ["Trained", "train_centrally", "train_locally"]
 
@@ -72,17 +72,7 @@ def train_centrally(bench: Bench) -> Trained:
             f"a central cell protects single records or nothing, not privacy.unit="
             f"{config.privacy.unit}; set record or none"
         )
-    spent = solve_budget(
-        BudgetQuestion(
-            mechanism="gaussian",
-            delta=config.privacy.delta,
-            epsilon=config.privacy.epsilon,
-            noise_multiplier=None,
-            rounds=config.federation.rounds,
-            sample_rate=config.privacy.sample_rate,
-            unit="record",
-        )
-    )
+    spent = central_budget(config)
     made = _descend(bench, everything, spent.noise_multiplier, start, "central")
     return Trained(made, spent.epsilon)
 
@@ -108,14 +98,13 @@ def _descend(
             targets(corpora.private)[share],
             None if said is None else [said.private[i] for i in share.tolist()],
         ),
-        clip,
-        config.privacy.normalise and private,
-        config.privacy.clipping,
-        micro_batch(config),
+        Clipping(
+            clip, config.privacy.normalise and private, config.privacy.clipping, micro_batch(config)
+        ),
     )
     rate, adapter = config.privacy.sample_rate, start.copy()
     batch = rate * len(share)
-    optimiser = make_optimizer(config, bench.scorer.adapter)
+    optimizer = make_optimizer(config, bench.scorer.adapter)
     source = key_source(config)(0)
     for number in range(1, config.federation.rounds + 1):
         drawn = poisson_sample(len(share), rate, KeyStream(source.key(f"{purpose}/sample")))
@@ -123,7 +112,7 @@ def _descend(
         if noise > 0:
             stream = KeyStream(source.key(f"{purpose}/noise"))
             gradient = gradient + gaussian(stream, len(gradient), noise * clip)
-        if isinstance(optimiser, Listener):
-            optimiser.observe(1.0, (noise * clip / batch) ** 2)
-        adapter = optimiser.step(adapter, gradient / batch)
+        if isinstance(optimizer, Listener):
+            optimizer.observe(1.0, (noise * clip / batch) ** 2)
+        adapter = optimizer.step(adapter, gradient / batch)
     return adapter

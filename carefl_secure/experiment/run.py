@@ -29,7 +29,7 @@ from carefl_secure.runs.train import train
 
 __all__ = ["Finished", "run_cell", "run_cells", "scores_file"]
 
-_PAPER = "cell.json"  # written last: a cell with this file is finished
+_CELL = "cell.json"  # written last: a cell with this file is finished
 _SCORES = "scores.npz"
 # A fault of the program in one cell is named in the table, as it would be in a process of its own.
 _FAULTS = (
@@ -68,7 +68,7 @@ def run_cell(cell: Cell, reporter: Reporter) -> Finished:
     `RunError`.
     """
     folder = cell.config.run.dir / cell.name
-    known = _read(folder / _PAPER)
+    known = _read(folder / _CELL)
     if known is not None:
         if known["settings"] != _settings(cell):
             raise RunError(
@@ -87,8 +87,8 @@ def run_cell(cell: Cell, reporter: Reporter) -> Finished:
         time.monotonic() - started,
         made["figures"],
     )
-    paper = {"settings": _settings(cell), "result": asdict(result)}
-    write_atomically(folder / _PAPER, (json.dumps(paper, indent=2) + "\n").encode())
+    cell_json = {"settings": _settings(cell), "result": asdict(result)}
+    write_atomically(folder / _CELL, (json.dumps(cell_json, indent=2) + "\n").encode())
     return result
 
 

@@ -31,7 +31,7 @@ class ParallelBatches:
 
     def __init__(self, count: int = 1) -> None:
         if count < 1:
-            raise ConfigError(f"there must be at least one lane, not {count}")
+            raise ConfigError(f"there must be at least one batch at a time, not {count}")
         self._count = count
 
     @classmethod
@@ -53,7 +53,7 @@ class ParallelBatches:
     ) -> Iterator[Found]:
         before = torch.get_num_threads()
         try:
-            with ThreadPoolExecutor(parallel_batches, "lane", torch.set_num_threads, (1,)) as pool:
+            with ThreadPoolExecutor(parallel_batches, "batch", torch.set_num_threads, (1,)) as pool:
                 yield from pool.map(function, work)
         finally:
             torch.set_num_threads(before)  # new threads take the number that was set last

@@ -36,8 +36,8 @@ __all__ = ["pretrain"]
 
 _RECORDS = 32_000
 _BATCH = 64
-_SEE, _SPEAK = 2_500, 2_000  # optimiser steps of the two stages
-_ASKED = 3  # questions beside the EMOTIC one in each step
+_SEE, _SPEAK = 2_500, 2_000  # optimizer steps of the two stages
+_ASKED = 3  # questions besides the EMOTIC one in each step
 _CONTEXT = 4  # every so many steps the question comes with a sentence of context
 _KEEP = 500  # steps between two savings, so that a stop loses little
 _ORIGIN = "origin.json"
@@ -50,7 +50,7 @@ def pretrain(output: Path, *, seed: int, steps: int | None, reporter: Reporter) 
 
     ``output`` receives weights in float16, tokenizer, processor and ``origin.json``, also during
     training, so that an interrupted training leaves a usable model. ``seed`` fixes weights, data
-    and order; ``steps`` are optimiser steps of each stage, by default about twenty minutes on two
+    and order; ``steps`` are optimizer steps of each stage, by default about twenty minutes on two
     cores.
     """
     if steps is not None and steps < 1:
@@ -69,7 +69,7 @@ def pretrain(output: Path, *, seed: int, steps: int | None, reporter: Reporter) 
     head = nn.Linear(16 * 128, sum(len(values) for values in GROUPS.values()))
     seeing = [*model.model.vision_model.parameters(), *model.model.connector.parameters()]
     model.train()
-    _optimise(
+    _train(
         "learning to see",
         [*seeing, *head.parameters()],
         lambda step, chosen: lessons.seen(
@@ -81,7 +81,7 @@ def pretrain(output: Path, *, seed: int, steps: int | None, reporter: Reporter) 
         keep("see"),
         seed,
     )
-    _optimise(
+    _train(
         "learning to speak",
         list(model.parameters()),
         lambda step, chosen: lessons.spoken(
@@ -96,7 +96,7 @@ def pretrain(output: Path, *, seed: int, steps: int | None, reporter: Reporter) 
     return output
 
 
-def _optimise(
+def _train(
     task: str,
     parameters: list[nn.Parameter],
     loss_of: Callable[[int, Rows], Tensor],
@@ -106,10 +106,10 @@ def _optimise(
     keep: Callable[[int], None],
     seed: int,
 ) -> None:
-    optimiser = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.02)
+    optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.02)
     warm = max(1, min(100, steps // 10))
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser,
+        optimizer,
         lambda s: min((s + 1) / warm, 1.0) * (0.5 * (1 + math.cos(math.pi * s / steps)) + 1e-3),
     )
     rng = np.random.default_rng(seed)
@@ -119,10 +119,10 @@ def _optimise(
         chosen = rng.choice(_RECORDS, _BATCH, replace=False)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = loss_of(step, chosen)
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
+        optimizer.step()
         schedule.step()
         value = float(loss.detach())
         running = 0.98 * running + 0.02 * value if step else value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from carefl_secure.errors import ConfigError
+from carefl_secure.privacy.checks import check_whole
 
 __all__ = ["aggregation_text", "promise_text", "verdict"]
 
@@ -107,27 +108,17 @@ def promise_text(
     ).rstrip()
 
 
-def aggregation_text(aggregation: str = "pairwise", *, committee_dropout_tolerance: int = 0) -> str:
+def aggregation_text(aggregation: str = "pairwise", honest_members: int = 1) -> str:
     """Say in one sentence whom the promise of a secure sum needs besides its honest clients.
 
     Empty for ``pairwise``, which needs nobody else. ``aggregation`` names a protocol: ``pairwise``,
-    ``committee``, ``encrypted``, or that of another package. Of a committee,
-    ``committee_dropout_tolerance`` members may be lost and the sum still opens.
-
-    Notes
-    -----
-    With m members and s to spare, a server needs the openings of m - s members for a list. Two
-    different lists, or a list and the seeds of its absent members, share at least m - 2 s of them;
-    so 2 s + 1 members that do not side with the server are enough (``docs/protocol.md``, 4).
+    ``committee``, ``encrypted``, or that of another package. Of a committee, ``honest_members``
+    must not side with the server.
     """
-    if committee_dropout_tolerance < 0:
-        raise ConfigError(
-            f"committee_dropout_tolerance is {committee_dropout_tolerance}; choose 0 or more"
-        )
+    check_whole("honest_members", honest_members, 1)
     if aggregation == "committee":
-        honest = 2 * committee_dropout_tolerance + 1
-        members = "one member" if honest == 1 else f"at least {honest} members"
-        verb = "does" if honest == 1 else "do"
+        members = "one member" if honest_members == 1 else f"at least {honest_members} members"
+        verb = "does" if honest_members == 1 else "do"
         return f"It also needs {members} of the committee that {verb} not side with the server."
     if aggregation == "encrypted":
         return "It holds even if the holder of the key sides with the server."

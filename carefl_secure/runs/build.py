@@ -28,6 +28,7 @@ from carefl_secure.model.lora import Adapter
 from carefl_secure.model.task_prompts import prompt_template, task_question
 from carefl_secure.noise import DeterministicKeySource, KeySource
 from carefl_secure.privacy.canonical_json import canonical_json
+from carefl_secure.privacy.clipping.clipped_sum import Clipping
 from carefl_secure.progress import Reporter
 from carefl_secure.runs.captions import Contexts, load_contexts
 from carefl_secure.runs.client_task import ModelTask, model_tasks
@@ -125,11 +126,13 @@ def client_tasks(
     return model_tasks(
         scorer,
         corpora,
-        clipping_norm=plan.privacy.clipping_norm,
-        normalise=plan.privacy.normalise,
-        engine=config.privacy.clipping,
-        micro_batch=micro_batch(config),
-        reporter=reporter,
+        Clipping(
+            plan.privacy.clipping_norm,
+            plan.privacy.normalise,
+            config.privacy.clipping,
+            micro_batch(config),
+        ),
+        reporter,
         contexts=contexts,
         by_person=config.privacy.unit == "person",
         records_per_person=config.privacy.records_per_person,

@@ -12,7 +12,7 @@ from carefl_secure.data.subjects import first_of_each, subject_groups
 from carefl_secure.model.features import vision_features
 from carefl_secure.model.label_scorer import LabelScorer, RecordLosses
 from carefl_secure.model.mean_gradient import mean_gradient
-from carefl_secure.privacy.clipping.clipped_sum import Engine, clipped_sum
+from carefl_secure.privacy.clipping.clipped_sum import Clipping, clipped_sum
 from carefl_secure.progress import Reporter
 from carefl_secure.runs.captions import Contexts
 from carefl_secure.runs.corpora import Corpora
@@ -27,26 +27,23 @@ class ModelTask:
     """One client's work: a ``LocalTask`` on a real model.
 
     Clients of one process share the frozen base and the adapter object; each loads the round's
-    adapter before use. ``learner`` holds this client's cached features and labels; ``people`` are
-    indices into it, one array per person, for the unit person.
+    adapter before use. ``losses`` holds this client's cached features and labels; ``by_person``
+    has the indices of each person's records, for unit person.
     """
 
-    learner: RecordLosses
-    clipping_norm: float
-    normalise: bool
-    engine: Engine
-    micro_batch: int
-    people: tuple[npt.NDArray[np.int64], ...] = ()
+    losses: RecordLosses
+    clipping: Clipping
+    by_person: tuple[npt.NDArray[np.int64], ...] = ()
 
     @property
     def dimension(self) -> int:
         """Number of entries of the flat adapter vector."""
-        return self.learner.scorer.adapter.dimension
+        return self.losses.scorer.adapter.dimension
 
     @property
     def records(self) -> int:
         """Number of records that this client holds."""
-        return len(self.learner)
+        return len(self.losses)
 
     def clipped_sum(
         self, adapter: Vector, indices: npt.NDArray[np.int64], number: int
@@ -57,24 +54,24 @@ class ModelTask:
     @property
     def persons(self) -> int:
         """Number of persons that this client holds."""
-        return len(self.people)
+        return len(self.by_person)
 
     @property
     def most_records(self) -> int:
         """Number of records of the person that has most."""
-        return max(map(len, self.people), default=0)
+        return max(map(len, self.by_person), default=0)
 
     def clipped_person_sum(
         self, adapter: Vector, persons: npt.NDArray[np.int64], number: int
     ) -> npt.NDArray[np.float64]:
         """Sum the clipped gradients of persons at ``adapter``; see the protocol."""
-        chosen = [self.people[person] for person in persons.tolist()]
+        chosen = [self.by_person[person] for person in persons.tolist()]
         groups = np.repeat(np.arange(len(chosen)), [len(one) for one in chosen])
         return self._clipped(adapter, np.concatenate(chosen), number, groups)
 
     def trainable_entries(self, number: int) -> npt.NDArray[np.bool_]:
         """Return which entries train in a round."""
-        held = self.learner.scorer.adapter
+        held = self.losses.scorer.adapter
         with held.lock:
             return held.trainable_entries(number)
 
@@ -82,12 +79,12 @@ class ModelTask:
         self, adapter: Vector, indices: npt.NDArray[np.int64], number: int
     ) -> npt.NDArray[np.float64]:
         """Return the unclipped gradient of a mean loss; see the protocol."""
-        held = self.learner.scorer.adapter
+        held = self.losses.scorer.adapter
         with held.lock:
             held.load(adapter)
             held.module.train()
             found = mean_gradient(
-                held.active(number), self.learner.losses, indices, self.micro_batch
+                held.active(number), self.losses.losses, indices, self.clipping.micro_batch
             )
             out = np.zeros(held.dimension)
             out[held.trainable_entries(number)] = found
@@ -100,19 +97,16 @@ class ModelTask:
         number: int,
         groups: npt.NDArray[np.int64] | None,
     ) -> npt.NDArray[np.float64]:
-        held = self.learner.scorer.adapter
+        held = self.losses.scorer.adapter
         with held.lock:
             held.load(adapter)
             held.module.train()
             total = clipped_sum(
                 held.module,
                 held.active(number),
-                self.learner.losses,
+                self.losses.losses,
                 indices,
-                clipping_norm=self.clipping_norm,
-                normalise=self.normalise,
-                engine=self.engine,
-                micro_batch=self.micro_batch,
+                self.clipping,
                 groups=groups,
                 parallel_batches=held.base.parallel_batches,
             )
@@ -124,12 +118,9 @@ class ModelTask:
 def model_tasks(
     scorer: LabelScorer,
     corpora: Corpora,
-    *,
-    clipping_norm: float,
-    normalise: bool,
-    engine: Engine,
-    micro_batch: int,
+    clipping: Clipping,
     reporter: Reporter,
+    *,
     contexts: Contexts | None = None,
     by_person: bool = False,
     records_per_person: int | None = None,
@@ -157,10 +148,7 @@ def model_tasks(
                 labels[share],
                 None if said is None else [said[i] for i in share.tolist()],
             ),
-            clipping_norm,
-            normalise,
-            engine,
-            micro_batch,
+            clipping,
             tuple(held),
         )
         for share, held in zip(shares, groups, strict=True)

@@ -10,9 +10,18 @@ from carefl_secure.federation.plan.calibrate import PlanRequest, plan_run
 from carefl_secure.federation.plan.ledger_history import History, earlier_spends
 from carefl_secure.federation.plan.local_steps import LocalPlan
 from carefl_secure.federation.plan.run_plan import RunPlan
+from carefl_secure.privacy.accounting.budget import Budget, BudgetQuestion, solve_budget
 from carefl_secure.runs.corpora import Corpora
 
-__all__ = ["UNCLIPPED", "aggregation_of", "earlier_of", "local_plan", "plan_with", "request_of"]
+__all__ = [
+    "UNCLIPPED",
+    "aggregation_of",
+    "central_budget",
+    "earlier_of",
+    "local_plan",
+    "plan_with",
+    "request_of",
+]
 
 UNCLIPPED = 1e3
 """Far above the norm of any record's gradient: without privacy nothing is to be cut."""
@@ -74,6 +83,20 @@ def _request(config: Config, units: int, records: int, dimension: int) -> PlanRe
         min_survivors=config.federation.min_survivors,
         max_colluders=privacy.max_colluders,
         normalise=privacy.normalise and private,
+    )
+
+
+def central_budget(config: Config) -> Budget:
+    """Return the noise, and its price, of DP-SGD on all records at one party."""
+    privacy = config.privacy
+    return solve_budget(
+        BudgetQuestion(
+            mechanism="gaussian",
+            delta=privacy.delta,
+            epsilon=privacy.epsilon,
+            rounds=config.federation.rounds,
+            sample_rate=privacy.sample_rate,
+        )
     )
 
 

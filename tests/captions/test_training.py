@@ -23,6 +23,7 @@ from carefl_secure.model.features import vision_features
 from carefl_secure.model.label_scorer import LabelScorer, RecordLosses
 from carefl_secure.model.loader import load_base
 from carefl_secure.model.lora import Adapter
+from carefl_secure.privacy.clipping.clipped_sum import Clipping
 from carefl_secure.progress import SilentReporter
 from carefl_secure.runs.captions import caption_parts, load_contexts
 from carefl_secure.runs.client_task import model_tasks
@@ -141,11 +142,8 @@ def test_each_record_meets_its_own_caption_on_clients_and_server(
     tasks = model_tasks(
         scorer,
         corpora,
-        clipping_norm=1.0,
-        normalise=True,
-        engine="native",
-        micro_batch=64,
-        reporter=SilentReporter(),
+        Clipping(1.0, True, engine="native", micro_batch=64),
+        SilentReporter(),
         contexts=contexts,
     )
     truth = targets(corpora.private)
@@ -153,7 +151,7 @@ def test_each_record_meets_its_own_caption_on_clients_and_server(
         at = share[:4].tolist()
         by_hand = RecordLosses(scorer, features[at], truth[at], [contexts.private[i] for i in at])
         with torch.no_grad():
-            assert torch.equal(task.learner.losses(range(4)), by_hand.losses(range(4)))
+            assert torch.equal(task.losses.losses(range(4)), by_hand.losses(range(4)))
     test = vision_features(scorer.adapter.base, corpora.test, SilentReporter())
     figures = Evaluator(scorer, corpora, 64, SilentReporter(), contexts)(scorer.adapter.vector())
     scores = scorer.all(test, 64, contexts.test)

@@ -21,6 +21,7 @@ from carefl_secure.model.embedded import QUESTIONS
 from carefl_secure.model.label_scorer import LabelScorer
 from carefl_secure.model.loader import load_base
 from carefl_secure.model.lora import Adapter
+from carefl_secure.privacy.clipping.clipped_sum import Clipping
 from carefl_secure.progress import SilentReporter
 from carefl_secure.run_folder import RunFolder
 from carefl_secure.runs.captions import Contexts, load_contexts
@@ -56,11 +57,8 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
     tasks = model_tasks(
         scorer,
         corpora,
-        clipping_norm=1.0,
-        normalise=True,
-        engine="native",
-        micro_batch=64,
-        reporter=SilentReporter(),
+        Clipping(1.0, True, engine="native", micro_batch=64),
+        SilentReporter(),
         contexts=contexts,
     )
     plan = plan_run(

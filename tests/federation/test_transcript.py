@@ -21,6 +21,7 @@ from carefl_secure.federation.transport.messages import piggybacked
 from carefl_secure.model.label_scorer import LabelScorer
 from carefl_secure.model.loader import load_base
 from carefl_secure.model.lora import Adapter
+from carefl_secure.privacy.clipping.clipped_sum import Clipping
 from carefl_secure.progress import SilentReporter
 from carefl_secure.run_folder import RunFolder
 from carefl_secure.runs.client_task import ModelTask, model_tasks
@@ -53,11 +54,8 @@ def transcript(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Transcri
     tasks = model_tasks(
         LabelScorer(adapter, EMOTIC, "Which emotions?"),
         corpora,
-        clipping_norm=1.0,
-        normalise=True,
-        engine="native",
-        micro_batch=16,
-        reporter=SilentReporter(),
+        Clipping(1.0, True, engine="native", micro_batch=16),
+        SilentReporter(),
     )
     plan = plan_run(
         PlanRequest(

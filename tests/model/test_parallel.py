@@ -9,7 +9,7 @@ from torch import nn
 
 from carefl_secure.errors import ConfigError
 from carefl_secure.model.parallel import ParallelBatches
-from carefl_secure.privacy.clipping.clipped_sum import clipped_sum
+from carefl_secure.privacy.clipping.clipped_sum import Clipping, clipped_sum
 
 
 def test_results_come_in_order_and_at_once() -> None:
@@ -22,13 +22,13 @@ def test_results_come_in_order_and_at_once() -> None:
     assert list(ParallelBatches(3)(work, [3, 1, 2])) == [9, 1, 4]
 
 
-def test_one_lane_stays_in_the_calling_thread() -> None:
+def test_one_batch_at_a_time_stays_in_the_calling_thread() -> None:
     assert set(ParallelBatches()(lambda _: threading.get_ident(), range(3))) == {
         threading.get_ident()
     }
 
 
-def test_every_lane_has_one_torch_thread_and_the_caller_keeps_its_own() -> None:
+def test_every_worker_has_one_torch_thread_and_the_caller_keeps_its_own() -> None:
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
@@ -38,7 +38,7 @@ def test_every_lane_has_one_torch_thread_and_the_caller_keeps_its_own() -> None:
         torch.set_num_threads(before)
 
 
-def test_an_error_in_a_lane_is_raised() -> None:
+def test_an_error_in_a_batch_is_raised() -> None:
     def fail(number: int) -> int:
         if number == 2:
             raise ValueError("two")
@@ -48,12 +48,12 @@ def test_an_error_in_a_lane_is_raised() -> None:
         list(ParallelBatches(2)(fail, range(4)))
 
 
-def test_no_lane_is_refused() -> None:
-    with pytest.raises(ConfigError, match="at least one lane"):
+def test_no_worker_is_refused() -> None:
+    with pytest.raises(ConfigError, match="at least one batch"):
         ParallelBatches(0)
 
 
-def test_the_same_sum_in_any_number_of_lanes() -> None:
+def test_the_same_sum_in_any_number_of_workers() -> None:
     torch.manual_seed(0)
     random = np.random.default_rng(0)
     module = nn.Sequential(nn.Linear(6, 5, bias=False), nn.Tanh(), nn.Linear(5, 3, bias=False))
@@ -69,9 +69,7 @@ def test_the_same_sum_in_any_number_of_lanes() -> None:
             list(module.named_parameters()),
             losses,
             indices,
-            clipping_norm=0.5,
-            normalise=False,
-            micro_batch=8,
+            Clipping(0.5, False, micro_batch=8),
             parallel_batches=ParallelBatches(parallel_batches),
         ).vector
 

@@ -16,7 +16,7 @@ from carefl_secure.model.loader import load_base
 from carefl_secure.model.lora import Adapter
 from carefl_secure.model.saved import load_saved
 from carefl_secure.model.stacked import StackedAdapter, adapters_of
-from carefl_secure.privacy.clipping.clipped_sum import clipped_sum
+from carefl_secure.privacy.clipping.clipped_sum import Clipping, clipped_sum
 
 
 def fresh(tiny: Path, rank: int = 2, alpha: int = 4, seed: int = 0, train: str = "B") -> Adapter:
@@ -108,10 +108,7 @@ def test_gradients_of_the_fresh_one_are_clipped_per_record(tiny: Path, engine: s
             stacked.active(1),
             learner.losses,
             np.array(indices),
-            clipping_norm=1e-3,
-            normalise=False,
-            engine=engine,  # type: ignore[arg-type]
-            micro_batch=2,
+            Clipping(1e-3, False, engine=engine, micro_batch=2),
         ).vector
 
     parts = [total([i]) for i in range(3)]

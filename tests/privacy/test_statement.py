@@ -7,6 +7,7 @@ import math
 import pytest
 
 from carefl_secure.errors import ConfigError
+from carefl_secure.federation.plan.aggregation_config import AggregationConfig
 from carefl_secure.privacy import verdict
 from carefl_secure.privacy.statement import aggregation_text, promise_text
 
@@ -109,8 +110,8 @@ def test_every_way_of_summing_says_whom_else_it_needs() -> None:
     assert aggregation_text() == aggregation_text("pairwise") == ""
     assert "needs one member of the committee that does not" in aggregation_text("committee")
     for spare, honest in ((1, 3), (2, 5)):
-        text = aggregation_text("committee", committee_dropout_tolerance=spare)
-        assert f"at least {honest} members" in text
+        needed = AggregationConfig(protocol="committee", dropout_tolerance=spare).honest_members
+        assert f"at least {honest} members" in aggregation_text("committee", needed)
     assert "even if the holder of the key" in aggregation_text("encrypted")
     with pytest.raises(ConfigError):
-        aggregation_text("committee", committee_dropout_tolerance=-1)
+        aggregation_text("committee", 0)

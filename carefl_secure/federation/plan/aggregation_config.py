@@ -73,6 +73,16 @@ class AggregationConfig:
         return {"dropout_tolerance": self.dropout_tolerance}
 
     @property
+    def honest_members(self) -> int:
+        """Committee members that must not side with the server: ``2 * dropout_tolerance + 1``.
+
+        With m members and a tolerance s, a server needs the openings of m - s members for a list.
+        Two different lists, or a list and the seeds of its absent members, share at least m - 2 s
+        of them (``docs/protocol.md``, 4).
+        """
+        return 2 * self.dropout_tolerance + 1
+
+    @property
     def label(self) -> str:
         """Protocol and whatever else changes whom the clients trust, for checkpoints."""
         if self.protocol == "committee" and self.dropout_tolerance:
@@ -82,7 +92,7 @@ class AggregationConfig:
     @property
     def assumptions(self) -> str:
         """Whom the privacy statement needs besides the clients, in one sentence; may be empty."""
-        return aggregation_text(self.protocol, committee_dropout_tolerance=self.dropout_tolerance)
+        return aggregation_text(self.protocol, self.honest_members)
 
     @classmethod
     def from_settings(cls, federation: Mapping[str, Any]) -> AggregationConfig:

@@ -26,7 +26,7 @@ Price: TypeAlias = Callable[[Sequence[Event], float], float]
 
 def calibrate_noise(
     make_event: Callable[[float], Event | Sequence[Event]],
-    target_epsilon: float,
+    target: float,
     delta: float,
     *,
     history: Sequence[Event] = (),
@@ -41,7 +41,7 @@ def calibrate_noise(
     make_event : callable
         Noise multiplier to the whole planned event, its count included, or to several that add up.
         More noise must cost less.
-    target_epsilon : float
+    target : float
         From 0.001. Every value up to 500 has an answer, for up to a million sums at any delta,
         unless the history leaves too little.
     history : sequence of Event
@@ -56,15 +56,15 @@ def calibrate_noise(
 
     Guarantees
     ----------
-    The price was evaluated at the returned noise, and was at most ``target_epsilon``.
+    The price was evaluated at the returned noise, and was at most ``target``.
     """
-    if not (math.isfinite(target_epsilon) and target_epsilon >= _LEAST_TARGET):
+    if not (math.isfinite(target) and target >= _LEAST_TARGET):
         raise ConfigError(
-            f"target_epsilon is {target_epsilon}; choose a number of at least {_LEAST_TARGET:g}"
+            f"the target epsilon is {target}; choose a number of at least {_LEAST_TARGET:g}"
         )
-    if history and epsilon(history, delta) >= target_epsilon:
+    if history and epsilon(history, delta) >= target:
         raise BudgetExceededError(
-            f"the history has used epsilon {target_epsilon:g} up, so no noise keeps this run "
+            f"the history has used epsilon {target:g} up, so no noise keeps this run "
             "within it; allow a larger epsilon, or start from data whose budget is not spent"
         )
 
@@ -73,7 +73,7 @@ def calibrate_noise(
         return (*history, *(planned if isinstance(planned, Sequence) else (planned,)))
 
     if price is not None:
-        return _search(functools.partial(_price, price, whole, delta), target_epsilon, 1.0, 0.2,
+        return _search(functools.partial(_price, price, whole, delta), target, 1.0, 0.2,
                        _CLOSENESS)  # fmt: skip
     noise = 1.0
     floor = epsilon_from_rdp(np.zeros(len(ORDERS)), delta)  # what RDP gives for any noise
@@ -83,9 +83,9 @@ def calibrate_noise(
         (coarse_epsilon, 0.05, 2e-3),
         (epsilon, 2e-3, _CLOSENESS),
     ):
-        if account is rdp_epsilon and rdp_epsilon(history, delta) >= target_epsilon - floor:
+        if account is rdp_epsilon and rdp_epsilon(history, delta) >= target - floor:
             continue  # a tighter account may still reach the target
-        noise = _search(functools.partial(_price, account, whole, delta), target_epsilon,
+        noise = _search(functools.partial(_price, account, whole, delta), target,
                         noise, step, closeness)  # fmt: skip
     return noise
 

@@ -133,7 +133,7 @@ def with_survivors(event: Event, planned_honest: int, honest: int) -> Event:
     Parameters
     ----------
     planned_honest : int
-        Honest clients whose noise the plan counts: the floor less the colluders.
+        Honest clients whose noise the plan counts: the fewest survivors less the colluders.
     honest : int
         Those whose noise is really left: survivors less colluders. Each further colluder takes one
         off, and so does each survivor fewer. At least 1: otherwise nothing hides anybody.

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import Parameter
 
 from carefl_secure.errors import ConfigError, PrivacyError
-from carefl_secure.privacy.clipping.clipped_sum import Engine, Losses, clipped_sum
+from carefl_secure.privacy.clipping.clipped_sum import Clipping, Engine, Losses, clipped_sum
 
 __all__ = ["check_additive", "check_independent"]
 
@@ -87,16 +87,8 @@ def check_additive(
         raise ConfigError("the sum needs at least two records to be tried; give more")
 
     def total(chosen: NDArray[np.int64], micro_batch: int) -> NDArray[np.float64]:
-        return clipped_sum(
-            module,
-            parameters,
-            losses,
-            chosen,
-            clipping_norm=clipping_norm,
-            normalise=True,
-            engine=engine,
-            micro_batch=micro_batch,
-        ).vector
+        clipping = Clipping(clipping_norm, True, engine, micro_batch)
+        return clipped_sum(module, parameters, losses, chosen, clipping).vector
 
     gap = float(np.linalg.norm(total(indices, indices.size) - total(indices, 1)))
     if gap > tolerance * clipping_norm:

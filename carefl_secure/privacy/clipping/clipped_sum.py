@@ -18,19 +18,55 @@ from carefl_secure.privacy.clipping.opacus import opacus_gradients
 from carefl_secure.privacy.clipping.per_person import added, group_chunks, means_of_groups
 from carefl_secure.privacy.clipping.per_record import native_gradients
 
-__all__ = ["ClippedSum", "Engine", "Losses", "clipped_sum"]
+__all__ = ["ClippedSum", "Clipping", "Engine", "Losses", "ParallelBatches", "clipped_sum"]
 
 Engine: TypeAlias = Literal["native", "opacus"]
 Losses: TypeAlias = Callable[[NDArray[np.int64]], Tensor]
 
-Lanes: TypeAlias = Callable[
+ParallelBatches: TypeAlias = Callable[
     [Callable[[NDArray[np.int64]], list[Tensor]], list[NDArray[np.int64]]], Iterable[list[Tensor]]
 ]
+"""A ``map``, in order, that may work on several micro-batches at once."""
 
 _ENGINES = {"native": native_gradients, "opacus": opacus_gradients}
 _STABILITY = 0.01
 # Clipping aims this much below the norm, so that float32 rounding stays inside it.
 _MARGIN = 1e-6
+
+
+@dataclass(frozen=True)
+class Clipping:
+    """How much one record adds to a sum, and how the engine splits gradients by record.
+
+    A value out of range raises ConfigError.
+
+    Parameters
+    ----------
+    norm : float
+        Bound C on the 2-norm of one record's (or one group's) term.
+    normalise : bool
+        Give every record nearly the same norm, which spares tuning C, in place of clipping.
+    engine : {"native", "opacus"}
+        Who splits the gradients.
+    micro_batch : int
+        How many records go through the model at once; costs memory, never changes the sum.
+    """
+
+    norm: float
+    normalise: bool
+    engine: Engine = "native"
+    micro_batch: int = 32
+
+    def __post_init__(self) -> None:
+        """Refuse what bounds nothing."""
+        if not (math.isfinite(self.norm) and self.norm > 0.0):
+            raise ConfigError(f"clipping_norm is {self.norm}; it must be a number above 0")
+        if self.engine not in _ENGINES:
+            raise ConfigError(
+                f"clipping engine {self.engine!r} is unknown; choose native or opacus"
+            )
+        if self.micro_batch < 1:
+            raise ConfigError(f"micro_batch is {self.micro_batch}; it must be at least 1")
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,15 +89,12 @@ def clipped_sum(
     parameters: Sequence[tuple[str, Parameter]],
     losses: Losses,
     indices: NDArray[np.int64],
+    clipping: Clipping,
     *,
-    clipping_norm: float,
-    normalise: bool,
-    engine: Engine = "native",
-    micro_batch: int = 32,
     groups: NDArray[np.int64] | None = None,
-    parallel_batches: Lanes = map,
+    parallel_batches: ParallelBatches = map,
 ) -> ClippedSum:
-    r"""Sum the gradients of single records, each brought to at most norm C, ``clipping_norm``.
+    r"""Sum the gradients of single records, each brought to at most norm C, ``clipping.norm``.
 
     With ``groups``, the gradients of one group (a person) are first averaged, as the gradient of
     the mean of its losses, and the mean is clipped: :math:`g_p = \frac{1}{|p|} \sum_{i \in p} g_i`
@@ -83,28 +116,23 @@ def clipped_sum(
         be verified here: test it with ``clipping.checks``.
     indices : ndarray of int64, shape [sampled]
         The sampled records, none twice. Where it is empty the model is not called.
-    normalise : bool
-        Give every record nearly the same norm, which spares tuning C, in place of clipping.
-    micro_batch : int
-        How many records go through the model at once; costs memory, never changes the sum.
     groups : ndarray of int64, shape [sampled], optional
         To which group each index belongs. The whole group must be there. A group stays within one
         micro-batch; a larger one is added up over several before it is clipped.
     parallel_batches : callable(function, items) -> iterable, optional
-        A ``map``, in order, that may work on several micro-batches at once; the opacus engine and
-        groups take them one after another.
+        The opacus engine and groups take micro-batches one after another.
 
     Raises
     ------
     ConfigError
-        A setting is out of range, or the engine cannot handle a layer.
+        The parameters or indices are not as stated, or the engine cannot handle a layer.
     PrivacyError
         The losses are not one per record, an index occurs twice, or gradients cannot be split.
 
     Guarantees
     ----------
     Adding or removing one record, or one whole group where there are groups, changes the vector by
-    at most ``clipping_norm`` in 2-norm, if each loss depends on its own record only. Norms and sums
+    at most ``clipping.norm`` in 2-norm, if each loss depends on its own record only. Norms and sums
     are taken in float64 from one and the same float32 gradient, also where layers compute in half
     precision, and a relative margin of 1e-6 covers rounding. A record (a group, where there are
     groups) whose loss or gradient is NaN or infinite contributes zero: no error, and no other
@@ -115,45 +143,40 @@ def clipped_sum(
     Abadi et al., "Deep Learning with Differential Privacy", CCS 2016; Bu et al., "Automatic
     Clipping", NeurIPS 2023 (arXiv 2206.07136).
     """
-    _check(parameters, indices, clipping_norm, engine, micro_batch)
-    if indices.size == 0:
-        dimension = sum(parameter.numel() for _, parameter in parameters)
-        return ClippedSum(np.zeros(dimension, dtype=np.float64), 0)
+    _check(parameters, indices)
     totals, skipped = _zeros(parameters), 0
-    if groups is not None:
-        with _ENGINES[engine](module, parameters) as split:
-            held: list[Tensor | None] | None = None
-            for chunk, members, last in group_chunks(indices, groups, micro_batch):
-                with torch.enable_grad():
-                    values = _checked_losses(losses(chunk), chunk.size)
-                    # The losses go along: a group is unfit if one of its losses is.
-                    found = means_of_groups([*split(values), values.detach()[:, None]], members)
-                held = found if held is None else added(held, found)
-                if last:
-                    *gradients, loss = held
-                    assert loss is not None
-                    skipped += _add(totals, gradients, loss[:, 0], clipping_norm, normalise)
-                    held = None
-        return ClippedSum(torch.cat(totals).cpu().numpy(), int(indices.size), skipped)
-    with _ENGINES[engine](module, parameters) as split:
+    if indices.size == 0:
+        return ClippedSum(torch.cat(totals).cpu().numpy(), 0)
+    size = clipping.micro_batch
+    with _ENGINES[clipping.engine](module, parameters) as split:
 
-        def part(chunk: NDArray[np.int64]) -> list[Tensor]:
+        def of_records(chunk: NDArray[np.int64]) -> list[Tensor | None]:
+            """Return the gradients per record, and the losses [B, 1] as one more of them."""
             with torch.enable_grad():
                 values = _checked_losses(losses(chunk), chunk.size)
-                gradients = split(values)
-            sums = _zeros(parameters)
-            unfit = _add(sums, gradients, values.detach(), clipping_norm, normalise)
-            return [*sums, torch.tensor(unfit)]
+                return [*split(values), values.detach()[:, None]]
 
-        chunks = [indices[i : i + micro_batch] for i in range(0, indices.size, micro_batch)]
-        # Opacus keeps its gradients on the parameters, where two micro-batches would meet.
-        for sums in (parallel_batches if engine == "native" else map)(part, chunks):
-            *parts, unfit = sums
-            skipped += int(unfit)
-            for total, one in zip(totals, parts, strict=True):
-                total += one
-    vector = torch.cat(totals).cpu().numpy()
-    return ClippedSum(vector, int(indices.size), skipped)
+        def part(chunk: NDArray[np.int64]) -> list[Tensor]:
+            sums = _zeros(parameters)
+            return [*sums, torch.tensor(_add(sums, of_records(chunk), clipping))]
+
+        if groups is not None:
+            held: list[Tensor | None] | None = None
+            for chunk, members, last in group_chunks(indices, groups, size):
+                # The losses go along: a group is unfit if one of its losses is.
+                found = means_of_groups(of_records(chunk), members)
+                held = found if held is None else added(held, found)
+                if last:
+                    skipped, held = skipped + _add(totals, held, clipping), None
+        else:
+            chunks = [indices[i : i + size] for i in range(0, indices.size, size)]
+            # Opacus keeps its gradients on the parameters, where two micro-batches would meet.
+            several = parallel_batches if clipping.engine == "native" else map
+            for *sums, unfit in several(part, chunks):
+                skipped += int(unfit)
+                for total, one in zip(totals, sums, strict=True):
+                    total += one
+    return ClippedSum(torch.cat(totals).cpu().numpy(), int(indices.size), skipped)
 
 
 def _zeros(parameters: Sequence[tuple[str, Parameter]]) -> list[Tensor]:
@@ -161,20 +184,16 @@ def _zeros(parameters: Sequence[tuple[str, Parameter]]) -> list[Tensor]:
 
 
 @torch.no_grad()
-def _add(
-    totals: list[Tensor],
-    gradients: list[Tensor | None],
-    losses: Tensor,
-    clipping_norm: float,
-    normalise: bool,
-) -> int:
-    """Clip the gradients of one micro-batch, add them to the totals, and count the unfit ones."""
+def _add(totals: list[Tensor], found: list[Tensor | None], clipping: Clipping) -> int:
+    """Clip gradients, the last of them losses, add them to the totals, and count the unfit ones."""
+    *gradients, losses = found
+    assert losses is not None
     flat = [None if g is None else g.flatten(1) for g in gradients]
     norms = [torch.linalg.vector_norm(g, dim=1, dtype=torch.float64) for g in flat if g is not None]
     norm = torch.linalg.vector_norm(torch.stack(norms), dim=0)
-    unfit = ~(torch.isfinite(norm) & torch.isfinite(losses))
-    bound = clipping_norm * (1.0 - _MARGIN)
-    if normalise:
+    unfit = ~(torch.isfinite(norm) & torch.isfinite(losses[:, 0]))
+    bound = clipping.norm * (1.0 - _MARGIN)
+    if clipping.normalise:
         factor = bound / (norm + _STABILITY)
     else:
         factor = (bound / norm.clamp_min(torch.finfo(torch.float64).tiny)).clamp(max=1.0)
@@ -200,19 +219,7 @@ def _checked_losses(values: Tensor, records: int) -> Tensor:
     return values
 
 
-def _check(
-    parameters: Sequence[tuple[str, Parameter]],
-    indices: NDArray[np.int64],
-    clipping_norm: float,
-    engine: str,
-    micro_batch: int,
-) -> None:
-    if not (math.isfinite(clipping_norm) and clipping_norm > 0.0):
-        raise ConfigError(f"clipping_norm is {clipping_norm}; it must be a number above 0")
-    if engine not in _ENGINES:
-        raise ConfigError(f"clipping engine {engine!r} is unknown; choose native or opacus")
-    if micro_batch < 1:
-        raise ConfigError(f"micro_batch is {micro_batch}; it must be at least 1")
+def _check(parameters: Sequence[tuple[str, Parameter]], indices: NDArray[np.int64]) -> None:
     if not parameters:
         raise ConfigError("there are no parameters to train; attach an adapter first")
     if len({id(parameter) for _, parameter in parameters}) != len(parameters):

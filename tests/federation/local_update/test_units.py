@@ -13,6 +13,7 @@ from carefl_secure.config import Config, load_config
 from carefl_secure.data.subjects import subject_groups
 from carefl_secure.errors import ConfigError
 from carefl_secure.privacy import Ledger
+from carefl_secure.privacy.clipping.clipped_sum import Clipping
 from carefl_secure.progress import SilentReporter
 from carefl_secure.run_folder import RunFolder
 from carefl_secure.runs.build import label_scorer
@@ -109,15 +110,18 @@ def test_a_real_models_person_is_one_clipped_gradient(config: Any, engine: str) 
         assert len({owner[i] for i in group.tolist()}) == 1
     scorer = label_scorer(settings, corpora.private.space)
     task = model_tasks(
-        scorer, corpora, clipping_norm=0.5, normalise=False, engine=settings.privacy.clipping,
-        micro_batch=3, reporter=SilentReporter(), by_person=True,
-    )[0]  # fmt: skip
+        scorer,
+        corpora,
+        Clipping(0.5, False, engine=settings.privacy.clipping, micro_batch=3),
+        SilentReporter(),
+        by_person=True,
+    )[0]
     adapter = scorer.adapter.vector()
     assert task.most_records == 2
     total = task.clipped_person_sum(adapter, np.arange(4), 1)
     expected = np.zeros(task.dimension)
     for person in range(4):
-        gradient = task.gradient(adapter, task.people[person], 1)
+        gradient = task.gradient(adapter, task.by_person[person], 1)
         expected += gradient * min(1.0, 0.5 / float(np.linalg.norm(gradient)))
     np.testing.assert_allclose(total, expected, rtol=1e-3, atol=1e-6)
 

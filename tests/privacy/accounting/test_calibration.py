@@ -92,5 +92,5 @@ def test_a_budget_without_end_is_refused() -> None:
 
 @pytest.mark.parametrize("target", [0.0, -1.0, math.inf, math.nan])
 def test_budgets_that_are_none_are_refused(target: float) -> None:
-    with pytest.raises(ConfigError, match="target_epsilon"):
+    with pytest.raises(ConfigError, match="target epsilon"):
         calibrate_noise(lambda z: _skellam(0.05, z, 50), target, 1e-5)

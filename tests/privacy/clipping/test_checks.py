@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from carefl_secure.errors import ConfigError, PrivacyError
 from carefl_secure.privacy.clipping.checks import check_additive, check_independent
-from carefl_secure.privacy.clipping.clipped_sum import clipped_sum
+from carefl_secure.privacy.clipping.clipped_sum import Clipping, clipped_sum
 
 ALL = np.arange(6)
 LENGTHS = torch.tensor([2, 9, 3, 5, 9, 4])
@@ -111,7 +111,7 @@ def test_a_token_mean_would_break_the_bound() -> None:
 
     def total(indices: NDArray[np.int64], norm: float) -> NDArray[np.float64]:
         return clipped_sum(
-            model.module, model.parameters, losses, indices, clipping_norm=norm, normalise=False
+            model.module, model.parameters, losses, indices, Clipping(norm, False)
         ).vector
 
     # C is what each short record has without the long one; with it, they shrink to C / 20, so the

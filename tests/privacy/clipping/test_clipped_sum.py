@@ -15,7 +15,7 @@ from torch.nn import Parameter
 from torch.utils.checkpoint import checkpoint
 
 from carefl_secure.errors import ConfigError, PrivacyError
-from carefl_secure.privacy.clipping.clipped_sum import ClippedSum, Engine, clipped_sum
+from carefl_secure.privacy.clipping.clipped_sum import ClippedSum, Clipping, Engine, clipped_sum
 
 ENGINES: tuple[Engine, ...] = ("native", "opacus")
 RECORDS = 24
@@ -55,8 +55,8 @@ class Toy:
         return out.square().sum((1, 2)) * 0.1
 
     def sum(self, indices: NDArray[np.int64] = ALL, **settings: Any) -> ClippedSum:
-        given = {"clipping_norm": 1.0, "normalise": False, "micro_batch": 5} | settings
-        return clipped_sum(self.module, self.parameters, self.losses, indices, **given)
+        given: dict[str, Any] = {"norm": 1.0, "normalise": False, "micro_batch": 5} | settings
+        return clipped_sum(self.module, self.parameters, self.losses, indices, Clipping(**given))
 
 
 def reference(
@@ -90,7 +90,7 @@ def test_sums_agree_with_one_record_at_a_time(
 ) -> None:
     toy = Toy(train)
     expected = reference(toy.parameters, toy.losses, ALL, clipping_norm, normalise)
-    got = toy.sum(engine=engine, clipping_norm=clipping_norm, normalise=normalise)
+    got = toy.sum(engine=engine, norm=clipping_norm, normalise=normalise)
     assert got.vector.dtype == np.float64
     assert got.records == RECORDS
     assert np.linalg.norm(got.vector - expected) <= 1e-5 * np.linalg.norm(expected)
@@ -141,9 +141,7 @@ def test_one_record_never_exceeds_the_norm(engine: Engine, normalise: bool, fact
                 toy.parameters,
                 harsh,
                 np.array([index]),
-                clipping_norm=clipping_norm,
-                normalise=normalise,
-                engine=engine,
+                Clipping(clipping_norm, normalise, engine=engine),
             ).vector
             assert np.linalg.norm(vector) <= clipping_norm
             if factor >= 1e6:
@@ -171,7 +169,7 @@ def test_half_precision_keeps_the_bound() -> None:
 
     for index in range(8):
         vector = clipped_sum(
-            toy.module, toy.parameters, half, np.array([index]), clipping_norm=0.5, normalise=False
+            toy.module, toy.parameters, half, np.array([index]), Clipping(0.5, False)
         ).vector
         assert 0.0 < np.linalg.norm(vector) <= 0.5
 
@@ -210,9 +208,7 @@ def test_recomputed_layers_count_once() -> None:
             rows = checkpoint(layer, rows, use_reentrant=False)
         return rows.square().sum((1, 2)) * 0.1
 
-    got = clipped_sum(
-        toy.module, toy.parameters, losses, ALL, clipping_norm=1.0, normalise=False
-    ).vector
+    got = clipped_sum(toy.module, toy.parameters, losses, ALL, Clipping(1.0, False)).vector
     assert np.linalg.norm(got - plain) <= 1e-5 * np.linalg.norm(plain)
     assert toy.rows.grad is None
 
@@ -226,15 +222,7 @@ def test_opacus_refuses_recomputed_layers() -> None:
         return out.square().sum((1, 2))
 
     with pytest.raises(PrivacyError):
-        clipped_sum(
-            toy.module,
-            toy.parameters,
-            losses,
-            ALL,
-            clipping_norm=1.0,
-            normalise=False,
-            engine="opacus",
-        )
+        clipped_sum(toy.module, toy.parameters, losses, ALL, Clipping(1.0, False, engine="opacus"))
 
 
 def test_a_layer_used_twice_adds_up() -> None:
@@ -248,13 +236,7 @@ def test_a_layer_used_twice_adds_up() -> None:
     expected = reference(toy.parameters, losses, ALL, 0.5, False)
     for engine in ENGINES:
         got = clipped_sum(
-            toy.module,
-            toy.parameters,
-            losses,
-            ALL,
-            clipping_norm=0.5,
-            normalise=False,
-            engine=engine,
+            toy.module, toy.parameters, losses, ALL, Clipping(0.5, False, engine=engine)
         ).vector
         assert np.linalg.norm(got - expected) <= 1e-5 * np.linalg.norm(expected)
 
@@ -268,9 +250,7 @@ def test_rows_without_a_token_axis_work() -> None:
         return out.square().sum(1)
 
     expected = reference(toy.parameters, losses, ALL, 0.5, False)
-    got = clipped_sum(
-        toy.module, toy.parameters, losses, ALL, clipping_norm=0.5, normalise=False
-    ).vector
+    got = clipped_sum(toy.module, toy.parameters, losses, ALL, Clipping(0.5, False)).vector
     assert np.linalg.norm(got - expected) <= 1e-5 * np.linalg.norm(expected)
 
 
@@ -285,9 +265,7 @@ def test_a_parameter_that_no_loss_reaches_stays_zero() -> None:
         return out.square().sum((1, 2)) * 0.1
 
     plain = Toy().sum().vector
-    got = clipped_sum(
-        toy.module, parameters, losses, ALL, clipping_norm=1.0, normalise=False
-    ).vector
+    got = clipped_sum(toy.module, parameters, losses, ALL, Clipping(1.0, False)).vector
     assert np.array_equal(got[-8:], np.zeros(8))
     assert np.allclose(got[:-8], plain, rtol=1e-6, atol=1e-9)
 
@@ -370,9 +348,7 @@ def test_bad_gradients_contribute_zero_and_are_counted(engine: Engine) -> None:
         # the loss is fine, its slope at zero is infinite
         return values + torch.sqrt(values - values.detach())
 
-    found = clipped_sum(
-        toy.module, toy.parameters, losses, ALL, clipping_norm=1.0, normalise=True, engine=engine
-    )
+    found = clipped_sum(toy.module, toy.parameters, losses, ALL, Clipping(1.0, True, engine=engine))
     assert not found.vector.any() and found.records == found.skipped == ALL.size
 
 
@@ -382,7 +358,7 @@ def test_gradients_beyond_float32_contribute_zero() -> None:
     def losses(indices: NDArray[np.int64]) -> Tensor:
         return toy.losses(indices).double() * 1e300
 
-    found = clipped_sum(toy.module, toy.parameters, losses, ALL, clipping_norm=1.0, normalise=False)
+    found = clipped_sum(toy.module, toy.parameters, losses, ALL, Clipping(1.0, False))
     assert not found.vector.any() and found.skipped == ALL.size
 
 
@@ -406,9 +382,7 @@ def test_losses_that_are_not_one_per_record_are_refused(
             toy.parameters,
             lambda indices: wrong(toy.losses(indices)),
             ALL,
-            clipping_norm=1.0,
-            normalise=False,
-            engine=engine,
+            Clipping(1.0, False, engine=engine),
         )
 
 
@@ -420,8 +394,7 @@ def test_losses_without_gradient_are_refused() -> None:
             toy.parameters,
             lambda indices: toy.losses(indices).detach(),
             ALL,
-            clipping_norm=1.0,
-            normalise=False,
+            Clipping(1.0, False),
         )
 
 
@@ -438,13 +411,7 @@ def test_indices_that_are_none_are_refused(indices: NDArray[Any]) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [
-        {"clipping_norm": 0.0},
-        {"clipping_norm": math.nan},
-        {"clipping_norm": math.inf},
-        {"micro_batch": 0},
-        {"engine": "vmap"},
-    ],
+    [{"norm": 0.0}, {"norm": math.nan}, {"norm": math.inf}, {"micro_batch": 0}, {"engine": "vmap"}],
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
@@ -482,13 +449,7 @@ def test_rows_that_are_not_records_are_refused_by_the_native_engine() -> None:
     for engine in ENGINES:
         with pytest.raises(PrivacyError, match=r"rows|tiles"):
             clipped_sum(
-                toy.module,
-                toy.parameters,
-                losses,
-                ALL,
-                clipping_norm=1.0,
-                normalise=False,
-                engine=engine,
+                toy.module, toy.parameters, losses, ALL, Clipping(1.0, False, engine=engine)
             )
 
 
@@ -501,15 +462,7 @@ def test_a_weight_used_outside_its_layer_is_refused(engine: Engine) -> None:
         return toy.losses(indices) + 0.1 * weight.square().sum()
 
     with pytest.raises(PrivacyError, match="escape the clipping"):
-        clipped_sum(
-            toy.module,
-            toy.parameters,
-            losses,
-            ALL,
-            clipping_norm=1.0,
-            normalise=False,
-            engine=engine,
-        )
+        clipped_sum(toy.module, toy.parameters, losses, ALL, Clipping(1.0, False, engine=engine))
 
 
 def test_a_replaced_forward_is_refused() -> None:

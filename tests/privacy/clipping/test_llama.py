@@ -13,7 +13,7 @@ from torch.nn import Parameter, functional
 
 from carefl_secure.errors import PrivacyError
 from carefl_secure.privacy.clipping.checks import check_additive, check_independent
-from carefl_secure.privacy.clipping.clipped_sum import Engine, clipped_sum
+from carefl_secure.privacy.clipping.clipped_sum import Clipping, Engine, clipped_sum
 
 transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
@@ -90,10 +90,7 @@ def test_sums_agree_with_one_record_at_a_time(engine: Engine, train: str, normal
         llama.parameters,
         llama.losses,
         ALL,
-        clipping_norm=bound,
-        normalise=normalise,
-        engine=engine,
-        micro_batch=3,
+        Clipping(bound, normalise, engine=engine, micro_batch=3),
     ).vector
     assert np.linalg.norm(got - expected) <= 1e-5 * np.linalg.norm(expected)
 
@@ -102,13 +99,7 @@ def test_sums_agree_with_one_record_at_a_time(engine: Engine, train: str, normal
 def test_checkpointing_changes_nothing(train: str) -> None:
     def total(llama: Llama) -> NDArray[np.float64]:
         return clipped_sum(
-            llama.module,
-            llama.parameters,
-            llama.losses,
-            ALL,
-            clipping_norm=0.5,
-            normalise=True,
-            micro_batch=3,
+            llama.module, llama.parameters, llama.losses, ALL, Clipping(0.5, True, micro_batch=3)
         ).vector
 
     plain = Llama(train)
@@ -129,13 +120,7 @@ def test_opacus_refuses_checkpointing_rather_than_miss_gradients() -> None:
     llama.module.enable_input_require_grads()
     with pytest.raises(PrivacyError):
         clipped_sum(
-            llama.module,
-            llama.parameters,
-            llama.losses,
-            ALL,
-            clipping_norm=0.5,
-            normalise=True,
-            engine="opacus",
+            llama.module, llama.parameters, llama.losses, ALL, Clipping(0.5, True, engine="opacus")
         )
 
 
@@ -149,9 +134,7 @@ def test_one_record_more_or_less_moves_the_sum_by_the_norm_at_most(engine: Engin
             llama.parameters,
             lambda i: 100.0 * llama.losses(i),
             indices,
-            clipping_norm=1.0,
-            normalise=False,
-            engine=engine,
+            Clipping(1.0, False, engine=engine),
         ).vector
 
     whole = total(ALL)

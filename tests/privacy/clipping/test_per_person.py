@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from carefl_secure.errors import ConfigError
-from carefl_secure.privacy.clipping.clipped_sum import Engine, clipped_sum
+from carefl_secure.privacy.clipping.clipped_sum import Clipping, Engine, clipped_sum
 from carefl_secure.privacy.clipping.per_person import group_chunks
 
 ENGINES: tuple[Engine, ...] = ("native", "opacus")
@@ -36,9 +36,9 @@ class Toy:
         return (out - 1).square().sum((1, 2))
 
     def sum(self, indices: NDArray[np.int64], groups: Any, **settings: Any) -> NDArray[np.float64]:
-        given = {"clipping_norm": 1.0, "normalise": False, "micro_batch": 5} | settings
+        given: dict[str, Any] = {"norm": 1.0, "normalise": False, "micro_batch": 5} | settings
         return clipped_sum(
-            self.module, self.parameters, self.losses, indices, groups=groups, **given
+            self.module, self.parameters, self.losses, indices, Clipping(**given), groups=groups
         ).vector
 
     def gradient(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -90,7 +90,7 @@ def test_removing_a_person_moves_the_sum_by_at_most_the_norm(
     toy.rows *= 50  # large gradients: the bound must come from clipping
     rest = np.flatnonzero(person != GROUPS)
     for norm in (1.0, 0.1):
-        settings: dict[str, Any] = {"engine": engine, "normalise": normalise, "clipping_norm": norm}
+        settings: dict[str, Any] = {"engine": engine, "normalise": normalise, "norm": norm}
         moved = toy.sum(ALL, GROUPS, **settings) - toy.sum(rest, GROUPS[rest], **settings)
         assert np.linalg.norm(moved) <= norm * (1 + 1e-6)
 
