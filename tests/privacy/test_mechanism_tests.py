@@ -160,7 +160,7 @@ class Tokens:
 
     def sum(self, losses: Callable[[Ints], Tensor], indices: Ints, norm: float = 1.0) -> Floats:
         return clipping.clipped_sum(
-            self.module, self.parameters, losses, indices, clipping_norm=norm, normalise=False
+            self.module, self.parameters, losses, indices, clipping.Clipping(norm, False)
         ).vector
 
     def largest_record(self, norm: float = 1.0) -> float:
@@ -219,7 +219,7 @@ class Tiles:
         indices = np.flatnonzero(self.owner == record) if by_tile else np.array([record])
         losses = self.of_tiles if by_tile else self.of_records
         found = clipping.clipped_sum(
-            self.module, self.parameters, losses, indices, clipping_norm=1.0, normalise=False
+            self.module, self.parameters, losses, indices, clipping.Clipping(1.0, False)
         )
         return float(np.linalg.norm(found.vector))
 
@@ -239,7 +239,7 @@ def test_tiles_that_reach_the_engine_as_rows_are_refused() -> None:
 
     with pytest.raises(PrivacyError, match="image tiles"):
         clipping.clipped_sum(
-            tiles.module, tiles.parameters, losses, np.arange(3), clipping_norm=1.0, normalise=True
+            tiles.module, tiles.parameters, losses, np.arange(3), clipping.Clipping(1.0, True)
         )
 
 
@@ -322,7 +322,7 @@ def test_fixed_sizes_drawn_anew_break_the_sizes_alone() -> None:
 
 def test_another_rate_is_seen() -> None:
     draws = [
-        poisson_sample(RECORDS, 0.12, KeyStream(SystemKeySource().key(""))) for _ in range(200)
+        poisson_sample(RECORDS, 0.13, KeyStream(SystemKeySource().key(""))) for _ in range(200)
     ]
     assert sampling_p_values(draws, RECORDS, RATE)[1] < 1e-6
 
