@@ -258,15 +258,13 @@ def test_bf16_clipping(monkeypatch: pytest.MonkeyPatch) -> None:
     assert worst() <= 1.0 + 1e-6
     whole = clipping._add
 
-    def in_half(
-        totals: list[Tensor], gradients: list[Tensor | None], losses: Any, norm: float, n: bool
-    ) -> int:
+    def in_half(totals: list[Tensor], found: list[Tensor | None], kind: clipping.Clipping) -> int:
         """Take norm and factor in bfloat16, as clipping inside autocast does."""
-        for total, gradient in zip(totals, gradients, strict=True):
+        for total, gradient in zip(totals, found[:-1], strict=True):
             assert gradient is not None
             flat = gradient.flatten(1)
             length = torch.linalg.vector_norm(flat.bfloat16(), dim=1)
-            factor = (torch.tensor(norm).bfloat16() / length).clamp(max=1.0)
+            factor = (torch.tensor(kind.norm).bfloat16() / length).clamp(max=1.0)
             total += factor.double() @ flat.double()
         return 0
 

@@ -110,7 +110,9 @@ def test_every_way_of_summing_says_whom_else_it_needs() -> None:
     assert aggregation_text() == aggregation_text("pairwise") == ""
     assert "needs one member of the committee that does not" in aggregation_text("committee")
     for spare, honest in ((1, 3), (2, 5)):
-        needed = AggregationConfig(protocol="committee", dropout_tolerance=spare).honest_members
+        needed = AggregationConfig(
+            protocol="committee", members=honest, dropout_tolerance=spare
+        ).honest_members
         assert f"at least {honest} members" in aggregation_text("committee", needed)
     assert "even if the holder of the key" in aggregation_text("encrypted")
     with pytest.raises(ConfigError):
