@@ -17,6 +17,7 @@ __all__ = [
     "OutputError",
     "PolicyError",
     "PrivacyError",
+    "PrivateRefusalError",
     "ProtocolError",
     "RunError",
 ]
@@ -94,6 +95,12 @@ class PolicyError(CareflError):
     def __init__(self, text: str, clause: str = "other") -> None:
         super().__init__(text)
         self.clause = clause
+
+
+class PrivateRefusalError(CareflError):
+    """A site refused for a reason that it keeps to itself: its records or its ledger."""
+
+    exit_code = 25
 
 
 class ProtocolError(CareflError):

@@ -11,9 +11,6 @@ from typing import Any
 import carefl_secure
 from carefl_secure.config import Config
 from carefl_secure.data.records import LabelSpace
-from carefl_secure.errors import ConfigError
-from carefl_secure.federation.local_update.task import LocalTask
-from carefl_secure.federation.plan.calibrate import plan_run
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.plan.staged import Stage
 from carefl_secure.federation.run_spec import PerformanceFlags, Simulation, system_keys
@@ -30,12 +27,11 @@ from carefl_secure.noise import DeterministicKeySource, KeySource
 from carefl_secure.privacy.canonical_json import canonical_json
 from carefl_secure.privacy.clipping.clipped_sum import Clipping
 from carefl_secure.progress import Reporter
-from carefl_secure.runs.captions import Contexts, load_contexts
+from carefl_secure.runs.captions import Contexts
 from carefl_secure.runs.client_task import ModelTask, model_tasks
-from carefl_secure.runs.corpora import Corpora, load_own
-from carefl_secure.runs.plan_from_config import aggregation_of, request_of
+from carefl_secure.runs.corpora import Corpora
+from carefl_secure.runs.plan_from_config import aggregation_of
 from carefl_secure.runs.seeded_keys import KeptKeys
-from carefl_secure.runs.staged_corpora import load_corpora
 from carefl_secure.runs.trackers.base import Followed
 
 __all__ = [
@@ -48,7 +44,6 @@ __all__ = [
     "opening",
     "run_options",
     "run_settings",
-    "site_work",
     "text_scorer",
 ]
 
@@ -88,28 +83,6 @@ def label_scorer(config: Config, space: LabelSpace) -> LabelScorer:
         last_layers=config.adapter.last_layers,
     )
     return LabelScorer(adapter, space, task_question(config.model.prompt, space))
-
-
-def site_work(
-    config: Config, index: int | None, reporter: Reporter
-) -> tuple[RunPlan, bytes, LocalTask]:
-    """Return plan, base hash and task of one site, which computes all three itself.
-
-    ``config`` has the site's own ``data.source``; the share is that of client ``index``, or all.
-    """
-    if config.stages.spaces:
-        raise ConfigError("a run in stages stays in one process; a site takes part in one stage")
-    if index is None:
-        corpora, index = load_own(config, reporter), 0
-    else:
-        data = config.data.model_copy(update={"at_sites": False})
-        corpora = load_corpora(config.model_copy(update={"data": data}), reporter)
-    contexts = load_contexts(config, corpora, reporter)
-    scorer = label_scorer(config, corpora.private.space)
-    adapter = scorer.adapter
-    plan = plan_run(request_of(config, corpora, adapter.dimension))
-    tasks = client_tasks(config, plan, scorer, corpora, contexts, reporter)
-    return plan, base_hash_of(adapter.base.digest, config), tasks[index]
 
 
 def client_tasks(

@@ -13,17 +13,19 @@ from carefl_secure.data.checks.examine import examine, skipped_of
 from carefl_secure.data.checks.summary import counts_line
 from carefl_secure.data.corpora.base import FileCorpus, ReadOptions
 from carefl_secure.data.deduplication.policy import Deduplicated, deduplicate, equal_records
+from carefl_secure.data.label_spaces import PUBLISHED_SPACES
 from carefl_secure.data.open_corpus import open_corpus
 from carefl_secure.data.partition import partition
 from carefl_secure.data.records import Corpus, LabelSpace
 from carefl_secure.data.skipped import Skipped
 from carefl_secure.data.splits import Subset, split
 from carefl_secure.data.synthetic.corpus import synthetic_corpus
-from carefl_secure.errors import DataError, LabelError, PrivacyError
+from carefl_secure.errors import ConfigError, DataError, PrivacyError
 from carefl_secure.progress import Reporter
 
 __all__ = [
     "Corpora",
+    "agreed_space",
     "check_subjects",
     "declared_space",
     "load_own",
@@ -65,6 +67,14 @@ def declared_space(config: Config) -> LabelSpace | None:
         return None
     # The name is fixed too: it decides what the model is asked.
     return LabelSpace("declared", config.data.words, config.data.multi)
+
+
+def agreed_space(config: Config) -> LabelSpace:
+    """Return the label space that all sites of a run share, without a look at any record."""
+    declared = declared_space(config)
+    if declared is None and config.data.labels == "auto":
+        raise ConfigError("the run declares no labels; name data.labels or list data.words")
+    return declared or PUBLISHED_SPACES[config.data.labels]
 
 
 def load_parts(config: Config, reporter: Reporter) -> Corpora:
@@ -135,16 +145,20 @@ def _drawn(config: Config, reporter: Reporter) -> tuple[Corpus, Corpus, Corpus, 
     )
 
 
-def read_folder(config: Config, reporter: Reporter) -> tuple[dict[str, Corpus], Deduplicated]:
+def read_folder(
+    config: Config, reporter: Reporter, *, drop_undeclared: bool = False
+) -> tuple[dict[str, Corpus], Deduplicated]:
     """Read ``data.source`` as ``data check`` does: the same records, skips and refusals.
 
-    An image in two splits under ``data.deduplicate=refuse`` raises `DataError`.
+    With ``drop_undeclared`` a record with a label outside the declared ones is left out, not
+    refused. An image in two splits under ``data.deduplicate=refuse`` raises `DataError`.
     """
     how = ReadOptions(
         task=config.data.labels,
         view=config.data.view,
         space=declared_space(config),
         by_client=config.data.partition == "folder",
+        drop_undeclared=drop_undeclared,
         reporter=reporter,
     )
     opened = open_corpus(Path(config.data.source), how, format=config.data.format)
@@ -219,18 +233,28 @@ def open_only(found: Corpora, config: Config) -> Corpora:
 def load_own(config: Config, reporter: Reporter) -> Corpora:
     """Read a site's own folder: all its training records are private, and its clients' only share.
 
-    No labelled training record raises `DataError`, a label not agreed on `LabelError`.
+    Records with a label that the run does not declare, and under unit person those that name
+    nobody, are left out and counted: were they refused, the refusal would tell of them. No labelled
+    training record raises `DataError`.
     """
     path = Path(config.data.source)
-    if config.data.labels == "auto" and declared_space(config) is None:
-        raise LabelError("the run declares no labels; name data.labels or list data.words")
-    parts, found = read_folder(config, reporter)
+    space = agreed_space(config)
+    parts, found = read_folder(config, reporter, drop_undeclared=True)
     whole = parts.get("all") or parts.get("train")
     if whole is None or not any(record.labels for record in whole.records):
         raise DataError(f"{path} has no labelled training records; add some, or leave the run")
+    if whole.space != space:
+        raise DataError(f"{path} has the labels of {whole.space.name}, the run {space.name}")
     held = _labelled(whole, path)
+    skipped = skipped_of(held)
+    if config.privacy.unit == "person":
+        named = [i for i, record in enumerate(held.records) if record.subject is not None]
+        for record in held.records:
+            if record.subject is None:
+                skipped.drop("no subject", record.key)
+        held = Subset(held, tuple(named))
     check_subjects(config, held)
-    reporter.note(counts_line({"private": held}, skipped_of(held), str(path)))
+    reporter.note(counts_line({"private": held}, skipped, str(path)))
     nothing = Subset(whole, ())
     everything = [np.arange(len(held.records), dtype=np.int64)]
     return Corpora(held, nothing, nothing, nothing, everything, str(found))

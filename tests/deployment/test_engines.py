@@ -29,6 +29,7 @@ from carefl_secure.deployment.provisioning.sites import Roster, Sites, read_site
 from carefl_secure.deployment.site import agent as agents
 from carefl_secure.deployment.site.agent import Agent
 from carefl_secure.deployment.site.proposal import Proposal, cohort_of
+from carefl_secure.deployment.site.site_config import refuse_paths
 from carefl_secure.deployment.superlink.local import Loopback
 from carefl_secure.deployment.superlink.parties import Deployed
 from carefl_secure.errors import (
@@ -36,6 +37,7 @@ from carefl_secure.errors import (
     ConfigError,
     EngineError,
     PolicyError,
+    PrivateRefusalError,
     ProtocolError,
     RunError,
 )
@@ -51,6 +53,7 @@ from carefl_secure.noise import DeterministicKeySource, KeySource
 from carefl_secure.privacy import Ledger
 from carefl_secure.progress import SilentReporter
 from carefl_secure.run_folder import RunFolder
+from carefl_secure.runs import plan_from_config
 from tests.support.running import federate
 
 CLIENTS = 4
@@ -106,14 +109,14 @@ def allow(bundle: Path, **changes: Any) -> None:
     (bundle / "policy.yaml").write_text(yaml.safe_dump({**policy, **changes}))
 
 
-class Site:
-    """A toy site's work, in place of a model."""
+def toy_sites(monkeypatch: pytest.MonkeyPatch, plan: RunPlan, tasks: list[Any]) -> None:
+    """Let sites follow a toy's plan, with its tasks in place of a model."""
 
-    def __init__(self, plan: RunPlan, tasks: list[Any]) -> None:
-        self.plan, self.tasks = plan, tasks
+    def work(config: Config, plan: RunPlan, index: int, *_: Any) -> Any:
+        return SimpleNamespace(base_hash=bytes(32), task=tasks[index])
 
-    def __call__(self, config: Config, index: int, own_data: bool) -> Any:
-        return SimpleNamespace(plan=self.plan, base_hash=bytes(32), task=self.tasks[index])
+    monkeypatch.setattr(agents, "Work", work)
+    monkeypatch.setattr(plan_from_config, "plan_with", lambda *_, **__: plan)
 
 
 def proposal(plan: RunPlan, config: Config, run: str = "a-run") -> Proposal:
@@ -258,28 +261,29 @@ def test_an_agent_refuses_what_its_policy_its_roster_or_its_kit_do_not_allow(
     bundles: Path, plan_toy: PlanToy, tasks_toy: TasksToy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = plan_toy(CLIENTS)
-    monkeypatch.setattr(agents, "Work", Site(plan, tasks_toy(CLIENTS, plan.encoding.dimension, 10)))
+    toy_sites(monkeypatch, plan, tasks_toy(CLIENTS, plan.encoding.dimension, 10))
     bundle, key = SiteBundle.open(bundles / "sites/s0"), submitter(bundles)
     good = proposal(plan, settings())
 
     def refused(agent: Agent, asked: Proposal, by: Ed25519PrivateKey = key) -> str:
+        asked = dataclasses.replace(asked, number=time.time_ns())
         error = error_in(ask(agent, asked.message(by)))
-        assert isinstance(error, (PolicyError, ProtocolError)), error
+        assert isinstance(error, (PolicyError, ProtocolError, PrivateRefusalError)), error
         # Whatever was refused, no round is open.
         assert isinstance(error_in(ask(agent, RecordDict(), "query.advertise")), ProtocolError)
-        return error.clause if isinstance(error, PolicyError) else "protocol"
+        return error.clause if isinstance(error, PolicyError) else type(error).__name__
 
     agent = Agent(bundle, rehearsal=True)
     assert ask(agent, good.message(key)) == {}
     assert refused(agent, good, Ed25519PrivateKey.generate()) == "submitter"
     other = dataclasses.replace(good, plan_hash=bytes(32))
-    assert refused(agent, other) == "protocol"
+    assert refused(agent, other) == "ProtocolError"
     assert refused(agent, proposal(plan, settings("federation.aggregation=committee"))) == "roster"
     # Predictable noise is for rehearsals, whatever else the policy allows.
     allow(bundle.path, allow_unprotected=True)
     assert refused(Agent(bundle), good) == "unprotected"
     allow(bundle.path, max_epsilon_total=7.0)
-    assert refused(Agent(bundle, rehearsal=True), good) == "total"
+    assert refused(Agent(bundle, rehearsal=True), good) == "PrivateRefusalError"
     late = dataclasses.replace(bundle, expires=time.time() - 1)
     error = error_in(ask(Agent(late, rehearsal=True), good.message(key)))
     assert isinstance(error, PolicyError) and error.clause == "expired"
@@ -290,7 +294,7 @@ def test_an_agent_refuses_what_its_policy_its_roster_or_its_kit_do_not_allow(
     error = error_in(ask(agent, forged))
     assert isinstance(error, PolicyError) and error.clause == "submitter"
     log = [json.loads(line) for line in (bundle.path / "agent.jsonl").read_text().splitlines()]
-    assert {"time", "action", "round", "code"} == set().union(*log)
+    assert {"time", "run", "action", "round", "code"} == set().union(*log)
     assert (bundle.path / "refusals.log").read_text().count("PolicyError") >= 5
 
 
@@ -307,22 +311,20 @@ def test_an_agent_refuses_what_its_policy_its_roster_or_its_kit_do_not_allow(
 )
 def test_no_file_of_the_proposers_choosing_is_opened(named: str) -> None:
     with pytest.raises(PolicyError) as caught:
-        agents.refuse_paths(settings(named), own_data=False)
+        refuse_paths(settings(named), own_data=False)
     assert caught.value.clause == "path"
     assert isinstance(error_of_reply(refusal(caught.value), 1), PolicyError)
 
 
 def test_what_is_no_path_is_not_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    agents.refuse_paths(settings(), own_data=False)
-    agents.refuse_paths(
-        settings("model.base=some-org/some-model", "model.prompt=face"), own_data=False
-    )
-    agents.refuse_paths(settings("data.source=/the/sites/own"), own_data=True)
+    refuse_paths(settings(), own_data=False)
+    refuse_paths(settings("model.base=some-org/some-model", "model.prompt=face"), own_data=False)
+    refuse_paths(settings("data.source=/the/sites/own"), own_data=True)
     # A folder that happens to be called like a hub id would be opened in its place.
     (tmp_path / "some-org" / "some-model").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(PolicyError, match="path"):
-        agents.refuse_paths(settings("model.base=some-org/some-model"), own_data=False)
+    with pytest.raises(RunError, match="path"):
+        refuse_paths(settings("model.base=some-org/some-model"), own_data=False)
 
 
 # --- a whole deployment, without Flower's processes --------------------------------------------
@@ -423,7 +425,7 @@ def test_sites_behind_sockets_give_the_adapter_of_one_process_bit_for_bit(
 ) -> None:
     plan = plan_toy(CLIENTS, rounds=2)
     tasks = tasks_toy(CLIENTS, plan.encoding.dimension, 10)
-    monkeypatch.setattr(agents, "Work", Site(plan, tasks))
+    toy_sites(monkeypatch, plan, tasks)
     _, near = run(plan, tasks, tmp_path / "near")
     engine = Toy(bundles, settings(), sockets)
     folder, far = run(plan, tasks, tmp_path / "far", engine=engine)
@@ -447,7 +449,7 @@ def test_one_site_that_says_no_stops_the_run_before_anything_is_spent(
 ) -> None:
     plan = plan_toy(CLIENTS, rounds=2)
     tasks = tasks_toy(CLIENTS, plan.encoding.dimension, 10)
-    monkeypatch.setattr(agents, "Work", Site(plan, tasks))
+    toy_sites(monkeypatch, plan, tasks)
     allow(bundles / "sites" / "s2", max_epsilon_per_corpus=1.0)
     engine = Toy(bundles, settings(), sockets)
     with pytest.raises(PolicyError, match="more epsilon than the site's policy"):
@@ -469,7 +471,7 @@ def test_a_missing_agent_is_silence_and_too_much_of_it_stops_the_run(
 ) -> None:
     plan = plan_toy(CLIENTS)
     tasks = tasks_toy(CLIENTS, plan.encoding.dimension, 10)
-    monkeypatch.setattr(agents, "Work", Site(plan, tasks))
+    toy_sites(monkeypatch, plan, tasks)
     engine = Toy(bundles, settings(), sockets)
     engine.patience = 2.0
     monkeypatch.setattr(relay, "Client", Cut(relay.Client, str(sockets / "1")))

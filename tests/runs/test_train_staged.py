@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -24,11 +24,14 @@ from carefl_secure.cli.figures import show, to_json
 from carefl_secure.config import Config, load_config
 from carefl_secure.config.experiment import Cell, Experiment, Variant, cells_of
 from carefl_secure.config.root import stage_config
+from carefl_secure.deployment.site.own_work import Work
+from carefl_secure.deployment.site.site_log import SiteLog
 from carefl_secure.errors import ConfigError, DataError, PrivacyError, RunError
 from carefl_secure.experiment.run import run_cell
 from carefl_secure.federation.plan.calibrate import PlanRequest, plan_stages
 from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.federation.plan.ledger_history import earlier_spends
+from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.server import run as rounds
 from carefl_secure.federation.server import strategy
 from carefl_secure.privacy import Ledger, epsilon
@@ -38,7 +41,7 @@ from carefl_secure.report.run_record import read_run
 from carefl_secure.report.spending import settle
 from carefl_secure.run_folder import RunFolder
 from carefl_secure.runs import train as staged
-from carefl_secure.runs.build import key_source, site_work
+from carefl_secure.runs.build import key_source
 from carefl_secure.runs.evaluation.evaluate import evaluate
 from carefl_secure.runs.evaluation.evaluator import Evaluator, final_figures
 from carefl_secure.runs.staged_corpora import load_corpora, load_stages
@@ -651,8 +654,8 @@ def test_cells_that_are_not_federated_have_no_stages(tmp_path: Path, kind: str) 
 
 
 def test_a_site_takes_part_in_one_stage_only(settings: Settings, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="one stage"):
-        site_work(settings(tmp_path), 0, SilentReporter())
+    with pytest.raises(ConfigError, match="joins one stage"):
+        Work(settings(tmp_path), cast(RunPlan, None), 0, False, SiteLog(tmp_path))
 
 
 def test_one_stage_is_untouched_by_all_this(settings: Settings, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import threading
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from flwr.app import RecordDict
 
 from carefl_secure.config import Config, load_config
 from carefl_secure.deployment.flower import relay
@@ -74,13 +76,19 @@ class Fixed:
         return self.gradients[indices].sum(axis=0)
 
 
-def work(plan: RunPlan, base: bytes = bytes(32)) -> Callable[..., Any]:
-    """Stand for `Work`: a site's plan, base hash and task, without a model."""
-    return lambda config, index, own: SimpleNamespace(plan=plan, base_hash=base, task=Fixed(index))
+def work(base: bytes = bytes(32)) -> Callable[..., Any]:
+    """Stand for `Work`: a site's base hash and task, without a model."""
+    return lambda config, plan, index, own, log: SimpleNamespace(base_hash=base, task=Fixed(index))
 
 
-def make_bundles(root: Path, helpers: int = 0) -> Path:
-    names = {f"s{i}": None for i in range(CLIENTS)}
+def signed_anew(proposal: Proposal, bundles: Path) -> RecordDict:
+    """Sign a proposal as its submitter would once more, with a run number of its own."""
+    key = read_identity(bundles / "submit" / "submit.key")
+    return dataclasses.replace(proposal, number=time.time_ns()).message(key)
+
+
+def make_bundles(root: Path, helpers: int = 0, data: str | None = None) -> Path:
+    names = {f"s{i}": data for i in range(CLIENTS)}
     sites = Sites("test", "127.0.0.1", 1, names, tuple(f"h{i}" for i in range(helpers)), days=1)
     provision(sites, root / "bundles")
     for path in (root / "bundles" / "sites").iterdir():

@@ -35,9 +35,8 @@ def main() -> None:
 
     from carefl_secure.deployment.site import agent
 
-    def work(config: object, index: int, own: bool) -> Any:
-        task = Fixed(plan.encoding.dimension, index)
-        return SimpleNamespace(plan=plan, base_hash=bytes(32), task=task)
+    def work(config: object, plan: Any, index: int, *_: Any) -> Any:
+        return SimpleNamespace(base_hash=bytes(32), task=Fixed(plan.encoding.dimension, index))
 
     agent.Work = work  # type: ignore[misc, assignment]
     agent.main()

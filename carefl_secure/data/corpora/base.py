@@ -32,6 +32,7 @@ class ReadOptions:
     of the format's views or ``auto``. ``every`` takes one video frame in so many. ``space`` is the
     label space that the parties agreed on, for a corpus that brings its own. ``by_client`` says
     that an image folder has one folder for each client, above its classes or metadata.
+    ``drop_undeclared`` leaves out records with a label outside ``space`` instead of refusing them.
     """
 
     task: str = "auto"
@@ -40,6 +41,7 @@ class ReadOptions:
     every: int = 1
     space: LabelSpace | None = None
     by_client: bool = False
+    drop_undeclared: bool = False
     reporter: Reporter = field(default_factory=SilentReporter)
 
 

@@ -64,8 +64,9 @@ def _refuse_list(word: str, words: Sequence[str], several: bool, name: str) -> N
 
 
 def _build(
-    part: Part, inventory: Inventory, images: frozenset[str], space: LabelSpace, name: str
-) -> SplitBuilder:
+    part: Part, inventory: Inventory, images: frozenset[str], space: LabelSpace, name: str,
+    drop: bool,
+) -> SplitBuilder:  # fmt: skip
     builder, seen = SplitBuilder(f"{name}/{part.name}", space), dict[str, int]()
     for row in part.rows:
         if row.file_name not in images and not (inventory.root / row.file_name).is_file():
@@ -75,6 +76,9 @@ def _build(
             )
         if row.labels is None:
             builder.skipped.drop("no label", row.file_name)
+            continue
+        if drop and not _declared(row.labels, space):
+            builder.skipped.drop("label not declared", row.file_name)
             continue
         seen[row.file_name] = count = seen.get(row.file_name, 0) + 1
         record = Record(
@@ -86,6 +90,10 @@ def _build(
         )
         builder.add(record, ImageFile(inventory.root / row.file_name))
     return builder
+
+
+def _declared(labels: Sequence[str], space: LabelSpace) -> bool:
+    return set(labels) <= set(space.labels) and (space.multi or len(labels) == 1)
 
 
 def _ids(row: Row, labels: Sequence[str], space: LabelSpace) -> tuple[int, ...]:
@@ -101,14 +109,19 @@ def _ids(row: Row, labels: Sequence[str], space: LabelSpace) -> tuple[int, ...]:
 
 
 def load_imagefolder(
-    path: Path, space: LabelSpace | None = None, *, by_client: bool = False
+    path: Path,
+    space: LabelSpace | None = None,
+    *,
+    by_client: bool = False,
+    drop_undeclared: bool = False,
 ) -> dict[str, FileCorpus]:
     """Read an image folder, refusing any irregularity; no pixel is read.
 
     The splits are ``train``, ``val`` and ``test`` as far as they exist, or ``all``. Files that are
     no records are counted in the first split's ``skipped``. ``space`` is by default the sorted
     labels of all splits. With ``by_client`` each client has a folder above the labels or the
-    metadata.
+    metadata. With ``drop_undeclared`` a record with a label outside ``space`` is counted and left
+    out, not refused.
 
     Raises
     ------
@@ -132,14 +145,21 @@ def load_imagefolder(
     if not space.labels:
         raise LabelError(f"{path} holds no label at all; label at least one record")
     images = frozenset(inventory.images)
-    built = {part.name: _build(part, inventory, images, space, name) for part in parts}
+    built = {
+        part.name: _build(part, inventory, images, space, name, drop_undeclared) for part in parts
+    }
     next(iter(built.values())).skipped.merge(inventory.skipped)
     return {name: one.corpus("label its images") for name, one in built.items()}
 
 
 def _load(path: Path, options: ReadOptions) -> dict[str, FileCorpus]:
     published = PUBLISHED_SPACES.get(options.task)
-    return load_imagefolder(path, published or options.space, by_client=options.by_client)
+    return load_imagefolder(
+        path,
+        published or options.space,
+        by_client=options.by_client,
+        drop_undeclared=options.drop_undeclared,
+    )
 
 
 FORMAT = CorpusFormat(

@@ -1,71 +1,86 @@
-"""The run that a site agreed to, on disk, so that an agent which was killed can take part again.
+"""What a site remembers of proposals, on disk: the accepted run, its last round, run numbers.
 
 No secret of a round is ever written: a restarted agent sits out the round that it was in.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from flwr.app import ConfigRecord, RecordDict
 
-from carefl_secure.errors import LedgerError, ProtocolError, RunError
+from carefl_secure.errors import LedgerError, PolicyError, ProtocolError, RunError
 from carefl_secure.federation.transport.messages import Fields, pack
 from carefl_secure.run_folder import write_atomically
 
-__all__ = ["Accepted", "round_of", "rounds_in"]
+__all__ = ["Accepted", "round_of"]
 
 _PARTS = ("proposal", "submitter", "signature")
+_NONE = -1
 
 
 def round_of(content: RecordDict) -> int | None:
-    """Return the number of the round that a message is the first of; None where it is of none."""
-    return _round(content.get("fields"))
-
-
-def rounds_in(content: RecordDict) -> list[int]:
-    """Return the number of every round that a message names, also that which rides on it."""
-    return [n for n in map(_round, content.values()) if n is not None]
-
-
-def _round(record: object) -> int | None:
+    """Return the number of the round that a message names; None where it names none."""
+    record = content.get("fields")
     number = record.get("round") if isinstance(record, ConfigRecord) else None
     return number if type(number) is int else None
 
 
 class Accepted:
-    """A signed proposal that passed every check, and the last round begun under it.
+    """The last admitted proposal, the last round begun under it, and every submitter's last number.
 
-    ``path`` is a file of the bundle.
+    ``path`` is a file of the bundle; a lock file stands next to it. Raises `RunError` when it is
+    damaged.
 
     Guarantees
     ----------
-    `begun` returns once the number is on disk, so a reply that is sent after it belongs to a round
-    that no later agent of this bundle begins again, unless the submitter proposes the run anew.
-    This assumes that nobody puts back an older copy of the file.
+    A proposal is admitted once: its number must be above every earlier one of its submitter. Only
+    the very bytes that were admitted last may come again, before the first round begins; that
+    changes nothing. `begun` returns once the number of the round is on disk, and refuses a round
+    that was begun before under the same proposal, by whichever agent of the bundle. This assumes
+    that nobody removes the file or puts back an older copy.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._numbers: dict[str, int] = {}
         self._proposal: dict[str, str] | None = None
-        self.last = -1
+        self.last = _NONE
         """The last round that was begun; -1 before the first."""
-        if path.exists():
-            self._read()
+        self._read()
 
     @property
     def proposal(self) -> RecordDict | None:
-        """The accepted proposal, with its signature; None without one."""
+        """The admitted proposal, with its signature; None without one."""
         if self._proposal is None:
             return None
         return pack(**{name: bytes.fromhex(self._proposal[name]) for name in _PARTS})
 
-    def keep(self, content: RecordDict) -> None:
-        """Remember a proposal that was just accepted; `LedgerError` when it cannot be written."""
+    def admit(self, content: RecordDict, number: int) -> None:
+        """Put a signed proposal with its run number in the place of the one before.
+
+        Raises `PolicyError`, clause ``replay``, when the number is not above every earlier one of
+        this submitter; `LedgerError` when it cannot be written.
+        """
         fields = Fields(content, *_PARTS)
-        self._proposal = {name: fields.octets(name).hex() for name in _PARTS}
-        self._write(-1)
+        parts = {name: fields.octets(name).hex() for name in _PARTS}
+        with self._locked():
+            before = self._numbers.get(parts["submitter"], 0)
+            if parts == self._proposal and self.last == _NONE:
+                return
+            if number <= before:
+                raise PolicyError(
+                    f"run number {number} is not above {before}, the last one of this submitter: "
+                    "the proposal is replayed, or was overtaken by a later one",
+                    "replay",
+                )
+            self._numbers[parts["submitter"]] = number
+            self._proposal = parts
+            self._write(_NONE)
 
     def check(self, number: int) -> None:
         """Refuse a round that was begun before, with a `ProtocolError`."""
@@ -75,35 +90,54 @@ class Accepted:
             )
 
     def begun(self, number: int) -> None:
-        """Record that a round was begun, before the first reply of the round leaves.
+        """Record that a round begins, before its first reply leaves or its charge is written.
 
-        Raises `LedgerError` when it cannot be written.
+        Does nothing when this agent recorded it before. Raises `LedgerError` when it cannot be
+        written, `ProtocolError` when another agent of the bundle has begun it.
         """
         if number > self.last:
-            self._write(number)
+            with self._locked():
+                self.check(number)
+                self._write(number)
 
     def forget(self) -> None:
-        """Agree to nothing any more."""
-        self._path.unlink(missing_ok=True)
-        self._proposal, self.last = None, -1
+        """Agree to nothing any more; the numbers stay."""
+        with self._locked():
+            self._proposal = None
+            self._write(_NONE)
 
-    def _write(self, number: int) -> None:
-        text = json.dumps({**(self._proposal or {}), "round": number}).encode()
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the lock of the file, and know what stands in it."""
         try:
-            write_atomically(self._path, text)
-            self._path.chmod(0o600)
-        except (RunError, OSError) as error:
-            raise LedgerError(f"the round cannot be noted, so nothing is sent: {error}") from error
-        self.last = number
+            with self._path.with_suffix(".lock").open("ab") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                self._read()
+                yield
+        except OSError as error:
+            raise LedgerError(f"nothing is sent, because nothing can be noted: {error}") from error
+
+    def _write(self, last: int) -> None:
+        kept = {**(self._proposal or {}), "round": last, "numbers": self._numbers}
+        try:
+            write_atomically(self._path, json.dumps(kept).encode(), private=True)
+        except RunError as error:
+            raise LedgerError(f"nothing is sent, because nothing can be noted: {error}") from error
+        self.last = last
 
     def _read(self) -> None:
+        if not self._path.exists():
+            self._numbers, self._proposal, self.last = {}, None, _NONE
+            return
         try:
             raw = json.loads(self._path.read_text())
-            self._proposal = {name: str(raw[name]) for name in _PARTS}
+            self._numbers = {str(name): int(number) for name, number in raw["numbers"].items()}
             self.last = int(raw["round"])
-            for value in self._proposal.values():
+            self._proposal = {name: str(raw[name]) for name in _PARTS} if _PARTS[0] in raw else None
+            for value in (self._proposal or {}).values():
                 bytes.fromhex(value)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise RunError(
-                f"{self._path} is damaged; remove it and have the run proposed anew"
+                f"{self._path} is damaged; restore it from a backup. Without it a proposal that "
+                "was signed before could be put forward again until it expires"
             ) from error

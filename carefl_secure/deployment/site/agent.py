@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import logging
 import os
 import sys
@@ -16,61 +15,44 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from multiprocessing.connection import Listener
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Message, RecordDict
+from flwr.app import Error, Message, RecordDict
 
 from carefl_secure.config import Config
 from carefl_secure.deployment.flower.relay import ACTIONS, PROPOSE, send
 from carefl_secure.deployment.provisioning.certificates import read_identity
 from carefl_secure.deployment.provisioning.policy import check_policy, read_policy
 from carefl_secure.deployment.provisioning.site_bundle import SiteBundle
-from carefl_secure.deployment.site.accepted_run import Accepted, round_of, rounds_in
+from carefl_secure.deployment.site.accepted_run import Accepted, round_of
 from carefl_secure.deployment.site.agent_socket import read_message
 from carefl_secure.deployment.site.budget import SiteBudgets, corpus_ledger
+from carefl_secure.deployment.site.own_work import Work
 from carefl_secure.deployment.site.proposal import Proposal, cohort_of
-from carefl_secure.deployment.site.site_config import own_config, refuse_paths
-from carefl_secure.errors import CareflError, ModelError, PolicyError, ProtocolError
+from carefl_secure.deployment.site.site_config import own_config
+from carefl_secure.deployment.site.site_log import SiteLog
+from carefl_secure.errors import CareflError, ModelError, PolicyError, ProtocolError, RunError
 from carefl_secure.federation.aggregation.base import ClientSetup
 from carefl_secure.federation.aggregation.helper_session import Helper, HolderSession, MemberSession
 from carefl_secure.federation.client.app import build_client_app
 from carefl_secure.federation.client.session import ClientSession
-from carefl_secure.federation.local_update.task import LocalTask
 from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.federation.plan.run_plan import RunPlan
-from carefl_secure.federation.transport.error_codes import LOST, refusal
+from carefl_secure.federation.transport.error_codes import LOST, refusal, seal
 from carefl_secure.federation.transport.flwr_env import quiet_flower
 from carefl_secure.federation.transport.local_grid import FIRST_NODE, LocalGrid
 from carefl_secure.federation.transport.messages import pack
 from carefl_secure.noise import KeySource, SystemKeySource
 from carefl_secure.privacy import Ledger
-from carefl_secure.progress import SilentReporter
 
-__all__ = ["Agent", "Work", "refuse_paths"]
+__all__ = ["Agent"]
 
 _ROLE = "query.role"
 _SPENDING = ("train.masked", "train.submit")
 _CONTINUES = ("train.masked", "query.committee_open")  # they name a round, but need its secrets
-_AHEAD = "_prefetch"  # ends the steps that make keys for a later round, which may yet begin anew
-
-
-class Work:
-    """What a site computes with: its own plan, base hash and task for a proposed run.
-
-    ``config`` is the proposed one with the site's own paths, ``index`` the place among the clients.
-    ``own_data`` says whether all records of ``data.source`` are this site's, or only its share.
-    """
-
-    def __init__(self, config: Config, index: int, own_data: bool) -> None:
-        # torch is imported here, where a run begins, and in no other part of the node.
-        from carefl_secure.runs.build import site_work
-
-        self.plan, self.base_hash, self.task = site_work(
-            config, None if own_data else index, SilentReporter()
-        )
+_PREFETCH = "_prefetch"  # ends the steps that make keys for a later round
 
 
 class Agent:
@@ -84,9 +66,14 @@ class Agent:
     ----------
     No step of a round is answered before a proposal passed the policy, the site's own plan and base
     hash equal the proposed ones, and the roster is the bundle's; a restarted agent checks all of
-    this again before it goes on, and begins no round that was begun before. A refusal leaves as a
-    number with a fixed sentence; its text stays in ``refusals.log``. The log holds actions, rounds
-    and outcomes, and nothing computed from a record.
+    this again before it goes on. A proposal is accepted once and within its time. No round beyond
+    the signed plan is taken part in, and none is begun twice under one proposal, also by the next
+    agent: its number is on disk before its charge and before its first reply.
+
+    No answer but the masked vector depends on a record: a proposal is answered before one is
+    opened, and whatever is refused for a reason that records or the ledger may decide gives one
+    and the same refusal. Its reason stays in ``refusals.log``. When a vector is ready depends on
+    the records, and is seen. This assumes that policy and settings are public.
     """
 
     def __init__(
@@ -104,6 +91,8 @@ class Agent:
         self._rehearsal = rehearsal
         self._keys_kept = keys
         self._accepted = Accepted(bundle.path / "accepted.json")
+        self._log = SiteLog(bundle.path)
+        self._rounds = 0
         self._grid: LocalGrid | None = None
         self._party: ClientSession | Helper | None = None
         self._budgets: SiteBudgets | None = None
@@ -119,18 +108,19 @@ class Agent:
             if action == PROPOSE:
                 reply: Message | RecordDict = self._propose(content)
             elif self._sits_out(action, content):
-                self._log(action, group, LOST)
+                self._log.answered(action, group, LOST)
                 return {"code": LOST, "reason": "the agent was started again in this round"}, []
             else:
                 reply = self._step(action, group, content)
         except CareflError as error:
             return self._refused(action, group, error), []
+        except OSError as error:
+            return self._refused(action, group, RunError(str(error))), []
         if isinstance(reply, Message):
             if reply.has_error():
-                self._log(action, group, reply.error.code)
-                return {"code": reply.error.code, "reason": reply.error.reason}, []
+                return self._sealed(action, group, reply.error), []
             reply = reply.content
-        self._log(action, group, 0)
+        self._log.answered(action, group, 0)
         return {}, [reply]
 
     def serve(self, socket: Path) -> None:
@@ -160,10 +150,14 @@ class Agent:
         proposal, submitter = Proposal.read(content)
         if submitter.hex() not in self._policy.submitters:
             raise PolicyError("the submitter is not on the list", "submitter")
+        proposal.check_time()
+        self._accepted.admit(content, proposal.number)
         self.close()
-        self._accepted.forget()
-        plan = self._take_up(proposal, submitter)
-        self._accepted.keep(content)
+        try:
+            plan = self._take_up(proposal, submitter)
+        except CareflError:
+            self._accepted.forget()
+            raise
         place = self.bundle.index + len(self.bundle.roster.clients) * (self.bundle.role == "helper")
         return pack(plan=plan.hash(), place=place)
 
@@ -175,21 +169,27 @@ class Agent:
 
     def _step(self, action: str, group: str, content: RecordDict) -> Message:
         """Take one step of the run that was agreed to."""
-        accepted = self._accepted.proposal
-        number = None if action in _CONTINUES else round_of(content)
+        accepted, number = self._accepted.proposal, round_of(content)
         if action not in ACTIONS or accepted is None:
             raise ProtocolError("no proposed run was accepted here, so no step is answered")
+        if number is not None and action not in _CONTINUES:
+            self._accepted.check(number)
         if self._grid is None:
-            if number is not None:
-                self._accepted.check(number)
             self._take_up(*Proposal.read(accepted))
+        if number is not None and number > self._rounds:
+            raise ProtocolError(
+                f"round {number} is beyond the signed plan, which ends with round {self._rounds}; "
+                "propose another run"
+            )
         if action in _SPENDING and self._budgets is not None:
             self._budgets.check_round()
+        begins = number is not None and not action.endswith(_PREFETCH)
+        if number is not None and action in _SPENDING:
+            self._accepted.begun(number)
         sent = Message(content, FIRST_NODE, action, group_id=group)
         (reply,) = self._open_grid().send_and_receive([sent])
-        begins = action in _SPENDING or (number is not None and not action.endswith(_AHEAD))
-        if begins and not reply.has_error():
-            self._accepted.begun(max(rounds_in(content), default=-1))
+        if number is not None and begins and not reply.has_error():
+            self._accepted.begun(number)
         return reply
 
     def _take_up(self, proposal: Proposal, submitter: bytes) -> RunPlan:
@@ -201,20 +201,14 @@ class Agent:
         if config.federation.public_records is None:
             raise ProtocolError("the proposal does not declare the number of records")
         plan = plan_with(config, config.federation.public_records, proposal.dimension)
-        task = None
-        # What the policy forbids is refused before a model is loaded or a record is read.
+        # What the policy forbids is refused before a model is loaded.
         check_policy(self._policy, plan, cohort, submitter)
-        if self.bundle.role == "client":
-            work = Work(config, self.bundle.index, self.bundle.data is not None)
-            plan, task = work.plan, work.task
-            if work.base_hash != proposal.base_hash:
-                raise ModelError("the base model, adapter or code version is not the proposed one")
-            check_policy(self._policy, plan, cohort, submitter)
         if plan.hash() != proposal.plan_hash:
             raise ProtocolError("the proposed plan is not the one that follows from the settings")
+        self._log.run, self._rounds = proposal.run, plan.privacy.rounds
         keys = self._keys(config)
-        if task is not None:
-            party: ClientSession | Helper = self._client(config, plan, cohort, task, keys)
+        if self.bundle.role == "client":
+            party: ClientSession | Helper = self._client(config, plan, cohort, keys)
         elif cohort.key_holder is not None:
             party = HolderSession(self.bundle.index, self._identity, plan, cohort)
         else:
@@ -228,7 +222,10 @@ class Agent:
                 raise ProtocolError("a helper was asked for a client's step")
             return session
 
-        app = build_client_app(sessions, self._keep, helpers=lambda _: helper)
+        def keep(_: int, error: CareflError) -> None:
+            self._log.reason(error)
+
+        app = build_client_app(sessions, keep, helpers=lambda _: helper)
         self._grid = LocalGrid(app, 1)
         return plan
 
@@ -238,23 +235,25 @@ class Agent:
         return self._grid
 
     def _client(
-        self, config: Config, plan: RunPlan, cohort: Cohort, task: LocalTask, keys: KeySource
+        self, config: Config, plan: RunPlan, cohort: Cohort, keys: KeySource
     ) -> ClientSession:
+        bundle = self.bundle
+        work = Work(config, plan, bundle.index, bundle.data is not None, self._log)
+        if work.base_hash != cohort.base_hash:
+            raise ModelError("the base model, adapter or code version is not the proposed one")
         # A ledger of the site belongs to its name, which outlives its place in a roster.
-        path, owner = self._ledger, str(self.bundle.index)
+        path, owner = self._ledger, str(bundle.index)
         if path is None:
-            path, owner = corpus_ledger(self.bundle), self.bundle.name
+            path, owner = corpus_ledger(bundle), bundle.name
         path.parent.mkdir(parents=True, exist_ok=True)
         ledger = Ledger(path, {"client": owner})
         ledger.verify()
-        self._budgets = SiteBudgets(
-            self._policy, self.bundle.path / "ledgers", ledger, plan, cohort
-        )
+        self._budgets = SiteBudgets(self._policy, bundle.path / "ledgers", ledger, plan, cohort)
         self._budgets.check_run()
         limit = self._policy.max_epsilon_per_corpus
         return ClientSession(
-            ClientSetup(plan, cohort, self.bundle.index, self._identity, keys),
-            task,
+            ClientSetup(plan, cohort, bundle.index, self._identity, keys),
+            work.task,
             ledger,
             max_epsilon=min(limit, config.privacy.max_epsilon or limit),
             memory=path.parent,
@@ -271,20 +270,13 @@ class Agent:
 
     def _refused(self, action: str, group: str, error: CareflError) -> dict[str, Any]:
         """Keep the reason here and return what may be said of it."""
-        self._keep(0, error)
-        said = refusal(error)
-        self._log(action, group, said.code)
+        self._log.reason(error)
+        return self._sealed(action, group, refusal(error))
+
+    def _sealed(self, action: str, group: str, error: Error) -> dict[str, Any]:
+        said = seal(error)
+        self._log.answered(action, group, said.code)
         return {"code": said.code, "reason": said.reason}
-
-    def _keep(self, _: int, error: CareflError) -> None:
-        with (self.bundle.path / "refusals.log").open("a") as file:
-            now = datetime.now(UTC).isoformat(timespec="seconds")
-            file.write(f"{now} {type(error).__name__}: {error}\n")
-
-    def _log(self, action: str, group: str, code: int) -> None:
-        line = {"time": round(time.time(), 3), "action": action, "round": group, "code": code}
-        with (self.bundle.path / "agent.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
 
 
 def _serve_or_end(agent: Agent, socket: Path) -> None:
@@ -314,6 +306,7 @@ def main() -> None:
             agent.serve(words.socket)
         threading.Thread(target=_serve_or_end, args=(agent, words.socket), daemon=True).start()
         sys.stdin.buffer.read()  # ends with the process that started this one
+        os._exit(0)  # also where records are still being read
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from carefl_secure.deployment.provisioning.policy import Policy
 from carefl_secure.deployment.provisioning.site_bundle import SiteBundle
-from carefl_secure.errors import PolicyError
+from carefl_secure.errors import BudgetExceededError
 from carefl_secure.federation.client.round_budget import RoundBudget
 from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.federation.plan.run_plan import RunPlan
@@ -51,8 +51,7 @@ class SiteBudgets:
     def check_run(self) -> None:
         """Refuse a whole run before its first round; rounds already paid do not count twice.
 
-        Raises `PolicyError` (clause ``epsilon`` or ``total``), and `LedgerError` when a ledger
-        cannot be trusted.
+        Raises `BudgetExceededError`, and `LedgerError` when a ledger cannot be trusted.
         """
         paid = RoundBudget(self._ledger, self._plan, self._cohort).charged()
         self._check(max(0, self._plan.privacy.rounds - paid))
@@ -67,14 +66,16 @@ class SiteBudgets:
             return
         limit = self._policy.max_epsilon_per_corpus
         after = RoundBudget(self._ledger, self._plan, self._cohort, limit).after(rounds)
-        if after > self._policy.max_epsilon_per_corpus:
-            raise PolicyError(
+        if after > limit:
+            raise BudgetExceededError(
                 f"the run would bring this corpus to epsilon {after:.4g}, above "
-                f"{self._policy.max_epsilon_per_corpus:g}",
-                "epsilon",
+                f"max_epsilon_per_corpus of {limit:g}"
             )
         if after + self._elsewhere() > self._policy.max_epsilon_total:
-            raise PolicyError("the run would take the site over its total epsilon", "total")
+            raise BudgetExceededError(
+                "the run would take the site over max_epsilon_total of "
+                f"{self._policy.max_epsilon_total:g}"
+            )
 
     def _elsewhere(self) -> float:
         """Price the other ledgers, each anew only when its file has changed."""

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import secrets
 import time
+from pathlib import Path
 from typing import Annotated
 
 from cryptography.exceptions import InvalidSignature
@@ -14,7 +18,7 @@ from pydantic.dataclasses import dataclass
 
 from carefl_secure.config import Config, dump_config
 from carefl_secure.deployment.flower.relay import PROPOSE
-from carefl_secure.deployment.provisioning.documents import STRICT, PublicKey, parse_json
+from carefl_secure.deployment.provisioning.documents import STRICT, PublicKey, Real, parse_json
 from carefl_secure.deployment.provisioning.sites import Roster
 from carefl_secure.errors import CohortError, PolicyError, ProtocolError
 from carefl_secure.federation.plan.cohort import Cohort
@@ -23,9 +27,13 @@ from carefl_secure.federation.transport.exchange import Exchange, wait_for_nodes
 from carefl_secure.federation.transport.messages import Fields, pack
 from carefl_secure.runs.plan_from_config import aggregation_of
 
-__all__ = ["Proposal", "cohort_of", "propose"]
+__all__ = ["VALID", "Proposal", "cohort_of", "next_number", "propose"]
+
+VALID = 3600.0
+"""Seconds for which a proposal may be put before a site, unless its submitter says otherwise."""
 
 _LABEL = b"carefl proposal\x00"
+_AHEAD = 300.0  # seconds that a submitter's clock may be ahead of a site's
 _PAUSE = 1.0  # before a site that could not be reached is asked again
 
 
@@ -35,7 +43,9 @@ class Proposal:
 
     ``config`` is the whole configuration as YAML; its paths mean nothing on another machine.
     ``dimension`` is the length of the adapter. A site computes ``base_hash`` and ``plan_hash``, 32
-    bytes each, itself and compares.
+    bytes each, itself and compares. ``number`` is above that of every earlier proposal of the same
+    submitter, ``nonce`` 16 random bytes; the proposal holds from ``issued`` to ``expires``, in
+    seconds since 1970.
     """
 
     run: str
@@ -43,15 +53,39 @@ class Proposal:
     dimension: Annotated[int, Field(ge=1)]
     base_hash: PublicKey
     plan_hash: PublicKey
+    number: Annotated[int, Field(ge=1)]
+    nonce: Annotated[bytes, Field(min_length=16, max_length=16)]
+    issued: Real
+    expires: Real
 
     @classmethod
-    def of(cls, run: str, config: Config, plan: RunPlan, base_hash: bytes) -> Proposal:
-        """Return the proposal of a planned run."""
+    def of(
+        cls,
+        run: str,
+        config: Config,
+        plan: RunPlan,
+        base_hash: bytes,
+        *,
+        number: int | None = None,
+        valid: float = VALID,
+    ) -> Proposal:
+        """Return the proposal of a planned run, valid from now; its number follows the clock."""
         declared = {"public_records": plan.privacy.public_records}
         whole = config.model_copy(
             update={"federation": config.federation.model_copy(update=declared)}
         )
-        return cls(run, dump_config(whole), plan.encoding.dimension, base_hash, plan.hash())
+        now = time.time()
+        return cls(
+            run,
+            dump_config(whole),
+            plan.encoding.dimension,
+            base_hash,
+            plan.hash(),
+            time.time_ns() if number is None else number,
+            secrets.token_bytes(16),
+            now,
+            now + valid,
+        )
 
     def message(self, key: Ed25519PrivateKey) -> RecordDict:
         """Return the signed message."""
@@ -78,6 +112,37 @@ class Proposal:
             raise PolicyError("the proposal's signature does not fit", "submitter") from error
         advice = "submitter and site need the same version"
         return parse_json(octets, cls, "the proposal", ProtocolError, advice), submitter
+
+    def check_time(self) -> None:
+        """Refuse a proposal that this machine's clock puts outside its time.
+
+        The `PolicyError`, clause ``stale``, names how far off it is.
+        """
+        age, left = time.time() - self.issued, self.expires - time.time()
+        if age < -_AHEAD or left <= 0:
+            when = f"{-age:.0f} s in the future" if age < 0 else f"{age:.0f} s ago"
+            raise PolicyError(
+                f"by this machine's clock the proposal was signed {when}, and it holds for "
+                f"{self.expires - self.issued:.0f} s; if it is new, set the clock that is wrong",
+                "stale",
+            )
+
+
+def next_number(bundle: Path) -> int:
+    """Return a run number above all that were drawn from a submitter's bundle, by the clock.
+
+    It is on disk before it is used, so that a clock that was set back repeats none.
+    """
+    with (bundle / "run_number").open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        last = file.read()
+        number = max(int(last) + 1 if last.isdecimal() else 1, time.time_ns())
+        file.truncate(0)
+        file.write(str(number))
+        file.flush()
+        os.fsync(file.fileno())
+    return number
 
 
 def cohort_of(config: Config, run: str, roster: Roster, base_hash: bytes) -> Cohort:

@@ -11,7 +11,7 @@ from carefl_secure.config import Config
 from carefl_secure.config.load import build_config, flatten
 from carefl_secure.deployment.provisioning.site_bundle import SiteBundle
 from carefl_secure.deployment.site.proposal import Proposal
-from carefl_secure.errors import PolicyError, ProtocolError
+from carefl_secure.errors import PolicyError, ProtocolError, RunError
 from carefl_secure.model.task_prompts import TASK_PROMPTS
 
 __all__ = ["own_config", "refuse_paths"]
@@ -22,10 +22,13 @@ def refuse_paths(config: Config, *, own_data: bool) -> None:
 
     Raises `PolicyError`, clause ``path``, when the base model is neither the embedded one nor a hub
     id, the prompt none of those that come with the package, or the records are neither drawn nor
-    the site's own (``own_data``).
+    the site's own (``own_data``). A hub id that is also the name of something here raises
+    `RunError`, which is sealed: what stands on a site's disk is its own affair.
     """
     base = config.model.base
-    hub = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", base) and not Path(base).exists()
+    hub = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", base)
+    if hub and Path(base).exists():
+        raise RunError(f"the base model {base} would be read from a path of this name; move it")
     if base != "embedded" and not hub:
         raise PolicyError("the base model is named by a path; name a hub id", "path")
     if config.model.prompt not in TASK_PROMPTS:

@@ -21,7 +21,7 @@ from carefl_secure.federation.client.round_budget import RoundBudget
 from carefl_secure.federation.client.round_state import OpenRounds
 from carefl_secure.federation.local_update.feddyn_state import correction_file
 from carefl_secure.federation.local_update.gradient_sum import local_work
-from carefl_secure.federation.local_update.task import LocalTask
+from carefl_secure.federation.local_update.task import DeferredTask, LocalTask
 from carefl_secure.federation.plan.cohort import rotation_key
 from carefl_secure.federation.transport.messages import vector_hash
 from carefl_secure.noise import KeyStream, SkellamSampler
@@ -76,7 +76,7 @@ class ClientSession:
     def __init__(
         self,
         setup: ClientSetup,
-        task: LocalTask,
+        task: LocalTask | DeferredTask,
         ledger: Ledger,
         *,
         max_epsilon: float | None = None,

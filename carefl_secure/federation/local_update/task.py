@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -14,7 +15,7 @@ from carefl_secure.errors import CareflError, NonFiniteError
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.noise import KeySource
 
-__all__ = ["DescentTask", "LocalTask", "LocalWork", "PersonTask"]
+__all__ = ["DeferredTask", "DescentTask", "LocalTask", "LocalWork", "PersonTask"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -98,6 +99,19 @@ class DescentTask(LocalTask, Protocol):
 
         ``indices``: int64, shape [B], never empty.
         """
+
+
+@dataclass(frozen=True)
+class DeferredTask:
+    """A task whose records are not looked at before the first vector is computed.
+
+    ``dimension`` is known beforehand; ``make`` returns the task, or raises where its records cannot
+    be used. A client may hold more records than were declared: leaving the excess out would let one
+    record displace another, and so move the sum twice as far as the plan counts with.
+    """
+
+    dimension: int
+    make: Callable[[], LocalTask]
 
 
 class LocalWork(ABC):

@@ -4,7 +4,8 @@ A party that refuses must stop the run; a client that falls silent must not. Bot
 as Flower error replies, so the number distinguishes them. Numbers from 1000 on are ours: the exit
 code of the error class plus 1000 from a client, plus 2000 from a committee member and plus 3000
 from the key holder. The sentence is fixed here, because the text of an error is written for the
-party's own log and may describe the client's data.
+party's own log and may describe the client's data. What leaves a site is sealed in addition: every
+cause that may depend on its records or its ledger gives one and the same refusal.
 """
 
 from __future__ import annotations
@@ -27,11 +28,12 @@ from carefl_secure.errors import (
     NonFiniteError,
     PolicyError,
     PrivacyError,
+    PrivateRefusalError,
     ProtocolError,
     RunError,
 )
 
-__all__ = ["LOST", "Party", "error_of_reply", "is_dropout", "refusal"]
+__all__ = ["LOST", "Party", "error_of_reply", "is_dropout", "refusal", "seal"]
 
 Party = Literal["client", "committee member", "key holder"]
 """Who can refuse."""
@@ -59,6 +61,7 @@ _REASONS: dict[type[CareflError], str] = {
     ),
     PrivacyError: "a condition of the privacy guarantee does not hold on the {party}",
     LedgerError: "the {party} cannot trust or write its ledger, so it sent nothing",
+    PrivateRefusalError: "the {party} refused for a reason that only its own log has",
     PolicyError: "the {party}'s policy does not allow this; its own log says why",
     ProtocolError: (
         "the {party} refused a protocol message; keys, roster, plan or survivor set "
@@ -78,7 +81,8 @@ _CLAUSES = {
     "cohort": "the site's policy asks for more clients in a run or in a sum",
     "unprotected": "the site's policy does not allow a run without noise that nobody can predict",
     "epsilon": "the run asks for more epsilon than the site's policy allows on a corpus",
-    "total": "the run would take the site over the epsilon its policy allows in all",
+    "replay": "the site has seen this proposal, or a later one of the same submitter",
+    "stale": "the proposal is not of this time: it expired, or a clock is wrong; compare clocks",
     "roster": "the run names other parties than the site's roster",
     "expired": "the site's bundle has expired",
     "path": "the run names a path, and paths on a site are the site's own affair",
@@ -96,6 +100,14 @@ _CLASSES: dict[int, tuple[type[CareflError], Party]] = {
     base + kind.exit_code: (kind, party) for party, base in _BASES.items() for kind in _REASONS
 }
 
+# All that a site says of what it holds. These classes follow from public agreements alone; any
+# other class, also one that is added later, is sealed.
+_SEALED = Error(
+    code=_BASES["client"] + PrivateRefusalError.exit_code,
+    reason=_REASONS[PrivateRefusalError].format(party="client"),
+)
+_PUBLIC = (ConfigError, ModelError, PolicyError, ProtocolError, CohortError)
+
 
 def refusal(error: CareflError, party: Party = "client") -> Error:
     """Return the Flower error that stands for a refusal.
@@ -108,6 +120,20 @@ def refusal(error: CareflError, party: Party = "client") -> Error:
         return Error(code=number, reason=_CLAUSES[error.clause])
     kind = next((kind for kind in type(error).__mro__ if kind in _REASONS), CareflError)
     return Error(code=_BASES[party] + kind.exit_code, reason=_REASONS[kind].format(party=party))
+
+
+def seal(error: Error) -> Error:
+    """Return what of a refusal may leave a site: itself, or the one refusal for private causes.
+
+    Guarantees
+    ----------
+    Two refusals whose causes depend on records, subjects, labels, images, captions or the ledger
+    have the same number and the same sentence, byte for byte. How long a refusal takes is not
+    hidden.
+    """
+    public = error.code in _DROPOUTS or _POLICY <= error.code < _POLICY + len(_CLAUSES)
+    kind = _CLASSES.get(error.code, (CareflError,))[0]
+    return error if public or kind in _PUBLIC else _SEALED
 
 
 def is_dropout(error: Error) -> bool:

@@ -14,7 +14,6 @@ from flwr.app import Error, RecordDict
 
 from carefl_secure.config import Config, load_config
 from carefl_secure.deployment.flower.relay import PROPOSE
-from carefl_secure.deployment.provisioning.certificates import read_identity
 from carefl_secure.deployment.provisioning.policy import TEMPLATE, Policy, check_policy, read_policy
 from carefl_secure.deployment.provisioning.provision import provision
 from carefl_secure.deployment.provisioning.site_bundle import SiteBundle
@@ -22,7 +21,7 @@ from carefl_secure.deployment.provisioning.sites import Sites
 from carefl_secure.deployment.site import agent as agents
 from carefl_secure.deployment.site.agent import Agent
 from carefl_secure.deployment.site.proposal import Proposal
-from carefl_secure.errors import ConfigError, PolicyError, ProtocolError
+from carefl_secure.errors import ConfigError, PolicyError, PrivateRefusalError, ProtocolError
 from carefl_secure.federation.plan.aggregation_config import AggregationConfig
 from carefl_secure.federation.plan.calibrate import PlanRequest, plan_run
 from carefl_secure.federation.plan.cohort import Cohort
@@ -31,6 +30,7 @@ from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.transport.error_codes import error_of_reply, is_dropout, refusal
 from carefl_secure.privacy import Ledger
 from carefl_secure.runs.plan_from_config import plan_with
+from tests.support.sites import signed_anew
 
 RECORDS, DIMENSION = 90, 50
 
@@ -60,10 +60,9 @@ def worked(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
     """Return what models were loaded for."""
     seen: list[Config] = []
 
-    def work(config: Config, index: int, own_data: bool) -> Any:
+    def work(config: Config, *_: Any) -> Any:
         seen.append(config)
-        plan = plan_with(config, RECORDS, DIMENSION)
-        return SimpleNamespace(plan=plan, base_hash=bytes(32), task=Task())
+        return SimpleNamespace(base_hash=bytes(32), task=Task())
 
     monkeypatch.setattr(agents, "Work", work)
     return seen
@@ -80,8 +79,8 @@ def proposed(config: Config) -> tuple[Proposal, RunPlan]:
 
 
 def answer(agent: Agent, bundle: Path, proposal: Proposal) -> Exception | None:
-    key = read_identity(bundle.parents[1] / "submit" / "submit.key")
-    head, _ = agent.answer({"action": PROPOSE, "group": "0"}, proposal.message(key))
+    content = signed_anew(proposal, bundle.parents[1])
+    head, _ = agent.answer({"action": PROPOSE, "group": "0"}, content)
     return error_of_reply(Error(head["code"], head["reason"]), 1) if head else None
 
 
@@ -141,7 +140,8 @@ def test_what_the_ledger_holds_counts_towards_the_policy(
     ledger.spend(plan.event, 8.0, plan.privacy.delta, {"run": "an-earlier-run", "round": 1})
     error = answer(agent, bundle, proposal)
     # All rounds of the proposed run are priced, not the first alone.
-    assert isinstance(error, PolicyError) and error.clause == "epsilon"
+    assert isinstance(error, PrivateRefusalError)
+    assert "above max_epsilon_per_corpus" in (bundle / "refusals.log").read_text()
     allow(bundle, max_epsilon_per_corpus=30.0, max_epsilon_total=30.0)
     assert answer(agent, bundle, proposal) is None
 

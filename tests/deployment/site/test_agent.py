@@ -26,9 +26,9 @@ from carefl_secure.deployment.site.budget import corpus_ledger
 from carefl_secure.deployment.site.proposal import Proposal, propose
 from carefl_secure.errors import (
     CohortError,
-    LedgerError,
     ModelError,
     PolicyError,
+    PrivateRefusalError,
     ProtocolError,
     RunError,
 )
@@ -61,7 +61,7 @@ def found(
         fault: Fault = Quiet, *words: str, helpers: int = 0, unit: str = "record"
     ) -> SitesEngine:
         plan = known_plan(unit, ROUNDS)
-        monkeypatch.setattr(agents, "Work", work(plan))
+        monkeypatch.setattr(agents, "Work", work())
         monkeypatch.setattr(plan_setup, "plan_with", lambda *_, **__: plan)
         bundles = make_bundles(tmp_path, helpers)
         return SitesEngine(bundles, settings(*words), tmp_path_factory.mktemp("s"), fault)
@@ -218,12 +218,12 @@ def test_another_corpus_that_spends_in_the_meantime_stops_the_next_round(
     victim = engine.bundles / "sites" / VICTIM
     allow(victim, max_epsilon_total=plan.privacy.target_epsilon or 0.0)
     result = engine.run(plan, tmp_path / "runs")
-    assert isinstance(result, PolicyError) and result.clause == "total", result
+    assert isinstance(result, PrivateRefusalError), result
     assert engine.released == [CLIENTS]
     site = next(site for site in engine.running if site.bundle.name == VICTIM)
     (own,) = [p for p in (victim / "ledgers").glob("*.jsonl") if p.stem != "another"]
     assert len(Ledger(own).events()) == 1
-    assert (victim / "refusals.log").read_text().count("over its total epsilon") == 1
+    assert (victim / "refusals.log").read_text().count("over max_epsilon_total") == 1
     assert site.received[-1][1] == "2"
 
 
@@ -247,8 +247,7 @@ class Site:
         return error_of_reply(Error(head["code"], head["reason"]), 1) if head else contents[0]
 
     def propose(self) -> Any:
-        key = read_identity(self.bundles / "submit" / "submit.key")
-        return self.ask(self.proposal.message(key), "query.propose")
+        return self.ask(_sites.signed_anew(self.proposal, self.bundles), "query.propose")
 
     def advertise(self, number: int) -> Any:
         hello = pack(round=number, plan=self.plan.hash())
@@ -258,7 +257,7 @@ class Site:
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     plan = known_plan("record", ROUNDS)
-    monkeypatch.setattr(agents, "Work", work(plan))
+    monkeypatch.setattr(agents, "Work", work())
     monkeypatch.setattr(plan_setup, "plan_with", lambda *_, **__: plan)
     return Site(make_bundles(tmp_path), plan)
 
@@ -301,7 +300,13 @@ def test_nothing_secret_is_kept_and_nobody_else_may_read_it(site: Site) -> None:
     site.advertise(1)
     kept = site.path / "accepted.json"
     assert kept.stat().st_mode & 0o077 == 0
-    assert set(json.loads(kept.read_text())) == {"proposal", "submitter", "signature", "round"}
+    assert set(json.loads(kept.read_text())) == {
+        "proposal",
+        "submitter",
+        "signature",
+        "round",
+        "numbers",
+    }
 
 
 def test_all_that_is_the_sites_own_is_checked_again(
@@ -322,13 +327,14 @@ def test_all_that_is_the_sites_own_is_checked_again(
     allow(site.path, submitters=[key.public_bytes_raw().hex()])
 
     other = known_plan("record", ROUNDS + 1)
-    monkeypatch.setattr(agents, "Work", work(other))
+    monkeypatch.setattr(plan_setup, "plan_with", lambda *_, **__: other)
     site.open()
     assert isinstance(site.advertise(2), ProtocolError)
-    monkeypatch.setattr(agents, "Work", work(site.plan, bytes([1]) * 32))
+    monkeypatch.setattr(plan_setup, "plan_with", lambda *_, **__: site.plan)
+    monkeypatch.setattr(agents, "Work", work(bytes([1]) * 32))
     site.open()
     assert isinstance(site.advertise(2), ModelError)
-    monkeypatch.setattr(agents, "Work", work(site.plan))
+    monkeypatch.setattr(agents, "Work", work())
 
     site.open()
     assert isinstance(site.advertise(2), RecordDict)
@@ -343,14 +349,14 @@ def test_a_ledger_is_looked_at_again(site: Site) -> None:
     whole = path.read_bytes()
     path.write_bytes(whole + b'{"torn')
     site.open()
-    assert isinstance(site.advertise(1), LedgerError)  # a torn line is not cut off unasked
+    assert isinstance(site.advertise(1), PrivateRefusalError)  # a torn line is not cut off unasked
     ledger.recover()
     site.open()
     assert isinstance(site.advertise(1), RecordDict)
     assert len(ledger.events()) == 1
     path.write_bytes(whole.replace(b'"spend"', b'"note" ', 1))
     site.open()
-    assert isinstance(site.advertise(2), LedgerError)
+    assert isinstance(site.advertise(2), PrivateRefusalError)
 
 
 def test_a_stranger_does_not_end_the_run_in_progress(site: Site) -> None:
@@ -387,7 +393,7 @@ def test_a_second_run_takes_the_place_of_the_first(site: Site) -> None:
 def test_a_damaged_memory_says_what_to_do(site: Site) -> None:
     site.propose()
     (site.path / "accepted.json").write_text("{")
-    with pytest.raises(RunError, match="remove it"):
+    with pytest.raises(RunError, match="restore it from a backup"):
         site.open()
 
 
@@ -396,12 +402,12 @@ def test_a_full_disk_under_the_memory_sends_nothing(
 ) -> None:
     from carefl_secure.deployment.site import accepted_run as accepted
 
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise RunError("cannot write: No space left on device")
 
     site.propose()
     monkeypatch.setattr(accepted, "write_atomically", full)
-    assert isinstance(site.advertise(1), LedgerError)
+    assert isinstance(site.advertise(1), PrivateRefusalError)
 
 
 def test_released_reads_the_server_ledger(found: Maker, tmp_path: Path) -> None:
@@ -421,8 +427,8 @@ def test_a_ledger_belongs_to_the_site_and_not_to_its_place(site: Site) -> None:
     first, own, *others = bundle.roster.clients
     roster = dataclasses.replace(bundle.roster, clients=(own, first, *others))
     agent = Agent(dataclasses.replace(bundle, index=0, roster=roster))
-    key = read_identity(site.bundles / "submit" / "submit.key")
-    head, _ = agent.answer({"action": "query.propose", "group": "0"}, site.proposal.message(key))
+    again = _sites.signed_anew(site.proposal, site.bundles)
+    head, _ = agent.answer({"action": "query.propose", "group": "0"}, again)
     assert head == {}
     assert len(Ledger(path, {"client": VICTIM}).events()) == 1
 
