@@ -50,7 +50,8 @@ from carefl_secure.deployment.flower.superlink import (
     start_server,
     write_app,
 )
-from carefl_secure.deployment.provisioning.provision import provision
+from carefl_secure.deployment.provisioning.provision import rehearse
+from carefl_secure.deployment.provisioning.site_bundle import node_folder
 from carefl_secure.deployment.provisioning.sites import Sites
 from carefl_secure.federation.client.app import build_client_app
 from carefl_secure.federation.client.session import ClientSession
@@ -151,7 +152,7 @@ class Deployment(Clients):
         times.started = time.monotonic()
         names, port = [f"site{i}" for i in range(self.nodes)], free_port()
         sites = Sites("bench", "127.0.0.1", port, dict.fromkeys(names), (), days=1)
-        provision(sites, home / "bundles")
+        rehearse(sites, home / "bundles")
         sockets = [home / f"{place}.sock" for place in range(self.nodes)]
         for place, path in enumerate(sockets):
             agent = (path, _only(self.session(place)), times)
@@ -191,7 +192,7 @@ class Deployment(Clients):
         for name, agent in zip(names, sockets, strict=True):
             bundle = home / "bundles" / "sites" / name
             env = flower_environment(bundle / "flower")
-            command = node_command(bundle, address, agent, plain=self.own)
+            command = node_command(node_folder(bundle), address, agent, plain=self.own)
             processes.start(f"node-{name}", command, _own(env) if self.own else env)
         return link
 

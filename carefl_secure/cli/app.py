@@ -18,6 +18,7 @@ from carefl_secure.cli.deployment.doctor import doctor
 from carefl_secure.cli.deployment.node import node
 from carefl_secure.cli.deployment.provision import provision
 from carefl_secure.cli.deployment.server import server, submit
+from carefl_secure.cli.deployment.site import site, submitter
 from carefl_secure.cli.deployment.status import status
 from carefl_secure.cli.privacy.audit import audit
 from carefl_secure.cli.privacy.budget import budget
@@ -113,6 +114,8 @@ app.command("provision")(provision)
 app.command("submit")(submit)
 app.command("status")(status)
 app.command("doctor")(doctor)
+app.add_typer(site)
+app.add_typer(submitter)
 app.add_typer(node)
 app.add_typer(server)
 app.add_typer(threat_model)

@@ -23,7 +23,7 @@ from carefl_secure.deployment.engines import choose_engine
 from carefl_secure.deployment.flower import relay
 from carefl_secure.deployment.flower.grid import SuperLinkGrid
 from carefl_secure.deployment.provisioning.certificates import read_identity
-from carefl_secure.deployment.provisioning.provision import provision
+from carefl_secure.deployment.provisioning.provision import rehearse
 from carefl_secure.deployment.provisioning.site_bundle import SiteBundle
 from carefl_secure.deployment.provisioning.sites import Roster, Sites, read_sites
 from carefl_secure.deployment.site import agent as agents
@@ -98,7 +98,7 @@ def plan_toy() -> PlanToy:
 @pytest.fixture
 def bundles(tmp_path: Path) -> Path:
     sites = Sites("test", "127.0.0.1", 1, {f"s{i}": None for i in range(CLIENTS)}, days=1)
-    provision(sites, tmp_path / "bundles")
+    rehearse(sites, tmp_path / "bundles")
     for path in (tmp_path / "bundles" / "sites").iterdir():
         allow(path, max_epsilon_total=100.0)
     return tmp_path / "bundles"
@@ -187,8 +187,9 @@ def test_a_record_that_could_carry_figures_is_not_carried() -> None:
 
 def test_no_secret_stands_in_any_other_kit(tmp_path: Path) -> None:
     sites = Sites("t", "localhost", 1, {"a": "/d", "b": "/d", "c": None}, ("h",))
-    provision(sites, tmp_path / "k")
-    homes = [*(tmp_path / "k" / "sites").iterdir(), tmp_path / "k/server", tmp_path / "k/submit"]
+    rehearse(sites, tmp_path / "k")
+    parties = [*(tmp_path / "k" / "sites").iterdir()]
+    homes = [*parties, tmp_path / "k/server", tmp_path / "k/submit"]
     secrets = [(home, path) for home in homes for path in home.rglob("*.key")]
     # Node, identity and runtime key of each of four sites, the server's and the submitter's.
     assert len(secrets) == 4 * 3 + 2
@@ -202,14 +203,15 @@ def test_no_secret_stands_in_any_other_kit(tmp_path: Path) -> None:
             for file in other.rglob("*"):
                 if file.is_file() and file != path:
                     assert needle not in file.read_bytes(), (home, file)
-    raw = [read_identity(h / "identity.key").private_bytes_raw() for h in homes[:4]]
+    raw = [read_identity(h / "identity.key").private_bytes_raw() for h in parties]
     for place, secret in enumerate(raw):
         for other in homes:
             for file in other.rglob("*"):
                 if file.is_file() and file != homes[place] / "identity.key":
                     text = file.read_bytes()
                     assert secret not in text and secret.hex().encode() not in text
-    assert len({Roster.read(home / "roster.json") for home in homes}) == 1
+    rosters = {Roster.read(home / "roster.json") for home in homes[:-1]}
+    assert len(rosters) == 1 and rosters.pop().rehearsal
 
 
 def test_kits_expire_and_incomplete_ones_are_refused(bundles: Path) -> None:
@@ -218,9 +220,9 @@ def test_kits_expire_and_incomplete_ones_are_refused(bundles: Path) -> None:
     with pytest.raises(RunError, match="expired"):
         SiteBundle.open(path, now=bundle.expires)
     with pytest.raises(RunError, match="choose a new folder"):
-        provision(Sites("x", "h", 1, {"a": None}), bundles)
-    (path / "node.key").unlink()
-    with pytest.raises(RunError, match=r"lacks node\.key"):
+        rehearse(Sites("x", "h", 1, {"a": None}), bundles)
+    (path / "supernode" / "node.key").unlink()
+    with pytest.raises(RunError, match=r"supernode lacks node\.key"):
         SiteBundle.open(path)
     (path / "bundle.json").write_text("{}")
     with pytest.raises(RunError, match=r"bundle\.json: name is missing; role is missing"):
@@ -229,7 +231,8 @@ def test_kits_expire_and_incomplete_ones_are_refused(bundles: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["[]", "clients: {}", "clients: {a: /x}\nhelpers: [a]", "clients: {a: /x}\nport: 0",
+    ["[]", "clients: {}", "clients: {a: /x}\nhelpers: [a]", "clients: {submitter: /x}",
+     "clients: {a: /x}\nsubmitters: []", "clients: {a: /x}\nport: 0",
      "clients: {a: /x}\nkey: 1", "clients: {'../a': /x}", "clients: {a: /x}\ndays: 0", "a: ["],
 )  # fmt: skip
 def test_a_wrong_list_of_sites_is_refused(tmp_path: Path, text: str) -> None:

@@ -23,7 +23,7 @@ import yaml
 from carefl_secure.cli.app import app
 from carefl_secure.config import load_config
 from carefl_secure.deployment.flower.processes import free_port
-from carefl_secure.deployment.provisioning.provision import provision
+from carefl_secure.deployment.provisioning.provision import rehearse
 from carefl_secure.deployment.provisioning.site_bundle import HALVES
 from carefl_secure.deployment.provisioning.sites import read_sites
 
@@ -38,7 +38,7 @@ SERVER = {"bundle.json", "roster.json", "ca.crt", "server.pem", "server.key"}
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("recipes") / "bundles"
-    provision(read_sites(DEPLOY / "sites.yaml"), out)
+    rehearse(read_sites(DEPLOY / "sites.yaml"), out)
     return out
 
 
@@ -112,7 +112,7 @@ def test_every_service_is_hardened_and_only_the_proxys_port_is_open(
     for name, about in compose["services"].items():
         assert about["read_only"] is True and about["cap_drop"] == ["ALL"], name
         assert about["security_opt"] == ["no-new-privileges:true"], name
-        assert not about.get("privileged") and about["user"].startswith("${CAREFL_UID"), name
+        assert not about.get("privileged") and about["user"].startswith("${CAREFL_"), name
         if name.endswith("-agent"):
             assert about["network_mode"] == "none" and "networks" not in about
         ports = about.get("ports", [])
@@ -139,11 +139,13 @@ def test_no_service_holds_what_is_anothers(compose: dict[str, Any], bundles: Pat
     for site, images in sites.clients.items():
         agent, node = held(compose, f"{site}-agent"), held(compose, f"{site}-node")
         assert agent["/bundle"] == f"./bundles/sites/{site}" and images in agent
-        assert {target.removeprefix("/bundle/") for target in node if target != "/meet"} == NODE
-        assert all(
-            source.startswith((f"./bundles/sites/{site}/", f"{site}-meet"))
-            for source in node.values()
-        )
+        assert node["/bundle"] == f"./bundles/sites/{site}/supernode" and len(node) == 2
+        assert {path.name for path in (bundles / f"sites/{site}/supernode").iterdir()} == NODE
+        services = compose["services"]
+        assert "/bundle/supernode" in services[f"{site}-agent"]["tmpfs"]
+        # Two accounts with one group.
+        users = [services[f"{site}-{half}"]["user"].rpartition(":") for half in ("agent", "node")]
+        assert users[0][0] != users[1][0] and users[0][2] == users[1][2]
         assert agent["/meet"] == node["/meet"] == f"{site}-meet"
     proxy = held(compose, "proxy")
     assert {Path(place).name for place in proxy} == {
@@ -209,7 +211,7 @@ def test_secrets_are_made_of_files_of_the_kit_and_mounted_where_they_belong(
         assert made == {"agent": AGENT, "supernode": NODE}
     else:
         assert made["server"] == SERVER and made["proxy"] == {"nginx.conf"}
-        assert made["submit"] == {"bundle.json", "roster.json", "submit.key"}
+        assert made["submit"] == {"submit.key"}
         assert made["nodes"] == {"north.pub", "south.pub", "west.pub"}
     pod = next(one for one in objects(name) if one["kind"] == "StatefulSet")["spec"]["template"]
     for volume in pod["spec"]["volumes"]:

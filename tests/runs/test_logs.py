@@ -20,7 +20,7 @@ from flwr.clientapp import ClientApp
 from carefl_secure.config import Config, load_config
 from carefl_secure.deployment.flower import relay
 from carefl_secure.deployment.provisioning.certificates import read_identity
-from carefl_secure.deployment.provisioning.provision import provision
+from carefl_secure.deployment.provisioning.provision import rehearse
 from carefl_secure.deployment.provisioning.site_bundle import SiteBundle
 from carefl_secure.deployment.provisioning.sites import Roster, Sites
 from carefl_secure.deployment.site import agent as agents
@@ -91,7 +91,7 @@ class AtSites:
 
     def __init__(self, home: Path, tasks: Sequence[Private], patch: pytest.MonkeyPatch) -> None:
         sites = Sites("t", "127.0.0.1", 1, {f"s{i}": None for i in range(CLIENTS)}, days=1)
-        provision(sites, home)
+        rehearse(sites, home)
         self.home = home
         for path in (home / "sites").iterdir():
             policy = yaml.safe_load((path / "policy.yaml").read_text())

@@ -28,7 +28,8 @@ from carefl_secure.deployment.flower.superlink import (
     start_server,
 )
 from carefl_secure.deployment.provisioning.certificates import read_identity
-from carefl_secure.deployment.provisioning.provision import provision
+from carefl_secure.deployment.provisioning.provision import rehearse
+from carefl_secure.deployment.provisioning.site_bundle import node_folder
 from carefl_secure.deployment.provisioning.sites import Roster, Sites
 from carefl_secure.deployment.site.proposal import Proposal, cohort_of
 from carefl_secure.deployment.superlink.parties import Deployed
@@ -64,7 +65,7 @@ class Deployment:
         names = {f"s{i}": None for i in range(CLIENTS)}
         extra = tuple(f"h{i}" for i in range(helpers))
         self.names = [*names, *extra]
-        provision(Sites("faults", "127.0.0.1", self.port, names, extra, days=1), self.bundles)
+        rehearse(Sites("faults", "127.0.0.1", self.port, names, extra, days=1), self.bundles)
         for name in self.names:
             self.allow(name, max_epsilon_total=1e4, max_epsilon_per_corpus=1e4)
         (self.home / "plan").write_bytes(pickle.dumps(plan))
@@ -110,7 +111,9 @@ class Deployment:
 
     def start_node(self, name: str, bundle: Path | None = None) -> subprocess.Popen[bytes]:
         bundle = bundle or self.bundles / "sites" / name
-        command = node_command(bundle, f"127.0.0.1:{self.port}", self.home / f"{name}.sock")
+        command = node_command(
+            node_folder(bundle), f"127.0.0.1:{self.port}", self.home / f"{name}.sock"
+        )
         env = flower_environment(bundle / "flower")
         self.running[f"node-{name}"] = self.processes.start(f"node-{name}", command, env)
         return self.running[f"node-{name}"]

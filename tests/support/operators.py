@@ -18,8 +18,6 @@ from typing import Any
 import yaml
 from PIL import Image, ImageDraw
 
-from carefl_secure.deployment.provisioning.site_bundle import HALVES
-
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = ("anger", "happiness", "sadness")
 COMMAND = [sys.executable, "-c", "from carefl_secure.cli import main; main()"]
@@ -95,7 +93,7 @@ class Deployment:
             "run": {"dir": str(root / "runs")},
         }
         (root / "run.yaml").write_text(yaml.safe_dump(run))
-        self.call("provision", "sites.yaml", "--out", "bundles")
+        self.call("provision", "sites.yaml", "--rehearsal", "--out", "bundles")
 
     def bundle(self, name: str) -> Path:
         return self.root / "bundles" / "sites" / name
@@ -140,11 +138,8 @@ class Deployment:
 
     def start_halves(self, name: str) -> None:
         half = self.root / "halves" / name
-        half.mkdir(parents=True)
-        for file in ("bundle.json", "roster.json"):
-            shutil.copy(self.bundle(name) / file, half / file)
-        for file in HALVES["supernode"]:
-            shutil.move(self.bundle(name) / file, half / file)
+        half.parent.mkdir(parents=True)
+        shutil.move(self.bundle(name) / "supernode", half)
         meet = ["--socket", str(self.root / f"{name}.sock")]
         self.start(name, "node", "start", f"bundles/sites/{name}", "--only", "agent", *meet)
         words = ["--only", "supernode", *meet, "--work", str(self.root / "work")]

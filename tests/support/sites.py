@@ -19,7 +19,7 @@ from flwr.app import RecordDict
 from carefl_secure.config import Config, load_config
 from carefl_secure.deployment.flower import relay
 from carefl_secure.deployment.provisioning.certificates import read_identity
-from carefl_secure.deployment.provisioning.provision import provision
+from carefl_secure.deployment.provisioning.provision import rehearse
 from carefl_secure.deployment.provisioning.site_bundle import SiteBundle
 from carefl_secure.deployment.provisioning.sites import Roster, Sites
 from carefl_secure.deployment.site.agent import Agent
@@ -90,7 +90,7 @@ def signed_anew(proposal: Proposal, bundles: Path) -> RecordDict:
 def make_bundles(root: Path, helpers: int = 0, data: str | None = None) -> Path:
     names = {f"s{i}": data for i in range(CLIENTS)}
     sites = Sites("test", "127.0.0.1", 1, names, tuple(f"h{i}" for i in range(helpers)), days=1)
-    provision(sites, root / "bundles")
+    rehearse(sites, root / "bundles")
     for path in (root / "bundles" / "sites").iterdir():
         allow(path, max_epsilon_total=100.0, allow_unprotected=True)
     return root / "bundles"

@@ -1,1 +1,1 @@
-"""Commands of an operator: provision, server, node, status, doctor."""
+"""Commands of an operator: site, submitter, provision, server, node, status, doctor."""

@@ -1,7 +1,6 @@
-"""Certificates and keys of a deployment, all made with `cryptography`.
+"""Certificates of a deployment, and private keys on disk.
 
-One authority signs one server certificate and is then not needed any more. Node keys are Flower's:
-NIST P-384 in OpenSSH format, registered with the SuperLink before a node may connect.
+One authority signs one server certificate and is then not needed any more.
 """
 
 from __future__ import annotations
@@ -20,10 +19,11 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from carefl_secure.errors import RunError
 
-__all__ = ["Authority", "identity_key", "node_key", "read_identity", "write_private"]
+__all__ = ["Authority", "read_identity", "write_private"]
 
 _PEM, _PKCS8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
 _PLAIN = serialization.NoEncryption()
+_MAKE = "make one with carefl-secure site init, or submitter init"
 _SKEW = timedelta(minutes=5)
 
 
@@ -109,28 +109,14 @@ def _name(host: str) -> x509.GeneralName:
         return x509.DNSName(host)
 
 
-def node_key() -> tuple[bytes, bytes]:
-    """Return private and public half of a new SuperNode key, in OpenSSH format."""
-    key = ec.generate_private_key(ec.SECP384R1())
-    form = serialization.PrivateFormat.OpenSSH
-    public = key.public_key().public_bytes(
-        serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
-    )
-    return key.private_bytes(_PEM, form, _PLAIN), public
-
-
-def identity_key() -> tuple[bytes, bytes]:
-    """Return a new Ed25519 identity: private half as PEM, public half as 32 raw bytes."""
-    key = Ed25519PrivateKey.generate()
-    return key.private_bytes(_PEM, _PKCS8, _PLAIN), key.public_key().public_bytes_raw()
-
-
 def read_identity(path: Path) -> Ed25519PrivateKey:
-    """Read what `identity_key` made; `RunError` when it is missing or another kind of key."""
+    """Read an Ed25519 key; `RunError` when it is missing or another kind of key."""
     try:
         key = serialization.load_pem_private_key(path.read_bytes(), None)
     except (OSError, ValueError) as error:
-        raise RunError(f"{path} holds no private key; ask for a new bundle") from error
+        raise RunError(
+            f"{path} holds no private key; make one with carefl-secure site init"
+        ) from error
     if not isinstance(key, Ed25519PrivateKey):
-        raise RunError(f"{path} holds no Ed25519 key; ask for a new bundle")
+        raise RunError(f"{path} holds no Ed25519 key; {_MAKE}")
     return key

@@ -20,6 +20,9 @@ __all__ = ["TEMPLATE", "Policy", "check_policy", "read_policy"]
 TEMPLATE = """\
 # Which runs this site takes part in. A run that breaks one of these clauses is refused here,
 # whatever the server says. Every clause must be present.
+{note}
+# Fingerprint of the roster that a person of this site confirmed; "site join" writes it.
+roster: "{roster}"
 
 # The most epsilon that all runs on one corpus may spend, and all runs on all corpora of this site.
 max_epsilon_per_corpus: 8.0
@@ -51,7 +54,7 @@ allowed_plans: []
 # Whether a run without differential privacy is allowed.
 allow_unprotected: false
 # Ed25519 public keys, in hexadecimal, of those who may submit runs.
-submitters: ["{submitter}"]
+submitters: {submitters}
 """
 
 _Hash = Annotated[str, StringConstraints(pattern=r"^[0-9A-Fa-f]{64}$", to_lower=True)]
@@ -63,6 +66,7 @@ _Count = Annotated[int, Field(ge=1)]
 class Policy:
     """The clauses of a site; `TEMPLATE` describes each."""
 
+    roster: _Hash
     max_epsilon_per_corpus: _Positive
     max_epsilon_total: _Positive
     max_delta: _Positive

@@ -1,107 +1,140 @@
-"""Write the bundles of a whole deployment."""
+"""Write what all parties of a deployment share, from the public halves that they hand out."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from carefl_secure.deployment.provisioning.certificates import (
-    Authority,
-    identity_key,
-    node_key,
-    write_private,
-)
-from carefl_secure.deployment.provisioning.policy import TEMPLATE
+from carefl_secure.deployment.provisioning.certificates import Authority, write_private
+from carefl_secure.deployment.provisioning.join import install
+from carefl_secure.deployment.provisioning.party_keys import PartyRole, PublicHalf, make_keys
 from carefl_secure.deployment.provisioning.service_files import write_service_files
 from carefl_secure.deployment.provisioning.site_bundle import Manifest, Role, ServerManifest
-from carefl_secure.deployment.provisioning.sites import Roster, Sites
+from carefl_secure.deployment.provisioning.sites import Member, Roster, Sites
 from carefl_secure.errors import RunError
 
-__all__ = ["provision"]
+__all__ = ["provision", "read_halves", "rehearse"]
 
 
-def provision(sites: Sites, out: Path) -> None:
-    """Write one bundle per site, one for the server, and one for who submits runs.
+def read_halves(sites: Sites, folder: Path) -> dict[str, PublicHalf]:
+    """Return the public half ``NAME.pub.json`` of every party that the list of sites names.
 
-    ``out`` must not exist yet; `RunError` when it does or cannot be written.
+    Raises `RunError` when one is missing, damaged or wrongly signed, is of another party or role,
+    or has a key that another party has too.
+    """
+    halves: dict[str, PublicHalf] = {}
+    owners: dict[str, str] = {}
+    for name, role in _roles(sites).items():
+        half = PublicHalf.read(folder / f"{name}.pub.json")
+        if (half.name, half.role) != (name, role):
+            raise RunError(
+                f"{folder / name}.pub.json is of {half.role} {half.name}, not of {role} {name}; "
+                "compare the list of sites with what the parties handed out"
+            )
+        for key in filter(None, (half.identity.hex(), half.node)):
+            if (other := owners.setdefault(key, name)) != name:
+                raise RunError(
+                    f"{other} and {name} handed out the same key; each makes its own with "
+                    "carefl-secure site init"
+                )
+        halves[name] = half
+    return halves
+
+
+def provision(sites: Sites, halves: Mapping[str, PublicHalf], out: Path) -> Roster:
+    """Write one bundle per site and one for the server; return the roster.
+
+    ``halves`` are those of `read_halves`. ``out`` must not exist yet; `RunError` when it does or
+    cannot be written.
 
     Guarantees
     ----------
-    A private key stands in its owner's folder and nowhere else. The authority's key is never
+    No private key of a site, helper or submitter is made or read here: a site's bundle is public.
+    The server's bundle holds the server's TLS key and no other. The authority's key is never
     written: new certificates need new bundles.
     """
+    _make(out)
+    return _write(sites, halves, out, rehearsal=False)
+
+
+def rehearse(sites: Sites, out: Path) -> Roster:
+    """Make the keys of all parties in one place and write everything that they need to start.
+
+    For tests and for trying a deployment on one machine. As `provision`, but ``out`` holds whole
+    folders of sites, and the submitters' in ``out/submit`` (of one submitter) or
+    ``out/submitters/NAME``.
+
+    Guarantees
+    ----------
+    A private key stands in its owner's folder and nowhere else. Whoever ran this held them all, so
+    the roster says that it is a rehearsal, and no site joins it with keys of its own.
+    """
+    _make(out)
+    halves = {}
+    for name, role in _roles(sites).items():
+        home = out / "sites" / name
+        if role == "submitter":
+            home = out / "submit" if len(sites.submitters) == 1 else out / "submitters" / name
+        halves[name] = make_keys(home, name, role)
+    roster = _write(sites, halves, out, rehearsal=True)
+    for name in (*sites.clients, *sites.helpers):
+        install(out / "sites" / name, out / "sites" / name)
+    return roster
+
+
+def _roles(sites: Sites) -> dict[str, PartyRole]:
+    """Return every party with its role, in the order of the roster."""
+    return {
+        **dict.fromkeys(sites.clients, "client"),
+        **dict.fromkeys(sites.helpers, "helper"),
+        **dict.fromkeys(sites.submitters, "submitter"),
+    }
+
+
+def _make(out: Path) -> None:
     try:
         out.mkdir(parents=True, mode=0o700)
     except OSError as error:
         raise RunError(f"cannot make {out}: {error.strerror}; choose a new folder") from error
+
+
+def _write(sites: Sites, halves: Mapping[str, PublicHalf], out: Path, *, rehearsal: bool) -> Roster:
     until = datetime.now(UTC) + timedelta(days=sites.days)
     authority = Authority(sites.name, until)
-    clients = {name: identity_key() for name in sites.clients}
-    helpers = {name: identity_key() for name in sites.helpers}
-    submit_private, submit_public = identity_key()
-    roster = Roster(
-        tuple(public for _, public in clients.values()),
-        tuple(public for _, public in helpers.values()),
-        submit_public,
+    clients, helpers, submitters = (
+        tuple(Member(name, halves[name].identity) for name in names)
+        for names in (sites.clients, sites.helpers, sites.submitters)
     )
-    address = f"{sites.server}:{sites.port}"
-    node_keys = {}
-    parties: dict[Role, dict[str, tuple[bytes, bytes]]] = {"client": clients, "helper": helpers}
-    for role, keys in parties.items():
-        for index, (name, (private, _)) in enumerate(keys.items()):
+    roster = Roster(sites.name, clients, helpers, submitters, rehearsal)
+    server = _folder(out / "server", roster, authority)
+    (server / "nodes").mkdir()
+    parties: tuple[tuple[Role, tuple[Member, ...]], ...] = (
+        ("client", clients),
+        ("helper", helpers),
+    )
+    for role, members in parties:
+        for index, name in enumerate(one.name for one in members):
             home = _folder(out / "sites" / name, roster, authority)
-            manifest = Manifest(
-                name, role, index, address, until.timestamp(), sites.clients.get(name), sites.name
-            )
-            _write_manifest(home, manifest)
-            write_private(home / "identity.key", private)
-            node_private, node_keys[name] = node_key()
-            write_private(home / "node.key", node_private)
-            (home / "policy.yaml").write_text(TEMPLATE.format(submitter=submit_public.hex()))
-            _write_runtime(home, f"{sites.name} {name}", until)
-            write_service_files(home, "node start", f"{sites.name} site {name}")
-    _write_server(_folder(out / "server", roster, authority), sites, authority, until, node_keys)
-    submit = _folder(out / "submit", roster, authority)
-    write_private(submit / "submit.key", submit_private)
-    (submit / "bundle.json").write_text(json.dumps({"server": address, "name": sites.name}) + "\n")
+            address, data = f"{sites.server}:{sites.port}", sites.clients.get(name)
+            about = Manifest(name, role, index, address, until.timestamp(), data, sites.name)
+            (home / "bundle.json").write_bytes(TypeAdapter(Manifest).dump_json(about, indent=2))
+            (server / "nodes" / f"{name}.pub").write_text(halves[name].node + "\n")
+    hosts = list(dict.fromkeys([sites.server, "localhost", "127.0.0.1"]))
+    certificate, key = authority.server(hosts)
+    (server / "server.pem").write_bytes(certificate)
+    write_private(server / "server.key", key)
+    own = ServerManifest(sites.name, sites.port, until.timestamp())
+    (server / "bundle.json").write_bytes(TypeAdapter(ServerManifest).dump_json(own, indent=2))
+    write_service_files(server, "server start", f"{sites.name} server")
+    return roster
 
 
 def _folder(home: Path, roster: Roster, authority: Authority) -> Path:
     """Make a bundle with what is public and the same for all."""
-    home.mkdir(parents=True, mode=0o700)
+    home.mkdir(parents=True, mode=0o700, exist_ok=True)
     (home / "ca.crt").write_bytes(authority.certificate)
     (home / "roster.json").write_text(roster.to_json() + "\n")
     return home
-
-
-def _write_manifest(home: Path, manifest: Manifest | ServerManifest) -> None:
-    text = TypeAdapter(type(manifest)).dump_json(manifest, indent=2).decode()
-    (home / "bundle.json").write_text(text + "\n")
-
-
-def _write_server(
-    home: Path, sites: Sites, authority: Authority, until: datetime, node_keys: Mapping[str, bytes]
-) -> None:
-    (home / "nodes").mkdir()
-    for name, public in node_keys.items():
-        (home / "nodes" / f"{name}.pub").write_bytes(public + b"\n")
-    names = list(dict.fromkeys([sites.server, "localhost", "127.0.0.1"]))
-    certificate, key = authority.server(names)
-    (home / "server.pem").write_bytes(certificate)
-    write_private(home / "server.key", key)
-    manifest = ServerManifest(sites.name, sites.port, until.timestamp())
-    _write_manifest(home, manifest)
-    write_service_files(home, "server start", f"{sites.name} server")
-
-
-def _write_runtime(home: Path, name: str, until: datetime) -> None:
-    """Give a node TLS of its own towards the programs that Flower starts next to it."""
-    own = Authority(name, until)
-    certificate, key = own.server(["127.0.0.1", "localhost"])
-    (home / "runtime-ca.crt").write_bytes(own.certificate)
-    (home / "runtime.pem").write_bytes(certificate)
-    write_private(home / "runtime.key", key)

@@ -1,8 +1,9 @@
 """Bundles: one folder per party, with what it needs to take part and nothing of anybody else.
 
-A site's bundle holds ``bundle.json`` (the manifest), ``roster.json`` (public keys of all),
-``ca.crt``, ``policy.yaml``, the secrets ``node.key``, ``identity.key`` and ``runtime.key``, and
-later its ``ledgers/``.
+What is provisioned for a site is public: ``bundle.json`` (the manifest), ``roster.json`` (public
+keys of all) and ``ca.crt``. The site's own folder, made by ``carefl-secure site init`` and ``site
+join``, holds these, ``policy.yaml``, ``identity.key``, and later its ``ledgers/``. What the
+SuperNode needs is in the folder ``supernode`` within it, which may be moved elsewhere.
 """
 
 from __future__ import annotations
@@ -17,9 +18,12 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass as checked
 
+from carefl_secure.deployment.provisioning.certificates import read_identity
 from carefl_secure.deployment.provisioning.documents import STRICT, read_json
+from carefl_secure.deployment.provisioning.party_keys import SUPERNODE, plain_fingerprint
+from carefl_secure.deployment.provisioning.policy import Policy, read_policy
 from carefl_secure.deployment.provisioning.sites import Roster
-from carefl_secure.errors import RunError
+from carefl_secure.errors import PolicyError, RunError
 
 __all__ = [
     "HALVES",
@@ -28,6 +32,7 @@ __all__ = [
     "Role",
     "ServerManifest",
     "SiteBundle",
+    "node_folder",
     "read_server_manifest",
 ]
 
@@ -41,7 +46,7 @@ HALVES: Mapping[Half, tuple[str, ...]] = {
     "agent": ("identity.key", "policy.yaml"),
     "supernode": ("ca.crt", "node.key", "runtime-ca.crt", "runtime.pem", "runtime.key"),
 }
-"""The files that each half of a site needs in addition to ``bundle.json`` and ``roster.json``."""
+"""The files that each half needs in its folder besides ``bundle.json`` and ``roster.json``."""
 
 _ADVICE = "ask for a new bundle"
 
@@ -101,14 +106,15 @@ class SiteBundle:
         """
         manifest = read_json(path / "bundle.json", Manifest, RunError, _ADVICE)
         roster = Roster.read(path / "roster.json")
-        parties = roster.clients if manifest.role == "client" else roster.helpers
-        if manifest.index >= len(parties):
+        if manifest.index >= len(roster.of(manifest.role)):
             raise RunError(f"{path}: index {manifest.index} is not in the roster; {_ADVICE}")
-        for name in (
-            name for one, names in HALVES.items() if half in (None, one) for name in names
-        ):
-            if not (path / name).is_file():
-                raise RunError(f"{path} lacks {name}; {_ADVICE}")
+        for one, names in HALVES.items():
+            home = node_folder(path) if one == "supernode" else path
+            lacks = [name for name in names if not (home / name).is_file()]
+            if half in (None, one) and lacks:
+                raise RunError(
+                    f"{home} lacks {lacks[0]}; make it with carefl-secure site init and site join"
+                )
         _check_expiry(path, manifest.expires, now)
         return cls(
             path.resolve(),
@@ -120,6 +126,35 @@ class SiteBundle:
             manifest.data,
             roster,
         )
+
+    def read_policy(self) -> Policy:
+        """Read the site's ``policy.yaml``, and hold the roster against it and the site's own key.
+
+        Raises `ConfigError` for an invalid policy, `RunError` for a missing key, and `PolicyError`
+        (clause ``roster``) when the roster is another than the one that a person of this site
+        confirmed, or has another key for this site than the site's own.
+        """
+        policy = read_policy(self.path / "policy.yaml")
+        if policy.roster != plain_fingerprint(self.roster.fingerprint):
+            raise PolicyError(
+                f"{self.path / 'roster.json'} is another roster than this site has confirmed; its "
+                f"fingerprint is {self.roster.fingerprint}: compare it with the other sites, then "
+                "use carefl-secure site join with --fingerprint",
+                "roster",
+            )
+        own = read_identity(self.path / "identity.key").public_key().public_bytes_raw()
+        if self.roster.keys(self.role)[self.index] != own:
+            raise PolicyError(
+                f"the roster has another key for {self.name} than {self.path / 'identity.key'}; "
+                "have the deployment provisioned with this site's public half",
+                "roster",
+            )
+        return policy
+
+
+def node_folder(path: Path) -> Path:
+    """Return the SuperNode's folder of a site's folder; itself where it is that already."""
+    return path / SUPERNODE if (path / SUPERNODE).is_dir() else path
 
 
 def _check_expiry(path: Path, expires: float, now: float | None) -> None:

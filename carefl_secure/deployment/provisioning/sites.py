@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, StringConstraints, TypeAdapter, model_validator
+from pydantic import Field, TypeAdapter, model_validator
 from pydantic.dataclasses import dataclass
 
 from carefl_secure.deployment.provisioning.documents import (
@@ -16,12 +16,16 @@ from carefl_secure.deployment.provisioning.documents import (
     read_json,
     read_yaml,
 )
+from carefl_secure.deployment.provisioning.party_keys import Name, PartyRole, fingerprint
 from carefl_secure.errors import ConfigError, RunError
 
-__all__ = ["Roster", "Sites", "read_sites"]
+__all__ = ["REHEARSAL", "Member", "Roster", "Sites", "read_sites"]
 
-_Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$")]
-"""A site's name, which is also the name of its folder."""
+REHEARSAL = (
+    "a rehearsal: all private keys are made in one place, so nobody is protected from whoever "
+    "started it; between sites each makes its own, with carefl-secure site init"
+)
+_LABEL = b"carefl roster\x00"
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -30,24 +34,25 @@ class Sites:
 
     ``server`` is the SuperLink's host, as the sites reach it, and ``port`` its one port.
     ``clients`` maps names to folders of images, None where the run's own data are shared out
-    (simulation). ``helpers`` are the committee members, or the one key holder. Bundles and
-    certificates expire after ``days``.
+    (simulation). ``helpers`` are the committee members, or the one key holder; ``submitters`` may
+    submit runs. Bundles and certificates expire after ``days``.
     """
 
     name: str = "carefl"
     server: str = "localhost"
     port: Annotated[int, Field(ge=1, le=65535)] = 9092
-    clients: Annotated[dict[_Name, str | None], Field(min_length=1, validate_default=True)] = Field(
+    clients: Annotated[dict[Name, str | None], Field(min_length=1, validate_default=True)] = Field(
         default_factory=dict
     )
-    helpers: tuple[_Name, ...] = ()
+    helpers: tuple[Name, ...] = ()
+    submitters: Annotated[tuple[Name, ...], Field(min_length=1)] = ("submitter",)
     days: Annotated[Real, Field(gt=0)] = 365.0
 
     @model_validator(mode="after")
     def _distinct(self) -> Sites:
         """Refuse a name that is used twice."""
-        twice = [name for name, n in Counter([*self.clients, *self.helpers]).items() if n > 1]
-        if twice:
+        counts = Counter([*self.clients, *self.helpers, *self.submitters])
+        if twice := [name for name, count in counts.items() if count > 1]:
             raise ValueError(f"the name {twice[0]} is used twice")
         return self
 
@@ -58,12 +63,66 @@ def read_sites(path: Path) -> Sites:
 
 
 @dataclass(frozen=True, config=STRICT)
-class Roster:
-    """Public keys of everybody, 32 bytes each; the same in every bundle."""
+class Member:
+    """A party as the others know it: its name and its Ed25519 public key."""
 
-    clients: tuple[PublicKey, ...]
-    helpers: tuple[PublicKey, ...]
-    submitter: PublicKey
+    name: Name
+    key: PublicKey
+
+
+@dataclass(frozen=True, config=STRICT)
+class Roster:
+    """Names and public keys of all parties, in order; the same in every bundle.
+
+    In a ``rehearsal`` one process made all the keys, so no party is protected from who started it.
+    """
+
+    deployment: str
+    clients: tuple[Member, ...]
+    helpers: tuple[Member, ...]
+    submitters: tuple[Member, ...]
+    rehearsal: bool = False
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Roster:
+        """Refuse a name or a key that stands for two parties."""
+        members = [*self.clients, *self.helpers, *self.submitters]
+        for values in ([one.name for one in members], [one.key.hex() for one in members]):
+            if twice := [value for value, count in Counter(values).items() if count > 1]:
+                raise ValueError(f"{twice[0]} is used by two parties")
+        return self
+
+    def of(self, role: PartyRole) -> tuple[Member, ...]:
+        """Return the parties of one role."""
+        return {"client": self.clients, "helper": self.helpers, "submitter": self.submitters}[role]
+
+    def keys(self, role: PartyRole) -> tuple[bytes, ...]:
+        """Return the public keys of one role, in order."""
+        return tuple(one.key for one in self.of(role))
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprint over everything in the roster; a person of every site compares it."""
+        return fingerprint(_LABEL + TypeAdapter(Roster).dump_json(self))
+
+    def changes(self, other: Roster) -> str:
+        """Say by name what differs in another roster, in one line."""
+        said = []
+        roles: tuple[PartyRole, ...] = ("client", "helper", "submitter")
+        for role in roles:
+            old = {one.name: one.key for one in self.of(role)}
+            new = {one.name: one.key for one in other.of(role)}
+            said += [f"{role} {name} is new" for name in new if name not in old]
+            said += [f"{role} {name} is gone" for name in old if name not in new]
+            both = [name for name in new if name in old]
+            said += [f"{role} {name} has another key" for name in both if new[name] != old[name]]
+            if not said and list(old) != list(new):
+                said.append(f"the order of {role}s is another")
+        if self.deployment != other.deployment:
+            said.append(f"the deployment is {other.deployment}")
+        if other.rehearsal > self.rehearsal:
+            said.append("it is a rehearsal's, whose keys were all made in one place")
+        return "; ".join(said) or "nothing differs"
 
     def to_json(self) -> str:
         """Return the keys as hexadecimal text."""

@@ -24,7 +24,7 @@ from flwr.app import Error, Message, RecordDict
 from carefl_secure.config import Config
 from carefl_secure.deployment.flower.relay import ACTIONS, PROPOSE, send
 from carefl_secure.deployment.provisioning.certificates import read_identity
-from carefl_secure.deployment.provisioning.policy import check_policy, read_policy
+from carefl_secure.deployment.provisioning.policy import check_policy
 from carefl_secure.deployment.provisioning.site_bundle import SiteBundle
 from carefl_secure.deployment.site.accepted_run import Accepted, round_of
 from carefl_secure.deployment.site.agent_socket import read_message
@@ -85,7 +85,7 @@ class Agent:
         keys: Path | None = None,
     ) -> None:
         self.bundle = bundle
-        self._policy = read_policy(bundle.path / "policy.yaml")
+        self._policy = bundle.read_policy()
         self._identity = read_identity(bundle.path / "identity.key")
         self._ledger = ledger
         self._rehearsal = rehearsal
@@ -146,7 +146,7 @@ class Agent:
 
     def _propose(self, content: RecordDict) -> RecordDict:
         """Accept a run, or raise; where its submitter is on the list, an earlier run ends."""
-        self._policy = read_policy(self.bundle.path / "policy.yaml")
+        self._policy = self.bundle.read_policy()
         proposal, submitter = Proposal.read(content)
         if submitter.hex() not in self._policy.submitters:
             raise PolicyError("the submitter is not on the list", "submitter")

@@ -150,15 +150,16 @@ def cohort_of(config: Config, run: str, roster: Roster, base_hash: bytes) -> Coh
 
     Raises `PolicyError` when the configuration asks for other parties than the roster names.
     """
-    aggregation, helpers = aggregation_of(config), roster.helpers
+    aggregation = aggregation_of(config)
+    clients, helpers = roster.keys("client"), roster.keys("helper")
     wanted = aggregation.helpers
-    if len(helpers) != wanted or len(roster.clients) != config.federation.clients:
+    if len(helpers) != wanted or len(clients) != config.federation.clients:
         raise PolicyError(
             f"the run wants {config.federation.clients} clients and {wanted} helpers, the roster "
-            f"names {len(roster.clients)} and {len(helpers)}",
+            f"names {len(clients)} and {len(helpers)}",
             "roster",
         )
-    return Cohort(run.encode(), roster.clients, base_hash, helpers, aggregation)
+    return Cohort(run.encode(), clients, base_hash, helpers, aggregation)
 
 
 def propose(

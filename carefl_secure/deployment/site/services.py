@@ -20,8 +20,13 @@ from carefl_secure.deployment.flower.superlink import (
     node_command,
     start_server,
 )
-from carefl_secure.deployment.provisioning.policy import read_policy
-from carefl_secure.deployment.provisioning.site_bundle import Half, SiteBundle, read_server_manifest
+from carefl_secure.deployment.provisioning.site_bundle import (
+    Half,
+    SiteBundle,
+    node_folder,
+    read_server_manifest,
+)
+from carefl_secure.deployment.provisioning.sites import REHEARSAL, Roster
 from carefl_secure.errors import ConfigError, EngineError, RunError
 
 __all__ = ["run_node", "run_server"]
@@ -53,9 +58,11 @@ def run_node(
         raise ConfigError("--only and --socket go together: the two halves meet at the socket")
     bundle = SiteBundle.open(path, half=only)
     if only != "supernode":
-        read_policy(bundle.path / "policy.yaml")
+        bundle.read_policy()
         if bundle.data is not None:
             detect(Path(bundle.data))
+    if bundle.roster.rehearsal:
+        tell(REHEARSAL)
     with ExitStack() as undo:
         undo.callback(interrupt_on_terminate())
         # A socket's path must be short, and its folder the owner's alone.
@@ -76,9 +83,8 @@ def run_node(
             if socket is not None:  # Flower's files next to a socket are not for the other half
                 place = home / "agent.sock"
                 place.symlink_to(socket.absolute())
-            processes.start(
-                "supernode", node_command(bundle.path, server or bundle.server, place), env
-            )
+            command = node_command(node_folder(bundle.path), server or bundle.server, place)
+            processes.start("supernode", command, env)
             tell(f"site {bundle.name}: serving {server or bundle.server}; stop it with Ctrl-C")
         while True:
             processes.check()
@@ -96,6 +102,8 @@ def run_server(path: Path, host: str, tell: Callable[[str], None], port: int | N
     """
     manifest = read_server_manifest(path)
     port = port or manifest.port
+    if Roster.read(path / "roster.json").rehearsal:
+        tell(REHEARSAL)
     keys = sorted((path / "nodes").glob("*.pub"))
     path = path.resolve()
     with ExitStack() as undo:

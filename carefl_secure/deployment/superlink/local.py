@@ -24,8 +24,9 @@ from carefl_secure.deployment.flower.superlink import (
     start_server,
 )
 from carefl_secure.deployment.provisioning.certificates import read_identity
-from carefl_secure.deployment.provisioning.provision import provision
-from carefl_secure.deployment.provisioning.sites import Roster, Sites
+from carefl_secure.deployment.provisioning.provision import rehearse
+from carefl_secure.deployment.provisioning.site_bundle import node_folder
+from carefl_secure.deployment.provisioning.sites import REHEARSAL, Sites
 from carefl_secure.deployment.site.proposal import Proposal, cohort_of
 from carefl_secure.deployment.superlink.parties import (
     _START,
@@ -115,7 +116,7 @@ class Loopback:
             tuple(f"helper{i}" for i in range(spec.aggregation.helpers)),
             days=1,
         )
-        provision(sites, bundles)
+        roster = rehearse(sites, bundles)
         paths = [
             folder.client_ledger(i) if ledgers is None else ledgers / f"{i}.jsonl"
             for i in range(len(names))
@@ -140,7 +141,7 @@ class Loopback:
             # First: their imports take longer than all that Flower does until it needs them.
             processes.start("agents", [sys.executable, "-m", _AGENTS, str(home / "agents.json")])
             self._reporter.note(
-                f"starting a SuperLink and {len(agents)} SuperNodes on the loopback"
+                f"starting a SuperLink and {len(agents)} SuperNodes on the loopback; {REHEARSAL}"
             )
             start_server(processes, bundles / "server", "127.0.0.1", port, socket, lasting=False)
             guard.watch(processes.groups)
@@ -148,11 +149,10 @@ class Loopback:
             link.register([bundles / "server" / "nodes" / f"{name}.pub" for name in agents])
             for name, agent in agents.items():
                 bundle = bundles / "sites" / name
-                start = node_command(bundle, f"127.0.0.1:{port}", agent)
+                start = node_command(node_folder(bundle), f"127.0.0.1:{port}", agent)
                 processes.start(f"node-{name}", start, flower_environment(bundle / "flower"))
             guard.watch(processes.groups)
 
-        roster = Roster.read(bundles / "server" / "roster.json")
         deployed = _Local(
             link,
             socket,

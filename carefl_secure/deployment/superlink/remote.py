@@ -12,7 +12,7 @@ from carefl_secure.config import Config
 from carefl_secure.deployment.flower.address import ServerAddress
 from carefl_secure.deployment.flower.superlink import Link
 from carefl_secure.deployment.provisioning.certificates import read_identity
-from carefl_secure.deployment.provisioning.sites import Roster
+from carefl_secure.deployment.provisioning.sites import REHEARSAL, Roster
 from carefl_secure.deployment.site.proposal import Proposal, cohort_of
 from carefl_secure.deployment.superlink.parties import Deployed, refuse_unfit
 from carefl_secure.errors import ConfigError, EngineError, RunError
@@ -95,11 +95,13 @@ class Remote:
         patience: float = PATIENCE,
     ) -> None:
         self._roster = Roster.read(server / "roster.json")
-        if Roster.read(submit / "roster.json") != self._roster:
-            raise RunError(f"{server} and {submit} are of different deployments; use one's bundles")
-        check_remote(config, self._roster)
-        self._place = ServerAddress.read(server)
         self._key = read_identity(submit / "submit.key")
+        if self._key.public_key().public_bytes_raw() not in self._roster.keys("submitter"):
+            raise RunError(f"{submit} is no submitter in the roster of {server}; provision it anew")
+        check_remote(config, self._roster)
+        if self._roster.rehearsal:
+            reporter.note(REHEARSAL)
+        self._place = ServerAddress.read(server)
         self._config, self._reporter, self._patience = config, reporter, patience
         self._server = server
 

@@ -45,13 +45,21 @@ from carefl_secure.runs.staged_corpora import load_corpora
 ROOT = Path(__file__).resolve().parents[3]
 runner = CliRunner()
 SITES = "name: t\nclients: {a: /x, b: /x, c: /x}\ndays: 2\n"
+REHEARSE = ("provision", "--rehearsal")
 
 
 @pytest.fixture
 def bundles(tmp_path: Path) -> Path:
     (tmp_path / "sites.yaml").write_text(SITES)
     result = runner.invoke(
-        app, ["provision", str(tmp_path / "sites.yaml"), "--out", str(tmp_path / "bundles")]
+        app,
+        [
+            "provision",
+            str(tmp_path / "sites.yaml"),
+            "--rehearsal",
+            "--out",
+            str(tmp_path / "bundles"),
+        ],
     )
     assert result.exit_code == 0, result.output
     return tmp_path / "bundles"
@@ -59,7 +67,13 @@ def bundles(tmp_path: Path) -> Path:
 
 def test_provision_writes_a_kit_for_each_and_refuses_to_write_over_them(tmp_path: Path) -> None:
     (tmp_path / "sites.yaml").write_text(SITES)
-    words = ["provision", str(tmp_path / "sites.yaml"), "--out", str(tmp_path / "bundles")]
+    words = [
+        "provision",
+        str(tmp_path / "sites.yaml"),
+        "--rehearsal",
+        "--out",
+        str(tmp_path / "bundles"),
+    ]
     result = runner.invoke(app, words)
     assert result.exit_code == 0, result.output
     for name in "abc":
@@ -73,7 +87,7 @@ def test_provision_writes_a_kit_for_each_and_refuses_to_write_over_them(tmp_path
 def test_an_expired_or_missing_kit_starts_nothing(tmp_path: Path) -> None:
     (tmp_path / "sites.yaml").write_text(SITES)
     out = tmp_path / "bundles"
-    runner.invoke(app, ["provision", str(tmp_path / "sites.yaml"), "--out", str(out)])
+    runner.invoke(app, [*REHEARSE, str(tmp_path / "sites.yaml"), "--out", str(out)])
     bundle = out / "sites" / "a"
     about = json.loads((bundle / "bundle.json").read_text())
     (bundle / "bundle.json").write_text(json.dumps({**about, "expires": 1.0}))
@@ -87,7 +101,7 @@ def test_an_expired_or_missing_kit_starts_nothing(tmp_path: Path) -> None:
 def test_a_second_server_from_one_kit_is_refused(tmp_path: Path) -> None:
     (tmp_path / "sites.yaml").write_text(SITES)
     out = tmp_path / "bundles"
-    runner.invoke(app, ["provision", str(tmp_path / "sites.yaml"), "--out", str(out)])
+    runner.invoke(app, [*REHEARSE, str(tmp_path / "sites.yaml"), "--out", str(out)])
     with (out / "server" / "lock").open("ab") as held:  # the system frees it when its owner dies
         fcntl.flock(held, fcntl.LOCK_EX)
         result = runner.invoke(app, ["server", "start", str(out / "server")])
@@ -234,7 +248,7 @@ def test_submit_says_what_it_lacks(bundles: Path, tmp_path: Path) -> None:
     assert runner.invoke(app, ["submit", *both, "--resume", str(tmp_path)]).exit_code == 40
     assert not (tmp_path / "runs").exists()
     other = tmp_path / "other"
-    runner.invoke(app, ["provision", str(tmp_path / "sites.yaml"), "--out", str(other)])
+    runner.invoke(app, [*REHEARSE, str(tmp_path / "sites.yaml"), "--out", str(other)])
     words = [
         "submit",
         str(run),
@@ -244,7 +258,7 @@ def test_submit_says_what_it_lacks(bundles: Path, tmp_path: Path) -> None:
         str(other / "submit"),
     ]
     result = runner.invoke(app, words)
-    assert result.exit_code == 40 and "different deployments" in result.stderr
+    assert result.exit_code == 40 and "is no submitter in the roster" in result.stderr
 
 
 def test_a_second_run_on_one_server_is_refused(

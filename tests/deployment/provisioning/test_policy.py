@@ -15,7 +15,7 @@ from flwr.app import Error, RecordDict
 from carefl_secure.config import Config, load_config
 from carefl_secure.deployment.flower.relay import PROPOSE
 from carefl_secure.deployment.provisioning.policy import TEMPLATE, Policy, check_policy, read_policy
-from carefl_secure.deployment.provisioning.provision import provision
+from carefl_secure.deployment.provisioning.provision import rehearse
 from carefl_secure.deployment.provisioning.site_bundle import SiteBundle
 from carefl_secure.deployment.provisioning.sites import Sites
 from carefl_secure.deployment.site import agent as agents
@@ -51,7 +51,7 @@ class Task:
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
-    provision(Sites("t", "h", 1, dict.fromkeys("abc")), tmp_path / "bundles")
+    rehearse(Sites("t", "h", 1, dict.fromkeys("abc")), tmp_path / "bundles")
     return tmp_path / "bundles" / "sites" / "a"
 
 
@@ -169,7 +169,7 @@ def test_a_server_that_draws_its_records_does_not_size_the_sites(
     tmp_path: Path, worked: list[Config]
 ) -> None:
     sites = Sites("t", "h", 1, dict.fromkeys("abc", "/srv/images"))
-    provision(sites, tmp_path / "bundles")
+    rehearse(sites, tmp_path / "bundles")
     bundle = tmp_path / "bundles" / "sites" / "a"
     proposal, _ = proposed(settings("data.records=400", "data.labels=basic"))
     assert answer(Agent(SiteBundle.open(bundle)), bundle, proposal) is None
@@ -181,7 +181,7 @@ def test_a_helper_minds_no_path_of_records_for_it_opens_none(
     tmp_path: Path, worked: list[Config]
 ) -> None:
     sites = Sites("t", "h", 1, dict.fromkeys("abc", "/srv/images"), ("keeper", "other"))
-    provision(sites, tmp_path / "bundles")
+    rehearse(sites, tmp_path / "bundles")
     words = ("federation.aggregation=committee", "federation.committee_members=2")
     proposal, _ = proposed(settings(*words, "data.source=/srv/public", "data.words=[a,b]"))
     helper = tmp_path / "bundles" / "sites" / "keeper"
@@ -192,12 +192,13 @@ def test_a_helper_minds_no_path_of_records_for_it_opens_none(
 
 # --- the file -------------------------------------------------------------------------------------
 
+FILE = TEMPLATE.format(note="", roster="CD" * 32, submitters=["AB" * 32])
 SIGNER = bytes.fromhex("ab" * 32)
 
 
 def written(path: Path, **changes: Any) -> Policy:
     """Read the provisioned policy with some clauses changed; None leaves one out."""
-    whole = yaml.safe_load(TEMPLATE.format(submitter="AB" * 32)) | changes
+    whole = yaml.safe_load(FILE) | changes
     kept = {name: value for name, value in whole.items() if value is not None}
     path.write_text(yaml.safe_dump(kept))
     return read_policy(path)
@@ -205,7 +206,7 @@ def written(path: Path, **changes: Any) -> Policy:
 
 def test_the_provisioned_policy_is_the_careful_one(tmp_path: Path) -> None:
     path = tmp_path / "policy.yaml"
-    path.write_text(TEMPLATE.format(submitter="AB" * 32))
+    path.write_text(FILE)
     policy = read_policy(path)
     assert policy == written(path)
     assert policy.submitters == ("ab" * 32,)

@@ -18,6 +18,7 @@ from flwr.app import Error, RecordDict
 
 from carefl_secure.deployment.flower import relay
 from carefl_secure.deployment.provisioning.certificates import read_identity
+from carefl_secure.deployment.provisioning.party_keys import plain_fingerprint
 from carefl_secure.deployment.provisioning.site_bundle import SiteBundle
 from carefl_secure.deployment.site import agent as agents
 from carefl_secure.deployment.site.accepted_run import Accepted
@@ -426,6 +427,7 @@ def test_a_ledger_belongs_to_the_site_and_not_to_its_place(site: Site) -> None:
     # Another roster, in which the site has another place.
     first, own, *others = bundle.roster.clients
     roster = dataclasses.replace(bundle.roster, clients=(own, first, *others))
+    allow(site.path, roster=plain_fingerprint(roster.fingerprint))
     agent = Agent(dataclasses.replace(bundle, index=0, roster=roster))
     again = _sites.signed_anew(site.proposal, site.bundles)
     head, _ = agent.answer({"action": "query.propose", "group": "0"}, again)

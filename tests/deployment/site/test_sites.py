@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import http.client
 import json
-import shutil
 import signal
 import ssl
 import subprocess
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from carefl_secure.deployment.provisioning.certificates import identity_key, write_private
+from carefl_secure.deployment.provisioning.party_keys import make_keys
 from carefl_secure.privacy import Ledger
 from tests.support import operators as _operators
 
@@ -60,9 +59,7 @@ def test_three_sites_train_and_only_they_hold_ledgers(sites: _operators.Deployme
 @pytest.mark.slow
 def test_a_site_refuses_and_the_submitter_learns_the_clause(sites: _operators.Deployment) -> None:
     stranger = sites.root / "bundles" / "stranger"
-    shutil.copytree(sites.root / "bundles" / "submit", stranger)
-    (stranger / "submit.key").unlink()
-    write_private(stranger / "submit.key", identity_key()[0])
+    make_keys(stranger, "stranger", "submitter")
     for name in sites.names:  # the first run has spent what their policies allowed
         sites.allow(name, max_epsilon_per_corpus=30.0, max_epsilon_total=60.0)
     bundle = sites.bundle("south")

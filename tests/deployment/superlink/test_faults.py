@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from carefl_secure.deployment.provisioning.provision import provision
+from carefl_secure.deployment.provisioning.provision import rehearse
 from carefl_secure.deployment.provisioning.sites import Sites
 from carefl_secure.errors import CohortError, EngineError
 from carefl_secure.federation.plan.calibrate import PlanRequest, plan_run
@@ -231,7 +231,7 @@ def test_a_superlink_killed_in_a_round_is_an_error_and_the_run_is_resumed(
 
 def test_who_is_not_of_this_deployment_is_not_let_in(deployment: Any, tmp_path: Path) -> None:
     foreign = tmp_path / "foreign"
-    provision(Sites("other", "127.0.0.1", deployment.port, {"x": None}, days=1), foreign)
+    rehearse(Sites("other", "127.0.0.1", deployment.port, {"x": None}, days=1), foreign)
     stranger = tmp_path / "stranger"  # trusts this deployment, but its node key is not registered
     shutil.copytree(foreign / "sites" / "x", stranger)
     shutil.copy(deployment.bundles / "sites" / "s0" / "ca.crt", stranger / "ca.crt")

@@ -1,0 +1,97 @@
+"""``carefl-secure site`` and ``submitter``: a party's own keys, and the roster that it confirms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from carefl_secure.deployment.provisioning.party_keys import PublicHalf
+
+__all__ = ["site", "submitter"]
+
+site = typer.Typer(name="site", no_args_is_help=True, help="Make a site's keys; join a deployment.")
+submitter = typer.Typer(name="submitter", no_args_is_help=True, help="Make a submitter's keys.")
+
+Home = Annotated[Path, typer.Argument(metavar="DIR", help="The party's own folder.")]
+PartyName = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Its name; by default that of the folder.")
+]
+
+
+@site.command("init")
+def init(
+    home: Home,
+    name: PartyName = None,
+    role: Annotated[
+        Literal["client", "helper"],
+        typer.Option(help="client: has records; helper: a committee member or the key holder."),
+    ] = "client",
+) -> None:
+    """Make the site's private keys, on the site's own machine, and a public half to hand out."""
+    from carefl_secure.deployment.provisioning.party_keys import make_keys
+
+    _tell(home, make_keys(home, name or home.resolve().name, role))
+
+
+@site.command("rotate")
+def rotate(home: Home) -> None:
+    """Replace the site's private keys; ledgers and policy stay.
+
+    The site takes part again once all sites have joined a roster with the new keys.
+    """
+    from carefl_secure.deployment.provisioning.party_keys import replace_keys
+
+    _tell(home, replace_keys(home))
+
+
+@site.command("join")
+def join(
+    home: Home,
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="What was provisioned.")],
+    fingerprint: Annotated[
+        str | None,
+        typer.Option(metavar="HEX", help="The roster's fingerprint, as you compared it."),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Folder of this site's records.")
+    ] = None,
+) -> None:
+    """Check a provisioned bundle, confirm its roster, and complete the site's folder.
+
+    Every site compares the fingerprint with the others, not with who provisioned. Another roster
+    is refused until its fingerprint is confirmed; the same one, with new certificates, is not.
+    """
+    from carefl_secure.deployment.provisioning.join import join as check
+    from carefl_secure.deployment.provisioning.party_keys import fingerprint as of
+
+    found = check(home, bundle, fingerprint, data)
+    for role in ("client", "helper", "submitter"):
+        for one in found.roster.of(role):
+            typer.echo(f"{role} {one.name}: {of(one.key)}")
+    typer.echo(f"records: {found.data or 'none'}; server: {found.server}")
+    listed = found.read_policy().submitters
+    for one in found.roster.submitters:
+        if one.key.hex() not in listed:
+            typer.echo(f"{one.name} may not submit here; add {one.key.hex()} to policy.yaml if so")
+    typer.echo(f"joined {found.roster.deployment}: {found.roster.fingerprint}")
+
+
+@submitter.callback()
+def _group() -> None:
+    """Keep ``init`` a command of its own."""
+
+
+@submitter.command("init")
+def init_submitter(home: Home, name: PartyName = None) -> None:
+    """Make the private key that signs proposed runs, and a public half to hand out."""
+    from carefl_secure.deployment.provisioning.party_keys import make_keys
+
+    _tell(home, make_keys(home, name or home.resolve().name, "submitter"))
+
+
+def _tell(home: Path, half: PublicHalf) -> None:
+    typer.echo(f"{home / half.name}.pub.json: hand out this file, and none of the others")
+    typer.echo(f"fingerprint of {half.role} {half.name}: {half.fingerprint}")
