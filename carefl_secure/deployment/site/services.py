@@ -102,8 +102,6 @@ def run_server(path: Path, host: str, tell: Callable[[str], None], port: int | N
     """
     manifest = read_server_manifest(path)
     port = port or manifest.port
-    if Roster.read(path / "roster.json").rehearsal:
-        tell(REHEARSAL)
     keys = sorted((path / "nodes").glob("*.pub"))
     path = path.resolve()
     with ExitStack() as undo:
@@ -126,6 +124,8 @@ def run_server(path: Path, host: str, tell: Callable[[str], None], port: int | N
         link.close()
         undo.callback((path / "address").unlink, missing_ok=True)
         ServerAddress(f"{near}:{port}", socket).write(path)
+        if Roster.read(path / "roster.json").rehearsal:
+            tell(REHEARSAL)
         tell(f"serving {len(keys)} registered nodes on {host}:{port}; stop it with Ctrl-C")
         while True:
             processes.check()
