@@ -22,7 +22,15 @@ from numpy.typing import NDArray
 
 from carefl_secure.errors import RunError
 
-__all__ = ["RunFolder", "State", "new_run_id", "require_writable", "write_atomically"]
+__all__ = [
+    "Interrupted",
+    "RunFolder",
+    "State",
+    "check_start",
+    "new_run_id",
+    "require_writable",
+    "write_atomically",
+]
 
 Scalar = int | float | str
 State = Mapping[str, NDArray[np.generic] | Scalar]
@@ -109,6 +117,11 @@ class RunFolder:
         if not folder.config.is_file():
             raise RunError(f"{path} is not a run folder: it holds no config.yaml")
         return folder
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run ended: its trained weights are there."""
+        return (self.adapter / "adapter_model.safetensors").is_file()
 
     @property
     def name(self) -> str:
@@ -260,6 +273,43 @@ def require_writable(path: Path) -> None:
             f"cannot write to {path}: {error.strerror}; choose another folder (run.dir), or "
             "change its permissions"
         ) from error
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during a run; not an error.
+
+    ``folder`` holds what was finished, ``resumable`` says whether a round was, and ``again`` is the
+    command that goes on with it.
+    """
+
+    def __init__(self, folder: Path, *, resumable: bool) -> None:
+        super().__init__(str(folder))
+        self.folder, self.resumable = folder, resumable
+        self.again = f"carefl-secure train --resume {folder}"
+
+    def __str__(self) -> str:
+        """Say where the run is, and how to go on with it."""
+        if not self.resumable:
+            return (
+                f"no round was finished in {self.folder}, so there is nothing to resume; what "
+                "was charged stays in the ledgers"
+            )
+        return f"the run folder is {self.folder}; go on with: {self.again}"
+
+
+def check_start(path: Path, *, resume: bool) -> None:
+    """Refuse (RunError) to resume a finished run, or to begin one on top of another.
+
+    Called before anything is read or encoded; the folder must be writable, too.
+    """
+    if not resume and path.exists():
+        raise RunError(f"there is already a run at {path}; resume it or choose another name")
+    if resume and RunFolder.open(path).finished:
+        raise RunError(
+            f"{path} is finished: its adapter is saved, so there is nothing to resume; "
+            "use carefl-secure evaluate or report, or start another run"
+        )
+    require_writable(path if resume else path.parent)
 
 
 def _figures(line: str) -> dict[str, Scalar] | None:

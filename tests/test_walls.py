@@ -15,7 +15,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "carefl_secure"
 NAME = PACKAGE.name
 
-# What each part may know of the others. Every part knows itself, ``errors`` and ``progress``.
+# What each part may know of the others. Every part knows itself and the parts of ``FREE``.
 _BELOW_RUNS = {
     "captions",
     "config",
@@ -31,6 +31,7 @@ _BELOW_RUNS = {
 KNOWS: dict[str, set[str]] = {
     "errors": set(),
     "progress": set(),
+    "rounding": set(),
     "run_folder": set(),
     "hub": set(),
     "config": set(),
@@ -49,7 +50,7 @@ KNOWS: dict[str, set[str]] = {
     "report": {"config", "federation", "privacy"},
     "cli": {*_BELOW_RUNS, "audit", "deployment", "experiment", "hub", "report", "runs"},
 }
-FREE = {"errors", "progress"}
+FREE = {"errors", "progress", "rounding"}
 
 # Protocols of the secure sum do not know each other; ``encrypted`` may build on ``pairwise``.
 PROTOCOLS: dict[str, set[str]] = {

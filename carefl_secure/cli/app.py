@@ -13,6 +13,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from carefl_secure import __version__
+from carefl_secure.cli.console import write_line
 from carefl_secure.cli.data import data
 from carefl_secure.cli.deployment.doctor import doctor
 from carefl_secure.cli.deployment.node import node
@@ -32,6 +33,7 @@ from carefl_secure.cli.training.experiment import experiment
 from carefl_secure.cli.training.pretrain import pretrain
 from carefl_secure.cli.training.train import train
 from carefl_secure.errors import CareflError
+from carefl_secure.run_folder import Interrupted
 
 __all__ = ["INTERRUPTED", "SETTINGS", "app", "main"]
 
@@ -58,13 +60,13 @@ class _Group(TyperGroup):
         except CareflError as error:
             _complain(f"error: {error}")
             raise typer.Exit(error.exit_code) from error
-        except KeyboardInterrupt:
-            _complain("interrupted")
+        except KeyboardInterrupt as stop:
+            _complain(f"interrupted; {stop}" if isinstance(stop, Interrupted) else "interrupted")
             raise typer.Exit(INTERRUPTED) from None
 
 
 def _complain(text: str) -> None:
-    Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
+    write_line(Console(stderr=True), text)
 
 
 def _version(asked: bool) -> None:

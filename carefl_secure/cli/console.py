@@ -21,6 +21,7 @@ __all__ = [
     "result_console",
     "result_table",
     "say",
+    "write_line",
 ]
 
 _WIDTH = 140  # a log has no width, so tables take what they need
@@ -30,9 +31,16 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")]
 
 
+def write_line(console: Console, text: str, style: str = "") -> None:
+    """Write one line as it is; a terminal wraps it at words, and a log never does."""
+    console.print(
+        text, style=style, markup=False, highlight=False, soft_wrap=not console.is_terminal
+    )
+
+
 def say(text: str) -> None:
-    """Write one line of the result as it is."""
-    Console().print(text, markup=False, highlight=False, soft_wrap=True)
+    """Write one line of the result."""
+    write_line(Console(), text)
 
 
 def result_console() -> Console:

@@ -7,20 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich import box
-from rich.console import Console
 from rich.table import Table
 
-from carefl_secure.cli.reporter import RichReporter
+from carefl_secure.cli.console import Json, Quiet, result_console, result_table, say
+from carefl_secure.cli.reporter import running
 from carefl_secure.errors import DataError
-from carefl_secure.progress import SilentReporter
 
 if TYPE_CHECKING:
     from carefl_secure.data.checks.report import Report
 
 __all__ = ["data"]
-
-_WIDTH = 140
 
 data = typer.Typer(name="data", no_args_is_help=True, help="Look at a corpus.")
 
@@ -46,10 +42,8 @@ def check(
     column: Annotated[
         str | None, typer.Option(help="Attribute, or subject, to share it out by.")
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
-    json: Annotated[
-        bool, typer.Option("--json", help="Write the report as JSON to standard output.")
-    ] = False,
+    quiet: Quiet = False,
+    json: Json = False,
 ) -> None:
     """Recognise a corpus, hold it against the published counts, and look for duplicates.
 
@@ -58,8 +52,8 @@ def check(
     # scipy waits until it is known what is asked.
     from carefl_secure.data.checks.check import check_corpus
 
-    def run(reporter: RichReporter | SilentReporter) -> Report:
-        return check_corpus(
+    with running(quiet) as reporter:
+        report = check_corpus(
             path,
             task=labels,
             view=view,
@@ -68,33 +62,24 @@ def check(
             column=column,
             reporter=reporter,
         )
-
-    if quiet:
-        report = run(SilentReporter())
-    else:
-        with RichReporter(Console(stderr=True)) as reporter:
-            report = run(reporter)
     if json:
         typer.echo(json_.dumps(report.as_json(), indent=2, allow_nan=False))
     else:
-        _show(report, Console())
+        _show(report)
     if not report.sound:
         raise typer.Exit(DataError.exit_code)
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column(columns[0], no_wrap=True)
-    for name in columns[1:]:
-        table.add_column(name, justify="right", no_wrap=True)
+def _table(title: str, first: str, *columns: str) -> Table:
+    table = result_table(first, *columns, left=(first,))
+    table.title, table.title_justify = title, "left"
     return table
 
 
-def _show(report: Report, console: Console) -> None:
-    """Write what was found; a log has no width, there the tables take what they need."""
-    if not console.is_terminal:
-        console = Console(file=console.file, width=_WIDTH)
-    console.print(f"{report.kind}: {report.root}", markup=False, highlight=False, soft_wrap=True)
+def _show(report: Report) -> None:
+    """Write what was found."""
+    console = result_console()
+    say(f"{report.kind}: {report.root}")
     table = _table("splits", "split", "records", "images", "labelled", "skipped", "repeated")
     for one in report.splits:
         numbers = (one.records, one.images, one.labelled, sum(one.skipped.values()), one.repeated)
@@ -117,6 +102,6 @@ def _show(report: Report, console: Console) -> None:
         ("note", report.notes),
     ):
         for line in lines:
-            console.print(f"{title}: {line}", markup=False, highlight=False, soft_wrap=True)
+            say(f"{title}: {line}")
     if report.sound:
-        console.print("nothing is missing or wrong", highlight=False)
+        say("nothing is missing or wrong")

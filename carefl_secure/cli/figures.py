@@ -8,17 +8,17 @@ from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 
-from carefl_secure.cli.console import result_table
+from carefl_secure.cli.console import result_console, result_table, write_line
+from carefl_secure.rounding import round_up
 
 if TYPE_CHECKING:
     from carefl_secure.runs.summary import RunSummary
 
-__all__ = ["figure", "row_line", "show", "to_json"]
+__all__ = ["figure", "row_line", "show", "signal_to_noise", "to_json"]
 
-_WIDTH = 140
+_CLEAR, _LOST = 1.0, 0.1  # signal over noise, by norms
 _SHOWN = (
     "stage",
     "round",
@@ -41,6 +41,8 @@ def figure(name: str, value: Any) -> str:
         return str(int(value))
     if name.startswith("bytes"):
         return _bytes(float(value))
+    if name == "epsilon":
+        return round_up(float(value))
     if name.endswith("seconds"):
         return f"{float(value):.1f}"
     return f"{float(value):.3f}"
@@ -55,8 +57,27 @@ def _bytes(count: float) -> str:
 
 
 def row_line(row: Mapping[str, Any]) -> str:
-    """Write one round as ``name value`` pairs."""
-    return "  ".join(f"{name} {figure(name, value)}" for name, value in row.items())
+    """Write one round as ``name value`` pairs, with the two norms as one figure."""
+    shown = {name: figure(name, value) for name, value in row.items()}
+    norms = [shown.pop(name, None) for name in ("gradient_norm", "noise_norm")]
+    if all(norms):
+        found = signal_to_noise(float(row["gradient_norm"]), float(row["noise_norm"]))
+        shown["signal/noise"] = found
+    return "  ".join(f"{name} {value}" for name, value in shown.items())
+
+
+def signal_to_noise(opened: float, noise: float) -> str:
+    """Estimate how large the mean update is next to its noise, and judge it in a word or two.
+
+    The opened mean has the norm ``opened``, and in expectation its square is that of the update
+    plus that of the noise, whose norm is ``noise``. Training adds up over rounds, so a weak signal
+    still teaches; one that is lost in the noise in most rounds does not.
+    """
+    if noise <= 0.0:
+        return "no noise"
+    ratio = math.sqrt(max(0.0, opened**2 - noise**2)) / noise
+    word = "clear" if ratio >= _CLEAR else "weak" if ratio >= _LOST else "lost in the noise"
+    return f"{ratio:.2f} ({word})"
 
 
 def _plain(value: Any) -> Any:
@@ -122,24 +143,14 @@ def _scores(summary: RunSummary) -> Table:
     return table
 
 
-def _tabulate(table: Table, console: Console) -> None:
-    """Write a table; ``print(width=...)`` never passes the console's own width, so that is set."""
-    before = console.width
-    if not console.is_terminal:
-        console.width = max(before, _WIDTH)
-    try:
-        console.print(table)
-    finally:
-        console.width = before
-
-
-def show(summary: RunSummary, console: Console) -> None:
+def show(summary: RunSummary) -> None:
     """Write the tables, the privacy statement and the run folder."""
+    console = result_console()
     if summary.rows:
-        _tabulate(_rounds(summary), console)
-    _tabulate(_scores(summary), console)
+        console.print(_rounds(summary))
+    console.print(_scores(summary))
     for line in (
         summary.promise,
         f"run folder: {summary.folder} ({figure('seconds', summary.seconds)} s)",
     ):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        write_line(console, line)

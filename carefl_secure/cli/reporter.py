@@ -16,6 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from carefl_secure.cli.console import write_line
 from carefl_secure.cli.figures import row_line
 from carefl_secure.progress import Reporter, SilentReporter
 
@@ -98,4 +99,4 @@ class RichReporter:
         self._line(row_line(row))
 
     def _line(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        write_line(self._console, text)

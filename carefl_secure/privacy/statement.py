@@ -6,6 +6,7 @@ import math
 
 from carefl_secure.errors import ConfigError
 from carefl_secure.privacy.checks import check_whole
+from carefl_secure.rounding import round_up
 
 __all__ = ["aggregation_text", "promise_text", "verdict"]
 
@@ -96,7 +97,7 @@ def promise_text(
             "Nothing is promised: no finite epsilon could be proved for this run. Treat every "
             "record as disclosed."
         )
-    shown = _up(epsilon)
+    shown = round_up(epsilon)
     return (
         f"Protected is {_UNITS[unit]}: {_CHANGES[unit]} ({_NEIGHBOURS[unit]}) changes the "
         "probability of any outcome computed from the released sums, the adapter among them, by a "
@@ -136,11 +137,6 @@ def _rest(unit: str, trust: str, records_per_person: int | None) -> str:
     if records_per_person is not None:
         said = [*said, f"Of every person at most {records_per_person} records were used."]
     return " ".join([*said, *([_FLOATS] if trust == "none" else [])])
-
-
-def _up(epsilon: float) -> str:
-    """Show three decimals, never less than the value."""
-    return f"{math.ceil(epsilon * 1000.0) / 1000.0:.3f}".rstrip("0").rstrip(".")
 
 
 def _against(trust: str, colluders: int) -> str:

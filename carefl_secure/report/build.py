@@ -13,7 +13,6 @@ from carefl_secure.privacy.accounting.attack_bounds import AttackerBounds, attac
 from carefl_secure.report.audit import audit_part
 from carefl_secure.report.caveats import caveats
 from carefl_secure.report.checks.run_checks import Check, check_run
-from carefl_secure.report.render.formatting import percent_up
 from carefl_secure.report.run_record import RunRecord
 from carefl_secure.report.schema import Attacker, CheckLine, ClientLine, Promise, Report
 from carefl_secure.report.sections import (
@@ -28,6 +27,7 @@ from carefl_secure.report.sections import (
 )
 from carefl_secure.report.spending import settle
 from carefl_secure.report.what_if import tuning_part, what_if
+from carefl_secure.rounding import percent_up
 
 __all__ = ["build_report"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import yaml
 
-from carefl_secure.report.render.formatting import percent_up, up
 from carefl_secure.report.schema import Report
+from carefl_secure.rounding import percent_up, round_up
 
 __all__ = ["registry_entry"]
 
@@ -114,7 +114,7 @@ def _loss(report: Report) -> dict[str, object]:
         "privacy_parameters": {},
     }
     if price is not None and delta is not None:
-        loss["privacy_parameters"] = {"epsilon": float(up(price)), "delta": delta}
+        loss["privacy_parameters"] = {"epsilon": float(round_up(price)), "delta": delta}
         loss["privacy_parameters_details"] = (
             f"Over all rounds; {report.promise.strength}. " + _attack(report)
         )
@@ -129,7 +129,7 @@ def _attack(report: Report) -> str:
         return ""
     return (
         f"{found.sentence} At 0.1 %: {percent_up(found.tpr_at_0_1_percent_fpr)}. Membership "
-        f"advantage at most {up(found.advantage)}."
+        f"advantage at most {round_up(found.advantage)}."
     )
 
 

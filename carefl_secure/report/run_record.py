@@ -17,6 +17,7 @@ from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.plan.staged import StagedPlan
 from carefl_secure.privacy import Entry, Event, Ledger, PrivacyPlan, event_from_json
 from carefl_secure.privacy.canonical_json import canonical_hash
+from carefl_secure.privacy.ledger.run_spending import of_run
 from carefl_secure.privacy.ledger.statement import find_ledgers
 from carefl_secure.report.audit import AuditFinding, read_audits
 
@@ -39,11 +40,7 @@ class Book:
 
     def of_run(self, run: str) -> tuple[Entry, ...]:
         """Return the entries that belong to one run, all its stages, or to one stage."""
-        return tuple(e for e in self.entries if _within(str(e.payload.get("run")), run))
-
-
-def _within(name: str, run: str) -> bool:
-    return name == run or name.startswith(f"{run}/")
+        return tuple(e for e in self.entries if of_run(e, run))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from carefl_secure.privacy import Entry, Event, accountant_name, epsilon, event_from_json
 from carefl_secure.privacy.ledger.entry import event_of
-from carefl_secure.report.checks.result import paid_for
+from carefl_secure.privacy.ledger.run_spending import charges_round
 from carefl_secure.report.run_record import RunRecord
 
 __all__ = ["Accounts", "ClientAccount", "events_of", "settle"]
@@ -119,7 +119,7 @@ def settle(record: RunRecord) -> Accounts:
             if book.error
             else ClientAccount(
                 book.name,
-                sum(paid_for(entry) for entry in book.of_run(record.run_id)),
+                sum(charges_round(entry) for entry in book.of_run(record.run_id)),
                 price(book.of_run(record.run_id)),
                 price(book.entries),
             )

@@ -11,10 +11,10 @@ from carefl_secure.privacy.accounting.composition import (
     over_shared_persons,
     with_survivors,
 )
-from carefl_secure.report.render.formatting import up
 from carefl_secure.report.run_record import RunRecord
 from carefl_secure.report.schema import Tuning, WhatIf
 from carefl_secure.report.spending import Accounts
+from carefl_secure.rounding import round_up
 
 __all__ = ["tuning_part", "tuning_runs", "what_if"]
 
@@ -63,8 +63,9 @@ def tuning_part(record: RunRecord, accounts: Accounts, held: bool) -> Tuning:
         counted=True,
         epsilon=_shown(whole),
         sentence=f"{runs} runs were made on these records to choose settings. Together with them "
-        f"this run comes to epsilon {up(whole)} at the same delta: {runs + 1} runs composed in one "
-        "account, each released no more than this one, and their number was fixed beforehand.",
+        f"this run comes to epsilon {round_up(whole)} at the same delta: {runs + 1} runs composed "
+        "in one account, each released no more than this one, and their number was fixed "
+        "beforehand.",
     )
 
 
@@ -104,8 +105,8 @@ def _earlier(accounts: Accounts, delta: float) -> list[WhatIf]:
         return []
     whole, more = max(added)
     words = (
-        f"the ledger with the largest epsilon holds earlier runs, which add {up(more)} to this "
-        "one; all runs of a ledger are one account"
+        f"the ledger with the largest epsilon holds earlier runs, which add {round_up(more)} to "
+        "this one; all runs of a ledger are one account"
     )
     return [_case("with earlier runs on the same records", whole, delta, (words,))]
 

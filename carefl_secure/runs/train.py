@@ -34,7 +34,7 @@ from carefl_secure.model.lora import Adapter
 from carefl_secure.model.stacked import StackedAdapter
 from carefl_secure.model.task_prompts import task_question
 from carefl_secure.progress import Reporter
-from carefl_secure.run_folder import RunFolder
+from carefl_secure.run_folder import Interrupted, RunFolder, check_start, new_run_id
 from carefl_secure.runs.build import (
     base_hash_of,
     client_tasks,
@@ -76,13 +76,21 @@ def train(
     and by every client's, resumptions included: a round that was charged and lost is not run again.
     """
     check_trackers(config.run.trackers)
+    name = config.run.name or new_run_id()
+    path = config.run.dir / name if resume is None else resume
+    check_start(path, resume=resume is not None)
     if config.stages.spaces and engine is not None:
         raise ConfigError(
             "a run in stages stays in this process; leave --engine out, or set no stages"
         )
     # stages score the same pictures
     with cached_features() if config.stages.spaces else nullcontext():
-        return _Run(config, reporter, resume, engine).run()
+        reporter.note(f"run folder: {path}")
+        run = _Run(config, reporter, path, engine, resume is not None)
+        try:
+            return run.run()
+        except KeyboardInterrupt as stop:
+            raise Interrupted(path, resumable=RunFolder(path).checkpoint.is_file()) from stop
 
 
 class _Run:
@@ -92,13 +100,14 @@ class _Run:
         self,
         config: Config,
         reporter: Reporter,
-        resume: Path | None,
+        path: Path,
         engine: Callable[[Config, Reporter], Engine] | None,
+        resume: bool,
     ) -> None:
         self._started = time.monotonic()
-        self._config, self._reporter, self._resume = config, reporter, resume is not None
+        self._config, self._reporter, self._resume = config, reporter, resume
         self._engine = None if engine is None else engine(config, reporter)
-        self._folder = None if resume is None else RunFolder.open(resume)
+        self._folder = RunFolder(path)
         self._corpora = load_stages(config, reporter)
         self._each = stage_configs(config)
         self._contexts = [
@@ -108,7 +117,7 @@ class _Run:
         self._scorer = label_scorer(self._each[0], self._corpora[0].private.space)
         self._adapter: Adapter = self._scorer.adapter
         self._initial = self._adapter.vector()
-        self._plan = self._fix_plans(None if self._folder is None else self._folder.name)
+        self._plan = self._fix_plans(self._folder.name if resume else None)
 
     def _fix_plans(self, run: str | None) -> StagedPlan:
         config, width = self._config, self._adapter.dimension
@@ -132,8 +141,9 @@ class _Run:
         untuned = evaluate(self._initial)
         done = self._done()
         self._reporter.note(opening(self._plan.whole, self._corpora[0], untuned))
-        if self._folder is None:
-            self._folder = RunFolder.create(config.run.dir, dump_config(config), config.run.name)
+        if not self._resume:
+            path = self._folder.path
+            self._folder = RunFolder.create(path.parent, dump_config(config), path.name)
         summaries: list[StageSummary] = []
         ended: list[Vector] = []
         for place in range(last + 1):
@@ -167,7 +177,7 @@ class _Run:
 
     def _done(self) -> list[Vector]:
         """Return the adapters of the stages that a resumed run has behind it."""
-        if not self._resume or self._folder is None:
+        if not self._resume:
             return []
         state = self._folder.read_checkpoint()
         number = state.get("stage")
@@ -217,7 +227,6 @@ class _Run:
         self, place: int, start: Vector, ended: list[Vector], evaluate: Evaluator, going_on: bool
     ) -> FederationResult:
         config, corpora, contexts = self._each[place], self._corpora[place], self._contexts[place]
-        assert self._folder is not None
         stage = self._plan.stage(place, ended)
         plan, scorer, reporter = stage.plan, self._scorer, self._reporter
         within = f" of stage {stage.name}" if stage.name else ""

@@ -21,6 +21,7 @@ from carefl_secure.cli import app
 from carefl_secure.cli.app import SETTINGS
 from carefl_secure.config import Config
 from carefl_secure.progress import Reporter, SilentReporter
+from carefl_secure.run_folder import Interrupted
 
 
 @dataclass
@@ -110,7 +111,7 @@ def test_result_on_stdout_and_progress_on_stderr(
         "after",
         "0.412",
         "81.9 kB",
-        "2.500",
+        " 2.5 ",
     ):
         assert text in out
     assert "a [bold] sentence" not in out
@@ -118,7 +119,7 @@ def test_result_on_stdout_and_progress_on_stderr(
     assert lines[:3] == ["features: 8 steps", "features: 2/8", "features: 4/8"]
     assert "features: done" in lines
     assert "a [bold] sentence" in lines
-    assert any(line.startswith("round 2  epsilon 2.500  mAP 0.412") for line in lines)
+    assert any(line.startswith("round 2  epsilon 2.5  mAP 0.412") for line in lines)
     assert "\x1b" not in out + result.stderr
 
 
@@ -180,7 +181,26 @@ def test_interruption(trainer: Trainer, run: Callable[..., Result]) -> None:
     trainer.raises = KeyboardInterrupt()
     result = run("train")
     assert result.exit_code == 130
-    assert "interrupted" in result.stderr
+    assert result.stderr == "interrupted\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "again"),
+    [([], "--resume runs/one"), (["--engine", "ray"], "--resume runs/one --engine ray")],
+)
+def test_an_interruption_names_the_folder_and_the_command(
+    trainer: Trainer, run: Callable[..., Result], words: list[str], again: str
+) -> None:
+    trainer.raises = Interrupted(Path("runs/one"), resumable=True)
+    result = run("train", "--quiet", *words)
+    assert result.exit_code == 130
+    assert result.stderr == (
+        f"interrupted; the run folder is runs/one; go on with: carefl-secure train {again}\n"
+    )
+    trainer.raises = Interrupted(Path("runs/one"), resumable=False)
+    result = run("train", "--quiet", *words)
+    assert "runs/one" in result.stderr and "nothing to resume" in result.stderr
+    assert "go on with" not in result.stderr
 
 
 def test_an_unforeseen_error_is_not_hidden(trainer: Trainer, run: Callable[..., Result]) -> None:

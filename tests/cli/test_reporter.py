@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from carefl_secure.cli.figures import figure
+from carefl_secure.cli.figures import figure, row_line, signal_to_noise
 from carefl_secure.cli.reporter import RichReporter
 
 
@@ -84,7 +84,7 @@ def test_what_was_never_started_is_ignored() -> None:
         ("mAP", 0.41251, "0.413"),
         ("mAP", None, ""),
         ("round", 3, "3"),
-        ("epsilon", float("inf"), "inf"),
+        ("epsilon", float("inf"), "infinite"),
         ("seconds", 2, "2"),
         ("seconds", 2.345, "2.3"),
         ("bytes_per_client", 999, "999 B"),
@@ -97,3 +97,34 @@ def test_what_was_never_started_is_ignored() -> None:
 )
 def test_figures(name: str, value: object, text: str) -> None:
     assert figure(name, value) == text
+
+
+def test_a_terminal_wraps_at_words() -> None:
+    console, text = terminal()
+    with RichReporter(console) as reporter:
+        reporter.note("protected " * 12)
+        reporter.round({f"figure_{i}": 0.5 for i in range(9)})
+    for line in text.getvalue().splitlines():
+        words = [word for word in line.split() if word.isalpha() and len(word) > 2]
+        assert set(words) <= {"protected"}, line  # no word is cut at the edge
+    assert "figure_4 0.500" in text.getvalue().replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    ("opened", "noise", "text"),
+    [
+        (2.0**0.5, 1.0, "1.00 (clear)"),
+        (1.1, 1.0, "0.46 (weak)"),
+        (1.001, 1.0, "0.04 (lost in the noise)"),
+        (0.99, 1.0, "0.00 (lost in the noise)"),  # by chance
+        (0.5, 0.0, "no noise"),
+    ],
+)
+def test_signal_to_noise(opened: float, noise: float, text: str) -> None:
+    assert signal_to_noise(opened, noise) == text
+    row = {"round": 3, "gradient_norm": opened, "noise_norm": noise, "seconds": 1.0}
+    assert row_line(row) == f"round 3  seconds 1.0  signal/noise {text}"
+
+
+def test_epsilon_is_rounded_up() -> None:
+    assert figure("epsilon", 5.0001) == "5.001" and figure("mAP", 0.50001) == "0.500"

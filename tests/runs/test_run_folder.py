@@ -9,8 +9,18 @@ import numpy as np
 import pytest
 
 from carefl_secure import run_folder as module
+from carefl_secure.config import load_config
 from carefl_secure.errors import RunError
-from carefl_secure.run_folder import RunFolder, new_run_id, require_writable, write_atomically
+from carefl_secure.progress import SilentReporter
+from carefl_secure.run_folder import (
+    Interrupted,
+    RunFolder,
+    check_start,
+    new_run_id,
+    require_writable,
+    write_atomically,
+)
+from carefl_secure.runs import train as runs_train
 
 
 def test_create_makes_the_layout_and_open_finds_it(tmp_path: Path) -> None:
@@ -124,3 +134,59 @@ def test_missing_and_damaged_checkpoints_are_told_apart(tmp_path: Path) -> None:
         folder.checkpoint.write_bytes(damaged)
         with pytest.raises(RunError, match="damaged"):
             folder.read_checkpoint()
+
+
+def test_what_a_run_must_not_start_over(tmp_path: Path) -> None:
+    """Neither a finished run nor a taken name; a report of an unfinished one changes nothing."""
+    folder = RunFolder.create(tmp_path, "", "one")
+    with pytest.raises(RunError, match="already a run"):
+        check_start(folder.path, resume=False)
+    check_start(tmp_path / "two", resume=False)
+    with pytest.raises(RunError, match="not a run folder"):
+        check_start(tmp_path / "two", resume=True)
+    (folder.adapter / "README.md").touch()
+    check_start(folder.path, resume=True)
+    (folder.adapter / "adapter_model.safetensors").touch()
+    with pytest.raises(RunError, match="finished"):
+        check_start(folder.path, resume=True)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_library_call_is_refused_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resume: bool
+) -> None:
+    def read(*given: object) -> None:
+        raise AssertionError("records were read")
+
+    monkeypatch.setattr(runs_train, "load_stages", read)
+    folder = RunFolder.create(tmp_path, "", "one")
+    (folder.adapter / "adapter_model.safetensors").touch()
+    config = load_config(None, [f"run.dir={tmp_path}", "run.name=one"])
+    with pytest.raises(RunError, match="finished" if resume else "already a run"):
+        runs_train.train(config, SilentReporter(), folder.path if resume else None)
+
+
+@pytest.mark.parametrize("finished", [0, 1])
+def test_an_interrupted_run_says_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: int
+) -> None:
+    class Stopped:
+        def __init__(self, config: object, reporter: object, path: Path, *rest: object) -> None:
+            assert not path.exists() and notes == [f"run folder: {path}"]  # named at the start
+            self.folder = RunFolder.create(path.parent, "", path.name)
+
+        def run(self) -> None:
+            if finished:
+                self.folder.write_checkpoint({"round": 1})
+            raise KeyboardInterrupt
+
+    notes: list[str] = []
+    reporter = SilentReporter()
+    monkeypatch.setattr(reporter, "note", notes.append)
+    monkeypatch.setattr(runs_train, "_Run", Stopped)
+    with pytest.raises(Interrupted) as stop:
+        runs_train.train(load_config(None, [f"run.dir={tmp_path}"]), reporter)
+    (path,) = tmp_path.iterdir()
+    assert stop.value.folder == path and stop.value.resumable == bool(finished)
+    said = f"--resume {path}" if finished else "nothing to resume"
+    assert said in str(stop.value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import shutil
@@ -14,7 +13,6 @@ from typing import Any, cast
 import numpy as np
 import pytest
 from PIL import Image
-from rich.console import Console
 from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
@@ -566,10 +564,11 @@ def test_a_final_adapter_whose_round_was_not_scored_is_scored_now() -> None:
     assert asked == [3.0]
 
 
-def test_the_summary_tells_of_every_stage_and_promises_once(finished: RunSummary) -> None:
-    text = io.StringIO()
-    show(finished, Console(file=text))
-    shown = text.getvalue()
+def test_the_summary_tells_of_every_stage_and_promises_once(
+    finished: RunSummary, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show(finished)
+    shown = capsys.readouterr().out
     for name in ("before 1-basic", "after 1-basic", "before 2-compound", "after 2-compound"):
         assert shown.count(name) == 1
     assert shown.count("untuned") == 1 and shown.count("Protected is") == 1

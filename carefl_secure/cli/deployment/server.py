@@ -12,6 +12,7 @@ from carefl_secure.cli.figures import show, to_json
 from carefl_secure.cli.reporter import RichReporter
 from carefl_secure.config import load_config
 from carefl_secure.errors import ConfigError, RunError
+from carefl_secure.run_folder import Interrupted
 
 __all__ = ["server", "submit"]
 
@@ -81,10 +82,14 @@ def submit(
     from carefl_secure.deployment.superlink.remote import Remote
     from carefl_secure.runs.train import train
 
-    with RichReporter(Console(stderr=True)) as reporter:
-        sites = Remote(settings, reporter, server, key, patience)
-        summary = train(settings, reporter, resume, lambda config, told: sites)
+    try:
+        with RichReporter(Console(stderr=True)) as reporter:
+            sites = Remote(settings, reporter, server, key, patience)
+            summary = train(settings, reporter, resume, lambda *_: sites)
+    except Interrupted as stop:
+        stop.again = f"carefl-secure submit --server {server} --key {key} --resume {stop.folder}"
+        raise
     if json:
         typer.echo(to_json(summary))
     else:
-        show(summary, Console())
+        show(summary)

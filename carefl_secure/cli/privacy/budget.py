@@ -12,8 +12,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from carefl_secure.cli.console import Json, result_table
+from carefl_secure.cli.console import Json, result_table, write_line
 from carefl_secure.cli.options import unfold
+from carefl_secure.rounding import round_up
 
 if TYPE_CHECKING:
     from carefl_secure.privacy.accounting.budget import Budget
@@ -128,9 +129,10 @@ def _show(found: Budget, second: float | None, crosscheck: bool) -> None:
     console = Console()
 
     def line(text: str = "", style: str = "") -> None:
-        console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+        write_line(console, text, style)
 
-    line(f"epsilon {found.epsilon:.4f} at delta {found.delta:g}: {found.verdict}", style="bold")
+    shown = round_up(found.epsilon)
+    line(f"epsilon {shown} at delta {found.delta:g}: {found.verdict}", style="bold")
     for name, value in (
         ("noise_multiplier", f"{found.noise_multiplier:.6g}"),
         ("rounds", str(found.rounds)),
@@ -157,7 +159,7 @@ def _show(found: Budget, second: float | None, crosscheck: bool) -> None:
 def _table(points: Sequence[tuple[int, float]], rounds: int) -> Table:
     table = result_table("rounds", "epsilon")
     for count, cost in points:
-        table.add_row(str(count), f"{cost:.3f}", style="bold" if count == rounds else None)
+        table.add_row(str(count), round_up(cost), style="bold" if count == rounds else None)
     return table
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from carefl_secure.cli.console import Json, result_console, result_table, say
 from carefl_secure.errors import LedgerError
+from carefl_secure.rounding import round_up
 
 if TYPE_CHECKING:
     from carefl_secure.privacy.ledger.statement import Statement
@@ -88,6 +89,9 @@ def show(
     console = result_console()
     for one in found:
         _show(one, console)
+    if len(found) > 1:
+        largest = max(one.epsilon for one in found)
+        say(f"the largest epsilon of {len(found)} ledgers counts: {round_up(largest)}")
 
 
 def _show(one: Statement, console: Console) -> None:
@@ -104,7 +108,7 @@ def _show(one: Statement, console: Console) -> None:
             line.run,
             str(line.count),
             line.words,
-            f"{line.epsilon:.4f}",
+            round_up(line.epsilon),
         )
     if one.lines:
         console.print(table)

@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from carefl_secure.cli.console import Json, Quiet, require_corpus, require_run
 from carefl_secure.cli.figures import show, to_json
 from carefl_secure.cli.options import unfold
 from carefl_secure.cli.reporter import running
 from carefl_secure.config import Config, load_config
-from carefl_secure.errors import ConfigError, RunError
-from carefl_secure.run_folder import require_writable
+from carefl_secure.errors import ConfigError
+from carefl_secure.run_folder import Interrupted, check_start, new_run_id
 
 __all__ = ["train"]
 
@@ -138,7 +137,9 @@ def train(options: TrainOptions, quiet: Quiet = False, json: Json = False) -> No
     Progress goes to standard error, the result to standard output.
     """
     settings = options.settings()
-    _check_folders(settings, options.resume)
+    require_corpus(settings.data.source)
+    begun = settings.run.dir / (settings.run.name or new_run_id())
+    check_start(options.resume or begun, resume=options.resume is not None)
     # Heavy imports wait until the settings are checked.
     from carefl_secure.runs.train import train as run
 
@@ -147,26 +148,14 @@ def train(options: TrainOptions, quiet: Quiet = False, json: Json = False) -> No
         from carefl_secure.deployment.engines import choose_engine
 
         where = choose_engine(options.engine)
-    with running(quiet) as reporter:
-        summary = run(settings, reporter, options.resume, where)
+    try:
+        with running(quiet) as reporter:
+            summary = run(settings, reporter, options.resume, where)
+    except Interrupted as stop:
+        if options.engine != "inprocess":
+            stop.again += f" --engine {options.engine}"
+        raise
     if json:
         typer.echo(to_json(summary))
     else:
-        show(summary, Console())
-
-
-def _check_folders(settings: Config, resume: Path | None) -> None:
-    """Refuse what would only fail once all images are encoded."""
-    require_corpus(settings.data.source)
-    name = settings.run.name
-    if resume is not None:
-        if (resume / "adapter" / "adapter_model.safetensors").is_file():
-            raise RunError(
-                f"{resume} is finished: its adapter is saved, so there is nothing to resume; "
-                "use carefl-secure evaluate or report, or start another run"
-            )
-    elif name is not None and (settings.run.dir / name).exists():
-        raise RunError(
-            f"there is already a run at {settings.run.dir / name}; resume it or choose another name"
-        )
-    require_writable(settings.run.dir if resume is None else resume)
+        show(summary)

@@ -16,6 +16,7 @@ from carefl_secure.privacy.accounting.events import Event, SampledSkellam, event
 from carefl_secure.privacy.ledger.entry import START, event_of
 from carefl_secure.privacy.ledger.ledger import Ledger
 from carefl_secure.privacy.plan import PrivacyPlan
+from carefl_secure.rounding import round_up
 
 __all__ = ["Line", "Statement", "delta_for", "event_words", "find_ledgers", "statement"]
 
@@ -125,7 +126,7 @@ class Statement:
                 f"{self.entries} entries, head {self.head}",
             ]
         spends = sum(line.count for line in self.lines)
-        found = [f"epsilon {self.epsilon:.4f} at delta {self.delta:g} for {spends} spends"]
+        found = [f"epsilon {round_up(self.epsilon)} at delta {self.delta:g} for {spends} spends"]
         if self.lines:
             found[0] += f", by {self.accountant}"
         if self.recovered:

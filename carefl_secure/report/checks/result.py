@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
-from carefl_secure.privacy import Entry
-
-__all__ = ["FAILED", "HELD", "UNCHECKED", "Finding", "Outcome", "owner", "paid_for", "some"]
+__all__ = ["FAILED", "HELD", "UNCHECKED", "Finding", "Outcome", "owner", "some"]
 
 Outcome: TypeAlias = Literal["held", "failed", "not checked"]
 Finding: TypeAlias = tuple[Outcome, str]
@@ -15,11 +13,6 @@ Finding: TypeAlias = tuple[Outcome, str]
 HELD: Outcome = "held"
 FAILED: Outcome = "failed"
 UNCHECKED: Outcome = "not checked"
-
-
-def paid_for(entry: Entry) -> bool:
-    """Return whether an entry charges a round, or records it as unprotected."""
-    return entry.kind == "spend" or entry.payload.get("unprotected") is True
 
 
 def owner(name: str) -> str:

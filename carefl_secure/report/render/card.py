@@ -7,9 +7,9 @@ import re
 import yaml
 
 from carefl_secure.errors import RunError
-from carefl_secure.report.render.formatting import up
 from carefl_secure.report.render.page import markdown_section
 from carefl_secure.report.schema import Report
+from carefl_secure.rounding import round_up
 
 __all__ = ["put_into_readme"]
 
@@ -68,7 +68,7 @@ def _front_block(report: Report) -> str:
     price = report.promise.epsilon
     facts: dict[str, object] = {
         "verdict": report.verdict,
-        "epsilon": None if price is None else float(up(price)),
+        "epsilon": None if price is None else float(round_up(price)),
         "delta": report.promise.delta,
         "unit": report.unit.kind,
         "adjacency": report.unit.adjacency,

@@ -7,7 +7,7 @@ from typing import Any
 
 import jinja2
 
-from carefl_secure.report.render.formatting import up
+from carefl_secure.rounding import round_up
 
 __all__ = ["experiment_html", "experiment_markdown", "interval", "spent", "spread"]
 
@@ -40,7 +40,7 @@ def spent(row: Mapping[str, Any]) -> str:
     """Return the epsilon of a row: none where nothing is protected, a dash where none is spent."""
     if row["kind"] == "zero-shot":
         return "–"
-    return "none" if row["epsilon"] is None else up(row["epsilon"], 2)
+    return "none" if row["epsilon"] is None else round_up(row["epsilon"], 2)
 
 
 def _environment(*, html: bool) -> jinja2.Environment:

@@ -7,9 +7,9 @@ import math
 import jinja2
 
 from carefl_secure.privacy.accounting.attack_bounds import AttackerBounds
-from carefl_secure.report.render.formatting import delta_words, percent_up, up
 from carefl_secure.report.render.plots import attacker_plot, rounds_plot
 from carefl_secure.report.schema import Report
+from carefl_secure.rounding import delta_words, percent_up, round_up
 
 __all__ = ["html_page", "markdown_section"]
 
@@ -25,7 +25,7 @@ def _environment(*, html: bool) -> jinja2.Environment:
         keep_trailing_newline=True,
         trim_blocks=html,
     )
-    environment.filters |= {"delta": delta_words, "percent": percent_up, "up": up}
+    environment.filters |= {"delta": delta_words, "percent": percent_up, "up": round_up}
     return environment
 
 

@@ -14,8 +14,8 @@ matplotlib.use("Agg")
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from carefl_secure.report.render.formatting import up
 from carefl_secure.report.schema import Report
+from carefl_secure.rounding import round_up
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,7 +75,7 @@ def _epsilon(axes: Axes, report: Report, accent: str) -> None:
         axes.plot(*zip(*known, strict=True), color=accent, linewidth=2.2, marker=_marker(known))
         number, price = known[-1]
         axes.annotate(
-            up(price, 2),
+            round_up(price, 2),
             (number, price),
             xytext=(0, 7),
             textcoords="offset points",

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from carefl_secure.cli import app
 from carefl_secure.privacy import Ledger, PrivacyPlan, SampledSkellam
+from carefl_secure.rounding import round_up
 
 PLAN = PrivacyPlan(
     unit="record",
@@ -113,11 +114,11 @@ def test_show(run: Path) -> None:
     result = ledger("show", run)
     assert result.exit_code == 0
     whole = Ledger(run / "ledger.jsonl").epsilon(1e-6)
-    assert result.stdout.count(f"epsilon {whole:.4f} at delta 1e-06 for 4 spends") == 4
+    assert result.stdout.count(f"epsilon {round_up(whole)} at delta 1e-06 for 4 spends") == 4
     assert "Skellam, noise multiplier 1, sample rate 0.1" in result.stdout
     other = ledger("show", run / "ledger.jsonl", "--delta", "1e-4")
     cheaper = Ledger(run / "ledger.jsonl").epsilon(1e-4)
-    assert f"epsilon {cheaper:.4f} at delta 0.0001" in other.stdout
+    assert f"epsilon {round_up(cheaper)} at delta 0.0001" in other.stdout
 
 
 def test_show_as_json(run: Path) -> None:

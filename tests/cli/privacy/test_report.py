@@ -14,6 +14,8 @@ from typer.testing import CliRunner
 from carefl_secure.cli import app
 from carefl_secure.federation.plan.calibrate import PlanRequest, plan_run
 from carefl_secure.federation.server.optimizers import FedAvg
+from carefl_secure.privacy import Ledger
+from carefl_secure.rounding import round_up
 from carefl_secure.run_folder import RunFolder
 from tests.support.running import federate
 
@@ -78,3 +80,25 @@ def test_no_run(tmp_path: Path) -> None:
     result = report(tmp_path)
     assert result.exit_code == 40
     assert "config.yaml" in result.stderr
+
+
+def test_status_ledgers_and_report_show_one_figure(run: Path) -> None:
+    """Also where a client's ledger holds more than the server's, as after an interruption."""
+    mine = Ledger(run / "clients" / "1" / "ledger.jsonl")
+    last = next(e for e in reversed(mine.entries()) if e.kind == "spend")
+    for name, whole in (("as it was", 2), ("one round more", 3)):
+        price = mine.epsilon(1e-5)
+        text = round_up(price)
+        state = CliRunner().invoke(app, ["status", str(run)]).stdout
+        assert f"epsilon{'':21}{text}\n" in state, name
+        assert f"rounds paid{'':17}{whole}\n" in state
+        assert f"rounds paid but not opened  {whole - 2}\n" in state
+        told = json.loads(CliRunner().invoke(app, ["status", str(run), "--json"]).stdout)
+        assert told["epsilon"] == price and told["state"] == "begun"
+        shown = CliRunner().invoke(app, ["ledger", "show", str(run)]).stdout
+        assert f"the largest epsilon of 4 ledgers counts: {text}\n" in shown
+        found = json.loads(report(run, "--json").stdout)
+        if found["verdict"] == "accounted":
+            assert found["promise"]["epsilon"] == price
+            assert f"epsilon {text}," in found["promise"]["sentence"]
+        mine.append("spend", {**last.payload, "round": 3})

@@ -1,0 +1,34 @@
+"""Numbers for people; bounds are rounded up."""
+
+from __future__ import annotations
+
+import math
+from decimal import ROUND_CEILING, Decimal
+
+__all__ = ["delta_words", "percent_up", "round_up"]
+
+
+def round_up(value: float, digits: int = 3) -> str:
+    """Show a bound with at most ``digits`` decimals, never less than it is.
+
+    The one way in which an epsilon is shown. The decimals are those of the shortest text that
+    stands for the number, so that 0.3 is not taken for the double just above it.
+    """
+    if not math.isfinite(value):
+        return "infinite"
+    shown = Decimal(repr(float(value))).quantize(Decimal(1).scaleb(-digits), ROUND_CEILING)
+    return f"{shown:f}".rstrip("0").rstrip(".") if digits else f"{shown:f}"
+
+
+def percent_up(share: float) -> str:
+    """Show a share in [0, 1] as a percentage with one decimal, never less than it is."""
+    return f"{round_up(100.0 * share, 1)} %"
+
+
+def delta_words(delta: float) -> str:
+    """Show a delta above 0 as a power of ten and as odds, which are never rarer than delta.
+
+    Such as ``1e-5, or 1 in 100 000``.
+    """
+    odds = f"{math.floor(1.0 / delta + 1e-6):,}".replace(",", " ")
+    return f"{delta:g}".replace("e-0", "e-") + f", or 1 in {odds}"
