@@ -161,7 +161,7 @@ def _pld_below(events: Sequence[Event], delta: float, ceiling: float, grid: floa
     return found if found <= ceiling else None
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=1024)
 def _gaussian_pld(events: tuple[SampledGaussian, ...], delta: float, grid: float) -> float:
     return composed_epsilon(events, delta, grid) if events else 0.0
 
