@@ -28,6 +28,7 @@ from carefl_secure.federation.plan.ciphertext_packing import choose_fields
 from carefl_secure.federation.plan.staged import StagedPlan
 from carefl_secure.federation.run_spec import RunSpec
 from carefl_secure.federation.server.run import FederationResult, run_federation
+from carefl_secure.federation.server.sum_guard import SumGuard
 from carefl_secure.model.features import cached_features
 from carefl_secure.model.label_scorer import LabelScorer
 from carefl_secure.model.lora import Adapter
@@ -243,10 +244,13 @@ class _Run:
             key_source=key_source(config, stage.name, kept=self._folder.keys / stage.name),
             **run_settings(config),
         )
+        optimizer = make_optimizer(config, self._adapter, stage.offset)
+        if (most := config.federation.max_rejected_rounds) is not None:
+            optimizer = SumGuard(optimizer, most)
         result = run_federation(
             spec,
             start,
-            make_optimizer(config, self._adapter, stage.offset),
+            optimizer,
             engine=self._engine,
             resume=going_on,
             **run_options(config, evaluate, reporter),

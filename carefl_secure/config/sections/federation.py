@@ -101,6 +101,12 @@ class FederationConfig(Section):
         "round has three exchanges instead of five (four with a committee); changes no result, "
         "and nothing under aggregation=encrypted",
     )
+    max_rejected_rounds: Annotated[int, Field(ge=0)] | None = Field(
+        default=10,
+        description="rounds whose opened sum is longer than honest clients can make it, after "
+        "which the run ends; until then they are discarded, and clients left out to find the "
+        "sender. null takes a step on every sum",
+    )
     public_records: Annotated[int, Field(ge=1)] | None = Field(
         default=None,
         description="declared number of private records (persons) of all clients; null counts "

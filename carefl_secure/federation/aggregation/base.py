@@ -119,8 +119,8 @@ class ServerSum(ABC):
         """
 
     @abstractmethod
-    def clients(self) -> Collection[int]:
-        """Return the nodes of the clients that have sent something."""
+    def clients(self) -> Mapping[int, int]:
+        """Return the place in the roster of the clients that have sent something, by node."""
 
 
 @dataclass(frozen=True)

@@ -191,9 +191,9 @@ class CommitteeServerSum(ServerSum):
         for node, reply in exchange.ask(dict.fromkeys(left, agreed), "query.committee_recover"):
             server.recovered(members[node], Fields(reply, "seeds").octets("seeds"))
 
-    def clients(self) -> Collection[int]:
-        """Return the nodes of the clients."""
-        return self._index_of.keys()
+    def clients(self) -> Mapping[int, int]:
+        """Return the place in the roster of every client, by node."""
+        return self._index_of
 
 
 class Committee(AggregationProtocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Collection
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -117,9 +117,9 @@ class EncryptedServerSum(ServerSum):
         total, survivors = pairwise.open()
         return narrow(total, self._setup.plan.encoding.bits), survivors
 
-    def clients(self) -> Collection[int]:
-        """Return the nodes of the clients that have sent something."""
-        return () if self._begun is None else self._begun[1].clients()
+    def clients(self) -> Mapping[int, int]:
+        """Return the place in the roster of the clients that have sent something, by node."""
+        return {} if self._begun is None else self._begun[1].clients()
 
     def _ask_holder(self, content: RecordDict, action: str, answer: str) -> bytes:
         asked = dict.fromkeys(self._setup.directory.helpers(), content)

@@ -205,9 +205,9 @@ class PairwiseServerSum(ServerSum):
             following.settle(len(shared) - answers)
         return server.finish(), tuple(survivors)
 
-    def clients(self) -> Collection[int]:
-        """Return the nodes that advertised."""
-        return self._index_of.keys()
+    def clients(self) -> Mapping[int, int]:
+        """Return the place in the roster of every client, by node."""
+        return self._index_of
 
     def _introduce(self, node: int, index: int) -> None:
         """Note which place in the roster a node speaks for; its signature proves it later."""

@@ -48,6 +48,10 @@ class Alternating:
         self._steps += 1
         return updated
 
+    def skip(self) -> None:
+        """Give the turn to the other half without a step."""
+        self._steps += 1
+
     def observe(self, share: float, noise_variance: float) -> None:
         """Pass the figures of the round on to the half whose turn it is."""
         optimizer, _ = self._halves["even" if self._steps % 2 else "odd"]

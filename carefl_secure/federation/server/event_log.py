@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -22,12 +22,15 @@ class EventLog:
     ``begin`` and ``end`` frame each start of a run, ``end`` with the class and the exit code of the
     error that stopped it. A ``phase`` gives, for one step of one round, how many messages were
     sent, how many good replies came, and which nodes refused with which number; interleaved steps
-    have several such lines, which add up. A ``round`` was opened, over so many clients.
+    have several such lines, which add up. A ``round`` was opened, over so many clients; its sum may
+    be ``rejected``, so many times as long as honest clients can make it, and a client, by its place
+    in the roster, ``excluded`` after it.
 
     Guarantees
     ----------
     Nothing in it is computed from a record, a vector or a text of an error: names of steps, numbers
-    of rounds and nodes, counts of messages, exit codes, and the time of day.
+    of rounds, nodes and clients, counts of messages, exit codes, the length of an opened sum, and
+    the time of day.
     """
 
     def __init__(self, path: Path) -> None:
@@ -68,6 +71,13 @@ class EventLog:
         """Say that a round was opened."""
         self._end_step()
         self._write("round", {"round": number, "survivors": survivors})
+
+    def judged(self, number: int, excess: float, excluded: Collection[int]) -> None:
+        """Say that the sum of a round was rejected, if ``excess`` is not 0, and who is excluded."""
+        if excess:
+            self._write("rejected", {"round": number, "excess": round(excess, 3)})
+        for index in sorted(excluded):
+            self._write("excluded", {"round": number, "client": index})
 
     def _count(self, node: int, message: Message) -> None:
         meta = message.metadata

@@ -20,6 +20,7 @@ from carefl_secure.federation.server.checkpoint import Checkpoints
 from carefl_secure.federation.server.event_log import EventLog
 from carefl_secure.federation.server.optimizers import ServerOptimizer
 from carefl_secure.federation.server.strategy import SecureSumStrategy
+from carefl_secure.federation.server.sum_guard import SumGuard
 from carefl_secure.federation.transport.flwr_env import quiet_flower
 from carefl_secure.federation.transport.local_grid import Record
 from carefl_secure.federation.transport.messages import pack_adapter
@@ -244,5 +245,21 @@ class _Rounds:
         self._spec.folder.append_metrics(row)
         self._checkpoints.save(adapter, number)
         self._log.opened(number, int(row["survivors"]))
+        if isinstance(self._optimizer, SumGuard):
+            self._judged(number, self._optimizer)
         self._reporter.round(row)
         self._reporter.advance(_TASK)
+
+    def _judged(self, number: int, guard: SumGuard) -> None:
+        """Say which sum was rejected, and who is excluded."""
+        self._log.judged(number, guard.excess, guard.found)
+        if guard.excess:
+            self._reporter.note(
+                f"round {number}: the opened sum is {guard.excess:.3g} times as long as honest "
+                "clients can make it, so no step was taken; a client sends what it must not"
+            )
+        for index in sorted(guard.found):
+            self._reporter.note(
+                f"client {index} is excluded after round {number}: every rejected sum held its "
+                "vector, and sums without it were accepted"
+            )

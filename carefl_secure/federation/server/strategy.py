@@ -23,6 +23,7 @@ from carefl_secure.federation.client.round_budget import RoundBudget
 from carefl_secure.federation.plan.cohort import Cohort, rotation_key
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.server.optimizers import Listener, ServerOptimizer
+from carefl_secure.federation.server.sum_guard import SumGuard, honest_norm
 from carefl_secure.federation.transport.exchange import Exchange, wait_for_nodes
 from carefl_secure.federation.transport.messages import (
     pack_adapter,
@@ -58,7 +59,8 @@ class SecureSumStrategy(Strategy):
     With S the sum over survivors of clipped per-record gradients and noise, q the sampling rate, N
     the public number of records, n the clients and s the survivors, the optimizer is given ``g = S
     / (q N s / n)``. Where clients take local steps, S is the sum of their updates and ``g = -S /
-    s``. Every number in the divisor is public.
+    s``. Every number in the divisor is public. Under a `SumGuard` no step is taken on a sum longer
+    than honest clients can make it, and clients may be left out of a round.
 
     Parameters
     ----------
@@ -98,6 +100,7 @@ class SecureSumStrategy(Strategy):
         self._plan = plan
         self._cohort = cohort
         self._budget = RoundBudget(ledger, plan, cohort)
+        self._guard = optimizer if isinstance(optimizer, SumGuard) else None
         self._optimizer = optimizer
         self._on_round = on_round
         self._finished = finished
@@ -139,7 +142,15 @@ class SecureSumStrategy(Strategy):
         self._round = _Round(exchange, number, adapter, total)
         boxes = total.prepare(lambda: self._nodes(grid))
         self._budget.charge(number)
-        trains = {node: with_adapter(box, arrays) for node, box in boxes.items()}
+        indices, out = total.clients(), set[int]()
+        if self._guard is not None:
+            present = [indices[node] for node in boxes]
+            out = self._guard.leave_out(present, self._plan.privacy.min_survivors)
+        trains = {
+            node: with_adapter(box, arrays)
+            for node, box in boxes.items()
+            if indices[node] not in out
+        }
         return exchange.address(trains, total.action)
 
     def aggregate_train(
@@ -162,10 +173,14 @@ class SecureSumStrategy(Strategy):
         plan_hash, base_hash = self._plan.hash(), self._cohort.base_hash
         rotation = rotation_key(plan_hash, base_hash, vector_hash(this.adapter), this.number)
         gradient = decode(total, self._plan.encoding, rotation)
+        if self._guard is not None:
+            length, bound = float(np.linalg.norm(gradient)), honest_norm(self._plan, len(survivors))
+            self._guard.observe_sum(survivors, length, bound)
         gradient /= self._plan.divisor(len(survivors))
-        if isinstance(self._optimizer, Listener):
+        inner = self._optimizer if self._guard is None else self._guard.optimizer
+        if isinstance(inner, Listener):
             share = len(survivors) / self._plan.privacy.clients
-            self._optimizer.observe(share, self._plan.noise_variance(len(survivors)))
+            inner.observe(share, self._plan.noise_variance(len(survivors)))
         adapter = self._optimizer.step(this.adapter, gradient)
         self._round = None
         self._report(this, len(survivors), float(np.linalg.norm(gradient)), adapter)
@@ -204,5 +219,7 @@ class SecureSumStrategy(Strategy):
             "noise_norm": self._plan.noise_norm(survivors),
             "seconds": time.monotonic() - this.began,
         }
+        if self._guard is not None and self._guard.excess:
+            row["rejected"] = self._guard.excess
         if self._on_round is not None:
             self._on_round(row, adapter)

@@ -7,7 +7,7 @@ The server sees every client's vector. That is sound only where each vector is p
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -137,9 +137,9 @@ class SignedServer(ServerSum):
             raise CohortError(f"{len(self._survivors)} clients are left, {floor} are needed")
         return self._total, tuple(sorted(self._survivors))
 
-    def clients(self) -> Collection[int]:
-        """Return the nodes that took part."""
-        return self._index_of.keys()
+    def clients(self) -> Mapping[int, int]:
+        """Return the place in the roster of every client, by node."""
+        return self._index_of
 
     def _verify(self, index: int, signature: bytes, *parts: bytes) -> None:
         roster = self._setup.cohort.roster
