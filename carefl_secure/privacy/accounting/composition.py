@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from carefl_secure.errors import ConfigError
-from carefl_secure.privacy.accounting.accountant import epsilon
+from carefl_secure.privacy.accounting.accountant import epsilon, mixture_epsilon
 from carefl_secure.privacy.accounting.events import Event, SampledGaussian, SampledSkellam
 from carefl_secure.privacy.checks import check_whole
 from carefl_secure.privacy.sampling import any_of
@@ -33,9 +33,10 @@ _HONEST = (
     "less colluders); more survivors only help, fewer open no sum, more colluders void it"
 )
 _SHARED = (
-    "a unit at n clients: under the secure sum all its contributions meet one noise, so it costs "
-    "what one unit of n times the norm costs at rate 1 - (1 - q)^n, which is more than the sum of "
-    "the clients' epsilons; with noise of each client (trust none), the sum of epsilon and delta"
+    "a unit at n clients: under the secure sum all its contributions meet one noise, so k of them, "
+    "with the binomial probability of k draws of n, cost what one unit of k times the norm costs, "
+    "which may be more than the sum of the clients' epsilons; with noise of each client (trust "
+    "none), the sum of epsilon and delta"
 )
 
 
@@ -76,28 +77,33 @@ def over_shared_persons(events: Sequence[Event], clients: int, delta: float) -> 
     r"""Price a run for a unit (a person, or a record that was copied) that is at several clients.
 
     Under the secure sum the contributions of all n clients enter one sum with one noise. Their
-    draws are independent, so the unit is absent from a sum with probability :math:`(1-q)^n`, and
-    changes it by at most :math:`n` times the norm otherwise: one event with
+    draws are independent, so k contributions meet in a sum with the binomial probability of k draws
+    of n: see `mixture_epsilon`. Where that is not proved (too little noise, unknown dimension), and
+    where it is lower, one event with
 
     .. math:: q' = 1 - (1 - q)^n, \qquad l_i' = n\, l_i, \qquad \beta' = n \beta
 
-    at ``delta`` itself. The sum of the clients' epsilons is *not* a bound there. It is one where
-    every client adds all noise itself: :math:`\varepsilon' = n \varepsilon`,
+    is the price, at ``delta`` itself. The sum of the clients' epsilons is *not* a bound there. It
+    is one where every client adds all noise itself: :math:`\varepsilon' = n \varepsilon`,
     :math:`\delta' = n \delta`. ``events`` are those for a unit at one client, of one kind of noise.
 
     Guarantees
     ----------
-    Given which clients drew the unit, the sum is shifted by a fixed vector of norm n l at most, and
-    the hockey-stick divergence is jointly convex; ``docs/accounting.md`` has the proof.
+    Given which clients drew the unit, the sum is shifted by a fixed vector of norm k l at most.
+    Both figures are upper bounds; ``docs/accounting.md`` has the proofs.
     """
     check_whole("clients", clients, 1)
     words = f"a unit may be at {clients} clients"
-    shared = [_at_clients(event, clients) for event in events if isinstance(event, SampledSkellam)]
-    if not shared:
+    alone = [event for event in events if isinstance(event, SampledSkellam)]
+    if not alone:
         return Combined(clients * epsilon(events, delta), clients * delta, (words, _SHARED))
-    if len(shared) < len(events):
+    if len(alone) < len(events):
         raise ConfigError("noise of the sum and of single clients is not priced together here")
-    return Combined(epsilon(shared, delta), delta, (words, _SHARED))
+    found = epsilon([_at_clients(event, clients) for event in alone], delta)
+    if clients > 1:
+        mixture = mixture_epsilon(alone, clients, delta, found)
+        found = found if mixture is None else mixture
+    return Combined(found, delta, (words, _SHARED))
 
 
 def _at_clients(event: SampledSkellam, clients: int) -> SampledSkellam:

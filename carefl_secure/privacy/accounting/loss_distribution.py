@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from scipy import fft
 from scipy.optimize import minimize_scalar
+from scipy.stats import binom
 
 from carefl_secure.privacy.accounting.events import SampledGaussian
 
@@ -37,7 +38,7 @@ _LARGEST_EXPONENT = 600.0
 _MOST_NOISE = 1e8  # more is priced as this, which is an upper bound
 
 
-def usable_grid(events: Sequence[SampledGaussian], grid: float) -> float:
+def usable_grid(events: Sequence[SampledGaussian], grid: float, clients: int = 1) -> float:
     """Choose the step of the losses: at most ``grid``, and finer than one sum's usual loss.
 
     A step above the loss of one sum overstates strong budgets over many rounds; losses beyond 10
@@ -45,17 +46,29 @@ def usable_grid(events: Sequence[SampledGaussian], grid: float) -> float:
     histories meet the same grids.
     """
     spreads = [
-        math.log1p(e.sample_rate**2 * math.expm1(min(1.0 / e.noise_multiplier**2, 700.0)))
+        math.log1p(
+            min(1.0, clients * e.sample_rate) ** 2
+            * math.expm1(min(1.0 / e.noise_multiplier**2, 700.0))
+        )
         for e in events
     ]
     total = math.fsum(e.count * s for e, s in zip(events, spreads, strict=True))
     each = math.fsum(e.count * math.sqrt(s) for e, s in zip(events, spreads, strict=True))
-    largest = max(0.5 / e.noise_multiplier**2 for e in events)
+    largest = max(0.5 * (clients / e.noise_multiplier) ** 2 for e in events)
     wanted = max(min(grid, 0.5 * total / each), grid * max(largest, total) / 10.0, grid / 2**20)
     return grid * 2.0 ** math.floor(math.log2(wanted / grid))
 
 
-def composed_epsilon(events: Sequence[SampledGaussian], delta: float, grid: float) -> float:
+def _weights(rate: float, clients: int) -> _Vector:
+    """Return the binomial chances that a unit is drawn at 0, 1, ... of its clients."""
+    if clients == 1:
+        return np.array([1.0 - rate, rate])
+    return np.asarray(binom.pmf(np.arange(clients + 1), clients, min(1.0, rate * (1.0 + 1e-12))))
+
+
+def composed_epsilon(
+    events: Sequence[SampledGaussian], delta: float, grid: float, clients: int = 1
+) -> float:
     r"""Return the epsilon of a Gaussian history, add or remove one, floating point included.
 
     With :math:`q = e^{K(\lambda) - \lambda x}\,\tilde q(x)` the composed distribution, :math:`K`
@@ -66,7 +79,8 @@ def composed_epsilon(events: Sequence[SampledGaussian], delta: float, grid: floa
         + e^{K(\lambda) - \lambda\varepsilon} E + \text{tails}
 
     Infinity where losses that have no bound are likelier than ``delta``. ``events`` holds each
-    different event once, at least one; ``grid`` is the largest step of the discrete losses.
+    different event once, at least one; ``grid`` is the largest step of the discrete losses. A unit
+    held by n ``clients`` shifts a sum by k norms with the binomial probability of k draws of n.
 
     Guarantees
     ----------
@@ -78,8 +92,8 @@ def composed_epsilon(events: Sequence[SampledGaussian], delta: float, grid: floa
         dataclasses.replace(e, noise_multiplier=min(e.noise_multiplier, _MOST_NOISE))
         for e in events
     ]
-    step = usable_grid(events, grid)
-    pairs = [_discretised(event.sample_rate, event.noise_multiplier, step) for event in events]
+    step = usable_grid(events, grid, clients)
+    pairs = [_discretised(e.sample_rate, e.noise_multiplier, step, clients) for e in events]
     counts = [event.count for event in events]
     removed = _Composition(step, tuple(pair[0] for pair in pairs), tuple(counts))
     found = removed.epsilon(delta)
@@ -99,14 +113,24 @@ class _Losses:
 
 
 @functools.lru_cache(maxsize=16)
-def _discretised(rate: float, noise_multiplier: float, step: float) -> tuple[_Losses, _Losses]:
+def _discretised(
+    rate: float, noise_multiplier: float, step: float, clients: int
+) -> tuple[_Losses, _Losses]:
     # imported here because it takes half a second that most commands never need
     from dp_accounting.pld import privacy_loss_distribution
 
     with _quiet():
-        found = privacy_loss_distribution.from_gaussian_mechanism(
-            noise_multiplier, value_discretization_interval=step, sampling_prob=rate
-        )
+        if clients == 1:
+            found = privacy_loss_distribution.from_gaussian_mechanism(
+                noise_multiplier, value_discretization_interval=step, sampling_prob=rate
+            )
+        else:
+            found = privacy_loss_distribution.from_mixture_gaussian_mechanism(
+                noise_multiplier,
+                range(clients + 1),
+                _weights(rate, clients),
+                value_discretization_interval=step,
+            )
     removed = _losses(found._pmf_remove)
     same = found._pmf_add is found._pmf_remove
     return removed, removed if same else _losses(found._pmf_add)
@@ -153,6 +177,8 @@ class _Composition:
         losses, tilted = losses[used], tilted[used]
         if not losses.size:
             return 0.0
+        if losses[-1] - losses[0] > 2.0 * _LARGEST_EXPONENT:
+            return math.inf  # exponentials of the losses would overflow
         weight = np.exp(np.minimum(centre - tilt * losses, _LARGEST_EXPONENT))
         growth = np.exp(losses - 0.5 * (losses[0] + losses[-1]))
         # masses above each loss, and the same divided by their growth, added from the top
