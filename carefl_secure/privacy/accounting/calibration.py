@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import numpy as np
-from scipy.optimize import brentq
 
 from carefl_secure.errors import BudgetExceededError, ConfigError
 from carefl_secure.privacy.accounting.accountant import coarse_epsilon, epsilon, rdp_epsilon
@@ -80,7 +79,7 @@ def calibrate_noise(
     # each account is slower and closer than the one before it, and starts where that one ended
     for account, step, closeness in (
         (rdp_epsilon, 1.0, 0.02),
-        (coarse_epsilon, 0.05, 2e-3),
+        (coarse_epsilon, 0.05, _CLOSENESS),
         (epsilon, 2e-3, _CLOSENESS),
     ):
         if account is rdp_epsilon and rdp_epsilon(history, delta) >= target - floor:
@@ -129,5 +128,7 @@ def _search(
     if value < 0.0 and opposite < 0.0:
         raise ConfigError(f"epsilon {target:g} asks for next to no noise; choose a smaller one")
     if value != 0.0 != opposite:
+        from scipy.optimize import brentq  # imported late, as most commands never need it
+
         brentq(log_excess, here, other, xtol=1e-7, rtol=1e-10)
     return math.exp(min(kept))

@@ -18,9 +18,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-from scipy import fft
-from scipy.optimize import minimize_scalar
-from scipy.stats import binom
 
 from carefl_secure.privacy.accounting.events import SampledGaussian
 
@@ -61,9 +58,11 @@ def usable_grid(events: Sequence[SampledGaussian], grid: float, clients: int = 1
 
 def _weights(rate: float, clients: int) -> _Vector:
     """Return the binomial chances that a unit is drawn at 0, 1, ... of its clients."""
-    if clients == 1:
-        return np.array([1.0 - rate, rate])
-    return np.asarray(binom.pmf(np.arange(clients + 1), clients, min(1.0, rate * (1.0 + 1e-12))))
+    drawn = min(1.0, rate * (1.0 + 1e-12))  # never below the true chance of many draws
+    weights = np.ones(1)
+    for _ in range(clients):
+        weights = np.convolve(weights, [1.0 - drawn, drawn])
+    return weights
 
 
 def composed_epsilon(
@@ -208,6 +207,8 @@ class _Composition:
 
     def _best_tilt(self, delta: float) -> float:
         """Return the tilt of the best Chernoff bound; any positive one is valid."""
+        from scipy.optimize import minimize_scalar  # imported late, as most commands never need it
+
         found = minimize_scalar(
             lambda x: (self._cumulant(math.exp(x)) - math.log(delta)) * math.exp(-x),
             bounds=_LOG_TILT,
@@ -218,6 +219,8 @@ class _Composition:
 
     def _window(self, tilt: float, centre: float) -> tuple[int, int]:
         """Return first place and length of a window that holds all tilted mass but ``e^-40``."""
+        from scipy import fft
+
         small = 1e-3 * tilt
         curvature = self._cumulant(tilt + small) - 2.0 * centre + self._cumulant(tilt - small)
         natural = math.sqrt(2.0 * _TAIL * small**2 / max(curvature, 1e-30 * small**2))
@@ -232,6 +235,8 @@ class _Composition:
 
     def _tilted(self, tilt: float, start: int, size: int) -> tuple[_Vector, float]:
         """Compose the tilted distributions; return them and a bound on the rounding."""
+        from scipy import fft
+
         whole, relative = np.ones(size // 2 + 1, dtype=np.complex128), np.zeros(size // 2 + 1)
         parts = zip(self._counts, self._parts, self._logs, self._values, strict=True)
         for n, part, logs, values in parts:
