@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol, TypeVar
 
-__all__ = ["Reporter", "SilentReporter"]
+__all__ = ["Reporter", "SilentReporter", "tracked"]
+
+One = TypeVar("One")
 
 
 class Reporter(Protocol):
@@ -44,3 +46,12 @@ class SilentReporter:
 
     def round(self, row: Mapping[str, float | int | str]) -> None:
         """Ignore the figures."""
+
+
+def tracked(items: Sequence[One], reporter: Reporter, task: str) -> Iterator[One]:
+    """Yield every item, and report each as a step of a task."""
+    reporter.start(task, len(items))
+    for item in items:
+        yield item
+        reporter.advance(task)
+    reporter.finish(task)

@@ -15,6 +15,7 @@ __all__ = [
     "COMPOUND",
     "COMPOUND_TO_CEXPR",
     "EMOTIC",
+    "FER",
     "PUBLISHED_SPACES",
     "SPACES",
     "label_space",
@@ -100,6 +101,11 @@ CEXPR = LabelSpace(
 )
 """The seven classes of the C-EXPR-DB challenge, from 0; its id 7, Other, is never scored."""
 
+FER = LabelSpace(
+    "fer2013", ("Angry", "Disgust", "Fear", "Happy", "Sad", "Surprise", "Neutral"), multi=False
+)
+"""The seven classes of FER-2013 in the order of its table, from 0."""
+
 BASIC_TO_CAERS: Mapping[int, int] = {0: 6, 1: 2, 2: 1, 3: 3, 4: 5, 5: 0, 6: 4}
 """From an id of :data:`BASIC` to the id of the same expression in :data:`CAERS`."""
 
@@ -113,7 +119,10 @@ COMPOUND_TO_CEXPR: Mapping[int, int] = {
 SPACES = {space.name: space for space in (EMOTIC, BASIC, COMPOUND)}
 """The spaces of the embedded corpus; the tokenizer of the embedded model is made from them."""
 
-PUBLISHED_SPACES: Mapping[str, LabelSpace] = {**SPACES, CAERS.name: CAERS, CEXPR.name: CEXPR}
+PUBLISHED_SPACES: Mapping[str, LabelSpace] = {
+    **SPACES,
+    **{space.name: space for space in (CAERS, CEXPR, FER)},
+}
 """The spaces of all published corpora."""
 
 

@@ -15,12 +15,13 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Literal
 
-from carefl_secure.data.corpora import caers, cexpr, image_folder, ncaers, rafdb
-from carefl_secure.data.corpora.base import CorpusFormat, ReadOptions
+from carefl_secure.data.corpora import caers, cexpr, fer2013, image_folder, ncaers, rafdb
+from carefl_secure.data.corpora.base import CorpusFormat, FileCorpus, ReadOptions
 from carefl_secure.data.corpora.emotic import archive, mat, table
 from carefl_secure.data.deduplication.duplicates import drop_shared
 from carefl_secure.data.deduplication.image_hashes import hash_images
 from carefl_secure.data.label_spaces import PUBLISHED_SPACES
+from carefl_secure.data.readers.inventory import count_unused
 from carefl_secure.data.records import Corpus
 from carefl_secure.errors import ConfigError, DataError
 
@@ -49,6 +50,7 @@ FORMATS: Mapping[str, CorpusFormat] = {
         rafdb.FORMAT,
         rafdb.FOLDERS_FORMAT,
         cexpr.FORMAT,
+        fer2013.FORMAT,
         image_folder.FORMAT,
     )
 }
@@ -200,6 +202,10 @@ def open_corpus(
             "leave data.words out"
         )
     corpora = dict(layout.format.load(path, replace(options, task=task, view=view)))
+    if layout.format.annotation:
+        files = [one for one in corpora.values() if isinstance(one, FileCorpus)]
+        used = {name for one in files for name in one.named}
+        count_unused(path, used, layout.format.annotation, files[0].skipped)
     if disjoint != "no":
         hashes = {name: hash_images(corpus, options.reporter) for name, corpus in corpora.items()}
         kept, skipped = drop_shared(corpora, hashes, near=disjoint == "near")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,10 +10,16 @@ import numpy as np
 import numpy.typing as npt
 
 from carefl_secure.config import Config
-from carefl_secure.data.checks.examine import examine, skipped_of
+from carefl_secure.data.checks.examine import examine, restrict, skipped_of
 from carefl_secure.data.checks.summary import counts_line
 from carefl_secure.data.corpora.base import FileCorpus, ReadOptions
-from carefl_secure.data.deduplication.policy import Deduplicated, deduplicate, equal_records
+from carefl_secure.data.deduplication.policy import (
+    Deduplicated,
+    deduplicate,
+    equal_records,
+    exposed,
+    near_records,
+)
 from carefl_secure.data.label_spaces import PUBLISHED_SPACES
 from carefl_secure.data.open_corpus import open_corpus
 from carefl_secure.data.partition import partition
@@ -49,7 +56,7 @@ class Corpora:
     fitted on ``open``: on the embedded corpus drawn separately, with the private annotators'
     habits, otherwise ``public``. ``shares`` are disjoint indices into ``private``, one int64 array
     per client. ``duplicates`` says what was done about equal images, empty for the embedded corpus;
-    ``equal`` groups the private records that show equal images.
+    ``equal`` groups the private records that show equal images, ``near`` pairs nearly equal ones.
     """
 
     private: Corpus
@@ -58,7 +65,8 @@ class Corpora:
     open: Corpus
     shares: list[npt.NDArray[np.int64]]
     duplicates: str = ""
-    equal: tuple[tuple[int, ...], ...] = ()
+    equal: Sequence[Sequence[int]] = ()
+    near: Sequence[Sequence[int]] = ()
 
 
 def declared_space(config: Config) -> LabelSpace | None:
@@ -172,13 +180,15 @@ def _read(config: Config, reporter: Reporter) -> Corpora:
     parts, found = read_folder(config, reporter)
     chosen = "all" if "all" in parts else "train"
     whole = _labelled(parts.get(chosen), path)
+    marks = found.found.hashes[chosen]
+    if isinstance(whole, Subset) and whole is not parts[chosen]:
+        marks = restrict(parts[chosen], marks, whole.indices)[1]
     public, test = config.data.public_fraction, config.data.test_fraction
     scored = parts.get("test") or parts.get("val")
     shares = {"private": 1.0 - public - test, "public": public, "test": test}
     if scored is not None:
         shares = {"private": 1.0 - public, "public": public}
-    equal = [] if whole is not parts[chosen] else equal_records(found.found.hashes[chosen])
-    cut = split(whole, shares, config.data.seed, equal)
+    cut = split(whole, shares, config.data.seed, equal_records(marks))
     for name, indices in cut.items():
         if not indices:
             raise DataError(
@@ -194,9 +204,18 @@ def _read(config: Config, reporter: Reporter) -> Corpora:
     reporter.note(counts_line(used, skipped, str(path)))
     if found.repeated or found.shared:
         reporter.note(str(found))
-    place = {index: at for at, index in enumerate(cut["private"])}
-    same = tuple(tuple(place[i] for i in group if i in place) for group in equal)
-    return Corpora(made["private"], made["public"], last, made["public"], [], str(found), same)
+    held = {name: restrict(whole, marks, indices)[1] for name, indices in cut.items()}
+    shown = [*held["public"], *held.get("test", ())]
+    if scored is not None:
+        shown += found.found.hashes["test" if "test" in parts else "val"]
+    if open_too := exposed(held["private"], shown):
+        reporter.note(
+            f"warning: {open_too} private images are nearly equal to public or scored ones, which "
+            "no noise covers"
+        )
+    equal, near = equal_records(held["private"]), near_records(held["private"])
+    public_part = made["public"]
+    return Corpora(made["private"], public_part, last, public_part, [], str(found), equal, near)
 
 
 def _labelled(corpus: Corpus | None, path: Path) -> Corpus:

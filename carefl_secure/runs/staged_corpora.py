@@ -76,11 +76,13 @@ def _warn(found: Corpora, shares: Shares, reporter: Reporter) -> None:
     """Say what of a folder's records weakens the promise or the scores."""
     for line in warnings(found.private, found.test, shares):
         reporter.note(line)
-    if twice := held_twice(found.equal, [share.tolist() for share in shares]):
-        reporter.note(
-            f"warning: {twice} images are held by several clients: the promise covers each "
-            "copy on its own, not all copies of one image together"
-        )
+    held = [share.tolist() for share in shares]
+    for groups, what in ((found.equal, "images"), (found.near, "pairs of nearly equal images")):
+        if twice := held_twice(groups, held):
+            reporter.note(
+                f"warning: {twice} {what} are held by several clients: the promise covers each "
+                "copy on its own, not all copies of one image together"
+            )
 
 
 def _share_once(config: Config, found: Sequence[Corpora]) -> list[Shares]:

@@ -38,7 +38,7 @@ def test_the_published_map_from_rafdb_compound_to_cexpr() -> None:
 
 def test_the_embedded_tokenizer_still_sees_the_words_it_was_made_from() -> None:
     assert list(SPACES) == ["emotic", "basic", "compound"]
-    assert list(PUBLISHED_SPACES) == [*SPACES, "caers", "cexpr"]
+    assert list(PUBLISHED_SPACES) == [*SPACES, "caers", "cexpr", "fer2013"]
     assert label_space("basic") is BASIC
     with pytest.raises(ConfigError, match="unknown label space"):
         label_space("caers")

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from carefl_secure.data.checks.examine import skipped_of
 from carefl_secure.data.corpora.base import CorpusFormat, ReadOptions
 from carefl_secure.data.label_spaces import BASIC, CAERS, COMPOUND
 from carefl_secure.data.open_corpus import FORMATS, detect, open_corpus
@@ -33,6 +34,8 @@ def build(make: Any, kind: str) -> Path:
         make.picture(root / "train" / "1" / "train_00001_aligned.jpg")
     elif kind == "cexpr":
         make.frames("C-EXPR-DB-CHALLENGE", "01", 2)
+    elif kind == "fer2013":
+        make.text(root / "fer2013.csv", "emotion,pixels,Usage\n6,0 9 8 7,Training\n")
     else:
         make.picture(root / "happy" / "1.jpg")
     return root
@@ -49,6 +52,22 @@ def test_every_layout_is_recognised_and_opened(make: Any, kind: str) -> None:
         assert corpus.image(0).mode == "RGB"
         assert targets(corpus).shape == (len(corpus.records), len(corpus.space.labels))
         assert len({r.key for r in corpus.records}) == len(corpus.records)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_every_other_file_is_counted_with_a_reason(make: Any, kind: str) -> None:
+    root = build(make, kind)
+    before = skipped_of(next(iter(open_corpus(root).values()))).total
+    make.text(root / "README.md", "read me")
+    make.text(root / "more" / ".git" / "config", "x")
+    make.text(root / "._notes", "x")
+    if kind not in ("imagefolder", "fer2013"):  # where they would be records, or are refused
+        make.picture(root / "more" / "1.jpg")
+        make.text(root / "more" / "images.zip", "x")
+        make.text(root / "more" / "clip.mp4", "x")
+    after = skipped_of(next(iter(open_corpus(root).values())))
+    assert after.total - before == (3 if kind in ("imagefolder", "fer2013") else 6)
+    assert all(after.examples(reason) for reason in after.dropped)
 
 
 def test_nothing_known_says_what_was_looked_for(tmp_path: Path) -> None:

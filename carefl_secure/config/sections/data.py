@@ -32,7 +32,7 @@ class DataConfig(Section):
         description="what is done about equal images: refuse those in two splits, drop all but "
         "the first, or keep all",
     )
-    labels: Literal["auto", "emotic", "basic", "compound", "caers", "cexpr"] = Field(
+    labels: Literal["auto", "emotic", "basic", "compound", "caers", "cexpr", "fer2013"] = Field(
         default="auto", description="label space; auto takes that of the corpus"
     )
     words: tuple[str, ...] | None = Field(

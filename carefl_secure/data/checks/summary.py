@@ -34,7 +34,15 @@ def warnings(private: Corpus, test: Corpus, shares: Sequence[Sized]) -> list[str
     known, scored = label_counts(private), label_counts(test)
     rare = [f"{label} ({n})" for label, n in known.items() if 0 < n < len(shares)]
     unseen = [label for label, n in scored.items() if n and not known.get(label)]
+    persons = {r.subject for r in private.records} & {r.subject for r in test.records} - {None}
     out = []
+    if persons:
+        out.append(
+            f"warning: {len(persons)} subjects of private records are in the test split too, "
+            "which no noise covers"
+        )
+    if sum(map(bool, known.values())) == 1:
+        out.append("warning: all private records carry one and the same label")
     if rare:
         out.append(
             f"warning: fewer private records than the {len(shares)} clients have the label "

@@ -60,6 +60,9 @@ class CorpusFormat:
         Returns the splits by name.
     views, splits : tuple of str
         The values of ``data.view``, the default first; the splits of a complete copy.
+    annotation : tuple of str
+        Patterns of the files that annotate the images, below the root and in lower case. Of a
+        published corpus every other file that is no record is counted as skipped.
     own_labels : bool
         Whether labels come from the folder itself rather than from a published list.
     """
@@ -70,6 +73,7 @@ class CorpusFormat:
     load: Callable[[Path, ReadOptions], Mapping[str, Corpus]]
     views: tuple[str, ...] = ()
     splits: tuple[str, ...] = ()
+    annotation: tuple[str, ...] = ()
     own_labels: bool = False
 
 
@@ -81,7 +85,8 @@ class FileCorpus:
     annotation with one row per record, NaN where there is none: ``vad`` [N, 3] of EMOTIC on its
     scale of 1 to 10, ``landmarks`` [N, 5, 2] of RAF-DB in pixels. ``stated`` counts the images,
     persons, rows or clips that the annotation names, left out or not. ``subjects_are`` says what a
-    subject is: a ``person``, or the ``video`` of a frame.
+    subject is: a ``person``, or the ``video`` of a frame. ``named`` are the files that records were
+    read from, or left out for a reason that ``skipped`` counts.
     """
 
     name: str
@@ -92,6 +97,7 @@ class FileCorpus:
     extras: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict, compare=False)
     stated: Mapping[str, int] = field(default_factory=dict, compare=False)
     subjects_are: str = "person"
+    named: frozenset[str] = field(default_factory=frozenset, compare=False)
 
     def image(self, index: int) -> Image.Image:
         """Return the RGB image of one record; raise `DataError` if its file is incomplete."""
@@ -117,9 +123,11 @@ class SplitBuilder:
         self._sources: list[ImageSource] = []
         self._extras: dict[str, list[npt.ArrayLike]] = {}
         self._sizes: dict[Path, tuple[int, int] | str] = {}
+        self.named: set[str] = set()
 
     def size(self, path: Path, key: str) -> tuple[int, int] | None:
         """Return the size of an image file; count a drop where it is missing or broken."""
+        self.named.add(str(path))
         if path not in self._sizes:
             self._sizes[path] = self._look(path)
         found = self._sizes[path]
@@ -138,6 +146,7 @@ class SplitBuilder:
 
     def usable(self, source: ImageSource, key: str) -> bool:
         """Tell whether the file of an image is there; count a drop if not."""
+        self.named.add(str(source.path))
         if not source.path.is_file():
             self.skipped.drop("image missing", key)
             return False
@@ -154,6 +163,7 @@ class SplitBuilder:
 
     def add(self, record: Record, picture: ImageSource, **extras: npt.ArrayLike) -> None:
         """Take a record in; every record of a corpus has the same extras."""
+        self.named.add(str(picture.path))
         self._records.append(record)
         self._sources.append(picture)
         for name, row in extras.items():
@@ -177,4 +187,5 @@ class SplitBuilder:
             {name: np.asarray(rows, np.float32) for name, rows in self._extras.items()},
             self.stated,
             subjects_are,
+            frozenset(self.named),
         )

@@ -249,12 +249,6 @@ def load_caers(
         if split in lists:
             builder.stated["rows"] = len(kept) + builder.skipped.total
         corpora[split] = take_frames(builder, kept, view, clips, reporter or SilentReporter())
-    for split, frames in disk.items():
-        if split in lists and split in corpora:
-            rest = [frame.key for frame in frames if frame.key not in taken[split]]
-            if rest:
-                reason = "images that no list names, or whose row was left out"
-                corpora[split].skipped.remark(reason, rest[0], len(rest))
     return corpora
 
 
@@ -265,4 +259,5 @@ FORMAT = CorpusFormat(
     load=lambda root, how: load_caers(root, view=as_view(how.view), reporter=how.reporter),
     views=("image", "face"),
     splits=("train", "test"),
+    annotation=("*train.txt", "*val.txt", "*test.txt", "*clips.csv"),
 )

@@ -275,4 +275,5 @@ FORMAT = CorpusFormat(
     "C-EXPR-DB: cropped_aligned/VIDEO/frame-N, folds/split-K/train.txt, or C-EXPR-DB/videos",
     tasks=lambda root, named: ("cexpr",) if named or cexpr_bases(root) else (),
     load=lambda root, how: load_cexpr(root, fold=how.fold, every=how.every, reporter=how.reporter),
+    annotation=("*folds/*.txt", "*annotation/*.csv"),
 )

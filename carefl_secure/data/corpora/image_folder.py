@@ -18,6 +18,7 @@ holds its images. Splits are folders above either of the two.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,20 +42,40 @@ def _derive(parts: Sequence[Part], name: str) -> LabelSpace:
     several = any(row.several for part in parts for row in part.rows)
     for word in words:
         _refuse_list(word, words, several, name)
+    if twice := _spelled_twice(words):
+        raise LabelError(
+            f"the labels {twice[0]!r} and {twice[1]!r} of {name} differ in case or blanks alone; "
+            "spell them alike"
+        )
+    return LabelSpace(name, tuple(words), several)
+
+
+def _spelled_twice(words: Sequence[str]) -> tuple[str, str] | None:
+    """Return two words that differ in case, blanks or signs without ink alone."""
     spelled: dict[str, str] = {}
     for word in words:
-        other = spelled.setdefault(" ".join(word.casefold().split()), word)
-        if other != word:
-            raise LabelError(
-                f"the labels {other!r} and {word!r} of {name} differ in case or blanks alone; "
-                "spell them alike"
-            )
-    return LabelSpace(name, tuple(words), several)
+        shown = "".join(c for c in unicodedata.normalize("NFKC", word) if c.isprintable())
+        bare = " ".join(shown.casefold().replace("_", " ").replace("-", " ").split())
+        if (other := spelled.setdefault(bare, word)) != word:
+            return other, word
+    return None
+
+
+def _check_subjects(parts: Sequence[Part]) -> None:
+    """Refuse two spellings of one person, who would count, and be protected, as two."""
+    persons = {row.subject for part in parts for row in part.rows if row.subject is not None}
+    if twice := _spelled_twice(sorted(persons)):
+        raise DataError(
+            f"the subjects {twice[0]!r} and {twice[1]!r} differ in case or blanks alone; spell "
+            "one person alike, or tell two persons apart by more"
+        )
 
 
 def _refuse_list(word: str, words: Sequence[str], several: bool, name: str) -> None:
     """Refuse a label that is a list, or that other labels make up."""
     signs = [",", ";", "|", "/", "+", "&", "\t", "\n", *([" "] if several else [])]
+    if not word.isprintable() and any(unicodedata.category(sign) == "Cc" for sign in word):
+        raise LabelError(f"the label {word!r} of {name} holds a control character; rename it")
     parts = [[label_word(part) for part in word.split(sign)] for sign in signs if sign in word]
     if _LIST.fullmatch(word) or any(set(made) <= set(words) for made in parts):
         raise LabelError(
@@ -135,11 +156,15 @@ def load_imagefolder(
     empty = [part.name for part in parts if not part.rows]
     if not parts or empty:
         where = f"the split {empty[0]} of {path}" if parts and empty[0] != "all" else path
+        inventory.count(())
+        left = ", ".join(f"{count} x {why}" for why, count in inventory.skipped.dropped.items())
         raise DataError(
-            f"{where} holds no images; put them into one folder per label, or add a metadata.jsonl"
+            f"{where} holds no images{f' (skipped: {left})' if left else ''}; put them into one "
+            "folder per label, or add a metadata.jsonl"
         )
     if len({row.several for part in parts for row in part.rows}) > 1:
         raise DataError(f"{path} uses 'label' in some rows and 'labels' in others; use one")
+    _check_subjects(parts)
     name = path.resolve().name
     space = space or _derive(parts, name)
     if not space.labels:
@@ -148,6 +173,7 @@ def load_imagefolder(
     built = {
         part.name: _build(part, inventory, images, space, name, drop_undeclared) for part in parts
     }
+    inventory.count({row.file_name for part in parts for row in part.rows})
     next(iter(built.values())).skipped.merge(inventory.skipped)
     return {name: one.corpus("label its images") for name, one in built.items()}
 

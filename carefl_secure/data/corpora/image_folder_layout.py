@@ -6,9 +6,10 @@ Names of splits are those of the ``datasets`` library. Contradictory layouts are
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from unicodedata import normalize
 
 from carefl_secure.data.label_spaces import PUBLISHED_SPACES
 from carefl_secure.data.readers.inventory import Inventory
@@ -86,17 +87,20 @@ def _described(inventory: Inventory) -> dict[str, list[Row]]:
     """Return the rows of all metadata files by folder, with names relative to the root."""
     found: dict[str, list[Row]] = {}
     owner: dict[str, str] = {}
+    # A Mac writes names in Unicode form D, other systems in form C.
+    forms = {normalize("NFC", image): image for image in inventory.images}
+    exact = frozenset(inventory.images)
     for name in inventory.metadata:
         folder = name.rpartition("/")[0]
         if folder in found:
             raise DataError(
                 f"{inventory.root / folder} holds metadata.jsonl and metadata.csv; keep one of them"
             )
-        below = PurePosixPath(folder)
-        rows = [
-            replace(row, file_name=str(below / row.file_name))
-            for row in read_metadata(inventory.root / name, name)
-        ]
+        rows = []
+        for row in read_metadata(inventory.root / name, name):
+            image = str(PurePosixPath(folder) / row.file_name)
+            image = image if image in exact else forms.get(normalize("NFC", image), image)
+            rows.append(replace(row, file_name=image))
         for image in {row.file_name for row in rows}:
             if owner.setdefault(image, name) != name:
                 raise DataError(
@@ -151,28 +155,38 @@ def _classes(
                 "LABEL/IMAGE, or SPLIT/LABEL/IMAGE with folders such as train and test; with "
                 "data.partition=folder there is a folder for each client above the labels"
             )
-        rows.append(Row(image, (parts[0],), False, None, {}, None, image))
+        label = normalize("NFC", parts[0])
+        rows.append(Row(image, (label,), False, None, {}, None, image))
     if len(stray) > max(1, _MOST_STRAY * len(images)) or (stray and not rows):
         raise DataError(
             f"{len(stray)} of {len(images)} images, such as {inventory.root / stray[0]}, do not "
             "stand in a class folder and no metadata file is there to label them; put them into "
             "one folder per label, or add a metadata.jsonl"
         )
-    for image in stray:
-        inventory.skipped.drop("image outside the class folders", image)
+    inventory.left.update(dict.fromkeys(stray, "image outside the class folders"))
     return rows
 
 
 def _by_column(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Cut rows by a column ``split``, where every row names one."""
-    names = [split_name(row.attributes.get("split", "")) for row in rows]
-    if not rows or None in names:
+    """Cut rows by a column ``split``, where it names splits; then every row must name one."""
+    names = [_stated_split(row) for row in rows]
+    if not any(names):
         return {}
+    for row, name in zip(rows, names, strict=True):
+        if name is None:
+            raise DataError(
+                f"{row.origin} names the split {row.attributes.get('split')!r} where other rows "
+                "name train, val or test; name one of them in every row"
+            )
     return {
         split: [row for row, name in zip(rows, names, strict=True) if name == split]
         for split in ("train", "val", "test")
         if split in names
     }
+
+
+def _stated_split(row: Row) -> str | None:
+    return split_name(row.attributes.get("split", ""))
 
 
 def read_layout(inventory: Inventory, by_client: bool = False) -> list[Part]:
@@ -188,40 +202,47 @@ def read_layout(inventory: Inventory, by_client: bool = False) -> list[Part]:
     folders = _split_folders(inventory, prefix)
     if not described:
         inventory.refuse_unread_labels()
-    else:
-        for table in inventory.tables:
-            inventory.skipped.drop("not an image", table)
+    elif missing := [
+        i for i in images if not _covered(i, described) and i[len(prefix) :].count("/")
+    ]:
+        raise DataError(
+            f"{root / missing[0]} has no metadata file in its folder or above it, and other "
+            f"folders have one ({root / next(iter(described))}); describe all images, or none"
+        )
     rows = [row for part in described.values() for row in part]
-    parts = {} if folders or by_client else _by_column(rows)
+    parts = {} if folders else _by_column(rows)
+    if parts and by_client:
+        parts = {
+            name: [_at_client(row, prefix, root) for row in part] for name, part in parts.items()
+        }
     if not parts:
         for split, folder in (folders or {"all": ""}).items():
             below = f"{prefix}{folder}/" if folder else prefix
             inside = [image for image in images if image.startswith(below)]
-            covers = [
-                f
-                for f in described
-                if f"{f}/".startswith(below) or not f or below.startswith(f"{f}/")
-            ]
-            if not covers:
+            if not described:
                 parts[split] = _classes(inventory, inside, below, by_client)
-            elif missing := [i for i in inside if not _covered(i, covers)]:
-                raise DataError(
-                    f"{root / missing[0]} has no metadata file in its folder or above it, and "
-                    f"other folders have one ({root / covers[0]}); describe all images, or none"
-                )
             else:
                 parts[split] = [row for row in rows if row.file_name.startswith(below)]
+                _check_split(parts[split], split, folder)
             if by_client:
                 parts[split] = [_at_client(row, below, root) for row in parts[split]]
         for image in images:
             if folders and "/" not in image[len(prefix) :]:
-                inventory.skipped.drop("image outside the split folders", image)
+                inventory.left[image] = "image outside the split folders"
     if described:
-        named = {row.file_name for row in rows}
         for image in images:
-            if image not in named and (not folders or "/" in image):
-                inventory.skipped.drop("image that the metadata does not name", image)
+            inventory.left.setdefault(image, "image that the metadata does not name")
     return [Part(name, part) for name, part in parts.items()]
+
+
+def _check_split(rows: Sequence[Row], split: str, folder: str) -> None:
+    """Refuse a row that names another split than the folder of its image."""
+    for row in rows if folder else ():
+        if _stated_split(row) not in (None, split):
+            raise DataError(
+                f"{row.origin} names the split {row.attributes['split']}, and {row.file_name} is "
+                f"in the folder {folder}; correct one of them"
+            )
 
 
 def _at_client(row: Row, below: str, root: Path) -> Row:
@@ -234,5 +255,5 @@ def _at_client(row: Row, below: str, root: Path) -> Row:
     return replace(row, attributes={**row.attributes, "folder": client})
 
 
-def _covered(image: str, folders: Sequence[str]) -> bool:
+def _covered(image: str, folders: Iterable[str]) -> bool:
     return any(not folder or image.startswith(f"{folder}/") for folder in folders)

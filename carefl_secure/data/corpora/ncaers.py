@@ -81,4 +81,5 @@ FORMAT = CorpusFormat(
     load=lambda root, how: load_ncaers(root, view=as_view(how.view), reporter=how.reporter),
     views=("image", "face"),
     splits=SPLITS,
+    annotation=("*crop/*.txt",),
 )

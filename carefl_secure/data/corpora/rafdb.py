@@ -316,6 +316,7 @@ FORMAT = CorpusFormat(
     load=_read,
     views=("aligned", "original", "realigned"),
     splits=("train", "test"),
+    annotation=("*list_pa*tition_label.txt", "*_manu_attri.txt", "*_boundingbox.txt"),
 )
 FOLDERS_FORMAT = CorpusFormat(
     "rafdb-folders",
@@ -323,4 +324,5 @@ FOLDERS_FORMAT = CorpusFormat(
     tasks=_numbered,
     load=_read,
     splits=("train", "test"),
+    annotation=("nothing but folders",),
 )

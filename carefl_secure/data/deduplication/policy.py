@@ -7,10 +7,19 @@ from dataclasses import dataclass
 from typing import Literal
 
 from carefl_secure.data.checks.examine import Examined, restrict
-from carefl_secure.data.deduplication.image_hashes import ImageHash
+from carefl_secure.data.deduplication.duplicates import Near
+from carefl_secure.data.deduplication.image_hashes import ImageHash, near_pairs
 from carefl_secure.errors import DataError
 
-__all__ = ["Deduplicated", "Policy", "deduplicate", "equal_records", "held_twice"]
+__all__ = [
+    "Deduplicated",
+    "Policy",
+    "deduplicate",
+    "equal_records",
+    "exposed",
+    "held_twice",
+    "near_records",
+]
 
 Policy = Literal["refuse", "drop", "keep"]
 
@@ -76,9 +85,24 @@ def deduplicate(found: Examined, policy: Policy) -> Deduplicated:
 
 
 def held_twice(equal: Sequence[Sequence[int]], shares: Sequence[Sequence[int]]) -> int:
-    """Return how many groups of equal images are held by more than one client."""
+    """Return how many groups of records are held by more than one client."""
     client = {index: k for k, share in enumerate(shares) for index in share}
     return sum(len({client[index] for index in same if index in client}) > 1 for same in equal)
+
+
+def near_records(hashes: Sequence[ImageHash]) -> list[list[int]]:
+    """Return the records of every pair of images that are nearly equal, and not equal."""
+    owner = {mark.pixels: mark for mark in hashes if mark.hash is not None}
+    marks = [mark for mark in hashes if owner.get(mark.pixels) is mark]
+    pairs = near_pairs(marks).tolist() if marks else []
+    return [[*marks[a].records, *marks[b].records] for a, b in pairs]
+
+
+def exposed(private: Sequence[ImageHash], shown: Sequence[ImageHash]) -> int:
+    """Return how many private images are equal, or nearly, to one that is read without noise."""
+    alike = Near({"private": private, "shown": shown})
+    pixels = {mark.pixels for mark in shown} - {None}
+    return sum(mark.pixels in pixels or bool(alike.neighbours(mark) & pixels) for mark in private)
 
 
 def equal_records(hashes: Sequence[ImageHash]) -> list[list[int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
@@ -19,6 +19,8 @@ __all__ = [
     "TOOL_FILES",
     "TOOL_FOLDERS",
     "how_to_convert",
+    "how_to_rename",
+    "image_head",
     "image_suffixes",
     "made_by_a_tool",
     "suffix_of",
@@ -85,6 +87,9 @@ PLUGINS = {
 """Image suffixes that need a further package, and its name on PyPI."""
 
 
+_HEADS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*")
+
+
 @cache
 def image_suffixes() -> frozenset[str]:
     """Return the suffixes that Pillow opens here, plugins included, without the refused ones."""
@@ -109,10 +114,30 @@ def made_by_a_tool(name: str, folder: bool) -> bool:
     return name.startswith(".") or name.lower() in (TOOL_FOLDERS if folder else TOOL_FILES)
 
 
+def image_head(path: Path) -> bool:
+    """Tell whether a file begins as a PNG, JPEG, GIF, TIFF or WebP image does."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(12)
+    except OSError:
+        return False
+    return head.startswith(_HEADS) or (head[:4], head[8:]) == (b"RIFF", b"WEBP")
+
+
 def suffix_of(name: str) -> str:
     """Return the suffix in lower case; both parts of ``.tar.gz`` and the like."""
     ends = [end.lower() for end in PurePosixPath(name).suffixes[-2:]]
     return "".join(ends) if "".join(ends) in ARCHIVES else (ends or [""])[-1]
+
+
+def how_to_rename(name: str) -> str:
+    """Return what to do with metadata under a name that is not read."""
+    lower = PurePosixPath(name).name.lower()
+    if lower in METADATA_NAMES:
+        return f"is not read under this name; rename it to {lower}"
+    if suffix_of(lower) == ".tsv":
+        return "is not read under this name; rename it to metadata.csv"
+    return "is not read; write it as metadata.jsonl, one JSON object per line, or as metadata.csv"
 
 
 def how_to_convert(path: str, folder: str) -> str | None:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from tokenize import TokenError
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from carefl_secure.data.readers.metadata import Box
+from carefl_secure.data.readers.tables import below
 from carefl_secure.errors import DataError
 
 __all__ = [
@@ -116,40 +119,43 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn whatever Pillow raises into a `DataError` that names the file."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise DataError(f"the image {path} is missing; restore it") from error
+    except UnidentifiedImageError as error:
+        what = "it is of no known image format; replace it"
+        if path.read_bytes()[:40].startswith(b"version https://git-lfs"):
+            what = "it is a Git LFS pointer; run: git lfs pull"
+        raise DataError(f"the image {path} cannot be read: {what}") from error
+    except BROKEN as error:
+        raise DataError(f"the image {path} cannot be read: {error}; replace it") from error
+
+
 def decode(path: Path, content: bytes | None = None) -> Image.Image:
     """Read a whole image file as upright RGB: only a full read finds a truncated file.
 
     Of an animation the first frame is read. ``content`` holds the file's bytes, if already read.
     Images of more than 80 million pixels are refused.
     """
-    try:
-        with Image.open(path if content is None else io.BytesIO(content)) as image:
-            if image.width * image.height > MOST_PIXELS:
-                raise DataError(
-                    f"the image {path} has more than {MOST_PIXELS} pixels; make it smaller"
-                )
-            image.load()
-            turn = _TURN.get(_orientation(image))
-            rgb = to_rgb(image)
-            return rgb if turn is None else rgb.transpose(turn)
-    except FileNotFoundError as error:
-        raise DataError(f"the image {path} is missing; restore it") from error
-    except BROKEN as error:
-        raise DataError(f"the image {path} cannot be read: {error}; replace it") from error
+    with _reading(path), Image.open(path if content is None else io.BytesIO(content)) as image:
+        if image.width * image.height > MOST_PIXELS:
+            raise DataError(f"the image {path} has more than {MOST_PIXELS} pixels; make it smaller")
+        image.load()
+        turn = _TURN.get(_orientation(image))
+        rgb = to_rgb(image)
+        return rgb if turn is None else rgb.transpose(turn)
 
 
 def image_size(path: Path) -> tuple[int, int]:
     """Return width and height of the upright image, from the head of the file alone."""
-    try:
-        with Image.open(path) as image:
-            if image.format == "TIFF":  # Pillow has turned it already
-                return image.size
-            sideways = _orientation(image) in (5, 6, 7, 8)
-            return (image.height, image.width) if sideways else image.size
-    except FileNotFoundError as error:
-        raise DataError(f"the image {path} is missing; restore it") from error
-    except BROKEN as error:
-        raise DataError(f"the image {path} cannot be read: {error}; replace it") from error
+    with _reading(path), Image.open(path) as image:
+        # Pillow has turned a TIFF already.
+        sideways = image.format != "TIFF" and _orientation(image) in (5, 6, 7, 8)
+        return (image.height, image.width) if sideways else image.size
 
 
 def _cut(image: Image.Image, crop: Box | None) -> Image.Image:
@@ -232,20 +238,5 @@ class ImageArray:
 
 
 def place(root: Path, name: str, origin: str) -> Path:
-    """Return the file ``name`` below ``root``, refusing a name that leads out of it.
-
-    An absolute or empty name and one with ``..`` raise `DataError`, which names ``origin``, the
-    place where it was read. Both kinds of slash are accepted.
-    """
-    path = PurePosixPath(name.strip().replace("\\", "/"))
-    if (
-        not path.name
-        or path.is_absolute()
-        or PureWindowsPath(name).drive
-        or ".." in path.parts
-        or "\0" in name
-    ):
-        raise DataError(
-            f"{origin}: the file name {name!r} does not stay inside {root}; correct the annotation"
-        )
-    return root / path
+    """Return the file ``name`` below ``root``; see :func:`~.tables.below` for what is refused."""
+    return root / below(name, origin, str(root))

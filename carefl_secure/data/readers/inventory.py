@@ -8,14 +8,17 @@ from __future__ import annotations
 import os
 import tarfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from carefl_secure.data.readers.file_kinds import (
     METADATA_NAMES,
     TABLES,
     how_to_convert,
+    how_to_rename,
+    image_head,
     image_suffixes,
     made_by_a_tool,
     suffix_of,
@@ -23,8 +26,11 @@ from carefl_secure.data.readers.file_kinds import (
 from carefl_secure.data.skipped import Skipped
 from carefl_secure.errors import DataError
 
-__all__ = ["Inventory", "take_inventory"]
+__all__ = ["Inventory", "count_unused", "take_inventory"]
 
+NO_IMAGE = "not an image"
+_NO_SUFFIX = "an image whose name has no image suffix"
+_BY_A_TOOL = "a file that a tool made"
 _MOST_READ = 1 << 20  # bytes of a text file that are searched for names of images
 
 
@@ -32,45 +38,65 @@ _MOST_READ = 1 << 20  # bytes of a text file that are searched for names of imag
 class Inventory:
     """The files below a folder, as sorted paths relative to it.
 
-    ``tables`` are text files that may hold labels; ``skipped`` counts every other file, by reason.
+    ``tables`` are text files that may hold labels, ``left`` every other file with the reason why
+    it is no record. ``skipped`` counts what :meth:`count` was told is not used.
     """
 
     root: Path
     images: Sequence[str]
     metadata: Sequence[str]
     tables: Sequence[str]
+    left: dict[str, str]
     skipped: Skipped = field(compare=False)
 
     def refuse_unread_labels(self) -> None:
-        """Refuse text that names images: it may hold labels, and would not be read."""
+        """Refuse text that names images: it may hold labels, and would not be read.
+
+        A table must name one image, any other file half of them; by stems in a table alone.
+        """
         names = {PurePosixPath(image).name for image in self.images}
-        stems = {str(PurePosixPath(image).with_suffix("")) for image in self.images}
-        for table in self.tables:
-            if str(PurePosixPath(table).with_suffix("")) in stems:
-                self.skipped.drop("text about one image, not read", table)
+        stems = {PurePosixPath(image).stem for image in self.images}
+        whole = {str(PurePosixPath(image).with_suffix("")) for image in self.images}
+        for text in (*self.tables, *(name for name, why in self.left.items() if why == NO_IMAGE)):
+            if str(PurePosixPath(text).with_suffix("")) in whole:
+                self.left[text] = "text about one image, not read"
                 continue
-            named = next((word for word in _words(self.root / table) if word in names), None)
-            if named is not None:
+            words = _words(self.root / text)
+            table = suffix_of(text) in (".csv", ".tsv", ".jsonl", ".ndjson")
+            named = sorted(words & names) if text in self.tables else []
+            for known in (names, stems if table else {one for one in stems if len(one) > 2}):
+                if known and 2 * len(words & known) >= len(known):
+                    named = named or sorted(words & known)
+            if named:
                 raise DataError(
-                    f"{self.root / table} names the image {named} and may hold labels, and without "
-                    "a metadata file it would not be read; turn it into metadata.csv with the "
-                    "columns file_name and label, or move it out of the folder"
+                    f"{self.root / text} names the image {named[0]} and may hold labels, and "
+                    "without a metadata file it would not be read; turn it into metadata.csv with "
+                    "the columns file_name and label, or move it out of the folder"
                 )
-            self.skipped.drop("not an image", table)
+
+    def count(self, used: Container[str]) -> None:
+        """Count every file that is not used, by reason."""
+        for name in self.tables:
+            self.left.setdefault(name, NO_IMAGE)
+        for name, reason in self.left.items():
+            if name not in used:
+                self.skipped.drop(reason, name)
 
 
-def _words(path: Path) -> Sequence[str]:
-    """Return what may be file names in the head of a text file."""
+def _words(path: Path) -> set[str]:
+    """Return what may be file names in the head of a text file; binary files have none."""
     try:
         with path.open("rb") as file:
-            text = file.read(_MOST_READ).decode("utf-8", "replace")
+            content = file.read(_MOST_READ)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error}; make it readable or move it away") from error
+    if b"\0" in content[:1024]:
+        return set()
+    text = content.decode("utf-8", "replace")
     for sign in "\"'<>,;|\t=:[]{}()":
         text = text.replace(sign, "\n")
-    return [word.strip().replace("\\", "/").rsplit("/", 1)[-1] for word in text.split("\n")] + [
-        word.replace("\\", "/").rsplit("/", 1)[-1] for word in text.split()
-    ]
+    words = [word.strip() for word in text.split("\n")] + text.split()
+    return {word.replace("\\", "/").rsplit("/", 1)[-1] for word in words}
 
 
 class _Walk:
@@ -80,6 +106,9 @@ class _Walk:
         self.metadata: list[str] = []
         self.tables: list[str] = []
         self.archives: list[str] = []
+        self.misnamed: list[str] = []
+        self.left: dict[str, str] = {}
+        self.seen: dict[str, Path] = {}
         self.skipped = Skipped()
 
     def folder(self, prefix: str, above: frozenset[str]) -> None:
@@ -87,12 +116,19 @@ class _Walk:
         real = os.path.realpath(where)
         if real in above:
             raise DataError(f"the linked folder {where} leads back into itself; remove the link")
+        if (other := self.seen.setdefault(real, where)) != where:
+            raise DataError(
+                f"{where} and {other} are one folder by a link, and its images would count twice; "
+                "remove the link"
+            )
         try:
             entries = sorted(os.scandir(where), key=lambda entry: entry.name)
         except OSError as error:
             raise DataError(
                 f"cannot list the folder {where}: {error.strerror}; make it readable or remove it"
             ) from error
+        if not entries:
+            self.skipped.remark("an empty folder", prefix.rstrip("/") or str(where))
         for entry in entries:
             name = f"{prefix}{entry.name}"
             try:
@@ -107,7 +143,7 @@ class _Walk:
                         f"{self.root / name} is a link to {os.readlink(entry.path)}, which is not "
                         "there; restore what it leads to, or remove the link"
                     )
-                self.skipped.drop("a file that a tool made", name)
+                self.left[name] = _BY_A_TOOL
             elif entry.is_dir():
                 if made_by_a_tool(entry.name, folder=True):
                     self.tool_folder(name)
@@ -117,36 +153,35 @@ class _Walk:
                 self.file(entry, name)
 
     def tool_folder(self, name: str) -> None:
-        for _, _, files in os.walk(self.root / name):
+        for folder, _, files in os.walk(self.root / name):
             for file in files:
-                self.skipped.drop("in a folder that a tool made", file)
+                path = (Path(folder) / file).relative_to(self.root).as_posix()
+                self.left[path] = "in a folder that a tool made"
 
     def file(self, entry: os.DirEntry[str], name: str) -> None:
         lower = entry.name.lower()
         if made_by_a_tool(entry.name, folder=False):
-            self.skipped.drop("a file that a tool made", name)
-            return
-        if not entry.is_file():
-            self.skipped.drop("neither a file nor a folder", name)
+            self.left[name] = _BY_A_TOOL
+        elif not entry.is_file():
+            self.left[name] = "neither a file nor a folder"
         elif entry.name in METADATA_NAMES:
             self.metadata.append(name)
         elif lower.rsplit(".", 1)[0] == "metadata" and "." in lower:
-            fix = how_to_convert(str(self.root / name), str((self.root / name).parent))
-            right = next((one for one in METADATA_NAMES if one == lower), None)
-            raise DataError(
-                f"{self.root / name} "
-                + (fix or f"is not read under this name; rename it to {right or METADATA_NAMES[0]}")
-            )
+            self.misnamed.append(name)
         elif suffix_of(lower) in image_suffixes():
             self.images.append(name)
         elif suffix_of(lower) in TABLES:
             self.tables.append(name)
         elif how_to_convert(name, "") is None:
-            self.skipped.drop("not an image", name)
+            self.left[name] = _NO_SUFFIX if image_head(self.root / name) else NO_IMAGE
         else:
             self.archives.append(name)
 
-    def refuse_archives(self) -> None:
+    def refuse(self) -> None:
+        for name in self.misnamed:
+            path = self.root / name
+            fix = how_to_convert(str(path), str(path.parent)) or how_to_rename(name)
+            raise DataError(f"{path} {fix}")
         tails = {
             "/".join(parts[at:])
             for parts in (image.split("/") for image in self.images)
@@ -157,7 +192,7 @@ class _Walk:
             inside = _listed(path)
             if not inside or not tails.issuperset(inside):
                 raise DataError(f"{path} {how_to_convert(str(path), str(path.parent))}")
-            self.skipped.drop("an archive whose images are all unpacked", name)
+            self.left[name] = "an archive whose images are all unpacked"
 
 
 def _listed(path: Path) -> list[str]:
@@ -194,5 +229,20 @@ def take_inventory(root: Path) -> Inventory:
         raise DataError(f"{root} is not a folder; give the folder that holds the images")
     walk = _Walk(root)
     walk.folder("", frozenset())
-    walk.refuse_archives()
-    return Inventory(root, walk.images, walk.metadata, walk.tables, walk.skipped)
+    walk.refuse()
+    return Inventory(root, walk.images, walk.metadata, walk.tables, walk.left, walk.skipped)
+
+
+def count_unused(root: Path, used: Container[str], read: Sequence[str], skipped: Skipped) -> None:
+    """Count every file below a published corpus that is no record's and no annotation's.
+
+    ``used`` are whole paths; ``read`` are patterns of the annotation, below ``root`` in lower case.
+    """
+    walk = _Walk(root)
+    walk.folder("", frozenset())
+    other = "of another view, subset or list"
+    for name in (*walk.images, *walk.metadata, *walk.tables, *walk.archives, *walk.misnamed):
+        walk.left[name] = f"image {other}" if name in walk.images else f"file {other}"
+    for name, reason in walk.left.items():
+        if str(root / name) not in used and not any(fnmatchcase(name.lower(), p) for p in read):
+            skipped.drop(reason, name)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
-from carefl_secure.data.readers.tables import literal, read_text
+from carefl_secure.data.readers.tables import below, literal, read_rows, read_text
 from carefl_secure.errors import DataError, LabelError
 
 __all__ = ["NULLS", "SEPARATORS", "Box", "Row", "label_word", "read_metadata"]
@@ -49,27 +47,13 @@ def label_word(text: str) -> str:
     return unicodedata.normalize("NFC", text).strip()
 
 
-def _below(name: str, origin: str) -> str:
-    """Return a path inside the folder in POSIX form, refusing one that points out of it."""
-    path = PurePosixPath(name.replace("\\", "/"))
-    if (
-        not path.name
-        or path.is_absolute()
-        or PureWindowsPath(name).drive
-        or ".." in path.parts
-        or "\0" in name
-    ):
-        raise DataError(
-            f"{origin}: file_name {name!r} does not stay inside the folder; "
-            "write a path relative to it, without '..'"
-        )
-    return str(path)
-
-
 def _labels(row: Mapping[str, Any], origin: str) -> tuple[tuple[str, ...] | None, bool]:
     """Return the label words, and whether the row may carry several."""
     if ("label" in row) == ("labels" in row):
-        raise DataError(f"{origin}: give either 'label' (one word) or 'labels' (a list)")
+        raise DataError(
+            f"{origin}: give either 'label' (one word) or 'labels' (a list); the row has "
+            f"{', '.join(map(str, row))}"
+        )
     several = "labels" in row
     value: Any = row["labels"] if several else row["label"]
     if value is None or (isinstance(value, float) and math.isnan(value)):
@@ -79,6 +63,11 @@ def _labels(row: Mapping[str, Any], origin: str) -> tuple[tuple[str, ...] | None
         raise LabelError(
             f"{origin}: a label must be a word as text, not {value!r}; write the label's name "
             "instead of a number, 'label' for one word and 'labels' for a list of words"
+        )
+    if null := next((word for word in words if word.strip() in NULLS), None):
+        raise LabelError(
+            f"{origin}: the label {null!r} reads as no label; write null without quotes, or "
+            "another word"
         )
     return tuple(dict.fromkeys(map(label_word, words))), several
 
@@ -129,7 +118,7 @@ def _row(row: Mapping[str, Any], origin: str) -> Row:
         raise DataError(f"{origin}: a subject is a word or a whole number, not {subject!r}")
     subject = None if subject is None else str(subject).strip()
     return Row(
-        file_name=_below(name, origin),
+        file_name=below(name, origin),
         labels=labels,
         several=several,
         subject=subject or None,
@@ -162,20 +151,7 @@ def _jsonl(path: Path, name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _csv(path: Path, name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
-    rows: list[tuple[str, dict[str, str]]] = []
-    try:
-        header = [column.strip() for column in reader.fieldnames or ()]
-        if len(set(header)) != len(header):
-            raise DataError(f"{name} line 1 names a column twice; remove one of them")
-        reader.fieldnames = header
-        for cells in reader:
-            origin = f"{name} line {reader.line_num}"
-            if len(cells) != len(header) or None in cells.values():
-                raise DataError(f"{origin} does not have as many cells as the header; correct it")
-            rows.append((origin, cells))
-    except csv.Error as error:
-        raise DataError(f"{name} line {reader.line_num} is not CSV: {error}") from error
+    rows = read_rows(path, ("file_name",), name)
     separator = _separator(name, [cells["labels"] for _, cells in rows if "labels" in cells])
     alone = {label_word(cells["label"]) for _, cells in rows if "label" in cells}
     for origin, cells in rows:

@@ -6,12 +6,12 @@ import ast
 import csv
 import io
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from carefl_secure.errors import DataError
 
-__all__ = ["header", "literal", "numbers", "read_rows", "read_text"]
+__all__ = ["below", "header", "literal", "numbers", "read_rows", "read_text"]
 
 
 def read_text(path: Path) -> str:
@@ -28,22 +28,54 @@ def header(path: Path) -> list[str]:
         return next(csv.reader([file.readline()]), [])
 
 
-def read_rows(path: Path, needed: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
-    """Return the rows of a table, each with its location, refusing missing columns and cells."""
-    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
+def read_rows(
+    path: Path, needed: Sequence[str], name: str | None = None
+) -> list[tuple[str, dict[str, str]]]:
+    """Return the rows of a table, each with its location, refusing missing columns and cells.
+
+    Cells are separated by a comma, semicolon or tab, whichever makes the first line hold all
+    columns ``needed``. Blanks around column names are cut off. Errors call the file ``name``.
+    """
+    text, name = read_text(path), name or path.name
+    first = [column.strip('" \r') for column in text.partition("\n")[0].split(";")]
+    tabbed = [column.strip('" \r') for column in text.partition("\n")[0].split("\t")]
+    sign = ";" if set(needed) <= set(first) else "\t" if set(needed) <= set(tabbed) else ","
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, delimiter=sign)
     rows = []
     try:
-        missing = [name for name in needed if name not in (reader.fieldnames or ())]
-        if missing:
-            raise DataError(f"{path} lacks the column {', '.join(missing)}; make the table again")
+        header = [column.strip() for column in reader.fieldnames or ()]
+        reader.fieldnames = header
+        if missing := [column for column in needed if column not in header]:
+            raise DataError(
+                f"{name} line 1 lacks the column {', '.join(missing)}; it has "
+                f"{', '.join(header)[:200] or 'none'}"
+            )
+        if len(set(header)) != len(header):
+            raise DataError(f"{name} line 1 names a column twice; remove one of them")
         for row in reader:
-            origin = f"{path.name} line {reader.line_num}"
+            origin = f"{name} line {reader.line_num}"
             if None in row or None in row.values():
                 raise DataError(f"{origin} does not have as many cells as the header; correct it")
             rows.append((origin, row))
     except csv.Error as error:
-        raise DataError(f"{path.name} line {reader.line_num} is not CSV: {error}") from error
+        raise DataError(f"{name} line {reader.line_num} is not CSV: {error}") from error
     return rows
+
+
+def below(name: str, origin: str, folder: str = "the folder") -> str:
+    """Return a relative path in POSIX form, refusing one that leads out of its folder.
+
+    An absolute or empty name and one with ``..`` raise `DataError`, which names ``origin``, the
+    place where it was read. Both kinds of slash are accepted.
+    """
+    path = PurePosixPath(name.strip().replace("\\", "/"))
+    drive = PureWindowsPath(name).drive
+    if not path.name or path.is_absolute() or drive or ".." in path.parts or "\0" in name:
+        raise DataError(
+            f"{origin}: the file name {name!r} does not stay inside {folder}; write a path "
+            "relative to it, without '..'"
+        )
+    return str(path)
 
 
 def literal(text: str, origin: str) -> list[Any]:

@@ -133,4 +133,5 @@ FORMAT = CorpusFormat(
     load=lambda root, how: load_emotic_archive(root, view=as_view(how.view), reporter=how.reporter),
     views=("image", "person"),
     splits=SPLITS,
+    annotation=tuple(f"*annot_arrs_{split}.csv" for split in SPLITS),
 )

@@ -185,4 +185,5 @@ FORMAT = CorpusFormat(
     load=lambda root, how: load_emotic(root, view=as_view(how.view), reporter=how.reporter),
     views=("image", "person"),
     splits=SPLITS,
+    annotation=("*annotations.mat",),
 )

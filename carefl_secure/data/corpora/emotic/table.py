@@ -147,4 +147,5 @@ FORMAT = CorpusFormat(
     load=lambda root, how: load_emotic_csv(root, view=as_view(how.view), reporter=how.reporter),
     views=("image", "person"),
     splits=SPLITS,
+    annotation=tuple(f"*{split}{end}" for split in SPLITS for end in (".csv", "_cat_arr.npy")),
 )
