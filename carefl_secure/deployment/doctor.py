@@ -21,10 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 from packaging.requirements import Requirement
 
+from carefl_secure.config import load_config
 from carefl_secure.deployment.flower.processes import free_port
 from carefl_secure.deployment.provisioning.certificates import Authority
 from carefl_secure.errors import BudgetExceededError, CareflError
-from carefl_secure.federation.plan.calibrate import PlanRequest, plan_run
 from carefl_secure.federation.plan.staged import Stage
 from carefl_secure.federation.run_spec import RunSpec
 from carefl_secure.federation.server.optimizers import FedAvg
@@ -32,6 +32,7 @@ from carefl_secure.federation.server.run import run_federation
 from carefl_secure.noise import KeyStream, SkellamSampler, SystemKeySource
 from carefl_secure.privacy import Ledger
 from carefl_secure.run_folder import RunFolder
+from carefl_secure.runs.plan_from_config import plan_with
 
 __all__ = ["CHECKS", "Check", "examine"]
 
@@ -175,19 +176,10 @@ def _noise() -> str:
 
 
 def _run(folder: Path, unit: str, bad: bool = False) -> tuple[NDArray[np.float32], Path]:
-    plan = plan_run(
-        PlanRequest(
-            unit=unit,  # type: ignore[arg-type]
-            dimension=_SIZE,
-            clients=4,
-            rounds=1,
-            public_records=80,
-            sample_rate=0.999999 if unit == "none" else 0.5,
-            clipping_norm=1.0,
-            delta=1e-4,
-            target_epsilon=None if unit == "none" else 8.0,
-        )
-    )
+    words = [f"privacy.unit={unit}", "federation.clients=4", "federation.rounds=1"]
+    words += [f"privacy.sample_rate={0.999999 if unit == 'none' else 0.5}", "simulation.dropout=0"]
+    config = load_config(None, [*words, "privacy.clipping_norm=1", "privacy.delta=1e-4"])
+    plan = plan_with(config, 80, _SIZE)
     run = RunFolder.create(folder, "")
     tasks = [_Still(bad and i == 0) for i in range(4)]
     spec = RunSpec(stage=Stage.only(plan), tasks=lambda: tasks, folder=run, base_hash=bytes(32))

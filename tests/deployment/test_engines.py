@@ -28,10 +28,10 @@ from carefl_secure.deployment.provisioning.site_bundle import SiteBundle
 from carefl_secure.deployment.provisioning.sites import Roster, Sites, read_sites
 from carefl_secure.deployment.site import agent as agents
 from carefl_secure.deployment.site.agent import Agent
-from carefl_secure.deployment.site.proposal import Proposal, cohort_of
+from carefl_secure.deployment.site.proposal import Proposal
 from carefl_secure.deployment.site.site_config import refuse_paths
 from carefl_secure.deployment.superlink.local import Loopback
-from carefl_secure.deployment.superlink.parties import Deployed
+from carefl_secure.deployment.superlink.parties import Deployed, ProposedRun
 from carefl_secure.errors import (
     CohortError,
     ConfigError,
@@ -358,7 +358,7 @@ class Toy:
         self.patience = 60.0
 
     def start(self, spec: RunSpec) -> Deployed:
-        folder, base = spec.folder, spec.base_hash
+        folder = spec.folder
         app_grid = LocalGrid(relay.client, CLIENTS, workers=CLIENTS)
         for i, context in enumerate(app_grid._contexts.values()):
             bundle = SiteBundle.open(self.bundles / "sites" / f"s{i}")
@@ -382,10 +382,7 @@ class Toy:
         return Deployed(
             NoLink(),  # type: ignore[arg-type]
             self.sockets / "server",
-            Proposal.of(folder.run_id, self.config, spec.plan, base),
-            submitter(self.bundles),
-            cohort_of(self.config, folder.run_id, roster, base),
-            [],
+            ProposedRun.of(spec, self.config, roster, submitter(self.bundles)),
             SilentReporter(),
             folder.path,
             patience=self.patience,

@@ -31,8 +31,7 @@ from carefl_secure.deployment.provisioning.certificates import read_identity
 from carefl_secure.deployment.provisioning.provision import rehearse
 from carefl_secure.deployment.provisioning.site_bundle import node_folder
 from carefl_secure.deployment.provisioning.sites import Roster, Sites
-from carefl_secure.deployment.site.proposal import Proposal, cohort_of
-from carefl_secure.deployment.superlink.parties import Deployed
+from carefl_secure.deployment.superlink.parties import Deployed, ProposedRun
 from carefl_secure.errors import CareflError
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.run_spec import RunSpec
@@ -160,16 +159,13 @@ class Deployment:
 
     def engine(self, config: Config) -> Any:
         def start(spec: RunSpec) -> Deployed:
-            folder, base = spec.folder, spec.base_hash
+            folder, key = spec.folder, read_identity(self.bundles / "submit" / "submit.key")
             self.socket.unlink(missing_ok=True)  # of a submitter that was killed
             roster = Roster.read(self.bundles / "server" / "roster.json")
             return Deployed(
                 self.new_link(f"flower-{os.getpid()}"),  # its console is not for two processes
                 self.socket,
-                Proposal.of(folder.run_id, config, spec.plan, base),
-                read_identity(self.bundles / "submit" / "submit.key"),
-                cohort_of(config, folder.run_id, roster, base),
-                [],
+                ProposedRun.of(spec, config, roster, key),
                 SilentReporter(),
                 folder.path,
                 patience=120,

@@ -23,8 +23,8 @@ from carefl_secure.deployment.provisioning.provision import rehearse
 from carefl_secure.deployment.provisioning.site_bundle import SiteBundle
 from carefl_secure.deployment.provisioning.sites import Roster, Sites
 from carefl_secure.deployment.site.agent import Agent
-from carefl_secure.deployment.site.proposal import Proposal, cohort_of
-from carefl_secure.deployment.superlink.parties import Deployed
+from carefl_secure.deployment.site.proposal import Proposal
+from carefl_secure.deployment.superlink.parties import Deployed, ProposedRun
 from carefl_secure.errors import CareflError
 from carefl_secure.federation.plan.calibrate import PlanRequest, plan_run
 from carefl_secure.federation.plan.run_plan import RunPlan
@@ -168,7 +168,7 @@ class SitesEngine:
         self.folder: RunFolder | None = None
 
     def start(self, spec: RunSpec) -> Deployed:
-        folder, base = spec.folder, spec.base_hash
+        folder, key = spec.folder, read_identity(self.bundles / "submit" / "submit.key")
         grid = LocalGrid(relay.client, len(self.running), workers=len(self.running))
         for site, context in zip(self.running, grid._contexts.values(), strict=True):
             context.node_config["agent"] = str(self.sockets / site.bundle.name)
@@ -190,10 +190,7 @@ class SitesEngine:
         return Deployed(
             NoLink(),  # type: ignore[arg-type]
             place,
-            Proposal.of(folder.run_id, self.config, spec.plan, base),
-            read_identity(self.bundles / "submit" / "submit.key"),
-            cohort_of(self.config, folder.run_id, roster, base),
-            [],
+            ProposedRun.of(spec, self.config, roster, key),
             SilentReporter(),
             folder.path,
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pickle
 import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,12 +28,10 @@ class Fixed:
 
 def main() -> None:
     plan = pickle.loads(Path(sys.argv.pop(1)).read_bytes())
-    # In place of the module that would import a whole model.
-    setup: Any = ModuleType("carefl_secure.runs.plan_from_config")
-    setup.plan_with = lambda *_, **__: plan
-    sys.modules[setup.__name__] = setup
-
     from carefl_secure.deployment.site import agent
+    from carefl_secure.runs import plan_from_config
+
+    plan_from_config.plan_with = lambda *_, **__: plan
 
     def work(config: object, plan: Any, index: int, *_: Any) -> Any:
         return SimpleNamespace(base_hash=bytes(32), task=Fixed(plan.encoding.dimension, index))

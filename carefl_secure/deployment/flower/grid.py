@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from flwr.app import Error, Message, RecordDict
-from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
 from carefl_secure.deployment.flower.relay import receive, send
 from carefl_secure.errors import EngineError
-from carefl_secure.federation.transport.local_grid import FIRST_NODE, Drop, Record, empty_run
+from carefl_secure.federation.transport.local_grid import FIRST_NODE, OneRunGrid, empty_run
 
 __all__ = ["SuperLinkGrid"]
 
@@ -24,7 +22,7 @@ _FOREVER = 7 * 24 * 3600.0
 _LOOK = 1.0
 
 
-class SuperLinkGrid(Grid):
+class SuperLinkGrid(OneRunGrid):
     """Send messages through the ServerApp of a Flower run, over a Unix socket.
 
     The folder of the socket ``path`` must be the owner's alone. ``alive`` is called about once a
@@ -41,10 +39,8 @@ class SuperLinkGrid(Grid):
         self._listener.settimeout(_LOOK)
         self.alive = alive
         self._link: Connection | None = None
-        self._run = empty_run()
+        super().__init__(empty_run())
         self._open: Iterator[Message] = iter(())
-        self.drop: Drop | None = None
-        self.record: Record | None = None
         self.places: dict[int, int] = {}
 
     def connect(self, patience: float) -> None:
@@ -61,38 +57,10 @@ class SuperLinkGrid(Grid):
                         "read the SuperLink's log"
                     ) from None
 
-    @property
-    def run(self) -> Run:
-        """The run this grid belongs to."""
-        return self._run
-
-    def set_run(self, run: Run) -> None:
-        """Set the run this grid belongs to."""
-        self._run = run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Build a message, as Flower's abstract class asks."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
-
     def get_node_ids(self) -> Iterable[int]:
         """Return the numbers of all nodes that are online."""
         head, _ = self._ask({"op": "nodes"}, [])
         return [int(node) for node in head["nodes"]]
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Refuse: on this grid, sending and waiting are one step."""
-        raise EngineError("this grid sends and waits in one step; use send_and_receive")
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Refuse, as `push_messages` does."""
-        raise EngineError("this grid sends and waits in one step; use send_and_receive")
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -186,11 +154,5 @@ class SuperLinkGrid(Grid):
             ) from error
 
     def _lost(self, node: int, message: Message) -> bool:
-        if self.drop is None or node not in self.places:
-            return False
         # The hook counts nodes as the in-process grid does.
-        return self.drop(FIRST_NODE + self.places[node], message)
-
-    def _see(self, node: int, message: Message) -> None:
-        if self.record is not None:
-            self.record(node, message)
+        return node in self.places and super()._lost(FIRST_NODE + self.places[node], message)

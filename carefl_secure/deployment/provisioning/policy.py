@@ -6,16 +6,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
+import yaml
 from pydantic import Field, StringConstraints
 from pydantic.dataclasses import dataclass
 
 from carefl_secure.deployment.provisioning.documents import STRICT, Real, read_yaml
 from carefl_secure.errors import ConfigError, PolicyError
+from carefl_secure.federation.plan.aggregation_config import AggregationConfig
 from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.privacy.plan import Trust
 
-__all__ = ["TEMPLATE", "Policy", "check_policy", "read_policy"]
+__all__ = ["TEMPLATE", "Policy", "allow_run", "check_policy", "read_policy"]
 
 TEMPLATE = """\
 # Which runs this site takes part in. A run that breaks one of these clauses is refused here,
@@ -154,3 +156,26 @@ def _broken(
         yield "epsilon", f"epsilon {privacy.target_epsilon:g} is above {limit:g}"
     if privacy.delta > policy.max_delta:
         yield "delta", f"delta {privacy.delta:g} is above {policy.max_delta:g}"
+
+
+def allow_run(
+    path: Path, plan: RunPlan, aggregation: AggregationConfig, max_epsilon: float | None
+) -> None:
+    """Let a local site's policy allow what its own person just asked for."""
+    policy, privacy = yaml.safe_load(path.read_text()), plan.privacy
+    target = privacy.target_epsilon or 0.0
+    limit = max_epsilon or target or 1.0
+    policy |= {
+        "max_epsilon_per_corpus": limit,
+        "max_epsilon_total": 2 * limit + target,
+        "max_delta": privacy.delta,
+        "max_sample_rate": 1.0,
+        "max_rounds": privacy.rounds,
+        "min_colluders": privacy.max_colluders,
+        "min_clients": 1,
+        "min_survivors": 1,
+        "min_committee_members": 1,
+        "max_committee_dropout_tolerance": aggregation.dropout_tolerance,
+        "allow_unprotected": True,
+    }
+    path.write_text(yaml.safe_dump(policy))

@@ -11,17 +11,16 @@ from concurrent.futures import TimeoutError as StillRunning
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
-from flwr.supercore.run import Run
 
 from carefl_secure.deployment.ray.actor import FAULT
 from carefl_secure.errors import EngineError
 from carefl_secure.federation.transport.error_codes import is_dropout
 from carefl_secure.federation.transport.exchange import Exchange
-from carefl_secure.federation.transport.local_grid import FIRST_NODE, Drop, LocalGrid, Record, stamp
+from carefl_secure.federation.transport.local_grid import FIRST_NODE, LocalGrid, OneRunGrid, stamp
 from carefl_secure.federation.transport.node_directory import Directory
 
 __all__ = ["FlowerSimulation", "RayGrid"]
@@ -115,7 +114,7 @@ class FlowerSimulation:
         self._logger.setLevel(self._level)
 
 
-class RayGrid(Grid):
+class RayGrid(OneRunGrid):
     """Send messages to clients on Flower's virtual nodes and to helpers in this process.
 
     Nodes are numbered as on the in-process grid: client ``i`` has ``1000 + i``, helpers follow.
@@ -136,46 +135,17 @@ class RayGrid(Grid):
         self._near = helpers
         self._log = log
         self._open: Iterator[Message] = iter(())
-        self.drop: Drop | None = None
-        self.record: Record | None = None
+        super().__init__(self._far.run)
         # Flower draws its nodes' numbers, so the nodes are asked who they are.
         self._numbers = {node: node for node in self._registered(clients)}
         directory = Directory(clients, 0)
         directory.learn(Exchange(self, 0, _FOREVER), sorted(self._numbers))
         self._numbers = {FIRST_NODE + i: node for node, i in directory.clients().items()}
 
-    @property
-    def run(self) -> Run:
-        """Flower's run."""
-        return self._far.run
-
-    def set_run(self, run: Run) -> None:
-        """Set Flower's run."""
-        self._far.set_run(run)
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Build a message, as Flower's abstract class asks."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
-
     def get_node_ids(self) -> Iterable[int]:
         """Return the numbers of all nodes, clients first."""
         near = () if self._near is None else self._near.get_node_ids()
         return [*sorted(self._numbers), *(node for node in near if node not in self._numbers)]
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Refuse: replies are awaited as messages are sent, so that few are under way."""
-        raise EngineError("this grid sends and waits in one step; use send_and_receive")
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Refuse, as `push_messages` does."""
-        raise EngineError("this grid sends and waits in one step; use send_and_receive")
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -250,10 +220,3 @@ class RayGrid(Grid):
         if self._near is None:
             raise EngineError(f"there is no node {message.metadata.dst_node_id} on this grid")
         return self._near
-
-    def _lost(self, node: int, message: Message) -> bool:
-        return self.drop is not None and self.drop(node, message)
-
-    def _see(self, node: int, message: Message) -> None:
-        if self.record is not None:
-            self.record(node, message)

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-import yaml
 from flwr.serverapp import Grid
 
 from carefl_secure.config import Config
@@ -24,17 +23,17 @@ from carefl_secure.deployment.flower.superlink import (
     start_server,
 )
 from carefl_secure.deployment.provisioning.certificates import read_identity
+from carefl_secure.deployment.provisioning.policy import allow_run
 from carefl_secure.deployment.provisioning.provision import rehearse
 from carefl_secure.deployment.provisioning.site_bundle import node_folder
 from carefl_secure.deployment.provisioning.sites import REHEARSAL, Sites
-from carefl_secure.deployment.site.proposal import Proposal, cohort_of
 from carefl_secure.deployment.superlink.parties import (
     _START,
     Deployed,
+    ProposedRun,
     refuse_unfit,
     refuse_workers,
 )
-from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.run_spec import RunSpec
 from carefl_secure.federation.transport.local_grid import Drop, Record
 from carefl_secure.privacy import Ledger
@@ -104,7 +103,7 @@ class Loopback:
         return deployed
 
     def _prepare(self, home: Path, processes: Processes, guard: Guard, spec: RunSpec) -> _Local:
-        plan, folder, ledgers = spec.plan, spec.folder, spec.ledgers
+        folder, ledgers = spec.folder, spec.ledgers
         config, port = self._config, free_port()
         bundles = home / "bundles"
         names = [f"site{i}" for i in range(config.federation.clients)]
@@ -123,7 +122,8 @@ class Loopback:
         ]
         agents = {name: home / f"{i}.sock" for i, name in enumerate([*names, *sites.helpers])}
         for name in agents:
-            _allow_run(bundles / "sites" / name / "policy.yaml", config, plan)
+            path, limit = bundles / "sites" / name / "policy.yaml", config.privacy.max_epsilon
+            allow_run(path, spec.plan, spec.aggregation, limit)
         socket = home / "server.sock"
         link = Link(f"127.0.0.1:{port}", bundles / "server" / "ca.crt", home / "flower")
 
@@ -156,33 +156,11 @@ class Loopback:
         deployed = _Local(
             link,
             socket,
-            Proposal.of(folder.run_id, config, plan, spec.base_hash),
-            read_identity(bundles / "submit" / "submit.key"),
-            cohort_of(config, folder.run_id, roster, spec.base_hash),
-            [Ledger(path, {"client": str(i)}) for i, path in enumerate(paths)],
+            ProposedRun.of(spec, config, roster, read_identity(bundles / "submit" / "submit.key")),
             self._reporter,
             home,
-            processes.check,
+            ledgers=[Ledger(path, {"client": str(i)}) for i, path in enumerate(paths)],
+            alive=processes.check,
         )
         deployed.launch = launch
         return deployed
-
-
-def _allow_run(path: Path, config: Config, plan: RunPlan) -> None:
-    """Let a local site allow what its own person just asked for."""
-    policy, privacy = yaml.safe_load(path.read_text()), plan.privacy
-    limit = config.privacy.max_epsilon or privacy.target_epsilon or 1.0
-    policy |= {
-        "max_epsilon_per_corpus": limit,
-        "max_epsilon_total": 2 * limit + (privacy.target_epsilon or 0.0),
-        "max_delta": privacy.delta,
-        "max_sample_rate": 1.0,
-        "max_rounds": privacy.rounds,
-        "min_colluders": privacy.max_colluders,
-        "min_clients": 1,
-        "min_survivors": 1,
-        "min_committee_members": 1,
-        "max_committee_dropout_tolerance": config.federation.committee_dropout_tolerance,
-        "allow_unprotected": True,
-    }
-    path.write_text(yaml.safe_dump(policy))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -12,7 +13,8 @@ from flwr.serverapp import Grid
 from carefl_secure.config import Config
 from carefl_secure.deployment.flower.grid import SuperLinkGrid
 from carefl_secure.deployment.flower.superlink import COMPLETED, Link, write_app
-from carefl_secure.deployment.site.proposal import Proposal, propose
+from carefl_secure.deployment.provisioning.sites import Roster
+from carefl_secure.deployment.site.proposal import Proposal, cohort_of, propose
 from carefl_secure.errors import ConfigError, EngineError
 from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.federation.run_spec import RunSpec, system_keys
@@ -21,7 +23,7 @@ from carefl_secure.privacy import Ledger
 from carefl_secure.progress import Reporter
 from carefl_secure.runs.plan_from_config import aggregation_of
 
-__all__ = ["Deployed", "Pulse", "refuse_unfit", "refuse_workers"]
+__all__ = ["Deployed", "ProposedRun", "Pulse", "refuse_unfit", "refuse_workers"]
 
 _START = 180.0
 
@@ -84,44 +86,54 @@ class Pulse:
         self._asked = time.monotonic()
 
 
+@dataclass(frozen=True)
+class ProposedRun:
+    """What is put before the parties: the proposal, who signs it, and who takes part."""
+
+    proposal: Proposal
+    submitter: Ed25519PrivateKey
+    cohort: Cohort
+
+    @classmethod
+    def of(
+        cls, spec: RunSpec, config: Config, roster: Roster, submitter: Ed25519PrivateKey
+    ) -> ProposedRun:
+        """Return what follows from a specification; `PolicyError` where the roster does not fit."""
+        run, base_hash = spec.folder.run_id, spec.base_hash
+        proposal = Proposal.of(run, config, spec.plan, base_hash)
+        return cls(proposal, submitter, cohort_of(config, run, roster, base_hash))
+
+
 class Deployed:
     """The parties of a run on a SuperLink; see `Parties`.
 
-    The server relay connects to ``socket``; ``scratch`` holds the app that is submitted; ``alive``
-    raises when a needed process has ended; ``patience`` is the seconds that the parties get to
-    agree.
+    The server relay connects to ``socket``; ``scratch`` holds the app that is submitted;
+    ``ledgers`` are those of clients on this machine; ``alive`` raises when a needed process has
+    ended; ``patience`` is the seconds that the parties get to agree.
     """
 
     def __init__(
         self,
         link: Link,
         socket: Path,
-        proposal: Proposal,
-        submitter: Ed25519PrivateKey,
-        cohort: Cohort,
-        ledgers: Sequence[Ledger],
+        run: ProposedRun,
         reporter: Reporter,
         scratch: Path,
+        *,
+        ledgers: Sequence[Ledger] = (),
         alive: Callable[[], None] = lambda: None,
         patience: float = _START,
     ) -> None:
-        self._patience = patience
-        self._link = link
-        self._socket = socket
-        self._proposal = proposal
-        self._submitter = submitter
-        self._cohort = cohort
-        self._ledgers = ledgers
-        self._reporter = reporter
-        self._scratch = scratch
-        self._alive = alive
+        self._link, self._socket, self._proposed = link, socket, run
+        self._reporter, self._scratch, self._ledgers = reporter, scratch, ledgers
+        self._alive, self._patience = alive, patience
         self._grid: SuperLinkGrid | None = None
         self._run = ""
 
     @property
     def cohort(self) -> Cohort:
         """Who takes part."""
-        return self._cohort
+        return self._proposed.cohort
 
     @property
     def ledgers(self) -> Sequence[Ledger]:
@@ -135,9 +147,10 @@ class Deployed:
         self._run = self._link.submit(write_app(self._scratch / "app"))
         self._reporter.note(f"Flower run {self._run}: submitted, waiting for all sites")
         self._grid.connect(_START)
-        parties = len(self._cohort.roster) + len(self._cohort.helpers)
+        run, cohort = self._proposed, self.cohort
+        parties = len(cohort.roster) + len(cohort.helpers)
         self._grid.places = propose(
-            self._grid, self._proposal, self._submitter, parties, self._patience
+            self._grid, run.proposal, run.submitter, parties, self._patience
         )
         self._reporter.note(f"all {parties} parties agreed to the run")
         # From here on a party may be lost, as long as the floor holds; the SuperLink may not.

@@ -13,8 +13,7 @@ from carefl_secure.deployment.flower.address import ServerAddress
 from carefl_secure.deployment.flower.superlink import Link
 from carefl_secure.deployment.provisioning.certificates import read_identity
 from carefl_secure.deployment.provisioning.sites import REHEARSAL, Roster
-from carefl_secure.deployment.site.proposal import Proposal, cohort_of
-from carefl_secure.deployment.superlink.parties import Deployed, refuse_unfit
+from carefl_secure.deployment.superlink.parties import Deployed, ProposedRun, refuse_unfit
 from carefl_secure.errors import ConfigError, EngineError, RunError
 from carefl_secure.federation.run_spec import RunSpec
 from carefl_secure.federation.transport.local_grid import Drop, Record
@@ -114,7 +113,6 @@ class Remote:
         refuse_unfit(spec, self._config)
         if spec.ledgers is not None:
             raise ConfigError("every site keeps its own ledger; leave privacy.ledgers out")
-        run, base_hash = spec.folder.run_id, spec.base_hash
         with ExitStack() as undo:
             lock = undo.enter_context((self._server / "submit.lock").open("ab"))
             try:
@@ -129,10 +127,7 @@ class Remote:
             deployed = _Submitted(
                 link,
                 self._place.socket,
-                Proposal.of(run, self._config, spec.plan, base_hash),
-                self._key,
-                cohort_of(self._config, run, self._roster, base_hash),
-                [],
+                ProposedRun.of(spec, self._config, self._roster, self._key),
                 self._reporter,
                 spec.folder.path,
                 patience=self._patience,

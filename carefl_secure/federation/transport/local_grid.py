@@ -23,7 +23,16 @@ from flwr.supercore.task_identity import TaskIdentity
 from carefl_secure.errors import CareflError, ConfigError, EngineError
 from carefl_secure.federation.transport.error_codes import LOST, refusal
 
-__all__ = ["FIRST_NODE", "TESTED_FLOWER", "Drop", "LocalGrid", "Record", "empty_run", "stamp"]
+__all__ = [
+    "FIRST_NODE",
+    "TESTED_FLOWER",
+    "Drop",
+    "LocalGrid",
+    "OneRunGrid",
+    "Record",
+    "empty_run",
+    "stamp",
+]
 
 TESTED_FLOWER = ("1.41", "1.42")
 FIRST_NODE = 1000
@@ -73,7 +82,53 @@ class _Faults:
             ) from error
 
 
-class LocalGrid(Grid):
+class OneRunGrid(Grid):
+    """What the grids of all engines share: one run, two hooks, and exchanges in one step.
+
+    ``drop`` and ``record`` are those of `LocalGrid`.
+    """
+
+    def __init__(self, run: Run, drop: Drop | None = None, record: Record | None = None) -> None:
+        self._run = run
+        self.drop, self.record = drop, record
+
+    @property
+    def run(self) -> Run:
+        """The run this grid belongs to."""
+        return self._run
+
+    def set_run(self, run: Run) -> None:
+        """Set the run this grid belongs to."""
+        self._run = run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Build a message, as Flower's abstract class asks."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Refuse: replies are awaited as messages are sent, so that few are under way."""
+        raise EngineError("this grid sends and waits in one step; use send_and_receive")
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Refuse, as `push_messages` does."""
+        raise EngineError("this grid sends and waits in one step; use send_and_receive")
+
+    def _lost(self, node: int, message: Message) -> bool:
+        return self.drop is not None and self.drop(node, message)
+
+    def _see(self, node: int, message: Message) -> None:
+        if self.record is not None:
+            self.record(node, message)
+
+
+class LocalGrid(OneRunGrid):
     """Send messages to client apps that live in this process.
 
     Parameters
@@ -120,9 +175,7 @@ class LocalGrid(Grid):
             )
         self._app = client_app
         self._workers = workers
-        self._drop = drop
-        self._record = record
-        self._run = empty_run()
+        super().__init__(empty_run(), drop, record)
         self._contexts: Mapping[int, Context] = {
             FIRST_NODE + i: Context(
                 run_id=1,
@@ -135,26 +188,6 @@ class LocalGrid(Grid):
         }
         self._replies: dict[str, Message] = {}
         self._open: Exchanged | None = None
-
-    @property
-    def run(self) -> Run:
-        """The run this grid belongs to; in process there is only one."""
-        return self._run
-
-    def set_run(self, run: Run) -> None:
-        """Set the run this grid belongs to."""
-        self._run = run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Build a message, as Flower's abstract class asks."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the numbers of all nodes, in order."""
@@ -267,10 +300,3 @@ class LocalGrid(Grid):
             raise
         except CareflError as error:
             return Message(refusal(error), reply_to=message)
-
-    def _lost(self, node: int, message: Message) -> bool:
-        return self._drop is not None and self._drop(node, message)
-
-    def _see(self, node: int, message: Message) -> None:
-        if self._record is not None:
-            self._record(node, message)

@@ -66,7 +66,7 @@ def test_a_site_refuses_and_the_submitter_learns_the_clause(sites: _operators.De
     policy = (bundle / "policy.yaml").read_text()
     # policy.yaml is read anew for each proposal, so nothing is restarted here.
     cases: list[tuple[dict[str, object], str, str]] = [
-        ({}, "bundles/stranger", "does not allow this submitter"),
+        ({"submitters": []}, "bundles/submit", "does not allow this submitter"),
         ({"max_epsilon_per_corpus": 4.0}, "bundles/submit", "more epsilon than the site's policy"),
         ({"max_delta": 1.0e-5}, "bundles/submit", "a larger delta than the site's policy"),
         ({"min_clients": 4}, "bundles/submit", "asks for more clients"),
@@ -83,6 +83,8 @@ def test_a_site_refuses_and_the_submitter_learns_the_clause(sites: _operators.De
         assert said in done.stderr, (changes, done.stderr)
         last = (bundle / "refusals.log").read_text().splitlines()[-1]
         assert "PolicyError" in last, (changes, last)
+    done = sites.submit("strange", key="bundles/stranger")
+    assert done.returncode == 40 and "no submitter in the roster" in done.stderr
     told = json.loads(sites.call("status", "runs/refused-0", "--json").stdout)
     assert told["state"] == "not begun" and told["rounds_paid"] == 0
     assert {name: _spent(sites, name) for name in sites.names} == held

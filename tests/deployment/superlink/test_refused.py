@@ -198,7 +198,7 @@ def test_workers_and_simulated_dropout_are_refused_where_they_have_no_effect(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nothing: Any = None
-    words = (nothing, tmp_path / "s", nothing, nothing, nothing, [], SilentReporter(), tmp_path)
+    words = (nothing, tmp_path / "s", nothing, SilentReporter(), tmp_path)
     for kind in (Deployed, _Local, _Submitted):
         with pytest.raises(ConfigError, match=r"performance\.workers=2"):
             kind(*words).grid(2, None, None)
