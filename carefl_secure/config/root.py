@@ -87,6 +87,13 @@ class Config(Section):
     def _agree(self) -> Config:
         check_work(self.privacy, self.federation, self.adapter)
         check_stages(self)
+        if self.model.quantization == "int8" and self.privacy.unit in ("record", "person"):
+            raise ValueError(
+                f"model.quantization=int8 is not accepted under privacy.unit={self.privacy.unit}: "
+                "on CUDA it picks outlier columns over the whole batch, so that one record changes "
+                "the gradients of others and clipping bounds nothing; set model.quantization=nf4 "
+                "or none"
+            )
         clients, least = self.federation.clients, self.federation.min_survivors
         dropout, stragglers = self.dropout, self.simulation.stragglers
         expected = clients * (1 - dropout)

@@ -246,7 +246,7 @@ class _Run:
         )
         optimizer = make_optimizer(config, self._adapter, stage.offset)
         if (most := config.federation.max_rejected_rounds) is not None:
-            optimizer = SumGuard(optimizer, most)
+            optimizer = SumGuard(optimizer, most, config.federation.max_agreement)
         result = run_federation(
             spec,
             start,

@@ -13,12 +13,19 @@ from carefl_secure.errors import ConfigError
         (["data.records=7"], "less than one for each of 8"),
         (["data.records=2000", "privacy.delta=5e-4"], "not below one over the 2000"),
         (["privacy.delta=1e-3"], "not below one over the 8000"),
+        (["model.quantization=int8"], "set model.quantization=nf4 or none"),
+        (["model.quantization=int8", "privacy.unit=person"], "over the whole batch"),
     ],
 )
 def test_contradictions_between_sections(words: list[str], part: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(None, words)
-    assert part in str(caught.value)
+    assert part in str(caught.value) and caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("unit", ["none", "client"])
+def test_int8_is_accepted_where_no_record_is_clipped_alone(unit: str) -> None:
+    load_config(None, ["model.quantization=int8", f"privacy.unit={unit}"])
 
 
 @pytest.mark.parametrize("clients", range(3, 60))

@@ -114,3 +114,12 @@ def test_what_does_not_exist_would_be_seen(tmp_path: Path) -> None:
     assert all(unresolved(name) for name in pages.module_names(page))
     assert pages.option_names(page) == {"--set", "--no-such"}
     assert pages.setting_names(page, {"privacy"}) == {"privacy.epsilom"}
+
+
+def test_the_security_review_names_tests_that_exist() -> None:
+    page = (pages.ROOT / "docs" / "security-review.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(tests/[^`]+::[^`]+)`", page)
+    assert len(named) > 25
+    for test in named:
+        path, name = test.split("::")
+        assert f"def {name}(" in (pages.ROOT / path).read_text(encoding="utf-8"), test

@@ -107,6 +107,14 @@ class FederationConfig(Section):
         "which the run ends; until then they are discarded, and clients left out to find the "
         "sender. null takes a step on every sum",
     )
+    max_agreement: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="largest norm of a sum of clipped contributions, over that of contributions "
+        "that all point the same way; 1 is certain, less is an assumption that tightens the bound "
+        "on opened sums",
+    )
     public_records: Annotated[int, Field(ge=1)] | None = Field(
         default=None,
         description="declared number of private records (persons) of all clients; null counts "
@@ -134,6 +142,11 @@ class FederationConfig(Section):
 
     @model_validator(mode="after")
     def _agree(self) -> FederationConfig:
+        if self.max_rejected_rounds is None and self.max_agreement < 1:
+            raise ValueError(
+                f"federation.max_agreement={self.max_agreement:g} has no effect under "
+                "federation.max_rejected_rounds=null; leave one of them out"
+            )
         lowest = default_min_survivors(self.clients)
         if self.min_survivors < lowest:
             raise ValueError(

@@ -26,7 +26,9 @@ class ModelConfig(Section):
         default=None, description="commit of a hub model; null takes the newest that is cached"
     )
     quantization: Literal["nf4", "int8", "none"] = Field(
-        default="nf4", description="how the frozen weights of the text model are stored"
+        default="nf4",
+        description="how the frozen weights of the text model are stored; int8 only where no "
+        "record is clipped alone, under privacy.unit none or client",
     )
     compute_dtype: Literal["float32", "bfloat16"] = Field(
         default="float32", description="the type that activations are computed in"

@@ -174,8 +174,8 @@ class SecureSumStrategy(Strategy):
         rotation = rotation_key(plan_hash, base_hash, vector_hash(this.adapter), this.number)
         gradient = decode(total, self._plan.encoding, rotation)
         if self._guard is not None:
-            length, bound = float(np.linalg.norm(gradient)), honest_norm(self._plan, len(survivors))
-            self._guard.observe_sum(survivors, length, bound)
+            bound = honest_norm(self._plan, len(survivors), self._guard.agreement)
+            self._guard.observe_sum(survivors, float(np.linalg.norm(gradient)), bound)
         gradient /= self._plan.divisor(len(survivors))
         inner = self._optimizer if self._guard is None else self._guard.optimizer
         if isinstance(inner, Listener):

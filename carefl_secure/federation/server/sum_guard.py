@@ -25,7 +25,7 @@ _EVIDENCE = 3
 """Accepted sums without a suspect, while it was the only one, before it is excluded."""
 
 
-def honest_norm(plan: RunPlan, survivors: int) -> float:
+def honest_norm(plan: RunPlan, survivors: int, agreement: float = 1.0) -> float:
     r"""Bound the Euclidean norm of an opened sum of honest clients; public.
 
     With A a bound on the norm of the clipped contributions, n integer coordinates, and t and N
@@ -34,17 +34,20 @@ def honest_norm(plan: RunPlan, survivors: int) -> float:
     .. math:: R = \sqrt{A^2 + N^2 + 2 A t} + \text{rounding}.
 
     A is C times a Chernoff bound on the units drawn; C per client where updates of whole clients
-    are clipped. Skellam noise X of variance v has the tail :math:`P(X \ge x) \le e^{-I(x)}` with
-    :math:`I(x) = x \operatorname{asinh}(x/v) - \sqrt{x^2 + v^2} + v`, and so has every projection
-    on a unit vector, as :math:`\cosh(\lambda u) - 1 \le u^2 (\cosh \lambda - 1)` for
-    :math:`|u| \le 1`. N follows from Bernstein's inequality for squares cut off at that tail.
-    Where clients add their own Gaussian noise in local steps, R is A + N.
+    are clipped. It is reached where all of them point the same way; with ``agreement`` below 1 it
+    is assumed that they never do so by more than that share. Skellam noise X of variance v has the
+    tail :math:`P(X \ge x) \le e^{-I(x)}` with :math:`I(x) = x \operatorname{asinh}(x/v) -
+    \sqrt{x^2 + v^2} + v`, and so has every projection on a unit vector, as :math:`\cosh(\lambda u)
+    - 1 \le u^2 (\cosh \lambda - 1)` for :math:`|u| \le 1`. N follows from Bernstein's inequality
+    for squares cut off at that tail. Where clients add their own Gaussian noise in local steps, R
+    is A + N.
 
     Guarantees
     ----------
     A sum of ``survivors`` clients that follow the plan, on no more than the declared records, is
-    longer with a probability of at most :data:`FAILURE`, whatever the records and the adapter are;
-    not counted is that a coordinate wraps around (``EncodingPlan.overflow_probability``).
+    longer with a probability of at most :data:`FAILURE`: whatever the records and the adapter are
+    if ``agreement`` is 1, and if that assumption holds otherwise. Not counted is that a coordinate
+    wraps around (``EncodingPlan.overflow_probability``).
 
     References
     ----------
@@ -64,9 +67,11 @@ def honest_norm(plan: RunPlan, survivors: int) -> float:
         variance = plan.noise_variance(survivors) * survivors**2
         noise = math.sqrt(variance * (size + 2 * math.sqrt(size * level) + 2 * level))
         corrections = 2.0 if local.feddyn_alpha else 1.0  # FedDyn adds as much again
-        return corrections * (survivors * local.steps * one + noise) + rounding
+        steps = agreement * survivors * local.steps
+        return corrections * (steps * one + noise) + rounding
     else:
         signal = survivors * encoding.vector_bound * math.sqrt(size)
+    signal *= agreement
     if privacy.mechanism != "skellam":
         return signal + rounding
     variance = survivors * plan.share_variance
@@ -106,6 +111,8 @@ class SumGuard:
         Takes the steps on accepted sums.
     max_rejected : int
         Rejected sums after which the run ends.
+    agreement : float, optional
+        For `honest_norm`.
 
     Guarantees
     ----------
@@ -116,8 +123,11 @@ class SumGuard:
     exactly the rounds without an honest client can have that client excluded.
     """
 
-    def __init__(self, optimizer: ServerOptimizer, max_rejected: int) -> None:
+    def __init__(
+        self, optimizer: ServerOptimizer, max_rejected: int, agreement: float = 1.0
+    ) -> None:
         self.optimizer = optimizer
+        self.agreement = agreement
         self.excluded: set[int] = set()
         self.rejected = 0
         self.excess = 0.0

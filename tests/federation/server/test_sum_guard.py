@@ -178,9 +178,29 @@ def test_honest_clients_are_never_rejected(tmp_path: Path, unit: str) -> None:
         folder=RunFolder.create(tmp_path, ""),
     )
     bound = honest_norm(plan, CLIENTS)
+    assert honest_norm(plan, CLIENTS, 0.5) < bound
     norms = [row["gradient_norm"] * abs(plan.divisor(CLIENTS)) / bound for row in result.rows]
     assert guard.rejected == 0 and len(norms) == 2
     assert unit == "none" or 0.2 < max(norms) < 1
+
+
+def test_an_assumption_on_the_records_catches_a_smaller_lie(tmp_path: Path) -> None:
+    """Records that agree by a tenth, as assumed, pass; a lie below the certain bound does not."""
+    plan = plan_of()
+    rows = np.random.default_rng(1).normal(size=(30, DIMENSION))
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    lie = garbage(lambda plan: 0.5 * plan.encoding.scale * honest_norm(plan, CLIENTS))
+    for liar, agreement in ((None, 0.3), (lie, 0.3), (lie, 1.0)):
+        guard = SumGuard(FedAvg(1.0), 16, agreement)
+        federate(
+            plan,
+            [ToyTask(rows) for _ in range(CLIENTS)],
+            np.zeros(DIMENSION, np.float32),
+            optimizer=guard,
+            folder=RunFolder.create(tmp_path, ""),
+            engine=None if liar is None else Liars(liar),
+        )
+        assert guard.excluded == ({LIAR} if liar is not None and agreement < 1 else set())
 
 
 def test_the_tail_of_skellam_noise_is_bounded_and_nearly_right() -> None:
