@@ -47,7 +47,7 @@ KNOWS: dict[str, set[str]] = {
     "deployment": {*_BELOW_RUNS, "runs"},
     "audit": {*_BELOW_RUNS, "runs"},
     "experiment": {*_BELOW_RUNS, "runs"},
-    "report": {"config", "federation", "privacy"},
+    "report": {"config", "federation", "privacy", "run_folder"},
     "cli": {*_BELOW_RUNS, "audit", "deployment", "experiment", "hub", "report", "runs"},
 }
 FREE = {"errors", "progress", "rounding"}
@@ -313,7 +313,7 @@ def test_rooms_know_only_rooms_and_no_two_know_each_other() -> None:
         ("federation.x", "import tenseal"),
         ("federation.x", "import rich.console"),
         ("federation.x", "from carefl_secure.cli import app"),
-        ("report.x", "from carefl_secure.run_folder import RunFolder"),
+        ("report.x", "from carefl_secure.runs.train import train"),
         ("report.x", "import torch"),
         ("report.x", "import opacus"),
         ("privacy.budget", "import opacus"),

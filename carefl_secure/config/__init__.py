@@ -2,31 +2,6 @@
 
 from carefl_secure.config.load import dump_config, load_config
 from carefl_secure.config.root import Config
-from carefl_secure.config.sections import (
-    AdapterConfig,
-    DataConfig,
-    EvaluationConfig,
-    FederationConfig,
-    ModelConfig,
-    PerformanceConfig,
-    PrivacyConfig,
-    RunConfig,
-    SimulationConfig,
-    default_min_survivors,
-)
+from carefl_secure.config.sections import default_min_survivors
 
-__all__ = [
-    "AdapterConfig",
-    "Config",
-    "DataConfig",
-    "EvaluationConfig",
-    "FederationConfig",
-    "ModelConfig",
-    "PerformanceConfig",
-    "PrivacyConfig",
-    "RunConfig",
-    "SimulationConfig",
-    "default_min_survivors",
-    "dump_config",
-    "load_config",
-]
+__all__ = ["Config", "default_min_survivors", "dump_config", "load_config"]

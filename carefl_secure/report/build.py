@@ -12,20 +12,19 @@ from carefl_secure.privacy import verdict as strength_of
 from carefl_secure.privacy.accounting.attack_bounds import AttackerBounds, attacker_bounds
 from carefl_secure.report.audit import audit_part
 from carefl_secure.report.caveats import caveats
-from carefl_secure.report.checks.run_checks import Check, check_run
+from carefl_secure.report.checks.run_checks import check_run
 from carefl_secure.report.run_record import RunRecord
-from carefl_secure.report.schema import Attacker, CheckLine, ClientLine, Promise, Report
+from carefl_secure.report.schema import Attacker, ClientLine, Promise, Report
 from carefl_secure.report.sections import (
     accounting_part,
     aggregation_of,
-    finite,
     mechanism_part,
     round_lines,
     run_part,
     trust_part,
     unit_part,
 )
-from carefl_secure.report.spending import settle
+from carefl_secure.report.spending import finite, settle
 from carefl_secure.report.what_if import tuning_part, what_if
 from carefl_secure.rounding import percent_up
 
@@ -59,7 +58,7 @@ def build_report(record: RunRecord) -> tuple[Report, AttackerBounds | None]:
         unit=unit_part(record),
         mechanism=mechanism_part(record, accounts),
         trust=trust_part(record),
-        checks=[_line(check) for check in checks],
+        checks=checks,
         caveats=caveats(record),
         accounting=accounting_part(record, accounts),
         attacker=None if bounds is None else _attacker(bounds),
@@ -89,10 +88,6 @@ def build_report(record: RunRecord) -> tuple[Report, AttackerBounds | None]:
         ledger_head=record.server.entries[-1].hash if record.server.entries else None,
     )
     return report, bounds
-
-
-def _line(check: Check) -> CheckLine:
-    return CheckLine(name=check.name, text=check.text, outcome=check.outcome, detail=check.detail)
 
 
 def _promise(record: RunRecord, verdict: _Verdict, price: float | None) -> Promise:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
 from carefl_secure.errors import ConfigError, LedgerError, PrivacyError, RunError
@@ -20,6 +18,7 @@ from carefl_secure.privacy.canonical_json import canonical_hash
 from carefl_secure.privacy.ledger.run_spending import of_run
 from carefl_secure.privacy.ledger.statement import find_ledgers
 from carefl_secure.report.audit import AuditFinding, read_audits
+from carefl_secure.run_folder import RunFolder
 
 __all__ = ["Book", "RunRecord", "StageRecord", "read_run"]
 
@@ -120,21 +119,18 @@ def read_run(path: Path) -> RunRecord:
     PrivacyError
         Its plan states values with which no promise can be kept.
     """
-    path = Path(path)
-    if not (path / "config.yaml").is_file():
-        raise RunError(f"{path} is not a run folder: it holds no config.yaml; give runs/NAME")
-    config = _mapping(path / "config.yaml", yaml.safe_load)
-    plan = _mapping(path / "plan.json", json.loads)
-    if not (path / "ledger.jsonl").is_file():
+    folder = RunFolder.open(Path(path))
+    path = folder.path
+    config, plan = _settings(folder.config), folder.read_plan()
+    if not folder.ledger.is_file():
         raise RunError(
             f"{path} holds no ledger.jsonl: nothing was released, so there is nothing to report"
         )
-    server = _book("server", path / "ledger.jsonl")
+    server = _book("server", folder.ledger)
     identity = server.entries[0].payload.get("identity", {}) if server.entries else {}
-    folder = path / "clients"
-    ledgers = find_ledgers(path)
+    own = path / "clients"
     run_id = str(identity.get("run", path.resolve().name))
-    agreed, stages = _stages(path / "plan.json", plan, run_id)
+    agreed, stages = _stages(folder.plan, plan, run_id)
     return RunRecord(
         path=path,
         run_id=run_id,
@@ -143,11 +139,13 @@ def read_run(path: Path) -> RunRecord:
         privacy=agreed.privacy,
         event=stages[-1].event,
         plan_hash=canonical_hash(plan).hex(),
-        begun_under=_begun_under(path / "checkpoint" / "state.npz"),
+        begun_under=_begun_under(folder),
         server=server,
-        clients=tuple(_book(file.parent.name, file) for file in ledgers if folder in file.parents),
-        simulated=folder.is_dir(),
-        rows=_rows(path / "metrics.jsonl"),
+        clients=tuple(
+            _book(file.parent.name, file) for file in find_ledgers(path) if own in file.parents
+        ),
+        simulated=own.is_dir(),
+        rows=_rows(folder.metrics),
         audit=read_audits(path, run_id),
         stages=stages,
     )
@@ -186,9 +184,9 @@ def _stated_event(plan: RunPlan, stated: Mapping[str, Any]) -> Event | None:
     return event_from_json(event)
 
 
-def _mapping(path: Path, parse: Any) -> Mapping[str, Any]:
+def _settings(path: Path) -> Mapping[str, Any]:
     try:
-        found = parse(path.read_text(encoding="utf-8"))
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise RunError(f"{path} cannot be read; restore it from a copy: {error}") from error
     if not isinstance(found, Mapping):
@@ -203,14 +201,13 @@ def _book(name: str, path: Path) -> Book:
         return Book(name, (), str(error).replace(str(path), "its ledger"))
 
 
-def _begun_under(path: Path) -> str:
-    if not path.is_file():
+def _begun_under(folder: RunFolder) -> str:
+    if not folder.checkpoint.is_file():
         return ""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return str(file["plan"].item())
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise RunError(f"the checkpoint {path} is damaged; restore it from a copy") from error
+    state = folder.read_checkpoint()
+    if "plan" not in state:
+        raise RunError(f"the checkpoint {folder.checkpoint} names no plan; restore it from a copy")
+    return str(state["plan"])
 
 
 def _rows(path: Path) -> tuple[Mapping[str, Any], ...]:

@@ -7,7 +7,7 @@ import math
 from carefl_secure.federation.plan.aggregation_config import AggregationConfig
 from carefl_secure.report.run_record import RunRecord
 from carefl_secure.report.schema import Accounting, Mechanism, RoundLine, RunLine, Trust, Unit
-from carefl_secure.report.spending import Accounts
+from carefl_secure.report.spending import Accounts, finite
 
 _CLIPPED = {
     "record": "per record",
@@ -19,7 +19,6 @@ _CLIPPED = {
 __all__ = [
     "accounting_part",
     "aggregation_of",
-    "finite",
     "mechanism_part",
     "round_lines",
     "run_part",
@@ -62,11 +61,6 @@ def aggregation_of(record: RunRecord) -> str:
     if record.privacy.trust == "none":
         return ""
     return AggregationConfig.from_settings(record.setting("federation") or {}).assumptions
-
-
-def finite(value: float | None) -> float | None:
-    """Return a number that can be shown, or None."""
-    return value if value is not None and math.isfinite(value) else None
 
 
 def _figure(value: object) -> bool:

@@ -12,7 +12,7 @@ from carefl_secure.privacy.ledger.entry import event_of
 from carefl_secure.privacy.ledger.run_spending import charges_round
 from carefl_secure.report.run_record import RunRecord
 
-__all__ = ["Accounts", "ClientAccount", "events_of", "settle"]
+__all__ = ["Accounts", "ClientAccount", "events_of", "finite", "settle"]
 
 _MOST_PRICED = 32  # rounds; a price takes some 0.1 s
 
@@ -67,6 +67,11 @@ class Accounts:
         """The largest epsilon that any ledger holds for this run: the figure that is stated."""
         found = [self.epsilon, *(client.run_epsilon for client in self.clients)]
         return max((price for price in found if price is not None), default=None)
+
+
+def finite(value: float | None) -> float | None:
+    """Return a number that can be shown, or None."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def events_of(entries: Sequence[Entry]) -> list[Event]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from carefl_secure.privacy import epsilon
 from carefl_secure.privacy.accounting.composition import (
     over_disjoint_clients,
@@ -13,7 +11,7 @@ from carefl_secure.privacy.accounting.composition import (
 )
 from carefl_secure.report.run_record import RunRecord
 from carefl_secure.report.schema import Tuning, WhatIf
-from carefl_secure.report.spending import Accounts
+from carefl_secure.report.spending import Accounts, finite
 from carefl_secure.rounding import round_up
 
 __all__ = ["tuning_part", "tuning_runs", "what_if"]
@@ -47,7 +45,7 @@ def tuning_part(record: RunRecord, accounts: Accounts, held: bool) -> Tuning:
         return Tuning(
             runs=0,
             counted=True,
-            epsilon=_shown(accounts.epsilon) if held else None,
+            epsilon=finite(accounts.epsilon) if held else None,
             sentence="The configuration states that no other run on these records chose settings.",
         )
     if not held:
@@ -61,7 +59,7 @@ def tuning_part(record: RunRecord, accounts: Accounts, held: bool) -> Tuning:
     return Tuning(
         runs=runs,
         counted=True,
-        epsilon=_shown(whole),
+        epsilon=finite(whole),
         sentence=f"{runs} runs were made on these records to choose settings. Together with them "
         f"this run comes to epsilon {round_up(whole)} at the same delta: {runs + 1} runs composed "
         "in one account, each released no more than this one, and their number was fixed "
@@ -150,8 +148,4 @@ def _fewer(record: RunRecord, accounts: Accounts) -> list[WhatIf]:
 
 
 def _case(case: str, price: float | None, delta: float, conditions: tuple[str, ...]) -> WhatIf:
-    return WhatIf(case=case, epsilon=_shown(price), delta=delta, conditions=list(conditions))
-
-
-def _shown(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
+    return WhatIf(case=case, epsilon=finite(price), delta=delta, conditions=list(conditions))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 from pathlib import Path
 
 from carefl_secure.errors import PrivacyError, RunError
@@ -13,6 +11,7 @@ from carefl_secure.report.render.card import put_into_readme
 from carefl_secure.report.render.page import html_page, markdown_section
 from carefl_secure.report.run_record import read_run
 from carefl_secure.report.schema import Report
+from carefl_secure.run_folder import write_atomically
 
 __all__ = ["refuse_void", "write_report"]
 
@@ -45,7 +44,8 @@ def write_report(run: Path) -> tuple[Report, list[Path]]:
         readme: put_into_readme(_text(readme), report),
     }
     for path, text in files.items():
-        _replace(path, text)
+        path.parent.mkdir(exist_ok=True)
+        write_atomically(path, text.encode())
     return report, list(files)
 
 
@@ -63,17 +63,3 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8") if path.is_file() else ""
     except (OSError, UnicodeDecodeError) as error:
         raise RunError(f"{path} cannot be read; correct or remove it: {error}") from error
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a new file and rename it, so that a reader sees the old one or the new one."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        path.parent.mkdir(exist_ok=True)
-        try:
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise RunError(f"{path} cannot be written: {error.strerror}; check the rights") from error

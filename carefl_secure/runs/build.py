@@ -32,7 +32,7 @@ from carefl_secure.runs.client_task import ModelTask, model_tasks
 from carefl_secure.runs.corpora import Corpora
 from carefl_secure.runs.plan_from_config import aggregation_of
 from carefl_secure.runs.seeded_keys import KeptKeys
-from carefl_secure.runs.trackers.base import Followed
+from carefl_secure.runs.trackers.base import TrackedReporter
 
 __all__ = [
     "base_hash_of",
@@ -129,7 +129,7 @@ def run_options(config: Config, evaluate: Evaluate, reporter: Reporter) -> dict[
             evaluate,
             config.evaluation.every,
             reporter,
-            partial(Followed, names=config.run.trackers),
+            partial(TrackedReporter, names=config.run.trackers),
         ),
         "simulation": Simulation(config.dropout, config.run.seed),
         "performance": PerformanceFlags(performance.workers, performance.timeout_s),

@@ -13,6 +13,7 @@ from carefl_secure.cli.figures import show, to_json
 from carefl_secure.cli.options import unfold
 from carefl_secure.cli.reporter import running
 from carefl_secure.config import Config, load_config
+from carefl_secure.config.explain import FLAGS
 from carefl_secure.errors import ConfigError
 from carefl_secure.run_folder import Interrupted, check_start, new_run_id
 
@@ -84,29 +85,17 @@ class TrainOptions:
         ),
     ] = None
 
-    def flags(self) -> dict[str, Any]:
-        """Return the options that stand for one setting each, by their short names."""
-        clients = self.clients
-        if clients is None and self.resume is None:
-            clients = self.local_nodes
-        return {
-            "epsilon": self.epsilon,
-            "data": self.data,
-            "rounds": self.rounds,
-            "clients": clients,
-            "aggregation": self.aggregation,
-            "stages": self.stages and [word.strip() for word in self.stages.split(",")],
-            "run_dir": self.run_dir,
-            "track": self.track,
-        }
-
     def settings(self) -> Config:
         """Return the checked configuration; ConfigError where options contradict each other."""
         if self.engine not in ("inprocess", "ray", "superlink"):
             raise ConfigError(f"--engine is {self.engine!r}; choose inprocess, ray or superlink")
         if self.local_nodes is not None and self.engine != "superlink":
             raise ConfigError("--local-nodes goes with --engine superlink only")
-        flags = self.flags()
+        flags: dict[str, Any] = {name: getattr(self, name, None) for name in FLAGS}
+        if self.stages is not None:
+            flags["stages"] = [word.strip() for word in self.stages.split(",")]
+        if self.clients is None and self.resume is None:
+            flags["clients"] = self.local_nodes
         if self.resume is None:
             settings = load_config(self.config, self.set_ or (), **flags)
         elif self.config or self.set_ or any(value is not None for value in flags.values()):

@@ -3,29 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from carefl_secure.report.audit import judge_audits
 from carefl_secure.report.checks import ledger as ledgers
 from carefl_secure.report.checks import privacy_statement as promise
-from carefl_secure.report.checks.result import Finding, Outcome
+from carefl_secure.report.checks.result import Finding
 from carefl_secure.report.run_record import RunRecord
+from carefl_secure.report.schema import CheckLine
 from carefl_secure.report.spending import Accounts
 
-__all__ = ["Check", "check_run"]
-
-
-@dataclass(frozen=True)
-class Check:
-    """One condition and what was found.
-
-    ``name`` is short and stable, for machines; ``text`` states the condition in words.
-    """
-
-    name: str
-    text: str
-    outcome: Outcome
-    detail: str
+__all__ = ["check_run"]
 
 
 _Find = Callable[[RunRecord, Accounts], Finding]
@@ -59,7 +46,7 @@ _PROTECTED: tuple[tuple[str, str, _Find], ...] = (
 )
 
 
-def check_run(record: RunRecord, accounts: Accounts) -> list[Check]:
+def check_run(record: RunRecord, accounts: Accounts) -> list[CheckLine]:
     """Check a run.
 
     Guarantees
@@ -68,4 +55,8 @@ def check_run(record: RunRecord, accounts: Accounts) -> list[Check]:
     write to the folder can forge a run that passes.
     """
     wanted = _ALWAYS if record.privacy.unit == "none" else _ALWAYS + _PROTECTED
-    return [Check(name, text, *find(record, accounts)) for name, text, find in wanted]
+    found = ((name, text, find(record, accounts)) for name, text, find in wanted)
+    return [
+        CheckLine(name=name, text=text, outcome=outcome, detail=detail)
+        for name, text, (outcome, detail) in found
+    ]

@@ -7,6 +7,7 @@ from typing import Any
 
 import jinja2
 
+from carefl_secure.report.render.page import environment
 from carefl_secure.rounding import round_up
 
 __all__ = ["experiment_html", "experiment_markdown", "interval", "spent", "spread"]
@@ -44,21 +45,9 @@ def spent(row: Mapping[str, Any]) -> str:
 
 
 def _environment(*, html: bool) -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("carefl_secure.report"),
-        autoescape=html,
-        undefined=jinja2.StrictUndefined,
-        keep_trailing_newline=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "interval": interval,
-        "number": _number,
-        "spent": spent,
-        "spread": spread,
-    }
-    return environment
+    found = environment(html=html)
+    found.filters |= {"interval": interval, "number": _number, "spent": spent, "spread": spread}
+    return found
 
 
 def _names(found: Mapping[str, Any]) -> list[str]:

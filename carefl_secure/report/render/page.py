@@ -11,22 +11,24 @@ from carefl_secure.report.render.plots import attacker_plot, rounds_plot
 from carefl_secure.report.schema import Report
 from carefl_secure.rounding import delta_words, percent_up, round_up
 
-__all__ = ["html_page", "markdown_section"]
+__all__ = ["environment", "html_page", "markdown_section"]
 
 _CALM = ("#0b6b69", "#eef6f5")
 _ALARM = ("#a4161a", "#fbf0f0")
 
 
-def _environment(*, html: bool) -> jinja2.Environment:
-    environment = jinja2.Environment(
+def environment(*, html: bool) -> jinja2.Environment:
+    """Return what renders the templates of this package; unknown names are errors."""
+    made = jinja2.Environment(
         loader=jinja2.PackageLoader("carefl_secure.report"),
         autoescape=html,
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
-        trim_blocks=html,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    environment.filters |= {"delta": delta_words, "percent": percent_up, "up": round_up}
-    return environment
+    made.filters |= {"delta": delta_words, "percent": percent_up, "up": round_up}
+    return made
 
 
 def html_page(report: Report, bounds: AttackerBounds | None) -> str:
@@ -40,7 +42,7 @@ def html_page(report: Report, bounds: AttackerBounds | None) -> str:
     place = 0.0 if price is None else (math.log10(max(price, 1e-9)) + 1.0) / 3.0
     outcomes = [check.outcome for check in report.checks]
     return (
-        _environment(html=True)
+        environment(html=True)
         .get_template("report.html.j2")
         .render(
             r=report,
@@ -63,7 +65,7 @@ def _ceiling(bounds: AttackerBounds | None, *, wide: bool, accent: str) -> str:
 
 def markdown_section(report: Report) -> str:
     """Return the privacy section of a model card, from a second-level heading on."""
-    text = _environment(html=False).get_template("card.md.j2").render(r=_Escaped(report))
+    text = environment(html=False).get_template("card.md.j2").render(r=_Escaped(report))
     return text.strip() + "\n"
 
 

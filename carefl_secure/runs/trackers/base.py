@@ -15,7 +15,7 @@ from carefl_secure.errors import ConfigError, RunError
 from carefl_secure.progress import Reporter
 from carefl_secure.run_folder import RunFolder
 
-__all__ = ["MARK", "Followed", "Tracker", "check_trackers"]
+__all__ = ["MARK", "TrackedReporter", "Tracker", "check_trackers"]
 
 Scalar = float | int | str
 Row = Mapping[str, Scalar]
@@ -65,7 +65,7 @@ def _opener(name: str) -> Opener:
     return found
 
 
-class Followed:
+class TrackedReporter:
     """A reporter that passes everything on, and every round to trackers too.
 
     Use it as a context around the rounds: entering it brings the trackers up to the rows that the
@@ -82,14 +82,16 @@ class Followed:
 
     def __init__(self, reporter: Reporter, folder: RunFolder, names: Sequence[str]) -> None:
         check_trackers(names)
-        self._reporter = reporter
+        self.start, self.advance = reporter.start, reporter.advance
+        self.finish, self.note = reporter.finish, reporter.note
+        self._next = reporter.round
         self._folder = folder
         self._trackers = {name: _opener(name)(folder) for name in dict.fromkeys(names)}
 
-    def __enter__(self) -> Followed:
+    def __enter__(self) -> TrackedReporter:
         """Name the trackers, and send each the rounds that it lacks."""
         for name, tracker in list(self._trackers.items()):
-            self._reporter.note(tracker.where)
+            self.note(tracker.where)
             self._try(name, self._catch_up)
         return self
 
@@ -104,25 +106,9 @@ class Followed:
             self._try(name, lambda tracker: tracker.close(kind is None))
         self._trackers.clear()
 
-    def start(self, task: str, total: int) -> None:
-        """Announce a task of ``total`` steps."""
-        self._reporter.start(task, total)
-
-    def advance(self, task: str, step: int = 1) -> None:
-        """Say that ``step`` more steps of the task are done."""
-        self._reporter.advance(task, step)
-
-    def finish(self, task: str) -> None:
-        """Say that the task is over."""
-        self._reporter.finish(task)
-
-    def note(self, text: str) -> None:
-        """Pass on one sentence."""
-        self._reporter.note(text)
-
     def round(self, row: Row) -> None:
         """Pass on the figures of one finished round, which ``metrics.jsonl`` holds by now."""
-        self._reporter.round(row)
+        self._next(row)
         for name in list(self._trackers):
             self._try(name, lambda tracker: tracker.record(row))
 
@@ -137,7 +123,7 @@ class Followed:
             work(self._trackers[name])
         except RunError as error:
             del self._trackers[name]
-            self._reporter.note(
-                f"WARNING: {name} FAILED AND IS TOLD NOTHING MORE ({error}); the run goes on, and "
-                f"every figure is in {self._folder.metrics}"
+            self.note(
+                f"WARNING: {name} FAILED AND GETS NO FURTHER FIGURES ({error}); the run goes on, "
+                f"and every figure is in {self._folder.metrics}"
             )

@@ -30,7 +30,7 @@ from carefl_secure.runs.build import run_options
 from carefl_secure.runs.trackers import base as trackers
 from carefl_secure.runs.trackers import mlflow as track_mlflow
 from carefl_secure.runs.trackers import tensorboard as track_tensorboard
-from carefl_secure.runs.trackers.base import Followed
+from carefl_secure.runs.trackers.base import TrackedReporter
 from carefl_secure.runs.train import train
 from tests.support.running import federate
 
@@ -91,7 +91,7 @@ def rounds(plan_toy: Any, tasks_toy: Any, tmp_path: Path) -> Any:
                 folder=folder,
                 base_hash=bytes(32),
                 reporter=reporter,
-                follow=partial(Followed, names=names),
+                follow=partial(TrackedReporter, names=names),
                 **more,
             )
         except CareflError as error:
