@@ -19,7 +19,6 @@ __all__ = [
     "check_delta",
     "coarse_epsilon",
     "epsilon",
-    "has_pld",
     "mixture_epsilon",
     "pld_epsilon",
     "rdp_epsilon",
@@ -32,8 +31,7 @@ COARSE_GRID = 1e-3
 ROUGH_GRID = 1e-2
 MIXTURE_GRID = 5e-3  # each step is a root search; within 2 % of the finest where it was compared
 _USUAL_DELTA = 1e-5
-# Renyi divergence of order 2 above which RDP must do: exponentials of the losses would overflow.
-_PLD_LIMIT = 600.0
+_MOST_EPSILON = 600.0  # its exponential must be finite
 
 
 def check_delta(delta: float) -> None:
@@ -76,9 +74,9 @@ def accountant_name(events: Sequence[Event], delta: float | None = None) -> str:
 
     ``delta`` (1e-5 by default) can decide which bound for Skellam noise is the lesser one.
     """
-    if has_pld(events):
-        return f"PLD (dp_accounting, pessimistic, grid {GRID:g}, add or remove one)"
     if _priced(events, _USUAL_DELTA if delta is None else delta)[1]:
+        if _all_gaussian(events):
+            return f"PLD (dp_accounting, pessimistic, grid {GRID:g}, add or remove one)"
         return (
             "PLD (dp_accounting, pessimistic, of the Gaussian inside the Skellam noise, "
             f"grid {SKELLAM_GRID:g}, add or remove one)"
@@ -88,8 +86,10 @@ def accountant_name(events: Sequence[Event], delta: float | None = None) -> str:
 
 def _priced(events: Sequence[Event], delta: float, grid: float | None = None) -> tuple[float, bool]:
     """Return epsilon, and whether it comes from privacy loss distributions."""
-    if has_pld(events):
-        return pld_epsilon(events, delta, grid=grid or GRID), True
+    if _all_gaussian(events):
+        found = pld_epsilon(events, delta, grid=grid or GRID)
+        if math.isfinite(found):
+            return found, True
     ceiling = rdp_epsilon(events, delta)
     by_pld = _pld_below(events, delta, ceiling, grid or SKELLAM_GRID)
     return (ceiling, False) if by_pld is None or by_pld >= ceiling else (by_pld, True)
@@ -119,7 +119,8 @@ def rdp_epsilon(events: Sequence[Event], delta: float) -> float:
 def pld_epsilon(events: Sequence[Event], delta: float, *, grid: float = GRID) -> float:
     """Bound epsilon by the privacy loss distribution of Gaussian noise.
 
-    At most 0.02 above the truth for usual Gaussian runs.
+    At most 0.02 above the truth for usual Gaussian runs; infinity where there is so little noise
+    that exponentials of the losses would overflow.
 
     Parameters
     ----------
@@ -170,13 +171,24 @@ def mixture_epsilon(
     Choquette-Choo et al., "Privacy Amplification for Matrix Mechanisms", ICLR 2024 (arXiv
     2310.15526), corollary 4.7; ``docs/accounting.md`` has a proof.
     """
-    like = [SampledGaussian(e.sample_rate, math.sqrt(e.variance) / e.l2, e.count) for e in events]
-    guess = composed_epsilon(like, delta, 10.0 * MIXTURE_GRID, clients)
-    for most in (1.25 * guess + 1.0, _PLD_LIMIT):  # the lower one leaves more room for the distance
+    # the lower ceiling leaves more of delta for the distance between the two noises
+    for most in (_likely(events, delta, clients), _MOST_EPSILON):
         found = _pld_below(events, delta, min(most, ceiling), MIXTURE_GRID, clients)
         if found is not None:
             return found
     return None
+
+
+def _likely(events: Sequence[Event], delta: float, clients: int = 1) -> float:
+    """Return more than epsilon would be with Gaussian noise of the same variance, at most 600."""
+    like = [
+        SampledGaussian(e.sample_rate, math.sqrt(e.variance) / e.l2, e.count)
+        if isinstance(e, SampledSkellam)
+        else e
+        for e in _merged(events)
+    ]
+    guess = composed_epsilon(like, delta, 10.0 * MIXTURE_GRID, clients)
+    return min(1.25 * guess + 1.0, _MOST_EPSILON)
 
 
 def _pld_below(
@@ -184,8 +196,10 @@ def _pld_below(
 ) -> float | None:
     """Price a history with Skellam noise; what comes out above the ceiling proves nothing."""
     left = _delta_left(events, delta, clients)
+    if ceiling > _MOST_EPSILON:
+        ceiling = _likely(events, delta, clients)
     hidden = hidden_history(_merged(events), left, ceiling)
-    if hidden is None or not has_pld(hidden[0]):
+    if hidden is None:
         return None
     found = _gaussian_pld(tuple(hidden[0]), left - hidden[1], grid, clients)
     return found if found <= ceiling else None
@@ -219,12 +233,5 @@ def _delta_left(events: Sequence[Event], delta: float, clients: int = 1) -> floa
     return delta - failure
 
 
-def has_pld(events: Sequence[Event]) -> bool:
-    """Say whether ``epsilon`` uses the history's own loss distribution and nothing else.
-
-    True for purely Gaussian histories, unless their loss is so large that RDP must do. False with
-    Skellam noise, which may still be priced by the Gaussian inside, depending on delta.
-    """
-    if not all(isinstance(event, SampledGaussian) for event in events):
-        return False
-    return sum(float(sampled_rdp(event)[0]) for event in events) <= _PLD_LIMIT
+def _all_gaussian(events: Sequence[Event]) -> bool:
+    return all(isinstance(event, SampledGaussian) for event in events)

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.special import ndtr, ndtri
 
 from carefl_secure.errors import ConfigError
-from carefl_secure.privacy.accounting.accountant import GRID, SKELLAM_GRID, has_pld
+from carefl_secure.privacy.accounting.accountant import GRID, SKELLAM_GRID
 from carefl_secure.privacy.accounting.events import Event, SampledGaussian, SampledSkellam
 from carefl_secure.privacy.accounting.loss_distribution import usable_grid
 from carefl_secure.privacy.accounting.skellam_pld import hidden_gaussian
@@ -41,6 +41,7 @@ _HIDDEN = (
     "(pessimistic): at every epsilon it gives a proved delta, no test can pass the line that such "
     "a pair draws, and the distance between the two noises is added to both rates"
 )
+_MOST_DIVERGENCE = 600.0
 _DISTANCE = 1e-12  # far below any rate that is shown
 _RDP = (
     "the Renyi curve of all rounds: whoever tells two data sets apart by a test with these rates "
@@ -141,7 +142,7 @@ def attacker_bounds(
 
 def _curve(events: Sequence[Event]) -> tuple[Callable[[_Vector], _Vector], str, float]:
     """Return the lowest curve there is, why it holds, and the distance to be added."""
-    if has_pld(events):
+    if _has_pld(events):
         return _from_pld(events), _PLD, 0.0
     renyi = _from_renyi(events)
     found = _hidden(events)
@@ -168,7 +169,14 @@ def _hidden(events: Sequence[Event]) -> tuple[list[Event], float] | None:
             return None
         gaussian.append(found[0])
         distance += found[1]
-    return (gaussian, distance) if has_pld(gaussian) else None
+    return (gaussian, distance) if _has_pld(gaussian) else None
+
+
+def _has_pld(events: Sequence[Event]) -> bool:
+    """Say whether a history is Gaussian, with losses whose exponentials do not overflow."""
+    if not all(isinstance(event, SampledGaussian) for event in events):
+        return False
+    return sum(float(sampled_rdp(event)[0]) for event in events) <= _MOST_DIVERGENCE
 
 
 def _from_pld(events: Sequence[Event], grid: float = GRID) -> Callable[[_Vector], _Vector]:

@@ -32,6 +32,8 @@ _UNIT = 2.0**-53
 _TAIL = 40.0  # exponent of the tilted mass that the FFT window may cut off
 _LOG_TILT = (math.log(1e-3), math.log(1e7))
 _LARGEST_EXPONENT = 600.0
+_LARGEST_STEP = 1.0
+_REACH = 12.0  # standard deviations of noise within which losses are discretised
 _MOST_NOISE = 1e8  # more is priced as this, which is an upper bound
 
 
@@ -77,7 +79,8 @@ def composed_epsilon(
         \delta(\varepsilon) \le \sum_{x > \varepsilon} (1 - e^{\varepsilon - x})\, q(x)
         + e^{K(\lambda) - \lambda\varepsilon} E + \text{tails}
 
-    Infinity where losses that have no bound are likelier than ``delta``. ``events`` holds each
+    Infinity where losses that have no bound are likelier than ``delta``, or so large that their
+    exponentials overflow. ``events`` holds each
     different event once, at least one; ``grid`` is the largest step of the discrete losses. A unit
     held by n ``clients`` shifts a sum by k norms with the binomial probability of k draws of n.
 
@@ -91,7 +94,10 @@ def composed_epsilon(
         dataclasses.replace(e, noise_multiplier=min(e.noise_multiplier, _MOST_NOISE))
         for e in events
     ]
-    step = usable_grid(events, grid, clients)
+    shift = min(max(clients / e.noise_multiplier for e in events), 1e6)
+    step = usable_grid(events, grid, clients) if shift < 1e6 else math.inf
+    if 0.5 * shift**2 + _REACH * shift > _LARGEST_EXPONENT or step > _LARGEST_STEP:
+        return math.inf
     pairs = [_discretised(e.sample_rate, e.noise_multiplier, step, clients) for e in events]
     counts = [event.count for event in events]
     removed = _Composition(step, tuple(pair[0] for pair in pairs), tuple(counts))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from carefl_secure.errors import BudgetExceededError, ConfigError
-from carefl_secure.privacy import SampledGaussian, SampledSkellam, calibrate_noise, epsilon
+from carefl_secure.privacy import Event, SampledGaussian, SampledSkellam, calibrate_noise, epsilon
 
 
 def _skellam(rate: float, noise: float, count: int) -> SampledSkellam:
@@ -69,6 +70,24 @@ def test_strong_budgets_over_many_rounds(
     noise = calibrate_noise(lambda z: SampledGaussian(rate, z, rounds), target, delta)
     price = epsilon([SampledGaussian(rate, noise, rounds)], delta)
     assert target * (1 - 2e-4) <= price <= target
+
+
+@pytest.mark.parametrize(
+    ("rate", "rounds", "target"), [(0.00078, 1371, 69.7), (0.01, 1000, 150.0), (0.1, 100, 300.0)]
+)
+def test_weak_budgets_are_used_up_too(rate: float, rounds: int, target: float) -> None:
+    """RDP says thousands there; no account may jump to it."""
+    for event in (SampledGaussian(rate, 1.0, rounds), _skellam(rate, 1.0, rounds)):
+        if isinstance(event, SampledSkellam):
+            event = dataclasses.replace(event, dimension=1 << 20)
+
+        def planned(noise: float, event: Event = event) -> Event:
+            if isinstance(event, SampledGaussian):
+                return dataclasses.replace(event, noise_multiplier=noise)
+            return dataclasses.replace(event, variance=(noise * event.l2) ** 2)
+
+        noise = calibrate_noise(planned, target, 1e-5)
+        assert target * (1 - 2e-4) <= epsilon([planned(noise)], 1e-5) <= target
 
 
 def test_the_past_counts() -> None:
