@@ -19,7 +19,7 @@ from multiprocessing.connection import Listener
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Error, Message, RecordDict
+from flwr.app import RecordDict
 
 from carefl_secure.config import Config
 from carefl_secure.deployment.flower.relay import ACTIONS, PROPOSE, send
@@ -35,14 +35,15 @@ from carefl_secure.deployment.site.site_config import own_config
 from carefl_secure.deployment.site.site_log import SiteLog
 from carefl_secure.errors import CareflError, ModelError, PolicyError, ProtocolError, RunError
 from carefl_secure.federation.aggregation.base import ClientSetup
-from carefl_secure.federation.aggregation.helper_session import Helper, HolderSession, MemberSession
-from carefl_secure.federation.client.app import build_client_app
+from carefl_secure.federation.aggregation.helper_session import Helper
+from carefl_secure.federation.aggregation.registry import find_protocol
+from carefl_secure.federation.client.app import answer
 from carefl_secure.federation.client.session import ClientSession
 from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.transport.error_codes import LOST, refusal, seal
 from carefl_secure.federation.transport.flwr_env import quiet_flower
-from carefl_secure.federation.transport.local_grid import FIRST_NODE, LocalGrid
+from carefl_secure.federation.transport.local_grid import Faults
 from carefl_secure.federation.transport.messages import pack
 from carefl_secure.noise import KeySource, SystemKeySource
 from carefl_secure.privacy import Ledger
@@ -93,7 +94,6 @@ class Agent:
         self._accepted = Accepted(bundle.path / "accepted.json")
         self._log = SiteLog(bundle.path)
         self._rounds = 0
-        self._grid: LocalGrid | None = None
         self._party: ClientSession | Helper | None = None
         self._budgets: SiteBudgets | None = None
 
@@ -106,20 +106,16 @@ class Agent:
             if time.time() >= self.bundle.expires:
                 raise PolicyError("the bundle has expired", "expired")
             if action == PROPOSE:
-                reply: Message | RecordDict = self._propose(content)
+                reply = self._propose(content)
             elif self._sits_out(action, content):
                 self._log.answered(action, group, LOST)
                 return {"code": LOST, "reason": "the agent was started again in this round"}, []
             else:
-                reply = self._step(action, group, content)
+                reply = self._step(action, content)
         except CareflError as error:
             return self._refused(action, group, error), []
         except OSError as error:
             return self._refused(action, group, RunError(str(error))), []
-        if isinstance(reply, Message):
-            if reply.has_error():
-                return self._sealed(action, group, reply.error), []
-            reply = reply.content
         self._log.answered(action, group, 0)
         return {}, [reply]
 
@@ -142,7 +138,7 @@ class Agent:
         """Erase the secrets of a round in progress."""
         if self._party is not None:
             self._party.close()
-        self._party = self._grid = self._budgets = None
+        self._party = self._budgets = None
 
     def _propose(self, content: RecordDict) -> RecordDict:
         """Accept a run, or raise; where its submitter is on the list, an earlier run ends."""
@@ -163,18 +159,23 @@ class Agent:
 
     def _sits_out(self, action: str, content: RecordDict) -> bool:
         """Tell whether a step belongs to a round whose secrets died with an earlier agent."""
-        again = self._grid is None and self._accepted.proposal is not None
+        again = self._party is None and self._accepted.proposal is not None
         later = round_of(content) is None or action in _CONTINUES
         return again and action in ACTIONS and action != _ROLE and later
 
-    def _step(self, action: str, group: str, content: RecordDict) -> Message:
+    def _open_party(self) -> ClientSession | Helper:
+        if self._party is None:
+            raise ProtocolError("the accepted run was not taken up")
+        return self._party
+
+    def _step(self, action: str, content: RecordDict) -> RecordDict:
         """Take one step of the run that was agreed to."""
         accepted, number = self._accepted.proposal, round_of(content)
         if action not in ACTIONS or accepted is None:
             raise ProtocolError("no proposed run was accepted here, so no step is answered")
         if number is not None and action not in _CONTINUES:
             self._accepted.check(number)
-        if self._grid is None:
+        if self._party is None:
             self._take_up(*Proposal.read(accepted))
         if number is not None and number > self._rounds:
             raise ProtocolError(
@@ -183,12 +184,11 @@ class Agent:
             )
         if action in _SPENDING and self._budgets is not None:
             self._budgets.check_round()
-        begins = number is not None and not action.endswith(_PREFETCH)
         if number is not None and action in _SPENDING:
             self._accepted.begun(number)
-        sent = Message(content, FIRST_NODE, action, group_id=group)
-        (reply,) = self._open_grid().send_and_receive([sent])
-        if number is not None and begins and not reply.has_error():
+        with Faults(self.bundle.name):
+            reply = answer(self._open_party(), action, content)
+        if number is not None and not action.endswith(_PREFETCH):
             self._accepted.begun(number)
         return reply
 
@@ -208,31 +208,11 @@ class Agent:
         self._log.run, self._rounds = proposal.run, plan.privacy.rounds
         keys = self._keys(config)
         if self.bundle.role == "client":
-            party: ClientSession | Helper = self._client(config, plan, cohort, keys)
-        elif cohort.key_holder is not None:
-            party = HolderSession(self.bundle.index, self._identity, plan, cohort)
+            self._party = self._client(config, plan, cohort, keys)
         else:
-            party = MemberSession(self.bundle.index, self._identity, plan, cohort, keys)
-        self._party = party
-        session = party if isinstance(party, ClientSession) else None
-        helper = party if isinstance(party, Helper) else None
-
-        def sessions(_: int) -> ClientSession:
-            if session is None:
-                raise ProtocolError("a helper was asked for a client's step")
-            return session
-
-        def keep(_: int, error: CareflError) -> None:
-            self._log.reason(error)
-
-        app = build_client_app(sessions, keep, helpers=lambda _: helper)
-        self._grid = LocalGrid(app, 1)
+            protocol = find_protocol(cohort.aggregation)
+            self._party = protocol.helper(self.bundle.index, self._identity, plan, cohort, keys)
         return plan
-
-    def _open_grid(self) -> LocalGrid:
-        if self._grid is None:
-            raise ProtocolError("the accepted run was not taken up")
-        return self._grid
 
     def _client(
         self, config: Config, plan: RunPlan, cohort: Cohort, keys: KeySource
@@ -271,10 +251,8 @@ class Agent:
     def _refused(self, action: str, group: str, error: CareflError) -> dict[str, Any]:
         """Keep the reason here and return what may be said of it."""
         self._log.reason(error)
-        return self._sealed(action, group, refusal(error))
-
-    def _sealed(self, action: str, group: str, error: Error) -> dict[str, Any]:
-        said = seal(error)
+        helper = self._party if isinstance(self._party, Helper) else None
+        said = seal(refusal(error, "client" if helper is None else helper.party))
         self._log.answered(action, group, said.code)
         return {"code": said.code, "reason": said.reason}
 

@@ -22,7 +22,7 @@ from carefl_secure.federation.transport.messages import (
 )
 from carefl_secure.federation.transport.node_directory import role_message
 
-__all__ = ["build_client_app"]
+__all__ = ["answer", "build_client_app"]
 
 _STATE = "carefl-secure"
 _HEADER = ("round", "plan")
@@ -110,13 +110,19 @@ _PIGGYBACKED: Mapping[str, Action] = {
 }
 
 
-def _answer(session: ClientSession, name: str, content: RecordDict) -> RecordDict:
-    """Take one step of a client, and the step of the next round that is piggybacked on it."""
+def answer(party: ClientSession | Helper, name: str, content: RecordDict) -> RecordDict:
+    """Take one step of a party, and the step of the next round that is piggybacked on it.
+
+    Raises ProtocolError when the step is not this party's, and what the step raises.
+    """
+    if isinstance(party, Helper) or name not in _ACTIONS:
+        helper = party if isinstance(party, Helper) else None
+        return answer_as_helper(helper, name, content)
     later = piggybacked(content)
     if later is not None and name not in _PIGGYBACKED:
         raise ProtocolError(f"key prefetch: nothing is piggybacked on {name}")
-    reply = _ACTIONS[name](session, content)
-    return reply if later is None else piggyback(reply, _PIGGYBACKED[name](session, later))
+    reply = _ACTIONS[name](party, content)
+    return reply if later is None else piggyback(reply, _PIGGYBACKED[name](party, later))
 
 
 def build_client_app(
@@ -165,12 +171,12 @@ def build_client_app(
         helper = None
         try:
             helper = None if helpers is None else helpers(partition)
-            if helper is not None or name in HELPER_ACTIONS:
-                return Message(answer_as_helper(helper, name, message.content), reply_to=message)
+            if helper is not None:
+                return Message(answer(helper, name, message.content), reply_to=message)
             session = sessions(partition)
             if keep_state and _STATE in context.state:
                 session.restore(Fields(context.state, "session", name=_STATE).octets("session"))
-            content = _answer(session, name, message.content)
+            content = answer(session, name, message.content)
             if keep_state:
                 context.state[_STATE] = ConfigRecord({"session": session.save()})
         except CareflError as error:

@@ -27,6 +27,7 @@ __all__ = [
     "FIRST_NODE",
     "TESTED_FLOWER",
     "Drop",
+    "Faults",
     "LocalGrid",
     "OneRunGrid",
     "Record",
@@ -56,14 +57,14 @@ def stamp(message: Message) -> Message:
     return message
 
 
-class _Faults:
+class Faults:
     """Turn whatever a client app did not raise on purpose into an `EngineError`.
 
     A programming fault must end the run; an error reply would look like a dropout and be tolerated.
     """
 
-    def __init__(self, node: int) -> None:
-        self._node = node
+    def __init__(self, party: str) -> None:
+        self._party = party
 
     def __enter__(self) -> None:
         """Do nothing yet."""
@@ -77,7 +78,7 @@ class _Faults:
         """Pass refusals and interrupts on as they are; name everything else a fault."""
         if isinstance(error, Exception) and not isinstance(error, CareflError):
             raise EngineError(
-                f"the client app of node {self._node} failed with {type(error).__name__}; "
+                f"the client app of {self._party} failed with {type(error).__name__}; "
                 "this is a fault in the program, not a dropout: see the exception it came from"
             ) from error
 
@@ -85,12 +86,13 @@ class _Faults:
 class OneRunGrid(Grid):
     """What the grids of all engines share: one run, two hooks, and exchanges in one step.
 
-    ``drop`` and ``record`` are those of `LocalGrid`.
+    ``drop`` and ``record`` are those of `LocalGrid`; ``names`` are the parties' by their nodes.
     """
 
     def __init__(self, run: Run, drop: Drop | None = None, record: Record | None = None) -> None:
         self._run = run
         self.drop, self.record = drop, record
+        self.names: Mapping[int, str] = {}
 
     @property
     def run(self) -> Run:
@@ -289,7 +291,7 @@ class LocalGrid(OneRunGrid):
     def _handle(self, node: int, message: Message) -> Message:
         """Run the client app; a refusal or a lost connection becomes an error reply."""
         try:
-            with _Faults(node):
+            with Faults(f"node {node}"):
                 try:
                     return self._app(message, self._contexts[node])
                 except (ConnectionError, TimeoutError):
