@@ -7,7 +7,7 @@ import functools
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -250,7 +250,7 @@ def ask(agent: Agent, content: RecordDict, action: str = relay.PROPOSE) -> dict[
 
 
 def error_in(head: dict[str, Any]) -> Exception:
-    return error_of_reply(Error(head["code"], head["reason"]), 1)
+    return error_of_reply(Error(head["code"], head["reason"]), "node 1")
 
 
 def test_an_agent_answers_no_step_before_a_proposal(bundles: Path) -> None:
@@ -316,7 +316,7 @@ def test_no_file_of_the_proposers_choosing_is_opened(named: str) -> None:
     with pytest.raises(PolicyError) as caught:
         refuse_paths(settings(named), own_data=False)
     assert caught.value.clause == "path"
-    assert isinstance(error_of_reply(refusal(caught.value), 1), PolicyError)
+    assert isinstance(error_of_reply(refusal(caught.value), "node 1"), PolicyError)
 
 
 def test_what_is_no_path_is_not_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,6 +335,8 @@ def test_what_is_no_path_is_not_refused(tmp_path: Path, monkeypatch: pytest.Monk
 
 class NoLink:
     """What a SuperLink says to its operator, where there is none: always that all is well."""
+
+    names: Mapping[int, str] = {}
 
     def submit(self, app: Path) -> str:
         assert {p.name for p in app.iterdir()} == {"pyproject.toml", "carefl_relay.py"}

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import yaml
@@ -31,7 +31,7 @@ from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.run_spec import RunSpec
 from carefl_secure.federation.server.optimizers import FedAvg
 from carefl_secure.federation.server.run import FederationResult
-from carefl_secure.federation.transport.local_grid import LocalGrid
+from carefl_secure.federation.transport.local_grid import FIRST_NODE, LocalGrid
 from carefl_secure.privacy import Ledger
 from carefl_secure.progress import SilentReporter
 from carefl_secure.run_folder import RunFolder
@@ -144,6 +144,8 @@ class RunningSite:
 
 class NoLink:
     """A SuperLink in the eyes of its operator, where there is none: all is well."""
+
+    names: ClassVar = {FIRST_NODE + i: f"s{i}" for i in range(CLIENTS)}
 
     def submit(self, app: Path) -> str:
         return "1"

@@ -54,10 +54,15 @@ class Processes:
     def start(
         self, name: str, command: Sequence[str], env: Mapping[str, str] | None = None
     ) -> subprocess.Popen[bytes]:
-        """Start one process; its standard input ends when this process does.
+        """Start one process, in the place of an ended one of this name.
 
-        Raises `EngineError` when the program is missing.
+        Its standard input ends when this process does. Raises `EngineError` when the program is
+        missing.
         """
+        for one in [one for one in self._running if one[0] == name and one[1].poll() is not None]:
+            one[1].communicate()
+            one[2].close()
+            self._running.remove(one)
         log = (self._logs / f"{name}.log").open("ab")
         try:
             process = subprocess.Popen(
@@ -81,11 +86,18 @@ class Processes:
         """Numbers of the processes, each of which is the head of its group."""
         return [process.pid for _, process, _ in self._running]
 
-    def check(self) -> None:
-        """Raise an `EngineError` with name and log when one of them has ended on its own."""
+    def ended(self, name: str) -> bool:
+        """Tell whether the process of this name has ended on its own."""
+        return any(process.poll() is not None for one, process, _ in self._running if one == name)
+
+    def check(self, but: str = "") -> None:
+        """Raise an `EngineError` with name and log when one of them has ended on its own.
+
+        The one named ``but`` may have.
+        """
         for name, process, _ in self._running:
             code = process.poll()
-            if code is not None:
+            if code is not None and name != but:
                 raise EngineError(
                     f"{name} ended with {code}; read {self._logs / name}.log for the reason"
                 )

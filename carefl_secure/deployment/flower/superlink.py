@@ -6,6 +6,7 @@ SuperLink lists is the one that counts.
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import ssl
@@ -15,6 +16,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Sequence
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 from carefl_secure.deployment.flower import prefork, relay
@@ -22,7 +24,16 @@ from carefl_secure.deployment.flower.processes import Processes, free_port
 from carefl_secure.errors import EngineError
 from carefl_secure.federation.transport.local_grid import TESTED_FLOWER
 
-__all__ = ["COMPLETED", "Link", "node_command", "server_command", "write_app"]
+__all__ = [
+    "COMPLETED",
+    "Link",
+    "flower_environment",
+    "node_command",
+    "probe",
+    "server_command",
+    "start_server",
+    "write_app",
+]
 
 COMPLETED = "finished:completed"
 POLL = "FLWR_SUPEREXEC_TASK_POLL_INTERVAL"
@@ -121,10 +132,30 @@ def flower_environment(home: Path, **more: str) -> dict[str, str]:
     }
 
 
+def probe(address: str, ca: Path) -> tuple[bool, float]:
+    """Tell whether a SuperLink answers, also behind a proxy, and how far this clock is ahead.
+
+    ``address`` is ``host:port``; the second value is in seconds, and good to one. Raises `OSError`
+    or `http.client.HTTPException` where nothing answers under the authority ``ca``.
+    """
+    host, _, port = address.rpartition(":")
+    trust = ssl.create_default_context(cafile=str(ca))
+    link = http.client.HTTPSConnection(host, int(port), context=trust, timeout=5)
+    try:
+        link.request("POST", "/v1/fleet/pull-messages", b"")  # unsigned, so it is refused
+        reply = link.getresponse()
+    finally:
+        link.close()
+    date = reply.getheader("Date")
+    ahead = 0.0 if date is None else time.time() - parsedate_to_datetime(date).timestamp()
+    return reply.status not in (502, 503, 504), ahead
+
+
 class Link:
     """A running SuperLink at ``host:port``, as its operator sees it.
 
     ``ca`` is the authority's certificate; ``home`` holds Flower's own settings, one per deployment.
+    ``names`` are the sites' by the node numbers that the SuperLink gave them.
     """
 
     def __init__(self, address: str, ca: Path, home: Path) -> None:
@@ -138,6 +169,9 @@ class Link:
             '[superlink]\ndefault = "carefl"\n\n[superlink.carefl]\n'
             f'address = "{address}"\nroot-certificates = "{self._ca}"\n'
         )
+        known = home / "nodes.json"
+        listed = json.loads(known.read_text()) if known.exists() else {}
+        self.names = {int(node): str(name) for node, name in listed.items()}
 
     def healthy(self) -> bool:
         """Tell whether the SuperLink answers over TLS."""
@@ -164,11 +198,14 @@ class Link:
             time.sleep(_PAUSE)
 
     def register(self, keys: Sequence[Path]) -> None:
-        """Register public node keys not yet known to it; `EngineError` when one is refused."""
+        """Register public node keys, named like their sites; `EngineError` when one is refused."""
         for key in keys:
             said, text = self._ask("supernode", "register", str(key), "carefl")
-            if not said.get("success") and "already" not in text.lower():
+            if said.get("success"):
+                self.names[int(str(said["node-id"]))] = key.stem
+            elif "already" not in text.lower():
                 raise EngineError(f"the SuperLink did not register {key.name}: {text.strip()}")
+        (self._home / "nodes.json").write_text(json.dumps(self.names))
 
     def submit(self, app: Path) -> str:
         """Submit the relay and return the run's number; `EngineError` when it is not accepted."""

@@ -23,14 +23,14 @@ from carefl_secure.deployment.provisioning.sites import Roster
 from carefl_secure.errors import CohortError, PolicyError, ProtocolError
 from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.federation.plan.run_plan import RunPlan
-from carefl_secure.federation.transport.exchange import Exchange, wait_for_nodes
+from carefl_secure.federation.transport.exchange import Exchange, party_name, wait_for_nodes
 from carefl_secure.federation.transport.messages import Fields, pack
 from carefl_secure.runs.plan_from_config import aggregation_of
 
 __all__ = ["VALID", "Proposal", "cohort_of", "next_number", "propose"]
 
 VALID = 3600.0
-"""Seconds for which a proposal may be put before a site, unless its submitter says otherwise."""
+"""Seconds for which a proposal holds, besides those that its submitter waits for the sites."""
 
 _LABEL = b"carefl proposal\x00"
 _AHEAD = 300.0  # seconds that a submitter's clock may be ahead of a site's
@@ -59,16 +59,7 @@ class Proposal:
     expires: Real
 
     @classmethod
-    def of(
-        cls,
-        run: str,
-        config: Config,
-        plan: RunPlan,
-        base_hash: bytes,
-        *,
-        number: int | None = None,
-        valid: float = VALID,
-    ) -> Proposal:
+    def of(cls, run: str, config: Config, plan: RunPlan, base_hash: bytes) -> Proposal:
         """Return the proposal of a planned run, valid from now; its number follows the clock."""
         declared = {"public_records": plan.privacy.public_records}
         whole = config.model_copy(
@@ -81,10 +72,10 @@ class Proposal:
             plan.encoding.dimension,
             base_hash,
             plan.hash(),
-            time.time_ns() if number is None else number,
+            time.time_ns(),
             secrets.token_bytes(16),
             now,
-            now + valid,
+            now + VALID,
         )
 
     def message(self, key: Ed25519PrivateKey) -> RecordDict:
@@ -182,13 +173,18 @@ def propose(
         for node, reply in exchange.ask(dict.fromkeys(asked, message), PROPOSE):
             fields = Fields(reply, "plan", "place")
             if fields.octets("plan") != proposal.plan_hash:
-                raise ProtocolError(f"node {node} plans another run; compare versions and settings")
+                raise ProtocolError(
+                    f"{party_name(grid, node)} plans another run; compare versions and settings"
+                )
             agreed[node] = fields.integer("place")
         if len(agreed) < parties:
             time.sleep(max(0.0, min(_PAUSE, end - time.monotonic())))
     if len(agreed) < parties:
+        here = [node for node in sorted(grid.get_node_ids()) if node not in agreed]
+        silent = ", ".join(party_name(grid, node) for node in here) or "none"
         raise CohortError(
             f"{len(agreed)} of {parties} parties agreed to the run within {patience:.0f} seconds; "
-            "see which nodes are not online, and whether their agents run"
+            f"online, but without an answer from its agent: {silent}. Start the agents, and the "
+            "nodes that are not online"
         )
     return agreed

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from http.client import HTTPException
 from pathlib import Path
 
 from carefl_secure.data.open_corpus import detect
@@ -18,6 +19,7 @@ from carefl_secure.deployment.flower.superlink import (
     Link,
     flower_environment,
     node_command,
+    probe,
     start_server,
 )
 from carefl_secure.deployment.provisioning.site_bundle import (
@@ -32,6 +34,9 @@ from carefl_secure.errors import ConfigError, EngineError, RunError
 __all__ = ["run_node", "run_server"]
 
 _START = 120.0
+_AHEAD, _BEHIND = 5.0, 300.0  # seconds that Flower lets a node's clock be off
+_STABLE = 60.0  # a SuperNode that ran for longer ended for no lasting reason
+_LEAST_FREE = 1 << 20  # bytes
 _SOCKET_LENGTH = 100  # of the 108 bytes that Linux has for a socket's path
 
 
@@ -52,7 +57,8 @@ def run_node(
 
     Raises `RunError` for an incomplete or expired bundle, `ConfigError` for an invalid policy or a
     half without socket, `DataError` when the site's folder holds no corpus, and `EngineError` when
-    a process ends on its own, as a node without a registered key does.
+    a process ends on its own, as a node without a registered key does, or one whose clock is wrong.
+    A SuperNode that gave up because the server was away is started again when that is back.
     """
     if (only is None) != (socket is None):
         raise ConfigError("--only and --socket go together: the two halves meet at the socket")
@@ -63,6 +69,8 @@ def run_node(
             detect(Path(bundle.data))
     if bundle.roster.rehearsal:
         tell(REHEARSAL)
+    address, authority = server or bundle.server, node_folder(path) / "ca.crt"
+    command, env = [""], dict[str, str]()
     with ExitStack() as undo:
         undo.callback(interrupt_on_terminate())
         # A socket's path must be short, and its folder the owner's alone.
@@ -83,14 +91,40 @@ def run_node(
             if socket is not None:  # Flower's files next to a socket are not for the other half
                 place = home / "agent.sock"
                 place.symlink_to(socket.absolute())
-            command = node_command(node_folder(bundle.path), server or bundle.server, place)
+            command = node_command(node_folder(bundle.path), address, place)
             processes.start("supernode", command, env)
-            tell(f"site {bundle.name}: serving {server or bundle.server}; stop it with Ctrl-C")
+            tell(f"site {bundle.name}: serving {address}; stop it with Ctrl-C")
+        away, full, since = False, False, time.monotonic()
         while True:
-            processes.check()
+            ended = processes.ended("supernode")
+            before, away = away, ended and _away(address, authority)
+            if away and not before:
+                tell(f"site {bundle.name}: {address} does not answer; waiting until it does")
+            elif ended and not away and (before or time.monotonic() - since > _STABLE):
+                processes.start("supernode", command, env)
+                since = time.monotonic()
+            processes.check(but="supernode" if away else "")
             if time.time() >= bundle.expires:
                 raise RunError("this site's bundle has expired; ask for a new one")
+            before, full = full, shutil.disk_usage(work).free < _LEAST_FREE
+            if full and not before:
+                tell(f"site {bundle.name}: the disk of {work} is full, so no round can be charged")
             time.sleep(1.0)
+
+
+def _away(address: str, authority: Path) -> bool:
+    """Tell whether the server is away; `EngineError` where this clock keeps the node from it."""
+    try:
+        here, ahead = probe(address, authority)
+    except (OSError, HTTPException):
+        return True
+    if not -_BEHIND < ahead < _AHEAD:
+        where = "ahead of" if ahead > 0 else "behind"
+        raise EngineError(
+            f"this machine's clock is {abs(ahead):.0f} s {where} the server's, and Flower refuses "
+            f"a node that is {_AHEAD:.0f} s ahead or {_BEHIND:.0f} s behind; set the clock"
+        )
+    return not here
 
 
 def run_server(path: Path, host: str, tell: Callable[[str], None], port: int | None = None) -> None:

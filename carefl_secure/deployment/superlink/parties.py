@@ -146,6 +146,7 @@ class Deployed:
         self._grid = SuperLinkGrid(self._socket, self._alive)
         self._run = self._link.submit(write_app(self._scratch / "app"))
         self._reporter.note(f"Flower run {self._run}: submitted, waiting for all sites")
+        self._grid.names = self._link.names
         self._grid.connect(_START)
         run, cohort = self._proposed, self.cohort
         parties = len(cohort.roster) + len(cohort.helpers)
@@ -153,7 +154,7 @@ class Deployed:
             self._grid, run.proposal, run.submitter, parties, self._patience
         )
         self._reporter.note(f"all {parties} parties agreed to the run")
-        # From here on a party may be lost, as long as the floor holds; the SuperLink may not.
+        # From here on a party may be lost, as long as min_survivors remain; the SuperLink may not.
         self._grid.alive = Pulse(self._link.healthy)
         self._grid.drop, self._grid.record = drop, record
         return self._grid

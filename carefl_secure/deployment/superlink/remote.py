@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from flwr.serverapp import Grid
@@ -13,6 +14,7 @@ from carefl_secure.deployment.flower.address import ServerAddress
 from carefl_secure.deployment.flower.superlink import Link
 from carefl_secure.deployment.provisioning.certificates import read_identity
 from carefl_secure.deployment.provisioning.sites import REHEARSAL, Roster
+from carefl_secure.deployment.site.proposal import VALID, next_number
 from carefl_secure.deployment.superlink.parties import Deployed, ProposedRun, refuse_unfit
 from carefl_secure.errors import ConfigError, EngineError, RunError
 from carefl_secure.federation.run_spec import RunSpec
@@ -102,7 +104,7 @@ class Remote:
             reporter.note(REHEARSAL)
         self._place = ServerAddress.read(server)
         self._config, self._reporter, self._patience = config, reporter, patience
-        self._server = server
+        self._server, self._submit = server, submit
 
     def start(self, spec: RunSpec) -> Deployed:
         """Return the parties at the sites.
@@ -124,10 +126,13 @@ class Remote:
             link = Link(self._place.address, self._server / "ca.crt", self._server / "flower-cli")
             undo.callback(link.close)
             link.wait(10)
+            run = ProposedRun.of(spec, self._config, self._roster, self._key)
+            number = next_number(self._submit)
+            until = run.proposal.issued + self._patience + VALID
             deployed = _Submitted(
                 link,
                 self._place.socket,
-                ProposedRun.of(spec, self._config, self._roster, self._key),
+                replace(run, proposal=replace(run.proposal, number=number, expires=until)),
                 self._reporter,
                 spec.folder.path,
                 patience=self._patience,

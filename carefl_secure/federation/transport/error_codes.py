@@ -141,20 +141,20 @@ def is_dropout(error: Error) -> bool:
     return error.code in _DROPOUTS
 
 
-def error_of_reply(error: Error, node: int) -> CareflError:
+def error_of_reply(error: Error, sender: str) -> CareflError:
     """Return the exception the server raises for an error reply that is not a dropout.
 
     The class named by the code; `EngineError` for a code that is not ours, which means a fault in
     the party's software. A text that came over the wire is never repeated: it could be anything.
-    Which party the code names is the node's own claim.
+    ``sender`` is what a person calls the node; which party the code names is the node's own claim.
     """
     if _POLICY <= error.code < _POLICY + len(_CLAUSES):
         clause = _CLAUSE_NAMES[error.code - _POLICY]
-        return PolicyError(f"node {node}: {_CLAUSES[clause]}", clause)
+        return PolicyError(f"{sender}: {_CLAUSES[clause]}", clause)
     if error.code not in _CLASSES:
         return EngineError(
-            f"node {node} failed with Flower code {error.code}; "
+            f"{sender} failed with Flower code {error.code}; "
             "this is a fault, not a dropout: read the node's log"
         )
     kind, party = _CLASSES[error.code]
-    return kind(f"node {node}: {_REASONS[kind].format(party=party)}")
+    return kind(f"{sender}: {_REASONS[kind].format(party=party)}")

@@ -9,9 +9,10 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from carefl_secure.federation.transport.error_codes import error_of_reply, is_dropout
+from carefl_secure.federation.transport.local_grid import PlainGrid
 from carefl_secure.federation.transport.messages import payload_bytes
 
-__all__ = ["ROLE", "Exchange", "wait_for_nodes"]
+__all__ = ["ROLE", "Exchange", "party_name", "wait_for_nodes"]
 
 ROLE = "query.role"
 
@@ -63,7 +64,7 @@ class Exchange:
             if reply.has_error():
                 if is_dropout(reply.error):
                     continue
-                raise error_of_reply(reply.error, node)
+                raise error_of_reply(reply.error, party_name(self._grid, node))
             if counted:
                 size = payload_bytes(reply.content)
                 self._received[node] = self._received.get(node, 0) + size
@@ -73,6 +74,12 @@ class Exchange:
         """Return the mean number of bytes that a client's node sent, over those that replied."""
         sent = [count for node, count in self._received.items() if node in clients]
         return round(sum(sent) / max(1, len(sent)))
+
+
+def party_name(grid: Grid, node: int) -> str:
+    """Return what a person calls the party at a node: its site's name, where the grid knows it."""
+    name = grid.names.get(node) if isinstance(grid, PlainGrid) else None
+    return f"node {node}" if name is None else f"site {name}"
 
 
 def wait_for_nodes(grid: Grid, wanted: int, patience: float) -> list[int]:

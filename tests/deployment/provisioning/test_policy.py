@@ -81,7 +81,7 @@ def proposed(config: Config) -> tuple[Proposal, RunPlan]:
 def answer(agent: Agent, bundle: Path, proposal: Proposal) -> Exception | None:
     content = signed_anew(proposal, bundle.parents[1])
     head, _ = agent.answer({"action": PROPOSE, "group": "0"}, content)
-    return error_of_reply(Error(head["code"], head["reason"]), 1) if head else None
+    return error_of_reply(Error(head["code"], head["reason"]), "node 1") if head else None
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_a_changed_policy_refuses_the_next_run_before_a_model_is_loaded(
         assert plan.hash().hex() in log  # what a site would write into its list
     assert not any(Ledger(path).events() for path in (bundle / "ledgers").glob("*"))
     head, _ = agent.answer({"action": "query.advertise", "group": "1"}, RecordDict())
-    assert isinstance(error_of_reply(Error(head["code"], head["reason"]), 1), ProtocolError)
+    assert isinstance(error_of_reply(Error(head["code"], head["reason"]), "node 1"), ProtocolError)
 
 
 def test_a_listed_plan_and_base_are_allowed(bundle: Path, worked: list[Config]) -> None:
@@ -329,7 +329,7 @@ def test_each_clause_refuses_with_a_number_of_its_own(
     assert caught.value.clause == clause
     sent = refusal(caught.value)
     assert not is_dropout(sent)
-    back = error_of_reply(sent, 5)
+    back = error_of_reply(sent, "node 5")
     assert isinstance(back, PolicyError) and back.clause == clause
     assert str(caught.value) not in sent.reason
     assert not any(digit in sent.reason for digit in "0123456789")

@@ -220,6 +220,7 @@ def test_another_corpus_that_spends_in_the_meantime_stops_the_next_round(
     allow(victim, max_epsilon_total=plan.privacy.target_epsilon or 0.0)
     result = engine.run(plan, tmp_path / "runs")
     assert isinstance(result, PrivateRefusalError), result
+    assert str(result).startswith(f"site {VICTIM}: ")
     assert engine.released == [CLIENTS]
     site = next(site for site in engine.running if site.bundle.name == VICTIM)
     (own,) = [p for p in (victim / "ledgers").glob("*.jsonl") if p.stem != "another"]
@@ -245,7 +246,9 @@ class Site:
 
     def ask(self, content: RecordDict, action: str, group: str = "1") -> Any:
         head, contents = self.agent.answer({"action": action, "group": group}, content)
-        return error_of_reply(Error(head["code"], head["reason"]), 1) if head else contents[0]
+        return (
+            error_of_reply(Error(head["code"], head["reason"]), "node 1") if head else contents[0]
+        )
 
     def propose(self) -> Any:
         return self.ask(_sites.signed_anew(self.proposal, self.bundles), "query.propose")

@@ -58,7 +58,7 @@ def listening(socket: Path) -> None:
 def refused(link: Connection) -> None:
     head, contents = receive(link)
     assert not contents
-    assert isinstance(error_of_reply(Error(head["code"], head["reason"]), 1), ProtocolError)
+    assert isinstance(error_of_reply(Error(head["code"], head["reason"]), "node 1"), ProtocolError)
 
 
 class Frames:

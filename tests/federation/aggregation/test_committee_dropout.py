@@ -223,8 +223,8 @@ def test_a_refusal_names_the_party(kind: type[CareflError]) -> None:
     parties: list[Party] = ["client", "committee member", "key holder"]
     for party in parties:
         error = refusal(kind("secret"), party)
-        named = str(error_of_reply(error, 7))
-        assert isinstance(error_of_reply(error, 7), kind)
+        named = str(error_of_reply(error, "node 7"))
+        assert isinstance(error_of_reply(error, "node 7"), kind)
         assert named.startswith("node 7: ") and party in named and "secret" not in named
         assert error.reason is not None and party in error.reason
         assert not any(
@@ -236,6 +236,6 @@ def test_a_refusal_names_the_party(kind: type[CareflError]) -> None:
 
 @pytest.mark.parametrize("clause", ["base", "epsilon", "other"])
 def test_a_sites_policy_is_refused_by_its_clause(clause: str) -> None:
-    there = error_of_reply(refusal(PolicyError("secret", clause)), 7)
+    there = error_of_reply(refusal(PolicyError("secret", clause)), "node 7")
     assert isinstance(there, PolicyError) and there.clause == clause
     assert "policy" in str(there) and "secret" not in str(there)

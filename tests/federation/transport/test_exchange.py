@@ -66,4 +66,4 @@ def test_a_refusal_survives_flowers_serialisation(make_bench: Callable[..., Any]
     error = refusal(BudgetExceededError("spent 7.5 of 8"))
     there = error_from_proto(error_to_proto(error))
     assert there == error
-    assert isinstance(error_of_reply(there, 1), BudgetExceededError)
+    assert isinstance(error_of_reply(there, "node 1"), BudgetExceededError)

@@ -101,7 +101,7 @@ def test_a_refusal_becomes_a_numbered_reply_without_its_own_text(kind: type[Exce
     assert reply.error.code == 1000 + kind.exit_code
     assert "3.14159" not in (reply.error.reason or "")
     assert not is_dropout(reply.error)
-    assert type(error_of_reply(reply.error, FIRST_NODE)) is kind
+    assert type(error_of_reply(reply.error, "node 1000")) is kind
 
 
 @pytest.mark.parametrize("kind", [ConnectionResetError, TimeoutError])
@@ -145,7 +145,7 @@ def test_flower_code_of_a_crash_is_a_fault_and_of_a_vanished_node_a_dropout() ->
 
     for code in (ErrorCode.UNKNOWN, ErrorCode.CLIENT_APP_RAISED_EXCEPTION, ErrorCode.INVALID_FAB):
         assert not is_dropout(Error(code=code))
-        assert isinstance(error_of_reply(Error(code=code), 1), EngineError)
+        assert isinstance(error_of_reply(Error(code=code), "node 1"), EngineError)
     for code in (ErrorCode.NODE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE):
         assert is_dropout(Error(code=code))
 
