@@ -37,6 +37,7 @@ from carefl_secure.federation.server.run import FederationResult
 from carefl_secure.federation.transport.local_grid import FIRST_NODE, Drop, LocalGrid, Record
 from carefl_secure.progress import SilentReporter
 from carefl_secure.run_folder import RunFolder
+from carefl_secure.runs import plan_from_config
 from tests.support.running import federate
 
 CLIENTS, DIMENSION, ROUNDS = 5, 60, 2
@@ -100,10 +101,9 @@ class AtSites:
         patch.setattr(
             agents,
             "Work",
-            lambda config, index, own: SimpleNamespace(
-                plan=plan_of(), base_hash=bytes(32), task=tasks[index]
-            ),
+            lambda config, plan, index, *_: SimpleNamespace(base_hash=bytes(32), task=tasks[index]),
         )
+        patch.setattr(plan_from_config, "plan_with", lambda *_, **__: plan_of())
         self.agents = [Agent(SiteBundle.open(home / "sites" / f"s{i}")) for i in range(CLIENTS)]
         self.ledgers: list[Any] = []
 

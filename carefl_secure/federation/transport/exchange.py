@@ -9,7 +9,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from carefl_secure.federation.transport.error_codes import error_of_reply, is_dropout
-from carefl_secure.federation.transport.local_grid import PlainGrid
+from carefl_secure.federation.transport.local_grid import OneRunGrid
 from carefl_secure.federation.transport.messages import payload_bytes
 
 __all__ = ["ROLE", "Exchange", "party_name", "wait_for_nodes"]
@@ -78,7 +78,7 @@ class Exchange:
 
 def party_name(grid: Grid, node: int) -> str:
     """Return what a person calls the party at a node: its site's name, where the grid knows it."""
-    name = grid.names.get(node) if isinstance(grid, PlainGrid) else None
+    name = grid.names.get(node) if isinstance(grid, OneRunGrid) else None
     return f"node {node}" if name is None else f"site {name}"
 
 
