@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol, TypeVar
 
-__all__ = ["Reporter", "SilentReporter", "tracked"]
+__all__ = ["SILENT", "Reporter", "SilentReporter", "tracked"]
 
 One = TypeVar("One")
 
@@ -46,6 +46,10 @@ class SilentReporter:
 
     def round(self, row: Mapping[str, float | int | str]) -> None:
         """Ignore the figures."""
+
+
+SILENT: Reporter = SilentReporter()
+"""What functions report to where no reporter is given."""
 
 
 def tracked(items: Sequence[One], reporter: Reporter, task: str) -> Iterator[One]:

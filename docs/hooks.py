@@ -50,7 +50,8 @@ _KINDS = {
 """Types of click, as the settings page names them."""
 _SETTINGS = "<!-- settings -->"
 _COMMANDS = "<!-- commands -->"
-_FILES = "<!-- files of an image folder -->"
+_FILES = ("<!-- files of an image folder -->\n\n", "\n\n<!-- made by docs/hooks.py -->")
+"""What stands around the table that `write_files_table` keeps current."""
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -59,8 +60,6 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
         markdown = markdown.replace(_SETTINGS, settings_page())
     if _COMMANDS in markdown:
         markdown = markdown.replace(_COMMANDS, commands_page())
-    if _FILES in markdown:
-        markdown = markdown.replace(_FILES, files_table())
     return markdown
 
 
@@ -70,13 +69,12 @@ def files_table() -> str:
     def names(values: Iterable[str]) -> str:
         return ", ".join(f"`{value}`" for value in values)
 
-    packages = {
-        end: name
-        for end, name in file_kinds.PLUGINS.items()
-        if end not in file_kinds.image_suffixes()
-    }
     rows = [
-        ("images", "read", names(sorted(file_kinds.image_suffixes()))),
+        (
+            "images",
+            "read",
+            f"every suffix that the installed Pillow opens, such as {names(file_kinds.COMMON)}",
+        ),
         ("metadata", "read, in any folder", names(file_kinds.METADATA_NAMES)),
         ("tool folders", "skipped and counted", names((".*", *file_kinds.TOOL_FOLDERS))),
         (
@@ -97,7 +95,11 @@ def files_table() -> str:
         ("containers", "refused", names(file_kinds.CONTAINERS)),
         ("videos", "refused with the command", names(sorted(VIDEO_SUFFIXES))),
         ("other images", "refused with the command", names(file_kinds.NOT_READ)),
-        ("images for which a package is missing", "refused with its name", names(packages)),
+        (
+            "images for a package that is not installed",
+            "refused with its name",
+            ", ".join(f"`{end}` ({name})" for end, name in file_kinds.PLUGINS.items()),
+        ),
         ("any other file", "skipped and counted", ""),
     ]
     table = ["| files | what is done | names |", "| --- | --- | --- |"]
@@ -108,6 +110,12 @@ def files_table() -> str:
     table += ["", "| `data.format` | what it is found by |", "| --- | --- |"]
     table += [f"| `{one.name}` | {one.looks_like} |" for one in FORMATS.values()]
     return "\n".join(table)
+
+
+def with_files_table(page: str) -> str:
+    """Return the page on images with the table made anew."""
+    before, begin, rest = page.partition(_FILES[0])
+    return before + begin + files_table() + _FILES[1] + rest.partition(_FILES[1])[2]
 
 
 def on_post_build(config: Any, **_: Any) -> None:
@@ -264,3 +272,8 @@ def _archive(address: str, digest: str) -> bytes:
     cache.mkdir(parents=True, exist_ok=True)
     kept.write_bytes(content)
     return content
+
+
+if __name__ == "__main__":
+    PAGE = Path(__file__).parent / "guide" / "images.md"
+    PAGE.write_text(with_files_table(PAGE.read_text("utf-8")), encoding="utf-8")

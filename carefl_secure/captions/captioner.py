@@ -46,11 +46,21 @@ class Captioner(Protocol):
 class _Generating:
     """What both models share: one prompt, one image each, greedy decoding."""
 
-    def __init__(
-        self, source: Source, model: Any, processor: Any, options: dict[str, Any], batch: int
-    ) -> None:
+    kind: type[Any]
+    whole: tuple[str, ...]
+
+    def __init__(self, source: Source, options: dict[str, Any], batch: int) -> None:
         if batch < 1 or options["max_new_tokens"] < 1:
             raise ConfigError("a captioner takes at least one image and says at least one token")
+        model = load_model(
+            source,
+            self.kind,
+            quantization=options["quantization"],
+            dtype=options["dtype"],
+            whole=self.whole,
+        )
+        processor = load_processor(source)
+        self._fit(source, model, processor)
         self._model, self._processor = model, processor
         self._size = batch
         self._facts: dict[str, str | int | float | None] = {
@@ -89,6 +99,10 @@ class _Generating:
         except ValueError as error:
             raise ModelError(f"the processor has no chat template: {error}") from error
 
+    def _fit(self, source: Source, model: Any, processor: Any) -> None:
+        """Complete the processor, and refuse one that does not fit its model."""
+        raise NotImplementedError
+
     def _inputs(self, images: list[Image.Image]) -> Any:
         raise NotImplementedError
 
@@ -114,15 +128,10 @@ class LlavaCaptioner(_Generating):
     ``options`` are ``prompt``, ``quantization``, ``dtype`` and ``max_new_tokens``.
     """
 
-    def __init__(self, source: Source, options: dict[str, Any], batch: int) -> None:
-        model = load_model(
-            source,
-            LlavaForConditionalGeneration,
-            quantization=options["quantization"],
-            dtype=options["dtype"],
-            whole=("model.vision_tower", "model.multi_modal_projector", "lm_head"),
-        )
-        processor = load_processor(source)
+    kind = LlavaForConditionalGeneration
+    whole = ("model.vision_tower", "model.multi_modal_projector", "lm_head")
+
+    def _fit(self, source: Source, model: Any, processor: Any) -> None:
         # Old snapshots leave out what the processor needs to write one mark for each patch.
         if getattr(processor, "patch_size", None) is None:
             processor.patch_size = model.config.vision_config.patch_size
@@ -133,7 +142,6 @@ class LlavaCaptioner(_Generating):
         image = processor.tokenizer.convert_tokens_to_ids("<image>")
         if image != model.config.image_token_id:
             raise ModelError(f"processor and model of {source.name!r} disagree on <image>")
-        super().__init__(source, model, processor, options, batch)
 
     def _inputs(self, images: list[Image.Image]) -> Any:
         return self._processor(
@@ -147,21 +155,15 @@ class SmolVlmCaptioner(_Generating):
     ``options`` are ``prompt``, ``quantization``, ``dtype`` and ``max_new_tokens``.
     """
 
-    def __init__(self, source: Source, options: dict[str, Any], batch: int) -> None:
-        model = load_model(
-            source,
-            SmolVLMForConditionalGeneration,
-            quantization=options["quantization"],
-            dtype=options["dtype"],
-            whole=("model.vision_model", "model.connector", "lm_head"),
-        )
-        processor = load_processor(source)
+    kind = SmolVLMForConditionalGeneration
+    whole = ("model.vision_model", "model.connector", "lm_head")
+
+    def _fit(self, source: Source, model: Any, processor: Any) -> None:
         if processor.image_seq_len != model.model.image_seq_len:
             raise ModelError(
                 f"the processor of {source.name!r} writes {processor.image_seq_len} image tokens, "
                 f"the model makes {model.model.image_seq_len}; take both from one checkpoint"
             )
-        super().__init__(source, model, processor, options, batch)
 
     def _inputs(self, images: list[Image.Image]) -> Any:
         return self._processor(

@@ -21,35 +21,18 @@ __all__ = [
     "label_space",
 ]
 
+
+def _labels(text: str) -> tuple[str, ...]:
+    return tuple(text.split(", "))
+
+
 EMOTIC = LabelSpace(
     "emotic",
-    (
-        "Affection",
-        "Anger",
-        "Annoyance",
-        "Anticipation",
-        "Aversion",
-        "Confidence",
-        "Disapproval",
-        "Disconnection",
-        "Disquietment",
-        "Doubt/Confusion",
-        "Embarrassment",
-        "Engagement",
-        "Esteem",
-        "Excitement",
-        "Fatigue",
-        "Fear",
-        "Happiness",
-        "Pain",
-        "Peace",
-        "Pleasure",
-        "Sadness",
-        "Sensitivity",
-        "Suffering",
-        "Surprise",
-        "Sympathy",
-        "Yearning",
+    _labels(
+        "Affection, Anger, Annoyance, Anticipation, Aversion, Confidence, Disapproval, "
+        "Disconnection, Disquietment, Doubt/Confusion, Embarrassment, Engagement, Esteem, "
+        "Excitement, Fatigue, Fear, Happiness, Pain, Peace, Pleasure, Sadness, Sensitivity, "
+        "Suffering, Surprise, Sympathy, Yearning"
     ),
     multi=True,
 )
@@ -64,18 +47,10 @@ BASIC = LabelSpace(
 
 COMPOUND = LabelSpace(
     "compound",
-    (
-        "Happily Surprised",
-        "Happily Disgusted",
-        "Sadly Fearful",
-        "Sadly Angry",
-        "Sadly Surprised",
-        "Sadly Disgusted",
-        "Fearfully Angry",
-        "Fearfully Surprised",
-        "Angrily Surprised",
-        "Angrily Disgusted",
-        "Disgustedly Surprised",
+    _labels(
+        "Happily Surprised, Happily Disgusted, Sadly Fearful, Sadly Angry, Sadly Surprised, "
+        "Sadly Disgusted, Fearfully Angry, Fearfully Surprised, Angrily Surprised, "
+        "Angrily Disgusted, Disgustedly Surprised"
     ),
     multi=False,
 )
@@ -88,14 +63,9 @@ CAERS = LabelSpace(
 
 CEXPR = LabelSpace(
     "cexpr",
-    (
-        "Fearfully Surprised",
-        "Happily Surprised",
-        "Sadly Surprised",
-        "Disgustedly Surprised",
-        "Angrily Surprised",
-        "Sadly Fearful",
-        "Sadly Angry",
+    _labels(
+        "Fearfully Surprised, Happily Surprised, Sadly Surprised, Disgustedly Surprised, "
+        "Angrily Surprised, Sadly Fearful, Sadly Angry"
     ),
     multi=False,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -166,44 +167,55 @@ def _of_groups(
     ]
 
 
-def _by_quantity(
-    records: int, clients: int, alpha: float, rng: np.random.Generator
-) -> list[Indices]:
+def _until_all_hold(draw: Callable[[], Indices], clients: int, alpha: float) -> list[Indices]:
+    """Draw the owner of every record until each client has a record."""
     if not (np.isfinite(alpha) and alpha > 0):
         raise ConfigError(f"data.alpha must be a positive number, not {alpha}")
-    order = rng.permutation(records)
     for _ in range(_DRAWS):
-        shares = rng.dirichlet(np.full(clients, alpha))
-        cuts = np.rint(np.cumsum(shares)[:-1] * records).astype(np.int64)
-        parts = np.split(order, cuts)
-        if all(part.size for part in parts):
-            return list(parts)
-    raise ConfigError(
-        f"data.alpha={alpha:g} left a client without records in each of {_DRAWS} draws; "
-        "raise data.alpha, lower federation.clients, or add records"
-    )
-
-
-def _by_label(
-    labels: npt.NDArray[Any], clients: int, alpha: float, rng: np.random.Generator
-) -> list[Indices]:
-    if not (np.isfinite(alpha) and alpha > 0):
-        raise ConfigError(f"data.alpha must be a positive number, not {alpha}")
-    classes = _rarest(labels)
-    for _ in range(_DRAWS):
-        owner = np.empty(len(labels), np.int64)
-        for label in np.unique(classes):
-            members = rng.permutation(np.flatnonzero(classes == label))
-            shares = rng.dirichlet(np.full(clients, alpha))
-            cuts = np.rint(np.cumsum(shares)[:-1] * len(members)).astype(np.int64)
-            for client, part in enumerate(np.split(members, cuts)):
-                owner[part] = client
+        owner = draw()
         if len(np.unique(owner)) == clients:
             return [np.flatnonzero(owner == client) for client in range(clients)]
     raise ConfigError(
         f"data.alpha={alpha:g} left a client without records in each of {_DRAWS} draws; "
         "raise data.alpha, lower federation.clients, or add records"
     )
+
+
+def _deal(members: Indices, clients: int, alpha: float, rng: np.random.Generator) -> list[Indices]:
+    """Cut records, in their order, by one draw of the clients' shares."""
+    shares = rng.dirichlet(np.full(clients, alpha))
+    cuts = np.rint(np.cumsum(shares)[:-1] * len(members)).astype(np.int64)
+    return list(np.split(members, cuts))
+
+
+def _by_quantity(
+    records: int, clients: int, alpha: float, rng: np.random.Generator
+) -> list[Indices]:
+    order = rng.permutation(records)
+
+    def draw() -> Indices:
+        owner = np.empty(records, np.int64)
+        for client, part in enumerate(_deal(order, clients, alpha, rng)):
+            owner[part] = client
+        return owner
+
+    return _until_all_hold(draw, clients, alpha)
+
+
+def _by_label(
+    labels: npt.NDArray[Any], clients: int, alpha: float, rng: np.random.Generator
+) -> list[Indices]:
+    classes = _rarest(labels)
+
+    def draw() -> Indices:
+        owner = np.empty(len(labels), np.int64)
+        for label in np.unique(classes):
+            members = rng.permutation(np.flatnonzero(classes == label))
+            for client, part in enumerate(_deal(members, clients, alpha, rng)):
+                owner[part] = client
+        return owner
+
+    return _until_all_hold(draw, clients, alpha)
 
 
 def _by_column(

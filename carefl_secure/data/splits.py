@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +10,7 @@ from functools import cached_property
 import numpy as np
 from PIL import Image
 
-from carefl_secure.data.records import Corpus, LabelSpace, Record
+from carefl_secure.data.records import Corpus, LabelSpace, Record, image_of
 from carefl_secure.errors import ConfigError, DataError
 
 __all__ = ["Subset", "groups", "split"]
@@ -65,7 +64,7 @@ def groups(corpus: Corpus, equal: Sequence[Sequence[int]] = ()) -> list[list[int
             node = parent[node]
         return node
 
-    images = [("image", re.sub(r"#\d+$", "", record.key)) for record in corpus.records]
+    images = [("image", image_of(record.key)) for record in corpus.records]
     for image, record in zip(images, corpus.records, strict=True):
         if record.subject is not None:
             first, second = sorted((root(image), root(("subject", record.subject))))

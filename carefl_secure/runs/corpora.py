@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from carefl_secure.config import Config
-from carefl_secure.data.checks.examine import examine, restrict, skipped_of
+from carefl_secure.data.checks.examine import examine, files_of, restrict, skipped_of
 from carefl_secure.data.checks.summary import counts_line
-from carefl_secure.data.corpora.base import FileCorpus, ReadOptions
+from carefl_secure.data.corpora.base import ReadOptions
 from carefl_secure.data.deduplication.policy import (
     Deduplicated,
     deduplicate,
@@ -98,15 +98,13 @@ def check_subjects(config: Config, private: Corpus) -> None:
     if config.privacy.unit != "person":
         return
     nobody = sum(record.subject is None for record in private.records)
-    whole = private
-    while isinstance(whole, Subset):
-        whole = whole.corpus
-    if nobody or (isinstance(whole, FileCorpus) and whole.subjects_are != "person"):
+    whole = files_of(private)
+    if nobody or (whole is not None and whole.subjects_are != "person"):
         raise PrivacyError(
             (
                 f"{nobody} of {len(private.records)} private records have no subject"
                 if nobody
-                else f"the subjects of {whole.name} are videos and not persons"
+                else f"the subjects of {private.name} are videos and not persons"
             )
             + ", and privacy.unit=person protects only persons who are named; name the subject of "
             "every record, or set privacy.unit=record"

@@ -8,12 +8,13 @@ from pathlib import Path
 from carefl_secure.data.checks.examine import (
     UNREADABLE,
     examine,
+    files_of,
     label_counts,
     restrict,
     skipped_of,
 )
 from carefl_secure.data.checks.report import Report, SplitReport
-from carefl_secure.data.corpora.base import FileCorpus, ReadOptions
+from carefl_secure.data.corpora.base import ReadOptions
 from carefl_secure.data.corpora.emotic.mat import mat_file
 from carefl_secure.data.corpora.emotic.person import ONE_EACH
 from carefl_secure.data.corpora.published_counts import Count, published_counts
@@ -22,7 +23,6 @@ from carefl_secure.data.deduplication.image_hashes import ImageHash
 from carefl_secure.data.open_corpus import Layout, detect, open_corpus
 from carefl_secure.data.partition import partition
 from carefl_secure.data.records import Corpus
-from carefl_secure.data.splits import Subset
 from carefl_secure.errors import ConfigError
 from carefl_secure.progress import Reporter, SilentReporter
 
@@ -183,15 +183,8 @@ def check_corpus(
     return Report(layout.kind, str(path), splits, counts, shared, missing, faults, notes)
 
 
-def _whole(corpus: Corpus) -> FileCorpus | None:
-    """Return a corpus of files as its annotation has it, unreadable images included."""
-    while isinstance(corpus, Subset):
-        corpus = corpus.corpus
-    return corpus if isinstance(corpus, FileCorpus) else None
-
-
 def _counts(layout: Layout, task: str, opened: Mapping[str, Corpus]) -> list[Count]:
-    known = {name: whole for name, one in opened.items() if (whole := _whole(one)) is not None}
+    known = {name: whole for name, one in opened.items() if (whole := files_of(one)) is not None}
     annotation = mat_file(layout.root) if layout.kind == "emotic-mat" else None
     old = annotation is not None and annotation.name.startswith("CVPR17")
     return published_counts(layout.kind, task, known, release_2017=old)

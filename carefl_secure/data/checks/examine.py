@@ -21,6 +21,7 @@ __all__ = [
     "UNREADABLE",
     "Examined",
     "examine",
+    "files_of",
     "label_counts",
     "restrict",
     "skipped_of",
@@ -40,11 +41,17 @@ class Examined:
     hashes: Mapping[str, Sequence[ImageHash]]
 
 
-def skipped_of(corpus: Corpus) -> Skipped:
-    """Return the count of what a corpus leaves out."""
+def files_of(corpus: Corpus) -> FileCorpus | None:
+    """Return a corpus of files as its annotation has it, unreadable images included."""
     while isinstance(corpus, Subset):
         corpus = corpus.corpus
-    return corpus.skipped if isinstance(corpus, FileCorpus) else Skipped()
+    return corpus if isinstance(corpus, FileCorpus) else None
+
+
+def skipped_of(corpus: Corpus) -> Skipped:
+    """Return the count of what a corpus leaves out."""
+    files = files_of(corpus)
+    return Skipped() if files is None else files.skipped
 
 
 def label_counts(corpus: Corpus) -> dict[str, int]:

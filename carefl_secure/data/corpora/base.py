@@ -129,20 +129,15 @@ class SplitBuilder:
         """Return the size of an image file; count a drop where it is missing or broken."""
         self.named.add(str(path))
         if path not in self._sizes:
-            self._sizes[path] = self._look(path)
+            try:
+                self._sizes[path] = image_size(path) if path.is_file() else "image missing"
+            except DataError:
+                self._sizes[path] = "image cannot be read"
         found = self._sizes[path]
         if isinstance(found, str):
             self.skipped.drop(found, key)
             return None
         return found
-
-    def _look(self, path: Path) -> tuple[int, int] | str:
-        if not path.is_file():
-            return "image missing"
-        try:
-            return image_size(path)
-        except DataError:
-            return "image cannot be read"
 
     def usable(self, source: ImageSource, key: str) -> bool:
         """Tell whether the file of an image is there; count a drop if not."""

@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from carefl_secure.data.corpora.base import CorpusFormat, FileCorpus, SplitBuilder
 from carefl_secure.data.label_spaces import CAERS
@@ -25,14 +24,13 @@ from carefl_secure.data.readers.tables import numbers, read_rows, read_text
 from carefl_secure.data.records import Record
 from carefl_secure.data.skipped import Skipped
 from carefl_secure.errors import DataError, LabelError
-from carefl_secure.progress import Reporter, SilentReporter
+from carefl_secure.progress import SILENT, Reporter, tracked
 
 __all__ = [
     "FORMAT",
     "SPLITS",
     "Frame",
     "View",
-    "as_view",
     "caers_base",
     "class_id",
     "has_marks",
@@ -43,7 +41,8 @@ __all__ = [
     "take_frames",
 ]
 
-View = Literal["image", "face"]
+View = str
+"""``image`` or ``face``."""
 SPLITS = ("train", "val", "test")
 _NAMES = {label.lower(): k for k, label in enumerate(CAERS.labels)} | {"angry": 0}
 
@@ -68,11 +67,6 @@ def is_class_folder(folder: Path) -> bool:
     names = [sub.name for sub in folder.iterdir() if sub.is_dir()] if folder.is_dir() else []
     known = (*CAERS.labels, "Angry")
     return bool(names) and sum(name in known for name in names) * 2 > len(names)
-
-
-def as_view(view: str) -> View:
-    """Return the view as its own type."""
-    return "face" if view == "face" else "image"
 
 
 def has_marks(root: Path) -> bool:
@@ -189,10 +183,7 @@ def take_frames(
     reporter: Reporter,
 ) -> FileCorpus:
     """Take frames into a split: drop what is missing or has no face, cut boxes to the image."""
-    task = f"reading {builder.name}"
-    reporter.start(task, len(frames))
-    for frame in frames:
-        reporter.advance(task)
+    for frame in tracked(frames, reporter, f"reading {builder.name}"):
         box = frame.box
         if view == "face" and box is None:
             builder.skipped.drop("no face box", frame.key)
@@ -209,14 +200,13 @@ def take_frames(
             Record(frame.key, (frame.label,), clips.get(frame.key), {}, box if whole else None),
             ImageFile(frame.path, None if whole else box),
         )
-    reporter.finish(task)
     return builder.corpus(
         "check that the images were unpacked and the lists belong to them", "video"
     )
 
 
 def load_caers(
-    root: Path, *, view: View = "image", reporter: Reporter | None = None
+    root: Path, *, view: View = "image", reporter: Reporter = SILENT
 ) -> dict[str, FileCorpus]:
     """Read CAER-S as ``train`` and ``test``, and as ``val`` where there is a ``val.txt``.
 
@@ -248,7 +238,7 @@ def load_caers(
                 builder.skipped.drop("listed in an earlier split too", frame.key)
         if split in lists:
             builder.stated["rows"] = len(kept) + builder.skipped.total
-        corpora[split] = take_frames(builder, kept, view, clips, reporter or SilentReporter())
+        corpora[split] = take_frames(builder, kept, view, clips, reporter)
     return corpora
 
 
@@ -256,7 +246,7 @@ FORMAT = CorpusFormat(
     "caers",
     "CAER-S: a folder CAER-S, or train/Angry with test/Anger",
     tasks=lambda root, named: ("caers",) if named or has_marks(root) else (),
-    load=lambda root, how: load_caers(root, view=as_view(how.view), reporter=how.reporter),
+    load=lambda root, how: load_caers(root, view=how.view, reporter=how.reporter),
     views=("image", "face"),
     splits=("train", "test"),
     annotation=("*train.txt", "*val.txt", "*test.txt", "*clips.csv"),

@@ -39,7 +39,7 @@ from carefl_secure.data.readers.images import ImageFile, ImageSource
 from carefl_secure.data.readers.videos import VIDEO_SUFFIXES, VideoFrame, frame_count, frame_rate
 from carefl_secure.data.records import Record
 from carefl_secure.errors import ConfigError, DataError
-from carefl_secure.progress import Reporter, SilentReporter
+from carefl_secure.progress import SILENT, Reporter, tracked
 
 __all__ = ["FORMAT", "cexpr_bases", "load_cexpr", "video_names"]
 
@@ -215,16 +215,12 @@ def _load_base(
             builder.skipped.remark("labelled by a team, not by the organisers", base.name)
         if same and split == "val":
             builder.skipped.remark(_ALSO, base.name)
-        task = f"reading C-EXPR-DB {split}"
-        reporter.start(task, len(clips))
-        for clip in clips:
+        for clip in tracked(clips, reporter, f"reading C-EXPR-DB {split}"):
             table = annotated / f"{clip.stem}.csv"
             if timed and not table.is_file():
                 builder.skipped.drop("no annotation", clip.stem)
             else:
                 _add_clip(base, clip, builder, options, read_annotation(table) if timed else None)
-            reporter.advance(task)
-        reporter.finish(task)
         builder.stated["clips"] = len(clips)
         corpora[split] = builder.corpus("extract the frames of its videos", "video")
     return corpora
@@ -237,7 +233,7 @@ def load_cexpr(
     every: int = 1,
     faces: Faces = "first",
     fps: float | None = None,
-    reporter: Reporter | None = None,
+    reporter: Reporter = SILENT,
 ) -> dict[str, FileCorpus]:
     """Read C-EXPR-DB: the labelled clips as ``train`` and ``val``, the challenge as ``test``.
 
@@ -264,7 +260,7 @@ def load_cexpr(
     options = _Options(every, faces, fps)
     corpora: dict[str, FileCorpus] = {}
     for base in bases:
-        corpora |= _load_base(base, fold, options, reporter or SilentReporter())
+        corpora |= _load_base(base, fold, options, reporter)
     if not corpora:
         raise DataError(f"{root} holds no videos; unpack C-EXPR-DB there")
     return corpora

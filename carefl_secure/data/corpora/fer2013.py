@@ -37,11 +37,6 @@ class PixelRow:
     path: Path
     pixels: bytes
 
-    @property
-    def alone(self) -> bool:
-        """A row is a part of its file."""
-        return False
-
     def open(self) -> Image.Image:
         """Return the image as RGB."""
         side = isqrt(len(self.pixels))

@@ -13,7 +13,6 @@ from carefl_secure.data.corpora.caers import (
     SPLITS,
     Frame,
     View,
-    as_view,
     is_class_folder,
     scan_classes,
     take_frames,
@@ -21,7 +20,7 @@ from carefl_secure.data.corpora.caers import (
 from carefl_secure.data.label_spaces import CAERS
 from carefl_secure.data.readers.tables import numbers, read_text
 from carefl_secure.errors import DataError
-from carefl_secure.progress import Reporter, SilentReporter
+from carefl_secure.progress import SILENT, Reporter
 
 __all__ = ["FORMAT", "load_ncaers", "ncaers_base"]
 
@@ -43,7 +42,7 @@ def has_marks(root: Path) -> bool:
 
 
 def load_ncaers(
-    root: Path, *, view: View = "image", reporter: Reporter | None = None
+    root: Path, *, view: View = "image", reporter: Reporter = SILENT
 ) -> dict[str, FileCorpus]:
     """Read NCAER-S: the splits that are there, or ``all`` without folders of splits.
 
@@ -70,7 +69,7 @@ def load_ncaers(
         if view == "image":
             none = [frame.key for frame in frames if frame.box is None]
             builder.skipped.remark("no face box", none[0] if none else "", len(none))
-        corpora[name] = take_frames(builder, frames, view, {}, reporter or SilentReporter())
+        corpora[name] = take_frames(builder, frames, view, {}, reporter)
     return corpora
 
 
@@ -78,7 +77,7 @@ FORMAT = CorpusFormat(
     "ncaers",
     "NCAER-S: a folder NCAERS, or images/train/Anger with crop/",
     tasks=lambda root, named: ("caers",) if named or has_marks(root) else (),
-    load=lambda root, how: load_ncaers(root, view=as_view(how.view), reporter=how.reporter),
+    load=lambda root, how: load_ncaers(root, view=how.view, reporter=how.reporter),
     views=("image", "face"),
     splits=SPLITS,
     annotation=("*crop/*.txt",),

@@ -26,24 +26,18 @@ from typing import Literal
 from carefl_secure.data.corpora.base import CorpusFormat, FileCorpus, ReadOptions, SplitBuilder
 from carefl_secure.data.corpora.rafdb_attributes import read_attributes, read_box
 from carefl_secure.data.label_spaces import BASIC, COMPOUND
-from carefl_secure.data.readers.face_alignment import (
-    TEMPLATE,
-    AlignedFace,
-    fit_similarity,
-    landmark_fault,
-)
+from carefl_secure.data.readers.face_alignment import align
 from carefl_secure.data.readers.file_kinds import image_suffixes
 from carefl_secure.data.readers.images import ImageFile, place
 from carefl_secure.data.readers.metadata import Box
 from carefl_secure.data.readers.tables import read_text
 from carefl_secure.data.records import LabelSpace, Record
 from carefl_secure.errors import DataError, LabelError
-from carefl_secure.progress import Reporter, SilentReporter
+from carefl_secure.progress import SILENT, Reporter, tracked
 
 __all__ = [
     "FOLDERS_FORMAT",
     "FORMAT",
-    "label_list",
     "load_rafdb",
     "numbered_subset",
     "refuse_rafce",
@@ -51,8 +45,6 @@ __all__ = [
 ]
 
 Subset = Literal["basic", "compound"]
-View = Literal["auto", "aligned", "original", "realigned"]
-_VIEWS: tuple[View, ...] = ("auto", "aligned", "original", "realigned")
 _PUBLISHED_NAME = re.compile(r"(train|test)_\d+(_aligned)?\.\w+", re.IGNORECASE)
 _SIDE = 100  # of the published aligned images
 _SPACES: Mapping[str, LabelSpace] = {"basic": BASIC, "compound": COMPOUND}
@@ -148,7 +140,7 @@ def _read_list(path: Path, labels: int) -> list[tuple[str, int]]:
     return rows
 
 
-def _pick_view(folder: Path, view: View) -> str:
+def _pick_view(folder: Path, view: str) -> str:
     if view == "auto":
         view = "aligned" if (folder / "Image" / "aligned").is_dir() else "original"
     kind = "aligned" if view == "aligned" else "original"
@@ -166,7 +158,7 @@ def _image(folder: Path, view: str, name: str, origin: str) -> Path:
 
 
 def load_rafdb(
-    root: Path, subset: Subset, *, view: View = "auto", reporter: Reporter | None = None
+    root: Path, subset: Subset, *, view: str = "auto", reporter: Reporter = SILENT
 ) -> dict[str, FileCorpus]:
     """Read one subset of RAF-DB: ``train`` and ``test``.
 
@@ -186,7 +178,7 @@ def load_rafdb(
     folder = subset_root(root, subset)
     if folder is None:
         if numbered_subset(root) == subset:
-            return _load_numbered(root, subset, reporter or SilentReporter())
+            return _load_numbered(root, subset, reporter)
         raise DataError(
             f"{root} has no {subset}/EmoLabel/list_patition_label.txt; point at the folder that "
             f"holds RAF-DB's {subset}"
@@ -194,23 +186,19 @@ def load_rafdb(
     listing = label_list(folder)
     rows = _read_list(listing, len(_SPACES[subset].labels)) if listing else []
     chosen = _pick_view(folder, view)
-    task, corpora = f"reading RAF-DB {subset}", {}
-    reporter = reporter or SilentReporter()
-    reporter.start(task, len(rows))
+    corpora = {}
     for split in ("train", "test"):
         name = f"rafdb-{subset}-{chosen}/{split}"
         builder = SplitBuilder(name, _SPACES[subset])
         mine = [row for row in rows if row[0].startswith(f"{split}_")]
-        for image, label in mine:
+        for image, label in tracked(mine, reporter, f"reading RAF-DB {subset} {split}"):
             _add(builder, folder, subset, chosen, image, label - 1)
-            reporter.advance(task)
         builder.stated["rows"] = len(mine)
         if mine:
             corpora[split] = builder.corpus(f"check the images in {folder / 'Image'}")
             if chosen == "realigned":
                 for reason, count in builder.skipped.dropped.items():
                     reporter.note(f"{name}: left out {count} x {reason}")
-    reporter.finish(task)
     if not corpora:
         raise DataError(f"{listing} is empty; fetch it again")
     return corpora
@@ -226,7 +214,11 @@ def _add(
     if view == "realigned":
         size = builder.size(path, key)
         if size is not None:
-            _realign(builder, path, size, notes.landmarks or _NONE, record)
+            face = align(path, notes.landmarks or _NONE, size, _SIDE)
+            if isinstance(face, str):
+                builder.skipped.drop(face, key)
+            else:
+                builder.add(record, face)
         return
     box: Box | None = None
     if view == "original":
@@ -248,26 +240,6 @@ def _add(
     builder.add(replace(record, box=box), ImageFile(path), **extras)
 
 
-def _realign(
-    builder: SplitBuilder,
-    path: Path,
-    size: tuple[int, int],
-    landmarks: list[list[float]],
-    record: Record,
-) -> None:
-    fault = landmark_fault(landmarks, size)
-    if fault is not None:
-        builder.skipped.drop(fault, record.key)
-        return
-    try:
-        matrix = fit_similarity(landmarks, TEMPLATE * _SIDE)
-    except DataError:  # all else is seen to above
-        builder.skipped.drop("landmarks mirrored", record.key)
-        return
-    rows = tuple(tuple(row) for row in matrix.tolist())
-    builder.add(record, AlignedFace(path, rows, _SIDE))
-
-
 def _load_numbered(root: Path, subset: Subset, reporter: Reporter) -> dict[str, FileCorpus]:
     """Read ``train/1`` and so on; folders are taken by number, so that 10 is not after 1."""
     corpora = {}
@@ -275,22 +247,16 @@ def _load_numbered(root: Path, subset: Subset, reporter: Reporter) -> dict[str, 
         if not (root / split).is_dir():
             continue
         builder = SplitBuilder(f"rafdb-{subset}-folders/{split}", _SPACES[subset])
-        folders = sorted((f for f in (root / split).iterdir() if f.is_dir()), key=_number)
-        task = f"reading RAF-DB {subset} {split}"
-        reporter.start(task, len(folders))
-        for folder in folders:
+        folders = sorted(
+            (f for f in (root / split).iterdir() if f.is_dir()), key=lambda f: int(f.name)
+        )
+        for folder in tracked(folders, reporter, f"reading RAF-DB {subset} {split}"):
             for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in image_suffixes()):
                 key = f"{subset}/{split}/{folder.name}/{path.name}"
                 if builder.usable(ImageFile(path), key):
-                    builder.add(Record(key, (_number(folder) - 1,)), ImageFile(path))
-            reporter.advance(task)
-        reporter.finish(task)
+                    builder.add(Record(key, (int(folder.name) - 1,)), ImageFile(path))
         corpora[split] = builder.corpus("put the images into the numbered folders")
     return corpora
-
-
-def _number(folder: Path) -> int:
-    return int(folder.name)
 
 
 def _subsets(root: Path, named: bool) -> tuple[str, ...]:
@@ -305,8 +271,7 @@ def _numbered(root: Path, named: bool) -> tuple[str, ...]:
 
 def _read(root: Path, how: ReadOptions) -> Mapping[str, FileCorpus]:
     subset: Subset = "compound" if how.task == "compound" else "basic"
-    view = next(one for one in _VIEWS if one == how.view)
-    return load_rafdb(root, subset, view=view, reporter=how.reporter)
+    return load_rafdb(root, subset, view=how.view, reporter=how.reporter)
 
 
 FORMAT = CorpusFormat(

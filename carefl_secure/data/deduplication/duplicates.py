@@ -39,11 +39,6 @@ class Shared:
     subjects: int
     examples: tuple[str, ...]
 
-    @property
-    def clean(self) -> bool:
-        """Whether nothing at all is shared."""
-        return not (self.exact or self.near or self.subjects)
-
 
 class Near:
     """Which images are near which, by their pixels' hash; being near is not transitive."""

@@ -28,7 +28,7 @@ from PIL import Image
 from carefl_secure.data.readers.images import decode
 from carefl_secure.errors import DataError
 
-__all__ = ["TEMPLATE", "AlignedFace", "fit_similarity", "landmark_fault", "warp"]
+__all__ = ["TEMPLATE", "AlignedFace", "align", "fit_similarity", "landmark_fault", "warp"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -89,6 +89,19 @@ def fit_similarity(source: npt.ArrayLike, target: npt.ArrayLike) -> Floats:
     return np.column_stack([scaled, other.mean(0) - scaled @ one.mean(0)])
 
 
+def align(
+    path: Path, landmarks: npt.ArrayLike, size: tuple[int, int], side: int
+) -> AlignedFace | str:
+    """Return the face in an image file, or why its landmarks cannot align it."""
+    if fault := landmark_fault(landmarks, size):
+        return fault
+    try:
+        matrix = fit_similarity(landmarks, TEMPLATE * side)
+    except DataError:  # everything else was checked above
+        return "landmarks mirrored"
+    return AlignedFace(path, tuple(tuple(row) for row in matrix.tolist()), side)
+
+
 def warp(image: Image.Image, matrix: npt.NDArray[Any], side: int) -> Image.Image:
     """Return the square of ``side`` pixels that a similarity makes of an image.
 
@@ -114,11 +127,6 @@ class AlignedFace:
     path: Path
     matrix: tuple[tuple[float, ...], ...]
     side: int
-
-    @property
-    def alone(self) -> bool:
-        """A face is a part of its file."""
-        return False
 
     def open(self) -> Image.Image:
         """Read the image and cut the face."""

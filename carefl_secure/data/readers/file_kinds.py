@@ -11,6 +11,7 @@ from carefl_secure.data.readers.videos import VIDEO_SUFFIXES
 
 __all__ = [
     "ARCHIVES",
+    "COMMON",
     "CONTAINERS",
     "METADATA_NAMES",
     "NOT_READ",
@@ -25,6 +26,9 @@ __all__ = [
     "made_by_a_tool",
     "suffix_of",
 ]
+
+COMMON = (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+"""Image suffixes that every Pillow opens; :func:`image_suffixes` has all."""
 
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
 """Files that describe the images of their own folder and of the folders below it."""

@@ -70,10 +70,6 @@ class ImageSource(Protocol):
     def path(self) -> Path:
         """The file that holds it."""
 
-    @property
-    def alone(self) -> bool:
-        """Whether the file holds this image, whole, and nothing else."""
-
     def open(self) -> Image.Image:
         """Read it to its end, as RGB; a DataError names the file where that fails."""
 
@@ -175,11 +171,6 @@ class ImageFile:
     path: Path
     crop: Box | None = None
 
-    @property
-    def alone(self) -> bool:
-        """Whether the whole image is meant."""
-        return self.crop is None
-
     def open(self) -> Image.Image:
         """Read the image."""
         return _cut(decode(self.path), self.crop)
@@ -208,11 +199,6 @@ class ImageArray:
     path: Path
     row: int | None = None
     crop: Box | None = None
-
-    @property
-    def alone(self) -> bool:
-        """Whether the file is this image."""
-        return self.row is None and self.crop is None
 
     def shape(self) -> tuple[int, ...]:
         """Return the shape of the uncut image."""

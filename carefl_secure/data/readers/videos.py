@@ -65,11 +65,6 @@ class VideoFrame:
     path: Path
     frame: int
 
-    @property
-    def alone(self) -> bool:
-        """A video is more than one of its frames."""
-        return False
-
     def open(self) -> Image.Image:
         """Read the frame."""
         pixels = np.asarray(_ask(self.path, "imread", index=self.frame), np.uint8)

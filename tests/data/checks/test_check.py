@@ -26,7 +26,7 @@ def test_a_sound_corpus(make: Any) -> None:
     assert (report.missing, report.faults) == ([], [])
     assert [s.name for s in report.splits] == ["train", "val", "test"]
     assert report.splits[0].labels == {"glad": 4, "sad": 4}
-    assert [s.clean for s in report.shared] == [True] * 3
+    assert [(s.exact, s.near, s.subjects) for s in report.shared] == [(0, 0, 0)] * 3
     assert json.loads(json.dumps(report.as_json()))["sound"] is True
 
 

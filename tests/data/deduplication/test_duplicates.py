@@ -49,7 +49,7 @@ def test_what_splits_share_is_found(parts: Any) -> None:
     assert (two.exact, two.files, two.near) == (1, 0, 1)
     assert two.examples == ("x/train1.png = x/other.bmp", "x/train2.png ~ x/near.jpg")
     three = found["val", "test"]
-    assert (three.exact, three.near, three.clean) == (0, 1, False)
+    assert (three.exact, three.near) == (0, 1)
 
 
 def test_repetitions_inside_a_part(parts: Any) -> None:
@@ -100,7 +100,8 @@ def test_subjects_are_kept_apart_too(make: Any) -> None:
     assert (shared.exact, shared.near, shared.subjects) == (0, 0, 1)
     kept, skipped = drop_shared(parts, prints(parts), near=False)
     assert skipped.dropped == {"test: shared with train": 1}
-    assert find_shared(kept, prints(kept))[0].clean
+    left = find_shared(kept, prints(kept))[0]
+    assert (left.exact, left.near, left.subjects) == (0, 0, 0)
 
 
 def test_nothing_remains(make: Any) -> None:

@@ -85,7 +85,6 @@ def test_rows_archives_and_pickles(make: Any, tmp_path: Path) -> None:
 def test_crops(make: Any, tmp_path: Path) -> None:
     path = make.picture(tmp_path / "a.png", (40, 30))
     whole, part = ImageFile(path), ImageFile(path, (10.0, 5.0, 30.0, 25.0))
-    assert (whole.alone, part.alone) == (True, False)
     assert np.array_equal(np.asarray(part.open()), np.asarray(whole.open())[5:25, 10:30])
     assert ImageFile(path, (0.2, 0.2, 0.4, 0.4)).open().size == (1, 1)
     stack = tmp_path / "a.npy"

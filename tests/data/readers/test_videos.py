@@ -49,7 +49,6 @@ def video(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def test_frames_of_a_video(video: Path) -> None:
     assert (frame_count(video), frame_rate(video)) == (3, 25.0)
     picture = VideoFrame(video, 2)
-    assert not picture.alone
     image = picture.open()
     assert (image.mode, image.size, image.getpixel((0, 0))) == ("RGB", (6, 4), (255, 0, 0))
 

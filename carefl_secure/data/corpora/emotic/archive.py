@@ -17,7 +17,6 @@ from carefl_secure.data.corpora.emotic.person import (
     PersonCounter,
     View,
     add_array,
-    as_view,
     finish,
 )
 from carefl_secure.data.corpora.emotic.vocabulary import age_group, category, gender
@@ -26,7 +25,7 @@ from carefl_secure.data.readers.images import ImageArray, place
 from carefl_secure.data.readers.metadata import Box
 from carefl_secure.data.readers.tables import header, numbers, read_rows
 from carefl_secure.errors import DataError, LabelError
-from carefl_secure.progress import Reporter, SilentReporter
+from carefl_secure.progress import SILENT, Reporter, tracked
 
 __all__ = ["FORMAT", "archive_folder", "load_emotic_archive"]
 
@@ -79,7 +78,7 @@ def _scaled(row: Mapping[str, str], picture: ImageArray, origin: str) -> Box | N
 
 
 def load_emotic_archive(
-    root: Path, *, view: View = "image", require_vad: bool = True, reporter: Reporter | None = None
+    root: Path, *, view: View = "image", require_vad: bool = True, reporter: Reporter = SILENT
 ) -> dict[str, FileCorpus]:
     """Read ``annots_arrs`` and ``img_arrs``; boxes are scaled to the arrays where sizes are given.
 
@@ -89,7 +88,6 @@ def load_emotic_archive(
     folder = archive_folder(root)
     if folder is None:
         raise DataError(f"{root} has no annots_arrs/annot_arrs_train.csv")
-    reporter = reporter or SilentReporter()
     corpora = {}
     for split in SPLITS:
         table = folder / "annots_arrs" / f"annot_arrs_{split}.csv"
@@ -99,9 +97,8 @@ def load_emotic_archive(
         ids = _columns(table)
         rows = read_rows(table, ("Filename", column, *_VAD))
         builder = SplitBuilder(f"emotic-{view}/{split}", EMOTIC)
-        counter, task = PersonCounter(), f"reading EMOTIC {split}"
-        reporter.start(task, len(rows))
-        for origin, row in rows:
+        counter = PersonCounter()
+        for origin, row in tracked(rows, reporter, f"reading EMOTIC {split}"):
             name = row["Filename"].strip()
             where = f"{row.get('Folder', '').strip().strip('/')}/{name}".lstrip("/")
             ticks = numbers([row[c] for c in ids], len(ids), origin)
@@ -118,8 +115,6 @@ def load_emotic_archive(
             picture = ImageArray(place(folder / "img_arrs", row[column], origin))
             box = _scaled(row, picture, origin) if view == "image" else None
             add_array(builder, person, picture, box, require_vad)
-            reporter.advance(task)
-        reporter.finish(task)
         corpora[split] = finish(builder)
     if (folder / "annots_arrs" / "annot_arrs_extra_train.csv").is_file() and "train" in corpora:
         corpora["train"].skipped.remark("annot_arrs_extra_train.csv is not read", "train")
@@ -130,7 +125,7 @@ FORMAT = CorpusFormat(
     "emotic-archive",
     "EMOTIC as arrays: annots_arrs/annot_arrs_train.csv",
     tasks=lambda root, named: ("emotic",) if named or archive_folder(root) else (),
-    load=lambda root, how: load_emotic_archive(root, view=as_view(how.view), reporter=how.reporter),
+    load=lambda root, how: load_emotic_archive(root, view=how.view, reporter=how.reporter),
     views=("image", "person"),
     splits=SPLITS,
     annotation=tuple(f"*annot_arrs_{split}.csv" for split in SPLITS),

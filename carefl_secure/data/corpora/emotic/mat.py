@@ -17,19 +17,12 @@ from typing import Any
 import numpy as np
 
 from carefl_secure.data.corpora.base import CorpusFormat, FileCorpus, SplitBuilder
-from carefl_secure.data.corpora.emotic.person import (
-    SPLITS,
-    Person,
-    View,
-    add_person,
-    as_view,
-    image_root,
-)
+from carefl_secure.data.corpora.emotic.person import SPLITS, Person, View, add_person, image_root
 from carefl_secure.data.corpora.emotic.vocabulary import Vad, age_group, category_ids, gender
 from carefl_secure.data.label_spaces import EMOTIC
 from carefl_secure.data.readers.mat_file import read_mat
 from carefl_secure.errors import DataError
-from carefl_secure.progress import Reporter, SilentReporter
+from carefl_secure.progress import SILENT, Reporter, tracked
 
 __all__ = ["FORMAT", "load_emotic", "mat_file"]
 
@@ -133,7 +126,7 @@ def load_emotic(
     view: View = "image",
     require_vad: bool = True,
     splits: Sequence[str] = SPLITS,
-    reporter: Reporter | None = None,
+    reporter: Reporter = SILENT,
 ) -> dict[str, FileCorpus]:
     """Read EMOTIC from ``Annotations.mat`` and the image folders.
 
@@ -157,21 +150,16 @@ def load_emotic(
             f"{root} has EMOTIC's annotation but not its images; unpack the image archive so that "
             f"{root / 'emotic' / 'mscoco'} and its neighbours are there"
         )
-    reporter = reporter or SilentReporter()
     corpora = {}
     for split, images in _images(annotation).items():
         if split not in splits:
             continue
         builder = SplitBuilder(f"emotic-{view}/{split}", EMOTIC)
-        task = f"reading EMOTIC {split}"
-        reporter.start(task, len(images))
-        for at, image in enumerate(images, 1):
+        for at, image in enumerate(tracked(images, reporter, f"reading EMOTIC {split}"), 1):
             for number, found in enumerate(_many(image.person), 1):
                 origin = f"{annotation.name} {split} image {at} person {number}"
                 person = _person(image, number, found, origin)
                 add_person(builder, person, images_in, view, require_vad)
-            reporter.advance(task)
-        reporter.finish(task)
         builder.stated["images"] = len({f"{one.folder}/{one.filename}" for one in images})
         builder.stated["persons"] = len(builder) + builder.skipped.total
         corpora[split] = builder.corpus("check that the image folders are complete")
@@ -182,7 +170,7 @@ FORMAT = CorpusFormat(
     "emotic-mat",
     "EMOTIC: Annotations/Annotations.mat",
     tasks=lambda root, named: ("emotic",) if named or mat_file(root) else (),
-    load=lambda root, how: load_emotic(root, view=as_view(how.view), reporter=how.reporter),
+    load=lambda root, how: load_emotic(root, view=how.view, reporter=how.reporter),
     views=("image", "person"),
     splits=SPLITS,
     annotation=("*annotations.mat",),

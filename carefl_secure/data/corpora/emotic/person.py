@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from carefl_secure.data.corpora.base import FileCorpus, SplitBuilder
 from carefl_secure.data.corpora.emotic.vocabulary import Vad, labels_of_author, vad_fault
@@ -22,7 +21,6 @@ __all__ = [
     "View",
     "add_array",
     "add_person",
-    "as_view",
     "finish",
     "image_root",
 ]
@@ -32,13 +30,9 @@ FOLDERS = ("ade20k", "emodb_small", "framesdb", "mscoco")
 
 SPLITS = ("train", "val", "test")
 ONE_EACH = "every person has exactly one category: this copy has lost labels"
-View = Literal["image", "person"]
+View = str
+"""``image`` or ``person``."""
 _NOWHERE = (math.nan,) * 3
-
-
-def as_view(view: str) -> View:
-    """Return the view as its own type."""
-    return "person" if view == "person" else "image"
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,6 @@ from carefl_secure.data.corpora.emotic.person import (
     View,
     add_array,
     add_person,
-    as_view,
     finish,
     image_root,
 )
@@ -31,7 +30,7 @@ from carefl_secure.data.label_spaces import EMOTIC
 from carefl_secure.data.readers.images import ImageArray, open_array
 from carefl_secure.data.readers.tables import header, literal, numbers, read_rows
 from carefl_secure.errors import DataError, LabelError
-from carefl_secure.progress import Reporter, SilentReporter
+from carefl_secure.progress import SILENT, Reporter, tracked
 
 __all__ = ["FORMAT", "load_emotic_csv", "table_folder"]
 
@@ -95,7 +94,7 @@ def _check_order(path: Path, persons: Sequence[Person]) -> None:
 
 
 def load_emotic_csv(
-    root: Path, *, view: View = "image", require_vad: bool = True, reporter: Reporter | None = None
+    root: Path, *, view: View = "image", require_vad: bool = True, reporter: Reporter = SILENT
 ) -> dict[str, FileCorpus]:
     """Read ``emotic_pre``: tables, with stacks of images or with the original images.
 
@@ -107,7 +106,6 @@ def load_emotic_csv(
     folder = table_folder(root)
     if folder is None:
         raise DataError(f"{root} has no train.csv with the column Categorical_Labels")
-    reporter = reporter or SilentReporter()
     images = image_root(root) or image_root(root.parent)
     corpora = {}
     for split in SPLITS:
@@ -119,23 +117,18 @@ def load_emotic_csv(
         if (labels := folder / f"{split}_cat_arr.npy").is_file():
             _check_order(labels, persons)
         builder = SplitBuilder(f"emotic-{view}/{split}", EMOTIC)
-        task = f"reading EMOTIC {split}"
-        reporter.start(task, len(persons))
         if stack.is_file():
             _stack(stack, len(persons))
-            for row, person in enumerate(persons):
-                add_array(builder, person, ImageArray(stack, row), None, require_vad)
-                reporter.advance(task)
-        elif images is not None:
-            for person in persons:
-                add_person(builder, person, images, view, require_vad)
-                reporter.advance(task)
-        else:
+        elif images is None:
             raise DataError(
                 f"{folder} has {table.name} but neither {stack.name} nor the images: put the "
                 "image folders (emotic/mscoco and so on) next to it"
             )
-        reporter.finish(task)
+        for row, person in enumerate(tracked(persons, reporter, f"reading EMOTIC {split}")):
+            if stack.is_file():
+                add_array(builder, person, ImageArray(stack, row), None, require_vad)
+            elif images is not None:
+                add_person(builder, person, images, view, require_vad)
         corpora[split] = finish(builder)
     return corpora
 
@@ -144,7 +137,7 @@ FORMAT = CorpusFormat(
     "emotic-table",
     "EMOTIC as emotic_pre: train.csv with the column Categorical_Labels",
     tasks=lambda root, named: ("emotic",) if named or table_folder(root) else (),
-    load=lambda root, how: load_emotic_csv(root, view=as_view(how.view), reporter=how.reporter),
+    load=lambda root, how: load_emotic_csv(root, view=how.view, reporter=how.reporter),
     views=("image", "person"),
     splits=SPLITS,
     annotation=tuple(f"*{split}{end}" for split in SPLITS for end in (".csv", "_cat_arr.npy")),
