@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from carefl_secure.config import Config
 from carefl_secure.errors import ConfigError
-from carefl_secure.federation.engine import Engine
+from carefl_secure.federation.run_spec import Engine
 from carefl_secure.progress import Reporter
 
 __all__ = ["ENGINES", "choose_engine"]

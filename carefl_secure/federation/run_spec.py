@@ -1,20 +1,34 @@
-"""What an engine needs to start the parties of a run, and what does not belong to that."""
+"""What an engine needs to start the parties of a run, and what it gives back."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
+
+from flwr.serverapp import Grid
 
 from carefl_secure.errors import ConfigError
 from carefl_secure.federation.local_update.task import LocalTask
 from carefl_secure.federation.plan.aggregation_config import AggregationConfig
+from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.plan.staged import Stage
+from carefl_secure.federation.transport.local_grid import Drop, Record
 from carefl_secure.noise import KeySource, SystemKeySource
+from carefl_secure.privacy import Ledger
 from carefl_secure.run_folder import RunFolder
 
-__all__ = ["PerformanceFlags", "RunSpec", "Simulation", "TaskFactory", "system_keys"]
+__all__ = [
+    "Engine",
+    "Parties",
+    "PerformanceFlags",
+    "RunSpec",
+    "Simulation",
+    "TaskFactory",
+    "system_keys",
+]
 
 TaskFactory = Callable[[], Sequence[LocalTask]]
 """Makes one task for each client; an engine whose clients live elsewhere never calls it."""
@@ -96,3 +110,37 @@ class PerformanceFlags:
 
     workers: int = 1
     timeout: float = 3600.0
+
+
+class Parties(Protocol):
+    """All clients and helpers of one run, wherever they are."""
+
+    @property
+    def cohort(self) -> Cohort:
+        """Who takes part."""
+
+    @property
+    def ledgers(self) -> Sequence[Ledger]:
+        """Ledgers of those clients that live on this machine."""
+
+    def grid(self, workers: int, drop: Drop | None, record: Record | None) -> Grid:
+        """Return the grid that reaches all parties; they have agreed to the run then.
+
+        Raises ConfigError when the engine cannot honour ``workers`` or ``drop``.
+        """
+
+    def finish(self) -> None:
+        """End a run whose rounds are all done.
+
+        Raises EngineError when the engine reports another status than success.
+        """
+
+    def close(self) -> None:
+        """Erase secrets and stop whatever was started, after success or failure alike."""
+
+
+class Engine(Protocol):
+    """Starts the parties of a run."""
+
+    def start(self, spec: RunSpec) -> Parties:
+        """Return the parties; ConfigError when the engine cannot honour the specification."""

@@ -1,11 +1,13 @@
-"""Poisson sampling of records from a key stream."""
+"""Poisson sampling of records from a key stream, and the longest sample that is used."""
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy.special import bdtrc
 
 from carefl_secure.errors import ConfigError
 
@@ -14,7 +16,10 @@ if TYPE_CHECKING:
 
     from carefl_secure.noise.keystream import KeyStream
 
-__all__ = ["any_of", "poisson_sample"]
+__all__ = ["OVERFLOW", "any_of", "poisson_sample", "sample_bound"]
+
+OVERFLOW = 2.0**-40
+"""Most probability, for a client and a sum, that a sample is longer than its bound."""
 
 _WORDS = 2**64
 
@@ -28,6 +33,32 @@ def any_of(sample_rate: float, records: int) -> float:
         return sample_rate
     rate = -math.expm1(records * math.log1p(-min(sample_rate, 1.0 - 1e-16)))
     return min(1.0, rate * (1.0 + 1e-12))
+
+
+@functools.lru_cache(maxsize=64)
+def sample_bound(records: int, sample_rate: float, most_each: int = 1) -> int:
+    r"""Return how many records of a Poisson sample are used; those beyond are left out.
+
+    The smallest :math:`B` with :math:`P[\mathrm{Bin}(m - 1, q) \ge B] \le 2^{-40}`, an exact tail,
+    where m is ``records`` rounded up to four binary digits. Work that is padded to B takes the same
+    time for every sample, and tells the number of records to one part in eight at most. Where one
+    unit may hold several records, ``most_each``, the bound is larger by all but one of them.
+
+    Guarantees
+    ----------
+    A sum over a truncated Poisson sample is as private as over the whole one, but for a probability
+    of `OVERFLOW`, to be added to delta: given the draws of all other units, one unit more or less
+    changes nothing but its own terms unless they fill the bound, and that has at most this
+    probability, whatever the number of records up to m (hockey-stick divergences are jointly
+    convex).
+    """
+    step = 1 << max(0, records.bit_length() - 4)
+    most = -(-records // step) * step
+    if most == 0:
+        return 0
+    tails = bdtrc(np.arange(most), most - 1, sample_rate)  # tails[k] = P[more than k others]
+    tails[-1] = 0.0  # there are no more
+    return min(most, int(np.argmax(tails <= OVERFLOW)) + most_each)
 
 
 def poisson_sample(records: int, sample_rate: float, stream: KeyStream) -> NDArray[np.int64]:

@@ -22,11 +22,10 @@ import numpy.typing as npt
 
 from carefl_secure.config import Config, dump_config
 from carefl_secure.errors import AdapterUnmovedError, ConfigError, RunError
-from carefl_secure.federation.engine import Engine
 from carefl_secure.federation.plan.calibrate import plan_stages
 from carefl_secure.federation.plan.ciphertext_packing import choose_fields
 from carefl_secure.federation.plan.staged import StagedPlan
-from carefl_secure.federation.run_spec import RunSpec
+from carefl_secure.federation.run_spec import Engine, RunSpec
 from carefl_secure.federation.server.run import FederationResult, run_federation
 from carefl_secure.federation.server.sum_guard import SumGuard
 from carefl_secure.model.features import cached_features

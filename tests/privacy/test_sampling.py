@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest, chi2
+from scipy.stats import binom, binomtest, chi2
 
 from carefl_secure.errors import ConfigError
 from carefl_secure.noise.keystream import KeyStream
 from carefl_secure.privacy import poisson_sample
+from carefl_secure.privacy.sampling import OVERFLOW, sample_bound
 
 
 def _stream(number: int) -> KeyStream:
@@ -86,3 +89,29 @@ def test_rates_outside_the_range_are_refused(rate: float) -> None:
 def test_a_negative_number_of_records_is_refused() -> None:
     with pytest.raises(ConfigError, match="records"):
         poisson_sample(-1, 0.5, _stream(1))
+
+
+@pytest.mark.parametrize(
+    ("records", "rate"), [(1, 0.5), (30, 0.5), (250, 0.05), (1000, 1e-3), (20_000, 0.01)]
+)
+@pytest.mark.parametrize("each", [1, 3])
+def test_a_bound_is_the_smallest_of_its_tail(records: int, rate: float, each: int) -> None:
+    """By summing the probabilities themselves: others fill the bound with 2**-40 at most."""
+    bound = sample_bound(records, rate, each)
+    step = 1 << max(0, records.bit_length() - 4)
+    most = -(-records // step) * step
+    chances = binom.pmf(np.arange(most), most - 1, rate)
+
+    def tail(least: int) -> float:
+        return math.fsum(chances[least:].tolist())
+
+    if bound < most:
+        assert tail(bound - each + 1) <= OVERFLOW * (1 + 1e-9)
+        assert tail(bound - each) > OVERFLOW
+    assert sample_bound(records, 1.0) == most >= records
+
+
+def test_a_bound_tells_little_of_the_number_of_records() -> None:
+    assert sample_bound(0, 0.5) == 0
+    bounds = [sample_bound(n, 0.05) for n in range(1000, 2000)]
+    assert bounds == sorted(bounds) and len(set(bounds)) <= 10

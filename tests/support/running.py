@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from carefl_secure.federation.engine import Engine
 from carefl_secure.federation.in_process import Clients
 from carefl_secure.federation.local_update.task import LocalTask
 from carefl_secure.federation.plan.aggregation_config import AggregationConfig
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.plan.staged import Stage
-from carefl_secure.federation.run_spec import PerformanceFlags, RunSpec, Simulation
+from carefl_secure.federation.run_spec import Engine, PerformanceFlags, RunSpec, Simulation
 from carefl_secure.federation.server.optimizers import ServerOptimizer
 from carefl_secure.federation.server.run import FederationResult, Monitoring, run_federation
 from carefl_secure.run_folder import RunFolder

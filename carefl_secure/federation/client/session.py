@@ -31,7 +31,7 @@ from carefl_secure.secagg.primitives.crypto import same
 
 __all__ = ["ClientSession"]
 
-_LENGTH = struct.Struct("<I")
+_SAVED = struct.Struct("<Id")  # length of the local work's state, norm of the last adapter
 _STAMP = 32
 
 # An adapter with a larger entry, or that grew by more since the round before, is not trained on.
@@ -105,7 +105,7 @@ class ClientSession:
         self._rounds = OpenRounds(self._sums, plan.hash(), cohort.prefetches)
         last = plan.privacy.rounds if last_round is None else last_round
         self._numbers = range(last - plan.privacy.rounds + 1, last + 1)
-        self._last_norm = 0.0
+        self._last_norm = -1.0  # not known yet
 
     @property
     def dimension(self) -> int:
@@ -229,7 +229,7 @@ class ClientSession:
         """Refuse an adapter that no honest step leads to, before anything is charged or sampled."""
         largest = float(np.abs(adapter).max(initial=0.0))
         norm = float(np.linalg.norm(adapter.astype(np.float64)))
-        known = max(self._last_norm, 1.0) if self._last_norm else math.inf
+        known = math.inf if self._last_norm < 0 else max(self._last_norm, 1.0)
         if not largest <= _LARGEST_ENTRY or norm > _LARGEST_GROWTH * known:
             raise ProtocolError(
                 "the adapter holds NaN, infinity or entries far beyond those of the round before; "
@@ -255,7 +255,7 @@ class ClientSession:
         only the newest: an older one would let a step be answered twice.
         """
         work = self._work.save()
-        content = _LENGTH.pack(len(work)) + work + self._rounds.save()
+        content = _SAVED.pack(len(work), self._last_norm) + work + self._rounds.save()
         return self._sums.stamp(content) + content
 
     def restore(self, saved: bytes) -> None:
@@ -270,9 +270,10 @@ class ClientSession:
                 "saved session: it was changed, or is of another client or run; the client sits "
                 "this round out"
             )
-        end = _LENGTH.size + _LENGTH.unpack_from(content)[0]
-        self._work.restore(content[_LENGTH.size : end])
-        self._rounds.restore(content[end:])
+        length, self._last_norm = _SAVED.unpack_from(content)
+        content = content[_SAVED.size :]
+        self._work.restore(content[:length])
+        self._rounds.restore(content[length:])
 
     def close(self) -> None:
         """Erase the secrets of the round in progress and prefetched ones."""

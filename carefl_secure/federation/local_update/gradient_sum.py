@@ -20,6 +20,7 @@ from carefl_secure.federation.local_update.task import (
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.noise import KeySource, KeyStream
 from carefl_secure.privacy import poisson_sample
+from carefl_secure.privacy.sampling import sample_bound
 
 __all__ = ["GradientSum", "local_work"]
 
@@ -105,7 +106,8 @@ class GradientSum(LocalWork):
     Guarantees
     ----------
     One unit more or less (a record, or a person where that is the unit) moves the vector by
-    ``plan.privacy.sensitivity`` at most, and enters it with probability ``event_rate`` at most.
+    ``plan.privacy.sensitivity`` at most, and enters it with probability ``event_rate`` at most,
+    unless a sample is longer than its bound (`sample_bound`), which the event's ``beta`` covers.
     """
 
     def __init__(self, plan: RunPlan, task: LocalTask) -> None:
@@ -114,14 +116,18 @@ class GradientSum(LocalWork):
 
     def _compute(self, adapter: Adapter, number: int, keys: KeySource) -> Vector:
         privacy, task = self._plan.privacy, self._task
-        stream = KeyStream(keys.key("sample"))
         whole = privacy.unit == "person" and privacy.records_per_person is None
         if whole and isinstance(task, PersonTask):
-            drawn = poisson_sample(task.persons, privacy.sample_rate, stream)
-            if drawn.size:
-                return task.clipped_person_sum(adapter, drawn, number)
-        else:
-            drawn = poisson_sample(task.records, privacy.sample_rate, stream)
-            if drawn.size:
-                return task.clipped_sum(adapter, drawn, number)
-        return np.zeros(self._plan.encoding.dimension)
+            drawn = truncated_sample(task.persons, privacy.sample_rate, keys)
+            return task.clipped_person_sum(adapter, drawn, number)
+        each = privacy.records_per_person or 1
+        drawn = truncated_sample(task.records, privacy.sample_rate, keys, each)
+        return task.clipped_sum(adapter, drawn, number)
+
+
+def truncated_sample(
+    count: int, sample_rate: float, keys: KeySource, most_each: int = 1
+) -> NDArray[np.int64]:
+    """Draw a Poisson sample with a fresh key and leave out what is beyond its bound."""
+    drawn = poisson_sample(count, sample_rate, KeyStream(keys.key("sample")))
+    return drawn[: sample_bound(count, sample_rate, most_each)]

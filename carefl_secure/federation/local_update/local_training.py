@@ -119,16 +119,10 @@ class NoisyDescent(_Descent):
                 self._task.records, privacy.sample_rate, KeyStream(keys.key("sample"))
             )
             # The noise of this step goes out whatever the records do.
-            total = self._contained(
-                functools.partial(self._drawn_sum, point(), drawn, number), number
-            )
+            draw = functools.partial(self._task.clipped_sum, point(), drawn, number)
+            total = self._contained(draw, number).copy()
             total[mask] += gaussian(KeyStream(keys.key("noise")), int(mask.sum()), stdev)
             yield total / batch
-
-    def _drawn_sum(self, point: Adapter, drawn: NDArray[np.int64], number: int) -> Vector:
-        if not drawn.size:
-            return np.zeros(point.size)
-        return self._task.clipped_sum(point, drawn, number).copy()
 
     def _bounded(self, delta: Vector) -> Vector:
         """Cut every entry to the planned range: a refusal would show, and this is free."""

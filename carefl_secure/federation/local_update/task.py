@@ -57,8 +57,9 @@ class LocalTask(Protocol):
         """Return the sum of clipped per-record loss gradients, float64, shape [D], at one point.
 
         ``sum_i clip(grad loss_i(adapter))``: each term has Euclidean norm of at most the clipping
-        norm of the plan. ``indices``: int64, shape [B], sorted, distinct, never empty. ``number``
-        counts rounds from 1: some adapters train another half in every other round.
+        norm of the plan. ``indices``: int64, shape [B], sorted, distinct; empty where nobody was
+        drawn. ``number`` counts rounds from 1: some adapters train another half in every other
+        round. The work should tell little of how many were drawn.
         """
 
 
@@ -81,7 +82,7 @@ class PersonTask(LocalTask, Protocol):
 
         ``sum_p clip(grad mean_{i of p} loss_i(adapter))``: each person has a norm of at most the
         clipping norm of the plan, however many records it has. ``persons``: int64, shape [P],
-        sorted, distinct, never empty.
+        sorted, distinct; empty where nobody was drawn.
         """
 
 

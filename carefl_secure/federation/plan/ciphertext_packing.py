@@ -75,10 +75,9 @@ def excess_probability(plan: EncodingPlan, bound: int) -> float:
 def choose_fields(plan: EncodingPlan) -> Room:
     """Choose the narrowest field that holds every sum of a plan.
 
-    A client refuses to send an integer above ``value_bound``, so no sum can overflow. A refusal
-    shows, and may depend on a record: a field is wide enough only if that has a probability of at
-    most ``2**-100`` in a round, which is lost in the rounding of the ``beta`` that every round adds
-    to delta. Raises ConfigError when not even 30 bits are enough.
+    A client cuts its integers to ``value_bound``, so no sum can overflow. A field is wide enough
+    only if a cut has a probability of at most ``2**-100`` in a round. Raises ConfigError when not
+    even 30 bits are enough.
     """
     for field_bits in FIELD_BITS:
         most = _SHORTEST if plan.bits == _SHORT else (1 << WORD_BITS - 1) - 1

@@ -12,13 +12,11 @@ from carefl_secure.errors import ConfigError
 from carefl_secure.federation.plan.local_steps import LocalPlan
 from carefl_secure.privacy import PrivacyPlan, SampledGaussian, SampledSkellam
 from carefl_secure.privacy.canonical_json import canonical_hash, dataclass_from_json
+from carefl_secure.privacy.sampling import OVERFLOW
 from carefl_secure.secagg import EncodingPlan
 
 __all__ = ["RunPlan"]
 
-# A client whose sample is longer than the encoding allows refuses, which shows. The planner keeps
-# that this unlikely in a round; it counts like a broken norm bound.
-_REFUSAL = 2.0**-40
 _ABOVE_ZERO = (
     "dimension",
     "scale",
@@ -71,9 +69,9 @@ class RunPlan:
             l1=self.encoding.l1_sensitivity,
             l2=self.encoding.l2_sensitivity,
             share_variance=self.share_variance,
-            # A whole client's vector never exceeds its bound, so nothing is refused there.
+            # Where records are sampled, a sample longer than its bound counts like a broken norm.
             beta=self.encoding.dither_failure
-            + (0.0 if self.privacy.unit == "client" else _REFUSAL),
+            + (0.0 if self.privacy.unit == "client" else OVERFLOW),
             dimension=self.encoding.padded,
         )
 

@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 
 from carefl_secure.errors import ConfigError, RunError
 from carefl_secure.federation.client.round_budget import RoundBudget
-from carefl_secure.federation.engine import Engine, Parties
 from carefl_secure.federation.in_process import InProcess, dropping_out
 from carefl_secure.federation.plan.ciphertext_packing import choose_fields
-from carefl_secure.federation.run_spec import PerformanceFlags, RunSpec, Simulation
+from carefl_secure.federation.run_spec import Engine, Parties, PerformanceFlags, RunSpec, Simulation
 from carefl_secure.federation.server.checkpoint import Checkpoints
 from carefl_secure.federation.server.event_log import EventLog
 from carefl_secure.federation.server.optimizers import ServerOptimizer

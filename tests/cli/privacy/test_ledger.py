@@ -10,25 +10,9 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from carefl_secure.cli import app
-from carefl_secure.privacy import Ledger, PrivacyPlan, SampledSkellam
+from carefl_secure.privacy import Ledger
 from carefl_secure.rounding import round_up
-
-PLAN = PrivacyPlan(
-    unit="record",
-    trust="secagg",
-    mechanism="skellam",
-    rounds=4,
-    clients=3,
-    min_survivors=3,
-    max_colluders=1,
-    public_records=100,
-    delta=1e-6,
-    sample_rate=0.1,
-    clipping_norm=1.0,
-    noise_multiplier=1.0,
-    target_epsilon=8.0,
-)
-EVENT = SampledSkellam(0.1, 1e4, 1e2, 1e4, 1, 1e-12)
+from tests.support.ledgers import EVENT, PLAN, spend
 
 
 @pytest.fixture
@@ -36,11 +20,7 @@ def run(tmp_path: Path) -> Path:
     """Return a run folder with a server's and three clients' ledgers, four rounds each."""
     folder = tmp_path / "one"
     for name in ("ledger.jsonl", *(f"clients/{i}/ledger.jsonl" for i in range(3))):
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        book = Ledger(path, {"who": name})
-        for number in range(1, 5):
-            book.spend(EVENT, 100.0, 1e-5, {"run": "one", "round": number})
+        spend(folder / name, run="one", rounds=4, released=False)
     (folder / "plan.json").write_text(json.dumps({"privacy": PLAN.to_json()}))
     return folder
 
@@ -125,7 +105,7 @@ def test_show_as_json(run: Path) -> None:
     found = json.loads(ledger("show", run, "--json").stdout)
     assert len(found) == 4
     first = found[0]
-    assert first["identity"] == {"who": "ledger.jsonl"}
+    assert first["identity"] == {"client": "one"}
     assert first["epsilon"] == Ledger(run / "ledger.jsonl").epsilon(1e-6)
     assert first["delta"] == 1e-6
     assert first["spends"][0]["event"] == EVENT.times(4).to_json()

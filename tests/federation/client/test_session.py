@@ -244,7 +244,7 @@ def test_a_failing_task_is_told_in_the_clients_own_log_only(
 def test_an_empty_sample_sends_noise_and_is_paid_for(make_bench: MakeBench) -> None:
     bench = make_bench(sample_rate=1e-6)
     adapter = bench.start()
-    assert all(task.calls == [] for task in bench.tasks)
+    assert not any(call.size for task in bench.tasks for call in task.calls)
     assert np.count_nonzero(adapter) == adapter.size
     assert bench.client_spends() == [1] * 6
 
@@ -403,3 +403,18 @@ def test_a_saved_session_is_sealed_and_bound_to_its_client(make_bench: MakeBench
     first.restore(saved)
     with pytest.raises(ProtocolError, match="never repeated"):
         hand.advertise(first)
+
+
+def test_a_restored_session_remembers_the_last_adapter(make_bench: MakeBench) -> None:
+    """A session made anew for every message refuses what a standing one refuses."""
+    bench = make_bench(rounds=2)
+    bench.start()
+    adapter = bench.adapters[0]
+    hand = Hand(bench, number=2)
+    inboxes = hand.until_masked()
+    fresh = bench.fresh_session(0)
+    fresh.restore(bench.clients.sessions[0].save())
+    assert np.linalg.norm(adapter) > 0
+    with pytest.raises(ProtocolError, match="nothing was charged"):
+        fresh.release(2, bench.plan.hash(), hand.adapter + np.float32(5000.0), inboxes[0])
+    assert bench.client_spends() == [1] * 6

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -219,6 +221,48 @@ def test_a_failing_record_is_hidden_in_every_unit(plans: Any, kind: str, fault: 
     found = local_work(plan, task, 0).release(start(), 1, SystemKeySource())
     assert np.isfinite(found).all()
     assert found.any() == (plan.share_variance == 0)
+
+
+class Fault:
+    """Raises at one of the calls that are made to compute a client's vector."""
+
+    KINDS = (RuntimeError, LookupError, TypeError, MemoryError, FloatingPointError, OSError)
+    PLACES = ("local_update", "points.py", "sampling.py")
+
+    def __init__(self, at: int) -> None:
+        self.at, self.calls = at, 0
+
+    def __call__(self, frame: FrameType, event: str, _: Any) -> None:
+        path, outer = Path(frame.f_code.co_filename), frame.f_back
+        if event != "call" or not {path.name, path.parent.name} & set(self.PLACES):
+            return
+        while outer is not None and outer.f_code.co_name != "_contained":
+            outer = outer.f_back
+        if outer is not None:
+            self.calls += 1
+            if self.calls == self.at:
+                raise self.KINDS[self.at % len(self.KINDS)]("record 17")
+
+
+@pytest.mark.parametrize("kind", ["record", "person", "kept", "client", "own", "feddyn"])
+def test_a_fault_at_any_call_after_the_charge_is_hidden(plans: Any, kind: str) -> None:
+    """Walk every path: fail at the first call of the computation, the second, and so on."""
+    local = LocalPlan(steps=2, learning_rate=0.1, batch_share=0.5, feddyn_alpha=0.5)
+    plan = plans("own", local=local) if kind == "feddyn" else plans(kind)
+
+    def calls(at: int) -> int:
+        work, fault = local_work(plan, point_tasks(1)[0], 0), Fault(at)
+        sys.setprofile(fault)
+        try:
+            found = work.release(start(), 1, keys())
+        finally:
+            sys.setprofile(None)
+        assert found.shape == (40,) and np.isfinite(found).all()
+        return fault.calls
+
+    every = calls(0)
+    assert every > 3
+    assert [calls(at) for at in range(1, every + 1)] == list(range(1, every + 1))
 
 
 def _failing(*args: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from carefl_secure.errors import ConfigError, ProtocolError
+from carefl_secure.errors import ConfigError
 from carefl_secure.federation.plan.ciphertext_packing import (
     choose_fields,
     excess_probability,
@@ -92,10 +92,11 @@ def test_what_fits_no_field_is_refused(plan_toy: PlanToy) -> None:
         choose_fields(plan.encoding)
 
 
-def test_a_client_above_the_bound_refuses(
+def test_a_client_above_the_bound_is_cut_to_it_and_does_not_refuse(
     make_bench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from carefl_secure.federation.client.session import ClientSession
+    from carefl_secure.federation.server import strategy
 
     bench = make_bench(aggregation="encrypted")
     bound = choose_fields(bench.plan.encoding).value_bound
@@ -104,10 +105,17 @@ def test_a_client_above_the_bound_refuses(
 
     def protected(session: Any, adapter: Any) -> Any:
         words = np.zeros(bench.plan.encoding.padded, kind)
-        words[0] = bound + (session.index == 3)
+        words[0] = bound + 5 * (session.index == 3)
         return words
 
+    sums: list[Any] = []
+    opening = strategy.decode
+
+    def decode(total: Any, *rest: Any) -> Any:
+        sums.append(total.copy())
+        return opening(total, *rest)
+
     monkeypatch.setattr(ClientSession, "_protected", protected)
-    with pytest.raises(ProtocolError, match="node 1003"):
-        bench.start()
-    assert bench.releases() == 0
+    monkeypatch.setattr(strategy, "decode", decode)
+    bench.start()
+    assert sums[0][0] == 6 * bound and not sums[0][1:].any()

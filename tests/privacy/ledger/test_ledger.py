@@ -162,6 +162,46 @@ def test_threads_cannot_overspend_together(tmp_path: Path, monkeypatch: pytest.M
     assert len(refused) == 11
 
 
+PLANNED = {"run": "r", "planned": 5}
+
+
+def _spend_all(path: Path) -> None:
+    book = Ledger(path)
+    for number in itertools.count(1):
+        try:
+            book.spend(EVENT, 1e6, 1e-5, {**PLANNED, "round": number})
+        except BudgetExceededError as error:
+            assert "are charged already" in str(error)
+            return
+
+
+def test_processes_cannot_pass_the_count_of_the_plan_together(tmp_path: Path) -> None:
+    """The rounds of a plan are counted under the lock of the charge, across its attempts."""
+    path = tmp_path / "ledger.jsonl"
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_spend_all, args=(path,)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    assert len(Ledger(path).events()) == 5
+
+
+def test_handles_that_were_checked_before_do_not_pass_the_plan(tmp_path: Path) -> None:
+    one, other = Ledger(tmp_path / "ledger.jsonl"), Ledger(tmp_path / "ledger.jsonl")
+    for _ in range(4):
+        one.spend(EVENT, 1e6, 1e-5, PLANNED)
+    for book in (one, other):
+        book.guard(EVENT, 1e6, 1e-5, PLANNED)
+    other.spend(EVENT, 1e6, 1e-5, PLANNED)
+    for ask in (one.spend, one.guard, other.spend):
+        with pytest.raises(BudgetExceededError, match="all 5 rounds of the agreed plan"):
+            ask(EVENT, 1e6, 1e-5, PLANNED)
+    one.spend(EVENT, 1e6, 1e-5, {"run": "another", "planned": 1})
+    assert len(one.events()) == 6
+
+
 def _append_many(path: Path, number: int) -> None:
     book = Ledger(path)
     for _ in range(number):

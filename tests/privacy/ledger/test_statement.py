@@ -9,18 +9,9 @@ from pathlib import Path
 import pytest
 
 from carefl_secure.errors import ConfigError, LedgerError
-from carefl_secure.privacy import Ledger, PrivacyPlan, SampledGaussian, SampledSkellam, epsilon
+from carefl_secure.privacy import Ledger, SampledGaussian, SampledSkellam, epsilon
 from carefl_secure.privacy.ledger.statement import delta_for, event_words, find_ledgers, statement
-
-EVENT = SampledSkellam(0.1, 1e4, 1e2, 1e4, 1, 1e-12)
-
-
-def spend(path: Path, event: SampledSkellam = EVENT, run: str = "a", rounds: int = 1) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    book = Ledger(path, {"client": path.parent.name})
-    for number in range(rounds):
-        book.spend(event, 1e6, 1e-5, {"run": run, "round": number + 1})
-        book.append("release", {"run": run, "round": number + 1, "survivors": 3})
+from tests.support.ledgers import EVENT, PLAN, spend
 
 
 def test_all_ledgers_of_a_run_in_order(tmp_path: Path) -> None:
@@ -47,23 +38,6 @@ def test_no_ledger(tmp_path: Path, name: str) -> None:
         statement(tmp_path / "absent.jsonl", 1e-5)
 
 
-PLAN = PrivacyPlan(
-    unit="record",
-    trust="secagg",
-    mechanism="skellam",
-    rounds=4,
-    clients=3,
-    min_survivors=3,
-    max_colluders=1,
-    public_records=100,
-    delta=1e-7,
-    sample_rate=0.1,
-    clipping_norm=1.0,
-    noise_multiplier=1.0,
-    target_epsilon=8.0,
-)
-
-
 def test_delta_is_that_of_the_run(tmp_path: Path) -> None:
     spend(tmp_path / "run" / "clients" / "0" / "ledger.jsonl")
     inside = [
@@ -73,7 +47,7 @@ def test_delta_is_that_of_the_run(tmp_path: Path) -> None:
     assert delta_for(inside[1]) == 1e-5
     (tmp_path / "run" / "plan.json").write_text(json.dumps({"privacy": PLAN.to_json()}))
     for path in (tmp_path / "run", *inside):
-        assert delta_for(path) == 1e-7
+        assert delta_for(path) == PLAN.delta
     (tmp_path / "run" / "plan.json").write_text("{}")
     with pytest.raises(LedgerError, match="--delta"):
         delta_for(tmp_path / "run")
