@@ -92,8 +92,13 @@ def client_tasks(
     corpora: Corpora,
     contexts: Contexts | None,
     reporter: Reporter,
+    *,
+    pad: bool = False,
 ) -> list[ModelTask]:
-    """Return the task of every client of this machine, in the order of the clients."""
+    """Return the task of every client of this machine, in the order of the clients.
+
+    With ``pad``, or where the configuration asks for it, every sum takes the same work.
+    """
     if config.data.at_sites and not corpora.shares:
         return []
     return model_tasks(
@@ -109,6 +114,7 @@ def client_tasks(
         contexts=contexts,
         by_person=config.privacy.unit == "person",
         records_per_person=config.privacy.records_per_person,
+        pad_rate=plan.privacy.sample_rate if pad or config.privacy.pad_rounds else None,
     )
 
 

@@ -13,6 +13,7 @@ from carefl_secure.model.features import vision_features
 from carefl_secure.model.label_scorer import LabelScorer, RecordLosses
 from carefl_secure.model.mean_gradient import mean_gradient
 from carefl_secure.privacy.clipping.clipped_sum import Clipping, clipped_sum
+from carefl_secure.privacy.sampling import sample_bound
 from carefl_secure.progress import Reporter
 from carefl_secure.runs.captions import Contexts
 from carefl_secure.runs.corpora import Corpora
@@ -28,12 +29,14 @@ class ModelTask:
 
     Clients of one process share the frozen base and the adapter object; each loads the round's
     adapter before use. ``losses`` holds this client's cached features and labels; ``by_person``
-    has the indices of each person's records, for unit person.
+    has the indices of each person's records, for unit person. ``rows`` is the number of records
+    that every clipped sum computes with, whatever was sampled (`clipped_sum`); 0 for no padding.
     """
 
     losses: RecordLosses
     clipping: Clipping
     by_person: tuple[npt.NDArray[np.int64], ...] = ()
+    rows: int = 0
 
     @property
     def dimension(self) -> int:
@@ -67,7 +70,8 @@ class ModelTask:
         """Sum the clipped gradients of persons at ``adapter``; see the protocol."""
         chosen = [self.by_person[person] for person in persons.tolist()]
         groups = np.repeat(np.arange(len(chosen)), [len(one) for one in chosen])
-        return self._clipped(adapter, np.concatenate(chosen), number, groups)
+        indices = np.concatenate([np.zeros(0, np.int64), *chosen])
+        return self._clipped(adapter, indices, number, groups)
 
     def trainable_entries(self, number: int) -> npt.NDArray[np.bool_]:
         """Return which entries train in a round."""
@@ -109,6 +113,7 @@ class ModelTask:
                 self.clipping,
                 groups=groups,
                 parallel_batches=held.base.parallel_batches,
+                rows=self.rows,
             )
             out = np.zeros(held.dimension)
             out[held.trainable_entries(number)] = total.vector
@@ -124,12 +129,15 @@ def model_tasks(
     contexts: Contexts | None = None,
     by_person: bool = False,
     records_per_person: int | None = None,
+    pad_rate: float | None = None,
 ) -> list[ModelTask]:
     """Encode the private images once and give every client its share, captions included.
 
     With ``by_person`` a task knows which of its records show one person; with
-    ``records_per_person`` it holds the first so many of each, in the corpus' order.
+    ``records_per_person`` it holds the first so many of each, in the corpus' order. With
+    ``pad_rate``, the sampling rate, every sum is padded to the largest sample (`sample_bound`).
     """
+    each = records_per_person or 1
     said = None if contexts is None else contexts.private
     features = vision_features(scorer.adapter.base, corpora.private, reporter)
     labels = targets(corpora.private)
@@ -150,6 +158,20 @@ def model_tasks(
             ),
             clipping,
             tuple(held),
+            0 if pad_rate is None else _rows(share, held if each == 1 else [], pad_rate, each),
         )
         for share, held in zip(shares, groups, strict=True)
     ]
+
+
+def _rows(
+    share: npt.NDArray[np.int64],
+    by_person: list[npt.NDArray[np.int64]],
+    rate: float,
+    most_each: int,
+) -> int:
+    """Return the most records of one sum: those of the largest persons where these are drawn."""
+    if not by_person:
+        return sample_bound(len(share), rate, most_each)
+    sizes = sorted(map(len, by_person), reverse=True)
+    return sum(sizes[: sample_bound(len(sizes), rate)])

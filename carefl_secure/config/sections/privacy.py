@@ -63,6 +63,12 @@ class PrivacyConfig(Section):
     clipping: Literal["native", "opacus"] = Field(
         default="native", description="implementation of the per-record gradients"
     )
+    pad_rounds: bool | None = Field(
+        default=None,
+        description="compute every round's sum with as many records as the largest sample has, so "
+        "that the time a client takes tells little of how many were drawn; about twice the work; "
+        "null pads at sites and not in a simulation. It changes no result",
+    )
     ledgers: Path | None = Field(
         default=None,
         description="folder of client ledgers that several runs share, so that runs on the same "

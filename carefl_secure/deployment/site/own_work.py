@@ -52,7 +52,8 @@ class Work:
         def load() -> LocalTask:
             held = load_own(config, log) if corpora is None else corpora
             contexts = load_contexts(config, held, log)
-            tasks = build.client_tasks(config, plan, scorer, held, contexts, log)
+            pad = config.privacy.pad_rounds is not False
+            tasks = build.client_tasks(config, plan, scorer, held, contexts, log, pad=pad)
             task = tasks[0 if own_data else index]
             if own_data and task.records > plan.privacy.public_records:
                 log.note(

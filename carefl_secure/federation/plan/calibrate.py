@@ -21,6 +21,7 @@ from carefl_secure.secagg.encoding.tail_bounds import batch_bound
 
 __all__ = ["PlanRequest", "plan_run", "plan_stages"]
 
+_NOT_PRIVACY = ("dimension", "local")  # of what a request holds
 # Largest entry of an update without privacy: far above any adapter weight, and still of 1e-7 grain.
 _FREE_UPDATE = 16.0
 # Entries of a noisy update past so many deviations are cut, which is free.
@@ -101,21 +102,10 @@ class PlanRequest:
             )
         mechanism: Mechanism = "skellam" if self.trust == "secagg" else "gaussian"
         own_noise = self.local is not None and self.trust == "none"
+        chosen = {name: value for name, value in vars(self).items() if name not in _NOT_PRIVACY}
         return PrivacyPlan(
-            unit=self.unit,
-            trust=self.trust,
+            **{**chosen, "min_survivors": min_survivors},
             mechanism="none" if self.unit == "none" else mechanism,
-            rounds=self.rounds,
-            clients=self.clients,
-            min_survivors=min_survivors,
-            max_colluders=self.max_colluders,
-            public_records=self.public_records,
-            delta=self.delta,
-            sample_rate=self.sample_rate,
-            clipping_norm=self.clipping_norm,
-            target_epsilon=self.target_epsilon,
-            normalise=self.normalise,
-            records_per_person=self.records_per_person,
             local_steps=self.local.steps if self.local is not None and own_noise else 1,
             noise_multiplier=noise_multiplier,
         )

@@ -29,6 +29,7 @@ ParallelBatches: TypeAlias = Callable[
 """A ``map``, in order, that may work on several micro-batches at once."""
 
 _ENGINES = {"native": native_gradients, "opacus": opacus_gradients}
+_DUMMY = -1  # in place of an index: a record that is computed and does not count
 _STABILITY = 0.01
 # Clipping aims this much below the norm, so that float32 rounding stays inside it.
 _MARGIN = 1e-6
@@ -93,6 +94,7 @@ def clipped_sum(
     *,
     groups: NDArray[np.int64] | None = None,
     parallel_batches: ParallelBatches = map,
+    rows: int = 0,
 ) -> ClippedSum:
     r"""Sum the gradients of single records, each brought to at most norm C, ``clipping.norm``.
 
@@ -115,12 +117,15 @@ def clipped_sum(
         Record indices [B] to losses [B]; entry ``i`` must depend on record ``i`` only. This cannot
         be verified here: test it with ``clipping.checks``.
     indices : ndarray of int64, shape [sampled]
-        The sampled records, none twice. Where it is empty the model is not called.
+        The sampled records, none twice. Where it and ``rows`` are empty the model is not called.
     groups : ndarray of int64, shape [sampled], optional
         To which group each index belongs. The whole group must be there. A group stays within one
         micro-batch; a larger one is added up over several before it is clipped.
     parallel_batches : callable(function, items) -> iterable, optional
         The opacus engine and groups take micro-batches one after another.
+    rows : int, optional
+        The fewest records to compute with. Record 0 stands in for those that were not sampled, and
+        counts as nothing, so that the work does not tell how many were.
 
     Raises
     ------
@@ -145,7 +150,8 @@ def clipped_sum(
     """
     _check(parameters, indices)
     totals, skipped = _zeros(parameters), 0
-    if indices.size == 0:
+    left = np.full(max(0, rows - indices.size), _DUMMY)
+    if indices.size + left.size == 0:
         return ClippedSum(torch.cat(totals).cpu().numpy(), 0)
     size = clipping.micro_batch
     with _ENGINES[clipping.engine](module, parameters) as split:
@@ -153,12 +159,13 @@ def clipped_sum(
         def of_records(chunk: NDArray[np.int64]) -> list[Tensor | None]:
             """Return the gradients per record, and the losses [B, 1] as one more of them."""
             with torch.enable_grad():
-                values = _checked_losses(losses(chunk), chunk.size)
+                values = _checked_losses(losses(np.maximum(chunk, 0)), chunk.size)
                 return [*split(values), values.detach()[:, None]]
 
         def part(chunk: NDArray[np.int64]) -> list[Tensor]:
             sums = _zeros(parameters)
-            return [*sums, torch.tensor(_add(sums, of_records(chunk), clipping))]
+            unfit = _add(sums, of_records(chunk), clipping, torch.from_numpy(chunk == _DUMMY))
+            return [*sums, torch.tensor(unfit)]
 
         if groups is not None:
             held: list[Tensor | None] | None = None
@@ -169,13 +176,14 @@ def clipped_sum(
                 if last:
                     skipped, held = skipped + _add(totals, held, clipping), None
         else:
-            chunks = [indices[i : i + size] for i in range(0, indices.size, size)]
-            # Opacus keeps its gradients on the parameters, where two micro-batches would meet.
-            several = parallel_batches if clipping.engine == "native" else map
-            for *sums, unfit in several(part, chunks):
-                skipped += int(unfit)
-                for total, one in zip(totals, sums, strict=True):
-                    total += one
+            left = np.concatenate([indices, left])
+        chunks = [left[i : i + size] for i in range(0, left.size, size)]
+        # Opacus keeps its gradients on the parameters, where two micro-batches would meet.
+        several = parallel_batches if clipping.engine == "native" else map
+        for *sums, unfit in several(part, chunks):
+            skipped += int(unfit)
+            for total, one in zip(totals, sums, strict=True):
+                total += one
     return ClippedSum(torch.cat(totals).cpu().numpy(), int(indices.size), skipped)
 
 
@@ -184,7 +192,12 @@ def _zeros(parameters: Sequence[tuple[str, Parameter]]) -> list[Tensor]:
 
 
 @torch.no_grad()
-def _add(totals: list[Tensor], found: list[Tensor | None], clipping: Clipping) -> int:
+def _add(
+    totals: list[Tensor],
+    found: list[Tensor | None],
+    clipping: Clipping,
+    dummies: Tensor | None = None,
+) -> int:
     """Clip gradients, the last of them losses, add them to the totals, and count the unfit ones."""
     *gradients, losses = found
     assert losses is not None
@@ -197,12 +210,13 @@ def _add(totals: list[Tensor], found: list[Tensor | None], clipping: Clipping) -
         factor = bound / (norm + _STABILITY)
     else:
         factor = (bound / norm.clamp_min(torch.finfo(torch.float64).tiny)).clamp(max=1.0)
-    factor = factor.masked_fill(unfit, 0.0)
+    dropped = unfit if dummies is None else unfit | dummies.to(unfit.device)
+    factor = factor.masked_fill(dropped, 0.0)
     for total, g in zip(totals, flat, strict=True):
         if g is not None:
             # Zero times NaN is NaN, so the rows go as well as the factors.
-            total += factor @ g.to(torch.float64, copy=True).masked_fill_(unfit[:, None], 0.0)
-    return int(unfit.sum())
+            total += factor @ g.to(torch.float64, copy=True).masked_fill_(dropped[:, None], 0.0)
+    return int((unfit if dummies is None else unfit & ~dummies.to(unfit.device)).sum())
 
 
 def _checked_losses(values: Tensor, records: int) -> Tensor:

@@ -14,6 +14,7 @@ from carefl_secure.data.subjects import subject_groups
 from carefl_secure.errors import ConfigError
 from carefl_secure.privacy import Ledger
 from carefl_secure.privacy.clipping.clipped_sum import Clipping
+from carefl_secure.privacy.sampling import sample_bound
 from carefl_secure.progress import SilentReporter
 from carefl_secure.run_folder import RunFolder
 from carefl_secure.runs.build import label_scorer
@@ -115,8 +116,12 @@ def test_a_real_models_person_is_one_clipped_gradient(config: Any, engine: str) 
         Clipping(0.5, False, engine=settings.privacy.clipping, micro_batch=3),
         SilentReporter(),
         by_person=True,
+        pad_rate=0.5,
     )[0]
     adapter = scorer.adapter.vector()
+    sizes = sorted(map(len, task.by_person), reverse=True)
+    assert task.rows == sum(sizes[: sample_bound(len(sizes), 0.5)]) > 0
+    assert not task.clipped_person_sum(adapter, np.arange(0), 1).any()
     assert task.most_records == 2
     total = task.clipped_person_sum(adapter, np.arange(4), 1)
     expected = np.zeros(task.dimension)

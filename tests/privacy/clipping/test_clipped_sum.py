@@ -194,6 +194,27 @@ def test_an_empty_sample_gives_zeros_without_the_model(engine: Engine) -> None:
     assert toy.calls == 0
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_padding_makes_the_work_the_same_and_changes_no_sum(engine: Engine) -> None:
+    """Whatever was sampled, as many records go through the model, in the same micro-batches."""
+    toy = Toy()
+    toy.rows[0, 0, 0] = math.nan  # the record that stands in for the others may be unfit itself
+    sizes: list[int] = []
+
+    def losses(indices: NDArray[np.int64]) -> Tensor:
+        sizes.append(indices.size)
+        return toy.losses(indices)
+
+    for drawn in (ALL[:0], ALL[1:2], ALL[2:9], ALL[1:]):
+        plain = toy.sum(drawn, engine=engine)
+        sizes.clear()
+        clipping = Clipping(1.0, False, engine=engine, micro_batch=7)
+        padded = clipped_sum(toy.module, toy.parameters, losses, drawn, clipping, rows=2 * RECORDS)
+        assert sizes == [min(7, 2 * RECORDS - done) for done in range(0, 2 * RECORDS, 7)]
+        np.testing.assert_allclose(padded.vector, plain.vector, rtol=1e-5, atol=1e-7)
+        assert (padded.records, padded.skipped) == (drawn.size, 0)
+
+
 # layers that are used in unusual ways
 
 

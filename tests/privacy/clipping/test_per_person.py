@@ -142,3 +142,23 @@ def test_groups_must_fit() -> None:
         Toy().sum(ALL, GROUPS[:-1])
     with pytest.raises(ConfigError, match="do not fit"):
         Toy().sum(ALL, GROUPS.astype(float))
+
+
+def test_padding_counts_no_person_more() -> None:
+    toy = Toy()
+    for chosen in (GROUPS == 4, GROUPS < 4, GROUPS > 10):
+        drawn = ALL[chosen]
+        plain = toy.sum(drawn, GROUPS[chosen])
+        toy.sizes.clear()
+        clipping = Clipping(1.0, False, micro_batch=5)
+        padded = clipped_sum(
+            toy.module,
+            toy.parameters,
+            toy.losses,
+            drawn,
+            clipping,
+            groups=GROUPS[chosen],
+            rows=RECORDS,
+        )
+        np.testing.assert_allclose(padded.vector, plain, rtol=1e-6, atol=1e-9)
+        assert sum(toy.sizes) == RECORDS and padded.records == drawn.size
