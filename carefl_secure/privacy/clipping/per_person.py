@@ -34,6 +34,8 @@ def group_chunks(
             f"groups of shape {groups.shape} do not fit {indices.shape[0]} records; "
             "name the group of each record by a whole number"
         )
+    if not indices.size:
+        return
     order = np.argsort(groups, kind="stable")
     _, starts = np.unique(groups[order], return_index=True)
     waiting: list[NDArray[np.int64]] = []
