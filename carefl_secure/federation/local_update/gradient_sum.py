@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from carefl_secure.errors import ConfigError, PrivacyError
+from carefl_secure.errors import CareflError, ConfigError, PrivacyError
 from carefl_secure.federation.local_update.feddyn_state import Correction
 from carefl_secure.federation.local_update.local_training import NoisyDescent, PlainDescent
 from carefl_secure.federation.local_update.task import (
@@ -15,6 +15,7 @@ from carefl_secure.federation.local_update.task import (
     DescentTask,
     LocalTask,
     LocalWork,
+    NoRecords,
     PersonTask,
 )
 from carefl_secure.federation.plan.run_plan import RunPlan
@@ -77,7 +78,11 @@ def _work_of(plan: RunPlan, task: LocalTask, index: int, memory: Path | None) ->
 
 
 class _DeferredWork(LocalWork):
-    """The work of a deferred task, made when the first vector is asked for."""
+    """The work of a deferred task, made when the first vector is asked for.
+
+    In a protected run records that cannot be used count as none: noise goes out all the same, also
+    where it is part of the local steps.
+    """
 
     def __init__(self, plan: RunPlan, task: DeferredTask, index: int, memory: Path | None) -> None:
         super().__init__(plan)
@@ -86,8 +91,14 @@ class _DeferredWork(LocalWork):
 
     def _made(self) -> LocalWork:
         if self._work is None:
-            task, index, memory = self._made_of
-            self._work = _work_of(self._plan, task.make(), index, memory)
+            deferred, index, memory = self._made_of
+            try:
+                task = deferred.make()
+            except CareflError:  # its maker has said why, in the client's own log
+                if not self._plan.protected:
+                    raise
+                task = NoRecords(deferred.dimension)
+            self._work = _work_of(self._plan, task, index, memory)
         return self._work
 
     def _compute(self, adapter: Adapter, number: int, keys: KeySource) -> Vector:

@@ -15,7 +15,7 @@ from carefl_secure.errors import CareflError, NonFiniteError
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.noise import KeySource
 
-__all__ = ["DeferredTask", "DescentTask", "LocalTask", "LocalWork", "PersonTask"]
+__all__ = ["DeferredTask", "DescentTask", "LocalTask", "LocalWork", "NoRecords", "PersonTask"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -113,6 +113,24 @@ class DeferredTask:
 
     dimension: int
     make: Callable[[], LocalTask]
+
+
+@dataclass(frozen=True)
+class NoRecords:
+    """The task of a client that has no record: it adds nothing to the noise."""
+
+    dimension: int
+    records = persons = most_records = 0
+
+    def clipped_sum(
+        self, adapter: NDArray[np.float32], indices: NDArray[np.int64], number: int
+    ) -> NDArray[np.float64]:
+        return np.zeros(self.dimension)
+
+    clipped_person_sum = gradient = clipped_sum
+
+    def trainable_entries(self, number: int) -> NDArray[np.bool_]:
+        return np.ones(self.dimension, np.bool_)
 
 
 class LocalWork(ABC):

@@ -12,8 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from carefl_secure.errors import BudgetExceededError, ConfigError, NonFiniteError, PrivacyError
+from carefl_secure.errors import (
+    BudgetExceededError,
+    ConfigError,
+    DataError,
+    NonFiniteError,
+    PrivacyError,
+)
 from carefl_secure.federation.local_update.gradient_sum import local_work
+from carefl_secure.federation.local_update.task import DeferredTask
 from carefl_secure.federation.plan.local_steps import LocalPlan
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.noise import DeterministicKeySource, KeyStream, SystemKeySource, gaussian
@@ -263,6 +270,18 @@ def test_a_fault_at_any_call_after_the_charge_is_hidden(plans: Any, kind: str) -
     every = calls(0)
     assert every > 3
     assert [calls(at) for at in range(1, every + 1)] == list(range(1, every + 1))
+
+
+@pytest.mark.parametrize("kind", ["record", "person", "kept", "client", "own"])
+def test_records_that_cannot_be_used_are_hidden_in_every_unit(plans: Any, kind: str) -> None:
+    def make() -> Any:
+        raise DataError("an image is damaged")
+
+    plan = plans(kind)
+    work = local_work(plan, DeferredTask(40, make), 0)
+    found = work.release(start(), 1, SystemKeySource())
+    assert found.any() == (plan.share_variance == 0)  # where the noise is part of the steps
+    assert work.save() == b""
 
 
 def _failing(*args: Any) -> Any:
