@@ -125,11 +125,13 @@ class NoRecords:
     def clipped_sum(
         self, adapter: NDArray[np.float32], indices: NDArray[np.int64], number: int
     ) -> NDArray[np.float64]:
+        """Return zeros."""
         return np.zeros(self.dimension)
 
     clipped_person_sum = gradient = clipped_sum
 
     def trainable_entries(self, number: int) -> NDArray[np.bool_]:
+        """Return that all train, so that all get noise."""
         return np.ones(self.dimension, np.bool_)
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from carefl_secure.deployment.provisioning.certificates import read_identity
 from carefl_secure.deployment.provisioning.site_bundle import SiteBundle
 from carefl_secure.deployment.site import agent as agents
 from carefl_secure.deployment.site.agent import Agent
@@ -23,7 +22,16 @@ from carefl_secure.federation.transport.messages import (
 )
 from carefl_secure.privacy import Ledger
 from carefl_secure.runs import plan_from_config
-from tests.support.sites import CLIENTS, DIMENSION, allow, known_plan, make_bundles, settings, work
+from tests.support.sites import (
+    CLIENTS,
+    DIMENSION,
+    allow,
+    known_plan,
+    make_bundles,
+    settings,
+    signed_anew,
+    work,
+)
 
 ROUNDS = 3
 BEYOND = 1000 + ProtocolError.exit_code
@@ -46,8 +54,8 @@ class Server:
         self.agents = [Agent(SiteBundle.open(sites / f"s{i}")) for i in range(CLIENTS)]
 
     def propose(self, run: str = "a-run") -> None:
-        key = read_identity(self.bundles / "submit" / "submit.key")
-        message = Proposal.of(run, settings(), self.plan, bytes(32)).message(key)
+        proposal = Proposal.of(run, settings(), self.plan, bytes(32))
+        message = signed_anew(proposal, self.bundles)
         for index in range(CLIENTS):
             assert self.ask(index, "query.propose", message)[0] == 0
 
@@ -91,7 +99,7 @@ class Server:
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
     made = Server(tmp_path)
-    monkeypatch.setattr(agents, "Work", work(made.plan))
+    monkeypatch.setattr(agents, "Work", work())
     monkeypatch.setattr(plan_from_config, "plan_with", lambda *_, **__: made.plan)
     made.propose()
     return made
