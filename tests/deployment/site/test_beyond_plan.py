@@ -12,7 +12,7 @@ from carefl_secure.deployment.provisioning.site_bundle import SiteBundle
 from carefl_secure.deployment.site import agent as agents
 from carefl_secure.deployment.site.agent import Agent
 from carefl_secure.deployment.site.proposal import Proposal
-from carefl_secure.errors import BudgetExceededError, ProtocolError
+from carefl_secure.errors import PrivateRefusalError, ProtocolError
 from carefl_secure.federation.transport.messages import (
     Fields,
     pack,
@@ -35,7 +35,7 @@ from tests.support.sites import (
 
 ROUNDS = 3
 BEYOND = 1000 + ProtocolError.exit_code
-SPENT = 1000 + BudgetExceededError.exit_code
+SPENT = 1000 + PrivateRefusalError.exit_code  # the budget, and no more is said
 
 
 class Server:
