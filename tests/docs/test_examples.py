@@ -91,7 +91,7 @@ def test_a_local_rule_from_outside_trains_a_client_level_run(
 def test_the_norm_of_a_clients_update_is_bounded_whatever_the_rule_does(
     install: Callable[[str], None],
 ) -> None:
-    from carefl_secure.federation.local_update.gradient_sum import local_work
+    from carefl_secure.federation.local_update.choice import local_work
     from carefl_secure.noise import SystemKeySource
 
     install("carefl_momentum")

@@ -17,7 +17,7 @@ from carefl_secure.audit.conformance.hypothesis_tests import noise_chances, samp
 from carefl_secure.audit.conformance.released import ReleasedSums, released_findings
 from carefl_secure.audit.replay.recording import Rehearsal
 from carefl_secure.audit.views import Attack, Finding
-from carefl_secure.federation.local_update.gradient_sum import local_work
+from carefl_secure.federation.local_update.choice import local_work
 from carefl_secure.federation.local_update.task import LocalTask
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.noise import KeyStream, SystemKeySource

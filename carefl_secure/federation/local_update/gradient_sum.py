@@ -1,114 +1,99 @@
-"""The clipped gradients of a client's sample, and the choice of the work that a plan asks for."""
+"""What one client computes in a round, and the first kind of it: a sum of clipped gradients."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from carefl_secure.errors import CareflError, ConfigError, PrivacyError
-from carefl_secure.federation.local_update.feddyn_state import Correction
-from carefl_secure.federation.local_update.local_training import NoisyDescent, PlainDescent
-from carefl_secure.federation.local_update.task import (
-    DeferredTask,
-    DescentTask,
-    LocalTask,
-    LocalWork,
-    NoRecords,
-    PersonTask,
-)
+from carefl_secure.errors import CareflError, NonFiniteError
+from carefl_secure.federation.local_update.task import LocalTask, PersonTask
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.noise import KeySource, KeyStream
 from carefl_secure.privacy import poisson_sample
 from carefl_secure.privacy.sampling import sample_bound
 
-__all__ = ["GradientSum", "local_work"]
+__all__ = ["GradientSum", "LocalWork"]
 
 Adapter = NDArray[np.float32]
 Vector = NDArray[np.float64]
+_LOG = logging.getLogger(__name__)
+
+# What a task may fail with because of a record; a fault of the program, such as a name that does
+# not exist, still ends the run.
+_FAILURES = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    CareflError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
-def local_work(
-    plan: RunPlan, task: LocalTask | DeferredTask, index: int, memory: Path | None = None
-) -> LocalWork:
-    """Choose the work that a plan asks for.
+class LocalWork(ABC):
+    """One client's computation, under one plan."""
 
-    ``memory`` is where FedDyn's correction is kept between processes. Raises ConfigError when the
-    task is not of the kind that the plan's unit needs, PrivacyError when the client holds more than
-    declared; for a deferred task neither before the first vector, and the second not at all.
-    """
-    if isinstance(task, DeferredTask):
-        return _DeferredWork(plan, task, index, memory)
-    privacy = plan.privacy
-    by_person = privacy.unit == "person"
-    held = task.records
-    if by_person:
-        held = _persons(task).persons
-        most = privacy.records_per_person
-        if most is not None and _persons(task).most_records > most:
-            raise PrivacyError(
-                f"client {index} holds a person with {_persons(task).most_records} records, the "
-                f"plan allows {most}; leave records out before the run"
+    def __init__(self, plan: RunPlan) -> None:
+        self._plan = plan
+
+    def release(
+        self, adapter: NDArray[np.float32], number: int, keys: KeySource
+    ) -> NDArray[np.float64]:
+        """Return the vector of one round, shape [D], at the adapter, shape [D].
+
+        Without privacy, raises what the task raises; NonFiniteError when the vector is not finite.
+
+        Guarantees
+        ----------
+        In a protected run a task that fails, or whose vector is not finite, gives zeros. Neither an
+        error nor a missing reply then tells about a record; only the client's own log does.
+        """
+        vector = self._contained(lambda: self._compute(adapter, number, keys), number)
+        if not np.isfinite(vector).all():
+            raise NonFiniteError(
+                "what this client computed holds NaN or infinity; lower the learning rate or look "
+                "at its records"
             )
-    if held > privacy.public_records:
-        raise PrivacyError(
-            f"client {index} holds more {'persons' if by_person else 'records'} than all clients "
-            "together declared; declare a larger public_records"
-        )
-    return _work_of(plan, task, index, memory)
+        return vector
 
+    def _contained(
+        self, compute: Callable[[], NDArray[np.float64]], number: int
+    ) -> NDArray[np.float64]:
+        """Return what ``compute`` returns; in a protected run zeros where it fails."""
+        if not self._plan.protected:
+            return compute()
+        reason = "NaN or infinity"
+        try:
+            vector = compute()
+            if np.isfinite(vector).all():
+                return vector
+        except _FAILURES as error:
+            reason = f"{type(error).__name__}: {error}"
+        _LOG.warning("round %d: the local task failed, so noise alone goes out: %s", number, reason)
+        return np.zeros(self._plan.encoding.dimension)
 
-def _persons(task: LocalTask) -> PersonTask:
-    if not isinstance(task, PersonTask):
-        raise ConfigError("this task does not know its persons, which unit 'person' needs")
-    return task
-
-
-def _work_of(plan: RunPlan, task: LocalTask, index: int, memory: Path | None) -> LocalWork:
-    if plan.local is None:
-        return GradientSum(plan, task)
-    if not isinstance(task, DescentTask):
-        raise ConfigError("this task cannot take local steps; it gives clipped sums only")
-    correction = None
-    if plan.local.feddyn_alpha:
-        correction = Correction(plan.encoding.dimension, plan.local.feddyn_alpha, memory)
-    kind = NoisyDescent if plan.privacy.trust == "none" else PlainDescent
-    return kind(plan, plan.local, task, index, correction)
-
-
-class _DeferredWork(LocalWork):
-    """The work of a deferred task, made when the first vector is asked for.
-
-    In a protected run records that cannot be used count as none: noise goes out all the same, also
-    where it is part of the local steps.
-    """
-
-    def __init__(self, plan: RunPlan, task: DeferredTask, index: int, memory: Path | None) -> None:
-        super().__init__(plan)
-        self._made_of = task, index, memory
-        self._work: LocalWork | None = None
-
-    def _made(self) -> LocalWork:
-        if self._work is None:
-            deferred, index, memory = self._made_of
-            try:
-                task = deferred.make()
-            except CareflError:  # its maker has said why, in the client's own log
-                if not self._plan.protected:
-                    raise
-                task = NoRecords(deferred.dimension)
-            self._work = _work_of(self._plan, task, index, memory)
-        return self._work
-
-    def _compute(self, adapter: Adapter, number: int, keys: KeySource) -> Vector:
-        return self._made().release(adapter, number, keys)
+    @abstractmethod
+    def _compute(
+        self, adapter: NDArray[np.float32], number: int, keys: KeySource
+    ) -> NDArray[np.float64]:
+        """Return the vector of one round; it may raise."""
 
     def save(self) -> bytes:
-        return self._made().save()
+        """Return what the next round needs besides plan and records; empty for most."""
+        return b""
 
     def restore(self, saved: bytes) -> None:
-        self._made().restore(saved)
+        """Go on from what `save` returned."""
+        del saved
 
 
 class GradientSum(LocalWork):

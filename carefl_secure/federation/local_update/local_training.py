@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carefl_secure.federation.local_update.feddyn_state import Correction
+from carefl_secure.federation.local_update.gradient_sum import LocalWork
 from carefl_secure.federation.local_update.rules import find_rule
-from carefl_secure.federation.local_update.task import DescentTask, LocalWork
+from carefl_secure.federation.local_update.task import DescentTask
 from carefl_secure.federation.plan.local_steps import LocalPlan
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.noise import KeySource, KeyStream, gaussian

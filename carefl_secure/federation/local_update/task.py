@@ -1,9 +1,7 @@
-"""What a client's model and data look like from here, and what is computed with them in a round."""
+"""What a client's model and data look like from here."""
 
 from __future__ import annotations
 
-import logging
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -11,29 +9,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from carefl_secure.errors import CareflError, NonFiniteError
-from carefl_secure.federation.plan.run_plan import RunPlan
-from carefl_secure.noise import KeySource
-
-__all__ = ["DeferredTask", "DescentTask", "LocalTask", "LocalWork", "NoRecords", "PersonTask"]
-
-_LOG = logging.getLogger(__name__)
-
-# What a task may fail with because of a record; a fault of the program, such as a name that does
-# not exist, still ends the run.
-_FAILURES = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    CareflError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
+__all__ = ["DeferredTask", "DescentTask", "LocalTask", "NoRecords", "PersonTask"]
 
 
 class LocalTask(Protocol):
@@ -133,60 +109,3 @@ class NoRecords:
     def trainable_entries(self, number: int) -> NDArray[np.bool_]:
         """Return that all train, so that all get noise."""
         return np.ones(self.dimension, np.bool_)
-
-
-class LocalWork(ABC):
-    """One client's computation, under one plan."""
-
-    def __init__(self, plan: RunPlan) -> None:
-        self._plan = plan
-
-    def release(
-        self, adapter: NDArray[np.float32], number: int, keys: KeySource
-    ) -> NDArray[np.float64]:
-        """Return the vector of one round, shape [D], at the adapter, shape [D].
-
-        Without privacy, raises what the task raises; NonFiniteError when the vector is not finite.
-
-        Guarantees
-        ----------
-        In a protected run a task that fails, or whose vector is not finite, gives zeros. Neither an
-        error nor a missing reply then tells about a record; only the client's own log does.
-        """
-        vector = self._contained(lambda: self._compute(adapter, number, keys), number)
-        if not np.isfinite(vector).all():
-            raise NonFiniteError(
-                "what this client computed holds NaN or infinity; lower the learning rate or look "
-                "at its records"
-            )
-        return vector
-
-    def _contained(
-        self, compute: Callable[[], NDArray[np.float64]], number: int
-    ) -> NDArray[np.float64]:
-        """Return what ``compute`` returns; in a protected run zeros where it fails."""
-        if not self._plan.protected:
-            return compute()
-        reason = "NaN or infinity"
-        try:
-            vector = compute()
-            if np.isfinite(vector).all():
-                return vector
-        except _FAILURES as error:
-            reason = f"{type(error).__name__}: {error}"
-        _LOG.warning("round %d: the local task failed, so noise alone goes out: %s", number, reason)
-        return np.zeros(self._plan.encoding.dimension)
-
-    @abstractmethod
-    def _compute(
-        self, adapter: NDArray[np.float32], number: int, keys: KeySource
-    ) -> NDArray[np.float64]:
-        """Return the vector of one round; it may raise."""
-
-    def save(self) -> bytes:
-        """Return what the next round needs besides plan and records; empty for most."""
-        return b""
-
-    def restore(self, saved: bytes) -> None:
-        """Go on from what `save` returned."""
-        del saved

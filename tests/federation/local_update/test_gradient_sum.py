@@ -19,7 +19,7 @@ from carefl_secure.errors import (
     NonFiniteError,
     PrivacyError,
 )
-from carefl_secure.federation.local_update.gradient_sum import local_work
+from carefl_secure.federation.local_update.choice import local_work
 from carefl_secure.federation.local_update.task import DeferredTask
 from carefl_secure.federation.plan.local_steps import LocalPlan
 from carefl_secure.federation.plan.run_plan import RunPlan

@@ -9,7 +9,7 @@ import pytest
 
 from carefl_secure.errors import ConfigError
 from carefl_secure.federation.local_update import rules
-from carefl_secure.federation.local_update.gradient_sum import local_work
+from carefl_secure.federation.local_update.choice import local_work
 from carefl_secure.federation.local_update.rules import LOCAL_RULES, Sgd, find_rule
 from carefl_secure.federation.plan.local_steps import LocalPlan
 from tests.support.federation import toy_plan

@@ -14,8 +14,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from carefl_secure.errors import ConfigError, NonFiniteError, ProtocolError, RunError
 from carefl_secure.federation.aggregation.base import ClientSetup
 from carefl_secure.federation.client.session import ClientSession
+from carefl_secure.federation.local_update.choice import local_work
 from carefl_secure.federation.local_update.feddyn_state import Correction
-from carefl_secure.federation.local_update.gradient_sum import local_work
 from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.federation.plan.local_steps import LocalPlan
 from carefl_secure.federation.plan.run_plan import RunPlan
