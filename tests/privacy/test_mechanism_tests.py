@@ -258,7 +258,9 @@ def test_bf16_clipping(monkeypatch: pytest.MonkeyPatch) -> None:
     assert worst() <= 1.0 + 1e-6
     whole = clipping._add
 
-    def in_half(totals: list[Tensor], found: list[Tensor | None], kind: clipping.Clipping) -> int:
+    def in_half(
+        totals: list[Tensor], found: list[Tensor | None], kind: clipping.Clipping, *_: Tensor
+    ) -> int:
         """Take norm and factor in bfloat16, as clipping inside autocast does."""
         for total, gradient in zip(totals, found[:-1], strict=True):
             assert gradient is not None
