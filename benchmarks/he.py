@@ -26,8 +26,13 @@ import tenseal
 from _bench import Bar, Report, arguments, cpu, finish, say
 
 from carefl_secure.secagg.encrypted.bfv import PLAIN_MODULUS, PublicKey, SecretKey
-from carefl_secure.secagg.primitives.packing import pack_fields, slots, unpack_fields
-from carefl_secure.secagg.primitives.residues import from_residues, to_residues
+from carefl_secure.secagg.primitives.packing import (
+    from_residues,
+    pack_fields,
+    slots,
+    to_residues,
+    unpack_fields,
+)
 
 CLIENTS, FIELD_BITS = 10, 20
 STEPS = ("encrypted", "load + add", "decrypt")

@@ -213,7 +213,7 @@ def committee(clients: int, dimension: int) -> tuple[float, float, float]:
     size = 0
     for index, key in enumerate(people):
         sender = CommitteeClient(parameters, index, key, SystemKeySource())
-        message, seconds = cpu(lambda one=sender: one.submit(vector, announcements))
+        message, seconds = cpu(lambda one=sender: one.mask(vector, announcements))
         client, size = client + seconds, len(message)
         server.submitted(index, message)
     for index, helper in enumerate(helpers):

@@ -14,9 +14,12 @@ from carefl_secure.secagg.pairwise.graph_planner import GraphPlan, plan_graph
 from carefl_secure.secagg.pairwise.parameters import RoundParameters, default_threshold
 from carefl_secure.secagg.pairwise.server import PairwiseServer
 from carefl_secure.secagg.pairwise.state import Phase
+from carefl_secure.secagg.primitives.checks import SenderError
 from carefl_secure.secagg.primitives.framing import sender
+from carefl_secure.secagg.primitives.phases import ClientSum
 
 __all__ = [
+    "ClientSum",
     "CommitteeClient",
     "CommitteeMember",
     "CommitteeParameters",
@@ -31,6 +34,7 @@ __all__ = [
     "PairwiseServer",
     "Phase",
     "RoundParameters",
+    "SenderError",
     "decode",
     "default_threshold",
     "encode",

@@ -29,8 +29,7 @@ from carefl_secure.secagg import (
 from carefl_secure.secagg.encrypted.bfv import PLAIN_MODULUS
 from carefl_secure.secagg.pairwise.graph import neighbours, ring
 from carefl_secure.secagg.primitives import crypto, shamir
-from carefl_secure.secagg.primitives.packing import pack_fields
-from carefl_secure.secagg.primitives.residues import draw_residues
+from carefl_secure.secagg.primitives.packing import draw_residues, pack_fields
 from tests.support.played_committee import CommitteeRehearsal
 from tests.support.played_pairwise import Rehearsal
 
@@ -268,7 +267,7 @@ def bad(played: Rehearsal) -> None:
         ("answered", "share changed", flip(answer, 30), "answer signature"),
         ("answered", "no such secret", flip(answer, 20, 2), "answer kind"),
         ("answered", "share outside the field", flip(answer, 53, 2), "share range"),
-        ("answered", "peers out of order", flip(answer, 18, 2), "answer peers"),
+        ("answered", "peers out of order", flip(answer, 18, 2), "answer entries"),
         ("answered", "count too large", flip(answer, 16), "message length"),
     ]
     for step, reason, changed, check in [*extra, *foreign(played)]:

@@ -12,8 +12,8 @@ import pytest
 from carefl_secure.secagg.committee.messages import CommitteeKind
 from carefl_secure.secagg.encrypted.messages import EncryptedKind
 from carefl_secure.secagg.pairwise.messages import Kind
+from carefl_secure.secagg.primitives.crypto import OVERHEAD
 from carefl_secure.secagg.primitives.framing import HEADER_BYTES, header
-from carefl_secure.secagg.primitives.hpke import OVERHEAD
 
 TEXT = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
 

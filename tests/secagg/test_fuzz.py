@@ -27,12 +27,7 @@ from carefl_secure.secagg.committee.messages import (
     SeedShares,
     Submission,
 )
-from carefl_secure.secagg.encrypted.messages import (
-    EncryptedKind,
-    EncryptedSum,
-    EncryptedUpload,
-    OpenedSum,
-)
+from carefl_secure.secagg.encrypted.messages import EncryptedKind, EncryptedUpload, OpenedSum
 from carefl_secure.secagg.pairwise.messages import (
     Advertisement,
     Answer,
@@ -197,14 +192,12 @@ def test_encrypted_messages(parameters: Any, kind: EncryptedKind) -> None:
     chunks = (rng.randbytes(90), rng.randbytes(70))
     messages = {
         EncryptedKind.UPLOAD: EncryptedUpload(chunks, rng.randbytes(64)).encode(0, context),
-        EncryptedKind.SUM: EncryptedSum(chunks).encode(0, context),
         EncryptedKind.OPENED: OpenedSum(rng.randbytes(8 * agreed.slots), rng.randbytes(64)).encode(
             0, context
         ),
     }
     parsers: dict[EncryptedKind, Parse] = {
         EncryptedKind.UPLOAD: lambda m: EncryptedUpload.parse(m, 0, agreed).encode(0, context),
-        EncryptedKind.SUM: lambda m: EncryptedSum.parse(m, 0, agreed).encode(0, context),
         EncryptedKind.OPENED: lambda m: OpenedSum.parse(m, 0, agreed).encode(0, context),
     }
     refused, taken = attack(messages[kind], list(messages.values()), parsers[kind], kind.name)

@@ -33,8 +33,7 @@ from carefl_secure.secagg import (
 from carefl_secure.secagg.encrypted.bfv import PLAIN_MODULUS
 from carefl_secure.secagg.pairwise.graph import neighbours, ring
 from carefl_secure.secagg.primitives import crypto, shamir
-from carefl_secure.secagg.primitives.packing import pack_fields
-from carefl_secure.secagg.primitives.residues import draw_residues
+from carefl_secure.secagg.primitives.packing import draw_residues, pack_fields
 from tests.support.played_pairwise import Rehearsal
 
 FOLDER = Path(__file__).parent / "vectors"

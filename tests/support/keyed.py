@@ -13,7 +13,7 @@ from carefl_secure.noise import DeterministicKeySource
 from carefl_secure.secagg import RoundParameters
 from carefl_secure.secagg.encrypted.messages import EncryptedUpload
 from carefl_secure.secagg.pairwise import transcript
-from carefl_secure.secagg.primitives.crypto import sign
+from carefl_secure.secagg.primitives.crypto import sign, statement
 
 HOLDER = Ed25519PrivateKey.from_private_bytes(b"h" * 32)
 
@@ -57,8 +57,12 @@ class KeyedRound:
         """Mask, encrypt and hand in."""
         for i, client in self.clients.items():
             if i not in gone:
-                self.uploads[i] = client.mask(vectors[i], self.server.inbox(i))
-                self.server.uploaded(i, self.uploads[i])
+                self.hand_in(i, client.mask(vectors[i], self.server.inbox(i)))
+
+    def hand_in(self, index: int, message: bytes) -> None:
+        """Have the server take in an upload, and keep it for the key holder."""
+        self.server.uploaded(index, message)
+        self.uploads[index] = message
 
     def masked(self, vectors: Vectors, gone: tuple[int, ...] = ()) -> None:
         """Play the round up to the uploads."""
@@ -76,7 +80,9 @@ class KeyedRound:
 
     def open(self) -> None:
         """Have the key holder decrypt the sum."""
-        self.server.opened(self.holder.open(self.parameters, self.server.encrypted_sum()))
+        self.server.survivors()
+        self.holder.add(self.parameters, self.server.transcript_hash, self.uploads)
+        self.server.opened(self.holder.open())
 
     def restore(self, index: int, vector: npt.NDArray[Any]) -> None:
         """Put a client back from what it saved; it masks nothing before it has the key again."""
@@ -94,7 +100,7 @@ class KeyedRound:
         """Return ciphertexts under a client's true signature."""
         client, context = self.clients[index], self.parameters.context()
         body = EncryptedUpload(chunks, b"").digest()
-        fields = transcript.upload(context, client._state.transcript_hash, index, body)
+        fields = statement(context, client._state.transcript_hash, index, body)
         signature = sign(client._identity, transcript.UPLOAD, *fields)
         return EncryptedUpload(chunks, signature).encode(index, context)
 

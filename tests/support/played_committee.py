@@ -84,7 +84,7 @@ class CommitteeRehearsal:
     def submit(self, vectors: Mapping[int, npt.NDArray[Any]]) -> None:
         """Let the clients with a vector send their one message."""
         for index, vector in vectors.items():
-            self.submissions[index] = self.clients[index].submit(vector, self.announcements)
+            self.submissions[index] = self.clients[index].mask(vector, self.announcements)
             self.server.submitted(index, self.submissions[index])
 
     def open(self, gone: Collection[int] = ()) -> None:

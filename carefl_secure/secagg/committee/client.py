@@ -8,18 +8,16 @@ from enum import IntEnum
 from typing import Any
 
 import numpy.typing as npt
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from carefl_secure.noise import KeySource, KeyStream, add_masks
+from carefl_secure.noise import KeyStream, add_masks
 from carefl_secure.secagg.committee import transcript
 from carefl_secure.secagg.committee.messages import Submission
 from carefl_secure.secagg.committee.parameters import CommitteeParameters
 from carefl_secure.secagg.committee.verify import read_announcements
 from carefl_secure.secagg.primitives import shamir
 from carefl_secure.secagg.primitives.checks import refuse
-from carefl_secure.secagg.primitives.crypto import check_place, sign, words_digest
-from carefl_secure.secagg.primitives.hpke import seal_envelope
-from carefl_secure.secagg.primitives.phases import Participant
+from carefl_secure.secagg.primitives.crypto import seal_envelope, words_digest
+from carefl_secure.secagg.primitives.phases import ClientSum, Participant
 
 __all__ = ["CommitteeClient"]
 
@@ -31,7 +29,7 @@ class SubmitPhase(IntEnum):
     SUBMITTED = 1
 
 
-class CommitteeClient(Participant[CommitteeParameters, SubmitPhase]):
+class CommitteeClient(Participant[CommitteeParameters, SubmitPhase], ClientSum):
     """The client's side of a committee round.
 
     The one message holds ``y = x + sum_h PRG(k_h)`` modulo ``2**bits`` over the members ``h`` and,
@@ -47,52 +45,29 @@ class CommitteeClient(Participant[CommitteeParameters, SubmitPhase]):
     ----------
     With at most ``parameters.max_corrupt_members`` members and any number of clients siding with
     the server, they learn nothing about the honest clients' vectors beyond one sum, over a list of
-    at least ``parameters.floor`` clients: each honest member takes off its masks once, as one sum.
-    Assumptions: roster and member keys are right; X-Wing or either half of it, Ed25519, SHA-256,
-    AES-256 and HKDF hold; keys come from a sound source; a member destroys its round key. The sum
-    itself is not hidden: only noise in the vectors protects that.
+    at least ``parameters.min_survivors`` clients: each honest member takes off its masks once, as
+    one sum. Assumptions: roster and member keys are right; X-Wing or either half of it, Ed25519,
+    SHA-256, AES-256 and HKDF hold; keys come from a sound source; a member destroys its round key.
+    The sum itself is not hidden: only noise in the vectors protects that.
     """
 
-    def __init__(
-        self,
-        parameters: CommitteeParameters,
-        index: int,
-        identity: Ed25519PrivateKey,
-        keys: KeySource,
-    ) -> None:
-        check_place(identity, index, parameters.roster)
-        super().__init__(parameters, index, identity, keys)
-        self._phase = SubmitPhase.NEW
-        self._members: tuple[dict[int, bytes], bytes] | None = None
+    FIRST = SubmitPhase.NEW
+    _members: tuple[dict[int, bytes], bytes] | None = None
 
-    @property
-    def phase(self) -> SubmitPhase:
-        """The last step answered."""
-        return self._phase
-
-    def bind(self, model_hash: bytes) -> None:
-        """Bind the members' keys to the model of the round, before :meth:`submit`; once."""
-        self._parameters = self._parameters.bind(model_hash)
-
-    def receive(self, announcements: Mapping[int, bytes]) -> None:
+    def receive(self, messages: Mapping[int, bytes]) -> None:
         """Check the announcements of all members, by index."""
-        self._require(SubmitPhase.NEW, "submit")
-        self._members = read_announcements(announcements, self._parameters)
+        self._require(SubmitPhase.NEW, "mask")
+        self._members = read_announcements(messages, self._parameters)
 
-    def submit(
-        self, vector: npt.NDArray[Any], announcements: Mapping[int, bytes] | None = None
-    ) -> bytes:
-        """Mask the vector (unchanged), seal the seeds to the members, sign it all; once.
-
-        ``announcements`` are as in :meth:`receive`; None where that was called before.
-        """
-        self._require(SubmitPhase.NEW, "submit")
+    def mask(self, vector: npt.NDArray[Any], messages: Mapping[int, bytes] | None = None) -> bytes:
+        """Mask the vector (unchanged), seal the seeds to the members, sign it all; once."""
+        self._require(SubmitPhase.NEW, "mask")
         parameters, context = self._parameters, self._context
         parameters.check_vector(vector)
-        if announcements is not None:
-            self.receive(announcements)
+        if messages is not None:
+            self.receive(messages)
         if self._members is None:
-            raise refuse("step order", "submit needs the members' announcements first")
+            raise refuse("step order", "mask needs the members' announcements first")
         public, transcript_hash = self._members
         seeds = [self._keys.key("member seed") for _ in public]
         contents = self._contents(seeds)
@@ -124,14 +99,14 @@ class CommitteeClient(Participant[CommitteeParameters, SubmitPhase]):
             commitments,
             (hashlib.sha256(envelope).digest() for envelope in envelopes),
         )
-        signature = sign(self._identity, transcript.SUBMISSION, *fields)
+        signature = self._sign(transcript.SUBMISSION, fields)
         self._phase = SubmitPhase.SUBMITTED
         return Submission(words, commitments, envelopes, signature).encode(self._index, context)
 
     def _contents(self, seeds: list[bytes]) -> list[bytes]:
         """Return what each envelope holds: the member's seed, and shares of the others'."""
         contents = list(seeds)
-        if not self._parameters.dropout_tolerance:
+        if not self._parameters.shares_per_envelope:
             return contents
         stream = KeyStream(self._keys.key("seed polynomials"))
         for owner, seed in enumerate(seeds):

@@ -24,9 +24,15 @@ from carefl_secure.secagg.committee.messages import (
 from carefl_secure.secagg.committee.parameters import CommitteeParameters
 from carefl_secure.secagg.committee.verify import read_announcements, read_loss, read_opening
 from carefl_secure.secagg.primitives import shamir
-from carefl_secure.secagg.primitives.checks import below_floor, lost_members, refuse
-from carefl_secure.secagg.primitives.crypto import check_place, same, sign, verify, words_digest
-from carefl_secure.secagg.primitives.hpke import EnvelopeKey, open_envelope
+from carefl_secure.secagg.primitives.checks import refuse, too_few
+from carefl_secure.secagg.primitives.crypto import (
+    EnvelopeKey,
+    open_envelope,
+    pack,
+    same,
+    statement,
+    words_digest,
+)
 from carefl_secure.secagg.primitives.phases import Participant
 from carefl_secure.secagg.primitives.shamir import read_element
 
@@ -52,8 +58,8 @@ class CommitteeMember(Participant[CommitteeParameters, MemberPhase]):
     step          checks                                         gives
     ============= ============================================== =================================
     ``announce``                                                 a fresh public key, signed
-    ``open``      every client's signature, the floor            which envelopes do not open
-    ``answer``    all members saw the same list; the floor       one sum of masks, once
+    ``open``      every client's signature, min_survivors        which envelopes do not open
+    ``answer``    all members saw the same list; min_survivors   one sum of masks, once
     ``consent``   no more are lost than tolerated                one statement of who is lost
     ``recover``   all present members said the same              shares of the lost one's seeds
     ============= ============================================== =================================
@@ -67,17 +73,20 @@ class CommitteeMember(Participant[CommitteeParameters, MemberPhase]):
         From every step, if a check fails; its text starts with the name of the check. Nothing was
         given then, and the step may be tried again with honest input.
     CohortError
-        If fewer than ``parameters.floor`` clients are on the list or left on it.
+        If fewer than ``parameters.min_survivors`` clients are on the list or left on it.
 
     Guarantees
     ----------
-    An honest member gives one sum over at least ``parameters.floor`` different clients that each
-    signed their message in this round, and nothing about any smaller set; if members may be lost,
-    also the shares of at most ``dropout_tolerance`` other members' seeds, agreed upon with a
-    quorum. One honest member is enough where that is 0, even if the server shows members different
-    lists or other members sign several: the masks of the clients on one list but not on another
-    then stay on the sum.
+    An honest member gives one sum over at least ``parameters.min_survivors`` different clients that
+    each signed their message in this round, and nothing about any smaller set; if members may be
+    lost, also the shares of as many other members' seeds, agreed upon with a quorum. One honest
+    member is enough where none may be lost, even if the server shows members different lists or
+    other members sign several: the masks of the clients on one list but not on another then stay on
+    the sum.
     """
+
+    FIRST = MemberPhase.NEW
+    PARTY = "member"
 
     def __init__(
         self,
@@ -86,9 +95,7 @@ class CommitteeMember(Participant[CommitteeParameters, MemberPhase]):
         identity: Ed25519PrivateKey,
         keys: KeySource,
     ) -> None:
-        check_place(identity, index, parameters.members, party="member")
         super().__init__(parameters, index, identity, keys)
-        self._phase = MemberPhase.NEW
         self._key: EnvelopeKey | None = None
         self._announcement = b""
         self._transcript_hash = b""
@@ -98,11 +105,6 @@ class CommitteeMember(Participant[CommitteeParameters, MemberPhase]):
         self._settled = b""
         self._lost: tuple[int, ...] = ()
         self._contents: dict[int, bytearray] = {}
-
-    @property
-    def phase(self) -> MemberPhase:
-        """The last step answered."""
-        return self._phase
 
     def close(self) -> None:
         """Forget every secret and refuse all further steps."""
@@ -121,7 +123,7 @@ class CommitteeMember(Participant[CommitteeParameters, MemberPhase]):
         self._key = EnvelopeKey(self._keys)
         context = self._parameters.key_context()
         fields = transcript.member_key(context, self._index, self._key.public)
-        signature = sign(self._identity, transcript.MEMBER_KEY, *fields)
+        signature = self._sign(transcript.MEMBER_KEY, fields)
         self._announcement = MemberKey(self._key.public, signature).encode(self._index, context)
         self._phase = MemberPhase.ANNOUNCED
         return self._announcement
@@ -129,7 +131,7 @@ class CommitteeMember(Participant[CommitteeParameters, MemberPhase]):
     def bind(self, model_hash: bytes) -> None:
         """Bind the key to the model of the round, before the envelopes are opened; once."""
         self._require(MemberPhase.ANNOUNCED, "bind")
-        self._parameters = self._parameters.bind(model_hash)
+        super().bind(model_hash)
 
     def open(self, announcements: Mapping[int, bytes], listing: bytes) -> bytes:
         """Check the list of clients for me, open their envelopes, and sign which do not open."""
@@ -139,29 +141,29 @@ class CommitteeMember(Participant[CommitteeParameters, MemberPhase]):
             raise refuse("own announcement", "the list lacks mine, or holds another in its place")
         _, transcript_hash = read_announcements(announcements, parameters)
         parsed = Listing.parse(listing, self._index, parameters)
-        if len(parsed.entries) < parameters.floor:
-            raise below_floor("submitting", len(parsed.entries), parameters.floor)
+        if len(parsed.clients) < parameters.min_survivors:
+            raise too_few("submitting", len(parsed.clients), parameters.min_survivors)
         signed = []
-        for index, entry in parsed.entries.items():
+        for index, (entry, envelope) in parsed.clients.items():
             fields = entry.fields(context, transcript_hash, index)
-            verify(parameters.roster[index], entry.signature, index, transcript.SUBMISSION, *fields)
-            found = hashlib.sha256(parsed.envelopes[index]).digest()
+            parameters.check_signature(index, entry.signature, transcript.SUBMISSION, fields)
+            found = hashlib.sha256(envelope).digest()
             if not same(found, entry.envelopes[self._index]):
                 raise refuse("envelope", f"it is not the one that client {index} signed")
             signed.append(fields)
         contents = {}
-        for index, entry in parsed.entries.items():
-            content = self._content(transcript_hash, index, parsed.envelopes[index])
+        for index, (entry, envelope) in parsed.clients.items():
+            content = self._content(transcript_hash, index, envelope)
             if content is not None and self._fits(
                 transcript_hash, index, content, entry.commitments
             ):
                 contents[index] = content
-        failed = tuple(index for index in parsed.entries if index not in contents)
+        failed = tuple(index for index in parsed.clients if index not in contents)
         listed = transcript.client_list(context, transcript_hash, signed)
-        fields = transcript.opening(context, transcript_hash, self._index, listed, failed)
-        signature = sign(self._identity, transcript.OPENING, *fields)
+        fields = statement(context, transcript_hash, self._index, listed, pack(*failed))
+        signature = self._sign(transcript.OPENING, fields)
         self._transcript_hash, self._listed, self._contents = transcript_hash, listed, contents
-        self._clients = tuple(parsed.entries)
+        self._clients = tuple(parsed.clients)
         self._opening = Opening(listed, failed, signature).encode(self._index, context)
         self._key = None
         self._phase = MemberPhase.OPENED
@@ -205,17 +207,15 @@ class CommitteeMember(Participant[CommitteeParameters, MemberPhase]):
         if openings.get(self._index) != self._opening:
             raise refuse("own opening", "the list lacks mine, or holds another in its place")
         if len(openings) < parameters.quorum:
-            raise lost_members(
-                set(range(parameters.size)) - set(openings), parameters.dropout_tolerance
-            )
+            raise parameters.lost_members(set(range(parameters.size)) - set(openings))
         left = set(self._clients)
         for member, message in openings.items():
             opening = read_opening(message, member, self._transcript_hash, parameters)
             if not same(opening.listed, self._listed):
                 raise refuse("client list", f"member {member} was shown another list than I was")
             left -= set(opening.failed)
-        if len(left) < parameters.floor:
-            raise below_floor("opening", len(left), parameters.floor)
+        if len(left) < parameters.min_survivors:
+            raise too_few("opening", len(left), parameters.min_survivors)
         masks = [
             transcript.mask_key(
                 context,
@@ -230,30 +230,28 @@ class CommitteeMember(Participant[CommitteeParameters, MemberPhase]):
         add_masks(total, masks, [1] * len(masks))
         words = total.astype(total.dtype.newbyteorder("<"), copy=False).data.cast("B")
         settled = transcript.outcome(context, self._transcript_hash, openings)
-        fields = transcript.answer(
-            context, self._transcript_hash, self._index, settled, words_digest(words)
-        )
-        signature = sign(self._identity, transcript.MEMBER_ANSWER, *fields)
+        content = settled, words_digest(words)
+        fields = statement(context, self._transcript_hash, self._index, *content)
+        signature = self._sign(transcript.MEMBER_ANSWER, fields)
         self._settled, self._clients = settled, tuple(sorted(left))
         self._phase = MemberPhase.ANSWERED
-        if not parameters.dropout_tolerance:
+        if not parameters.tolerates(1):
             self._erase()
         return MemberAnswer(settled, words, signature).encode(self._index, context)
 
     def consent(self, lost: Collection[int]) -> bytes:
         """State once which members never answered; shares are given only if all others agree."""
         self._require(MemberPhase.ANSWERED, "consent")
-        gone, tolerance = set(lost), self._parameters.dropout_tolerance
+        gone = set(lost)
         others = set(range(self._parameters.size)) - {self._index}
         if not gone or len(gone) != len(lost) or not gone <= others:
             raise refuse("lost members", "the set is empty, names me, or names no member")
-        if len(gone) > tolerance:
-            raise lost_members(gone, tolerance)
+        if not self._parameters.tolerates(len(gone)):
+            raise self._parameters.lost_members(gone)
         self._lost = tuple(sorted(gone))
-        fields = transcript.loss(
-            self._context, self._transcript_hash, self._index, self._settled, self._lost
-        )
-        signature = sign(self._identity, transcript.LOSS, *fields)
+        content = self._settled, pack(*self._lost)
+        fields = statement(self._context, self._transcript_hash, self._index, *content)
+        signature = self._sign(transcript.LOSS, fields)
         self._phase = MemberPhase.CONSENTED
         return Loss(self._settled, self._lost, signature).encode(self._index, self._context)
 
@@ -275,10 +273,10 @@ class CommitteeMember(Participant[CommitteeParameters, MemberPhase]):
                 raw = bytes(self._contents[client][start : start + shamir.SHARE_BYTES])
                 shares.append(read_element(raw))
         content = SeedShares(tuple(shares), b"").content()
-        fields = transcript.seed_shares(
+        fields = statement(
             self._context, self._transcript_hash, self._index, self._settled, content
         )
-        signature = sign(self._identity, transcript.SEED_SHARES, *fields)
+        signature = self._sign(transcript.SEED_SHARES, fields)
         self._erase()
         self._phase = MemberPhase.RECOVERED
         return SeedShares(tuple(shares), signature).encode(self._index, self._context)

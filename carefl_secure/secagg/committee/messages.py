@@ -7,23 +7,24 @@ import struct
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, ClassVar, Protocol, Self
-
-import numpy.typing as npt
+from typing import Any, ClassVar, Protocol
 
 from carefl_secure.secagg.committee import transcript
 from carefl_secure.secagg.primitives.checks import refuse
-from carefl_secure.secagg.primitives.crypto import Buffer
+from carefl_secure.secagg.primitives.crypto import OVERHEAD, PUBLIC_BYTES, Buffer
 from carefl_secure.secagg.primitives.framing import (
+    HASH,
     HASH_BYTES,
+    SIGNATURE,
     SIGNATURE_BYTES,
+    WORDS,
     Body,
+    Field,
     Message,
     Shape,
-    pack_indices,
-    words_of,
+    indices,
+    octets,
 )
-from carefl_secure.secagg.primitives.hpke import OVERHEAD, PUBLIC_BYTES
 from carefl_secure.secagg.primitives.shamir import SHARE_BYTES, read_element
 
 __all__ = [
@@ -66,20 +67,28 @@ class CommitteeShape(Shape, Protocol):
         ...
 
     @property
-    def dropout_tolerance(self) -> int:
-        """How many members may be lost."""
+    def shares_per_envelope(self) -> int:
+        """Shares of the other members' seeds in an envelope."""
         ...
 
 
 def content_bytes(shape: CommitteeShape) -> int:
     """Length of what an envelope holds: a seed and, if members may be lost, shares of others."""
-    others = shape.size - 1 if shape.dropout_tolerance else 0
-    return SEED_BYTES + others * SHARE_BYTES
+    return SEED_BYTES + shape.shares_per_envelope * SHARE_BYTES
 
 
 def envelope_bytes(shape: CommitteeShape) -> int:
     """Length of one envelope."""
     return content_bytes(shape) + OVERHEAD
+
+
+def _per_member(size: Any) -> Field:
+    """Return a field of one part for every member; its length follows from the shape."""
+    return Field(tuple, lambda body, shape: body.pieces(shape.size, size(shape)))
+
+
+_DIGESTS = _per_member(lambda shape: HASH_BYTES)
+_ENVELOPES = _per_member(envelope_bytes)
 
 
 class _OfMember(Message):
@@ -101,16 +110,8 @@ class MemberKey(_OfMember):
     signature: bytes
 
     KIND: ClassVar[IntEnum] = CommitteeKind.MEMBER_KEY
+    FIELDS: ClassVar[tuple[Field, ...]] = (octets(PUBLIC_BYTES), SIGNATURE)
     BEFORE_MODEL: ClassVar[bool] = True
-
-    def parts(self) -> Iterable[Buffer]:
-        """Return the fields in order."""
-        return self.public, self.signature
-
-    @classmethod
-    def read(cls, body: Body, shape: CommitteeShape) -> Self:
-        """Take the fields."""
-        return cls(body.take(PUBLIC_BYTES), body.take(SIGNATURE_BYTES))
 
 
 @dataclass(frozen=True)
@@ -123,24 +124,7 @@ class Submission(Message):
     signature: bytes
 
     KIND: ClassVar[IntEnum] = CommitteeKind.SUBMISSION
-
-    def parts(self) -> Iterable[Buffer]:
-        """Return the fields in order."""
-        return self.words, *self.commitments, *self.envelopes, self.signature
-
-    @classmethod
-    def read(cls, body: Body, shape: CommitteeShape) -> Self:
-        """Take the fields without copying the words."""
-        return cls(
-            body.words(shape),
-            body.pieces(shape.size, HASH_BYTES),
-            body.pieces(shape.size, envelope_bytes(shape)),
-            body.take(SIGNATURE_BYTES),
-        )
-
-    def vector(self, shape: Shape) -> npt.NDArray[Any]:
-        """Return the words as a read-only vector over the message's own bytes."""
-        return words_of(self.words, shape)
+    FIELDS: ClassVar[tuple[Field, ...]] = (WORDS, _DIGESTS, _ENVELOPES, SIGNATURE)
 
     def entry(self, words: bytes) -> Entry:
         """Return what a list says about this client; ``words`` is the digest of the words."""
@@ -168,38 +152,41 @@ class Entry:
         return b"".join((self.words, *self.commitments, *self.envelopes, self.signature))
 
 
+Listed = Mapping[int, tuple[Entry, bytes]]
+
+
+def _write_list(clients: Listed) -> Iterable[Buffer]:
+    """Write one entry and one envelope per client, ascending."""
+    yield _U16.pack(len(clients))
+    for index, (entry, envelope) in sorted(clients.items()):
+        yield from (_U16.pack(index), entry.encode(), envelope)
+
+
+def _read_list(body: Body, shape: CommitteeShape) -> Listed:
+    clients, last = {}, -1
+    for _ in range(body.number()):
+        index = body.number()
+        if not last < index < shape.clients:
+            raise refuse("client list", f"client {index} repeats, is out of order or unknown")
+        last = index
+        entry = Entry(
+            body.take(HASH_BYTES),
+            body.pieces(shape.size, HASH_BYTES),
+            body.pieces(shape.size, HASH_BYTES),
+            body.take(SIGNATURE_BYTES),
+        )
+        clients[index] = entry, body.take(envelope_bytes(shape))
+    return clients
+
+
 @dataclass(frozen=True)
 class Listing(_OfMember):
-    """The list of clients as one member gets it, with the envelopes meant for that member."""
+    """The list of clients as one member gets it, each with the envelope meant for that member."""
 
-    entries: Mapping[int, Entry]
-    envelopes: Mapping[int, bytes]
+    clients: Listed
 
     KIND: ClassVar[IntEnum] = CommitteeKind.LISTING
-
-    def parts(self) -> Iterable[Buffer]:
-        """Return the fields in order."""
-        yield _U16.pack(len(self.entries))
-        for index, entry in sorted(self.entries.items()):
-            yield from (_U16.pack(index), entry.encode(), self.envelopes[index])
-
-    @classmethod
-    def read(cls, body: Body, shape: CommitteeShape) -> Self:
-        """Take one entry and one envelope per client, ascending."""
-        entries, envelopes, last = {}, {}, -1
-        for _ in range(body.number()):
-            index = body.number()
-            if not last < index < shape.clients:
-                raise refuse("client list", f"client {index} repeats, is out of order or unknown")
-            last = index
-            entries[index] = Entry(
-                body.take(HASH_BYTES),
-                body.pieces(shape.size, HASH_BYTES),
-                body.pieces(shape.size, HASH_BYTES),
-                body.take(SIGNATURE_BYTES),
-            )
-            envelopes[index] = body.take(envelope_bytes(shape))
-        return cls(entries, envelopes)
+    FIELDS: ClassVar[tuple[Field, ...]] = (Field(_write_list, _read_list),)
 
 
 @dataclass(frozen=True)
@@ -211,17 +198,11 @@ class Opening(_OfMember):
     signature: bytes
 
     KIND: ClassVar[IntEnum] = CommitteeKind.OPENING
-
-    def parts(self) -> Iterable[Buffer]:
-        """Return the fields in order."""
-        return self.listed, pack_indices(self.failed), self.signature
-
-    @classmethod
-    def read(cls, body: Body, shape: CommitteeShape) -> Self:
-        """Take the fields."""
-        listed = body.take(HASH_BYTES)
-        failed = body.indices(shape.clients, "openable set")
-        return cls(listed, failed, body.take(SIGNATURE_BYTES))
+    FIELDS: ClassVar[tuple[Field, ...]] = (
+        HASH,
+        indices("openable set", lambda shape: shape.clients),
+        SIGNATURE,
+    )
 
 
 @dataclass(frozen=True)
@@ -233,19 +214,7 @@ class MemberAnswer(_OfMember):
     signature: bytes
 
     KIND: ClassVar[IntEnum] = CommitteeKind.MEMBER_ANSWER
-
-    def parts(self) -> Iterable[Buffer]:
-        """Return the fields in order."""
-        return self.settled, self.words, self.signature
-
-    @classmethod
-    def read(cls, body: Body, shape: CommitteeShape) -> Self:
-        """Take the fields without copying the words."""
-        return cls(body.take(HASH_BYTES), body.words(shape), body.take(SIGNATURE_BYTES))
-
-    def vector(self, shape: Shape) -> npt.NDArray[Any]:
-        """Return the words as a read-only vector over the message's own bytes."""
-        return words_of(self.words, shape)
+    FIELDS: ClassVar[tuple[Field, ...]] = (HASH, WORDS, SIGNATURE)
 
 
 @dataclass(frozen=True)
@@ -257,16 +226,20 @@ class Loss(_OfMember):
     signature: bytes
 
     KIND: ClassVar[IntEnum] = CommitteeKind.LOSS
+    FIELDS: ClassVar[tuple[Field, ...]] = (
+        HASH,
+        indices("lost members", lambda shape: shape.size),
+        SIGNATURE,
+    )
 
-    def parts(self) -> Iterable[Buffer]:
-        """Return the fields in order."""
-        return self.settled, pack_indices(self.lost), self.signature
 
-    @classmethod
-    def read(cls, body: Body, shape: CommitteeShape) -> Self:
-        """Take the fields."""
-        settled = body.take(HASH_BYTES)
-        return cls(settled, body.indices(shape.size, "lost members"), body.take(SIGNATURE_BYTES))
+def _write_values(values: Iterable[int]) -> Iterable[Buffer]:
+    return (value.to_bytes(SHARE_BYTES, "little") for value in values)
+
+
+def _read_values(body: Body, shape: CommitteeShape) -> tuple[int, ...]:
+    count = max(0, len(body) - SIGNATURE_BYTES) // SHARE_BYTES
+    return tuple(read_element(raw) for raw in body.pieces(count, SHARE_BYTES))
 
 
 @dataclass(frozen=True)
@@ -277,21 +250,7 @@ class SeedShares(_OfMember):
     signature: bytes
 
     KIND: ClassVar[IntEnum] = CommitteeKind.SEED_SHARES
-
-    def content(self) -> bytes:
-        """Return the signed part."""
-        return b"".join(value.to_bytes(SHARE_BYTES, "little") for value in self.values)
-
-    def parts(self) -> Iterable[Buffer]:
-        """Return the fields in order."""
-        return self.content(), self.signature
-
-    @classmethod
-    def read(cls, body: Body, shape: CommitteeShape) -> Self:
-        """Take the shares and the signature."""
-        count = max(0, len(body) - SIGNATURE_BYTES) // SHARE_BYTES
-        values = tuple(read_element(raw) for raw in body.pieces(count, SHARE_BYTES))
-        return cls(values, body.take(SIGNATURE_BYTES))
+    FIELDS: ClassVar[tuple[Field, ...]] = (Field(_write_values, _read_values), SIGNATURE)
 
     def by_client(
         self, lost: Collection[int], clients: Collection[int]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar
 
-from carefl_secure.errors import ConfigError
+from carefl_secure.errors import CohortError, ConfigError
 from carefl_secure.secagg.primitives.agreement import Agreement, check_keys
 
 __all__ = ["MAX_MEMBERS", "MIN_MEMBERS", "CommitteeParameters"]
@@ -52,11 +53,6 @@ class CommitteeParameters(Agreement):
         return len(self.members)
 
     @property
-    def floor(self) -> int:
-        """The smallest list of clients that a member answers for."""
-        return self.min_survivors
-
-    @property
     def quorum(self) -> int:
         """Members that open a round, and shares that rebuild a seed: all but those tolerated."""
         return self.size - self.dropout_tolerance
@@ -70,6 +66,30 @@ class CommitteeParameters(Agreement):
         member is left.
         """
         return self.size - 2 * self.dropout_tolerance - 1
+
+    @property
+    def shares_per_envelope(self) -> int:
+        """Shares of other members' seeds that an envelope holds; 0 if none may be lost."""
+        return self.size - 1 if self.dropout_tolerance else 0
+
+    def tolerates(self, lost: int) -> bool:
+        """Tell whether the round can go on without so many members."""
+        return lost <= self.dropout_tolerance
+
+    def lost_members(self, lost: Collection[int], *, all_needed: bool = False) -> CohortError:
+        """Return the error for a round that cannot go on without its lost members."""
+        named = ", ".join(str(member) for member in sorted(lost))
+        tolerance = 0 if all_needed else self.dropout_tolerance
+        return CohortError(
+            f"lost members: nothing valid came from committee members {named}, and the round"
+            f" tolerates the loss of {tolerance}; no sum can be opened and nothing was released:"
+            " bring them back, or start a new round with another committee or a larger dropout"
+            " tolerance"
+        )
+
+    def keys_of(self, party: str) -> tuple[bytes, ...]:
+        """Return the Ed25519 public keys of clients or members."""
+        return self.members if party == "member" else super().keys_of(party)
 
     def numbers(self) -> tuple[int, ...]:
         """Return all numbers, in the order in which they are hashed."""

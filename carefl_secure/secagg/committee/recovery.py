@@ -21,26 +21,36 @@ def lost_masks(
     entries: Mapping[int, Entry],
     lost: Collection[int],
     shares: Mapping[int, Mapping[tuple[int, int], int]],
+    false_shares: set[tuple[int, int]],
 ) -> list[bytes]:
     """Return the keys of the masks that lost members would have taken off.
 
-    ``shares`` are per member left, then per lost member and client. A rebuilt seed that differs
-    from what its client committed to is refused.
+    ``shares`` are per member left, then per lost member and client. False ones are corrected
+    (`shamir.decode`) and added to ``false_shares``, as member and client. A seed that cannot be
+    rebuilt to what its client committed to is refused.
     """
-    context = parameters.context()
-    chosen = sorted(shares)[: parameters.quorum]
-    weight = shamir.weights([member + 1 for member in chosen])
-    masks = []
+    context, masks = parameters.context(), []
     for gone in lost:
-        for client, entry in sorted(entries.items()):
-            value = shamir.combine(weight, (shares[member][gone, client] for member in chosen))
-            seed = (value % (1 << 256)).to_bytes(32, "little")
-            promised = transcript.commitment(context, transcript_hash, client, gone, seed)
-            if not same(promised, entry.commitments[gone]):
+        for client in sorted(entries):
+
+            def fits(value: int, place: tuple[int, int] = (client, gone)) -> bool:
+                seed = (value % (1 << 256)).to_bytes(32, "little")
+                promised = transcript.commitment(context, transcript_hash, *place, seed)
+                return same(promised, entries[place[0]].commitments[place[1]])
+
+            liars = {member for member, _ in false_shares}
+            members = sorted(shares, key=lambda member: (member in liars, member))
+            points = [member + 1 for member in members]
+            values = [shares[member][gone, client] for member in members]
+            found = shamir.decode(points, values, parameters.quorum, fits)
+            if found is None:
                 raise refuse(
                     "rebuilt seed",
-                    f"the seed of client {client} for member {gone} is not the committed one;"
-                    " what that client or one of the members gave is false; no sum comes of it",
+                    f"the seed of client {client} for member {gone} is not the committed one: what"
+                    f" that client shared is false, or more shares of members {sorted(members)}"
+                    " than can be corrected; no sum comes of it",
                 )
+            false_shares.update((members[place], client) for place in found[1])
+            seed = (found[0] % (1 << 256)).to_bytes(32, "little")
             masks.append(transcript.mask_key(context, transcript_hash, client, gone, seed))
     return masks

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from enum import IntEnum
 from typing import Any
 
@@ -23,8 +23,8 @@ from carefl_secure.secagg.committee.messages import (
 from carefl_secure.secagg.committee.parameters import CommitteeParameters
 from carefl_secure.secagg.committee.recovery import lost_masks
 from carefl_secure.secagg.committee.verify import read_announcements, read_loss, read_opening
-from carefl_secure.secagg.primitives.checks import below_floor, lost_members, refuse
-from carefl_secure.secagg.primitives.crypto import same, verify, words_digest
+from carefl_secure.secagg.primitives.checks import refuse, too_few
+from carefl_secure.secagg.primitives.crypto import same, statement, words_digest
 from carefl_secure.secagg.primitives.phases import ServerParticipant
 
 __all__ = ["CommitteeServer"]
@@ -73,9 +73,11 @@ class CommitteeServer(ServerParticipant[CommitteeParameters, ServerPhase]):
     Guarantees
     ----------
     ``finish`` returns the exact sum modulo ``2**bits`` of the vectors of the clients on the settled
-    list, or raises, if clients and members followed the protocol. A member that lies about its sum
-    of masks turns the result into noise; its signed answer says who it was only to someone who
-    learns its seeds. Privacy rests on clients and members, not on this class.
+    list, or raises, if clients and members followed the protocol. False shares of lost members'
+    seeds are corrected as far as `shamir.decode` says, with one spare share for every member that
+    is present beyond the quorum, and `false_shares` names who gave them. A member that lies about
+    its sum of masks turns the result into noise; its signed answer says who it was only to someone
+    who learns its seeds. Privacy rests on clients and members, not on this class.
     """
 
     def __init__(self, parameters: CommitteeParameters) -> None:
@@ -93,6 +95,8 @@ class CommitteeServer(ServerParticipant[CommitteeParameters, ServerPhase]):
         self._consents: dict[int, bytes] = {}
         self._shares: dict[int, Mapping[tuple[int, int], int]] = {}
         self._sum: npt.NDArray[Any] = parameters.zeros()
+        self.false_shares: set[tuple[int, int]] = set()
+        """After `finish`: members that gave a false share, and the client whose seed it is of."""
 
     def _drop(self) -> None:
         self._sum = np.zeros(0, self._parameters.dtype)
@@ -101,46 +105,37 @@ class CommitteeServer(ServerParticipant[CommitteeParameters, ServerPhase]):
     def bind(self, model_hash: bytes) -> None:
         """End the phase of announcing and bind the keys to the model of the round; once."""
         self.announcements()
-        self._parameters = self._parameters.bind(model_hash)
+        super().bind(model_hash)
 
     def _members(self) -> set[int]:
         return set(range(self._parameters.size))
 
+    def _check(self, member: int, signature: bytes, label: bytes, *content: bytes) -> None:
+        fields = statement(self._context, self._transcript_hash, member, *content)
+        self._parameters.check_signature(member, signature, label, fields, party="member")
+
     def announced(self, member: int, message: bytes) -> None:
         """Take in a member's key."""
-        known = member in self._members()
-        self._accept(
-            ServerPhase.ANNOUNCING,
-            f"member {member}",
-            repeated=member in self._announcements,
-            member=known,
-        )
+        phase, heard = ServerPhase.ANNOUNCING, self._announcements
+        self._accept(phase, member, heard, self._members(), "member")
         parsed = MemberKey.parse(message, member, self._parameters)
         fields = transcript.member_key(self._parameters.key_context(), member, parsed.public)
-        self._verify(member, parsed.signature, transcript.MEMBER_KEY, fields)
+        label, party = transcript.MEMBER_KEY, "member"
+        self._parameters.check_signature(member, parsed.signature, label, fields, party)
         self._announcements[member] = bytes(message)
-
-    def _verify(
-        self, member: int, signature: bytes, label: bytes, fields: tuple[bytes, ...]
-    ) -> None:
-        verify(self._parameters.members[member], signature, member, label, *fields, party="member")
 
     def announcements(self) -> dict[int, bytes]:
         """End the phase and return all announcements; every member is needed here."""
-        if self._ends(ServerPhase.ANNOUNCING):
-            missing = self._members() - self._announcements.keys()
-            if missing:
-                raise self._fail(lost_members(missing, 0))
+        missing = self._members() - self._announcements.keys()
+        short = self._parameters.lost_members(missing, all_needed=True) if missing else None
+        if self._ends(ServerPhase.ANNOUNCING, short):
             _, self._transcript_hash = read_announcements(self._announcements, self._parameters)
-            self._phase = ServerPhase.SUBMITTING
         return dict(self._announcements)
 
     def submitted(self, index: int, message: bytes) -> None:
         """Check a client's message and add its vector; envelopes are kept, words are not."""
-        known = 0 <= index < self._parameters.clients
-        self._accept(
-            ServerPhase.SUBMITTING, f"client {index}", repeated=index in self._entries, member=known
-        )
+        clients = range(self._parameters.clients)
+        self._accept(ServerPhase.SUBMITTING, index, self._entries, clients)
         parsed, entry = self._read(index, message)
         np.add(self._sum, parsed.vector(self._parameters), out=self._sum)
         self._entries[index] = entry
@@ -150,30 +145,27 @@ class CommitteeServer(ServerParticipant[CommitteeParameters, ServerPhase]):
         parsed = Submission.parse(message, index, self._parameters)
         entry = parsed.entry(words_digest(parsed.words))
         fields = entry.fields(self._context, self._transcript_hash, index)
-        key = self._parameters.roster[index]
-        verify(key, entry.signature, index, transcript.SUBMISSION, *fields)
+        self._parameters.check_signature(index, entry.signature, transcript.SUBMISSION, fields)
         return parsed, entry
 
     def listing(self, member: int) -> bytes:
         """End the phase and return the list of clients for one member."""
-        if self._ends(ServerPhase.SUBMITTING):
-            floor = self._parameters.floor
-            if len(self._entries) < floor:
-                raise self._fail(below_floor("submitting", len(self._entries), floor))
-            self._phase = ServerPhase.OPENING
+        self._ends(ServerPhase.SUBMITTING, self._short("submitting", len(self._entries)))
         if member not in self._members():
             raise refuse("membership", f"there is no member {member}")
-        envelopes = {index: pair[member] for index, pair in self._envelopes.items()}
-        return Listing(self._entries, envelopes).encode(member, self._context)
+        clients = {
+            index: (entry, self._envelopes[index][member]) for index, entry in self._entries.items()
+        }
+        return Listing(clients).encode(member, self._context)
+
+    def _short(self, phase: str, present: int) -> ProtocolError | None:
+        needed = self._parameters.min_survivors
+        return too_few(phase, present, needed) if present < needed else None
 
     def opened(self, member: int, message: bytes) -> None:
         """Take in a member's statement of which envelopes do not open."""
-        self._accept(
-            ServerPhase.OPENING,
-            f"member {member}",
-            repeated=member in self._openings,
-            member=member in self._members(),
-        )
+        phase, heard = ServerPhase.OPENING, self._openings
+        self._accept(phase, member, heard, self._members(), "member")
         opening = read_opening(message, member, self._transcript_hash, self._parameters)
         if not same(opening.listed, self._listed()) or not set(opening.failed) <= set(
             self._entries
@@ -194,16 +186,13 @@ class CommitteeServer(ServerParticipant[CommitteeParameters, ServerPhase]):
 
     def openings(self) -> dict[int, bytes]:
         """End the phase and return the members' openings, to be sent to each that opened."""
-        if self._ends(ServerPhase.OPENING):
-            if len(self._openings) < self._parameters.quorum:
-                missing = self._members() - self._openings.keys()
-                raise self._fail(lost_members(missing, self._parameters.dropout_tolerance))
-            left = len(self._entries) - len(self._left_out)
-            if left < self._parameters.floor:
-                raise self._fail(below_floor("opening", left, self._parameters.floor))
+        missing = self._members() - self._openings.keys()
+        short = self._short("opening", len(self._entries) - len(self._left_out))
+        if len(self._openings) < self._parameters.quorum:
+            short = self._parameters.lost_members(missing)
+        if self._ends(ServerPhase.OPENING, short):
             self._settled = transcript.outcome(self._context, self._transcript_hash, self._openings)
             self._envelopes.clear()
-            self._phase = ServerPhase.ANSWERING
         return dict(self._openings)
 
     def left_out(self) -> tuple[int, ...]:
@@ -229,17 +218,10 @@ class CommitteeServer(ServerParticipant[CommitteeParameters, ServerPhase]):
 
     def answered(self, member: int, message: bytes) -> None:
         """Check a member's sum of masks and take it off."""
-        self._accept(
-            ServerPhase.ANSWERING,
-            f"member {member}",
-            repeated=member in self._answered,
-            member=member in self._openings,
-        )
+        self._accept(ServerPhase.ANSWERING, member, self._answered, self._openings, "member")
         answer = MemberAnswer.parse(message, member, self._parameters)
-        fields = transcript.answer(
-            self._context, self._transcript_hash, member, answer.settled, words_digest(answer.words)
-        )
-        self._verify(member, answer.signature, transcript.MEMBER_ANSWER, fields)
+        content = answer.settled, words_digest(answer.words)
+        self._check(member, answer.signature, transcript.MEMBER_ANSWER, *content)
         if not same(answer.settled, self._settled):
             raise refuse("client list", f"member {member} answered for another list than was sent")
         np.subtract(self._sum, answer.vector(self._parameters), out=self._sum)
@@ -247,21 +229,17 @@ class CommitteeServer(ServerParticipant[CommitteeParameters, ServerPhase]):
 
     def lost(self) -> tuple[int, ...]:
         """End the phase and return the members whose answers never came."""
-        if self._ends(ServerPhase.ANSWERING):
+        if self._phase == ServerPhase.ANSWERING:
             self._lost = tuple(sorted(self._members() - self._answered))
-            if len(self._lost) > self._parameters.dropout_tolerance:
-                raise self._fail(lost_members(self._lost, self._parameters.dropout_tolerance))
-            self._phase = ServerPhase.CONSENTING if self._lost else ServerPhase.OPENABLE
+        tolerated = self._parameters.tolerates(len(self._lost))
+        short = None if tolerated else self._parameters.lost_members(self._lost)
+        if self._ends(ServerPhase.ANSWERING, short) and not self._lost:
+            self._phase = ServerPhase.OPENABLE
         return self._lost
 
     def consented(self, member: int, message: bytes) -> None:
         """Take in a member's statement of who is lost."""
-        self._accept(
-            ServerPhase.CONSENTING,
-            f"member {member}",
-            repeated=member in self._consents,
-            member=member in self._answered,
-        )
+        self._accept(ServerPhase.CONSENTING, member, self._consents, self._answered, "member")
         loss = read_loss(message, member, self._transcript_hash, self._parameters)
         if not same(loss.settled, self._settled) or loss.lost != self._lost:
             raise refuse("loss consents", f"member {member} consented to something else")
@@ -269,30 +247,18 @@ class CommitteeServer(ServerParticipant[CommitteeParameters, ServerPhase]):
 
     def consents(self) -> dict[int, bytes]:
         """End the phase and return the consents, to be sent to each member left."""
-        if self._ends(ServerPhase.CONSENTING):
-            self._all_present(self._consents)
-            self._phase = ServerPhase.RECOVERING
+        missing = self._answered - self._consents.keys()
+        short = self._parameters.lost_members(missing, all_needed=True) if missing else None
+        self._ends(ServerPhase.CONSENTING, short)
         return dict(self._consents)
-
-    def _all_present(self, heard: Collection[int]) -> None:
-        missing = self._answered - set(heard)
-        if missing:
-            raise self._fail(lost_members(missing, 0))
 
     def recovered(self, member: int, message: bytes) -> None:
         """Take in a member's shares of the lost members' seeds."""
-        self._accept(
-            ServerPhase.RECOVERING,
-            f"member {member}",
-            repeated=member in self._shares,
-            member=member in self._answered,
-        )
+        self._accept(ServerPhase.RECOVERING, member, self._shares, self._answered, "member")
         parsed = SeedShares.parse(message, member, self._parameters)
         shares = parsed.by_client(self._lost, self.clients())
-        fields = transcript.seed_shares(
-            self._context, self._transcript_hash, member, self._settled, parsed.content()
-        )
-        self._verify(member, parsed.signature, transcript.SEED_SHARES, fields)
+        content = self._settled, parsed.content()
+        self._check(member, parsed.signature, transcript.SEED_SHARES, *content)
         self._shares[member] = shares
 
     def finish(self) -> npt.NDArray[Any]:
@@ -301,10 +267,10 @@ class CommitteeServer(ServerParticipant[CommitteeParameters, ServerPhase]):
         Raises
         ------
         ProtocolError
-            If a left-out client was not withdrawn (the round goes on), or a rebuilt seed is not the
-            one its client committed to (the round is over).
+            If a left-out client was not withdrawn (the round goes on), or a seed cannot be rebuilt
+            to what its client committed to (the round is over).
         CohortError
-            If members are lost beyond recovery. The round is over.
+            If fewer than a quorum of members gave shares. The round is over.
         """
         if self._phase == ServerPhase.ANSWERING:
             self.lost()
@@ -318,7 +284,9 @@ class CommitteeServer(ServerParticipant[CommitteeParameters, ServerPhase]):
                 " messages to withdraw() first",
             )
         if self._lost:
-            self._all_present(self._shares)
+            if len(self._shares) < self._parameters.quorum:
+                missing = self._members() - self._shares.keys()
+                raise self._fail(self._parameters.lost_members(missing))
             try:
                 masks = lost_masks(
                     parameters=self._parameters,
@@ -326,6 +294,7 @@ class CommitteeServer(ServerParticipant[CommitteeParameters, ServerPhase]):
                     entries={client: self._entries[client] for client in self.clients()},
                     lost=self._lost,
                     shares=self._shares,
+                    false_shares=self.false_shares,
                 )
             except ProtocolError as error:
                 raise self._fail(error) from error

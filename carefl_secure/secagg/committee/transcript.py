@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 from carefl_secure.secagg.primitives.crypto import Buffer, derive, digest, pack
 
@@ -13,17 +13,13 @@ __all__ = [
     "OPENING",
     "SEED_SHARES",
     "SUBMISSION",
-    "answer",
     "client_list",
     "commitment",
     "envelope_info",
     "hash_messages",
-    "loss",
     "mask_key",
     "member_key",
-    "opening",
     "outcome",
-    "seed_shares",
     "submission",
 ]
 
@@ -90,36 +86,8 @@ def client_list(
     )
 
 
-def opening(
-    context: bytes, transcript_hash: bytes, member: int, listed: bytes, failed: Collection[int]
-) -> tuple[bytes, ...]:
-    """Return the fields a member signs over the list it saw and what did not open."""
-    return context, transcript_hash, pack(member), listed, pack(*sorted(failed))
-
-
 def outcome(context: bytes, transcript_hash: bytes, openings: Mapping[int, bytes]) -> bytes:
     """Hash the members' openings: they fix the list, who is left out and who was there."""
     return digest(
         b"outcome", context, transcript_hash, *(openings[member] for member in sorted(openings))
     )
-
-
-def answer(
-    context: bytes, transcript_hash: bytes, member: int, settled: bytes, words: bytes
-) -> tuple[bytes, ...]:
-    """Return the fields a member signs over its sum of masks."""
-    return context, transcript_hash, pack(member), settled, words
-
-
-def loss(
-    context: bytes, transcript_hash: bytes, member: int, settled: bytes, lost: Collection[int]
-) -> tuple[bytes, ...]:
-    """Return the fields a member signs when it agrees who is lost."""
-    return context, transcript_hash, pack(member), settled, pack(*sorted(lost))
-
-
-def seed_shares(
-    context: bytes, transcript_hash: bytes, member: int, settled: bytes, content: bytes
-) -> tuple[bytes, ...]:
-    """Return the fields a member signs over the shares it gives."""
-    return context, transcript_hash, pack(member), settled, content

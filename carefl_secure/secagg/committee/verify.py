@@ -1,4 +1,4 @@
-"""Reading what committee members signed: the same checks at clients, members and server."""
+"""What committee members signed, read with the same checks at clients, members and server."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from carefl_secure.secagg.committee import transcript
 from carefl_secure.secagg.committee.messages import Loss, MemberKey, Opening
 from carefl_secure.secagg.committee.parameters import CommitteeParameters
 from carefl_secure.secagg.primitives.checks import refuse
-from carefl_secure.secagg.primitives.crypto import verify
+from carefl_secure.secagg.primitives.crypto import CURVE_BYTES, check_encoding, pack, statement
 
 __all__ = ["read_announcements", "read_loss", "read_opening"]
 
@@ -24,17 +24,15 @@ def read_announcements(
     context, keys = parameters.key_context(), {}
     for member, message in sorted(announcements.items()):
         parsed = MemberKey.parse(message, member, parameters)
-        verify(
-            parameters.members[member],
-            parsed.signature,
-            member,
-            transcript.MEMBER_KEY,
-            *transcript.member_key(context, member, parsed.public),
-            party="member",
+        fields = transcript.member_key(context, member, parsed.public)
+        parameters.check_signature(
+            member, parsed.signature, transcript.MEMBER_KEY, fields, party="member"
         )
+        check_encoding(parsed.public[-CURVE_BYTES:], member, party="member")
         keys[member] = parsed.public
-    if len(set(keys.values())) != len(keys):
-        raise refuse("repeated key", "two members announced the same key")
+    halves = {half for key in keys.values() for half in (key[:-CURVE_BYTES], key[-CURVE_BYTES:])}
+    if len(halves) != 2 * len(keys):
+        raise refuse("repeated key", "two members announced the same key, or half of it")
     return keys, transcript.hash_messages(context, announcements)
 
 
@@ -42,21 +40,19 @@ def read_opening(
     message: bytes, member: int, transcript_hash: bytes, parameters: CommitteeParameters
 ) -> Opening:
     """Parse a member's opening; refuse one that it did not sign in this round."""
-    opening = Opening.parse(message, member, parameters)
-    fields = transcript.opening(
-        parameters.context(), transcript_hash, member, opening.listed, opening.failed
-    )
-    key = parameters.members[member]
-    verify(key, opening.signature, member, transcript.OPENING, *fields, party="member")
-    return opening
+    parsed = Opening.parse(message, member, parameters)
+    content = parsed.listed, pack(*sorted(parsed.failed))
+    fields = statement(parameters.context(), transcript_hash, member, *content)
+    parameters.check_signature(member, parsed.signature, transcript.OPENING, fields, "member")
+    return parsed
 
 
 def read_loss(
     message: bytes, member: int, transcript_hash: bytes, parameters: CommitteeParameters
 ) -> Loss:
     """Parse a member's statement of who is lost; refuse one that it did not sign in this round."""
-    loss = Loss.parse(message, member, parameters)
-    fields = transcript.loss(parameters.context(), transcript_hash, member, loss.settled, loss.lost)
-    key = parameters.members[member]
-    verify(key, loss.signature, member, transcript.LOSS, *fields, party="member")
-    return loss
+    parsed = Loss.parse(message, member, parameters)
+    content = parsed.settled, pack(*sorted(parsed.lost))
+    fields = statement(parameters.context(), transcript_hash, member, *content)
+    parameters.check_signature(member, parsed.signature, transcript.LOSS, fields, "member")
+    return parsed

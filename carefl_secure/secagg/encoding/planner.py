@@ -60,7 +60,7 @@ def plan_records(
     expected_batch
         Expected number of records in a round, over all clients.
     noise_clients
-        Honest survivors that the noise is sized for: the cohort floor less the colluders.
+        Honest survivors that the noise is sized for: the min_survivors less the colluders.
 
     Guarantees
     ----------

@@ -6,22 +6,24 @@ from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from carefl_secure.noise import KeySource
 from carefl_secure.secagg.encoding.quantize import wrap
 from carefl_secure.secagg.encrypted.bfv import PLAIN_MODULUS, PublicKey
 from carefl_secure.secagg.encrypted.key_holder import OPENED, opened_fields
-from carefl_secure.secagg.encrypted.messages import EncryptedSum, EncryptedUpload, OpenedSum
+from carefl_secure.secagg.encrypted.messages import EncryptedUpload, OpenedSum
 from carefl_secure.secagg.encrypted.parameters import EncryptedParameters
 from carefl_secure.secagg.pairwise.client import PairwiseClient
 from carefl_secure.secagg.pairwise.messages import SignedUpload
 from carefl_secure.secagg.pairwise.parameters import RoundParameters
 from carefl_secure.secagg.pairwise.server import PairwiseServer
 from carefl_secure.secagg.primitives.checks import refuse
-from carefl_secure.secagg.primitives.crypto import verify
-from carefl_secure.secagg.primitives.packing import pack_fields, unpack_fields
-from carefl_secure.secagg.primitives.residues import add_residue_masks, from_residues, to_residues
+from carefl_secure.secagg.primitives.packing import (
+    add_residue_masks,
+    from_residues,
+    pack_fields,
+    to_residues,
+    unpack_fields,
+)
 
 __all__ = ["EncryptedClient", "EncryptedServer"]
 
@@ -56,15 +58,6 @@ class EncryptedClient(PairwiseClient):
 
     _key: PublicKey | None = None
 
-    def __init__(
-        self,
-        parameters: EncryptedParameters,
-        index: int,
-        identity: Ed25519PrivateKey,
-        keys: KeySource,
-    ) -> None:
-        super().__init__(parameters, index, identity, keys)
-
     def load_key(self, public: bytes) -> None:
         """Load the key holder's public key; refuse any but the one of the agreement."""
         self._key = _checked_key(public, _encrypted(self._parameters))
@@ -87,15 +80,15 @@ class EncryptedClient(PairwiseClient):
 
 
 class EncryptedServer(PairwiseServer):
-    """The aggregator of an encrypted round: ``PairwiseServer`` that adds ciphertexts.
+    """The aggregator of an encrypted round: ``PairwiseServer`` that passes ciphertexts on.
 
-    After ``survivors()``, send :meth:`encrypted_sum` to the key holder and hand its answer to
-    :meth:`opened`; consent and answers go on as in pairwise masking, in any order with that;
-    ``finish()`` then returns the sum as words.
+    After ``survivors()``, send the survivors' uploads to the key holder, who adds them, and hand
+    its answer to :meth:`opened`; consent and answers go on as in pairwise masking, in any order
+    with that; ``finish()`` then returns the sum as words.
 
     Guarantees
     ----------
-    As ``PairwiseServer``. It holds no key that decrypts; one encrypted vector is kept at any time.
+    As ``PairwiseServer``. It holds no key that decrypts, and keeps no ciphertext.
     """
 
     UPLOAD: ClassVar[type[SignedUpload]] = EncryptedUpload
@@ -103,34 +96,30 @@ class EncryptedServer(PairwiseServer):
     def __init__(self, parameters: EncryptedParameters, public: bytes) -> None:
         super().__init__(parameters)
         self._key = _checked_key(public, parameters)
-        self._encrypted: list[Any] | None = None
-        self._request = b""
+        self._digests: dict[int, bytes] = {}
         self._slots: npt.NDArray[np.uint64] | None = None
 
-    def add(self, upload: Any) -> None:
-        """Add the ciphertexts of a checked upload."""
-        parts = [self._key.load(chunk) for chunk in upload.chunks]
-        self._encrypted = self._key.add(self._encrypted, parts)
+    @property
+    def transcript_hash(self) -> bytes:
+        """The hash of all advertisements, which the key holder needs."""
+        return self._transcript_hash
 
-    def encrypted_sum(self) -> bytes:
-        """End the upload phase and return the message to the key holder."""
-        self.survivors()
-        if not self._request and self._encrypted is not None:
-            chunks = tuple(part.serialize() for part in self._encrypted)
-            self._request = EncryptedSum(chunks).encode(0, self._context)
-            self._encrypted = None
-        return self._request
+    def add(self, index: int, upload: Any) -> None:
+        """Check the form of the ciphertexts, so that their sender is known; keep their digest."""
+        for chunk in upload.chunks:
+            self._key.load(chunk)
+        self._digests[index] = upload.digest()
 
     def opened(self, message: bytes) -> None:
         """Take in the key holder's answer."""
-        if not self._request:
-            raise refuse("step order", "nothing was sent to the key holder yet")
+        self.survivors()
         if self._slots is not None:
-            raise refuse("duplicate message", "the key holder has been heard")
+            raise refuse("duplicate message", "the key holder has answered before")
         parameters = _encrypted(self._parameters)
         parsed = OpenedSum.parse(message, 0, parameters)
-        fields = opened_fields(self._context, self._request, parsed.residues)
-        verify(parameters.key_holder, parsed.signature, 0, OPENED, *fields, party="key holder")
+        place = self._context, self._transcript_hash
+        fields = opened_fields(*place, self._digests, parsed.residues)
+        parameters.check_signature(0, parsed.signature, OPENED, fields, party="key holder")
         numbers = parsed.numbers()
         if (numbers >= PLAIN_MODULUS).any():
             raise refuse("opened sum", "a number is no residue")

@@ -62,6 +62,10 @@ class EncryptedParameters(RoundParameters):
         cipher = (DEGREE, PLAIN_MODULUS, *COEFFICIENT_PRIMES)
         return (*super().numbers(), self.value_bound, self.field_bits, *cipher)
 
+    def keys_of(self, party: str) -> tuple[bytes, ...]:
+        """Return the Ed25519 public keys of the clients, or of the key holder."""
+        return (self.key_holder,) if party == "key holder" else super().keys_of(party)
+
     def parties(self) -> tuple[bytes, ...]:
         """Return the keys of clients and key holder, and the hash of the public key."""
         return (*self.roster, self.key_holder, self.public_key)

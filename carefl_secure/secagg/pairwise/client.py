@@ -1,17 +1,17 @@
-"""One client of a secure sum: five steps, each answered once, in order."""
+"""One client of a secure sum: five steps, each answered once, in order; it outlives a crash."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, Self
 
 import numpy.typing as npt
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from carefl_secure.noise import KeyStream, add_masks
+from carefl_secure.noise import KeySource, KeyStream, add_masks
 from carefl_secure.secagg.pairwise import transcript
 from carefl_secure.secagg.pairwise.graph import neighbours
-from carefl_secure.secagg.pairwise.keeping import KeptClient
 from carefl_secure.secagg.pairwise.messages import (
     Advertisement,
     Answer,
@@ -19,23 +19,25 @@ from carefl_secure.secagg.pairwise.messages import (
     SignedUpload,
     Upload,
 )
+from carefl_secure.secagg.pairwise.parameters import RoundParameters
 from carefl_secure.secagg.pairwise.shares import due_shares, mask_keys, open_shares, seal_shares
-from carefl_secure.secagg.pairwise.state import Phase
-from carefl_secure.secagg.primitives.checks import below_floor, refuse
-from carefl_secure.secagg.primitives.crypto import public_bytes, sign, verify
+from carefl_secure.secagg.pairwise.state import ClientState, Phase
+from carefl_secure.secagg.primitives.checks import refuse, too_few
+from carefl_secure.secagg.primitives.crypto import public_bytes, statement
+from carefl_secure.secagg.primitives.phases import ClientSum, Participant
 
 __all__ = ["PairwiseClient"]
 
 
-class PairwiseClient(KeptClient):
+class PairwiseClient(Participant[RoundParameters, Phase], ClientSum):
     """The client's side of one round (Bonawitz et al. 2017, the variant for active servers).
 
     The upload is ``y = x + PRG(b_i) + sum_{j > i} PRG(k_ij) - sum_{j < i} PRG(k_ij)`` modulo
-    ``2**bits`` over the live peers ``j``, where ``b_i`` is the client's own secret and ``k_ij`` the
-    key it shares with ``j``. The pair masks cancel in the sum. The self masks come off when enough
-    survivors give their shares of ``b``; the masks of a client that shared but never uploaded come
-    off through shares of its key. The model becomes known between the second and the third step
-    (:meth:`bind`).
+    ``2**bits`` over the live neighbours ``j``, where ``b_i`` is the client's own secret and
+    ``k_ij`` the key it shares with ``j``. The pair masks cancel in the sum. The self masks come off
+    when enough survivors give their shares of ``b``; the masks of a client that shared but never
+    uploaded come off through shares of its key. The model becomes known between the second and the
+    third step (:meth:`bind`).
 
     Raises
     ------
@@ -43,21 +45,68 @@ class PairwiseClient(KeptClient):
         From every step, if a check fails; its text starts with the name of the check. Nothing has
         left the client then, and the step may be tried again with honest input.
     CohortError
-        If fewer than ``parameters.floor`` clients take part.
+        If fewer than ``parameters.required_survivors`` clients take part.
 
     Guarantees
     ----------
     The server and up to ``c = parameters.max_colluders`` colluding clients, who may lie, replay,
     cut the round short and choose who drops out, learn nothing about the vectors of the honest
-    clients beyond one sum, over at least ``parameters.floor`` clients of which at least ``floor -
-    c`` are honest. Assumptions: the roster is right; X25519, Ed25519, SHA-256, AES-256 and HKDF
-    hold; keys come from a sound source; a restored state is never older than the last message sent;
-    a sparse graph was planned for ``c`` colluders (``plan_graph``). The sum itself is not hidden:
-    only noise in the vectors protects that. Availability and correctness are not guaranteed against
-    lying clients: a false share ends the round without a result.
+    clients beyond one sum, over at least ``m = parameters.required_survivors`` clients of which at
+    least ``m - c`` are honest. Assumptions: the roster is right; X25519, Ed25519, SHA-256, AES-256
+    and HKDF hold; keys come from a sound source; a restored state is never older than the last
+    message sent; a sparse graph was planned for ``c`` colluders (``plan_graph``). The sum itself is
+    not hidden: only noise in the vectors protects that. Availability and correctness are not
+    guaranteed against lying clients: the server corrects only so many false shares
+    (`shamir.decode`).
     """
 
+    FIRST = Phase.NEW
     _received: tuple[dict[int, bytearray], list[bytes], list[int]] | None = None
+
+    def __init__(
+        self, parameters: RoundParameters, index: int, identity: Ed25519PrivateKey, keys: KeySource
+    ) -> None:
+        super().__init__(parameters, index, identity, keys)
+        self._state = ClientState(index)
+
+    @property
+    def phase(self) -> Phase:
+        """The last step answered."""
+        return self._state.phase
+
+    def save(self) -> bytes:
+        """Return the state, encrypted and authenticated under the client's identity.
+
+        Store it *before* sending the message that the last step returned. A crash then loses at
+        most a message, which counts as a dropout; no step can be answered twice.
+        """
+        context = self._parameters.latest_context()
+        return self._state.seal(self._identity, context, self._keys.key("saved state"))
+
+    @classmethod
+    def restore(
+        cls, blob: bytes, identity: Ed25519PrivateKey, parameters: RoundParameters, keys: KeySource
+    ) -> Self:
+        """Go on from a saved state in the same round; refuse a blob changed or of another round.
+
+        Only the newest blob may be restored; keep one file and replace it.
+        """
+        state = ClientState.open(blob, identity, parameters.latest_context())
+        client = cls(parameters, state.index, identity, keys)
+        client._state = state
+        return client
+
+    def close(self) -> None:
+        """Wipe every secret and refuse all further steps.
+
+        Python may have left copies behind in freed memory; this overwrites those it can reach.
+        """
+        self._state.erase_all()
+        self._state.phase = Phase.CLOSED
+
+    def _enough(self, present: int, phase: str) -> None:
+        if present < self._parameters.required_survivors:
+            raise too_few(phase, present, self._parameters.required_survivors)
 
     def advertise(self) -> bytes:
         """Step 0: make the secrets of the round and return their signed public halves."""
@@ -71,17 +120,14 @@ class PairwiseClient(KeptClient):
             public_bytes(X25519PrivateKey.from_private_bytes(bytes(state.mask_secret))),
             transcript.commitment(context, state.index, state.self_mask),
         )
-        signature = sign(
-            self._identity,
-            transcript.ADVERTISEMENT,
-            *transcript.advertisement(context, state.index, *public),
-        )
+        fields = transcript.advertisement(context, state.index, *public)
+        signature = self._sign(transcript.ADVERTISEMENT, fields)
         state.advertisement = Advertisement(*public, signature).encode(state.index, context)
         state.phase = Phase.ADVERTISED
         return state.advertisement
 
     def share(self, advertisements: Mapping[int, bytes]) -> dict[int, bytes]:
-        """Step 1: check all advertisements, mine included; seal shares of both secrets to peers."""
+        """Step 1: check all advertisements, mine included; seal shares of both secrets."""
         self._require(Phase.ADVERTISED, "share")
         state, parameters = self._state, self._parameters
         if advertisements.get(state.index) != state.advertisement:
@@ -90,45 +136,41 @@ class PairwiseClient(KeptClient):
         adverts = transcript.read_advertisements(advertisements, parameters)
         context = parameters.key_context()
         transcript_hash = transcript.hash_messages(context, advertisements)
-        peers = neighbours(
-            context, transcript_hash, adverts.keys(), state.index, parameters.neighbours
-        )
+        degree = parameters.neighbours
+        near = neighbours(context, transcript_hash, adverts.keys(), state.index, degree)
         stream = KeyStream(self._keys.key("share polynomials"))
-        messages = seal_shares(state, adverts, transcript_hash, peers, parameters, stream)
+        messages = seal_shares(state, adverts, transcript_hash, near, parameters, stream)
         state.phase = Phase.SHARED
         return messages
 
     def bind(self, model_hash: bytes) -> None:
         """Bind the keys to the round's model (32 bytes), after step 1 and before step 2; once."""
         self._require(Phase.SHARED, "bind")
-        self._parameters = self._parameters.bind(model_hash)
+        super().bind(model_hash)
 
-    def receive(self, shares: Mapping[int, bytes]) -> None:
+    def receive(self, messages: Mapping[int, bytes]) -> None:
         """Open and check the neighbours' shares, by index; nothing is kept if one is refused."""
         self._require(Phase.SHARED, "mask")
         complete = self._parameters.neighbours is None
-        needed = self._parameters.floor if complete else self._parameters.rebuilding
-        if len(shares) + 1 < needed:
-            raise below_floor("sharing", len(shares) + 1, needed)
-        held = open_shares(self._state, shares, self._parameters)
+        needed = self._parameters.required_survivors if complete else self._parameters.rebuilding
+        if len(messages) + 1 < needed:
+            raise too_few("sharing", len(messages) + 1, needed)
+        held = open_shares(self._state, messages, self._parameters)
         self._received = held, *mask_keys(self._state, self._context, held)
 
-    def mask(self, vector: npt.NDArray[Any], shares: Mapping[int, bytes] | None = None) -> bytes:
-        """Step 2: upload the masked vector, signed; the vector is not changed.
-
-        ``shares`` are as in :meth:`receive`; None where that was called before.
-        """
+    def mask(self, vector: npt.NDArray[Any], messages: Mapping[int, bytes] | None = None) -> bytes:
+        """Step 2: upload the masked vector, signed; the vector is not changed."""
         self._require(Phase.SHARED, "mask")
         state, context = self._state, self._context
         self._parameters.check_vector(vector)
-        if shares is not None:
-            self.receive(shares)
+        if messages is not None:
+            self.receive(messages)
         if self._received is None:
             raise refuse("step order", "mask needs the shares of the other clients first")
         held, keys, signs = self._received
         upload = self.hide(vector, keys, signs)
-        fields = transcript.upload(context, state.transcript_hash, state.index, upload.digest())
-        message = upload.signed(sign(self._identity, transcript.UPLOAD, *fields))
+        fields = statement(context, state.transcript_hash, state.index, upload.digest())
+        message = upload.signed(self._sign(transcript.UPLOAD, fields))
         state.held, self._received = held, None
         state.live = tuple(sorted((state.index, *held)))
         state.erase_after_mask()
@@ -161,7 +203,7 @@ class PairwiseClient(KeptClient):
         self._enough(len(kept), "uploading")
         state.shared = tuple(sorted(given))
         state.survivors = tuple(sorted(kept))
-        signature = sign(self._identity, transcript.SURVIVORS, *self._survivor_fields())
+        signature = self._sign(transcript.SURVIVORS, self._survivor_fields())
         state.phase = Phase.CONSENTED
         return Consent(signature).encode(state.index, self._context)
 
@@ -189,16 +231,13 @@ class PairwiseClient(KeptClient):
                 f"{len(signatures)} signatures, {self._parameters.threshold} are needed",
             )
         fields = self._survivor_fields()
-        for peer, message in signatures.items():
-            signature = Consent.parse(message, peer, self._parameters).signature
-            verify(self._parameters.roster[peer], signature, peer, transcript.SURVIVORS, *fields)
+        for signer, message in signatures.items():
+            signature = Consent.parse(message, signer, self._parameters).signature
+            self._parameters.check_signature(signer, signature, transcript.SURVIVORS, fields)
         state.phase = Phase.ANSWERED
         answers = due_shares(state, kept)
         state.erase_all()
-        content = Answer(answers, b"").fields()
-        signature = sign(
-            self._identity,
-            transcript.ANSWER,
-            *transcript.answer(self._context, state.transcript_hash, state.index, content),
-        )
+        content = Answer(answers, b"").content()
+        fields = statement(self._context, state.transcript_hash, state.index, content)
+        signature = self._sign(transcript.ANSWER, fields)
         return Answer(answers, signature).encode(state.index, self._context)

@@ -21,7 +21,7 @@ def neighbours(
     index: int,
     degree: int | None = None,
 ) -> tuple[int, ...]:
-    """Return the peers of one client, ascending.
+    """Return the neighbours of one client, ascending.
 
     Without a degree: all other members (the complete graph). With an even degree ``k``: the ``k /
     2`` members before and the ``k / 2`` after the client on a ring drawn from the hash of all

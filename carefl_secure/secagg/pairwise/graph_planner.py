@@ -23,8 +23,9 @@ class GraphPlan:
     """The sparse graph of a round and what it was planned for.
 
     ``neighbours`` (k, even) is the number of masks per client; ``share_threshold`` of the ``k + 1``
-    holders rebuild a secret; at least ``members`` clients advertise, the least floor of the round.
-    ``privacy_bits`` and ``recovery_bits`` are failure probabilities as negative powers of two.
+    holders rebuild a secret; at least ``members`` clients advertise, the fewest survivors of the
+    round. ``privacy_bits`` and ``recovery_bits`` are failure probabilities as negative powers of
+    two.
     """
 
     neighbours: int
@@ -88,7 +89,7 @@ def plan_graph(
     dropouts
         Clients that may vanish (d), by chance and not by choice of the server.
     members
-        Fewest clients that may advertise (m), the round's floor; ``clients - dropouts`` if None.
+        Fewest clients that may advertise (m); ``clients - dropouts`` if None.
     privacy_bits, recovery_bits
         Privacy fails with probability ``2**-privacy_bits``, opening with ``2**-recovery_bits``.
 
@@ -110,8 +111,9 @@ def plan_graph(
     and its upload stays masked. In the same way colluders alone, at most ``t - 2`` around any
     client, rebuild nothing. The supposition fails with probability at most ``m P[Hyp(m - 1, c, h)
     >= t - h - 1]``, a union bound over an exact hypergeometric tail; fewer members make it worse,
-    so ``m`` is the floor. Survivor sets are signed by more than half of all honest clients, as in
-    the complete graph; that the secrets of a client are never both given rests on this.
+    so ``m`` is ``required_survivors``. Survivor sets are signed by more than half of all honest
+    clients, as in the complete graph; that the secrets of a client are never both given rests on
+    this.
 
     Opening fails where a client has fewer than ``t`` answering neighbours: with probability at most
     ``n P[Hyp(n - 1, n - 1 - d, k) < t]`` for ``d`` random dropouts.

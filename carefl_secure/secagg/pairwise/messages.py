@@ -7,19 +7,21 @@ from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from typing import Any, ClassVar, Self
-
-import numpy.typing as npt
+from typing import ClassVar, Self
 
 from carefl_secure.secagg.primitives.checks import refuse
 from carefl_secure.secagg.primitives.crypto import Buffer, words_digest
 from carefl_secure.secagg.primitives.framing import (
-    HASH_BYTES,
+    HASH,
+    NUMBER,
+    SIGNATURE,
     SIGNATURE_BYTES,
+    WORDS,
     Body,
+    Field,
     Message,
     Shape,
-    words_of,
+    octets,
 )
 from carefl_secure.secagg.primitives.shamir import SHARE_BYTES, read_element
 
@@ -70,17 +72,8 @@ class Advertisement(Message):
     signature: bytes
 
     KIND: ClassVar[IntEnum] = Kind.ADVERTISEMENT
+    FIELDS: ClassVar[tuple[Field, ...]] = (HASH, HASH, HASH, SIGNATURE)
     BEFORE_MODEL: ClassVar[bool] = True
-
-    def parts(self) -> Iterable[Buffer]:
-        """Return the fields in order."""
-        return self.encryption_key, self.mask_key, self.commitment, self.signature
-
-    @classmethod
-    def read(cls, body: Body, shape: Shape) -> Self:
-        """Take the fields."""
-        encryption_key, mask_key, commitment = body.pieces(3, HASH_BYTES)
-        return cls(encryption_key, mask_key, commitment, body.take(SIGNATURE_BYTES))
 
 
 @dataclass(frozen=True)
@@ -91,16 +84,8 @@ class Share(Message):
     sealed: bytes
 
     KIND: ClassVar[IntEnum] = Kind.SHARE
+    FIELDS: ClassVar[tuple[Field, ...]] = (NUMBER, octets(SEALED_BYTES))
     BEFORE_MODEL: ClassVar[bool] = True
-
-    def parts(self) -> Iterable[Buffer]:
-        """Return the fields in order."""
-        return _U16.pack(self.recipient), self.sealed
-
-    @classmethod
-    def read(cls, body: Body, shape: Shape) -> Self:
-        """Take the fields."""
-        return cls(body.number(), body.take(SEALED_BYTES))
 
     def to(self, recipient: int) -> Self:
         """Return the message if it is for ``recipient``; refuse it otherwise."""
@@ -120,9 +105,9 @@ class SignedUpload(Message):
     def digest(self) -> bytes:
         """Hash what is signed."""
 
-    @abstractmethod
     def signed(self, signature: bytes) -> Self:
         """Return the upload with its signature."""
+        return replace(self, signature=signature)  # type: ignore[type-var]
 
 
 @dataclass(frozen=True)
@@ -133,27 +118,11 @@ class Upload(SignedUpload):
     signature: bytes = b""
 
     KIND: ClassVar[IntEnum] = Kind.UPLOAD
-
-    def parts(self) -> Iterable[Buffer]:
-        """Return the fields in order."""
-        return self.words, self.signature
-
-    @classmethod
-    def read(cls, body: Body, shape: Shape) -> Self:
-        """Take the fields without copying the words."""
-        return cls(body.words(shape), body.take(SIGNATURE_BYTES))
+    FIELDS: ClassVar[tuple[Field, ...]] = (WORDS, SIGNATURE)
 
     def digest(self) -> bytes:
         """Hash the words."""
         return words_digest(self.words)
-
-    def signed(self, signature: bytes) -> Self:
-        """Return the upload with its signature."""
-        return replace(self, signature=signature)
-
-    def vector(self, shape: Shape) -> npt.NDArray[Any]:
-        """Return the words as a read-only vector over the message's own bytes."""
-        return words_of(self.words, shape)
 
 
 @dataclass(frozen=True)
@@ -163,15 +132,26 @@ class Consent(Message):
     signature: bytes
 
     KIND: ClassVar[IntEnum] = Kind.CONSENT
+    FIELDS: ClassVar[tuple[Field, ...]] = (SIGNATURE,)
 
-    def parts(self) -> Iterable[Buffer]:
-        """Return the one field."""
-        return (self.signature,)
 
-    @classmethod
-    def read(cls, body: Body, shape: Shape) -> Self:
-        """Take the one field."""
-        return cls(body.take(SIGNATURE_BYTES))
+def _write_shares(shares: Mapping[int, tuple[Secret, int]]) -> Iterable[Buffer]:
+    """Write a count and the entries by ascending client."""
+    yield _U16.pack(len(shares))
+    for owner, (kind, value) in sorted(shares.items()):
+        yield _ENTRY.pack(owner, kind, value.to_bytes(SHARE_BYTES, "little"))
+
+
+def _read_shares(body: Body, shape: Shape) -> dict[int, tuple[Secret, int]]:
+    shares: dict[int, tuple[Secret, int]] = {}
+    last, count = -1, body.number()
+    body.expect(count * _ENTRY.size + SIGNATURE_BYTES)
+    for owner, kind, raw in _ENTRY.iter_unpack(body.view(count * _ENTRY.size)):
+        if not last < owner < shape.clients:
+            raise refuse("answer entries", f"client {owner} repeats, is out of order or unknown")
+        shares[owner] = (_secret(kind), read_element(raw))
+        last = owner
+    return shares
 
 
 @dataclass(frozen=True)
@@ -182,31 +162,7 @@ class Answer(Message):
     signature: bytes
 
     KIND: ClassVar[IntEnum] = Kind.ANSWER
-
-    def fields(self) -> bytes:
-        """Return the signed part: a count and the entries by ascending client."""
-        entries = (
-            _ENTRY.pack(peer, kind, value.to_bytes(SHARE_BYTES, "little"))
-            for peer, (kind, value) in sorted(self.shares.items())
-        )
-        return _U16.pack(len(self.shares)) + b"".join(entries)
-
-    def parts(self) -> Iterable[Buffer]:
-        """Return the fields in order."""
-        return self.fields(), self.signature
-
-    @classmethod
-    def read(cls, body: Body, shape: Shape) -> Self:
-        """Take one entry per client, ascending."""
-        shares: dict[int, tuple[Secret, int]] = {}
-        last, count = -1, body.number()
-        body.expect(count * _ENTRY.size + SIGNATURE_BYTES)
-        for peer, kind, raw in _ENTRY.iter_unpack(body.view(count * _ENTRY.size)):
-            if not last < peer < shape.clients:
-                raise refuse("answer peers", f"client {peer} repeats, is out of order or unknown")
-            shares[peer] = (_secret(kind), read_element(raw))
-            last = peer
-        return cls(shares, body.take(SIGNATURE_BYTES))
+    FIELDS: ClassVar[tuple[Field, ...]] = (Field(_write_shares, _read_shares), SIGNATURE)
 
 
 def _secret(kind: int) -> Secret:

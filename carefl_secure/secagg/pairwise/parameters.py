@@ -64,9 +64,10 @@ class RoundParameters(Agreement):
             return
         if degree is None or threshold is None:
             raise ConfigError("a sparse graph needs neighbours and share_threshold; set both")
-        if degree % 2 or not 4 <= degree <= self.floor - 2:
+        most = self.required_survivors - 2
+        if degree % 2 or not 4 <= degree <= most:
             raise ConfigError(
-                f"neighbours must be even and lie in 4 .. {self.floor - 2} (two below the fewest"
+                f"neighbours must be even and lie in 4 .. {most} (two below the fewest"
                 f" survivors), not {degree}; for small cohorts leave it out"
             )
         if not degree // 2 + 2 <= threshold <= degree:
@@ -76,8 +77,8 @@ class RoundParameters(Agreement):
             )
 
     @property
-    def floor(self) -> int:
-        """The smallest cohort that anyone goes on with: the threshold or min_survivors."""
+    def required_survivors(self) -> int:
+        """The fewest clients that anyone goes on with: the threshold or min_survivors."""
         return max(self.threshold, self.min_survivors)
 
     @property
@@ -97,7 +98,10 @@ class RoundParameters(Agreement):
         most = 2 * self.threshold - self.clients - 1
         if self.neighbours is None or self.share_threshold is None:
             return most
-        return min(most, tolerated_colluders(self.floor, self.neighbours, self.share_threshold))
+        return min(
+            most,
+            tolerated_colluders(self.required_survivors, self.neighbours, self.share_threshold),
+        )
 
     def numbers(self) -> tuple[int, ...]:
         """Return all numbers, in the order in which they are hashed."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from carefl_secure.errors import CohortError, ProtocolError
+from carefl_secure.errors import CohortError
 from carefl_secure.secagg.pairwise import transcript
 from carefl_secure.secagg.pairwise.graph import neighbours
 from carefl_secure.secagg.pairwise.messages import Advertisement
@@ -27,64 +26,72 @@ def remaining_masks(
     shared: Collection[int],
     survivors: Collection[int],
     answers: Mapping[int, Mapping[int, int]],
+    false_shares: set[tuple[int, int]],
 ) -> tuple[list[bytes], list[int]]:
     """Return keys and signs of all masks left in a sum of uploads.
 
     For each survivor its self mask; for each client that shared and did not upload, the pair masks
     that the survivors added for it. ``answers`` holds one share per answering client and owner.
+    False shares are corrected (`shamir.decode`) and added to ``false_shares``, as who gave the
+    share and whose secret it is of; whoever gave one is passed over from then on where others are
+    enough.
 
     Raises
     ------
     ProtocolError
-        If a rebuilt secret is not the one that its owner advertised.
+        If a secret cannot be rebuilt to what its owner advertised.
     CohortError
         If too few holders of a secret answered.
     """
     context, key_context = parameters.context(), parameters.key_context()
-    needed, answering = parameters.rebuilding, sorted(answers)
-    weights: dict[tuple[int, ...], list[int]] = {}
 
-    def rebuild(owner: int) -> tuple[bytes, tuple[int, ...]]:
-        holders = (index for index in answering if owner in answers[index])
-        chosen = tuple(itertools.islice(holders, needed))
-        if len(chosen) < needed:
+    def rebuild(owner: int, what: str, accept: Callable[[bytes], bool]) -> bytes:
+        def fits(value: int) -> bool:
+            return value < 1 << 256 and accept(value.to_bytes(32, "little"))
+
+        holders = [index for index in sorted(answers) if owner in answers[index]]
+        if len(holders) < parameters.rebuilding:
             raise CohortError(
-                f"cohort floor: {len(chosen)} holders of the secrets of client {owner} answered,"
-                f" {needed} are needed; nothing was released, start a new round"
+                f"min_survivors: {len(holders)} holders of the secrets of client {owner} answered,"
+                f" {parameters.rebuilding} are needed; nothing was released, start a new round"
             )
-        if chosen not in weights:
-            weights[chosen] = shamir.weights([index + 1 for index in chosen])
-        value = shamir.combine(weights[chosen], (answers[index][owner] for index in chosen))
-        if value >= 1 << 256:
-            raise _false_share("secret", owner, chosen)
-        return value.to_bytes(32, "little"), chosen
+        liars = {giver for giver, _ in false_shares}
+        holders.sort(key=liars.__contains__)  # stable: those who gave false shares come last
+        shares = [answers[index][owner] for index in holders]
+        points = [index + 1 for index in holders]
+        found = shamir.decode(points, shares, parameters.rebuilding, fits)
+        if found is None:
+            raise refuse(
+                "rebuilt secret",
+                f"the {what} of client {owner} is not the one it advertised: what it shared is"
+                f" false, or more answers of clients {sorted(holders)} than can be corrected; the"
+                " round gives no sum",
+            )
+        false_shares.update((holders[place], owner) for place in found[1])
+        return found[0].to_bytes(32, "little")
 
     keys: list[bytes] = []
     signs: list[int] = []
     for owner in sorted(survivors):
-        self_mask, chosen = rebuild(owner)
-        committed = transcript.commitment(key_context, owner, self_mask)
-        if not same(committed, adverts[owner].commitment):
-            raise _false_share("self mask", owner, chosen)
+        committed = adverts[owner].commitment
+        self_mask = rebuild(
+            owner,
+            "self mask",
+            lambda b, i=owner, c=committed: same(transcript.commitment(key_context, i, b), c),  # type: ignore[misc]
+        )
         keys.append(transcript.self_mask_key(self_mask, context, transcript_hash))
         signs.append(-1)
     for owner in sorted(set(shared) - set(survivors)):
-        secret, chosen = rebuild(owner)
-        private = X25519PrivateKey.from_private_bytes(secret)
-        if not same(public_bytes(private), adverts[owner].mask_key):
-            raise _false_share("mask key", owner, chosen)
-        degree = parameters.neighbours
-        for peer in neighbours(key_context, transcript_hash, adverts.keys(), owner, degree):
-            if peer in survivors:
-                agreed = agree(private, adverts[peer].mask_key, peer)
-                keys.append(transcript.pair_key(agreed, context, transcript_hash, owner, peer))
-                signs.append(-transcript.pair_sign(peer, owner))
+        public = adverts[owner].mask_key
+        secret = rebuild(
+            owner,
+            "mask key",
+            lambda s, k=public: same(public_bytes(X25519PrivateKey.from_private_bytes(s)), k),  # type: ignore[misc]
+        )
+        private, degree = X25519PrivateKey.from_private_bytes(secret), parameters.neighbours
+        for other in neighbours(key_context, transcript_hash, adverts.keys(), owner, degree):
+            if other in survivors:
+                agreed = agree(private, adverts[other].mask_key, other)
+                keys.append(transcript.pair_key(agreed, context, transcript_hash, owner, other))
+                signs.append(-transcript.pair_sign(other, owner))
     return keys, signs
-
-
-def _false_share(what: str, owner: int, chosen: Collection[int]) -> ProtocolError:
-    return refuse(
-        "rebuilt secret",
-        f"the {what} of client {owner} is not the one it advertised; one of the answers of"
-        f" clients {list(chosen)} or what client {owner} shared is false; the round gives no sum",
-    )

@@ -24,8 +24,8 @@ from carefl_secure.secagg.pairwise.messages import (
 )
 from carefl_secure.secagg.pairwise.parameters import RoundParameters
 from carefl_secure.secagg.pairwise.recovery import remaining_masks
-from carefl_secure.secagg.primitives.checks import below_floor, refuse
-from carefl_secure.secagg.primitives.crypto import check_exchange_key, verify
+from carefl_secure.secagg.primitives.checks import refuse, too_few
+from carefl_secure.secagg.primitives.crypto import check_exchange_key, statement
 from carefl_secure.secagg.primitives.phases import ServerParticipant
 
 __all__ = ["PairwiseServer", "ServerPhase"]
@@ -74,8 +74,9 @@ class PairwiseServer(ServerParticipant[RoundParameters, ServerPhase]):
     ----------
     ``finish`` returns the exact sum modulo ``2**bits`` of the vectors of the survivors that
     followed the protocol, or raises: every rebuilt secret is checked against what its owner
-    committed to in a signed message. A client that lies about its own vector is not detected.
-    Privacy rests on the clients' checks, not on this class.
+    committed to in a signed message, and as many false shares are corrected as `shamir.decode`
+    says; `false_shares` names who gave them. A client that lies about its own vector is not
+    detected. Privacy rests on the clients' checks, not on this class.
     """
 
     UPLOAD: ClassVar[type[SignedUpload]] = Upload
@@ -85,6 +86,7 @@ class PairwiseServer(ServerParticipant[RoundParameters, ServerPhase]):
         super().__init__(parameters, ServerPhase.ADVERTISING)
         self._key_context = parameters.key_context()
         self._transcript_hash = b""
+        self._keys: set[bytes] = set()
         self._messages: dict[int, bytes] = {}
         self._adverts: dict[int, Advertisement] = {}
         self._boxes: dict[int, dict[int, bytes]] = {}
@@ -92,13 +94,13 @@ class PairwiseServer(ServerParticipant[RoundParameters, ServerPhase]):
         self._consents: dict[int, bytes] = {}
         self._answers: dict[int, dict[int, int]] = {}
         self._sum: npt.NDArray[Any] | None = None
+        self.false_shares: set[tuple[int, int]] = set()
+        """After `finish`: who gave a false share, and whose secret it is of."""
 
     def _end(self, phase: ServerPhase, present: int, needed: int) -> None:
         """Go from ``phase`` to the next if enough are present; do nothing if that was done."""
-        if self._ends(phase):
-            if present < needed:
-                raise self._fail(below_floor(phase.name.lower(), present, needed))
-            self._phase = ServerPhase(phase + 1)
+        short = too_few(phase.name.lower(), present, needed) if present < needed else None
+        self._ends(phase, short)
 
     def _drop(self) -> None:
         self._sum = None
@@ -106,46 +108,31 @@ class PairwiseServer(ServerParticipant[RoundParameters, ServerPhase]):
 
     def advertised(self, index: int, message: bytes) -> None:
         """Take in a client's step-0 message."""
-        known = 0 <= index < self._parameters.clients
-        self._accept(
-            ServerPhase.ADVERTISING,
-            f"client {index}",
-            repeated=index in self._messages,
-            member=known,
-        )
-        advert = Advertisement.parse(message, index, self._parameters)
-        transcript.verify_advertisement(advert, index, self._parameters)
+        phase, clients = ServerPhase.ADVERTISING, range(self._parameters.clients)
+        self._accept(phase, index, self._messages, clients)
+        used = set(self._keys)
+        advert = transcript.read_advertisement(message, index, self._parameters, used)
         for key in (advert.encryption_key, advert.mask_key):
             check_exchange_key(key, index)
-        used = {k for a in self._adverts.values() for k in (a.encryption_key, a.mask_key)}
-        if advert.encryption_key == advert.mask_key or used & {
-            advert.encryption_key,
-            advert.mask_key,
-        }:
-            raise refuse("repeated key", f"client {index} advertised a key that was seen before")
+        self._keys = used
         self._adverts[index] = advert
         self._messages[index] = bytes(message)
 
     def advertisements(self) -> dict[int, bytes]:
         """End the phase and return all advertisements, to be sent to each of their owners."""
-        self._end(ServerPhase.ADVERTISING, len(self._messages), self._parameters.floor)
+        self._end(ServerPhase.ADVERTISING, len(self._messages), self._parameters.required_survivors)
         if not self._transcript_hash:
             self._transcript_hash = transcript.hash_messages(self._key_context, self._messages)
         return dict(self._messages)
 
     def shared(self, index: int, messages: Mapping[int, bytes]) -> None:
         """Take in a client's step-1 messages: one for each of its neighbours."""
-        self._accept(
-            ServerPhase.SHARING,
-            f"client {index}",
-            repeated=index in self._boxes,
-            member=index in self._messages,
-        )
+        self._accept(ServerPhase.SHARING, index, self._boxes, self._messages)
         if set(messages) != set(self._near(index)):
-            raise refuse("share recipients", f"client {index} did not share with all its peers")
-        for peer, message in messages.items():
-            Share.parse(message, index, self._parameters).to(peer)
-        self._boxes[index] = {peer: bytes(message) for peer, message in messages.items()}
+            raise refuse("share recipients", f"client {index} left out one of its neighbours")
+        for recipient, message in messages.items():
+            Share.parse(message, index, self._parameters).to(recipient)
+        self._boxes[index] = {to: bytes(message) for to, message in messages.items()}
 
     def _near(self, index: int) -> tuple[int, ...]:
         members, degree = self._messages.keys(), self._parameters.neighbours
@@ -153,30 +140,29 @@ class PairwiseServer(ServerParticipant[RoundParameters, ServerPhase]):
 
     def bind(self, model_hash: bytes) -> None:
         """End the phase and bind the keys to the model of the round; once."""
-        self._end(ServerPhase.SHARING, len(self._boxes), self._parameters.floor)
-        self._parameters = self._parameters.bind(model_hash)
+        self._end(ServerPhase.SHARING, len(self._boxes), self._parameters.required_survivors)
+        super().bind(model_hash)
 
     def inbox(self, index: int) -> dict[int, bytes]:
         """End the phase and return what the clients that shared have sealed for one of them."""
-        self._end(ServerPhase.SHARING, len(self._boxes), self._parameters.floor)
+        self._end(ServerPhase.SHARING, len(self._boxes), self._parameters.required_survivors)
         if self._phase > ServerPhase.UPLOADING:
             raise refuse("step order", "the shares were passed on and are not kept any longer")
         if index not in self._boxes:
             raise refuse("membership", f"client {index} did not share")
         near = self._near(index)
-        return {peer: self._boxes[peer][index] for peer in near if peer in self._boxes}
+        return {other: self._boxes[other][index] for other in near if other in self._boxes}
 
     def uploaded(self, index: int, message: bytes) -> None:
         """Check a client's upload and add it to the sum; the message is not kept."""
-        repeated, member = index in self._uploaded, index in self._boxes
-        self._accept(ServerPhase.UPLOADING, f"client {index}", repeated=repeated, member=member)
+        self._accept(ServerPhase.UPLOADING, index, self._uploaded, self._boxes)
         upload = self.UPLOAD.parse(message, index, self._parameters)
-        fields = transcript.upload(self._context, self._transcript_hash, index, upload.digest())
-        verify(self._parameters.roster[index], upload.signature, index, transcript.UPLOAD, *fields)
-        self.add(upload)
+        fields = statement(self._context, self._transcript_hash, index, upload.digest())
+        self._parameters.check_signature(index, upload.signature, transcript.UPLOAD, fields)
+        self.add(index, upload)
         self._uploaded.add(index)
 
-    def add(self, upload: Any) -> None:
+    def add(self, index: int, upload: Any) -> None:
         """Add a checked upload; a protocol with another form of it overrides this."""
         if self._sum is None:
             self._sum = self._parameters.zeros()
@@ -184,26 +170,19 @@ class PairwiseServer(ServerParticipant[RoundParameters, ServerPhase]):
 
     def survivors(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """End the phase and return who shared and who of them uploaded; ``inbox`` is emptied."""
-        self._end(ServerPhase.UPLOADING, len(self._uploaded), self._parameters.floor)
+        self._end(ServerPhase.UPLOADING, len(self._uploaded), self._parameters.required_survivors)
         for box in self._boxes.values():  # passed on by now; those of the next round need the room
             box.clear()
         return tuple(sorted(self._boxes)), tuple(sorted(self._uploaded))
 
     def signed(self, index: int, message: bytes) -> None:
         """Take in a survivor's signature over the two sets."""
-        self._accept(
-            ServerPhase.CONSENTING,
-            f"client {index}",
-            repeated=index in self._consents,
-            member=index in self._uploaded,
-        )
+        self._accept(ServerPhase.CONSENTING, index, self._consents, self._uploaded)
         consent = Consent.parse(message, index, self._parameters)
         fields = transcript.survivors(
             self._context, self._transcript_hash, self._boxes.keys(), self._uploaded
         )
-        verify(
-            self._parameters.roster[index], consent.signature, index, transcript.SURVIVORS, *fields
-        )
+        self._parameters.check_signature(index, consent.signature, transcript.SURVIVORS, fields)
         self._consents[index] = bytes(message)
 
     def signatures(self) -> dict[int, bytes]:
@@ -213,26 +192,21 @@ class PairwiseServer(ServerParticipant[RoundParameters, ServerPhase]):
 
     def answered(self, index: int, message: bytes) -> None:
         """Take in a survivor's shares."""
-        self._accept(
-            ServerPhase.ANSWERING,
-            f"client {index}",
-            repeated=index in self._answers,
-            member=index in self._consents,
-        )
+        self._accept(ServerPhase.ANSWERING, index, self._answers, self._consents)
         answer = Answer.parse(message, index, self._parameters)
-        fields = transcript.answer(self._context, self._transcript_hash, index, answer.fields())
-        verify(self._parameters.roster[index], answer.signature, index, transcript.ANSWER, *fields)
-        kinds = {peer: kind for peer, (kind, _) in answer.shares.items()}
+        fields = statement(self._context, self._transcript_hash, index, answer.content())
+        self._parameters.check_signature(index, answer.signature, transcript.ANSWER, fields)
+        kinds = {owner: kind for owner, (kind, _) in answer.shares.items()}
         wanted = {
-            peer: Secret.SELF_MASK if peer in self._uploaded else Secret.PAIR_KEY
-            for peer in (index, *self._near(index))
-            if peer in self._boxes
+            owner: Secret.SELF_MASK if owner in self._uploaded else Secret.PAIR_KEY
+            for owner in (index, *self._near(index))
+            if owner in self._boxes
         }
         if kinds != wanted:
             raise refuse(
-                "answer content", f"client {index} did not give one due share for every peer"
+                "answer content", f"client {index} did not give one due share for every neighbour"
             )
-        self._answers[index] = {peer: value for peer, (_, value) in answer.shares.items()}
+        self._answers[index] = {owner: value for owner, (_, value) in answer.shares.items()}
 
     def finish(self) -> npt.NDArray[Any]:
         """Take the masks off and return the sum, shape ``[dimension]``; once.
@@ -254,6 +228,7 @@ class PairwiseServer(ServerParticipant[RoundParameters, ServerPhase]):
                 shared=self._boxes.keys(),
                 survivors=self._uploaded,
                 answers=self._answers,
+                false_shares=self.false_shares,
             )
         except ProtocolError as error:
             raise self._fail(error) from error

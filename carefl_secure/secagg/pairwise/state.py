@@ -47,11 +47,11 @@ class ClientState:
     survivors
         The one survivor set that this client signed.
     mask_keys, opening_keys
-        Per peer, its public mask key, and the key that opens what it sealed for this client.
+        Per neighbour, its public mask key, and the key that opens what it sealed for this client.
     encryption_secret, mask_secret, self_mask
         The three secrets of step 0, 32 bytes each; empty once they are not needed any more.
     own_share, held
-        This client's share of its own self-mask secret; per peer, its two shares as sealed.
+        This client's share of its own self-mask secret; per neighbour, its two shares as sealed.
     """
 
     index: int

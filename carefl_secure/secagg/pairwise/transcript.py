@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from carefl_secure.secagg.pairwise.messages import Advertisement
 from carefl_secure.secagg.pairwise.parameters import RoundParameters
 from carefl_secure.secagg.primitives.checks import refuse
-from carefl_secure.secagg.primitives.crypto import Buffer, derive, digest, pack, verify
+from carefl_secure.secagg.primitives.crypto import Buffer, check_encoding, derive, digest, pack
 
 __all__ = [
     "ADVERTISEMENT",
@@ -15,17 +15,15 @@ __all__ = [
     "SURVIVORS",
     "UPLOAD",
     "advertisement",
-    "answer",
     "commitment",
     "hash_messages",
     "pair_key",
     "pair_sign",
+    "read_advertisement",
     "read_advertisements",
     "sealing_key",
     "self_mask_key",
     "survivors",
-    "upload",
-    "verify_advertisement",
 ]
 
 ADVERTISEMENT = b"advertisement"
@@ -46,21 +44,11 @@ def advertisement(
     return context, pack(index), encryption_key, mask_key, committed
 
 
-def upload(context: bytes, transcript_hash: bytes, index: int, words: bytes) -> tuple[bytes, ...]:
-    """Return the fields signed in step 2; ``words`` is the digest of the masked vector."""
-    return context, transcript_hash, pack(index), words
-
-
 def survivors(
     context: bytes, transcript_hash: bytes, shared: Collection[int], kept: Collection[int]
 ) -> tuple[bytes, ...]:
     """Return the fields signed in step 3: both sets, ascending."""
     return context, transcript_hash, pack(*sorted(shared)), pack(*sorted(kept))
-
-
-def answer(context: bytes, transcript_hash: bytes, index: int, content: bytes) -> tuple[bytes, ...]:
-    """Return the fields signed in step 4."""
-    return context, transcript_hash, pack(index), content
 
 
 def hash_messages(context: bytes, messages: Mapping[int, bytes]) -> bytes:
@@ -88,28 +76,33 @@ def pair_key(secret: bytes, context: bytes, transcript_hash: bytes, one: int, ot
     )
 
 
-def pair_sign(index: int, peer: int) -> int:
-    """Return the sign with which ``index`` adds the mask it shares with ``peer``."""
-    return 1 if index < peer else -1
+def pair_sign(index: int, other: int) -> int:
+    """Return the sign with which ``index`` adds the mask it shares with ``other``."""
+    return 1 if index < other else -1
 
 
-def verify_advertisement(advert: Advertisement, index: int, parameters: RoundParameters) -> None:
-    """Refuse an advertisement that client ``index`` did not sign in this round."""
-    fields = advertisement(
-        parameters.key_context(), index, advert.encryption_key, advert.mask_key, advert.commitment
-    )
-    verify(parameters.roster[index], advert.signature, index, ADVERTISEMENT, *fields)
+def read_advertisement(
+    message: bytes, index: int, parameters: RoundParameters, used: set[bytes]
+) -> Advertisement:
+    """Parse an advertisement; refuse one that is not signed, or a key in ``used``, and add both."""
+    advert = Advertisement.parse(message, index, parameters)
+    keys = advert.encryption_key, advert.mask_key
+    fields = advertisement(parameters.key_context(), index, *keys, advert.commitment)
+    parameters.check_signature(index, advert.signature, ADVERTISEMENT, fields)
+    for key in keys:
+        check_encoding(key, index)
+    if keys[0] == keys[1] or used & set(keys):
+        raise refuse("repeated key", f"client {index} advertised a key that was seen before")
+    used.update(keys)
+    return advert
 
 
 def read_advertisements(
     messages: Mapping[int, bytes], parameters: RoundParameters
 ) -> dict[int, Advertisement]:
     """Parse and verify all advertisements; refuse a key that occurs twice."""
-    adverts = {}
-    for index in sorted(messages):
-        adverts[index] = Advertisement.parse(messages[index], index, parameters)
-        verify_advertisement(adverts[index], index, parameters)
-    keys = {key for advert in adverts.values() for key in (advert.encryption_key, advert.mask_key)}
-    if len(keys) != 2 * len(adverts):
-        raise refuse("repeated key", "two advertised keys are equal; a client copied another's")
-    return adverts
+    used: set[bytes] = set()
+    return {
+        index: read_advertisement(messages[index], index, parameters, used)
+        for index in sorted(messages)
+    }

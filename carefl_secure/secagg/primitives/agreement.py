@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from carefl_secure.errors import ConfigError
 from carefl_secure.secagg.primitives.checks import refuse
-from carefl_secure.secagg.primitives.crypto import digest, pack
+from carefl_secure.secagg.primitives.crypto import digest, pack, verify
 
 __all__ = ["MIN_CLIENTS", "Agreement", "check_hash", "check_keys"]
 
@@ -95,6 +95,11 @@ class Agreement:
         return len(self.roster)
 
     @property
+    def required_survivors(self) -> int:
+        """The fewest clients that anyone goes on with."""
+        return self.min_survivors
+
+    @property
     def dtype(self) -> np.dtype[Any]:
         """The numpy type of one word."""
         return np.dtype(np.uint16 if self.bits == 16 else np.uint32)
@@ -112,6 +117,23 @@ class Agreement:
     def numbers(self) -> tuple[int, ...]:
         """Return all numbers of the agreement, in the order in which they are hashed."""
         raise NotImplementedError
+
+    def keys_of(self, party: str) -> tuple[bytes, ...]:
+        """Return the Ed25519 public keys of a kind of party, by its index."""
+        if party != "client":
+            raise refuse("roster", f"this round has no {party}s")
+        return self.roster
+
+    def check_signature(
+        self,
+        index: int,
+        signature: bytes,
+        label: bytes,
+        fields: tuple[bytes, ...],
+        party: str = "client",
+    ) -> None:
+        """Refuse a message that party ``index`` did not sign."""
+        verify(self.keys_of(party)[index], signature, index, label, *fields, party=party)
 
     def parties(self) -> tuple[bytes, ...]:
         """Return the keys of all parties, in the order in which they are hashed."""

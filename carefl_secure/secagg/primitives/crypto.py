@@ -1,4 +1,7 @@
-"""Hashes, keys, signatures and sealed boxes, each bound to a label and to the round."""
+"""Hashes, keys, signatures and sealed boxes, each bound to a label and to the round.
+
+Boxes for a committee member are HPKE with X-Wing, which a quantum computer does not open.
+"""
 
 from __future__ import annotations
 
@@ -8,33 +11,54 @@ import struct
 from typing import TypeAlias
 
 from cryptography.exceptions import InvalidSignature, InvalidTag
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import hashes, hpke, serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from carefl_secure.secagg.primitives.checks import refuse
+from carefl_secure.noise import KeySource
+from carefl_secure.secagg.primitives.checks import SenderError, refuse
 
 __all__ = [
+    "CURVE_BYTES",
+    "OVERHEAD",
+    "PUBLIC_BYTES",
     "Buffer",
+    "EnvelopeKey",
     "agree",
+    "check_encoding",
     "check_exchange_key",
     "check_place",
     "derive",
     "digest",
+    "open_envelope",
     "open_sealed",
     "pack",
     "public_bytes",
     "raw_identity",
     "same",
     "seal",
+    "seal_envelope",
     "sign",
+    "statement",
     "verify",
     "words_digest",
 ]
 
 _DOMAIN = b"carefl-secagg-2/"
+_CURVE_PRIME = (1 << 255) - 19
+_LATTICE_BYTES = 1184
+
+CURVE_BYTES = 32
+PUBLIC_BYTES = _LATTICE_BYTES + CURVE_BYTES
+"""Length of a member's public key: ML-KEM-768, then X25519."""
+
+OVERHEAD = 1088 + 32 + 16
+"""Bytes an envelope is longer than its content: ML-KEM-768 ciphertext, X25519 key, AES-GCM tag."""
+
+_SUITE = hpke.Suite(hpke.KEM.MLKEM768_X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_256_GCM)
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
@@ -94,6 +118,13 @@ def check_place(
         raise refuse("roster", f"place {index} of the roster holds another key than this {party}'s")
 
 
+def statement(
+    context: bytes, transcript_hash: bytes, index: int, *content: bytes
+) -> tuple[bytes, ...]:
+    """Return the fields that party ``index`` signs once all keys of the round are known."""
+    return context, transcript_hash, pack(index), *content
+
+
 def sign(identity: Ed25519PrivateKey, label: bytes, *parts: Buffer) -> bytes:
     """Sign ``digest(label, *parts)`` with Ed25519 (64 bytes)."""
     return identity.sign(digest(label, *parts))
@@ -121,6 +152,16 @@ def agree(private: X25519PrivateKey, public: bytes, who: int) -> bytes:
         raise refuse("degenerate key", f"client {who} advertised a key of low order") from error
 
 
+def check_encoding(public: bytes, who: int, party: str = "client") -> None:
+    """Refuse an X25519 public key in another encoding than its canonical one.
+
+    The curve function ignores the top bit and reduces modulo ``2**255 - 19``, so without this a
+    copied key could be sent in an encoding that looks new.
+    """
+    if int.from_bytes(public, "little") >= _CURVE_PRIME:
+        raise refuse("key encoding", f"{party} {who} sent a key that is not in canonical form")
+
+
 def check_exchange_key(public: bytes, who: int) -> None:
     """Refuse an X25519 public key with which no secret can be agreed."""
     agree(X25519PrivateKey.generate(), public, who)
@@ -136,8 +177,42 @@ def open_sealed(key: bytes, sealed: bytes, header: bytes, who: int) -> bytes:
     try:
         return AESGCM(key).decrypt(bytes(12), sealed, header)
     except (InvalidTag, ValueError) as error:
-        raise refuse(
-            "share seal",
+        reason = (
             f"the shares from client {who} do not open; they were changed, or made for another"
-            " client, another round or another list of advertisements",
-        ) from error
+            " client, another round or another list of advertisements"
+        )
+        raise SenderError(refuse("share seal", reason), who) from error
+
+
+class EnvelopeKey:
+    """A member's key pair for one round, from two secrets for ML-KEM-768 and one for X25519."""
+
+    def __init__(self, keys: KeySource) -> None:
+        lattice = MLKEM768PrivateKey.from_seed_bytes(
+            keys.key("member ML-KEM d") + keys.key("member ML-KEM z")
+        )
+        curve = X25519PrivateKey.from_private_bytes(keys.key("member X25519"))
+        self.public = lattice.public_key().public_bytes_raw() + public_bytes(curve)
+        self.private = hpke.MLKEM768X25519PrivateKey(lattice, curve)
+
+
+def seal_envelope(public: bytes, content: bytes, info: bytes, member: int) -> bytes:
+    """Seal to a member, bound to ``info`` (RFC 9180, base mode, one message per key schedule)."""
+    if len(public) != PUBLIC_BYTES:
+        raise refuse("degenerate key", f"the key of member {member} has another length")
+    try:
+        key = hpke.MLKEM768X25519PublicKey(
+            MLKEM768PublicKey.from_public_bytes(public[:_LATTICE_BYTES]),
+            X25519PublicKey.from_public_bytes(public[_LATTICE_BYTES:]),
+        )
+        return _SUITE.encrypt(content, key, info)
+    except ValueError as error:
+        raise refuse("degenerate key", f"member {member} announced a key of no use") from error
+
+
+def open_envelope(key: EnvelopeKey, envelope: Buffer, info: bytes) -> bytes | None:
+    """Open what :func:`seal_envelope` made, or return None if it does not open."""
+    try:
+        return _SUITE.decrypt(bytes(envelope), key.private, info)
+    except (InvalidTag, ValueError):
+        return None

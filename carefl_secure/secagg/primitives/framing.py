@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import itertools
 import struct
-from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from enum import IntEnum
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -17,16 +16,21 @@ from carefl_secure.secagg.primitives.checks import refuse
 from carefl_secure.secagg.primitives.crypto import Buffer
 
 __all__ = [
+    "HASH",
     "HASH_BYTES",
     "HEADER_BYTES",
+    "NUMBER",
+    "SIGNATURE",
     "SIGNATURE_BYTES",
+    "WORDS",
     "Body",
+    "Field",
     "Message",
     "Shape",
     "header",
-    "pack_indices",
+    "indices",
+    "octets",
     "sender",
-    "words_of",
 ]
 
 _MAGIC = b"CFSA"
@@ -136,22 +140,42 @@ class Body:
             )
 
 
-class Message(ABC):
-    """A message: its type, who sends it, and its fields in order."""
+class Field(NamedTuple):
+    """How one field of a message is written, as buffers, and taken from a body again."""
+
+    write: Callable[[Any], Iterable[Buffer]]
+    read: Callable[[Body, Any], Any]
+
+
+def octets(size: int) -> Field:
+    """Return a field of so many bytes."""
+    return Field(lambda value: (value,), lambda body, shape: body.take(size))
+
+
+def indices(what: str, limit: Callable[[Any], int]) -> Field:
+    """Return a field of ascending indices below a limit that follows from the shape."""
+
+    def write(value: Collection[int]) -> Iterable[Buffer]:
+        return (_U16.pack(index) for index in (len(value), *sorted(value)))
+
+    return Field(write, lambda body, shape: body.indices(limit(shape), what))
+
+
+HASH = octets(HASH_BYTES)
+SIGNATURE = octets(SIGNATURE_BYTES)
+NUMBER = Field(lambda value: (_U16.pack(value),), lambda body, shape: body.number())
+WORDS = Field(lambda value: (value,), lambda body, shape: body.words(shape))
+"""A vector of words, read without copying it."""
+
+
+class Message:
+    """A message, as a dataclass: its type, who sends it, and the codec of each field in order."""
 
     KIND: ClassVar[IntEnum]
+    FIELDS: ClassVar[tuple[Field, ...]]
     PARTY: ClassVar[str] = "client"
     BEFORE_MODEL: ClassVar[bool] = False
     """Whether it is sent before the model is bound, under the key context."""
-
-    @abstractmethod
-    def parts(self) -> Iterable[Buffer]:
-        """Return the fields, as bytes, in order."""
-
-    @classmethod
-    @abstractmethod
-    def read(cls, body: Body, shape: Any) -> Self:
-        """Take the fields from a body."""
 
     @classmethod
     def senders(cls, shape: Any) -> int:
@@ -160,7 +184,20 @@ class Message(ABC):
 
     def encode(self, index: int, context: bytes) -> bytes:
         """Return the message of party ``index`` in the round of a context."""
-        return b"".join((header(self.KIND, index, context), *self.parts()))
+        return b"".join((header(self.KIND, index, context), *self._written()))
+
+    def content(self) -> bytes:
+        """Return the fields before the last one, the signature, as bytes."""
+        return b"".join(self._written()[:-1])
+
+    def _written(self) -> list[Buffer]:
+        pairs = zip(self.FIELDS, vars(self).values(), strict=True)
+        return [buffer for spec, value in pairs for buffer in spec.write(value)]
+
+    def vector(self, shape: Shape) -> npt.NDArray[Any]:
+        """Return the field ``words`` as a read-only vector over the message's own bytes."""
+        words: memoryview = self.words  # type: ignore[attr-defined]
+        return np.frombuffer(words, np.dtype(f"<u{shape.bits // 8}"))
 
     @classmethod
     def parse(cls, message: Buffer, index: int, parameters: Agreement) -> Self:
@@ -194,16 +231,6 @@ class Message(ABC):
     @classmethod
     def _read(cls, view: memoryview, shape: Any) -> Self:
         body = Body(view[HEADER_BYTES:], cls.KIND)
-        read = cls.read(body, shape)
+        read = cls(*(spec.read(body, shape) for spec in cls.FIELDS))
         body.expect(0)
         return read
-
-
-def pack_indices(indices: Collection[int]) -> bytes:
-    """Write a count and ascending indices, two bytes each."""
-    return b"".join(_U16.pack(index) for index in (len(indices), *sorted(indices)))
-
-
-def words_of(raw: Buffer, shape: Shape) -> npt.NDArray[Any]:
-    """Return words as a read-only vector over the message's own bytes."""
-    return np.frombuffer(raw, np.dtype(f"<u{shape.bits // 8}"))

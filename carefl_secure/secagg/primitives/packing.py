@@ -1,21 +1,39 @@
-"""Several signed integers in one number, so that adding the numbers adds all of them."""
+"""Several signed integers in one number, and masks on such numbers modulo a prime.
+
+Adding the numbers adds all integers in them, so sums can travel inside ciphertexts.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from carefl_secure.errors import ConfigError
+from carefl_secure.noise import KeyStream
 from carefl_secure.secagg.primitives.checks import refuse
 
-__all__ = ["FIELD_BITS", "check_fields", "field_limit", "pack_fields", "slots", "unpack_fields"]
+__all__ = [
+    "FIELD_BITS",
+    "add_residue_masks",
+    "check_fields",
+    "draw_residues",
+    "field_limit",
+    "from_residues",
+    "pack_fields",
+    "slots",
+    "to_residues",
+    "unpack_fields",
+]
 
 FIELD_BITS = (20, 30)
 """Widths of a field: three of 20 bits or two of 30 bits in a number of 60 bits."""
 
 _WIDTH = 60
+_TILE = 1 << 15
+_BATCH = 256
 
 
 def _fields(field_bits: int) -> int:
@@ -84,3 +102,54 @@ def unpack_fields(
     if rest.any():
         raise refuse("field overflow", "the opened sum does not fit its fields; it is no sum")
     return rows.reshape(-1)[:dimension]
+
+
+def to_residues(signed: npt.NDArray[np.int64], modulus: int) -> npt.NDArray[np.uint64]:
+    """Return signed numbers of magnitude below ``modulus / 2`` as residues."""
+    return (signed + (signed >> 63 & modulus)).view(np.uint64)
+
+
+def from_residues(residues: npt.NDArray[np.uint64], modulus: int) -> npt.NDArray[np.int64]:
+    """Return residues as signed numbers of magnitude below ``modulus / 2``."""
+    signed = residues.astype(np.int64)
+    signed[signed > modulus // 2] -= modulus
+    return signed
+
+
+def draw_residues(stream: KeyStream, count: int, modulus: int) -> npt.NDArray[np.uint64]:
+    """Draw exactly uniform residues modulo a number just below ``2**60``.
+
+    Takes the upper 60 bits of each 64-bit word of the stream and skips values >= ``modulus``.
+    """
+    drawn = stream.words(count, np.uint64) >> np.uint64(4)
+    while (drawn >= modulus).any():
+        kept = drawn[drawn < modulus]
+        more = stream.words(count - kept.size, np.uint64) >> np.uint64(4)
+        drawn = np.concatenate([kept, more])
+    return drawn
+
+
+def add_residue_masks(
+    accumulator: npt.NDArray[np.uint64], keys: Sequence[bytes], signs: Sequence[int], modulus: int
+) -> None:
+    """Add one signed mask per key to residues, in place; ``2**59 < modulus < 2**60``."""
+    if not 1 << 59 < modulus < 1 << 60:
+        raise refuse("mask modulus", "it must lie between 2**59 and 2**60")
+    if accumulator.dtype != np.uint64 or (accumulator >= modulus).any():
+        raise refuse("mask range", "the accumulator must hold uint64 below the modulus")
+    if len(keys) != len(signs) or not set(signs) <= {1, -1}:
+        raise refuse("mask signs", "one sign, +1 or -1, per key")
+    whole = np.uint64(modulus)
+    for first in range(0, len(keys), _BATCH):
+        batch = [
+            (KeyStream(key), sign)
+            for key, sign in zip(
+                keys[first : first + _BATCH], signs[first : first + _BATCH], strict=True
+            )
+        ]
+        for start in range(0, accumulator.size, _TILE):
+            tile = accumulator[start : start + _TILE]
+            for stream, sign in batch:
+                mask = draw_residues(stream, tile.size, modulus)
+                tile += mask if sign > 0 else whole - mask
+                np.minimum(tile, tile - whole, out=tile)  # tile - whole wraps where tile < whole

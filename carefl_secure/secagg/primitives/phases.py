@@ -1,29 +1,88 @@
-"""The phases of a round: every party takes its steps in order, and each of them once."""
+"""A party's part in a round: every party takes its steps in order, and each of them once."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
 from enum import IntEnum
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
+import numpy.typing as npt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from carefl_secure.errors import ProtocolError
 from carefl_secure.noise import KeySource
 from carefl_secure.secagg.primitives.agreement import Agreement
 from carefl_secure.secagg.primitives.checks import refuse
+from carefl_secure.secagg.primitives.crypto import check_place, sign
 
-__all__ = ["Participant", "ServerParticipant"]
+__all__ = ["ClientSum", "Participant", "ServerParticipant"]
 
 A = TypeVar("A", bound=Agreement)
 P = TypeVar("P", bound=IntEnum)
 
 
-class _Party(ABC, Generic[A, P]):
+class ClientSum(ABC):
+    """One client's part in the sum of one round: bytes in, bytes out.
+
+    The methods are called in this order. Every protocol has `bind`, `receive` and `mask`; other
+    steps are refused unless a protocol overrides them.
+    """
+
+    def advertise(self) -> bytes:
+        """Return the first message, where there is one before the vector."""
+        raise _not_here("advertise")
+
+    def share(self, advertisements: Mapping[int, bytes]) -> dict[int, bytes]:
+        """Split the round's secrets among the other clients."""
+        raise _not_here("share")
+
+    @abstractmethod
+    def bind(self, model_hash: bytes) -> None:
+        """Bind the keys to the model of the round (32 bytes), once."""
+
+    @abstractmethod
+    def receive(self, messages: Mapping[int, bytes]) -> None:
+        """Open and check what the helpers or the other clients sent, by their index."""
+
+    @abstractmethod
+    def mask(self, vector: npt.NDArray[Any], messages: Mapping[int, bytes] | None = None) -> bytes:
+        """Return the upload that hides a vector, which is not changed; once.
+
+        ``vector`` is encoded, noised and wrapped: uint16 or uint32, shape [padded]. ``messages``
+        are as in `receive`; None where that was called before.
+        """
+
+    def sign(self, shared: Collection[int], survivors: Collection[int]) -> bytes:
+        """Sign who is in the sum."""
+        raise _not_here("sign")
+
+    def unmask(self, signatures: Mapping[int, bytes]) -> bytes:
+        """Give what takes the masks off the sum."""
+        raise _not_here("unmask")
+
+    def save(self) -> bytes:
+        """Return what the next step needs, secrets sealed; nothing where no secret outlives one."""
+        return b""
+
+    def close(self) -> None:
+        """Erase every secret; nothing to do where none outlives a step."""
+        return
+
+
+def _not_here(step: str) -> ProtocolError:
+    return ProtocolError(
+        f"step {step} is no part of this aggregation protocol; client and server run different "
+        "ones: compare federation.aggregation"
+    )
+
+
+class _Party(Generic[A, P]):
     """Whoever takes part in one round, on the agreement behind it."""
 
-    def __init__(self, parameters: A) -> None:
+    def __init__(self, parameters: A, first: P) -> None:
         self._parameters = parameters
+        self._phase = first
 
     @property
     def parameters(self) -> A:
@@ -31,13 +90,17 @@ class _Party(ABC, Generic[A, P]):
         return self._parameters
 
     @property
-    @abstractmethod
     def phase(self) -> P:
-        """Where the round stands for this party."""
+        """Where the round stands for this party: its last step, or the server's present one."""
+        return self._phase
 
     @property
     def _context(self) -> bytes:
         return self._parameters.context()
+
+    def bind(self, model_hash: bytes) -> None:
+        """Bind the keys to the round's model (32 bytes), once."""
+        self._parameters = self._parameters.bind(model_hash)
 
 
 class Participant(_Party[A, P]):
@@ -47,10 +110,14 @@ class Participant(_Party[A, P]):
     agreement; ``keys`` gives fresh keys, ``SystemKeySource()`` outside tests.
     """
 
+    FIRST: P
+    PARTY: str = "client"
+
     def __init__(
         self, parameters: A, index: int, identity: Ed25519PrivateKey, keys: KeySource
     ) -> None:
-        super().__init__(parameters)
+        check_place(identity, index, parameters.keys_of(self.PARTY), party=self.PARTY)
+        super().__init__(parameters, self.FIRST)
         self._index = index
         self._identity = identity
         self._keys = keys
@@ -69,37 +136,43 @@ class Participant(_Party[A, P]):
             raise refuse("step order", f"{step} was answered before, or the round is closed")
         raise refuse("step order", f"{step} is not due yet, the last step was {phase.name.lower()}")
 
+    def _sign(self, label: bytes, fields: tuple[bytes, ...]) -> bytes:
+        return sign(self._identity, label, *fields)
 
-class ServerParticipant(_Party[A, P]):
+
+class ServerParticipant(_Party[A, P], ABC):
     """The server: one message per party and phase; the last two phases are FINISHED and FAILED."""
 
-    def __init__(self, parameters: A, first: P) -> None:
-        super().__init__(parameters)
-        self._phase = first
-
-    @property
-    def phase(self) -> P:
-        """Where the round stands."""
-        return self._phase
-
-    def _accept(self, phase: P, who: str, *, repeated: bool, member: bool) -> None:
+    def _accept(
+        self,
+        phase: P,
+        index: int,
+        heard: Collection[int],
+        members: Collection[int],
+        party: str = "client",
+    ) -> None:
         """Refuse a message that is not due in this phase from this party."""
         if self._phase != phase:
             raise refuse(
                 "step order",
                 f"a message of phase {phase.name.lower()} came in phase {self._phase.name.lower()}",
             )
-        if not member:
-            raise refuse("membership", f"{who} has no part in this phase")
-        if repeated:
-            raise refuse("duplicate message", f"{who} has sent one in this phase already")
+        if index not in members:
+            raise refuse("membership", f"{party} {index} has no part in this phase")
+        if index in heard:
+            raise refuse("duplicate message", f"{party} {index} has sent one in this phase already")
 
-    def _ends(self, phase: P) -> bool:
-        """Tell whether ``phase`` is to be ended now; False if it was ended before."""
+    def _ends(self, phase: P, shortage: ProtocolError | None = None) -> bool:
+        """End ``phase``, unless parties are missing; False if it was ended before."""
         over = self._phase.name in ("FINISHED", "FAILED")
         if over or self._phase < phase:
             raise refuse("step order", f"the round stands at {self._phase.name.lower()}")
-        return self._phase == phase
+        if self._phase != phase:
+            return False
+        if shortage is not None:
+            raise self._fail(shortage)
+        self._phase = type(phase)(phase + 1)
+        return True
 
     def _fail(self, error: ProtocolError) -> ProtocolError:
         """End the round for good, drop what was collected, and return the error to raise."""

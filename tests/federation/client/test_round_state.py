@@ -203,7 +203,7 @@ def test_a_withheld_book_or_one_below_the_floor(hand: Hand) -> None:
     session = hand.sessions[0]
     with pytest.raises(ProtocolError, match="own advertisement"):
         session.share_prefetch({i: m for i, m in hand.book.items() if i})
-    with pytest.raises(CohortError, match="cohort floor"):
+    with pytest.raises(CohortError, match="min_survivors"):
         session.share_prefetch({i: m for i, m in hand.book.items() if i < 4})
     with pytest.raises(ProtocolError, match="step order: bind is not due"):
         hand.enter(session)

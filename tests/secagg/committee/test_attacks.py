@@ -26,7 +26,7 @@ from carefl_secure.secagg.committee.messages import (
 )
 from carefl_secure.secagg.committee.verify import read_opening
 from carefl_secure.secagg.pairwise.server import PairwiseServer
-from carefl_secure.secagg.primitives.crypto import sign, words_digest
+from carefl_secure.secagg.primitives.crypto import pack, sign, statement, words_digest
 from tests.support.played_committee import CommitteeRehearsal
 
 Make = Callable[..., CommitteeRehearsal]
@@ -43,8 +43,8 @@ def submitted(committee: Make, vectors: Vectors, clients: int = 5, **more: Any) 
 def listing_without(played: CommitteeRehearsal, member: int, hidden: set[int]) -> bytes:
     """A list that the server cut before it showed it to one member."""
     parsed = Listing.parse(played.server.listing(member), member, played.parameters)
-    entries = {i: e for i, e in parsed.entries.items() if i not in hidden}
-    return Listing(entries, parsed.envelopes).encode(member, played.parameters.context())
+    shown = {i: pair for i, pair in parsed.clients.items() if i not in hidden}
+    return Listing(shown).encode(member, played.parameters.context())
 
 
 # --- lists ---
@@ -54,7 +54,7 @@ def test_list_below_the_floor(committee: Make, vectors: Vectors) -> None:
     """The server asks for the masks of one client, of two, of none."""
     played = submitted(committee, vectors)
     for hidden in ({1, 2, 3, 4}, {2, 3, 4}, {0, 1, 2, 3, 4}):
-        with pytest.raises(CohortError, match=r"^cohort floor: [012] clients after submitting"):
+        with pytest.raises(CohortError, match=r"^min_survivors: [012] clients after submitting"):
             played.members[0].open(played.announcements, listing_without(played, 0, hidden))
 
 
@@ -63,9 +63,7 @@ def test_one_client_listed_many_times(committee: Make, vectors: Vectors) -> None
     played = submitted(committee, vectors)
     parsed = Listing.parse(played.server.listing(0), 0, played.parameters)
     context = played.parameters.context()
-    copies = Listing(
-        dict.fromkeys(range(3), parsed.entries[1]), dict.fromkeys(range(3), parsed.envelopes[1])
-    )
+    copies = Listing(dict.fromkeys(range(3), parsed.clients[1]))
     with pytest.raises(ProtocolError, match=r"^submission signature: client 0"):
         played.members[0].open(played.announcements, copies.encode(0, context))
     message = bytearray(copies.encode(0, context))
@@ -98,7 +96,7 @@ def forged_opening(played: CommitteeRehearsal, member: int, failed: tuple[int, .
     """What a corrupt member signs beside its first opening."""
     context, transcript_hash = played.parameters.context(), played.server._transcript_hash
     listed = Opening.parse(played.openings[member], member, played.parameters).listed
-    fields = transcript.opening(context, transcript_hash, member, listed, failed)
+    fields = statement(context, transcript_hash, member, listed, pack(*sorted(failed)))
     signature = sign(played.members[member]._identity, transcript.OPENING, *fields)
     return Opening(listed, failed, signature).encode(member, context)
 
@@ -119,7 +117,7 @@ def test_helper_equivocation(committee: Make, vectors: Vectors) -> None:
     played.server.answered(0, answers[0])
     with pytest.raises(ProtocolError, match=r"^client list: member 1 answered for another list"):
         played.server.answered(1, answers[1])
-    with pytest.raises(CohortError, match=r"^lost members: nothing came from .* members 1, 2"):
+    with pytest.raises(CohortError, match=r"^lost members: nothing valid came .* members 1, 2"):
         played.finish()
 
     uploads = {
@@ -207,12 +205,12 @@ def test_swapped_member_key(committee: Make, vectors: Vectors) -> None:
     )
     vector = vectors(played)[0]
     with pytest.raises(ProtocolError, match=r"^member key signature: member 1"):
-        played.clients[0].submit(vector, {**played.announcements, 1: mixed})
+        played.clients[0].mask(vector, {**played.announcements, 1: mixed})
     with pytest.raises(ProtocolError, match=r"^member key signature: member 1"):
         other.server.announced(1, mixed)
     for wrong in ({0: played.announcements[0]}, {**played.announcements, 3: foreign}, {}):
         with pytest.raises(ProtocolError, match=r"^committee members"):
-            played.clients[0].submit(vector, wrong)
+            played.clients[0].mask(vector, wrong)
 
 
 def test_one_key_for_two_members(committee: Make, vectors: Vectors) -> None:
@@ -225,7 +223,7 @@ def test_one_key_for_two_members(committee: Make, vectors: Vectors) -> None:
     signature = sign(played.members[1]._identity, transcript.MEMBER_KEY, *fields)
     copied = {**played.announcements, 1: MemberKey(public, signature).encode(1, context)}
     with pytest.raises(ProtocolError, match=r"^repeated key"):
-        played.clients[0].submit(vectors(played)[0], copied)
+        played.clients[0].mask(vectors(played)[0], copied)
 
 
 def test_announcements_of_two_kinds(committee: Make, vectors: Vectors) -> None:
@@ -236,9 +234,9 @@ def test_announcements_of_two_kinds(committee: Make, vectors: Vectors) -> None:
     given_vectors = vectors(played)
     for index in range(3):
         played.server.submitted(
-            index, played.clients[index].submit(given_vectors[index], played.announcements)
+            index, played.clients[index].mask(given_vectors[index], played.announcements)
         )
-    odd = played.clients[3].submit(given_vectors[3], mixed)
+    odd = played.clients[3].mask(given_vectors[3], mixed)
     with pytest.raises(ProtocolError, match=r"^submission signature: client 3"):
         played.server.submitted(3, odd)
     with pytest.raises(ProtocolError, match=r"^submission signature: client 0"):
@@ -253,8 +251,9 @@ def test_envelopes_moved_about(committee: Make, vectors: Vectors) -> None:
     context = played.parameters.context()
     parsed = Listing.parse(played.server.listing(0), 0, played.parameters)
     others = Listing.parse(played.server.listing(1), 1, played.parameters)
-    for false in (parsed.envelopes[2], others.envelopes[1]):
-        moved = Listing(parsed.entries, {**parsed.envelopes, 1: false}).encode(0, context)
+    for false in (parsed.clients[2][1], others.clients[1][1]):
+        swapped = {**parsed.clients, 1: (parsed.clients[1][0], false)}
+        moved = Listing(swapped).encode(0, context)
         with pytest.raises(ProtocolError, match=r"^envelope: it is not the one that client 1"):
             played.members[0].open(played.announcements, moved)
     with pytest.raises(ProtocolError, match=r"^message sender"):
@@ -270,7 +269,7 @@ def test_a_copied_envelope_does_not_open(committee: Make, vectors: Vectors) -> N
     given_vectors = vectors(thief)
     for index in range(3):
         thief.server.submitted(
-            index, thief.clients[index].submit(given_vectors[index], thief.announcements)
+            index, thief.clients[index].mask(given_vectors[index], thief.announcements)
         )
     context, transcript_hash = thief.parameters.context(), thief.server._transcript_hash
     stolen = Submission(honest.words, honest.commitments, honest.envelopes, b"")
@@ -314,7 +313,7 @@ def test_messages_of_another_round_or_context(
     if "model_hash" not in change:
         refused(
             "member key signature",
-            lambda: new.clients[0].submit(given_vectors[0], {**new.announcements, 1: key}),
+            lambda: new.clients[0].mask(given_vectors[0], {**new.announcements, 1: key}),
         )
     refused("submission signature", lambda: new.server.submitted(1, stale(old.submissions[1])))
     new.submit(given_vectors)
@@ -399,7 +398,7 @@ def test_two_stories_about_who_is_lost(committee: Make, vectors: Vectors) -> Non
     context, transcript_hash = played.parameters.context(), played.server._transcript_hash
 
     def both(lost: int) -> bytes:
-        fields = transcript.loss(context, transcript_hash, 2, corrupt._settled, [lost])
+        fields = statement(context, transcript_hash, 2, corrupt._settled, pack(lost))
         return Loss(
             corrupt._settled, (lost,), sign(corrupt._identity, transcript.LOSS, *fields)
         ).encode(2, context)
@@ -428,7 +427,7 @@ def test_false_seed_shares(committee: Make, vectors: Vectors) -> None:
     shares = tuple({**honest, (2, 3): honest[2, 3] ^ 1}.values())
     context, transcript_hash = played.parameters.context(), played.server._transcript_hash
     content = SeedShares(shares, b"").content()
-    fields = transcript.seed_shares(context, transcript_hash, 1, played.server._settled, content)
+    fields = statement(context, transcript_hash, 1, played.server._settled, content)
     signature = sign(played.members[1]._identity, transcript.SEED_SHARES, *fields)
     with pytest.raises(ProtocolError, match=r"^seed shares signature: member 1"):
         played.server.recovered(1, SeedShares(shares, message[-64:]).encode(1, context))
@@ -438,6 +437,41 @@ def test_false_seed_shares(committee: Make, vectors: Vectors) -> None:
     assert played.server._sum.size == 0
     with pytest.raises(ProtocolError, match=r"^step order"):
         played.finish()
+
+
+@pytest.mark.parametrize("liars", [(1,), (1, 2)])
+def test_a_false_seed_share_with_a_spare_one(
+    committee: Make, vectors: Vectors, liars: tuple[int, ...]
+) -> None:
+    """Five members, one lost of two tolerated: one false share is corrected, two are not."""
+    played = committee(4, 5, dropout_tolerance=2)
+    given_vectors = vectors(played)
+    played.announce()
+    played.submit(given_vectors)
+    played.open()
+    played.answer(gone=[4])
+    lost = played.server.lost()
+    for member in range(4):
+        played.server.consented(member, played.members[member].consent(lost))
+    consents = played.server.consents()
+    context, transcript_hash = played.parameters.context(), played.server._transcript_hash
+    for member in range(4):
+        message = played.members[member].recover(consents)
+        if member in liars:
+            honest = SeedShares.parse(message, member, played.parameters)
+            values = (honest.values[0] ^ 1, *honest.values[1:])
+            content = SeedShares(values, b"").content()
+            place = context, transcript_hash, member
+            fields = statement(*place, played.server._settled, content)
+            signature = sign(played.members[member]._identity, transcript.SEED_SHARES, *fields)
+            message = SeedShares(values, signature).encode(member, context)
+        played.server.recovered(member, message)
+    if len(liars) == 1:
+        assert np.array_equal(played.finish(), sum(given_vectors.values()))
+        assert played.server.false_shares == {(1, 0)}
+    else:
+        with pytest.raises(ProtocolError, match=r"^rebuilt seed: the seed of client 0 for member"):
+            played.finish()
 
 
 # --- damage ---
@@ -475,9 +509,9 @@ def test_damaged_messages(committee: Make, vectors: Vectors, data: st.DataObject
     for index, message in announced.items():
         server.announced(index, message)
     server.announcements()
-    refused(lambda m: played.clients[0].submit(given_vectors[0], {**announced, 1: m}), announced[1])
+    refused(lambda m: played.clients[0].mask(given_vectors[0], {**announced, 1: m}), announced[1])
     for index in range(3):
-        message = played.clients[index].submit(given_vectors[index], announced)
+        message = played.clients[index].mask(given_vectors[index], announced)
         refused(lambda m, i=index: server.submitted(i, m), message)  # type: ignore[misc]
         server.submitted(index, message)
     refused(lambda m: members[0].open(announced, m), server.listing(0))

@@ -53,7 +53,7 @@ def test_a_model_is_bound_once_and_in_time(early: Committee, vectors: Any) -> No
         played.members[0].bind(MODEL)
     played.announce()
     for step in (
-        lambda: played.clients[0].submit(given[0], played.announcements),
+        lambda: played.clients[0].mask(given[0], played.announcements),
         lambda: played.members[0].open(played.announcements, b""),
         lambda: played.server.submitted(0, b""),
     ):
@@ -92,7 +92,7 @@ def test_keys_of_another_round_or_plan(
     check = "member key signature" if dressed else "message context"
     mixed = {**new.announcements, 1: stale}
     with pytest.raises(ProtocolError, match=f"^{check}"):
-        new.clients[0].submit(vectors(new)[0], mixed)
+        new.clients[0].mask(vectors(new)[0], mixed)
     with pytest.raises(ProtocolError, match=f"^{check}"):
         new.members[0].open(mixed, b"")
     fresh = early(3, 2)
@@ -108,7 +108,7 @@ def test_a_client_with_another_model_is_in_no_sum(early: Committee, vectors: Any
     played.server.bind(MODEL)
     for index, client in played.clients.items():
         client.bind(b"!" * 32 if index == 2 else MODEL)
-    message = played.clients[2].submit(given[2], played.announcements)
+    message = played.clients[2].mask(given[2], played.announcements)
     with pytest.raises(ProtocolError, match=r"^message context"):
         played.server.submitted(2, message)
     dressed = message[:8] + played.server.parameters.context()[:8] + message[16:]

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -26,7 +25,7 @@ from carefl_secure.secagg import (
 )
 from carefl_secure.secagg.encrypted.bfv import PLAIN_MODULUS, PublicKey, SecretKey
 from carefl_secure.secagg.encrypted.key_holder import OPENED, opened_fields
-from carefl_secure.secagg.encrypted.messages import EncryptedSum, EncryptedUpload, OpenedSum
+from carefl_secure.secagg.encrypted.messages import EncryptedUpload, OpenedSum
 from carefl_secure.secagg.primitives.crypto import sign
 from tests.support.keyed import HOLDER, KeyedRound, Vectors
 
@@ -125,8 +124,8 @@ def test_a_client_is_restored(play: Play) -> None:
 def test_too_few_are_left(play: Play) -> None:
     played = play(6)
     played.masked(played.vectors(), gone=(1, 2))
-    with pytest.raises(CohortError, match=r"^cohort floor: 4 clients after uploading"):
-        played.server.encrypted_sum()
+    with pytest.raises(CohortError, match=r"^min_survivors: 4 clients after uploading"):
+        played.server.survivors()
 
 
 # --- who sees what ---
@@ -148,13 +147,12 @@ def test_the_key_holder_sees_masks_only(play: Play) -> None:
         plain(played.holder, EncryptedUpload.parse(m, i, played.parameters).chunks)
         for i, m in played.uploads.items()
     ]
-    message = played.server.encrypted_sum()
-    seen.append(plain(played.holder, EncryptedSum.parse(message, 0, played.parameters).chunks))
+    played.open()
+    seen.append(played.server._slots)
     for slots in seen:
         for shift in (0, 20, 40, 52):
             counts = np.bincount((slots >> np.uint64(shift) & np.uint64(255)).astype(int))
             assert stats.chisquare(counts).pvalue > 1e-6
-    played.open()
     played.unmask()
     assert not played.server.finish().any()
 
@@ -164,27 +162,11 @@ def test_the_aggregator_holds_no_secret(play: Play) -> None:
     played.masked(played.vectors())
     context = played.server._key._context
     assert not context.has_secret_key()
-    assert played.server._encrypted is not None
+    chunk = EncryptedUpload.parse(played.uploads[0], 0, played.parameters).chunks[0]
     with pytest.raises(ValueError, match="secret_key"):
-        played.server._encrypted[0].decrypt()
+        played.server._key.load(chunk).decrypt()
     with pytest.raises((ValueError, RuntimeError)):
         context.decryptor()
-
-
-def test_one_key_opens_one_sum(play: Play) -> None:
-    """The aggregator asks for a client's ciphertext beside the sum, or instead of it."""
-    played = play(4)
-    played.masked(played.vectors())
-    chunks = EncryptedUpload.parse(played.uploads[0], 0, played.parameters).chunks
-    single = EncryptedSum(chunks).encode(0, played.parameters.context())
-    request = played.server.encrypted_sum()
-    answer = played.holder.open(played.parameters, request)
-    for second in (single, request):
-        with pytest.raises(ProtocolError, match=r"^step order: this key has opened its sum"):
-            played.holder.open(played.parameters, second)
-    played.server.opened(answer)
-    with pytest.raises(ProtocolError, match=r"^duplicate message"):
-        played.server.opened(answer)
 
 
 def test_both_together_still_face_the_masks(play: Play) -> None:
@@ -295,7 +277,7 @@ def test_foreign_and_damaged_ciphertexts(play: Play) -> None:
     # a client may sign rubbish; what does not even have the form is refused before it is added
     refused("ciphertext form", played.signed_as(3, (chunks[0], b"")))
     refused("ciphertext form", played.signed_as(3, (chunks[0], chunks[1][:-1])))
-    played.server.uploaded(3, good)
+    played.hand_in(3, good)
     refused("duplicate message", good)
     played.unmask()
     played.open()
@@ -310,21 +292,20 @@ def test_a_signed_foreign_ciphertext_is_seen_by_the_key_holder(play: Play) -> No
     played.clients[3].mask(vectors[3], played.server.inbox(3))
     foreign = tuple(PublicKey(SecretKey().public()).encrypt(np.zeros(34, np.uint64)))
     played.server.uploaded(3, played.signed_as(3, foreign))
+    played.uploads[3] = played.signed_as(3, foreign)
     with pytest.raises(ProtocolError, match=r"^noise budget: 0 bits are left"):
         played.open()
+    with pytest.raises(ProtocolError, match=r"^step order: this key is destroyed"):
+        played.holder.open()
 
 
 def test_messages_of_another_round(play: Play) -> None:
     """Same parties, another round number and key: nothing passes."""
     new, old = play(4), play(4, round=6)
     top = new.refuses_uploads_of(old)
-    request = old.server.encrypted_sum()
-    with pytest.raises(ProtocolError, match=r"^message context"):
-        new.holder.open(new.parameters, request)
-    with pytest.raises(ProtocolError, match=r"^public key: the round names another"):
-        new.holder.open(old.parameters, request)
-    answer = old.holder.open(old.parameters, request)
-    new.server.encrypted_sum()
+    old.holder.add(old.parameters, old.server.transcript_hash, old.uploads)
+    answer = old.holder.open()
+    new.server.survivors()
     with pytest.raises(ProtocolError, match=r"^opened sum signature: key holder 0"):
         new.server.opened(answer[:8] + top + answer[16:])
 
@@ -332,28 +313,35 @@ def test_messages_of_another_round(play: Play) -> None:
 def test_answers_of_the_key_holder(play: Play) -> None:
     played = play(4)
     played.masked(played.vectors())
-    with pytest.raises(ProtocolError, match=r"^step order: nothing was sent"):
-        played.server.opened(b"")
-    request = played.server.encrypted_sum()
-    assert request == played.server.encrypted_sum()
-    with pytest.raises(ProtocolError, match=r"^key holder: the round names another"):
-        KeyHolder(Ed25519PrivateKey.generate()).open(played.parameters, request)
-    answer = played.holder.open(played.parameters, request)
+    played.server.survivors()
+    place = played.parameters, played.server.transcript_hash
+    played.holder.add(*place, played.uploads)
+    answer = played.holder.open()
     context = played.parameters.context()
-    for place in range(0, len(answer), 11):
+    for place_in in range(0, len(answer), 11):
         changed = bytearray(answer)
-        changed[place] ^= 1
+        changed[place_in] ^= 1
         with pytest.raises(ProtocolError, match=r"^(message [a-z]+|opened sum signature)"):
             played.server.opened(bytes(changed))
     for cut in (answer[:-1], answer + b"\x00", answer[:20], b""):
         with pytest.raises(ProtocolError, match=r"^message length"):
             played.server.opened(cut)
     residues = PLAIN_MODULUS.to_bytes(8, "little") * played.parameters.slots
-    signature = sign(HOLDER, OPENED, *opened_fields(context, request, residues))
     with pytest.raises(ProtocolError, match=r"^opened sum: a number is no residue"):
-        played.server.opened(OpenedSum(residues, signature).encode(0, context))
+        played.server.opened(falsely_opened(played, residues))
     with pytest.raises(ProtocolError, match=r"^step order: the key holder has not opened"):
         played.server.finish()
+    played.server.opened(answer)
+    with pytest.raises(ProtocolError, match=r"^duplicate message"):
+        played.server.opened(answer)
+    assert answer[8:16] == context[:8]
+
+
+def falsely_opened(played: Round, residues: bytes) -> bytes:
+    """What the key holder would sign over numbers of its own choice."""
+    context, digests = played.parameters.context(), played.server._digests
+    fields = opened_fields(context, played.server.transcript_hash, digests, residues)
+    return OpenedSum(residues, sign(HOLDER, OPENED, *fields)).encode(0, context)
 
 
 def test_a_lying_key_holder_gives_noise(play: Play) -> None:
@@ -361,11 +349,8 @@ def test_a_lying_key_holder_gives_noise(play: Play) -> None:
     played = play(4)
     vectors = played.vectors()
     played.masked(vectors)
-    request = played.server.encrypted_sum()
-    residues = bytes(8 * played.parameters.slots)
-    context = played.parameters.context()
-    signature = sign(HOLDER, OPENED, *opened_fields(context, request, residues))
-    played.server.opened(OpenedSum(residues, signature).encode(0, context))
+    played.server.survivors()
+    played.server.opened(falsely_opened(played, bytes(8 * played.parameters.slots)))
     played.unmask()
     try:
         opened = played.server.finish()
@@ -388,7 +373,6 @@ def test_junk_messages(play: Play, parameters: Make, data: st.DataObject) -> Non
     message = data.draw(st.sampled_from([b"", top])) + data.draw(st.binary(max_size=90))
     for parse in (
         lambda: EncryptedUpload.parse(message, 0, agreed),
-        lambda: EncryptedSum.parse(message, 0, agreed),
         lambda: OpenedSum.parse(message, 0, agreed),
     ):
         try:

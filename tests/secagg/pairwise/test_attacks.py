@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,9 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from carefl_secure.errors import CohortError, ProtocolError
 from carefl_secure.noise import DeterministicKeySource
-from carefl_secure.secagg import PairwiseClient, RoundParameters
+from carefl_secure.secagg import PairwiseClient, RoundParameters, SenderError
 from carefl_secure.secagg.pairwise import transcript
-from carefl_secure.secagg.pairwise.messages import Answer, Kind, Secret
+from carefl_secure.secagg.pairwise.messages import Advertisement, Answer, Kind, Secret
 from carefl_secure.secagg.primitives import crypto
 from carefl_secure.secagg.primitives.shamir import PRIME
 from tests.support.played_pairwise import Rehearsal
@@ -151,7 +151,7 @@ def test_never_both_secrets_of_one_client(rehearse: Rehearse, vectors: Vectors) 
 def test_survivor_set_below_the_floor(rehearse: Rehearse, vectors: Vectors) -> None:
     rehearsal = rehearse(9)
     masked(rehearsal, vectors)
-    with pytest.raises(CohortError, match=r"^cohort floor: 3 clients after uploading"):
+    with pytest.raises(CohortError, match=r"^min_survivors: 3 clients after uploading"):
         rehearsal.clients[0].sign(range(9), [0, 1, 2])
 
 
@@ -360,11 +360,11 @@ def false_answer(
     honest = Answer.parse(rehearsal.answers[index], index, rehearsal.parameters)
     shares = dict(honest.shares)
     change(shares)
-    fields = transcript.answer(
+    fields = crypto.statement(
         rehearsal.parameters.context(),
         rehearsal.server._transcript_hash,
         index,
-        Answer(shares, b"").fields(),
+        Answer(shares, b"").content(),
     )
     signature = crypto.sign(identity, transcript.ANSWER, *fields)
     return Answer(shares, signature).encode(index, rehearsal.parameters.context())
@@ -379,27 +379,96 @@ def answering(rehearsal: Rehearsal, vectors: Vectors) -> None:
         rehearsal.answers[index] = rehearsal.clients[index].unmask(rehearsal.consents)
 
 
-@pytest.mark.parametrize("owner", [0, 3, 5])
-def test_false_share(
-    rehearse: Rehearse, vectors: Vectors, identities: Identities, owner: int
+def lie_about(
+    rehearsal: Rehearsal, identities: Identities, liars: Collection[int], owner: int
 ) -> None:
-    """A client lies about one share: the rebuilt secret does not fit what its owner signed."""
-    rehearsal = rehearse(9)
-    answering(rehearsal, vectors)
+    """Hand in all answers, those of the liars with a false share of one client's secret."""
 
-    def lie(shares: dict[int, tuple[Secret, int]]) -> None:
-        kind, value = shares[owner]
-        shares[owner] = (kind, (value + 1) % PRIME)
-
-    rehearsal.answers[0] = false_answer(rehearsal, identities[0], 0, lie)
     for index, message in rehearsal.answers.items():
+
+        def lie(shares: dict[int, tuple[Secret, int]], change: int = 3**index) -> None:
+            kind, value = shares[owner]
+            shares[owner] = (kind, (value + change) % PRIME)
+
+        if index in liars:
+            message = false_answer(rehearsal, identities[index], index, lie)
         rehearsal.server.answered(index, message)
-    what = "mask key" if owner == 5 else "self mask"
-    with pytest.raises(ProtocolError, match=f"^rebuilt secret: the {what} of client {owner}"):
+
+
+@pytest.mark.parametrize("owner", [0, 3, 5])
+@pytest.mark.parametrize("liar", [0, 4, 8])
+def test_a_false_share_is_corrected_and_its_giver_named(
+    rehearse: Rehearse, vectors: Vectors, identities: Identities, owner: int, liar: int
+) -> None:
+    """One false share with one spare one: 9 clients, one gone, a threshold of 7."""
+    rehearsal = rehearse(9)
+    given = vectors(rehearsal)
+    answering(rehearsal, vectors)
+    lie_about(rehearsal, identities, [liar], owner)
+    expected = sum(given[i] for i in range(9) if i != 5)
+    assert np.array_equal(rehearsal.finish(), expected)
+    # with the first seven shares right the eighth is not needed, nor looked at
+    assert rehearsal.server.false_shares == (set() if liar == 8 else {(liar, owner)})
+
+
+@pytest.mark.parametrize(("liars", "held"), [((0, 1, 2), True), ((0, 1, 2, 3), False)])
+def test_as_many_false_shares_as_there_are_spare_ones(
+    rehearse: Rehearse, vectors: Vectors, identities: Identities, liars: Any, held: bool
+) -> None:
+    """10 clients, a threshold of 7: three false shares are corrected, the fourth ends the round."""
+    rehearsal = rehearse(10)
+    masked(rehearsal, vectors, gone=())
+    rehearsal.sign()
+    rehearsal.server.signatures()
+    for index in rehearsal.present:
+        rehearsal.answers[index] = rehearsal.clients[index].unmask(rehearsal.consents)
+    lie_about(rehearsal, identities, liars, 4)
+    if held:
+        assert np.array_equal(rehearsal.finish(), sum(vectors(rehearsal).values()))
+        assert rehearsal.server.false_shares == {(liar, 4) for liar in liars}
+        return
+    with pytest.raises(ProtocolError, match=r"^rebuilt secret: the self mask of client 4 is not"):
         rehearsal.finish()
     assert rehearsal.server._sum is None
     with pytest.raises(ProtocolError, match=r"^step order"):
         rehearsal.finish()
+
+
+@pytest.mark.parametrize("top", [True, False])
+def test_a_copied_key_in_another_encoding(
+    rehearse: Rehearse, identities: Identities, top: bool
+) -> None:
+    """X25519 ignores the top bit of a key and reduces it: such a copy is no new key."""
+    rehearsal = rehearse(4)
+    rehearsal.advertise(gone=[3])
+    context = rehearsal.parameters.key_context()
+    theirs = Advertisement.parse(rehearsal.adverts[0], 0, rehearsal.parameters).mask_key
+    number = int.from_bytes(theirs, "little")
+    number += 1 << 255 if top else 0
+    copied = number.to_bytes(32, "little") if top else ((1 << 255) - 19 + 9).to_bytes(32, "little")
+    public = (bytes([7]) * 32, copied, bytes(32))
+    fields = transcript.advertisement(context, 3, *public)
+    signature = crypto.sign(identities[3], transcript.ADVERTISEMENT, *fields)
+    message = Advertisement(*public, signature).encode(3, context)
+    with pytest.raises(ProtocolError, match=r"^key encoding: client 3"):
+        rehearsal.server.advertised(3, message)
+    shown = {**rehearsal.adverts, 3: message}
+    with pytest.raises(ProtocolError, match=r"^key encoding: client 3"):
+        rehearsal.clients[0].share(shown)
+
+
+def test_a_share_that_does_not_open_names_its_sender(rehearse: Rehearse, vectors: Vectors) -> None:
+    """Not an honest client: the refusal carries the index of who sealed it."""
+    rehearsal = rehearse(5)
+    rehearsal.advertise()
+    rehearsal.share()
+    inbox = rehearsal.server.inbox(1)
+    damaged = inbox[3][:-1] + bytes([inbox[3][-1] ^ 1])
+    for false in (damaged, inbox[3][:-1], inbox[2]):
+        with pytest.raises(SenderError) as caught:
+            rehearsal.clients[1].receive({**inbox, 3: false})
+        assert caught.value.sender == 3
+    rehearsal.clients[1].receive(inbox)
 
 
 def test_answers_of_the_wrong_kind_or_for_the_wrong_peers(
@@ -432,7 +501,7 @@ def test_shares_beyond_the_secrets_range(
             shares[3] = (shares[3][0], PRIME - 1)
 
         rehearsal.server.answered(index, false_answer(rehearsal, identities[index], index, lie))
-    with pytest.raises(ProtocolError, match=r"^rebuilt secret: the secret of client 3"):
+    with pytest.raises(ProtocolError, match=r"^rebuilt secret: the self mask of client 3"):
         rehearsal.finish()
 
 

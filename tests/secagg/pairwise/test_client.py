@@ -1,4 +1,4 @@
-"""The client: each step once and in order, the floor, restarts, erased secrets."""
+"""The client: each step once and in order, min_survivors, restarts, erased secrets."""
 
 from __future__ import annotations
 

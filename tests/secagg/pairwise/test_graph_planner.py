@@ -49,7 +49,7 @@ def test_known_plans(
     assert (plan.neighbours, plan.share_threshold) == expected
 
 
-def test_a_lower_floor_needs_more_neighbours() -> None:
+def test_fewer_survivors_need_more_neighbours() -> None:
     high = plan_graph(1000, colluders=100, dropouts=100)
     low = plan_graph(1000, colluders=100, dropouts=100, members=667)
     assert low.neighbours > high.neighbours
@@ -178,7 +178,7 @@ def test_the_union_bound_against_all_placements(size: int, half: int, count: int
 
 
 @pytest.mark.parametrize("colluders", [0, 5, 30])
-def test_more_members_than_the_floor_only_help(colluders: int) -> None:
+def test_more_members_than_needed_only_help(colluders: int) -> None:
     plan = plan_graph(300, colluders=colluders, dropouts=60)
     half = plan.neighbours // 2
     risks = [

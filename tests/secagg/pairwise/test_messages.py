@@ -135,9 +135,9 @@ def test_odd_views_are_refused(parameters: Make) -> None:
 @pytest.mark.parametrize(
     ("shares", "check"),
     [
-        ([(1, 0, 5), (1, 0, 5)], "answer peers"),
-        ([(2, 0, 5), (1, 0, 5)], "answer peers"),
-        ([(5, 0, 5)], "answer peers"),
+        ([(1, 0, 5), (1, 0, 5)], "answer entries"),
+        ([(2, 0, 5), (1, 0, 5)], "answer entries"),
+        ([(5, 0, 5)], "answer entries"),
         ([(1, 2, 5)], "answer kind"),
         ([(1, 0, PRIME)], "share range"),
         ([(1, 0, (1 << 264) - 1)], "share range"),

@@ -70,10 +70,10 @@ def test_bad_values_are_refused(parameters: Make, change: dict[str, Any], text: 
         parameters(5, **change)
 
 
-def test_floor_is_the_larger_bound(parameters: Make) -> None:
-    assert parameters(9).floor == 7
-    assert parameters(9, min_survivors=8).floor == 8
-    assert parameters(4, min_survivors=3).floor == 3
+def test_required_survivors_is_the_larger_bound(parameters: Make) -> None:
+    assert parameters(9).required_survivors == 7
+    assert parameters(9, min_survivors=8).required_survivors == 8
+    assert parameters(4, min_survivors=3).required_survivors == 3
 
 
 @pytest.mark.parametrize("clients", range(3, 12))
@@ -84,4 +84,4 @@ def test_colluders_cannot_sign_two_sets(parameters: Make, clients: int) -> None:
     assert 2 * (made.threshold - bad) > honest
     assert 2 * (made.threshold - bad - 1) <= honest - 1
     assert bad < made.threshold
-    assert made.floor - bad >= 1
+    assert made.required_survivors - bad >= 1

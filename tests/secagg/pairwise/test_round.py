@@ -1,4 +1,4 @@
-"""Whole rounds: the sum is exact for every dropout above the floor, and absent below it."""
+"""Whole rounds: the sum is exact for as long as enough survive, and absent below that."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ def test_exact_or_nothing(rehearse: Rehearse, vectors: Vectors, data: st.DataObj
     dropping = data.draw(st.lists(st.integers(0, clients - 1), max_size=3, unique=True))
     gone = {index: data.draw(st.integers(0, 4)) for index in dropping}
     given_vectors = vectors(rehearsal, seed=data.draw(st.integers(0, 99)))
-    floor, threshold = rehearsal.parameters.floor, rehearsal.parameters.threshold
+    needed, threshold = rehearsal.parameters.required_survivors, rehearsal.parameters.threshold
     left = [clients - sum(step <= k for step in gone.values()) for k in range(5)]
-    enough = all(n >= floor for n in left[:3]) and all(n >= threshold for n in left[3:])
+    enough = all(n >= needed for n in left[:3]) and all(n >= threshold for n in left[3:])
     if not enough:
-        with pytest.raises(CohortError, match="cohort floor"):
+        with pytest.raises(CohortError, match="min_survivors"):
             play(rehearsal, given_vectors, gone)
         return
     opened = play(rehearsal, given_vectors, gone)

@@ -104,7 +104,7 @@ def test_an_arc_cannot_be_opened_alone(rehearse: Rehearse, vectors: Vectors) -> 
     rehearsal.present -= cut
     rehearsal.sign()
     rehearsal.unmask()
-    with pytest.raises(CohortError, match=r"^cohort floor: [78] holders of the secrets"):
+    with pytest.raises(CohortError, match=r"^min_survivors: [78] holders of the secrets"):
         rehearsal.finish()
 
 
@@ -116,7 +116,7 @@ def test_neighbours_hidden_from_a_client(rehearse: Rehearse, vectors: Vectors) -
     rehearsal.share()
     inbox = rehearsal.server.inbox(0)
     few = dict(list(inbox.items())[:7])
-    with pytest.raises(CohortError, match=r"^cohort floor: 8 clients after sharing, at least 9"):
+    with pytest.raises(CohortError, match=r"^min_survivors: 8 clients after sharing, at least 9"):
         rehearsal.clients[0].mask(given[0], few)
     first = next(iter(inbox))
     rehearsal.clients[0].mask(given[0], {p: m for p, m in inbox.items() if p != first})

@@ -12,12 +12,15 @@ from scipy import stats
 from carefl_secure.errors import ConfigError, ProtocolError
 from carefl_secure.noise import KeyStream
 from carefl_secure.secagg.encrypted.bfv import COEFFICIENT_PRIMES, DEGREE, PLAIN_MODULUS
-from carefl_secure.secagg.primitives.packing import field_limit, pack_fields, slots, unpack_fields
-from carefl_secure.secagg.primitives.residues import (
+from carefl_secure.secagg.primitives.packing import (
     add_residue_masks,
     draw_residues,
+    field_limit,
     from_residues,
+    pack_fields,
+    slots,
     to_residues,
+    unpack_fields,
 )
 
 
