@@ -10,8 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Message
 
 from carefl_secure.errors import CareflError, LedgerError, ProtocolError
-from carefl_secure.federation.aggregation.base import ClientSetup
-from carefl_secure.federation.aggregation.helper_session import Helper
+from carefl_secure.federation.aggregation.base import ClientSetup, Helper
 from carefl_secure.federation.aggregation.registry import find_protocol
 from carefl_secure.federation.client.app import build_client_app
 from carefl_secure.federation.client.session import ClientSession
@@ -93,7 +92,10 @@ class Clients:
 
     def grid(self, workers: int, drop: Drop | None, record: Record | None) -> LocalGrid:
         """Return the grid that reaches all parties."""
-        app = build_client_app(self.session, self.keep_refusal, helpers=self.helper)
+        protocol = self.cohort.aggregation
+        app = build_client_app(
+            self.session, self.keep_refusal, helpers=self.helper, protocol=protocol
+        )
         self._grid = LocalGrid(app, self.nodes, workers=workers, drop=drop, record=record)
         return self._grid
 
@@ -121,7 +123,7 @@ def make_parties(spec: RunSpec) -> tuple[list[Ed25519PrivateKey], Cohort, list[H
     )
     protocol = find_protocol(cohort.aggregation)
     helpers = [
-        protocol.helper(index, key, plan, cohort, spec.key_source(count + index))
+        protocol.helper(ClientSetup(plan, cohort, index, key, spec.key_source(count + index)))
         for index, key in enumerate(private)
     ]
     return clients, cohort, helpers

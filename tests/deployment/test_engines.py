@@ -41,7 +41,7 @@ from carefl_secure.errors import (
     ProtocolError,
     RunError,
 )
-from carefl_secure.federation.aggregation.helper_app import HELPER_ACTIONS
+from carefl_secure.federation.aggregation.registry import helper_actions
 from carefl_secure.federation.client.app import _ACTIONS
 from carefl_secure.federation.plan.calibrate import PlanRequest, plan_run
 from carefl_secure.federation.plan.run_plan import RunPlan
@@ -131,7 +131,7 @@ def submitter(bundles: Path) -> Ed25519PrivateKey:
 
 
 def test_the_relay_passes_on_every_step_that_exists() -> None:
-    assert set(relay.ACTIONS) == {relay.PROPOSE, *_ACTIONS, *HELPER_ACTIONS}
+    assert set(relay.ACTIONS) == {relay.PROPOSE, *_ACTIONS, *helper_actions()}
 
 
 def test_the_bundle_is_the_relay_alone_and_imports_nothing_of_ours() -> None:

@@ -34,7 +34,7 @@ _HOLDER_KINDS = {
 _HOLDER_FIELDS: dict[str, set[str]] = {
     "query.role": {"ask"},
     "query.holder_key": {"round", "plan"},
-    "query.open_sum": {"model", "sum"},
+    "query.open_sum": {"model", "keys", "last", "uploads"},
 }
 
 
@@ -54,7 +54,7 @@ class MemberEyes(Attack[MemberView, list[Weakness]]):
                 continue
             where = f"round {message.round}"
             try:
-                count = len(Listing.decode(octets, view.shape).entries)  # type: ignore[arg-type]
+                count = len(Listing.decode(octets, view.shape).clients)  # type: ignore[arg-type]
             except ProtocolError as error:
                 found.append(Weakness("more than a list", f"{where}: {error}"))
                 continue

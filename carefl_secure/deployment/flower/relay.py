@@ -42,8 +42,9 @@ ACTIONS = (
     "query.committee_recover",
     "query.holder_key",
     "query.open_sum",
+    *os.environ.get("CAREFL_ACTIONS", "").split(),
 )
-"""Every step that a relay passes on."""
+"""Every step that a relay passes on; ``CAREFL_ACTIONS`` adds those of other packages' protocols."""
 
 SERVER_SOCKET = "CAREFL_SERVER_SOCKET"
 """Names the socket of the process that runs the rounds, in the environment of a SuperLink."""

@@ -22,7 +22,7 @@ from carefl_secure.deployment.ray.actor import ActorApp, Order, Work, keep_refus
 from carefl_secure.deployment.ray.cluster import RayCluster, require_ray
 from carefl_secure.deployment.ray.grid import FlowerSimulation, RayGrid
 from carefl_secure.errors import CareflError, EngineError, ProtocolError
-from carefl_secure.federation.aggregation.helper_session import Helper
+from carefl_secure.federation.aggregation.base import Helper
 from carefl_secure.federation.client.app import build_client_app
 from carefl_secure.federation.client.session import ClientSession
 from carefl_secure.federation.in_process import ledger_path, make_parties

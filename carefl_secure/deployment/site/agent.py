@@ -34,8 +34,7 @@ from carefl_secure.deployment.site.proposal import Proposal, cohort_of
 from carefl_secure.deployment.site.site_config import own_config
 from carefl_secure.deployment.site.site_log import SiteLog
 from carefl_secure.errors import CareflError, ModelError, PolicyError, ProtocolError, RunError
-from carefl_secure.federation.aggregation.base import ClientSetup
-from carefl_secure.federation.aggregation.helper_session import Helper
+from carefl_secure.federation.aggregation.base import ClientSetup, Helper
 from carefl_secure.federation.aggregation.registry import find_protocol
 from carefl_secure.federation.client.app import answer
 from carefl_secure.federation.client.session import ClientSession
@@ -210,8 +209,8 @@ class Agent:
         if self.bundle.role == "client":
             self._party = self._client(config, plan, cohort, keys)
         else:
-            protocol = find_protocol(cohort.aggregation)
-            self._party = protocol.helper(self.bundle.index, self._identity, plan, cohort, keys)
+            setup = ClientSetup(plan, cohort, self.bundle.index, self._identity, keys)
+            self._party = find_protocol(cohort.aggregation).helper(setup)
         return plan
 
     def _client(

@@ -1,4 +1,4 @@
-"""Interfaces of one round of any aggregation protocol, for a client and for the server.
+"""Interfaces of one round of any aggregation protocol, for a client, a helper and the server.
 
 Ledger, sampling, clipping, noise and optimizer belong to the callers, `ClientSession` and
 `SecureSumStrategy`; keys, masks, envelopes and ciphertexts belong here.
@@ -20,18 +20,21 @@ from numpy.typing import NDArray
 from carefl_secure.errors import ConfigError, ProtocolError
 from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.federation.plan.run_plan import RunPlan
-from carefl_secure.federation.transport.exchange import Exchange
-from carefl_secure.federation.transport.node_directory import Directory
+from carefl_secure.federation.transport.error_codes import Party
+from carefl_secure.federation.transport.exchange import ROLE, Exchange
+from carefl_secure.federation.transport.messages import Fields
+from carefl_secure.federation.transport.node_directory import Directory, role_message
 from carefl_secure.noise import KeySource
+from carefl_secure.secagg import ClientSum
 
 if TYPE_CHECKING:
-    from carefl_secure.federation.aggregation.helper_session import Helper
     from carefl_secure.federation.aggregation.prefetch import KeyPrefetch
 
 __all__ = [
     "AggregationProtocol",
     "ClientSetup",
     "ClientSum",
+    "Helper",
     "MaskedIntegers",
     "Nodes",
     "ServerSetup",
@@ -41,53 +44,6 @@ __all__ = [
 MaskedIntegers = NDArray[np.unsignedinteger[Any]]
 Nodes = Callable[[], Collection[int]]
 """Waits for the nodes and says which are there."""
-
-
-class ClientSum(ABC):
-    """One client's part in the sum of one round: bytes in, bytes out.
-
-    The methods are called in this order. Every protocol has `bind`, `receive` and `mask`; other
-    steps are refused unless a protocol overrides them.
-    """
-
-    def advertise(self) -> bytes:
-        """Return the first message, where there is one before the vector."""
-        raise _not_here("advertise")
-
-    def share(self, advertisements: Mapping[int, bytes]) -> dict[int, bytes]:
-        """Split the round's secrets among the other clients."""
-        raise _not_here("share")
-
-    @abstractmethod
-    def bind(self, model_hash: bytes) -> None:
-        """Bind the keys to the model of the round, once."""
-
-    @abstractmethod
-    def receive(self, messages: Mapping[int, bytes]) -> None:
-        """Open and check what the helpers or the other clients sent, by their index."""
-
-    @abstractmethod
-    def mask(self, vector: NDArray[Any]) -> bytes:
-        """Return the upload that hides a vector, once.
-
-        ``vector`` is encoded, noised and wrapped: uint16 or uint32, shape [padded].
-        """
-
-    def sign(self, shared: Collection[int], survivors: Collection[int]) -> bytes:
-        """Sign who is in the sum."""
-        raise _not_here("sign")
-
-    def unmask(self, signatures: Mapping[int, bytes]) -> bytes:
-        """Give what takes the masks off the sum."""
-        raise _not_here("unmask")
-
-    @abstractmethod
-    def save(self) -> bytes:
-        """Return what the next step needs, secrets sealed."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Erase every secret."""
 
 
 class ServerSum(ABC):
@@ -111,6 +67,13 @@ class ServerSum(ABC):
     def collect(self, node: int, content: RecordDict) -> None:
         """Check and add one upload."""
 
+    contradictions: Collection[tuple[str, str]] = ()
+    """Pairs of parties, by name, of which one sent something false that was corrected."""
+
+    def places(self) -> dict[int, str]:
+        """Return the name of the party of every node, such as "client 3"."""
+        return {node: f"client {index}" for node, index in self.clients().items()}
+
     @abstractmethod
     def open(self) -> tuple[MaskedIntegers, tuple[int, ...]]:
         """Run every phase after the vectors; return the sum, shape [padded], and the clients in it.
@@ -125,13 +88,60 @@ class ServerSum(ABC):
 
 @dataclass(frozen=True)
 class ClientSetup:
-    """What a client of a run brings to every round; ``index`` is its place in the roster."""
+    """What a client or helper brings to every round; ``index`` is its place among its kind."""
 
     plan: RunPlan
     cohort: Cohort
     index: int
     identity: Ed25519PrivateKey
     keys: KeySource
+
+
+class Helper(ABC):
+    """A helper for the length of one run: it holds no records and sees no client's vector.
+
+    It takes part in no round twice, and refuses by raising an error. Plan and cohort are its own
+    copies. Raises ProtocolError when its key is not the one that the cohort names.
+    """
+
+    party: ClassVar[Party]
+    """What it is called in a refusal."""
+
+    def __init__(self, setup: ClientSetup) -> None:
+        if setup.cohort.helpers[setup.index] != setup.identity.public_key().public_bytes_raw():
+            raise ProtocolError(
+                f"helper {setup.index} does not hold the key that the cohort names for it; "
+                "compare the cohort with the helper's key file"
+            )
+        self.index = setup.index
+        self._setup = setup
+        self._round = -1
+
+    @abstractmethod
+    def actions(self) -> Mapping[str, Callable[[RecordDict], RecordDict]]:
+        """Return its steps, by Flower's type of the message that asks for one."""
+
+    def answer(self, name: str, content: RecordDict) -> RecordDict:
+        """Take one step; ProtocolError when the step is not this party's."""
+        if name == ROLE:
+            Fields(content, "ask")
+            return role_message(self.index, helper=True)
+        steps = self.actions()
+        if name not in steps:
+            raise ProtocolError(f"a {self.party} was asked for {name}, which it does not answer")
+        return steps[name](content)
+
+    def _check(self, number: int, plan_hash: bytes) -> None:
+        if plan_hash != self._setup.plan.hash():
+            raise ProtocolError("the server follows another privacy plan; compare the run plans")
+        if number <= self._round:
+            raise ProtocolError(
+                f"round {number} comes after round {self._round}; a round is never repeated"
+            )
+
+    @abstractmethod
+    def close(self) -> None:
+        """Erase the secrets of the round in progress, if there is one."""
 
 
 @dataclass(frozen=True)
@@ -155,24 +165,19 @@ class AggregationProtocol(ABC):
     """An aggregation protocol: the factory of every party's part in a sum.
 
     ``name`` is the value of ``federation.aggregation``; ``prefetches`` says whether the keys of a
-    round can be exchanged during the round before.
+    round can be exchanged during the round before; ``helper_actions`` are the types of message that
+    its helpers answer.
     """
 
     name: ClassVar[str]
     prefetches: ClassVar[bool] = False
+    helper_actions: ClassVar[Collection[str]] = ()
 
     def helpers(self, committee_members: int) -> int:
         """Return how many parties it needs besides clients and server."""
         return 0
 
-    def helper(
-        self,
-        index: int,
-        identity: Ed25519PrivateKey,
-        plan: RunPlan,
-        cohort: Cohort,
-        keys: KeySource,
-    ) -> Helper:
+    def helper(self, setup: ClientSetup) -> Helper:
         """Return the session of one helper; ConfigError when the protocol has no helpers."""
         raise ConfigError(f"federation.aggregation={self.name} has no helpers")
 
@@ -211,10 +216,3 @@ class AggregationProtocol(ABC):
     def prefetch(self, setup: ServerSetup, exchange: Exchange, number: int) -> KeyPrefetch | None:
         """Return what exchanges the keys of a later round, where the protocol can."""
         return None
-
-
-def _not_here(step: str) -> ProtocolError:
-    return ProtocolError(
-        f"step {step} is no part of this aggregation protocol; client and server run different "
-        "ones: compare federation.aggregation"
-    )

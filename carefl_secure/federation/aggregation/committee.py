@@ -2,62 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import RecordDict
-from numpy.typing import NDArray
 
 from carefl_secure.errors import CohortError
 from carefl_secure.federation.aggregation.base import (
     AggregationProtocol,
     ClientSetup,
     ClientSum,
+    Helper,
     MaskedIntegers,
     Nodes,
     ServerSetup,
     ServerSum,
 )
-from carefl_secure.federation.aggregation.helper_session import Helper, MemberSession
-from carefl_secure.federation.aggregation.prefetch import Header, KeyPrefetch
+from carefl_secure.federation.aggregation.committee_member import ACTIONS, MemberSession
+from carefl_secure.federation.aggregation.prefetch import Header, KeyPrefetch, Take
 from carefl_secure.federation.aggregation.upload_buffer import UploadBuffer
-from carefl_secure.federation.plan.cohort import Cohort
-from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.transport.exchange import Exchange
 from carefl_secure.federation.transport.messages import Fields, pack
 from carefl_secure.federation.transport.node_directory import Directory
-from carefl_secure.noise import KeySource
 from carefl_secure.secagg import CommitteeClient, CommitteeServer
 
-__all__ = ["Committee", "CommitteeClientSum", "CommitteePrefetch", "CommitteeServerSum"]
-
-
-class CommitteeClientSum(ClientSum):
-    """A client of a committee: it sends a single message."""
-
-    def __init__(self, client: CommitteeClient) -> None:
-        self._client = client
-
-    def bind(self, model_hash: bytes) -> None:
-        """Bind the members' keys to the model of the round."""
-        self._client.bind(model_hash)
-
-    def receive(self, messages: Mapping[int, bytes]) -> None:
-        """Check the members' announcements."""
-        self._client.receive(messages)
-
-    def mask(self, vector: NDArray[Any]) -> bytes:
-        """Mask the vector and seal the seeds of the masks to the members."""
-        return self._client.submit(vector)
-
-    def save(self) -> bytes:
-        """Return nothing: no secret outlives the one message."""
-        return b""
-
-    def close(self) -> None:
-        """Do nothing: no secret outlives the one message."""
+__all__ = ["Committee", "CommitteePrefetch", "CommitteeServerSum"]
 
 
 class CommitteePrefetch(KeyPrefetch):
@@ -76,12 +46,10 @@ class CommitteePrefetch(KeyPrefetch):
         """Whether every member has announced."""
         return not self._refused and len(self._announced) == self.server.parameters.size
 
-    def announcing(
-        self, contents: Mapping[int, RecordDict], action: str
-    ) -> Iterator[tuple[int, RecordDict]]:
-        """Ask as `Exchange.ask`, and every member for its key."""
+    def announcing(self, contents: Mapping[int, RecordDict], action: str, take: Take) -> None:
+        """Ask as `Exchange.gather`, and every member for its key."""
         following = dict.fromkeys(self._directory.helpers(), pack(**self.header))
-        yield from self._ask(contents, action, following, "query.committee_announce_prefetch")
+        self._ask(contents, action, take, following, "query.committee_announce_prefetch")
 
     def _observe(self, node: int, record: RecordDict) -> None:
         member = self._directory.helpers()[node]
@@ -120,16 +88,14 @@ class CommitteeServerSum(ServerSum):
         self._following = following
         self._index_of: dict[int, int] = {}
         self._buffer = UploadBuffer(folder)
+        self._failed: set[tuple[str, str]] = set()
 
     def prepare(self, nodes: Nodes) -> dict[int, RecordDict]:
         """Have every member announce its key, unless prefetched; return each invitation."""
         self._gather(nodes())
-        members = self._directory.helpers()
         if not self._announced:
-            hello = dict.fromkeys(members, pack(**self._header))
-            for node, reply in self._exchange.ask(hello, "query.committee_announce"):
-                message = Fields(reply, "announcement").octets("announcement")
-                self._server.announced(members[node], message)
+            header = dict.fromkeys(self._directory.helpers(), pack(**self._header))
+            self._exchange.gather(header, "query.committee_announce", self._member_key)
         self._server.bind(self._model_hash)
         invitation = pack(**self._header, announcements=self._server.announcements())
         return dict.fromkeys(self._index_of, invitation)
@@ -138,12 +104,16 @@ class CommitteeServerSum(ServerSum):
         """Learn who is there and check that they are enough."""
         self._directory.learn(self._exchange, nodes)
         self._index_of = self._directory.clients()
-        present, floor = len(self._index_of), self._server.parameters.floor
-        if present < floor:
+        present, needed = len(set(self._index_of.values())), self._server.parameters.min_survivors
+        if present < needed:
             raise CohortError(
-                f"{present} clients are there, at least {floor} are needed; nothing was released, "
+                f"{present} clients are there, at least {needed} are needed; nothing was released, "
                 "start a new round with more clients"
             )
+
+    def _member_key(self, node: int, reply: RecordDict) -> None:
+        message = Fields(reply, "announcement").octets("announcement")
+        self._server.announced(self._directory.helpers()[node], message)
 
     def collect(self, node: int, content: RecordDict) -> None:
         """Add one masked vector; keep the message on disk until envelopes have been opened.
@@ -163,8 +133,7 @@ class CommitteeServerSum(ServerSum):
             node: pack(**order, announcements=announcements, listing=server.listing(member))
             for node, member in members.items()
         }
-        for node, reply in self._exchange.ask(listings, "query.committee_open"):
-            server.opened(members[node], Fields(reply, "opening").octets("opening"))
+        self._exchange.gather(listings, "query.committee_open", self._opened)
         openings = server.openings()
         for index in server.left_out():
             server.withdraw(index, self._buffer.take(index))
@@ -172,24 +141,46 @@ class CommitteeServerSum(ServerSum):
 
         settled = {node: pack(openings=openings) for node in members if members[node] in openings}
         following = self._following
-        ask = self._exchange.ask if following is None else following.announcing
-        for node, reply in ask(settled, "query.committee_answer"):
-            server.answered(members[node], Fields(reply, "answer").octets("answer"))
+        ask = self._exchange.gather if following is None else following.announcing
+        ask(settled, "query.committee_answer", self._answered)
         lost = server.lost()
         if lost:
             self._recover(members, lost)
-        return server.finish(), server.clients()
+        total = server.finish()
+        self.contradictions = self._failed | {
+            (f"committee member {m}", f"client {i}") for m, i in server.false_shares
+        }
+        return total, server.clients()
+
+    def _opened(self, node: int, reply: RecordDict) -> None:
+        member = self._directory.helpers()[node]
+        failed = self._server.opened(member, Fields(reply, "opening").octets("opening"))
+        self._failed |= {(f"committee member {member}", f"client {index}") for index in failed}
+
+    def _answered(self, node: int, reply: RecordDict) -> None:
+        member = self._directory.helpers()[node]
+        self._server.answered(member, Fields(reply, "answer").octets("answer"))
 
     def _recover(self, members: Mapping[int, int], lost: Collection[int]) -> None:
         """Have the members that are left agree on who is lost and give shares of their seeds."""
         exchange, server = self._exchange, self._server
+
+        def consented(node: int, reply: RecordDict) -> None:
+            server.consented(members[node], Fields(reply, "consent").octets("consent"))
+
+        def recovered(node: int, reply: RecordDict) -> None:
+            server.recovered(members[node], Fields(reply, "seeds").octets("seeds"))
+
         left = [node for node, member in members.items() if member not in lost]
         question = pack(lost=list(lost))
-        for node, reply in exchange.ask(dict.fromkeys(left, question), "query.committee_consent"):
-            server.consented(members[node], Fields(reply, "consent").octets("consent"))
+        exchange.gather(dict.fromkeys(left, question), "query.committee_consent", consented)
         agreed = pack(consents=server.consents())
-        for node, reply in exchange.ask(dict.fromkeys(left, agreed), "query.committee_recover"):
-            server.recovered(members[node], Fields(reply, "seeds").octets("seeds"))
+        exchange.gather(dict.fromkeys(left, agreed), "query.committee_recover", recovered)
+
+    def places(self) -> dict[int, str]:
+        """Return the name of the party of every node."""
+        members = self._directory.helpers().items()
+        return super().places() | {node: f"committee member {place}" for node, place in members}
 
     def clients(self) -> Mapping[int, int]:
         """Return the place in the roster of every client, by node."""
@@ -201,28 +192,20 @@ class Committee(AggregationProtocol):
 
     name: ClassVar[str] = "committee"
     prefetches: ClassVar[bool] = True
+    helper_actions: ClassVar[Collection[str]] = ACTIONS
 
     def helpers(self, committee_members: int) -> int:
         """Return the size of the committee."""
         return committee_members
 
-    def helper(
-        self,
-        index: int,
-        identity: Ed25519PrivateKey,
-        plan: RunPlan,
-        cohort: Cohort,
-        keys: KeySource,
-    ) -> Helper:
+    def helper(self, setup: ClientSetup) -> Helper:
         """Return a member's session."""
-        return MemberSession(index, identity, plan, cohort, keys)
+        return MemberSession(setup)
 
     def client(self, setup: ClientSetup, number: int, key: bytes) -> ClientSum:
         """Return a client's part in a round."""
         parameters = setup.cohort.committee_parameters(setup.plan, number)
-        return CommitteeClientSum(
-            CommitteeClient(parameters, setup.index, setup.identity, setup.keys)
-        )
+        return CommitteeClient(parameters, setup.index, setup.identity, setup.keys)
 
     def restore(
         self, setup: ClientSetup, saved: bytes, number: int, model_hash: bytes

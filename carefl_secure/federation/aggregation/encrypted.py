@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import RecordDict
 from numpy.typing import NDArray
 
@@ -16,27 +15,30 @@ from carefl_secure.federation.aggregation.base import (
     AggregationProtocol,
     ClientSetup,
     ClientSum,
+    Helper,
     MaskedIntegers,
     Nodes,
     ServerSetup,
     ServerSum,
 )
-from carefl_secure.federation.aggregation.helper_session import KEY_LABEL, Helper, HolderSession
-from carefl_secure.federation.aggregation.pairwise import PairwiseClientSum, PairwiseServerSum
+from carefl_secure.federation.aggregation.key_holder import ACTIONS, KEY_LABEL, HolderSession
+from carefl_secure.federation.aggregation.pairwise import PairwiseServerSum
 from carefl_secure.federation.aggregation.prefetch import KeyPrefetch
+from carefl_secure.federation.aggregation.upload_buffer import UploadBuffer
 from carefl_secure.federation.plan.ciphertext_packing import narrow, widen
 from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.transport.exchange import Exchange
 from carefl_secure.federation.transport.messages import Fields, pack
-from carefl_secure.noise import KeySource
 from carefl_secure.secagg import EncryptedClient, EncryptedParameters, EncryptedServer
 from carefl_secure.secagg.primitives.crypto import verify
 
 __all__ = ["Encrypted", "EncryptedClientSum", "EncryptedServerSum", "HolderKey", "read_key"]
 
+T = TypeVar("T")
 _SIGNATURE = 64
 _LENGTH = struct.Struct("<I")
+_PORTION = 1 << 26  # bytes of uploads in one message to the key holder
 
 
 class HolderKey(NamedTuple):
@@ -58,20 +60,20 @@ def read_key(message: bytes, cohort: Cohort, plan: RunPlan, number: int) -> Hold
     return HolderKey(parameters, public)
 
 
-class EncryptedClientSum(PairwiseClientSum):
-    """A client of pairwise masking whose upload is encrypted.
+class EncryptedClientSum(EncryptedClient):
+    """A client of an encrypted round that widens vectors and keeps the key holder's message."""
 
-    ``key`` has been checked; ``message`` is what it came in.
-    """
+    _message = b""
 
-    def __init__(self, client: EncryptedClient, key: HolderKey, message: bytes) -> None:
-        super().__init__(client)
-        client.load_key(key.public)
+    def took(self, key: HolderKey, message: bytes) -> Self:
+        """Load a key that has been checked; ``message`` is what it came in."""
+        self.load_key(key.public)
         self._message = message
+        return self
 
-    def mask(self, vector: NDArray[Any]) -> bytes:
+    def mask(self, vector: NDArray[Any], messages: Mapping[int, bytes] | None = None) -> bytes:
         """Widen, mask and encrypt the vector."""
-        return super().mask(widen(vector))
+        return super().mask(widen(vector), messages)
 
     def save(self) -> bytes:
         """Return the key holder's message and the sealed state."""
@@ -79,7 +81,10 @@ class EncryptedClientSum(PairwiseClientSum):
 
 
 class EncryptedServerSum(ServerSum):
-    """The aggregator of encrypted vectors: pairwise masking, and two messages to the key holder."""
+    """The aggregator of encrypted vectors: pairwise masking, and uploads for the key holder.
+
+    Every upload goes to the key holder as it was signed, in portions; here it stays on disk.
+    """
 
     action = PairwiseServerSum.action
 
@@ -91,44 +96,81 @@ class EncryptedServerSum(ServerSum):
         self._number = number
         self._model_hash = model_hash
         self._begun: tuple[EncryptedServer, PairwiseServerSum] | None = None
+        self._buffer = UploadBuffer(setup.folder)
+        self._sizes: dict[int, int] = {}
 
     def prepare(self, nodes: Nodes) -> dict[int, RecordDict]:
         """Have the key holder make a key, hand it to the clients, and go on as in pairwise."""
         setup = self._setup
         header = setup.header(self._number)
         setup.directory.learn(self._exchange, nodes())
-        message = self._ask_holder(pack(**header), "query.holder_key", "key")
-        key = read_key(message, setup.cohort, setup.plan, self._number)
+
+        def check(message: bytes) -> tuple[HolderKey, bytes]:
+            return read_key(message, setup.cohort, setup.plan, self._number), message
+
+        key, message = self._ask_holder(pack(**header), "query.holder_key", "key", check)
         server = EncryptedServer(key.parameters, key.public)
-        told = {**header, "key": message}
-        pairwise = PairwiseServerSum(self._exchange, told, server, self._model_hash)
+        with_key = {**header, "key": message}
+        pairwise = PairwiseServerSum(self._exchange, with_key, server, self._model_hash)
         self._begun = server, pairwise
         return pairwise.prepare(setup.directory.clients)
 
     def collect(self, node: int, content: RecordDict) -> None:
-        """Add one encrypted vector."""
-        self._parts()[1].collect(node, content)
+        """Check one encrypted vector and keep it on disk for the key holder."""
+        pairwise = self._parts()[1]
+        pairwise.collect(node, content)
+        index, upload = pairwise.clients()[node], Fields(content, "upload").octets("upload")
+        self._buffer.keep(index, upload)
+        self._sizes[index] = len(upload)
 
     def open(self) -> tuple[MaskedIntegers, tuple[int, ...]]:
         """Have the key holder decrypt the masked sum, then the survivors take the masks off."""
         server, pairwise = self._parts()
-        request = pack(model=self._model_hash, sum=server.encrypted_sum())
-        server.opened(self._ask_holder(request, "query.open_sum", "opened"))
+        server.survivors()
+        portions = list(self._portions())
+        for place, indices in enumerate(portions, start=1):
+            uploads = {index: self._buffer.take(index) for index in indices}
+            last = int(place == len(portions))
+            request = pack(
+                model=self._model_hash, keys=server.transcript_hash, last=last, uploads=uploads
+            )
+            check = server.opened if last else bytes
+            self._ask_holder(request, "query.open_sum", "opened", check)
+        self._buffer.close()
         total, survivors = pairwise.open()
+        self.contradictions = pairwise.contradictions
         return narrow(total, self._setup.plan.encoding.bits), survivors
+
+    def _portions(self) -> Iterator[list[int]]:
+        """Yield the clients whose uploads go to the key holder in one message."""
+        portion: list[int] = []
+        for index, size in sorted(self._sizes.items()):
+            if portion and sum(self._sizes[i] for i in portion) + size > _PORTION:
+                yield portion
+                portion = []
+            portion.append(index)
+        yield portion
 
     def clients(self) -> Mapping[int, int]:
         """Return the place in the roster of the clients that have sent something, by node."""
         return {} if self._begun is None else self._begun[1].clients()
 
-    def _ask_holder(self, content: RecordDict, action: str, answer: str) -> bytes:
+    def _ask_holder(
+        self, content: RecordDict, action: str, answer: str, check: Callable[[bytes], T]
+    ) -> T:
+        answers: list[T] = []
+
+        def take(node: int, reply: RecordDict) -> None:
+            answers.append(check(Fields(reply, answer).octets(answer)))
+
         asked = dict.fromkeys(self._setup.directory.helpers(), content)
-        for _, reply in self._exchange.ask(asked, action):
-            return Fields(reply, answer).octets(answer)
-        raise CohortError(
-            "the key holder does not answer, so no sum can be opened and nothing was released; "
-            "bring it back and start a new round"
-        )
+        self._exchange.gather(asked, action, take)
+        if not answers:
+            raise CohortError(
+                "the key holder does not answer, so no sum can be opened and nothing was released; "
+                "bring it back and start a new round"
+            )
+        return answers[0]
 
     def _parts(self) -> tuple[EncryptedServer, PairwiseServerSum]:
         if self._begun is None:
@@ -140,27 +182,21 @@ class Encrypted(AggregationProtocol):
     """Pairwise masking whose uploads are encrypted under BFV, opened by a separate key holder."""
 
     name: ClassVar[str] = "encrypted"
+    helper_actions: ClassVar[Collection[str]] = ACTIONS
 
     def helpers(self, committee_members: int) -> int:
         """Return 1: the key holder."""
         return 1
 
-    def helper(
-        self,
-        index: int,
-        identity: Ed25519PrivateKey,
-        plan: RunPlan,
-        cohort: Cohort,
-        keys: KeySource,
-    ) -> Helper:
+    def helper(self, setup: ClientSetup) -> Helper:
         """Return the key holder's session."""
-        return HolderSession(index, identity, plan, cohort)
+        return HolderSession(setup)
 
     def client(self, setup: ClientSetup, number: int, key: bytes) -> ClientSum:
         """Return a client's part in a round, under the key holder's key."""
         checked = read_key(key, setup.cohort, setup.plan, number)
-        client = EncryptedClient(checked.parameters, setup.index, setup.identity, setup.keys)
-        return EncryptedClientSum(client, checked, key)
+        client = EncryptedClientSum(checked.parameters, setup.index, setup.identity, setup.keys)
+        return client.took(checked, key)
 
     def restore(
         self, setup: ClientSetup, saved: bytes, number: int, model_hash: bytes
@@ -172,8 +208,8 @@ class Encrypted(AggregationProtocol):
         message = saved[_LENGTH.size : end]
         key = read_key(message, setup.cohort, setup.plan, number)
         parameters = key.parameters.bind(model_hash) if model_hash else key.parameters
-        client = EncryptedClient.restore(saved[end:], setup.identity, parameters, setup.keys)
-        return EncryptedClientSum(client, key, message)
+        client = EncryptedClientSum.restore(saved[end:], setup.identity, parameters, setup.keys)
+        return client.took(key, message)
 
     def server(
         self,

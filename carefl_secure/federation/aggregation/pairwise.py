@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from typing import Any, ClassVar
+from collections.abc import Collection, Mapping
+from typing import ClassVar
 
 from flwr.app import RecordDict
-from numpy.typing import NDArray
 
-from carefl_secure.errors import CohortError, ProtocolError
+from carefl_secure.errors import CohortError
 from carefl_secure.federation.aggregation.base import (
     AggregationProtocol,
     ClientSetup,
@@ -18,55 +17,12 @@ from carefl_secure.federation.aggregation.base import (
     ServerSetup,
     ServerSum,
 )
-from carefl_secure.federation.aggregation.prefetch import Header, KeyPrefetch
+from carefl_secure.federation.aggregation.prefetch import Header, KeyPrefetch, Take
 from carefl_secure.federation.transport.exchange import Exchange
 from carefl_secure.federation.transport.messages import Fields, pack
 from carefl_secure.secagg import PairwiseClient, PairwiseServer
 
-__all__ = ["Pairwise", "PairwiseClientSum", "PairwisePrefetch", "PairwiseServerSum"]
-
-
-class PairwiseClientSum(ClientSum):
-    """A client of pairwise masking."""
-
-    def __init__(self, client: PairwiseClient) -> None:
-        self.client = client
-
-    def advertise(self) -> bytes:
-        """Return fresh public keys, signed."""
-        return self.client.advertise()
-
-    def share(self, advertisements: Mapping[int, bytes]) -> dict[int, bytes]:
-        """Split this round's secrets among the clients that advertised."""
-        return self.client.share(advertisements)
-
-    def bind(self, model_hash: bytes) -> None:
-        """Bind the keys to the model of the round."""
-        self.client.bind(model_hash)
-
-    def receive(self, messages: Mapping[int, bytes]) -> None:
-        """Open the other clients' shares for this one."""
-        self.client.receive(messages)
-
-    def mask(self, vector: NDArray[Any]) -> bytes:
-        """Mask the vector."""
-        return self.client.mask(vector)
-
-    def sign(self, shared: Collection[int], survivors: Collection[int]) -> bytes:
-        """Sign who shared and who survived."""
-        return self.client.sign(shared, survivors)
-
-    def unmask(self, signatures: Mapping[int, bytes]) -> bytes:
-        """Answer the one request to unmask."""
-        return self.client.unmask(signatures)
-
-    def save(self) -> bytes:
-        """Return the sealed state."""
-        return self.client.save()
-
-    def close(self) -> None:
-        """Erase every secret."""
-        self.client.close()
+__all__ = ["Pairwise", "PairwisePrefetch", "PairwiseServerSum"]
 
 
 class PairwisePrefetch(KeyPrefetch):
@@ -83,25 +39,21 @@ class PairwisePrefetch(KeyPrefetch):
     @property
     def ready(self) -> bool:
         """Whether enough would survive even if as many are lost in that round as in this one."""
-        floor = self.server.parameters.floor
-        return not self._refused and len(self.sharers) - self._lost >= floor
+        needed = self.server.parameters.required_survivors
+        return not self._refused and len(self.sharers) - self._lost >= needed
 
-    def advertising(
-        self, contents: Mapping[int, RecordDict], action: str
-    ) -> Iterator[tuple[int, RecordDict]]:
-        """Ask as `Exchange.ask`, and everybody for an advertisement."""
+    def advertising(self, contents: Mapping[int, RecordDict], action: str, take: Take) -> None:
+        """Ask as `Exchange.gather`, and everybody for an advertisement."""
         everyone = dict.fromkeys([*contents, *self._exchange.nodes()], pack(**self.header))
-        yield from self._ask(contents, action, everyone, "query.advertise_prefetch")
+        self._ask(contents, action, take, everyone, "query.advertise_prefetch")
 
-    def sharing(
-        self, contents: Mapping[int, RecordDict], action: str
-    ) -> Iterator[tuple[int, RecordDict]]:
-        """Ask as `Exchange.ask`, and whoever advertised for shares."""
+    def sharing(self, contents: Mapping[int, RecordDict], action: str, take: Take) -> None:
+        """Ask as `Exchange.gather`, and whoever advertised for shares."""
         self._sharing = True
         book: dict[int, RecordDict] = {}
-        if len(self.index_of) >= self.server.parameters.floor:
+        if len(self.index_of) >= self.server.parameters.required_survivors:
             book = dict.fromkeys(self.index_of, pack(peers=self.server.advertisements()))
-        yield from self._ask(contents, action, book, "query.share_prefetch")
+        self._ask(contents, action, take, book, "query.share_prefetch")
 
     def settle(self, lost: int) -> None:
         """Note how many clients were lost in the round that is over."""
@@ -114,8 +66,6 @@ class PairwisePrefetch(KeyPrefetch):
             return
         fields = Fields(record, "index", "message")
         index = fields.integer("index")
-        if index in self.index_of.values():
-            raise ProtocolError(f"two nodes claim to be client {index}; check the partition ids")
         self.server.advertised(index, fields.octets("message"))
         self.index_of[node] = index
 
@@ -142,6 +92,7 @@ class PairwiseServerSum(ServerSum):
         self._server = server if prefetched is None else prefetched.server
         self._model_hash = model_hash
         self._following = following
+        self._answers = 0
         self._sharers = [] if prefetched is None else prefetched.sharers
         self._index_of: dict[int, int] = {}
         self._node_of: dict[int, int] = {}
@@ -159,24 +110,29 @@ class PairwiseServerSum(ServerSum):
         return {
             node: pack(**header, shares=server.inbox(self._index_of[node]))
             for node in self._sharers
+            if node not in self._exchange.excluded
         }
 
     def _exchange_keys(self, nodes: Collection[int]) -> None:
         """Collect advertisements and shares."""
         exchange, server = self._exchange, self._server
-        hello = dict.fromkeys(nodes, pack(**self._header))
-        for node, reply in exchange.ask(hello, "query.advertise"):
-            fields = Fields(reply, "index", "message")
-            index = fields.integer("index")
-            self._introduce(node, index)
-            server.advertised(index, fields.octets("message"))
-        peers = server.advertisements()
-        book = {self._node_of[index]: pack(peers=peers) for index in peers}
-        for node, reply in exchange.ask(book, "query.share"):
-            server.shared(self._index_of[node], Fields(reply, maps=["shares"]).map("shares"))
-            self._sharers.append(node)
+        header = dict.fromkeys(nodes, pack(**self._header))
+        exchange.gather(header, "query.advertise", self._advertised)
+        listed = server.advertisements()
+        book = {self._node_of[index]: pack(peers=listed) for index in listed}
+        exchange.gather(book, "query.share", self._shared)
         if not self._sharers:
             raise CohortError("no client shared its keys; nothing was released, start a new round")
+
+    def _advertised(self, node: int, reply: RecordDict) -> None:
+        fields = Fields(reply, "index", "message")
+        index = fields.integer("index")
+        self._server.advertised(index, fields.octets("message"))  # whose signature proves the place
+        self._introduce(node, index)
+
+    def _shared(self, node: int, reply: RecordDict) -> None:
+        self._server.shared(self._index_of[node], Fields(reply, maps=["shares"]).map("shares"))
+        self._sharers.append(node)
 
     def collect(self, node: int, content: RecordDict) -> None:
         """Add one upload."""
@@ -188,31 +144,33 @@ class PairwiseServerSum(ServerSum):
         server, following = self._server, self._following
         shared, survivors = server.survivors()
 
-        ask = self._exchange.ask if following is None else following.advertising
+        ask = self._exchange.gather if following is None else following.advertising
         sets = {self._node_of[i]: pack(shared=shared, survivors=survivors) for i in survivors}
-        for node, reply in ask(sets, "query.sign"):
-            signature = Fields(reply, "signature").octets("signature")
-            server.signed(self._index_of[node], signature)
+        ask(sets, "query.sign", self._signed)
         signatures = server.signatures()
 
-        ask = self._exchange.ask if following is None else following.sharing
+        ask = self._exchange.gather if following is None else following.sharing
         proofs = {self._node_of[index]: pack(signatures=signatures) for index in signatures}
-        answers = 0
-        for node, reply in ask(proofs, "query.unmask"):
-            server.answered(self._index_of[node], Fields(reply, "answer").octets("answer"))
-            answers += 1
+        ask(proofs, "query.unmask", self._answered)
         if following is not None:
-            following.settle(len(shared) - answers)
-        return server.finish(), tuple(survivors)
+            following.settle(len(shared) - self._answers)
+        total = server.finish()
+        self.contradictions = {(f"client {i}", f"client {j}") for i, j in server.false_shares}
+        return total, tuple(survivors)
+
+    def _signed(self, node: int, reply: RecordDict) -> None:
+        self._server.signed(self._index_of[node], Fields(reply, "signature").octets("signature"))
+
+    def _answered(self, node: int, reply: RecordDict) -> None:
+        self._server.answered(self._index_of[node], Fields(reply, "answer").octets("answer"))
+        self._answers += 1
 
     def clients(self) -> Mapping[int, int]:
         """Return the place in the roster of every client, by node."""
         return self._index_of
 
     def _introduce(self, node: int, index: int) -> None:
-        """Note which place in the roster a node speaks for; its signature proves it later."""
-        if index in self._node_of:
-            raise ProtocolError(f"two nodes claim to be client {index}; check the partition ids")
+        """Note for which place in the roster a node has signed."""
         self._index_of[node], self._node_of[index] = index, node
 
 
@@ -225,18 +183,14 @@ class Pairwise(AggregationProtocol):
     def client(self, setup: ClientSetup, number: int, key: bytes) -> ClientSum:
         """Return a client's part in a round."""
         parameters = setup.cohort.round_parameters(setup.plan, number)
-        return PairwiseClientSum(
-            PairwiseClient(parameters, setup.index, setup.identity, setup.keys)
-        )
+        return PairwiseClient(parameters, setup.index, setup.identity, setup.keys)
 
     def restore(
         self, setup: ClientSetup, saved: bytes, number: int, model_hash: bytes
     ) -> ClientSum:
         """Go on from a saved part."""
         parameters = setup.cohort.round_parameters(setup.plan, number, model_hash)
-        return PairwiseClientSum(
-            PairwiseClient.restore(saved, setup.identity, parameters, setup.keys)
-        )
+        return PairwiseClient.restore(saved, setup.identity, parameters, setup.keys)
 
     def server(
         self,

@@ -7,7 +7,7 @@ exchange, because it dropped out, is asked for the next round alone, so that it 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from flwr.app import Message, RecordDict
 
@@ -18,6 +18,7 @@ from carefl_secure.federation.transport.messages import piggyback, piggybacked
 __all__ = ["KeyPrefetch"]
 
 Header = Mapping[str, int | bytes]
+Take = Callable[[int, RecordDict], object]
 
 
 class KeyPrefetch(ABC):
@@ -40,10 +41,11 @@ class KeyPrefetch(ABC):
         self,
         contents: Mapping[int, RecordDict],
         action: str,
+        take: Take,
         following: Mapping[int, RecordDict],
         bare_action: str,
-    ) -> Iterator[tuple[int, RecordDict]]:
-        """Send messages with those for the next round; yield the good replies to messages.
+    ) -> None:
+        """Send messages with those for the next round; hand the good replies to ``take``.
 
         A refusal of the next round does not affect the one in progress; the next one meets it
         again.
@@ -67,12 +69,15 @@ class KeyPrefetch(ABC):
             yield from exchange.address(loaded, action)
             yield from exchange.address(bare, bare_action)
 
-        for node, reply in exchange.accept(own(iter(exchange.send(messages())))):
-            record = reply if node in bare else piggybacked(reply)
-            if record is not None and node in following:
-                self._observe(node, record)
+        for reply in exchange.accept(own(iter(exchange.send(messages())))):
+            node = reply.metadata.src_node_id
+            record = reply.content if node in bare else piggybacked(reply.content)
             if node not in bare:
-                yield node, reply
+                with exchange.judging(node, action):
+                    take(node, reply.content)
+            if record is not None and node in following:
+                with exchange.judging(node, bare_action):
+                    self._observe(node, record)
 
     @abstractmethod
     def _observe(self, node: int, record: RecordDict) -> None:

@@ -25,7 +25,7 @@ from carefl_secure.federation.transport.exchange import Exchange
 from carefl_secure.federation.transport.node_directory import Directory
 from carefl_secure.secagg.primitives.crypto import derive, raw_identity
 
-__all__ = ["GROUP", "PROTOCOLS", "ClientSums", "ServerSums", "find_protocol"]
+__all__ = ["GROUP", "PROTOCOLS", "ClientSums", "ServerSums", "find_protocol", "helper_actions"]
 
 PROTOCOLS: Mapping[str, AggregationProtocol] = {
     protocol.name: protocol for protocol in (Pairwise(), Committee(), Encrypted())
@@ -76,6 +76,12 @@ def find_protocol(name: str) -> AggregationProtocol:
         )
     protocol: AggregationProtocol = kind()
     return protocol
+
+
+def helper_actions(protocol: str = "") -> set[str]:
+    """Return the steps of the helpers of this package's protocols, and of one more."""
+    rows = [*PROTOCOLS.values(), *([find_protocol(protocol)] if protocol else [])]
+    return {action for row in rows for action in row.helper_actions}
 
 
 class ClientSums:

@@ -9,8 +9,8 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from carefl_secure.errors import CareflError, ConfigError, ProtocolError
-from carefl_secure.federation.aggregation.helper_app import HELPER_ACTIONS, answer_as_helper
-from carefl_secure.federation.aggregation.helper_session import Helper
+from carefl_secure.federation.aggregation.base import Helper
+from carefl_secure.federation.aggregation.registry import helper_actions
 from carefl_secure.federation.client.session import ClientSession
 from carefl_secure.federation.transport.error_codes import Party, refusal
 from carefl_secure.federation.transport.messages import (
@@ -115,9 +115,10 @@ def answer(party: ClientSession | Helper, name: str, content: RecordDict) -> Rec
 
     Raises ProtocolError when the step is not this party's, and what the step raises.
     """
-    if isinstance(party, Helper) or name not in _ACTIONS:
-        helper = party if isinstance(party, Helper) else None
-        return answer_as_helper(helper, name, content)
+    if isinstance(party, Helper):
+        return party.answer(name, content)
+    if name not in _ACTIONS:
+        raise ProtocolError(f"a client was asked for {name}, which only a helper answers")
     later = piggybacked(content)
     if later is not None and name not in _PIGGYBACKED:
         raise ProtocolError(f"key prefetch: nothing is piggybacked on {name}")
@@ -131,13 +132,14 @@ def build_client_app(
     *,
     keep_state: bool = False,
     helpers: Helpers | None = None,
+    protocol: str = "",
 ) -> ClientApp:
     """Return the app that every node runs.
 
     Its actions: ``query.advertise``, ``query.share``, ``train.masked``, ``query.sign`` and
     ``query.unmask`` of pairwise masking; ``query.advertise_prefetch`` and ``query.share_prefetch``
     of clients that dropped out of a round and rejoin in the next; ``train.submit`` to a committee;
-    ``query.role``; and those of `HELPER_ACTIONS`.
+    ``query.role``; and the helpers' own (`AggregationProtocol.helper_actions`).
 
     Parameters
     ----------
@@ -153,6 +155,8 @@ def build_client_app(
         key is never stored, so helpers need a process that stays.
     helpers : callable(int) -> Helper or None, optional
         Gives the helper of a ``partition-id``, one object for the whole run; None for a client.
+    protocol : str, optional
+        The protocol of the run, where it is of another package and brings steps of its own.
 
     Guarantees
     ----------
@@ -163,6 +167,7 @@ def build_client_app(
     helper no client's.
     """
     app = ClientApp()
+    steps = helper_actions(protocol)
 
     def handle(name: str, message: Message, context: Context) -> Message:
         partition = context.node_config.get("partition-id")
@@ -186,7 +191,7 @@ def build_client_app(
             return Message(refusal(error, party), reply_to=message)
         return Message(content, reply_to=message)
 
-    for name in (*_ACTIONS, *HELPER_ACTIONS):
+    for name in (*_ACTIONS, *steps):
         kind, _, action = name.partition(".")
         register = app.train if kind == "train" else app.query
         register(action)(functools.partial(handle, name))

@@ -44,9 +44,10 @@ class OpenRounds:
         Raises ProtocolError when the round is not new, or the plan or the holder's key is another
         one.
         """
-        self.close()
         self._check(number, plan_hash)
-        self._sum = self._sums.begin(number, key)
+        begun = self._sums.begin(number, key)
+        self.close()
+        self._sum = begun
         self.number, self._model_hash = number, b""
         return self._sum
 

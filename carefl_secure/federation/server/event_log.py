@@ -10,8 +10,9 @@ from types import TracebackType
 
 from flwr.app import Message
 
-from carefl_secure.errors import CareflError, RunError
+from carefl_secure.errors import CareflError, ProtocolError, RunError
 from carefl_secure.federation.transport.local_grid import Record
+from carefl_secure.secagg import SenderError
 
 __all__ = ["EventLog"]
 
@@ -24,11 +25,13 @@ class EventLog:
     sent, how many good replies came, and which nodes refused with which number; interleaved steps
     have several such lines, which add up. A ``round`` was opened, over so many clients; its sum may
     be ``rejected``, so many times as long as honest clients can make it, and a client, by its place
-    in the roster, ``excluded`` after it.
+    in the roster, ``excluded`` after it. A ``fault`` names the node whose message failed a check,
+    that refused, or that accuses another client's message.
 
     Guarantees
     ----------
-    Nothing in it is computed from a record, a vector or a text of an error: names of steps, numbers
+    Nothing in it is computed from a record, a vector or a text that came over the wire: names of
+    steps and checks, numbers
     of rounds, nodes and clients, counts of messages, exit codes, the length of an opened sum, and
     the time of day.
     """
@@ -71,6 +74,15 @@ class EventLog:
         """Say that a round was opened."""
         self._end_step()
         self._write("round", {"round": number, "survivors": survivors})
+
+    def fault(self, number: int, step: str, node: int, error: CareflError, excluded: bool) -> None:
+        """Say who sent a bad message, or accuses another, and whether its node is excluded."""
+        name = type(error).__name__
+        check = str(error).partition(":")[0] if isinstance(error, ProtocolError) else ""
+        fields = {"round": number, "step": step, "node": node, "error": name, "check": check}
+        if isinstance(error, SenderError):
+            fields["accused"] = error.sender
+        self._write("fault", {**fields, "excluded": excluded})
 
     def judged(self, number: int, excess: float, excluded: Collection[int]) -> None:
         """Say that the sum of a round was rejected, if ``excess`` is not 0, and who is excluded."""

@@ -193,6 +193,7 @@ class _Rounds:
             last=last,
             waiting=(performance.timeout, min(performance.timeout, _PATIENCE)),
         )
+        strategy.faults.note = self._log.fault
         self._reporter.start(_TASK, last - finished)
         try:
             with following as self._reporter, self._log:

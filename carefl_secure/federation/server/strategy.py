@@ -16,7 +16,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
-from carefl_secure.errors import EngineError
+from carefl_secure.errors import CohortError, EngineError
 from carefl_secure.federation.aggregation.base import ServerSum
 from carefl_secure.federation.aggregation.registry import ServerSums
 from carefl_secure.federation.client.round_budget import RoundBudget
@@ -24,7 +24,7 @@ from carefl_secure.federation.plan.cohort import Cohort, rotation_key
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.server.optimizers import Listener, ServerOptimizer
 from carefl_secure.federation.server.sum_guard import SumGuard, honest_norm
-from carefl_secure.federation.transport.exchange import Exchange, wait_for_nodes
+from carefl_secure.federation.transport.exchange import Exchange, Faults, wait_for_nodes
 from carefl_secure.federation.transport.messages import (
     pack_adapter,
     unpack_adapter,
@@ -79,10 +79,11 @@ class SecureSumStrategy(Strategy):
     Guarantees
     ----------
     The server opens nothing but the sum over at least ``plan.privacy.min_survivors`` clients, and
-    writes the round into its ledger before it asks for a vector. A refusal, a fault, a message that
-    fails its check or too few clients raise; the adapter then stays that of the last finished
-    round. A client that is silent counts as dropped out. This describes an honest server; what a
-    dishonest one could learn is bounded by the clients' own checks.
+    writes the round into its ledger before it asks for a vector. A party that is silent, refuses,
+    or sends a message that fails its check counts as dropped out of the round (`Faults`). With too
+    few parties left the round is lost: if somebody was excluded for it and enough others remain,
+    the run goes on with the next round, else it ends with the first fault. This describes an honest
+    server; what a dishonest one could learn is bounded by the clients' own checks.
     """
 
     def __init__(
@@ -114,6 +115,8 @@ class SecureSumStrategy(Strategy):
             ledger.path.parent,
         )
         self._round: _Round | None = None
+        self._lost = False
+        self.faults = Faults()
 
     def summary(self) -> None:
         """Print nothing: the reporter shows what a user should know."""
@@ -137,10 +140,15 @@ class SecureSumStrategy(Strategy):
         self._budget.check()
         number = self._finished + server_round
         adapter = unpack_adapter(arrays, self._plan.encoding.dimension)
-        exchange = Exchange(grid, number, self._timeout)
+        exchange = Exchange(grid, number, self._timeout, self.faults)
         total = self._sums.begin(exchange, number, vector_hash(adapter))
-        self._round = _Round(exchange, number, adapter, total)
-        boxes = total.prepare(lambda: self._nodes(grid))
+        self._round, self._lost = _Round(exchange, number, adapter, total), False
+        excluded = len(self.faults.excluded)
+        try:
+            boxes = total.prepare(lambda: self._nodes(grid))
+        except CohortError as error:
+            self._lose(error, excluded)
+            return []
         self._budget.charge(number)
         indices, out = total.clients(), set[int]()
         if self._guard is not None:
@@ -163,11 +171,19 @@ class SecureSumStrategy(Strategy):
         refused with.
         """
         if self._round is None:
+            if self._lost:
+                return None, None
             raise EngineError("replies came without a round; start the strategy anew")
         this, exchange = self._round, self._round.exchange
-        for node, reply in exchange.accept(replies):
-            this.sum.collect(node, reply)
-        total, survivors = this.sum.open()
+        excluded = len(self.faults.excluded)
+        try:
+            exchange.collect(replies, this.sum.collect)
+            self._judge(this)
+            total, survivors = this.sum.open()
+        except CohortError as error:
+            self._lose(error, excluded)
+            return None, None
+        self._judge(this)
         self._budget.record_release(this.number, len(survivors))
 
         plan_hash, base_hash = self._plan.hash(), self._cohort.base_hash
@@ -185,6 +201,22 @@ class SecureSumStrategy(Strategy):
         self._round = None
         self._report(this, len(survivors), float(np.linalg.norm(gradient)), adapter)
         return pack_adapter(adapter), None
+
+    def _judge(self, this: _Round) -> None:
+        """Find who lied among the parties of a round that contradict one another."""
+        colluders = self._plan.privacy.max_colluders
+        this.exchange.judge(this.sum.places(), this.sum.contradictions, colluders)
+
+    def _lose(self, error: CohortError, excluded: int) -> None:
+        """Give a round up; raise unless parties were excluded in it and enough others remain."""
+        if self._round is None:
+            raise error
+        this, self._round = self._round, None
+        remaining = len(self._cohort.roster) - len(self.faults.excluded)
+        found = len(self.faults.excluded) > excluded
+        if not found or remaining < self._plan.privacy.min_survivors:
+            raise this.exchange.explained(error) from error
+        self._lost = True
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -204,7 +236,7 @@ class SecureSumStrategy(Strategy):
         nodes = wait_for_nodes(grid, parties, self._patience)
         if len(nodes) < parties:
             self._patience = 0.0
-        return nodes
+        return [node for node in nodes if node not in self.faults.excluded]
 
     def _report(self, this: _Round, survivors: int, norm: float, adapter: Adapter) -> None:
         """Hand the figures of a finished round on; all of them are public or already private."""

@@ -1,11 +1,12 @@
 """How a refusal is sent: a number and a fixed sentence, never a value.
 
-A party that refuses must stop the run; a client that falls silent must not. Both reach the server
-as Flower error replies, so the number distinguishes them. Numbers from 1000 on are ours: the exit
-code of the error class plus 1000 from a client, plus 2000 from a committee member and plus 3000
-from the key holder. The sentence is fixed here, because the text of an error is written for the
-party's own log and may describe the client's data. What leaves a site is sealed in addition: every
-cause that may depend on its records or its ledger gives one and the same refusal.
+A refusal is a fault of its sender for the round; a client that falls silent has only dropped out.
+Both reach the server as Flower error replies, so the number distinguishes them. Numbers from 1000
+on are ours: the exit code of the error class plus 1000 from a client, plus 2000 from a committee
+member and plus 3000 from the key holder. The sentence is fixed here, because the text of an error
+is written for the party's own log and may describe the client's data. What leaves a site is sealed
+in addition: every cause that may depend on its records or its ledger gives one and the same
+refusal.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from carefl_secure.errors import (
     ProtocolError,
     RunError,
 )
+from carefl_secure.secagg import SenderError
 
 __all__ = ["LOST", "Party", "error_of_reply", "is_dropout", "refusal", "seal"]
 
@@ -71,6 +73,8 @@ _REASONS: dict[type[CareflError], str] = {
     RunError: "the {party}'s run folder cannot be used",
     EngineError: "the {party}'s engine failed",
 }
+# A message of another party that is invalid is refused with that party's index.
+_SENDER, _SENDERS = 20_000, 1 << 16
 # A clause of a site's policy has a number of its own, so that the submitter learns which.
 _POLICY = 9000
 _CLAUSES = {
@@ -118,6 +122,9 @@ def refusal(error: CareflError, party: Party = "client") -> Error:
     if isinstance(error, PolicyError) and error.clause in _CLAUSES:
         number = _POLICY + _CLAUSE_NAMES.index(error.clause)
         return Error(code=number, reason=_CLAUSES[error.clause])
+    if isinstance(error, SenderError):
+        reason = f"what client {error.sender} made for the {party} does not open or is invalid"
+        return Error(code=_SENDER + error.sender, reason=reason)
     kind = next((kind for kind in type(error).__mro__ if kind in _REASONS), CareflError)
     return Error(code=_BASES[party] + kind.exit_code, reason=_REASONS[kind].format(party=party))
 
@@ -132,6 +139,7 @@ def seal(error: Error) -> Error:
     hidden.
     """
     public = error.code in _DROPOUTS or _POLICY <= error.code < _POLICY + len(_CLAUSES)
+    public = public or _SENDER <= error.code < _SENDER + _SENDERS
     kind = _CLASSES.get(error.code, (CareflError,))[0]
     return error if public or kind in _PUBLIC else _SEALED
 
@@ -151,6 +159,10 @@ def error_of_reply(error: Error, sender: str) -> CareflError:
     if _POLICY <= error.code < _POLICY + len(_CLAUSES):
         clause = _CLAUSE_NAMES[error.code - _POLICY]
         return PolicyError(f"{sender}: {_CLAUSES[clause]}", clause)
+    if _SENDER <= error.code < _SENDER + _SENDERS:
+        accused = error.code - _SENDER
+        text = f"{sender}: what client {accused} made for it does not open or is invalid"
+        return SenderError(ProtocolError(text), accused)
     if error.code not in _CLASSES:
         return EngineError(
             f"{sender} failed with Flower code {error.code}; "

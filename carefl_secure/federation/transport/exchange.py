@@ -1,74 +1,180 @@
-"""The server's side of the wire within one round: ask, count bytes, tell silence from refusal."""
+"""The server's side of the wire within one round: ask, count bytes, note who sends bad messages."""
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
+from carefl_secure.errors import CareflError, CohortError, ProtocolError
 from carefl_secure.federation.transport.error_codes import error_of_reply, is_dropout
 from carefl_secure.federation.transport.local_grid import OneRunGrid
 from carefl_secure.federation.transport.messages import payload_bytes
+from carefl_secure.secagg import SenderError
+from carefl_secure.secagg.primitives.checks import culprits, refuse
 
-__all__ = ["ROLE", "Exchange", "party_name", "wait_for_nodes"]
+__all__ = ["ROLE", "Exchange", "Faults", "party_name", "wait_for_nodes"]
 
 ROLE = "query.role"
 
 _PAUSE = 0.5
 
 
+class Faults:
+    """Who sent bad messages in a run, and who is excluded from its further rounds.
+
+    A bad message makes its sender a dropout of the round. After `LIMIT` of them, or once a party is
+    proven to lie, its node is asked for nothing more. ``note`` is called with the number of the
+    round, the step, the node, its error and whether it is excluded now.
+    """
+
+    LIMIT = 3
+
+    def __init__(self) -> None:
+        self.excluded: set[int] = set()
+        self.note: Callable[[int, str, int, CareflError, bool], None] = lambda *_: None
+        self._counts: Counter[int] = Counter()
+
+    def add(
+        self, number: int, step: str, node: int, error: CareflError, proven: bool = False
+    ) -> None:
+        """Count a bad message of a node."""
+        self._counts[node] += 1
+        if proven or self._counts[node] >= self.LIMIT:
+            self.excluded.add(node)
+        self.note(number, step, node, error, node in self.excluded)
+
+
 class Exchange:
     """Messages of one round.
 
-    ``number`` is Flower's group of every message; ``timeout`` is in seconds, for one phase.
+    ``number`` is Flower's group of every message; ``timeout`` is in seconds, for one phase;
+    ``faults`` are those of the run. A message that is refused by a check, an error reply that is no
+    dropout, and a refusal are faults of their sender, who counts as silent.
     """
 
-    def __init__(self, grid: Grid, number: int, timeout: float) -> None:
+    def __init__(
+        self, grid: Grid, number: int, timeout: float, faults: Faults | None = None
+    ) -> None:
         self._grid = grid
-        self._group = str(number)
+        self._number = number
         self._timeout = timeout
         self._received: dict[int, int] = {}
+        self._faults = Faults() if faults is None else faults
+        self._errors: list[CareflError] = []
+        self._accused: list[tuple[int, int]] = []
+
+    @property
+    def excluded(self) -> set[int]:
+        """The nodes that take no part any more."""
+        return self._faults.excluded
 
     def address(self, contents: Mapping[int, RecordDict], action: str) -> Iterator[Message]:
         """Yield one message per node, each made when it is sent."""
         for node, content in contents.items():
-            yield Message(content, node, action, group_id=self._group)
+            if node not in self.excluded:
+                yield Message(content, node, action, group_id=str(self._number))
+
+    def gather(
+        self,
+        contents: Mapping[int, RecordDict],
+        action: str,
+        take: Callable[[int, RecordDict], object],
+    ) -> None:
+        """Send one message per node and hand node and content of each good reply to ``take``.
+
+        What ``take`` refuses with a ProtocolError is a fault of the sender. Replies count towards
+        `bytes_per_client`, but for those to ``query.role``.
+        """
+        self.collect(self.send(self.address(contents, action)), take)
 
     def ask(
         self, contents: Mapping[int, RecordDict], action: str
     ) -> Iterator[tuple[int, RecordDict]]:
-        """Send one message per node and yield node and content of the good replies.
+        """Yield node and content of good replies where every party must agree.
 
-        Replies count towards `bytes_per_client`, but for those to ``query.role``. Raises the class
-        that a client refused with; `EngineError` for a fault.
+        Raises the class that a party refused with; `EngineError` for a fault.
         """
-        replies = self.send(self.address(contents, action))
-        return self.accept(replies, counted=action != ROLE)
+        for reply in self.accept(self.send(self.address(contents, action))):
+            yield reply.metadata.src_node_id, reply.content
+        if self._errors:
+            raise self._errors[0]
+
+    def collect(
+        self, replies: Iterable[Message], take: Callable[[int, RecordDict], object]
+    ) -> None:
+        """Hand node and content of good replies to ``take``, as `gather` does."""
+        for reply in self.accept(replies):
+            with self.judging(reply.metadata.src_node_id, reply.metadata.message_type):
+                take(reply.metadata.src_node_id, reply.content)
 
     def send(self, messages: Iterable[Message]) -> Iterable[Message]:
         """Send messages of any kind in one go and return the replies as they come, unread."""
         return self._grid.send_and_receive(messages, timeout=self._timeout)
 
     def nodes(self) -> list[int]:
-        """Return the nodes that are there now."""
-        return sorted(self._grid.get_node_ids())
+        """Return the nodes that are there now and not excluded."""
+        return sorted(set(self._grid.get_node_ids()) - self.excluded)
 
-    def accept(
-        self, replies: Iterable[Message], *, counted: bool = True
-    ) -> Iterator[tuple[int, RecordDict]]:
-        """Yield node and content of good replies; skip dropouts, raise refusals and faults."""
+    def accept(self, replies: Iterable[Message]) -> Iterator[Message]:
+        """Yield good replies; skip dropouts, note faults."""
         for reply in replies:
-            node = reply.metadata.src_node_id
-            if reply.has_error():
-                if is_dropout(reply.error):
-                    continue
-                raise error_of_reply(reply.error, party_name(self._grid, node))
-            if counted:
-                size = payload_bytes(reply.content)
-                self._received[node] = self._received.get(node, 0) + size
-            yield node, reply.content
+            node, action = reply.metadata.src_node_id, reply.metadata.message_type
+            if not reply.has_error():
+                if action != ROLE:
+                    size = payload_bytes(reply.content)
+                    self._received[node] = self._received.get(node, 0) + size
+                yield reply
+            elif not is_dropout(reply.error):
+                error = error_of_reply(reply.error, party_name(self._grid, node))
+                if isinstance(error, SenderError):  # it accuses another; who lies is judged later
+                    self._accused.append((node, error.sender))
+                    self._errors.append(error)
+                    self._faults.note(self._number, action, node, error, False)
+                else:
+                    self.fault(node, action, error)
+
+    @contextlib.contextmanager
+    def judging(self, node: int, action: str) -> Iterator[None]:
+        """Take a ProtocolError in the block for a fault of a node."""
+        try:
+            yield
+        except ProtocolError as error:
+            self.fault(node, action, error)
+
+    def fault(self, node: int, action: str, error: CareflError, proven: bool = False) -> None:
+        """Note a fault of a node in this round."""
+        self._errors.append(error)
+        self._faults.add(self._number, action, node, error, proven)
+
+    def judge(
+        self, places: Mapping[int, str], pairs: Collection[tuple[str, str]], colluders: int
+    ) -> None:
+        """Find who lied among parties that contradict one another.
+
+        ``places`` names the party of each node, ``pairs`` the contradictions beyond what clients
+        said of one another in error replies. Who is in more than ``colluders`` is proven to lie.
+        """
+        said = {(places.get(node, ""), f"client {accused}") for node, accused in self._accused}
+        self._accused.clear()
+        node_of = {name: node for node, name in places.items()}
+        for name, count in culprits({*pairs, *said}).items():
+            if name in node_of:
+                error = refuse("contradiction", f"{name} contradicts {count} others; see the log")
+                self.fault(node_of[name], "judge", error, proven=count > colluders)
+
+    def explained(self, error: CohortError) -> CareflError:
+        """Return why too few are left: the first fault of the round, if there is one."""
+        if not self._errors:
+            return error
+        first = self._errors[0]
+        if first is not error:
+            first.args = (f"{first} ({error})",)
+        return first
 
     def bytes_per_client(self, clients: Collection[int]) -> int:
         """Return the mean number of bytes that a client's node sent, over those that replied."""

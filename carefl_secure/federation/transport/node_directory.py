@@ -16,7 +16,6 @@ from carefl_secure.federation.transport.messages import Fields, pack
 __all__ = ["Directory", "role_message"]
 
 _CLIENT, _HELPER = 0, 1
-_NAMES = ("client", "helper")
 
 
 def role_message(index: int, helper: bool) -> RecordDict:
@@ -34,22 +33,21 @@ class Directory:
     def learn(self, exchange: Exchange, nodes: Collection[int]) -> None:
         """Ask the nodes not known yet, and forget those that are gone.
 
-        Raises ProtocolError when two nodes claim one place, or one claims a place out of range.
+        A node that claims a place out of range is noted as a fault. Two nodes may claim one place;
+        whose messages are signed by its key is seen later.
         """
         self._roles = {node: role for node, role in self._roles.items() if node in nodes}
         unknown = [node for node in nodes if node not in self._roles]
         if not unknown:
             return
-        for node, reply in exchange.ask(dict.fromkeys(unknown, pack(ask=1)), ROLE):
-            fields = Fields(reply, "role", "index")
-            role, index = fields.integer("role"), fields.integer("index")
-            if role not in (_CLIENT, _HELPER) or not 0 <= index < self._limits[role]:
-                raise ProtocolError(f"node {node} claims a place that this run does not have")
-            if (role, index) in self._roles.values():
-                raise ProtocolError(
-                    f"two nodes claim to be {_NAMES[role]} {index}; check the partition ids"
-                )
-            self._roles[node] = role, index
+        exchange.gather(dict.fromkeys(unknown, pack(ask=1)), ROLE, self._note)
+
+    def _note(self, node: int, reply: RecordDict) -> None:
+        fields = Fields(reply, "role", "index")
+        role, index = fields.integer("role"), fields.integer("index")
+        if role not in (_CLIENT, _HELPER) or not 0 <= index < self._limits[role]:
+            raise ProtocolError(f"node {node} claims a place that this run does not have")
+        self._roles[node] = role, index
 
     def clients(self) -> dict[int, int]:
         """Return the client's index of every client node."""

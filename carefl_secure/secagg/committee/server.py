@@ -162,8 +162,8 @@ class CommitteeServer(ServerParticipant[CommitteeParameters, ServerPhase]):
         needed = self._parameters.min_survivors
         return too_few(phase, present, needed) if present < needed else None
 
-    def opened(self, member: int, message: bytes) -> None:
-        """Take in a member's statement of which envelopes do not open."""
+    def opened(self, member: int, message: bytes) -> tuple[int, ...]:
+        """Take in a member's statement of which envelopes do not open, and return those clients."""
         phase, heard = ServerPhase.OPENING, self._openings
         self._accept(phase, member, heard, self._members(), "member")
         opening = read_opening(message, member, self._transcript_hash, self._parameters)
@@ -173,6 +173,7 @@ class CommitteeServer(ServerParticipant[CommitteeParameters, ServerPhase]):
             raise refuse("client list", f"member {member} opened another list than was sent")
         self._openings[member] = bytes(message)
         self._left_out |= set(opening.failed)
+        return opening.failed
 
     def _listed(self) -> bytes:
         return transcript.client_list(

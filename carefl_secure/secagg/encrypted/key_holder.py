@@ -97,11 +97,13 @@ class KeyHolder:
         """Give the key; whatever is refused destroys it."""
         if self._secret is None:
             raise refuse("step order", "this key is destroyed; it opens one sum, make a new one")
+        done = False
         try:
             yield self._secret
-        except BaseException:
-            self.destroy()
-            raise
+            done = True
+        finally:
+            if not done:
+                self.destroy()
 
     def add(
         self, parameters: EncryptedParameters, transcript_hash: bytes, uploads: Mapping[int, bytes]

@@ -110,15 +110,18 @@ class SignedServer(ServerSum):
     def prepare(self, nodes: Nodes) -> dict[int, RecordDict]:
         """Learn which node is which client."""
         header = self._setup.header(self._number)
-        hello = dict.fromkeys(nodes(), pack(**header))
-        for node, reply in self._exchange.ask(hello, "query.advertise"):
-            fields = Fields(reply, "index", "message")
-            index = fields.integer("index")
-            self._verify(index, fields.octets("message"), b"here")
-            if index in self._index_of.values():
-                raise ProtocolError(f"two nodes claim to be client {index}")
-            self._index_of[node] = index
+        ask = dict.fromkeys(nodes(), pack(**header))
+        self._exchange.gather(ask, "query.advertise", self._here)
         return dict.fromkeys(self._index_of, pack(**header, shares={}))
+
+    def _here(self, node: int, reply: RecordDict) -> None:
+        """Note a client; what is raised here makes the sender a dropout of the round."""
+        fields = Fields(reply, "index", "message")
+        index = fields.integer("index")
+        self._verify(index, fields.octets("message"), b"here")
+        if index in self._index_of.values():
+            raise ProtocolError(f"two nodes claim to be client {index}")
+        self._index_of[node] = index
 
     def collect(self, node: int, content: RecordDict) -> None:
         """Verify and add one vector."""
@@ -132,9 +135,9 @@ class SignedServer(ServerSum):
 
     def open(self) -> tuple[MaskedIntegers, tuple[int, ...]]:
         """Return the sum, unless too few clients are in it."""
-        floor = self._setup.plan.privacy.min_survivors
-        if len(self._survivors) < floor:
-            raise CohortError(f"{len(self._survivors)} clients are left, {floor} are needed")
+        needed = self._setup.plan.privacy.min_survivors
+        if len(self._survivors) < needed:
+            raise CohortError(f"{len(self._survivors)} clients are left, {needed} are needed")
         return self._total, tuple(sorted(self._survivors))
 
     def clients(self) -> Mapping[int, int]:

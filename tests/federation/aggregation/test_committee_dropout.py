@@ -28,6 +28,7 @@ from carefl_secure.noise import DeterministicKeySource
 from carefl_secure.privacy import Ledger
 from carefl_secure.run_folder import RunFolder
 from tests.support.running import federate, in_process
+from tests.support.steps import take
 
 CLIENTS = 5
 LATE = ["query.committee_open", "query.committee_answer"]
@@ -180,14 +181,14 @@ def test_a_member_gives_shares_for_no_one_that_answered(
             committee_dropout_tolerance=spare,
         )
         member: Any = clients.helpers[0]
-        member.announce(1, plan.hash())
+        take(member, "committee_announce", round=1, plan=plan.hash())
         with pytest.raises(ProtocolError, match="step order"):
-            member.consent([1])
+            take(member, "committee_consent", lost=[1])
         with pytest.raises(ProtocolError, match="step order"):
-            member.recover({})
+            take(member, "committee_recover", consents={})
         member.close()
         with pytest.raises(ProtocolError, match="no open round"):
-            member.consent([1])
+            take(member, "committee_consent", lost=[1])
 
 
 def committee(members: int, tolerance: int) -> AggregationConfig:

@@ -12,7 +12,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Message, RecordDict
 
 from carefl_secure.errors import CohortError, ConfigError, ProtocolError
-from carefl_secure.federation.aggregation.helper_session import HolderSession, MemberSession
+from carefl_secure.federation.aggregation.base import ClientSetup, Helper
+from carefl_secure.federation.aggregation.committee_member import MemberSession
+from carefl_secure.federation.aggregation.key_holder import HolderSession
 from carefl_secure.federation.client.app import build_client_app
 from carefl_secure.federation.plan.aggregation_config import AggregationConfig
 from carefl_secure.federation.plan.cohort import Cohort
@@ -26,6 +28,7 @@ from carefl_secure.federation.transport.messages import (
 from carefl_secure.noise import SystemKeySource
 from carefl_secure.secagg import CommitteeServer
 from carefl_secure.secagg.encrypted.bfv import SecretKey
+from tests.support.steps import take
 
 MakeBench = Callable[..., Any]
 
@@ -40,12 +43,14 @@ class Hand:
         self.plan = bench.plan.hash()
         self.members: list[MemberSession] = bench.clients.helpers
 
-    @property
-    def header(self) -> tuple[int, bytes, bytes]:
-        return self.number, self.plan, self.model
-
     def announce(self) -> dict[int, bytes]:
-        return {m.index: m.announce(self.number, self.plan) for m in self.members}
+        header = {"round": self.number, "plan": self.plan}
+        return {m.index: take(m, "committee_announce", **header) for m in self.members}
+
+    def open(self, member: Helper, announced: dict[int, bytes], listing: bytes) -> bytes:
+        header = {"round": self.number, "plan": self.plan, "model": self.model}
+        shown = {"announcements": announced, "listing": listing}
+        return take(member, "committee_open", **header, **shown)
 
     def submit(self, announced: dict[int, bytes], clients: range) -> dict[int, bytes]:
         sessions = self.bench.clients.sessions
@@ -74,30 +79,30 @@ def test_members_that_are_shown_different_lists_refuse(make_bench: MakeBench) ->
     fewer = {index: message for index, message in sent.items() if index != 3}
     whole, part = hand.server(announced, sent), hand.server(announced, fewer)
     openings = {
-        member.index: member.open(
-            *hand.header, announced, (part if member.index == 2 else whole).listing(member.index)
+        member.index: hand.open(
+            member, announced, (part if member.index == 2 else whole).listing(member.index)
         )
         for member in hand.members
     }
     for member in hand.members:
         with pytest.raises(ProtocolError, match="another list"):
-            member.answer(openings)
+            take(member, "committee_answer", openings=openings)
     # and with fewer words than members nobody answers either
     with pytest.raises(CohortError):
-        hand.members[0].answer({0: openings[0], 1: openings[1]})
+        take(hand.members[0], "committee_answer", openings={0: openings[0], 1: openings[1]})
 
 
-def test_a_member_refuses_a_list_below_the_floor(make_bench: MakeBench) -> None:
+def test_a_member_refuses_a_list_of_too_few_clients(make_bench: MakeBench) -> None:
     bench = make_bench(aggregation="committee")
     hand = Hand(bench)
     announced = hand.announce()
     sent = hand.submit(announced, range(6))
     server = hand.server(announced, sent)
-    for index in (4, 5):  # the server hides two submissions from the members: the floor is 5
+    for index in (4, 5):  # the server hides two submissions from the members: 5 are needed
         del server._entries[index], server._envelopes[index]
     server._phase = type(server._phase).OPENING
     with pytest.raises(CohortError, match="4 clients"):
-        hand.members[0].open(*hand.header, announced, server.listing(0))
+        hand.open(hand.members[0], announced, server.listing(0))
 
 
 def test_a_client_answers_a_committee_once_and_only_the_agreed_one(make_bench: MakeBench) -> None:
@@ -109,8 +114,8 @@ def test_a_client_answers_a_committee_once_and_only_the_agreed_one(make_bench: M
     cohort = bench.clients.cohort
     false_key = stranger.public_key().public_bytes_raw()
     other = dataclasses.replace(cohort, helpers=(*cohort.members[:2], false_key))
-    false = MemberSession(2, stranger, bench.plan, other, SystemKeySource())
-    forged = {**announced, 2: false.announce(1, hand.plan)}
+    false = MemberSession(ClientSetup(bench.plan, other, 2, stranger, SystemKeySource()))
+    forged = {**announced, 2: take(false, "committee_announce", round=1, plan=hand.plan)}
     with pytest.raises(ProtocolError):
         session.submit(1, hand.plan, hand.adapter, forged)
     with pytest.raises(ProtocolError, match="never repeated"):
@@ -125,7 +130,7 @@ def test_a_key_that_is_not_the_key_holders_is_refused(make_bench: MakeBench) -> 
     bench = make_bench(aggregation="encrypted", rounds=5)
     holder: HolderSession = bench.clients.helpers[0]
     plan = bench.plan.hash()
-    message = holder.key(4, plan)
+    message = take(holder, "holder_key", round=4, plan=plan)
     session = bench.clients.sessions[0]
     own = SecretKey().public()  # the server makes a key that it can decrypt with
     flipped = message[:-1] + bytes([message[-1] ^ 1])
@@ -142,33 +147,40 @@ def test_the_key_holder_opens_one_sum_of_one_round(make_bench: MakeBench) -> Non
     bench = make_bench(aggregation="encrypted")
     bench.start()
     requests = [
-        m.content["fields"]["sum"]
+        m.content
         for _, m in bench.seen
         if m.metadata.message_type == "query.open_sum" and not m.metadata.reply_to_message_id
     ]
     assert len(requests) == 1
     holder: HolderSession = bench.clients.helpers[0]
     with pytest.raises(ProtocolError, match="no open round"):
-        holder.open(bytes(32), requests[0])
-    holder.key(2, bench.plan.hash())
-    with pytest.raises(ProtocolError):
-        holder.open(bytes(32), requests[0])  # the sum of the round before
+        holder.answer("query.open_sum", requests[0])
+    take(holder, "holder_key", round=2, plan=bench.plan.hash())
+    with pytest.raises(ProtocolError, match="message context"):
+        holder.answer("query.open_sum", requests[0])  # the uploads of the round before
+    with pytest.raises(ProtocolError, match="no open round"):  # which cost it the key
+        holder.answer("query.open_sum", requests[0])
 
 
 @pytest.mark.parametrize("mode", ["committee", "encrypted"])
 def test_helpers_follow_their_own_plan_and_never_go_back(make_bench: MakeBench, mode: str) -> None:
     bench = make_bench(aggregation=mode)
     helper = bench.clients.helpers[0]
-    begin = helper.announce if mode == "committee" else helper.key
+    action = "committee_announce" if mode == "committee" else "holder_key"
+
+    def begin(number: int, plan_hash: bytes) -> bytes:
+        return take(helper, action, round=number, plan=plan_hash)
+
     with pytest.raises(ProtocolError, match="plan"):
         begin(3, bytes(32))
     begin(3, bench.plan.hash())
-    for number in (3, 2):
+    for number in (3, 2):  # which leaves the round in progress as it is
         with pytest.raises(ProtocolError, match="never repeated"):
             begin(number, bench.plan.hash())
+    assert (helper._member if mode == "committee" else helper._key) is not None
     with pytest.raises(ProtocolError, match="does not hold the key"):
-        kind = (Ed25519PrivateKey.generate(), bench.plan, bench.clients.cohort)
-        HolderSession(0, *kind)
+        stranger = Ed25519PrivateKey.generate()
+        HolderSession(ClientSetup(bench.plan, bench.clients.cohort, 0, stranger, SystemKeySource()))
 
 
 def ask(bench: Any, node: int, action: str, content: RecordDict) -> Message:
@@ -192,7 +204,7 @@ def test_nobody_takes_another_partys_steps(make_bench: MakeBench) -> None:
             wrong += [(0, "query.advertise", hello), (6, "query.advertise", hello)]
             wrong += [(6, "train.submit", invitation), (6, "query.sign", hello)]
         if mode == "committee":
-            wrong += [(6, "query.holder_key", hello), (6, "query.open_sum", pack(sum=b""))]
+            wrong += [(6, "query.holder_key", hello), (6, "query.open_sum", pack(last=1))]
         if mode == "encrypted":
             wrong += [(6, "query.committee_announce", hello)]
             wrong += [(6, "query.committee_answer", pack(openings={0: b""}))]
@@ -205,10 +217,11 @@ def test_nobody_takes_another_partys_steps(make_bench: MakeBench) -> None:
         assert all(task.calls == [] for task in bench.tasks)
 
 
-def test_two_nodes_that_claim_one_place_stop_the_run(make_bench: MakeBench) -> None:
+def test_two_nodes_that_claim_one_place(make_bench: MakeBench) -> None:
+    """Whoever has the key of the place speaks for it; a place nobody speaks for is missing."""
     bench = make_bench(aggregation="committee")
     bench.clients.helpers[1] = bench.clients.helpers[0]
-    with pytest.raises(ProtocolError, match="helper 0"):
+    with pytest.raises(ProtocolError, match="committee member refused"):
         bench.start()
     bench.clients.helpers[0].index = 9
     with pytest.raises(ProtocolError, match="does not have"):

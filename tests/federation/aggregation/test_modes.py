@@ -20,6 +20,7 @@ from carefl_secure.noise import DeterministicKeySource
 from carefl_secure.privacy import Ledger
 from carefl_secure.run_folder import RunFolder
 from tests.support.federation import CLIENTS, PEERS, Runs, losing
+from tests.support.steps import take
 
 MakeBench = Callable[..., Any]
 MEMBERS = ["query.committee_announce", "query.committee_open", "query.committee_answer"]
@@ -232,7 +233,7 @@ def test_a_saved_encrypted_session_that_is_damaged_is_refused(
     bench = make_bench(aggregation="encrypted")
     session = bench.clients.sessions[0]
     plan = bench.plan.hash()
-    session.advertise(1, plan, bench.clients.helpers[0].key(1, plan))
+    session.advertise(1, plan, take(bench.clients.helpers[0], "holder_key", round=1, plan=plan))
     saved = session.save()
     session.restore(saved)
     with pytest.raises(ProtocolError):

@@ -41,7 +41,7 @@ def test_an_engine_without_enough_nodes_ends_in_a_cohort_error(
     make_bench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench = make_bench()
-    monkeypatch.setattr(module.Exchange, "ask", lambda *_: iter(()))
+    monkeypatch.setattr(module.Exchange, "gather", lambda *_: None)
     with pytest.raises(CohortError):
         bench.start()
     assert bench.server_spends() == 0

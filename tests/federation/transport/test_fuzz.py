@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from carefl_secure.errors import CareflError, ProtocolError
+from tests.support.steps import take
 
 COUNT = 10_000
 
@@ -36,7 +37,11 @@ def test_damaged_saved_sessions(make_bench: Callable[..., Any], mode: str) -> No
     bench = make_bench(aggregation=mode)
     session = bench.clients.sessions[0]
     plan = bench.plan.hash()
-    key = bench.clients.helpers[0].key(1, plan) if mode == "encrypted" else b""
+    key = (
+        take(bench.clients.helpers[0], "holder_key", round=1, plan=plan)
+        if mode == "encrypted"
+        else b""
+    )
     session.advertise(1, plan, *([key] if key else []))
     saved = session.save()
     rng, refused = random.Random(mode), 0
