@@ -35,7 +35,7 @@ from carefl_secure.audit.attacks.text_inversion import SpanCheck, Texts, judge_s
 from carefl_secure.audit.audited_run import AuditedRun, Known, Vector
 from carefl_secure.audit.conformance.checks import Conformance, MachineView
 from carefl_secure.audit.conformance.released import drive
-from carefl_secure.audit.replay.canary_run import plan_like, punctual, rehearse
+from carefl_secure.audit.replay.canary_run import plan_like, rehearse
 from carefl_secure.audit.replay.recording import Rehearsal
 from carefl_secure.audit.views import Finding
 from carefl_secure.federation.plan.aggregation_config import PROTOCOLS
@@ -78,7 +78,8 @@ class AttackSuite:
         """Open one round of no records, twice, at the run's own size."""
         plan, config = self.subject.plan, self.subject.config
         once = dataclasses.replace(plan.privacy, rounds=1)
-        one = dataclasses.replace(plan, privacy=once, local=punctual(plan.local))
+        steady = plan.local and dataclasses.replace(plan.local, stragglers=0.0)
+        one = dataclasses.replace(plan, privacy=once, local=steady)
         first, second = (
             rehearse(
                 config,

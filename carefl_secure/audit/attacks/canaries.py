@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -12,13 +12,14 @@ from carefl_secure.audit.bounds.one_run import Curve, contradicts
 from carefl_secure.audit.bounds.summary import BOUNDS, attainable
 from carefl_secure.audit.replay.recording import Rehearsal
 from carefl_secure.audit.views import Attack, Figure, Finding, ReleaseView
-from carefl_secure.privacy import Event
+from carefl_secure.privacy import Event, epsilon
 from carefl_secure.privacy.accounting.attack_bounds import attacker_bounds
 
-__all__ = ["SHARES", "GradientCanaries", "claimed_curve", "judge_canaries"]
+__all__ = ["SHARES", "GradientCanaries", "claimed_curve", "judge_canaries", "judge_coins"]
 
 SHARES = (0.02, 0.05, 0.125, 0.25)
 """Shares of the canaries guessed on a side, declared before any score is seen."""
+_DECIDING = ("steinke", "f-dp")
 
 
 class GradientCanaries(Attack[ReleaseView, npt.NDArray[np.float64]]):
@@ -70,52 +71,64 @@ def claimed_curve(events: Sequence[Event]) -> Curve:
 def judge_canaries(
     rehearsal: Rehearsal, scores: npt.NDArray[np.float64], curve: Curve | None = None
 ) -> Finding:
-    """Compare the scores, float64 [canaries], with the coins and the claim.
-
-    The finding is ``falsified`` if the claimed curve, by default that of the plan's events, is
-    contradicted at 95 %, over four numbers of guesses declared here. ``passed`` means not
-    contradicted, which is no proof.
-    """
-    plan, member = rehearsal.plan, rehearsal.member
-    count, delta = len(member), plan.privacy.delta
-    event = plan.event
+    """Compare the scores, float64 [canaries], with the coins and the claim of the plan's events."""
+    plan, rounds = rehearsal.plan, len(rehearsal.sums)
     figures: dict[str, Figure] = {
-        "canaries": count,
-        "rounds": len(rehearsal.sums),
+        "canaries": len(rehearsal.member),
+        "rounds": rounds,
         "clients": plan.privacy.clients,
     }
     for name, bound in BOUNDS.items():
-        if name in ("f-dp-gaussian", "clopper-pearson-gaussian"):
-            continue  # they assume a sum without sampling
-        kind = "estimate" if bound.estimate else "lower bound"
-        figures[f"epsilon {kind}: {name}"] = bound.compute(scores, member, delta)
-        most = attainable(name, count, delta)
-        if most is not None:
-            figures[f"attainable with {count} canaries: {name}"] = most
-    if event is None:
-        return Finding(
-            "canaries",
-            "one run with coin-flipped gradient canaries",
-            "skipped",
-            "The run claims no privacy, so there is nothing to contradict.",
-            figures,
-        )
-    events = [event] * len(rehearsal.sums)
-    claim = claimed_curve(events) if curve is None else curve
-    figures["epsilon claimed"] = plan.privacy.target_epsilon
-    bad = contradicts(scores, member, claim, shares=SHARES)
-    low = max(float(figures[f"epsilon lower bound: {n}"] or 0) for n in ("steinke", "f-dp"))
-    most_of_all = max(attainable(n, count, delta) or 0.0 for n in ("steinke", "f-dp"))
-    words = (
-        f"{count} gradient canaries, put in by coin flips, "
-        f"{'CONTRADICT' if bad else 'do not contradict'} the claim of epsilon "
-        f"{plan.privacy.target_epsilon:g}: lower bound {low:.2f} at 95 %, where a perfect attack "
-        f"could have shown {most_of_all:.2f}."
-    )
-    return Finding(
-        "canaries",
+        if name not in (*_DECIDING, "f-dp-gaussian", "clopper-pearson-gaussian"):
+            # the last two assume a sum without sampling
+            kind = "estimate" if bound.estimate else "lower bound"
+            value = bound.compute(scores, rehearsal.member, plan.privacy.delta)
+            figures[f"epsilon {kind}: {name}"] = value
+    return judge_coins(
         "one run with coin-flipped gradient canaries",
-        "falsified" if bad else "passed",
-        words,
-        figures,
+        scores,
+        rehearsal.member,
+        claim=None if plan.event is None else [plan.event] * rounds,
+        delta=plan.privacy.delta,
+        attack=GradientCanaries,
+        figures=figures,
+        curve=curve,
     )
+
+
+def judge_coins(
+    check: str,
+    scores: npt.NDArray[np.float64],
+    member: npt.NDArray[np.bool_],
+    *,
+    claim: Sequence[Event] | None,
+    delta: float,
+    attack: type[Attack[ReleaseView, npt.NDArray[np.float64]]],
+    figures: Mapping[str, Figure],
+    curve: Curve | None = None,
+) -> Finding:
+    """Compare scores with the coins, and with what a history of events claims.
+
+    The finding is ``falsified`` if the claimed curve (``curve`` in its place, for tests) is
+    contradicted at 95 %, over four numbers of guesses declared here. ``passed`` means not
+    contradicted, which is no proof; ``skipped``, that nothing is claimed.
+    """
+    count, found = len(member), dict(figures)
+    lows, most = [], []
+    for name in _DECIDING:
+        lows.append(BOUNDS[name].compute(scores, member, delta))
+        most.append(attainable(name, count, delta) or 0.0)
+        found[f"epsilon lower bound: {name}"] = lows[-1]
+        found[f"attainable with {count} coins: {name}"] = most[-1]
+    if claim is None:
+        words = f"Nothing is claimed; {count} coins give a lower bound of {max(lows):.2f}."
+        return Finding(attack.name, check, "skipped", words, found)
+    claimed = epsilon(claim, delta)
+    found["epsilon claimed"] = claimed
+    bad = contradicts(scores, member, curve or claimed_curve(claim), shares=SHARES)
+    words = (
+        f"{count} canaries, put in by coin flips, {'CONTRADICT' if bad else 'do not contradict'} "
+        f"the claim of epsilon {claimed:.4g}: lower bound {max(lows):.2f} at 95 %, where a perfect "
+        f"attack could have shown {max(most):.2f}."
+    )
+    return Finding(attack.name, check, "falsified" if bad else "passed", words, found)

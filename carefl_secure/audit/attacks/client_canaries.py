@@ -14,11 +14,11 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from carefl_secure.audit.attacks.canaries import SHARES, claimed_curve
-from carefl_secure.audit.bounds.one_run import Curve, contradicts
-from carefl_secure.audit.bounds.summary import BOUNDS, attainable
+from carefl_secure.audit.attacks.canaries import judge_coins
+from carefl_secure.audit.bounds.one_run import Curve
+from carefl_secure.audit.replay.known_task import KnownTask
 from carefl_secure.audit.replay.recording import Rehearsal, play
-from carefl_secure.audit.views import Attack, Figure, Finding, ReleaseView
+from carefl_secure.audit.views import Attack, Finding, ReleaseView
 from carefl_secure.config import Config
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.noise import KeySource
@@ -53,36 +53,20 @@ class ClientCanaries(Attack[ReleaseView, npt.NDArray[np.float64]]):
         return np.asarray((2.0 * view.sums[:, view.coordinates] - 1.0) / (2.0 * variance))
 
 
-class _CoinTask:
+class _CoinTask(KnownTask):
     """A client whose part in each round is decided by a coin."""
 
-    records = 1
-    persons = 1
-    most_records = 1
-
     def __init__(self, index: int, coins: Coins, plan: RunPlan) -> None:
+        super().__init__(np.zeros((1, plan.encoding.dimension)), 1)
         self._index, self._coins = index, coins
         self._norm = plan.privacy.clipping_norm
-        self._dimension = plan.encoding.dimension
-
-    @property
-    def dimension(self) -> int:
-        return self._dimension
 
     def clipped_sum(
         self, adapter: npt.NDArray[np.float32], indices: npt.NDArray[np.int64], number: int
     ) -> npt.NDArray[np.float64]:
-        total = np.zeros(self._dimension)
+        total = np.zeros(self.dimension)
         total[self._index] = self._norm * self._coins[number - 1, self._index]
         return total
-
-    def clipped_person_sum(
-        self, adapter: npt.NDArray[np.float32], persons: npt.NDArray[np.int64], number: int
-    ) -> npt.NDArray[np.float64]:
-        return self.clipped_sum(adapter, persons, number)
-
-    def trainable_entries(self, number: int) -> npt.NDArray[np.bool_]:
-        return np.ones(self._dimension, np.bool_)
 
     def gradient(
         self, adapter: npt.NDArray[np.float32], indices: npt.NDArray[np.int64], number: int
@@ -109,10 +93,7 @@ def rehearse_clients(
     rng = np.random.default_rng([seed, 0xC1])
     coins = rng.random((privacy.rounds, privacy.clients)) < 0.5
     tasks = [_CoinTask(index, coins, plan) for index in range(privacy.clients)]
-    still = config.model_copy(
-        update={"simulation": config.simulation.model_copy(update={"dropout": 0.0})}
-    )
-    rehearsal = play(still, key_source, plan, tasks, reporter=reporter)
+    rehearsal = play(config, key_source, plan, tasks, dropout=False, reporter=reporter)
     everyone = np.ones(privacy.clients, np.bool_)
     return dataclasses.replace(rehearsal, member=everyone, records=1), coins
 
@@ -125,29 +106,15 @@ def judge_clients(
     Scores and coins are [rounds, clients]; the claim is by default the curve of one round of the
     plan.
     """
-    plan = rehearsal.plan
-    flat, member, delta = scores.ravel(), coins.ravel(), plan.privacy.delta
-    figures: dict[str, Figure] = {
-        "coins": flat.size,
-        "rounds": coins.shape[0],
-        "clients": coins.shape[1],
-    }
-    lows = {}
-    for name in ("steinke", "f-dp"):
-        lows[name] = BOUNDS[name].compute(flat, member, delta)
-        figures[f"epsilon lower bound: {name}"] = lows[name]
-        figures[f"attainable with {flat.size} coins: {name}"] = attainable(name, flat.size, delta)
-    low = max(lows.values())
-    check = "one run with coin-flipped canary clients"
-    if plan.event is None:
-        words = (
-            f"Nothing is claimed for clients; {flat.size} coins give a lower bound of {low:.2f}."
-        )
-        return Finding(ClientCanaries.name, check, "skipped", words, figures)
-    claim = claimed_curve([plan.event.times(1)]) if curve is None else curve
-    bad = contradicts(flat, member, claim, shares=SHARES)
-    words = (
-        f"{flat.size} coins, one for each client and round, {'CONTRADICT' if bad else 'do not '}"
-        f"{'' if bad else 'contradict'} the price of one round: lower bound {low:.2f} at 95 %."
+    figures = {"coins": coins.size, "rounds": coins.shape[0], "clients": coins.shape[1]}
+    event = rehearsal.plan.event
+    return judge_coins(
+        "one run with coin-flipped canary clients",
+        scores.ravel(),
+        coins.ravel(),
+        claim=None if event is None else [event.times(1)],
+        delta=rehearsal.plan.privacy.delta,
+        attack=ClientCanaries,
+        figures=figures,
+        curve=curve,
     )
-    return Finding(ClientCanaries.name, check, "falsified" if bad else "passed", words, figures)

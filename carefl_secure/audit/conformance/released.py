@@ -5,7 +5,6 @@ With fixed client keys, two runs differ only by what was changed: records, dithe
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import numpy.typing as npt
 
 from carefl_secure.audit.conformance.hypothesis_tests import noise_chances
 from carefl_secure.audit.replay.canary_run import plan_like
+from carefl_secure.audit.replay.known_task import KnownTask
 from carefl_secure.audit.replay.recording import play
 from carefl_secure.config import Config
 from carefl_secure.federation.plan.run_plan import RunPlan
@@ -60,38 +60,11 @@ class _Keys:
         return (self._changed if label == self._label else self._own).key(label)
 
 
-class _KnownTask:
-    """Records whose clipped gradients are the rows of a matrix."""
-
-    def __init__(self, gradients: _Vector) -> None:
-        self._gradients = gradients
-
-    @property
-    def dimension(self) -> int:
-        return int(self._gradients.shape[1])
-
-    @property
-    def records(self) -> int:
-        return int(self._gradients.shape[0])
-
-    def clipped_sum(
-        self, adapter: npt.NDArray[np.float32], indices: npt.NDArray[np.int64], number: int
-    ) -> _Vector:
-        total: _Vector = self._gradients[indices].sum(axis=0)
-        return total
-
-
 def drive(config: Config) -> ReleasedSums | None:
     """Play the run's own release path; None where no Skellam noise hides single records."""
     if config.privacy.unit != "record" or config.privacy.trust != "secagg":
         return None
     plan = plan_like(config, _DIMENSION, max(_RECORDS), _ROUNDS)
-    plan = dataclasses.replace(
-        plan, privacy=dataclasses.replace(plan.privacy, rounds=_ROUNDS, target_epsilon=1e6)
-    )
-    still = config.model_copy(
-        update={"simulation": config.simulation.model_copy(update={"dropout": 0.0})}
-    )
     rng = np.random.default_rng(0)
     gradients: list[_Vector] = []
     for index in range(plan.privacy.clients):
@@ -100,10 +73,10 @@ def drive(config: Config) -> ReleasedSums | None:
         gradients.append(rows)
 
     def sums(scale: float, changed: str | None) -> _Vector:
-        tasks = [_KnownTask(scale * rows) for rows in gradients]
+        tasks = [KnownTask(scale * rows, len(rows)) for rows in gradients]
         keys = functools.partial(_Keys, changed=changed)
         # what is released is the same under every protocol; pairwise masking is the fastest
-        return play(still, keys, plan, tasks, aggregation="pairwise").sums
+        return play(config, keys, plan, tasks, aggregation="pairwise", dropout=False).sums
 
     expected = np.zeros((_ROUNDS, _DIMENSION))
     for index, rows in enumerate(gradients):

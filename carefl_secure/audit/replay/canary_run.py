@@ -13,17 +13,16 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from carefl_secure.audit.replay.known_task import KnownTask
 from carefl_secure.audit.replay.recording import Batch, Rehearsal, play
 from carefl_secure.config import Config
-from carefl_secure.federation.plan.calibrate import PlanRequest, plan_run
 from carefl_secure.federation.plan.cohort import Aggregation
-from carefl_secure.federation.plan.local_steps import LocalPlan
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.noise import KeySource
 from carefl_secure.progress import Reporter
-from carefl_secure.runs.plan_from_config import UNCLIPPED, local_plan
+from carefl_secure.runs.plan_from_config import plan_with
 
-__all__ = ["plan_like", "punctual", "rehearse"]
+__all__ = ["plan_like", "rehearse"]
 
 _MOST_CLIENTS = 16
 _MOST_ROUNDS = 100
@@ -31,97 +30,29 @@ _EXPECTED = 60  # records per client and round, so that the sampler can be judge
 _MOST_RECORDS = 20_000
 
 
-class _CanaryTask:
-    """A client whose first records are canaries and whose others have no gradient."""
-
-    most_records = 1
-
-    def __init__(
-        self,
-        index: int,
-        canaries: npt.NDArray[np.int64],
-        records: int,
-        plan: RunPlan,
-        log: list[Batch],
-    ) -> None:
-        self._index = index
-        self._canaries = canaries
-        self._records = records
-        self._norm = plan.privacy.clipping_norm
-        self._dimension = plan.encoding.dimension
-        self._log = log
-
-    @property
-    def dimension(self) -> int:
-        return self._dimension
-
-    @property
-    def records(self) -> int:
-        return self._records
-
-    def clipped_sum(
-        self, adapter: npt.NDArray[np.float32], indices: npt.NDArray[np.int64], number: int
-    ) -> npt.NDArray[np.float64]:
-        self._log.append(Batch(number, self._index, indices.copy()))
-        total = np.zeros(self._dimension)
-        total[self._canaries[indices[indices < len(self._canaries)]]] = self._norm
-        return total
-
-    @property
-    def persons(self) -> int:
-        """Every record is a person of its own."""
-        return self._records
-
-    def clipped_person_sum(
-        self, adapter: npt.NDArray[np.float32], persons: npt.NDArray[np.int64], number: int
-    ) -> npt.NDArray[np.float64]:
-        return self.clipped_sum(adapter, persons, number)
-
-    def trainable_entries(self, number: int) -> npt.NDArray[np.bool_]:
-        return np.ones(self._dimension, np.bool_)
-
-    def gradient(
-        self, adapter: npt.NDArray[np.float32], indices: npt.NDArray[np.int64], number: int
-    ) -> npt.NDArray[np.float64]:
-        total = np.zeros(self._dimension)
-        total[self._canaries[indices[indices < len(self._canaries)]]] = self._norm / len(indices)
-        return total
-
-
-def punctual(local: LocalPlan | None) -> LocalPlan | None:
-    """Return local steps without stragglers, whose noise is less than a round's."""
-    return None if local is None else dataclasses.replace(local, stragglers=0.0)
-
-
 def plan_like(config: Config, dimension: int, records: int, rounds: int | None = None) -> RunPlan:
     """Plan a run under a configuration, for another length of the adapter.
 
     At most 16 clients and 100 rounds are rehearsed, with the noise planned for these, so that the
-    same epsilon is spent. Delta is lowered where more records are rehearsed than it fits.
+    same epsilon is spent, and without stragglers, whose noise is less than a round's. Delta is
+    lowered where more records are rehearsed than it fits.
     """
-    private, federation = config.privacy, config.federation
+    privacy, federation, simulation = config.privacy, config.federation, config.simulation
     clients = min(federation.clients, _MOST_CLIENTS)
-    whole = clients == federation.clients
-    protected = private.unit != "none"
-    return plan_run(
-        PlanRequest(
-            unit=private.unit,
-            trust=private.trust,
-            records_per_person=private.records_per_person,
-            local=punctual(local_plan(config)),
-            dimension=dimension,
-            clients=clients,
-            rounds=min(federation.rounds if rounds is None else rounds, _MOST_ROUNDS),
-            public_records=records * clients,
-            sample_rate=1.0 if private.unit == "client" else private.sample_rate,
-            clipping_norm=private.clipping_norm if protected else UNCLIPPED,
-            delta=min(private.delta, 0.9 / (records * clients)),
-            target_epsilon=private.epsilon if protected else None,
-            min_survivors=federation.min_survivors if whole else None,
-            max_colluders=private.max_colluders if whole else min(1, private.max_colluders),
-            normalise=private.normalise and protected,
-        )
+    fewer: dict[str, object] = {"clients": clients}
+    colluders = privacy.max_colluders
+    if clients < federation.clients:
+        fewer["min_survivors"], colluders = "auto", min(1, colluders)
+    fewer["rounds"] = min(federation.rounds if rounds is None else rounds, _MOST_ROUNDS)
+    delta = min(privacy.delta, 0.9 / (records * clients))
+    smaller = config.model_copy(
+        update={
+            "federation": federation.model_copy(update=fewer),
+            "privacy": privacy.model_copy(update={"delta": delta, "max_colluders": colluders}),
+            "simulation": simulation.model_copy(update={"stragglers": 0.0}),
+        }
     )
+    return plan_with(smaller, records * clients, dimension)
 
 
 def rehearse(
@@ -153,12 +84,10 @@ def rehearse(
     member = np.random.default_rng([seed, 0xCA]).random(canaries) < 0.5
     log: list[Batch] = []
     tasks = [
-        _CanaryTask(
-            i,
-            np.flatnonzero(member & (np.arange(canaries) % clients == i)),
+        KnownTask(
+            _unit_rows(np.flatnonzero(member & (np.arange(canaries) % clients == i)), plan),
             0 if empty else records,
-            plan,
-            log,
+            lambda number, drawn, i=i: log.append(Batch(number, i, drawn)),  # type: ignore[misc]
         )
         for i in range(clients)
     ]
@@ -166,3 +95,10 @@ def rehearse(
     return dataclasses.replace(
         rehearsal, batches=tuple(log), records=0 if empty else records, member=member
     )
+
+
+def _unit_rows(coordinates: npt.NDArray[np.int64], plan: RunPlan) -> npt.NDArray[np.float64]:
+    """Return one gradient along each coordinate, as long as clipping allows."""
+    rows = np.zeros((len(coordinates), plan.encoding.dimension))
+    rows[np.arange(len(coordinates)), coordinates] = plan.privacy.clipping_norm
+    return rows

@@ -99,11 +99,12 @@ def play(
     tasks: Sequence[LocalTask],
     *,
     aggregation: Aggregation | None = None,
+    dropout: bool = True,
     reporter: Reporter | None = None,
 ) -> Rehearsal:
     """Run the configured federation on any tasks, and record everything.
 
-    ``aggregation`` is as configured by default.
+    ``aggregation`` is as configured by default, and so is the simulated ``dropout``.
     """
     agreed = aggregation_of(config)
     if aggregation is not None and aggregation != agreed.protocol:
@@ -127,7 +128,7 @@ def play(
                 reporter=_Rounds(reporter or SilentReporter()),
                 record=lambda node, message: heard.append(_heard(node, message)),
             ),
-            simulation=Simulation(config.dropout, config.run.seed),
+            simulation=Simulation(config.dropout if dropout else 0.0, config.run.seed),
         )
     survivors = tuple(int(row["survivors"]) for row in result.rows)
     sums = [mean * _unit(plan, s) for mean, s in zip(keeper.means, survivors, strict=True)]

@@ -154,7 +154,7 @@ def test_canaries_do_not_accuse_our_build(sound: Rehearsal) -> None:
     figures = finding.figures
     for name in ("steinke", "f-dp", "clopper-pearson"):
         low = figures[f"epsilon lower bound: {name}"]
-        most = figures[f"attainable with 400 canaries: {name}"]
+        most = figures[f"attainable with 400 coins: {name}"]
         assert isinstance(low, float) and isinstance(most, float) and low <= most
     assert "epsilon estimate: gaussian-estimate" in figures
 
