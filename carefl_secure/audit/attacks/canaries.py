@@ -84,6 +84,9 @@ def judge_canaries(
             kind = "estimate" if bound.estimate else "lower bound"
             value = bound.compute(scores, rehearsal.member, plan.privacy.delta)
             figures[f"epsilon {kind}: {name}"] = value
+            most = attainable(name, len(rehearsal.member), plan.privacy.delta)
+            if most is not None:
+                figures[f"attainable with {len(rehearsal.member)} coins: {name}"] = most
     return judge_coins(
         "one run with coin-flipped gradient canaries",
         scores,

@@ -34,7 +34,7 @@ _HOLDER_KINDS = {
 _HOLDER_FIELDS: dict[str, set[str]] = {
     "query.role": {"ask"},
     "query.holder_key": {"round", "plan"},
-    "query.open_sum": {"model", "keys", "last", "uploads"},
+    "query.open_sum": {"model", "keys", "last", "uploads", "uploads.peers"},
 }
 
 

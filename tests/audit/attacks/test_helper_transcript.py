@@ -124,7 +124,7 @@ def test_what_was_tampered_with_is_named(runs: dict[str, Rehearsal]) -> None:
     member = runs["committee"].members()[0]
     own = next(m.fields["listing"] for m in member.messages if "listing" in m.fields)
     full = Listing.decode(own, member.shape)  # type: ignore[arg-type]
-    few = Listing({0: full.entries[0]}, {0: full.envelopes[0]}).encode(0, bytes(8))
+    few = Listing({0: full.clients[0]}).encode(0, bytes(8))
     for listing, kind in ((few, "short lists"), (few + bytes(9000), "more than a list")):
         view = changed(member, "query.committee_open", "listing", listing, False)
         assert {w.kind for w in MemberEyes()(view)} == {kind}
