@@ -235,13 +235,13 @@ def test_a_central_cell_is_told_the_noise_that_a_federated_one_is(
     make: Make, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[tuple[float, float]] = []
-    hear = FedAdam.hear
+    observe = FedAdam.observe
 
     def overhear(self: FedAdam, share: float, noise_variance: float) -> None:
         told.append((share, noise_variance))
-        hear(self, share, noise_variance)
+        observe(self, share, noise_variance)
 
-    monkeypatch.setattr(FedAdam, "hear", overhear)
+    monkeypatch.setattr(FedAdam, "observe", overhear)
     corrected = {**PRIVATE, "federation.noise_correction": True, "privacy.max_colluders": 0}
     asked = make([{"name": kind, "kind": kind, "set": corrected} for kind in ("central", "train")])
     for one in cells_of(asked, out):

@@ -259,7 +259,7 @@ def test_bf16_clipping(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = clipping._add
 
     def in_half(
-        totals: list[Tensor], found: list[Tensor | None], kind: clipping.Clipping, *_: Tensor
+        totals: list[Tensor], found: list[Tensor | None], kind: clipping.Clipping, *_: Tensor | None
     ) -> int:
         """Take norm and factor in bfloat16, as clipping inside autocast does."""
         for total, gradient in zip(totals, found[:-1], strict=True):

@@ -363,9 +363,9 @@ def test_an_interrupted_run_goes_on_and_pays_for_what_it_lost(
     assert float(summary.rows[-1]["epsilon"]) <= price(folder.ledger)
     assert [stage.name for stage in summary.stages] == ["1-basic", "2-compound"]
     assert verdicts(folder.path) == []
-    again = train(config, SilentReporter(), resume=folder.path)  # nothing is left to do
+    with pytest.raises(RunError, match="nothing to resume"):
+        train(config, SilentReporter(), resume=folder.path)
     assert len(Ledger(folder.ledger).events()) == 4
-    assert again.after == pytest.approx(summary.after)
 
 
 @pytest.mark.slow
@@ -392,6 +392,7 @@ def test_a_checkpoint_of_another_plan_or_without_its_stage_is_refused(
 ) -> None:
     run = tmp_path / "staged"
     shutil.copytree(finished.folder, run)
+    shutil.rmtree(run / "adapter")
     with pytest.raises(RunError, match="another plan"):
         train(settings(tmp_path, privacy__epsilon=4), SilentReporter(), resume=run)
     folder = RunFolder.open(run)

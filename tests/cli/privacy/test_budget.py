@@ -123,7 +123,7 @@ def test_a_person_with_k_records() -> None:
     assert "at most 4 records" in shown
     for text in (
         "maximum",
-        "1 - (1 - q)^n",
+        "binomial probability",
         "the sum of epsilon and delta",
         "colluders",
         "several runs on the same records",
