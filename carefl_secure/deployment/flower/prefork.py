@@ -8,9 +8,12 @@ Internals used, tried on Flower 1.41 and 1.42 (`TESTED_FLOWER`, given on the com
 
 * the console scripts that Flower's package lists are called in this process, with their own
   arguments; stand-ins for the commands that a server starts come first on its ``PATH``;
-* the module ``time`` in the loop of a SuperNode is replaced by `Paced`.
+* the module ``time`` in the loop of a SuperNode is replaced by `Paced`;
+* ``install_from_fab``, with which ``flwr-clientapp`` and ``flwr-serverapp`` unpack the app (FAB)
+  that they run, is replaced by `pin`.
 
-Any other Flower runs the plain command, and the log says so. The grids of this package import one
+Any other Flower runs the plain command, and the log says so; a SuperNode does not start with it,
+because the app could not be checked. The grids of this package import one
 more internal, the type `Run`, which Flower's public abstract class `Grid` asks for.
 
 Run by path, ``python -P prefork.py FOLDER TESTED COMMAND ...``, this file imports only Flower and
@@ -20,14 +23,16 @@ Guarantees
 ----------
 A forked command is a process of its own, with nothing in it of earlier messages, as one that Flower
 starts itself. It is forked from a process that never held a key: the two part before the SuperNode
-reads its own. Only the owner of ``FOLDER`` can have something forked. TLS, node keys and tokens are
-Flower's, and untouched.
+reads its own. Only the owner of ``FOLDER`` can have something forked. No app is run but the relay
+of the installed package, byte for byte. TLS, node keys and tokens are Flower's, and untouched.
 """
 
 from __future__ import annotations
 
 import gc
+import importlib
 import importlib.metadata
+import io
 import json
 import logging
 import os
@@ -38,14 +43,20 @@ import signal
 import socket
 import sys
 import time
+import tomllib
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-__all__ = ["Paced", "load", "main", "pace"]
+__all__ = ["COMPONENTS", "RELAY", "Paced", "check_app", "load", "main", "pace", "pin"]
 
 SPAWNED = ("flower-superexec", "flwr-clientapp", "flwr-serverapp")
 """What Flower's servers start by name."""
+
+RELAY = "carefl_relay.py"
+COMPONENTS = {"serverapp": "carefl_relay:server", "clientapp": "carefl_relay:client"}
+"""The one file of the app that is run, a copy of ``relay.py``, and what Flower calls in it."""
 
 _SHIM = """\
 import os, socket, sys
@@ -58,6 +69,8 @@ try:
             sys.exit(0)
 except OSError:
     pass
+if {pinned!r}:
+    sys.exit("nothing to fork {name} from, and the plain command would run any app")
 sys.stderr.write("nothing to fork {name} from; starting it anew\\n")
 os.execv({plain!r}, [{plain!r}, *sys.argv[1:]])
 """
@@ -112,6 +125,37 @@ def pace() -> None:
     vars(loop)["time"] = Paced()
 
 
+def check_app(content: bytes) -> None:
+    """Refuse, with a `PermissionError`, an app (FAB) that is not the installed package's relay."""
+    with zipfile.ZipFile(io.BytesIO(content)) as app:
+        known = sorted(app.namelist()) == sorted([".info/CONTENT", "pyproject.toml", RELAY])
+        if known and app.read(RELAY) == Path(__file__).with_name("relay.py").read_bytes():
+            about = tomllib.loads(app.read("pyproject.toml").decode())
+            named = about["tool"]["flwr"]["app"]["components"]
+            known = named == COMPONENTS and about["project"].get("dependencies", []) == []
+            if known:
+                return
+    raise PermissionError(
+        "this app is not the relay of the installed package, so it is not run; a run between sites "
+        "is submitted with carefl-secure submit RUN.yaml, by the same version"
+    )
+
+
+def pin() -> None:
+    """Let Flower unpack and run no other app; `ImportError` if it unpacks apps in another way."""
+    from flwr.cli.install import install_from_fab as unpack
+
+    def checked(fab: bytes, *others: Any, **options: Any) -> Path:
+        check_app(fab)
+        return unpack(fab, *others, **options)
+
+    for name in ("supernode.runtime.run_clientapp", "superlink.runtime.run_serverapp"):
+        module = importlib.import_module(f"flwr.{name}")
+        if vars(module).get("install_from_fab") is not unpack:
+            raise ImportError("Flower unpacks apps in another way than it did")
+        vars(module)["install_from_fab"] = checked
+
+
 def _listen(folder: Path) -> socket.socket:
     """Make the folder with the socket and with the stand-ins for Flower's commands."""
     shutil.rmtree(folder, ignore_errors=True)
@@ -122,7 +166,9 @@ def _listen(folder: Path) -> socket.socket:
     listener.listen(64)
     for name in SPAWNED:
         script = folder / f"{name}.py"
-        script.write_text(_SHIM.format(listener=str(path), name=name, plain=str(_BIN / name)))
+        plain, pinned = str(_BIN / name), name != "flower-superexec"
+        text = _SHIM.format(listener=str(path), name=name, plain=plain, pinned=pinned)
+        script.write_text(text)
         words = shlex.join([sys.executable, "-ISs", str(script)])
         (folder / name).write_text(f'#!/bin/sh\nexec {words} "$@"\n')
         (folder / name).chmod(0o700)
@@ -154,7 +200,9 @@ def _serve(listener: socket.socket, parent: int) -> list[str]:
 
 
 def _plain(words: list[str], why: str) -> NoReturn:
-    """Become Flower's own command."""
+    """Become Flower's own command; a SuperNode ends, because the app it runs must be checked."""
+    if words[0] == "flower-supernode":
+        sys.exit(f"no SuperNode is started: {why}; install a tested version of flwr")
     _log.warning("running Flower's own %s, which is slower: %s", words[0], why)
     program = str(_BIN / words[0])
     os.execv(program, [program, *words[1:]])
@@ -208,6 +256,7 @@ def main() -> None:
     if not any(version.startswith(f"{one}.") for one in tested.split(",")):
         _plain(words, f"this was tested with Flower {tested}, not {version}")
     try:
+        pin()
         programs = load(words[0], *SPAWNED)
         if words[0] == "flower-supernode":
             pace()

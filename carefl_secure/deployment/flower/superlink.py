@@ -59,16 +59,15 @@ packages = ["."]
 publisher = "carefl"
 
 [tool.flwr.app.components]
-serverapp = "carefl_relay:server"
-clientapp = "carefl_relay:client"
 """
 
 
 def write_app(folder: Path) -> Path:
     """Write the Flower app that is submitted: this package's relay and nothing else."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "pyproject.toml").write_text(_APP)
-    (folder / "carefl_relay.py").write_text(Path(relay.__file__).read_text())
+    components = "".join(f'{name} = "{one}"\n' for name, one in prefork.COMPONENTS.items())
+    (folder / "pyproject.toml").write_text(_APP + components)
+    (folder / prefork.RELAY).write_text(Path(relay.__file__).read_text())
     return folder
 
 

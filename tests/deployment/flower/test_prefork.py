@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from flwr.cli.build import build_fab_from_disk, build_fab_from_files
 from flwr.supernode import start_client_internal
 
 from carefl_secure.deployment.flower import prefork, superlink
@@ -116,6 +117,57 @@ def test_this_flower_is_one_that_was_tested() -> None:
         prefork.load("no-such-command")
 
 
+def test_no_app_but_the_relay_is_run(tmp_path: Path) -> None:
+    """The app of a server, or of whoever reaches its control port, that does more than pass on."""
+    app = superlink.write_app(tmp_path / "app")
+    prefork.check_app(build_fab_from_disk(app))
+    files = {path.name: path.read_bytes() for path in app.iterdir()}
+    relay, about = files["carefl_relay.py"], files["pyproject.toml"]
+    others = [
+        {"carefl_relay.py": relay + b"import socket\n"},
+        {"more.py": b"import socket\n"},
+        {"carefl_relay.py": relay, "sitecustomize.py": b""},
+        {"pyproject.toml": about.replace(b"carefl_relay:client", b"carefl_relay:server")},
+        {"pyproject.toml": about.replace(b"dependencies = []", b'dependencies = ["evil"]')},
+    ]
+    for changed in others:
+        fab, _ = build_fab_from_files({**files, **changed})
+        with pytest.raises(PermissionError, match="not the relay of the installed package"):
+            prefork.check_app(fab)
+
+
+def test_flower_unpacks_apps_through_the_check(tmp_path: Path) -> None:
+    script = (
+        "import importlib.util, sys;"
+        "spec = importlib.util.spec_from_file_location('prefork', sys.argv[1]);"
+        "prefork = importlib.util.module_from_spec(spec);"
+        "spec.loader.exec_module(prefork);"
+        "prefork.pin();"
+        "import flwr.supernode.runtime.run_clientapp as run_clientapp;"
+        "run_clientapp.install_from_fab(open(sys.argv[2], 'rb').read(), skip_prompt=True)"
+    )
+    good, bad = tmp_path / "good.fab", tmp_path / "bad.fab"
+    app = superlink.write_app(tmp_path / "app")
+    good.write_bytes(build_fab_from_disk(app))
+    (app / "carefl_relay.py").write_text("raise SystemExit\n")
+    bad.write_bytes(build_fab_from_disk(app))
+    env = superlink.flower_environment(tmp_path / "home")
+    words = [sys.executable, "-c", script, prefork.__file__]
+    for fab, code in ((good, 0), (bad, 1)):
+        done = subprocess.run(
+            [*words, str(fab)], env=env, capture_output=True, text=True, timeout=120, check=False
+        )
+        assert done.returncode == code, done.stderr
+        assert ("PermissionError" in done.stderr) == bool(code)
+    assert len(list((tmp_path / "home").rglob("carefl_relay.py"))) == 1
+
+
+def test_a_supernode_of_another_flower_is_not_started(tmp_path: Path) -> None:
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        run_plain(tmp_path / "prefork", "0.9", "flower-supernode", "--version")
+    assert "no SuperNode is started" in caught.value.stderr
+
+
 def test_the_process_to_fork_from_has_one_thread() -> None:
     script = (
         "import importlib.util, os, sys;"
@@ -173,6 +225,10 @@ def test_without_a_process_to_fork_from_the_plain_command_runs(tmp_path: Path) -
     )
     assert importlib.metadata.version("flwr") in done.stdout
     assert "starting it anew" in done.stderr
+    # The commands that run an app have no such way out: it would be run unchecked.
+    for name in ("flwr-clientapp", "flwr-serverapp"):
+        done = subprocess.run([folder / name, "--version"], capture_output=True, check=False)
+        assert done.returncode == 1 and b"would run any app" in done.stderr
 
 
 def test_another_flower_gets_its_own_command_and_the_log_says_so(tmp_path: Path) -> None:
