@@ -25,16 +25,6 @@ from transformers.utils import logging as transformers_logging
 
 from carefl_secure.errors import ConfigError, ModelError
 
-__all__ = [
-    "Source",
-    "fetch_snapshot",
-    "find_model",
-    "load_model",
-    "load_processor",
-    "model_type",
-    "quiet",
-]
-
 _FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol, TypeVar
 
-__all__ = ["SILENT", "Reporter", "SilentReporter", "tracked"]
-
 One = TypeVar("One")
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from decimal import ROUND_CEILING, Decimal
 
-__all__ = ["delta_words", "percent_up", "round_up"]
-
 
 def round_up(value: float, digits: int = 3) -> str:
     """Show a bound with at most ``digits`` decimals, never less than it is.

@@ -22,16 +22,6 @@ from numpy.typing import NDArray
 
 from carefl_secure.errors import RunError
 
-__all__ = [
-    "Interrupted",
-    "RunFolder",
-    "State",
-    "check_start",
-    "new_run_id",
-    "require_writable",
-    "write_atomically",
-]
-
 Scalar = int | float | str
 State = Mapping[str, NDArray[np.generic] | Scalar]
 Row = Mapping[str, Scalar]

@@ -32,8 +32,6 @@ from carefl_secure.runs.client_task import ModelTask
 from carefl_secure.runs.corpora import Corpora
 from carefl_secure.runs.staged_corpora import load_corpora
 
-__all__ = ["AuditedRun", "Known", "RealProbe", "Vector", "read_plan"]
-
 Vector = npt.NDArray[np.float32]
 _MICRO_BATCH = 16
 

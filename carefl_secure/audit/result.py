@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from carefl_secure.audit.views import Finding
 from carefl_secure.errors import PrivacyError
 
-__all__ = ["AuditResult", "refuse_falsified"]
-
 FORMAT = "carefl.audit/1"
 _SCOPE = (
     "Conformance, server and helper views, both kinds of canaries and reconstruction judge the "

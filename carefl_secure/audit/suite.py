@@ -44,8 +44,6 @@ from carefl_secure.privacy.accounting.attack_bounds import attacker_bounds
 from carefl_secure.progress import Reporter
 from carefl_secure.runs.build import key_source
 
-__all__ = ["ATTACKS", "AttackSuite"]
-
 _PROBED = 16
 _CANDIDATES = 100
 _FILLERS = 20

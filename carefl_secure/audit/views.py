@@ -16,17 +16,6 @@ from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.secagg.primitives.agreement import Agreement
 
-__all__ = [
-    "Attack",
-    "Finding",
-    "Heard",
-    "HolderView",
-    "MemberView",
-    "ReleaseView",
-    "TranscriptView",
-    "Verdict",
-]
-
 Verdict = Literal["passed", "falsified", "measured", "skipped"]
 """``measured`` proves nothing either way; ``skipped``: nothing of the kind is promised."""
 

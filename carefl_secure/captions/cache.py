@@ -21,8 +21,6 @@ from PIL import Image
 
 from carefl_secure.errors import ConfigError, DataError
 
-__all__ = ["CaptionCache", "Facts", "picture_key"]
-
 Facts = Mapping[str, str | int | float | None]
 """All that decides a caption besides the picture."""
 

@@ -20,8 +20,6 @@ from carefl_secure.captions.prompts import plain
 from carefl_secure.errors import ConfigError, ModelError
 from carefl_secure.hub import Source, find_model, load_model, load_processor, model_type, quiet
 
-__all__ = ["LLAVA", "Captioner", "LlavaCaptioner", "SmolVlmCaptioner", "load_captioner"]
-
 LLAVA = "llava-hf/llava-1.5-7b-hf"
 """The captioner of the published method; its weights are under the Llama 2 Community License."""
 

@@ -24,8 +24,6 @@ import numpy.typing as npt
 from carefl_secure.data.records import Corpus, targets
 from carefl_secure.errors import ConfigError, DataError
 
-__all__ = ["CONSTANT", "CONTROLS", "Control", "Donors", "arrange", "drop"]
-
 Control = Literal["none", "own", "shuffled", "wrong", "constant"]
 
 CONTROLS: tuple[Control, ...] = get_args(Control)

@@ -16,8 +16,6 @@ from carefl_secure.data.synthetic.captions import describe
 from carefl_secure.data.synthetic.corpus import SyntheticCorpus
 from carefl_secure.errors import ConfigError
 
-__all__ = ["STAND_IN", "describe_corpus"]
-
 STAND_IN = (
     "the captions of the embedded corpus come from a describer that knows the drawn scene "
     "(error rate {rate:g}); no captioning model was run"

@@ -14,8 +14,6 @@ from typing import Any
 from carefl_secure.data.records import Corpus, LabelSpace
 from carefl_secure.errors import DataError
 
-__all__ = ["Leakage", "LeakageReport", "leakage"]
-
 # How the words of the published spaces go on: a stem is followed by letters up to a word's end.
 # Where a bare stem begins other words too ("sad" begins "saddle"), the endings are listed.
 _STEMS: Mapping[str, str] = {

@@ -6,8 +6,6 @@ from pathlib import Path
 
 from carefl_secure.errors import ConfigError
 
-__all__ = ["PROMPTS", "caption_prompt", "framed", "plain"]
-
 _FOLDER = Path(__file__).parent / "prompt_files"
 
 PROMPTS = ("scene", "person", "both")

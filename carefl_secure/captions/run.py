@@ -22,8 +22,6 @@ from carefl_secure.data.splits import Subset
 from carefl_secure.errors import DataError
 from carefl_secure.progress import Reporter
 
-__all__ = ["Captioning", "caption_all", "caption_corpus", "open_cache", "read_captions"]
-
 
 @dataclass(frozen=True)
 class Captioning:

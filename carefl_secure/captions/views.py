@@ -10,8 +10,6 @@ from PIL import Image, ImageDraw
 from carefl_secure.data.records import Corpus
 from carefl_secure.errors import DataError
 
-__all__ = ["VIEWS", "View", "seen", "view_of"]
-
 View = Literal["full", "box", "crop"]
 
 VIEWS: tuple[View, ...] = get_args(View)

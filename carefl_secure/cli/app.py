@@ -35,8 +35,6 @@ from carefl_secure.cli.training.train import train
 from carefl_secure.errors import CareflError
 from carefl_secure.run_folder import Interrupted
 
-__all__ = ["INTERRUPTED", "SETTINGS", "app", "main"]
-
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 and the number of the signal, as shells have it."""
 

@@ -12,18 +12,6 @@ from rich.table import Table
 
 from carefl_secure.errors import DataError, RunError
 
-__all__ = [
-    "Json",
-    "Quiet",
-    "Run",
-    "require_corpus",
-    "require_run",
-    "result_console",
-    "result_table",
-    "say",
-    "write_line",
-]
-
 _WIDTH = 140  # a log has no width, so tables take what they need
 
 Json = Annotated[bool, typer.Option("--json", help="Write the result as JSON to standard output.")]

@@ -16,8 +16,6 @@ from carefl_secure.errors import DataError
 if TYPE_CHECKING:
     from carefl_secure.data.checks.report import Report
 
-__all__ = ["data"]
-
 data = typer.Typer(name="data", no_args_is_help=True, help="Look at a corpus.")
 
 

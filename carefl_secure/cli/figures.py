@@ -16,8 +16,6 @@ from carefl_secure.rounding import round_up
 if TYPE_CHECKING:
     from carefl_secure.runs.summary import RunSummary
 
-__all__ = ["figure", "row_line", "show", "signal_to_noise", "to_json"]
-
 _CLEAR, _LOST = 1.0, 0.1  # signal over noise, by norms
 _SHOWN = (
     "stage",

@@ -8,8 +8,6 @@ import inspect
 from collections.abc import Callable
 from typing import Any, get_type_hints
 
-__all__ = ["unfold"]
-
 
 def unfold(command: Callable[..., None]) -> Callable[..., None]:
     """Offer the fields of a command's dataclass parameter to typer as its options.

@@ -20,8 +20,6 @@ from carefl_secure.cli.console import write_line
 from carefl_secure.cli.figures import row_line
 from carefl_secure.progress import Reporter, SilentReporter
 
-__all__ = ["RichReporter", "running"]
-
 
 @contextmanager
 def running(quiet: bool) -> Iterator[Reporter]:

@@ -11,8 +11,6 @@ from collections.abc import Callable
 
 from carefl_secure.errors import OutputError
 
-__all__ = ["CLOSED_PIPE", "run_with_streams"]
-
 CLOSED_PIPE = 141
 """Exit code where the reader of standard output is gone: 128 and SIGPIPE, as shells have it."""
 

@@ -15,8 +15,6 @@ from carefl_secure.config.root import Config
 from carefl_secure.config.sections import Section, Seed
 from carefl_secure.errors import ConfigError
 
-__all__ = ["KINDS", "Cell", "Experiment", "Kind", "Variant", "cells_of", "load_experiment"]
-
 Kind = Literal["train", "zero-shot", "local", "central"]
 KINDS: Mapping[str, str] = {
     "train": "the federated run that the settings describe",

@@ -10,8 +10,6 @@ from pydantic.fields import FieldInfo
 
 from carefl_secure.config.root import Config
 
-__all__ = ["FLAGS", "KNOWN", "REMOVED", "RENAMED", "RENAMED_VALUES", "explain", "unknown"]
-
 FLAGS: Mapping[str, str] = {
     "epsilon": "privacy.epsilon",
     "data": "data.source",

@@ -26,9 +26,6 @@ from carefl_secure.config.sections import (
     default_min_survivors,
 )
 
-__all__ = ["Config", "check_stages", "stage_config", "stage_rounds"]
-
-
 _DROPOUT = 0.1
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from carefl_secure.config.sections import AdapterConfig, FederationConfig, PrivacyConfig
 
-__all__ = ["check_work", "local_lr", "local_steps", "server_lr", "updates_are_summed"]
-
 _LR = 0.03
 _STEPS = 10
 _NOISY_STEPS = 5

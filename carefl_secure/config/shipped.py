@@ -7,8 +7,6 @@ from pathlib import Path
 import carefl_secure
 from carefl_secure.errors import ConfigError
 
-__all__ = ["PREFIX", "resolve_shipped", "shipped_folder"]
-
 PREFIX = "carefl:"
 """Marks a path below the shipped ``configs/``, such as ``carefl:tasks/NAME.yaml``."""
 

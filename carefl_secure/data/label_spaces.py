@@ -7,20 +7,6 @@ from collections.abc import Mapping
 from carefl_secure.data.records import LabelSpace
 from carefl_secure.errors import ConfigError
 
-__all__ = [
-    "BASIC",
-    "BASIC_TO_CAERS",
-    "CAERS",
-    "CEXPR",
-    "COMPOUND",
-    "COMPOUND_TO_CEXPR",
-    "EMOTIC",
-    "FER",
-    "PUBLISHED_SPACES",
-    "SPACES",
-    "label_space",
-]
-
 
 def _labels(text: str) -> tuple[str, ...]:
     return tuple(text.split(", "))

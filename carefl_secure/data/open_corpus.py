@@ -25,16 +25,6 @@ from carefl_secure.data.readers.inventory import count_unused
 from carefl_secure.data.records import Corpus
 from carefl_secure.errors import ConfigError, DataError
 
-__all__ = [
-    "ENTRY_POINTS",
-    "FORMATS",
-    "Disjoint",
-    "Layout",
-    "corpus_format",
-    "detect",
-    "open_corpus",
-]
-
 Disjoint = Literal["no", "exact", "near"]
 ENTRY_POINTS = "carefl_secure.corpora"
 """The entry point group of formats that other packages bring."""

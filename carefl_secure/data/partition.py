@@ -13,8 +13,6 @@ from carefl_secure.data.splits import groups as joined
 from carefl_secure.data.subjects import subject_groups
 from carefl_secure.errors import ConfigError, DataError
 
-__all__ = ["partition"]
-
 Indices = npt.NDArray[np.int64]
 Kind = Literal["iid", "dirichlet", "column", "quantity", "folder"]
 _DRAWS = 100

@@ -13,8 +13,6 @@ from PIL import Image
 
 from carefl_secure.errors import LabelError
 
-__all__ = ["Corpus", "LabelSpace", "Record", "image_of", "targets"]
-
 
 @dataclass(frozen=True)
 class LabelSpace:

@@ -13,8 +13,6 @@ from PIL import Image
 from carefl_secure.data.records import Corpus, LabelSpace, Record, image_of
 from carefl_secure.errors import ConfigError, DataError
 
-__all__ = ["Subset", "groups", "split"]
-
 
 @dataclass(frozen=True)
 class Subset:

@@ -10,8 +10,6 @@ import numpy.typing as npt
 from carefl_secure.data.records import Record
 from carefl_secure.errors import ConfigError
 
-__all__ = ["first_of_each", "subject_groups"]
-
 Indices = npt.NDArray[np.int64]
 
 

@@ -34,8 +34,6 @@ from carefl_secure.privacy import Ledger
 from carefl_secure.run_folder import RunFolder
 from carefl_secure.runs.plan_from_config import plan_with
 
-__all__ = ["CHECKS", "Check", "examine"]
-
 _SIZE = 64
 _SHOWN = ("torch", "transformers", "peft", "flwr", "cryptography", "numpy", "opacus")
 

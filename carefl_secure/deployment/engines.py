@@ -9,8 +9,6 @@ from carefl_secure.errors import ConfigError
 from carefl_secure.federation.run_spec import Engine
 from carefl_secure.progress import Reporter
 
-__all__ = ["ENGINES", "choose_engine"]
-
 ENGINES = ("inprocess", "ray", "superlink")
 
 

@@ -20,8 +20,6 @@ from carefl_secure.evaluation.settings import Settings
 from carefl_secure.evaluation.slices import slice_images
 from carefl_secure.evaluation.summary import Evaluation, Label, Sampling, Slice
 
-__all__ = ["Known", "Scored", "assess", "attributes_of"]
-
 Floats = npt.NDArray[np.float64]
 
 _MOST_VALUES = 12  # an attribute with more is no grouping unless it is asked for

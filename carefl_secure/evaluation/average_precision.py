@@ -26,14 +26,6 @@ import numpy.typing as npt
 
 from carefl_secure.evaluation.metrics import checked
 
-__all__ = [
-    "Ranking",
-    "eleven_point_average_precisions",
-    "eleven_point_mean_average_precision",
-    "micro_average_precision",
-    "sample_average_precisions",
-]
-
 Floats = npt.NDArray[np.float64]
 
 _POINTS = 10  # recalls 0, 1/10, ..., 10/10

@@ -22,8 +22,6 @@ from PIL import Image
 from carefl_secure.errors import DataError
 from carefl_secure.evaluation.metrics import choose_thresholds, macro_f1, mean_average_precision
 
-__all__ = ["colour_histogram", "score_baselines", "thumbnail"]
-
 Images = Sequence[Image.Image] | npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float64]
 

@@ -29,8 +29,6 @@ import numpy.typing as npt
 
 from carefl_secure.errors import ConfigError, DataError
 
-__all__ = ["Interval", "Statistic", "bootstrap", "difference", "resamples", "units_of"]
-
 Floats = npt.NDArray[np.float64]
 Units = npt.NDArray[np.int64]
 Statistic = Callable[[Floats | None], Mapping[str, float]]

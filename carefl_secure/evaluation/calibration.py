@@ -22,8 +22,6 @@ from scipy.special import expit, softmax
 from carefl_secure.errors import DataError
 from carefl_secure.evaluation.metrics import checked
 
-__all__ = ["Bin", "Calibration", "probabilities"]
-
 Floats = npt.NDArray[np.float64]
 
 _BINS = 15

@@ -15,8 +15,6 @@ import numpy.typing as npt
 
 from carefl_secure.errors import DataError
 
-__all__ = ["DECISIONS", "Decisions"]
-
 Floats = npt.NDArray[np.float64]
 
 DECISIONS = (

@@ -14,8 +14,6 @@ from carefl_secure.evaluation.calibration import Calibration, probabilities
 from carefl_secure.evaluation.decisions import DECISIONS, Decisions
 from carefl_secure.evaluation.metrics import checked, choose_thresholds, decide
 
-__all__ = ["BOUNDS", "NAMES", "Figures", "prevalence_scores"]
-
 Floats = npt.NDArray[np.float64]
 
 _RANKING = ("mAP", "mAP_11point", "micro_AP", "sample_AP")

@@ -22,8 +22,6 @@ from carefl_secure.evaluation.bootstrap import Interval, Units, bootstrap
 from carefl_secure.evaluation.figures import BOUNDS, Figures
 from carefl_secure.evaluation.settings import Settings
 
-__all__ = ["UNSTATED", "Comparison", "Group", "compare"]
-
 UNSTATED = "(not stated)"
 """Name of the group of records that do not have the attribute."""
 

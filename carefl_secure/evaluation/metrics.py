@@ -15,16 +15,6 @@ from sklearn.metrics import average_precision_score
 
 from carefl_secure.errors import DataError, NonFiniteError
 
-__all__ = [
-    "average_precisions",
-    "checked",
-    "choose_thresholds",
-    "decide",
-    "f1_scores",
-    "macro_f1",
-    "mean_average_precision",
-]
-
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 

@@ -17,8 +17,6 @@ from PIL import Image
 
 from carefl_secure.errors import DataError
 
-__all__ = ["Slices", "brightness", "sharpness", "slice_images"]
-
 Floats = npt.NDArray[np.float64]
 
 _SIDE = 256

@@ -15,8 +15,6 @@ from carefl_secure.evaluation.bootstrap import Interval
 from carefl_secure.evaluation.calibration import Bin
 from carefl_secure.evaluation.groups import Comparison
 
-__all__ = ["FORMAT", "Cost", "Evaluation", "Label", "Sampling", "Slice"]
-
 FORMAT = "carefl.evaluation/1"
 
 

@@ -29,8 +29,6 @@ from carefl_secure.runs.build import key_source, make_optimizer, micro_batch
 from carefl_secure.runs.client_task import ModelTask
 from carefl_secure.runs.plan_from_config import UNCLIPPED, central_budget
 
-__all__ = ["Trained", "train_centrally", "train_locally"]
-
 Vector = npt.NDArray[np.float32]
 
 

@@ -27,8 +27,6 @@ from carefl_secure.progress import Reporter, SilentReporter
 from carefl_secure.run_folder import RunFolder, write_atomically
 from carefl_secure.runs.train import train
 
-__all__ = ["Finished", "run_cell", "run_cells", "scores_file"]
-
 _CELL = "cell.json"  # written last: a cell with this file is finished
 _SCORES = "scores.npz"
 # A fault of the program in one cell is named in the table, as it would be in a process of its own.

@@ -31,8 +31,6 @@ from carefl_secure.runs.captions import Contexts, load_contexts
 from carefl_secure.runs.corpora import Corpora
 from carefl_secure.runs.staged_corpora import load_corpora
 
-__all__ = ["CONTEXT", "FACE", "Bench", "Scores", "label_slices"]
-
 Floats = npt.NDArray[np.float64]
 
 FACE, CONTEXT = 0.5, 0.9  # of the evidence in the context: at most, at least

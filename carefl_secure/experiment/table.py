@@ -33,8 +33,6 @@ from carefl_secure.evaluation.bootstrap import resamples
 from carefl_secure.experiment.run import Finished, scores_file
 from carefl_secure.experiment.scores import Scores
 
-__all__ = ["holm", "mean_interval", "results"]
-
 Floats = npt.NDArray[np.float64]
 
 _TESTED = "mAP"  # the figure that decides

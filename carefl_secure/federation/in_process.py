@@ -21,8 +21,6 @@ from carefl_secure.federation.transport.local_grid import FIRST_NODE, Drop, Loca
 from carefl_secure.privacy import Ledger
 from carefl_secure.run_folder import RunFolder
 
-__all__ = ["Clients", "InProcess", "dropping_out", "ledger_path", "make_parties"]
-
 _LATER = frozenset({"train.masked", "train.submit", "query.sign", "query.unmask"})
 
 

@@ -20,16 +20,6 @@ from carefl_secure.noise import KeySource, SystemKeySource
 from carefl_secure.privacy import Ledger
 from carefl_secure.run_folder import RunFolder
 
-__all__ = [
-    "Engine",
-    "Parties",
-    "PerformanceFlags",
-    "RunSpec",
-    "Simulation",
-    "TaskFactory",
-    "system_keys",
-]
-
 TaskFactory = Callable[[], Sequence[LocalTask]]
 """Makes one task for each client; an engine whose clients live elsewhere never calls it."""
 

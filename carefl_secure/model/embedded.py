@@ -17,8 +17,6 @@ from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImag
 from carefl_secure.data.label_spaces import SPACES
 from carefl_secure.data.synthetic.scene import GROUPS
 
-__all__ = ["EMBEDDED", "QUESTIONS", "build_model", "build_processor"]
-
 EMBEDDED = Path(__file__).parent / "embedded_weights"
 """Folder of the shipped weights, tokenizer and their record of origin."""
 

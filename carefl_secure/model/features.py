@@ -16,8 +16,6 @@ from carefl_secure.errors import ModelError
 from carefl_secure.model.loader import Base
 from carefl_secure.progress import Reporter
 
-__all__ = ["Features", "cached_features", "vision_features"]
-
 _BATCH = 128
 _MEMORY: ContextVar[_Memory | None] = ContextVar("vision_features_memory", default=None)
 

@@ -23,8 +23,6 @@ from carefl_secure.errors import ConfigError
 from carefl_secure.model.label_scorer import LabelScorer
 from carefl_secure.model.prompts import REFERENCE
 
-__all__ = ["GeneratedLabels", "TextScorer", "parse_labels"]
-
 _SEVERAL = 8  # labels that a constrained answer may name; annotators seldom tick more
 _FREE = 12  # tokens of a free answer for each label that it may name
 _CUT = re.compile(r"[,;\n]| and ")

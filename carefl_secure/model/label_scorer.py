@@ -17,8 +17,6 @@ from carefl_secure.errors import ConfigError
 from carefl_secure.model.label_tree import TokenTree, answer_log_likelihoods
 from carefl_secure.model.lora import Adapter
 
-__all__ = ["LabelScorer", "RecordLosses"]
-
 
 @dataclass(frozen=True)
 class LabelScorer:

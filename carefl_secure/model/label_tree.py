@@ -16,8 +16,6 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from carefl_secure.errors import ModelError
 
-__all__ = ["TokenTree", "answer_log_likelihoods"]
-
 
 @dataclass(frozen=True)
 class TokenTree:

@@ -22,8 +22,6 @@ from carefl_secure.model.embedded import EMBEDDED
 from carefl_secure.model.parallel import ParallelBatches
 from carefl_secure.model.prompts import Prompter
 
-__all__ = ["Base", "load_base"]
-
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Patterns are matched at the start of the whole module name: "vision_model" alone would skip
 # nothing, and any list of ours replaces the default that keeps lm_head out of 4 bits.

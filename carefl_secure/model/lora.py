@@ -15,8 +15,6 @@ from torch import nn
 from carefl_secure.errors import ConfigError, ModelError, NonFiniteError
 from carefl_secure.model.loader import Base
 
-__all__ = ["TARGETS", "Adapter"]
-
 _LAYER = r".*text_model\.layers\.({layers})\."
 _CARD = """---
 base_model: {base}

@@ -13,8 +13,6 @@ from torch.nn import Parameter
 
 from carefl_secure.errors import ConfigError
 
-__all__ = ["mean_gradient"]
-
 
 def mean_gradient(
     parameters: Sequence[tuple[str, Parameter]],

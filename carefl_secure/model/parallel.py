@@ -10,8 +10,6 @@ import torch
 
 from carefl_secure.errors import ConfigError
 
-__all__ = ["ParallelBatches"]
-
 Item = TypeVar("Item")
 Found = TypeVar("Found")
 

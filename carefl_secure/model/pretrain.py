@@ -32,8 +32,6 @@ from carefl_secure.model.label_tree import TokenTree, answer_log_likelihoods
 from carefl_secure.model.prompts import Prompter
 from carefl_secure.progress import Reporter
 
-__all__ = ["pretrain"]
-
 _RECORDS = 32_000
 _BATCH = 64
 _SEE, _SPEAK = 2_500, 2_000  # optimizer steps of the two stages

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from carefl_secure.errors import ModelError
 
-__all__ = ["REFERENCE", "Prompter"]
-
 REFERENCE = "None"
 """The answer that a label's likelihood is compared with where several labels may hold at once."""
 

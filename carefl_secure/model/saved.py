@@ -17,8 +17,6 @@ from safetensors.torch import load_file
 from carefl_secure.errors import ModelError, NonFiniteError
 from carefl_secure.model.lora import Adapter
 
-__all__ = ["load_saved"]
-
 _SETTINGS = ("peft_type", "r", "lora_alpha", "target_modules", "bias", "use_dora", "use_rslora")
 
 

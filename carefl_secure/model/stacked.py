@@ -15,8 +15,6 @@ from safetensors.torch import save_file
 from carefl_secure.errors import ModelError
 from carefl_secure.model.lora import Adapter
 
-__all__ = ["StackedAdapter"]
-
 
 class StackedAdapter(Adapter):
     r"""A fresh LoRA on a base that keeps its present adapters, which are frozen.

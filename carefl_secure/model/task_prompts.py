@@ -15,8 +15,6 @@ from carefl_secure.data.records import LabelSpace
 from carefl_secure.errors import ConfigError
 from carefl_secure.model.embedded import QUESTIONS
 
-__all__ = ["TASK_PROMPTS", "prompt_template", "task_question"]
-
 TASK_PROMPTS = ("default", "list", "scene", "face", "expert")
 """The wordings that ship with the package; each is a text file in the folder of this module."""
 

@@ -11,8 +11,6 @@ from carefl_secure.errors import PrivacyError
 from carefl_secure.noise.keystream import KeyStream
 from carefl_secure.noise.uniform import uniform
 
-__all__ = ["gaussian"]
-
 _PARTS = 4
 
 

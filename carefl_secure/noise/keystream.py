@@ -14,8 +14,6 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from carefl_secure.errors import PrivacyError
 
-__all__ = ["KEY_BYTES", "KeyStream", "add_masks"]
-
 KEY_BYTES = 32
 """Length of every key, in bytes."""
 

@@ -18,8 +18,6 @@ import numpy.typing as npt
 from carefl_secure.errors import PrivacyError
 from carefl_secure.noise.keystream import KeyStream
 
-__all__ = ["SkellamSampler"]
-
 _BITS = 127  # of the table; one more bit of the stream is the sign
 _REACH = 14.0  # standard deviations in the table; the mass beyond is below 2**-136
 _SMALLEST = 1e-3

@@ -11,8 +11,6 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from carefl_secure.errors import PrivacyError
 from carefl_secure.noise.keystream import KEY_BYTES
 
-__all__ = ["DeterministicKeySource", "KeySource", "SystemKeySource"]
-
 
 class KeySource(Protocol):
     """Anything that gives fresh 32-byte keys."""

@@ -7,8 +7,6 @@ import numpy.typing as npt
 
 from carefl_secure.noise.keystream import KeyStream
 
-__all__ = ["uniform"]
-
 
 def uniform(stream: KeyStream, count: int) -> npt.NDArray[np.float64]:
     """Draw ``count`` uniform numbers in ``[0, 1)`` as float64.

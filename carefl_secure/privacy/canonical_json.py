@@ -11,8 +11,6 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from carefl_secure.errors import ConfigError
 
-__all__ = ["canonical_hash", "canonical_json", "dataclass_from_json"]
-
 T = TypeVar("T")
 
 

@@ -6,8 +6,6 @@ import math
 
 from carefl_secure.errors import ConfigError
 
-__all__ = ["as_real", "check_choice", "check_whole"]
-
 
 def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
     """Refuse a word that is none of those allowed."""

@@ -15,8 +15,6 @@ from scipy.special import chdtr, chdtrc
 
 from carefl_secure.errors import ConfigError
 
-__all__ = ["dispersion_p_value", "noise_p_value", "sampling_p_values"]
-
 
 def _two_sided(statistic: float, freedom: float) -> float:
     """Return the p-value of a chi-square statistic that may be too large or too small."""

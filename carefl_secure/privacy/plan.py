@@ -16,8 +16,6 @@ from carefl_secure.privacy.checks import as_real, check_choice, check_whole
 from carefl_secure.privacy.sampling import any_of
 from carefl_secure.privacy.statement import promise_text
 
-__all__ = ["Adjacency", "Mechanism", "PrivacyPlan", "Trust", "Unit"]
-
 Unit = Literal["record", "person", "client", "none"]
 Trust = Literal["secagg", "none"]
 Adjacency = Literal["add-or-remove-one"]

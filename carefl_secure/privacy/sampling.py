@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from carefl_secure.noise.keystream import KeyStream
 
-__all__ = ["OVERFLOW", "any_of", "poisson_sample", "sample_bound"]
-
 OVERFLOW = 2.0**-40
 """Most probability, for a client and a sum, that a sample is longer than its bound."""
 

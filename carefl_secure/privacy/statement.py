@@ -8,8 +8,6 @@ from carefl_secure.errors import ConfigError
 from carefl_secure.privacy.checks import check_whole
 from carefl_secure.rounding import round_up
 
-__all__ = ["aggregation_text", "promise_text", "verdict"]
-
 _STRONG = 1.0
 _REASONABLE = 10.0
 

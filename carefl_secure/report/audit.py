@@ -13,8 +13,6 @@ from carefl_secure.errors import RunError
 from carefl_secure.report.checks.result import FAILED, HELD, UNCHECKED, Finding
 from carefl_secure.report.schema import Audit, AuditGroup, AuditLine, AuditVerdict
 
-__all__ = ["ADVERSARIES", "AuditFinding", "audit_part", "judge_audits", "read_audits"]
-
 _FORMAT = "carefl.audit/1"
 
 ADVERSARIES: Mapping[str, str] = {

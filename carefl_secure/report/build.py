@@ -28,8 +28,6 @@ from carefl_secure.report.spending import finite, settle
 from carefl_secure.report.what_if import tuning_part, what_if
 from carefl_secure.rounding import percent_up
 
-__all__ = ["build_report"]
-
 _Verdict = Literal["accounted", "void", "unprotected"]
 
 

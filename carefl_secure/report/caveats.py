@@ -7,8 +7,6 @@ from carefl_secure.report.run_record import RunRecord
 from carefl_secure.report.schema import Caveat, Severity
 from carefl_secure.report.what_if import tuning_runs
 
-__all__ = ["caveats"]
-
 
 def caveats(record: RunRecord) -> list[Caveat]:
     """List the caveats of a run, the most severe first.

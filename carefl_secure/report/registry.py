@@ -7,8 +7,6 @@ import yaml
 from carefl_secure.report.schema import Report
 from carefl_secure.rounding import percent_up, round_up
 
-__all__ = ["registry_entry"]
-
 _OPEN = "To be stated by whoever publishes the adapter."
 
 

@@ -20,8 +20,6 @@ from carefl_secure.privacy.ledger.statement import find_ledgers
 from carefl_secure.report.audit import AuditFinding, read_audits
 from carefl_secure.run_folder import RunFolder
 
-__all__ = ["Book", "RunRecord", "StageRecord", "read_run"]
-
 _COLUMNS = {"round": int, "survivors": int, "gradient_norm": float}
 
 

@@ -8,28 +8,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from carefl_secure.report.checks.result import Outcome
 
-__all__ = [
-    "FORMAT",
-    "Accounting",
-    "Attacker",
-    "Audit",
-    "AuditGroup",
-    "AuditLine",
-    "AuditVerdict",
-    "Caveat",
-    "CheckLine",
-    "ClientLine",
-    "Mechanism",
-    "Promise",
-    "Report",
-    "RoundLine",
-    "RunLine",
-    "Trust",
-    "Tuning",
-    "Unit",
-    "WhatIf",
-]
-
 FORMAT: Literal["carefl.privacy-report/1"] = "carefl.privacy-report/1"
 
 Severity = Literal["Critical", "Theoretical", "Negligible"]

@@ -16,16 +16,6 @@ _CLIPPED = {
     "none": "per record; protects nothing without noise",
 }
 
-__all__ = [
-    "accounting_part",
-    "aggregation_of",
-    "mechanism_part",
-    "round_lines",
-    "run_part",
-    "trust_part",
-    "unit_part",
-]
-
 _NOT_METRICS = {
     "round",
     "epsilon",

@@ -12,8 +12,6 @@ from carefl_secure.privacy.ledger.entry import event_of
 from carefl_secure.privacy.ledger.run_spending import charges_round
 from carefl_secure.report.run_record import RunRecord
 
-__all__ = ["Accounts", "ClientAccount", "events_of", "finite", "settle"]
-
 _MOST_PRICED = 32  # rounds; a price takes some 0.1 s
 
 

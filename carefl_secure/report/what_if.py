@@ -14,8 +14,6 @@ from carefl_secure.report.schema import Tuning, WhatIf
 from carefl_secure.report.spending import Accounts, finite
 from carefl_secure.rounding import round_up
 
-__all__ = ["tuning_part", "tuning_runs", "what_if"]
-
 
 def tuning_runs(record: RunRecord) -> int | None:
     """Return how many runs were made to choose settings; None where they are uncounted."""

@@ -13,8 +13,6 @@ from carefl_secure.report.run_record import read_run
 from carefl_secure.report.schema import Report
 from carefl_secure.run_folder import write_atomically
 
-__all__ = ["refuse_void", "write_report"]
-
 
 def write_report(run: Path) -> tuple[Report, list[Path]]:
     """Check a run, price it anew, and write its report; return it with the paths written.

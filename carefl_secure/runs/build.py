@@ -34,19 +34,6 @@ from carefl_secure.runs.plan_from_config import aggregation_of
 from carefl_secure.runs.seeded_keys import KeptKeys
 from carefl_secure.runs.trackers.base import TrackedReporter
 
-__all__ = [
-    "base_hash_of",
-    "client_tasks",
-    "key_source",
-    "label_scorer",
-    "make_optimizer",
-    "micro_batch",
-    "opening",
-    "run_options",
-    "run_settings",
-    "text_scorer",
-]
-
 
 def text_scorer(config: Config, scorer: LabelScorer) -> TextScorer | None:
     """Return the reader of the model's own text; None where likelihoods of labels decide."""

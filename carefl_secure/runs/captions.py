@@ -16,8 +16,6 @@ from carefl_secure.progress import Reporter
 from carefl_secure.runs.corpora import Corpora, read_folder
 from carefl_secure.runs.staged_corpora import load_corpora
 
-__all__ = ["Contexts", "caption_parts", "captions_of", "load_contexts"]
-
 
 @dataclass(frozen=True)
 class Contexts:

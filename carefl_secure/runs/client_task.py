@@ -18,8 +18,6 @@ from carefl_secure.progress import Reporter
 from carefl_secure.runs.captions import Contexts
 from carefl_secure.runs.corpora import Corpora
 
-__all__ = ["ModelTask", "model_tasks"]
-
 Vector = npt.NDArray[np.float32]
 
 

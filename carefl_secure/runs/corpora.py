@@ -30,18 +30,6 @@ from carefl_secure.data.synthetic.corpus import synthetic_corpus
 from carefl_secure.errors import ConfigError, DataError, PrivacyError
 from carefl_secure.progress import Reporter
 
-__all__ = [
-    "Corpora",
-    "agreed_space",
-    "check_subjects",
-    "declared_space",
-    "load_own",
-    "load_parts",
-    "open_only",
-    "read_folder",
-    "share_out",
-]
-
 _PRIVATE = 8000  # records of the embedded corpus, where the configuration gives no number
 _PUBLIC, _TEST, _OPEN = 0.1, 0.15, 0.5  # the other splits, as shares of that number
 _LEAST = 40

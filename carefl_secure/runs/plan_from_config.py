@@ -13,16 +13,6 @@ from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.privacy.accounting.budget import Budget, BudgetQuestion, solve_budget
 from carefl_secure.runs.corpora import Corpora
 
-__all__ = [
-    "UNCLIPPED",
-    "aggregation_of",
-    "central_budget",
-    "earlier_of",
-    "local_plan",
-    "plan_with",
-    "request_of",
-]
-
 UNCLIPPED = 1e3
 """Far above the norm of any record's gradient: without privacy nothing is to be cut."""
 

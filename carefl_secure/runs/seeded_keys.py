@@ -6,8 +6,6 @@ from pathlib import Path
 
 from carefl_secure.noise import DeterministicKeySource
 
-__all__ = ["KeptKeys"]
-
 
 class KeptKeys:
     """Keys from a seed, continued where an earlier process stopped; only tests have a seed.

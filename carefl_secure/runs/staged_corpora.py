@@ -19,8 +19,6 @@ from carefl_secure.errors import ConfigError, DataError
 from carefl_secure.progress import Reporter
 from carefl_secure.runs.corpora import Corpora, load_parts, open_only, share_out
 
-__all__ = ["load_corpora", "load_stages", "stage_configs"]
-
 Shares = list[npt.NDArray[np.int64]]
 
 

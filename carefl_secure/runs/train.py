@@ -53,8 +53,6 @@ from carefl_secure.runs.staged_corpora import load_stages, stage_configs
 from carefl_secure.runs.summary import RunSummary, StageSummary
 from carefl_secure.runs.trackers.base import check_trackers
 
-__all__ = ["train"]
-
 Vector = npt.NDArray[np.float32]
 
 

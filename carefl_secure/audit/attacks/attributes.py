@@ -15,8 +15,6 @@ from sklearn.preprocessing import StandardScaler
 
 from carefl_secure.audit.views import Attack, Finding
 
-__all__ = ["AttributeInference", "AttributeView", "Person", "judge_attributes"]
-
 Table = npt.NDArray[np.float64]
 
 

@@ -15,8 +15,6 @@ from carefl_secure.audit.views import Attack, Figure, Finding, ReleaseView
 from carefl_secure.privacy import Event, epsilon
 from carefl_secure.privacy.accounting.attack_bounds import attacker_bounds
 
-__all__ = ["SHARES", "GradientCanaries", "claimed_curve", "judge_canaries", "judge_coins"]
-
 SHARES = (0.02, 0.05, 0.125, 0.25)
 """Shares of the canaries guessed on a side, declared before any score is seen."""
 _DECIDING = ("steinke", "f-dp")

@@ -24,8 +24,6 @@ from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.noise import KeySource
 from carefl_secure.progress import Reporter
 
-__all__ = ["ClientCanaries", "judge_clients", "rehearse_clients"]
-
 Coins = npt.NDArray[np.bool_]
 _LEAST_COORDINATES = 64
 

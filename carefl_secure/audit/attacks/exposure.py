@@ -22,16 +22,6 @@ from carefl_secure.audit.bounds.one_run import fdp_epsilon, steinke_epsilon
 from carefl_secure.audit.views import Attack, Figure, Finding
 from carefl_secure.errors import ConfigError
 
-__all__ = [
-    "Exposure",
-    "ExposureView",
-    "judge_exposure",
-    "judge_natural",
-    "label_secrets",
-    "natural_exposure",
-    "secret_losses",
-]
-
 Losses = npt.NDArray[np.float64]
 _LEAST_COINS = 20
 _MOST_LABELS = 4

@@ -18,8 +18,6 @@ from carefl_secure.errors import ProtocolError
 from carefl_secure.secagg.committee.messages import Listing
 from carefl_secure.secagg.encrypted.messages import OpenedSum
 
-__all__ = ["HolderEyes", "MemberEyes", "judge_helpers"]
-
 _MEMBER_KINDS = {
     "more than a list": "a message to a member that is more than digests, seeds and signatures",
     "short lists": "a list with fewer clients than min_survivors",

@@ -25,8 +25,6 @@ from carefl_secure.audit.views import Attack
 from carefl_secure.errors import ConfigError
 from carefl_secure.model.label_scorer import LabelScorer, RecordLosses
 
-__all__ = ["CandidateView", "FeatureInversion", "FeatureView", "ImageMatching", "Pictures"]
-
 Array = npt.NDArray[np.float64]
 _STEPS = 100
 _RATE = 0.05

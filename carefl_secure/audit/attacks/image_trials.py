@@ -13,8 +13,6 @@ from carefl_secure.audit.views import Figure, Finding, Verdict
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.privacy.accounting.attack_bounds import attacker_bounds
 
-__all__ = ["counted_noise", "invert_images", "judge_images", "pick_ceiling"]
-
 _ERROR = 1e-4
 
 

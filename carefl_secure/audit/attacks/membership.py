@@ -13,8 +13,6 @@ from sklearn.metrics import roc_auc_score, roc_curve
 
 from carefl_secure.audit.views import Attack, Figure, Finding
 
-__all__ = ["AdapterView", "Membership", "judge_membership"]
-
 Losses = npt.NDArray[np.float64]
 RATES = (0.01, 0.001)
 _OFFLINE = 0.3  # of the RMIA paper: how far a reference without the record stands for both

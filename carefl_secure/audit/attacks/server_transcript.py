@@ -29,8 +29,6 @@ from carefl_secure.secagg.committee.messages import MemberAnswer, MemberKey, Ope
 from carefl_secure.secagg.encrypted.messages import EncryptedUpload, OpenedSum
 from carefl_secure.secagg.pairwise.messages import Advertisement, Answer, Upload
 
-__all__ = ["KINDS", "ServerEyes", "judge_transcript"]
-
 _UPLOADS = ("train.masked", "train.submit")
 _SEEDS = 64
 _LEAST_WORDS = 256

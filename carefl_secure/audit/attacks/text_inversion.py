@@ -25,8 +25,6 @@ from carefl_secure.audit.views import Attack, Finding
 from carefl_secure.model.loader import Base
 from carefl_secure.model.lora import Adapter
 
-__all__ = ["SpanCheck", "Texts", "UpdateView", "judge_spans", "recall"]
-
 Matrix = npt.NDArray[np.float64]
 _LAYERS = ("q", "k", "v")
 _RANK = 1e-6

@@ -18,17 +18,6 @@ from carefl_secure.secagg.encrypted.messages import EncryptedUpload, OpenedSum
 from carefl_secure.secagg.pairwise.messages import Advertisement, Answer, Upload
 from carefl_secure.secagg.primitives.framing import Message
 
-__all__ = [
-    "CHANCE",
-    "Replies",
-    "Weakness",
-    "asked_twice",
-    "judge",
-    "read_replies",
-    "residue_chance",
-    "uniform_chance",
-]
-
 CHANCE = 1e-12
 """A p-value below this is a finding: no sound run meets it."""
 

@@ -8,8 +8,6 @@ import numpy.typing as npt
 from carefl_secure.noise import KeyStream, SystemKeySource, add_masks, gaussian
 from carefl_secure.secagg import wrap
 
-__all__ = ["clipped", "masked", "noisy"]
-
 Array = npt.NDArray[np.float64]
 _SCALE = float(1 << 24)  # integer units; fine enough that rounding hides nothing
 

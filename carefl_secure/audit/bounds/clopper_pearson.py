@@ -16,14 +16,6 @@ from scipy.stats import beta
 
 from carefl_secure.audit.bounds.gdp import gdp_epsilon
 
-__all__ = [
-    "clopper_pearson",
-    "clopper_pearson_epsilon",
-    "clopper_pearson_gaussian",
-    "exact_interval",
-    "lower_limit",
-]
-
 Scores = npt.NDArray[np.float64]
 Members = npt.NDArray[np.bool_]
 

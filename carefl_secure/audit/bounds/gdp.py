@@ -9,8 +9,6 @@ import numpy.typing as npt
 from scipy.optimize import brentq
 from scipy.special import log_ndtr, ndtr, ndtri
 
-__all__ = ["gdp_delta", "gdp_epsilon", "gdp_inverse"]
-
 
 def gdp_delta(mu: float, epsilon: float) -> float:
     r"""Return delta of a mu-GDP mechanism at ``epsilon``.

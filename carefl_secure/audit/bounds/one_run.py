@@ -21,16 +21,6 @@ from scipy.stats import binom
 from carefl_secure.audit.bounds.gdp import gdp_epsilon, gdp_inverse
 from carefl_secure.errors import ConfigError
 
-__all__ = [
-    "GUESSES",
-    "Curve",
-    "approximate_curve",
-    "contradicts",
-    "fdp_epsilon",
-    "fdp_gaussian",
-    "steinke_epsilon",
-]
-
 Scores = npt.NDArray[np.float64]
 Members = npt.NDArray[np.bool_]
 Curve = Callable[[float], float]

@@ -19,8 +19,6 @@ from carefl_secure.audit.bounds.clopper_pearson import (
 from carefl_secure.audit.bounds.gdp import gdp_epsilon
 from carefl_secure.audit.bounds.one_run import fdp_epsilon, fdp_gaussian, steinke_epsilon
 
-__all__ = ["BOUNDS", "Bound", "attainable", "gaussian_estimate"]
-
 Scores = npt.NDArray[np.float64]
 Members = npt.NDArray[np.bool_]
 

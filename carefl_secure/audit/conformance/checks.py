@@ -24,8 +24,6 @@ from carefl_secure.noise import KeyStream, SystemKeySource
 from carefl_secure.privacy import SampledSkellam
 from carefl_secure.secagg import encode
 
-__all__ = ["Conformance", "MachineView", "Probe"]
-
 _CHANCE = 1e-6
 _ROUNDING = 1e-6
 _LOSS_TOLERANCE = 1e-4

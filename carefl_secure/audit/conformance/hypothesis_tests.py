@@ -8,8 +8,6 @@ from scipy.stats import binomtest, kstest
 
 from carefl_secure.privacy.mechanism_tests import dispersion_p_value, noise_p_value
 
-__all__ = ["SamplerTest", "noise_chances", "sampler_test"]
-
 
 def noise_chances(noise: npt.NDArray[np.float64]) -> tuple[float, float]:
     r"""Return two p-values that the entries are independent standard normals.

@@ -21,8 +21,6 @@ from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.noise import DeterministicKeySource, KeyStream
 from carefl_secure.privacy import poisson_sample
 
-__all__ = ["ReleasedSums", "drive", "released_findings"]
-
 _DIMENSION = 512
 _ROUNDS = 8
 _RECORDS = (1, 2, 40)  # by client in turn: samples of none, one and many records

@@ -22,8 +22,6 @@ from carefl_secure.noise import KeySource
 from carefl_secure.progress import Reporter
 from carefl_secure.runs.plan_from_config import plan_with
 
-__all__ = ["plan_like", "rehearse"]
-
 _MOST_CLIENTS = 16
 _MOST_ROUNDS = 100
 _EXPECTED = 60  # records per client and round, so that the sampler can be judged

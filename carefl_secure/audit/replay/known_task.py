@@ -7,8 +7,6 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["KnownTask"]
-
 _Vector = npt.NDArray[np.float64]
 _Adapter = npt.NDArray[np.float32]
 _Indices = npt.NDArray[np.int64]

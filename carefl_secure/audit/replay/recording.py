@@ -30,8 +30,6 @@ from carefl_secure.progress import Reporter, SilentReporter
 from carefl_secure.run_folder import RunFolder
 from carefl_secure.runs.plan_from_config import aggregation_of
 
-__all__ = ["Batch", "Rehearsal", "play"]
-
 
 @dataclass(frozen=True)
 class Batch:

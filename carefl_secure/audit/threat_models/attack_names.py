@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["ATTACK_NAMES"]
-
 ATTACK_NAMES = (
     "conformance",
     "server-view",

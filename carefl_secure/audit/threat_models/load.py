@@ -14,8 +14,6 @@ from carefl_secure.config.load import KNOWN
 from carefl_secure.config.shipped import shipped_folder
 from carefl_secure.errors import ConfigError
 
-__all__ = ["check_models", "find_models", "load_models", "named"]
-
 _FOLDER = "threat_models"
 
 

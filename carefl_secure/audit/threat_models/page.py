@@ -6,8 +6,6 @@ from collections.abc import Iterator, Sequence
 
 from carefl_secure.audit.threat_models.schema import ATLAS, LINDDUN, STRIDE, Threat, ThreatModel
 
-__all__ = ["render"]
-
 _HEAD = """# Threat models
 
 Generated from `threat_models/*.yaml` by `carefl-secure threat-model render`: change the files, not

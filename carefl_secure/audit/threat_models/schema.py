@@ -6,8 +6,6 @@ from typing import Literal
 
 from carefl_secure.config.sections import Section
 
-__all__ = ["ATLAS", "LINDDUN", "NIST", "STRIDE", "Threat", "ThreatModel"]
-
 Stride = Literal["S", "T", "R", "I", "D", "E"]
 Linddun = Literal["L", "I", "Nr", "D", "DD", "U", "Nc"]
 Atlas = Literal[

@@ -10,8 +10,6 @@ import typer
 
 from carefl_secure.errors import EngineError
 
-__all__ = ["doctor"]
-
 
 def doctor(json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False) -> None:
     """Check environment, entropy, clock, ports and TLS, and run every invariant on itself."""

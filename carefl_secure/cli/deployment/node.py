@@ -7,8 +7,6 @@ from typing import Annotated, Literal
 
 import typer
 
-__all__ = ["node"]
-
 node = typer.Typer(name="node", no_args_is_help=True, help="Run a site from its bundle.")
 
 

@@ -9,8 +9,6 @@ import typer
 
 from carefl_secure.errors import ConfigError
 
-__all__ = ["provision"]
-
 
 def provision(
     sites: Annotated[Path, typer.Argument(metavar="SITES.yaml", help="Who takes part.")],

@@ -14,8 +14,6 @@ from carefl_secure.config import load_config
 from carefl_secure.errors import ConfigError, RunError
 from carefl_secure.run_folder import Interrupted
 
-__all__ = ["server", "submit"]
-
 server = typer.Typer(name="server", no_args_is_help=True, help="Run the server from its bundle.")
 
 _AT_SITES = ("simulation.dropout=0", "data.at_sites=true")

@@ -10,8 +10,6 @@ import typer
 if TYPE_CHECKING:
     from carefl_secure.deployment.provisioning.party_keys import PublicHalf
 
-__all__ = ["site", "submitter"]
-
 site = typer.Typer(name="site", no_args_is_help=True, help="Make a site's keys; join a deployment.")
 submitter = typer.Typer(name="submitter", no_args_is_help=True, help="Make a submitter's keys.")
 

@@ -11,8 +11,6 @@ import typer
 from carefl_secure.cli.console import Json, Run, require_run
 from carefl_secure.cli.figures import figure
 
-__all__ = ["status"]
-
 
 def status(run: Run, json: Json = False) -> None:
     """Show how far a run is, what it has spent, and how many paid rounds were never opened.

@@ -10,8 +10,6 @@ from carefl_secure.cli.console import Json, Quiet, Run, require_run, say
 from carefl_secure.cli.reporter import running
 from carefl_secure.errors import ConfigError
 
-__all__ = ["audit"]
-
 
 def audit(
     run: Run,

@@ -19,8 +19,6 @@ from carefl_secure.rounding import round_up
 if TYPE_CHECKING:
     from carefl_secure.privacy.accounting.budget import Budget
 
-__all__ = ["budget"]
-
 _CROSS_CHECK_LIMIT = 50.0  # far above any useful epsilon the second accountant needs minutes
 _HEIGHT = 8
 _LEVELS = " ▁▂▃▄▅▆▇█"

@@ -16,8 +16,6 @@ from carefl_secure.rounding import round_up
 if TYPE_CHECKING:
     from carefl_secure.privacy.ledger.statement import Statement
 
-__all__ = ["ledger"]
-
 ledger = typer.Typer(
     name="ledger",
     no_args_is_help=True,

@@ -6,8 +6,6 @@ import typer
 
 from carefl_secure.cli.console import Json, Run, require_run, say
 
-__all__ = ["report"]
-
 
 def report(run: Run, json: Json = False) -> None:
     """Write the privacy report of a run into its folder; a void report exits with an error.

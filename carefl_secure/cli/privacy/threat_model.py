@@ -11,8 +11,6 @@ import typer
 from carefl_secure.cli.console import Json, result_console, result_table, say
 from carefl_secure.errors import ConfigError
 
-__all__ = ["threat_model"]
-
 threat_model = typer.Typer(
     name="threat-model", no_args_is_help=True, help="Read and check the threat models."
 )

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from carefl_secure.captions.cache import CaptionCache
     from carefl_secure.captions.run import Captioning
 
-__all__ = ["caption"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionOptions:

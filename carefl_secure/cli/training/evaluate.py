@@ -18,8 +18,6 @@ from carefl_secure.errors import ConfigError
 if TYPE_CHECKING:
     from carefl_secure.runs.evaluation.zero_shot import ZeroShot
 
-__all__ = ["evaluate"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions:

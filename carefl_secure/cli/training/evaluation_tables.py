@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from carefl_secure.evaluation.summary import Evaluation
     from carefl_secure.runs.evaluation.generated import Generated
 
-__all__ = ["show_evaluation", "show_generated"]
-
 _SHOWN = ("mAP", "macro_f1", "uar")
 
 

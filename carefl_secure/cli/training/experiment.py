@@ -15,8 +15,6 @@ from carefl_secure.config.experiment import cells_of, load_experiment
 from carefl_secure.config.load import parse_words
 from carefl_secure.errors import RunError
 
-__all__ = ["experiment"]
-
 
 def experiment(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="YAML file of the experiment.")],

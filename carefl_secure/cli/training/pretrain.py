@@ -10,8 +10,6 @@ import typer
 from carefl_secure.cli.console import Quiet
 from carefl_secure.cli.reporter import running
 
-__all__ = ["pretrain"]
-
 
 def pretrain(
     output: Annotated[Path, typer.Argument(help="Folder to write the model to.")],

@@ -17,8 +17,6 @@ from carefl_secure.config.explain import FLAGS
 from carefl_secure.errors import ConfigError
 from carefl_secure.run_folder import Interrupted, check_start, new_run_id
 
-__all__ = ["train"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:

@@ -9,8 +9,6 @@ from pydantic import Field, model_validator
 
 from carefl_secure.config.sections.base import Part, Section, Seed
 
-__all__ = ["SYNTHETIC_RECORDS", "DataConfig"]
-
 SYNTHETIC_RECORDS = 8000
 """How many private records are drawn where ``data.source`` is ``synthetic`` by default."""
 

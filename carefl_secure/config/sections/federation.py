@@ -8,8 +8,6 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from carefl_secure.config.sections.base import Section, Share, installed
 
-__all__ = ["FederationConfig", "default_min_survivors"]
-
 PROTOCOLS = ("pairwise", "committee", "encrypted")
 MOST_PEERS = 1000
 """Most clients of a run without a committee."""

@@ -9,8 +9,6 @@ from pydantic import Field, field_validator, model_validator
 
 from carefl_secure.config.sections.base import Section, Seed
 
-__all__ = ["AdapterConfig", "ModelConfig"]
-
 Target = Literal["q", "k", "v", "o", "gate", "up", "down"]
 
 

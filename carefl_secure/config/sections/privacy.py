@@ -9,8 +9,6 @@ from pydantic import Field
 
 from carefl_secure.config.sections.base import Section
 
-__all__ = ["PrivacyConfig"]
-
 
 class PrivacyConfig(Section):
     """What is protected, against whom, and how much may be spent."""

@@ -9,8 +9,6 @@ from pydantic import Field
 
 from carefl_secure.config.sections.base import Section, Seed, Share
 
-__all__ = ["EvaluationConfig", "PerformanceConfig", "RunConfig", "SimulationConfig"]
-
 
 class EvaluationConfig(Section):
     """What is measured during a run."""

@@ -8,8 +8,6 @@ from pydantic import Field, model_validator
 
 from carefl_secure.config.sections.base import Section
 
-__all__ = ["StagesConfig"]
-
 Space = Literal["emotic", "basic", "compound"]
 Handover = Literal["carry", "merge", "restart"]
 

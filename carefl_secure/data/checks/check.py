@@ -26,8 +26,6 @@ from carefl_secure.data.records import Corpus
 from carefl_secure.errors import ConfigError
 from carefl_secure.progress import Reporter, SilentReporter
 
-__all__ = ["check_corpus"]
-
 _MISSING = ("image missing", "neither frames nor video", "no annotation")
 _FAULTY = (
     "box outside the image or empty",

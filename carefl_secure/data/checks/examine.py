@@ -16,17 +16,6 @@ from carefl_secure.data.splits import Subset
 from carefl_secure.errors import DataError
 from carefl_secure.progress import Reporter
 
-__all__ = [
-    "MOST_UNREADABLE",
-    "UNREADABLE",
-    "Examined",
-    "examine",
-    "files_of",
-    "label_counts",
-    "restrict",
-    "skipped_of",
-]
-
 MOST_UNREADABLE = 0.05
 """The largest share of a split's images that may be unreadable; one image always may."""
 

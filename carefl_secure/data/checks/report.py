@@ -9,8 +9,6 @@ from typing import Any
 from carefl_secure.data.corpora.published_counts import Count
 from carefl_secure.data.deduplication.duplicates import Shared
 
-__all__ = ["Report", "SplitReport"]
-
 
 @dataclass(frozen=True)
 class SplitReport:

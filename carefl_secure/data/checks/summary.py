@@ -8,8 +8,6 @@ from carefl_secure.data.checks.examine import label_counts
 from carefl_secure.data.records import Corpus
 from carefl_secure.data.skipped import Skipped
 
-__all__ = ["counts_line", "warnings"]
-
 
 def counts_line(parts: Mapping[str, Corpus], skipped: Skipped, source: str) -> str:
     """Return one line: records, splits, classes with counts, skipped files by reason."""

@@ -21,8 +21,6 @@ from carefl_secure.data.skipped import Skipped
 from carefl_secure.errors import DataError
 from carefl_secure.progress import Reporter, SilentReporter
 
-__all__ = ["CorpusFormat", "FileCorpus", "ReadOptions", "SplitBuilder", "fit_box"]
-
 
 @dataclass(frozen=True)
 class ReadOptions:

@@ -26,21 +26,6 @@ from carefl_secure.data.skipped import Skipped
 from carefl_secure.errors import DataError, LabelError
 from carefl_secure.progress import SILENT, Reporter, tracked
 
-__all__ = [
-    "FORMAT",
-    "SPLITS",
-    "Frame",
-    "View",
-    "caers_base",
-    "class_id",
-    "has_marks",
-    "is_class_folder",
-    "list_files",
-    "load_caers",
-    "scan_classes",
-    "take_frames",
-]
-
 View = str
 """``image`` or ``face``."""
 SPLITS = ("train", "val", "test")

@@ -41,8 +41,6 @@ from carefl_secure.data.records import Record
 from carefl_secure.errors import ConfigError, DataError
 from carefl_secure.progress import SILENT, Reporter, tracked
 
-__all__ = ["FORMAT", "cexpr_bases", "load_cexpr", "video_names"]
-
 Faces = Literal["first", "all"]
 _FRAMES = ("cropped_aligned", "frames")
 _VIDEOS = ("videos", "trimmed_videos", ".")

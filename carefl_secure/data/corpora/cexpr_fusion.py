@@ -11,8 +11,6 @@ import numpy.typing as npt
 from carefl_secure.data.label_spaces import CEXPR, COMPOUND, COMPOUND_TO_CEXPR
 from carefl_secure.errors import ConfigError, NonFiniteError
 
-__all__ = ["RULES", "Rule", "compound_to_cexpr", "fuse_frames"]
-
 Floats = npt.NDArray[np.float64]
 Rule = Literal["majority", "mean_probability", "mean_logit"]
 _TIE = 1e-9

@@ -17,8 +17,6 @@ from carefl_secure.data.label_spaces import CEXPR
 from carefl_secure.data.readers.tables import read_text
 from carefl_secure.errors import DataError, LabelError
 
-__all__ = ["OTHER", "Clip", "Segment", "fold_folder", "labels_at", "read_annotation", "read_fold"]
-
 OTHER = len(CEXPR.labels)
 """The id of what is none of the seven classes; it is annotated and never scored."""
 

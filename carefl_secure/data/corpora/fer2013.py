@@ -25,8 +25,6 @@ from carefl_secure.data.records import Record
 from carefl_secure.errors import DataError, LabelError
 from carefl_secure.progress import tracked
 
-__all__ = ["FORMAT", "load_fer2013", "pixel_tables"]
-
 _USAGES = {"training": "train", "publictest": "val", "privatetest": "test"}
 
 

@@ -31,8 +31,6 @@ from carefl_secure.data.readers.metadata import Row, label_word
 from carefl_secure.data.records import LabelSpace, Record
 from carefl_secure.errors import DataError, LabelError
 
-__all__ = ["FORMAT", "load_imagefolder"]
-
 _LIST = re.compile(r"""[\[{(](\s*|.*['",].*)[\]})]""", re.DOTALL)  # but not a word in brackets
 
 

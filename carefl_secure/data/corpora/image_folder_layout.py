@@ -16,8 +16,6 @@ from carefl_secure.data.readers.inventory import Inventory
 from carefl_secure.data.readers.metadata import Row, read_metadata
 from carefl_secure.errors import DataError
 
-__all__ = ["SPLIT_NAMES", "Part", "read_layout", "split_name"]
-
 SPLIT_NAMES: Mapping[str, str] = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),

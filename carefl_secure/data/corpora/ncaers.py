@@ -22,8 +22,6 @@ from carefl_secure.data.readers.tables import numbers, read_text
 from carefl_secure.errors import DataError
 from carefl_secure.progress import SILENT, Reporter
 
-__all__ = ["FORMAT", "load_ncaers", "ncaers_base"]
-
 
 def ncaers_base(root: Path) -> Path | None:
     """Return the folder that holds NCAER-S's ``images``, where there is one."""

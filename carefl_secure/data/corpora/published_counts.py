@@ -14,8 +14,6 @@ from dataclasses import dataclass
 
 from carefl_secure.data.corpora.base import FileCorpus
 
-__all__ = ["Count", "published_counts"]
-
 
 @dataclass(frozen=True)
 class Count:

@@ -35,15 +35,6 @@ from carefl_secure.data.records import LabelSpace, Record
 from carefl_secure.errors import DataError, LabelError
 from carefl_secure.progress import SILENT, Reporter, tracked
 
-__all__ = [
-    "FOLDERS_FORMAT",
-    "FORMAT",
-    "load_rafdb",
-    "numbered_subset",
-    "refuse_rafce",
-    "subset_root",
-]
-
 Subset = Literal["basic", "compound"]
 _PUBLISHED_NAME = re.compile(r"(train|test)_\d+(_aligned)?\.\w+", re.IGNORECASE)
 _SIDE = 100  # of the published aligned images

@@ -11,8 +11,6 @@ from carefl_secure.data.readers.metadata import Box
 from carefl_secure.data.readers.tables import read_text
 from carefl_secure.errors import DataError
 
-__all__ = ["AGES", "GENDERS", "RACES", "Attributes", "read_attributes", "read_box"]
-
 GENDERS = ("male", "female", "unsure")
 RACES = ("caucasian", "african_american", "asian")
 AGES = ("0-3", "4-19", "20-39", "40-69", "70+")

@@ -16,8 +16,6 @@ from carefl_secure.data.skipped import Skipped
 from carefl_secure.data.splits import Subset
 from carefl_secure.errors import DataError
 
-__all__ = ["Near", "Shared", "drop_shared", "find_shared", "within"]
-
 _EXAMPLES = 3
 
 

@@ -34,15 +34,6 @@ from carefl_secure.data.splits import Subset
 from carefl_secure.errors import DataError
 from carefl_secure.progress import Reporter, SilentReporter
 
-__all__ = [
-    "NEAR_BITS",
-    "NEAR_CORRELATION",
-    "ImageHash",
-    "difference_hash",
-    "hash_images",
-    "near_pairs",
-]
-
 NEAR_BITS = 4
 """The most bits in which the hashes of near duplicates differ."""
 

@@ -11,16 +11,6 @@ from carefl_secure.data.deduplication.duplicates import Near
 from carefl_secure.data.deduplication.image_hashes import ImageHash, near_pairs
 from carefl_secure.errors import DataError
 
-__all__ = [
-    "Deduplicated",
-    "Policy",
-    "deduplicate",
-    "equal_records",
-    "exposed",
-    "held_twice",
-    "near_records",
-]
-
 Policy = Literal["refuse", "drop", "keep"]
 
 

@@ -28,8 +28,6 @@ from PIL import Image
 from carefl_secure.data.readers.images import decode
 from carefl_secure.errors import DataError
 
-__all__ = ["TEMPLATE", "AlignedFace", "align", "fit_similarity", "landmark_fault", "warp"]
-
 Floats = npt.NDArray[np.float64]
 
 _COMMON = ((38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366))

@@ -9,24 +9,6 @@ from PIL import Image
 
 from carefl_secure.data.readers.videos import VIDEO_SUFFIXES
 
-__all__ = [
-    "ARCHIVES",
-    "COMMON",
-    "CONTAINERS",
-    "METADATA_NAMES",
-    "NOT_READ",
-    "PLUGINS",
-    "TABLES",
-    "TOOL_FILES",
-    "TOOL_FOLDERS",
-    "how_to_convert",
-    "how_to_rename",
-    "image_head",
-    "image_suffixes",
-    "made_by_a_tool",
-    "suffix_of",
-]
-
 COMMON = (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """Image suffixes that every Pillow opens; :func:`image_suffixes` has all."""
 

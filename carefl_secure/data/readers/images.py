@@ -20,19 +20,6 @@ from carefl_secure.data.readers.metadata import Box
 from carefl_secure.data.readers.tables import below
 from carefl_secure.errors import DataError
 
-__all__ = [
-    "BROKEN",
-    "MOST_PIXELS",
-    "ImageArray",
-    "ImageFile",
-    "ImageSource",
-    "decode",
-    "image_size",
-    "open_array",
-    "place",
-    "to_rgb",
-]
-
 MOST_PIXELS = 80_000_000
 """The largest image that is read; a bigger one is a mistake or an attack."""
 BROKEN = (

@@ -26,8 +26,6 @@ from carefl_secure.data.readers.file_kinds import (
 from carefl_secure.data.skipped import Skipped
 from carefl_secure.errors import DataError
 
-__all__ = ["Inventory", "count_unused", "take_inventory"]
-
 NO_IMAGE = "not an image"
 _NO_SUFFIX = "an image whose name has no image suffix"
 _BY_A_TOOL = "a file that a tool made"

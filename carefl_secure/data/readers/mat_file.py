@@ -18,8 +18,6 @@ from scipy.io.matlab import MatReadError
 
 from carefl_secure.errors import DataError
 
-__all__ = ["read_mat"]
-
 _HEAD = 128
 _COMPRESSED = 15
 

@@ -14,8 +14,6 @@ from typing import Any
 from carefl_secure.data.readers.tables import below, literal, read_rows, read_text
 from carefl_secure.errors import DataError, LabelError
 
-__all__ = ["NULLS", "SEPARATORS", "Box", "Row", "label_word", "read_metadata"]
-
 Box = tuple[float, float, float, float]
 NULLS = ("", "nan", "NaN", "null", "NULL", "None", "NA", "N/A", "<NA>", "#N/A")
 """Cells of a CSV table that mean: nothing here."""

@@ -11,8 +11,6 @@ from typing import Any
 
 from carefl_secure.errors import DataError
 
-__all__ = ["below", "header", "literal", "numbers", "read_rows", "read_text"]
-
 
 def read_text(path: Path) -> str:
     """Return the text of a UTF-8 file."""

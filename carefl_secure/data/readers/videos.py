@@ -16,8 +16,6 @@ from PIL import Image
 
 from carefl_secure.errors import DataError
 
-__all__ = ["VIDEO_SUFFIXES", "VideoFrame", "frame_count", "frame_rate"]
-
 VIDEO_SUFFIXES = frozenset(
     {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"}
 )

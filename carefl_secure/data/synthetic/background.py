@@ -8,8 +8,6 @@ from PIL import ImageDraw
 
 from carefl_secure.data.synthetic.canvas import CANVAS, INK, Colour, Face
 
-__all__ = ["draw_prop", "draw_setting"]
-
 
 def draw_setting(pen: ImageDraw.ImageDraw, setting: str, jitter: float) -> None:
     """Fill the canvas with a place, a little shifted by ``jitter`` in [0, 1)."""

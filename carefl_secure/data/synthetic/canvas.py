@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["CANVAS", "INK", "SIZE", "SPOTS", "Colour", "Face", "Point"]
-
 SIZE = 64
 """Side of the finished image in pixels; it is drawn at twice that and averaged down."""
 

@@ -10,8 +10,6 @@ import numpy.typing as npt
 
 from carefl_secure.data.synthetic.scene import GROUPS
 
-__all__ = ["describe"]
-
 _CONTEXT = ("posture", "setting", "prop", "light")
 
 

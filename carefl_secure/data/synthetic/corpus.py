@@ -28,8 +28,6 @@ from carefl_secure.data.synthetic.scene import GROUPS, Scenes, draw_scenes, emot
 from carefl_secure.errors import ConfigError, DataError
 from carefl_secure.progress import Reporter, SilentReporter
 
-__all__ = ["SPLITS", "VERSION", "VIEWS", "SyntheticCorpus", "default_cache", "synthetic_corpus"]
-
 VERSION = 1
 """Raised whenever the same seed would draw other images or labels."""
 

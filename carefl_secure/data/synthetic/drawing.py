@@ -12,8 +12,6 @@ from carefl_secure.data.synthetic.background import draw_prop, draw_setting
 from carefl_secure.data.synthetic.canvas import CANVAS, INK, SPOTS, Colour, Face, Point
 from carefl_secure.data.synthetic.scene import GROUPS
 
-__all__ = ["Drawing", "Look", "draw"]
-
 _SKIN = ((255, 224, 196), (241, 194, 150), (206, 150, 106), (168, 112, 74), (126, 84, 58))
 _HAIR = ((40, 28, 20), (96, 62, 30), (168, 120, 54), (60, 60, 66))
 _CLOTH = ((176, 52, 52), (52, 92, 176), (60, 140, 84), (150, 96, 170), (206, 160, 60))

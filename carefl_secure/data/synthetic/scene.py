@@ -16,8 +16,6 @@ import numpy.typing as npt
 
 from carefl_secure.data.label_spaces import BASIC, COMPOUND, EMOTIC
 
-__all__ = ["FACTORS", "GROUPS", "Scenes", "context_shares", "draw_scenes", "emotic_labels"]
-
 GROUPS: dict[str, tuple[str, ...]] = {
     "brows": ("level", "lowered", "raised", "inner raised"),
     "eyes": ("open", "wide", "narrowed", "closed"),

@@ -8,8 +8,6 @@ from pathlib import Path
 
 from carefl_secure.errors import EngineError
 
-__all__ = ["ServerAddress"]
-
 
 @dataclass(frozen=True)
 class ServerAddress:

@@ -16,8 +16,6 @@ from carefl_secure.deployment.flower.relay import receive, send
 from carefl_secure.errors import EngineError
 from carefl_secure.federation.transport.local_grid import FIRST_NODE, OneRunGrid, empty_run
 
-__all__ = ["SuperLinkGrid"]
-
 _FOREVER = 7 * 24 * 3600.0
 _LOOK = 1.0
 

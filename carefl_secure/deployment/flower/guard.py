@@ -17,8 +17,6 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = ["Guard", "main"]
-
 _DONE = "done"
 _PATIENCE = 5.0
 

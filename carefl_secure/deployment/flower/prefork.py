@@ -49,8 +49,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-__all__ = ["COMPONENTS", "RELAY", "Paced", "check_app", "load", "main", "pace", "pin"]
-
 SPAWNED = ("flower-superexec", "flwr-clientapp", "flwr-serverapp")
 """What Flower's servers start by name."""
 

@@ -16,8 +16,6 @@ from typing import IO
 
 from carefl_secure.errors import EngineError
 
-__all__ = ["Processes", "free_port", "interrupt_on_terminate"]
-
 _PATIENCE = 5.0
 
 

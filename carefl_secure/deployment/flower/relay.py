@@ -20,8 +20,6 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, 
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-__all__ = ["ACTIONS", "PROPOSE", "SERVER_SOCKET", "client", "receive", "send", "server"]
-
 PROPOSE = "query.propose"
 ACTIONS = (
     PROPOSE,

@@ -24,17 +24,6 @@ from carefl_secure.deployment.flower.processes import Processes, free_port
 from carefl_secure.errors import EngineError
 from carefl_secure.federation.transport.local_grid import TESTED_FLOWER
 
-__all__ = [
-    "COMPLETED",
-    "Link",
-    "flower_environment",
-    "node_command",
-    "probe",
-    "server_command",
-    "start_server",
-    "write_app",
-]
-
 COMPLETED = "finished:completed"
 POLL = "FLWR_SUPEREXEC_TASK_POLL_INTERVAL"
 _BIN = Path(sys.executable).parent

@@ -19,8 +19,6 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from carefl_secure.errors import RunError
 
-__all__ = ["Authority", "read_identity", "write_private"]
-
 _PEM, _PKCS8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
 _PLAIN = serialization.NoEncryption()
 _MAKE = "make one with carefl-secure site init, or submitter init"

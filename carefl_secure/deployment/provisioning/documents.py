@@ -12,8 +12,6 @@ from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, Validation
 from carefl_secure.config.load import parse_yaml
 from carefl_secure.errors import CareflError
 
-__all__ = ["STRICT", "PublicKey", "Real", "parse_json", "read_json", "read_yaml"]
-
 STRICT = ConfigDict(
     strict=True, extra="forbid", allow_inf_nan=False, val_json_bytes="hex", ser_json_bytes="hex"
 )

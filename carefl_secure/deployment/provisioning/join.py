@@ -24,8 +24,6 @@ from carefl_secure.deployment.provisioning.site_bundle import Manifest, SiteBund
 from carefl_secure.deployment.provisioning.sites import REHEARSAL, Member, Roster
 from carefl_secure.errors import ConfigError, PolicyError, RunError
 
-__all__ = ["install", "join"]
-
 _NOTE = "".join(f"# {line}\n" for line in textwrap.wrap(f"This is {REHEARSAL}.", 98))
 
 

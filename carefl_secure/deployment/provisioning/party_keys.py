@@ -23,18 +23,6 @@ from carefl_secure.deployment.provisioning.certificates import write_private
 from carefl_secure.deployment.provisioning.documents import STRICT, PublicKey, read_json
 from carefl_secure.errors import ConfigError, RunError
 
-__all__ = [
-    "SUPERNODE",
-    "Name",
-    "PartyRole",
-    "PublicHalf",
-    "fingerprint",
-    "make_keys",
-    "own_half",
-    "plain_fingerprint",
-    "replace_keys",
-]
-
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$")]
 """A party's name, which is also the name of its folder."""
 

@@ -17,8 +17,6 @@ from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.privacy.plan import Trust
 
-__all__ = ["TEMPLATE", "Policy", "allow_run", "check_policy", "read_policy"]
-
 TEMPLATE = """\
 # Which runs this site takes part in. A run that breaks one of these clauses is refused here,
 # whatever the server says. Every clause must be present.

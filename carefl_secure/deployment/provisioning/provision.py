@@ -16,8 +16,6 @@ from carefl_secure.deployment.provisioning.site_bundle import Manifest, Role, Se
 from carefl_secure.deployment.provisioning.sites import Member, Roster, Sites
 from carefl_secure.errors import RunError
 
-__all__ = ["provision", "read_halves", "rehearse"]
-
 
 def read_halves(sites: Sites, folder: Path) -> dict[str, PublicHalf]:
     """Return the public half ``NAME.pub.json`` of every party that the list of sites names.

@@ -25,17 +25,6 @@ from carefl_secure.deployment.provisioning.policy import Policy, read_policy
 from carefl_secure.deployment.provisioning.sites import Roster
 from carefl_secure.errors import PolicyError, RunError
 
-__all__ = [
-    "HALVES",
-    "Half",
-    "Manifest",
-    "Role",
-    "ServerManifest",
-    "SiteBundle",
-    "node_folder",
-    "read_server_manifest",
-]
-
 Role = Literal["client", "helper"]
 """Whether a site has records, or helps to sum: a committee member or the key holder."""
 

@@ -19,8 +19,6 @@ from carefl_secure.deployment.provisioning.documents import (
 from carefl_secure.deployment.provisioning.party_keys import Name, PartyRole, fingerprint
 from carefl_secure.errors import ConfigError, RunError
 
-__all__ = ["REHEARSAL", "Member", "Roster", "Sites", "read_sites"]
-
 REHEARSAL = (
     "a rehearsal: all private keys are made in one place, so nobody is protected from whoever "
     "started it; between sites each makes its own, with carefl-secure site init"

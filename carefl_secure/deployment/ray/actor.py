@@ -33,8 +33,6 @@ from carefl_secure.noise import DeterministicKeySource
 from carefl_secure.privacy import Ledger
 from carefl_secure.progress import SilentReporter
 
-__all__ = ["FAULT", "ActorApp", "Order", "Work", "keep_refusal", "tasks_of"]
-
 Work = Callable[[RunPlan, bytes], Sequence[LocalTask]]
 """Makes the tasks of all clients from the plan and the hash of the agreed base model."""
 

@@ -18,8 +18,6 @@ from pathlib import Path
 from carefl_secure.deployment.flower.processes import interrupt_on_terminate
 from carefl_secure.errors import EngineError
 
-__all__ = ["RayCluster", "network_settings", "require_ray", "set_environment"]
-
 _MB = 2**20
 
 

@@ -35,8 +35,6 @@ from carefl_secure.privacy import Ledger
 from carefl_secure.progress import Reporter
 from carefl_secure.run_folder import RunFolder
 
-__all__ = ["RayEngine", "RayParties"]
-
 
 class RayParties:
     """The parties of a run on Ray; see `Parties`.

@@ -23,8 +23,6 @@ from carefl_secure.federation.transport.exchange import Exchange
 from carefl_secure.federation.transport.local_grid import FIRST_NODE, LocalGrid, OneRunGrid, stamp
 from carefl_secure.federation.transport.node_directory import Directory
 
-__all__ = ["FlowerSimulation", "RayGrid"]
-
 _AT_ONCE = 32  # Flower looks through all messages under way for every node, ten times a second
 _PAUSE = 0.05
 _PATIENCE = 30.0

@@ -17,8 +17,6 @@ from carefl_secure.errors import LedgerError, PolicyError, ProtocolError, RunErr
 from carefl_secure.federation.transport.messages import Fields, pack
 from carefl_secure.run_folder import write_atomically
 
-__all__ = ["Accepted", "round_of"]
-
 _PARTS = ("proposal", "submitter", "signature")
 _NONE = -1
 

@@ -47,8 +47,6 @@ from carefl_secure.federation.transport.messages import pack
 from carefl_secure.noise import KeySource, SystemKeySource
 from carefl_secure.privacy import Ledger
 
-__all__ = ["Agent"]
-
 _ROLE = "query.role"
 _SPENDING = ("train.masked", "train.submit")
 _CONTINUES = ("train.masked", "query.committee_open")  # they name a round, but need its secrets

@@ -13,8 +13,6 @@ from flwr.app import RecordDict
 from carefl_secure.deployment.flower.relay import receive
 from carefl_secure.errors import ProtocolError
 
-__all__ = ["read_message"]
-
 _STALLED = 60  # seconds after which a relay that neither sends nor reads is disconnected
 
 

@@ -14,8 +14,6 @@ from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.privacy import Ledger
 
-__all__ = ["SiteBudgets", "corpus_ledger"]
-
 
 def corpus_ledger(bundle: SiteBundle) -> Path:
     """Return the ledger of a site's corpus, the same however the path of its folder is written."""

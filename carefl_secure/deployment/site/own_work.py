@@ -15,8 +15,6 @@ from carefl_secure.errors import ConfigError, DataError
 from carefl_secure.federation.local_update.task import DeferredTask, LocalTask
 from carefl_secure.federation.plan.run_plan import RunPlan
 
-__all__ = ["Work", "own_task"]
-
 
 class Work:
     """The base hash and the task of a site for a run, both of the site's own making.

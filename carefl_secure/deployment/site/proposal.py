@@ -27,8 +27,6 @@ from carefl_secure.federation.transport.exchange import Exchange, party_name, wa
 from carefl_secure.federation.transport.messages import Fields, pack
 from carefl_secure.runs.plan_from_config import aggregation_of
 
-__all__ = ["VALID", "Proposal", "cohort_of", "next_number", "propose"]
-
 VALID = 3600.0
 """Seconds for which a proposal holds, besides those that its submitter waits for the sites."""
 

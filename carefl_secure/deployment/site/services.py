@@ -31,8 +31,6 @@ from carefl_secure.deployment.provisioning.site_bundle import (
 from carefl_secure.deployment.provisioning.sites import REHEARSAL, Roster
 from carefl_secure.errors import ConfigError, EngineError, RunError
 
-__all__ = ["run_node", "run_server"]
-
 _START = 120.0
 _AHEAD, _BEHIND = 5.0, 300.0  # seconds that Flower lets a node's clock be off
 _STABLE = 60.0  # a SuperNode that ran for longer ended for no lasting reason

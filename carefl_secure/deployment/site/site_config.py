@@ -14,8 +14,6 @@ from carefl_secure.deployment.site.proposal import Proposal
 from carefl_secure.errors import PolicyError, ProtocolError, RunError
 from carefl_secure.model.task_prompts import TASK_PROMPTS
 
-__all__ = ["own_config", "refuse_paths"]
-
 
 def refuse_paths(config: Config, *, own_data: bool) -> None:
     """Refuse a proposal that would have a site open a file of the proposer's choosing.

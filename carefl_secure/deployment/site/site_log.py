@@ -10,8 +10,6 @@ from pathlib import Path
 
 from carefl_secure.progress import SilentReporter
 
-__all__ = ["SiteLog"]
-
 _LOG = logging.getLogger(__name__)
 
 

@@ -22,8 +22,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypedDict
 
-__all__ = ["Order", "fork_all", "main"]
-
 _log = logging.getLogger(__name__)
 
 

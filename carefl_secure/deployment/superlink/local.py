@@ -39,8 +39,6 @@ from carefl_secure.federation.transport.local_grid import Drop, Record
 from carefl_secure.privacy import Ledger
 from carefl_secure.progress import Reporter
 
-__all__ = ["Loopback"]
-
 _AGENTS = "carefl_secure.deployment.superlink.agents"
 
 

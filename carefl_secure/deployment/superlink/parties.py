@@ -23,8 +23,6 @@ from carefl_secure.privacy import Ledger
 from carefl_secure.progress import Reporter
 from carefl_secure.runs.plan_from_config import aggregation_of
 
-__all__ = ["Deployed", "ProposedRun", "Pulse", "refuse_unfit", "refuse_workers"]
-
 _START = 180.0
 
 

@@ -22,8 +22,6 @@ from carefl_secure.federation.transport.local_grid import Drop, Record
 from carefl_secure.progress import Reporter
 from carefl_secure.runs.plan_from_config import aggregation_of
 
-__all__ = ["PATIENCE", "Remote", "check_remote"]
-
 PATIENCE = 1800.0
 """Seconds that sites get to agree to a run; in this time each encodes all of its images."""
 

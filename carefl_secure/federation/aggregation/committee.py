@@ -27,8 +27,6 @@ from carefl_secure.federation.transport.messages import Fields, pack
 from carefl_secure.federation.transport.node_directory import Directory
 from carefl_secure.secagg import CommitteeClient, CommitteeServer
 
-__all__ = ["Committee", "CommitteePrefetch", "CommitteeServerSum"]
-
 
 class CommitteePrefetch(KeyPrefetch):
     """The members' keys are piggybacked on their answers."""

@@ -13,8 +13,6 @@ from carefl_secure.federation.transport.error_codes import Party
 from carefl_secure.federation.transport.messages import Fields, pack, piggyback, piggybacked
 from carefl_secure.secagg import CommitteeMember
 
-__all__ = ["ACTIONS", "MemberSession"]
-
 _HEADER = ("round", "plan")
 ACTIONS = (
     "query.committee_announce",

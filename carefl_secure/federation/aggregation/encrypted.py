@@ -33,8 +33,6 @@ from carefl_secure.federation.transport.messages import Fields, pack
 from carefl_secure.secagg import EncryptedClient, EncryptedParameters, EncryptedServer
 from carefl_secure.secagg.primitives.crypto import verify
 
-__all__ = ["Encrypted", "EncryptedClientSum", "EncryptedServerSum", "HolderKey", "read_key"]
-
 T = TypeVar("T")
 _SIGNATURE = 64
 _LENGTH = struct.Struct("<I")

@@ -14,8 +14,6 @@ from carefl_secure.federation.transport.messages import Fields, pack
 from carefl_secure.secagg import KeyHolder
 from carefl_secure.secagg.primitives.crypto import sign
 
-__all__ = ["ACTIONS", "KEY_LABEL", "HolderSession"]
-
 KEY_LABEL = b"round key"
 """What the key holder signs its key for a round under."""
 

@@ -22,8 +22,6 @@ from carefl_secure.federation.transport.exchange import Exchange
 from carefl_secure.federation.transport.messages import Fields, pack
 from carefl_secure.secagg import PairwiseClient, PairwiseServer
 
-__all__ = ["Pairwise", "PairwisePrefetch", "PairwiseServerSum"]
-
 
 class PairwisePrefetch(KeyPrefetch):
     """Advertisements are piggybacked on the survivors' signatures, shares on their answers."""

@@ -15,8 +15,6 @@ from carefl_secure.federation.transport.error_codes import is_dropout
 from carefl_secure.federation.transport.exchange import Exchange
 from carefl_secure.federation.transport.messages import piggyback, piggybacked
 
-__all__ = ["KeyPrefetch"]
-
 Header = Mapping[str, int | bytes]
 Take = Callable[[int, RecordDict], object]
 

@@ -25,8 +25,6 @@ from carefl_secure.federation.transport.exchange import Exchange
 from carefl_secure.federation.transport.node_directory import Directory
 from carefl_secure.secagg.primitives.crypto import derive, raw_identity
 
-__all__ = ["GROUP", "PROTOCOLS", "ClientSums", "ServerSums", "find_protocol", "helper_actions"]
-
 PROTOCOLS: Mapping[str, AggregationProtocol] = {
     protocol.name: protocol for protocol in (Pairwise(), Committee(), Encrypted())
 }

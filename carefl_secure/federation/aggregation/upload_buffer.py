@@ -9,8 +9,6 @@ from typing import IO
 
 from carefl_secure.errors import EngineError, RunError
 
-__all__ = ["UploadBuffer"]
-
 
 class UploadBuffer:
     """Byte strings by number, in an unnamed file.

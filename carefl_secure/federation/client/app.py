@@ -22,8 +22,6 @@ from carefl_secure.federation.transport.messages import (
 )
 from carefl_secure.federation.transport.node_directory import role_message
 
-__all__ = ["answer", "build_client_app"]
-
 _STATE = "carefl-secure"
 _HEADER = ("round", "plan")
 

@@ -9,8 +9,6 @@ from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.privacy import Ledger
 from carefl_secure.privacy.ledger.runs import count_rounds
 
-__all__ = ["RoundBudget"]
-
 
 class RoundBudget:
     """A ledger together with the plan whose rounds are charged to it.

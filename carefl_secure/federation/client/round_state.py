@@ -9,8 +9,6 @@ from carefl_secure.errors import ProtocolError
 from carefl_secure.federation.aggregation.base import ClientSum
 from carefl_secure.federation.aggregation.registry import ClientSums
 
-__all__ = ["OpenRounds"]
-
 _SAVED = struct.Struct("<q?32sqI")
 _NONE = -1
 

@@ -29,8 +29,6 @@ from carefl_secure.privacy import Ledger
 from carefl_secure.secagg import encode, wrap
 from carefl_secure.secagg.primitives.crypto import same
 
-__all__ = ["ClientSession"]
-
 _SAVED = struct.Struct("<Id")  # length of the local work's state, norm of the last adapter
 _STAMP = 32
 

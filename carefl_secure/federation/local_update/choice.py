@@ -21,8 +21,6 @@ from carefl_secure.federation.local_update.task import (
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.noise import KeySource
 
-__all__ = ["local_work"]
-
 Adapter = NDArray[np.float32]
 Vector = NDArray[np.float64]
 

@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 from carefl_secure.errors import ProtocolError, RunError
 from carefl_secure.run_folder import write_atomically
 
-__all__ = ["Correction", "correction_file"]
-
 Vector = NDArray[np.float64]
 _HEAD = struct.Struct("<8s32sqq")
 _MAGIC = b"crfldyn1"

@@ -16,8 +16,6 @@ from carefl_secure.noise import KeySource, KeyStream
 from carefl_secure.privacy import poisson_sample
 from carefl_secure.privacy.sampling import sample_bound
 
-__all__ = ["GradientSum", "LocalWork"]
-
 Adapter = NDArray[np.float32]
 Vector = NDArray[np.float64]
 _LOG = logging.getLogger(__name__)

@@ -19,8 +19,6 @@ from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.noise import KeySource, KeyStream, gaussian
 from carefl_secure.privacy import poisson_sample
 
-__all__ = ["NoisyDescent", "PlainDescent"]
-
 Adapter = NDArray[np.float32]
 Vector = NDArray[np.float64]
 

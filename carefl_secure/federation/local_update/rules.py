@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 
 from carefl_secure.errors import ConfigError
 
-__all__ = ["ENTRY_POINTS", "LOCAL_RULES", "LocalRule", "Sgd", "find_rule"]
-
 Vector = NDArray[np.float64]
 ENTRY_POINTS = "carefl_secure.local_rules"
 """The entry point group of rules that other packages bring."""

@@ -9,8 +9,6 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["DeferredTask", "DescentTask", "LocalTask", "NoRecords", "PersonTask"]
-
 
 class LocalTask(Protocol):
     """The work of one client, free of any federation or deep-learning type.

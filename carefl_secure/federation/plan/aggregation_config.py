@@ -12,8 +12,6 @@ from carefl_secure.errors import ConfigError
 from carefl_secure.privacy.canonical_json import dataclass_from_json
 from carefl_secure.privacy.statement import aggregation_text
 
-__all__ = ["PROTOCOLS", "Aggregation", "AggregationConfig"]
-
 Aggregation = str
 """The name of an aggregation protocol."""
 

@@ -19,8 +19,6 @@ from carefl_secure.privacy.plan import Mechanism, Trust, Unit
 from carefl_secure.secagg import default_threshold, plan_clients, plan_plain, plan_records
 from carefl_secure.secagg.encoding.tail_bounds import batch_bound
 
-__all__ = ["PlanRequest", "plan_run", "plan_stages"]
-
 _NOT_PRIVACY = ("dimension", "local")  # of what a request holds
 # Largest entry of an update without privacy: far above any adapter weight, and still of 1e-7 grain.
 _FREE_UPDATE = 16.0

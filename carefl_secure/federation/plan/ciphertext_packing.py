@@ -16,16 +16,6 @@ from carefl_secure.secagg import EncodingPlan
 from carefl_secure.secagg.encoding.quantize import NORM_SLACK
 from carefl_secure.secagg.primitives.packing import FIELD_BITS, field_limit
 
-__all__ = [
-    "WORD_BITS",
-    "Room",
-    "choose_fields",
-    "excess_probability",
-    "leave_room",
-    "narrow",
-    "widen",
-]
-
 WORD_BITS = 32
 """Size of the words of every encrypted sum; shorter ones are widened, so that all of them fit."""
 

@@ -10,8 +10,6 @@ from carefl_secure.privacy import Event, Ledger, calibrate_noise, epsilon
 from carefl_secure.privacy.accounting.adaptive_filter import filtered_epsilon
 from carefl_secure.privacy.ledger.runs import split_runs
 
-__all__ = ["History", "earlier_spends", "noise_after"]
-
 History = tuple[tuple[Event, ...], tuple[Event, ...]]
 """Events of a ledger's first run, with its whole plan, and of all later runs."""
 

@@ -12,8 +12,6 @@ import numpy as np
 from carefl_secure.errors import ConfigError
 from carefl_secure.privacy.canonical_json import dataclass_from_json
 
-__all__ = ["LocalPlan"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class LocalPlan:

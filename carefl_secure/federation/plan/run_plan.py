@@ -15,8 +15,6 @@ from carefl_secure.privacy.canonical_json import canonical_hash, dataclass_from_
 from carefl_secure.privacy.sampling import OVERFLOW
 from carefl_secure.secagg import EncodingPlan
 
-__all__ = ["RunPlan"]
-
 _ABOVE_ZERO = (
     "dimension",
     "scale",

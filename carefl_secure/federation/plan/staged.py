@@ -15,8 +15,6 @@ from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.privacy import Event, PrivacyPlan
 from carefl_secure.privacy.canonical_json import canonical_hash
 
-__all__ = ["Stage", "StagedPlan"]
-
 
 @dataclass(frozen=True)
 class Stage:

@@ -16,8 +16,6 @@ from carefl_secure.federation.server.optimizers import (
     narrowed,
 )
 
-__all__ = ["Alternating"]
-
 Vector = NDArray[np.float64]
 
 

@@ -12,8 +12,6 @@ from carefl_secure.federation.run_spec import RunSpec
 from carefl_secure.federation.server.optimizers import ServerOptimizer
 from carefl_secure.run_folder import write_atomically
 
-__all__ = ["Checkpoints"]
-
 Adapter = NDArray[np.float32]
 _OPTIMIZER = "optimizer."
 

@@ -14,8 +14,6 @@ from carefl_secure.errors import CareflError, ProtocolError, RunError
 from carefl_secure.federation.transport.local_grid import Record
 from carefl_secure.secagg import SenderError
 
-__all__ = ["EventLog"]
-
 
 class EventLog:
     """Lines of JSON, added to a file; use it as a context around the rounds.

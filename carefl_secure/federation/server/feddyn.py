@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 from carefl_secure.errors import ConfigError, NonFiniteError, RunError
 from carefl_secure.federation.server.optimizers import State
 
-__all__ = ["FedDyn"]
-
 Vector = NDArray[np.float64]
 
 

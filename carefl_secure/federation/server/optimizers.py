@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 
 from carefl_secure.errors import ConfigError, NonFiniteError, RunError
 
-__all__ = ["FedAdam", "FedAvg", "Listener", "ServerOptimizer", "State", "checked", "narrowed"]
-
 Vector = NDArray[np.float64]
 State = dict[str, NDArray[np.float64] | int]
 

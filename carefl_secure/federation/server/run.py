@@ -27,8 +27,6 @@ from carefl_secure.privacy import Ledger
 from carefl_secure.progress import Reporter, SilentReporter
 from carefl_secure.run_folder import RunFolder
 
-__all__ = ["Evaluate", "FederationResult", "Monitoring", "run_federation"]
-
 Adapter = NDArray[np.float32]
 Scalar = float | int | str
 Evaluate = Callable[[Adapter], Mapping[str, float]]

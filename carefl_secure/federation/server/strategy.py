@@ -35,8 +35,6 @@ from carefl_secure.federation.transport.node_directory import Directory
 from carefl_secure.privacy import Ledger
 from carefl_secure.secagg import decode
 
-__all__ = ["OnRound", "SecureSumStrategy"]
-
 Adapter = NDArray[np.float32]
 Scalar = float | int | str
 OnRound = Callable[[dict[str, Scalar], Adapter], None]

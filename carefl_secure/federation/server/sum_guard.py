@@ -16,8 +16,6 @@ from carefl_secure.federation.server.alternating import Alternating
 from carefl_secure.federation.server.optimizers import ServerOptimizer, State
 from carefl_secure.secagg.encoding.tail_bounds import batch_bound
 
-__all__ = ["FAILURE", "SumGuard", "honest_norm"]
-
 FAILURE = 1e-9
 """Probability with which a sum of honest clients exceeds `honest_norm` in a round."""
 

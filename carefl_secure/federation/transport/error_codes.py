@@ -35,8 +35,6 @@ from carefl_secure.errors import (
 )
 from carefl_secure.secagg import SenderError
 
-__all__ = ["LOST", "Party", "error_of_reply", "is_dropout", "refusal", "seal"]
-
 Party = Literal["client", "committee member", "key holder"]
 """Who can refuse."""
 

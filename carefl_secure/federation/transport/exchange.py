@@ -17,8 +17,6 @@ from carefl_secure.federation.transport.messages import payload_bytes
 from carefl_secure.secagg import SenderError
 from carefl_secure.secagg.primitives.checks import culprits, refuse
 
-__all__ = ["ROLE", "Exchange", "Faults", "party_name", "wait_for_nodes"]
-
 ROLE = "query.role"
 
 _PAUSE = 0.5

@@ -23,18 +23,6 @@ from flwr.supercore.task_identity import TaskIdentity
 from carefl_secure.errors import CareflError, ConfigError, EngineError
 from carefl_secure.federation.transport.error_codes import LOST, refusal
 
-__all__ = [
-    "FIRST_NODE",
-    "TESTED_FLOWER",
-    "Drop",
-    "Faults",
-    "LocalGrid",
-    "OneRunGrid",
-    "Record",
-    "empty_run",
-    "stamp",
-]
-
 TESTED_FLOWER = ("1.41", "1.42")
 FIRST_NODE = 1000
 

@@ -15,19 +15,6 @@ from numpy.typing import NDArray
 
 from carefl_secure.errors import ProtocolError
 
-__all__ = [
-    "Fields",
-    "adapter_of",
-    "pack",
-    "pack_adapter",
-    "payload_bytes",
-    "piggyback",
-    "piggybacked",
-    "unpack_adapter",
-    "vector_hash",
-    "with_adapter",
-]
-
 _RECORD = "fields"
 _NEXT = "next"
 _ARRAYS = "arrays"

@@ -13,8 +13,6 @@ from carefl_secure.errors import ProtocolError
 from carefl_secure.federation.transport.exchange import ROLE, Exchange
 from carefl_secure.federation.transport.messages import Fields, pack
 
-__all__ = ["Directory", "role_message"]
-
 _CLIENT, _HELPER = 0, 1
 
 

@@ -14,16 +14,6 @@ from carefl_secure.privacy.accounting.loss_distribution import composed_epsilon
 from carefl_secure.privacy.accounting.skellam_pld import hidden_history
 from carefl_secure.privacy.accounting.skellam_rdp import ORDERS, epsilon_from_rdp, sampled_rdp
 
-__all__ = [
-    "accountant_name",
-    "check_delta",
-    "coarse_epsilon",
-    "epsilon",
-    "mixture_epsilon",
-    "pld_epsilon",
-    "rdp_epsilon",
-]
-
 DELTA_RANGE = (1e-10, 1e-2)
 GRID = 1e-4
 SKELLAM_GRID = 5e-4  # fine enough there, and priced anew in every round

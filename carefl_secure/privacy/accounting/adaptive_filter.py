@@ -15,8 +15,6 @@ from carefl_secure.privacy.accounting.accountant import DELTA_RANGE, epsilon
 from carefl_secure.privacy.accounting.events import Event
 from carefl_secure.privacy.accounting.skellam_rdp import ORDERS, sampled_rdp
 
-__all__ = ["filtered_epsilon"]
-
 _SHARES = (0.001, 0.01, 0.1, 0.5, 0.9)  # of delta that the first run may need at the limit
 _FAILURES = 0.1  # of what is left, for roundings of later runs
 

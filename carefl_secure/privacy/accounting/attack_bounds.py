@@ -21,8 +21,6 @@ from carefl_secure.privacy.accounting.skellam_rdp import ORDERS, sampled_rdp
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["AttackerBounds", "attacker_bounds"]
-
 _LEAST_TPR = 1e-10
 _LEAST_Z = -15.0  # a false-positive rate of 4e-51
 _Z_STEP = {True: 0.004, False: 0.01}  # by whether a loss distribution is at hand: cheap, or not

@@ -11,16 +11,6 @@ from carefl_secure.privacy.accounting.accountant import check_delta
 from carefl_secure.privacy.accounting.events import Event, SampledGaussian, SampledSkellam
 from carefl_secure.privacy.sampling import any_of
 
-__all__ = [
-    "EMBEDDED_DIMENSION",
-    "MAX_ROUNDS",
-    "BudgetQuestion",
-    "Mechanism",
-    "Unit",
-    "event_of_question",
-    "nominal_norm",
-]
-
 Mechanism: TypeAlias = Literal["gaussian", "skellam"]
 Unit: TypeAlias = Literal["record", "person", "client"]
 

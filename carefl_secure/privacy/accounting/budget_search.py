@@ -21,8 +21,6 @@ from carefl_secure.privacy.accounting.budget_request import (
 )
 from carefl_secure.privacy.accounting.events import Event
 
-__all__ = ["highest_rate", "most_rounds", "named_epsilon", "rough_epsilon"]
-
 Price: TypeAlias = Callable[[Event, float], float]
 _LEAST_RATE = 1e-6
 

@@ -14,8 +14,6 @@ from carefl_secure.privacy.accounting.accountant import coarse_epsilon, epsilon,
 from carefl_secure.privacy.accounting.events import Event
 from carefl_secure.privacy.accounting.skellam_rdp import ORDERS, epsilon_from_rdp
 
-__all__ = ["calibrate_noise"]
-
 _CLOSENESS = 1e-4
 _LEAST_TARGET = 1e-3
 _RANGE = (math.log(1e-6), math.log(1e9))

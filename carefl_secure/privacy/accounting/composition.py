@@ -12,15 +12,6 @@ from carefl_secure.privacy.accounting.events import Event, SampledGaussian, Samp
 from carefl_secure.privacy.checks import check_whole
 from carefl_secure.privacy.sampling import any_of
 
-__all__ = [
-    "Combined",
-    "conditions",
-    "over_disjoint_clients",
-    "over_runs",
-    "over_shared_persons",
-    "with_survivors",
-]
-
 _APART = (
     "no unit is at two clients: then each unit is in one ledger only, and the highest epsilon of "
     "any ledger is the price (maximum)"

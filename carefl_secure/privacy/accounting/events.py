@@ -10,8 +10,6 @@ from typing import Any, ClassVar, TypeAlias
 
 from carefl_secure.errors import ConfigError, PrivacyError
 
-__all__ = ["Event", "SampledGaussian", "SampledSkellam", "event_from_json"]
-
 
 def _require(condition: bool, text: str) -> None:
     if not condition:

@@ -24,8 +24,6 @@ from carefl_secure.privacy.accounting.events import SampledGaussian
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["composed_epsilon", "usable_grid"]
-
 _Vector: TypeAlias = "NDArray[np.float64]"
 
 _UNIT = 2.0**-53

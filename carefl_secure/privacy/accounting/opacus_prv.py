@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import warnings
 
-__all__ = ["opacus_prv_epsilon"]
-
 _ERROR = 0.01
 
 

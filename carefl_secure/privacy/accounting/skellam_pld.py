@@ -16,8 +16,6 @@ from collections.abc import Sequence
 from carefl_secure.errors import ConfigError
 from carefl_secure.privacy.accounting.events import Event, SampledGaussian, SampledSkellam
 
-__all__ = ["Hidden", "closeness", "hidden_gaussian", "hidden_history", "least_kappa"]
-
 Hidden = tuple[list[SampledGaussian], float]
 """A Gaussian history and the delta that it costs to put it in the place of another history."""
 

@@ -15,8 +15,6 @@ from carefl_secure.privacy.accounting.events import Event, SampledSkellam
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["ORDERS", "epsilon_from_rdp", "gaussian_rdp", "sampled_rdp", "skellam_rdp"]
-
 ORDERS: tuple[int, ...] = (*range(2, 257), 320, 384, 512, 768, 1024)
 """Orders at which every curve is held: dense where usual budgets lie, sparse for tiny ones."""
 

@@ -13,8 +13,6 @@ from torch.nn import Parameter
 from carefl_secure.errors import ConfigError, PrivacyError
 from carefl_secure.privacy.clipping.clipped_sum import Clipping, Engine, Losses, clipped_sum
 
-__all__ = ["check_additive", "check_independent"]
-
 
 def check_independent(
     losses: Losses, indices: NDArray[np.int64], *, tolerance: float = 1e-4, probes: int = 8

@@ -18,8 +18,6 @@ from carefl_secure.privacy.clipping.opacus import opacus_gradients
 from carefl_secure.privacy.clipping.per_person import added, group_chunks, means_of_groups
 from carefl_secure.privacy.clipping.per_record import native_gradients
 
-__all__ = ["ClippedSum", "Clipping", "Engine", "Losses", "ParallelBatches", "clipped_sum"]
-
 Engine: TypeAlias = Literal["native", "opacus"]
 Losses: TypeAlias = Callable[[NDArray[np.int64]], Tensor]
 

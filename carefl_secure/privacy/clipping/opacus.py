@@ -13,8 +13,6 @@ from torch.nn import Parameter
 
 from carefl_secure.errors import ConfigError, PrivacyError
 
-__all__ = ["opacus_gradients"]
-
 _LEFT_ON_PARAMETERS = ("grad_sample", "_current_grad_sample", "_forward_counter", "_norm_sample")
 _LEFT_ON_LAYERS = ("activations", "max_batch_len")
 # Opacus splits in the precision of the layer; half precision is off by some 0.2 %.

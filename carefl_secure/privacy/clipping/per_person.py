@@ -11,8 +11,6 @@ from torch import Tensor
 
 from carefl_secure.errors import ConfigError
 
-__all__ = ["Members", "added", "group_chunks", "means_of_groups"]
-
 Members = NDArray[np.float64]
 """Weights [groups, records] of one micro-batch: ``1 / size`` where the record is in the group."""
 

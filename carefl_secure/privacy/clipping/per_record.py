@@ -15,8 +15,6 @@ from torch.nn import functional as F
 
 from carefl_secure.errors import ConfigError, PrivacyError
 
-__all__ = ["native_gradients"]
-
 _Sink = Callable[[Tensor, Tensor], None]
 
 

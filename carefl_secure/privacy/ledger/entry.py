@@ -14,17 +14,6 @@ from typing import Any
 from carefl_secure.errors import ConfigError, LedgerError
 from carefl_secure.privacy.accounting.events import event_from_json
 
-__all__ = [
-    "KINDS",
-    "START",
-    "Entry",
-    "clean_payload",
-    "event_of",
-    "make_entry",
-    "now",
-    "read_entry",
-]
-
 KINDS = ("open", "spend", "release", "note")
 """A run begins; something is about to be released; it was released; anything else."""
 

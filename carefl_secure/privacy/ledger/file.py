@@ -12,8 +12,6 @@ from pathlib import Path
 
 from carefl_secure.errors import LedgerError
 
-__all__ = ["LedgerFile"]
-
 _PATIENCE = 10.0  # seconds to wait for another process to let go of the lock
 _PAUSE = 0.01
 

@@ -14,8 +14,6 @@ from carefl_secure.privacy.ledger.entry import Entry, event_of
 from carefl_secure.privacy.ledger.ledger import Ledger
 from carefl_secure.privacy.ledger.statement import find_ledgers
 
-__all__ = ["RunSpending", "charges_round", "of_run", "run_spending"]
-
 
 @dataclass(frozen=True)
 class RunSpending:

@@ -10,8 +10,6 @@ from carefl_secure.errors import BudgetExceededError, LedgerError
 from carefl_secure.privacy.accounting.events import Event, event_from_json
 from carefl_secure.privacy.ledger.entry import Entry, event_of
 
-__all__ = ["check_planned", "check_unit", "count_rounds", "split_runs"]
-
 
 def split_runs(
     entries: Sequence[Entry],

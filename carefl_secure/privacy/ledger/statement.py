@@ -18,8 +18,6 @@ from carefl_secure.privacy.ledger.ledger import Ledger
 from carefl_secure.privacy.plan import PrivacyPlan
 from carefl_secure.rounding import round_up
 
-__all__ = ["Line", "Statement", "delta_for", "event_words", "find_ledgers", "statement"]
-
 _DELTA = 1e-5
 _LEDGER = "ledger.jsonl"
 

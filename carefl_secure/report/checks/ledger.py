@@ -9,15 +9,6 @@ from carefl_secure.report.checks.result import FAILED, HELD, UNCHECKED, Finding,
 from carefl_secure.report.run_record import RunRecord
 from carefl_secure.report.spending import Accounts
 
-__all__ = [
-    "chains",
-    "clients_paid",
-    "min_survivors",
-    "plan_kept",
-    "releases_paid",
-    "rounds_planned",
-]
-
 
 def chains(record: RunRecord, accounts: Accounts) -> Finding:
     """Report every chain that is broken, with the entry."""

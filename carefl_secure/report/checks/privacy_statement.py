@@ -11,8 +11,6 @@ from carefl_secure.report.checks.result import FAILED, HELD, UNCHECKED, Finding,
 from carefl_secure.report.run_record import RunRecord, StageRecord
 from carefl_secure.report.spending import Accounts, events_of
 
-__all__ = ["claims", "encoding", "events", "keys", "noise", "sampler", "target"]
-
 _CHANCE = 1e-6  # how seldom an honest run may be called void by the test of its noise
 _CLOSE = 1e-6
 

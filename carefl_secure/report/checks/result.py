@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
-__all__ = ["FAILED", "HELD", "UNCHECKED", "Finding", "Outcome", "owner", "some"]
-
 Outcome: TypeAlias = Literal["held", "failed", "not checked"]
 Finding: TypeAlias = tuple[Outcome, str]
 

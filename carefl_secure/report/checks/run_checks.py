@@ -12,9 +12,6 @@ from carefl_secure.report.run_record import RunRecord
 from carefl_secure.report.schema import CheckLine
 from carefl_secure.report.spending import Accounts
 
-__all__ = ["check_run"]
-
-
 _Find = Callable[[RunRecord, Accounts], Finding]
 
 

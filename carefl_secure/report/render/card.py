@@ -11,8 +11,6 @@ from carefl_secure.report.render.page import markdown_section
 from carefl_secure.report.schema import Report
 from carefl_secure.rounding import round_up
 
-__all__ = ["put_into_readme"]
-
 _HEAD_BEGIN, _HEAD_END = "# carefl-privacy: begin", "# carefl-privacy: end"
 _BEGIN, _END = "<!-- carefl-privacy: begin -->", "<!-- carefl-privacy: end -->"
 _NEW = "---\nlibrary_name: peft\n---\n\n# Adapter\n\n"

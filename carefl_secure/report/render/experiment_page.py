@@ -10,8 +10,6 @@ import jinja2
 from carefl_secure.report.render.page import environment
 from carefl_secure.rounding import round_up
 
-__all__ = ["experiment_html", "experiment_markdown", "interval", "spent", "spread"]
-
 
 def _number(value: float | None, sign: str = "") -> str:
     return "–" if value is None else f"{value:{sign}.3f}"

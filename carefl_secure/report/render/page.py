@@ -11,8 +11,6 @@ from carefl_secure.report.render.plots import attacker_plot, rounds_plot
 from carefl_secure.report.schema import Report
 from carefl_secure.rounding import delta_words, percent_up, round_up
 
-__all__ = ["environment", "html_page", "markdown_section"]
-
 _CALM = ("#0b6b69", "#eef6f5")
 _ALARM = ("#a4161a", "#fbf0f0")
 

@@ -20,8 +20,6 @@ from carefl_secure.rounding import round_up
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["attacker_plot", "rounds_plot"]
-
 _TEXT, _FAINT, _LINE = "#1f2529", "#5c666e", "#d9dee2"
 _STYLE: Any = {
     "svg.fonttype": "none",

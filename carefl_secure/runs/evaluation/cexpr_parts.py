@@ -17,8 +17,6 @@ from carefl_secure.data.records import Corpus, Record, targets
 from carefl_secure.data.splits import Subset
 from carefl_secure.errors import DataError
 
-__all__ = ["Part", "own_part", "predictions_table", "seven", "shared", "truth", "video_parts"]
-
 Floats = npt.NDArray[np.float64]
 
 

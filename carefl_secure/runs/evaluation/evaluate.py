@@ -27,8 +27,6 @@ from carefl_secure.progress import Reporter, SilentReporter
 from carefl_secure.run_folder import RunFolder
 from carefl_secure.runs.evaluation.scored_run import ScoredRun
 
-__all__ = ["Evaluated", "Split", "evaluate", "refuse_own"]
-
 Split = Literal["test", "public"]
 Scores = npt.NDArray[np.float32]
 

@@ -17,8 +17,6 @@ from carefl_secure.runs.captions import Contexts
 from carefl_secure.runs.client_task import Vector
 from carefl_secure.runs.corpora import Corpora
 
-__all__ = ["Evaluator", "baseline_scores", "final_figures"]
-
 
 class Evaluator:
     """Scores an adapter on the server's own splits; no client's record is read.

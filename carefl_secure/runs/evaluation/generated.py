@@ -18,8 +18,6 @@ from carefl_secure.model.generation import GeneratedLabels, TextScorer
 from carefl_secure.progress import Reporter
 from carefl_secure.runs.evaluation.scored_run import ScoredRun
 
-__all__ = ["NO_RANKING", "Generated", "evaluate_generated"]
-
 NO_RANKING = (
     "generated text gives label sets, not scores: no average precision follows from it; take the "
     "labels scorer for mAP"

@@ -20,8 +20,6 @@ from carefl_secure.runs.captions import captions_of
 from carefl_secure.runs.corpora import Corpora
 from carefl_secure.runs.staged_corpora import load_corpora
 
-__all__ = ["ScoredRun"]
-
 T = TypeVar("T")
 
 

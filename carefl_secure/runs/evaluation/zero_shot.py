@@ -38,8 +38,6 @@ from carefl_secure.runs.evaluation.cexpr_parts import (
 from carefl_secure.runs.evaluation.evaluate import refuse_own
 from carefl_secure.runs.evaluation.scored_run import ScoredRun
 
-__all__ = ["PREDICTIONS", "ZeroShot", "evaluate_zero_shot"]
-
 Floats = npt.NDArray[np.float64]
 
 PREDICTIONS = "predictions-cexpr.csv"

@@ -15,8 +15,6 @@ from carefl_secure.errors import ConfigError, RunError
 from carefl_secure.progress import Reporter
 from carefl_secure.run_folder import RunFolder
 
-__all__ = ["MARK", "TrackedReporter", "Tracker", "check_trackers"]
-
 Scalar = float | int | str
 Row = Mapping[str, Scalar]
 

@@ -25,8 +25,6 @@ from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-__all__ = ["open_tracker"]
-
 EXPERIMENT = "carefl-secure"
 
 _SECTIONS = (

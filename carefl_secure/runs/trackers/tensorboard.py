@@ -9,8 +9,6 @@ from carefl_secure.errors import RunError
 from carefl_secure.run_folder import RunFolder
 from carefl_secure.runs.trackers.base import MARK, Row, Tracker
 
-__all__ = ["open_tracker"]
-
 
 class _Events:
     """Writes ``<run>/tensorboard``; nothing leaves this machine."""

@@ -19,8 +19,6 @@ from carefl_secure.secagg.primitives.checks import refuse
 from carefl_secure.secagg.primitives.crypto import seal_envelope, words_digest
 from carefl_secure.secagg.primitives.phases import ClientSum, Participant
 
-__all__ = ["CommitteeClient"]
-
 
 class SubmitPhase(IntEnum):
     """Whether a client has sent its one message."""

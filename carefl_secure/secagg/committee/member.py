@@ -36,8 +36,6 @@ from carefl_secure.secagg.primitives.crypto import (
 from carefl_secure.secagg.primitives.phases import Participant
 from carefl_secure.secagg.primitives.shamir import read_element
 
-__all__ = ["CommitteeMember", "MemberPhase"]
-
 
 class MemberPhase(IntEnum):
     """The last step that a member has answered."""

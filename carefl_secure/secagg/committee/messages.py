@@ -27,21 +27,6 @@ from carefl_secure.secagg.primitives.framing import (
 )
 from carefl_secure.secagg.primitives.shamir import SHARE_BYTES, read_element
 
-__all__ = [
-    "CommitteeKind",
-    "CommitteeShape",
-    "Entry",
-    "Listing",
-    "Loss",
-    "MemberAnswer",
-    "MemberKey",
-    "Opening",
-    "SeedShares",
-    "Submission",
-    "content_bytes",
-    "envelope_bytes",
-]
-
 SEED_BYTES = 32
 _U16 = struct.Struct("<H")
 

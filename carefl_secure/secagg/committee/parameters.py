@@ -9,8 +9,6 @@ from typing import ClassVar
 from carefl_secure.errors import CohortError, ConfigError
 from carefl_secure.secagg.primitives.agreement import Agreement, check_keys
 
-__all__ = ["MAX_MEMBERS", "MIN_MEMBERS", "CommitteeParameters"]
-
 MIN_MEMBERS = 2
 MAX_MEMBERS = 5
 

@@ -11,8 +11,6 @@ from carefl_secure.secagg.primitives import shamir
 from carefl_secure.secagg.primitives.checks import refuse
 from carefl_secure.secagg.primitives.crypto import same
 
-__all__ = ["lost_masks"]
-
 
 def lost_masks(
     *,

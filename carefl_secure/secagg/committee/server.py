@@ -27,8 +27,6 @@ from carefl_secure.secagg.primitives.checks import refuse, too_few
 from carefl_secure.secagg.primitives.crypto import same, statement, words_digest
 from carefl_secure.secagg.primitives.phases import ServerParticipant
 
-__all__ = ["CommitteeServer"]
-
 
 class ServerPhase(IntEnum):
     """Where a round stands at the server."""

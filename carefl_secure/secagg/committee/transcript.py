@@ -6,23 +6,6 @@ from collections.abc import Iterable, Mapping
 
 from carefl_secure.secagg.primitives.crypto import Buffer, derive, digest, pack
 
-__all__ = [
-    "LOSS",
-    "MEMBER_ANSWER",
-    "MEMBER_KEY",
-    "OPENING",
-    "SEED_SHARES",
-    "SUBMISSION",
-    "client_list",
-    "commitment",
-    "envelope_info",
-    "hash_messages",
-    "mask_key",
-    "member_key",
-    "outcome",
-    "submission",
-]
-
 MEMBER_KEY = b"member key"
 SUBMISSION = b"submission"
 OPENING = b"openable set"

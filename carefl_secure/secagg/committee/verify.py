@@ -10,8 +10,6 @@ from carefl_secure.secagg.committee.parameters import CommitteeParameters
 from carefl_secure.secagg.primitives.checks import refuse
 from carefl_secure.secagg.primitives.crypto import CURVE_BYTES, check_encoding, pack, statement
 
-__all__ = ["read_announcements", "read_loss", "read_opening"]
-
 
 def read_announcements(
     announcements: Mapping[int, bytes], parameters: CommitteeParameters

@@ -11,8 +11,6 @@ import numpy.typing as npt
 from carefl_secure.errors import ConfigError
 from carefl_secure.noise import KeyStream
 
-__all__ = ["hadamard", "padded_length", "rotate", "rotate_back"]
-
 _FACTOR_BITS = 7  # factors of at most 128: small enough to stay in the cache, large for BLAS
 
 Vector = npt.NDArray[np.float64]

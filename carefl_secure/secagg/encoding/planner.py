@@ -16,8 +16,6 @@ from carefl_secure.secagg.encoding.tail_bounds import (
 )
 from carefl_secure.secagg.primitives.agreement import MIN_CLIENTS
 
-__all__ = ["MAX_OVERFLOW", "REDRAW_PROBABILITY", "plan_clients", "plan_plain", "plan_records"]
-
 REDRAW_PROBABILITY = 2.0**-20
 """Bound on the probability that a conditional rounding is drawn again (beta there).
 

@@ -16,8 +16,6 @@ from carefl_secure.secagg.encoding.hadamard import rotate, rotate_back
 from carefl_secure.secagg.primitives.checks import refuse
 from carefl_secure.secagg.primitives.crypto import digest
 
-__all__ = ["MAX_REDRAWS", "NORM_SLACK", "EncodingPlan", "decode", "encode", "wrap"]
-
 NORM_SLACK = 1e-5
 """Relative excess of a norm that floating-point clipping and summing may cause."""
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-__all__ = ["DITHER_FAILURE", "batch_bound", "overflow_bound", "rounded_sensitivity", "smallest"]
-
 DITHER_FAILURE = 1e-12
 """Probability per round that the rounding changes more than the stated sensitivity (beta)."""
 

@@ -25,16 +25,6 @@ import numpy.typing as npt
 from carefl_secure.secagg.primitives.checks import refuse
 from carefl_secure.secagg.primitives.crypto import Buffer
 
-__all__ = [
-    "COEFFICIENT_BITS",
-    "COEFFICIENT_PRIMES",
-    "DEGREE",
-    "MIN_NOISE_BUDGET",
-    "PLAIN_MODULUS",
-    "PublicKey",
-    "SecretKey",
-]
-
 DEGREE = 4096
 """Size of the ring and number of slots (N)."""
 

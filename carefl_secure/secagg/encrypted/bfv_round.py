@@ -25,8 +25,6 @@ from carefl_secure.secagg.primitives.packing import (
     unpack_fields,
 )
 
-__all__ = ["EncryptedClient", "EncryptedServer"]
-
 
 def _encrypted(parameters: RoundParameters) -> EncryptedParameters:
     if not isinstance(parameters, EncryptedParameters):

@@ -23,8 +23,6 @@ from carefl_secure.secagg.primitives.crypto import (
     words_digest,
 )
 
-__all__ = ["OPENED", "KeyHolder", "opened_fields"]
-
 OPENED = b"opened sum"
 
 

@@ -16,8 +16,6 @@ from carefl_secure.secagg.primitives.checks import refuse
 from carefl_secure.secagg.primitives.crypto import Buffer, words_digest
 from carefl_secure.secagg.primitives.framing import SIGNATURE, Body, Field, Message
 
-__all__ = ["EncryptedKind", "EncryptedUpload", "OpenedSum"]
-
 _U32 = struct.Struct("<I")
 _LARGEST = 1 << 18  # a ciphertext has 128 kB before compression
 

@@ -10,8 +10,6 @@ from carefl_secure.secagg.pairwise.parameters import RoundParameters
 from carefl_secure.secagg.primitives.agreement import check_hash
 from carefl_secure.secagg.primitives.packing import check_fields, slots
 
-__all__ = ["EncryptedParameters"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class EncryptedParameters(RoundParameters):

@@ -26,8 +26,6 @@ from carefl_secure.secagg.primitives.checks import refuse, too_few
 from carefl_secure.secagg.primitives.crypto import public_bytes, statement
 from carefl_secure.secagg.primitives.phases import ClientSum, Participant
 
-__all__ = ["PairwiseClient"]
-
 
 class PairwiseClient(Participant[RoundParameters, Phase], ClientSum):
     """The client's side of one round (Bonawitz et al. 2017, the variant for active servers).

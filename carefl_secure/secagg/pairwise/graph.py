@@ -11,8 +11,6 @@ from carefl_secure.noise import KeyStream
 from carefl_secure.secagg.primitives.checks import refuse
 from carefl_secure.secagg.primitives.crypto import digest
 
-__all__ = ["neighbours", "ring"]
-
 
 def neighbours(
     context: bytes,

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 from carefl_secure.errors import ConfigError
 
-__all__ = ["PRIVACY_BITS", "GraphPlan", "plan_graph", "tolerated_colluders"]
-
 PRIVACY_BITS = 80
 """Privacy fails on a graph with probability ``2**-80`` at most: who picks the last advertisement or
 the members can try some ``2**40`` graphs and still has a chance below ``2**-40``."""

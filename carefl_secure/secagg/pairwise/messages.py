@@ -25,19 +25,6 @@ from carefl_secure.secagg.primitives.framing import (
 )
 from carefl_secure.secagg.primitives.shamir import SHARE_BYTES, read_element
 
-__all__ = [
-    "Advertisement",
-    "Answer",
-    "Consent",
-    "Kind",
-    "Secret",
-    "Share",
-    "SignedUpload",
-    "Upload",
-    "pack_pair",
-    "unpack_pair",
-]
-
 _U16 = struct.Struct("<H")
 _ENTRY = struct.Struct(f"<HB{SHARE_BYTES}s")
 _TAG = 16

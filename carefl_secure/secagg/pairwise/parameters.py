@@ -9,8 +9,6 @@ from carefl_secure.errors import ConfigError
 from carefl_secure.secagg.pairwise.graph_planner import tolerated_colluders
 from carefl_secure.secagg.primitives.agreement import Agreement
 
-__all__ = ["MAX_CLIENTS", "RoundParameters", "default_threshold"]
-
 MAX_CLIENTS = 1000
 """Above this even a sparse graph costs too much; 300 is where the complete one does."""
 

@@ -15,8 +15,6 @@ from carefl_secure.secagg.primitives import shamir
 from carefl_secure.secagg.primitives.checks import refuse
 from carefl_secure.secagg.primitives.crypto import agree, public_bytes, same
 
-__all__ = ["remaining_masks"]
-
 
 def remaining_masks(
     *,

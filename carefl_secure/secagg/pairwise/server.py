@@ -28,8 +28,6 @@ from carefl_secure.secagg.primitives.checks import refuse, too_few
 from carefl_secure.secagg.primitives.crypto import check_exchange_key, statement
 from carefl_secure.secagg.primitives.phases import ServerParticipant
 
-__all__ = ["PairwiseServer", "ServerPhase"]
-
 
 class ServerPhase(IntEnum):
     """Where a round stands at the server."""

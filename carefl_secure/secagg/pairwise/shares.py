@@ -24,8 +24,6 @@ from carefl_secure.secagg.primitives.checks import SenderError, refuse
 from carefl_secure.secagg.primitives.crypto import agree, open_sealed, seal
 from carefl_secure.secagg.primitives.framing import header
 
-__all__ = ["due_shares", "mask_keys", "open_shares", "seal_shares"]
-
 
 def seal_shares(
     state: ClientState,

@@ -15,8 +15,6 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from carefl_secure.secagg.primitives.checks import refuse
 from carefl_secure.secagg.primitives.crypto import derive, raw_identity
 
-__all__ = ["ClientState", "Phase"]
-
 _MAGIC = b"CFSS\x01"
 _SALT = 32
 

@@ -9,23 +9,6 @@ from carefl_secure.secagg.pairwise.parameters import RoundParameters
 from carefl_secure.secagg.primitives.checks import refuse
 from carefl_secure.secagg.primitives.crypto import Buffer, check_encoding, derive, digest, pack
 
-__all__ = [
-    "ADVERTISEMENT",
-    "ANSWER",
-    "SURVIVORS",
-    "UPLOAD",
-    "advertisement",
-    "commitment",
-    "hash_messages",
-    "pair_key",
-    "pair_sign",
-    "read_advertisement",
-    "read_advertisements",
-    "sealing_key",
-    "self_mask_key",
-    "survivors",
-]
-
 ADVERTISEMENT = b"advertisement"
 UPLOAD = b"upload"
 SURVIVORS = b"survivor set"

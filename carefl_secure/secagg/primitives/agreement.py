@@ -14,8 +14,6 @@ from carefl_secure.errors import ConfigError
 from carefl_secure.secagg.primitives.checks import refuse
 from carefl_secure.secagg.primitives.crypto import digest, pack, verify
 
-__all__ = ["MIN_CLIENTS", "Agreement", "check_hash", "check_keys"]
-
 MIN_CLIENTS = 3
 """A sum over two reveals to each the other's vector."""
 

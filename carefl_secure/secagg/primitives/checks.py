@@ -7,8 +7,6 @@ from collections.abc import Collection
 
 from carefl_secure.errors import CohortError, ProtocolError
 
-__all__ = ["SenderError", "culprits", "refuse", "too_few"]
-
 
 class SenderError(ProtocolError):
     """What another party made for this one is invalid; ``sender`` is the index of that party."""

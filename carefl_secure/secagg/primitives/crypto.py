@@ -21,32 +21,6 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from carefl_secure.noise import KeySource
 from carefl_secure.secagg.primitives.checks import SenderError, refuse
 
-__all__ = [
-    "CURVE_BYTES",
-    "OVERHEAD",
-    "PUBLIC_BYTES",
-    "Buffer",
-    "EnvelopeKey",
-    "agree",
-    "check_encoding",
-    "check_exchange_key",
-    "check_place",
-    "derive",
-    "digest",
-    "open_envelope",
-    "open_sealed",
-    "pack",
-    "public_bytes",
-    "raw_identity",
-    "same",
-    "seal",
-    "seal_envelope",
-    "sign",
-    "statement",
-    "verify",
-    "words_digest",
-]
-
 _DOMAIN = b"carefl-secagg-2/"
 _CURVE_PRIME = (1 << 255) - 19
 _LATTICE_BYTES = 1184

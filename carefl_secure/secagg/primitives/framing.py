@@ -15,24 +15,6 @@ from carefl_secure.secagg.primitives.agreement import Agreement
 from carefl_secure.secagg.primitives.checks import refuse
 from carefl_secure.secagg.primitives.crypto import Buffer
 
-__all__ = [
-    "HASH",
-    "HASH_BYTES",
-    "HEADER_BYTES",
-    "NUMBER",
-    "SIGNATURE",
-    "SIGNATURE_BYTES",
-    "WORDS",
-    "Body",
-    "Field",
-    "Message",
-    "Shape",
-    "header",
-    "indices",
-    "octets",
-    "sender",
-]
-
 _MAGIC = b"CFSA"
 _VERSION = 2
 _HEADER = struct.Struct("<4sBBH8s")

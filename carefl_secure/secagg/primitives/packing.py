@@ -15,19 +15,6 @@ from carefl_secure.errors import ConfigError
 from carefl_secure.noise import KeyStream
 from carefl_secure.secagg.primitives.checks import refuse
 
-__all__ = [
-    "FIELD_BITS",
-    "add_residue_masks",
-    "check_fields",
-    "draw_residues",
-    "field_limit",
-    "from_residues",
-    "pack_fields",
-    "slots",
-    "to_residues",
-    "unpack_fields",
-]
-
 FIELD_BITS = (20, 30)
 """Widths of a field: three of 20 bits or two of 30 bits in a number of 60 bits."""
 

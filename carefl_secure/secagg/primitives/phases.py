@@ -16,8 +16,6 @@ from carefl_secure.secagg.primitives.agreement import Agreement
 from carefl_secure.secagg.primitives.checks import refuse
 from carefl_secure.secagg.primitives.crypto import check_place, sign
 
-__all__ = ["ClientSum", "Participant", "ServerParticipant"]
-
 A = TypeVar("A", bound=Agreement)
 P = TypeVar("P", bound=IntEnum)
 

@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from carefl_secure.noise import KeyStream
 from carefl_secure.secagg.primitives.checks import refuse
 
-__all__ = ["PRIME", "SHARE_BYTES", "TRIES", "combine", "decode", "read_element", "split", "weights"]
-
 PRIME = (1 << 256) + 297
 """The smallest prime above ``2**256``, so that any 32 bytes are a secret."""
 

@@ -27,8 +27,6 @@ from carefl_secure.data.readers.tables import header, numbers, read_rows
 from carefl_secure.errors import DataError, LabelError
 from carefl_secure.progress import SILENT, Reporter, tracked
 
-__all__ = ["FORMAT", "archive_folder", "load_emotic_archive"]
-
 _VAD = ("Valence", "Arousal", "Dominance")
 _SIZE = ("Width", "Height")
 _CORNERS = ("X_min", "Y_min", "X_max", "Y_max")

@@ -24,8 +24,6 @@ from carefl_secure.data.readers.mat_file import read_mat
 from carefl_secure.errors import DataError
 from carefl_secure.progress import SILENT, Reporter, tracked
 
-__all__ = ["FORMAT", "load_emotic", "mat_file"]
-
 _NOWHERE = (math.nan,) * 3
 
 

@@ -12,19 +12,6 @@ from carefl_secure.data.readers.images import ImageArray, ImageFile, place
 from carefl_secure.data.readers.metadata import Box
 from carefl_secure.data.records import Record
 
-__all__ = [
-    "FOLDERS",
-    "ONE_EACH",
-    "SPLITS",
-    "Person",
-    "PersonCounter",
-    "View",
-    "add_array",
-    "add_person",
-    "finish",
-    "image_root",
-]
-
 FOLDERS = ("ade20k", "emodb_small", "framesdb", "mscoco")
 """The four sources; the release of 2017 lacks ``framesdb``."""
 

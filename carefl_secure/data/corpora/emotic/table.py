@@ -32,8 +32,6 @@ from carefl_secure.data.readers.tables import header, literal, numbers, read_row
 from carefl_secure.errors import DataError, LabelError
 from carefl_secure.progress import SILENT, Reporter, tracked
 
-__all__ = ["FORMAT", "load_emotic_csv", "table_folder"]
-
 _COLUMNS = ("Folder", "Filename", "BBox", "Categorical_Labels", "Continuous_Labels")
 
 

@@ -12,16 +12,6 @@ from collections.abc import Iterable, Sequence
 from carefl_secure.data.label_spaces import EMOTIC
 from carefl_secure.errors import DataError, LabelError
 
-__all__ = [
-    "Vad",
-    "age_group",
-    "category",
-    "category_ids",
-    "gender",
-    "labels_of_author",
-    "vad_fault",
-]
-
 Vad = tuple[float, float, float]
 """Valence, arousal and dominance on the scale of 1 to 10; NaN where not annotated."""
 
