@@ -13,32 +13,13 @@ import numpy as np
 from _bench import Bar, say
 from _planted_canaries import plant, train_on
 
-from carefl_secure.audit.attacks.attributes import (
-    AttributeInference,
-    AttributeView,
-    Person,
-    judge_attributes,
-)
+from carefl_secure.audit.attacks.attributes import AttributeInference, AttributeView, Person, judge_attributes
 from carefl_secure.audit.attacks.canaries import GradientCanaries, judge_canaries
-from carefl_secure.audit.attacks.client_canaries import (
-    ClientCanaries,
-    judge_clients,
-    rehearse_clients,
-)
-from carefl_secure.audit.attacks.exposure import (
-    Exposure,
-    ExposureView,
-    judge_exposure,
-    secret_losses,
-)
+from carefl_secure.audit.attacks.client_canaries import ClientCanaries, judge_clients, rehearse_clients
+from carefl_secure.audit.attacks.exposure import Exposure, ExposureView, judge_exposure, secret_losses
 from carefl_secure.audit.attacks.helper_transcript import judge_helpers
 from carefl_secure.audit.attacks.image_inversion import Pictures
-from carefl_secure.audit.attacks.image_trials import (
-    counted_noise,
-    invert_images,
-    judge_images,
-    pick_ceiling,
-)
+from carefl_secure.audit.attacks.image_trials import counted_noise, invert_images, judge_images, pick_ceiling
 from carefl_secure.audit.attacks.membership import RATES, AdapterView, Membership
 from carefl_secure.audit.attacks.server_transcript import ServerEyes
 from carefl_secure.audit.attacks.text_inversion import Texts, judge_spans
@@ -140,9 +121,7 @@ class Lab:
     def planted(self) -> tuple[Any, Any, Any]:
         """Return scorer, canaries and the adapter before training."""
         config = self.overfit("no protection")
-        scorer, canaries = plant(
-            config, self.sizes.canaries, self.sizes.population, QUIET, self.seed
-        )
+        scorer, canaries = plant(config, self.sizes.canaries, self.sizes.population, QUIET, self.seed)
         return scorer, canaries, scorer.adapter.vector()
 
     def overfit(self, build: str) -> Config:
@@ -179,9 +158,7 @@ class Lab:
         for build in BUILDS[1:]:
             say(f"rehearsing: {build}")
             config = settings(build, f"run.seed={self.seed}")
-            out[build] = rehearse(
-                config, key_source(config), canaries=self.sizes.coins, seed=self.seed
-            )
+            out[build] = rehearse(config, key_source(config), canaries=self.sizes.coins, seed=self.seed)
         return {"no protection": out["secure sum only"], **out}
 
 
@@ -214,9 +191,7 @@ def server_view(lab: Lab) -> Table:
     for build, rehearsal in lab.rehearsals.items():
         heard = bare(rehearsal) if build == "no protection" else rehearsal
         view = heard.transcript()
-        total = sum(
-            m.from_client and m.action == "train.masked" and bool(m.fields) for m in view.messages
-        )
+        total = sum(m.from_client and m.action == "train.masked" and bool(m.fields) for m in view.messages)
         read = sum(w.kind == "unmasked" for w in ServerEyes()(view))
         low, high = exact_interval(read, total)
         rates[build] = read / total
@@ -484,9 +459,7 @@ def exposure(lab: Lab) -> Table:
     scorer, canaries, _ = lab.planted
     rows = np.arange(canaries.count)
     half = lab.sizes.codes
-    some = np.concatenate(
-        [np.flatnonzero(canaries.member)[:half], np.flatnonzero(~canaries.member)[:half]]
-    )
+    some = np.concatenate([np.flatnonzero(canaries.member)[:half], np.flatnonzero(~canaries.member)[:half]])
     cells: dict[str, list[str]] = {}
 
     def put(row: str, cell: str) -> None:
@@ -511,9 +484,7 @@ def exposure(lab: Lab) -> Table:
             for who in ("planted", "others"):
                 mean, error = f[f"exposure of {who}"], f[f"standard error of {who}"]
                 put(f"{finding.check}, {who}", f"{mean:.2f} +- {1.96 * error:.2f}")
-        put(
-            "epsilon from labels", f"{known[id(tuned)][0].figures['epsilon lower bound: f-dp']:.2f}"
-        )
+        put("epsilon from labels", f"{known[id(tuned)][0].figures['epsilon lower bound: f-dp']:.2f}")
         labels, codes = (f.figures for f in known[id(tuned)])
         if build == "no protection":
             table.bars.append(Bar("exposure of labels, bits", labels["exposure of planted"], 8.0))
@@ -550,9 +521,7 @@ def attributes(lab: Lab) -> Table:
         for name in names:
             values = np.array([r.attributes.get(name, "") for r in canaries.corpus.records])
             view = AttributeView(people[0], people[1], values[rest])
-            found = judge_attributes(
-                name, AttributeInference()(view), values[rows], canaries.member
-            ).figures
+            found = judge_attributes(name, AttributeInference()(view), values[rows], canaries.member).figures
             gain = found["gain by training, members less others"]
             cells[name].append(f"{gain:+.3f} +- {1.96 * float(found['standard error']):.3f}")
     table.rows += list(cells.items())

@@ -26,10 +26,7 @@ from flwr.common.secure_aggregation.ndarrays_arithmetic import (
     parameters_subtraction,
 )
 from flwr.common.secure_aggregation.secaggplus_constants import Key
-from flwr.common.secure_aggregation.secaggplus_utils import (
-    pseudo_rand_gen,
-    share_keys_plaintext_concat,
-)
+from flwr.common.secure_aggregation.secaggplus_utils import pseudo_rand_gen, share_keys_plaintext_concat
 from flwr.supercore.primitives.asymmetric import (
     bytes_to_private_key,
     bytes_to_public_key,
@@ -94,9 +91,7 @@ def client(clients: int, vector: npt.NDArray[np.float32]) -> tuple[float, int, l
     parameters = ndarrays_to_parameters([vector])
     result, spent = cpu(lambda: mod._collect_masked_vectors(state, inbox, 100, parameters))
     seconds += spent
-    request = ConfigRecord(
-        {Key.ACTIVE_NODE_ID_LIST: list(range(clients)), Key.DEAD_NODE_ID_LIST: []}
-    )
+    request = ConfigRecord({Key.ACTIVE_NODE_ID_LIST: list(range(clients)), Key.DEAD_NODE_ID_LIST: []})
     _, spent = cpu(lambda: mod._unmask(state, request))
     upload = result[Key.MASKED_PARAMETERS]
     return seconds + spent, sum(len(part) for part in upload), upload
@@ -138,10 +133,7 @@ def server(clients: int, dropped: int, upload: list[Any], whole: bool) -> float:
     if not rebuilt:
         return seconds
     publics = [public_key_to_bytes(generate_key_pairs()[1]) for _ in range(alive)]
-    privates = [
-        _shares(private_key_to_bytes(generate_key_pairs()[0]), clients, alive)
-        for _ in range(rebuilt)
-    ]
+    privates = [_shares(private_key_to_bytes(generate_key_pairs()[0]), clients, alive) for _ in range(rebuilt)]
 
     def remove_pairs() -> None:
         nonlocal total

@@ -84,9 +84,7 @@ class Canaries:
         said = [self.captions[i] for i in rows.tolist()]
         return RecordLosses(scorer, self.features[rows], self.targets[rows], said)
 
-    def losses(
-        self, scorer: LabelScorer, adapter: Vector, rows: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.float64]:
+    def losses(self, scorer: LabelScorer, adapter: Vector, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         """Return the loss of some records at an adapter."""
         scorer.adapter.load(adapter)
         scorer.adapter.module.eval()
@@ -98,9 +96,7 @@ class Canaries:
             ]
         return np.asarray(np.concatenate(parts), np.float64)
 
-    def scores(
-        self, scorer: LabelScorer, adapter: Vector, rows: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.float64]:
+    def scores(self, scorer: LabelScorer, adapter: Vector, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         """Return the label scores of some records at an adapter."""
         scorer.adapter.load(adapter)
         said = [self.captions[i] for i in rows.tolist()]
@@ -193,12 +189,7 @@ def train_on(
     tasks = [
         ModelTask(
             canaries.learner(scorer, share),
-            Clipping(
-                plan.privacy.clipping_norm,
-                plan.privacy.normalise,
-                config.privacy.clipping,
-                _MICRO_BATCH,
-            ),
+            Clipping(plan.privacy.clipping_norm, plan.privacy.normalise, config.privacy.clipping, _MICRO_BATCH),
         )
         for share in np.array_split(inside, clients)
     ]

@@ -98,11 +98,7 @@ def questions(run: Path, folder: Path) -> dict[str, tuple[list[str], int, float]
             0,
             SEARCHES,
         ),
-        "budget: noise": (
-            [*budget, "--epsilon", "8", "--rounds", "40", "--sample-rate", "0.05"],
-            0,
-            SEARCHES,
-        ),
+        "budget: noise": ([*budget, "--epsilon", "8", "--rounds", "40", "--sample-rate", "0.05"], 0, SEARCHES),
         "budget: noise, skellam": (
             [*budget, *skellam, "--epsilon", "8", "--rounds", "40", "--sample-rate", "0.05"],
             0,

@@ -56,17 +56,12 @@ def main() -> int:
     records = sum(split.records for split in report.splits)
     shared = sum(one.exact for one in report.shared)
     bars = {
-        f"{count:,} files in under {BAR_SECONDS * count / 36_000:g} s": seconds
-        < BAR_SECONDS * count / 36_000,
+        f"{count:,} files in under {BAR_SECONDS * count / 36_000:g} s": seconds < BAR_SECONDS * count / 36_000,
         "every file is a record": records == count,
         f"the {REPEATED} files shared by train and test are found": shared == REPEATED,
     }
     if options.json:
-        print(
-            json.dumps(
-                {"files": count, "seconds": seconds, "cpu": busy, "shared": shared, "bars": bars}
-            )
-        )
+        print(json.dumps({"files": count, "seconds": seconds, "cpu": busy, "shared": shared, "bars": bars}))
     else:
         print(f"{count:,} files checked in {seconds:.1f} s, {busy:.1f} s of them on a core")
     print(f"{sum(bars.values())} of {len(bars)} bars hold")

@@ -174,9 +174,7 @@ class Deployment(Clients):
         self._grid = bridge
         return bridge
 
-    def _start(
-        self, processes: Processes, port: int, names: list[str], sockets: list[Path]
-    ) -> Link:
+    def _start(self, processes: Processes, port: int, names: list[str], sockets: list[Path]) -> Link:
         server, home = self.home / "bundles" / "server", self.home
         address, socket = f"127.0.0.1:{port}", home / "server.sock"
         if self.own:

@@ -139,16 +139,10 @@ def plain_step(model: Model, adam: torch.optim.Optimizer, everyone: Indices) -> 
     adam.step()
 
 
-def our_step(
-    model: Model, adam: torch.optim.Optimizer, everyone: Indices, noise: SkellamSampler
-) -> None:
+def our_step(model: Model, adam: torch.optim.Optimizer, everyone: Indices, noise: SkellamSampler) -> None:
     """Take a private step as a client and the server together take it, less the secure sum."""
     total = clipped_sum(
-        model.module,
-        model.parameters,
-        model.losses,
-        everyone,
-        Clipping(1.0, True, micro_batch=len(everyone)),
+        model.module, model.parameters, model.losses, everyone, Clipping(1.0, True, micro_batch=len(everyone))
     ).vector
     total += noise.sample(KeyStream(SystemKeySource().key("noise")), total.size) / SCALE
     mean = torch.from_numpy(total / len(everyone)).float()
@@ -291,9 +285,7 @@ def judge(report: Report, model: Model) -> None:
             }
         )
     name = model.name
-    report.bars.append(
-        Bar(f"{name}: CPU of a plain step", model.seconds[OURS] / plain, model.limit, False)
-    )
+    report.bars.append(Bar(f"{name}: CPU of a plain step", model.seconds[OURS] / plain, model.limit, False))
     if HOOKS in model.seconds:
         ratio = model.seconds[OURS] / model.seconds[HOOKS]
         report.bars.append(Bar(f"{name}: CPU of Opacus hooks", ratio, 1.0, False))

@@ -26,13 +26,7 @@ import tenseal
 from _bench import Bar, Report, arguments, cpu, finish, say
 
 from carefl_secure.secagg.encrypted.bfv import PLAIN_MODULUS, PublicKey, SecretKey
-from carefl_secure.secagg.primitives.packing import (
-    from_residues,
-    pack_fields,
-    slots,
-    to_residues,
-    unpack_fields,
-)
+from carefl_secure.secagg.primitives.packing import from_residues, pack_fields, slots, to_residues, unpack_fields
 
 CLIENTS, FIELD_BITS = 10, 20
 STEPS = ("encrypted", "load + add", "decrypt")
@@ -82,9 +76,7 @@ class Ckks:
 
     def __init__(self, degree: int, bits: list[int], scale: float) -> None:
         self.name = f"CKKS {bits}"
-        self._context = tenseal.context(
-            tenseal.SCHEME_TYPE.CKKS, degree, coeff_mod_bit_sizes=bits, n_threads=1
-        )
+        self._context = tenseal.context(tenseal.SCHEME_TYPE.CKKS, degree, coeff_mod_bit_sizes=bits, n_threads=1)
         self._context.global_scale = scale
 
     def encrypt(self, vector: npt.NDArray[np.int64]) -> list[bytes]:

@@ -85,9 +85,7 @@ def measure(clients: int, dimension: int, how: str) -> dict[str, Any]:
             tasks=lambda: [Task() for _ in range(clients)],
             folder=RunFolder.create(Path(root), ""),
             base_hash=bytes(32),
-            aggregation=AggregationConfig(
-                protocol="pairwise" if how == "pairwise" else "committee"
-            ),
+            aggregation=AggregationConfig(protocol="pairwise" if how == "pairwise" else "committee"),
         )
         result = run_federation(spec, np.zeros(dimension, np.float32), FedAvg(1.0))
     used = time.process_time() - before
@@ -223,9 +221,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    matplotlib.rcParams.update(
-        {"svg.fonttype": "none", "svg.hashsalt": "scaling", "font.size": 9, "axes.grid": True}
-    )
+    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "scaling", "font.size": 9, "axes.grid": True})
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8.4, 3.4), layout="constrained")

@@ -64,12 +64,7 @@ class Subject:
         """Score all answers in one forward, shape [images, answers]."""
         with torch.no_grad():
             return answer_log_likelihoods(
-                self.model,
-                self.tree,
-                self.prefix,
-                torch.ones_like(self.prefix),
-                self.features,
-                torch.float32,
+                self.model, self.tree, self.prefix, torch.ones_like(self.prefix), self.features, torch.float32
             )
 
     def plain(self) -> Tensor:
@@ -80,9 +75,7 @@ class Subject:
             with torch.no_grad():
                 logits = self.model(
                     input_ids=torch.cat([self.prefix, words], 1),
-                    mm_encoder_outputs={
-                        "image": BaseModelOutputWithPooling(pooler_output=self.features)
-                    },
+                    mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=self.features)},
                     use_cache=False,
                     logits_to_keep=len(answer) + 1,
                 ).logits
@@ -103,11 +96,7 @@ def large(images: int, layers: int) -> Subject:
     processor = build_processor()
     processor.image_seq_len = 64
     tok = processor.tokenizer
-    special = {
-        "pad_token_id": tok.pad_token_id,
-        "bos_token_id": tok.bos_token_id,
-        "eos_token_id": tok.eos_token_id,
-    }
+    special = {"pad_token_id": tok.pad_token_id, "bos_token_id": tok.bos_token_id, "eos_token_id": tok.eos_token_id}
     config = SmolVLMConfig(
         vision_config={
             "hidden_size": 64,
@@ -171,12 +160,8 @@ def measure(subject: Subject, turns: int, report: Report) -> None:
             "apart": apart,
         }
     )
-    report.bars.append(
-        Bar(f"{subject.name}: times faster than one forward a label", faster, FASTER)
-    )
-    report.bars.append(
-        Bar(f"{subject.name}: largest difference in log-likelihood", apart, CLOSE, at_least=False)
-    )
+    report.bars.append(Bar(f"{subject.name}: times faster than one forward a label", faster, FASTER))
+    report.bars.append(Bar(f"{subject.name}: largest difference in log-likelihood", apart, CLOSE, at_least=False))
 
 
 def main() -> int:

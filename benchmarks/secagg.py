@@ -77,24 +77,14 @@ def agreement(clients: int, dimension: int, bits: int = 32, **graph: int) -> Any
     )
 
 
-def play(
-    clients: int,
-    dimension: int,
-    dropped: int,
-    *,
-    bits: int = 32,
-    traced: bool = False,
-    **graph: int,
-) -> Ours:
+def play(clients: int, dimension: int, dropped: int, *, bits: int = 32, traced: bool = False, **graph: int) -> Ours:
     """Play a round; every upload goes straight to the server and is forgotten."""
     identities, parameters = agreement(clients, dimension, bits, **graph)
     plan = plan_plain(dimension, 0.1, clients)
     real = np.random.default_rng(0).normal(0, 0.01, dimension).clip(-0.1, 0.1)
     whole = np.arange(dimension, dtype=parameters.dtype)  # what 16-bit rounds sum
     server = PairwiseServer(parameters)
-    peers = [
-        PairwiseClient(parameters, i, key, SystemKeySource()) for i, key in enumerate(identities)
-    ]
+    peers = [PairwiseClient(parameters, i, key, SystemKeySource()) for i, key in enumerate(identities)]
     spent = {"client": 0.0, "server": 0.0}
     sent = kept = peak = 0
 
@@ -201,10 +191,7 @@ def committee(clients: int, dimension: int) -> tuple[float, float, float]:
         model_hash=bytes(32),
     )
     server = CommitteeServer(parameters)
-    helpers = [
-        CommitteeMember(parameters, index, key, SystemKeySource())
-        for index, key in enumerate(members)
-    ]
+    helpers = [CommitteeMember(parameters, index, key, SystemKeySource()) for index, key in enumerate(members)]
     for index, helper in enumerate(helpers):
         server.announced(index, helper.announce())
     announcements = server.announcements()
@@ -284,8 +271,7 @@ def main() -> int:
     ]
     own, bare = masks(dimension, 8 if chosen.quick else 64, 5)
     report.notes.append(
-        f"one mask of {dimension:,} words: {own * 1e3:.3f} ms; fastest stream + add"
-        f" {bare * 1e3:.3f} ms"
+        f"one mask of {dimension:,} words: {own * 1e3:.3f} ms; fastest stream + add {bare * 1e3:.3f} ms"
     )
     report.bars.append(Bar("masks, times the stream + add", own / bare, 1.5, False))
     say("committee")
@@ -316,9 +302,7 @@ def main() -> int:
         f" (n={few}: {small.peak / vector:.3f})"
     )
     grown = (sparse.kept + sparse.peak - small.kept - small.peak) / vector
-    report.bars.append(
-        Bar(f"server memory, vectors more at n={many} than at n={few}", grown, 0.25, False)
-    )
+    report.bars.append(Bar(f"server memory, vectors more at n={many} than at n={few}", grown, 0.25, False))
     return finish(report, chosen.json)
 
 

@@ -105,9 +105,7 @@ def main() -> int:
             private = train(config, SilentReporter())
             plan = json.loads((Path(private.folder) / "plan.json").read_text())
             privacy = plan["privacy"]
-            survivors = config.federation.clients - round(
-                config.simulation.dropout * config.federation.clients
-            )
+            survivors = config.federation.clients - round(config.simulation.dropout * config.federation.clients)
             # All survivors add their share; only the honest floor of them is counted on.
             counted = privacy["min_survivors"] - privacy["max_colluders"]
             whole = privacy["noise_multiplier"] * (survivors / counted) ** 0.5

@@ -14,13 +14,7 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-from transformers import (
-    AutoConfig,
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    BitsAndBytesConfig,
-    Idefics3Processor,
-)
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig, Idefics3Processor
 from transformers.utils import logging as transformers_logging
 
 from carefl_secure.errors import ConfigError, ModelError
@@ -75,13 +69,7 @@ def fetch_snapshot(source: str, revision: str | None, files: Sequence[str]) -> P
     """Fetch the files of a hub id that match some patterns, or find them in the cache."""
     try:
         return Path(snapshot_download(source, revision=revision, allow_patterns=list(files)))
-    except (
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        OSError,
-        ValueError,
-    ) as error:
+    except (HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, OSError, ValueError) as error:
         raise ModelError(
             f"{source!r} is neither a folder nor a model that the hub could deliver: {error}. "
             "Check the name and the network, or download the model and give its folder."
@@ -94,14 +82,10 @@ def model_type(source: Source) -> str:
         with quiet():
             return str(AutoConfig.from_pretrained(source.folder).model_type)
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"{source.name!r} has no model configuration that can be read: {error}"
-        ) from error
+        raise ModelError(f"{source.name!r} has no model configuration that can be read: {error}") from error
 
 
-def load_model(
-    source: Source, kind: Any, *, quantization: str, dtype: str, whole: Sequence[str]
-) -> Any:
+def load_model(source: Source, kind: Any, *, quantization: str, dtype: str, whole: Sequence[str]) -> Any:
     """Load a frozen model for generation, of the class ``kind``.
 
     ``quantization`` is ``nf4`` or ``none``: with 8 bits an activation, and so a caption, would

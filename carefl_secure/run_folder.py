@@ -65,9 +65,7 @@ def write_atomically(path: Path, content: bytes, *, private: bool = False) -> No
         finally:
             os.close(directory)
     except OSError as error:
-        raise RunError(
-            f"cannot write {path}: {error.strerror}; free some space or check the permissions"
-        ) from error
+        raise RunError(f"cannot write {path}: {error.strerror}; free some space or check the permissions") from error
 
 
 class RunFolder:
@@ -92,9 +90,7 @@ class RunFolder:
             folder.adapter.mkdir()
             folder.checkpoint.parent.mkdir()
         except FileExistsError as error:
-            raise RunError(
-                f"there is already a run at {folder.path}; resume it or choose another name"
-            ) from error
+            raise RunError(f"there is already a run at {folder.path}; resume it or choose another name") from error
         except OSError as error:
             raise RunError(f"cannot make the run folder {folder.path}: {error.strerror}") from error
         write_atomically(folder.config, config.encode())
@@ -191,9 +187,7 @@ class RunFolder:
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise RunError(
-                f"cannot read {self.metrics}: {error.strerror}; make it readable"
-            ) from error
+            raise RunError(f"cannot read {self.metrics}: {error.strerror}; make it readable") from error
         return [row for line in text.split("\n") if (row := _figures(line)) is not None]
 
     def keep_metrics(self, last_round: int) -> None:
@@ -207,9 +201,7 @@ class RunFolder:
         try:
             plan = json.loads(self.plan.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise RunError(
-                f"{self.plan} cannot be read as JSON: {error}; resume the run"
-            ) from error
+            raise RunError(f"{self.plan} cannot be read as JSON: {error}; resume the run") from error
         if not isinstance(plan, dict):
             raise RunError(f"{self.plan} does not hold a JSON object; restore it from a copy")
         return plan
@@ -229,25 +221,19 @@ class RunFolder:
         RunError is raised if there is no checkpoint or it is damaged.
         """
         if not self.checkpoint.is_file():
-            raise RunError(
-                f"{self.path} holds no checkpoint: no round was finished; start the run again"
-            )
+            raise RunError(f"{self.path} holds no checkpoint: no round was finished; start the run again")
         try:
             with self.checkpoint.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
                 loaded = {name: file[name] for name in file.files}
         except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-            raise RunError(
-                f"the checkpoint {self.checkpoint} is damaged; restore it from a copy"
-            ) from error
+            raise RunError(f"the checkpoint {self.checkpoint} is damaged; restore it from a copy") from error
         return {name: array if array.ndim else array.item() for name, array in loaded.items()}
 
     def _write_rows(self, rows: list[dict[str, Scalar]] | list[Row]) -> None:
         for row in rows:
             for name, value in row.items():
                 if isinstance(value, float) and not math.isfinite(value):
-                    raise RunError(
-                        f"figure {name!r} of round {row['round']} is {value}; leave it out"
-                    )
+                    raise RunError(f"figure {name!r} of round {row['round']} is {value}; leave it out")
         lines = [json.dumps(dict(row), sort_keys=True) + "\n" for row in rows]
         write_atomically(self.metrics, "".join(lines).encode())
 
@@ -260,8 +246,7 @@ def require_writable(path: Path) -> None:
             pass
     except OSError as error:
         raise RunError(
-            f"cannot write to {path}: {error.strerror}; choose another folder (run.dir), or "
-            "change its permissions"
+            f"cannot write to {path}: {error.strerror}; choose another folder (run.dir), or change its permissions"
         ) from error
 
 

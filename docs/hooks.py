@@ -70,28 +70,16 @@ def files_table() -> str:
         return ", ".join(f"`{value}`" for value in values)
 
     rows = [
-        (
-            "images",
-            "read",
-            f"every suffix that the installed Pillow opens, such as {names(file_kinds.COMMON)}",
-        ),
+        ("images", "read", f"every suffix that the installed Pillow opens, such as {names(file_kinds.COMMON)}"),
         ("metadata", "read, in any folder", names(file_kinds.METADATA_NAMES)),
         ("tool folders", "skipped and counted", names((".*", *file_kinds.TOOL_FOLDERS))),
-        (
-            "tool files",
-            "skipped and counted",
-            names((".*", *(n.strip() for n in file_kinds.TOOL_FILES))),
-        ),
+        ("tool files", "skipped and counted", names((".*", *(n.strip() for n in file_kinds.TOOL_FILES)))),
         (
             "text",
             "skipped and counted; refused where it names images and there is no metadata",
             names(file_kinds.TABLES),
         ),
-        (
-            "archives",
-            "refused with the command; skipped if all is unpacked",
-            names(file_kinds.ARCHIVES),
-        ),
+        ("archives", "refused with the command; skipped if all is unpacked", names(file_kinds.ARCHIVES)),
         ("containers", "refused", names(file_kinds.CONTAINERS)),
         ("videos", "refused with the command", names(sorted(VIDEO_SUFFIXES))),
         ("other images", "refused with the command", names(file_kinds.NOT_READ)),
@@ -217,9 +205,7 @@ def _row(parameter: click.Parameter) -> str:
     if getattr(parameter, "is_flag", False):
         kind, default = "flag", "off"
     else:
-        names += (
-            f" {parameter.metavar}" if parameter.metavar and parameter.opts[0][0] == "-" else ""
-        )
+        names += f" {parameter.metavar}" if parameter.metavar and parameter.opts[0][0] == "-" else ""
         kind = _KINDS.get(parameter.type.name, parameter.type.name)
         if isinstance(parameter.type, click.Choice):
             kind = ", ".join(f"`{word}`" for word in parameter.type.choices)
@@ -246,17 +232,13 @@ def _count(number: float) -> str:
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:
-    return (
-        annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
-    )
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
 
 
 def _plain(value: Any) -> str:
     if isinstance(value, tuple):
         return "[" + ", ".join(map(str, value)) + "]"
-    return (
-        "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-    )
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _archive(address: str, digest: str) -> bytes:

@@ -91,19 +91,12 @@ ONLY: dict[str, list[str]] = {
 # A secure sum is bytes in, bytes out; and what must not be guessed never comes from these.
 CLOCKS_AND_SOCKETS = {"asyncio", "datetime", "http", "requests", "socket", "ssl", "time", "urllib"}
 GUESSABLE = {"random", "numpy.random"}
-NEVER: dict[str, set[str]] = {
-    "secagg.*": CLOCKS_AND_SOCKETS | GUESSABLE,
-    "noise.*": GUESSABLE,
-    "privacy.*": GUESSABLE,
-}
+NEVER: dict[str, set[str]] = {"secagg.*": CLOCKS_AND_SOCKETS | GUESSABLE, "noise.*": GUESSABLE, "privacy.*": GUESSABLE}
 
 
 def matches(module: str, patterns: list[str]) -> bool:
     """Tell whether a module is meant; ``room.*`` means the room's own ``__init__`` too."""
-    return any(
-        fnmatch.fnmatchcase(module, pattern) or module == pattern.removesuffix(".*")
-        for pattern in patterns
-    )
+    return any(fnmatch.fnmatchcase(module, pattern) or module == pattern.removesuffix(".*") for pattern in patterns)
 
 
 def below(name: str, package: str) -> bool:

@@ -178,9 +178,7 @@ class AuditedRun:
     def scores(self, known: Known, adapter: Vector) -> npt.NDArray[np.float64]:
         """Return the label scores of each record at an adapter, shape [records, labels]."""
         self.scorer.adapter.load(adapter)
-        scores = self.scorer.all(
-            known.features, self.config.performance.evaluation_batch, known.captions
-        )
+        scores = self.scorer.all(known.features, self.config.performance.evaluation_batch, known.captions)
         return scores.astype(np.float64)
 
     def probe(self, known: Known) -> RealProbe:
@@ -205,9 +203,7 @@ class RealProbe:
             ),
         )
 
-    def losses(
-        self, indices: npt.NDArray[np.int64], disturbed: int | None
-    ) -> npt.NDArray[np.float64]:
+    def losses(self, indices: npt.NDArray[np.int64], disturbed: int | None) -> npt.NDArray[np.float64]:
         """Return losses in one batch, with the features of one record replaced by noise."""
         features = self._known.features
         if disturbed is not None:

@@ -49,26 +49,14 @@ class AuditResult:
         if self.falsified:
             names = ", ".join(f"{f.attack}: {f.check}" for f in self.falsified)
             return f"FALSIFIED: {names}"
-        return (
-            f"not falsified by {len(self.findings)} checks; an audit finds faults, it proves "
-            "no privacy"
-        )
+        return f"not falsified by {len(self.findings)} checks; an audit finds faults, it proves no privacy"
 
     def as_markdown(self) -> str:
         """Return the result as a page."""
         lines = [f"# Audit of {self.run}", "", self.summary() + ".", "", _SCOPE, ""]
         for attack in dict.fromkeys(f.attack for f in self.findings):
-            lines += [
-                f"## {attack}",
-                "",
-                "| check | verdict | what was found |",
-                "| --- | --- | --- |",
-            ]
-            lines += [
-                f"| {f.check} | {f.verdict} | {f.words} |"
-                for f in self.findings
-                if f.attack == attack
-            ]
+            lines += [f"## {attack}", "", "| check | verdict | what was found |", "| --- | --- | --- |"]
+            lines += [f"| {f.check} | {f.verdict} | {f.words} |" for f in self.findings if f.attack == attack]
             lines.append("")
         return "\n".join(lines)
 
@@ -77,6 +65,5 @@ def refuse_falsified(result: AuditResult) -> None:
     """Raise PrivacyError, naming every promise that does not hold, where there is one."""
     if result.falsified:
         raise PrivacyError(
-            f"{result.summary()}. Do not release this run's adapter; its audit folder says "
-            "what was found"
+            f"{result.summary()}. Do not release this run's adapter; its audit folder says what was found"
         )

@@ -47,9 +47,7 @@ def audit_run(
     wanted = list(ATTACKS) if attacks is None else list(dict.fromkeys(attacks))
     unknown = [attack for attack in wanted if attack not in ATTACKS]
     if unknown:
-        raise ConfigError(
-            f"there is no attack {', '.join(unknown)}; there are {', '.join(ATTACKS)}"
-        )
+        raise ConfigError(f"there is no attack {', '.join(unknown)}; there are {', '.join(ATTACKS)}")
     started = time.monotonic()
     desk = AttackSuite(AuditedRun(path, reporter), records, canaries, reporter)
     findings: list[Finding] = []

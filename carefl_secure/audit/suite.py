@@ -8,27 +8,13 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from carefl_secure.audit.attacks.attributes import (
-    AttributeInference,
-    AttributeView,
-    Person,
-    judge_attributes,
-)
+from carefl_secure.audit.attacks.attributes import AttributeInference, AttributeView, Person, judge_attributes
 from carefl_secure.audit.attacks.canaries import GradientCanaries, judge_canaries
-from carefl_secure.audit.attacks.client_canaries import (
-    ClientCanaries,
-    judge_clients,
-    rehearse_clients,
-)
+from carefl_secure.audit.attacks.client_canaries import ClientCanaries, judge_clients, rehearse_clients
 from carefl_secure.audit.attacks.exposure import Exposure, judge_natural, natural_exposure
 from carefl_secure.audit.attacks.helper_transcript import MemberEyes, judge_helpers
 from carefl_secure.audit.attacks.image_inversion import ImageMatching, Pictures
-from carefl_secure.audit.attacks.image_trials import (
-    counted_noise,
-    invert_images,
-    judge_images,
-    pick_ceiling,
-)
+from carefl_secure.audit.attacks.image_trials import counted_noise, invert_images, judge_images, pick_ceiling
 from carefl_secure.audit.attacks.membership import RATES, AdapterView, Membership, judge_membership
 from carefl_secure.audit.attacks.server_transcript import ServerEyes, judge_transcript
 from carefl_secure.audit.attacks.text_inversion import SpanCheck, Texts, judge_spans
@@ -53,9 +39,7 @@ _INVERTED = 2
 class AttackSuite:
     """What several attacks need, made once."""
 
-    def __init__(
-        self, subject: AuditedRun, records: int, canaries: int, reporter: Reporter
-    ) -> None:
+    def __init__(self, subject: AuditedRun, records: int, canaries: int, reporter: Reporter) -> None:
         self.subject = subject
         self._records = records
         self._canaries = canaries
@@ -67,9 +51,7 @@ class AttackSuite:
         """Rehearse the run on canaries."""
         if self._rehearsal is None:
             keys = key_source(self.subject.config)
-            self._rehearsal = rehearse(
-                self.subject.config, keys, canaries=self._canaries, reporter=self._reporter
-            )
+            self._rehearsal = rehearse(self.subject.config, keys, canaries=self._canaries, reporter=self._reporter)
         return self._rehearsal
 
     def quiet(self) -> tuple[Rehearsal, Rehearsal]:
@@ -79,14 +61,7 @@ class AttackSuite:
         steady = plan.local and dataclasses.replace(plan.local, stragglers=0.0)
         one = dataclasses.replace(plan, privacy=once, local=steady)
         first, second = (
-            rehearse(
-                config,
-                key_source(config),
-                canaries=0,
-                plan=one,
-                empty=True,
-                reporter=self._reporter,
-            )
+            rehearse(config, key_source(config), canaries=0, plan=one, empty=True, reporter=self._reporter)
             for _ in range(2)
         )
         return first, second
@@ -106,9 +81,7 @@ class AttackSuite:
 def _conformance(desk: AttackSuite) -> list[Finding]:
     subject = desk.subject
     probe = subject.probe(subject.known(subject.corpora.private, _PROBED))
-    view = MachineView(
-        subject.plan, desk.rehearsal(), desk.quiet(), probe, subject.tuned, drive(subject.config)
-    )
+    view = MachineView(subject.plan, desk.rehearsal(), desk.quiet(), probe, subject.tuned, drive(subject.config))
     return Conformance()(view)
 
 
@@ -152,14 +125,7 @@ def _images(desk: AttackSuite) -> list[Finding]:
     if count < 2:
         words = "The run has too few records for a stack of candidates."
         return [ImageMatching.skip("images", words)]
-    pictures = Pictures(
-        subject.scorer,
-        subject.tuned,
-        known.features,
-        known.targets,
-        known.captions,
-        candidates=count,
-    )
+    pictures = Pictures(subject.scorer, subject.tuned, known.features, known.targets, known.captions, candidates=count)
     plan = subject.plan
     findings = judge_images(
         pictures,
@@ -179,10 +145,7 @@ def _exposure(desk: AttackSuite) -> list[Finding]:
 
     def bits(adapter: Vector) -> npt.NDArray[np.float64]:
         return np.concatenate(
-            [
-                natural_exposure(subject.scores(known, adapter), known.targets, multi)
-                for known in (members, others)
-            ]
+            [natural_exposure(subject.scores(known, adapter), known.targets, multi) for known in (members, others)]
         )
 
     member = np.arange(len(members.targets) + len(others.targets)) < len(members.targets)
@@ -250,10 +213,7 @@ def _attributes(desk: AttackSuite) -> list[Finding]:
         for known in parts
     )
     both = Person(
-        *(
-            np.concatenate([getattr(members, name), getattr(others, name)])
-            for name in ("labels", "base", "tuned")
-        )
+        *(np.concatenate([getattr(members, name), getattr(others, name)]) for name in ("labels", "base", "tuned"))
     )
     member = np.arange(len(both.labels)) < len(members.labels)
     names = sorted({name for record in parts[0].corpus.records for name in record.attributes})

@@ -57,9 +57,7 @@ class CaptionCache:
                 # Nobody commits captions by accident.
                 _write(self.folder / ".gitignore", "*\n")
         except OSError as error:
-            raise DataError(
-                f"cannot keep captions in {root}: {error}. Choose a folder you may write to"
-            ) from error
+            raise DataError(f"cannot keep captions in {root}: {error}. Choose a folder you may write to") from error
 
     @classmethod
     def find(cls, path: Path) -> CaptionCache:
@@ -71,19 +69,14 @@ class CaptionCache:
             return cls(path.parent, _facts(path))
         found = sorted(p.parent for p in path.glob(f"*/{_RECORD}")) if path.is_dir() else []
         if not found:
-            raise DataError(
-                f"there are no captions in {path}; make them with 'carefl-secure caption'"
-            )
+            raise DataError(f"there are no captions in {path}; make them with 'carefl-secure caption'")
         if len(found) > 1:
             known = [(one, _facts(one)) for one in found]
             names = "; ".join(
-                f"{one.name}: {facts.get('model')}, {facts.get('view')}, "
-                f"{str(facts.get('prompt'))[:40]!r}"
+                f"{one.name}: {facts.get('model')}, {facts.get('view')}, {str(facts.get('prompt'))[:40]!r}"
                 for one, facts in known
             )
-            raise ConfigError(
-                f"{path} holds captions of {len(found)} captioners; name the folder of one. {names}"
-            )
+            raise ConfigError(f"{path} holds captions of {len(found)} captioners; name the folder of one. {names}")
         return cls(path, _facts(found[0]))
 
     def get(self, key: str) -> str | None:
@@ -118,8 +111,7 @@ def _facts(folder: Path) -> dict[str, Any]:
     text = json.dumps(facts, sort_keys=True)
     if not isinstance(facts, dict) or hashlib.sha256(text.encode()).hexdigest() != folder.name:
         raise DataError(
-            f"{path} does not fit the name of its folder, so it is not known who made the "
-            "captions; make them again"
+            f"{path} does not fit the name of its folder, so it is not known who made the captions; make them again"
         )
     return facts
 

@@ -51,11 +51,7 @@ class _Generating:
         if batch < 1 or options["max_new_tokens"] < 1:
             raise ConfigError("a captioner takes at least one image and says at least one token")
         model = load_model(
-            source,
-            self.kind,
-            quantization=options["quantization"],
-            dtype=options["dtype"],
-            whole=self.whole,
+            source, self.kind, quantization=options["quantization"], dtype=options["dtype"], whole=self.whole
         )
         processor = load_processor(source)
         self._fit(source, model, processor)
@@ -142,9 +138,7 @@ class LlavaCaptioner(_Generating):
             raise ModelError(f"processor and model of {source.name!r} disagree on <image>")
 
     def _inputs(self, images: list[Image.Image]) -> Any:
-        return self._processor(
-            images=images, text=[self._text] * len(images), padding=True, return_tensors="pt"
-        )
+        return self._processor(images=images, text=[self._text] * len(images), padding=True, return_tensors="pt")
 
 
 class SmolVlmCaptioner(_Generating):
@@ -205,10 +199,5 @@ def load_captioner(
         )
     if dtype == "auto":
         dtype = "float16" if torch.cuda.is_available() else "bfloat16"
-    options = {
-        "prompt": prompt,
-        "quantization": quantization,
-        "dtype": dtype,
-        "max_new_tokens": max_new_tokens,
-    }
+    options = {"prompt": prompt, "quantization": quantization, "dtype": dtype, "max_new_tokens": max_new_tokens}
     return _KINDS[kind](source, options, batch)

@@ -113,11 +113,7 @@ def leakage(corpus: Corpus, captions: Sequence[str]) -> LeakageReport:
         )
     own = sum(any(loose[i][k] for k in record.labels) for i, record in enumerate(corpus.records))
     return LeakageReport(
-        count,
-        sum(any(row) for row in exact) / count,
-        sum(any(row) for row in loose) / count,
-        own / count,
-        tuple(rows),
+        count, sum(any(row) for row in exact) / count, sum(any(row) for row in loose) / count, own / count, tuple(rows)
     )
 
 

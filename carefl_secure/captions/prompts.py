@@ -27,14 +27,11 @@ def caption_prompt(choice: str) -> str:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"no prompt {choice!r}: {error}. Choose one of {', '.join(PROMPTS)}, or give the path "
-            "of a text file"
+            f"no prompt {choice!r}: {error}. Choose one of {', '.join(PROMPTS)}, or give the path of a text file"
         ) from error
     text = " ".join(text.split())
     if not text or len(text) > _MOST:
-        raise ConfigError(
-            f"the prompt file {choice} holds {len(text)} characters; 1 to {_MOST} are allowed"
-        )
+        raise ConfigError(f"the prompt file {choice} holds {len(text)} characters; 1 to {_MOST} are allowed")
     if text.translate(_MARKS) != text:
         raise ConfigError(
             f"the prompt file {choice} holds one of the signs < > |, which models use for marks "

@@ -40,9 +40,7 @@ class Captioning:
 
     def as_json(self) -> dict[str, Any]:
         """Return it as plain values, with the seconds that one caption took."""
-        return asdict(self) | {
-            "seconds_per_caption": self.seconds / self.made if self.made else None
-        }
+        return asdict(self) | {"seconds_per_caption": self.seconds / self.made if self.made else None}
 
 
 def open_cache(root: Path, captioner: Captioner, view: View) -> CaptionCache:
@@ -51,12 +49,7 @@ def open_cache(root: Path, captioner: Captioner, view: View) -> CaptionCache:
 
 
 def caption_corpus(
-    corpus: Corpus,
-    captioner: Captioner,
-    cache: CaptionCache,
-    view: View,
-    reporter: Reporter,
-    limit: int | None = None,
+    corpus: Corpus, captioner: Captioner, cache: CaptionCache, view: View, reporter: Reporter, limit: int | None = None
 ) -> Captioning:
     """Caption what has no caption yet, among the first ``limit`` records where one is given.
 
@@ -107,10 +100,7 @@ def caption_all(
 ) -> tuple[CaptionCache, dict[str, Captioning]]:
     """Caption every split of a corpus; see :func:`caption_corpus`."""
     cache = open_cache(root, captioner, view)
-    done = {
-        name: caption_corpus(corpus, captioner, cache, view, reporter, limit)
-        for name, corpus in parts.items()
-    }
+    done = {name: caption_corpus(corpus, captioner, cache, view, reporter, limit) for name, corpus in parts.items()}
     return cache, done
 
 
@@ -122,9 +112,7 @@ def read_captions(corpus: Corpus, cache: CaptionCache) -> list[str]:
     view: View = cache.facts.get("view")  # type: ignore[assignment]
     if view not in VIEWS:
         raise DataError(f"{cache.folder} does not state its view; make the captions again")
-    found = [
-        cache.get(picture_key(view_of(corpus, index, view))) for index in range(len(corpus.records))
-    ]
+    found = [cache.get(picture_key(view_of(corpus, index, view))) for index in range(len(corpus.records))]
     out = [caption for caption in found if caption is not None]
     if len(out) < len(found):
         raise DataError(

@@ -93,8 +93,7 @@ app = typer.Typer(
 @app.callback()
 def _options(
     version: Annotated[
-        bool,
-        typer.Option("--version", "-V", callback=_version, is_eager=True, help="Show the version."),
+        bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
     """Fine-tune a small vision-language model across sites that keep their images private."""

@@ -21,9 +21,7 @@ Run = Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")]
 
 def write_line(console: Console, text: str, style: str = "") -> None:
     """Write one line as it is; a terminal wraps it at words, and a log never does."""
-    console.print(
-        text, style=style, markup=False, highlight=False, soft_wrap=not console.is_terminal
-    )
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=not console.is_terminal)
 
 
 def say(text: str) -> None:

@@ -27,19 +27,13 @@ def _group() -> None:
 @data.command("check")
 def check(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="Folder that holds the corpus.")],
-    labels: Annotated[
-        str, typer.Option(help="Label space, such as basic; auto takes all there are.")
-    ] = "auto",
+    labels: Annotated[str, typer.Option(help="Label space, such as basic; auto takes all there are.")] = "auto",
     view: Annotated[str, typer.Option(help="For RAF-DB: aligned or original.")] = "auto",
-    format: Annotated[
-        str, typer.Option(help="Name of the corpus format; auto looks for the marks of each.")
-    ] = "auto",
+    format: Annotated[str, typer.Option(help="Name of the corpus format; auto looks for the marks of each.")] = "auto",
     clients: Annotated[
         int | None, typer.Option(min=2, help="Share it out to so many clients; compare these too.")
     ] = None,
-    column: Annotated[
-        str | None, typer.Option(help="Attribute, or subject, to share it out by.")
-    ] = None,
+    column: Annotated[str | None, typer.Option(help="Attribute, or subject, to share it out by.")] = None,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
@@ -52,13 +46,7 @@ def check(
 
     with running(quiet) as reporter:
         report = check_corpus(
-            path,
-            task=labels,
-            view=view,
-            format=format,
-            clients=clients,
-            column=column,
-            reporter=reporter,
+            path, task=labels, view=view, format=format, clients=clients, column=column, reporter=reporter
         )
     if json:
         typer.echo(json_.dumps(report.as_json(), indent=2, allow_nan=False))
@@ -94,11 +82,7 @@ def _show(report: Report) -> None:
             both = (pair.exact, pair.near, pair.subjects)
             table.add_row(f"{pair.first}, {pair.second}", *(f"{number:,}" for number in both))
         console.print(table)
-    for title, lines in (
-        ("missing", report.missing),
-        ("wrong", report.faults),
-        ("note", report.notes),
-    ):
+    for title, lines in (("missing", report.missing), ("wrong", report.faults), ("note", report.notes)):
         for line in lines:
             say(f"{title}: {line}")
     if report.sound:

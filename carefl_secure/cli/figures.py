@@ -17,16 +17,7 @@ if TYPE_CHECKING:
     from carefl_secure.runs.summary import RunSummary
 
 _CLEAR, _LOST = 1.0, 0.1  # signal over noise, by norms
-_SHOWN = (
-    "stage",
-    "round",
-    "epsilon",
-    "mAP",
-    "macro_f1",
-    "survivors",
-    "bytes_per_client",
-    "seconds",
-)
+_SHOWN = ("stage", "round", "epsilon", "mAP", "macro_f1", "survivors", "bytes_per_client", "seconds")
 
 
 def figure(name: str, value: Any) -> str:
@@ -106,8 +97,7 @@ def to_json(summary: RunSummary) -> str:
                 "rounds": summary.rows,
                 "promise": summary.promise,
                 "stages": [
-                    {"name": stage.name, "before": stage.before, "after": stage.after}
-                    for stage in summary.stages
+                    {"name": stage.name, "before": stage.before, "after": stage.after} for stage in summary.stages
                 ],
             }
         ),
@@ -147,8 +137,5 @@ def show(summary: RunSummary) -> None:
     if summary.rows:
         console.print(_rounds(summary))
     console.print(_scores(summary))
-    for line in (
-        summary.promise,
-        f"run folder: {summary.folder} ({figure('seconds', summary.seconds)} s)",
-    ):
+    for line in (summary.promise, f"run folder: {summary.folder} ({figure('seconds', summary.seconds)} s)"):
         write_line(console, line)

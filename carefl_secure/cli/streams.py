@@ -60,11 +60,7 @@ def run_with_streams(app: Callable[[], object]) -> None:
         return
     given = sys.stdout
     output = sys.stdout = _Output(
-        given.buffer,
-        given.encoding,
-        _HANDLER,
-        line_buffering=given.line_buffering,
-        write_through=given.write_through,
+        given.buffer, given.encoding, _HANDLER, line_buffering=given.line_buffering, write_through=given.write_through
     )
     try:
         try:

@@ -32,9 +32,7 @@ class Variant(Section):
 
     name: Name = Field(description="name of the row: letters, digits, dot, dash")
     kind: Kind = Field(default="train", description="how the cell is made")
-    set: dict[str, Any] = Field(
-        default_factory=dict, description="settings of this variant, by dotted key"
-    )
+    set: dict[str, Any] = Field(default_factory=dict, description="settings of this variant, by dotted key")
     score: dict[str, Any] = Field(
         default_factory=dict, description="settings under which the result is scored instead"
     )
@@ -53,23 +51,17 @@ class Experiment(Section):
     )
     seeds: tuple[Seed, ...] = Field(min_length=1, description="each variant is run once for each")
     seed_keys: tuple[str, ...] = Field(
-        default=("run.seed", "data.seed", "adapter.seed"),
-        min_length=1,
-        description="settings that take the seed",
+        default=("run.seed", "data.seed", "adapter.seed"), min_length=1, description="settings that take the seed"
     )
     grid: dict[str, list[Any]] | None = Field(
         default=None, description="values by dotted key; every combination is a variant"
     )
-    cells: tuple[Variant, ...] | None = Field(
-        default=None, min_length=1, description="the variants, one by one"
-    )
+    cells: tuple[Variant, ...] | None = Field(default=None, min_length=1, description="the variants, one by one")
     reference: Name | None = Field(
         default=None, description="variant that the others are compared with; null takes the first"
     )
     level: float = Field(default=0.95, gt=0.5, lt=1, description="level of all intervals")
-    replicates: int = Field(
-        default=400, ge=50, le=100_000, description="resamples of the test records"
-    )
+    replicates: int = Field(default=400, ge=50, le=100_000, description="resamples of the test records")
 
     @property
     def variants(self) -> tuple[Variant, ...]:
@@ -91,9 +83,7 @@ class Experiment(Section):
             raise ValueError(f"two variants have the name {twice[0]!r}; rename one")
         for name in [self.reference, *(variant.against for variant in self.variants)]:
             if name is not None and name not in names:
-                raise ValueError(
-                    f"no variant has the name {name!r}; choose one of {', '.join(names)}"
-                )
+                raise ValueError(f"no variant has the name {name!r}; choose one of {', '.join(names)}")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds lists a seed twice, which would count one run twice")
         return self
@@ -132,14 +122,10 @@ def load_experiment(path: Path) -> Experiment:
         place = ".".join(str(part) for part in first["loc"])
         message = str(first["msg"]).removeprefix("Value error, ").replace("Input should", "must")
         known = ", ".join(Experiment.model_fields)
-        raise ConfigError(
-            f"{path}: {place + ': ' if place else ''}{message}. Known keys are {known}."
-        ) from error
+        raise ConfigError(f"{path}: {place + ': ' if place else ''}{message}. Known keys are {known}.") from error
 
 
-def cells_of(
-    experiment: Experiment, folder: Path, more: Mapping[str, Any] | None = None
-) -> list[Cell]:
+def cells_of(experiment: Experiment, folder: Path, more: Mapping[str, Any] | None = None) -> list[Cell]:
     """Expand an experiment into checked configurations, one seed after the other.
 
     Cells of one seed are adjacent, so that what they share is computed once. Run folders go into

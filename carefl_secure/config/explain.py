@@ -96,16 +96,13 @@ def explain(error: ValidationError) -> str:
         if found["type"] == "extra_forbidden":
             line = unknown(key)
         else:
-            known = next(
-                (k for n in range(len(parts), 0, -1) if (k := ".".join(parts[:n])) in KNOWN), None
-            )
+            known = next((k for n in range(len(parts), 0, -1) if (k := ".".join(parts[:n])) in KNOWN), None)
             if known is not None:
                 renamed = RENAMED_VALUES.get((known, str(found["input"])))
                 line = (
                     f"{known}={found['input']} was renamed: write {known}={renamed}."
                     if renamed
-                    else f"{known}: {message} (given: {found['input']!r}). "
-                    f"It is: {KNOWN[known].description}."
+                    else f"{known}: {message} (given: {found['input']!r}). It is: {KNOWN[known].description}."
                 )
             elif found["type"] == "value_error":
                 line = f"{message}."

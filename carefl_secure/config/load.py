@@ -39,9 +39,7 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     keys = [loader.construct_object(key) for key, _ in node.value]
     for key in keys:
         if keys.count(key) > 1:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"the key {key!r} is given twice", node.start_mark
-            )
+            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", node.start_mark)
     return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
 
 
@@ -83,9 +81,7 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = (), **flags
             continue
         key = FLAGS[name]
         if key in given:
-            raise ConfigError(
-                f"{key} is set twice: by --{name.replace('_', '-')} and by --set; give it once."
-            )
+            raise ConfigError(f"{key} is set twice: by --{name.replace('_', '-')} and by --set; give it once.")
         given[key] = str(value) if isinstance(value, Path) else value
     for key, value in given.items():
         _put(settings, key, value)

@@ -4,13 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from carefl_secure.config.rules import (
-    check_work,
-    local_lr,
-    local_steps,
-    server_lr,
-    updates_are_summed,
-)
+from carefl_secure.config.rules import check_work, local_lr, local_steps, server_lr, updates_are_summed
 from carefl_secure.config.sections import (
     AdapterConfig,
     DataConfig,
@@ -43,8 +37,7 @@ class Config(Section):
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     run: RunConfig = Field(default_factory=RunConfig)
     unsafe_deterministic_noise: bool = Field(
-        default=False,
-        description="for tests only: predictable noise and keys, which protect nothing",
+        default=False, description="for tests only: predictable noise and keys, which protect nothing"
     )
 
     @property
@@ -171,8 +164,7 @@ def check_stages(config: Config) -> None:
     rounds = stage_rounds(config)
     if min(rounds) < 1:
         raise ValueError(
-            f"federation.rounds={federation.rounds} leaves a stage of {len(rounds)} without a "
-            "round; raise it"
+            f"federation.rounds={federation.rounds} leaves a stage of {len(rounds)} without a round; raise it"
         )
     if sum(rounds) != federation.rounds:
         raise ValueError(
@@ -185,11 +177,7 @@ def check_stages(config: Config) -> None:
             "leave it out: stages run in this process, which counts them"
         )
     begun = [sum(rounds[:place]) for place in range(len(rounds))]
-    if (
-        config.adapter.train == "alternate"
-        and stages.handover != "carry"
-        and any(number % 2 for number in begun)
-    ):
+    if config.adapter.train == "alternate" and stages.handover != "carry" and any(number % 2 for number in begun):
         raise ValueError(
             "under adapter.train=alternate a fresh adapter must begin in an odd round, with B, as "
             "A learns nothing while B is zero; give every stage but the last an even number in "

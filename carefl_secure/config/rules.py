@@ -55,9 +55,7 @@ def server_lr(privacy: PrivacyConfig, federation: FederationConfig) -> float:
     return 1.0 - federation.momentum if federation.aggregator == "fedavg" else 1.0
 
 
-def check_work(
-    privacy: PrivacyConfig, federation: FederationConfig, adapter: AdapterConfig
-) -> None:
+def check_work(privacy: PrivacyConfig, federation: FederationConfig, adapter: AdapterConfig) -> None:
     """Raise `ValueError` where privacy, federation and adapter contradict each other."""
     unit, trust, rule = privacy.unit, privacy.trust, federation.aggregator
     if trust == "none" and unit != "record":

@@ -20,9 +20,7 @@ def shipped_folder(name: str) -> Path:
         return places[0]
     if places[1].is_dir():
         return places[1]
-    raise ConfigError(
-        f"this installation of carefl-secure lacks its folder {name}; reinstall the package"
-    )
+    raise ConfigError(f"this installation of carefl-secure lacks its folder {name}; reinstall the package")
 
 
 def resolve_shipped(path: Path) -> Path:
@@ -42,7 +40,6 @@ def resolve_shipped(path: Path) -> Path:
     asked = text.removeprefix(PREFIX)
     if asked not in known:
         raise ConfigError(
-            f"no configuration {asked!r} is shipped; choose one of "
-            f"{', '.join(PREFIX + name for name in known)}"
+            f"no configuration {asked!r} is shipped; choose one of {', '.join(PREFIX + name for name in known)}"
         )
     return known[asked]

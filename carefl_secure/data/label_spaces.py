@@ -24,11 +24,7 @@ EMOTIC = LabelSpace(
 )
 """The 26 discrete categories of EMOTIC (Kosti et al., arXiv 2003.13401), alphabetical."""
 
-BASIC = LabelSpace(
-    "basic",
-    ("Surprise", "Fear", "Disgust", "Happiness", "Sadness", "Anger", "Neutral"),
-    multi=False,
-)
+BASIC = LabelSpace("basic", ("Surprise", "Fear", "Disgust", "Happiness", "Sadness", "Anger", "Neutral"), multi=False)
 """The seven basic expressions in the order of RAF-DB; RAF-DB's own ids start at 1."""
 
 COMPOUND = LabelSpace(
@@ -42,9 +38,7 @@ COMPOUND = LabelSpace(
 )
 """The eleven compound expressions in the order of RAF-DB; RAF-DB's own ids start at 1."""
 
-CAERS = LabelSpace(
-    "caers", ("Anger", "Disgust", "Fear", "Happy", "Neutral", "Sad", "Surprise"), multi=False
-)
+CAERS = LabelSpace("caers", ("Anger", "Disgust", "Fear", "Happy", "Neutral", "Sad", "Surprise"), multi=False)
 """The seven classes of CAER-S in the order of its public annotation files, from 0."""
 
 CEXPR = LabelSpace(
@@ -57,28 +51,21 @@ CEXPR = LabelSpace(
 )
 """The seven classes of the C-EXPR-DB challenge, from 0; its id 7, Other, is never scored."""
 
-FER = LabelSpace(
-    "fer2013", ("Angry", "Disgust", "Fear", "Happy", "Sad", "Surprise", "Neutral"), multi=False
-)
+FER = LabelSpace("fer2013", ("Angry", "Disgust", "Fear", "Happy", "Sad", "Surprise", "Neutral"), multi=False)
 """The seven classes of FER-2013 in the order of its table, from 0."""
 
 BASIC_TO_CAERS: Mapping[int, int] = {0: 6, 1: 2, 2: 1, 3: 3, 4: 5, 5: 0, 6: 4}
 """From an id of :data:`BASIC` to the id of the same expression in :data:`CAERS`."""
 
 COMPOUND_TO_CEXPR: Mapping[int, int] = {
-    place: CEXPR.labels.index(label)
-    for place, label in enumerate(COMPOUND.labels)
-    if label in CEXPR.labels
+    place: CEXPR.labels.index(label) for place, label in enumerate(COMPOUND.labels) if label in CEXPR.labels
 }
 """From an id of :data:`COMPOUND` to that of :data:`CEXPR`; four compound classes have none."""
 
 SPACES = {space.name: space for space in (EMOTIC, BASIC, COMPOUND)}
 """The spaces of the embedded corpus; the tokenizer of the embedded model is made from them."""
 
-PUBLISHED_SPACES: Mapping[str, LabelSpace] = {
-    **SPACES,
-    **{space.name: space for space in (CAERS, CEXPR, FER)},
-}
+PUBLISHED_SPACES: Mapping[str, LabelSpace] = {**SPACES, **{space.name: space for space in (CAERS, CEXPR, FER)}}
 """The spaces of all published corpora."""
 
 

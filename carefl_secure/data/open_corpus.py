@@ -80,8 +80,7 @@ def corpus_format(name: str) -> CorpusFormat:
         loaded = mine[0].load()
     except (ImportError, AttributeError) as error:
         raise ConfigError(
-            f"data.format={name} is brought by {mine[0].value}, which cannot be imported: {error}; "
-            "repair that package"
+            f"data.format={name} is brought by {mine[0].value}, which cannot be imported: {error}; repair that package"
         ) from error
     if not isinstance(loaded, CorpusFormat):
         raise ConfigError(
@@ -127,18 +126,14 @@ def _view(layout: Layout, view: str) -> str:
     if view == "auto":
         return "auto" if layout.kind == "rafdb" or not known else known[0]
     if view not in known:
-        raise ConfigError(
-            f"{layout.kind} has no view {view!r}; choose one of {', '.join(('auto', *known))}"
-        )
+        raise ConfigError(f"{layout.kind} has no view {view!r}; choose one of {', '.join(('auto', *known))}")
     return view
 
 
 def _task(layout: Layout, task: str) -> str:
     if layout.format.own_labels:
         if task not in ("auto", *PUBLISHED_SPACES):
-            raise ConfigError(
-                f"unknown label space {task!r}; choose auto or one of {', '.join(PUBLISHED_SPACES)}"
-            )
+            raise ConfigError(f"unknown label space {task!r}; choose auto or one of {', '.join(PUBLISHED_SPACES)}")
         return task
     if task == "auto" and len(layout.tasks) == 1:
         return layout.tasks[0]
@@ -151,11 +146,7 @@ def _task(layout: Layout, task: str) -> str:
 
 
 def open_corpus(
-    path: Path,
-    options: ReadOptions | None = None,
-    *,
-    format: str = "auto",
-    disjoint: Disjoint = "no",
+    path: Path, options: ReadOptions | None = None, *, format: str = "auto", disjoint: Disjoint = "no"
 ) -> dict[str, Corpus]:
     """Detect a corpus and return the splits that it has; no pixel is read.
 
@@ -188,8 +179,7 @@ def open_corpus(
         )
     if options.space is not None and not layout.format.own_labels:
         raise ConfigError(
-            f"{path} is {layout.kind}, which has labels of its own; name them in data.labels, and "
-            "leave data.words out"
+            f"{path} is {layout.kind}, which has labels of its own; name them in data.labels, and leave data.words out"
         )
     corpora = dict(layout.format.load(path, replace(options, task=task, view=view)))
     if layout.format.annotation:

@@ -77,8 +77,7 @@ def partition(
         raise ConfigError(f"a label matrix has two dimensions, not {labels.ndim}")
     if not 1 <= clients <= len(labels):
         raise ConfigError(
-            f"{len(labels)} records cannot be shared out to {clients} clients; "
-            "add records or lower federation.clients"
+            f"{len(labels)} records cannot be shared out to {clients} clients; add records or lower federation.clients"
         )
     rng = np.random.default_rng(seed)
     if kind == "iid":
@@ -186,9 +185,7 @@ def _deal(members: Indices, clients: int, alpha: float, rng: np.random.Generator
     return list(np.split(members, cuts))
 
 
-def _by_quantity(
-    records: int, clients: int, alpha: float, rng: np.random.Generator
-) -> list[Indices]:
+def _by_quantity(records: int, clients: int, alpha: float, rng: np.random.Generator) -> list[Indices]:
     order = rng.permutation(records)
 
     def draw() -> Indices:
@@ -200,9 +197,7 @@ def _by_quantity(
     return _until_all_hold(draw, clients, alpha)
 
 
-def _by_label(
-    labels: npt.NDArray[Any], clients: int, alpha: float, rng: np.random.Generator
-) -> list[Indices]:
+def _by_label(labels: npt.NDArray[Any], clients: int, alpha: float, rng: np.random.Generator) -> list[Indices]:
     classes = _rarest(labels)
 
     def draw() -> Indices:
@@ -216,9 +211,7 @@ def _by_label(
     return _until_all_hold(draw, clients, alpha)
 
 
-def _by_column(
-    corpus: Corpus, clients: int, column: str, rng: np.random.Generator
-) -> list[Indices]:
+def _by_column(corpus: Corpus, clients: int, column: str, rng: np.random.Generator) -> list[Indices]:
     members: dict[str, list[int]] = {}
     for index, record in enumerate(corpus.records):
         value = record.subject if column == "subject" else record.attributes.get(column)

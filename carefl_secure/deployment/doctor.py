@@ -237,12 +237,7 @@ def examine() -> list[Check]:
     for name, check in CHECKS.items():
         try:
             done.append(Check(name, True, check()))
-        except (
-            ArithmeticError,
-            CareflError,
-            OSError,
-            importlib.metadata.PackageNotFoundError,
-        ) as e:
+        except (ArithmeticError, CareflError, OSError, importlib.metadata.PackageNotFoundError) as e:
             done.append(Check(name, False, f"{type(e).__name__}: {e}"))
     if sys.platform != "linux":
         done.append(Check("platform", False, f"{sys.platform}: tested on Linux only"))

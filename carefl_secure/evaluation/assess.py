@@ -57,9 +57,7 @@ class Scored:
     images: Iterable[Image.Image]
 
 
-def attributes_of(
-    records: Sequence[Record], asked: tuple[str, ...] | None
-) -> dict[str, list[str | None]]:
+def attributes_of(records: Sequence[Record], asked: tuple[str, ...] | None) -> dict[str, list[str | None]]:
     """Return each record's value of each attribute; one that no record has raises `ConfigError`."""
     values: dict[str, set[str]] = {}
     for record in records:
@@ -100,15 +98,9 @@ def assess(
     cuts = _thresholds(known, len(space.labels), multi)
     model = Figures(targets, tuned, multi=multi, thresholds=cuts[0])
     base = Figures(targets, untuned, multi=multi, thresholds=cuts[1])
-    shares, share_cut = prevalence_scores(
-        targets if known is None else known.targets, len(targets), multi=multi
-    )
+    shares, share_cut = prevalence_scores(targets if known is None else known.targets, len(targets), multi=multi)
     units = units_of([record.subject for record in scored.records])
-    sampling: Mapping[str, Any] = {
-        "replicates": chosen.replicates,
-        "level": chosen.level,
-        "seed": chosen.seed,
-    }
+    sampling: Mapping[str, Any] = {"replicates": chosen.replicates, "level": chosen.level, "seed": chosen.seed}
 
     def compared(name: str, values: Sequence[str | None]) -> Comparison:
         return compare(name, values, model, units, chosen)
@@ -136,26 +128,19 @@ def assess(
         confusion=_confusion(model),
         reliability=model.calibration.bins(),
         groups=tuple(compared(name, values) for name, values in wanted.items()),
-        slices=tuple(
-            Slice(one.edges, compared(one.name, one.values)) for one in slice_images(scored.images)
-        ),
+        slices=tuple(Slice(one.edges, compared(one.name, one.values)) for one in slice_images(scored.images)),
         remarks=_remarks(known, multi),
     )
 
 
-def _thresholds(
-    known: Known | None, labels: int, multi: bool
-) -> tuple[Floats | None, Floats | None]:
+def _thresholds(known: Known | None, labels: int, multi: bool) -> tuple[Floats | None, Floats | None]:
     if not multi:
         return None, None
     if known is None:
         return np.zeros(labels), np.zeros(labels)
     if known.tuned is None or known.untuned is None:
         raise DataError("thresholds need the scores of the records that they are chosen on")
-    return (
-        choose_thresholds(known.targets, known.tuned),
-        choose_thresholds(known.targets, known.untuned),
-    )
+    return (choose_thresholds(known.targets, known.tuned), choose_thresholds(known.targets, known.untuned))
 
 
 def _words(known: Known | None, multi: bool) -> str:
@@ -171,11 +156,7 @@ def _remarks(known: Known | None, multi: bool) -> tuple[str, ...]:
         return ("the baseline takes the label shares of the scored records themselves",)
     if not known.same:
         return ()
-    chosen = (
-        "baseline and thresholds were chosen on; F1 is too good"
-        if multi
-        else ("baseline was fitted on")
-    )
+    chosen = "baseline and thresholds were chosen on; F1 is too good" if multi else ("baseline was fitted on")
     return (f"the scored records are those that the {chosen}",)
 
 

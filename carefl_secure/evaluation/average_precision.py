@@ -45,9 +45,7 @@ class Ranking:
         If a score is not finite.
     """
 
-    def __init__(
-        self, targets: npt.NDArray[Any], scores: npt.NDArray[Any], *, pooled: bool = False
-    ) -> None:
+    def __init__(self, targets: npt.NDArray[Any], scores: npt.NDArray[Any], *, pooled: bool = False) -> None:
         positive, values = checked(targets, scores)
         count, labels = positive.shape
         truth, score = positive.T, values.T
@@ -107,9 +105,7 @@ def eleven_point_average_precisions(targets: npt.NDArray[Any], scores: npt.NDArr
     return Ranking(targets, scores).eleven_point()
 
 
-def eleven_point_mean_average_precision(
-    targets: npt.NDArray[Any], scores: npt.NDArray[Any]
-) -> float:
+def eleven_point_mean_average_precision(targets: npt.NDArray[Any], scores: npt.NDArray[Any]) -> float:
     """Return the mean of AP11 over the labels with a positive record."""
     return float(np.nanmean(eleven_point_average_precisions(targets, scores)))
 

@@ -86,10 +86,7 @@ def _ridge(train: Floats, labels: Floats, test: Floats) -> tuple[Floats, Floats]
 
 
 def score_baselines(
-    train_images: Images,
-    train_targets: npt.NDArray[Any],
-    test_images: Images,
-    test_targets: npt.NDArray[Any],
+    train_images: Images, train_targets: npt.NDArray[Any], test_images: Images, test_targets: npt.NDArray[Any]
 ) -> dict[str, dict[str, float]]:
     """Return ``mAP`` and ``macro_f1`` of ``constant``, ``colour_histogram`` and ``pixel_probe``.
 
@@ -104,10 +101,7 @@ def score_baselines(
         highest score, as for single-label tasks; else they use thresholds from the training
         records.
     """
-    for name, images, matrix in (
-        ("training", train_images, train_targets),
-        ("test", test_images, test_targets),
-    ):
+    for name, images, matrix in (("training", train_images, train_targets), ("test", test_images, test_targets)):
         if len(images) != len(matrix) or len(images) < 2:
             raise DataError(
                 f"{len(images)} {name} images and {len(matrix)} rows of targets: baselines need "
@@ -120,9 +114,7 @@ def score_baselines(
     shares = labels.mean(0)
     scored = {
         "constant": tuple(np.tile(shares, (len(rows), 1)) for rows in (labels, test_targets)),
-        "colour_histogram": _ridge(
-            colour_histogram(train_images), labels, colour_histogram(test_images)
-        ),
+        "colour_histogram": _ridge(colour_histogram(train_images), labels, colour_histogram(test_images)),
         "pixel_probe": _ridge(thumbnail(train_images), labels, thumbnail(test_images)),
     }
     found = {}

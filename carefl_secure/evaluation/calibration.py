@@ -66,12 +66,7 @@ class Calibration:
     """
 
     def __init__(
-        self,
-        targets: npt.NDArray[Any],
-        chances: npt.NDArray[Any],
-        *,
-        multi: bool,
-        bins: int = _BINS,
+        self, targets: npt.NDArray[Any], chances: npt.NDArray[Any], *, multi: bool, bins: int = _BINS
     ) -> None:
         positive, values = checked(targets, chances, some=False)
         if (values < 0).any() or (values > 1).any():
@@ -111,8 +106,6 @@ class Calibration:
         held = np.where(counts > 0, counts, np.nan)
         sure, true = self._sure.sum(0) / held, self._true.sum(0) / held
         return tuple(
-            Bin(
-                i / self._bins, (i + 1) / self._bins, int(counts[i]), float(sure[i]), float(true[i])
-            )
+            Bin(i / self._bins, (i + 1) / self._bins, int(counts[i]), float(sure[i]), float(true[i]))
             for i in range(self._bins)
         )

@@ -56,9 +56,7 @@ class Decisions:
         self._decided = decisions.astype(np.float64)
         self._hits = (truth & decisions).astype(np.float64)
         hits, held, given = self._hits.sum(1), self._truth.sum(1), self._decided.sum(1)
-        self._right = np.column_stack(
-            [(truth == decisions).all(1), (truth == decisions).mean(1)]
-        ).astype(np.float64)
+        self._right = np.column_stack([(truth == decisions).all(1), (truth == decisions).mean(1)]).astype(np.float64)
         self._labelled = (held > 0).astype(np.float64)
         sampled = [_over(hits, given), _over(hits, held), _over(2 * hits, given + held)]
         self._samples = np.column_stack(sampled) * self._labelled[:, None]
@@ -67,11 +65,7 @@ class Decisions:
         """Return precision, recall and F1 of each label, ``[K]``; NaN without a positive record."""
         hits, held, given = self._counts(weights)
         none = np.where(held > 0, 0.0, np.nan)
-        return (
-            _over(hits, given) + none,
-            _over(hits, held) + none,
-            _over(2 * hits, given + held) + none,
-        )
+        return (_over(hits, given) + none, _over(hits, held) + none, _over(2 * hits, given + held) + none)
 
     def figures(self, weights: Floats | None = None) -> dict[str, float]:
         """Return the figures named in :data:`DECISIONS`.

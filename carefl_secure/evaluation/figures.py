@@ -67,11 +67,7 @@ class Figures:
         self.calibration = Calibration(positive, probabilities(values, multi=multi), multi=multi)
         self._ranking = Ranking(positive, values) if wanted & {"mAP", "mAP_11point"} else None
         self._pooled = Ranking(positive, values, pooled=True) if "micro_AP" in wanted else None
-        samples = (
-            sample_average_precisions(positive, values)
-            if "sample_AP" in wanted
-            else np.zeros(len(values))
-        )
+        samples = sample_average_precisions(positive, values) if "sample_AP" in wanted else np.zeros(len(values))
         self._labelled = np.isfinite(samples).astype(np.float64)
         self._samples = np.nan_to_num(samples)
 
@@ -125,9 +121,7 @@ def _mean(values: Floats) -> float:
     return float(known.mean()) if len(known) else float("nan")
 
 
-def prevalence_scores(
-    known: npt.NDArray[Any], count: int, *, multi: bool
-) -> tuple[Floats, Floats | None]:
+def prevalence_scores(known: npt.NDArray[Any], count: int, *, multi: bool) -> tuple[Floats, Floats | None]:
     r"""Score every record by the label shares of other records: the baseline of every figure.
 
     Under these scores mAP is the mean prevalence, and F1 that of deciding for every label (or, with

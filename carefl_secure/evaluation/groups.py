@@ -98,9 +98,7 @@ def compare(
     about ``metric``: mAP, macro_f1 or uar.
     """
     if len(values) != len(units) or len(units) != len(figures.scores):
-        raise ConfigError(
-            f"attribute {attribute!r} has {len(values)} values for {len(figures.scores)} records"
-        )
+        raise ConfigError(f"attribute {attribute!r} has {len(values)} values for {len(figures.scores)} records")
     if metric not in _NAMES:
         raise ConfigError(f"groups are compared by {', '.join(_NAMES)}, not {metric!r}")
     named = np.array([UNSTATED if value is None else value for value in values])
@@ -113,9 +111,7 @@ def compare(
             members[value] = indices
     scored = {group.value: group.figures[metric] for group in groups if not group.small}
     if len(scored) < 2:
-        return Comparison(
-            attribute, metric, tuple(groups), None, None, None, None, settings.minimum
-        )
+        return Comparison(attribute, metric, tuple(groups), None, None, None, None, settings.minimum)
     worst, best = min(scored, key=scored.__getitem__), max(scored, key=scored.__getitem__)
     return Comparison(
         attribute=attribute,
@@ -129,9 +125,7 @@ def compare(
     )
 
 
-def _group(
-    value: str, indices: npt.NDArray[np.int64], figures: Figures, units: Units, settings: Settings
-) -> Group:
+def _group(value: str, indices: npt.NDArray[np.int64], figures: Figures, units: Units, settings: Settings) -> Group:
     shares = figures.targets[indices].mean(0)
     labels = int((shares > 0).sum())
     _, own = np.unique(units[indices], return_inverse=True)
@@ -143,12 +137,7 @@ def _group(
         part = figures.part(indices, _NAMES)
         measured = part()
         intervals = bootstrap(
-            part,
-            own,
-            replicates=settings.replicates,
-            level=settings.level,
-            seed=settings.seed,
-            bounds=BOUNDS,
+            part, own, replicates=settings.replicates, level=settings.level, seed=settings.seed, bounds=BOUNDS
         )
     return Group(
         value=value,
@@ -163,11 +152,7 @@ def _group(
 
 
 def _by_chance(
-    figures: Figures,
-    units: Units,
-    members: Mapping[str, npt.NDArray[np.int64]],
-    metric: str,
-    settings: Settings,
+    figures: Figures, units: Units, members: Mapping[str, npt.NDArray[np.int64]], metric: str, settings: Settings
 ) -> float | None:
     """Shuffle group names over whole persons where none is in two groups, else over records."""
     everyone = np.sort(np.concatenate(list(members.values())))

@@ -27,9 +27,7 @@ def _positives(targets: npt.NDArray[Any]) -> Bools:
     return np.asarray(targets == 1)
 
 
-def checked(
-    targets: npt.NDArray[Any], scores: npt.NDArray[Any], *, some: bool = True
-) -> tuple[Bools, Floats]:
+def checked(targets: npt.NDArray[Any], scores: npt.NDArray[Any], *, some: bool = True) -> tuple[Bools, Floats]:
     """Return targets as truth values and scores as float64, or refuse what cannot be scored.
 
     Raises
@@ -84,9 +82,7 @@ def decide(scores: npt.NDArray[Any], thresholds: npt.NDArray[Any] | None) -> Boo
         chosen[np.arange(len(scores)), scores.argmax(1)] = True
         return chosen
     if np.shape(thresholds) != scores.shape[1:]:
-        raise DataError(
-            f"{scores.shape[1]} labels need as many thresholds, not {np.shape(thresholds)}"
-        )
+        raise DataError(f"{scores.shape[1]} labels need as many thresholds, not {np.shape(thresholds)}")
     if np.isnan(thresholds).any():
         raise NonFiniteError("a threshold is NaN; nothing can be decided by it")
     return np.asarray(scores >= thresholds)
@@ -102,9 +98,7 @@ def f1_scores(targets: npt.NDArray[Any], decisions: npt.NDArray[np.bool_]) -> Fl
     return np.where(positive.any(0), 2 * hits / np.maximum(total, 1), np.nan)
 
 
-def macro_f1(
-    targets: npt.NDArray[Any], scores: npt.NDArray[Any], thresholds: npt.NDArray[Any] | None = None
-) -> float:
+def macro_f1(targets: npt.NDArray[Any], scores: npt.NDArray[Any], thresholds: npt.NDArray[Any] | None = None) -> float:
     """Return the mean F1 over labels with a positive record, between 0 and 1.
 
     Take the thresholds (see :func:`decide`) from other records (:func:`choose_thresholds`).

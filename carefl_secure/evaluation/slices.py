@@ -20,10 +20,7 @@ from carefl_secure.errors import DataError
 Floats = npt.NDArray[np.float64]
 
 _SIDE = 256
-_NAMES = {
-    "brightness": ("1 dark", "2 middle", "3 bright"),
-    "sharpness": ("1 blurred", "2 middle", "3 sharp"),
-}
+_NAMES = {"brightness": ("1 dark", "2 middle", "3 bright"), "sharpness": ("1 blurred", "2 middle", "3 sharp")}
 
 
 @dataclass(frozen=True)

@@ -75,9 +75,7 @@ def train_centrally(bench: Bench) -> Trained:
     return Trained(made, spent.epsilon)
 
 
-def _descend(
-    bench: Bench, share: npt.NDArray[np.int64], noise: float, start: Vector, purpose: str
-) -> Vector:
+def _descend(bench: Bench, share: npt.NDArray[np.int64], noise: float, start: Vector, purpose: str) -> Vector:
     """Take ``federation.rounds`` steps from ``start`` on some of the private records."""
     config, corpora, said = bench.config, bench.corpora, bench.contexts
     if config.sums_updates:
@@ -96,9 +94,7 @@ def _descend(
             targets(corpora.private)[share],
             None if said is None else [said.private[i] for i in share.tolist()],
         ),
-        Clipping(
-            clip, config.privacy.normalise and private, config.privacy.clipping, micro_batch(config)
-        ),
+        Clipping(clip, config.privacy.normalise and private, config.privacy.clipping, micro_batch(config)),
     )
     rate, adapter = config.privacy.sample_rate, start.copy()
     batch = rate * len(share)

@@ -30,15 +30,7 @@ from carefl_secure.runs.train import train
 _CELL = "cell.json"  # written last: a cell with this file is finished
 _SCORES = "scores.npz"
 # A fault of the program in one cell is named in the table, as it would be in a process of its own.
-_FAULTS = (
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
+_FAULTS = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -78,13 +70,7 @@ def run_cell(cell: Cell, reporter: Reporter) -> Finished:
     _MAKERS[cell.variant.kind](cell, folder, reporter)
     made = _read(folder / "made.json") or {}
     # An earlier attempt's time is in it only where the run could not go on.
-    result = Finished(
-        cell.variant.name,
-        cell.seed,
-        made.get("epsilon"),
-        time.monotonic() - started,
-        made["figures"],
-    )
+    result = Finished(cell.variant.name, cell.seed, made.get("epsilon"), time.monotonic() - started, made["figures"])
     cell_json = {"settings": _settings(cell), "result": asdict(result)}
     write_atomically(folder / _CELL, (json.dumps(cell_json, indent=2) + "\n").encode())
     return result
@@ -230,9 +216,7 @@ def _beside(cells: list[Cell], jobs: int) -> Iterator[tuple[str, Finished]]:
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = before or str(share)
     try:
-        with ProcessPoolExecutor(
-            jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_remember
-        ) as pool:
+        with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_remember) as pool:
             waiting: dict[Future[Finished], Cell] = {
                 pool.submit(run_cell, cell, SilentReporter()): cell for cell in cells
             }

@@ -111,9 +111,7 @@ class Scores:
                 },
             )
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise RunError(
-                f"the scores {path} cannot be read: {error}; remove their folder and run again"
-            ) from error
+            raise RunError(f"the scores {path} cannot be read: {error}; remove their folder and run again") from error
 
 
 class Statistic:
@@ -126,17 +124,9 @@ class Statistic:
         self._models: list[tuple[Figures, dict[str, Figures]]] = []
         for number, scores in enumerate(held.scores):
             cuts = None if held.thresholds is None else held.thresholds[number]
-            whole = Figures(
-                held.targets,
-                scores,
-                multi=cuts is not None,
-                thresholds=cuts,
-                names=("mAP", "macro_f1"),
-            )
+            whole = Figures(held.targets, scores, multi=cuts is not None, thresholds=cuts, names=("mAP", "macro_f1"))
             parts = {
-                name: Figures(
-                    held.targets[:, rows], scores[:, rows], multi=cuts is not None, names=("mAP",)
-                )
+                name: Figures(held.targets[:, rows], scores[:, rows], multi=cuts is not None, names=("mAP",))
                 for name, rows in held.slices.items()
                 if rows and held.targets[:, rows].any()
             }

@@ -46,10 +46,7 @@ def mean_interval(values: Sequence[float], level: float) -> dict[str, float | No
         return {"mean": mean, "low": None, "high": None, "p": None}
     error = float(x.std(ddof=1)) / math.sqrt(len(x))
     reach = float(stats.t.ppf((1 + level) / 2, len(x) - 1)) * error
-    if error == 0.0:
-        p = 1.0 if mean == 0.0 else 0.0
-    else:
-        p = float(2 * stats.t.sf(abs(mean) / error, len(x) - 1))
+    p = (1.0 if mean == 0.0 else 0.0) if error == 0.0 else float(2 * stats.t.sf(abs(mean) / error, len(x) - 1))
     return {"mean": mean, "low": mean - reach, "high": mean + reach, "p": p}
 
 
@@ -77,9 +74,7 @@ def results(experiment: Experiment, finished: Sequence[Finished], folder: Path) 
         "rows": rows,
         "comparisons": comparisons,
         "failures": [
-            {"cell": f"{one.variant}-seed{one.seed}", "error": one.error}
-            for one in finished
-            if one.error is not None
+            {"cell": f"{one.variant}-seed{one.seed}", "error": one.error} for one in finished if one.error is not None
         ],
         "seconds": sum(one.seconds for one in good),
     }
@@ -98,17 +93,12 @@ def _row(experiment: Experiment, variant: Variant, good: Sequence[Finished]) -> 
         "cells": len(mine),
         # The most that any cell spent; None where one of them protects nothing.
         "epsilon": max(spent) if mine and len(spent) == len(mine) else None,
-        "figures": {
-            name: mean_interval([one.figures[name] for one in mine], experiment.level)
-            for name in names
-        },
+        "figures": {name: mean_interval([one.figures[name] for one in mine], experiment.level) for name in names},
         "seconds": float(np.mean([one.seconds for one in mine])) if mine else None,
     }
 
 
-def _comparisons(
-    experiment: Experiment, good: Sequence[Finished], folder: Path
-) -> list[dict[str, Any]]:
+def _comparisons(experiment: Experiment, good: Sequence[Finished], folder: Path) -> list[dict[str, Any]]:
     held: dict[tuple[str, int], _Resampled] = {}
 
     def resampled(name: str, seed: int) -> _Resampled:
@@ -128,9 +118,7 @@ def _comparisons(
         row: dict[str, Any] = {"variant": variant.name, "against": other, "seeds": len(seeds)}
         first = mine[seeds[0]].figures
         row["over_seeds"] = {
-            name: mean_interval(
-                [mine[s].figures[name] - theirs[s].figures[name] for s in seeds], experiment.level
-            )
+            name: mean_interval([mine[s].figures[name] - theirs[s].figures[name] for s in seeds], experiment.level)
             for name in first
             if all(name in mine[s].figures and name in theirs[s].figures for s in seeds)
         }
@@ -166,9 +154,7 @@ class _Resampled:
         self.drawn = [statistic(weights) for weights in resamples(scores.units, replicates, seed)]
 
 
-def _bootstrap(
-    pairs: Sequence[tuple[_Resampled, _Resampled]], level: float
-) -> dict[str, dict[str, float | None]]:
+def _bootstrap(pairs: Sequence[tuple[_Resampled, _Resampled]], level: float) -> dict[str, dict[str, float | None]]:
     """Return the basic interval of the mean difference; empty where the records differ."""
     for one, other in pairs:
         same = np.array_equal(one.scores.targets, other.scores.targets)
@@ -181,8 +167,7 @@ def _bootstrap(
             continue
         whole = float(np.mean([a.whole[name] - b.whole[name] for a, b in pairs]))
         drawn: Floats = np.mean(
-            [[x[name] - y[name] for x, y in zip(a.drawn, b.drawn, strict=True)] for a, b in pairs],
-            axis=0,
+            [[x[name] - y[name] for x, y in zip(a.drawn, b.drawn, strict=True)] for a, b in pairs], axis=0
         )
         known = drawn[np.isfinite(drawn)]
         low = high = None

@@ -51,9 +51,7 @@ class Clients:
         ]
         self.sessions = [
             ClientSession(
-                ClientSetup(
-                    spec.plan, self.cohort, index, identities[index], spec.key_source(index)
-                ),
+                ClientSetup(spec.plan, self.cohort, index, identities[index], spec.key_source(index)),
                 task,
                 self.ledgers[index],
                 max_epsilon=spec.max_epsilon,
@@ -91,9 +89,7 @@ class Clients:
     def grid(self, workers: int, drop: Drop | None, record: Record | None) -> LocalGrid:
         """Return the grid that reaches all parties."""
         protocol = self.cohort.aggregation
-        app = build_client_app(
-            self.session, self.keep_refusal, helpers=self.helper, protocol=protocol
-        )
+        app = build_client_app(self.session, self.keep_refusal, helpers=self.helper, protocol=protocol)
         self._grid = LocalGrid(app, self.nodes, workers=workers, drop=drop, record=record)
         return self._grid
 
@@ -116,9 +112,7 @@ def make_parties(spec: RunSpec) -> tuple[list[Ed25519PrivateKey], Cohort, list[H
     count = plan.privacy.clients
     clients = [Ed25519PrivateKey.generate() for _ in range(count)]
     private = [Ed25519PrivateKey.generate() for _ in range(aggregation.helpers)]
-    cohort = Cohort(
-        spec.folder.run_id.encode(), _public(clients), spec.base_hash, _public(private), aggregation
-    )
+    cohort = Cohort(spec.folder.run_id.encode(), _public(clients), spec.base_hash, _public(private), aggregation)
     protocol = find_protocol(cohort.aggregation)
     helpers = [
         protocol.helper(ClientSetup(plan, cohort, index, key, spec.key_source(count + index)))

@@ -6,12 +6,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    Idefics3Processor,
-    PreTrainedTokenizerFast,
-    SmolVLMConfig,
-    SmolVLMForConditionalGeneration,
-)
+from transformers import Idefics3Processor, PreTrainedTokenizerFast, SmolVLMConfig, SmolVLMForConditionalGeneration
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 from carefl_secure.data.label_spaces import SPACES
@@ -104,9 +99,7 @@ def build_processor() -> Idefics3Processor:
         max_image_size={"longest_edge": _IMAGE},
         do_resize=True,
     )
-    return Idefics3Processor(
-        image_processor=images, tokenizer=_tokenizer(), image_seq_len=16, chat_template=_TEMPLATE
-    )
+    return Idefics3Processor(image_processor=images, tokenizer=_tokenizer(), image_seq_len=16, chat_template=_TEMPLATE)
 
 
 def build_model(processor: Idefics3Processor, seed: int) -> SmolVLMForConditionalGeneration:
@@ -115,11 +108,7 @@ def build_model(processor: Idefics3Processor, seed: int) -> SmolVLMForConditiona
     Widths are multiples of 64 so that every 4-bit kernel accepts them.
     """
     tok = processor.tokenizer
-    special = {
-        "pad_token_id": tok.pad_token_id,
-        "bos_token_id": tok.bos_token_id,
-        "eos_token_id": tok.eos_token_id,
-    }
+    special = {"pad_token_id": tok.pad_token_id, "bos_token_id": tok.bos_token_id, "eos_token_id": tok.eos_token_id}
     config = SmolVLMConfig(
         vision_config={
             "hidden_size": 128,

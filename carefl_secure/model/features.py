@@ -95,9 +95,7 @@ def _encode(base: Base, corpus: Corpus, reporter: Reporter) -> Tensor:
     @torch.inference_mode()
     def part(start: int) -> Tensor:
         images = [[corpus.image(i)] for i in range(start, min(count, start + _BATCH))]
-        inputs = base.processor.image_processor(
-            images, do_image_splitting=False, return_tensors="pt"
-        )
+        inputs = base.processor.image_processor(images, do_image_splitting=False, return_tensors="pt")
         pixels = inputs["pixel_values"]
         if pixels.shape[1] != 1:
             raise ModelError(f"the processor cut an image of {corpus.name} into tiles")

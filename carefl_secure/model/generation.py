@@ -89,9 +89,7 @@ class TextScorer:
         labels = min(_SEVERAL, len(space.labels)) if space.multi else 1
         self._most = labels * longest + 1 if constrained else max(_FREE, labels * longest)
 
-    def all(
-        self, features: Tensor, batch: int = 64, captions: Sequence[str] | None = None
-    ) -> GeneratedLabels:
+    def all(self, features: Tensor, batch: int = 64, captions: Sequence[str] | None = None) -> GeneratedLabels:
         """Let the model answer about many records; features are [records, image tokens, width]."""
         if captions is not None and len(captions) != len(features):
             raise ConfigError(f"{len(captions)} captions do not fit {len(features)} records")
@@ -110,9 +108,7 @@ class TextScorer:
 
     def _written(self, features: Tensor, captions: Sequence[str]) -> list[str]:
         base = self._scorer.adapter.base
-        prompts, attention = base.prompter.batch(
-            [framed(caption, self._scorer.question) for caption in captions]
-        )
+        prompts, attention = base.prompter.batch([framed(caption, self._scorer.question) for caption in captions])
         length = prompts.shape[1]
         with torch.no_grad():
             out = self._scorer.adapter.module.get_base_model().generate(  # type: ignore[operator]

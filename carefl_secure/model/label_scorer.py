@@ -56,18 +56,11 @@ class LabelScorer:
                 [framed(caption, self.question) for caption in captions]
             )
         raw = answer_log_likelihoods(
-            self.adapter.module,
-            self.__dict__["_tree"],
-            prefix,
-            attention,
-            features,
-            self.adapter.base.dtype,
+            self.adapter.module, self.__dict__["_tree"], prefix, attention, features, self.adapter.base.dtype
         )
         return raw[:, :-1] - raw[:, -1:] if self.space.multi else raw.log_softmax(-1)
 
-    def all(
-        self, features: Tensor, batch: int = 64, captions: Sequence[str] | None = None
-    ) -> npt.NDArray[np.float32]:
+    def all(self, features: Tensor, batch: int = 64, captions: Sequence[str] | None = None) -> npt.NDArray[np.float32]:
         """Score many records without gradients, shape [records, labels]."""
         _check_captions(captions, len(features))
         self.adapter.module.eval()

@@ -91,9 +91,7 @@ def _layout(tree: TokenTree, attention: Tensor, dtype: torch.dtype) -> tuple[Ten
     sees, depth = tree.ancestry()
     total = length + len(tree.parents)
     allowed = torch.zeros(batch, total, total, dtype=torch.bool)
-    allowed[:, :length, :length] = (
-        torch.ones(length, length, dtype=torch.bool).tril() & real[:, None]
-    )
+    allowed[:, :length, :length] = torch.ones(length, length, dtype=torch.bool).tril() & real[:, None]
     allowed[:, length:, :length] = real[:, None]
     allowed[:, length:, length:] = sees
     allowed |= torch.eye(total, dtype=torch.bool)  # padding sees itself: no empty softmax
@@ -104,12 +102,7 @@ def _layout(tree: TokenTree, attention: Tensor, dtype: torch.dtype) -> tuple[Ten
 
 
 def answer_log_likelihoods(
-    model: nn.Module,
-    tree: TokenTree,
-    prefix: Tensor,
-    attention: Tensor,
-    features: Tensor,
-    dtype: torch.dtype,
+    model: nn.Module, tree: TokenTree, prefix: Tensor, attention: Tensor, features: Tensor, dtype: torch.dtype
 ) -> Tensor:
     r"""Score every answer of ``tree`` for every record in one pass, float32 [batch, answers].
 

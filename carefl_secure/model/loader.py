@@ -9,12 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import (
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    BitsAndBytesConfig,
-    Idefics3Processor,
-)
+from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig, Idefics3Processor
 
 from carefl_secure.errors import ModelError
 from carefl_secure.hub import fetch_snapshot, quiet
@@ -82,11 +77,7 @@ def load_base(
     try:
         with quiet("bitsandbytes"):
             model = AutoModelForImageTextToText.from_pretrained(
-                folder,
-                quantization_config=config,
-                dtype=dtype,
-                use_safetensors=True,
-                attn_implementation="sdpa",
+                folder, quantization_config=config, dtype=dtype, use_safetensors=True, attn_implementation="sdpa"
             )
             processor = _processor(folder)
     except (OSError, ValueError, KeyError, ImportError) as error:
@@ -102,9 +93,7 @@ def load_base(
     _check_fit(model, processor, source)
     several = source == "embedded" and quantization != "int8"
     chosen = (
-        ParallelBatches.for_small()
-        if parallel_batches is None and several
-        else ParallelBatches(parallel_batches or 1)
+        ParallelBatches.for_small() if parallel_batches is None and several else ParallelBatches(parallel_batches or 1)
     )
     return Base(model, processor, Prompter(processor), _digest(folder), dtype, source, chosen)
 

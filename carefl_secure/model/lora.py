@@ -158,9 +158,7 @@ class Adapter:
 def _pattern(base: Base, targets: tuple[str, ...], last_layers: int | None) -> str:
     unknown = sorted(set(targets) - set(TARGETS))
     if unknown or not targets:
-        raise ConfigError(
-            f"adapter.targets must be some of {', '.join(TARGETS)}; got {', '.join(unknown) or '-'}"
-        )
+        raise ConfigError(f"adapter.targets must be some of {', '.join(TARGETS)}; got {', '.join(unknown) or '-'}")
     count = int(base.model.config.text_config.num_hidden_layers)
     if last_layers is not None and not 1 <= last_layers <= count:
         raise ConfigError(f"adapter.last_layers must lie between 1 and {count}, not {last_layers}")

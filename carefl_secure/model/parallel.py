@@ -46,9 +46,7 @@ class ParallelBatches:
         return self._side_by_side(parallel_batches, function, work)
 
     @staticmethod
-    def _side_by_side(
-        parallel_batches: int, function: Callable[[Item], Found], work: list[Item]
-    ) -> Iterator[Found]:
+    def _side_by_side(parallel_batches: int, function: Callable[[Item], Found], work: list[Item]) -> Iterator[Found]:
         before = torch.get_num_threads()
         try:
             with ThreadPoolExecutor(parallel_batches, "batch", torch.set_num_threads, (1,)) as pool:

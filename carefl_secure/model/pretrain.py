@@ -70,9 +70,7 @@ def pretrain(output: Path, *, seed: int, steps: int | None, reporter: Reporter) 
     _train(
         "learning to see",
         [*seeing, *head.parameters()],
-        lambda step, chosen: lessons.seen(
-            head(_features(model, corpus, chosen).flatten(1)), chosen
-        ),
+        lambda step, chosen: lessons.seen(head(_features(model, corpus, chosen).flatten(1)), chosen),
         steps or _SEE,
         2e-3,
         reporter,
@@ -107,8 +105,7 @@ def _train(
     optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.02)
     warm = max(1, min(100, steps // 10))
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda s: min((s + 1) / warm, 1.0) * (0.5 * (1 + math.cos(math.pi * s / steps)) + 1e-3),
+        optimizer, lambda s: min((s + 1) / warm, 1.0) * (0.5 * (1 + math.cos(math.pi * s / steps)) + 1e-3)
     )
     rng = np.random.default_rng(seed)
     reporter.start(task, steps)
@@ -132,9 +129,7 @@ def _train(
     reporter.finish(task)
 
 
-def _features(
-    model: SmolVLMForConditionalGeneration, corpus: SyntheticCorpus, chosen: Rows
-) -> Tensor:
+def _features(model: SmolVLMForConditionalGeneration, corpus: SyntheticCorpus, chosen: Rows) -> Tensor:
     pixels = torch.from_numpy(corpus.pixels[chosen]).permute(0, 3, 1, 2).float()
     scaled = (pixels / 255 - 0.5) / 0.5  # what the processor does to a picture of this very size
     output = model.model.get_image_features(scaled[:, None], return_dict=True)
@@ -144,9 +139,7 @@ def _features(
 class _Lessons:
     """What is asked about the pictures, and the right answers."""
 
-    def __init__(
-        self, prompter: Prompter, corpus: SyntheticCorpus, rng: np.random.Generator
-    ) -> None:
+    def __init__(self, prompter: Prompter, corpus: SyntheticCorpus, rng: np.random.Generator) -> None:
         self._prompter = prompter
         self._rng = rng
         self._factors = corpus.scenes.factors
@@ -171,10 +164,7 @@ class _Lessons:
     def spoken(self, model: nn.Module, features: Tensor, chosen: Rows, context: bool) -> Tensor:
         """Return the loss of answering the EMOTIC question and, without context, some others."""
         if context:
-            texts = [
-                f"Context: {describe(self._factors[i], self._rng, 0.1)}. {QUESTIONS['emotic']}"
-                for i in chosen
-            ]
+            texts = [f"Context: {describe(self._factors[i], self._rng, 0.1)}. {QUESTIONS['emotic']}" for i in chosen]
             prefix, attention = self._prompter.batch(texts)
             suffixes = self._prompter.suffixes(None, EMOTIC.labels, reference=True)
         else:
@@ -188,9 +178,7 @@ class _Lessons:
             start = len(suffixes)
             suffixes += self._prompter.suffixes(QUESTIONS[name], self._words[name], reference=False)
             owned[name] = slice(start, len(suffixes))
-        scores = answer_log_likelihoods(
-            model, TokenTree.build(suffixes), prefix, attention, features, torch.float32
-        )
+        scores = answer_log_likelihoods(model, TokenTree.build(suffixes), prefix, attention, features, torch.float32)
         odds = scores[:, : emotic - 1] - scores[:, emotic - 1 : emotic]
         total = 6.0 * F.binary_cross_entropy_with_logits(odds, self._emotic[chosen])
         for name, rows in owned.items():
@@ -201,10 +189,7 @@ class _Lessons:
 
 
 def _save(
-    model: SmolVLMForConditionalGeneration,
-    processor: Idefics3Processor,
-    output: Path,
-    facts: dict[str, int | str],
+    model: SmolVLMForConditionalGeneration, processor: Idefics3Processor, output: Path, facts: dict[str, int | str]
 ) -> None:
     output.mkdir(parents=True, exist_ok=True)
     copy.deepcopy(model).eval().to(torch.float16).save_pretrained(output)

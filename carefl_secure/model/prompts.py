@@ -69,9 +69,7 @@ class Prompter:
         words = [*labels, REFERENCE] if reference else list(labels)
         rows = [self.ids(" " + word) for word in words]
         clash = any(
-            i != j and len(a) <= len(b) and b[: len(a)] == a
-            for i, a in enumerate(rows)
-            for j, b in enumerate(rows)
+            i != j and len(a) <= len(b) and b[: len(a)] == a for i, a in enumerate(rows) for j, b in enumerate(rows)
         )
         end = self.ids(_END)
         return [row + end for row in rows] if clash else rows

@@ -70,8 +70,7 @@ def _check_settings(adapter: Adapter, folder: Path) -> None:
         saved: Any = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ModelError(
-            f"{folder} holds no adapter (no {path.name}); finish the run, with --resume where it "
-            "was interrupted"
+            f"{folder} holds no adapter (no {path.name}); finish the run, with --resume where it was interrupted"
         ) from error
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} cannot be read: {error}; restore it from a copy") from error
@@ -90,6 +89,4 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     try:
         return dict(load_file(path))
     except (OSError, SafetensorError) as error:
-        raise ModelError(
-            f"the adapter weights {path} cannot be read: {error}; restore them from a copy"
-        ) from error
+        raise ModelError(f"the adapter weights {path} cannot be read: {error}; restore them from a copy") from error

@@ -60,9 +60,7 @@ class StackedAdapter(Adapter):
         parts = [get_peft_model_state_dict(self.module, adapter_name=name) for name in self.names]
         whole = {
             # B is [out, r] and A is [r, in]: either way the ranks are put side by side.
-            name: torch.cat([part[name] for part in parts], 1 if "lora_B" in name else 0)
-            .detach()
-            .contiguous()
+            name: torch.cat([part[name] for part in parts], 1 if "lora_B" in name else 0).detach().contiguous()
             for name in parts[0]
         }
         config: Any = copy.deepcopy(self.module.peft_config["default"])

@@ -39,9 +39,7 @@ def prompt_template(choice: str) -> str:
             f"{', '.join(TASK_PROMPTS)}, or to the path of a text file"
         ) from error
     if not text or len(text) > _MOST:
-        raise ConfigError(
-            f"the task prompt {choice} holds {len(text)} characters; 1 to {_MOST} are allowed"
-        )
+        raise ConfigError(f"the task prompt {choice} holds {len(text)} characters; 1 to {_MOST} are allowed")
     if set(text) & set("<>|"):
         raise ConfigError(
             f"the task prompt {choice} holds one of the signs < > |, which models use for marks "
@@ -54,8 +52,7 @@ def prompt_template(choice: str) -> str:
     for _, name, form, conversion in parts:
         if name is not None and (name not in _PLACES or form or conversion):
             raise ConfigError(
-                f"the task prompt {choice} has a placeholder {{{name}}}; only "
-                "{question} and {labels} are known"
+                f"the task prompt {choice} has a placeholder {{{name}}}; only {{question}} and {{labels}} are known"
             )
     return text
 

@@ -61,9 +61,7 @@ def _cipher() -> Callable[[bytes], _Encryptor]:
 
 def _check(key: object) -> None:
     if not isinstance(key, bytes) or len(key) != KEY_BYTES:
-        raise PrivacyError(
-            f"a key stream needs a key of exactly {KEY_BYTES} bytes; pass such a key"
-        )
+        raise PrivacyError(f"a key stream needs a key of exactly {KEY_BYTES} bytes; pass such a key")
 
 
 def _open(key: bytes) -> _Encryptor:

@@ -1,18 +1,8 @@
 """Sampling, events, accounting, the ledger and the plan; clipping is imported by its full name."""
 
-from carefl_secure.privacy.accounting.accountant import (
-    accountant_name,
-    epsilon,
-    pld_epsilon,
-    rdp_epsilon,
-)
+from carefl_secure.privacy.accounting.accountant import accountant_name, epsilon, pld_epsilon, rdp_epsilon
 from carefl_secure.privacy.accounting.calibration import calibrate_noise
-from carefl_secure.privacy.accounting.events import (
-    Event,
-    SampledGaussian,
-    SampledSkellam,
-    event_from_json,
-)
+from carefl_secure.privacy.accounting.events import Event, SampledGaussian, SampledSkellam, event_from_json
 from carefl_secure.privacy.ledger.ledger import Entry, Ledger
 from carefl_secure.privacy.plan import PrivacyPlan
 from carefl_secure.privacy.sampling import poisson_sample

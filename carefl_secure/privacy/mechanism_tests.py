@@ -56,9 +56,7 @@ def dispersion_p_value(groups: Sequence[tuple[NDArray[np.float64], int]], rate: 
     return _two_sided(2.0 * mean * total / variance, 2.0 * mean**2 / variance)
 
 
-def sampling_p_values(
-    draws: Sequence[NDArray[np.int64]], records: int, sample_rate: float
-) -> tuple[float, float]:
+def sampling_p_values(draws: Sequence[NDArray[np.int64]], records: int, sample_rate: float) -> tuple[float, float]:
     r"""Test whether samples were drawn by Poisson sampling; two-sided p-values of sizes and counts.
 
     The batch sizes :math:`s_t` of T rounds should be binomial of n trials, the counts
@@ -68,9 +66,7 @@ def sampling_p_values(
     """
     rounds = len(draws)
     if not (0.0 < sample_rate < 1.0 and rounds > 0 and records > 0):
-        raise ConfigError(
-            f"{rounds} rounds over {records} records at rate {sample_rate} cannot be tested"
-        )
+        raise ConfigError(f"{rounds} rounds over {records} records at rate {sample_rate} cannot be tested")
     sizes = np.array([len(draw) for draw in draws], dtype=np.float64)
     counts = np.bincount(np.concatenate(draws).astype(np.int64), minlength=records)
     return (

@@ -99,17 +99,14 @@ class PrivacyPlan:
             check_whole("records_per_person", self.records_per_person, 1)
             if self.unit != "person":
                 raise ConfigError(
-                    "records_per_person bounds what one person adds; set unit to 'person' or leave "
-                    "it out"
+                    "records_per_person bounds what one person adds; set unit to 'person' or leave it out"
                 )
         if not isinstance(self.normalise, bool):
             raise ConfigError(f"normalise is {self.normalise!r}; choose true or false")
         for name in ("delta", "sample_rate", "clipping_norm", "noise_multiplier"):
             object.__setattr__(self, name, as_real(name, getattr(self, name)))
         if self.target_epsilon is not None:
-            object.__setattr__(
-                self, "target_epsilon", as_real("target_epsilon", self.target_epsilon)
-            )
+            object.__setattr__(self, "target_epsilon", as_real("target_epsilon", self.target_epsilon))
         check_plan(self)
 
     @property
@@ -251,9 +248,7 @@ def _check_numbers(plan: PrivacyPlan) -> None:
     if plan.noise_multiplier < 0.0:
         raise ConfigError(f"noise_multiplier is {plan.noise_multiplier}; choose it above 0")
     if plan.target_epsilon is not None and plan.target_epsilon <= 0.0:
-        raise ConfigError(
-            f"target_epsilon is {plan.target_epsilon}; choose it above 0 (8 is usual)"
-        )
+        raise ConfigError(f"target_epsilon is {plan.target_epsilon}; choose it above 0 (8 is usual)")
     if plan.unit in ("record", "person") and plan.delta * plan.public_records >= 1.0:
         raise ConfigError(
             f"delta {plan.delta:g} would allow to publish one of {plan.public_records} "
@@ -265,8 +260,7 @@ def _check_numbers(plan: PrivacyPlan) -> None:
 def _check_cohort(plan: PrivacyPlan) -> None:
     if plan.min_survivors > plan.clients:
         raise ConfigError(
-            f"min_survivors is {plan.min_survivors} with {plan.clients} clients; lower it or "
-            "invite more clients"
+            f"min_survivors is {plan.min_survivors} with {plan.clients} clients; lower it or invite more clients"
         )
     if plan.max_colluders >= plan.min_survivors:
         raise ConfigError(
@@ -284,8 +278,7 @@ def _check_mechanism(plan: PrivacyPlan) -> None:
     wanted = "none" if plan.unit == "none" else _MECHANISM[plan.trust]
     if plan.mechanism != wanted:
         raise ConfigError(
-            f"unit {plan.unit!r} with trust {plan.trust!r} needs mechanism {wanted!r}, "
-            f"not {plan.mechanism!r}"
+            f"unit {plan.unit!r} with trust {plan.trust!r} needs mechanism {wanted!r}, not {plan.mechanism!r}"
         )
     if plan.unit == "none":
         if plan.noise_multiplier != 0.0 or plan.target_epsilon is not None:
@@ -295,9 +288,7 @@ def _check_mechanism(plan: PrivacyPlan) -> None:
             )
         return
     if plan.noise_multiplier == 0.0:
-        raise ConfigError(
-            "noise_multiplier is 0, which protects nothing; raise it, or say unit 'none'"
-        )
+        raise ConfigError("noise_multiplier is 0, which protects nothing; raise it, or say unit 'none'")
     if plan.unit == "client" and plan.trust == "none":
         raise ConfigError("unit 'client' needs trust 'secagg': its noise is shared in the sum")
     if plan.unit == "person" and plan.trust == "none":
@@ -307,10 +298,7 @@ def _check_mechanism(plan: PrivacyPlan) -> None:
         )
     if plan.unit == "client" and plan.sample_rate != 1.0:
         raise ConfigError(
-            "unit 'client' gains nothing from sampling, as the server knows who takes part; "
-            "set sample_rate to 1"
+            "unit 'client' gains nothing from sampling, as the server knows who takes part; set sample_rate to 1"
         )
     if plan.local_steps > 1 and not (plan.unit == "record" and plan.trust == "none"):
-        raise ConfigError(
-            f"local_steps is {plan.local_steps}; a secure round releases one sum, set it to 1"
-        )
+        raise ConfigError(f"local_steps is {plan.local_steps}; a secure round releases one sum, set it to 1")

@@ -21,20 +21,14 @@ _NEIGHBOURS = {
     "person": "one person more or less at one client",
     "client": "the data of one client replaced by nothing, while it goes on taking part",
 }
-_CHANGES = {
-    "record": "adding or removing it",
-    "person": "adding or removing it",
-    "client": "emptying it",
-}
+_CHANGES = {"record": "adding or removing it", "person": "adding or removing it", "client": "emptying it"}
 _ADJACENCY = {"record": "add-or-remove-one", "person": "add-or-remove-one", "client": "zero-out"}
 _OPEN = (
     "Still seen, and not protected: which clients take part and when, how long their answers take, "
     "the label space, the number of records per client as declared, and the public split. "
 )
 _PRESENCE = "That a client takes part at all is seen too; only what it holds is protected."
-_REPEATS = (
-    "A person with several records is protected for each of them, not for all of them together."
-)
+_REPEATS = "A person with several records is protected for each of them, not for all of them together."
 _PERSONS = (
     "Who is one person is taken from the names in the corpus: somebody with two names, or at two "
     "clients, is protected for each of them, not for both together."
@@ -62,13 +56,7 @@ def verdict(epsilon: float) -> str:
 
 
 def promise_text(
-    *,
-    unit: str,
-    trust: str,
-    epsilon: float,
-    delta: float,
-    colluders: int,
-    records_per_person: int | None = None,
+    *, unit: str, trust: str, epsilon: float, delta: float, colluders: int, records_per_person: int | None = None
 ) -> str:
     """Write the promise: some sentences on one line.
 
@@ -91,19 +79,14 @@ def promise_text(
             + " may give away single records and persons. No epsilon holds for this run."
         )
     if not math.isfinite(epsilon):
-        return (
-            "Nothing is promised: no finite epsilon could be proved for this run. Treat every "
-            "record as disclosed."
-        )
+        return "Nothing is promised: no finite epsilon could be proved for this run. Treat every record as disclosed."
     shown = round_up(epsilon)
     return (
         f"Protected is {_UNITS[unit]}: {_CHANGES[unit]} ({_NEIGHBOURS[unit]}) changes the "
         "probability of any outcome computed from the released sums, the adapter among them, by a "
         f"factor of at most e^{shown}, except with probability {delta:g} (epsilon {shown}, delta "
         f"{delta:g}, {_ADJACENCY[unit]}; {strength}). "
-        f"This holds against {_against(trust, colluders)}. "
-        + _OPEN
-        + _rest(unit, trust, records_per_person)
+        f"This holds against {_against(trust, colluders)}. " + _OPEN + _rest(unit, trust, records_per_person)
     ).rstrip()
 
 

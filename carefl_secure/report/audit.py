@@ -29,10 +29,7 @@ ADVERSARIES: Mapping[str, str] = {
 }
 """The adversary of each attack; a test compares this with the attacks themselves."""
 
-_TRAFFIC = (
-    "server-view",
-    "helper-view",
-)  # computed from the messages of a replay, not from records
+_TRAFFIC = ("server-view", "helper-view")  # computed from the messages of a replay, not from records
 _BOUND = "epsilon lower bound: "
 _REACH = "attainable with "
 
@@ -69,13 +66,10 @@ def read_audits(run: Path, run_id: str) -> tuple[AuditFinding, ...] | None:
                 raise ValueError("its verdict names no finding")
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise RunError(
-                f"{file} cannot be read as an audit ({_FORMAT}); audit the run again or remove it: "
-                f"{error}"
+                f"{file} cannot be read as an audit ({_FORMAT}); audit the run again or remove it: {error}"
             ) from error
         if owner != run_id:
-            raise RunError(
-                f"{file} is an audit of run {owner}, not of {run_id}; audit this run or remove it"
-            )
+            raise RunError(f"{file} is an audit of run {owner}, not of {run_id}; audit this run or remove it")
     return tuple(found) if files else None
 
 
@@ -86,11 +80,7 @@ def _finding(entry: Mapping[str, Any]) -> AuditFinding:
     if not isinstance(figures, Mapping):
         raise TypeError("figures are no mapping")
     return AuditFinding(
-        str(entry["attack"]),
-        str(entry["check"]),
-        cast("AuditVerdict", verdict),
-        str(entry["words"]),
-        figures,
+        str(entry["attack"]), str(entry["check"]), cast("AuditVerdict", verdict), str(entry["words"]), figures
     )
 
 
@@ -117,8 +107,7 @@ def audit_part(findings: Sequence[AuditFinding] | None) -> Audit | None:
         for attack in dict.fromkeys(one.attack for one in findings)
     ]
     return Audit(
-        verdict="falsified" if any(g.verdict == "falsified" for g in groups) else "not falsified",
-        groups=groups,
+        verdict="falsified" if any(g.verdict == "falsified" for g in groups) else "not falsified", groups=groups
     )
 
 
@@ -137,12 +126,7 @@ def _group(attack: str, findings: Sequence[AuditFinding]) -> AuditGroup:
 def _line(one: AuditFinding) -> AuditLine:
     result, ceiling, interval = _measured(one)
     return AuditLine(
-        check=one.check,
-        verdict=one.verdict,
-        result=result,
-        ceiling=ceiling,
-        interval=interval,
-        words=one.words,
+        check=one.check, verdict=one.verdict, result=result, ceiling=ceiling, interval=interval, words=one.words
     )
 
 
@@ -163,11 +147,7 @@ def _measured(one: AuditFinding) -> tuple[str | None, str | None, str | None]:
         ceiling = figures.get("ceiling at 0.01 FPR")
         error = figures.get("AUC standard error, at most")
         auc = figures.get("AUC")
-        spread = (
-            None
-            if error is None or auc is None
-            else f"AUC {auc - 1.96 * error:.3f} to {auc + 1.96 * error:.3f}"
-        )
+        spread = None if error is None or auc is None else f"AUC {auc - 1.96 * error:.3f} to {auc + 1.96 * error:.3f}"
         return (
             f"{100.0 * figures['TPR at 0.01 FPR']:.1f} % at 1 % false alarms",
             None if ceiling is None else f"{100.0 * ceiling:.1f} %",

@@ -77,10 +77,7 @@ def build_report(record: RunRecord) -> tuple[Report, AttackerBounds | None]:
         software={
             "report written by carefl-secure": carefl_secure.__version__,
             "python": platform.python_version(),
-            **{
-                name: importlib.metadata.version(name)
-                for name in ("dp-accounting", "numpy", "scipy")
-            },
+            **{name: importlib.metadata.version(name) for name in ("dp-accounting", "numpy", "scipy")},
         },
         plan_sha256=record.plan_hash,
         ledger_head=record.server.entries[-1].hash if record.server.entries else None,
@@ -97,9 +94,7 @@ def _promise(record: RunRecord, verdict: _Verdict, price: float | None) -> Promi
         sentence = privacy.promise(math.inf)
     else:
         sentence = (
-            "Nothing is guaranteed: a condition of the guarantee failed, or the records of this "
-            "run "
-            "cannot be trusted."
+            "Nothing is guaranteed: a condition of the guarantee failed, or the records of this run cannot be trusted."
         )
     return Promise(
         epsilon=price if held else None,

@@ -76,8 +76,5 @@ def caveats(record: RunRecord) -> list[Caveat]:
             "Rounding to integers breaks its norm bound in some round with a probability of at "
             f"most {total:.1e}; it is charged to delta.",
         )
-        add(
-            "Negligible",
-            "Noise and sums are integers, so floating-point attacks on the noise do not apply.",
-        )
+        add("Negligible", "Noise and sums are integers, so floating-point attacks on the noise do not apply.")
     return found

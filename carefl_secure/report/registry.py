@@ -53,9 +53,7 @@ def registry_entry(report: Report) -> str:
                 "access_type_details": "The adapter is distributed; the records are not queried.",
             },
             "accounting": {
-                "post_processing": (
-                    "The server's optimiser, and scores on public images, use released sums only."
-                ),
+                "post_processing": ("The server's optimiser, and scores on public images, use released sums only."),
                 "composition": f"{report.accounting.composition}. {report.accounting.accountant}.",
             },
             "implementation": _implementation(report),
@@ -89,8 +87,7 @@ def _basic(report: Report) -> dict[str, object]:
         "data_product_region": _OPEN,
         "description": (
             f"A low-rank adapter of the vision-language model {report.run.base_model}, trained by "
-            f"{report.trust.clients} clients in {report.run.rounds_released} rounds. "
-            + report.promise.sentence
+            f"{report.trust.clients} clients in {report.run.rounds_released} rounds. " + report.promise.sentence
         ),
         "publication_date": report.run.last_entry[:10],
     }
@@ -99,12 +96,9 @@ def _basic(report: Report) -> dict[str, object]:
 def _loss(report: Report) -> dict[str, object]:
     price, delta = report.promise.epsilon, report.promise.delta
     loss: dict[str, object] = {
-        "privacy_unit": {
-            "record": "Record-level",
-            "person": "Person-level",
-            "client": "Client-level",
-            "none": "None",
-        }[report.unit.kind],
+        "privacy_unit": {"record": "Record-level", "person": "Person-level", "client": "Client-level", "none": "None"}[
+            report.unit.kind
+        ],
         "privacy_unit_details": (
             f"Unit: {report.unit.definition}. Two data sets are neighbours if one has one unit "
             "more than the other (symmetric distance 1)."
@@ -113,9 +107,7 @@ def _loss(report: Report) -> dict[str, object]:
     }
     if price is not None and delta is not None:
         loss["privacy_parameters"] = {"epsilon": float(round_up(price)), "delta": delta}
-        loss["privacy_parameters_details"] = (
-            f"Over all rounds; {report.promise.strength}. " + _attack(report)
-        )
+        loss["privacy_parameters_details"] = f"Over all rounds; {report.promise.strength}. " + _attack(report)
     else:
         loss["privacy_parameters_details"] = " ".join([report.promise.sentence, *report.reasons])
     return loss

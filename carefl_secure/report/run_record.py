@@ -121,9 +121,7 @@ def read_run(path: Path) -> RunRecord:
     path = folder.path
     config, plan = _settings(folder.config), folder.read_plan()
     if not folder.ledger.is_file():
-        raise RunError(
-            f"{path} holds no ledger.jsonl: nothing was released, so there is nothing to report"
-        )
+        raise RunError(f"{path} holds no ledger.jsonl: nothing was released, so there is nothing to report")
     server = _book("server", folder.ledger)
     identity = server.entries[0].payload.get("identity", {}) if server.entries else {}
     own = path / "clients"
@@ -139,9 +137,7 @@ def read_run(path: Path) -> RunRecord:
         plan_hash=canonical_hash(plan).hex(),
         begun_under=_begun_under(folder),
         server=server,
-        clients=tuple(
-            _book(file.parent.name, file) for file in find_ledgers(path) if own in file.parents
-        ),
+        clients=tuple(_book(file.parent.name, file) for file in find_ledgers(path) if own in file.parents),
         simulated=own.is_dir(),
         rows=_rows(folder.metrics),
         audit=read_audits(path, run_id),
@@ -149,9 +145,7 @@ def read_run(path: Path) -> RunRecord:
     )
 
 
-def _stages(
-    path: Path, plan: Mapping[str, Any], run_id: str
-) -> tuple[StagedPlan, tuple[StageRecord, ...]]:
+def _stages(path: Path, plan: Mapping[str, Any], run_id: str) -> tuple[StagedPlan, tuple[StageRecord, ...]]:
     """Read the plan of every stage, each with the event that the file states for a round of it."""
     if not isinstance(plan.get("privacy"), Mapping):
         raise RunError(f"{path} lacks its privacy part; restore it from a copy")

@@ -187,11 +187,7 @@ def round_lines(record: RunRecord, accounts: Accounts) -> list[RoundLine]:
             round=int(row["round"]),
             epsilon=finite(accounts.by_round.get(int(row["round"]))),
             survivors=int(row["survivors"]) if "survivors" in row else None,
-            metrics={
-                name: float(value)
-                for name, value in row.items()
-                if name not in _NOT_METRICS and _figure(value)
-            },
+            metrics={name: float(value) for name, value in row.items() if name not in _NOT_METRICS and _figure(value)},
         )
         for row in record.rows
     ]

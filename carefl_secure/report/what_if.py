@@ -119,20 +119,12 @@ def _fewer(record: RunRecord, accounts: Accounts) -> list[WhatIf]:
         "added more noise, which is not counted"
     )
     found = [
-        _case(
-            f"survivors: {least} at the fewest, of {privacy.clients}",
-            accounts.epsilon,
-            privacy.delta,
-            (counted,),
-        )
+        _case(f"survivors: {least} at the fewest, of {privacy.clients}", accounts.epsilon, privacy.delta, (counted,))
     ]
     honest = privacy.noise_clients - 1
     if honest >= 1:
         weaker = [with_survivors(e, privacy.noise_clients, honest) for e in accounts.events]
-        words = (
-            "not covered by the plan; every colluder that reveals its noise to the server "
-            "removes as much of it"
-        )
+        words = "not covered by the plan; every colluder that reveals its noise to the server removes as much of it"
         price = epsilon(weaker, privacy.delta)
         found.append(
             _case(

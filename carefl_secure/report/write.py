@@ -51,8 +51,7 @@ def refuse_void(report: Report) -> None:
     """Raise PrivacyError with the reasons if a report is void."""
     if report.verdict == "void":
         raise PrivacyError(
-            "the report is void, so no privacy may be claimed for this run: "
-            + "; ".join(report.reasons)
+            "the report is void, so no privacy may be claimed for this run: " + "; ".join(report.reasons)
         )
 
 

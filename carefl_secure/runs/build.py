@@ -91,12 +91,7 @@ def client_tasks(
     return model_tasks(
         scorer,
         corpora,
-        Clipping(
-            plan.privacy.clipping_norm,
-            plan.privacy.normalise,
-            config.privacy.clipping,
-            micro_batch(config),
-        ),
+        Clipping(plan.privacy.clipping_norm, plan.privacy.normalise, config.privacy.clipping, micro_batch(config)),
         reporter,
         contexts=contexts,
         by_person=config.privacy.unit == "person",
@@ -119,10 +114,7 @@ def run_options(config: Config, evaluate: Evaluate, reporter: Reporter) -> dict[
     performance = config.performance
     return {
         "monitoring": Monitoring(
-            evaluate,
-            config.evaluation.every,
-            reporter,
-            partial(TrackedReporter, names=config.run.trackers),
+            evaluate, config.evaluation.every, reporter, partial(TrackedReporter, names=config.run.trackers)
         ),
         "simulation": Simulation(config.dropout, config.run.seed),
         "performance": PerformanceFlags(performance.workers, performance.timeout_s),
@@ -145,9 +137,7 @@ def make_optimizer(config: Config, adapter: Adapter, finished: int = 0) -> Serve
     return make()
 
 
-def key_source(
-    config: Config, stage: str = "", kept: Path | None = None
-) -> Callable[[int], KeySource]:
+def key_source(config: Config, stage: str = "", kept: Path | None = None) -> Callable[[int], KeySource]:
     """Return the source of every client's keys: the system's entropy unless tests set a seed.
 
     Predictable keys follow from seed, stage and client, so no stage repeats another's. The folder

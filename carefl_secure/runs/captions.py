@@ -45,9 +45,7 @@ def load_contexts(config: Config, corpora: Corpora, reporter: Reporter) -> Conte
     return made
 
 
-def captions_of(
-    config: Config, corpora: Corpora, reporter: Reporter
-) -> Callable[[Corpus], list[str]] | None:
+def captions_of(config: Config, corpora: Corpora, reporter: Reporter) -> Callable[[Corpus], list[str]] | None:
     """Return a function from any corpus to its captions in this run; None where there are none.
 
     Under ``shuffled`` and ``wrong`` all captions are those of public records, so that a private
@@ -76,8 +74,7 @@ def _source(config: Config, reporter: Reporter) -> Callable[[Corpus], list[str]]
     if config.model.context_cache is not None:
         cache = CaptionCache.find(config.model.context_cache)
         reporter.note(
-            f"captions: by {cache.facts.get('model')}, view {cache.facts.get('view')}, from the "
-            "cache on this machine"
+            f"captions: by {cache.facts.get('model')}, view {cache.facts.get('view')}, from the cache on this machine"
         )
         return lambda corpus: read_captions(corpus, cache)
     rate = config.model.context_error

@@ -46,9 +46,7 @@ class ModelTask:
         """Number of records that this client holds."""
         return len(self.losses)
 
-    def clipped_sum(
-        self, adapter: Vector, indices: npt.NDArray[np.int64], number: int
-    ) -> npt.NDArray[np.float64]:
+    def clipped_sum(self, adapter: Vector, indices: npt.NDArray[np.int64], number: int) -> npt.NDArray[np.float64]:
         """Sum the clipped per-record gradients at ``adapter``; see the protocol."""
         return self._clipped(adapter, indices, number, None)
 
@@ -77,27 +75,19 @@ class ModelTask:
         with held.lock:
             return held.trainable_entries(number)
 
-    def gradient(
-        self, adapter: Vector, indices: npt.NDArray[np.int64], number: int
-    ) -> npt.NDArray[np.float64]:
+    def gradient(self, adapter: Vector, indices: npt.NDArray[np.int64], number: int) -> npt.NDArray[np.float64]:
         """Return the unclipped gradient of a mean loss; see the protocol."""
         held = self.losses.scorer.adapter
         with held.lock:
             held.load(adapter)
             held.module.train()
-            found = mean_gradient(
-                held.active(number), self.losses.losses, indices, self.clipping.micro_batch
-            )
+            found = mean_gradient(held.active(number), self.losses.losses, indices, self.clipping.micro_batch)
             out = np.zeros(held.dimension)
             out[held.trainable_entries(number)] = found
         return out
 
     def _clipped(
-        self,
-        adapter: Vector,
-        indices: npt.NDArray[np.int64],
-        number: int,
-        groups: npt.NDArray[np.int64] | None,
+        self, adapter: Vector, indices: npt.NDArray[np.int64], number: int, groups: npt.NDArray[np.int64] | None
     ) -> npt.NDArray[np.float64]:
         held = self.losses.scorer.adapter
         with held.lock:
@@ -149,10 +139,7 @@ def model_tasks(
     return [
         ModelTask(
             RecordLosses(
-                scorer,
-                features[share],
-                labels[share],
-                None if said is None else [said[i] for i in share.tolist()],
+                scorer, features[share], labels[share], None if said is None else [said[i] for i in share.tolist()]
             ),
             clipping,
             tuple(held),
@@ -162,12 +149,7 @@ def model_tasks(
     ]
 
 
-def _rows(
-    share: npt.NDArray[np.int64],
-    by_person: list[npt.NDArray[np.int64]],
-    rate: float,
-    most_each: int,
-) -> int:
+def _rows(share: npt.NDArray[np.int64], by_person: list[npt.NDArray[np.int64]], rate: float, most_each: int) -> int:
     """Return the most records of one sum: those of the largest persons where these are drawn."""
     if not by_person:
         return sample_bound(len(share), rate, most_each)

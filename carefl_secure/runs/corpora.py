@@ -13,13 +13,7 @@ from carefl_secure.config import Config
 from carefl_secure.data.checks.examine import examine, files_of, restrict, skipped_of
 from carefl_secure.data.checks.summary import counts_line
 from carefl_secure.data.corpora.base import ReadOptions
-from carefl_secure.data.deduplication.policy import (
-    Deduplicated,
-    deduplicate,
-    equal_records,
-    exposed,
-    near_records,
-)
+from carefl_secure.data.deduplication.policy import Deduplicated, deduplicate, equal_records, exposed, near_records
 from carefl_secure.data.label_spaces import PUBLISHED_SPACES
 from carefl_secure.data.open_corpus import open_corpus
 from carefl_secure.data.partition import partition
@@ -118,13 +112,7 @@ def _drawn(config: Config, reporter: Reporter) -> tuple[Corpus, Corpus, Corpus, 
 
     def draw(part: str, count: int, seed: int) -> Corpus:
         return synthetic_corpus(
-            part,
-            count,
-            task=task,
-            view=config.data.view,
-            seed=seed,
-            cache=config.data.cache_dir,
-            reporter=reporter,
+            part, count, task=task, view=config.data.view, seed=seed, cache=config.data.cache_dir, reporter=reporter
         )
 
     seed = config.data.seed
@@ -196,8 +184,7 @@ def _read(config: Config, reporter: Reporter) -> Corpora:
         shown += found.found.hashes["test" if "test" in parts else "val"]
     if open_too := exposed(held["private"], shown):
         reporter.note(
-            f"warning: {open_too} private images are nearly equal to public or scored ones, which "
-            "no noise covers"
+            f"warning: {open_too} private images are nearly equal to public or scored ones, which no noise covers"
         )
     equal, near = equal_records(held["private"]), near_records(held["private"])
     public_part = made["public"]
@@ -210,8 +197,7 @@ def _labelled(corpus: Corpus | None, path: Path) -> Corpus:
     known = [i for i, record in enumerate(records) if record.labels]
     if corpus is None or not known:
         raise DataError(
-            f"{path} has no labelled training records; train on a corpus that has, and use this "
-            "one for scoring only"
+            f"{path} has no labelled training records; train on a corpus that has, and use this one for scoring only"
         )
     if corpus.space.multi or len(known) == len(records):
         return corpus
@@ -229,9 +215,7 @@ def open_only(found: Corpora, config: Config) -> Corpora:
         share = public / (public + test)
         cut = split(whole, {"public": share, "test": 1 - share}, config.data.seed)
         parts = {name: Subset(whole, tuple(places)) for name, places in cut.items()}
-        return Corpora(
-            nothing, parts["public"], parts["test"], parts["public"], [], found.duplicates
-        )
+        return Corpora(nothing, parts["public"], parts["test"], parts["public"], [], found.duplicates)
     return Corpora(nothing, found.public, found.test, found.public, [], found.duplicates)
 
 

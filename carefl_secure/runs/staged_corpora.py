@@ -98,9 +98,7 @@ def _share_once(config: Config, found: Sequence[Corpora]) -> list[Shares]:
             )
         if known:
             clients = np.array([owner[record.key] for record in records])
-            shares[place] = [
-                np.flatnonzero(clients == client) for client in range(config.federation.clients)
-            ]
+            shares[place] = [np.flatnonzero(clients == client) for client in range(config.federation.clients)]
             continue
         shares[place] = share_out(config, found[place].private)
         for client, share in enumerate(shares[place]):
@@ -141,13 +139,9 @@ def _apart(found: list[Corpora], spaces: Sequence[str], reporter: Reporter) -> l
                     "give the stages different pictures"
                 )
             dropped += len(corpus.records) - len(keep)
-            parts[name] = (
-                corpus if len(keep) == len(corpus.records) else Subset(corpus, tuple(keep))
-            )
+            parts[name] = corpus if len(keep) == len(corpus.records) else Subset(corpus, tuple(keep))
         if dropped:
-            reporter.note(
-                f"{dropped} records of the {space} stage left out: a later stage has their pictures"
-            )
+            reporter.note(f"{dropped} records of the {space} stage left out: a later stage has their pictures")
         later |= seen
         public = parts["public"]
         kept.append(Corpora(parts["private"], public, parts["test"], public, [], one.duplicates))

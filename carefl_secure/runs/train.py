@@ -78,9 +78,7 @@ def train(
     path = config.run.dir / name if resume is None else resume
     check_start(path, resume=resume is not None)
     if config.stages.spaces and engine is not None:
-        raise ConfigError(
-            "a run in stages stays in this process; leave --engine out, or set no stages"
-        )
+        raise ConfigError("a run in stages stays in this process; leave --engine out, or set no stages")
     # stages score the same pictures
     with cached_features() if config.stages.spaces else nullcontext():
         reporter.note(f"run folder: {path}")
@@ -109,8 +107,7 @@ class _Run:
         self._corpora = load_stages(config, reporter)
         self._each = stage_configs(config)
         self._contexts = [
-            load_contexts(one, corpora, reporter)
-            for one, corpora in zip(self._each, self._corpora, strict=True)
+            load_contexts(one, corpora, reporter) for one, corpora in zip(self._each, self._corpora, strict=True)
         ]
         self._scorer = label_scorer(self._each[0], self._corpora[0].private.space)
         self._adapter: Adapter = self._scorer.adapter
@@ -180,18 +177,11 @@ class _Run:
         state = self._folder.read_checkpoint()
         number = state.get("stage")
         if not isinstance(number, int) or not 1 <= number <= len(self._each):
-            raise RunError(
-                f"the checkpoint of {self._folder.path} names no stage of this run; restore it "
-                "from a copy"
-            )
+            raise RunError(f"the checkpoint of {self._folder.path} names no stage of this run; restore it from a copy")
         found = [state.get(f"earlier.{place}") for place in range(1, number)]
-        if not all(
-            isinstance(vector, np.ndarray) and vector.shape == self._initial.shape
-            for vector in found
-        ):
+        if not all(isinstance(vector, np.ndarray) and vector.shape == self._initial.shape for vector in found):
             raise RunError(
-                f"the checkpoint of {self._folder.path} lacks the adapter of an earlier stage; "
-                "restore it from a copy"
+                f"the checkpoint of {self._folder.path} lacks the adapter of an earlier stage; restore it from a copy"
             )
         return [np.asarray(vector, np.float32) for vector in found]
 
@@ -230,8 +220,7 @@ class _Run:
         within = f" of stage {stage.name}" if stage.name else ""
         if stage.name:
             reporter.note(
-                f"stage {stage.name}: {plan.privacy.rounds} rounds on "
-                f"{len(corpora.private.records)} private records"
+                f"stage {stage.name}: {plan.privacy.rounds} rounds on {len(corpora.private.records)} private records"
             )
         spec = RunSpec(
             stage=stage,
@@ -245,12 +234,7 @@ class _Run:
         if (most := config.federation.max_rejected_rounds) is not None:
             optimizer = SumGuard(optimizer, most, config.federation.max_agreement)
         result = run_federation(
-            spec,
-            start,
-            optimizer,
-            engine=self._engine,
-            resume=going_on,
-            **run_options(config, evaluate, reporter),
+            spec, start, optimizer, engine=self._engine, resume=going_on, **run_options(config, evaluate, reporter)
         )
         ran = any(row.get("stage", "") == stage.name for row in result.rows)
         if ran and np.array_equal(result.adapter, start):

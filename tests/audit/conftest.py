@@ -107,9 +107,7 @@ def machine(config: Config) -> Callable[..., MachineView]:
 
         plan = plan_like(config, dimension, 200)
         one = replace(plan, privacy=replace(plan.privacy, rounds=1))
-        first, second = (
-            rehearse(config, keys, canaries=0, plan=one, empty=True, **options) for _ in range(2)
-        )
+        first, second = (rehearse(config, keys, canaries=0, plan=one, empty=True, **options) for _ in range(2))
         norm = plan.privacy.clipping_norm
         return MachineView(
             plan,

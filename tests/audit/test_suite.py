@@ -43,9 +43,7 @@ def test_the_result_says_what_was_falsified() -> None:
     assert "| unmasked | falsified | Client 2 sent it bare. |" in bad.as_markdown()
 
 
-def test_the_command_answers_with_22_where_a_promise_fell(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_command_answers_with_22_where_a_promise_fell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
 
     def fake(path: Path, reporter: object, **options: Any) -> AuditResult:
@@ -141,9 +139,7 @@ def test_a_run_without_privacy_memorises_and_the_audit_sees_it(tmp_path: Path) -
         ],
     )
     train(config, SilentReporter())
-    result = audit_run(
-        tmp_path / "open", SilentReporter(), attacks=["membership", "server-view"], records=60
-    )
+    result = audit_run(tmp_path / "open", SilentReporter(), attacks=["membership", "server-view"], records=60)
     assert result.falsified == ()
     areas = {f.check: f.figures["AUC"] for f in result.findings if f.attack == "membership"}
     assert np.max(list(areas.values())) > 0.95  # type: ignore[arg-type]

@@ -48,9 +48,7 @@ def _llava_processor() -> LlavaProcessor:
             show_progress=False,
         ),
     )
-    raw.post_processor = processors.TemplateProcessing(
-        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)]
-    )
+    raw.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=raw,
         bos_token="<s>",
@@ -61,10 +59,7 @@ def _llava_processor() -> LlavaProcessor:
         extra_special_tokens={"image_token": "<image>"},
     )
     images = CLIPImageProcessorPil(
-        do_center_crop=True,
-        crop_size={"height": _SIDE, "width": _SIDE},
-        size={"shortest_edge": _SIDE},
-        resample=3,
+        do_center_crop=True, crop_size={"height": _SIDE, "width": _SIDE}, size={"shortest_edge": _SIDE}, resample=3
     )
     return LlavaProcessor(
         image_processor=images,
@@ -155,9 +150,7 @@ def pictures() -> Callable[..., Pictures]:
 
     def make(*seeds: int, labels: list[tuple[int, ...]] | None = None) -> Pictures:
         images = [
-            Image.fromarray(
-                np.random.default_rng(seed).integers(0, 256, (48, 64, 3), dtype=np.uint8)
-            )
+            Image.fromarray(np.random.default_rng(seed).integers(0, 256, (48, 64, 3), dtype=np.uint8))
             for seed in seeds
         ]
         records = [

@@ -85,9 +85,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         CaptionCache(tmp_path / "file" / "captions", FACTS)
 
 
-def test_a_stop_while_writing_leaves_the_old_caption(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stop_while_writing_leaves_the_old_caption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = CaptionCache(tmp_path, FACTS)
     cache.put("ab" * 32, "old")
     from carefl_secure.captions import cache as module

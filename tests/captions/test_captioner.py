@@ -11,11 +11,7 @@ import pytest
 import torch
 from bitsandbytes.nn.modules import Linear4bit
 from PIL import Image
-from transformers import (
-    AutoProcessor,
-    LlavaForConditionalGeneration,
-    SmolVLMForConditionalGeneration,
-)
+from transformers import AutoProcessor, LlavaForConditionalGeneration, SmolVLMForConditionalGeneration
 
 from carefl_secure.captions.captioner import LlavaCaptioner, SmolVlmCaptioner, load_captioner
 from carefl_secure.errors import ConfigError, ModelError
@@ -127,9 +123,7 @@ def test_a_large_image_stays_one_tile(smolvlm: Path, tmp_path: Path) -> None:
     assert captioner.caption([noise(0)])[0]
 
 
-def test_a_processor_that_wants_video_libraries_is_read_as_one_for_images(
-    smolvlm: Path, tmp_path: Path
-) -> None:
+def test_a_processor_that_wants_video_libraries_is_read_as_one_for_images(smolvlm: Path, tmp_path: Path) -> None:
     hub = tmp_path / "smolvlm"
     shutil.copytree(smolvlm, hub)
     settings = json.loads((hub / "processor_config.json").read_text())

@@ -64,11 +64,7 @@ def test_drawn_scenes_are_captioned_in_any_view(smolvlm: Path, tmp_path: Path) -
         code, out, err = call(*given, "--view", view, "--set", "data.records=60")
         assert code == 0, err
         splits = json.loads(out)["splits"]
-        assert {name: one["records"] for name, one in splits.items()} == {
-            "private": 3,
-            "public": 3,
-            "test": 3,
-        }
+        assert {name: one["records"] for name, one in splits.items()} == {"private": 3, "public": 3, "test": 3}
     assert len(list((tmp_path / "c").iterdir())) == 2
 
 

@@ -39,9 +39,7 @@ def test_none_own_and_constant(private: Any, donors: Donors) -> None:
     assert set(arrange("constant", private, None, None, 0) or []) == {CONSTANT}
 
 
-def test_shuffled_spreads_over_the_donors_and_follows_the_seed(
-    private: Any, donors: Donors
-) -> None:
+def test_shuffled_spreads_over_the_donors_and_follows_the_seed(private: Any, donors: Donors) -> None:
     first = arrange("shuffled", private, None, donors, 0) or []
     assert set(first) <= set(donors.captions) and len(set(first)) > 15
     assert first == arrange("shuffled", private, None, donors, 0)
@@ -72,9 +70,7 @@ def test_wrong_takes_the_least_overlap_where_none_is_free_of_it(pictures: Make) 
 
 
 @pytest.mark.parametrize("control", CONTROLS)
-def test_taking_a_record_away_changes_no_other_caption(
-    private: Any, donors: Donors, control: Any
-) -> None:
+def test_taking_a_record_away_changes_no_other_caption(private: Any, donors: Donors, control: Any) -> None:
     """What the guarantee per record rests on: neighbours differ in one record's words only."""
     for gone in (0, 17, 39):
         kept = [i for i in range(40) if i != gone]

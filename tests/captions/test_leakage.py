@@ -77,11 +77,7 @@ def test_shares(pictures: Make) -> None:
     report = leakage(corpus, ["a happy child", "a park", "happiness", "an angry man"])
     rows = {row.label: row for row in report.labels}
     assert (report.captions, report.word, report.stem, report.own) == (4, 0.25, 0.75, 0.5)
-    assert (rows["Happiness"].word, rows["Happiness"].stem, rows["Happiness"].own) == (
-        0.25,
-        0.5,
-        0.5,
-    )
+    assert (rows["Happiness"].word, rows["Happiness"].stem, rows["Happiness"].own) == (0.25, 0.5, 0.5)
     assert rows["Anger"].own == 1.0 and rows["Sadness"].own == 0.0 and rows["Fear"].own is None
     text = json.dumps(report.as_json())
     assert "child" not in text and "park" not in text

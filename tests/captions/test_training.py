@@ -140,11 +140,7 @@ def test_each_record_meets_its_own_caption_on_clients_and_server(
     contexts = load_contexts(config, corpora, SilentReporter())
     assert contexts is not None
     tasks = model_tasks(
-        scorer,
-        corpora,
-        Clipping(1.0, True, engine="native", micro_batch=64),
-        SilentReporter(),
-        contexts=contexts,
+        scorer, corpora, Clipping(1.0, True, engine="native", micro_batch=64), SilentReporter(), contexts=contexts
     )
     truth = targets(corpora.private)
     for task, share in zip(tasks[:3], corpora.shares, strict=False):
@@ -161,13 +157,7 @@ def test_each_record_meets_its_own_caption_on_clients_and_server(
 
 
 def test_a_removed_private_record_changes_no_other_caption(corpora: Corpora) -> None:
-    fewer = Corpora(
-        Subset(corpora.private, range(1, 240)),
-        corpora.public,
-        corpora.test,
-        corpora.open,
-        corpora.shares,
-    )
+    fewer = Corpora(Subset(corpora.private, range(1, 240)), corpora.public, corpora.test, corpora.open, corpora.shares)
     for control in ("own", "shuffled", "wrong", "constant"):
         more = ["model.context_error=0.5"] if control != "constant" else []
         whole = captions(corpora, control, *more, "model.context_dropout=0.2")
@@ -206,9 +196,7 @@ def test_a_whole_run_with_the_describer_says_so(tmp_path: Path) -> None:
 
 def test_a_whole_run_on_captions_from_a_cache(smolvlm: Path, tmp_path: Path) -> None:
     config = run(tmp_path, "data.records=64", "federation.clients=3", "simulation.dropout=0")
-    captioner = load_captioner(
-        str(smolvlm), "What?", quantization="none", dtype="float32", max_new_tokens=3, batch=32
-    )
+    captioner = load_captioner(str(smolvlm), "What?", quantization="none", dtype="float32", max_new_tokens=3, batch=32)
     parts = caption_parts(config, SilentReporter())
     first = Subset(parts["private"], range(10))
     cache = open_cache(tmp_path / "captions", captioner, "full")

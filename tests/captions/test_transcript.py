@@ -48,18 +48,12 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
     home = tmp_path_factory.mktemp("context")
     adapter = Adapter(load_base("embedded", quantization="none"), rank=2, alpha=4)
     scorer = LabelScorer(adapter, EMOTIC, QUESTIONS["emotic"])
-    config = load_config(
-        None, ["data.records=80", "model.context=own", "federation.clients=4", "run.seed=5"]
-    )
+    config = load_config(None, ["data.records=80", "model.context=own", "federation.clients=4", "run.seed=5"])
     corpora = load_corpora(config, SilentReporter())
     contexts = load_contexts(config, corpora, SilentReporter())
     assert contexts is not None
     tasks = model_tasks(
-        scorer,
-        corpora,
-        Clipping(1.0, True, engine="native", micro_batch=64),
-        SilentReporter(),
-        contexts=contexts,
+        scorer, corpora, Clipping(1.0, True, engine="native", micro_batch=64), SilentReporter(), contexts=contexts
     )
     plan = plan_run(
         PlanRequest(
@@ -160,9 +154,7 @@ def of_captions(recorded: Recorded) -> list[bytes]:
     return blobs
 
 
-def test_no_caption_and_no_image_is_in_any_message(
-    recorded: Recorded, image_runs: set[bytes]
-) -> None:
+def test_no_caption_and_no_image_is_in_any_message(recorded: Recorded, image_runs: set[bytes]) -> None:
     assert len(recorded.messages) > 30
     sent = wire(recorded.messages)
     assert sum(map(len, sent)) > 4 * 2 * recorded.scorer.adapter.dimension

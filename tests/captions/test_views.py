@@ -36,8 +36,7 @@ def test_a_crop_is_the_box_with_a_margin_inside_the_image() -> None:
 
 @pytest.mark.parametrize("view", ["box", "crop"])
 @pytest.mark.parametrize(
-    "box",
-    [None, (200, 200, 220, 220), (-50, 0, -20, 10), (60, 10, 20, 50), (0, 0, float("nan"), 5)],
+    "box", [None, (200, 200, 220, 220), (-50, 0, -20, 10), (60, 10, 20, 50), (0, 0, float("nan"), 5)]
 )
 def test_a_box_that_is_none_is_refused(view: Any, box: Any) -> None:
     with pytest.raises(DataError):

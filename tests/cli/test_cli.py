@@ -96,23 +96,13 @@ def run() -> Callable[..., Result]:
     return lambda *words: CliRunner().invoke(app, list(words))
 
 
-def test_result_on_stdout_and_progress_on_stderr(
-    trainer: Trainer, run: Callable[..., Result]
-) -> None:
+def test_result_on_stdout_and_progress_on_stderr(trainer: Trainer, run: Callable[..., Result]) -> None:
     result = run("train", "--epsilon", "4")
     assert result.exit_code == 0
     out = result.stdout
     assert SUMMARY.promise in out
     assert str(SUMMARY.folder) in out
-    for text in (
-        "baseline: colour histogram",
-        "0.200",
-        "before",
-        "after",
-        "0.412",
-        "81.9 kB",
-        " 2.5 ",
-    ):
+    for text in ("baseline: colour histogram", "0.200", "before", "after", "0.412", "81.9 kB", " 2.5 "):
         assert text in out
     assert "a [bold] sentence" not in out
     lines = result.stderr.splitlines()
@@ -123,9 +113,7 @@ def test_result_on_stdout_and_progress_on_stderr(
     assert "\x1b" not in out + result.stderr
 
 
-def test_options_reach_the_configuration(
-    trainer: Trainer, run: Callable[..., Result], tmp_path: Path
-) -> None:
+def test_options_reach_the_configuration(trainer: Trainer, run: Callable[..., Result], tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("adapter: {rank: 4}\n", encoding="utf-8")
     photos = tmp_path / "photos"
@@ -145,9 +133,7 @@ def test_options_reach_the_configuration(
 
 
 def test_json_is_all_there_is_on_stdout(trainer: Trainer, run: Callable[..., Result]) -> None:
-    trainer.summary = FakeSummary(
-        **{**vars(SUMMARY), "rows": [{"round": 1, "epsilon": float("inf"), "mAP": None}]}
-    )
+    trainer.summary = FakeSummary(**{**vars(SUMMARY), "rows": [{"round": 1, "epsilon": float("inf"), "mAP": None}]})
     result = run("train", "--json")
     found = json.loads(result.stdout)
     assert found["after"] == SUMMARY.after
@@ -166,9 +152,7 @@ def test_quiet_shows_the_result_only(trainer: Trainer, run: Callable[..., Result
 
 
 @pytest.mark.parametrize("name", errors.__all__)
-def test_every_error_has_its_exit_code(
-    trainer: Trainer, run: Callable[..., Result], name: str
-) -> None:
+def test_every_error_has_its_exit_code(trainer: Trainer, run: Callable[..., Result], name: str) -> None:
     kind = getattr(errors, name)
     trainer.raises = kind("mend [this] now")
     result = run("train")
@@ -185,8 +169,7 @@ def test_interruption(trainer: Trainer, run: Callable[..., Result]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "again"),
-    [([], "--resume runs/one"), (["--engine", "ray"], "--resume runs/one --engine ray")],
+    ("words", "again"), [([], "--resume runs/one"), (["--engine", "ray"], "--resume runs/one --engine ray")]
 )
 def test_an_interruption_names_the_folder_and_the_command(
     trainer: Trainer, run: Callable[..., Result], words: list[str], again: str
@@ -194,9 +177,7 @@ def test_an_interruption_names_the_folder_and_the_command(
     trainer.raises = Interrupted(Path("runs/one"), resumable=True)
     result = run("train", "--quiet", *words)
     assert result.exit_code == 130
-    assert result.stderr == (
-        f"interrupted; the run folder is runs/one; go on with: carefl-secure train {again}\n"
-    )
+    assert result.stderr == (f"interrupted; the run folder is runs/one; go on with: carefl-secure train {again}\n")
     trainer.raises = Interrupted(Path("runs/one"), resumable=False)
     result = run("train", "--quiet", *words)
     assert "runs/one" in result.stderr and "nothing to resume" in result.stderr
@@ -210,9 +191,7 @@ def test_an_unforeseen_error_is_not_hidden(trainer: Trainer, run: Callable[..., 
     assert isinstance(result.exception, ZeroDivisionError)
 
 
-def test_wrong_settings_stop_before_anything_heavy(
-    trainer: Trainer, run: Callable[..., Result]
-) -> None:
+def test_wrong_settings_stop_before_anything_heavy(trainer: Trainer, run: Callable[..., Result]) -> None:
     result = run("train", "--set", "privacy.epsilom=3")
     assert result.exit_code == 2
     assert "did you mean 'privacy.epsilon'" in result.stderr
@@ -227,9 +206,7 @@ def test_version_and_help(run: Callable[..., Result]) -> None:
     assert "train" in run("--help").stdout
 
 
-def test_pretrain(
-    monkeypatch: pytest.MonkeyPatch, run: Callable[..., Result], tmp_path: Path
-) -> None:
+def test_pretrain(monkeypatch: pytest.MonkeyPatch, run: Callable[..., Result], tmp_path: Path) -> None:
     seen: dict[str, object] = {}
 
     def fake(output: Path, *, seed: int, steps: int | None, reporter: Reporter) -> Path:
@@ -256,9 +233,7 @@ def test_environment_stands_before_torch_and_flower(
     seen: dict[str, str] = {}
     inner = trainer.__call__
 
-    def look(
-        config: Config, reporter: Reporter, resume: Path | None = None, engine: object = None
-    ) -> FakeSummary:
+    def look(config: Config, reporter: Reporter, resume: Path | None = None, engine: object = None) -> FakeSummary:
         seen.update({name: os.environ[name] for name in SETTINGS})
         return inner(config, reporter)
 
@@ -267,9 +242,7 @@ def test_environment_stands_before_torch_and_flower(
     assert seen == {**SETTINGS, "OMP_WAIT_POLICY": "ACTIVE"}
 
 
-def test_a_finished_run_is_not_resumed(
-    trainer: Trainer, run: Callable[..., Result], tmp_path: Path
-) -> None:
+def test_a_finished_run_is_not_resumed(trainer: Trainer, run: Callable[..., Result], tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("run: {name: one}\n")
     (tmp_path / "adapter").mkdir()
     assert run("train", "--resume", str(tmp_path)).exit_code == 0
@@ -281,9 +254,7 @@ def test_a_finished_run_is_not_resumed(
     assert trainer.config is None
 
 
-def test_a_name_that_is_taken_is_refused_at_once(
-    trainer: Trainer, run: Callable[..., Result], tmp_path: Path
-) -> None:
+def test_a_name_that_is_taken_is_refused_at_once(trainer: Trainer, run: Callable[..., Result], tmp_path: Path) -> None:
     words = ["train", "--run-dir", str(tmp_path), "--set", "run.name=one"]
     assert run(*words).exit_code == 0
     trainer.config = None

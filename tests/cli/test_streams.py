@@ -17,9 +17,7 @@ from carefl_secure.data.synthetic.corpus import default_cache
 from carefl_secure.errors import DataError, OutputError, RunError
 
 
-def use_output(
-    monkeypatch: pytest.MonkeyPatch, descriptor: int, encoding: str = "utf-8", whole: bool = False
-) -> None:
+def use_output(monkeypatch: pytest.MonkeyPatch, descriptor: int, encoding: str = "utf-8", whole: bool = False) -> None:
     raw = io.FileIO(descriptor, "w")
     stream = io.TextIOWrapper(io.BufferedWriter(raw), encoding, write_through=whole)
     monkeypatch.setattr(sys, "stdout", stream)
@@ -69,9 +67,7 @@ def test_an_error_of_another_file_is_passed_on(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
-def test_what_an_encoding_lacks_is_written_in_ascii(
-    monkeypatch: pytest.MonkeyPatch, encoding: str
-) -> None:
+def test_what_an_encoding_lacks_is_written_in_ascii(monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
     ours, theirs = os.pipe()
     use_output(monkeypatch, theirs, encoding)
     run_with_streams(lambda: result("4.69 │▁▃▅██\n0 └── 笑\n"))

@@ -91,9 +91,7 @@ def test_a_wrong_file_is_refused(tmp_path: Path, changes: dict[str, Any], words:
         ({"seed_keys": ["run.sead"]}, "seed_keys"),
     ],
 )
-def test_a_wrong_setting_is_refused_before_anything_runs(
-    tmp_path: Path, changes: dict[str, Any], words: str
-) -> None:
+def test_a_wrong_setting_is_refused_before_anything_runs(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
     asked = load_experiment(write(tmp_path / "x.yaml", **changes))
     with pytest.raises(ConfigError, match=words):
         cells_of(asked, tmp_path)

@@ -168,17 +168,10 @@ def test_dump_reads_back_the_same(tmp_path: Path) -> None:
 
 
 @given(
-    epsilon=st.floats(1e-3, 100),
-    delta=st.floats(1e-12, 1e-5),
-    clients=st.integers(4, 300),
-    rate=st.floats(1e-4, 1),
+    epsilon=st.floats(1e-3, 100), delta=st.floats(1e-12, 1e-5), clients=st.integers(4, 300), rate=st.floats(1e-4, 1)
 )
 def test_any_valid_settings_survive_the_file(
-    tmp_path_factory: pytest.TempPathFactory,
-    epsilon: float,
-    delta: float,
-    clients: int,
-    rate: float,
+    tmp_path_factory: pytest.TempPathFactory, epsilon: float, delta: float, clients: int, rate: float
 ) -> None:
     words = [f"privacy.delta={delta!r}", f"privacy.sample_rate={rate!r}"]
     config = load_config(None, words, epsilon=epsilon, clients=clients)

@@ -40,11 +40,7 @@ def constants(tree: ast.AST) -> Iterator[str]:
 
 def unknown(text: str) -> set[str]:
     named = NAMED.findall(text) if " " in text else ()  # a message has words
-    return {
-        f"{section}.{key}"
-        for section, key in named
-        if key not in SECTIONS[section] and key not in FILES
-    }
+    return {f"{section}.{key}" for section, key in named if key not in SECTIONS[section] and key not in FILES}
 
 
 def test_every_setting_in_a_message_exists() -> None:

@@ -62,35 +62,20 @@ def test_the_defaults_are_those_of_one_sum_of_gradients() -> None:
             ["privacy.unit=none", "federation.aggregator=fedprox", "federation.local_steps=1"],
             "federation.local_steps above 1",
         ),
-        (
-            ["privacy.unit=client", "federation.aggregator=fedprox", "federation.local_steps=1"],
-            "second local step",
-        ),
+        (["privacy.unit=client", "federation.aggregator=fedprox", "federation.local_steps=1"], "second local step"),
         (["privacy.unit=client", "adapter.train=both"], "not the mean of their products"),
         (["privacy.trust=none", "adapter.train=both"], "adapter.train=alternate"),
-        (
-            ["privacy.unit=none", "federation.local_steps=4", "adapter.train=both"],
-            "not the mean of their products",
-        ),
+        (["privacy.unit=none", "federation.local_steps=4", "adapter.train=both"], "not the mean of their products"),
         (["privacy.unit=client", "federation.aggregator=feddyn"], "privacy.normalise=false"),
-        (
-            ["privacy.trust=none", "federation.aggregator=feddyn", "adapter.train=alternate"],
-            "set adapter.train=B",
-        ),
+        (["privacy.trust=none", "federation.aggregator=feddyn", "adapter.train=alternate"], "set adapter.train=B"),
         (["privacy.unit=person", "privacy.trust=none"], "privacy.unit=record"),
         (["privacy.unit=client", "privacy.trust=none"], "privacy.trust=secagg"),
         (["privacy.unit=none", "privacy.trust=none"], "privacy.trust=secagg"),
         (["privacy.records_per_person=2"], "set privacy.unit=person"),
         (["simulation.stragglers=0.3"], "there is only one"),
         (["privacy.unit=none", "federation.noise_correction=true"], "privacy.unit other than none"),
-        (
-            ["federation.aggregator=fedavg", "federation.noise_correction=true"],
-            "federation.aggregator=fedadam",
-        ),
-        (
-            ["privacy.trust=none", "federation.aggregator=fedprox", "federation.proximal_mu=10"],
-            "overshoots",
-        ),
+        (["federation.aggregator=fedavg", "federation.noise_correction=true"], "federation.aggregator=fedadam"),
+        (["privacy.trust=none", "federation.aggregator=fedprox", "federation.proximal_mu=10"], "overshoots"),
     ],
 )
 def test_contradictions_say_what_to_set(words: list[str], part: str) -> None:

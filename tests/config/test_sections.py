@@ -31,9 +31,7 @@ def test_default_min_survivors(clients: int, floor: int) -> None:
 
 
 @pytest.mark.parametrize("value", ["0", "-1", ".nan", ".inf", "-.inf", "nan", "true", "[]", "null"])
-@pytest.mark.parametrize(
-    "key", ["privacy.epsilon", "privacy.delta", "privacy.sample_rate", "privacy.clipping_norm"]
-)
+@pytest.mark.parametrize("key", ["privacy.epsilon", "privacy.delta", "privacy.sample_rate", "privacy.clipping_norm"])
 def test_privacy_numbers_must_be_positive_and_finite(key: str, value: str) -> None:
     assert refused(f"{key}={value}").startswith(f"{key}: ")
 
@@ -107,14 +105,8 @@ def test_out_of_range_names_its_key(word: str) -> None:
         (["data.source=photos", "data.records=100"], "a folder is taken whole"),
         (["federation.committee_members=5"], "has no effect"),
         (["federation.aggregation=encrypted", "federation.committee_members=2"], "has no effect"),
-        (
-            ["federation.committee_dropout_tolerance=1"],
-            "federation.committee_dropout_tolerance=1 has no effect",
-        ),
-        (
-            ["federation.aggregation=committee", "federation.committee_dropout_tolerance=2"],
-            "at least 5",
-        ),
+        (["federation.committee_dropout_tolerance=1"], "federation.committee_dropout_tolerance=1 has no effect"),
+        (["federation.aggregation=committee", "federation.committee_dropout_tolerance=2"], "at least 5"),
         (["federation.clients=1001"], "set federation.aggregation=committee"),
         (["federation.clients=1001", "federation.aggregation=encrypted"], "at most 1000 clients"),
     ],

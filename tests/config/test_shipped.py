@@ -27,9 +27,7 @@ def test_any_other_name_is_refused_with_those_that_exist(name: str) -> None:
         load_config(Path(f"carefl:{name}"))
 
 
-def test_an_installed_package_reads_its_own_copy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_installed_package_reads_its_own_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "carefl_secure"
     own = package / "shipped" / "configs"
     own.mkdir(parents=True)

@@ -41,12 +41,7 @@ def parse(words: list[str]) -> None:
 
 
 def test_there_is_something_to_check() -> None:
-    assert {p.stem for p in EXPERIMENTS} >= {
-        "carefl_ablations",
-        "parity",
-        "privacy_frontier",
-        "two_stage",
-    }
+    assert {p.stem for p in EXPERIMENTS} >= {"carefl_ablations", "parity", "privacy_frontier", "two_stage"}
     assert len(TASKS) >= 3
     deploy = (ROOT / "configs" / "deploy").glob("*.yaml")  # tests/deployment/test_recipes.py
     assert set((ROOT / "configs").rglob("*.yaml")) == {*EXPERIMENTS, *TASKS, *deploy}

@@ -79,9 +79,7 @@ class Maker:
         coarse = np.random.default_rng(1000 + seed).integers(0, 256, (8, 9, 3), np.uint8)
         return np.asarray(Image.fromarray(coarse).resize(size, Image.Resampling.NEAREST))
 
-    def picture(
-        self, path: Path, size: tuple[int, int] = (48, 40), seed: int | None = None
-    ) -> Path:
+    def picture(self, path: Path, size: tuple[int, int] = (48, 40), seed: int | None = None) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(self.pixels(size, seed)).save(path)
         return path
@@ -148,9 +146,7 @@ class Maker:
             "person": structs(persons),
         }
 
-    def emotic(
-        self, at: str = "Annotations/Annotations.mat", **splits: Sequence[Mapping[str, Any]]
-    ) -> Path:
+    def emotic(self, at: str = "Annotations/Annotations.mat", **splits: Sequence[Mapping[str, Any]]) -> Path:
         (self.root / at).parent.mkdir(parents=True, exist_ok=True)
         stored = {name: structs(images) for name, images in splits.items()}
         savemat(self.root / at, stored, do_compression=True)
@@ -240,10 +236,7 @@ class Maker:
             self.picture(folder / "Image" / "aligned" / f"{name}_aligned.jpg", (100, 100))
             self.picture(folder / "Image" / "original" / f"{name}.jpg", (60, 50))
             self.attributes(subset, name)
-            self.text(
-                folder / "Annotation" / "boundingbox" / f"{name}_boundingbox.txt",
-                "10.5 8.25 40 45.5 ",
-            )
+            self.text(folder / "Annotation" / "boundingbox" / f"{name}_boundingbox.txt", "10.5 8.25 40 45.5 ")
         return self.root
 
     def attributes(self, subset: str, name: str, *codes: str) -> Path:

@@ -20,8 +20,7 @@ def one_hot(count: int, classes: int) -> np.ndarray:
 
 def corpus(sites: list[str | None]) -> FileCorpus:
     records = [
-        Record(str(i), (0,), f"p{i // 2}", {} if site is None else {"site": site})
-        for i, site in enumerate(sites)
+        Record(str(i), (0,), f"p{i // 2}", {} if site is None else {"site": site}) for i, site in enumerate(sites)
     ]
     return FileCorpus("c", LabelSpace("s", ("x",), multi=False), records, [])
 

@@ -23,11 +23,7 @@ def corpus(*people: tuple[str, str | None]) -> FileCorpus:
 
 def test_every_record_once_and_shares_met() -> None:
     parts = split(corpus(*((f"{i}.jpg", None) for i in range(1000))), SHARES, seed=3)
-    assert {name: len(part) for name, part in parts.items()} == {
-        "train": 700,
-        "public": 100,
-        "test": 200,
-    }
+    assert {name: len(part) for name, part in parts.items()} == {"train": 700, "public": 100, "test": 200}
     assert sorted(itertools.chain(*parts.values())) == list(range(1000))
 
 
@@ -68,9 +64,7 @@ def test_same_seed_same_people_whatever_the_order_of_records() -> None:
     first, second = split(one, SHARES, 5), split(other, SHARES, 5)
     assert first == split(one, SHARES, 5)
     for name in SHARES:
-        assert {one.records[i].key for i in first[name]} == {
-            other.records[i].key for i in second[name]
-        }
+        assert {one.records[i].key for i in first[name]} == {other.records[i].key for i in second[name]}
     assert first != split(one, SHARES, 6)
 
 

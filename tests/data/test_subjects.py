@@ -15,8 +15,7 @@ from carefl_secure.errors import ConfigError
 
 def corpus(subjects: list[str | None], sites: list[str] | None = None) -> FileCorpus:
     records = [
-        Record(str(i), (i % 3,), subject, {"site": sites[i]} if sites else {})
-        for i, subject in enumerate(subjects)
+        Record(str(i), (i % 3,), subject, {"site": sites[i]} if sites else {}) for i, subject in enumerate(subjects)
     ]
     return FileCorpus("c", LabelSpace("s", ("x", "y", "z"), multi=False), records, [])
 

@@ -24,9 +24,7 @@ def test_versions_are_compared_as_versions(
     monkeypatch: pytest.MonkeyPatch, name: str, version: str, fits: bool
 ) -> None:
     real = importlib.metadata.version
-    monkeypatch.setattr(
-        importlib.metadata, "version", lambda one: version if one == name else real(one)
-    )
+    monkeypatch.setattr(importlib.metadata, "version", lambda one: version if one == name else real(one))
     if fits:
         assert f"flwr {version}" in doctor.CHECKS["packages"]()
     else:

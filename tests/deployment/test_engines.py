@@ -63,13 +63,7 @@ TasksToy = Callable[..., list[Any]]
 
 def settings(*words: str) -> Config:
     return load_config(
-        None,
-        [
-            "unsafe_deterministic_noise=true",
-            "simulation.dropout=0",
-            f"federation.clients={CLIENTS}",
-            *words,
-        ],
+        None, ["unsafe_deterministic_noise=true", "simulation.dropout=0", f"federation.clients={CLIENTS}", *words]
     )
 
 
@@ -159,10 +153,7 @@ def test_records_survive_the_socket_bit_for_bit() -> None:
     vector = np.random.default_rng(0).normal(size=7).astype(np.float32)
     vector[0] = np.float32("nan")
     content = RecordDict(
-        {
-            "c": ConfigRecord({"i": 2**62, "b": b"\x00\xff", "l": [b"a", b""], "n": [1, -2]}),
-            "a": ArrayRecord([vector]),
-        }
+        {"c": ConfigRecord({"i": 2**62, "b": b"\x00\xff", "l": [b"a", b""], "n": [1, -2]}), "a": ArrayRecord([vector])}
     )
     pipe: Any = Pipe()
     relay.send(pipe, {"x": 1}, [content, RecordDict()])

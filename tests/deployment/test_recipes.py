@@ -106,9 +106,7 @@ def held(compose: dict[str, Any], service: str) -> dict[str, str]:
     return found
 
 
-def test_every_service_is_hardened_and_only_the_proxys_port_is_open(
-    compose: dict[str, Any],
-) -> None:
+def test_every_service_is_hardened_and_only_the_proxys_port_is_open(compose: dict[str, Any]) -> None:
     for name, about in compose["services"].items():
         assert about["read_only"] is True and about["cap_drop"] == ["ALL"], name
         assert about["security_opt"] == ["no-new-privileges:true"], name
@@ -194,9 +192,7 @@ def test_pods_are_restricted_alone_and_behind_a_policy(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CLUSTER)
-def test_secrets_are_made_of_files_of_the_kit_and_mounted_where_they_belong(
-    name: str, bundles: Path
-) -> None:
+def test_secrets_are_made_of_files_of_the_kit_and_mounted_where_they_belong(name: str, bundles: Path) -> None:
     made: dict[str, set[str]] = {}
     for words in commented(DEPLOY / name):
         if words[0] == "kubectl" and "create" in words and words[-1].startswith("--from-file"):
@@ -215,9 +211,7 @@ def test_secrets_are_made_of_files_of_the_kit_and_mounted_where_they_belong(
         assert made["nodes"] == {"north.pub", "south.pub", "west.pub"}
     pod = next(one for one in objects(name) if one["kind"] == "StatefulSet")["spec"]["template"]
     for volume in pod["spec"]["volumes"]:
-        known = volume.get("secret", {}).get("secretName") or volume.get("configMap", {}).get(
-            "name"
-        )
+        known = volume.get("secret", {}).get("secretName") or volume.get("configMap", {}).get("name")
         assert known is None or known in made, volume
     for container in pod["spec"]["containers"]:
         for mount in container["volumeMounts"]:
@@ -225,9 +219,7 @@ def test_secrets_are_made_of_files_of_the_kit_and_mounted_where_they_belong(
                 assert mount["subPath"] in made[mount["name"]], mount
                 assert mount["readOnly"] is True
         if container["name"] == "supernode":
-            assert {mount["name"] for mount in container["volumeMounts"]}.isdisjoint(
-                {"agent", "state", "images"}
-            )
+            assert {mount["name"] for mount in container["volumeMounts"]}.isdisjoint({"agent", "state", "images"})
 
 
 # --- image and proxy --------------------------------------------------------------------------
@@ -281,12 +273,7 @@ class Upstream(BaseHTTPRequestHandler):
 
 
 def ask(
-    port: int,
-    ca: Path,
-    path: str,
-    body: bytes = b"",
-    method: str = "POST",
-    claimed: int | None = None,
+    port: int, ca: Path, path: str, body: bytes = b"", method: str = "POST", claimed: int | None = None
 ) -> tuple[int, str]:
     trust = ssl.create_default_context(cafile=str(ca))
     link = http.client.HTTPSConnection("localhost", port, context=trust, timeout=30)

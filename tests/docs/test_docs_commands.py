@@ -114,9 +114,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "command",
-    [c for c in COMMANDS if c.leaf in CHEAP and "--labels" not in c.words and len(c.words) > 2],
-    ids=shown,
+    "command", [c for c in COMMANDS if c.leaf in CHEAP and "--labels" not in c.words and len(c.words) > 2], ids=shown
 )
 def test_every_cheap_command_does_what_it_should(
     command: Command, images: Path, monkeypatch: pytest.MonkeyPatch
@@ -175,9 +173,7 @@ def test_every_command_of_the_readme_on_a_finished_run(command: Command, finishe
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "command", [c for c in commands(ROOT / "README.md") if c.leaf == "train"], ids=shown
-)
+@pytest.mark.parametrize("command", [c for c in commands(ROOT / "README.md") if c.leaf == "train"], ids=shown)
 def test_every_training_command_of_the_readme_trains(command: Command, finished: Path) -> None:
     words = [w.replace("runs/<id>", "runs/one") for w in fill(command.words[1:], PATH="images")]
     if any(word.partition("=")[2].startswith(HUB) for word in words):

@@ -30,9 +30,7 @@ def hooks() -> ModuleType:
     return module
 
 
-def test_settings_page_names_every_setting_with_allowed_values_and_default(
-    hooks: ModuleType,
-) -> None:
+def test_settings_page_names_every_setting_with_allowed_values_and_default(hooks: ModuleType) -> None:
     page = hooks.settings_page()
     for section, field in Config.model_fields.items():
         inner = getattr(field.annotation, "model_fields", None)
@@ -139,8 +137,7 @@ def test_the_watch_page_names_every_section_that_mlflow_gets() -> None:
     sections = re.search(r"^_SECTIONS = \((.*?)\)", source, re.MULTILINE | re.DOTALL)
     assert sections is not None
     (sentence,) = re.findall(
-        r"settings of the sections (.*?), without",
-        (ROOT / "docs" / "guide" / "watch.md").read_text("utf-8"),
+        r"settings of the sections (.*?), without", (ROOT / "docs" / "guide" / "watch.md").read_text("utf-8")
     )
     assert re.findall(r"`(\w+)`", sentence) == re.findall(r'"(\w+)"', sections[1])
 

@@ -88,9 +88,7 @@ def test_a_local_rule_from_outside_trains_a_client_level_run(
     assert fast > 1.4 * slow
 
 
-def test_the_norm_of_a_clients_update_is_bounded_whatever_the_rule_does(
-    install: Callable[[str], None],
-) -> None:
+def test_the_norm_of_a_clients_update_is_bounded_whatever_the_rule_does(install: Callable[[str], None]) -> None:
     from carefl_secure.federation.local_update.choice import local_work
     from carefl_secure.noise import SystemKeySource
 
@@ -132,9 +130,7 @@ def npz_folder(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_corpus_from_outside_is_shared_out_to_clients(
-    install: Callable[[str], None], npz_folder: Path
-) -> None:
+def test_a_corpus_from_outside_is_shared_out_to_clients(install: Callable[[str], None], npz_folder: Path) -> None:
     from carefl_secure.data.open_corpus import open_corpus
     from carefl_secure.progress import SilentReporter
     from carefl_secure.runs.corpora import load_parts, share_out
@@ -220,10 +216,7 @@ def test_the_outside_protocol_refuses_what_was_changed_on_the_way(
     install("carefl_signed")
     signed = importlib.import_module("carefl_signed")
     spec = run_spec(
-        toy_plan(6, 60, unit="none", rounds=1),
-        toy_tasks(6),
-        RunFolder.create(tmp_path, ""),
-        {"aggregation": "signed"},
+        toy_plan(6, 60, unit="none", rounds=1), toy_tasks(6), RunFolder.create(tmp_path, ""), {"aggregation": "signed"}
     )
     identities, cohort, _ = make_parties(spec)
     setup = ClientSetup(spec.plan, cohort, 2, identities[2], spec.key_source(2))
@@ -241,18 +234,12 @@ def test_the_outside_protocol_refuses_what_was_changed_on_the_way(
 
     collect(upload)
     flipped = upload[:-1] + bytes([upload[-1] ^ 1])
-    for wrong in (
-        lambda: collect(flipped),
-        lambda: collect(upload, 2),
-        lambda: collect(upload, 1, 3),
-    ):
+    for wrong in (lambda: collect(flipped), lambda: collect(upload, 2), lambda: collect(upload, 1, 3)):
         with pytest.raises(ProtocolError, match="not signed"):
             wrong()
 
 
-def test_a_protocol_is_chosen_in_the_configuration_once_it_is_installed(
-    install: Callable[[str], None],
-) -> None:
+def test_a_protocol_is_chosen_in_the_configuration_once_it_is_installed(install: Callable[[str], None]) -> None:
     words = ("federation.aggregation=signed", "privacy.trust=none")
     with pytest.raises(ConfigError, match=r"choose one of pairwise, committee, encrypted"):
         load_config(None, words)

@@ -19,9 +19,7 @@ SETTINGS = Settings(replicates=40, minimum=20)
 
 def records(count: int = COUNT) -> list[Record]:
     return [
-        Record(
-            str(i), (0,), f"person {i // 2}", {"age": "old" if i % 4 < 2 else "young", "id": str(i)}
-        )
+        Record(str(i), (0,), f"person {i // 2}", {"age": "old" if i % 4 < 2 else "young", "id": str(i)})
         for i in range(count)
     ]
 
@@ -33,10 +31,7 @@ def made(multi: bool, **changed: Any) -> Evaluation:
         targets = np.eye(3, dtype=np.float32)[rng.integers(0, 3, COUNT)]
     untuned = rng.normal(size=targets.shape)
     tuned = untuned + 3 * targets - 1
-    settings: dict[str, Any] = {
-        "known": Known(targets, tuned, untuned),
-        "settings": SETTINGS,
-    } | changed
+    settings: dict[str, Any] = {"known": Known(targets, tuned, untuned), "settings": SETTINGS} | changed
     space = LabelSpace("toy", ("joy", "fear", "calm"), multi)
     images = [Image.new("RGB", (8, 8), (i, i, i)) for i in range(COUNT)]
     scored = Scored("one", "toy", "test split", space, records(), targets, images)
@@ -52,13 +47,7 @@ def test_everything_is_there_and_is_strict_json(multi: bool) -> None:
     assert found.sampling.unit == "subject"
     assert found.sampling.units == COUNT // 2
     names = set(found.figures)
-    for other in (
-        found.intervals,
-        found.untuned,
-        found.baselines,
-        found.gains,
-        found.gain_intervals,
-    ):
+    for other in (found.intervals, found.untuned, found.baselines, found.gains, found.gain_intervals):
         assert set(other) == names
     for name in ("mAP", "micro_AP", "macro_f1"):
         assert found.intervals[name].low <= found.figures[name] <= found.intervals[name].high

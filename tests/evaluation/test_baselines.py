@@ -98,9 +98,7 @@ def test_pil_images_of_any_size_give_what_arrays_give() -> None:
     odd = thumbnail([picture.resize((50, 37)) for picture in pictures])
     assert odd.shape == (3, 768)
     uneven = Image.new("RGB", (33, 47), (10, 20, 30))
-    assert thumbnail([uneven]).reshape(-1, 3) == pytest.approx(
-        np.tile([10, 20, 30], (256, 1)) / 255
-    )
+    assert thumbnail([uneven]).reshape(-1, 3) == pytest.approx(np.tile([10, 20, 30], (256, 1)) / 255)
 
 
 def test_leave_one_out_is_what_it_says() -> None:
@@ -114,9 +112,7 @@ def test_leave_one_out_is_what_it_says() -> None:
         penalty = 20 * 10.0**power
         refit = np.array(
             [
-                Ridge(penalty)
-                .fit(np.delete(z, i, 0), np.delete(labels, i, 0))
-                .predict(z[i : i + 1])[0]
+                Ridge(penalty).fit(np.delete(z, i, 0), np.delete(labels, i, 0)).predict(z[i : i + 1])[0]
                 for i in range(20)
             ]
         )

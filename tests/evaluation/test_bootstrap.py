@@ -91,9 +91,7 @@ def test_the_spread_is_that_of_the_formula() -> None:
 
 def test_a_seed_fixes_the_resamples() -> None:
     values = np.arange(20.0)
-    one, same, other = (
-        bootstrap(mean_of(values), np.arange(20), replicates=50, seed=seed) for seed in (1, 1, 2)
-    )
+    one, same, other = (bootstrap(mean_of(values), np.arange(20), replicates=50, seed=seed) for seed in (1, 1, 2))
     assert one == same != other
 
 

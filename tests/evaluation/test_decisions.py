@@ -45,9 +45,7 @@ def test_against_scikit_learn(seed: int) -> None:
     decisions = Decisions(targets, decided)
     found = decisions.figures()
     for average, recall in (("macro", "uar"), ("micro", "micro_recall"), ("samples", None)):
-        expected = precision_recall_fscore_support(
-            targets, decided, average=average, zero_division=0.0
-        )
+        expected = precision_recall_fscore_support(targets, decided, average=average, zero_division=0.0)
         name = average.removesuffix("s")
         names = (f"{name}_precision", recall or "sample_recall", f"{name}_f1")
         assert [found[key] for key in names] == pytest.approx(expected[:3])

@@ -10,9 +10,7 @@ from carefl_secure.evaluation.groups import UNSTATED, Comparison, compare
 from carefl_secure.evaluation.settings import Settings
 
 
-def people(
-    skill: dict[str | None, float], each: int, seed: int = 0
-) -> tuple[list[str | None], Figures]:
+def people(skill: dict[str | None, float], each: int, seed: int = 0) -> tuple[list[str | None], Figures]:
     """Return records whose scores are as good as their group's skill."""
     rng = np.random.default_rng(seed)
     values = [name for name in skill for _ in range(each)]
@@ -37,9 +35,7 @@ def test_a_group_that_is_served_worse_is_found() -> None:
     assert found.gap_by_chance is not None
     assert found.gap > 2 * found.gap_by_chance
     scored = {group.value: group for group in found.groups}
-    assert found.gap == pytest.approx(
-        scored[str(found.best)].figures["mAP"] - scored["b"].figures["mAP"]
-    )
+    assert found.gap == pytest.approx(scored[str(found.best)].figures["mAP"] - scored["b"].figures["mAP"])
     assert scored["b"].intervals["mAP"].high < scored["a"].intervals["mAP"].low
     own = figures.part(np.arange(100, 200), ["mAP", "macro_f1", "uar"])
     assert scored["b"].figures == own()

@@ -75,9 +75,7 @@ def test_labels_nobody_carries_are_left_out() -> None:
 def test_order_is_all_that_counts() -> None:
     targets, scores = drawn(1)
     squeezed = 1 / (1 + np.exp(-scores * [1, 2, 3, 4, 5] - 7))
-    assert mean_average_precision(targets, squeezed) == pytest.approx(
-        mean_average_precision(targets, scores)
-    )
+    assert mean_average_precision(targets, squeezed) == pytest.approx(mean_average_precision(targets, scores))
 
 
 def test_argmax_gives_exactly_one_label() -> None:

@@ -39,9 +39,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def make(settings: dict[str, Any]) -> Any:
     """Return a maker of experiments: ``make(cells, seeds=(0,), base={...})``."""
 
-    def build(
-        cells: list[dict[str, Any]], seeds: tuple[int, ...] = (0,), **more: Any
-    ) -> Experiment:
+    def build(cells: list[dict[str, Any]], seeds: tuple[int, ...] = (0,), **more: Any) -> Experiment:
         base = {name: {**held} for name, held in settings.items()}
         for section, values in more.pop("base", {}).items():
             base.setdefault(section, {}).update(values)

@@ -104,9 +104,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(make: Make, out: Path) -> N
     assert done.figures and not list(out.glob("*.stopped-*"))
 
 
-def test_a_run_without_a_finished_round_begins_anew_and_the_old_folder_is_kept(
-    make: Make, out: Path
-) -> None:
+def test_a_run_without_a_finished_round_begins_anew_and_the_old_folder_is_kept(make: Make, out: Path) -> None:
     asked = make([{"name": "a"}])
     (out / "a-seed0").mkdir(parents=True)
     (out / "a-seed0" / "config.yaml").write_text("left behind")
@@ -114,9 +112,7 @@ def test_a_run_without_a_finished_round_begins_anew_and_the_old_folder_is_kept(
     assert (out / "a-seed0.stopped-1" / "config.yaml").read_text() == "left behind"
 
 
-def test_a_failing_cell_is_named_and_the_others_run(
-    make: Make, out: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failing_cell_is_named_and_the_others_run(make: Make, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = train
 
     def broken(config: Any, *rest: Any) -> Any:
@@ -128,18 +124,10 @@ def test_a_failing_cell_is_named_and_the_others_run(
 
     monkeypatch.setattr(runs, "train", broken)
     asked = make(
-        [
-            {"name": "fire", "set": {"adapter.rank": 1}},
-            {"name": "good"},
-            {"name": "slip", "set": {"adapter.rank": 3}},
-        ]
+        [{"name": "fire", "set": {"adapter.rank": 1}}, {"name": "good"}, {"name": "slip", "set": {"adapter.rank": 3}}]
     )
     finished = run_cells(cells_of(asked, out), 1, SILENT)
-    assert [one.error for one in finished] == [
-        "the disk is on fire",
-        None,
-        "TypeError: a slip of ours",
-    ]
+    assert [one.error for one in finished] == ["the disk is on fire", None, "TypeError: a slip of ours"]
     found = results(asked, finished, out)
     assert [one["cell"] for one in found["failures"]] == ["fire-seed0", "slip-seed0"]
     assert [row["cells"] for row in found["rows"]] == [0, 1, 0]

@@ -16,13 +16,7 @@ from carefl_secure.errors import RunError
 from carefl_secure.experiment.run import Finished
 from carefl_secure.experiment.scores import Scores
 from carefl_secure.experiment.table import holm, mean_interval, results
-from carefl_secure.report.render.experiment_page import (
-    experiment_html,
-    experiment_markdown,
-    interval,
-    spent,
-    spread,
-)
+from carefl_secure.report.render.experiment_page import experiment_html, experiment_markdown, interval, spent, spread
 
 
 def test_the_interval_is_that_of_scipys_paired_test() -> None:
@@ -152,9 +146,7 @@ def test_the_page_shows_no_interval_beyond_a_figures_bounds_and_no_epsilon_of_ze
     assert spent({"kind": "train", "epsilon": None}) == "none"
 
 
-def test_zero_shot_rows_show_a_dash_and_intervals_stand_on_a_line_of_their_own(
-    tmp_path: Path,
-) -> None:
+def test_zero_shot_rows_show_a_dash_and_intervals_stand_on_a_line_of_their_own(tmp_path: Path) -> None:
     found = results(asked(), finished(tmp_path), tmp_path)
     found["rows"][0] |= {"kind": "zero-shot", "epsilon": 0.0}
     html, text = experiment_html(found), experiment_markdown(found)

@@ -53,10 +53,7 @@ def damaged(content: RecordDict, how: Callable[[bytes], bytes]) -> RecordDict:
         return [change(one) for one in value] if isinstance(value, list) else value
 
     return RecordDict(
-        {
-            name: ConfigRecord({key: change(value) for key, value in record.items()})
-            for name, record in content.items()
-        }  # type: ignore[union-attr]
+        {name: ConfigRecord({key: change(value) for key, value in record.items()}) for name, record in content.items()}  # type: ignore[union-attr]
     )
 
 
@@ -70,9 +67,7 @@ class Faulty(LocalGrid):
 
     action, fault = "", ""
 
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         replies = []
         for message, reply in ((m, r) for m in messages for r in super_send(self, m)):
             meta = message.metadata
@@ -101,13 +96,7 @@ def run(
     folder = RunFolder.create(root, "")
     try:
         return folder, federate(
-            plan,
-            tasks,
-            np.zeros(60, np.float32),
-            optimizer=FedAvg(1.0),
-            folder=folder,
-            base_hash=bytes(32),
-            **options,
+            plan, tasks, np.zeros(60, np.float32), optimizer=FedAvg(1.0), folder=folder, base_hash=bytes(32), **options
         )
     except CareflError as error:
         return folder, error
@@ -121,12 +110,7 @@ def released(folder: RunFolder) -> list[int]:
 @pytest.mark.parametrize("action", ACTIONS)
 @pytest.mark.parametrize("fault", ["lost", "duplicated", "reordered", "truncated", "corrupted"])
 def test_a_message_may_come_to_harm_at_any_phase(
-    plan: RunPlan,
-    tasks_toy: Any,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    action: str,
-    fault: str,
+    plan: RunPlan, tasks_toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, action: str, fault: str
 ) -> None:
     tasks = tasks_toy(CLIENTS, 60, 30)
     _, whole = run(plan, tasks, tmp_path / "whole")

@@ -146,9 +146,7 @@ def traced_round(folder: Path, shift: float, monkeypatch: pytest.MonkeyPatch) ->
     return trace
 
 
-def test_a_gradient_passes_through_few_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_gradient_passes_through_few_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = traced_round(tmp_path / "one", 0.0, monkeypatch)
     two = traced_round(tmp_path / "two", 1.0, monkeypatch)
     files = sorted(f for f in one.found if one.found[f] != two.found.get(f))

@@ -47,9 +47,7 @@ def transcript(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Transcri
     """Run two rounds and keep what crossed the wire, beside what stayed inside the clients."""
     home = tmp_path_factory.mktemp("transcript")
     adapter = Adapter(load_base(str(base)), rank=2, alpha=4)
-    config = load_config(
-        None, ["data.records=160", f"data.cache_dir={home / 'cache'}", "privacy.delta=0.001"]
-    )
+    config = load_config(None, ["data.records=160", f"data.cache_dir={home / 'cache'}", "privacy.delta=0.001"])
     corpora = load_corpora(config, SilentReporter())
     tasks = model_tasks(
         LabelScorer(adapter, EMOTIC, "Which emotions?"),
@@ -136,11 +134,7 @@ def uploads(messages: list[Message]) -> list[bytes]:
 
 def test_a_reply_to_training_holds_one_field_and_nothing_else(transcript: Transcript) -> None:
     received = transcript.received
-    replies = [
-        m
-        for m in received
-        if m.metadata.message_type == "train.masked" and m.metadata.src_node_id >= 1000
-    ]
+    replies = [m for m in received if m.metadata.message_type == "train.masked" and m.metadata.src_node_id >= 1000]
     assert len(replies) == 7 * ROUNDS
     for message in replies:
         assert not message.content.array_records and not message.content.metric_records

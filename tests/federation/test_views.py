@@ -36,8 +36,7 @@ class View:
         return [
             message
             for node, message in self.bench.seen
-            if (node - FIRST_NODE >= self.clients) == helper
-            and bool(message.metadata.reply_to_message_id) == replies
+            if (node - FIRST_NODE >= self.clients) == helper and bool(message.metadata.reply_to_message_id) == replies
         ]
 
     def uploads(self) -> list[bytes]:
@@ -50,9 +49,7 @@ class View:
 
 
 @pytest.fixture(params=["committee", "encrypted"])
-def view(
-    request: pytest.FixtureRequest, make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch
-) -> View:
+def view(request: pytest.FixtureRequest, make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch) -> View:
     vectors: dict[int, Floats] = {}
     original = ClientSession._protected
 
@@ -102,10 +99,7 @@ def readings(blob: bytes, item: int) -> Iterator[Floats]:
 
 def test_no_word_that_the_server_receives_follows_a_vector(view: View) -> None:
     item = view.bench.plan.encoding.bits // 8
-    received = [
-        *view.messages(helper=False, replies=True),
-        *view.messages(helper=True, replies=True),
-    ]
+    received = [*view.messages(helper=False, replies=True), *view.messages(helper=True, replies=True)]
     blobs = {blob for message in received for blob in octets(message)}
     assert sum(len(blob) >= 512 * item for blob in blobs) >= 4
     found = max(
@@ -179,10 +173,7 @@ def test_a_clients_reply_is_its_upload_and_of_one_length(view: View) -> None:
 @pytest.mark.parametrize("view", ["encrypted"], indirect=True)
 def test_what_the_key_holder_decrypts_is_still_masked_and_its_key_stays(view: View) -> None:
     bench = view.bench
-    fields = {
-        m.metadata.message_type: m.content["fields"]
-        for m in view.messages(helper=True, replies=True)
-    }
+    fields = {m.metadata.message_type: m.content["fields"] for m in view.messages(helper=True, replies=True)}
     # the key that left it encrypts only; the same check refuses one that decrypts
     PublicKey(fields["query.holder_key"]["key"][64:])
     secret = SecretKey()._context.serialize(save_public_key=True, save_secret_key=True)

@@ -50,9 +50,7 @@ def test_the_same_pictures_are_encoded_once_inside_the_block_only(
     assert calls == [12, 12]
 
 
-def test_other_pictures_or_another_base_are_encoded_anew(
-    tiny: Path, tmp_path: Path, calls: list[int]
-) -> None:
+def test_other_pictures_or_another_base_are_encoded_anew(tiny: Path, tmp_path: Path, calls: list[int]) -> None:
     corpus = synthetic_corpus("test", 6, cache=tmp_path)
     other = tmp_path / "other"
     processor = build_processor()
@@ -69,9 +67,7 @@ def test_other_pictures_or_another_base_are_encoded_anew(
     assert calls == [6, 6, 6, 6]
 
 
-def test_the_oldest_are_forgotten_where_room_ends(
-    tiny: Path, tmp_path: Path, calls: list[int]
-) -> None:
+def test_the_oldest_are_forgotten_where_room_ends(tiny: Path, tmp_path: Path, calls: list[int]) -> None:
     base, silent = load_base(str(tiny), quantization="none"), SilentReporter()
     parts = [synthetic_corpus("test", n, cache=tmp_path) for n in (4, 5)]
     with cached_features(limit=5 * 16 * 128 * 4):

@@ -40,12 +40,7 @@ def test_several_labels(text: str, labels: set[str] | None) -> None:
 
 @pytest.mark.parametrize(
     ("text", "label"),
-    [
-        (" Sadness", "Sadness"),
-        ("The person shows fear, not anger.", "Fear"),
-        ("Fearful", None),
-        ("", None),
-    ],
+    [(" Sadness", "Sadness"), ("The person shows fear, not anger.", "Fear"), ("Fearful", None), ("", None)],
 )
 def test_one_label_is_the_first(text: str, label: str | None) -> None:
     found = parse_labels(text, BASIC)
@@ -81,11 +76,7 @@ def test_greedy_words_are_those_of_one_step_after_the_other(tiny: Path) -> None:
             with torch.no_grad():
                 logits = base.model(
                     input_ids=ids,
-                    mm_encoder_outputs={
-                        "image": BaseModelOutputWithPooling(
-                            pooler_output=features(3)[row : row + 1]
-                        )
-                    },
+                    mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=features(3)[row : row + 1])},
                     use_cache=False,
                 ).logits
             following = int(logits[0, -1].argmax())

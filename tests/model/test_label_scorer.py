@@ -78,9 +78,7 @@ def test_cached_features_are_what_the_model_would_see(base: Base, tmp_path: Path
         [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Which?"}]}],
         add_generation_prompt=True,
     )
-    inputs = base.processor(
-        text=[text], images=[[corpus.image(2)]], do_image_splitting=False, return_tensors="pt"
-    )
+    inputs = base.processor(text=[text], images=[[corpus.image(2)]], do_image_splitting=False, return_tensors="pt")
     prompt, _ = base.prompter.batch(["Which?"])
     assert torch.equal(inputs["input_ids"], prompt)  # our prompt is the processor's, token by token
     with torch.no_grad():

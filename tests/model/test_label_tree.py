@@ -34,9 +34,7 @@ def naive(base: Base, prompt: list[int], answer: list[int], features: torch.Tens
 
 
 @pytest.mark.parametrize("labels", [EMOTIC.labels, COMPOUND.labels], ids=["emotic", "compound"])
-def test_packed_equals_naive_with_prompts_of_different_length(
-    base: Base, labels: tuple[str, ...]
-) -> None:
+def test_packed_equals_naive_with_prompts_of_different_length(base: Base, labels: tuple[str, ...]) -> None:
     torch.manual_seed(0)
     features = torch.randn(3, 16, 128)
     texts = ["Which one?", "Context: a man in a park. Which emotions does he feel?", "Why?"]
@@ -44,9 +42,7 @@ def test_packed_equals_naive_with_prompts_of_different_length(
     suffixes = base.prompter.suffixes(None, labels, reference=True)
     tree = TokenTree.build(suffixes)
     with torch.no_grad():
-        packed = answer_log_likelihoods(
-            base.model, tree, prefix, attention, features, torch.float32
-        )
+        packed = answer_log_likelihoods(base.model, tree, prefix, attention, features, torch.float32)
     assert packed.shape == (3, len(labels) + 1)
     for row, text in enumerate(texts):
         prompt, _ = base.prompter.batch([text])
@@ -82,9 +78,7 @@ def test_common_beginnings_are_shared() -> None:
     assert tree.steps == (((-1, 1), (0, 2)), ((-1, 1), (0, 3)), ((-1, 4),))
 
 
-def test_a_label_that_begins_another_is_refused_and_the_prompter_closes_such_labels(
-    base: Base,
-) -> None:
+def test_a_label_that_begins_another_is_refused_and_the_prompter_closes_such_labels(base: Base) -> None:
     with pytest.raises(ModelError, match="beginning of another"):
         TokenTree.build([((), (1,)), ((), (1, 2))])
     rows = base.prompter.answers(("Happily", "Happily Surprised"), reference=False)

@@ -22,11 +22,7 @@ from carefl_secure.model.lora import Adapter
 
 def linear_types(model: torch.nn.Module, part: str) -> set[str]:
     names = ("Linear", "Linear4bit", "Linear8bitLt")
-    return {
-        type(m).__name__
-        for n, m in model.named_modules()
-        if part in n and type(m).__name__ in names
-    }
+    return {type(m).__name__ for n, m in model.named_modules() if part in n and type(m).__name__ in names}
 
 
 @pytest.mark.parametrize(
@@ -123,16 +119,14 @@ def test_the_embedded_weights_are_those_their_record_names() -> None:
 def test_the_processor_scales_a_picture_as_pretraining_did(tiny: Path) -> None:
     base = load_base(str(tiny), quantization="none")
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    out = base.processor.image_processor(
-        [[Image.fromarray(pixels)]], do_image_splitting=False, return_tensors="pt"
-    )["pixel_values"]
+    out = base.processor.image_processor([[Image.fromarray(pixels)]], do_image_splitting=False, return_tensors="pt")[
+        "pixel_values"
+    ]
     expected = (torch.from_numpy(pixels).permute(2, 0, 1).float() / 255 - 0.5) / 0.5
     assert torch.allclose(out[0, 0], expected, atol=1e-6)
 
 
-def test_a_hub_snapshot_whose_processor_wants_video_parts_loads_all_the_same(
-    tiny: Path, tmp_path: Path
-) -> None:
+def test_a_hub_snapshot_whose_processor_wants_video_parts_loads_all_the_same(tiny: Path, tmp_path: Path) -> None:
     """Published SmolVLM2 snapshots name SmolVLMProcessor, which needs torchvision for videos."""
     snapshot = tmp_path / "snapshot"
     shutil.copytree(tiny, snapshot)
@@ -148,9 +142,9 @@ def test_a_hub_snapshot_whose_processor_wants_video_parts_loads_all_the_same(
     found = load_base(str(snapshot), quantization="none")
     pixels = np.random.default_rng(1).integers(0, 256, (90, 120, 3), dtype=np.uint8)
     outputs = [
-        b.processor.image_processor(
-            [[Image.fromarray(pixels)]], do_image_splitting=False, return_tensors="pt"
-        )["pixel_values"]
+        b.processor.image_processor([[Image.fromarray(pixels)]], do_image_splitting=False, return_tensors="pt")[
+            "pixel_values"
+        ]
         for b in (plain, found)
     ]
     assert torch.equal(outputs[0], outputs[1])

@@ -74,9 +74,7 @@ def test_targets_and_layers_are_honoured(tiny: Path) -> None:
     assert len(names) == 2 and all("layers.3." in name for name in names)
 
 
-@pytest.mark.parametrize(
-    "settings", [{"targets": ("head",)}, {"targets": ()}, {"last_layers": 9}, {"train": "A"}]
-)
+@pytest.mark.parametrize("settings", [{"targets": ("head",)}, {"targets": ()}, {"last_layers": 9}, {"train": "A"}])
 def test_impossible_settings_are_refused(tiny: Path, settings: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         make(tiny, **settings)

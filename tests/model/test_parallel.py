@@ -23,9 +23,7 @@ def test_results_come_in_order_and_at_once() -> None:
 
 
 def test_one_batch_at_a_time_stays_in_the_calling_thread() -> None:
-    assert set(ParallelBatches()(lambda _: threading.get_ident(), range(3))) == {
-        threading.get_ident()
-    }
+    assert set(ParallelBatches()(lambda _: threading.get_ident(), range(3))) == {threading.get_ident()}
 
 
 def test_every_worker_has_one_torch_thread_and_the_caller_keeps_its_own() -> None:

@@ -41,9 +41,7 @@ def scores(adapter: Adapter) -> np.ndarray:
 
 
 @pytest.mark.parametrize("train", ["B", "both"])
-def test_the_stack_scores_as_frozen_and_fresh_together(
-    tiny: Path, tmp_path: Path, train: str
-) -> None:
+def test_the_stack_scores_as_frozen_and_fresh_together(tiny: Path, tmp_path: Path, train: str) -> None:
     first = fresh(tiny, train=train)
     one = noise(first, 1)
     first.load(one)

@@ -150,9 +150,7 @@ def test_ties_among_many_entries() -> None:
     assert tied.size > 1  # far in the tail the first words are all alike
     for place in tied[:-1]:
         found = table.magnitudes(table.high[-1:], Second(int(table.low[place])))
-        exact = np.count_nonzero(
-            (table.high < last) | ((table.high == last) & (table.low <= table.low[place]))
-        )
+        exact = np.count_nonzero((table.high < last) | ((table.high == last) & (table.low <= table.low[place])))
         assert found.tolist() == [exact]
 
 

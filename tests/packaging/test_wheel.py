@@ -65,9 +65,7 @@ def test_the_wheel_holds_every_shipped_file_and_no_tests(wheel: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_installed_program_finds_its_files_from_any_folder(
-    program: Path, tmp_path: Path
-) -> None:
+def test_an_installed_program_finds_its_files_from_any_folder(program: Path, tmp_path: Path) -> None:
     where = "import carefl_secure; print(carefl_secure.__file__)"
     used = run(program.with_name("python"), "-c", where, cwd=tmp_path)
     assert Path(used.strip()).is_relative_to(program.parents[1])

@@ -17,9 +17,7 @@ def test_heavy_packages_stay_out() -> None:
         "heavy = {'torch', 'opacus', 'dp_accounting', 'scipy.stats'}\n"
         "sys.exit(', '.join(sorted(heavy & set(sys.modules))) or 0)\n"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False
-    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
 
 

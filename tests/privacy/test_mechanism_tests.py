@@ -21,13 +21,7 @@ from carefl_secure.federation.local_update import gradient_sum as local_module
 from carefl_secure.federation.plan.calibrate import PlanRequest, plan_run
 from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.federation.plan.run_plan import RunPlan
-from carefl_secure.noise import (
-    DeterministicKeySource,
-    KeySource,
-    KeyStream,
-    SkellamSampler,
-    SystemKeySource,
-)
+from carefl_secure.noise import DeterministicKeySource, KeySource, KeyStream, SkellamSampler, SystemKeySource
 from carefl_secure.privacy import Ledger, poisson_sample
 from carefl_secure.privacy.clipping import clipped_sum as clipping
 from carefl_secure.privacy.mechanism_tests import noise_p_value, sampling_p_values
@@ -164,9 +158,7 @@ class Tokens:
         ).vector
 
     def largest_record(self, norm: float = 1.0) -> float:
-        return max(
-            float(np.linalg.norm(self.sum(self.losses, np.array([i]), norm))) for i in range(8)
-        )
+        return max(float(np.linalg.norm(self.sum(self.losses, np.array([i]), norm))) for i in range(8))
 
     def removal(self, losses: Callable[[Ints], Tensor], norm: float) -> float:
         """Return the largest change that leaving one record out makes, in clipping norms."""
@@ -185,9 +177,7 @@ def test_clipping_factor_two(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_token_mean_loss() -> None:
     tokens = Tokens()
-    single = [
-        float(np.linalg.norm(tokens.sum(tokens.losses, np.array([i]), 1e9))) for i in range(7)
-    ]
+    single = [float(np.linalg.norm(tokens.sum(tokens.losses, np.array([i]), 1e9))) for i in range(7)]
     norm = max(single)  # no short record is clipped, as with a norm that was chosen well
     assert tokens.removal(tokens.losses, norm) <= 1.0 + 1e-6
     assert tokens.removal(tokens.token_mean, norm) > 2.0
@@ -218,9 +208,7 @@ class Tiles:
     def norm(self, record: int, by_tile: bool) -> float:
         indices = np.flatnonzero(self.owner == record) if by_tile else np.array([record])
         losses = self.of_tiles if by_tile else self.of_records
-        found = clipping.clipped_sum(
-            self.module, self.parameters, losses, indices, clipping.Clipping(1.0, False)
-        )
+        found = clipping.clipped_sum(self.module, self.parameters, losses, indices, clipping.Clipping(1.0, False))
         return float(np.linalg.norm(found.vector))
 
 
@@ -238,9 +226,7 @@ def test_tiles_that_reach_the_engine_as_rows_are_refused() -> None:
         return torch.zeros(3).index_add(0, torch.from_numpy(tiles.owner), values)[indices]
 
     with pytest.raises(PrivacyError, match="image tiles"):
-        clipping.clipped_sum(
-            tiles.module, tiles.parameters, losses, np.arange(3), clipping.Clipping(1.0, True)
-        )
+        clipping.clipped_sum(tiles.module, tiles.parameters, losses, np.arange(3), clipping.Clipping(1.0, True))
 
 
 def test_bf16_clipping(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,9 +244,7 @@ def test_bf16_clipping(monkeypatch: pytest.MonkeyPatch) -> None:
     assert worst() <= 1.0 + 1e-6
     whole = clipping._add
 
-    def in_half(
-        totals: list[Tensor], found: list[Tensor | None], kind: clipping.Clipping, *_: Tensor | None
-    ) -> int:
+    def in_half(totals: list[Tensor], found: list[Tensor | None], kind: clipping.Clipping, *_: Tensor | None) -> int:
         """Take norm and factor in bfloat16, as clipping inside autocast does."""
         for total, gradient in zip(totals, found[:-1], strict=True):
             assert gradient is not None
@@ -321,9 +305,7 @@ def test_fixed_sizes_drawn_anew_break_the_sizes_alone() -> None:
 
 
 def test_another_rate_is_seen() -> None:
-    draws = [
-        poisson_sample(RECORDS, 0.13, KeyStream(SystemKeySource().key(""))) for _ in range(200)
-    ]
+    draws = [poisson_sample(RECORDS, 0.13, KeyStream(SystemKeySource().key(""))) for _ in range(200)]
     assert sampling_p_values(draws, RECORDS, RATE)[1] < 1e-6
 
 

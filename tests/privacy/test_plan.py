@@ -37,9 +37,7 @@ LOCAL = dataclasses.replace(
 PERSON = dataclasses.replace(RECORD, unit="person")
 KEPT = dataclasses.replace(PERSON, records_per_person=3)
 CLIENT = dataclasses.replace(RECORD, unit="client", sample_rate=1.0)
-NOTHING = dataclasses.replace(
-    RECORD, unit="none", mechanism="none", noise_multiplier=0.0, target_epsilon=None
-)
+NOTHING = dataclasses.replace(RECORD, unit="none", mechanism="none", noise_multiplier=0.0, target_epsilon=None)
 
 
 def test_derived_numbers() -> None:
@@ -201,9 +199,7 @@ def _divergence(first: Any, second: Any, epsilon: float) -> float:
 @pytest.mark.parametrize("rate", [0.05, 0.3, 0.8])
 @pytest.mark.parametrize("most", [2, 3, 4])
 @pytest.mark.parametrize("law", ["skellam", "gauss"])
-def test_k_records_are_covered_by_one_event_of_k_times_the_sensitivity(
-    law: str, most: int, rate: float
-) -> None:
+def test_k_records_are_covered_by_one_event_of_k_times_the_sensitivity(law: str, most: int, rate: float) -> None:
     """Brute force in one dimension, both directions, against the rate and shift of the account.
 
     The person's k records each shift by up to ``step``; all sign patterns and shorter shifts are
@@ -222,10 +218,7 @@ def test_k_records_are_covered_by_one_event_of_k_times_the_sensitivity(
         return sum(w * np.roll(base, shift) for shift, w in weights.items())
 
     covered = mixture({0: 1 - plan.event_rate, most * step: plan.event_rate})
-    cheap = [
-        mixture({0: 1 - rate, step: rate}),
-        mixture({0: 1 - plan.event_rate, step: plan.event_rate}),
-    ]
+    cheap = [mixture({0: 1 - rate, step: rate}), mixture({0: 1 - plan.event_rate, step: plan.event_rate})]
     beaten = [False] * len(cheap)
     for pattern in shifts:
         weights: dict[int, float] = {}

@@ -91,9 +91,7 @@ def test_a_negative_number_of_records_is_refused() -> None:
         poisson_sample(-1, 0.5, _stream(1))
 
 
-@pytest.mark.parametrize(
-    ("records", "rate"), [(1, 0.5), (30, 0.5), (250, 0.05), (1000, 1e-3), (20_000, 0.01)]
-)
+@pytest.mark.parametrize(("records", "rate"), [(1, 0.5), (30, 0.5), (250, 0.05), (1000, 1e-3), (20_000, 0.01)])
 @pytest.mark.parametrize("each", [1, 3])
 def test_a_bound_is_the_smallest_of_its_tail(records: int, rate: float, each: int) -> None:
     """By summing the probabilities themselves: others fill the bound with 2**-40 at most."""

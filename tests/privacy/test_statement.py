@@ -12,9 +12,7 @@ from carefl_secure.privacy import verdict
 from carefl_secure.privacy.statement import aggregation_text, promise_text
 
 
-def _text(
-    unit: str = "record", trust: str = "secagg", epsilon: float = 7.5, colluders: int = 2
-) -> str:
+def _text(unit: str = "record", trust: str = "secagg", epsilon: float = 7.5, colluders: int = 2) -> str:
     return promise_text(unit=unit, trust=trust, epsilon=epsilon, delta=1e-5, colluders=colluders)
 
 
@@ -110,9 +108,7 @@ def test_every_way_of_summing_says_whom_else_it_needs() -> None:
     assert aggregation_text() == aggregation_text("pairwise") == ""
     assert "needs one member of the committee that does not" in aggregation_text("committee")
     for spare, honest in ((1, 3), (2, 5)):
-        needed = AggregationConfig(
-            protocol="committee", members=honest, dropout_tolerance=spare
-        ).honest_members
+        needed = AggregationConfig(protocol="committee", members=honest, dropout_tolerance=spare).honest_members
         assert f"at least {honest} members" in aggregation_text("committee", needed)
     assert "even if the holder of the key" in aggregation_text("encrypted")
     with pytest.raises(ConfigError):

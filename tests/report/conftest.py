@@ -45,9 +45,7 @@ class ToyTask:
         return total
 
 
-def federate(
-    root: Path, name: str, *, unit: Any = "record", dropout: float = 0.0, target: float = 8.0
-) -> Path:
+def federate(root: Path, name: str, *, unit: Any = "record", dropout: float = 0.0, target: float = 8.0) -> Path:
     """Run a toy federation and return its folder."""
     words = [f"federation.clients={CLIENTS}", f"federation.rounds={ROUNDS}"]
     words += [f"privacy.unit={unit}", "privacy.sample_rate=0.1", "simulation.dropout=0.1"]

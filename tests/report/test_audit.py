@@ -41,12 +41,7 @@ IMAGES = {
     "check": "masked",
     "verdict": "passed",
     "words": "0 of 100.",
-    "figures": {
-        "hit rate": 0.0,
-        "hit rate, 95 % low": 0.0,
-        "hit rate, 95 % high": 0.036,
-        "ceiling": 0.01,
-    },
+    "figures": {"hit rate": 0.0, "hit rate, 95 % low": 0.0, "hit rate, 95 % high": 0.036, "ceiling": 0.01},
 }
 SERVER = {
     "attack": "server-view",
@@ -162,9 +157,7 @@ def test_the_adversaries_are_those_of_the_attacks() -> None:
 
 
 @pytest.mark.parametrize(("told", "counted"), [(None, False), (0, True), (2, True)])
-def test_tuning_is_counted_only_where_it_is_stated(
-    toy: Path, told: int | None, counted: bool, cheat: Any
-) -> None:
+def test_tuning_is_counted_only_where_it_is_stated(toy: Path, told: int | None, counted: bool, cheat: Any) -> None:
     config = toy / "config.yaml"
     if told is not None:
         text = config.read_text()

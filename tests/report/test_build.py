@@ -167,9 +167,7 @@ def test_the_registry_entry_has_all_blocks_of_tier_three(written: tuple[Report, 
 
 def test_the_readme_keeps_what_others_wrote(written: tuple[Report, Path]) -> None:
     report, _ = written
-    once = put_into_readme(
-        "---\nbase_model: some/base\ntags:\n- lora\n---\n\n# Mine\n\nHand-written.\n", report
-    )
+    once = put_into_readme("---\nbase_model: some/base\ntags:\n- lora\n---\n\n# Mine\n\nHand-written.\n", report)
     front, body = once.split("---\n")[1:3]
     facts = yaml.safe_load(front)
     assert (facts["base_model"], facts["tags"]) == ("some/base", ["lora"])
@@ -201,12 +199,7 @@ def test_an_adapter_without_a_readme_gets_one(written: tuple[Report, Path]) -> N
 
 @pytest.mark.parametrize(
     "text",
-    [
-        "<!-- carefl-privacy: begin -->\n",
-        "---\na: [\n---\n",
-        "---\n- a\n---\n",
-        "---\n# carefl-privacy: end\n---\n",
-    ],
+    ["<!-- carefl-privacy: begin -->\n", "---\na: [\n---\n", "---\n- a\n---\n", "---\n# carefl-privacy: end\n---\n"],
 )
 def test_a_readme_that_cannot_take_the_block(written: tuple[Report, Path], text: str) -> None:
     with pytest.raises(RunError, match=r"README\.md"):

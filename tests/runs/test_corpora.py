@@ -66,9 +66,7 @@ def test_validation_of_rafdb_is_cut_from_train_by_seed(rafdb: Path) -> None:
     assert keys(again, "public") == keys(first, "public")
     # Neither the view nor the number of clients moves the cut; the seed does.
     moved = {"data.view": "original", "federation.clients": 5, "federation.min_survivors": 4}
-    assert keys(cut(rafdb, **{"data.public_fraction": 0.2, **moved}), "public") == keys(
-        first, "public"
-    )
+    assert keys(cut(rafdb, **{"data.public_fraction": 0.2, **moved}), "public") == keys(first, "public")
     other = cut(rafdb, **{"data.public_fraction": 0.2, "data.seed": 1})
     assert keys(other, "public") != keys(first, "public")
     assert keys(other, "test") == keys(first, "test")
@@ -149,17 +147,13 @@ def test_one_line_says_what_is_trained_on(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("named", [0, 39])
 def test_a_promise_per_person_needs_persons(tmp_path: Path, named: int) -> None:
-    rows: list[dict[str, object]] = [
-        {"label": "sad", "subject": f"p{k}" if k < named else None} for k in range(40)
-    ]
+    rows: list[dict[str, object]] = [{"label": "sad", "subject": f"p{k}" if k < named else None} for k in range(40)]
     rows[1]["label"] = "glad"
     root = folder(tmp_path, rows)
     settings: dict[str, object] = {"privacy.unit": "person"}
     if named:  # the seed that leaves the nameless record private
         settings["data.seed"] = next(
-            seed
-            for seed in range(20)
-            if "39.png" in keys(load(root, Notes(), **{"data.seed": seed}), "private")
+            seed for seed in range(20) if "39.png" in keys(load(root, Notes(), **{"data.seed": seed}), "private")
         )
     with pytest.raises(PrivacyError, match="private records have no subject"):
         load(root, Notes(), **settings)

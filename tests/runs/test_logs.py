@@ -77,8 +77,7 @@ class Private:
 
 def corpus(which: int) -> list[Private]:
     return [
-        Private(100 * which + client, 30 + 7 * which * (client % 2), (1.0, 0.01)[which])
-        for client in range(CLIENTS)
+        Private(100 * which + client, 30 + 7 * which * (client % 2), (1.0, 0.01)[which]) for client in range(CLIENTS)
     ]
 
 
@@ -99,9 +98,7 @@ class AtSites:
             policy["max_epsilon_total"] = 100.0
             (path / "policy.yaml").write_text(yaml.safe_dump(policy))
         patch.setattr(
-            agents,
-            "Work",
-            lambda config, plan, index, *_: SimpleNamespace(base_hash=bytes(32), task=tasks[index]),
+            agents, "Work", lambda config, plan, index, *_: SimpleNamespace(base_hash=bytes(32), task=tasks[index])
         )
         patch.setattr(plan_from_config, "plan_with", lambda *_, **__: plan_of())
         self.agents = [Agent(SiteBundle.open(home / "sites" / f"s{i}")) for i in range(CLIENTS)]
@@ -311,21 +308,12 @@ def test_a_resumed_run_goes_on_in_the_same_log(tmp_path: Path) -> None:
     folder, result = run(tmp_path, corpus(0), folder=folder, resume=True)
     assert isinstance(result, FederationResult)
     log = lines(folder.path / "logs" / "server.jsonl")
-    frames = [
-        (e["event"], e.get("first"), e.get("error")) for e in log if e["event"] in ("begin", "end")
-    ]
+    frames = [(e["event"], e.get("first"), e.get("error")) for e in log if e["event"] in ("begin", "end")]
     # The round that was cut is paid for, so none is left.
-    assert frames == [
-        ("begin", 1, None),
-        ("end", None, "CohortError"),
-        ("begin", 2, None),
-        ("end", None, None),
-    ]
+    assert frames == [("begin", 1, None), ("end", None, "CohortError"), ("begin", 2, None), ("end", None, None)]
 
 
-def test_a_log_that_cannot_be_written_stops_the_run_before_anything_is_asked(
-    tmp_path: Path,
-) -> None:
+def test_a_log_that_cannot_be_written_stops_the_run_before_anything_is_asked(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path, "", "a-run")
     (folder.path / "logs").write_text("a file where a folder should be")
     _, error = run(tmp_path, corpus(0), folder=folder)

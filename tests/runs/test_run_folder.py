@@ -47,9 +47,7 @@ def test_open_refuses_what_is_no_run(tmp_path: Path) -> None:
         RunFolder.open(tmp_path)
 
 
-def test_an_atomic_write_leaves_the_old_file_when_it_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_atomic_write_leaves_the_old_file_when_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
     write_atomically(path, b"old")
 
@@ -167,9 +165,7 @@ def test_a_library_call_is_refused_before_anything_is_read(
 
 
 @pytest.mark.parametrize("finished", [0, 1])
-def test_an_interrupted_run_says_where_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: int
-) -> None:
+def test_an_interrupted_run_says_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: int) -> None:
     class Stopped:
         def __init__(self, config: object, reporter: object, path: Path, *rest: object) -> None:
             assert not path.exists() and notes == [f"run folder: {path}"]  # named at the start

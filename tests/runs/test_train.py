@@ -106,15 +106,9 @@ def test_both_engines_give_the_same_adapter_under_known_noise(settings: list[str
     assert np.abs(vectors[0]).max() > 1e-3
 
 
-def test_the_command_gives_one_adapter_in_all_three_ways_of_summing(
-    settings: list[str], tmp_path: Path
-) -> None:
+def test_the_command_gives_one_adapter_in_all_three_ways_of_summing(settings: list[str], tmp_path: Path) -> None:
     """The same seeds and noise, another trust: bit for bit the same, dropouts included."""
-    more = [
-        "unsafe_deterministic_noise=true",
-        "evaluation.baselines=false",
-        "adapter.last_layers=1",
-    ]
+    more = ["unsafe_deterministic_noise=true", "evaluation.baselines=false", "adapter.last_layers=1"]
     vectors = []
     for way in ("pairwise", "committee", "encrypted"):
         arguments = ["train", "--quiet", "--json"]
@@ -154,9 +148,7 @@ def test_a_gradient_that_is_not_finite_does_not_stop_a_protected_run(
     assert np.isfinite(adapter).all() and adapter.any()  # noise alone
 
 
-def test_an_adapter_that_did_not_move_is_an_error(
-    settings: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_adapter_that_did_not_move_is_an_error(settings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     from carefl_secure.federation.server.optimizers import FedAdam
 
     monkeypatch.setattr(FedAdam, "step", lambda self, adapter, gradient: adapter.copy())
@@ -225,12 +217,7 @@ def foreign_label(root: Path) -> Path:
     ],
 )
 def test_bad_input_is_answered_with_its_code(
-    settings: list[str],
-    tmp_path: Path,
-    build: Callable[[Path], Path] | None,
-    more: list[str],
-    code: int,
-    words: str,
+    settings: list[str], tmp_path: Path, build: Callable[[Path], Path] | None, more: list[str], code: int, words: str
 ) -> None:
     arguments = ["train", "--quiet"]
     for key in settings:
@@ -244,9 +231,7 @@ def test_bad_input_is_answered_with_its_code(
     assert "Traceback" not in result.output
 
 
-def test_a_spent_budget_stops_the_next_run_with_its_code(
-    settings: list[str], tmp_path: Path
-) -> None:
+def test_a_spent_budget_stops_the_next_run_with_its_code(settings: list[str], tmp_path: Path) -> None:
     arguments = ["train", "--quiet", "--epsilon", "5"]
     for key in [*settings, f"privacy.ledgers={tmp_path / 'ledgers'}", "privacy.max_epsilon=5"]:
         arguments += ["--set", key]
@@ -270,9 +255,7 @@ def test_a_published_layout_trains_on_its_own_splits(settings: list[str], tmp_pa
     (root / "EmoLabel" / "list_patition_label.txt").write_text("\n".join(lines) + "\n")
     chosen = [s for s in settings if not s.startswith("data.records")]
     more = [f"data.source={root.parent}", "data.labels=basic", "federation.clients=4"]
-    summary = train(
-        make(chosen, *more, "simulation.dropout=0", "data.public_fraction=0.2"), SilentReporter()
-    )
+    summary = train(make(chosen, *more, "simulation.dropout=0", "data.public_fraction=0.2"), SilentReporter())
     plan = json.loads((summary.folder / "plan.json").read_text())
     assert plan["privacy"]["public_records"] == 48
     assert np.isfinite(summary.after["mAP"])

@@ -83,9 +83,7 @@ def scored() -> list[bytes]:
 
 
 @pytest.fixture(scope="session")
-def finished(
-    settings: Settings, tmp_path_factory: pytest.TempPathFactory, scored: list[bytes]
-) -> RunSummary:
+def finished(settings: Settings, tmp_path_factory: pytest.TempPathFactory, scored: list[bytes]) -> RunSummary:
     score = Evaluator.__call__
 
     def noted(self: Evaluator, adapter: np.ndarray[Any, Any]) -> dict[str, float]:
@@ -124,9 +122,7 @@ def price(ledger: Path) -> float:
     ],
     ids=str,
 )
-def test_a_record_is_at_one_client_in_all_stages(
-    settings: Settings, tmp_path: Path, more: dict[str, Any]
-) -> None:
+def test_a_record_is_at_one_client_in_all_stages(settings: Settings, tmp_path: Path, more: dict[str, Any]) -> None:
     config = settings(tmp_path, **more)
     found = load_stages(config, SilentReporter())
     homes: list[dict[str, int]] = []
@@ -143,9 +139,7 @@ def test_a_record_is_at_one_client_in_all_stages(
     assert not open_keys & set(widest)
 
 
-def test_partitioning_each_stage_apart_would_move_records(
-    settings: Settings, tmp_path: Path
-) -> None:
+def test_partitioning_each_stage_apart_would_move_records(settings: Settings, tmp_path: Path) -> None:
     """The test above can fail: the stages' own partitions disagree."""
     config = settings(tmp_path)
     homes = []
@@ -233,9 +227,7 @@ def test_the_plan_of_both_stages_stood_before_the_first_round(finished: RunSumma
     assert one["privacy"]["noise_multiplier"] == two["privacy"]["noise_multiplier"] > 0
     assert one["privacy"]["target_epsilon"] == two["privacy"]["target_epsilon"] == TARGET
     first = Ledger(finished.folder / "ledger.jsonl").entries()[0]
-    assert (finished.folder / "plan.json").stat().st_mtime <= datetime.fromisoformat(
-        first.time
-    ).timestamp()
+    assert (finished.folder / "plan.json").stat().st_mtime <= datetime.fromisoformat(first.time).timestamp()
 
 
 @pytest.mark.parametrize("unit", ["record", "none"])
@@ -258,9 +250,7 @@ def test_stages_cost_what_their_rounds_cost_together(unit: str) -> None:
     assert 0.999 * 4 < epsilon(events, 1e-5) <= 4
     assert all(epsilon([event], 1e-5) < 3.7 for event in events)
     with pytest.raises(ConfigError, match="the promise is one"):
-        plan_stages(
-            ["1-a", "2-b"], [PlanRequest(**each[0]), PlanRequest(**each[1] | {"delta": 1e-6})]
-        )
+        plan_stages(["1-a", "2-b"], [PlanRequest(**each[0]), PlanRequest(**each[1] | {"delta": 1e-6})])
 
 
 def test_no_context_and_no_key_is_used_in_two_stages(settings: Settings, tmp_path: Path) -> None:
@@ -337,11 +327,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     ],
 )
 def test_an_interrupted_run_goes_on_and_pays_for_what_it_lost(
-    settings: Settings,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    stopped: int,
-    rounds_run: list[int],
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: int, rounds_run: list[int]
 ) -> None:
     with monkeypatch.context() as patch:
         stop_at(patch, stopped)
@@ -413,13 +399,7 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     def run(spec: Any, initial: Any, optimizer: Any, **options: Any) -> Any:
         result = rounds.run_federation(spec, initial, optimizer, **options)
         seen.append(
-            {
-                **vars(spec),
-                "plan": spec.plan,
-                "initial": initial,
-                "ended": result.adapter,
-                "optimizer": optimizer,
-            }
+            {**vars(spec), "plan": spec.plan, "initial": initial, "ended": result.adapter, "optimizer": optimizer}
         )
         return result
 
@@ -436,11 +416,7 @@ def test_each_handover_begins_with_what_it_says(
     summary = train(settings(tmp_path, **more), SilentReporter())
     first, second = seen
     assert first["ended"].any() and not np.array_equal(first["ended"], second["ended"])
-    wanted = {
-        "carry": first["ended"],
-        "restart": first["initial"],
-        "merge": np.zeros_like(first["initial"]),
-    }[handover]
+    wanted = {"carry": first["ended"], "restart": first["initial"], "merge": np.zeros_like(first["initial"])}[handover]
     np.testing.assert_array_equal(second["initial"], wanted)
     before = summary.stages[1].before
     if handover == "restart":
@@ -593,9 +569,7 @@ def test_the_summary_tells_of_every_stage_and_promises_once(
     ],
     ids=str,
 )
-def test_every_choice_runs_in_stages(
-    settings: Settings, tmp_path: Path, more: dict[str, Any]
-) -> None:
+def test_every_choice_runs_in_stages(settings: Settings, tmp_path: Path, more: dict[str, Any]) -> None:
     summary = train(settings(tmp_path, **more), SilentReporter())
     assert [row["round"] for row in summary.rows] == [1, 2, 3, 4]
     assert verdicts(summary.folder) == []
@@ -674,7 +648,4 @@ def test_a_stage_after_an_odd_number_of_rounds_trains_the_half_that_clients_send
     summary = train(settings(tmp_path, adapter__train="alternate", **words), SilentReporter())
     assert [row["round"] for row in summary.rows] == [1, 2]
     saved = load_file(summary.folder / "adapter" / "adapter_model.safetensors")
-    assert all(
-        any(tensor.any() for name, tensor in saved.items() if half in name)
-        for half in ("lora_A", "lora_B")
-    )
+    assert all(any(tensor.any() for name, tensor in saved.items() if half in name) for half in ("lora_A", "lora_B"))

@@ -65,9 +65,7 @@ def rehearse() -> Callable[..., Rehearsal]:
 def vectors() -> Callable[..., dict[int, npt.NDArray[Any]]]:
     """Random vectors over the whole group, one per client."""
 
-    def make(
-        rehearsal: Rehearsal | CommitteeRehearsal, seed: int = 0
-    ) -> dict[int, npt.NDArray[Any]]:
+    def make(rehearsal: Rehearsal | CommitteeRehearsal, seed: int = 0) -> dict[int, npt.NDArray[Any]]:
         random = np.random.default_rng(seed)
         shape = rehearsal.parameters
         return {
@@ -82,9 +80,7 @@ def vectors() -> Callable[..., dict[int, npt.NDArray[Any]]]:
 def committee() -> Callable[..., CommitteeRehearsal]:
     """A committee round for so many clients and members, fields changed by name."""
 
-    def make(
-        clients: int, members: int, /, seed: bytes = b"seed", **changes: Any
-    ) -> CommitteeRehearsal:
+    def make(clients: int, members: int, /, seed: bytes = b"seed", **changes: Any) -> CommitteeRehearsal:
         fields: dict[str, Any] = {
             "task": b"test",
             "round": 7,

@@ -46,9 +46,7 @@ def write(name: str, content: Any) -> None:
 
 def agreement() -> tuple[RoundParameters, list[Ed25519PrivateKey]]:
     """Return the parameters that all files share."""
-    identities = [
-        Ed25519PrivateKey.from_private_bytes(bytes([i + 65]) * 32) for i in range(CLIENTS)
-    ]
+    identities = [Ed25519PrivateKey.from_private_bytes(bytes([i + 65]) * 32) for i in range(CLIENTS)]
     roster = tuple(i.public_key().public_bytes_raw() for i in identities)
     return RoundParameters(
         task=b"vectors",
@@ -72,10 +70,7 @@ def keystream() -> None:
             "bytes": KeyStream(key).take(64).hex(),
             "uint16": KeyStream(key).words(4, np.uint16).tolist(),
             "uint32": KeyStream(key).words(4, np.uint32).tolist(),
-            "skellam": {
-                str(v): SkellamSampler(v).sample(KeyStream(key), 12).tolist()
-                for v in (1.0, 2500.0, 3e6)
-            },
+            "skellam": {str(v): SkellamSampler(v).sample(KeyStream(key), 12).tolist() for v in (1.0, 2500.0, 3e6)},
         }
         for key in (key, bytes(32), b"\xff" * 32)
     ]
@@ -159,12 +154,8 @@ def play(
     parameters: RoundParameters, identities: list[Ed25519PrivateKey], model: bytes = MODEL
 ) -> tuple[Rehearsal, dict[str, Any]]:
     """Play a round of four clients of which one drops out before its upload."""
-    rehearsal = Rehearsal(
-        parameters, identities, lambda index: DeterministicKeySource(b"vectors%d" % index)
-    )
-    vectors = {
-        i: np.array([i, 10 * i, 2**32 - 1 - i, 2**31, 0, 7], np.uint32) for i in range(CLIENTS)
-    }
+    rehearsal = Rehearsal(parameters, identities, lambda index: DeterministicKeySource(b"vectors%d" % index))
+    vectors = {i: np.array([i, 10 * i, 2**32 - 1 - i, 2**31, 0, 7], np.uint32) for i in range(CLIENTS)}
     rehearsal.advertise()
     rehearsal.share()
     rehearsal.bind(model)
@@ -289,9 +280,7 @@ def graph() -> None:
                 "members": members,
                 "order": ring(context, transcript_hash, members)[0],
                 "degree": degree,
-                "neighbours": {
-                    m: neighbours(context, transcript_hash, members, m, degree) for m in members
-                },
+                "neighbours": {m: neighbours(context, transcript_hash, members, m, degree) for m in members},
             }
         )
     write("graph.json", cases)
@@ -333,9 +322,7 @@ def committee() -> None:
         members=publics[1],
         dropout_tolerance=1,
     )
-    played = CommitteeRehearsal(
-        parameters, people, members, lambda name: DeterministicKeySource(name.encode())
-    )
+    played = CommitteeRehearsal(parameters, people, members, lambda name: DeterministicKeySource(name.encode()))
     vectors = {i: np.array([i, 2**32 - 1 - i, 2**31, 5], np.uint32) for i in range(3)}
     played.announce()
     played.bind(MODEL)

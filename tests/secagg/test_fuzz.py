@@ -28,15 +28,7 @@ from carefl_secure.secagg.committee.messages import (
     Submission,
 )
 from carefl_secure.secagg.encrypted.messages import EncryptedKind, EncryptedUpload, OpenedSum
-from carefl_secure.secagg.pairwise.messages import (
-    Advertisement,
-    Answer,
-    Consent,
-    Kind,
-    Share,
-    Upload,
-    unpack_pair,
-)
+from carefl_secure.secagg.pairwise.messages import Advertisement, Answer, Consent, Kind, Share, Upload, unpack_pair
 from carefl_secure.secagg.pairwise.state import ClientState
 from carefl_secure.secagg.primitives.crypto import derive, raw_identity
 from carefl_secure.secagg.primitives.framing import header
@@ -192,9 +184,7 @@ def test_encrypted_messages(parameters: Any, kind: EncryptedKind) -> None:
     chunks = (rng.randbytes(90), rng.randbytes(70))
     messages = {
         EncryptedKind.UPLOAD: EncryptedUpload(chunks, rng.randbytes(64)).encode(0, context),
-        EncryptedKind.OPENED: OpenedSum(rng.randbytes(8 * agreed.slots), rng.randbytes(64)).encode(
-            0, context
-        ),
+        EncryptedKind.OPENED: OpenedSum(rng.randbytes(8 * agreed.slots), rng.randbytes(64)).encode(0, context),
     }
     parsers: dict[EncryptedKind, Parse] = {
         EncryptedKind.UPLOAD: lambda m: EncryptedUpload.parse(m, 0, agreed).encode(0, context),

@@ -46,9 +46,7 @@ def load(name: str) -> Any:
 def digest(label: str, *fields: bytes) -> bytes:
     """The hash of a list of fields, by hand."""
     parts = (b"carefl-secagg-2/" + label.encode(), *fields)
-    return hashlib.sha256(
-        b"".join(len(part).to_bytes(8, "little") + part for part in parts)
-    ).digest()
+    return hashlib.sha256(b"".join(len(part).to_bytes(8, "little") + part for part in parts)).digest()
 
 
 def numbers(*values: int) -> bytes:
@@ -88,9 +86,7 @@ def test_shares(case: dict[str, Any]) -> None:
     made = shamir.split(secret, threshold, points, stream)
     assert [hex(share) for share in made] == case["shares"]
     raw = KeyStream(bytes.fromhex(case["stream_key"])).take(48 * (threshold - 1))
-    high_first = [
-        int.from_bytes(raw[i : i + 48], "little") % shamir.PRIME for i in range(0, len(raw), 48)
-    ]
+    high_first = [int.from_bytes(raw[i : i + 48], "little") % shamir.PRIME for i in range(0, len(raw), 48)]
     for point, share in zip(points, made, strict=True):
         powers = (c * pow(point, k, shamir.PRIME) for k, c in enumerate(reversed(high_first), 1))
         assert (secret + sum(powers)) % shamir.PRIME == share
@@ -157,21 +153,13 @@ def messages(name: str) -> dict[int, bytes]:
 
 
 def shares() -> dict[int, dict[int, bytes]]:
-    return {
-        int(i): {int(j): bytes.fromhex(m) for j, m in box.items()}
-        for i, box in ROUND["shares"].items()
-    }
+    return {int(i): {int(j): bytes.fromhex(m) for j, m in box.items()} for i, box in ROUND["shares"].items()}
 
 
 def test_context_and_signatures_by_hand() -> None:
     parameters = agreement()
     early = digest(
-        "pairwise key context",
-        b"vectors",
-        numbers(1, 6, 32, 3, 3, 4),
-        b"b" * 32,
-        b"p" * 32,
-        *parameters.roster,
+        "pairwise key context", b"vectors", numbers(1, 6, 32, 3, 3, 4), b"b" * 32, b"p" * 32, *parameters.roster
     )
     context = digest("bound context", early, MODEL)
     assert parameters.key_context() == early == bytes.fromhex(ROUND["key_context"])
@@ -198,19 +186,13 @@ def test_context_and_signatures_by_hand() -> None:
         consent = messages("consents")[i][16:]
         public.verify(consent, digest("survivor set", context, transcript_hash, *sets))
         answer = messages("answers")[i]
-        public.verify(
-            answer[-64:], digest("answer", context, transcript_hash, numbers(i), answer[16:-64])
-        )
+        public.verify(answer[-64:], digest("answer", context, transcript_hash, numbers(i), answer[16:-64]))
 
 
 def test_clients_write_the_same_round() -> None:
     parameters = agreement()
-    identities = [
-        Ed25519PrivateKey.from_private_bytes(bytes.fromhex(raw)) for raw in ROUND["identities"]
-    ]
-    rehearsal = Rehearsal(
-        parameters, identities, lambda index: DeterministicKeySource(b"vectors%d" % index)
-    )
+    identities = [Ed25519PrivateKey.from_private_bytes(bytes.fromhex(raw)) for raw in ROUND["identities"]]
+    rehearsal = Rehearsal(parameters, identities, lambda index: DeterministicKeySource(b"vectors%d" % index))
     vectors = {int(i): np.array(v, np.uint32) for i, v in ROUND["vectors"].items()}
     rehearsal.advertise()
     rehearsal.share()
@@ -269,10 +251,7 @@ def test_bad_messages(case: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("case", load("graph.json"))
 def test_graph(case: dict[str, Any]) -> None:
-    context, transcript_hash = (
-        bytes.fromhex(case["context"]),
-        bytes.fromhex(case["transcript_hash"]),
-    )
+    context, transcript_hash = (bytes.fromhex(case["context"]), bytes.fromhex(case["transcript_hash"]))
     members, degree = tuple(case["members"]), case["degree"]
     assert list(ring(context, transcript_hash, members)[0]) == case["order"]
     for member in members:
@@ -409,10 +388,7 @@ def test_committee_context_and_signatures_by_hand() -> None:
         public.verify(body[-64:], digest("member key", early, numbers(i), body[:1216]))
         body = openings[i][16:]
         assert body[:34] == listing_hash + bytes(2)
-        public.verify(
-            body[-64:],
-            digest("openable set", context, transcript_hash, numbers(i), listing_hash, b""),
-        )
+        public.verify(body[-64:], digest("openable set", context, transcript_hash, numbers(i), listing_hash, b""))
         if i in COMMITTEE["lost"]:
             continue
         body = of_committee("answers")[i][16:]

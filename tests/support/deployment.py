@@ -21,12 +21,7 @@ import yaml
 
 from carefl_secure.config import Config, load_config
 from carefl_secure.deployment.flower.processes import Processes, free_port
-from carefl_secure.deployment.flower.superlink import (
-    Link,
-    flower_environment,
-    node_command,
-    start_server,
-)
+from carefl_secure.deployment.flower.superlink import Link, flower_environment, node_command, start_server
 from carefl_secure.deployment.provisioning.certificates import read_identity
 from carefl_secure.deployment.provisioning.provision import rehearse
 from carefl_secure.deployment.provisioning.site_bundle import node_folder
@@ -110,9 +105,7 @@ class Deployment:
 
     def start_node(self, name: str, bundle: Path | None = None) -> subprocess.Popen[bytes]:
         bundle = bundle or self.bundles / "sites" / name
-        command = node_command(
-            node_folder(bundle), f"127.0.0.1:{self.port}", self.home / f"{name}.sock"
-        )
+        command = node_command(node_folder(bundle), f"127.0.0.1:{self.port}", self.home / f"{name}.sock")
         env = flower_environment(bundle / "flower")
         self.running[f"node-{name}"] = self.processes.start(f"node-{name}", command, env)
         return self.running[f"node-{name}"]

@@ -84,16 +84,10 @@ class Bench:
     seen: list[tuple[int, Message]] = field(default_factory=list)
 
     def start(
-        self,
-        rounds: int = 1,
-        drop: Callable[[int, Message], bool] | None = None,
-        workers: int = 1,
-        **options: Any,
+        self, rounds: int = 1, drop: Callable[[int, Message], bool] | None = None, workers: int = 1, **options: Any
     ) -> NDArray[np.float32]:
         """Run some rounds of plain descent with step 1 and return the adapter."""
-        app = build_client_app(
-            self.clients.session, self.clients.keep_refusal, helpers=self.clients.helper
-        )
+        app = build_client_app(self.clients.session, self.clients.keep_refusal, helpers=self.clients.helper)
         return self._descend(app, rounds, workers, drop, **options)
 
     def start_afresh(self, rounds: int) -> NDArray[np.float32]:
@@ -234,9 +228,7 @@ class Runs:
         self.home, self.plan = home, plan
         self.reporter = self.Notes()
 
-    def go(
-        self, mode: Aggregation, folder: RunFolder | None = None, **options: Any
-    ) -> FederationResult:
+    def go(self, mode: Aggregation, folder: RunFolder | None = None, **options: Any) -> FederationResult:
         """Run all rounds, in a fresh folder unless told."""
         dimension = self.plan.encoding.dimension
         return federate(

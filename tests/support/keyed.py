@@ -36,9 +36,7 @@ class KeyedRound:
         self.parameters = make_parameters(**{**fields, **changes})
         self.server = make_server(self.parameters, self.holder.public_key)
         self.clients = {
-            i: make_client(
-                self.parameters, i, identities[i], DeterministicKeySource(b"seed" + bytes([i]))
-            )
+            i: make_client(self.parameters, i, identities[i], DeterministicKeySource(b"seed" + bytes([i])))
             for i in range(base.clients)
         }
         self.uploads: dict[int, bytes] = {}
@@ -87,9 +85,7 @@ class KeyedRound:
     def restore(self, index: int, vector: npt.NDArray[Any]) -> None:
         """Put a client back from what it saved; it masks nothing before it has the key again."""
         old = self.clients[index]
-        new = type(old).restore(
-            old.save(), old._identity, self.parameters, DeterministicKeySource(b"x")
-        )
+        new = type(old).restore(old.save(), old._identity, self.parameters, DeterministicKeySource(b"x"))
         assert type(new) is type(old)
         with pytest.raises(ProtocolError, match=r"^public key: none was loaded"):
             new.mask(vector, self.server.inbox(index))

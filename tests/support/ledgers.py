@@ -25,12 +25,7 @@ PLAN = PrivacyPlan(
 
 
 def spend(
-    path: Path,
-    event: SampledSkellam = EVENT,
-    run: str = "a",
-    rounds: int = 1,
-    *,
-    released: bool = True,
+    path: Path, event: SampledSkellam = EVENT, run: str = "a", rounds: int = 1, *, released: bool = True
 ) -> None:
     """Charge some rounds to the ledger at a path, which is made where it does not exist."""
     path.parent.mkdir(parents=True, exist_ok=True)

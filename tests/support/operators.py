@@ -104,12 +104,7 @@ class Deployment:
 
     def call(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            [*COMMAND, *words],
-            cwd=self.root,
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
+            [*COMMAND, *words], cwd=self.root, capture_output=True, text=True, timeout=600, check=False
         )
         assert not check or done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
         return done

@@ -15,9 +15,7 @@ import typer.main
 from carefl_secure.cli.app import app
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted(
-    [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "docs").rglob("examples/*.md")]
-)
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "docs").rglob("examples/*.md")])
 PACKAGE = ROOT / "carefl_secure"
 
 _FENCE = re.compile(r"(<!-- run -->\n)?```(\w*)\n(.*?)```", re.DOTALL)
@@ -79,9 +77,7 @@ def path_of(words: tuple[str, ...]) -> list[str]:
     node: click.Command = _program()
     found: list[str] = []
     for word in words:
-        inner = (
-            node.get_command(click.Context(node), word) if isinstance(node, click.Group) else None
-        )
+        inner = node.get_command(click.Context(node), word) if isinstance(node, click.Group) else None
         if inner is None:
             break
         node = inner

@@ -20,11 +20,7 @@ class PointTask:
     """Records are points; persons own some of them."""
 
     def __init__(
-        self,
-        points: Vector,
-        owners: NDArray[np.int64] | None = None,
-        norm: float = 1.0,
-        normalise: bool = False,
+        self, points: Vector, owners: NDArray[np.int64] | None = None, norm: float = 1.0, normalise: bool = False
     ) -> None:
         self.points = points
         owners = np.arange(len(points)) if owners is None else owners
@@ -55,18 +51,14 @@ class PointTask:
     def _single(self, adapter: NDArray[np.float32], index: int) -> Vector:
         return adapter.astype(np.float64) - self.points[index]
 
-    def clipped_sum(
-        self, adapter: NDArray[np.float32], indices: NDArray[np.int64], number: int
-    ) -> Vector:
+    def clipped_sum(self, adapter: NDArray[np.float32], indices: NDArray[np.int64], number: int) -> Vector:
         self.log.append(("record", adapter.astype(np.float64), indices))
         total = np.zeros(self.dimension)
         for index in indices.tolist():
             total += clip(self._single(adapter, index), self.norm, self.normalise)
         return total
 
-    def clipped_person_sum(
-        self, adapter: NDArray[np.float32], persons: NDArray[np.int64], number: int
-    ) -> Vector:
+    def clipped_person_sum(self, adapter: NDArray[np.float32], persons: NDArray[np.int64], number: int) -> Vector:
         self.log.append(("person", adapter.astype(np.float64), persons))
         total = np.zeros(self.dimension)
         for person in persons.tolist():
@@ -74,17 +66,13 @@ class PointTask:
             total += clip(np.mean(parts, axis=0), self.norm, self.normalise)
         return total
 
-    def gradient(
-        self, adapter: NDArray[np.float32], indices: NDArray[np.int64], number: int
-    ) -> Vector:
+    def gradient(self, adapter: NDArray[np.float32], indices: NDArray[np.int64], number: int) -> Vector:
         self.log.append(("plain", adapter.astype(np.float64), indices))
         mean: Vector = np.mean([self._single(adapter, i) for i in indices.tolist()], axis=0)
         return mean
 
 
-def point_tasks(
-    clients: int, dimension: int = 40, records: int = 24, spread: float = 1.0
-) -> list[PointTask]:
+def point_tasks(clients: int, dimension: int = 40, records: int = 24, spread: float = 1.0) -> list[PointTask]:
     """Clients with centres of their own, three records to a person."""
     rng = np.random.default_rng(11)
     tasks = []

@@ -28,9 +28,7 @@ def _taken(options: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: options.pop(name) for name in names if name in options}
 
 
-def run_spec(
-    plan: RunPlan, tasks: Sequence[LocalTask], folder: RunFolder, options: dict[str, Any]
-) -> RunSpec:
+def run_spec(plan: RunPlan, tasks: Sequence[LocalTask], folder: RunFolder, options: dict[str, Any]) -> RunSpec:
     """Return a specification; what it takes of the options is gone from them then."""
     found = _taken(options, *_AGGREGATION)
     aggregation = AggregationConfig(**{_AGGREGATION[name]: each for name, each in found.items()})
@@ -76,9 +74,7 @@ def federate(
     )
 
 
-def in_process(
-    plan: RunPlan, tasks: Sequence[LocalTask], folder: RunFolder, **options: Any
-) -> Clients:
+def in_process(plan: RunPlan, tasks: Sequence[LocalTask], folder: RunFolder, **options: Any) -> Clients:
     """Return the parties of a run in this process."""
     parties = Clients(run_spec(plan, tasks, folder, options))
     assert not options, options

@@ -93,9 +93,7 @@ def judge_attributes(
     right = {name: (values == truth).astype(np.float64) for name, values in guesses.items()}
     gain = right["tuned"] - right["base"]
     own, others = float(gain[member].mean()), float(gain[~member].mean())
-    error = math.sqrt(
-        float(gain[member].var()) / member.sum() + float(gain[~member].var()) / (~member).sum()
-    )
+    error = math.sqrt(float(gain[member].var()) / member.sum() + float(gain[~member].var()) / (~member).sum())
     figures = {f"accuracy on members: {n}": float(v[member].mean()) for n, v in right.items()}
     figures |= {f"accuracy on others: {n}": float(v[~member].mean()) for n, v in right.items()}
     figures |= {"gain by training, members less others": own - others, "standard error": error}

@@ -66,16 +66,10 @@ def claimed_curve(events: Sequence[Event]) -> Curve:
     return curve
 
 
-def judge_canaries(
-    rehearsal: Rehearsal, scores: npt.NDArray[np.float64], curve: Curve | None = None
-) -> Finding:
+def judge_canaries(rehearsal: Rehearsal, scores: npt.NDArray[np.float64], curve: Curve | None = None) -> Finding:
     """Compare the scores, float64 [canaries], with the coins and the claim of the plan's events."""
     plan, rounds = rehearsal.plan, len(rehearsal.sums)
-    figures: dict[str, Figure] = {
-        "canaries": len(rehearsal.member),
-        "rounds": rounds,
-        "clients": plan.privacy.clients,
-    }
+    figures: dict[str, Figure] = {"canaries": len(rehearsal.member), "rounds": rounds, "clients": plan.privacy.clients}
     for name, bound in BOUNDS.items():
         if name not in (*_DECIDING, "f-dp-gaussian", "clopper-pearson-gaussian"):
             # the last two assume a sum without sampling

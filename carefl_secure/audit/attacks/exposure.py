@@ -130,9 +130,7 @@ def judge_exposure(
     return Finding(Exposure.name, what, "measured", words, figures)
 
 
-def natural_exposure(
-    scores: Losses, targets: npt.NDArray[np.float32], multi: bool
-) -> npt.NDArray[np.float64]:
+def natural_exposure(scores: Losses, targets: npt.NDArray[np.float32], multi: bool) -> npt.NDArray[np.float64]:
     """Return the exposure of the labels that records really carry, shape [records].
 
     Scores and targets are [records, labels]. Where several labels may hold (``multi``), a record of
@@ -171,9 +169,7 @@ def judge_natural(
         words = "Too few records carry one to four labels for exposures to be compared."
         return Exposure.skip("labels", words)
     more = float(inside.mean() - outside.mean())
-    error = math.sqrt(
-        float(inside.var(ddof=1)) / inside.size + float(outside.var(ddof=1)) / outside.size
-    )
+    error = math.sqrt(float(inside.var(ddof=1)) / inside.size + float(outside.var(ddof=1)) / outside.size)
     figures: dict[str, Figure] = {
         "gain of members": float(inside.mean()),
         "gain of others": float(outside.mean()),

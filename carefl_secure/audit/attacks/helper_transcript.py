@@ -5,14 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from carefl_secure.audit.attacks.transcript import (
-    CHANCE,
-    Weakness,
-    asked_twice,
-    judge,
-    read_replies,
-    residue_chance,
-)
+from carefl_secure.audit.attacks.transcript import CHANCE, Weakness, asked_twice, judge, read_replies, residue_chance
 from carefl_secure.audit.views import Attack, Finding, HolderView, MemberView
 from carefl_secure.errors import ProtocolError
 from carefl_secure.secagg.committee.messages import Listing

@@ -120,8 +120,7 @@ class Pictures:
     ) -> None:
         if len(features) <= candidates or candidates < 2:
             raise ConfigError(
-                f"{len(features)} records cannot make {candidates} candidates and fill a sum; "
-                "take more records"
+                f"{len(features)} records cannot make {candidates} candidates and fill a sum; take more records"
             )
         held = scorer.adapter
         held.load(adapter)

@@ -111,12 +111,7 @@ def judge_images(
 
 
 def invert_images(
-    pictures: Pictures,
-    *,
-    noise_multiplier: float,
-    trials: int = 3,
-    steps: int = 100,
-    only: str | None = None,
+    pictures: Pictures, *, noise_multiplier: float, trials: int = 3, steps: int = 100, only: str | None = None
 ) -> list[Finding]:
     """Rebuild image features from updates by optimisation, without candidates.
 

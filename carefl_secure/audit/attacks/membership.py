@@ -66,9 +66,7 @@ def _ratio(tuned: Losses, base: Losses) -> Losses:
 
 
 def judge_membership(
-    scores: Mapping[str, Losses],
-    member: npt.NDArray[np.bool_],
-    ceilings: Mapping[float, float] | None,
+    scores: Mapping[str, Losses], member: npt.NDArray[np.bool_], ceilings: Mapping[float, float] | None
 ) -> list[Finding]:
     """Compare the ROC figures of each score with the ceiling that the accountant proves.
 

@@ -112,14 +112,10 @@ def _plain(view: TranscriptView, replies: Replies) -> Iterator[Weakness]:
             continue
         x, y = vectors[a], vectors[b]
         if min(uniform_chance(x - y), uniform_chance(x + y)) < CHANCE:
-            yield Weakness(
-                "mask reused", f"client {a[1]} in round {a[0]} and client {b[1]} in round {b[0]}"
-            )
+            yield Weakness("mask reused", f"client {a[1]} in round {a[0]} and client {b[1]} in round {b[0]}")
 
 
-def _repeated(
-    kind: str, party: str, sent: Iterable[tuple[Heard, Hashable]], before: int = 0
-) -> Iterator[Weakness]:
+def _repeated(kind: str, party: str, sent: Iterable[tuple[Heard, Hashable]], before: int = 0) -> Iterator[Weakness]:
     """Find values that were sent twice; ``before`` is the number of parties of other sorts."""
     seen: dict[Hashable, Heard] = {}
     for heard, value in sent:
@@ -139,11 +135,7 @@ def _guessed(
     """Replay the key derivation of tests from every likely seed."""
     for client, sent in keys.items():
         for guess in {seed, *range(_SEEDS)}:
-            made = {
-                _public(material, label)
-                for material in (f"{guess}/{client}", str(guess))
-                for label in labels
-            }
+            made = {_public(material, label) for material in (f"{guess}/{client}", str(guess)) for label in labels}
             # A hybrid key ends with its X25519 half.
             if any(key.endswith(public) for key in sent for public in made):
                 yield Weakness("weak seed", f"{party} {client - before}, from the seed {guess}")
@@ -185,9 +177,7 @@ def _two_sets(view: TranscriptView) -> Iterator[Weakness]:
         if not message.from_client:
             sets = (repr(message.fields.get("shared")), repr(message.fields.get("survivors")))
             if place in asked and asked[place] != sets:
-                yield Weakness(
-                    "survivor sets", f"client {place[1]} was asked twice in round {place[0]}"
-                )
+                yield Weakness("survivor sets", f"client {place[1]} was asked twice in round {place[0]}")
             asked[place] = sets
         elif message.fields and place in asked:
             signers[message.round][asked[place]].add(message.client)
@@ -206,8 +196,7 @@ def _committee(view: TranscriptView, replies: Replies) -> Iterator[Weakness]:
             yield Weakness("bare answer", f"member {heard.client - clients} in round {heard.round}")
     # An answer given twice is found as that; the key on it is one key.
     announced = {
-        (h.round, h.client, h.action, key.public): (h, key.public)
-        for h, key in replies.read[MemberKey]
+        (h.round, h.client, h.action, key.public): (h, key.public) for h, key in replies.read[MemberKey]
     }.values()
     yield from _repeated("key repeated", "member", announced, clients)
     keys: dict[int, set[bytes]] = defaultdict(set)
@@ -229,9 +218,7 @@ def _encrypted(view: TranscriptView, replies: Replies) -> Iterator[Weakness]:
     uploads = [(heard, b"".join(upload.chunks)) for heard, upload in replies.read[EncryptedUpload]]
     for heard, octets in uploads:
         if len(zlib.compress(octets, 1)) < _PACKED * len(octets):
-            yield Weakness(
-                "not encrypted", f"the upload of client {heard.client} in round {heard.round}"
-            )
+            yield Weakness("not encrypted", f"the upload of client {heard.client} in round {heard.round}")
     yield from _repeated("ciphertext repeated", "client", uploads)
     keys = []
     for heard in view.messages:
@@ -258,9 +245,7 @@ def _extra(view: TranscriptView) -> Iterator[Weakness]:
     for message in _uploads(view):
         if set(message.fields) != {"upload"}:
             names = ", ".join(sorted(set(message.fields) - {"upload"})) or "no upload"
-            yield Weakness(
-                "more than a vector", f"client {message.client} in round {message.round}: {names}"
-            )
+            yield Weakness("more than a vector", f"client {message.client} in round {message.round}: {names}")
 
 
 def judge_transcript(view: TranscriptView, found: Iterable[Weakness]) -> list[Finding]:

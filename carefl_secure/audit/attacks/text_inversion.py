@@ -196,8 +196,7 @@ def judge_spans(
                 SpanCheck.name,
                 kind,
                 "falsified" if bad else "passed" if guarded else "measured",
-                f"From {situations[kind]}, {mean:.1%} of the tokens came back "
-                f"(chance {chance:.1%}).{note}",
+                f"From {situations[kind]}, {mean:.1%} of the tokens came back (chance {chance:.1%}).{note}",
                 {
                     "recall": mean,
                     "recall, 95 % low": low,

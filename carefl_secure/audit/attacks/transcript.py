@@ -30,11 +30,7 @@ _PAIRWISE: Codecs = {
 }
 _CODECS: Mapping[str, Codecs] = {
     "pairwise": {**_PAIRWISE, ("train.masked", "upload"): Upload},
-    "encrypted": {
-        **_PAIRWISE,
-        ("train.masked", "upload"): EncryptedUpload,
-        ("query.open_sum", "opened"): OpenedSum,
-    },
+    "encrypted": {**_PAIRWISE, ("train.masked", "upload"): EncryptedUpload, ("query.open_sum", "opened"): OpenedSum},
     "committee": {
         ("query.committee_announce", "announcement"): MemberKey,
         ("query.committee_announce_prefetch", "announcement"): MemberKey,
@@ -117,13 +113,7 @@ def asked_twice(messages: Iterable[Heard], action: str) -> Iterator[tuple[int, i
 
 
 def judge(
-    attack: str,
-    kinds: Mapping[str, str],
-    found: Iterable[Weakness],
-    *,
-    who: str,
-    count: int,
-    counted: str,
+    attack: str, kinds: Mapping[str, str], found: Iterable[Weakness], *, who: str, count: int, counted: str
 ) -> list[Finding]:
     """Return one finding for each kind of weakness; nothing to look at is no good news.
 

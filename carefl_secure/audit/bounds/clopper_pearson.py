@@ -102,9 +102,7 @@ def clopper_pearson_gaussian(
     return gdp_epsilon(mu, delta) if mu > 0 else 0.0
 
 
-def _halves(
-    scores: Scores, member: Members, seed: int
-) -> tuple[tuple[Scores, Scores], tuple[Scores, Scores]]:
+def _halves(scores: Scores, member: Members, seed: int) -> tuple[tuple[Scores, Scores], tuple[Scores, Scores]]:
     rng = np.random.default_rng(seed)
     inside, outside = rng.permutation(scores[member]), rng.permutation(scores[~member])
     a, b = len(inside) // 2, len(outside) // 2

@@ -46,12 +46,7 @@ def _right(scores: Scores, member: Members, share: float) -> tuple[int, int, int
 
 
 def steinke_epsilon(
-    scores: Scores,
-    member: Members,
-    delta: float,
-    *,
-    confidence: float = 0.95,
-    share: float = GUESSES,
+    scores: Scores, member: Members, delta: float, *, confidence: float = 0.95, share: float = GUESSES
 ) -> float:
     r"""Bound epsilon of any mechanism from below by the number of right guesses; 0 at chance level.
 
@@ -97,12 +92,7 @@ def _chance(count: int, guesses: int, right: int, epsilon: float, delta: float) 
 
 
 def contradicts(
-    scores: Scores,
-    member: Members,
-    curve: Curve,
-    *,
-    confidence: float = 0.95,
-    shares: Sequence[float] = (GUESSES,),
+    scores: Scores, member: Members, curve: Curve, *, confidence: float = 0.95, shares: Sequence[float] = (GUESSES,)
 ) -> bool:
     """Return whether one run contradicts a claimed trade-off curve.
 
@@ -164,12 +154,7 @@ def _largest(rejected: Callable[[float], bool]) -> float:
 
 
 def fdp_epsilon(
-    scores: Scores,
-    member: Members,
-    delta: float,
-    *,
-    confidence: float = 0.95,
-    share: float = GUESSES,
+    scores: Scores, member: Members, delta: float, *, confidence: float = 0.95, share: float = GUESSES
 ) -> float:
     """Bound epsilon of any mechanism from below: the largest (epsilon, delta) contradicted.
 
@@ -182,18 +167,11 @@ def fdp_epsilon(
 
 @functools.lru_cache(maxsize=4096)
 def _fdp(count: int, guesses: int, right: int, delta: float, error: float) -> float:
-    return _largest(
-        lambda e: _impossible(count, guesses, right, error, approximate_curve(e, delta))
-    )
+    return _largest(lambda e: _impossible(count, guesses, right, error, approximate_curve(e, delta)))
 
 
 def fdp_gaussian(
-    scores: Scores,
-    member: Members,
-    delta: float,
-    *,
-    confidence: float = 0.95,
-    share: float = GUESSES,
+    scores: Scores, member: Members, delta: float, *, confidence: float = 0.95, share: float = GUESSES
 ) -> float:
     """Bound epsilon of a mu-GDP mechanism from below: the largest mu contradicted, as epsilon.
 
@@ -206,6 +184,4 @@ def fdp_gaussian(
 
 @functools.lru_cache(maxsize=4096)
 def _mu(count: int, guesses: int, right: int, error: float) -> float:
-    return _largest(
-        lambda m: _impossible(count, guesses, right, error, lambda mass: gdp_inverse(m, mass))
-    )
+    return _largest(lambda m: _impossible(count, guesses, right, error, lambda mass: gdp_inverse(m, mass)))

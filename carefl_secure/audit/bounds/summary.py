@@ -12,10 +12,7 @@ from scipy.optimize import brentq
 from scipy.stats import nct
 from scipy.stats import t as student
 
-from carefl_secure.audit.bounds.clopper_pearson import (
-    clopper_pearson_epsilon,
-    clopper_pearson_gaussian,
-)
+from carefl_secure.audit.bounds.clopper_pearson import clopper_pearson_epsilon, clopper_pearson_gaussian
 from carefl_secure.audit.bounds.gdp import gdp_epsilon
 from carefl_secure.audit.bounds.one_run import fdp_epsilon, fdp_gaussian, steinke_epsilon
 
@@ -23,9 +20,7 @@ Scores = npt.NDArray[np.float64]
 Members = npt.NDArray[np.bool_]
 
 
-def gaussian_estimate(
-    scores: Scores, member: Members, delta: float, *, confidence: float = 0.95
-) -> float:
+def gaussian_estimate(scores: Scores, member: Members, delta: float, *, confidence: float = 0.95) -> float:
     r"""Estimate epsilon from the distance of two means. An ESTIMATE: it assumes normal scores.
 
     With s the pooled standard deviation, :math:`\hat\mu = (\bar x_{in} - \bar x_{out}) / s`, whose

@@ -37,9 +37,7 @@ class Probe(Protocol):
     def task(self) -> LocalTask:
         """The task as the federation uses it."""
 
-    def losses(
-        self, indices: npt.NDArray[np.int64], disturbed: int | None
-    ) -> npt.NDArray[np.float64]:
+    def losses(self, indices: npt.NDArray[np.int64], disturbed: int | None) -> npt.NDArray[np.float64]:
         """Return the losses of some records, with one of them replaced by noise if asked."""
 
 
@@ -130,16 +128,12 @@ class Conformance(Attack[MachineView, list[Finding]]):
         """Run the local steps of the real task, and measure the update that would be released."""
         task, bound = view.probe.task, view.plan.privacy.clipping_norm
         work = local_work(view.plan, task, 0)
-        norms = [
-            float(np.linalg.norm(work.release(view.adapter, number, SystemKeySource())))
-            for number in (1, 2)
-        ]
+        norms = [float(np.linalg.norm(work.release(view.adapter, number, SystemKeySource()))) for number in (1, 2)]
         worst = max(norms) / bound
         return self._finding(
             "clipping",
             worst <= 1.0 + _ROUNDING,
-            f"What a client of {task.records} records moves in a round is {worst:.7f} of the "
-            "clipping norm at most.",
+            f"What a client of {task.records} records moves in a round is {worst:.7f} of the clipping norm at most.",
             largest=worst,
             records=task.records,
         )
@@ -155,8 +149,7 @@ class Conformance(Attack[MachineView, list[Finding]]):
         return self._finding(
             "clipping",
             worst <= 1.0 + _ROUNDING,
-            f"The largest of {task.records} records alone moves the sum by {worst:.7f} of the "
-            "clipping norm.",
+            f"The largest of {task.records} records alone moves the sum by {worst:.7f} of the clipping norm.",
             largest=worst,
             records=task.records,
         )

@@ -40,9 +40,7 @@ class SamplerTest:
         return 0.0 if self.repeats else min(self.mean, self.size_variance, self.spread)
 
 
-def sampler_test(
-    batches: dict[int, list[npt.NDArray[np.int64]]], records: int, sample_rate: float
-) -> SamplerTest:
+def sampler_test(batches: dict[int, list[npt.NDArray[np.int64]]], records: int, sample_rate: float) -> SamplerTest:
     """Test the batches of several clients, each of ``records`` records.
 
     ``batches`` holds the drawn indices of every round, by client, with empty draws included unless

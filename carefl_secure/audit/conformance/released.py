@@ -83,9 +83,7 @@ def drive(config: Config) -> ReleasedSums | None:
             stream = KeyStream(keys.key("sample"))
             drawn = poisson_sample(len(rows), plan.privacy.sample_rate, stream)
             expected[number] += rows[drawn].sum(axis=0) / plan.privacy.clipping_norm
-    return ReleasedSums(
-        plan, sums(1.0, None), sums(0.0, None), sums(1.0, "dither"), sums(1.0, "noise"), expected
-    )
+    return ReleasedSums(plan, sums(1.0, None), sums(0.0, None), sums(1.0, "dither"), sums(1.0, "noise"), expected)
 
 
 Verdict = tuple[str, bool, str, Mapping[str, float | int]]

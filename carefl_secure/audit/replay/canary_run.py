@@ -90,9 +90,7 @@ def rehearse(
         for i in range(clients)
     ]
     rehearsal = play(config, key_source, plan, tasks, aggregation=aggregation, reporter=reporter)
-    return dataclasses.replace(
-        rehearsal, batches=tuple(log), records=0 if empty else records, member=member
-    )
+    return dataclasses.replace(rehearsal, batches=tuple(log), records=0 if empty else records, member=member)
 
 
 def _unit_rows(coordinates: npt.NDArray[np.int64], plan: RunPlan) -> npt.NDArray[np.float64]:

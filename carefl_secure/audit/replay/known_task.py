@@ -21,10 +21,7 @@ class KnownTask:
     most_records = 1
 
     def __init__(
-        self,
-        gradients: _Vector,
-        records: int,
-        observe: Callable[[int, _Indices], None] | None = None,
+        self, gradients: _Vector, records: int, observe: Callable[[int, _Indices], None] | None = None
     ) -> None:
         self._gradients = gradients[:records]
         self.dimension = int(gradients.shape[1])

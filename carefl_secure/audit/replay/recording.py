@@ -82,12 +82,8 @@ class Rehearsal:
 
     def releases(self) -> ReleaseView:
         """Return what everybody sees."""
-        noise = np.array(
-            [_unit(self.plan, s) * self.plan.noise_variance(s) ** 0.5 for s in self.survivors]
-        )
-        return ReleaseView(
-            self.sums, noise, self.plan.privacy.sample_rate, np.arange(len(self.member))
-        )
+        noise = np.array([_unit(self.plan, s) * self.plan.noise_variance(s) ** 0.5 for s in self.survivors])
+        return ReleaseView(self.sums, noise, self.plan.privacy.sample_rate, np.arange(len(self.member)))
 
 
 def play(
@@ -160,9 +156,7 @@ class _Keeper:
     def __init__(self) -> None:
         self.means: list[npt.NDArray[np.float64]] = []
 
-    def step(
-        self, adapter: npt.NDArray[np.float32], gradient: npt.NDArray[np.float64]
-    ) -> npt.NDArray[np.float32]:
+    def step(self, adapter: npt.NDArray[np.float32], gradient: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
         self.means.append(gradient.copy())
         return adapter.copy()
 
@@ -202,10 +196,4 @@ def _heard(node: int, message: Any) -> Heard:
     if message.has_content():
         for record in message.content.config_records.values():
             fields.update(record.items())
-    return Heard(
-        int(data.group_id),
-        node - FIRST_NODE,
-        data.src_node_id >= FIRST_NODE,
-        str(data.message_type),
-        fields,
-    )
+    return Heard(int(data.group_id), node - FIRST_NODE, data.src_node_id >= FIRST_NODE, str(data.message_type), fields)

@@ -66,8 +66,7 @@ def check_models(models: Sequence[ThreatModel], root: Path) -> list[str]:
     """
     if not (root / "tests").is_dir():
         raise ConfigError(
-            f"{root} holds no tests, so what the threat models name cannot be checked there; run "
-            "this in a source tree"
+            f"{root} holds no tests, so what the threat models name cannot be checked there; run this in a source tree"
         )
     return [f"{m.name}: {fault}" for m in models for fault in _faults(m, root)]
 

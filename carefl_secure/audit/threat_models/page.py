@@ -27,10 +27,7 @@ def render(models: Sequence[ThreatModel]) -> str:
             if threat.defended == "no":
                 lines.append(f"* **{model.title}: {threat.id}.** {threat.residual}")
     lines.append("")
-    lines += [
-        "| adversary | threats | defended | partly | not |",
-        "| --- | ---: | ---: | ---: | ---: |",
-    ]
+    lines += ["| adversary | threats | defended | partly | not |", "| --- | ---: | ---: | ---: | ---: |"]
     for model in models:
         counts = [sum(t.defended == d for t in model.threats) for d in ("yes", "partly", "no")]
         cells = " | ".join(map(str, [len(model.threats), *counts]))
@@ -81,11 +78,7 @@ def _threat(threat: Threat) -> Iterator[str]:
     yield f"| kind | {'; '.join(kinds)} |"
     yield f"| defended | **{threat.defended}** |"
     yield f"| by | {threat.mitigation} |"
-    for title, names in (
-        ("settings", threat.keys),
-        ("tests", threat.tests),
-        ("measured by", threat.attacks),
-    ):
+    for title, names in (("settings", threat.keys), ("tests", threat.tests), ("measured by", threat.attacks)):
         if names:
             yield f"| {title} | {', '.join(f'`{name}`' for name in names)} |"
     yield from (f"| what remains | {threat.residual} |", "")

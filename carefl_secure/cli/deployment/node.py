@@ -18,9 +18,7 @@ def _group() -> None:
 @node.command("start")
 def start(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The site's bundle.")],
-    server: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Another address than the bundle's.")
-    ] = None,
+    server: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Another address than the bundle's.")] = None,
     only: Annotated[
         Literal["agent", "supernode"] | None,
         typer.Option(help="One half; the other runs under another account or in a container."),
@@ -29,8 +27,7 @@ def start(
         Path | None, typer.Option(metavar="PATH", help="Where the two halves meet; with --only.")
     ] = None,
     work: Annotated[
-        Path | None,
-        typer.Option(metavar="PATH", help="Folder for logs and Flower's files; the bundle's own."),
+        Path | None, typer.Option(metavar="PATH", help="Folder for logs and Flower's files; the bundle's own.")
     ] = None,
 ) -> None:
     """Start the site's agent and its SuperNode; ends with Ctrl-C.

@@ -13,15 +13,11 @@ from carefl_secure.errors import ConfigError
 def provision(
     sites: Annotated[Path, typer.Argument(metavar="SITES.yaml", help="Who takes part.")],
     keys: Annotated[
-        Path | None,
-        typer.Option(metavar="PATH", help="Folder of the parties' public halves, NAME.pub.json."),
+        Path | None, typer.Option(metavar="PATH", help="Folder of the parties' public halves, NAME.pub.json.")
     ] = None,
-    out: Annotated[Path, typer.Option(metavar="PATH", help="New folder for the bundles.")] = Path(
-        "bundles"
-    ),
+    out: Annotated[Path, typer.Option(metavar="PATH", help="New folder for the bundles.")] = Path("bundles"),
     rehearsal: Annotated[
-        bool,
-        typer.Option(help="Make all keys here, in place of --keys: to try a deployment, only."),
+        bool, typer.Option(help="Make all keys here, in place of --keys: to try a deployment, only.")
     ] = False,
 ) -> None:
     """Write a bundle for every site and one for the server, from the parties' public halves.
@@ -33,9 +29,7 @@ def provision(
     from carefl_secure.deployment.provisioning.sites import REHEARSAL, read_sites
 
     if rehearsal == (keys is not None):
-        raise ConfigError(
-            "give --keys, the folder with the public halves that the parties made, or --rehearsal"
-        )
+        raise ConfigError("give --keys, the folder with the public halves that the parties made, or --rehearsal")
     read = read_sites(sites)
     if keys is None:
         roster = writing.rehearse(read, out)

@@ -19,8 +19,7 @@ server = typer.Typer(name="server", no_args_is_help=True, help="Run the server f
 _AT_SITES = ("simulation.dropout=0", "data.at_sites=true")
 
 Words = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="One setting; may be given repeatedly."),
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting; may be given repeatedly.")
 ]
 
 
@@ -33,9 +32,7 @@ def _group() -> None:
 def start(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The server's bundle.")],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[
-        int | None, typer.Option(help="Another port than the bundle's, for use behind a proxy.")
-    ] = None,
+    port: Annotated[int | None, typer.Option(help="Another port than the bundle's, for use behind a proxy.")] = None,
 ) -> None:
     """Start the SuperLink with TLS and register the bundle's node keys; ends with Ctrl-C.
 
@@ -50,17 +47,12 @@ def start(
 def submit(
     server: Annotated[Path, typer.Option(metavar="BUNDLE", help="The server's bundle.")],
     key: Annotated[Path, typer.Option(metavar="BUNDLE", help="The submitter's bundle.")],
-    run: Annotated[
-        Path | None, typer.Argument(metavar="RUN.yaml", help="The run's configuration.")
-    ] = None,
+    run: Annotated[Path | None, typer.Argument(metavar="RUN.yaml", help="The run's configuration.")] = None,
     set_: Words = None,
     resume: Annotated[
-        Path | None,
-        typer.Option(metavar="RUN", help="Go on with an interrupted run; takes its settings."),
+        Path | None, typer.Option(metavar="RUN", help="Go on with an interrupted run; takes its settings.")
     ] = None,
-    patience: Annotated[
-        float, typer.Option(min=1, help="Seconds that the sites get to agree to the run.")
-    ] = 1800.0,
+    patience: Annotated[float, typer.Option(min=1, help="Seconds that the sites get to agree to the run.")] = 1800.0,
     json: Annotated[bool, typer.Option("--json", help="Write the summary as JSON.")] = False,
 ) -> None:
     """Run a federation over the sites of a started server, from the server's machine.

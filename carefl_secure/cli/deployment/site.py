@@ -14,9 +14,7 @@ site = typer.Typer(name="site", no_args_is_help=True, help="Make a site's keys; 
 submitter = typer.Typer(name="submitter", no_args_is_help=True, help="Make a submitter's keys.")
 
 Home = Annotated[Path, typer.Argument(metavar="DIR", help="The party's own folder.")]
-PartyName = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Its name; by default that of the folder.")
-]
+PartyName = Annotated[str | None, typer.Option(metavar="NAME", help="Its name; by default that of the folder.")]
 
 
 @site.command("init")
@@ -50,12 +48,9 @@ def join(
     home: Home,
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="What was provisioned.")],
     fingerprint: Annotated[
-        str | None,
-        typer.Option(metavar="HEX", help="The roster's fingerprint, as you compared it."),
+        str | None, typer.Option(metavar="HEX", help="The roster's fingerprint, as you compared it.")
     ] = None,
-    data: Annotated[
-        str | None, typer.Option(metavar="PATH", help="Folder of this site's records.")
-    ] = None,
+    data: Annotated[str | None, typer.Option(metavar="PATH", help="Folder of this site's records.")] = None,
 ) -> None:
     """Check a provisioned bundle, confirm its roster, and complete the site's folder.
 

@@ -38,9 +38,7 @@ def status(run: Run, json: Json = False) -> None:
         "rounds_paid_but_not_opened": spent.charged - spent.opened,
         "epsilon": spent.epsilon if begun and math.isfinite(spent.epsilon) else None,
         "survivors": rows[-1].get("survivors") if rows else None,
-        "seconds_per_round": (
-            sum(float(row.get("seconds", 0)) for row in rows) / len(rows) if rows else None
-        ),
+        "seconds_per_round": (sum(float(row.get("seconds", 0)) for row in rows) / len(rows) if rows else None),
     }
     if json:
         typer.echo(json_text.dumps(found, indent=2))

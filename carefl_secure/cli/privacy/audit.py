@@ -17,12 +17,10 @@ def audit(
         str | None, typer.Option(metavar="NAME", help="Only the attacks of this adversary.")
     ] = None,
     records: Annotated[
-        int,
-        typer.Option(min=50, help="Members, and as many non-members, to attack the adapter with."),
+        int, typer.Option(min=50, help="Members, and as many non-members, to attack the adapter with.")
     ] = 1000,
     canaries: Annotated[
-        int,
-        typer.Option(min=64, help="Canaries of the one-run bound, each included by a coin flip."),
+        int, typer.Option(min=64, help="Canaries of the one-run bound, each included by a coin flip.")
     ] = 1000,
     quiet: Quiet = False,
     json: Json = False,
@@ -46,9 +44,7 @@ def audit(
     name = "audit" if threat_model is None else f"audit-{threat_model}"
 
     with running(quiet) as reporter:
-        result = audit_run(
-            run, reporter, attacks=attacks, records=records, canaries=canaries, name=name
-        )
+        result = audit_run(run, reporter, attacks=attacks, records=records, canaries=canaries, name=name)
     if json:
         typer.echo(result.as_json())
     else:

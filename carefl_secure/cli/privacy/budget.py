@@ -33,34 +33,24 @@ class BudgetOptions:
         float | None, typer.Option(metavar="Q", help="Probability of each record to be in one sum.")
     ] = None
     noise_multiplier: Annotated[
-        float | None,
-        typer.Option(metavar="S", help="Noise deviation divided by the norm bound of one record."),
+        float | None, typer.Option(metavar="S", help="Noise deviation divided by the norm bound of one record.")
     ] = None
     rounds: Annotated[int | None, typer.Option(metavar="T", help="Number of sums.")] = None
-    epsilon: Annotated[
-        float | None, typer.Option(metavar="E", help="Upper limit over all rounds.")
-    ] = None
+    epsilon: Annotated[float | None, typer.Option(metavar="E", help="Upper limit over all rounds.")] = None
     mechanism: Annotated[
         Literal["gaussian", "skellam"],
-        typer.Option(
-            help="gaussian: noise of each client; skellam: shares of noise in a secure sum."
-        ),
+        typer.Option(help="gaussian: noise of each client; skellam: shares of noise in a secure sum."),
     ] = "gaussian"
     unit: Annotated[
-        Literal["record", "person", "client"],
-        typer.Option(help="Unit of privacy: what is added or removed."),
+        Literal["record", "person", "client"], typer.Option(help="Unit of privacy: what is added or removed.")
     ] = "record"
     records_per_person: Annotated[
-        int | None,
-        typer.Option(
-            metavar="K", help="Records per person, each clipped on its own; with --unit person."
-        ),
+        int | None, typer.Option(metavar="K", help="Records per person, each clipped on its own; with --unit person.")
     ] = None
     dimension: Annotated[
         int | None,
         typer.Option(
-            metavar="D",
-            help="Number of trained values, with skellam; by default the embedded model's 40960.",
+            metavar="D", help="Number of trained values, with skellam; by default the embedded model's 40960."
         ),
     ] = None
 
@@ -71,8 +61,7 @@ def budget(
     crosscheck: Annotated[
         bool,
         typer.Option(
-            "--crosscheck",
-            help="Compute Opacus' PRV epsilon too, where the noise is Gaussian; it imports torch.",
+            "--crosscheck", help="Compute Opacus' PRV epsilon too, where the noise is Gaussian; it imports torch."
         ),
     ] = False,
     json: Json = False,

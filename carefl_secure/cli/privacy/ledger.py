@@ -17,22 +17,17 @@ if TYPE_CHECKING:
     from carefl_secure.privacy.ledger.statement import Statement
 
 ledger = typer.Typer(
-    name="ledger",
-    no_args_is_help=True,
-    help="Verify, read and recover the ledgers of what was spent.",
+    name="ledger", no_args_is_help=True, help="Verify, read and recover the ledgers of what was spent."
 )
 
-Place = Annotated[
-    Path, typer.Argument(metavar="PATH", help="A ledger file, or a run folder for all in it.")
-]
+Place = Annotated[Path, typer.Argument(metavar="PATH", help="A ledger file, or a run folder for all in it.")]
 
 
 @ledger.command("verify")
 def verify(
     path: Place,
     head: Annotated[
-        str | None,
-        typer.Option(help="A hash seen earlier that the chain must still hold (one ledger)."),
+        str | None, typer.Option(help="A hash seen earlier that the chain must still hold (one ledger).")
     ] = None,
     json: Json = False,
 ) -> None:
@@ -70,8 +65,7 @@ def verify(
 def show(
     path: Place,
     delta: Annotated[
-        float | None,
-        typer.Option(help="Delta to price at; by default that of the run's plan, or else 1e-5."),
+        float | None, typer.Option(help="Delta to price at; by default that of the run's plan, or else 1e-5.")
     ] = None,
     json: Json = False,
 ) -> None:

@@ -11,13 +11,9 @@ import typer
 from carefl_secure.cli.console import Json, result_console, result_table, say
 from carefl_secure.errors import ConfigError
 
-threat_model = typer.Typer(
-    name="threat-model", no_args_is_help=True, help="Read and check the threat models."
-)
+threat_model = typer.Typer(name="threat-model", no_args_is_help=True, help="Read and check the threat models.")
 
-Folder = Annotated[
-    Path | None, typer.Option("--dir", metavar="PATH", help="Folder of threat models.")
-]
+Folder = Annotated[Path | None, typer.Option("--dir", metavar="PATH", help="Folder of threat models.")]
 
 
 @threat_model.command("list")
@@ -26,15 +22,9 @@ def list_(dir_: Folder = None, json: Json = False) -> None:
     from carefl_secure.audit.threat_models.load import find_models, load_models
 
     models = load_models(find_models(dir_))
-    counts = {
-        m.name: {d: sum(t.defended == d for t in m.threats) for d in ("yes", "partly", "no")}
-        for m in models
-    }
+    counts = {m.name: {d: sum(t.defended == d for t in m.threats) for d in ("yes", "partly", "no")} for m in models}
     if json:
-        rows = [
-            {"name": m.name, "title": m.title, "threats": counts[m.name], "attacks": m.attacks}
-            for m in models
-        ]
+        rows = [{"name": m.name, "title": m.title, "threats": counts[m.name], "attacks": m.attacks} for m in models]
         typer.echo(json_text.dumps(rows, indent=2))
         return
     words = ("name", "adversary", "audit attacks")
@@ -66,11 +56,7 @@ def show(
     for threat in model.threats:
         say(f"[defended: {threat.defended}] {threat.id}: {threat.text}")
         say(f"  by: {threat.mitigation}")
-        for title, names in (
-            ("settings", threat.keys),
-            ("tests", threat.tests),
-            ("measured by", threat.attacks),
-        ):
+        for title, names in (("settings", threat.keys), ("tests", threat.tests), ("measured by", threat.attacks)):
             if names:
                 say(f"  {title}: {', '.join(names)}")
         say(f"  what remains: {threat.residual}\n")
@@ -96,9 +82,7 @@ def check(dir_: Folder = None, json: Json = False) -> None:
 
 @threat_model.command("render")
 def render_(
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Where to write; standard output without.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Where to write; standard output without.")] = None,
     dir_: Folder = None,
 ) -> None:
     """Make the page of all threat models, with diagrams."""

@@ -23,26 +23,16 @@ if TYPE_CHECKING:
 class CaptionOptions:
     """The options of ``caption``."""
 
-    model: Annotated[
-        str, typer.Option(metavar="ID_OR_PATH", help="LLaVA-1.5, or a SmolVLM2 on a small machine.")
-    ]
-    cache: Annotated[
-        Path, typer.Option(metavar="DIR", help="Folder for the captions; it stays with you.")
-    ]
-    prompt: Annotated[
-        str, typer.Option(help="scene, person, both, or the path of a text file.")
-    ] = "scene"
+    model: Annotated[str, typer.Option(metavar="ID_OR_PATH", help="LLaVA-1.5, or a SmolVLM2 on a small machine.")]
+    cache: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the captions; it stays with you.")]
+    prompt: Annotated[str, typer.Option(help="scene, person, both, or the path of a text file.")] = "scene"
     view: Annotated[
         Literal["full", "box", "crop"],
         typer.Option(help="The whole image, with the person's box drawn, or the box alone."),
     ] = "full"
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Caption only this many records of each split.")
-    ] = None
+    limit: Annotated[int | None, typer.Option(min=1, help="Caption only this many records of each split.")] = None
     revision: Annotated[str | None, typer.Option(help="Commit of a hub id.")] = None
-    quantization: Annotated[
-        Literal["nf4", "none"], typer.Option(help="4 bits for the text model, or none.")
-    ] = "nf4"
+    quantization: Annotated[Literal["nf4", "none"], typer.Option(help="4 bits for the text model, or none.")] = "nf4"
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
         typer.Option(help="Compute type; auto is float16 on a graphics card, else bfloat16."),
@@ -51,17 +41,13 @@ class CaptionOptions:
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest caption, in tokens.")] = 64
     set_: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set", metavar="KEY=VALUE", help="A setting of the later run, such as data.labels."
-        ),
+        typer.Option("--set", metavar="KEY=VALUE", help="A setting of the later run, such as data.labels."),
     ] = None
 
 
 @unfold
 def caption(
-    source: Annotated[
-        str, typer.Argument(metavar="PATH|synthetic", help="Folder of the corpus, or synthetic.")
-    ],
+    source: Annotated[str, typer.Argument(metavar="PATH|synthetic", help="Folder of the corpus, or synthetic.")],
     options: CaptionOptions,
     quiet: Quiet = False,
     json: Json = False,
@@ -93,9 +79,7 @@ def caption(
             max_new_tokens=options.max_new_tokens,
             batch=options.batch,
         )
-        kept, parts = caption_all(
-            splits, captioner, options.cache, options.view, reporter, options.limit
-        )
+        kept, parts = caption_all(splits, captioner, options.cache, options.view, reporter, options.limit)
     if json:
         found = {name: one.as_json() for name, one in parts.items()}
         out = {"folder": str(kept.folder), "captioner": kept.facts, "splits": found}

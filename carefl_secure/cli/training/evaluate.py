@@ -24,28 +24,20 @@ class EvaluateOptions:
     """The options of ``evaluate``."""
 
     split: Annotated[
-        Literal["test", "public"],
-        typer.Option(help="Which public split of the run; never private records."),
+        Literal["test", "public"], typer.Option(help="Which public split of the run; never private records.")
     ] = "test"
-    data: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="Another corpus: its test split, or all.")
-    ] = None
+    data: Annotated[Path | None, typer.Option(metavar="PATH", help="Another corpus: its test split, or all.")] = None
     labels: Annotated[str, typer.Option(help="Label space to read --data with.")] = "auto"
     view: Annotated[str, typer.Option(help="View to read --data with.")] = "auto"
-    bootstrap: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Resamples behind each interval.")
-    ] = 1000
+    bootstrap: Annotated[int, typer.Option(min=1, metavar="N", help="Resamples behind each interval.")] = 1000
     group: Annotated[
         list[str] | None,
         typer.Option(
             metavar="ATTRIBUTE",
-            help="Compare the groups of this attribute; repeatable. By default, all attributes "
-            "with few values.",
+            help="Compare the groups of this attribute; repeatable. By default, all attributes with few values.",
         ),
     ] = None
-    minimum: Annotated[
-        int, typer.Option("--min-group", min=1, help="Records that a group needs to be scored.")
-    ] = 30
+    minimum: Annotated[int, typer.Option("--min-group", min=1, help="Records that a group needs to be scored.")] = 30
     scorer: Annotated[
         Literal["labels", "generation"],
         typer.Option(
@@ -53,9 +45,7 @@ class EvaluateOptions:
             "which gives F1 and no mAP."
         ),
     ] = "labels"
-    constrained: Annotated[
-        bool, typer.Option(help="With --scorer generation: allow labels and commas only.")
-    ] = False
+    constrained: Annotated[bool, typer.Option(help="With --scorer generation: allow labels and commas only.")] = False
     space: Annotated[
         Literal["cexpr"] | None,
         typer.Option(
@@ -67,12 +57,8 @@ class EvaluateOptions:
         Literal["mean_probability", "majority", "mean_logit"],
         typer.Option(help="From frames to videos, where --data is C-EXPR-DB."),
     ] = "mean_probability"
-    every: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Take every Nth frame of C-EXPR-DB's videos.")
-    ] = 1
-    fold: Annotated[
-        int, typer.Option(min=0, metavar="K", help="Fold of C-EXPR-DB's labelled clips.")
-    ] = 0
+    every: Annotated[int, typer.Option(min=1, metavar="N", help="Take every Nth frame of C-EXPR-DB's videos.")] = 1
+    fold: Annotated[int, typer.Option(min=0, metavar="K", help="Fold of C-EXPR-DB's labelled clips.")] = 0
 
     @property
     def videos(self) -> bool:
@@ -84,8 +70,7 @@ class EvaluateOptions:
         whole = (self.split, self.view) == ("test", "auto") and self.labels in ("auto", "cexpr")
         if videos and not whole:
             raise ConfigError(
-                "C-EXPR-DB's seven classes have no other split, view or labels; leave out "
-                "--split, --view and --labels"
+                "C-EXPR-DB's seven classes have no other split, view or labels; leave out --split, --view and --labels"
             )
         if not videos and given != ("mean_probability", 1, 0):
             raise ConfigError("--fuse, --every and --fold are for C-EXPR-DB; leave them out")
@@ -111,9 +96,7 @@ def evaluate(run: Run, options: EvaluateOptions, quiet: Quiet = False, json: Jso
     from carefl_secure.evaluation.settings import Settings
 
     settings = Settings(
-        replicates=options.bootstrap,
-        groups=tuple(options.group) if options.group else None,
-        minimum=options.minimum,
+        replicates=options.bootstrap, groups=tuple(options.group) if options.group else None, minimum=options.minimum
     )
     if videos:
         from carefl_secure.runs.evaluation.zero_shot import evaluate_zero_shot
@@ -152,18 +135,13 @@ def _generated(run: Path, options: EvaluateOptions, quiet: bool, json: bool) -> 
     """Score what the model writes."""
     if options.data is not None or options.group or options.space:
         raise ConfigError(
-            "--scorer generation scores the run's own splits as a whole; leave out --data, "
-            "--group and --space"
+            "--scorer generation scores the run's own splits as a whole; leave out --data, --group and --space"
         )
     from carefl_secure.runs.evaluation.generated import evaluate_generated
 
     with running(quiet) as reporter:
         written = evaluate_generated(
-            run,
-            reporter,
-            split=options.split,
-            constrained=options.constrained,
-            replicates=options.bootstrap,
+            run, reporter, split=options.split, constrained=options.constrained, replicates=options.bootstrap
         )
     if json:
         typer.echo(written.as_json(), nl=False)
@@ -183,8 +161,5 @@ def _show_zero_shot(found: ZeroShot, json: bool) -> None:
     if found.evaluation is not None and found.file is not None:
         show_evaluation(found.evaluation, found.file)
     if found.predictions is not None:
-        say(
-            f"predictions, {found.unlabelled:,} of them for videos without a label: "
-            f"{found.predictions}"
-        )
+        say(f"predictions, {found.unlabelled:,} of them for videos without a label: {found.predictions}")
         say("note: the columns are specific to this package; the challenge published no format")

@@ -28,9 +28,7 @@ def _number(value: float | None, sign: str = "") -> str:
     return "-" if value is None or not math.isfinite(value) else f"{value:{sign}.3f}"
 
 
-def _with_interval(
-    name: str, values: Mapping[str, float], spread: Mapping[str, Interval], sign: str = ""
-) -> str:
+def _with_interval(name: str, values: Mapping[str, float], spread: Mapping[str, Interval], sign: str = "") -> str:
     between = spread[name]
     return f"{_number(values[name], sign)} [{_number(between.low)}, {_number(between.high)}]"
 
@@ -104,17 +102,12 @@ def _groups(one: Comparison, console: Console) -> None:
 def show_generated(found: Generated) -> None:
     """Show the figures of generated answers, untuned and tuned."""
     how = "labels only" if found.constrained else "free"
-    say(
-        f"{found.run}: {found.records:,} records, {found.split} split ({found.space}), generated "
-        f"answers, {how}"
-    )
+    say(f"{found.run}: {found.records:,} records, {found.split} split ({found.space}), generated answers, {how}")
     table = _table("", "untuned", "tuned")
     for name, value in found.figures.items():
         low, high = found.intervals[name]["low"], found.intervals[name]["high"]
         spread = "" if low is None or high is None else f" [{low:.3f}, {high:.3f}]"
-        table.add_row(
-            name.replace("_", " "), f"{found.untuned[name]:.3f}", escape(f"{value:.3f}{spread}")
-        )
+        table.add_row(name.replace("_", " "), f"{found.untuned[name]:.3f}", escape(f"{value:.3f}{spread}"))
     table.add_row("unparsable", str(found.untuned_unparsable), str(found.unparsable))
     Console().print(table)
     say(f"note: {found.remark}")

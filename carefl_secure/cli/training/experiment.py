@@ -18,26 +18,17 @@ from carefl_secure.errors import RunError
 
 def experiment(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="YAML file of the experiment.")],
-    run_dir: Annotated[
-        Path, typer.Option(metavar="DIR", help="Folder that holds the experiments.")
-    ] = Path("runs/experiments"),
-    jobs: Annotated[
-        int, typer.Option(min=1, help="Cells that run at the same time, one process each.")
-    ] = 1,
+    run_dir: Annotated[Path, typer.Option(metavar="DIR", help="Folder that holds the experiments.")] = Path(
+        "runs/experiments"
+    ),
+    jobs: Annotated[int, typer.Option(min=1, help="Cells that run at the same time, one process each.")] = 1,
     resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume-by-default/--no-resume",
-            help="Keep finished cells and resume interrupted ones.",
-        ),
+        bool, typer.Option("--resume-by-default/--no-resume", help="Keep finished cells and resume interrupted ones.")
     ] = True,
     set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="A setting of the base; repeatable."),
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the base; repeatable.")
     ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check and list the cells; run nothing.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and list the cells; run nothing.")] = False,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:

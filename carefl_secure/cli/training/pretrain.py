@@ -14,9 +14,7 @@ from carefl_secure.cli.reporter import running
 def pretrain(
     output: Annotated[Path, typer.Argument(help="Folder to write the model to.")],
     seed: Annotated[int, typer.Option(min=0, help="Seed of data, weights and order.")] = 0,
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="Training steps; without it, the full number.")
-    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Training steps; without it, the full number.")] = None,
     quiet: Quiet = False,
 ) -> None:
     """Train the small base model on synthetic scenes and write it to a folder."""

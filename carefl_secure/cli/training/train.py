@@ -22,38 +22,27 @@ from carefl_secure.run_folder import Interrupted, check_start, new_run_id
 class TrainOptions:
     """The options of ``train``; those left out are None."""
 
-    epsilon: Annotated[
-        float | None, typer.Option(help="Privacy budget of all rounds together.")
-    ] = None
-    data: Annotated[
-        str | None, typer.Option(metavar="PATH", help="Image folder; without it, synthetic scenes.")
-    ] = None
-    config: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="YAML file with settings.")
-    ] = None
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="One setting; repeatable."),
-    ] = None
+    epsilon: Annotated[float | None, typer.Option(help="Privacy budget of all rounds together.")] = None
+    data: Annotated[str | None, typer.Option(metavar="PATH", help="Image folder; without it, synthetic scenes.")] = (
+        None
+    )
+    config: Annotated[Path | None, typer.Option(metavar="FILE", help="YAML file with settings.")] = None
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting; repeatable.")] = (
+        None
+    )
     rounds: Annotated[int | None, typer.Option(help="Number of rounds.")] = None
     clients: Annotated[int | None, typer.Option(help="Number of clients.")] = None
     stages: Annotated[
         str | None,
         typer.Option(
-            metavar="SPACES",
-            help="Label spaces of several stages under one budget, such as basic,compound.",
+            metavar="SPACES", help="Label spaces of several stages under one budget, such as basic,compound."
         ),
     ] = None
     aggregation: Annotated[
         str | None,
-        typer.Option(
-            metavar="PROTOCOL",
-            help="Aggregation protocol: pairwise (the default), committee or encrypted.",
-        ),
+        typer.Option(metavar="PROTOCOL", help="Aggregation protocol: pairwise (the default), committee or encrypted."),
     ] = None
-    run_dir: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="Folder that holds the run folders.")
-    ] = None
+    run_dir: Annotated[Path | None, typer.Option(metavar="PATH", help="Folder that holds the run folders.")] = None
     engine: Annotated[
         str,
         typer.Option(
@@ -65,14 +54,10 @@ class TrainOptions:
         ),
     ] = "inprocess"
     local_nodes: Annotated[
-        int | None,
-        typer.Option(
-            help="Number of SuperNodes of --engine superlink; it equals the number of clients."
-        ),
+        int | None, typer.Option(help="Number of SuperNodes of --engine superlink; it equals the number of clients.")
     ] = None
     resume: Annotated[
-        Path | None,
-        typer.Option(metavar="RUN", help="Resume an interrupted run, with its own settings."),
+        Path | None, typer.Option(metavar="RUN", help="Resume an interrupted run, with its own settings.")
     ] = None
     track: Annotated[
         list[str] | None,
@@ -97,9 +82,7 @@ class TrainOptions:
         if self.resume is None:
             settings = load_config(self.config, self.set_ or (), **flags)
         elif self.config or self.set_ or any(value is not None for value in flags.values()):
-            raise ConfigError(
-                "--resume takes the settings of the run it names; leave the others out"
-            )
+            raise ConfigError("--resume takes the settings of the run it names; leave the others out")
         else:
             require_run(self.resume)
             settings = load_config(self.resume / "config.yaml", ())

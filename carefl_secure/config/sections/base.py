@@ -34,7 +34,6 @@ def installed(name: str, own: Collection[str], group: str) -> str:
     if name not in own and name not in brought:
         known = ", ".join([*own, *sorted(brought)])
         raise ValueError(
-            f"choose one of {known}, or install the package that brings {name!r} (entry point "
-            f"group {group})"
+            f"choose one of {known}, or install the package that brings {name!r} (entry point group {group})"
         )
     return name

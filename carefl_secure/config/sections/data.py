@@ -16,9 +16,7 @@ SYNTHETIC_RECORDS = 8000
 class DataConfig(Section):
     """The records, and who holds which of them."""
 
-    source: str = Field(
-        default="synthetic", min_length=1, description='"synthetic", or the path of an image folder'
-    )
+    source: str = Field(default="synthetic", min_length=1, description='"synthetic", or the path of an image folder')
     format: str = Field(
         default="auto",
         min_length=1,
@@ -27,8 +25,7 @@ class DataConfig(Section):
     )
     deduplicate: Literal["refuse", "drop", "keep"] = Field(
         default="refuse",
-        description="what is done about equal images: refuse those in two splits, drop all but "
-        "the first, or keep all",
+        description="what is done about equal images: refuse those in two splits, drop all but the first, or keep all",
     )
     labels: Literal["auto", "emotic", "basic", "compound", "caers", "cexpr", "fer2013"] = Field(
         default="auto", description="label space; auto takes that of the corpus"
@@ -38,9 +35,7 @@ class DataConfig(Section):
         description="label words of image folders, in the same order at all sites; null takes "
         "those of the folder, which only a run on one machine can do",
     )
-    multi: bool = Field(
-        default=False, description="whether a record may have several of data.words"
-    )
+    multi: bool = Field(default=False, description="whether a record may have several of data.words")
     at_sites: bool = Field(
         default=False,
         description="the private records are at the sites of a deployment, and data.source holds "
@@ -54,18 +49,14 @@ class DataConfig(Section):
     records: int | None = Field(
         default=None, ge=1, description="number of private records, only where source is synthetic"
     )
-    seed: Seed = Field(
-        default=0, description="seed of the synthetic corpus, the split and the partition"
-    )
+    seed: Seed = Field(default=0, description="seed of the synthetic corpus, the split and the partition")
     cache_dir: Path | None = Field(
         default=None, description="folder of synthetic corpora; null takes the user's cache folder"
     )
     public_fraction: Part = Field(
         default=0.1, description="share of a folder's records that is public, for thresholds"
     )
-    test_fraction: Part = Field(
-        default=0.2, description="share of a folder's records that is used for scoring only"
-    )
+    test_fraction: Part = Field(default=0.2, description="share of a folder's records that is used for scoring only")
     partition: Literal["iid", "dirichlet", "column", "quantity", "folder"] = Field(
         default="iid",
         description="how clients share the training records out: evenly, with skewed labels, by "
@@ -94,9 +85,7 @@ class DataConfig(Section):
                 "lower them so that they sum to less than 1"
             )
         if self.words is None and self.multi:
-            raise ValueError(
-                "data.multi goes with data.words; list the label words, or leave it out"
-            )
+            raise ValueError("data.multi goes with data.words; list the label words, or leave it out")
         if self.words is not None:
             if self.labels != "auto" or self.synthetic:
                 raise ValueError(
@@ -106,19 +95,11 @@ class DataConfig(Section):
             if len(self.words) < 2 or len(set(self.words)) < len(self.words):
                 raise ValueError("data.words needs at least two words, each of them once")
         if self.records is not None and not self.synthetic:
-            raise ValueError(
-                "data.records sizes the synthetic corpus only; a folder is taken whole, so leave "
-                "it out"
-            )
+            raise ValueError("data.records sizes the synthetic corpus only; a folder is taken whole, so leave it out")
         if self.synthetic and (self.format != "auto" or self.partition == "folder"):
-            raise ValueError(
-                "data.format and data.partition=folder go with a folder; name one in data.source"
-            )
+            raise ValueError("data.format and data.partition=folder go with a folder; name one in data.source")
         if self.partition == "column" and self.column is None:
-            raise ValueError(
-                "data.partition=column needs data.column; name an attribute of the corpus, "
-                "or subject"
-            )
+            raise ValueError("data.partition=column needs data.column; name an attribute of the corpus, or subject")
         if self.partition != "column" and self.column is not None:
             raise ValueError(
                 f"data.column has no effect under data.partition={self.partition}; "

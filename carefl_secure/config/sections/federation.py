@@ -45,28 +45,20 @@ class FederationConfig(Section):
     )
     local_lr: Annotated[float, Field(gt=0, le=1e4)] | Literal["auto"] = Field(
         default="auto",
-        description="learning rate of the local steps; auto is 10, 3 for feddyn, and 0.3 under "
-        "privacy.trust=none",
+        description="learning rate of the local steps; auto is 10, 3 for feddyn, and 0.3 under privacy.trust=none",
     )
     local_rule: str = Field(
         default="sgd",
         min_length=1,
         description="optimizer of the local steps: sgd, or one that an installed package brings",
     )
-    proximal_mu: float = Field(
-        default=0.01, gt=0, le=1e4, description="proximal term of aggregator=fedprox"
-    )
-    feddyn_alpha: float = Field(
-        default=0.1, gt=0, le=1e4, description="regulariser of aggregator=feddyn"
-    )
+    proximal_mu: float = Field(default=0.01, gt=0, le=1e4, description="proximal term of aggregator=fedprox")
+    feddyn_alpha: float = Field(default=0.1, gt=0, le=1e4, description="regulariser of aggregator=feddyn")
     noise_correction: bool = Field(
-        default=False,
-        description="subtract the noise variance from the second moment of aggregator=fedadam",
+        default=False, description="subtract the noise variance from the second moment of aggregator=fedadam"
     )
     momentum: Share = Field(default=0.9, description="momentum of aggregator=fedavg")
-    betas: tuple[Share, Share] = Field(
-        default=(0.8, 0.99), description="decay rates of aggregator=fedadam"
-    )
+    betas: tuple[Share, Share] = Field(default=(0.8, 0.99), description="decay rates of aggregator=fedadam")
     min_survivors: int = Field(
         default=_AUTO,
         ge=1,
@@ -83,8 +75,7 @@ class FederationConfig(Section):
         default=3,
         ge=2,
         le=5,
-        description="members of aggregation=committee; all are needed, and one honest one is "
-        "enough",
+        description="members of aggregation=committee; all are needed, and one honest one is enough",
     )
     committee_dropout_tolerance: int = Field(
         default=0,

@@ -15,11 +15,7 @@ Target = Literal["q", "k", "v", "o", "gate", "up", "down"]
 class ModelConfig(Section):
     """The frozen base model."""
 
-    base: str = Field(
-        default="embedded",
-        min_length=1,
-        description='"embedded", a hub id, or the path of a snapshot',
-    )
+    base: str = Field(default="embedded", min_length=1, description='"embedded", a hub id, or the path of a snapshot')
     revision: str | None = Field(
         default=None, description="commit of a hub model; null takes the newest that is cached"
     )
@@ -44,8 +40,7 @@ class ModelConfig(Section):
     )
     context_cache: Path | None = Field(
         default=None,
-        description="folder that 'carefl-secure caption' wrote; null uses the describer of the "
-        "synthetic corpus",
+        description="folder that 'carefl-secure caption' wrote; null uses the describer of the synthetic corpus",
     )
     context_dropout: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.0, description="share of records, of clients and server, that get no caption"
@@ -57,9 +52,7 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def _agree(self) -> ModelConfig:
         if self.context == "none" and self.context_dropout:
-            raise ValueError(
-                "model.context_dropout has no effect under model.context=none; leave it out"
-            )
+            raise ValueError("model.context_dropout has no effect under model.context=none; leave it out")
         described = self.context in ("own", "shuffled", "wrong")
         if not described and self.context_cache is not None:
             raise ValueError(
@@ -73,8 +66,7 @@ class ModelConfig(Section):
             )
         if self.base == "embedded" and self.revision is not None:
             raise ValueError(
-                "model.revision has no meaning for the embedded model; leave it out, or name a "
-                "hub id in model.base"
+                "model.revision has no meaning for the embedded model; leave it out, or name a hub id in model.base"
             )
         return self
 
@@ -83,18 +75,14 @@ class AdapterConfig(Section):
     """The low-rank adapter: the only weights that are trained."""
 
     rank: int = Field(default=8, ge=1, le=256, description="rank of the adapter's matrices")
-    alpha: int = Field(
-        default=16, ge=1, le=4096, description="the update is scaled by alpha / rank"
-    )
+    alpha: int = Field(default=16, ge=1, le=4096, description="the update is scaled by alpha / rank")
     targets: tuple[Target, ...] = Field(
         default=("q", "k", "v", "o", "gate", "up", "down"),
         min_length=1,
         description="linear layers of each text block that are adapted",
     )
     last_layers: int | None = Field(
-        default=None,
-        ge=1,
-        description="adapt only this many of the last text blocks; null adapts all",
+        default=None, ge=1, description="adapt only this many of the last text blocks; null adapts all"
     )
     train: Literal["B", "both", "alternate"] = Field(
         default="B",

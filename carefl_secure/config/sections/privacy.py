@@ -30,9 +30,7 @@ class PrivacyConfig(Section):
         description="with unit=person: keep this many records of each person and clip each on its "
         "own; null keeps all and clips their mean",
     )
-    epsilon: float = Field(
-        default=8.0, gt=0, le=1000, description="privacy budget of all rounds together"
-    )
+    epsilon: float = Field(default=8.0, gt=0, le=1000, description="privacy budget of all rounds together")
     delta: float = Field(
         default=1e-5,
         gt=0,
@@ -50,13 +48,11 @@ class PrivacyConfig(Section):
         default=1.0,
         ge=1e-12,
         le=1e6,
-        description="largest l2 norm of one record's or person's gradient, or of one client's "
-        "update",
+        description="largest l2 norm of one record's or person's gradient, or of one client's update",
     )
     normalise: bool = Field(
         default=True,
-        description="scale every gradient, or client's update, to the clipping norm, instead of "
-        "only clipping it",
+        description="scale every gradient, or client's update, to the clipping norm, instead of only clipping it",
     )
     clipping: Literal["native", "opacus"] = Field(
         default="native", description="implementation of the per-record gradients"
@@ -73,9 +69,7 @@ class PrivacyConfig(Section):
         "records add up; null keeps them in the run folder",
     )
     max_epsilon: float | None = Field(
-        default=None,
-        gt=0,
-        description="limit of a client's own ledger over all runs; null takes epsilon",
+        default=None, gt=0, description="limit of a client's own ledger over all runs; null takes epsilon"
     )
     tuning_runs: int | None = Field(
         default=None,

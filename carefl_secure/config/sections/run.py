@@ -13,22 +13,13 @@ from carefl_secure.config.sections.base import Section, Seed, Share
 class EvaluationConfig(Section):
     """What is measured during a run."""
 
-    every: int = Field(
-        default=1,
-        ge=1,
-        description="rounds between two evaluations; the last round is evaluated too",
-    )
-    baselines: bool = Field(
-        default=True, description="whether simple baselines are scored as well as the model"
-    )
+    every: int = Field(default=1, ge=1, description="rounds between two evaluations; the last round is evaluated too")
+    baselines: bool = Field(default=True, description="whether simple baselines are scored as well as the model")
     scorer: Literal["labels", "generation"] = Field(
         default="labels",
-        description="what macro F1 is based on: label likelihoods, or generated text; mAP always "
-        "ranks by likelihood",
+        description="what macro F1 is based on: label likelihoods, or generated text; mAP always ranks by likelihood",
     )
-    constrained: bool = Field(
-        default=False, description="with scorer=generation: generate labels and commas only"
-    )
+    constrained: bool = Field(default=False, description="with scorer=generation: generate labels and commas only")
 
 
 class RunConfig(Section):
@@ -57,8 +48,7 @@ class SimulationConfig(Section):
         "clients are too few to lose any",
     )
     stragglers: Share = Field(
-        default=0.0,
-        description="share of clients that complete only some of their local steps in a round",
+        default=0.0, description="share of clients that complete only some of their local steps in a round"
     )
 
 
@@ -76,9 +66,7 @@ class PerformanceConfig(Section):
         "takes one per core, at most four, for the embedded model, and 1 for any other, which "
         "uses all cores by itself",
     )
-    evaluation_batch: int = Field(
-        default=64, ge=1, le=4096, description="images that are scored at once"
-    )
+    evaluation_batch: int = Field(default=64, ge=1, le=4096, description="images that are scored at once")
     workers: int = Field(default=1, ge=1, le=256, description="clients that work at the same time")
     timeout_s: float = Field(
         default=3600.0,

@@ -45,7 +45,6 @@ class StagesConfig(Section):
             )
         if self.rounds is not None and len(self.rounds) != len(self.spaces):
             raise ValueError(
-                f"stages.rounds names {len(self.rounds)} numbers for {len(self.spaces)} stages; "
-                "give one for each"
+                f"stages.rounds names {len(self.rounds)} numbers for {len(self.spaces)} stages; give one for each"
             )
         return self

@@ -5,14 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from carefl_secure.data.checks.examine import (
-    UNREADABLE,
-    examine,
-    files_of,
-    label_counts,
-    restrict,
-    skipped_of,
-)
+from carefl_secure.data.checks.examine import UNREADABLE, examine, files_of, label_counts, restrict, skipped_of
 from carefl_secure.data.checks.report import Report, SplitReport
 from carefl_secure.data.corpora.base import ReadOptions
 from carefl_secure.data.corpora.emotic.mat import mat_file
@@ -86,9 +79,7 @@ def _judge_splits(
             if none and expected:
                 missing.append(f"{one.name}: records of {', '.join(none)}")
         if one.repeated or one.nearly:
-            notes.append(
-                f"{one.name}: {one.repeated} images repeat another exactly, {one.nearly} nearly"
-            )
+            notes.append(f"{one.name}: {one.repeated} images repeat another exactly, {one.nearly} nearly")
     return notes
 
 
@@ -98,8 +89,7 @@ def _unseen_labels(splits: Sequence[SplitReport]) -> list[str]:
     return [
         f"{one.name}: labels that train lacks: {', '.join(lacking)}"
         for one in splits
-        if train is not None
-        and (lacking := [k for k, n in one.labels.items() if n and not train.labels.get(k)])
+        if train is not None and (lacking := [k for k, n in one.labels.items() if n and not train.labels.get(k)])
     ]
 
 
@@ -165,11 +155,7 @@ def check_corpus(
     alike = Near(prints)
     splits = [_split(name, corpus, prints[name], alike) for name, corpus in opened.items()]
     missing: list[str] = []
-    faults = [
-        f"{one.what}: {one.found:,} where {one.published:,} are published"
-        for one in counts
-        if not one.same
-    ]
+    faults = [f"{one.what}: {one.found:,} where {one.published:,} are published" for one in counts if not one.same]
     notes = _judge_splits(layout.format.splits, splits, missing, faults)
     notes += _unseen_labels(splits)
     shared = find_shared(opened, prints, alike)

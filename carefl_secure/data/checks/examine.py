@@ -52,9 +52,7 @@ def label_counts(corpus: Corpus) -> dict[str, int]:
     return counts
 
 
-def restrict(
-    corpus: Corpus, hashes: Sequence[ImageHash], keep: Sequence[int]
-) -> tuple[Corpus, list[ImageHash]]:
+def restrict(corpus: Corpus, hashes: Sequence[ImageHash], keep: Sequence[int]) -> tuple[Corpus, list[ImageHash]]:
     """Return some records of a corpus, with the hashes of their images."""
     if len(keep) == len(corpus.records):
         return corpus, list(hashes)

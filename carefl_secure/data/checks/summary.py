@@ -36,8 +36,7 @@ def warnings(private: Corpus, test: Corpus, shares: Sequence[Sized]) -> list[str
     out = []
     if persons:
         out.append(
-            f"warning: {len(persons)} subjects of private records are in the test split too, "
-            "which no noise covers"
+            f"warning: {len(persons)} subjects of private records are in the test split too, which no noise covers"
         )
     if sum(map(bool, known.values())) == 1:
         out.append("warning: all private records carry one and the same label")
@@ -47,7 +46,5 @@ def warnings(private: Corpus, test: Corpus, shares: Sequence[Sized]) -> list[str
             f"{', '.join(rare)}: some clients hold none"
         )
     if unseen:
-        out.append(
-            f"warning: the test split has labels that no private record has: {', '.join(unseen)}"
-        )
+        out.append(f"warning: the test split has labels that no private record has: {', '.join(unseen)}")
     return out

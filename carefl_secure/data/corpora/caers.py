@@ -94,9 +94,7 @@ def _classes(folder: Path) -> list[tuple[str, int]]:
     for sub in sorted(sub for sub in folder.iterdir() if sub.is_dir()):
         label = class_id(sub.name)
         if label is None:
-            raise LabelError(
-                f"{sub} is not a class of CAER-S; known are Angry and {', '.join(CAERS.labels)}"
-            )
+            raise LabelError(f"{sub} is not a class of CAER-S; known are Angry and {', '.join(CAERS.labels)}")
         found.append((sub.name, label))
     return found
 
@@ -161,11 +159,7 @@ def _clips(root: Path, base: Path) -> Mapping[str, str]:
 
 
 def take_frames(
-    builder: SplitBuilder,
-    frames: list[Frame],
-    view: View,
-    clips: Mapping[str, str],
-    reporter: Reporter,
+    builder: SplitBuilder, frames: list[Frame], view: View, clips: Mapping[str, str], reporter: Reporter
 ) -> FileCorpus:
     """Take frames into a split: drop what is missing or has no face, cut boxes to the image."""
     for frame in tracked(frames, reporter, f"reading {builder.name}"):
@@ -185,14 +179,10 @@ def take_frames(
             Record(frame.key, (frame.label,), clips.get(frame.key), {}, box if whole else None),
             ImageFile(frame.path, None if whole else box),
         )
-    return builder.corpus(
-        "check that the images were unpacked and the lists belong to them", "video"
-    )
+    return builder.corpus("check that the images were unpacked and the lists belong to them", "video")
 
 
-def load_caers(
-    root: Path, *, view: View = "image", reporter: Reporter = SILENT
-) -> dict[str, FileCorpus]:
+def load_caers(root: Path, *, view: View = "image", reporter: Reporter = SILENT) -> dict[str, FileCorpus]:
     """Read CAER-S as ``train`` and ``test``, and as ``val`` where there is a ``val.txt``.
 
     ``root`` is the folder ``CAER-S``, or the one that holds it and perhaps the lists. View
@@ -207,10 +197,7 @@ def load_caers(
     corpora = {}
     for split in SPLITS:
         builder = SplitBuilder(f"caers-{view}/{split}", CAERS)
-        if split in lists:
-            frames = _read_list(base, split, lists[split], builder.skipped)
-        else:
-            frames = disk.get(split, [])
+        frames = _read_list(base, split, lists[split], builder.skipped) if split in lists else disk.get(split, [])
         if not frames and split not in lists:
             continue
         kept = []

@@ -75,11 +75,7 @@ def _is_base(base: Path) -> bool:
 def video_names(base: Path) -> list[str]:
     """Return the names of all videos there are, extracted or not, sorted."""
     names = {
-        sub.name
-        for folder in _FRAMES
-        if (base / folder).is_dir()
-        for sub in (base / folder).iterdir()
-        if sub.is_dir()
+        sub.name for folder in _FRAMES if (base / folder).is_dir() for sub in (base / folder).iterdir() if sub.is_dir()
     }
     videos = base / "videos"
     if videos.is_dir():
@@ -108,9 +104,7 @@ def _frames_of(
 ) -> Iterator[tuple[str, int, ImageSource]]:
     """Yield key, number and image of each frame, in the order of time."""
     for name in (*_FRAMES, "videos"):
-        folder = next(
-            (f for f in (base / name / clip.name, base / name / clip.stem) if f.is_dir()), None
-        )
+        folder = next((f for f in (base / name / clip.name, base / name / clip.stem) if f.is_dir()), None)
         if folder is None:
             continue
         nested = sorted((f for f in folder.iterdir() if f.is_dir()), key=_number)
@@ -121,11 +115,7 @@ def _frames_of(
             if not faces:
                 builder.skipped.drop("frame without a face", f"{clip.stem}/{frame.name}")
             for face in faces if options.faces == "all" else faces[:1]:
-                yield (
-                    f"{clip.stem}/{frame.name}/face-{_face(face)}",
-                    _number(frame),
-                    ImageFile(face),
-                )
+                yield (f"{clip.stem}/{frame.name}/face-{_face(face)}", _number(frame), ImageFile(face))
             if options.faces == "first":
                 for other in faces[1:]:
                     builder.skipped.drop("another face in the frame", f"{clip.stem}/{other.name}")
@@ -173,18 +163,14 @@ def _add_clip(
                 builder.skipped.drop("class Other, never scored", key)
                 continue
             if len(held) != 1:
-                builder.skipped.drop(
-                    "two labels at once" if held else "frame outside the annotation", key
-                )
+                builder.skipped.drop("two labels at once" if held else "frame outside the annotation", key)
                 continue
             labels = tuple(held)
         if builder.usable(picture, key):
             builder.add(Record(key, labels, clip.source, {"video": clip.stem}), picture)
 
 
-def _load_base(
-    base: Path, fold: int, options: _Options, reporter: Reporter
-) -> dict[str, FileCorpus]:
+def _load_base(base: Path, fold: int, options: _Options, reporter: Reporter) -> dict[str, FileCorpus]:
     lists: dict[str, list[Clip]] = {}
     folder = fold_folder(base, fold)
     if folder is not None:
@@ -252,9 +238,7 @@ def load_cexpr(
         raise ConfigError(f"every must be at least 1, not {every}")
     bases = cexpr_bases(root)
     if not bases:
-        raise DataError(
-            f"{root} has no videos, cropped_aligned or folds; point at C-EXPR-DB or its challenge"
-        )
+        raise DataError(f"{root} has no videos, cropped_aligned or folds; point at C-EXPR-DB or its challenge")
     options = _Options(every, faces, fps)
     corpora: dict[str, FileCorpus] = {}
     for base in bases:

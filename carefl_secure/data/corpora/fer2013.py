@@ -44,11 +44,7 @@ class PixelRow:
 def pixel_tables(root: Path) -> list[Path]:
     """Return the tables in a folder, or one folder below, that have a column of pixels."""
     found = [path for form in ("*", "*/*") for path in sorted(root.glob(f"{form}.[cC][sS][vV]"))]
-    return [
-        path
-        for path in found
-        if path.is_file() and "pixels" in {name.strip() for name in header(path)}
-    ]
+    return [path for path in found if path.is_file() and "pixels" in {name.strip() for name in header(path)}]
 
 
 def _check_alone(root: Path, tables: Sequence[Path]) -> None:
@@ -56,8 +52,7 @@ def _check_alone(root: Path, tables: Sequence[Path]) -> None:
     image = next((p for p in root.rglob("*") if suffix_of(p.name) in image_suffixes()), None)
     if image is not None:
         raise DataError(
-            f"{root} holds images as files ({image}) and as pixels in {tables[0]}; move one of "
-            "them out of the folder"
+            f"{root} holds images as files ({image}) and as pixels in {tables[0]}; move one of them out of the folder"
         )
     names = [split_name(path.stem) for path in tables if "Usage" not in header(path)]
     if len(tables) > 1 and (len(names) < len(tables) or len({*names} - {None}) < len(names)):
@@ -85,8 +80,7 @@ def _split(row: Mapping[str, str], path: Path, origin: str) -> str:
     usage = _USAGES.get(row["Usage"].strip().lower())
     if usage is None:
         raise DataError(
-            f"{origin}: the usage {row['Usage']!r} is none of Training, PublicTest and "
-            "PrivateTest; correct the row"
+            f"{origin}: the usage {row['Usage']!r} is none of Training, PublicTest and PrivateTest; correct the row"
         )
     return usage
 

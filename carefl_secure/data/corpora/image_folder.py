@@ -42,8 +42,7 @@ def _derive(parts: Sequence[Part], name: str) -> LabelSpace:
         _refuse_list(word, words, several, name)
     if twice := _spelled_twice(words):
         raise LabelError(
-            f"the labels {twice[0]!r} and {twice[1]!r} of {name} differ in case or blanks alone; "
-            "spell them alike"
+            f"the labels {twice[0]!r} and {twice[1]!r} of {name} differ in case or blanks alone; spell them alike"
         )
     return LabelSpace(name, tuple(words), several)
 
@@ -117,10 +116,7 @@ def _declared(labels: Sequence[str], space: LabelSpace) -> bool:
 
 def _ids(row: Row, labels: Sequence[str], space: LabelSpace) -> tuple[int, ...]:
     if not space.multi and len(labels) != 1:
-        raise LabelError(
-            f"{row.origin}: the label space {space.name!r} takes exactly one label, "
-            f"not {len(labels)}"
-        )
+        raise LabelError(f"{row.origin}: the label space {space.name!r} takes exactly one label, not {len(labels)}")
     try:
         return tuple(sorted(space.index(word) for word in labels))
     except LabelError as error:
@@ -128,11 +124,7 @@ def _ids(row: Row, labels: Sequence[str], space: LabelSpace) -> tuple[int, ...]:
 
 
 def load_imagefolder(
-    path: Path,
-    space: LabelSpace | None = None,
-    *,
-    by_client: bool = False,
-    drop_undeclared: bool = False,
+    path: Path, space: LabelSpace | None = None, *, by_client: bool = False, drop_undeclared: bool = False
 ) -> dict[str, FileCorpus]:
     """Read an image folder, refusing any irregularity; no pixel is read.
 
@@ -168,9 +160,7 @@ def load_imagefolder(
     if not space.labels:
         raise LabelError(f"{path} holds no label at all; label at least one record")
     images = frozenset(inventory.images)
-    built = {
-        part.name: _build(part, inventory, images, space, name, drop_undeclared) for part in parts
-    }
+    built = {part.name: _build(part, inventory, images, space, name, drop_undeclared) for part in parts}
     inventory.count({row.file_name for part in parts for row in part.rows})
     next(iter(built.values())).skipped.merge(inventory.skipped)
     return {name: one.corpus("label its images") for name, one in built.items()}
@@ -179,10 +169,7 @@ def load_imagefolder(
 def _load(path: Path, options: ReadOptions) -> dict[str, FileCorpus]:
     published = PUBLISHED_SPACES.get(options.task)
     return load_imagefolder(
-        path,
-        published or options.space,
-        by_client=options.by_client,
-        drop_undeclared=options.drop_undeclared,
+        path, published or options.space, by_client=options.by_client, drop_undeclared=options.drop_undeclared
     )
 
 

@@ -65,8 +65,7 @@ def _split_folders(inventory: Inventory, prefix: str) -> dict[str, str]:
         split = split_name(head)
         if split is not None and split in found:
             raise DataError(
-                f"{inventory.root} has two folders for the split {split}: {found[split]} and "
-                f"{head}; keep one of them"
+                f"{inventory.root} has two folders for the split {split}: {found[split]} and {head}; keep one of them"
             )
         if split is not None:
             found[split] = head
@@ -91,9 +90,7 @@ def _described(inventory: Inventory) -> dict[str, list[Row]]:
     for name in inventory.metadata:
         folder = name.rpartition("/")[0]
         if folder in found:
-            raise DataError(
-                f"{inventory.root / folder} holds metadata.jsonl and metadata.csv; keep one of them"
-            )
+            raise DataError(f"{inventory.root / folder} holds metadata.jsonl and metadata.csv; keep one of them")
         rows = []
         for row in read_metadata(inventory.root / name, name):
             image = str(PurePosixPath(folder) / row.file_name)
@@ -101,9 +98,7 @@ def _described(inventory: Inventory) -> dict[str, list[Row]]:
             rows.append(replace(row, file_name=image))
         for image in {row.file_name for row in rows}:
             if owner.setdefault(image, name) != name:
-                raise DataError(
-                    f"{owner[image]} and {name} both describe {image}; remove it from one of them"
-                )
+                raise DataError(f"{owner[image]} and {name} both describe {image}; remove it from one of them")
         found[folder] = rows
     return found
 
@@ -115,9 +110,7 @@ def _contradicts(folder: str, rows: Sequence[Row], words: set[str]) -> Row | Non
     constant = len(labels) == 1 and len(rows) > 1
     if not (name in words or name in _WORDS or constant) or split_name(name) or name in _NEUTRAL:
         return None
-    return next(
-        (row for row in rows if row.labels and name not in map(str.lower, row.labels)), None
-    )
+    return next((row for row in rows if row.labels and name not in map(str.lower, row.labels)), None)
 
 
 def _check_nested(root: Path, found: Mapping[str, Sequence[Row]], by_client: bool) -> None:
@@ -134,9 +127,7 @@ def _check_nested(root: Path, found: Mapping[str, Sequence[Row]], by_client: boo
             )
 
 
-def _classes(
-    inventory: Inventory, images: Sequence[str], prefix: str, by_client: bool
-) -> list[Row]:
+def _classes(inventory: Inventory, images: Sequence[str], prefix: str, by_client: bool) -> list[Row]:
     """Return one row per image in a class folder; images outside one are counted, or refused."""
     rows, stray = [], []
     for image in images:
@@ -200,9 +191,7 @@ def read_layout(inventory: Inventory, by_client: bool = False) -> list[Part]:
     folders = _split_folders(inventory, prefix)
     if not described:
         inventory.refuse_unread_labels()
-    elif missing := [
-        i for i in images if not _covered(i, described) and i[len(prefix) :].count("/")
-    ]:
+    elif missing := [i for i in images if not _covered(i, described) and i[len(prefix) :].count("/")]:
         raise DataError(
             f"{root / missing[0]} has no metadata file in its folder or above it, and other "
             f"folders have one ({root / next(iter(described))}); describe all images, or none"
@@ -210,9 +199,7 @@ def read_layout(inventory: Inventory, by_client: bool = False) -> list[Part]:
     rows = [row for part in described.values() for row in part]
     parts = {} if folders else _by_column(rows)
     if parts and by_client:
-        parts = {
-            name: [_at_client(row, prefix, root) for row in part] for name, part in parts.items()
-        }
+        parts = {name: [_at_client(row, prefix, root) for row in part] for name, part in parts.items()}
     if not parts:
         for split, folder in (folders or {"all": ""}).items():
             below = f"{prefix}{folder}/" if folder else prefix

@@ -9,14 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from carefl_secure.data.corpora.base import CorpusFormat, FileCorpus, SplitBuilder
-from carefl_secure.data.corpora.caers import (
-    SPLITS,
-    Frame,
-    View,
-    is_class_folder,
-    scan_classes,
-    take_frames,
-)
+from carefl_secure.data.corpora.caers import SPLITS, Frame, View, is_class_folder, scan_classes, take_frames
 from carefl_secure.data.label_spaces import CAERS
 from carefl_secure.data.readers.tables import numbers, read_text
 from carefl_secure.errors import DataError
@@ -34,14 +27,10 @@ def ncaers_base(root: Path) -> Path | None:
 def has_marks(root: Path) -> bool:
     """Tell whether a folder is NCAER-S by its name, or by face boxes next to its images."""
     base = ncaers_base(root)
-    return base is not None and (
-        "NCAERS" in (base.name, base.resolve().name) or (base / "crop").is_dir()
-    )
+    return base is not None and ("NCAERS" in (base.name, base.resolve().name) or (base / "crop").is_dir())
 
 
-def load_ncaers(
-    root: Path, *, view: View = "image", reporter: Reporter = SILENT
-) -> dict[str, FileCorpus]:
+def load_ncaers(root: Path, *, view: View = "image", reporter: Reporter = SILENT) -> dict[str, FileCorpus]:
     """Read NCAER-S: the splits that are there, or ``all`` without folders of splits.
 
     ``root`` is the folder ``NCAERS``, or the one that holds it.
@@ -58,9 +47,7 @@ def load_ncaers(
             file = base / "crop" / split / frame.path.parent.name / f"{frame.path.stem}.txt"
             box = None
             if file.is_file():
-                left, top, right, bottom = numbers(
-                    read_text(file).replace(",", " ").split(), 4, str(file)
-                )
+                left, top, right, bottom = numbers(read_text(file).replace(",", " ").split(), 4, str(file))
                 box = (left, top, right, bottom) if any((left, top, right, bottom)) else None
             frames.append(Frame(frame.key, frame.path, frame.label, box))
         builder = SplitBuilder(f"ncaers-{view}/{name}", CAERS)

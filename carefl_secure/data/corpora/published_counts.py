@@ -46,10 +46,7 @@ _CAERS_CLASSES = {
     13_925: (1_988, 1_962, 1_951, 2_019, 2_003, 2_041, 1_961),
 }
 _RAF = {"basic": {"train": 12_271, "test": 3_068}, "compound": {"train": 3_162, "test": 792}}
-_RAF_BASIC = {
-    "train": (1_290, 281, 717, 4_772, 1_982, 705, 2_524),
-    "test": (329, 74, 160, 1_185, 478, 162, 680),
-}
+_RAF_BASIC = {"train": (1_290, 281, 717, 4_772, 1_982, 705, 2_524), "test": (329, 74, 160, 1_185, 478, 162, 680)}
 _RAF_TEST = {
     "gender": {"male": 1_249, "female": 1_620, "unsure": 199},
     "race": {"caucasian": 2_351, "african_american": 234, "asian": 483},
@@ -117,8 +114,7 @@ def _rafdb(subset: str, corpora: Mapping[str, FileCorpus]) -> list[Count]:
             found = Counter(record.attributes.get(name) for record in test.records)
             # The published cells were counted by a script and corrected by hand.
             counts += [
-                Count(f"basic test: {name} {value}", found[value], number, 2)
-                for value, number in cells.items()
+                Count(f"basic test: {name} {value}", found[value], number, 2) for value, number in cells.items()
             ]
     return counts
 
@@ -127,9 +123,7 @@ def _cexpr(corpora: Mapping[str, FileCorpus]) -> list[Count]:
     counts = []
     for split, corpus in corpora.items():
         if not any(record.labels for record in corpus.records):
-            counts.append(
-                Count(f"{split}: videos of the challenge", corpus.stated["clips"], _CEXPR_VIDEOS)
-            )
+            counts.append(Count(f"{split}: videos of the challenge", corpus.stated["clips"], _CEXPR_VIDEOS))
         elif split in _CEXPR_CLIPS:
             counts.append(Count(f"{split}: clips", corpus.stated["clips"], _CEXPR_CLIPS[split]))
     return counts

@@ -195,9 +195,7 @@ def load_rafdb(
     return corpora
 
 
-def _add(
-    builder: SplitBuilder, folder: Path, subset: str, view: str, image: str, label: int
-) -> None:
+def _add(builder: SplitBuilder, folder: Path, subset: str, view: str, image: str, label: int) -> None:
     key, stem = f"{subset}/{image}", Path(image).stem
     path = _image(folder, view, image, key)
     notes = read_attributes(folder / "Annotation" / "manual" / f"{stem}_manu_attri.txt")
@@ -238,9 +236,7 @@ def _load_numbered(root: Path, subset: Subset, reporter: Reporter) -> dict[str, 
         if not (root / split).is_dir():
             continue
         builder = SplitBuilder(f"rafdb-{subset}-folders/{split}", _SPACES[subset])
-        folders = sorted(
-            (f for f in (root / split).iterdir() if f.is_dir()), key=lambda f: int(f.name)
-        )
+        folders = sorted((f for f in (root / split).iterdir() if f.is_dir()), key=lambda f: int(f.name))
         for folder in tracked(folders, reporter, f"reading RAF-DB {subset} {split}"):
             for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in image_suffixes()):
                 key = f"{subset}/{split}/{folder.name}/{path.name}"

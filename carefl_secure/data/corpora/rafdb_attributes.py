@@ -58,9 +58,7 @@ def read_attributes(path: Path) -> Attributes:
         or not all(0 <= c < len(words) for c, (_, words) in zip(codes, _KINDS, strict=True))
     ):
         return Attributes(fault="manual attributes malformed")
-    return Attributes(
-        {name: words[code] for code, (name, words) in zip(codes, _KINDS, strict=True)}, landmarks
-    )
+    return Attributes({name: words[code] for code, (name, words) in zip(codes, _KINDS, strict=True)}, landmarks)
 
 
 def read_box(path: Path) -> Box | None:

@@ -60,9 +60,7 @@ class Near:
 
 
 def find_shared(
-    parts: Mapping[str, Corpus],
-    prints: Mapping[str, Sequence[ImageHash]],
-    alike: Near | None = None,
+    parts: Mapping[str, Corpus], prints: Mapping[str, Sequence[ImageHash]], alike: Near | None = None
 ) -> list[Shared]:
     """Compare every two parts (splits or clients); return one `Shared` per pair, clean ones too.
 
@@ -86,20 +84,8 @@ def find_shared(
                 other = min(pixels[one].image for one in close)
                 examples.append(f"{other} ~ {mark.image}")
         examples.sort(key=lambda text: " ~ " in text)  # exact ones first
-        subjects = {r.subject for r in parts[first].records} & {
-            r.subject for r in parts[second].records
-        }
-        found.append(
-            Shared(
-                first,
-                second,
-                exact,
-                same,
-                near,
-                len(subjects - {None}),
-                tuple(examples[:_EXAMPLES]),
-            )
-        )
+        subjects = {r.subject for r in parts[first].records} & {r.subject for r in parts[second].records}
+        found.append(Shared(first, second, exact, same, near, len(subjects - {None}), tuple(examples[:_EXAMPLES])))
     return found
 
 

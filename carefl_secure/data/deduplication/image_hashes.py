@@ -119,9 +119,7 @@ def _hash(corpus: Corpus, image: str, records: tuple[int, ...]) -> ImageHash:
     )
 
 
-def hash_images(
-    corpus: Corpus, reporter: Reporter | None = None, task: str | None = None
-) -> list[ImageHash]:
+def hash_images(corpus: Corpus, reporter: Reporter | None = None, task: str | None = None) -> list[ImageHash]:
     """Read every image of a corpus once, to its end; unreadable images are included.
 
     Images come in the order of their first record. Persons in one image share the fingerprint of

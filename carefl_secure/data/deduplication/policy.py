@@ -31,9 +31,7 @@ class Deduplicated:
         if not self.repeated + self.shared:
             return "no exact duplicates"
         done = "left out" if self.policy == "drop" else "kept"
-        return (
-            f"exact duplicates {done}: {self.repeated} within a split, {self.shared} across splits"
-        )
+        return f"exact duplicates {done}: {self.repeated} within a split, {self.shared} across splits"
 
 
 def deduplicate(found: Examined, policy: Policy) -> Deduplicated:

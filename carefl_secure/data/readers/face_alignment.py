@@ -87,9 +87,7 @@ def fit_similarity(source: npt.ArrayLike, target: npt.ArrayLike) -> Floats:
     return np.column_stack([scaled, other.mean(0) - scaled @ one.mean(0)])
 
 
-def align(
-    path: Path, landmarks: npt.ArrayLike, size: tuple[int, int], side: int
-) -> AlignedFace | str:
+def align(path: Path, landmarks: npt.ArrayLike, size: tuple[int, int], side: int) -> AlignedFace | str:
     """Return the face in an image file, or why its landmarks cannot align it."""
     if fault := landmark_fault(landmarks, size):
         return fault
@@ -111,10 +109,7 @@ def warp(image: Image.Image, matrix: npt.NDArray[Any], side: int) -> Image.Image
     back = np.linalg.inv(np.vstack([matrix, [0.0, 0.0, 1.0]]))[:2] / factor
     small = image.reduce(factor) if factor > 1 else image
     return small.transform(
-        (side, side),
-        Image.Transform.AFFINE,
-        tuple(back.ravel().tolist()),
-        resample=Image.Resampling.BILINEAR,
+        (side, side), Image.Transform.AFFINE, tuple(back.ravel().tolist()), resample=Image.Resampling.BILINEAR
     )
 
 

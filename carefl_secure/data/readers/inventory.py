@@ -116,8 +116,7 @@ class _Walk:
             raise DataError(f"the linked folder {where} leads back into itself; remove the link")
         if (other := self.seen.setdefault(real, where)) != where:
             raise DataError(
-                f"{where} and {other} are one folder by a link, and its images would count twice; "
-                "remove the link"
+                f"{where} and {other} are one folder by a link, and its images would count twice; remove the link"
             )
         try:
             entries = sorted(os.scandir(where), key=lambda entry: entry.name)
@@ -132,9 +131,7 @@ class _Walk:
             try:
                 name.encode()
             except UnicodeEncodeError:
-                raise DataError(
-                    f"the name of {name!r} below {self.root} is not UTF-8; rename it"
-                ) from None
+                raise DataError(f"the name of {name!r} below {self.root} is not UTF-8; rename it") from None
             if entry.is_symlink() and not os.path.exists(entry.path):
                 if not made_by_a_tool(entry.name, folder=True):
                     raise DataError(
@@ -181,9 +178,7 @@ class _Walk:
             fix = how_to_convert(str(path), str(path.parent)) or how_to_rename(name)
             raise DataError(f"{path} {fix}")
         tails = {
-            "/".join(parts[at:])
-            for parts in (image.split("/") for image in self.images)
-            for at in range(len(parts))
+            "/".join(parts[at:]) for parts in (image.split("/") for image in self.images) for at in range(len(parts))
         }
         for name in self.archives:
             path = self.root / name

@@ -60,20 +60,7 @@ def read_mat(path: Path) -> Mapping[str, Any]:
         _verify(path)
         stored: Mapping[str, Any] = loadmat(path, squeeze_me=True, struct_as_record=False)
     except NotImplementedError as error:
-        raise DataError(
-            f"{path} was saved in MATLAB's format 7.3; save it again with '-v7'"
-        ) from error
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        KeyError,
-        EOFError,
-        OverflowError,
-        MatReadError,
-        zlib.error,
-    ) as error:
-        raise DataError(
-            f"{path} cannot be read as a MATLAB file: {error}; fetch it again"
-        ) from error
+        raise DataError(f"{path} was saved in MATLAB's format 7.3; save it again with '-v7'") from error
+    except (OSError, ValueError, TypeError, KeyError, EOFError, OverflowError, MatReadError, zlib.error) as error:
+        raise DataError(f"{path} cannot be read as a MATLAB file: {error}; fetch it again") from error
     return stored

@@ -49,8 +49,7 @@ def _labels(row: Mapping[str, Any], origin: str) -> tuple[tuple[str, ...] | None
     """Return the label words, and whether the row may carry several."""
     if ("label" in row) == ("labels" in row):
         raise DataError(
-            f"{origin}: give either 'label' (one word) or 'labels' (a list); the row has "
-            f"{', '.join(map(str, row))}"
+            f"{origin}: give either 'label' (one word) or 'labels' (a list); the row has {', '.join(map(str, row))}"
         )
     several = "labels" in row
     value: Any = row["labels"] if several else row["label"]
@@ -63,10 +62,7 @@ def _labels(row: Mapping[str, Any], origin: str) -> tuple[tuple[str, ...] | None
             "instead of a number, 'label' for one word and 'labels' for a list of words"
         )
     if null := next((word for word in words if word.strip() in NULLS), None):
-        raise LabelError(
-            f"{origin}: the label {null!r} reads as no label; write null without quotes, or "
-            "another word"
-        )
+        raise LabelError(f"{origin}: the label {null!r} reads as no label; write null without quotes, or another word")
     return tuple(dict.fromkeys(map(label_word, words))), several
 
 
@@ -120,9 +116,7 @@ def _row(row: Mapping[str, Any], origin: str) -> Row:
         labels=labels,
         several=several,
         subject=subject or None,
-        attributes={
-            key: _word(value) for key, value in row.items() if key not in _OWN and _plain(value)
-        },
+        attributes={key: _word(value) for key, value in row.items() if key not in _OWN and _plain(value)},
         box=_box(row, origin),
         origin=origin,
     )
@@ -183,8 +177,7 @@ def _one_label(cell: str, alone: set[str], origin: str) -> str | None:
         parts = [label_word(part) for part in cell.split(sign)]
         if _is_list(cell) or (len(parts) > 1 and (sign == "|" or alone.intersection(parts))):
             raise LabelError(
-                f"{origin}: {cell!r} looks like several labels; name the column 'labels' and "
-                "separate them with |"
+                f"{origin}: {cell!r} looks like several labels; name the column 'labels' and separate them with |"
             )
     return _whole(cell)
 
@@ -194,9 +187,7 @@ def _separator(name: str, cells: Sequence[str]) -> str | None:
     plain = [cell for cell in cells if not _is_list(cell)]
     used = [sign for sign in SEPARATORS if any(sign in cell for cell in plain)]
     if len(used) > 1:
-        raise LabelError(
-            f"{name} separates labels by {' and by '.join(used)}; separate them with | alone"
-        )
+        raise LabelError(f"{name} separates labels by {' and by '.join(used)}; separate them with | alone")
     return used[0] if used else None
 
 
@@ -211,8 +202,7 @@ def _several_labels(cell: str, separator: str | None, origin: str) -> list[str] 
             found = None
         if found is None or not all(isinstance(word, str) and word.strip() for word in found):
             raise LabelError(
-                f"{origin}: {cell[:60]!r} is not a list of words; write the labels as words "
-                "separated by |"
+                f"{origin}: {cell[:60]!r} is not a list of words; write the labels as words separated by |"
             )
         return found
     if cell.strip() in NULLS[1:]:

@@ -26,9 +26,7 @@ def header(path: Path) -> list[str]:
         return next(csv.reader([file.readline()]), [])
 
 
-def read_rows(
-    path: Path, needed: Sequence[str], name: str | None = None
-) -> list[tuple[str, dict[str, str]]]:
+def read_rows(path: Path, needed: Sequence[str], name: str | None = None) -> list[tuple[str, dict[str, str]]]:
     """Return the rows of a table, each with its location, refusing missing columns and cells.
 
     Cells are separated by a comma, semicolon or tab, whichever makes the first line hold all
@@ -45,8 +43,7 @@ def read_rows(
         reader.fieldnames = header
         if missing := [column for column in needed if column not in header]:
             raise DataError(
-                f"{name} line 1 lacks the column {', '.join(missing)}; it has "
-                f"{', '.join(header)[:200] or 'none'}"
+                f"{name} line 1 lacks the column {', '.join(missing)}; it has {', '.join(header)[:200] or 'none'}"
             )
         if len(set(header)) != len(header):
             raise DataError(f"{name} line 1 names a column twice; remove one of them")

@@ -18,25 +18,15 @@ def draw_prop(pen: ImageDraw.ImageDraw, prop: str, face: Face, side: int) -> Non
     """Draw what stands on one side of a person: 1 is right, -1 left."""
     x, y = (104.0, 96.0) if side > 0 else (24.0, 96.0)
     if prop == "book":
-        pen.polygon(
-            [(x - 18, y - 10), (x, y - 4), (x, y + 18), (x - 18, y + 12)],
-            fill=(250, 250, 240),
-            outline=INK,
-        )
-        pen.polygon(
-            [(x + 18, y - 10), (x, y - 4), (x, y + 18), (x + 18, y + 12)],
-            fill=(230, 230, 220),
-            outline=INK,
-        )
+        pen.polygon([(x - 18, y - 10), (x, y - 4), (x, y + 18), (x - 18, y + 12)], fill=(250, 250, 240), outline=INK)
+        pen.polygon([(x + 18, y - 10), (x, y - 4), (x, y + 18), (x + 18, y + 12)], fill=(230, 230, 220), outline=INK)
     elif prop == "friend":
         pen.rectangle((x - 14, y + 2, x + 14, CANVAS), fill=(236, 130, 60))
         pen.ellipse((x - 12, y - 24, x + 12, y + 4), fill=(224, 176, 132), outline=INK)
         pen.arc((x - 7, y - 16, x + 7, y - 2), 20, 160, fill=INK, width=2)
     elif prop == "trophy":
         pen.polygon(
-            [(x - 14, y - 22), (x + 14, y - 22), (x + 5, y + 2), (x - 5, y + 2)],
-            fill=(250, 206, 40),
-            outline=INK,
+            [(x - 14, y - 22), (x + 14, y - 22), (x + 5, y + 2), (x - 5, y + 2)], fill=(250, 206, 40), outline=INK
         )
         pen.rectangle((x - 10, y + 8, x + 10, y + 16), fill=(120, 84, 20))
         pen.line([(x, y), (x, y + 8)], fill=(250, 206, 40), width=5)
@@ -46,9 +36,7 @@ def draw_prop(pen: ImageDraw.ImageDraw, prop: str, face: Face, side: int) -> Non
         pen.line([(x - 8, y), (x + 8, y)], fill=(220, 30, 30), width=6)
         pen.line([(x, y - 8), (x, y + 8)], fill=(220, 30, 30), width=6)
     elif prop == "pillow":
-        pen.rounded_rectangle(
-            (x - 22, y - 12, x + 22, y + 18), radius=10, fill=(200, 214, 255), outline=INK
-        )
+        pen.rounded_rectangle((x - 22, y - 12, x + 22, y + 18), radius=10, fill=(200, 214, 255), outline=INK)
         pen.line([(x - 14, y - 4), (x + 14, y + 10)], fill=(120, 140, 210), width=3)
     elif prop == "gift":
         pen.rectangle((x - 15, y - 12, x + 15, y + 16), fill=(214, 40, 140), outline=INK)
@@ -67,9 +55,7 @@ def draw_prop(pen: ImageDraw.ImageDraw, prop: str, face: Face, side: int) -> Non
             ],
             fill=(250, 110, 20),
         )
-        pen.polygon(
-            [(x - 8, y + 18), (x - 6, y + 2), (x + 1, y - 8), (x + 8, y + 18)], fill=(255, 226, 70)
-        )
+        pen.polygon([(x - 8, y + 18), (x - 6, y + 2), (x + 1, y - 8), (x + 8, y + 18)], fill=(255, 226, 70))
 
 
 def _sky(pen: ImageDraw.ImageDraw, top: Colour, bottom: Colour, horizon: float) -> None:
@@ -92,9 +78,7 @@ def _beach(pen: ImageDraw.ImageDraw, j: float) -> None:
 
 def _home(pen: ImageDraw.ImageDraw, j: float) -> None:
     _sky(pen, (236, 206, 170), (150, 100, 60), 100)
-    pen.rectangle(
-        (8 + 10 * j, 12, 36 + 10 * j, 44), fill=(170, 220, 250), outline=(110, 70, 40), width=3
-    )
+    pen.rectangle((8 + 10 * j, 12, 36 + 10 * j, 44), fill=(170, 220, 250), outline=(110, 70, 40), width=3)
     pen.polygon([(98, 10), (116, 10), (124, 34), (90, 34)], fill=(255, 236, 130))
     pen.line([(107, 34), (107, 100)], fill=(90, 60, 40), width=3)
 
@@ -103,9 +87,7 @@ def _office(pen: ImageDraw.ImageDraw, j: float) -> None:
     _sky(pen, (206, 212, 220), (120, 126, 136), 96)
     for x in (4, 92):
         for y in (8, 34, 60):
-            pen.rectangle(
-                (x + 6 * j, y, x + 28 + 6 * j, y + 16), fill=(150, 160, 176), outline=(84, 90, 104)
-            )
+            pen.rectangle((x + 6 * j, y, x + 28 + 6 * j, y + 16), fill=(150, 160, 176), outline=(84, 90, 104))
 
 
 def _hospital(pen: ImageDraw.ImageDraw, j: float) -> None:
@@ -115,9 +97,7 @@ def _hospital(pen: ImageDraw.ImageDraw, j: float) -> None:
     pen.line([(x + 13, 12), (x + 13, 30)], fill=(40, 170, 110), width=6)
     pen.line([(x + 4, 21), (x + 22, 21)], fill=(40, 170, 110), width=6)
     pen.line([(112, 0), (112, 90)], fill=(150, 160, 170), width=3)
-    pen.rounded_rectangle(
-        (104, 16, 120, 44), radius=5, fill=(190, 225, 255), outline=(90, 110, 130)
-    )
+    pen.rounded_rectangle((104, 16, 120, 44), radius=5, fill=(190, 225, 255), outline=(90, 110, 130))
 
 
 def _alley(pen: ImageDraw.ImageDraw, j: float) -> None:
@@ -133,9 +113,7 @@ def _stadium(pen: ImageDraw.ImageDraw, j: float) -> None:
     _sky(pen, (66, 76, 120), (46, 156, 66), 84)
     for row in range(4):
         for column in range(11):
-            colour = ((230, 70, 60), (240, 220, 80), (80, 140, 240))[
-                (row * 5 + column + int(9 * j)) % 3
-            ]
+            colour = ((230, 70, 60), (240, 220, 80), (80, 140, 240))[(row * 5 + column + int(9 * j)) % 3]
             x, y = column * 12 + 4 * (row % 2), 20 + row * 15
             pen.ellipse((x, y, x + 9, y + 9), fill=colour)
     pen.line([(0, 100), (CANVAS, 100)], fill=(240, 255, 240), width=3)
@@ -144,9 +122,7 @@ def _stadium(pen: ImageDraw.ImageDraw, j: float) -> None:
 def _cemetery(pen: ImageDraw.ImageDraw, j: float) -> None:
     _sky(pen, (150, 156, 166), (96, 108, 92), 88)
     for x in (4 + 10 * j, 94 + 8 * j):
-        pen.rounded_rectangle(
-            (x, 48, x + 24, 100), radius=11, fill=(128, 128, 134), outline=(70, 70, 76)
-        )
+        pen.rounded_rectangle((x, 48, x + 24, 100), radius=11, fill=(128, 128, 134), outline=(70, 70, 76))
         pen.line([(x + 12, 56), (x + 12, 78)], fill=(60, 60, 66), width=3)
         pen.line([(x + 6, 63), (x + 18, 63)], fill=(60, 60, 66), width=3)
 

@@ -13,9 +13,7 @@ from carefl_secure.data.synthetic.scene import GROUPS
 _CONTEXT = ("posture", "setting", "prop", "light")
 
 
-def describe(
-    factors: npt.NDArray[np.int8], rng: np.random.Generator, error_rate: float = 0.0
-) -> str:
+def describe(factors: npt.NDArray[np.int8], rng: np.random.Generator, error_rate: float = 0.0) -> str:
     """Describe posture, setting, prop and light of one scene.
 
     The result is such as ``"arms raised, beach, gift, bright"``. ``factors`` is one row of

@@ -106,9 +106,7 @@ def synthetic_corpus(
     if split not in SPLITS:
         raise ConfigError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
     if view not in VIEWS:
-        raise ConfigError(
-            f"the embedded corpus has no view {view!r}; set data.view to one of {', '.join(VIEWS)}"
-        )
+        raise ConfigError(f"the embedded corpus has no view {view!r}; set data.view to one of {', '.join(VIEWS)}")
     if count < 1:
         raise ConfigError(f"a corpus needs at least one record, not {count}")
     space = label_space(task)
@@ -123,9 +121,7 @@ def synthetic_corpus(
 
 
 def _generator(split: str, seed: int, purpose: str) -> np.random.Generator:
-    digest = hashlib.sha256(
-        f"carefl-synthetic/{VERSION}/{split}/{seed}/{purpose}".encode()
-    ).digest()
+    digest = hashlib.sha256(f"carefl-synthetic/{VERSION}/{split}/{seed}/{purpose}".encode()).digest()
     return np.random.default_rng(np.frombuffer(digest, np.uint64))
 
 
@@ -135,9 +131,7 @@ def _look(split: str, seed: int, subject: int) -> Look:
     return Look(digest[0] % 5, digest[1] % 4, age, bool(digest[3] & 1))
 
 
-def _make(
-    split: str, count: int, seed: int, reporter: Reporter
-) -> dict[str, npt.NDArray[np.generic]]:
+def _make(split: str, count: int, seed: int, reporter: Reporter) -> dict[str, npt.NDArray[np.generic]]:
     scenes = draw_scenes(count, _generator(split, seed, "scenes"))
     school = "public" if split == "public" else "private"
     ticked = emotic_labels(scenes, school, _generator(split, seed, "labels"))
@@ -174,9 +168,7 @@ def _vad(scenes: Scenes, rng: np.random.Generator) -> npt.NDArray[np.float32]:
     return np.clip(value, 1, 10).astype(np.float32)
 
 
-def _assemble(
-    split: str, space: LabelSpace, seed: int, arrays: dict[str, npt.NDArray[np.generic]]
-) -> SyntheticCorpus:
+def _assemble(split: str, space: LabelSpace, seed: int, arrays: dict[str, npt.NDArray[np.generic]]) -> SyntheticCorpus:
     basic, compound = arrays["basic"].astype(np.int8), arrays["compound"].astype(np.int8)
     factors = arrays["factors"].astype(np.int8)
     keep = np.flatnonzero(compound >= 0) if space.name == "compound" else np.arange(len(basic))

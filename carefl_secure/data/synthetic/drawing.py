@@ -57,12 +57,7 @@ def draw(factors: npt.NDArray[np.int8], look: Look, rng: np.random.Generator) ->
     draw_setting(pen, value["setting"], float(jitter[0]))
     child = 0.85 if look.age == 0 else 1.0
     radius = (24 + 8 * float(jitter[1])) * child
-    face = Face(
-        50 + 28 * float(jitter[2]),
-        42 + 10 * float(jitter[3]),
-        radius,
-        (float(jitter[4]) - 0.5) * 0.5,
-    )
+    face = Face(50 + 28 * float(jitter[2]), 42 + 10 * float(jitter[3]), radius, (float(jitter[4]) - 0.5) * 0.5)
     side = -1 if face.x > CANVAS / 2 else 1
     skin, hair = _SKIN[look.skin], (190, 190, 196) if look.age == 2 else _HAIR[look.hair]
     cloth = _CLOTH[int(jitter[5] * len(_CLOTH))]
@@ -95,18 +90,14 @@ def _body(
     def arm(points: list[Point]) -> None:
         pen.line(points, fill=cloth, width=width, joint="curve")
         hx, hy = points[-1]
-        pen.ellipse(
-            (hx - 0.26 * r, hy - 0.26 * r, hx + 0.26 * r, hy + 0.26 * r), fill=skin, outline=INK
-        )
+        pen.ellipse((hx - 0.26 * r, hy - 0.26 * r, hx + 0.26 * r, hy + 0.26 * r), fill=skin, outline=INK)
 
     if posture == "raised":
         arm([(left + 4, shoulder + 10), (left - 0.5 * r, face.y - 0.9 * r)])
         arm([(right - 4, shoulder + 10), (right + 0.5 * r, face.y - 0.9 * r)])
         left, right, top = left - 0.8 * r, right + 0.8 * r, top - 0.2 * r
     elif posture == "crossed":
-        pen.line(
-            [(left, shoulder + 1.0 * r), (right, shoulder + 0.7 * r)], fill=INK, width=width + 2
-        )
+        pen.line([(left, shoulder + 1.0 * r), (right, shoulder + 0.7 * r)], fill=INK, width=width + 2)
         arm([(left, shoulder + 0.9 * r), (right - 6, shoulder + 0.6 * r)])
         arm([(right, shoulder + 0.9 * r), (left + 6, shoulder + 0.6 * r)])
     elif posture == "reaching":
@@ -122,10 +113,7 @@ def _body(
 def _head(pen: ImageDraw.ImageDraw, face: Face, look: Look, skin: Colour, hair: Colour) -> None:
     if look.feminine:
         pen.ellipse(face.disc(0, 0.05, 1.18, 1.3), fill=hair)
-        pen.rectangle(
-            (face.x - 1.15 * face.r, face.y, face.x + 1.15 * face.r, face.y + 1.2 * face.r),
-            fill=hair,
-        )
+        pen.rectangle((face.x - 1.15 * face.r, face.y, face.x + 1.15 * face.r, face.y + 1.2 * face.r), fill=hair)
     else:
         pen.ellipse(face.disc(0, -0.22, 1.02, 0.95), fill=hair)
     pen.ellipse(face.disc(0, 0.05, 0.92, 1.02), fill=skin)

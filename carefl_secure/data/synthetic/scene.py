@@ -29,9 +29,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
 """Each factor group and its values; the value's place is its id."""
 
 FACTORS: tuple[str, ...] = tuple(f"{g}={v}" for g, values in GROUPS.items() for v in values)
-_OFFSET = dict(
-    zip(GROUPS, np.cumsum([0, *(len(v) for v in GROUPS.values())])[:-1].tolist(), strict=True)
-)
+_OFFSET = dict(zip(GROUPS, np.cumsum([0, *(len(v) for v in GROUPS.values())])[:-1].tolist(), strict=True))
 
 # For each basic expression: (value, probability) of the face's action units; the rest is spread
 # over the other values of the group.
@@ -89,11 +87,7 @@ _CATEGORY = {
     "Sensitivity": (0.10, "mark=tears:3", "prop=friend:2 light=dim:2"),
     "Suffering": (0.12, "mark=tears:2 brows=inner_raised:1", "setting=hospital:4 prop=bandage:2"),
     "Surprise": (0.16, "mouth=round:4 brows=raised:2", "prop=gift:1"),
-    "Sympathy": (
-        0.12,
-        "brows=inner_raised:1",
-        "setting=hospital:2 setting=cemetery:3 prop=friend:3",
-    ),
+    "Sympathy": (0.12, "brows=inner_raised:1", "setting=hospital:2 setting=cemetery:3 prop=friend:3"),
     "Yearning": (0.12, "eyes=open:1", "posture=reaching:4 light=dim:2"),
 }
 
@@ -131,9 +125,7 @@ class Scenes:
         return out
 
 
-def _face_value(
-    rng: np.random.Generator, expression: str, group: str
-) -> int:  # one action unit of one face
+def _face_value(rng: np.random.Generator, expression: str, group: str) -> int:  # one action unit of one face
     values = GROUPS[group]
     if group == "mark":
         likely, chance = _MARK.get(expression, "none"), 0.55 if expression in _MARK else 0.85

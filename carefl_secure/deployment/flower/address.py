@@ -32,6 +32,4 @@ class ServerAddress:
             raw = json.loads((bundle / "address").read_text())
             return cls(str(raw["address"]), Path(raw["socket"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise EngineError(
-                f"no server runs from {bundle}; start it with carefl-secure server start"
-            ) from error
+            raise EngineError(f"no server runs from {bundle}; start it with carefl-secure server start") from error

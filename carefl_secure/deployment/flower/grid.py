@@ -51,8 +51,7 @@ class SuperLinkGrid(OneRunGrid):
                 self.alive()
                 if time.monotonic() > end:
                     raise EngineError(
-                        f"the run's ServerApp did not start within {patience:.0f} seconds; "
-                        "read the SuperLink's log"
+                        f"the run's ServerApp did not start within {patience:.0f} seconds; read the SuperLink's log"
                     ) from None
 
     def get_node_ids(self) -> Iterable[int]:
@@ -60,9 +59,7 @@ class SuperLinkGrid(OneRunGrid):
         head, _ = self._ask({"op": "nodes"}, [])
         return [int(node) for node in head["nodes"]]
 
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Send messages and yield the replies that come back in time, as they come.
 
         Only a few replies are held at once. What was not asked for is dropped when the next
@@ -93,9 +90,7 @@ class SuperLinkGrid(OneRunGrid):
             for answer in found["answers"]:
                 asked = sent[answer["place"]]
                 body: Error | RecordDict = (
-                    Error(answer["code"], answer["reason"])
-                    if "code" in answer
-                    else bodies[answer["body"]]
+                    Error(answer["code"], answer["reason"]) if "code" in answer else bodies[answer["body"]]
                 )
                 reply = Message(body, reply_to=asked)
                 if not self._lost(asked.metadata.dst_node_id, reply):
@@ -122,9 +117,7 @@ class SuperLinkGrid(OneRunGrid):
         self._listener.close()
         self._path.unlink(missing_ok=True)
 
-    def _ask(
-        self, head: dict[str, object], contents: list[RecordDict]
-    ) -> tuple[dict[str, Any], list[RecordDict]]:
+    def _ask(self, head: dict[str, object], contents: list[RecordDict]) -> tuple[dict[str, Any], list[RecordDict]]:
         self._send(head, contents)
         return self._receive()
 
@@ -147,9 +140,7 @@ class SuperLinkGrid(OneRunGrid):
         try:
             yield self._link
         except (OSError, EOFError) as error:
-            raise EngineError(
-                "the run's ServerApp is gone; read the SuperLink's log for the reason"
-            ) from error
+            raise EngineError("the run's ServerApp is gone; read the SuperLink's log for the reason") from error
 
     def _lost(self, node: int, message: Message) -> bool:
         # The hook counts nodes as the in-process grid does.

@@ -93,9 +93,7 @@ class Paced:
     _LEAST, _ANSWER, _IDLE = 0.1, 0.05, 1.0
 
     def __init__(
-        self,
-        clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
+        self, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep
     ) -> None:
         self._clock, self._sleep = clock, sleep
         self._worked = clock()

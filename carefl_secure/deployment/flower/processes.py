@@ -73,9 +73,7 @@ class Processes:
             )
         except OSError as error:
             log.close()
-            raise EngineError(
-                f"cannot start {command[0]}: {error.strerror}; is the package installed?"
-            ) from error
+            raise EngineError(f"cannot start {command[0]}: {error.strerror}; is the package installed?") from error
         self._running.append((name, process, log))
         return process
 
@@ -96,9 +94,7 @@ class Processes:
         for name, process, _ in self._running:
             code = process.poll()
             if code is not None and name != but:
-                raise EngineError(
-                    f"{name} ended with {code}; read {self._logs / name}.log for the reason"
-                )
+                raise EngineError(f"{name} ended with {code}; read {self._logs / name}.log for the reason")
 
     def stop(self) -> None:
         """End all of them and their children: politely first, then by force."""

@@ -75,10 +75,7 @@ def send(link: Connection, head: Mapping[str, Any], contents: Sequence[RecordDic
             return ["config", [[name, out(value)] for name, value in record.items()]]
         if not isinstance(record, ArrayRecord):
             raise TypeError(f"a relay carries no {type(record).__name__}")
-        arrays = [
-            [name, a.dtype, list(a.shape), a.stype, out(bytes(a.data))]
-            for name, a in record.items()
-        ]
+        arrays = [[name, a.dtype, list(a.shape), a.stype, out(bytes(a.data))] for name, a in record.items()]
         return ["arrays", arrays]
 
     frozen = [[[name, one(record)] for name, record in content.items()] for content in contents]
@@ -104,16 +101,10 @@ def receive(link: Connection) -> tuple[dict[str, Any], list[RecordDict]]:
         if kind == "config":
             return ConfigRecord({name: back(value) for name, value in entries})
         return ArrayRecord(
-            {
-                name: Array(dtype, tuple(shape), stype, back(data))
-                for name, dtype, shape, stype, data in entries
-            }
+            {name: Array(dtype, tuple(shape), stype, back(data)) for name, dtype, shape, stype, data in entries}
         )
 
-    contents = [
-        RecordDict({name: one(*record) for name, record in content})
-        for content in whole["contents"]
-    ]
+    contents = [RecordDict({name: one(*record) for name, record in content}) for content in whole["contents"]]
     return whole["head"], contents
 
 
@@ -156,9 +147,7 @@ def main(grid: Grid, context: Context) -> None:
                 _exchange(grid, link, head, contents)
 
 
-def _exchange(
-    grid: Grid, link: Connection, head: Mapping[str, Any], contents: Sequence[RecordDict]
-) -> None:
+def _exchange(grid: Grid, link: Connection, head: Mapping[str, Any], contents: Sequence[RecordDict]) -> None:
     """Send one message per content and hand back the replies by their place, as they come."""
     messages = [
         Message(content, int(node), action, group_id=head["group"])

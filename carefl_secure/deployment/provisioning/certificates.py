@@ -57,9 +57,7 @@ class Authority:
             self._builder(self._name, self._key.public_key())
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
             .add_extension(usage, critical=True)
-            .add_extension(
-                x509.SubjectKeyIdentifier.from_public_key(self._key.public_key()), critical=False
-            )
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(self._key.public_key()), critical=False)
             .sign(self._key, hashes.SHA256())
         )
 
@@ -75,9 +73,7 @@ class Authority:
         issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
         certificate = (
             self._builder(subject, key.public_key())
-            .add_extension(
-                x509.SubjectAlternativeName([_name(host) for host in hosts]), critical=False
-            )
+            .add_extension(x509.SubjectAlternativeName([_name(host) for host in hosts]), critical=False)
             .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(issuer, critical=False)
@@ -86,9 +82,7 @@ class Authority:
         private = key.private_bytes(_PEM, _PKCS8, _PLAIN)
         return certificate.public_bytes(_PEM), private
 
-    def _builder(
-        self, subject: x509.Name, public: ec.EllipticCurvePublicKey
-    ) -> x509.CertificateBuilder:
+    def _builder(self, subject: x509.Name, public: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
         return (
             x509.CertificateBuilder()
             .subject_name(subject)
@@ -112,9 +106,7 @@ def read_identity(path: Path) -> Ed25519PrivateKey:
     try:
         key = serialization.load_pem_private_key(path.read_bytes(), None)
     except (OSError, ValueError) as error:
-        raise RunError(
-            f"{path} holds no private key; make one with carefl-secure site init"
-        ) from error
+        raise RunError(f"{path} holds no private key; make one with carefl-secure site init") from error
     if not isinstance(key, Ed25519PrivateKey):
         raise RunError(f"{path} holds no Ed25519 key; {_MAKE}")
     return key

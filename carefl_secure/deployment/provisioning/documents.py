@@ -12,9 +12,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, Validation
 from carefl_secure.config.load import parse_yaml
 from carefl_secure.errors import CareflError
 
-STRICT = ConfigDict(
-    strict=True, extra="forbid", allow_inf_nan=False, val_json_bytes="hex", ser_json_bytes="hex"
-)
+STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, val_json_bytes="hex", ser_json_bytes="hex")
 """The configuration of every pydantic dataclass here; bytes stand in files as hexadecimal text."""
 
 PublicKey = Annotated[bytes, Field(min_length=32, max_length=32)]
@@ -53,9 +51,7 @@ def read_json(path: Path, model: type[T], error: type[CareflError], advice: str)
     return parse_json(_read(path, error, advice), model, str(path), error, advice)
 
 
-def parse_json(
-    text: str | bytes, model: type[T], origin: str, error: type[CareflError], advice: str
-) -> T:
+def parse_json(text: str | bytes, model: type[T], origin: str, error: type[CareflError], advice: str) -> T:
     """Read JSON text, as `read_yaml` does."""
     try:
         return TypeAdapter(model).validate_json(text)

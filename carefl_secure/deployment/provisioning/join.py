@@ -11,11 +11,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from carefl_secure.deployment.provisioning.certificates import (
-    Authority,
-    read_identity,
-    write_private,
-)
+from carefl_secure.deployment.provisioning.certificates import Authority, read_identity, write_private
 from carefl_secure.deployment.provisioning.documents import read_json
 from carefl_secure.deployment.provisioning.party_keys import SUPERNODE, own_half, plain_fingerprint
 from carefl_secure.deployment.provisioning.policy import TEMPLATE, read_policy
@@ -49,9 +45,7 @@ def join(home: Path, bundle: Path, confirmed: str | None, data: str | None = Non
     own, roster = own_half(home), Roster.read(bundle / "roster.json")
     manifest = read_json(bundle / "bundle.json", Manifest, RunError, "ask for a new bundle")
     if (manifest.name, manifest.role) != (own.name, own.role):
-        raise RunError(
-            f"{bundle} is for {manifest.role} {manifest.name}, and {home} is {own.role} {own.name}"
-        )
+        raise RunError(f"{bundle} is for {manifest.role} {manifest.name}, and {home} is {own.role} {own.name}")
     key = read_identity(home / "identity.key").public_key().public_bytes_raw()
     if Member(own.name, key) not in roster.of(own.role)[manifest.index : manifest.index + 1]:
         raise PolicyError(

@@ -36,11 +36,7 @@ _LABEL = b"carefl public half\x00"
 _ECDSA = ec.ECDSA(hashes.SHA384())
 _PEM, _PRIVATE = serialization.Encoding.PEM, serialization.PrivateFormat
 _PLAIN = serialization.NoEncryption()
-_IDENTITY: dict[PartyRole, str] = {
-    "client": "identity.key",
-    "helper": "identity.key",
-    "submitter": "submit.key",
-}
+_IDENTITY: dict[PartyRole, str] = {"client": "identity.key", "helper": "identity.key", "submitter": "submit.key"}
 
 
 def fingerprint(public: bytes) -> str:
@@ -125,9 +121,7 @@ def make_keys(home: Path, name: str, role: PartyRole) -> PublicHalf:
     if role != "submitter":
         node = ec.generate_private_key(ec.SECP384R1())  # as Flower asks
         (home / SUPERNODE).mkdir(mode=0o700, exist_ok=True)
-        write_private(
-            home / SUPERNODE / "node.key", node.private_bytes(_PEM, _PRIVATE.OpenSSH, _PLAIN)
-        )
+        write_private(home / SUPERNODE / "node.key", node.private_bytes(_PEM, _PRIVATE.OpenSSH, _PLAIN))
         form = serialization.PublicFormat.OpenSSH
         node_public = node.public_key().public_bytes(serialization.Encoding.OpenSSH, form).decode()
         node_signature = node.sign(_statement(name, role, identity, node_public), _ECDSA)
@@ -143,8 +137,7 @@ def own_half(home: Path) -> PublicHalf:
     found = sorted(home.glob("*.pub.json"))
     if len(found) != 1:
         raise RunError(
-            f"{home} holds {len(found)} public halves instead of one; make keys there first: "
-            "carefl-secure site init"
+            f"{home} holds {len(found)} public halves instead of one; make keys there first: carefl-secure site init"
         )
     return PublicHalf.read(found[0])
 

@@ -104,9 +104,7 @@ def check_policy(policy: Policy, plan: RunPlan, cohort: Cohort, submitter: bytes
         raise PolicyError(text, clause)
 
 
-def _broken(
-    policy: Policy, plan: RunPlan, cohort: Cohort, submitter: bytes
-) -> Iterator[tuple[str, str]]:
+def _broken(policy: Policy, plan: RunPlan, cohort: Cohort, submitter: bytes) -> Iterator[tuple[str, str]]:
     """Yield every broken clause with the reason for the site's own log."""
     privacy, members = plan.privacy, len(cohort.members)
     base, digest = cohort.base_hash.hex(), plan.hash().hex()
@@ -122,20 +120,11 @@ def _broken(
         members < policy.min_committee_members
         or cohort.config.dropout_tolerance > policy.max_committee_dropout_tolerance
     ):
-        yield (
-            "committee",
-            f"{members} members that may lose {cohort.config.dropout_tolerance} are too weak",
-        )
+        yield ("committee", f"{members} members that may lose {cohort.config.dropout_tolerance} are too weak")
     if privacy.clients < policy.min_clients or privacy.min_survivors < policy.min_survivors:
-        yield (
-            "cohort",
-            f"{privacy.clients} clients of which {privacy.min_survivors} must survive are too few",
-        )
+        yield ("cohort", f"{privacy.clients} clients of which {privacy.min_survivors} must survive are too few")
     if privacy.trust == "secagg" and privacy.max_colluders < policy.min_colluders:
-        yield (
-            "colluders",
-            f"{privacy.max_colluders} colluding clients are fewer than {policy.min_colluders}",
-        )
+        yield ("colluders", f"{privacy.max_colluders} colluding clients are fewer than {policy.min_colluders}")
     if privacy.rounds > policy.max_rounds:
         yield "rounds", f"{privacy.rounds} rounds are more than {policy.max_rounds}"
     if privacy.target_epsilon is None or not plan.protected:
@@ -156,9 +145,7 @@ def _broken(
         yield "delta", f"delta {privacy.delta:g} is above {policy.max_delta:g}"
 
 
-def allow_run(
-    path: Path, plan: RunPlan, aggregation: AggregationConfig, max_epsilon: float | None
-) -> None:
+def allow_run(path: Path, plan: RunPlan, aggregation: AggregationConfig, max_epsilon: float | None) -> None:
     """Let a local site's policy allow what its own person just asked for."""
     policy, privacy = yaml.safe_load(path.read_text()), plan.privacy
     target = privacy.target_epsilon or 0.0

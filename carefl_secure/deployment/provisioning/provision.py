@@ -35,8 +35,7 @@ def read_halves(sites: Sites, folder: Path) -> dict[str, PublicHalf]:
         for key in filter(None, (half.identity.hex(), half.node)):
             if (other := owners.setdefault(key, name)) != name:
                 raise RunError(
-                    f"{other} and {name} handed out the same key; each makes its own with "
-                    "carefl-secure site init"
+                    f"{other} and {name} handed out the same key; each makes its own with carefl-secure site init"
                 )
         halves[name] = half
     return halves
@@ -109,10 +108,7 @@ def _write(sites: Sites, halves: Mapping[str, PublicHalf], out: Path, *, rehears
     roster = Roster(sites.name, clients, helpers, submitters, rehearsal)
     server = _folder(out / "server", roster, authority)
     (server / "nodes").mkdir()
-    parties: tuple[tuple[Role, tuple[Member, ...]], ...] = (
-        ("client", clients),
-        ("helper", helpers),
-    )
+    parties: tuple[tuple[Role, tuple[Member, ...]], ...] = (("client", clients), ("helper", helpers))
     for role, members in parties:
         for index, name in enumerate(one.name for one in members):
             home = _folder(out / "sites" / name, roster, authority)

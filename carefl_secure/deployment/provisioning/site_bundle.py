@@ -101,9 +101,7 @@ class SiteBundle:
             home = node_folder(path) if one == "supernode" else path
             lacks = [name for name in names if not (home / name).is_file()]
             if half in (None, one) and lacks:
-                raise RunError(
-                    f"{home} lacks {lacks[0]}; make it with carefl-secure site init and site join"
-                )
+                raise RunError(f"{home} lacks {lacks[0]}; make it with carefl-secure site init and site join")
         _check_expiry(path, manifest.expires, now)
         return cls(
             path.resolve(),

@@ -9,13 +9,7 @@ from typing import Annotated
 from pydantic import Field, TypeAdapter, model_validator
 from pydantic.dataclasses import dataclass
 
-from carefl_secure.deployment.provisioning.documents import (
-    STRICT,
-    PublicKey,
-    Real,
-    read_json,
-    read_yaml,
-)
+from carefl_secure.deployment.provisioning.documents import STRICT, PublicKey, Real, read_json, read_yaml
 from carefl_secure.deployment.provisioning.party_keys import Name, PartyRole, fingerprint
 from carefl_secure.errors import ConfigError, RunError
 

@@ -106,10 +106,7 @@ class _Faults:
         """Do nothing yet."""
 
     def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
         """Swallow exceptions; interrupts pass."""
         if not isinstance(error, Exception):
@@ -234,9 +231,6 @@ def _clients_of(path: Path) -> _Clients:
 def _digest(state: RecordDict) -> str:
     """Return a hash over the saved session in a context; empty where there is none."""
     saved = [
-        value
-        for record in state.config_records.values()
-        for value in record.values()
-        if isinstance(value, bytes)
+        value for record in state.config_records.values() for value in record.values() if isinstance(value, bytes)
     ]
     return hashlib.sha256(b"".join(saved)).hexdigest() if saved else ""

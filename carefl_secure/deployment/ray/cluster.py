@@ -47,9 +47,7 @@ def network_settings() -> dict[str, str]:
 def require_ray() -> None:
     """Check that Ray is installed, without importing it; `EngineError` when it is not."""
     if importlib.util.find_spec("ray") is None:
-        raise EngineError(
-            'Ray is not installed; pip install "carefl-secure[ray]", or leave --engine out'
-        )
+        raise EngineError('Ray is not installed; pip install "carefl-secure[ray]", or leave --engine out')
 
 
 class RayCluster:

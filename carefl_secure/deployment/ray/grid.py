@@ -52,9 +52,7 @@ class FlowerSimulation:
         self._level = self._logger.level
         self._logger.setLevel(logging.ERROR)  # that run_simulation is deprecated, is known
         pool = ThreadPoolExecutor(1, "flower")
-        self._running: Future[None] = pool.submit(
-            run_simulation, server, app, clients, backend_config=one
-        )
+        self._running: Future[None] = pool.submit(run_simulation, server, app, clients, backend_config=one)
         pool.shutdown(wait=False)  # takes nothing more, and ends with the simulation
 
     def grid(self) -> Grid:
@@ -125,9 +123,7 @@ class RayGrid(OneRunGrid):
     limits are ignored, and what Flower or Ray report of an actor ends the run as an `EngineError`.
     """
 
-    def __init__(
-        self, flower: FlowerSimulation, clients: int, helpers: LocalGrid | None, log: Path
-    ) -> None:
+    def __init__(self, flower: FlowerSimulation, clients: int, helpers: LocalGrid | None, log: Path) -> None:
         self._flower = flower
         self._far = flower.grid()
         self._near = helpers
@@ -145,9 +141,7 @@ class RayGrid(OneRunGrid):
         near = () if self._near is None else self._near.get_node_ids()
         return [*sorted(self._numbers), *(node for node in near if node not in self._numbers)]
 
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Send messages and yield the replies that come back, each as soon as it is there.
 
         The nodes work while the result is iterated; ``timeout`` is ignored. What was not iterated
@@ -191,11 +185,7 @@ class RayGrid(OneRunGrid):
         if self._lost(data.dst_node_id, message):
             return
         renamed = Message(
-            message.content,
-            self._numbers[data.dst_node_id],
-            data.message_type,
-            ttl=_FOREVER,
-            group_id=data.group_id,
+            message.content, self._numbers[data.dst_node_id], data.message_type, ttl=_FOREVER, group_id=data.group_id
         )
         sent = list(self._far.push_messages([renamed]))
         if len(sent) != 1:
@@ -205,9 +195,7 @@ class RayGrid(OneRunGrid):
     def _accept(self, asked: Message, reply: Message) -> Iterator[Message]:
         node = asked.metadata.dst_node_id
         if reply.has_error() and (reply.error.code == FAULT.code or is_dropout(reply.error)):
-            raise EngineError(
-                f"the actor of node {node} failed; this is a fault, not a dropout: read {self._log}"
-            )
+            raise EngineError(f"the actor of node {node} failed; this is a fault, not a dropout: read {self._log}")
         body = reply.error if reply.has_error() else reply.content
         answer = Message(body, reply_to=asked)
         if not self._lost(node, answer):

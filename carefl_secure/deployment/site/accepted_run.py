@@ -83,9 +83,7 @@ class Accepted:
     def check(self, number: int) -> None:
         """Refuse a round that was begun before, with a `ProtocolError`."""
         if number <= self.last:
-            raise ProtocolError(
-                f"round {number} comes after round {self.last}; a round is never repeated"
-            )
+            raise ProtocolError(f"round {number} comes after round {self.last}; a round is never repeated")
 
     def begun(self, number: int) -> None:
         """Record that a round begins, before its first reply leaves or its charge is written.

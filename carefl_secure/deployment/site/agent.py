@@ -75,12 +75,7 @@ class Agent:
     """
 
     def __init__(
-        self,
-        bundle: SiteBundle,
-        *,
-        ledger: Path | None = None,
-        rehearsal: bool = False,
-        keys: Path | None = None,
+        self, bundle: SiteBundle, *, ledger: Path | None = None, rehearsal: bool = False, keys: Path | None = None
     ) -> None:
         self.bundle = bundle
         self._policy = bundle.read_policy()
@@ -94,9 +89,7 @@ class Agent:
         self._party: ClientSession | Helper | None = None
         self._budgets: SiteBudgets | None = None
 
-    def answer(
-        self, head: Mapping[str, Any], content: RecordDict
-    ) -> tuple[dict[str, Any], list[RecordDict]]:
+    def answer(self, head: Mapping[str, Any], content: RecordDict) -> tuple[dict[str, Any], list[RecordDict]]:
         """Answer one message of the relay."""
         action, group = str(head.get("action"))[:40], str(head.get("group"))[:40]
         try:
@@ -176,8 +169,7 @@ class Agent:
             self._take_up(*Proposal.read(accepted))
         if number is not None and number > self._rounds:
             raise ProtocolError(
-                f"round {number} is beyond the signed plan, which ends with round {self._rounds}; "
-                "propose another run"
+                f"round {number} is beyond the signed plan, which ends with round {self._rounds}; propose another run"
             )
         if action in _SPENDING and self._budgets is not None:
             self._budgets.check_round()
@@ -211,9 +203,7 @@ class Agent:
             self._party = find_protocol(cohort.aggregation).helper(setup)
         return plan
 
-    def _client(
-        self, config: Config, plan: RunPlan, cohort: Cohort, keys: KeySource
-    ) -> ClientSession:
+    def _client(self, config: Config, plan: RunPlan, cohort: Cohort, keys: KeySource) -> ClientSession:
         bundle = self.bundle
         work = Work(config, plan, bundle.index, bundle.data is not None, self._log)
         if work.base_hash != cohort.base_hash:

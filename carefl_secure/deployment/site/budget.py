@@ -36,9 +36,7 @@ class SiteBudgets:
     take place is the policy's ``allow_unprotected``.
     """
 
-    def __init__(
-        self, policy: Policy, folder: Path, ledger: Ledger, plan: RunPlan, cohort: Cohort
-    ) -> None:
+    def __init__(self, policy: Policy, folder: Path, ledger: Ledger, plan: RunPlan, cohort: Cohort) -> None:
         self._policy = policy
         self._folder = folder
         self._ledger = ledger
@@ -66,13 +64,11 @@ class SiteBudgets:
         after = RoundBudget(self._ledger, self._plan, self._cohort, limit).after(rounds)
         if after > limit:
             raise BudgetExceededError(
-                f"the run would bring this corpus to epsilon {after:.4g}, above "
-                f"max_epsilon_per_corpus of {limit:g}"
+                f"the run would bring this corpus to epsilon {after:.4g}, above max_epsilon_per_corpus of {limit:g}"
             )
         if after + self._elsewhere() > self._policy.max_epsilon_total:
             raise BudgetExceededError(
-                "the run would take the site over max_epsilon_total of "
-                f"{self._policy.max_epsilon_total:g}"
+                f"the run would take the site over max_epsilon_total of {self._policy.max_epsilon_total:g}"
             )
 
     def _elsewhere(self) -> float:

@@ -29,9 +29,7 @@ class Work:
     depends on one, nor does its time.
     """
 
-    def __init__(
-        self, config: Config, plan: RunPlan, index: int, own_data: bool, log: SiteLog
-    ) -> None:
+    def __init__(self, config: Config, plan: RunPlan, index: int, own_data: bool, log: SiteLog) -> None:
         from carefl_secure.runs import build
         from carefl_secure.runs.captions import load_contexts
         from carefl_secure.runs.corpora import agreed_space, load_own

@@ -60,9 +60,7 @@ class Proposal:
     def of(cls, run: str, config: Config, plan: RunPlan, base_hash: bytes) -> Proposal:
         """Return the proposal of a planned run, valid from now; its number follows the clock."""
         declared = {"public_records": plan.privacy.public_records}
-        whole = config.model_copy(
-            update={"federation": config.federation.model_copy(update=declared)}
-        )
+        whole = config.model_copy(update={"federation": config.federation.model_copy(update=declared)})
         now = time.time()
         return cls(
             run,
@@ -80,9 +78,7 @@ class Proposal:
         """Return the signed message."""
         octets = TypeAdapter(Proposal).dump_json(self)
         return pack(
-            proposal=octets,
-            submitter=key.public_key().public_bytes_raw(),
-            signature=key.sign(_LABEL + octets),
+            proposal=octets, submitter=key.public_key().public_bytes_raw(), signature=key.sign(_LABEL + octets)
         )
 
     @classmethod
@@ -94,9 +90,7 @@ class Proposal:
         fields = Fields(content, "proposal", "submitter", "signature")
         octets, submitter = fields.octets("proposal"), fields.octets("submitter")
         try:
-            Ed25519PublicKey.from_public_bytes(submitter).verify(
-                fields.octets("signature"), _LABEL + octets
-            )
+            Ed25519PublicKey.from_public_bytes(submitter).verify(fields.octets("signature"), _LABEL + octets)
         except (InvalidSignature, ValueError) as error:
             raise PolicyError("the proposal's signature does not fit", "submitter") from error
         advice = "submitter and site need the same version"
@@ -151,9 +145,7 @@ def cohort_of(config: Config, run: str, roster: Roster, base_hash: bytes) -> Coh
     return Cohort(run.encode(), clients, base_hash, helpers, aggregation)
 
 
-def propose(
-    grid: Grid, proposal: Proposal, key: Ed25519PrivateKey, parties: int, patience: float
-) -> dict[int, int]:
+def propose(grid: Grid, proposal: Proposal, key: Ed25519PrivateKey, parties: int, patience: float) -> dict[int, int]:
     """Propose a run to every site; return the place that each node claims, helpers after clients.
 
     A site whose agent cannot be reached yet is asked again: its SuperNode may be up first. ``key``
@@ -171,9 +163,7 @@ def propose(
         for node, reply in exchange.ask(dict.fromkeys(asked, message), PROPOSE):
             fields = Fields(reply, "plan", "place")
             if fields.octets("plan") != proposal.plan_hash:
-                raise ProtocolError(
-                    f"{party_name(grid, node)} plans another run; compare versions and settings"
-                )
+                raise ProtocolError(f"{party_name(grid, node)} plans another run; compare versions and settings")
             agreed[node] = fields.integer("place")
         if len(agreed) < parties:
             time.sleep(max(0.0, min(_PAUSE, end - time.monotonic())))

@@ -15,19 +15,8 @@ from pathlib import Path
 from carefl_secure.data.open_corpus import detect
 from carefl_secure.deployment.flower.address import ServerAddress
 from carefl_secure.deployment.flower.processes import Processes, interrupt_on_terminate
-from carefl_secure.deployment.flower.superlink import (
-    Link,
-    flower_environment,
-    node_command,
-    probe,
-    start_server,
-)
-from carefl_secure.deployment.provisioning.site_bundle import (
-    Half,
-    SiteBundle,
-    node_folder,
-    read_server_manifest,
-)
+from carefl_secure.deployment.flower.superlink import Link, flower_environment, node_command, probe, start_server
+from carefl_secure.deployment.provisioning.site_bundle import Half, SiteBundle, node_folder, read_server_manifest
 from carefl_secure.deployment.provisioning.sites import REHEARSAL, Roster
 from carefl_secure.errors import ConfigError, EngineError, RunError
 

@@ -16,24 +16,13 @@ from flwr.serverapp import Grid
 from carefl_secure.config import Config
 from carefl_secure.deployment.flower.guard import Guard
 from carefl_secure.deployment.flower.processes import Processes, free_port, interrupt_on_terminate
-from carefl_secure.deployment.flower.superlink import (
-    Link,
-    flower_environment,
-    node_command,
-    start_server,
-)
+from carefl_secure.deployment.flower.superlink import Link, flower_environment, node_command, start_server
 from carefl_secure.deployment.provisioning.certificates import read_identity
 from carefl_secure.deployment.provisioning.policy import allow_run
 from carefl_secure.deployment.provisioning.provision import rehearse
 from carefl_secure.deployment.provisioning.site_bundle import node_folder
 from carefl_secure.deployment.provisioning.sites import REHEARSAL, Sites
-from carefl_secure.deployment.superlink.parties import (
-    _START,
-    Deployed,
-    ProposedRun,
-    refuse_unfit,
-    refuse_workers,
-)
+from carefl_secure.deployment.superlink.parties import _START, Deployed, ProposedRun, refuse_unfit, refuse_workers
 from carefl_secure.federation.run_spec import RunSpec
 from carefl_secure.federation.transport.local_grid import Drop, Record
 from carefl_secure.privacy import Ledger
@@ -114,10 +103,7 @@ class Loopback:
             days=1,
         )
         roster = rehearse(sites, bundles)
-        paths = [
-            folder.client_ledger(i) if ledgers is None else ledgers / f"{i}.jsonl"
-            for i in range(len(names))
-        ]
+        paths = [folder.client_ledger(i) if ledgers is None else ledgers / f"{i}.jsonl" for i in range(len(names))]
         agents = {name: home / f"{i}.sock" for i, name in enumerate([*names, *sites.helpers])}
         for name in agents:
             path, limit = bundles / "sites" / name / "policy.yaml", config.privacy.max_epsilon
@@ -138,9 +124,7 @@ class Loopback:
         def launch() -> None:
             # First: their imports take longer than all that Flower does until it needs them.
             processes.start("agents", [sys.executable, "-m", _AGENTS, str(home / "agents.json")])
-            self._reporter.note(
-                f"starting a SuperLink and {len(agents)} SuperNodes on the loopback; {REHEARSAL}"
-            )
+            self._reporter.note(f"starting a SuperLink and {len(agents)} SuperNodes on the loopback; {REHEARSAL}")
             start_server(processes, bundles / "server", "127.0.0.1", port, socket, lasting=False)
             guard.watch(processes.groups)
             link.wait(_START, processes.check)

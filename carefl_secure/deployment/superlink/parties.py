@@ -62,9 +62,7 @@ class Pulse:
     without a good answer it counts as gone.
     """
 
-    def __init__(
-        self, healthy: Callable[[], bool], every: float = 5.0, patience: float = 30.0
-    ) -> None:
+    def __init__(self, healthy: Callable[[], bool], every: float = 5.0, patience: float = 30.0) -> None:
         self._healthy = healthy
         self._every, self._patience = every, patience
         self._asked = self._well = time.monotonic()
@@ -93,9 +91,7 @@ class ProposedRun:
     cohort: Cohort
 
     @classmethod
-    def of(
-        cls, spec: RunSpec, config: Config, roster: Roster, submitter: Ed25519PrivateKey
-    ) -> ProposedRun:
+    def of(cls, spec: RunSpec, config: Config, roster: Roster, submitter: Ed25519PrivateKey) -> ProposedRun:
         """Return what follows from a specification; `PolicyError` where the roster does not fit."""
         run, base_hash = spec.folder.run_id, spec.base_hash
         proposal = Proposal.of(run, config, spec.plan, base_hash)
@@ -148,9 +144,7 @@ class Deployed:
         self._grid.connect(_START)
         run, cohort = self._proposed, self.cohort
         parties = len(cohort.roster) + len(cohort.helpers)
-        self._grid.places = propose(
-            self._grid, run.proposal, run.submitter, parties, self._patience
-        )
+        self._grid.places = propose(self._grid, run.proposal, run.submitter, parties, self._patience)
         self._reporter.note(f"all {parties} parties agreed to the run")
         # From here on a party may be lost, as long as min_survivors remain; the SuperLink may not.
         self._grid.alive = Pulse(self._link.healthy)

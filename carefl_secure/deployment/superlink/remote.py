@@ -86,12 +86,7 @@ class Remote:
     """
 
     def __init__(
-        self,
-        config: Config,
-        reporter: Reporter,
-        server: Path,
-        submit: Path,
-        patience: float = PATIENCE,
+        self, config: Config, reporter: Reporter, server: Path, submit: Path, patience: float = PATIENCE
     ) -> None:
         self._roster = Roster.read(server / "roster.json")
         self._key = read_identity(submit / "submit.key")

@@ -135,9 +135,7 @@ class Helper(ABC):
         if plan_hash != self._setup.plan.hash():
             raise ProtocolError("the server follows another privacy plan; compare the run plans")
         if number <= self._round:
-            raise ProtocolError(
-                f"round {number} comes after round {self._round}; a round is never repeated"
-            )
+            raise ProtocolError(f"round {number} comes after round {self._round}; a round is never repeated")
 
     @abstractmethod
     def close(self) -> None:
@@ -189,9 +187,7 @@ class AggregationProtocol(ABC):
         """
 
     @abstractmethod
-    def restore(
-        self, setup: ClientSetup, saved: bytes, number: int, model_hash: bytes
-    ) -> ClientSum:
+    def restore(self, setup: ClientSetup, saved: bytes, number: int, model_hash: bytes) -> ClientSum:
         """Go on from what `ClientSum.save` returned; ``model_hash`` is empty before `bind`.
 
         Raises ProtocolError when it was changed, or belongs to another client, round or model.

@@ -31,9 +31,7 @@ from carefl_secure.secagg import CommitteeClient, CommitteeServer
 class CommitteePrefetch(KeyPrefetch):
     """The members' keys are piggybacked on their answers."""
 
-    def __init__(
-        self, exchange: Exchange, header: Header, server: CommitteeServer, directory: Directory
-    ) -> None:
+    def __init__(self, exchange: Exchange, header: Header, server: CommitteeServer, directory: Directory) -> None:
         super().__init__(exchange, header)
         self.server = server
         self._directory = directory
@@ -145,9 +143,7 @@ class CommitteeServerSum(ServerSum):
         if lost:
             self._recover(members, lost)
         total = server.finish()
-        self.contradictions = self._failed | {
-            (f"committee member {m}", f"client {i}") for m, i in server.false_shares
-        }
+        self.contradictions = self._failed | {(f"committee member {m}", f"client {i}") for m, i in server.false_shares}
         return total, server.clients()
 
     def _opened(self, node: int, reply: RecordDict) -> None:
@@ -205,9 +201,7 @@ class Committee(AggregationProtocol):
         parameters = setup.cohort.committee_parameters(setup.plan, number)
         return CommitteeClient(parameters, setup.index, setup.identity, setup.keys)
 
-    def restore(
-        self, setup: ClientSetup, saved: bytes, number: int, model_hash: bytes
-    ) -> ClientSum:
+    def restore(self, setup: ClientSetup, saved: bytes, number: int, model_hash: bytes) -> ClientSum:
         """Go on from nothing: a client of a committee keeps no state between messages."""
         return self.client(setup, number, b"")
 

@@ -47,14 +47,7 @@ class MemberSession(Helper):
 
     def actions(self) -> Mapping[str, Callable[[RecordDict], RecordDict]]:
         """Return the steps of a member."""
-        steps = (
-            self._announce,
-            self._announce_prefetch,
-            self._open_list,
-            self._answer,
-            self._consent,
-            self._recover,
-        )
+        steps = (self._announce, self._announce_prefetch, self._open_list, self._answer, self._consent, self._recover)
         return dict(zip(ACTIONS, steps, strict=True))
 
     def _announce(self, content: RecordDict) -> RecordDict:

@@ -86,9 +86,7 @@ class EncryptedServerSum(ServerSum):
 
     action = PairwiseServerSum.action
 
-    def __init__(
-        self, setup: ServerSetup, exchange: Exchange, number: int, model_hash: bytes
-    ) -> None:
+    def __init__(self, setup: ServerSetup, exchange: Exchange, number: int, model_hash: bytes) -> None:
         self._setup = setup
         self._exchange = exchange
         self._number = number
@@ -129,9 +127,7 @@ class EncryptedServerSum(ServerSum):
         for place, indices in enumerate(portions, start=1):
             uploads = {index: self._buffer.take(index) for index in indices}
             last = int(place == len(portions))
-            request = pack(
-                model=self._model_hash, keys=server.transcript_hash, last=last, uploads=uploads
-            )
+            request = pack(model=self._model_hash, keys=server.transcript_hash, last=last, uploads=uploads)
             check = server.opened if last else bytes
             self._ask_holder(request, "query.open_sum", "opened", check)
         self._buffer.close()
@@ -153,9 +149,7 @@ class EncryptedServerSum(ServerSum):
         """Return the place in the roster of the clients that have sent something, by node."""
         return {} if self._begun is None else self._begun[1].clients()
 
-    def _ask_holder(
-        self, content: RecordDict, action: str, answer: str, check: Callable[[bytes], T]
-    ) -> T:
+    def _ask_holder(self, content: RecordDict, action: str, answer: str, check: Callable[[bytes], T]) -> T:
         answers: list[T] = []
 
         def take(node: int, reply: RecordDict) -> None:
@@ -196,9 +190,7 @@ class Encrypted(AggregationProtocol):
         client = EncryptedClientSum(checked.parameters, setup.index, setup.identity, setup.keys)
         return client.took(checked, key)
 
-    def restore(
-        self, setup: ClientSetup, saved: bytes, number: int, model_hash: bytes
-    ) -> ClientSum:
+    def restore(self, setup: ClientSetup, saved: bytes, number: int, model_hash: bytes) -> ClientSum:
         """Go on from a saved part."""
         if len(saved) < _LENGTH.size:
             raise ProtocolError("the saved session is cut short; the client sits this round out")

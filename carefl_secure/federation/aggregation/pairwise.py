@@ -183,9 +183,7 @@ class Pairwise(AggregationProtocol):
         parameters = setup.cohort.round_parameters(setup.plan, number)
         return PairwiseClient(parameters, setup.index, setup.identity, setup.keys)
 
-    def restore(
-        self, setup: ClientSetup, saved: bytes, number: int, model_hash: bytes
-    ) -> ClientSum:
+    def restore(self, setup: ClientSetup, saved: bytes, number: int, model_hash: bytes) -> ClientSum:
         """Go on from a saved part."""
         parameters = setup.cohort.round_parameters(setup.plan, number, model_hash)
         return PairwiseClient.restore(saved, setup.identity, parameters, setup.keys)

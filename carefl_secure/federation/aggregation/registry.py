@@ -118,12 +118,7 @@ class ServerSums:
     """
 
     def __init__(
-        self,
-        plan: RunPlan,
-        cohort: Cohort,
-        directory: Directory,
-        last: int,
-        folder: Path | None = None,
+        self, plan: RunPlan, cohort: Cohort, directory: Directory, last: int, folder: Path | None = None
     ) -> None:
         self._setup = ServerSetup(plan, cohort, directory, folder)
         self._protocol = find_protocol(cohort.aggregation)
@@ -140,6 +135,4 @@ class ServerSums:
             made = None
         if self._setup.cohort.config.prefetch and self._protocol.prefetches and number < self._last:
             self._prefetch = self._protocol.prefetch(self._setup, exchange, number + 1)
-        return self._protocol.server(
-            self._setup, exchange, number, model_hash, made, self._prefetch
-        )
+        return self._protocol.server(self._setup, exchange, number, model_hash, made, self._prefetch)

@@ -13,13 +13,7 @@ from carefl_secure.federation.aggregation.base import Helper
 from carefl_secure.federation.aggregation.registry import helper_actions
 from carefl_secure.federation.client.session import ClientSession
 from carefl_secure.federation.transport.error_codes import Party, refusal
-from carefl_secure.federation.transport.messages import (
-    Fields,
-    adapter_of,
-    pack,
-    piggyback,
-    piggybacked,
-)
+from carefl_secure.federation.transport.messages import Fields, adapter_of, pack, piggyback, piggybacked
 from carefl_secure.federation.transport.node_directory import role_message
 
 _STATE = "carefl-secure"
@@ -34,9 +28,7 @@ def _advertise(session: ClientSession, content: RecordDict) -> RecordDict:
     names = (*_HEADER, "key") if session.encrypts else _HEADER
     fields = Fields(content, *names)
     message = session.advertise(
-        fields.integer("round"),
-        fields.octets("plan"),
-        fields.octets("key") if session.encrypts else b"",
+        fields.integer("round"), fields.octets("plan"), fields.octets("key") if session.encrypts else b""
     )
     return pack(index=session.index, message=message)
 
@@ -74,10 +66,7 @@ def _share(session: ClientSession, content: RecordDict) -> RecordDict:
 def _masked(session: ClientSession, content: RecordDict) -> RecordDict:
     fields = Fields(content, *_HEADER, maps=["shares"])
     upload = session.release(
-        fields.integer("round"),
-        fields.octets("plan"),
-        adapter_of(content, session.dimension),
-        fields.map("shares"),
+        fields.integer("round"), fields.octets("plan"), adapter_of(content, session.dimension), fields.map("shares")
     )
     return pack(upload=upload)
 
@@ -102,10 +91,7 @@ _ACTIONS: Mapping[str, Action] = {
     "query.advertise_prefetch": _advertise_prefetch,
     "query.share_prefetch": _share_prefetch,
 }
-_PIGGYBACKED: Mapping[str, Action] = {
-    "query.sign": _advertise_prefetch,
-    "query.unmask": _share_prefetch,
-}
+_PIGGYBACKED: Mapping[str, Action] = {"query.sign": _advertise_prefetch, "query.unmask": _share_prefetch}
 
 
 def answer(party: ClientSession | Helper, name: str, content: RecordDict) -> RecordDict:

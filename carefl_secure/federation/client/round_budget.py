@@ -17,20 +17,13 @@ class RoundBudget:
     default. Without privacy nothing is charged, and every round is recorded as unprotected.
     """
 
-    def __init__(
-        self, ledger: Ledger, plan: RunPlan, cohort: Cohort, limit: float | None = None
-    ) -> None:
+    def __init__(self, ledger: Ledger, plan: RunPlan, cohort: Cohort, limit: float | None = None) -> None:
         privacy = plan.privacy
         self._ledger = ledger
         self._event = plan.event
         self._delta = privacy.delta
         self._run = cohort.run.decode(errors="backslashreplace")
-        self._payload = {
-            "run": self._run,
-            "planned": privacy.rounds,
-            "unit": privacy.unit,
-            "trust": privacy.trust,
-        }
+        self._payload = {"run": self._run, "planned": privacy.rounds, "unit": privacy.unit, "trust": privacy.trust}
         self._limit = privacy.limit if limit is None else limit
 
     def check(self) -> None:

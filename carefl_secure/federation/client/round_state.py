@@ -146,6 +146,4 @@ class OpenRounds:
         if plan_hash != self._plan_hash:
             raise ProtocolError("the server follows another privacy plan; compare the run plans")
         if number <= self.number:
-            raise ProtocolError(
-                f"round {number} comes after round {self.number}; a round is never repeated"
-            )
+            raise ProtocolError(f"round {number} comes after round {self.number}; a round is never repeated")

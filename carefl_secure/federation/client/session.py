@@ -143,11 +143,7 @@ class ClientSession:
         return self._rounds.share_prefetch(advertisements)
 
     def submit(
-        self,
-        number: int,
-        plan_hash: bytes,
-        adapter: NDArray[np.float32],
-        announcements: Mapping[int, bytes],
+        self, number: int, plan_hash: bytes, adapter: NDArray[np.float32], announcements: Mapping[int, bytes]
     ) -> bytes:
         """Take part in a whole round by one message, for a committee to open.
 
@@ -156,9 +152,7 @@ class ClientSession:
         run without a committee.
         """
         if self._cohort.aggregation != "committee":
-            raise ProtocolError(
-                "the server asks for a committee's message; compare federation.aggregation"
-            )
+            raise ProtocolError("the server asks for a committee's message; compare federation.aggregation")
         self._check_number(number)
         self._rounds.begin(number, plan_hash)
         try:
@@ -167,11 +161,7 @@ class ClientSession:
             self.close()
 
     def release(
-        self,
-        number: int,
-        plan_hash: bytes,
-        adapter: NDArray[np.float32],
-        messages: Mapping[int, bytes],
+        self, number: int, plan_hash: bytes, adapter: NDArray[np.float32], messages: Mapping[int, bytes]
     ) -> bytes:
         """Compute, protect and mask this client's vector: the one release of a round, signed.
 
@@ -265,8 +255,7 @@ class ClientSession:
         stamp, content = saved[:_STAMP], saved[_STAMP:]
         if not same(stamp, self._sums.stamp(content)):
             raise ProtocolError(
-                "saved session: it was changed, or is of another client or run; the client sits "
-                "this round out"
+                "saved session: it was changed, or is of another client or run; the client sits this round out"
             )
         length, self._last_norm = _SAVED.unpack_from(content)
         content = content[_SAVED.size :]

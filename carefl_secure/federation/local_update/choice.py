@@ -11,13 +11,7 @@ from carefl_secure.errors import CareflError, ConfigError, PrivacyError
 from carefl_secure.federation.local_update.feddyn_state import Correction
 from carefl_secure.federation.local_update.gradient_sum import GradientSum, LocalWork
 from carefl_secure.federation.local_update.local_training import NoisyDescent, PlainDescent
-from carefl_secure.federation.local_update.task import (
-    DeferredTask,
-    DescentTask,
-    LocalTask,
-    NoRecords,
-    PersonTask,
-)
+from carefl_secure.federation.local_update.task import DeferredTask, DescentTask, LocalTask, NoRecords, PersonTask
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.noise import KeySource
 
@@ -25,9 +19,7 @@ Adapter = NDArray[np.float32]
 Vector = NDArray[np.float64]
 
 
-def local_work(
-    plan: RunPlan, task: LocalTask | DeferredTask, index: int, memory: Path | None = None
-) -> LocalWork:
+def local_work(plan: RunPlan, task: LocalTask | DeferredTask, index: int, memory: Path | None = None) -> LocalWork:
     """Choose the work that a plan asks for.
 
     ``memory`` is where FedDyn's correction is kept between processes. Raises ConfigError when the

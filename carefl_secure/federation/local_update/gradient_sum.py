@@ -43,9 +43,7 @@ class LocalWork(ABC):
     def __init__(self, plan: RunPlan) -> None:
         self._plan = plan
 
-    def release(
-        self, adapter: NDArray[np.float32], number: int, keys: KeySource
-    ) -> NDArray[np.float64]:
+    def release(self, adapter: NDArray[np.float32], number: int, keys: KeySource) -> NDArray[np.float64]:
         """Return the vector of one round, shape [D], at the adapter, shape [D].
 
         Without privacy, raises what the task raises; NonFiniteError when the vector is not finite.
@@ -58,14 +56,11 @@ class LocalWork(ABC):
         vector = self._contained(lambda: self._compute(adapter, number, keys), number)
         if not np.isfinite(vector).all():
             raise NonFiniteError(
-                "what this client computed holds NaN or infinity; lower the learning rate or look "
-                "at its records"
+                "what this client computed holds NaN or infinity; lower the learning rate or look at its records"
             )
         return vector
 
-    def _contained(
-        self, compute: Callable[[], NDArray[np.float64]], number: int
-    ) -> NDArray[np.float64]:
+    def _contained(self, compute: Callable[[], NDArray[np.float64]], number: int) -> NDArray[np.float64]:
         """Return what ``compute`` returns; in a protected run zeros where it fails."""
         if not self._plan.protected:
             return compute()
@@ -80,9 +75,7 @@ class LocalWork(ABC):
         return np.zeros(self._plan.encoding.dimension)
 
     @abstractmethod
-    def _compute(
-        self, adapter: NDArray[np.float32], number: int, keys: KeySource
-    ) -> NDArray[np.float64]:
+    def _compute(self, adapter: NDArray[np.float32], number: int, keys: KeySource) -> NDArray[np.float64]:
         """Return the vector of one round; it may raise."""
 
     def save(self) -> bytes:
@@ -119,9 +112,7 @@ class GradientSum(LocalWork):
         return task.clipped_sum(adapter, drawn, number)
 
 
-def truncated_sample(
-    count: int, sample_rate: float, keys: KeySource, most_each: int = 1
-) -> NDArray[np.int64]:
+def truncated_sample(count: int, sample_rate: float, keys: KeySource, most_each: int = 1) -> NDArray[np.int64]:
     """Draw a Poisson sample with a fresh key and leave out what is beyond its bound."""
     drawn = poisson_sample(count, sample_rate, KeyStream(keys.key("sample")))
     return drawn[: sample_bound(count, sample_rate, most_each)]

@@ -31,12 +31,7 @@ class _Descent(LocalWork):
     """Local steps from the global adapter; the kinds differ in the gradient and in the release."""
 
     def __init__(
-        self,
-        plan: RunPlan,
-        local: LocalPlan,
-        task: DescentTask,
-        index: int,
-        correction: Correction | None,
+        self, plan: RunPlan, local: LocalPlan, task: DescentTask, index: int, correction: Correction | None
     ) -> None:
         super().__init__(plan)
         self._local = local
@@ -114,9 +109,7 @@ class NoisyDescent(_Descent):
         stdev = privacy.noise_multiplier * privacy.clipping_norm
         batch = privacy.expected_batch / privacy.clients
         for _ in range(steps):
-            drawn = poisson_sample(
-                self._task.records, privacy.sample_rate, KeyStream(keys.key("sample"))
-            )
+            drawn = poisson_sample(self._task.records, privacy.sample_rate, KeyStream(keys.key("sample")))
             # The noise of this step goes out whatever the records do.
             draw = functools.partial(self._task.clipped_sum, point(), drawn, number)
             total = self._contained(draw, number).copy()

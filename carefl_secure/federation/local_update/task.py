@@ -67,9 +67,7 @@ class DescentTask(LocalTask, Protocol):
     def trainable_entries(self, number: int) -> NDArray[np.bool_]:
         """Return which entries train in round ``number``, shape [D]."""
 
-    def gradient(
-        self, adapter: NDArray[np.float32], indices: NDArray[np.int64], number: int
-    ) -> NDArray[np.float64]:
+    def gradient(self, adapter: NDArray[np.float32], indices: NDArray[np.int64], number: int) -> NDArray[np.float64]:
         """Return the gradient of the mean loss of some records, unclipped; 0 where nothing trains.
 
         ``indices``: int64, shape [B], never empty.

@@ -198,12 +198,7 @@ def _plan_with(request: PlanRequest, noise: float) -> RunPlan:
         encoding = plan_clients(dimension, norm, noise, clients, others)
     else:
         encoding = plan_records(
-            dimension,
-            privacy.sensitivity,
-            noise,
-            privacy.expected_batch,
-            clients,
-            privacy.noise_clients,
+            dimension, privacy.sensitivity, noise, privacy.expected_batch, clients, privacy.noise_clients
         )
     return RunPlan(privacy, encoding, request.threshold(), local)
 

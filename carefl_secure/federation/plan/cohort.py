@@ -9,13 +9,7 @@ from typing import TYPE_CHECKING, Any
 from carefl_secure.errors import ConfigError
 from carefl_secure.federation.plan.aggregation_config import Aggregation, AggregationConfig
 from carefl_secure.federation.plan.ciphertext_packing import WORD_BITS, choose_fields
-from carefl_secure.secagg import (
-    CommitteeParameters,
-    EncryptedParameters,
-    GraphPlan,
-    RoundParameters,
-    plan_graph,
-)
+from carefl_secure.secagg import CommitteeParameters, EncryptedParameters, GraphPlan, RoundParameters, plan_graph
 
 if TYPE_CHECKING:
     from carefl_secure.federation.plan.run_plan import RunPlan
@@ -90,18 +84,14 @@ class Cohort:
         """Public key of the only party that can decrypt sums."""
         return self.helpers[0] if self.aggregation == "encrypted" else None
 
-    def round_parameters(
-        self, plan: RunPlan, number: int, model_hash: bytes = b""
-    ) -> RoundParameters:
+    def round_parameters(self, plan: RunPlan, number: int, model_hash: bytes = b"") -> RoundParameters:
         """Return the agreement behind one round of pairwise masking.
 
         ``model_hash``, of the adapter at the start of the round, is empty before it is bound.
         """
         return RoundParameters(**self._pairwise(plan, number, model_hash))
 
-    def committee_parameters(
-        self, plan: RunPlan, number: int, model_hash: bytes = b""
-    ) -> CommitteeParameters:
+    def committee_parameters(self, plan: RunPlan, number: int, model_hash: bytes = b"") -> CommitteeParameters:
         """Return the agreement behind one round with a committee."""
         return CommitteeParameters(
             **self.common(plan, number, model_hash), members=self.members, **self.config.committee
@@ -128,19 +118,13 @@ class Cohort:
 
     def _pairwise(self, plan: RunPlan, number: int, model_hash: bytes) -> dict[str, Any]:
         graph = masking_graph(plan)
-        sparse = (
-            {}
-            if graph is None
-            else {"neighbours": graph.neighbours, "share_threshold": graph.share_threshold}
-        )
+        sparse = {} if graph is None else {"neighbours": graph.neighbours, "share_threshold": graph.share_threshold}
         return {**self.common(plan, number, model_hash), "threshold": plan.threshold, **sparse}
 
     def common(self, plan: RunPlan, number: int, model_hash: bytes = b"") -> dict[str, Any]:
         """Return what the agreements of all protocols have in common, by name."""
         if len(self.roster) != plan.privacy.clients:
-            raise ConfigError(
-                f"the roster names {len(self.roster)} clients, the plan {plan.privacy.clients}"
-            )
+            raise ConfigError(f"the roster names {len(self.roster)} clients, the plan {plan.privacy.clients}")
         return {
             "task": self.run,
             "round": number,

@@ -79,10 +79,7 @@ def noise_after(
     for first, later in sorted(earlier, key=repr):
 
         def price(
-            events: Sequence[Event],
-            delta: float,
-            first: tuple[Event, ...] = first,
-            later: tuple[Event, ...] = later,
+            events: Sequence[Event], delta: float, first: tuple[Event, ...] = first, later: tuple[Event, ...] = later
         ) -> float:
             if not first:
                 return epsilon(events, delta)

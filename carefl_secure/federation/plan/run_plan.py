@@ -15,14 +15,7 @@ from carefl_secure.privacy.canonical_json import canonical_hash, dataclass_from_
 from carefl_secure.privacy.sampling import OVERFLOW
 from carefl_secure.secagg import EncodingPlan
 
-_ABOVE_ZERO = (
-    "dimension",
-    "scale",
-    "clipping_norm",
-    "noise_clients",
-    "l1_sensitivity",
-    "l2_sensitivity",
-)
+_ABOVE_ZERO = ("dimension", "scale", "clipping_norm", "noise_clients", "l1_sensitivity", "l2_sensitivity")
 
 
 @dataclass(frozen=True)
@@ -68,8 +61,7 @@ class RunPlan:
             l2=self.encoding.l2_sensitivity,
             share_variance=self.share_variance,
             # Where records are sampled, a sample longer than its bound counts like a broken norm.
-            beta=self.encoding.dither_failure
-            + (0.0 if self.privacy.unit == "client" else OVERFLOW),
+            beta=self.encoding.dither_failure + (0.0 if self.privacy.unit == "client" else OVERFLOW),
             dimension=self.encoding.padded,
         )
 
@@ -128,9 +120,7 @@ class RunPlan:
         """
         parts = {"privacy", "encoding", "threshold", "event"}
         if not isinstance(value, Mapping) or not parts <= set(value) <= parts | {"local"}:
-            raise ConfigError(
-                f"a plan is a JSON object with {', '.join(sorted(parts))} and perhaps local"
-            )
+            raise ConfigError(f"a plan is a JSON object with {', '.join(sorted(parts))} and perhaps local")
         encoding = dataclass_from_json(EncodingPlan, value["encoding"], "conditional")
         threshold, local = value["threshold"], value.get("local")
         if type(threshold) is not int or threshold < 1:

@@ -71,8 +71,7 @@ class StagedPlan:
         first = self.plans[0].privacy
         if not all(one.privacy.same_promise(first) for one in self.plans):
             raise ConfigError(
-                "all stages need the same unit, trust, mechanism, epsilon, delta and "
-                "max_colluders: the promise is one"
+                "all stages need the same unit, trust, mechanism, epsilon, delta and max_colluders: the promise is one"
             )
 
     @property
@@ -90,9 +89,7 @@ class StagedPlan:
     def events(self) -> list[Event]:
         """What all rounds of all stages release; empty without privacy."""
         return [
-            plan.event.times(plan.event.count * plan.privacy.rounds)
-            for plan in self.plans
-            if plan.event is not None
+            plan.event.times(plan.event.count * plan.privacy.rounds) for plan in self.plans if plan.event is not None
         ]
 
     def to_json(self) -> dict[str, Any]:
@@ -115,9 +112,7 @@ class StagedPlan:
         if (
             not isinstance(listed, list)
             or not listed
-            or not all(
-                isinstance(one, Mapping) and isinstance(one.get("name"), str) for one in listed
-            )
+            or not all(isinstance(one, Mapping) and isinstance(one.get("name"), str) for one in listed)
         ):
             raise ConfigError("the plan's stages must be a list of plans with a name each")
         plans = [{key: part for key, part in one.items() if key != "name"} for one in listed]

@@ -8,13 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carefl_secure.errors import RunError
-from carefl_secure.federation.server.optimizers import (
-    Listener,
-    ServerOptimizer,
-    State,
-    checked,
-    narrowed,
-)
+from carefl_secure.federation.server.optimizers import Listener, ServerOptimizer, State, checked, narrowed
 
 Vector = NDArray[np.float64]
 
@@ -29,11 +23,7 @@ class Alternating:
     """
 
     def __init__(
-        self,
-        odd: ServerOptimizer,
-        even: ServerOptimizer,
-        trains: NDArray[np.bool_],
-        finished: int = 0,
+        self, odd: ServerOptimizer, even: ServerOptimizer, trains: NDArray[np.bool_], finished: int = 0
     ) -> None:
         self._halves = {"odd": (odd, trains), "even": (even, ~trains)}
         self._steps = finished
@@ -70,7 +60,5 @@ class Alternating:
             raise RunError("the checkpoint was not written by an alternating optimizer")
         for name, (optimizer, _) in self._halves.items():
             start = f"{name}."
-            optimizer.load(
-                {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}
-            )
+            optimizer.load({k.removeprefix(start): v for k, v in state.items() if k.startswith(start)})
         self._steps = steps

@@ -35,8 +35,7 @@ class Checkpoints:
         dimension = self._stage.plan.encoding.dimension
         if initial.dtype != np.float32 or initial.shape != (dimension,):
             raise ConfigError(
-                f"the initial adapter must be float32 of {dimension} entries, "
-                f"not {initial.dtype} {initial.shape}"
+                f"the initial adapter must be float32 of {dimension} entries, not {initial.dtype} {initial.shape}"
             )
         folder, stage = self._folder, self._stage
         if stage.number == 1:
@@ -54,11 +53,7 @@ class Checkpoints:
     def save(self, adapter: Adapter, number: int) -> None:
         """Replace the checkpoint by the state after round ``number``."""
         state = {_OPTIMIZER + name: value for name, value in self._optimizer.state().items()}
-        agreed: dict[str, int | str] = {
-            "round": number,
-            "plan": self._stage.digest,
-            "aggregation": self._aggregation,
-        }
+        agreed: dict[str, int | str] = {"round": number, "plan": self._stage.digest, "aggregation": self._aggregation}
         where = self._stage.state()
         self._folder.write_checkpoint({**agreed, "adapter": adapter, **where, **state})
 
@@ -85,15 +80,9 @@ class Checkpoints:
             )
         adapter, number = state.get("adapter"), state.get("round")
         if not isinstance(adapter, np.ndarray) or not isinstance(number, int):
-            raise RunError(
-                f"the checkpoint of {folder.path} lacks its adapter; restore it from a copy"
-            )
+            raise RunError(f"the checkpoint of {folder.path} lacks its adapter; restore it from a copy")
         self._optimizer.load(
-            {
-                name.removeprefix(_OPTIMIZER): value
-                for name, value in state.items()
-                if name.startswith(_OPTIMIZER)
-            }
+            {name.removeprefix(_OPTIMIZER): value for name, value in state.items() if name.startswith(_OPTIMIZER)}
         )
         try:
             folder.read_plan()

@@ -56,8 +56,7 @@ class FedDyn:
             moved = (adapter.astype(np.float64) - gradient - state / self.alpha).astype(np.float32)
         if not np.isfinite(moved).all():
             raise NonFiniteError(
-                "FedDyn's step is not finite; lower federation.local_lr or raise "
-                "federation.feddyn_alpha"
+                "FedDyn's step is not finite; lower federation.local_lr or raise federation.feddyn_alpha"
             )
         self._state, self._share = state, None
         return moved

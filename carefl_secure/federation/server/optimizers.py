@@ -52,13 +52,10 @@ def checked(adapter: NDArray[np.float32], gradient: Vector) -> Vector:
     """Return the adapter in float64; NonFiniteError or RunError when the gradient is unfit."""
     if gradient.shape != adapter.shape:
         raise RunError(
-            f"the gradient has shape {gradient.shape}, the adapter {adapter.shape}; "
-            "they belong to different models"
+            f"the gradient has shape {gradient.shape}, the adapter {adapter.shape}; they belong to different models"
         )
     if not np.isfinite(gradient).all():
-        raise NonFiniteError(
-            "the opened mean gradient holds NaN or infinity; the adapter was left as it is"
-        )
+        raise NonFiniteError("the opened mean gradient holds NaN or infinity; the adapter was left as it is")
     return adapter.astype(np.float64)
 
 
@@ -74,9 +71,7 @@ def narrowed(vector: Vector) -> NDArray[np.float32]:
 def _vector(state: Mapping[str, object], name: str) -> Vector:
     value = state.get(name)
     if not isinstance(value, np.ndarray):
-        raise RunError(
-            f"the checkpoint holds no vector {name!r}; it was written by another optimizer"
-        )
+        raise RunError(f"the checkpoint holds no vector {name!r}; it was written by another optimizer")
     return value.astype(np.float64)
 
 
@@ -183,13 +178,8 @@ class FedAdam:
         """
         point = checked(adapter, gradient)
         b1, b2 = self.betas
-        first = (
-            b1 * (self._first if self._first.size else np.zeros_like(point)) + (1 - b1) * gradient
-        )
-        second = (
-            b2 * (self._second if self._second.size else np.zeros_like(point))
-            + (1 - b2) * gradient**2
-        )
+        first = b1 * (self._first if self._first.size else np.zeros_like(point)) + (1 - b1) * gradient
+        second = b2 * (self._second if self._second.size else np.zeros_like(point)) + (1 - b2) * gradient**2
         steps = self._steps + 1
         noise, variance = self._noise, second / (1 - b2**steps)
         if self.noise_correction:
@@ -206,20 +196,14 @@ class FedAdam:
 
     def state(self) -> State:
         """Return both averages and the number of steps, and the noise's average where it counts."""
-        out: State = {
-            "first": self._first.copy(),
-            "second": self._second.copy(),
-            "steps": self._steps,
-        }
+        out: State = {"first": self._first.copy(), "second": self._second.copy(), "steps": self._steps}
         return {**out, "noise": np.array([self._noise])} if self.noise_correction else out
 
     def load(self, state: Mapping[str, object]) -> None:
         """Take averages and step count from a checkpoint."""
         first, second, steps = _vector(state, "first"), _vector(state, "second"), state.get("steps")
         if not isinstance(steps, int) or steps < 0:
-            raise RunError(
-                "the checkpoint holds no step count; it was written by another optimizer"
-            )
+            raise RunError("the checkpoint holds no step count; it was written by another optimizer")
         if self.noise_correction:
             self._noise = float(_vector(state, "noise")[0])
         self._first, self._second, self._steps = first, second, steps

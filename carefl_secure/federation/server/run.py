@@ -86,10 +86,7 @@ class Monitoring:
             return row
         for name, value in self.evaluate(adapter).items():
             if name in row or not math.isfinite(value):
-                raise RunError(
-                    f"evaluation returned {name} = {value}; give it a name of its own and "
-                    "a finite value"
-                )
+                raise RunError(f"evaluation returned {name} = {value}; give it a name of its own and a finite value")
             row[name] = float(value)
         return row
 
@@ -168,9 +165,7 @@ class _Rounds:
         self._reporter = monitoring.reporter
         self._dropouts, self._drop = dropping_out(spec.plan, simulation)
         if self._dropouts < round(simulation.dropout * spec.plan.privacy.clients):
-            self._reporter.note(
-                f"only {self._dropouts} clients drop out of a round, so that min_survivors remain"
-            )
+            self._reporter.note(f"only {self._dropouts} clients drop out of a round, so that min_survivors remain")
 
     def run(
         self,
@@ -216,14 +211,10 @@ class _Rounds:
         lost = max(0, self._budget.charged() - (finished - offset)) if plan.protected else 0
         last = max(finished, offset + plan.privacy.rounds - lost)
         if lost:
-            self._reporter.note(
-                f"{lost} interrupted rounds were already charged; the run ends after round {last}"
-            )
+            self._reporter.note(f"{lost} interrupted rounds were already charged; the run ends after round {last}")
         return adapter, finished, last
 
-    def _drive(
-        self, strategy: SecureSumStrategy, rounds: int, performance: PerformanceFlags
-    ) -> None:
+    def _drive(self, strategy: SecureSumStrategy, rounds: int, performance: PerformanceFlags) -> None:
         """Have Flower drive the strategy over the engine's grid."""
         watch = self._log.watching(self._monitoring.record)
         drop = self._drop if self._dropouts else None

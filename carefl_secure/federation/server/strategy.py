@@ -25,12 +25,7 @@ from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.server.optimizers import Listener, ServerOptimizer
 from carefl_secure.federation.server.sum_guard import SumGuard, honest_norm
 from carefl_secure.federation.transport.exchange import Exchange, Faults, wait_for_nodes
-from carefl_secure.federation.transport.messages import (
-    pack_adapter,
-    unpack_adapter,
-    vector_hash,
-    with_adapter,
-)
+from carefl_secure.federation.transport.messages import pack_adapter, unpack_adapter, vector_hash, with_adapter
 from carefl_secure.federation.transport.node_directory import Directory
 from carefl_secure.privacy import Ledger
 from carefl_secure.secagg import decode
@@ -106,11 +101,7 @@ class SecureSumStrategy(Strategy):
         self._timeout, self._patience = waiting
         directory = Directory(len(cohort.roster), len(cohort.helpers))
         self._sums = ServerSums(
-            plan,
-            cohort,
-            directory,
-            plan.privacy.rounds if last is None else last,
-            ledger.path.parent,
+            plan, cohort, directory, plan.privacy.rounds if last is None else last, ledger.path.parent
         )
         self._round: _Round | None = None
         self._lost = False
@@ -152,11 +143,7 @@ class SecureSumStrategy(Strategy):
         if self._guard is not None:
             present = [indices[node] for node in boxes]
             out = self._guard.leave_out(present, self._plan.privacy.min_survivors)
-        trains = {
-            node: with_adapter(box, arrays)
-            for node, box in boxes.items()
-            if indices[node] not in out
-        }
+        trains = {node: with_adapter(box, arrays) for node, box in boxes.items() if indices[node] not in out}
         return exchange.address(trains, total.action)
 
     def aggregate_train(
@@ -222,9 +209,7 @@ class SecureSumStrategy(Strategy):
         """Ask no client to evaluate: a score on private records is one more release."""
         return []
 
-    def aggregate_evaluate(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> MetricRecord | None:
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Return nothing, as nothing was asked."""
         return None
 

@@ -121,9 +121,7 @@ class SumGuard:
     exactly the rounds without an honest client can have that client excluded.
     """
 
-    def __init__(
-        self, optimizer: ServerOptimizer, max_rejected: int, agreement: float = 1.0
-    ) -> None:
+    def __init__(self, optimizer: ServerOptimizer, max_rejected: int, agreement: float = 1.0) -> None:
         self.optimizer = optimizer
         self.agreement = agreement
         self.excluded: set[int] = set()
@@ -161,9 +159,7 @@ class SumGuard:
             self.found, self._suspects, self._accepted = self._suspects, set(), 0
             self.excluded |= self.found
 
-    def step(
-        self, adapter: NDArray[np.float32], gradient: NDArray[np.float64]
-    ) -> NDArray[np.float32]:
+    def step(self, adapter: NDArray[np.float32], gradient: NDArray[np.float64]) -> NDArray[np.float32]:
         """Return the next adapter; the same one after a rejected sum.
 
         Raises ProtocolError when more sums were rejected than the run allows.
@@ -198,11 +194,8 @@ class SumGuard:
             isinstance(value, np.ndarray) for value in sets.values()
         ):
             raise ProtocolError(
-                "the checkpoint was written without federation.max_rejected_rounds; resume the run "
-                "as it was begun"
+                "the checkpoint was written without federation.max_rejected_rounds; resume the run as it was begun"
             )
         self.optimizer.load({k: v for k, v in state.items() if not k.startswith("guard.")})
         self.rejected, self._accepted = int(own["rejected"]), int(own["accepted"])  # type: ignore[call-overload]
-        self.excluded, self._suspects = (
-            {int(index) for index in np.asarray(value)} for value in sets.values()
-        )
+        self.excluded, self._suspects = ({int(index) for index in np.asarray(value)} for value in sets.values())

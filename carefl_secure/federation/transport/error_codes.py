@@ -52,20 +52,17 @@ _REASONS: dict[type[CareflError], str] = {
     ModelError: "the {party}'s model is not the agreed one; compare the hashes of the base model",
     AdapterUnmovedError: "the {party}'s adapter did not move",
     NonFiniteError: (
-        "the {party} met NaN or infinity and sent nothing; lower the learning rate "
-        "or check the model's precision"
+        "the {party} met NaN or infinity and sent nothing; lower the learning rate or check the model's precision"
     ),
     BudgetExceededError: (
-        "the {party}'s ledger has no budget left for this round; stop here "
-        "or agree on a larger epsilon"
+        "the {party}'s ledger has no budget left for this round; stop here or agree on a larger epsilon"
     ),
     PrivacyError: "a condition of the privacy guarantee does not hold on the {party}",
     LedgerError: "the {party} cannot trust or write its ledger, so it sent nothing",
     PrivateRefusalError: "the {party} refused for a reason that only its own log has",
     PolicyError: "the {party}'s policy does not allow this; its own log says why",
     ProtocolError: (
-        "the {party} refused a protocol message; keys, roster, plan or survivor set "
-        "are not what it expects"
+        "the {party} refused a protocol message; keys, roster, plan or survivor set are not what it expects"
     ),
     CohortError: "fewer clients take part than this {party} needs",
     RunError: "the {party}'s run folder cannot be used",
@@ -105,8 +102,7 @@ _CLASSES: dict[int, tuple[type[CareflError], Party]] = {
 # All that a site says of what it holds. These classes follow from public agreements alone; any
 # other class, also one that is added later, is sealed.
 _SEALED = Error(
-    code=_BASES["client"] + PrivateRefusalError.exit_code,
-    reason=_REASONS[PrivateRefusalError].format(party="client"),
+    code=_BASES["client"] + PrivateRefusalError.exit_code, reason=_REASONS[PrivateRefusalError].format(party="client")
 )
 _PUBLIC = (ConfigError, ModelError, PolicyError, ProtocolError, CohortError)
 
@@ -163,8 +159,7 @@ def error_of_reply(error: Error, sender: str) -> CareflError:
         return SenderError(ProtocolError(text), accused)
     if error.code not in _CLASSES:
         return EngineError(
-            f"{sender} failed with Flower code {error.code}; "
-            "this is a fault, not a dropout: read the node's log"
+            f"{sender} failed with Flower code {error.code}; this is a fault, not a dropout: read the node's log"
         )
     kind, party = _CLASSES[error.code]
     return kind(f"{sender}: {_REASONS[kind].format(party=party)}")

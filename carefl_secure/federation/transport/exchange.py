@@ -37,9 +37,7 @@ class Faults:
         self.note: Callable[[int, str, int, CareflError, bool], None] = lambda *_: None
         self._counts: Counter[int] = Counter()
 
-    def add(
-        self, number: int, step: str, node: int, error: CareflError, proven: bool = False
-    ) -> None:
+    def add(self, number: int, step: str, node: int, error: CareflError, proven: bool = False) -> None:
         """Count a bad message of a node."""
         self._counts[node] += 1
         if proven or self._counts[node] >= self.LIMIT:
@@ -55,9 +53,7 @@ class Exchange:
     dropout, and a refusal are faults of their sender, who counts as silent.
     """
 
-    def __init__(
-        self, grid: Grid, number: int, timeout: float, faults: Faults | None = None
-    ) -> None:
+    def __init__(self, grid: Grid, number: int, timeout: float, faults: Faults | None = None) -> None:
         self._grid = grid
         self._number = number
         self._timeout = timeout
@@ -78,10 +74,7 @@ class Exchange:
                 yield Message(content, node, action, group_id=str(self._number))
 
     def gather(
-        self,
-        contents: Mapping[int, RecordDict],
-        action: str,
-        take: Callable[[int, RecordDict], object],
+        self, contents: Mapping[int, RecordDict], action: str, take: Callable[[int, RecordDict], object]
     ) -> None:
         """Send one message per node and hand node and content of each good reply to ``take``.
 
@@ -90,9 +83,7 @@ class Exchange:
         """
         self.collect(self.send(self.address(contents, action)), take)
 
-    def ask(
-        self, contents: Mapping[int, RecordDict], action: str
-    ) -> Iterator[tuple[int, RecordDict]]:
+    def ask(self, contents: Mapping[int, RecordDict], action: str) -> Iterator[tuple[int, RecordDict]]:
         """Yield node and content of good replies where every party must agree.
 
         Raises the class that a party refused with; `EngineError` for a fault.
@@ -102,9 +93,7 @@ class Exchange:
         if self._errors:
             raise self._errors[0]
 
-    def collect(
-        self, replies: Iterable[Message], take: Callable[[int, RecordDict], object]
-    ) -> None:
+    def collect(self, replies: Iterable[Message], take: Callable[[int, RecordDict], object]) -> None:
         """Hand node and content of good replies to ``take``, as `gather` does."""
         for reply in self.accept(replies):
             with self.judging(reply.metadata.src_node_id, reply.metadata.message_type):
@@ -149,9 +138,7 @@ class Exchange:
         self._errors.append(error)
         self._faults.add(self._number, action, node, error, proven)
 
-    def judge(
-        self, places: Mapping[int, str], pairs: Collection[tuple[str, str]], colluders: int
-    ) -> None:
+    def judge(self, places: Mapping[int, str], pairs: Collection[tuple[str, str]], colluders: int) -> None:
         """Find who lied among parties that contradict one another.
 
         ``places`` names the party of each node, ``pairs`` the contradictions beyond what clients

@@ -58,10 +58,7 @@ class Faults:
         """Do nothing yet."""
 
     def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Pass refusals and interrupts on as they are; name everything else a fault."""
         if isinstance(error, Exception) and not isinstance(error, CareflError):
@@ -92,12 +89,7 @@ class OneRunGrid(Grid):
         self._run = run
 
     def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
     ) -> Message:
         """Build a message, as Flower's abstract class asks."""
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
@@ -160,9 +152,7 @@ class LocalGrid(OneRunGrid):
         record: Record | None = None,
     ) -> None:
         if nodes < 1 or workers < 1:
-            raise ConfigError(
-                f"a grid needs at least one node and one worker, not {nodes} and {workers}"
-            )
+            raise ConfigError(f"a grid needs at least one node and one worker, not {nodes} and {workers}")
         self._app = client_app
         self._workers = workers
         super().__init__(empty_run(), drop, record)
@@ -196,9 +186,7 @@ class LocalGrid(OneRunGrid):
         """Hand out the replies to these messages; each is handed out once, lost ones never."""
         return [self._replies.pop(i) for i in message_ids if i in self._replies]
 
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Send messages and yield the replies that come back, each as soon as it is there.
 
         The nodes work, and errors are raised, while the result is iterated; ``timeout`` is ignored.
@@ -254,9 +242,7 @@ class LocalGrid(OneRunGrid):
         """Copy a message and give it the id that a SuperLink would."""
         node = message.metadata.dst_node_id
         if node not in self._contexts:
-            raise EngineError(
-                f"there is no node {node} on this grid; it has {len(self._contexts)} nodes"
-            )
+            raise EngineError(f"there is no node {node} on this grid; it has {len(self._contexts)} nodes")
         stamped = stamp(copy.deepcopy(message))
         self._see(node, stamped)
         return stamped
@@ -283,9 +269,7 @@ class LocalGrid(OneRunGrid):
                 try:
                     return self._app(message, self._contexts[node])
                 except (ConnectionError, TimeoutError):
-                    return Message(
-                        Error(code=LOST, reason="the node is unreachable"), reply_to=message
-                    )
+                    return Message(Error(code=LOST, reason="the node is unreachable"), reply_to=message)
         except EngineError:
             raise
         except CareflError as error:

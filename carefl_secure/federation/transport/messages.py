@@ -48,15 +48,12 @@ class Fields:
     ``names`` are as given to `pack`, ``maps`` those of maps; ``name`` is the record's own.
     """
 
-    def __init__(
-        self, content: RecordDict, *names: str, maps: Collection[str] = (), name: str = _RECORD
-    ) -> None:
+    def __init__(self, content: RecordDict, *names: str, maps: Collection[str] = (), name: str = _RECORD) -> None:
         record = content.get(name)
         wanted = {*names, *maps, *(name + _PEERS for name in maps)}
         if not isinstance(record, ConfigRecord) or set(record) != wanted:
             raise ProtocolError(
-                f"a message must hold exactly {sorted(wanted)}; "
-                "the two sides run different versions of this program"
+                f"a message must hold exactly {sorted(wanted)}; the two sides run different versions of this program"
             )
         self._record = record
 
@@ -87,9 +84,7 @@ class Fields:
         peers, value = self.integers(name + _PEERS), self._record[name]
         octets = [v for v in value if type(v) is bytes] if isinstance(value, list) else []
         if not isinstance(value, list) or not len(octets) == len(value) == len(peers):
-            raise ProtocolError(
-                f"field {name!r} of a message is not a list of {len(peers)} byte strings"
-            )
+            raise ProtocolError(f"field {name!r} of a message is not a list of {len(peers)} byte strings")
         return dict(zip(peers, octets, strict=True))
 
 
@@ -107,9 +102,7 @@ def unpack_adapter(record: ArrayRecord, dimension: int) -> NDArray[np.float32]:
         raise ProtocolError(f"the model message must hold exactly one array named {_ADAPTER!r}")
     vector = record[_ADAPTER].numpy()
     if vector.dtype != np.float32 or vector.shape != (dimension,):
-        raise ProtocolError(
-            f"the adapter must be float32 of {dimension} entries, not {vector.dtype} {vector.shape}"
-        )
+        raise ProtocolError(f"the adapter must be float32 of {dimension} entries, not {vector.dtype} {vector.shape}")
     return vector
 
 

@@ -144,9 +144,7 @@ def pld_epsilon(events: Sequence[Event], delta: float, *, grid: float = GRID) ->
     return found
 
 
-def mixture_epsilon(
-    events: Sequence[SampledSkellam], clients: int, delta: float, ceiling: float
-) -> float | None:
+def mixture_epsilon(events: Sequence[SampledSkellam], clients: int, delta: float, ceiling: float) -> float | None:
     r"""Bound epsilon for a unit that each of n clients holds and draws on its own.
 
     With noise multiplier z, the pair of one sum is :math:`N(0, z^2)` and
@@ -172,18 +170,14 @@ def mixture_epsilon(
 def _likely(events: Sequence[Event], delta: float, clients: int = 1) -> float:
     """Return more than epsilon would be with Gaussian noise of the same variance, at most 600."""
     like = [
-        SampledGaussian(e.sample_rate, math.sqrt(e.variance) / e.l2, e.count)
-        if isinstance(e, SampledSkellam)
-        else e
+        SampledGaussian(e.sample_rate, math.sqrt(e.variance) / e.l2, e.count) if isinstance(e, SampledSkellam) else e
         for e in _merged(events)
     ]
     guess = composed_epsilon(like, delta, 10.0 * MIXTURE_GRID, clients)
     return min(1.25 * guess + 1.0, _MOST_EPSILON)
 
 
-def _pld_below(
-    events: Sequence[Event], delta: float, ceiling: float, grid: float, clients: int = 1
-) -> float | None:
+def _pld_below(events: Sequence[Event], delta: float, ceiling: float, grid: float, clients: int = 1) -> float | None:
     """Price a history with Skellam noise; what comes out above the ceiling proves nothing."""
     left = _delta_left(events, delta, clients)
     if ceiling > _MOST_EPSILON:
@@ -196,9 +190,7 @@ def _pld_below(
 
 
 @functools.lru_cache(maxsize=1024)
-def _gaussian_pld(
-    events: tuple[SampledGaussian, ...], delta: float, grid: float, clients: int = 1
-) -> float:
+def _gaussian_pld(events: tuple[SampledGaussian, ...], delta: float, grid: float, clients: int = 1) -> float:
     return composed_epsilon(events, delta, grid, clients) if events else 0.0
 
 

@@ -19,9 +19,7 @@ _SHARES = (0.001, 0.01, 0.1, 0.5, 0.9)  # of delta that the first run may need a
 _FAILURES = 0.1  # of what is left, for roundings of later runs
 
 
-def filtered_epsilon(
-    first: Sequence[Event], later: Sequence[Event], limit: float, delta: float
-) -> float:
+def filtered_epsilon(first: Sequence[Event], later: Sequence[Event], limit: float, delta: float) -> float:
     r"""Price runs that were chosen adaptively, for comparison with a limit fixed beforehand.
 
     With :math:`f\delta` the delta that the first run's whole plan needs at the limit E, and the
@@ -67,9 +65,7 @@ def filtered_epsilon(
     left /= len(places)
     curve = np.sum([sampled_rdp(event) for event in (*first, *later)], axis=0)
     return min(
-        float(curve[place])
-        + math.log1p(-1.0 / ORDERS[place])
-        - math.log(left * ORDERS[place]) / (ORDERS[place] - 1.0)
+        float(curve[place]) + math.log1p(-1.0 / ORDERS[place]) - math.log(left * ORDERS[place]) / (ORDERS[place] - 1.0)
         for place in places
     )
 

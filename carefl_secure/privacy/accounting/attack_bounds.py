@@ -76,9 +76,7 @@ class AttackerBounds:
     curve: tuple[tuple[float, float], ...]
 
 
-def attacker_bounds(
-    events: Sequence[Event], false_positive_rates: Sequence[float] = (0.01, 0.001)
-) -> AttackerBounds:
+def attacker_bounds(events: Sequence[Event], false_positive_rates: Sequence[float] = (0.01, 0.001)) -> AttackerBounds:
     r"""Bound what a membership attacker can reach after a history of events.
 
     From a loss distribution, with :math:`\delta(\varepsilon)` at many :math:`\varepsilon`:
@@ -129,9 +127,7 @@ def attacker_bounds(
     return AttackerBounds(
         method="PLD" if pld else "RDP",
         why=why,
-        true_positive_rate=dict(
-            zip(false_positive_rates, map(float, ceiling(reached)), strict=True)
-        ),
+        true_positive_rate=dict(zip(false_positive_rates, map(float, ceiling(reached)), strict=True)),
         advantage=float(min(1.0, gap)),
         mu=float(mu),
         curve=tuple(zip(map(float, drawn), map(float, ceiling(drawn)), strict=True)),
@@ -185,9 +181,7 @@ def _from_pld(events: Sequence[Event], grid: float = GRID) -> Callable[[_Vector]
     from dp_accounting import pld
 
     gaussian = [e.times(n) for e, n in _counted(events).items() if isinstance(e, SampledGaussian)]
-    accountant = pld.PLDAccountant(
-        dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE, usable_grid(gaussian, grid)
-    )
+    accountant = pld.PLDAccountant(dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE, usable_grid(gaussian, grid))
     for event in gaussian:
         step: dp_accounting.DpEvent = dp_accounting.GaussianDpEvent(event.noise_multiplier)
         if event.sample_rate < 1.0:
@@ -233,13 +227,9 @@ def _from_renyi(events: Sequence[Event]) -> Callable[[_Vector], _Vector]:
             odds = 0.5 * (low + high)
             log_b, log_miss = -np.logaddexp(0.0, -odds), -np.logaddexp(0.0, odds)
             there = np.logaddexp(
-                orders * log_b + (1.0 - orders) * log_a,
-                orders * log_miss + (1.0 - orders) * log_rest,
+                orders * log_b + (1.0 - orders) * log_a, orders * log_miss + (1.0 - orders) * log_rest
             )
-            back = np.logaddexp(
-                orders * log_a + (1.0 - orders) * log_b,
-                orders * log_rest + (1.0 - orders) * log_miss,
-            )
+            back = np.logaddexp(orders * log_a + (1.0 - orders) * log_b, orders * log_rest + (1.0 - orders) * log_miss)
             fits = np.maximum(there, back) <= allowed
             low, high = np.where(fits, odds, low), np.where(fits, high, odds)
         largest = np.exp(-np.logaddexp(0.0, -np.min(high, axis=0)))

@@ -8,12 +8,7 @@ from dataclasses import dataclass
 
 from carefl_secure.errors import BudgetExceededError, ConfigError
 from carefl_secure.privacy.accounting.accountant import accountant_name, coarse_epsilon
-from carefl_secure.privacy.accounting.budget_request import (
-    MAX_ROUNDS,
-    BudgetQuestion,
-    event_of_question,
-    nominal_norm,
-)
+from carefl_secure.privacy.accounting.budget_request import MAX_ROUNDS, BudgetQuestion, event_of_question, nominal_norm
 from carefl_secure.privacy.accounting.budget_search import highest_rate, most_rounds, named_epsilon
 from carefl_secure.privacy.accounting.calibration import calibrate_noise
 from carefl_secure.privacy.statement import verdict
@@ -112,9 +107,7 @@ def solve_budget(question: BudgetQuestion) -> Budget:
     target = question.epsilon
     if target is not None and missing == "noise_multiplier":
         noise = calibrate_noise(
-            lambda value: event_of_question(question, noise_multiplier=value),
-            target,
-            question.delta,
+            lambda value: event_of_question(question, noise_multiplier=value), target, question.delta
         )
         question = dataclasses.replace(question, noise_multiplier=noise)
     elif target is not None and missing == "rounds":
@@ -170,9 +163,7 @@ def epsilon_by_rounds(budget: Budget, points: int = 12) -> list[tuple[int, float
     half = max(1, points // 2)
     counts = {max(1, round(budget.rounds * i / half)) for i in range(1, 2 * half + 1)}
     prices = [
-        budget.epsilon
-        if count == budget.rounds
-        else coarse_epsilon([event.times(count)], budget.delta, _DRAWN_GRID)
+        budget.epsilon if count == budget.rounds else coarse_epsilon([event.times(count)], budget.delta, _DRAWN_GRID)
         for count in sorted(counts)
     ]
     # fewer rounds never cost more than more of them, whatever the grids say

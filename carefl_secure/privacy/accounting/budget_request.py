@@ -97,9 +97,7 @@ class BudgetQuestion:
         if self.rounds is not None and not 1 <= self.rounds <= MAX_ROUNDS:
             raise ConfigError(f"rounds is {self.rounds}; choose from 1 to {MAX_ROUNDS}")
         if self.sample_rate is not None and not 0.0 < self.sample_rate <= 1.0:
-            raise ConfigError(
-                f"the sample rate is {self.sample_rate}; choose it above 0 and at most 1"
-            )
+            raise ConfigError(f"the sample rate is {self.sample_rate}; choose it above 0 and at most 1")
 
     def _check_unit(self) -> None:
         if self.unit == "client":
@@ -113,13 +111,10 @@ class BudgetQuestion:
         if self.records_per_person is not None:
             if self.unit != "person":
                 raise ConfigError(
-                    "the records per person bound what one person adds; ask for unit person, or "
-                    "leave them out"
+                    "the records per person bound what one person adds; ask for unit person, or leave them out"
                 )
             if not 1 <= self.records_per_person <= 10_000:
-                raise ConfigError(
-                    f"the records per person are {self.records_per_person}; choose 1 to 10000"
-                )
+                raise ConfigError(f"the records per person are {self.records_per_person}; choose 1 to 10000")
         if self.mechanism == "gaussian":
             if self.dimension is not None:
                 raise ConfigError(

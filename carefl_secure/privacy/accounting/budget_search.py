@@ -8,17 +8,8 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from carefl_secure.errors import BudgetExceededError, ConfigError
-from carefl_secure.privacy.accounting.accountant import (
-    ROUGH_GRID,
-    coarse_epsilon,
-    epsilon,
-    rdp_epsilon,
-)
-from carefl_secure.privacy.accounting.budget_request import (
-    MAX_ROUNDS,
-    BudgetQuestion,
-    event_of_question,
-)
+from carefl_secure.privacy.accounting.accountant import ROUGH_GRID, coarse_epsilon, epsilon, rdp_epsilon
+from carefl_secure.privacy.accounting.budget_request import MAX_ROUNDS, BudgetQuestion, event_of_question
 from carefl_secure.privacy.accounting.events import Event
 
 Price: TypeAlias = Callable[[Event, float], float]
@@ -72,9 +63,7 @@ def most_rounds(question: BudgetQuestion, target: float) -> int:
     while not fits(named_epsilon, count):  # where a cheaper account proved more than the named one
         count -= max(1, count // 100)
     if count >= MAX_ROUNDS:
-        raise ConfigError(
-            f"{MAX_ROUNDS} rounds and more fit into epsilon {target:g}; choose less noise"
-        )
+        raise ConfigError(f"{MAX_ROUNDS} rounds and more fit into epsilon {target:g}; choose less noise")
     return count
 
 

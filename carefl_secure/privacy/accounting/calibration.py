@@ -56,9 +56,7 @@ def calibrate_noise(
     The price was evaluated at the returned noise, and was at most ``target``.
     """
     if not (math.isfinite(target) and target >= _LEAST_TARGET):
-        raise ConfigError(
-            f"the target epsilon is {target}; choose a number of at least {_LEAST_TARGET:g}"
-        )
+        raise ConfigError(f"the target epsilon is {target}; choose a number of at least {_LEAST_TARGET:g}")
     if history and epsilon(history, delta) >= target:
         raise BudgetExceededError(
             f"the history has used epsilon {target:g} up, so no noise keeps this run "
@@ -87,15 +85,11 @@ def calibrate_noise(
     return noise
 
 
-def _price(
-    price: Price, whole: Callable[[float], tuple[Event, ...]], delta: float, log_noise: float
-) -> float:
+def _price(price: Price, whole: Callable[[float], tuple[Event, ...]], delta: float, log_noise: float) -> float:
     return price(whole(math.exp(log_noise)), delta)
 
 
-def _search(
-    price: Callable[[float], float], target: float, noise: float, step: float, closeness: float
-) -> float:
+def _search(price: Callable[[float], float], target: float, noise: float, step: float, closeness: float) -> float:
     """Return the least noise tried that keeps the target; bracket by growing steps, then Brent."""
     aim = target * (1.0 - closeness / 2.0)
     kept: list[float] = []

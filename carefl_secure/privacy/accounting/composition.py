@@ -16,9 +16,7 @@ _APART = (
     "no unit is at two clients: then each unit is in one ledger only, and the highest epsilon of "
     "any ledger is the price (maximum)"
 )
-_RUNS = (
-    "several runs on the same records: one account of all their sums, kept in the clients' ledgers"
-)
+_RUNS = "several runs on the same records: one account of all their sums, kept in the clients' ledgers"
 _HONEST = (
     "noise multiplier: of the noise of the honest survivors that are certain (fewest survivors "
     "less colluders); more survivors only help, fewer open no sum, more colluders void it"
@@ -114,11 +112,7 @@ def over_runs(runs: Sequence[Sequence[Event]], delta: float) -> Combined:
     rates; ``delta`` is for all of them together. Raises what ``epsilon`` raises.
     """
     found = epsilon([event for run in runs for event in run], delta)
-    return Combined(
-        found,
-        delta,
-        (f"{len(runs)} runs in one account: each, and their number, is fixed beforehand",),
-    )
+    return Combined(found, delta, (f"{len(runs)} runs in one account: each, and their number, is fixed beforehand",))
 
 
 def with_survivors(event: Event, planned_honest: int, honest: int) -> Event:
@@ -136,9 +130,7 @@ def with_survivors(event: Event, planned_honest: int, honest: int) -> Event:
         off, and so does each survivor fewer. At least 1: otherwise nothing hides anybody.
     """
     if planned_honest < 1 or honest < 1:
-        raise ConfigError(
-            f"{honest} honest clients of {planned_honest} planned leave no noise; no epsilon holds"
-        )
+        raise ConfigError(f"{honest} honest clients of {planned_honest} planned leave no noise; no epsilon holds")
     if isinstance(event, SampledGaussian):
         return event
     if not isinstance(event, SampledSkellam):

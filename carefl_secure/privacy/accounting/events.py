@@ -17,16 +17,11 @@ def _require(condition: bool, text: str) -> None:
 
 
 def _positive(name: str, value: float) -> None:
-    _require(
-        math.isfinite(value) and value > 0.0,
-        f"{name} is {value}; it must be a finite number above 0",
-    )
+    _require(math.isfinite(value) and value > 0.0, f"{name} is {value}; it must be a finite number above 0")
 
 
 def _check_common(sample_rate: float, count: object) -> None:
-    _require(
-        0.0 < sample_rate <= 1.0, f"sample_rate is {sample_rate}; choose it above 0 and at most 1"
-    )
+    _require(0.0 < sample_rate <= 1.0, f"sample_rate is {sample_rate}; choose it above 0 and at most 1")
     _whole("count", count)
 
 
@@ -162,9 +157,7 @@ def event_from_json(data: Mapping[str, Any]) -> Event:
     maker = _KINDS[kind]
     names = {field.name for field in dataclasses.fields(maker)}
     if set(fields) | ({"dimension"} & names) != names:
-        raise PrivacyError(
-            f"event {kind!r} must have the fields {sorted(names)}, found {sorted(fields)}"
-        )
+        raise PrivacyError(f"event {kind!r} must have the fields {sorted(names)}, found {sorted(fields)}")
     for name, value in fields.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise PrivacyError(f"event {kind!r}: {name} is {value!r}, not a number")

@@ -43,10 +43,7 @@ def usable_grid(events: Sequence[SampledGaussian], grid: float, clients: int = 1
     histories meet the same grids.
     """
     spreads = [
-        math.log1p(
-            min(1.0, clients * e.sample_rate) ** 2
-            * math.expm1(min(1.0 / e.noise_multiplier**2, 700.0))
-        )
+        math.log1p(min(1.0, clients * e.sample_rate) ** 2 * math.expm1(min(1.0 / e.noise_multiplier**2, 700.0)))
         for e in events
     ]
     total = math.fsum(e.count * s for e, s in zip(events, spreads, strict=True))
@@ -65,9 +62,7 @@ def _weights(rate: float, clients: int) -> _Vector:
     return weights
 
 
-def composed_epsilon(
-    events: Sequence[SampledGaussian], delta: float, grid: float, clients: int = 1
-) -> float:
+def composed_epsilon(events: Sequence[SampledGaussian], delta: float, grid: float, clients: int = 1) -> float:
     r"""Return the epsilon of a Gaussian history, add or remove one, floating point included.
 
     With :math:`q = e^{K(\lambda) - \lambda x}\,\tilde q(x)` the composed distribution, :math:`K`
@@ -88,10 +83,7 @@ def composed_epsilon(
     folds mass upwards or charges it to delta. :math:`E` bounds each Fourier coefficient of an FFT
     of N nonnegative numbers that sum to one by ``6 u log2 N``, and its power T by T times that.
     """
-    events = [
-        dataclasses.replace(e, noise_multiplier=min(e.noise_multiplier, _MOST_NOISE))
-        for e in events
-    ]
+    events = [dataclasses.replace(e, noise_multiplier=min(e.noise_multiplier, _MOST_NOISE)) for e in events]
     shift = min(max(clients / e.noise_multiplier for e in events), 1e6)
     step = usable_grid(events, grid, clients) if shift < 1e6 else math.inf
     if 0.5 * shift**2 + _REACH * shift > _LARGEST_EXPONENT or step > _LARGEST_STEP:
@@ -116,9 +108,7 @@ class _Losses:
 
 
 @functools.lru_cache(maxsize=16)
-def _discretised(
-    rate: float, noise_multiplier: float, step: float, clients: int
-) -> tuple[_Losses, _Losses]:
+def _discretised(rate: float, noise_multiplier: float, step: float, clients: int) -> tuple[_Losses, _Losses]:
     # imported here because it takes half a second that most commands never need
     from dp_accounting.pld import privacy_loss_distribution
 
@@ -129,10 +119,7 @@ def _discretised(
             )
         else:
             found = privacy_loss_distribution.from_mixture_gaussian_mechanism(
-                noise_multiplier,
-                range(clients + 1),
-                _weights(rate, clients),
-                value_discretization_interval=step,
+                noise_multiplier, range(clients + 1), _weights(rate, clients), value_discretization_interval=step
             )
     removed = _losses(found._pmf_remove)
     same = found._pmf_add is found._pmf_remove
@@ -155,18 +142,13 @@ class _Composition:
         self._step = step
         self._parts = parts
         self._counts = counts
-        self._values = [
-            step * np.arange(p.first, p.first + p.probabilities.size, dtype=np.float64)
-            for p in parts
-        ]
+        self._values = [step * np.arange(p.first, p.first + p.probabilities.size, dtype=np.float64) for p in parts]
         with np.errstate(divide="ignore"):
             self._logs = [np.log(p.probabilities) for p in parts]
 
     def epsilon(self, delta: float) -> float:
         infinite = -math.expm1(
-            math.fsum(
-                n * math.log1p(-p.infinite) for n, p in zip(self._counts, self._parts, strict=True)
-            )
+            math.fsum(n * math.log1p(-p.infinite) for n, p in zip(self._counts, self._parts, strict=True))
         )
         left = delta - infinite
         if not left > 0.0:

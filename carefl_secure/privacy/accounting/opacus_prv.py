@@ -8,9 +8,7 @@ import warnings
 _ERROR = 0.01
 
 
-def opacus_prv_epsilon(
-    sample_rate: float, noise_multiplier: float, rounds: int, delta: float
-) -> float | None:
+def opacus_prv_epsilon(sample_rate: float, noise_multiplier: float, rounds: int, delta: float) -> float | None:
     """Estimate the epsilon of Poisson-sampled Gaussian sums with Opacus' PRV accountant.
 
     An upper estimate, 0.01 above the one proved by the loss distribution where both are accurate;

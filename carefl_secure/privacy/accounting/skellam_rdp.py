@@ -19,9 +19,7 @@ ORDERS: tuple[int, ...] = (*range(2, 257), 320, 384, 512, 768, 1024)
 """Orders at which every curve is held: dense where usual budgets lie, sparse for tiny ones."""
 
 
-def skellam_rdp(
-    orders: NDArray[np.float64], l1: float, l2: float, variance: float
-) -> NDArray[np.float64]:
+def skellam_rdp(orders: NDArray[np.float64], l1: float, l2: float, variance: float) -> NDArray[np.float64]:
     r"""Bound the Renyi divergence of Skellam noise from its shift by an integer vector, in nats.
 
     .. math::
@@ -37,8 +35,7 @@ def skellam_rdp(
     NeurIPS 2021 (arXiv 2110.04995), theorem 3.5; proved for whole orders.
     """
     extra = np.minimum(
-        ((2.0 * orders - 1.0) * l2**2 + 6.0 * l1) / (4.0 * variance) / variance,
-        3.0 * l1 / (2.0 * variance),
+        ((2.0 * orders - 1.0) * l2**2 + 6.0 * l1) / (4.0 * variance) / variance, 3.0 * l1 / (2.0 * variance)
     )
     return orders * (l2**2 / (2.0 * variance)) + extra
 

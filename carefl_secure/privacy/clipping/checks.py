@@ -14,9 +14,7 @@ from carefl_secure.errors import ConfigError, PrivacyError
 from carefl_secure.privacy.clipping.clipped_sum import Clipping, Engine, Losses, clipped_sum
 
 
-def check_independent(
-    losses: Losses, indices: NDArray[np.int64], *, tolerance: float = 1e-4, probes: int = 8
-) -> None:
+def check_independent(losses: Losses, indices: NDArray[np.int64], *, tolerance: float = 1e-4, probes: int = 8) -> None:
     """Test whether the loss of a record changes when another is left out or replaced.
 
     It finds losses averaged over the tokens of a batch, batch normalisation, contrastive losses

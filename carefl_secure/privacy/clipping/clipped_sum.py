@@ -61,9 +61,7 @@ class Clipping:
         if not (math.isfinite(self.norm) and self.norm > 0.0):
             raise ConfigError(f"clipping_norm is {self.norm}; it must be a number above 0")
         if self.engine not in _ENGINES:
-            raise ConfigError(
-                f"clipping engine {self.engine!r} is unknown; choose native or opacus"
-            )
+            raise ConfigError(f"clipping engine {self.engine!r} is unknown; choose native or opacus")
         if self.micro_batch < 1:
             raise ConfigError(f"micro_batch is {self.micro_batch}; it must be at least 1")
 
@@ -190,12 +188,7 @@ def _zeros(parameters: Sequence[tuple[str, Parameter]]) -> list[Tensor]:
 
 
 @torch.no_grad()
-def _add(
-    totals: list[Tensor],
-    found: list[Tensor | None],
-    clipping: Clipping,
-    dummies: Tensor | None = None,
-) -> int:
+def _add(totals: list[Tensor], found: list[Tensor | None], clipping: Clipping, dummies: Tensor | None = None) -> int:
     """Clip gradients, the last of them losses, add them to the totals, and count the unfit ones."""
     *gradients, losses = found
     assert losses is not None
@@ -240,8 +233,6 @@ def _check(parameters: Sequence[tuple[str, Parameter]], indices: NDArray[np.int6
     if frozen:
         raise ConfigError(f"{frozen} are frozen; list only what is trained")
     if indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer):
-        raise ConfigError(
-            f"indices must be a row of whole numbers, found {indices.dtype} {indices.shape}"
-        )
+        raise ConfigError(f"indices must be a row of whole numbers, found {indices.dtype} {indices.shape}")
     if np.unique(indices).size != indices.size:
         raise PrivacyError("a record was sampled twice; it would count double in the sum")

@@ -75,9 +75,7 @@ def _hooks_class() -> Any:
     try:
         from opacus.grad_sample import GradSampleHooks
     except ImportError as error:
-        raise ConfigError(
-            "the opacus engine needs opacus 1.6 or newer; install it or choose engine native"
-        ) from error
+        raise ConfigError("the opacus engine needs opacus 1.6 or newer; install it or choose engine native") from error
     return GradSampleHooks
 
 

@@ -72,9 +72,7 @@ def means_of_groups(gradients: list[Tensor | None], weights: Members) -> list[Te
         # Not a matrix product: zero times infinity would spread one record's fault to all groups.
         rows = torch.as_tensor(weights.argmax(0), device=gradient.device)
         scaled = gradient.flatten(1) * matrix.max(0).values[:, None]
-        total = torch.zeros(
-            (len(weights), scaled.shape[1]), dtype=gradient.dtype, device=gradient.device
-        )
+        total = torch.zeros((len(weights), scaled.shape[1]), dtype=gradient.dtype, device=gradient.device)
         out.append(total.index_add_(0, rows, scaled))
     return out
 

@@ -121,9 +121,7 @@ def _forward(weight: Tensor, sink: _Sink) -> Callable[[Tensor], Tensor]:
     return forward
 
 
-def _layers(
-    module: nn.Module, parameters: Sequence[tuple[str, Parameter]]
-) -> list[tuple[nn.Linear, int]]:
+def _layers(module: nn.Module, parameters: Sequence[tuple[str, Parameter]]) -> list[tuple[nn.Linear, int]]:
     """Find the layers that own the parameters, each with the place of its parameter."""
     places = {id(parameter): place for place, (_, parameter) in enumerate(parameters)}
     layers: list[tuple[nn.Linear, int]] = []

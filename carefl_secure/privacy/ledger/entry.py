@@ -53,9 +53,7 @@ def clean_payload(kind: str, payload: Mapping[str, Any]) -> dict[str, Any]:
     try:
         clean: dict[str, Any] = json.loads(json.dumps(dict(payload), allow_nan=False))
     except (TypeError, ValueError) as error:
-        raise ConfigError(
-            f"the payload of a ledger entry must be JSON with finite numbers: {error}"
-        ) from error
+        raise ConfigError(f"the payload of a ledger entry must be JSON with finite numbers: {error}") from error
     if kind == "spend":
         event_from_json(event_of(clean))
     return clean
@@ -81,13 +79,10 @@ def read_entry(line: bytes, before: Sequence[Entry], path: Path) -> Entry:
         entry = make_entry(before, found["kind"], found["payload"], found["time"])
         whole = entry.line()
     except (KeyError, TypeError, ValueError) as error:
-        raise LedgerError(
-            f"{path} holds no entry in line {len(before) + 1}; restore it from a backup"
-        ) from error
+        raise LedgerError(f"{path} holds no entry in line {len(before) + 1}; restore it from a backup") from error
     if whole != line + b"\n" or entry.kind not in KINDS or not isinstance(entry.payload, dict):
         raise LedgerError(
-            f"{path} was changed at entry {len(before)}: the chain of hashes breaks there; "
-            "restore it from a backup"
+            f"{path} was changed at entry {len(before)}: the chain of hashes breaks there; restore it from a backup"
         )
     return entry
 

@@ -58,9 +58,7 @@ class LedgerFile:
                 self._make(first)
             descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
         except OSError as error:
-            raise LedgerError(
-                f"{self.path} cannot be written: {error.strerror}; check folder and rights"
-            ) from error
+            raise LedgerError(f"{self.path} cannot be written: {error.strerror}; check folder and rights") from error
         try:
             self._lock(descriptor, fcntl.LOCK_EX)
             self._descriptor = descriptor
@@ -119,9 +117,7 @@ class LedgerFile:
                 fcntl.flock(descriptor, mode | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 if time.monotonic() > end:
-                    raise LedgerError(
-                        f"{self.path} is held by another process; wait for that run to end"
-                    ) from error
+                    raise LedgerError(f"{self.path} is held by another process; wait for that run to end") from error
                 time.sleep(_PAUSE)
             except OSError as error:
                 raise LedgerError(

@@ -12,15 +12,7 @@ from carefl_secure.errors import BudgetExceededError, ConfigError, LedgerError
 from carefl_secure.privacy.accounting.accountant import epsilon
 from carefl_secure.privacy.accounting.adaptive_filter import filtered_epsilon
 from carefl_secure.privacy.accounting.events import Event, event_from_json
-from carefl_secure.privacy.ledger.entry import (
-    START,
-    Entry,
-    clean_payload,
-    event_of,
-    make_entry,
-    now,
-    read_entry,
-)
+from carefl_secure.privacy.ledger.entry import START, Entry, clean_payload, event_of, make_entry, now, read_entry
 from carefl_secure.privacy.ledger.file import LedgerFile
 from carefl_secure.privacy.ledger.runs import check_planned, check_unit, split_runs
 
@@ -76,13 +68,7 @@ class Ledger:
         with self._writing() as entries:
             return self._write(entries, kind, clean)
 
-    def spend(
-        self,
-        event: Event,
-        max_epsilon: float,
-        delta: float,
-        payload: Mapping[str, Any] | None = None,
-    ) -> Entry:
+    def spend(self, event: Event, max_epsilon: float, delta: float, payload: Mapping[str, Any] | None = None) -> Entry:
         """Check the budget and write the spend under one lock: what a client calls before release.
 
         Parameters
@@ -113,13 +99,7 @@ class Ledger:
             self._guard(entries, event, max_epsilon, delta, clean)
             return self._write(entries, "spend", clean)
 
-    def guard(
-        self,
-        event: Event,
-        max_epsilon: float,
-        delta: float,
-        payload: Mapping[str, Any] | None = None,
-    ) -> None:
+    def guard(self, event: Event, max_epsilon: float, delta: float, payload: Mapping[str, Any] | None = None) -> None:
         """Refuse an event that would take the whole ledger above a limit; write nothing.
 
         Two processes that guard one after the other may both pass: use ``spend`` to be sure.
@@ -143,11 +123,7 @@ class Ledger:
         self._guard(self.entries(), event, max_epsilon, delta, payload or {})
 
     def filtered_epsilon(
-        self,
-        event: Event,
-        max_epsilon: float,
-        delta: float,
-        payload: Mapping[str, Any] | None = None,
+        self, event: Event, max_epsilon: float, delta: float, payload: Mapping[str, Any] | None = None
     ) -> float:
         """Return what ``guard`` compares with the limit: the price of all with one event more."""
         first, later = split_runs(self.entries(), (payload or {}).get("run"), event)

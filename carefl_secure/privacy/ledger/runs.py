@@ -12,11 +12,7 @@ from carefl_secure.privacy.ledger.entry import Entry, event_of
 
 
 def split_runs(
-    entries: Sequence[Entry],
-    run: object = None,
-    event: Event | None = None,
-    *,
-    another: bool = False,
+    entries: Sequence[Entry], run: object = None, event: Event | None = None, *, another: bool = False
 ) -> tuple[list[Event], list[Event]]:
     """Separate the events of a ledger's first run, equal ones merged, from those of later runs.
 
@@ -43,10 +39,7 @@ def split_runs(
         whole = payload.get("planned")
         if isinstance(whole, int) and not isinstance(whole, bool):
             planned[key] = max(whole * spent.count, planned.get(key, 0))
-    counts = {
-        key: max(count, planned.get(key, 0)) if later or another else count
-        for key, count in first.items()
-    }
+    counts = {key: max(count, planned.get(key, 0)) if later or another else count for key, count in first.items()}
     return [one.times(count) for (_, one), count in counts.items()], later
 
 
@@ -57,8 +50,7 @@ def _name(run: object) -> object:
 def count_rounds(entries: Sequence[Entry], run: object) -> int:
     """Count the rounds of a run that were charged, or noted as released without noise."""
     return sum(
-        entry.payload.get("run") == run
-        and (entry.kind == "spend" or entry.payload.get("unprotected") is True)
+        entry.payload.get("run") == run and (entry.kind == "spend" or entry.payload.get("unprotected") is True)
         for entry in entries
     )
 
@@ -71,8 +63,7 @@ def check_planned(entries: Sequence[Entry], payload: Mapping[str, Any]) -> None:
     planned = payload.get("planned")
     if isinstance(planned, int) and count_rounds(entries, payload.get("run")) >= planned:
         raise BudgetExceededError(
-            f"all {planned} rounds of the agreed plan are charged already; nothing was released: "
-            "agree on another run"
+            f"all {planned} rounds of the agreed plan are charged already; nothing was released: agree on another run"
         )
 
 

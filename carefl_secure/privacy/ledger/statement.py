@@ -57,9 +57,7 @@ def delta_for(path: Path) -> float:
             try:
                 return PrivacyPlan.from_json(json.loads(plan.read_bytes())["privacy"]).delta
             except (ConfigError, KeyError, OSError, TypeError, ValueError) as error:
-                raise LedgerError(
-                    f"{plan} states no delta that can be read; give one with --delta"
-                ) from error
+                raise LedgerError(f"{plan} states no delta that can be read; give one with --delta") from error
     return _DELTA
 
 
@@ -203,9 +201,7 @@ def statement(path: Path, delta: float) -> Statement:
         identity=dict(entries[0].payload.get("identity", {})) if entries else {},
         entries=len(entries),
         head=entries[-1].hash if entries else START,
-        lines=tuple(
-            dataclasses.replace(line, epsilon=epsilon([line.event], delta)) for line in lines
-        ),
+        lines=tuple(dataclasses.replace(line, epsilon=epsilon([line.event], delta)) for line in lines),
         unprotected=unprotected,
         recovered=recovered,
         delta=delta,

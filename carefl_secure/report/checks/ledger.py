@@ -23,10 +23,7 @@ def plan_kept(record: RunRecord, accounts: Accounts) -> Finding:
     if not record.begun_under:
         return UNCHECKED, "the folder holds no checkpoint to compare with"
     if record.begun_under != record.plan_hash:
-        return (
-            FAILED,
-            "plan.json was changed after the run began: the checkpoint names another plan",
-        )
+        return (FAILED, "plan.json was changed after the run began: the checkpoint names another plan")
     return HELD, f"SHA-256 {record.plan_hash[:16]}..., as in the checkpoint"
 
 
@@ -59,11 +56,7 @@ def clients_paid(record: RunRecord, accounts: Accounts) -> Finding:
     paid: Counter[int] = Counter()
     for book in record.clients:
         paid.update(
-            {
-                int(entry.payload.get("round", -1))
-                for entry in book.of_run(record.run_id)
-                if charges_round(entry)
-            }
+            {int(entry.payload.get("round", -1)) for entry in book.of_run(record.run_id) if charges_round(entry)}
         )
     for number, survivors in sorted(accounts.survivors.items()):
         if paid[number] < survivors:
@@ -83,9 +76,7 @@ def rounds_planned(record: RunRecord, accounts: Accounts) -> Finding:
     for stage in record.stages if record.privacy.unit != "none" else ():
         mine = sum(map(charges_round, record.server.of_run(stage.run)))
         if mine > stage.privacy.rounds:
-            return FAILED, (
-                f"{mine} rounds of {stage.run} were charged, {stage.privacy.rounds} were planned"
-            )
+            return FAILED, (f"{mine} rounds of {stage.run} were charged, {stage.privacy.rounds} were planned")
     if paid > planned and record.privacy.unit != "none":
         return FAILED, f"{paid} rounds were charged, {planned} were planned"
     return HELD, f"{paid} of {planned} planned rounds were charged"
@@ -98,10 +89,7 @@ def min_survivors(record: RunRecord, accounts: Accounts) -> Finding:
     for row in record.rows:
         number, stated = int(row["round"]), int(row.get("survivors", 0))
         if accounts.survivors and counts.get(number, stated) != stated:
-            return (
-                FAILED,
-                f"round {number}: metrics say {stated} clients, the ledger {counts[number]}",
-            )
+            return (FAILED, f"round {number}: metrics say {stated} clients, the ledger {counts[number]}")
         counts[number] = stated
     low = sorted(number for number, count in counts.items() if count < least)
     if low:

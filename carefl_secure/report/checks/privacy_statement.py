@@ -60,8 +60,7 @@ def events(record: RunRecord, accounts: Accounts) -> Finding:
             planned = record.stage_named(entry.payload.get("run")).event
             if planned is None or event != planned:
                 return FAILED, (
-                    f"{owner(book.name)} charged another event than that of the plan: "
-                    f"{_differences(event, planned)}"
+                    f"{owner(book.name)} charged another event than that of the plan: {_differences(event, planned)}"
                 )
     if not spends:
         return UNCHECKED, "no readable ledger holds a spend"
@@ -84,10 +83,7 @@ def target(record: RunRecord, accounts: Accounts) -> Finding:
     ]
     whole = epsilon(planned, record.privacy.delta) if planned else 0.0
     if whole > target * (1.0 + 1e-9):
-        return (
-            FAILED,
-            f"the planned rounds would cost epsilon {whole:.4f}, the agreed limit is {target:g}",
-        )
+        return (FAILED, f"the planned rounds would cost epsilon {whole:.4f}, the agreed limit is {target:g}")
     return HELD, f"{worst:.4f} of {target:g} is spent"
 
 
@@ -105,10 +101,7 @@ def claims(record: RunRecord, accounts: Accounts) -> Finding:
             continue
         compared += 1
         if not claim >= found * (1.0 - _CLOSE):
-            return FAILED, (
-                f"after round {number} the run claimed epsilon {claim:.4f}; its ledger costs "
-                f"{found:.4f}"
-            )
+            return FAILED, (f"after round {number} the run claimed epsilon {claim:.4f}; its ledger costs {found:.4f}")
     if not compared:
         return UNCHECKED, "no round is finished"
     return HELD, f"{compared} claims compared with epsilon recomputed by {accounts.accountant}"
@@ -148,10 +141,7 @@ def noise(record: RunRecord, accounts: Accounts) -> Finding:
 def keys(record: RunRecord, accounts: Accounts) -> Finding:
     """Look for the setting that makes noise predictable."""
     if record.setting("unsafe_deterministic_noise") is True:
-        return (
-            FAILED,
-            "unsafe_deterministic_noise is on: whoever knows the seed can remove the noise",
-        )
+        return (FAILED, "unsafe_deterministic_noise is on: whoever knows the seed can remove the noise")
     return HELD, "as the configuration states"
 
 

@@ -26,11 +26,7 @@ _ALWAYS: tuple[tuple[str, str, _Find], ...] = (
     ("clients_paid", "Every client that was summed had charged its ledger", ledgers.clients_paid),
     ("rounds_planned", "No more rounds were charged than planned", ledgers.rounds_planned),
     ("audit", "No audit of the run falsified its promise", _audit),
-    (
-        "min_survivors",
-        "Every opened sum is over min_survivors clients or more",
-        ledgers.min_survivors,
-    ),
+    ("min_survivors", "Every opened sum is over min_survivors clients or more", ledgers.min_survivors),
 )
 _PROTECTED: tuple[tuple[str, str, _Find], ...] = (
     ("encoding", "The integer encoding carries the planned noise and norms", promise.encoding),
@@ -53,7 +49,4 @@ def check_run(record: RunRecord, accounts: Accounts) -> list[CheckLine]:
     """
     wanted = _ALWAYS if record.privacy.unit == "none" else _ALWAYS + _PROTECTED
     found = ((name, text, find(record, accounts)) for name, text, find in wanted)
-    return [
-        CheckLine(name=name, text=text, outcome=outcome, detail=detail)
-        for name, text, (outcome, detail) in found
-    ]
+    return [CheckLine(name=name, text=text, outcome=outcome, detail=detail) for name, text, (outcome, detail) in found]

@@ -32,9 +32,7 @@ def put_into_readme(readme: str, report: Report) -> str:
     try:
         found = yaml.safe_load(front)
     except yaml.YAMLError as error:
-        raise RunError(
-            f"the front matter of adapter/README.md is not valid YAML; correct it: {error}"
-        ) from error
+        raise RunError(f"the front matter of adapter/README.md is not valid YAML; correct it: {error}") from error
     if not isinstance(found, dict):
         raise RunError("the front matter of adapter/README.md is not a mapping; correct it")
     body = _replaced(body, _BEGIN, _END, "\n" + markdown_section(report) + "\n")
@@ -50,10 +48,7 @@ def _split(text: str) -> tuple[str, str]:
 def _replaced(text: str, begin: str, end: str, block: str) -> str:
     """Put a block between its marks, or with them at the end."""
     if text.count(begin) != text.count(end) or text.count(begin) > 1:
-        raise RunError(
-            f"adapter/README.md holds the marker {begin!r} or its end unpaired or twice; remove "
-            "both"
-        )
+        raise RunError(f"adapter/README.md holds the marker {begin!r} or its end unpaired or twice; remove both")
     if begin not in text:
         gap = "" if not text or text.endswith("\n") else "\n"
         return f"{text}{gap}{begin}\n{block}{end}\n"

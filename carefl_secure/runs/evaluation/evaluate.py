@@ -88,13 +88,10 @@ def evaluate(
         (corpus.image(i) for i in range(len(corpus.records))),
     )
     evaluation = replace(
-        assess(scored, tuned, untuned, known, chosen),
-        cost=_cost(scorer, corpus, opened.captions(corpus)),
+        assess(scored, tuned, untuned, known, chosen), cost=_cost(scorer, corpus, opened.captions(corpus))
     )
     if data is None and opened.corpora.duplicates:
-        evaluation = replace(
-            evaluation, remarks=(*evaluation.remarks, f"data: {opened.corpora.duplicates}")
-        )
+        evaluation = replace(evaluation, remarks=(*evaluation.remarks, f"data: {opened.corpora.duplicates}"))
     if data is None and split == "test":
         evaluation = _compared_with_run(opened.folder, evaluation)
     suffix = "-data" if data is not None else "" if split == "test" else f"-{split}"
@@ -136,9 +133,7 @@ def _other(path: Path, labels: str, view: str, reporter: Reporter) -> tuple[Corp
     raise DataError(f"{path} has training records only; give a corpus with a test or val split")
 
 
-def _scores(
-    opened: ScoredRun, scorer: LabelScorer, corpus: Corpus
-) -> tuple[Scores, Scores, Known | None]:
+def _scores(opened: ScoredRun, scorer: LabelScorer, corpus: Corpus) -> tuple[Scores, Scores, Known | None]:
     """Return tuned and untuned scores, and those that thresholds are chosen on."""
     public = opened.corpora.public
     own = corpus is public
@@ -153,9 +148,7 @@ def _scores(
     known = None
     if shared:
         again = own or len(parts) > 1
-        known = Known(
-            targets(public), tuned[-1] if again else None, untuned[-1] if again else None, own
-        )
+        known = Known(targets(public), tuned[-1] if again else None, untuned[-1] if again else None, own)
     return tuned[0], untuned[0], known
 
 

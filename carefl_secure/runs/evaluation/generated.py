@@ -19,8 +19,7 @@ from carefl_secure.progress import Reporter
 from carefl_secure.runs.evaluation.scored_run import ScoredRun
 
 NO_RANKING = (
-    "generated text gives label sets, not scores: no average precision follows from it; take the "
-    "labels scorer for mAP"
+    "generated text gives label sets, not scores: no average precision follows from it; take the labels scorer for mAP"
 )
 """The remark that every reader of these figures needs."""
 
@@ -76,9 +75,7 @@ def evaluate_generated(
         half = np.full(scores.shape[1], 0.5)
         return Figures(truth, scores, multi=True, thresholds=half, names=DECISIONS)
 
-    untuned, tuned = opened.untuned_and_tuned(
-        scorer, lambda: texts.all(features, opened.batch, words)
-    )
+    untuned, tuned = opened.untuned_and_tuned(scorer, lambda: texts.all(features, opened.batch, words))
     units = units_of([record.subject for record in corpus.records])
     seed = opened.config.run.seed
     spread = bootstrap(figures(tuned), units, replicates=replicates, seed=seed)
@@ -90,9 +87,7 @@ def evaluate_generated(
         constrained=constrained,
         figures=figures(tuned)(),
         untuned=figures(untuned)(),
-        intervals={
-            name: {"low": _plain(one.low), "high": _plain(one.high)} for name, one in spread.items()
-        },
+        intervals={name: {"low": _plain(one.low), "high": _plain(one.high)} for name, one in spread.items()},
         unparsable=int(tuned.unparsable.sum()),
         untuned_unparsable=int(untuned.unparsable.sum()),
     )

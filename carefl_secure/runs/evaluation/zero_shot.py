@@ -121,9 +121,7 @@ def evaluate_zero_shot(
         remarks = _remarks(part, space, rule, own=data is None)
         lacking = sum(label.positives == 0 for label in found.labels)
         if lacking:
-            remarks.append(
-                f"{lacking} of the seven classes have no scored video: left out of means"
-            )
+            remarks.append(f"{lacking} of the seven classes have no scored video: left out of means")
         return replace(found, remarks=(*found.remarks, *remarks))
 
     place = next((k for k, part in enumerate(parts) if part.labelled), None)
@@ -153,9 +151,7 @@ def _refuse_others(space: LabelSpace, *, own: bool) -> None:
     )
 
 
-def _answers(
-    opened: ScoredRun, parts: Sequence[Part], space: LabelSpace
-) -> tuple[list[Floats], list[Floats]]:
+def _answers(opened: ScoredRun, parts: Sequence[Part], space: LabelSpace) -> tuple[list[Floats], list[Floats]]:
     """Return the probabilities [frames, 7] of each part, untuned and tuned."""
     scorer = opened.scorer(space)
     inputs = [(opened.features(scorer, p.corpus), opened.captions(p.corpus)) for p in parts]

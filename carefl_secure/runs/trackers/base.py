@@ -22,10 +22,7 @@ MARK = "survivors"
 """A figure of every row: the rounds that have it are those that a tracker holds already."""
 
 _NEEDS = {"tensorboard": "tensorboard", "mlflow": "mlflow"}
-_MODULES = {
-    "tensorboard": "carefl_secure.runs.trackers.tensorboard",
-    "mlflow": "carefl_secure.runs.trackers.mlflow",
-}
+_MODULES = {"tensorboard": "carefl_secure.runs.trackers.tensorboard", "mlflow": "carefl_secure.runs.trackers.mlflow"}
 
 
 class Tracker(Protocol):
@@ -94,10 +91,7 @@ class TrackedReporter:
         return self
 
     def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """End the trackers."""
         for name in list(self._trackers):

@@ -27,15 +27,7 @@ from mlflow.tracking import MlflowClient
 
 EXPERIMENT = "carefl-secure"
 
-_SECTIONS = (
-    "adapter",
-    "evaluation",
-    "federation",
-    "performance",
-    "privacy",
-    "simulation",
-    "stages",
-)
+_SECTIONS = ("adapter", "evaluation", "federation", "performance", "privacy", "simulation", "stages")
 _PATHS = {"privacy.ledgers"}
 
 

@@ -15,9 +15,7 @@ class _Events:
 
     def __init__(self, folder: RunFolder) -> None:
         self._path = folder.path / "tensorboard"
-        self.where = (
-            f"TensorBoard: {self._path}; look at it with tensorboard --logdir {folder.path.parent}"
-        )
+        self.where = f"TensorBoard: {self._path}; look at it with tensorboard --logdir {folder.path.parent}"
         try:
             self._known = self._read()
             self._writer = Writer(str(self._path))
@@ -32,9 +30,7 @@ class _Events:
         """Write every number of a row; the one that marks a whole row comes last."""
         step = int(row["round"])
         values = {
-            name: value
-            for name, value in row.items()
-            if name not in ("round", MARK) and not isinstance(value, str)
+            name: value for name, value in row.items() if name not in ("round", MARK) and not isinstance(value, str)
         }
         try:
             for name, value in {**values, MARK: row[MARK]}.items():

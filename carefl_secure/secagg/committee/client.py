@@ -110,10 +110,7 @@ class CommitteeClient(Participant[CommitteeParameters, SubmitPhase], ClientSum):
         for owner, seed in enumerate(seeds):
             others = [member for member in range(len(seeds)) if member != owner]
             shares = shamir.split(
-                int.from_bytes(seed, "little"),
-                self._parameters.quorum,
-                [member + 1 for member in others],
-                stream,
+                int.from_bytes(seed, "little"), self._parameters.quorum, [member + 1 for member in others], stream
             )
             for member, share in zip(others, shares, strict=True):
                 contents[member] += share.to_bytes(shamir.SHARE_BYTES, "little")

@@ -25,14 +25,7 @@ from carefl_secure.secagg.committee.parameters import CommitteeParameters
 from carefl_secure.secagg.committee.verify import read_announcements, read_loss, read_opening
 from carefl_secure.secagg.primitives import shamir
 from carefl_secure.secagg.primitives.checks import refuse, too_few
-from carefl_secure.secagg.primitives.crypto import (
-    EnvelopeKey,
-    open_envelope,
-    pack,
-    same,
-    statement,
-    words_digest,
-)
+from carefl_secure.secagg.primitives.crypto import EnvelopeKey, open_envelope, pack, same, statement, words_digest
 from carefl_secure.secagg.primitives.phases import Participant
 from carefl_secure.secagg.primitives.shamir import read_element
 
@@ -87,11 +80,7 @@ class CommitteeMember(Participant[CommitteeParameters, MemberPhase]):
     PARTY = "member"
 
     def __init__(
-        self,
-        parameters: CommitteeParameters,
-        index: int,
-        identity: Ed25519PrivateKey,
-        keys: KeySource,
+        self, parameters: CommitteeParameters, index: int, identity: Ed25519PrivateKey, keys: KeySource
     ) -> None:
         super().__init__(parameters, index, identity, keys)
         self._key: EnvelopeKey | None = None
@@ -152,9 +141,7 @@ class CommitteeMember(Participant[CommitteeParameters, MemberPhase]):
         contents = {}
         for index, (entry, envelope) in parsed.clients.items():
             content = self._content(transcript_hash, index, envelope)
-            if content is not None and self._fits(
-                transcript_hash, index, content, entry.commitments
-            ):
+            if content is not None and self._fits(transcript_hash, index, content, entry.commitments):
                 contents[index] = content
         failed = tuple(index for index in parsed.clients if index not in contents)
         listed = transcript.client_list(context, transcript_hash, signed)
@@ -176,13 +163,7 @@ class CommitteeMember(Participant[CommitteeParameters, MemberPhase]):
             return None
         return bytearray(content)
 
-    def _fits(
-        self,
-        transcript_hash: bytes,
-        client: int,
-        content: bytearray,
-        commitments: tuple[bytes, ...],
-    ) -> bool:
+    def _fits(self, transcript_hash: bytes, client: int, content: bytearray, commitments: tuple[bytes, ...]) -> bool:
         """Tell whether an envelope holds the committed seed and shares within the field."""
         seed = content[:SEED_BYTES]
         promised = transcript.commitment(self._context, transcript_hash, client, self._index, seed)
@@ -216,11 +197,7 @@ class CommitteeMember(Participant[CommitteeParameters, MemberPhase]):
             raise too_few("opening", len(left), parameters.min_survivors)
         masks = [
             transcript.mask_key(
-                context,
-                self._transcript_hash,
-                client,
-                self._index,
-                self._contents[client][:SEED_BYTES],
+                context, self._transcript_hash, client, self._index, self._contents[client][:SEED_BYTES]
             )
             for client in sorted(left)
         ]
@@ -271,9 +248,7 @@ class CommitteeMember(Participant[CommitteeParameters, MemberPhase]):
                 raw = bytes(self._contents[client][start : start + shamir.SHARE_BYTES])
                 shares.append(read_element(raw))
         content = SeedShares(tuple(shares), b"").content()
-        fields = statement(
-            self._context, self._transcript_hash, self._index, self._settled, content
-        )
+        fields = statement(self._context, self._transcript_hash, self._index, self._settled, content)
         signature = self._sign(transcript.SEED_SHARES, fields)
         self._erase()
         self._phase = MemberPhase.RECOVERED

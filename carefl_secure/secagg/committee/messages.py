@@ -128,9 +128,7 @@ class Entry:
 
     def fields(self, context: bytes, transcript_hash: bytes, index: int) -> tuple[bytes, ...]:
         """Return the signed fields."""
-        return transcript.submission(
-            context, transcript_hash, index, self.words, self.commitments, self.envelopes
-        )
+        return transcript.submission(context, transcript_hash, index, self.words, self.commitments, self.envelopes)
 
     def encode(self) -> bytes:
         """Return the entry without its index."""
@@ -183,11 +181,7 @@ class Opening(_OfMember):
     signature: bytes
 
     KIND: ClassVar[IntEnum] = CommitteeKind.OPENING
-    FIELDS: ClassVar[tuple[Field, ...]] = (
-        HASH,
-        indices("openable set", lambda shape: shape.clients),
-        SIGNATURE,
-    )
+    FIELDS: ClassVar[tuple[Field, ...]] = (HASH, indices("openable set", lambda shape: shape.clients), SIGNATURE)
 
 
 @dataclass(frozen=True)
@@ -211,11 +205,7 @@ class Loss(_OfMember):
     signature: bytes
 
     KIND: ClassVar[IntEnum] = CommitteeKind.LOSS
-    FIELDS: ClassVar[tuple[Field, ...]] = (
-        HASH,
-        indices("lost members", lambda shape: shape.size),
-        SIGNATURE,
-    )
+    FIELDS: ClassVar[tuple[Field, ...]] = (HASH, indices("lost members", lambda shape: shape.size), SIGNATURE)
 
 
 def _write_values(values: Iterable[int]) -> Iterable[Buffer]:
@@ -237,13 +227,9 @@ class SeedShares(_OfMember):
     KIND: ClassVar[IntEnum] = CommitteeKind.SEED_SHARES
     FIELDS: ClassVar[tuple[Field, ...]] = (Field(_write_values, _read_values), SIGNATURE)
 
-    def by_client(
-        self, lost: Collection[int], clients: Collection[int]
-    ) -> dict[tuple[int, int], int]:
+    def by_client(self, lost: Collection[int], clients: Collection[int]) -> dict[tuple[int, int], int]:
         """Return the shares by lost member and client, both ascending; refuse a wrong number."""
         keys = [(gone, client) for gone in sorted(lost) for client in sorted(clients)]
         if len(keys) != len(self.values):
-            raise refuse(
-                "message length", f"seed_shares has {len(self.values)} shares, not {len(keys)}"
-            )
+            raise refuse("message length", f"seed_shares has {len(self.values)} shares, not {len(keys)}")
         return dict(zip(keys, self.values, strict=True))

@@ -12,14 +12,7 @@ import numpy.typing as npt
 from carefl_secure.errors import ProtocolError
 from carefl_secure.noise import add_masks
 from carefl_secure.secagg.committee import transcript
-from carefl_secure.secagg.committee.messages import (
-    Entry,
-    Listing,
-    MemberAnswer,
-    MemberKey,
-    SeedShares,
-    Submission,
-)
+from carefl_secure.secagg.committee.messages import Entry, Listing, MemberAnswer, MemberKey, SeedShares, Submission
 from carefl_secure.secagg.committee.parameters import CommitteeParameters
 from carefl_secure.secagg.committee.recovery import lost_masks
 from carefl_secure.secagg.committee.verify import read_announcements, read_loss, read_opening
@@ -151,9 +144,7 @@ class CommitteeServer(ServerParticipant[CommitteeParameters, ServerPhase]):
         self._ends(ServerPhase.SUBMITTING, self._short("submitting", len(self._entries)))
         if member not in self._members():
             raise refuse("membership", f"there is no member {member}")
-        clients = {
-            index: (entry, self._envelopes[index][member]) for index, entry in self._entries.items()
-        }
+        clients = {index: (entry, self._envelopes[index][member]) for index, entry in self._entries.items()}
         return Listing(clients).encode(member, self._context)
 
     def _short(self, phase: str, present: int) -> ProtocolError | None:
@@ -165,9 +156,7 @@ class CommitteeServer(ServerParticipant[CommitteeParameters, ServerPhase]):
         phase, heard = ServerPhase.OPENING, self._openings
         self._accept(phase, member, heard, self._members(), "member")
         opening = read_opening(message, member, self._transcript_hash, self._parameters)
-        if not same(opening.listed, self._listed()) or not set(opening.failed) <= set(
-            self._entries
-        ):
+        if not same(opening.listed, self._listed()) or not set(opening.failed) <= set(self._entries):
             raise refuse("client list", f"member {member} opened another list than was sent")
         self._openings[member] = bytes(message)
         self._left_out |= set(opening.failed)

@@ -21,9 +21,7 @@ def member_key(context: bytes, member: int, public: bytes) -> tuple[bytes, ...]:
 
 def hash_messages(context: bytes, messages: Mapping[int, bytes]) -> bytes:
     """Hash the announcements of all members: what was sealed for others opens nowhere else."""
-    return digest(
-        b"committee transcript hash", context, *(messages[member] for member in sorted(messages))
-    )
+    return digest(b"committee transcript hash", context, *(messages[member] for member in sorted(messages)))
 
 
 def envelope_info(context: bytes, transcript_hash: bytes, client: int, member: int) -> bytes:
@@ -31,16 +29,12 @@ def envelope_info(context: bytes, transcript_hash: bytes, client: int, member: i
     return digest(b"envelope", context, transcript_hash, pack(client, member))
 
 
-def commitment(
-    context: bytes, transcript_hash: bytes, client: int, member: int, seed: Buffer
-) -> bytes:
+def commitment(context: bytes, transcript_hash: bytes, client: int, member: int, seed: Buffer) -> bytes:
     """Commit to a seed; hiding because it has 256 bits."""
     return digest(b"seed commitment", context, transcript_hash, pack(client, member), seed)
 
 
-def mask_key(
-    context: bytes, transcript_hash: bytes, client: int, member: int, seed: Buffer
-) -> bytes:
+def mask_key(context: bytes, transcript_hash: bytes, client: int, member: int, seed: Buffer) -> bytes:
     """Derive the key of the mask that one member can take off one client's vector."""
     return derive(seed, b"member mask", context, transcript_hash, pack(client, member))
 
@@ -57,20 +51,11 @@ def submission(
     return context, transcript_hash, pack(client), words, b"".join(commitments), b"".join(envelopes)
 
 
-def client_list(
-    context: bytes, transcript_hash: bytes, entries: Iterable[tuple[bytes, ...]]
-) -> bytes:
+def client_list(context: bytes, transcript_hash: bytes, entries: Iterable[tuple[bytes, ...]]) -> bytes:
     """Hash the signed fields of all clients on a list, ascending."""
-    return digest(
-        b"client list",
-        context,
-        transcript_hash,
-        *(digest(SUBMISSION, *fields) for fields in entries),
-    )
+    return digest(b"client list", context, transcript_hash, *(digest(SUBMISSION, *fields) for fields in entries))
 
 
 def outcome(context: bytes, transcript_hash: bytes, openings: Mapping[int, bytes]) -> bytes:
     """Hash the members' openings: they fix the list, who is left out and who was there."""
-    return digest(
-        b"outcome", context, transcript_hash, *(openings[member] for member in sorted(openings))
-    )
+    return digest(b"outcome", context, transcript_hash, *(openings[member] for member in sorted(openings)))

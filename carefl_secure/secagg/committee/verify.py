@@ -16,16 +16,12 @@ def read_announcements(
 ) -> tuple[dict[int, bytes], bytes]:
     """Return the keys of all members, verified and distinct, and the transcript hash."""
     if set(announcements) != set(range(parameters.size)):
-        raise refuse(
-            "committee members", f"announcements came from members {sorted(announcements)}"
-        )
+        raise refuse("committee members", f"announcements came from members {sorted(announcements)}")
     context, keys = parameters.key_context(), {}
     for member, message in sorted(announcements.items()):
         parsed = MemberKey.parse(message, member, parameters)
         fields = transcript.member_key(context, member, parsed.public)
-        parameters.check_signature(
-            member, parsed.signature, transcript.MEMBER_KEY, fields, party="member"
-        )
+        parameters.check_signature(member, parsed.signature, transcript.MEMBER_KEY, fields, party="member")
         check_encoding(parsed.public[-CURVE_BYTES:], member, party="member")
         keys[member] = parsed.public
     halves = {half for key in keys.values() for half in (key[:-CURVE_BYTES], key[-CURVE_BYTES:])}
@@ -34,9 +30,7 @@ def read_announcements(
     return keys, transcript.hash_messages(context, announcements)
 
 
-def read_opening(
-    message: bytes, member: int, transcript_hash: bytes, parameters: CommitteeParameters
-) -> Opening:
+def read_opening(message: bytes, member: int, transcript_hash: bytes, parameters: CommitteeParameters) -> Opening:
     """Parse a member's opening; refuse one that it did not sign in this round."""
     parsed = Opening.parse(message, member, parameters)
     content = parsed.listed, pack(*sorted(parsed.failed))
@@ -45,9 +39,7 @@ def read_opening(
     return parsed
 
 
-def read_loss(
-    message: bytes, member: int, transcript_hash: bytes, parameters: CommitteeParameters
-) -> Loss:
+def read_loss(message: bytes, member: int, transcript_hash: bytes, parameters: CommitteeParameters) -> Loss:
     """Parse a member's statement of who is lost; refuse one that it did not sign in this round."""
     parsed = Loss.parse(message, member, parameters)
     content = parsed.settled, pack(*sorted(parsed.lost))

@@ -69,11 +69,7 @@ def plan_records(
     ``batch_bound(expected_batch) * clipping_norm``; for honest sampling that happens with
     probability below ``2**-40`` a round, and adds as much to delta.
     """
-    _positive(
-        clipping_norm=clipping_norm,
-        noise_multiplier=noise_multiplier,
-        expected_batch=expected_batch,
-    )
+    _positive(clipping_norm=clipping_norm, noise_multiplier=noise_multiplier, expected_batch=expected_batch)
     bound = batch_bound(expected_batch)
     return _plan_noised(
         dimension,
@@ -139,9 +135,7 @@ def _plan_noised(
 ) -> EncodingPlan:
     """Choose scale and word for noised sums of ``together`` vectors that point the same way."""
     failure = REDRAW_PROBABILITY if conditional else DITHER_FAILURE
-    scaled_norm, l1, l2 = _scaled_norm(
-        dimension, noise_multiplier, clients, noise_clients, inflation, failure
-    )
+    scaled_norm, l1, l2 = _scaled_norm(dimension, noise_multiplier, clients, noise_clients, inflation, failure)
     padded = padded_length(dimension)
     slack, factor = 1.0, 1.0
     if conditional:  # rounding may reach the slack, and redrawing makes every event likelier
@@ -170,12 +164,7 @@ def _plan_noised(
 
 
 def _scaled_norm(
-    dimension: int,
-    noise_multiplier: float,
-    clients: int,
-    noise_clients: int,
-    inflation: float,
-    failure: float,
+    dimension: int, noise_multiplier: float, clients: int, noise_clients: int, inflation: float, failure: float
 ) -> tuple[float, float, float]:
     """Return the clipping norm in integer units, the smallest fine enough, and l1 and l2."""
     _check_counts(dimension, clients)

@@ -111,8 +111,7 @@ def _checked(vector: npt.NDArray[np.float64], plan: EncodingPlan) -> npt.NDArray
     if vector.shape != (plan.dimension,) or vector.dtype != np.float64:
         raise refuse(
             "vector shape",
-            f"the vector must be float64 of shape ({plan.dimension},),"
-            f" not {vector.dtype} of shape {vector.shape}",
+            f"the vector must be float64 of shape ({plan.dimension},), not {vector.dtype} of shape {vector.shape}",
         )
     if not np.isfinite(vector).all():
         raise NonFiniteError(
@@ -125,8 +124,7 @@ def _checked(vector: npt.NDArray[np.float64], plan: EncodingPlan) -> npt.NDArray
             return vector * (plan.vector_bound / size)
         raise refuse(
             "vector bound",
-            f"the vector exceeds the planned bound of {plan.vector_bound:g}; lower the learning"
-            " rate of this client",
+            f"the vector exceeds the planned bound of {plan.vector_bound:g}; lower the learning rate of this client",
         )
     return vector
 
@@ -217,9 +215,7 @@ def _rounded(scaled: npt.NDArray[np.float64], dither: KeyStream) -> npt.NDArray[
     return np.floor(scaled + uniform(dither, scaled.size)).astype(np.int64)
 
 
-def _conditional(
-    scaled: npt.NDArray[np.float64], plan: EncodingPlan, dither: KeyStream
-) -> npt.NDArray[np.int64]:
+def _conditional(scaled: npt.NDArray[np.float64], plan: EncodingPlan, dither: KeyStream) -> npt.NDArray[np.int64]:
     """Round stochastically, given that the result is no longer than ``l2_sensitivity``."""
     for _ in range(MAX_REDRAWS):
         integers = _rounded(scaled, dither)
@@ -241,9 +237,7 @@ def wrap(integers: npt.NDArray[np.int64], bits: int) -> npt.NDArray[Any]:
     return (integers & np.int64((1 << bits) - 1)).astype(kind)
 
 
-def decode(
-    total: npt.NDArray[Any], plan: EncodingPlan, rotation_key: bytes | None = None
-) -> npt.NDArray[np.float64]:
+def decode(total: npt.NDArray[Any], plan: EncodingPlan, rotation_key: bytes | None = None) -> npt.NDArray[np.float64]:
     """Turn the opened sum (``[padded]`` words) into a real vector: the sum, not the mean.
 
     The words are read as signed, divided by the scale and rotated back. Exact up to rounding and

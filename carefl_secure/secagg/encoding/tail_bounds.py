@@ -11,9 +11,7 @@ DITHER_FAILURE = 1e-12
 _BATCH_TAIL = 2.0**-40
 
 
-def rounded_sensitivity(
-    scaled_norm: float, padded: int, failure: float = DITHER_FAILURE
-) -> tuple[float, float]:
+def rounded_sensitivity(scaled_norm: float, padded: int, failure: float = DITHER_FAILURE) -> tuple[float, float]:
     """Bound ``(l1, l2)`` of what one record changes after rounding, in integer units.
 
     With ``c = scaled_norm`` and ``d = padded``: ``l2 = min(sqrt(c^2 + d/4 + sqrt(2 ln(1/beta)) (c +
@@ -33,9 +31,7 @@ def batch_bound(expected_batch: float) -> float:
     independent choices of mean ``m``).
     """
     mean = expected_batch
-    return smallest(
-        lambda n: n - mean - n * math.log(n / mean) <= math.log(_BATCH_TAIL), mean, 100 + 20 * mean
-    )
+    return smallest(lambda n: n - mean - n * math.log(n / mean) <= math.log(_BATCH_TAIL), mean, 100 + 20 * mean)
 
 
 def overflow_bound(bits: int, proxy: float, skellam_variance: float) -> float:

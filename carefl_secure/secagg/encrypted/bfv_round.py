@@ -60,9 +60,7 @@ class EncryptedClient(PairwiseClient):
         """Load the key holder's public key; refuse any but the one of the agreement."""
         self._key = _checked_key(public, _encrypted(self._parameters))
 
-    def hide(
-        self, vector: npt.NDArray[Any], keys: list[bytes], signs: list[int]
-    ) -> EncryptedUpload:
+    def hide(self, vector: npt.NDArray[Any], keys: list[bytes], signs: list[int]) -> EncryptedUpload:
         """Pack, mask and encrypt signed integers, each brought into ``+-value_bound``.
 
         A refusal would tell about the records; a plan that leaves room makes a cut improbable.
@@ -126,9 +124,7 @@ class EncryptedServer(PairwiseServer):
     def finish(self) -> npt.NDArray[Any]:
         """Take the masks off and return the sum, shape ``[dimension]``, as words; once."""
         if self._slots is None:
-            raise refuse(
-                "step order", "the key holder has not opened the sum, or it was handed out"
-            )
+            raise refuse("step order", "the key holder has not opened the sum, or it was handed out")
         return super().finish()
 
     def unmasked(self, keys: list[bytes], signs: list[int]) -> npt.NDArray[Any]:

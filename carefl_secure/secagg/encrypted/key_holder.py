@@ -14,14 +14,7 @@ from carefl_secure.secagg.encrypted.messages import EncryptedUpload, OpenedSum
 from carefl_secure.secagg.encrypted.parameters import EncryptedParameters
 from carefl_secure.secagg.pairwise.transcript import UPLOAD
 from carefl_secure.secagg.primitives.checks import refuse, too_few
-from carefl_secure.secagg.primitives.crypto import (
-    digest,
-    pack,
-    public_bytes,
-    sign,
-    statement,
-    words_digest,
-)
+from carefl_secure.secagg.primitives.crypto import digest, pack, public_bytes, sign, statement, words_digest
 
 OPENED = b"opened sum"
 
@@ -103,9 +96,7 @@ class KeyHolder:
             if not done:
                 self.destroy()
 
-    def add(
-        self, parameters: EncryptedParameters, transcript_hash: bytes, uploads: Mapping[int, bytes]
-    ) -> None:
+    def add(self, parameters: EncryptedParameters, transcript_hash: bytes, uploads: Mapping[int, bytes]) -> None:
         """Check signed uploads and add their ciphertexts; more may follow in the same round.
 
         ``parameters`` are the holder's own; ``transcript_hash`` is of all advertisements.

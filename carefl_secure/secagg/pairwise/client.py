@@ -12,13 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from carefl_secure.noise import KeySource, KeyStream, add_masks
 from carefl_secure.secagg.pairwise import transcript
 from carefl_secure.secagg.pairwise.graph import neighbours
-from carefl_secure.secagg.pairwise.messages import (
-    Advertisement,
-    Answer,
-    Consent,
-    SignedUpload,
-    Upload,
-)
+from carefl_secure.secagg.pairwise.messages import Advertisement, Answer, Consent, SignedUpload, Upload
 from carefl_secure.secagg.pairwise.parameters import RoundParameters
 from carefl_secure.secagg.pairwise.shares import due_shares, mask_keys, open_shares, seal_shares
 from carefl_secure.secagg.pairwise.state import ClientState, Phase
@@ -61,9 +55,7 @@ class PairwiseClient(Participant[RoundParameters, Phase], ClientSum):
     FIRST = Phase.NEW
     _received: tuple[dict[int, bytearray], list[bytes], list[int]] | None = None
 
-    def __init__(
-        self, parameters: RoundParameters, index: int, identity: Ed25519PrivateKey, keys: KeySource
-    ) -> None:
+    def __init__(self, parameters: RoundParameters, index: int, identity: Ed25519PrivateKey, keys: KeySource) -> None:
         super().__init__(parameters, index, identity, keys)
         self._state = ClientState(index)
 
@@ -82,9 +74,7 @@ class PairwiseClient(Participant[RoundParameters, Phase], ClientSum):
         return self._state.seal(self._identity, context, self._keys.key("saved state"))
 
     @classmethod
-    def restore(
-        cls, blob: bytes, identity: Ed25519PrivateKey, parameters: RoundParameters, keys: KeySource
-    ) -> Self:
+    def restore(cls, blob: bytes, identity: Ed25519PrivateKey, parameters: RoundParameters, keys: KeySource) -> Self:
         """Go on from a saved state in the same round; refuse a blob changed or of another round.
 
         Only the newest blob may be restored; keep one file and replace it.
@@ -207,9 +197,7 @@ class PairwiseClient(Participant[RoundParameters, Phase], ClientSum):
 
     def _survivor_fields(self) -> tuple[bytes, ...]:
         state = self._state
-        return transcript.survivors(
-            self._context, state.transcript_hash, state.shared, state.survivors
-        )
+        return transcript.survivors(self._context, state.transcript_hash, state.shared, state.survivors)
 
     def unmask(self, signatures: Mapping[int, bytes]) -> bytes:
         """Step 4: against enough signatures over my survivor set, give one share per client.
@@ -224,10 +212,7 @@ class PairwiseClient(Participant[RoundParameters, Phase], ClientSum):
         if not set(signatures) <= kept:
             raise refuse("consent signers", "a signature comes from outside the survivor set")
         if len(signatures) < self._parameters.threshold:
-            raise refuse(
-                "consent count",
-                f"{len(signatures)} signatures, {self._parameters.threshold} are needed",
-            )
+            raise refuse("consent count", f"{len(signatures)} signatures, {self._parameters.threshold} are needed")
         fields = self._survivor_fields()
         for signer, message in signatures.items():
             signature = Consent.parse(message, signer, self._parameters).signature

@@ -13,11 +13,7 @@ from carefl_secure.secagg.primitives.crypto import digest
 
 
 def neighbours(
-    context: bytes,
-    transcript_hash: bytes,
-    members: Collection[int],
-    index: int,
-    degree: int | None = None,
+    context: bytes, transcript_hash: bytes, members: Collection[int], index: int, degree: int | None = None
 ) -> tuple[int, ...]:
     """Return the neighbours of one client, ascending.
 
@@ -44,9 +40,7 @@ def neighbours(
 
 
 @functools.lru_cache(maxsize=4)
-def ring(
-    context: bytes, transcript_hash: bytes, members: tuple[int, ...]
-) -> tuple[tuple[int, ...], dict[int, int]]:
+def ring(context: bytes, transcript_hash: bytes, members: tuple[int, ...]) -> tuple[tuple[int, ...], dict[int, int]]:
     """Shuffle the members and return the order and each one's place in it.
 
     Fisher-Yates over the key stream of ``digest("graph", context, transcript_hash)``: for ``i``

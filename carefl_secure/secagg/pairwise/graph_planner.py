@@ -54,9 +54,7 @@ def _private(members: int, colluders: int, neighbours: int, threshold: int, bits
 
 
 @functools.lru_cache(maxsize=256)
-def tolerated_colluders(
-    members: int, neighbours: int, share_threshold: int, privacy_bits: int = PRIVACY_BITS
-) -> int:
+def tolerated_colluders(members: int, neighbours: int, share_threshold: int, privacy_bits: int = PRIVACY_BITS) -> int:
     """Return the most colluders that a ring of ``members`` bears; see :func:`plan_graph`."""
     low, high = 0, members - 1  # _private is monotone in the colluders
     while low < high:
@@ -131,9 +129,7 @@ def plan_graph(
             continue
         absent = _tail(clients - 1, dropouts, neighbours, neighbours - threshold + 1)
         if _below(clients, absent, recovery_bits):
-            return GraphPlan(
-                neighbours, threshold, least, colluders, dropouts, privacy_bits, recovery_bits
-            )
+            return GraphPlan(neighbours, threshold, least, colluders, dropouts, privacy_bits, recovery_bits)
     raise ConfigError(
         f"no sparse graph over {clients} clients stands {colluders} colluders and {dropouts}"
         " dropouts at these failure probabilities; use the complete graph (neighbours=None)"

@@ -77,9 +77,7 @@ class Share(Message):
     def to(self, recipient: int) -> Self:
         """Return the message if it is for ``recipient``; refuse it otherwise."""
         if self.recipient != recipient:
-            raise refuse(
-                "share recipient", f"it is for client {self.recipient}, not for {recipient}"
-            )
+            raise refuse("share recipient", f"it is for client {self.recipient}, not for {recipient}")
         return self
 
 

@@ -70,8 +70,7 @@ class RoundParameters(Agreement):
             )
         if not degree // 2 + 2 <= threshold <= degree:
             raise ConfigError(
-                f"share_threshold for {degree} neighbours must lie in {degree // 2 + 2} .."
-                f" {degree}, not {threshold}"
+                f"share_threshold for {degree} neighbours must lie in {degree // 2 + 2} .. {degree}, not {threshold}"
             )
 
     @property
@@ -96,20 +95,9 @@ class RoundParameters(Agreement):
         most = 2 * self.threshold - self.clients - 1
         if self.neighbours is None or self.share_threshold is None:
             return most
-        return min(
-            most,
-            tolerated_colluders(self.required_survivors, self.neighbours, self.share_threshold),
-        )
+        return min(most, tolerated_colluders(self.required_survivors, self.neighbours, self.share_threshold))
 
     def numbers(self) -> tuple[int, ...]:
         """Return all numbers, in the order in which they are hashed."""
         graph = () if self.neighbours is None else (self.neighbours, self.rebuilding)
-        return (
-            self.round,
-            self.dimension,
-            self.bits,
-            self.threshold,
-            self.min_survivors,
-            self.clients,
-            *graph,
-        )
+        return (self.round, self.dimension, self.bits, self.threshold, self.min_survivors, self.clients, *graph)

@@ -13,15 +13,7 @@ from carefl_secure.errors import ProtocolError
 from carefl_secure.noise import add_masks
 from carefl_secure.secagg.pairwise import transcript
 from carefl_secure.secagg.pairwise.graph import neighbours
-from carefl_secure.secagg.pairwise.messages import (
-    Advertisement,
-    Answer,
-    Consent,
-    Secret,
-    Share,
-    SignedUpload,
-    Upload,
-)
+from carefl_secure.secagg.pairwise.messages import Advertisement, Answer, Consent, Secret, Share, SignedUpload, Upload
 from carefl_secure.secagg.pairwise.parameters import RoundParameters
 from carefl_secure.secagg.pairwise.recovery import remaining_masks
 from carefl_secure.secagg.primitives.checks import refuse, too_few
@@ -177,9 +169,7 @@ class PairwiseServer(ServerParticipant[RoundParameters, ServerPhase]):
         """Take in a survivor's signature over the two sets."""
         self._accept(ServerPhase.CONSENTING, index, self._consents, self._uploaded)
         consent = Consent.parse(message, index, self._parameters)
-        fields = transcript.survivors(
-            self._context, self._transcript_hash, self._boxes.keys(), self._uploaded
-        )
+        fields = transcript.survivors(self._context, self._transcript_hash, self._boxes.keys(), self._uploaded)
         self._parameters.check_signature(index, consent.signature, transcript.SURVIVORS, fields)
         self._consents[index] = bytes(message)
 
@@ -201,9 +191,7 @@ class PairwiseServer(ServerParticipant[RoundParameters, ServerPhase]):
             if owner in self._boxes
         }
         if kinds != wanted:
-            raise refuse(
-                "answer content", f"client {index} did not give one due share for every neighbour"
-            )
+            raise refuse("answer content", f"client {index} did not give one due share for every neighbour")
         self._answers[index] = {owner: value for owner, (_, value) in answer.shares.items()}
 
     def finish(self) -> npt.NDArray[Any]:

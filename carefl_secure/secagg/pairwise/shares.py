@@ -9,14 +9,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from carefl_secure.errors import ProtocolError
 from carefl_secure.noise import KeyStream
 from carefl_secure.secagg.pairwise import transcript
-from carefl_secure.secagg.pairwise.messages import (
-    Advertisement,
-    Kind,
-    Secret,
-    Share,
-    pack_pair,
-    unpack_pair,
-)
+from carefl_secure.secagg.pairwise.messages import Advertisement, Kind, Secret, Share, pack_pair, unpack_pair
 from carefl_secure.secagg.pairwise.parameters import RoundParameters
 from carefl_secure.secagg.pairwise.state import ClientState
 from carefl_secure.secagg.primitives import shamir
@@ -42,12 +35,8 @@ def seal_shares(
     sealing, opening = {}, {}
     for other in others:
         secret = agree(private, adverts[other].encryption_key, other)
-        sealing[other] = transcript.sealing_key(
-            secret, context, transcript_hash, state.index, other
-        )
-        opening[other] = transcript.sealing_key(
-            secret, context, transcript_hash, other, state.index
-        )
+        sealing[other] = transcript.sealing_key(secret, context, transcript_hash, state.index, other)
+        opening[other] = transcript.sealing_key(secret, context, transcript_hash, other, state.index)
     points = [member + 1 for member in (state.index, *others)]
     of_mask, of_key = (
         shamir.split(int.from_bytes(secret, "little"), parameters.rebuilding, points, polynomials)
@@ -67,9 +56,7 @@ def seal_shares(
     return messages
 
 
-def open_shares(
-    state: ClientState, shares: Mapping[int, bytes], parameters: RoundParameters
-) -> dict[int, bytearray]:
+def open_shares(state: ClientState, shares: Mapping[int, bytes], parameters: RoundParameters) -> dict[int, bytearray]:
     """Open what the neighbours sealed for this client; refuse all if one message is invalid.
 
     Raises SenderError for the first message that is invalid.
@@ -90,9 +77,7 @@ def open_shares(
     return held
 
 
-def mask_keys(
-    state: ClientState, context: bytes, live: Collection[int]
-) -> tuple[list[bytes], list[int]]:
+def mask_keys(state: ClientState, context: bytes, live: Collection[int]) -> tuple[list[bytes], list[int]]:
     """Return the keys and the signs of all masks of an upload, the self mask first.
 
     ``context`` includes the model; ``live`` are the others whose shares arrived.

@@ -121,9 +121,7 @@ class ClientState:
         try:
             return cls._from_plain(json.loads(plain))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise refuse(
-                "saved state", "it opens, but was written by another version of this program"
-            ) from error
+            raise refuse("saved state", "it opens, but was written by another version of this program") from error
 
     def _plain(self) -> dict[str, Any]:
         return {

@@ -40,9 +40,7 @@ def hash_messages(context: bytes, messages: Mapping[int, bytes]) -> bytes:
     return digest(b"transcript hash", context, *fields)
 
 
-def sealing_key(
-    secret: bytes, context: bytes, transcript_hash: bytes, source: int, target: int
-) -> bytes:
+def sealing_key(secret: bytes, context: bytes, transcript_hash: bytes, source: int, target: int) -> bytes:
     """Derive the key of the one sealed message from ``source`` to ``target``."""
     return derive(secret, b"sealing key", context, transcript_hash, pack(source, target))
 
@@ -54,9 +52,7 @@ def self_mask_key(self_mask: Buffer, context: bytes, transcript_hash: bytes) -> 
 
 def pair_key(secret: bytes, context: bytes, transcript_hash: bytes, one: int, other: int) -> bytes:
     """Derive the mask key of two clients; the same from both ends."""
-    return derive(
-        secret, b"pair mask", context, transcript_hash, pack(min(one, other), max(one, other))
-    )
+    return derive(secret, b"pair mask", context, transcript_hash, pack(min(one, other), max(one, other)))
 
 
 def pair_sign(index: int, other: int) -> int:
@@ -64,9 +60,7 @@ def pair_sign(index: int, other: int) -> int:
     return 1 if index < other else -1
 
 
-def read_advertisement(
-    message: bytes, index: int, parameters: RoundParameters, used: set[bytes]
-) -> Advertisement:
+def read_advertisement(message: bytes, index: int, parameters: RoundParameters, used: set[bytes]) -> Advertisement:
     """Parse an advertisement; refuse one that is not signed, or a key in ``used``, and add both."""
     advert = Advertisement.parse(message, index, parameters)
     keys = advert.encryption_key, advert.mask_key
@@ -80,12 +74,7 @@ def read_advertisement(
     return advert
 
 
-def read_advertisements(
-    messages: Mapping[int, bytes], parameters: RoundParameters
-) -> dict[int, Advertisement]:
+def read_advertisements(messages: Mapping[int, bytes], parameters: RoundParameters) -> dict[int, Advertisement]:
     """Parse and verify all advertisements; refuse a key that occurs twice."""
     used: set[bytes] = set()
-    return {
-        index: read_advertisement(messages[index], index, parameters, used)
-        for index in sorted(messages)
-    }
+    return {index: read_advertisement(messages[index], index, parameters, used) for index in sorted(messages)}

@@ -68,9 +68,7 @@ class Agreement:
         """Check what all protocols have in common."""
         count = self.clients
         if not MIN_CLIENTS <= count <= self.MAX_CLIENTS:
-            raise ConfigError(
-                f"a secure sum takes {MIN_CLIENTS} to {self.MAX_CLIENTS} clients, not {count}"
-            )
+            raise ConfigError(f"a secure sum takes {MIN_CLIENTS} to {self.MAX_CLIENTS} clients, not {count}")
         check_keys(self.roster, "clients of the roster")
         if self.bits not in (16, 32):
             raise ConfigError(f"a word has 16 or 32 bits, not {self.bits}")
@@ -79,9 +77,7 @@ class Agreement:
         if not 0 <= self.round < _COUNTER_LIMIT:
             raise ConfigError(f"the round number must lie in 0 .. 2**63 - 1, not {self.round}")
         if not MIN_CLIENTS <= self.min_survivors <= count:
-            raise ConfigError(
-                f"min_survivors must lie in {MIN_CLIENTS} .. {count}, not {self.min_survivors}"
-            )
+            raise ConfigError(f"min_survivors must lie in {MIN_CLIENTS} .. {count}, not {self.min_survivors}")
         check_hash(self.base_hash, "base_hash")
         check_hash(self.plan_hash, "plan_hash")
         if self.model_hash:
@@ -123,12 +119,7 @@ class Agreement:
         return self.roster
 
     def check_signature(
-        self,
-        index: int,
-        signature: bytes,
-        label: bytes,
-        fields: tuple[bytes, ...],
-        party: str = "client",
+        self, index: int, signature: bytes, label: bytes, fields: tuple[bytes, ...], party: str = "client"
     ) -> None:
         """Refuse a message that party ``index`` did not sign."""
         verify(self.keys_of(party)[index], signature, index, label, *fields, party=party)

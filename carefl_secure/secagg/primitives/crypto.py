@@ -82,9 +82,7 @@ def raw_identity(identity: Ed25519PrivateKey) -> bytes:
     )
 
 
-def check_place(
-    identity: Ed25519PrivateKey, index: int, keys: tuple[bytes, ...], party: str = "client"
-) -> None:
+def check_place(identity: Ed25519PrivateKey, index: int, keys: tuple[bytes, ...], party: str = "client") -> None:
     """Refuse an identity that is not the one agreed for place ``index`` of a roster."""
     if not 0 <= index < len(keys):
         raise refuse("roster", f"{party} {index} is outside a roster of {len(keys)}")
@@ -92,9 +90,7 @@ def check_place(
         raise refuse("roster", f"place {index} of the roster holds another key than this {party}'s")
 
 
-def statement(
-    context: bytes, transcript_hash: bytes, index: int, *content: bytes
-) -> tuple[bytes, ...]:
+def statement(context: bytes, transcript_hash: bytes, index: int, *content: bytes) -> tuple[bytes, ...]:
     """Return the fields that party ``index`` signs once all keys of the round are known."""
     return context, transcript_hash, pack(index), *content
 
@@ -104,9 +100,7 @@ def sign(identity: Ed25519PrivateKey, label: bytes, *parts: Buffer) -> bytes:
     return identity.sign(digest(label, *parts))
 
 
-def verify(
-    public: bytes, signature: bytes, who: int, label: bytes, *parts: Buffer, party: str = "client"
-) -> None:
+def verify(public: bytes, signature: bytes, who: int, label: bytes, *parts: Buffer, party: str = "client") -> None:
     """Refuse what ``party`` number ``who`` did not sign with :func:`sign`."""
     try:
         Ed25519PublicKey.from_public_bytes(public).verify(signature, digest(label, *parts))
@@ -162,9 +156,7 @@ class EnvelopeKey:
     """A member's key pair for one round, from two secrets for ML-KEM-768 and one for X25519."""
 
     def __init__(self, keys: KeySource) -> None:
-        lattice = MLKEM768PrivateKey.from_seed_bytes(
-            keys.key("member ML-KEM d") + keys.key("member ML-KEM z")
-        )
+        lattice = MLKEM768PrivateKey.from_seed_bytes(keys.key("member ML-KEM d") + keys.key("member ML-KEM z"))
         curve = X25519PrivateKey.from_private_bytes(keys.key("member X25519"))
         self.public = lattice.public_key().public_bytes_raw() + public_bytes(curve)
         self.private = hpke.MLKEM768X25519PrivateKey(lattice, curve)

@@ -117,9 +117,7 @@ class Body:
     def expect(self, size: int) -> None:
         """Refuse a rest of any other length."""
         if len(self) != size:
-            raise refuse(
-                "message length", f"{self._kind} has {len(self)} bytes left where {size} are due"
-            )
+            raise refuse("message length", f"{self._kind} has {len(self)} bytes left where {size} are due")
 
 
 class Field(NamedTuple):
@@ -191,15 +189,11 @@ class Message:
             due = f"{cls.KIND.name.lower()} ({cls.KIND.value})"
             raise refuse("message kind", f"type {kind} where {due} is due")
         if claimed != index:
-            raise refuse(
-                "message sender", f"it names {cls.PARTY} {claimed}, but came as {cls.PARTY} {index}"
-            )
+            raise refuse("message sender", f"it names {cls.PARTY} {claimed}, but came as {cls.PARTY} {index}")
         if not 0 <= claimed < cls.senders(parameters):
             raise refuse("message sender", f"{cls.PARTY} {claimed} is not in the roster")
         if prefix != context[:8]:
-            raise refuse(
-                "message context", f"{cls.PARTY} {index} is in another round, or agreed otherwise"
-            )
+            raise refuse("message context", f"{cls.PARTY} {index} is in another round, or agreed otherwise")
         return cls._read(view, parameters)
 
     @classmethod

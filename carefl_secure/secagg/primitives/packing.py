@@ -73,9 +73,7 @@ def pack_fields(integers: npt.NDArray[np.int64], field_bits: int) -> npt.NDArray
     return packed
 
 
-def unpack_fields(
-    numbers: npt.NDArray[np.int64], dimension: int, field_bits: int
-) -> npt.NDArray[np.int64]:
+def unpack_fields(numbers: npt.NDArray[np.int64], dimension: int, field_bits: int) -> npt.NDArray[np.int64]:
     """Undo :func:`pack_fields` on a sum of packed numbers; refuse one that left its range."""
     half = 1 << field_bits - 1
     rows = np.empty((_fields(field_bits), numbers.size), np.int64)
@@ -130,9 +128,7 @@ def add_residue_masks(
     for first in range(0, len(keys), _BATCH):
         batch = [
             (KeyStream(key), sign)
-            for key, sign in zip(
-                keys[first : first + _BATCH], signs[first : first + _BATCH], strict=True
-            )
+            for key, sign in zip(keys[first : first + _BATCH], signs[first : first + _BATCH], strict=True)
         ]
         for start in range(0, accumulator.size, _TILE):
             tile = accumulator[start : start + _TILE]

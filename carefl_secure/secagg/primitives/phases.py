@@ -111,9 +111,7 @@ class Participant(_Party[A, P]):
     FIRST: P
     PARTY: str = "client"
 
-    def __init__(
-        self, parameters: A, index: int, identity: Ed25519PrivateKey, keys: KeySource
-    ) -> None:
+    def __init__(self, parameters: A, index: int, identity: Ed25519PrivateKey, keys: KeySource) -> None:
         check_place(identity, index, parameters.keys_of(self.PARTY), party=self.PARTY)
         super().__init__(parameters, self.FIRST)
         self._index = index
@@ -142,18 +140,12 @@ class ServerParticipant(_Party[A, P], ABC):
     """The server: one message per party and phase; the last two phases are FINISHED and FAILED."""
 
     def _accept(
-        self,
-        phase: P,
-        index: int,
-        heard: Collection[int],
-        members: Collection[int],
-        party: str = "client",
+        self, phase: P, index: int, heard: Collection[int], members: Collection[int], party: str = "client"
     ) -> None:
         """Refuse a message that is not due in this phase from this party."""
         if self._phase != phase:
             raise refuse(
-                "step order",
-                f"a message of phase {phase.name.lower()} came in phase {self._phase.name.lower()}",
+                "step order", f"a message of phase {phase.name.lower()} came in phase {self._phase.name.lower()}"
             )
         if index not in members:
             raise refuse("membership", f"{party} {index} has no part in this phase")

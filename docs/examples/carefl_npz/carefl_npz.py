@@ -56,6 +56,4 @@ def label_spaces(root: Path, named: bool) -> tuple[str, ...]:
     return ()
 
 
-FORMAT = CorpusFormat(
-    "npz", looks_like="one file, images.npz", tasks=label_spaces, load=load, own_labels=True
-)
+FORMAT = CorpusFormat("npz", looks_like="one file, images.npz", tasks=label_spaces, load=load, own_labels=True)

@@ -39,8 +39,7 @@ def check_plan(plan: RunPlan) -> None:
     """Refuse a plan whose guarantee needs the vectors hidden."""
     if plan.protected and plan.privacy.trust != "none":
         raise ConfigError(
-            "the protocol 'signed' hides no vector; set privacy.trust=none, or another "
-            "federation.aggregation"
+            "the protocol 'signed' hides no vector; set privacy.trust=none, or another federation.aggregation"
         )
 
 
@@ -95,9 +94,7 @@ class SignedServer(ServerSum):
 
     action = "train.masked"
 
-    def __init__(
-        self, setup: ServerSetup, exchange: Exchange, number: int, model_hash: bytes
-    ) -> None:
+    def __init__(self, setup: ServerSetup, exchange: Exchange, number: int, model_hash: bytes) -> None:
         check_plan(setup.plan)
         self._setup, self._exchange = setup, exchange
         self._number, self._model_hash = number, model_hash
@@ -164,9 +161,7 @@ class Signed(AggregationProtocol):
         """Return a client's part in a round."""
         return SignedClient(setup, number)
 
-    def restore(
-        self, setup: ClientSetup, saved: bytes, number: int, model_hash: bytes
-    ) -> ClientSum:
+    def restore(self, setup: ClientSetup, saved: bytes, number: int, model_hash: bytes) -> ClientSum:
         """Go on from a saved part."""
         if saved != model_hash:
             raise ProtocolError("the saved round is bound to another model")

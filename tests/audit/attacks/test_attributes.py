@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from carefl_secure.audit.attacks.attributes import (
-    AttributeInference,
-    AttributeView,
-    Person,
-    judge_attributes,
-)
+from carefl_secure.audit.attacks.attributes import AttributeInference, AttributeView, Person, judge_attributes
 
 COUNT = 500
 

@@ -5,11 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from carefl_secure.audit.attacks.client_canaries import (
-    ClientCanaries,
-    judge_clients,
-    rehearse_clients,
-)
+from carefl_secure.audit.attacks.client_canaries import ClientCanaries, judge_clients, rehearse_clients
 from carefl_secure.audit.replay.canary_run import plan_like
 from carefl_secure.audit.views import Finding
 from carefl_secure.config import load_config

@@ -48,9 +48,7 @@ def verdict(memory: float, coins: bool = True) -> dict[str, float]:
     losses, planted = rng.normal(size=(200, 512)), rng.random(200) < 0.5
     truth = rng.integers(512, size=200)
     losses[np.arange(200), truth] -= memory * planted
-    finding = judge_exposure(
-        Exposure()(ExposureView(losses)), truth, planted, 1e-5, what="labels", coins=coins
-    )
+    finding = judge_exposure(Exposure()(ExposureView(losses)), truth, planted, 1e-5, what="labels", coins=coins)
     assert finding.verdict == "measured"
     return dict(finding.figures)  # type: ignore[arg-type]
 

@@ -46,9 +46,7 @@ def test_nobody_finds_anything_in_ours(runs: dict[str, Rehearsal], mode: str) ->
     assert view.aggregation == mode and found(view) == set()
     findings = judge_transcript(view, []) + judge_helpers(run.members(), run.holder())
     assert len(findings) > 8 and {f.verdict for f in findings} == {"passed"}
-    assert (len(run.members()), run.holder() is None) == (
-        (3, True) if mode == "committee" else (0, False)
-    )
+    assert (len(run.members()), run.holder() is None) == ((3, True) if mode == "committee" else (0, False))
 
 
 def test_peers_have_no_helpers(sound: Rehearsal) -> None:

@@ -7,12 +7,7 @@ import pytest
 
 from carefl_secure.audit.attacks import update_transforms as disguise
 from carefl_secure.audit.attacks.image_inversion import CandidateView, ImageMatching, Pictures
-from carefl_secure.audit.attacks.image_trials import (
-    counted_noise,
-    invert_images,
-    judge_images,
-    pick_ceiling,
-)
+from carefl_secure.audit.attacks.image_trials import counted_noise, invert_images, judge_images, pick_ceiling
 from carefl_secure.audit.replay.canary_run import plan_like
 from carefl_secure.audit.views import Finding
 from carefl_secure.config import Config, load_config
@@ -38,9 +33,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Pictures:
 
 
 def judged(pictures: Pictures, noise: float, ceiling: float | None) -> dict[str, Finding]:
-    found = judge_images(
-        pictures, clients=4, noise_multiplier=noise, ceiling=ceiling, trials=60, seed=1
-    )
+    found = judge_images(pictures, clients=4, noise_multiplier=noise, ceiling=ceiling, trials=60, seed=1)
     return {f.check: f for f in found}
 
 
@@ -60,9 +53,7 @@ def test_thin_noise_is_falsified(pictures: Pictures) -> None:
     assert "noise" not in judged(pictures, 0.0, None)
 
 
-def test_masks_that_do_nothing_are_falsified(
-    pictures: Pictures, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_masks_that_do_nothing_are_falsified(pictures: Pictures, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(disguise, "add_masks", lambda words, keys, signs: None)
     assert judged(pictures, 0.0, None)["masked"].verdict == "falsified"
 

@@ -94,11 +94,7 @@ def test_keys_from_a_small_seed(config: Config, seed: str) -> None:
 def test_two_survivor_sets(sound: Rehearsal) -> None:
     view = sound.transcript()
     messages = list(view.messages)
-    asks = [
-        i
-        for i, m in enumerate(messages)
-        if m.round == 1 and m.action == "query.sign" and not m.from_client
-    ]
+    asks = [i for i, m in enumerate(messages) if m.round == 1 and m.action == "query.sign" and not m.from_client]
     first = messages[asks[0]]
     shorter = list(first.fields["survivors"])[:-1]  # type: ignore[call-overload]
     messages[asks[0]] = replace(first, fields={**first.fields, "survivors": shorter})

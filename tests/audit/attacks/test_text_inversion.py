@@ -6,22 +6,14 @@ import numpy as np
 import pytest
 
 from carefl_secure.audit.attacks import update_transforms as disguise
-from carefl_secure.audit.attacks.text_inversion import (
-    SpanCheck,
-    Texts,
-    UpdateView,
-    judge_spans,
-    recall,
-)
+from carefl_secure.audit.attacks.text_inversion import SpanCheck, Texts, UpdateView, judge_spans, recall
 from carefl_secure.audit.views import Finding
 from carefl_secure.model.loader import load_base
 
 
 def judged(train: str, length: int = 16, rank: int = 8, noise: float = 0.6) -> dict[str, Finding]:
     texts = Texts(load_base(quantization="none"), rank=rank, alpha=16, train=train, length=length)
-    findings = judge_spans(
-        texts, clients=8, noise_multiplier=noise, clipping_norm=1.0, trials=6, private_text=True
-    )
+    findings = judge_spans(texts, clients=8, noise_multiplier=noise, clipping_norm=1.0, trials=6, private_text=True)
     return {f.check: f for f in findings}
 
 

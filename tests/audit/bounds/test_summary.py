@@ -7,18 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from carefl_secure.audit.bounds.clopper_pearson import (
-    clopper_pearson,
-    clopper_pearson_gaussian,
-    lower_limit,
-)
+from carefl_secure.audit.bounds.clopper_pearson import clopper_pearson, clopper_pearson_gaussian, lower_limit
 from carefl_secure.audit.bounds.gdp import gdp_delta, gdp_epsilon
-from carefl_secure.audit.bounds.one_run import (
-    approximate_curve,
-    contradicts,
-    fdp_epsilon,
-    steinke_epsilon,
-)
+from carefl_secure.audit.bounds.one_run import approximate_curve, contradicts, fdp_epsilon, steinke_epsilon
 from carefl_secure.audit.bounds.summary import BOUNDS, attainable, gaussian_estimate
 from carefl_secure.errors import ConfigError
 
@@ -59,9 +50,7 @@ def test_a_broken_mechanism_is_seen(name: str) -> None:
     assert min(found) > floor
 
 
-@pytest.mark.parametrize(
-    ("name", "low", "high"), [("steinke", 1.0, 2.0), ("f-dp-gaussian", 1.9, 2.9)]
-)
+@pytest.mark.parametrize(("name", "low", "high"), [("steinke", 1.0, 2.0), ("f-dp-gaussian", 1.9, 2.9)])
 def test_medians_are_those_of_the_literature(name: str, low: float, high: float) -> None:
     compute = BOUNDS[name].compute
     found = [compute(*draw(seed, 1.0, 1000), DELTA) for seed in range(30)]

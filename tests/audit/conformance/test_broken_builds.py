@@ -51,9 +51,7 @@ def test_our_build_passes(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize("scale", [0.25, 0.81])
-def test_less_noise_than_planned(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch, scale: float
-) -> None:
+def test_less_noise_than_planned(machine: Machine, monkeypatch: pytest.MonkeyPatch, scale: float) -> None:
     """Half the standard deviation, and nine tenths of it."""
 
     class Thinner(SkellamSampler):
@@ -131,9 +129,7 @@ def one_batch(records: int, rate: float, stream: KeyStream) -> NDArray[np.int64]
 
 
 @pytest.mark.parametrize("sampler", [Shuffled(), fixed_size, one_batch])
-def test_other_samplers(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch, sampler: Callable[..., Any]
-) -> None:
+def test_other_samplers(machine: Machine, monkeypatch: pytest.MonkeyPatch, sampler: Callable[..., Any]) -> None:
     patch_everywhere(monkeypatch, "poisson_sample", sampler)
     assert faults(machine()) == {"sampler"}
 
@@ -159,9 +155,7 @@ def test_canaries_do_not_accuse_our_build(sound: Rehearsal) -> None:
     assert "epsilon estimate: gaussian-estimate" in figures
 
 
-def test_canaries_contradict_a_strong_claim_over_weak_noise(
-    config: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_canaries_contradict_a_strong_claim_over_weak_noise(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """At epsilon 1 the one-run bound has the power that it lacks at 8."""
 
     class Thinner(SkellamSampler):
@@ -208,9 +202,7 @@ def test_our_released_sums_pass(config: Config) -> None:
     assert released_faults(config) == set()
 
 
-def test_a_vector_divided_by_the_realised_batch(
-    config: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_vector_divided_by_the_realised_batch(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     real = GradientSum.release
 
     def mean(self: GradientSum, adapter: Any, number: int, keys: KeySource) -> NDArray[np.float64]:
@@ -230,9 +222,7 @@ def test_a_vector_divided_by_the_realised_batch(
     assert "released records" in released_faults(config)
 
 
-def test_a_quarter_of_the_noise_whenever_there_are_records(
-    config: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_quarter_of_the_noise_whenever_there_are_records(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """A round of no records, which the older noise check looks at, has all of it."""
     seen: list[bool] = []
 
@@ -258,12 +248,8 @@ def test_samples_of_one_record_are_dropped(config: Config, monkeypatch: pytest.M
     assert released_faults(config) == {"released records"}
 
 
-def test_a_dither_that_is_a_public_constant(
-    config: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def public(
-        vector: NDArray[np.float64], plan: Any, rotation: bytes, dither: KeyStream
-    ) -> NDArray[np.int64]:
+def test_a_dither_that_is_a_public_constant(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    def public(vector: NDArray[np.float64], plan: Any, rotation: bytes, dither: KeyStream) -> NDArray[np.int64]:
         return encode(vector, plan, rotation, KeyStream(bytes(32)))
 
     patch_everywhere(monkeypatch, "encode", public)

@@ -100,9 +100,7 @@ def test_check_fails_on_what_does_not_exist(
         {"id": "attribute inference"},
     ],
 )
-def test_what_is_not_of_the_schema_is_refused(
-    broken: Callable[..., Path], changes: dict[str, object]
-) -> None:
+def test_what_is_not_of_the_schema_is_refused(broken: Callable[..., Path], changes: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=r"adapter-user\.yaml"):
         load_models(broken(**changes))
 

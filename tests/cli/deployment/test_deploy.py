@@ -52,14 +52,7 @@ REHEARSE = ("provision", "--rehearsal")
 def bundles(tmp_path: Path) -> Path:
     (tmp_path / "sites.yaml").write_text(SITES)
     result = runner.invoke(
-        app,
-        [
-            "provision",
-            str(tmp_path / "sites.yaml"),
-            "--rehearsal",
-            "--out",
-            str(tmp_path / "bundles"),
-        ],
+        app, ["provision", str(tmp_path / "sites.yaml"), "--rehearsal", "--out", str(tmp_path / "bundles")]
     )
     assert result.exit_code == 0, result.output
     return tmp_path / "bundles"
@@ -67,13 +60,7 @@ def bundles(tmp_path: Path) -> Path:
 
 def test_provision_writes_a_kit_for_each_and_refuses_to_write_over_them(tmp_path: Path) -> None:
     (tmp_path / "sites.yaml").write_text(SITES)
-    words = [
-        "provision",
-        str(tmp_path / "sites.yaml"),
-        "--rehearsal",
-        "--out",
-        str(tmp_path / "bundles"),
-    ]
+    words = ["provision", str(tmp_path / "sites.yaml"), "--rehearsal", "--out", str(tmp_path / "bundles")]
     result = runner.invoke(app, words)
     assert result.exit_code == 0, result.output
     for name in "abc":
@@ -114,9 +101,7 @@ def test_local_nodes_go_with_the_superlink_only() -> None:
     assert runner.invoke(app, ["train", "--engine", "mars"]).exit_code == 2
 
 
-@pytest.mark.parametrize(
-    ("words", "clients"), [(["--local-nodes", "3"], 3), (["--local-nodes", "5"], 5), ([], 8)]
-)
+@pytest.mark.parametrize(("words", "clients"), [(["--local-nodes", "3"], 3), (["--local-nodes", "5"], 5), ([], 8)])
 def test_local_nodes_are_the_clients_of_a_default_run(
     monkeypatch: pytest.MonkeyPatch, words: list[str], clients: int
 ) -> None:
@@ -254,21 +239,12 @@ def test_submit_says_what_it_lacks(bundles: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
     other = tmp_path / "other"
     runner.invoke(app, [*REHEARSE, str(tmp_path / "sites.yaml"), "--out", str(other)])
-    words = [
-        "submit",
-        str(run),
-        "--server",
-        str(bundles / "server"),
-        "--key",
-        str(other / "submit"),
-    ]
+    words = ["submit", str(run), "--server", str(bundles / "server"), "--key", str(other / "submit")]
     result = runner.invoke(app, words)
     assert result.exit_code == 40 and "is no submitter in the roster" in result.stderr
 
 
-def test_a_second_run_on_one_server_is_refused(
-    bundles: Path, plan_toy: Callable[..., RunPlan]
-) -> None:
+def test_a_second_run_on_one_server_is_refused(bundles: Path, plan_toy: Callable[..., RunPlan]) -> None:
     ServerAddress("127.0.0.1:1", bundles / "run.sock").write(bundles / "server")
     words = ["federation.clients=3", "simulation.dropout=0", "federation.public_records=9000"]
     config = load_config(None, [*words, "data.labels=emotic", "data.at_sites=true"])

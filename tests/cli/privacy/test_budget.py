@@ -15,9 +15,7 @@ FOUR = {"--sample-rate": "0.01", "--noise-multiplier": "1", "--rounds": "1000", 
 
 def budget(*words: str, without: str = "", mechanism: str = "skellam") -> Result:
     known = [word for name, value in FOUR.items() if name != without for word in (name, value)]
-    return CliRunner().invoke(
-        app, ["budget", "--delta", "1e-5", "--mechanism", mechanism, *known, *words]
-    )
+    return CliRunner().invoke(app, ["budget", "--delta", "1e-5", "--mechanism", mechanism, *known, *words])
 
 
 @pytest.mark.parametrize("name", list(FOUR))

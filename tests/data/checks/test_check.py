@@ -83,12 +83,7 @@ def test_the_same_image_in_both_subsets_of_rafdb(make: Any) -> None:
     aligned = [make.root / s / "Image" / "aligned" for s in ("basic", "compound")]
     shutil.copy(aligned[0] / "train_00001_aligned.jpg", aligned[1] / "test_0001_aligned.jpg")
     report = check_corpus(make.root)
-    assert [s.name for s in report.splits] == [
-        "basic train",
-        "basic test",
-        "compound train",
-        "compound test",
-    ]
+    assert [s.name for s in report.splits] == ["basic train", "basic test", "compound train", "compound test"]
     assert any(f.startswith("basic train and compound test share 1 image") for f in report.faults)
     assert "compound test: images: 1 where 792 are published" in report.faults
     assert "the split train" not in report.missing

@@ -43,10 +43,7 @@ def layouts() -> dict[str, dict[str, str | None]]:
         "metadata at the root": described,
         "csv at the root": {**images, "metadata.csv": csv()},
         "metadata below": below("images", described),
-        "root metadata of a folder": {
-            **below("images", images),
-            "metadata.jsonl": jsonl("images/"),
-        },
+        "root metadata of a folder": {**below("images", images), "metadata.jsonl": jsonl("images/")},
         "hidden folder": {**classes, ".git/x.png": None, ".cache/y.png": None},
         "hidden file": {**classes, "happy/._0.png": None},
         "two batches": {**below("b0", described), **below("b1", described)},
@@ -86,9 +83,7 @@ def main() -> None:
             answer = {}
             for split, rows in loaded.items():
                 kind = rows.features.get("label")
-                words = [
-                    kind.int2str(v) if isinstance(kind, ClassLabel) else v for v in rows["label"]
-                ]
+                words = [kind.int2str(v) if isinstance(kind, ClassLabel) else v for v in rows["label"]]
                 answer[str(split)] = dict(sorted(Counter(words).items()))
             record[name] = answer
     RECORD.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")

@@ -19,10 +19,7 @@ from carefl_secure.progress import SilentReporter
 def test_both_spellings_are_class_0(make: Any, base: str) -> None:
     corpora = load_caers(make.caers(base=base))
     assert list(corpora) == ["train", "test"]
-    assert [r.key for r in corpora["train"].records][:2] == [
-        "train/Angry/0001.png",
-        "train/Disgust/0001.png",
-    ]
+    assert [r.key for r in corpora["train"].records][:2] == ["train/Angry/0001.png", "train/Disgust/0001.png"]
     assert corpora["test"].records[0].key == "test/Anger/0001.png"
     for corpus in corpora.values():
         assert [r.labels for r in corpus.records] == [(k,) for k in range(7)]
@@ -43,10 +40,7 @@ def test_val_lies_in_the_folder_test_and_is_no_part_of_test(make: Any, prefix: b
         make,
         train=[f"{head['train']}Anger/0001.png,0,5,5,20,30"],  # the folder says Angry
         val=[f"{head['test']}Happy/0001.png,3,5,5,20,30"],
-        test=[
-            f"{head['test']}Happy/0001.png,3,5,5,20,30",
-            f"{head['test']}Happy/0002.png,3,5,5,20,30",
-        ],
+        test=[f"{head['test']}Happy/0001.png,3,5,5,20,30", f"{head['test']}Happy/0002.png,3,5,5,20,30"],
     )
     corpora = load_caers(make.root)
     assert list(corpora) == ["train", "val", "test"]
@@ -156,10 +150,7 @@ def test_known_clips_keep_frames_together(make: Any) -> None:
     make.caers()
     make.table(
         make.root / "clips.csv",
-        [
-            {"path": "CAER-S/train/Angry/0001.png", "clip": "show-1"},
-            {"path": "train/Sad/0001.png", "clip": "show-1"},
-        ],
+        [{"path": "CAER-S/train/Angry/0001.png", "clip": "show-1"}, {"path": "train/Sad/0001.png", "clip": "show-1"}],
     )
     train = load_caers(make.root)["train"]
     assert [r.subject for r in train.records].count("show-1") == 2

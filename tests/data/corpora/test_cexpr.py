@@ -110,9 +110,7 @@ def test_videos_alone_say_what_to_install(make: Any, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     make.text(make.root / CHALLENGE / "videos" / "01.mp4", "no video")
     assert video_names(make.root / CHALLENGE) == ["01"]
-    with pytest.raises(
-        DataError, match=r"extract its frames first, to frames/01/.*install imageio"
-    ):
+    with pytest.raises(DataError, match=r"extract its frames first, to frames/01/.*install imageio"):
         load_cexpr(make.root)
 
 

@@ -27,8 +27,7 @@ def test_every_layout_was_recorded() -> None:
 def test_as_the_library_reads_it(tmp_path: Path, name: str) -> None:
     corpora = load_imagefolder(build(tmp_path, LAYOUTS[name]))
     found = {
-        split: dict(Counter(one.space.labels[r.labels[0]] for r in one.records))
-        for split, one in corpora.items()
+        split: dict(Counter(one.space.labels[r.labels[0]] for r in one.records)) for split, one in corpora.items()
     }
     expected = {NAMES[split]: counts for split, counts in ANSWERS[name].items()}
     if name in LOST:

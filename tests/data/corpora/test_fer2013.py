@@ -16,9 +16,7 @@ from carefl_secure.errors import DataError, LabelError
 GREY = " ".join(map(str, range(100, 109)))
 
 
-def table(
-    root: Path, rows: str, name: str = "fer2013.csv", head: str = "emotion,pixels,Usage"
-) -> None:
+def table(root: Path, rows: str, name: str = "fer2013.csv", head: str = "emotion,pixels,Usage") -> None:
     root.mkdir(exist_ok=True)
     (root / name).write_text(f"{head}\n{rows}", encoding="utf-8")
 
@@ -60,9 +58,7 @@ def test_names_of_tables_say_the_split(tmp_path: Path) -> None:
         ("1,1 2 3 4", DataError, "cells"),
     ],
 )
-def test_malformed_rows_name_their_line(
-    tmp_path: Path, row: str, error: type[DataError], part: str
-) -> None:
+def test_malformed_rows_name_their_line(tmp_path: Path, row: str, error: type[DataError], part: str) -> None:
     table(tmp_path, f"1,{GREY},Training\n{row}\n")
     with pytest.raises(error, match=part) as caught:
         open_corpus(tmp_path)

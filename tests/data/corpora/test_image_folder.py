@@ -65,9 +65,7 @@ def test_metadata_gives_records(tmp_path: Path) -> None:
 
 
 def test_several_labels_and_a_given_space(tmp_path: Path) -> None:
-    folder = described(
-        tmp_path, {"file_name": "a.png", "labels": ["c", "a"]}, {"file_name": "b.png", "labels": []}
-    )
+    folder = described(tmp_path, {"file_name": "a.png", "labels": ["c", "a"]}, {"file_name": "b.png", "labels": []})
     assert load(folder).space.labels == ("a", "c")
     space = LabelSpace("abc", ("c", "b", "a"), multi=True)
     corpus = load(folder, space)
@@ -209,9 +207,7 @@ def test_box_outside_the_image(tmp_path: Path) -> None:
 
 
 def test_two_kinds_of_labels_and_two_metadata_files(tmp_path: Path) -> None:
-    described(
-        tmp_path, {"file_name": "a.png", "label": "x"}, {"file_name": "b.png", "labels": ["x"]}
-    )
+    described(tmp_path, {"file_name": "a.png", "label": "x"}, {"file_name": "b.png", "labels": ["x"]})
     with pytest.raises(DataError, match="use one"):
         load(tmp_path)
     (tmp_path / "metadata.csv").write_text("file_name,label\na.png,x\n", encoding="utf-8")

@@ -23,9 +23,7 @@ from carefl_secure.data.corpora.image_folder import load_imagefolder
 from carefl_secure.data.corpora.image_folder_layout import SPLIT_NAMES, split_name
 from carefl_secure.errors import DataError, LabelError
 
-QUICK = settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+QUICK = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 WORDS = ["happy", "sad", "angry", "Doubt/Confusion"]
 FORMS = ["|", ";", ",", ", ", " | ", "python", "json", "tuple", "numpy", "+", "/"]
 TOOLS = [".git", ".cache", ".ipynb_checkpoints", "@eaDir", "__MACOSX", ".thumbnails", "@EADIR"]
@@ -127,9 +125,7 @@ def test_a_folder_next_to_the_splits_is_named(tmp_path: Path) -> None:
     "name", ["metadata.JSONL", "Metadata.csv", "metadata.parquet", "metadata.tsv", "METADATA.json"]
 )
 @pytest.mark.parametrize("place", ["", "batch0"])
-def test_metadata_under_another_name_is_never_ignored(
-    tmp_path: Path, name: str, place: str
-) -> None:
+def test_metadata_under_another_name_is_never_ignored(tmp_path: Path, name: str, place: str) -> None:
     image(tmp_path / "batch0" / "0.png")
     (tmp_path / place / name).write_text("x")
     with pytest.raises(DataError, match=name):
@@ -192,10 +188,7 @@ def test_a_column_names_the_split(tmp_path: Path) -> None:
     (tmp_path / "metadata.csv").write_text(
         "file_name,label,split\n0.png,happy,Train\n1.png,sad,train\n2.png,happy,test\n"
     )
-    assert labels(load_imagefolder(tmp_path)) == {
-        "train": {"happy": 1, "sad": 1},
-        "test": {"happy": 1},
-    }
+    assert labels(load_imagefolder(tmp_path)) == {"train": {"happy": 1, "sad": 1}, "test": {"happy": 1}}
 
 
 def test_one_folder_for_each_client(tmp_path: Path) -> None:
@@ -244,9 +237,7 @@ def test_records_without_a_label(tmp_path: Path, form: str) -> None:
         text = "file_name,labels\n0.png,happy|sad\n1.png,[]\n2.png,nan\n"
     else:
         rows = [["happy", "sad"], [], None]
-        text = "\n".join(
-            json.dumps({"file_name": f"{k}.png", "labels": words}) for k, words in enumerate(rows)
-        )
+        text = "\n".join(json.dumps({"file_name": f"{k}.png", "labels": words}) for k, words in enumerate(rows))
     (tmp_path / f"metadata.{form}").write_text(text)
     corpus = load_imagefolder(tmp_path)["all"]
     assert [r.labels for r in corpus.records] == [(0, 1), ()]
@@ -274,12 +265,8 @@ def test_linked_folders_are_followed(tmp_path: Path) -> None:
 
 @QUICK
 @given(
-    rows=st.lists(
-        st.sets(st.sampled_from(["happy", "sad", "angry", "Doubt/Confusion"])), min_size=2
-    ),
-    form=st.sampled_from(
-        ["|", ";", ",", ", ", " | ", "python", "json", "tuple", "numpy", "+", "/"]
-    ),
+    rows=st.lists(st.sets(st.sampled_from(["happy", "sad", "angry", "Doubt/Confusion"])), min_size=2),
+    form=st.sampled_from(["|", ";", ",", ", ", " | ", "python", "json", "tuple", "numpy", "+", "/"]),
 )
 def test_cells_with_several_labels_are_understood_or_refused(
     tmp_path_factory: pytest.TempPathFactory, rows: list[set[str]], form: str

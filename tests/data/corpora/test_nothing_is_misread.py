@@ -15,28 +15,8 @@ from PIL import Image
 from carefl_secure.data.corpora.image_folder import load_imagefolder
 from carefl_secure.errors import DataError, LabelError
 
-FOLDERS = [
-    "",
-    "happy",
-    "sad",
-    "train/happy",
-    "test/happy",
-    "Test/sad",
-    "a/b/happy",
-    ".git",
-    "@eaDir",
-]
-NAMES = [
-    "0.png",
-    "1.PNG",
-    "2.png",
-    "._0.png",
-    "notes.txt",
-    "LICENSE",
-    "noname",
-    "Thumbs.db",
-    "x.dat",
-]
+FOLDERS = ["", "happy", "sad", "train/happy", "test/happy", "Test/sad", "a/b/happy", ".git", "@eaDir"]
+NAMES = ["0.png", "1.PNG", "2.png", "._0.png", "notes.txt", "LICENSE", "noname", "Thumbs.db", "x.dat"]
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -64,9 +44,7 @@ def rows(root: Path, count: int = 4, **columns: list[object]) -> None:
     write(root, "\n".join(lines))
 
 
-@settings(
-    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     files=st.sets(st.tuples(st.sampled_from(FOLDERS), st.sampled_from(NAMES)), max_size=16),
     described=st.sampled_from(["", "", "train", "happy", "."]),
@@ -151,9 +129,7 @@ def one_person_in_two_spellings(root: Path) -> None:
         (one_person_in_two_spellings, "'Ann Lee' and 'ann  lee' differ"),
     ],
 )
-def test_contradictions_are_refused(
-    tmp_path: Path, layout: Callable[[Path], None], part: str
-) -> None:
+def test_contradictions_are_refused(tmp_path: Path, layout: Callable[[Path], None], part: str) -> None:
     layout(tmp_path)
     with pytest.raises(DataError, match=part):
         load_imagefolder(tmp_path)
@@ -189,9 +165,7 @@ def test_what_is_named_but_lies_elsewhere_is_used_and_not_counted(tmp_path: Path
     flat(tmp_path)
     image(tmp_path / ".hidden" / "9.png")
     image(tmp_path / "face.dat")
-    lines = [
-        json.dumps({"file_name": name, "label": "a"}) for name in (".hidden/9.png", "face.dat")
-    ]
+    lines = [json.dumps({"file_name": name, "label": "a"}) for name in (".hidden/9.png", "face.dat")]
     write(tmp_path, "\n".join(lines))
     found = load_imagefolder(tmp_path)["all"]
     assert len(found.records) == 2

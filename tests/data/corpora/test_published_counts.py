@@ -111,8 +111,4 @@ def test_cexpr_counts_videos_of_the_challenge_and_clips_of_the_folds() -> None:
         "test": FileCorpus("x", CEXPR, [Record("a", ())], (), stated={"clips": 56}),
     }
     counts = published_counts("cexpr", "cexpr", parts)
-    assert [(c.found, c.published, c.same) for c in counts] == [
-        (98, 98, True),
-        (26, 27, False),
-        (56, 56, True),
-    ]
+    assert [(c.found, c.published, c.same) for c in counts] == [(98, 98, True), (26, 27, False), (56, 56, True)]

@@ -11,14 +11,7 @@ from carefl_secure.data.label_spaces import BASIC, COMPOUND
 from carefl_secure.errors import DataError, LabelError
 from carefl_secure.progress import SilentReporter
 
-BASIC_SIX = {
-    "train_00001": 5,
-    "train_00002": 1,
-    "train_00003": 7,
-    "test_0001": 4,
-    "test_0002": 6,
-    "test_0003": 1,
-}
+BASIC_SIX = {"train_00001": 5, "train_00002": 1, "train_00003": 7, "test_0001": 4, "test_0002": 6, "test_0003": 1}
 
 
 @pytest.mark.parametrize("spelled", ["patition", "partition"])
@@ -100,12 +93,8 @@ def test_rafce_is_another_dataset(make: Any) -> None:
         load_rafdb(make.root, "compound")
 
 
-@pytest.mark.parametrize(
-    "codes", [("1", "2"), ("3", "0", "0"), ("0", "0", "5"), ("male", "0", "0"), ("0", "0", "-1")]
-)
-def test_malformed_attributes_cost_the_attributes_and_not_the_face(
-    make: Any, codes: tuple[str, ...]
-) -> None:
+@pytest.mark.parametrize("codes", [("1", "2"), ("3", "0", "0"), ("0", "0", "5"), ("male", "0", "0"), ("0", "0", "-1")])
+def test_malformed_attributes_cost_the_attributes_and_not_the_face(make: Any, codes: tuple[str, ...]) -> None:
     make.raf("basic", {"train_00001": 1, "train_00002": 1, "train_00003": 1})
     make.attributes("basic", "train_00002", *codes)
     manual = make.root / "basic" / "Annotation" / "manual"

@@ -12,12 +12,7 @@ from PIL import Image, ImageEnhance
 
 from carefl_secure.data.corpora.image_folder import load_imagefolder
 from carefl_secure.data.corpora.rafdb import load_rafdb
-from carefl_secure.data.deduplication.image_hashes import (
-    ImageHash,
-    difference_hash,
-    hash_images,
-    near_pairs,
-)
+from carefl_secure.data.deduplication.image_hashes import ImageHash, difference_hash, hash_images, near_pairs
 from carefl_secure.data.records import image_of
 from carefl_secure.data.splits import Subset
 
@@ -102,9 +97,7 @@ def test_portraits_of_other_persons_are_not_near(london_faces: Path) -> None:
     """The hash alone calls nearly a tenth of all pairs of studio portraits near."""
     corpus = load_imagefolder(london_faces)["all"]
     marks = hash_images(corpus)
-    by_hash = sum(
-        distance(a.hash, b.hash) <= 4 for a, b in combinations(marks, 2) if a.hash and b.hash
-    )
+    by_hash = sum(distance(a.hash, b.hash) <= 4 for a, b in combinations(marks, 2) if a.hash and b.hash)
     assert by_hash > 1000
     for a, b in near_pairs(marks).tolist():
         assert corpus.records[a].subject == corpus.records[b].subject

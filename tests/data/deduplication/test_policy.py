@@ -34,10 +34,7 @@ def test_refused_by_default_with_the_other_choices(found: Examined) -> None:
 def test_dropped_from_the_later_place(found: Examined) -> None:
     done = deduplicate(found, "drop")
     assert (done.repeated, done.shared) == (1, 1)
-    assert {name: len(one.records) for name, one in done.found.corpora.items()} == {
-        "train": 3,
-        "test": 3,
-    }
+    assert {name: len(one.records) for name, one in done.found.corpora.items()} == {"train": 3, "test": 3}
     pixels = [mark.pixels for marks in done.found.hashes.values() for mark in marks]
     assert len(pixels) == len(set(pixels)) == 6
     for name, corpus in done.found.corpora.items():
@@ -48,10 +45,7 @@ def test_dropped_from_the_later_place(found: Examined) -> None:
 
 def test_kept_and_counted(found: Examined) -> None:
     done = deduplicate(found, "keep")
-    assert {name: len(one.records) for name, one in done.found.corpora.items()} == {
-        "train": 4,
-        "test": 4,
-    }
+    assert {name: len(one.records) for name, one in done.found.corpora.items()} == {"train": 4, "test": 4}
     assert str(done) == "exact duplicates kept: 1 within a split, 1 across splits"
 
 

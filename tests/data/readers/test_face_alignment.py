@@ -41,9 +41,7 @@ def moved(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     st.floats(-1000, 1000),
     st.integers(3, 68),
 )
-def test_a_known_map_is_found_again(
-    scale: float, turn: float, x: float, y: float, count: int
-) -> None:
+def test_a_known_map_is_found_again(scale: float, turn: float, x: float, y: float, count: int) -> None:
     points = np.random.default_rng(count).normal(0, 30, (count, 2)) + 50
     truth = similarity(scale, turn, x, y)
     found = fit_similarity(points, moved(points, truth))
@@ -109,9 +107,7 @@ def test_pixels_go_where_the_landmarks_go(scale: float) -> None:
 def test_an_upright_face_of_the_right_size_is_left_alone() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     same = fit_similarity(TEMPLATE * 64, TEMPLATE * 64)
-    assert (
-        np.abs(np.asarray(warp(Image.fromarray(pixels), same, 64)).astype(int) - pixels).max() <= 1
-    )
+    assert np.abs(np.asarray(warp(Image.fromarray(pixels), same, 64)).astype(int) - pixels).max() <= 1
 
 
 def test_the_faces_of_the_embedded_corpus(tmp_path: Path) -> None:

@@ -26,9 +26,7 @@ def test_the_size_in_the_head_is_that_of_the_decoded_image(
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
-def test_damaged_images_never_escape_as_another_error(
-    make: Any, tmp_path: Path, suffix: str
-) -> None:
+def test_damaged_images_never_escape_as_another_error(make: Any, tmp_path: Path, suffix: str) -> None:
     """Whatever bytes are flipped in the head, the outcome is an answer or a DataError."""
     rng = np.random.default_rng(1)
     exif = Image.Exif()
@@ -93,9 +91,7 @@ def test_crops(make: Any, tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(crop.open()), np.asarray(part.open()))
 
 
-@pytest.mark.parametrize(
-    "name", ["", "/etc/x.jpg", "../x.jpg", "a/../../x.jpg", "C:\\x.jpg", "a\0"]
-)
+@pytest.mark.parametrize("name", ["", "/etc/x.jpg", "../x.jpg", "a/../../x.jpg", "C:\\x.jpg", "a\0"])
 def test_names_that_lead_out(tmp_path: Path, name: str) -> None:
     with pytest.raises(DataError, match=r"row 3: .*does not stay inside"):
         place(tmp_path, name, "row 3")

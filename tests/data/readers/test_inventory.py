@@ -20,13 +20,9 @@ NAMES += ["noname", "metadata.csv", "x.pdf", "desktop.ini", "LICENSE"]
 FOLDERS = ["", "happy/", "train/happy/", ".git/", "happy/@eaDir/", "__MACOSX/happy/"]
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(files=st.sets(st.tuples(st.sampled_from(FOLDERS), st.sampled_from(NAMES)), max_size=20))
-def test_no_file_is_lost(
-    tmp_path_factory: pytest.TempPathFactory, files: set[tuple[str, str]]
-) -> None:
+def test_no_file_is_lost(tmp_path_factory: pytest.TempPathFactory, files: set[tuple[str, str]]) -> None:
     root = tmp_path_factory.mktemp("files")
     for folder, name in files:
         (root / folder).mkdir(parents=True, exist_ok=True)

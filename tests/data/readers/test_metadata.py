@@ -57,11 +57,7 @@ def test_jsonl_keeps_line_separators_inside_words(tmp_path: Path) -> None:
 
 
 def test_csv(tmp_path: Path) -> None:
-    text = (
-        "file_name,labels,subject,box,site\n"
-        'a.jpg,Peace | Pain,s1,"[0, 0, 4, 4]",north\n'
-        'b.jpg,,,,"two\nlines"\n'
-    )
+    text = 'file_name,labels,subject,box,site\na.jpg,Peace | Pain,s1,"[0, 0, 4, 4]",north\nb.jpg,,,,"two\nlines"\n'
     first, second = read_metadata(csv(tmp_path, text))
     assert first.labels == ("Peace", "Pain")
     assert first.box == (0, 0, 4, 4)

@@ -15,9 +15,7 @@ from carefl_secure.data.readers.file_kinds import image_suffixes
 from carefl_secure.data.readers.images import decode, to_rgb
 from carefl_secure.errors import DataError
 
-QUICK = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 MODES = ["1", "L", "P", "RGB", "CMYK", "YCbCr", "LA", "RGBA", "PA"]
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -27,9 +25,7 @@ def noise(seed: int, *shape: int) -> np.ndarray:
 
 
 @QUICK
-@given(
-    seed=SEEDS, mode=st.sampled_from(["1", "L", "P", "RGB", "CMYK", "YCbCr", "LA", "RGBA", "PA"])
-)
+@given(seed=SEEDS, mode=st.sampled_from(["1", "L", "P", "RGB", "CMYK", "YCbCr", "LA", "RGBA", "PA"]))
 def test_each_mode_equals_pillow_over_white(seed: int, mode: str) -> None:
     rgba = Image.fromarray(noise(seed, 6, 5, 4), "RGBA")
     image = rgba.convert("P").convert("PA") if mode == "PA" else rgba.convert(mode)
@@ -108,14 +104,11 @@ def test_orientation_as_pillow_turns_it(tmp_path: Path, suffix: str, orientation
 
 
 @pytest.mark.parametrize(
-    "exif",
-    [b"", b"junk", b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\xff"],
+    "exif", [b"", b"junk", b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\xff"]
 )
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
 @pytest.mark.filterwarnings("ignore")
-def test_broken_exif_turns_nothing_and_loses_nothing(
-    tmp_path: Path, suffix: str, exif: bytes
-) -> None:
+def test_broken_exif_turns_nothing_and_loses_nothing(tmp_path: Path, suffix: str, exif: bytes) -> None:
     path = tmp_path / f"a.{suffix}"
     image = Image.fromarray(noise(1, 6, 9, 3))
     image.save(path, exif=exif)

@@ -85,9 +85,7 @@ def test_the_two_schools_agree_on_the_pictures_but_not_on_the_words() -> None:
             LogisticRegression(C=3, max_iter=300).fit(x, labels[:, k]).decision_function(z)
             for k in range(len(EMOTIC.labels))
         ]
-        reached[school] = np.mean(
-            [average_precision_score(truth[:, k], s) for k, s in enumerate(scores)]
-        )
+        reached[school] = np.mean([average_precision_score(truth[:, k], s) for k, s in enumerate(scores)])
     # One who sees every factor but reads it in the public manner leaves much to gain.
     assert reached["private"] - reached["public"] > 0.2
     assert reached["private"] < 0.85  # annotators disagree: nobody is perfect

@@ -52,9 +52,7 @@ class Flower:
 
 
 @pytest.fixture
-def linked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[[Flower], SuperLinkGrid]]:
+def linked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Flower], SuperLinkGrid]]:
     """Return a maker of grids whose far end is Flower's relay over this Flower."""
     ends: list[Callable[[], None]] = []
 
@@ -111,9 +109,7 @@ def test_every_reply_comes_and_few_at_a_time(
     assert max(flower.pulled) <= 8
 
 
-def test_a_reply_is_handed_on_while_others_are_still_awaited(
-    linked: Callable[[Flower], SuperLinkGrid],
-) -> None:
+def test_a_reply_is_handed_on_while_others_are_still_awaited(linked: Callable[[Flower], SuperLinkGrid]) -> None:
     flower = Flower(lambda message: echo(message) if message.metadata.dst_node_id < 3 else None)
     grid = linked(flower)
     replies = iter(grid.send_and_receive(questions(range(1, 4)), timeout=PATIENCE))
@@ -197,9 +193,7 @@ def test_an_adapter_for_many_nodes_crosses_the_socket_once() -> None:
     assert relay.receive(there)[1] == own
 
 
-def test_messages_of_two_kinds_go_in_one_exchange(
-    linked: Callable[[Flower], SuperLinkGrid],
-) -> None:
+def test_messages_of_two_kinds_go_in_one_exchange(linked: Callable[[Flower], SuperLinkGrid]) -> None:
     """What rides alone for a node that dropped out, beside the others' questions."""
     flower = Flower(lambda message: pack(asked=message.metadata.message_type.encode()))
     grid = linked(flower)

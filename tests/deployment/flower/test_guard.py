@@ -44,9 +44,7 @@ def test_a_killed_owner_leaves_no_process_and_no_key(tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
     (home / "node.key").write_text("secret")
-    done = subprocess.run(
-        [sys.executable, "-c", OWNER, str(home)], stdout=subprocess.PIPE, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", OWNER, str(home)], stdout=subprocess.PIPE, text=True, check=False)
     assert done.returncode == -signal.SIGKILL
     groups = [int(word) for word in done.stdout.split()]
     assert len(groups) == 2

@@ -154,9 +154,7 @@ def test_flower_unpacks_apps_through_the_check(tmp_path: Path) -> None:
     env = superlink.flower_environment(tmp_path / "home")
     words = [sys.executable, "-c", script, prefork.__file__]
     for fab, code in ((good, 0), (bad, 1)):
-        done = subprocess.run(
-            [*words, str(fab)], env=env, capture_output=True, text=True, timeout=120, check=False
-        )
+        done = subprocess.run([*words, str(fab)], env=env, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == code, done.stderr
         assert ("PermissionError" in done.stderr) == bool(code)
     assert len(list((tmp_path / "home").rglob("carefl_relay.py"))) == 1
@@ -180,9 +178,7 @@ def test_the_process_to_fork_from_has_one_thread() -> None:
         "sys.argv[1:] = ['nowhere', '1.41,1.42', 'flower-supernode'];"
         "prefork.main()"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script, prefork.__file__], timeout=120, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", script, prefork.__file__], timeout=120, check=False)
     assert done.returncode == 41
 
 
@@ -217,11 +213,7 @@ def test_without_a_process_to_fork_from_the_plain_command_runs(tmp_path: Path) -
     folder = tmp_path / "prefork"
     prefork._listen(folder).close()
     done = subprocess.run(
-        [folder / "flower-superexec", "--version"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
+        [folder / "flower-superexec", "--version"], capture_output=True, text=True, timeout=120, check=True
     )
     assert importlib.metadata.version("flwr") in done.stdout
     assert "starting it anew" in done.stderr
@@ -252,9 +244,7 @@ def test_one_process_answers_many_flwr_commands(tmp_path: Path) -> None:
     assert gone(pid)
 
 
-def test_a_flwr_that_ends_is_an_error_that_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_flwr_that_ends_is_an_error_that_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     link = superlink.Link("127.0.0.1:1", tmp_path / "ca.crt", tmp_path / "home")
     monkeypatch.setattr(superlink, "_command", lambda *_: [sys.executable, "-c", ""])
     with pytest.raises(EngineError, match="did not answer"):

@@ -16,12 +16,7 @@ from typer.testing import CliRunner
 from carefl_secure.cli.app import app
 from carefl_secure.deployment.provisioning.certificates import read_identity
 from carefl_secure.deployment.provisioning.join import join
-from carefl_secure.deployment.provisioning.party_keys import (
-    PublicHalf,
-    make_keys,
-    plain_fingerprint,
-    replace_keys,
-)
+from carefl_secure.deployment.provisioning.party_keys import PublicHalf, make_keys, plain_fingerprint, replace_keys
 from carefl_secure.deployment.provisioning.policy import TEMPLATE, read_policy
 from carefl_secure.deployment.provisioning.provision import provision, read_halves, rehearse
 from carefl_secure.deployment.provisioning.site_bundle import SiteBundle
@@ -107,9 +102,7 @@ def test_an_impostor_with_all_that_was_provisioned_signs_for_nobody(made: Deploy
         min_survivors=n, model_hash=bytes(32), base_hash=bytes(32), plan_hash=bytes(32),
         roster=roster.keys("client"),
     )  # fmt: skip
-    victim = PairwiseClient(
-        params, 0, read_identity(made.home("north") / "identity.key"), SystemKeySource()
-    )
+    victim = PairwiseClient(params, 0, read_identity(made.home("north") / "identity.key"), SystemKeySource())
     for index in range(1, n):  # what the provisioner has instead of the sites' keys
         with pytest.raises(ProtocolError, match="key"):
             PairwiseClient(params, index, Ed25519PrivateKey.generate(), SystemKeySource())
@@ -233,9 +226,7 @@ def test_a_rehearsal_says_so_and_no_site_with_its_own_keys_joins_it(tmp_path: Pa
     SiteBundle.open(home).read_policy()
     made.provision()
     true = Roster.read(made.bundle("north") / "roster.json")
-    (made.bundle("north") / "roster.json").write_text(
-        dataclasses.replace(true, rehearsal=True).to_json()
-    )
+    (made.bundle("north") / "roster.json").write_text(dataclasses.replace(true, rehearsal=True).to_json())
     with pytest.raises(PolicyError, match="of a rehearsal"):
         made.join("north", dataclasses.replace(true, rehearsal=True).fingerprint)
 
@@ -296,9 +287,7 @@ def call(*words: str, code: int = 0) -> str:
     return result.output
 
 
-def test_the_commands_of_the_page_do_what_it_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_commands_of_the_page_do_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     page = pages.ROOT / "docs" / "deployment.md"
     shown = {}
@@ -336,9 +325,7 @@ def test_the_commands_of_the_page_do_what_it_says(
     SiteBundle.open(Path("bundles/sites/hospital-b")).read_policy()
 
 
-def test_a_site_that_rotates_its_keys_shows_at_the_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_site_that_rotates_its_keys_shows_at_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("sites.yaml").write_text("clients: {a: /x, b: /x}\nsubmitters: [office]\n")
     Path("keys").mkdir()
@@ -351,9 +338,7 @@ def test_a_site_that_rotates_its_keys_shows_at_the_others(
     call("provision", "sites.yaml", "--keys", "keys", "--rehearsal", code=2)
     call("provision", "sites.yaml", "--keys", "keys", "--out", "first")
     said = Roster.read(Path("first/server/roster.json")).fingerprint
-    assert "records: /y" in call(
-        "site", "join", "a", "first/sites/a", "--fingerprint", said, "--data", "/y"
-    )
+    assert "records: /y" in call("site", "join", "a", "first/sites/a", "--fingerprint", said, "--data", "/y")
     call("site", "rotate", "b")
     shutil.copy("b/b.pub.json", "keys")
     call("provision", "sites.yaml", "--keys", "keys", "--out", "second")

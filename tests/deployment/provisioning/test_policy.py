@@ -127,9 +127,7 @@ def test_a_listed_plan_and_base_are_allowed(bundle: Path, worked: list[Config]) 
     assert answer(Agent(SiteBundle.open(bundle)), bundle, proposal) is None
 
 
-def test_what_the_ledger_holds_counts_towards_the_policy(
-    bundle: Path, worked: list[Config]
-) -> None:
+def test_what_the_ledger_holds_counts_towards_the_policy(bundle: Path, worked: list[Config]) -> None:
     agent = Agent(SiteBundle.open(bundle))
     proposal, plan = proposed(settings())
     assert answer(agent, bundle, proposal) is None
@@ -152,9 +150,7 @@ def _corpus(bundle: Path) -> Path:
     return bundle / "ledgers" / f"{hashlib.sha256(b'share').hexdigest()[:16]}.jsonl"
 
 
-def test_a_proposal_that_declares_nothing_or_cannot_be_read_is_refused(
-    bundle: Path, worked: list[Config]
-) -> None:
+def test_a_proposal_that_declares_nothing_or_cannot_be_read_is_refused(bundle: Path, worked: list[Config]) -> None:
     agent = Agent(SiteBundle.open(bundle))
     proposal, _ = proposed(settings())
     undeclared = proposal.config.replace(f"public_records: {RECORDS}", "public_records: null")
@@ -165,9 +161,7 @@ def test_a_proposal_that_declares_nothing_or_cannot_be_read_is_refused(
     assert not worked
 
 
-def test_a_server_that_draws_its_records_does_not_size_the_sites(
-    tmp_path: Path, worked: list[Config]
-) -> None:
+def test_a_server_that_draws_its_records_does_not_size_the_sites(tmp_path: Path, worked: list[Config]) -> None:
     sites = Sites("t", "h", 1, dict.fromkeys("abc", "/srv/images"))
     rehearse(sites, tmp_path / "bundles")
     bundle = tmp_path / "bundles" / "sites" / "a"
@@ -177,9 +171,7 @@ def test_a_server_that_draws_its_records_does_not_size_the_sites(
     assert worked[0].federation.public_records == RECORDS
 
 
-def test_a_helper_minds_no_path_of_records_for_it_opens_none(
-    tmp_path: Path, worked: list[Config]
-) -> None:
+def test_a_helper_minds_no_path_of_records_for_it_opens_none(tmp_path: Path, worked: list[Config]) -> None:
     sites = Sites("t", "h", 1, dict.fromkeys("abc", "/srv/images"), ("keeper", "other"))
     rehearse(sites, tmp_path / "bundles")
     words = ("federation.aggregation=committee", "federation.committee_members=2")
@@ -217,9 +209,7 @@ def test_the_provisioned_policy_is_the_careful_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("clause", [field.name for field in dataclasses.fields(Policy)])
-def test_a_policy_without_one_of_its_clauses_is_refused_by_name(
-    tmp_path: Path, clause: str
-) -> None:
+def test_a_policy_without_one_of_its_clauses_is_refused_by_name(tmp_path: Path, clause: str) -> None:
     with pytest.raises(ConfigError, match=f"p.yaml: {clause} is missing; a policy must state"):
         written(tmp_path / "p.yaml", **{clause: None})
 
@@ -245,9 +235,7 @@ def test_a_policy_without_one_of_its_clauses_is_refused_by_name(
         ("allow_unprotected", 1),
     ],
 )
-def test_a_clause_that_is_not_understood_allows_nothing(
-    tmp_path: Path, clause: str, value: Any
-) -> None:
+def test_a_clause_that_is_not_understood_allows_nothing(tmp_path: Path, clause: str, value: Any) -> None:
     with pytest.raises(ConfigError) as caught:
         written(tmp_path / "p.yaml", **{clause: value})
     text = str(caught.value)
@@ -293,9 +281,7 @@ def cohort(members: int = 0, tolerance: int = 0) -> Cohort:
     keys = [bytes([n]) * 32 for n in range(4 + members)]
     config = AggregationConfig()
     if members:
-        config = AggregationConfig(
-            protocol="committee", members=members, dropout_tolerance=tolerance
-        )
+        config = AggregationConfig(protocol="committee", members=members, dropout_tolerance=tolerance)
     return Cohort(b"r", tuple(keys[:4]), bytes(32), tuple(keys[4:]), config)
 
 
@@ -354,9 +340,7 @@ def test_each_clause_refuses_with_a_number_of_its_own(
 def test_a_run_that_keeps_every_clause_is_allowed(
     tmp_path: Path, changes: dict[str, Any], unit: str, others: dict[str, int]
 ) -> None:
-    check_policy(
-        written(tmp_path / "p.yaml", **changes), known_plan(unit), cohort(**others), SIGNER
-    )
+    check_policy(written(tmp_path / "p.yaml", **changes), known_plan(unit), cohort(**others), SIGNER)
 
 
 def test_colluders_are_asked_for_under_the_secure_sum_alone(tmp_path: Path) -> None:

@@ -35,14 +35,7 @@ from carefl_secure.deployment.ray.actor import ActorApp
 from carefl_secure.deployment.ray.cluster import RayCluster, network_settings, set_environment
 from carefl_secure.deployment.ray.engine import RayEngine, RayParties
 from carefl_secure.deployment.ray.grid import RayGrid
-from carefl_secure.errors import (
-    BudgetExceededError,
-    CohortError,
-    ConfigError,
-    EngineError,
-    ModelError,
-    ProtocolError,
-)
+from carefl_secure.errors import BudgetExceededError, CohortError, ConfigError, EngineError, ModelError, ProtocolError
 from carefl_secure.federation.server.optimizers import FedAdam
 from carefl_secure.federation.server.run import FederationResult
 from carefl_secure.federation.transport.local_grid import FIRST_NODE, TESTED_FLOWER, LocalGrid
@@ -237,9 +230,7 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     [{"aggregation": "pairwise"}, {"aggregation": "committee"}, {"aggregation": "encrypted"}],
     ids=lambda way: way["aggregation"],
 )
-def test_sessions_move_from_actor_to_actor_in_every_way_of_summing(
-    runs: Runs, way: dict[str, Any]
-) -> None:
+def test_sessions_move_from_actor_to_actor_in_every_way_of_summing(runs: Runs, way: dict[str, Any]) -> None:
     near, far = runs.folder(), runs.folder()
     wanted = runs.go(folder=near, **way)
     same(runs.go(RayEngine(SilentReporter()), far, **way), wanted)
@@ -270,9 +261,7 @@ def test_hooks_see_and_lose_what_they_do_in_one_process(runs: Runs) -> None:
 @pytest.fixture
 def parties(runs: Runs, no_ray: None) -> Iterator[RayParties]:
     options = {"key_source": keys}
-    made = RayEngine(SilentReporter()).start(
-        run_spec(runs.plan, steady(CLIENTS), runs.folder(), options)
-    )
+    made = RayEngine(SilentReporter()).start(run_spec(runs.plan, steady(CLIENTS), runs.folder(), options))
     yield made
     made.close()
 
@@ -467,12 +456,7 @@ def test_helpers_and_an_early_end_on_ray(runs: Runs, home: Path) -> None:
     assert gone(home)
 
 
-WORDS = (
-    "data.records=300",
-    "simulation.dropout=0",
-    "evaluation.baselines=false",
-    "privacy.delta=1e-4",
-)
+WORDS = ("data.records=300", "simulation.dropout=0", "evaluation.baselines=false", "privacy.delta=1e-4")
 
 
 def command(*more: str) -> list[str]:

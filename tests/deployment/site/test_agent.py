@@ -25,14 +25,7 @@ from carefl_secure.deployment.site.accepted_run import Accepted
 from carefl_secure.deployment.site.agent import Agent
 from carefl_secure.deployment.site.budget import corpus_ledger
 from carefl_secure.deployment.site.proposal import Proposal, propose
-from carefl_secure.errors import (
-    CohortError,
-    ModelError,
-    PolicyError,
-    PrivateRefusalError,
-    ProtocolError,
-    RunError,
-)
+from carefl_secure.errors import CohortError, ModelError, PolicyError, PrivateRefusalError, ProtocolError, RunError
 from carefl_secure.federation.server.run import FederationResult
 from carefl_secure.federation.transport.error_codes import LOST, error_of_reply
 from carefl_secure.federation.transport.local_grid import LocalGrid
@@ -53,14 +46,10 @@ Maker = Callable[..., SitesEngine]
 
 
 @pytest.fixture
-def found(
-    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> Maker:
+def found(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Maker:
     """Return what founds a engine: bundles, and agents with a toy's work."""
 
-    def make(
-        fault: Fault = Quiet, *words: str, helpers: int = 0, unit: str = "record"
-    ) -> SitesEngine:
+    def make(fault: Fault = Quiet, *words: str, helpers: int = 0, unit: str = "record") -> SitesEngine:
         plan = known_plan(unit, ROUNDS)
         monkeypatch.setattr(agents, "Work", work())
         monkeypatch.setattr(plan_setup, "plan_with", lambda *_, **__: plan)
@@ -126,9 +115,7 @@ def test_sites_that_are_not_there_in_time_end_the_submit(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("action", PEERS)
-def test_an_agent_that_stays_away_is_done_without(
-    found: Maker, tmp_path: Path, action: str
-) -> None:
+def test_an_agent_that_stays_away_is_done_without(found: Maker, tmp_path: Path, action: str) -> None:
     engine = found(once("before", action, "1", [VICTIM], again=False))
     result = engine.run(known_plan("record", ROUNDS), tmp_path / "runs")
     assert isinstance(result, FederationResult), result
@@ -175,10 +162,7 @@ def test_a_committee_member_lost_ends_the_run_or_with_a_spare_does_not(
 def test_a_spare_member_is_back_in_a_later_round(found: Maker, tmp_path: Path, action: str) -> None:
     words = ("federation.aggregation=committee", "federation.committee_members=3")
     engine = found(
-        once("before", action, "1", ["h1"], again=True),
-        *words,
-        "federation.committee_dropout_tolerance=1",
-        helpers=3,
+        once("before", action, "1", ["h1"], again=True), *words, "federation.committee_dropout_tolerance=1", helpers=3
     )
     for site in engine.running:
         allow(site.bundle, max_committee_dropout_tolerance=1)
@@ -203,9 +187,7 @@ def test_without_the_key_holder_nothing_is_opened_and_the_run_can_be_resumed(
     assert engine.released == [CLIENTS] * (ROUNDS - (action == "query.open_sum"))
 
 
-def test_another_corpus_that_spends_in_the_meantime_stops_the_next_round(
-    found: Maker, tmp_path: Path
-) -> None:
+def test_another_corpus_that_spends_in_the_meantime_stops_the_next_round(found: Maker, tmp_path: Path) -> None:
     plan = known_plan("record", ROUNDS)
 
     def fault(site: RunningSite, when: str, what: str, where: str) -> None:
@@ -246,9 +228,7 @@ class Site:
 
     def ask(self, content: RecordDict, action: str, group: str = "1") -> Any:
         head, contents = self.agent.answer({"action": action, "group": group}, content)
-        return (
-            error_of_reply(Error(head["code"], head["reason"]), "node 1") if head else contents[0]
-        )
+        return error_of_reply(Error(head["code"], head["reason"]), "node 1") if head else contents[0]
 
     def propose(self) -> Any:
         return self.ask(_sites.signed_anew(self.proposal, self.bundles), "query.propose")
@@ -304,18 +284,10 @@ def test_nothing_secret_is_kept_and_nobody_else_may_read_it(site: Site) -> None:
     site.advertise(1)
     kept = site.path / "accepted.json"
     assert kept.stat().st_mode & 0o077 == 0
-    assert set(json.loads(kept.read_text())) == {
-        "proposal",
-        "submitter",
-        "signature",
-        "round",
-        "numbers",
-    }
+    assert set(json.loads(kept.read_text())) == {"proposal", "submitter", "signature", "round", "numbers"}
 
 
-def test_all_that_is_the_sites_own_is_checked_again(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_all_that_is_the_sites_own_is_checked_again(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     site.propose()
     site.advertise(1)
 
@@ -401,9 +373,7 @@ def test_a_damaged_memory_says_what_to_do(site: Site) -> None:
         site.open()
 
 
-def test_a_full_disk_under_the_memory_sends_nothing(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_under_the_memory_sends_nothing(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     from carefl_secure.deployment.site import accepted_run as accepted
 
     def full(*_: object, **__: object) -> None:

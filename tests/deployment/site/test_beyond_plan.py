@@ -13,25 +13,10 @@ from carefl_secure.deployment.site import agent as agents
 from carefl_secure.deployment.site.agent import Agent
 from carefl_secure.deployment.site.proposal import Proposal
 from carefl_secure.errors import PrivateRefusalError, ProtocolError
-from carefl_secure.federation.transport.messages import (
-    Fields,
-    pack,
-    pack_adapter,
-    vector_hash,
-    with_adapter,
-)
+from carefl_secure.federation.transport.messages import Fields, pack, pack_adapter, vector_hash, with_adapter
 from carefl_secure.privacy import Ledger
 from carefl_secure.runs import plan_from_config
-from tests.support.sites import (
-    CLIENTS,
-    DIMENSION,
-    allow,
-    known_plan,
-    make_bundles,
-    settings,
-    signed_anew,
-    work,
-)
+from tests.support.sites import CLIENTS, DIMENSION, allow, known_plan, make_bundles, settings, signed_anew, work
 
 ROUNDS = 3
 BEYOND = 1000 + ProtocolError.exit_code

@@ -154,9 +154,7 @@ def test_a_disk_that_is_full_is_said_once(node: Node, monkeypatch: pytest.Monkey
     assert sum("is full, so no round can be charged" in one for one in node.said) == 1
 
 
-def test_nodes_are_known_by_the_names_of_their_sites(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nodes_are_known_by_the_names_of_their_sites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     number = 18446744073709551557
     answers = iter([({"success": True, "node-id": number}, ""), ({}, "the key is already in use")])
     monkeypatch.setattr(Link, "_ask", lambda *_: next(answers))

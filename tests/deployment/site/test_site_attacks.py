@@ -126,9 +126,7 @@ def test_no_round_beyond_the_signed_plan_although_the_policy_allows_more(toy: As
     assert [toy.spends(i) for i in range(CLIENTS)] == [ROUNDS] * CLIENTS
 
 
-def test_a_restarted_agent_begins_no_round_twice_also_once_it_has_taken_the_run_up(
-    toy: Asked,
-) -> None:
+def test_a_restarted_agent_begins_no_round_twice_also_once_it_has_taken_the_run_up(toy: Asked) -> None:
     """Keys made ahead for a later round once let the restarted agent begin an old one anew."""
     for i in range(CLIENTS):
         toy.propose(i)
@@ -143,9 +141,7 @@ def test_a_restarted_agent_begins_no_round_twice_also_once_it_has_taken_the_run_
     assert toy.advertise(0, 2)[0] == {} and toy.spends(0) == 1
 
 
-def test_a_round_is_on_disk_before_it_is_charged(
-    toy: Asked, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_round_is_on_disk_before_it_is_charged(toy: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
     """An agent that is killed while it computes sits the round out, and charges it once."""
     for i in range(CLIENTS):
         toy.propose(i)
@@ -220,9 +216,7 @@ def test_a_stranger_uses_up_no_number(toy: Asked) -> None:
     assert toy.propose(0) == {}
 
 
-def test_run_numbers_grow_also_where_the_clock_was_set_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_run_numbers_grow_also_where_the_clock_was_set_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = next_number(tmp_path)
     clock = SimpleNamespace(time_ns=lambda: first - 10**12)
     monkeypatch.setattr(proposal, "time", clock)
@@ -232,9 +226,7 @@ def test_run_numbers_grow_also_where_the_clock_was_set_back(
 # --- one refusal for all that is private ----------------------------------------------------------
 
 
-def test_every_private_cause_gives_the_same_bytes(
-    toy: Asked, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_every_private_cause_gives_the_same_bytes(toy: Asked, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Where a record, a label or the ledger is the reason, the server learns only that it is."""
     site = toy.agents[0].bundle
     ledger, event, delta = corpus_ledger(site), toy.plan.event, toy.plan.privacy.delta
@@ -439,9 +431,7 @@ def _bytes(content: RecordDict) -> dict[str, Any]:
     return dict(record)
 
 
-def test_a_proposal_is_answered_before_a_record_is_opened(
-    asked: Asked, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_proposal_is_answered_before_a_record_is_opened(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
     """So neither the answer nor its time depends on one."""
     gate, entered = threading.Event(), threading.Event()
     load = corpora.load_own

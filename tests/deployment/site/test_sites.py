@@ -99,9 +99,7 @@ def _spent(sites: _operators.Deployment, name: str) -> int:
 
 
 @pytest.mark.slow
-def test_flwr_run_on_the_server_of_a_deployment_says_what_to_use(
-    sites: _operators.Deployment,
-) -> None:
+def test_flwr_run_on_the_server_of_a_deployment_says_what_to_use(sites: _operators.Deployment) -> None:
     from carefl_secure.deployment.flower.address import ServerAddress
     from carefl_secure.deployment.flower.superlink import Link
 
@@ -244,8 +242,7 @@ def test_flwr_run_without_a_deployment_is_the_demonstration(tmp_path: Path) -> N
     home, port = tmp_path / "home", _operators.free_port()
     home.mkdir()
     (home / "config.toml").write_text(
-        '[superlink]\ndefault = "mine"\n\n[superlink.mine]\n'
-        f'address = "127.0.0.1:{port}"\ninsecure = true\n'
+        f'[superlink]\ndefault = "mine"\n\n[superlink.mine]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
     )
     env = flower_environment(home)
     programs = Path(_operators.sys.executable).parent
@@ -259,9 +256,7 @@ def test_flwr_run_without_a_deployment_is_the_demonstration(tmp_path: Path) -> N
             stderr=log,
             stdin=subprocess.DEVNULL,
         )
-    flwr = functools.partial(
-        subprocess.run, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300
-    )
+    flwr = functools.partial(subprocess.run, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
     try:
         deadline = time.monotonic() + 120
         while not _answers(port):
@@ -279,9 +274,7 @@ def test_flwr_run_without_a_deployment_is_the_demonstration(tmp_path: Path) -> N
         while not status.startswith("finished"):
             assert time.monotonic() < deadline + 300, (tmp_path / "superlink.out").read_text()
             time.sleep(2)
-            listed = flwr(
-                [programs / "flwr", "list", "mine", "--run-id", str(number), "--format", "json"]
-            ).stdout
+            listed = flwr([programs / "flwr", "list", "mine", "--run-id", str(number), "--format", "json"]).stdout
             status = json.loads(listed[listed.index("{") :])["runs"][0]["status"]
         assert status == "finished:completed", (tmp_path / "superlink.out").read_text()
         (run,) = (tmp_path / "runs").iterdir()

@@ -71,9 +71,7 @@ def start(processes: Processes, root: Path) -> tuple[int, list[int]]:
     return head.pid, pids
 
 
-def test_they_share_the_imports_and_are_ended_with_their_group(
-    processes: Processes, tmp_path: Path
-) -> None:
+def test_they_share_the_imports_and_are_ended_with_their_group(processes: Processes, tmp_path: Path) -> None:
     head, pids = start(processes, tmp_path)
     processes.stop()
     wait(lambda: all(map(gone, (head, *pids))))
@@ -89,9 +87,7 @@ def test_the_end_of_their_owner_reaches_all(processes: Processes, tmp_path: Path
     assert gone(head)
 
 
-def test_one_that_is_killed_ends_all_and_the_log_says_which(
-    processes: Processes, tmp_path: Path
-) -> None:
+def test_one_that_is_killed_ends_all_and_the_log_says_which(processes: Processes, tmp_path: Path) -> None:
     _, pids = start(processes, tmp_path)
     os.kill(pids[1], signal.SIGKILL)
     processes._running[0][1].wait(60)

@@ -100,9 +100,7 @@ def note(fault: str, phase: str, deployment: Any, folder: RunFolder, ended: str)
     assert sum(map(len, spends)) >= sum(sums)
     assert all(len(one) <= ROUNDS for one in spends)
     state = folder.read_checkpoint()
-    assert [row["round"] for row in folder.read_metrics()] == list(
-        range(1, int(str(state["round"])) + 1)
-    )
+    assert [row["round"] for row in folder.read_metrics()] == list(range(1, int(str(state["round"])) + 1))
     assert len(sums) - 1 <= int(str(state["round"])) <= len(sums)
     TABLE.append(Row(fault, phase, ended, sums))
     return sums
@@ -139,9 +137,7 @@ def test_the_server_killed_at_every_phase_goes_on(deployment: Any, folder: RunFo
         os.kill(os.getpid(), signal.SIGKILL)
 
     for attempt, phase in enumerate(PHASES):
-        status = deployment.run_elsewhere(
-            folder, PLAIN, resume=attempt > 0, record=At([(1, phase, die)])
-        )
+        status = deployment.run_elsewhere(folder, PLAIN, resume=attempt > 0, record=At([(1, phase, die)]))
         assert status == -signal.SIGKILL
         assert note("server killed", phase, deployment, folder, "SIGKILL") == ()
     assert deployment.run_elsewhere(folder, PLAIN, resume=True) == 0
@@ -186,9 +182,7 @@ def test_supernodes_killed_at_every_phase_are_done_without_until_they_are_back(
         note("SuperNode killed, started again", phase, deployment, folder, "run finished")
 
 
-def test_a_node_past_its_deadline_or_gone_for_good_is_done_without(
-    deployment: Any, folder: RunFolder
-) -> None:
+def test_a_node_past_its_deadline_or_gone_for_good_is_done_without(deployment: Any, folder: RunFolder) -> None:
     at = At(
         [
             (1, "train.masked", lambda: deployment.signal("agent-s2", signal.SIGSTOP)),
@@ -206,9 +200,7 @@ def test_a_node_past_its_deadline_or_gone_for_good_is_done_without(
     deployment.start_node_again("s3")
 
 
-def test_a_superlink_killed_in_a_round_is_an_error_and_the_run_is_resumed(
-    deployment: Any, folder: RunFolder
-) -> None:
+def test_a_superlink_killed_in_a_round_is_an_error_and_the_run_is_resumed(deployment: Any, folder: RunFolder) -> None:
     def kill() -> None:
         deployment.signal("superlink", signal.SIGKILL)
 
@@ -250,9 +242,7 @@ def test_who_is_not_of_this_deployment_is_not_let_in(deployment: Any, tmp_path: 
         TABLE.append(Row(fault, "join", "not let in", ()))
 
 
-def test_agents_killed_at_every_phase_are_back_in_the_next_round(
-    deployment: Any, folder: RunFolder
-) -> None:
+def test_agents_killed_at_every_phase_are_back_in_the_next_round(deployment: Any, folder: RunFolder) -> None:
     at = At([(n, phase, killed_agent(deployment, name)) for n, phase, name in schedule()])
     result = deployment.run(folder, PLAIN, record=at)
     assert isinstance(result, FederationResult), result
@@ -263,9 +253,7 @@ def test_agents_killed_at_every_phase_are_back_in_the_next_round(
         note("agent killed, started again", phase, deployment, folder, "run finished")
 
 
-def test_below_the_floor_the_run_ends_and_nothing_is_opened(
-    deployment: Any, folder: RunFolder
-) -> None:
+def test_below_the_floor_the_run_ends_and_nothing_is_opened(deployment: Any, folder: RunFolder) -> None:
     def two() -> None:
         for name in ("s0", "s1"):
             killed_agent(deployment, name)()
@@ -279,9 +267,7 @@ def test_below_the_floor_the_run_ends_and_nothing_is_opened(
     assert released(folder) == (CLIENTS,) * (ROUNDS - 1)
 
 
-def test_keys_made_ahead_are_lost_with_their_agent_and_it_comes_back(
-    deployment: Any, folder: RunFolder
-) -> None:
+def test_keys_made_ahead_are_lost_with_their_agent_and_it_comes_back(deployment: Any, folder: RunFolder) -> None:
     at = At([(2, phase, killed_agent(deployment, "s1")) for phase in PHASES[2:3]])
     result = deployment.run(folder, "federation.key_prefetch=true", record=at)
     assert isinstance(result, FederationResult), result
@@ -294,11 +280,7 @@ def test_every_fault_was_counted() -> None:
     counts: dict[str, set[str]] = {}
     for row in TABLE:
         counts.setdefault(row.fault, set()).add(row.phase)
-    for fault in (
-        "agent killed, started again",
-        "SuperNode killed, started again",
-        "server killed",
-    ):
+    for fault in ("agent killed, started again", "SuperNode killed, started again", "server killed"):
         assert counts[fault] == set(PHASES)
     assert len(counts) == 12, counts
     assert not [row for row in TABLE if min(row.released, default=FLOOR) < FLOOR]

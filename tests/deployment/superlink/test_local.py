@@ -81,9 +81,7 @@ def test_a_deployment_gives_the_adapter_of_one_process_and_leaves_nothing(tmp_pa
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_deployment_leaves_no_process(tmp_path: Path, number: int) -> None:
-    running = subprocess.Popen(
-        command(tmp_path, "cut", "--engine", "superlink", "--local-nodes", "3"), cwd=tmp_path
-    )
+    running = subprocess.Popen(command(tmp_path, "cut", "--engine", "superlink", "--local-nodes", "3"), cwd=tmp_path)
     deadline = time.monotonic() + 600
     while not (tmp_path / "cut" / "logs" / "node-site0.log").exists():
         assert running.poll() is None and time.monotonic() < deadline

@@ -80,9 +80,7 @@ def test_a_second_run_waits_for_the_end_of_the_first(bundles: Path, tmp_path: Pa
         ("sites/s0", lambda path: run_node(path, None, quiet)),
     ],
 )
-def test_an_expired_kit_starts_nothing(
-    bundles: Path, bundle: str, start: Callable[[Path], None]
-) -> None:
+def test_an_expired_kit_starts_nothing(bundles: Path, bundle: str, start: Callable[[Path], None]) -> None:
     about = bundles / bundle / "bundle.json"
     about.write_text(json.dumps({**json.loads(about.read_text()), "expires": time.time() - 1}))
     with pytest.raises(RunError, match="expired"):
@@ -156,21 +154,13 @@ def unwanted() -> Any:
 def specification(plan: Any, root: Path, **changes: Any) -> RunSpec:
     stage = Stage.only(plan)
     return RunSpec(
-        **{
-            "stage": stage,
-            "tasks": unwanted,
-            "folder": RunFolder.create(root, ""),
-            "base_hash": bytes(32),
-            **changes,
-        }
+        **{"stage": stage, "tasks": unwanted, "folder": RunFolder.create(root, ""), "base_hash": bytes(32), **changes}
     )
 
 
 @pytest.mark.parametrize("name", REFUSED)
 @pytest.mark.parametrize("kind", ["remote", "loopback"])
-def test_what_agents_would_ignore_is_refused(
-    bundles: Path, tmp_path: Path, kind: str, name: str
-) -> None:
+def test_what_agents_would_ignore_is_refused(bundles: Path, tmp_path: Path, kind: str, name: str) -> None:
     words = ["federation.public_records=120", "data.labels=basic"]
     config = _sites.settings(*words)
     engine: Any = Loopback(config, SilentReporter())

@@ -63,15 +63,10 @@ def test_an_interrupted_deployment_is_resumed_bit_for_bit(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     "how",
-    [
-        ("federation.aggregation=committee", "federation.committee_members=2"),
-        ("federation.aggregation=encrypted",),
-    ],
+    [("federation.aggregation=committee", "federation.committee_members=2"), ("federation.aggregation=encrypted",)],
     ids=["committee", "encrypted"],
 )
-def test_other_ways_of_summing_give_the_adapter_of_one_process(
-    tmp_path: Path, how: tuple[str, ...]
-) -> None:
+def test_other_ways_of_summing_give_the_adapter_of_one_process(tmp_path: Path, how: tuple[str, ...]) -> None:
     more = ("federation.rounds=1", *how)
     train(settings(tmp_path, "near", *more), SilentReporter())
     engine = choose_engine("superlink", SITES)

@@ -10,14 +10,7 @@ import numpy as np
 import pytest
 from flwr.app import Message
 
-from carefl_secure.errors import (
-    CareflError,
-    CohortError,
-    ConfigError,
-    PolicyError,
-    ProtocolError,
-    RunError,
-)
+from carefl_secure.errors import CareflError, CohortError, ConfigError, PolicyError, ProtocolError, RunError
 from carefl_secure.federation.plan.aggregation_config import AggregationConfig
 from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.federation.server.optimizers import FedAdam
@@ -68,9 +61,7 @@ class Played:
         self.actions: list[tuple[str, int]] = []
 
     def go(self, drop: Drop | None, monkeypatch: Any, **options: Any) -> FederationResult:
-        monkeypatch.setattr(
-            "carefl_secure.federation.server.run.dropping_out", lambda *_: (drop is not None, drop)
-        )
+        monkeypatch.setattr("carefl_secure.federation.server.run.dropping_out", lambda *_: (drop is not None, drop))
         return federate(
             self.plan,
             self.tasks,
@@ -97,16 +88,12 @@ def play(tmp_path: Path, plan_toy: Any, tasks_toy: Any) -> Callable[[], Played]:
 
 @pytest.mark.parametrize("reply", [False, True])
 @pytest.mark.parametrize("action", LATE)
-def test_a_lost_member_is_made_up_for(
-    play: Callable[[], Played], monkeypatch: Any, action: str, reply: bool
-) -> None:
+def test_a_lost_member_is_made_up_for(play: Callable[[], Played], monkeypatch: Any, action: str, reply: bool) -> None:
     """Bit for bit the adapter of a run in which nobody was lost, in both rounds."""
     whole, short = play(), play()
     first = whole.go(None, monkeypatch, committee_members=3, committee_dropout_tolerance=1)
     assert not any(name in RECOVERY for name, _ in whole.actions)
-    found = short.go(
-        dies({1}, action, 1, reply), monkeypatch, committee_members=3, committee_dropout_tolerance=1
-    )
+    found = short.go(dies({1}, action, 1, reply), monkeypatch, committee_members=3, committee_dropout_tolerance=1)
     np.testing.assert_array_equal(found.adapter, first.adapter)
     assert [row["survivors"] for row in found.rows] == [CLIENTS, CLIENTS]
     assert [pair for pair in short.actions if pair[0] in RECOVERY] == [
@@ -139,12 +126,7 @@ def test_a_loss_that_is_not_borne_is_refused(
     """Without a spare, before the announcements, or one loss too many: nothing is opened."""
     played = play()
     with pytest.raises(CohortError, match="lost members"):
-        played.go(
-            dies(members, action, 1, True),
-            monkeypatch,
-            committee_members=3,
-            committee_dropout_tolerance=spare,
-        )
+        played.go(dies(members, action, 1, True), monkeypatch, committee_members=3, committee_dropout_tolerance=spare)
     assert played.folder.read_metrics() == []
     early = action in EARLY
     assert len(Ledger(played.folder.ledger).events()) == (0 if early else 1)
@@ -167,9 +149,7 @@ def test_a_member_lost_while_recovering_ends_the_round(
     assert played.folder.read_metrics() == []
 
 
-def test_a_member_gives_shares_for_no_one_that_answered(
-    tmp_path: Path, plan_toy: Any, tasks_toy: Any
-) -> None:
+def test_a_member_gives_shares_for_no_one_that_answered(tmp_path: Path, plan_toy: Any, tasks_toy: Any) -> None:
     """Without a spare no consent is given; with one, only in order, and not after the round."""
     plan = plan_toy(CLIENTS, max_colluders=0)
     for spare in (0, 1):
@@ -195,9 +175,7 @@ def committee(members: int, tolerance: int) -> AggregationConfig:
     return AggregationConfig(protocol="committee", members=members, dropout_tolerance=tolerance)
 
 
-def test_a_spare_is_part_of_the_agreement_and_of_the_run(
-    play: Callable[[], Played], monkeypatch: Any
-) -> None:
+def test_a_spare_is_part_of_the_agreement_and_of_the_run(play: Callable[[], Played], monkeypatch: Any) -> None:
     played = play()
     plan, tasks = played.plan, played.tasks
     public = tuple(bytes([i]) * 32 for i in range(1, 9))
@@ -228,9 +206,7 @@ def test_a_refusal_names_the_party(kind: type[CareflError]) -> None:
         assert isinstance(error_of_reply(error, "node 7"), kind)
         assert named.startswith("node 7: ") and party in named and "secret" not in named
         assert error.reason is not None and party in error.reason
-        assert not any(
-            other in named.replace("fewer clients", "") for other in parties if other != party
-        )
+        assert not any(other in named.replace("fewer clients", "") for other in parties if other != party)
         codes.add(error.code)
     assert len(codes) == 3
 

@@ -19,12 +19,7 @@ from carefl_secure.federation.client.app import build_client_app
 from carefl_secure.federation.plan.aggregation_config import AggregationConfig
 from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.federation.transport.local_grid import FIRST_NODE, LocalGrid
-from carefl_secure.federation.transport.messages import (
-    pack,
-    pack_adapter,
-    vector_hash,
-    with_adapter,
-)
+from carefl_secure.federation.transport.messages import pack, pack_adapter, vector_hash, with_adapter
 from carefl_secure.noise import SystemKeySource
 from carefl_secure.secagg import CommitteeServer
 from carefl_secure.secagg.encrypted.bfv import SecretKey
@@ -54,14 +49,10 @@ class Hand:
 
     def submit(self, announced: dict[int, bytes], clients: range) -> dict[int, bytes]:
         sessions = self.bench.clients.sessions
-        return {
-            i: sessions[i].submit(self.number, self.plan, self.adapter, announced) for i in clients
-        }
+        return {i: sessions[i].submit(self.number, self.plan, self.adapter, announced) for i in clients}
 
     def server(self, announced: dict[int, bytes], sent: dict[int, bytes]) -> CommitteeServer:
-        parameters = self.bench.clients.cohort.committee_parameters(
-            self.bench.plan, self.number, self.model
-        )
+        parameters = self.bench.clients.cohort.committee_parameters(self.bench.plan, self.number, self.model)
         server = CommitteeServer(parameters)
         for member, message in announced.items():
             server.announced(member, message)
@@ -79,9 +70,7 @@ def test_members_that_are_shown_different_lists_refuse(make_bench: MakeBench) ->
     fewer = {index: message for index, message in sent.items() if index != 3}
     whole, part = hand.server(announced, sent), hand.server(announced, fewer)
     openings = {
-        member.index: hand.open(
-            member, announced, (part if member.index == 2 else whole).listing(member.index)
-        )
+        member.index: hand.open(member, announced, (part if member.index == 2 else whole).listing(member.index))
         for member in hand.members
     }
     for member in hand.members:
@@ -228,9 +217,7 @@ def test_two_nodes_that_claim_one_place(make_bench: MakeBench) -> None:
         bench.start()
 
 
-def test_a_helpers_refusal_stops_the_run_and_is_kept_in_its_own_folder(
-    make_bench: MakeBench,
-) -> None:
+def test_a_helpers_refusal_stops_the_run_and_is_kept_in_its_own_folder(make_bench: MakeBench) -> None:
     bench = make_bench(aggregation="committee")
     bench.clients.helpers[1]._round = 5
     with pytest.raises(ProtocolError, match="node 1007: the committee member refused"):

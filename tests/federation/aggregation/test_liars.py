@@ -180,9 +180,7 @@ def test_shares_that_do_not_open_are_their_senders_fault(
 
     def watched(self: Faults) -> None:
         original(self)
-        self.note = lambda number, step, node, error, out: accused.append(
-            (node, getattr(error, "sender", -1))
-        )
+        self.note = lambda number, step, node, error, out: accused.append((node, getattr(error, "sender", -1)))
 
     monkeypatch.setattr(Faults, "__init__", watched)
     bench.start(rounds=ROUNDS)

@@ -44,9 +44,7 @@ def keys(index: int) -> DeterministicKeySource:
 
 
 @pytest.mark.parametrize("unit", ["record", "none"])
-def test_three_modes_give_the_same_adapter_bit_for_bit(
-    runs: Runs, plan_toy: Callable[..., Any], unit: str
-) -> None:
+def test_three_modes_give_the_same_adapter_bit_for_bit(runs: Runs, plan_toy: Callable[..., Any], unit: str) -> None:
     runs.plan = plan_toy(CLIENTS, max_colluders=0, rounds=2, unit=unit)
     options = {"key_source": keys, "dropout": 0.2, "seed": 4}
     found: dict[str, FederationResult] = {
@@ -58,9 +56,7 @@ def test_three_modes_give_the_same_adapter_bit_for_bit(
     for result in found.values():
         np.testing.assert_array_equal(result.adapter, first)
         assert [row["survivors"] for row in result.rows] == [6, 6]
-        assert [row["epsilon"] for row in result.rows] == [
-            row["epsilon"] for row in found["pairwise"].rows
-        ]
+        assert [row["epsilon"] for row in result.rows] == [row["epsilon"] for row in found["pairwise"].rows]
     # other keys, another adapter: the comparison can fail
     other = runs.go("committee", key_source=lambda i: keys(i + 100), dropout=0.2, seed=4)
     assert np.abs(other.adapter - first).max() > 1e-4 or unit == "none"
@@ -82,9 +78,7 @@ def test_the_opened_words_are_the_same_even_where_they_wrap(
 
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("mode", ["committee", "encrypted"])
-def test_without_privacy_the_step_is_the_mean_gradient(
-    make_bench: MakeBench, mode: str, workers: int
-) -> None:
+def test_without_privacy_the_step_is_the_mean_gradient(make_bench: MakeBench, mode: str, workers: int) -> None:
     bench = make_bench(unit="none", sample_rate=1.0, aggregation=mode)
     adapter = bench.start(workers=workers)
     whole = np.concatenate([task.gradients for task in bench.tasks])
@@ -184,16 +178,12 @@ def test_a_run_is_not_resumed_in_another_mode(runs: Runs) -> None:
 
 
 @pytest.mark.parametrize("mode", ["committee", "encrypted"])
-def test_the_ledger_holds_the_round_before_a_record_is_read(
-    make_bench: MakeBench, mode: str
-) -> None:
+def test_the_ledger_holds_the_round_before_a_record_is_read(make_bench: MakeBench, mode: str) -> None:
     bench = make_bench(aggregation=mode)
     spent: list[tuple[int, int]] = []
     task, original = bench.tasks[2], bench.tasks[2].clipped_sum
 
-    def clipped_sum(
-        adapter: NDArray[np.float32], indices: NDArray[np.int64], number: int = 1
-    ) -> Any:
+    def clipped_sum(adapter: NDArray[np.float32], indices: NDArray[np.int64], number: int = 1) -> Any:
         spent.append((len(bench.clients.ledgers[2].events()), bench.server_spends()))
         return original(adapter, indices, number)
 
@@ -213,9 +203,7 @@ def test_a_record_that_is_not_finite_does_not_show(make_bench: MakeBench, mode: 
 
 
 @pytest.mark.parametrize("mode", ["committee", "encrypted"])
-def test_a_whole_round_with_a_new_session_for_every_message(
-    make_bench: MakeBench, mode: str
-) -> None:
+def test_a_whole_round_with_a_new_session_for_every_message(make_bench: MakeBench, mode: str) -> None:
     bench = make_bench(unit="none", sample_rate=1.0, aggregation=mode)
     moved = bench.start_afresh(rounds=2)
     whole = np.concatenate([task.gradients for task in bench.tasks])
@@ -227,9 +215,7 @@ def test_a_whole_round_with_a_new_session_for_every_message(
 
 
 @pytest.mark.parametrize("cut", [0, 2, 50, 500, -1])
-def test_a_saved_encrypted_session_that_is_damaged_is_refused(
-    make_bench: MakeBench, cut: int
-) -> None:
+def test_a_saved_encrypted_session_that_is_damaged_is_refused(make_bench: MakeBench, cut: int) -> None:
     bench = make_bench(aggregation="encrypted")
     session = bench.clients.sessions[0]
     plan = bench.plan.hash()

@@ -56,11 +56,7 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
 def losing(action: str, clients: set[int], replies: bool) -> Callable[[int, Message], bool]:
     def drop(node: int, message: Message) -> bool:
         is_reply = bool(message.metadata.reply_to_message_id)
-        return (
-            node - FIRST_NODE in clients
-            and message.metadata.message_type == action
-            and is_reply == replies
-        )
+        return node - FIRST_NODE in clients and message.metadata.message_type == action and is_reply == replies
 
     return drop
 
@@ -103,9 +99,7 @@ def test_a_dropout_at_any_phase_leaves_the_exact_sum_of_the_rest(
 
 @pytest.mark.parametrize("replies", [False, True])
 @pytest.mark.parametrize("action", PHASES)
-def test_below_the_floor_nothing_is_opened(
-    make_bench: MakeBench, watch: Watch, action: str, replies: bool
-) -> None:
+def test_below_the_floor_nothing_is_opened(make_bench: MakeBench, watch: Watch, action: str, replies: bool) -> None:
     bench = make_bench(clients=7, max_colluders=0)
     with pytest.raises(CohortError):
         bench.start(drop=losing(action, {0, 1, 4}, replies))
@@ -125,9 +119,7 @@ def test_nobody_answering_is_a_cohort_error(make_bench: MakeBench) -> None:
         bench.start(drop=losing("query.advertise", set(range(6)), replies=False))
 
 
-def test_different_clients_may_vanish_in_every_phase_of_every_round(
-    make_bench: MakeBench, watch: Watch
-) -> None:
+def test_different_clients_may_vanish_in_every_phase_of_every_round(make_bench: MakeBench, watch: Watch) -> None:
     bench = make_bench(clients=10, max_colluders=0, rounds=4)  # floor 7
 
     def drop(node: int, message: Message) -> bool:
@@ -155,9 +147,7 @@ def octets(message: Message) -> Iterator[bytes]:
             yield from (array.data for array in record.values())
         elif isinstance(record, ConfigRecord):
             for value in record.values():
-                yield from (
-                    v for v in (value if isinstance(value, list) else [value]) if type(v) is bytes
-                )
+                yield from (v for v in (value if isinstance(value, list) else [value]) if type(v) is bytes)
 
 
 def strongest(blob: bytes, vector: MaskedIntegers) -> float:
@@ -175,9 +165,7 @@ def strongest(blob: bytes, vector: MaskedIntegers) -> float:
     return best
 
 
-def test_nothing_that_reaches_the_server_looks_like_a_clients_vector(
-    make_bench: MakeBench, watch: Watch
-) -> None:
+def test_nothing_that_reaches_the_server_looks_like_a_clients_vector(make_bench: MakeBench, watch: Watch) -> None:
     bench = make_bench(dimension=500, sample_rate=1.0)
     bench.start(drop=losing("train.masked", {3}, replies=False))
     replies = [m for _, m in bench.seen if m.metadata.reply_to_message_id]
@@ -192,9 +180,7 @@ def test_nothing_that_reaches_the_server_looks_like_a_clients_vector(
     assert strongest(bare, watch.vectors[2]) > 0.999
 
 
-def test_no_two_uploads_differ_by_something_that_looks_like_a_vector(
-    make_bench: MakeBench, watch: Watch
-) -> None:
+def test_no_two_uploads_differ_by_something_that_looks_like_a_vector(make_bench: MakeBench, watch: Watch) -> None:
     bench = make_bench(dimension=500, sample_rate=1.0)
     bench.start()
     uploads = [
@@ -230,11 +216,7 @@ def test_replies_hold_their_one_value_and_nothing_else(make_bench: MakeBench) ->
         assert set(reply.content["fields"]) == allowed[reply.metadata.message_type]
     # a client with more records, or another sample, sends no longer message
     for action in allowed:
-        sizes = {
-            sum(len(blob) for blob in octets(m))
-            for m in replies
-            if m.metadata.message_type == action
-        }
+        sizes = {sum(len(blob) for blob in octets(m)) for m in replies if m.metadata.message_type == action}
         assert len(sizes) == 1
 
 
@@ -259,9 +241,7 @@ def test_the_opened_noise_has_the_planned_variance(make_bench: MakeBench, watch:
     assert len({total.tobytes() for total in watch.sums}) == 4
 
 
-def test_the_counted_noise_survives_dropouts_and_colluders(
-    make_bench: MakeBench, watch: Watch
-) -> None:
+def test_the_counted_noise_survives_dropouts_and_colluders(make_bench: MakeBench, watch: Watch) -> None:
     bench = make_bench(
         clients=6,
         dimension=4000,
@@ -285,19 +265,14 @@ def test_the_counted_noise_survives_dropouts_and_colluders(
 
 def test_the_noise_norm_in_the_row_is_that_of_the_noise(make_bench: MakeBench) -> None:
     bench = make_bench(
-        dimension=3000,
-        records=0,
-        rounds=3,
-        key_source=lambda index: DeterministicKeySource(b"norm %d" % index),
+        dimension=3000, records=0, rounds=3, key_source=lambda index: DeterministicKeySource(b"norm %d" % index)
     )
     bench.start(rounds=3)
     for row in bench.rows:
         assert row["gradient_norm"] == pytest.approx(row["noise_norm"], rel=0.06)
 
 
-def test_the_same_seeds_give_other_noise_every_time(
-    make_bench: MakeBench, tasks_toy: Callable[..., Any]
-) -> None:
+def test_the_same_seeds_give_other_noise_every_time(make_bench: MakeBench, tasks_toy: Callable[..., Any]) -> None:
     results = []
     for _ in range(2):
         np.random.seed(0)

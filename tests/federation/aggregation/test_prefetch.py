@@ -34,9 +34,7 @@ class Counting(LocalGrid):
 
     exchanges: dict[int, list[set[str]]]
 
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         sent = list(messages)
         if sent:
             number = int(sent[0].metadata.group_id)
@@ -58,12 +56,8 @@ class Played:
     ) -> None:
         made = bench.clients
         self.bench, self.rows, self.seen = bench, [], []  # type: ignore[var-annotated]
-        app = build_client_app(
-            session or made.session, made.keep_refusal, keep_state=keep_state, helpers=made.helper
-        )
-        grid = Counting(
-            app, made.nodes, drop=drop, record=lambda node, message: self.seen.append(message)
-        )
+        app = build_client_app(session or made.session, made.keep_refusal, keep_state=keep_state, helpers=made.helper)
+        grid = Counting(app, made.nodes, drop=drop, record=lambda node, message: self.seen.append(message))
         grid.exchanges = self.exchanges = defaultdict(list)
         strategy = SecureSumStrategy(
             bench.plan,
@@ -166,9 +160,7 @@ def test_exchanges_where_clients_drop_out_and_come_back(make_bench: MakeBench) -
 
 @pytest.mark.parametrize("replies", [False, True])
 @pytest.mark.parametrize("action", AHEAD[1:])
-def test_who_is_lost_after_its_vector_misses_one_round(
-    make_bench: MakeBench, action: str, replies: bool
-) -> None:
+def test_who_is_lost_after_its_vector_misses_one_round(make_bench: MakeBench, action: str, replies: bool) -> None:
     bench = make_bench(clients=8, max_colluders=0, unit="none", rounds=4)  # the floor is 6
     played = Played(bench, 4, losing({2: {(action, 3)}}, replies=replies))
     assert played.counts == [5, 3, 3, 3]
@@ -258,21 +250,13 @@ def test_a_refusal_of_who_dropped_out_is_met_in_a_round_of_its_own(make_bench: M
 
 @pytest.mark.parametrize("aggregation", ["pairwise", "committee"])
 @pytest.mark.parametrize("unit", ["record", "none"])
-def test_the_adapter_is_that_of_the_plain_form_bit_for_bit(
-    make_bench: MakeBench, aggregation: str, unit: str
-) -> None:
+def test_the_adapter_is_that_of_the_plain_form_bit_for_bit(make_bench: MakeBench, aggregation: str, unit: str) -> None:
     """The order in which keys are drawn changes neither the sample nor the noise."""
     found = []
     lost = {1: {("train.masked", 1)}, 2: {("train.masked", 4)}, 3: {("train.masked", 4)}}
     for ahead in (True, False):
         bench = make_bench(
-            7,
-            max_colluders=0,
-            unit=unit,
-            rounds=4,
-            aggregation=aggregation,
-            key_prefetch=ahead,
-            key_source=keys,
+            7, max_colluders=0, unit=unit, rounds=4, aggregation=aggregation, key_prefetch=ahead, key_source=keys
         )
         found.append(Played(bench, 4, losing(lost) if aggregation == "pairwise" else None))
     assert found[0].counts < found[1].counts

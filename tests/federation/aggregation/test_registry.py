@@ -45,15 +45,10 @@ def test_a_protocol_of_another_package(monkeypatch: pytest.MonkeyPatch) -> None:
         (("no_such_module:Foreign",), r"cannot be loaded from no_such_module"),
         ((f"{__name__}:Missing",), r"cannot be loaded from"),
         ((f"{__name__}:offer",), r"is no aggregation protocol named 'foreign'"),
-        (
-            ("carefl_secure.federation.aggregation.pairwise:Pairwise",),
-            r"is no aggregation protocol named 'foreign'",
-        ),
+        (("carefl_secure.federation.aggregation.pairwise:Pairwise",), r"is no aggregation protocol named 'foreign'"),
     ],
 )
-def test_what_cannot_be_loaded_is_refused(
-    monkeypatch: pytest.MonkeyPatch, values: tuple[str, ...], text: str
-) -> None:
+def test_what_cannot_be_loaded_is_refused(monkeypatch: pytest.MonkeyPatch, values: tuple[str, ...], text: str) -> None:
     offer(monkeypatch, *values)
     with pytest.raises(ConfigError, match=text):
         registry.find_protocol("foreign")

@@ -23,9 +23,7 @@ def test_only_large_cohorts_are_sparse(plan_toy: Callable[..., Any]) -> None:
     assert graph.share_threshold <= graph.neighbours < 60
 
 
-def test_colluders_that_no_sparse_graph_withstands_are_refused(
-    plan_toy: Callable[..., Any],
-) -> None:
+def test_colluders_that_no_sparse_graph_withstands_are_refused(plan_toy: Callable[..., Any]) -> None:
     more = masking_graph(plan_toy(CLIENTS, unit="none", max_colluders=60))
     assert more is not None and more.neighbours > 150
     with pytest.raises(ConfigError, match="no sparse graph"):
@@ -38,10 +36,7 @@ def test_three_hundred_clients_sum_with_a_few_masks_each(make_bench: MakeBench) 
     graph = masking_graph(bench.plan)
     assert graph is not None
     parameters = bench.clients.cohort.round_parameters(bench.plan, 1)
-    assert (parameters.neighbours, parameters.share_threshold) == (
-        graph.neighbours,
-        graph.share_threshold,
-    )
+    assert (parameters.neighbours, parameters.share_threshold) == (graph.neighbours, graph.share_threshold)
     assert parameters.max_colluders >= bench.plan.privacy.max_colluders
     moved = bench.start(rounds=1)
     whole = np.concatenate([task.gradients for task in bench.tasks])

@@ -79,9 +79,7 @@ def test_what_is_kept_takes_no_memory(tmp_path: Path) -> None:
     assert held < MEGABYTE
 
 
-def test_a_full_disk_is_an_error_that_says_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_an_error_that_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Full:
         def seek(self, offset: int, whence: int = 0) -> int:
             return 0
@@ -107,18 +105,14 @@ def keys(index: int) -> DeterministicKeySource:
 
 
 def make(make_bench: Callable[..., Any]) -> Any:
-    return make_bench(
-        5, aggregation="committee", unit="none", sample_rate=0.999999, key_source=keys
-    )
+    return make_bench(5, aggregation="committee", unit="none", sample_rate=0.999999, key_source=keys)
 
 
 def test_a_client_whose_envelope_fails_is_taken_off_the_sum_from_disk(
     make_bench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without = make(make_bench).start(
-        drop=lambda node, message: (
-            node == FIRST_NODE + 4 and message.metadata.message_type == "train.submit"
-        )
+        drop=lambda node, message: node == FIRST_NODE + 4 and message.metadata.message_type == "train.submit"
     )
     honest = CommitteeClient._contents
 

@@ -15,13 +15,7 @@ from carefl_secure.errors import CohortError, ProtocolError
 from carefl_secure.federation.client.app import build_client_app
 from carefl_secure.federation.client.session import ClientSession
 from carefl_secure.federation.transport.local_grid import FIRST_NODE, LocalGrid
-from carefl_secure.federation.transport.messages import (
-    pack,
-    pack_adapter,
-    piggyback,
-    vector_hash,
-    with_adapter,
-)
+from carefl_secure.federation.transport.messages import pack, pack_adapter, piggyback, vector_hash, with_adapter
 from carefl_secure.run_folder import RunFolder
 from carefl_secure.secagg import Phase
 from tests.support.running import in_process
@@ -107,9 +101,7 @@ def test_prefetched_keys_cost_nothing_and_are_used_once(hand: Hand) -> None:
 def test_keys_for_one_round_are_refused_in_the_one_after(hand: Hand) -> None:
     hand.ready()
     for number in (3, 4):
-        with pytest.raises(
-            ProtocolError, match=f"key prefetch: there are no keys for round {number}"
-        ):
+        with pytest.raises(ProtocolError, match=f"key prefetch: there are no keys for round {number}"):
             hand.enter(hand.sessions[0], number)
     with pytest.raises(ProtocolError, match=r"no open round|never repeated"):
         hand.enter(hand.sessions[0], 1)
@@ -188,9 +180,7 @@ def test_two_books_for_two_clients(hand: Hand) -> None:
     hand.masked()
     hand.unmasked_with = hand.signed()  # type: ignore[attr-defined]
     fewer = {i: m for i, m in hand.book.items() if i != 5}
-    shares = {
-        s.index: s.share_prefetch(hand.book if s.index < 3 else fewer) for s in hand.sessions[:5]
-    }
+    shares = {s.index: s.share_prefetch(hand.book if s.index < 3 else fewer) for s in hand.sessions[:5]}
     session = hand.sessions[0]
     hand.enter(session)
     inbox = {j: box[0] for j, box in shares.items() if j}
@@ -252,9 +242,7 @@ def ask(bench: Any, action: str, content: RecordDict, node: int = 0) -> Message:
 
 
 @pytest.mark.parametrize("aggregation", ["pairwise", "encrypted", "committee"])
-def test_prefetches_that_were_not_agreed_are_refused(
-    make_bench: MakeBench, aggregation: str
-) -> None:
+def test_prefetches_that_were_not_agreed_are_refused(make_bench: MakeBench, aggregation: str) -> None:
     bench = make_bench(aggregation=aggregation, key_prefetch=aggregation == "encrypted")
     assert not bench.clients.cohort.prefetches
     session = bench.clients.sessions[0]
@@ -271,13 +259,7 @@ def test_prefetches_that_were_not_agreed_are_refused(
             ("query.committee_announce_prefetch", told, 6),
         ]
     else:
-        asked += [
-            (
-                "train.masked",
-                piggyback(with_adapter(pack(**header, shares={1: b"x"}), adapter), told),
-                0,
-            )
-        ]
+        asked += [("train.masked", piggyback(with_adapter(pack(**header, shares={1: b"x"}), adapter), told), 0)]
     for action, content, node in asked:
         reply = ask(bench, action, content, node)
         assert reply.has_error(), action
@@ -286,9 +268,7 @@ def test_prefetches_that_were_not_agreed_are_refused(
     assert all(task.calls == [] for task in bench.tasks)
 
 
-@pytest.mark.parametrize(
-    "action", ["query.advertise", "query.share", "query.role", "query.advertise_prefetch"]
-)
+@pytest.mark.parametrize("action", ["query.advertise", "query.share", "query.role", "query.advertise_prefetch"])
 def test_nothing_is_piggybacked_where_nothing_belongs(make_bench: MakeBench, action: str) -> None:
     bench = make_bench()
     told = {"round": 1, "plan": bench.plan.hash()}
@@ -307,11 +287,7 @@ def test_members_keys_for_another_round_are_refused(make_bench: MakeBench) -> No
     bench = make_bench(aggregation="committee")
     plan, adapter = bench.plan.hash(), pack_adapter(np.zeros(60, np.float32))
     invitation = with_adapter(pack(round=2, plan=plan, announcements={0: b"x"}), adapter)
-    for ride in (
-        pack(round=3, plan=plan),
-        pack(round=2),
-        pack(round=2, plan=plan, model=b"m" * 32),
-    ):
+    for ride in (pack(round=3, plan=plan), pack(round=2), pack(round=2, plan=plan, model=b"m" * 32)):
         reply = ask(bench, "train.submit", piggyback(invitation, ride))
         assert reply.error.code == 1000 + ProtocolError.exit_code
         assert bench.clients.sessions[0]._rounds.number == -1
@@ -335,9 +311,7 @@ def test_malformed_prefetches_are_refused_with_a_number(make_bench: MakeBench) -
 # --- committee members ---
 
 
-def test_a_member_follows_one_plan_one_round_and_one_model(
-    plan_toy: Any, tasks_toy: Any, tmp_path: Path
-) -> None:
+def test_a_member_follows_one_plan_one_round_and_one_model(plan_toy: Any, tasks_toy: Any, tmp_path: Path) -> None:
     plan = plan_toy(5)
     folder = RunFolder.create(tmp_path, "")
     tasks = tasks_toy(5, 60, 30)

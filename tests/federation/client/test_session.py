@@ -59,9 +59,7 @@ def test_the_ledger_holds_the_round_before_a_record_is_read(make_bench: MakeBenc
     task = bench.tasks[2]
     original = task.clipped_sum
 
-    def clipped_sum(
-        adapter: NDArray[np.float32], indices: NDArray[np.int64], number: int = 1
-    ) -> Any:
+    def clipped_sum(adapter: NDArray[np.float32], indices: NDArray[np.int64], number: int = 1) -> Any:
         spent_at_call.append(len(bench.clients.ledgers[2].events()))
         return original(adapter, indices, number)
 
@@ -87,9 +85,7 @@ def test_a_reply_that_is_lost_was_paid_for(make_bench: MakeBench) -> None:
 def test_a_fault_of_the_program_was_paid_for_and_is_no_dropout(make_bench: MakeBench) -> None:
     bench = make_bench()
 
-    def clipped_sum(
-        adapter: NDArray[np.float32], indices: NDArray[np.int64], number: int = 1
-    ) -> Any:
+    def clipped_sum(adapter: NDArray[np.float32], indices: NDArray[np.int64], number: int = 1) -> Any:
         raise NameError("no such name")
 
     bench.tasks[0].clipped_sum = clipped_sum
@@ -185,9 +181,7 @@ def test_nothing_after_the_charge_depends_on_a_record(
 
 
 @pytest.mark.parametrize("entry", [np.nan, np.inf, 1e9])
-def test_an_adapter_beyond_reason_is_refused_before_the_charge(
-    make_bench: MakeBench, entry: float
-) -> None:
+def test_an_adapter_beyond_reason_is_refused_before_the_charge(make_bench: MakeBench, entry: float) -> None:
     bench = make_bench()
     hand = Hand(bench)
     adapter = hand.adapter.copy()
@@ -230,9 +224,7 @@ def test_a_failing_task_is_told_in_the_clients_own_log_only(
 ) -> None:
     bench = make_bench()
 
-    def clipped_sum(
-        adapter: NDArray[np.float32], indices: NDArray[np.int64], number: int = 1
-    ) -> Any:
+    def clipped_sum(adapter: NDArray[np.float32], indices: NDArray[np.int64], number: int = 1) -> Any:
         raise NonFiniteError("loss of lora_B.3 is nan, 17 records, largest gradient 42.125")
 
     bench.tasks[1].clipped_sum = clipped_sum
@@ -301,11 +293,7 @@ def test_too_few_peers_are_refused_by_the_client_itself(make_bench: MakeBench) -
 
 def test_steps_without_a_round_are_refused(make_bench: MakeBench) -> None:
     session = make_bench().clients.sessions[0]
-    for step in (
-        lambda: session.share({}),
-        lambda: session.sign([], []),
-        lambda: session.unmask({}),
-    ):
+    for step in (lambda: session.share({}), lambda: session.sign([], []), lambda: session.unmask({})):
         with pytest.raises(ProtocolError, match="no open round"):
             step()
     plan_hash = session._plan.hash()
@@ -364,9 +352,7 @@ def test_malformed_messages_are_refused_with_a_number(make_bench: MakeBench) -> 
     assert bench.client_spends() == [0] * 6
 
 
-def test_an_adapter_of_another_type_is_refused_before_anything_is_paid(
-    make_bench: MakeBench,
-) -> None:
+def test_an_adapter_of_another_type_is_refused_before_anything_is_paid(make_bench: MakeBench) -> None:
     bench = make_bench()
     Hand(bench).until_masked()
     content = with_adapter(pack(shares={1: b"x"}), pack_adapter(np.zeros(61, np.float32)))

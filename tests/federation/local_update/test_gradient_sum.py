@@ -12,13 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from carefl_secure.errors import (
-    BudgetExceededError,
-    ConfigError,
-    DataError,
-    NonFiniteError,
-    PrivacyError,
-)
+from carefl_secure.errors import BudgetExceededError, ConfigError, DataError, NonFiniteError, PrivacyError
 from carefl_secure.federation.local_update.choice import local_work
 from carefl_secure.federation.local_update.task import DeferredTask
 from carefl_secure.federation.plan.local_steps import LocalPlan
@@ -72,9 +66,7 @@ def test_a_persons_mean_is_one_loss(plans: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ["person", "kept"])
-def test_removing_a_person_of_five_records_moves_the_vector_within_the_sensitivity(
-    plans: Any, kind: str
-) -> None:
+def test_removing_a_person_of_five_records_moves_the_vector_within_the_sensitivity(plans: Any, kind: str) -> None:
     """Same draws for everybody else; the person's own draws at their worst."""
     kept = 5 if kind == "kept" else None
     plan = plans(kind, sample_rate=1.0, records_per_person=kept)
@@ -167,9 +159,7 @@ def test_local_noise_has_the_planned_size(plans: Any) -> None:
     """Without records a move is noise alone, of the variance that the plan states."""
     plan = plans("own")
     nobody = PointTask(np.zeros((0, 40)))
-    moves = np.stack(
-        [local_work(plan, nobody, 0).release(start(), 1, keys(str(i))) for i in range(60)]
-    )
+    moves = np.stack([local_work(plan, nobody, 0).release(start(), 1, keys(str(i))) for i in range(60)])
     planned = plan.noise_variance(1)
     # 2400 draws: the mean square has a relative deviation of 0.029; seeds are fixed
     assert abs(float(np.mean(moves**2)) / planned - 1) < 0.12
@@ -178,9 +168,7 @@ def test_local_noise_has_the_planned_size(plans: Any) -> None:
 
 def test_local_moves_are_cut_and_never_refused(plans: Any) -> None:
     plan = plans("own")
-    cramped = dataclasses.replace(
-        plan, encoding=dataclasses.replace(plan.encoding, vector_bound=1e-4)
-    )
+    cramped = dataclasses.replace(plan, encoding=dataclasses.replace(plan.encoding, vector_bound=1e-4))
     (task,) = point_tasks(1)
     found = local_work(cramped, task, 0).release(start(), 1, keys())
     free = local_work(plan, point_tasks(1)[0], 0).release(start(), 1, keys())
@@ -289,9 +277,7 @@ def _failing(*args: Any) -> Any:
 
 
 @pytest.mark.parametrize("kind", ["record", "person", "kept", "client", "own", "none"])
-def test_the_ledger_is_paid_before_a_record_is_read(
-    plans: Any, kind: str, make_bench: MakeBench
-) -> None:
+def test_the_ledger_is_paid_before_a_record_is_read(plans: Any, kind: str, make_bench: MakeBench) -> None:
     plan = plans(kind)
     tasks = point_tasks(6)
     bench = make_bench(tasks=tasks, dimension=40)
@@ -420,6 +406,4 @@ def test_memory_needs_no_folder(tmp_path: Path, plans: Any) -> None:
     one.release(start(), 1, keys())
     other = local_work(plans("none", local=local), task, 0)
     other.restore(one.save())
-    np.testing.assert_array_equal(
-        one.release(start(), 2, keys("n")), other.release(start(), 2, keys("n"))
-    )
+    np.testing.assert_array_equal(one.release(start(), 2, keys("n")), other.release(start(), 2, keys("n")))

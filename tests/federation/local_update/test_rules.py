@@ -27,9 +27,7 @@ def test_sgd_steps_along_the_gradient() -> None:
     np.testing.assert_array_equal(find_rule("sgd")().step(gradient), gradient)
 
 
-def test_a_rule_of_another_package_is_found_by_its_entry_point(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_rule_of_another_package_is_found_by_its_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
     brought(monkeypatch, "carefl_secure.federation.local_update.rules:Sgd")
     assert find_rule("other") is Sgd
 
@@ -52,9 +50,7 @@ def test_a_rule_that_is_not_there_is_refused(
 
 
 def test_a_client_refuses_an_unknown_rule_before_it_takes_part() -> None:
-    plan = toy_plan(
-        6, 40, unit="none", local=LocalPlan(steps=2, learning_rate=0.1, batch_share=0.5, rule="x")
-    )
+    plan = toy_plan(6, 40, unit="none", local=LocalPlan(steps=2, learning_rate=0.1, batch_share=0.5, rule="x"))
     (task,) = point_tasks(1)
     with pytest.raises(ConfigError, match=r"federation\.local_rule is 'x'"):
         local_work(plan, task, 0)

@@ -62,11 +62,7 @@ RUNS = {
     "own noise, turns": ("privacy.trust=none", "adapter.train=alternate"),
     "own noise, feddyn": ("privacy.trust=none", "federation.aggregator=feddyn"),
     "client, corrected": ("privacy.unit=client", "federation.noise_correction=true"),
-    "free, fedprox": (
-        "privacy.unit=none",
-        "federation.aggregator=fedprox",
-        "simulation.stragglers=0.4",
-    ),
+    "free, fedprox": ("privacy.unit=none", "federation.aggregator=fedprox", "simulation.stragglers=0.4"),
     "free, feddyn": ("privacy.unit=none", "federation.aggregator=feddyn"),
 }
 

@@ -23,9 +23,7 @@ ROSTER = tuple(bytes([i]) * 32 for i in range(6))
 
 @pytest.mark.parametrize("rounds", [1, 7, 40])
 @pytest.mark.parametrize("target", [1.0, 8.0])
-def test_all_rounds_together_reach_the_target_and_not_more(
-    plan_toy: PlanToy, rounds: int, target: float
-) -> None:
+def test_all_rounds_together_reach_the_target_and_not_more(plan_toy: PlanToy, rounds: int, target: float) -> None:
     plan = plan_toy(rounds=rounds, target_epsilon=target)
     assert plan.event is not None
     price = epsilon([plan.event] * rounds, plan.privacy.delta)
@@ -52,9 +50,7 @@ def test_the_noise_of_a_known_run_is_the_one_in_the_literature() -> None:
 
 
 @pytest.mark.parametrize(("clients", "colluders"), [(3, 1), (6, 1), (10, 0), (10, 3)])
-def test_honest_survivors_alone_hold_the_counted_variance(
-    plan_toy: PlanToy, clients: int, colluders: int
-) -> None:
+def test_honest_survivors_alone_hold_the_counted_variance(plan_toy: PlanToy, clients: int, colluders: int) -> None:
     plan = plan_toy(clients, max_colluders=colluders)
     honest = plan.privacy.min_survivors - colluders
     counted = (plan.noise_multiplier * plan.encoding.l2_sensitivity) ** 2
@@ -62,10 +58,7 @@ def test_honest_survivors_alone_hold_the_counted_variance(
     assert plan.event is not None
     assert plan.event.variance == pytest.approx(counted, rel=1e-12)
     assert plan.event.dimension == plan.encoding.padded == 64
-    assert (plan.event.l1, plan.event.l2) == (
-        plan.encoding.l1_sensitivity,
-        plan.encoding.l2_sensitivity,
-    )
+    assert (plan.event.l1, plan.event.l2) == (plan.encoding.l1_sensitivity, plan.encoding.l2_sensitivity)
 
 
 def test_the_floor_is_two_thirds_and_rises_with_the_colluders(plan_toy: PlanToy) -> None:

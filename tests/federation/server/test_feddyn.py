@@ -40,13 +40,7 @@ def dyn_plan(plan_toy: PlanToy, rounds: int = 6) -> RunPlan:
 
 def run(folder: RunFolder, plan: RunPlan, tasks: Any, **settings: Any) -> FederationResult:
     return federate(
-        plan,
-        tasks,
-        np.zeros(40, np.float32),
-        optimizer=FedDyn(ALPHA),
-        folder=folder,
-        base_hash=bytes(32),
-        **settings,
+        plan, tasks, np.zeros(40, np.float32), optimizer=FedDyn(ALPHA), folder=folder, base_hash=bytes(32), **settings
     )
 
 

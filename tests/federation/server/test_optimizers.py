@@ -189,9 +189,7 @@ def test_noise_correction_follows_the_formula_and_a_checkpoint() -> None:
 
 def test_alternating_passes_what_it_hears_on_to_the_half_whose_turn_it_is() -> None:
     mask = np.array([True, False])
-    both = Alternating(
-        FedAdam(1.0, noise_correction=True), FedAdam(1.0, noise_correction=True), mask
-    )
+    both = Alternating(FedAdam(1.0, noise_correction=True), FedAdam(1.0, noise_correction=True), mask)
     point = np.zeros(2, np.float32)
     for _ in range(4):
         both.observe(1.0, 0.25)

@@ -103,9 +103,7 @@ class Pull:
 
 
 @pytest.mark.parametrize("unit", ["none", "record"])
-def test_a_run_learns_with_and_without_privacy(
-    tmp_path: Path, plan_toy: PlanToy, unit: str
-) -> None:
+def test_a_run_learns_with_and_without_privacy(tmp_path: Path, plan_toy: PlanToy, unit: str) -> None:
     target = np.random.default_rng(0).normal(size=20) / 4
     plan = plan_toy(6, 20, unit=unit, rounds=30, public_records=60_000, delta=1e-6)
     tasks = [Pull(target, 10_000) for _ in range(6)]
@@ -140,11 +138,7 @@ def test_the_folder_tells_the_whole_run(make_runner: Callable[..., Runner]) -> N
     assert spent == sorted(spent)
     assert spent[-1] == result.epsilon <= 8.0
     assert all(row["survivors"] == 6 for row in result.rows)
-    assert runner.keeper.steps == [
-        ("start", "rounds", 3),
-        *[("advance", "rounds", 1)] * 3,
-        ("finish", "rounds", 0),
-    ]
+    assert runner.keeper.steps == [("start", "rounds", 3), *[("advance", "rounds", 1)] * 3, ("finish", "rounds", 0)]
     state = runner.folder.read_checkpoint()
     assert state["round"] == 3
     np.testing.assert_array_equal(state["adapter"], result.adapter)
@@ -154,9 +148,7 @@ def test_the_folder_tells_the_whole_run(make_runner: Callable[..., Runner]) -> N
     assert [runner.spends(i) for i in range(6)] == [3] * 6
 
 
-def test_bytes_per_client_are_the_vector_and_little_more(
-    make_runner: Callable[..., Runner],
-) -> None:
+def test_bytes_per_client_are_the_vector_and_little_more(make_runner: Callable[..., Runner]) -> None:
     runner = make_runner(rounds=1)
     (row,) = runner.run().rows
     vector = runner.plan.encoding.padded * runner.plan.encoding.bits // 8
@@ -177,9 +169,7 @@ def test_exactly_so_many_vanish_and_the_floor_is_kept(
         assert set(paid) - {0, 4}  # not the same clients in every round
 
 
-def test_who_vanishes_follows_from_the_seed_and_nothing_secret_does(
-    make_runner: Callable[..., Runner],
-) -> None:
+def test_who_vanishes_follows_from_the_seed_and_nothing_secret_does(make_runner: Callable[..., Runner]) -> None:
     paid, adapters = [], []
     for seed in (1, 1, 2):
         runner = make_runner(clients=10, max_colluders=0, rounds=3)
@@ -202,9 +192,7 @@ class Stop:
 
 
 @pytest.mark.parametrize("action", ["query.share", "train.masked", "query.unmask"])
-def test_an_interrupted_run_goes_on_and_never_spends_more(
-    make_runner: Callable[..., Runner], action: str
-) -> None:
+def test_an_interrupted_run_goes_on_and_never_spends_more(make_runner: Callable[..., Runner], action: str) -> None:
     runner = make_runner(rounds=5)
     ahead = action != "query.share"  # which rides on round 2 otherwise
     with pytest.raises(KeyboardInterrupt):
@@ -281,9 +269,7 @@ def test_torn_figures_and_an_empty_plan_do_not_block_a_paid_run(
     assert runner.spends() == 4
 
 
-def test_a_torn_ledger_line_is_cut_only_when_that_is_asked(
-    make_runner: Callable[..., Runner],
-) -> None:
+def test_a_torn_ledger_line_is_cut_only_when_that_is_asked(make_runner: Callable[..., Runner]) -> None:
     runner = make_runner(rounds=4)
     with pytest.raises(KeyboardInterrupt):
         runner.run(record=Stop(2, "query.share"), key_prefetch=False)
@@ -374,9 +360,7 @@ def test_the_room_never_loads_torch_and_keeps_flower_quiet() -> None:
         "assert os.environ['FLWR_DISABLE_UPDATE_CHECK'] == '1'\n"
     )
     root = str(Path(__file__).parents[3])
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 

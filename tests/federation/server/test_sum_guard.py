@@ -92,12 +92,8 @@ def go(tmp_path: Path, lie: Lie | None, guarded: bool = True, **options: Any) ->
     return result, guard, [json.loads(line) for line in lines]
 
 
-@pytest.mark.parametrize(
-    "protocol", ["pairwise", pytest.param("committee", marks=pytest.mark.slow)]
-)
-def test_a_client_that_sends_garbage_is_found_and_harms_nothing(
-    tmp_path: Path, protocol: str
-) -> None:
+@pytest.mark.parametrize("protocol", ["pairwise", pytest.param("committee", marks=pytest.mark.slow)])
+def test_a_client_that_sends_garbage_is_found_and_harms_nothing(tmp_path: Path, protocol: str) -> None:
     lie = garbage(lambda plan: 2.0**20)
     result, guard, log = go(tmp_path, lie, aggregation=protocol)
     rejected = [line["round"] for line in log if line["event"] == "rejected"]
@@ -156,9 +152,7 @@ class Steep(ToyTask):
     def trainable_entries(self, number: int) -> NDArray[np.bool_]:
         return np.ones(self.dimension, np.bool_)
 
-    def gradient(
-        self, adapter: NDArray[np.float32], indices: NDArray[np.int64], number: int
-    ) -> NDArray[np.float64]:
+    def gradient(self, adapter: NDArray[np.float32], indices: NDArray[np.int64], number: int) -> NDArray[np.float64]:
         mean: NDArray[np.float64] = 1e6 * self.gradients[indices].mean(axis=0)
         return mean
 

@@ -37,11 +37,7 @@ def test_damaged_saved_sessions(make_bench: Callable[..., Any], mode: str) -> No
     bench = make_bench(aggregation=mode)
     session = bench.clients.sessions[0]
     plan = bench.plan.hash()
-    key = (
-        take(bench.clients.helpers[0], "holder_key", round=1, plan=plan)
-        if mode == "encrypted"
-        else b""
-    )
+    key = take(bench.clients.helpers[0], "holder_key", round=1, plan=plan) if mode == "encrypted" else b""
     session.advertise(1, plan, *([key] if key else []))
     saved = session.save()
     rng, refused = random.Random(mode), 0

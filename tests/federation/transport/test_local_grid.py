@@ -14,13 +14,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from carefl_secure.errors import (
-    BudgetExceededError,
-    CohortError,
-    ConfigError,
-    EngineError,
-    NonFiniteError,
-)
+from carefl_secure.errors import BudgetExceededError, CohortError, ConfigError, EngineError, NonFiniteError
 from carefl_secure.federation.transport.error_codes import error_of_reply, is_dropout
 from carefl_secure.federation.transport.local_grid import FIRST_NODE, TESTED_FLOWER, LocalGrid
 
@@ -211,12 +205,7 @@ def test_a_node_works_when_its_reply_is_asked_for() -> None:
 @pytest.mark.parametrize("workers", [1, 3])
 def test_few_messages_and_replies_are_held_however_many_nodes_there_are(workers: int) -> None:
     most, seen = 2 * workers + 2, list[weakref.ref[RecordDict]]()
-    grid = LocalGrid(
-        app_of(echo),
-        40,
-        workers=workers,
-        record=lambda node, m: seen.append(weakref.ref(m.content)),
-    )
+    grid = LocalGrid(app_of(echo), 40, workers=workers, record=lambda node, m: seen.append(weakref.ref(m.content)))
     held, taken = [], [0]
     gc.collect()
     gc.freeze()  # what stands already need not be searched again for every message

@@ -32,9 +32,7 @@ from carefl_secure.federation.transport.messages import (
     st.sets(st.integers(0, 99)),
     st.dictionaries(st.integers(0, 99), st.binary(max_size=9)),
 )
-def test_what_was_packed_comes_back(
-    number: int, octets: bytes, indices: set[int], peers: dict[int, bytes]
-) -> None:
+def test_what_was_packed_comes_back(number: int, octets: bytes, indices: set[int], peers: dict[int, bytes]) -> None:
     content = pack(number=number, octets=octets, indices=indices, peers=peers)
     fields = Fields(content, "number", "octets", "indices", maps=["peers"])
     assert fields.integer("number") == number
@@ -64,9 +62,7 @@ def test_an_integer_is_an_integer(value: object) -> None:
 
 def test_wrong_lists_are_refused() -> None:
     def fields(peers: Any, values: Any) -> Fields:
-        return Fields(
-            RecordDict({"fields": ConfigRecord({"m.peers": peers, "m": values})}), maps=["m"]
-        )
+        return Fields(RecordDict({"fields": ConfigRecord({"m.peers": peers, "m": values})}), maps=["m"])
 
     for peers, values in [([1, 1], [b"a", b"b"]), ([1, 2], [b"a"]), ([1], [2]), (1, b"a")]:
         with pytest.raises(ProtocolError):

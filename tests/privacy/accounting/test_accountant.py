@@ -122,9 +122,7 @@ def test_order_does_not_matter() -> None:
 @pytest.mark.parametrize("rate", [0.05, 0.3, 1.0])
 @pytest.mark.parametrize("steps", [1, 12])
 @pytest.mark.parametrize(("shift", "variance"), [(1, 3.0), (2, 4.0), (4, 200.0)])
-def test_skellam_is_never_priced_below_the_truth(
-    rate: float, steps: int, shift: int, variance: float
-) -> None:
+def test_skellam_is_never_priced_below_the_truth(rate: float, steps: int, shift: int, variance: float) -> None:
     """One coordinate, where the whole distribution can be written down and composed."""
     reach = int(25 * math.sqrt(variance)) + 40
     places = np.arange(-reach, reach + 1 + shift)
@@ -154,10 +152,7 @@ def test_broken_roundings_are_charged_to_delta() -> None:
     assert epsilon([charged], delta) > epsilon([free], delta)
     with pytest.raises(PrivacyError, match="rounding"):
         epsilon([planned_skellam(0.1, 2.0, count, beta=1e-10)], delta)
-    halves: list[Event] = [
-        planned_skellam(0.1, 2.0, 50, beta=1e-10),
-        planned_skellam(0.1, 3.0, 50, beta=1e-10),
-    ]
+    halves: list[Event] = [planned_skellam(0.1, 2.0, 50, beta=1e-10), planned_skellam(0.1, 3.0, 50, beta=1e-10)]
     with pytest.raises(PrivacyError, match="rounding"):
         epsilon(halves, delta)
 
@@ -168,9 +163,7 @@ def test_an_empty_history_is_free() -> None:
 
 
 @pytest.mark.parametrize("delta", [0.0, 9e-11, 0.011, 1.0, -1e-5, math.nan])
-@pytest.mark.parametrize(
-    "events", [[], [SampledGaussian(0.1, 1.0)], [SampledSkellam(0.1, 4.0, 2.0, 9.0)]]
-)
+@pytest.mark.parametrize("events", [[], [SampledGaussian(0.1, 1.0)], [SampledSkellam(0.1, 4.0, 2.0, 9.0)]])
 def test_deltas_out_of_range_are_refused(events: Sequence[Event], delta: float) -> None:
     for price in (epsilon, rdp_epsilon):
         with pytest.raises(ConfigError, match="delta"):

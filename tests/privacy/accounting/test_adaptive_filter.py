@@ -61,16 +61,12 @@ def first() -> SampledGaussian:
 
 def test_composition_of_what_was_spent_is_no_filter(first: SampledGaussian) -> None:
     """The attack works on plain composition, so the next test could fail."""
-    reached, _ = adversary(
-        first, lambda later: coarse_epsilon([first, *later], DELTA, 3e-3) <= LIMIT
-    )
+    reached, _ = adversary(first, lambda later: coarse_epsilon([first, *later], DELTA, 3e-3) <= LIMIT)
     assert reached > 1.2 * DELTA
 
 
 def test_no_choice_of_a_second_run_passes_the_limit(first: SampledGaussian) -> None:
-    reached, candidates = adversary(
-        first, lambda later: filtered_epsilon([first], later, LIMIT, DELTA) <= LIMIT
-    )
+    reached, candidates = adversary(first, lambda later: filtered_epsilon([first], later, LIMIT, DELTA) <= LIMIT)
     assert reached <= DELTA
     assert min(event.noise_multiplier for event in candidates) < 10.0  # and something is allowed
 

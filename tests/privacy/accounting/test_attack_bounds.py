@@ -32,13 +32,7 @@ def gaussian_rate(mu: float, false_positive: float) -> float:
     ],
 )
 def test_gaussian_histories_have_known_ceilings(
-    rate: float,
-    noise: float,
-    count: int,
-    mu: float,
-    advantage: float,
-    percent: float,
-    permille: float,
+    rate: float, noise: float, count: int, mu: float, advantage: float, percent: float, permille: float
 ) -> None:
     """The table was made from loss distributions by other code."""
     found = attacker_bounds([SampledGaussian(rate, noise, count)])
@@ -60,12 +54,8 @@ def test_the_plain_gaussian_has_a_closed_form(mu: float) -> None:
     assert mu <= found.mu <= 1.03 * mu + 0.02
 
 
-@pytest.mark.parametrize(
-    ("rate", "noise", "count"), [(0.2, 1.5, 40), (1.0, 2.0, 1), (0.1, 0.69, 12)]
-)
-def test_skellam_ceilings_lie_above_those_of_as_much_gaussian_noise(
-    rate: float, noise: float, count: int
-) -> None:
+@pytest.mark.parametrize(("rate", "noise", "count"), [(0.2, 1.5, 40), (1.0, 2.0, 1), (0.1, 0.69, 12)])
+def test_skellam_ceilings_lie_above_those_of_as_much_gaussian_noise(rate: float, noise: float, count: int) -> None:
     """At such scales the two noises can hardly be told apart; the bound may only be above."""
     loose = attacker_bounds([skellam(rate, noise, count)])
     tight = attacker_bounds([SampledGaussian(rate, noise, count)])

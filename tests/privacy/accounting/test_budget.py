@@ -11,12 +11,7 @@ from scipy.special import ndtr
 from carefl_secure.errors import BudgetExceededError, ConfigError
 from carefl_secure.privacy import SampledGaussian, SampledSkellam, epsilon
 from carefl_secure.privacy.accounting import budget as module
-from carefl_secure.privacy.accounting.budget import (
-    MAX_ROUNDS,
-    BudgetQuestion,
-    epsilon_by_rounds,
-    solve_budget,
-)
+from carefl_secure.privacy.accounting.budget import MAX_ROUNDS, BudgetQuestion, epsilon_by_rounds, solve_budget
 from carefl_secure.privacy.accounting.budget_request import EMBEDDED_DIMENSION, nominal_norm
 from carefl_secure.privacy.accounting.opacus_prv import opacus_prv_epsilon
 from carefl_secure.secagg import plan_records
@@ -35,13 +30,9 @@ def ask(mechanism: Any = "skellam", delta: float = 1e-5, **known: Any) -> Budget
         (1.0, 4.0, 20, 1e-6, 5.551, 5.555),
     ],
 )
-def test_epsilon(
-    rate: float, noise: float, rounds: int, delta: float, gaussian: float, skellam: float
-) -> None:
+def test_epsilon(rate: float, noise: float, rounds: int, delta: float, gaussian: float, skellam: float) -> None:
     for mechanism, truth in (("gaussian", gaussian), ("skellam", skellam)):
-        found = solve_budget(
-            ask(mechanism, delta, sample_rate=rate, noise_multiplier=noise, rounds=rounds)
-        )
+        found = solve_budget(ask(mechanism, delta, sample_rate=rate, noise_multiplier=noise, rounds=rounds))
         assert found.solved_for == "epsilon"
         assert truth - 1e-3 <= found.epsilon <= truth + 0.02
         assert found.epsilon >= gaussian - 1e-3
@@ -101,9 +92,7 @@ def test_a_rate_of_one_needs_no_search() -> None:
 
 @pytest.mark.parametrize("dimension", [1, 3, 60, 1000, 40_960, 1_000_000])
 @pytest.mark.parametrize(("clients", "noise"), [(3, 4.0), (8, 0.9), (100, 0.4)])
-def test_the_nominal_encoding_is_no_finer_than_the_planned_one(
-    dimension: int, clients: int, noise: float
-) -> None:
+def test_the_nominal_encoding_is_no_finer_than_the_planned_one(dimension: int, clients: int, noise: float) -> None:
     """A real run has longer integer vectors, so the price found here is at or above its price."""
     code = plan_records(dimension, 1.0, noise, 40.0, clients, max(1, clients // 2))
     nominal = nominal_norm(dimension)
@@ -118,13 +107,7 @@ def test_the_price_is_at_or_above_that_of_a_planned_run() -> None:
         found = solve_budget(ask(dimension=dimension, **known))
         code = plan_records(dimension, 1.0, 0.7, 40.0, 8, 5)
         real = SampledSkellam(
-            0.1,
-            code.l1_sensitivity,
-            code.l2_sensitivity,
-            code.share_variance() * 5,
-            12,
-            1.9e-12,
-            code.padded,
+            0.1, code.l1_sensitivity, code.l2_sensitivity, code.share_variance() * 5, 12, 1.9e-12, code.padded
         )
         assert 0.995 * found.epsilon < epsilon([real], 1e-5) <= found.epsilon + 1e-9
 

@@ -64,17 +64,13 @@ def test_every_budget_has_an_answer(rate: float, rounds: int, target: float, del
     [(0.01, 1000, 0.3, 1e-6), (0.01, 200, 0.1, 1e-5), (0.1, 100_000, 0.1, 1e-6),
      (0.001, 10_000, 0.1, 1e-8), (1.0, 1000, 0.01, 1e-10), (1.0, 10**6, 0.001, 1e-10)],
 )  # fmt: skip
-def test_strong_budgets_over_many_rounds(
-    rate: float, rounds: int, target: float, delta: float
-) -> None:
+def test_strong_budgets_over_many_rounds(rate: float, rounds: int, target: float, delta: float) -> None:
     noise = calibrate_noise(lambda z: SampledGaussian(rate, z, rounds), target, delta)
     price = epsilon([SampledGaussian(rate, noise, rounds)], delta)
     assert target * (1 - 2e-4) <= price <= target
 
 
-@pytest.mark.parametrize(
-    ("rate", "rounds", "target"), [(0.00078, 1371, 69.7), (0.01, 1000, 150.0), (0.1, 100, 300.0)]
-)
+@pytest.mark.parametrize(("rate", "rounds", "target"), [(0.00078, 1371, 69.7), (0.01, 1000, 150.0), (0.1, 100, 300.0)])
 def test_weak_budgets_are_used_up_too(rate: float, rounds: int, target: float) -> None:
     """RDP says thousands there; no account may jump to it."""
     for event in (SampledGaussian(rate, 1.0, rounds), _skellam(rate, 1.0, rounds)):

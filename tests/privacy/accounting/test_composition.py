@@ -31,21 +31,13 @@ def test_disjoint_clients_cost_the_dearest() -> None:
     assert over_disjoint_clients([1.0, math.inf], 1e-5).epsilon == math.inf
 
 
-def exact_at_clients(
-    variance: float, shift: int, rate: float, clients: int, steps: int, delta: float
-) -> float:
+def exact_at_clients(variance: float, shift: int, rate: float, clients: int, steps: int, delta: float) -> float:
     """Compose the exact law of one integer to which each of n clients may add the shift."""
     reach = int(9 * math.sqrt(variance)) + clients * shift
     places = np.arange(-reach, reach + 1)
     out = ive(np.abs(places).astype(float), variance)
     weights = binom.pmf(np.arange(clients + 1), clients, rate)
-    put = np.sum(
-        [
-            w * ive(np.abs(places - k * shift).astype(float), variance)
-            for k, w in enumerate(weights)
-        ],
-        axis=0,
-    )
+    put = np.sum([w * ive(np.abs(places - k * shift).astype(float), variance) for k, w in enumerate(weights)], axis=0)
     composed = pld.from_two_probability_mass_functions(
         dict(enumerate(np.log(out))),
         dict(enumerate(np.log(put))),
@@ -57,8 +49,7 @@ def exact_at_clients(
 
 @pytest.mark.parametrize("clients", [1, 2, 3, 5])
 @pytest.mark.parametrize(
-    ("rate", "shift", "root", "steps"),
-    [(1.0, 20, 40, 1), (0.3, 30, 40, 4), (0.1, 30, 30, 10), (0.02, 60, 50, 30)],
+    ("rate", "shift", "root", "steps"), [(1.0, 20, 40, 1), (0.3, 30, 40, 4), (0.1, 30, 30, 10), (0.02, 60, 50, 30)]
 )
 def test_a_person_at_several_clients_is_never_priced_below_the_truth(
     clients: int, rate: float, shift: int, root: int, steps: int
@@ -73,8 +64,7 @@ def test_a_person_at_several_clients_is_never_priced_below_the_truth(
 
 
 @given(
-    ends=st.tuples(*[st.tuples(st.integers(-9, 9), st.integers(-9, 9))] * 2),
-    rate=st.sampled_from([0.05, 0.3, 0.9]),
+    ends=st.tuples(*[st.tuples(st.integers(-9, 9), st.integers(-9, 9))] * 2), rate=st.sampled_from([0.05, 0.3, 0.9])
 )
 @settings(max_examples=25, deadline=None, derandomize=True)
 def test_contributions_in_any_direction_are_within_the_mixture(

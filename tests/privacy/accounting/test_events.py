@@ -61,8 +61,7 @@ def test_impossible_skellam_events_are_refused(change: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "change",
-    [{"noise_multiplier": 0.0}, {"noise_multiplier": math.nan}, {"sample_rate": 2.0}, {"count": 0}],
+    "change", [{"noise_multiplier": 0.0}, {"noise_multiplier": math.nan}, {"sample_rate": 2.0}, {"count": 0}]
 )
 def test_impossible_gaussian_events_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):

@@ -8,13 +8,7 @@ import pytest
 from scipy.optimize import brentq
 from scipy.special import log_ndtr
 
-from carefl_secure.privacy import (
-    SampledGaussian,
-    SampledSkellam,
-    calibrate_noise,
-    epsilon,
-    rdp_epsilon,
-)
+from carefl_secure.privacy import SampledGaussian, SampledSkellam, calibrate_noise, epsilon, rdp_epsilon
 from carefl_secure.privacy.accounting.attack_bounds import attacker_bounds
 from carefl_secure.privacy.accounting.loss_distribution import composed_epsilon, usable_grid
 
@@ -31,9 +25,7 @@ def exact(mu: float, delta: float) -> float:
 
 @pytest.mark.parametrize("delta", [1e-10, 1e-9, 1e-5])
 @pytest.mark.parametrize(("noise", "count"), [(50.0, 100_000), (1000.0, 1_000_000), (4.0, 20)])
-def test_many_rounds_at_tiny_deltas_against_the_closed_form(
-    noise: float, count: int, delta: float
-) -> None:
+def test_many_rounds_at_tiny_deltas_against_the_closed_form(noise: float, count: int, delta: float) -> None:
     truth = exact(math.sqrt(count) / noise, delta)
     found = epsilon([SampledGaussian(1.0, noise, count)], delta)
     assert truth <= found <= truth + 0.03

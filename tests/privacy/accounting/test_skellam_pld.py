@@ -24,20 +24,13 @@ from carefl_secure.privacy import (
     rdp_epsilon,
 )
 from carefl_secure.privacy.accounting.accountant import coarse_epsilon
-from carefl_secure.privacy.accounting.skellam_pld import (
-    closeness,
-    hidden_gaussian,
-    hidden_history,
-    least_kappa,
-)
+from carefl_secure.privacy.accounting.skellam_pld import closeness, hidden_gaussian, hidden_history, least_kappa
 
 Floats = NDArray[np.float64]
 DIMENSION = 1 << 20
 
 
-def planned(
-    rate: float, noise: float, count: int = 1, dimension: int = DIMENSION
-) -> SampledSkellam:
+def planned(rate: float, noise: float, count: int = 1, dimension: int = DIMENSION) -> SampledSkellam:
     l2 = 3749.0  # scale 3707 in 2^20 coordinates after rounding
     return SampledSkellam(rate, l2 * 1024.0, l2, (noise * l2) ** 2, count, 0.0, dimension)
 
@@ -126,9 +119,7 @@ def test_the_distance_falls_as_said() -> None:
         assert (found <= 60 * root * np.exp(-1.5 * kappas**2)).all()
 
 
-@pytest.mark.parametrize(
-    ("variance", "kappa"), [(400, 0.9), (400, 5.01), (9, 1.0), (400, math.nan)]
-)
+@pytest.mark.parametrize(("variance", "kappa"), [(400, 0.9), (400, 5.01), (9, 1.0), (400, math.nan)])
 def test_outside_the_proof_nothing_is_claimed(variance: float, kappa: float) -> None:
     with pytest.raises(ConfigError, match="kappa"):
         closeness(variance, kappa)
@@ -165,9 +156,7 @@ def test_the_lost_delta_is_charged_at_the_ceiling() -> None:
         distance = sum(
             e.count
             * DIMENSION
-            * closeness(
-                e.variance, (e.variance - (g.noise_multiplier * e.l2) ** 2) / e.variance**0.5
-            )
+            * closeness(e.variance, (e.variance - (g.noise_multiplier * e.l2) ** 2) / e.variance**0.5)
             for e, g in zip(events, found[0], strict=True)
         )
         assert found[1] == pytest.approx((1 + math.exp(ceiling)) * distance, rel=1e-4)
@@ -194,9 +183,7 @@ def convolved(loss: Floats, mass: Floats, times: int, grid: float) -> tuple[Floa
     return (np.arange(size) + times * first) * grid, np.maximum(total, 0.0)
 
 
-def true_epsilon(
-    variance: float, shift: int, dimensions: int, rate: float, steps: int, delta: float
-) -> float:
+def true_epsilon(variance: float, shift: int, dimensions: int, rate: float, steps: int, delta: float) -> float:
     """Compose the exact laws of a sampled integer vector, both directions; within 0.002."""
     grid = 2e-4
     loss, mass = losses(variance, shift, dimensions, grid)
@@ -236,9 +223,7 @@ def test_never_below_the_truth_and_not_far_above(
     root: int, shift: int, dimensions: int, rate: float, steps: int
 ) -> None:
     norm2 = shift * math.sqrt(dimensions)
-    event = SampledSkellam(
-        rate, float(shift * dimensions), norm2, float(root**2), steps, 0.0, dimensions
-    )
+    event = SampledSkellam(rate, float(shift * dimensions), norm2, float(root**2), steps, 0.0, dimensions)
     delta = 1e-5
     truth = true_epsilon(float(root**2), shift, dimensions, rate, steps, delta)
     by_pld = pld_epsilon([event], delta)
@@ -262,9 +247,7 @@ def test_calibrated_noise_is_next_to_that_of_the_gaussian(
 
 @pytest.mark.parametrize("dimension", [1, 5000, 1 << 24])
 @pytest.mark.parametrize(("rate", "noise", "steps"), [(0.02, 0.6, 50), (1.0, 6.0, 20)])
-def test_never_below_the_gaussian_and_never_above_rdp(
-    rate: float, noise: float, steps: int, dimension: int
-) -> None:
+def test_never_below_the_gaussian_and_never_above_rdp(rate: float, noise: float, steps: int, dimension: int) -> None:
     event = planned(rate, noise, steps, dimension)
     gaussian = pld_epsilon([SampledGaussian(rate, noise, steps)], 1e-5)
     price = epsilon([event], 1e-5)
@@ -291,11 +274,7 @@ def test_rounds_one_by_one_are_one_long_round() -> None:
 
 
 def test_unlike_events_compose() -> None:
-    first, second, third = (
-        planned(0.05, 0.8, 10),
-        planned(0.1, 1.2, 7),
-        SampledGaussian(0.02, 1.0, 30),
-    )
+    first, second, third = (planned(0.05, 0.8, 10), planned(0.1, 1.2, 7), SampledGaussian(0.02, 1.0, 30))
     history = [first, second, third]
     bare = [SampledGaussian(0.05, 0.8, 10), SampledGaussian(0.1, 1.2, 7), third]
     price = epsilon(history, 1e-5)

@@ -61,9 +61,7 @@ MIXING = [token_mean, batch_normalised, contrastive]
 def test_a_loss_per_record_passes_both() -> None:
     model = Language()
     check_independent(lambda i: record_mean(model, i), ALL)
-    check_additive(
-        model.module, model.parameters, lambda i: record_mean(model, i), ALL, clipping_norm=1.0
-    )
+    check_additive(model.module, model.parameters, lambda i: record_mean(model, i), ALL, clipping_norm=1.0)
 
 
 @pytest.mark.parametrize("mixing", MIXING)
@@ -77,9 +75,7 @@ def test_mixed_records_are_found_in_losses(mixing: Callable[..., Tensor]) -> Non
 def test_mixed_records_are_found_in_sums(mixing: Callable[..., Tensor]) -> None:
     model = Language()
     with pytest.raises(PrivacyError, match="differs from the sum"):
-        check_additive(
-            model.module, model.parameters, lambda i: mixing(model, i), ALL, clipping_norm=1.0
-        )
+        check_additive(model.module, model.parameters, lambda i: mixing(model, i), ALL, clipping_norm=1.0)
 
 
 def test_a_wrong_axis_is_found_in_sums_though_losses_are_independent() -> None:
@@ -110,9 +106,7 @@ def test_a_token_mean_would_break_the_bound() -> None:
         return nll * tokens[chosen] / tokens[chosen].sum()
 
     def total(indices: NDArray[np.int64], norm: float) -> NDArray[np.float64]:
-        return clipped_sum(
-            model.module, model.parameters, losses, indices, Clipping(norm, False)
-        ).vector
+        return clipped_sum(model.module, model.parameters, losses, indices, Clipping(norm, False)).vector
 
     # C is what each short record has without the long one; with it, they shrink to C / 20, so the
     # sum falls from 5 C to C / 4 and the long record can make up for C of that at most
@@ -133,10 +127,4 @@ def test_one_record_alone_proves_nothing() -> None:
     with pytest.raises(ConfigError):
         check_independent(lambda i: record_mean(model, i), ALL[:1])
     with pytest.raises(ConfigError):
-        check_additive(
-            model.module,
-            model.parameters,
-            lambda i: record_mean(model, i),
-            ALL[:1],
-            clipping_norm=1.0,
-        )
+        check_additive(model.module, model.parameters, lambda i: record_mean(model, i), ALL[:1], clipping_norm=1.0)

@@ -137,11 +137,7 @@ def test_one_record_never_exceeds_the_norm(engine: Engine, normalise: bool, fact
     for clipping_norm in (1e-3, 1.0, 50.0):
         for index in (0, 1, 2):
             vector = clipped_sum(
-                toy.module,
-                toy.parameters,
-                harsh,
-                np.array([index]),
-                Clipping(clipping_norm, normalise, engine=engine),
+                toy.module, toy.parameters, harsh, np.array([index]), Clipping(clipping_norm, normalise, engine=engine)
             ).vector
             assert np.linalg.norm(vector) <= clipping_norm
             if factor >= 1e6:
@@ -150,9 +146,7 @@ def test_one_record_never_exceeds_the_norm(engine: Engine, normalise: bool, fact
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("normalise", [False, True])
-def test_removing_one_record_moves_the_sum_by_the_norm_at_most(
-    engine: Engine, normalise: bool
-) -> None:
+def test_removing_one_record_moves_the_sum_by_the_norm_at_most(engine: Engine, normalise: bool) -> None:
     toy = Toy(scale=5.0)
     whole = toy.sum(engine=engine, normalise=normalise).vector
     for index in range(RECORDS):
@@ -168,9 +162,7 @@ def test_half_precision_keeps_the_bound() -> None:
             return toy.losses(indices).float()
 
     for index in range(8):
-        vector = clipped_sum(
-            toy.module, toy.parameters, half, np.array([index]), Clipping(0.5, False)
-        ).vector
+        vector = clipped_sum(toy.module, toy.parameters, half, np.array([index]), Clipping(0.5, False)).vector
         assert 0.0 < np.linalg.norm(vector) <= 0.5
 
 
@@ -256,9 +248,7 @@ def test_a_layer_used_twice_adds_up() -> None:
 
     expected = reference(toy.parameters, losses, ALL, 0.5, False)
     for engine in ENGINES:
-        got = clipped_sum(
-            toy.module, toy.parameters, losses, ALL, Clipping(0.5, False, engine=engine)
-        ).vector
+        got = clipped_sum(toy.module, toy.parameters, losses, ALL, Clipping(0.5, False, engine=engine)).vector
         assert np.linalg.norm(got - expected) <= 1e-5 * np.linalg.norm(expected)
 
 
@@ -318,10 +308,7 @@ def test_the_module_is_left_as_it_was(engine: Engine, fails: bool) -> None:
     first = toy.parameters[0][1]
     first.grad = torch.full_like(first, 7.0)
     layers = list(toy.module.modules())
-    before = [
-        (set(layer.__dict__), len(layer._forward_hooks), len(layer._backward_hooks))
-        for layer in layers
-    ]
+    before = [(set(layer.__dict__), len(layer._forward_hooks), len(layer._backward_hooks)) for layer in layers]
     weights = [p.detach().clone() for p in toy.module.parameters()]
     flags = [p.requires_grad for p in toy.module.parameters()]
     if fails:
@@ -329,10 +316,7 @@ def test_the_module_is_left_as_it_was(engine: Engine, fails: bool) -> None:
         assert not toy.sum(engine=engine).vector.any()
     else:
         toy.sum(engine=engine)
-    after = [
-        (set(layer.__dict__), len(layer._forward_hooks), len(layer._backward_hooks))
-        for layer in layers
-    ]
+    after = [(set(layer.__dict__), len(layer._forward_hooks), len(layer._backward_hooks)) for layer in layers]
     assert after == before
     assert [p.requires_grad for p in toy.module.parameters()] == flags
     for old, new in zip(weights, toy.module.parameters(), strict=True):
@@ -393,9 +377,7 @@ def test_gradients_beyond_float32_contribute_zero() -> None:
     ],
 )
 @pytest.mark.parametrize("engine", ENGINES)
-def test_losses_that_are_not_one_per_record_are_refused(
-    engine: Engine, wrong: Callable[[Tensor], Tensor]
-) -> None:
+def test_losses_that_are_not_one_per_record_are_refused(engine: Engine, wrong: Callable[[Tensor], Tensor]) -> None:
     toy = Toy()
     with pytest.raises(PrivacyError, match="one loss per record"):
         clipped_sum(
@@ -411,11 +393,7 @@ def test_losses_without_gradient_are_refused() -> None:
     toy = Toy()
     with pytest.raises(PrivacyError, match="do not depend"):
         clipped_sum(
-            toy.module,
-            toy.parameters,
-            lambda indices: toy.losses(indices).detach(),
-            ALL,
-            Clipping(1.0, False),
+            toy.module, toy.parameters, lambda indices: toy.losses(indices).detach(), ALL, Clipping(1.0, False)
         )
 
 
@@ -431,8 +409,7 @@ def test_indices_that_are_none_are_refused(indices: NDArray[Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [{"norm": 0.0}, {"norm": math.nan}, {"norm": math.inf}, {"micro_batch": 0}, {"engine": "vmap"}],
+    "settings", [{"norm": 0.0}, {"norm": math.nan}, {"norm": math.inf}, {"micro_batch": 0}, {"engine": "vmap"}]
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
@@ -469,9 +446,7 @@ def test_rows_that_are_not_records_are_refused_by_the_native_engine() -> None:
 
     for engine in ENGINES:
         with pytest.raises(PrivacyError, match=r"rows|tiles"):
-            clipped_sum(
-                toy.module, toy.parameters, losses, ALL, Clipping(1.0, False, engine=engine)
-            )
+            clipped_sum(toy.module, toy.parameters, losses, ALL, Clipping(1.0, False, engine=engine))
 
 
 @pytest.mark.parametrize("engine", ENGINES)

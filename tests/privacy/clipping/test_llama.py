@@ -60,9 +60,7 @@ class Llama:
         chosen = torch.from_numpy(indices)
         ids, mask = self.ids[chosen], self.mask[chosen]
         logits = self.module(input_ids=ids, attention_mask=mask.long()).logits
-        values = functional.cross_entropy(
-            logits[:, :-1].transpose(1, 2).float(), ids[:, 1:], reduction="none"
-        )
+        values = functional.cross_entropy(logits[:, :-1].transpose(1, 2).float(), ids[:, 1:], reduction="none")
         return values, (mask[:, 1:] & mask[:, :-1]).float()
 
     def losses(self, indices: NDArray[np.int64]) -> Tensor:
@@ -86,11 +84,7 @@ def test_sums_agree_with_one_record_at_a_time(engine: Engine, train: str, normal
     factors = [bound / (n + 0.01) if normalise else min(1.0, bound / n) for n in norms]
     expected = np.sum([f * g for f, g in zip(factors, gradients, strict=True)], axis=0)
     got = clipped_sum(
-        llama.module,
-        llama.parameters,
-        llama.losses,
-        ALL,
-        Clipping(bound, normalise, engine=engine, micro_batch=3),
+        llama.module, llama.parameters, llama.losses, ALL, Clipping(bound, normalise, engine=engine, micro_batch=3)
     ).vector
     assert np.linalg.norm(got - expected) <= 1e-5 * np.linalg.norm(expected)
 
@@ -119,9 +113,7 @@ def test_opacus_refuses_checkpointing_rather_than_miss_gradients() -> None:
     llama.module.gradient_checkpointing_enable({"use_reentrant": False})
     llama.module.enable_input_require_grads()
     with pytest.raises(PrivacyError):
-        clipped_sum(
-            llama.module, llama.parameters, llama.losses, ALL, Clipping(0.5, True, engine="opacus")
-        )
+        clipped_sum(llama.module, llama.parameters, llama.losses, ALL, Clipping(0.5, True, engine="opacus"))
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -22,9 +22,7 @@ GROUPS = np.array([4, 4, 0, 0, 0, 0, 0, 0, 0, 2, 2, 2, 9, 1, 1, 1, 1, 4])  # siz
 class Toy:
     def __init__(self) -> None:
         torch.manual_seed(1)
-        self.module = nn.Sequential(
-            nn.Linear(6, 4, bias=False), nn.Tanh(), nn.Linear(4, 5, bias=False)
-        )
+        self.module = nn.Sequential(nn.Linear(6, 4, bias=False), nn.Tanh(), nn.Linear(4, 5, bias=False))
         self.rows = torch.randn(RECORDS, 3, 6)
         self.rows[::4] *= 0.01
         self.parameters = list(self.module.named_parameters())
@@ -37,9 +35,7 @@ class Toy:
 
     def sum(self, indices: NDArray[np.int64], groups: Any, **settings: Any) -> NDArray[np.float64]:
         given: dict[str, Any] = {"norm": 1.0, "normalise": False, "micro_batch": 5} | settings
-        return clipped_sum(
-            self.module, self.parameters, self.losses, indices, Clipping(**given), groups=groups
-        ).vector
+        return clipped_sum(self.module, self.parameters, self.losses, indices, Clipping(**given), groups=groups).vector
 
     def gradient(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
         parts = torch.autograd.grad(self.losses(indices).mean(), [p for _, p in self.parameters])
@@ -61,9 +57,7 @@ def reference(toy: Toy, indices: NDArray[np.int64], normalise: bool) -> NDArray[
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("normalise", [False, True])
 @pytest.mark.parametrize("micro_batch", [1, 3, 5, 100])
-def test_persons_are_clipped_by_the_definition(
-    engine: Engine, normalise: bool, micro_batch: int
-) -> None:
+def test_persons_are_clipped_by_the_definition(engine: Engine, normalise: bool, micro_batch: int) -> None:
     toy = Toy()
     found = toy.sum(ALL, GROUPS, engine=engine, normalise=normalise, micro_batch=micro_batch)
     np.testing.assert_allclose(found, reference(toy, ALL, normalise), rtol=1e-4, atol=1e-5)
@@ -83,9 +77,7 @@ def test_clipping_records_one_by_one_is_something_else() -> None:
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("normalise", [False, True])
 @pytest.mark.parametrize("person", np.unique(GROUPS).tolist())
-def test_removing_a_person_moves_the_sum_by_at_most_the_norm(
-    engine: Engine, normalise: bool, person: int
-) -> None:
+def test_removing_a_person_moves_the_sum_by_at_most_the_norm(engine: Engine, normalise: bool, person: int) -> None:
     toy = Toy()
     toy.rows *= 50  # large gradients: the bound must come from clipping
     rest = np.flatnonzero(person != GROUPS)
@@ -152,13 +144,7 @@ def test_padding_counts_no_person_more() -> None:
         toy.sizes.clear()
         clipping = Clipping(1.0, False, micro_batch=5)
         padded = clipped_sum(
-            toy.module,
-            toy.parameters,
-            toy.losses,
-            drawn,
-            clipping,
-            groups=GROUPS[chosen],
-            rows=RECORDS,
+            toy.module, toy.parameters, toy.losses, drawn, clipping, groups=GROUPS[chosen], rows=RECORDS
         )
         np.testing.assert_allclose(padded.vector, plain, rtol=1e-6, atol=1e-9)
         assert sum(toy.sizes) == RECORDS and padded.records == drawn.size

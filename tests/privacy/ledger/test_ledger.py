@@ -61,9 +61,7 @@ def test_the_file_is_for_its_owner_alone(ledger: Ledger) -> None:
     assert stat.S_IMODE(ledger.path.stat().st_mode) == 0o600
 
 
-def test_every_append_is_on_disk_before_it_returns(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_append_is_on_disk_before_it_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[tuple[bool, int]] = []
     real = os.fsync
 
@@ -221,9 +219,7 @@ def test_two_processes_do_not_interleave(tmp_path: Path) -> None:
     assert [worker.exitcode for worker in workers] == [0, 0]
 
 
-def test_a_held_lock_is_an_error_and_not_a_wait_for_ever(
-    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_held_lock_is_an_error_and_not_a_wait_for_ever(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     import fcntl
 
     monkeypatch.setattr("carefl_secure.privacy.ledger.file._PATIENCE", 0.05)
@@ -249,9 +245,7 @@ def test_a_held_lock_is_an_error_and_not_a_wait_for_ever(
         ("spend", {"event": "free"}),
     ],
 )
-def test_bad_entries_are_refused_and_not_written(
-    ledger: Ledger, kind: str, payload: dict[str, object]
-) -> None:
+def test_bad_entries_are_refused_and_not_written(ledger: Ledger, kind: str, payload: dict[str, object]) -> None:
     before = ledger.path.read_bytes()
     with pytest.raises(ConfigError):
         ledger.append(kind, payload)
@@ -441,9 +435,7 @@ def test_a_ledger_without_its_first_entry_was_emptied(tmp_path: Path, content: b
     assert book.path.read_bytes() == content
 
 
-def test_a_file_system_without_locks_is_named(
-    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_system_without_locks_is_named(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(descriptor: int, mode: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 

@@ -40,10 +40,7 @@ def test_no_ledger(tmp_path: Path, name: str) -> None:
 
 def test_delta_is_that_of_the_run(tmp_path: Path) -> None:
     spend(tmp_path / "run" / "clients" / "0" / "ledger.jsonl")
-    inside = [
-        tmp_path / "run" / "ledger.jsonl",
-        tmp_path / "run" / "clients" / "0" / "ledger.jsonl",
-    ]
+    inside = [tmp_path / "run" / "ledger.jsonl", tmp_path / "run" / "clients" / "0" / "ledger.jsonl"]
     assert delta_for(inside[1]) == 1e-5
     (tmp_path / "run" / "plan.json").write_text(json.dumps({"privacy": PLAN.to_json()}))
     for path in (tmp_path / "run", *inside):

@@ -120,24 +120,17 @@ def test_a_client_that_paid_for_another_event(toy: Path, cheat: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
-    [("max_colluders", 0), ("clipping_norm", 0.5), ("public_records", 10_000), ("rounds", 3)],
+    ("key", "value"), [("max_colluders", 0), ("clipping_norm", 0.5), ("public_records", 10_000), ("rounds", 3)]
 )
 def test_an_edited_plan(toy: Path, key: str, value: float, cheat: Any) -> None:
     cheat.edit_json(toy / "plan.json", lambda plan: plan["privacy"].update({key: value}))
     assert "plan_kept" in cheat.failed(toy)
 
 
-@pytest.mark.parametrize(
-    ("key", "by"), [("l2_sensitivity", 2.0), ("scale", 2.0), ("noise_clients", 2)]
-)
-def test_an_encoding_that_asks_for_more_than_the_event_states(
-    toy: Path, key: str, by: float, cheat: Any
-) -> None:
+@pytest.mark.parametrize(("key", "by"), [("l2_sensitivity", 2.0), ("scale", 2.0), ("noise_clients", 2)])
+def test_an_encoding_that_asks_for_more_than_the_event_states(toy: Path, key: str, by: float, cheat: Any) -> None:
     (toy / "checkpoint" / "state.npz").unlink()  # so that nothing else can tell
-    cheat.edit_json(
-        toy / "plan.json", lambda p: p["encoding"].update({key: p["encoding"][key] * by})
-    )
+    cheat.edit_json(toy / "plan.json", lambda p: p["encoding"].update({key: p["encoding"][key] * by}))
     assert "encoding" in cheat.failed(toy)
 
 
@@ -212,9 +205,7 @@ def test_a_norm_that_is_no_number(toy: Path, cheat: Any) -> None:
 def test_noise_that_anyone_can_guess(toy: Path, cheat: Any) -> None:
     config = toy / "config.yaml"
     config.write_text(
-        config.read_text().replace(
-            "unsafe_deterministic_noise: false", "unsafe_deterministic_noise: true"
-        )
+        config.read_text().replace("unsafe_deterministic_noise: false", "unsafe_deterministic_noise: true")
     )
     assert cheat.failed(toy) == {"keys"}
 
@@ -228,9 +219,7 @@ def test_more_rounds_than_planned(toy: Path, cheat: Any) -> None:
     cheat.forge(path, renumber)
     assert path.read_bytes() == text  # forging without a change changes nothing
     plan = json.loads((toy / "plan.json").read_text())
-    Ledger(path).spend(
-        event_from_json(plan["event"]), 100.0, 1e-5, {"run": "toy", "round": 5, "unit": "record"}
-    )
+    Ledger(path).spend(event_from_json(plan["event"]), 100.0, 1e-5, {"run": "toy", "round": 5, "unit": "record"})
     assert {"rounds_planned", "target"} <= cheat.failed(toy)
 
 
@@ -259,9 +248,7 @@ def test_an_unprotected_run_can_be_void_too(copy_run: Copy, cheat: Any) -> None:
         ("checkpoint/state.npz", "no archive", RunError),
     ],
 )
-def test_a_file_that_cannot_be_read(
-    toy: Path, name: str, text: str, error: type[Exception], cheat: Any
-) -> None:
+def test_a_file_that_cannot_be_read(toy: Path, name: str, text: str, error: type[Exception], cheat: Any) -> None:
     (toy / name).write_text(text)
     with pytest.raises(error, match=name.split("/")[-1]):
         write_report(toy)
@@ -287,9 +274,7 @@ def test_a_file_that_is_missing(toy: Path, name: str, cheat: Any) -> None:
         ("encoding", {"dimension": 0}),
     ],
 )
-def test_a_plan_that_keeps_no_promise(
-    toy: Path, part: str, changes: dict[str, Any], cheat: Any
-) -> None:
+def test_a_plan_that_keeps_no_promise(toy: Path, part: str, changes: dict[str, Any], cheat: Any) -> None:
     cheat.edit_json(toy / "plan.json", lambda plan: plan[part].update(changes))
     with pytest.raises(PrivacyError, match="no promise"):
         write_report(toy)

@@ -139,12 +139,7 @@ def browse(folder: Path, page: str) -> tuple[str, str]:
     (folder / "report.html").write_text(page)
     (folder / "measure.html").write_text(MEASURE)
     done = subprocess.run(
-        [
-            CHROMIUM,
-            *FLAGS,
-            f"--user-data-dir={folder / 'profile'}",
-            (folder / "measure.html").as_uri(),
-        ],
+        [CHROMIUM, *FLAGS, f"--user-data-dir={folder / 'profile'}", (folder / "measure.html").as_uri()],
         capture_output=True,
         text=True,
         timeout=120,

@@ -124,9 +124,7 @@ def test_labelled_and_unlabelled_videos(run: Path, tmp_path: Path) -> None:
             np.testing.assert_allclose(values, expected[row["video"]], atol=2e-5)
             assert row["class_id"] == str(int(np.argmax(expected[row["video"]])))
             assert row["class"] == CEXPR.labels[int(row["class_id"])]
-    assert {row["video"]: row["truth"] for row in scored} == {
-        clip: CEXPR.labels[label] for clip, label in CLIPS
-    }
+    assert {row["video"]: row["truth"] for row in scored} == {clip: CEXPR.labels[label] for clip, label in CLIPS}
     truth, told = [r["truth"] for r in scored], [r["class"] for r in scored]
     labels = list(CEXPR.labels)
     macro = f1_score(truth, told, labels=labels, average="macro", zero_division=0)
@@ -152,9 +150,7 @@ def test_the_challenge_alone_gets_predictions_and_no_figures(run: Path, tmp_path
     assert [row["frames"] for row in rows(run)] == ["2", "1"]
 
 
-def test_videos_that_no_one_cut_into_frames(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_videos_that_no_one_cut_into_frames(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stand-in for imageio: each video is a stack of pictures in NumPy's format."""
     v3 = ModuleType("imageio.v3")
 
@@ -251,13 +247,7 @@ def test_the_command(run: Path, tmp_path: Path) -> None:
     data = challenge(clips(tmp_path / "data"))
     shown = command(run, "--data", data, "--fuse", "mean_logit", "--every", "2")
     assert shown.exit_code == 0, shown.output
-    for text in (
-        "macro f1",
-        "uar",
-        "fused by mean_logit",
-        "predictions-cexpr.csv",
-        "specific to this package; the",
-    ):
+    for text in ("macro f1", "uar", "fused by mean_logit", "predictions-cexpr.csv", "specific to this package; the"):
         assert text in shown.stdout, text
     plain = json.loads(command(run, "--space", "cexpr", "--json").stdout)
     assert (plain["format"], plain["space"]) == ("carefl.evaluation/1", "cexpr")

@@ -76,10 +76,7 @@ def rounds(plan_toy: Any, tasks_toy: Any, tmp_path: Path) -> Any:
     runs = tmp_path / "runs"
 
     def run(
-        names: Sequence[str] = BOTH,
-        reporter: Any = None,
-        folder: RunFolder | None = None,
-        **more: Any,
+        names: Sequence[str] = BOTH, reporter: Any = None, folder: RunFolder | None = None, **more: Any
     ) -> tuple[RunFolder, FederationResult | CareflError]:
         folder = RunFolder.create(runs, CONFIG) if folder is None else folder
         try:
@@ -138,9 +135,7 @@ def agree(told: Mapping[str, Any], kept: Mapping[str, Any], rel: float) -> bool:
     return True
 
 
-def test_both_hold_the_figures_of_every_round_and_nothing_else(
-    rounds: Any, offline: list[Any]
-) -> None:
+def test_both_hold_the_figures_of_every_round_and_nothing_else(rounds: Any, offline: list[Any]) -> None:
     reporter = Watching()
     folder, result = rounds(BOTH, reporter, evaluate=lambda adapter: {"mAP": 0.25})
     assert isinstance(result, FederationResult)
@@ -278,18 +273,12 @@ def test_a_named_server_is_used_said_aloud_and_given_up_before_the_first_round(
     assert not folder.ledger.exists() and not folder.checkpoint.exists()
 
 
-def test_a_missing_package_is_refused_before_anything_begins(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_package_is_refused_before_anything_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_config(None, [], run_dir=tmp_path / "runs", track=["tensorboard", "mlflow"])
     assert config.run.trackers == BOTH
-    assert run_options(config, lambda _: {}, SilentReporter())["monitoring"].follow.keywords == {
-        "names": BOTH
-    }
+    assert run_options(config, lambda _: {}, SilentReporter())["monitoring"].follow.keywords == {"names": BOTH}
     real: Any = trackers.importlib.util.find_spec
-    monkeypatch.setattr(
-        trackers.importlib.util, "find_spec", lambda n: None if n == "mlflow" else real(n)
-    )
+    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda n: None if n == "mlflow" else real(n))
     with pytest.raises(ConfigError, match=r"asks for mlflow.*carefl-secure\[tracking\]"):
         train(config, SilentReporter())
     assert not (tmp_path / "runs").exists()

@@ -121,13 +121,9 @@ def test_helper_equivocation(committee: Make, vectors: Vectors) -> None:
         played.finish()
 
     uploads = {
-        i: Submission.parse(m, i, played.parameters).vector(played.parameters)
-        for i, m in played.submissions.items()
+        i: Submission.parse(m, i, played.parameters).vector(played.parameters) for i, m in played.submissions.items()
     }
-    masks = {
-        m: MemberAnswer.parse(a, m, played.parameters).vector(played.parameters)
-        for m, a in answers.items()
-    }
+    masks = {m: MemberAnswer.parse(a, m, played.parameters).vector(played.parameters) for m, a in answers.items()}
     sums = {
         tuple(np.sum([given_vectors[i] for i in chosen], axis=0, dtype=np.uint32))
         for count in range(1, 6)
@@ -200,9 +196,7 @@ def test_swapped_member_key(committee: Make, vectors: Vectors) -> None:
     played.announce()
     foreign = other.members[1].announce()
     public = MemberKey.parse(foreign, 1, other.parameters).public
-    mixed = MemberKey(public, played.announcements[1][-64:]).encode(
-        1, played.parameters.key_context()
-    )
+    mixed = MemberKey(public, played.announcements[1][-64:]).encode(1, played.parameters.key_context())
     vector = vectors(played)[0]
     with pytest.raises(ProtocolError, match=r"^member key signature: member 1"):
         played.clients[0].mask(vector, {**played.announcements, 1: mixed})
@@ -233,9 +227,7 @@ def test_announcements_of_two_kinds(committee: Make, vectors: Vectors) -> None:
     mixed = {**played.announcements, 1: twin.members[1].announce()}
     given_vectors = vectors(played)
     for index in range(3):
-        played.server.submitted(
-            index, played.clients[index].mask(given_vectors[index], played.announcements)
-        )
+        played.server.submitted(index, played.clients[index].mask(given_vectors[index], played.announcements))
     odd = played.clients[3].mask(given_vectors[3], mixed)
     with pytest.raises(ProtocolError, match=r"^submission signature: client 3"):
         played.server.submitted(3, odd)
@@ -268,9 +260,7 @@ def test_a_copied_envelope_does_not_open(committee: Make, vectors: Vectors) -> N
     thief.announce()
     given_vectors = vectors(thief)
     for index in range(3):
-        thief.server.submitted(
-            index, thief.clients[index].mask(given_vectors[index], thief.announcements)
-        )
+        thief.server.submitted(index, thief.clients[index].mask(given_vectors[index], thief.announcements))
     context, transcript_hash = thief.parameters.context(), thief.server._transcript_hash
     stolen = Submission(honest.words, honest.commitments, honest.envelopes, b"")
     fields = stolen.entry(words_digest(honest.words)).fields(context, transcript_hash, 3)
@@ -286,9 +276,7 @@ def test_a_copied_envelope_does_not_open(committee: Make, vectors: Vectors) -> N
 
 
 @pytest.mark.parametrize("dressed", [False, True])
-@pytest.mark.parametrize(
-    "change", [{"round": 6}, {"model_hash": b"!" * 32}, {"dropout_tolerance": 1}]
-)
+@pytest.mark.parametrize("change", [{"round": 6}, {"model_hash": b"!" * 32}, {"dropout_tolerance": 1}])
 def test_messages_of_another_round_or_context(
     committee: Make, vectors: Vectors, dressed: bool, change: dict[str, Any]
 ) -> None:
@@ -311,10 +299,7 @@ def test_messages_of_another_round_or_context(
         refused("member key signature", lambda: new.server.announced(1, key))
     new.announce()
     if "model_hash" not in change:
-        refused(
-            "member key signature",
-            lambda: new.clients[0].mask(given_vectors[0], {**new.announcements, 1: key}),
-        )
+        refused("member key signature", lambda: new.clients[0].mask(given_vectors[0], {**new.announcements, 1: key}))
     refused("submission signature", lambda: new.server.submitted(1, stale(old.submissions[1])))
     new.submit(given_vectors)
     new.server.listing(0)
@@ -399,9 +384,7 @@ def test_two_stories_about_who_is_lost(committee: Make, vectors: Vectors) -> Non
 
     def both(lost: int) -> bytes:
         fields = statement(context, transcript_hash, 2, corrupt._settled, pack(lost))
-        return Loss(
-            corrupt._settled, (lost,), sign(corrupt._identity, transcript.LOSS, *fields)
-        ).encode(2, context)
+        return Loss(corrupt._settled, (lost,), sign(corrupt._identity, transcript.LOSS, *fields)).encode(2, context)
 
     with pytest.raises(ProtocolError, match=r"^step order: consent was answered before"):
         played.members[0].consent([2])
@@ -440,9 +423,7 @@ def test_false_seed_shares(committee: Make, vectors: Vectors) -> None:
 
 
 @pytest.mark.parametrize("liars", [(1,), (1, 2)])
-def test_a_false_seed_share_with_a_spare_one(
-    committee: Make, vectors: Vectors, liars: tuple[int, ...]
-) -> None:
+def test_a_false_seed_share_with_a_spare_one(committee: Make, vectors: Vectors, liars: tuple[int, ...]) -> None:
     """Five members, one lost of two tolerated: one false share is corrected, two are not."""
     played = committee(4, 5, dropout_tolerance=2)
     given_vectors = vectors(played)
@@ -539,9 +520,7 @@ def test_damaged_messages(committee: Make, vectors: Vectors, data: st.DataObject
 
 @settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(junk=st.binary(max_size=300), kind=st.integers(14, 24), data=st.data())
-def test_junk_after_a_good_header(
-    committee: Make, junk: bytes, kind: int, data: st.DataObject
-) -> None:
+def test_junk_after_a_good_header(committee: Make, junk: bytes, kind: int, data: st.DataObject) -> None:
     parameters = committee(3, 2, dropout_tolerance=0).parameters
     top = b"CFSA\x02" + bytes([kind]) + b"\x00\x00" + parameters.context()[:8]
     message = data.draw(st.sampled_from([b"", top])) + junk

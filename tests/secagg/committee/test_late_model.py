@@ -78,9 +78,7 @@ def test_all_members_must_have_announced(early: Committee) -> None:
 
 @pytest.mark.parametrize("dressed", [False, True])
 @pytest.mark.parametrize("other", [{"round": 8}, {"plan_hash": b"!" * 32}])
-def test_keys_of_another_round_or_plan(
-    early: Committee, vectors: Any, other: Any, dressed: bool
-) -> None:
+def test_keys_of_another_round_or_plan(early: Committee, vectors: Any, other: Any, dressed: bool) -> None:
     new = early(3, 2)
     old = early(3, 2, **other)
     for played in (new, old):

@@ -96,15 +96,11 @@ def broken_envelope(played: CommitteeRehearsal, index: int, member: int, vector:
     _, transcript_hash = client_module.read_announcements(played.announcements, played.parameters)
     fields = changed.entry(words_digest(parsed.words)).fields(context, transcript_hash, index)
     signature = sign(played.clients[index]._identity, b"submission", *fields)
-    return Submission(parsed.words, parsed.commitments, tuple(envelopes), signature).encode(
-        index, context
-    )
+    return Submission(parsed.words, parsed.commitments, tuple(envelopes), signature).encode(index, context)
 
 
 @pytest.mark.parametrize("spare", [0, 1])
-def test_a_client_that_fails_at_one_member_is_left_out_by_all(
-    committee: Make, vectors: Vectors, spare: int
-) -> None:
+def test_a_client_that_fails_at_one_member_is_left_out_by_all(committee: Make, vectors: Vectors, spare: int) -> None:
     played = committee(5, 3, dropout_tolerance=spare)
     given_vectors = vectors(played)
     played.announce()
@@ -218,9 +214,7 @@ def test_no_smaller_set_of_masks_is_ever_given(committee: Make, vectors: Vectors
         words = Submission.parse(message, index, played.parameters).vector(played.parameters)
         known = words.copy()
         for member in (1, 2):
-            key = client_module.transcript.mask_key(
-                context, transcript_hash, index, member, seeds[index, member]
-            )
+            key = client_module.transcript.mask_key(context, transcript_hash, index, member, seeds[index, member])
             client_module.add_masks(known, [key], [-1])
         hidden[index] = known - given_vectors[index]  # the mask of member 0
     answer = np.frombuffer(played.answers[0][48:-64], np.uint32)
@@ -239,10 +233,7 @@ def test_the_spare_needs_every_share_it_says(committee: Make, vectors: Vectors) 
     parameters = played.parameters
     assert (parameters.quorum, parameters.max_corrupt_members) == (4, 2)
     start, owner = 32, 0
-    shares = {
-        m: int.from_bytes(played.members[m]._contents[1][start : start + 33], "little")
-        for m in range(1, 5)
-    }
+    shares = {m: int.from_bytes(played.members[m]._contents[1][start : start + 33], "little") for m in range(1, 5)}
     seed = bytes(played.members[owner]._contents[1][:32])
     shamir = client_module.shamir
     whole = shamir.combine(shamir.weights([m + 1 for m in shares]), shares.values())

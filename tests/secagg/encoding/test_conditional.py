@@ -13,15 +13,7 @@ from hypothesis import strategies as st
 
 from carefl_secure.errors import ProtocolError
 from carefl_secure.noise import KeyStream
-from carefl_secure.secagg import (
-    EncodingPlan,
-    decode,
-    encode,
-    plan_clients,
-    plan_plain,
-    plan_records,
-    wrap,
-)
+from carefl_secure.secagg import EncodingPlan, decode, encode, plan_clients, plan_plain, plan_records, wrap
 from carefl_secure.secagg.encoding.hadamard import rotate_back
 from carefl_secure.secagg.encoding.planner import MAX_OVERFLOW, REDRAW_PROBABILITY
 from carefl_secure.secagg.encoding.quantize import MAX_REDRAWS, NORM_SLACK
@@ -122,9 +114,7 @@ def test_the_bias_of_a_plan_is_negligible() -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(st.integers(1, 200), st.integers(3, 8), st.floats(0.01, 100), st.integers(0, 2**32 - 1))
-def test_the_sum_decodes_to_within_the_rounding_bound(
-    dimension: int, clients: int, norm: float, seed: int
-) -> None:
+def test_the_sum_decodes_to_within_the_rounding_bound(dimension: int, clients: int, norm: float, seed: int) -> None:
     """All clients at full length and aligned, which is the worst case for overflow.
 
     A wrap has a planned probability; here its bound is far below one in a billion.
@@ -135,9 +125,7 @@ def test_the_sum_decodes_to_within_the_rounding_bound(
     vector = random.normal(size=dimension)
     vector *= norm / np.linalg.norm(vector)
     vectors = [vector * random.choice([-1.0, 1.0, 0.5]) for _ in range(clients)]
-    words = [
-        wrap(encode(v, plan, ROTATION, stream(seed + i)), plan.bits) for i, v in enumerate(vectors)
-    ]
+    words = [wrap(encode(v, plan, ROTATION, stream(seed + i)), plan.bits) for i, v in enumerate(vectors)]
     total = np.sum(words, axis=0, dtype=np.uint32)
     error = decode(total, plan, ROTATION) - np.sum(vectors, axis=0)
     assert np.linalg.norm(error) <= plan.rounding_bound * (1 + 1e-9)
@@ -186,9 +174,7 @@ def test_a_vector_past_the_norm_is_brought_back_to_it() -> None:
     plan = plan_clients(64, 1.0, 1.0, 3, 2)
     found = encode(np.full(64, 0.5), plan, ROTATION, stream(0))
     assert float(np.linalg.norm(found.astype(np.float64))) <= plan.l2_sensitivity
-    np.testing.assert_array_equal(
-        found, encode(np.full(64, plan.vector_bound / 8), plan, ROTATION, stream(0))
-    )
+    np.testing.assert_array_equal(found, encode(np.full(64, plan.vector_bound / 8), plan, ROTATION, stream(0)))
 
 
 def test_older_plans_keep_their_hash_and_conditional_ones_have_their_own() -> None:
@@ -198,7 +184,4 @@ def test_older_plans_keep_their_hash_and_conditional_ones_have_their_own() -> No
     assert EncodingPlan(**fields).hash() == plan.hash()
     other = dataclasses.replace(plan, conditional=True)
     assert other.hash() != plan.hash()
-    assert (
-        plan_plain(5, 1.0, 3).hash().hex()
-        == "a6cf529be9127e5ddefc9ed0ff03607ae9c9083dfd34c40646288cd12b421be2"
-    )
+    assert plan_plain(5, 1.0, 3).hash().hex() == "a6cf529be9127e5ddefc9ed0ff03607ae9c9083dfd34c40646288cd12b421be2"

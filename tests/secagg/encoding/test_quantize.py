@@ -39,9 +39,7 @@ def sums(plan: EncodingPlan, records: int, seed: int = 0) -> list[Vector]:
 def test_sum_of_encodings_decodes_to_the_sum(dimension: int) -> None:
     plan = plan_records(dimension, 0.5, 1.0, 20, 4, 2)
     vectors = sums(plan, 3)
-    total = sum(
-        wrap(encode(v, plan, ROTATION, stream(i)), plan.bits) for i, v in enumerate(vectors)
-    )
+    total = sum(wrap(encode(v, plan, ROTATION, stream(i)), plan.bits) for i, v in enumerate(vectors))
     assert isinstance(total, np.ndarray)
     error = decode(total, plan, ROTATION) - np.sum(vectors, axis=0)
     assert 0 < np.linalg.norm(error) <= plan.rounding_bound
@@ -69,10 +67,7 @@ def test_through_a_masked_round_with_dropouts(rehearse: Rehearse, noise_multipli
     vectors = sums(plan, 4)
     sampler = SkellamSampler(plan.share_variance())
     noises = [sampler.sample(stream(100 + i), plan.padded) for i in range(9)]
-    words = {
-        i: wrap(encode(v, plan, ROTATION, stream(i)) + noises[i], plan.bits)
-        for i, v in enumerate(vectors)
-    }
+    words = {i: wrap(encode(v, plan, ROTATION, stream(i)) + noises[i], plan.bits) for i, v in enumerate(vectors)}
     rehearsal = rehearse(9, dimension=plan.padded, bits=plan.bits, plan_hash=plan.hash())
     rehearsal.advertise()
     rehearsal.share()
@@ -93,19 +88,14 @@ def test_through_a_masked_round_with_dropouts(rehearse: Rehearse, noise_multipli
 def test_rounding_is_unbiased() -> None:
     plan = plan_records(64, 1.0, 1.0, 10, 3, 2)
     vector = sums(plan, 2)[0]
-    rounds = [
-        decode(wrap(encode(vector, plan, ROTATION, stream(i)), plan.bits), plan, ROTATION)
-        for i in range(2000)
-    ]
+    rounds = [decode(wrap(encode(vector, plan, ROTATION, stream(i)), plan.bits), plan, ROTATION) for i in range(2000)]
     error = np.mean(rounds, axis=0) - vector
     assert np.abs(error).max() < 6 * 0.5 / plan.scale / np.sqrt(2000)
 
 
 def change(plan: EncodingPlan, base: Vector, record: Vector, number: int) -> npt.NDArray[np.int64]:
     """What adding one record changes in the integers, for one draw of the dither."""
-    return encode(base + record, plan, ROTATION, stream(number)) - encode(
-        base, plan, ROTATION, stream(number)
-    )
+    return encode(base + record, plan, ROTATION, stream(number)) - encode(base, plan, ROTATION, stream(number))
 
 
 @pytest.mark.parametrize("dimension", [16, 512, 4096])
@@ -144,10 +134,7 @@ def test_the_change_has_the_same_law_whatever_the_sum_holds() -> None:
     bases = [np.zeros(256), random.normal(size=256), random.normal(size=256) * 5]
     laws = []
     for place, base in enumerate(bases):
-        sizes = [
-            float(np.square(change(plan, base, record, 10_000 * place + i)).sum())
-            for i in range(1500)
-        ]
+        sizes = [float(np.square(change(plan, base, record, 10_000 * place + i)).sum()) for i in range(1500)]
         laws.append((np.mean(sizes), np.std(sizes) / np.sqrt(1500)))
     for mean, error in laws[1:]:
         assert abs(mean - laws[0][0]) < 5 * (error + laws[0][1])

@@ -49,11 +49,7 @@ def chosen_ciphertext(like: bytes) -> bytes:
     data = np.zeros((2, 2, DEGREE), np.uint64)
     data[1, 0, 0], data[1, 1, 0] = delta % q1, delta % q2
     context = tenseal.context(
-        tenseal.SCHEME_TYPE.BFV,
-        DEGREE,
-        plain_modulus=PLAIN_MODULUS,
-        coeff_mod_bit_sizes=[32, 56, 21],
-        n_threads=1,
+        tenseal.SCHEME_TYPE.BFV, DEGREE, plain_modulus=PLAIN_MODULUS, coeff_mod_bit_sizes=[32, 56, 21], n_threads=1
     )
     parms = context.seal_context().data.first_parms_id()
     fields = split(like)

@@ -224,9 +224,7 @@ def test_trap_short_vectors_are_filled_by_repetition(secret: SecretKey, public: 
 )
 def test_other_parameters_are_refused(public: PublicKey, changes: dict[str, Any]) -> None:
     other = context(n_threads=1, **changes)
-    raw = other.serialize(
-        save_public_key=True, save_secret_key=False, save_galois_keys=False, save_relin_keys=False
-    )
+    raw = other.serialize(save_public_key=True, save_secret_key=False, save_galois_keys=False, save_relin_keys=False)
     with pytest.raises(ProtocolError, match=r"^public key: it is of other parameters"):
         PublicKey(raw)
     degree = changes.get("degree", DEGREE)

@@ -43,9 +43,7 @@ class Round(KeyedRound):
 
     def vectors(self, seed: int = 0) -> Vectors:
         random, bound = np.random.default_rng(seed), self.parameters.value_bound
-        made = {
-            i: random.integers(-bound, bound + 1, self.parameters.dimension) for i in self.clients
-        }
+        made = {i: random.integers(-bound, bound + 1, self.parameters.dimension) for i in self.clients}
         for vector in made.values():
             vector[0] = bound
         return {i: v.astype(self.parameters.dtype) for i, v in made.items()}
@@ -144,8 +142,7 @@ def test_the_key_holder_sees_masks_only(play: Play) -> None:
     zeros = dict.fromkeys(range(4), np.zeros(36_864, np.uint32))
     played.masked(zeros)
     seen = [
-        plain(played.holder, EncryptedUpload.parse(m, i, played.parameters).chunks)
-        for i, m in played.uploads.items()
+        plain(played.holder, EncryptedUpload.parse(m, i, played.parameters).chunks) for i, m in played.uploads.items()
     ]
     played.open()
     seen.append(played.server._slots)
@@ -174,9 +171,7 @@ def test_both_together_still_face_the_masks(play: Play) -> None:
     played = play(4)
     vectors = played.vectors()
     played.masked(vectors)
-    slots = plain(
-        played.holder, EncryptedUpload.parse(played.uploads[0], 0, played.parameters).chunks
-    )
+    slots = plain(played.holder, EncryptedUpload.parse(played.uploads[0], 0, played.parameters).chunks)
     packed = slots[: played.parameters.slots].astype(object)
     low = [int(v) % (1 << 20) for v in packed]
     assert low != [int(v) % (1 << 20) for v in vectors[0][: len(low)]]
@@ -209,9 +204,7 @@ def test_a_value_out_of_range_is_cut_to_the_bound(play: Play) -> None:
     played = play(4)
     vectors, bound = played.vectors(), played.parameters.value_bound
     cut = {i: v.copy() for i, v in vectors.items()}
-    for place, (wild, kept) in enumerate(
-        [(bound + 1, bound), (-bound - 1, -bound), (-(2**31), -bound)]
-    ):
+    for place, (wild, kept) in enumerate([(bound + 1, bound), (-bound - 1, -bound), (-(2**31), -bound)]):
         vectors[0][place], cut[0][place] = wild % (1 << 32), kept % (1 << 32)
     played.agree()
     with pytest.raises(ProtocolError, match=r"^vector shape"):
@@ -365,16 +358,11 @@ def test_a_lying_key_holder_gives_noise(play: Play) -> None:
 def test_junk_messages(play: Play, parameters: Make, data: st.DataObject) -> None:
     """Parsers raise ProtocolError and nothing else."""
     base = parameters(3, dimension=4)
-    agreed = EncryptedParameters(
-        **{**vars(base), "key_holder": b"k" * 32, "public_key": b"p" * 32, "value_bound": 9}
-    )
+    agreed = EncryptedParameters(**{**vars(base), "key_holder": b"k" * 32, "public_key": b"p" * 32, "value_bound": 9})
     kind = data.draw(st.integers(30, 36))
     top = b"CFSA\x02" + bytes([kind]) + b"\x00\x00" + agreed.context()[:8]
     message = data.draw(st.sampled_from([b"", top])) + data.draw(st.binary(max_size=90))
-    for parse in (
-        lambda: EncryptedUpload.parse(message, 0, agreed),
-        lambda: OpenedSum.parse(message, 0, agreed),
-    ):
+    for parse in (lambda: EncryptedUpload.parse(message, 0, agreed), lambda: OpenedSum.parse(message, 0, agreed)):
         try:
             parse()
         except ProtocolError as error:
@@ -383,13 +371,7 @@ def test_junk_messages(play: Play, parameters: Make, data: st.DataObject) -> Non
 
 @pytest.mark.parametrize(
     "change",
-    [
-        {"key_holder": b"x" * 32},
-        {"public_key": b"x" * 32},
-        {"value_bound": 5},
-        {"field_bits": 30},
-        {"round": 8},
-    ],
+    [{"key_holder": b"x" * 32}, {"public_key": b"x" * 32}, {"value_bound": 5}, {"field_bits": 30}, {"round": 8}],
 )
 def test_context_depends_on_every_field(play: Play, change: dict[str, Any]) -> None:
     made = play(4).parameters

@@ -48,9 +48,7 @@ def test_swapped_key(rehearse: Rehearse, place: int) -> None:
 
 
 @pytest.mark.parametrize("field", ["base_hash", "plan_hash"])
-def test_model_inconsistency(
-    rehearse: Rehearse, parameters: Make, identities: Identities, field: str
-) -> None:
+def test_model_inconsistency(rehearse: Rehearse, parameters: Make, identities: Identities, field: str) -> None:
     """One client is sent another base or plan; for other models see test_late_model."""
     rehearsal = rehearse(9)
     rehearsal.advertise()
@@ -103,10 +101,7 @@ def test_two_survivor_sets(rehearse: Rehearse, vectors: Vectors) -> None:
     masked(rehearsal, vectors)
     everyone = tuple(range(9))
     part = tuple(i for i in everyone if i != 5)
-    signed = {
-        i: rehearsal.clients[i].sign(everyone, everyone if i < 4 or i == 5 else part)
-        for i in everyone
-    }
+    signed = {i: rehearsal.clients[i].sign(everyone, everyone if i < 4 or i == 5 else part) for i in everyone}
     for index in (0, 5):
         with pytest.raises(ProtocolError, match=r"^survivor set signature"):
             rehearsal.clients[index].unmask(signed)
@@ -353,18 +348,13 @@ def test_damaged_messages_are_refused(rehearse: Rehearse, vectors: Vectors) -> N
 # --- clients lie ---
 
 
-def false_answer(
-    rehearsal: Rehearsal, identity: Ed25519PrivateKey, index: int, change: Any
-) -> bytes:
+def false_answer(rehearsal: Rehearsal, identity: Ed25519PrivateKey, index: int, change: Any) -> bytes:
     """A well-signed answer whose shares went through ``change``."""
     honest = Answer.parse(rehearsal.answers[index], index, rehearsal.parameters)
     shares = dict(honest.shares)
     change(shares)
     fields = crypto.statement(
-        rehearsal.parameters.context(),
-        rehearsal.server._transcript_hash,
-        index,
-        Answer(shares, b"").content(),
+        rehearsal.parameters.context(), rehearsal.server._transcript_hash, index, Answer(shares, b"").content()
     )
     signature = crypto.sign(identity, transcript.ANSWER, *fields)
     return Answer(shares, signature).encode(index, rehearsal.parameters.context())
@@ -379,9 +369,7 @@ def answering(rehearsal: Rehearsal, vectors: Vectors) -> None:
         rehearsal.answers[index] = rehearsal.clients[index].unmask(rehearsal.consents)
 
 
-def lie_about(
-    rehearsal: Rehearsal, identities: Identities, liars: Collection[int], owner: int
-) -> None:
+def lie_about(rehearsal: Rehearsal, identities: Identities, liars: Collection[int], owner: int) -> None:
     """Hand in all answers, those of the liars with a false share of one client's secret."""
 
     for index, message in rehearsal.answers.items():
@@ -435,9 +423,7 @@ def test_as_many_false_shares_as_there_are_spare_ones(
 
 
 @pytest.mark.parametrize("top", [True, False])
-def test_a_copied_key_in_another_encoding(
-    rehearse: Rehearse, identities: Identities, top: bool
-) -> None:
+def test_a_copied_key_in_another_encoding(rehearse: Rehearse, identities: Identities, top: bool) -> None:
     """X25519 ignores the top bit of a key and reduces it: such a copy is no new key."""
     rehearsal = rehearse(4)
     rehearsal.advertise(gone=[3])
@@ -489,9 +475,7 @@ def test_answers_of_the_wrong_kind_or_for_the_wrong_peers(
     rehearsal.server.answered(0, rehearsal.answers[0])
 
 
-def test_shares_beyond_the_secrets_range(
-    rehearse: Rehearse, vectors: Vectors, identities: Identities
-) -> None:
+def test_shares_beyond_the_secrets_range(rehearse: Rehearse, vectors: Vectors, identities: Identities) -> None:
     """Shares that rebuild a number of more than 256 bits do not crash the server."""
     rehearsal = rehearse(9)
     answering(rehearsal, vectors)

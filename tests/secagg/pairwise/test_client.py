@@ -23,13 +23,7 @@ Identities = list[Ed25519PrivateKey]
 
 def steps(rehearsal: Rehearsal, vectors: dict[int, npt.NDArray[Any]]) -> list[Any]:
     """The five steps of the whole cohort."""
-    return [
-        rehearsal.advertise,
-        rehearsal.share,
-        lambda: rehearsal.mask(vectors),
-        rehearsal.sign,
-        rehearsal.unmask,
-    ]
+    return [rehearsal.advertise, rehearsal.share, lambda: rehearsal.mask(vectors), rehearsal.sign, rehearsal.unmask]
 
 
 def calls(rehearsal: Rehearsal, vectors: dict[int, npt.NDArray[Any]]) -> list[Any]:
@@ -62,9 +56,7 @@ def test_each_step_once_and_in_order(rehearse: Rehearse, vectors: Vectors, done:
 
 
 @pytest.mark.parametrize("done", range(6))
-def test_a_closed_client_refuses_everything(
-    rehearse: Rehearse, vectors: Vectors, done: int
-) -> None:
+def test_a_closed_client_refuses_everything(rehearse: Rehearse, vectors: Vectors, done: int) -> None:
     rehearsal = rehearse(4)
     given = vectors(rehearsal)
     for step in steps(rehearsal, given)[:done]:
@@ -170,9 +162,7 @@ def test_restart_between_all_messages(rehearse: Rehearse, vectors: Vectors) -> N
 
 
 @pytest.mark.parametrize("done", range(1, 6))
-def test_a_restored_client_answers_no_step_twice(
-    rehearse: Rehearse, vectors: Vectors, done: int
-) -> None:
+def test_a_restored_client_answers_no_step_twice(rehearse: Rehearse, vectors: Vectors, done: int) -> None:
     rehearsal = rehearse(4)
     given = vectors(rehearsal)
     for step in steps(rehearsal, given)[:done]:
@@ -195,9 +185,7 @@ def test_a_restored_client_keeps_its_survivor_set(rehearse: Rehearse, vectors: V
     rehearsal.unmask()
 
 
-def test_saved_state_is_sealed(
-    rehearse: Rehearse, parameters: Make, identities: Identities
-) -> None:
+def test_saved_state_is_sealed(rehearse: Rehearse, parameters: Make, identities: Identities) -> None:
     rehearsal = rehearse(3)
     rehearsal.advertise()
     one = rehearsal.clients[0]
@@ -246,9 +234,7 @@ def holds(client: PairwiseClient, secret: bytes) -> bool:
     return any(secret in found for found in everything(client, set()))
 
 
-def test_secrets_are_erased_as_soon_as_they_are_not_needed(
-    rehearse: Rehearse, vectors: Vectors
-) -> None:
+def test_secrets_are_erased_as_soon_as_they_are_not_needed(rehearse: Rehearse, vectors: Vectors) -> None:
     rehearsal = rehearse(4)
     one = rehearsal.clients[0]
     source = DeterministicKeySource(b"seed\x00")

@@ -62,9 +62,7 @@ def test_the_ring_by_hand() -> None:
 
 def test_another_beacon_or_context_gives_another_ring() -> None:
     members = tuple(range(30))
-    rings = {
-        ring(c * 32, b * 32, members)[0] for c, b in ((b"c", b"b"), (b"c", b"x"), (b"x", b"b"))
-    }
+    rings = {ring(c * 32, b * 32, members)[0] for c, b in ((b"c", b"b"), (b"c", b"x"), (b"x", b"b"))}
     assert len(rings) == 3
 
 

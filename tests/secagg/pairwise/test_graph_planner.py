@@ -22,9 +22,7 @@ def test_the_plan_keeps_its_word(clients: int, corrupt: float, gone: float) -> N
     half, members = plan.neighbours // 2, plan.members
     assert half + 2 <= plan.share_threshold <= plan.neighbours < members - 1
     bad = plan.share_threshold - half - 1
-    private = math.log2(members) + hypergeom.logsf(
-        bad - 1, members - 1, colluders, half
-    ) / math.log(2)
+    private = math.log2(members) + hypergeom.logsf(bad - 1, members - 1, colluders, half) / math.log(2)
     assert private <= -80
     opened = math.log2(clients) + hypergeom.logcdf(
         plan.share_threshold - 1, clients - 1, clients - 1 - dropouts, plan.neighbours
@@ -35,16 +33,9 @@ def test_the_plan_keeps_its_word(clients: int, corrupt: float, gone: float) -> N
 
 @pytest.mark.parametrize(
     ("clients", "colluders", "dropouts", "expected"),
-    [
-        (100, 5, 10, (34, 24)),
-        (300, 15, 30, (78, 56)),
-        (1000, 10, 100, (74, 49)),
-        (1000, 100, 100, (188, 145)),
-    ],
+    [(100, 5, 10, (34, 24)), (300, 15, 30, (78, 56)), (1000, 10, 100, (74, 49)), (1000, 100, 100, (188, 145))],
 )
-def test_known_plans(
-    clients: int, colluders: int, dropouts: int, expected: tuple[int, int]
-) -> None:
+def test_known_plans(clients: int, colluders: int, dropouts: int, expected: tuple[int, int]) -> None:
     plan = plan_graph(clients, colluders=colluders, dropouts=dropouts)
     assert (plan.neighbours, plan.share_threshold) == expected
 
@@ -90,9 +81,7 @@ def groups(order: list[int], survivors: set[int], honest: set[int], half: int, n
     colluders near it. Honest survivors stay together along masks between those that stand.
     """
     size = len(order)
-    near = {
-        m: {order[(p + s) % size] for s in range(-half, half + 1) if s} for p, m in enumerate(order)
-    }
+    near = {m: {order[(p + s) % size] for s in range(-half, half + 1) if s} for p, m in enumerate(order)}
     answers = survivors | (set(order) - honest)
     opened = {m for m in survivors & honest if 1 + len(near[m] & answers) >= needed}
     left, found = survivors & honest, 0
@@ -134,9 +123,7 @@ def worst(order: list[int], colluders: set[int], half: int) -> int:
 
 
 @pytest.mark.parametrize(("size", "half", "count", "threshold"), [(9, 2, 2, 5), (9, 3, 3, 6)])
-def test_every_placement_and_every_drop_of_a_small_ring(
-    size: int, half: int, count: int, threshold: int
-) -> None:
+def test_every_placement_and_every_drop_of_a_small_ring(size: int, half: int, count: int, threshold: int) -> None:
     """Brute force: where the supposition holds, no choice of survivors opens two sums."""
     order, held = list(range(size)), 0
     for placed in itertools.combinations(range(size), count):
@@ -158,10 +145,7 @@ def test_one_colluder_more_than_supposed_opens_two_sums() -> None:
     honest = set(order) - colluders
     found = [groups(order, set(order) - gone, honest, half, needed) for needed in (6, 7)]
     assert found == [2, 0]
-    assert [worst(order, colluders, half) <= needed - half - 2 for needed in (6, 7)] == [
-        False,
-        True,
-    ]
+    assert [worst(order, colluders, half) <= needed - half - 2 for needed in (6, 7)] == [False, True]
 
 
 @pytest.mark.parametrize(
@@ -182,8 +166,7 @@ def test_more_members_than_needed_only_help(colluders: int) -> None:
     plan = plan_graph(300, colluders=colluders, dropouts=60)
     half = plan.neighbours // 2
     risks = [
-        math.log(members)
-        + hypergeom.logsf(plan.share_threshold - half - 2, members - 1, colluders, half)
+        math.log(members) + hypergeom.logsf(plan.share_threshold - half - 2, members - 1, colluders, half)
         for members in range(plan.members, 301)
     ]
     assert all(later <= earlier + 1e-9 for earlier, later in itertools.pairwise(risks))

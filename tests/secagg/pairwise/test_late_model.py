@@ -205,9 +205,7 @@ def test_what_opens_over_two_models_is_noise(rehearse_unbound: Rehearse, vectors
     answers = {i: rehearsal.clients[i].unmask(signed) for i in signed}
     server = rehearsal.server
     server._uploaded = set(everyone)
-    server._sum = np.sum(
-        [np.frombuffer(m[16:-64], "<u4") for m in uploads.values()], axis=0, dtype=np.uint32
-    )
+    server._sum = np.sum([np.frombuffer(m[16:-64], "<u4") for m in uploads.values()], axis=0, dtype=np.uint32)
     server.survivors()
     for index, message in signed.items():
         server.signed(index, message)
@@ -234,9 +232,7 @@ def test_what_opens_over_two_models_is_noise(rehearse_unbound: Rehearse, vectors
 
 
 @pytest.mark.parametrize("dressed", [False, True])
-@pytest.mark.parametrize(
-    "other", [{"round": 6}, {"round": 8}, {"plan_hash": b"!" * 32}, {"base_hash": b"!" * 32}]
-)
+@pytest.mark.parametrize("other", [{"round": 6}, {"round": 8}, {"plan_hash": b"!" * 32}, {"base_hash": b"!" * 32}])
 def test_advertisements_and_shares_of_another_round_or_plan(
     rehearse_unbound: Rehearse, vectors: Vectors, other: Any, dressed: bool
 ) -> None:

@@ -43,9 +43,7 @@ def samples(parameters: RoundParameters) -> dict[Kind, bytes]:
     words = memoryview(bytes(range(64)))
     shares = {0: (Secret.SELF_MASK, 5), 1: (Secret.SELF_MASK, PRIME - 1), 4: (Secret.PAIR_KEY, 0)}
     return {
-        Kind.ADVERTISEMENT: Advertisement(b"e" * 32, b"m" * 32, b"c" * 32, b"s" * 64).encode(
-            1, key_context
-        ),
+        Kind.ADVERTISEMENT: Advertisement(b"e" * 32, b"m" * 32, b"c" * 32, b"s" * 64).encode(1, key_context),
         Kind.SHARE: Share(2, b"x" * 82).encode(1, key_context),
         Kind.UPLOAD: Upload(words, b"s" * 64).encode(1, context),
         Kind.CONSENT: Consent(b"s" * 64).encode(1, context),
@@ -146,8 +144,7 @@ def test_odd_views_are_refused(parameters: Make) -> None:
 def test_bad_answers(parameters: Make, shares: list[tuple[int, int, int]], check: str) -> None:
     agreed = parameters(5)
     body = len(shares).to_bytes(2, "little") + b"".join(
-        peer.to_bytes(2, "little") + bytes([kind]) + value.to_bytes(33, "little")
-        for peer, kind, value in shares
+        peer.to_bytes(2, "little") + bytes([kind]) + value.to_bytes(33, "little") for peer, kind, value in shares
     )
     message = header(Kind.ANSWER, 1, agreed.context()) + body + bytes(64)
     with pytest.raises(ProtocolError, match=f"^{check}"):
@@ -181,9 +178,7 @@ def attempt(message: bytes, agreed: RoundParameters) -> None:
             assert message[5] == kind
 
 
-@settings(
-    max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(junk=st.binary(max_size=300))
 def test_fuzz_any_bytes(parameters: Make, junk: bytes) -> None:
     agreed = parameters(5)
@@ -191,9 +186,7 @@ def test_fuzz_any_bytes(parameters: Make, junk: bytes) -> None:
     attempt(header(Kind.ANSWER, 1, agreed.context()) + junk, agreed)
 
 
-@settings(
-    max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), kind=st.sampled_from(list(Kind)))
 def test_fuzz_near_messages(parameters: Make, data: st.DataObject, kind: Kind) -> None:
     agreed = parameters(5)

@@ -13,9 +13,7 @@ from carefl_secure.secagg import RoundParameters, default_threshold
 Make = Callable[..., RoundParameters]
 
 
-@pytest.mark.parametrize(
-    ("clients", "threshold"), [(3, 3), (4, 3), (5, 4), (6, 5), (9, 7), (10, 7), (100, 67)]
-)
+@pytest.mark.parametrize(("clients", "threshold"), [(3, 3), (4, 3), (5, 4), (6, 5), (9, 7), (10, 7), (100, 67)])
 def test_default_threshold(clients: int, threshold: int) -> None:
     assert default_threshold(clients) == threshold
     assert 3 * threshold > 2 * clients

@@ -28,9 +28,7 @@ def total(vectors: dict[int, npt.NDArray[Any]], members: set[int]) -> npt.NDArra
     return summed
 
 
-def play(
-    rehearsal: Rehearsal, vectors: dict[int, npt.NDArray[Any]], gone: dict[int, int]
-) -> npt.NDArray[Any]:
+def play(rehearsal: Rehearsal, vectors: dict[int, npt.NDArray[Any]], gone: dict[int, int]) -> npt.NDArray[Any]:
     """Play a round in which ``gone[index]`` is the first step a client does not answer."""
     at = [[index for index, step in gone.items() if step == k] for k in range(5)]
     rehearsal.advertise(at[0])
@@ -41,9 +39,7 @@ def play(
     return rehearsal.finish()
 
 
-@settings(
-    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_exact_or_nothing(rehearse: Rehearse, vectors: Vectors, data: st.DataObject) -> None:
     clients = data.draw(st.integers(3, 9))
@@ -170,9 +166,7 @@ def test_mask_keys_of_a_round_are_distinct_and_match(
         assert sum(sign for k, sign in used if k == key) == (0 if count == 2 else 1)
 
 
-def test_mask_keys_carry_256_bits(
-    rehearse: Rehearse, vectors: Vectors, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mask_keys_carry_256_bits(rehearse: Rehearse, vectors: Vectors, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every bit of the 32 bytes moves, and no 64-bit word comes twice: no folded or text seeds."""
     keys: set[bytes] = set()
 
@@ -197,10 +191,7 @@ def test_overhead_beside_the_vector(rehearse: Rehearse, vectors: Vectors) -> Non
     """What one client sends besides its words: 418 B and 136 B per peer; 13.9 kB for 100."""
     rehearsal = rehearse(9)
     rehearsal.run(vectors(rehearsal))
-    sent = sum(
-        len(kind[4])
-        for kind in (rehearsal.adverts, rehearsal.uploads, rehearsal.consents, rehearsal.answers)
-    )
+    sent = sum(len(kind[4]) for kind in (rehearsal.adverts, rehearsal.uploads, rehearsal.consents, rehearsal.answers))
     sent += sum(len(message) for message in rehearsal.shares[4].values())
     assert sent - 16 * 4 == 418 + 36 + 8 * 136
     assert 418 + 36 + 99 * 136 < 15_000

@@ -119,9 +119,7 @@ def test_after_a_cohort_error_nothing_works(rehearse: Rehearse, vectors: Vectors
             call()
 
 
-def forged_advert(
-    rehearsal: Rehearsal, identity: Ed25519PrivateKey, index: int, keys: tuple[bytes, bytes]
-) -> bytes:
+def forged_advert(rehearsal: Rehearsal, identity: Ed25519PrivateKey, index: int, keys: tuple[bytes, bytes]) -> bytes:
     """A well-signed advertisement with keys of the attacker's choice."""
     context = rehearsal.parameters.key_context()
     public = (*keys, bytes(32))
@@ -130,9 +128,7 @@ def forged_advert(
     return Advertisement(*public, signature).encode(index, context)
 
 
-def test_degenerate_and_copied_keys_are_refused(
-    rehearse: Rehearse, identities: list[Ed25519PrivateKey]
-) -> None:
+def test_degenerate_and_copied_keys_are_refused(rehearse: Rehearse, identities: list[Ed25519PrivateKey]) -> None:
     rehearsal = rehearse(3)
     rehearsal.advertise(gone=[2])
     victim = rehearsal.adverts[0]
@@ -169,9 +165,7 @@ def test_strangers_are_refused(rehearse: Rehearse, index: int) -> None:
         server.advertised(index, b"")
 
 
-def test_shares_are_kept_no_longer_than_the_uploads_last(
-    rehearse: Rehearse, vectors: Vectors
-) -> None:
+def test_shares_are_kept_no_longer_than_the_uploads_last(rehearse: Rehearse, vectors: Vectors) -> None:
     """So that a server holds the sealed shares of one round, also while the next one's come in."""
     rehearsal = rehearse(5)
     given = vectors(rehearsal)

@@ -41,9 +41,7 @@ def total(vectors: dict[int, npt.NDArray[Any]], members: set[int]) -> npt.NDArra
 
 @pytest.mark.parametrize("step", range(5))
 @pytest.mark.parametrize("bits", [16, 32])
-def test_exact_with_dropouts_at_every_step(
-    rehearse: Rehearse, vectors: Vectors, step: int, bits: int
-) -> None:
+def test_exact_with_dropouts_at_every_step(rehearse: Rehearse, vectors: Vectors, step: int, bits: int) -> None:
     rehearsal = rehearse(40, bits=bits, **SPARSE)
     given, gone = vectors(rehearsal), {1, 20, 39}
     rehearsal.advertise(gone if step == 0 else ())
@@ -52,9 +50,7 @@ def test_exact_with_dropouts_at_every_step(
     rehearsal.sign(gone if step == 3 else ())
     rehearsal.unmask(gone if step == 4 else ())
     everyone = set(range(40))
-    assert np.array_equal(
-        rehearsal.finish(), total(given, everyone - gone if step < 3 else everyone)
-    )
+    assert np.array_equal(rehearsal.finish(), total(given, everyone - gone if step < 3 else everyone))
 
 
 def test_every_client_has_twelve_masks_and_one(
@@ -149,8 +145,7 @@ def test_two_share_sets_far_from_the_client(rehearse: Rehearse, vectors: Vectors
     fewer = everyone - {victim}
     far = set(order[7:-6])
     signed = {
-        i: rehearsal.clients[i].sign(*((fewer, fewer) if i in far else (everyone, everyone)))
-        for i in sorted(everyone)
+        i: rehearsal.clients[i].sign(*((fewer, fewer) if i in far else (everyone, everyone))) for i in sorted(everyone)
     }
     with pytest.raises(ProtocolError, match=r"^survivor set signature"):
         rehearsal.clients[victim].unmask(signed)
@@ -205,9 +200,7 @@ def test_a_client_is_restored_between_any_two_steps(rehearse: Rehearse, vectors:
         ({"neighbours": 12, "share_threshold": 13}, r"8 \.\. 12"),
     ],
 )
-def test_bad_graphs(
-    parameters: Callable[..., RoundParameters], change: dict[str, int], text: str
-) -> None:
+def test_bad_graphs(parameters: Callable[..., RoundParameters], change: dict[str, int], text: str) -> None:
     with pytest.raises(ConfigError, match=text):
         parameters(40, **change)
 
@@ -231,11 +224,7 @@ def test_a_planned_graph_of_two_hundred(parameters: Callable[..., RoundParameter
     roster = tuple(key.public_key().public_bytes_raw() for key in identities)
     plan = plan_graph(200, colluders=4, dropouts=30, members=134)
     agreed = parameters(
-        40,
-        roster=roster,
-        threshold=134,
-        neighbours=plan.neighbours,
-        share_threshold=plan.share_threshold,
+        40, roster=roster, threshold=134, neighbours=plan.neighbours, share_threshold=plan.share_threshold
     )
     assert agreed.max_colluders >= 4
     rehearsal = Rehearsal(agreed, identities)

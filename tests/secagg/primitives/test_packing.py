@@ -120,8 +120,7 @@ def test_masks_cancel(signs: list[int], seed: int) -> None:
     assert (changed < PLAIN_MODULUS).all()
     assert (changed != start).all()
     exact = [
-        (int(s) + sum(g * (words(k, 50)[i] >> 4) for k, g in zip(keys, signs, strict=True)))
-        % PLAIN_MODULUS
+        (int(s) + sum(g * (words(k, 50)[i] >> 4) for k, g in zip(keys, signs, strict=True))) % PLAIN_MODULUS
         for i, s in enumerate(start[:3])
     ]
     assert changed[:3].tolist() == exact
@@ -132,9 +131,7 @@ def test_masks_cancel(signs: list[int], seed: int) -> None:
 def test_masks_are_uniform() -> None:
     drawn = draw_residues(KeyStream(b"u" * 32), 200_000, PLAIN_MODULUS)
     for shift in (0, 25, 52):
-        counts = np.bincount(
-            (drawn >> np.uint64(shift) & np.uint64(255)).astype(int), minlength=256
-        )
+        counts = np.bincount((drawn >> np.uint64(shift) & np.uint64(255)).astype(int), minlength=256)
         assert stats.chisquare(counts).pvalue > 1e-6
 
 

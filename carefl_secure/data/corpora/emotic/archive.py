@@ -11,14 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from carefl_secure.data.corpora.base import CorpusFormat, FileCorpus, SplitBuilder
-from carefl_secure.data.corpora.emotic.person import (
-    SPLITS,
-    Person,
-    PersonCounter,
-    View,
-    add_array,
-    finish,
-)
+from carefl_secure.data.corpora.emotic.person import SPLITS, Person, PersonCounter, View, add_array, finish
 from carefl_secure.data.corpora.emotic.vocabulary import age_group, category, gender
 from carefl_secure.data.label_spaces import EMOTIC
 from carefl_secure.data.readers.images import ImageArray, place
@@ -67,12 +60,7 @@ def _scaled(row: Mapping[str, str], picture: ImageArray, origin: str) -> Box | N
     if width <= 0 or height <= 0:
         raise DataError(f"{origin}: an image of {width:g} x {height:g} pixels; correct the row")
     # Multiplied first: what ends at the edge of the image then ends at the edge of the array.
-    return (
-        left * columns / width,
-        top * rows / height,
-        right * columns / width,
-        bottom * rows / height,
-    )
+    return (left * columns / width, top * rows / height, right * columns / width, bottom * rows / height)
 
 
 def load_emotic_archive(

@@ -112,9 +112,7 @@ def _images(path: Path) -> dict[str, list[Any]]:
     for split, images in found.items():
         for field in ("filename", "folder", "person"):
             if any(not hasattr(image, field) for image in images):
-                raise DataError(
-                    f"{path}: an image of {split} lacks the field {field!r}; fetch the file again"
-                )
+                raise DataError(f"{path}: an image of {split} lacks the field {field!r}; fetch the file again")
     return found
 
 

@@ -61,9 +61,7 @@ def image_root(root: Path, release_2017: bool = False) -> Path | None:
     return None
 
 
-def add_person(
-    builder: SplitBuilder, person: Person, root: Path, view: View, require_vad: bool
-) -> None:
+def add_person(builder: SplitBuilder, person: Person, root: Path, view: View, require_vad: bool) -> None:
     """Add one person, or count why not.
 
     ``root`` holds the four sources. View ``image`` is the whole image with a box, ``person`` what
@@ -92,15 +90,11 @@ def add_person(
         return
     whole = view == "image"
     builder.add(
-        person.record(box if whole else None),
-        ImageFile(path, None if whole else box),
-        vad=_NOWHERE if fault else vad,
+        person.record(box if whole else None), ImageFile(path, None if whole else box), vad=_NOWHERE if fault else vad
     )
 
 
-def add_array(
-    builder: SplitBuilder, person: Person, picture: ImageArray, box: Box | None, require_vad: bool
-) -> None:
+def add_array(builder: SplitBuilder, person: Person, picture: ImageArray, box: Box | None, require_vad: bool) -> None:
     """Add one person of a preprocessed form, or count why not.
 
     ``picture`` is in the wanted view, and ``box`` in its pixels; the person's own box is not used.

@@ -71,8 +71,7 @@ def _stack(path: Path, rows: int) -> npt.NDArray[np.generic]:
     found = len(stack) if stack.ndim else 0
     if found != rows:
         raise DataError(
-            f"{path} has {found} rows and the table has {rows}: they are not of one making; "
-            "run the converter again"
+            f"{path} has {found} rows and the table has {rows}: they are not of one making; run the converter again"
         )
     return stack
 

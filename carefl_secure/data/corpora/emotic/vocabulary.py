@@ -34,8 +34,7 @@ def category(word: str, origin: str) -> int:
     place = _KNOWN.get(_bare(word))
     if place is None:
         raise LabelError(
-            f"{origin}: {word!r} is not one of EMOTIC's 26 categories; correct it. "
-            f"Known: {', '.join(EMOTIC.labels)}"
+            f"{origin}: {word!r} is not one of EMOTIC's 26 categories; correct it. Known: {', '.join(EMOTIC.labels)}"
         )
     return place
 
@@ -49,9 +48,7 @@ def _word(value: str, known: dict[str, str], what: str, origin: str) -> str | No
     if not value.strip():
         return None
     if _bare(value) not in known:
-        raise DataError(
-            f"{origin}: the {what} {value!r} is unknown; known are {', '.join(sorted(known))}"
-        )
+        raise DataError(f"{origin}: the {what} {value!r} is unknown; known are {', '.join(sorted(known))}")
     return known[_bare(value)]
 
 

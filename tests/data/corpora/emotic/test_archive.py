@@ -14,24 +14,12 @@ from carefl_secure.progress import SilentReporter
 
 def test_columns_are_mapped_by_name_though_their_order_is_another(make: Any) -> None:
     make.emotic_archive(
-        "train",
-        {"Peace": 1, "Suffering": 1},
-        {"Affection": 1.0, "Arr_name": "train0.npy", "Filename": "train0.jpg"},
+        "train", {"Peace": 1, "Suffering": 1}, {"Affection": 1.0, "Arr_name": "train0.npy", "Filename": "train0.jpg"}
     )
     corpus = load_emotic_archive(make.root)["train"]
-    assert [[EMOTIC.labels[k] for k in r.labels] for r in corpus.records] == [
-        ["Peace", "Suffering"],
-        ["Affection"],
-    ]
-    assert [r.key for r in corpus.records] == [
-        "mscoco/images/train0.jpg",
-        "mscoco/images/train0.jpg#2",
-    ]
-    assert corpus.records[0].attributes == {
-        "gender": "male",
-        "age_group": "teenager",
-        "source": "mscoco",
-    }
+    assert [[EMOTIC.labels[k] for k in r.labels] for r in corpus.records] == [["Peace", "Suffering"], ["Affection"]]
+    assert [r.key for r in corpus.records] == ["mscoco/images/train0.jpg", "mscoco/images/train0.jpg#2"]
+    assert corpus.records[0].attributes == {"gender": "male", "age_group": "teenager", "source": "mscoco"}
     assert corpus.extras["vad"].tolist() == [[6, 5, 7]] * 2
 
 
@@ -80,19 +68,11 @@ def test_arrays_that_are_missing_or_cut_off_are_counted(make: Any) -> None:
     corpus = load_emotic_archive(make.root, view="person")["train"]
     examine({"train": corpus}, SilentReporter())
     assert corpus.skipped.dropped == {"image cannot be read": 1, "no category": 1}
-    assert load_emotic_archive(make.root)["train"].skipped.dropped == {
-        "image missing": 1,
-        "no category": 1,
-    }
+    assert load_emotic_archive(make.root)["train"].skipped.dropped == {"image missing": 1, "no category": 1}
 
 
 @pytest.mark.parametrize(
-    "array",
-    [
-        np.zeros((224, 224, 3), np.float32),
-        np.zeros((224, 224), np.uint8),
-        np.array([{"a": 1}], object),
-    ],
+    "array", [np.zeros((224, 224, 3), np.float32), np.zeros((224, 224), np.uint8), np.array([{"a": 1}], object)]
 )
 def test_arrays_that_are_no_sources(make: Any, array: np.ndarray) -> None:
     make.emotic_archive("train", {"Fear": 1, "Width": "", "Height": ""})

@@ -31,11 +31,7 @@ def test_the_published_layout(make: Any) -> None:
         "framesdb/images/b.jpg#2",
     ]
     assert words(train.records[0]) == ["Affection", "Peace"]
-    assert train.records[0].attributes == {
-        "gender": "female",
-        "age_group": "adult",
-        "source": "mscoco",
-    }
+    assert train.records[0].attributes == {"gender": "female", "age_group": "adult", "source": "mscoco"}
     assert train.records[0].box == (5, 6, 30, 35)
     assert train.image(0).size == (48, 40)
     assert targets(train).sum() == 5
@@ -116,10 +112,7 @@ def test_boxes_are_cut_at_the_right_side_of_a_long_image(make: Any, size: tuple[
     width, height = size
     box = np.array([[-4.0, -3.0, width + 9.0, height + 9.0]])
     inner = np.array([[1.0, 1.0, width - 1.0, height - 1.0]])
-    persons = [
-        make.train_person(["Peace"], body_bbox=box),
-        make.train_person(["Peace"], body_bbox=inner),
-    ]
+    persons = [make.train_person(["Peace"], body_bbox=box), make.train_person(["Peace"], body_bbox=inner)]
     root = make.emotic(train=[make.emotic_image("a.jpg", persons, size=size)])
     corpus = load_emotic(root)["train"]
     assert corpus.records[0].box == (0, 0, width, height)
@@ -140,10 +133,7 @@ def test_the_image_on_disk_is_believed_about_its_size(make: Any) -> None:
 
 @pytest.mark.parametrize("box", [[60, 5, 70, 20], [10, 10, 10, 20], [30, 6, 5, 35]])
 def test_a_box_without_anything_in_it_is_left_out_and_counted(make: Any, box: list[int]) -> None:
-    persons = [
-        make.train_person(["Peace"], body_bbox=np.array([box], float)),
-        make.train_person(["Anger"]),
-    ]
+    persons = [make.train_person(["Peace"], body_bbox=np.array([box], float)), make.train_person(["Anger"])]
     corpus = load_emotic(make.emotic(train=[make.emotic_image("a.jpg", persons)]))["train"]
     assert [r.key for r in corpus.records] == ["mscoco/images/a.jpg#2"]
     assert corpus.skipped.dropped == {"box outside the image or empty": 1}
@@ -155,9 +145,7 @@ def test_who_is_left_out_is_counted_by_reason(make: Any, nan: float) -> None:
         make.emotic_image("a.jpg", [make.train_person(["Peace"]), make.train_person([])]),
         make.emotic_image("gone.jpg", [make.train_person(["Peace"])], draw=False),
         make.emotic_image("b.jpg", [make.train_person(["Anger"], annotations_continuous=vad)]),
-        make.emotic_image(
-            "c.jpg", [make.train_person(["Fear"], annotations_continuous=dict.fromkeys(vad, 0.6))]
-        ),
+        make.emotic_image("c.jpg", [make.train_person(["Fear"], annotations_continuous=dict.fromkeys(vad, 0.6))]),
     ]
     root = make.emotic(train=images)
     train = load_emotic(root)["train"]
@@ -195,18 +183,9 @@ def test_grey_and_four_channel_images_become_rgb(make: Any, mode: str) -> None:
 
 
 def test_the_image_whose_labels_the_author_gave_later(make: Any) -> None:
-    image = make.emotic_image(
-        "12ctuwhai2qxczp2wf.jpg", [make.test_person([])], folder="emodb_small/images"
-    )
+    image = make.emotic_image("12ctuwhai2qxczp2wf.jpg", [make.test_person([])], folder="emodb_small/images")
     corpus = load_emotic(make.emotic(test=[image]))["test"]
-    assert words(corpus.records[0]) == [
-        "Affection",
-        "Confidence",
-        "Excitement",
-        "Happiness",
-        "Peace",
-        "Sympathy",
-    ]
+    assert words(corpus.records[0]) == ["Affection", "Confidence", "Excitement", "Happiness", "Peace", "Sympathy"]
     assert corpus.extras["vad"].tolist() == [[8, 6, 7]]
     assert corpus.skipped.remarks == {"labels as the author gave them later": 1}
 

@@ -32,10 +32,7 @@ def test_tables_with_the_original_images(make: Any) -> None:
     corpora = load_emotic_csv(make.root)
     assert list(corpora) == ["train", "test"]
     train = corpora["train"]
-    assert [r.key for r in train.records] == [
-        "mscoco/images/train0.jpg",
-        "mscoco/images/train0.jpg#2",
-    ]
+    assert [r.key for r in train.records] == ["mscoco/images/train0.jpg", "mscoco/images/train0.jpg#2"]
     assert train.records[0].labels == (1, 18)  # Anger, Peace
     assert train.records[0].box == (5, 6, 30, 35)
     assert train.image(0).size == (48, 40)
@@ -45,16 +42,12 @@ def test_tables_with_the_original_images(make: Any) -> None:
 
 
 @pytest.mark.parametrize(("view", "size"), [("image", (224, 224)), ("person", (128, 128))])
-def test_stacks_are_the_pictures_where_they_are(
-    make: Any, view: Any, size: tuple[int, int]
-) -> None:
+def test_stacks_are_the_pictures_where_they_are(make: Any, view: Any, size: tuple[int, int]) -> None:
     make.emotic_table("train", {}, {"Categorical_Labels": ["Fear"]}, draw=False)
     stacks(make, "train", 2, [["Peace", "Anger"], ["Fear"]])
     corpus = load_emotic_csv(make.root, view=view)["train"]
     assert corpus.image(1).size == size
-    stack = np.load(
-        make.root / "emotic_pre" / f"train_{'context' if view == 'image' else 'body'}_arr.npy"
-    )
+    stack = np.load(make.root / "emotic_pre" / f"train_{'context' if view == 'image' else 'body'}_arr.npy")
     assert np.array_equal(np.asarray(corpus.image(1)), stack[1])
     assert [r.box for r in corpus.records] == [None, None]
 
@@ -82,9 +75,7 @@ def test_a_cell_is_read_and_never_run(make: Any) -> None:
     assert not made.exists()
 
 
-@pytest.mark.parametrize(
-    "column", ["Folder", "Filename", "BBox", "Categorical_Labels", "Continuous_Labels"]
-)
+@pytest.mark.parametrize("column", ["Folder", "Filename", "BBox", "Categorical_Labels", "Continuous_Labels"])
 def test_a_missing_column_is_named(make: Any, column: str) -> None:
     make.emotic_table("train", {})
     path = make.root / "emotic_pre" / "train.csv"
@@ -115,9 +106,7 @@ def test_malformed_cells_name_their_line(make: Any, change: dict[str, Any]) -> N
 
 def test_missing_values_are_dropped_or_kept_as_asked(make: Any) -> None:
     make.emotic_table("train", {}, {"Continuous_Labels": "[nan, 5.0, 5.0]"})
-    assert load_emotic_csv(make.root)["train"].skipped.dropped == {
-        "no valence, arousal or dominance": 1
-    }
+    assert load_emotic_csv(make.root)["train"].skipped.dropped == {"no valence, arousal or dominance": 1}
     assert len(load_emotic_csv(make.root, require_vad=False)["train"].records) == 2
 
 
