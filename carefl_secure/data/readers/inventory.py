@@ -29,6 +29,7 @@ from carefl_secure.errors import DataError
 NO_IMAGE = "not an image"
 _NO_SUFFIX = "an image whose name has no image suffix"
 _BY_A_TOOL = "a file that a tool made"
+_IN_A_TOOL = "in a folder that a tool made"
 _MOST_READ = 1 << 20  # bytes of a text file that are searched for names of images
 
 
@@ -78,7 +79,9 @@ class Inventory:
             self.left.setdefault(name, NO_IMAGE)
         for name, reason in self.left.items():
             if name not in used:
-                self.skipped.drop(reason, name)
+                # A tool's folder is no class, and is not to look like one in a report.
+                shown = PurePosixPath(name).name if reason == _IN_A_TOOL else name
+                self.skipped.drop(reason, shown)
 
 
 def _words(path: Path) -> set[str]:
@@ -151,7 +154,7 @@ class _Walk:
         for folder, _, files in os.walk(self.root / name):
             for file in files:
                 path = (Path(folder) / file).relative_to(self.root).as_posix()
-                self.left[path] = "in a folder that a tool made"
+                self.left[path] = _IN_A_TOOL
 
     def file(self, entry: os.DirEntry[str], name: str) -> None:
         lower = entry.name.lower()

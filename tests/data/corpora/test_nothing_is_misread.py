@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from carefl_secure.data.checks.check import check_corpus
 from carefl_secure.data.corpora.image_folder import load_imagefolder
 from carefl_secure.errors import DataError, LabelError
 
@@ -170,6 +171,14 @@ def test_what_is_named_but_lies_elsewhere_is_used_and_not_counted(tmp_path: Path
     found = load_imagefolder(tmp_path)["all"]
     assert len(found.records) == 2
     assert found.skipped.dropped == {"image that the metadata does not name": 4}
+
+
+def test_a_folder_of_a_tool_is_not_named_where_classes_are(tmp_path: Path) -> None:
+    image(tmp_path / "happy" / "0.png")
+    image(tmp_path / ".ipynb_checkpoints" / "0-checkpoint.png")
+    found = check_corpus(tmp_path)
+    assert found.splits[0].skipped == {"in a folder that a tool made": 1}
+    assert "ipynb_checkpoints" not in json.dumps(found.as_json())
 
 
 def test_images_without_a_suffix_and_empty_folders_are_said(tmp_path: Path) -> None:
