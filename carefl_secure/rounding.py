@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import math
+from collections.abc import Iterable, Sequence
 from decimal import ROUND_CEILING, Decimal
 
 
@@ -30,3 +32,15 @@ def delta_words(delta: float) -> str:
     """
     odds = f"{math.floor(1.0 / delta + 1e-6):,}".replace(",", " ")
     return f"{delta:g}".replace("e-0", "e-") + f", or 1 in {odds}"
+
+
+def html_table(head: Sequence[str], rows: Iterable[Sequence[object]], text: str = "") -> str:
+    """Return a table for a notebook, with a sentence below it; floats get three decimals."""
+
+    def row(cells: Iterable[object], tag: str) -> str:
+        shown = (f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in cells)
+        return "<tr>" + "".join(f"<{tag}>{html.escape(one)}</{tag}>" for one in shown) + "</tr>"
+
+    body = "".join(row(cells, "td") for cells in rows)
+    below = f"<p>{html.escape(text)}</p>" if text else ""
+    return f"<table><thead>{row(head, 'th')}</thead><tbody>{body}</tbody></table>{below}"

@@ -50,7 +50,10 @@ KNOWS: dict[str, set[str]] = {
     "report": {"config", "federation", "privacy", "run_folder"},
     "cli": {*_BELOW_RUNS, "audit", "deployment", "experiment", "hub", "report", "runs"},
 }
-FREE = {"errors", "progress", "rounding"}
+# What ``import carefl_secure`` offers stands on everything, as the command line does.
+KNOWS["library"] = {*KNOWS["cli"], "cli"}
+KNOWS[""] = {"library"}  # the package itself names it
+FREE = {"", "errors", "progress", "rounding"}  # the package itself: its version
 
 # Protocols of the secure sum do not know each other; ``encrypted`` may build on ``pairwise``.
 PROTOCOLS: dict[str, set[str]] = {

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from carefl_secure.audit.views import Finding
 from carefl_secure.errors import PrivacyError
+from carefl_secure.rounding import html_table
 
 FORMAT = "carefl.audit/1"
 _SCOPE = (
@@ -50,6 +51,11 @@ class AuditResult:
             names = ", ".join(f"{f.attack}: {f.check}" for f in self.falsified)
             return f"FALSIFIED: {names}"
         return f"not falsified by {len(self.findings)} checks; an audit finds faults, it proves no privacy"
+
+    def _repr_html_(self) -> str:
+        """Show the findings in a notebook."""
+        rows = [(one.verdict, one.attack, one.check, one.words) for one in self.findings]
+        return html_table(("verdict", "attack", "check", "finding"), rows, self.summary())
 
     def as_markdown(self) -> str:
         """Return the result as a page."""

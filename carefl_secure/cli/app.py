@@ -73,7 +73,7 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
-def _prepare_environment() -> None:
+def prepare_environment() -> None:
     """Set what the user has not set, before torch or flwr is imported."""
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -97,7 +97,7 @@ def _options(
     ] = False,
 ) -> None:
     """Fine-tune a small vision-language model across sites that keep their images private."""
-    _prepare_environment()
+    prepare_environment()
 
 
 app.command("train")(train)

@@ -14,6 +14,7 @@ import numpy as np
 from carefl_secure.evaluation.bootstrap import Interval
 from carefl_secure.evaluation.calibration import Bin
 from carefl_secure.evaluation.groups import Comparison
+from carefl_secure.rounding import html_table
 
 FORMAT = "carefl.evaluation/1"
 
@@ -113,6 +114,16 @@ class Evaluation:
     slices: tuple[Slice, ...]
     cost: Cost | None = None
     remarks: tuple[str, ...] = ()
+
+    def _repr_html_(self) -> str:
+        """Show the figures in a notebook."""
+        rows = [
+            (name, self.baselines[name], self.untuned[name], value, one.low, one.high)
+            for name, value in self.figures.items()
+            for one in (self.intervals[name],)
+        ]
+        head = ("", "baseline", "untuned", "tuned", "low", "high")
+        return html_table(head, rows, " ".join(self.remarks))
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; a figure that is not defined is null."""

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from carefl_secure.report.checks.result import Outcome
+from carefl_secure.rounding import html_table
 
 FORMAT: Literal["carefl.privacy-report/1"] = "carefl.privacy-report/1"
 
@@ -223,3 +224,8 @@ class Report(_Part):
         if self.verdict == "void":
             return "VOID: no privacy can be claimed for this run. " + "; ".join(self.reasons)
         return self.promise.sentence
+
+    def _repr_html_(self) -> str:
+        """Show the verdict and the checks in a notebook."""
+        rows = [(check.outcome, check.text, check.detail) for check in self.checks]
+        return html_table((self.verdict, "check", "what was found"), rows, self.summary())

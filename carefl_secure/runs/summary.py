@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from carefl_secure.rounding import html_table
+
 
 @dataclass(frozen=True)
 class StageSummary:
@@ -38,3 +40,9 @@ class RunSummary:
     promise: str
     seconds: float
     stages: Sequence[StageSummary] = ()
+
+    def _repr_html_(self) -> str:
+        """Show the scores and the privacy statement in a notebook."""
+        names = list(self.after)
+        rows = [("before", *(self.before.get(name, "") for name in names)), ("after", *self.after.values())]
+        return html_table(("", *names), rows, f"{self.promise} Run folder: {self.folder}")

@@ -12,6 +12,7 @@ from carefl_secure.privacy.accounting.budget_request import MAX_ROUNDS, BudgetQu
 from carefl_secure.privacy.accounting.budget_search import highest_rate, most_rounds, named_epsilon
 from carefl_secure.privacy.accounting.calibration import calibrate_noise
 from carefl_secure.privacy.statement import verdict
+from carefl_secure.rounding import html_table, round_up
 
 __all__ = ["MAX_ROUNDS", "Budget", "BudgetQuestion", "epsilon_by_rounds", "solve_budget"]
 
@@ -49,6 +50,19 @@ class Budget:
     adjacency: str = "add-or-remove-one"
     records_per_person: int | None = None
     dimension: int | None = None
+
+    def _repr_html_(self) -> str:
+        """Show the four quantities in a notebook."""
+        head = ("epsilon", "delta", "noise multiplier", "rounds", "sample rate", "verdict")
+        row = (
+            round_up(self.epsilon),
+            f"{self.delta:g}",
+            f"{self.noise_multiplier:.6g}",
+            self.rounds,
+            f"{self.sample_rate:.6g}",
+            self.verdict,
+        )
+        return html_table(head, [row], " ".join(self.assumptions()))
 
     def assumptions(self) -> tuple[str, ...]:
         """Return what must hold for epsilon to hold, one sentence each."""
