@@ -90,7 +90,8 @@ def test_exit_codes_are_all_documented() -> None:
     def walk(kind: type[CareflError]) -> None:
         if not kind.__module__.startswith("carefl_secure"):
             return  # another test's own
-        assert re.search(rf"^\| {kind.exit_code} \| `{kind.__name__}`", page, re.MULTILINE), kind
+        if "exit_code" in vars(kind):  # others share the code of the class that they refine
+            assert re.search(rf"^\| {kind.exit_code} \| `{kind.__name__}`", page, re.MULTILINE), kind
         for inner in kind.__subclasses__():
             walk(inner)
 

@@ -285,14 +285,14 @@ def test_a_refusal_is_a_node_and_a_number_and_its_text_is_not_there(
         charge(self, number)
 
     monkeypatch.setattr(RoundBudget, "charge", refuse)
-    folder, error = run(tmp_path, corpus(0))
-    assert isinstance(error, BudgetExceededError)
+    folder, result = run(tmp_path, corpus(0))
+    assert isinstance(result, FederationResult)  # the others are enough, so it only drops out
+    assert [row["survivors"] for row in result.rows] == [CLIENTS - 1] * ROUNDS
     path = folder.path / "logs" / "server.jsonl"
     log = lines(path)
     refused = [line["refused"] for line in log if line["event"] == "phase" and line["refused"]]
     code = BudgetExceededError.exit_code
-    assert refused == [{str(FIRST_NODE + 2): 1000 + code}]
-    assert (log[-1]["error"], log[-1]["code"]) == ("BudgetExceededError", code)
+    assert refused == [{str(FIRST_NODE + 2): 1000 + code}] * len(refused) and refused
     assert "3.14159" not in path.read_text()
     assert secret in (folder.client(2) / "refusals.log").read_text()  # where only that client reads
 

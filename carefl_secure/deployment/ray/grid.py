@@ -133,7 +133,9 @@ class RayGrid(OneRunGrid):
         # Flower draws its nodes' numbers, so the nodes are asked who they are.
         self._numbers = {node: node for node in self._registered(clients)}
         directory = Directory(clients, 0)
-        directory.learn(Exchange(self, 0, _FOREVER), sorted(self._numbers))
+        exchange = Exchange(self, 0, _FOREVER)
+        directory.learn(exchange, sorted(self._numbers))
+        exchange.check()  # all actors are of one process group: what one refuses, all refuse
         self._numbers = {FIRST_NODE + i: node for node, i in directory.clients().items()}
 
     def get_node_ids(self) -> Iterable[int]:

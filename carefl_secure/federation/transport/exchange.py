@@ -90,6 +90,10 @@ class Exchange:
         """
         for reply in self.accept(self.send(self.address(contents, action))):
             yield reply.metadata.src_node_id, reply.content
+        self.check()
+
+    def check(self) -> None:
+        """Raise the first fault of the round, if there is one."""
         if self._errors:
             raise self._errors[0]
 
