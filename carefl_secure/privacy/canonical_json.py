@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import types
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -25,7 +26,7 @@ def canonical_hash(value: Any) -> bytes:
 
 
 def dataclass_from_json(kind: type[T], value: Any, *absent: str) -> T:
-    """Return a dataclass of bool, int, float, str, literals or optionals from its JSON object.
+    """Return a dataclass of bool, int, finite float, str, literals or optionals from its JSON object.
 
     Every field must be there and nothing else; those in ``absent`` may be missing.
 
@@ -58,7 +59,7 @@ def _checked(name: str, hint: Any, value: Any) -> Any:
     elif hint is float and type(value) is int:
         return float(value)
     else:
-        fits = type(value) is hint
+        fits = type(value) is hint and not (hint is float and not math.isfinite(value))
     if not fits:
         raise ConfigError(f"{name} cannot be {value!r}; the file was not written by this version")
     return value

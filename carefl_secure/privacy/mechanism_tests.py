@@ -17,7 +17,9 @@ from carefl_secure.errors import ConfigError
 
 
 def _two_sided(statistic: float, freedom: float) -> float:
-    """Return the p-value of a chi-square statistic that may be too large or too small."""
+    """Return the p-value of a chi-square statistic that may be too large or too small; 0 for NaN."""
+    if math.isnan(statistic):
+        return 0.0
     lower, upper = chdtr(freedom, statistic), chdtrc(freedom, statistic)
     return min(1.0, 2.0 * float(min(lower, upper)))
 

@@ -358,3 +358,7 @@ def test_what_cannot_be_tested_is_refused(variance: float) -> None:
     for draws, records, rate in (([], 5, 0.1), ([np.arange(2)], 0, 0.1), ([np.arange(2)], 5, 1.0)):
         with pytest.raises(ConfigError):
             sampling_p_values(draws, records, rate)
+
+
+def test_values_that_are_no_numbers_do_not_pass() -> None:
+    assert noise_p_value(np.full(100, np.nan), 1.0) == 0.0

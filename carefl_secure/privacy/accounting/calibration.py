@@ -96,6 +96,8 @@ def _search(price: Callable[[float], float], target: float, noise: float, step: 
 
     def log_excess(log_noise: float) -> float:
         cost = price(log_noise)
+        if math.isnan(cost):
+            cost = math.inf  # no price is no promise
         if cost <= target:
             kept.append(log_noise)
             if cost >= target * (1.0 - closeness):

@@ -109,3 +109,8 @@ def test_a_budget_without_end_is_refused() -> None:
 def test_budgets_that_are_none_are_refused(target: float) -> None:
     with pytest.raises(ConfigError, match="target epsilon"):
         calibrate_noise(lambda z: _skellam(0.05, z, 50), target, 1e-5)
+
+
+def test_a_price_that_is_no_number_is_no_promise() -> None:
+    with pytest.raises(BudgetExceededError, match="no noise"):
+        calibrate_noise(lambda noise: SampledGaussian(0.1, noise, 10), 8.0, 1e-5, price=lambda events, delta: math.nan)
