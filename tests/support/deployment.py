@@ -90,9 +90,8 @@ class Deployment:
             time.sleep(0.5)
 
     def start_superlink(self) -> None:
-        before = len(self.processes._running)
         start_server(self.processes, self.bundles / "server", "127.0.0.1", self.port, self.socket)
-        self.running["superlink"] = self.processes._running[before][1]
+        self.running["superlink"] = self.processes._running[-1][1]
         self.link.wait(120)
         keys = [self.bundles / "server" / "nodes" / f"{name}.pub" for name in self.names]
         self.link.register(keys)

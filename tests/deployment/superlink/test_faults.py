@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from carefl_secure.deployment.provisioning.provision import rehearse
+from carefl_secure.deployment.provisioning.site_bundle import node_folder
 from carefl_secure.deployment.provisioning.sites import Sites
 from carefl_secure.errors import CohortError, EngineError
 from carefl_secure.federation.plan.calibrate import PlanRequest, plan_run
@@ -226,7 +227,7 @@ def test_who_is_not_of_this_deployment_is_not_let_in(deployment: Any, tmp_path: 
     rehearse(Sites("other", "127.0.0.1", deployment.port, {"x": None}, days=1), foreign)
     stranger = tmp_path / "stranger"  # trusts this deployment, but its node key is not registered
     shutil.copytree(foreign / "sites" / "x", stranger)
-    shutil.copy(deployment.bundles / "sites" / "s0" / "ca.crt", stranger / "ca.crt")
+    shutil.copy(deployment.bundles / "sites" / "s0" / "ca.crt", node_folder(stranger) / "ca.crt")
     before = deployment.online()
     for name, bundle in (("foreign", foreign / "sites" / "x"), ("stranger", stranger)):
         process = deployment.start_node(name, bundle)
