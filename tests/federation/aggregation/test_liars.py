@@ -40,13 +40,17 @@ def refuses(message: Message, reply: Message) -> Error | None:
     return refusal(ProtocolError("no")) if step else None
 
 
-def impostor(message: Message, reply: Message) -> RecordDict | None:
-    """It claims another client's place."""
+def _claimed(place: int, message: Message, reply: Message) -> RecordDict | None:
     step = message.metadata.message_type
     if step == "query.advertise":
         octets = Fields(reply.content, "index", "message").octets("message")
-        return pack(index=8, message=octets)
-    return pack(role=0, index=8) if step == "query.role" else None
+        return pack(index=place, message=octets)
+    return pack(role=0, index=place) if step == "query.role" else None
+
+
+def impostor(message: Message, reply: Message) -> RecordDict | None:
+    """It claims another client's place."""
+    return _claimed(8, message, reply)
 
 
 def foreign_field(message: Message, reply: Message) -> RecordDict | None:
@@ -57,11 +61,7 @@ def foreign_field(message: Message, reply: Message) -> RecordDict | None:
 
 def no_such_place(message: Message, reply: Message) -> RecordDict | None:
     """An index outside the roster."""
-    step = message.metadata.message_type
-    if step == "query.advertise":
-        octets = Fields(reply.content, "index", "message").octets("message")
-        return pack(index=77, message=octets)
-    return pack(role=0, index=77) if step == "query.role" else None
+    return _claimed(77, message, reply)
 
 
 def error_code(message: Message, reply: Message) -> Error | None:
