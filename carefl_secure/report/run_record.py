@@ -15,7 +15,6 @@ from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.plan.staged import StagedPlan
 from carefl_secure.privacy import Entry, Event, Ledger, PrivacyPlan, event_from_json
 from carefl_secure.privacy.canonical_json import canonical_hash
-from carefl_secure.privacy.ledger.run_spending import of_run
 from carefl_secure.privacy.ledger.statement import find_ledgers
 from carefl_secure.report.audit import AuditFinding, read_audits
 from carefl_secure.run_folder import RunFolder
@@ -37,7 +36,7 @@ class Book:
 
     def of_run(self, run: str) -> tuple[Entry, ...]:
         """Return the entries that belong to one run, all its stages, or to one stage."""
-        return tuple(e for e in self.entries if of_run(e, run))
+        return tuple(e for e in self.entries if e.of_run(run))
 
 
 @dataclass(frozen=True)

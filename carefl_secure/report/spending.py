@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from carefl_secure.privacy import Entry, Event, accountant_name, epsilon, event_from_json
-from carefl_secure.privacy.ledger.entry import event_of
-from carefl_secure.privacy.ledger.run_spending import charges_round
+from carefl_secure.privacy import Entry, Event, accountant_name, epsilon
+from carefl_secure.privacy.accounting.events import merged
+from carefl_secure.privacy.ledger.entry import spent
 from carefl_secure.report.run_record import RunRecord
 
 _MOST_PRICED = 32  # rounds; a price takes some 0.1 s
@@ -72,42 +71,32 @@ def finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def events_of(entries: Sequence[Entry]) -> list[Event]:
-    """Return the events of all spends among some entries."""
-    return [event_from_json(event_of(e.payload)) for e in entries if e.kind == "spend"]
-
-
 def settle(record: RunRecord) -> Accounts:
     """Price everything that a run's ledgers hold; PrivacyError where a spend cannot be priced."""
     delta = record.privacy.delta
     open_run = record.privacy.unit == "none"
-    running: Counter[Event] = Counter()
+    events: tuple[Event, ...] = ()
     until: dict[int, tuple[Event, ...]] = {}
     survivors: dict[int, int] = {}
     for entry in record.server.entries:
         if entry.kind == "spend":
-            event = event_from_json(event_of(entry.payload))
-            running[event.times(1)] += event.count
+            events = merged((*events, *spent([entry])))
         elif entry.kind == "release":
             number = int(entry.payload.get("round", -1))
             survivors[number] = int(entry.payload.get("survivors", 0))
-            until[number] = _merged(running)
-    events = _merged(running)
+            until[number] = events
     total: float | None = None
     if not record.server.error:
-        bare = open_run or _any_unprotected(record.server.entries)
+        bare = open_run or any(one.unprotected for one in record.server.entries)
         total = math.inf if bare else epsilon(events, delta)
     rounds = _Rounds({}, {}, "none holds") if open_run else _by_round(until, delta)
     prices: dict[tuple[Event, ...], float] = {}
 
     def price(entries: Sequence[Entry]) -> float:
-        counted: Counter[Event] = Counter()
-        for event in events_of(entries):
-            counted[event.times(1)] += event.count
-        key = _merged(counted)
+        key = merged(spent(entries))
         if key not in prices:
             prices[key] = epsilon(key, delta)
-        return math.inf if _any_unprotected(entries) else prices[key]
+        return math.inf if any(one.unprotected for one in entries) else prices[key]
 
     return Accounts(
         events=events,
@@ -122,7 +111,7 @@ def settle(record: RunRecord) -> Accounts:
             if book.error
             else ClientAccount(
                 book.name,
-                sum(charges_round(entry) for entry in book.of_run(record.run_id)),
+                sum(entry.charges_round for entry in book.of_run(record.run_id)),
                 price(book.of_run(record.run_id)),
                 price(book.entries),
             )
@@ -130,14 +119,6 @@ def settle(record: RunRecord) -> Accounts:
         ),
         agreed=record.privacy.target_epsilon,
     )
-
-
-def _any_unprotected(entries: Sequence[Entry]) -> bool:
-    return any(entry.payload.get("unprotected") is True for entry in entries)
-
-
-def _merged(counts: Counter[Event]) -> tuple[Event, ...]:
-    return tuple(event.times(count) for event, count in counts.items())
 
 
 @dataclass(frozen=True)

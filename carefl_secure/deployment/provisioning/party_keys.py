@@ -23,7 +23,8 @@ from carefl_secure.deployment.provisioning.certificates import write_private
 from carefl_secure.deployment.provisioning.documents import STRICT, PublicKey, read_json
 from carefl_secure.errors import ConfigError, RunError
 
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$")]
+_NAME = r"[A-Za-z0-9_-]+"
+Name = Annotated[str, StringConstraints(pattern=f"^{_NAME}$")]
 """A party's name, which is also the name of its folder."""
 
 PartyRole = Literal["client", "helper", "submitter"]
@@ -109,7 +110,7 @@ def make_keys(home: Path, name: str, role: PartyRole) -> PublicHalf:
     Private keys are written once, to files that only their owner can read. ``NAME.pub.json`` and
     what this function returns hold none of them.
     """
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+    if not re.fullmatch(_NAME, name):
         raise ConfigError(f"{name!r} is no name; use letters, digits, _ and - (--name NAME)")
     try:
         home.mkdir(parents=True, mode=0o700, exist_ok=True)

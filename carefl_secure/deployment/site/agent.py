@@ -42,7 +42,7 @@ from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.transport.error_codes import LOST, refusal, seal
 from carefl_secure.federation.transport.flwr_env import quiet_flower
-from carefl_secure.federation.transport.local_grid import Faults
+from carefl_secure.federation.transport.local_grid import ProgramFaults
 from carefl_secure.federation.transport.messages import pack
 from carefl_secure.noise import KeySource, SystemKeySource
 from carefl_secure.privacy import Ledger
@@ -175,7 +175,7 @@ class Agent:
             self._budgets.check_round()
         if number is not None and action in _SPENDING:
             self._accepted.begun(number)
-        with Faults(self.bundle.name):
+        with ProgramFaults(self.bundle.name):
             reply = answer(self._open_party(), action, content)
         if number is not None and not action.endswith(_PREFETCH):
             self._accepted.begun(number)

@@ -35,9 +35,9 @@ def earlier_spends(ledgers: Path, clients: int, run: str | None = None) -> froze
         path = ledgers / f"{index}.jsonl"
         kept = []
         for entry in Ledger(path).entries() if path.is_file() else ():
-            if run is not None and _within(str(entry.payload.get("run")), run):
+            if run is not None and entry.of_run(run):
                 continue
-            if entry.payload.get("unprotected") is True:
+            if entry.unprotected:
                 raise BudgetExceededError(
                     f"{path} holds rounds that were released without any noise, so no limit can "
                     "be kept over all runs; leave privacy.max_epsilon out, or use other records"
@@ -46,11 +46,6 @@ def earlier_spends(ledgers: Path, clients: int, run: str | None = None) -> froze
         first, later = split_runs(kept, another=True)
         found.add((tuple(first), tuple(later)))
     return frozenset(found)
-
-
-def _within(name: str, run: str) -> bool:
-    """Tell whether a spend is of a run or of one of its stages."""
-    return name == run or name.startswith(f"{run}/")
 
 
 def noise_after(

@@ -45,7 +45,7 @@ def stamp(message: Message) -> Message:
     return message
 
 
-class Faults:
+class ProgramFaults:
     """Turn whatever a client app did not raise on purpose into an `EngineError`.
 
     A programming fault must end the run; an error reply would look like a dropout and be tolerated.
@@ -265,7 +265,7 @@ class LocalGrid(OneRunGrid):
     def _handle(self, node: int, message: Message) -> Message:
         """Run the client app; a refusal or a lost connection becomes an error reply."""
         try:
-            with Faults(f"node {node}"):
+            with ProgramFaults(f"node {node}"):
                 try:
                     return self._app(message, self._contexts[node])
                 except (ConnectionError, TimeoutError):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from carefl_secure.errors import ConfigError, PrivacyError
-from carefl_secure.privacy.accounting.events import Event, SampledGaussian, SampledSkellam
+from carefl_secure.privacy.accounting.events import Event, SampledGaussian, SampledSkellam, merged
 from carefl_secure.privacy.accounting.loss_distribution import composed_epsilon
 from carefl_secure.privacy.accounting.skellam_pld import hidden_history
 from carefl_secure.privacy.accounting.skellam_rdp import ORDERS, epsilon_from_rdp, sampled_rdp
@@ -102,7 +102,7 @@ def rdp_epsilon(events: Sequence[Event], delta: float) -> float:
     left = _delta_left(events, delta)
     if not events:
         return 0.0
-    total = np.sum([sampled_rdp(event) for event in _merged(events)], axis=0)
+    total = np.sum([sampled_rdp(event) for event in merged(events)], axis=0)
     return epsilon_from_rdp(total, left)
 
 
@@ -131,9 +131,9 @@ def pld_epsilon(events: Sequence[Event], delta: float, *, grid: float = GRID) ->
     Doroshenko et al., "Connect the Dots", PoPETs 2022, as implemented in ``dp_accounting``.
     """
     check_delta(delta)
-    merged = _merged(events)
-    gaussian = tuple(event for event in merged if isinstance(event, SampledGaussian))
-    if len(gaussian) == len(merged):
+    once = merged(events)
+    gaussian = tuple(event for event in once if isinstance(event, SampledGaussian))
+    if len(gaussian) == len(once):
         return _gaussian_pld(gaussian, delta, grid)
     found = _pld_below(events, delta, rdp_epsilon(events, delta), grid)
     if found is None:
@@ -171,7 +171,7 @@ def _likely(events: Sequence[Event], delta: float, clients: int = 1) -> float:
     """Return more than epsilon would be with Gaussian noise of the same variance, at most 600."""
     like = [
         SampledGaussian(e.sample_rate, math.sqrt(e.variance) / e.l2, e.count) if isinstance(e, SampledSkellam) else e
-        for e in _merged(events)
+        for e in merged(events)
     ]
     guess = composed_epsilon(like, delta, 10.0 * MIXTURE_GRID, clients)
     return min(1.25 * guess + 1.0, _MOST_EPSILON)
@@ -182,7 +182,7 @@ def _pld_below(events: Sequence[Event], delta: float, ceiling: float, grid: floa
     left = _delta_left(events, delta, clients)
     if ceiling > _MOST_EPSILON:
         ceiling = _likely(events, delta, clients)
-    hidden = hidden_history(_merged(events), left, ceiling)
+    hidden = hidden_history(merged(events), left, ceiling)
     if hidden is None:
         return None
     found = _gaussian_pld(tuple(hidden[0]), left - hidden[1], grid, clients)
@@ -192,15 +192,6 @@ def _pld_below(events: Sequence[Event], delta: float, ceiling: float, grid: floa
 @functools.lru_cache(maxsize=1024)
 def _gaussian_pld(events: tuple[SampledGaussian, ...], delta: float, grid: float, clients: int = 1) -> float:
     return composed_epsilon(events, delta, grid, clients) if events else 0.0
-
-
-def _merged(events: Sequence[Event]) -> list[Event]:
-    """Add up the counts of equal events, in order of first appearance."""
-    counts: dict[Event, int] = {}
-    for event in events:
-        one = event.times(1)
-        counts[one] = counts.get(one, 0) + event.count
-    return [event.times(count) for event, count in counts.items()]
 
 
 def _delta_left(events: Sequence[Event], delta: float, clients: int = 1) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
@@ -13,7 +12,7 @@ from scipy.special import ndtr, ndtri
 
 from carefl_secure.errors import ConfigError
 from carefl_secure.privacy.accounting.accountant import GRID, SKELLAM_GRID
-from carefl_secure.privacy.accounting.events import Event, SampledGaussian, SampledSkellam
+from carefl_secure.privacy.accounting.events import Event, SampledGaussian, SampledSkellam, merged
 from carefl_secure.privacy.accounting.loss_distribution import usable_grid
 from carefl_secure.privacy.accounting.skellam_pld import hidden_gaussian
 from carefl_secure.privacy.accounting.skellam_rdp import ORDERS, sampled_rdp
@@ -153,12 +152,12 @@ def _hidden(events: Sequence[Event]) -> tuple[list[Event], float] | None:
     """Replace Skellam noise by the Gaussian inside; None where some event has none."""
     gaussian: list[Event] = []
     distance = 0.0
-    counted = _counted(events)
-    for event, count in counted.items():
+    once = merged(events)
+    for event in once:
         if not isinstance(event, SampledSkellam):
-            gaussian.append(event.times(count))
+            gaussian.append(event)
             continue
-        found = hidden_gaussian(event.times(count), _DISTANCE / len(counted))
+        found = hidden_gaussian(event, _DISTANCE / len(once))
         if found is None:
             return None
         gaussian.append(found[0])
@@ -180,7 +179,7 @@ def _from_pld(events: Sequence[Event], grid: float = GRID) -> Callable[[_Vector]
     import dp_accounting
     from dp_accounting import pld
 
-    gaussian = [e.times(n) for e, n in _counted(events).items() if isinstance(e, SampledGaussian)]
+    gaussian = [one for one in merged(events) if isinstance(one, SampledGaussian)]
     accountant = pld.PLDAccountant(dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE, usable_grid(gaussian, grid))
     for event in gaussian:
         step: dp_accounting.DpEvent = dp_accounting.GaussianDpEvent(event.noise_multiplier)
@@ -203,19 +202,12 @@ def _from_pld(events: Sequence[Event], grid: float = GRID) -> Callable[[_Vector]
     return ceiling
 
 
-def _counted(events: Sequence[Event]) -> Counter[Event]:
-    counts: Counter[Event] = Counter()
-    for event in events:
-        counts[event.times(1)] += event.count
-    return counts
-
-
 def _from_renyi(events: Sequence[Event]) -> Callable[[_Vector], _Vector]:
     """Return the largest true-positive rate that no order of the Renyi curve forbids."""
     orders = np.array(ORDERS, dtype=np.float64)[_ORDERS][:, None]
     curve = np.zeros(len(ORDERS))
-    for event, count in _counted(events).items():
-        curve = curve + sampled_rdp(event.times(count))
+    for event in merged(events):
+        curve = curve + sampled_rdp(event)
     allowed = (orders - 1.0) * curve[_ORDERS][:, None]
 
     def ceiling(rates: _Vector) -> _Vector:

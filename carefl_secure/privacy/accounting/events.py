@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
 
@@ -134,6 +134,15 @@ _KINDS: dict[str, type[SampledSkellam] | type[SampledGaussian]] = {
     SampledSkellam.kind: SampledSkellam,
     SampledGaussian.kind: SampledGaussian,
 }
+
+
+def merged(events: Iterable[Event]) -> tuple[Event, ...]:
+    """Add up the counts of equal events, in order of first appearance."""
+    counts: dict[Event, int] = {}
+    for event in events:
+        one = event.times(1)
+        counts[one] = counts.get(one, 0) + event.count
+    return tuple(event.times(count) for event, count in counts.items())
 
 
 def event_from_json(data: Mapping[str, Any]) -> Event:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from carefl_secure.errors import ConfigError, LedgerError
-from carefl_secure.privacy.accounting.events import event_from_json
+from carefl_secure.privacy.accounting.events import Event, event_from_json
 
 KINDS = ("open", "spend", "release", "note")
 """A run begins; something is about to be released; it was released; anything else."""
@@ -36,6 +36,21 @@ class Entry:
     payload: Mapping[str, Any]
     previous: str
     hash: str
+
+    @property
+    def unprotected(self) -> bool:
+        """Whether it notes a round that was released without any noise."""
+        return self.payload.get("unprotected") is True
+
+    @property
+    def charges_round(self) -> bool:
+        """Whether it charges a round, or notes it as unprotected."""
+        return self.kind == "spend" or self.unprotected
+
+    def of_run(self, run: str) -> bool:
+        """Tell whether it belongs to a run or to one of its stages, ``RUN/STAGE``."""
+        name = str(self.payload.get("run"))
+        return name == run or name.startswith(f"{run}/")
 
     def line(self) -> bytes:
         """Return the entry as it stands in the file."""
@@ -85,6 +100,11 @@ def read_entry(line: bytes, before: Sequence[Entry], path: Path) -> Entry:
             f"{path} was changed at entry {len(before)}: the chain of hashes breaks there; restore it from a backup"
         )
     return entry
+
+
+def spent(entries: Iterable[Entry]) -> list[Event]:
+    """Return the events of all spends among some entries, in order."""
+    return [event_from_json(event_of(one.payload)) for one in entries if one.kind == "spend"]
 
 
 def event_of(payload: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -11,8 +11,8 @@ from typing import Any
 from carefl_secure.errors import BudgetExceededError, ConfigError, LedgerError
 from carefl_secure.privacy.accounting.accountant import epsilon
 from carefl_secure.privacy.accounting.adaptive_filter import filtered_epsilon
-from carefl_secure.privacy.accounting.events import Event, event_from_json
-from carefl_secure.privacy.ledger.entry import START, Entry, clean_payload, event_of, make_entry, now, read_entry
+from carefl_secure.privacy.accounting.events import Event
+from carefl_secure.privacy.ledger.entry import START, Entry, clean_payload, make_entry, now, read_entry, spent
 from carefl_secure.privacy.ledger.file import LedgerFile
 from carefl_secure.privacy.ledger.runs import check_planned, check_unit, split_runs
 
@@ -155,7 +155,7 @@ class Ledger:
 
     def events(self) -> list[Event]:
         """Return the events of all spends, verified; PrivacyError where one cannot be read."""
-        return _events(self.entries())
+        return spent(self.entries())
 
     def epsilon(self, delta: float) -> float:
         """Return the epsilon of everything ever spent, in nats; 0 for an empty ledger."""
@@ -257,7 +257,3 @@ class Ledger:
                 f"{self.path} is the ledger of {identity}, not of {self._identity}; give every "
                 "client and corpus its own file"
             )
-
-
-def _events(entries: Sequence[Entry]) -> list[Event]:
-    return [event_from_json(event_of(e.payload)) for e in entries if e.kind == "spend"]

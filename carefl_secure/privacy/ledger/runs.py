@@ -49,10 +49,7 @@ def _name(run: object) -> object:
 
 def count_rounds(entries: Sequence[Entry], run: object) -> int:
     """Count the rounds of a run that were charged, or noted as released without noise."""
-    return sum(
-        entry.payload.get("run") == run and (entry.kind == "spend" or entry.payload.get("unprotected") is True)
-        for entry in entries
-    )
+    return sum(entry.payload.get("run") == run and entry.charges_round for entry in entries)
 
 
 def check_planned(entries: Sequence[Entry], payload: Mapping[str, Any]) -> None:

@@ -184,7 +184,7 @@ def statement(path: Path, delta: float) -> Statement:
     lines: list[Line] = []
     unprotected = recovered = 0
     for entry in entries:
-        unprotected += entry.payload.get("unprotected") is True
+        unprotected += entry.unprotected
         recovered += entry.payload.get("recovered") is True
         if entry.kind != "spend":
             continue

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 
-from carefl_secure.privacy.ledger.run_spending import charges_round
 from carefl_secure.report.checks.result import FAILED, HELD, UNCHECKED, Finding, owner, some
 from carefl_secure.report.run_record import RunRecord
 from carefl_secure.report.spending import Accounts
@@ -34,7 +33,7 @@ def releases_paid(record: RunRecord, accounts: Accounts) -> Finding:
     paid: set[int] = set()
     for entry in record.server.entries:
         number = entry.payload.get("round")
-        if charges_round(entry):
+        if entry.charges_round:
             paid.add(int(number) if isinstance(number, int) else -1)
         elif entry.kind == "release" and number not in paid:
             return FAILED, f"round {number} was released before it was charged"
@@ -56,7 +55,7 @@ def clients_paid(record: RunRecord, accounts: Accounts) -> Finding:
     paid: Counter[int] = Counter()
     for book in record.clients:
         paid.update(
-            {int(entry.payload.get("round", -1)) for entry in book.of_run(record.run_id) if charges_round(entry)}
+            {int(entry.payload.get("round", -1)) for entry in book.of_run(record.run_id) if entry.charges_round}
         )
     for number, survivors in sorted(accounts.survivors.items()):
         if paid[number] < survivors:
@@ -72,9 +71,9 @@ def rounds_planned(record: RunRecord, accounts: Accounts) -> Finding:
     if record.server.error:
         return UNCHECKED, "the server's ledger is broken"
     planned = record.privacy.rounds
-    paid = sum(charges_round(entry) for entry in record.server.entries)
+    paid = sum(entry.charges_round for entry in record.server.entries)
     for stage in record.stages if record.privacy.unit != "none" else ():
-        mine = sum(map(charges_round, record.server.of_run(stage.run)))
+        mine = sum(entry.charges_round for entry in record.server.of_run(stage.run))
         if mine > stage.privacy.rounds:
             return FAILED, (f"{mine} rounds of {stage.run} were charged, {stage.privacy.rounds} were planned")
     if paid > planned and record.privacy.unit != "none":

@@ -7,9 +7,10 @@ import math
 from scipy.special import gammainc
 
 from carefl_secure.privacy import Event, SampledSkellam, epsilon
+from carefl_secure.privacy.ledger.entry import spent
 from carefl_secure.report.checks.result import FAILED, HELD, UNCHECKED, Finding, owner
 from carefl_secure.report.run_record import RunRecord, StageRecord
-from carefl_secure.report.spending import Accounts, events_of
+from carefl_secure.report.spending import Accounts
 
 _CHANCE = 1e-6  # how seldom an honest run may be called void by the test of its noise
 _CLOSE = 1e-6
@@ -52,10 +53,10 @@ def events(record: RunRecord, accounts: Accounts) -> Finding:
     spends = 0
     for book in (record.server, *record.clients):
         entries = book.entries if book.name == "server" else book.of_run(record.run_id)
-        if any(entry.payload.get("unprotected") is True for entry in entries):
+        if any(entry.unprotected for entry in entries):
             return FAILED, f"{owner(book.name)} records a round without noise"
         paid = [entry for entry in entries if entry.kind == "spend"]
-        for entry, event in zip(paid, events_of(paid), strict=True):
+        for entry, event in zip(paid, spent(paid), strict=True):
             spends += 1
             planned = record.stage_named(entry.payload.get("run")).event
             if planned is None or event != planned:

@@ -25,7 +25,7 @@ from carefl_secure.secagg.committee.parameters import CommitteeParameters
 from carefl_secure.secagg.committee.verify import read_announcements, read_loss, read_opening
 from carefl_secure.secagg.primitives import shamir
 from carefl_secure.secagg.primitives.checks import refuse, too_few
-from carefl_secure.secagg.primitives.crypto import EnvelopeKey, open_envelope, pack, same, statement, words_digest
+from carefl_secure.secagg.primitives.crypto import EnvelopeKey, open_envelope, pack, same, words_digest
 from carefl_secure.secagg.primitives.phases import Participant
 from carefl_secure.secagg.primitives.shamir import read_element
 
@@ -145,8 +145,7 @@ class CommitteeMember(Participant[CommitteeParameters, MemberPhase]):
                 contents[index] = content
         failed = tuple(index for index in parsed.clients if index not in contents)
         listed = transcript.client_list(context, transcript_hash, signed)
-        fields = statement(context, transcript_hash, self._index, listed, pack(*failed))
-        signature = self._sign(transcript.OPENING, fields)
+        signature = self._sign_statement(transcript.OPENING, transcript_hash, listed, pack(*failed))
         self._transcript_hash, self._listed, self._contents = transcript_hash, listed, contents
         self._clients = tuple(parsed.clients)
         self._opening = Opening(listed, failed, signature).encode(self._index, context)
@@ -206,8 +205,7 @@ class CommitteeMember(Participant[CommitteeParameters, MemberPhase]):
         words = total.astype(total.dtype.newbyteorder("<"), copy=False).data.cast("B")
         settled = transcript.outcome(context, self._transcript_hash, openings)
         content = settled, words_digest(words)
-        fields = statement(context, self._transcript_hash, self._index, *content)
-        signature = self._sign(transcript.MEMBER_ANSWER, fields)
+        signature = self._sign_statement(transcript.MEMBER_ANSWER, self._transcript_hash, *content)
         self._settled, self._clients = settled, tuple(sorted(left))
         self._phase = MemberPhase.ANSWERED
         if not parameters.tolerates(1):
@@ -225,8 +223,7 @@ class CommitteeMember(Participant[CommitteeParameters, MemberPhase]):
             raise self._parameters.lost_members(gone)
         self._lost = tuple(sorted(gone))
         content = self._settled, pack(*self._lost)
-        fields = statement(self._context, self._transcript_hash, self._index, *content)
-        signature = self._sign(transcript.LOSS, fields)
+        signature = self._sign_statement(transcript.LOSS, self._transcript_hash, *content)
         self._phase = MemberPhase.CONSENTED
         return Loss(self._settled, self._lost, signature).encode(self._index, self._context)
 
@@ -248,8 +245,7 @@ class CommitteeMember(Participant[CommitteeParameters, MemberPhase]):
                 raw = bytes(self._contents[client][start : start + shamir.SHARE_BYTES])
                 shares.append(read_element(raw))
         content = SeedShares(tuple(shares), b"").content()
-        fields = statement(self._context, self._transcript_hash, self._index, self._settled, content)
-        signature = self._sign(transcript.SEED_SHARES, fields)
+        signature = self._sign_statement(transcript.SEED_SHARES, self._transcript_hash, self._settled, content)
         self._erase()
         self._phase = MemberPhase.RECOVERED
         return SeedShares(tuple(shares), signature).encode(self._index, self._context)

@@ -36,19 +36,15 @@ def lost_masks(
                 promised = transcript.commitment(context, transcript_hash, *place, seed)
                 return same(promised, entries[place[0]].commitments[place[1]])
 
-            liars = {member for member, _ in false_shares}
-            members = sorted(shares, key=lambda member: (member in liars, member))
-            points = [member + 1 for member in members]
-            values = [shares[member][gone, client] for member in members]
-            found = shamir.decode(points, values, parameters.quorum, fits)
+            held = {member: given[gone, client] for member, given in shares.items()}
+            found = shamir.decode_held(held, parameters.quorum, fits, false_shares, client)
             if found is None:
                 raise refuse(
                     "rebuilt seed",
                     f"the seed of client {client} for member {gone} is not the committed one: what"
-                    f" that client shared is false, or more shares of members {sorted(members)}"
+                    f" that client shared is false, or more shares of members {sorted(shares)}"
                     " than can be corrected; no sum comes of it",
                 )
-            false_shares.update((members[place], client) for place in found[1])
-            seed = (found[0] % (1 << 256)).to_bytes(32, "little")
+            seed = (found % (1 << 256)).to_bytes(32, "little")
             masks.append(transcript.mask_key(context, transcript_hash, client, gone, seed))
     return masks

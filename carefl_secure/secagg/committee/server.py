@@ -17,7 +17,7 @@ from carefl_secure.secagg.committee.parameters import CommitteeParameters
 from carefl_secure.secagg.committee.recovery import lost_masks
 from carefl_secure.secagg.committee.verify import read_announcements, read_loss, read_opening
 from carefl_secure.secagg.primitives.checks import refuse, too_few
-from carefl_secure.secagg.primitives.crypto import same, statement, words_digest
+from carefl_secure.secagg.primitives.crypto import same, words_digest
 from carefl_secure.secagg.primitives.phases import ServerParticipant
 
 
@@ -102,8 +102,7 @@ class CommitteeServer(ServerParticipant[CommitteeParameters, ServerPhase]):
         return set(range(self._parameters.size))
 
     def _check(self, member: int, signature: bytes, label: bytes, *content: bytes) -> None:
-        fields = statement(self._context, self._transcript_hash, member, *content)
-        self._parameters.check_signature(member, signature, label, fields, party="member")
+        self._parameters.check_statement(member, signature, label, self._transcript_hash, *content, party="member")
 
     def announced(self, member: int, message: bytes) -> None:
         """Take in a member's key."""

@@ -8,7 +8,7 @@ from carefl_secure.secagg.committee import transcript
 from carefl_secure.secagg.committee.messages import Loss, MemberKey, Opening
 from carefl_secure.secagg.committee.parameters import CommitteeParameters
 from carefl_secure.secagg.primitives.checks import refuse
-from carefl_secure.secagg.primitives.crypto import CURVE_BYTES, check_encoding, pack, statement
+from carefl_secure.secagg.primitives.crypto import CURVE_BYTES, check_encoding, pack
 
 
 def read_announcements(
@@ -34,8 +34,8 @@ def read_opening(message: bytes, member: int, transcript_hash: bytes, parameters
     """Parse a member's opening; refuse one that it did not sign in this round."""
     parsed = Opening.parse(message, member, parameters)
     content = parsed.listed, pack(*sorted(parsed.failed))
-    fields = statement(parameters.context(), transcript_hash, member, *content)
-    parameters.check_signature(member, parsed.signature, transcript.OPENING, fields, "member")
+    label, signature = transcript.OPENING, parsed.signature
+    parameters.check_statement(member, signature, label, transcript_hash, *content, party="member")
     return parsed
 
 
@@ -43,6 +43,6 @@ def read_loss(message: bytes, member: int, transcript_hash: bytes, parameters: C
     """Parse a member's statement of who is lost; refuse one that it did not sign in this round."""
     parsed = Loss.parse(message, member, parameters)
     content = parsed.settled, pack(*sorted(parsed.lost))
-    fields = statement(parameters.context(), transcript_hash, member, *content)
-    parameters.check_signature(member, parsed.signature, transcript.LOSS, fields, "member")
+    label, signature = transcript.LOSS, parsed.signature
+    parameters.check_statement(member, signature, label, transcript_hash, *content, party="member")
     return parsed

@@ -14,7 +14,7 @@ from carefl_secure.secagg.encrypted.messages import EncryptedUpload, OpenedSum
 from carefl_secure.secagg.encrypted.parameters import EncryptedParameters
 from carefl_secure.secagg.pairwise.transcript import UPLOAD
 from carefl_secure.secagg.primitives.checks import refuse, too_few
-from carefl_secure.secagg.primitives.crypto import digest, pack, public_bytes, sign, statement, words_digest
+from carefl_secure.secagg.primitives.crypto import digest, pack, public_bytes, sign, words_digest
 
 OPENED = b"opened sum"
 
@@ -114,8 +114,7 @@ class KeyHolder:
                     raise refuse("duplicate upload", f"client {index} is in the sum already")
                 upload = EncryptedUpload.parse(message, index, parameters)
                 found = upload.digest()
-                fields = statement(parameters.context(), transcript_hash, index, found)
-                parameters.check_signature(index, upload.signature, UPLOAD, fields)
+                parameters.check_statement(index, upload.signature, UPLOAD, transcript_hash, found)
                 parts = [self._key.load(chunk) for chunk in upload.chunks]
                 self._total = self._key.add(self._total, parts)
                 self._added[index] = found

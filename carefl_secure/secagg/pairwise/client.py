@@ -17,7 +17,7 @@ from carefl_secure.secagg.pairwise.parameters import RoundParameters
 from carefl_secure.secagg.pairwise.shares import due_shares, mask_keys, open_shares, seal_shares
 from carefl_secure.secagg.pairwise.state import ClientState, Phase
 from carefl_secure.secagg.primitives.checks import refuse, too_few
-from carefl_secure.secagg.primitives.crypto import public_bytes, statement
+from carefl_secure.secagg.primitives.crypto import public_bytes
 from carefl_secure.secagg.primitives.phases import ClientSum, Participant
 
 
@@ -157,8 +157,7 @@ class PairwiseClient(Participant[RoundParameters, Phase], ClientSum):
             raise refuse("step order", "mask needs the shares of the other clients first")
         held, keys, signs = self._received
         upload = self.hide(vector, keys, signs)
-        fields = statement(context, state.transcript_hash, state.index, upload.digest())
-        message = upload.signed(self._sign(transcript.UPLOAD, fields))
+        message = upload.signed(self._sign_statement(transcript.UPLOAD, state.transcript_hash, upload.digest()))
         state.held, self._received = held, None
         state.live = tuple(sorted((state.index, *held)))
         state.erase_after_mask()
@@ -221,6 +220,5 @@ class PairwiseClient(Participant[RoundParameters, Phase], ClientSum):
         answers = due_shares(state, kept)
         state.erase_all()
         content = Answer(answers, b"").content()
-        fields = statement(self._context, state.transcript_hash, state.index, content)
-        signature = self._sign(transcript.ANSWER, fields)
+        signature = self._sign_statement(transcript.ANSWER, state.transcript_hash, content)
         return Answer(answers, signature).encode(state.index, self._context)

@@ -47,17 +47,13 @@ def remaining_masks(
         def fits(value: int) -> bool:
             return value < 1 << 256 and accept(value.to_bytes(32, "little"))
 
-        holders = [index for index in sorted(answers) if owner in answers[index]]
+        holders = {index: held[owner] for index, held in answers.items() if owner in held}
         if len(holders) < parameters.rebuilding:
             raise CohortError(
                 f"min_survivors: {len(holders)} holders of the secrets of client {owner} answered,"
                 f" {parameters.rebuilding} are needed; nothing was released, start a new round"
             )
-        liars = {giver for giver, _ in false_shares}
-        holders.sort(key=liars.__contains__)  # stable: those who gave false shares come last
-        shares = [answers[index][owner] for index in holders]
-        points = [index + 1 for index in holders]
-        found = shamir.decode(points, shares, parameters.rebuilding, fits)
+        found = shamir.decode_held(holders, parameters.rebuilding, fits, false_shares, owner)
         if found is None:
             raise refuse(
                 "rebuilt secret",
@@ -65,8 +61,7 @@ def remaining_masks(
                 f" false, or more answers of clients {sorted(holders)} than can be corrected; the"
                 " round gives no sum",
             )
-        false_shares.update((holders[place], owner) for place in found[1])
-        return found[0].to_bytes(32, "little")
+        return found.to_bytes(32, "little")
 
     keys: list[bytes] = []
     signs: list[int] = []

@@ -17,7 +17,7 @@ from carefl_secure.secagg.pairwise.messages import Advertisement, Answer, Consen
 from carefl_secure.secagg.pairwise.parameters import RoundParameters
 from carefl_secure.secagg.pairwise.recovery import remaining_masks
 from carefl_secure.secagg.primitives.checks import refuse, too_few
-from carefl_secure.secagg.primitives.crypto import check_exchange_key, statement
+from carefl_secure.secagg.primitives.crypto import check_exchange_key
 from carefl_secure.secagg.primitives.phases import ServerParticipant
 
 
@@ -147,8 +147,8 @@ class PairwiseServer(ServerParticipant[RoundParameters, ServerPhase]):
         """Check a client's upload and add it to the sum; the message is not kept."""
         self._accept(ServerPhase.UPLOADING, index, self._uploaded, self._boxes)
         upload = self.UPLOAD.parse(message, index, self._parameters)
-        fields = statement(self._context, self._transcript_hash, index, upload.digest())
-        self._parameters.check_signature(index, upload.signature, transcript.UPLOAD, fields)
+        content = upload.digest()
+        self._parameters.check_statement(index, upload.signature, transcript.UPLOAD, self._transcript_hash, content)
         self.add(index, upload)
         self._uploaded.add(index)
 
@@ -182,8 +182,8 @@ class PairwiseServer(ServerParticipant[RoundParameters, ServerPhase]):
         """Take in a survivor's shares."""
         self._accept(ServerPhase.ANSWERING, index, self._answers, self._consents)
         answer = Answer.parse(message, index, self._parameters)
-        fields = statement(self._context, self._transcript_hash, index, answer.content())
-        self._parameters.check_signature(index, answer.signature, transcript.ANSWER, fields)
+        content = answer.content()
+        self._parameters.check_statement(index, answer.signature, transcript.ANSWER, self._transcript_hash, content)
         kinds = {owner: kind for owner, (kind, _) in answer.shares.items()}
         wanted = {
             owner: Secret.SELF_MASK if owner in self._uploaded else Secret.PAIR_KEY

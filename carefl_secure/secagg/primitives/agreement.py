@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from carefl_secure.errors import ConfigError
 from carefl_secure.secagg.primitives.checks import refuse
-from carefl_secure.secagg.primitives.crypto import digest, pack, verify
+from carefl_secure.secagg.primitives.crypto import digest, pack, statement, verify
 
 MIN_CLIENTS = 3
 """A sum over two reveals to each the other's vector."""
@@ -123,6 +123,20 @@ class Agreement:
     ) -> None:
         """Refuse a message that party ``index`` did not sign."""
         verify(self.keys_of(party)[index], signature, index, label, *fields, party=party)
+
+    def check_statement(
+        self,
+        index: int,
+        signature: bytes,
+        label: bytes,
+        transcript_hash: bytes,
+        *content: bytes,
+        party: str = "client",
+    ) -> None:
+        """Refuse what party ``index`` did not sign in this round, once all keys are known."""
+        self.check_signature(
+            index, signature, label, statement(self.context(), transcript_hash, index, *content), party
+        )
 
     def parties(self) -> tuple[bytes, ...]:
         """Return the keys of all parties, in the order in which they are hashed."""

@@ -14,7 +14,7 @@ from carefl_secure.errors import ProtocolError
 from carefl_secure.noise import KeySource
 from carefl_secure.secagg.primitives.agreement import Agreement
 from carefl_secure.secagg.primitives.checks import refuse
-from carefl_secure.secagg.primitives.crypto import check_place, sign
+from carefl_secure.secagg.primitives.crypto import check_place, sign, statement
 
 A = TypeVar("A", bound=Agreement)
 P = TypeVar("P", bound=IntEnum)
@@ -134,6 +134,10 @@ class Participant(_Party[A, P]):
 
     def _sign(self, label: bytes, fields: tuple[bytes, ...]) -> bytes:
         return sign(self._identity, label, *fields)
+
+    def _sign_statement(self, label: bytes, transcript_hash: bytes, *content: bytes) -> bytes:
+        """Sign a statement of this party, as `Agreement.check_statement` checks it."""
+        return self._sign(label, statement(self._context, transcript_hash, self._index, *content))
 
 
 class ServerParticipant(_Party[A, P], ABC):

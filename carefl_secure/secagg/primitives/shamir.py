@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from carefl_secure.noise import KeyStream
 from carefl_secure.secagg.primitives.checks import refuse
@@ -104,6 +104,27 @@ def decode(
             places = () if first else enumerate(zip(points, shares, strict=True))
             return secret, tuple(i for i, (x, y) in places if _value(polynomial, x) != y)
     return None
+
+
+def decode_held(
+    shares: Mapping[int, int],
+    threshold: int,
+    accept: Callable[[int], bool],
+    false_shares: set[tuple[int, int]],
+    owner: int,
+) -> int | None:
+    """Rebuild a secret of ``owner`` from shares by their givers, whose points are one above them.
+
+    Whoever gave a false share before comes last; who gives one now is added to ``false_shares``,
+    with the owner. None as for `decode`.
+    """
+    liars = {giver for giver, _ in false_shares}
+    givers = sorted(shares, key=lambda giver: (giver in liars, giver))
+    found = decode([giver + 1 for giver in givers], [shares[giver] for giver in givers], threshold, accept)
+    if found is None:
+        return None
+    false_shares.update((givers[place], owner) for place in found[1])
+    return found[0]
 
 
 def _choices(points: Sequence[int], shares: Sequence[int], threshold: int) -> Iterator[list[int]]:
