@@ -319,7 +319,7 @@ def images(lab: Lab) -> Table:
     """Match gradients of pictures."""
     from carefl_secure.data.records import targets
     from carefl_secure.data.synthetic.corpus import synthetic_corpus
-    from carefl_secure.model.features import vision_features
+    from carefl_secure.model.vision.encode import vision_features
     from carefl_secure.runs.build import label_scorer
 
     sizes = lab.sizes

@@ -26,8 +26,8 @@ from carefl_secure.federation.plan.staged import Stage
 from carefl_secure.federation.run_spec import RunSpec, Simulation
 from carefl_secure.federation.server.optimizers import FedAdam
 from carefl_secure.federation.server.run import Monitoring, run_federation
-from carefl_secure.model.features import vision_features
 from carefl_secure.model.label_scorer import LabelScorer, RecordLosses
+from carefl_secure.model.vision.encode import vision_features
 from carefl_secure.privacy.clipping.clipped_sum import Clipping
 from carefl_secure.progress import Reporter
 from carefl_secure.run_folder import RunFolder

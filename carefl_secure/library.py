@@ -192,7 +192,7 @@ class TrainedModel:
         list of dict
             For each image its labels, the best first, each with the score by which they rank.
         """
-        from carefl_secure.model.features import vision_features
+        from carefl_secure.model.vision.encode import vision_features
         from carefl_secure.progress import SilentReporter
 
         if not images:

@@ -19,9 +19,9 @@ from carefl_secure.data.synthetic.corpus import synthetic_corpus
 from carefl_secure.errors import ConfigError, PrivacyError, RunError
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.plan.staged import StagedPlan
-from carefl_secure.model.features import vision_features
 from carefl_secure.model.label_scorer import LabelScorer, RecordLosses
 from carefl_secure.model.saved import load_saved
+from carefl_secure.model.vision.encode import vision_features
 from carefl_secure.privacy import Event
 from carefl_secure.privacy.clipping.clipped_sum import Clipping
 from carefl_secure.progress import Reporter

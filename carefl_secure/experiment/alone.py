@@ -20,8 +20,8 @@ from carefl_secure.data.records import targets
 from carefl_secure.errors import ConfigError
 from carefl_secure.experiment.scores import Bench
 from carefl_secure.federation.server.optimizers import Listener
-from carefl_secure.model.features import vision_features
 from carefl_secure.model.label_scorer import RecordLosses
+from carefl_secure.model.vision.encode import vision_features
 from carefl_secure.noise import KeyStream, gaussian
 from carefl_secure.privacy.clipping.clipped_sum import Clipping
 from carefl_secure.privacy.sampling import poisson_sample

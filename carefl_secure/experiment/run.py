@@ -20,8 +20,8 @@ from carefl_secure.config.experiment import Cell
 from carefl_secure.errors import CareflError, RunError
 from carefl_secure.experiment.alone import train_centrally, train_locally
 from carefl_secure.experiment.scores import Bench
-from carefl_secure.model.features import cached_features
 from carefl_secure.model.saved import load_saved
+from carefl_secure.model.vision.encode import cached_features
 from carefl_secure.privacy import Ledger
 from carefl_secure.progress import Reporter, SilentReporter
 from carefl_secure.run_folder import RunFolder, write_atomically

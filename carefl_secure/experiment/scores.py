@@ -22,8 +22,8 @@ from carefl_secure.errors import RunError
 from carefl_secure.evaluation.bootstrap import units_of
 from carefl_secure.evaluation.figures import Figures
 from carefl_secure.evaluation.metrics import choose_thresholds
-from carefl_secure.model.features import vision_features
 from carefl_secure.model.label_scorer import LabelScorer
+from carefl_secure.model.vision.encode import vision_features
 from carefl_secure.progress import Reporter
 from carefl_secure.run_folder import write_atomically
 from carefl_secure.runs.build import label_scorer

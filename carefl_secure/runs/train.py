@@ -28,11 +28,11 @@ from carefl_secure.federation.plan.staged import StagedPlan
 from carefl_secure.federation.run_spec import Engine, RunSpec
 from carefl_secure.federation.server.run import FederationResult, run_federation
 from carefl_secure.federation.server.sum_guard import SumGuard
-from carefl_secure.model.features import cached_features
 from carefl_secure.model.label_scorer import LabelScorer
 from carefl_secure.model.lora import Adapter
 from carefl_secure.model.stacked import StackedAdapter
 from carefl_secure.model.task_prompts import task_question
+from carefl_secure.model.vision.encode import cached_features
 from carefl_secure.progress import Reporter
 from carefl_secure.run_folder import Interrupted, RunFolder, check_start, new_run_id
 from carefl_secure.runs.build import (

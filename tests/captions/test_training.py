@@ -19,10 +19,10 @@ from carefl_secure.data.splits import Subset
 from carefl_secure.errors import ConfigError, DataError
 from carefl_secure.evaluation.metrics import mean_average_precision
 from carefl_secure.model.embedded import QUESTIONS
-from carefl_secure.model.features import vision_features
 from carefl_secure.model.label_scorer import LabelScorer, RecordLosses
 from carefl_secure.model.loader import load_base
 from carefl_secure.model.lora import Adapter
+from carefl_secure.model.vision.encode import vision_features
 from carefl_secure.privacy.clipping.clipped_sum import Clipping
 from carefl_secure.progress import SilentReporter
 from carefl_secure.runs.captions import caption_parts, load_contexts

@@ -12,10 +12,10 @@ import torch
 from carefl_secure.data.label_spaces import BASIC, EMOTIC
 from carefl_secure.data.records import LabelSpace
 from carefl_secure.data.synthetic.corpus import synthetic_corpus
-from carefl_secure.model.features import vision_features
 from carefl_secure.model.label_scorer import LabelScorer, RecordLosses
 from carefl_secure.model.loader import Base, load_base
 from carefl_secure.model.lora import Adapter
+from carefl_secure.model.vision.encode import vision_features
 from carefl_secure.progress import SilentReporter
 
 

@@ -21,8 +21,8 @@ from carefl_secure.errors import ConfigError, DataError
 from carefl_secure.evaluation.assess import Known, Scored, assess, attributes_of
 from carefl_secure.evaluation.settings import Settings
 from carefl_secure.evaluation.summary import Cost, Evaluation
-from carefl_secure.model.features import vision_features
 from carefl_secure.model.label_scorer import LabelScorer
+from carefl_secure.model.vision.encode import vision_features
 from carefl_secure.progress import Reporter, SilentReporter
 from carefl_secure.run_folder import RunFolder
 from carefl_secure.runs.evaluation.scored_run import ScoredRun

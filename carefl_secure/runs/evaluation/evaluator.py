@@ -9,9 +9,9 @@ import numpy as np
 from carefl_secure.data.records import targets
 from carefl_secure.evaluation.baselines import score_baselines
 from carefl_secure.evaluation.metrics import choose_thresholds, macro_f1, mean_average_precision
-from carefl_secure.model.features import vision_features
 from carefl_secure.model.generation import TextScorer
 from carefl_secure.model.label_scorer import LabelScorer
+from carefl_secure.model.vision.encode import vision_features
 from carefl_secure.progress import Reporter
 from carefl_secure.runs.captions import Contexts
 from carefl_secure.runs.client_task import Vector

@@ -10,9 +10,9 @@ from typing import TypeVar
 from carefl_secure.config import load_config
 from carefl_secure.data.records import Corpus, LabelSpace
 from carefl_secure.errors import RunError
-from carefl_secure.model.features import Features, vision_features
 from carefl_secure.model.label_scorer import LabelScorer
 from carefl_secure.model.saved import load_saved
+from carefl_secure.model.vision.encode import Features, vision_features
 from carefl_secure.progress import Reporter
 from carefl_secure.run_folder import RunFolder, write_atomically
 from carefl_secure.runs.build import label_scorer

@@ -14,7 +14,7 @@ from carefl_secure.config import Config, load_config
 from carefl_secure.data.records import targets
 from carefl_secure.data.synthetic.corpus import synthetic_corpus
 from carefl_secure.errors import ConfigError, PrivacyError
-from carefl_secure.model.features import vision_features
+from carefl_secure.model.vision.encode import vision_features
 from carefl_secure.progress import SilentReporter
 from carefl_secure.runs.build import label_scorer
 

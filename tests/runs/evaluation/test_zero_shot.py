@@ -26,8 +26,8 @@ from carefl_secure.data.corpora.cexpr import load_cexpr
 from carefl_secure.data.label_spaces import CEXPR, COMPOUND
 from carefl_secure.errors import ConfigError, DataError
 from carefl_secure.evaluation.settings import Settings
-from carefl_secure.model.features import vision_features
 from carefl_secure.model.saved import load_saved
+from carefl_secure.model.vision.encode import vision_features
 from carefl_secure.progress import SilentReporter
 from carefl_secure.runs.build import label_scorer
 from carefl_secure.runs.evaluation.evaluate import evaluate

@@ -12,10 +12,10 @@ import torch
 
 from carefl_secure.data.splits import Subset
 from carefl_secure.data.synthetic.corpus import synthetic_corpus
-from carefl_secure.model import features
 from carefl_secure.model.embedded import build_model, build_processor
-from carefl_secure.model.features import cached_features, vision_features
 from carefl_secure.model.loader import load_base
+from carefl_secure.model.vision import encode as features
+from carefl_secure.model.vision.encode import cached_features, vision_features
 from carefl_secure.progress import SilentReporter
 
 
