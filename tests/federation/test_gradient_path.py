@@ -38,7 +38,7 @@ from tests.support.running import federate
 
 PACKAGE = Path(carefl_secure.__file__).parent
 CLIENTS, INPUTS, OUTPUTS, RECORDS = 4, 32, 32, 6
-MOST = 17
+MOST = 14
 SMALLEST = INPUTS * OUTPUTS  # entries of a gradient; what is shorter is a digest or a key
 
 

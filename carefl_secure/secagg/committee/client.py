@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy.typing as npt
 
-from carefl_secure.noise import KeyStream, add_masks
+from carefl_secure.noise import KeyStream
 from carefl_secure.secagg.committee import transcript
 from carefl_secure.secagg.committee.messages import Submission
 from carefl_secure.secagg.committee.parameters import CommitteeParameters
 from carefl_secure.secagg.committee.verify import read_announcements
 from carefl_secure.secagg.primitives import shamir
 from carefl_secure.secagg.primitives.checks import refuse
-from carefl_secure.secagg.primitives.crypto import seal_envelope, words_digest
+from carefl_secure.secagg.primitives.crypto import seal_envelope
+from carefl_secure.secagg.primitives.framing import check_vector, masked_words, words_digest
 from carefl_secure.secagg.primitives.phases import ClientSum, Participant
 
 
@@ -61,7 +62,7 @@ class CommitteeClient(Participant[CommitteeParameters, SubmitPhase], ClientSum):
         """Mask the vector (unchanged), seal the seeds to the members, sign it all; once."""
         self._require(SubmitPhase.NEW, "mask")
         parameters, context = self._parameters, self._context
-        parameters.check_vector(vector)
+        check_vector(vector, parameters)
         if messages is not None:
             self.receive(messages)
         if self._members is None:
@@ -82,13 +83,11 @@ class CommitteeClient(Participant[CommitteeParameters, SubmitPhase], ClientSum):
             transcript.commitment(context, transcript_hash, self._index, member, seed)
             for member, seed in enumerate(seeds)
         )
-        masked = vector.copy()
         masks = [
             transcript.mask_key(context, transcript_hash, self._index, member, seed)
             for member, seed in enumerate(seeds)
         ]
-        add_masks(masked, masks, [1] * len(masks))
-        words = masked.astype(masked.dtype.newbyteorder("<"), copy=False).data.cast("B")
+        words = masked_words(vector, masks, [1] * len(masks))
         fields = transcript.submission(
             context,
             transcript_hash,

@@ -9,7 +9,7 @@ from enum import IntEnum
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from carefl_secure.errors import ProtocolError
-from carefl_secure.noise import KeySource, add_masks
+from carefl_secure.noise import KeySource
 from carefl_secure.secagg.committee import transcript
 from carefl_secure.secagg.committee.messages import (
     SEED_BYTES,
@@ -25,7 +25,8 @@ from carefl_secure.secagg.committee.parameters import CommitteeParameters
 from carefl_secure.secagg.committee.verify import read_announcements, read_loss, read_opening
 from carefl_secure.secagg.primitives import shamir
 from carefl_secure.secagg.primitives.checks import refuse, too_few
-from carefl_secure.secagg.primitives.crypto import EnvelopeKey, open_envelope, pack, same, words_digest
+from carefl_secure.secagg.primitives.crypto import EnvelopeKey, open_envelope, pack, same
+from carefl_secure.secagg.primitives.framing import masked_words, words_digest
 from carefl_secure.secagg.primitives.phases import Participant
 from carefl_secure.secagg.primitives.shamir import read_element
 
@@ -200,9 +201,7 @@ class CommitteeMember(Participant[CommitteeParameters, MemberPhase]):
             )
             for client in sorted(left)
         ]
-        total = parameters.zeros()
-        add_masks(total, masks, [1] * len(masks))
-        words = total.astype(total.dtype.newbyteorder("<"), copy=False).data.cast("B")
+        words = masked_words(parameters.zeros(), masks, [1] * len(masks))
         settled = transcript.outcome(context, self._transcript_hash, openings)
         content = settled, words_digest(words)
         signature = self._sign_statement(transcript.MEMBER_ANSWER, self._transcript_hash, *content)

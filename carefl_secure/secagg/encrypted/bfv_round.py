@@ -13,10 +13,10 @@ from carefl_secure.secagg.encrypted.key_holder import OPENED, opened_fields
 from carefl_secure.secagg.encrypted.messages import EncryptedUpload, OpenedSum
 from carefl_secure.secagg.encrypted.parameters import EncryptedParameters
 from carefl_secure.secagg.pairwise.client import PairwiseClient
-from carefl_secure.secagg.pairwise.messages import SignedUpload
 from carefl_secure.secagg.pairwise.parameters import RoundParameters
 from carefl_secure.secagg.pairwise.server import PairwiseServer
 from carefl_secure.secagg.primitives.checks import refuse
+from carefl_secure.secagg.primitives.framing import Message
 from carefl_secure.secagg.primitives.packing import (
     add_residue_masks,
     from_residues,
@@ -87,7 +87,7 @@ class EncryptedServer(PairwiseServer):
     As ``PairwiseServer``. It holds no key that decrypts, and keeps no ciphertext.
     """
 
-    UPLOAD: ClassVar[type[SignedUpload]] = EncryptedUpload
+    UPLOAD: ClassVar[type[Message]] = EncryptedUpload
 
     def __init__(self, parameters: EncryptedParameters, public: bytes) -> None:
         super().__init__(parameters)

@@ -14,7 +14,8 @@ from carefl_secure.secagg.encrypted.messages import EncryptedUpload, OpenedSum
 from carefl_secure.secagg.encrypted.parameters import EncryptedParameters
 from carefl_secure.secagg.pairwise.transcript import UPLOAD
 from carefl_secure.secagg.primitives.checks import refuse, too_few
-from carefl_secure.secagg.primitives.crypto import digest, pack, public_bytes, sign, words_digest
+from carefl_secure.secagg.primitives.crypto import digest, pack, public_bytes, sign
+from carefl_secure.secagg.primitives.framing import words_digest
 
 OPENED = b"opened sum"
 

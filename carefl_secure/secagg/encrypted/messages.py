@@ -11,9 +11,8 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from carefl_secure.secagg.pairwise.messages import SignedUpload
 from carefl_secure.secagg.primitives.checks import refuse
-from carefl_secure.secagg.primitives.crypto import Buffer, words_digest
+from carefl_secure.secagg.primitives.crypto import Buffer
 from carefl_secure.secagg.primitives.framing import SIGNATURE, Body, Field, Message
 
 _U32 = struct.Struct("<I")
@@ -43,7 +42,7 @@ def _read_chunks(body: Body, shape: Any) -> tuple[bytes, ...]:
 
 
 @dataclass(frozen=True)
-class EncryptedUpload(SignedUpload):
+class EncryptedUpload(Message):
     """Step 2: the masked vector under the key holder's key, signed."""
 
     chunks: tuple[bytes, ...]
@@ -51,10 +50,6 @@ class EncryptedUpload(SignedUpload):
 
     KIND: ClassVar[IntEnum] = EncryptedKind.UPLOAD
     FIELDS: ClassVar[tuple[Field, ...]] = (Field(_write_chunks, _read_chunks), SIGNATURE)
-
-    def digest(self) -> bytes:
-        """Hash the ciphertexts with their lengths."""
-        return words_digest(self.content())
 
 
 @dataclass(frozen=True)

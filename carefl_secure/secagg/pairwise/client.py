@@ -9,15 +9,16 @@ import numpy.typing as npt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from carefl_secure.noise import KeySource, KeyStream, add_masks
+from carefl_secure.noise import KeySource, KeyStream
 from carefl_secure.secagg.pairwise import transcript
 from carefl_secure.secagg.pairwise.graph import neighbours
-from carefl_secure.secagg.pairwise.messages import Advertisement, Answer, Consent, SignedUpload, Upload
+from carefl_secure.secagg.pairwise.messages import Advertisement, Answer, Consent, Upload
 from carefl_secure.secagg.pairwise.parameters import RoundParameters
 from carefl_secure.secagg.pairwise.shares import due_shares, mask_keys, open_shares, seal_shares
 from carefl_secure.secagg.pairwise.state import ClientState, Phase
 from carefl_secure.secagg.primitives.checks import refuse, too_few
 from carefl_secure.secagg.primitives.crypto import public_bytes
+from carefl_secure.secagg.primitives.framing import Message, check_vector, masked_words
 from carefl_secure.secagg.primitives.phases import ClientSum, Participant
 
 
@@ -150,7 +151,7 @@ class PairwiseClient(Participant[RoundParameters, Phase], ClientSum):
         """Step 2: upload the masked vector, signed; the vector is not changed."""
         self._require(Phase.SHARED, "mask")
         state, context = self._state, self._context
-        self._parameters.check_vector(vector)
+        check_vector(vector, self._parameters)
         if messages is not None:
             self.receive(messages)
         if self._received is None:
@@ -164,12 +165,9 @@ class PairwiseClient(Participant[RoundParameters, Phase], ClientSum):
         state.phase = Phase.MASKED
         return message.encode(state.index, context)
 
-    def hide(self, vector: npt.NDArray[Any], keys: list[bytes], signs: list[int]) -> SignedUpload:
+    def hide(self, vector: npt.NDArray[Any], keys: list[bytes], signs: list[int]) -> Message:
         """Return an unsigned upload of a masked vector, which is not changed; may be overridden."""
-        masked = vector.copy()
-        add_masks(masked, keys, signs)
-        words = masked.astype(masked.dtype.newbyteorder("<"), copy=False).data.cast("B")
-        return Upload(words)
+        return Upload(masked_words(vector, keys, signs))
 
     def sign(self, shared: Collection[int], survivors: Collection[int]) -> bytes:
         """Step 3: sign the one survivor set that this client will help to unmask.

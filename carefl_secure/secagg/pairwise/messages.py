@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import struct
-from abc import abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import ClassVar, Self
 
 from carefl_secure.secagg.primitives.checks import refuse
-from carefl_secure.secagg.primitives.crypto import Buffer, words_digest
+from carefl_secure.secagg.primitives.crypto import Buffer
 from carefl_secure.secagg.primitives.framing import (
     HASH,
     NUMBER,
@@ -81,22 +80,8 @@ class Share(Message):
         return self
 
 
-class SignedUpload(Message):
-    """Step 2 in any form: a vector that is hidden, and a signature over its digest."""
-
-    signature: bytes
-
-    @abstractmethod
-    def digest(self) -> bytes:
-        """Hash what is signed."""
-
-    def signed(self, signature: bytes) -> Self:
-        """Return the upload with its signature."""
-        return replace(self, signature=signature)  # type: ignore[type-var]
-
-
 @dataclass(frozen=True)
-class Upload(SignedUpload):
+class Upload(Message):
     """Step 2: the masked vector, signed; 80 bytes and the words."""
 
     words: memoryview
@@ -104,10 +89,6 @@ class Upload(SignedUpload):
 
     KIND: ClassVar[IntEnum] = Kind.UPLOAD
     FIELDS: ClassVar[tuple[Field, ...]] = (WORDS, SIGNATURE)
-
-    def digest(self) -> bytes:
-        """Hash the words."""
-        return words_digest(self.words)
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,12 @@ from carefl_secure.errors import ProtocolError
 from carefl_secure.noise import add_masks
 from carefl_secure.secagg.pairwise import transcript
 from carefl_secure.secagg.pairwise.graph import neighbours
-from carefl_secure.secagg.pairwise.messages import Advertisement, Answer, Consent, Secret, Share, SignedUpload, Upload
+from carefl_secure.secagg.pairwise.messages import Advertisement, Answer, Consent, Secret, Share, Upload
 from carefl_secure.secagg.pairwise.parameters import RoundParameters
 from carefl_secure.secagg.pairwise.recovery import remaining_masks
 from carefl_secure.secagg.primitives.checks import refuse, too_few
 from carefl_secure.secagg.primitives.crypto import check_exchange_key
+from carefl_secure.secagg.primitives.framing import Message
 from carefl_secure.secagg.primitives.phases import ServerParticipant
 
 
@@ -69,7 +70,7 @@ class PairwiseServer(ServerParticipant[RoundParameters, ServerPhase]):
     detected. Privacy rests on the clients' checks, not on this class.
     """
 
-    UPLOAD: ClassVar[type[SignedUpload]] = Upload
+    UPLOAD: ClassVar[type[Message]] = Upload
     """The form of an upload."""
 
     def __init__(self, parameters: RoundParameters) -> None:
@@ -154,9 +155,11 @@ class PairwiseServer(ServerParticipant[RoundParameters, ServerPhase]):
 
     def add(self, index: int, upload: Any) -> None:
         """Add a checked upload; a protocol with another form of it overrides this."""
+        words = upload.vector(self._parameters)
         if self._sum is None:
-            self._sum = self._parameters.zeros()
-        np.add(self._sum, upload.vector(self._parameters), out=self._sum)
+            self._sum = words.astype(self._parameters.dtype)
+        else:
+            np.add(self._sum, words, out=self._sum)
 
     def survivors(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """End the phase and return who shared and who of them uploaded; ``inbox`` is emptied."""

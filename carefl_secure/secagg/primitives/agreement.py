@@ -102,12 +102,6 @@ class Agreement:
         """Return a zero vector of the round's shape and type."""
         return np.zeros(self.dimension, self.dtype)
 
-    def check_vector(self, vector: object) -> None:
-        """Refuse what is not a vector of the round's shape and type."""
-        expected, shape = self.dtype, (self.dimension,)
-        if not isinstance(vector, np.ndarray) or vector.dtype != expected or vector.shape != shape:
-            raise refuse("vector shape", f"the vector must be {expected} of shape {shape}")
-
     def numbers(self) -> tuple[int, ...]:
         """Return all numbers of the agreement, in the order in which they are hashed."""
         raise NotImplementedError

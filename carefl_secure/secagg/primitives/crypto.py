@@ -55,11 +55,6 @@ def digest(label: bytes, *parts: Buffer) -> bytes:
     return state.digest()
 
 
-def words_digest(words: Buffer) -> bytes:
-    """Hash a long vector to 32 bytes (BLAKE2b, quicker than SHA-256 on long input)."""
-    return hashlib.blake2b(words, digest_size=32).digest()
-
-
 def derive(secret: Buffer, label: bytes, *info: Buffer) -> bytes:
     """Derive a 32-byte key: HKDF-SHA256 without salt, ``info = digest(label, *info)``."""
     return HKDF(hashes.SHA256(), 32, salt=None, info=digest(label, *info)).derive(bytes(secret))

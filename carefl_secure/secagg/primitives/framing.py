@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import itertools
 import struct
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from enum import IntEnum
 from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from carefl_secure.noise import add_masks
 from carefl_secure.secagg.primitives.agreement import Agreement
 from carefl_secure.secagg.primitives.checks import refuse
 from carefl_secure.secagg.primitives.crypto import Buffer
@@ -42,6 +45,28 @@ class Shape(Protocol):
     def clients(self) -> int:
         """Number of clients."""
         ...
+
+
+def words_digest(*words: Buffer) -> bytes:
+    """Hash a long vector to 32 bytes (BLAKE2b, quicker than SHA-256 on long input)."""
+    state = hashlib.blake2b(digest_size=32)
+    for part in words:
+        state.update(part)
+    return state.digest()
+
+
+def check_vector(vector: object, parameters: Agreement) -> None:
+    """Refuse what is not a vector of the round's shape and type."""
+    expected, shape = parameters.dtype, (parameters.dimension,)
+    if not isinstance(vector, np.ndarray) or vector.dtype != expected or vector.shape != shape:
+        raise refuse("vector shape", f"the vector must be {expected} of shape {shape}")
+
+
+def masked_words(vector: npt.NDArray[Any], keys: Sequence[bytes], signs: Sequence[int]) -> memoryview:
+    """Return a vector, which is not changed, with one signed mask per key, as little-endian words."""
+    masked = vector.copy()
+    add_masks(masked, keys, signs)
+    return masked.astype(masked.dtype.newbyteorder("<"), copy=False).data.cast("B")
 
 
 def header(kind: IntEnum, index: int, context: bytes) -> bytes:
@@ -169,6 +194,14 @@ class Message:
     def content(self) -> bytes:
         """Return the fields before the last one, the signature, as bytes."""
         return b"".join(self._written()[:-1])
+
+    def digest(self) -> bytes:
+        """Hash the fields before the last one, the signature, without joining them."""
+        return words_digest(*self._written()[:-1])
+
+    def signed(self, signature: bytes) -> Self:
+        """Return the message with another value of its field ``signature``."""
+        return dataclasses.replace(self, signature=signature)  # type: ignore[type-var]
 
     def _written(self) -> list[Buffer]:
         pairs = zip(self.FIELDS, vars(self).values(), strict=True)

@@ -17,11 +17,10 @@ from carefl_secure.audit.views import Heard, TranscriptView
 from carefl_secure.config import Config, load_config
 from carefl_secure.errors import PrivacyError
 from carefl_secure.noise import DeterministicKeySource
-from carefl_secure.secagg.committee import client as committee_module
 from carefl_secure.secagg.committee.messages import Listing, MemberAnswer, Opening
 from carefl_secure.secagg.encrypted import bfv_round as encrypted_module
 from carefl_secure.secagg.encrypted.messages import EncryptedUpload
-from carefl_secure.secagg.pairwise import client as client_module
+from carefl_secure.secagg.primitives import framing
 from tests.audit.conftest import SETTINGS, system
 
 MODES = ("committee", "encrypted")
@@ -64,17 +63,14 @@ def test_keys_from_the_seed(config: Config, mode: Any) -> None:
 
 
 def test_a_committee_without_masks(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(committee_module, "add_masks", lambda words, keys, signs: None)
-    # The members take off masks that were never on, so what opens is no sum; the uploads are bare.
+    monkeypatch.setattr(framing, "add_masks", lambda words, keys, signs: None)
+    # Neither clients nor members add masks, so the uploads are bare.
     view = rehearse(config, system, canaries=400, aggregation="committee").transcript()
     assert "unmasked" in found(view)
 
 
 def test_peers_masks_off_under_encryption(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (client_module, encrypted_module):
-        for name in ("add_masks", "add_residue_masks"):
-            if hasattr(module, name):
-                monkeypatch.setattr(module, name, lambda *_: None)
+    monkeypatch.setattr(encrypted_module, "add_residue_masks", lambda *_: None)
     run = rehearse(config, system, canaries=400, aggregation="encrypted")
     assert "bare sum" in found(run.transcript())
     holder = run.holder()

@@ -17,7 +17,7 @@ from carefl_secure.audit.views import Heard, TranscriptView
 from carefl_secure.config import Config
 from carefl_secure.errors import PrivacyError
 from carefl_secure.noise import DeterministicKeySource, KeySource, SystemKeySource
-from carefl_secure.secagg.pairwise import client as client_module
+from carefl_secure.secagg.primitives import framing
 from tests.audit.conftest import system
 
 
@@ -44,7 +44,7 @@ def test_the_server_finds_nothing_in_ours(sound: Rehearsal) -> None:
 
 
 def test_one_client_unmasked(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = client_module.add_masks
+    original = framing.add_masks
 
     def masks(accumulator: Any, keys: Any, signs: Any) -> None:
         masks.calls += 1  # type: ignore[attr-defined]
@@ -52,17 +52,17 @@ def test_one_client_unmasked(config: Config, monkeypatch: pytest.MonkeyPatch) ->
             original(accumulator, keys, signs)
 
     masks.calls = 0  # type: ignore[attr-defined]
-    monkeypatch.setattr(client_module, "add_masks", masks)
+    monkeypatch.setattr(framing, "add_masks", masks)
     assert "unmasked" in found(rehearse(config, system, canaries=400).transcript())
 
 
 def test_masks_that_are_used_twice(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = client_module.add_masks
+    original = framing.add_masks
 
     def masks(accumulator: Any, keys: Any, signs: Any) -> None:
         original(accumulator, [bytes(32)], [1])
 
-    monkeypatch.setattr(client_module, "add_masks", masks)
+    monkeypatch.setattr(framing, "add_masks", masks)
     kinds = found(rehearse(config, system, canaries=400).transcript())
     assert kinds == {"mask reused"}
 

@@ -26,7 +26,8 @@ from carefl_secure.secagg.committee.messages import (
 )
 from carefl_secure.secagg.committee.verify import read_opening
 from carefl_secure.secagg.pairwise.server import PairwiseServer
-from carefl_secure.secagg.primitives.crypto import pack, sign, statement, words_digest
+from carefl_secure.secagg.primitives.crypto import pack, sign, statement
+from carefl_secure.secagg.primitives.framing import words_digest
 from tests.support.played_committee import CommitteeRehearsal
 
 Make = Callable[..., CommitteeRehearsal]

@@ -13,11 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from carefl_secure.errors import CohortError, ConfigError, ProtocolError
-from carefl_secure.noise import DeterministicKeySource
+from carefl_secure.noise import DeterministicKeySource, add_masks
 from carefl_secure.secagg import CommitteeClient, CommitteeMember
 from carefl_secure.secagg.committee import client as client_module
 from carefl_secure.secagg.committee.messages import Submission
-from carefl_secure.secagg.primitives.crypto import sign, words_digest
+from carefl_secure.secagg.primitives.crypto import sign
+from carefl_secure.secagg.primitives.framing import words_digest
 from tests.support.played_committee import CommitteeRehearsal
 
 Make = Callable[..., CommitteeRehearsal]
@@ -215,7 +216,7 @@ def test_no_smaller_set_of_masks_is_ever_given(committee: Make, vectors: Vectors
         known = words.copy()
         for member in (1, 2):
             key = client_module.transcript.mask_key(context, transcript_hash, index, member, seeds[index, member])
-            client_module.add_masks(known, [key], [-1])
+            add_masks(known, [key], [-1])
         hidden[index] = known - given_vectors[index]  # the mask of member 0
     answer = np.frombuffer(played.answers[0][48:-64], np.uint32)
     for count in range(1, 6):

@@ -156,7 +156,7 @@ def test_mask_keys_of_a_round_are_distinct_and_match(
         used.extend(zip(keys, signs, strict=True))
         add_masks(vector, keys, signs)
 
-    monkeypatch.setattr("carefl_secure.secagg.pairwise.client.add_masks", spy)
+    monkeypatch.setattr("carefl_secure.secagg.primitives.framing.add_masks", spy)
     rehearsal = rehearse(6)
     rehearsal.run(vectors(rehearsal))
     keys = [key for key, _ in used]
@@ -174,7 +174,7 @@ def test_mask_keys_carry_256_bits(rehearse: Rehearse, vectors: Vectors, monkeypa
         keys.update(masks)
         add_masks(vector, masks, signs)
 
-    monkeypatch.setattr("carefl_secure.secagg.pairwise.client.add_masks", spy)
+    monkeypatch.setattr("carefl_secure.secagg.primitives.framing.add_masks", spy)
     rehearsal = rehearse(20)
     rehearsal.run(vectors(rehearsal))
     assert len(keys) == 20 + 190

@@ -62,7 +62,7 @@ def test_every_client_has_twelve_masks_and_one(
         counts.append(len(keys))
         add_masks(vector, keys, signs)
 
-    monkeypatch.setattr("carefl_secure.secagg.pairwise.client.add_masks", spy)
+    monkeypatch.setattr("carefl_secure.secagg.primitives.framing.add_masks", spy)
     rehearsal = rehearse(40, **SPARSE)
     rehearsal.run(vectors(rehearsal))
     assert counts == [13] * 40
