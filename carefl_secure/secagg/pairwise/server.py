@@ -147,7 +147,7 @@ class PairwiseServer(ServerParticipant[RoundParameters, ServerPhase]):
     def uploaded(self, index: int, message: bytes) -> None:
         """Check a client's upload and add it to the sum; the message is not kept."""
         self._accept(ServerPhase.UPLOADING, index, self._uploaded, self._boxes)
-        upload = self.UPLOAD.parse(message, index, self._parameters)
+        upload: Any = self.UPLOAD.parse(message, index, self._parameters)
         content = upload.digest()
         self._parameters.check_statement(index, upload.signature, transcript.UPLOAD, self._transcript_hash, content)
         self.add(index, upload)
