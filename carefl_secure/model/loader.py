@@ -48,6 +48,7 @@ def load_base(
     quantization: str = "nf4",
     compute_dtype: str = "float32",
     parallel_batches: int | None = None,
+    end_answers: bool | None = None,
 ) -> Base:
     """Load a SmolVLM2-like base model and freeze it.
 
@@ -64,6 +65,9 @@ def load_base(
     parallel_batches : int, optional
         Batches in the model at once; by default as many as the small embedded model gains from, and
         1 for any other and for int8, whose layers keep a state.
+    end_answers : bool, optional
+        Whether labels are scored with the end-of-utterance token (`Prompter`). By default it is so
+        for every base but the embedded one, whose pretraining put none behind a label.
 
     Raises
     ------
@@ -95,7 +99,8 @@ def load_base(
     chosen = (
         ParallelBatches.for_small() if parallel_batches is None and several else ParallelBatches(parallel_batches or 1)
     )
-    return Base(model, processor, Prompter(processor), _digest(folder), dtype, source, chosen)
+    prompter = Prompter(processor, end_answers=source != "embedded" if end_answers is None else end_answers)
+    return Base(model, processor, prompter, _digest(folder), dtype, source, chosen)
 
 
 def _resolve(source: str, revision: str | None) -> Path:

@@ -59,6 +59,7 @@ def label_scorer(config: Config, space: LabelSpace) -> LabelScorer:
         quantization=config.model.quantization,
         compute_dtype=config.model.compute_dtype,
         parallel_batches=config.performance.parallel_batches,
+        end_answers=config.model.end_answers,
     )
     adapter = Adapter(
         base,

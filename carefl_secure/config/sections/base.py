@@ -23,7 +23,7 @@ class Section(BaseModel):
     def _no_truth_for_number(cls, value: Any, info: ValidationInfo) -> Any:
         """Refuse ``true`` where a number is asked for; Python would read it as 1."""
         name = info.field_name
-        if isinstance(value, bool) and name and cls.model_fields[name].annotation is not bool:
+        if isinstance(value, bool) and name and cls.model_fields[name].annotation not in (bool, bool | None):
             raise ValueError("expected a number or text, not true or false")
         return value
 

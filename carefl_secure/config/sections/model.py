@@ -33,6 +33,12 @@ class ModelConfig(Section):
         description="task prompt: default, list, scene, face, expert, or the path of a text file "
         "with the placeholders {question} and {labels} of the label space",
     )
+    end_answers: bool | None = Field(
+        default=None,
+        description="whether labels are scored and trained with the end-of-utterance token, so that "
+        "the tuned model stops behind a label; null: for every base but the embedded one, whose "
+        "labels were pretrained without it",
+    )
     context: Literal["none", "own", "shuffled", "wrong", "constant"] = Field(
         default="none",
         description="caption that precedes the question: the record's own; that of another, "
