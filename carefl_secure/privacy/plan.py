@@ -223,13 +223,9 @@ class PrivacyPlan:
         stays open.
         """
         return promise_text(
-            unit=self.unit,
-            trust=self.trust,
-            epsilon=epsilon,
-            delta=self.delta,
-            colluders=self.max_colluders,
+            unit=self.unit, trust=self.trust, epsilon=epsilon, delta=self.delta, colluders=self.max_colluders,
             records_per_person=self.records_per_person,
-        )
+        )  # fmt: skip
 
 
 def check_plan(plan: PrivacyPlan) -> None:
@@ -251,9 +247,8 @@ def _check_numbers(plan: PrivacyPlan) -> None:
         raise ConfigError(f"target_epsilon is {plan.target_epsilon}; choose it above 0 (8 is usual)")
     if plan.unit in ("record", "person") and plan.delta * plan.public_records >= 1.0:
         raise ConfigError(
-            f"delta {plan.delta:g} would allow to publish one of {plan.public_records} "
-            f"{plan.unit}s "
-            "outright; choose it well below 1 / public_records"
+            f"delta {plan.delta:g} would allow one of {plan.public_records} {plan.unit}s to be published outright; "
+            "choose it well below 1 / public_records"
         )
 
 

@@ -73,6 +73,8 @@ class RunRecord:
         Whether the clients lived inside the run folder, in one process.
     rows : tuple of mapping
         Figures of every finished round.
+    graph : str
+        What hiding rests on where the clients mask on a sparse graph.
     """
 
     path: Path
@@ -89,6 +91,7 @@ class RunRecord:
     rows: tuple[Mapping[str, Any], ...]
     audit: tuple[AuditFinding, ...] | None = None
     stages: tuple[StageRecord, ...] = ()
+    graph: str = ""
 
     def stage_of(self, number: int) -> StageRecord:
         """Return the stage that a round belongs to, by its number."""
@@ -141,6 +144,7 @@ def read_run(path: Path) -> RunRecord:
         rows=_rows(folder.metrics),
         audit=read_audits(path, run_id),
         stages=stages,
+        graph="" if agreed.whole.graph is None else agreed.whole.graph.text,
     )
 
 

@@ -65,6 +65,7 @@ class Trust(_Part):
     min_survivors: int
     max_colluders: int
     honest_noise_clients: int
+    masking_graph: dict[str, int] | None = Field(None, description="null: every two clients share a mask")
     sees: dict[str, str]
 
 

@@ -47,10 +47,11 @@ def unit_part(record: RunRecord) -> Unit:
 
 
 def aggregation_of(record: RunRecord) -> str:
-    """Name the parties that the guarantee needs besides the clients; empty for none."""
+    """Say what the guarantee needs besides honest clients: other parties, a sparse graph; empty for nothing."""
     if record.privacy.trust == "none":
         return ""
-    return AggregationConfig.from_settings(record.setting("federation") or {}).assumptions
+    needs = AggregationConfig.from_settings(record.setting("federation") or {}).assumptions
+    return f"{needs} {record.graph}".strip()
 
 
 def _figure(value: object) -> bool:
@@ -146,6 +147,7 @@ def trust_part(record: RunRecord) -> Trust:
         min_survivors=privacy.min_survivors,
         max_colluders=privacy.max_colluders,
         honest_noise_clients=privacy.noise_clients,
+        masking_graph=record.plan.get("masking_graph"),
         sees={
             "each client": "its own records, and the adapter of every round",
             **helper,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from carefl_secure.config import Config
 from carefl_secure.data.subjects import subject_groups
 from carefl_secure.errors import ConfigError
-from carefl_secure.federation.plan.aggregation_config import AggregationConfig
+from carefl_secure.federation.plan.aggregation_config import PROTOCOLS, AggregationConfig
 from carefl_secure.federation.plan.calibrate import PlanRequest, plan_run
 from carefl_secure.federation.plan.ledger_history import History, earlier_spends
 from carefl_secure.federation.plan.local_steps import LocalPlan
@@ -19,7 +19,13 @@ UNCLIPPED = 1e3
 
 def aggregation_of(config: Config) -> AggregationConfig:
     """Return the aggregation protocol of a configuration; the same at every party."""
-    return AggregationConfig.from_settings(config.federation.model_dump())
+    federation = config.federation
+    if federation.aggregation in PROTOCOLS:
+        return AggregationConfig.from_settings(federation.model_dump())
+    from carefl_secure.federation.aggregation.registry import find_protocol
+
+    own = find_protocol(federation.aggregation).helpers(federation.committee_members)
+    return AggregationConfig.from_settings(federation.model_dump(), own)
 
 
 def earlier_of(config: Config, run: str | None) -> frozenset[History]:
@@ -73,6 +79,7 @@ def _request(config: Config, units: int, records: int, dimension: int) -> PlanRe
         min_survivors=config.federation.min_survivors,
         max_colluders=privacy.max_colluders,
         normalise=privacy.normalise and private,
+        masks_in_pairs=config.federation.aggregation in ("pairwise", "encrypted"),
     )
 
 

@@ -156,7 +156,8 @@ class _Run:
                 rows = [r for r in result.rows if r.get("stage", "") == self._plan.names[place]]
                 after = final_figures(rows[-1] if rows else {}, before, evaluate, ended[-1])
             summaries.append(StageSummary(self._plan.names[place], before, after))
-        needs = aggregation_of(config).assumptions
+        graph = self._plan.whole.graph
+        needs = [aggregation_of(config).assumptions, graph.text if graph else ""]
         self._adapter.load(ended[-1])
         self._adapter.save(self._folder.adapter)
         return RunSummary(
@@ -165,7 +166,7 @@ class _Run:
             baselines=baselines,
             before=untuned,
             after=summaries[-1].after,
-            promise=f"{self._plan.privacy.promise(result.epsilon)} {needs}".rstrip(),
+            promise=" ".join(filter(None, [self._plan.privacy.promise(result.epsilon), *needs])),
             seconds=time.monotonic() - self._started,
             stages=tuple(summaries) if config.stages.spaces else (),
         )

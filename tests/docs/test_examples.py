@@ -21,6 +21,7 @@ from carefl_secure.federation.aggregation.base import ClientSetup, ServerSetup
 from carefl_secure.federation.aggregation.registry import find_protocol
 from carefl_secure.federation.in_process import Clients, make_parties
 from carefl_secure.federation.local_update.rules import find_rule
+from carefl_secure.federation.plan.aggregation_config import AggregationConfig
 from carefl_secure.federation.plan.local_steps import LocalPlan
 from carefl_secure.federation.server.optimizers import FedAvg, ServerOptimizer
 from carefl_secure.federation.transport.messages import pack
@@ -59,6 +60,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
         importlib.invalidate_caches()
 
     yield put
+    find_protocol.cache_clear()
     for name in set(sys.modules) - before:
         if name in {path.name for path in EXAMPLES.iterdir()}:
             del sys.modules[name]
@@ -181,7 +183,8 @@ def test_a_protocol_from_outside_sums_as_those_of_the_package_do(
         find_protocol("signed")
     install("carefl_signed")
     sums = {}
-    for name in ("pairwise", "signed"):
+    for name in ("pairwise", "signed", "witnessed"):
+        own = {"own_helpers": 1} if name == "witnessed" else {}
         sums[name] = federate(
             plan,
             toy_tasks(6),
@@ -190,8 +193,10 @@ def test_a_protocol_from_outside_sums_as_those_of_the_package_do(
             folder=RunFolder.create(tmp_path / name, ""),
             key_source=lambda index: DeterministicKeySource(b"k%d" % index),
             aggregation=name,
+            **own,
         ).adapter
     np.testing.assert_array_equal(sums["signed"], sums["pairwise"])
+    np.testing.assert_array_equal(sums["witnessed"], sums["pairwise"])
     assert np.abs(sums["signed"]).max() > 0.01
 
 
@@ -245,7 +250,33 @@ def test_a_protocol_is_chosen_in_the_configuration_once_it_is_installed(install:
         load_config(None, words)
     install("carefl_signed")
     assert aggregation_of(load_config(None, words)).protocol == "signed"
+    assert aggregation_of(load_config(None, words)).helpers == 0
+    agreed = aggregation_of(load_config(None, ("federation.aggregation=witnessed", words[1])))
+    assert agreed.helpers == 1
+    assert AggregationConfig.from_json(agreed.to_json()) == agreed
     assert "not reviewed" in aggregation_text("signed")
+
+
+def test_nothing_is_released_when_the_outside_helper_refuses(
+    install: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install("carefl_signed")
+    plan = toy_plan(6, 60, unit="none", rounds=1, sample_rate=1.0)
+
+    def run(name: str, own: int) -> Path:
+        folder = RunFolder.create(tmp_path / name, "")
+        start, engine = np.zeros(60, np.float32), {"aggregation": "witnessed", "own_helpers": own}
+        federate(plan, toy_tasks(6), start, optimizer=FedAvg(1.0), folder=folder, **engine)
+        return folder.path
+
+    with pytest.raises(ConfigError, match="needs 1 helpers; the cohort agreed on 0"):
+        run("short", 0)
+    witness = importlib.import_module("carefl_signed").Witness
+    monkeypatch.setattr(witness, "_check", lambda *_: (_ for _ in ()).throw(ProtocolError("no")))
+    with pytest.raises(ProtocolError, match=r"the helper refused.*\(the witness did not sign"):
+        run("refused", 1)
+    (log,) = (tmp_path / "refused").rglob("refusals.log")
+    assert log.read_text() == "ProtocolError: no\n"
 
 
 def test_every_example_is_shown_in_the_architecture_page() -> None:

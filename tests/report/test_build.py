@@ -6,15 +6,19 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from pydantic import ValidationError
 
 from carefl_secure.errors import RunError
+from carefl_secure.federation.plan.run_plan import SPARSE_ABOVE
 from carefl_secure.privacy import Ledger, epsilon, event_from_json
 from carefl_secure.report import FORMAT, Report, refuse_void, write_report
 from carefl_secure.report.render.card import put_into_readme
+from carefl_secure.report.run_record import read_run
+from carefl_secure.report.sections import aggregation_of, trust_part
 
 
 def events_of(run: Path) -> tuple[list[object], float]:
@@ -39,6 +43,14 @@ def test_epsilon_is_computed_anew(written: tuple[Report, Path]) -> None:
     assert report.rounds[1].metrics == {"mAP": 0.5, "macro_f1": 0.25}
     assert report.rounds[0].metrics == {}
     refuse_void(report)
+
+
+def test_a_sparse_masking_graph_is_reported(toy: Path, plan_toy: Callable[..., Any]) -> None:
+    plan = plan_toy(SPARSE_ABOVE + 1, rounds=1, public_records=4000, target_epsilon=8.0)
+    (toy / "plan.json").write_text(json.dumps(plan.to_json()))
+    record = read_run(toy)
+    assert trust_part(record).masking_graph == vars(plan.graph)
+    assert aggregation_of(record) == plan.graph.text
 
 
 def test_each_client_pays_in_its_own_ledger(written: tuple[Report, Path]) -> None:

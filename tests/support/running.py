@@ -17,6 +17,7 @@ from carefl_secure.run_folder import RunFolder
 
 _AGGREGATION = {
     "aggregation": "protocol",
+    "own_helpers": "own_helpers",
     "committee_members": "members",
     "committee_dropout_tolerance": "dropout_tolerance",
     "key_prefetch": "prefetch",

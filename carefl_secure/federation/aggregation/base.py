@@ -104,7 +104,7 @@ class Helper(ABC):
     copies. Raises ProtocolError when its key is not the one that the cohort names.
     """
 
-    party: ClassVar[Party]
+    party: ClassVar[Party] = "helper"
     """What it is called in a refusal."""
 
     def __init__(self, setup: ClientSetup) -> None:

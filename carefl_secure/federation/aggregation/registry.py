@@ -82,12 +82,20 @@ def helper_actions(protocol: str = "") -> set[str]:
     return {action for row in rows for action in row.helper_actions}
 
 
+def _protocol_of(cohort: Cohort) -> AggregationProtocol:
+    """Return a cohort's protocol; ConfigError where it has another number of helpers."""
+    protocol, config = find_protocol(cohort.aggregation), cohort.config
+    if (needed := protocol.helpers(config.members)) != config.helpers:
+        raise ConfigError(f"aggregation {protocol.name} needs {needed} helpers; the cohort agreed on {config.helpers}")
+    return protocol
+
+
 class ClientSums:
     """Makes one client's part in the sums of a run; the cohort decides the protocol."""
 
     def __init__(self, setup: ClientSetup) -> None:
         self._setup = setup
-        self._protocol = find_protocol(setup.cohort.aggregation)
+        self._protocol = _protocol_of(setup.cohort)
 
     def begin(self, number: int, key: bytes = b"") -> ClientSum:
         """Return the client's part in a new round, whose model is not bound yet.
@@ -121,7 +129,7 @@ class ServerSums:
         self, plan: RunPlan, cohort: Cohort, directory: Directory, last: int, folder: Path | None = None
     ) -> None:
         self._setup = ServerSetup(plan, cohort, directory, folder)
-        self._protocol = find_protocol(cohort.aggregation)
+        self._protocol = _protocol_of(cohort)
         self._last = last
         self._prefetch: KeyPrefetch | None = None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,12 +35,15 @@ class AggregationConfig:
     prefetch : bool
         Whether the keys of a round are exchanged during the round before. It changes no result, and
         nothing where uploads are encrypted.
+    own_helpers : int
+        Helpers that a protocol of another package needs, as its ``helpers`` says; 0 for this package's.
     """
 
     protocol: Aggregation = "pairwise"
     members: int = 3
     dropout_tolerance: int = 0
     prefetch: bool = True
+    own_helpers: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what no protocol offers."""
@@ -57,13 +59,13 @@ class AggregationConfig:
                 f"a committee of {self.members} cannot lose {self.dropout_tolerance} members; "
                 "2 * federation.committee_dropout_tolerance + 1 are needed"
             )
+        if self.own_helpers < 0 or (self.own_helpers and self.protocol in PROTOCOLS):
+            raise ConfigError(f"aggregation {self.protocol} cannot have {self.own_helpers} helpers of its own")
 
     @property
     def helpers(self) -> int:
         """Number of parties besides the clients and the server."""
-        if self.protocol == "committee":
-            return self.members
-        return int(self.protocol == "encrypted")
+        return {"committee": self.members, "encrypted": 1}.get(self.protocol, self.own_helpers)
 
     @property
     def committee(self) -> dict[str, Any]:
@@ -93,7 +95,7 @@ class AggregationConfig:
         return aggregation_text(self.protocol, self.honest_members)
 
     @classmethod
-    def from_settings(cls, federation: Mapping[str, Any]) -> AggregationConfig:
+    def from_settings(cls, federation: Mapping[str, Any], own_helpers: int = 0) -> AggregationConfig:
         """Return what a configuration's section ``federation`` says; defaults for what it lacks."""
         names = {
             "aggregation": "protocol",
@@ -101,13 +103,14 @@ class AggregationConfig:
             "committee_dropout_tolerance": "dropout_tolerance",
             "key_prefetch": "prefetch",
         }
-        return cls(**{field: federation[key] for key, field in names.items() if key in federation})
+        found = {field: federation[key] for key, field in names.items() if key in federation}
+        return cls(**found, own_helpers=own_helpers)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields as JSON values."""
-        return dataclasses.asdict(self)
+        """Return the fields as JSON values; ``own_helpers`` only where there are some."""
+        return {key: value for key, value in vars(self).items() if key != "own_helpers" or value}
 
     @classmethod
     def from_json(cls, value: Any) -> AggregationConfig:
         """Return the configuration that `to_json` gave; ConfigError when a field is not valid."""
-        return dataclass_from_json(cls, value)
+        return dataclass_from_json(cls, value, "own_helpers")

@@ -12,14 +12,14 @@ from carefl_secure.errors import ConfigError, PrivacyError
 from carefl_secure.federation.plan.ciphertext_packing import leave_room
 from carefl_secure.federation.plan.ledger_history import History, noise_after
 from carefl_secure.federation.plan.local_steps import LocalPlan
-from carefl_secure.federation.plan.run_plan import RunPlan
+from carefl_secure.federation.plan.run_plan import RunPlan, masking_graph
 from carefl_secure.federation.plan.staged import StagedPlan
 from carefl_secure.privacy import Event, PrivacyPlan, calibrate_noise, epsilon
 from carefl_secure.privacy.plan import Mechanism, Trust, Unit
 from carefl_secure.secagg import default_threshold, plan_clients, plan_plain, plan_records
 from carefl_secure.secagg.encoding.tail_bounds import batch_bound
 
-_NOT_PRIVACY = ("dimension", "local")  # of what a request holds
+_NOT_PRIVACY = ("dimension", "local", "masks_in_pairs")  # of what a request holds
 # Largest entry of an update without privacy: far above any adapter weight, and still of 1e-7 grain.
 _FREE_UPDATE = 16.0
 # Entries of a noisy update past so many deviations are cut, which is free.
@@ -57,6 +57,8 @@ class PlanRequest:
         As in `PrivacyPlan`.
     local : LocalPlan, optional
         Needed for unit client and for trust none; refused where one gradient sum is released.
+    masks_in_pairs : bool
+        Whether the aggregation protocol masks in pairs; more than 200 clients then need a sparse graph.
     """
 
     unit: Unit
@@ -74,6 +76,7 @@ class PlanRequest:
     trust: Trust = "secagg"
     records_per_person: int | None = None
     local: LocalPlan | None = None
+    masks_in_pairs: bool = True
 
     def threshold(self) -> int:
         """Return how many shares open a secret, and signatures a survivor set needs.
@@ -200,7 +203,9 @@ def _plan_with(request: PlanRequest, noise: float) -> RunPlan:
         encoding = plan_records(
             dimension, privacy.sensitivity, noise, privacy.expected_batch, clients, privacy.noise_clients
         )
-    return RunPlan(privacy, encoding, request.threshold(), local)
+    threshold = request.threshold()
+    graph = masking_graph(privacy, threshold) if request.masks_in_pairs else None
+    return RunPlan(privacy, encoding, threshold, local, graph)
 
 
 def _check_local(unit: Unit, trust: Trust, local: LocalPlan | None) -> None:

@@ -9,16 +9,12 @@ from typing import TYPE_CHECKING, Any
 from carefl_secure.errors import ConfigError
 from carefl_secure.federation.plan.aggregation_config import Aggregation, AggregationConfig
 from carefl_secure.federation.plan.ciphertext_packing import WORD_BITS, choose_fields
-from carefl_secure.secagg import CommitteeParameters, EncryptedParameters, GraphPlan, RoundParameters, plan_graph
+from carefl_secure.secagg import CommitteeParameters, EncryptedParameters, RoundParameters
 
 if TYPE_CHECKING:
     from carefl_secure.federation.plan.run_plan import RunPlan
 
-__all__ = ["SPARSE_ABOVE", "Aggregation", "Cohort", "masking_graph", "rotation_key"]
-
-
-SPARSE_ABOVE = 200
-"""The most clients that all share masks with one another; more of them share on a sparse graph."""
+__all__ = ["Aggregation", "Cohort", "rotation_key"]
 
 
 @dataclass(frozen=True)
@@ -117,7 +113,7 @@ class Cohort:
         )
 
     def _pairwise(self, plan: RunPlan, number: int, model_hash: bytes) -> dict[str, Any]:
-        graph = masking_graph(plan)
+        graph = plan.graph
         sparse = {} if graph is None else {"neighbours": graph.neighbours, "share_threshold": graph.share_threshold}
         return {**self.common(plan, number, model_hash), "threshold": plan.threshold, **sparse}
 
@@ -136,27 +132,6 @@ class Cohort:
             "roster": self.roster,
             "model_hash": model_hash,
         }
-
-
-def masking_graph(plan: RunPlan) -> GraphPlan | None:
-    """Return the graph of pairwise masks of a plan; None for the complete graph.
-
-    Up to `SPARSE_ABOVE` clients every two of them share a mask. Above, each shares masks with its
-    neighbours on a ring only, as many as the plan's colluders and a tenth of the clients dropping
-    out need (`plan_graph`); the failure probabilities are those of `GraphPlan`. All of it follows
-    from the plan, and degree and threshold are hashed into the context of every round.
-
-    Raises ConfigError when no graph sparser than the complete one withstands so many colluders.
-    """
-    privacy = plan.privacy
-    if privacy.clients <= SPARSE_ABOVE:
-        return None
-    return plan_graph(
-        privacy.clients,
-        colluders=privacy.max_colluders,
-        dropouts=privacy.clients // 10,
-        members=max(plan.threshold, privacy.min_survivors),
-    )
 
 
 def rotation_key(plan_hash: bytes, base_hash: bytes, model_hash: bytes, number: int) -> bytes:

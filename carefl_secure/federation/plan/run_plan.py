@@ -13,9 +13,12 @@ from carefl_secure.federation.plan.local_steps import LocalPlan
 from carefl_secure.privacy import PrivacyPlan, SampledGaussian, SampledSkellam
 from carefl_secure.privacy.canonical_json import canonical_hash, dataclass_from_json
 from carefl_secure.privacy.sampling import OVERFLOW
-from carefl_secure.secagg import EncodingPlan
+from carefl_secure.secagg import EncodingPlan, GraphPlan, plan_graph
 
 _ABOVE_ZERO = ("dimension", "scale", "clipping_norm", "noise_clients", "l1_sensitivity", "l2_sensitivity")
+
+SPARSE_ABOVE = 200
+"""The most clients that all share masks with one another; more of them share on a sparse graph."""
 
 
 @dataclass(frozen=True)
@@ -24,13 +27,14 @@ class RunPlan:
 
     ``threshold`` is the number of shares that open a secret and of signatures that a survivor set
     needs. With ``local``, clients release the update of several local steps; without it, sums of
-    gradients at the global adapter.
+    gradients at the global adapter. ``graph`` is that of `masking_graph`, where clients mask in pairs.
     """
 
     privacy: PrivacyPlan
     encoding: EncodingPlan
     threshold: int
     local: LocalPlan | None = None
+    graph: GraphPlan | None = None
 
     @property
     def protected(self) -> bool:
@@ -102,6 +106,8 @@ class RunPlan:
             "threshold": self.threshold,
             "event": None if self.event is None else self.event.to_json(),
         }
+        if self.graph is not None:
+            whole["masking_graph"] = dataclasses.asdict(self.graph)
         return whole if self.local is None else {**whole, "local": self.local.to_json()}
 
     def _encoding_fields(self) -> dict[str, Any]:
@@ -115,22 +121,23 @@ class RunPlan:
     def from_json(cls, value: Any, *, check_event: bool = True) -> RunPlan:
         """Return the plan that `to_json` gave.
 
-        Raises ConfigError when a field is invalid or, with ``check_event``, the event does not
-        follow.
+        Raises ConfigError when a field is invalid, the masking graph does not follow or, with
+        ``check_event``, the event does not.
         """
         parts = {"privacy", "encoding", "threshold", "event"}
-        if not isinstance(value, Mapping) or not parts <= set(value) <= parts | {"local"}:
-            raise ConfigError(f"a plan is a JSON object with {', '.join(sorted(parts))} and perhaps local")
+        if not isinstance(value, Mapping) or not parts <= set(value) <= parts | {"local", "masking_graph"}:
+            raise ConfigError(
+                f"a plan is a JSON object with {', '.join(sorted(parts))} and perhaps local and masking_graph"
+            )
         encoding = dataclass_from_json(EncodingPlan, value["encoding"], "conditional")
         threshold, local = value["threshold"], value.get("local")
         if type(threshold) is not int or threshold < 1:
             raise ConfigError(f"the plan's threshold cannot be {threshold!r}")
-        plan = cls(
-            PrivacyPlan.from_json(value["privacy"]),
-            encoding,
-            threshold,
-            None if local is None else LocalPlan.from_json(local),
-        )
+        privacy = PrivacyPlan.from_json(value["privacy"])
+        graph = masking_graph(privacy, threshold) if "masking_graph" in value else None
+        if "masking_graph" in value and (graph is None or dataclasses.asdict(graph) != value["masking_graph"]):
+            raise ConfigError("the plan states a masking graph that does not follow from it")
+        plan = cls(privacy, encoding, threshold, None if local is None else LocalPlan.from_json(local), graph)
         for name in _ABOVE_ZERO if plan.privacy.mechanism == "skellam" else ():
             if not getattr(encoding, name) > 0:
                 raise ConfigError(f"the plan's encoding states no number above 0 for {name}")
@@ -143,3 +150,23 @@ class RunPlan:
     def hash(self) -> bytes:
         """Return SHA-256 over the canonical JSON of the plan, 32 bytes."""
         return canonical_hash(self.to_json())
+
+
+def masking_graph(privacy: PrivacyPlan, threshold: int) -> GraphPlan | None:
+    """Return the graph of pairwise masks of a plan; None for the complete graph.
+
+    Up to `SPARSE_ABOVE` clients every two of them share a mask. Above, each shares masks with its
+    neighbours on a ring only, as many as the plan's colluders and a tenth of the clients dropping
+    out need (`plan_graph`); the failure probabilities are those of `GraphPlan`. All of it follows
+    from the plan, which states it, and degree and threshold are hashed into every round's context.
+
+    Raises ConfigError when no graph sparser than the complete one withstands so many colluders.
+    """
+    if privacy.clients <= SPARSE_ABOVE:
+        return None
+    return plan_graph(
+        privacy.clients,
+        colluders=privacy.max_colluders,
+        dropouts=privacy.clients // 10,
+        members=max(threshold, privacy.min_survivors),
+    )

@@ -35,10 +35,10 @@ from carefl_secure.errors import (
 )
 from carefl_secure.secagg import SenderError
 
-Party = Literal["client", "committee member", "key holder"]
+Party = Literal["client", "committee member", "key holder", "helper"]
 """Who can refuse."""
 
-_BASES: dict[Party, int] = {"client": 1000, "committee member": 2000, "key holder": 3000}
+_BASES: dict[Party, int] = {"client": 1000, "committee member": 2000, "key holder": 3000, "helper": 4000}
 LOST = 5
 # Flower's own numbers for a message or a node that is simply gone (3, 4, 5) and for an app that
 # stopped answering (8).

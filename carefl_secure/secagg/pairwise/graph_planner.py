@@ -34,6 +34,16 @@ class GraphPlan:
     privacy_bits: int
     recovery_bits: int
 
+    @property
+    def text(self) -> str:
+        """Say in one sentence what hiding a client's vector on this graph rests on."""
+        return (
+            f"Each client shares masks with {self.neighbours} others, and {self.share_threshold} of the "
+            f"{self.neighbours + 1} holders of its shares can rebuild its secrets. Such a graph, drawn after it "
+            "is fixed who colludes, fails to hide the vectors behind their sum with probability "
+            f"2^-{self.privacy_bits} at most."
+        )
+
 
 def _tail(population: int, marked: int, draws: int, least: int) -> tuple[int, int]:
     """Return ``P[at least so many marked among the draws]`` as numerator and denominator."""

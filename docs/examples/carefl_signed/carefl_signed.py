@@ -2,12 +2,13 @@
 
 The server sees every client's vector. That is sound only where each vector is private by itself
 (``privacy.trust=none``) or nothing is promised (``privacy.unit=none``); any other plan is refused.
+``Witnessed`` adds a helper of its own: no sum is released that the witness did not sign the clients of.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,6 +22,7 @@ from carefl_secure.federation.aggregation.base import (
     AggregationProtocol,
     ClientSetup,
     ClientSum,
+    Helper,
     MaskedIntegers,
     Nodes,
     ServerSetup,
@@ -105,9 +107,10 @@ class SignedServer(ServerSum):
         self._survivors: list[int] = []
 
     def prepare(self, nodes: Nodes) -> dict[int, RecordDict]:
-        """Learn which node is which client."""
+        """Learn which node is a helper, and which of the others is which client."""
         header = self._setup.header(self._number)
-        ask = dict.fromkeys(nodes(), pack(**header))
+        self._setup.directory.learn(self._exchange, nodes())
+        ask = dict.fromkeys(self._setup.directory.clients(), pack(**header))
         self._exchange.gather(ask, "query.advertise", self._here)
         return dict.fromkeys(self._index_of, pack(**header, shares={}))
 
@@ -178,3 +181,75 @@ class Signed(AggregationProtocol):
     ) -> ServerSum:
         """Return the server's part in a round."""
         return SignedServer(setup, exchange, number, model_hash)
+
+
+class Witness(Helper):
+    """A helper that signs, once a round, which clients are in the sum."""
+
+    def actions(self) -> Mapping[str, Callable[[RecordDict], RecordDict]]:
+        """Return its one step."""
+        return {"query.witness": self._sign}
+
+    def _sign(self, content: RecordDict) -> RecordDict:
+        fields, one = Fields(content, "round", "plan", "survivors"), self._setup
+        number, survivors = fields.integer("round"), fields.integers("survivors")
+        self._check(number, fields.octets("plan"))
+        if len(survivors) < one.plan.privacy.min_survivors:
+            raise CohortError(f"{len(survivors)} clients are left, {one.plan.privacy.min_survivors} are needed")
+        self._round = number
+        said = statement(one.plan, one.cohort, number, self.index, b"witness", bytes(survivors))
+        return pack(signature=one.identity.sign(said))
+
+    def close(self) -> None:
+        """Do nothing: there is no secret."""
+
+
+class WitnessedServer(SignedServer):
+    """A server that releases only what the witness signed."""
+
+    def open(self) -> tuple[MaskedIntegers, tuple[int, ...]]:
+        """Return the sum, unless the witness does not sign."""
+        total, survivors = super().open()
+        setup, signed = self._setup, list[int]()
+        said = statement(setup.plan, setup.cohort, self._number, 0, b"witness", bytes(survivors))
+
+        def take(node: int, reply: RecordDict) -> None:
+            key = Ed25519PublicKey.from_public_bytes(setup.cohort.helpers[0])
+            try:
+                key.verify(Fields(reply, "signature").octets("signature"), said)
+            except InvalidSignature as error:
+                raise ProtocolError("the witness signed other clients") from error
+            signed.append(node)
+
+        ask = pack(**setup.header(self._number), survivors=survivors)
+        self._exchange.gather(dict.fromkeys(setup.directory.helpers(), ask), "query.witness", take)
+        if not signed:
+            raise CohortError("the witness did not sign, so nothing was released")
+        return total, survivors
+
+
+class Witnessed(Signed):
+    """The same protocol with a helper of its own."""
+
+    name: ClassVar[str] = "witnessed"
+    helper_actions: ClassVar[Collection[str]] = ("query.witness",)
+
+    def helpers(self, committee_members: int) -> int:
+        """Return 1: the witness."""
+        return 1
+
+    def helper(self, setup: ClientSetup) -> Helper:
+        """Return the witness."""
+        return Witness(setup)
+
+    def server(
+        self,
+        setup: ServerSetup,
+        exchange: Exchange,
+        number: int,
+        model_hash: bytes,
+        prefetched: KeyPrefetch | None,
+        following: KeyPrefetch | None,
+    ) -> ServerSum:
+        """Return the server's part in a round."""
+        return WitnessedServer(setup, exchange, number, model_hash)
