@@ -20,7 +20,7 @@ from carefl_secure.secagg.primitives.packing import pack_fields, to_residues
 
 MakeBench = Callable[..., Any]
 Floats = NDArray[np.float64]
-DIMENSION = 500  # padded to 512
+DIMENSION = 500  # padded to 504
 LIMIT = 7 / math.sqrt(512)  # seven standard errors: above what millions of chances reach
 
 
@@ -181,7 +181,7 @@ def test_what_the_key_holder_decrypts_is_still_masked_and_its_key_stays(view: Vi
         PublicKey(secret)
     room = choose_fields(bench.plan.encoding)
     width, per = room.field_bits, 60 // room.field_bits
-    slots = -(-512 // per)
+    slots = -(-bench.plan.encoding.padded // per)
     opened = fields["query.open_sum"]["opened"]
     body = opened[len(opened) - 64 - 8 * slots : len(opened) - 64]
     total = sum(view.vectors.values())

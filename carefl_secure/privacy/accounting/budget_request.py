@@ -31,17 +31,18 @@ def nominal_norm(dimension: int) -> float:
     :math:`\sqrt{c^2 + d/4 + t(c + \sqrt d / 2)} \le 1.01\,c` or :math:`c + \sqrt d \le 1.01\,c`,
     with :math:`t = \sqrt{2 \ln 10^{12}}`; for more clients it is finer. A tenth of a percent is
     taken off. A coarser scale raises epsilon, so a run costs at most what is found with this bound.
-    ``dimension`` counts the trainable values, 1 to 2^30; it is padded to a power of two.
+    ``dimension`` counts the trainable values, 1 to 2^30; padding only makes the scale finer.
     """
-    d = float(_padded(dimension))
+    d = float(dimension)
     spare = _INFLATION**2 - 1.0
     rest = d / 4.0 + _TAIL * math.sqrt(d) / 2.0
     scale = (_TAIL + math.sqrt(_TAIL**2 + 4.0 * spare * rest)) / (2.0 * spare)
     return 0.999 * min(scale, math.sqrt(d) / (_INFLATION - 1.0))
 
 
-def _padded(dimension: int) -> int:
-    return 1 << max(0, dimension - 1).bit_length()
+def _most_padded(dimension: int) -> int:
+    """Return a bound on the padded length: a power of two up to 128, else at most 1/15 longer."""
+    return 1 << max(0, dimension - 1).bit_length() if dimension <= 128 else dimension * 16 // 15 + 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +157,6 @@ def event_of_question(
     rate = any_of(rate, question.records_per_person or 1)
     if question.mechanism == "gaussian" or question.dimension is None:
         return SampledGaussian(rate, noise, count)
-    padded, l2 = _padded(question.dimension), nominal_norm(question.dimension)
+    padded, l2 = _most_padded(question.dimension), nominal_norm(question.dimension)
     l1 = max(l2, min(l2 * l2, math.sqrt(padded) * l2))
     return SampledSkellam(rate, l1, l2, (noise * l2) ** 2, count, _BETA, padded)

@@ -30,7 +30,7 @@ class EncodingPlan:
     Parameters
     ----------
     dimension, padded
-        Length of the real vectors (D), and of the integer vectors: a power of two if rotated, else
+        Length of the real vectors (D), and of the integer vectors: `padded_length` if rotated, else
         D.
     bits, scale
         Word size of the sum, 16 or 32; integer units per unit of the real vectors.

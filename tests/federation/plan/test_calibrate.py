@@ -57,7 +57,7 @@ def test_honest_survivors_alone_hold_the_counted_variance(plan_toy: PlanToy, cli
     assert plan.share_variance * honest == pytest.approx(counted, rel=1e-12)
     assert plan.event is not None
     assert plan.event.variance == pytest.approx(counted, rel=1e-12)
-    assert plan.event.dimension == plan.encoding.padded == 64
+    assert plan.event.dimension == plan.encoding.padded == 60
     assert (plan.event.l1, plan.event.l2) == (plan.encoding.l1_sensitivity, plan.encoding.l2_sensitivity)
 
 
