@@ -32,6 +32,7 @@ NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 DEPLOY = ROOT / "configs" / "deploy"
 BOTH = {"bundle.json", "roster.json"}
 AGENT, NODE = BOTH | set(HALVES["agent"]), BOTH | set(HALVES["supernode"])
+START = {"start.sh", "carefl-supernode.service"}  # for a site without containers
 SERVER = {"bundle.json", "roster.json", "ca.crt", "server.pem", "server.key"}
 
 
@@ -138,7 +139,7 @@ def test_no_service_holds_what_is_anothers(compose: dict[str, Any], bundles: Pat
         agent, node = held(compose, f"{site}-agent"), held(compose, f"{site}-node")
         assert agent["/bundle"] == f"./bundles/sites/{site}" and images in agent
         assert node["/bundle"] == f"./bundles/sites/{site}/supernode" and len(node) == 2
-        assert {path.name for path in (bundles / f"sites/{site}/supernode").iterdir()} == NODE
+        assert {path.name for path in (bundles / f"sites/{site}/supernode").iterdir()} == NODE | START
         services = compose["services"]
         assert "/bundle/supernode" in services[f"{site}-agent"]["tmpfs"]
         # Two accounts with one group.
@@ -204,7 +205,7 @@ def test_secrets_are_made_of_files_of_the_kit_and_mounted_where_they_belong(name
                 for inner in ([file] if file.suffix else (bundles.parent / file).iterdir())
             }
     if name == "kubernetes-site.yaml":
-        assert made == {"agent": AGENT, "supernode": NODE}
+        assert made == {"agent": AGENT, "supernode": NODE | START}
     else:
         assert made["server"] == SERVER and made["proxy"] == {"nginx.conf"}
         assert made["submit"] == {"submit.key"}

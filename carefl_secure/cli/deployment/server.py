@@ -36,8 +36,8 @@ def start(
 ) -> None:
     """Start the SuperLink with TLS and register the bundle's node keys; ends with Ctrl-C.
 
-    Its one port also serves Flower's control interface, which asks for no password: put a proxy in
-    front that lets sites reach /v1/fleet only (configs/deploy/nginx.conf).
+    Its one port also serves Flower's control interface, which asks for the key in the bundle: put a
+    proxy in front that lets sites reach /v1/fleet only (configs/deploy/nginx.conf).
     """
     from carefl_secure.deployment.site.services import run_server
 

@@ -9,12 +9,14 @@ Internals used, tried on Flower 1.41 and 1.42 (`TESTED_FLOWER`, given on the com
 * the console scripts that Flower's package lists are called in this process, with their own
   arguments; stand-ins for the commands that a server starts come first on its ``PATH``;
 * the module ``time`` in the loop of a SuperNode is replaced by `Paced`;
+* ``create_app``, which makes the SuperLink's web application, and the interceptor of the command
+  ``flwr`` are given `lock` and `unlock`;
 * ``install_from_fab``, with which ``flwr-clientapp`` and ``flwr-serverapp`` unpack the app (FAB)
   that they run, is replaced by `pin`.
 
-Any other Flower runs the plain command, and the log says so; a SuperNode does not start with it,
-because the app could not be checked. The grids of this package import one
-more internal, the type `Run`, which Flower's public abstract class `Grid` asks for.
+With any other Flower neither server starts, because neither the app nor who controls the SuperLink
+could be checked. The grids of this package import one more internal, the type `Run`, which Flower's
+public abstract class `Grid` asks for.
 
 Run by path, ``python -P prefork.py FOLDER TESTED COMMAND ...``, this file imports only Flower and
 the standard library. With the command ``flwr`` alone it answers ``flwr`` commands in turn.
@@ -24,17 +26,19 @@ Guarantees
 A forked command is a process of its own, with nothing in it of earlier messages, as one that Flower
 starts itself. It is forked from a process that never held a key: the two part before the SuperNode
 reads its own. Only the owner of ``FOLDER`` can have something forked. No app is run but the relay
-of the installed package, byte for byte. TLS, node keys and tokens are Flower's, and untouched.
+of the installed package, byte for byte. The control interface of a SuperLink answers nobody but who
+can read the file that the variable `CONTROL` names; other accounts of its machine cannot. TLS, node
+keys and tokens are Flower's, and untouched.
 """
 
 from __future__ import annotations
 
 import gc
+import hmac
 import importlib
 import importlib.metadata
 import io
 import json
-import logging
 import os
 import select
 import shlex
@@ -47,7 +51,7 @@ import tomllib
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 SPAWNED = ("flower-superexec", "flwr-clientapp", "flwr-serverapp")
 """What Flower's servers start by name."""
@@ -56,6 +60,12 @@ RELAY = "carefl_relay.py"
 COMPONENTS = {"serverapp": "carefl_relay:server", "clientapp": "carefl_relay:client"}
 """The one file of the app that is run, a copy of ``relay.py``, and what Flower calls in it."""
 
+CONTROL = "CAREFL_CONTROL_KEY"
+"""The variable that names the file with the key of the SuperLink's control interface."""
+
+_HEADER = "x-carefl-control-key"
+_CONTROLLED = "/v1/control"
+_INSTALL = "install a tested version of flwr"
 _SHIM = """\
 import os, socket, sys
 try:
@@ -73,7 +83,6 @@ sys.stderr.write("nothing to fork {name} from; starting it anew\\n")
 os.execv({plain!r}, [{plain!r}, *sys.argv[1:]])
 """
 _BIN = Path(sys.executable).parent
-_log = logging.getLogger("flwr")
 
 
 def load(*names: str) -> dict[str, Callable[[], object]]:
@@ -152,6 +161,58 @@ def pin() -> None:
         vars(module)["install_from_fab"] = checked
 
 
+def _control_key() -> str:
+    return Path(os.environ[CONTROL]).read_text("ascii").strip()
+
+
+class _Locked:
+    """A web application (ASGI) whose control interface asks for a key."""
+
+    def __init__(self, app: Any, key: str) -> None:
+        self._app, self._key = app, key.encode()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if not str(scope.get("path", "")).startswith(_CONTROLLED):
+            await self._app(scope, receive, send)
+        elif scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})
+        elif hmac.compare_digest(dict(scope["headers"]).get(_HEADER.encode(), b""), self._key):
+            await self._app(scope, receive, send)
+        else:
+            await send({"type": "http.response.start", "status": 403, "headers": []})
+            await send({"type": "http.response.body", "body": b"the control key of this server is needed"})
+
+
+def lock() -> None:
+    """Let this process's SuperLink ask for the control key; `ImportError` if it is made differently."""
+    from flwr.superlink import main as service
+    from flwr.superlink.routers.control.router import router
+
+    make, key = service.create_app, _control_key()
+    if router.prefix != _CONTROLLED:
+        raise ImportError("the control interface of the SuperLink is not where it was")
+
+    def made(*words: Any, **options: Any) -> Any:
+        app = make(*words, **options)
+        app.add_middleware(_Locked, key=key)  # outside everything of Flower's
+        return app
+
+    vars(service)["create_app"] = made
+
+
+def unlock() -> None:
+    """Let the command ``flwr`` show the control key."""
+    from flwr.cli.cli_client_interceptor import CliClientHttpInterceptor as Interceptor
+
+    plain, key = Interceptor.intercept, _control_key()
+
+    def intercept(self: Any, context: Any, call_next: Any) -> Any:
+        context.request.headers[_HEADER] = key
+        return plain(self, context, call_next)
+
+    Interceptor.intercept = intercept  # type: ignore[method-assign]
+
+
 def _listen(folder: Path) -> socket.socket:
     """Make the folder with the socket and with the stand-ins for Flower's commands."""
     shutil.rmtree(folder, ignore_errors=True)
@@ -195,15 +256,6 @@ def _serve(listener: socket.socket, parent: int) -> list[str]:
     return words
 
 
-def _plain(words: list[str], why: str) -> NoReturn:
-    """Become Flower's own command; a SuperNode ends, because the app it runs must be checked."""
-    if words[0] == "flower-supernode":
-        sys.exit(f"no SuperNode is started: {why}; install a tested version of flwr")
-    _log.warning("running Flower's own %s, which is slower: %s", words[0], why)
-    program = str(_BIN / words[0])
-    os.execv(program, [program, *words[1:]])
-
-
 def _console() -> list[str]:
     """Answer lines (JSON lists of words) with what ``flwr`` said; return one in the fork alone."""
     answers = os.fdopen(os.dup(1), "w")  # a pipe to whoever asks, and no terminal
@@ -245,19 +297,19 @@ def main() -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if words == ["flwr"]:
         programs = load("flwr")
+        unlock()
         gc.freeze()
         sys.argv = _console()
         sys.exit(programs["flwr"]())  # type: ignore[arg-type]
     version = importlib.metadata.version("flwr")
     if not any(version.startswith(f"{one}.") for one in tested.split(",")):
-        _plain(words, f"this was tested with Flower {tested}, not {version}")
+        sys.exit(f"{words[0]} is not started: this was tested with Flower {tested}, not {version}; {_INSTALL}")
     try:
         pin()
         programs = load(words[0], *SPAWNED)
-        if words[0] == "flower-supernode":
-            pace()
+        {"flower-supernode": pace, "flower-superlink": lock}[words[0]]()
     except (ImportError, KeyError) as error:
-        _plain(words, str(error))
+        sys.exit(f"{words[0]} is not started: {error}; {_INSTALL}")
     words = _split(Path(folder)) or words
     sys.argv = words
     sys.exit(programs[words[0]]())  # type: ignore[arg-type]

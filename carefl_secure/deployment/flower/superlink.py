@@ -9,6 +9,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import secrets
 import ssl
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from pathlib import Path
 
 from carefl_secure.deployment.flower import prefork, relay
 from carefl_secure.deployment.flower.processes import Processes, free_port
+from carefl_secure.deployment.provisioning.certificates import write_private
 from carefl_secure.errors import EngineError
 from carefl_secure.federation.transport.local_grid import TESTED_FLOWER
 
@@ -120,6 +122,14 @@ def flower_environment(home: Path, **more: str) -> dict[str, str]:
     }
 
 
+def control_key(bundle: Path) -> Path:
+    """Return the file with the control interface's key, made where a server bundle has none yet."""
+    path = bundle.resolve() / "control.key"
+    if not path.exists():
+        write_private(path, secrets.token_hex(32).encode())
+    return path
+
+
 def probe(address: str, ca: Path) -> tuple[bool, float]:
     """Tell whether a SuperLink answers, also behind a proxy, and how far this clock is ahead.
 
@@ -142,8 +152,8 @@ def probe(address: str, ca: Path) -> tuple[bool, float]:
 class Link:
     """A running SuperLink at ``host:port``, as its operator sees it.
 
-    ``ca`` is the authority's certificate; ``home`` holds Flower's own settings, one per deployment.
-    ``names`` are the sites' by the node numbers that the SuperLink gave them.
+    ``ca`` is the authority's certificate, in the server's bundle; ``home`` holds Flower's own
+    settings, one per deployment. ``names`` are the sites' by the node numbers that the SuperLink gave them.
     """
 
     def __init__(self, address: str, ca: Path, home: Path) -> None:
@@ -152,7 +162,7 @@ class Link:
         self._home = home
         self._console: subprocess.Popen[str] | None = None
         home.mkdir(parents=True, exist_ok=True)
-        self.env = flower_environment(home)
+        self.env = flower_environment(home, **{prefork.CONTROL: str(control_key(ca.parent))})
         (home / "config.toml").write_text(
             '[superlink]\ndefault = "carefl"\n\n[superlink.carefl]\n'
             f'address = "{address}"\nroot-certificates = "{self._ca}"\n'
@@ -282,7 +292,8 @@ def start_server(
     ``socket`` is where the process that runs the rounds listens. ``lasting`` keeps the nodes'
     registrations on disk, so that they outlive the SuperLink.
     """
-    settings = {relay.SERVER_SOCKET: str(socket), POLL: "0.5"}  # its tasks are runs, not messages
+    settings = {relay.SERVER_SOCKET: str(socket), prefork.CONTROL: str(control_key(bundle))}
+    settings[POLL] = "0.5"  # its tasks are runs, not messages
     state = bundle / "state.db" if lasting else None
     command = server_command(bundle, host, port, state, socket.with_suffix(".prefork"))
     processes.start("superlink", command, flower_environment(bundle / "flower", **settings))

@@ -15,7 +15,7 @@ from carefl_secure.deployment.provisioning.certificates import Authority, read_i
 from carefl_secure.deployment.provisioning.documents import read_json
 from carefl_secure.deployment.provisioning.party_keys import SUPERNODE, own_half, plain_fingerprint
 from carefl_secure.deployment.provisioning.policy import TEMPLATE, read_policy
-from carefl_secure.deployment.provisioning.service_files import write_service_files
+from carefl_secure.deployment.provisioning.service_files import write_site_files
 from carefl_secure.deployment.provisioning.site_bundle import Manifest, SiteBundle
 from carefl_secure.deployment.provisioning.sites import REHEARSAL, Member, Roster
 from carefl_secure.errors import ConfigError, PolicyError, RunError
@@ -102,7 +102,7 @@ def install(home: Path, bundle: Path, data: str | None = None) -> SiteBundle:
         (node / "runtime.key").unlink(missing_ok=True)
         write_private(node / "runtime.key", key)
         _write_policy(home / "policy.yaml", roster)
-        write_service_files(home, "node start", f"{about.deployment} site {about.name}")
+        write_site_files(home, node, f"{about.deployment} site {about.name}")
     except OSError as error:
         raise RunError(f"cannot write {home}: {error.strerror}") from error
     found = SiteBundle.open(home)

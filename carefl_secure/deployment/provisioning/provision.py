@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 from carefl_secure.deployment.provisioning.certificates import Authority, write_private
 from carefl_secure.deployment.provisioning.join import install
 from carefl_secure.deployment.provisioning.party_keys import PartyRole, PublicHalf, make_keys
-from carefl_secure.deployment.provisioning.service_files import write_service_files
+from carefl_secure.deployment.provisioning.service_files import write_server_files
 from carefl_secure.deployment.provisioning.site_bundle import Manifest, Role, ServerManifest
 from carefl_secure.deployment.provisioning.sites import Member, Roster, Sites
 from carefl_secure.errors import RunError
@@ -122,7 +122,7 @@ def _write(sites: Sites, halves: Mapping[str, PublicHalf], out: Path, *, rehears
     write_private(server / "server.key", key)
     own = ServerManifest(sites.name, sites.port, until.timestamp())
     (server / "bundle.json").write_bytes(TypeAdapter(ServerManifest).dump_json(own, indent=2))
-    write_service_files(server, "server start", f"{sites.name} server")
+    write_server_files(server, f"{sites.name} server")
     return roster
 
 

@@ -1,4 +1,9 @@
-"""The start script and the systemd unit that travel in a bundle; neither holds a secret."""
+"""The start scripts and systemd units that travel in a bundle; none of them holds a secret.
+
+A site has two of each, for two accounts: the agent, which holds keys, records, ledger and policy,
+and the SuperNode, which runs the code that the server delivers. They share the group ``carefl``,
+which alone reaches the agent's socket.
+"""
 
 from __future__ import annotations
 
@@ -11,36 +16,81 @@ Wants=network-online.target
 After=network-online.target
 
 [Service]
-# Make an account "carefl", install the package at /opt/carefl, and copy the bundle to
-# /var/lib/carefl, owned by that account.
-User=carefl
-WorkingDirectory=/var/lib/carefl
-Environment=PATH=/opt/carefl/bin:/usr/bin:/bin HOME=/var/lib/carefl
-ExecStart=/bin/sh /var/lib/carefl/start.sh
+# The package is installed at /opt/carefl, and this folder stands at {home}.
+User={user}
+Group=carefl
+WorkingDirectory={home}
+Environment=PATH=/opt/carefl/bin:/usr/bin:/bin HOME={home}
+ExecStart=/bin/sh {home}/start.sh
 # It ends its own processes, and with 130.
 KillMode=mixed
 TimeoutStopSec=30
 SuccessExitStatus=130
 Restart=on-failure
 RestartSec=10
+UMask=0077
 NoNewPrivileges=yes
+CapabilityBoundingSet=
 PrivateTmp=yes
+PrivateDevices=yes
 ProtectSystem=strict
 ProtectHome=yes
-ReadWritePaths=/var/lib/carefl
-
+ReadWritePaths={home}
+ProtectClock=yes
+ProtectControlGroups=yes
+ProtectHostname=yes
+ProtectKernelLogs=yes
+ProtectKernelModules=yes
+ProtectKernelTunables=yes
+ProtectProc=invisible
+RemoveIPC=yes
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+LockPersonality=yes
+SystemCallArchitectures=native
+SystemCallFilter=@system-service
+SystemCallFilter=~@privileged
+SystemCallErrorNumber=EPERM
+{more}
 [Install]
 WantedBy=multi-user.target
 """
+# The agent has no network; what it reads is in its own folder, the images, and /opt/carefl. On a
+# machine with a GPU, PrivateDevices=no lets it use the card.
+_AGENT = """\
+PrivateNetwork=yes
+RestrictAddressFamilies=AF_UNIX
+# Where the two halves meet; it stays while this half is started again.
+RuntimeDirectory=carefl
+RuntimeDirectoryMode=0750
+RuntimeDirectoryPreserve=restart
+"""
+_ONLINE = "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6\n"
+_SOCKET = '--socket "${CAREFL_SOCKET:-/run/carefl/agent.sock}"'
 
 
-def write_service_files(home: Path, command: str, title: str) -> None:
-    """Write ``start.sh``, which runs a command on its own folder, and ``carefl.service``.
+def write_site_files(home: Path, node: Path, title: str) -> None:
+    """Write ``start.sh`` and a unit for each half of a site.
 
-    ``home`` is the bundle, ``command`` one of ``carefl-secure``, such as ``node start``; ``title``
-    describes the unit.
+    ``home`` is the agent's folder, ``node`` the SuperNode's, which another account owns; ``title``
+    describes the units. The halves meet at ``/run/carefl/agent.sock``, or ``CAREFL_SOCKET``.
     """
+    _write(home, f"node start --only agent {_SOCKET}", "carefl-agent", f"{title}, agent", _AGENT)
+    _write(node, f"node start --only supernode {_SOCKET}", "carefl-supernode", f"{title}, SuperNode", _ONLINE)
+
+
+def write_server_files(home: Path, title: str) -> None:
+    """Write ``start.sh`` and a unit for the server, on the loopback port that the proxy expects.
+
+    ``home`` is the server's bundle. ``CAREFL_PORT`` changes the port, 9093.
+    """
+    _write(home, 'server start --port "${CAREFL_PORT:-9093}"', "carefl-server", title, _ONLINE)
+
+
+def _write(home: Path, command: str, name: str, title: str, more: str) -> None:
     script = home / "start.sh"
-    script.write_text(f'#!/bin/sh\nset -eu\nexec carefl-secure {command} "$(dirname "$0")" "$@"\n')
+    script.write_text(f'#!/bin/sh\nset -eu\nexec carefl-secure {command} "$@" "$(dirname "$0")"\n')
     script.chmod(0o755)
-    (home / "carefl.service").write_text(_UNIT.format(title=title))
+    unit = _UNIT.format(title=title, user=name, home=f"/var/lib/{name}", more=more)
+    (home / f"{name}.service").write_text(unit)

@@ -56,6 +56,8 @@ def run_node(
             detect(Path(bundle.data))
     if bundle.roster.rehearsal:
         tell(REHEARSAL)
+    elif only is None:
+        tell("one account runs both halves of this site; between sites, start each in its own with --only")
     address, authority = server or bundle.server, node_folder(path) / "ca.crt"
     command, env = [""], dict[str, str]()
     with ExitStack() as undo:

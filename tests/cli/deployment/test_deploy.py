@@ -67,7 +67,6 @@ def test_provision_writes_a_kit_for_each_and_refuses_to_write_over_them(tmp_path
         home = tmp_path / "bundles" / "sites" / name
         assert json.loads((home / "bundle.json").read_text())["data"] == "/x"
         assert (home / "start.sh").stat().st_mode & 0o111
-        assert "ExecStart" in (home / "carefl.service").read_text()
     assert runner.invoke(app, words).exit_code == 40
 
 

@@ -8,10 +8,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from flwr.cli.build import build_fab_from_disk, build_fab_from_files
 from flwr.supernode import start_client_internal
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
+from starlette.websockets import WebSocketDisconnect
 
 from carefl_secure.deployment.flower import prefork, superlink
 from carefl_secure.errors import EngineError
@@ -34,6 +41,7 @@ def tool():
     print(*sys.argv, imported, os.getpid(), os.getppid(), flush=True)
 
 prefork.load = lambda *names: {name: tool for name in names} | {"flower-superlink": server}
+prefork.lock = lambda: None
 prefork.main()
 """
 
@@ -160,10 +168,48 @@ def test_flower_unpacks_apps_through_the_check(tmp_path: Path) -> None:
     assert len(list((tmp_path / "home").rglob("carefl_relay.py"))) == 1
 
 
-def test_a_supernode_of_another_flower_is_not_started(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["flower-supernode", "flower-superlink"])
+def test_a_server_of_another_flower_is_not_started(tmp_path: Path, name: str) -> None:
     with pytest.raises(subprocess.CalledProcessError) as caught:
-        run_plain(tmp_path / "prefork", "0.9", "flower-supernode", "--version")
-    assert "no SuperNode is started" in caught.value.stderr
+        run_plain(tmp_path / "prefork", "0.9", name, "--version")
+    assert f"{name} is not started: this was tested with Flower 0.9, not" in caught.value.stderr
+    assert not (tmp_path / "prefork").exists()
+
+
+def test_who_does_not_have_the_key_controls_no_superlink(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any account of the server's machine reaches its port: Flower itself would take its app."""
+    from flwr.superlink import main as service
+
+    def answer(request: Request) -> PlainTextResponse:
+        return PlainTextResponse(request.url.path)
+
+    plain = Starlette(routes=[Route("/{path:path}", answer, methods=["POST", "GET"])])
+    monkeypatch.setattr(service, "create_app", lambda: plain)
+    key = superlink.control_key(tmp_path)
+    assert key.stat().st_mode & 0o777 == 0o600 and superlink.control_key(tmp_path) == key
+    monkeypatch.setenv(prefork.CONTROL, str(key))
+    prefork.lock()
+    client = TestClient(service.create_app())
+    right = {prefork._HEADER: key.read_text()}
+    for path in ("/v1/control/start-run", "/v1/control/register-node", "/v1/control", "/v1/control%2fstart-run"):
+        for headers in ({}, {prefork._HEADER: ""}, {prefork._HEADER: "0" * 64}):
+            assert client.post(path, headers=headers).status_code == 403, path
+        assert client.post(path, headers=right).status_code == 200
+    assert client.post("/v1/fleet/pull-messages").status_code == 200
+    with pytest.raises(WebSocketDisconnect), client.websocket_connect("/v1/control/start-run"):
+        pass
+
+
+def test_flwr_shows_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from flwr.cli.cli_client_interceptor import CliClientHttpInterceptor
+
+    monkeypatch.setattr(CliClientHttpInterceptor, "intercept", CliClientHttpInterceptor.intercept)
+    key = superlink.control_key(tmp_path)
+    monkeypatch.setenv(prefork.CONTROL, str(key))
+    prefork.unlock()
+    call = SimpleNamespace(request=SimpleNamespace(headers={}))
+    CliClientHttpInterceptor().intercept(call, lambda given: given)  # type: ignore[arg-type]
+    assert call.request.headers[prefork._HEADER] == key.read_text()
 
 
 def test_the_process_to_fork_from_has_one_thread() -> None:
@@ -221,13 +267,6 @@ def test_without_a_process_to_fork_from_the_plain_command_runs(tmp_path: Path) -
     for name in ("flwr-clientapp", "flwr-serverapp"):
         done = subprocess.run([folder / name, "--version"], capture_output=True, check=False)
         assert done.returncode == 1 and b"would run any app" in done.stderr
-
-
-def test_another_flower_gets_its_own_command_and_the_log_says_so(tmp_path: Path) -> None:
-    done = run_plain(tmp_path / "prefork", "0.9", "flower-superexec", "--version")
-    assert importlib.metadata.version("flwr") in done.stdout
-    assert "tested with Flower 0.9, not" in done.stderr
-    assert not (tmp_path / "prefork").exists()
 
 
 def test_one_process_answers_many_flwr_commands(tmp_path: Path) -> None:
