@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import sysconfig
@@ -22,15 +23,14 @@ def run(*words: str | Path, cwd: Path) -> str:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build the wheel from a copy, so that the tree stays as it is.
+    """Build the wheel from a copy of what the image copies, so that the tree stays as it is.
 
     The build environment needs setuptools from the package index; without a network this fails.
     """
     source = tmp_path_factory.mktemp("source")
-    for name in ("carefl_secure", "configs", "threat_models"):
-        run("cp", "-r", ROOT / name, source, cwd=source)
-    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
-        run("cp", ROOT / name, source, cwd=source)
+    for line in re.findall(r"(?m)^COPY (.+)$", (ROOT / "configs/deploy/Dockerfile").read_text()):
+        for name in line.split()[:-1]:
+            run("cp", "-r", ROOT / name, source, cwd=source)
     out = tmp_path_factory.mktemp("wheel")
     builder = out / "builder"
     venv.create(builder, with_pip=True)
