@@ -17,6 +17,10 @@ from tests.support import pages
 
 # Options of programs that are not ours, and pages of the past.
 FOREIGN = {
+    "--gid",
+    "--home-dir",
+    "--now",
+    "--system",
     "--disable-runtime-dependency-installation",
     "--insecure",
     "--isolation",

@@ -30,7 +30,7 @@ from carefl_secure.deployment.site.accepted_run import Accepted, round_of
 from carefl_secure.deployment.site.agent_socket import read_message
 from carefl_secure.deployment.site.budget import SiteBudgets, corpus_ledger
 from carefl_secure.deployment.site.own_work import Work
-from carefl_secure.deployment.site.proposal import Proposal, cohort_of
+from carefl_secure.deployment.site.proposal import SPENDING, Proposal, cohort_of
 from carefl_secure.deployment.site.site_config import own_config
 from carefl_secure.deployment.site.site_log import SiteLog
 from carefl_secure.errors import CareflError, ModelError, PolicyError, ProtocolError, RunError
@@ -48,7 +48,6 @@ from carefl_secure.noise import KeySource, SystemKeySource
 from carefl_secure.privacy import Ledger
 
 _ROLE = "query.role"
-_SPENDING = ("train.masked", "train.submit")
 _CONTINUES = ("train.masked", "query.committee_open")  # they name a round, but need its secrets
 _PREFETCH = "_prefetch"  # ends the steps that make keys for a later round
 
@@ -171,9 +170,9 @@ class Agent:
             raise ProtocolError(
                 f"round {number} is beyond the signed plan, which ends with round {self._rounds}; propose another run"
             )
-        if action in _SPENDING and self._budgets is not None:
+        if action in SPENDING and self._budgets is not None:
             self._budgets.check_round()
-        if number is not None and action in _SPENDING:
+        if number is not None and action in SPENDING:
             self._accepted.begun(number)
         with ProgramFaults(self.bundle.name):
             reply = answer(self._open_party(), action, content)
@@ -197,13 +196,15 @@ class Agent:
         self._log.run, self._rounds = proposal.run, plan.privacy.rounds
         keys = self._keys(config)
         if self.bundle.role == "client":
-            self._party = self._client(config, plan, cohort, keys)
+            self._party = self._client(config, plan, cohort, keys, proposal.charged.get(self.bundle.name, {}))
         else:
             setup = ClientSetup(plan, cohort, self.bundle.index, self._identity, keys)
             self._party = find_protocol(cohort.aggregation).helper(setup)
         return plan
 
-    def _client(self, config: Config, plan: RunPlan, cohort: Cohort, keys: KeySource) -> ClientSession:
+    def _client(
+        self, config: Config, plan: RunPlan, cohort: Cohort, keys: KeySource, charged: Mapping[str, int]
+    ) -> ClientSession:
         bundle = self.bundle
         work = Work(config, plan, bundle.index, bundle.data is not None, self._log)
         if work.base_hash != cohort.base_hash:
@@ -216,6 +217,7 @@ class Agent:
         ledger = Ledger(path, {"client": owner})
         ledger.verify()
         self._budgets = SiteBudgets(self._policy, bundle.path / "ledgers", ledger, plan, cohort)
+        self._budgets.check_rollback(charged)
         self._budgets.check_run()
         limit = self._policy.max_epsilon_per_corpus
         return ClientSession(

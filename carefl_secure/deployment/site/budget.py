@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from carefl_secure.deployment.provisioning.policy import Policy
 from carefl_secure.deployment.provisioning.site_bundle import SiteBundle
-from carefl_secure.errors import BudgetExceededError
+from carefl_secure.errors import BudgetExceededError, LedgerError
 from carefl_secure.federation.client.round_budget import RoundBudget
 from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.privacy import Ledger
+from carefl_secure.privacy.ledger.runs import count_rounds
 
 
 def corpus_ledger(bundle: SiteBundle) -> Path:
@@ -43,6 +45,22 @@ class SiteBudgets:
         self._plan = plan
         self._cohort = cohort
         self._known: dict[Path, tuple[tuple[int, int], float]] = {}
+
+    def check_rollback(self, charged: Mapping[str, int]) -> None:
+        """Refuse ledgers that have lost rounds: ``charged`` gives how many they hold, by run.
+
+        The `LedgerError` names the run. It is for the site's own log.
+        """
+        ledgers = [self._ledger, *map(Ledger, sorted(self._folder.glob("*.jsonl")))]
+        entries = [ledger.entries() for ledger in ledgers if ledger.path.exists()]
+        for run, rounds in charged.items():
+            held = max((count_rounds(one, run) for one in entries), default=0)
+            if held < rounds:
+                raise LedgerError(
+                    f"rollback: this site took part in {rounds} rounds of run {run}, and its ledgers in "
+                    f"{self._folder} hold {held}: an older copy was restored, or one was removed. Restore the "
+                    "latest copy; without it these rounds would be spent again"
+                )
 
     def check_run(self) -> None:
         """Refuse a whole run before its first round; rounds already paid do not count twice.

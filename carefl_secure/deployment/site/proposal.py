@@ -18,20 +18,25 @@ from pydantic.dataclasses import dataclass
 
 from carefl_secure.config import Config, dump_config
 from carefl_secure.deployment.flower.relay import PROPOSE
-from carefl_secure.deployment.provisioning.documents import STRICT, PublicKey, Real, parse_json
+from carefl_secure.deployment.provisioning.documents import STRICT, PublicKey, Real, parse_json, read_json
 from carefl_secure.deployment.provisioning.sites import Roster
-from carefl_secure.errors import CohortError, PolicyError, ProtocolError
+from carefl_secure.errors import CohortError, PolicyError, ProtocolError, RunError
 from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.transport.exchange import Exchange, party_name, wait_for_nodes
 from carefl_secure.federation.transport.messages import Fields, pack
+from carefl_secure.run_folder import write_atomically
 from carefl_secure.runs.plan_from_config import aggregation_of
 
 VALID = 3600.0
 """Seconds for which a proposal holds, besides those that its submitter waits for the sites."""
 
+SPENDING = ("train.masked", "train.submit")
+"""The steps in which a site charges its ledger, before it answers."""
+
 _LABEL = b"carefl proposal\x00"
 _AHEAD = 300.0  # seconds that a submitter's clock may be ahead of a site's
+_REMEMBERED = 50  # runs
 _PAUSE = 1.0  # before a site that could not be reached is asked again
 
 
@@ -43,7 +48,8 @@ class Proposal:
     ``dimension`` is the length of the adapter. A site computes ``base_hash`` and ``plan_hash``, 32
     bytes each, itself and compares. ``number`` is above that of every earlier proposal of the same
     submitter, ``nonce`` 16 random bytes; the proposal holds from ``issued`` to ``expires``, in
-    seconds since 1970.
+    seconds since 1970. ``charged`` says, by site and run, in how many rounds of the submitter's earlier
+    runs the site took part: its ledgers hold as many, unless an older copy was restored.
     """
 
     run: str
@@ -55,6 +61,7 @@ class Proposal:
     nonce: Annotated[bytes, Field(min_length=16, max_length=16)]
     issued: Real
     expires: Real
+    charged: dict[str, dict[str, Annotated[int, Field(ge=0)]]] = Field(default_factory=dict)
 
     @classmethod
     def of(cls, run: str, config: Config, plan: RunPlan, base_hash: bytes) -> Proposal:
@@ -126,6 +133,35 @@ def next_number(bundle: Path) -> int:
         file.flush()
         os.fsync(file.fileno())
     return number
+
+
+class ChargedRounds:
+    """What a submitter remembers of the rounds that sites have charged, in ``charged.json`` of its folder.
+
+    A site that has lost entries of its ledger would spend them again. It cannot tell from what is
+    left, but what it lost stands here as well. Raises `RunError` when the file is damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "charged.json"
+        self.rounds: dict[str, dict[str, int]] = {}
+        """By site and run; only the latest runs of each site are kept."""
+        if self._path.exists():
+            advice = "restore it, or remove it if no site has to be held to its earlier runs"
+            self.rounds = read_json(self._path, _Charged, RunError, advice).rounds
+
+    def add(self, site: str, run: str) -> None:
+        """Count one round more, on disk when this returns."""
+        runs = self.rounds.setdefault(site, {})
+        runs[run] = runs.pop(run, 0) + 1
+        for old in list(runs)[:-_REMEMBERED]:
+            del runs[old]
+        write_atomically(self._path, TypeAdapter(_Charged).dump_json(_Charged(self.rounds)), private=True)
+
+
+@dataclass(frozen=True, config=STRICT)
+class _Charged:
+    rounds: dict[str, dict[str, Annotated[int, Field(ge=0)]]]
 
 
 def cohort_of(config: Config, run: str, roster: Roster, base_hash: bytes) -> Cohort:

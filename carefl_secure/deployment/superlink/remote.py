@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+from flwr.app import Message
 from flwr.serverapp import Grid
 
 from carefl_secure.config import Config
@@ -14,7 +15,7 @@ from carefl_secure.deployment.flower.address import ServerAddress
 from carefl_secure.deployment.flower.superlink import Link
 from carefl_secure.deployment.provisioning.certificates import read_identity
 from carefl_secure.deployment.provisioning.sites import REHEARSAL, Roster
-from carefl_secure.deployment.site.proposal import VALID, next_number
+from carefl_secure.deployment.site.proposal import SPENDING, VALID, ChargedRounds, next_number
 from carefl_secure.deployment.superlink.parties import Deployed, ProposedRun, refuse_unfit
 from carefl_secure.errors import ConfigError, EngineError, RunError
 from carefl_secure.federation.run_spec import RunSpec
@@ -58,16 +59,32 @@ def check_remote(config: Config, roster: Roster) -> None:
 
 
 class _Submitted(Deployed):
-    """A run among sites; one at a time, and its lock ends with it."""
+    """A run among sites; one at a time, and its lock ends with it.
+
+    ``charged`` remembers every round for which a site sent its vector, and so charged its ledger.
+    """
 
     undo: ExitStack
+    charged: ChargedRounds
 
     def grid(self, workers: int, drop: Drop | None, record: Record | None) -> Grid:
         """Submit the relay; a socket that a crashed submitter left is removed first."""
         if drop is not None:
             raise ConfigError("a dropout is simulated on one machine only, never among sites")
         self._socket.unlink(missing_ok=True)
-        return super().grid(workers, drop, record)
+        seen: set[tuple[int, str]] = set()
+
+        def watch(node: int, message: Message) -> None:
+            meta = message.metadata
+            if meta.dst_node_id != node and meta.message_type in SPENDING and not message.has_error():
+                name, this = self._link.names.get(node), (node, meta.group_id)
+                if name is not None and this not in seen:
+                    seen.add(this)
+                    self.charged.add(name, self._proposed.proposal.run)
+            if record is not None:
+                record(node, message)
+
+        return super().grid(workers, drop, watch)
 
     def close(self) -> None:
         """Hang up if the run is not finished, and let the next one in."""
@@ -121,14 +138,15 @@ class Remote:
             link.wait(10)
             run = ProposedRun.of(spec, self._config, self._roster, self._key)
             number = next_number(self._submit)
-            until = run.proposal.issued + self._patience + VALID
+            until, charged = run.proposal.issued + self._patience + VALID, ChargedRounds(self._submit)
+            proposal = replace(run.proposal, number=number, expires=until, charged=charged.rounds)
             deployed = _Submitted(
                 link,
                 self._place.socket,
-                replace(run, proposal=replace(run.proposal, number=number, expires=until)),
+                replace(run, proposal=proposal),
                 self._reporter,
                 spec.folder.path,
                 patience=self._patience,
             )
-            deployed.undo = undo.pop_all()
+            deployed.undo, deployed.charged = undo.pop_all(), charged
         return deployed

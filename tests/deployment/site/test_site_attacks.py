@@ -29,8 +29,9 @@ from carefl_secure.deployment.site import agent as agents
 from carefl_secure.deployment.site import own_work, proposal
 from carefl_secure.deployment.site.agent import Agent
 from carefl_secure.deployment.site.budget import corpus_ledger
-from carefl_secure.deployment.site.proposal import Proposal, next_number
+from carefl_secure.deployment.site.proposal import ChargedRounds, Proposal, next_number
 from carefl_secure.deployment.site.site_log import SiteLog
+from carefl_secure.errors import RunError
 from carefl_secure.federation.local_update.task import DeferredTask
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.transport import error_codes
@@ -475,3 +476,52 @@ def test_a_full_disk_under_the_logs_is_said_and_changes_no_answer(
     assert clause(toy.propose(0, toy.proposal(number=1))) == "replay"
     assert "refusals.log cannot be written" in caplog.text
     assert "run number 1 is not above" in caplog.text  # what the file would have held
+
+
+# --- what was spent is not forgotten --------------------------------------------------------------
+
+
+def test_an_older_copy_of_the_ledger_is_refused_by_name(toy: Asked, tmp_path: Path) -> None:
+    """A backup that was put back once spent the rounds after it a second time, unnoticed."""
+    path = corpus_ledger(toy.agents[0].bundle)
+    for i in range(CLIENTS):
+        allow(toy.bundles / "sites" / f"s{i}", max_epsilon_per_corpus=50.0)
+        toy.propose(i)
+    assert all(head == {} for head, _ in toy.upload(1))
+    backup = path.read_bytes()
+    assert all(head == {} for head, _ in toy.upload(2))
+    memory = ChargedRounds(tmp_path)
+    for _ in range(2):
+        memory.add("s0", "a-run")
+    known = ChargedRounds(tmp_path).rounds
+    assert known == {"s0": {"a-run": 2}}
+
+    def again(site: int, number: int) -> Head:
+        made = toy.proposal("next", charged=known, number=time.time_ns() + number)
+        return toy.propose(site, made)
+
+    assert again(0, 1) == {}
+    path.write_bytes(backup)
+    toy.restart(0)
+    assert again(0, 2) == SEALED
+    log = (toy.agents[0].bundle.path / "refusals.log").read_text()
+    assert "rollback: this site took part in 2 rounds of run a-run" in log and "hold 1" in log
+    path.unlink()
+    toy.restart(0)
+    assert again(0, 3) == SEALED
+    assert again(1, 4) == {}  # another site's ledger is not in question
+    path.write_bytes(backup)
+    toy.restart(0)
+    assert toy.propose(0, toy.proposal("other", charged={"s0": {"a-run": 1}}, number=time.time_ns() + 5)) == {}
+
+
+def test_what_a_submitter_remembers_is_bounded_and_checked(tmp_path: Path) -> None:
+    memory = ChargedRounds(tmp_path)
+    for i in range(60):
+        memory.add("s0", f"run-{i}")
+    memory.add("s0", "run-30")
+    assert memory.rounds["s0"]["run-30"] == 2 and len(memory.rounds["s0"]) == 50
+    assert (tmp_path / "charged.json").stat().st_mode & 0o077 == 0
+    (tmp_path / "charged.json").write_text('{"rounds": {"s0": {"a": -1}}}')
+    with pytest.raises(RunError, match=r"charged\.json"):
+        ChargedRounds(tmp_path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import http.client
 import json
+import os
 import signal
 import ssl
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from carefl_secure.deployment.provisioning.party_keys import make_keys
+from carefl_secure.errors import EngineError
 from carefl_secure.privacy import Ledger
 from tests.support import operators as _operators
 
@@ -42,7 +44,10 @@ def test_three_sites_train_and_only_they_hold_ledgers(sites: _operators.Deployme
     assert told["state"] == "finished" and told["survivors"] == 3
     assert told["rounds_paid"] == told["rounds_planned"] == 1
     assert told["rounds_paid_but_not_opened"] == 0
+    known = json.loads((sites.root / "bundles" / "submit" / "charged.json").read_text())["rounds"]
+    assert [len(known[name]) for name in sites.names] == [1, 1, 1]
     for name in sites.names:
+        assert list(known[name].values()) == [1]
         (ledger,) = (sites.bundle(name) / "ledgers").glob("*.jsonl")
         Ledger(ledger).verify()
         assert len(Ledger(ledger).events()) == 1
@@ -99,15 +104,15 @@ def _spent(sites: _operators.Deployment, name: str) -> int:
 
 
 @pytest.mark.slow
-def test_flwr_run_on_the_server_of_a_deployment_says_what_to_use(sites: _operators.Deployment) -> None:
+def test_flwr_run_on_the_server_of_a_deployment_is_refused(sites: _operators.Deployment) -> None:
     from carefl_secure.deployment.flower.address import ServerAddress
     from carefl_secure.deployment.flower.superlink import Link
 
     bundle = sites.root / "bundles" / "server"
     link = Link(ServerAddress.read(bundle).address, bundle / "ca.crt", sites.root / "flwr-home")
-    run = link.submit(_operators.ROOT)
-    assert link.finished(run, 120) == "finished:failed"
-    assert "carefl-secure submit RUN.yaml" in (bundle / "logs" / "superlink.log").read_text()
+    link.env["CAREFL_CONTROL_KEY"] = os.devnull  # as a person's own flwr has none
+    with pytest.raises(EngineError, match="403"):
+        link.submit(_operators.ROOT)
 
 
 def _ask(sites: _operators.Deployment, path: str, method: str = "POST") -> int:
