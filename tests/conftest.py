@@ -14,6 +14,7 @@ for _name, _value in {
     "HF_HUB_OFFLINE": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "OMP_NUM_THREADS": "1",  # the suite runs one process a core
+    "TORCHDYNAMO_DISABLE": "1",  # bitsandbytes loads the compiler otherwise, which nothing uses
     "OMP_WAIT_POLICY": "PASSIVE",
     "GOMP_SPINCOUNT": "0",
 }.items():

@@ -81,7 +81,7 @@ ONLY: dict[str, list[str]] = {
     "ray": ["deployment.ray.*"],
     "rich": ["cli.*"],
     "safetensors": ["model.*", "run_folder", "audit.*"],
-    "sklearn": ["evaluation.*", "audit.*"],
+    "sklearn": ["audit.*"],
     "tenseal": ["secagg.encrypted.*"],
     "tensorboard": ["runs.trackers.*"],
     "torch": [*LEARNING, "hub"],

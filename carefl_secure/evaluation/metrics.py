@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.metrics import average_precision_score
 
 from carefl_secure.errors import DataError, NonFiniteError
 
@@ -56,10 +55,18 @@ def average_precisions(targets: npt.NDArray[Any], scores: npt.NDArray[Any]) -> F
     positive, values = checked(targets, scores)
     return np.array(
         [
-            average_precision_score(truth, score) if truth.any() else np.nan
+            _average_precision(truth, score) if truth.any() else np.nan
             for truth, score in zip(positive.T, values.T, strict=True)
         ]
     )
+
+
+def _average_precision(truth: Bools, score: Floats) -> float:
+    order = np.argsort(-score, kind="stable")
+    score, hits = score[order], np.cumsum(truth[order])
+    ends = np.flatnonzero(np.append(score[1:] < score[:-1], True))  # ties count as one step
+    found = hits[ends]
+    return float(np.sum(np.diff(found, prepend=0) * found / (ends + 1)) / found[-1])
 
 
 def mean_average_precision(targets: npt.NDArray[Any], scores: npt.NDArray[Any]) -> float:

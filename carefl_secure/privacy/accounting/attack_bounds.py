@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -176,20 +177,22 @@ def _from_pld(events: Sequence[Event], grid: float = GRID) -> Callable[[_Vector]
     """Return the lowest of the lines that the pairs (epsilon, delta) of a history draw."""
     if not events:
         return lambda rates: rates
-    import dp_accounting
-    from dp_accounting import pld
+    # imported here because it takes half a second that most commands never need
+    from carefl_secure.privacy.accounting.gaussian_losses import gaussian_distribution
 
     gaussian = [one for one in merged(events) if isinstance(one, SampledGaussian)]
-    accountant = pld.PLDAccountant(dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE, usable_grid(gaussian, grid))
-    for event in gaussian:
-        step: dp_accounting.DpEvent = dp_accounting.GaussianDpEvent(event.noise_multiplier)
-        if event.sample_rate < 1.0:
-            step = dp_accounting.PoissonSampledDpEvent(event.sample_rate, step)
-        accountant.compose(step, event.count)
-    last = min(float(accountant.get_epsilon(_LEAST_TPR / 100.0)), 200.0)
+    step = usable_grid(gaussian, grid)
+    parts = [
+        gaussian_distribution(1.0, e.noise_multiplier / math.sqrt(e.count), step)
+        if e.sample_rate == 1.0
+        else gaussian_distribution(e.sample_rate, e.noise_multiplier, step).self_compose(e.count)
+        for e in gaussian
+    ]
+    history = functools.reduce(lambda before, one: before.compose(one), parts)
+    last = min(float(history.get_epsilon_for_delta(_LEAST_TPR / 100.0)), 200.0)
     epsilons = np.linspace(0.0, last, 4001)
     # the library takes many epsilons at once, which its annotations do not say
-    deltas = np.asarray(accountant.get_delta(epsilons), dtype=np.float64)
+    deltas = np.asarray(history.get_delta_for_epsilon(epsilons), dtype=np.float64)
 
     def ceiling(rates: _Vector) -> _Vector:
         best = np.ones_like(rates)

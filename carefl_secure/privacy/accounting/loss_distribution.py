@@ -112,11 +112,11 @@ def _discretised(rate: float, noise_multiplier: float, step: float, clients: int
     # imported here because it takes half a second that most commands never need
     from dp_accounting.pld import privacy_loss_distribution
 
+    from carefl_secure.privacy.accounting.gaussian_losses import gaussian_distribution
+
     with _quiet():
         if clients == 1:
-            found = privacy_loss_distribution.from_gaussian_mechanism(
-                noise_multiplier, value_discretization_interval=step, sampling_prob=rate
-            )
+            found = gaussian_distribution(rate, noise_multiplier, step)
         else:
             found = privacy_loss_distribution.from_mixture_gaussian_mechanism(
                 noise_multiplier, range(clients + 1), _weights(rate, clients), value_discretization_interval=step

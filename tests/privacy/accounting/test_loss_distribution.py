@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 
 import pytest
+from dp_accounting.pld import privacy_loss_distribution as pld
 from scipy.optimize import brentq
 from scipy.special import log_ndtr
 
 from carefl_secure.privacy import SampledGaussian, SampledSkellam, calibrate_noise, epsilon, rdp_epsilon
 from carefl_secure.privacy.accounting.attack_bounds import attacker_bounds
+from carefl_secure.privacy.accounting.gaussian_losses import gaussian_distribution
 from carefl_secure.privacy.accounting.loss_distribution import composed_epsilon, usable_grid
 
 
@@ -77,3 +79,17 @@ def test_extreme_skellam_noise(variance: float) -> None:
 def test_noise_that_is_unbounded_keeps_any_budget() -> None:
     noise = calibrate_noise(lambda z: SampledGaussian(1.0, z, 1), 1e-3, 1e-10)
     assert 0.99e-3 < exact(1.0 / noise, 1e-10) <= 1e-3
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.5, 0.01, 1e-6])
+@pytest.mark.parametrize("noise", [0.3, 2.0, 1e4])
+def test_a_distribution_is_that_of_the_library(rate: float, noise: float) -> None:
+    """The same losses and masses, but for the rounding of single divergences, which a step magnifies."""
+    expected = pld.from_gaussian_mechanism(noise, value_discretization_interval=1e-3, sampling_prob=rate)
+    found = gaussian_distribution(rate, noise, 1e-3)
+    assert (found._pmf_add is found._pmf_remove) == (rate == 1.0)
+    for here, there in ((found._pmf_remove, expected._pmf_remove), (found._pmf_add, expected._pmf_add)):
+        one, other = here.to_dense_pmf(), there.to_dense_pmf()
+        assert one._lower_loss == other._lower_loss and one.size == other.size
+        assert abs(one._infinity_mass - other._infinity_mass) < 1e-15
+        assert float(abs(one._probs - other._probs).max()) < 1e-12
