@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 from _bench import Bar, say
+from _exposure import judge_exposure
 from _planted_canaries import plant, train_on
 
 from carefl_secure.audit.attacks.attributes import AttributeInference, AttributeView, Person, judge_attributes
 from carefl_secure.audit.attacks.canaries import GradientCanaries, judge_canaries
 from carefl_secure.audit.attacks.client_canaries import ClientCanaries, judge_clients, rehearse_clients
-from carefl_secure.audit.attacks.exposure import Exposure, ExposureView, judge_exposure, secret_losses
+from carefl_secure.audit.attacks.exposure import Exposure, ExposureView, secret_losses
 from carefl_secure.audit.attacks.helper_transcript import judge_helpers
 from carefl_secure.audit.attacks.image_inversion import Pictures
 from carefl_secure.audit.attacks.image_trials import counted_noise, invert_images, judge_images, pick_ceiling

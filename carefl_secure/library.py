@@ -20,7 +20,7 @@ from carefl_secure.errors import ConfigError
 if TYPE_CHECKING:
     from PIL import Image
 
-    from carefl_secure.audit.result import AuditResult
+    from carefl_secure.audit.run import AuditResult
     from carefl_secure.data.records import LabelSpace
     from carefl_secure.evaluation.summary import Evaluation
     from carefl_secure.privacy.accounting.budget import Budget

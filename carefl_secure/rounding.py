@@ -1,11 +1,14 @@
-"""Numbers for people; bounds are rounded up."""
+"""Numbers for people and for JSON; bounds are rounded up."""
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import ROUND_CEILING, Decimal
+from numbers import Integral, Real
+from typing import Any
 
 
 def round_up(value: float, digits: int = 3) -> str:
@@ -18,6 +21,26 @@ def round_up(value: float, digits: int = 3) -> str:
         return "infinite"
     shown = Decimal(repr(float(value))).quantize(Decimal(1).scaleb(-digits), ROUND_CEILING)
     return f"{shown:f}".rstrip("0").rstrip(".") if digits else f"{shown:f}"
+
+
+def finite(value: float | None) -> float | None:
+    """Return a number that can be shown, as a plain float, or None."""
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def plain(value: Any) -> Any:
+    """Return what strict JSON can hold, dataclasses as objects; numbers that are not finite become null."""
+    if dataclasses.is_dataclass(value):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    return finite(float(value)) if isinstance(value, Real) else str(value)
 
 
 def percent_up(share: float) -> str:

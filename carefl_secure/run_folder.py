@@ -35,17 +35,8 @@ def new_run_id() -> str:
 def write_atomically(path: Path, content: bytes, *, private: bool = False) -> None:
     """Replace a file in one step: write a new one, flush to disk, rename, flush the directory.
 
-    Parameters
-    ----------
-    path : Path
-    content : bytes
-    private : bool
-        Whether only the owner may read it, mode 0600 from the first byte on.
-
-    Raises
-    ------
-    RunError
-        When the file system refuses.
+    ``private``: only the owner may read it, mode 0600 from the first byte on. RunError is raised
+    where the file system refuses.
     """
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
@@ -66,6 +57,14 @@ def write_atomically(path: Path, content: bytes, *, private: bool = False) -> No
             os.close(directory)
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror}; free some space or check the permissions") from error
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, where there is none; RunError where that cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot make {path}: {error.strerror}") from error
 
 
 class RunFolder:

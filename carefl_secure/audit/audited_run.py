@@ -181,10 +181,6 @@ class AuditedRun:
         scores = self.scorer.all(known.features, self.config.performance.evaluation_batch, known.captions)
         return scores.astype(np.float64)
 
-    def probe(self, known: Known) -> RealProbe:
-        """Return the run's own learning on a few records."""
-        return RealProbe(self, known)
-
 
 class RealProbe:
     """The run's own client task on a few of its records; see `conformance.checks.Probe`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ from carefl_secure.audit.attacks.image_trials import counted_noise, invert_image
 from carefl_secure.audit.attacks.membership import RATES, AdapterView, Membership, judge_membership
 from carefl_secure.audit.attacks.server_transcript import ServerEyes, judge_transcript
 from carefl_secure.audit.attacks.text_inversion import SpanCheck, Texts, judge_spans
-from carefl_secure.audit.audited_run import AuditedRun, Known, Vector
+from carefl_secure.audit.audited_run import AuditedRun, Known, RealProbe, Vector
 from carefl_secure.audit.conformance.checks import Conformance, MachineView
 from carefl_secure.audit.conformance.released import drive
 from carefl_secure.audit.replay.canary_run import plan_like, rehearse
@@ -44,15 +45,12 @@ class AttackSuite:
         self._records = records
         self._canaries = canaries
         self._reporter = reporter
-        self._rehearsal: Rehearsal | None = None
-        self._people: tuple[Known, Known, Known] | None = None
 
+    @cached_property
     def rehearsal(self) -> Rehearsal:
-        """Rehearse the run on canaries."""
-        if self._rehearsal is None:
-            keys = key_source(self.subject.config)
-            self._rehearsal = rehearse(self.subject.config, keys, canaries=self._canaries, reporter=self._reporter)
-        return self._rehearsal
+        """The run, rehearsed on canaries."""
+        config = self.subject.config
+        return rehearse(config, key_source(config), canaries=self._canaries, reporter=self._reporter)
 
     def quiet(self) -> tuple[Rehearsal, Rehearsal]:
         """Open one round of no records, twice, at the run's own size."""
@@ -66,27 +64,24 @@ class AttackSuite:
         )
         return first, second
 
+    @cached_property
     def people(self) -> tuple[Known, Known, Known]:
-        """Return members, others and the population."""
-        if self._people is None:
-            subject, count = self.subject, self._records
-            self._people = (
-                subject.known(subject.corpora.private, count),
-                subject.known(subject.outsiders(count, 0), count),
-                subject.known(subject.outsiders(count, 1), count),
-            )
-        return self._people
+        """Members, others and the population."""
+        subject, count = self.subject, self._records
+        corpora = (subject.corpora.private, subject.outsiders(count, 0), subject.outsiders(count, 1))
+        members, others, population = (subject.known(corpus, count) for corpus in corpora)
+        return members, others, population
 
 
 def _conformance(desk: AttackSuite) -> list[Finding]:
     subject = desk.subject
-    probe = subject.probe(subject.known(subject.corpora.private, _PROBED))
-    view = MachineView(subject.plan, desk.rehearsal(), desk.quiet(), probe, subject.tuned, drive(subject.config))
+    probe = RealProbe(subject, subject.known(subject.corpora.private, _PROBED))
+    view = MachineView(subject.plan, desk.rehearsal, desk.quiet(), probe, subject.tuned, drive(subject.config))
     return Conformance()(view)
 
 
 def _server(desk: AttackSuite) -> list[Finding]:
-    view = desk.rehearsal().transcript()
+    view = desk.rehearsal.transcript()
     if view.aggregation not in PROTOCOLS:
         words = f"The messages of {view.aggregation!r}, from another package, cannot be read here."
         return [ServerEyes.skip("messages", words)]
@@ -94,7 +89,7 @@ def _server(desk: AttackSuite) -> list[Finding]:
 
 
 def _helpers(desk: AttackSuite) -> list[Finding]:
-    rehearsal = desk.rehearsal()
+    rehearsal = desk.rehearsal
     return judge_helpers(rehearsal.members(), rehearsal.holder())
 
 
@@ -102,7 +97,7 @@ def _canaries(desk: AttackSuite) -> list[Finding]:
     if desk.subject.plan.privacy.unit == "client":
         words = "The run protects whole clients, not single records; see client-canaries."
         return [GradientCanaries.skip("records", words)]
-    rehearsal = desk.rehearsal()
+    rehearsal = desk.rehearsal
     return [judge_canaries(rehearsal, GradientCanaries()(rehearsal.releases()))]
 
 
@@ -140,7 +135,7 @@ def _images(desk: AttackSuite) -> list[Finding]:
 
 def _exposure(desk: AttackSuite) -> list[Finding]:
     subject = desk.subject
-    members, others, _ = desk.people()
+    members, others, _ = desk.people
     multi = subject.corpora.private.space.multi
 
     def bits(adapter: Vector) -> npt.NDArray[np.float64]:
@@ -183,7 +178,7 @@ def _spans(desk: AttackSuite, train: str) -> list[Finding]:
 
 def _membership(desk: AttackSuite) -> list[Finding]:
     subject = desk.subject
-    members, others, population = desk.people()
+    members, others, population = desk.people
 
     def candidates(adapter: Vector) -> npt.NDArray[np.float64]:
         return np.concatenate([subject.losses(k, adapter) for k in (members, others)])
@@ -203,7 +198,7 @@ def _membership(desk: AttackSuite) -> list[Finding]:
 
 def _attributes(desk: AttackSuite) -> list[Finding]:
     subject = desk.subject
-    parts = desk.people()
+    parts = desk.people
     members, others, population = (
         Person(
             known.targets.astype(np.float64),

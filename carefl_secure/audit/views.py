@@ -117,11 +117,8 @@ class MemberView:
 
 
 @dataclass(frozen=True)
-class HolderView:
+class HolderView(MemberView):
     """What the holder of the decryption key sees: the agreement, its own messages both ways."""
-
-    messages: tuple[Heard, ...]
-    shape: Agreement
 
 
 @dataclass(frozen=True)

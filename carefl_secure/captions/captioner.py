@@ -56,13 +56,8 @@ class _Generating:
         processor = load_processor(source)
         self._fit(source, model, processor)
         self._model, self._processor = model, processor
-        self._size = batch
-        self._facts: dict[str, str | int | float | None] = {
-            "model": source.name,
-            "revision": source.revision,
-            "version": _VERSION,
-            **options,
-        }
+        self.batch = batch
+        self.facts: Facts = {"model": source.name, "revision": source.revision, "version": _VERSION, **options}
         self._decoding = copy.deepcopy(model.generation_config)
         self._decoding.update(
             do_sample=False,
@@ -75,16 +70,6 @@ class _Generating:
             pad_token_id=processor.tokenizer.pad_token_id,
         )
         self._text = self._prompt(str(options["prompt"]))
-
-    @property
-    def facts(self) -> Facts:
-        """All that decides a caption besides the picture."""
-        return self._facts
-
-    @property
-    def batch(self) -> int:
-        """Images per call."""
-        return self._size
 
     def _prompt(self, text: str) -> str:
         turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
@@ -102,10 +87,10 @@ class _Generating:
 
     def caption(self, images: Sequence[Image.Image]) -> list[str]:
         """Return one caption for each image; there are 1 to :attr:`batch` of them."""
-        if not 1 <= len(images) <= self._size:
-            raise ConfigError(f"{len(images)} images were given; 1 to {self._size} fit a batch")
+        if not 1 <= len(images) <= self.batch:
+            raise ConfigError(f"{len(images)} images were given; 1 to {self.batch} fit a batch")
         full = [image.convert("RGB") for image in images]
-        full += [full[-1]] * (self._size - len(full))
+        full += [full[-1]] * (self.batch - len(full))
         inputs = self._inputs(full).to(self._model.device)
         inputs["pixel_values"] = inputs["pixel_values"].to(self._model.dtype)
         with torch.inference_mode(), quiet():

@@ -9,18 +9,38 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
+import numpy.typing as npt
 
 from carefl_secure.data.records import Corpus
 from carefl_secure.data.splits import Subset
-from carefl_secure.data.synthetic.captions import describe
 from carefl_secure.data.synthetic.corpus import SyntheticCorpus
+from carefl_secure.data.synthetic.scene import GROUPS
 from carefl_secure.errors import ConfigError
+
+_CONTEXT = ("posture", "setting", "prop", "light")
 
 STAND_IN = (
     "the captions of the embedded corpus come from a describer that knows the drawn scene "
     "(error rate {rate:g}); no captioning model was run"
 )
 """What every user of the describer must say; format it with ``rate``."""
+
+
+def describe(factors: npt.NDArray[np.int8], rng: np.random.Generator, error_rate: float = 0.0) -> str:
+    """Describe posture, setting, prop and light of one scene.
+
+    The result is such as ``"arms raised, beach, gift, bright"``. ``factors`` is one row of
+    :attr:`carefl_secure.data.synthetic.scene.Scenes.factors`; ``error_rate`` is the chance with
+    which each of the four facts is replaced by a random value of its group.
+    """
+    words = []
+    for group, value in zip(GROUPS, factors, strict=True):
+        if group not in _CONTEXT:
+            continue
+        wrong = rng.random() < error_rate
+        word = GROUPS[group][int(rng.integers(len(GROUPS[group]))) if wrong else int(value)]
+        words.append(f"arms {word}" if group == "posture" else word)
+    return ", ".join(words)
 
 
 def describe_corpus(corpus: Corpus, error_rate: float, seed: int) -> list[str]:

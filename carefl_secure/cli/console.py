@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +28,11 @@ def write_line(console: Console, text: str, style: str = "") -> None:
 def say(text: str) -> None:
     """Write one line of the result."""
     write_line(Console(), text)
+
+
+def write_json(value: object) -> None:
+    """Write a result as strict JSON."""
+    typer.echo(json.dumps(value, indent=2, allow_nan=False))
 
 
 def result_console() -> Console:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json as json_
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
-from carefl_secure.cli.console import Json, Quiet, result_console, result_table, say
+from carefl_secure.cli.console import Json, Quiet, result_console, result_table, say, write_json
 from carefl_secure.cli.reporter import running
 from carefl_secure.errors import DataError
 
 if TYPE_CHECKING:
-    from carefl_secure.data.checks.report import Report
+    from carefl_secure.data.checks.check import Report
 
 data = typer.Typer(name="data", no_args_is_help=True, help="Look at a corpus.")
 
@@ -49,7 +48,7 @@ def check(
             path, task=labels, view=view, format=format, clients=clients, column=column, reporter=reporter
         )
     if json:
-        typer.echo(json_.dumps(report.as_json(), indent=2, allow_nan=False))
+        write_json(report.as_json())
     else:
         _show(report)
     if not report.sound:

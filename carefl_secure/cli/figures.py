@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from carefl_secure.cli.console import result_console, result_table, write_line
-from carefl_secure.rounding import round_up
+from carefl_secure.rounding import plain, round_up
 
 if TYPE_CHECKING:
     from carefl_secure.runs.summary import RunSummary
@@ -69,41 +69,11 @@ def signal_to_noise(opened: float, noise: float) -> str:
     return f"{ratio:.2f} ({word})"
 
 
-def _plain(value: Any) -> Any:
-    """Return what JSON can hold; numbers that are not finite become null."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    if isinstance(value, bool) or value is None:
-        return value
-    if isinstance(value, Integral):
-        return int(value)
-    if isinstance(value, Real):
-        return float(value) if math.isfinite(value) else None
-    return str(value)
-
-
 def to_json(summary: RunSummary) -> str:
     """Return the summary as one JSON object; an infinite epsilon is null."""
-    return json.dumps(
-        _plain(
-            {
-                "folder": summary.folder,
-                "seconds": summary.seconds,
-                "before": summary.before,
-                "after": summary.after,
-                "baselines": summary.baselines,
-                "rounds": summary.rows,
-                "promise": summary.promise,
-                "stages": [
-                    {"name": stage.name, "before": stage.before, "after": stage.after} for stage in summary.stages
-                ],
-            }
-        ),
-        indent=2,
-        allow_nan=False,
-    )
+    whole = plain(summary)
+    whole["rounds"] = whole.pop("rows")
+    return json.dumps(whole, indent=2, allow_nan=False)
 
 
 def _rounds(summary: RunSummary) -> Table:

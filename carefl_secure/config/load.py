@@ -18,18 +18,6 @@ from carefl_secure.config.sections import SYNTHETIC_RECORDS
 from carefl_secure.config.shipped import resolve_shipped
 from carefl_secure.errors import ConfigError
 
-__all__ = [
-    "FLAGS",
-    "KNOWN",
-    "build_config",
-    "dump_config",
-    "flatten",
-    "load_config",
-    "parse_words",
-    "parse_yaml",
-    "read_yaml",
-]
-
 
 class _Loader(yaml.SafeLoader):
     """A safe loader that refuses a key given twice, where YAML would keep the last."""

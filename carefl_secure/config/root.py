@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from carefl_secure.config.rules import check_work, local_lr, local_steps, server_lr, updates_are_summed
 from carefl_secure.config.sections import (
     AdapterConfig,
     DataConfig,
@@ -21,6 +20,13 @@ from carefl_secure.config.sections import (
 )
 
 _DROPOUT = 0.1
+_LR = 0.03
+_STEPS = 10
+_NOISY_STEPS = 5
+_LOCAL_LR = 10.0  # plain gradients of a mean loss over many labels are small
+_DYNAMIC_LOCAL_LR = 3.0  # FedDyn also adds its correction
+_NOISY_LOCAL_LR = 0.3
+_LOCAL_OBJECTIVES = ("fedprox", "feddyn")
 
 
 class Config(Section):
@@ -42,23 +48,45 @@ class Config(Section):
 
     @property
     def sums_updates(self) -> bool:
-        """Whether clients release updates of local steps, and not sums of gradients."""
-        return updates_are_summed(self.privacy, self.federation)
+        """Whether clients take local steps and release updates, and not sums of gradients.
+
+        Always under unit client and trust none, whose noise is sized for it; never for records and
+        persons under the secure sum; and without privacy where there is more than one local step.
+        """
+        if self.privacy.unit == "none":
+            return self.local_steps > 1
+        return self.privacy.unit == "client" or self.privacy.trust == "none"
 
     @property
     def local_steps(self) -> int:
         """Local steps in a round, as a number."""
-        return local_steps(self.privacy, self.federation)
+        given, unit = self.federation.local_steps, self.privacy.unit
+        if given != "auto":
+            return given
+        if unit == "client" or (unit == "none" and self.federation.aggregator in _LOCAL_OBJECTIVES):
+            return _STEPS
+        return _NOISY_STEPS if unit == "record" and self.privacy.trust == "none" else 1
 
     @property
     def local_lr(self) -> float:
         """Learning rate of the local steps, as a number."""
-        return local_lr(self.privacy, self.federation)
+        given = self.federation.local_lr
+        if given != "auto":
+            return given
+        if self.privacy.trust == "none":
+            return _NOISY_LOCAL_LR
+        return _DYNAMIC_LOCAL_LR if self.federation.aggregator == "feddyn" else _LOCAL_LR
 
     @property
     def server_lr(self) -> float:
         """Learning rate of the server, as a number."""
-        return server_lr(self.privacy, self.federation)
+        federation = self.federation
+        if federation.server_lr != "auto":
+            return federation.server_lr
+        if not self.sums_updates or federation.aggregator == "fedadam":
+            return _LR
+        # Heavy-ball momentum m multiplies a steady update by 1 / (1 - m).
+        return 1.0 - federation.momentum if federation.aggregator == "fedavg" else 1.0
 
     @property
     def dropout(self) -> float:
@@ -71,11 +99,17 @@ class Config(Section):
     @property
     def stage_rounds(self) -> tuple[int, ...]:
         """Rounds of each stage, as numbers; of a run in one stage, all of them."""
-        return stage_rounds(self)
+        total, stages = self.federation.rounds, self.stages
+        if not stages.spaces:
+            return (total,)
+        if stages.rounds is not None:
+            return stages.rounds
+        share, rest = divmod(total, len(stages.spaces))
+        return tuple(share + (place < rest) for place in range(len(stages.spaces)))
 
     @model_validator(mode="after")
     def _agree(self) -> Config:
-        check_work(self.privacy, self.federation, self.adapter)
+        check_work(self)
         check_stages(self)
         if self.model.quantization == "int8" and self.privacy.unit in ("record", "person"):
             raise ValueError(
@@ -127,20 +161,9 @@ class Config(Section):
         return self
 
 
-def stage_rounds(config: Config) -> tuple[int, ...]:
-    """Return the rounds of each stage; all rounds as one where there are no stages."""
-    total, stages = config.federation.rounds, config.stages
-    if not stages.spaces:
-        return (total,)
-    if stages.rounds is not None:
-        return stages.rounds
-    share, rest = divmod(total, len(stages.spaces))
-    return tuple(share + (place < rest) for place in range(len(stages.spaces)))
-
-
 def stage_config(config: Config, place: int) -> Config:
     """Return one stage's settings, as those of a run of its own."""
-    space, rounds = config.stages.spaces[place], stage_rounds(config)[place]
+    space, rounds = config.stages.spaces[place], config.stage_rounds[place]
     return config.model_copy(
         update={
             "stages": StagesConfig(),
@@ -161,7 +184,7 @@ def check_stages(config: Config) -> None:
             f"data.labels={config.data.labels} contradicts stages.spaces: each stage has its own "
             f"labels and the last, {last}, decides the scores; leave data.labels out"
         )
-    rounds = stage_rounds(config)
+    rounds = config.stage_rounds
     if min(rounds) < 1:
         raise ValueError(
             f"federation.rounds={federation.rounds} leaves a stage of {len(rounds)} without a round; raise it"
@@ -182,4 +205,83 @@ def check_stages(config: Config) -> None:
             "under adapter.train=alternate a fresh adapter must begin in an odd round, with B, as "
             "A learns nothing while B is zero; give every stage but the last an even number in "
             "stages.rounds"
+        )
+
+
+def check_work(config: Config) -> None:
+    """Raise `ValueError` where privacy, federation and adapter contradict each other."""
+    privacy, federation, adapter = config.privacy, config.federation, config.adapter
+    unit, trust, rule = privacy.unit, privacy.trust, federation.aggregator
+    if trust == "none" and unit != "record":
+        raise ValueError(
+            f"privacy.trust=none adds noise for single records, and privacy.unit is {unit}; set "
+            + (
+                "privacy.trust=secagg, which also applies without privacy"
+                if unit == "none"
+                else "privacy.unit=record or privacy.trust=secagg"
+            )
+        )
+    if privacy.records_per_person is not None and unit != "person":
+        raise ValueError(
+            "privacy.records_per_person has no effect under "
+            f"privacy.unit={unit}; set privacy.unit=person or leave it out"
+        )
+    updates, steps = config.sums_updates, config.local_steps
+    if not updates and steps > 1:
+        raise ValueError(
+            f"federation.local_steps={steps} needs updates that are private by themselves or as a "
+            f"whole, and privacy.unit={unit} under secure aggregation releases one sum of "
+            "gradients in a round; set federation.local_steps=1, privacy.trust=none or "
+            "privacy.unit=client"
+        )
+    if federation.local_rule != "sgd" and (not updates or trust == "none"):
+        raise ValueError(
+            f"federation.local_rule={federation.local_rule} needs local steps outside "
+            "privacy.trust=none, whose noise is computed for sgd; set federation.local_rule=sgd, "
+            "or privacy.unit=client"
+        )
+    if rule in _LOCAL_OBJECTIVES and not updates:
+        raise ValueError(
+            f"federation.aggregator={rule} modifies the local objective, and here a round is one "
+            "sum "
+            "of gradients at the global adapter, without local steps; set "
+            "federation.aggregator=fedavg or fedadam, or privacy.trust=none, or privacy.unit=client"
+            + (", or federation.local_steps above 1" if unit == "none" else "")
+        )
+    if rule == "fedprox" and steps == 1:
+        raise ValueError(
+            "federation.aggregator=fedprox has an effect from the second local step on; set "
+            "federation.local_steps above 1"
+        )
+    if updates and adapter.train == "both":
+        raise ValueError(
+            "adapter.train=both cannot be used with updates of several clients: the mean of A "
+            "times the mean of B is not the mean of their products; set adapter.train=B or "
+            "adapter.train=alternate"
+        )
+    if rule == "feddyn":
+        if adapter.train != "B":
+            raise ValueError(
+                "federation.aggregator=feddyn keeps one correction per client and cannot alternate "
+                "matrices; set adapter.train=B"
+            )
+        if unit == "client" and privacy.normalise:
+            raise ValueError(
+                "federation.aggregator=feddyn needs updates at their true length, and "
+                "privacy.normalise=true scales them to the clipping norm; set "
+                "privacy.normalise=false"
+            )
+    pull = {"fedprox": federation.proximal_mu, "feddyn": federation.feddyn_alpha}.get(rule, 0.0)
+    rate = config.local_lr
+    if rate * pull >= 1:
+        raise ValueError(
+            f"a local step of federation.local_lr={rate:g} with a penalty of {pull:g} "
+            "overshoots the global adapter; lower federation.local_lr, federation.proximal_mu or "
+            "federation.feddyn_alpha so that their product is below 1"
+        )
+    if federation.noise_correction and (rule != "fedadam" or unit == "none"):
+        raise ValueError(
+            "federation.noise_correction subtracts the noise of a private sum from Adam's second "
+            "moment; set federation.aggregator=fedadam and a privacy.unit other than none, or "
+            "leave it out"
         )

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from carefl_secure.evaluation.metrics import checked
+from carefl_secure.evaluation.decisions import checked
 
 Floats = npt.NDArray[np.float64]
 
@@ -98,23 +98,3 @@ class Ranking:
 
 def _share(part: Floats, whole: Floats) -> Floats:
     return np.where(whole > 0, part / np.maximum(whole, 1e-300), np.nan)
-
-
-def eleven_point_average_precisions(targets: npt.NDArray[Any], scores: npt.NDArray[Any]) -> Floats:
-    """Return AP11 of each label, ``[K]``; NaN for labels without a positive record."""
-    return Ranking(targets, scores).eleven_point()
-
-
-def eleven_point_mean_average_precision(targets: npt.NDArray[Any], scores: npt.NDArray[Any]) -> float:
-    """Return the mean of AP11 over the labels with a positive record."""
-    return float(np.nanmean(eleven_point_average_precisions(targets, scores)))
-
-
-def micro_average_precision(targets: npt.NDArray[Any], scores: npt.NDArray[Any]) -> float:
-    """Return AP of all N K decisions in one ranking; scores must compare across labels."""
-    return float(Ranking(targets, scores, pooled=True).average_precisions()[0])
-
-
-def sample_average_precisions(targets: npt.NDArray[Any], scores: npt.NDArray[Any]) -> Floats:
-    """Return AP of each record's ranking of the labels, ``[N]``; NaN for records without one."""
-    return Ranking(targets.T, scores.T).average_precisions()

@@ -20,7 +20,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from carefl_secure.errors import DataError
-from carefl_secure.evaluation.metrics import choose_thresholds, macro_f1, mean_average_precision
+from carefl_secure.evaluation.decisions import choose_thresholds
+from carefl_secure.evaluation.figures import Figures
 
 Images = Sequence[Image.Image] | npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float64]
@@ -120,8 +121,5 @@ def score_baselines(
     found = {}
     for name, (known, new) in scored.items():
         thresholds = None if single else choose_thresholds(train_targets, known)
-        found[name] = {
-            "mAP": mean_average_precision(test_targets, new),
-            "macro_f1": macro_f1(test_targets, new, thresholds),
-        }
+        found[name] = Figures(test_targets, new, multi=not single, thresholds=thresholds, names=("mAP", "macro_f1"))()
     return found

@@ -98,18 +98,22 @@ def bootstrap(
     for weights in resamples(units, replicates, seed):
         for name, value in statistic(weights).items():
             drawn.setdefault(name, []).append(value)
-    tails = (50 * (1 + level), 50 * (1 - level))
-    found = {}
-    for name, whole in statistic(None).items():
-        values = drawn[name]
-        known = [value for value in values if math.isfinite(value)]
-        undefined = len(values) - len(known)
-        low = high = math.nan
-        if 2 * undefined <= len(values) and math.isfinite(whole):
-            low, high = 2 * whole - np.percentile(known, tails)
-            low, high = np.clip((low, high), *(bounds or {}).get(name, (-np.inf, np.inf)))
-        found[name] = Interval(float(low), float(high), undefined)
-    return found
+    anything = (-np.inf, np.inf)
+    return {
+        name: basic_interval(whole, np.array(drawn[name]), level, (bounds or {}).get(name, anything))
+        for name, whole in statistic(None).items()
+    }
+
+
+def basic_interval(
+    whole: float, drawn: Floats, level: float, bounds: tuple[float, float] = (-np.inf, np.inf)
+) -> Interval:
+    """Return the basic interval of a figure, within its bounds, from its values in the resamples."""
+    known = drawn[np.isfinite(drawn)]
+    low = high = math.nan
+    if 2 * len(known) >= len(drawn) and math.isfinite(whole):
+        low, high = np.clip(2 * whole - np.percentile(known, (50 * (1 + level), 50 * (1 - level))), *bounds)
+    return Interval(float(low), float(high), len(drawn) - len(known))
 
 
 def difference(first: Statistic, second: Statistic) -> Statistic:

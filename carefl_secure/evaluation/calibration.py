@@ -20,7 +20,7 @@ import numpy.typing as npt
 from scipy.special import expit, softmax
 
 from carefl_secure.errors import DataError
-from carefl_secure.evaluation.metrics import checked
+from carefl_secure.evaluation.decisions import checked
 
 Floats = npt.NDArray[np.float64]
 

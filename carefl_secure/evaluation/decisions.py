@@ -1,9 +1,11 @@
-"""Precision, recall, F1 and accuracy of hard decisions, in all the usual averages.
+"""From scores to hard decisions: thresholds, and precision, recall, F1 and accuracy in all the usual averages.
 
 Macro averages take each label alike, over labels with at least one positive record; micro averages
 take each decision alike; sample averages take each record alike, over records with at least one
 label. On 26 uneven labels the three differ widely, hence the average is part of every name.
 Precision where nothing was decided is 0, as in scikit-learn.
+
+Targets are 0/1 label matrices ``[N, K]``, scores and decisions are ``[N, K]``.
 """
 
 from __future__ import annotations
@@ -13,9 +15,76 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from carefl_secure.errors import DataError
+from carefl_secure.errors import DataError, NonFiniteError
 
 Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+
+
+def checked(targets: npt.NDArray[Any], scores: npt.NDArray[Any], *, some: bool = True) -> tuple[Bools, Floats]:
+    """Return targets as truth values and scores as float64, or refuse what cannot be scored.
+
+    Raises
+    ------
+    DataError
+        If the shapes differ, the targets are not 0/1, or no record carries a label (``some``).
+    NonFiniteError
+        If a score is not finite.
+    """
+    if targets.ndim != 2 or not targets.size:
+        raise DataError(f"targets must be a label matrix [N, K], not of shape {targets.shape}")
+    if not np.isin(targets, (0, 1)).all():
+        raise DataError("targets must be 0 or 1; give the label matrix, not scores or label ids")
+    positive = np.asarray(targets == 1)
+    if scores.shape != targets.shape:
+        raise DataError(f"scores have shape {scores.shape}, but targets {targets.shape}")
+    if not np.isfinite(scores).all():
+        raise NonFiniteError("a score is NaN or infinite; nothing can be ranked by it")
+    if some and not positive.any():
+        raise DataError("no record carries any label; score a split that has labels")
+    return positive, scores.astype(np.float64)
+
+
+def decide(scores: npt.NDArray[Any], thresholds: npt.NDArray[Any] | None) -> Bools:
+    """Turn scores ``[N, K]`` into boolean decisions ``[N, K]``.
+
+    A label is given where its score reaches its threshold, ``[K]``. Without thresholds each record
+    gets the one label with the highest score.
+    """
+    if thresholds is None:
+        chosen = np.zeros(scores.shape, np.bool_)
+        chosen[np.arange(len(scores)), scores.argmax(1)] = True
+        return chosen
+    if np.shape(thresholds) != scores.shape[1:]:
+        raise DataError(f"{scores.shape[1]} labels need as many thresholds, not {np.shape(thresholds)}")
+    if np.isnan(thresholds).any():
+        raise NonFiniteError("a threshold is NaN; nothing can be decided by it")
+    return np.asarray(scores >= thresholds)
+
+
+def choose_thresholds(targets: npt.NDArray[Any], scores: npt.NDArray[Any]) -> Floats:
+    """Return, for each label, the threshold with the highest F1 on these records, ``[K]``.
+
+    Use a validation or public split, never the test split. The threshold lies midway between the
+    last score let in and the next one below; of equal F1 the highest threshold wins. A label
+    without a positive record gets infinity: it is not given.
+    """
+    positive, values = checked(targets, scores, some=False)
+    thresholds = np.full(values.shape[1], np.inf)
+    for label in np.flatnonzero(positive.any(0)):
+        order = np.argsort(-values[:, label], kind="stable")
+        score, truth = values[order, label], positive[order, label]
+        last = np.append(score[1:] < score[:-1], True)  # ties are let in together
+        f1 = 2 * np.cumsum(truth) / (np.arange(1, len(truth) + 1) + truth.sum())
+        best = int(np.argmax(np.where(last, f1, -1.0)))
+        threshold = score[best]
+        if best + 1 < len(score):
+            below = score[best + 1]
+            middle = below + (threshold - below) / 2
+            threshold = middle if below < middle < threshold else threshold
+        thresholds[label] = threshold
+    return thresholds
+
 
 DECISIONS = (
     "macro_precision",
@@ -41,7 +110,7 @@ def _over(part: Floats, whole: Floats) -> Floats:
 class Decisions:
     """Hard decisions against the truth, both ``[N, K]``, counted once for many weightings.
 
-    Decisions come from :func:`carefl_secure.evaluation.metrics.decide`. ``weights``, float64
+    Decisions come from :func:`carefl_secure.evaluation.decisions.decide`. ``weights``, float64
     ``[N]``, say how many times each record counts; once each by default.
     """
 
@@ -77,14 +146,12 @@ class Decisions:
         weight = np.ones(len(self._truth)) if weights is None else weights
         hits, held, given = self._counts(weight)
         known = held > 0
-        precision, recall = _over(hits, given)[known], _over(hits, held)[known]
-        f1 = _over(2 * hits, given + held)[known]
         micro = [hits.sum(), held.sum(), given.sum()]
         exact, cells = _over(weight @ self._right, weight.sum())
         labelled = float(weight @ self._labelled)
         empty = np.full(3, np.nan)
         samples = weight @ self._samples / labelled if labelled > 0 else empty
-        macro = (precision.mean(), recall.mean(), f1.mean()) if known.any() else empty
+        macro = [each[known].mean() for each in self.per_label(weight)] if known.any() else empty
         values = (
             *macro,
             _over(micro[0], micro[2]),

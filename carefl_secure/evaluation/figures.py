@@ -9,10 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from carefl_secure.errors import DataError
-from carefl_secure.evaluation.average_precision import Ranking, sample_average_precisions
+from carefl_secure.evaluation.average_precision import Ranking
 from carefl_secure.evaluation.calibration import Calibration, probabilities
-from carefl_secure.evaluation.decisions import DECISIONS, Decisions
-from carefl_secure.evaluation.metrics import checked, choose_thresholds, decide
+from carefl_secure.evaluation.decisions import DECISIONS, Decisions, checked, choose_thresholds, decide
 
 Floats = npt.NDArray[np.float64]
 
@@ -67,7 +66,9 @@ class Figures:
         self.calibration = Calibration(positive, probabilities(values, multi=multi), multi=multi)
         self._ranking = Ranking(positive, values) if wanted & {"mAP", "mAP_11point"} else None
         self._pooled = Ranking(positive, values, pooled=True) if "micro_AP" in wanted else None
-        samples = sample_average_precisions(positive, values) if "sample_AP" in wanted else np.zeros(len(values))
+        samples = (
+            Ranking(positive.T, values.T).average_precisions() if "sample_AP" in wanted else np.zeros(len(values))
+        )
         self._labelled = np.isfinite(samples).astype(np.float64)
         self._samples = np.nan_to_num(samples)
 

@@ -20,7 +20,6 @@ import numpy.typing as npt
 from carefl_secure.errors import ConfigError
 from carefl_secure.evaluation.bootstrap import Interval, Units, bootstrap
 from carefl_secure.evaluation.figures import BOUNDS, Figures
-from carefl_secure.evaluation.settings import Settings
 
 UNSTATED = "(not stated)"
 """Name of the group of records that do not have the attribute."""
@@ -30,19 +29,29 @@ _NAMES = ("mAP", "macro_f1", "uar")
 
 
 @dataclass(frozen=True)
+class Settings:
+    """How an evaluation is made: ``replicates`` bootstrap resamples for intervals of a ``level``.
+
+    ``groups`` are the attributes to compare groups by; None takes all with 2 to 12 values. A group
+    needs ``minimum`` records and ten persons; one with fewer is too small. The gap that chance gives
+    is taken from ``shuffles`` of the group names.
+    """
+
+    replicates: int = 1000
+    level: float = 0.95
+    seed: int = 0
+    groups: tuple[str, ...] | None = None
+    minimum: int = 30
+    shuffles: int = 200
+
+
+@dataclass(frozen=True)
 class Group:
     """The records with one value of an attribute.
 
-    Parameters
-    ----------
-    units : int
-        Independent persons or records among the ``records``.
-    labels : int
-        Labels with a positive record here; the others enter no figure.
-    baseline : float
-        Mean prevalence of those labels.
-    figures : mapping
-        Value of each figure; empty where the group is too ``small``.
+    ``units`` are the independent persons or records among the ``records``; ``labels`` counts those
+    with a positive record here, as the others enter no figure, and ``baseline`` is their mean
+    prevalence. ``figures`` and ``intervals`` are empty where the group is too ``small``.
     """
 
     value: str
@@ -57,20 +66,11 @@ class Group:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All groups of one attribute.
+    """All groups of one attribute, by name; those too small with their counts alone.
 
-    Parameters
-    ----------
-    groups : tuple of Group
-        Every value that occurs, by name; those too small with their counts alone.
-    worst, best : str or None
-        Among the groups large enough; None with fewer than two.
-    gap : float or None
-        Figure ``metric`` of the best minus that of the worst.
-    gap_by_chance : float or None
-        Gap that 95 of 100 shuffles of the group names stay below.
-    minimum : int
-        Records that a group needs.
+    ``gap`` is the figure ``metric`` of the ``best`` group minus that of the ``worst``, among the
+    groups with ``minimum`` records; None with fewer than two. 95 of 100 shuffles of the group names
+    stay below ``gap_by_chance``.
     """
 
     attribute: str

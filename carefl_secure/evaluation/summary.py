@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from carefl_secure.evaluation.bootstrap import Interval
 from carefl_secure.evaluation.calibration import Bin
 from carefl_secure.evaluation.groups import Comparison
-from carefl_secure.rounding import html_table
+from carefl_secure.rounding import html_table, plain
 
 FORMAT = "carefl.evaluation/1"
 
@@ -127,22 +123,8 @@ class Evaluation:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; a figure that is not defined is null."""
-        return {"format": FORMAT, **_plain(self)}
+        return {"format": FORMAT, **plain(self)}
 
     def as_json(self) -> str:
         """Return the JSON text: strict, without NaN, the same for the same result."""
         return json.dumps(self.to_json(), indent=2, sort_keys=True, allow_nan=False) + "\n"
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

@@ -11,8 +11,6 @@ where every record is in B with probability q on its own.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
 
@@ -32,27 +30,17 @@ from carefl_secure.runs.plan_from_config import UNCLIPPED, central_budget
 Vector = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class Trained:
-    """An adapter made by one party; ``epsilon`` is at ``privacy.delta``, None without noise."""
-
-    adapter: Vector
-    epsilon: float | None
+def train_locally(bench: Bench) -> list[Vector]:
+    """Train every client alone on its own records, without noise; return the adapters in order."""
+    shares = enumerate(bench.corpora.shares)
+    return [_descend(bench, share, 0.0, bench.initial, f"local/{client}") for client, share in shares]
 
 
-def train_locally(bench: Bench) -> list[Trained]:
-    """Train every client alone on its own records, without noise; return them in order."""
-    start = bench.initial
-    return [
-        Trained(_descend(bench, share, 0.0, start, f"local/{client}"), None)
-        for client, share in enumerate(bench.corpora.shares)
-    ]
-
-
-def train_centrally(bench: Bench) -> Trained:
+def train_centrally(bench: Bench) -> tuple[list[Vector], float | None]:
     """Train on all private records at once, with DP-SGD unless ``privacy.unit`` is none.
 
-    A unit other than record and none raises `ConfigError`.
+    Return the one adapter, and epsilon at ``privacy.delta``: None without noise. A unit other than
+    record and none raises `ConfigError`.
 
     Guarantees
     ----------
@@ -64,15 +52,14 @@ def train_centrally(bench: Bench) -> Trained:
     everything = np.arange(records, dtype=np.int64)
     start = bench.initial
     if config.privacy.unit == "none":
-        return Trained(_descend(bench, everything, 0.0, start, "central"), None)
+        return [_descend(bench, everything, 0.0, start, "central")], None
     if config.privacy.unit != "record":
         raise ConfigError(
             f"a central cell protects single records or nothing, not privacy.unit="
             f"{config.privacy.unit}; set record or none"
         )
     spent = central_budget(config)
-    made = _descend(bench, everything, spent.noise_multiplier, start, "central")
-    return Trained(made, spent.epsilon)
+    return [_descend(bench, everything, spent.noise_multiplier, start, "central")], spent.epsilon
 
 
 def _descend(bench: Bench, share: npt.NDArray[np.int64], noise: float, start: Vector, purpose: str) -> Vector:

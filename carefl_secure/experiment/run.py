@@ -24,7 +24,7 @@ from carefl_secure.model.saved import load_saved
 from carefl_secure.model.vision.encode import cached_features
 from carefl_secure.privacy import Ledger
 from carefl_secure.progress import Reporter, SilentReporter
-from carefl_secure.run_folder import RunFolder, write_atomically
+from carefl_secure.run_folder import RunFolder, make_folder, write_atomically
 from carefl_secure.runs.train import train
 
 _CELL = "cell.json"  # written last: a cell with this file is finished
@@ -38,7 +38,7 @@ class Finished:
     """The outcome of one cell.
 
     ``epsilon`` is what the training spent, None where nothing is protected; ``seconds`` is wall
-    time, scoring included; ``figures`` (:class:`carefl_secure.experiment.scores.Statistic`) are
+    time, scoring included; ``figures`` (:meth:`carefl_secure.experiment.scores.Scores.statistic`) are
     empty where it failed, for the reason in ``error``.
     """
 
@@ -99,7 +99,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 def _keep(folder: Path, bench: Bench, scored: list[tuple[Any, Any]], epsilon: float | None) -> None:
     held = bench.held(scored)
     held.write(folder / _SCORES)
-    figures = {k: v for k, v in held.statistic()().items() if math.isfinite(v)}
+    figures = {k: v for k, v in held.statistic()(None).items() if math.isfinite(v)}
     text = json.dumps({"epsilon": epsilon, "figures": figures})
     write_atomically(folder / "made.json", text.encode())
 
@@ -135,10 +135,7 @@ def _alone(work: Callable[[Bench], tuple[list[Any], float | None]]) -> Callable[
     """Return the maker of a cell that needs no federation; an interrupted one begins anew."""
 
     def make(cell: Cell, folder: Path, reporter: Reporter) -> None:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(f"cannot make {folder}: {error.strerror}") from error
+        make_folder(folder)
         write_atomically(folder / "config.yaml", dump_config(cell.config).encode())
         trained = Bench(cell.config, reporter)
         vectors, epsilon = work(trained)
@@ -152,24 +149,11 @@ def _alone(work: Callable[[Bench], tuple[list[Any], float | None]]) -> Callable[
     return make
 
 
-def _untuned(bench: Bench) -> tuple[list[Any], float | None]:
-    return [bench.initial], 0.0  # nothing private was looked at
-
-
-def _local(bench: Bench) -> tuple[list[Any], float | None]:
-    return [made.adapter for made in train_locally(bench)], None
-
-
-def _central(bench: Bench) -> tuple[list[Any], float | None]:
-    made = train_centrally(bench)
-    return [made.adapter], made.epsilon
-
-
 _MAKERS: dict[str, Callable[[Cell, Path, Reporter], None]] = {
     "train": _federated,
-    "zero-shot": _alone(_untuned),
-    "local": _alone(_local),
-    "central": _alone(_central),
+    "zero-shot": _alone(lambda bench: ([bench.initial], 0.0)),  # nothing private was looked at
+    "local": _alone(lambda bench: (train_locally(bench), None)),
+    "central": _alone(train_centrally),
 }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import zipfile
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,15 @@ from carefl_secure.data.records import targets
 from carefl_secure.data.synthetic.corpus import SyntheticCorpus
 from carefl_secure.data.synthetic.scene import context_shares
 from carefl_secure.errors import RunError
-from carefl_secure.evaluation.bootstrap import units_of
+from carefl_secure.evaluation.bootstrap import Statistic, units_of
 from carefl_secure.evaluation.figures import Figures
-from carefl_secure.evaluation.metrics import choose_thresholds
 from carefl_secure.model.label_scorer import LabelScorer
-from carefl_secure.model.vision.encode import vision_features
 from carefl_secure.progress import Reporter
 from carefl_secure.run_folder import write_atomically
 from carefl_secure.runs.build import label_scorer
 from carefl_secure.runs.captions import Contexts, load_contexts
 from carefl_secure.runs.corpora import Corpora
+from carefl_secure.runs.evaluation.evaluator import Evaluator
 from carefl_secure.runs.staged_corpora import load_corpora
 
 Floats = npt.NDArray[np.float64]
@@ -76,8 +76,31 @@ class Scores:
     slices: dict[str, list[int]]
 
     def statistic(self) -> Statistic:
-        """Return the figures as a function of how often each record counts."""
-        return Statistic(self)
+        """Return the figures as a function of how often each record counts, ``[N]``.
+
+        Means over the models: ``mAP`` and ``macro_f1`` of all labels, ``mAP face`` and
+        ``mAP context`` of some.
+        """
+        models = []
+        for number, scores in enumerate(self.scores):
+            cuts = None if self.thresholds is None else self.thresholds[number]
+            multi = cuts is not None
+            parts = {
+                f"mAP {name}": Figures(self.targets[:, rows], scores[:, rows], multi=multi, names=("mAP",))
+                for name, rows in self.slices.items()
+                if rows and self.targets[:, rows].any()
+            }
+            whole = Figures(self.targets, scores, multi=multi, thresholds=cuts, names=("mAP", "macro_f1"))
+            models.append((whole, parts))
+
+        def figures(weights: Floats | None = None) -> dict[str, float]:
+            rows = [
+                whole(weights) | {name: part(weights)["mAP"] for name, part in parts.items()}
+                for whole, parts in models
+            ]
+            return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+
+        return figures
 
     def write(self, path: Path) -> None:
         """Keep them in an npz file."""
@@ -114,35 +137,6 @@ class Scores:
             raise RunError(f"the scores {path} cannot be read: {error}; remove their folder and run again") from error
 
 
-class Statistic:
-    """Figures of a cell, means over its models where it has several.
-
-    ``mAP`` and ``macro_f1`` over all labels, and ``mAP face``, ``mAP context`` over some.
-    """
-
-    def __init__(self, held: Scores) -> None:
-        self._models: list[tuple[Figures, dict[str, Figures]]] = []
-        for number, scores in enumerate(held.scores):
-            cuts = None if held.thresholds is None else held.thresholds[number]
-            whole = Figures(held.targets, scores, multi=cuts is not None, thresholds=cuts, names=("mAP", "macro_f1"))
-            parts = {
-                name: Figures(held.targets[:, rows], scores[:, rows], multi=cuts is not None, names=("mAP",))
-                for name, rows in held.slices.items()
-                if rows and held.targets[:, rows].any()
-            }
-            self._models.append((whole, parts))
-
-    def __call__(self, weights: Floats | None = None) -> dict[str, float]:
-        """Return the figures under weights ``[N]``, how many times each record counts."""
-        rows = []
-        for whole, parts in self._models:
-            row = whole(weights)
-            row = {name: row[name] for name in ("mAP", "macro_f1")}
-            row |= {f"mAP {name}": part(weights)["mAP"] for name, part in parts.items()}
-            rows.append(row)
-        return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-
-
 class Bench:
     """Corpora, captions and a model under one configuration, ready to score adapters."""
 
@@ -153,17 +147,14 @@ class Bench:
         self.scorer: LabelScorer = label_scorer(config, self.corpora.test.space)
         self.initial = self.scorer.adapter.vector()
 
+    @cached_property
+    def _evaluator(self) -> Evaluator:
+        batch = self.config.performance.evaluation_batch
+        return Evaluator(self.scorer, self.corpora, batch, self.reporter, self.contexts)
+
     def score(self) -> tuple[npt.NDArray[np.float32], Floats | None]:
         """Score the test split with the adapter as it is, and choose thresholds on the public."""
-        batch, base = self.config.performance.evaluation_batch, self.scorer.adapter.base
-        said = self.contexts
-        test = vision_features(base, self.corpora.test, self.reporter)
-        scores = self.scorer.all(test, batch, None if said is None else said.test)
-        if not self.corpora.test.space.multi:
-            return scores, None
-        public = vision_features(base, self.corpora.public, self.reporter)
-        known = self.scorer.all(public, batch, None if said is None else said.public)
-        return scores, choose_thresholds(targets(self.corpora.public), known)
+        return self._evaluator.scores(), self._evaluator.thresholds()
 
     def held(self, found: list[tuple[npt.NDArray[np.float32], Floats | None]]) -> Scores:
         """Return the scores of one or several models together with the targets."""

@@ -29,9 +29,10 @@ from scipy import stats
 
 import carefl_secure
 from carefl_secure.config.experiment import KINDS, Experiment, Variant
-from carefl_secure.evaluation.bootstrap import resamples
+from carefl_secure.evaluation.bootstrap import basic_interval, resamples
 from carefl_secure.experiment.run import Finished, scores_file
 from carefl_secure.experiment.scores import Scores
+from carefl_secure.rounding import finite
 
 Floats = npt.NDArray[np.float64]
 
@@ -149,7 +150,7 @@ class _Resampled:
 
     def __init__(self, scores: Scores, replicates: int, seed: int) -> None:
         statistic = scores.statistic()
-        self.scores, self.whole = scores, statistic()
+        self.scores, self.whole = scores, statistic(None)
         # The draws follow from units and seed alone, so both cells of a pair meet the same ones.
         self.drawn = [statistic(weights) for weights in resamples(scores.units, replicates, seed)]
 
@@ -161,7 +162,6 @@ def _bootstrap(pairs: Sequence[tuple[_Resampled, _Resampled]], level: float) -> 
         if not same or not np.array_equal(one.scores.units, other.scores.units):
             return {}
     found: dict[str, dict[str, float | None]] = {}
-    tails = (50 * (1 + level), 50 * (1 - level))
     for name in pairs[0][0].whole:
         if not all(name in one.whole and name in other.whole for one, other in pairs):
             continue
@@ -169,9 +169,6 @@ def _bootstrap(pairs: Sequence[tuple[_Resampled, _Resampled]], level: float) -> 
         drawn: Floats = np.mean(
             [[x[name] - y[name] for x, y in zip(a.drawn, b.drawn, strict=True)] for a, b in pairs], axis=0
         )
-        known = drawn[np.isfinite(drawn)]
-        low = high = None
-        if 2 * len(known) >= len(drawn) and math.isfinite(whole):
-            low, high = (float(v) for v in 2 * whole - np.percentile(known, tails))
-        found[name] = {"mean": whole, "low": low, "high": high}
+        between = basic_interval(whole, drawn, level)
+        found[name] = {"mean": whole, "low": finite(between.low), "high": finite(between.high)}
     return found

@@ -1,10 +1,9 @@
 """Randomness that an adversary cannot guess: key streams, Gaussian and Skellam samplers."""
 
-from carefl_secure.noise.gaussian import gaussian
+from carefl_secure.noise.gaussian import gaussian, uniform
 from carefl_secure.noise.keystream import KEY_BYTES, KeyStream, add_masks
 from carefl_secure.noise.skellam import SkellamSampler
 from carefl_secure.noise.source import DeterministicKeySource, KeySource, SystemKeySource
-from carefl_secure.noise.uniform import uniform
 
 __all__ = [
     "KEY_BYTES",

@@ -23,7 +23,6 @@ _REACH = 14.0  # standard deviations in the table; the mass beyond is below 2**-
 _SMALLEST = 1e-3
 _LARGEST_PART = 2.0**28  # variance of one table: 230 000 entries
 _CHUNK = 1 << 16
-_WORD = (1 << 64) - 1
 
 
 class _Table:

@@ -88,10 +88,8 @@ class PrivacyPlan:
 
     def __post_init__(self) -> None:
         """Refuse a plan that cannot keep a promise, and bring numbers to one form."""
-        check_choice("unit", self.unit, get_args(Unit))
-        check_choice("trust", self.trust, get_args(Trust))
-        check_choice("mechanism", self.mechanism, get_args(Mechanism))
-        check_choice("adjacency", self.adjacency, get_args(Adjacency))
+        for name, allowed in (("unit", Unit), ("trust", Trust), ("mechanism", Mechanism), ("adjacency", Adjacency)):
+            check_choice(name, getattr(self, name), get_args(allowed))
         for name in ("rounds", "clients", "min_survivors", "public_records", "local_steps"):
             check_whole(name, getattr(self, name), 1)
         check_whole("max_colluders", self.max_colluders, 0)
@@ -107,7 +105,9 @@ class PrivacyPlan:
             object.__setattr__(self, name, as_real(name, getattr(self, name)))
         if self.target_epsilon is not None:
             object.__setattr__(self, "target_epsilon", as_real("target_epsilon", self.target_epsilon))
-        check_plan(self)
+        _check_numbers(self)
+        _check_cohort(self)
+        _check_mechanism(self)
 
     @property
     def limit(self) -> float:
@@ -226,13 +226,6 @@ class PrivacyPlan:
             unit=self.unit, trust=self.trust, epsilon=epsilon, delta=self.delta, colluders=self.max_colluders,
             records_per_person=self.records_per_person,
         )  # fmt: skip
-
-
-def check_plan(plan: PrivacyPlan) -> None:
-    """Check a plan's values against their ranges and against one another."""
-    _check_numbers(plan)
-    _check_cohort(plan)
-    _check_mechanism(plan)
 
 
 def _check_numbers(plan: PrivacyPlan) -> None:

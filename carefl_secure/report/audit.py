@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
 
 from carefl_secure.errors import RunError
-from carefl_secure.report.checks.result import FAILED, HELD, UNCHECKED, Finding
-from carefl_secure.report.schema import Audit, AuditGroup, AuditLine, AuditVerdict
+from carefl_secure.report.schema import FAILED, HELD, UNCHECKED, Audit, AuditGroup, AuditLine, AuditVerdict, Finding
 
 _FORMAT = "carefl.audit/1"
 
@@ -34,15 +34,16 @@ _BOUND = "epsilon lower bound: "
 _REACH = "attainable with "
 
 
-@dataclass(frozen=True)
-class AuditFinding:
+class AuditFinding(BaseModel):
     """One line of an audit's file."""
+
+    model_config = ConfigDict(frozen=True)
 
     attack: str
     check: str
     verdict: AuditVerdict
     words: str
-    figures: Mapping[str, Any]
+    figures: dict[str, Any]
 
 
 def read_audits(run: Path, run_id: str) -> tuple[AuditFinding, ...] | None:
@@ -60,7 +61,7 @@ def read_audits(run: Path, run_id: str) -> tuple[AuditFinding, ...] | None:
             if content["format"] != _FORMAT:
                 raise ValueError(f"format {content['format']!r}")
             owner = str(content["run"])
-            found += [_finding(entry) for entry in content["findings"]]
+            found += map(AuditFinding.model_validate, content["findings"])
             falsified = any(finding.verdict == "falsified" for finding in found)
             if content["verdict"] == "falsified" and not falsified:
                 raise ValueError("its verdict names no finding")
@@ -71,17 +72,6 @@ def read_audits(run: Path, run_id: str) -> tuple[AuditFinding, ...] | None:
         if owner != run_id:
             raise RunError(f"{file} is an audit of run {owner}, not of {run_id}; audit this run or remove it")
     return tuple(found) if files else None
-
-
-def _finding(entry: Mapping[str, Any]) -> AuditFinding:
-    verdict, figures = entry["verdict"], entry["figures"]
-    if verdict not in get_args(AuditVerdict):
-        raise ValueError(f"verdict {verdict!r}")
-    if not isinstance(figures, Mapping):
-        raise TypeError("figures are no mapping")
-    return AuditFinding(
-        str(entry["attack"]), str(entry["check"]), cast("AuditVerdict", verdict), str(entry["words"]), figures
-    )
 
 
 def judge_audits(findings: Sequence[AuditFinding] | None) -> Finding:

@@ -1,34 +1,36 @@
-"""Build the report of a run from its records."""
+"""Build the report of a run from its records, write it into its folder, and refuse a void one."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import math
 import platform
-from typing import Literal
+from pathlib import Path
 
 import carefl_secure
+from carefl_secure.errors import PrivacyError, RunError
 from carefl_secure.privacy import verdict as strength_of
 from carefl_secure.privacy.accounting.attack_bounds import AttackerBounds, attacker_bounds
 from carefl_secure.report.audit import audit_part
-from carefl_secure.report.caveats import caveats
 from carefl_secure.report.checks.run_checks import check_run
-from carefl_secure.report.run_record import RunRecord
-from carefl_secure.report.schema import Attacker, ClientLine, Promise, Report
+from carefl_secure.report.registry import registry_entry
+from carefl_secure.report.render.page import html_page, markdown_section, put_into_readme
+from carefl_secure.report.run_record import RunRecord, read_run
+from carefl_secure.report.schema import Attacker, ClientLine, Promise, Report, Verdict
 from carefl_secure.report.sections import (
     accounting_part,
     aggregation_of,
+    caveats,
     mechanism_part,
     round_lines,
     run_part,
     trust_part,
     unit_part,
 )
-from carefl_secure.report.spending import finite, settle
+from carefl_secure.report.spending import settle
 from carefl_secure.report.what_if import tuning_part, what_if
-from carefl_secure.rounding import percent_up
-
-_Verdict = Literal["accounted", "void", "unprotected"]
+from carefl_secure.rounding import finite, percent_up
+from carefl_secure.run_folder import write_atomically
 
 
 def build_report(record: RunRecord) -> tuple[Report, AttackerBounds | None]:
@@ -43,7 +45,7 @@ def build_report(record: RunRecord) -> tuple[Report, AttackerBounds | None]:
         for check in checks
         if check.outcome == "failed"
     ]
-    verdict: _Verdict = "unprotected" if record.privacy.unit == "none" else "accounted"
+    verdict: Verdict = "unprotected" if record.privacy.unit == "none" else "accounted"
     if reasons:
         verdict = "void"
     price = accounts.largest if verdict == "accounted" else None
@@ -85,10 +87,10 @@ def build_report(record: RunRecord) -> tuple[Report, AttackerBounds | None]:
     return report, bounds
 
 
-def _promise(record: RunRecord, verdict: _Verdict, price: float | None) -> Promise:
+def _promise(record: RunRecord, verdict: Verdict, price: float | None) -> Promise:
     privacy = record.privacy
-    held = verdict == "accounted" and price is not None
-    if held and price is not None:
+    held = price is not None
+    if price is not None:
         sentence = f"{privacy.promise(price)} {aggregation_of(record)}".rstrip()
     elif verdict == "unprotected":
         sentence = privacy.promise(math.inf)
@@ -97,10 +99,10 @@ def _promise(record: RunRecord, verdict: _Verdict, price: float | None) -> Promi
             "Nothing is guaranteed: a condition of the guarantee failed, or the records of this run cannot be trusted."
         )
     return Promise(
-        epsilon=price if held else None,
+        epsilon=price,
         delta=privacy.delta if held else None,
         flavour="(epsilon, delta)-differential privacy" if held else "none",
-        strength=strength_of(price) if held and price is not None else None,
+        strength=None if price is None else strength_of(price),
         sentence=sentence,
         protected_from=_from_whom(record) if held else [],
         not_protected=_left_open(record) if held else ["everything"],
@@ -145,3 +147,51 @@ def _attacker(bounds: AttackerBounds) -> Attacker:
             f"{percent_up(found)} of the records that were used, whatever else the attacker knows."
         ),
     )
+
+
+def write_report(run: Path) -> tuple[Report, list[Path]]:
+    """Check a run, price it anew, and write its report; return it with the paths written.
+
+    Written are page, data, card and registry entry under ``report/``, and our block in the
+    adapter's model card.
+
+    Raises
+    ------
+    RunError
+        It is not a run folder, a file of it cannot be read, or nothing can be written.
+    PrivacyError
+        The plan or an event states something that cannot be priced.
+
+    Guarantees
+    ----------
+    The same folder gives the same bytes, and a void report is written in place of any earlier one.
+    """
+    run = Path(run)
+    report, bounds = build_report(read_run(run))
+    readme = run / "adapter" / "README.md"
+    files = {
+        run / "report" / "report.html": html_page(report, bounds),
+        run / "report" / "report.json": report.as_json() + "\n",
+        run / "report" / "card.md": markdown_section(report),
+        run / "report" / "registry.yaml": registry_entry(report),
+        readme: put_into_readme(_text(readme), report),
+    }
+    for path, text in files.items():
+        path.parent.mkdir(exist_ok=True)
+        write_atomically(path, text.encode())
+    return report, list(files)
+
+
+def refuse_void(report: Report) -> None:
+    """Raise PrivacyError with the reasons if a report is void."""
+    if report.verdict == "void":
+        raise PrivacyError(
+            "the report is void, so no privacy may be claimed for this run: " + "; ".join(report.reasons)
+        )
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8") if path.is_file() else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunError(f"{path} cannot be read; correct or remove it: {error}") from error

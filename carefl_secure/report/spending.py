@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from carefl_secure.privacy import Entry, Event, accountant_name, epsilon
+from carefl_secure.privacy import Event, accountant_name, epsilon
 from carefl_secure.privacy.accounting.events import merged
 from carefl_secure.privacy.ledger.entry import spent
+from carefl_secure.privacy.ledger.statement import price
 from carefl_secure.report.run_record import RunRecord
 
 _MOST_PRICED = 32  # rounds; a price takes some 0.1 s
@@ -66,11 +67,6 @@ class Accounts:
         return max((price for price in found if price is not None), default=None)
 
 
-def finite(value: float | None) -> float | None:
-    """Return a number that can be shown, or None."""
-    return value if value is not None and math.isfinite(value) else None
-
-
 def settle(record: RunRecord) -> Accounts:
     """Price everything that a run's ledgers hold; PrivacyError where a spend cannot be priced."""
     delta = record.privacy.delta
@@ -85,26 +81,15 @@ def settle(record: RunRecord) -> Accounts:
             number = int(entry.payload.get("round", -1))
             survivors[number] = int(entry.payload.get("survivors", 0))
             until[number] = events
-    total: float | None = None
-    if not record.server.error:
-        bare = open_run or any(one.unprotected for one in record.server.entries)
-        total = math.inf if bare else epsilon(events, delta)
-    rounds = _Rounds({}, {}, "none holds") if open_run else _by_round(until, delta)
-    prices: dict[tuple[Event, ...], float] = {}
-
-    def price(entries: Sequence[Entry]) -> float:
-        key = merged(spent(entries))
-        if key not in prices:
-            prices[key] = epsilon(key, delta)
-        return math.inf if any(one.unprotected for one in entries) else prices[key]
-
+    total = None if record.server.error else math.inf if open_run else price(record.server.entries, delta)
+    exact, at_least, words = ({}, {}, "none holds") if open_run else _by_round(until, delta)
     return Accounts(
         events=events,
         accountant=accountant_name(events, delta),
         epsilon=total,
-        by_round=rounds.exact,
-        by_round_words=rounds.words,
-        at_least=rounds.at_least,
+        by_round=exact,
+        by_round_words=words,
+        at_least=at_least,
         survivors=survivors,
         clients=tuple(
             ClientAccount(book.name, 0, None, None)
@@ -112,8 +97,8 @@ def settle(record: RunRecord) -> Accounts:
             else ClientAccount(
                 book.name,
                 sum(entry.charges_round for entry in book.of_run(record.run_id)),
-                price(book.of_run(record.run_id)),
-                price(book.entries),
+                price(book.of_run(record.run_id), delta),
+                price(book.entries, delta),
             )
             for book in record.clients
         ),
@@ -121,15 +106,8 @@ def settle(record: RunRecord) -> Accounts:
     )
 
 
-@dataclass(frozen=True)
-class _Rounds:
-    exact: Mapping[int, float]
-    at_least: Mapping[int, float]
-    words: str
-
-
-def _by_round(until: Mapping[int, tuple[Event, ...]], delta: float) -> _Rounds:
-    """Price the history up to every round, or up to evenly spaced ones of many."""
+def _by_round(until: Mapping[int, tuple[Event, ...]], delta: float) -> tuple[dict[int, float], dict[int, float], str]:
+    """Price the history up to every round, or up to evenly spaced ones of many; see `Accounts`."""
     numbers = list(until)
     step = max(1, math.ceil(len(numbers) / _MOST_PRICED))
     chosen = {*numbers[:1], *numbers[::-1][::step]}
@@ -141,4 +119,4 @@ def _by_round(until: Mapping[int, tuple[Event, ...]], delta: float) -> _Rounds:
     words = "every round priced by the named accountant"
     if len(exact) < len(numbers):
         words = f"{len(exact)} of {len(numbers)} rounds priced by the named accountant"
-    return _Rounds(exact, at_least, words)
+    return exact, at_least, words

@@ -11,8 +11,8 @@ from carefl_secure.privacy.accounting.composition import (
 )
 from carefl_secure.report.run_record import RunRecord
 from carefl_secure.report.schema import Tuning, WhatIf
-from carefl_secure.report.spending import Accounts, finite
-from carefl_secure.rounding import round_up
+from carefl_secure.report.spending import Accounts
+from carefl_secure.rounding import finite, round_up
 
 
 def tuning_runs(record: RunRecord) -> int | None:
@@ -29,40 +29,27 @@ def tuning_part(record: RunRecord, accounts: Accounts, held: bool) -> Tuning:
     it in one account. (Choosing among a *random* number of runs has its own account, Papernot and
     Steinke, ICLR 2022; a number fixed beforehand does not fall under it.)
     """
-    runs = tuning_runs(record)
+    runs, whole = tuning_runs(record), None
     if runs is None:
-        return Tuning(
-            runs=None,
-            counted=False,
-            epsilon=None,
-            sentence="Tuning is uncounted. Runs made to choose settings, if there were any on "
+        sentence = (
+            "Tuning is uncounted. Runs made to choose settings, if there were any on "
             "these records, are NOT in this epsilon. Ten such runs can double it; state their "
-            "number in privacy.tuning_runs.",
+            "number in privacy.tuning_runs."
         )
-    if runs == 0:
-        return Tuning(
-            runs=0,
-            counted=True,
-            epsilon=finite(accounts.epsilon) if held else None,
-            sentence="The configuration states that no other run on these records chose settings.",
+    elif runs == 0:
+        whole = accounts.epsilon if held else None
+        sentence = "The configuration states that no other run on these records chose settings."
+    elif not held:
+        sentence = f"{runs} runs were made to choose settings; no epsilon holds."
+    else:
+        whole = over_runs([accounts.events] * (runs + 1), record.privacy.delta).epsilon
+        sentence = (
+            f"{runs} runs were made on these records to choose settings. Together with them "
+            f"this run comes to epsilon {round_up(whole)} at the same delta: {runs + 1} runs composed "
+            "in one account, each released no more than this one, and their number was fixed "
+            "beforehand."
         )
-    if not held:
-        return Tuning(
-            runs=runs,
-            counted=True,
-            epsilon=None,
-            sentence=f"{runs} runs were made to choose settings; no epsilon holds.",
-        )
-    whole = over_runs([accounts.events] * (runs + 1), record.privacy.delta).epsilon
-    return Tuning(
-        runs=runs,
-        counted=True,
-        epsilon=finite(whole),
-        sentence=f"{runs} runs were made on these records to choose settings. Together with them "
-        f"this run comes to epsilon {round_up(whole)} at the same delta: {runs + 1} runs composed "
-        "in one account, each released no more than this one, and their number was fixed "
-        "beforehand.",
-    )
+    return Tuning(runs=runs, counted=runs is not None, epsilon=finite(whole), sentence=sentence)
 
 
 def what_if(record: RunRecord, accounts: Accounts) -> list[WhatIf]:

@@ -17,7 +17,7 @@ from carefl_secure.data.label_spaces import BASIC, EMOTIC
 from carefl_secure.data.records import LabelSpace, targets
 from carefl_secure.data.splits import Subset
 from carefl_secure.errors import ConfigError, DataError
-from carefl_secure.evaluation.metrics import mean_average_precision
+from carefl_secure.evaluation.figures import Figures
 from carefl_secure.model.embedded import QUESTIONS
 from carefl_secure.model.label_scorer import LabelScorer, RecordLosses
 from carefl_secure.model.loader import load_base
@@ -82,7 +82,7 @@ def test_true_captions_help_and_foreign_ones_do_not(
         for second in names[i + 1 :]:
             assert np.abs(scores[first] - scores[second]).mean() > 0.05, (first, second)
     truth = targets(corpora.private)
-    ap = {name: mean_average_precision(truth, found) for name, found in scores.items()}
+    ap = {name: Figures(truth, found, multi=True, names=("mAP",))()["mAP"] for name, found in scores.items()}
     assert ap["own"] > max(ap["shuffled"], ap["wrong"], ap["constant"])
 
 
@@ -151,7 +151,7 @@ def test_each_record_meets_its_own_caption_on_clients_and_server(
     test = vision_features(scorer.adapter.base, corpora.test, SilentReporter())
     figures = Evaluator(scorer, corpora, 64, SilentReporter(), contexts)(scorer.adapter.vector())
     scores = scorer.all(test, 64, contexts.test)
-    assert figures["mAP"] == mean_average_precision(targets(corpora.test), scores)
+    assert figures["mAP"] == Figures(targets(corpora.test), scores, multi=True, names=("mAP",))()["mAP"]
     bare = Evaluator(scorer, corpora, 64, SilentReporter())(scorer.adapter.vector())
     assert figures["mAP"] != bare["mAP"] and figures["macro_f1"] != bare["macro_f1"]
 

@@ -34,7 +34,7 @@ def test_every_code_has_a_section_with_description_and_cure() -> None:
 
 
 def test_settings_named_on_the_page_exist() -> None:
-    from carefl_secure.config.load import KNOWN as SETTINGS
+    from carefl_secure.config.explain import KNOWN as SETTINGS
 
     sections = {key.split(".")[0] for key in SETTINGS if "." in key}
     named = re.findall(rf"`((?:{'|'.join(sections)})\.\w+)`", PAGE)

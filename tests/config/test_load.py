@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from carefl_secure.config import Config, dump_config, load_config
-from carefl_secure.config.explain import REMOVED, RENAMED, RENAMED_VALUES
-from carefl_secure.config.load import FLAGS, KNOWN
+from carefl_secure.config.explain import FLAGS, KNOWN, REMOVED, RENAMED, RENAMED_VALUES
 from carefl_secure.errors import ConfigError
 
 

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from carefl_secure.config import Config, default_min_survivors, dump_config, load_config
-from carefl_secure.config.load import KNOWN
+from carefl_secure.config.explain import KNOWN
 from carefl_secure.errors import ConfigError
 
 

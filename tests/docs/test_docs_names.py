@@ -11,7 +11,7 @@ import pytest
 import typer.main
 
 from carefl_secure.cli.app import app
-from carefl_secure.config.load import KNOWN
+from carefl_secure.config.explain import KNOWN
 from carefl_secure.config.root import Config
 from tests.support import pages
 

@@ -10,7 +10,7 @@ from PIL import Image
 from carefl_secure.data.records import LabelSpace, Record
 from carefl_secure.errors import ConfigError, DataError
 from carefl_secure.evaluation.assess import Known, Scored, assess, attributes_of
-from carefl_secure.evaluation.settings import Settings
+from carefl_secure.evaluation.groups import Settings
 from carefl_secure.evaluation.summary import FORMAT, Cost, Evaluation
 
 COUNT = 80

@@ -5,14 +5,8 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 from carefl_secure.errors import DataError, NonFiniteError
-from carefl_secure.evaluation.average_precision import (
-    Ranking,
-    eleven_point_average_precisions,
-    eleven_point_mean_average_precision,
-    micro_average_precision,
-    sample_average_precisions,
-)
-from carefl_secure.evaluation.metrics import average_precisions
+from carefl_secure.evaluation.average_precision import Ranking
+from carefl_secure.evaluation.figures import Figures
 
 
 def column(*values: float) -> np.ndarray:
@@ -41,10 +35,10 @@ def slow_eleven(truth: np.ndarray, score: np.ndarray) -> float:
 
 def test_eleven_points_by_hand() -> None:
     # Positives at ranks 1 and 3 of 4: precision 1 up to recall 1/2 (six points), 2/3 up to 1.
-    found = eleven_point_average_precisions(column(1, 0, 1, 0), column(4, 3, 2, 1))
+    found = Ranking(column(1, 0, 1, 0), column(4, 3, 2, 1)).eleven_point()
     assert found[0] == pytest.approx((6 * 1 + 5 * 2 / 3) / 11)
     # Ranks 2 and 3: the later precision 2/3 is the higher one and counts from recall 0 on.
-    found = eleven_point_average_precisions(column(0, 1, 1, 0), column(4, 3, 2, 1))
+    found = Ranking(column(0, 1, 1, 0), column(4, 3, 2, 1)).eleven_point()
     assert found[0] == pytest.approx(2 / 3)
 
 
@@ -70,7 +64,7 @@ def test_a_recall_of_three_tenths_reaches_the_point_three_tenths() -> None:
     truth = column(*[1] * 3, *[0] * 7, *[1] * 7)
     score = column(*range(17, 0, -1))
     expected = (4 * 1 + 7 * 10 / 17) / 11
-    assert eleven_point_average_precisions(truth, score)[0] == pytest.approx(expected)
+    assert Ranking(truth, score).eleven_point()[0] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -78,19 +72,17 @@ def test_a_recall_of_three_tenths_reaches_the_point_three_tenths() -> None:
 def test_against_scikit_learn_and_the_definition(seed: int, ties: bool) -> None:
     targets, scores = drawn(seed, ties)
     ranking = Ranking(targets, scores)
-    assert ranking.average_precisions() == pytest.approx(average_precisions(targets, scores))
+    each = [average_precision_score(t, s) for t, s in zip(targets.T, scores.T, strict=True)]
+    assert ranking.average_precisions() == pytest.approx(each)
+    found = Figures(targets, scores, multi=True)()
     assert ranking.average_precisions().mean() == pytest.approx(
         average_precision_score(targets, scores, average="macro")
     )
-    assert micro_average_precision(targets, scores) == pytest.approx(
-        average_precision_score(targets, scores, average="micro")
-    )
-    assert sample_average_precisions(targets, scores).mean() == pytest.approx(
-        average_precision_score(targets, scores, average="samples")
-    )
+    assert found["micro_AP"] == pytest.approx(average_precision_score(targets, scores, average="micro"))
+    assert found["sample_AP"] == pytest.approx(average_precision_score(targets, scores, average="samples"))
     expected = [slow_eleven(t, s) for t, s in zip(targets.T, scores.T, strict=True)]
     assert ranking.eleven_point() == pytest.approx(expected)
-    assert eleven_point_mean_average_precision(targets, scores) == pytest.approx(np.mean(expected))
+    assert found["mAP_11point"] == pytest.approx(np.mean(expected))
 
 
 @pytest.mark.parametrize("ties", [False, True])
@@ -119,7 +111,7 @@ def test_labels_without_a_positive_are_undefined() -> None:
     assert ranking.average_precisions()[0] == ranking.eleven_point()[0] == 1
     assert np.isnan([ranking.average_precisions()[1], ranking.eleven_point()[1]]).all()
     assert np.isnan(ranking.average_precisions(np.array([0.0, 1.0]))).all()
-    samples = sample_average_precisions(np.array([[1, 0], [0, 0]]), np.array([[1, 2], [0, 1]]))
+    samples = Ranking(np.array([[1, 0], [0, 0]]).T, np.array([[1, 2], [0, 1]]).T).average_precisions()
     assert samples[0] == 0.5
     assert np.isnan(samples[1])
 

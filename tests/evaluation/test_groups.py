@@ -6,8 +6,7 @@ import pytest
 from carefl_secure.errors import ConfigError
 from carefl_secure.evaluation.bootstrap import units_of
 from carefl_secure.evaluation.figures import Figures
-from carefl_secure.evaluation.groups import UNSTATED, Comparison, compare
-from carefl_secure.evaluation.settings import Settings
+from carefl_secure.evaluation.groups import UNSTATED, Comparison, Settings, compare
 
 
 def people(skill: dict[str | None, float], each: int, seed: int = 0) -> tuple[list[str | None], Figures]:

@@ -16,7 +16,7 @@ from carefl_secure.errors import RunError
 from carefl_secure.federation.plan.run_plan import SPARSE_ABOVE
 from carefl_secure.privacy import Ledger, epsilon, event_from_json
 from carefl_secure.report import FORMAT, Report, refuse_void, write_report
-from carefl_secure.report.render.card import put_into_readme
+from carefl_secure.report.render.page import put_into_readme
 from carefl_secure.report.run_record import read_run
 from carefl_secure.report.sections import aggregation_of, trust_part
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -55,9 +54,9 @@ class AttributeInference(Attack[AttributeView, Mapping[str, npt.NDArray[np.str_]
     Jayaraman, Evans, "Are Attribute Inference Attacks Just Imputation?", CCS 2022.
     """
 
-    name: ClassVar[str] = "attributes"
-    adversary: ClassVar[str] = "a user of the released adapter who knows the rest of a record"
-    view: ClassVar[type] = AttributeView
+    name = "attributes"
+    adversary = "a user of the released adapter who knows the rest of a record"
+    view = AttributeView
 
     def attack(self, view: AttributeView) -> Mapping[str, npt.NDArray[np.str_]]:
         """Return the guessed values of the targets, by how much was used."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -30,9 +29,9 @@ class GradientCanaries(Attack[ReleaseView, npt.NDArray[np.float64]]):
     .. math:: s = \sum_t \log\left(1 - q + q\, e^{(2 x_t - 1) / 2 \sigma_t^2}\right).
     """
 
-    name: ClassVar[str] = "canaries"
-    adversary: ClassVar[str] = "anyone who sees the opened sums"
-    view: ClassVar[type] = ReleaseView
+    name = "canaries"
+    adversary = "anyone who sees the opened sums"
+    view = ReleaseView
 
     def attack(self, view: ReleaseView) -> npt.NDArray[np.float64]:
         """Return one score per canary; higher means "was in"."""

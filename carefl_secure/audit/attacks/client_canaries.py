@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from carefl_secure.audit.attacks.canaries import judge_coins
 from carefl_secure.audit.bounds.one_run import Curve
-from carefl_secure.audit.replay.known_task import KnownTask
+from carefl_secure.audit.replay.canary_run import KnownTask
 from carefl_secure.audit.replay.recording import Rehearsal, play
 from carefl_secure.audit.views import Attack, Finding, ReleaseView
 from carefl_secure.config import Config
@@ -25,7 +24,6 @@ from carefl_secure.noise import KeySource
 from carefl_secure.progress import Reporter
 
 Coins = npt.NDArray[np.bool_]
-_LEAST_COORDINATES = 64
 
 
 class ClientCanaries(Attack[ReleaseView, npt.NDArray[np.float64]]):
@@ -41,9 +39,9 @@ class ClientCanaries(Attack[ReleaseView, npt.NDArray[np.float64]]):
     canary clients; the bounds are those of Steinke et al. 2023 and Mahloujifar et al. 2025.
     """
 
-    name: ClassVar[str] = "client-canaries"
-    adversary: ClassVar[str] = "anyone who sees the opened sums"
-    view: ClassVar[type] = ReleaseView
+    name = "client-canaries"
+    adversary = "anyone who sees the opened sums"
+    view = ReleaseView
 
     def attack(self, view: ReleaseView) -> npt.NDArray[np.float64]:
         """Return one score per round and client, shape [rounds, clients]."""

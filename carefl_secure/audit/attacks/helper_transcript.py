@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 from carefl_secure.audit.attacks.transcript import CHANCE, Weakness, asked_twice, judge, read_replies, residue_chance
 from carefl_secure.audit.views import Attack, Finding, HolderView, MemberView
@@ -32,9 +31,9 @@ _HOLDER_FIELDS: dict[str, set[str]] = {
 class MemberEyes(Attack[MemberView, list[Weakness]]):
     """Searches what one member was sent for more than lists, and for answers given twice."""
 
-    name: ClassVar[str] = "helper-view"
-    adversary: ClassVar[str] = "one member of the committee"
-    view: ClassVar[type] = MemberView
+    name = "helper-view"
+    adversary = "one member of the committee"
+    view = MemberView
 
     def attack(self, view: MemberView) -> list[Weakness]:
         """Return every weakness found."""
@@ -59,9 +58,9 @@ class MemberEyes(Attack[MemberView, list[Weakness]]):
 class HolderEyes(Attack[HolderView, list[Weakness]]):
     """Inspects the decrypted sums, which should be uniform, and all else the holder received."""
 
-    name: ClassVar[str] = "helper-view"
-    adversary: ClassVar[str] = "the key holder"
-    view: ClassVar[type] = HolderView
+    name = "helper-view"
+    adversary = "the key holder"
+    view = HolderView
 
     def attack(self, view: HolderView) -> list[Weakness]:
         """Return every weakness found."""

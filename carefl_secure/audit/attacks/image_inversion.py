@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -45,9 +44,9 @@ class CandidateView:
 class ImageMatching(Attack[CandidateView, Array]):
     """Scores candidate records by the cosine of their update and the one that was seen."""
 
-    name: ClassVar[str] = "images"
-    adversary: ClassVar[str] = "anyone who gets hold of one client's update and has candidates"
-    view: ClassVar[type] = CandidateView
+    name = "images"
+    adversary = "anyone who gets hold of one client's update and has candidates"
+    view = CandidateView
 
     def attack(self, view: CandidateView) -> Array:
         """Return one score per candidate, shape [candidates]."""
@@ -78,9 +77,9 @@ class FeatureInversion(Attack[FeatureView, Tensor]):
     Gradients", NeurIPS 2020, for the cosine in place of the distance.
     """
 
-    name: ClassVar[str] = "images"
-    adversary: ClassVar[str] = "anyone who gets hold of one client's update"
-    view: ClassVar[type] = FeatureView
+    name = "images"
+    adversary = "anyone who gets hold of one client's update"
+    view = FeatureView
 
     def __init__(self, steps: int = _STEPS) -> None:
         self._steps = steps
@@ -163,8 +162,5 @@ class Pictures:
 
     def likeness(self, features: Tensor, index: int) -> float:
         """Return the cosine of found and true features, both less the public mean."""
-        found, true = (x.flatten() for x in (features - self.mean, self._centred(index)))
+        found, true = ((x - self.mean).flatten() for x in (features, self.features[index : index + 1]))
         return float(found @ true / (found.norm() * true.norm()).clamp_min(1e-30))
-
-    def _centred(self, index: int) -> Tensor:
-        return self.features[index : index + 1] - self.mean

@@ -8,7 +8,7 @@ import numpy as np
 
 from carefl_secure.audit.attacks.image_inversion import FeatureInversion, ImageMatching, Pictures
 from carefl_secure.audit.attacks.update_transforms import masked, noisy
-from carefl_secure.audit.bounds.clopper_pearson import exact_interval, lower_limit
+from carefl_secure.audit.bounds.clopper_pearson import lower_limit, rate_figures
 from carefl_secure.audit.views import Figure, Finding, Verdict
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.privacy.accounting.attack_bounds import attacker_bounds
@@ -80,15 +80,9 @@ def judge_images(
     limits = {"masked": chance, "noise": 1.0 if ceiling is None else ceiling}
     findings = []
     for kind in kinds:
-        low, high = exact_interval(hits[kind], trials)
-        figures: dict[str, Figure] = {
-            "hit rate": hits[kind] / trials,
-            "hit rate, 95 % low": low,
-            "hit rate, 95 % high": high,
-            "chance": chance,
-            "candidates": pictures.count,
-            "trials": trials,
-        }
+        rate = rate_figures("hit rate", hits[kind], trials)
+        _, low, high = rate.values()
+        figures: dict[str, Figure] = {**rate, "chance": chance, "candidates": pictures.count, "trials": trials}
         verdict: Verdict = "measured"
         bound = ""
         if kind in limits:
@@ -135,7 +129,6 @@ def invert_images(
             found = attack(pictures.blind(update, index))
             cosines.append(pictures.likeness(found, index))
             hits += pictures.nearest(found) == index
-        low, high = exact_interval(hits, trials)
         mean = float(np.mean(cosines))
         findings.append(
             Finding(
@@ -149,9 +142,7 @@ def invert_images(
                     "cosine": mean,
                     "least cosine": float(min(cosines)),
                     "largest cosine": float(max(cosines)),
-                    "hit rate": hits / trials,
-                    "hit rate, 95 % low": low,
-                    "hit rate, 95 % high": high,
+                    **rate_figures("hit rate", hits, trials),
                     "trials": trials,
                     "steps": steps,
                 },

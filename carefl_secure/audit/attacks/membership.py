@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -48,9 +47,9 @@ class Membership(Attack[AdapterView, dict[str, Losses]]):
     High-Power Membership Inference Attacks" (RMIA), ICML 2024, offline with one reference.
     """
 
-    name: ClassVar[str] = "membership"
-    adversary: ClassVar[str] = "a user of the released adapter"
-    view: ClassVar[type] = AdapterView
+    name = "membership"
+    adversary = "a user of the released adapter"
+    view = AdapterView
 
     def attack(self, view: AdapterView) -> dict[str, Losses]:
         """Return one score per candidate and kind; higher means "was trained on"."""

@@ -6,7 +6,6 @@ import itertools
 import zlib
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Mapping
-from typing import ClassVar
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
@@ -81,9 +80,9 @@ class ServerEyes(Attack[TranscriptView, list[Weakness]]):
     or a key holder the same is asked of what these sent.
     """
 
-    name: ClassVar[str] = "server-view"
-    adversary: ClassVar[str] = "the server"
-    view: ClassVar[type] = TranscriptView
+    name = "server-view"
+    adversary = "the server"
+    view = TranscriptView
 
     def attack(self, view: TranscriptView) -> list[Weakness]:
         """Return every weakness found."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from carefl_secure.audit.attacks.update_transforms import masked, noisy
-from carefl_secure.audit.bounds.clopper_pearson import exact_interval
+from carefl_secure.audit.bounds.clopper_pearson import rate_figures
 from carefl_secure.audit.views import Attack, Finding
 from carefl_secure.model.loader import Base
 from carefl_secure.model.lora import Adapter
@@ -51,9 +50,9 @@ class SpanCheck(Attack[UpdateView, Matrix]):
     check of full attention gradients carries over to low-rank ones.
     """
 
-    name: ClassVar[str] = "reconstruction"
-    adversary: ClassVar[str] = "anyone who gets hold of one client's update"
-    view: ClassVar[type] = UpdateView
+    name = "reconstruction"
+    adversary = "anyone who gets hold of one client's update"
+    view = UpdateView
 
     def attack(self, view: UpdateView) -> Matrix:
         """Return the residual of each token, shape [tokens]; small means "was in the text"."""
@@ -188,7 +187,6 @@ def judge_spans(
         chance = min(1.0, tokens / texts.vocabulary)
         mean = float(np.mean(values))
         error = math.sqrt(max(mean * (1 - mean), chance * (1 - chance)) / (tokens * trials))
-        low, high = exact_interval(round(mean * tokens * trials), tokens * trials)
         guarded = kind in ("masked", "noise")
         bad = guarded and mean > chance + _MARGIN + 3 * error
         findings.append(
@@ -198,9 +196,8 @@ def judge_spans(
                 "falsified" if bad else "passed" if guarded else "measured",
                 f"From {situations[kind]}, {mean:.1%} of the tokens came back (chance {chance:.1%}).{note}",
                 {
+                    **rate_figures("recall", round(mean * tokens * trials), tokens * trials),
                     "recall": mean,
-                    "recall, 95 % low": low,
-                    "recall, 95 % high": high,
                     "chance": chance,
                     "tokens": tokens,
                     "trials": trials,

@@ -10,14 +10,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import numpy.typing as npt
 from scipy.special import ndtri
 from scipy.stats import beta
 
-from carefl_secure.audit.bounds.gdp import gdp_epsilon
-
-Scores = npt.NDArray[np.float64]
-Members = npt.NDArray[np.bool_]
+from carefl_secure.audit.bounds.one_run import Members, Scores, gdp_epsilon
 
 
 def clopper_pearson(hits: int, trials: int, error: float) -> float:
@@ -34,6 +30,12 @@ def exact_interval(hits: int, trials: int, confidence: float = 0.95) -> tuple[fl
     """Return the two-sided interval of Clopper and Pearson for a rate."""
     error = (1.0 - confidence) / 2
     return lower_limit(hits, trials, error), clopper_pearson(hits, trials, error)
+
+
+def rate_figures(name: str, hits: int, trials: int) -> dict[str, float]:
+    """Return a rate and its 95 % interval as figures of a finding."""
+    low, high = exact_interval(hits, trials)
+    return {name: hits / trials, f"{name}, 95 % low": low, f"{name}, 95 % high": high}
 
 
 def clopper_pearson_epsilon(

@@ -7,17 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from scipy.optimize import brentq
 from scipy.stats import nct
 from scipy.stats import t as student
 
 from carefl_secure.audit.bounds.clopper_pearson import clopper_pearson_epsilon, clopper_pearson_gaussian
-from carefl_secure.audit.bounds.gdp import gdp_epsilon
-from carefl_secure.audit.bounds.one_run import fdp_epsilon, fdp_gaussian, steinke_epsilon
-
-Scores = npt.NDArray[np.float64]
-Members = npt.NDArray[np.bool_]
+from carefl_secure.audit.bounds.one_run import Members, Scores, fdp_epsilon, fdp_gaussian, gdp_epsilon, steinke_epsilon
 
 
 def gaussian_estimate(scores: Scores, member: Members, delta: float, *, confidence: float = 0.95) -> float:

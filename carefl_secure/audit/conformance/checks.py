@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -62,9 +62,9 @@ class MachineView:
 class Conformance(Attack[MachineView, list[Finding]]):
     """Checks noise, its freshness, clipping, sensitivity, sampler and independence of losses."""
 
-    name: ClassVar[str] = "conformance"
-    adversary: ClassVar[str] = "the auditor of one's own machine"
-    view: ClassVar[type] = MachineView
+    name = "conformance"
+    adversary = "the auditor of one's own machine"
+    view = MachineView
 
     def attack(self, view: MachineView) -> list[Finding]:
         """Return one finding per check."""
@@ -116,43 +116,23 @@ class Conformance(Attack[MachineView, list[Finding]]):
         )
 
     def _bounds(self, view: MachineView) -> Iterator[Finding]:
+        """Measure what a client or each record alone releases, and what leaving one record out changes."""
+        task, numbers = view.probe.task, (1, 2)
         if view.plan.privacy.unit == "client":
-            yield self._move(view)
-            words = "The run bounds whole clients, not single records."
-            yield self.skip("remove one", words)
+            work = local_work(view.plan, task, 0)
+            released = [work.release(view.adapter, number, SystemKeySource()) for number in numbers]
+            words = f"What a client of {task.records} records moves in a round is {{}} of the clipping norm at most."
         else:
-            yield self._clipping(view)
+            alone = [np.array([i]) for i in range(task.records)]
+            released = [task.clipped_sum(view.adapter, one, number) for one in alone for number in numbers]
+            words = f"The largest of {task.records} records alone moves the sum by {{}} of the clipping norm."
+        worst = max(float(np.linalg.norm(one)) for one in released) / view.plan.privacy.clipping_norm
+        text = words.format(f"{worst:.7f}")
+        yield self._finding("clipping", worst <= 1.0 + _ROUNDING, text, largest=worst, records=task.records)
+        if view.plan.privacy.unit == "client":
+            yield self.skip("remove one", "The run bounds whole clients, not single records.")
+        else:
             yield self._remove_one(view)
-
-    def _move(self, view: MachineView) -> Finding:
-        """Run the local steps of the real task, and measure the update that would be released."""
-        task, bound = view.probe.task, view.plan.privacy.clipping_norm
-        work = local_work(view.plan, task, 0)
-        norms = [float(np.linalg.norm(work.release(view.adapter, number, SystemKeySource()))) for number in (1, 2)]
-        worst = max(norms) / bound
-        return self._finding(
-            "clipping",
-            worst <= 1.0 + _ROUNDING,
-            f"What a client of {task.records} records moves in a round is {worst:.7f} of the clipping norm at most.",
-            largest=worst,
-            records=task.records,
-        )
-
-    def _clipping(self, view: MachineView) -> Finding:
-        task, bound = view.probe.task, view.plan.privacy.clipping_norm
-        norms = [
-            float(np.linalg.norm(task.clipped_sum(view.adapter, np.array([i]), number)))
-            for i in range(task.records)
-            for number in (1, 2)
-        ]
-        worst = max(norms) / bound
-        return self._finding(
-            "clipping",
-            worst <= 1.0 + _ROUNDING,
-            f"The largest of {task.records} records alone moves the sum by {worst:.7f} of the clipping norm.",
-            largest=worst,
-            records=task.records,
-        )
 
     def _remove_one(self, view: MachineView) -> Finding:
         """Remove each record of a batch in turn, which a mean over the batch would fail."""

@@ -13,8 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from carefl_secure.audit.conformance.hypothesis_tests import noise_chances
-from carefl_secure.audit.replay.canary_run import plan_like
-from carefl_secure.audit.replay.known_task import KnownTask
+from carefl_secure.audit.replay.canary_run import KnownTask, plan_like
 from carefl_secure.audit.replay.recording import play
 from carefl_secure.config import Config
 from carefl_secure.federation.plan.run_plan import RunPlan

@@ -167,7 +167,7 @@ class _Keeper:
         del state
 
 
-class _Rounds:
+class _Rounds(SilentReporter):
     """Passes progress on under the audit's own name, without the figures of rounds."""
 
     def __init__(self, reporter: Reporter) -> None:
@@ -184,9 +184,6 @@ class _Rounds:
 
     def note(self, text: str) -> None:
         self._reporter.note(text)
-
-    def round(self, row: Mapping[str, float | int | str]) -> None:
-        """Discard the row: a rehearsal's figures are no result."""
 
 
 def _heard(node: int, message: Any) -> Heard:

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import yaml
 
-from carefl_secure.audit.threat_models.attack_names import ATTACK_NAMES
-from carefl_secure.audit.threat_models.schema import ThreatModel
-from carefl_secure.config.load import KNOWN
+from carefl_secure.audit.threat_models.schema import ATTACK_NAMES, ThreatModel
+from carefl_secure.config.explain import KNOWN
 from carefl_secure.config.shipped import shipped_folder
 from carefl_secure.errors import ConfigError
 

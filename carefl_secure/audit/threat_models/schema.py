@@ -66,8 +66,19 @@ ATLAS: dict[str, str] = {
     "AML.T0044": "full AI model access",
 }
 """Names in MITRE ATLAS of the ids in use."""
-NIST: tuple[str, ...] = Nist.__args__  # type: ignore[attr-defined]
-"""Terms of NIST AI 100-2 in use: goals first, then attacks."""
+ATTACK_NAMES = (
+    "conformance",
+    "server-view",
+    "helper-view",
+    "canaries",
+    "client-canaries",
+    "reconstruction",
+    "images",
+    "membership",
+    "exposure",
+    "attributes",
+)
+"""In the order in which an audit runs them; a test holds this against the attacks themselves."""
 
 
 class Threat(Section):

@@ -1,17 +1,18 @@
-"""``carefl-secure server`` and ``submit``: the side that adds up."""
+"""``carefl-secure server``, ``node`` and ``submit``: the side that adds up, and a site's part in it."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 
+from carefl_secure.cli.console import require_run
 from carefl_secure.cli.figures import show, to_json
 from carefl_secure.cli.reporter import RichReporter
 from carefl_secure.config import load_config
-from carefl_secure.errors import ConfigError, RunError
+from carefl_secure.errors import ConfigError
 from carefl_secure.run_folder import Interrupted
 
 server = typer.Typer(name="server", no_args_is_help=True, help="Run the server from its bundle.")
@@ -65,9 +66,8 @@ def submit(
         settings = load_config(run, [*(set_ or ()), *_AT_SITES])
     elif run is not None or set_:
         raise ConfigError("--resume takes the settings of the run it names; leave the others out")
-    elif not (resume / "config.yaml").is_file():
-        raise RunError(f"{resume} is not a run folder: it holds no config.yaml; give runs/<id>")
     else:
+        require_run(resume)
         settings = load_config(resume / "config.yaml", ())
     from carefl_secure.deployment.superlink.remote import Remote
     from carefl_secure.runs.train import train
@@ -83,3 +83,36 @@ def submit(
         typer.echo(to_json(summary))
     else:
         show(summary)
+
+
+node = typer.Typer(name="node", no_args_is_help=True, help="Run a site from its bundle.")
+
+
+@node.callback()
+def _node_group() -> None:
+    """Keep ``start`` a command of its own."""
+
+
+@node.command("start")
+def start_node(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The site's bundle.")],
+    server: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Another address than the bundle's.")] = None,
+    only: Annotated[
+        Literal["agent", "supernode"] | None,
+        typer.Option(help="One half; the other runs under another account or in a container."),
+    ] = None,
+    socket: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Where the two halves meet; with --only.")
+    ] = None,
+    work: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Folder for logs and Flower's files; the bundle's own.")
+    ] = None,
+) -> None:
+    """Start the site's agent and its SuperNode; ends with Ctrl-C.
+
+    The agent holds keys, records, ledger and policy.yaml, and refuses what the policy does not
+    allow. Flower runs only a relay.
+    """
+    from carefl_secure.deployment.site.services import run_node
+
+    run_node(bundle, server, typer.echo, only=only, socket=socket, work=work)

@@ -1,15 +1,16 @@
-"""``carefl-secure status``: where a run stands, read from its folder."""
+"""``carefl-secure status`` and ``doctor``: where a run stands, and whether this machine is fit to take part."""
 
 from __future__ import annotations
 
-import json as json_text
+import dataclasses
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
-from carefl_secure.cli.console import Json, Run, require_run
+from carefl_secure.cli.console import Json, Run, require_run, write_json
 from carefl_secure.cli.figures import figure
+from carefl_secure.errors import EngineError
 
 
 def status(run: Run, json: Json = False) -> None:
@@ -18,8 +19,7 @@ def status(run: Run, json: Json = False) -> None:
     Epsilon is priced from the ledgers in the run folder; the one that holds most counts.
     """
     require_run(run)
-    from carefl_secure.privacy.ledger.run_spending import RunSpending, run_spending
-    from carefl_secure.privacy.ledger.statement import delta_for
+    from carefl_secure.privacy.ledger.statement import RunSpending, delta_for, run_spending
     from carefl_secure.run_folder import RunFolder
 
     folder = RunFolder.open(run)
@@ -41,7 +41,22 @@ def status(run: Run, json: Json = False) -> None:
         "seconds_per_round": (sum(float(row.get("seconds", 0)) for row in rows) / len(rows) if rows else None),
     }
     if json:
-        typer.echo(json_text.dumps(found, indent=2))
+        write_json(found)
         return
     for name, value in found.items():
         typer.echo(f"{name.replace('_', ' '):28}{figure(name, value) or '-'}")
+
+
+def doctor(json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False) -> None:
+    """Check environment, entropy, clock, ports and TLS, and run every invariant on itself."""
+    from carefl_secure.deployment.doctor import examine
+
+    found = examine()
+    if json:
+        write_json([dataclasses.asdict(one) for one in found])
+    else:
+        for one in found:
+            typer.echo(f"{'ok  ' if one.ok else 'FAIL'}  {one.name}: {one.seen}")
+    bad = [one.name for one in found if not one.ok]
+    if bad:
+        raise EngineError(f"this machine is not fit: {', '.join(bad)}; see the lines above")

@@ -1,4 +1,4 @@
-"""``carefl-secure audit``: attack a finished run as its adversaries could."""
+"""``carefl-secure audit`` and ``report``: attack a finished run, and state what it spent and protects."""
 
 from __future__ import annotations
 
@@ -51,3 +51,20 @@ def audit(
         say(result.summary())
         say(f"  {run / 'audit' / f'{name}.md'}")
     refuse_falsified(result)
+
+
+def report(run: Run, json: Json = False) -> None:
+    """Write the privacy report of a run into its folder; a void report exits with an error.
+
+    Everything is read from the run folder, and epsilon is recomputed from its ledgers.
+    """
+    require_run(run)
+    from carefl_secure.report import refuse_void, write_report
+
+    found, files = write_report(run)
+    if json:
+        typer.echo(found.as_json())
+    else:
+        for text in (found.summary(), *(f"  {file}" for file in files)):
+            say(text)
+    refuse_void(found)

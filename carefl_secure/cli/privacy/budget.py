@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json as json_text
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -12,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from carefl_secure.cli.console import Json, result_table, write_line
+from carefl_secure.cli.console import Json, result_table, write_json, write_line
 from carefl_secure.cli.options import unfold
 from carefl_secure.rounding import round_up
 
@@ -75,7 +74,7 @@ def budget(
     found = solve_budget(BudgetQuestion(**dataclasses.asdict(question)))
     second = _opacus_epsilon(found) if crosscheck else None
     if json:
-        typer.echo(json_text.dumps(_as_json(found, second), indent=2, allow_nan=False))
+        write_json({**dataclasses.asdict(found), "opacus_prv_epsilon": second})
     else:
         _show(found, second, crosscheck)
 
@@ -88,25 +87,6 @@ def _opacus_epsilon(found: Budget) -> float | None:
     from carefl_secure.privacy.accounting.opacus_prv import opacus_prv_epsilon
 
     return opacus_prv_epsilon(found.sample_rate, found.noise_multiplier, found.rounds, found.delta)
-
-
-def _as_json(found: Budget, second: float | None) -> dict[str, object]:
-    return {
-        "epsilon": found.epsilon,
-        "noise_multiplier": found.noise_multiplier,
-        "rounds": found.rounds,
-        "sample_rate": found.sample_rate,
-        "delta": found.delta,
-        "adjacency": found.adjacency,
-        "unit": found.unit,
-        "accountant": found.accountant,
-        "mechanism": found.mechanism,
-        "dimension": found.dimension,
-        "records_per_person": found.records_per_person,
-        "verdict": found.verdict,
-        "solved_for": found.solved_for,
-        "opacus_prv_epsilon": second,
-    }
 
 
 def _show(found: Budget, second: float | None, crosscheck: bool) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json as json_text
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from carefl_secure.cli.console import Json, result_console, result_table, say
+from carefl_secure.cli.console import Json, result_console, result_table, say, write_json
 from carefl_secure.errors import LedgerError
 from carefl_secure.rounding import round_up
 
@@ -52,7 +51,7 @@ def verify(
             row |= {"whole": False, "error": str(error)}
         found.append(row)
     if json:
-        typer.echo(json_text.dumps(found, indent=2))
+        write_json(found)
     else:
         for row in found:
             fine = f"  {row.get('entries')} entries, head {row.get('head') or 'none'}"
@@ -76,7 +75,7 @@ def show(
     chosen = delta_for(path) if delta is None else delta
     found = [statement(file, chosen) for file in files]
     if json:
-        typer.echo(json_text.dumps([one.to_json() for one in found], indent=2, allow_nan=False))
+        write_json([one.to_json() for one in found])
         return
     console = result_console()
     for one in found:
@@ -87,6 +86,8 @@ def show(
 
 
 def _show(one: Statement, console: Console) -> None:
+    from carefl_secure.privacy.ledger.statement import event_words
+
     about = ", ".join(f"{name} {value}" for name, value in sorted(one.identity.items()))
     say(f"{one.path}" + (f" ({about})" if about else ""))
     names = ("entries", "first", "run", "spends", "released", "epsilon alone")
@@ -99,7 +100,7 @@ def _show(one: Statement, console: Console) -> None:
             line.time[:19].replace("T", " "),
             line.run,
             str(line.count),
-            line.words,
+            event_words(line.event),
             round_up(line.epsilon),
         )
     if one.lines:

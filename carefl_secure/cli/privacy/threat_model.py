@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json as json_text
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from carefl_secure.cli.console import Json, result_console, result_table, say
+from carefl_secure.cli.console import Json, result_console, result_table, say, write_json
 from carefl_secure.errors import ConfigError
 
 threat_model = typer.Typer(name="threat-model", no_args_is_help=True, help="Read and check the threat models.")
@@ -25,7 +24,7 @@ def list_(dir_: Folder = None, json: Json = False) -> None:
     counts = {m.name: {d: sum(t.defended == d for t in m.threats) for d in ("yes", "partly", "no")} for m in models}
     if json:
         rows = [{"name": m.name, "title": m.title, "threats": counts[m.name], "attacks": m.attacks} for m in models]
-        typer.echo(json_text.dumps(rows, indent=2))
+        write_json(rows)
         return
     words = ("name", "adversary", "audit attacks")
     table = result_table("name", "adversary", "held", "partly", "not", "audit attacks", left=words)
@@ -71,7 +70,7 @@ def check(dir_: Folder = None, json: Json = False) -> None:
     models = load_models(folder)
     faults = check_models(models, folder.resolve().parent)
     if json:
-        typer.echo(json_text.dumps({"models": len(models), "faults": faults}, indent=2))
+        write_json({"models": len(models), "faults": faults})
     if faults:
         listed = "\n".join(f"  {fault}" for fault in faults)
         raise ConfigError(f"the threat models do not fit the code; correct either:\n{listed}")

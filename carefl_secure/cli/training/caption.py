@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json as json_
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from carefl_secure.cli.console import Json, Quiet, require_corpus, result_console, result_table, say
+from carefl_secure.cli.console import Json, Quiet, require_corpus, result_console, result_table, say, write_json
 from carefl_secure.cli.options import unfold
 from carefl_secure.cli.reporter import running
 from carefl_secure.config import load_config
@@ -83,7 +82,7 @@ def caption(
     if json:
         found = {name: one.as_json() for name, one in parts.items()}
         out = {"folder": str(kept.folder), "captioner": kept.facts, "splits": found}
-        typer.echo(json_.dumps(out, indent=2, allow_nan=False))
+        write_json(out)
     else:
         _show(kept, parts)
 

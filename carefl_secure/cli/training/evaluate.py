@@ -93,7 +93,7 @@ def evaluate(run: Run, options: EvaluateOptions, quiet: Quiet = False, json: Jso
         return
     videos = options.videos
     # Heavy imports wait until the options are checked.
-    from carefl_secure.evaluation.settings import Settings
+    from carefl_secure.evaluation.groups import Settings
 
     settings = Settings(
         replicates=options.bootstrap, groups=tuple(options.group) if options.group else None, minimum=options.minimum

@@ -52,15 +52,12 @@ def experiment(
     from carefl_secure.experiment.run import run_cells
     from carefl_secure.experiment.table import results
     from carefl_secure.report.render.experiment_page import experiment_html, experiment_markdown
-    from carefl_secure.run_folder import write_atomically
+    from carefl_secure.run_folder import make_folder, write_atomically
 
     with running(quiet) as reporter:
         finished = run_cells(cells, jobs, reporter)
     found = results(asked, finished, folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot make {folder}: {error.strerror}") from error
+    make_folder(folder)
     text = json_.dumps(found, indent=2, allow_nan=False) + "\n"
     write_atomically(folder / "results.json", text.encode())
     write_atomically(folder / "table.md", experiment_markdown(found).encode())

@@ -1,4 +1,4 @@
-"""``carefl-secure train``: one whole federated run."""
+"""``carefl-secure train`` and ``pretrain``: one whole federated run, and the embedded model that it tunes."""
 
 from __future__ import annotations
 
@@ -129,3 +129,17 @@ def train(options: TrainOptions, quiet: Quiet = False, json: Json = False) -> No
         typer.echo(to_json(summary))
     else:
         show(summary)
+
+
+def pretrain(
+    output: Annotated[Path, typer.Argument(help="Folder to write the model to.")],
+    seed: Annotated[int, typer.Option(min=0, help="Seed of data, weights and order.")] = 0,
+    steps: Annotated[int | None, typer.Option(min=1, help="Training steps; without it, the full number.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train the small base model on synthetic scenes and write it to a folder."""
+    from carefl_secure.model.pretrain import pretrain as pretrain_base
+
+    with running(quiet) as reporter:
+        written = pretrain_base(output, seed=seed, steps=steps, reporter=reporter)
+    typer.echo(f"model: {written}")

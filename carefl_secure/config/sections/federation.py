@@ -153,19 +153,13 @@ class FederationConfig(Section):
                 f"not {self.clients}; set federation.aggregation=committee"
             )
         members = type(self).model_fields["committee_members"].default
-        if self.aggregation != "committee" and self.committee_members != members:
-            raise ValueError(
-                f"federation.committee_members={self.committee_members} has no effect under "
-                f"federation.aggregation={self.aggregation}; set federation.aggregation=committee "
-                "or leave federation.committee_members out"
-            )
-        if self.aggregation != "committee" and self.committee_dropout_tolerance:
-            raise ValueError(
-                f"federation.committee_dropout_tolerance={self.committee_dropout_tolerance} has "
-                "no effect under "
-                f"federation.aggregation={self.aggregation}; set federation.aggregation=committee "
-                "or leave federation.committee_dropout_tolerance out"
-            )
+        for name, default in (("committee_members", members), ("committee_dropout_tolerance", 0)):
+            value = getattr(self, name)
+            if self.aggregation != "committee" and value != default:
+                raise ValueError(
+                    f"federation.{name}={value} has no effect under federation.aggregation="
+                    f"{self.aggregation}; set federation.aggregation=committee or leave federation.{name} out"
+                )
         if 2 * self.committee_dropout_tolerance >= self.committee_members:
             raise ValueError(
                 f"federation.committee_dropout_tolerance={self.committee_dropout_tolerance} "

@@ -13,9 +13,9 @@ from scipy.special import ndtr, ndtri
 
 from carefl_secure.errors import ConfigError
 from carefl_secure.privacy.accounting.accountant import GRID, SKELLAM_GRID
-from carefl_secure.privacy.accounting.events import Event, SampledGaussian, SampledSkellam, merged
+from carefl_secure.privacy.accounting.events import Event, SampledGaussian, merged
 from carefl_secure.privacy.accounting.loss_distribution import usable_grid
-from carefl_secure.privacy.accounting.skellam_pld import hidden_gaussian
+from carefl_secure.privacy.accounting.skellam_pld import gaussian_inside
 from carefl_secure.privacy.accounting.skellam_rdp import ORDERS, sampled_rdp
 
 if TYPE_CHECKING:
@@ -139,8 +139,8 @@ def _curve(events: Sequence[Event]) -> tuple[Callable[[_Vector], _Vector], str, 
     if _has_pld(events):
         return _from_pld(events), _PLD, 0.0
     renyi = _from_renyi(events)
-    found = _hidden(events)
-    if found is None:
+    found = gaussian_inside(merged(events), _DISTANCE)
+    if found is None or not _has_pld(found[0]):
         return renyi, _RDP, 0.0
     loss = _from_pld(found[0], SKELLAM_GRID)
     at = np.array([0.01])
@@ -149,28 +149,10 @@ def _curve(events: Sequence[Event]) -> tuple[Callable[[_Vector], _Vector], str, 
     return loss, _HIDDEN, found[1]
 
 
-def _hidden(events: Sequence[Event]) -> tuple[list[Event], float] | None:
-    """Replace Skellam noise by the Gaussian inside; None where some event has none."""
-    gaussian: list[Event] = []
-    distance = 0.0
-    once = merged(events)
-    for event in once:
-        if not isinstance(event, SampledSkellam):
-            gaussian.append(event)
-            continue
-        found = hidden_gaussian(event, _DISTANCE / len(once))
-        if found is None:
-            return None
-        gaussian.append(found[0])
-        distance += found[1]
-    return (gaussian, distance) if _has_pld(gaussian) else None
-
-
 def _has_pld(events: Sequence[Event]) -> bool:
     """Say whether a history is Gaussian, with losses whose exponentials do not overflow."""
-    if not all(isinstance(event, SampledGaussian) for event in events):
-        return False
-    return sum(float(sampled_rdp(event)[0]) for event in events) <= _MOST_DIVERGENCE
+    plain = all(isinstance(event, SampledGaussian) for event in events)
+    return plain and sum(float(sampled_rdp(event)[0]) for event in events) <= _MOST_DIVERGENCE
 
 
 def _from_pld(events: Sequence[Event], grid: float = GRID) -> Callable[[_Vector], _Vector]:
@@ -208,9 +190,7 @@ def _from_pld(events: Sequence[Event], grid: float = GRID) -> Callable[[_Vector]
 def _from_renyi(events: Sequence[Event]) -> Callable[[_Vector], _Vector]:
     """Return the largest true-positive rate that no order of the Renyi curve forbids."""
     orders = np.array(ORDERS, dtype=np.float64)[_ORDERS][:, None]
-    curve = np.zeros(len(ORDERS))
-    for event in merged(events):
-        curve = curve + sampled_rdp(event)
+    curve = sum((sampled_rdp(event) for event in merged(events)), np.zeros(len(ORDERS)))
     allowed = (orders - 1.0) * curve[_ORDERS][:, None]
 
     def ceiling(rates: _Vector) -> _Vector:

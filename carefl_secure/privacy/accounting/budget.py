@@ -3,20 +3,111 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from carefl_secure.errors import BudgetExceededError, ConfigError
-from carefl_secure.privacy.accounting.accountant import accountant_name, coarse_epsilon
+from carefl_secure.privacy.accounting.accountant import (
+    ROUGH_GRID,
+    accountant_name,
+    coarse_epsilon,
+    epsilon,
+    rdp_epsilon,
+)
 from carefl_secure.privacy.accounting.budget_request import MAX_ROUNDS, BudgetQuestion, event_of_question, nominal_norm
-from carefl_secure.privacy.accounting.budget_search import highest_rate, most_rounds, named_epsilon
 from carefl_secure.privacy.accounting.calibration import calibrate_noise
+from carefl_secure.privacy.accounting.events import Event
 from carefl_secure.privacy.statement import verdict
 from carefl_secure.rounding import html_table, round_up
 
 __all__ = ["MAX_ROUNDS", "Budget", "BudgetQuestion", "epsilon_by_rounds", "solve_budget"]
 
+Price: TypeAlias = Callable[[Event, float], float]
+_LEAST_RATE = 1e-6
 _DRAWN_GRID = 3e-3  # for the curve: a tenth of a second a point, some hundredths above the truth
+
+
+@functools.lru_cache(maxsize=256)
+def _named(event: Event, delta: float) -> float:
+    """Price one event by the account that is named in the answer."""
+    return epsilon([event], delta)
+
+
+# Valid as well, and too large: the first by up to 5 %, the second by less.
+_rough: Price = functools.lru_cache(256)(lambda event, delta: coarse_epsilon([event], delta, ROUGH_GRID))
+_coarse: Price = functools.lru_cache(256)(lambda event, delta: coarse_epsilon([event], delta))
+_renyi: Price = functools.lru_cache(256)(lambda event, delta: rdp_epsilon([event], delta))
+
+
+def most_rounds(question: BudgetQuestion, target: float) -> int:
+    """Return the largest number of rounds within the target."""
+    one = event_of_question(question, rounds=1)
+
+    def fits(price: Price, count: int) -> bool:
+        return price(one.times(count), question.delta) <= target
+
+    if not fits(_named, 1):
+        raise BudgetExceededError(
+            f"one round alone costs epsilon {_named(one, question.delta):.4g}, above "
+            f"{target:g}; choose more noise, a lower sample rate or a larger epsilon"
+        )
+    count = 1
+    for price in (_renyi, _rough, _coarse, _named):  # each dearer, and closer
+        if not fits(price, count):
+            continue
+        step = max(1, count // 1000)
+        while count + step <= MAX_ROUNDS and fits(price, count + step):
+            count, step = count + step, 2 * step
+        high = min(count + step, MAX_ROUNDS + 1)
+        while high - count > 1:
+            middle = (count + high) // 2
+            count, high = (middle, high) if fits(price, middle) else (count, middle)
+    while not fits(_named, count):  # where a cheaper account proved more than the named one
+        count -= max(1, count // 100)
+    if count >= MAX_ROUNDS:
+        raise ConfigError(f"{MAX_ROUNDS} rounds and more fit into epsilon {target:g}; choose less noise")
+    return count
+
+
+def highest_rate(question: BudgetQuestion, target: float) -> float:
+    """Return the highest sampling rate within the target, to four digits, rounded down."""
+
+    def fits(price: Price, rate: float) -> bool:
+        return price(event_of_question(question, sample_rate=rate), question.delta) <= target
+
+    if fits(_named, 1.0):
+        return 1.0
+    if not fits(_named, _LEAST_RATE):
+        raise BudgetExceededError(
+            f"even a sample rate of {_LEAST_RATE:g} costs more than epsilon {target:g}; choose "
+            "more noise, fewer rounds or a larger epsilon"
+        )
+    low, high = math.log(_LEAST_RATE), 0.0
+    while high - low > 1e-3:
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if fits(_renyi, math.exp(middle)) else (low, middle)
+    # each account is closer to the truth than the one before it, and allows more
+    for price, step, closeness in ((_rough, 0.1, 5e-3), (_coarse, 0.01, 5e-5)):
+        high = low
+        while high < 0.0 and fits(price, math.exp(high)):
+            low, high = high, min(0.0, high + step)
+        while high - low > closeness:
+            middle = 0.5 * (low + high)
+            low, high = (middle, high) if fits(price, math.exp(middle)) else (low, middle)
+    unit = 10.0 ** (math.floor(low / math.log(10.0)) - 3)
+    steps = math.floor(math.exp(low) / unit)
+    while fits(_named, _four_digits((steps + 1) * unit)):
+        steps += 1
+    while not fits(_named, _four_digits(steps * unit)):
+        steps -= 1
+    return _four_digits(steps * unit)
+
+
+def _four_digits(value: float) -> float:
+    return float(f"{value:.4g}")
 
 
 @dataclass(frozen=True)
@@ -129,7 +220,7 @@ def solve_budget(question: BudgetQuestion) -> Budget:
     elif target is not None and missing == "sample_rate":
         question = dataclasses.replace(question, sample_rate=highest_rate(question, target))
     event = event_of_question(question)
-    cost = named_epsilon(event, question.delta)
+    cost = _named(event, question.delta)
     if not math.isfinite(cost):
         raise ConfigError(
             f"noise multiplier {question.noise_multiplier:g} is next to no noise: no finite "

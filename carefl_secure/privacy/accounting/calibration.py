@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
@@ -67,9 +66,11 @@ def calibrate_noise(
         planned = make_event(noise)
         return (*history, *(planned if isinstance(planned, Sequence) else (planned,)))
 
+    def search(account: Price, noise: float, step: float, closeness: float) -> float:
+        return _search(lambda log_noise: account(whole(math.exp(log_noise)), delta), target, noise, step, closeness)
+
     if price is not None:
-        return _search(functools.partial(_price, price, whole, delta), target, 1.0, 0.2,
-                       _CLOSENESS)  # fmt: skip
+        return search(price, 1.0, 0.2, _CLOSENESS)
     noise = 1.0
     floor = epsilon_from_rdp(np.zeros(len(ORDERS)), delta)  # what RDP gives for any noise
     # each account is slower and closer than the one before it, and starts where that one ended
@@ -80,13 +81,8 @@ def calibrate_noise(
     ):
         if account is rdp_epsilon and rdp_epsilon(history, delta) >= target - floor:
             continue  # a tighter account may still reach the target
-        noise = _search(functools.partial(_price, account, whole, delta), target,
-                        noise, step, closeness)  # fmt: skip
+        noise = search(account, noise, step, closeness)
     return noise
-
-
-def _price(price: Price, whole: Callable[[float], tuple[Event, ...]], delta: float, log_noise: float) -> float:
-    return price(whole(math.exp(log_noise)), delta)
 
 
 def _search(price: Callable[[float], float], target: float, noise: float, step: float, closeness: float) -> float:

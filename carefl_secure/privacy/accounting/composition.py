@@ -58,7 +58,11 @@ def over_disjoint_clients(epsilons: Sequence[float], delta: float) -> Combined:
     ----------
     McSherry, "Privacy Integrated Queries", SIGMOD 2009, theorem 4.
     """
-    _check(epsilons)
+    if not epsilons:
+        raise ConfigError("there is no account to combine; give one for each client")
+    for value in epsilons:
+        if not value >= 0.0:
+            raise ConfigError(f"an epsilon is {value}; an accountant never gives less than 0")
     return Combined(max(epsilons), delta, (_APART,))
 
 
@@ -146,11 +150,3 @@ def conditions(unit: str) -> tuple[str, ...]:
         _RUNS,
         _HONEST,
     )
-
-
-def _check(epsilons: Sequence[float]) -> None:
-    if not epsilons:
-        raise ConfigError("there is no account to combine; give one for each client")
-    for value in epsilons:
-        if not value >= 0.0:
-            raise ConfigError(f"an epsilon is {value}; an accountant never gives less than 0")

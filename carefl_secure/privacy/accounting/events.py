@@ -6,9 +6,10 @@ import dataclasses
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, Self, TypeAlias
 
 from carefl_secure.errors import ConfigError, PrivacyError
+from carefl_secure.privacy.checks import check_whole
 
 
 def _require(condition: bool, text: str) -> None:
@@ -20,20 +21,30 @@ def _positive(name: str, value: float) -> None:
     _require(math.isfinite(value) and value > 0.0, f"{name} is {value}; it must be a finite number above 0")
 
 
-def _check_common(sample_rate: float, count: object) -> None:
-    _require(0.0 < sample_rate <= 1.0, f"sample_rate is {sample_rate}; choose it above 0 and at most 1")
-    _whole("count", count)
+@dataclass(frozen=True)
+class _Sampled:
+    """What both kinds of events share."""
 
+    kind: ClassVar[str]
 
-def _whole(name: str, value: object) -> None:
-    _require(
-        isinstance(value, int) and not isinstance(value, bool) and value >= 1,
-        f"{name} is {value!r}; it must be a whole number of at least 1",
-    )
+    sample_rate: float
+
+    def __post_init__(self) -> None:
+        """Refuse values that describe no mechanism."""
+        rate = self.sample_rate
+        _require(0.0 < rate <= 1.0, f"sample_rate is {rate}; choose it above 0 and at most 1")
+
+    def times(self, count: int) -> Self:
+        """Return the same event with another count."""
+        return dataclasses.replace(self, count=count)  # type: ignore[call-arg]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the event as plain JSON values, its kind among them."""
+        return {"kind": self.kind, **dataclasses.asdict(self)}
 
 
 @dataclass(frozen=True)
-class SampledSkellam:
+class SampledSkellam(_Sampled):
     """``count`` sums of Poisson-sampled records, each hidden by Skellam noise of integer vectors.
 
     Parameters
@@ -53,7 +64,6 @@ class SampledSkellam:
 
     kind: ClassVar[str] = "sampled_skellam"
 
-    sample_rate: float
     l1: float
     l2: float
     variance: float
@@ -63,7 +73,8 @@ class SampledSkellam:
 
     def __post_init__(self) -> None:
         """Refuse values that describe no mechanism."""
-        _check_common(self.sample_rate, self.count)
+        super().__post_init__()
+        check_whole("count", self.count, 1)
         for name in ("l1", "l2", "variance"):
             _positive(name, getattr(self, name))
         _require(
@@ -72,27 +83,23 @@ class SampledSkellam:
         )
         _require(0.0 <= self.beta < 1.0, f"beta is {self.beta}; choose it in [0, 1)")
         if self.dimension is not None:
-            _whole("dimension", self.dimension)
+            check_whole("dimension", self.dimension, 1)
 
     @property
     def failure(self) -> float:
         """Probability, over all ``count`` sums, that a norm bound fails somewhere (union bound)."""
         return self.count * self.beta
 
-    def times(self, count: int) -> SampledSkellam:
-        """Return the same event with another count."""
-        return dataclasses.replace(self, count=count)
-
     def to_json(self) -> dict[str, Any]:
         """Return the event as plain JSON values, its kind among them."""
-        fields = dataclasses.asdict(self)
+        fields = super().to_json()
         if self.dimension is None:
             del fields["dimension"]  # as events were written before there was one
-        return {"kind": self.kind, **fields}
+        return fields
 
 
 @dataclass(frozen=True)
-class SampledGaussian:
+class SampledGaussian(_Sampled):
     """``count`` sums of Poisson-sampled records, each hidden by Gaussian noise.
 
     Parameters
@@ -105,27 +112,19 @@ class SampledGaussian:
 
     kind: ClassVar[str] = "sampled_gaussian"
 
-    sample_rate: float
     noise_multiplier: float
     count: int = 1
 
     def __post_init__(self) -> None:
         """Refuse values that describe no mechanism."""
-        _check_common(self.sample_rate, self.count)
+        super().__post_init__()
+        check_whole("count", self.count, 1)
         _positive("noise_multiplier", self.noise_multiplier)
 
     @property
     def failure(self) -> float:
         """Probability that a norm bound fails: none, as real vectors are not rounded."""
         return 0.0
-
-    def times(self, count: int) -> SampledGaussian:
-        """Return the same event with another count."""
-        return dataclasses.replace(self, count=count)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the event as plain JSON values, its kind among them."""
-        return {"kind": self.kind, **dataclasses.asdict(self)}
 
 
 Event: TypeAlias = SampledSkellam | SampledGaussian

@@ -17,7 +17,7 @@ from carefl_secure.errors import ConfigError
 from carefl_secure.privacy.accounting.events import Event, SampledGaussian, SampledSkellam
 
 Hidden = tuple[list[SampledGaussian], float]
-"""A Gaussian history and the delta that it costs to put it in the place of another history."""
+"""A Gaussian history, and the distance or delta that it costs to put it in the place of another."""
 
 _SHARE = 1e-3  # of delta, given up for the distance
 _STEP = 0.25  # kappa comes in such steps, so that a growing history meets the same Gaussian again
@@ -103,6 +103,20 @@ def hidden_gaussian(event: SampledSkellam, distance: float) -> tuple[SampledGaus
     return gaussian, coordinates * closeness(event.variance, kappa)
 
 
+def gaussian_inside(events: Sequence[Event], distance: float) -> Hidden | None:
+    """Replace all Skellam noise by the Gaussian inside it, within a distance over the whole history.
+
+    ``events`` holds each different event once, with its count. None where some event has no Gaussian inside.
+    """
+    skellam = [event for event in events if isinstance(event, SampledSkellam)]
+    found = [hidden_gaussian(event, distance / len(skellam)) for event in skellam]
+    hidden = [one for one in found if one is not None]
+    if len(hidden) < len(found):
+        return None
+    gaussian = [event for event in events if isinstance(event, SampledGaussian)]
+    return [*gaussian, *(event for event, _ in hidden)], math.fsum(lost for _, lost in hidden)
+
+
 def hidden_history(events: Sequence[Event], delta: float, ceiling: float) -> Hidden | None:
     r"""Replace a history by a Gaussian one that is no better, at a small price in delta.
 
@@ -119,16 +133,8 @@ def hidden_history(events: Sequence[Event], delta: float, ceiling: float) -> Hid
     ceiling : float
         Largest epsilon, proved otherwise, for which the delta returned with the history suffices.
     """
-    skellam = [event for event in events if isinstance(event, SampledSkellam)]
-    if any(event.dimension is None for event in skellam) or ceiling > _LARGEST_CEILING:
+    if ceiling > _LARGEST_CEILING:
         return None
     factor = 1.0 + math.exp(ceiling)
-    gaussian = [event for event in events if isinstance(event, SampledGaussian)]
-    lost = 0.0
-    for event in skellam:
-        found = hidden_gaussian(event, _SHARE * delta / factor / len(skellam))
-        if found is None:
-            return None
-        gaussian.append(found[0])
-        lost += factor * found[1]
-    return gaussian, lost
+    found = gaussian_inside(events, _SHARE * delta / factor)
+    return None if found is None else (found[0], factor * found[1])

@@ -111,7 +111,7 @@ def clipped_sum(
         What is trained; the order decides the order of the result.
     losses : callable
         Record indices [B] to losses [B]; entry ``i`` must depend on record ``i`` only. This cannot
-        be verified here: test it with ``clipping.checks``.
+        be verified here; the conformance audit tests it.
     indices : ndarray of int64, shape [sampled]
         The sampled records, none twice. Where it and ``rows`` are empty the model is not called.
     groups : ndarray of int64, shape [sampled], optional

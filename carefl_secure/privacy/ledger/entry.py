@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 
 from carefl_secure.errors import ConfigError, LedgerError
 from carefl_secure.privacy.accounting.events import Event, event_from_json
+from carefl_secure.privacy.canonical_json import canonical_hash, canonical_json
 
 KINDS = ("open", "spend", "release", "note")
 """A run begins; something is about to be released; it was released; anything else."""
@@ -54,11 +54,7 @@ class Entry:
 
     def line(self) -> bytes:
         """Return the entry as it stands in the file."""
-        return _canonical(dataclasses.asdict(self)).encode() + b"\n"
-
-
-def _canonical(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return canonical_json(dataclasses.asdict(self)) + b"\n"
 
 
 def clean_payload(kind: str, payload: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,8 +79,7 @@ def make_entry(before: Sequence[Entry], kind: str, payload: Mapping[str, Any], t
     """Make the entry that follows those before."""
     index, previous = len(before), before[-1].hash if before else START
     body = {"index": index, "time": time, "kind": kind, "payload": payload, "previous": previous}
-    digest = hashlib.sha256(_canonical(body).encode()).hexdigest()
-    return Entry(index, time, kind, payload, previous, digest)
+    return Entry(index, time, kind, payload, previous, canonical_hash(body).hex())
 
 
 def read_entry(line: bytes, before: Sequence[Entry], path: Path) -> Entry:

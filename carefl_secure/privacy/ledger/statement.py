@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from carefl_secure.errors import ConfigError, LedgerError
 from carefl_secure.privacy.accounting.accountant import accountant_name, epsilon
-from carefl_secure.privacy.accounting.events import Event, SampledSkellam, event_from_json
-from carefl_secure.privacy.ledger.entry import START, event_of
+from carefl_secure.privacy.accounting.events import Event, SampledSkellam, event_from_json, merged
+from carefl_secure.privacy.ledger.entry import START, Entry, event_of, spent
 from carefl_secure.privacy.ledger.ledger import Ledger
 from carefl_secure.privacy.plan import PrivacyPlan
-from carefl_secure.rounding import round_up
+from carefl_secure.rounding import plain, round_up
 
 _DELTA = 1e-5
 _LEDGER = "ledger.jsonl"
@@ -81,11 +82,6 @@ class Line:
         """How many sums were charged."""
         return self.event.count
 
-    @property
-    def words(self) -> str:
-        """What was released, in words."""
-        return event_words(self.event)
-
 
 @dataclass(frozen=True)
 class Statement:
@@ -131,32 +127,11 @@ class Statement:
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as plain JSON values; an infinite epsilon is null."""
-        return {
-            "path": str(self.path),
-            "identity": dict(self.identity),
-            "entries": self.entries,
-            "head": self.head,
-            "spends": [
-                {
-                    "first": line.first,
-                    "last": line.last,
-                    "time": line.time,
-                    "run": line.run,
-                    "event": line.event.to_json(),
-                    "epsilon": _finite(line.epsilon),
-                }
-                for line in self.lines
-            ],
-            "unprotected_rounds": self.unprotected,
-            "recovered": self.recovered,
-            "delta": self.delta,
-            "epsilon": _finite(self.epsilon),
-            "accountant": self.accountant,
-        }
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+        whole = plain(self)
+        spends = [
+            {**one, "event": line.event.to_json()} for one, line in zip(whole.pop("lines"), self.lines, strict=True)
+        ]
+        return {**whole, "spends": spends, "unprotected_rounds": whole.pop("unprotected")}
 
 
 def event_words(event: Event) -> str:
@@ -208,3 +183,48 @@ def statement(path: Path, delta: float) -> Statement:
         epsilon=math.inf if unprotected else epsilon(events, delta),
         accountant=accountant_name(events, delta),
     )
+
+
+@dataclass(frozen=True)
+class RunSpending:
+    """What one run has spent, by the ledger that holds most.
+
+    ``charged`` counts the rounds that some ledger paid for, ``opened`` those that the server's
+    ledger records as released. ``epsilon`` is infinite where a round had no noise.
+    """
+
+    charged: int
+    opened: int
+    epsilon: float
+
+
+@functools.lru_cache(maxsize=256)
+def _priced(events: tuple[Event, ...], delta: float) -> float:
+    return epsilon(events, delta)
+
+
+def price(entries: Sequence[Entry], delta: float) -> float:
+    """Return the epsilon of some entries' spends; infinite where a round of theirs had no noise."""
+    return math.inf if any(one.unprotected for one in entries) else _priced(merged(spent(entries)), delta)
+
+
+def run_spending(folder: Path, delta: float) -> RunSpending:
+    """Price what every ledger in a run folder holds of the run, all its stages.
+
+    The run is the one that the server's ledger names. A ledger that was changed or torn is a
+    LedgerError.
+    """
+    charged = opened = 0
+    largest = 0.0
+    run = ""
+    for file in find_ledgers(folder):
+        entries = list(Ledger(file).entries())
+        if not run:  # the server's ledger comes first, and holds nothing of other runs
+            identity = entries[0].payload.get("identity", {}) if entries else {}
+            run = str(identity.get("run", folder.resolve().name))
+        else:
+            entries = [one for one in entries if one.of_run(run)]
+        charged = max(charged, sum(one.charges_round for one in entries))
+        opened = max(opened, sum(one.kind == "release" for one in entries))
+        largest = max(largest, price(entries, delta))
+    return RunSpending(charged, opened, largest)

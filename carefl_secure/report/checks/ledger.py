@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from carefl_secure.report.checks.result import FAILED, HELD, UNCHECKED, Finding, owner, some
 from carefl_secure.report.run_record import RunRecord
+from carefl_secure.report.schema import FAILED, HELD, UNCHECKED, Finding, owner, some
 from carefl_secure.report.spending import Accounts
 
 

@@ -8,8 +8,8 @@ from scipy.special import gammainc
 
 from carefl_secure.privacy import Event, SampledSkellam, epsilon
 from carefl_secure.privacy.ledger.entry import spent
-from carefl_secure.report.checks.result import FAILED, HELD, UNCHECKED, Finding, owner
 from carefl_secure.report.run_record import RunRecord, StageRecord
+from carefl_secure.report.schema import FAILED, HELD, UNCHECKED, Finding, owner
 from carefl_secure.report.spending import Accounts
 
 _CHANCE = 1e-6  # how seldom an honest run may be called void by the test of its noise

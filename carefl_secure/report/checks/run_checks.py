@@ -7,16 +7,11 @@ from collections.abc import Callable
 from carefl_secure.report.audit import judge_audits
 from carefl_secure.report.checks import ledger as ledgers
 from carefl_secure.report.checks import privacy_statement as promise
-from carefl_secure.report.checks.result import Finding
 from carefl_secure.report.run_record import RunRecord
-from carefl_secure.report.schema import CheckLine
+from carefl_secure.report.schema import CheckLine, Finding
 from carefl_secure.report.spending import Accounts
 
 _Find = Callable[[RunRecord, Accounts], Finding]
-
-
-def _audit(record: RunRecord, accounts: Accounts) -> Finding:
-    return judge_audits(record.audit)
 
 
 _ALWAYS: tuple[tuple[str, str, _Find], ...] = (
@@ -25,7 +20,7 @@ _ALWAYS: tuple[tuple[str, str, _Find], ...] = (
     ("releases_paid", "Every released round was charged first", ledgers.releases_paid),
     ("clients_paid", "Every client that was summed had charged its ledger", ledgers.clients_paid),
     ("rounds_planned", "No more rounds were charged than planned", ledgers.rounds_planned),
-    ("audit", "No audit of the run falsified its promise", _audit),
+    ("audit", "No audit of the run falsified its promise", lambda record, _: judge_audits(record.audit)),
     ("min_survivors", "Every opened sum is over min_survivors clients or more", ledgers.min_survivors),
 )
 _PROTECTED: tuple[tuple[str, str, _Find], ...] = (

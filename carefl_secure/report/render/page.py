@@ -1,11 +1,14 @@
-"""The page and the card: templates filled with a report."""
+"""The page, and the block of the adapter's model card: templates filled with a report."""
 
 from __future__ import annotations
 
 import math
+import re
 
 import jinja2
+import yaml
 
+from carefl_secure.errors import RunError
 from carefl_secure.privacy.accounting.attack_bounds import AttackerBounds
 from carefl_secure.report.render.plots import attacker_plot, rounds_plot
 from carefl_secure.report.schema import Report
@@ -63,19 +66,12 @@ def _ceiling(bounds: AttackerBounds | None, *, wide: bool, accent: str) -> str:
 
 def markdown_section(report: Report) -> str:
     """Return the privacy section of a model card, from a second-level heading on."""
-    text = environment(html=False).get_template("card.md.j2").render(r=_Escaped(report))
+    text = environment(html=False).get_template("card.md.j2").render(r=_quiet(report.model_dump()))
     return text.strip() + "\n"
 
 
-class _Escaped:
-    """A report whose texts cannot break out of a table or a list of Markdown."""
-
-    def __init__(self, report: Report) -> None:
-        plain = report.model_dump()
-        self.__dict__.update({name: _quiet(value) for name, value in plain.items()})
-
-
 def _quiet(value: object) -> object:
+    """Keep the texts of a report from breaking out of a table or a list of Markdown."""
     if isinstance(value, str):
         return " ".join(value.replace("|", "\\|").replace("<", "&lt;").split())
     if isinstance(value, dict):
@@ -83,3 +79,64 @@ def _quiet(value: object) -> object:
     if isinstance(value, list):
         return [_quiet(inner) for inner in value]
     return value
+
+
+_HEAD_BEGIN, _HEAD_END = "# carefl-privacy: begin", "# carefl-privacy: end"
+_BEGIN, _END = "<!-- carefl-privacy: begin -->", "<!-- carefl-privacy: end -->"
+_NEW = "---\nlibrary_name: peft\n---\n\n# Adapter\n\n"
+
+
+def put_into_readme(readme: str, report: Report) -> str:
+    """Return the model card ``readme`` (empty for none) with the privacy of a report in it.
+
+    The block between our markers is replaced; without markers, it is added at the end of the front
+    matter and at the end of the text.
+
+    Raises
+    ------
+    RunError
+        A marker is unpaired, or the front matter is not YAML afterwards.
+    """
+    front, body = _split(readme or _NEW)
+    front = _replaced(front, _HEAD_BEGIN, _HEAD_END, _front_block(report))
+    try:
+        found = yaml.safe_load(front)
+    except yaml.YAMLError as error:
+        raise RunError(f"the front matter of adapter/README.md is not valid YAML; correct it: {error}") from error
+    if not isinstance(found, dict):
+        raise RunError("the front matter of adapter/README.md is not a mapping; correct it")
+    body = _replaced(body, _BEGIN, _END, "\n" + markdown_section(report) + "\n")
+    return f"---\n{front}---\n{body}"
+
+
+def _split(text: str) -> tuple[str, str]:
+    """Return front matter and body; a card without front matter has an empty one."""
+    match = re.match(r"---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", text, re.DOTALL | re.MULTILINE)
+    return (match.group(1), text[match.end() :]) if match else ("", "\n" + text)
+
+
+def _replaced(text: str, begin: str, end: str, block: str) -> str:
+    """Put a block between its marks, or with them at the end."""
+    if text.count(begin) != text.count(end) or text.count(begin) > 1:
+        raise RunError(f"adapter/README.md holds the marker {begin!r} or its end unpaired or twice; remove both")
+    if begin not in text:
+        gap = "" if not text or text.endswith("\n") else "\n"
+        return f"{text}{gap}{begin}\n{block}{end}\n"
+    before, _, rest = text.partition(begin)
+    _, _, after = rest.partition(end)
+    return f"{before}{begin}\n{block}{end}{after}"
+
+
+def _front_block(report: Report) -> str:
+    price = report.promise.epsilon
+    facts: dict[str, object] = {
+        "verdict": report.verdict,
+        "epsilon": None if price is None else float(round_up(price)),
+        "delta": report.promise.delta,
+        "unit": report.unit.kind,
+        "adjacency": report.unit.adjacency,
+        "mechanism": report.mechanism.name,
+        "strength": report.promise.strength,
+        "plan_sha256": report.plan_sha256,
+    }
+    return yaml.safe_dump({"differential_privacy": facts}, sort_keys=False, width=1000)

@@ -19,7 +19,7 @@ from carefl_secure.data.records import Corpus, targets
 from carefl_secure.data.splits import Subset
 from carefl_secure.errors import ConfigError, DataError
 from carefl_secure.evaluation.assess import Known, Scored, assess, attributes_of
-from carefl_secure.evaluation.settings import Settings
+from carefl_secure.evaluation.groups import Settings
 from carefl_secure.evaluation.summary import Cost, Evaluation
 from carefl_secure.model.label_scorer import LabelScorer
 from carefl_secure.model.vision.encode import vision_features
@@ -87,13 +87,14 @@ def evaluate(
         targets(corpus),
         (corpus.image(i) for i in range(len(corpus.records))),
     )
-    evaluation = replace(
-        assess(scored, tuned, untuned, known, chosen), cost=_cost(scorer, corpus, opened.captions(corpus))
-    )
+    found = assess(scored, tuned, untuned, known, chosen)
+    remarks = list(found.remarks)
     if data is None and opened.corpora.duplicates:
-        evaluation = replace(evaluation, remarks=(*evaluation.remarks, f"data: {opened.corpora.duplicates}"))
+        remarks.append(f"data: {opened.corpora.duplicates}")
     if data is None and split == "test":
-        evaluation = _compared_with_run(opened.folder, evaluation)
+        remarks += _compared_with_run(opened.folder, found.figures["mAP"])
+    cost = _cost(scorer, corpus, opened.captions(corpus))
+    evaluation = replace(found, cost=cost, remarks=tuple(remarks))
     suffix = "-data" if data is not None else "" if split == "test" else f"-{split}"
     return Evaluated(evaluation, opened.write(f"evaluation{suffix}.json", evaluation.as_json()))
 
@@ -177,14 +178,11 @@ def _cost(scorer: LabelScorer, corpus: Corpus, words: list[str] | None) -> Cost:
     )
 
 
-def _compared_with_run(folder: RunFolder, evaluation: Evaluation) -> Evaluation:
-    """Add a remark where the run itself measured another mAP on the same split."""
+def _compared_with_run(folder: RunFolder, found: float) -> list[str]:
+    """Return a remark where the run itself measured another mAP on the same split."""
     rows = [row for row in folder.read_metrics() if "mAP" in row]
-    before = float(rows[-1]["mAP"]) if rows else evaluation.figures["mAP"]
-    if abs(before - evaluation.figures["mAP"]) <= _SAME:
-        return evaluation
-    remark = (
-        f"the run itself measured mAP {before:.4f} on this split: base, adapter, corpus or "
-        "package have changed since, so these figures are not those of the run"
-    )
-    return replace(evaluation, remarks=(*evaluation.remarks, remark))
+    before = float(rows[-1]["mAP"]) if rows else found
+    if abs(before - found) <= _SAME:
+        return []
+    words = "base, adapter, corpus or package have changed since, so these figures are not those of the run"
+    return [f"the run itself measured mAP {before:.4f} on this split: {words}"]

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import numpy as np
+import numpy.typing as npt
 
 from carefl_secure.data.records import targets
 from carefl_secure.evaluation.baselines import score_baselines
-from carefl_secure.evaluation.metrics import choose_thresholds, macro_f1, mean_average_precision
+from carefl_secure.evaluation.decisions import choose_thresholds
+from carefl_secure.evaluation.figures import Figures
 from carefl_secure.model.generation import TextScorer
 from carefl_secure.model.label_scorer import LabelScorer
 from carefl_secure.model.vision.encode import vision_features
@@ -54,23 +56,29 @@ class Evaluator:
         model writes, and ``unparsable`` is the share of answers that name no label.
         """
         self._scorer.adapter.load(adapter)
-        scores = self._scorer.all(self._test, self._batch, self._test_captions)
+        scores = self.scores()
         if self._texts is not None:
             written = self._texts.all(self._test, self._batch, self._test_captions)
             half = np.full(scores.shape[1], 0.5)
-            return {
-                "mAP": mean_average_precision(self._test_targets, scores),
-                "macro_f1": macro_f1(self._test_targets, written.decisions.astype(float), half),
-                "unparsable": float(written.unparsable.mean()),
-            }
-        thresholds = None
-        if self._public is not None:
-            open_scores = self._scorer.all(self._public, self._batch, self._public_captions)
-            thresholds = choose_thresholds(self._public_targets, open_scores)
-        return {
-            "mAP": mean_average_precision(self._test_targets, scores),
-            "macro_f1": macro_f1(self._test_targets, scores, thresholds),
-        }
+            decided = Figures(
+                self._test_targets, written.decisions.astype(float), multi=True, thresholds=half, names=("macro_f1",)
+            )
+            ranked = Figures(self._test_targets, scores, multi=True, names=("mAP",))
+            return {**ranked(), **decided(), "unparsable": float(written.unparsable.mean())}
+        thresholds = self.thresholds()
+        multi, names = thresholds is not None, ("mAP", "macro_f1")
+        return Figures(self._test_targets, scores, multi=multi, thresholds=thresholds, names=names)()
+
+    def scores(self) -> npt.NDArray[np.float32]:
+        """Score the test split with the adapter as it is."""
+        return self._scorer.all(self._test, self._batch, self._test_captions)
+
+    def thresholds(self) -> npt.NDArray[np.float64] | None:
+        """Choose thresholds on the public split with the adapter as it is; None where one label holds."""
+        if self._public is None:
+            return None
+        scores = self._scorer.all(self._public, self._batch, self._public_captions)
+        return choose_thresholds(self._public_targets, scores)
 
 
 def final_figures(

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from carefl_secure.evaluation.decisions import DECISIONS
 from carefl_secure.evaluation.figures import Figures
 from carefl_secure.model.generation import GeneratedLabels, TextScorer
 from carefl_secure.progress import Reporter
+from carefl_secure.rounding import finite
 from carefl_secure.runs.evaluation.scored_run import ScoredRun
 
 NO_RANKING = (
@@ -87,14 +87,10 @@ def evaluate_generated(
         constrained=constrained,
         figures=figures(tuned)(),
         untuned=figures(untuned)(),
-        intervals={name: {"low": _plain(one.low), "high": _plain(one.high)} for name, one in spread.items()},
+        intervals={name: {"low": finite(one.low), "high": finite(one.high)} for name, one in spread.items()},
         unparsable=int(tuned.unparsable.sum()),
         untuned_unparsable=int(untuned.unparsable.sum()),
     )
     suffix = "" if split == "test" else f"-{split}"
     opened.write(f"evaluation-generation{suffix}.json", made.as_json())
     return made
-
-
-def _plain(value: Any) -> float | None:
-    return float(value) if math.isfinite(value) else None

@@ -9,12 +9,11 @@ from typing import TypeVar
 
 from carefl_secure.config import load_config
 from carefl_secure.data.records import Corpus, LabelSpace
-from carefl_secure.errors import RunError
 from carefl_secure.model.label_scorer import LabelScorer
 from carefl_secure.model.saved import load_saved
 from carefl_secure.model.vision.encode import Features, vision_features
 from carefl_secure.progress import Reporter
-from carefl_secure.run_folder import RunFolder, write_atomically
+from carefl_secure.run_folder import RunFolder, make_folder, write_atomically
 from carefl_secure.runs.build import label_scorer
 from carefl_secure.runs.captions import captions_of
 from carefl_secure.runs.corpora import Corpora
@@ -67,9 +66,6 @@ class ScoredRun:
     def write(self, name: str, text: str) -> Path:
         """Write ``RUN/evaluation/NAME`` and return its path."""
         file = self.folder.path / "evaluation" / name
-        try:
-            file.parent.mkdir(exist_ok=True)
-        except OSError as error:
-            raise RunError(f"cannot make {file.parent}: {error.strerror}") from error
+        make_folder(file.parent)
         write_atomically(file, text.encode())
         return file

@@ -6,11 +6,11 @@ import math
 
 import numpy as np
 import pytest
+from _exposure import judge_exposure
 
 from carefl_secure.audit.attacks.exposure import (
     Exposure,
     ExposureView,
-    judge_exposure,
     judge_natural,
     label_secrets,
     natural_exposure,

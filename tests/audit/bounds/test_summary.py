@@ -8,8 +8,14 @@ import numpy as np
 import pytest
 
 from carefl_secure.audit.bounds.clopper_pearson import clopper_pearson, clopper_pearson_gaussian, lower_limit
-from carefl_secure.audit.bounds.gdp import gdp_delta, gdp_epsilon
-from carefl_secure.audit.bounds.one_run import approximate_curve, contradicts, fdp_epsilon, steinke_epsilon
+from carefl_secure.audit.bounds.one_run import (
+    approximate_curve,
+    contradicts,
+    fdp_epsilon,
+    gdp_delta,
+    gdp_epsilon,
+    steinke_epsilon,
+)
 from carefl_secure.audit.bounds.summary import BOUNDS, attainable, gaussian_estimate
 from carefl_secure.errors import ConfigError
 

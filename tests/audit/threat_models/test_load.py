@@ -9,9 +9,9 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from carefl_secure.audit.threat_models.attack_names import ATTACK_NAMES
 from carefl_secure.audit.threat_models.load import check_models, find_models, load_models, named
 from carefl_secure.audit.threat_models.page import render
+from carefl_secure.audit.threat_models.schema import ATTACK_NAMES
 from carefl_secure.cli.app import app
 from carefl_secure.errors import ConfigError
 

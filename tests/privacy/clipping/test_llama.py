@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import Parameter, functional
 
 from carefl_secure.errors import PrivacyError
-from carefl_secure.privacy.clipping.checks import check_additive, check_independent
 from carefl_secure.privacy.clipping.clipped_sum import Clipping, Engine, clipped_sum
+from tests.support.record_checks import check_additive, check_independent
 
 transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")

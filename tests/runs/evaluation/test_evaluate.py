@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from carefl_secure.cli import app
 from carefl_secure.config import Config
 from carefl_secure.errors import ConfigError, DataError, ModelError, RunError
-from carefl_secure.evaluation.settings import Settings
+from carefl_secure.evaluation.groups import Settings
 from carefl_secure.progress import Reporter, SilentReporter
 from carefl_secure.runs.corpora import Corpora
 from carefl_secure.runs.evaluation import scored_run as module

@@ -25,7 +25,7 @@ from carefl_secure.config import load_config
 from carefl_secure.data.corpora.cexpr import load_cexpr
 from carefl_secure.data.label_spaces import CEXPR, COMPOUND
 from carefl_secure.errors import ConfigError, DataError
-from carefl_secure.evaluation.settings import Settings
+from carefl_secure.evaluation.groups import Settings
 from carefl_secure.model.saved import load_saved
 from carefl_secure.model.vision.encode import vision_features
 from carefl_secure.progress import SilentReporter

@@ -1,4 +1,4 @@
-"""The trials find models that mix the records of a batch, and pass those that do not."""
+"""The trials of tests/support/record_checks.py find models that mix records, and pass those that do not."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from carefl_secure.errors import ConfigError, PrivacyError
-from carefl_secure.privacy.clipping.checks import check_additive, check_independent
 from carefl_secure.privacy.clipping.clipped_sum import Clipping, clipped_sum
+from tests.support.record_checks import check_additive, check_independent
 
 ALL = np.arange(6)
 LENGTHS = torch.tensor([2, 9, 3, 5, 9, 4])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from carefl_secure.captions.views import seen, view_of
+from carefl_secure.captions.run import seen, view_of
 from carefl_secure.errors import DataError
 
 GREY = Image.new("RGB", (100, 80), (90, 90, 90))

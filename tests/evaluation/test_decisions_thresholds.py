@@ -7,13 +7,21 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, f1_score
 
 from carefl_secure.errors import DataError, NonFiniteError
-from carefl_secure.evaluation.metrics import (
-    average_precisions,
-    choose_thresholds,
-    decide,
-    macro_f1,
-    mean_average_precision,
-)
+from carefl_secure.evaluation.average_precision import Ranking
+from carefl_secure.evaluation.decisions import choose_thresholds, decide
+from carefl_secure.evaluation.figures import Figures
+
+
+def average_precisions(targets: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    return Ranking(targets, scores).average_precisions()
+
+
+def mean_average_precision(targets: np.ndarray, scores: np.ndarray) -> float:
+    return Figures(targets, scores, multi=True, names=("mAP",))()["mAP"]
+
+
+def macro_f1(targets: np.ndarray, scores: np.ndarray, thresholds: np.ndarray | None = None) -> float:
+    return Figures(targets, scores, multi=True, thresholds=thresholds, names=("macro_f1",))()["macro_f1"]
 
 
 def column(*values: float) -> np.ndarray:

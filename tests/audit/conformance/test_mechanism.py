@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from carefl_secure.audit.conformance.hypothesis_tests import dispersion_p_value, noise_p_value
 from carefl_secure.errors import ConfigError, PrivacyError
 from carefl_secure.federation.aggregation.base import ClientSetup
 from carefl_secure.federation.client import session as session_module
@@ -24,12 +25,30 @@ from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.noise import DeterministicKeySource, KeySource, KeyStream, SkellamSampler, SystemKeySource
 from carefl_secure.privacy import Ledger, poisson_sample
 from carefl_secure.privacy.clipping import clipped_sum as clipping
-from carefl_secure.privacy.mechanism_tests import noise_p_value, sampling_p_values
 
 DIMENSION, RECORDS, RATE = 4000, 200, 0.1
 CLEAR = 1e-6  # below this a test says no; the code as it is falls below once in a million runs
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+
+
+def sampling_p_values(draws: Sequence[NDArray[np.int64]], records: int, sample_rate: float) -> tuple[float, float]:
+    r"""Test whether samples were drawn by Poisson sampling; two-sided p-values of sizes and counts.
+
+    The batch sizes :math:`s_t` of T rounds should be binomial of n trials, the counts
+    :math:`c_i` of n records binomial of T trials, both with the rate q; see `dispersion_p_value`.
+    Fixed batch sizes break the first, going through shuffled records in turn both. ``draws`` must
+    include empty rounds.
+    """
+    rounds = len(draws)
+    if not (0.0 < sample_rate < 1.0 and rounds > 0 and records > 0):
+        raise ConfigError(f"{rounds} rounds over {records} records at rate {sample_rate} cannot be tested")
+    sizes = np.array([len(draw) for draw in draws], dtype=np.float64)
+    counts = np.bincount(np.concatenate(draws).astype(np.int64), minlength=records)
+    return (
+        dispersion_p_value([(sizes, records)], sample_rate),
+        dispersion_p_value([(counts.astype(np.float64), rounds)], sample_rate),
+    )
 
 
 class Task:
