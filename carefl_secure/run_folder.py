@@ -6,6 +6,7 @@ Layout: ``config.yaml``, ``ledger.jsonl``, ``metrics.jsonl``, ``adapter/``,
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -75,7 +76,14 @@ class RunFolder:
 
     def __init__(self, path: Path, stage: str = "") -> None:
         self.stage = stage
-        self.path = Path(path)
+        self.path = path = Path(path)
+        self.config = path / "config.yaml"
+        self.ledger = path / "ledger.jsonl"  # the server's
+        self.metrics = path / "metrics.jsonl"  # one JSON object per finished round
+        self.adapter = path / "adapter"
+        self.checkpoint = path / "checkpoint" / "state.npz"  # after the last finished round
+        self.plan = path / "plan.json"  # privacy, encoding and the event of one round
+        self.keys = path / "keys"  # which predictable keys were drawn, in a test with those
 
     @classmethod
     def create(cls, root: Path, config: str, run_id: str | None = None) -> RunFolder:
@@ -121,41 +129,6 @@ class RunFolder:
         own name holds no slash.
         """
         return f"{self.name}/{self.stage}" if self.stage else self.name
-
-    @property
-    def config(self) -> Path:
-        """The configuration, as text."""
-        return self.path / "config.yaml"
-
-    @property
-    def ledger(self) -> Path:
-        """The server's ledger."""
-        return self.path / "ledger.jsonl"
-
-    @property
-    def metrics(self) -> Path:
-        """One JSON object per finished round."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def adapter(self) -> Path:
-        """Where the trained adapter goes."""
-        return self.path / "adapter"
-
-    @property
-    def checkpoint(self) -> Path:
-        """State after the last finished round."""
-        return self.path / "checkpoint" / "state.npz"
-
-    @property
-    def plan(self) -> Path:
-        """The run's plan as JSON: privacy, encoding and the event of one round."""
-        return self.path / "plan.json"
-
-    @property
-    def keys(self) -> Path:
-        """Which predictable keys were drawn, in a test under ``unsafe_deterministic_noise``."""
-        return self.path / "keys"
 
     def client(self, index: int) -> Path:
         """Folder of one simulated client."""
@@ -298,8 +271,6 @@ def _figures(line: str) -> dict[str, Scalar] | None:
 
 def _npz(arrays: Mapping[str, NDArray[np.generic]]) -> bytes:
     """Return an uncompressed npz archive as bytes."""
-    import io
-
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
     return buffer.getvalue()

@@ -13,19 +13,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Literal
 
 from carefl_secure.data.corpora import caers, cexpr, fer2013, image_folder, ncaers, rafdb
 from carefl_secure.data.corpora.base import CorpusFormat, FileCorpus, ReadOptions
 from carefl_secure.data.corpora.emotic import archive, mat, table
-from carefl_secure.data.deduplication.duplicates import drop_shared
-from carefl_secure.data.deduplication.image_hashes import hash_images
 from carefl_secure.data.label_spaces import PUBLISHED_SPACES
 from carefl_secure.data.readers.inventory import count_unused
 from carefl_secure.data.records import Corpus
 from carefl_secure.errors import ConfigError, DataError
 
-Disjoint = Literal["no", "exact", "near"]
 ENTRY_POINTS = "carefl_secure.corpora"
 """The entry point group of formats that other packages bring."""
 
@@ -145,9 +141,7 @@ def _task(layout: Layout, task: str) -> str:
     return task
 
 
-def open_corpus(
-    path: Path, options: ReadOptions | None = None, *, format: str = "auto", disjoint: Disjoint = "no"
-) -> dict[str, Corpus]:
+def open_corpus(path: Path, options: ReadOptions | None = None, *, format: str = "auto") -> dict[str, Corpus]:
     """Detect a corpus and return the splits that it has; no pixel is read.
 
     Splits come in the order ``train``, ``val``, ``test``; ``all`` stands for a corpus without
@@ -158,9 +152,6 @@ def open_corpus(
     options : ReadOptions, optional
         ``view`` is ``image`` or ``person`` (EMOTIC), ``image`` or ``face`` (CAER-S), ``aligned``,
         ``original`` or ``realigned`` (RAF-DB); ``auto`` takes the first that is there.
-    disjoint : {"no", "exact", "near"}
-        Leave out of val and test what an earlier split holds too, by equal pixels and by subject
-        (the video, where known), and with ``near`` by nearly equal images. Reads all images.
 
     Raises
     ------
@@ -172,11 +163,6 @@ def open_corpus(
     options = options or ReadOptions()
     layout = detect(path, format)
     task, view = _task(layout, options.task), _view(layout, options.view)
-    if disjoint != "no" and view == "person" and layout.kind in ("emotic-table", "emotic-archive"):
-        raise ConfigError(
-            f"{layout.kind} in the view of persons has lost which of them share an image, so its "
-            "splits cannot be told apart; use the view image"
-        )
     if options.space is not None and not layout.format.own_labels:
         raise ConfigError(
             f"{path} is {layout.kind}, which has labels of its own; name them in data.labels, and leave data.words out"
@@ -186,10 +172,4 @@ def open_corpus(
         files = [one for one in corpora.values() if isinstance(one, FileCorpus)]
         used = {name for one in files for name in one.named}
         count_unused(path, used, layout.format.annotation, files[0].skipped)
-    if disjoint != "no":
-        hashes = {name: hash_images(corpus, options.reporter) for name, corpus in corpora.items()}
-        kept, skipped = drop_shared(corpora, hashes, near=disjoint == "near")
-        for reason, count in skipped.dropped.items():
-            options.reporter.note(f"left out: {count} x {reason}")
-        corpora = dict(kept)
     return corpora

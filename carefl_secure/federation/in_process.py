@@ -19,7 +19,6 @@ from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.run_spec import RunSpec, Simulation
 from carefl_secure.federation.transport.local_grid import FIRST_NODE, Drop, LocalGrid, Record
 from carefl_secure.privacy import Ledger
-from carefl_secure.run_folder import RunFolder
 
 _LATER = frozenset({"train.masked", "train.submit", "query.sign", "query.unmask"})
 
@@ -45,10 +44,7 @@ class Clients:
         identities, self.cohort, self.helpers = make_parties(spec)
         self._folder = spec.folder
         self._grid: LocalGrid | None = None
-        self.ledgers = [
-            Ledger(ledger_path(spec.folder, spec.ledgers, index), {"client": str(index)})
-            for index in range(len(tasks))
-        ]
+        self.ledgers = [client_ledger(spec, index) for index in range(len(tasks))]
         self.sessions = [
             ClientSession(
                 ClientSetup(spec.plan, self.cohort, index, identities[index], spec.key_source(index)),
@@ -80,11 +76,7 @@ class Clients:
     def keep_refusal(self, index: int, error: CareflError) -> None:
         """Write a refusal's own text where only the client or the helper reads it."""
         place = index - len(self.sessions)
-        home = self._folder.client(index) if place < 0 else self._folder.helper(place)
-        path = home / "refusals.log"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as file:
-            file.write(f"{type(error).__name__}: {error}\n")
+        keep_refusal(self._folder.client(index) if place < 0 else self._folder.helper(place), error)
 
     def grid(self, workers: int, drop: Drop | None, record: Record | None) -> LocalGrid:
         """Return the grid that reaches all parties."""
@@ -125,14 +117,21 @@ def _public(private: Sequence[Ed25519PrivateKey]) -> tuple[bytes, ...]:
     return tuple(key.public_key().public_bytes_raw() for key in private)
 
 
-def ledger_path(folder: RunFolder, ledgers: Path | None, index: int) -> Path:
-    """Return where a simulated client's ledger lies, in a folder that exists then."""
-    path = folder.client_ledger(index) if ledgers is None else ledgers / f"{index}.jsonl"
+def keep_refusal(home: Path, error: CareflError) -> None:
+    """Write a refusal's own text to the party's folder, where only the party reads it."""
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / "refusals.log").open("a") as file:
+        file.write(f"{type(error).__name__}: {error}\n")
+
+
+def client_ledger(spec: RunSpec, index: int) -> Ledger:
+    """Return a simulated client's ledger, in a folder that exists then."""
+    path = spec.folder.client_ledger(index) if spec.ledgers is None else spec.ledgers / f"{index}.jsonl"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise LedgerError(f"cannot make the ledger folder {path.parent}: {error}") from error
-    return path
+    return Ledger(path, {"client": str(index)})
 
 
 def dropping_out(plan: RunPlan, simulation: Simulation) -> tuple[int, Drop]:

@@ -85,7 +85,6 @@ class Simulation:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse a share that is none."""
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout must lie in [0, 1), not {self.dropout}")
 

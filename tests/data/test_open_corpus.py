@@ -9,6 +9,8 @@ import pytest
 
 from carefl_secure.data.checks.examine import skipped_of
 from carefl_secure.data.corpora.base import CorpusFormat, ReadOptions
+from carefl_secure.data.deduplication.duplicates import find_shared
+from carefl_secure.data.deduplication.image_hashes import hash_images
 from carefl_secure.data.label_spaces import BASIC, CAERS, COMPOUND
 from carefl_secure.data.open_corpus import FORMATS, detect, open_corpus
 from carefl_secure.data.records import targets
@@ -144,16 +146,6 @@ def test_split_folders_and_others_are_not_guessed(make: Any) -> None:
         open_corpus(make.root)
 
 
-def test_the_split_without_shared_sources(make: Any) -> None:
-    root = make.caers(each=2)
-    base = root / "CAER-S"
-    shutil.copy(base / "train" / "Sad" / "0001.png", base / "test" / "Sad" / "0009.png")
-    assert len(open_corpus(root)["test"].records) == 15
-    for disjoint in ("exact", "near"):
-        corpora = open_corpus(root, disjoint=disjoint)  # type: ignore[arg-type]
-        assert len(corpora["train"].records) == len(corpora["test"].records) == 14
-
-
 def test_opening_reads_no_pixels(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     roots = []
     for kind in ("emotic-mat", "caers", "rafdb", "cexpr"):
@@ -178,7 +170,7 @@ def test_an_array_is_not_read_either(make: Any, monkeypatch: pytest.MonkeyPatch)
     assert set(seen) <= {"r"}
 
 
-def test_disjoint_splits_compare_whole_images_in_every_view(make: Any) -> None:
+def test_splits_are_compared_by_whole_images_in_every_view(make: Any) -> None:
     """Two persons of one image have different crops, and are yet the same picture."""
     box = np.array([[1.0, 1.0, 20.0, 20.0]])
     other = np.array([[20.0, 10.0, 40.0, 30.0]])
@@ -192,14 +184,9 @@ def test_disjoint_splits_compare_whole_images_in_every_view(make: Any) -> None:
     images = make.root / "emotic" / "mscoco" / "images"
     shutil.copy(images / "a.jpg", images / "b.jpg")
     for view in ("image", "person"):
-        test = open_corpus(make.root, ReadOptions(view=view), disjoint="exact")["test"]
-        assert [r.key for r in test.records] == ["mscoco/images/c.jpg"]
-
-
-def test_disjoint_splits_of_crops_that_lost_their_image(make: Any) -> None:
-    make.emotic_archive("train", {"Fear": 1})
-    with pytest.raises(ConfigError, match="use the view image"):
-        open_corpus(make.root, ReadOptions(view="person"), disjoint="near")
+        parts = open_corpus(make.root, ReadOptions(view=view))
+        (shared,) = find_shared(parts, {name: hash_images(one) for name, one in parts.items()})
+        assert shared.examples == ("mscoco/images/a.jpg = mscoco/images/b.jpg",)
 
 
 @pytest.mark.parametrize("names", [("1", "2"), ("Anger", "Happy", "Sad"), ("Angry", "Fear", "Sad")])

@@ -12,9 +12,6 @@ from itertools import combinations
 
 from carefl_secure.data.deduplication.image_hashes import ImageHash, near_pairs
 from carefl_secure.data.records import Corpus
-from carefl_secure.data.skipped import Skipped
-from carefl_secure.data.splits import Subset
-from carefl_secure.errors import DataError
 
 _EXAMPLES = 3
 
@@ -103,47 +100,3 @@ def within(prints: Sequence[ImageHash], alike: Near | None = None) -> tuple[int,
             near += 1
         seen.add(mark.pixels)
     return exact, near
-
-
-def drop_shared(
-    parts: Mapping[str, Corpus], prints: Mapping[str, Sequence[ImageHash]], *, near: bool = True
-) -> tuple[dict[str, Subset], Skipped]:
-    """Leave out of every part what an earlier part holds, and all but one of a repetition.
-
-    ``parts`` are in order of priority: train, val, test. The parts that remain share no image and
-    no subject, and with ``near`` no nearly equal image. Inside one part only equal pixels are
-    repetitions. Unreadable images are left out too. `Skipped` counts them by part and reason. A
-    part that would become empty raises `DataError`.
-    """
-    close, skipped, out = Near(prints), Skipped(), {}
-    held: dict[object, str] = {}  # what each image kept so far is known by, and its part
-    for name, corpus in parts.items():
-        kept: list[int] = []
-        mine: set[object] = set()
-        for mark in prints[name]:
-            subjects = {corpus.records[index].subject for index in mark.records} - {None}
-            known: list[object] = [("subject", subject) for subject in sorted(map(str, subjects))]
-            known.append(mark.pixels)
-            known_or_near = [*known, *(close.neighbours(mark) if near else ())]
-            owners = {held[one] for one in known_or_near if one in held}
-            taken = next((part for part in parts if part in owners), None)
-            if mark.pixels is None:
-                reason = f"{name}: image cannot be read"
-            elif taken is not None:
-                reason = f"{name}: shared with {taken}"
-            elif mark.pixels in mine:
-                reason = f"{name}: repeated"
-            else:
-                mine.update(known)
-                kept.extend(mark.records)
-                continue
-            for index in mark.records:
-                skipped.drop(reason, corpus.records[index].key)
-        if not kept:
-            raise DataError(
-                f"nothing remains of {name} once what it shares with earlier parts is left out; "
-                "use the original split, and say so with every score"
-            )
-        held |= dict.fromkeys(mine, name)
-        out[name] = Subset(corpus, tuple(sorted(kept)))
-    return out, skipped

@@ -69,8 +69,8 @@ def read_server_manifest(bundle: Path, now: float | None = None) -> ServerManife
     return found
 
 
-@dataclass(frozen=True)
-class SiteBundle:
+@dataclass(frozen=True, kw_only=True)
+class SiteBundle(Manifest):
     """One site's bundle, number ``index`` of the roster.
 
     ``server`` is the SuperLink's ``host:port``; ``expires`` is in seconds since 1970. ``data`` is
@@ -78,12 +78,6 @@ class SiteBundle:
     """
 
     path: Path
-    name: str
-    role: Role
-    index: int
-    server: str
-    expires: float
-    data: str | None
     roster: Roster
 
     @classmethod
@@ -103,16 +97,7 @@ class SiteBundle:
             if half in (None, one) and lacks:
                 raise RunError(f"{home} lacks {lacks[0]}; make it with carefl-secure site init and site join")
         _check_expiry(path, manifest.expires, now)
-        return cls(
-            path.resolve(),
-            manifest.name,
-            manifest.role,
-            manifest.index,
-            manifest.server,
-            manifest.expires,
-            manifest.data,
-            roster,
-        )
+        return cls(**vars(manifest), path=path.resolve(), roster=roster)
 
     def read_policy(self) -> Policy:
         """Read the site's ``policy.yaml``, and hold the roster against it and the site's own key.

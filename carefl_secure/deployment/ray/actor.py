@@ -23,14 +23,13 @@ from carefl_secure.errors import CareflError, ConfigError, EngineError, ModelErr
 from carefl_secure.federation.aggregation.base import ClientSetup
 from carefl_secure.federation.client.app import build_client_app
 from carefl_secure.federation.client.session import ClientSession
-from carefl_secure.federation.in_process import ledger_path
+from carefl_secure.federation.in_process import client_ledger, keep_refusal
 from carefl_secure.federation.local_update.task import LocalTask
 from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.run_spec import RunSpec
 from carefl_secure.federation.transport.error_codes import refusal
 from carefl_secure.noise import DeterministicKeySource
-from carefl_secure.privacy import Ledger
 from carefl_secure.progress import SilentReporter
 
 Work = Callable[[RunPlan, bytes], Sequence[LocalTask]]
@@ -103,12 +102,11 @@ class _Faults:
         self._order = order
 
     def __enter__(self) -> None:
-        """Do nothing yet."""
+        return
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        """Swallow exceptions; interrupts pass."""
         if not isinstance(error, Exception):
             return False
         log = _read(self._order).log
@@ -164,7 +162,7 @@ class _Clients:
         self._opened = ClientSession(
             ClientSetup(spec.plan, order.cohort, index, identity, keys),
             self._tasks[index],
-            Ledger(ledger_path(spec.folder, spec.ledgers, index), {"client": str(index)}),
+            client_ledger(spec, index),
             max_epsilon=spec.max_epsilon,
             memory=spec.folder.client(index),
         )
@@ -188,13 +186,6 @@ class _Continued:
         """Return the next key under a label."""
         self._drawn[label] += 1
         return self._source.key(label)
-
-
-def keep_refusal(home: Path, error: CareflError) -> None:
-    """Write a refusal's own text to the party's folder, where only the party reads it."""
-    home.mkdir(parents=True, exist_ok=True)
-    with (home / "refusals.log").open("a") as file:
-        file.write(f"{type(error).__name__}: {error}\n")
 
 
 def tasks_of(config: Config, plan: RunPlan, base_hash: bytes) -> Sequence[LocalTask]:

@@ -18,20 +18,18 @@ from pathlib import Path
 from flwr.serverapp import Grid
 
 from carefl_secure.config import Config
-from carefl_secure.deployment.ray.actor import ActorApp, Order, Work, keep_refusal, tasks_of
+from carefl_secure.deployment.ray.actor import ActorApp, Order, Work, tasks_of
 from carefl_secure.deployment.ray.cluster import RayCluster, require_ray
 from carefl_secure.deployment.ray.grid import FlowerSimulation, RayGrid
 from carefl_secure.errors import CareflError, EngineError, ProtocolError
 from carefl_secure.federation.aggregation.base import Helper
 from carefl_secure.federation.client.app import build_client_app
 from carefl_secure.federation.client.session import ClientSession
-from carefl_secure.federation.in_process import ledger_path, make_parties
+from carefl_secure.federation.in_process import client_ledger, keep_refusal, make_parties
 from carefl_secure.federation.local_update.task import LocalTask
-from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.run_spec import RunSpec
 from carefl_secure.federation.transport.local_grid import Drop, LocalGrid, Record
-from carefl_secure.privacy import Ledger
 from carefl_secure.progress import Reporter
 from carefl_secure.run_folder import RunFolder
 
@@ -50,16 +48,8 @@ class RayParties:
         self._helpers = helpers
         self._reporter = reporter
         self._flower: FlowerSimulation | None = None
-        spec = order.spec
-        self.ledgers = [
-            Ledger(ledger_path(spec.folder, spec.ledgers, index), {"client": str(index)})
-            for index in range(len(order.identities))
-        ]
-
-    @property
-    def cohort(self) -> Cohort:
-        """Who takes part."""
-        return self._order.cohort
+        self.cohort = order.cohort
+        self.ledgers = [client_ledger(order.spec, index) for index in range(len(order.identities))]
 
     def grid(self, workers: int, drop: Drop | None, record: Record | None) -> Grid:
         """Start Ray and Flower, and wait until every client has answered who it is."""

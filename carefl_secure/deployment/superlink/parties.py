@@ -119,20 +119,11 @@ class Deployed:
         patience: float = _START,
     ) -> None:
         self._link, self._socket, self._proposed = link, socket, run
-        self._reporter, self._scratch, self._ledgers = reporter, scratch, ledgers
+        self._reporter, self._scratch = reporter, scratch
+        self.cohort, self.ledgers = run.cohort, ledgers
         self._alive, self._patience = alive, patience
         self._grid: SuperLinkGrid | None = None
         self._run = ""
-
-    @property
-    def cohort(self) -> Cohort:
-        """Who takes part."""
-        return self._proposed.cohort
-
-    @property
-    def ledgers(self) -> Sequence[Ledger]:
-        """Ledgers of the clients on this machine."""
-        return self._ledgers
 
     def grid(self, workers: int, drop: Drop | None, record: Record | None) -> Grid:
         """Submit the relay, wait for its ServerApp and all nodes, and put the run before them."""

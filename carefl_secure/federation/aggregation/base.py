@@ -37,6 +37,7 @@ __all__ = [
     "Helper",
     "MaskedIntegers",
     "Nodes",
+    "ServerRound",
     "ServerSetup",
     "ServerSum",
 ]
@@ -159,6 +160,21 @@ class ServerSetup:
         return {"round": number, "plan": self.plan.hash()}
 
 
+@dataclass(frozen=True)
+class ServerRound:
+    """One round as the server begins it; ``model_hash`` is the hash of the adapter.
+
+    ``prefetched`` holds this round's keys, where they were exchanged during the round before;
+    ``following`` exchanges the next round's keys during this one.
+    """
+
+    exchange: Exchange
+    number: int
+    model_hash: bytes
+    prefetched: KeyPrefetch | None = None
+    following: KeyPrefetch | None = None
+
+
 class AggregationProtocol(ABC):
     """An aggregation protocol: the factory of every party's part in a sum.
 
@@ -194,20 +210,8 @@ class AggregationProtocol(ABC):
         """
 
     @abstractmethod
-    def server(
-        self,
-        setup: ServerSetup,
-        exchange: Exchange,
-        number: int,
-        model_hash: bytes,
-        prefetched: KeyPrefetch | None,
-        following: KeyPrefetch | None,
-    ) -> ServerSum:
-        """Return the server's part in a round; ``model_hash`` is the hash of the adapter.
-
-        ``prefetched`` holds this round's keys, where they were exchanged during the round before;
-        ``following`` exchanges the next round's keys during this one.
-        """
+    def server(self, setup: ServerSetup, this: ServerRound) -> ServerSum:
+        """Return the server's part in a round."""
 
     def prefetch(self, setup: ServerSetup, exchange: Exchange, number: int) -> KeyPrefetch | None:
         """Return what exchanges the keys of a later round, where the protocol can."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import ClassVar
 
 from flwr.app import RecordDict
@@ -16,6 +15,7 @@ from carefl_secure.federation.aggregation.base import (
     Helper,
     MaskedIntegers,
     Nodes,
+    ServerRound,
     ServerSetup,
     ServerSum,
 )
@@ -64,26 +64,17 @@ class CommitteeServerSum(ServerSum):
 
     action = "train.submit"
 
-    def __init__(
-        self,
-        exchange: Exchange,
-        header: Header,
-        server: CommitteeServer,
-        model_hash: bytes,
-        directory: Directory,
-        folder: Path | None = None,
-        prefetched: CommitteePrefetch | None = None,
-        following: CommitteePrefetch | None = None,
-    ) -> None:
-        self._exchange = exchange
-        self._header = header
-        self._server = server if prefetched is None else prefetched.server
-        self._announced = prefetched is not None
-        self._model_hash = model_hash
-        self._directory = directory
-        self._following = following
+    def __init__(self, setup: ServerSetup, this: ServerRound, server: CommitteeServer) -> None:
+        self._exchange = this.exchange
+        self._header = setup.header(this.number)
+        made = this.prefetched
+        self._announced = isinstance(made, CommitteePrefetch)
+        self._server = made.server if isinstance(made, CommitteePrefetch) else server
+        self._model_hash = this.model_hash
+        self._directory = setup.directory
+        self._following = this.following if isinstance(this.following, CommitteePrefetch) else None
         self._index_of: dict[int, int] = {}
-        self._buffer = UploadBuffer(folder)
+        self._buffer = UploadBuffer(setup.folder)
         self._failed: set[tuple[str, str]] = set()
 
     def prepare(self, nodes: Nodes) -> dict[int, RecordDict]:
@@ -205,25 +196,10 @@ class Committee(AggregationProtocol):
         """Go on from nothing: a client of a committee keeps no state between messages."""
         return self.client(setup, number, b"")
 
-    def server(
-        self,
-        setup: ServerSetup,
-        exchange: Exchange,
-        number: int,
-        model_hash: bytes,
-        prefetched: KeyPrefetch | None,
-        following: KeyPrefetch | None,
-    ) -> ServerSum:
+    def server(self, setup: ServerSetup, this: ServerRound) -> ServerSum:
         """Return the server's part in a round."""
         return CommitteeServerSum(
-            exchange,
-            setup.header(number),
-            CommitteeServer(setup.cohort.committee_parameters(setup.plan, number)),
-            model_hash,
-            setup.directory,
-            setup.folder,
-            prefetched if isinstance(prefetched, CommitteePrefetch) else None,
-            following if isinstance(following, CommitteePrefetch) else None,
+            setup, this, CommitteeServer(setup.cohort.committee_parameters(setup.plan, this.number))
         )
 
     def prefetch(self, setup: ServerSetup, exchange: Exchange, number: int) -> KeyPrefetch | None:

@@ -18,17 +18,16 @@ from carefl_secure.federation.aggregation.base import (
     Helper,
     MaskedIntegers,
     Nodes,
+    ServerRound,
     ServerSetup,
     ServerSum,
 )
 from carefl_secure.federation.aggregation.key_holder import ACTIONS, KEY_LABEL, HolderSession
 from carefl_secure.federation.aggregation.pairwise import PairwiseServerSum
-from carefl_secure.federation.aggregation.prefetch import KeyPrefetch
 from carefl_secure.federation.aggregation.upload_buffer import UploadBuffer
 from carefl_secure.federation.plan.ciphertext_packing import narrow, widen
 from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.federation.plan.run_plan import RunPlan
-from carefl_secure.federation.transport.exchange import Exchange
 from carefl_secure.federation.transport.messages import Fields, pack
 from carefl_secure.secagg import EncryptedClient, EncryptedParameters, EncryptedServer
 from carefl_secure.secagg.primitives.crypto import verify
@@ -86,11 +85,9 @@ class EncryptedServerSum(ServerSum):
 
     action = PairwiseServerSum.action
 
-    def __init__(self, setup: ServerSetup, exchange: Exchange, number: int, model_hash: bytes) -> None:
+    def __init__(self, setup: ServerSetup, this: ServerRound) -> None:
         self._setup = setup
-        self._exchange = exchange
-        self._number = number
-        self._model_hash = model_hash
+        self._this = this
         self._begun: tuple[EncryptedServer, PairwiseServerSum] | None = None
         self._buffer = UploadBuffer(setup.folder)
         self._sizes: dict[int, int] = {}
@@ -98,16 +95,16 @@ class EncryptedServerSum(ServerSum):
     def prepare(self, nodes: Nodes) -> dict[int, RecordDict]:
         """Have the key holder make a key, hand it to the clients, and go on as in pairwise."""
         setup = self._setup
-        header = setup.header(self._number)
-        setup.directory.learn(self._exchange, nodes())
+        header = setup.header(self._this.number)
+        setup.directory.learn(self._this.exchange, nodes())
 
         def check(message: bytes) -> tuple[HolderKey, bytes]:
-            return read_key(message, setup.cohort, setup.plan, self._number), message
+            return read_key(message, setup.cohort, setup.plan, self._this.number), message
 
         key, message = self._ask_holder(pack(**header), "query.holder_key", "key", check)
         server = EncryptedServer(key.parameters, key.public)
         with_key = {**header, "key": message}
-        pairwise = PairwiseServerSum(self._exchange, with_key, server, self._model_hash)
+        pairwise = PairwiseServerSum(self._this, with_key, server)
         self._begun = server, pairwise
         return pairwise.prepare(setup.directory.clients)
 
@@ -127,7 +124,7 @@ class EncryptedServerSum(ServerSum):
         for place, indices in enumerate(portions, start=1):
             uploads = {index: self._buffer.take(index) for index in indices}
             last = int(place == len(portions))
-            request = pack(model=self._model_hash, keys=server.transcript_hash, last=last, uploads=uploads)
+            request = pack(model=self._this.model_hash, keys=server.transcript_hash, last=last, uploads=uploads)
             check = server.opened if last else bytes
             self._ask_holder(request, "query.open_sum", "opened", check)
         self._buffer.close()
@@ -156,7 +153,7 @@ class EncryptedServerSum(ServerSum):
             answers.append(check(Fields(reply, answer).octets(answer)))
 
         asked = dict.fromkeys(self._setup.directory.helpers(), content)
-        self._exchange.gather(asked, action, take)
+        self._this.exchange.gather(asked, action, take)
         if not answers:
             raise CohortError(
                 "the key holder does not answer, so no sum can be opened and nothing was released; "
@@ -201,14 +198,6 @@ class Encrypted(AggregationProtocol):
         client = EncryptedClientSum.restore(saved[end:], setup.identity, parameters, setup.keys)
         return client.took(key, message)
 
-    def server(
-        self,
-        setup: ServerSetup,
-        exchange: Exchange,
-        number: int,
-        model_hash: bytes,
-        prefetched: KeyPrefetch | None,
-        following: KeyPrefetch | None,
-    ) -> ServerSum:
+    def server(self, setup: ServerSetup, this: ServerRound) -> ServerSum:
         """Return the aggregator's part in a round."""
-        return EncryptedServerSum(setup, exchange, number, model_hash)
+        return EncryptedServerSum(setup, this)

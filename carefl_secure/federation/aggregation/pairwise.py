@@ -14,6 +14,7 @@ from carefl_secure.federation.aggregation.base import (
     ClientSum,
     MaskedIntegers,
     Nodes,
+    ServerRound,
     ServerSetup,
     ServerSum,
 )
@@ -76,20 +77,13 @@ class PairwiseServerSum(ServerSum):
 
     action = "train.masked"
 
-    def __init__(
-        self,
-        exchange: Exchange,
-        header: Header,
-        server: PairwiseServer,
-        model_hash: bytes,
-        prefetched: PairwisePrefetch | None = None,
-        following: PairwisePrefetch | None = None,
-    ) -> None:
-        self._exchange = exchange
+    def __init__(self, this: ServerRound, header: Header, server: PairwiseServer) -> None:
+        prefetched = this.prefetched if isinstance(this.prefetched, PairwisePrefetch) else None
+        self._exchange = this.exchange
         self._header = header
         self._server = server if prefetched is None else prefetched.server
-        self._model_hash = model_hash
-        self._following = following
+        self._model_hash = this.model_hash
+        self._following = this.following if isinstance(this.following, PairwisePrefetch) else None
         self._answers = 0
         self._sharers = [] if prefetched is None else prefetched.sharers
         self._index_of: dict[int, int] = {}
@@ -188,21 +182,10 @@ class Pairwise(AggregationProtocol):
         parameters = setup.cohort.round_parameters(setup.plan, number, model_hash)
         return PairwiseClient.restore(saved, setup.identity, parameters, setup.keys)
 
-    def server(
-        self,
-        setup: ServerSetup,
-        exchange: Exchange,
-        number: int,
-        model_hash: bytes,
-        prefetched: KeyPrefetch | None,
-        following: KeyPrefetch | None,
-    ) -> ServerSum:
+    def server(self, setup: ServerSetup, this: ServerRound) -> ServerSum:
         """Return the server's part in a round."""
-        server = PairwiseServer(setup.cohort.round_parameters(setup.plan, number))
-        made = prefetched if isinstance(prefetched, PairwisePrefetch) else None
-        later = following if isinstance(following, PairwisePrefetch) else None
-        header = setup.header(number)
-        return PairwiseServerSum(exchange, header, server, model_hash, made, later)
+        server = PairwiseServer(setup.cohort.round_parameters(setup.plan, this.number))
+        return PairwiseServerSum(this, setup.header(this.number), server)
 
     def prefetch(self, setup: ServerSetup, exchange: Exchange, number: int) -> KeyPrefetch | None:
         """Return what exchanges the keys of a later round."""

@@ -12,6 +12,7 @@ from carefl_secure.federation.aggregation.base import (
     AggregationProtocol,
     ClientSetup,
     ClientSum,
+    ServerRound,
     ServerSetup,
     ServerSum,
 )
@@ -143,4 +144,5 @@ class ServerSums:
             made = None
         if self._setup.cohort.config.prefetch and self._protocol.prefetches and number < self._last:
             self._prefetch = self._protocol.prefetch(self._setup, exchange, number + 1)
-        return self._protocol.server(self._setup, exchange, number, model_hash, made, self._prefetch)
+        this = ServerRound(exchange, number, model_hash, made, self._prefetch)
+        return self._protocol.server(self._setup, this)

@@ -46,7 +46,6 @@ class AggregationConfig:
     own_helpers: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what no protocol offers."""
         if not _NAME.fullmatch(self.protocol):
             raise ConfigError(
                 f"{self.protocol!r} cannot name an aggregation protocol; choose one of "

@@ -48,7 +48,6 @@ class Cohort:
     config: AggregationConfig = field(default_factory=AggregationConfig)
 
     def __post_init__(self) -> None:
-        """Check that the parties are different, and as many as the protocol needs."""
         if len(self.helpers) != self.config.helpers:
             raise ConfigError(
                 f"aggregation {self.config.protocol} needs {self.config.helpers} helpers, not "

@@ -54,7 +54,6 @@ class LocalPlan:
     rule: str = "sgd"
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be trained with."""
         if self.steps < 1:
             raise ConfigError(f"local_steps is {self.steps}; it must be a whole number above 0")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):

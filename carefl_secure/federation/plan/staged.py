@@ -67,7 +67,6 @@ class StagedPlan:
     plans: tuple[RunPlan, ...]
 
     def __post_init__(self) -> None:
-        """Check that there is one promise."""
         first = self.plans[0].privacy
         if not all(one.privacy.same_promise(first) for one in self.plans):
             raise ConfigError(

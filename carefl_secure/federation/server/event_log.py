@@ -50,7 +50,6 @@ class EventLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Say how it ended."""
         self._end_step()
         code = error.exit_code if isinstance(error, CareflError) else None
         self._write("end", {"error": None if kind is None else kind.__name__, "code": code})

@@ -70,7 +70,6 @@ class Monitoring:
     record: Record | None = None
 
     def __post_init__(self) -> None:
-        """Refuse an interval that never comes."""
         if self.evaluate_every < 1:
             raise ConfigError(f"evaluate_every is {self.evaluate_every}; it must be at least 1")
 

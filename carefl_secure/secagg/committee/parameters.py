@@ -33,7 +33,6 @@ class CommitteeParameters(Agreement):
     MAX_CLIENTS: ClassVar[int] = (1 << 16) - 1
 
     def __post_init__(self) -> None:
-        """Check every value."""
         super().__post_init__()
         size = self.size
         if not MIN_MEMBERS <= size <= MAX_MEMBERS:

@@ -70,7 +70,6 @@ def plan_records(
     probability below ``2**-40`` a round, and adds as much to delta.
     """
     _positive(clipping_norm=clipping_norm, noise_multiplier=noise_multiplier, expected_batch=expected_batch)
-    bound = batch_bound(expected_batch)
     return _plan_noised(
         dimension,
         clipping_norm,
@@ -78,8 +77,7 @@ def plan_records(
         clients,
         noise_clients,
         inflation,
-        together=bound,
-        vector_bound=bound * clipping_norm,
+        together=batch_bound(expected_batch),
         conditional=False,
     )
 
@@ -116,7 +114,6 @@ def plan_clients(
         noise_clients,
         inflation,
         together=clients,
-        vector_bound=clipping_norm,
         conditional=True,
     )
 
@@ -130,7 +127,6 @@ def _plan_noised(
     inflation: float,
     *,
     together: float,
-    vector_bound: float,
     conditional: bool,
 ) -> EncodingPlan:
     """Choose scale and word for noised sums of ``together`` vectors that point the same way."""
@@ -150,7 +146,7 @@ def _plan_noised(
         bits=bits,
         scale=scaled_norm / clipping_norm,
         clipping_norm=clipping_norm,
-        vector_bound=vector_bound,
+        vector_bound=clipping_norm * (1 if conditional else together),
         clients=clients,
         noise_clients=noise_clients,
         noise_multiplier=noise_multiplier,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -64,21 +63,12 @@ class KeyHolder:
     def __init__(self, identity: Ed25519PrivateKey) -> None:
         self._identity = identity
         self._secret: SecretKey | None = SecretKey()
-        self._public = self._secret.public()
-        self._key = PublicKey(self._public)
+        self.public_key = self._secret.public()  # which clients and aggregator load
+        self._key = PublicKey(self.public_key)
+        self.public_digest = self._key.digest  # its SHA-256, for ``EncryptedParameters.public_key``
         self._round: tuple[EncryptedParameters, bytes] | None = None
         self._total: list[Any] | None = None
         self._added: dict[int, bytes] = {}
-
-    @property
-    def public_key(self) -> bytes:
-        """The public key that clients and aggregator load."""
-        return self._public
-
-    @property
-    def public_digest(self) -> bytes:
-        """Its SHA-256, for ``EncryptedParameters.public_key``."""
-        return hashlib.sha256(self._public).digest()
 
     def destroy(self) -> None:
         """Forget the secret key and the sum."""

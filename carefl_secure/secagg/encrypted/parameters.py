@@ -39,7 +39,6 @@ class EncryptedParameters(RoundParameters):
     LABEL: ClassVar[bytes] = b"encrypted"
 
     def __post_init__(self) -> None:
-        """Check every value."""
         super().__post_init__()
         check_hash(self.key_holder, "key_holder")
         check_hash(self.public_key, "public_key")

@@ -46,7 +46,6 @@ class RoundParameters(Agreement):
     MAX_CLIENTS: ClassVar[int] = MAX_CLIENTS
 
     def __post_init__(self) -> None:
-        """Check every value."""
         super().__post_init__()
         count = self.clients
         if not default_threshold(count) <= self.threshold <= count:

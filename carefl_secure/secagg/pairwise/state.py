@@ -124,43 +124,20 @@ class ClientState:
             raise refuse("saved state", "it opens, but was written by another version of this program") from error
 
     def _plain(self) -> dict[str, Any]:
-        return {
-            "index": self.index,
-            "phase": int(self.phase),
-            "advertisement": self.advertisement.hex(),
-            "transcript_hash": self.transcript_hash.hex(),
-            "members": list(self.members),
-            "live": list(self.live),
-            "shared": list(self.shared),
-            "survivors": list(self.survivors),
-            "mask_keys": _hex(self.mask_keys),
-            "encryption_secret": self.encryption_secret.hex(),
-            "mask_secret": self.mask_secret.hex(),
-            "self_mask": self.self_mask.hex(),
-            "opening_keys": _hex(self.opening_keys),
-            "own_share": self.own_share.hex(),
-            "held": _hex(self.held),
-        }
+        return {name: _written(value) for name, value in vars(self).items()}
 
     @classmethod
     def _from_plain(cls, plain: Mapping[str, Any]) -> ClientState:
-        return cls(
-            index=plain["index"],
-            phase=Phase(plain["phase"]),
-            advertisement=bytes.fromhex(plain["advertisement"]),
-            transcript_hash=bytes.fromhex(plain["transcript_hash"]),
-            members=tuple(plain["members"]),
-            live=tuple(plain["live"]),
-            shared=tuple(plain["shared"]),
-            survivors=tuple(plain["survivors"]),
-            mask_keys={int(k): bytes.fromhex(v) for k, v in plain["mask_keys"].items()},
-            encryption_secret=bytearray.fromhex(plain["encryption_secret"]),
-            mask_secret=bytearray.fromhex(plain["mask_secret"]),
-            self_mask=bytearray.fromhex(plain["self_mask"]),
-            opening_keys={int(k): bytearray.fromhex(v) for k, v in plain["opening_keys"].items()},
-            own_share=bytearray.fromhex(plain["own_share"]),
-            held={int(k): bytearray.fromhex(v) for k, v in plain["held"].items()},
-        )
+        values = dict[str, Any]()
+        for name, blank in vars(cls(0)).items():
+            kind, value = type(blank), plain[name]
+            if isinstance(blank, bytes | bytearray):
+                value = kind.fromhex(value)
+            elif isinstance(blank, dict):
+                piece = bytes if name == "mask_keys" else bytearray
+                value = {int(key): piece.fromhex(one) for key, one in value.items()}
+            values[name] = kind(value)
+        return cls(**values)
 
 
 def _wipe(secret: bytearray) -> None:
@@ -168,5 +145,8 @@ def _wipe(secret: bytearray) -> None:
     secret.clear()
 
 
-def _hex(table: Mapping[int, bytes | bytearray]) -> dict[str, str]:
-    return {str(key): value.hex() for key, value in table.items()}
+def _written(value: Any) -> Any:
+    """Return a field for JSON: bytes as hexadecimal text, everything else as it stands."""
+    if isinstance(value, Mapping):
+        return {str(key): one.hex() for key, one in value.items()}
+    return value.hex() if isinstance(value, bytes | bytearray) else value

@@ -65,7 +65,6 @@ class Agreement:
     MAX_CLIENTS: ClassVar[int]
 
     def __post_init__(self) -> None:
-        """Check what all protocols have in common."""
         count = self.clients
         if not MIN_CLIENTS <= count <= self.MAX_CLIENTS:
             raise ConfigError(f"a secure sum takes {MIN_CLIENTS} to {self.MAX_CLIENTS} clients, not {count}")

@@ -103,7 +103,6 @@ class Body:
         self._kind = kind.name.lower()
 
     def __len__(self) -> int:
-        """Bytes that are left."""
         return len(self._view)
 
     def view(self, size: int) -> memoryview:

@@ -25,10 +25,10 @@ from carefl_secure.federation.aggregation.base import (
     Helper,
     MaskedIntegers,
     Nodes,
+    ServerRound,
     ServerSetup,
     ServerSum,
 )
-from carefl_secure.federation.aggregation.prefetch import KeyPrefetch
 from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.transport.exchange import Exchange
@@ -170,17 +170,9 @@ class Signed(AggregationProtocol):
             raise ProtocolError("the saved round is bound to another model")
         return SignedClient(setup, number, model_hash)
 
-    def server(
-        self,
-        setup: ServerSetup,
-        exchange: Exchange,
-        number: int,
-        model_hash: bytes,
-        prefetched: KeyPrefetch | None,
-        following: KeyPrefetch | None,
-    ) -> ServerSum:
+    def server(self, setup: ServerSetup, this: ServerRound) -> ServerSum:
         """Return the server's part in a round."""
-        return SignedServer(setup, exchange, number, model_hash)
+        return SignedServer(setup, this.exchange, this.number, this.model_hash)
 
 
 class Witness(Helper):
@@ -242,14 +234,6 @@ class Witnessed(Signed):
         """Return the witness."""
         return Witness(setup)
 
-    def server(
-        self,
-        setup: ServerSetup,
-        exchange: Exchange,
-        number: int,
-        model_hash: bytes,
-        prefetched: KeyPrefetch | None,
-        following: KeyPrefetch | None,
-    ) -> ServerSum:
+    def server(self, setup: ServerSetup, this: ServerRound) -> ServerSum:
         """Return the server's part in a round."""
-        return WitnessedServer(setup, exchange, number, model_hash)
+        return WitnessedServer(setup, this.exchange, this.number, this.model_hash)

@@ -8,10 +8,9 @@ from PIL import Image
 
 from carefl_secure.data.corpora.base import FileCorpus
 from carefl_secure.data.corpora.image_folder import load_imagefolder
-from carefl_secure.data.deduplication.duplicates import drop_shared, find_shared, within
+from carefl_secure.data.deduplication.duplicates import find_shared, within
 from carefl_secure.data.deduplication.image_hashes import hash_images
 from carefl_secure.data.records import LabelSpace
-from carefl_secure.errors import DataError
 
 SPACE = LabelSpace("x", ("x",), multi=False)
 
@@ -59,35 +58,7 @@ def test_repetitions_inside_a_part(parts: Any) -> None:
     assert within([*marks["train"], *marks["test"]]) == (2, 1)
 
 
-@pytest.mark.parametrize("near", [True, False])
-def test_what_remains_shares_nothing(parts: Any, near: bool) -> None:
-    kept, skipped = drop_shared(parts, prints(parts), near=near)
-    again = find_shared(kept, prints(kept))
-    assert sum(s.exact for s in again) == 0
-    assert sum(s.near for s in again) == (0 if near else 2)
-    assert skipped.dropped == {
-        "train: repeated": 1,
-        "val: shared with train": 1,
-        "test: shared with train": 2 if near else 1,
-        **({"test: shared with val": 1} if near else {}),
-    }
-    assert sum(len(c.records) for c in kept.values()) + skipped.total == 16
-    # The first part keeps what is shared.
-    assert {r.key for r in kept["train"].records} >= {"x/train0.png", "x/train1.png"}
-
-
-def test_what_was_left_out_shields_nothing(make: Any) -> None:
-    """A picture that is left out of val may stay in test unless train has it."""
-    for name in ("train", "val", "test"):
-        folder(make, name, 2)
-    for name in ("val", "test"):
-        shutil.copy(make.root / "train" / "x" / "train0.png", make.root / name / "x" / "c.png")
-    parts = {n: load_imagefolder(make.root / n, SPACE)["all"] for n in ("train", "val", "test")}
-    kept, _ = drop_shared(parts, prints(parts))
-    assert [len(c.records) for c in kept.values()] == [2, 2, 2]
-
-
-def test_subjects_are_kept_apart_too(make: Any) -> None:
+def test_subjects_of_two_parts_are_found(make: Any) -> None:
     for name in ("train", "test"):
         rows = []
         for k in range(3):
@@ -98,27 +69,6 @@ def test_subjects_are_kept_apart_too(make: Any) -> None:
     parts = {n: load_imagefolder(make.root / n, SPACE)["all"] for n in ("train", "test")}
     (shared,) = find_shared(parts, prints(parts))
     assert (shared.exact, shared.near, shared.subjects) == (0, 0, 1)
-    kept, skipped = drop_shared(parts, prints(parts), near=False)
-    assert skipped.dropped == {"test: shared with train": 1}
-    left = find_shared(kept, prints(kept))[0]
-    assert (left.exact, left.near, left.subjects) == (0, 0, 0)
-
-
-def test_nothing_remains(make: Any) -> None:
-    folder(make, "train", 1)
-    shutil.copytree(make.root / "train", make.root / "test")
-    parts = {n: load_imagefolder(make.root / n, SPACE)["all"] for n in ("train", "test")}
-    with pytest.raises(DataError, match="nothing remains of test"):
-        drop_shared(parts, prints(parts))
-
-
-def test_unreadable_images_are_left_out(make: Any) -> None:
-    folder(make, "train", 3)
-    make.cut_off(make.root / "train" / "x" / "train1.png")
-    corpus = load_imagefolder(make.root / "train", SPACE)["all"]
-    kept, skipped = drop_shared({"train": corpus}, {"train": hash_images(corpus)})
-    assert len(kept["train"].records) == 2
-    assert skipped.dropped == {"train: image cannot be read": 1}
 
 
 def test_flat_pictures_are_equal_or_nothing(make: Any) -> None:
