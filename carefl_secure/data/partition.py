@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from carefl_secure.data.records import Corpus, image_of, targets
 from carefl_secure.data.splits import groups as joined
-from carefl_secure.data.subjects import subject_groups
+from carefl_secure.data.splits import subject_groups
 from carefl_secure.errors import ConfigError, DataError
 
 Indices = npt.NDArray[np.int64]

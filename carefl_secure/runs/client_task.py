@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from carefl_secure.data.records import targets
-from carefl_secure.data.subjects import first_of_each, subject_groups
+from carefl_secure.data.splits import first_of_each, subject_groups
 from carefl_secure.model.label_scorer import LabelScorer, RecordLosses
 from carefl_secure.model.mean_gradient import mean_gradient
 from carefl_secure.model.vision.encode import vision_features

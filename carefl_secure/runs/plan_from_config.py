@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from carefl_secure.config import Config
-from carefl_secure.data.subjects import subject_groups
+from carefl_secure.data.splits import subject_groups
 from carefl_secure.errors import ConfigError
 from carefl_secure.federation.plan.aggregation_config import PROTOCOLS, AggregationConfig
 from carefl_secure.federation.plan.calibrate import PlanRequest, plan_run

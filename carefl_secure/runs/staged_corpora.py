@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from carefl_secure.config import Config
 from carefl_secure.config.root import stage_config
-from carefl_secure.data.checks.summary import warnings
+from carefl_secure.data.checks.examine import warnings
 from carefl_secure.data.deduplication.image_hashes import hash_images
 from carefl_secure.data.deduplication.policy import held_twice
 from carefl_secure.data.records import Corpus

@@ -8,7 +8,7 @@ import pytest
 from carefl_secure.data.corpora.base import FileCorpus
 from carefl_secure.data.partition import partition
 from carefl_secure.data.records import LabelSpace, Record
-from carefl_secure.data.subjects import first_of_each, subject_groups
+from carefl_secure.data.splits import first_of_each, subject_groups
 from carefl_secure.data.synthetic.corpus import synthetic_corpus
 from carefl_secure.errors import ConfigError
 

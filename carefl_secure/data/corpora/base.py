@@ -16,8 +16,7 @@ from PIL import Image
 
 from carefl_secure.data.readers.images import ImageSource, image_size
 from carefl_secure.data.readers.metadata import Box
-from carefl_secure.data.records import Corpus, LabelSpace, Record
-from carefl_secure.data.skipped import Skipped
+from carefl_secure.data.records import Corpus, LabelSpace, Record, Skipped
 from carefl_secure.errors import DataError
 from carefl_secure.progress import Reporter, SilentReporter
 

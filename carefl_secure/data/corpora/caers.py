@@ -21,8 +21,7 @@ from carefl_secure.data.readers.file_kinds import image_suffixes
 from carefl_secure.data.readers.images import ImageFile, place
 from carefl_secure.data.readers.metadata import Box
 from carefl_secure.data.readers.tables import numbers, read_rows, read_text
-from carefl_secure.data.records import Record
-from carefl_secure.data.skipped import Skipped
+from carefl_secure.data.records import Record, Skipped
 from carefl_secure.errors import DataError, LabelError
 from carefl_secure.progress import SILENT, Reporter, tracked
 

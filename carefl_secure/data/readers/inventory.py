@@ -23,7 +23,7 @@ from carefl_secure.data.readers.file_kinds import (
     made_by_a_tool,
     suffix_of,
 )
-from carefl_secure.data.skipped import Skipped
+from carefl_secure.data.records import Skipped
 from carefl_secure.errors import DataError
 
 NO_IMAGE = "not an image"

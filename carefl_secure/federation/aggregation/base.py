@@ -25,22 +25,10 @@ from carefl_secure.federation.transport.exchange import ROLE, Exchange
 from carefl_secure.federation.transport.messages import Fields
 from carefl_secure.federation.transport.node_directory import Directory, role_message
 from carefl_secure.noise import KeySource
-from carefl_secure.secagg import ClientSum
+from carefl_secure.secagg import ClientSum as ClientSum
 
 if TYPE_CHECKING:
     from carefl_secure.federation.aggregation.prefetch import KeyPrefetch
-
-__all__ = [
-    "AggregationProtocol",
-    "ClientSetup",
-    "ClientSum",
-    "Helper",
-    "MaskedIntegers",
-    "Nodes",
-    "ServerRound",
-    "ServerSetup",
-    "ServerSum",
-]
 
 MaskedIntegers = NDArray[np.unsignedinteger[Any]]
 Nodes = Callable[[], Collection[int]]

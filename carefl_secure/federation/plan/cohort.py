@@ -14,8 +14,6 @@ from carefl_secure.secagg import CommitteeParameters, EncryptedParameters, Round
 if TYPE_CHECKING:
     from carefl_secure.federation.plan.run_plan import RunPlan
 
-__all__ = ["Aggregation", "Cohort", "rotation_key"]
-
 
 @dataclass(frozen=True)
 class Cohort:

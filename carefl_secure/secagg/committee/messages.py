@@ -49,12 +49,10 @@ class CommitteeShape(Shape, Protocol):
     @property
     def size(self) -> int:
         """Number of members."""
-        ...
 
     @property
     def shares_per_envelope(self) -> int:
         """Shares of the other members' seeds in an envelope."""
-        ...
 
 
 def content_bytes(shape: CommitteeShape) -> int:
@@ -88,28 +86,21 @@ class _OfMember(Message):
 
 
 @dataclass(frozen=True)
-class MemberKey(_OfMember):
+class MemberKey(_OfMember, kind=CommitteeKind.MEMBER_KEY, fields=(octets(PUBLIC_BYTES), SIGNATURE), early=True):
     """A member's public key for the round; 1296 bytes."""
 
     public: bytes
     signature: bytes
 
-    KIND: ClassVar[IntEnum] = CommitteeKind.MEMBER_KEY
-    FIELDS: ClassVar[tuple[Field, ...]] = (octets(PUBLIC_BYTES), SIGNATURE)
-    BEFORE_MODEL: ClassVar[bool] = True
-
 
 @dataclass(frozen=True)
-class Submission(Message):
+class Submission(Message, kind=CommitteeKind.SUBMISSION, fields=(WORDS, _DIGESTS, _ENVELOPES, SIGNATURE)):
     """A client's one message: masked words, then commitments and envelopes per member."""
 
     words: memoryview
     commitments: tuple[bytes, ...]
     envelopes: tuple[bytes, ...]
     signature: bytes
-
-    KIND: ClassVar[IntEnum] = CommitteeKind.SUBMISSION
-    FIELDS: ClassVar[tuple[Field, ...]] = (WORDS, _DIGESTS, _ENVELOPES, SIGNATURE)
 
     def entry(self, words: bytes) -> Entry:
         """Return what a list says about this client; ``words`` is the digest of the words."""
@@ -163,49 +154,43 @@ def _read_list(body: Body, shape: CommitteeShape) -> Listed:
 
 
 @dataclass(frozen=True)
-class Listing(_OfMember):
+class Listing(_OfMember, kind=CommitteeKind.LISTING, fields=(Field(_write_list, _read_list),)):
     """The list of clients as one member gets it, each with the envelope meant for that member."""
 
     clients: Listed
 
-    KIND: ClassVar[IntEnum] = CommitteeKind.LISTING
-    FIELDS: ClassVar[tuple[Field, ...]] = (Field(_write_list, _read_list),)
-
 
 @dataclass(frozen=True)
-class Opening(_OfMember):
+class Opening(
+    _OfMember,
+    kind=CommitteeKind.OPENING,
+    fields=(HASH, indices("openable set", lambda shape: shape.clients), SIGNATURE),
+):
     """A member's statement on a list: its digest and the clients whose envelopes do not open."""
 
     listed: bytes
     failed: tuple[int, ...]
     signature: bytes
 
-    KIND: ClassVar[IntEnum] = CommitteeKind.OPENING
-    FIELDS: ClassVar[tuple[Field, ...]] = (HASH, indices("openable set", lambda shape: shape.clients), SIGNATURE)
-
 
 @dataclass(frozen=True)
-class MemberAnswer(_OfMember):
+class MemberAnswer(_OfMember, kind=CommitteeKind.MEMBER_ANSWER, fields=(HASH, WORDS, SIGNATURE)):
     """A member's sum of masks, and the digest of what it was asked to sum over."""
 
     settled: bytes
     words: memoryview
     signature: bytes
 
-    KIND: ClassVar[IntEnum] = CommitteeKind.MEMBER_ANSWER
-    FIELDS: ClassVar[tuple[Field, ...]] = (HASH, WORDS, SIGNATURE)
-
 
 @dataclass(frozen=True)
-class Loss(_OfMember):
+class Loss(
+    _OfMember, kind=CommitteeKind.LOSS, fields=(HASH, indices("lost members", lambda shape: shape.size), SIGNATURE)
+):
     """A member's agreement on who is lost."""
 
     settled: bytes
     lost: tuple[int, ...]
     signature: bytes
-
-    KIND: ClassVar[IntEnum] = CommitteeKind.LOSS
-    FIELDS: ClassVar[tuple[Field, ...]] = (HASH, indices("lost members", lambda shape: shape.size), SIGNATURE)
 
 
 def _write_values(values: Iterable[int]) -> Iterable[Buffer]:
@@ -218,14 +203,11 @@ def _read_values(body: Body, shape: CommitteeShape) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
-class SeedShares(_OfMember):
+class SeedShares(_OfMember, kind=CommitteeKind.SEED_SHARES, fields=(Field(_write_values, _read_values), SIGNATURE)):
     """A member's shares of lost members' seeds, in the order of :meth:`by_client`."""
 
     values: tuple[int, ...]
     signature: bytes
-
-    KIND: ClassVar[IntEnum] = CommitteeKind.SEED_SHARES
-    FIELDS: ClassVar[tuple[Field, ...]] = (Field(_write_values, _read_values), SIGNATURE)
 
     def by_client(self, lost: Collection[int], clients: Collection[int]) -> dict[tuple[int, int], int]:
         """Return the shares by lost member and client, both ascending; refuse a wrong number."""

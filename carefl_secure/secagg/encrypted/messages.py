@@ -42,28 +42,24 @@ def _read_chunks(body: Body, shape: Any) -> tuple[bytes, ...]:
 
 
 @dataclass(frozen=True)
-class EncryptedUpload(Message):
+class EncryptedUpload(Message, kind=EncryptedKind.UPLOAD, fields=(Field(_write_chunks, _read_chunks), SIGNATURE)):
     """Step 2: the masked vector under the key holder's key, signed."""
 
     chunks: tuple[bytes, ...]
     signature: bytes = b""
 
-    KIND: ClassVar[IntEnum] = EncryptedKind.UPLOAD
-    FIELDS: ClassVar[tuple[Field, ...]] = (Field(_write_chunks, _read_chunks), SIGNATURE)
-
 
 @dataclass(frozen=True)
-class OpenedSum(Message):
+class OpenedSum(
+    Message,
+    kind=EncryptedKind.OPENED,
+    fields=(Field(lambda value: (value,), lambda body, shape: body.take(8 * shape.slots)), SIGNATURE),
+):
     """The decrypted, still masked sum, from the key holder to the aggregator, signed."""
 
     residues: bytes
     signature: bytes
 
-    KIND: ClassVar[IntEnum] = EncryptedKind.OPENED
-    FIELDS: ClassVar[tuple[Field, ...]] = (
-        Field(lambda value: (value,), lambda body, shape: body.take(8 * shape.slots)),
-        SIGNATURE,
-    )
     PARTY: ClassVar[str] = "key holder"
 
     @classmethod

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import ClassVar, Self
+from typing import Self
 
 from carefl_secure.secagg.primitives.checks import refuse
 from carefl_secure.secagg.primitives.crypto import Buffer
@@ -49,7 +49,7 @@ class Secret(IntEnum):
 
 
 @dataclass(frozen=True)
-class Advertisement(Message):
+class Advertisement(Message, kind=Kind.ADVERTISEMENT, fields=(HASH, HASH, HASH, SIGNATURE), early=True):
     """Step 0: two public keys and the commitment to the self-mask secret; 176 bytes."""
 
     encryption_key: bytes
@@ -57,21 +57,13 @@ class Advertisement(Message):
     commitment: bytes
     signature: bytes
 
-    KIND: ClassVar[IntEnum] = Kind.ADVERTISEMENT
-    FIELDS: ClassVar[tuple[Field, ...]] = (HASH, HASH, HASH, SIGNATURE)
-    BEFORE_MODEL: ClassVar[bool] = True
-
 
 @dataclass(frozen=True)
-class Share(Message):
+class Share(Message, kind=Kind.SHARE, fields=(NUMBER, octets(SEALED_BYTES)), early=True):
     """Step 1: a client's shares of both its secrets, sealed to one other client; 100 bytes."""
 
     recipient: int
     sealed: bytes
-
-    KIND: ClassVar[IntEnum] = Kind.SHARE
-    FIELDS: ClassVar[tuple[Field, ...]] = (NUMBER, octets(SEALED_BYTES))
-    BEFORE_MODEL: ClassVar[bool] = True
 
     def to(self, recipient: int) -> Self:
         """Return the message if it is for ``recipient``; refuse it otherwise."""
@@ -81,24 +73,18 @@ class Share(Message):
 
 
 @dataclass(frozen=True)
-class Upload(Message):
+class Upload(Message, kind=Kind.UPLOAD, fields=(WORDS, SIGNATURE)):
     """Step 2: the masked vector, signed; 80 bytes and the words."""
 
     words: memoryview
     signature: bytes = b""
 
-    KIND: ClassVar[IntEnum] = Kind.UPLOAD
-    FIELDS: ClassVar[tuple[Field, ...]] = (WORDS, SIGNATURE)
-
 
 @dataclass(frozen=True)
-class Consent(Message):
+class Consent(Message, kind=Kind.CONSENT, fields=(SIGNATURE,)):
     """Step 3: a signature over the two survivor sets; 80 bytes. The sets do not travel in it."""
 
     signature: bytes
-
-    KIND: ClassVar[IntEnum] = Kind.CONSENT
-    FIELDS: ClassVar[tuple[Field, ...]] = (SIGNATURE,)
 
 
 def _write_shares(shares: Mapping[int, tuple[Secret, int]]) -> Iterable[Buffer]:
@@ -121,14 +107,11 @@ def _read_shares(body: Body, shape: Shape) -> dict[int, tuple[Secret, int]]:
 
 
 @dataclass(frozen=True)
-class Answer(Message):
+class Answer(Message, kind=Kind.ANSWER, fields=(Field(_write_shares, _read_shares), SIGNATURE)):
     """Step 4: one share per client, of one of its two secrets, signed; 82 bytes and 36 each."""
 
     shares: Mapping[int, tuple[Secret, int]]
     signature: bytes
-
-    KIND: ClassVar[IntEnum] = Kind.ANSWER
-    FIELDS: ClassVar[tuple[Field, ...]] = (Field(_write_shares, _read_shares), SIGNATURE)
 
 
 def _secret(kind: int) -> Secret:

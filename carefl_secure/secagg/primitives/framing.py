@@ -34,17 +34,14 @@ class Shape(Protocol):
     @property
     def dimension(self) -> int:
         """Length of the vectors."""
-        ...
 
     @property
     def bits(self) -> int:
         """Size of one word."""
-        ...
 
     @property
     def clients(self) -> int:
         """Number of clients."""
-        ...
 
 
 def words_digest(*words: Buffer) -> bytes:
@@ -173,13 +170,23 @@ WORDS = Field(lambda value: (value,), lambda body, shape: body.words(shape))
 
 
 class Message:
-    """A message, as a dataclass: its type, who sends it, and the codec of each field in order."""
+    """A message, as a dataclass.
+
+    Its class is given its type and the codec of each field in order. An ``early`` message is sent
+    before the model is bound, under the key context. ``PARTY`` says who sends it.
+    """
 
     KIND: ClassVar[IntEnum]
     FIELDS: ClassVar[tuple[Field, ...]]
     PARTY: ClassVar[str] = "client"
     BEFORE_MODEL: ClassVar[bool] = False
-    """Whether it is sent before the model is bound, under the key context."""
+
+    def __init_subclass__(
+        cls, kind: IntEnum | None = None, fields: tuple[Field, ...] = (), early: bool = False
+    ) -> None:
+        super().__init_subclass__()
+        if kind is not None:
+            cls.KIND, cls.FIELDS, cls.BEFORE_MODEL = kind, fields, early
 
     @classmethod
     def senders(cls, shape: Any) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from carefl_secure.config import Config, load_config
-from carefl_secure.data.subjects import subject_groups
+from carefl_secure.data.splits import subject_groups
 from carefl_secure.errors import ConfigError
 from carefl_secure.privacy import Ledger
 from carefl_secure.privacy.clipping.clipped_sum import Clipping

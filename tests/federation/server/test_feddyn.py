@@ -19,8 +19,7 @@ from carefl_secure.federation.local_update.feddyn_state import Correction
 from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.federation.plan.local_steps import LocalPlan
 from carefl_secure.federation.plan.run_plan import RunPlan
-from carefl_secure.federation.server.feddyn import FedDyn
-from carefl_secure.federation.server.optimizers import FedAvg, Listener
+from carefl_secure.federation.server.optimizers import FedAvg, FedDyn, Listener
 from carefl_secure.federation.server.run import FederationResult
 from carefl_secure.noise import SystemKeySource
 from carefl_secure.privacy import Ledger
