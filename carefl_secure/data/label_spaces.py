@@ -54,9 +54,6 @@ CEXPR = LabelSpace(
 FER = LabelSpace("fer2013", ("Angry", "Disgust", "Fear", "Happy", "Sad", "Surprise", "Neutral"), multi=False)
 """The seven classes of FER-2013 in the order of its table, from 0."""
 
-BASIC_TO_CAERS: Mapping[int, int] = {0: 6, 1: 2, 2: 1, 3: 3, 4: 5, 5: 0, 6: 4}
-"""From an id of :data:`BASIC` to the id of the same expression in :data:`CAERS`."""
-
 COMPOUND_TO_CEXPR: Mapping[int, int] = {
     place: CEXPR.labels.index(label) for place, label in enumerate(COMPOUND.labels) if label in CEXPR.labels
 }

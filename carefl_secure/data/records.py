@@ -73,12 +73,11 @@ class Corpus(Protocol):
         """Return the RGB image of one record."""
 
 
-def targets(corpus: Corpus, indices: Sequence[int] | None = None) -> npt.NDArray[np.float32]:
+def targets(corpus: Corpus) -> npt.NDArray[np.float32]:
     """Return the 0/1 label matrix, shape ``[records, labels]``."""
-    chosen = range(len(corpus.records)) if indices is None else indices
-    out = np.zeros((len(chosen), len(corpus.space.labels)), np.float32)
-    for row, i in enumerate(chosen):
-        out[row, list(corpus.records[i].labels)] = 1.0
+    out = np.zeros((len(corpus.records), len(corpus.space.labels)), np.float32)
+    for row, record in enumerate(corpus.records):
+        out[row, list(record.labels)] = 1.0
     return out
 
 

@@ -4,8 +4,6 @@ import pytest
 
 from carefl_secure.data.label_spaces import (
     BASIC,
-    BASIC_TO_CAERS,
-    CAERS,
     CEXPR,
     COMPOUND,
     COMPOUND_TO_CEXPR,
@@ -21,13 +19,6 @@ def test_emotic_is_alphabetical_and_has_26() -> None:
     assert len(EMOTIC.labels) == 26
     assert list(EMOTIC.labels) == sorted(EMOTIC.labels)
     assert EMOTIC.multi
-
-
-def test_the_published_map_from_rafdb_basic_to_caers() -> None:
-    published = {1: 6, 2: 2, 3: 1, 4: 3, 5: 5, 6: 0, 7: 4}  # RAF-DB counts from 1
-    assert {k + 1: v for k, v in BASIC_TO_CAERS.items()} == published
-    stem = {BASIC.labels[a][:3]: CAERS.labels[b][:3] for a, b in BASIC_TO_CAERS.items()}
-    assert all(a == b for a, b in stem.items())
 
 
 def test_the_published_map_from_rafdb_compound_to_cexpr() -> None:

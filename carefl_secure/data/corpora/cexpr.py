@@ -21,7 +21,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from carefl_secure.data.corpora.base import CorpusFormat, FileCorpus, SplitBuilder
 from carefl_secure.data.corpora.cexpr_lists import (
@@ -41,7 +40,6 @@ from carefl_secure.data.records import Record
 from carefl_secure.errors import ConfigError, DataError
 from carefl_secure.progress import SILENT, Reporter, tracked
 
-Faces = Literal["first", "all"]
 _FRAMES = ("cropped_aligned", "frames")
 _VIDEOS = ("videos", "trimmed_videos", ".")
 _ALSO = "its test list is its val list"
@@ -50,7 +48,6 @@ _ALSO = "its test list is its val list"
 @dataclass(frozen=True)
 class _Options:
     every: int
-    faces: Faces
     fps: float | None
 
 
@@ -114,11 +111,10 @@ def _frames_of(
                 continue
             if not faces:
                 builder.skipped.drop("frame without a face", f"{clip.stem}/{frame.name}")
-            for face in faces if options.faces == "all" else faces[:1]:
+            for face in faces[:1]:  # the one numbered lowest
                 yield (f"{clip.stem}/{frame.name}/face-{_face(face)}", _number(frame), ImageFile(face))
-            if options.faces == "first":
-                for other in faces[1:]:
-                    builder.skipped.drop("another face in the frame", f"{clip.stem}/{other.name}")
+            for other in faces[1:]:
+                builder.skipped.drop("another face in the frame", f"{clip.stem}/{other.name}")
         for place, path in enumerate(sorted(_images(folder), key=_number)):
             if place % options.every == 0:
                 yield f"{clip.stem}/{path.name}", _number(path), ImageFile(path)
@@ -211,17 +207,12 @@ def _load_base(base: Path, fold: int, options: _Options, reporter: Reporter) -> 
 
 
 def load_cexpr(
-    root: Path,
-    *,
-    fold: int = 0,
-    every: int = 1,
-    faces: Faces = "first",
-    fps: float | None = None,
-    reporter: Reporter = SILENT,
+    root: Path, *, fold: int = 0, every: int = 1, fps: float | None = None, reporter: Reporter = SILENT
 ) -> dict[str, FileCorpus]:
     """Read C-EXPR-DB: the labelled clips as ``train`` and ``val``, the challenge as ``test``.
 
     Splits that are absent are left out; labels by time give ``all``. The challenge has no labels.
+    Of several faces in a frame the one numbered lowest is taken.
 
     Parameters
     ----------
@@ -229,8 +220,6 @@ def load_cexpr(
         A folder laid out as above, or the one that holds ``C-EXPR-DB`` and ``C-EXPR-DB-CHALLENGE``.
     fold, every : int
         Which of the five folds; take every n-th frame of a video (at least 1).
-    faces : {"first", "all"}
-        Where a frame has several faces: the one numbered lowest, or all of them.
     fps : float, optional
         Frames per second; a `ConfigError` asks for it where labels go by time, without videos.
     """
@@ -239,7 +228,7 @@ def load_cexpr(
     bases = cexpr_bases(root)
     if not bases:
         raise DataError(f"{root} has no videos, cropped_aligned or folds; point at C-EXPR-DB or its challenge")
-    options = _Options(every, faces, fps)
+    options = _Options(every, fps)
     corpora: dict[str, FileCorpus] = {}
     for base in bases:
         corpora |= _load_base(base, fold, options, reporter)

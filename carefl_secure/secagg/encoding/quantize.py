@@ -71,19 +71,13 @@ class EncodingPlan:
     overflow_probability: float
     conditional: bool = False
 
-    def total_variance(self, noise_multiplier: float | None = None) -> float:
+    def total_variance(self) -> float:
         """Return ``(z * l2_sensitivity)**2``, the noise variance of the sum, in integer units."""
-        multiplier = self.noise_multiplier if noise_multiplier is None else noise_multiplier
-        return (multiplier * self.l2_sensitivity) ** 2
+        return (self.noise_multiplier * self.l2_sensitivity) ** 2
 
-    def share_variance(self, noise_multiplier: float | None = None) -> float:
+    def share_variance(self) -> float:
         """Return the variance each client adds: the total divided by ``noise_clients``."""
-        return self.total_variance(noise_multiplier) / self.noise_clients
-
-    @property
-    def rounding_stdev(self) -> float:
-        """Bound on the standard deviation that rounding adds to a coordinate; real units."""
-        return math.sqrt(self.clients) / (2 * self.scale)
+        return self.total_variance() / self.noise_clients
 
     @property
     def rounding_bound(self) -> float:

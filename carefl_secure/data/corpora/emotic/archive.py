@@ -63,13 +63,11 @@ def _scaled(row: Mapping[str, str], picture: ImageArray, origin: str) -> Box | N
     return (left * columns / width, top * rows / height, right * columns / width, bottom * rows / height)
 
 
-def load_emotic_archive(
-    root: Path, *, view: View = "image", require_vad: bool = True, reporter: Reporter = SILENT
-) -> dict[str, FileCorpus]:
+def load_emotic_archive(root: Path, *, view: View = "image", reporter: Reporter = SILENT) -> dict[str, FileCorpus]:
     """Read ``annots_arrs`` and ``img_arrs``; boxes are scaled to the arrays where sizes are given.
 
     ``annot_arrs_extra_train.csv`` is not read: it is no part of the published train split.
-    ``require_vad`` keeps only persons with continuous values.
+    Only persons with continuous values are kept.
     """
     folder = archive_folder(root)
     if folder is None:
@@ -100,7 +98,7 @@ def load_emotic_archive(
             )
             picture = ImageArray(place(folder / "img_arrs", row[column], origin))
             box = _scaled(row, picture, origin) if view == "image" else None
-            add_array(builder, person, picture, box, require_vad)
+            add_array(builder, person, picture, box)
         corpora[split] = finish(builder)
     if (folder / "annots_arrs" / "annot_arrs_extra_train.csv").is_file() and "train" in corpora:
         corpora["train"].skipped.remark("annot_arrs_extra_train.csv is not read", "train")

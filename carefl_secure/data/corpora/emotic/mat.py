@@ -10,7 +10,6 @@ counts pixels from 1, which is not corrected, so that all forms of the corpus ag
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,26 +115,14 @@ def _images(path: Path) -> dict[str, list[Any]]:
     return found
 
 
-def load_emotic(
-    root: Path,
-    *,
-    view: View = "image",
-    require_vad: bool = True,
-    splits: Sequence[str] = SPLITS,
-    reporter: Reporter = SILENT,
-) -> dict[str, FileCorpus]:
+def load_emotic(root: Path, *, view: View = "image", reporter: Reporter = SILENT) -> dict[str, FileCorpus]:
     """Read EMOTIC from ``Annotations.mat`` and the image folders.
 
-    The continuous values are in ``extras["vad"]``. View ``image`` is the whole image with the
-    person's box, ``person`` what is inside the box.
-
-    Parameters
-    ----------
-    root : Path
-        Folder with ``Annotations/Annotations.mat`` and ``emotic/mscoco`` and so on.
-    require_vad : bool
-        Keep only persons with valence, arousal and dominance: the population of the public
-        converter (23,266, 3,315 and 7,203) and not that of the file (23,706, 3,334 and 7,280).
+    ``root`` holds ``Annotations/Annotations.mat`` and ``emotic/mscoco`` and so on. The continuous
+    values are in ``extras["vad"]``. View ``image`` is the whole image with the person's box,
+    ``person`` what is inside the box. Only persons with valence, arousal and dominance are kept:
+    the population of the public converter (23,266, 3,315 and 7,203) and not that of the file
+    (23,706, 3,334 and 7,280).
     """
     annotation = mat_file(root)
     if annotation is None:
@@ -148,14 +135,12 @@ def load_emotic(
         )
     corpora = {}
     for split, images in _images(annotation).items():
-        if split not in splits:
-            continue
         builder = SplitBuilder(f"emotic-{view}/{split}", EMOTIC)
         for at, image in enumerate(tracked(images, reporter, f"reading EMOTIC {split}"), 1):
             for number, found in enumerate(_many(image.person), 1):
                 origin = f"{annotation.name} {split} image {at} person {number}"
                 person = _person(image, number, found, origin)
-                add_person(builder, person, images_in, view, require_vad)
+                add_person(builder, person, images_in, view)
         builder.stated["images"] = len({f"{one.folder}/{one.filename}" for one in images})
         builder.stated["persons"] = len(builder) + builder.skipped.total
         corpora[split] = builder.corpus("check that the image folders are complete")

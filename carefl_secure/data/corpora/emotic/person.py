@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +18,6 @@ SPLITS = ("train", "val", "test")
 ONE_EACH = "every person has exactly one category: this copy has lost labels"
 View = str
 """``image`` or ``person``."""
-_NOWHERE = (math.nan,) * 3
 
 
 @dataclass(frozen=True)
@@ -61,22 +59,20 @@ def image_root(root: Path, release_2017: bool = False) -> Path | None:
     return None
 
 
-def add_person(builder: SplitBuilder, person: Person, root: Path, view: View, require_vad: bool) -> None:
+def _fault(person: Person) -> str | None:
+    return vad_fault(person.vad) if person.labels else "no category"
+
+
+def add_person(builder: SplitBuilder, person: Person, root: Path, view: View) -> None:
     """Add one person, or count why not.
 
     ``root`` holds the four sources. View ``image`` is the whole image with a box, ``person`` what
-    is inside the box. ``require_vad`` drops persons without continuous values.
+    is inside the box.
     """
-    labels, vad = person.labels, person.vad
-    if not labels and (given := labels_of_author(person.place)):
-        labels, vad = given
+    if not person.labels and (given := labels_of_author(person.place)):
         builder.skipped.remark("labels as the author gave them later", person.key)
-        person = replace(person, labels=labels, vad=vad)
-    if not labels:
-        builder.skipped.drop("no category", person.key)
-        return
-    fault = vad_fault(vad)
-    if fault and require_vad:
+        person = replace(person, labels=given[0], vad=given[1])
+    if fault := _fault(person):
         builder.skipped.drop(fault, person.key)
         return
     path = place(root, person.place, person.key)
@@ -89,21 +85,15 @@ def add_person(builder: SplitBuilder, person: Person, root: Path, view: View, re
     if box is None:
         return
     whole = view == "image"
-    builder.add(
-        person.record(box if whole else None), ImageFile(path, None if whole else box), vad=_NOWHERE if fault else vad
-    )
+    builder.add(person.record(box if whole else None), ImageFile(path, None if whole else box), vad=person.vad)
 
 
-def add_array(builder: SplitBuilder, person: Person, picture: ImageArray, box: Box | None, require_vad: bool) -> None:
+def add_array(builder: SplitBuilder, person: Person, picture: ImageArray, box: Box | None) -> None:
     """Add one person of a preprocessed form, or count why not.
 
     ``picture`` is in the wanted view, and ``box`` in its pixels; the person's own box is not used.
-    ``require_vad`` drops persons without continuous values.
     """
-    fault = vad_fault(person.vad)
-    if not person.labels:
-        builder.skipped.drop("no category", person.key)
-    elif fault and require_vad:
+    if fault := _fault(person):
         builder.skipped.drop(fault, person.key)
     elif builder.usable(picture, person.key):
         if box is not None:
@@ -111,7 +101,7 @@ def add_array(builder: SplitBuilder, person: Person, picture: ImageArray, box: B
             box = builder.fitted(box, (columns, rows), person.key)
             if box is None:
                 return
-        builder.add(person.record(box), picture, vad=_NOWHERE if fault else person.vad)
+        builder.add(person.record(box), picture, vad=person.vad)
 
 
 class PersonCounter:

@@ -90,15 +90,13 @@ def _check_order(path: Path, persons: Sequence[Person]) -> None:
             )
 
 
-def load_emotic_csv(
-    root: Path, *, view: View = "image", require_vad: bool = True, reporter: Reporter = SILENT
-) -> dict[str, FileCorpus]:
+def load_emotic_csv(root: Path, *, view: View = "image", reporter: Reporter = SILENT) -> dict[str, FileCorpus]:
     """Read ``emotic_pre``: tables, with stacks of images or with the original images.
 
     Stacks are used where present. A stack has lost the size of the image, so its whole-image view
     has no boxes. ``root`` is the folder of the tables, or the one that holds ``emotic_pre``;
-    ``require_vad`` keeps only persons with continuous values. `LabelError` is raised too where
-    table and label stack disagree.
+    only persons with continuous values are kept. `LabelError` is raised too where table and label
+    stack disagree.
     """
     folder = table_folder(root)
     if folder is None:
@@ -123,9 +121,9 @@ def load_emotic_csv(
             )
         for row, person in enumerate(tracked(persons, reporter, f"reading EMOTIC {split}")):
             if stack.is_file():
-                add_array(builder, person, ImageArray(stack, row), None, require_vad)
+                add_array(builder, person, ImageArray(stack, row), None)
             elif images is not None:
-                add_person(builder, person, images, view, require_vad)
+                add_person(builder, person, images, view)
         corpora[split] = finish(builder)
     return corpora
 
