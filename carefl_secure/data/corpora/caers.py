@@ -20,7 +20,7 @@ from carefl_secure.data.label_spaces import CAERS
 from carefl_secure.data.readers.file_kinds import image_suffixes
 from carefl_secure.data.readers.images import ImageFile, place
 from carefl_secure.data.readers.metadata import Box
-from carefl_secure.data.readers.tables import numbers, read_rows, read_text
+from carefl_secure.data.readers.tables import numbers, read_lines, read_rows
 from carefl_secure.data.records import Record, Skipped
 from carefl_secure.errors import DataError, LabelError
 from carefl_secure.progress import SILENT, Reporter, tracked
@@ -87,24 +87,19 @@ def list_files(root: Path) -> dict[str, Path]:
     return several[0] if several else {}
 
 
-def _classes(folder: Path) -> list[tuple[str, int]]:
-    """Return the class folders with their ids; a folder that is no class is refused."""
-    found = []
-    for sub in sorted(sub for sub in folder.iterdir() if sub.is_dir()):
+def scan_classes(folder: Path, prefix: str) -> list[Frame]:
+    """Return the images of all class folders, sorted; keys start with ``prefix``.
+
+    A folder that is no class is refused.
+    """
+    frames = []
+    for sub in sorted(sub for sub in folder.iterdir() if sub.is_dir()) if folder.is_dir() else []:
         label = class_id(sub.name)
         if label is None:
             raise LabelError(f"{sub} is not a class of CAER-S; known are Angry and {', '.join(CAERS.labels)}")
-        found.append((sub.name, label))
-    return found
-
-
-def scan_classes(folder: Path, prefix: str) -> list[Frame]:
-    """Return the images of all class folders, sorted; keys start with ``prefix``."""
-    frames = []
-    for name, label in _classes(folder) if folder.is_dir() else []:
-        for path in sorted((folder / name).iterdir()):
+        for path in sorted(sub.iterdir()):
             if path.suffix.lower() in image_suffixes():
-                frames.append(Frame(f"{prefix}{name}/{path.name}", path, label, None))
+                frames.append(Frame(f"{prefix}{sub.name}/{path.name}", path, label, None))
     return frames
 
 
@@ -121,10 +116,8 @@ def _on_disk(base: Path, key: str, origin: str) -> tuple[str, Path]:
 def _read_list(base: Path, split: str, listing: Path, skipped: Skipped) -> list[Frame]:
     """Read ``path,label,x1,y1,x2,y2``; a path starts at CAER-S, or at the split's folder."""
     frames, seen = [], set[str]()
-    for number, line in enumerate(read_text(listing).splitlines(), 1):
-        if not line.strip():
-            continue
-        origin, cells = f"{listing.name} line {number}", line.split(",")
+    for origin, line in read_lines(listing):
+        cells = line.split(",")
         if len(cells) != 6:
             raise DataError(f"{origin} has {len(cells)} fields where path,label,x1,y1,x2,y2 belong")
         parts = cells[0].strip().replace("\\", "/").split("/")

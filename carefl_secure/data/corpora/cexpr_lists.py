@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from carefl_secure.data.label_spaces import CEXPR
-from carefl_secure.data.readers.tables import read_text
+from carefl_secure.data.readers.tables import read_lines, read_text
 from carefl_secure.errors import DataError, LabelError
 
 OTHER = len(CEXPR.labels)
@@ -79,10 +79,8 @@ def read_fold(path: Path) -> list[Clip]:
     and ignored. A repeated clip is refused, and a label that differs from the class in the path.
     """
     clips, seen = [], set[str]()
-    for number, line in enumerate(read_text(path).splitlines(), 1):
-        if not line.strip():
-            continue
-        cells, origin = line.split(",", 2), f"{path.name} line {number}"
+    for origin, line in read_lines(path):
+        cells = line.split(",", 2)
         if len(cells) < 2 or not cells[1].strip().isdecimal():
             raise DataError(f"{origin} is not 'path,label,transcript': {line[:60]!r}")
         name, label = cells[0].strip(), int(cells[1])

@@ -30,7 +30,7 @@ from carefl_secure.data.readers.face_alignment import align
 from carefl_secure.data.readers.file_kinds import image_suffixes
 from carefl_secure.data.readers.images import ImageFile, place
 from carefl_secure.data.readers.metadata import Box
-from carefl_secure.data.readers.tables import read_text
+from carefl_secure.data.readers.tables import read_lines
 from carefl_secure.data.records import LabelSpace, Record
 from carefl_secure.errors import DataError, LabelError
 from carefl_secure.progress import SILENT, Reporter, tracked
@@ -110,10 +110,8 @@ def refuse_rafce(root: Path) -> None:
 def _read_list(path: Path, labels: int) -> list[tuple[str, int]]:
     """Read ``name label``; labels are returned as they stand, from 1."""
     rows, seen = [], set[str]()
-    for number, line in enumerate(read_text(path).splitlines(), 1):
-        cells, origin = line.split(), f"{path.name} line {number}"
-        if not cells:
-            continue
+    for origin, line in read_lines(path):
+        cells = line.split()
         if len(cells) != 2 or not cells[1].isdecimal():
             raise DataError(f"{origin}: {line!r} is not an image name and a label; correct it")
         name, label = cells[0], int(cells[1])
@@ -134,17 +132,20 @@ def _read_list(path: Path, labels: int) -> list[tuple[str, int]]:
 def _pick_view(folder: Path, view: str) -> str:
     if view == "auto":
         view = "aligned" if (folder / "Image" / "aligned").is_dir() else "original"
-    kind = "aligned" if view == "aligned" else "original"
-    if not (folder / "Image" / kind).is_dir():
-        zipped = folder / "Image" / f"{kind}.zip"
-        hint = f"unpack {zipped}" if zipped.is_file() else f"put the {kind} images there"
-        raise DataError(f"{folder / 'Image' / kind} is missing; {hint}")
+    images = folder / "Image" / _kind(view)
+    if not images.is_dir():
+        zipped = images.with_suffix(".zip")
+        hint = f"unpack {zipped}" if zipped.is_file() else f"put the {images.name} images there"
+        raise DataError(f"{images} is missing; {hint}")
     return view
 
 
+def _kind(view: str) -> str:
+    return "aligned" if view == "aligned" else "original"
+
+
 def _image(folder: Path, view: str, name: str, origin: str) -> Path:
-    kind = "aligned" if view == "aligned" else "original"
-    path = place(folder / "Image" / kind, name, origin)
+    path = place(folder / "Image" / _kind(view), name, origin)
     return path.with_name(f"{path.stem}_aligned{path.suffix}") if view == "aligned" else path
 
 

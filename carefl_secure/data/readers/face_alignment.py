@@ -65,12 +65,8 @@ def fit_similarity(source: npt.ArrayLike, target: npt.ArrayLike) -> Floats:
     Returns
     -------
     ndarray of float64, shape [2, 3]
-        ``[c R | b]``: a point ``p`` goes to ``matrix[:, :2] @ p + matrix[:, 2]``.
-
-    Raises
-    ------
-    DataError
-        Points are missing, mirrored, or lie in one point or on one line.
+        ``[c R | b]``: a point ``p`` goes to ``matrix[:, :2] @ p + matrix[:, 2]``. A `DataError`
+        refuses points that are missing, mirrored, or lie in one point or on one line.
     """
     one, other = (np.asarray(points, np.float64) for points in (source, target))
     fault = landmark_fault(one) or landmark_fault(other)

@@ -215,11 +215,8 @@ def _listed(path: Path) -> list[str]:
 def take_inventory(root: Path) -> Inventory:
     """List every file below a folder.
 
-    Raises
-    ------
-    DataError
-        The folder cannot be listed, a link leads nowhere or in a circle, or a file is of a kind
-        that is not read and may hold images or labels; the text says how to convert it.
+    A `DataError` is raised where it cannot be listed, a link leads nowhere or in a circle, or a
+    file is of a kind that is not read and may hold images or labels; it says how to convert it.
     """
     if not root.is_dir():
         raise DataError(f"{root} is not a folder; give the folder that holds the images")

@@ -51,10 +51,7 @@ def _verify(path: Path) -> None:
 def read_mat(path: Path) -> Mapping[str, Any]:
     """Return the variables of a MATLAB file: structs as objects with fields, single values bare.
 
-    Raises
-    ------
-    DataError
-        The file is damaged, cut off, of format 7.3, or no MATLAB file.
+    A `DataError` refuses a file that is damaged, cut off, of format 7.3, or no MATLAB file.
     """
     try:
         _verify(path)

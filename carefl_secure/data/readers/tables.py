@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -18,6 +18,13 @@ def read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {path}: {error}; save it as UTF-8 text") from error
+
+
+def read_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield every line of a list that is not blank, after its file and number for errors."""
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        if line.strip():
+            yield f"{path.name} line {number}", line
 
 
 def header(path: Path) -> list[str]:

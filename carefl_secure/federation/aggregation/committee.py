@@ -20,7 +20,7 @@ from carefl_secure.federation.aggregation.base import (
     ServerSum,
 )
 from carefl_secure.federation.aggregation.committee_member import ACTIONS, MemberSession
-from carefl_secure.federation.aggregation.prefetch import Header, KeyPrefetch, Take
+from carefl_secure.federation.aggregation.prefetch import Header, KeyPrefetch, Take, handing
 from carefl_secure.federation.aggregation.upload_buffer import UploadBuffer
 from carefl_secure.federation.transport.exchange import Exchange
 from carefl_secure.federation.transport.messages import Fields, pack
@@ -82,7 +82,8 @@ class CommitteeServerSum(ServerSum):
         self._gather(nodes())
         if not self._announced:
             header = dict.fromkeys(self._directory.helpers(), pack(**self._header))
-            self._exchange.gather(header, "query.committee_announce", self._member_key)
+            take = handing(self._server.announced, self._directory.helpers(), "announcement")
+            self._exchange.gather(header, "query.committee_announce", take)
         self._server.bind(self._model_hash)
         invitation = pack(**self._header, announcements=self._server.announcements())
         return dict.fromkeys(self._index_of, invitation)
@@ -97,10 +98,6 @@ class CommitteeServerSum(ServerSum):
                 f"{present} clients are there, at least {needed} are needed; nothing was released, "
                 "start a new round with more clients"
             )
-
-    def _member_key(self, node: int, reply: RecordDict) -> None:
-        message = Fields(reply, "announcement").octets("announcement")
-        self._server.announced(self._directory.helpers()[node], message)
 
     def collect(self, node: int, content: RecordDict) -> None:
         """Add one masked vector; keep the message on disk until envelopes have been opened.
@@ -129,7 +126,7 @@ class CommitteeServerSum(ServerSum):
         settled = {node: pack(openings=openings) for node in members if members[node] in openings}
         following = self._following
         ask = self._exchange.gather if following is None else following.announcing
-        ask(settled, "query.committee_answer", self._answered)
+        ask(settled, "query.committee_answer", handing(server.answered, members, "answer"))
         lost = server.lost()
         if lost:
             self._recover(members, lost)
@@ -142,25 +139,18 @@ class CommitteeServerSum(ServerSum):
         failed = self._server.opened(member, Fields(reply, "opening").octets("opening"))
         self._failed |= {(f"committee member {member}", f"client {index}") for index in failed}
 
-    def _answered(self, node: int, reply: RecordDict) -> None:
-        member = self._directory.helpers()[node]
-        self._server.answered(member, Fields(reply, "answer").octets("answer"))
-
     def _recover(self, members: Mapping[int, int], lost: Collection[int]) -> None:
         """Have the members that are left agree on who is lost and give shares of their seeds."""
         exchange, server = self._exchange, self._server
-
-        def consented(node: int, reply: RecordDict) -> None:
-            server.consented(members[node], Fields(reply, "consent").octets("consent"))
-
-        def recovered(node: int, reply: RecordDict) -> None:
-            server.recovered(members[node], Fields(reply, "seeds").octets("seeds"))
-
         left = [node for node, member in members.items() if member not in lost]
         question = pack(lost=list(lost))
-        exchange.gather(dict.fromkeys(left, question), "query.committee_consent", consented)
+        exchange.gather(
+            dict.fromkeys(left, question), "query.committee_consent", handing(server.consented, members, "consent")
+        )
         agreed = pack(consents=server.consents())
-        exchange.gather(dict.fromkeys(left, agreed), "query.committee_recover", recovered)
+        exchange.gather(
+            dict.fromkeys(left, agreed), "query.committee_recover", handing(server.recovered, members, "seeds")
+        )
 
     def places(self) -> dict[int, str]:
         """Return the name of the party of every node."""

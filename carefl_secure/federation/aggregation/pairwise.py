@@ -18,7 +18,7 @@ from carefl_secure.federation.aggregation.base import (
     ServerSetup,
     ServerSum,
 )
-from carefl_secure.federation.aggregation.prefetch import Header, KeyPrefetch, Take
+from carefl_secure.federation.aggregation.prefetch import Header, KeyPrefetch, Take, handing
 from carefl_secure.federation.transport.exchange import Exchange
 from carefl_secure.federation.transport.messages import Fields, pack
 from carefl_secure.secagg import PairwiseClient, PairwiseServer
@@ -138,7 +138,7 @@ class PairwiseServerSum(ServerSum):
 
         ask = self._exchange.gather if following is None else following.advertising
         sets = {self._node_of[i]: pack(shared=shared, survivors=survivors) for i in survivors}
-        ask(sets, "query.sign", self._signed)
+        ask(sets, "query.sign", handing(server.signed, self._index_of, "signature"))
         signatures = server.signatures()
 
         ask = self._exchange.gather if following is None else following.sharing
@@ -149,9 +149,6 @@ class PairwiseServerSum(ServerSum):
         total = server.finish()
         self.contradictions = {(f"client {i}", f"client {j}") for i, j in server.false_shares}
         return total, tuple(survivors)
-
-    def _signed(self, node: int, reply: RecordDict) -> None:
-        self._server.signed(self._index_of[node], Fields(reply, "signature").octets("signature"))
 
     def _answered(self, node: int, reply: RecordDict) -> None:
         self._server.answered(self._index_of[node], Fields(reply, "answer").octets("answer"))

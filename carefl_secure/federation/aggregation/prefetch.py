@@ -13,10 +13,15 @@ from flwr.app import Message, RecordDict
 
 from carefl_secure.federation.transport.error_codes import is_dropout
 from carefl_secure.federation.transport.exchange import Exchange
-from carefl_secure.federation.transport.messages import piggyback, piggybacked
+from carefl_secure.federation.transport.messages import Fields, piggyback, piggybacked
 
 Header = Mapping[str, int | bytes]
 Take = Callable[[int, RecordDict], object]
+
+
+def handing(take: Callable[[int, bytes], object], places: Mapping[int, int], name: str) -> Take:
+    """Return what hands the one field of a reply to ``take``, with the place of its node."""
+    return lambda node, reply: take(places[node], Fields(reply, name).octets(name))
 
 
 class KeyPrefetch(ABC):

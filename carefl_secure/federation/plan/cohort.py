@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from carefl_secure.errors import ConfigError
-from carefl_secure.federation.plan.aggregation_config import Aggregation, AggregationConfig
+from carefl_secure.federation.plan.aggregation_config import Aggregation as Aggregation
+from carefl_secure.federation.plan.aggregation_config import AggregationConfig
 from carefl_secure.federation.plan.ciphertext_packing import WORD_BITS, choose_fields
 from carefl_secure.secagg import CommitteeParameters, EncryptedParameters, RoundParameters
 

@@ -72,10 +72,11 @@ class CommitteeServer(ServerParticipant[CommitteeParameters, ServerPhase]):
     who learns its seeds. Privacy rests on clients and members, not on this class.
     """
 
+    SENDER = "member"
+
     def __init__(self, parameters: CommitteeParameters) -> None:
         super().__init__(parameters, ServerPhase.ANNOUNCING)
         self._announcements: dict[int, bytes] = {}
-        self._transcript_hash = b""
         self._entries: dict[int, Entry] = {}
         self._envelopes: dict[int, tuple[bytes, ...]] = {}
         self._openings: dict[int, bytes] = {}
@@ -102,17 +103,12 @@ class CommitteeServer(ServerParticipant[CommitteeParameters, ServerPhase]):
     def _members(self) -> set[int]:
         return set(range(self._parameters.size))
 
-    def _check(self, member: int, signature: bytes, label: bytes, *content: bytes) -> None:
-        self._parameters.check_statement(member, signature, label, self._transcript_hash, *content, party="member")
-
     def announced(self, member: int, message: bytes) -> None:
         """Take in a member's key."""
-        phase, heard = ServerPhase.ANNOUNCING, self._announcements
-        self._accept(phase, member, heard, self._members(), "member")
+        self._accept(ServerPhase.ANNOUNCING, member, self._announcements, self._members(), "member")
         parsed = MemberKey.parse(message, member, self._parameters)
         fields = transcript.member_key(self._parameters.key_context(), member, parsed.public)
-        label, party = transcript.MEMBER_KEY, "member"
-        self._parameters.check_signature(member, parsed.signature, label, fields, party)
+        self._parameters.check_signature(member, parsed.signature, transcript.MEMBER_KEY, fields, "member")
         self._announcements[member] = bytes(message)
 
     def announcements(self) -> dict[int, bytes]:
@@ -125,8 +121,7 @@ class CommitteeServer(ServerParticipant[CommitteeParameters, ServerPhase]):
 
     def submitted(self, index: int, message: bytes) -> None:
         """Check a client's message and add its vector; envelopes are kept, words are not."""
-        clients = range(self._parameters.clients)
-        self._accept(ServerPhase.SUBMITTING, index, self._entries, clients)
+        self._accept(ServerPhase.SUBMITTING, index, self._entries, range(self._parameters.clients))
         parsed, entry = self._read(index, message)
         np.add(self._sum, parsed.vector(self._parameters), out=self._sum)
         self._entries[index] = entry
@@ -153,8 +148,7 @@ class CommitteeServer(ServerParticipant[CommitteeParameters, ServerPhase]):
 
     def opened(self, member: int, message: bytes) -> tuple[int, ...]:
         """Take in a member's statement of which envelopes do not open, and return those clients."""
-        phase, heard = ServerPhase.OPENING, self._openings
-        self._accept(phase, member, heard, self._members(), "member")
+        self._accept(ServerPhase.OPENING, member, self._openings, self._members(), "member")
         opening = read_opening(message, member, self._transcript_hash, self._parameters)
         if not same(opening.listed, self._listed()) or not set(opening.failed) <= set(self._entries):
             raise refuse("client list", f"member {member} opened another list than was sent")
@@ -166,10 +160,7 @@ class CommitteeServer(ServerParticipant[CommitteeParameters, ServerPhase]):
         return transcript.client_list(
             self._context,
             self._transcript_hash,
-            (
-                entry.fields(self._context, self._transcript_hash, index)
-                for index, entry in sorted(self._entries.items())
-            ),
+            (entry.fields(self._context, self._transcript_hash, i) for i, entry in sorted(self._entries.items())),
         )
 
     def openings(self) -> dict[int, bytes]:
@@ -208,8 +199,7 @@ class CommitteeServer(ServerParticipant[CommitteeParameters, ServerPhase]):
         """Check a member's sum of masks and take it off."""
         self._accept(ServerPhase.ANSWERING, member, self._answered, self._openings, "member")
         answer = MemberAnswer.parse(message, member, self._parameters)
-        content = answer.settled, words_digest(answer.words)
-        self._check(member, answer.signature, transcript.MEMBER_ANSWER, *content)
+        self._check(member, answer.signature, transcript.MEMBER_ANSWER, answer.settled, words_digest(answer.words))
         if not same(answer.settled, self._settled):
             raise refuse("client list", f"member {member} answered for another list than was sent")
         np.subtract(self._sum, answer.vector(self._parameters), out=self._sum)
@@ -245,8 +235,7 @@ class CommitteeServer(ServerParticipant[CommitteeParameters, ServerPhase]):
         self._accept(ServerPhase.RECOVERING, member, self._shares, self._answered, "member")
         parsed = SeedShares.parse(message, member, self._parameters)
         shares = parsed.by_client(self._lost, self.clients())
-        content = self._settled, parsed.content()
-        self._check(member, parsed.signature, transcript.SEED_SHARES, *content)
+        self._check(member, parsed.signature, transcript.SEED_SHARES, self._settled, parsed.content())
         self._shares[member] = shares
 
     def finish(self) -> npt.NDArray[Any]:

@@ -33,16 +33,14 @@ def read_announcements(
 def read_opening(message: bytes, member: int, transcript_hash: bytes, parameters: CommitteeParameters) -> Opening:
     """Parse a member's opening; refuse one that it did not sign in this round."""
     parsed = Opening.parse(message, member, parameters)
-    content = parsed.listed, pack(*sorted(parsed.failed))
-    label, signature = transcript.OPENING, parsed.signature
-    parameters.check_statement(member, signature, label, transcript_hash, *content, party="member")
+    content = transcript_hash, parsed.listed, pack(*sorted(parsed.failed))
+    parameters.check_statement(member, parsed.signature, transcript.OPENING, *content, party="member")
     return parsed
 
 
 def read_loss(message: bytes, member: int, transcript_hash: bytes, parameters: CommitteeParameters) -> Loss:
     """Parse a member's statement of who is lost; refuse one that it did not sign in this round."""
     parsed = Loss.parse(message, member, parameters)
-    content = parsed.settled, pack(*sorted(parsed.lost))
-    label, signature = transcript.LOSS, parsed.signature
-    parameters.check_statement(member, signature, label, transcript_hash, *content, party="member")
+    content = transcript_hash, parsed.settled, pack(*sorted(parsed.lost))
+    parameters.check_statement(member, parsed.signature, transcript.LOSS, *content, party="member")
     return parsed

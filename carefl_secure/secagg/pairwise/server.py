@@ -76,7 +76,6 @@ class PairwiseServer(ServerParticipant[RoundParameters, ServerPhase]):
     def __init__(self, parameters: RoundParameters) -> None:
         super().__init__(parameters, ServerPhase.ADVERTISING)
         self._key_context = parameters.key_context()
-        self._transcript_hash = b""
         self._keys: set[bytes] = set()
         self._messages: dict[int, bytes] = {}
         self._adverts: dict[int, Advertisement] = {}
@@ -99,8 +98,7 @@ class PairwiseServer(ServerParticipant[RoundParameters, ServerPhase]):
 
     def advertised(self, index: int, message: bytes) -> None:
         """Take in a client's step-0 message."""
-        phase, clients = ServerPhase.ADVERTISING, range(self._parameters.clients)
-        self._accept(phase, index, self._messages, clients)
+        self._accept(ServerPhase.ADVERTISING, index, self._messages, range(self._parameters.clients))
         used = set(self._keys)
         advert = transcript.read_advertisement(message, index, self._parameters, used)
         for key in (advert.encryption_key, advert.mask_key):
@@ -126,8 +124,8 @@ class PairwiseServer(ServerParticipant[RoundParameters, ServerPhase]):
         self._boxes[index] = {to: bytes(message) for to, message in messages.items()}
 
     def _near(self, index: int) -> tuple[int, ...]:
-        members, degree = self._messages.keys(), self._parameters.neighbours
-        return neighbours(self._key_context, self._transcript_hash, members, index, degree)
+        degree = self._parameters.neighbours
+        return neighbours(self._key_context, self._transcript_hash, self._messages.keys(), index, degree)
 
     def bind(self, model_hash: bytes) -> None:
         """End the phase and bind the keys to the model of the round; once."""
@@ -148,8 +146,7 @@ class PairwiseServer(ServerParticipant[RoundParameters, ServerPhase]):
         """Check a client's upload and add it to the sum; the message is not kept."""
         self._accept(ServerPhase.UPLOADING, index, self._uploaded, self._boxes)
         upload: Any = self.UPLOAD.parse(message, index, self._parameters)
-        content = upload.digest()
-        self._parameters.check_statement(index, upload.signature, transcript.UPLOAD, self._transcript_hash, content)
+        self._check(index, upload.signature, transcript.UPLOAD, upload.digest())
         self.add(index, upload)
         self._uploaded.add(index)
 
@@ -185,8 +182,7 @@ class PairwiseServer(ServerParticipant[RoundParameters, ServerPhase]):
         """Take in a survivor's shares."""
         self._accept(ServerPhase.ANSWERING, index, self._answers, self._consents)
         answer = Answer.parse(message, index, self._parameters)
-        content = answer.content()
-        self._parameters.check_statement(index, answer.signature, transcript.ANSWER, self._transcript_hash, content)
+        self._check(index, answer.signature, transcript.ANSWER, answer.content())
         kinds = {owner: kind for owner, (kind, _) in answer.shares.items()}
         wanted = {
             owner: Secret.SELF_MASK if owner in self._uploaded else Secret.PAIR_KEY

@@ -141,7 +141,17 @@ class Participant(_Party[A, P]):
 
 
 class ServerParticipant(_Party[A, P], ABC):
-    """The server: one message per party and phase; the last two phases are FINISHED and FAILED."""
+    """The server: one message per party and phase; the last two phases are FINISHED and FAILED.
+
+    ``SENDER`` is the kind of party whose statements it checks.
+    """
+
+    SENDER: str = "client"
+    _transcript_hash = b""
+
+    def _check(self, index: int, signature: bytes, label: bytes, *content: bytes) -> None:
+        parameters, transcript_hash = self._parameters, self._transcript_hash
+        parameters.check_statement(index, signature, label, transcript_hash, *content, party=self.SENDER)
 
     def _accept(
         self, phase: P, index: int, heard: Collection[int], members: Collection[int], party: str = "client"
