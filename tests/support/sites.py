@@ -7,14 +7,14 @@ import functools
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
 import yaml
-from flwr.app import RecordDict
+from flwr.app import Message, RecordDict
 
 from carefl_secure.config import Config, load_config
 from carefl_secure.deployment.flower import relay
