@@ -34,8 +34,6 @@ class PlanRequest:
     ----------
     unit : {"record", "person", "client", "none"}
         What is protected; ``"none"`` switches noise off, masks stay.
-    dimension : int
-        Length D of the flat adapter.
     public_records : int
         Declared number of records, or persons, of all clients together.
     sample_rate : float
@@ -47,14 +45,10 @@ class PlanRequest:
         What all rounds together may spend; needed for every unit but none.
     min_survivors : int, optional
         Fewest clients a round may end with; ``floor(2 n / 3) + 1`` by default.
-    max_colluders : int
-        How many clients may collude with the server.
     normalise : bool
         Whether the clients scale gradients to the norm in place of clipping them.
     trust : {"secagg", "none"}
         Whether noise is shared in the secure sum, or added whole by every client.
-    records_per_person : int, optional
-        As in `PrivacyPlan`.
     local : LocalPlan, optional
         Needed for unit client and for trust none; refused where one gradient sum is released.
     masks_in_pairs : bool

@@ -103,14 +103,8 @@ class SumGuard:
     ``min_survivors`` stay in reserve for dropouts. A client that is the only suspect left, and
     without which three sums were accepted, is excluded from the run.
 
-    Parameters
-    ----------
-    optimizer : ServerOptimizer
-        Takes the steps on accepted sums.
-    max_rejected : int
-        Rejected sums after which the run ends.
-    agreement : float, optional
-        For `honest_norm`.
+    ``optimizer`` takes the steps on accepted sums; after ``max_rejected`` rejected ones the run
+    ends. ``agreement`` is that of `honest_norm`.
 
     Guarantees
     ----------
