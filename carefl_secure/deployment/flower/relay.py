@@ -48,7 +48,6 @@ SERVER_SOCKET = "CAREFL_SERVER_SOCKET"
 """Names the socket of the process that runs the rounds, in the environment of a SuperLink."""
 
 _GONE = 5  # Flower's own code for a node that is unreachable
-_FAULT = 2  # and for an app that raised
 _PAUSE, _LONG_PAUSE = 0.1, 1.0
 _BATCH = 8  # replies on this machine at a time
 _MOST = 1 << 31
