@@ -7,14 +7,14 @@ import functools
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
 import yaml
-from flwr.app import Message, RecordDict
+from flwr.app import RecordDict
 
 from carefl_secure.config import Config, load_config
 from carefl_secure.deployment.flower import relay
@@ -160,23 +160,6 @@ class NoLink:
         pass
 
 
-class PolledGrid(LocalGrid):
-    """A grid that is asked as Flower's own is: messages are pushed, their replies pulled."""
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        self._settle()
-        self._replies: dict[str, Message] = {}
-        sent = []
-        for message, reply in self._exchanges(messages):
-            sent.append(message.metadata.message_id)
-            if reply is not None:
-                self._replies[sent[-1]] = reply
-        return sent
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        return [self._replies.pop(i) for i in message_ids if i in self._replies]
-
-
 class SitesEngine:
     """An engine: every site's relay and agent in threads, with real sockets between them."""
 
@@ -188,7 +171,7 @@ class SitesEngine:
 
     def start(self, spec: RunSpec) -> Deployed:
         folder, key = spec.folder, read_identity(self.bundles / "submit" / "submit.key")
-        grid = PolledGrid(relay.client, len(self.running), workers=len(self.running))
+        grid = LocalGrid(relay.client, len(self.running), workers=len(self.running))
         for site, context in zip(self.running, grid._contexts.values(), strict=True):
             context.node_config["agent"] = str(self.sockets / site.bundle.name)
         place = self.sockets / f"server{time.monotonic_ns()}"

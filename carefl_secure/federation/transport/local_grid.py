@@ -55,11 +55,12 @@ class ProgramFaults:
         self._party = party
 
     def __enter__(self) -> None:
-        return
+        """Do nothing yet."""
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        """Pass refusals and interrupts on as they are; name everything else a fault."""
         if isinstance(error, Exception) and not isinstance(error, CareflError):
             raise EngineError(
                 f"the client app of {self._party} failed with {type(error).__name__}; "
@@ -165,11 +166,25 @@ class LocalGrid(OneRunGrid):
             )
             for i in range(nodes)
         }
+        self._replies: dict[str, Message] = {}
         self._open: Exchanged | None = None
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the numbers of all nodes, in order."""
         return list(self._contexts)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Let the nodes handle the messages and keep their replies; return one id per message.
+
+        Raises EngineError when a client app fails with anything but a refusal or a lost connection,
+        or a message names no node of this grid.
+        """
+        self._settle()
+        return [self._keep(message, reply) for message, reply in self._exchanges(messages)]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Hand out the replies to these messages; each is handed out once, lost ones never."""
+        return [self._replies.pop(i) for i in message_ids if i in self._replies]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Send messages and yield the replies that come back, each as soon as it is there.
@@ -231,6 +246,13 @@ class LocalGrid(OneRunGrid):
         stamped = stamp(copy.deepcopy(message))
         self._see(node, stamped)
         return stamped
+
+    def _keep(self, message: Message, reply: Message | None) -> str:
+        """Put a reply that came back where `pull_messages` finds it; return the message's id."""
+        if reply is not None:
+            self._see(reply.metadata.src_node_id, reply)
+            self._replies[message.metadata.message_id] = reply
+        return message.metadata.message_id
 
     def _exchange(self, message: Message) -> Message | None:
         """Deliver one message; return the reply that reaches the server, or None."""
