@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -188,7 +189,8 @@ def test_workers_and_simulated_dropout_are_refused_where_they_have_no_effect(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nothing: Any = None
-    words = (nothing, tmp_path / "s", nothing, SilentReporter(), tmp_path)
+    run: Any = SimpleNamespace(cohort=None)
+    words = (nothing, tmp_path / "s", run, SilentReporter(), tmp_path)
     for kind in (Deployed, _Local, _Submitted):
         with pytest.raises(ConfigError, match=r"performance\.workers=2"):
             kind(*words).grid(2, None, None)
