@@ -43,7 +43,7 @@ format: $(STAMP) ## let ruff format and mend what it can
 
 test: export HF_HUB_OFFLINE := 1
 test: check ## check, then all tests but the slow ones
-	$(BIN)/python -m pytest -m "not slow" -n auto --dist loadgroup
+	$(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile --no-loadscope-reorder
 
 test-slow: export HF_HUB_OFFLINE := 1
 test-slow: $(STAMP) ## the slow tests

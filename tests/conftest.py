@@ -29,7 +29,32 @@ settings.load_profile("house")
 
 pytest_plugins = ["tests.support.federation"]
 
+# Files that take longest, begun first: a long one at the end would leave the other processes idle.
+LONGEST = (
+    "runs/test_train.py",
+    "deployment/superlink/test_local.py",
+    "experiment/test_run.py",
+    "runs/test_train_staged.py",
+    "privacy/accounting",
+    "audit",
+    "deployment",
+    "federation",
+    "captions",
+    "runs",
+    "report",
+)
+TESTS = Path(__file__).resolve().parent
 LONDON = Path(__file__).resolve().parents[2] / "shared" / "data" / "london-faces"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order whole files by how long they take; the order within a file stays."""
+
+    def rank(item: pytest.Item) -> int:
+        file = item.path.relative_to(TESTS).as_posix()
+        return next((i for i, start in enumerate(LONGEST) if file.startswith(start)), len(LONGEST))
+
+    items.sort(key=rank)
 
 
 @pytest.fixture(scope="session")
