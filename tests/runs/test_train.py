@@ -238,7 +238,7 @@ def test_bad_input_is_answered_with_its_code(
 
 
 def test_a_spent_budget_stops_the_next_run_with_its_code(few: list[str], tmp_path: Path) -> None:
-    arguments = ["train", "--quiet", "--epsilon", "5", "--rounds", "1"]
+    arguments = ["train", "--quiet", "--epsilon", "5"]
     for key in [*few, f"privacy.ledgers={tmp_path / 'ledgers'}", "privacy.max_epsilon=5"]:
         arguments += ["--set", key]
     assert CliRunner().invoke(app, arguments).exit_code == 0
