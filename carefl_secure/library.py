@@ -7,7 +7,6 @@ audit and the report of a run are `audit_run` and `report_run`, as ``carefl_secu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,19 +14,16 @@ from carefl_secure.cli.app import prepare_environment
 from carefl_secure.cli.console import require_corpus, require_run
 from carefl_secure.cli.reporter import running
 from carefl_secure.config import Config, load_config
-from carefl_secure.errors import ConfigError
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from carefl_secure.audit.run import AuditResult
-    from carefl_secure.data.records import LabelSpace
     from carefl_secure.evaluation.summary import Evaluation
     from carefl_secure.privacy.accounting.budget import Budget
     from carefl_secure.report.schema import Report
+    from carefl_secure.runs.saved_model.predict import TrainedModel
     from carefl_secure.runs.summary import RunSummary
 
-__all__ = ["TrainedModel", "audit_run", "budget", "evaluate", "load", "load_config", "report_run", "resume", "train"]
+__all__ = ["audit_run", "budget", "evaluate", "load", "load_config", "report_run", "resume", "train"]
 
 prepare_environment()
 
@@ -149,76 +145,12 @@ def budget(*, delta: float, **question: Any) -> Budget:
     return solve_budget(BudgetQuestion(**{"mechanism": "gaussian", **question, "delta": delta}))
 
 
-def load(run: str | Path, *, quiet: bool = True) -> TrainedModel:
-    """Load the model of a finished run, with its adapter; see `TrainedModel.predict`.
+def load(folder: str | Path) -> TrainedModel:
+    """Load the tuned model in the folder of a finished run, or of its adapter, to label images.
 
-    The label names come from the run's corpus, which must still be where the settings say.
-    ConfigError is raised for a run with captions, ModelError where the adapter is missing.
+    Neither the run's corpus nor any record is needed. ModelError is raised where the adapter is
+    missing, damaged or of another base, ConfigError for a run with captions.
     """
-    require_run(Path(run))
-    return TrainedModel(Path(run), quiet)
+    from carefl_secure.runs.saved_model.predict import TrainedModel
 
-
-class TrainedModel:
-    """A run's model, ready to label images; made by `load`."""
-
-    def __init__(self, run: Path, quiet: bool) -> None:
-        from carefl_secure.model.saved import load_saved
-        from carefl_secure.runs.evaluation.scored_run import ScoredRun
-
-        with running(quiet) as reporter:
-            opened = ScoredRun(run, reporter)
-            if opened.config.model.context != "none":
-                raise ConfigError(
-                    "the model of this run reads captions too; use evaluate, or train with model.context=none"
-                )
-            self.space = opened.corpora.test.space
-            self._scorer = opened.scorer(self.space)
-            load_saved(self._scorer.adapter, opened.folder.adapter)
-        self._batch = opened.batch
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """The names of the labels, in the order of the scores' columns."""
-        return self.space.labels
-
-    def predict(self, images: Sequence[Image.Image | str | Path]) -> list[dict[str, float]]:
-        """Score every label for each image, given as a picture or a path.
-
-        Where the run's view crops to a person, crop first.
-
-        Returns
-        -------
-        list of dict
-            For each image its labels, the best first, each with the score by which they rank.
-        """
-        from carefl_secure.model.vision.encode import vision_features
-        from carefl_secure.progress import SilentReporter
-
-        if not images:
-            return []
-        corpus = _Images(self.space, images)
-        features = vision_features(self._scorer.adapter.base, corpus, SilentReporter())
-        return [
-            dict(sorted(zip(self.labels, map(float, row), strict=True), key=lambda one: -one[1]))
-            for row in self._scorer.all(features, self._batch)
-        ]
-
-
-class _Images:
-    """Pictures without labels, as a corpus."""
-
-    name = "images"
-
-    def __init__(self, space: LabelSpace, images: Sequence[Image.Image | str | Path]) -> None:
-        from carefl_secure.data.records import Record
-
-        self.space, self._images = space, images
-        self.records = [Record(str(place), ()) for place in range(len(images))]
-
-    def image(self, index: int) -> Image.Image:
-        """Return one as RGB."""
-        from carefl_secure.data.readers.images import decode, to_rgb
-
-        one = self._images[index]
-        return decode(Path(one)) if isinstance(one, str | Path) else to_rgb(one)
+    return TrainedModel(Path(folder))

@@ -26,6 +26,7 @@ from carefl_secure.cli.streams import run_with_streams
 from carefl_secure.cli.training.caption import caption
 from carefl_secure.cli.training.evaluate import evaluate
 from carefl_secure.cli.training.experiment import experiment
+from carefl_secure.cli.training.predict import export, predict
 from carefl_secure.cli.training.train import pretrain, train
 from carefl_secure.errors import CareflError
 from carefl_secure.run_folder import Interrupted
@@ -101,6 +102,8 @@ app.command("caption")(caption)
 app.add_typer(data)
 app.command("budget")(budget)
 app.command("evaluate")(evaluate)
+app.command("predict")(predict)
+app.command("export")(export)
 app.command("experiment")(experiment)
 app.command("report")(report)
 app.command("audit")(audit)

@@ -75,9 +75,9 @@ def load_base(
         If the source cannot be read, is not a SmolVLM, its processor does not fit it, or nothing
         was quantised although it was asked for.
     """
-    folder = _resolve(source, revision)
+    folder = base_folder(source, revision)
     dtype = _DTYPES[compute_dtype]
-    config = _quantization(quantization, dtype)
+    config = quantization_config(quantization, dtype)
     try:
         with quiet("bitsandbytes"):
             model = AutoModelForImageTextToText.from_pretrained(
@@ -103,7 +103,8 @@ def load_base(
     return Base(model, processor, prompter, _digest(folder), dtype, source, chosen)
 
 
-def _resolve(source: str, revision: str | None) -> Path:
+def base_folder(source: str, revision: str | None) -> Path:
+    """Return the folder that a base is loaded from; a hub id is fetched, or found in the cache."""
     if source == "embedded":
         if not (EMBEDDED / "model.safetensors").exists():
             raise ModelError(
@@ -116,7 +117,8 @@ def _resolve(source: str, revision: str | None) -> Path:
     return fetch_snapshot(source, revision, _FILES)
 
 
-def _quantization(kind: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+def quantization_config(kind: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    """Return how the base is stored; None for ``none``."""
     if kind == "none":
         return None
     if kind == "int8":
@@ -130,6 +132,18 @@ def _quantization(kind: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:
     )
 
 
+def image_settings(processor: Any) -> dict[str, Any]:
+    """Return the arguments that make an image processor do what ours does."""
+    images = processor.image_processor
+    return {"do_image_splitting": images.do_image_splitting, "size": {"longest_edge": images.size["longest_edge"]}}
+
+
+def image_cost(base: Base) -> str:
+    """Say how many tiles and tokens an image is."""
+    tokens = int(base.processor.image_seq_len)
+    return f"An image is one tile of {tokens} tokens: it is not cut, as `do_image_splitting` would."
+
+
 def _processor(folder: Path) -> Any:
     try:
         processor = AutoProcessor.from_pretrained(folder)
@@ -138,6 +152,7 @@ def _processor(folder: Path) -> Any:
         # processor reads the same files and gives equal ids and pixels.
         processor = Idefics3Processor.from_pretrained(folder)
     processor.tokenizer.padding_side = "left"
+    processor.image_processor.do_image_splitting = False
     return processor
 
 

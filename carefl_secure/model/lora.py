@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import save_file
 from torch import nn
 
 from carefl_secure.errors import ConfigError, ModelError, NonFiniteError
 from carefl_secure.model.loader import Base
 
 _LAYER = r".*text_model\.layers\.({layers})\."
-_CARD = """---
-base_model: {base}
-library_name: peft
-pipeline_tag: image-text-to-text
----
-
-# LoRA adapter tuned with carefl-secure
-
-Load it on its base model with `PeftModel.from_pretrained`.
-"""
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 """Short names of the linear layers of a text block that an adapter may sit on."""
 
@@ -67,6 +60,7 @@ class Adapter:
             raise ModelError("this base wears an adapter already; load the base anew for another")
         self.base = base
         self.train = train
+        self.names = ["default"]  # peft's names of the adapters that are saved as one
         self.lock = threading.Lock()  # clients of one process take turns with the one module
         config = LoraConfig(
             r=rank,
@@ -135,24 +129,26 @@ class Adapter:
                 offset += count
 
     def save(self, folder: Path) -> None:
-        """Write a PEFT folder that ``PeftModel.from_pretrained`` loads without this package."""
-        self._describe(self.module.peft_config["default"])
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            self.module.save_pretrained(str(folder))
-        self._write_card(folder)
+        """Write all adapters as one, which ``PeftModel.from_pretrained`` loads without this package."""
+        parts = [get_peft_model_state_dict(self.module, adapter_name=name) for name in self.names]
+        whole = {
+            # B is [out, r] and A is [r, in]: either way the ranks are put side by side.
+            name: torch.cat([part[name] for part in parts], 1 if "lora_B" in name else 0).detach().contiguous()
+            for name in parts[0]
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        self.saved_config().save_pretrained(str(folder))
+        save_file(whole, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
-    @property
-    def _base_name(self) -> str:
-        return self.base.source if self.base.source != "embedded" else "carefl-secure/embedded"
-
-    def _describe(self, config: PeftConfig) -> None:
-        """Name the base in a config that will be written."""
-        config.base_model_name_or_path = self._base_name
-
-    def _write_card(self, folder: Path) -> None:
-        # peft's own card names the folder the base was loaded from, on this machine.
-        (folder / "README.md").write_text(_CARD.format(base=self._base_name))
+    def saved_config(self) -> Any:
+        """Return peft's configuration of what `save` writes."""
+        config: Any = copy.deepcopy(self.module.peft_config["default"])
+        config.r *= len(self.names)
+        config.lora_alpha *= len(self.names)
+        config.inference_mode = True
+        source = self.base.source  # peft would name the folder that the base was loaded from
+        config.base_model_name_or_path = source if source != "embedded" else "carefl-secure/embedded"
+        return config
 
 
 def _pattern(base: Base, targets: tuple[str, ...], last_layers: int | None) -> str:

@@ -41,7 +41,7 @@ class Prompter:
     """
 
     def __init__(self, processor: Any, *, end_answers: bool = False) -> None:
-        self._processor, self._tok, self._end_answers = processor, processor.tokenizer, end_answers
+        self._processor, self._tok, self.end_answers = processor, processor.tokenizer, end_answers
         needed = ("<image>", "<fake_token_around_image>", "<global-img>", _END)
         vocabulary = self._tok.get_vocab()
         missing = [token for token in needed if token not in vocabulary]
@@ -89,9 +89,20 @@ class Prompter:
             attention[i, longest - len(row) :] = 1
         return ids, attention
 
+    def text(self, question: str) -> str:
+        """Return a whole prompt as the chat template writes it, with ``<image>`` for the image."""
+        return self._head + question + self._turn
+
     def turn(self) -> list[int]:
         """Return the tokens that close the user's turn and open the assistant's."""
         return self.ids(self._turn)
+
+    def answer_texts(self, labels: Sequence[str], *, reference: bool) -> list[str]:
+        """Return the texts that `answers` tokenises."""
+        rows = self.answers(labels, reference=reference)
+        words = [*labels, REFERENCE] if reference else list(labels)
+        (end,) = self.ids(_END)
+        return [f" {word}{_END if row[-1] == end else ''}" for word, row in zip(words, rows, strict=True)]
 
     def answers(self, labels: Sequence[str], *, reference: bool) -> list[list[int]]:
         """Tokenise answers so that none is the beginning of another.
@@ -105,7 +116,7 @@ class Prompter:
             i != j and len(a) <= len(b) and b[: len(a)] == a for i, a in enumerate(rows) for j, b in enumerate(rows)
         )
         end = self.ids(_END)
-        return [row + end for row in rows] if clash or self._end_answers else rows
+        return [row + end for row in rows] if clash or self.end_answers else rows
 
     def suffixes(
         self, question: str | None, labels: Sequence[str], *, reference: bool

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from carefl_secure.errors import ModelError, NonFiniteError
+from carefl_secure.hub import quiet
 from carefl_secure.model.lora import Adapter
 
 _SETTINGS = ("peft_type", "r", "lora_alpha", "target_modules", "bias", "use_dora", "use_rslora")
@@ -62,6 +63,25 @@ def load_saved(adapter: Adapter, folder: Path) -> npt.NDArray[np.float32]:
             "install the peft version that this package asks for"
         )
     return adapter.vector()
+
+
+def merge(adapter: Adapter) -> None:
+    """Add an adapter to the weights of its base, in place.
+
+    The base must be whole (ModelError): merging into 4 bits would quantise the sum anew, which
+    changes logits by a fifth.
+    """
+    if any(getattr(adapter.base.model, name, False) for name in ("is_loaded_in_4bit", "is_loaded_in_8bit")):
+        raise ModelError("an adapter is merged into a whole base only; load it with quantization=none")
+    adapter.module.merge_adapter()  # type: ignore[operator]
+
+
+def save_merged(adapter: Adapter, folder: Path) -> None:
+    """Write a merged base in bfloat16, with its processor; the adapter is used up."""
+    merged: Any = adapter.module.unload()  # type: ignore[operator]
+    with quiet():
+        merged.to(torch.bfloat16).save_pretrained(folder)
+        adapter.base.processor.save_pretrained(folder)
 
 
 def _check_settings(adapter: Adapter, folder: Path) -> None:

@@ -5,12 +5,9 @@ from __future__ import annotations
 import copy
 import threading
 import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
-from peft import get_peft_model_state_dict
-from safetensors.torch import save_file
 
 from carefl_secure.errors import ModelError
 from carefl_secure.model.lora import Adapter
@@ -36,7 +33,7 @@ class StackedAdapter(Adapter):
     def __init__(self, first: Adapter, seed: int) -> None:
         self.base, self.train, self.module = first.base, first.train, first.module
         self.lock = threading.Lock()
-        self.names: list[str] = [*adapters_of(first), f"stage{len(adapters_of(first)) + 1}"]
+        self.names = [*first.names, f"stage{len(first.names) + 1}"]
         fresh = self.names[-1]
         config = copy.deepcopy(self.module.peft_config["default"])
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
@@ -54,26 +51,3 @@ class StackedAdapter(Adapter):
             parameter.requires_grad_(trains)
             if trains:
                 self.parameters.append((name, parameter))
-
-    def save(self, folder: Path) -> None:
-        """Write all adapters as one, which ``PeftModel.from_pretrained`` loads."""
-        parts = [get_peft_model_state_dict(self.module, adapter_name=name) for name in self.names]
-        whole = {
-            # B is [out, r] and A is [r, in]: either way the ranks are put side by side.
-            name: torch.cat([part[name] for part in parts], 1 if "lora_B" in name else 0).detach().contiguous()
-            for name in parts[0]
-        }
-        config: Any = copy.deepcopy(self.module.peft_config["default"])
-        config.r *= len(parts)
-        config.lora_alpha *= len(parts)
-        config.inference_mode = True
-        self._describe(config)
-        folder.mkdir(parents=True, exist_ok=True)
-        config.save_pretrained(str(folder))
-        save_file(whole, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-        self._write_card(folder)
-
-
-def adapters_of(adapter: Adapter) -> list[str]:
-    """Return peft's names of the adapters that a base holds under an adapter of ours."""
-    return adapter.names if isinstance(adapter, StackedAdapter) else ["default"]

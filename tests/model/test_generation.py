@@ -13,7 +13,7 @@ from carefl_secure.data.label_spaces import BASIC, COMPOUND, EMOTIC
 from carefl_secure.data.records import LabelSpace
 from carefl_secure.errors import ConfigError
 from carefl_secure.model.generation import TextScorer, parse_labels
-from carefl_secure.model.label_scorer import LabelScorer
+from carefl_secure.model.label_scorer import LabelScorer, RecordLosses
 from carefl_secure.model.loader import load_base
 from carefl_secure.model.lora import Adapter
 
@@ -59,6 +59,22 @@ def scorer(tiny: Path, space: LabelSpace) -> LabelScorer:
 
 def features(count: int) -> torch.Tensor:
     return torch.randn(count, 16, 128, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_tuned_model_stops_behind_its_label_where_labels_end(tiny: Path, ends: bool) -> None:
+    base = load_base(str(tiny), quantization="none", end_answers=ends)
+    adapter = Adapter(base, rank=8, alpha=16, train="both")
+    few = features(4)
+    held = RecordLosses(LabelScorer(adapter, BASIC, "Which one?"), few, np.eye(7, dtype=np.float32)[:4])
+    optimizer = torch.optim.Adam([weight for _, weight in adapter.parameters], lr=5e-3)
+    for _ in range(25):
+        optimizer.zero_grad()
+        held.losses(range(4)).mean().backward()
+        optimizer.step()
+    written = TextScorer(held.scorer)._written(few, [""] * 4)
+    assert [parse_labels(text, BASIC) for text in written] == [(0,), (1,), (2,), (3,)]
+    assert all((text == f" {label}") == ends for text, label in zip(written, BASIC.labels, strict=False))
 
 
 def test_greedy_words_are_those_of_one_step_after_the_other(tiny: Path) -> None:

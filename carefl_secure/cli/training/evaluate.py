@@ -59,6 +59,13 @@ class EvaluateOptions:
     ] = "mean_probability"
     every: Annotated[int, typer.Option(min=1, metavar="N", help="Take every Nth frame of C-EXPR-DB's videos.")] = 1
     fold: Annotated[int, typer.Option(min=0, metavar="K", help="Fold of C-EXPR-DB's labelled clips.")] = 0
+    predictions: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write every record's scores, .csv or .jsonl. The file names records and is for this machine alone.",
+        ),
+    ] = None
 
     @property
     def videos(self) -> bool:
@@ -86,6 +93,8 @@ def evaluate(run: Run, options: EvaluateOptions, quiet: Quiet = False, json: Jso
     require_run(run)
     if options.data is not None:
         require_corpus(str(options.data))
+    if options.predictions is not None and (options.scorer == "generation" or options.videos):
+        raise ConfigError("--predictions writes the scores of records; leave it out with generated text and C-EXPR-DB")
     if options.constrained and options.scorer != "generation":
         raise ConfigError("--constrained needs --scorer generation")
     if options.scorer == "generation":
@@ -124,6 +133,7 @@ def evaluate(run: Run, options: EvaluateOptions, quiet: Quiet = False, json: Jso
             labels=options.labels,
             view=options.view,
             settings=settings,
+            predictions=options.predictions,
         )
     if json:
         typer.echo(found.evaluation.as_json(), nl=False)

@@ -134,6 +134,7 @@ def _front_block(report: Report) -> str:
         "epsilon": None if price is None else float(round_up(price)),
         "delta": report.promise.delta,
         "unit": report.unit.kind,
+        "trust": report.trust.setting,
         "adjacency": report.unit.adjacency,
         "mechanism": report.mechanism.name,
         "strength": report.promise.strength,

@@ -26,6 +26,8 @@ from carefl_secure.model.vision.encode import vision_features
 from carefl_secure.progress import Reporter, SilentReporter
 from carefl_secure.run_folder import RunFolder
 from carefl_secure.runs.evaluation.scored_run import ScoredRun
+from carefl_secure.runs.saved_model.predict import predicted
+from carefl_secure.runs.saved_model.score_file import check_suffix, score_file
 
 Split = Literal["test", "public"]
 Scores = npt.NDArray[np.float32]
@@ -52,6 +54,7 @@ def evaluate(
     labels: str = "auto",
     view: str = "auto",
     settings: Settings | None = None,
+    predictions: Path | None = None,
 ) -> Evaluated:
     """Score a run's adapter, and write ``RUN/evaluation/evaluation.json``.
 
@@ -61,10 +64,13 @@ def evaluate(
 
     Of ``data``, another corpus, the test split is scored, else its val split, else all of it where
     it has no splits; ``labels`` and ``view`` say how to read it
-    (:func:`carefl_secure.data.open_corpus.open_corpus`). The corpus that the run was trained on
+    (:func:`carefl_secure.data.open_corpus.open_corpus`). ``predictions`` is a file for the score of
+    every record, CSV or JSON Lines by its suffix. The corpus that the run was trained on
     raises `ConfigError`; a missing run, or a result that cannot be written, `RunError`; a missing
     adapter, or one that does not fit the run's settings, `ModelError`.
     """
+    if predictions is not None:
+        check_suffix(predictions)
     opened = ScoredRun(run, reporter)
     if data is None and (labels, view) != ("auto", "auto"):
         raise ConfigError("--labels and --view say how to read --data; name a corpus there")
@@ -95,8 +101,19 @@ def evaluate(
         remarks += _compared_with_run(opened.folder, found.figures["mAP"])
     cost = _cost(scorer, corpus, opened.captions(corpus))
     evaluation = replace(found, cost=cost, remarks=tuple(remarks))
+    if predictions is not None:
+        _write_predictions(predictions, corpus, tuned, evaluation)
     suffix = "-data" if data is not None else "" if split == "test" else f"-{split}"
     return Evaluated(evaluation, opened.write(f"evaluation{suffix}.json", evaluation.as_json()))
+
+
+def _write_predictions(path: Path, corpus: Corpus, scores: Scores, evaluation: Evaluation) -> None:
+    """Write every record's scores, under the thresholds that decided."""
+    labels, multi = corpus.space.labels, corpus.space.multi
+    cuts = {one.name: float(one.threshold or 0.0) for one in evaluation.labels} if multi else None
+    with score_file(path, "record") as file:
+        for record, row in zip(corpus.records, scores, strict=True):
+            file.write(record.key, predicted(labels, row, cuts), [labels[i] for i in record.labels])
 
 
 def refuse_own(config: Config, data: Path, split: Split) -> None:

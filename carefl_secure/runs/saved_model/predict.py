@@ -1,0 +1,167 @@
+"""Labels for images of one's own, from the folder of a run or of its adapter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from carefl_secure.data.readers.file_kinds import TOOL_FOLDERS, image_suffixes
+from carefl_secure.data.readers.images import decode, to_rgb
+from carefl_secure.data.records import LabelSpace, Record
+from carefl_secure.errors import DataError
+from carefl_secure.evaluation.metrics import decide
+from carefl_secure.model.vision.encode import vision_features
+from carefl_secure.progress import SilentReporter
+from carefl_secure.runs.saved_model.task import FILE, SavedTask
+
+Picture = Image.Image | str | Path
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer to one image.
+
+    ``labels`` are those given, the best first. ``scores`` hold every label, the best first:
+    log-odds where several labels may hold, else log-probabilities. ``thresholds`` are the lowest
+    scores at which labels are given; None where the best label is.
+    """
+
+    labels: tuple[str, ...]
+    scores: Mapping[str, float]
+    thresholds: Mapping[str, float] | None
+
+    def probability(self, label: str) -> float:
+        """Return the probability that a score stands for, between 0 and 1."""
+        score = self.scores[label]
+        return math.exp(score) if self.thresholds is None else 1 / (1 + math.exp(-score))
+
+    def to_json(self, **named: object) -> dict[str, Any]:
+        """Return plain JSON values after those of ``named``; a threshold of infinity is null."""
+        cuts = self.thresholds and {k: v if math.isfinite(v) else None for k, v in self.thresholds.items()}
+        return {**named, "labels": list(self.labels), "scores": dict(self.scores), "thresholds": cuts}
+
+
+class TrainedModel:
+    """A run's model, ready to label images.
+
+    ``folder`` is that of a run, of its adapter, or of a merged checkpoint; ``batch`` images go
+    through the model at once; ``model`` are settings of that section in place of the run's own.
+    """
+
+    def __init__(self, folder: Path, batch: int = 16, **model: object) -> None:
+        held = adapter_folder(folder)
+        self._task, self._batch = SavedTask.read(held), batch
+        self.scorer = self._task.scorer(held, **model)
+        self._cuts = self._task.cuts()
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the labels."""
+        return tuple(self._task.labels)
+
+    @overload
+    def predict(self, images: Picture) -> Prediction: ...
+
+    @overload
+    def predict(self, images: Sequence[Picture]) -> list[Prediction]: ...
+
+    def predict(self, images: Picture | Sequence[Picture]) -> Prediction | list[Prediction]:
+        """Score every label for one image, or for each of several, given as pictures or paths.
+
+        Where the run's view crops to a person, crop first. DataError is raised for an image that
+        cannot be read.
+        """
+        one = isinstance(images, Image.Image | str | Path)
+        found = []
+        for _, answer in self.stream([images] if one else images):  # type: ignore[list-item,arg-type]
+            if isinstance(answer, DataError):
+                raise answer
+            found.append(answer)
+        return found[0] if one else found
+
+    def stream(self, images: Iterable[Picture]) -> Iterator[tuple[Picture, Prediction | DataError]]:
+        """Yield each image with its answer, or with why it cannot be read, in the order given.
+
+        No more than ``batch`` images are in memory at a time.
+        """
+        rest = iter(images)
+        while part := list(islice(rest, self._batch)):
+            read = [_read(one) for one in part]
+            fine = [one for one in read if isinstance(one, Image.Image)]
+            answers = iter(self._answers(fine))
+            for one, image in zip(part, read, strict=True):
+                yield one, image if isinstance(image, DataError) else next(answers)
+
+    def _answers(self, images: list[Image.Image]) -> list[Prediction]:
+        return [predicted(self.labels, row, self._cuts) for row in self.scores(images)] if images else []
+
+    def scores(self, images: Sequence[Image.Image]) -> npt.NDArray[np.float32]:
+        """Return the scores of some images, [images, labels], all of them in memory at once."""
+        corpus = _Images(self.scorer.space, images)
+        features = vision_features(self.scorer.adapter.base, corpus, SilentReporter())
+        return self.scorer.all(features, self._batch)
+
+
+def adapter_folder(run: Path) -> Path:
+    """Return the folder that holds the task: the one given, or ``adapter`` in a run's folder."""
+    return run if (run / FILE).is_file() else run / "adapter"
+
+
+def predicted(labels: Sequence[str], row: Any, cuts: Mapping[str, float] | None) -> Prediction:
+    """Return the prediction that a row of scores, [labels], comes to."""
+    limits = None if cuts is None else np.array([cuts[name] for name in labels])
+    given = decide(np.asarray(row)[None], limits)[0]
+    order = np.argsort(-np.asarray(row), kind="stable")
+    return Prediction(tuple(labels[i] for i in order if given[i]), {labels[i]: float(row[i]) for i in order}, cuts)
+
+
+def image_files(given: Iterable[Path]) -> list[Path]:
+    """Return files as they are given, and the images below folders, sorted.
+
+    Below a folder, files of other kinds are left out, and so is whatever is hidden or a tool's.
+    DataError is raised where nothing remains, or a path does not exist.
+    """
+    found: list[Path] = []
+    for path in given:
+        if not path.exists():
+            raise DataError(f"{path} does not exist; give images, or folders of images")
+        inside = sorted(path.rglob("*")) if path.is_dir() else [path]
+        found += [one for one in inside if one == path or _is_image(one, path)]
+    if not found:
+        raise DataError("there are no images in what was given; give images, or folders of images")
+    return found
+
+
+def _is_image(path: Path, root: Path) -> bool:
+    parts = [part.lower() for part in path.relative_to(root).parts]
+    hidden = any(part.startswith(".") or part in TOOL_FOLDERS for part in parts)
+    return not hidden and path.suffix.lower() in image_suffixes() and path.is_file()
+
+
+def _read(one: Picture) -> Image.Image | DataError:
+    try:
+        return to_rgb(one) if isinstance(one, Image.Image) else decode(Path(one))
+    except DataError as error:
+        return error
+
+
+class _Images:
+    """Pictures without labels, as a corpus."""
+
+    name = "images"
+
+    def __init__(self, space: LabelSpace, images: Sequence[Image.Image]) -> None:
+        self.space, self._images = space, images
+        self.records = [Record(str(place), ()) for place in range(len(images))]
+
+    def image(self, index: int) -> Image.Image:
+        """Return one as RGB."""
+        return self._images[index]
