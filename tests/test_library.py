@@ -38,7 +38,7 @@ def test_importing_it_imports_nothing_else() -> None:
 
 
 def test_it_offers_what_it_names() -> None:
-    assert set(carefl_secure.__all__) - {"__version__"} == set(library.__all__) - {"TrainedModel"}
+    assert set(carefl_secure.__all__) - {"__version__"} == set(library.__all__)
     for name in carefl_secure.__all__:
         assert getattr(carefl_secure, name) is not None and name in dir(carefl_secure)
     with pytest.raises(AttributeError, match="nosuch"):
@@ -59,10 +59,9 @@ def test_a_run_is_trained_scored_reported_and_used(summary: RunSummary) -> None:
     pictures = [Image.fromarray(one) for one in pixels]
     pictures[1].save(summary.folder / "one.png")
     found = model.predict([*pictures, summary.folder / "one.png"])
-    assert [set(one) for one in found] == [set(model.labels)] * 3
-    assert found[1] == pytest.approx(found[2]) and found[0] != found[1]
-    for one in found:
-        assert list(one.values()) == sorted(one.values(), reverse=True)
+    assert [set(one.scores) for one in found] == [set(model.labels)] * 3
+    assert found[1].scores == pytest.approx(found[2].scores) and found[0].scores != found[1].scores
+    assert model.predict(pictures[1]) == found[1]
     assert model.predict([]) == []
     with pytest.raises(RunError, match="finished"):
         carefl_secure.resume(summary.folder, quiet=True)

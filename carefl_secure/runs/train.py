@@ -50,7 +50,7 @@ from carefl_secure.runs.captions import load_contexts
 from carefl_secure.runs.evaluation.evaluator import Evaluator, baseline_scores, final_figures
 from carefl_secure.runs.plan_from_config import aggregation_of, earlier_of, request_of
 from carefl_secure.runs.saved_model.card import write_card
-from carefl_secure.runs.saved_model.task import SavedTask
+from carefl_secure.runs.saved_model.task import describe_task, write_task
 from carefl_secure.runs.staged_corpora import load_stages, stage_configs
 from carefl_secure.runs.summary import RunSummary, StageSummary
 from carefl_secure.runs.trackers.base import check_trackers
@@ -172,9 +172,8 @@ class _Run:
             stages=tuple(summaries) if config.stages.spaces else (),
         )
         # The weights come last: they are what tells a finished run.
-        thresholds = evaluate.thresholds(ended[-1])
-        task = SavedTask.of(config, self._scorer, None if thresholds is None else thresholds.tolist())
-        task.write(self._folder.adapter)
+        task = describe_task(config, self._scorer, evaluate.thresholds(ended[-1]))
+        write_task(task, self._folder.adapter)
         spent = (result.epsilon, self._plan.privacy.delta)
         write_card(self._folder.adapter, task, config, summary, self._corpora[-1].test.name, spent)
         self._adapter.save(self._folder.adapter)

@@ -79,7 +79,8 @@ def export(
 
     folder = out or run / "merged"
     with running(quiet) as reporter:
-        found = export_merged(run, folder, reporter)
+        reporter.note("merging on the whole base, without quantisation")
+        found = export_merged(run, folder)
     say(f"merged checkpoint: {folder} (rounding to bfloat16 moves scores by up to {found:.2g})")
 
 

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from string import Template
 
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
@@ -13,93 +14,30 @@ from huggingface_hub import EvalResult, ModelCardData
 from carefl_secure.config import Config
 from carefl_secure.rounding import round_up
 from carefl_secure.run_folder import write_atomically
-from carefl_secure.runs.saved_model.task import COPY, FILE, SavedTask
+from carefl_secure.runs.saved_model.task import COPY, Task
 from carefl_secure.runs.summary import RunSummary
 
-SCRIPT = """\
-import json, sys, torch
-from peft import PeftModel
-from PIL import Image
-from transformers import AutoModelForImageTextToText, BitsAndBytesConfig, Idefics3Processor
-
-task = json.load(open("task.json"))
-hub = {"revision": task["revision"]} if task["revision"] else {}
-four_bit = BitsAndBytesConfig.from_dict(task["quantization"]) if task["quantization"] else None
-dtype = getattr(torch, task["dtype"])
-base = AutoModelForImageTextToText.from_pretrained(task["base"], dtype=dtype, quantization_config=four_bit, **hub)
-processor = Idefics3Processor.from_pretrained(task["base"], **hub)
-model = PeftModel.from_pretrained(base, ".").eval()
-for module in model.modules():
-    module.support_avx512bf16_for_cpu = False  # else bitsandbytes rounds 4-bit layers to bfloat16
-
-@torch.no_grad()
-def scores(image):
-    inputs = processor(text=[task["prompt"]], images=[[image]], images_kwargs=task["images"], return_tensors="pt")
-    ids, found = inputs.pop("input_ids"), []
-    del inputs["attention_mask"]
-    for answer in task["answers"]:
-        tail = torch.tensor(processor.tokenizer(answer, add_special_tokens=False)["input_ids"])
-        logits = model(input_ids=torch.cat([ids, tail[None]], 1), **inputs).logits[0, ids.shape[1] - 1 : -1]
-        found.append(logits.float().log_softmax(-1).gather(1, tail[:, None]).sum())
-    found = torch.stack(found)
-    found = found[:-1] - found[-1] if task["multi"] else found.log_softmax(-1)
-    return dict(zip(task["labels"], found.tolist()))
-
-for path in sys.argv[1:]:
-    print(json.dumps({"image": path, "scores": scores(Image.open(path).convert("RGB"))}))
-"""
-"""Run in the adapter's folder with image paths; prints one JSON object a line."""
-
-_BODY = """
-# {name}
-
-A LoRA adapter that [carefl-secure](https://pypi.org/project/carefl-secure/) tuned on {base}, with {clients} clients
-that kept their images. {promise}
-
-| test split | mAP | macro F1 |
-| --- | --- | --- |
-| untuned | {before} |
-| tuned | {after} |
-
-## Task
-
-The prompt, with the image in the place of `<image>`:
-
-```text
-{prompt}
-```
-
-The answers: {answers}. {decision}
-
-{images} Activations are computed in {dtype}; the base is stored in {stored}.
-
-## Use
-
-Install `transformers`, `peft`, `pillow`{extra}, go to this folder, and run the script below with the paths of
-images. It reads `{file}` and gives the scores of carefl-secure to 1e-4 in float32; in bfloat16 the same scores
-differ by about 0.2 as soon as the length of a batch differs. {where}
-
-```python
-{script}```
-
-With carefl-secure: `carefl-secure predict FOLDER IMAGES`.
-"""
+_TEMPLATE = Path(__file__).parent / "templates" / "card.md"
 
 
 def write_card(
-    folder: Path, task: SavedTask, config: Config, summary: RunSummary, scored: str, spent: tuple[float, float]
+    folder: Path, task: Task, config: Config, summary: RunSummary, scored: str, spent: tuple[float, float]
 ) -> None:
     """Write ``README.md``: front matter of the hub, with the privacy of the run, and the text.
 
-    ``scored`` is the name of the test corpus; ``spent`` are epsilon, infinity without privacy, and delta.
+    ``scored`` names the test corpus; ``spent`` are epsilon, infinity without privacy, and delta.
     """
-    epsilon, delta = spent
-    name, private = summary.folder.resolve().name, math.isfinite(epsilon)
-    named = "the embedded model of carefl-secure" if task.base == COPY else f"`{task.base}`"
+    base, name = task["base"], summary.folder.resolve().name
+    copied, local = base == COPY, Path(base).is_absolute()
+    public = copied and config.data.synthetic
     corpus = re.sub(r"[^\w.-]+", "-", scored).strip("-.") or "corpus"  # in the form of a hub id
-    public = config.data.synthetic and task.base == COPY
+    results = [
+        EvalResult("image-classification", corpus, scored, kind, round(summary.after[figure], 4), dataset_split="test")
+        for kind, figure in (("mean_average_precision", "mAP"), ("f1", "macro_f1"))
+        if math.isfinite(summary.after.get(figure, math.nan))
+    ]
     data = ModelCardData(
-        base_model=None if task.base == COPY or Path(task.base).is_absolute() else task.base,
+        base_model=None if copied or local else base,
         library_name="peft",
         pipeline_tag="image-text-to-text",
         # A corpus may restrict what is trained on it, and the package cannot know.
@@ -108,41 +46,32 @@ def write_card(
         tags=["lora", "peft", "federated-learning", "differential-privacy", "carefl-secure"],
         datasets=[corpus],
         model_name=name,
-        eval_results=[
-            EvalResult(
-                task_type="image-classification",
-                dataset_type=corpus,
-                dataset_name=f"{scored} ({task.space} labels)",
-                dataset_split="test",
-                metric_type=kind,
-                metric_name=figure,
-                metric_value=round(summary.after[figure], 4),
-            )
-            for kind, figure in (("mean_average_precision", "mAP"), ("f1", "macro_f1"))
-            if math.isfinite(summary.after.get(figure, math.nan))
-        ],
+        eval_results=results,
     )
-    text = _BODY.format(
+    where = "The base is in the folder `base`." if copied else "The base comes from the hub."
+    if local:
+        same = f"a copy of SHA-256 `{task['base_sha256']}`"
+        where = f"The base was in `{base}`: elsewhere, set `base` in `task.json` to {same}."
+    revision = f" at revision `{task['revision']}`" if task["revision"] else ""
+    text = Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
         name=name,
-        base=named + (f" at revision `{task.revision}`" if task.revision else ""),
+        base="the embedded model of carefl-secure" if copied else f"`{base}`{revision}",
         clients=config.federation.clients,
         promise=summary.promise,
         before=_row(summary.before),
         after=_row(summary.after),
-        prompt=task.prompt,
-        answers=", ".join(f"`{answer}`" for answer in task.answers),
+        prompt=task["prompt"],
+        answers=", ".join(f"`{answer}`" for answer in task["answers"]),
         decision=_decision(task),
-        images=task.image_cost,
-        dtype=task.dtype,
+        images=task["image_cost"],
+        dtype=task["dtype"],
         stored="4 bits (NF4)" if config.model.quantization == "nf4" else config.model.quantization,
-        extra=" and `bitsandbytes`" if task.quantization else "",
-        file=FILE,
-        where=_where(task),
-        script=SCRIPT,
+        where=where,
     )
+    private = math.isfinite(spent[0])
     privacy = {
-        "epsilon": float(round_up(epsilon)) if private else None,
-        "delta": delta if private else None,
+        "epsilon": float(round_up(spent[0])) if private else None,
+        "delta": spent[1] if private else None,
         "unit": config.privacy.unit,
         "trust": config.privacy.trust,
     }
@@ -156,25 +85,9 @@ def _row(figures: Mapping[str, float]) -> str:
     return " | ".join(f"{figures[name]:.3f}" if name in figures else "" for name in ("mAP", "macro_f1"))
 
 
-def _decision(task: SavedTask) -> str:
-    if not task.multi:
-        return "A score is the log-probability of a label among the labels; the highest is given."
-    cuts = ", ".join(
-        f"{label} {'never' if cut is None else format(cut, '.3f')}"
-        for label, cut in zip(task.labels, task.thresholds or [], strict=True)
-    )
-    return (
-        "A score is the log-odds of a label against the answer None. A label is given from its threshold on, which "
-        f"was chosen on the public split: {cuts}."
-    )
-
-
-def _where(task: SavedTask) -> str:
-    if task.base == COPY:
-        return "The base is in the folder `base`."
-    if not Path(task.base).is_absolute():
-        return "The base comes from the hub."
-    return (
-        f"The base is a folder of the machine that trained, `{task.base}`: on another, set `base` in `{FILE}` to a "
-        f"copy with SHA-256 `{task.base_sha256}`."
-    )
+def _decision(task: Task) -> str:
+    if not task["multi"]:
+        return "A score is the log-probability of a label among the labels; the label with the highest is given."
+    each = zip(task["labels"], task["thresholds"], strict=True)
+    cuts = ", ".join(f"{label} {'never' if cut is None else format(cut, '.3f')}" for label, cut in each)
+    return f"A score is the log-odds of a label against None. Labels are given from these scores on: {cuts}."

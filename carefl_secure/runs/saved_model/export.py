@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +9,8 @@ from PIL import Image
 
 from carefl_secure.errors import ModelError, RunError
 from carefl_secure.model.saved import merge, save_merged
-from carefl_secure.progress import Reporter
-from carefl_secure.runs.saved_model.predict import TrainedModel, adapter_folder
-from carefl_secure.runs.saved_model.task import MERGED, SavedTask
+from carefl_secure.runs.saved_model.predict import TrainedModel
+from carefl_secure.runs.saved_model.task import MERGED, write_task
 
 TOLERANCE = 1e-3
 """How far merging may move a score, a log-probability or log-odds, in float32, before rounding."""
@@ -20,7 +18,7 @@ TOLERANCE = 1e-3
 _GREYS = (64, 127, 192, 255)
 
 
-def export_merged(run: Path, out: Path, reporter: Reporter) -> float:
+def export_merged(run: Path, out: Path) -> float:
     """Merge a run's adapter into a whole float copy of its base, and write it in bfloat16.
 
     ``out``, which must not exist, is what ``from_pretrained`` and `TrainedModel` take. Returned is
@@ -30,31 +28,25 @@ def export_merged(run: Path, out: Path, reporter: Reporter) -> float:
     Raises
     ------
     ModelError
-        The adapter is missing or damaged, or merging moves a score by more than
-        :data:`TOLERANCE`.
+        The adapter is missing or damaged, or merging moves a score by more than :data:`TOLERANCE`.
     RunError
         ``out`` exists, or cannot be written.
     """
     if out.exists():
         raise RunError(f"{out} exists already; name another folder with --out, or remove it")
-    folder = adapter_folder(run)
-    task = SavedTask.read(folder)
-    reporter.note("loading the base without quantisation")
     whole = {"quantization": "none", "compute_dtype": "float32"}
-    model = TrainedModel(folder, **whole)
+    model = TrainedModel(run, **whole)
     images = [Image.new("RGB", (64, 64), (shade,) * 3) for shade in _GREYS]
     before = model.scores(images)
     merge(model.scorer.adapter)
     moved = float(np.abs(model.scores(images) - before).max())
     if not moved <= TOLERANCE:
         raise ModelError(f"merging moves a score by {moved:.3g}, above {TOLERANCE}; keep base and adapter apart")
-    reporter.note(f"writing the merged checkpoint to {out}")
+    settings = {**model.task["settings"], "model": {**model.task["settings"]["model"], "revision": None, **whole}}
+    about = {"base": MERGED, "base_sha256": "", "revision": None, "quantization": None, "dtype": "float32"}
     try:
         save_merged(model.scorer.adapter, out)
-        settings = {**task.settings, "model": {**task.settings["model"], "revision": None, **whole}}
-        dataclasses.replace(
-            task, base=MERGED, base_sha256="", revision=None, quantization=None, dtype="float32", settings=settings
-        ).write(out)
+        write_task({**model.task, **about, "settings": settings}, out)
     except OSError as error:
         raise RunError(f"cannot write {out}: {error.strerror}; choose another folder with --out") from error
-    return float(np.abs(TrainedModel(out, **whole).scores(images) - before).max())
+    return float(np.abs(TrainedModel(out).scores(images) - before).max())

@@ -20,7 +20,7 @@ from carefl_secure.errors import DataError
 from carefl_secure.evaluation.metrics import decide
 from carefl_secure.model.vision.encode import vision_features
 from carefl_secure.progress import SilentReporter
-from carefl_secure.runs.saved_model.task import FILE, SavedTask
+from carefl_secure.runs.saved_model.task import FILE, read_task, task_scorer, thresholds_of
 
 Picture = Image.Image | str | Path
 
@@ -57,15 +57,10 @@ class TrainedModel:
     """
 
     def __init__(self, folder: Path, batch: int = 16, **model: object) -> None:
-        held = adapter_folder(folder)
-        self._task, self._batch = SavedTask.read(held), batch
-        self.scorer = self._task.scorer(held, **model)
-        self._cuts = self._task.cuts()
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """The names of the labels."""
-        return tuple(self._task.labels)
+        held = folder if (folder / FILE).is_file() else folder / "adapter"
+        self.task, self._batch = read_task(held), batch
+        self.scorer = task_scorer(self.task, held, **model)
+        self.labels, self._cuts = self.scorer.space.labels, thresholds_of(self.task)
 
     @overload
     def predict(self, images: Picture) -> Prediction: ...
@@ -79,13 +74,14 @@ class TrainedModel:
         Where the run's view crops to a person, crop first. DataError is raised for an image that
         cannot be read.
         """
-        one = isinstance(images, Image.Image | str | Path)
+        if isinstance(images, Image.Image | str | Path):
+            return self.predict([images])[0]
         found = []
-        for _, answer in self.stream([images] if one else images):  # type: ignore[list-item,arg-type]
+        for _, answer in self.stream(images):
             if isinstance(answer, DataError):
                 raise answer
             found.append(answer)
-        return found[0] if one else found
+        return found
 
     def stream(self, images: Iterable[Picture]) -> Iterator[tuple[Picture, Prediction | DataError]]:
         """Yield each image with its answer, or with why it cannot be read, in the order given.
@@ -108,11 +104,6 @@ class TrainedModel:
         corpus = _Images(self.scorer.space, images)
         features = vision_features(self.scorer.adapter.base, corpus, SilentReporter())
         return self.scorer.all(features, self._batch)
-
-
-def adapter_folder(run: Path) -> Path:
-    """Return the folder that holds the task: the one given, or ``adapter`` in a run's folder."""
-    return run if (run / FILE).is_file() else run / "adapter"
 
 
 def predicted(labels: Sequence[str], row: Any, cuts: Mapping[str, float] | None) -> Prediction:

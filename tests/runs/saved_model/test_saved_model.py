@@ -31,7 +31,7 @@ from carefl_secure.runs.evaluation.evaluate import evaluate
 from carefl_secure.runs.evaluation.scored_run import ScoredRun
 from carefl_secure.runs.saved_model import export, predict
 from carefl_secure.runs.saved_model.score_file import score_file
-from carefl_secure.runs.saved_model.task import SavedTask
+from carefl_secure.runs.saved_model.task import read_task
 
 FEW = Settings(replicates=20, minimum=10)
 
@@ -144,33 +144,34 @@ def test_the_card_has_what_a_hub_asks_for(single: Path, tmp_path: Path) -> None:
         return yaml.safe_load(head), body
 
     facts, body = front()
-    task = SavedTask.read(run / "adapter")
+    task = read_task(run / "adapter")
     data = ModelCardData(**facts)  # type: ignore[arg-type]
     assert data.pipeline_tag == "image-text-to-text" and data.license and data.datasets and data.tags
     assert {one.metric_type for one in data.eval_results or ()} == {"mean_average_precision", "f1"}
     privacy = facts["differential_privacy"]
     assert isinstance(privacy, dict) and privacy["unit"] == "record" and privacy["trust"] == "secagg"
     assert privacy["delta"] == 0.001 and 0 < privacy["epsilon"] <= 8
-    assert task.prompt in body and all(f"`{answer}`" in body for answer in task.answers)
+    assert task["prompt"] in body and all(f"`{answer}`" in body for answer in task["answers"])
     write_report(run)  # which checks the ledgers, and puts its own block in the place of ours
     assert front()[0]["differential_privacy"]["verdict"] == "accounted"  # type: ignore[index]
 
 
 def test_a_merged_checkpoint_scores_as_the_adapter(trained: Path, images: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "merged"
-    assert 0 < export.export_merged(trained, out, SilentReporter()) < 0.2
+    assert 0 < export.export_merged(trained, out) < 0.5
     pictures = [Image.open(one).convert("RGB") for one in images]
     whole = predict.TrainedModel(trained, quantization="none").scores(pictures)
     merged = carefl_secure.load(out)
-    rounding = np.abs(merged.scores(pictures) - whole).max()
-    assert 0 < rounding < 0.2
+    rounding = merged.scores(pictures) - whole
+    assert 0 < np.abs(rounding).max() < 0.5
     untuned = ScoredRun(trained, SilentReporter()).scorer(merged.scorer.space)
     plain = untuned.all(
         predict.vision_features(untuned.adapter.base, predict._Images(untuned.space, pictures), SilentReporter())
     )
-    assert np.abs(plain - whole).max() > 5 * rounding  # the adapter does something, and the merged copy has it
+    # the adapter does something, and the merged copy has it
+    assert np.square(plain - whole).mean() > 25 * np.square(rounding).mean()
     with pytest.raises(RunError, match="exists"):
-        export.export_merged(trained, out, SilentReporter())
+        export.export_merged(trained, out)
 
 
 def test_another_base_or_a_damaged_task_is_refused(single: Path, tmp_path: Path) -> None:
