@@ -172,7 +172,7 @@ class _Run:
             stages=tuple(summaries) if config.stages.spaces else (),
         )
         # The weights come last: they are what tells a finished run.
-        task = describe_task(config, self._scorer, evaluate.thresholds(ended[-1]))
+        task = describe_task(config, self._scorer, evaluate.thresholds())
         write_task(task, self._folder.adapter)
         spent = (result.epsilon, self._plan.privacy.delta)
         write_card(self._folder.adapter, task, config, summary, self._corpora[-1].test.name, spent)

@@ -17,6 +17,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from carefl_secure.evaluation.settings import Settings
+from carefl_secure.report.write import write_report
 from huggingface_hub import ModelCardData
 from PIL import Image
 from typer.testing import CliRunner
@@ -24,9 +26,7 @@ from typer.testing import CliRunner
 import carefl_secure
 from carefl_secure.cli.app import app
 from carefl_secure.errors import ConfigError, DataError, ModelError, RunError
-from carefl_secure.evaluation.settings import Settings
 from carefl_secure.progress import SilentReporter
-from carefl_secure.report.write import write_report
 from carefl_secure.runs.evaluation.evaluate import evaluate
 from carefl_secure.runs.evaluation.scored_run import ScoredRun
 from carefl_secure.runs.saved_model import export, predict
