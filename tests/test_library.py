@@ -58,11 +58,9 @@ def test_a_run_is_trained_scored_reported_and_used(summary: RunSummary) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
     pictures = [Image.fromarray(one) for one in pixels]
     pictures[1].save(summary.folder / "one.png")
-    found = model.predict([*pictures, summary.folder / "one.png"])
+    found = [model.predict(one) for one in (*pictures, summary.folder / "one.png")]
     assert [set(one.scores) for one in found] == [set(model.labels)] * 3
     assert found[1].scores == pytest.approx(found[2].scores) and found[0].scores != found[1].scores
-    assert model.predict(pictures[1]) == found[1]
-    assert model.predict([]) == []
     with pytest.raises(RunError, match="finished"):
         carefl_secure.resume(summary.folder, quiet=True)
 

@@ -73,12 +73,12 @@ def merge(adapter: Adapter) -> None:
     """
     if any(getattr(adapter.base.model, name, False) for name in ("is_loaded_in_4bit", "is_loaded_in_8bit")):
         raise ModelError("an adapter is merged into a whole base only; load it with quantization=none")
-    adapter.module.merge_adapter()  # type: ignore[operator]
+    adapter.module.merge_adapter()
 
 
 def save_merged(adapter: Adapter, folder: Path) -> None:
     """Write a merged base in bfloat16, with its processor; the adapter is used up."""
-    merged: Any = adapter.module.unload()  # type: ignore[operator]
+    merged: Any = adapter.module.unload()
     with quiet():
         merged.to(torch.bfloat16).save_pretrained(folder)
         adapter.base.processor.save_pretrained(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -34,7 +35,7 @@ def export_merged(run: Path, out: Path) -> float:
     """
     if out.exists():
         raise RunError(f"{out} exists already; name another folder with --out, or remove it")
-    whole = {"quantization": "none", "compute_dtype": "float32"}
+    whole: dict[str, Any] = {"quantization": "none", "compute_dtype": "float32"}
     model = TrainedModel(run, **whole)
     images = [Image.new("RGB", (64, 64), (shade,) * 3) for shade in _GREYS]
     before = model.scores(images)

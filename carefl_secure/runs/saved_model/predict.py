@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ from carefl_secure.data.readers.file_kinds import TOOL_FOLDERS, image_suffixes
 from carefl_secure.data.readers.images import decode, to_rgb
 from carefl_secure.data.records import LabelSpace, Record
 from carefl_secure.errors import DataError
-from carefl_secure.evaluation.metrics import decide
+from carefl_secure.evaluation.decisions import decide
 from carefl_secure.model.vision.encode import vision_features
 from carefl_secure.progress import SilentReporter
 from carefl_secure.runs.saved_model.task import FILE, read_task, task_scorer, thresholds_of
@@ -45,7 +45,9 @@ class Prediction:
 
     def to_json(self, **named: object) -> dict[str, Any]:
         """Return plain JSON values after those of ``named``; a threshold of infinity is null."""
-        cuts = self.thresholds and {k: v if math.isfinite(v) else None for k, v in self.thresholds.items()}
+        cuts = None
+        if self.thresholds is not None:
+            cuts = {label: cut if math.isfinite(cut) else None for label, cut in self.thresholds.items()}
         return {**named, "labels": list(self.labels), "scores": dict(self.scores), "thresholds": cuts}
 
 
@@ -62,26 +64,16 @@ class TrainedModel:
         self.scorer = task_scorer(self.task, held, **model)
         self.labels, self._cuts = self.scorer.space.labels, thresholds_of(self.task)
 
-    @overload
-    def predict(self, images: Picture) -> Prediction: ...
-
-    @overload
-    def predict(self, images: Sequence[Picture]) -> list[Prediction]: ...
-
-    def predict(self, images: Picture | Sequence[Picture]) -> Prediction | list[Prediction]:
-        """Score every label for one image, or for each of several, given as pictures or paths.
+    def predict(self, image: Picture) -> Prediction:
+        """Score every label for an image, given as a picture or a path; `stream` takes many.
 
         Where the run's view crops to a person, crop first. DataError is raised for an image that
         cannot be read.
         """
-        if isinstance(images, Image.Image | str | Path):
-            return self.predict([images])[0]
-        found = []
-        for _, answer in self.stream(images):
-            if isinstance(answer, DataError):
-                raise answer
-            found.append(answer)
-        return found
+        ((_, answer),) = self.stream([image])
+        if isinstance(answer, DataError):
+            raise answer
+        return answer
 
     def stream(self, images: Iterable[Picture]) -> Iterator[tuple[Picture, Prediction | DataError]]:
         """Yield each image with its answer, or with why it cannot be read, in the order given.

@@ -11,14 +11,12 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
-from carefl_secure.evaluation.settings import Settings
-from carefl_secure.report.write import write_report
 from huggingface_hub import ModelCardData
 from PIL import Image
 from typer.testing import CliRunner
@@ -26,7 +24,9 @@ from typer.testing import CliRunner
 import carefl_secure
 from carefl_secure.cli.app import app
 from carefl_secure.errors import ConfigError, DataError, ModelError, RunError
+from carefl_secure.evaluation.groups import Settings
 from carefl_secure.progress import SilentReporter
+from carefl_secure.report import write_report
 from carefl_secure.runs.evaluation.evaluate import evaluate
 from carefl_secure.runs.evaluation.scored_run import ScoredRun
 from carefl_secure.runs.saved_model import export, predict
@@ -65,6 +65,11 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return sorted(folder.glob("*.png"))
 
 
+def predicted(run: Path, images: Sequence[predict.Picture]) -> list[predict.Prediction]:
+    model = carefl_secure.load(run)
+    return [model.predict(image) for image in images]
+
+
 def test_predictions_are_the_scores_of_the_evaluation(either: Path, tmp_path: Path) -> None:
     file = tmp_path / "scores.jsonl"
     evaluation = evaluate(either, SilentReporter(), settings=FEW, predictions=file).evaluation
@@ -72,7 +77,7 @@ def test_predictions_are_the_scores_of_the_evaluation(either: Path, tmp_path: Pa
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     test = ScoredRun(either, SilentReporter()).corpora.test
     assert [row["record"] for row in rows] == [record.key for record in test.records]
-    found = carefl_secure.load(either).predict([test.image(i) for i in range(5)])
+    found = predicted(either, [test.image(i) for i in range(5)])
     for row, record, one in zip(rows[:5], test.records, found, strict=False):
         assert one.scores == pytest.approx(row["scores"], abs=1e-4)
         assert list(one.labels) == row["labels"] and row["true"] == [test.space.labels[i] for i in record.labels]
@@ -114,7 +119,7 @@ def test_the_script_in_the_card_gives_the_same_scores(
     with contextlib.redirect_stdout(written):
         exec(script_of(either / "adapter"), {"__name__": "__main__"})
     rows = [json.loads(line) for line in written.getvalue().splitlines()]
-    ours = carefl_secure.load(either).predict(images)
+    ours = predicted(either, images)
     assert [row["image"] for row in rows] == [str(one) for one in images]
     for row, one in zip(rows, ours, strict=True):
         assert row["scores"] == pytest.approx(one.scores, abs=1e-4)
@@ -130,7 +135,7 @@ def test_the_script_needs_nothing_of_this_package(trained: Path, images: list[Pa
     )
     assert done.returncode == 0, done.stderr[-2000:]
     rows = [json.loads(line) for line in done.stdout.splitlines()]
-    for row, one in zip(rows, carefl_secure.load(adapter).predict(images), strict=True):
+    for row, one in zip(rows, predicted(adapter, images), strict=True):
         assert row["scores"] == pytest.approx(one.scores, abs=1e-4)
 
 
