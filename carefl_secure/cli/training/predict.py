@@ -42,8 +42,8 @@ def predict(
     unread: list[str] = []
     with running(quiet) as reporter, ExitStack() as stack:
         model = TrainedModel(run, batch)
-        written = [stack.enter_context(score_file(csv, "image"))] if csv is not None else []
-        written += [ScoreFile(sys.stdout, ".jsonl", "image")] if json else []
+        written = [stack.enter_context(score_file(csv))] if csv is not None else []
+        written += [ScoreFile(sys.stdout, table=False)] if json else []
         task = f"labelling {len(files)} images"
         reporter.start(task, len(files))
         for path, found in model.stream(files):

@@ -111,7 +111,7 @@ def _write_predictions(path: Path, corpus: Corpus, scores: Scores, evaluation: E
     """Write every record's scores, under the thresholds that decided."""
     labels, multi = corpus.space.labels, corpus.space.multi
     cuts = {one.name: float(one.threshold or 0.0) for one in evaluation.labels} if multi else None
-    with score_file(path, "record") as file:
+    with score_file(path) as file:
         for record, row in zip(corpus.records, scores, strict=True):
             file.write(record.key, predicted(labels, row, cuts), [labels[i] for i in record.labels])
 

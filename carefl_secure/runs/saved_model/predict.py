@@ -41,7 +41,7 @@ class Prediction:
     def probability(self, label: str) -> float:
         """Return the probability that a score stands for, between 0 and 1."""
         score = self.scores[label]
-        return math.exp(score) if self.thresholds is None else 1 / (1 + math.exp(-score))
+        return math.exp(score) if self.thresholds is None else 0.5 * (1 + math.tanh(score / 2))
 
     def to_json(self, **named: object) -> dict[str, Any]:
         """Return plain JSON values after those of ``named``; a threshold of infinity is null."""

@@ -13,43 +13,36 @@ from typing import TextIO
 from carefl_secure.errors import ConfigError, RunError
 from carefl_secure.runs.saved_model.predict import Prediction
 
-SUFFIXES = (".csv", ".jsonl")
-
 
 class ScoreFile:
-    """Writes predictions as they come; ``name`` is what an image is called: ``image``, ``record``."""
+    """Writes predictions as they come, as CSV or JSON Lines."""
 
-    def __init__(self, file: TextIO, suffix: str, name: str) -> None:
-        self._file, self._name = file, name
-        self._rows = csv.writer(file) if suffix == ".csv" else None
-        self._head = False
+    def __init__(self, file: TextIO, *, table: bool) -> None:
+        self._file, self._rows = file, csv.writer(file) if table else None
+        if self._rows is not None:
+            self._rows.writerow(["image", "label", "score", "threshold", "given", "true"])
 
     def write(self, image: str, found: Prediction, true: Sequence[str] | None = None) -> None:
         """Write one image; ``true`` are its labels, where they are known."""
         if self._rows is None:
-            named: dict[str, object] = {self._name: image} if true is None else {self._name: image, "true": list(true)}
-            self._file.write(json.dumps(found.to_json(**named)) + "\n")
+            known = {} if true is None else {"true": list(true)}
+            self._file.write(json.dumps(found.to_json(image=image, **known)) + "\n")
             return
-        if not self._head:
-            self._rows.writerow(
-                [self._name, "label", "score", "threshold", "given", *([] if true is None else ["true"])]
-            )
-            self._head = True
         for label, score in found.scores.items():
             cut = math.inf if found.thresholds is None else found.thresholds[label]
-            row = [image, label, score, cut if math.isfinite(cut) else "", int(label in found.labels)]
-            self._rows.writerow(row if true is None else [*row, int(label in true)])
+            limit, right = cut if math.isfinite(cut) else "", "" if true is None else int(label in true)
+            self._rows.writerow([image, label, score, limit, int(label in found.labels), right])
 
 
 def check_suffix(path: Path) -> None:
     """Refuse (ConfigError) a file whose suffix sets no format."""
-    if path.suffix not in SUFFIXES:
-        raise ConfigError(f"{path} should end in {' or '.join(SUFFIXES)}, which sets its format")
+    if path.suffix not in (".csv", ".jsonl"):
+        raise ConfigError(f"{path} should end in .csv or .jsonl, which sets its format")
 
 
 @contextmanager
-def score_file(path: Path, name: str) -> Iterator[ScoreFile]:
-    """Open a file that only its owner may read, CSV or JSON Lines by its suffix.
+def score_file(path: Path) -> Iterator[ScoreFile]:
+    """Open a file that only its owner may read, in the format of its suffix.
 
     ConfigError is raised for another suffix, RunError where it cannot be written.
     """
@@ -57,6 +50,6 @@ def score_file(path: Path, name: str) -> Iterator[ScoreFile]:
     try:
         path.touch(mode=0o600)
         with path.open("w", encoding="utf-8", newline="") as file:
-            yield ScoreFile(file, path.suffix, name)
+            yield ScoreFile(file, table=path.suffix == ".csv")
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror}; choose another file") from error

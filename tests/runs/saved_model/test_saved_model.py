@@ -76,7 +76,7 @@ def test_predictions_are_the_scores_of_the_evaluation(either: Path, tmp_path: Pa
     assert file.stat().st_mode & 0o77 == 0
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     test = ScoredRun(either, SilentReporter()).corpora.test
-    assert [row["record"] for row in rows] == [record.key for record in test.records]
+    assert [row["image"] for row in rows] == [record.key for record in test.records]
     found = predicted(either, [test.image(i) for i in range(5)])
     for row, record, one in zip(rows[:5], test.records, found, strict=False):
         assert one.scores == pytest.approx(row["scores"], abs=1e-4)
@@ -94,11 +94,11 @@ def test_predictions_are_the_scores_of_the_evaluation(either: Path, tmp_path: Pa
 
 def test_a_table_has_a_row_for_each_label(tmp_path: Path) -> None:
     file = tmp_path / "scores.csv"
-    with score_file(file, "record") as table:
+    with score_file(file) as table:
         table.write("a/1.png", predict.predicted(("x", "y"), np.array([-1.0, 2.0]), {"x": 0.5, "y": math.inf}), ["x"])
     with file.open() as held:
         assert list(csv.reader(held)) == [
-            ["record", "label", "score", "threshold", "given", "true"],
+            ["image", "label", "score", "threshold", "given", "true"],
             ["a/1.png", "y", "2.0", "", "0", "0"],
             ["a/1.png", "x", "-1.0", "0.5", "0", "1"],
         ]
