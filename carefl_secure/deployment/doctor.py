@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import math
+import os
 import platform
 import shutil
 import socket
@@ -15,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from http.client import HTTPException
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +24,11 @@ from numpy.typing import NDArray
 from packaging.requirements import Requirement
 
 from carefl_secure.config import load_config
+from carefl_secure.data.open_corpus import detect
 from carefl_secure.deployment.flower.processes import free_port
+from carefl_secure.deployment.flower.superlink import check_clock, probe
 from carefl_secure.deployment.provisioning.certificates import Authority
+from carefl_secure.deployment.provisioning.site_bundle import Half, SiteBundle, node_folder
 from carefl_secure.errors import BudgetExceededError, CareflError
 from carefl_secure.federation.plan.staged import Stage
 from carefl_secure.federation.run_spec import RunSpec
@@ -35,6 +40,7 @@ from carefl_secure.run_folder import RunFolder
 from carefl_secure.runs.plan_from_config import plan_with
 
 _SIZE = 64
+_EXPIRES_SOON = 3.0  # days
 _SHOWN = ("torch", "transformers", "peft", "flwr", "cryptography", "numpy", "opacus")
 
 
@@ -231,14 +237,74 @@ CHECKS: dict[str, Callable[[], str]] = {
 """What is looked at, in order; each returns what it saw or raises what is wrong."""
 
 
-def examine() -> list[Check]:
-    """Run all checks; one that fails does not hide the others."""
-    done = []
-    for name, check in CHECKS.items():
+def _site_checks(path: Path) -> dict[str, Callable[[], str]]:
+    """Return what is looked at in a site's folder, or in its SuperNode's."""
+    agent, node = (path / "identity.key").exists(), (node_folder(path) / "node.key").exists()
+    half: Half | None = None if agent and node else "agent" if agent else "supernode"
+    found: list[SiteBundle] = []
+
+    def folder() -> str:
+        found.append(SiteBundle.open(path, half=half))
+        return f"complete, for {found[0].role} {found[0].name}"
+
+    def certificates() -> str:
+        left = (found[0].expires - time.time()) / 86400
+        if left < _EXPIRES_SOON:
+            raise ArithmeticError(f"the bundle and its certificates expire in {left:.1f} days; ask for a new bundle")
+        return f"they hold for {left:.0f} days"
+
+    def records() -> str:
+        if found[0].data is None:
+            return "the run's own share"
+        detect(Path(found[0].data))
+        return f"{found[0].data} can be read"
+
+    def policy() -> str:
+        limits = found[0].read_policy()
+        return f"epsilon {limits.max_epsilon_per_corpus:g} a corpus, {limits.max_epsilon_total:g} in all"
+
+    def socket_rights() -> str:
+        place = Path(os.environ.get("CAREFL_SOCKET", "/run/carefl/agent.sock"))
+        if not place.exists():
+            return f"no agent listens at {place}"
+        mode = place.stat().st_mode & 0o777
+        if mode & 0o007:
+            raise ArithmeticError(f"{place} has mode {mode:o}; every account can reach the agent")
+        if not os.access(place, os.R_OK | os.W_OK):
+            raise ArithmeticError(f"{place} is not for this account; put it into the group of the socket")
+        return f"{place}, mode {mode:o}"
+
+    def server() -> str:
+        here, ahead = probe(found[0].server, node_folder(path) / "ca.crt")
+        if not here:
+            raise ArithmeticError(f"a proxy answers at {found[0].server}, and no server behind it")
+        check_clock(ahead)
+        return f"{found[0].server} answers under the bundle's authority; the clocks differ by {abs(ahead):.0f} s"
+
+    own = {"policy": policy, "records": records} if agent else {}
+    return {
+        "site": folder,
+        "certificates": certificates,
+        **own,
+        **({"server": server} if node else {}),
+        "socket": socket_rights,
+    }
+
+
+def examine(bundle: Path | None = None) -> list[Check]:
+    """Run all checks; one that fails does not hide the others.
+
+    ``bundle`` is a site's folder, or its SuperNode's: what that half needs is looked at as well.
+    """
+    done: list[Check] = []
+    checks = CHECKS if bundle is None else {**CHECKS, **_site_checks(bundle)}
+    for name, check in checks.items():
         try:
             done.append(Check(name, True, check()))
-        except (ArithmeticError, CareflError, OSError, importlib.metadata.PackageNotFoundError) as e:
+        except (ArithmeticError, CareflError, OSError, HTTPException, importlib.metadata.PackageNotFoundError) as e:
             done.append(Check(name, False, f"{type(e).__name__}: {e}"))
+            if name == "site":
+                break  # the rest reads the folder
     if sys.platform != "linux":
         done.append(Check("platform", False, f"{sys.platform}: tested on Linux only"))
     return done

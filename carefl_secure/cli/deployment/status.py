@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -47,11 +48,21 @@ def status(run: Run, json: Json = False) -> None:
         typer.echo(f"{name.replace('_', ' '):28}{figure(name, value) or '-'}")
 
 
-def doctor(json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False) -> None:
-    """Check environment, entropy, clock, ports and TLS, and run every invariant on itself."""
+def doctor(
+    bundle: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="A site's folder, or its SuperNode's: check what that half needs too."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Check environment, entropy, clock, ports and TLS, and run every invariant on itself.
+
+    With --bundle also: folder, certificates, policy and records of a site's agent; server and clock
+    of its SuperNode; the socket between the two (CAREFL_SOCKET, or /run/carefl/agent.sock).
+    """
     from carefl_secure.deployment.doctor import examine
 
-    found = examine()
+    found = examine(bundle)
     if json:
         write_json([dataclasses.asdict(one) for one in found])
     else:

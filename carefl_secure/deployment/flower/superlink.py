@@ -31,6 +31,7 @@ POLL = "FLWR_SUPEREXEC_TASK_POLL_INTERVAL"
 _BIN = Path(sys.executable).parent
 _PAUSE = 0.1
 _ANSWER = 120.0
+_AHEAD, _BEHIND = 5.0, 300.0  # seconds that Flower lets a node's clock be off
 _APP = """\
 [build-system]
 requires = ["hatchling"]
@@ -147,6 +148,16 @@ def probe(address: str, ca: Path) -> tuple[bool, float]:
     date = reply.getheader("Date")
     ahead = 0.0 if date is None else time.time() - parsedate_to_datetime(date).timestamp()
     return reply.status not in (502, 503, 504), ahead
+
+
+def check_clock(ahead: float) -> None:
+    """Refuse, with an `EngineError`, a clock for which Flower would refuse a node's messages."""
+    if not -_BEHIND < ahead < _AHEAD:
+        where = "ahead of" if ahead > 0 else "behind"
+        raise EngineError(
+            f"this machine's clock is {abs(ahead):.0f} s {where} the server's, and Flower refuses "
+            f"a node that is {_AHEAD:.0f} s ahead or {_BEHIND:.0f} s behind; set the clock"
+        )
 
 
 class Link:

@@ -15,13 +15,19 @@ from pathlib import Path
 from carefl_secure.data.open_corpus import detect
 from carefl_secure.deployment.flower.address import ServerAddress
 from carefl_secure.deployment.flower.processes import Processes, interrupt_on_terminate
-from carefl_secure.deployment.flower.superlink import Link, flower_environment, node_command, probe, start_server
+from carefl_secure.deployment.flower.superlink import (
+    Link,
+    check_clock,
+    flower_environment,
+    node_command,
+    probe,
+    start_server,
+)
 from carefl_secure.deployment.provisioning.site_bundle import Half, SiteBundle, node_folder, read_server_manifest
 from carefl_secure.deployment.provisioning.sites import REHEARSAL, Roster
 from carefl_secure.errors import ConfigError, EngineError, RunError
 
 _START = 120.0
-_AHEAD, _BEHIND = 5.0, 300.0  # seconds that Flower lets a node's clock be off
 _STABLE = 60.0  # a SuperNode that ran for longer ended for no lasting reason
 _LEAST_FREE = 1 << 20  # bytes
 _SOCKET_LENGTH = 100  # of the 108 bytes that Linux has for a socket's path
@@ -107,12 +113,7 @@ def _away(address: str, authority: Path) -> bool:
         here, ahead = probe(address, authority)
     except (OSError, HTTPException):
         return True
-    if not -_BEHIND < ahead < _AHEAD:
-        where = "ahead of" if ahead > 0 else "behind"
-        raise EngineError(
-            f"this machine's clock is {abs(ahead):.0f} s {where} the server's, and Flower refuses "
-            f"a node that is {_AHEAD:.0f} s ahead or {_BEHIND:.0f} s behind; set the clock"
-        )
+    check_clock(ahead)
     return not here
 
 
