@@ -222,7 +222,7 @@ def test_the_command_names_and_counts_what_it_cannot_read(single: Path, images: 
     table = tmp_path / "found.csv"
     done = CliRunner().invoke(app, ["predict", str(single), *map(str, images), "--csv", str(table)])
     assert done.exit_code == 0 and "labelling 3 images" in done.stderr and not done.stdout
-    assert sum(line.endswith(",1") for line in table.read_text().splitlines()) == 3
+    assert sum(line.endswith(",1,") for line in table.read_text().splitlines()) == 3
     done = CliRunner().invoke(app, ["predict", str(single), str(images[2]), "-q"])
     assert done.exit_code == 0 and re.fullmatch(r"\S+2\.png: \w+ \(\d\.\d\d\)\n", done.stdout)
 
