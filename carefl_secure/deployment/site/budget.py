@@ -13,7 +13,8 @@ from carefl_secure.errors import BudgetExceededError, LedgerError
 from carefl_secure.federation.client.round_budget import RoundBudget
 from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.federation.plan.run_plan import RunPlan
-from carefl_secure.privacy import Ledger
+from carefl_secure.privacy import Event, Ledger
+from carefl_secure.privacy.accounting.adaptive_filter import filtered_epsilon
 from carefl_secure.privacy.ledger.runs import count_rounds
 
 
@@ -33,9 +34,10 @@ class SiteBudgets:
 
     Guarantees
     ----------
-    Epsilons of different corpora are added up, which bounds what a person in all of them loses, by
-    basic composition, at the sum of the deltas. Runs without noise have no price; whether they may
-    take place is the policy's ``allow_unprotected``.
+    ``max_epsilon_total`` bounds what a person in all corpora loses, at twice the delta of the plan, although
+    each run may be chosen by looking at earlier ones of any corpus: all sums of all corpora go through
+    one Renyi filter (`filtered_epsilon`). A sum of the corpora's own prices would not be such a bound.
+    Runs without noise have no price; whether they may take place is the policy's ``allow_unprotected``.
     """
 
     def __init__(self, policy: Policy, folder: Path, ledger: Ledger, plan: RunPlan, cohort: Cohort) -> None:
@@ -44,7 +46,7 @@ class SiteBudgets:
         self._ledger = ledger
         self._plan = plan
         self._cohort = cohort
-        self._known: dict[Path, tuple[tuple[int, int], float]] = {}
+        self._known: dict[Path, tuple[tuple[int, int], list[Event]]] = {}
 
     def check_rollback(self, charged: Mapping[str, int]) -> None:
         """Refuse ledgers that have lost rounds: ``charged`` gives how many they hold, by run.
@@ -84,21 +86,21 @@ class SiteBudgets:
             raise BudgetExceededError(
                 f"the run would bring this corpus to epsilon {after:.4g}, above max_epsilon_per_corpus of {limit:g}"
             )
-        if after + self._elsewhere() > self._policy.max_epsilon_total:
+        elsewhere = self._elsewhere()
+        if elsewhere:
+            mine = [*self._ledger.events(), *([event.times(event.count * rounds)] if rounds else [])]
+            after = filtered_epsilon([], [*elsewhere, *mine], self._policy.max_epsilon_total, self._plan.privacy.delta)
+        if after > self._policy.max_epsilon_total:
             raise BudgetExceededError(
                 f"the run would take the site over max_epsilon_total of {self._policy.max_epsilon_total:g}"
             )
 
-    def _elsewhere(self) -> float:
-        """Price the other ledgers, each anew only when its file has changed."""
+    def _elsewhere(self) -> list[Event]:
+        """Return what the other ledgers hold, each read anew only when its file has changed."""
         mine = self._ledger.path.resolve()
-        total = 0.0
         for path in sorted(self._folder.glob("*.jsonl")):
-            if path.resolve() == mine:
-                continue
             seen = path.stat()
             state = (seen.st_mtime_ns, seen.st_size)
-            if path not in self._known or self._known[path][0] != state:
-                self._known[path] = state, Ledger(path).epsilon(self._plan.privacy.delta)
-            total += self._known[path][1]
-        return total
+            if path.resolve() != mine and (path not in self._known or self._known[path][0] != state):
+                self._known[path] = state, Ledger(path).events()
+        return [event for _, events in self._known.values() for event in events]

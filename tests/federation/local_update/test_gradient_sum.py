@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -407,3 +408,42 @@ def test_memory_needs_no_folder(tmp_path: Path, plans: Any) -> None:
     other = local_work(plans("none", local=local), task, 0)
     other.restore(one.save())
     np.testing.assert_array_equal(one.release(start(), 2, keys("n")), other.release(start(), 2, keys("n")))
+
+
+class Opposed:
+    """A client whose records pull one way, and the last one, where it is there, the other way."""
+
+    dimension = 40
+
+    def __init__(self, records: int, other: bool, most: int | None = None) -> None:
+        pulls = np.ones(records)
+        pulls[-1] = -1.0 if other else 1.0
+        # with ``most`` a cut to that many records, by a key that nobody else knows
+        order = (
+            np.argsort([hashlib.sha256(b"key%d" % i).digest() for i in range(records)]) if most else np.arange(records)
+        )
+        self.pulls = pulls[np.sort(order[:most])]
+
+    @property
+    def records(self) -> int:
+        return self.pulls.size
+
+    def clipped_sum(self, adapter: Any, indices: Any, number: int = 1) -> Any:
+        return np.eye(1, 40)[0] * self.pulls[indices].sum()
+
+
+def test_a_record_beyond_the_declared_number_moves_the_sum_by_one_norm(plans: Any) -> None:
+    """All take part: a cut to the declared number lets the record displace another, and moves it by two."""
+    plan = plans("record", public_records=20, sample_rate=1.0)
+
+    def vector(task: Any) -> Any:
+        return local_work(plan, DeferredTask(40, lambda: task), 0).release(start(), 1, keys())
+
+    with_it, without = vector(Opposed(31, True)), vector(Opposed(30, False))
+    assert without[0] == 30  # more than 20 take part
+    assert np.linalg.norm(with_it - without) <= plan.privacy.clipping_norm
+    cuts = [
+        np.linalg.norm(vector(Opposed(n + 1, True, most=20)) - vector(Opposed(n, False, most=20)))
+        for n in range(21, 60)
+    ]
+    assert max(cuts) == pytest.approx(2 * plan.privacy.clipping_norm)

@@ -22,11 +22,13 @@ from carefl_secure.federation.run_spec import RunSpec
 from carefl_secure.federation.server.alternating import Alternating
 from carefl_secure.federation.server.optimizers import FedAdam, FedAvg
 from carefl_secure.federation.server.sum_guard import SumGuard, _skellam_tail, honest_norm
+from carefl_secure.federation.transport.local_grid import LocalGrid
 from carefl_secure.run_folder import RunFolder
+from tests.federation.aggregation.test_liars import lying, one_bit
 from tests.support.federation import ToyTask, known_plan
 from tests.support.running import federate
 
-CLIENTS, DIMENSION, LIAR = 8, 2000, 5
+CLIENTS, DIMENSION, LIAR, SPOILER = 8, 2000, 5, 2
 Lie = Callable[[NDArray[Any], RunPlan], NDArray[np.float64]]
 
 
@@ -85,7 +87,7 @@ def go(tmp_path: Path, lie: Lie | None, guarded: bool = True, **options: Any) ->
         np.zeros(DIMENSION, np.float32),
         optimizer=guard if guarded else FedAvg(1.0),
         folder=folder,
-        engine=None if lie is None else Liars(lie),
+        engine=options.pop("engine", None if lie is None else Liars(lie)),
         **options,
     )
     lines = (folder.path / "logs" / "server.jsonl").read_text().splitlines()
@@ -108,6 +110,35 @@ def test_a_client_that_sends_garbage_is_found_and_harms_nothing(tmp_path: Path, 
     unguarded, _, _ = go(tmp_path / "without", lie, guarded=False, aggregation=protocol)
     astray, guarded = (np.linalg.norm(r.adapter[1:]) for r in (unguarded, result))
     assert astray > 10 * guarded
+
+
+class Spoilers(Liars):
+    """A client whose vector is garbage, and another whose messages are."""
+
+    def start(self, spec: RunSpec) -> Clients:
+        parties = super().start(spec)
+        honest = parties.grid
+
+        def grid(*rest: Any) -> LocalGrid:
+            made = honest(*rest)
+            made.__class__ = lying(one_bit, SPOILER)
+            return made
+
+        parties.grid = grid  # type: ignore[method-assign]
+        return parties
+
+
+def test_a_liar_in_the_sum_and_one_in_its_messages_are_both_excluded(tmp_path: Path) -> None:
+    """One is found by sums of groups, the other named by its messages; the rest are enough."""
+    lie = garbage(lambda plan: 2.0**20)
+    result, guard, log = go(tmp_path, lie, engine=Spoilers(lie))
+    excluded = {line["client"]: line["round"] for line in log if line["event"] == "excluded"}
+    assert set(excluded) == {LIAR, SPOILER} and guard.excluded == {LIAR}
+    accepted = [row for row in result.rows if "rejected" not in row]
+    assert len(accepted) == len(result.rows) - guard.rejected
+    assert accepted[-1]["survivors"] == CLIENTS - 2
+    # An accepted sum pulls coordinate 0 by as many clients of 8 as are in it.
+    assert abs(result.adapter[0] + len(accepted)) < 0.4 * len(accepted)
 
 
 def test_garbage_below_the_bound_moves_the_model_by_the_bound_at_most(tmp_path: Path) -> None:
