@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from carefl_secure.deployment.provisioning.policy import TEMPLATE, read_policy
+from carefl_secure.deployment.provisioning.policy import read_policy
 from carefl_secure.deployment.site.budget import SiteBudgets
 from carefl_secure.errors import BudgetExceededError
 from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.privacy import Ledger
 from carefl_secure.privacy.accounting.adaptive_filter import filtered_epsilon
-from tests.support.sites import known_plan
+from tests.support.sites import known_plan, make_bundles
 
 
 def test_corpora_go_through_one_filter_and_not_by_the_sum_of_their_prices(tmp_path: Path) -> None:
@@ -28,8 +28,7 @@ def test_corpora_go_through_one_filter_and_not_by_the_sum_of_their_prices(tmp_pa
     mine = Ledger(tmp_path / "mine.jsonl", {"client": "mine"})
     mine.spend(small, 100.0, delta, {"run": "earlier", "round": 1})
     added = other.epsilon(delta) + mine.epsilon(delta)
-    (tmp_path / "policy.yaml").write_text(TEMPLATE)
-    policy = read_policy(tmp_path / "policy.yaml")
+    policy = read_policy(make_bundles(tmp_path / "sites") / "sites" / "s0" / "policy.yaml")
     joint = filtered_epsilon([], [*other.events(), *mine.events()], added, delta)
     assert joint > added
 

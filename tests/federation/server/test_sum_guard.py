@@ -22,7 +22,7 @@ from carefl_secure.federation.run_spec import RunSpec
 from carefl_secure.federation.server.alternating import Alternating
 from carefl_secure.federation.server.optimizers import FedAdam, FedAvg
 from carefl_secure.federation.server.sum_guard import SumGuard, _skellam_tail, honest_norm
-from carefl_secure.federation.transport.local_grid import LocalGrid
+from carefl_secure.federation.transport.local_grid import FIRST_NODE, LocalGrid
 from carefl_secure.run_folder import RunFolder
 from tests.federation.aggregation.test_liars import lying, one_bit
 from tests.support.federation import ToyTask, known_plan
@@ -132,8 +132,10 @@ def test_a_liar_in_the_sum_and_one_in_its_messages_are_both_excluded(tmp_path: P
     """One is found by sums of groups, the other named by its messages; the rest are enough."""
     lie = garbage(lambda plan: 2.0**20)
     result, guard, log = go(tmp_path, lie, engine=Spoilers(lie))
-    excluded = {line["client"]: line["round"] for line in log if line["event"] == "excluded"}
-    assert set(excluded) == {LIAR, SPOILER} and guard.excluded == {LIAR}
+    found = [line["client"] for line in log if line["event"] == "excluded"]
+    named = [(line["node"], line["excluded"]) for line in log if line["event"] == "fault"]
+    assert found == [LIAR] and guard.excluded == {LIAR}
+    assert named == [(FIRST_NODE + SPOILER, False), (FIRST_NODE + SPOILER, False), (FIRST_NODE + SPOILER, True)]
     accepted = [row for row in result.rows if "rejected" not in row]
     assert len(accepted) == len(result.rows) - guard.rejected
     assert accepted[-1]["survivors"] == CLIENTS - 2
