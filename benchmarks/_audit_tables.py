@@ -337,7 +337,7 @@ def images(lab: Lab) -> Table:
     rng = np.random.default_rng(lab.seed)
     # B as after some rounds; where it is zero the features' own gradient vanishes.
     moved = (0.02 * rng.normal(size=scorer.adapter.dimension)).astype(np.float32)
-    features = vision_features(scorer.adapter.base, corpus, QUIET)
+    features = vision_features(scorer.adapter.base, corpus, QUIET)[:]
     pictures = Pictures(scorer, moved, features, targets(corpus), candidates=100)
     hit, ceilings, cosines, summed = {}, {}, {}, ""
     for build in BUILDS[1:]:

@@ -159,7 +159,7 @@ def plant(
     whole = Subset(corpus, tuple(range(len(corpus.records))))
     return scorer, Canaries(
         whole,
-        vision_features(scorer.adapter.base, whole, reporter),
+        vision_features(scorer.adapter.base, whole, reporter)[:],
         space[labels].astype(np.float32),
         [codes[i] for i in spoken.tolist()],
         space,

@@ -85,6 +85,26 @@ def model_type(source: Source) -> str:
         raise ModelError(f"{source.name!r} has no model configuration that can be read: {error}") from error
 
 
+def find_device(name: str) -> torch.device:
+    """Return the device that ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps`` names.
+
+    ``auto`` is the present CUDA device where there is one, else the CPU. One that is not there
+    raises `ConfigError`: nothing falls back to the CPU unasked.
+    """
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        name = "cuda" if found else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= found:
+        raise ConfigError(
+            f"model.device={name}, but PyTorch {torch.__version__} sees {found or 'no'} CUDA devices; check the "
+            "driver and CUDA_VISIBLE_DEVICES, install a CUDA build of PyTorch, or set model.device to auto or cpu"
+        )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("model.device=mps, but PyTorch sees no Metal device; set model.device to auto or cpu")
+    return torch.device("cuda", torch.cuda.current_device()) if name == "cuda" else device
+
+
 def load_model(source: Source, kind: Any, *, quantization: str, dtype: str, whole: Sequence[str]) -> Any:
     """Load a frozen model for generation, of the class ``kind``.
 
@@ -107,7 +127,6 @@ def load_model(source: Source, kind: Any, *, quantization: str, dtype: str, whol
             bnb_4bit_compute_dtype=_DTYPES[dtype],
             llm_int8_skip_modules=list(whole),
         )
-    place = {"device_map": {"": 0}} if torch.cuda.is_available() else {}
     try:
         with quiet():
             model = AutoModelForImageTextToText.from_pretrained(
@@ -116,7 +135,7 @@ def load_model(source: Source, kind: Any, *, quantization: str, dtype: str, whol
                 dtype=_DTYPES[dtype],
                 use_safetensors=True,
                 attn_implementation="sdpa",
-                **place,
+                device_map={"": find_device("auto")},
             )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ModelError(f"cannot load a captioner from {source.name!r}: {error}") from error

@@ -122,7 +122,7 @@ class AuditedRun:
         chosen = np.random.default_rng([seed, 0xA0]).permutation(len(corpus.records))[:count]
         indices = sorted(int(i) for i in chosen)
         part = Subset(corpus, tuple(indices))
-        features = vision_features(self.scorer.adapter.base, part, self._reporter)
+        features = vision_features(self.scorer.adapter.base, part, self._reporter)[:]
         said = self._captions(corpus)
         captions = None if said is None else [said[i] for i in indices]
         return Known(part, features, targets(part), captions)

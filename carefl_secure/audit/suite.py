@@ -166,6 +166,7 @@ def _spans(desk: AttackSuite, train: str) -> list[Finding]:
         revision=config.model.revision,
         quantization=config.model.quantization,
         compute_dtype=config.model.compute_dtype,
+        device=config.model.device,
     )
     return judge_spans(
         Texts(base, rank=config.adapter.rank, alpha=config.adapter.alpha, train=train),

@@ -13,6 +13,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from carefl_secure import __version__
+from carefl_secure.cli.cache import cache
 from carefl_secure.cli.console import write_line
 from carefl_secure.cli.data import data
 from carefl_secure.cli.deployment.server import node, server, submit
@@ -100,6 +101,7 @@ app.command("train")(train)
 app.command("pretrain")(pretrain)
 app.command("caption")(caption)
 app.add_typer(data)
+app.add_typer(cache)
 app.command("budget")(budget)
 app.command("evaluate")(evaluate)
 app.command("predict")(predict)

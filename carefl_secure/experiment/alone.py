@@ -77,7 +77,7 @@ def _descend(bench: Bench, share: npt.NDArray[np.int64], noise: float, start: Ve
     task = ModelTask(
         RecordLosses(
             bench.scorer,
-            features[share],
+            features.select(share),
             targets(corpora.private)[share],
             None if said is None else [said.private[i] for i in share.tolist()],
         ),

@@ -21,7 +21,6 @@ from carefl_secure.errors import CareflError, RunError
 from carefl_secure.experiment.alone import train_centrally, train_locally
 from carefl_secure.experiment.scores import Bench
 from carefl_secure.model.saved import load_saved
-from carefl_secure.model.vision.encode import cached_features
 from carefl_secure.privacy import Ledger
 from carefl_secure.progress import Reporter, SilentReporter
 from carefl_secure.run_folder import RunFolder, make_folder, write_atomically
@@ -160,7 +159,7 @@ _MAKERS: dict[str, Callable[[Cell, Path, Reporter], None]] = {
 def run_cells(cells: list[Cell], jobs: int, reporter: Reporter) -> list[Finished]:
     """Run all cells in ``jobs`` processes; return their outcomes in order, failures included.
 
-    Cells of one process share the vision features of the images; one job runs in this process.
+    One job runs in this process.
     """
     reporter.start("cells", len(cells))
     found: dict[str, Finished] = {}
@@ -186,12 +185,11 @@ def _failed(cell: Cell, error: BaseException) -> Finished:
 
 
 def _here(cells: list[Cell]) -> Iterator[tuple[str, Finished]]:
-    with cached_features():
-        for cell in cells:
-            try:
-                yield cell.name, run_cell(cell, SilentReporter())
-            except (CareflError, *_FAULTS) as error:
-                yield cell.name, _failed(cell, error)
+    for cell in cells:
+        try:
+            yield cell.name, run_cell(cell, SilentReporter())
+        except (CareflError, *_FAULTS) as error:
+            yield cell.name, _failed(cell, error)
 
 
 def _beside(cells: list[Cell], jobs: int) -> Iterator[tuple[str, Finished]]:
@@ -200,7 +198,7 @@ def _beside(cells: list[Cell], jobs: int) -> Iterator[tuple[str, Finished]]:
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = before or str(share)
     try:
-        with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_remember) as pool:
+        with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
             waiting: dict[Future[Finished], Cell] = {
                 pool.submit(run_cell, cell, SilentReporter()): cell for cell in cells
             }
@@ -210,11 +208,6 @@ def _beside(cells: list[Cell], jobs: int) -> Iterator[tuple[str, Finished]]:
     finally:
         if before is None:
             del os.environ["OMP_NUM_THREADS"]
-
-
-def _remember() -> None:
-    """Let a process keep features as long as it lives."""
-    cached_features().__enter__()
 
 
 def scores_file(folder: Path, variant: str, seed: int) -> Path:

@@ -22,6 +22,7 @@ from carefl_secure.data.records import LabelSpace
 from carefl_secure.errors import ConfigError
 from carefl_secure.model.label_scorer import LabelScorer
 from carefl_secure.model.prompts import REFERENCE
+from carefl_secure.model.vision.store import Features
 
 _SEVERAL = 8  # labels that a constrained answer may name; annotators seldom tick more
 _FREE = 12  # tokens of a free answer for each label that it may name
@@ -89,7 +90,7 @@ class TextScorer:
         labels = min(_SEVERAL, len(space.labels)) if space.multi else 1
         self._most = labels * longest + 1 if constrained else max(_FREE, labels * longest)
 
-    def all(self, features: Tensor, batch: int = 64, captions: Sequence[str] | None = None) -> GeneratedLabels:
+    def all(self, features: Features, batch: int = 64, captions: Sequence[str] | None = None) -> GeneratedLabels:
         """Let the model answer about many records; features are [records, image tokens, width]."""
         if captions is not None and len(captions) != len(features):
             raise ConfigError(f"{len(captions)} captions do not fit {len(features)} records")
@@ -112,9 +113,9 @@ class TextScorer:
         length = prompts.shape[1]
         with torch.no_grad():
             out = self._scorer.adapter.module.get_base_model().generate(  # type: ignore[operator]
-                input_ids=prompts,
-                attention_mask=attention,
-                mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=features)},
+                input_ids=prompts.to(base.device),
+                attention_mask=attention.to(base.device),
+                mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=features.to(base.device))},
                 max_new_tokens=self._most,
                 do_sample=False,
                 num_beams=1,
@@ -123,7 +124,7 @@ class TextScorer:
                 pad_token_id=self._tok.pad_token_id,
                 prefix_allowed_tokens_fn=self._allowed(length) if self._constrained else None,
             )
-        return [str(self._tok.decode(row, skip_special_tokens=True)) for row in out[:, length:]]
+        return [str(self._tok.decode(row, skip_special_tokens=True)) for row in out[:, length:].tolist()]
 
     def _allowed(self, length: int) -> Callable[[int, Tensor], list[int]]:
         """Return which tokens may follow, given all so far; the prompt has ``length`` tokens."""

@@ -16,6 +16,7 @@ from carefl_secure.data.records import LabelSpace
 from carefl_secure.errors import ConfigError
 from carefl_secure.model.label_tree import TokenTree, answer_log_likelihoods
 from carefl_secure.model.lora import Adapter
+from carefl_secure.model.vision.store import Features
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class LabelScorer:
         ``captions``, one for each record, make the question ``Context: CAPTION. QUESTION``; an
         empty one leaves the question alone.
         """
+        features = features.to(self.adapter.base.device)
         if captions is None:
             prefix: Tensor = self.__dict__["_prefix"].expand(len(features), -1)
             attention = torch.ones_like(prefix)
@@ -60,7 +62,9 @@ class LabelScorer:
         )
         return raw[:, :-1] - raw[:, -1:] if self.space.multi else raw.log_softmax(-1)
 
-    def all(self, features: Tensor, batch: int = 64, captions: Sequence[str] | None = None) -> npt.NDArray[np.float32]:
+    def all(
+        self, features: Features, batch: int = 64, captions: Sequence[str] | None = None
+    ) -> npt.NDArray[np.float32]:
         """Score many records without gradients, shape [records, labels]."""
         _check_captions(captions, len(features))
         self.adapter.module.eval()
@@ -71,7 +75,7 @@ class LabelScorer:
             return self(features[i : i + batch], said)
 
         parts = self.adapter.base.parallel_batches(part, range(0, len(features), batch))
-        return np.asarray(torch.cat(list(parts)).numpy(), np.float32)
+        return np.asarray(torch.cat([part.cpu() for part in parts]).numpy(), np.float32)
 
 
 class RecordLosses:
@@ -84,7 +88,7 @@ class RecordLosses:
     def __init__(
         self,
         scorer: LabelScorer,
-        features: Tensor,
+        features: Features,
         targets: npt.NDArray[np.float32],
         captions: Sequence[str] | None = None,
     ) -> None:
@@ -107,7 +111,7 @@ class RecordLosses:
         captions = self._captions
         said = None if captions is None else [captions[i] for i in rows.tolist()]
         scores = self.scorer(self._features[rows], said)
-        target = self._targets[rows]
+        target = self._targets[rows].to(scores.device)
         if self.scorer.space.multi:
             return F.binary_cross_entropy_with_logits(scores, target, reduction="none").mean(1)
         return -(scores * target).sum(1)

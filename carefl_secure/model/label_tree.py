@@ -114,20 +114,21 @@ def answer_log_likelihoods(
     for the mask.
     """
     batch, length = prefix.shape
-    mask, positions = _layout(tree, attention, dtype)
+    device = features.device  # of the model; the small parts are made on the CPU and moved at once
+    mask, positions = (part.to(device) for part in _layout(tree, attention, dtype))
     wanted = sorted({node for steps in tree.steps for node, _ in steps})
     place = {node: i for i, node in enumerate(wanted)}
     output = model(
-        input_ids=torch.cat([prefix, tree.tokens.expand(batch, -1)], 1),
+        input_ids=torch.cat([prefix, tree.tokens.expand(batch, -1)], 1).to(device),
         attention_mask=mask.expand(batch, -1, -1, -1),
         position_ids=positions.expand(batch, -1),
         mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=features)},
         use_cache=False,
-        logits_to_keep=torch.tensor([length + node for node in wanted]),
+        logits_to_keep=torch.tensor([length + node for node in wanted], device=device),
     )
     log_p = output.logits.float().log_softmax(-1)
-    rows = torch.tensor([place[node] for steps in tree.steps for node, _ in steps])
-    tokens = torch.tensor([token for steps in tree.steps for _, token in steps])
-    owner = torch.tensor([k for k, steps in enumerate(tree.steps) for _ in steps])
-    scores = torch.zeros(batch, len(tree.steps), dtype=torch.float32)
+    rows = torch.tensor([place[node] for steps in tree.steps for node, _ in steps], device=device)
+    tokens = torch.tensor([token for steps in tree.steps for _, token in steps], device=device)
+    owner = torch.tensor([k for k, steps in enumerate(tree.steps) for _ in steps], device=device)
+    scores = torch.zeros(batch, len(tree.steps), dtype=torch.float32, device=device)
     return scores.index_add(1, owner, log_p[:, rows, tokens])

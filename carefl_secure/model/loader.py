@@ -11,11 +11,13 @@ import torch
 from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig, Idefics3Processor
 
-from carefl_secure.errors import ModelError
-from carefl_secure.hub import fetch_snapshot, quiet
+from carefl_secure.errors import ConfigError, ModelError
+from carefl_secure.hub import fetch_snapshot, find_device, quiet
 from carefl_secure.model.embedded import EMBEDDED
 from carefl_secure.model.parallel import ParallelBatches
 from carefl_secure.model.prompts import Prompter
+from carefl_secure.model.vision.shards import cache_folder
+from carefl_secure.model.vision.store import FeatureStore
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Patterns are matched at the start of the whole module name: "vision_model" alone would skip
@@ -29,7 +31,8 @@ class Base:
     """A frozen base model with what belongs to it; no parameter requires a gradient.
 
     ``digest`` is SHA-256 over configuration and weights: clients refuse a base with another one.
-    ``source`` is what the user asked for: ``embedded``, a folder or a hub id.
+    ``source`` is what the user asked for: ``embedded``, a folder or a hub id. The model is on
+    ``device``; ``features`` holds what its vision side made of images, on the CPU or on disk.
     """
 
     model: Any
@@ -39,6 +42,8 @@ class Base:
     dtype: torch.dtype
     source: str
     parallel_batches: ParallelBatches
+    device: torch.device
+    features: FeatureStore
 
 
 def load_base(
@@ -49,6 +54,8 @@ def load_base(
     compute_dtype: str = "float32",
     parallel_batches: int | None = None,
     end_answers: bool | None = None,
+    device: str = "cpu",
+    feature_cache: Path | str | None = None,
 ) -> Base:
     """Load a SmolVLM2-like base model and freeze it.
 
@@ -62,26 +69,44 @@ def load_base(
     quantization : {"nf4", "int8", "none"}
         ``nf4`` is bitsandbytes NF4 with double quantisation of the text model. Vision tower,
         connector and head stay whole.
+    compute_dtype : {"auto", "float32", "bfloat16"}
+        ``auto`` is float32 for the embedded base and bfloat16 for any other.
     parallel_batches : int, optional
-        Batches in the model at once; by default as many as the small embedded model gains from, and
-        1 for any other and for int8, whose layers keep a state.
+        Batches in the model at once; by default as many as the small embedded model gains from on a
+        CPU, and 1 for any other and for int8, whose layers keep a state.
     end_answers : bool, optional
         Whether labels are scored with the end-of-utterance token (`Prompter`). By default it is so
         for every base but the embedded one, whose pretraining put none behind a label.
 
+    device : str
+        See `find_device`.
+    feature_cache : path, optional
+        Folder of vision features on disk, or ``auto`` (`cache_folder`); by default they are kept in
+        memory.
+
     Raises
     ------
+    ConfigError
+        If the device is not there, or cannot hold the quantised layers.
     ModelError
         If the source cannot be read, is not a SmolVLM, its processor does not fit it, or nothing
         was quantised although it was asked for.
     """
     folder = base_folder(source, revision)
-    dtype = _DTYPES[compute_dtype]
+    dtype = compute_type(source, compute_dtype)
+    place = find_device(device)
+    if place.type == "mps" and quantization != "none":
+        raise ConfigError("bitsandbytes quantises no layer on model.device=mps; set model.quantization=none, or cpu")
     config = quantization_config(quantization, dtype)
     try:
         with quiet("bitsandbytes"):
             model = AutoModelForImageTextToText.from_pretrained(
-                folder, quantization_config=config, dtype=dtype, use_safetensors=True, attn_implementation="sdpa"
+                folder,
+                quantization_config=config,
+                dtype=dtype,
+                use_safetensors=True,
+                attn_implementation="sdpa",
+                device_map={"": place},
             )
             processor = _processor(folder)
     except (OSError, ValueError, KeyError, ImportError) as error:
@@ -95,12 +120,27 @@ def load_base(
     model.eval()
     _check_quantised(model, quantization)
     _check_fit(model, processor, source)
-    several = source == "embedded" and quantization != "int8"
+    several = source == "embedded" and quantization != "int8" and place.type == "cpu"
     chosen = (
         ParallelBatches.for_small() if parallel_batches is None and several else ParallelBatches(parallel_batches or 1)
     )
     prompter = Prompter(processor, end_answers=source != "embedded" if end_answers is None else end_answers)
-    return Base(model, processor, prompter, _digest(folder), dtype, source, chosen)
+    digest = _digest(folder)
+    facts = {
+        "base": source,
+        "digest": digest.hex(),
+        "dtype": str(dtype),
+        "processor": processor.image_processor.to_json_string(),
+        "version": 1,
+    }
+    shape = (int(processor.image_seq_len), int(model.config.text_config.hidden_size))
+    store = FeatureStore(cache_folder(feature_cache), facts, shape, dtype)
+    return Base(model, processor, prompter, digest, dtype, source, chosen, place, store)
+
+
+def compute_type(source: str, name: str) -> torch.dtype:
+    """Return the type that a base computes in; ``auto`` is float32 for the embedded one alone."""
+    return _DTYPES[("float32" if source == "embedded" else "bfloat16") if name == "auto" else name]
 
 
 def base_folder(source: str, revision: str | None) -> Path:

@@ -109,7 +109,7 @@ class Adapter:
     def vector(self) -> npt.NDArray[np.float32]:
         """Return the trainable values, flattened in the order of :attr:`parameters`."""
         with torch.no_grad():
-            return np.asarray(torch.cat([p.detach().flatten() for _, p in self.parameters]).numpy())
+            return np.asarray(torch.cat([p.detach().flatten() for _, p in self.parameters]).cpu().numpy())
 
     def load(self, vector: npt.NDArray[np.float32]) -> None:
         """Set the trainable values from a vector of shape [dimension], all of them finite."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, islice
 from typing import TypeVar
 
 import torch
@@ -38,18 +40,26 @@ class ParallelBatches:
         return cls(min(4, torch.get_num_threads()))
 
     def __call__(self, function: Callable[[Item], Found], items: Iterable[Item]) -> Iterator[Found]:
-        """Return ``function`` of each item, in order; it must set torch's gradient mode itself."""
-        work = list(items)
-        parallel_batches = min(self._count, len(work))
-        if parallel_batches < 2:
-            return map(function, work)
-        return self._side_by_side(parallel_batches, function, work)
+        """Return ``function`` of each item, in order; it must set torch's gradient mode itself.
 
-    @staticmethod
-    def _side_by_side(parallel_batches: int, function: Callable[[Item], Found], work: list[Item]) -> Iterator[Found]:
+        Items are taken as they are needed, a few ahead.
+        """
+        work = iter(items)
+        first = list(islice(work, 2 * self._count)) if self._count > 1 else []
+        if len(first) < 2:
+            return map(function, chain(first, work))
+        return self._side_by_side(function, first, work)
+
+    def _side_by_side(
+        self, function: Callable[[Item], Found], first: list[Item], work: Iterator[Item]
+    ) -> Iterator[Found]:
         before = torch.get_num_threads()
         try:
-            with ThreadPoolExecutor(parallel_batches, "batch", torch.set_num_threads, (1,)) as pool:
-                yield from pool.map(function, work)
+            with ThreadPoolExecutor(min(self._count, len(first)), "batch", torch.set_num_threads, (1,)) as pool:
+                waiting = deque(pool.submit(function, item) for item in first)
+                while waiting:
+                    found = waiting.popleft().result()
+                    waiting.extend(pool.submit(function, item) for item in islice(work, 1))
+                    yield found
         finally:
             torch.set_num_threads(before)  # new threads take the number that was set last

@@ -58,6 +58,8 @@ def label_scorer(config: Config, space: LabelSpace) -> LabelScorer:
         quantization=config.model.quantization,
         compute_dtype=config.model.compute_dtype,
         parallel_batches=config.performance.parallel_batches,
+        device=config.model.device,
+        feature_cache=config.model.feature_cache,
         end_answers=config.model.end_answers,
     )
     adapter = Adapter(
@@ -160,8 +162,9 @@ def base_hash_of(digest: bytes, config: Config, stage: Stage | None = None) -> b
     SHA-256 over the digest of the weights and canonical JSON, independent of the order of settings.
     A named stage adds the whole agreement, and what of earlier stages is frozen under it.
     """
-    # Where a client keeps its captions is its own affair; of a prompt the words count.
-    model = config.model.model_dump(mode="json", exclude={"context_cache", "prompt"})
+    # Where a client computes, and keeps what it derives, is its own affair; of a prompt the words count.
+    own = {"context_cache", "device", "feature_cache", "prompt"}
+    model = config.model.model_dump(mode="json", exclude=own)
     agreed: dict[str, Any] = {
         "version": carefl_secure.__version__,
         "model": {**model, "prompt": prompt_template(config.model.prompt)},

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from carefl_secure.data.records import targets
-from carefl_secure.data.splits import first_of_each, subject_groups
+from carefl_secure.data.splits import Subset, first_of_each, subject_groups
 from carefl_secure.model.label_scorer import LabelScorer, RecordLosses
 from carefl_secure.model.mean_gradient import mean_gradient
 from carefl_secure.model.vision.encode import vision_features
@@ -119,7 +119,7 @@ def model_tasks(
     records_per_person: int | None = None,
     pad_rate: float | None = None,
 ) -> list[ModelTask]:
-    """Encode the private images once and give every client its share, captions included.
+    """Encode the private images of the shares once and give every client its own, with captions.
 
     With ``by_person`` a task knows which of its records show one person; with
     ``records_per_person`` it holds the first so many of each, in the corpus' order. With
@@ -127,7 +127,6 @@ def model_tasks(
     """
     each = records_per_person or 1
     said = None if contexts is None else contexts.private
-    features = vision_features(scorer.adapter.base, corpora.private, reporter)
     labels = targets(corpora.private)
     shares, groups = list(corpora.shares), [list[npt.NDArray[np.int64]]()] * len(corpora.shares)
     if by_person:
@@ -136,16 +135,23 @@ def model_tasks(
         kept = [first_of_each(held, records_per_person) for held in groups]
         shares = [share[places] for share, places in zip(shares, kept, strict=True)]
         groups = [subject_groups(corpora.private.records, share) for share in shares]
+    # A site of a simulation encodes its own share alone.
+    used = Subset(corpora.private, tuple(np.concatenate([np.zeros(0, np.int64), *shares]).tolist()))
+    features = vision_features(scorer.adapter.base, used, reporter)
+    first = np.cumsum([0, *map(len, shares)])
     return [
         ModelTask(
             RecordLosses(
-                scorer, features[share], labels[share], None if said is None else [said[i] for i in share.tolist()]
+                scorer,
+                features.select(np.arange(start, start + len(share))),
+                labels[share],
+                None if said is None else [said[i] for i in share.tolist()],
             ),
             clipping,
             tuple(held),
             0 if pad_rate is None else _rows(share, held if each == 1 else [], pad_rate, each),
         )
-        for share, held in zip(shares, groups, strict=True)
+        for share, held, start in zip(shares, groups, first[:-1].tolist(), strict=True)
     ]
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +31,6 @@ from carefl_secure.model.label_scorer import LabelScorer
 from carefl_secure.model.lora import Adapter
 from carefl_secure.model.stacked import StackedAdapter
 from carefl_secure.model.task_prompts import task_question
-from carefl_secure.model.vision.encode import cached_features
 from carefl_secure.progress import Reporter
 from carefl_secure.run_folder import Interrupted, RunFolder, check_start, new_run_id
 from carefl_secure.runs.build import (
@@ -81,14 +79,12 @@ def train(
     check_start(path, resume=resume is not None)
     if config.stages.spaces and engine is not None:
         raise ConfigError("a run in stages stays in this process; leave --engine out, or set no stages")
-    # stages score the same pictures
-    with cached_features() if config.stages.spaces else nullcontext():
-        reporter.note(f"run folder: {path}")
-        run = _Run(config, reporter, path, engine, resume is not None)
-        try:
-            return run.run()
-        except KeyboardInterrupt as stop:
-            raise Interrupted(path, resumable=RunFolder(path).checkpoint.is_file()) from stop
+    reporter.note(f"run folder: {path}")
+    run = _Run(config, reporter, path, engine, resume is not None)
+    try:
+        return run.run()
+    except KeyboardInterrupt as stop:
+        raise Interrupted(path, resumable=RunFolder(path).checkpoint.is_file()) from stop
 
 
 class _Run:

@@ -61,7 +61,7 @@ def corpora() -> Corpora:
 
 @pytest.fixture(scope="module")
 def features(scorer: LabelScorer, corpora: Corpora) -> torch.Tensor:
-    return vision_features(scorer.adapter.base, corpora.private, SilentReporter())
+    return vision_features(scorer.adapter.base, corpora.private, SilentReporter())[:]
 
 
 def captions(corpora: Corpora, control: str, *more: str) -> list[str] | None:

@@ -24,8 +24,21 @@ class ModelConfig(Section):
         description="how the frozen weights of the text model are stored; int8 only where no "
         "record is clipped alone, under privacy.unit none or client",
     )
-    compute_dtype: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="the type that activations are computed in"
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto",
+        description="the type that activations are computed in; auto is float32 for the embedded model, "
+        "bfloat16 for any other",
+    )
+    device: str = Field(
+        default="auto",
+        pattern=r"^(auto|cpu|mps|cuda(:\d{1,3})?)$",
+        description="where the model computes and gradients are clipped: auto, cpu, cuda, cuda:N or mps; auto is "
+        "the present CUDA device, else the CPU",
+    )
+    feature_cache: Literal["auto"] | Path | None = Field(
+        default="auto",
+        description="folder that keeps the vision features of images, for later runs; as private as the images. "
+        "auto: features in $CAREFL_CACHE or the user's cache folder; null keeps them in memory",
     )
     prompt: str = Field(
         default="default",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 
 from carefl_secure.config import Config
 from carefl_secure.deployment.site.site_log import SiteLog
@@ -46,11 +47,11 @@ class Work:
             scorer = build.label_scorer(config, corpora.private.space)
 
         def load() -> LocalTask:
-            held = load_own(config, log) if corpora is None else corpora
+            held = load_own(config, log) if corpora is None else replace(corpora, shares=[corpora.shares[index]])
             contexts = load_contexts(config, held, log)
             pad = config.privacy.pad_rounds is not False
             tasks = build.client_tasks(config, plan, scorer, held, contexts, log, pad=pad)
-            task = tasks[0 if own_data else index]
+            task = tasks[0]
             if own_data and task.records > plan.privacy.public_records:
                 log.note(
                     f"this site holds {task.records} records, more than the "

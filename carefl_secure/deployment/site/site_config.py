@@ -49,7 +49,8 @@ def own_config(proposal: Proposal, bundle: SiteBundle, *, rehearsal: bool) -> Co
     if settings.get("unsafe_deterministic_noise") and not rehearsal:
         raise PolicyError("the run asks for predictable noise", "unprotected")
     if not rehearsal:
-        own = {"data.cache_dir": None, "privacy.ledgers": None, "model.context_cache": None}
+        own: dict[str, str | None] = {"data.cache_dir": None, "privacy.ledgers": None, "model.context_cache": None}
+        own |= {"model.device": "auto", "model.feature_cache": "auto"}
         settings |= {key: value for key, value in own.items() if key in settings}
     if bundle.data is not None:
         settings["data.source"] = bundle.data

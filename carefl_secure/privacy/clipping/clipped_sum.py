@@ -184,13 +184,17 @@ def clipped_sum(
 
 
 def _zeros(parameters: Sequence[tuple[str, Parameter]]) -> list[Tensor]:
-    return [torch.zeros(p.numel(), dtype=torch.float64, device=p.device) for _, p in parameters]
+    # Metal has no float64: there the gradients are clipped and added on the CPU.
+    return [
+        torch.zeros(p.numel(), dtype=torch.float64, device="cpu" if p.device.type == "mps" else p.device)
+        for _, p in parameters
+    ]
 
 
 @torch.no_grad()
 def _add(totals: list[Tensor], found: list[Tensor | None], clipping: Clipping, dummies: Tensor | None = None) -> int:
     """Clip gradients, the last of them losses, add them to the totals, and count the unfit ones."""
-    *gradients, losses = found
+    *gradients, losses = (None if g is None else g.to(totals[0].device) for g in found)
     assert losses is not None
     flat = [None if g is None else g.flatten(1) for g in gradients]
     norms = [torch.linalg.vector_norm(g, dim=1, dtype=torch.float64) for g in flat if g is not None]

@@ -22,8 +22,8 @@ from carefl_secure.evaluation.assess import Known, Scored, assess, attributes_of
 from carefl_secure.evaluation.groups import Settings
 from carefl_secure.evaluation.summary import Cost, Evaluation
 from carefl_secure.model.label_scorer import LabelScorer
-from carefl_secure.model.vision.encode import vision_features
-from carefl_secure.progress import Reporter, SilentReporter
+from carefl_secure.model.vision.encode import encode_images
+from carefl_secure.progress import Reporter
 from carefl_secure.run_folder import RunFolder
 from carefl_secure.runs.evaluation.scored_run import ScoredRun
 from carefl_secure.runs.saved_model.predict import predicted
@@ -174,11 +174,10 @@ def _cost(scorer: LabelScorer, corpus: Corpus, words: list[str] | None) -> Cost:
     """Time single images from reading the file to all label scores, vision and text alike."""
     base, count = scorer.adapter.base, len(corpus.records)
     chosen = np.linspace(0, count - 1, min(_TIMED, count)).astype(np.int64).tolist()
-    silent = SilentReporter()
     times = []
     for i in [*chosen[:1] * _WARM, *chosen]:
         started = time.perf_counter()
-        features = vision_features(base, Subset(corpus, (i,)), silent)
+        features = encode_images(base, [corpus.image(i)])
         scorer.all(features, 1, [words[i]] if words else None)
         times.append(1000 * (time.perf_counter() - started))
     answers = base.prompter.answers(scorer.space.labels, reference=scorer.space.multi)

@@ -11,7 +11,8 @@ from carefl_secure.config import load_config
 from carefl_secure.data.records import Corpus, LabelSpace
 from carefl_secure.model.label_scorer import LabelScorer
 from carefl_secure.model.saved import load_saved
-from carefl_secure.model.vision.encode import Features, vision_features
+from carefl_secure.model.vision.encode import vision_features
+from carefl_secure.model.vision.store import Features
 from carefl_secure.progress import Reporter
 from carefl_secure.run_folder import RunFolder, make_folder, write_atomically
 from carefl_secure.runs.build import label_scorer

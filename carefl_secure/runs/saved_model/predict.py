@@ -11,15 +11,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image
 
 from carefl_secure.data.readers.file_kinds import TOOL_FOLDERS, image_suffixes
 from carefl_secure.data.readers.images import decode, to_rgb
-from carefl_secure.data.records import LabelSpace, Record
 from carefl_secure.errors import DataError
 from carefl_secure.evaluation.decisions import decide
-from carefl_secure.model.vision.encode import vision_features
-from carefl_secure.progress import SilentReporter
+from carefl_secure.model.vision.encode import encode_images
 from carefl_secure.runs.saved_model.task import FILE, read_task, task_scorer, thresholds_of
 
 Picture = Image.Image | str | Path
@@ -93,8 +92,10 @@ class TrainedModel:
 
     def scores(self, images: Sequence[Image.Image]) -> npt.NDArray[np.float32]:
         """Return the scores of some images, [images, labels], all of them in memory at once."""
-        corpus = _Images(self.scorer.space, images)
-        features = vision_features(self.scorer.adapter.base, corpus, SilentReporter())
+        # Of what is only predicted, no features are kept.
+        base, size = self.scorer.adapter.base, self._batch
+        parts = [encode_images(base, images[start : start + size]) for start in range(0, len(images), size)]
+        features = torch.cat(parts)
         return self.scorer.all(features, self._batch)
 
 
@@ -134,17 +135,3 @@ def _read(one: Picture) -> Image.Image | DataError:
         return to_rgb(one) if isinstance(one, Image.Image) else decode(Path(one))
     except DataError as error:
         return error
-
-
-class _Images:
-    """Pictures without labels, as a corpus."""
-
-    name = "images"
-
-    def __init__(self, space: LabelSpace, images: Sequence[Image.Image]) -> None:
-        self.space, self._images = space, images
-        self.records = [Record(str(place), ()) for place in range(len(images))]
-
-    def image(self, index: int) -> Image.Image:
-        """Return one as RGB."""
-        return self._images[index]

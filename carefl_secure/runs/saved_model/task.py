@@ -43,7 +43,7 @@ def describe_task(config: Config, scorer: LabelScorer, thresholds: npt.NDArray[n
     name, revision = _named(config.model)
     quantized = quantization_config(config.model.quantization, base.dtype)
     cuts = None if thresholds is None else [cut if math.isfinite(cut) else None for cut in thresholds.tolist()]
-    model = config.model.model_dump(mode="json", exclude={"context_cache"})
+    model = config.model.model_dump(mode="json", exclude={"context_cache", "device", "feature_cache"})
     own = {"base": "embedded" if name == COPY else name, "revision": revision, "prompt": "default"}
     return {
         "format": _FORMAT,

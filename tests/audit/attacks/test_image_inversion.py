@@ -28,7 +28,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Pictures:
     scorer = label_scorer(load_config(None, ["model.quantization=none"]), corpus.space)
     rng = np.random.default_rng(0)
     moved = (0.02 * rng.normal(size=scorer.adapter.dimension)).astype(np.float32)
-    features = vision_features(scorer.adapter.base, corpus, SilentReporter())
+    features = vision_features(scorer.adapter.base, corpus, SilentReporter())[:]
     return Pictures(scorer, moved, features, targets(corpus), candidates=CANDIDATES)
 
 
