@@ -170,9 +170,7 @@ def test_a_merged_checkpoint_scores_as_the_adapter(trained: Path, images: list[P
     rounding = merged.scores(pictures) - whole
     assert 0 < np.abs(rounding).max() < 0.5
     untuned = ScoredRun(trained, SilentReporter()).scorer(merged.scorer.space)
-    plain = untuned.all(
-        predict.vision_features(untuned.adapter.base, predict._Images(untuned.space, pictures), SilentReporter())
-    )
+    plain = untuned.all(predict.encode_images(untuned.adapter.base, pictures))
     # the adapter does something, and the merged copy has it
     assert np.square(plain - whole).mean() > 25 * np.square(rounding).mean()
     with pytest.raises(RunError, match="exists"):
