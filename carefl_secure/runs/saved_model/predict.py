@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
 
 from carefl_secure.data.readers.file_kinds import TOOL_FOLDERS, image_suffixes
@@ -94,9 +93,8 @@ class TrainedModel:
         """Return the scores of some images, [images, labels], all of them in memory at once."""
         # Of what is only predicted, no features are kept.
         base, size = self.scorer.adapter.base, self._batch
-        parts = [encode_images(base, images[start : start + size]) for start in range(0, len(images), size)]
-        features = torch.cat(parts)
-        return self.scorer.all(features, self._batch)
+        parts = [images[start : start + size] for start in range(0, len(images), size)]
+        return np.concatenate([self.scorer.all(encode_images(base, part), size) for part in parts])
 
 
 def predicted(labels: Sequence[str], row: Any, cuts: Mapping[str, float] | None) -> Prediction:
