@@ -77,6 +77,8 @@ class AuditedRun:
                 "that the last stage trained, and the attacks know a single one; audit a run with "
                 "stages.handover=carry or restart"
             )
+        if self.config.model.image_splitting:
+            raise RunError(f"{path} cut its images into tiles, and the attacks know whole ones; audit another run")
         self._stages = read_plan(self.folder)
         self.plan: RunPlan = self._stages.whole
         self._reporter = reporter
@@ -123,6 +125,7 @@ class AuditedRun:
         indices = sorted(int(i) for i in chosen)
         part = Subset(corpus, tuple(indices))
         features = vision_features(self.scorer.adapter.base, part, self._reporter)[:]
+        assert isinstance(features, Tensor)  # images are whole, see above
         said = self._captions(corpus)
         captions = None if said is None else [said[i] for i in indices]
         return Known(part, features, targets(part), captions)

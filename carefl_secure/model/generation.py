@@ -23,6 +23,7 @@ from carefl_secure.errors import ConfigError
 from carefl_secure.model.label_scorer import LabelScorer
 from carefl_secure.model.prompts import REFERENCE
 from carefl_secure.model.vision.store import Features
+from carefl_secure.model.vision.tiles import Tiles
 
 _SEVERAL = 8  # labels that a constrained answer may name; annotators seldom tick more
 _FREE = 12  # tokens of a free answer for each label that it may name
@@ -107,15 +108,18 @@ class TextScorer:
                 decisions[row, list(found or ())] = True
         return GeneratedLabels(decisions, unparsable)
 
-    def _written(self, features: Tensor, captions: Sequence[str]) -> list[str]:
+    def _written(self, features: Tensor | Tiles, captions: Sequence[str]) -> list[str]:
         base = self._scorer.adapter.base
-        prompts, attention = base.prompter.batch([framed(caption, self._scorer.question) for caption in captions])
+        grids = features.grids if isinstance(features, Tiles) else None
+        tiles = features.tiles if isinstance(features, Tiles) else features
+        asked = [framed(caption, self._scorer.question) for caption in captions]
+        prompts, attention = base.prompter.batch(asked, grids)
         length = prompts.shape[1]
         with torch.no_grad():
             out = self._scorer.adapter.module.get_base_model().generate(  # type: ignore[operator]
                 input_ids=prompts.to(base.device),
                 attention_mask=attention.to(base.device),
-                mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=features.to(base.device))},
+                mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=tiles.to(base.device))},
                 max_new_tokens=self._most,
                 do_sample=False,
                 num_beams=1,

@@ -17,6 +17,7 @@ from carefl_secure.errors import ConfigError
 from carefl_secure.model.label_tree import TokenTree, answer_log_likelihoods
 from carefl_secure.model.lora import Adapter
 from carefl_secure.model.vision.store import Features
+from carefl_secure.model.vision.tiles import Tiles
 
 
 @dataclass(frozen=True)
@@ -43,22 +44,24 @@ class LabelScorer:
         object.__setattr__(self, "_tree", TokenTree.build(suffixes))
         object.__setattr__(self, "_prefix", prefix)
 
-    def __call__(self, features: Tensor, captions: Sequence[str] | None = None) -> Tensor:
+    def __call__(self, features: Tensor | Tiles, captions: Sequence[str] | None = None) -> Tensor:
         """Return scores, shape [batch, labels]; row i depends on record i only.
 
         ``captions``, one for each record, make the question ``Context: CAPTION. QUESTION``; an
         empty one leaves the question alone.
         """
         features = features.to(self.adapter.base.device)
-        if captions is None:
+        grids = features.grids if isinstance(features, Tiles) else None
+        if captions is None and grids is None:
             prefix: Tensor = self.__dict__["_prefix"].expand(len(features), -1)
             attention = torch.ones_like(prefix)
         else:
             prefix, attention = self.adapter.base.prompter.batch(
-                [framed(caption, self.question) for caption in captions]
+                [framed(caption, self.question) for caption in captions or [""] * len(features)], grids
             )
+        tiles = features.tiles if isinstance(features, Tiles) else features
         raw = answer_log_likelihoods(
-            self.adapter.module, self.__dict__["_tree"], prefix, attention, features, self.adapter.base.dtype
+            self.adapter.module, self.__dict__["_tree"], prefix, attention, tiles, self.adapter.base.dtype
         )
         return raw[:, :-1] - raw[:, -1:] if self.space.multi else raw.log_softmax(-1)
 

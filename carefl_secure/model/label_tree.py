@@ -110,7 +110,8 @@ def answer_log_likelihoods(
 
     The result is differentiable; row i depends on record i only. ``prefix`` and ``attention``,
     int64 [batch, length], are the prompt up to the shared end, left-padded, attention 0 where
-    padded; ``features`` are [batch, image tokens, width]; ``dtype`` is the model's compute type,
+    padded; ``features`` are [tiles, image tokens, width], one tile for each record or those of one
+    after the other; ``dtype`` is the model's compute type,
     for the mask.
     """
     batch, length = prefix.shape

@@ -15,9 +15,10 @@ from carefl_secure.errors import ConfigError, ModelError
 from carefl_secure.hub import fetch_snapshot, find_device, quiet
 from carefl_secure.model.embedded import EMBEDDED
 from carefl_secure.model.parallel import ParallelBatches
-from carefl_secure.model.prompts import Prompter
+from carefl_secure.model.prompts import Prompter, PromptForm
 from carefl_secure.model.vision.shards import cache_folder
 from carefl_secure.model.vision.store import FeatureStore
+from carefl_secure.model.vision.tiles import cut_images
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Patterns are matched at the start of the whole module name: "vision_model" alone would skip
@@ -53,7 +54,7 @@ def load_base(
     quantization: str = "nf4",
     compute_dtype: str = "float32",
     parallel_batches: int | None = None,
-    end_answers: bool | None = None,
+    form: PromptForm | None = None,
     device: str = "cpu",
     feature_cache: Path | str | None = None,
 ) -> Base:
@@ -74,10 +75,8 @@ def load_base(
     parallel_batches : int, optional
         Batches in the model at once; by default as many as the small embedded model gains from on a
         CPU, and 1 for any other and for int8, whose layers keep a state.
-    end_answers : bool, optional
-        Whether labels are scored with the end-of-utterance token (`Prompter`). By default it is so
-        for every base but the embedded one, whose pretraining put none behind a label.
-
+    form : PromptForm, optional
+        How images and answers stand in a prompt.
     device : str
         See `find_device`.
     feature_cache : path, optional
@@ -87,7 +86,7 @@ def load_base(
     Raises
     ------
     ConfigError
-        If the device is not there, or cannot hold the quantised layers.
+        If the device is not there, or cannot hold the quantised layers, or images cannot be cut so.
     ModelError
         If the source cannot be read, is not a SmolVLM, its processor does not fit it, or nothing
         was quantised although it was asked for.
@@ -115,6 +114,8 @@ def load_base(
             "Give a SmolVLM2 checkpoint: a hub id, a folder written by save_pretrained, "
             "or 'embedded'."
         ) from error
+    form = form or PromptForm()
+    cut_images(processor, form)
     model.requires_grad_(False)
     model.config.use_cache = False
     model.eval()
@@ -124,7 +125,8 @@ def load_base(
     chosen = (
         ParallelBatches.for_small() if parallel_batches is None and several else ParallelBatches(parallel_batches or 1)
     )
-    prompter = Prompter(processor, end_answers=source != "embedded" if end_answers is None else end_answers)
+    ends = source != "embedded" if form.end_answers is None else form.end_answers
+    prompter = Prompter(processor, end_answers=ends)
     digest = _digest(folder)
     facts = {
         "base": source,
@@ -172,18 +174,6 @@ def quantization_config(kind: str, dtype: torch.dtype) -> BitsAndBytesConfig | N
     )
 
 
-def image_settings(processor: Any) -> dict[str, Any]:
-    """Return the arguments that make an image processor do what ours does."""
-    images = processor.image_processor
-    return {"do_image_splitting": images.do_image_splitting, "size": {"longest_edge": images.size["longest_edge"]}}
-
-
-def image_cost(base: Base) -> str:
-    """Say how many tiles and tokens an image is."""
-    tokens = int(base.processor.image_seq_len)
-    return f"An image is one tile of {tokens} tokens: it is not cut, as `do_image_splitting` would."
-
-
 def _processor(folder: Path) -> Any:
     try:
         processor = AutoProcessor.from_pretrained(folder)
@@ -192,7 +182,6 @@ def _processor(folder: Path) -> Any:
         # processor reads the same files and gives equal ids and pixels.
         processor = Idefics3Processor.from_pretrained(folder)
     processor.tokenizer.padding_side = "left"
-    processor.image_processor.do_image_splitting = False
     return processor
 
 

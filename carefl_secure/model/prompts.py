@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,6 +23,26 @@ WHOLE: Grid = (0, 0)
 _END = "<end_of_utterance>"
 _PLACE = "QUESTION"  # stands for the question where the template is read
 _TEMPLATE = "use a SmolVLM2 checkpoint with its chat_template file, or the embedded model"
+
+
+@dataclass(frozen=True)
+class PromptForm:
+    """How images and answers stand in a prompt.
+
+    Parameters
+    ----------
+    end_answers : bool or None
+        Whether labels end with the end-of-utterance token (`Prompter`); None: with every base but
+        the embedded one, whose pretraining put none behind a label.
+    image_splitting : bool
+        Whether an image is cut into tiles, as the checkpoints' own default is.
+    longest_edge : int or None
+        Length that the longer side of an image is brought to first; None: the processor's own.
+    """
+
+    end_answers: bool | None = None
+    image_splitting: bool = False
+    longest_edge: int | None = None
 
 
 class Prompter:

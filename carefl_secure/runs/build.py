@@ -21,6 +21,7 @@ from carefl_secure.model.generation import TextScorer
 from carefl_secure.model.label_scorer import LabelScorer
 from carefl_secure.model.loader import load_base
 from carefl_secure.model.lora import Adapter
+from carefl_secure.model.prompts import PromptForm
 from carefl_secure.model.task_prompts import prompt_template, task_question
 from carefl_secure.noise import DeterministicKeySource, KeySource
 from carefl_secure.privacy.canonical_json import canonical_json
@@ -60,7 +61,7 @@ def label_scorer(config: Config, space: LabelSpace) -> LabelScorer:
         parallel_batches=config.performance.parallel_batches,
         device=config.model.device,
         feature_cache=config.model.feature_cache,
-        end_answers=config.model.end_answers,
+        form=PromptForm(config.model.end_answers, config.model.image_splitting, config.model.longest_edge),
     )
     adapter = Adapter(
         base,

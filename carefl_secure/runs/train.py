@@ -31,6 +31,7 @@ from carefl_secure.model.label_scorer import LabelScorer
 from carefl_secure.model.lora import Adapter
 from carefl_secure.model.stacked import StackedAdapter
 from carefl_secure.model.task_prompts import task_question
+from carefl_secure.model.vision.tiles import image_cost
 from carefl_secure.progress import Reporter
 from carefl_secure.run_folder import Interrupted, RunFolder, check_start, new_run_id
 from carefl_secure.runs.build import (
@@ -109,6 +110,8 @@ class _Run:
         ]
         self._scorer = label_scorer(self._each[0], self._corpora[0].private.space)
         self._adapter: Adapter = self._scorer.adapter
+        if config.model.image_splitting:
+            reporter.note(image_cost(self._adapter.base))
         self._initial = self._adapter.vector()
         self._plan = self._fix_plans(self._folder.name if resume else None)
 

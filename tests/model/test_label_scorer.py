@@ -15,6 +15,7 @@ from carefl_secure.data.synthetic.corpus import synthetic_corpus
 from carefl_secure.model.label_scorer import LabelScorer, RecordLosses
 from carefl_secure.model.loader import Base, load_base
 from carefl_secure.model.lora import Adapter
+from carefl_secure.model.prompts import PromptForm
 from carefl_secure.model.vision.encode import vision_features
 from carefl_secure.progress import SilentReporter
 
@@ -71,7 +72,7 @@ def test_scores_in_batches_equal_scores_at_once(base: Base) -> None:
 
 
 def test_cached_features_are_what_the_model_would_see(tiny: Path, tmp_path: Path) -> None:
-    base = load_base(str(tiny), quantization="nf4", end_answers=False)
+    base = load_base(str(tiny), quantization="nf4", form=PromptForm(end_answers=False))
     corpus = synthetic_corpus("test", 5, cache=tmp_path)
     features = vision_features(base, corpus, SilentReporter())[:]
     assert features.shape == (5, 16, 128)

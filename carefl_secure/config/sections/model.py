@@ -52,6 +52,18 @@ class ModelConfig(Section):
         "the tuned model stops behind a label; null: for every base but the embedded one, whose "
         "labels were pretrained without it",
     )
+    image_splitting: bool = Field(
+        default=False,
+        description="cut each image into tiles of the checkpoint's size, and the whole picture: finer detail for many "
+        "times the tokens, 17 tiles in place of one for a square image and the settings of the hub",
+    )
+    longest_edge: int | None = Field(
+        default=None,
+        ge=32,
+        le=4096,
+        description="length in pixels that the longer side of an image is brought to before it is cut; null: that of "
+        "the checkpoint",
+    )
     context: Literal["none", "own", "shuffled", "wrong", "constant"] = Field(
         default="none",
         description="caption that precedes the question: the record's own; that of another, "

@@ -16,69 +16,83 @@ from carefl_secure.captions.cache import picture_key
 from carefl_secure.data.records import Corpus
 from carefl_secure.errors import ModelError
 from carefl_secure.model.loader import Base
+from carefl_secure.model.prompts import Grid
 from carefl_secure.model.vision.store import StoredFeatures, note_size
+from carefl_secure.model.vision.tiles import TiledFeatures, Tiles, tile_grid, tile_keys
 from carefl_secure.progress import Reporter
 
 _PIXELS = 1 << 21  # of one batch: 8 images of 512 pixels a side, 128 of 64
 _MOST = 128
 
-_Read = tuple[bytes, Image.Image | None]
+_Read = tuple[bytes, Grid, Image.Image | None]
 
 
 @torch.inference_mode()
-def encode_images(base: Base, images: Sequence[Image.Image]) -> Tensor:
+def encode_images(base: Base, images: Sequence[Image.Image]) -> Tensor | Tiles:
     """Encode images: [images, tokens, text width], in the base's type, on the CPU; nothing is kept.
 
-    A processor that cuts an image into several tiles raises `ModelError`.
+    Where images are cut into tiles, `Tiles`.
     """
+    grids = tuple(tile_grid(base.processor, image.size) for image in images)
     inputs = base.processor.image_processor(
-        [[image] for image in images], do_image_splitting=False, return_tensors="pt"
+        [[image] for image in images], return_row_col_info=True, return_tensors="pt"
     )
     pixels, mask = inputs["pixel_values"], inputs.get("pixel_attention_mask")
-    if pixels.shape[1] != 1:
-        raise ModelError("the processor cut an image into tiles")
+    cut = [(int(row[0]), int(column[0])) for row, column in zip(inputs["rows"], inputs["cols"], strict=True)]
+    if cut != list(grids):
+        raise ModelError(
+            f"the processor cut images into {cut} tiles, not {list(grids)}; set model.image_splitting=false"
+        )
     # An all-zero picture counts as padding in the model; half-grey black it is not.
     output = base.model.model.get_image_features(
         pixels.to(base.device, base.dtype), None if mask is None else mask.to(base.device), return_dict=True
     )
-    return torch.stack(list(output.pooler_output)).cpu()
+    width = output.pooler_output[0].shape[-1]
+    tiles = torch.cat(list(output.pooler_output)).view(-1, int(base.processor.image_seq_len), width).cpu()
+    return Tiles(tiles, grids) if base.processor.image_processor.do_image_splitting else tiles
 
 
-def vision_features(base: Base, corpus: Corpus, reporter: Reporter) -> StoredFeatures:
+def vision_features(base: Base, corpus: Corpus, reporter: Reporter) -> StoredFeatures | TiledFeatures:
     """Encode the images of a corpus that ``base.features`` lacks, and return the features of all.
 
     The result, [records, tokens, text width] in the base's type, is read from the store as it is
     indexed. It is as private as the images: it never leaves the client. Images are decoded by
-    several threads; memory holds a few batches of them, however many there are.
+    several threads; memory holds a few batches of them, however many there are. Where images are
+    cut into tiles, the result is `TiledFeatures`.
     """
     store, count = base.features, len(corpus.records)
     store.refresh(reporter)
     task = f"encoding {count} images of {corpus.name}"
     reporter.start(task, count)
-    size = max(1, min(_MOST, _PIXELS // int(base.model.config.vision_config.image_size) ** 2))
+    split = bool(base.processor.image_processor.do_image_splitting)
+    size = max(1, min(_MOST, _PIXELS // int(base.model.config.vision_config.image_size) ** 2 // (17 if split else 1)))
 
     def read(i: int) -> _Read:
         image = corpus.image(i)
+        grid = tile_grid(base.processor, image.size)
         key = bytes.fromhex(picture_key(image))
-        return key, None if key in store else image
+        return key, grid, None if all(one in store for one in tile_keys(key, grid)) else image
 
-    def part(batch: list[_Read]) -> tuple[list[bytes], dict[bytes, Image.Image], Tensor | None]:
-        missing = {key: image for key, image in batch if image is not None}
-        return [key for key, _ in batch], missing, encode_images(base, list(missing.values())) if missing else None
+    def part(batch: list[_Read]) -> tuple[list[tuple[bytes, Grid]], list[bytes], Tensor | None]:
+        missing = {key: (grid, image) for key, grid, image in batch if image is not None}
+        names = [one for key, (grid, _) in missing.items() for one in tile_keys(key, grid)]
+        made = encode_images(base, [image for _, image in missing.values()]) if missing else None
+        return [(key, grid) for key, grid, _ in batch], names, made.tiles if isinstance(made, Tiles) else made
 
-    keys: list[bytes] = []
+    keys: list[tuple[bytes, Grid]] = []
     noted = False
     with store.writing() as writer:
-        for found, missing, features in base.parallel_batches(part, _batches(read, count, size)):
+        for found_keys, missing, features in base.parallel_batches(part, _batches(read, count, size)):
             if features is not None:
                 if not noted:
-                    note_size(store, count - len(keys), reporter)
+                    note_size(store, count - len(keys), reporter, tiles=-(-len(missing) // len(found_keys)))
                     noted = True
-                writer.add(list(missing), features)
-            keys += found
-            reporter.advance(task, len(found))
+                writer.add(missing, features)
+            keys += found_keys
+            reporter.advance(task, len(found_keys))
     reporter.finish(task)
-    return store.features(keys)
+    found = store.features([one for key, grid in keys for one in tile_keys(key, grid)])
+    return TiledFeatures(found, tuple(grid for _, grid in keys)) if split else found
 
 
 def _batches(read: Callable[[int], _Read], count: int, size: int) -> Iterator[list[_Read]]:

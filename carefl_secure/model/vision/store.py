@@ -36,8 +36,8 @@ class Features(Protocol):
     def __len__(self) -> int:
         """Return the number of records."""
 
-    def __getitem__(self, rows: Any, /) -> Tensor:
-        """Return the features of some records, as a Tensor in memory."""
+    def __getitem__(self, rows: Any, /) -> Any:
+        """Return the features of some records in memory: a Tensor, or `Tiles` of images that are cut."""
 
 
 class _Shard(Protocol):
@@ -252,11 +252,11 @@ class _Writer:
         )
 
 
-def note_size(store: FeatureStore, images: int, reporter: Reporter = SILENT) -> None:
+def note_size(store: FeatureStore, images: int, reporter: Reporter = SILENT, *, tiles: int = 1) -> None:
     """Say what will be written at most; `DataError` where the disk has no room for it."""
     if store._folder is None:
         return
-    size, free = images * store.row_bytes, _free(store._folder)
+    size, free = images * tiles * store.row_bytes, _free(store._folder)
     reporter.note(
         f"vision features of up to {images} images, {size / 1e6:,.1f} MB, go to {store._folder}; they stay on this "
         "machine: see 'carefl-secure cache'"

@@ -23,6 +23,7 @@ from carefl_secure.evaluation.groups import Settings
 from carefl_secure.evaluation.summary import Cost, Evaluation
 from carefl_secure.model.label_scorer import LabelScorer
 from carefl_secure.model.vision.encode import encode_images
+from carefl_secure.model.vision.tiles import tile_grid, tiles_in
 from carefl_secure.progress import Reporter
 from carefl_secure.run_folder import RunFolder
 from carefl_secure.runs.evaluation.scored_run import ScoredRun
@@ -180,6 +181,7 @@ def _cost(scorer: LabelScorer, corpus: Corpus, words: list[str] | None) -> Cost:
         features = encode_images(base, [corpus.image(i)])
         scorer.all(features, 1, [words[i]] if words else None)
         times.append(1000 * (time.perf_counter() - started))
+    grid = tile_grid(base.processor, corpus.image(chosen[0]).size)
     answers = base.prompter.answers(scorer.space.labels, reference=scorer.space.multi)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return Cost(
@@ -188,8 +190,8 @@ def _cost(scorer: LabelScorer, corpus: Corpus, words: list[str] | None) -> Cost:
         latency_p95_ms=float(np.percentile(times[_WARM:], 95)),
         # Kilobytes, except on macOS.
         peak_memory_bytes=int(peak) * (1 if sys.platform == "darwin" else 1024),
-        prompt_tokens=int(base.prompter.batch([scorer.question])[0].shape[1]),
-        image_tokens=int(base.processor.image_seq_len),
+        prompt_tokens=int(base.prompter.batch([scorer.question], [grid])[0].shape[1]),
+        image_tokens=int(base.processor.image_seq_len) * tiles_in(grid),
         answer_tokens=sum(len(answer) for answer in answers),
     )
 

@@ -25,8 +25,9 @@ from carefl_secure.config.sections import AdapterConfig, ModelConfig
 from carefl_secure.data.records import LabelSpace
 from carefl_secure.errors import ConfigError, ModelError
 from carefl_secure.model.label_scorer import LabelScorer
-from carefl_secure.model.loader import base_folder, image_cost, image_settings, quantization_config
+from carefl_secure.model.loader import base_folder, quantization_config
 from carefl_secure.model.saved import load_saved
+from carefl_secure.model.vision.tiles import image_cost, image_settings
 from carefl_secure.run_folder import write_atomically
 from carefl_secure.runs.build import label_scorer
 
@@ -99,7 +100,8 @@ def task_scorer(task: Task, folder: Path, **model: object) -> LabelScorer:
     """
     merged = task.get("base") == MERGED
     try:
-        own = {**task["settings"]["model"], **({"base": str(folder)} if merged else {}), **model}
+        given = {"feature_cache": None, **({"base": str(folder)} if merged else {})}
+        own = {**task["settings"]["model"], **given, **model}
         adapter = AdapterConfig(**task["settings"]["adapter"])
         config = Config.model_construct(model=ModelConfig(**own), adapter=adapter)
         space = LabelSpace(task["space"], tuple(task["labels"]), task["multi"])

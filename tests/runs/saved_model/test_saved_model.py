@@ -45,7 +45,7 @@ def trained(train_small: Callable[..., Path]) -> Path:
 @pytest.fixture(scope="module")
 def single(train_small: Callable[..., Path]) -> Path:
     """A run with one label each, on a base in a folder."""
-    return train_small(data__labels="basic", federation__server_lr=0.3)
+    return train_small(data__labels="basic", model__compute_dtype="float32", federation__server_lr=0.3)
 
 
 @pytest.fixture(scope="module", params=["several", "one"])
