@@ -16,6 +16,7 @@ from carefl_secure.model.generation import TextScorer, parse_labels
 from carefl_secure.model.label_scorer import LabelScorer, RecordLosses
 from carefl_secure.model.loader import load_base
 from carefl_secure.model.lora import Adapter
+from carefl_secure.model.prompts import PromptForm
 
 
 @pytest.mark.parametrize(
@@ -63,7 +64,7 @@ def features(count: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("ends", [True, False])
 def test_a_tuned_model_stops_behind_its_label_where_labels_end(tiny: Path, ends: bool) -> None:
-    base = load_base(str(tiny), quantization="none", end_answers=ends)
+    base = load_base(str(tiny), quantization="none", form=PromptForm(end_answers=ends))
     adapter = Adapter(base, rank=8, alpha=16, train="both")
     few = features(4)
     held = RecordLosses(LabelScorer(adapter, BASIC, "Which one?"), few, np.eye(7, dtype=np.float32)[:4])
