@@ -111,7 +111,8 @@ class _Run:
         self._scorer = label_scorer(self._each[0], self._corpora[0].private.space)
         self._adapter: Adapter = self._scorer.adapter
         if config.model.image_splitting:
-            reporter.note(image_cost(self._adapter.base))
+            base = self._adapter.base
+            reporter.note(image_cost(base.processor, base.prompter))
         self._initial = self._adapter.vector()
         self._plan = self._fix_plans(self._folder.name if resume else None)
 

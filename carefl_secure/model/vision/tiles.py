@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +15,8 @@ from torch import Tensor
 from transformers.models.smolvlm.image_processing_pil_smolvlm import get_resize_output_image_size
 
 from carefl_secure.errors import ConfigError
-from carefl_secure.model.prompts import WHOLE, Grid, PromptForm
+from carefl_secure.model.prompts import WHOLE, Grid, Prompter, PromptForm
 from carefl_secure.model.vision.store import StoredFeatures
-
-if TYPE_CHECKING:
-    from carefl_secure.model.loader import Base
 
 MOST = 6
 """Most rows or columns that the tokens of the checkpoints can name."""
@@ -45,14 +42,14 @@ def image_settings(processor: Any) -> dict[str, Any]:
     return {"do_image_splitting": images.do_image_splitting, "size": {"longest_edge": images.size["longest_edge"]}}
 
 
-def image_cost(base: Base) -> str:
+def image_cost(processor: Any, prompter: Prompter) -> str:
     """Say what an image costs: tiles, and tokens of the prompt for a square one."""
-    images, tokens = base.processor.image_processor, int(base.processor.image_seq_len)
+    images, tokens = processor.image_processor, int(processor.image_seq_len)
     if not images.do_image_splitting:
         return f"An image is one tile of {tokens} tokens; it is not cut (model.image_splitting)."
     edge = images.size["longest_edge"]
-    grid = tile_grid(base.processor, (edge, edge))
-    length, one = (int(base.prompter.batch([""], [cut])[0].shape[1]) for cut in (grid, WHOLE))
+    grid = tile_grid(processor, (edge, edge))
+    length, one = (int(prompter.batch([""], [cut])[0].shape[1]) for cut in (grid, WHOLE))
     return (
         f"A square image is {tiles_in(grid)} tiles of {tokens} tokens: a prompt of {length} tokens where one tile "
         f"takes {one}, and as much more time and memory."

@@ -54,7 +54,7 @@ def describe_task(config: Config, scorer: LabelScorer, thresholds: npt.NDArray[n
         "quantization": None if quantized is None else quantized.to_dict(),
         "dtype": str(base.dtype).removeprefix("torch."),
         "images": image_settings(base.processor),
-        "image_cost": image_cost(base),
+        "image_cost": image_cost(base.processor, base.prompter),
         "prompt": base.prompter.text(scorer.question),
         "labels": list(space.labels),
         "multi": space.multi,

@@ -85,10 +85,11 @@ def test_scores_of_cut_images_are_those_of_the_whole_model(tiny: Path, tmp_path:
     written = TextScorer(scorer)
     assert written._written(held[:2], ["", ""]) == [written._written(held[i : i + 1], [""])[0] for i in range(2)]
     assert torch.equal(held[:].whole()[0], held[:1].tiles[-1])
-    assert "10 tiles of 16 tokens" in image_cost(base)
+    assert "10 tiles of 16 tokens" in image_cost(base.processor, base.prompter)
 
 
 def test_more_tiles_than_the_checkpoint_names_are_refused(tiny: Path) -> None:
     with pytest.raises(ConfigError, match="384"):
         load_base(str(tiny), quantization="none", form=PromptForm(image_splitting=True, longest_edge=448))
-    assert "one tile of 16 tokens" in image_cost(load_base(str(tiny), quantization="none"))
+    base = load_base(str(tiny), quantization="none")
+    assert "one tile of 16 tokens" in image_cost(base.processor, base.prompter)
