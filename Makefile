@@ -49,8 +49,8 @@ test-slow: export HF_HUB_OFFLINE := 1
 test-slow: $(STAMP) ## the slow tests
 	$(BIN)/python -m pytest -m slow
 
-bench: $(STAMP) ## run every benchmark; fails where a bar is missed
-	@failed=0; for script in benchmarks/[a-z]*.py; do \
+bench: $(STAMP) ## run every benchmark but goemotions.py, which needs files of yours; fails where a bar is missed
+	@failed=0; for script in $(filter-out benchmarks/goemotions.py,$(wildcard benchmarks/[a-z]*.py)); do \
 		test -e "$$script" || { echo "no benchmarks yet"; break; }; \
 		echo "== $$script"; $(BIN)/python "$$script" || failed=1; \
 	done; exit $$failed

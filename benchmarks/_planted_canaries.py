@@ -203,7 +203,7 @@ def train_on(
                 key_source=key_source(config),
             ),
             initial,
-            FedAdam(config.server_lr, config.federation.betas),
+            FedAdam(config.federation.server_lr, config.federation.betas),
             monitoring=Monitoring(reporter=reporter),
             simulation=Simulation(config.dropout, config.run.seed),
         )

@@ -76,7 +76,7 @@ def centralised(config: Config, noise_multiplier: float, seed: int) -> float:
         SilentReporter(),
     )
     evaluate = Evaluator(scorer, corpora, config.performance.evaluation_batch, SilentReporter())
-    optimiser = FedAdam(config.server_lr, config.federation.betas)
+    optimiser = FedAdam(config.federation.server_lr, config.federation.betas)
     clients, rate = config.federation.clients, config.privacy.sample_rate
     gone = round(config.simulation.dropout * clients)
     point = adapter.vector()
@@ -110,7 +110,8 @@ def main() -> int:
             counted = privacy["min_survivors"] - privacy["max_colluders"]
             whole = privacy["noise_multiplier"] * (survivors / counted) ** 0.5
             found["federated"].append(private.after["mAP"])
-            found["centralised"].append(centralised(config, whole, seed))
+            # at the rate that the federated run's pilot chose
+            found["centralised"].append(centralised(load_config(private.folder / "config.yaml"), whole, seed))
             free = train(settings(folder, seed, rounds, "privacy.unit=none"), SilentReporter())
             found["without privacy"].append(free.after["mAP"])
             untuned = float(private.before["mAP"])

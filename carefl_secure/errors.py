@@ -20,6 +20,7 @@ __all__ = [
     "PrivateRefusalError",
     "ProtocolError",
     "RunError",
+    "UnconfirmedError",
 ]
 
 
@@ -101,6 +102,12 @@ class PrivateRefusalError(CareflError):
     """A site refused for a reason that it keeps to itself: its records or its ledger."""
 
     exit_code = 25
+
+
+class UnconfirmedError(CareflError):
+    """A run is forecast to be nearly all noise, and nobody confirmed it; nothing was spent."""
+
+    exit_code = 26
 
 
 class ProtocolError(CareflError):

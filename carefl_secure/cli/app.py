@@ -27,6 +27,7 @@ from carefl_secure.cli.streams import run_with_streams
 from carefl_secure.cli.training.caption import caption
 from carefl_secure.cli.training.evaluate import evaluate
 from carefl_secure.cli.training.experiment import experiment
+from carefl_secure.cli.training.plan import plan
 from carefl_secure.cli.training.predict import export, predict
 from carefl_secure.cli.training.train import pretrain, train
 from carefl_secure.errors import CareflError
@@ -98,6 +99,7 @@ def _options(
 
 
 app.command("train")(train)
+app.command("plan")(plan)
 app.command("pretrain")(pretrain)
 app.command("caption")(caption)
 app.add_typer(data)

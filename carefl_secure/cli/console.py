@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +19,7 @@ _WIDTH = 140  # a log has no width, so tables take what they need
 
 Json = Annotated[bool, typer.Option("--json", help="Write the result as JSON to standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Run even if the forecast is nearly all noise.")]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")]
 
 
@@ -47,6 +50,11 @@ def result_table(*columns: str, left: tuple[str, ...] = ()) -> Table:
     for name in columns:
         table.add_column(name, justify="left" if name in left else "right", no_wrap=True)
     return table
+
+
+def confirmation(yes: bool) -> Callable[[str], bool]:
+    """Return what confirms a run that is forecast to be nearly all noise: ``--yes``, or a person at a terminal."""
+    return lambda said: yes or (sys.stdin.isatty() and typer.confirm(f"{said}. Run all the same?", err=True))
 
 
 def require_run(path: Path) -> None:

@@ -144,7 +144,7 @@ def _checked(settings: dict[str, Any]) -> Config:
         resolved["simulation"]["dropout"] = config.dropout
         resolved["federation"]["local_steps"] = config.local_steps
         resolved["federation"]["local_lr"] = config.local_lr
-        resolved["federation"]["server_lr"] = config.server_lr
+        resolved["federation"]["server_lr"] = config.server_lr or "auto"
         if config.stages.spaces:
             resolved["stages"]["rounds"] = config.stage_rounds
             resolved["data"]["labels"] = config.stages.spaces[-1]

@@ -18,9 +18,9 @@ from carefl_secure.config.sections import (
     StagesConfig,
     default_min_survivors,
 )
+from carefl_secure.config.sections.model import default_targets
 
 _DROPOUT = 0.1
-_LR = 0.03
 _STEPS = 10
 _NOISY_STEPS = 5
 _LOCAL_LR = 10.0  # plain gradients of a mean loss over many labels are small
@@ -78,15 +78,20 @@ class Config(Section):
         return _DYNAMIC_LOCAL_LR if self.federation.aggregator == "feddyn" else _LOCAL_LR
 
     @property
-    def server_lr(self) -> float:
-        """Learning rate of the server, as a number."""
+    def server_lr(self) -> float | None:
+        """Learning rate of the server; None where it depends on the model and a pilot chooses it."""
         federation = self.federation
         if federation.server_lr != "auto":
             return federation.server_lr
         if not self.sums_updates or federation.aggregator == "fedadam":
-            return _LR
+            return None
         # Heavy-ball momentum m multiplies a steady update by 1 / (1 - m).
         return 1.0 - federation.momentum if federation.aggregator == "fedavg" else 1.0
+
+    def with_server_lr(self, rate: float) -> Config:
+        """Return the same configuration with the server's learning rate as a number."""
+        federation = self.federation.model_copy(update={"server_lr": rate})
+        return self.model_copy(update={"federation": federation})
 
     @property
     def dropout(self) -> float:
@@ -109,6 +114,13 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _agree(self) -> Config:
+        if not self.adapter.targets:
+            resolved = {"targets": default_targets(self.model.base)}
+            object.__setattr__(self, "adapter", self.adapter.model_copy(update=resolved))
+        if self.adapter.warm_start == "public" and self.stages.spaces:
+            raise ValueError(
+                "adapter.warm_start=public has the labels of one run, and stages have several; leave one out"
+            )
         check_work(self)
         check_stages(self)
         if self.model.quantization == "int8" and self.privacy.unit in ("record", "person"):

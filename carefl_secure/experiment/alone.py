@@ -26,6 +26,7 @@ from carefl_secure.privacy.sampling import poisson_sample
 from carefl_secure.runs.build import key_source, make_optimizer, micro_batch
 from carefl_secure.runs.client_task import ModelTask
 from carefl_secure.runs.plan_from_config import UNCLIPPED, central_budget
+from carefl_secure.runs.prepare import resolved_rate
 
 Vector = npt.NDArray[np.float32]
 
@@ -64,13 +65,16 @@ def train_centrally(bench: Bench) -> tuple[list[Vector], float | None]:
 
 def _descend(bench: Bench, share: npt.NDArray[np.int64], noise: float, start: Vector, purpose: str) -> Vector:
     """Take ``federation.rounds`` steps from ``start`` on some of the private records."""
-    config, corpora, said = bench.config, bench.corpora, bench.contexts
+    corpora, said, scorer = bench.corpora, bench.contexts, bench.scorer
+    config = bench.config
     if config.sums_updates:
         raise ConfigError(
-            "a local or central cell takes one step on one gradient at a time, and these settings "
-            "have clients take several; set federation.aggregator=fedadam and leave out "
-            "federation.local_steps"
+            "a local or central cell takes one step on one gradient at a time, and these settings have clients take "
+            "several; set federation.aggregator=fedadam and leave out federation.local_steps"
         )
+    if config.server_lr is None:  # the rate of the federated run with these settings
+        scorer.adapter.load(start)
+        config = resolved_rate(config, scorer, corpora, said, bench.reporter)
     private = config.privacy.unit != "none" and noise > 0
     clip = config.privacy.clipping_norm if private else UNCLIPPED
     features = vision_features(bench.scorer.adapter.base, corpora.private, bench.reporter)

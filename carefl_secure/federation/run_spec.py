@@ -49,6 +49,8 @@ class RunSpec:
         Folder of client ledgers that outlive the run, ``<index>.jsonl`` each.
     max_epsilon : float, optional
         The clients' own limit over all runs in their ledgers; the plan's target by default.
+    server_lr : float, optional
+        The server's learning rate where it was chosen before the first round; it belongs to what sites sign.
     """
 
     stage: Stage
@@ -59,6 +61,7 @@ class RunSpec:
     key_source: Callable[[int], KeySource] = system_keys
     ledgers: Path | None = None
     max_epsilon: float | None = None
+    server_lr: float | None = None
 
     @property
     def plan(self) -> RunPlan:

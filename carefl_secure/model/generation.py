@@ -21,6 +21,7 @@ from carefl_secure.captions.prompts import framed
 from carefl_secure.data.records import LabelSpace
 from carefl_secure.errors import ConfigError
 from carefl_secure.model.label_scorer import LabelScorer
+from carefl_secure.model.lora import Adapter
 from carefl_secure.model.prompts import REFERENCE
 from carefl_secure.model.vision.store import Features
 from carefl_secure.model.vision.tiles import Tiles
@@ -29,6 +30,17 @@ _SEVERAL = 8  # labels that a constrained answer may name; annotators seldom tic
 _FREE = 12  # tokens of a free answer for each label that it may name
 _CUT = re.compile(r"[,;\n]| and ")
 _EDGE = " \t.:!?\"'*-"
+
+
+PLAIN_ENGLISH = (
+    "The weather was cold in the morning, and the children walked to school with their coats on.",
+    "She opened the letter slowly, read it twice, and put it back into the drawer.",
+    "Water boils at one hundred degrees, but on a high mountain it boils earlier.",
+    "My brother has promised to repair the kitchen door before the guests arrive on Sunday.",
+    "The museum is closed on Mondays, so we went to the park and fed the ducks instead.",
+    "When the train finally left the station, most of the passengers were already asleep.",
+)
+"""Sentences on which `perplexity` shows whether a tuned model still speaks its language."""
 
 
 @dataclass(frozen=True)
@@ -163,3 +175,19 @@ class TextScorer:
                 elif open_ and after[: len(self._comma)] == self._comma:
                     states.append((after[len(self._comma) :], taken))
         return sorted(found) or [self._end]
+
+
+@torch.no_grad()
+def perplexity(adapter: Adapter, texts: Sequence[str] = PLAIN_ENGLISH) -> float:
+    """Return the perplexity of texts under the adapter as it is: exp of the mean loss of their tokens.
+
+    Each text is read alone, without an image and without a prompt.
+    """
+    module, base = adapter.module, adapter.base
+    module.eval()
+    losses = []
+    for text in texts:
+        ids = torch.tensor([base.prompter.ids(text)], device=adapter.parameters[0][1].device)
+        logits = module(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, :-1].float()
+        losses.append(torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none"))
+    return float(torch.cat(losses).double().mean().exp())

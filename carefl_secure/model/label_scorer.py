@@ -119,6 +119,15 @@ class RecordLosses:
             return F.binary_cross_entropy_with_logits(scores, target, reduction="none").mean(1)
         return -(scores * target).sum(1)
 
+    def scores(self, indices: npt.NDArray[np.int64], batch: int = 64) -> npt.NDArray[np.float32]:
+        """Return the label scores of some records, shape [records, labels]."""
+        said = None if self._captions is None else [self._captions[i] for i in indices.tolist()]
+        return self.scorer.all(self._features[torch.from_numpy(indices)], batch, said)
+
+    def targets(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Return the 0/1 labels of some records, shape [records, labels]."""
+        return np.asarray(self._targets[torch.from_numpy(indices)].cpu().numpy())
+
 
 def _check_captions(captions: Sequence[str] | None, records: int) -> None:
     if captions is not None and len(captions) != records:

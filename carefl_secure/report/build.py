@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import math
 import platform
 from pathlib import Path
@@ -75,6 +76,7 @@ def build_report(record: RunRecord) -> tuple[Report, AttackerBounds | None]:
         ],
         what_if=what_if(record, accounts) if verdict == "accounted" else [],
         audit=audit_part(record.audit),
+        preparation=_preparation(record.path),
         tuning=tuning_part(record, accounts, verdict == "accounted"),
         software={
             "report written by carefl-secure": carefl_secure.__version__,
@@ -85,6 +87,20 @@ def build_report(record: RunRecord) -> tuple[Report, AttackerBounds | None]:
         ledger_head=record.server.entries[-1].hash if record.server.entries else None,
     )
     return report, bounds
+
+
+def _preparation(run: Path) -> list[str]:
+    """Return what a run measured on public records, in sentences; none of a run that measured nothing."""
+    path = run / "preparation.json"
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        said = [kept["forecast"]["sentence"], kept["server_lr"]["sentence"]]
+        said += [kept["warm_start"], kept["language"]["sentence"]]
+        return [f"{one[:1].upper()}{one[1:]}." for one in said if one]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path} cannot be read; restore it from a copy: {error}") from error
 
 
 def _promise(record: RunRecord, verdict: Verdict, price: float | None) -> Promise:

@@ -38,10 +38,8 @@ def registry_entry(report: Report) -> str:
                 "model_name_details": report.trust.setting,
                 "actors": _list(
                     *(f"{who}: sees {what}" for who, what in report.trust.sees.items()),
-                    f"at most {report.trust.max_colluders} clients may collude with the server; "
-                    "a sum "
-                    f"is opened over at least {report.trust.min_survivors} of "
-                    f"{report.trust.clients}",
+                    f"at most {report.trust.max_colluders} clients may collude with the server; a sum is opened over "
+                    f"at least {report.trust.min_survivors} of {report.trust.clients}",
                 ),
                 "release_type": "One release",
                 "release_type_details": (
@@ -130,9 +128,8 @@ def _implementation(report: Report) -> dict[str, object]:
         "preprocessing_and_hyperparameter_tuning": report.tuning.sentence,
         "mechanisms": _list(
             mechanism.name,
-            f"noise multiplier {mechanism.noise_multiplier:.6g}, clipping norm "
-            f"{mechanism.clipping_norm:g}, Poisson sampling at {mechanism.sample_rate:g}, "
-            f"{mechanism.count} sums",
+            f"noise multiplier {mechanism.noise_multiplier:.6g}, clipping norm {mechanism.clipping_norm:g}, Poisson "
+            f"sampling at {mechanism.sample_rate:g}, {mechanism.count} sums",
             f"noise from {mechanism.noise_source}",
             f"divisor: {mechanism.normaliser}",
             *(f"{name} {version}" for name, version in report.software.items()),

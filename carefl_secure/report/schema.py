@@ -231,6 +231,7 @@ class Report(_Part):
     what_if: list[WhatIf]
     audit: Audit | None = Field(description="null: no audit was made")
     tuning: Tuning
+    preparation: list[str] = Field(default=[], description="what was measured on public records: forecast, rate")
     software: dict[str, str]
     plan_sha256: str
     ledger_head: str | None = Field(description="hash of the last entry of the server's ledger")

@@ -11,6 +11,7 @@ from typing import Any
 import carefl_secure
 from carefl_secure.config import Config
 from carefl_secure.data.records import LabelSpace
+from carefl_secure.errors import ConfigError
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.plan.staged import Stage
 from carefl_secure.federation.run_spec import PerformanceFlags, Simulation, system_keys
@@ -75,6 +76,12 @@ def label_scorer(config: Config, space: LabelSpace) -> LabelScorer:
     return LabelScorer(adapter, space, task_question(config.model.prompt, space))
 
 
+def clipping_of(config: Config, plan: RunPlan) -> Clipping:
+    """Return how the records of a run are clipped."""
+    privacy = plan.privacy
+    return Clipping(privacy.clipping_norm, privacy.normalise, config.privacy.clipping, micro_batch(config))
+
+
 def client_tasks(
     config: Config,
     plan: RunPlan,
@@ -94,7 +101,7 @@ def client_tasks(
     return model_tasks(
         scorer,
         corpora,
-        Clipping(plan.privacy.clipping_norm, plan.privacy.normalise, config.privacy.clipping, micro_batch(config)),
+        clipping_of(config, plan),
         reporter,
         contexts=contexts,
         by_person=config.privacy.unit == "person",
@@ -131,6 +138,8 @@ def make_optimizer(config: Config, adapter: Adapter, finished: int = 0) -> Serve
         federation, rate = config.federation, config.server_lr
         if federation.aggregator == "feddyn":
             return FedDyn(federation.feddyn_alpha)
+        if rate is None:
+            raise ConfigError("federation.server_lr=auto is not resolved; call prepare, or give a number")
         if federation.aggregator == "fedadam":
             return FedAdam(rate, federation.betas, noise_correction=federation.noise_correction)
         return FedAvg(rate, federation.momentum if federation.aggregator == "fedavg" else 0.0)
@@ -183,16 +192,9 @@ def base_hash_of(digest: bytes, config: Config, stage: Stage | None = None) -> b
 def opening(plan: RunPlan, corpora: Corpora, before: Mapping[str, float]) -> str:
     """Return the sentence a run begins with."""
     noise = plan.privacy.budget_text() if plan.protected else "NO PRIVACY: privacy.unit is none"
-    loud = ""
-    hidden, most = plan.noise_norm(plan.privacy.clients), plan.privacy.clipping_norm
-    if plan.privacy.unit == "client" and hidden > 10 * most:
-        loud = (
-            f"; the noise in the mean update has norm {hidden:.3g} and the update itself {most:g} "
-            "at most, so little will be learnt: invite more clients, or protect persons or records"
-        )
+    everybody = "; every client is needed in every round" * (plan.privacy.min_survivors == plan.privacy.clients)
     records = len(corpora.private.records) or f"{plan.privacy.public_records} declared"
     return (
-        f"{records} private records at {plan.privacy.clients} clients, "
-        f"{plan.encoding.dimension} trainable values, {plan.encoding.bits} bits each; {noise}; "
-        f"untuned mAP {before['mAP']:.3f}{loud}"
+        f"{records} private records at {plan.privacy.clients} clients, {plan.encoding.dimension} trainable values, "
+        f"{plan.encoding.bits} bits each; {noise}; untuned mAP {before['mAP']:.3f}{everybody}"
     )

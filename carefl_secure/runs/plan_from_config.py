@@ -59,9 +59,8 @@ def _request(config: Config, units: int, records: int, dimension: int) -> PlanRe
     private = privacy.unit != "none"
     if private and privacy.delta >= 1 / records:
         raise ConfigError(
-            f"privacy.delta={privacy.delta:g} is not below one over the {records} private "
-            f"records, which would allow one record to be published whole; set privacy.delta "
-            f"below {1 / records:.2g}"
+            f"privacy.delta={privacy.delta:g} is not below one over the {records} private records, which would allow "
+            f"one record to be published whole; set privacy.delta below {1 / records:.2g}"
         )
     return PlanRequest(
         unit=privacy.unit,

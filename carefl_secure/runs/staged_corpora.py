@@ -58,9 +58,8 @@ def load_stages(config: Config, reporter: Reporter) -> list[Corpora]:
     for space, held in zip(config.stages.spaces, shares, strict=False):
         if any(not len(share) for share in held):
             raise ConfigError(
-                f"a client would have no record with {space} labels, and every client takes part "
-                "in every stage; add records, lower federation.clients, or choose another "
-                "data.partition"
+                f"a client would have no record with {space} labels, and every client takes part in every stage; add "
+                "records, lower federation.clients, or choose another data.partition"
             )
     if len(found) > 1 and config.privacy.unit == "person":
         _check_persons(found, shares)
@@ -92,9 +91,8 @@ def _share_once(config: Config, found: Sequence[Corpora]) -> list[Shares]:
         known = sum(record.key in owner for record in records)
         if known not in (0, len(records)):
             raise DataError(
-                f"{known} of the {len(records)} records of stage {place + 1} also stand in "
-                "another stage, and the rest does not; give every picture all its labels, or none "
-                "but one stage's"
+                f"{known} of the {len(records)} records of stage {place + 1} also stand in another stage, and the "
+                "rest does not; give every picture all its labels, or none but one stage's"
             )
         if known:
             clients = np.array([owner[record.key] for record in records])
@@ -114,10 +112,9 @@ def _check_persons(found: Sequence[Corpora], shares: Sequence[Shares]) -> None:
                 subject = one.private.records[i].subject
                 if subject is not None and home.setdefault(subject, client) != client:
                     raise ConfigError(
-                        "records of one person are at several clients in different stages, and "
-                        "privacy.unit=person protects a person at one client only; set "
-                        "privacy.unit=record, or data.partition=column with data.column=subject "
-                        "on a corpus whose stages share their records"
+                        "records of one person are at several clients in different stages, and privacy.unit=person "
+                        "protects a person at one client only; set privacy.unit=record, or data.partition=column "
+                        "with data.column=subject on a corpus whose stages share their records"
                     )
 
 

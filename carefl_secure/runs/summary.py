@@ -29,7 +29,7 @@ class RunSummary:
     empty where switched off; ``before`` and ``after`` ``mAP`` and ``macro_f1`` of the untuned and
     the tuned model on the test split, with the labels of the last stage; ``promise`` the privacy
     sentence, for all stages together; ``seconds`` the wall time; ``stages`` empty for a run in one
-    stage.
+    stage; ``remarks`` what must be said of the model besides, such as damage to its language.
     """
 
     folder: Path
@@ -40,6 +40,7 @@ class RunSummary:
     promise: str
     seconds: float
     stages: Sequence[StageSummary] = ()
+    remarks: Sequence[str] = ()
 
     def _repr_html_(self) -> str:
         """Show the scores and the privacy statement in a notebook."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,7 @@ from carefl_secure.federation.plan.staged import StagedPlan
 from carefl_secure.federation.run_spec import Engine, RunSpec
 from carefl_secure.federation.server.run import FederationResult, run_federation
 from carefl_secure.federation.server.sum_guard import SumGuard
+from carefl_secure.model.generation import perplexity
 from carefl_secure.model.label_scorer import LabelScorer
 from carefl_secure.model.lora import Adapter
 from carefl_secure.model.stacked import StackedAdapter
@@ -48,6 +50,7 @@ from carefl_secure.runs.build import (
 from carefl_secure.runs.captions import load_contexts
 from carefl_secure.runs.evaluation.evaluator import Evaluator, baseline_scores, final_figures
 from carefl_secure.runs.plan_from_config import aggregation_of, earlier_of, request_of
+from carefl_secure.runs.prepare import close_record, prepare, read_record, write_record
 from carefl_secure.runs.saved_model.card import write_card
 from carefl_secure.runs.saved_model.task import describe_task, write_task
 from carefl_secure.runs.staged_corpora import load_stages, stage_configs
@@ -62,11 +65,14 @@ def train(
     reporter: Reporter,
     resume: Path | None = None,
     engine: Callable[[Config, Reporter], Engine] | None = None,
+    confirm: Callable[[str], bool] | None = None,
 ) -> RunSummary:
     """Federate one run and keep it in a folder.
 
     ``resume`` is the folder of an interrupted run; ``config`` must be its own. ``engine`` says
-    where the clients are, by default in this process; a run in stages takes no other. What
+    where the clients are, by default in this process; a run in stages takes no other. ``confirm``
+    is asked about a run that is forecast to be nearly all noise, before anything is spent; without it such a run
+    goes on with a note. What
     stops the run is a `CareflError`; nothing is released by too few survivors or above the budget.
 
     Guarantees
@@ -81,7 +87,7 @@ def train(
     if config.stages.spaces and engine is not None:
         raise ConfigError("a run in stages stays in this process; leave --engine out, or set no stages")
     reporter.note(f"run folder: {path}")
-    run = _Run(config, reporter, path, engine, resume is not None)
+    run = _Run(config, reporter, path, engine, resume is not None, confirm)
     try:
         return run.run()
     except KeyboardInterrupt as stop:
@@ -98,8 +104,9 @@ class _Run:
         path: Path,
         engine: Callable[[Config, Reporter], Engine] | None,
         resume: bool,
+        confirm: Callable[[str], bool] | None,
     ) -> None:
-        self._started = time.monotonic()
+        self._started, self._confirm = time.monotonic(), confirm
         self._config, self._reporter, self._resume = config, reporter, resume
         self._engine = None if engine is None else engine(config, reporter)
         self._folder = RunFolder(path)
@@ -138,9 +145,8 @@ class _Run:
         untuned = evaluate(self._initial)
         done = self._done()
         self._reporter.note(opening(self._plan.whole, self._corpora[0], untuned))
-        if not self._resume:
-            path = self._folder.path
-            self._folder = RunFolder.create(path.parent, dump_config(config), path.name)
+        record = self._prepare()
+        config = self._config
         summaries: list[StageSummary] = []
         ended: list[Vector] = []
         for place in range(last + 1):
@@ -161,6 +167,7 @@ class _Run:
         graph = self._plan.whole.graph
         needs = [aggregation_of(config).assumptions, graph.text if graph else ""]
         self._adapter.load(ended[-1])
+        remarks = close_record(self._folder, config, record, perplexity(self._adapter))
         summary = RunSummary(
             folder=self._folder.path,
             rows=result.rows,
@@ -170,6 +177,7 @@ class _Run:
             promise=" ".join(filter(None, [self._plan.privacy.promise(result.epsilon), *needs])),
             seconds=time.monotonic() - self._started,
             stages=tuple(summaries) if config.stages.spaces else (),
+            remarks=tuple(remarks),
         )
         # The weights come last: they are what tells a finished run.
         task = describe_task(config, self._scorer, evaluate.thresholds())
@@ -178,6 +186,38 @@ class _Run:
         write_card(self._folder.adapter, task, config, summary, self._corpora[-1].test.name, spent)
         self._adapter.save(self._folder.adapter)
         return summary
+
+    def _prepare(self) -> dict[str, Any]:
+        """Measure on public records and make the folder; return what was recorded."""
+        if self._resume:
+            record = read_record(self._folder)
+            self._fix_rate(record["server_lr"]["server_lr"])
+            return record
+        self._scorer.adapter.load(self._initial)
+        scorer = LabelScorer(self._adapter, self._corpora[0].private.space, self._question(0))
+        made = prepare(
+            self._each[0],
+            self._plan.plans[0],
+            scorer,
+            self._corpora[0],
+            self._contexts[0],
+            self._reporter,
+            self._confirm,
+        )
+        self._fix_rate(made["server_lr"]["server_lr"])
+        self._initial = self._adapter.vector()
+        path = self._folder.path
+        self._folder = RunFolder.create(path.parent, dump_config(self._config), path.name)
+        write_record(self._folder, made)
+        return made
+
+    def _fix_rate(self, rate: float) -> None:
+        if self._config.server_lr is None:
+            self._config = self._config.with_server_lr(rate)
+            self._each = stage_configs(self._config)
+
+    def _question(self, place: int) -> str:
+        return task_question(self._each[place].model.prompt, self._corpora[place].private.space)
 
     def _done(self) -> list[Vector]:
         """Return the adapters of the stages that a resumed run has behind it."""
@@ -208,9 +248,7 @@ class _Run:
     def _evaluator(self, place: int) -> Evaluator:
         """Set the scorer on a stage's labels and return what evaluates that stage."""
         config, corpora = self._each[place], self._corpora[place]
-        space = corpora.private.space
-        question = task_question(config.model.prompt, space)
-        self._scorer = LabelScorer(self._adapter, space, question)
+        self._scorer = LabelScorer(self._adapter, corpora.private.space, self._question(place))
         return Evaluator(
             self._scorer,
             corpora,
@@ -236,6 +274,7 @@ class _Run:
             tasks=lambda: client_tasks(config, plan, scorer, corpora, contexts, reporter),
             folder=RunFolder(self._folder.path, stage.name),
             base_hash=base_hash_of(self._adapter.base.digest, self._config, stage),
+            server_lr=config.server_lr,
             key_source=key_source(config, stage.name, kept=self._folder.keys / stage.name),
             **run_settings(config),
         )

@@ -34,7 +34,7 @@ class FakeSummary:
     promise: str
     seconds: float
     stages: tuple[()] = ()
-    stages: tuple[object, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 SUMMARY = FakeSummary(
@@ -69,7 +69,12 @@ class Trainer:
         self.summary = SUMMARY
 
     def __call__(
-        self, config: Config, reporter: Reporter, resume: Path | None = None, engine: object = None
+        self,
+        config: Config,
+        reporter: Reporter,
+        resume: Path | None = None,
+        engine: object = None,
+        confirm: object = None,
     ) -> FakeSummary:
         self.config, self.reporter = config, reporter
         if self.raises is not None:
@@ -233,7 +238,7 @@ def test_environment_stands_before_torch_and_flower(
     seen: dict[str, str] = {}
     inner = trainer.__call__
 
-    def look(config: Config, reporter: Reporter, resume: Path | None = None, engine: object = None) -> FakeSummary:
+    def look(config: Config, reporter: Reporter, resume: Path | None = None, *rest: object) -> FakeSummary:
         seen.update({name: os.environ[name] for name in SETTINGS})
         return inner(config, reporter)
 

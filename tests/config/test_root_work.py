@@ -13,28 +13,28 @@ from carefl_secure.errors import ConfigError
 @pytest.mark.parametrize(
     ("words", "moves", "steps", "rate"),
     [
-        ([], False, 1, 0.03),
-        (["privacy.unit=person"], False, 1, 0.03),
-        (["privacy.unit=person", "privacy.records_per_person=2"], False, 1, 0.03),
-        (["privacy.unit=none"], False, 1, 0.03),
-        (["privacy.unit=client"], True, 10, 0.03),
-        (["privacy.trust=none"], True, 5, 0.03),
+        ([], False, 1, "auto"),
+        (["privacy.unit=person"], False, 1, "auto"),
+        (["privacy.unit=person", "privacy.records_per_person=2"], False, 1, "auto"),
+        (["privacy.unit=none"], False, 1, "auto"),
+        (["privacy.unit=client"], True, 10, "auto"),
+        (["privacy.trust=none"], True, 5, "auto"),
         (["privacy.trust=none", "federation.aggregator=fedprox"], True, 5, 1.0),
         (["privacy.unit=none", "federation.aggregator=feddyn"], True, 10, 1.0),
-        (["privacy.unit=none", "federation.local_steps=3"], True, 3, 0.03),
-        (["privacy.unit=client", "federation.local_steps=1"], True, 1, 0.03),
+        (["privacy.unit=none", "federation.local_steps=3"], True, 3, "auto"),
+        (["privacy.unit=client", "federation.local_steps=1"], True, 1, "auto"),
         (["privacy.unit=client", "federation.aggregator=fedavg"], True, 10, 0.1),
-        (["federation.aggregator=fedavg"], False, 1, 0.03),
+        (["federation.aggregator=fedavg"], False, 1, "auto"),
         (["federation.server_lr=0.5"], False, 1, 0.5),
     ],
 )
 def test_one_word_is_enough_and_auto_becomes_a_number(
-    words: list[str], moves: bool, steps: int, rate: float, tmp_path: Path
+    words: list[str], moves: bool, steps: int, rate: float | str, tmp_path: Path
 ) -> None:
     config = load_config(None, words)
     assert config.sums_updates is moves
     assert config.federation.local_steps == config.local_steps == steps
-    assert config.federation.server_lr == pytest.approx(rate)
+    assert config.federation.server_lr == (rate if rate == "auto" else pytest.approx(rate))
     (tmp_path / "c.yaml").write_text(dump_config(config))
     assert load_config(tmp_path / "c.yaml") == config
 
@@ -47,7 +47,8 @@ def test_the_local_rate_fits_the_kind_of_gradient() -> None:
 
 
 def test_the_defaults_are_those_of_one_sum_of_gradients() -> None:
-    assert (Config().local_steps, Config().server_lr, Config().sums_updates) == (1, 0.03, False)
+    assert (Config().local_steps, Config().server_lr, Config().sums_updates) == (1, None, False)
+    assert Config().with_server_lr(0.5).server_lr == 0.5
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def test_privacy_numbers_must_be_positive_and_finite(key: str, value: str) -> No
         "simulation.stragglers=1",
         "data.partition=shards",
         "privacy.max_colluders=-1",
-        "federation.clients=2",
+        "federation.clients=0",
         "federation.clients=8.5",
         "federation.clients=true",
         "simulation.dropout=1",
@@ -101,6 +101,7 @@ def test_out_of_range_names_its_key(word: str) -> None:
         (["federation.min_survivors=5"], "below floor(2n/3)+1 = 6"),
         (["federation.min_survivors=9"], "more than federation.clients=8"),
         (["simulation.dropout=0.5"], "lower simulation.dropout"),
+        (["federation.clients=2"], "learn the other's"),
         (["federation.clients=3", "simulation.dropout=0.1"], "fewer than the 3 that it needs"),
         (["data.source=photos", "data.records=100"], "a folder is taken whole"),
         (["federation.committee_members=5"], "has no effect"),
@@ -136,5 +137,15 @@ def test_every_way_of_summing_is_read_back_as_written(words: list[str], tmp_path
 
 
 def test_three_clients_need_everybody() -> None:
-    config = load_config(None, ["federation.clients=3", "simulation.dropout=0"])
-    assert config.federation.min_survivors == 3
+    config = load_config(None, ["federation.clients=3"])
+    assert (config.federation.min_survivors, config.simulation.dropout) == (3, 0)
+
+
+def test_the_layers_that_are_adapted_by_default_follow_from_the_base(tmp_path: Path) -> None:
+    assert len(load_config(None, ()).adapter.targets) == 7
+    config = load_config(None, ["model.base=some/model"])
+    assert config.adapter.targets == ("q", "v")
+    (tmp_path / "c.yaml").write_text(dump_config(config))
+    assert load_config(tmp_path / "c.yaml", ["model.base=embedded"]).adapter.targets == ("q", "v")
+    assert load_config(None, ["model.base=some/model", "adapter.targets=[o]"]).adapter.targets == ("o",)
+    assert "stages have several" in refused("adapter.warm_start=public", "stages.spaces=[basic, compound]")

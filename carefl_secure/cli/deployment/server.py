@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from carefl_secure.cli.console import require_run
+from carefl_secure.cli.console import Yes, confirmation, require_run
 from carefl_secure.cli.figures import show, to_json
 from carefl_secure.cli.reporter import RichReporter
 from carefl_secure.config import load_config
@@ -54,6 +54,7 @@ def submit(
         Path | None, typer.Option(metavar="RUN", help="Go on with an interrupted run; takes its settings.")
     ] = None,
     patience: Annotated[float, typer.Option(min=1, help="Seconds that the sites get to agree to the run.")] = 1800.0,
+    yes: Yes = False,
     json: Annotated[bool, typer.Option("--json", help="Write the summary as JSON.")] = False,
 ) -> None:
     """Run a federation over the sites of a started server, from the server's machine.
@@ -75,7 +76,7 @@ def submit(
     try:
         with RichReporter(Console(stderr=True)) as reporter:
             sites = Remote(settings, reporter, server, key, patience)
-            summary = train(settings, reporter, resume, lambda *_: sites)
+            summary = train(settings, reporter, resume, lambda *_: sites, confirmation(yes))
     except Interrupted as stop:
         stop.again = f"carefl-secure submit --server {server} --key {key} --resume {stop.folder}"
         raise

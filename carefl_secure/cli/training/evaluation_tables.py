@@ -59,8 +59,7 @@ def show_evaluation(found: Evaluation, file: Path) -> None:
     drawn = found.sampling
     say(
         f"\nintervals: {100 * drawn.level:g} % over {drawn.replicates} resamples of "
-        f"{drawn.units:,} {drawn.unit}s; decided by {found.decided_by}; mAP as scikit-learn "
-        "defines it"
+        f"{drawn.units:,} {drawn.unit}s; decided by {found.decided_by}; mAP as scikit-learn defines it"
     )
     for one in (*found.groups, *(part.comparison for part in found.slices)):
         _groups(one, console)
@@ -68,9 +67,8 @@ def show_evaluation(found: Evaluation, file: Path) -> None:
     if cost is not None:
         say(
             f"\none image: {cost.latency_p50_ms:.1f} ms (p50), {cost.latency_p95_ms:.1f} ms (p95) "
-            f"over {cost.images}; {cost.prompt_tokens} prompt tokens, {cost.image_tokens} of them "
-            f"the image's; {cost.answer_tokens} answer tokens; peak memory "
-            f"{figure('bytes', cost.peak_memory_bytes)}"
+            f"over {cost.images}; {cost.prompt_tokens} prompt tokens, {cost.image_tokens} of them the image's; "
+            f"{cost.answer_tokens} answer tokens; peak memory {figure('bytes', cost.peak_memory_bytes)}"
         )
     for remark in found.remarks:
         say(f"note: {remark}")

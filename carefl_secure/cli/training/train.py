@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from carefl_secure.cli.console import Json, Quiet, require_corpus, require_run
+from carefl_secure.cli.console import Json, Quiet, Yes, confirmation, require_corpus, require_run
 from carefl_secure.cli.figures import show, to_json
 from carefl_secure.cli.options import unfold
 from carefl_secure.cli.reporter import running
@@ -49,8 +49,7 @@ class TrainOptions:
             metavar="WHERE",
             help="Where the clients run: inprocess (the default), ray for many clients in Flower's "
             "simulation (pip install 'carefl-secure\\[ray]'; performance.workers actors), or "
-            "superlink for Flower's SuperLink and SuperNodes on this machine, with TLS and node "
-            "keys.",
+            "superlink for Flower's SuperLink and SuperNodes on this machine, with TLS and node keys.",
         ),
     ] = "inprocess"
     local_nodes: Annotated[
@@ -93,18 +92,18 @@ class TrainOptions:
             )
         if self.local_nodes not in (None, settings.federation.clients):
             raise ConfigError(
-                f"--local-nodes is {self.local_nodes}, and the run has "
-                f"{settings.federation.clients} clients; give the same number, or leave one of "
-                "them out"
+                f"--local-nodes is {self.local_nodes}, and the run has {settings.federation.clients} clients; give "
+                "the same number, or leave one of them out"
             )
         return settings
 
 
 @unfold
-def train(options: TrainOptions, quiet: Quiet = False, json: Json = False) -> None:
+def train(options: TrainOptions, yes: Yes = False, quiet: Quiet = False, json: Json = False) -> None:
     """Train the adapter across clients under a privacy budget, and keep the run in a folder.
 
-    Progress goes to standard error, the result to standard output.
+    Progress goes to standard error, the result to standard output. A forecast from public records
+    comes before the first round; a run that is nearly all noise must be confirmed, or --yes given.
     """
     settings = options.settings()
     require_corpus(settings.data.source)
@@ -120,7 +119,7 @@ def train(options: TrainOptions, quiet: Quiet = False, json: Json = False) -> No
         where = choose_engine(options.engine)
     try:
         with running(quiet) as reporter:
-            summary = run(settings, reporter, options.resume, where)
+            summary = run(settings, reporter, options.resume, where, confirmation(yes))
     except Interrupted as stop:
         if options.engine != "inprocess":
             stop.again += f" --engine {options.engine}"

@@ -26,7 +26,7 @@ def default_min_survivors(clients: int) -> int:
 class FederationConfig(Section):
     """Who takes part, how a round is aggregated, and what the server does with the sum."""
 
-    clients: int = Field(default=8, ge=3, le=10_000, description="number of clients")
+    clients: int = Field(default=8, ge=1, le=10_000, description="number of clients")
     rounds: int = Field(default=20, ge=1, le=100_000, description="number of rounds")
     aggregator: Literal["fedavg", "fedprox", "fedadam", "feddyn"] = Field(
         default="fedadam",
@@ -35,8 +35,8 @@ class FederationConfig(Section):
     )
     server_lr: Annotated[float, Field(gt=0, le=1e4)] | Literal["auto"] = Field(
         default="auto",
-        description="learning rate of the server; feddyn has none. auto is 0.03, and for updates "
-        "1 with fedprox and 1 - momentum with fedavg",
+        description="learning rate of the server; feddyn has none. auto has a pilot on public records choose it, or "
+        "takes it from the model's size; for updates it is 1 with fedprox and 1 - momentum with fedavg",
     )
     local_steps: Annotated[int, Field(ge=1, le=10_000)] | Literal["auto"] = Field(
         default="auto",
@@ -135,6 +135,11 @@ class FederationConfig(Section):
             raise ValueError(
                 f"federation.max_agreement={self.max_agreement:g} has no effect under "
                 "federation.max_rejected_rounds=null; leave one of them out"
+            )
+        if self.clients < 3:
+            raise ValueError(
+                f"federation.clients={self.clients} is below 3: of two clients each could subtract its own vector from "
+                "the opened sum and so learn the other's, so the sum hides nothing between them; invite a third party"
             )
         lowest = default_min_survivors(self.clients)
         if self.min_survivors < lowest:

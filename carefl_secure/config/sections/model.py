@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from carefl_secure.config.sections.base import Section, Seed
 
 Target = Literal["q", "k", "v", "o", "gate", "up", "down"]
+_AUTO: Any = "auto"
+
+
+def default_targets(base: str) -> tuple[Target, ...]:
+    """Return the layers that ``adapter.targets=auto`` adapts: all of the embedded model, q and v of any other."""
+    return ("q", "k", "v", "o", "gate", "up", "down") if base == "embedded" else ("q", "v")
 
 
 class ModelConfig(Section):
@@ -108,9 +114,10 @@ class AdapterConfig(Section):
     rank: int = Field(default=8, ge=1, le=256, description="rank of the adapter's matrices")
     alpha: int = Field(default=16, ge=1, le=4096, description="the update is scaled by alpha / rank")
     targets: tuple[Target, ...] = Field(
-        default=("q", "k", "v", "o", "gate", "up", "down"),
-        min_length=1,
-        description="linear layers of each text block that are adapted",
+        default=_AUTO,
+        validate_default=True,
+        description="linear layers of each text block that are adapted; auto is all seven for the embedded model and "
+        "q, v for any other, as the noise grows with the root of the trained values",
     )
     last_layers: int | None = Field(
         default=None, ge=1, description="adapt only this many of the last text blocks; null adapts all"
@@ -121,6 +128,20 @@ class AdapterConfig(Section):
         "alternate trains B in odd rounds and A in even ones",
     )
     seed: Seed = Field(default=0, description="seed of the initial values, shared by all clients")
+    warm_start: Literal["none", "public"] = Field(
+        default="none",
+        description="public tunes the adapter on public records, without noise, before the first private round",
+    )
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _auto(cls, value: Any) -> Any:
+        """Return nothing for ``auto``, which the whole configuration resolves by the base."""
+        if value == _AUTO:
+            return ()
+        if isinstance(value, list | tuple) and not value:
+            raise ValueError("names no layer")
+        return value
 
     @field_validator("targets")
     @classmethod

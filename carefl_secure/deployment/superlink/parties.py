@@ -94,6 +94,8 @@ class ProposedRun:
     def of(cls, spec: RunSpec, config: Config, roster: Roster, submitter: Ed25519PrivateKey) -> ProposedRun:
         """Return what follows from a specification; `PolicyError` where the roster does not fit."""
         run, base_hash = spec.folder.run_id, spec.base_hash
+        if spec.server_lr is not None:
+            config = config.with_server_lr(spec.server_lr)
         proposal = Proposal.of(run, config, spec.plan, base_hash)
         return cls(proposal, submitter, cohort_of(config, run, roster, base_hash))
 

@@ -106,7 +106,7 @@ def test_local_nodes_are_the_clients_of_a_default_run(
 ) -> None:
     """The documented command is accepted as it stands; no dropout that it cannot have is asked."""
 
-    def run(config: Config, reporter: Any, resume: object, engine: Any) -> None:
+    def run(config: Config, reporter: Any, resume: object, engine: Any, confirm: object) -> None:
         assert config.federation.clients == clients
         assert isinstance(engine(config, reporter), Loopback)
         raise EngineError("reached")

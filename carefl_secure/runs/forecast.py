@@ -1,0 +1,133 @@
+r"""How much of an update will be signal, from the plan and public gradients, before anything is spent.
+
+A round opens the mean clipped gradient :math:`\mu` and noise of norm :math:`\sigma \sqrt D` for D trained values.
+:math:`\lVert\mu\rVert` is estimated by the mean over m public records, which is too long by up to :math:`1/\sqrt m` of
+the clipping norm: an upper bound. Over T rounds the signal grows as T and the noise as :math:`\sqrt T`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from carefl_secure.config import Config
+from carefl_secure.data.records import targets
+from carefl_secure.data.splits import Subset
+from carefl_secure.federation.plan.run_plan import RunPlan
+from carefl_secure.model.label_scorer import LabelScorer, RecordLosses
+from carefl_secure.model.vision.encode import vision_features
+from carefl_secure.progress import Reporter
+from carefl_secure.runs.build import clipping_of
+from carefl_secure.runs.captions import Contexts
+from carefl_secure.runs.client_task import ModelTask
+from carefl_secure.runs.corpora import Corpora
+
+LOST, ENOUGH = 0.03, 1.0
+"""Signal over noise of all rounds: below the first a run must be confirmed, from the second it should learn well."""
+
+_OPEN, _OPEN_LARGE = 512, 128  # most open records, of the embedded model and of any other
+_GRADIENTS, _GRADIENTS_LARGE = 256, 32
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a round is expected to open: norms of ``update`` and ``noise`` in its mean gradient or update.
+
+    ``batch`` is the expected number of units in it; ``values`` the trained values, ``few`` those of the query and
+    value layers among them, under an adapter of ``rank``.
+    """
+
+    update: float
+    noise: float
+    rounds: int
+    batch: float
+    values: int
+    few: int
+    rank: int
+    unit: str
+
+    @property
+    def ratio(self) -> float:
+        """Signal over noise, by norms, after all rounds; infinity without noise."""
+        return self.update / self.noise * math.sqrt(self.rounds) if self.noise else math.inf
+
+    @property
+    def lost(self) -> bool:
+        """Whether the run is nearly all noise."""
+        return self.ratio < LOST
+
+    def advice(self) -> list[str]:
+        """Return what would bring the ratio to `ENOUGH`, the other settings as they are."""
+        factor = ENOUGH / max(self.ratio, 1e-12)
+        if factor <= 1:
+            return []
+        values = self.values / factor**2
+        whole, few = int(self.rank * values / self.values), int(self.rank * values / self.few) if self.few else 0
+        less = f"at most {max(1, int(values)):,} trained values in place of {self.values:,}"
+        if whole or few:
+            less = f"adapter.rank={whole}" if whole else f"adapter.targets=[q,v] with adapter.rank={few}"
+        return [f"about {math.ceil(self.batch * factor):,} {self.unit} per round, {factor:.3g} times as many", less]
+
+    def sentence(self) -> str:
+        """Return the forecast on one line."""
+        if not self.noise:
+            return "forecast: no noise is added"
+        share = math.floor(1e4 * self.noise / math.hypot(self.noise, self.update)) / 100
+        text = (
+            f"forecast: a round's update has norm {self.update:.3g} at most and its noise {self.noise:.3g}, so "
+            f"{share:.4g} % of what is opened is noise; over {self.rounds} rounds signal/noise is at most "
+            f"{self.ratio:.2g}"
+        )
+        text += f". Below {LOST:g} a run spends its budget on noise alone" * self.lost
+        return f"{text}. To learn well it needs {', or '.join(needs)}" if (needs := self.advice()) else text
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the figures and what follows from them."""
+        ratio = self.ratio if self.noise else None
+        follows = {"signal_to_noise": ratio, "nearly_all_noise": self.lost, "needs": self.advice()}
+        return {**asdict(self), **follows, "sentence": self.sentence()}
+
+
+def public_task(
+    config: Config, plan: RunPlan, scorer: LabelScorer, corpora: Corpora, contexts: Contexts | None, reporter: Reporter
+) -> ModelTask:
+    """Return some open records as one more client would hold them, under the plan's clipping.
+
+    On the embedded corpus they are labelled with the private annotators' habits, as a run's own public records are;
+    with captions, which only its public split has, they are of that split.
+    """
+    chosen = corpora.open if contexts is None else corpora.public
+    count = min(len(chosen.records), _OPEN if config.model.base == "embedded" else _OPEN_LARGE)
+    some = Subset(chosen, tuple(range(count)))
+    said = None if contexts is None else contexts.public[:count]
+    features = vision_features(scorer.adapter.base, some, reporter)
+    return ModelTask(RecordLosses(scorer, features, targets(some), said), clipping_of(config, plan))
+
+
+def survivors_of(config: Config) -> int:
+    """Return how many clients a round is expected to end with."""
+    return config.federation.clients - round(config.dropout * config.federation.clients)
+
+
+def forecast(config: Config, plan: RunPlan, task: ModelTask) -> Forecast:
+    """Measure public gradients at the adapter as it is, and set them against the plan's noise."""
+    privacy, local, left, adapter = plan.privacy, plan.local, survivors_of(config), task.losses.scorer.adapter
+    update = privacy.clipping_norm
+    if privacy.unit != "client":
+        count = min(task.records, _GRADIENTS if config.model.base == "embedded" else _GRADIENTS_LARGE)
+        update = float(np.linalg.norm(task.clipped_sum(adapter.vector(), np.arange(count), 1))) / count
+        if local is not None:  # each local step moves by its rate times the mean gradient
+            update *= local.steps * local.learning_rate
+    return Forecast(
+        update=update,
+        noise=plan.noise_norm(left) if plan.protected else 0.0,
+        rounds=privacy.rounds,
+        batch=float(left) if privacy.unit == "client" else plan.expected_batch(left),
+        values=adapter.dimension,
+        few=sum(p.numel() for name, p in adapter.parameters if ".q_proj." in name or ".v_proj." in name),
+        rank=config.adapter.rank,
+        unit={"client": "clients", "person": "persons"}.get(privacy.unit, "records"),
+    )

@@ -1,0 +1,143 @@
+r"""The server's learning rate under ``auto``: a rule by the model's size, tested by a pilot on public records.
+
+An aligned step of Adam at rate :math:`\eta` changes the outputs of each of L layers of width d in proportion to
+:math:`\eta`, so the rule is :math:`\eta = 1.1 / (L \sqrt d)`, rounded to 1 or 3 times a power of ten: 0.03 for the
+embedded model and 0.001 for SmolVLM2 at 256M to 2.2B (``docs/defaults.md``).
+
+The pilot takes the plan's own steps: clipping, noise in every entry of the mean gradient and optimizer are the run's;
+batches are smaller, and rounds at most 20. Every rate sees the same batches and noise. Rates are compared by mAP on
+held-out records: under noise the loss prefers rates that hardly move. No private record is read, so the pilot costs no
+privacy, and its noise may be predictable.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from carefl_secure.config import Config
+from carefl_secure.errors import NonFiniteError
+from carefl_secure.evaluation.metrics import mean_average_precision
+from carefl_secure.federation.plan.run_plan import RunPlan
+from carefl_secure.federation.server.optimizers import Listener
+from carefl_secure.model.lora import Adapter
+from carefl_secure.progress import Reporter
+from carefl_secure.runs.build import make_optimizer
+from carefl_secure.runs.client_task import ModelTask, Vector
+from carefl_secure.runs.forecast import survivors_of
+
+_RULE = 1.1
+_SHARE = 0.08  # of the gradients that the run computes
+_ROUNDS, _FEWEST = 20, 4
+_BATCH, _HELD = 16, 256  # the smallest batch, and the most records, that rates are compared on
+_MARGIN = 0.3  # over the root of the held-out records, about two standard errors: the mAP that beats the rule's
+_GRID = [digit * 10.0**power for power in range(-8, 5) for digit in (1, 3)]
+_TASK = "pilot on public records"
+
+
+@dataclass(frozen=True)
+class Rate:
+    """The chosen rate, how it was chosen, and mAP by rate: 0 is the untuned model, None stands for divergence."""
+
+    server_lr: float
+    sentence: str
+    curve: tuple[tuple[float, float | None], ...] = ()
+
+
+def grid_rate(value: float) -> float:
+    """Return the nearest of 1 and 3 times the powers of ten, on a logarithmic scale."""
+    return min(_GRID, key=lambda rate: abs(math.log(rate / value)))
+
+
+def rule_rate(adapter: Adapter) -> float:
+    """Return the rate of Adam that follows from the size of the text model."""
+    text = adapter.base.model.config.text_config
+    return grid_rate(_RULE / (text.num_hidden_layers * math.sqrt(text.hidden_size)))
+
+
+def choose_rate(config: Config, plan: RunPlan, task: ModelTask, update: float, reporter: Reporter) -> Rate:
+    """Resolve ``federation.server_lr``; deterministic, given the seeds.
+
+    ``update`` is the norm of the mean gradient (`forecast`), which plain descent needs for its rule. The rule's rate
+    stands, and the sentence says why, where clients take local steps, the run is too short for a pilot, or the public
+    records are too few; and unless another rate of the grid is clearly better and improves the untuned model.
+    """
+    if config.server_lr is not None:
+        return Rate(config.server_lr, f"server learning rate {config.server_lr:g}, as set")
+    adapter = task.losses.scorer.adapter
+    left, rule = survivors_of(config), rule_rate(adapter)
+    noise = plan.noise_norm(left) if plan.protected else 0.0
+    if config.federation.aggregator == "fedavg":  # the same step in every entry, at the norm that rounds open
+        rule *= math.sqrt(adapter.dimension) / max(math.hypot(update, noise), 1e-12)
+        rule = grid_rate(rule * (1.0 - config.federation.momentum))
+    rounds, batch = size = pilot_size(plan, task.records)
+    if plan.local is not None or batch < _BATCH:
+        few = f"{task.records} public records and {plan.privacy.rounds} rounds of {plan.privacy.expected_batch:.0f}"
+        why = f"{few} are too few for one" if plan.local is None else "clients take local steps"
+        return Rate(rule, f"server learning rate {rule:g} by the rule for the model's size; NO PILOT, as {why}")
+    order = np.random.default_rng([config.run.seed, config.data.seed]).permutation(task.records)
+    held, train = np.split(order, [min(_HELD, task.records // 2)])
+    start, truth = adapter.vector(), task.losses.targets(held)
+
+    def score(rate: float) -> float | None:
+        adapter.load(start)
+        try:
+            if rate:
+                chosen = config.with_server_lr(rate)
+                adapter.load(simulate(chosen, task, train, size, noise / math.sqrt(adapter.dimension)))
+        except NonFiniteError:
+            return None
+        scores = task.losses.scores(held)
+        reporter.advance(_TASK)
+        return mean_average_precision(truth, scores) if np.isfinite(scores).all() else None
+
+    reporter.start(_TASK, 4)
+    untuned, found = score(0.0), {rate: score(rate) for rate in (rule, _next(rule, -1), _next(rule, 1))}
+    for _ in range(2):
+        best = _best(found, rule, untuned or 0.0, _MARGIN / math.sqrt(len(held)))
+        if best != rule and best in (min(found), max(found)):
+            further = _next(best, -1 if best < rule else 1)
+            found[further] = score(further)
+    best = _best(found, rule, untuned or 0.0, _MARGIN / math.sqrt(len(held)))
+    adapter.load(start)
+    reporter.finish(_TASK)
+    curve = ((0.0, untuned), *sorted(found.items()))
+    shown = ", ".join(f"{rate:g}: {'diverged' if value is None else f'{value:.3f}'}" for rate, value in curve)
+    by = f"a pilot on public records ({rounds} rounds of {batch}; mAP by rate, 0 untuned: {shown})"
+    return Rate(best, f"server learning rate {best:g}, by {by}", curve)
+
+
+def pilot_size(plan: RunPlan, records: int) -> tuple[int, int]:
+    """Return rounds and batch of a pilot of three rates that costs 8 % of the run's gradients."""
+    each = plan.privacy.rounds * plan.privacy.expected_batch * _SHARE / 3
+    rounds = max(1, min(_ROUNDS, plan.privacy.rounds, max(_FEWEST, int(each / _BATCH))))
+    return rounds, int(min(each / rounds, records // 2))
+
+
+def simulate(
+    config: Config, task: ModelTask, records: npt.NDArray[np.int64], size: tuple[int, int], deviation: float
+) -> Vector:
+    """Take rounds of a batch each on public records, from the adapter as it is, under noise in every entry."""
+    rng, adapter = np.random.default_rng([config.run.seed, config.data.seed, 1]), task.losses.scorer.adapter
+    optimizer, point = make_optimizer(config, adapter), adapter.vector()
+    for number in range(1, size[0] + 1):
+        drawn = np.sort(rng.choice(records, min(size[1], len(records)), replace=False))
+        gradient = task.clipped_sum(point, drawn, number) / len(drawn) + deviation * rng.normal(size=point.size)
+        if isinstance(optimizer, Listener):
+            optimizer.observe(1.0, deviation**2)
+        point = optimizer.step(point, gradient)
+    return point
+
+
+def _best(found: dict[float, float | None], rule: float, untuned: float, margin: float) -> float:
+    """Return the rate of the highest mAP; the rule's unless it is clearly beaten, the lowest if all diverged."""
+    fit = {rate: value for rate, value in found.items() if value is not None}
+    best = max(fit, key=lambda rate: fit[rate], default=min(found))
+    return rule if rule in fit and fit[best] <= max(untuned, fit[rule] + margin) else best
+
+
+def _next(rate: float, steps: int) -> float:
+    return grid_rate(rate * 10.0 ** (steps / 2))

@@ -1,0 +1,144 @@
+"""What a run does on public records before its first round, and what becomes of the model's language after its last.
+
+All of it is kept in ``preparation.json`` in the run folder, for the report. Nothing here reads a private record.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+
+from carefl_secure.config import Config
+from carefl_secure.errors import RunError, UnconfirmedError
+from carefl_secure.federation.plan.calibrate import plan_run
+from carefl_secure.federation.plan.run_plan import RunPlan
+from carefl_secure.model.generation import perplexity
+from carefl_secure.model.label_scorer import LabelScorer
+from carefl_secure.progress import Reporter
+from carefl_secure.run_folder import RunFolder, write_atomically
+from carefl_secure.runs.build import label_scorer
+from carefl_secure.runs.captions import Contexts, load_contexts
+from carefl_secure.runs.client_task import ModelTask
+from carefl_secure.runs.corpora import Corpora
+from carefl_secure.runs.forecast import forecast, public_task
+from carefl_secure.runs.pilot import choose_rate, simulate
+from carefl_secure.runs.plan_from_config import request_of
+from carefl_secure.runs.staged_corpora import load_stages, stage_configs
+
+WRECKED = 1.5
+"""Perplexity on plain English, over that before training, from which a model's language counts as damaged."""
+
+_SPEAKS = 300.0  # a base of a higher perplexity has no language that could be damaged
+_WARM_ROUNDS, _WARM_BATCH = 20, 64
+
+
+def prepare(
+    config: Config,
+    plan: RunPlan,
+    scorer: LabelScorer,
+    corpora: Corpora,
+    contexts: Contexts | None,
+    reporter: Reporter,
+    confirm: Callable[[str], bool] | None = None,
+) -> dict[str, Any]:
+    """Forecast, have a run of noise confirmed, resolve the rate, warm the adapter up; return what is recorded.
+
+    Without ``confirm`` a run that is nearly all noise goes on with a note; where it returns False
+    `UnconfirmedError` is raised.
+    """
+    before, task = perplexity(scorer.adapter), public_task(config, plan, scorer, corpora, contexts, reporter)
+    found = forecast(config, plan, task)
+    said = found.sentence()
+    reporter.note(said)
+    if found.lost and confirm is not None and not confirm(said):
+        raise UnconfirmedError(f"{said}. Nothing was spent. Change the settings, or give --yes to run all the same")
+    rate = choose_rate(config, plan, task, found.update, reporter)
+    reporter.note(rate.sentence)
+    warm = ""
+    if config.adapter.warm_start == "public":
+        warm = _warm_up(config.with_server_lr(rate.server_lr), task)
+        reporter.note(warm)
+    record = {"forecast": found.to_json(), "server_lr": asdict(rate), "warm_start": warm}
+    language = {"before": before if math.isfinite(before) else None, "after": None, "sentence": ""}
+    return {**record, "language": language}
+
+
+def plan_only(config: Config, reporter: Reporter) -> dict[str, Any]:
+    """Return budget, plan and forecast of a run without the run; of several stages, of the first alone."""
+    one, corpora = stage_configs(config)[0], load_stages(config, reporter)[0]
+    contexts, scorer = load_contexts(one, corpora, reporter), label_scorer(one, corpora.private.space)
+    plan = plan_run(request_of(one, corpora, scorer.adapter.dimension))
+    found = forecast(one, plan, public_task(one, plan, scorer, corpora, contexts, reporter))
+    noise = plan.privacy.budget_text() if plan.protected else "NO PRIVACY: privacy.unit is none"
+    budget = f"{scorer.adapter.dimension} trained values; {noise}"
+    return {"budget": budget, "plan": plan.to_json(), "forecast": found.to_json()}
+
+
+def resolved_rate(
+    config: Config, scorer: LabelScorer, corpora: Corpora, contexts: Contexts | None, reporter: Reporter
+) -> Config:
+    """Return the configuration with the rate that a federated run with these settings would take."""
+    plan = plan_run(request_of(config, corpora, scorer.adapter.dimension))
+    task = public_task(config, plan, scorer, corpora, contexts, reporter)
+    update = forecast(config, plan, task).update
+    return config.with_server_lr(choose_rate(config, plan, task, update, reporter).server_lr)
+
+
+def write_record(folder: RunFolder, record: dict[str, Any]) -> None:
+    """Keep what was recorded."""
+    text = json.dumps(record, indent=2, allow_nan=False) + "\n"
+    write_atomically(folder.path / "preparation.json", text.encode())
+
+
+def read_record(folder: RunFolder) -> dict[str, Any]:
+    """Return what an interrupted run recorded at its start."""
+    path = folder.path / "preparation.json"
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        float(record["server_lr"]["server_lr"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path} cannot be read: {error}; restore it from a copy, or start the run again") from error
+    return record
+
+
+def close_record(folder: RunFolder, config: Config, record: dict[str, Any], after: float) -> list[str]:
+    """Record the perplexity after the last round; return what must be said of the model's language."""
+    before = record["language"]["before"]
+    said = language_sentence(config, math.inf if before is None else before, after)
+    language = {"before": before, "after": after if math.isfinite(after) else None, "sentence": said}
+    write_record(folder, {**record, "language": language})
+    return [said] if said else []
+
+
+def language_sentence(config: Config, before: float, after: float) -> str:
+    """Say what training did to the model's language; nothing of a base that has none, as the embedded model."""
+    if config.model.base == "embedded" or not before < _SPEAKS:
+        return ""
+    ratio = after / before
+    text = f"perplexity on plain English: {before:.4g} before training, {after:.4g} after ({ratio:.3g} times)"
+    if ratio < WRECKED:
+        return text
+    return (
+        f"WARNING: training damaged the model's language; {text}, and at most {WRECKED:g} times is accepted. Do not "
+        "use this adapter: lower federation.server_lr or federation.rounds"
+    )
+
+
+def _warm_up(config: Config, task: ModelTask) -> str:
+    """Tune the adapter on public records without noise; return what to say of it."""
+    adapter = task.losses.scorer.adapter
+    start, size = adapter.vector(), (min(_WARM_ROUNDS, config.federation.rounds), min(_WARM_BATCH, task.records))
+    known = replace(task, clipping=replace(task.clipping, normalise=False, norm=1e3))
+    quiet = config.federation.model_copy(update={"noise_correction": False})
+    free = config.model_copy(update={"federation": quiet})
+    adapter.load(simulate(free, known, np.arange(task.records), size, 0.0))
+    moved = float(np.linalg.norm(adapter.vector() - start))
+    return (
+        f"warm start: {size[0]} rounds of {size[1]} out of {task.records} public records, without noise, moved the "
+        f"adapter by {moved:.3g}; the promise covers private records and is unchanged"
+    )
