@@ -26,11 +26,11 @@ import numpy as np
 import numpy.typing as npt
 from _bench import Bar, Report, say
 from _smollm2 import make_base
-from carefl_secure.evaluation.metrics import macro_f1, mean_average_precision
 from PIL import Image
 
 from carefl_secure.captions.cache import CaptionCache, picture_key
 from carefl_secure.config.experiment import Experiment, cells_of
+from carefl_secure.evaluation.figures import Figures
 from carefl_secure.experiment.run import run_cells
 from carefl_secure.privacy.accounting.budget import BudgetQuestion, solve_budget
 from carefl_secure.progress import SilentReporter
@@ -126,18 +126,20 @@ def logistic(train: Rows, test: Rows, classes: int, noise: float, rate: float, r
         weights -= step * velocity
     scores = hashed(test) @ weights
     scores -= np.log(np.exp(scores).sum(1, keepdims=True))
+    return figures(test, classes, scores)
+
+
+def figures(test: Rows, classes: int, scores: Floats) -> dict[str, float]:
+    """Return mAP and macro F1 of scores."""
     truth = np.eye(classes)[[label for _, label in test]]
-    return {"mAP": mean_average_precision(truth, scores), "macro_f1": macro_f1(truth, scores, None)}
+    return Figures(truth, scores, multi=False, names=("mAP", "macro_f1"))()
 
 
 def baseline_rows(train: Rows, test: Rows, classes: int) -> list[dict[str, Any]]:
     """Return the majority and both logistic regressions, on all training comments, public ones included."""
-    truth = np.eye(classes)[[label for _, label in test]]
     shares = np.bincount([label for _, label in train], minlength=classes) / len(train)
-    flat = np.tile(shares, (len(test), 1))
-    rows: list[dict[str, Any]] = [
-        {"row": "majority", "mAP": float(truth.mean(0).mean()), "macro_f1": macro_f1(truth, flat, None)}
-    ]
+    flat = np.log(np.tile(shares, (len(test), 1)))
+    rows: list[dict[str, Any]] = [{"row": "majority", **figures(test, classes, flat)}]
     rows.append({"row": "words, logistic", **logistic(train, test, classes, 0.0, 1.0, 400)})
     rate, rounds = 0.2, 60
     asked = BudgetQuestion(mechanism="gaussian", delta=DELTA, epsilon=EPSILON, rounds=rounds, sample_rate=rate)
@@ -175,15 +177,15 @@ def main() -> int:
         if done.error:
             raise SystemExit(f"{cell.name}: {done.error}")
         say(f"{cell.name}: {done.figures} ({done.seconds:.0f} s)")
-        figures = {"mAP": done.figures["mAP"], "macro_f1": done.figures["macro_f1"]}
+        scored = {"mAP": done.figures["mAP"], "macro_f1": done.figures["macro_f1"]}
         kept = out / cell.name / "preparation.json"
         if kept.is_file():
             before = json.loads(kept.read_text())
             words = before["language"]
-            figures["perplexity"] = words["after"] / words["before"]
+            scored["perplexity"] = words["after"] / words["before"]
             report.notes += [f"{cell.name}: {before['server_lr']['sentence']}", f"{before['forecast']['sentence']}"]
-        found[done.variant] = figures
-        report.rows.append({"row": done.variant, "epsilon": done.epsilon or "", "perplexity": "", **figures})
+        found[done.variant] = scored
+        report.rows.append({"row": done.variant, "epsilon": done.epsilon or "", "perplexity": "", **scored})
     report.rows = [{k: row[k] for k in ("row", "epsilon", "mAP", "macro_f1", "perplexity")} for row in report.rows]
     untuned, free, private = found["untuned"], found["federated-none"], found["federated-eps8"]
     majority = report.rows[0]

@@ -107,9 +107,6 @@ def show(summary: RunSummary) -> None:
     if summary.rows:
         console.print(_rounds(summary))
     console.print(_scores(summary))
-    for line in (
-        *summary.remarks,
-        summary.promise,
-        f"run folder: {summary.folder} ({figure('seconds', summary.seconds)} s)",
-    ):
+    folder = f"run folder: {summary.folder} ({figure('seconds', summary.seconds)} s)"
+    for line in (*summary.remarks, summary.promise, folder):
         write_line(console, line)

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from carefl_secure.config import Config
 from carefl_secure.errors import NonFiniteError
-from carefl_secure.evaluation.metrics import mean_average_precision
+from carefl_secure.evaluation.figures import Figures
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.server.optimizers import Listener
 from carefl_secure.model.lora import Adapter
@@ -88,11 +88,11 @@ def choose_rate(config: Config, plan: RunPlan, task: ModelTask, update: float, r
             if rate:
                 chosen = config.with_server_lr(rate)
                 adapter.load(simulate(chosen, task, train, size, noise / math.sqrt(adapter.dimension)))
+            return Figures(truth, task.losses.scores(held), multi=True, names=("mAP",))()["mAP"]
         except NonFiniteError:
             return None
-        scores = task.losses.scores(held)
-        reporter.advance(_TASK)
-        return mean_average_precision(truth, scores) if np.isfinite(scores).all() else None
+        finally:
+            reporter.advance(_TASK)
 
     reporter.start(_TASK, 4)
     untuned, found = score(0.0), {rate: score(rate) for rate in (rule, _next(rule, -1), _next(rule, 1))}
