@@ -139,7 +139,7 @@ class FederationConfig(Section):
         if self.clients < 3:
             raise ValueError(
                 f"federation.clients={self.clients} is below 3: of two clients each could subtract its own vector "
-                "from the opened sum and so learn the other's, so the sum hides nothing between them; invite a third party"
+                "from the opened sum and so learn the other's, which hides nothing; invite a third party"
             )
         lowest = default_min_survivors(self.clients)
         if self.min_survivors < lowest:
