@@ -137,7 +137,7 @@ def test_where_there_is_no_pilot_the_rule_stands_and_says_so() -> None:
         assert rate.server_lr == pytest.approx(0.03) and rate.curve == ()
         assert "rule for the model's size; NO PILOT" in rate.sentence
     config, plan = planned("federation.server_lr=0.2")
-    assert choose_rate(config, plan, toy.adapter, toy, 1.0, SilentReporter()).server_lr == 0.2  # type: ignore[arg-type]
+    assert choose_rate(config, plan, toy, 1.0, SilentReporter()).server_lr == 0.2  # type: ignore[arg-type]
 
 
 def test_a_pilot_costs_a_small_share_of_the_run() -> None:
@@ -153,7 +153,8 @@ def small(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
     def make(*more: str) -> Config:
         words = [f"model.base={base}", f"data.cache_dir={root / 'corpora'}", "model.quantization=none"]
         words += ["data.records=160", "federation.rounds=2", "privacy.delta=0.001", "adapter.rank=2"]
-        return load_config(None, [*words, "adapter.last_layers=1", *more])
+        chosen = {word.split("=")[0]: word for word in [*words, "adapter.last_layers=1", *more]}
+        return load_config(None, list(chosen.values()))
 
     return make
 
@@ -174,10 +175,11 @@ def test_a_run_of_noise_asks_and_a_normal_one_does_not(small: Callable[..., Conf
 
     prepared(small(), no)
     assert asked == []
+    noise = small("privacy.epsilon=0.05", "adapter.rank=64", "adapter.targets=[q,v,gate,up]")
     with pytest.raises(UnconfirmedError, match="--yes"):
-        prepared(small("privacy.epsilon=0.01"), no)
+        prepared(noise, no)
     assert len(asked) == 1
-    made, _ = prepared(small("privacy.epsilon=0.01"), confirmation(True))
+    made, _ = prepared(noise, confirmation(True))
     assert made["forecast"]["nearly_all_noise"]
 
 
@@ -209,7 +211,9 @@ def test_what_was_measured_is_kept_and_completed_at_the_end(small: Callable[...,
     made, adapter = prepared(config)
     folder: Any = SimpleNamespace(path=tmp_path)
     write_record(folder, made)
-    assert read_record(folder) == made and made["server_lr"]["server_lr"] == pytest.approx(0.03)
+    assert read_record(folder) == json.loads(json.dumps(made)) and made["server_lr"]["server_lr"] == pytest.approx(
+        0.03
+    )
     assert close_record(folder, config, made, perplexity(adapter)) == []  # a random base has no language
     assert read_record(folder)["language"]["after"] > 0
     assert len(_preparation(tmp_path)) == 2 and _preparation(tmp_path / "elsewhere") == []
