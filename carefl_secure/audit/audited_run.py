@@ -116,8 +116,9 @@ class AuditedRun:
                 f"the adapter has {adapter.dimension} entries, the plan of {self.folder.path} "
                 f"{self.plan.encoding.dimension}; the folder was put together from two runs"
             )
-        before = adapter.vector()
-        return before, load_saved(adapter, self.folder.adapter)
+        before, after = adapter.vector(), load_saved(adapter, self.folder.adapter)
+        trained = adapter.trainable_entries(1) | adapter.trainable_entries(2)
+        return np.where(trained, before, after), after
 
     def known(self, corpus: Corpus, count: int, seed: int = 0) -> Known:
         """Encode ``count`` records of a corpus, or all where it has fewer."""

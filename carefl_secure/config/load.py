@@ -142,6 +142,7 @@ def _checked(settings: dict[str, Any]) -> Config:
         config = Config.model_validate(settings)
         resolved = config.model_dump()
         resolved["simulation"]["dropout"] = config.dropout
+        resolved["adapter"]["head"] = config.head
         resolved["federation"]["local_steps"] = config.local_steps
         resolved["federation"]["local_lr"] = config.local_lr
         resolved["federation"]["server_lr"] = config.server_lr or "auto"

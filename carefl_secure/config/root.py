@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from carefl_secure.config.sections import (
@@ -92,6 +94,13 @@ class Config(Section):
         """Return the same configuration with the server's learning rate as a number."""
         federation = self.federation.model_copy(update={"server_lr": rate})
         return self.model_copy(update={"federation": federation})
+
+    @property
+    def head(self) -> Literal["linear", "none"]:
+        """Whether a label head is trained with the adapter."""
+        if self.adapter.head != "auto":
+            return self.adapter.head
+        return "none" if self.sums_updates else "linear"
 
     @property
     def dropout(self) -> float:
@@ -270,6 +279,11 @@ def check_work(config: Config) -> None:
             "adapter.train=both cannot be used with updates of several clients: the mean of A "
             "times the mean of B is not the mean of their products; set adapter.train=B or "
             "adapter.train=alternate"
+        )
+    if updates and adapter.head == "linear":
+        raise ValueError(
+            "adapter.head=linear is trained by sums of gradients, and here clients release updates of local "
+            "steps, whose rate does not fit it; set adapter.head=none"
         )
     if rule == "feddyn":
         if adapter.train != "B":

@@ -25,7 +25,7 @@ from carefl_secure.evaluation.figures import Figures
 from carefl_secure.model.label_scorer import LabelScorer
 from carefl_secure.progress import Reporter
 from carefl_secure.run_folder import write_atomically
-from carefl_secure.runs.build import label_scorer
+from carefl_secure.runs.build import centre_head, label_scorer
 from carefl_secure.runs.captions import Contexts, load_contexts
 from carefl_secure.runs.corpora import Corpora
 from carefl_secure.runs.evaluation.evaluator import Evaluator
@@ -145,6 +145,7 @@ class Bench:
         self.corpora: Corpora = load_corpora(config, reporter)
         self.contexts: Contexts | None = load_contexts(config, self.corpora, reporter)
         self.scorer: LabelScorer = label_scorer(config, self.corpora.test.space)
+        centre_head(self.scorer.adapter, self.corpora.public, reporter)
         self.initial = self.scorer.adapter.vector()
 
     @cached_property

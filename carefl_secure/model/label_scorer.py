@@ -30,7 +30,8 @@ class LabelScorer:
     .. math:: s_{ik} = \log p(\text{label}_k \mid x_i) - \log p(\text{None} \mid x_i)
 
     Where one label holds, it is the log-probability among the labels, :math:`\log
-    \operatorname{softmax}_k \log p(\text{label}_k \mid x_i)`.
+    \operatorname{softmax}_k \log p(\text{label}_k \mid x_i)`. The logits of the adapter's `LabelHead`, if it has one,
+    are added to :math:`s_{ik}`, or to the log-likelihoods before the softmax.
     """
 
     adapter: Adapter
@@ -63,7 +64,11 @@ class LabelScorer:
         raw = answer_log_likelihoods(
             self.adapter.module, self.__dict__["_tree"], prefix, attention, tiles, self.adapter.base.dtype
         )
-        return raw[:, :-1] - raw[:, -1:] if self.space.multi else raw.log_softmax(-1)
+        scores = raw[:, :-1] - raw[:, -1:] if self.space.multi else raw
+        if self.adapter.head is not None:
+            whole = features.whole() if isinstance(features, Tiles) else features
+            scores = scores + self.adapter.head(whole, self.space.labels)
+        return scores if self.space.multi else scores.log_softmax(-1)
 
     def all(
         self, features: Features, batch: int = 64, captions: Sequence[str] | None = None

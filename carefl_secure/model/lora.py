@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from carefl_secure.errors import ConfigError, ModelError, NonFiniteError
+from carefl_secure.model.label_head import LabelHead
 from carefl_secure.model.loader import Base
 
 _LAYER = r".*text_model\.layers\.({layers})\."
+_HEAD, _FROZEN = "label_head.", "label_head.centre"
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 """Short names of the linear layers of a text block that an adapter may sit on."""
 
@@ -41,6 +44,8 @@ class Adapter:
         Fixes A. The same seed gives the same A on every client.
     last_layers : int, optional
         Adapt only so many of the last text layers; all by default.
+    head : sequence of str, optional
+        Labels for which a `LabelHead` is trained as well. Its centre and weights come last in the vector.
     """
 
     def __init__(
@@ -53,6 +58,7 @@ class Adapter:
         train: str = "B",
         seed: int = 0,
         last_layers: int | None = None,
+        head: Sequence[str] = (),
     ) -> None:
         if train not in ("B", "both", "alternate"):
             raise ConfigError(f"adapter.train must be B, both or alternate, not {train!r}")
@@ -85,10 +91,30 @@ class Adapter:
                 self.parameters.append((name, parameter))
         if not self.parameters:
             raise ModelError("the adapter has no trainable weights; check adapter.targets")
+        if head:
+            self.attach_head(head)
+
+    @property
+    def head(self) -> LabelHead | None:
+        """The label head, or None."""
+        return getattr(self.module, "label_head", None)
+
+    def attach_head(self, labels: Sequence[str], head: LabelHead | None = None) -> None:
+        """Train a head for ``labels`` as well, a fresh one by default, in place of one that is there."""
+        config = self.base.model.config.text_config
+        head = head or LabelHead(labels, int(self.base.processor.image_seq_len), int(config.hidden_size))
+        # Inside the module, where the clipping engines look for layers.
+        self.module.label_head = head.to(self.base.device)
+        self.parameters = [(name, p) for name, p in self.parameters if not name.startswith(_HEAD)]
+        self.parameters += self._head_parameters()
+
+    def _head_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """Return the head's centre, which travels with the trained values, and its weights, which train."""
+        return [] if self.head is None else [(_HEAD + name, p) for name, p in self.head.named_parameters()]
 
     @property
     def dimension(self) -> int:
-        """Number of trainable values."""
+        """Number of values that all parties share and rounds sum."""
         return sum(p.numel() for _, p in self.parameters)
 
     def active(self, number: int) -> list[tuple[str, nn.Parameter]]:
@@ -96,6 +122,7 @@ class Adapter:
         chosen = []
         for name, parameter in self.parameters:
             trains = self.train != "alternate" or ("lora_B" in name) == (number % 2 == 1)
+            trains &= not name.endswith(_FROZEN)
             parameter.requires_grad_(trains)
             if trains:
                 chosen.append((name, parameter))
@@ -139,6 +166,8 @@ class Adapter:
         folder.mkdir(parents=True, exist_ok=True)
         self.saved_config().save_pretrained(str(folder))
         save_file(whole, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        if self.head is not None:
+            self.head.save(folder)
 
     def saved_config(self) -> Any:
         """Return peft's configuration of what `save` writes."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from carefl_secure.errors import ModelError, NonFiniteError
 from carefl_secure.hub import quiet
+from carefl_secure.model.label_head import HEAD_FILE, HEAD_SETTINGS, LabelHead
 from carefl_secure.model.lora import Adapter
 
 _SETTINGS = ("peft_type", "r", "lora_alpha", "target_modules", "bias", "use_dora", "use_rslora")
@@ -25,7 +26,7 @@ def load_saved(adapter: Adapter, folder: Path) -> npt.NDArray[np.float32]:
     """Load a folder that :meth:`Adapter.save` wrote, A and B; return the values [dimension].
 
     The adapter must have the settings of the run that wrote the folder. Only
-    ``adapter_model.safetensors`` is read: no pickle is ever opened.
+    safetensors and JSON are read: no pickle is ever opened. A label head takes the labels that the folder names.
 
     Raises
     ------
@@ -53,6 +54,7 @@ def load_saved(adapter: Adapter, folder: Path) -> npt.NDArray[np.float32]:
             )
         if not torch.isfinite(tensor).all():
             raise NonFiniteError(f"weight {name} in {folder} holds NaN or infinity; not loaded")
+    head = _read_head(adapter, folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         result: Any = set_peft_model_state_dict(adapter.module, tensors)
@@ -62,7 +64,40 @@ def load_saved(adapter: Adapter, folder: Path) -> npt.NDArray[np.float32]:
             f"peft did not place {(result.unexpected_keys or lost)[0]} of {folder}; "
             "install the peft version that this package asks for"
         )
+    if head is not None:
+        adapter.attach_head(head.labels, head)
     return adapter.vector()
+
+
+def load_head(adapter: Adapter, folder: Path) -> None:
+    """Load the label head alone, as `load_saved` does."""
+    head = _read_head(adapter, folder)
+    if head is not None:
+        adapter.attach_head(head.labels, head)
+
+
+def _read_head(adapter: Adapter, folder: Path) -> LabelHead | None:
+    """Read and check a folder's label head; None where neither it nor the adapter has one."""
+    head, path = adapter.head, folder / HEAD_FILE
+    if head is None and not path.exists():
+        return None
+    if head is None or not path.exists():
+        raise ModelError(
+            f"the adapter in {folder} has {'no' if head else 'a'} label head, but the settings ask for "
+            f"{'one' if head else 'none'}; take the settings of the run that wrote the adapter"
+        )
+    about, tensors = _json(folder / HEAD_SETTINGS), _read(path)
+    labels = about.get("labels")
+    if not isinstance(labels, list) or len(set(map(str, labels))) < len(labels):
+        raise ModelError(f"the label head in {folder} does not name its labels; restore it from a copy")
+    saved = head.with_labels(map(str, labels))
+    expected = {name: (value.shape, value.dtype) for name, value in saved.state_dict().items()}
+    if about != saved.settings() or expected != {name: (value.shape, value.dtype) for name, value in tensors.items()}:
+        raise ModelError(f"the label head in {folder} fits another base; take the base of the run that wrote it")
+    if not all(bool(torch.isfinite(value).all()) for value in tensors.values()):
+        raise NonFiniteError(f"the label head in {folder} holds NaN or infinity; not loaded")
+    saved.load_state_dict(tensors)
+    return saved
 
 
 def merge(adapter: Adapter) -> None:
@@ -77,32 +112,39 @@ def merge(adapter: Adapter) -> None:
 
 
 def save_merged(adapter: Adapter, folder: Path) -> None:
-    """Write a merged base in bfloat16, with its processor; the adapter is used up."""
-    merged: Any = adapter.module.unload()
+    """Write a merged base in bfloat16, with its processor and the label head; the adapter is used up."""
+    head, merged = adapter.head, cast(Any, adapter.module.unload())
     with quiet():
         merged.to(torch.bfloat16).save_pretrained(folder)
         adapter.base.processor.save_pretrained(folder)
+    if head is not None:
+        head.save(folder)
 
 
 def _check_settings(adapter: Adapter, folder: Path) -> None:
     path = folder / "adapter_config.json"
-    try:
-        saved: Any = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ModelError(
-            f"{folder} holds no adapter (no {path.name}); finish the run, with --resume where it was interrupted"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read: {error}; restore it from a copy") from error
+    saved = _json(path)
     held = adapter.module.peft_config["default"].to_dict()
     for name in _SETTINGS:
         mine = getattr(held[name], "value", held[name])
-        theirs = saved.get(name) if isinstance(saved, dict) else None
+        theirs = saved.get(name)
         if theirs != mine:
             raise ModelError(
                 f"{path} says {name} {theirs!r}, but the settings make it {mine!r}; take the "
                 "settings of the run that wrote the adapter"
             )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found: Any = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelError(
+            f"{path.parent} holds no adapter (no {path.name}); finish the run, with --resume where it was interrupted"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read: {error}; restore it from a copy") from error
+    return found if isinstance(found, dict) else {}
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:

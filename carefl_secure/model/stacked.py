@@ -25,6 +25,7 @@ class StackedAdapter(Adapter):
     and the right-hand side is what `save` writes: one ordinary adapter of rank 2 r and scale 2
     alpha, the same function up to rounding. ``merge_and_unload`` would add the product to the base
     and quantise it anew, which changed the logits of a 4-bit base by 21 % when it was measured.
+    A label head is not stacked: the one head trains on.
 
     ``first`` may be a stack itself, is frozen as it is now, and must not be used any more. ``seed``
     fixes the fresh A and must differ from the first adapter's, whose span is used already.
@@ -51,3 +52,4 @@ class StackedAdapter(Adapter):
             parameter.requires_grad_(trains)
             if trains:
                 self.parameters.append((name, parameter))
+        self.parameters += self._head_parameters()

@@ -8,9 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import carefl_secure
 from carefl_secure.config import Config
-from carefl_secure.data.records import LabelSpace
+from carefl_secure.data.label_spaces import PUBLISHED_SPACES
+from carefl_secure.data.records import Corpus, LabelSpace
+from carefl_secure.data.splits import Subset
 from carefl_secure.errors import ConfigError
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.plan.staged import Stage
@@ -24,6 +28,8 @@ from carefl_secure.model.loader import load_base
 from carefl_secure.model.lora import Adapter
 from carefl_secure.model.prompts import PromptForm
 from carefl_secure.model.task_prompts import prompt_template, task_question
+from carefl_secure.model.vision.encode import vision_features
+from carefl_secure.model.vision.tiles import Tiles
 from carefl_secure.noise import DeterministicKeySource, KeySource
 from carefl_secure.privacy.canonical_json import canonical_json
 from carefl_secure.privacy.clipping.clipped_sum import Clipping
@@ -34,6 +40,8 @@ from carefl_secure.runs.corpora import Corpora
 from carefl_secure.runs.plan_from_config import aggregation_of
 from carefl_secure.runs.seeded_keys import KeptKeys
 from carefl_secure.runs.trackers.base import TrackedReporter
+
+_CENTRE = 128  # public records that a label head is centred on
 
 
 def text_scorer(config: Config, scorer: LabelScorer) -> TextScorer | None:
@@ -48,10 +56,19 @@ def micro_batch(config: Config) -> int:
     return config.performance.micro_batch or (64 if config.model.base == "embedded" else 4)
 
 
-def label_scorer(config: Config, space: LabelSpace) -> LabelScorer:
+def head_labels(config: Config, space: LabelSpace) -> tuple[str, ...]:
+    """Return the labels of the label head, those of all stages of a staged run; empty without a head."""
+    if config.head == "none":
+        return ()
+    spaces = [PUBLISHED_SPACES[name] for name in config.stages.spaces] or [space]
+    return tuple(dict.fromkeys(label for one in spaces for label in one.labels))
+
+
+def label_scorer(config: Config, space: LabelSpace, head: tuple[str, ...] | None = None) -> LabelScorer:
     """Load the base of a configuration, with a fresh adapter and a scorer for a label space.
 
-    The adapter has the shape of what a finished run saves: merged stages stack their ranks.
+    The adapter has the shape of what a finished run saves: merged stages stack their ranks. ``head`` are the labels of
+    its label head, by default `head_labels`.
     """
     stacked = len(config.stages.spaces) if config.stages.handover == "merge" else 1
     base = load_base(
@@ -72,6 +89,7 @@ def label_scorer(config: Config, space: LabelSpace) -> LabelScorer:
         train=config.adapter.train,
         seed=config.adapter.seed,
         last_layers=config.adapter.last_layers,
+        head=head_labels(config, space) if head is None else head,
     )
     return LabelScorer(adapter, space, task_question(config.model.prompt, space))
 
@@ -80,6 +98,14 @@ def clipping_of(config: Config, plan: RunPlan) -> Clipping:
     """Return how the records of a run are clipped."""
     privacy = plan.privacy
     return Clipping(privacy.clipping_norm, privacy.normalise, config.privacy.clipping, micro_batch(config))
+
+
+def centre_head(adapter: Adapter, public: Corpus, reporter: Reporter) -> None:
+    """Centre the label head, if there is one, on some public records."""
+    if adapter.head is not None:
+        chosen = np.unique(np.linspace(0, len(public.records) - 1, _CENTRE).astype(int)).tolist()
+        seen = vision_features(adapter.base, Subset(public, chosen), reporter)[:]
+        adapter.head.set_centre(seen.whole() if isinstance(seen, Tiles) else seen)
 
 
 def client_tasks(
@@ -144,9 +170,8 @@ def make_optimizer(config: Config, adapter: Adapter, finished: int = 0) -> Serve
             return FedAdam(rate, federation.betas, noise_correction=federation.noise_correction)
         return FedAvg(rate, federation.momentum if federation.aggregator == "fedavg" else 0.0)
 
-    if adapter.train == "alternate":
-        return Alternating(make(), make(), adapter.trainable_entries(1), finished)
-    return make()
+    masks = [adapter.trainable_entries(number) for number in ((1, 2) if adapter.train == "alternate" else (1,))]
+    return make() if masks[0].all() else Alternating([(make(), mask) for mask in masks], finished)
 
 
 def key_source(config: Config, stage: str = "", kept: Path | None = None) -> Callable[[int], KeySource]:

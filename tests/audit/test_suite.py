@@ -112,7 +112,8 @@ def test_a_real_run_under_audit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     patch_everywhere(monkeypatch, "SkellamSampler", Thinner)
     broken = audit_run(tmp_path / "small", SilentReporter(), attacks=["conformance"])
-    assert [f.check for f in broken.falsified] == ["noise"]
+    assert {f.check for f in broken.falsified} <= {"noise", "released noise"}
+    assert "noise" in {f.check for f in broken.falsified}
     before = (tmp_path / "small/audit/audit.json").read_text()
     audit_run(tmp_path / "small", SilentReporter(), attacks=["canaries"], name="audit-part")
     assert (tmp_path / "small/audit/audit.json").read_text() == before

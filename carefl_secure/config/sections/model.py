@@ -132,6 +132,11 @@ class AdapterConfig(Section):
         default="none",
         description="public tunes the adapter on public records, without noise, before the first private round",
     )
+    head: Literal["auto", "linear", "none"] = Field(
+        default="auto",
+        description="linear layer on the frozen vision features, trained with the adapter, whose logits are added to "
+        "the label scores; auto is linear, and none where clients release updates of local steps",
+    )
 
     @field_validator("targets", mode="before")
     @classmethod

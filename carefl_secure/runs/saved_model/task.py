@@ -26,7 +26,7 @@ from carefl_secure.data.records import LabelSpace
 from carefl_secure.errors import ConfigError, ModelError
 from carefl_secure.model.label_scorer import LabelScorer
 from carefl_secure.model.loader import base_folder, quantization_config
-from carefl_secure.model.saved import load_saved
+from carefl_secure.model.saved import load_head, load_saved
 from carefl_secure.model.vision.tiles import image_cost, image_settings
 from carefl_secure.run_folder import write_atomically
 from carefl_secure.runs.build import label_scorer
@@ -64,7 +64,12 @@ def describe_task(config: Config, scorer: LabelScorer, thresholds: npt.NDArray[n
         "question": scorer.question,
         "settings": {
             "model": {**model, **own, "end_answers": base.prompter.end_answers},
-            "adapter": {**config.adapter.model_dump(mode="json"), "rank": held.r, "alpha": held.lora_alpha},
+            "adapter": {
+                **config.adapter.model_dump(mode="json"),
+                "rank": held.r,
+                "alpha": held.lora_alpha,
+                "head": config.head,
+            },
         },
     }
 
@@ -112,6 +117,7 @@ def task_scorer(task: Task, folder: Path, **model: object) -> LabelScorer:
         raise ConfigError("the model of this run reads captions too; use evaluate, or train with model.context=none")
     found = dataclasses.replace(label_scorer(config, space), question=question)
     if merged:
+        load_head(found.adapter, folder)
         return found
     if found.adapter.base.digest.hex() != digest:
         raise ModelError(

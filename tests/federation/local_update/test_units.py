@@ -165,8 +165,8 @@ def test_an_interrupted_feddyn_run_goes_on_as_if_nothing_had_happened(
     assert [end["round"] for end in ends] == [3, 3]
     first, second = (np.asarray(end["adapter"]) for end in ends)
     np.testing.assert_allclose(first, second, rtol=1e-3, atol=1e-5)
-    moved = np.asarray(ends[0]["optimiser.correction"])
-    np.testing.assert_allclose(moved, ends[1]["optimiser.correction"], rtol=1e-3, atol=1e-5)
+    moved = np.asarray(ends[0]["optimizer.correction"])
+    np.testing.assert_allclose(moved, ends[1]["optimizer.correction"], rtol=1e-3, atol=1e-5)
     assert np.abs(moved).max() > 2e-4  # far above what the comparison lets pass
 
 

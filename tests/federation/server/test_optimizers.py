@@ -115,7 +115,7 @@ def test_alternating_moves_one_half_at_a_time_and_survives_a_checkpoint() -> Non
     gradient = np.ones(4)
 
     def make() -> Alternating:
-        return Alternating(FedAvg(1.0, 0.5), FedAvg(1.0, 0.5), mask)
+        return Alternating([(FedAvg(1.0, 0.5), mask), (FedAvg(1.0, 0.5), ~mask)])
 
     whole = make()
     points = [np.zeros(4, np.float32)]
@@ -189,14 +189,14 @@ def test_noise_correction_follows_the_formula_and_a_checkpoint() -> None:
 
 def test_alternating_passes_what_it_hears_on_to_the_half_whose_turn_it_is() -> None:
     mask = np.array([True, False])
-    both = Alternating(FedAdam(1.0, noise_correction=True), FedAdam(1.0, noise_correction=True), mask)
+    both = Alternating([(FedAdam(1.0, noise_correction=True), part) for part in (mask, ~mask)])
     point = np.zeros(2, np.float32)
     for _ in range(4):
         both.observe(1.0, 0.25)
         point = both.step(point, np.ones(2))
     with pytest.raises(RunError):
         both.step(point, np.ones(2))
-    plain = Alternating(FedAvg(1.0), FedAvg(1.0), mask)
+    plain = Alternating([(FedAvg(1.0), mask), (FedAvg(1.0), ~mask)])
     plain.observe(1.0, 0.25)
     plain.step(point, np.ones(2))
 
@@ -204,7 +204,7 @@ def test_alternating_passes_what_it_hears_on_to_the_half_whose_turn_it_is() -> N
 def test_the_halves_follow_the_number_of_the_round_after_an_odd_offset() -> None:
     mask = np.array([True, False])
     for finished in (0, 1, 6, 7):
-        both = Alternating(FedAvg(1.0), FedAvg(1.0), mask, finished)
+        both = Alternating([(FedAvg(1.0), mask), (FedAvg(1.0), ~mask)], finished)
         for number in (finished + 1, finished + 2):
             trains = mask if number % 2 else ~mask
             gradient = trains.astype(np.float64)  # what clients of this round send

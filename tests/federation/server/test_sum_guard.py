@@ -292,7 +292,7 @@ def test_liars_that_nobody_can_be_named_for_end_the_run() -> None:
 
 def test_a_rejected_sum_changes_neither_adapter_nor_optimizer() -> None:
     trains = np.array([True, False])
-    inner = Alternating(FedAdam(0.1), FedAdam(0.1), trains)
+    inner = Alternating([(FedAdam(0.1), trains), (FedAdam(0.1), ~trains)])
     guard = SumGuard(inner, 5)
     adapter, gradient = np.zeros(2, np.float32), np.ones(2)
     guard.observe_sum({0, 1, 2}, 0.5, 1.0)

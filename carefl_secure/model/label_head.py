@@ -1,0 +1,108 @@
+"""A linear layer on the frozen vision features, whose logits are added to the scores of the labels."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+HEAD_FILE = "label_head.safetensors"
+HEAD_SETTINGS = "label_head.json"
+_CELLS = 4  # cells in a row of the grid that image tokens are averaged to
+_STEP = 600.0
+_CONSTANT = 0.5
+_LEAST = 1e-6  # norm below which a cell counts as empty
+
+
+class LabelHead(nn.Module):
+    r"""Logits of labels, linear in what the frozen vision side gives for an image.
+
+    The image tokens of the last tile, the whole picture, are averaged to a grid of at most 4 x 4 cells. With
+    :math:`v_c` [width] the mean of cell c, d = cells x width, m [d] a centre that is not trained, and
+    W [labels, d + 1] the trained weights,
+
+    .. math:: h(x) = \frac{\kappa}{d} W \begin{bmatrix} z \\ \sqrt{d} / 2 \end{bmatrix}, \qquad
+              z = \sqrt{d} \, \frac{u - m}{\lVert u - m \rVert}, \qquad
+              u = \sqrt{\text{width}} \, [v_c / \lVert v_c \rVert]_c
+
+    so that z has the same norm for every record. The factor :math:`1 / d` makes one step of Adam move a logit by about
+    :math:`\kappa` times the learning rate at most, whatever the width (Yang et al., "Tensor Programs V", arXiv
+    2203.03466, table 8: output layers). W begins at zero, so an untrained head changes no score. The mean of u over
+    public records is a good m: what all images share would otherwise take most of a gradient's norm.
+
+    Guarantees
+    ----------
+    z depends on its own record, the frozen base, and m, which all parties receive and no round changes.
+
+    Parameters
+    ----------
+    labels : sequence of str
+        Labels that have a row of W.
+    tokens, width : int
+        Image tokens of one tile, and the length of each.
+    """
+
+    def __init__(self, labels: Sequence[str], tokens: int, width: int) -> None:
+        super().__init__()
+        self.labels = tuple(labels)
+        side = math.isqrt(tokens)
+        self._side = side if side * side == tokens else 0  # 0: no square, so one cell
+        self._tokens, self._width = tokens, width
+        cells = min(_CELLS, self._side) ** 2 or 1
+        self._factor = _STEP / (cells * width)
+        self.centre = nn.Parameter(torch.zeros(cells * width), requires_grad=False)
+        self.linear = nn.Linear(cells * width + 1, len(self.labels), bias=False)
+        nn.init.zeros_(self.linear.weight)
+
+    def set_centre(self, features: Tensor) -> None:
+        """Take the centre from features of public records, [records, image tokens, width]."""
+        with torch.no_grad():
+            self.centre.copy_(self._cells(features.to(self.centre.device)).mean(0))
+
+    def inputs(self, features: Tensor) -> Tensor:
+        """Return z and the constant, float32 [batch, d + 1], of features [batch, image tokens, width]."""
+        size = math.sqrt(len(self.centre))
+        z = F.normalize(self._cells(features) - self.centre, dim=1, eps=_LEAST) * size
+        return F.pad(z, (0, 1), value=_CONSTANT * size)
+
+    def _cells(self, features: Tensor) -> Tensor:
+        last = features[:, -self._tokens :].float()
+        if self._side:
+            square = last.transpose(1, 2).reshape(len(last), -1, self._side, self._side)
+            cells = F.adaptive_avg_pool2d(square, min(_CELLS, self._side)).flatten(2).transpose(1, 2)
+        else:
+            cells = last.mean(1, keepdim=True)
+        return (F.normalize(cells, dim=2, eps=_LEAST) * math.sqrt(cells.shape[2])).flatten(1)
+
+    def forward(self, features: Tensor, labels: Sequence[str]) -> Tensor:
+        """Return the logits of ``labels``, [batch, labels]; zeros unless every label has a row of W."""
+        place = {label: row for row, label in enumerate(self.labels)}
+        if not place.keys() >= set(labels):
+            return torch.zeros(len(features), len(labels), device=features.device)
+        logits: Tensor = self.linear(self.inputs(features)) * self._factor
+        return logits if tuple(labels) == self.labels else logits[:, [place[label] for label in labels]]
+
+    def with_labels(self, labels: Iterable[str]) -> LabelHead:
+        """Return a fresh head of the same shape for other labels."""
+        return LabelHead(tuple(labels), self._tokens, self._width)
+
+    def settings(self) -> dict[str, Any]:
+        """Return labels, tokens of a tile, side of the grid and factor: what a reader needs besides W."""
+        side = min(_CELLS, self._side)
+        return {"labels": list(self.labels), "image_tokens": self._tokens, "grid": side, "factor": self._factor}
+
+    def save(self, folder: Path) -> None:
+        """Write weights and settings next to an adapter."""
+        save_file(
+            {name: value.contiguous() for name, value in self.state_dict().items()},
+            folder / HEAD_FILE,
+            metadata={"format": "pt"},
+        )
+        (folder / HEAD_SETTINGS).write_text(json.dumps(self.settings(), indent=2) + "\n", encoding="utf-8")
