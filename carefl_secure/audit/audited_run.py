@@ -73,9 +73,8 @@ class AuditedRun:
         self.config: Config = load_config(self.folder.config, ())
         if len(self.config.stages.spaces) > 1 and self.config.stages.handover == "merge":
             raise RunError(
-                f"{path} merged its stages: what it saved holds a frozen adapter beside the one "
-                "that the last stage trained, and the attacks know a single one; audit a run with "
-                "stages.handover=carry or restart"
+                f"{path} merged its stages: what it saved holds a frozen adapter beside the one that the last stage "
+                "trained, and the attacks know a single one; audit a run with stages.handover=carry or restart"
             )
         if self.config.model.image_splitting:
             raise RunError(f"{path} cut its images into tiles, and the attacks know whole ones; audit another run")
@@ -147,9 +146,8 @@ class AuditedRun:
     def outsiders(self, count: int, which: int) -> Corpus:
         """Return records of the members' own distribution that were not trained on.
 
-        ``which`` is 0 for the candidates next to the members, 1 for the population. Drawn scenes
-        use new seeds that no split of the run has; from a folder, or with captions, these are the
-        test and the public split.
+        ``which`` is 0 for the candidates next to the members, 1 for the population. Drawn scenes use new seeds that no
+        split of the run has; from a folder, or with captions, these are the test and the public split.
         """
         data = self.config.data
         if not data.synthetic or self._contexts is not None:

@@ -134,19 +134,17 @@ class Config(Section):
         check_stages(self)
         if self.model.quantization == "int8" and self.privacy.unit in ("record", "person"):
             raise ValueError(
-                f"model.quantization=int8 is not accepted under privacy.unit={self.privacy.unit}: "
-                "on CUDA it picks outlier columns over the whole batch, so that one record changes "
-                "the gradients of others and clipping bounds nothing; set model.quantization=nf4 "
-                "or none"
+                f"model.quantization=int8 is not accepted under privacy.unit={self.privacy.unit}: on CUDA it picks "
+                "outlier columns over the whole batch, so that one record changes the gradients of others and "
+                "clipping bounds nothing; set model.quantization=nf4 or none"
             )
         clients, least = self.federation.clients, self.federation.min_survivors
         dropout, stragglers = self.dropout, self.simulation.stragglers
         expected = clients * (1 - dropout)
         if expected < least:
             raise ValueError(
-                f"with simulation.dropout={dropout:g} only {expected:.1f} of {clients} clients are "
-                f"expected to survive a round, fewer than the {least} that it needs; lower "
-                "simulation.dropout or add clients"
+                f"with simulation.dropout={dropout:g} only {expected:.1f} of {clients} clients are expected to "
+                f"survive a round, fewer than the {least} that it needs; lower simulation.dropout or add clients"
             )
         if stragglers and (self.local_steps < 2 or not self.sums_updates):
             raise ValueError(
@@ -156,9 +154,8 @@ class Config(Section):
         most = min(2 * default_min_survivors(clients) - clients, least) - 1
         if self.privacy.max_colluders > most:
             raise ValueError(
-                f"privacy.max_colluders={self.privacy.max_colluders} is too many for "
-                f"{clients} clients: with more than {most} the survivor set can be forged or no "
-                "honest noise may be left; lower it or add clients"
+                f"privacy.max_colluders={self.privacy.max_colluders} is too many for {clients} clients: with more "
+                f"than {most} the survivor set can be forged or no honest noise may be left; lower it or add clients"
             )
         described = self.model.context in ("own", "shuffled", "wrong")
         if described and not self.data.synthetic and self.model.context_cache is None:
@@ -175,9 +172,8 @@ class Config(Section):
                 )
             if self.privacy.unit != "none" and self.privacy.delta >= 1 / records:
                 raise ValueError(
-                    f"privacy.delta={self.privacy.delta:g} is not below one over the {records} "
-                    "private records, which would allow one record to be published whole; set "
-                    f"privacy.delta below {1 / records:.2g}"
+                    f"privacy.delta={self.privacy.delta:g} is not below one over the {records} private records, which "
+                    f"would allow one record to be published whole; set privacy.delta below {1 / records:.2g}"
                 )
         return self
 
@@ -223,9 +219,8 @@ def check_stages(config: Config) -> None:
     begun = [sum(rounds[:place]) for place in range(len(rounds))]
     if config.adapter.train == "alternate" and stages.handover != "carry" and any(number % 2 for number in begun):
         raise ValueError(
-            "under adapter.train=alternate a fresh adapter must begin in an odd round, with B, as "
-            "A learns nothing while B is zero; give every stage but the last an even number in "
-            "stages.rounds"
+            "under adapter.train=alternate a fresh adapter must begin in an odd round, with B, as A learns nothing "
+            "while B is zero; give every stage but the last an even number in stages.rounds"
         )
 
 
@@ -250,23 +245,20 @@ def check_work(config: Config) -> None:
     updates, steps = config.sums_updates, config.local_steps
     if not updates and steps > 1:
         raise ValueError(
-            f"federation.local_steps={steps} needs updates that are private by themselves or as a "
-            f"whole, and privacy.unit={unit} under secure aggregation releases one sum of "
-            "gradients in a round; set federation.local_steps=1, privacy.trust=none or "
-            "privacy.unit=client"
+            f"federation.local_steps={steps} needs updates that are private by themselves or as a whole, and "
+            f"privacy.unit={unit} under secure aggregation releases one sum of gradients in a round; set "
+            "federation.local_steps=1, privacy.trust=none or privacy.unit=client"
         )
     if federation.local_rule != "sgd" and (not updates or trust == "none"):
         raise ValueError(
-            f"federation.local_rule={federation.local_rule} needs local steps outside "
-            "privacy.trust=none, whose noise is computed for sgd; set federation.local_rule=sgd, "
-            "or privacy.unit=client"
+            f"federation.local_rule={federation.local_rule} needs local steps outside privacy.trust=none, whose noise "
+            "is computed for sgd; set federation.local_rule=sgd, or privacy.unit=client"
         )
     if rule in _LOCAL_OBJECTIVES and not updates:
         raise ValueError(
-            f"federation.aggregator={rule} modifies the local objective, and here a round is one "
-            "sum "
-            "of gradients at the global adapter, without local steps; set "
-            "federation.aggregator=fedavg or fedadam, or privacy.trust=none, or privacy.unit=client"
+            f"federation.aggregator={rule} modifies the local objective, and here a round is one sum of gradients at "
+            "the global adapter, without local steps; set federation.aggregator=fedavg or fedadam, or "
+            "privacy.trust=none, or privacy.unit=client"
             + (", or federation.local_steps above 1" if unit == "none" else "")
         )
     if rule == "fedprox" and steps == 1:
@@ -276,9 +268,8 @@ def check_work(config: Config) -> None:
         )
     if updates and adapter.train == "both":
         raise ValueError(
-            "adapter.train=both cannot be used with updates of several clients: the mean of A "
-            "times the mean of B is not the mean of their products; set adapter.train=B or "
-            "adapter.train=alternate"
+            "adapter.train=both cannot be used with updates of several clients: the mean of A times the mean of B is "
+            "not the mean of their products; set adapter.train=B or adapter.train=alternate"
         )
     if updates and adapter.head == "linear":
         raise ValueError(
@@ -293,9 +284,8 @@ def check_work(config: Config) -> None:
             )
         if unit == "client" and privacy.normalise:
             raise ValueError(
-                "federation.aggregator=feddyn needs updates at their true length, and "
-                "privacy.normalise=true scales them to the clipping norm; set "
-                "privacy.normalise=false"
+                "federation.aggregator=feddyn needs updates at their true length, and privacy.normalise=true scales "
+                "them to the clipping norm; set privacy.normalise=false"
             )
     pull = {"fedprox": federation.proximal_mu, "feddyn": federation.feddyn_alpha}.get(rule, 0.0)
     rate = config.local_lr
@@ -307,7 +297,6 @@ def check_work(config: Config) -> None:
         )
     if federation.noise_correction and (rule != "fedadam" or unit == "none"):
         raise ValueError(
-            "federation.noise_correction subtracts the noise of a private sum from Adam's second "
-            "moment; set federation.aggregator=fedadam and a privacy.unit other than none, or "
-            "leave it out"
+            "federation.noise_correction subtracts the noise of a private sum from Adam's second moment; set "
+            "federation.aggregator=fedadam and a privacy.unit other than none, or leave it out"
         )

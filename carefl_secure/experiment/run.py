@@ -52,9 +52,8 @@ class Finished:
 def run_cell(cell: Cell, reporter: Reporter) -> Finished:
     """Run one cell, or read it where it is finished.
 
-    An interrupted federated run resumes after its last finished round; without one it begins anew,
-    and the old folder, with its ledgers, is kept. A finished cell with other settings raises
-    `RunError`.
+    An interrupted federated run resumes after its last finished round; without one it begins anew, and the old folder,
+    with its ledgers, is kept. A finished cell with other settings raises `RunError`.
     """
     folder = cell.config.run.dir / cell.name
     known = _read(folder / _CELL)

@@ -39,9 +39,8 @@ FACE, CONTEXT = 0.5, 0.9  # of the evidence in the context: at most, at least
 def label_slices(labels: tuple[str, ...], *, drawn: bool) -> dict[str, list[int]]:
     """Return which labels the face decides and which the context decides, by column.
 
-    Known for the drawn corpus only, from the rule of its private annotators; a category belongs to
-    ``face`` where at most half of the evidence lies in the context, to ``context`` where at least
-    nine tenths do, else to neither.
+    Known for the drawn corpus only, from the rule of its private annotators; a category belongs to ``face`` where at
+    most half of the evidence lies in the context, to ``context`` where at least nine tenths do, else to neither.
     """
     shares = context_shares("private")
     if not drawn or set(labels) != set(shares):
@@ -78,8 +77,7 @@ class Scores:
     def statistic(self) -> Statistic:
         """Return the figures as a function of how often each record counts, ``[N]``.
 
-        Means over the models: ``mAP`` and ``macro_f1`` of all labels, ``mAP face`` and
-        ``mAP context`` of some.
+        Means over the models: ``mAP`` and ``macro_f1`` of all labels, ``mAP face`` and ``mAP context`` of some.
         """
         models = []
         for number, scores in enumerate(self.scores):

@@ -1,9 +1,8 @@
 r"""From finished cells to a table: means over seeds, and two paired tests between variants.
 
-**Over seeds** (training anew, another draw of the data): for a figure with the values :math:`x_1
-\dots x_S` over S seeds, the t interval :math:`\bar x \pm t_{S-1} s / \sqrt S`. Two variants are
-compared by the differences :math:`d_s` of the same seed: paired t interval and two-sided p value,
-adjusted over all comparisons of the table by Holm's rule.
+**Over seeds** (training anew, another draw of the data): for a figure with the values :math:`x_1 \dots x_S` over S
+seeds, the t interval :math:`\bar x \pm t_{S-1} s / \sqrt S`. Two variants are compared by the differences :math:`d_s`
+of the same seed: paired t interval and two-sided p value, adjusted over all comparisons of the table by Holm's rule.
 
 **Over records** (other test persons, the same trained models): whole persons of each seed's test
 split are drawn with replacement, both variants are scored on the same draw, and the mean difference

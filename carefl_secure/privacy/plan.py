@@ -127,15 +127,13 @@ class PrivacyPlan:
     def event_rate(self) -> float:
         r"""Probability with which one unit enters one sum.
 
-        It is q, and :math:`1 - (1 - q)^k` where each of a person's k records is drawn with
-        probability q. One event of that rate and of sensitivity ``k C`` then covers a person:
-        given which of its records were drawn, the sum shifts by a fixed vector of norm ``k C`` at
-        most, and not at all with probability :math:`(1 - q)^k`. The law with the person is thus a
-        mixture of the law without it, of weight :math:`(1 - q)^k`, and of laws shifted by ``k C``
-        at most. The hockey-stick divergence is jointly convex, in both directions, so the farthest
-        such mixture is the one whose every shift is the worst: a mechanism of sensitivity ``k C``
-        that takes the person with probability :math:`1 - (1 - q)^k` (Balle, Barthe and Gaboardi,
-        NeurIPS 2018).
+        It is q, and :math:`1 - (1 - q)^k` where each of a person's k records is drawn with probability q. One event of
+        that rate and of sensitivity ``k C`` then covers a person: given which of its records were drawn, the sum
+        shifts by a fixed vector of norm ``k C`` at most, and not at all with probability :math:`(1 - q)^k`. The law
+        with the person is thus a mixture of the law without it, of weight :math:`(1 - q)^k`, and of laws shifted by
+        ``k C`` at most. The hockey-stick divergence is jointly convex, in both directions, so the farthest such
+        mixture is the one whose every shift is the worst: a mechanism of sensitivity ``k C`` that takes the person
+        with probability :math:`1 - (1 - q)^k` (Balle, Barthe and Gaboardi, NeurIPS 2018).
         """
         return any_of(self.sample_rate, self.records_per_person or 1)
 
@@ -178,9 +176,8 @@ class PrivacyPlan:
         variance = share_variance * self.noise_clients
         if variance < (self.noise_multiplier * l2) ** 2 * (1.0 - 1e-9):
             raise ConfigError(
-                f"a share of variance {share_variance:g} from {self.noise_clients} honest clients "
-                f"is below noise_multiplier {self.noise_multiplier:g} at norm {l2:g}; size the "
-                "encoding for this plan"
+                f"a share of variance {share_variance:g} from {self.noise_clients} honest clients is below "
+                f"noise_multiplier {self.noise_multiplier:g} at norm {l2:g}; size the encoding for this plan"
             )
         return SampledSkellam(self.event_rate, l1, l2, variance, rounds, beta, dimension)
 
@@ -219,8 +216,7 @@ class PrivacyPlan:
     def promise(self, epsilon: float) -> str:
         """Say in plain words what the plan promises at the epsilon that the accountant found.
 
-        Sentences for a report: unit, adjacency, epsilon, delta, against whom, how strong, and what
-        stays open.
+        Sentences for a report: unit, adjacency, epsilon, delta, against whom, how strong, and what stays open.
         """
         return promise_text(
             unit=self.unit, trust=self.trust, epsilon=epsilon, delta=self.delta, colluders=self.max_colluders,

@@ -44,11 +44,10 @@ def sample_bound(records: int, sample_rate: float, most_each: int = 1) -> int:
 
     Guarantees
     ----------
-    A sum over a truncated Poisson sample is as private as over the whole one, but for a probability
-    of `OVERFLOW`, to be added to delta: given the draws of all other units, one unit more or less
-    changes nothing but its own terms unless they fill the bound, and that has at most this
-    probability, whatever the number of records up to m (hockey-stick divergences are jointly
-    convex).
+    A sum over a truncated Poisson sample is as private as over the whole one, but for a probability of `OVERFLOW`, to
+    be added to delta: given the draws of all other units, one unit more or less changes nothing but its own terms
+    unless they fill the bound, and that has at most this probability, whatever the number of records up to m
+    (hockey-stick divergences are jointly convex).
     """
     step = 1 << max(0, records.bit_length() - 4)
     most = -(-records // step) * step
@@ -73,10 +72,9 @@ def poisson_sample(records: int, sample_rate: float, stream: KeyStream) -> NDArr
 
     Guarantees
     ----------
-    The draws are independent, and the true probability of each is at most ``sample_rate`` and
-    less than ``2**-64`` below it, so an account made for ``sample_rate`` covers them. This needs a
-    stream that nobody else can predict, and that the size and content of the sample stay with the
-    client.
+    The draws are independent, and the true probability of each is at most ``sample_rate`` and less than ``2**-64``
+    below it, so an account made for ``sample_rate`` covers them. This needs a stream that nobody else can predict, and
+    that the size and content of the sample stay with the client.
     """
     if records < 0:
         raise ConfigError(f"records is {records}; it must be zero or more")

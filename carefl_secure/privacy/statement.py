@@ -82,10 +82,9 @@ def promise_text(
         return "Nothing is promised: no finite epsilon could be proved for this run. Treat every record as disclosed."
     shown = round_up(epsilon)
     return (
-        f"Protected is {_UNITS[unit]}: {_CHANGES[unit]} ({_NEIGHBOURS[unit]}) changes the "
-        "probability of any outcome computed from the released sums, the adapter among them, by a "
-        f"factor of at most e^{shown}, except with probability {delta:g} (epsilon {shown}, delta "
-        f"{delta:g}, {_ADJACENCY[unit]}; {strength}). "
+        f"Protected is {_UNITS[unit]}: {_CHANGES[unit]} ({_NEIGHBOURS[unit]}) changes the probability of any outcome "
+        f"computed from the released sums, the adapter among them, by a factor of at most e^{shown}, except with "
+        f"probability {delta:g} (epsilon {shown}, delta {delta:g}, {_ADJACENCY[unit]}; {strength}). "
         f"This holds against {_against(trust, colluders)}. " + _OPEN + _rest(unit, trust, records_per_person)
     ).rstrip()
 
@@ -93,9 +92,8 @@ def promise_text(
 def aggregation_text(aggregation: str = "pairwise", honest_members: int = 1) -> str:
     """Say in one sentence whom the promise of a secure sum needs besides its honest clients.
 
-    Empty for ``pairwise``, which needs nobody else. ``aggregation`` names a protocol: ``pairwise``,
-    ``committee``, ``encrypted``, or that of another package. Of a committee, ``honest_members``
-    must not side with the server.
+    Empty for ``pairwise``, which needs nobody else. ``aggregation`` names a protocol: ``pairwise``, ``committee``,
+    ``encrypted``, or that of another package. Of a committee, ``honest_members`` must not side with the server.
     """
     check_whole("honest_members", honest_members, 1)
     if aggregation == "committee":

@@ -49,9 +49,8 @@ class AuditFinding(BaseModel):
 def read_audits(run: Path, run_id: str) -> tuple[AuditFinding, ...] | None:
     """Read all findings of all ``audit/*.json``, whole or partial; None where there is none.
 
-    All are read so that none can be hidden under another name. RunError is raised for a file that
-    cannot be read as an audit or belongs to another run: a report must not omit what it cannot
-    read.
+    All are read so that none can be hidden under another name. RunError is raised for a file that cannot be read as an
+    audit or belongs to another run: a report must not omit what it cannot read.
     """
     files = sorted((run / "audit").glob("*.json"))
     found: list[AuditFinding] = []

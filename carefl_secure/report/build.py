@@ -168,8 +168,7 @@ def _attacker(bounds: AttackerBounds) -> Attacker:
 def write_report(run: Path) -> tuple[Report, list[Path]]:
     """Check a run, price it anew, and write its report; return it with the paths written.
 
-    Written are page, data, card and registry entry under ``report/``, and our block in the
-    adapter's model card.
+    Written are page, data, card and registry entry under ``report/``, and our block in the adapter's model card.
 
     Raises
     ------

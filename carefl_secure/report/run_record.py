@@ -43,9 +43,8 @@ class Book:
 class StageRecord:
     """What was agreed on for one stage of a run, or for a run in one stage.
 
-    ``run`` is the name in ledgers, with the stage where there are several; ``first`` the number of
-    its first round; ``privacy`` the plan's privacy part, checked; ``event`` what one round of it
-    releases, None for unit none.
+    ``run`` is the name in ledgers, with the stage where there are several; ``first`` the number of its first round;
+    ``privacy`` the plan's privacy part, checked; ``event`` what one round of it releases, None for unit none.
     """
 
     run: str

@@ -234,9 +234,8 @@ def caveats(record: RunRecord) -> list[Caveat]:
     if record.simulated:
         add(
             "Critical",
-            "All clients ran on one machine, so secure aggregation hides nothing from its "
-            "operator. "
-            "Between parties, each must run its own client.",
+            "All clients ran on one machine, so secure aggregation hides nothing from its operator. Between parties, "
+            "each must run its own client.",
         )
     if privacy.unit != "none":
         add(

@@ -19,8 +19,7 @@ _MOST_PRICED = 32  # rounds; a price takes some 0.1 s
 class ClientAccount:
     """What one client spent: ``paid`` rounds of this run at ``run_epsilon``.
 
-    ``ledger_epsilon`` prices everything in its ledger, earlier runs too. Both are None where the
-    ledger is broken.
+    ``ledger_epsilon`` prices everything in its ledger, earlier runs too. Both are None where the ledger is broken.
     """
 
     name: str
@@ -38,8 +37,7 @@ class Accounts:
     events : tuple of Event
         What the server's ledger paid for, equal events merged.
     epsilon : float or None
-        What they cost; infinity where a round had no noise, None where the server's ledger is
-        broken.
+        What they cost; infinity where a round had no noise, None where the server's ledger is broken.
     by_round, by_round_words : mapping of int to float, str
         Epsilon after each released round that was priced, by the named accountant; which these are.
     at_least : mapping of int to float

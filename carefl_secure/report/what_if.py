@@ -32,9 +32,8 @@ def tuning_part(record: RunRecord, accounts: Accounts, held: bool) -> Tuning:
     runs, whole = tuning_runs(record), None
     if runs is None:
         sentence = (
-            "Tuning is uncounted. Runs made to choose settings, if there were any on "
-            "these records, are NOT in this epsilon. Ten such runs can double it; state their "
-            "number in privacy.tuning_runs."
+            "Tuning is uncounted. Runs made to choose settings, if there were any on these records, are NOT in this "
+            "epsilon. Ten such runs can double it; state their number in privacy.tuning_runs."
         )
     elif runs == 0:
         whole = accounts.epsilon if held else None
@@ -44,10 +43,9 @@ def tuning_part(record: RunRecord, accounts: Accounts, held: bool) -> Tuning:
     else:
         whole = over_runs([accounts.events] * (runs + 1), record.privacy.delta).epsilon
         sentence = (
-            f"{runs} runs were made on these records to choose settings. Together with them "
-            f"this run comes to epsilon {round_up(whole)} at the same delta: {runs + 1} runs composed "
-            "in one account, each released no more than this one, and their number was fixed "
-            "beforehand."
+            f"{runs} runs were made on these records to choose settings. Together with them this run comes to epsilon "
+            f"{round_up(whole)} at the same delta: {runs + 1} runs composed in one account, each released no more "
+            "than this one, and their number was fixed beforehand."
         )
     return Tuning(runs=runs, counted=runs is not None, epsilon=finite(whole), sentence=sentence)
 
@@ -101,9 +99,8 @@ def _fewer(record: RunRecord, accounts: Accounts) -> list[WhatIf]:
         return []
     least = min(accounts.survivors.values())
     counted = (
-        f"the noise of {privacy.noise_clients} honest clients is counted: min_survivors, "
-        f"{privacy.min_survivors}, minus {privacy.max_colluders} colluders; further survivors "
-        "added more noise, which is not counted"
+        f"the noise of {privacy.noise_clients} honest clients is counted: min_survivors, {privacy.min_survivors}, "
+        f"minus {privacy.max_colluders} colluders; further survivors added more noise, which is not counted"
     )
     found = [
         _case(f"survivors: {least} at the fewest, of {privacy.clients}", accounts.epsilon, privacy.delta, (counted,))

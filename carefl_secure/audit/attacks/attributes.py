@@ -45,9 +45,8 @@ class AttributeView:
 class AttributeInference(Attack[AttributeView, Mapping[str, npt.NDArray[np.str_]]]):
     """Guesses an attribute by logistic regression, from increasing knowledge.
 
-    ``imputation`` uses the labels alone, ``base`` adds what the public model says of the picture,
-    ``tuned`` adds what the tuned model says. Only the gain of ``tuned`` over ``base`` is due to the
-    training.
+    ``imputation`` uses the labels alone, ``base`` adds what the public model says of the picture, ``tuned`` adds what
+    the tuned model says. Only the gain of ``tuned`` over ``base`` is due to the training.
 
     References
     ----------
@@ -85,9 +84,8 @@ def judge_attributes(
 ) -> Finding:
     """Compare the accuracies on members with those on others.
 
-    The finding is always ``measured``: no promise covers attributes that hold for a whole
-    population. ``guesses`` come from :class:`AttributeInference`; ``truth`` (str) and ``member``
-    (bool) are [targets].
+    The finding is always ``measured``: no promise covers attributes that hold for a whole population. ``guesses`` come
+    from :class:`AttributeInference`; ``truth`` (str) and ``member`` (bool) are [targets].
     """
     right = {name: (values == truth).astype(np.float64) for name, values in guesses.items()}
     gain = right["tuned"] - right["base"]
@@ -97,10 +95,9 @@ def judge_attributes(
     figures |= {f"accuracy on others: {n}": float(v[~member].mean()) for n, v in right.items()}
     figures |= {"gain by training, members less others": own - others, "standard error": error}
     words = (
-        f"{attribute}: imputation from the labels is right for "
-        f"{figures['accuracy on members: imputation']:.3f} of the members; the base model for "
-        f"{figures['accuracy on members: base']:.3f}, the tuned one for "
-        f"{figures['accuracy on members: tuned']:.3f}. What training added is {own - others:+.3f} "
-        f"(standard error {error:.3f}) larger on members than on others."
+        f"{attribute}: imputation from the labels is right for {figures['accuracy on members: imputation']:.3f} of "
+        f"the members; the base model for {figures['accuracy on members: base']:.3f}, the tuned one for "
+        f"{figures['accuracy on members: tuned']:.3f}. What training added is {own - others:+.3f} (standard error "
+        f"{error:.3f}) larger on members than on others."
     )
     return Finding(AttributeInference.name, attribute, "measured", words, figures)

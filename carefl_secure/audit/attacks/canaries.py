@@ -22,9 +22,8 @@ _DECIDING = ("steinke", "f-dp")
 class GradientCanaries(Attack[ReleaseView, npt.NDArray[np.float64]]):
     r"""Scores possible canaries by the likelihood ratio of the claimed mechanism.
 
-    A canary is a record whose clipped gradient is C times one unit vector (a Dirac canary). Its
-    coordinate of the t-th sum, in units of C, is :math:`x_t = b_t + \sigma_t z` with :math:`b_t
-    \sim \mathrm{Bern}(q)` if it is in, and
+    A canary is a record whose clipped gradient is C times one unit vector (a Dirac canary). Its coordinate of the t-th
+    sum, in units of C, is :math:`x_t = b_t + \sigma_t z` with :math:`b_t \sim \mathrm{Bern}(q)` if it is in, and
 
     .. math:: s = \sum_t \log\left(1 - q + q\, e^{(2 x_t - 1) / 2 \sigma_t^2}\right).
     """
@@ -121,8 +120,7 @@ def judge_coins(
     found["epsilon claimed"] = claimed
     bad = contradicts(scores, member, curve or claimed_curve(claim), shares=SHARES)
     words = (
-        f"{count} canaries, put in by coin flips, {'CONTRADICT' if bad else 'do not contradict'} "
-        f"the claim of epsilon {claimed:.4g}: lower bound {max(lows):.2f} at 95 %, where a perfect "
-        f"attack could have shown {max(most):.2f}."
+        f"{count} canaries, put in by coin flips, {'CONTRADICT' if bad else 'do not contradict'} the claim of epsilon "
+        f"{claimed:.4g}: lower bound {max(lows):.2f} at 95 %, where a perfect attack could have shown {max(most):.2f}."
     )
     return Finding(attack.name, check, "falsified" if bad else "passed", words, found)

@@ -99,8 +99,7 @@ def judge_clients(
 ) -> Finding:
     """Compare the scores of :class:`ClientCanaries` with the coins and the claim, as for records.
 
-    Scores and coins are [rounds, clients]; the claim is by default the curve of one round of the
-    plan.
+    Scores and coins are [rounds, clients]; the claim is by default the curve of one round of the plan.
     """
     figures = {"coins": coins.size, "rounds": coins.shape[0], "clients": coins.shape[1]}
     event = rehearsal.plan.event

@@ -108,10 +108,9 @@ def judge_natural(
 ) -> Finding:
     """Compare the increase of exposure by training, of members' labels and of others'.
 
-    Nothing was planted in a finished run, so these are the labels that records really carry, and a
-    model that has learnt the task ranks them high for everybody. Only the difference between
-    members and others speaks of memory. ``base`` and ``tuned`` are the exposures [records] before
-    and after training; NaN where not known.
+    Nothing was planted in a finished run, so these are the labels that records really carry, and a model that has
+    learnt the task ranks them high for everybody. Only the difference between members and others speaks of memory.
+    ``base`` and ``tuned`` are the exposures [records] before and after training; NaN where not known.
     """
     known = np.isfinite(base) & np.isfinite(tuned)
     gain = (tuned - base)[known]

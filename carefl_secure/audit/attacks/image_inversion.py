@@ -1,9 +1,8 @@
 r"""Whose picture made this update? Gradient matching on a low-rank update of one record.
 
-The vision side is frozen and public, the adapter sits in the text model: what an update holds of a
-picture is what the text model was given, its image features. Two attacks follow. *Identification*:
-with candidate records, compute each one's update and compare. *Inversion*: with none, search for
-features whose update points the same way,
+The vision side is frozen and public, the adapter sits in the text model: what an update holds of a picture is what the
+text model was given, its image features. Two attacks follow. *Identification*: with candidate records, compute each
+one's update and compare. *Inversion*: with none, search for features whose update points the same way,
 
 .. math:: \min_x\; 1 - \cos\left(\nabla_\theta \ell(x, y),\; u\right).
 """

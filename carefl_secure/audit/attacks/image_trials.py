@@ -95,9 +95,8 @@ def judge_images(
                 ImageMatching.name,
                 kind,
                 verdict,
-                f"From {words[kind]} the right one of {pictures.count} pictures was picked in "
-                f"{hits[kind]} of {trials} trials (95 % {low:.3f} to {high:.3f}, chance "
-                f"{chance:.3f}{bound}).",
+                f"From {words[kind]} the right one of {pictures.count} pictures was picked in {hits[kind]} of "
+                f"{trials} trials (95 % {low:.3f} to {high:.3f}, chance {chance:.3f}{bound}).",
                 figures,
             )
         )
@@ -135,9 +134,8 @@ def invert_images(
                 FeatureInversion.name,
                 f"inversion, {kind}",
                 "measured",
-                f"Features rebuilt from {kind} updates of one record have a centred cosine of "
-                f"{mean:.2f} with the true ones; in {hits} of {trials} trials the true picture is "
-                f"the nearest of {pictures.count}.",
+                f"Features rebuilt from {kind} updates of one record have a centred cosine of {mean:.2f} with the "
+                f"true ones; in {hits} of {trials} trials the true picture is the nearest of {pictures.count}.",
                 {
                     "cosine": mean,
                     "least cosine": float(min(cosines)),

@@ -69,11 +69,10 @@ def judge_membership(
 ) -> list[Finding]:
     """Compare the ROC figures of each score with the ceiling that the accountant proves.
 
-    ``member`` is bool [candidates]; ``ceilings`` are the largest true-positive rate by
-    false-positive rate, None where nothing is promised. A finding is ``falsified`` where a rate
-    exceeds its ceiling by three standard errors. Candidates of one run are not independent, so this
-    is an alarm rather than a confidence statement; and a rate below the ceiling proves nothing,
-    another attack may do better.
+    ``member`` is bool [candidates]; ``ceilings`` are the largest true-positive rate by false-positive rate, None where
+    nothing is promised. A finding is ``falsified`` where a rate exceeds its ceiling by three standard errors.
+    Candidates of one run are not independent, so this is an alarm rather than a confidence statement; and a rate below
+    the ceiling proves nothing, another attack may do better.
     """
     findings = []
     inside, outside = int(member.sum()), int((~member).sum())

@@ -74,10 +74,9 @@ KINDS: Mapping[str, Mapping[str, str]] = {
 class ServerEyes(Attack[TranscriptView, list[Weakness]]):
     """Tries to recover a client's vector from what the server was sent.
 
-    It looks for uploads that are not uniform, alone and in pairs; for keys that repeat or that can
-    be guessed from the run's seed; for two signed survivor sets in one round; for answers that give
-    both secrets of a client away; and for replies that hold more than they should. With a committee
-    or a key holder the same is asked of what these sent.
+    It looks for uploads that are not uniform, alone and in pairs; for keys that repeat or that can be guessed from the
+    run's seed; for two signed survivor sets in one round; for answers that give both secrets of a client away; and for
+    replies that hold more than they should. With a committee or a key holder the same is asked of what these sent.
     """
 
     name = "server-view"

@@ -151,9 +151,8 @@ def judge_spans(
 ) -> list[Finding]:
     """Attack one plain update, the sum of several, a masked one, and one under the run's noise.
 
-    ``clients`` updates are summed; the noise multiplier and clipping norm are the run's, a
-    multiplier of 0 leaves the last situation out; ``private_text``: the run's prompts hold private
-    text.
+    ``clients`` updates are summed; the noise multiplier and clipping norm are the run's, a multiplier of 0 leaves the
+    last situation out; ``private_text``: the run's prompts hold private text.
 
     Plain updates and sums are ``measured``: nobody sees them where the masks hold. Under masks or
     noise ``falsified`` means that more than chance, 5 % and three standard errors came back.

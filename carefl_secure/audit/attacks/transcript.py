@@ -117,8 +117,7 @@ def judge(
 ) -> list[Finding]:
     """Return one finding for each kind of weakness; nothing to look at is no good news.
 
-    ``kinds`` says in words what each kind is; ``who`` looked through ``count`` of what is
-    ``counted``.
+    ``kinds`` says in words what each kind is; ``who`` looked through ``count`` of what is ``counted``.
     """
     places: dict[str, list[str]] = {kind: [] for kind in kinds}
     for weakness in found:

@@ -1,8 +1,7 @@
 """Lower bounds on epsilon from independent trials: exact binomial limits on the error rates.
 
-The trials must be independent: many runs, or many canaries that cannot influence each other. The
-threshold is chosen on one half of the scores and judged on the other, so that choosing it does not
-weaken the bound.
+The trials must be independent: many runs, or many canaries that cannot influence each other. The threshold is chosen
+on one half of the scores and judged on the other, so that choosing it does not weaken the bound.
 """
 
 from __future__ import annotations

@@ -62,8 +62,7 @@ def steinke_epsilon(
 
     References
     ----------
-    Steinke, Nasr, Jagielski, "Privacy Auditing with One (1) Training Run", NeurIPS 2023, theorem
-    5.2.
+    Steinke, Nasr, Jagielski, "Privacy Auditing with One (1) Training Run", NeurIPS 2023, theorem 5.2.
     """
     return _steinke(*_right(scores, member, share), delta, 1.0 - confidence)
 

@@ -18,10 +18,9 @@ from carefl_secure.audit.bounds.one_run import Members, Scores, fdp_epsilon, fdp
 def gaussian_estimate(scores: Scores, member: Members, delta: float, *, confidence: float = 0.95) -> float:
     r"""Estimate epsilon from the distance of two means. An ESTIMATE: it assumes normal scores.
 
-    With s the pooled standard deviation, :math:`\hat\mu = (\bar x_{in} - \bar x_{out}) / s`, whose
-    lower limit follows from the non-central t distribution. Tight for a Gaussian mechanism seen
-    through independent white-box scores of equal variance. Where the scores are anything else it
-    may lie on either side of the truth, so it never decides.
+    With s the pooled standard deviation, :math:`\hat\mu = (\bar x_{in} - \bar x_{out}) / s`, whose lower limit follows
+    from the non-central t distribution. Tight for a Gaussian mechanism seen through independent white-box scores of
+    equal variance. Where the scores are anything else it may lie on either side of the truth, so it never decides.
     """
     inside, outside = scores[member], scores[~member]
     n, m = len(inside), len(outside)

@@ -99,9 +99,8 @@ class Conformance(Attack[MachineView, list[Finding]]):
         yield self._finding(
             "noise",
             min(scale, shape) > _CHANCE,
-            f"A round of no records opened to noise of {deviation:.4f} times the planned standard "
-            f"deviation over {first.size} entries (p {scale:.2g} for the scale, {shape:.2g} for "
-            "the shape).",
+            f"A round of no records opened to noise of {deviation:.4f} times the planned standard deviation over "
+            f"{first.size} entries (p {scale:.2g} for the scale, {shape:.2g} for the shape).",
             p_scale=scale,
             p_shape=shape,
             relative_deviation=deviation,

@@ -31,9 +31,8 @@ def noise_p_value(values: npt.NDArray[np.float64], variance: float) -> float:
 
     .. math:: \sum_i x_i^2 / \sigma^2 \sim \chi^2_n
 
-    ``values`` [n] is what a step with an empty sample released: noise alone. Skellam noise of a
-    variance of 100 and more is near enough to normal. Noise 5 % too small gives some 1e-5 at
-    n = 4000.
+    ``values`` [n] is what a step with an empty sample released: noise alone. Skellam noise of a variance of 100 and
+    more is near enough to normal. Noise 5 % too small gives some 1e-5 at n = 4000.
     """
     if values.size == 0 or not (math.isfinite(variance) and variance > 0.0):
         raise ConfigError(f"{values.size} values of variance {variance} cannot be tested")
@@ -46,10 +45,9 @@ def dispersion_p_value(groups: Sequence[tuple[npt.NDArray[np.float64], int]], ra
 
     .. math:: X = \sum_i \frac{(c_i - mq)^2}{mq(1-q)}
 
-    is compared with a multiple of a chi-square variable of equal mean and variance; a standard
-    score z of a binomial count has :math:`E z^4 = 3 + (1 - 6q(1-q)) / (mq(1-q))`, so the match
-    holds for few trials and small rates as well. ``groups`` are pairs of counts and their number m
-    of trials, added up; ``rate`` is q in (0, 1).
+    is compared with a multiple of a chi-square variable of equal mean and variance; a standard score z of a binomial
+    count has :math:`E z^4 = 3 + (1 - 6q(1-q)) / (mq(1-q))`, so the match holds for few trials and small rates as well.
+    ``groups`` are pairs of counts and their number m of trials, added up; ``rate`` is q in (0, 1).
     """
     total, mean, variance = 0.0, 0.0, 0.0
     for counts, trials in groups:
@@ -63,9 +61,8 @@ def dispersion_p_value(groups: Sequence[tuple[npt.NDArray[np.float64], int]], ra
 def noise_chances(noise: npt.NDArray[np.float64]) -> tuple[float, float]:
     r"""Return two p-values that the entries are independent standard normals.
 
-    The first, of :math:`\sum x_i^2 \sim \chi^2_d` (two-sided), detects a wrong scale: with 40 960
-    entries, noise at 0.95 of its scale has a p-value below 1e-40. The second, of Kolmogorov and
-    Smirnov, detects a wrong shape.
+    The first, of :math:`\sum x_i^2 \sim \chi^2_d` (two-sided), detects a wrong scale: with 40 960 entries, noise at
+    0.95 of its scale has a p-value below 1e-40. The second, of Kolmogorov and Smirnov, detects a wrong shape.
     """
     return noise_p_value(noise, 1.0), float(kstest(noise, "norm").pvalue)
 
@@ -74,10 +71,9 @@ def noise_chances(noise: npt.NDArray[np.float64]) -> tuple[float, float]:
 class SamplerTest:
     """P-values that batches were drawn by independent coins of one probability.
 
-    ``mean`` is that of the number of records drawn in all; ``size_variance`` of the variance of the
-    batch sizes, which detects batches of fixed size; ``spread`` of how unevenly records are drawn,
-    which detects shuffled epochs and samples that repeat. ``repeats`` counts equal batches of five
-    records or more, which chance never makes.
+    ``mean`` is that of the number of records drawn in all; ``size_variance`` of the variance of the batch sizes, which
+    detects batches of fixed size; ``spread`` of how unevenly records are drawn, which detects shuffled epochs and
+    samples that repeat. ``repeats`` counts equal batches of five records or more, which chance never makes.
     """
 
     mean: float

@@ -59,9 +59,8 @@ def named(models: Sequence[ThreatModel], name: str) -> ThreatModel:
 def check_models(models: Sequence[ThreatModel], root: Path) -> list[str]:
     """Return one sentence for each fault of the models, given the source tree ``root``.
 
-    A fault is a test, setting or attack that does not exist, a threat called defended that names no
-    test, or one with no classification. Without ``tests/``, as in an installed wheel, ConfigError
-    is raised.
+    A fault is a test, setting or attack that does not exist, a threat called defended that names no test, or one with
+    no classification. Without ``tests/``, as in an installed wheel, ConfigError is raised.
     """
     if not (root / "tests").is_dir():
         raise ConfigError(

@@ -84,12 +84,11 @@ ATTACK_NAMES = (
 class Threat(Section):
     """One thing that the adversary may try.
 
-    ``id`` is unique within its model, ``text`` says in one or two sentences what it tries.
-    ``stride`` and ``linddun`` hold letters of :data:`STRIDE` and :data:`LINDDUN`, ``atlas`` ids of
-    MITRE ATLAS, ``nist`` terms of NIST AI 100-2. ``mitigation`` is what stands in its way, or what
-    one could do where nothing does; ``keys`` are the settings that switch or size it. ``tests``, as
-    ``tests/.../test_file.py::test_name``, fail where it breaks; ``attacks`` of ``carefl-secure
-    audit`` measure what is left; ``residual`` is the risk that remains.
+    ``id`` is unique within its model, ``text`` says in one or two sentences what it tries. ``stride`` and ``linddun``
+    hold letters of :data:`STRIDE` and :data:`LINDDUN`, ``atlas`` ids of MITRE ATLAS, ``nist`` terms of NIST AI 100-2.
+    ``mitigation`` is what stands in its way, or what one could do where nothing does; ``keys`` are the settings that
+    switch or size it. ``tests``, as ``tests/.../test_file.py::test_name``, fail where it breaks; ``attacks`` of
+    ``carefl-secure audit`` measure what is left; ``residual`` is the risk that remains.
     """
 
     id: str
@@ -109,9 +108,8 @@ class Threat(Section):
 class ThreatModel(Section):
     """One adversary; ``name`` is that of its file, without the ending.
 
-    ``position`` is where it stands in the picture of a round, ``assets`` what it is after, ``sees``
-    what it observes, ``can`` what it is able to do, and ``collusion`` with how many others the
-    defences still hold.
+    ``position`` is where it stands in the picture of a round, ``assets`` what it is after, ``sees`` what it observes,
+    ``can`` what it is able to do, and ``collusion`` with how many others the defences still hold.
     """
 
     format: Literal["carefl.threat-model/1"]

@@ -115,16 +115,14 @@ def pld_epsilon(events: Sequence[Event], delta: float, *, grid: float = GRID) ->
     Parameters
     ----------
     events : sequence of Event
-        ``SampledGaussian``, and ``SampledSkellam`` with a dimension and enough noise to have a
-        Gaussian inside.
+        ``SampledGaussian``, and ``SampledSkellam`` with a dimension and enough noise to have a Gaussian inside.
     grid : float
         Step of the discrete privacy loss; a coarser one is faster, valid, and a little larger.
 
     Raises
     ------
     PrivacyError
-        An event has no proved privacy loss distribution, or rounding may fail with a probability
-        of ``delta`` or more.
+        An event has no proved privacy loss distribution, or rounding may fail with a probability of ``delta`` or more.
 
     References
     ----------

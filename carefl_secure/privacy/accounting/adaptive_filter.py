@@ -22,9 +22,8 @@ _FAILURES = 0.1  # of what is left, for roundings of later runs
 def filtered_epsilon(first: Sequence[Event], later: Sequence[Event], limit: float, delta: float) -> float:
     r"""Price runs that were chosen adaptively, for comparison with a limit fixed beforehand.
 
-    With :math:`f\delta` the delta that the first run's whole plan needs at the limit E, and the
-    rest :math:`\delta_b = 0.9(1-f)\delta` shared by two orders :math:`\alpha` that E and
-    :math:`\delta_b` fix:
+    With :math:`f\delta` the delta that the first run's whole plan needs at the limit E, and the rest
+    :math:`\delta_b = 0.9(1-f)\delta` shared by two orders :math:`\alpha` that E and :math:`\delta_b` fix:
 
     .. math::
         \min_\alpha \sum_i r_i(\alpha) + \log\left(1 - \tfrac1\alpha\right)

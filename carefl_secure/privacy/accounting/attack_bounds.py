@@ -91,12 +91,11 @@ def attacker_bounds(events: Sequence[Event], false_positive_rates: Sequence[floa
 
     Guarantees
     ----------
-    Every number is an upper bound under add-or-remove-one adjacency if what the events say is
-    true: bisections return their upper end, and grids are closed against the claim. Added on both
-    sides are the chance that a rounding broke its norm bound, and the total variation distance
-    between Skellam noise and a rule applied to the Gaussian inside it: if the true release is
-    within tau of another on either data set, a test with rates (FPR, TPR) on the first has rates
-    of at most FPR + tau and at least TPR - tau on the second.
+    Every number is an upper bound under add-or-remove-one adjacency if what the events say is true: bisections return
+    their upper end, and grids are closed against the claim. Added on both sides are the chance that a rounding broke
+    its norm bound, and the total variation distance between Skellam noise and a rule applied to the Gaussian inside
+    it: if the true release is within tau of another on either data set, a test with rates (FPR, TPR) on the first has
+    rates of at most FPR + tau and at least TPR - tau on the second.
 
     References
     ----------

@@ -177,9 +177,8 @@ class Budget:
         noise = "Gaussian noise of each client on its own sum"
         if self.dimension is not None:
             noise = (
-                "Skellam noise of the honest survivors, under a secure sum of "
-                f"{self.dimension} values, for an encoding with a norm bound of at least "
-                f"{nominal_norm(self.dimension):.0f} integer units"
+                f"Skellam noise of the honest survivors, under a secure sum of {self.dimension} values, for an "
+                f"encoding with a norm bound of at least {nominal_norm(self.dimension):.0f} integer units"
             )
         return (
             f"unit: one {of}",

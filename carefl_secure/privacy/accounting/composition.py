@@ -22,10 +22,9 @@ _HONEST = (
     "less colluders); more survivors only help, fewer open no sum, more colluders void it"
 )
 _SHARED = (
-    "a unit at n clients: under the secure sum all its contributions meet one noise, so k of them, "
-    "with the binomial probability of k draws of n, cost what one unit of k times the norm costs, "
-    "which may be more than the sum of the clients' epsilons; with noise of each client (trust "
-    "none), the sum of epsilon and delta"
+    "a unit at n clients: under the secure sum all its contributions meet one noise, so k of them, with the binomial "
+    "probability of k draws of n, cost what one unit of k times the norm costs, which may be more than the sum of "
+    "the clients' epsilons; with noise of each client (trust none), the sum of epsilon and delta"
 )
 
 
@@ -50,9 +49,8 @@ def over_disjoint_clients(epsilons: Sequence[float], delta: float) -> Combined:
 
     Guarantees
     ----------
-    Adding or removing one unit changes the input of one client only, whose ledger covers all that
-    was released with it. This needs add-or-remove-one adjacency, and plans that do not depend on
-    what any client holds.
+    Adding or removing one unit changes the input of one client only, whose ledger covers all that was released with
+    it. This needs add-or-remove-one adjacency, and plans that do not depend on what any client holds.
 
     References
     ----------
@@ -69,10 +67,9 @@ def over_disjoint_clients(epsilons: Sequence[float], delta: float) -> Combined:
 def over_shared_persons(events: Sequence[Event], clients: int, delta: float) -> Combined:
     r"""Price a run for a unit (a person, or a record that was copied) that is at several clients.
 
-    Under the secure sum the contributions of all n clients enter one sum with one noise. Their
-    draws are independent, so k contributions meet in a sum with the binomial probability of k draws
-    of n: see `mixture_epsilon`. Where that is not proved (too little noise, unknown dimension), and
-    where it is lower, one event with
+    Under the secure sum the contributions of all n clients enter one sum with one noise. Their draws are independent,
+    so k contributions meet in a sum with the binomial probability of k draws of n: see `mixture_epsilon`. Where that
+    is not proved (too little noise, unknown dimension), and where it is lower, one event with
 
     .. math:: q' = 1 - (1 - q)^n, \qquad l_i' = n\, l_i, \qquad \beta' = n \beta
 
@@ -122,8 +119,7 @@ def over_runs(runs: Sequence[Sequence[Event]], delta: float) -> Combined:
 def with_survivors(event: Event, planned_honest: int, honest: int) -> Event:
     """Return what a round releases if more or fewer honest clients made noise than planned.
 
-    Skellam noise has a variance in proportion to them; Gaussian noise is each client's own and
-    stays as it is.
+    Skellam noise has a variance in proportion to them; Gaussian noise is each client's own and stays as it is.
 
     Parameters
     ----------

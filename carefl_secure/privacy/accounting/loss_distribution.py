@@ -1,9 +1,8 @@
 r"""Composition of privacy loss distributions with an error bound that covers floating point.
 
-The FFT of ``dp_accounting`` rounds relative to the largest probability. After many compositions
-that error exceeds a small delta. Here each distribution is tilted first,
-:math:`\tilde p(x) \propto p(x) e^{\lambda x}`, so that the losses that decide delta are the
-likely ones and rounding is relative to them.
+The FFT of ``dp_accounting`` rounds relative to the largest probability. After many compositions that error exceeds a
+small delta. Here each distribution is tilted first, :math:`\tilde p(x) \propto p(x) e^{\lambda x}`, so that the losses
+that decide delta are the likely ones and rounding is relative to them.
 """
 
 from __future__ import annotations
@@ -38,9 +37,8 @@ _MOST_NOISE = 1e8  # more is priced as this, which is an upper bound
 def usable_grid(events: Sequence[SampledGaussian], grid: float, clients: int = 1) -> float:
     """Choose the step of the losses: at most ``grid``, and finer than one sum's usual loss.
 
-    A step above the loss of one sum overstates strong budgets over many rounds; losses beyond 10
-    get a coarser step, in proportion. The result is ``grid`` times a power of two, so that growing
-    histories meet the same grids.
+    A step above the loss of one sum overstates strong budgets over many rounds; losses beyond 10 get a coarser step,
+    in proportion. The result is ``grid`` times a power of two, so that growing histories meet the same grids.
     """
     spreads = [
         math.log1p(min(1.0, clients * e.sample_rate) ** 2 * math.expm1(min(1.0 / e.noise_multiplier**2, 700.0)))
@@ -72,10 +70,9 @@ def composed_epsilon(events: Sequence[SampledGaussian], delta: float, grid: floa
         \delta(\varepsilon) \le \sum_{x > \varepsilon} (1 - e^{\varepsilon - x})\, q(x)
         + e^{K(\lambda) - \lambda\varepsilon} E + \text{tails}
 
-    Infinity where losses that have no bound are likelier than ``delta``, or so large that their
-    exponentials overflow. ``events`` holds each
-    different event once, at least one; ``grid`` is the largest step of the discrete losses. A unit
-    held by n ``clients`` shifts a sum by k norms with the binomial probability of k draws of n.
+    Infinity where losses that have no bound are likelier than ``delta``, or so large that their exponentials overflow.
+    ``events`` holds each different event once, at least one; ``grid`` is the largest step of the discrete losses. A
+    unit held by n ``clients`` shifts a sum by k norms with the binomial probability of k draws of n.
 
     Guarantees
     ----------

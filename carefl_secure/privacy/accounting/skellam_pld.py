@@ -1,10 +1,9 @@
 r"""The Gaussian noise that hides inside Skellam noise, and how much is lost by saying so.
 
-Up to a total variation distance far below any delta, Skellam noise of variance :math:`\mu` on an
-integer is Gaussian noise of the slightly smaller variance :math:`\mu - \kappa\sqrt\mu` followed by
-a random rule that knows neither the integer nor the records. What is proved for the Gaussian
-mechanism then holds for the Skellam mechanism, with the distance added to delta. Statement and
-proof are in ``docs/accounting.md``; the names below are those of the proof.
+Up to a total variation distance far below any delta, Skellam noise of variance :math:`\mu` on an integer is Gaussian
+noise of the slightly smaller variance :math:`\mu - \kappa\sqrt\mu` followed by a random rule that knows neither the
+integer nor the records. What is proved for the Gaussian mechanism then holds for the Skellam mechanism, with the
+distance added to delta. Statement and proof are in ``docs/accounting.md``; the names below are those of the proof.
 """
 
 from __future__ import annotations

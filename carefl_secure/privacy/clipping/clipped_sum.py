@@ -70,10 +70,9 @@ class Clipping:
 class ClippedSum:
     """A sum of clipped gradients, before noise: as secret as the records themselves.
 
-    ``vector`` [D] follows the order of the parameters, each flattened row by row. ``records``, the
-    number sampled, is secret as well; divide by the public expected batch instead. So is
-    ``skipped``, the number of records (of groups, where there are groups) that contributed zero
-    because a loss or a gradient was not finite.
+    ``vector`` [D] follows the order of the parameters, each flattened row by row. ``records``, the number sampled, is
+    secret as well; divide by the public expected batch instead. So is ``skipped``, the number of records (of groups,
+    where there are groups) that contributed zero because a loss or a gradient was not finite.
     """
 
     vector: NDArray[np.float64]
@@ -94,9 +93,8 @@ def clipped_sum(
 ) -> ClippedSum:
     r"""Sum the gradients of single records, each brought to at most norm C, ``clipping.norm``.
 
-    With ``groups``, the gradients of one group (a person) are first averaged, as the gradient of
-    the mean of its losses, and the mean is clipped: :math:`g_p = \frac{1}{|p|} \sum_{i \in p} g_i`
-    stands for :math:`g_i`.
+    With ``groups``, the gradients of one group (a person) are first averaged, as the gradient of the mean of its
+    losses, and the mean is clipped: :math:`g_p = \frac{1}{|p|} \sum_{i \in p} g_i` stands for :math:`g_i`.
 
     .. math::
         S = \sum_i c_i g_i, \qquad

@@ -133,9 +133,8 @@ def _layers(module: nn.Module, parameters: Sequence[tuple[str, Parameter]]) -> l
             name = parameters[place][0]
             if type(layer) is not nn.Linear or layer._parameters["bias"] is not None:
                 raise ConfigError(
-                    f"{name!r} belongs to {type(layer).__name__}; the native engine clips only "
-                    "the weights of nn.Linear without bias: adapt other layers, or use the "
-                    "opacus engine"
+                    f"{name!r} belongs to {type(layer).__name__}; the native engine clips only the weights of "
+                    "nn.Linear without bias: adapt other layers, or use the opacus engine"
                 )
             if "forward" in layer.__dict__:
                 raise PrivacyError(

@@ -21,9 +21,8 @@ class LedgerFile:
 
     Guarantees
     ----------
-    ``append`` returns after the bytes and, for a new file, its folder entry went through fsync.
-    A file is never visible without its first line.
-    The lock is advisory: it binds those who use this class.
+    ``append`` returns after the bytes and, for a new file, its folder entry went through fsync. A file is never
+    visible without its first line. The lock is advisory: it binds those who use this class.
     """
 
     def __init__(self, path: Path) -> None:

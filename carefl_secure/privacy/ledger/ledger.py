@@ -34,11 +34,10 @@ class Ledger:
 
     Guarantees
     ----------
-    When ``append`` or ``spend`` returns, the entry is on disk, file and folder entry both, as far
-    as the file system honours fsync. Two processes cannot interleave: every call holds an
-    exclusive lock. Any edited, removed, added or reordered entry breaks the chain and is refused,
-    except what a plain hash chain cannot see: a cut of whole entries at the end, and a chain
-    computed anew from some entry on. Keep ``head()`` somewhere else and hand it to ``verify``
+    When ``append`` or ``spend`` returns, the entry is on disk, file and folder entry both, as far as the file system
+    honours fsync. Two processes cannot interleave: every call holds an exclusive lock. Any edited, removed, added or
+    reordered entry breaks the chain and is refused, except what a plain hash chain cannot see: a cut of whole entries
+    at the end, and a chain computed anew from some entry on. Keep ``head()`` somewhere else and hand it to ``verify``
     against both. A deleted file forgets everything.
     """
 
@@ -84,15 +83,13 @@ class Ledger:
         Raises
         ------
         BudgetExceededError
-            The step would overspend, or all ``planned`` sums of its run are charged already;
-            nothing is written.
+            The step would overspend, or all ``planned`` sums of its run are charged already; nothing is written.
         ConfigError, LedgerError
             As for ``append`` and ``guard``.
 
         Guarantees
         ----------
-        Processes that share the file cannot pass a check together: both checks and the entry are
-        made under one lock.
+        Processes that share the file cannot pass a check together: both checks and the entry are made under one lock.
         """
         clean = clean_payload("spend", {**(payload or {}), "event": event.to_json()})
         with self._writing() as entries:
@@ -107,8 +104,7 @@ class Ledger:
         Raises
         ------
         BudgetExceededError
-            The ledger with this event would cost more than ``max_epsilon``, or the run's plan has
-            no round left.
+            The ledger with this event would cost more than ``max_epsilon``, or the run's plan has no round left.
         ConfigError
             ``max_epsilon`` is no number above 0, or ``delta`` out of range.
         LedgerError
@@ -116,9 +112,8 @@ class Ledger:
 
         Guarantees
         ----------
-        The limit holds although runs are chosen by looking at earlier ones
-        (``adaptive_filter.filtered_epsilon``), if limit and delta stay the same, and the plan of
-        one run, under one name, is fixed before its first round.
+        The limit holds although runs are chosen by looking at earlier ones (``adaptive_filter.filtered_epsilon``), if
+        limit and delta stay the same, and the plan of one run, under one name, is fixed before its first round.
         """
         self._guard(self.entries(), event, max_epsilon, delta, payload or {})
 
@@ -143,9 +138,8 @@ class Ledger:
             return
         several = ", counted so that later runs may depend on earlier ones" if later else ""
         raise BudgetExceededError(
-            f"this step would bring the ledger to epsilon {after:.4g} at delta {delta:g}{several}, "
-            f"above the limit {limit:g}; stop here, or agree on a larger limit with those whose "
-            "records these are"
+            f"this step would bring the ledger to epsilon {after:.4g} at delta {delta:g}{several}, above the limit "
+            f"{limit:g}; stop here, or agree on a larger limit with those whose records these are"
         )
 
     def entries(self) -> tuple[Entry, ...]:

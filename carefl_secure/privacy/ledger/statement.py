@@ -211,8 +211,7 @@ def price(entries: Sequence[Entry], delta: float) -> float:
 def run_spending(folder: Path, delta: float) -> RunSpending:
     """Price what every ledger in a run folder holds of the run, all its stages.
 
-    The run is the one that the server's ledger names. A ledger that was changed or torn is a
-    LedgerError.
+    The run is the one that the server's ledger names. A ledger that was changed or torn is a LedgerError.
     """
     charged = opened = 0
     largest = 0.0

@@ -111,9 +111,8 @@ def claims(record: RunRecord, accounts: Accounts) -> Finding:
 def noise(record: RunRecord, accounts: Accounts) -> Finding:
     """Test that the opened sums are not shorter than their noise alone would be.
 
-    With D entries of noise deviation s, the squared norm of an opened sum over s^2 is at least a
-    chi-square of D degrees of freedom, whatever was summed. The lower tail of all rounds together
-    is tested.
+    With D entries of noise deviation s, the squared norm of an opened sum over s^2 is at least a chi-square of D
+    degrees of freedom, whatever was summed. The lower tail of all rounds together is tested.
     """
     privacy = record.privacy
     rows = [row for row in record.rows if "gradient_norm" in row and row.get("survivors")]

@@ -69,10 +69,9 @@ class TrackedReporter:
 
     Guarantees
     ----------
-    A tracker gets rows of ``metrics.jsonl`` and, from MLflow's side, settings of ``config.yaml``
-    that name no file; each round once, resumed runs included. One that fails between the first
-    round and the last is named in a note and left out from then on: the run goes on, and no row of
-    ``metrics.jsonl`` is lost.
+    A tracker gets rows of ``metrics.jsonl`` and, from MLflow's side, settings of ``config.yaml`` that name no file;
+    each round once, resumed runs included. One that fails between the first round and the last is named in a note and
+    left out from then on: the run goes on, and no row of ``metrics.jsonl`` is lost.
     """
 
     def __init__(self, reporter: Reporter, folder: RunFolder, names: Sequence[str]) -> None:
