@@ -55,7 +55,7 @@ class LabelScorer:
         grids = features.grids if isinstance(features, Tiles) else None
         if captions is None and grids is None:
             prefix: Tensor = self.__dict__["_prefix"].expand(len(features), -1)
-            attention = torch.ones_like(prefix)
+            attention = torch.ones_like(prefix[:1])  # of equal lengths: nothing is read back from the device
         else:
             prefix, attention = self.adapter.base.prompter.batch(
                 [framed(caption, self.question) for caption in captions or [""] * len(features)], grids

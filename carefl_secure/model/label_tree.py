@@ -84,7 +84,7 @@ class TokenTree:
 
 def _layout(tree: TokenTree, attention: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return the additive mask [batch or 1, 1, T, T] and the positions [batch or 1, T]."""
-    if bool(attention.all()):
+    if len(attention) > 1 and bool(attention.all()):
         attention = attention[:1]  # equal lengths: one mask serves all records
     batch, length = attention.shape
     real = attention.bool()
@@ -110,9 +110,9 @@ def answer_log_likelihoods(
 
     The result is differentiable; row i depends on record i only. ``prefix`` and ``attention``,
     int64 [batch, length], are the prompt up to the shared end, left-padded, attention 0 where
-    padded; ``features`` are [tiles, image tokens, width], one tile for each record or those of one
-    after the other; ``dtype`` is the model's compute type,
-    for the mask.
+    padded, or [1, length] where all are alike; ``features`` are [tiles, image tokens, width], one
+    tile for each record or those of one after the other; ``dtype`` is the model's compute type, for
+    the mask.
     """
     batch, length = prefix.shape
     device = features.device  # of the model; the small parts are made on the CPU and moved at once
@@ -125,11 +125,11 @@ def answer_log_likelihoods(
         position_ids=positions.expand(batch, -1),
         mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=features)},
         use_cache=False,
-        logits_to_keep=torch.tensor([length + node for node in wanted], device=device),
+        logits_to_keep=torch.tensor([length + node for node in wanted]).to(device),
     )
     log_p = output.logits.float().log_softmax(-1)
-    rows = torch.tensor([place[node] for steps in tree.steps for node, _ in steps], device=device)
-    tokens = torch.tensor([token for steps in tree.steps for _, token in steps], device=device)
-    owner = torch.tensor([k for k, steps in enumerate(tree.steps) for _ in steps], device=device)
+    rows = torch.tensor([place[node] for steps in tree.steps for node, _ in steps]).to(device)
+    tokens = torch.tensor([token for steps in tree.steps for _, token in steps]).to(device)
+    owner = torch.tensor([k for k, steps in enumerate(tree.steps) for _ in steps]).to(device)
     scores = torch.zeros(batch, len(tree.steps), dtype=torch.float32, device=device)
     return scores.index_add(1, owner, log_p[:, rows, tokens])

@@ -143,10 +143,30 @@ def clipped_sum(
     Clipping", NeurIPS 2023 (arXiv 2206.07136).
     """
     _check(parameters, indices)
-    totals, skipped = _zeros(parameters), 0
+    totals, skipped = sums_on_device(
+        module, parameters, losses, indices, clipping, groups=groups, parallel_batches=parallel_batches, rows=rows
+    )
+    # The one transfer from the device.
+    return ClippedSum(torch.cat(totals).cpu().numpy(), int(indices.size), int(skipped))
+
+
+def sums_on_device(
+    module: nn.Module,
+    parameters: Sequence[tuple[str, Parameter]],
+    losses: Losses,
+    indices: NDArray[np.int64],
+    clipping: Clipping,
+    *,
+    groups: NDArray[np.int64] | None,
+    parallel_batches: ParallelBatches,
+    rows: int,
+) -> tuple[list[Tensor], Tensor]:
+    """Return the sums of `clipped_sum`, [entries] for each parameter, and the skipped, on the device."""
+    totals = _zeros(parameters)
+    skipped = torch.zeros((), dtype=torch.int64, device=totals[0].device)
     left = np.full(max(0, rows - indices.size), _DUMMY)
     if indices.size + left.size == 0:
-        return ClippedSum(torch.cat(totals).cpu().numpy(), 0)
+        return totals, skipped
     size = clipping.micro_batch
     with _ENGINES[clipping.engine](module, parameters) as split:
 
@@ -159,7 +179,7 @@ def clipped_sum(
         def part(chunk: NDArray[np.int64]) -> list[Tensor]:
             sums = _zeros(parameters)
             unfit = _add(sums, of_records(chunk), clipping, torch.from_numpy(chunk == _DUMMY))
-            return [*sums, torch.tensor(unfit)]
+            return [*sums, unfit]
 
         if groups is not None:
             held: list[Tensor | None] | None = None
@@ -175,10 +195,10 @@ def clipped_sum(
         # Opacus keeps its gradients on the parameters, where two micro-batches would meet.
         several = parallel_batches if clipping.engine == "native" else map
         for *sums, unfit in several(part, chunks):
-            skipped += int(unfit)
+            skipped = skipped + unfit
             for total, one in zip(totals, sums, strict=True):
                 total += one
-    return ClippedSum(torch.cat(totals).cpu().numpy(), int(indices.size), skipped)
+    return totals, skipped
 
 
 def _zeros(parameters: Sequence[tuple[str, Parameter]]) -> list[Tensor]:
@@ -190,7 +210,9 @@ def _zeros(parameters: Sequence[tuple[str, Parameter]]) -> list[Tensor]:
 
 
 @torch.no_grad()
-def _add(totals: list[Tensor], found: list[Tensor | None], clipping: Clipping, dummies: Tensor | None = None) -> int:
+def _add(
+    totals: list[Tensor], found: list[Tensor | None], clipping: Clipping, dummies: Tensor | None = None
+) -> Tensor:
     """Clip gradients, the last of them losses, add them to the totals, and count the unfit ones."""
     *gradients, losses = (None if g is None else g.to(totals[0].device) for g in found)
     assert losses is not None
@@ -209,7 +231,7 @@ def _add(totals: list[Tensor], found: list[Tensor | None], clipping: Clipping, d
         if g is not None:
             # Zero times NaN is NaN, so the rows go as well as the factors.
             total += factor @ g.to(torch.float64, copy=True).masked_fill_(dropped[:, None], 0.0)
-    return int((unfit if dummies is None else unfit & ~dummies.to(unfit.device)).sum())
+    return (unfit if dummies is None else unfit & ~dummies.to(unfit.device)).sum()
 
 
 def _checked_losses(values: Tensor, records: int) -> Tensor:

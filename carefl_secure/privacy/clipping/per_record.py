@@ -36,29 +36,40 @@ class _RecordLinear(torch.autograd.Function):
         return upstream, None, None
 
 
+class _Found:
+    """The gradients of one micro-batch, by place, and its number of records."""
+
+    def __init__(self) -> None:
+        self.gradients: dict[int, Tensor] = {}
+        self.records = 0
+
+
 class _Collector(threading.local):
-    """Holds the gradients per record of one micro-batch, for every thread its own."""
+    """Holds the gradients per record of one micro-batch, for every thread its own.
+
+    On a GPU the backward pass runs in a thread of autograd's: a sink is bound to the thread of the
+    forward pass, which is the one that asks for the gradients.
+    """
 
     def __init__(self, parameters: Sequence[tuple[str, Parameter]]) -> None:
         self._parameters = parameters
         self._weights = [parameter for _, parameter in parameters]
-        self._found: dict[int, Tensor] = {}
-        self._records = 0
+        self._found = _Found()
 
     def sink(self, place: int) -> _Sink:
-        """Make the sink of the parameter at ``place``."""
-        name = self._parameters[place][0]
+        """Make the sink of the parameter at ``place``, for the thread that calls this."""
+        name, here = self._parameters[place][0], self._found
 
         def store(rows: Tensor, gradient: Tensor) -> None:
-            if rows.shape[0] != self._records:
+            if rows.shape[0] != here.records:
                 raise PrivacyError(
-                    f"the layer of {name!r} saw {rows.shape[0]} rows for {self._records} records, "
+                    f"the layer of {name!r} saw {rows.shape[0]} rows for {here.records} records, "
                     "so its gradient cannot be split by record; adapt only layers whose first "
                     "axis is the record (the text tower, not image tiles)"
                 )
-            found = self._found
-            out = gradient.reshape(self._records, -1, gradient.shape[-1]).float()
-            into = rows.reshape(self._records, -1, rows.shape[-1]).float()
+            found = here.gradients
+            out = gradient.reshape(here.records, -1, gradient.shape[-1]).float()
+            into = rows.reshape(here.records, -1, rows.shape[-1]).float()
             if out.shape[2] > into.shape[2]:  # a tall product is faster made lying down
                 product = torch.bmm(into.transpose(1, 2), out).transpose(1, 2)
             else:
@@ -69,8 +80,9 @@ class _Collector(threading.local):
 
     def __call__(self, losses: Tensor) -> list[Tensor | None]:
         """Return [B, out, in] for each parameter, None where the losses do not reach it."""
-        self._found.clear()
-        self._records = losses.shape[0]
+        found = self._found.gradients
+        found.clear()
+        self._found.records = losses.shape[0]
         plain = torch.autograd.grad(losses.sum(), self._weights, allow_unused=True)
         for (name, _), gradient in zip(self._parameters, plain, strict=True):
             if gradient is not None:
@@ -78,8 +90,8 @@ class _Collector(threading.local):
                     f"the losses use {name!r} outside its linear layer, so part of its gradient "
                     "would escape the clipping; adapt only plain linear layers"
                 )
-        gradients = [self._found.get(place) for place in range(len(self._weights))]
-        self._found.clear()
+        gradients = [found.get(place) for place in range(len(self._weights))]
+        found.clear()
         return gradients
 
 
@@ -106,16 +118,16 @@ def native_gradients(
     layers = _layers(module, parameters)
     try:
         for layer, place in layers:
-            layer.forward = _forward(layer.weight, collector.sink(place))  # type: ignore[method-assign, assignment]
+            layer.forward = _forward(layer.weight, collector, place)  # type: ignore[method-assign, assignment]
         yield collector
     finally:
         for layer, _ in layers:
             layer.__dict__.pop("forward", None)
 
 
-def _forward(weight: Tensor, sink: _Sink) -> Callable[[Tensor], Tensor]:
+def _forward(weight: Tensor, collector: _Collector, place: int) -> Callable[[Tensor], Tensor]:
     def forward(rows: Tensor) -> Tensor:
-        result: Tensor = _RecordLinear.apply(rows, weight, sink)  # type: ignore[no-untyped-call]
+        result: Tensor = _RecordLinear.apply(rows, weight, collector.sink(place))  # type: ignore[no-untyped-call]
         return result
 
     return forward
