@@ -108,5 +108,5 @@ def show(summary: RunSummary) -> None:
         console.print(_rounds(summary))
     console.print(_scores(summary))
     folder = f"run folder: {summary.folder} ({figure('seconds', summary.seconds)} s)"
-    for line in (*summary.remarks, summary.promise, folder):
+    for line in (summary.verdict, *summary.remarks, summary.promise, folder):
         write_line(console, line)

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
@@ -106,3 +108,39 @@ class LabelHead(nn.Module):
             metadata={"format": "pt"},
         )
         (folder / HEAD_SETTINGS).write_text(json.dumps(self.settings(), indent=2) + "\n", encoding="utf-8")
+
+
+class HeadLosses:
+    """Losses of a label head alone, without the language model: a logistic regression on the features.
+
+    ``features`` are [records, image tokens, width], ``targets`` float32 [records, labels] in the order of the head's
+    labels; ``multi`` says whether several labels may hold.
+    """
+
+    def __init__(self, head: LabelHead, features: Tensor, targets: npt.NDArray[np.float32], *, multi: bool) -> None:
+        self.head, self._features, self._multi = head, features, multi
+        self._targets = torch.from_numpy(targets)
+
+    def losses(self, indices: npt.NDArray[np.int64]) -> Tensor:
+        """Return one loss per record, shape [batch], as `RecordLosses` does."""
+        rows = torch.from_numpy(indices)
+        scores, target = self.head(self._features[rows], self.head.labels), self._targets[rows]
+        if self._multi:
+            return F.binary_cross_entropy_with_logits(scores, target, reduction="none").mean(1)
+        loss: Tensor = -(scores.log_softmax(-1) * target).sum(1)
+        return loss
+
+    @torch.no_grad()
+    def scores(self, features: Tensor) -> npt.NDArray[np.float32]:
+        """Return log-odds, or log-probabilities where one label holds, [records, labels]."""
+        logits: Tensor = self.head(features, self.head.labels)
+        return np.asarray((logits if self._multi else logits.log_softmax(-1)).numpy(), np.float32)
+
+    def parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """Return what is trained."""
+        return [(name, p) for name, p in self.head.named_parameters() if p.requires_grad]
+
+    def step(self, weight: npt.NDArray[np.float32]) -> None:
+        """Set the head's weights from a flat vector."""
+        with torch.no_grad():
+            self.head.linear.weight.copy_(torch.from_numpy(weight).view_as(self.head.linear.weight))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,17 @@ class RunSummary:
     seconds: float
     stages: Sequence[StageSummary] = ()
     remarks: Sequence[str] = ()
+
+    @property
+    def verdict(self) -> str:
+        """Say in words whether the tuned model has a higher test mAP than the untuned one and every baseline."""
+        mine, others = self.after.get("mAP", math.nan), {"the untuned model": self.before.get("mAP", math.nan)}
+        others |= {f"the baseline {name.replace('_', ' ')}": value for name, value in self.baselines.items()}
+        ahead = {name: value for name, value in others.items() if not value < mine}
+        if not ahead:
+            return f"the tuned model has a higher mAP than the untuned one and all {len(self.baselines)} baselines"
+        each = ", ".join(f"{name} ({value:.3f})" for name, value in ahead.items())
+        return f"the tuned model, mAP {mine:.3f}, does NOT beat {each}"
 
     def _repr_html_(self) -> str:
         """Show the scores and the privacy statement in a notebook."""

@@ -51,6 +51,7 @@ from carefl_secure.runs.build import (
 )
 from carefl_secure.runs.captions import load_contexts
 from carefl_secure.runs.evaluation.evaluator import Evaluator, baseline_scores, final_figures
+from carefl_secure.runs.evaluation.feature_baselines import feature_baselines
 from carefl_secure.runs.plan_from_config import aggregation_of, earlier_of, request_of
 from carefl_secure.runs.prepare import close_record, prepare, read_record, write_record
 from carefl_secure.runs.saved_model.card import write_card
@@ -144,7 +145,7 @@ class _Run:
     def run(self) -> RunSummary:
         """Run all stages that are not finished."""
         config, last = self._config, len(self._each) - 1
-        baselines = baseline_scores(self._corpora[-1]) if config.evaluation.baselines else {}
+        baselines = self._baselines() if config.evaluation.baselines else {}
         evaluate = self._evaluator(last)
         untuned = evaluate(self._initial)
         done = self._done()
@@ -222,6 +223,17 @@ class _Run:
 
     def _question(self, place: int) -> str:
         return task_question(self._each[place].model.prompt, self._corpora[place].private.space)
+
+    def _baselines(self) -> dict[str, float]:
+        """Score the baselines, fitted on records that are open or that nothing protects."""
+        config, corpora = self._each[-1], self._corpora[-1]
+        unprotected = config.privacy.unit == "none" and len(corpora.private.records) > 1
+        fitted = corpora.private if unprotected else corpora.open
+        found = feature_baselines(config, self._adapter.base, fitted, corpora.test, corpora.public, self._reporter)
+        self._reporter.note(f"feature baselines are fitted on {len(fitted.records)} records, the others on open ones")
+        if config.model.base == "embedded" and not config.data.synthetic:
+            self._reporter.note("the embedded base was trained on drawings; on photographs take a SmolVLM2 checkpoint")
+        return {**baseline_scores(corpora), **found}
 
     def _done(self) -> list[Vector]:
         """Return the adapters of the stages that a resumed run has behind it."""
