@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carefl_secure.errors import RunError
+from carefl_secure.strict_json import load_json
 
 Scalar = int | float | str
 State = Mapping[str, NDArray[np.generic] | Scalar]
@@ -171,7 +172,7 @@ class RunFolder:
     def read_plan(self) -> dict[str, Any]:
         """Return the plan as JSON; RunError where the file is missing or holds no JSON object."""
         try:
-            plan = json.loads(self.plan.read_text(encoding="utf-8"))
+            plan = load_json(self.plan.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise RunError(f"{self.plan} cannot be read as JSON: {error}; resume the run") from error
         if not isinstance(plan, dict):
@@ -262,8 +263,8 @@ def check_start(path: Path, *, resume: bool) -> None:
 def _figures(line: str) -> dict[str, Scalar] | None:
     """Return one round's figures; None for a line that is empty or torn."""
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
+        row = load_json(line)
+    except ValueError:
         return None
     whole = isinstance(row, dict) and isinstance(row.get("round"), int)
     return row if whole else None

@@ -32,6 +32,7 @@ KNOWS: dict[str, set[str]] = {
     "errors": set(),
     "progress": set(),
     "rounding": set(),
+    "strict_json": set(),
     "run_folder": set(),
     "hub": set(),
     "config": set(),
@@ -53,7 +54,7 @@ KNOWS: dict[str, set[str]] = {
 # What ``import carefl_secure`` offers stands on everything, as the command line does.
 KNOWS["library"] = {*KNOWS["cli"], "cli"}
 KNOWS[""] = {"library"}  # the package itself names it
-FREE = {"", "errors", "progress", "rounding"}  # the package itself: its version
+FREE = {"", "errors", "progress", "rounding", "strict_json"}  # the package itself: its version
 
 # Protocols of the secure sum do not know each other; ``encrypted`` may build on ``pairwise``.
 PROTOCOLS: dict[str, set[str]] = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +30,7 @@ from carefl_secure.runs.captions import Contexts, load_contexts
 from carefl_secure.runs.client_task import ModelTask
 from carefl_secure.runs.corpora import Corpora
 from carefl_secure.runs.staged_corpora import load_corpora
+from carefl_secure.strict_json import load_json
 
 Vector = npt.NDArray[np.float32]
 _MICRO_BATCH = 16
@@ -42,7 +42,7 @@ def read_plan(folder: RunFolder) -> StagedPlan:
     RunError is raised if it cannot be read or does not match the run's event.
     """
     try:
-        return StagedPlan.from_json(json.loads(folder.plan.read_text(encoding="utf-8")))
+        return StagedPlan.from_json(load_json(folder.plan.read_text(encoding="utf-8")))
     except (OSError, ValueError, ConfigError, PrivacyError) as error:
         raise RunError(
             f"cannot read the plan of {folder.path}: {error}; audit a finished run of this version"

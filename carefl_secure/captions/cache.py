@@ -20,6 +20,7 @@ from typing import Any
 from PIL import Image
 
 from carefl_secure.errors import ConfigError, DataError
+from carefl_secure.strict_json import load_json
 
 Facts = Mapping[str, str | int | float | None]
 """All that decides a caption besides the picture."""
@@ -82,7 +83,7 @@ class CaptionCache:
     def get(self, key: str) -> str | None:
         """Return a caption, or None where there is none or it cannot be read."""
         try:
-            caption = json.loads(self._path(key).read_text(encoding="utf-8"))["caption"]
+            caption = load_json(self._path(key).read_text(encoding="utf-8"))["caption"]
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError):
@@ -105,7 +106,7 @@ class CaptionCache:
 def _facts(folder: Path) -> dict[str, Any]:
     path = folder / _RECORD
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = load_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}; make the captions anew") from error
     text = json.dumps(facts, sort_keys=True)

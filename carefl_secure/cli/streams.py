@@ -7,7 +7,8 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from carefl_secure.errors import OutputError
 
@@ -47,14 +48,64 @@ class _Output(io.TextIOWrapper):
             raise
 
 
+class _Messages(io.TextIOWrapper):
+    """Standard error; from the first failure on its text is discarded, and the command goes on."""
+
+    def write(self, text: str) -> int:
+        try:
+            return super().write(text)
+        except OSError:
+            _discard(self)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except OSError:
+            _discard(self)
+
+    def close(self) -> None:
+        self.flush()  # the stream below is not its own
+
+
+def _discard(stream: io.TextIOWrapper) -> None:
+    """Send a stream, and what is left in its buffer, to the null device."""
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())
+
+
+@contextmanager
+def _messages() -> Iterator[None]:
+    """Take standard error as it is: in any encoding, full, or closed."""
+    for number in range(3):  # else the next file to be opened would be standard output or error
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    given = sys.stderr
+    if given is None:
+        sys.stderr = io.TextIOWrapper(io.BufferedWriter(io.FileIO(os.devnull, "w")))
+    elif isinstance(given, io.TextIOWrapper):
+        sys.stderr = _Messages(given.buffer, given.encoding, _HANDLER, line_buffering=True, write_through=True)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        sys.stderr = given
+
+
 def run_with_streams(app: Callable[[], object]) -> None:
     """Call the command line; a full standard output ends in a sentence, a closed pipe in silence.
 
-    An `OSError` of anything but standard output is passed on.
+    Standard error that cannot be written changes neither work nor exit code. An `OSError` of
+    anything but these two is passed on.
     """
     codecs.register_error(_HANDLER, _in_ascii)
-    if isinstance(sys.stderr, io.TextIOWrapper):
-        sys.stderr.reconfigure(errors=_HANDLER)
+    with _messages():
+        _run(app)
+
+
+def _run(app: Callable[[], object]) -> None:
     if not isinstance(sys.stdout, io.TextIOWrapper):  # None where the shell has closed it
         app()
         return
@@ -71,9 +122,7 @@ def run_with_streams(app: Callable[[], object]) -> None:
         fault = output.fault
         if fault is None:
             raise
-        # What is left in the buffer would fail again when the interpreter ends.
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), output.fileno())
+        _discard(output)  # what is left in the buffer would fail again when the interpreter ends
         if fault.errno == errno.EPIPE:
             raise SystemExit(CLOSED_PIPE) from None
         text = f"error: cannot write to standard output: {fault.strerror}; free some space"

@@ -25,6 +25,7 @@ from carefl_secure.privacy import Ledger
 from carefl_secure.progress import Reporter, SilentReporter
 from carefl_secure.run_folder import RunFolder, make_folder, write_atomically
 from carefl_secure.runs.train import train
+from carefl_secure.strict_json import load_json
 
 _CELL = "cell.json"  # written last: a cell with this file is finished
 _SCORES = "scores.npz"
@@ -88,7 +89,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found: dict[str, Any] = load_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RunError(f"{path} cannot be read: {error}; remove its folder") from error
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +17,7 @@ from carefl_secure.errors import ModelError, NonFiniteError
 from carefl_secure.hub import quiet
 from carefl_secure.model.label_head import HEAD_FILE, HEAD_SETTINGS, LabelHead
 from carefl_secure.model.lora import Adapter
+from carefl_secure.strict_json import load_json
 
 _SETTINGS = ("peft_type", "r", "lora_alpha", "target_modules", "bias", "use_dora", "use_rslora")
 
@@ -137,7 +137,7 @@ def _check_settings(adapter: Adapter, folder: Path) -> None:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found: Any = json.loads(path.read_text(encoding="utf-8"))
+        found: Any = load_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ModelError(
             f"{path.parent} holds no adapter (no {path.name}); finish the run, with --resume where it was interrupted"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from carefl_secure.errors import RunError
 from carefl_secure.report.schema import FAILED, HELD, UNCHECKED, Audit, AuditGroup, AuditLine, AuditVerdict, Finding
+from carefl_secure.strict_json import load_json
 
 _FORMAT = "carefl.audit/1"
 
@@ -56,7 +56,7 @@ def read_audits(run: Path, run_id: str) -> tuple[AuditFinding, ...] | None:
     found: list[AuditFinding] = []
     for file in files:
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
+            content = load_json(file.read_text(encoding="utf-8"))
             if content["format"] != _FORMAT:
                 raise ValueError(f"format {content['format']!r}")
             owner = str(content["run"])

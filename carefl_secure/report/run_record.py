@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from carefl_secure.privacy.canonical_json import canonical_hash
 from carefl_secure.privacy.ledger.statement import find_ledgers
 from carefl_secure.report.audit import AuditFinding, read_audits
 from carefl_secure.run_folder import RunFolder
+from carefl_secure.strict_json import load_json
 
 _COLUMNS = {"round": int, "survivors": int, "gradient_norm": float}
 
@@ -209,7 +209,7 @@ def _rows(path: Path) -> tuple[Mapping[str, Any], ...]:
         return ()
     try:
         whole, _, _torn = path.read_text(encoding="utf-8", errors="replace").rpartition("\n")
-        rows = [json.loads(line) for line in whole.splitlines()]
+        rows = [load_json(line) for line in whole.splitlines()]
         for row in rows:
             for name, kind in _COLUMNS.items():
                 if name == "round" or name in row:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 import carefl_secure
 from carefl_secure.config import Config
@@ -27,6 +28,7 @@ from carefl_secure.model.label_scorer import LabelScorer
 from carefl_secure.model.loader import load_base
 from carefl_secure.model.lora import Adapter
 from carefl_secure.model.prompts import PromptForm
+from carefl_secure.model.stacked import StackedAdapter
 from carefl_secure.model.task_prompts import prompt_template, task_question
 from carefl_secure.model.vision.encode import vision_features
 from carefl_secure.model.vision.tiles import Tiles
@@ -106,6 +108,21 @@ def centre_head(adapter: Adapter, public: Corpus, reporter: Reporter) -> None:
         chosen = np.unique(np.linspace(0, len(public.records) - 1, _CENTRE).astype(int)).tolist()
         seen = vision_features(adapter.base, Subset(public, chosen), reporter)[:]
         adapter.head.set_centre(seen.whole() if isinstance(seen, Tiles) else seen)
+
+
+def stage_scorer(
+    config: Config, first: Config, space: LabelSpace, earlier: Sequence[NDArray[np.float32]]
+) -> LabelScorer:
+    """Return the scorer of one stage; under merge its adapter stands on those of ``earlier`` stages.
+
+    ``first`` is the configuration of the first stage.
+    """
+    scorer = label_scorer(first, space)
+    adapter = scorer.adapter
+    for count, vector in enumerate(earlier if config.stages.handover == "merge" else (), 1):
+        adapter.load(vector)
+        adapter = StackedAdapter(adapter, config.adapter.seed + count)
+    return LabelScorer(adapter, space, scorer.question)
 
 
 def client_tasks(

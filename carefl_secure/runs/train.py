@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from carefl_secure.config import Config, dump_config
-from carefl_secure.errors import AdapterUnmovedError, ConfigError, RunError
+from carefl_secure.errors import AdapterUnmovedError, RunError
 from carefl_secure.federation.plan.calibrate import plan_stages
 from carefl_secure.federation.plan.ciphertext_packing import choose_fields
 from carefl_secure.federation.plan.staged import StagedPlan
@@ -73,7 +73,7 @@ def train(
     """Federate one run and keep it in a folder.
 
     ``resume`` is the folder of an interrupted run; ``config`` must be its own. ``engine`` says
-    where the clients are, by default in this process; a run in stages takes no other. ``confirm``
+    where the clients are, by default in this process; it is asked once for each stage. ``confirm``
     is asked about a run that is forecast to be nearly all noise, before anything is spent; without it such a run
     goes on with a note. What
     stops the run is a `CareflError`; nothing is released by too few survivors or above the budget.
@@ -87,8 +87,6 @@ def train(
     name = config.run.name or new_run_id()
     path = config.run.dir / name if resume is None else resume
     check_start(path, resume=resume is not None)
-    if config.stages.spaces and engine is not None:
-        raise ConfigError("a run in stages stays in this process; leave --engine out, or set no stages")
     reporter.note(f"run folder: {path}")
     run = _Run(config, reporter, path, engine, resume is not None, confirm)
     try:

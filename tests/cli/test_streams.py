@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -54,6 +55,30 @@ def test_a_closed_pipe_is_silent(
     with pytest.raises(SystemExit) as end:
         run_with_streams(result)
     assert (end.value.code, capsys.readouterr().err) == (CLOSED_PIPE, "")
+
+
+@pytest.mark.parametrize("closing", ["2>/dev/full", "2>&-", "2>&- 0<&-"])
+@pytest.mark.parametrize("code", [0, 40])
+def test_standard_error_that_is_full_or_closed_changes_nothing(tmp_path: Path, closing: str, code: int) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import sys\n"
+        "from carefl_secure.cli.streams import run_with_streams\n"
+        "def app():\n"
+        "    print('progress ' * 5000, file=sys.stderr)\n"
+        f"    with open({str(tmp_path / 'ledger')!r}, 'w') as ledger:\n"
+        "        assert ledger.fileno() > 2\n"
+        "        print('progress', file=sys.stderr, flush=True)\n"
+        "    print('the result')\n"
+        f"    raise SystemExit({code})\n"
+        "run_with_streams(app)\n"
+    )
+    line = f'exec "{sys.executable}" "{program}" {closing}'
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (code, "the result\n")
+    assert (tmp_path / "ledger").read_text() == ""
 
 
 def test_an_error_of_another_file_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -167,10 +168,34 @@ def test_equal_images_at_several_clients_weaken_the_promise(tmp_path: Path) -> N
     found = load(root, notes)
     pixels = [{part.image(i).tobytes() for i in range(len(part.records))} for part in parts(found)]
     assert not pixels[0] & pixels[1] and not pixels[0] & pixels[2]  # kept in one split
-    assert found.duplicates == "exact duplicates kept: 4 within a split, 0 across splits"
+    assert found.duplicates == (
+        "exact duplicates kept: 4 within a split, 0 across splits; "
+        "contradictions: 2 images equal another but have other labels"
+    )
+    assert found.duplicates in notes.said
     held = sum(record.key in {f"{k}.png" for k in range(5)} for record in found.private.records)
     said = any("1 images are held by several clients" in text for text in notes.said)
     assert said == (held > 1)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_nearly_equal_images_across_clients_and_splits_weaken_the_promise(tmp_path: Path, seed: int) -> None:
+    root = folder(tmp_path, [{"label": "sad" if k % 2 else "glad"} for k in range(40)])
+    blocks = np.random.default_rng(5).integers(40, 200, (8, 8, 3), np.uint8)
+    for k in range(6):  # one picture, each time a little brighter
+        Image.fromarray(np.kron(blocks, np.ones((8, 8, 1), np.uint8)) + np.uint8(k)).save(root / f"{k}.png")
+    notes = Notes()
+    found = load(root, notes, **{"data.seed": seed})
+    assert "exact duplicates" not in " ".join(notes.said)
+    alike = {f"{k}.png" for k in range(6)}
+    private = [index for index, record in enumerate(found.private.records) if record.key in alike]
+    shown = sum(part.records[i].key in alike for part in parts(found)[1:] for i in range(len(part.records)))
+    covered = f"warning: {len(private)} private images are nearly equal to public or scored ones"
+    assert any(text.startswith(covered) for text in notes.said) == bool(private and shown)
+    client = {index: k for k, share in enumerate(found.shares) for index in share.tolist()}
+    apart = sum(client[a] != client[b] for a, b in combinations(private, 2))
+    held = f"warning: {apart} pairs of nearly equal images are held by several clients"
+    assert any(text.startswith(held) for text in notes.said) == bool(apart)
 
 
 def parts(found: Corpora) -> tuple[Corpus, Corpus, Corpus]:

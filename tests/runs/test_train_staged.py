@@ -595,7 +595,7 @@ def test_every_choice_runs_in_stages(settings: Settings, tmp_path: Path, more: d
         (["--stages", "basic,compound", "--set", "stages.rounds=[1,2]"], "federation.rounds=3"),
         (["--stages", "basic,compound", "--rounds", "1"], "without a round"),
         (["--set", "stages.handover=merge"], "no effect without stages.spaces"),
-        (["--stages", "basic,compound", "--engine", "superlink"], "stays in this process"),
+        (["--stages", "basic,compound", "--engine", "superlink"], "has no SuperLink"),
         (["--stages", "basic,compound", "--set", "federation.public_records=9"], "leave it out"),
         (
             ["--stages", "basic,compound", "--rounds", "2", "--set", "adapter.train=alternate",

@@ -14,6 +14,7 @@ from carefl_secure.data.corpora.emotic.person import ONE_EACH
 from carefl_secure.data.corpora.published_counts import Count, published_counts
 from carefl_secure.data.deduplication.duplicates import Near, Shared, find_shared, within
 from carefl_secure.data.deduplication.image_hashes import ImageHash
+from carefl_secure.data.deduplication.policy import contradictions
 from carefl_secure.data.open_corpus import Layout, detect, open_corpus
 from carefl_secure.data.partition import partition
 from carefl_secure.data.records import Corpus
@@ -199,10 +200,12 @@ def check_corpus(
     opened: dict[str, Corpus] = {}
     prints: dict[str, Sequence[ImageHash]] = {}
     counts: list[Count] = []
+    against: list[str] = []
     for one in tasks:
         how = ReadOptions(one, view, reporter=reporter)
         parts = examine(open_corpus(path, how, format=format), reporter)
         counts += _counts(layout, one, parts.corpora)
+        against += contradictions(parts)
         for name, corpus in parts.corpora.items():
             key = f"{one} {name}" if len(tasks) > 1 else name
             opened[key], prints[key] = corpus, parts.hashes[name]
@@ -211,6 +214,9 @@ def check_corpus(
     missing: list[str] = []
     faults = [f"{one.what}: {one.found:,} where {one.published:,} are published" for one in counts if not one.same]
     notes = _judge_splits(layout.format.splits, splits, missing, faults)
+    if against:
+        such = "; ".join(against[:3])
+        notes.append(f"contradictions: {len(against)} images equal another but have other labels (such as {such})")
     notes += _unseen_labels(splits)
     shared = find_shared(opened, prints, alike)
     if clients is not None:

@@ -73,8 +73,9 @@ def _refuse_list(word: str, words: Sequence[str], several: bool, name: str) -> N
     signs = [",", ";", "|", "/", "+", "&", "\t", "\n", *([" "] if several else [])]
     if not word.isprintable() and any(unicodedata.category(sign) == "Cc" for sign in word):
         raise LabelError(f"the label {word!r} of {name} holds a control character; rename it")
-    parts = [[label_word(part) for part in word.split(sign)] for sign in signs if sign in word]
-    if _LIST.fullmatch(word) or any(set(made) <= set(words) for made in parts):
+    parts = {sign: {label_word(part) for part in word.split(sign)} for sign in signs if sign in word}
+    known = set(words)
+    if _LIST.fullmatch(word) or any(made <= known or (sign != " " and made & known) for sign, made in parts.items()):
         raise LabelError(
             f"the label {word!r} of {name} looks like several labels; write 'labels' as a list in "
             "metadata.jsonl, or as words separated by | in metadata.csv"
@@ -86,6 +87,7 @@ def _build(
     drop: bool,
 ) -> SplitBuilder:  # fmt: skip
     builder, seen = SplitBuilder(f"{name}/{part.name}", space), dict[str, int]()
+    said: dict[object, tuple[str, ...]] = {}
     for row in part.rows:
         if row.file_name not in images and not (inventory.root / row.file_name).is_file():
             raise DataError(
@@ -97,6 +99,15 @@ def _build(
             continue
         if drop and not _declared(row.labels, space):
             builder.skipped.drop("label not declared", row.file_name)
+            continue
+        before = said.setdefault((row.file_name, row.box, row.subject), row.labels)
+        if before is not row.labels:
+            if set(before) != set(row.labels):
+                raise LabelError(
+                    f"{row.origin} names {row.file_name} again with other labels; write all labels of a record in one "
+                    "row under 'labels', or give each person a box or a subject"
+                )
+            builder.skipped.drop("the same record again", row.file_name)
             continue
         seen[row.file_name] = count = seen.get(row.file_name, 0) + 1
         record = Record(

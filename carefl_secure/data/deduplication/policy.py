@@ -19,19 +19,23 @@ class Deduplicated:
     """The corpora after the policy, and what it found.
 
     ``repeated`` counts images that repeat another of the same split, ``shared`` images of a later
-    split that an earlier one holds.
+    split that an earlier one holds, ``contradictions`` images
+    that equal an earlier one but have other labels.
     """
 
     found: Examined
     repeated: int
     shared: int
     policy: Policy
+    contradictions: int = 0
 
     def __str__(self) -> str:
         if not self.repeated + self.shared:
             return "no exact duplicates"
         done = "left out" if self.policy == "drop" else "kept"
-        return f"exact duplicates {done}: {self.repeated} within a split, {self.shared} across splits"
+        text = f"exact duplicates {done}: {self.repeated} within a split, {self.shared} across splits"
+        against = f"; contradictions: {self.contradictions} images equal another but have other labels"
+        return text + (against if self.contradictions else "")
 
 
 def deduplicate(found: Examined, policy: Policy) -> Deduplicated:
@@ -69,7 +73,20 @@ def deduplicate(found: Examined, policy: Policy) -> Deduplicated:
             "too good; set data.deduplicate=drop to leave them out of the later split, or =keep "
             "to go on with them"
         )
-    return Deduplicated(Examined(corpora, hashes), repeated, shared, policy)
+    return Deduplicated(Examined(corpora, hashes), repeated, shared, policy, len(contradictions(found)))
+
+
+def contradictions(found: Examined) -> list[str]:
+    """Return the images that are equal to an earlier one but have other labels, as ``first = second``."""
+    known: dict[object, tuple[str, Sequence[int]]] = {}
+    out = []
+    for name, marks in found.hashes.items():
+        for mark, index in ((one, index) for one in marks if one.pixels for index in one.records):
+            record = found.corpora[name].records[index]
+            image, labels = known.setdefault((mark.pixels, record.box), (mark.image, record.labels))
+            if image != mark.image and set(labels) != set(record.labels):
+                out.append(f"{image} = {mark.image}")
+    return out
 
 
 def held_twice(equal: Sequence[Sequence[int]], shares: Sequence[Sequence[int]]) -> int:

@@ -80,6 +80,8 @@ def _deep(image: Image.Image) -> Image.Image:
     else:
         if values.min() < 0 or values.max() > 65_535:
             raise ValueError("its whole numbers exceed 16 bits; save it with 8 or 16 bits")
+        if image.mode == "I" and 0 < values.max() < 256:
+            raise ValueError("its whole numbers are all below 256 and may be meant as 8 bits; save it with 8 bits")
         grey = (values.astype(np.int64) >> 8).astype(np.uint8)
         hidden = image.info.get("transparency")
         if isinstance(hidden, int):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from carefl_secure.errors import EngineError
+from carefl_secure.strict_json import load_json
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class ServerAddress:
     def read(cls, bundle: Path) -> ServerAddress:
         """Read what `write` left; `EngineError` when no server runs from this bundle."""
         try:
-            raw = json.loads((bundle / "address").read_text())
+            raw = load_json((bundle / "address").read_text())
             return cls(str(raw["address"]), Path(raw["socket"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise EngineError(f"no server runs from {bundle}; start it with carefl-secure server start") from error

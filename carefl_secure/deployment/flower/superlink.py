@@ -25,6 +25,7 @@ from carefl_secure.deployment.flower.processes import Processes, free_port
 from carefl_secure.deployment.provisioning.certificates import write_private
 from carefl_secure.errors import EngineError
 from carefl_secure.federation.transport.local_grid import TESTED_FLOWER
+from carefl_secure.strict_json import load_json
 
 COMPLETED = "finished:completed"
 POLL = "FLWR_SUPEREXEC_TASK_POLL_INTERVAL"
@@ -179,7 +180,7 @@ class Link:
             f'address = "{address}"\nroot-certificates = "{self._ca}"\n'
         )
         known = home / "nodes.json"
-        listed = json.loads(known.read_text()) if known.exists() else {}
+        listed = load_json(known.read_text()) if known.exists() else {}
         self.names = {int(node): str(name) for node, name in listed.items()}
 
     def healthy(self) -> bool:

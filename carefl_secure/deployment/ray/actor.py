@@ -26,14 +26,15 @@ from carefl_secure.federation.client.session import ClientSession
 from carefl_secure.federation.in_process import client_ledger, keep_refusal
 from carefl_secure.federation.local_update.task import LocalTask
 from carefl_secure.federation.plan.cohort import Cohort
-from carefl_secure.federation.plan.run_plan import RunPlan
+from carefl_secure.federation.plan.staged import Stage
 from carefl_secure.federation.run_spec import RunSpec
 from carefl_secure.federation.transport.error_codes import refusal
 from carefl_secure.noise import DeterministicKeySource
 from carefl_secure.progress import SilentReporter
+from carefl_secure.strict_json import load_json
 
-Work = Callable[[RunPlan, bytes], Sequence[LocalTask]]
-"""Makes the tasks of all clients from the plan and the hash of the agreed base model."""
+Work = Callable[[Stage, bytes], Sequence[LocalTask]]
+"""Makes the tasks of all clients from a run's stage and the hash of the agreed base model."""
 
 FAULT = refusal(EngineError(""))
 """The reply to the server for a fault in an actor; the traceback stays in the run folder."""
@@ -124,7 +125,7 @@ class _Clients:
         (order.scratch / "actors").mkdir(exist_ok=True)
         (order.scratch / "actors" / str(os.getpid())).touch()  # so that a stop need not wait
         self._order = order
-        self._tasks = order.work(order.spec.plan, order.cohort.base_hash)
+        self._tasks = order.work(order.spec.stage, order.cohort.base_hash)
         if len(self._tasks) != len(order.identities):
             raise ConfigError(f"{len(self._tasks)} tasks for {len(order.identities)} clients")
         self._app = build_client_app(self._session, self._refused, keep_state=True)
@@ -136,7 +137,7 @@ class _Clients:
     def answer(self, message: Message, context: Context) -> Message:
         """Answer from the newest saved session, and remember what is the newest now."""
         mark = self._marks / f"{context.node_config.get('partition-id')}.json"
-        known = json.loads(mark.read_text()) if mark.exists() else {"session": "", "drawn": {}}
+        known = load_json(mark.read_text()) if mark.exists() else {"session": "", "drawn": {}}
         if _digest(context.state) != known["session"]:
             raise ProtocolError("this session is not the newest; an answered step is not repeated")
         self._drawn = Counter(known["drawn"])
@@ -165,6 +166,7 @@ class _Clients:
             client_ledger(spec, index),
             max_epsilon=spec.max_epsilon,
             memory=spec.folder.client(index),
+            last_round=spec.stage.offset + spec.plan.privacy.rounds,
         )
         return self._opened
 
@@ -188,23 +190,24 @@ class _Continued:
         return self._source.key(label)
 
 
-def tasks_of(config: Config, plan: RunPlan, base_hash: bytes) -> Sequence[LocalTask]:
-    """Return the tasks of all clients of a configuration; the `Work` of a whole run.
+def tasks_of(config: Config, stage: Stage, base_hash: bytes) -> Sequence[LocalTask]:
+    """Return the tasks of all clients of a configuration in one stage; the `Work` of a whole run.
 
     Raises `ModelError` when this process loads another base model than the one agreed.
     """
     # torch is imported here, where work begins, and not by whoever only reads an order.
-    from carefl_secure.runs.build import base_hash_of, client_tasks, label_scorer
+    from carefl_secure.runs.build import base_hash_of, client_tasks, stage_scorer
     from carefl_secure.runs.captions import load_contexts
-    from carefl_secure.runs.staged_corpora import load_corpora
+    from carefl_secure.runs.staged_corpora import load_stages, stage_configs
 
     reporter = SilentReporter()
-    corpora = load_corpora(config, reporter)
-    contexts = load_contexts(config, corpora, reporter)
-    scorer = label_scorer(config, corpora.private.space)
-    if base_hash_of(scorer.adapter.base.digest, config) != base_hash:
+    place, each = stage.number - 1, stage_configs(config)
+    corpora = load_stages(config, reporter)[place]
+    contexts = load_contexts(each[place], corpora, reporter)
+    scorer = stage_scorer(config, each[0], corpora.private.space, stage.earlier)
+    if base_hash_of(scorer.adapter.base.digest, config, stage) != base_hash:
         raise ModelError("an actor loads another base model than the run began with")
-    return client_tasks(config, plan, scorer, corpora, contexts, reporter)
+    return client_tasks(each[place], stage.plan, scorer, corpora, contexts, reporter)
 
 
 def _read(path: Path) -> Order:

@@ -27,7 +27,7 @@ from carefl_secure.federation.client.app import build_client_app
 from carefl_secure.federation.client.session import ClientSession
 from carefl_secure.federation.in_process import client_ledger, keep_refusal, make_parties
 from carefl_secure.federation.local_update.task import LocalTask
-from carefl_secure.federation.plan.run_plan import RunPlan
+from carefl_secure.federation.plan.staged import Stage
 from carefl_secure.federation.run_spec import RunSpec
 from carefl_secure.federation.transport.local_grid import Drop, LocalGrid, Record
 from carefl_secure.progress import Reporter
@@ -151,7 +151,7 @@ def _none_here() -> Sequence[LocalTask]:
     raise EngineError("the tasks of a run on Ray are made by its actors")
 
 
-def _as_given(tasks: Sequence[LocalTask], plan: RunPlan, base_hash: bytes) -> Sequence[LocalTask]:
+def _as_given(tasks: Sequence[LocalTask], stage: Stage, base_hash: bytes) -> Sequence[LocalTask]:
     return tasks
 
 

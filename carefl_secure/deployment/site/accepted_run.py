@@ -16,6 +16,7 @@ from flwr.app import ConfigRecord, RecordDict
 from carefl_secure.errors import LedgerError, PolicyError, ProtocolError, RunError
 from carefl_secure.federation.transport.messages import Fields, pack
 from carefl_secure.run_folder import write_atomically
+from carefl_secure.strict_json import load_json
 
 _PARTS = ("proposal", "submitter", "signature")
 _NONE = -1
@@ -126,7 +127,7 @@ class Accepted:
             self._numbers, self._proposal, self.last = {}, None, _NONE
             return
         try:
-            raw = json.loads(self._path.read_text())
+            raw = load_json(self._path.read_text())
             self._numbers = {str(name): int(number) for name, number in raw["numbers"].items()}
             self.last = int(raw["round"])
             self._proposal = {name: str(raw[name]) for name in _PARTS} if _PARTS[0] in raw else None

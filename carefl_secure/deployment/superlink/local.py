@@ -22,7 +22,14 @@ from carefl_secure.deployment.provisioning.policy import allow_run
 from carefl_secure.deployment.provisioning.provision import rehearse
 from carefl_secure.deployment.provisioning.site_bundle import node_folder
 from carefl_secure.deployment.provisioning.sites import REHEARSAL, Sites
-from carefl_secure.deployment.superlink.parties import _START, Deployed, ProposedRun, refuse_unfit, refuse_workers
+from carefl_secure.deployment.superlink.parties import (
+    _START,
+    Deployed,
+    ProposedRun,
+    refuse_stages,
+    refuse_unfit,
+    refuse_workers,
+)
 from carefl_secure.federation.run_spec import RunSpec
 from carefl_secure.federation.transport.local_grid import Drop, Record
 from carefl_secure.privacy import Ledger
@@ -64,6 +71,7 @@ class Loopback:
     """
 
     def __init__(self, config: Config, reporter: Reporter) -> None:
+        refuse_stages(config)
         self._config = config
         self._reporter = reporter
 

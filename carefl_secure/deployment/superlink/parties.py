@@ -45,6 +45,14 @@ def refuse_unfit(spec: RunSpec, config: Config) -> None:
         )
 
 
+def refuse_stages(config: Config) -> None:
+    """Refuse a run in stages: a site takes part in one stage only."""
+    if config.stages.spaces:
+        raise ConfigError(
+            "a run in stages has no SuperLink; leave stages.spaces out, or run with --engine inprocess or ray"
+        )
+
+
 def refuse_workers(workers: int) -> None:
     """Refuse a number of workers: every client of a deployment is a process of its own."""
     if workers != 1:

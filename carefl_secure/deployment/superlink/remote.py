@@ -16,7 +16,7 @@ from carefl_secure.deployment.flower.superlink import Link
 from carefl_secure.deployment.provisioning.certificates import read_identity
 from carefl_secure.deployment.provisioning.sites import REHEARSAL, Roster
 from carefl_secure.deployment.site.proposal import SPENDING, VALID, ChargedRounds, next_number
-from carefl_secure.deployment.superlink.parties import Deployed, ProposedRun, refuse_unfit
+from carefl_secure.deployment.superlink.parties import Deployed, ProposedRun, refuse_stages, refuse_unfit
 from carefl_secure.errors import ConfigError, EngineError, RunError
 from carefl_secure.federation.run_spec import RunSpec
 from carefl_secure.federation.transport.local_grid import Drop, Record
@@ -32,6 +32,7 @@ def check_remote(config: Config, roster: Roster) -> None:
 
     The `ConfigError` names the setting and what to write there.
     """
+    refuse_stages(config)
     if config.federation.public_records is None:
         raise ConfigError(
             "set federation.public_records to the declared number of records of all sites; "

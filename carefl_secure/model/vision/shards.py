@@ -20,6 +20,7 @@ from typing import Any
 
 from carefl_secure.data.synthetic.corpus import default_cache
 from carefl_secure.errors import ConfigError, DataError
+from carefl_secure.strict_json import load_json
 
 RECORD = "encoder.json"
 HEADER = 512  # bytes of a shard before its features: length and JSON, filled up with spaces
@@ -69,7 +70,7 @@ def header_of(path: Path) -> dict[str, Any] | None:
     try:
         with path.open("rb") as file:
             head = file.read(HEADER)
-        found = json.loads(head[8:])
+        found = load_json(head[8:])
         rows = found["keys"]["shape"][0]
         size = HEADER + found["keys"]["data_offsets"][1]
         whole = int.from_bytes(head[:8], "little") == HEADER - 8 and path.stat().st_size == size
@@ -96,7 +97,7 @@ def list_encoders(root: Path) -> list[Encoder]:
         files = sorted(record.parent.glob("*.safetensors"))
         headers = [header for header in map(header_of, files) if header is not None]
         try:
-            facts = json.loads(record.read_text())
+            facts = load_json(record.read_text())
         except (OSError, ValueError):
             facts = {}
         size = sum(file.stat().st_size for file in record.parent.iterdir() if file.is_file())

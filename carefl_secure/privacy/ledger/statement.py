@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from carefl_secure.privacy.ledger.entry import START, Entry, event_of, spent
 from carefl_secure.privacy.ledger.ledger import Ledger
 from carefl_secure.privacy.plan import PrivacyPlan
 from carefl_secure.rounding import plain, round_up
+from carefl_secure.strict_json import load_json
 
 _DELTA = 1e-5
 _LEDGER = "ledger.jsonl"
@@ -56,7 +56,7 @@ def delta_for(path: Path) -> float:
         plan = folder / "plan.json"
         if plan.is_file():
             try:
-                return PrivacyPlan.from_json(json.loads(plan.read_bytes())["privacy"]).delta
+                return PrivacyPlan.from_json(load_json(plan.read_bytes())["privacy"]).delta
             except (ConfigError, KeyError, OSError, TypeError, ValueError) as error:
                 raise LedgerError(f"{plan} states no delta that can be read; give one with --delta") from error
     return _DELTA

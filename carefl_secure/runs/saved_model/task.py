@@ -30,6 +30,7 @@ from carefl_secure.model.saved import load_head, load_saved
 from carefl_secure.model.vision.tiles import image_cost, image_settings
 from carefl_secure.run_folder import write_atomically
 from carefl_secure.runs.build import label_scorer
+from carefl_secure.strict_json import load_json
 
 FILE, COPY, MERGED = "task.json", "base", "."
 """The file; the base where it is a copy of the embedded one; the base of a merged checkpoint."""
@@ -78,7 +79,7 @@ def read_task(folder: Path) -> Task:
     """Read the task in a folder; ModelError where it is missing or damaged."""
     path = folder / FILE
     try:
-        found: Task = json.loads(path.read_text(encoding="utf-8"))
+        found: Task = load_json(path.read_text(encoding="utf-8"))
         if found["format"] != _FORMAT:
             raise ValueError("it is of another format")
         return found

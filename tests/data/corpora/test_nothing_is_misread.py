@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from carefl_secure.data.checks.check import check_corpus
+from carefl_secure.data.checks.examine import skipped_of
 from carefl_secure.data.corpora.image_folder import load_imagefolder
 from carefl_secure.errors import DataError, LabelError
 
@@ -133,6 +134,36 @@ def one_person_in_two_spellings(root: Path) -> None:
 def test_contradictions_are_refused(tmp_path: Path, layout: Callable[[Path], None], part: str) -> None:
     layout(tmp_path)
     with pytest.raises(DataError, match=part):
+        load_imagefolder(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_a_record_that_is_named_again_is_counted_or_refused(tmp_path: Path, suffix: str) -> None:
+    def said(*again: dict[str, object]) -> None:
+        rows = [{"file_name": f"{k}.png", "label": "ab"[k % 2], "subject": f"p{k}"} for k in range(4)]
+        table = [*rows, *again]
+        lines = [json.dumps(row) for row in table]
+        if suffix == ".csv":
+            lines = [",".join(rows[0]), *(",".join(map(str, row.values())) for row in table)]
+        write(tmp_path, "\n".join(lines), f"metadata{suffix}")
+
+    flat(tmp_path)
+    same: dict[str, object] = {"file_name": "0.png", "label": "a", "subject": "p0"}
+    said(same)
+    corpus = load_imagefolder(tmp_path)["all"]
+    assert len(corpus.records) == 4 and skipped_of(corpus).dropped == {"the same record again": 1}
+    said({**same, "subject": "p9", "label": "b"})  # another person in the same image
+    assert len(load_imagefolder(tmp_path)["all"].records) == 5
+    said({**same, "label": "b"})
+    with pytest.raises(LabelError, match=r"0\.png again with other labels"):
+        load_imagefolder(tmp_path)
+
+
+@pytest.mark.parametrize("word", ["a/c", "a+c", "a & c", "a, c", "c|a"])
+def test_a_word_that_holds_another_label_and_a_separator_is_refused(tmp_path: Path, word: str) -> None:
+    flat(tmp_path)
+    rows(tmp_path, label=["a", word])
+    with pytest.raises(LabelError, match="looks like several labels"):
         load_imagefolder(tmp_path)
 
 

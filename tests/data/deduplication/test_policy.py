@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from carefl_secure.data.checks.check import check_corpus
 from carefl_secure.data.checks.examine import Examined, examine
 from carefl_secure.data.corpora.image_folder import load_imagefolder
-from carefl_secure.data.deduplication.policy import deduplicate, equal_records, held_twice
+from carefl_secure.data.deduplication.policy import contradictions, deduplicate, equal_records, held_twice
 from carefl_secure.errors import DataError
 from carefl_secure.progress import SilentReporter
 
@@ -47,6 +48,22 @@ def test_kept_and_counted(found: Examined) -> None:
     done = deduplicate(found, "keep")
     assert {name: len(one.records) for name, one in done.found.corpora.items()} == {"train": 4, "test": 4}
     assert str(done) == "exact duplicates kept: 1 within a split, 1 across splits"
+
+
+def test_equal_images_with_other_labels_are_counted_as_contradictions(make: Any) -> None:
+    root: Path = make.root
+    for k in range(3):
+        make.picture(root / "train" / "happy" / f"{k}.png")
+        make.picture(root / "train" / "sad" / f"{k}.png")
+        make.picture(root / "test" / "sad" / f"{k}.png")
+    shutil.copy(root / "train/happy/0.png", root / "train/happy/1.png")  # agrees
+    shutil.copy(root / "train/happy/0.png", root / "train/sad/1.png")
+    shutil.copy(root / "train/happy/0.png", root / "test/sad/1.png")
+    found = examine(load_imagefolder(root), SilentReporter())
+    assert contradictions(found) == ["train/happy/0.png = train/sad/1.png", "train/happy/0.png = test/sad/1.png"]
+    assert str(deduplicate(found, "keep")).endswith("contradictions: 2 images equal another but have other labels")
+    notes = check_corpus(root).notes
+    assert [line for line in notes if line.startswith("contradictions: 2 images")]
 
 
 def test_nothing_remains(make: Any) -> None:

@@ -169,3 +169,12 @@ def test_damage_never_escapes_as_another_error(
         assert decode(path).mode == "RGB"
     except DataError as error:
         assert "damaged.png" in str(error)
+
+
+def test_wide_whole_numbers_that_may_be_meant_as_eight_bits_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.tiff"
+    Image.fromarray(np.full((4, 4), 200, np.int32)).save(path)
+    with pytest.raises(DataError, match="may be meant as 8 bits"):
+        decode(path)
+    Image.fromarray(np.zeros((4, 4), np.int32)).save(path)
+    assert decode(path).getpixel((0, 0)) == (0, 0, 0)

@@ -36,6 +36,7 @@ from carefl_secure.deployment.ray.cluster import RayCluster, network_settings, s
 from carefl_secure.deployment.ray.engine import RayEngine, RayParties
 from carefl_secure.deployment.ray.grid import RayGrid
 from carefl_secure.errors import BudgetExceededError, CohortError, ConfigError, EngineError, ModelError, ProtocolError
+from carefl_secure.federation.plan.staged import Stage
 from carefl_secure.federation.server.optimizers import FedAdam
 from carefl_secure.federation.server.run import FederationResult
 from carefl_secure.federation.transport.local_grid import FIRST_NODE, TESTED_FLOWER, LocalGrid
@@ -489,7 +490,19 @@ def test_a_configuration_gives_the_same_adapter_on_ray(tmp_path: Path) -> None:
 def test_an_actor_with_another_model_takes_no_part(runs: Runs) -> None:
     config = load_config(None, ("data.records=300", "privacy.delta=1e-4"))
     with pytest.raises(ModelError, match="another base model"):
-        ray_actor.tasks_of(config, runs.plan, bytes(32))
+        ray_actor.tasks_of(config, Stage.only(runs.plan), bytes(32))
+
+
+@pytest.mark.slow
+def test_a_run_in_stages_gives_the_same_adapter_on_ray(tmp_path: Path) -> None:
+    sets = ("stages.spaces=[basic,compound]", "stages.handover=merge", "federation.rounds=2")
+    more = [word for one in (*sets, "unsafe_deterministic_noise=true") for word in ("--set", one)]
+    for name, engine in (("near", ()), ("far", ("--engine", "ray"))):
+        words = command(*fresh(name, *more, *engine))
+        subprocess.run(words, check=True, cwd=tmp_path, timeout=900)
+    for file in ("adapter/adapter_model.safetensors", "plan.json"):
+        assert (tmp_path / "near" / file).read_bytes() == (tmp_path / "far" / file).read_bytes()
+    assert gone(tmp_path)
 
 
 @pytest.mark.slow

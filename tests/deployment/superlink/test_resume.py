@@ -43,7 +43,7 @@ def settings(root: Path, name: str, *more: str) -> Config:
 
 def test_an_interrupted_deployment_is_resumed_bit_for_bit(tmp_path: Path) -> None:
     rounds = "federation.rounds=3"
-    engine = choose_engine("superlink", SITES)
+    engine = choose_engine("superlink")
     train(settings(tmp_path, "near", rounds), SilentReporter())
     with pytest.raises(KeyboardInterrupt):
         train(settings(tmp_path, "far", rounds), Stop(), engine=engine)
@@ -69,7 +69,7 @@ def test_an_interrupted_deployment_is_resumed_bit_for_bit(tmp_path: Path) -> Non
 def test_other_ways_of_summing_give_the_adapter_of_one_process(tmp_path: Path, how: tuple[str, ...]) -> None:
     more = ("federation.rounds=1", *how)
     train(settings(tmp_path, "near", *more), SilentReporter())
-    engine = choose_engine("superlink", SITES)
+    engine = choose_engine("superlink")
     train(settings(tmp_path, "far", *more), SilentReporter(), engine=engine)
     for file in (ADAPTER, "plan.json"):
         assert (tmp_path / "near" / file).read_bytes() == (tmp_path / "far" / file).read_bytes()
