@@ -1,4 +1,4 @@
-"""What the site needs beside the pages: tables made from the code, and two scripts kept local.
+"""What the site needs besides the pages: tables made from the code, and two scripts kept local.
 
 The scripts for diagrams and formulas are fetched once, when the site is built, and checked against
 fixed hashes; a page that is read asks nobody for anything.
@@ -107,7 +107,7 @@ def with_files_table(page: str) -> str:
 
 
 def on_post_build(config: Any, **_: Any) -> None:
-    """Lay the scripts for diagrams and formulas beside the pages."""
+    """Lay the scripts for diagrams and formulas next to the pages."""
     target = Path(config["site_dir"]) / "assets"
     for address, digest, wanted in ARCHIVES:
         packed = io.BytesIO(_archive(address, digest))

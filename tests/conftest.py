@@ -61,7 +61,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def london_faces() -> Path:
     """Return the folder of the London faces, or skip where it is absent."""
     if not (LONDON / "metadata.jsonl").is_file():
-        pytest.skip("the London faces are not beside this checkout (../shared/data/london-faces)")
+        pytest.skip("the London faces are not next to this checkout (../shared/data/london-faces)")
     return LONDON
 
 

@@ -1,4 +1,4 @@
-"""The describer of the embedded corpus: true at rate 0, wrong as often as told, per record."""
+"""The describer of the embedded corpus: true at rate 0, wrong as often as asked, per record."""
 
 from __future__ import annotations
 

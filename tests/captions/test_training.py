@@ -97,7 +97,7 @@ def test_without_captions_nothing_is_changed(scorer: LabelScorer, features: torc
 def test_a_record_does_not_feel_the_captions_of_others(
     scorer: LabelScorer, features: torch.Tensor, space: LabelSpace
 ) -> None:
-    """Left padding and masks: a long caption beside a short one changes nothing."""
+    """Left padding and masks: a long caption in a batch with a short one changes nothing."""
     asking = LabelScorer(scorer.adapter, space, QUESTIONS[space.name])
     truth = np.eye(6, len(space.labels), dtype=np.float32)
     said = ["park", "arms raised, hospital, trophy, dim", "", "a very " * 30, "beach", "fire"]

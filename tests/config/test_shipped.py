@@ -31,7 +31,7 @@ def test_an_installed_package_reads_its_own_copy(tmp_path: Path, monkeypatch: py
     package = tmp_path / "carefl_secure"
     own = package / "shipped" / "configs"
     own.mkdir(parents=True)
-    (tmp_path / "configs").mkdir()  # another package's folder, beside ours
+    (tmp_path / "configs").mkdir()  # another package's folder, next to ours
     monkeypatch.setattr(carefl_secure, "__file__", str(package / "__init__.py"))
     assert shipped_folder("configs") == own
     with pytest.raises(ConfigError, match="reinstall"):

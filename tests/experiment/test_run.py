@@ -55,7 +55,7 @@ def test_every_kind_of_cell_gives_figures_and_is_not_run_again(
     assert len(differing) == len(found)  # five ways, five models
     local = Scores.read(scores_file(out, "local", 0))
     assert len(local.scores) == 3 and len(Scores.read(scores_file(out, "fed", 0)).scores) == 1
-    # Figures in the paper are those of the scores beside it.
+    # Figures in the paper are those of the scores next to it.
     assert local.statistic()()["mAP"] == pytest.approx(found["local"].figures["mAP"], abs=1e-12)
     # No feature of an image lies in any folder: only scores, adapters, papers.
     assert not [p for p in out.rglob("*") if "feature" in p.name]
@@ -133,7 +133,7 @@ def test_a_failing_cell_is_named_and_the_others_run(make: Make, out: Path, monke
     assert [row["cells"] for row in found["rows"]] == [0, 1, 0]
     assert found["comparisons"] == []
     monkeypatch.setattr(runs, "train", original)
-    assert run_cells(cells_of(asked, out), 1, SILENT)[0].error is None  # once it is mended
+    assert run_cells(cells_of(asked, out), 1, SILENT)[0].error is None  # once it is repaired
 
 
 def test_a_finished_cell_with_other_settings_is_refused(make: Make, out: Path) -> None:
@@ -219,14 +219,14 @@ def test_a_central_step_takes_its_noise_off_as_the_servers_does(make: Make, out:
     assert not np.allclose(found, adam)
 
 
-def test_a_central_cell_is_told_the_noise_that_a_federated_one_is(
+def test_a_central_cell_gets_the_noise_that_a_federated_one_gets(
     make: Make, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[tuple[float, float]] = []
+    stated: list[tuple[float, float]] = []
     observe = FedAdam.observe
 
     def overhear(self: FedAdam, share: float, noise_variance: float) -> None:
-        told.append((share, noise_variance))
+        stated.append((share, noise_variance))
         observe(self, share, noise_variance)
 
     monkeypatch.setattr(FedAdam, "observe", overhear)
@@ -234,9 +234,9 @@ def test_a_central_cell_is_told_the_noise_that_a_federated_one_is(
     asked = make([{"name": kind, "kind": kind, "set": corrected} for kind in ("central", "train")])
     for one in cells_of(asked, out):
         run_cell(one, SILENT)
-    central, federated = told[:2], told[2:]
+    central, federated = stated[:2], stated[2:]
     assert len(central) == len(federated) == 2  # rounds
-    assert {share for share, _ in told} == {1.0}
+    assert {share for share, _ in stated} == {1.0}
     # One is Gaussian, the other a sum of Skellam shares at integer norms: a few percent.
     assert central[0][1] == pytest.approx(federated[0][1], rel=0.1)
 
@@ -272,8 +272,8 @@ def test_a_private_run_says_what_it_spent(make: Make, out: Path) -> None:
 def test_cells_in_processes_of_their_own_give_the_same_figures(make: Make, out: Path) -> None:
     fixed = {"unsafe_deterministic_noise": True}
     asked = make([{"name": "a", "set": fixed}, {"name": "b", "kind": "zero-shot"}], seeds=(0, 1))
-    beside = run_cells(cells_of(asked, out / "two"), 2, SILENT)
+    parallel = run_cells(cells_of(asked, out / "two"), 2, SILENT)
     here = run_cells(cells_of(asked, out / "one"), 1, SILENT)
-    assert [(one.variant, one.seed, one.figures) for one in beside] == [
+    assert [(one.variant, one.seed, one.figures) for one in parallel] == [
         (one.variant, one.seed, one.figures) for one in here
     ]

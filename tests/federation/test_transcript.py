@@ -33,7 +33,7 @@ ROUNDS = 2
 
 @dataclass
 class Transcript:
-    """What crossed the wire, beside what stayed inside clients and server."""
+    """What crossed the wire, and what stayed inside clients and server."""
 
     received: list[Message]
     truth: dict[int, NDArray[np.float64]]  # 100 * round + client
@@ -44,7 +44,7 @@ class Transcript:
 
 @pytest.fixture(scope="module")
 def transcript(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Transcript:
-    """Run two rounds and keep what crossed the wire, beside what stayed inside the clients."""
+    """Run two rounds and keep what crossed the wire, and what stayed inside the clients."""
     home = tmp_path_factory.mktemp("transcript")
     adapter = Adapter(load_base(str(base)), rank=2, alpha=4)
     config = load_config(None, ["data.records=160", f"data.cache_dir={home / 'cache'}", "privacy.delta=0.001"])

@@ -1,4 +1,4 @@
-"""A fresh adapter beside a frozen one, and both saved as one."""
+"""A fresh adapter on top of a frozen one, and both saved as one."""
 
 from __future__ import annotations
 

@@ -156,23 +156,23 @@ def test_the_adversaries_are_those_of_the_attacks() -> None:
     assert all(ADVERSARIES[name] == adversary for name, adversary in seen.items())
 
 
-@pytest.mark.parametrize(("told", "counted"), [(None, False), (0, True), (2, True)])
-def test_tuning_is_counted_only_where_it_is_stated(toy: Path, told: int | None, counted: bool, cheat: Any) -> None:
+@pytest.mark.parametrize(("stated", "counted"), [(None, False), (0, True), (2, True)])
+def test_tuning_is_counted_only_where_it_is_stated(toy: Path, stated: int | None, counted: bool, cheat: Any) -> None:
     config = toy / "config.yaml"
-    if told is not None:
+    if stated is not None:
         text = config.read_text()
         assert "  tuning_runs: null\n" in text or "privacy:\n" in text
         text = text.replace("  tuning_runs: null\n", "")
-        config.write_text(text.replace("privacy:\n", f"privacy:\n  tuning_runs: {told}\n"))
+        config.write_text(text.replace("privacy:\n", f"privacy:\n  tuning_runs: {stated}\n"))
     report, _ = write_report(toy)
-    assert (report.tuning.runs, report.tuning.counted) == (told, counted)
+    assert (report.tuning.runs, report.tuning.counted) == (stated, counted)
     first = report.caveats[0].text
-    assert ("uncounted" in first) == (told is None)
+    assert ("uncounted" in first) == (stated is None)
     price = report.promise.epsilon
     assert price is not None
-    if told is None:
+    if stated is None:
         assert report.tuning.epsilon is None
-    elif told == 0:
+    elif stated == 0:
         assert report.tuning.epsilon == price
     else:
         assert report.tuning.epsilon is not None

@@ -162,7 +162,7 @@ def test_an_adapter_that_did_not_move_is_an_error(few: list[str], monkeypatch: p
         train(make(few), SilentReporter())
 
 
-@pytest.mark.skipif(not LONDON.exists(), reason="the London faces are not beside this checkout")
+@pytest.mark.skipif(not LONDON.exists(), reason="the London faces are not next to this checkout")
 def test_real_photographs_train_end_to_end(settings: list[str]) -> None:
     more = [
         f"data.source={LONDON}",

@@ -541,7 +541,7 @@ def test_a_final_adapter_whose_round_was_not_scored_is_scored_now() -> None:
     assert asked == [3.0]
 
 
-def test_the_summary_tells_of_every_stage_and_promises_once(
+def test_the_summary_lists_every_stage_and_promises_once(
     finished: RunSummary, capsys: pytest.CaptureFixture[str]
 ) -> None:
     show(finished)
@@ -549,9 +549,9 @@ def test_the_summary_tells_of_every_stage_and_promises_once(
     for name in ("before 1-basic", "after 1-basic", "before 2-compound", "after 2-compound"):
         assert shown.count(name) == 1
     assert shown.count("untuned") == 1 and shown.count("Protected is") == 1
-    told = json.loads(to_json(finished))
-    assert [stage["name"] for stage in told["stages"]] == ["1-basic", "2-compound"]
-    assert told["stages"][1]["after"] == told["after"]
+    stated = json.loads(to_json(finished))
+    assert [stage["name"] for stage in stated["stages"]] == ["1-basic", "2-compound"]
+    assert stated["stages"][1]["after"] == stated["after"]
 
 
 @pytest.mark.slow
@@ -576,8 +576,8 @@ def test_every_choice_runs_in_stages(settings: Settings, tmp_path: Path, more: d
     again = evaluate(summary.folder, SilentReporter()).evaluation
     assert again.figures["mAP"] == pytest.approx(summary.after["mAP"], abs=1e-6)
     if more.get("federation__aggregator") == "feddyn":
-        kept = sorted(path.name for path in (summary.folder / "clients" / "0").glob("*.bin"))
-        assert kept == ["correction-1-basic.bin", "correction-2-compound.bin"]
+        kept = list((summary.folder / "clients" / "0").glob("feddyn-*.bin"))
+        assert len(kept) == 2  # a stage begins with a fresh correction
 
 
 # bad input

@@ -216,7 +216,7 @@ class Runs:
     """Whole runs of one plan in a folder each."""
 
     class Notes(SilentReporter):
-        """Remembers what the user is told."""
+        """Remembers what the user is shown."""
 
         def __init__(self) -> None:
             self.said: list[str] = []
@@ -229,7 +229,7 @@ class Runs:
         self.reporter = self.Notes()
 
     def go(self, mode: Aggregation, folder: RunFolder | None = None, **options: Any) -> FederationResult:
-        """Run all rounds, in a fresh folder unless told."""
+        """Run all rounds, in a fresh folder by default."""
         dimension = self.plan.encoding.dimension
         return federate(
             self.plan,

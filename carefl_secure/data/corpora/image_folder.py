@@ -100,7 +100,7 @@ def _build(
         if drop and not _declared(row.labels, space):
             builder.skipped.drop("label not declared", row.file_name)
             continue
-        before = said.setdefault((row.file_name, row.box, row.subject), row.labels)
+        before = said.setdefault((row.file_name, row.box, row.subject, str(row.attributes)), row.labels)
         if before is not row.labels:
             if set(before) != set(row.labels):
                 raise LabelError(

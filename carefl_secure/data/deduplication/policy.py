@@ -9,6 +9,7 @@ from typing import Literal
 from carefl_secure.data.checks.examine import Examined, restrict
 from carefl_secure.data.deduplication.duplicates import Near
 from carefl_secure.data.deduplication.image_hashes import ImageHash, near_pairs
+from carefl_secure.data.records import Record
 from carefl_secure.errors import DataError
 
 Policy = Literal["refuse", "drop", "keep"]
@@ -78,13 +79,14 @@ def deduplicate(found: Examined, policy: Policy) -> Deduplicated:
 
 def contradictions(found: Examined) -> list[str]:
     """Return the images that are equal to an earlier one but have other labels, as ``first = second``."""
-    known: dict[object, tuple[str, Sequence[int]]] = {}
+    known: dict[object, tuple[str, Record]] = {}
     out = []
     for name, marks in found.hashes.items():
         for mark, index in ((one, index) for one in marks if one.pixels for index in one.records):
             record = found.corpora[name].records[index]
-            image, labels = known.setdefault((mark.pixels, record.box), (mark.image, record.labels))
-            if image != mark.image and set(labels) != set(record.labels):
+            image, first = known.setdefault((mark.pixels, record.box), (mark.image, record))
+            other = image != mark.image or first.subject == record.subject  # and not two persons in one image
+            if other and set(first.labels) != set(record.labels):
                 out.append(f"{image} = {mark.image}")
     return out
 

@@ -123,12 +123,12 @@ def test_what_was_tampered_with_is_named(runs: dict[str, Rehearsal]) -> None:
         view = changed(member, "query.committee_open", "listing", listing, False)
         assert {w.kind for w in MemberEyes()(view)} == {kind}
     holder = runs["encrypted"].holder()
-    told = changed(holder, "query.holder_key", "adapter", b"x" * 32, False)
-    told = replace(told, messages=tuple(
+    stated = changed(holder, "query.holder_key", "adapter", b"x" * 32, False)
+    stated = replace(stated, messages=tuple(
         replace(m, fields={**m.fields, "upload": b"bytes"}) if not m.from_client else m
-        for m in told.messages
+        for m in stated.messages
     ))  # fmt: skip
-    assert {w.kind for w in HolderEyes()(told)} == {"messages to the holder"}
+    assert {w.kind for w in HolderEyes()(stated)} == {"messages to the holder"}
 
 
 def test_silence_is_no_good_news(runs: dict[str, Rehearsal]) -> None:

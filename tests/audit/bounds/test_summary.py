@@ -71,8 +71,8 @@ def test_a_sampled_mechanism_is_not_over_accused() -> None:
     for seed in range(RUNS):
         rng = np.random.default_rng([12, seed])
         member = rng.random(400) < 0.5
-        told = np.where(rng.random(400) < chance, member, ~member)
-        scores = told + 1e-3 * rng.random(400)
+        stated = np.where(rng.random(400) < chance, member, ~member)
+        scores = stated + 1e-3 * rng.random(400)
         for name in names:
             above[name] += BOUNDS[name].compute(scores, member, 0.0) > epsilon
     assert max(above.values()) <= 0.08 * RUNS

@@ -1,4 +1,4 @@
-"""The words of ``carefl-secure report``; what it finds is tested beside the report itself."""
+"""The words of ``carefl-secure report``; what it finds is tested with the report itself."""
 
 from __future__ import annotations
 
@@ -93,8 +93,8 @@ def test_status_ledgers_and_report_show_one_figure(run: Path) -> None:
         assert f"epsilon{'':21}{text}\n" in state, name
         assert f"rounds paid{'':17}{whole}\n" in state
         assert f"rounds paid but not opened  {whole - 2}\n" in state
-        told = json.loads(CliRunner().invoke(app, ["status", str(run), "--json"]).stdout)
-        assert told["epsilon"] == price and told["state"] == "begun"
+        stated = json.loads(CliRunner().invoke(app, ["status", str(run), "--json"]).stdout)
+        assert stated["epsilon"] == price and stated["state"] == "begun"
         shown = CliRunner().invoke(app, ["ledger", "show", str(run)]).stdout
         assert f"the largest epsilon of 4 ledgers counts: {text}\n" in shown
         found = json.loads(report(run, "--json").stdout)

@@ -154,7 +154,7 @@ def test_a_record_that_is_named_again_is_counted_or_refused(tmp_path: Path, suff
     assert len(corpus.records) == 4 and skipped_of(corpus).dropped == {"the same record again": 1}
     said({**same, "subject": "p9", "label": "b"})  # another person in the same image
     assert len(load_imagefolder(tmp_path)["all"].records) == 5
-    said({**same, "label": "b"})
+    said({**same, "label": "b"})  # one row for each label, or a mistake
     with pytest.raises(LabelError, match=r"0\.png again with other labels"):
         load_imagefolder(tmp_path)
 

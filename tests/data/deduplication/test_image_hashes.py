@@ -133,7 +133,7 @@ def test_width_and_height_are_part_of_the_pixels(make: Any) -> None:
 
 def test_persons_of_one_image_share_a_fingerprint_and_subsets_keep_the_file(make: Any) -> None:
     make.picture(make.root / "a.png")
-    rows = ['{"file_name": "a.png", "label": "x"}'] * 2
+    rows = [f'{{"file_name": "a.png", "label": "x", "subject": "{who}"}}' for who in "ab"]
     make.text(make.root / "metadata.jsonl", *rows)
     corpus = load_imagefolder(make.root)["all"]
     (mark,) = hash_images(corpus)

@@ -194,7 +194,7 @@ def test_an_adapter_for_many_nodes_crosses_the_socket_once() -> None:
 
 
 def test_messages_of_two_kinds_go_in_one_exchange(linked: Callable[[Flower], SuperLinkGrid]) -> None:
-    """What rides alone for a node that dropped out, beside the others' questions."""
+    """What rides alone for a node that dropped out, next to the others' questions."""
     flower = Flower(lambda message: pack(asked=message.metadata.message_type.encode()))
     grid = linked(flower)
     kinds = {1: "query.sign", 2: "query.advertise_prefetch", 3: "query.sign"}

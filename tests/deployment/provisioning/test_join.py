@@ -131,7 +131,7 @@ def test_a_roster_with_a_swapped_key_is_refused(made: Deployment) -> None:
     forged = dataclasses.replace(roster, clients=(roster.clients[0], swapped, roster.clients[2]))
     for name in NAMES:
         (made.bundle(name) / "roster.json").write_text(forged.to_json())
-    # The site whose key was swapped sees it at once, whatever fingerprint it is told.
+    # The site whose key was swapped sees it at once, whatever fingerprint it is given.
     with pytest.raises(PolicyError, match="another key for south than this site made"):
         made.join("south", forged.fingerprint)
     # The others see another fingerprint than the one that the sites compared.
@@ -309,19 +309,19 @@ def test_the_commands_of_the_page_do_what_it_says(tmp_path: Path, monkeypatch: p
     for half in [*Path().glob("*/*.pub.json")]:
         shutil.copy(half, "keys")
     real, rehearsal = shown["provision"]
-    told = call(*real)
+    stated = call(*real)
     said = Roster.read(Path("bundles/server/roster.json")).fingerprint
-    assert said in told and "rehearsal" not in told
+    assert said in stated and "rehearsal" not in stated
     ask, confirm = shown["site join"]
     assert call(*ask, code=2)
-    told = everywhere(tuple(word.replace("FINGERPRINT", said) for word in confirm))[0]
-    assert all(f"client hospital-{x}: {seen[i]}" in told for i, x in enumerate("abc"))
-    assert "records: /srv/images" in told
+    stated = everywhere(tuple(word.replace("FINGERPRINT", said) for word in confirm))[0]
+    assert all(f"client hospital-{x}: {seen[i]}" in stated for i, x in enumerate("abc"))
+    assert "records: /srv/images" in stated
     for name in "abc":
         SiteBundle.open(Path(f"hospital-{name}")).read_policy()
     shutil.rmtree("bundles")
-    told = call(*rehearsal)
-    assert "a rehearsal: all private keys are made in one place" in told
+    stated = call(*rehearsal)
+    assert "a rehearsal: all private keys are made in one place" in stated
     SiteBundle.open(Path("bundles/sites/hospital-b")).read_policy()
 
 
@@ -342,8 +342,8 @@ def test_a_site_that_rotates_its_keys_shows_at_the_others(tmp_path: Path, monkey
     call("site", "rotate", "b")
     shutil.copy("b/b.pub.json", "keys")
     call("provision", "sites.yaml", "--keys", "keys", "--out", "second")
-    told = call("site", "join", "a", "second/sites/a", "--fingerprint", said, code=24)
-    assert "client b has another key" in told
+    stated = call("site", "join", "a", "second/sites/a", "--fingerprint", said, code=24)
+    assert "client b has another key" in stated
     # The site that rotated cannot start under the old roster either.
     assert "another key for b than this site made" in call(
         "site", "join", "b", "first/sites/b", "--fingerprint", said, code=24

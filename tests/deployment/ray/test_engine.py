@@ -313,7 +313,7 @@ def test_the_parent_makes_no_tasks_where_actors_do(runs: Runs) -> None:
 
 
 @pytest.mark.usefixtures("no_ray")
-def test_a_fault_is_told_in_the_log_and_ends_the_run(runs: Runs) -> None:
+def test_a_fault_is_named_in_the_log_and_ends_the_run(runs: Runs) -> None:
     folder = runs.folder()
     tasks: list[Steady] = [*steady(CLIENTS - 1), Broken(CLIENTS - 1)]
     with pytest.raises(EngineError, match=r"not a dropout.*ray\.log") as caught:
@@ -389,7 +389,7 @@ def test_the_versions_are_those_that_were_tried() -> None:
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Work in a folder of the test's own, so that whatever is started can be told from others."""
+    """Work in a folder of the test's own, so that whatever is started can be distinguished from others."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

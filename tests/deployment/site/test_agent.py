@@ -123,7 +123,7 @@ def test_an_agent_that_stays_away_is_done_without(found: Maker, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("action", PEERS)
-def test_below_the_floor_nothing_is_opened_and_the_run_can_be_resumed(
+def test_below_min_survivors_nothing_is_opened_and_the_run_can_be_resumed(
     found: Maker, tmp_path: Path, action: str
 ) -> None:
     plan = known_plan("record", ROUNDS)

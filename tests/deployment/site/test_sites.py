@@ -40,10 +40,10 @@ def test_three_sites_train_and_only_they_hold_ledgers(sites: _operators.Deployme
     assert Path(summary["folder"]) == run
     assert (run / "adapter" / "adapter_model.safetensors").is_file()
     assert not (run / "clients").exists() and not list(run.rglob("*.key"))
-    told = json.loads(sites.call("status", "runs/first", "--json").stdout)
-    assert told["state"] == "finished" and told["survivors"] == 3
-    assert told["rounds_paid"] == told["rounds_planned"] == 1
-    assert told["rounds_paid_but_not_opened"] == 0
+    stated = json.loads(sites.call("status", "runs/first", "--json").stdout)
+    assert stated["state"] == "finished" and stated["survivors"] == 3
+    assert stated["rounds_paid"] == stated["rounds_planned"] == 1
+    assert stated["rounds_paid_but_not_opened"] == 0
     known = json.loads((sites.root / "bundles" / "submit" / "charged.json").read_text())["rounds"]
     assert [len(known[name]) for name in sites.names] == [1, 1, 1]
     for name in sites.names:
@@ -90,8 +90,8 @@ def test_a_site_refuses_and_the_submitter_learns_the_clause(sites: _operators.De
         assert "PolicyError" in last, (changes, last)
     done = sites.submit("strange", key="bundles/stranger")
     assert done.returncode == 40 and "no submitter in the roster" in done.stderr
-    told = json.loads(sites.call("status", "runs/refused-0", "--json").stdout)
-    assert told["state"] == "not begun" and told["rounds_paid"] == 0
+    stated = json.loads(sites.call("status", "runs/refused-0", "--json").stdout)
+    assert stated["state"] == "not begun" and stated["rounds_paid"] == 0
     assert {name: _spent(sites, name) for name in sites.names} == held
 
 
@@ -197,9 +197,9 @@ def test_a_site_comes_back_and_an_interrupted_run_goes_on(sites: _operators.Depl
     begun = json.loads(sites.call("status", "runs/cut", "--json").stdout)
     assert begun["state"] == "begun" and begun["rounds_finished"] == 1
     sites.call("submit", "--resume", "runs/cut", *both)
-    told = json.loads(sites.call("status", "runs/cut", "--json").stdout)
-    assert told["state"] == "finished" and told["rounds_paid"] <= 2
-    assert told["rounds_finished"] + told["rounds_paid_but_not_opened"] == told["rounds_paid"]
+    stated = json.loads(sites.call("status", "runs/cut", "--json").stdout)
+    assert stated["state"] == "finished" and stated["rounds_paid"] <= 2
+    assert stated["rounds_finished"] + stated["rounds_paid_but_not_opened"] == stated["rounds_paid"]
     for name in sites.names:
         assert held[name] < _spent(sites, name) <= held[name] + 2
 

@@ -254,7 +254,7 @@ def test_agents_killed_at_every_phase_are_back_in_the_next_round(deployment: Any
         note("agent killed, started again", phase, deployment, folder, "run finished")
 
 
-def test_below_the_floor_the_run_ends_and_nothing_is_opened(deployment: Any, folder: RunFolder) -> None:
+def test_below_min_survivors_the_run_ends_and_nothing_is_opened(deployment: Any, folder: RunFolder) -> None:
     def two() -> None:
         for name in ("s0", "s1"):
             killed_agent(deployment, name)()

@@ -184,8 +184,8 @@ def test_shares_that_do_not_open_are_their_senders_fault(
 
     monkeypatch.setattr(Faults, "__init__", watched)
     bench.start(rounds=ROUNDS)
-    told = {sender for _, sender in accused if sender >= 0}
-    assert told == {LIAR}
+    stated = {sender for _, sender in accused if sender >= 0}
+    assert stated == {LIAR}
     survivors = [row["survivors"] for row in bench.rows]
     if len(recipients) == 1:  # one word against another: both are in the log
         assert survivors[0] == CLIENTS - 1

@@ -101,7 +101,7 @@ def test_a_dropout_at_any_phase_leaves_the_exact_sum_of_the_rest(
 
 
 @pytest.mark.parametrize(("mode", "action"), PHASES)
-def test_below_the_floor_nothing_is_opened(make_bench: MakeBench, mode: str, action: str) -> None:
+def test_below_min_survivors_nothing_is_opened(make_bench: MakeBench, mode: str, action: str) -> None:
     bench = make_bench(CLIENTS, max_colluders=0, aggregation=mode)
     with pytest.raises(CohortError):
         bench.start(drop=losing(action, {0, 1, 4}, replies=True))

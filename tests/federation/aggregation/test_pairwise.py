@@ -99,7 +99,9 @@ def test_a_dropout_at_any_phase_leaves_the_exact_sum_of_the_rest(
 
 @pytest.mark.parametrize("replies", [False, True])
 @pytest.mark.parametrize("action", PHASES)
-def test_below_the_floor_nothing_is_opened(make_bench: MakeBench, watch: Watch, action: str, replies: bool) -> None:
+def test_below_min_survivors_nothing_is_opened(
+    make_bench: MakeBench, watch: Watch, action: str, replies: bool
+) -> None:
     bench = make_bench(clients=7, max_colluders=0)
     with pytest.raises(CohortError):
         bench.start(drop=losing(action, {0, 1, 4}, replies))

@@ -188,7 +188,7 @@ def test_two_books_for_two_clients(hand: Hand) -> None:
         session.release(2, hand.plan_hash, hand.next_adapter, inbox)
 
 
-def test_a_withheld_book_or_one_below_the_floor(hand: Hand) -> None:
+def test_a_withheld_key_book_or_one_below_min_survivors(hand: Hand) -> None:
     hand.masked()
     hand.signed()
     session = hand.sessions[0]
@@ -249,17 +249,17 @@ def test_prefetches_that_were_not_agreed_are_refused(make_bench: MakeBench, aggr
     with pytest.raises(ProtocolError, match=r"key prefetch: .*federation\.key_prefetch"):
         session.advertise_prefetch(1, bench.plan.hash())
     header = {"round": 1, "plan": bench.plan.hash()}
-    told = pack(**header)
+    stated = pack(**header)
     adapter = pack_adapter(np.zeros(60, np.float32))
-    asked = [("query.advertise_prefetch", told, 0)]
+    asked = [("query.advertise_prefetch", stated, 0)]
     if aggregation == "committee":
         invitation = pack(round=1, plan=bench.plan.hash(), announcements={0: b"x"})
         asked += [
-            ("train.submit", piggyback(with_adapter(invitation, adapter), told), 0),
-            ("query.committee_announce_prefetch", told, 6),
+            ("train.submit", piggyback(with_adapter(invitation, adapter), stated), 0),
+            ("query.committee_announce_prefetch", stated, 6),
         ]
     else:
-        asked += [("train.masked", piggyback(with_adapter(pack(**header, shares={1: b"x"}), adapter), told), 0)]
+        asked += [("train.masked", piggyback(with_adapter(pack(**header, shares={1: b"x"}), adapter), stated), 0)]
     for action, content, node in asked:
         reply = ask(bench, action, content, node)
         assert reply.has_error(), action
@@ -271,14 +271,14 @@ def test_prefetches_that_were_not_agreed_are_refused(make_bench: MakeBench, aggr
 @pytest.mark.parametrize("action", ["query.advertise", "query.share", "query.role", "query.advertise_prefetch"])
 def test_nothing_is_piggybacked_where_nothing_belongs(make_bench: MakeBench, action: str) -> None:
     bench = make_bench()
-    told = {"round": 1, "plan": bench.plan.hash()}
+    stated = {"round": 1, "plan": bench.plan.hash()}
     contents = {
-        "query.advertise": pack(**told),
+        "query.advertise": pack(**stated),
         "query.share": pack(peers={0: b""}),
         "query.role": pack(ask=1),
-        "query.advertise_prefetch": pack(**told),
+        "query.advertise_prefetch": pack(**stated),
     }
-    reply = ask(bench, action, piggyback(contents[action], pack(**told)))
+    reply = ask(bench, action, piggyback(contents[action], pack(**stated)))
     assert reply.error.code == 1000 + ProtocolError.exit_code
     assert bench.clients.sessions[0]._rounds.number == -1
 
@@ -317,7 +317,7 @@ def test_a_member_follows_one_plan_one_round_and_one_model(plan_toy: Any, tasks_
     tasks = tasks_toy(5, 60, 30)
     clients = in_process(plan, tasks, folder, aggregation="committee")
     member: Any = clients.helpers[0]
-    told = plan.hash()
+    stated = plan.hash()
 
     def enter(number: int, plan_hash: bytes, model: bytes) -> None:
         header = {"round": number, "plan": plan_hash, "model": model}
@@ -326,26 +326,26 @@ def test_a_member_follows_one_plan_one_round_and_one_model(plan_toy: Any, tasks_
     def later(number: int, plan_hash: bytes) -> bytes:
         return take(member, "committee_announce_prefetch", round=number, plan=plan_hash)
 
-    later(2, told)
+    later(2, stated)
     with pytest.raises(ProtocolError, match="key prefetch: a key for round 2 was shown before"):
-        later(2, told)
+        later(2, stated)
     with pytest.raises(ProtocolError, match="key prefetch: there is no key for round 3"):
-        enter(3, told, b"m" * 32)
+        enter(3, stated, b"m" * 32)
     for step in (lambda: later(3, b"!" * 32), lambda: enter(2, b"!" * 32, b"m" * 32)):
         with pytest.raises(ProtocolError, match="another privacy plan"):
             step()
     with pytest.raises(ProtocolError, match="own announcement"):
-        enter(2, told, b"m" * 32)
+        enter(2, stated, b"m" * 32)
     with pytest.raises(ProtocolError, match="bound to another model"):
-        enter(2, told, b"n" * 32)
+        enter(2, stated, b"n" * 32)
     with pytest.raises(ProtocolError, match="never repeated"):
-        take(member, "committee_announce", round=2, plan=told)
-    later(4, told)
+        take(member, "committee_announce", round=2, plan=stated)
+    later(4, stated)
     made = member._next
-    take(member, "committee_announce", round=3, plan=told)
+    take(member, "committee_announce", round=3, plan=stated)
     assert made._key is None and member._next is None
     with pytest.raises(ProtocolError, match="key prefetch: there is no key for round 4"):
-        enter(4, told, b"m" * 32)
+        enter(4, stated, b"m" * 32)
 
 
 # --- crashes ---

@@ -220,7 +220,7 @@ def test_no_round_beyond_the_plan_is_taken_part_in(make_bench: MakeBench) -> Non
     assert bench.client_spends() == [2] * 6
 
 
-def test_a_failing_task_is_told_in_the_clients_own_log_only(
+def test_a_failing_task_is_named_in_the_clients_own_log_only(
     make_bench: MakeBench, caplog: pytest.LogCaptureFixture
 ) -> None:
     bench = make_bench()

@@ -1,4 +1,4 @@
-"""FedDyn from sums alone: against the paper's algorithm, across stops, and what must be told."""
+"""FedDyn from sums alone: against the paper's algorithm, across stops, and what it needs to know."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ def test_the_session_carries_the_memory(plan_toy: PlanToy, make_bench: Any) -> N
         other.sessions[2].restore(saved)
 
 
-def test_it_must_be_told_who_survived() -> None:
+def test_it_needs_to_know_who_survived() -> None:
     assert isinstance(FedDyn(1.0), Listener)
     assert not isinstance(FedAvg(1.0), Listener)
     with pytest.raises(RunError, match="survived"):

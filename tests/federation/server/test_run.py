@@ -31,7 +31,7 @@ TasksToy = Callable[..., list[Any]]
 
 
 class Keeper:
-    """A reporter that keeps what it is told."""
+    """A reporter that keeps what it is given."""
 
     def __init__(self) -> None:
         self.rows: list[Mapping[str, Any]] = []
@@ -156,7 +156,7 @@ def test_bytes_per_client_are_the_vector_and_little_more(make_runner: Callable[.
 
 
 @pytest.mark.parametrize(("fraction", "gone"), [(0.0, 0), (0.1, 1), (0.3, 3), (0.9, 3)])
-def test_exactly_so_many_vanish_and_the_floor_is_kept(
+def test_exactly_so_many_vanish_and_min_survivors_remain(
     make_runner: Callable[..., Runner], fraction: float, gone: int
 ) -> None:
     runner = make_runner(clients=10, max_colluders=0, rounds=4)

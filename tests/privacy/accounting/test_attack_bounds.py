@@ -56,7 +56,7 @@ def test_the_plain_gaussian_has_a_closed_form(mu: float) -> None:
 
 @pytest.mark.parametrize(("rate", "noise", "count"), [(0.2, 1.5, 40), (1.0, 2.0, 1), (0.1, 0.69, 12)])
 def test_skellam_ceilings_lie_above_those_of_as_much_gaussian_noise(rate: float, noise: float, count: int) -> None:
-    """At such scales the two noises can hardly be told apart; the bound may only be above."""
+    """At such scales the two noises can hardly be distinguished; the bound may only be above."""
     loose = attacker_bounds([skellam(rate, noise, count)])
     tight = attacker_bounds([SampledGaussian(rate, noise, count)])
     assert loose.method == "RDP"

@@ -24,7 +24,7 @@ from carefl_secure.privacy.accounting.composition import (
 )
 
 
-def test_disjoint_clients_cost_the_dearest() -> None:
+def test_disjoint_clients_cost_the_largest() -> None:
     found = over_disjoint_clients([1.0, 3.0, 2.0], 1e-5)
     assert (found.epsilon, found.delta) == (3.0, 1e-5)
     assert "no unit is at two clients" in " ".join(found.conditions)

@@ -146,10 +146,10 @@ def test_the_command(run: Path) -> None:
         assert text in shown.stdout, text
     assert "…" not in shown.stdout
     assert "skin" not in shown.stdout
-    told = command(run, "--json", "--group", "skin_tone")
-    plain = json.loads(told.stdout)
+    stated = command(run, "--json", "--group", "skin_tone")
+    plain = json.loads(stated.stdout)
     assert plain["format"] == "carefl.evaluation/1"
-    assert "too small" not in told.stdout
+    assert "too small" not in stated.stdout
     assert any(group["small"] for group in plain["groups"][0]["groups"])
     assert command(run, "--split", "private").exit_code == 2
     assert command(run / "nowhere").exit_code == RunError.exit_code

@@ -125,13 +125,13 @@ def test_labelled_and_unlabelled_videos(run: Path, tmp_path: Path) -> None:
             assert row["class_id"] == str(int(np.argmax(expected[row["video"]])))
             assert row["class"] == CEXPR.labels[int(row["class_id"])]
     assert {row["video"]: row["truth"] for row in scored} == {clip: CEXPR.labels[label] for clip, label in CLIPS}
-    truth, told = [r["truth"] for r in scored], [r["class"] for r in scored]
+    truth, stated = [r["truth"] for r in scored], [r["class"] for r in scored]
     labels = list(CEXPR.labels)
-    macro = f1_score(truth, told, labels=labels, average="macro", zero_division=0)
-    recall = recall_score(truth, told, labels=labels, average="macro", zero_division=0)
+    macro = f1_score(truth, stated, labels=labels, average="macro", zero_division=0)
+    recall = recall_score(truth, stated, labels=labels, average="macro", zero_division=0)
     assert found.figures["macro_f1"] == pytest.approx(macro)
     assert found.figures["uar"] == pytest.approx(recall)
-    assert found.figures["accuracy"] == pytest.approx(accuracy_score(truth, told))
+    assert found.figures["accuracy"] == pytest.approx(accuracy_score(truth, stated))
     assert np.isfinite(found.intervals["macro_f1"].low)
     text = " ".join(found.remarks)
     for said in ("zero-shot", "mean_probability", "by a team", "no result of the challenge"):
@@ -203,9 +203,9 @@ def test_the_seven_shared_classes_of_the_own_test_split(run: Path) -> None:
     scorer = label_scorer(config, COMPOUND)
     load_saved(scorer.adapter, run / "adapter")
     eleven = scorer.all(vision_features(scorer.adapter.base, test, SilentReporter()), 16)
-    told = eleven[kept][:, [k - 1 for k in RAF]].argmax(1)
+    stated = eleven[kept][:, [k - 1 for k in RAF]].argmax(1)
     truth = np.array([RAF.index(test.records[i].labels[0] + 1) for i in kept])
-    assert found.figures["accuracy"] == pytest.approx((told == truth).mean())
+    assert found.figures["accuracy"] == pytest.approx((stated == truth).mean())
     assert found.confusion is not None
     assert np.array(found.confusion).sum(1).tolist() == np.bincount(truth, minlength=7).tolist()
     assert any("four other classes are left out" in remark for remark in found.remarks)
@@ -252,9 +252,9 @@ def test_the_command(run: Path, tmp_path: Path) -> None:
     plain = json.loads(command(run, "--space", "cexpr", "--json").stdout)
     assert (plain["format"], plain["space"]) == ("carefl.evaluation/1", "cexpr")
     shutil.rmtree(data / "C-EXPR-DB")
-    told = json.loads(command(run, "--data", data, "--json").stdout)
-    assert told["format"] == "carefl.predictions/1"
-    assert (told["videos"], told["file"]) == (2, "predictions-cexpr.csv")
+    stated = json.loads(command(run, "--data", data, "--json").stdout)
+    assert stated["format"] == "carefl.predictions/1"
+    assert (stated["videos"], stated["file"]) == (2, "predictions-cexpr.csv")
     for wrong in (
         ("--data", data, "--split", "public"),
         ("--data", data, "--labels", "compound"),

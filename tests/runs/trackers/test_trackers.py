@@ -127,11 +127,11 @@ def expected(folder: RunFolder) -> dict[str, list[tuple[int, float]]]:
     return found
 
 
-def agree(told: Mapping[str, Any], kept: Mapping[str, Any], rel: float) -> bool:
-    assert set(told) == set(kept)
+def agree(stated: Mapping[str, Any], kept: Mapping[str, Any], rel: float) -> bool:
+    assert set(stated) == set(kept)
     for name, pairs in kept.items():
-        assert [step for step, _ in told[name]] == [step for step, _ in pairs], name
-        assert [v for _, v in told[name]] == pytest.approx([v for _, v in pairs], rel=rel), name
+        assert [step for step, _ in stated[name]] == [step for step, _ in pairs], name
+        assert [v for _, v in stated[name]] == pytest.approx([v for _, v in pairs], rel=rel), name
     return True
 
 
@@ -248,9 +248,9 @@ def test_a_tracker_that_fails_in_the_middle_is_named_once_and_costs_no_figure(
     assert name in loud[0] and "No space left" in loud[0] and str(folder.metrics) in loud[0]
     kept = expected(folder)
     assert [step for step, _ in kept["epsilon"]] == [1, 2, 3]
-    told = {"tensorboard": in_tensorboard(folder), "mlflow": in_mlflow(folder)[1]}
-    assert [step for step, _ in told.pop(name)["epsilon"]] == [1]
-    (other,) = told.values()
+    stated = {"tensorboard": in_tensorboard(folder), "mlflow": in_mlflow(folder)[1]}
+    assert [step for step, _ in stated.pop(name)["epsilon"]] == [1]
+    (other,) = stated.values()
     assert [step for step, _ in other["epsilon"]] == [1, 2, 3]
     # A resumed run brings it up to date.
     monkeypatch.undo()

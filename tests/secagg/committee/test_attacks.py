@@ -51,7 +51,7 @@ def listing_without(played: CommitteeRehearsal, member: int, hidden: set[int]) -
 # --- lists ---
 
 
-def test_list_below_the_floor(committee: Make, vectors: Vectors) -> None:
+def test_list_below_min_survivors(committee: Make, vectors: Vectors) -> None:
     """The server asks for the masks of one client, of two, of none."""
     played = submitted(committee, vectors)
     for hidden in ({1, 2, 3, 4}, {2, 3, 4}, {0, 1, 2, 3, 4}):
@@ -94,7 +94,7 @@ def test_members_shown_different_lists(committee: Make, vectors: Vectors) -> Non
 
 
 def forged_opening(played: CommitteeRehearsal, member: int, failed: tuple[int, ...]) -> bytes:
-    """What a corrupt member signs beside its first opening."""
+    """What a corrupt member signs in addition to its first opening."""
     context, transcript_hash = played.parameters.context(), played.server._transcript_hash
     listed = Opening.parse(played.openings[member], member, played.parameters).listed
     fields = statement(context, transcript_hash, member, listed, pack(*sorted(failed)))

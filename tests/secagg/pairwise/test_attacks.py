@@ -52,8 +52,8 @@ def test_model_inconsistency(rehearse: Rehearse, parameters: Make, identities: I
     """One client is sent another base or plan; for other models see test_late_model."""
     rehearsal = rehearse(9)
     rehearsal.advertise()
-    told = parameters(9, **{field: b"!" * 32})
-    victim = PairwiseClient(told, 4, identities[4], DeterministicKeySource(b"v"))
+    stated = parameters(9, **{field: b"!" * 32})
+    victim = PairwiseClient(stated, 4, identities[4], DeterministicKeySource(b"v"))
     message = victim.advertise()
     with pytest.raises(ProtocolError, match=r"^message context"):
         rehearsal.clients[0].share({**rehearsal.adverts, 4: message})
@@ -143,7 +143,7 @@ def test_never_both_secrets_of_one_client(rehearse: Rehearse, vectors: Vectors) 
         assert found == {Secret.PAIR_KEY if peer in (2, 5) else Secret.SELF_MASK}
 
 
-def test_survivor_set_below_the_floor(rehearse: Rehearse, vectors: Vectors) -> None:
+def test_survivor_set_below_min_survivors(rehearse: Rehearse, vectors: Vectors) -> None:
     rehearsal = rehearse(9)
     masked(rehearsal, vectors)
     with pytest.raises(CohortError, match=r"^min_survivors: 3 clients after uploading"):
