@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 import carefl_secure
 from carefl_secure.config import Config
@@ -41,6 +40,7 @@ from carefl_secure.runs.client_task import ModelTask, model_tasks
 from carefl_secure.runs.corpora import Corpora
 from carefl_secure.runs.plan_from_config import aggregation_of
 from carefl_secure.runs.seeded_keys import KeptKeys
+from carefl_secure.runs.staged_corpora import stage_configs
 from carefl_secure.runs.trackers.base import TrackedReporter
 
 _CENTRE = 128  # public records that a label head is centred on
@@ -110,19 +110,17 @@ def centre_head(adapter: Adapter, public: Corpus, reporter: Reporter) -> None:
         adapter.head.set_centre(seen.whole() if isinstance(seen, Tiles) else seen)
 
 
-def stage_scorer(
-    config: Config, first: Config, space: LabelSpace, earlier: Sequence[NDArray[np.float32]]
-) -> LabelScorer:
-    """Return the scorer of one stage; under merge its adapter stands on those of ``earlier`` stages.
-
-    ``first`` is the configuration of the first stage.
-    """
-    scorer = label_scorer(first, space)
-    adapter = scorer.adapter
-    for count, vector in enumerate(earlier if config.stages.handover == "merge" else (), 1):
+def stage_scorer(config: Config, corpora: Sequence[Corpora], stage: Stage, reporter: Reporter) -> LabelScorer:
+    """Return the scorer of one of a run's stages; under merge its adapter stands on those of earlier stages."""
+    config_of_first = stage_configs(config)[0]
+    space = corpora[0].private.space
+    adapter = label_scorer(config_of_first, space, head_labels(config, space)).adapter
+    centre_head(adapter, corpora[-1].public, reporter)
+    for count, vector in enumerate(stage.earlier if config.stages.handover == "merge" else (), 1):
         adapter.load(vector)
         adapter = StackedAdapter(adapter, config.adapter.seed + count)
-    return LabelScorer(adapter, space, scorer.question)
+    own = corpora[stage.number - 1].private.space
+    return LabelScorer(adapter, own, task_question(config.model.prompt, own))
 
 
 def client_tasks(

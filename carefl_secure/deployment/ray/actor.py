@@ -201,13 +201,13 @@ def tasks_of(config: Config, stage: Stage, base_hash: bytes) -> Sequence[LocalTa
     from carefl_secure.runs.staged_corpora import load_stages, stage_configs
 
     reporter = SilentReporter()
-    place, each = stage.number - 1, stage_configs(config)
-    corpora = load_stages(config, reporter)[place]
-    contexts = load_contexts(each[place], corpora, reporter)
-    scorer = stage_scorer(config, each[0], corpora.private.space, stage.earlier)
+    every, place = load_stages(config, reporter), stage.number - 1
+    own, corpora = stage_configs(config)[place], every[place]
+    contexts = load_contexts(own, corpora, reporter)
+    scorer = stage_scorer(config, every, stage, reporter)
     if base_hash_of(scorer.adapter.base.digest, config, stage) != base_hash:
         raise ModelError("an actor loads another base model than the run began with")
-    return client_tasks(each[place], stage.plan, scorer, corpora, contexts, reporter)
+    return client_tasks(own, stage.plan, scorer, corpora, contexts, reporter)
 
 
 def _read(path: Path) -> Order:
