@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import math
 import platform
 from pathlib import Path
@@ -32,6 +31,7 @@ from carefl_secure.report.spending import settle
 from carefl_secure.report.what_if import tuning_part, what_if
 from carefl_secure.rounding import finite, percent_up
 from carefl_secure.run_folder import write_atomically
+from carefl_secure.strict_json import load_json
 
 
 def build_report(record: RunRecord) -> tuple[Report, AttackerBounds | None]:
@@ -93,7 +93,7 @@ def _preparation(run: Path) -> list[str]:
     """Return what a run measured on public records, in sentences; none of a run that measured nothing."""
     path = run / "preparation.json"
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
+        kept = load_json(path.read_text(encoding="utf-8"))
         said = [kept["forecast"]["sentence"], kept["server_lr"]["sentence"]]
         said += [kept["warm_start"], kept["language"]["sentence"]]
         return [f"{one[:1].upper()}{one[1:]}." for one in said if one]

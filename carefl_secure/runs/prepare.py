@@ -29,6 +29,7 @@ from carefl_secure.runs.forecast import forecast, public_task
 from carefl_secure.runs.pilot import choose_rate, simulate
 from carefl_secure.runs.plan_from_config import request_of
 from carefl_secure.runs.staged_corpora import load_stages, stage_configs
+from carefl_secure.strict_json import load_json
 
 WRECKED = 1.5
 """Perplexity on plain English, over that before training, from which a model's language counts as damaged."""
@@ -99,7 +100,7 @@ def read_record(folder: RunFolder) -> dict[str, Any]:
     """Return what an interrupted run recorded at its start."""
     path = folder.path / "preparation.json"
     try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        record: dict[str, Any] = load_json(path.read_text(encoding="utf-8"))
         float(record["server_lr"]["server_lr"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path} cannot be read: {error}; restore it from a copy, or start the run again") from error
