@@ -3,8 +3,7 @@
     CACHE/CAPTIONER/captioner.json      model, revision, prompt, ...: see :class:`CaptionCache`
     CACHE/CAPTIONER/ab/abcdef....json   {"caption": "..."}
 
-Captions are personal data like the images: folders are open to their owner only, and nothing here
-is ever sent.
+Captions are personal data like the images: folders are open to their owner only, and nothing here is ever sent.
 """
 
 from __future__ import annotations

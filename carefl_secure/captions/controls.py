@@ -62,10 +62,9 @@ def arrange(
 
     Guarantees
     ----------
-    A record's caption is a function of that record (image, key, labels), of the seed and of public
-    records. If captions were exchanged among private records, one record would reach the gradient
-    of another, and removing it would change two terms of the sum: a guarantee per record would then
-    not hold. Hence the donors.
+    A record's caption is a function of that record (image, key, labels), of the seed and of public records. If
+    captions were exchanged among private records, one record would reach the gradient of another, and removing it
+    would change two terms of the sum: a guarantee per record would then not hold. Hence the donors.
     """
     count = len(corpus.records)
     if control == "none":

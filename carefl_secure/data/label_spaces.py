@@ -15,10 +15,9 @@ def _labels(text: str) -> tuple[str, ...]:
 EMOTIC = LabelSpace(
     "emotic",
     _labels(
-        "Affection, Anger, Annoyance, Anticipation, Aversion, Confidence, Disapproval, "
-        "Disconnection, Disquietment, Doubt/Confusion, Embarrassment, Engagement, Esteem, "
-        "Excitement, Fatigue, Fear, Happiness, Pain, Peace, Pleasure, Sadness, Sensitivity, "
-        "Suffering, Surprise, Sympathy, Yearning"
+        "Affection, Anger, Annoyance, Anticipation, Aversion, Confidence, Disapproval, Disconnection, Disquietment, "
+        "Doubt/Confusion, Embarrassment, Engagement, Esteem, Excitement, Fatigue, Fear, Happiness, Pain, Peace, "
+        "Pleasure, Sadness, Sensitivity, Suffering, Surprise, Sympathy, Yearning"
     ),
     multi=True,
 )
@@ -30,9 +29,8 @@ BASIC = LabelSpace("basic", ("Surprise", "Fear", "Disgust", "Happiness", "Sadnes
 COMPOUND = LabelSpace(
     "compound",
     _labels(
-        "Happily Surprised, Happily Disgusted, Sadly Fearful, Sadly Angry, Sadly Surprised, "
-        "Sadly Disgusted, Fearfully Angry, Fearfully Surprised, Angrily Surprised, "
-        "Angrily Disgusted, Disgustedly Surprised"
+        "Happily Surprised, Happily Disgusted, Sadly Fearful, Sadly Angry, Sadly Surprised, Sadly Disgusted, "
+        "Fearfully Angry, Fearfully Surprised, Angrily Surprised, Angrily Disgusted, Disgustedly Surprised"
     ),
     multi=False,
 )

@@ -144,8 +144,7 @@ def _task(layout: Layout, task: str) -> str:
 def open_corpus(path: Path, options: ReadOptions | None = None, *, format: str = "auto") -> dict[str, Corpus]:
     """Detect a corpus and return the splits that it has; no pixel is read.
 
-    Splits come in the order ``train``, ``val``, ``test``; ``all`` stands for a corpus without
-    splits.
+    Splits come in the order ``train``, ``val``, ``test``; ``all`` stands for a corpus without splits.
 
     Parameters
     ----------

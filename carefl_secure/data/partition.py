@@ -37,22 +37,19 @@ def partition(
     clients : int
         Number of clients; each gets at least one record.
     kind : str
-        ``iid`` shuffles and cuts into equal parts (sizes differ by at most one).
-        ``dirichlet`` draws, for each label, the clients' shares from ``Dirichlet(alpha)``
-        (Hsu et al., arXiv 1909.06335); a record goes by its *rarest* label in the corpus (ties:
-        the lower id), and records without a label form a label of their own.
-        ``column`` gives all records with one value of an attribute, or of ``subject``, to one
-        client; values go, the largest first, to the client with the fewest records.
-        ``folder`` gives each client the records of one folder, see ``data.partition``.
-        ``quantity`` draws the clients' shares of all records from one ``Dirichlet(alpha)``, so
+        ``iid`` shuffles and cuts into equal parts (sizes differ by at most one). ``dirichlet`` draws, for each label,
+        the clients' shares from ``Dirichlet(alpha)`` (Hsu et al., arXiv 1909.06335); a record goes by its *rarest*
+        label in the corpus (ties: the lower id), and records without a label form a label of their own. ``column``
+        gives all records with one value of an attribute, or of ``subject``, to one client; values go, the largest
+        first, to the client with the fewest records. ``folder`` gives each client the records of one folder, see
+        ``data.partition``. ``quantity`` draws the clients' shares of all records from one ``Dirichlet(alpha)``, so
         that sizes differ and labels do not.
     alpha : float
         Concentration; small values give each client few labels, or some clients most records.
     together : bool
-        Keep all records of one ``subject`` at one client, as ``privacy.unit: person`` needs:
-        persons are distributed in place of records, by the labels that any of their records has.
-        Records of one image (see :func:`carefl_secure.data.splits.groups`) stay together unless
-        a column says otherwise.
+        Keep all records of one ``subject`` at one client, as ``privacy.unit: person`` needs: persons are distributed
+        in place of records, by the labels that any of their records has. Records of one image (see
+        :func:`carefl_secure.data.splits.groups`) stay together unless a column says otherwise.
 
     Raises
     ------
@@ -145,9 +142,8 @@ def _of_groups(
             owner[part] = client
         if any(len(np.unique(owner[group])) > 1 for group in subject_groups(corpus.records)):
             raise ConfigError(
-                f"data.column={column} gives records of one person to several clients, and "
-                "privacy.unit=person protects a person at one client only; set data.column=subject "
-                "or another data.partition"
+                f"data.column={column} gives records of one person to several clients, and privacy.unit=person "
+                "protects a person at one client only; set data.column=subject or another data.partition"
             )
         return parts
     groups = _groups(corpus, together)

@@ -32,9 +32,8 @@ class LabelSpace:
             return self.labels.index(label)
         except ValueError:
             raise LabelError(
-                f"label {label!r} is not in the label space {self.name!r}. "
-                f"Known labels: {', '.join(self.labels)}. Correct the label in the metadata, "
-                "or name a label space that has it (data.labels)."
+                f"label {label!r} is not in the label space {self.name!r}. Known labels: {', '.join(self.labels)}. "
+                "Correct the label in the metadata, or name a label space that has it (data.labels)."
             ) from None
 
 

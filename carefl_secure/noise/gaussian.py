@@ -34,17 +34,15 @@ def _box_muller(stream: KeyStream, count: int) -> npt.NDArray[np.float64]:
 def gaussian(stream: KeyStream, count: int, stdev: float) -> npt.NDArray[np.float64]:
     """Draw ``count`` normal numbers of mean 0 as float64; add them to the signal before any cast.
 
-    ``x = stdev * (g1 + g2 + g3 + g4) / 2`` with four independent standard normals, each by the
-    Box-Muller transform of 53-bit uniforms, all in double precision. A ``stdev`` that is not
-    positive and finite raises PrivacyError.
+    ``x = stdev * (g1 + g2 + g3 + g4) / 2`` with four independent standard normals, each by the Box-Muller transform of
+    53-bit uniforms, all in double precision. A ``stdev`` that is not positive and finite raises PrivacyError.
 
     Guarantees
     ----------
-    Summing four draws before rounding multiplies the number of ways in which one output can arise.
-    This stops the attack that reads the signal from the gaps between the reachable doubles (Mironov
-    2012; Holohan and Braghin 2021, arXiv:2107.10138). The result is still a double, not an exact
-    normal: each draw ends at 8.6 standard deviations, so the sum of four halves at about 17. Where
-    the exact law matters, sum integers with Skellam noise.
+    Summing four draws before rounding multiplies the number of ways in which one output can arise. This stops the
+    attack that reads the signal from the gaps between the reachable doubles (Mironov 2012; Holohan and Braghin 2021,
+    arXiv:2107.10138). The result is still a double, not an exact normal: each draw ends at 8.6 standard deviations, so
+    the sum of four halves at about 17. Where the exact law matters, sum integers with Skellam noise.
     """
     if not (math.isfinite(stdev) and stdev > 0):
         raise PrivacyError(

@@ -99,11 +99,10 @@ class SkellamSampler:
 
     Guarantees
     ----------
-    Given a uniform stream, each sample lies within total variation distance ``2**-108 * parts`` of
-    the exact Skellam law (a table has fewer than ``2**18`` entries, each rounded by at most
-    ``2**-127``, and the mass outside is below ``2**-127``). A million samples a round for a
-    thousand rounds stay below ``2**-78 * parts``. The time a draw takes depends on the values
-    drawn: someone who can time the sampler finely learns something about the noise.
+    Given a uniform stream, each sample lies within total variation distance ``2**-108 * parts`` of the exact Skellam
+    law (a table has fewer than ``2**18`` entries, each rounded by at most ``2**-127``, and the mass outside is below
+    ``2**-127``). A million samples a round for a thousand rounds stay below ``2**-78 * parts``. The time a draw takes
+    depends on the values drawn: someone who can time the sampler finely learns something about the noise.
     """
 
     def __init__(self, variance: float) -> None:

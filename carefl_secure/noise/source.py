@@ -37,9 +37,8 @@ class SystemKeySource:
 class DeterministicKeySource:
     """Keys from a nonempty seed. UNSAFE: for tests and known answers only.
 
-    The ``c``-th key requested under one label is ``HKDF-SHA256(seed, info =
-    "carefl-unsafe-deterministic-key/" + label + "/" + c)``. Whoever knows the seed knows every key,
-    so nothing made with this source is private.
+    The ``c``-th key requested under one label is ``HKDF-SHA256(seed, info = "carefl-unsafe-deterministic-key/" + label
+    + "/" + c)``. Whoever knows the seed knows every key, so nothing made with this source is private.
     """
 
     def __init__(self, seed: bytes) -> None:

@@ -49,9 +49,8 @@ class SplitReport:
 class Report:
     """What :func:`carefl_secure.data.checks.check.check_corpus` found.
 
-    ``kind`` is the layout, ``counts`` the numbers found with the published ones. ``shared`` says
-    what splits have in common, then clients; ``missing`` what the corpus lacks. ``faults`` are
-    errors, ``notes`` are not.
+    ``kind`` is the layout, ``counts`` the numbers found with the published ones. ``shared`` says what splits have in
+    common, then clients; ``missing`` what the corpus lacks. ``faults`` are errors, ``notes`` are not.
     """
 
     kind: str

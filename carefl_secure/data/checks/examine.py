@@ -99,9 +99,8 @@ def examine(corpora: Mapping[str, Corpus], reporter: Reporter) -> Examined:
             for record in (corpus.records[index] for index in mark.records):
                 if mark.fault is None and _outside(record.box, mark.size):
                     raise DataError(
-                        f"the box {list(record.box or ())} of {record.key} does not lie inside the "
-                        f"image of {mark.size[0]} x {mark.size[1]} pixels; boxes are "
-                        "[left, top, right, bottom]"
+                        f"the box {list(record.box or ())} of {record.key} does not lie inside the image of "
+                        f"{mark.size[0]} x {mark.size[1]} pixels; boxes are [left, top, right, bottom]"
                     )
         found[name], marks[name] = restrict(corpus, hashes, keep)
     return Examined(found, marks)

@@ -78,12 +78,11 @@ class CorpusFormat:
 class FileCorpus:
     """One split of a corpus whose images are read on access.
 
-    ``name`` is corpus and split, such as ``rafdb-basic-aligned/test``. ``extras`` holds further
-    annotation with one row per record, NaN where there is none: ``vad`` [N, 3] of EMOTIC on its
-    scale of 1 to 10, ``landmarks`` [N, 5, 2] of RAF-DB in pixels. ``stated`` counts the images,
-    persons, rows or clips that the annotation names, left out or not. ``subjects_are`` says what a
-    subject is: a ``person``, or the ``video`` of a frame. ``named`` are the files that records were
-    read from, or left out for a reason that ``skipped`` counts.
+    ``name`` is corpus and split, such as ``rafdb-basic-aligned/test``. ``extras`` holds further annotation with one
+    row per record, NaN where there is none: ``vad`` [N, 3] of EMOTIC on its scale of 1 to 10, ``landmarks`` [N, 5, 2]
+    of RAF-DB in pixels. ``stated`` counts the images, persons, rows or clips that the annotation names, left out or
+    not. ``subjects_are`` says what a subject is: a ``person``, or the ``video`` of a frame. ``named`` are the files
+    that records were read from, or left out for a reason that ``skipped`` counts.
     """
 
     name: str

@@ -9,10 +9,9 @@
 ``annotation/VIDEO.csv``
     Labels by time.
 
-A record is one frame. Its subject is the *video* that the frame comes from, so that splits and
-shares keep a video together;
-:func:`carefl_secure.data.corpora.cexpr_fusion.fuse_frames` turns frame scores into video scores.
-Ids are those of the challenge; clips of the class Other are left out.
+A record is one frame. Its subject is the *video* that the frame comes from, so that splits and shares keep a video
+together; :func:`carefl_secure.data.corpora.cexpr_fusion.fuse_frames` turns frame scores into video scores. Ids are
+those of the challenge; clips of the class Other are left out.
 """
 
 from __future__ import annotations

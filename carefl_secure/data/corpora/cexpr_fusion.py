@@ -36,11 +36,10 @@ def fuse_frames(
 ) -> tuple[list[str], Floats]:
     r"""Turn scores of frames into scores of videos.
 
-    With the logits :math:`z_{fk}` of the :math:`F` frames of one video, ``majority`` gives class
-    :math:`k` the share of frames whose highest logit is :math:`k`, ``mean_probability`` gives
-    :math:`\frac1F \sum_f \mathrm{softmax}(z_f)_k`, and ``mean_logit`` gives
-    :math:`\mathrm{softmax}(\frac1F \sum_f z_f)_k`. A tie of the majority goes to the class with the
-    higher mean probability. A result must name its rule.
+    With the logits :math:`z_{fk}` of the :math:`F` frames of one video, ``majority`` gives class :math:`k` the share
+    of frames whose highest logit is :math:`k`, ``mean_probability`` gives :math:`\frac1F \sum_f
+    \mathrm{softmax}(z_f)_k`, and ``mean_logit`` gives :math:`\mathrm{softmax}(\frac1F \sum_f z_f)_k`. A tie of the
+    majority goes to the class with the higher mean probability. A result must name its rule.
 
     Parameters
     ----------

@@ -139,18 +139,13 @@ def load_imagefolder(
 ) -> dict[str, FileCorpus]:
     """Read an image folder, refusing any irregularity; no pixel is read.
 
-    The splits are ``train``, ``val`` and ``test`` as far as they exist, or ``all``. Files that are
-    no records are counted in the first split's ``skipped``. ``space`` is by default the sorted
-    labels of all splits. With ``by_client`` each client has a folder above the labels or the
-    metadata. With ``drop_undeclared`` a record with a label outside ``space`` is counted and left
-    out, not refused.
+    The splits are ``train``, ``val`` and ``test`` as far as they exist, or ``all``. Files that are no records are
+    counted in the first split's ``skipped``. ``space`` is by default the sorted labels of all splits. With
+    ``by_client`` each client has a folder above the labels or the metadata. With ``drop_undeclared`` a record with a
+    label outside ``space`` is counted and left out, not refused.
 
-    Raises
-    ------
-    DataError
-        There are no images, or a file, link or row is missing, malformed or contradictory.
-    LabelError
-        A label is malformed, spelled in two ways, or not in ``space``.
+    Raises `DataError` where there are no images, or a file, link or row is missing, malformed or contradictory. Raises
+    `LabelError` where a label is malformed, spelled in two ways, or not in ``space``.
     """
     inventory = take_inventory(path)
     parts = read_layout(inventory, by_client)

@@ -72,10 +72,9 @@ def _split_folders(inventory: Inventory, prefix: str) -> dict[str, str]:
     others = [head for head in heads if head not in found.values()]
     if found and others:
         raise DataError(
-            f"{inventory.root} has the split folder{'s' if len(found) > 1 else ''} "
-            f"{', '.join(found.values())} and other folders with images: "
-            f"{', '.join(others[:3])}; move the others into a split, or rename the split folders "
-            "where they are classes"
+            f"{inventory.root} has the split folder{'s' if len(found) > 1 else ''} {', '.join(found.values())} and "
+            f"other folders with images: {', '.join(others[:3])}; move the others into a split, or rename the split "
+            "folders where they are classes"
         )
     return {name: found[name] for name in ("train", "val", "test") if name in found}
 
@@ -120,10 +119,9 @@ def _check_nested(root: Path, found: Mapping[str, Sequence[Row]], by_client: boo
         row = None if client or not folder else _contradicts(folder, rows, words)
         if row is not None:
             raise DataError(
-                f"{root / row.origin} labels {row.file_name} {', '.join(row.labels or ())}, and "
-                f"its folder is called {PurePosixPath(folder).name}: which of the two is the label "
-                f"is not clear; merge the metadata files into {root / 'metadata.jsonl'}, or remove "
-                "them where the folders are the labels"
+                f"{root / row.origin} labels {row.file_name} {', '.join(row.labels or ())}, and its folder is called "
+                f"{PurePosixPath(folder).name}: which of the two is the label is not clear; merge the metadata files "
+                f"into {root / 'metadata.jsonl'}, or remove them where the folders are the labels"
             )
 
 

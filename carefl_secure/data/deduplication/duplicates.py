@@ -20,10 +20,9 @@ _EXAMPLES = 3
 class Shared:
     """What two parts have in common.
 
-    ``exact`` counts the images of the second whose pixels the first has too, ``files`` those of
-    them that are byte-for-byte the same file, ``near`` further images of the second that are nearly
-    one of the first, ``subjects`` the subjects (persons, videos) in both. ``examples`` are a few
-    pairs, as ``first = second`` or ``first ~ second``.
+    ``exact`` counts the images of the second whose pixels the first has too, ``files`` those of them that are
+    byte-for-byte the same file, ``near`` further images of the second that are nearly one of the first, ``subjects``
+    the subjects (persons, videos) in both. ``examples`` are a few pairs, as ``first = second`` or ``first ~ second``.
     """
 
     first: str

@@ -50,11 +50,10 @@ _BANDS = NEAR_BITS + 1  # two hashes that differ in four bits agree in one of fi
 class ImageHash:
     """The fingerprint of one image.
 
-    ``records`` are those that show the image; several persons in it share one fingerprint.
-    ``pixels`` is the SHA-256 of width, height and RGB bytes, ``None`` where the image cannot be
-    read (``fault`` says why, and ``size``, width and height, is zero). ``file`` is the SHA-256 of
-    the file, where it holds this image alone; ``hash`` has 64 bits, ``None`` for an almost flat
-    image; ``thumbnail`` holds 16 x 16 grey values.
+    ``records`` are those that show the image; several persons in it share one fingerprint. ``pixels`` is the SHA-256
+    of width, height and RGB bytes, ``None`` where the image cannot be read (``fault`` says why, and ``size``, width
+    and height, is zero). ``file`` is the SHA-256 of the file, where it holds this image alone; ``hash`` has 64 bits,
+    ``None`` for an almost flat image; ``thumbnail`` holds 16 x 16 grey values.
     """
 
     image: str

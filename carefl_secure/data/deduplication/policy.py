@@ -70,9 +70,8 @@ def deduplicate(found: Examined, policy: Policy) -> Deduplicated:
             corpora[name], hashes[name] = restrict(found.corpora[name], marks, sorted(kept))
     if policy == "refuse" and shared:
         raise DataError(
-            f"{shared} images stand in two splits (such as {example}), which makes every score "
-            "too good; set data.deduplicate=drop to leave them out of the later split, or =keep "
-            "to go on with them"
+            f"{shared} images stand in two splits (such as {example}), which makes every score too good; set "
+            "data.deduplicate=drop to leave them out of the later split, or =keep to go on with them"
         )
     return Deduplicated(Examined(corpora, hashes), repeated, shared, policy, len(contradictions(found)))
 

@@ -23,9 +23,8 @@ def _ask(path: Path, function: str, **options: Any) -> Any:
     """Call a function of ``imageio.v3`` on a video."""
     if not (importlib.util.find_spec("imageio") and importlib.util.find_spec("av")):
         raise DataError(
-            f"{path} is a video, and nothing that reads videos is installed. Either extract its "
-            f"frames first, to frames/{path.stem}/000001.jpg and so on, or run: pip install "
-            "imageio av"
+            f"{path} is a video, and nothing that reads videos is installed. Either extract its frames first, to "
+            f"frames/{path.stem}/000001.jpg and so on, or run: pip install imageio av"
         )
     try:
         reader = getattr(importlib.import_module("imageio.v3"), function)

@@ -1,10 +1,9 @@
 """The factors of a drawn scene, and how annotators turn them into labels.
 
-A scene is a vector of *factors*: action units of the face, posture, setting, prop and light. Two
-schools of annotators label the same factors. The ``public`` school judges mostly the face; the
-``private`` school weighs the context more and uses several category names differently. Federated
-tuning of a model that knows the public labels can gain the private school's mapping from factors to
-labels, which the text side alone can learn.
+A scene is a vector of *factors*: action units of the face, posture, setting, prop and light. Two schools of annotators
+label the same factors. The ``public`` school judges mostly the face; the ``private`` school weighs the context more
+and uses several category names differently. Federated tuning of a model that knows the public labels can gain the
+private school's mapping from factors to labels, which the text side alone can learn.
 """
 
 from __future__ import annotations
@@ -108,9 +107,8 @@ _FACE_GROUPS = ("brows", "eyes", "mouth", "mark")
 class Scenes:
     """The factors and expression labels of many scenes.
 
-    ``factors`` [scenes, groups] has the value's id in each group of :data:`GROUPS`; ``basic``
-    [scenes] the basic expression (the dominant one of a compound); ``compound`` [scenes] the
-    compound expression or -1.
+    ``factors`` [scenes, groups] has the value's id in each group of :data:`GROUPS`; ``basic`` [scenes] the basic
+    expression (the dominant one of a compound); ``compound`` [scenes] the compound expression or -1.
     """
 
     factors: npt.NDArray[np.int8]

@@ -1,9 +1,8 @@
 """What ``flwr run .`` starts: the demonstration of one machine, and never a run between sites.
 
-On a SuperLink of ``carefl-secure server start`` this app refuses: runs there are signed and
-submitted with ``carefl-secure submit``. Elsewhere, as in Flower's simulation, it runs
-``carefl-secure train`` on the embedded corpus with the installed package. Flower's own nodes take
-no part in that; ``--engine ray`` has them do the work.
+On a SuperLink of ``carefl-secure server start`` this app refuses: runs there are signed and submitted with
+``carefl-secure submit``. Elsewhere, as in Flower's simulation, it runs ``carefl-secure train`` on the embedded corpus
+with the installed package. Flower's own nodes take no part in that; ``--engine ray`` has them do the work.
 """
 
 from __future__ import annotations
@@ -34,8 +33,7 @@ server = ServerApp()
 def command(settings: Mapping[str, object]) -> list[str]:
     """Return the command line of the demonstration.
 
-    The keys of ``settings``, Flower's run configuration, are the options of ``carefl-secure
-    train``.
+    The keys of ``settings``, Flower's run configuration, are the options of ``carefl-secure train``.
     """
     words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
     # The app bundle holds no weights; -P keeps this program off its copy of the package.

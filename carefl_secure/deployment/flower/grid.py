@@ -23,10 +23,9 @@ _LOOK = 1.0
 class SuperLinkGrid(OneRunGrid):
     """Send messages through the ServerApp of a Flower run, over a Unix socket.
 
-    The folder of the socket ``path`` must be the owner's alone. ``alive`` is called about once a
-    second while waiting, raises when waiting has become pointless, and may be replaced once
-    connected. The strategy, the ledger and the adapter stay in this process; the ServerApp only
-    carries messages.
+    The folder of the socket ``path`` must be the owner's alone. ``alive`` is called about once a second while waiting,
+    raises when waiting has become pointless, and may be replaced once connected. The strategy, the ledger and the
+    adapter stay in this process; the ServerApp only carries messages.
     """
 
     def __init__(self, path: Path, alive: Callable[[], None] = lambda: None) -> None:

@@ -23,12 +23,11 @@ the standard library. With the command ``flwr`` alone it answers ``flwr`` comman
 
 Guarantees
 ----------
-A forked command is a process of its own, with nothing in it of earlier messages, as one that Flower
-starts itself. It is forked from a process that never held a key: the two part before the SuperNode
-reads its own. Only the owner of ``FOLDER`` can have something forked. No app is run but the relay
-of the installed package, byte for byte. The control interface of a SuperLink answers nobody but who
-can read the file that the variable `CONTROL` names; other accounts of its machine cannot. TLS, node
-keys and tokens are Flower's, and untouched.
+A forked command is a process of its own, with nothing in it of earlier messages, as one that Flower starts itself. It
+is forked from a process that never held a key: the two part before the SuperNode reads its own. Only the owner of
+``FOLDER`` can have something forked. No app is run but the relay of the installed package, byte for byte. The control
+interface of a SuperLink answers nobody but who can read the file that the variable `CONTROL` names; other accounts of
+its machine cannot. TLS, node keys and tokens are Flower's, and untouched.
 """
 
 from __future__ import annotations
@@ -94,9 +93,8 @@ def load(*names: str) -> dict[str, Callable[[], object]]:
 class Paced:
     """Replaces the module ``time`` in the loop of a SuperNode, with shorter sleeps.
 
-    An idle node asks again after a tenth of the time it has been idle, between 0.1 second and
-    Flower's own sleep: waiting grows by a tenth at most. A node that waits for its app to answer
-    checks its own memory 20 times a second.
+    An idle node asks again after a tenth of the time it has been idle, between 0.1 second and Flower's own sleep:
+    waiting grows by a tenth at most. A node that waits for its app to answer checks its own memory 20 times a second.
     """
 
     _LEAST, _ANSWER, _IDLE = 0.1, 0.05, 1.0

@@ -54,8 +54,7 @@ class Processes:
     ) -> subprocess.Popen[bytes]:
         """Start one process, in the place of an ended one of this name.
 
-        Its standard input ends when this process does. Raises `EngineError` when the program is
-        missing.
+        Its standard input ends when this process does. Raises `EngineError` when the program is missing.
         """
         for one in [one for one in self._running if one[0] == name and one[1].poll() is not None]:
             one[1].communicate()

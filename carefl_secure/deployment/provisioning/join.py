@@ -26,10 +26,9 @@ _NOTE = "".join(f"# {line}\n" for line in textwrap.wrap(f"This is {REHEARSAL}.",
 def join(home: Path, bundle: Path, confirmed: str | None, data: str | None = None) -> SiteBundle:
     """Complete a site's folder from a provisioned bundle, for the first time or anew.
 
-    ``confirmed`` is the roster's fingerprint as a person compared it; it may be left out where the
-    site has confirmed the same roster before. ``data`` is the folder of the site's records; by
-    default what the site named before, or else what the bundle names. Ledgers, and a policy but
-    for its clause ``roster``, stay as they are.
+    ``confirmed`` is the roster's fingerprint as a person compared it; it may be left out where the site has confirmed
+    the same roster before. ``data`` is the folder of the site's records; by default what the site named before, or
+    else what the bundle names. Ledgers, and a policy but for its clause ``roster``, stay as they are.
 
     Raises `ConfigError` when nobody confirmed the roster, `PolicyError` (clause ``roster``) when
     it is another than the confirmed one, does not have this site's key or is a rehearsal's, and
@@ -37,10 +36,9 @@ def join(home: Path, bundle: Path, confirmed: str | None, data: str | None = Non
 
     Guarantees
     ----------
-    Where every site compares this fingerprint with the others', all of them hold one roster, and
-    each has found its own key there. So every key belongs to the site that it is listed for,
-    whatever whoever provisioned it did. This assumes that people compare by another way than the
-    one by which the bundles came.
+    Where every site compares this fingerprint with the others', all of them hold one roster, and each has found its
+    own key there. So every key belongs to the site that it is listed for, whatever whoever provisioned it did. This
+    assumes that people compare by another way than the one by which the bundles came.
     """
     own, roster = own_half(home), Roster.read(bundle / "roster.json")
     manifest = read_json(bundle / "bundle.json", Manifest, RunError, "ask for a new bundle")

@@ -44,14 +44,12 @@ def read_halves(sites: Sites, folder: Path) -> dict[str, PublicHalf]:
 def provision(sites: Sites, halves: Mapping[str, PublicHalf], out: Path) -> Roster:
     """Write one bundle per site and one for the server; return the roster.
 
-    ``halves`` are those of `read_halves`. ``out`` must not exist yet; `RunError` when it does or
-    cannot be written.
+    ``halves`` are those of `read_halves`. ``out`` must not exist yet; `RunError` when it does or cannot be written.
 
     Guarantees
     ----------
-    No private key of a site, helper or submitter is made or read here: a site's bundle is public.
-    The server's bundle holds the server's TLS key and no other. The authority's key is never
-    written: new certificates need new bundles.
+    No private key of a site, helper or submitter is made or read here: a site's bundle is public. The server's bundle
+    holds the server's TLS key and no other. The authority's key is never written: new certificates need new bundles.
     """
     _make(out)
     return _write(sites, halves, out, rehearsal=False)
@@ -60,9 +58,8 @@ def provision(sites: Sites, halves: Mapping[str, PublicHalf], out: Path) -> Rost
 def rehearse(sites: Sites, out: Path) -> Roster:
     """Make the keys of all parties in one place and write everything that they need to start.
 
-    For tests and for trying a deployment on one machine. As `provision`, but ``out`` holds whole
-    folders of sites, and the submitters' in ``out/submit`` (of one submitter) or
-    ``out/submitters/NAME``.
+    For tests and for trying a deployment on one machine. As `provision`, but ``out`` holds whole folders of sites, and
+    the submitters' in ``out/submit`` (of one submitter) or ``out/submitters/NAME``.
 
     Guarantees
     ----------

@@ -1,8 +1,7 @@
 """The start scripts and systemd units that travel in a bundle; none of them holds a secret.
 
-A site has two of each, for two accounts: the agent, which holds keys, records, ledger and policy,
-and the SuperNode, which runs the code that the server delivers. They share the group ``carefl``,
-which alone reaches the agent's socket.
+A site has two of each, for two accounts: the agent, which holds keys, records, ledger and policy, and the SuperNode,
+which runs the code that the server delivers. They share the group ``carefl``, which alone reaches the agent's socket.
 """
 
 from __future__ import annotations

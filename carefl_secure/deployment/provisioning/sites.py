@@ -24,10 +24,9 @@ _LABEL = b"carefl roster\x00"
 class Sites:
     """The content of ``sites.yaml``.
 
-    ``server`` is the SuperLink's host, as the sites reach it, and ``port`` its one port.
-    ``clients`` maps names to folders of images, None where the run's own data are shared out
-    (simulation). ``helpers`` are the committee members, or the one key holder; ``submitters`` may
-    submit runs. Bundles and certificates expire after ``days``.
+    ``server`` is the SuperLink's host, as the sites reach it, and ``port`` its one port. ``clients`` maps names to
+    folders of images, None where the run's own data are shared out (simulation). ``helpers`` are the committee
+    members, or the one key holder; ``submitters`` may submit runs. Bundles and certificates expire after ``days``.
     """
 
     name: str = "carefl"

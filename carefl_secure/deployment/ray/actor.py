@@ -44,10 +44,9 @@ FAULT = refusal(EngineError(""))
 class Order:
     """All that an actor needs to answer for any client; written to a file of the run's owner.
 
-    ``spec`` has absolute paths and no tasks: an actor makes its own with ``work``. ``identities``
-    are the clients' private Ed25519 keys, 32 bytes each, which one process makes in a simulation.
-    Relative paths of the configuration start at ``directory``; no other account can read the folder
-    ``scratch``.
+    ``spec`` has absolute paths and no tasks: an actor makes its own with ``work``. ``identities`` are the clients'
+    private Ed25519 keys, 32 bytes each, which one process makes in a simulation. Relative paths of the configuration
+    start at ``directory``; no other account can read the folder ``scratch``.
     """
 
     spec: RunSpec

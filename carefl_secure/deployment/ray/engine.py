@@ -37,9 +37,8 @@ from carefl_secure.run_folder import RunFolder
 class RayParties:
     """The parties of a run on Ray; see `Parties`.
 
-    Clients live in Flower's contexts between two messages and may be served by another actor at
-    each. Helpers keep a key from message to message, so they stay in this process. The folder of
-    ``order`` is made with the actors.
+    Clients live in Flower's contexts between two messages and may be served by another actor at each. Helpers keep a
+    key from message to message, so they stay in this process. The folder of ``order`` is made with the actors.
     """
 
     def __init__(self, order: Order, helpers: Sequence[Helper], reporter: Reporter) -> None:
@@ -109,12 +108,11 @@ class RayEngine:
 
     Guarantees
     ----------
-    As on every engine: the same checks, ledgers and files, and under predictable noise the same
-    adapter bit for bit, as long as the actors compute with as many threads as one process would (a
-    single actor does; several share the cores). Processes listen on the loopback only; none
-    outlives `Parties.close`. Memory grows with ``performance.workers``, the number of actors, each
-    of which holds the model; there is one by default. Parties are simulated, not separated: whoever
-    can read this process can read every client.
+    As on every engine: the same checks, ledgers and files, and under predictable noise the same adapter bit for bit,
+    as long as the actors compute with as many threads as one process would (a single actor does; several share the
+    cores). Processes listen on the loopback only; none outlives `Parties.close`. Memory grows with
+    ``performance.workers``, the number of actors, each of which holds the model; there is one by default. Parties are
+    simulated, not separated: whoever can read this process can read every client.
     """
 
     def __init__(self, reporter: Reporter, work: Work | None = None) -> None:

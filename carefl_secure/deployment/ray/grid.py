@@ -146,9 +146,8 @@ class RayGrid(OneRunGrid):
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Send messages and yield the replies that come back, each as soon as it is there.
 
-        The nodes work while the result is iterated; ``timeout`` is ignored. What was not iterated
-        is still delivered, before the next exchange begins. Iterating raises `EngineError` when an
-        actor or Flower fails.
+        The nodes work while the result is iterated; ``timeout`` is ignored. What was not iterated is still delivered,
+        before the next exchange begins. Iterating raises `EngineError` when an actor or Flower fails.
         """
         for _ in self._open:
             pass

@@ -32,16 +32,14 @@ def round_of(content: RecordDict) -> int | None:
 class Accepted:
     """The last admitted proposal, the last round begun under it, and every submitter's last number.
 
-    ``path`` is a file of the bundle; a lock file stands next to it. Raises `RunError` when it is
-    damaged.
+    ``path`` is a file of the bundle; a lock file stands next to it. Raises `RunError` when it is damaged.
 
     Guarantees
     ----------
-    A proposal is admitted once: its number must be above every earlier one of its submitter. Only
-    the very bytes that were admitted last may come again, before the first round begins; that
-    changes nothing. `begun` returns once the number of the round is on disk, and refuses a round
-    that was begun before under the same proposal, by whichever agent of the bundle. This assumes
-    that nobody removes the file or puts back an older copy.
+    A proposal is admitted once: its number must be above every earlier one of its submitter. Only the very bytes that
+    were admitted last may come again, before the first round begins; that changes nothing. `begun` returns once the
+    number of the round is on disk, and refuses a round that was begun before under the same proposal, by whichever
+    agent of the bundle. This assumes that nobody removes the file or puts back an older copy.
     """
 
     def __init__(self, path: Path) -> None:

@@ -55,9 +55,8 @@ _PREFETCH = "_prefetch"  # ends the steps that make keys for a later round
 class Agent:
     """Answers for one site.
 
-    ``ledger`` is that of the corpus, by default in the bundle. Predictable noise is allowed only in
-    a ``rehearsal``, a run of one machine with itself, whose drawn keys are kept in the folder
-    ``keys``.
+    ``ledger`` is that of the corpus, by default in the bundle. Predictable noise is allowed only in a ``rehearsal``, a
+    run of one machine with itself, whose drawn keys are kept in the folder ``keys``.
 
     Guarantees
     ----------

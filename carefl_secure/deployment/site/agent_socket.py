@@ -19,8 +19,7 @@ _STALLED = 60  # seconds after which a relay that neither sends nor reads is dis
 def read_message(link: Connection) -> tuple[Mapping[str, Any], RecordDict]:
     """Read one message; a peer that stalls in the middle of one is disconnected.
 
-    Raises `ProtocolError` when it is no message of a relay, `OSError` or `EOFError` when the relay
-    is gone or stalls.
+    Raises `ProtocolError` when it is no message of a relay, `OSError` or `EOFError` when the relay is gone or stalls.
     """
     with socket.fromfd(link.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as plain:
         for way in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):

@@ -44,12 +44,11 @@ _PAUSE = 1.0  # before a site that could not be reached is asked again
 class Proposal:
     """One run, as it is proposed to the sites.
 
-    ``config`` is the whole configuration as YAML; its paths mean nothing on another machine.
-    ``dimension`` is the length of the adapter. A site computes ``base_hash`` and ``plan_hash``, 32
-    bytes each, itself and compares. ``number`` is above that of every earlier proposal of the same
-    submitter, ``nonce`` 16 random bytes; the proposal holds from ``issued`` to ``expires``, in
-    seconds since 1970. ``charged`` says, by site and run, in how many rounds of the submitter's earlier
-    runs the site took part: its ledgers hold as many, unless an older copy was restored.
+    ``config`` is the whole configuration as YAML; its paths mean nothing on another machine. ``dimension`` is the
+    length of the adapter. A site computes ``base_hash`` and ``plan_hash``, 32 bytes each, itself and compares.
+    ``number`` is above that of every earlier proposal of the same submitter, ``nonce`` 16 random bytes; the proposal
+    holds from ``issued`` to ``expires``, in seconds since 1970. ``charged`` says, by site and run, in how many rounds
+    of the submitter's earlier runs the site took part: its ledgers hold as many, unless an older copy was restored.
     """
 
     run: str
@@ -207,8 +206,7 @@ def propose(grid: Grid, proposal: Proposal, key: Ed25519PrivateKey, parties: int
         here = [node for node in sorted(grid.get_node_ids()) if node not in agreed]
         silent = ", ".join(party_name(grid, node) for node in here) or "none"
         raise CohortError(
-            f"{len(agreed)} of {parties} parties agreed to the run within {patience:.0f} seconds; "
-            f"online, but without an answer from its agent: {silent}. Start the agents, and the "
-            "nodes that are not online"
+            f"{len(agreed)} of {parties} parties agreed to the run within {patience:.0f} seconds; online, but without "
+            f"an answer from its agent: {silent}. Start the agents, and the nodes that are not online"
         )
     return agreed

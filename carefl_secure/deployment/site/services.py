@@ -120,9 +120,8 @@ def _away(address: str, authority: Path) -> bool:
 def run_server(path: Path, host: str, tell: Callable[[str], None], port: int | None = None) -> None:
     """Run a SuperLink on ``host`` until interrupted, and register the nodes of the bundle.
 
-    ``port`` replaces the bundle's, behind a proxy. Raises `RunError` when the folder is no server
-    bundle or has expired, `EngineError` when the SuperLink does not start or another server runs
-    from the same bundle.
+    ``port`` replaces the bundle's, behind a proxy. Raises `RunError` when the folder is no server bundle or has
+    expired, `EngineError` when the SuperLink does not start or another server runs from the same bundle.
     """
     manifest = read_server_manifest(path)
     port = port or manifest.port

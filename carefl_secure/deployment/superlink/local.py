@@ -64,10 +64,9 @@ class Loopback:
 
     Guarantees
     ----------
-    Everything listens on the loopback only, behind TLS with an authority made for this run, and
-    only nodes with registered keys are let in. No process that was started here outlives
-    `Parties.close`, which also erases all private keys; where this process is killed, a guard does
-    both.
+    Everything listens on the loopback only, behind TLS with an authority made for this run, and only nodes with
+    registered keys are let in. No process that was started here outlives `Parties.close`, which also erases all
+    private keys; where this process is killed, a guard does both.
     """
 
     def __init__(self, config: Config, reporter: Reporter) -> None:

@@ -29,8 +29,7 @@ _START = 180.0
 def refuse_unfit(spec: RunSpec, config: Config) -> None:
     """Refuse a specification that asks the agents for anything beyond the proposed configuration.
 
-    Agents follow that configuration alone, so the rest would be ignored. The `ConfigError` names
-    what differs.
+    Agents follow that configuration alone, so the rest would be ignored. The `ConfigError` names what differs.
     """
     differs = {
         "stages": bool(spec.stage.name),
@@ -65,9 +64,8 @@ def refuse_workers(workers: int) -> None:
 class Pulse:
     """Raises when a SuperLink has not answered for some time.
 
-    The ServerApp that Flower started can outlive its SuperLink, and asks it for replies for ever.
-    ``healthy`` asks the SuperLink, once ``every`` seconds at most; after ``patience`` seconds
-    without a good answer it counts as gone.
+    The ServerApp that Flower started can outlive its SuperLink, and asks it for replies for ever. ``healthy`` asks the
+    SuperLink, once ``every`` seconds at most; after ``patience`` seconds without a good answer it counts as gone.
     """
 
     def __init__(self, healthy: Callable[[], bool], every: float = 5.0, patience: float = 30.0) -> None:

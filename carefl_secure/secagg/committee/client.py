@@ -31,14 +31,10 @@ class SubmitPhase(IntEnum):
 class CommitteeClient(Participant[CommitteeParameters, SubmitPhase], ClientSum):
     """The client's side of a committee round.
 
-    The one message holds ``y = x + sum_h PRG(k_h)`` modulo ``2**bits`` over the members ``h`` and,
-    per member, an envelope with the seed of ``k_h``; if members may be lost, also a Shamir share of
-    every other member's seed.
+    The one message holds ``y = x + sum_h PRG(k_h)`` modulo ``2**bits`` over the members ``h`` and, per member, an
+    envelope with the seed of ``k_h``; if members may be lost, also a Shamir share of every other member's seed.
 
-    Raises
-    ------
-    ProtocolError
-        If a check fails; its text starts with the name of the check, and nothing was sent.
+    Raises `ProtocolError` if a check fails; its text starts with the name of the check, and nothing was sent.
 
     Guarantees
     ----------

@@ -59,22 +59,17 @@ class CommitteeMember(Participant[CommitteeParameters, MemberPhase]):
     The last two are needed only where a member is lost and the round tolerates that. A member that
     restarts has lost its key and counts as lost.
 
-    Raises
-    ------
-    ProtocolError
-        From every step, if a check fails; its text starts with the name of the check. Nothing was
-        given then, and the step may be tried again with honest input.
-    CohortError
-        If fewer than ``parameters.min_survivors`` clients are on the list or left on it.
+    Raises `ProtocolError` from every step, if a check fails; its text starts with the name of the check. Nothing was
+    given then, and the step may be tried again with honest input. Raises `CohortError` if fewer than
+    ``parameters.min_survivors`` clients are on the list or left on it.
 
     Guarantees
     ----------
-    An honest member gives one sum over at least ``parameters.min_survivors`` different clients that
-    each signed their message in this round, and nothing about any smaller set; if members may be
-    lost, also the shares of as many other members' seeds, agreed upon with a quorum. One honest
-    member is enough where none may be lost, even if the server shows members different lists or
-    other members sign several: the masks of the clients on one list but not on another then stay on
-    the sum.
+    An honest member gives one sum over at least ``parameters.min_survivors`` different clients that each signed their
+    message in this round, and nothing about any smaller set; if members may be lost, also the shares of as many other
+    members' seeds, agreed upon with a quorum. One honest member is enough where none may be lost, even if the server
+    shows members different lists or other members sign several: the masks of the clients on one list but not on
+    another then stay on the sum.
     """
 
     FIRST = MemberPhase.NEW

@@ -58,9 +58,8 @@ class CommitteeParameters(Agreement):
     def max_corrupt_members(self) -> int:
         """How many members may side with the server: ``size - 2 * dropout_tolerance - 1``.
 
-        Two sets of ``quorum`` members then share an honest one, which says only once who is lost,
-        so at most ``dropout_tolerance`` honest members' seeds are ever opened, and one honest
-        member is left.
+        Two sets of ``quorum`` members then share an honest one, which says only once who is lost, so at most
+        ``dropout_tolerance`` honest members' seeds are ever opened, and one honest member is left.
         """
         return self.size - 2 * self.dropout_tolerance - 1
 
@@ -78,10 +77,9 @@ class CommitteeParameters(Agreement):
         named = ", ".join(str(member) for member in sorted(lost))
         tolerance = 0 if all_needed else self.dropout_tolerance
         return CohortError(
-            f"lost members: nothing valid came from committee members {named}, and the round"
-            f" tolerates the loss of {tolerance}; no sum can be opened and nothing was released:"
-            " bring them back, or start a new round with another committee or a larger dropout"
-            " tolerance"
+            f"lost members: nothing valid came from committee members {named}, and the round tolerates the loss of "
+            f"{tolerance}; no sum can be opened and nothing was released: bring them back, or start a new round with "
+            "another committee or a larger dropout tolerance"
         )
 
     def keys_of(self, party: str) -> tuple[bytes, ...]:

@@ -55,21 +55,16 @@ class CommitteeServer(ServerParticipant[CommitteeParameters, ServerPhase]):
     sum, so keep submissions on disk until then. At most one vector of the round's size is held. A
     refused message leaves the state as it was. The methods that end a phase may be called again.
 
-    Raises
-    ------
-    ProtocolError
-        From every method, if a message fails a check; the text starts with the name of the check.
-    CohortError
-        When a phase ends with too few clients or members. The round is over, the sum dropped.
+    Raises `ProtocolError` from every method, if a message fails a check; the text starts with the name of the check.
+    Raises `CohortError` when a phase ends with too few clients or members. The round is over, the sum dropped.
 
     Guarantees
     ----------
-    ``finish`` returns the exact sum modulo ``2**bits`` of the vectors of the clients on the settled
-    list, or raises, if clients and members followed the protocol. False shares of lost members'
-    seeds are corrected as far as `shamir.decode` says, with one spare share for every member that
-    is present beyond the quorum, and `false_shares` names who gave them. A member that lies about
-    its sum of masks turns the result into noise; its signed answer says who it was only to someone
-    who learns its seeds. Privacy rests on clients and members, not on this class.
+    ``finish`` returns the exact sum modulo ``2**bits`` of the vectors of the clients on the settled list, or raises,
+    if clients and members followed the protocol. False shares of lost members' seeds are corrected as far as
+    `shamir.decode` says, with one spare share for every member that is present beyond the quorum, and `false_shares`
+    names who gave them. A member that lies about its sum of masks turns the result into noise; its signed answer says
+    who it was only to someone who learns its seeds. Privacy rests on clients and members, not on this class.
     """
 
     SENDER = "member"
@@ -241,13 +236,9 @@ class CommitteeServer(ServerParticipant[CommitteeParameters, ServerPhase]):
     def finish(self) -> npt.NDArray[Any]:
         """Return the sum over ``clients()``, shape ``[dimension]``; once.
 
-        Raises
-        ------
-        ProtocolError
-            If a left-out client was not withdrawn (the round goes on), or a seed cannot be rebuilt
-            to what its client committed to (the round is over).
-        CohortError
-            If fewer than a quorum of members gave shares. The round is over.
+        Raises `ProtocolError` if a left-out client was not withdrawn (the round goes on), or a seed cannot be rebuilt
+        to what its client committed to (the round is over). Raises `CohortError` if fewer than a quorum of members
+        gave shares. The round is over.
         """
         if self._phase == ServerPhase.ANSWERING:
             self.lost()

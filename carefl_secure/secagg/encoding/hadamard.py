@@ -106,9 +106,8 @@ def _signs(key: bytes, length: int) -> npt.NDArray[np.int8]:
 def rotate(vector: Vector, padded: int, key: bytes) -> Vector:
     """Pad with zeros, flip signs by the key stream of ``key``, apply :func:`hadamard`.
 
-    Keeps the Euclidean norm. All entries of the matrix are ``1 / sqrt(padded)`` in magnitude, so
-    over a uniform key each coordinate of the result is sub-Gaussian with variance
-    proxy ``|vector|^2 / padded``, whatever the vector.
+    Keeps the Euclidean norm. All entries of the matrix are ``1 / sqrt(padded)`` in magnitude, so over a uniform key
+    each coordinate of the result is sub-Gaussian with variance proxy ``|vector|^2 / padded``, whatever the vector.
     """
     box = np.zeros(padded)
     np.multiply(vector, _signs(key, padded)[: vector.size], out=box[: vector.size])

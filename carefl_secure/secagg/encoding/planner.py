@@ -62,12 +62,11 @@ def plan_records(
 
     Guarantees
     ----------
-    With at least ``noise_clients`` honest survivors, each adding Skellam noise of
-    ``share_variance()``, the noise in the sum has at least ``total_variance()``; the sensitivity is
-    that of :func:`rounded_sensitivity` for neighbours that differ by one added or removed record,
-    under the assumptions stated at ``encode``. A client refuses a vector longer than
-    ``batch_bound(expected_batch) * clipping_norm``; for honest sampling that happens with
-    probability below ``2**-40`` a round, and adds as much to delta.
+    With at least ``noise_clients`` honest survivors, each adding Skellam noise of ``share_variance()``, the noise in
+    the sum has at least ``total_variance()``; the sensitivity is that of :func:`rounded_sensitivity` for neighbours
+    that differ by one added or removed record, under the assumptions stated at ``encode``. A client refuses a vector
+    longer than ``batch_bound(expected_batch) * clipping_norm``; for honest sampling that happens with probability
+    below ``2**-40`` a round, and adds as much to delta.
     """
     _positive(clipping_norm=clipping_norm, noise_multiplier=noise_multiplier, expected_batch=expected_batch)
     return _plan_noised(
@@ -99,11 +98,10 @@ def plan_clients(
 
     Guarantees
     ----------
-    ``l2_sensitivity`` bounds the integer vector of every client, always, and ``l1_sensitivity =
-    min(l2^2, sqrt(padded) l2)``; ``dither_failure`` is 0. With at least ``noise_clients`` honest
-    survivors, each adding Skellam noise of ``share_variance()``, the noise in the sum has at least
-    ``total_variance()``. ``overflow_probability`` accounts for the conditioning, which multiplies
-    the probability of any event by at most ``(1 - beta)**-clients``.
+    ``l2_sensitivity`` bounds the integer vector of every client, always, and ``l1_sensitivity = min(l2^2, sqrt(padded)
+    l2)``; ``dither_failure`` is 0. With at least ``noise_clients`` honest survivors, each adding Skellam noise of
+    ``share_variance()``, the noise in the sum has at least ``total_variance()``. ``overflow_probability`` accounts for
+    the conditioning, which multiplies the probability of any event by at most ``(1 - beta)**-clients``.
     """
     _positive(clipping_norm=clipping_norm, noise_multiplier=noise_multiplier)
     return _plan_noised(

@@ -30,8 +30,7 @@ class EncodingPlan:
     Parameters
     ----------
     dimension, padded
-        Length of the real vectors (D), and of the integer vectors: `padded_length` if rotated, else
-        D.
+        Length of the real vectors (D), and of the integer vectors: `padded_length` if rotated, else D.
     bits, scale
         Word size of the sum, 16 or 32; integer units per unit of the real vectors.
     clipping_norm
@@ -47,8 +46,7 @@ class EncodingPlan:
         vector, in integer units, except with probability ``dither_failure`` (beta) per round; 0 in
         plans without noise, which promise nothing.
     overflow_probability
-        Upper bound for one coordinate of one round to wrap around. Wrapping costs accuracy, never
-        privacy.
+        Upper bound for one coordinate of one round to wrap around. Wrapping costs accuracy, never privacy.
     conditional
         Whether :func:`encode` redraws the rounding until the integer vector is no longer than
         ``l2_sensitivity``. Only for the client unit, where a client's vector is the whole
@@ -141,8 +139,7 @@ def encode(
     vector
         float64, shape ``[dimension]``: the sum of this client's clipped records.
     rotation_key
-        32 bytes, public and the same for all clients of a round. Rotated plans need it and a
-        dither.
+        32 bytes, public and the same for all clients of a round. Rotated plans need it and a dither.
     dither
         A stream whose key was drawn afresh for this call, is known to this client alone, and is
         never used again. Never encode the same round's vector twice to get a nicer result;
@@ -162,35 +159,30 @@ def encode(
     Noised plans. A vector longer than planned is projected on the ball of that radius, which brings
     no two vectors further apart: whether a vector fits is not shown by a refusal.
 
-    Client unit (conditional plans). The integer vector this returns has Euclidean norm at most
-    ``l2_sensitivity``, *always*: it is computed exactly and checked. It is the whole difference to
-    the neighbour without this client, so the round is a Skellam mechanism of that sensitivity with
-    nothing to add to delta; replacing one client's vector by another is two such steps. By the
-    bound below one draw is accepted with probability at least ``1 - beta``, ``beta =
-    planner.REDRAW_PROBABILITY``. Conditioning biases the rounding by ``|E[rounded] - x|_2 <=
-    sqrt(d) beta / (1 - beta)`` units for a client, as a coordinate changes by less than one unit
-    (Kairouz, Liu and Steinke, arXiv:2102.06387, section 4); that is far below the noise. The number
-    of redraws depends on the vector and shows only in the time taken; a redraw happens once in ``1
-    / beta`` rounds at most.
+    Client unit (conditional plans). The integer vector this returns has Euclidean norm at most ``l2_sensitivity``,
+    *always*: it is computed exactly and checked. It is the whole difference to the neighbour without this client, so
+    the round is a Skellam mechanism of that sensitivity with nothing to add to delta; replacing one client's vector by
+    another is two such steps. By the bound below one draw is accepted with probability at least ``1 - beta``, ``beta =
+    planner.REDRAW_PROBABILITY``. Conditioning biases the rounding by ``|E[rounded] - x|_2 <= sqrt(d) beta / (1 -
+    beta)`` units for a client, as a coordinate changes by less than one unit (Kairouz, Liu and Steinke,
+    arXiv:2102.06387, section 4); that is far below the noise. The number of redraws depends on the vector and shows
+    only in the time taken; a redraw happens once in ``1 / beta`` rounds at most.
 
-    Record unit. Let ``x`` and ``x + v`` be the scaled and rotated sums with and without one record,
-    ``|v|_2 <= c = scale * clipping_norm``. Given the dither ``u``, which is drawn independently of
-    the data and never released, the mechanism is noise on a fixed integer vector, and the record
-    changes that vector by ``floor(x + v + u) - floor(x + u) = floor(v + w)`` with ``w = (x + u) mod
-    1``. For every fixed ``x`` the ``w`` are independent and uniform on ``[0, 1)``, so the change
-    has the law of a stochastic rounding of the one record ``v``, however many records the sum
-    holds. Its squared norm has mean at most ``c^2 + d/4`` and, by Hoeffding's inequality on the
-    independent terms, except with probability ``beta`` over ``u``, ``l2^2 <= c^2 + d/4 + sqrt(2
-    ln(1/beta)) (c + sqrt(d)/2)`` with ``d = padded``. It is an integer vector, so ``l1 <= min(l2^2,
-    sqrt(d) l2)``. Off the event of probability ``beta`` the round is therefore a Skellam mechanism
-    of that sensitivity: add ``beta`` per round to delta.
+    Record unit. Let ``x`` and ``x + v`` be the scaled and rotated sums with and without one record, ``|v|_2 <= c =
+    scale * clipping_norm``. Given the dither ``u``, which is drawn independently of the data and never released, the
+    mechanism is noise on a fixed integer vector, and the record changes that vector by ``floor(x + v + u) - floor(x +
+    u) = floor(v + w)`` with ``w = (x + u) mod 1``. For every fixed ``x`` the ``w`` are independent and uniform on
+    ``[0, 1)``, so the change has the law of a stochastic rounding of the one record ``v``, however many records the
+    sum holds. Its squared norm has mean at most ``c^2 + d/4`` and, by Hoeffding's inequality on the independent terms,
+    except with probability ``beta`` over ``u``, ``l2^2 <= c^2 + d/4 + sqrt(2 ln(1/beta)) (c + sqrt(d)/2)`` with ``d =
+    padded``. It is an integer vector, so ``l1 <= min(l2^2, sqrt(d) l2)``. Off the event of probability ``beta`` the
+    round is therefore a Skellam mechanism of that sensitivity: add ``beta`` per round to delta.
 
-    Assumptions: one dither per client and round, 53 random bits, from a secret fresh key, never
-    redone; the rotation is the same for both neighbours; floating-point error in clipping, summing
-    and rotating stays below ``NORM_SLACK`` of the norm (the planner enlarges ``c`` by it). Adding
-    ``u`` in double precision leaves at least ``52 - log2|x|`` of its bits, a bias far below that
-    slack. The argument is our own reading of Kairouz, Liu and Steinke (on stochastic rounding) and
-    has not been reviewed.
+    Assumptions: one dither per client and round, 53 random bits, from a secret fresh key, never redone; the rotation
+    is the same for both neighbours; floating-point error in clipping, summing and rotating stays below ``NORM_SLACK``
+    of the norm (the planner enlarges ``c`` by it). Adding ``u`` in double precision leaves at least ``52 - log2|x|``
+    of its bits, a bias far below that slack. The argument is our own reading of Kairouz, Liu and Steinke (on
+    stochastic rounding) and has not been reviewed.
     """
     checked = _checked(vector, plan)
     if not plan.rotated:

@@ -40,24 +40,20 @@ class KeyHolder:
 
     Guarantees
     ----------
-    It decrypts nothing but one sum: of the ciphertexts that at least
-    ``parameters.required_survivors`` different clients of the roster signed for this very round,
-    model and list of keys, added by itself. The first request that is anything else destroys the
-    key, as the opening does; so nobody who holds no client's identity gets a chosen ciphertext
-    opened, nor one client's upload alone. What it opens is still masked by the clients' pair and
-    self masks, so the key holder need not be trusted with it, and together with the aggregator it
-    learns no more than a server of pairwise masking does. A lying key holder turns the sum into
-    noise that its signature is under.
+    It decrypts nothing but one sum: of the ciphertexts that at least ``parameters.required_survivors`` different
+    clients of the roster signed for this very round, model and list of keys, added by itself. The first request that
+    is anything else destroys the key, as the opening does; so nobody who holds no client's identity gets a chosen
+    ciphertext opened, nor one client's upload alone. What it opens is still masked by the clients' pair and self
+    masks, so the key holder need not be trusted with it, and together with the aggregator it learns no more than a
+    server of pairwise masking does. A lying key holder turns the sum into noise that its signature is under.
 
-    What remains: a client of the roster that works with the aggregator can sign a ciphertext of its
-    own making. Once the masks are off, the sum may then tell the two about the key of this one
-    round, and with it they see uploads as a server of pairwise masking sees them: masked. No proof
-    of a well-formed ciphertext is asked for.
+    What remains: a client of the roster that works with the aggregator can sign a ciphertext of its own making. Once
+    the masks are off, the sum may then tell the two about the key of this one round, and with it they see uploads as a
+    server of pairwise masking sees them: masked. No proof of a well-formed ciphertext is asked for.
 
-    No noise is flooded in before opening. An exact BFV decryption gives residues only, nothing of
-    the ciphertext's noise, unless decryption fails, and `SecretKey.decrypt` refuses what comes near
-    that (`MIN_NOISE_BUDGET`). Flooding that hides the noise to within ``2**-40`` takes 40 bits of
-    budget, and these parameters leave 12 to 14 after a sum.
+    No noise is flooded in before opening. An exact BFV decryption gives residues only, nothing of the ciphertext's
+    noise, unless decryption fails, and `SecretKey.decrypt` refuses what comes near that (`MIN_NOISE_BUDGET`). Flooding
+    that hides the noise to within ``2**-40`` takes 40 bits of budget, and these parameters leave 12 to 14 after a sum.
     """
 
     def __init__(self, identity: Ed25519PrivateKey) -> None:

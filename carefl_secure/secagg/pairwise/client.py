@@ -25,32 +25,25 @@ from carefl_secure.secagg.primitives.phases import ClientSum, Participant
 class PairwiseClient(Participant[RoundParameters, Phase], ClientSum):
     """The client's side of one round (Bonawitz et al. 2017, the variant for active servers).
 
-    The upload is ``y = x + PRG(b_i) + sum_{j > i} PRG(k_ij) - sum_{j < i} PRG(k_ij)`` modulo
-    ``2**bits`` over the live neighbours ``j``, where ``b_i`` is the client's own secret and
-    ``k_ij`` the key it shares with ``j``. The pair masks cancel in the sum. The self masks come off
-    when enough survivors give their shares of ``b``; the masks of a client that shared but never
-    uploaded come off through shares of its key. The model becomes known between the second and the
-    third step (:meth:`bind`).
+    The upload is ``y = x + PRG(b_i) + sum_{j > i} PRG(k_ij) - sum_{j < i} PRG(k_ij)`` modulo ``2**bits`` over the live
+    neighbours ``j``, where ``b_i`` is the client's own secret and ``k_ij`` the key it shares with ``j``. The pair
+    masks cancel in the sum. The self masks come off when enough survivors give their shares of ``b``; the masks of a
+    client that shared but never uploaded come off through shares of its key. The model becomes known between the
+    second and the third step (:meth:`bind`).
 
-    Raises
-    ------
-    ProtocolError
-        From every step, if a check fails; its text starts with the name of the check. Nothing has
-        left the client then, and the step may be tried again with honest input.
-    CohortError
-        If fewer than ``parameters.required_survivors`` clients take part.
+    Raises `ProtocolError` from every step, if a check fails; its text starts with the name of the check. Nothing has
+    left the client then, and the step may be tried again with honest input. Raises `CohortError` if fewer than
+    ``parameters.required_survivors`` clients take part.
 
     Guarantees
     ----------
-    The server and up to ``c = parameters.max_colluders`` colluding clients, who may lie, replay,
-    cut the round short and choose who drops out, learn nothing about the vectors of the honest
-    clients beyond one sum, over at least ``m = parameters.required_survivors`` clients of which at
-    least ``m - c`` are honest. Assumptions: the roster is right; X25519, Ed25519, SHA-256, AES-256
-    and HKDF hold; keys come from a sound source; a restored state is never older than the last
-    message sent; a sparse graph was planned for ``c`` colluders (``plan_graph``). The sum itself is
-    not hidden: only noise in the vectors protects that. Availability and correctness are not
-    guaranteed against lying clients: the server corrects only so many false shares
-    (`shamir.decode`).
+    The server and up to ``c = parameters.max_colluders`` colluding clients, who may lie, replay, cut the round short
+    and choose who drops out, learn nothing about the vectors of the honest clients beyond one sum, over at least ``m =
+    parameters.required_survivors`` clients of which at least ``m - c`` are honest. Assumptions: the roster is right;
+    X25519, Ed25519, SHA-256, AES-256 and HKDF hold; keys come from a sound source; a restored state is never older
+    than the last message sent; a sparse graph was planned for ``c`` colluders (``plan_graph``). The sum itself is not
+    hidden: only noise in the vectors protects that. Availability and correctness are not guaranteed against lying
+    clients: the server corrects only so many false shares (`shamir.decode`).
     """
 
     FIRST = Phase.NEW

@@ -17,17 +17,15 @@ def neighbours(
 ) -> tuple[int, ...]:
     """Return the neighbours of one client, ascending.
 
-    Without a degree: all other members (the complete graph). With an even degree ``k``: the ``k /
-    2`` members before and the ``k / 2`` after the client on a ring drawn from the hash of all
-    advertised keys; being neighbours is mutual. With at most ``k + 1`` members, the graph is
-    complete again.
+    Without a degree: all other members (the complete graph). With an even degree ``k``: the ``k / 2`` members before
+    and the ``k / 2`` after the client on a ring drawn from the hash of all advertised keys; being neighbours is
+    mutual. With at most ``k + 1`` members, the graph is complete again.
 
     Guarantees
     ----------
-    For a transcript hash that no single party picks, the neighbourhood of a client is a uniform set
-    of ``k`` others, and the ``k / 2`` after it a uniform set of ``k / 2``. The last to advertise,
-    and a server that picks the members, can try many hashes: plan the degree with a failure
-    probability that leaves room for that (``plan_graph``).
+    For a transcript hash that no single party picks, the neighbourhood of a client is a uniform set of ``k`` others,
+    and the ``k / 2`` after it a uniform set of ``k / 2``. The last to advertise, and a server that picks the members,
+    can try many hashes: plan the degree with a failure probability that leaves room for that (``plan_graph``).
     """
     if index not in members:
         raise refuse("graph member", f"client {index} is not among those that advertised")

@@ -20,10 +20,9 @@ RECOVERY_BITS = 20
 class GraphPlan:
     """The sparse graph of a round and what it was planned for.
 
-    ``neighbours`` (k, even) is the number of masks per client; ``share_threshold`` of the ``k + 1``
-    holders rebuild a secret; at least ``members`` clients advertise, the fewest survivors of the
-    round. ``privacy_bits`` and ``recovery_bits`` are failure probabilities as negative powers of
-    two.
+    ``neighbours`` (k, even) is the number of masks per client; ``share_threshold`` of the ``k + 1`` holders rebuild a
+    secret; at least ``members`` clients advertise, the fewest survivors of the round. ``privacy_bits`` and
+    ``recovery_bits`` are failure probabilities as negative powers of two.
     """
 
     neighbours: int
@@ -106,20 +105,17 @@ def plan_graph(
 
     Guarantees
     ----------
-    Let ``n = clients``, ``h = k / 2``, and let ``t`` of the ``k + 1`` holders of a secret (its
-    owner and ``k`` neighbours) rebuild it. Suppose no honest client has ``t - h - 1`` or more
-    colluders among the ``h`` members after it on the ring. Then the survivors' masks keep all
-    honest survivors in one sum, *whichever* survivor set the server has signed and whoever it
-    dropped. Proof: if they fell into two groups, take a member ``v`` of one group and the next
-    honest survivor after it, of another group. They share no mask, so more than ``h`` places lie
-    between them, and the ``h`` members after ``v`` are colluders or not among the survivors. Only
-    survivors answer, so at most ``1 + h + (t - h - 2) = t - 1`` shares of ``v``'s self mask exist,
-    and its upload stays masked. In the same way colluders alone, at most ``t - 2`` around any
-    client, rebuild nothing. The supposition fails with probability at most ``m P[Hyp(m - 1, c, h)
-    >= t - h - 1]``, a union bound over an exact hypergeometric tail; fewer members make it worse,
-    so ``m`` is ``required_survivors``. Survivor sets are signed by more than half of all honest
-    clients, as in the complete graph; that the secrets of a client are never both given rests on
-    this.
+    Let ``n = clients``, ``h = k / 2``, and let ``t`` of the ``k + 1`` holders of a secret (its owner and ``k``
+    neighbours) rebuild it. Suppose no honest client has ``t - h - 1`` or more colluders among the ``h`` members after
+    it on the ring. Then the survivors' masks keep all honest survivors in one sum, *whichever* survivor set the server
+    has signed and whoever it dropped. Proof: if they fell into two groups, take a member ``v`` of one group and the
+    next honest survivor after it, of another group. They share no mask, so more than ``h`` places lie between them,
+    and the ``h`` members after ``v`` are colluders or not among the survivors. Only survivors answer, so at most ``1 +
+    h + (t - h - 2) = t - 1`` shares of ``v``'s self mask exist, and its upload stays masked. In the same way colluders
+    alone, at most ``t - 2`` around any client, rebuild nothing. The supposition fails with probability at most ``m
+    P[Hyp(m - 1, c, h) >= t - h - 1]``, a union bound over an exact hypergeometric tail; fewer members make it worse,
+    so ``m`` is ``required_survivors``. Survivor sets are signed by more than half of all honest clients, as in the
+    complete graph; that the secrets of a client are never both given rests on this.
 
     Opening fails where a client has fewer than ``t`` answering neighbours: with probability at most
     ``n P[Hyp(n - 1, n - 1 - d, k) < t]`` for ``d`` random dropouts.

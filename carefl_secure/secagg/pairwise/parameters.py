@@ -86,10 +86,9 @@ class RoundParameters(Agreement):
     def max_colluders(self) -> int:
         """How many clients may side with the server: at most ``2 * threshold - clients - 1``.
 
-        Every honest client signs one survivor set, so ``h`` honest clients and ``c`` colluders who
-        sign everything reach two sets of ``threshold`` signatures only if ``2 * (threshold - c) <=
-        h = clients - c``. On a sparse graph :func:`tolerated_colluders` at a failure probability of
-        ``2**-80`` is a second limit.
+        Every honest client signs one survivor set, so ``h`` honest clients and ``c`` colluders who sign everything
+        reach two sets of ``threshold`` signatures only if ``2 * (threshold - c) <= h = clients - c``. On a sparse
+        graph :func:`tolerated_colluders` at a failure probability of ``2**-80`` is a second limit.
         """
         most = 2 * self.threshold - self.clients - 1
         if self.neighbours is None or self.share_threshold is None:

@@ -28,18 +28,13 @@ def remaining_masks(
 ) -> tuple[list[bytes], list[int]]:
     """Return keys and signs of all masks left in a sum of uploads.
 
-    For each survivor its self mask; for each client that shared and did not upload, the pair masks
-    that the survivors added for it. ``answers`` holds one share per answering client and owner.
-    False shares are corrected (`shamir.decode`) and added to ``false_shares``, as who gave the
-    share and whose secret it is of; whoever gave one is passed over from then on where others are
-    enough.
+    For each survivor its self mask; for each client that shared and did not upload, the pair masks that the survivors
+    added for it. ``answers`` holds one share per answering client and owner. False shares are corrected
+    (`shamir.decode`) and added to ``false_shares``, as who gave the share and whose secret it is of; whoever gave one
+    is passed over from then on where others are enough.
 
-    Raises
-    ------
-    ProtocolError
-        If a secret cannot be rebuilt to what its owner advertised.
-    CohortError
-        If too few holders of a secret answered.
+    Raises `ProtocolError` if a secret cannot be rebuilt to what its owner advertised. Raises `CohortError` if too few
+    holders of a secret answered.
     """
     context, key_context = parameters.context(), parameters.key_context()
 
@@ -57,9 +52,8 @@ def remaining_masks(
         if found is None:
             raise refuse(
                 "rebuilt secret",
-                f"the {what} of client {owner} is not the one it advertised: what it shared is"
-                f" false, or more answers of clients {sorted(holders)} than can be corrected; the"
-                " round gives no sum",
+                f"the {what} of client {owner} is not the one it advertised: what it shared is false, or more "
+                f"answers of clients {sorted(holders)} than can be corrected; the round gives no sum",
             )
         return found.to_bytes(32, "little")
 

@@ -49,25 +49,19 @@ class PairwiseServer(ServerParticipant[RoundParameters, ServerPhase]):
     answer         ``answered(index, message)``   ``finish()``
     ============== ============================== ==============================================
 
-    The model becomes known after the first two (:meth:`bind`). A client that has not been heard
-    when a phase ends has dropped out. A refused message leaves the state as it was, so the caller
-    may treat its sender as dropped out. The methods that end a phase may be called again. At most
-    one vector of the round's size is held.
+    The model becomes known after the first two (:meth:`bind`). A client that has not been heard when a phase ends has
+    dropped out. A refused message leaves the state as it was, so the caller may treat its sender as dropped out. The
+    methods that end a phase may be called again. At most one vector of the round's size is held.
 
-    Raises
-    ------
-    ProtocolError
-        From every method, if a message fails a check; the text starts with the name of the check.
-    CohortError
-        When a phase ends with too few clients. The round is over and the sum is dropped.
+    Raises `ProtocolError` from every method, if a message fails a check; the text starts with the name of the check.
+    Raises `CohortError` when a phase ends with too few clients. The round is over and the sum is dropped.
 
     Guarantees
     ----------
-    ``finish`` returns the exact sum modulo ``2**bits`` of the vectors of the survivors that
-    followed the protocol, or raises: every rebuilt secret is checked against what its owner
-    committed to in a signed message, and as many false shares are corrected as `shamir.decode`
-    says; `false_shares` names who gave them. A client that lies about its own vector is not
-    detected. Privacy rests on the clients' checks, not on this class.
+    ``finish`` returns the exact sum modulo ``2**bits`` of the vectors of the survivors that followed the protocol, or
+    raises: every rebuilt secret is checked against what its owner committed to in a signed message, and as many false
+    shares are corrected as `shamir.decode` says; `false_shares` names who gave them. A client that lies about its own
+    vector is not detected. Privacy rests on the clients' checks, not on this class.
     """
 
     UPLOAD: ClassVar[type[Message]] = Upload
@@ -196,13 +190,8 @@ class PairwiseServer(ServerParticipant[RoundParameters, ServerPhase]):
     def finish(self) -> npt.NDArray[Any]:
         """Take the masks off and return the sum, shape ``[dimension]``; once.
 
-        Raises
-        ------
-        ProtocolError
-            If a rebuilt secret is not the one committed to. The round is over.
-        CohortError
-            If fewer than ``threshold`` clients answered, or too few neighbours of one. The round is
-            over.
+        Raises `ProtocolError` if a rebuilt secret is not the one committed to. The round is over. Raises `CohortError`
+        if fewer than ``threshold`` clients answered, or too few neighbours of one. The round is over.
         """
         self._end(ServerPhase.ANSWERING, len(self._answers), self._parameters.threshold)
         try:

@@ -30,16 +30,14 @@ class Agreement:
     task
         Name of the run; not secret.
     dimension, bits
-        Length of the integer vectors (after padding); size of one word, 16 or 32. Sums are taken
-        modulo ``2**bits``.
+        Length of the integer vectors (after padding); size of one word, 16 or 32. Sums are taken modulo ``2**bits``.
     min_survivors
         The fewest clients that a sum is over; at least 3.
     base_hash, plan_hash, model_hash
         32 bytes each: the frozen base model with the code and configuration; the privacy and
         encoding plan; the trained vector at the start of the round (empty until :meth:`bind`).
     roster
-        The Ed25519 public keys of all clients, agreed out of band. A client's index is its place
-        here.
+        The Ed25519 public keys of all clients, agreed out of band. A client's index is its place here.
 
     Guarantees
     ----------

@@ -32,9 +32,8 @@ def too_few(phase: str, present: int, needed: int) -> CohortError:
 def culprits(pairs: Collection[tuple[str, str]]) -> dict[str, int]:
     """Return who explains the most of pairs of parties of which at least one lied, with counts.
 
-    Greedy: whoever is in most of the pairs that are left, until none is left. A party named with
-    more pairs than there can be colluders is proven to lie; of a pair that stands alone both are
-    named.
+    Greedy: whoever is in most of the pairs that are left, until none is left. A party named with more pairs than there
+    can be colluders is proven to lie; of a pair that stands alone both are named.
     """
     left, named = set(pairs), dict[str, int]()
     while left:

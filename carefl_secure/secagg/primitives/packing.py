@@ -43,9 +43,8 @@ def check_fields(value_bound: int, field_bits: int, clients: int, bits: int) -> 
     most = min(field_limit(field_bits) // clients, (1 << bits - 1) - 1)
     if not 1 <= value_bound <= most:
         raise ConfigError(
-            f"value_bound for {clients} clients, {bits}-bit words and {field_bits}-bit fields"
-            f" must lie in 1 .. {most}, not {value_bound}: the sum could overflow; use"
-            " field_bits=30 or fewer clients"
+            f"value_bound for {clients} clients, {bits}-bit words and {field_bits}-bit fields must lie in 1 .. "
+            f"{most}, not {value_bound}: the sum could overflow; use field_bits=30 or fewer clients"
         )
 
 

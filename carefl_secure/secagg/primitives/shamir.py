@@ -24,14 +24,12 @@ _COEFFICIENT_BYTES = 48  # reduced modulo the prime; off uniform by less than 2*
 def split(secret: int, threshold: int, points: Sequence[int], stream: KeyStream) -> list[int]:
     """Share a secret in ``0 .. PRIME - 1`` so that ``threshold`` (``t``) shares rebuild it.
 
-    Draws ``f(x) = secret + a_1 x + ... + a_{t-1} x^{t-1}`` with uniform coefficients from the
-    stream and returns ``f(x)`` for each point; points are distinct, in ``1 .. PRIME - 1``, at least
-    ``t``.
+    Draws ``f(x) = secret + a_1 x + ... + a_{t-1} x^{t-1}`` with uniform coefficients from the stream and returns
+    ``f(x)`` for each point; points are distinct, in ``1 .. PRIME - 1``, at least ``t``.
 
     Guarantees
     ----------
-    Any ``t - 1`` shares are within ``2**-127 * t`` of uniform and independent of the secret, if the
-    stream is uniform.
+    Any ``t - 1`` shares are within ``2**-127 * t`` of uniform and independent of the secret, if the stream is uniform.
     """
     if not 0 <= secret < PRIME:
         raise refuse("secret range", "the secret is not an element of the field")

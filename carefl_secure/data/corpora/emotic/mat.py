@@ -118,11 +118,10 @@ def _images(path: Path) -> dict[str, list[Any]]:
 def load_emotic(root: Path, *, view: View = "image", reporter: Reporter = SILENT) -> dict[str, FileCorpus]:
     """Read EMOTIC from ``Annotations.mat`` and the image folders.
 
-    ``root`` holds ``Annotations/Annotations.mat`` and ``emotic/mscoco`` and so on. The continuous
-    values are in ``extras["vad"]``. View ``image`` is the whole image with the person's box,
-    ``person`` what is inside the box. Only persons with valence, arousal and dominance are kept:
-    the population of the public converter (23,266, 3,315 and 7,203) and not that of the file
-    (23,706, 3,334 and 7,280).
+    ``root`` holds ``Annotations/Annotations.mat`` and ``emotic/mscoco`` and so on. The continuous values are in
+    ``extras["vad"]``. View ``image`` is the whole image with the person's box, ``person`` what is inside the box. Only
+    persons with valence, arousal and dominance are kept: the population of the public converter (23,266, 3,315 and
+    7,203) and not that of the file (23,706, 3,334 and 7,280).
     """
     annotation = mat_file(root)
     if annotation is None:

@@ -66,8 +66,7 @@ def _fault(person: Person) -> str | None:
 def add_person(builder: SplitBuilder, person: Person, root: Path, view: View) -> None:
     """Add one person, or count why not.
 
-    ``root`` holds the four sources. View ``image`` is the whole image with a box, ``person`` what
-    is inside the box.
+    ``root`` holds the four sources. View ``image`` is the whole image with a box, ``person`` what is inside the box.
     """
     if not person.labels and (given := labels_of_author(person.place)):
         builder.skipped.remark("labels as the author gave them later", person.key)

@@ -93,10 +93,9 @@ def _check_order(path: Path, persons: Sequence[Person]) -> None:
 def load_emotic_csv(root: Path, *, view: View = "image", reporter: Reporter = SILENT) -> dict[str, FileCorpus]:
     """Read ``emotic_pre``: tables, with stacks of images or with the original images.
 
-    Stacks are used where present. A stack has lost the size of the image, so its whole-image view
-    has no boxes. ``root`` is the folder of the tables, or the one that holds ``emotic_pre``;
-    only persons with continuous values are kept. `LabelError` is raised too where table and label
-    stack disagree.
+    Stacks are used where present. A stack has lost the size of the image, so its whole-image view has no boxes.
+    ``root`` is the folder of the tables, or the one that holds ``emotic_pre``; only persons with continuous values are
+    kept. `LabelError` is raised too where table and label stack disagree.
     """
     folder = table_folder(root)
     if folder is None:
