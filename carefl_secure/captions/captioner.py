@@ -59,16 +59,9 @@ class _Generating:
         self.batch = batch
         self.facts: Facts = {"model": source.name, "revision": source.revision, "version": _VERSION, **options}
         self._decoding = copy.deepcopy(model.generation_config)
-        self._decoding.update(
-            do_sample=False,
-            num_beams=1,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            max_length=None,
-            max_new_tokens=options["max_new_tokens"],
-            pad_token_id=processor.tokenizer.pad_token_id,
-        )
+        unused = dict.fromkeys(("temperature", "top_p", "top_k", "max_length"))
+        longest, padding = options["max_new_tokens"], processor.tokenizer.pad_token_id
+        self._decoding.update(do_sample=False, num_beams=1, **unused, max_new_tokens=longest, pad_token_id=padding)
         self._text = self._prompt(str(options["prompt"]))
 
     def _prompt(self, text: str) -> str:
@@ -152,10 +145,7 @@ class SmolVlmCaptioner(_Generating):
         )
 
 
-_KINDS: dict[str, type[LlavaCaptioner] | type[SmolVlmCaptioner]] = {
-    "llava": LlavaCaptioner,
-    "smolvlm": SmolVlmCaptioner,
-}
+_KINDS: dict[str, type[_Generating]] = {"llava": LlavaCaptioner, "smolvlm": SmolVlmCaptioner}
 
 
 def load_captioner(

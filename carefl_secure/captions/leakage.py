@@ -96,18 +96,11 @@ def leakage(corpus: Corpus, captions: Sequence[str]) -> LeakageReport:
     for k, label in enumerate(corpus.space.labels):
         carriers = [i for i, record in enumerate(corpus.records) if k in record.labels]
         named = sum(loose[i][k] for i in carriers)
-        rows.append(
-            Leakage(
-                label,
-                sum(row[k] for row in exact) / count,
-                sum(row[k] for row in loose) / count,
-                named / len(carriers) if carriers else None,
-            )
-        )
+        word, stem = (sum(row[k] for row in found) / count for found in (exact, loose))
+        rows.append(Leakage(label, word, stem, named / len(carriers) if carriers else None))
     own = sum(any(loose[i][k] for k in record.labels) for i, record in enumerate(corpus.records))
-    return LeakageReport(
-        count, sum(any(row) for row in exact) / count, sum(any(row) for row in loose) / count, own / count, tuple(rows)
-    )
+    word, stem = (sum(map(any, found)) / count for found in (exact, loose))
+    return LeakageReport(count, word, stem, own / count, tuple(rows))
 
 
 def _patterns(space: LabelSpace) -> tuple[list[re.Pattern[str]], list[re.Pattern[str]]]:

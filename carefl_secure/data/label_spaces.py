@@ -8,17 +8,15 @@ from carefl_secure.data.records import LabelSpace
 from carefl_secure.errors import ConfigError
 
 
-def _labels(text: str) -> tuple[str, ...]:
-    return tuple(text.split(", "))
+def _space(name: str, labels: str, multi: bool = False) -> LabelSpace:
+    return LabelSpace(name, tuple(labels.split(", ")), multi)
 
 
-EMOTIC = LabelSpace(
+EMOTIC = _space(
     "emotic",
-    _labels(
-        "Affection, Anger, Annoyance, Anticipation, Aversion, Confidence, Disapproval, Disconnection, Disquietment, "
-        "Doubt/Confusion, Embarrassment, Engagement, Esteem, Excitement, Fatigue, Fear, Happiness, Pain, Peace, "
-        "Pleasure, Sadness, Sensitivity, Suffering, Surprise, Sympathy, Yearning"
-    ),
+    "Affection, Anger, Annoyance, Anticipation, Aversion, Confidence, Disapproval, Disconnection, Disquietment, "
+    "Doubt/Confusion, Embarrassment, Engagement, Esteem, Excitement, Fatigue, Fear, Happiness, Pain, Peace, "
+    "Pleasure, Sadness, Sensitivity, Suffering, Surprise, Sympathy, Yearning",
     multi=True,
 )
 """The 26 discrete categories of EMOTIC (Kosti et al., arXiv 2003.13401), alphabetical."""
@@ -26,26 +24,20 @@ EMOTIC = LabelSpace(
 BASIC = LabelSpace("basic", ("Surprise", "Fear", "Disgust", "Happiness", "Sadness", "Anger", "Neutral"), multi=False)
 """The seven basic expressions in the order of RAF-DB; RAF-DB's own ids start at 1."""
 
-COMPOUND = LabelSpace(
+COMPOUND = _space(
     "compound",
-    _labels(
-        "Happily Surprised, Happily Disgusted, Sadly Fearful, Sadly Angry, Sadly Surprised, Sadly Disgusted, "
-        "Fearfully Angry, Fearfully Surprised, Angrily Surprised, Angrily Disgusted, Disgustedly Surprised"
-    ),
-    multi=False,
+    "Happily Surprised, Happily Disgusted, Sadly Fearful, Sadly Angry, Sadly Surprised, Sadly Disgusted, "
+    "Fearfully Angry, Fearfully Surprised, Angrily Surprised, Angrily Disgusted, Disgustedly Surprised",
 )
 """The eleven compound expressions in the order of RAF-DB; RAF-DB's own ids start at 1."""
 
 CAERS = LabelSpace("caers", ("Anger", "Disgust", "Fear", "Happy", "Neutral", "Sad", "Surprise"), multi=False)
 """The seven classes of CAER-S in the order of its public annotation files, from 0."""
 
-CEXPR = LabelSpace(
+CEXPR = _space(
     "cexpr",
-    _labels(
-        "Fearfully Surprised, Happily Surprised, Sadly Surprised, Disgustedly Surprised, "
-        "Angrily Surprised, Sadly Fearful, Sadly Angry"
-    ),
-    multi=False,
+    "Fearfully Surprised, Happily Surprised, Sadly Surprised, Disgustedly Surprised, "
+    "Angrily Surprised, Sadly Fearful, Sadly Angry",
 )
 """The seven classes of the C-EXPR-DB challenge, from 0; its id 7, Other, is never scored."""
 

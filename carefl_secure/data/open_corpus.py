@@ -28,16 +28,8 @@ ENTRY_POINTS = "carefl_secure.corpora"
 FORMATS: Mapping[str, CorpusFormat] = {
     one.name: one
     for one in (
-        mat.FORMAT,
-        table.FORMAT,
-        archive.FORMAT,
-        caers.FORMAT,
-        ncaers.FORMAT,
-        rafdb.FORMAT,
-        rafdb.FOLDERS_FORMAT,
-        cexpr.FORMAT,
-        fer2013.FORMAT,
-        image_folder.FORMAT,
+        *(mat.FORMAT, table.FORMAT, archive.FORMAT, caers.FORMAT, ncaers.FORMAT),
+        *(rafdb.FORMAT, rafdb.FOLDERS_FORMAT, cexpr.FORMAT, fer2013.FORMAT, image_folder.FORMAT),
     )
 }
 """Formats of the package, in the order in which a folder is held against their marks."""

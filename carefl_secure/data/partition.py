@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import numpy as np
@@ -80,9 +80,12 @@ def partition(
     if kind == "iid":
         parts = np.array_split(rng.permutation(len(labels)), clients)
     elif kind == "dirichlet":
-        parts = _by_label(labels, clients, alpha, rng)
+        classes = _rarest(labels)
+        places = [np.flatnonzero(classes == label) for label in np.unique(classes)]
+        parts = _by_draw(lambda: map(rng.permutation, places), len(labels), clients, alpha, rng)
     elif kind == "quantity":
-        parts = _by_quantity(len(labels), clients, alpha, rng)
+        order = rng.permutation(len(labels))
+        parts = _by_draw(lambda: (order,), len(labels), clients, alpha, rng)
     elif kind == "column":
         if isinstance(corpus, np.ndarray) or column is None:
             raise ConfigError("data.partition=column needs a corpus and data.column")
@@ -160,51 +163,25 @@ def _of_groups(
     ]
 
 
-def _until_all_hold(draw: Callable[[], Indices], clients: int, alpha: float) -> list[Indices]:
-    """Draw the owner of every record until each client has a record."""
+def _by_draw(
+    parts: Callable[[], Iterable[Indices]], records: int, clients: int, alpha: float, rng: np.random.Generator
+) -> list[Indices]:
+    """Cut every part of the records by a draw of the clients' shares, until each client has a record."""
     if not (np.isfinite(alpha) and alpha > 0):
         raise ConfigError(f"data.alpha must be a positive number, not {alpha}")
     for _ in range(_DRAWS):
-        owner = draw()
+        owner = np.empty(records, np.int64)
+        for members in parts():
+            shares = rng.dirichlet(np.full(clients, alpha))
+            cuts = np.rint(np.cumsum(shares)[:-1] * len(members)).astype(np.int64)
+            for client, part in enumerate(np.split(members, cuts)):
+                owner[part] = client
         if len(np.unique(owner)) == clients:
             return [np.flatnonzero(owner == client) for client in range(clients)]
     raise ConfigError(
         f"data.alpha={alpha:g} left a client without records in each of {_DRAWS} draws; "
         "raise data.alpha, lower federation.clients, or add records"
     )
-
-
-def _deal(members: Indices, clients: int, alpha: float, rng: np.random.Generator) -> list[Indices]:
-    """Cut records, in their order, by one draw of the clients' shares."""
-    shares = rng.dirichlet(np.full(clients, alpha))
-    cuts = np.rint(np.cumsum(shares)[:-1] * len(members)).astype(np.int64)
-    return list(np.split(members, cuts))
-
-
-def _by_quantity(records: int, clients: int, alpha: float, rng: np.random.Generator) -> list[Indices]:
-    order = rng.permutation(records)
-
-    def draw() -> Indices:
-        owner = np.empty(records, np.int64)
-        for client, part in enumerate(_deal(order, clients, alpha, rng)):
-            owner[part] = client
-        return owner
-
-    return _until_all_hold(draw, clients, alpha)
-
-
-def _by_label(labels: npt.NDArray[Any], clients: int, alpha: float, rng: np.random.Generator) -> list[Indices]:
-    classes = _rarest(labels)
-
-    def draw() -> Indices:
-        owner = np.empty(len(labels), np.int64)
-        for label in np.unique(classes):
-            members = rng.permutation(np.flatnonzero(classes == label))
-            for client, part in enumerate(_deal(members, clients, alpha, rng)):
-                owner[part] = client
-        return owner
-
-    return _until_all_hold(draw, clients, alpha)
 
 
 def _by_column(corpus: Corpus, clients: int, column: str, rng: np.random.Generator) -> list[Indices]:

@@ -281,14 +281,9 @@ def _site_checks(path: Path) -> dict[str, Callable[[], str]]:
         check_clock(ahead)
         return f"{found[0].server} answers under the bundle's authority; the clocks differ by {abs(ahead):.0f} s"
 
-    own = {"policy": policy, "records": records} if agent else {}
-    return {
-        "site": folder,
-        "certificates": certificates,
-        **own,
-        **({"server": server} if node else {}),
-        "socket": socket_rights,
-    }
+    own: dict[str, Callable[[], str]] = {"policy": policy, "records": records} if agent else {}
+    far: dict[str, Callable[[], str]] = {"server": server} if node else {}
+    return {"site": folder, "certificates": certificates, **own, **far, "socket": socket_rights}
 
 
 def examine(bundle: Path | None = None) -> list[Check]:

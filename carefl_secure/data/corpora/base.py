@@ -169,14 +169,6 @@ class SplitBuilder:
             reasons = [f"{count} x {reason}" for reason, count in self.skipped.dropped.items()]
             why = f" (left out: {', '.join(reasons)})" if reasons else ""
             raise DataError(f"the split {self.name} is empty{why}; {missing}")
-        return FileCorpus(
-            self.name,
-            self.space,
-            tuple(self._records),
-            tuple(self._sources),
-            self.skipped,
-            {name: np.asarray(rows, np.float32) for name, rows in self._extras.items()},
-            self.stated,
-            subjects_are,
-            frozenset(self.named),
-        )
+        extras = {name: np.asarray(rows, np.float32) for name, rows in self._extras.items()}
+        kept = (tuple(self._records), tuple(self._sources), self.skipped, extras, self.stated)
+        return FileCorpus(self.name, self.space, *kept, subjects_are, frozenset(self.named))

@@ -97,7 +97,8 @@ def _build(
         if row.labels is None:
             builder.skipped.drop("no label", row.file_name)
             continue
-        if drop and not _declared(row.labels, space):
+        declared = set(row.labels) <= set(space.labels) and (space.multi or len(row.labels) == 1)
+        if drop and not declared:
             builder.skipped.drop("label not declared", row.file_name)
             continue
         before = said.setdefault((row.file_name, row.box, row.subject, str(row.attributes)), row.labels)
@@ -119,10 +120,6 @@ def _build(
         )
         builder.add(record, ImageFile(inventory.root / row.file_name))
     return builder
-
-
-def _declared(labels: Sequence[str], space: LabelSpace) -> bool:
-    return set(labels) <= set(space.labels) and (space.multi or len(labels) == 1)
 
 
 def _ids(row: Row, labels: Sequence[str], space: LabelSpace) -> tuple[int, ...]:

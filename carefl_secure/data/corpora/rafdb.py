@@ -144,11 +144,6 @@ def _kind(view: str) -> str:
     return "aligned" if view == "aligned" else "original"
 
 
-def _image(folder: Path, view: str, name: str, origin: str) -> Path:
-    path = place(folder / "Image" / _kind(view), name, origin)
-    return path.with_name(f"{path.stem}_aligned{path.suffix}") if view == "aligned" else path
-
-
 def load_rafdb(
     root: Path, subset: Subset, *, view: str = "auto", reporter: Reporter = SILENT
 ) -> dict[str, FileCorpus]:
@@ -198,7 +193,9 @@ def load_rafdb(
 
 def _add(builder: SplitBuilder, folder: Path, subset: str, view: str, image: str, label: int) -> None:
     key, stem = f"{subset}/{image}", Path(image).stem
-    path = _image(folder, view, image, key)
+    path = place(folder / "Image" / _kind(view), image, key)
+    if view == "aligned":
+        path = path.with_name(f"{path.stem}_aligned{path.suffix}")
     notes = read_attributes(folder / "Annotation" / "manual" / f"{stem}_manu_attri.txt")
     record = Record(key, (label,), None, notes.attributes)
     if view == "realigned":

@@ -38,12 +38,8 @@ class Near:
     """Which images are near which, by their pixels' hash; being near is not transitive."""
 
     def __init__(self, prints: Mapping[str, Sequence[ImageHash]]) -> None:
-        unique = {
-            mark.pixels: mark
-            for part in prints.values()
-            for mark in part
-            if mark.pixels is not None and mark.hash is not None
-        }
+        marks = [mark for part in prints.values() for mark in part]
+        unique = {mark.pixels: mark for mark in marks if mark.pixels is not None and mark.hash is not None}
         pixels = list(unique)
         self.of: dict[bytes, set[bytes]] = {}
         for a, b in near_pairs(list(unique.values())).tolist():

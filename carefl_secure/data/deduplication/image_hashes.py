@@ -107,15 +107,9 @@ def _hash(corpus: Corpus, image: str, records: tuple[int, ...]) -> ImageHash:
         fault = f"the image {image} cannot be read: {error.strerror}; restore it"
         return ImageHash(image, records, None, None, None, fault=fault)
     head, grey = f"{found.width}x{found.height}:".encode(), found.convert("L")
-    return ImageHash(
-        image,
-        records,
-        hashlib.sha256(head + found.tobytes()).digest(),
-        file,
-        difference_hash(grey),
-        grey.resize((_SIDE, _SIDE), Image.Resampling.BOX).tobytes(),
-        found.size,
-    )
+    pixels = hashlib.sha256(head + found.tobytes()).digest()
+    thumbnail = grey.resize((_SIDE, _SIDE), Image.Resampling.BOX).tobytes()
+    return ImageHash(image, records, pixels, file, difference_hash(grey), thumbnail, found.size)
 
 
 def hash_images(corpus: Corpus, reporter: Reporter | None = None, task: str | None = None) -> list[ImageHash]:

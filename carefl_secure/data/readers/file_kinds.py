@@ -16,12 +16,7 @@ METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
 """Files that describe the images of their own folder and of the folders below it."""
 
 TOOL_FOLDERS = (
-    "@eadir",
-    "__macosx",
-    "__pycache__",
-    "#recycle",
-    "$recycle.bin",
-    "lost+found",
+    *("@eadir", "__macosx", "__pycache__", "#recycle", "$recycle.bin", "lost+found"),
     "system volume information",
 )
 """Folders that tools make, in lower case; so is every folder whose name starts with a dot."""
@@ -34,11 +29,7 @@ TABLES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".txt", ".xml", ".yaml",
 
 ARCHIVES = {
     ".zip": "unzip '{path}' -d '{folder}'",
-    ".tar": "tar -xf '{path}' -C '{folder}'",
-    ".tgz": "tar -xf '{path}' -C '{folder}'",
-    ".tar.gz": "tar -xf '{path}' -C '{folder}'",
-    ".tar.bz2": "tar -xf '{path}' -C '{folder}'",
-    ".tar.xz": "tar -xf '{path}' -C '{folder}'",
+    **dict.fromkeys((".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz"), "tar -xf '{path}' -C '{folder}'"),
     ".tar.zst": "tar --zstd -xf '{path}' -C '{folder}'",
     ".gz": "gunzip '{path}'",
     ".bz2": "bunzip2 '{path}'",
@@ -63,11 +54,8 @@ NOT_READ = (
 """Vector graphics, camera raw and other images that Pillow does not decode; refused."""
 
 PLUGINS = {
-    ".heic": "pillow-heif",
-    ".heif": "pillow-heif",
-    ".hif": "pillow-heif",
-    ".avif": "pillow-avif-plugin",
-    ".avifs": "pillow-avif-plugin",
+    **dict.fromkeys((".heic", ".heif", ".hif"), "pillow-heif"),
+    **dict.fromkeys((".avif", ".avifs"), "pillow-avif-plugin"),
     ".jxl": "pillow-jxl-plugin",
 }
 """Image suffixes that need a further package, and its name on PyPI."""

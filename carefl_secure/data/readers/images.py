@@ -23,20 +23,8 @@ from carefl_secure.errors import DataError
 MOST_PIXELS = 80_000_000
 """The largest image that is read; a bigger one is a mistake or an attack."""
 BROKEN = (
-    OSError,
-    EOFError,
-    SyntaxError,  # this and all below are what Pillow raises for some broken files
-    ValueError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    ArithmeticError,
-    LookupError,
-    RuntimeError,
-    MemoryError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
+    *(OSError, EOFError, SyntaxError, ValueError, TypeError, AttributeError, AssertionError, ArithmeticError),
+    *(LookupError, RuntimeError, MemoryError, struct.error, zlib.error, Image.DecompressionBombError),
 )
 """What Pillow raises for a file that is damaged, cut off, or no image."""
 _TURN = {

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from PIL import ImageDraw
 
 from carefl_secure.data.synthetic.canvas import CANVAS, INK, Colour, Face
@@ -43,18 +41,8 @@ def draw_prop(pen: ImageDraw.ImageDraw, prop: str, face: Face, side: int) -> Non
         pen.line([(x, y - 12), (x, y + 16)], fill=(250, 240, 90), width=5)
         pen.line([(x - 15, y + 2), (x + 15, y + 2)], fill=(250, 240, 90), width=5)
     elif prop == "fire":
-        pen.polygon(
-            [
-                (x - 16, y + 18),
-                (x - 18, y - 6),
-                (x - 6, y - 2),
-                (x, y - 26),
-                (x + 8, y - 4),
-                (x + 18, y - 10),
-                (x + 16, y + 18),
-            ],
-            fill=(250, 110, 20),
-        )
+        flame = ((-16, 18), (-18, -6), (-6, -2), (0, -26), (8, -4), (18, -10), (16, 18))
+        pen.polygon([(x + u, y + v) for u, v in flame], fill=(250, 110, 20))
         pen.polygon([(x - 8, y + 18), (x - 6, y + 2), (x + 1, y - 8), (x + 8, y + 18)], fill=(255, 226, 70))
 
 
@@ -127,13 +115,5 @@ def _cemetery(pen: ImageDraw.ImageDraw, j: float) -> None:
         pen.line([(x + 6, 63), (x + 18, 63)], fill=(60, 60, 66), width=3)
 
 
-_SETTING: dict[str, Callable[[ImageDraw.ImageDraw, float], None]] = {
-    "park": _park,
-    "beach": _beach,
-    "home": _home,
-    "office": _office,
-    "hospital": _hospital,
-    "alley": _alley,
-    "stadium": _stadium,
-    "cemetery": _cemetery,
-}
+_SETTINGS = (_park, _beach, _home, _office, _hospital, _alley, _stadium, _cemetery)
+_SETTING = {draw.__name__.removeprefix("_"): draw for draw in _SETTINGS}

@@ -147,16 +147,8 @@ def _make(split: str, count: int, seed: int, reporter: Reporter) -> dict[str, np
         if i % 256 == 255:
             reporter.advance(task, 256)
     reporter.finish(task)
-    return {
-        "pixels": pixels,
-        "factors": scenes.factors,
-        "basic": scenes.basic,
-        "compound": scenes.compound,
-        "emotic": ticked,
-        "vad": _vad(scenes, _generator(split, seed, "vad")),
-        "boxes": boxes,
-        "landmarks": landmarks,
-    }
+    vad = _vad(scenes, _generator(split, seed, "vad"))
+    return {"pixels": pixels, **vars(scenes), "emotic": ticked, "vad": vad, "boxes": boxes, "landmarks": landmarks}
 
 
 def _vad(scenes: Scenes, rng: np.random.Generator) -> npt.NDArray[np.float32]:

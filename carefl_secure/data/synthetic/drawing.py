@@ -14,6 +14,12 @@ from carefl_secure.data.synthetic.scene import GROUPS
 
 _SKIN = ((255, 224, 196), (241, 194, 150), (206, 150, 106), (168, 112, 74), (126, 84, 58))
 _HAIR = ((40, 28, 20), (96, 62, 30), (168, 120, 54), (60, 60, 66))
+_MOUTH = {
+    "flat": [(-0.34, 0.52), (0.34, 0.52)],
+    "smile": [(-0.42, 0.4), (-0.2, 0.58), (0.2, 0.58), (0.42, 0.4)],
+    "frown": [(-0.4, 0.68), (-0.2, 0.48), (0.2, 0.48), (0.4, 0.68)],
+    "curled": [(-0.4, 0.5), (-0.2, 0.62), (0.0, 0.46), (0.2, 0.62), (0.4, 0.44)],
+}
 _CLOTH = ((176, 52, 52), (52, 92, 176), (60, 140, 84), (150, 96, 170), (206, 160, 60))
 
 
@@ -142,23 +148,14 @@ def _features(pen: ImageDraw.ImageDraw, face: Face, value: dict[str, str]) -> No
             arc = [(s * 0.54, -0.14), (s * 0.36, -0.06), (s * 0.18, -0.14)]
             pen.line(face.line(arc), fill=INK, width=3)
     mouth = value["mouth"]
-    if mouth == "flat":
-        pen.line(face.line([(-0.34, 0.52), (0.34, 0.52)]), fill=INK, width=4)
-    elif mouth == "smile":
-        arc = [(-0.42, 0.4), (-0.2, 0.58), (0.2, 0.58), (0.42, 0.4)]
-        pen.line(face.line(arc), fill=INK, width=4, joint="curve")
-    elif mouth == "laugh":
+    if mouth == "laugh":
         arc = [(-0.46, 0.36), (0.46, 0.36), (0.26, 0.74), (-0.26, 0.74)]
         pen.polygon(face.line(arc), fill=(150, 30, 40), outline=INK)
         pen.line(face.line([(-0.4, 0.41), (0.4, 0.41)]), fill=(250, 250, 250), width=4)
-    elif mouth == "frown":
-        arc = [(-0.4, 0.68), (-0.2, 0.48), (0.2, 0.48), (0.4, 0.68)]
-        pen.line(face.line(arc), fill=INK, width=4, joint="curve")
     elif mouth == "round":
         pen.ellipse(face.disc(0, 0.56, 0.2, 0.27), fill=(110, 24, 34), outline=INK)
     else:
-        arc = [(-0.4, 0.5), (-0.2, 0.62), (0.0, 0.46), (0.2, 0.62), (0.4, 0.44)]
-        pen.line(face.line(arc), fill=INK, width=4)
+        pen.line(face.line(_MOUTH[mouth]), fill=INK, width=4, joint="curve" if mouth in ("smile", "frown") else None)
     mark = value["mark"]
     if mark == "tears":
         for s in (-1, 1):

@@ -55,7 +55,7 @@ class SuperLinkGrid(OneRunGrid):
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the numbers of all nodes that are online."""
-        head, _ = self._ask({"op": "nodes"}, [])
+        head, _ = self._ask({"op": "nodes"})
         return [int(node) for node in head["nodes"]]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
@@ -101,7 +101,7 @@ class SuperLinkGrid(OneRunGrid):
         if self._link is not None:
             # Where it is gone already, the run's status says so.
             with contextlib.suppress(EngineError):
-                self._ask({"op": "stop"}, [])
+                self._ask({"op": "stop"})
             self._link = None
         self._stop_listening()
 
@@ -116,8 +116,8 @@ class SuperLinkGrid(OneRunGrid):
         self._listener.close()
         self._path.unlink(missing_ok=True)
 
-    def _ask(self, head: dict[str, object], contents: list[RecordDict]) -> tuple[dict[str, Any], list[RecordDict]]:
-        self._send(head, contents)
+    def _ask(self, head: dict[str, object]) -> tuple[dict[str, Any], list[RecordDict]]:
+        self._send(head, [])
         return self._receive()
 
     def _send(self, head: dict[str, object], contents: list[RecordDict]) -> None:

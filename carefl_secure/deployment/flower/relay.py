@@ -22,24 +22,11 @@ from flwr.serverapp import Grid, ServerApp
 
 PROPOSE = "query.propose"
 ACTIONS = (
-    PROPOSE,
-    "query.role",
-    "query.advertise",
-    "query.share",
-    "train.masked",
-    "train.submit",
-    "query.sign",
-    "query.unmask",
-    "query.advertise_prefetch",
-    "query.share_prefetch",
-    "query.committee_announce",
-    "query.committee_announce_prefetch",
-    "query.committee_open",
-    "query.committee_answer",
-    "query.committee_consent",
-    "query.committee_recover",
-    "query.holder_key",
-    "query.open_sum",
+    *(PROPOSE, "query.role", "query.advertise", "query.share", "train.masked", "train.submit"),
+    *("query.sign", "query.unmask", "query.advertise_prefetch", "query.share_prefetch"),
+    *("query.committee_announce", "query.committee_announce_prefetch", "query.committee_open"),
+    *("query.committee_answer", "query.committee_consent", "query.committee_recover"),
+    *("query.holder_key", "query.open_sum"),
     *os.environ.get("CAREFL_ACTIONS", "").split(),
 )
 """Every step that a relay passes on; ``CAREFL_ACTIONS`` adds those of other packages' protocols."""

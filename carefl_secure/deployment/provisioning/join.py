@@ -93,7 +93,7 @@ def install(home: Path, bundle: Path, data: str | None = None) -> SiteBundle:
             (half / "roster.json").write_text(roster.to_json() + "\n")
             (half / "bundle.json").write_bytes(TypeAdapter(Manifest).dump_json(about, indent=2))
             (half / "ca.crt").write_bytes(authority)
-        runtime = Authority(f"{about.deployment} {about.name}", _day(about.expires))
+        runtime = Authority(f"{about.deployment} {about.name}", datetime.fromtimestamp(about.expires, UTC))
         certificate, key = runtime.server(["127.0.0.1", "localhost"])
         (node / "runtime-ca.crt").write_bytes(runtime.certificate)
         (node / "runtime.pem").write_bytes(certificate)
@@ -118,7 +118,3 @@ def _write_policy(path: Path, roster: Roster) -> None:
         note = _NOTE if roster.rehearsal else ""
         text = TEMPLATE.format(note=note, roster=seen, submitters=keys)
     path.write_text(text, "utf-8")
-
-
-def _day(expires: float) -> datetime:
-    return datetime.fromtimestamp(expires, UTC)

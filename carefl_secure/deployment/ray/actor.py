@@ -10,6 +10,7 @@ import pickle
 import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -87,26 +88,18 @@ class ActorApp(ClientApp):
     def __call__(self, message: Message, context: Context) -> Message:
         """Answer one message for the client whose context this is."""
         reply = Message(FAULT, reply_to=message)
-        with _Faults(self._order):
+        with ExitStack() as faults:
+            faults.push(self._keep_fault)
             try:
                 reply = _clients_of(self._order).answer(message, context)
             except CareflError as error:
                 reply = Message(refusal(error), reply_to=message)
         return reply
 
-
-class _Faults:
-    """Write whatever was not raised on purpose into the run's own log, and let the reply say so."""
-
-    def __init__(self, order: Path) -> None:
-        self._order = order
-
-    def __enter__(self) -> None:
-        return
-
-    def __exit__(
+    def _keep_fault(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
+        """Write whatever was not raised on purpose into the run's own log, and let the reply say so."""
         if not isinstance(error, Exception):
             return False
         log = _read(self._order).log

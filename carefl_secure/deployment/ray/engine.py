@@ -129,19 +129,11 @@ class RayEngine:
         """Return the parties; nothing runs before their grid is asked for."""
         clients, cohort, helpers = make_parties(spec)
         work = self._work or functools.partial(_as_given, list(spec.make_tasks()))
-        order = Order(
-            spec=dataclasses.replace(
-                spec,
-                tasks=_none_here,
-                folder=RunFolder(spec.folder.path.resolve(), spec.folder.stage),
-                ledgers=None if spec.ledgers is None else spec.ledgers.resolve(),
-            ),
-            cohort=cohort,
-            identities=tuple(key.private_bytes_raw() for key in clients),
-            work=work,
-            directory=Path.cwd(),
-            scratch=Path(),
-        )
+        folder = RunFolder(spec.folder.path.resolve(), spec.folder.stage)
+        ledgers = None if spec.ledgers is None else spec.ledgers.resolve()
+        sent = dataclasses.replace(spec, tasks=_none_here, folder=folder, ledgers=ledgers)
+        identities = tuple(key.private_bytes_raw() for key in clients)
+        order = Order(sent, cohort, identities, work, directory=Path.cwd(), scratch=Path())
         return RayParties(order, helpers, self._reporter)
 
 

@@ -219,13 +219,9 @@ class Agent:
         self._budgets.check_rollback(charged)
         self._budgets.check_run()
         limit = self._policy.max_epsilon_per_corpus
-        return ClientSession(
-            ClientSetup(plan, cohort, bundle.index, self._identity, keys),
-            work.task,
-            ledger,
-            max_epsilon=min(limit, config.privacy.max_epsilon or limit),
-            memory=path.parent,
-        )
+        setup = ClientSetup(plan, cohort, bundle.index, self._identity, keys)
+        most = min(limit, config.privacy.max_epsilon or limit)
+        return ClientSession(setup, work.task, ledger, max_epsilon=most, memory=path.parent)
 
     def _keys(self, config: Config) -> KeySource:
         if not config.unsafe_deterministic_noise:

@@ -68,17 +68,8 @@ class Proposal:
         declared = {"public_records": plan.privacy.public_records}
         whole = config.model_copy(update={"federation": config.federation.model_copy(update=declared)})
         now = time.time()
-        return cls(
-            run,
-            dump_config(whole),
-            plan.encoding.dimension,
-            base_hash,
-            plan.hash(),
-            time.time_ns(),
-            secrets.token_bytes(16),
-            now,
-            now + VALID,
-        )
+        fresh = (time.time_ns(), secrets.token_bytes(16), now, now + VALID)
+        return cls(run, dump_config(whole), plan.encoding.dimension, base_hash, plan.hash(), *fresh)
 
     def message(self, key: Ed25519PrivateKey) -> RecordDict:
         """Return the signed message."""

@@ -48,7 +48,9 @@ def fork_all(orders: Sequence[Order], program: Callable[[], None]) -> None:
     for order in orders:
         child = os.fork()
         if child == 0:
-            _redirect(order["log"])
+            with open(order["log"], "ab") as file:
+                for number in (1, 2):
+                    os.dup2(file.fileno(), number)
             sys.argv = [sys.argv[0], *order["words"]]
             program()
             return
@@ -59,13 +61,6 @@ def fork_all(orders: Sequence[Order], program: Callable[[], None]) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.killpg(0, signal.SIGTERM)
     sys.exit(1)
-
-
-def _redirect(log: str) -> None:
-    """Append standard output and error to a file."""
-    with open(log, "ab") as file:
-        for number in (1, 2):
-            os.dup2(file.fileno(), number)
 
 
 def main() -> None:

@@ -101,14 +101,8 @@ class Loopback:
         config, port = self._config, free_port()
         bundles = home / "bundles"
         names = [f"site{i}" for i in range(config.federation.clients)]
-        sites = Sites(
-            "loopback",
-            "127.0.0.1",
-            port,
-            dict.fromkeys(names, None),
-            tuple(f"helper{i}" for i in range(spec.aggregation.helpers)),
-            days=1,
-        )
+        helpers = tuple(f"helper{i}" for i in range(spec.aggregation.helpers))
+        sites = Sites("loopback", "127.0.0.1", port, dict.fromkeys(names, None), helpers, days=1)
         roster = rehearse(sites, bundles)
         paths = [folder.client_ledger(i) if ledgers is None else ledgers / f"{i}.jsonl" for i in range(len(names))]
         agents = {name: home / f"{i}.sock" for i, name in enumerate([*names, *sites.helpers])}
@@ -142,14 +136,8 @@ class Loopback:
                 processes.start(f"node-{name}", start, flower_environment(bundle / "flower"))
             guard.watch(processes.groups)
 
-        deployed = _Local(
-            link,
-            socket,
-            ProposedRun.of(spec, config, roster, read_identity(bundles / "submit" / "submit.key")),
-            self._reporter,
-            home,
-            ledgers=[Ledger(path, {"client": str(i)}) for i, path in enumerate(paths)],
-            alive=processes.check,
-        )
+        run = ProposedRun.of(spec, config, roster, read_identity(bundles / "submit" / "submit.key"))
+        held = [Ledger(path, {"client": str(i)}) for i, path in enumerate(paths)]
+        deployed = _Local(link, socket, run, self._reporter, home, ledgers=held, alive=processes.check)
         deployed.launch = launch
         return deployed

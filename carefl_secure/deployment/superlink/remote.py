@@ -140,14 +140,8 @@ class Remote:
             run = ProposedRun.of(spec, self._config, self._roster, self._key)
             number = next_number(self._submit)
             until, charged = run.proposal.issued + self._patience + VALID, ChargedRounds(self._submit)
-            proposal = replace(run.proposal, number=number, expires=until, charged=charged.rounds)
-            deployed = _Submitted(
-                link,
-                self._place.socket,
-                replace(run, proposal=proposal),
-                self._reporter,
-                spec.folder.path,
-                patience=self._patience,
-            )
+            run = replace(run, proposal=replace(run.proposal, number=number, expires=until, charged=charged.rounds))
+            place = (self._place.socket, run, self._reporter, spec.folder.path)
+            deployed = _Submitted(link, *place, patience=self._patience)
             deployed.undo, deployed.charged = undo.pop_all(), charged
         return deployed

@@ -20,12 +20,8 @@ from carefl_secure.secagg.primitives.crypto import seal_envelope
 from carefl_secure.secagg.primitives.framing import check_vector, masked_words, words_digest
 from carefl_secure.secagg.primitives.phases import ClientSum, Participant
 
-
-class SubmitPhase(IntEnum):
-    """Whether a client has sent its one message."""
-
-    NEW = 0
-    SUBMITTED = 1
+SubmitPhase = IntEnum("SubmitPhase", "NEW SUBMITTED", start=0)
+"""Whether a client has sent its one message."""
 
 
 class CommitteeClient(Participant[CommitteeParameters, SubmitPhase], ClientSum):

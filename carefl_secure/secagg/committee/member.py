@@ -30,17 +30,8 @@ from carefl_secure.secagg.primitives.framing import masked_words, words_digest
 from carefl_secure.secagg.primitives.phases import Participant
 from carefl_secure.secagg.primitives.shamir import read_element
 
-
-class MemberPhase(IntEnum):
-    """The last step that a member has answered."""
-
-    NEW = 0
-    ANNOUNCED = 1
-    OPENED = 2
-    ANSWERED = 3
-    CONSENTED = 4
-    RECOVERED = 5
-    CLOSED = 6
+MemberPhase = IntEnum("MemberPhase", "NEW ANNOUNCED OPENED ANSWERED CONSENTED RECOVERED CLOSED", start=0)
+"""The last step that a member has answered."""
 
 
 class CommitteeMember(Participant[CommitteeParameters, MemberPhase]):

@@ -7,9 +7,10 @@ import struct
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from carefl_secure.secagg.committee import transcript
+from carefl_secure.secagg.committee.parameters import CommitteeParameters
 from carefl_secure.secagg.primitives.checks import refuse
 from carefl_secure.secagg.primitives.crypto import OVERHEAD, PUBLIC_BYTES, Buffer
 from carefl_secure.secagg.primitives.framing import (
@@ -21,7 +22,6 @@ from carefl_secure.secagg.primitives.framing import (
     Body,
     Field,
     Message,
-    Shape,
     indices,
     octets,
 )
@@ -43,24 +43,12 @@ class CommitteeKind(IntEnum):
     SEED_SHARES = 22
 
 
-class CommitteeShape(Shape, Protocol):
-    """What the lengths of a committee's messages follow from."""
-
-    @property
-    def size(self) -> int:
-        """Number of members."""
-
-    @property
-    def shares_per_envelope(self) -> int:
-        """Shares of the other members' seeds in an envelope."""
-
-
-def content_bytes(shape: CommitteeShape) -> int:
+def content_bytes(shape: CommitteeParameters) -> int:
     """Length of what an envelope holds: a seed and, if members may be lost, shares of others."""
     return SEED_BYTES + shape.shares_per_envelope * SHARE_BYTES
 
 
-def envelope_bytes(shape: CommitteeShape) -> int:
+def envelope_bytes(shape: CommitteeParameters) -> int:
     """Length of one envelope."""
     return content_bytes(shape) + OVERHEAD
 
@@ -136,7 +124,7 @@ def _write_list(clients: Listed) -> Iterable[Buffer]:
         yield from (_U16.pack(index), entry.encode(), envelope)
 
 
-def _read_list(body: Body, shape: CommitteeShape) -> Listed:
+def _read_list(body: Body, shape: CommitteeParameters) -> Listed:
     clients, last = {}, -1
     for _ in range(body.number()):
         index = body.number()
@@ -193,17 +181,16 @@ class Loss(
     signature: bytes
 
 
-def _write_values(values: Iterable[int]) -> Iterable[Buffer]:
-    return (value.to_bytes(SHARE_BYTES, "little") for value in values)
-
-
-def _read_values(body: Body, shape: CommitteeShape) -> tuple[int, ...]:
+def _read_values(body: Body, shape: CommitteeParameters) -> tuple[int, ...]:
     count = max(0, len(body) - SIGNATURE_BYTES) // SHARE_BYTES
     return tuple(read_element(raw) for raw in body.pieces(count, SHARE_BYTES))
 
 
+_VALUES = Field(lambda values: (value.to_bytes(SHARE_BYTES, "little") for value in values), _read_values)
+
+
 @dataclass(frozen=True)
-class SeedShares(_OfMember, kind=CommitteeKind.SEED_SHARES, fields=(Field(_write_values, _read_values), SIGNATURE)):
+class SeedShares(_OfMember, kind=CommitteeKind.SEED_SHARES, fields=(_VALUES, SIGNATURE)):
     """A member's shares of lost members' seeds, in the order of :meth:`by_client`."""
 
     values: tuple[int, ...]

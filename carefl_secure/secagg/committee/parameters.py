@@ -88,15 +88,8 @@ class CommitteeParameters(Agreement):
 
     def numbers(self) -> tuple[int, ...]:
         """Return all numbers, in the order in which they are hashed."""
-        return (
-            self.round,
-            self.dimension,
-            self.bits,
-            self.min_survivors,
-            self.clients,
-            self.size,
-            self.dropout_tolerance,
-        )
+        common = (self.round, self.dimension, self.bits, self.min_survivors, self.clients)
+        return (*common, self.size, self.dropout_tolerance)
 
     def parties(self) -> tuple[bytes, ...]:
         """Return the keys of clients and members."""

@@ -21,19 +21,10 @@ from carefl_secure.secagg.primitives.crypto import same
 from carefl_secure.secagg.primitives.framing import words_digest
 from carefl_secure.secagg.primitives.phases import ServerParticipant
 
-
-class ServerPhase(IntEnum):
-    """Where a round stands at the server."""
-
-    ANNOUNCING = 0
-    SUBMITTING = 1
-    OPENING = 2
-    ANSWERING = 3
-    CONSENTING = 4
-    RECOVERING = 5
-    OPENABLE = 6
-    FINISHED = 7
-    FAILED = 8
+ServerPhase = IntEnum(
+    "ServerPhase", "ANNOUNCING SUBMITTING OPENING ANSWERING CONSENTING RECOVERING OPENABLE FINISHED FAILED", start=0
+)
+"""Where a round stands at the server."""
 
 
 class CommitteeServer(ServerParticipant[CommitteeParameters, ServerPhase]):

@@ -69,16 +69,8 @@ def plan_records(
     below ``2**-40`` a round, and adds as much to delta.
     """
     _positive(clipping_norm=clipping_norm, noise_multiplier=noise_multiplier, expected_batch=expected_batch)
-    return _plan_noised(
-        dimension,
-        clipping_norm,
-        noise_multiplier,
-        clients,
-        noise_clients,
-        inflation,
-        together=batch_bound(expected_batch),
-        conditional=False,
-    )
+    numbers = (dimension, clipping_norm, noise_multiplier, clients, noise_clients, inflation)
+    return _plan_noised(*numbers, together=batch_bound(expected_batch), conditional=False)
 
 
 def plan_clients(
@@ -104,16 +96,8 @@ def plan_clients(
     the conditioning, which multiplies the probability of any event by at most ``(1 - beta)**-clients``.
     """
     _positive(clipping_norm=clipping_norm, noise_multiplier=noise_multiplier)
-    return _plan_noised(
-        dimension,
-        clipping_norm,
-        noise_multiplier,
-        clients,
-        noise_clients,
-        inflation,
-        together=clients,
-        conditional=True,
-    )
+    numbers = (dimension, clipping_norm, noise_multiplier, clients, noise_clients, inflation)
+    return _plan_noised(*numbers, together=clients, conditional=True)
 
 
 def _plan_noised(
@@ -128,9 +112,24 @@ def _plan_noised(
     conditional: bool,
 ) -> EncodingPlan:
     """Choose scale and word for noised sums of ``together`` vectors that point the same way."""
+    _check_counts(dimension, clients)
+    if not 1 <= noise_clients <= clients:
+        raise ConfigError(f"noise_clients must lie in 1 .. {clients}, not {noise_clients}")
+    if not (math.isfinite(inflation) and inflation > 1):
+        raise ConfigError(f"inflation must be above 1 and finite, not {inflation}")
     failure = REDRAW_PROBABILITY if conditional else DITHER_FAILURE
-    scaled_norm, l1, l2 = _scaled_norm(dimension, noise_multiplier, clients, noise_clients, inflation, failure)
     padded = padded_length(dimension)
+
+    def sensitivity(scaled_norm: float) -> tuple[float, float]:
+        return rounded_sensitivity(scaled_norm * (1 + NORM_SLACK), padded, failure)
+
+    def fine_enough(scaled_norm: float) -> bool:
+        noise = math.hypot(noise_multiplier * sensitivity(scaled_norm)[1], math.sqrt(clients) / 2)
+        return noise <= inflation * noise_multiplier * scaled_norm
+
+    # The clipping norm in integer units, the smallest fine enough.
+    scaled_norm = smallest(fine_enough, 1e-3, _LARGEST_SCALED_NORM)
+    l1, l2 = sensitivity(scaled_norm)
     slack, factor = 1.0, 1.0
     if conditional:  # rounding may reach the slack, and redrawing makes every event likelier
         slack = 1 + NORM_SLACK
@@ -155,28 +154,6 @@ def _plan_noised(
         overflow_probability=overflow,
         conditional=conditional,
     )
-
-
-def _scaled_norm(
-    dimension: int, noise_multiplier: float, clients: int, noise_clients: int, inflation: float, failure: float
-) -> tuple[float, float, float]:
-    """Return the clipping norm in integer units, the smallest fine enough, and l1 and l2."""
-    _check_counts(dimension, clients)
-    if not 1 <= noise_clients <= clients:
-        raise ConfigError(f"noise_clients must lie in 1 .. {clients}, not {noise_clients}")
-    if not (math.isfinite(inflation) and inflation > 1):
-        raise ConfigError(f"inflation must be above 1 and finite, not {inflation}")
-    padded = padded_length(dimension)
-
-    def sensitivity(scaled_norm: float) -> tuple[float, float]:
-        return rounded_sensitivity(scaled_norm * (1 + NORM_SLACK), padded, failure)
-
-    def fine_enough(scaled_norm: float) -> bool:
-        noise = math.hypot(noise_multiplier * sensitivity(scaled_norm)[1], math.sqrt(clients) / 2)
-        return noise <= inflation * noise_multiplier * scaled_norm
-
-    scaled_norm = smallest(fine_enough, 1e-3, _LARGEST_SCALED_NORM)
-    return scaled_norm, *sensitivity(scaled_norm)
 
 
 def _word(proxy: float, variance: float, factor: float = 1.0) -> tuple[int, float]:

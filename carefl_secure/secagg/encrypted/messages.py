@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, ClassVar
@@ -12,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from carefl_secure.secagg.primitives.checks import refuse
-from carefl_secure.secagg.primitives.crypto import Buffer
 from carefl_secure.secagg.primitives.framing import SIGNATURE, Body, Field, Message
 
 _U32 = struct.Struct("<I")
@@ -26,10 +24,6 @@ class EncryptedKind(IntEnum):
     OPENED = 34
 
 
-def _write_chunks(chunks: tuple[bytes, ...]) -> Iterable[Buffer]:
-    return (part for chunk in chunks for part in (_U32.pack(len(chunk)), chunk))
-
-
 def _read_chunks(body: Body, shape: Any) -> tuple[bytes, ...]:
     """Take the ciphertexts, which are not looked into."""
     chunks = []
@@ -41,8 +35,12 @@ def _read_chunks(body: Body, shape: Any) -> tuple[bytes, ...]:
     return tuple(chunks)
 
 
+_CHUNKS = Field(lambda chunks: (part for one in chunks for part in (_U32.pack(len(one)), one)), _read_chunks)
+_RESIDUES = Field(lambda value: (value,), lambda body, shape: body.take(8 * shape.slots))
+
+
 @dataclass(frozen=True)
-class EncryptedUpload(Message, kind=EncryptedKind.UPLOAD, fields=(Field(_write_chunks, _read_chunks), SIGNATURE)):
+class EncryptedUpload(Message, kind=EncryptedKind.UPLOAD, fields=(_CHUNKS, SIGNATURE)):
     """Step 2: the masked vector under the key holder's key, signed."""
 
     chunks: tuple[bytes, ...]
@@ -50,11 +48,7 @@ class EncryptedUpload(Message, kind=EncryptedKind.UPLOAD, fields=(Field(_write_c
 
 
 @dataclass(frozen=True)
-class OpenedSum(
-    Message,
-    kind=EncryptedKind.OPENED,
-    fields=(Field(lambda value: (value,), lambda body, shape: body.take(8 * shape.slots)), SIGNATURE),
-):
+class OpenedSum(Message, kind=EncryptedKind.OPENED, fields=(_RESIDUES, SIGNATURE)):
     """The decrypted, still masked sum, from the key holder to the aggregator, signed."""
 
     residues: bytes

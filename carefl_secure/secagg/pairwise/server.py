@@ -21,17 +21,8 @@ from carefl_secure.secagg.primitives.crypto import check_exchange_key
 from carefl_secure.secagg.primitives.framing import Message
 from carefl_secure.secagg.primitives.phases import ServerParticipant
 
-
-class ServerPhase(IntEnum):
-    """Where a round stands at the server."""
-
-    ADVERTISING = 0
-    SHARING = 1
-    UPLOADING = 2
-    CONSENTING = 3
-    ANSWERING = 4
-    FINISHED = 5
-    FAILED = 6
+ServerPhase = IntEnum("ServerPhase", "ADVERTISING SHARING UPLOADING CONSENTING ANSWERING FINISHED FAILED", start=0)
+"""Where a round stands at the server."""
 
 
 class PairwiseServer(ServerParticipant[RoundParameters, ServerPhase]):

@@ -19,16 +19,8 @@ _MAGIC = b"CFSS\x01"
 _SALT = 32
 
 
-class Phase(IntEnum):
-    """The last step that a client has answered."""
-
-    NEW = 0
-    ADVERTISED = 1
-    SHARED = 2
-    MASKED = 3
-    CONSENTED = 4
-    ANSWERED = 5
-    CLOSED = 6
+Phase = IntEnum("Phase", "NEW ADVERTISED SHARED MASKED CONSENTED ANSWERED CLOSED", start=0)
+"""The last step that a client has answered."""
 
 
 @dataclass

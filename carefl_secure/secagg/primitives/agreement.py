@@ -162,14 +162,9 @@ def _context(agreement: Agreement) -> bytes:
 
 @functools.lru_cache(maxsize=64)
 def _key_context(agreement: Agreement) -> bytes:
-    return digest(
-        agreement.LABEL + b" key context",
-        agreement.task,
-        pack(*agreement.numbers()),
-        agreement.base_hash,
-        agreement.plan_hash,
-        *agreement.parties(),
-    )
+    label, numbers = agreement.LABEL + b" key context", pack(*agreement.numbers())
+    hashes = (agreement.base_hash, agreement.plan_hash)
+    return digest(label, agreement.task, numbers, *hashes, *agreement.parties())
 
 
 def check_keys(keys: tuple[bytes, ...], whose: str) -> None:
