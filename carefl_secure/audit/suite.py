@@ -88,11 +88,6 @@ def _server(desk: AttackSuite) -> list[Finding]:
     return judge_transcript(view, ServerEyes()(view))
 
 
-def _helpers(desk: AttackSuite) -> list[Finding]:
-    rehearsal = desk.rehearsal
-    return judge_helpers(rehearsal.members(), rehearsal.holder())
-
-
 def _canaries(desk: AttackSuite) -> list[Finding]:
     if desk.subject.plan.privacy.unit == "client":
         words = "The run protects whole clients, not single records; see client-canaries."
@@ -118,8 +113,7 @@ def _images(desk: AttackSuite) -> list[Finding]:
     known = subject.known(subject.corpora.private, _CANDIDATES + _FILLERS)
     count = min(_CANDIDATES, len(known.targets) - _FILLERS)
     if count < 2:
-        words = "The run has too few records for a stack of candidates."
-        return [ImageMatching.skip("images", words)]
+        return [ImageMatching.skip("images", "The run has too few records for a stack of candidates.")]
     pictures = Pictures(subject.scorer, subject.tuned, known.features, known.targets, known.captions, candidates=count)
     plan = subject.plan
     findings = judge_images(
@@ -230,7 +224,7 @@ def _attributes(desk: AttackSuite) -> list[Finding]:
 ATTACKS: dict[str, Callable[[AttackSuite], list[Finding]]] = {
     Conformance.name: _conformance,
     ServerEyes.name: _server,
-    MemberEyes.name: _helpers,
+    MemberEyes.name: lambda desk: judge_helpers(desk.rehearsal.members(), desk.rehearsal.holder()),
     GradientCanaries.name: _canaries,
     ClientCanaries.name: _clients,
     SpanCheck.name: _reconstruction,

@@ -1,6 +1,6 @@
 """Sampling, events, accounting, the ledger and the plan; clipping is imported by its full name."""
 
-from carefl_secure.privacy.accounting.accountant import accountant_name, epsilon, pld_epsilon, rdp_epsilon
+from carefl_secure.privacy.accounting.accountant import accountant_name, epsilon, rdp_epsilon
 from carefl_secure.privacy.accounting.calibration import calibrate_noise
 from carefl_secure.privacy.accounting.events import Event, SampledGaussian, SampledSkellam, event_from_json
 from carefl_secure.privacy.ledger.ledger import Entry, Ledger
@@ -19,7 +19,6 @@ __all__ = [
     "calibrate_noise",
     "epsilon",
     "event_from_json",
-    "pld_epsilon",
     "poisson_sample",
     "rdp_epsilon",
     "verdict",

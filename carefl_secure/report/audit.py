@@ -108,18 +108,11 @@ def _group(attack: str, findings: Sequence[AuditFinding]) -> AuditGroup:
         adversary=ADVERSARIES.get(attack, "not stated"),
         verdict=worst,
         from_private_records=attack not in _TRAFFIC,
-        lines=[_line(one) for one in findings],
+        lines=[AuditLine(check=one.check, verdict=one.verdict, words=one.words, **_measured(one)) for one in findings],
     )
 
 
-def _line(one: AuditFinding) -> AuditLine:
-    result, ceiling, interval = _measured(one)
-    return AuditLine(
-        check=one.check, verdict=one.verdict, result=result, ceiling=ceiling, interval=interval, words=one.words
-    )
-
-
-def _measured(one: AuditFinding) -> tuple[str | None, str | None, str | None]:
+def _measured(one: AuditFinding) -> dict[str, str | None]:
     """Return result, ceiling and 95 % interval in words, where a finding has them."""
     figures = {
         name: float(value)
@@ -127,28 +120,22 @@ def _measured(one: AuditFinding) -> tuple[str | None, str | None, str | None]:
         if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     }
     bounds = {name: value for name, value in figures.items() if name.startswith(_BOUND)}
+    result = ceiling = interval = None
     if bounds:
-        name = max(bounds, key=lambda key: bounds[key])
         reach = [value for key, value in figures.items() if key.startswith(_REACH)]
         best = f" (a perfect attack here: {max(reach):.2f})" if reach else ""
-        return f"epsilon at least {bounds[name]:.2f}", f"epsilon claimed{best}", "95 %, one-sided"
-    if "TPR at 0.01 FPR" in figures:
-        ceiling = figures.get("ceiling at 0.01 FPR")
-        error = figures.get("AUC standard error, at most")
-        auc = figures.get("AUC")
-        spread = None if error is None or auc is None else f"AUC {auc - 1.96 * error:.3f} to {auc + 1.96 * error:.3f}"
-        return (
-            f"{100.0 * figures['TPR at 0.01 FPR']:.1f} % at 1 % false alarms",
-            None if ceiling is None else f"{100.0 * ceiling:.1f} %",
-            spread,
-        )
-    for name in ("hit rate", "recall"):
-        if name in figures:
-            low, high = figures.get(f"{name}, 95 % low"), figures.get(f"{name}, 95 % high")
-            ceiling = figures.get("ceiling")
-            return (
-                f"{name} {figures[name]:.3f}",
-                None if ceiling is None else f"{ceiling:.3f}",
-                None if low is None or high is None else f"{low:.3f} to {high:.3f}",
-            )
-    return None, None, None
+        result, ceiling = f"epsilon at least {max(bounds.values()):.2f}", f"epsilon claimed{best}"
+        interval = "95 %, one-sided"
+    elif "TPR at 0.01 FPR" in figures:
+        result = f"{100.0 * figures['TPR at 0.01 FPR']:.1f} % at 1 % false alarms"
+        if "ceiling at 0.01 FPR" in figures:
+            ceiling = f"{100.0 * figures['ceiling at 0.01 FPR']:.1f} %"
+        error, auc = figures.get("AUC standard error, at most"), figures.get("AUC")
+        if error is not None and auc is not None:
+            interval = f"AUC {auc - 1.96 * error:.3f} to {auc + 1.96 * error:.3f}"
+    elif name := next((name for name in ("hit rate", "recall") if name in figures), ""):
+        result = f"{name} {figures[name]:.3f}"
+        ceiling = f"{figures['ceiling']:.3f}" if "ceiling" in figures else None
+        low, high = figures.get(f"{name}, 95 % low"), figures.get(f"{name}, 95 % high")
+        interval = None if low is None or high is None else f"{low:.3f} to {high:.3f}"
+    return {"result": result, "ceiling": ceiling, "interval": interval}

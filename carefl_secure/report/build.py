@@ -106,6 +106,8 @@ def _preparation(run: Path) -> list[str]:
 def _promise(record: RunRecord, verdict: Verdict, price: float | None) -> Promise:
     privacy = record.privacy
     held = price is not None
+    others = privacy.max_colluders if privacy.trust != "none" else 0
+    allied = f", even with {others} colluding client{'s' if others > 1 else ''}" if others else ""
     if price is not None:
         sentence = f"{privacy.promise(price)} {aggregation_of(record)}".rstrip()
     elif verdict == "unprotected":
@@ -120,19 +122,9 @@ def _promise(record: RunRecord, verdict: Verdict, price: float | None) -> Promis
         flavour="(epsilon, delta)-differential privacy" if held else "none",
         strength=None if price is None else strength_of(price),
         sentence=sentence,
-        protected_from=_from_whom(record) if held else [],
+        protected_from=[f"the server{allied}", "every other client", "everyone who gets the adapter"] if held else [],
         not_protected=_left_open(record) if held else ["everything"],
     )
-
-
-def _from_whom(record: RunRecord) -> list[str]:
-    colluders = record.privacy.max_colluders
-    server = (
-        "the server"
-        if record.privacy.trust == "none" or not colluders
-        else (f"the server, even with {colluders} colluding client{'s' if colluders > 1 else ''}")
-    )
-    return [server, "every other client", "everyone who gets the adapter"]
 
 
 def _left_open(record: RunRecord) -> list[str]:

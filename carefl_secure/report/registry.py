@@ -18,8 +18,9 @@ def registry_entry(report: Report) -> str:
     Schema of the OpenDP deployments registry (``schemas/deployments-schema.yaml``, after research
     by Ghazi, Nanayakkara and Vadhan), in the layout of its entries of September 2026.
     """
+    name = f"carefl-secure-{report.run.id}".lower()
     entry = {
-        "url_slug": _slug(f"carefl-secure-{report.run.id}"),
+        "url_slug": "".join(c if c.isalnum() and c.isascii() else "-" for c in name).strip("-"),
         "status": "Draft",
         "tier": 3,
         "deployment": {
@@ -105,20 +106,16 @@ def _loss(report: Report) -> dict[str, object]:
     }
     if price is not None and delta is not None:
         loss["privacy_parameters"] = {"epsilon": float(round_up(price)), "delta": delta}
-        loss["privacy_parameters_details"] = f"Over all rounds; {report.promise.strength}. " + _attack(report)
+        details = f"Over all rounds; {report.promise.strength}. "
+        if (found := report.attacker) is not None:
+            details += (
+                f"{found.sentence} At 0.1 %: {percent_up(found.tpr_at_0_1_percent_fpr)}. Membership advantage at most "
+                f"{round_up(found.advantage)}."
+            )
+        loss["privacy_parameters_details"] = details
     else:
         loss["privacy_parameters_details"] = " ".join([report.promise.sentence, *report.reasons])
     return loss
-
-
-def _attack(report: Report) -> str:
-    found = report.attacker
-    if found is None:
-        return ""
-    return (
-        f"{found.sentence} At 0.1 %: {percent_up(found.tpr_at_0_1_percent_fpr)}. Membership "
-        f"advantage at most {round_up(found.advantage)}."
-    )
 
 
 def _implementation(report: Report) -> dict[str, object]:
@@ -146,7 +143,3 @@ def _implementation(report: Report) -> dict[str, object]:
 
 def _list(*lines: str) -> str:
     return "".join(f"- {line}\n" for line in lines)
-
-
-def _slug(text: str) -> str:
-    return "".join(c if c.isalnum() and c.isascii() else "-" for c in text.lower()).strip("-")

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 from carefl_secure.privacy import epsilon
-from carefl_secure.privacy.accounting.composition import (
-    over_disjoint_clients,
-    over_runs,
-    over_shared_persons,
-    with_survivors,
-)
+from carefl_secure.privacy.accounting.composition import over_disjoint_clients, over_shared_persons, with_survivors
 from carefl_secure.report.run_record import RunRecord
 from carefl_secure.report.schema import Tuning, WhatIf
 from carefl_secure.report.spending import Accounts
@@ -41,7 +36,7 @@ def tuning_part(record: RunRecord, accounts: Accounts, held: bool) -> Tuning:
     elif not held:
         sentence = f"{runs} runs were made to choose settings; no epsilon holds."
     else:
-        whole = over_runs([accounts.events] * (runs + 1), record.privacy.delta).epsilon
+        whole = epsilon(accounts.events * (runs + 1), record.privacy.delta)
         sentence = (
             f"{runs} runs were made on these records to choose settings. Together with them this run comes to epsilon "
             f"{round_up(whole)} at the same delta: {runs + 1} runs composed in one account, each released no more "
@@ -63,14 +58,8 @@ def what_if(record: RunRecord, accounts: Accounts) -> list[WhatIf]:
         found.append(_case("one unit at two clients", pair.epsilon, pair.delta, pair.conditions))
     found += _earlier(accounts, delta)
     if len(accounts.events) > 1:
-        found.append(
-            _case(
-                f"rounds of {len(accounts.events)} kinds",
-                accounts.epsilon,
-                delta,
-                ("rounds that differ in noise or sampling rate are composed in one account",),
-            )
-        )
+        words = "rounds that differ in noise or sampling rate are composed in one account"
+        found.append(_case(f"rounds of {len(accounts.events)} kinds", accounts.epsilon, delta, (words,)))
     return found + _fewer(record, accounts)
 
 
@@ -109,15 +98,8 @@ def _fewer(record: RunRecord, accounts: Accounts) -> list[WhatIf]:
     if honest >= 1:
         weaker = [with_survivors(e, privacy.noise_clients, honest) for e in accounts.events]
         words = "not covered by the plan; every colluder that reveals its noise to the server removes as much of it"
-        price = epsilon(weaker, privacy.delta)
-        found.append(
-            _case(
-                f"{privacy.max_colluders + 1} colluders in place of {privacy.max_colluders}",
-                price,
-                privacy.delta,
-                (words,),
-            )
-        )
+        case = f"{privacy.max_colluders + 1} colluders in place of {privacy.max_colluders}"
+        found.append(_case(case, epsilon(weaker, privacy.delta), privacy.delta, (words,)))
     return found
 
 

@@ -68,12 +68,8 @@ class AttributeInference(Attack[AttributeView, Mapping[str, npt.NDArray[np.str_]
 
 
 def _columns(person: Person, name: str) -> Table:
-    parts = [person.labels]
-    if name in ("base", "tuned"):
-        parts.append(person.base)
-    if name == "tuned":
-        parts.append(person.tuned)
-    return np.concatenate(parts, axis=1)
+    used = ("imputation", "base", "tuned").index(name) + 1
+    return np.concatenate([person.labels, person.base, person.tuned][:used], axis=1)
 
 
 def judge_attributes(

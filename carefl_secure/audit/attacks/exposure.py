@@ -116,8 +116,7 @@ def judge_natural(
     gain = (tuned - base)[known]
     inside, outside = gain[member[known]], gain[~member[known]]
     if min(inside.size, outside.size) < 2:
-        words = "Too few records carry one to four labels for exposures to be compared."
-        return Exposure.skip("labels", words)
+        return Exposure.skip("labels", "Too few records carry one to four labels for exposures to be compared.")
     more = float(inside.mean() - outside.mean())
     error = math.sqrt(float(inside.var(ddof=1)) / inside.size + float(outside.var(ddof=1)) / outside.size)
     figures: dict[str, Figure] = {

@@ -9,7 +9,7 @@ text if its vector lies in that span: one projection tries the whole vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
@@ -136,10 +136,6 @@ def _clipped(update: dict[str, Matrix], norm: float) -> dict[str, Matrix]:
     return {name: g * (norm / max(length, 1e-30)) for name, g in update.items()}
 
 
-def _added(updates: Sequence[dict[str, Matrix]]) -> dict[str, Matrix]:
-    return {name: np.sum([u[name] for u in updates], axis=0) for name in updates[0]}
-
-
 def judge_spans(
     texts: Texts,
     *,
@@ -158,21 +154,21 @@ def judge_spans(
     noise ``falsified`` means that more than chance, 5 % and three standard errors came back.
     """
     attack = SpanCheck()
-    found: dict[str, list[float]] = {"plain": [], "sum": [], "masked": []}
-    if noise_multiplier > 0:
-        found["noise"] = []
+    found: dict[str, list[float]] = defaultdict(list)
     for _ in range(trials):
         drawn = [texts.draw() for _ in range(clients)]
         updates = [_clipped(texts.update(text), clipping_norm) for text in drawn]
-        one, whole = drawn[0], np.concatenate(drawn)
-        found["plain"].append(recall(attack(texts.view(updates[0])), one))
-        found["sum"].append(recall(attack(texts.view(_added(updates))), whole))
-        words = {name: masked(gradient) for name, gradient in updates[0].items()}
-        found["masked"].append(recall(attack(texts.view(words)), one))
+        one, deviation = updates[0], noise_multiplier * clipping_norm
+        shown = {
+            "plain": one,
+            "sum": {name: np.sum([u[name] for u in updates], axis=0) for name in one},
+            "masked": {name: masked(gradient) for name, gradient in one.items()},
+        }
         if noise_multiplier > 0:
-            deviation = noise_multiplier * clipping_norm
-            cloudy = {name: noisy(gradient, deviation) for name, gradient in updates[0].items()}
-            found["noise"].append(recall(attack(texts.view(cloudy)), one))
+            shown["noise"] = {name: noisy(gradient, deviation) for name, gradient in one.items()}
+        for kind, update in shown.items():
+            text = np.concatenate(drawn) if kind == "sum" else drawn[0]
+            found[kind].append(recall(attack(texts.view(update)), text))
     situations = {
         "plain": "one client's plain update, one text",
         "sum": f"the plain sum of {clients} clients",

@@ -1,7 +1,4 @@
-"""Does the mechanism do what its price was computed for? Answers in a second, part by part.
-
-Membership attacks on a finished run cannot detect halved noise at epsilon 8; these checks can.
-"""
+"""Does the mechanism do what its price was computed for? Answers in a second, part by part."""
 
 from __future__ import annotations
 
@@ -90,8 +87,7 @@ class Conformance(Attack[MachineView, list[Finding]]):
 
     def _noise(self, view: MachineView) -> Iterator[Finding]:
         if not view.plan.protected:
-            words = "The run claims no privacy and adds no noise."
-            yield self.skip("noise", words)
+            yield self.skip("noise", "The run claims no privacy and adds no noise.")
             return
         first, second = ((q.sums / q.releases().noise[:, None]).ravel() for q in view.quiet)
         scale, shape = noise_chances(first)
@@ -193,8 +189,7 @@ class Conformance(Attack[MachineView, list[Finding]]):
         """Round neighbours with one dither: what a record changes in integers."""
         plan = view.plan
         if not isinstance(plan.event, SampledSkellam):
-            words = "No noise is shared in integers, so nothing has a bound in integers."
-            yield self.skip("sensitivity", words)
+            yield self.skip("sensitivity", "No noise is shared in integers, so nothing has a bound in integers.")
             return
         encoding, rng = plan.encoding, np.random.default_rng(0)
         l1, l2 = 0.0, 0.0

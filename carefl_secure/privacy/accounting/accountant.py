@@ -77,7 +77,8 @@ def accountant_name(events: Sequence[Event], delta: float | None = None) -> str:
 def _priced(events: Sequence[Event], delta: float, grid: float | None = None) -> tuple[float, bool]:
     """Return epsilon, and whether it comes from privacy loss distributions."""
     if _all_gaussian(events):
-        found = pld_epsilon(events, delta, grid=grid or GRID)
+        check_delta(delta)
+        found = _gaussian_pld(tuple(e for e in merged(events) if isinstance(e, SampledGaussian)), delta, grid or GRID)
         if math.isfinite(found):
             return found, True
     ceiling = rdp_epsilon(events, delta)
@@ -104,42 +105,6 @@ def rdp_epsilon(events: Sequence[Event], delta: float) -> float:
         return 0.0
     total = np.sum([sampled_rdp(event) for event in merged(events)], axis=0)
     return epsilon_from_rdp(total, left)
-
-
-def pld_epsilon(events: Sequence[Event], delta: float, *, grid: float = GRID) -> float:
-    """Bound epsilon by the privacy loss distribution of Gaussian noise.
-
-    At most 0.02 above the truth for usual Gaussian runs; infinity where there is so little noise
-    that exponentials of the losses would overflow.
-
-    Parameters
-    ----------
-    events : sequence of Event
-        ``SampledGaussian``, and ``SampledSkellam`` with a dimension and enough noise to have a Gaussian inside.
-    grid : float
-        Step of the discrete privacy loss; a coarser one is faster, valid, and a little larger.
-
-    Raises
-    ------
-    PrivacyError
-        An event has no proved privacy loss distribution, or rounding may fail with a probability of ``delta`` or more.
-
-    References
-    ----------
-    Doroshenko et al., "Connect the Dots", PoPETs 2022, as implemented in ``dp_accounting``.
-    """
-    check_delta(delta)
-    once = merged(events)
-    gaussian = tuple(event for event in once if isinstance(event, SampledGaussian))
-    if len(gaussian) == len(once):
-        return _gaussian_pld(gaussian, delta, grid)
-    found = _pld_below(events, delta, rdp_epsilon(events, delta), grid)
-    if found is None:
-        raise PrivacyError(
-            "some event of this history has no proved privacy loss distribution (Skellam noise of "
-            "unknown dimension, or too little of it); use rdp_epsilon"
-        )
-    return found
 
 
 def mixture_epsilon(events: Sequence[SampledSkellam], clients: int, delta: float, ceiling: float) -> float | None:

@@ -30,13 +30,8 @@ _LEAST_RATE = 1e-6
 _DRAWN_GRID = 3e-3  # for the curve: a tenth of a second a point, some hundredths above the truth
 
 
-@functools.lru_cache(maxsize=256)
-def _named(event: Event, delta: float) -> float:
-    """Price one event by the account that is named in the answer."""
-    return epsilon([event], delta)
-
-
-# Valid as well, and too large: the first by up to 5 %, the second by less.
+# The account that is named in the answer; the others are valid as well, and too large: by up to 5 %, or by less.
+_named: Price = functools.lru_cache(256)(lambda event, delta: epsilon([event], delta))
 _rough: Price = functools.lru_cache(256)(lambda event, delta: coarse_epsilon([event], delta, ROUGH_GRID))
 _coarse: Price = functools.lru_cache(256)(lambda event, delta: coarse_epsilon([event], delta))
 _renyi: Price = functools.lru_cache(256)(lambda event, delta: rdp_epsilon([event], delta))

@@ -89,31 +89,21 @@ def over_shared_persons(events: Sequence[Event], clients: int, delta: float) -> 
         return Combined(clients * epsilon(events, delta), clients * delta, (words, _SHARED))
     if len(alone) < len(events):
         raise ConfigError("noise of the sum and of single clients is not priced together here")
-    found = epsilon([_at_clients(event, clients) for event in alone], delta)
+    together = [
+        dataclasses.replace(
+            event,
+            sample_rate=any_of(event.sample_rate, clients),
+            l1=clients * event.l1,
+            l2=clients * event.l2,
+            beta=min(clients * event.beta, 0.999),
+        )
+        for event in alone
+    ]
+    found = epsilon(together, delta)
     if clients > 1:
         mixture = mixture_epsilon(alone, clients, delta, found)
         found = found if mixture is None else mixture
     return Combined(found, delta, (words, _SHARED))
-
-
-def _at_clients(event: SampledSkellam, clients: int) -> SampledSkellam:
-    return dataclasses.replace(
-        event,
-        sample_rate=any_of(event.sample_rate, clients),
-        l1=clients * event.l1,
-        l2=clients * event.l2,
-        beta=min(clients * event.beta, 0.999),
-    )
-
-
-def over_runs(runs: Sequence[Sequence[Event]], delta: float) -> Combined:
-    """Price several runs over the same records in one account, far below the sum of their figures.
-
-    ``runs`` holds what each run released, failed and abandoned runs included, of any kinds and
-    rates; ``delta`` is for all of them together. Raises what ``epsilon`` raises.
-    """
-    found = epsilon([event for run in runs for event in run], delta)
-    return Combined(found, delta, (f"{len(runs)} runs in one account: each, and their number, is fixed beforehand",))
 
 
 def with_survivors(event: Event, planned_honest: int, honest: int) -> Event:

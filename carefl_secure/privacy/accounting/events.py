@@ -17,15 +17,12 @@ def _require(condition: bool, text: str) -> None:
         raise ConfigError(text)
 
 
-def _positive(name: str, value: float) -> None:
-    _require(math.isfinite(value) and value > 0.0, f"{name} is {value}; it must be a finite number above 0")
-
-
 @dataclass(frozen=True)
 class _Sampled:
     """What both kinds of events share."""
 
     kind: ClassVar[str]
+    positive: ClassVar[tuple[str, ...]]
 
     sample_rate: float
 
@@ -33,6 +30,10 @@ class _Sampled:
         """Refuse values that describe no mechanism."""
         rate = self.sample_rate
         _require(0.0 < rate <= 1.0, f"sample_rate is {rate}; choose it above 0 and at most 1")
+        check_whole("count", self.count, 1)  # type: ignore[attr-defined]
+        for name in self.positive:
+            value = getattr(self, name)
+            _require(math.isfinite(value) and value > 0.0, f"{name} is {value}; it must be a finite number above 0")
 
     def times(self, count: int) -> Self:
         """Return the same event with another count."""
@@ -63,6 +64,7 @@ class SampledSkellam(_Sampled):
     """
 
     kind: ClassVar[str] = "sampled_skellam"
+    positive: ClassVar[tuple[str, ...]] = ("l1", "l2", "variance")
 
     l1: float
     l2: float
@@ -74,9 +76,6 @@ class SampledSkellam(_Sampled):
     def __post_init__(self) -> None:
         """Refuse values that describe no mechanism."""
         super().__post_init__()
-        check_whole("count", self.count, 1)
-        for name in ("l1", "l2", "variance"):
-            _positive(name, getattr(self, name))
         _require(
             self.l1 >= self.l2 * (1.0 - 1e-12),
             f"l1 is {self.l1} and l2 is {self.l2}; the 1-norm is never below the 2-norm",
@@ -111,15 +110,10 @@ class SampledGaussian(_Sampled):
     """
 
     kind: ClassVar[str] = "sampled_gaussian"
+    positive: ClassVar[tuple[str, ...]] = ("noise_multiplier",)
 
     noise_multiplier: float
     count: int = 1
-
-    def __post_init__(self) -> None:
-        """Refuse values that describe no mechanism."""
-        super().__post_init__()
-        check_whole("count", self.count, 1)
-        _positive("noise_multiplier", self.noise_multiplier)
 
     @property
     def failure(self) -> float:
@@ -130,8 +124,7 @@ class SampledGaussian(_Sampled):
 Event: TypeAlias = SampledSkellam | SampledGaussian
 
 _KINDS: dict[str, type[SampledSkellam] | type[SampledGaussian]] = {
-    SampledSkellam.kind: SampledSkellam,
-    SampledGaussian.kind: SampledGaussian,
+    kind.kind: kind for kind in (SampledSkellam, SampledGaussian)
 }
 
 

@@ -11,8 +11,7 @@ import dataclasses
 import functools
 import logging
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -111,13 +110,18 @@ def _discretised(rate: float, noise_multiplier: float, step: float, clients: int
 
     from carefl_secure.privacy.accounting.gaussian_losses import gaussian_distribution
 
-    with _quiet():
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # the library warns of what is known here
+    try:
         if clients == 1:
             found = gaussian_distribution(rate, noise_multiplier, step)
         else:
             found = privacy_loss_distribution.from_mixture_gaussian_mechanism(
                 noise_multiplier, range(clients + 1), _weights(rate, clients), value_discretization_interval=step
             )
+    finally:
+        logger.setLevel(level)
     removed = _losses(found._pmf_remove)
     same = found._pmf_add is found._pmf_remove
     return removed, removed if same else _losses(found._pmf_add)
@@ -237,15 +241,3 @@ class _Composition:
 def _log_sum(exponents: _Vector) -> float:
     largest = float(exponents.max())
     return largest + math.log(float(np.exp(exponents - largest).sum()))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppress the accounting library's log messages below errors."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

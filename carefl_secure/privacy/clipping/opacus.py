@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +35,10 @@ def opacus_gradients(
     PrivacyError
         Opacus refuses the module, or its gradients are not one per record.
     """
-    hooks_class = _hooks_class()
+    try:
+        from opacus.grad_sample import GradSampleHooks
+    except ImportError as error:
+        raise ConfigError("the opacus engine needs opacus 1.6 or newer; install it or choose engine native") from error
     if not module.training:
         raise ConfigError("the opacus engine needs the module in training mode: call .train()")
     wanted = {id(parameter) for _, parameter in parameters}
@@ -50,7 +52,7 @@ def opacus_gradients(
     hooks = None
     try:
         try:
-            hooks = hooks_class(module, batch_first=True, loss_reduction="sum", strict=True)
+            hooks = GradSampleHooks(module, batch_first=True, loss_reduction="sum", strict=True)
         except NotImplementedError as error:
             raise PrivacyError(f"Opacus cannot split this module by record: {error}") from error
 
@@ -69,14 +71,6 @@ def opacus_gradients(
         for parameter, gradient in zip(trainable, before, strict=True):
             parameter.grad = gradient
         _tidy(module)
-
-
-def _hooks_class() -> Any:
-    try:
-        from opacus.grad_sample import GradSampleHooks
-    except ImportError as error:
-        raise ConfigError("the opacus engine needs opacus 1.6 or newer; install it or choose engine native") from error
-    return GradSampleHooks
 
 
 def _take(name: str, parameter: Parameter, records: int) -> Tensor:

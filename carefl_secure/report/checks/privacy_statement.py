@@ -6,7 +6,7 @@ import math
 
 from scipy.special import gammainc
 
-from carefl_secure.privacy import Event, SampledSkellam, epsilon
+from carefl_secure.privacy import SampledSkellam, epsilon
 from carefl_secure.privacy.ledger.entry import spent
 from carefl_secure.report.run_record import RunRecord, StageRecord
 from carefl_secure.report.schema import FAILED, HELD, UNCHECKED, Finding, owner
@@ -24,8 +24,7 @@ def encoding(record: RunRecord, accounts: Accounts) -> Finding:
             return UNCHECKED, "this run has no integer encoding"
         short += _short(stage, stage.event)
     if short:
-        listed = ", ".join(short)
-        return FAILED, f"the event of a round states less than the plan requires: {listed}"
+        return FAILED, f"the event of a round states less than the plan requires: {', '.join(short)}"
     return HELD, f"noise multiplier {record.privacy.noise_multiplier:.4g} in every event"
 
 
@@ -60,9 +59,10 @@ def events(record: RunRecord, accounts: Accounts) -> Finding:
             spends += 1
             planned = record.stage_named(entry.payload.get("run")).event
             if planned is None or event != planned:
-                return FAILED, (
-                    f"{owner(book.name)} charged another event than that of the plan: {_differences(event, planned)}"
-                )
+                charged, wanted = event.to_json(), {} if planned is None else planned.to_json()
+                names = [name for name in charged if charged[name] != wanted.get(name)]
+                listed = ", ".join(f"{name} {charged[name]} for {wanted.get(name)}" for name in names)
+                return FAILED, f"{owner(book.name)} charged another event than that of the plan: {listed}"
     if not spends:
         return UNCHECKED, "no readable ledger holds a spend"
     return HELD, f"{spends} spends in {1 + len(record.clients)} ledgers, all as planned"
@@ -143,15 +143,3 @@ def keys(record: RunRecord, accounts: Accounts) -> Finding:
     if record.setting("unsafe_deterministic_noise") is True:
         return (FAILED, "unsafe_deterministic_noise is on: whoever knows the seed can remove the noise")
     return HELD, "as the configuration states"
-
-
-def sampler(record: RunRecord, accounts: Accounts) -> Finding:
-    """Report that this cannot be checked from the folder."""
-    return UNCHECKED, "sampling leaves no trace in the folder; an audit of the client tests it"
-
-
-def _differences(event: Event, planned: Event | None) -> str:
-    """Name the fields in which two events differ."""
-    found, wanted = event.to_json(), {} if planned is None else planned.to_json()
-    names = [name for name in found if found[name] != wanted.get(name)]
-    return ", ".join(f"{name} {found[name]} for {wanted.get(name)}" for name in names)

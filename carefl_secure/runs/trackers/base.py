@@ -21,9 +21,6 @@ Row = Mapping[str, Scalar]
 MARK = "survivors"
 """A figure of every row: the rounds that have it are those that a tracker holds already."""
 
-_NEEDS = {"tensorboard": "tensorboard", "mlflow": "mlflow"}
-_MODULES = {"tensorboard": "carefl_secure.runs.trackers.tensorboard", "mlflow": "carefl_secure.runs.trackers.mlflow"}
-
 
 class Tracker(Protocol):
     """A further display of a run's figures; every method raises `RunError` when it fails."""
@@ -41,23 +38,14 @@ class Tracker(Protocol):
         """End; ``finished`` tells whether all rounds are done."""
 
 
-Opener = Callable[[RunFolder], Tracker]
-
-
 def check_trackers(names: Sequence[str]) -> None:
     """Check that what is asked for is installed (else `ConfigError`), without importing it."""
     for name in names:
-        if importlib.util.find_spec(_NEEDS[name]) is None:
+        if importlib.util.find_spec(name) is None:
             raise ConfigError(
                 f"run.trackers asks for {name}, which is not installed; "
                 "pip install 'carefl-secure[tracking]', or leave it out"
             )
-
-
-def _opener(name: str) -> Opener:
-    """Return what opens a tracker; its package is imported here, and in no other run."""
-    found: Opener = importlib.import_module(_MODULES[name]).open_tracker
-    return found
 
 
 class TrackedReporter:
@@ -80,7 +68,9 @@ class TrackedReporter:
         self.finish, self.note = reporter.finish, reporter.note
         self._next = reporter.round
         self._folder = folder
-        self._trackers = {name: _opener(name)(folder) for name in dict.fromkeys(names)}
+        # The package of a tracker is imported here, and in no other run.
+        found = {name: importlib.import_module(f"{__package__}.{name}") for name in names}
+        self._trackers: dict[str, Tracker] = {name: module.open_tracker(folder) for name, module in found.items()}
 
     def __enter__(self) -> TrackedReporter:
         """Name the trackers, and send each the rounds that it lacks."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from tensorboard.backend.event_processing.event_accumulator import TENSORS, EventAccumulator
 from tensorboard.summary import Writer
 
@@ -16,11 +19,9 @@ class _Events:
     def __init__(self, folder: RunFolder) -> None:
         self._path = folder.path / "tensorboard"
         self.where = f"TensorBoard: {self._path}; look at it with tensorboard --logdir {folder.path.parent}"
-        try:
+        with self._failing():
             self._known = self._read()
             self._writer = Writer(str(self._path))
-        except OSError as error:
-            raise self._failed(error) from error
 
     def rounds(self) -> set[int]:
         """Return the rounds in all files of the folder."""
@@ -32,19 +33,15 @@ class _Events:
         values = {
             name: value for name, value in row.items() if name not in ("round", MARK) and not isinstance(value, str)
         }
-        try:
+        with self._failing():
             for name, value in {**values, MARK: row[MARK]}.items():
                 self._writer.add_scalar(name, value, step)
             self._writer.flush()
-        except OSError as error:
-            raise self._failed(error) from error
 
     def close(self, finished: bool) -> None:
         """Close the file."""
-        try:
+        with self._failing():
             self._writer.close()
-        except OSError as error:
-            raise self._failed(error) from error
 
     def _read(self) -> set[int]:
         if not self._path.is_dir():
@@ -55,11 +52,15 @@ class _Events:
             return set()
         return {int(event.step) for event in events.Tensors(MARK)}
 
-    def _failed(self, error: OSError) -> RunError:
-        return RunError(
-            f"TensorBoard's files under {self._path} cannot be written: {error.strerror or error}; "
-            "free some space, or leave tensorboard out of run.trackers"
-        )
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RunError(
+                f"TensorBoard's files under {self._path} cannot be written: {error.strerror or error}; "
+                "free some space, or leave tensorboard out of run.trackers"
+            ) from error
 
 
 def open_tracker(folder: RunFolder) -> Tracker:

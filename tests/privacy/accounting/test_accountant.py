@@ -14,15 +14,7 @@ from scipy.special import ive
 from scipy.stats import norm
 
 from carefl_secure.errors import ConfigError, PrivacyError
-from carefl_secure.privacy import (
-    Event,
-    SampledGaussian,
-    SampledSkellam,
-    accountant_name,
-    epsilon,
-    pld_epsilon,
-    rdp_epsilon,
-)
+from carefl_secure.privacy import Event, SampledGaussian, SampledSkellam, accountant_name, epsilon, rdp_epsilon
 
 # name: sample rate, noise multiplier, steps, delta, true epsilon (two independent code bases)
 TRUTH = {
@@ -185,11 +177,6 @@ def test_hardly_any_noise_is_priced_by_rdp_and_says_so() -> None:
     events = [SampledGaussian(1.0, 1e-3, 1000)]
     assert epsilon(events, 1e-5) > 1e6
     assert accountant_name(events).startswith("RDP")
-
-
-def test_skellam_noise_has_no_pld_here() -> None:
-    with pytest.raises(PrivacyError, match="privacy loss distribution"):
-        pld_epsilon([SampledSkellam(0.1, 4.0, 2.0, 9.0)], 1e-5)
 
 
 def test_logging_is_left_as_it_was() -> None:

@@ -18,7 +18,6 @@ from carefl_secure.privacy import SampledGaussian, SampledSkellam, epsilon
 from carefl_secure.privacy.accounting.composition import (
     conditions,
     over_disjoint_clients,
-    over_runs,
     over_shared_persons,
     with_survivors,
 )
@@ -123,14 +122,6 @@ def test_shared_persons_need_clients_and_one_kind_of_noise() -> None:
     for events, clients in ((mixed, 2), (mixed[:1], 0)):
         with pytest.raises(ConfigError):
             over_shared_persons(events, clients, 1e-5)
-
-
-def test_runs_in_one_account_cost_less_than_their_sum_and_more_than_each() -> None:
-    one, two = SampledGaussian(0.1, 1.2, 20), SampledGaussian(0.2, 2.0, 30)
-    found = over_runs([[one], [two]], 1e-5)
-    apart = [epsilon([one], 1e-5), epsilon([two], 1e-5)]
-    assert max(apart) < found.epsilon < sum(apart)
-    assert over_runs([], 1e-5).epsilon == 0.0
 
 
 def test_heterogeneous_rounds_are_one_account() -> None:
