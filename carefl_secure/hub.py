@@ -27,8 +27,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 class Source:
     """A model on this machine's disk.
 
-    ``name`` is the hub id or the last part of a folder's path; ``revision`` is the commit, or
-    SHA-256 over configuration and weights of a folder.
+    ``name`` is the hub id or a folder's name; ``revision`` the commit, or SHA-256 over configuration and weights.
     """
 
     name: str
@@ -88,8 +87,7 @@ def model_type(source: Source) -> str:
 def find_device(name: str) -> torch.device:
     """Return the device that ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps`` names.
 
-    ``auto`` is the present CUDA device where there is one, else the CPU. One that is not there
-    raises `ConfigError`: nothing falls back to the CPU unasked.
+    ``auto`` is the present CUDA device where there is one, else the CPU. A missing one raises `ConfigError`.
     """
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
@@ -108,10 +106,9 @@ def find_device(name: str) -> torch.device:
 def load_model(source: Source, kind: Any, *, quantization: str, dtype: str, whole: Sequence[str]) -> Any:
     """Load a frozen model for generation, of the class ``kind``.
 
-    ``quantization`` is ``nf4`` or ``none``: with 8 bits an activation, and so a caption, would
-    depend on the other images of the batch. ``dtype`` is ``float32``, ``bfloat16`` or ``float16``.
-    Modules whose full names begin with one of ``whole`` stay out of 4 bits. A model that cannot be
-    loaded, is of another class, or was not quantised although asked for raises `ModelError`.
+    ``quantization`` is ``nf4`` or ``none``: with 8 bits a caption would depend on the other images of the batch.
+    ``dtype`` is ``float32``, ``bfloat16`` or ``float16``. Modules whose full names begin with one of ``whole`` stay
+    out of 4 bits. `ModelError` if it cannot be loaded, is of another class, or was not quantised as asked.
     """
     if quantization not in ("nf4", "none") or dtype not in _DTYPES:
         raise ConfigError(

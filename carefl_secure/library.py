@@ -1,8 +1,7 @@
 """The package as a library: what ``import carefl_secure`` offers to scripts and notebooks.
 
-Each function is one command of the command line, and imports what it needs when it is called. The
-audit and the report of a run are `audit_run` and `report_run`, as ``carefl_secure.audit`` and
-``carefl_secure.report`` are packages.
+Each function is one command of the command line, and imports what it needs when it is called. The audit and the report
+of a run are `audit_run` and `report_run`, as ``carefl_secure.audit`` and ``carefl_secure.report`` are packages.
 """
 
 from __future__ import annotations
@@ -25,35 +24,17 @@ if TYPE_CHECKING:
 
 __all__ = ["audit_run", "budget", "evaluate", "load", "load_config", "report_run", "resume", "train"]
 
+Engine = Literal["inprocess", "ray", "superlink"]
+
 prepare_environment()
 
 
-def train(
-    config: Config | None = None,
-    *,
-    engine: Literal["inprocess", "ray", "superlink"] = "inprocess",
-    quiet: bool = False,
-) -> RunSummary:
+def train(config: Config | None = None, *, engine: Engine = "inprocess", quiet: bool = False) -> RunSummary:
     """Train one federated run, and keep it in a folder.
 
-    Parameters
-    ----------
-    config : Config, optional
-        What `load_config` returns; by default the settings of a run on the embedded corpus.
-    engine : {"inprocess", "ray", "superlink"}
-        Where the clients run.
-    quiet : bool
-        Whether to show no progress; otherwise it goes to standard error.
-
-    Returns
-    -------
-    RunSummary
-        Scores, privacy statement and ``folder``; a notebook shows it as a table.
-
-    Raises
-    ------
-    CareflError
-        What stops the run; `carefl_secure.errors` lists the kinds.
+    Without ``config`` it is a run on the embedded corpus; ``engine`` is where the clients run. Progress goes to
+    standard error unless ``quiet``. The summary holds scores, privacy statement and ``folder``; a notebook shows it as
+    a table. What stops the run is a CareflError; `carefl_secure.errors` lists the kinds.
 
     Guarantees
     ----------
@@ -62,9 +43,7 @@ def train(
     return _run(config or load_config(), None, engine, quiet)
 
 
-def resume(
-    run: str | Path, *, engine: Literal["inprocess", "ray", "superlink"] = "inprocess", quiet: bool = False
-) -> RunSummary:
+def resume(run: str | Path, *, engine: Engine = "inprocess", quiet: bool = False) -> RunSummary:
     """Go on with the interrupted run in a folder, under its own settings; see `train`.
 
     RunError is raised where the folder holds no run, or a finished one.
@@ -88,12 +67,7 @@ def evaluate(
 ) -> Evaluation:
     """Score a run with intervals, next to the untuned model; written to ``RUN/evaluation``.
 
-    Parameters
-    ----------
-    split : {"test", "public"}
-        Which of the run's own splits, both without private records.
-    data : path, optional
-        Another corpus in its place.
+    ``split`` is one of the run's own, both without private records; ``data`` is another corpus in its place.
     """
     require_run(Path(run))
     from carefl_secure.runs.evaluation.evaluate import evaluate as score
@@ -106,15 +80,9 @@ def evaluate(
 def audit_run(run: str | Path, *, records: int = 1000, canaries: int = 1000, quiet: bool = False) -> AuditResult:
     """Attack a run as its adversaries could, and write ``RUN/audit``.
 
-    It reads private records, so its figures belong where the records are. A falsified promise does
-    not raise an error here: read ``verdict``.
-
-    Parameters
-    ----------
-    records : int
-        Members, and as many non-members, that the adapter is attacked with.
-    canaries : int
-        Canaries of the one-run bound.
+    It reads private records: keep its figures there. A falsified promise raises no error: read ``verdict``. The
+    adapter is attacked with as many members as non-members, ``records`` of each; ``canaries`` are for the one-run
+    bound.
     """
     require_run(Path(run))
     from carefl_secure.audit.run import audit_run as attack

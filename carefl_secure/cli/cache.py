@@ -14,9 +14,7 @@ from carefl_secure.errors import ConfigError
 
 cache = typer.Typer(name="cache", no_args_is_help=True, help="List and erase stored vision features.")
 
-Folder = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="Where model.feature_cache is; by default the user's cache folder.")
-]
+Folder = Annotated[Path | None, typer.Option(metavar="DIR", help="model.feature_cache; by default the user's cache.")]
 
 
 def _root(folder: Path | None) -> Path:

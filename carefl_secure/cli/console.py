@@ -19,6 +19,7 @@ _WIDTH = 140  # a log has no width, so tables take what they need
 
 Json = Annotated[bool, typer.Option("--json", help="Write the result as JSON to standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+Words = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting; repeatable.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Run even if the forecast is nearly all noise.")]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")]
 

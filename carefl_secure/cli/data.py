@@ -29,9 +29,7 @@ def check(
     labels: Annotated[str, typer.Option(help="Label space, such as basic; auto takes all there are.")] = "auto",
     view: Annotated[str, typer.Option(help="For RAF-DB: aligned or original.")] = "auto",
     format: Annotated[str, typer.Option(help="Name of the corpus format; auto looks for the marks of each.")] = "auto",
-    clients: Annotated[
-        int | None, typer.Option(min=2, help="Share it out to so many clients; compare these too.")
-    ] = None,
+    clients: Annotated[int | None, typer.Option(min=2, help="Share it out to so many clients; compare them.")] = None,
     column: Annotated[str | None, typer.Option(help="Attribute, or subject, to share it out by.")] = None,
     quiet: Quiet = False,
     json: Json = False,

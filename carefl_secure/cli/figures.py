@@ -58,9 +58,8 @@ def row_line(row: Mapping[str, Any]) -> str:
 def signal_to_noise(opened: float, noise: float) -> str:
     """Estimate how large the mean update is next to its noise, and judge it in a word or two.
 
-    The opened mean has the norm ``opened``, and in expectation its square is that of the update
-    plus that of the noise, whose norm is ``noise``. Training adds up over rounds, so a weak signal
-    still teaches; one that is lost in the noise in most rounds does not.
+    The opened mean has the norm ``opened``, and in expectation its square is that of the update plus that of the
+    noise, whose norm is ``noise``. Training adds up over rounds, so a weak signal still teaches, a lost one does not.
     """
     if noise <= 0.0:
         return "no noise"

@@ -20,6 +20,7 @@ from carefl_secure.evaluation.slices import slice_images
 from carefl_secure.evaluation.summary import Evaluation, Label, Sampling, Slice
 
 Floats = npt.NDArray[np.float64]
+Matrix = npt.NDArray[Any]
 
 _MOST_VALUES = 12  # an attribute with more is no grouping unless it is asked for
 
@@ -28,9 +29,8 @@ _MOST_VALUES = 12  # an attribute with more is no grouping unless it is asked fo
 class Known:
     """Targets and scores of other records, which thresholds and label shares may come from.
 
-    ``targets`` is a 0/1 label matrix ``[M, K]``; the scores ``tuned`` and ``untuned``, ``[M, K]``,
-    are needed where several labels may hold. ``same``: these are the scored records themselves,
-    which makes F1 too good.
+    ``targets`` is a 0/1 label matrix ``[M, K]``; the scores ``tuned`` and ``untuned``, ``[M, K]``, are needed where
+    several labels may hold. ``same``: these are the scored records themselves, which makes F1 too good.
     """
 
     targets: npt.NDArray[Any]
@@ -43,8 +43,7 @@ class Known:
 class Scored:
     """The records that were scored, and what the result calls them.
 
-    ``records`` have subjects and attributes; ``targets`` is their 0/1 label matrix ``[N, K]``;
-    ``images`` are their pictures, in order.
+    ``records`` have subjects and attributes, ``targets`` their 0/1 label matrix ``[N, K]``; ``images`` are in order.
     """
 
     run: str
@@ -74,21 +73,13 @@ def attributes_of(records: Sequence[Record], asked: tuple[str, ...] | None) -> d
 
 
 def assess(
-    scored: Scored,
-    tuned: npt.NDArray[Any],
-    untuned: npt.NDArray[Any],
-    known: Known | None,
-    settings: Settings | None = None,
+    scored: Scored, tuned: Matrix, untuned: Matrix, known: Known | None, settings: Settings | None = None
 ) -> Evaluation:
     """Evaluate a tuned model, the untuned one, and the label shares alone; the cost is left out.
 
-    Parameters
-    ----------
-    tuned, untuned : ndarray
-        Scores ``[N, K]``: log-odds where several labels may hold, else log-probabilities.
-    known : Known or None
-        Where thresholds and label shares come from. Without it decisions follow the sign of the
-        log-odds, and the baseline takes the label shares of the scored records themselves.
+    ``tuned`` and ``untuned`` are scores ``[N, K]``: log-odds where several labels may hold, else log-probabilities.
+    Thresholds and label shares come from ``known``. Without it decisions follow the sign of the log-odds, and the
+    baseline takes the label shares of the scored records themselves.
     """
     chosen = settings or Settings()
     space, targets = scored.space, scored.targets

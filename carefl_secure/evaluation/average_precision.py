@@ -1,7 +1,6 @@
 """Average precision in both definitions in use, for whole splits and for resamples of them.
 
-Two figures are called mAP on EMOTIC. Common code takes scikit-learn's, a sum over the steps of the
-curve without interpolation,
+Two figures are called mAP on EMOTIC. Common code takes scikit-learn's, a sum over the curve without interpolation,
 
     ``AP = sum_n (R_n - R_(n-1)) P_n``;
 
@@ -34,15 +33,9 @@ _POINTS = 10  # recalls 0, 1/10, ..., 10/10
 class Ranking:
     """The records of each label in falling order of score, sorted once for many weightings.
 
-    The weights of a bootstrap resample give the figures of that resample without sorting it again.
-    ``pooled`` ranks all N K decisions in one list (micro averaging) instead of each label's own.
-
-    Raises
-    ------
-    DataError
-        If the shapes differ, or no record carries a label.
-    NonFiniteError
-        If a score is not finite.
+    The weights of a bootstrap resample give the figures of that resample without sorting it again. ``pooled`` ranks
+    all N K decisions in one list (micro averaging) instead of each label's own. DataError is raised where the shapes
+    differ, or no record carries a label; NonFiniteError where a score is not finite.
     """
 
     def __init__(self, targets: npt.NDArray[Any], scores: npt.NDArray[Any], *, pooled: bool = False) -> None:

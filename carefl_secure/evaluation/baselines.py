@@ -1,7 +1,6 @@
 """What a score is worth: baselines that know nothing of faces, on the same split.
 
-Three baselines in closed form: a constant, a colour histogram, and the pixels of a thumbnail. The
-latter two use ridge regression onto the 0/1 labels,
+In closed form: a constant, a colour histogram, and the pixels of a thumbnail, the latter two by ridge regression,
 
     ``W = argmin ||Y - X W||^2 + lambda ||W||^2``,
 
@@ -93,14 +92,9 @@ def score_baselines(
 
     The constant's ``mAP`` is the mean prevalence of the labels that occur in the test records.
 
-    Parameters
-    ----------
-    train_images, test_images : sequence of PIL images, or uint8 ndarray ``[N, H, W, 3]``
-        At least two training images.
-    train_targets, test_targets : ndarray
-        0/1 label matrices ``[N, K]``. Where every row has exactly one label, decisions take the
-        highest score, as for single-label tasks; else they use thresholds from the training
-        records.
+    There are at least two training images: PIL images, or uint8 ``[N, H, W, 3]``. Targets are 0/1 label matrices ``[N,
+    K]``. Where every row has exactly one label, decisions take the highest score, as for single-label tasks; else they
+    use thresholds from the training records.
     """
     for name, images, matrix in (("training", train_images, train_targets), ("test", test_images, test_targets)):
         if len(images) != len(matrix) or len(images) < 2:

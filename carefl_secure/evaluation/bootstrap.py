@@ -1,21 +1,20 @@
 """Bootstrap intervals: how far a figure would differ on other records, or on other persons.
 
-Basic intervals: with the figure t of all records and the quantiles q of resampled figures, an
-interval reaches from ``2 t - q(high)`` to ``2 t - q(low)`` (Davison and Hinkley 1997, section
-5.2.1). Average precision from few positives is biased upwards, and in resamples once more. The mean
-over labels keeps that bias while its spread narrows, so percentile intervals, from ``q(low)`` to
-``q(high)``, lie too high: of 95 % intervals for macro AP of 26 labels they held the truth in 58
-(135 records), 68 (400) and 82 (1,200) of 100 simulated cases, basic ones in 91, 90 and 95.
+Basic intervals: with the figure t of all records and the quantiles q of resampled figures, an interval reaches from
+``2 t - q(high)`` to ``2 t - q(low)`` (Davison and Hinkley 1997, section 5.2.1). Average precision from few positives
+is biased upwards, and in resamples once more. The mean over labels keeps that bias while its spread narrows, so
+percentile intervals, from ``q(low)`` to ``q(high)``, lie too high: of 95 % intervals for macro AP of 26 labels they
+held the truth in 58 (135 records), 68 (400) and 82 (1,200) of 100 simulated cases, basic ones in 91, 90 and 95.
 
 Where several records show one person they are not independent draws, so whole persons are drawn,
 with all their records: drawing single records gives intervals that are far too narrow.
 
 Guarantees
 ----------
-None for small numbers. The stated level is reached in the limit of many independent units; below
-some 20 units, or for figures near 0 or 1, intervals are too narrow. For AP of one label with some
-18 positives, 82 of 100 held the truth. They describe the spread over records of this corpus at one
-trained model: neither training anew nor another corpus is in them.
+None for small numbers. The stated level is reached in the limit of many independent units; below some 20 units, or for
+figures near 0 or 1, intervals are too narrow. For AP of one label with some 18 positives, 82 of 100 held the truth.
+They describe the spread over records of this corpus at one trained model: neither training anew nor another corpus is
+in them.
 """
 
 from __future__ import annotations
@@ -33,6 +32,7 @@ Floats = npt.NDArray[np.float64]
 Units = npt.NDArray[np.int64]
 Statistic = Callable[[Floats | None], Mapping[str, float]]
 """Figures of a split whose records count so many times; once each for None."""
+_UNBOUNDED = (-math.inf, math.inf)
 
 
 @dataclass(frozen=True)
@@ -98,16 +98,13 @@ def bootstrap(
     for weights in resamples(units, replicates, seed):
         for name, value in statistic(weights).items():
             drawn.setdefault(name, []).append(value)
-    anything = (-np.inf, np.inf)
     return {
-        name: basic_interval(whole, np.array(drawn[name]), level, (bounds or {}).get(name, anything))
+        name: basic_interval(whole, np.array(drawn[name]), level, (bounds or {}).get(name, _UNBOUNDED))
         for name, whole in statistic(None).items()
     }
 
 
-def basic_interval(
-    whole: float, drawn: Floats, level: float, bounds: tuple[float, float] = (-np.inf, np.inf)
-) -> Interval:
+def basic_interval(whole: float, drawn: Floats, level: float, bounds: tuple[float, float] = _UNBOUNDED) -> Interval:
     """Return the basic interval of a figure, within its bounds, from its values in the resamples."""
     known = drawn[np.isfinite(drawn)]
     low = high = math.nan
@@ -119,8 +116,7 @@ def basic_interval(
 def difference(first: Statistic, second: Statistic) -> Statistic:
     """Return ``first - second`` on the same records, so that a resample pairs the two.
 
-    The interval of a paired difference is narrower than two single intervals suggest, as both
-    models find the same records hard.
+    The interval of a paired difference is narrower than two single ones, as both models find the same records hard.
     """
 
     def paired(weights: Floats | None) -> dict[str, float]:

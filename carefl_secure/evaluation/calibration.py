@@ -1,8 +1,7 @@
 """Whether a score of 70 % is right 70 % of the time: Brier score, ECE and reliability bins.
 
-Where several labels may hold, every decision of a record and a label counts, with probability p
-and truth y; otherwise the most likely label counts, with its probability and whether it was right.
-Bins are of equal width (Guo et al. 2017, arXiv 1706.04599):
+Where several labels may hold, every decision of a record and a label counts, with probability p and truth y; otherwise
+that for the most likely label does. Bins are of equal width (Guo et al. 2017, arXiv 1706.04599):
 
     ``ECE = sum_b n_b / n |mean(y in b) - mean(p in b)|``.
 
@@ -24,8 +23,6 @@ from carefl_secure.evaluation.decisions import checked
 
 Floats = npt.NDArray[np.float64]
 
-_BINS = 15
-
 
 @dataclass(frozen=True)
 class Bin:
@@ -45,8 +42,7 @@ class Bin:
 def probabilities(scores: npt.NDArray[Any], *, multi: bool) -> Floats:
     """Turn scores ``[N, K]`` into probabilities ``[N, K]``.
 
-    Scores are independent log-odds with ``multi`` (several labels may hold), else log-probabilities
-    up to a constant per record.
+    Scores are log-odds with ``multi`` (several labels may hold), else log-probabilities up to a constant per record.
     """
     values = np.asarray(scores, np.float64)
     return np.asarray(expit(values) if multi else softmax(values, axis=1))
@@ -55,19 +51,11 @@ def probabilities(scores: npt.NDArray[Any], *, multi: bool) -> Floats:
 class Calibration:
     """Probabilities ``[N, K]`` against 0/1 targets ``[N, K]``, binned once for many weightings.
 
-    ``multi`` tells that several labels may hold; ``bins`` is the number of bins from 0 to 1.
-
-    Raises
-    ------
-    DataError
-        If the shapes differ, or a probability lies outside 0 to 1.
-    NonFiniteError
-        If a probability is not finite.
+    ``multi`` tells that several labels may hold; ``bins`` is the number of bins from 0 to 1. DataError is raised where
+    the shapes differ, or a probability lies outside 0 to 1; NonFiniteError where one is not finite.
     """
 
-    def __init__(
-        self, targets: npt.NDArray[Any], chances: npt.NDArray[Any], *, multi: bool, bins: int = _BINS
-    ) -> None:
+    def __init__(self, targets: npt.NDArray[Any], chances: npt.NDArray[Any], *, multi: bool, bins: int = 15) -> None:
         positive, values = checked(targets, chances, some=False)
         if (values < 0).any() or (values > 1).any():
             raise DataError("probabilities must lie between 0 and 1; turn scores into them first")

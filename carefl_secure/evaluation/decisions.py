@@ -1,9 +1,8 @@
 """From scores to hard decisions: thresholds, and precision, recall, F1 and accuracy in all the usual averages.
 
-Macro averages take each label alike, over labels with at least one positive record; micro averages
-take each decision alike; sample averages take each record alike, over records with at least one
-label. On 26 uneven labels the three differ widely, hence the average is part of every name.
-Precision where nothing was decided is 0, as in scikit-learn.
+Macro averages take each label alike, over labels with at least one positive record; micro averages take each decision
+alike; sample averages take each record alike, over records with at least one label. On 26 uneven labels the three
+differ widely, hence the average is part of every name. Precision where nothing was decided is 0, as in scikit-learn.
 
 Targets are 0/1 label matrices ``[N, K]``, scores and decisions are ``[N, K]``.
 """
@@ -24,12 +23,8 @@ Bools = npt.NDArray[np.bool_]
 def checked(targets: npt.NDArray[Any], scores: npt.NDArray[Any], *, some: bool = True) -> tuple[Bools, Floats]:
     """Return targets as truth values and scores as float64, or refuse what cannot be scored.
 
-    Raises
-    ------
-    DataError
-        If the shapes differ, the targets are not 0/1, or no record carries a label (``some``).
-    NonFiniteError
-        If a score is not finite.
+    DataError is raised where the shapes differ, the targets are not 0/1, or no record carries a label (``some``);
+    NonFiniteError where a score is not finite.
     """
     if targets.ndim != 2 or not targets.size:
         raise DataError(f"targets must be a label matrix [N, K], not of shape {targets.shape}")
@@ -48,8 +43,7 @@ def checked(targets: npt.NDArray[Any], scores: npt.NDArray[Any], *, some: bool =
 def decide(scores: npt.NDArray[Any], thresholds: npt.NDArray[Any] | None) -> Bools:
     """Turn scores ``[N, K]`` into boolean decisions ``[N, K]``.
 
-    A label is given where its score reaches its threshold, ``[K]``. Without thresholds each record
-    gets the one label with the highest score.
+    A label is given where its score reaches its threshold, ``[K]``. Without them each record gets its best label.
     """
     if thresholds is None:
         chosen = np.zeros(scores.shape, np.bool_)
@@ -65,9 +59,8 @@ def decide(scores: npt.NDArray[Any], thresholds: npt.NDArray[Any] | None) -> Boo
 def choose_thresholds(targets: npt.NDArray[Any], scores: npt.NDArray[Any]) -> Floats:
     """Return, for each label, the threshold with the highest F1 on these records, ``[K]``.
 
-    Use a validation or public split, never the test split. The threshold lies midway between the
-    last score let in and the next one below; of equal F1 the highest threshold wins. A label
-    without a positive record gets infinity: it is not given.
+    Use a validation or public split, never the test split. The threshold lies midway between the last score let in and
+    the next one below; of equal F1 the highest threshold wins. A label without a positive record gets infinity.
     """
     positive, values = checked(targets, scores, some=False)
     thresholds = np.full(values.shape[1], np.inf)
@@ -86,19 +79,10 @@ def choose_thresholds(targets: npt.NDArray[Any], scores: npt.NDArray[Any]) -> Fl
     return thresholds
 
 
-DECISIONS = (
-    "macro_precision",
-    "uar",
-    "macro_f1",
-    "micro_precision",
-    "micro_recall",
-    "micro_f1",
-    "sample_precision",
-    "sample_recall",
-    "sample_f1",
-    "accuracy",
-    "label_accuracy",
-)
+_MACRO = ("macro_precision", "uar", "macro_f1")
+_MICRO = ("micro_precision", "micro_recall", "micro_f1")
+_SAMPLE = ("sample_precision", "sample_recall", "sample_f1")
+DECISIONS = (*_MACRO, *_MICRO, *_SAMPLE, "accuracy", "label_accuracy")
 """The figures of :meth:`Decisions.figures`."""
 
 
@@ -139,28 +123,20 @@ class Decisions:
     def figures(self, weights: Floats | None = None) -> dict[str, float]:
         """Return the figures named in :data:`DECISIONS`.
 
-        ``uar``, the unweighted average recall, is macro recall. ``accuracy`` asks for all labels of
-        a record to be right, which with one label each is the usual accuracy; ``label_accuracy`` is
-        the share of right single decisions.
+        ``uar``, the unweighted average recall, is macro recall. ``accuracy`` asks for all labels of a record to be
+        right, the usual accuracy with one label each; ``label_accuracy`` is the share of right single decisions.
         """
         weight = np.ones(len(self._truth)) if weights is None else weights
         hits, held, given = self._counts(weight)
         known = held > 0
-        micro = [hits.sum(), held.sum(), given.sum()]
+        right, true, said = hits.sum(), held.sum(), given.sum()
+        micro = [_over(right, said), _over(right, true), _over(2 * right, true + said)]
         exact, cells = _over(weight @ self._right, weight.sum())
         labelled = float(weight @ self._labelled)
         empty = np.full(3, np.nan)
         samples = weight @ self._samples / labelled if labelled > 0 else empty
         macro = [each[known].mean() for each in self.per_label(weight)] if known.any() else empty
-        values = (
-            *macro,
-            _over(micro[0], micro[2]),
-            _over(micro[0], micro[1]),
-            _over(2 * micro[0], micro[1] + micro[2]),
-            *samples,
-            exact,
-            cells,
-        )
+        values = (*macro, *micro, *samples, exact, cells)
         return {name: float(value) for name, value in zip(DECISIONS, values, strict=True)}
 
     def _counts(self, weights: Floats | None) -> tuple[Floats, Floats, Floats]:

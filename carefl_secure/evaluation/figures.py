@@ -26,23 +26,11 @@ BOUNDS = {name: (0.0, 2.0 if name == "brier" else 1.0) for name in NAMES}
 class Figures:
     """A :data:`carefl_secure.evaluation.bootstrap.Statistic` of a whole split or a part of it.
 
-    Parameters
-    ----------
-    targets : ndarray
-        0/1 label matrix ``[N, K]``.
-    scores : ndarray
-        ``[N, K]``: log-odds where several labels may hold (``multi``), else log-probabilities.
-    thresholds : ndarray or None
-        ``[K]``, from other records than these; None decides for the highest score.
-    names : collection of str
-        Which of :data:`NAMES` a call returns; what is not asked for is not computed.
-
-    Raises
-    ------
-    DataError
-        If the shapes differ, no record carries a label, or a name is unknown.
-    NonFiniteError
-        If a score or threshold is not finite.
+    ``targets`` is a 0/1 label matrix ``[N, K]``. ``scores``, ``[N, K]``, are log-odds where several labels may hold
+    (``multi``), else log-probabilities. ``thresholds``, ``[K]``, come from other records than these; None decides for
+    the highest score. A call returns the ``names``, of :data:`NAMES`; what is not asked for is not computed. DataError
+    is raised where the shapes differ, no record carries a label, or a name is unknown; NonFiniteError where a score or
+    threshold is not finite.
     """
 
     def __init__(
@@ -66,11 +54,9 @@ class Figures:
         self.calibration = Calibration(positive, probabilities(values, multi=multi), multi=multi)
         self._ranking = Ranking(positive, values) if wanted & {"mAP", "mAP_11point"} else None
         self._pooled = Ranking(positive, values, pooled=True) if "micro_AP" in wanted else None
-        samples = (
-            Ranking(positive.T, values.T).average_precisions() if "sample_AP" in wanted else np.zeros(len(values))
-        )
-        self._labelled = np.isfinite(samples).astype(np.float64)
-        self._samples = np.nan_to_num(samples)
+        each = Ranking(positive.T, values.T).average_precisions() if "sample_AP" in wanted else np.zeros(len(values))
+        self._labelled = np.isfinite(each).astype(np.float64)
+        self._samples = np.nan_to_num(each)
 
     def __call__(self, weights: Floats | None = None) -> dict[str, float]:
         """Return the named figures; NaN where the weighted records leave one undefined.
@@ -96,25 +82,14 @@ class Figures:
 
     def part(self, indices: npt.NDArray[np.int64], names: Collection[str] | None = None) -> Figures:
         """Return the figures of some records, under the same thresholds; one must carry a label."""
-        return Figures(
-            self.targets[indices],
-            self.scores[indices],
-            multi=self.multi,
-            thresholds=self.thresholds,
-            names=self.names if names is None else names,
-        )
+        wanted, rows, scores = self.names if names is None else names, self.targets[indices], self.scores[indices]
+        return Figures(rows, scores, multi=self.multi, thresholds=self.thresholds, names=wanted)
 
     def per_label(self) -> dict[str, Floats]:
         """Return the figures of each label, ``[K]``, NaN for labels without a positive record."""
         ranking = Ranking(self.targets, self.scores)
-        precision, recall, f1 = self.decisions.per_label()
-        return {
-            "AP": ranking.average_precisions(),
-            "AP_11point": ranking.eleven_point(),
-            "precision": precision,
-            "recall": recall,
-            "f1": f1,
-        }
+        decided = dict(zip(("precision", "recall", "f1"), self.decisions.per_label(), strict=True))
+        return {"AP": ranking.average_precisions(), "AP_11point": ranking.eleven_point(), **decided}
 
 
 def _mean(values: Floats) -> float:
@@ -125,23 +100,11 @@ def _mean(values: Floats) -> float:
 def prevalence_scores(known: npt.NDArray[Any], count: int, *, multi: bool) -> tuple[Floats, Floats | None]:
     r"""Score every record by the label shares of other records: the baseline of every figure.
 
-    Under these scores mAP is the mean prevalence, and F1 that of deciding for every label (or, with
-    one label each, for the most frequent one).
+    Here mAP is the mean prevalence, and F1 that of giving every label (with one each, the most frequent).
 
-    Parameters
-    ----------
-    known : ndarray
-        0/1 label matrix ``[M, K]`` of records that a model may learn from.
-    count : int
-        Records to score.
-
-    Returns
-    -------
-    scores : ndarray
-        ``[count, K]``: log-odds or log-probabilities. Shares are kept half a record away from 0 and
-        1.
-    thresholds : ndarray or None
-        ``[K]``, chosen on ``known``; None with one label each.
+    ``known`` is the 0/1 label matrix ``[M, K]`` of records that a model may learn from; ``count`` records are scored.
+    Returned are scores ``[count, K]``, log-odds or log-probabilities with shares kept half a record away from 0 and 1,
+    and thresholds ``[K]`` chosen on ``known``, None with one label each.
     """
     if known.ndim != 2 or not len(known):
         raise DataError("label shares need at least one record with known labels")

@@ -1,8 +1,7 @@
 """Figures of each group of people, the gap to the worst one, and how much of it is chance.
 
-A gap between the best and the worst of several groups is never negative and grows with the number
-of groups even where all are alike. It is therefore compared with the gap that 95 of 100 shuffles of
-the group names over persons stay below.
+A gap between the best and the worst of several groups is never negative and grows with their number even where all are
+alike. It is therefore compared with the gap that 95 of 100 shuffles of the group names over persons stay below.
 
 Average precision rises with prevalence, so groups with denser labels score higher whatever the
 model; each group's baseline is given, the mean prevalence of the labels it has.
@@ -21,6 +20,7 @@ from carefl_secure.errors import ConfigError
 from carefl_secure.evaluation.bootstrap import Interval, Units, bootstrap
 from carefl_secure.evaluation.figures import BOUNDS, Figures
 
+Values = Sequence[str | None]
 UNSTATED = "(not stated)"
 """Name of the group of records that do not have the attribute."""
 
@@ -32,9 +32,8 @@ _NAMES = ("mAP", "macro_f1", "uar")
 class Settings:
     """How an evaluation is made: ``replicates`` bootstrap resamples for intervals of a ``level``.
 
-    ``groups`` are the attributes to compare groups by; None takes all with 2 to 12 values. A group
-    needs ``minimum`` records and ten persons; one with fewer is too small. The gap that chance gives
-    is taken from ``shuffles`` of the group names.
+    ``groups`` are the attributes to compare groups by; None takes all with 2 to 12 values. A group needs ``minimum``
+    records and ten persons; one with fewer is too small. The gap by chance is from ``shuffles`` of the group names.
     """
 
     replicates: int = 1000
@@ -68,9 +67,8 @@ class Group:
 class Comparison:
     """All groups of one attribute, by name; those too small with their counts alone.
 
-    ``gap`` is the figure ``metric`` of the ``best`` group minus that of the ``worst``, among the
-    groups with ``minimum`` records; None with fewer than two. 95 of 100 shuffles of the group names
-    stay below ``gap_by_chance``.
+    ``gap`` is the figure ``metric`` of the ``best`` group minus that of the ``worst``, among the groups with
+    ``minimum`` records; None with fewer than two. 95 of 100 shuffles of the group names stay below ``gap_by_chance``.
     """
 
     attribute: str
@@ -84,18 +82,12 @@ class Comparison:
 
 
 def compare(
-    attribute: str,
-    values: Sequence[str | None],
-    figures: Figures,
-    units: Units,
-    settings: Settings,
-    metric: str = "mAP",
+    attribute: str, values: Values, figures: Figures, units: Units, settings: Settings, metric: str = "mAP"
 ) -> Comparison:
     """Score the groups of one attribute.
 
-    ``values`` are those of each record, None where not stated; ``figures`` are of the whole split;
-    ``units`` are drawn together (:func:`carefl_secure.evaluation.bootstrap.units_of`). The gap is
-    about ``metric``: mAP, macro_f1 or uar.
+    ``values`` are those of each record, None where not stated; ``figures`` are of the whole split; ``units`` are drawn
+    together (:func:`carefl_secure.evaluation.bootstrap.units_of`). The gap is about ``metric``: mAP, macro_f1 or uar.
     """
     if len(values) != len(units) or len(units) != len(figures.scores):
         raise ConfigError(f"attribute {attribute!r} has {len(values)} values for {len(figures.scores)} records")

@@ -1,9 +1,8 @@
 """How light and how sharp a picture is, in terciles: the conditions of the recording.
 
-Brightness is the mean luma (ITU-R BT.601), from 0 to 1. Sharpness is the variance of the Laplacian
-of the luma (Pech-Pacheco et al. 2000), on the picture scaled down to at most 256 pixels a side, so
-that pictures of different size compare. Terciles are those of the scored records: they show where a
-model is weaker within a corpus, not between corpora.
+Brightness is the mean luma (ITU-R BT.601), from 0 to 1. Sharpness is the variance of the Laplacian of the luma
+(Pech-Pacheco et al. 2000), on the picture scaled down to at most 256 pixels a side, so that pictures of different size
+compare. Terciles are those of the scored records: they show weaknesses within a corpus, not between corpora.
 """
 
 from __future__ import annotations
@@ -27,8 +26,7 @@ _NAMES = {"brightness": ("1 dark", "2 middle", "3 bright"), "sharpness": ("1 blu
 class Slices:
     """Records by tercile of ``brightness`` or ``sharpness``.
 
-    ``values`` are the tercile of each record, ``edges`` where the first and the second tercile end,
-    each value included.
+    ``values`` are the tercile of each record, ``edges`` where the first and the second end, value included.
     """
 
     name: str

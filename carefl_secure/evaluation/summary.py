@@ -19,10 +19,9 @@ FORMAT = "carefl.evaluation/1"
 class Cost:
     """What one answer costs on this machine: latency, memory, and tokens.
 
-    ``images`` pictures were timed one at a time, from reading the file to all label scores;
-    latencies are in milliseconds. ``peak_memory_bytes`` is the largest resident size of the whole
-    process so far. ``prompt_tokens`` include those of the picture; ``answer_tokens`` are of all
-    answers together.
+    ``images`` pictures were timed one at a time, from reading the file to all label scores; latencies are in
+    milliseconds. ``peak_memory_bytes`` is the largest resident size of the whole process so far. ``prompt_tokens``
+    include those of the picture; ``answer_tokens`` are of all answers together.
     """
 
     images: int

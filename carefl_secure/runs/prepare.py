@@ -49,8 +49,7 @@ def prepare(
 ) -> dict[str, Any]:
     """Forecast, have a run of noise confirmed, resolve the rate, warm the adapter up; return what is recorded.
 
-    Without ``confirm`` a run that is nearly all noise goes on with a note; where it returns False
-    `UnconfirmedError` is raised.
+    Without ``confirm`` a run that is nearly all noise goes on with a note; `UnconfirmedError` where it returns False.
     """
     before, task = perplexity(scorer.adapter), public_task(config, plan, scorer, corpora, contexts, reporter)
     found = forecast(config, plan, task)

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from carefl_secure.cli.console import Yes, confirmation, require_run
+from carefl_secure.cli.console import Words, Yes, confirmation, require_run
 from carefl_secure.cli.figures import show, to_json
 from carefl_secure.cli.reporter import RichReporter
 from carefl_secure.config import load_config
@@ -18,10 +18,6 @@ from carefl_secure.run_folder import Interrupted
 server = typer.Typer(name="server", no_args_is_help=True, help="Run the server from its bundle.")
 
 _AT_SITES = ("simulation.dropout=0", "data.at_sites=true")
-
-Words = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting; may be given repeatedly.")
-]
 
 
 @server.callback()
@@ -50,9 +46,7 @@ def submit(
     key: Annotated[Path, typer.Option(metavar="BUNDLE", help="The submitter's bundle.")],
     run: Annotated[Path | None, typer.Argument(metavar="RUN.yaml", help="The run's configuration.")] = None,
     set_: Words = None,
-    resume: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Go on with an interrupted run; takes its settings.")
-    ] = None,
+    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Resume a run, with its own settings.")] = None,
     patience: Annotated[float, typer.Option(min=1, help="Seconds that the sites get to agree to the run.")] = 1800.0,
     yes: Yes = False,
     json: Annotated[bool, typer.Option("--json", help="Write the summary as JSON.")] = False,
@@ -102,17 +96,12 @@ def start_node(
         Literal["agent", "supernode"] | None,
         typer.Option(help="One half; the other runs under another account or in a container."),
     ] = None,
-    socket: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="Where the two halves meet; with --only.")
-    ] = None,
-    work: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="Folder for logs and Flower's files; the bundle's own.")
-    ] = None,
+    socket: Annotated[Path | None, typer.Option(metavar="PATH", help="Where the halves meet; with --only.")] = None,
+    work: Annotated[Path | None, typer.Option(metavar="DIR", help="Logs and Flower's files; else the bundle.")] = None,
 ) -> None:
     """Start the site's agent and its SuperNode; ends with Ctrl-C.
 
-    The agent holds keys, records, ledger and policy.yaml, and refuses what the policy does not
-    allow. Flower runs only a relay.
+    The agent holds keys, records, ledger and policy.yaml, and refuses what the policy forbids. Flower runs a relay.
     """
     from carefl_secure.deployment.site.services import run_node
 

@@ -49,9 +49,7 @@ def rotate(home: Home) -> None:
 def join(
     home: Home,
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="What was provisioned.")],
-    fingerprint: Annotated[
-        str | None, typer.Option(metavar="HEX", help="The roster's fingerprint, as you compared it.")
-    ] = None,
+    fingerprint: Annotated[str | None, typer.Option(metavar="HEX", help="The fingerprint that you compared.")] = None,
     data: Annotated[str | None, typer.Option(metavar="PATH", help="Folder of this site's records.")] = None,
 ) -> None:
     """Check a provisioned bundle, confirm its roster, and complete the site's folder.
@@ -94,18 +92,13 @@ def _tell(home: Path, half: PublicHalf) -> None:
 
 def provision(
     sites: Annotated[Path, typer.Argument(metavar="SITES.yaml", help="Who takes part.")],
-    keys: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="Folder of the parties' public halves, NAME.pub.json.")
-    ] = None,
+    keys: Annotated[Path | None, typer.Option(metavar="PATH", help="Folder of public halves, NAME.pub.json.")] = None,
     out: Annotated[Path, typer.Option(metavar="PATH", help="New folder for the bundles.")] = Path("bundles"),
-    rehearsal: Annotated[
-        bool, typer.Option(help="Make all keys here, in place of --keys: to try a deployment, only.")
-    ] = False,
+    rehearsal: Annotated[bool, typer.Option(help="Make all keys here, without --keys: for a trial only.")] = False,
 ) -> None:
     """Write a bundle for every site and one for the server, from the parties' public halves.
 
-    Sites, helpers and submitters make their keys with "site init" and "submitter init". Their
-    bundles hold nothing secret.
+    Sites, helpers and submitters make their keys with "site init" and "submitter init". Bundles hold no secret.
     """
     from carefl_secure.deployment.provisioning import provision as writing
     from carefl_secure.deployment.provisioning.sites import REHEARSAL, read_sites

@@ -13,15 +13,9 @@ from carefl_secure.errors import ConfigError
 
 def audit(
     run: Run,
-    threat_model: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Only the attacks of this adversary.")
-    ] = None,
-    records: Annotated[
-        int, typer.Option(min=50, help="Members, and as many non-members, to attack the adapter with.")
-    ] = 1000,
-    canaries: Annotated[
-        int, typer.Option(min=64, help="Canaries of the one-run bound, each included by a coin flip.")
-    ] = 1000,
+    threat_model: Annotated[str | None, typer.Option(metavar="NAME", help="Only attacks of this adversary.")] = None,
+    records: Annotated[int, typer.Option(min=50, help="Members, and as many non-members, to attack with.")] = 1000,
+    canaries: Annotated[int, typer.Option(min=64, help="Canaries of the one-run bound, each by coin flip.")] = 1000,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:

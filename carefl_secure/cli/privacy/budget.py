@@ -28,9 +28,7 @@ class BudgetOptions:
     """The options of ``budget``: a `BudgetQuestion`, without what it imports."""
 
     delta: Annotated[float, typer.Option(help="Probability with which the epsilon bound may fail.")]
-    sample_rate: Annotated[
-        float | None, typer.Option(metavar="Q", help="Probability of each record to be in one sum.")
-    ] = None
+    sample_rate: Annotated[float | None, typer.Option(metavar="Q", help="Probability of a record in one sum.")] = None
     noise_multiplier: Annotated[
         float | None, typer.Option(metavar="S", help="Noise deviation divided by the norm bound of one record.")
     ] = None
@@ -40,17 +38,13 @@ class BudgetOptions:
         Literal["gaussian", "skellam"],
         typer.Option(help="gaussian: noise of each client; skellam: shares of noise in a secure sum."),
     ] = "gaussian"
-    unit: Annotated[
-        Literal["record", "person", "client"], typer.Option(help="Unit of privacy: what is added or removed.")
-    ] = "record"
+    unit: Annotated[Literal["record", "person", "client"], typer.Option(help="What is added or removed.")] = "record"
     records_per_person: Annotated[
         int | None, typer.Option(metavar="K", help="Records per person, each clipped on its own; with --unit person.")
     ] = None
     dimension: Annotated[
         int | None,
-        typer.Option(
-            metavar="D", help="Number of trained values, with skellam; by default the embedded model's 40960."
-        ),
+        typer.Option(metavar="D", help="Trained values, with skellam; by default the embedded model's 40960."),
     ] = None
 
 
@@ -59,9 +53,7 @@ def budget(
     question: BudgetOptions,
     crosscheck: Annotated[
         bool,
-        typer.Option(
-            "--crosscheck", help="Compute Opacus' PRV epsilon too, where the noise is Gaussian; it imports torch."
-        ),
+        typer.Option("--crosscheck", help="Compute Opacus' PRV epsilon too, for Gaussian noise; it imports torch."),
     ] = False,
     json: Json = False,
 ) -> None:

@@ -15,9 +15,7 @@ from carefl_secure.rounding import round_up
 if TYPE_CHECKING:
     from carefl_secure.privacy.ledger.statement import Statement
 
-ledger = typer.Typer(
-    name="ledger", no_args_is_help=True, help="Verify, read and recover the ledgers of what was spent."
-)
+ledger = typer.Typer(name="ledger", no_args_is_help=True, help="Verify, read and recover ledgers of what was spent.")
 
 Place = Annotated[Path, typer.Argument(metavar="PATH", help="A ledger file, or a run folder for all in it.")]
 
@@ -25,9 +23,7 @@ Place = Annotated[Path, typer.Argument(metavar="PATH", help="A ledger file, or a
 @ledger.command("verify")
 def verify(
     path: Place,
-    head: Annotated[
-        str | None, typer.Option(help="A hash seen earlier that the chain must still hold (one ledger).")
-    ] = None,
+    head: Annotated[str | None, typer.Option(help="A hash that the chain must still hold (one ledger).")] = None,
     json: Json = False,
 ) -> None:
     """Verify every hash chain, and name the broken entry of each broken ledger."""
@@ -63,9 +59,7 @@ def verify(
 @ledger.command("show")
 def show(
     path: Place,
-    delta: Annotated[
-        float | None, typer.Option(help="Delta to price at; by default that of the run's plan, or else 1e-5.")
-    ] = None,
+    delta: Annotated[float | None, typer.Option(help="Delta to price at; default: the plan's, else 1e-5.")] = None,
     json: Json = False,
 ) -> None:
     """Show what was spent, and its total epsilon."""

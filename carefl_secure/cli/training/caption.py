@@ -53,9 +53,8 @@ def caption(
 ) -> None:
     """Caption the images of a corpus into a folder that stays on this machine.
 
-    A second call continues where the first one stopped. It shows counts, never a caption. To train
-    with the captions, name the folder in model.context_cache. LLaVA-1.5 is under the Llama 2
-    Community License.
+    A second call continues where the first one stopped. It shows counts, never a caption. To train with the captions,
+    name the folder in model.context_cache. LLaVA-1.5 is under the Llama 2 Community License.
     """
     settings = load_config(None, options.set_ or (), data=source)
     require_corpus(settings.data.source)

@@ -23,9 +23,7 @@ if TYPE_CHECKING:
 class EvaluateOptions:
     """The options of ``evaluate``."""
 
-    split: Annotated[
-        Literal["test", "public"], typer.Option(help="Which public split of the run; never private records.")
-    ] = "test"
+    split: Annotated[Literal["test", "public"], typer.Option(help="Split of the run; both are public.")] = "test"
     data: Annotated[Path | None, typer.Option(metavar="PATH", help="Another corpus: its test split, or all.")] = None
     labels: Annotated[str, typer.Option(help="Label space to read --data with.")] = "auto"
     view: Annotated[str, typer.Option(help="View to read --data with.")] = "auto"
@@ -104,9 +102,8 @@ def evaluate(run: Run, options: EvaluateOptions, quiet: Quiet = False, json: Jso
     # Heavy imports wait until the options are checked.
     from carefl_secure.evaluation.groups import Settings
 
-    settings = Settings(
-        replicates=options.bootstrap, groups=tuple(options.group) if options.group else None, minimum=options.minimum
-    )
+    groups = tuple(options.group) if options.group else None
+    settings = Settings(replicates=options.bootstrap, groups=groups, minimum=options.minimum)
     if videos:
         from carefl_secure.runs.evaluation.zero_shot import evaluate_zero_shot
 
@@ -144,9 +141,7 @@ def evaluate(run: Run, options: EvaluateOptions, quiet: Quiet = False, json: Jso
 def _generated(run: Path, options: EvaluateOptions, quiet: bool, json: bool) -> None:
     """Score what the model writes."""
     if options.data is not None or options.group or options.space:
-        raise ConfigError(
-            "--scorer generation scores the run's own splits as a whole; leave out --data, --group and --space"
-        )
+        raise ConfigError("--scorer generation scores whole splits of the run; leave out --data, --group and --space")
     from carefl_secure.runs.evaluation.generated import evaluate_generated
 
     with running(quiet) as reporter:

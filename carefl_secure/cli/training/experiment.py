@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from carefl_secure.cli.console import Json, Quiet, require_corpus, result_console, result_table, say
+from carefl_secure.cli.console import Json, Quiet, Words, require_corpus, result_console, result_table, say
 from carefl_secure.cli.reporter import running
 from carefl_secure.config.experiment import cells_of, load_experiment
 from carefl_secure.config.load import parse_words
@@ -18,24 +18,20 @@ from carefl_secure.errors import RunError
 
 def experiment(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="YAML file of the experiment.")],
-    run_dir: Annotated[Path, typer.Option(metavar="DIR", help="Folder that holds the experiments.")] = Path(
-        "runs/experiments"
-    ),
+    run_dir: Annotated[Path, typer.Option(metavar="DIR", help="Folder of experiments.")] = Path("runs/experiments"),
     jobs: Annotated[int, typer.Option(min=1, help="Cells that run at the same time, one process each.")] = 1,
     resume: Annotated[
         bool, typer.Option("--resume-by-default/--no-resume", help="Keep finished cells and resume interrupted ones.")
     ] = True,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the base; repeatable.")
-    ] = None,
+    set_: Words = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and list the cells; run nothing.")] = False,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Run every variant under every seed and compare them in DIR/NAME.
 
-    Writes results.json, table.md and table.html there. A failing cell is named in all of them and
-    makes the exit code 40; the other cells still run.
+    Writes results.json, table.md and table.html there. A failing cell is named in all of them and makes the exit code
+    40; the other cells still run.
     """
     asked = load_experiment(file)
     folder = run_dir / asked.name

@@ -7,19 +7,15 @@ from typing import Annotated
 
 import typer
 
-from carefl_secure.cli.console import Json, Quiet, require_corpus, say, write_json
+from carefl_secure.cli.console import Json, Quiet, Words, require_corpus, say, write_json
 from carefl_secure.cli.reporter import running
 from carefl_secure.config import load_config
 
 
 def plan(
     config: Annotated[Path | None, typer.Option(metavar="FILE", help="YAML file with settings.")] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting; repeatable.")
-    ] = None,
-    data: Annotated[
-        str | None, typer.Option(metavar="PATH", help="Corpus folder; without it, synthetic scenes.")
-    ] = None,
+    set_: Words = None,
+    data: Annotated[str | None, typer.Option(metavar="PATH", help="Corpus folder; else synthetic scenes.")] = None,
     epsilon: Annotated[float | None, typer.Option(help="Privacy budget of all rounds together.")] = None,
     quiet: Quiet = False,
     json: Json = False,

@@ -21,9 +21,7 @@ def predict(
     run: Folder,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Images, or folders of images.")],
     json: Annotated[bool, typer.Option("--json", help="One JSON object a line: scores and thresholds.")] = False,
-    csv: Annotated[
-        Path | None, typer.Option("--csv", metavar="FILE", help="Write one row for each image and label.")
-    ] = None,
+    csv: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="One row per image and label.")] = None,
     batch: Annotated[int, typer.Option(min=1, metavar="N", help="Images in memory at a time.")] = 16,
     quiet: Quiet = False,
 ) -> None:
@@ -59,10 +57,8 @@ def predict(
             reporter.advance(task)
         reporter.finish(task)
     if unread:
-        more = f" and {len(unread) - _NAMED} more" if len(unread) > _NAMED else ""
-        raise DataError(
-            f"{len(unread)} of {len(files)} images could not be read: {', '.join(unread[:_NAMED])}{more}; replace them"
-        )
+        named = ", ".join(unread[:_NAMED]) + (f" and {len(unread) - _NAMED} more" if len(unread) > _NAMED else "")
+        raise DataError(f"{len(unread)} of {len(files)} images could not be read: {named}; replace them")
 
 
 def export(

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from carefl_secure.cli.console import Json, Quiet, Yes, confirmation, require_corpus, require_run
+from carefl_secure.cli.console import Json, Quiet, Words, Yes, confirmation, require_corpus, require_run
 from carefl_secure.cli.figures import show, to_json
 from carefl_secure.cli.options import unfold
 from carefl_secure.cli.reporter import running
@@ -23,20 +23,14 @@ class TrainOptions:
     """The options of ``train``; those left out are None."""
 
     epsilon: Annotated[float | None, typer.Option(help="Privacy budget of all rounds together.")] = None
-    data: Annotated[str | None, typer.Option(metavar="PATH", help="Image folder; without it, synthetic scenes.")] = (
-        None
-    )
+    data: Annotated[str | None, typer.Option(metavar="PATH", help="Image folder; else synthetic scenes.")] = None
     config: Annotated[Path | None, typer.Option(metavar="FILE", help="YAML file with settings.")] = None
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting; repeatable.")] = (
-        None
-    )
+    set_: Words = None
     rounds: Annotated[int | None, typer.Option(help="Number of rounds.")] = None
     clients: Annotated[int | None, typer.Option(help="Number of clients.")] = None
     stages: Annotated[
         str | None,
-        typer.Option(
-            metavar="SPACES", help="Label spaces of several stages under one budget, such as basic,compound."
-        ),
+        typer.Option(metavar="SPACES", help="Label spaces of stages under one budget, such as basic,compound."),
     ] = None
     aggregation: Annotated[
         str | None,
@@ -55,9 +49,7 @@ class TrainOptions:
     local_nodes: Annotated[
         int | None, typer.Option(help="Number of SuperNodes of --engine superlink; it equals the number of clients.")
     ] = None
-    resume: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Resume an interrupted run, with its own settings.")
-    ] = None
+    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Resume a run, with its own settings.")] = None
     track: Annotated[
         list[str] | None,
         typer.Option(

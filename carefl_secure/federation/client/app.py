@@ -24,18 +24,19 @@ Helpers = Callable[[int], Helper | None]
 Action = Callable[[ClientSession, RecordDict], RecordDict]
 
 
+def _header(fields: Fields) -> tuple[int, bytes]:
+    return fields.integer("round"), fields.octets("plan")
+
+
 def _advertise(session: ClientSession, content: RecordDict) -> RecordDict:
-    names = (*_HEADER, "key") if session.encrypts else _HEADER
-    fields = Fields(content, *names)
-    message = session.advertise(
-        fields.integer("round"), fields.octets("plan"), fields.octets("key") if session.encrypts else b""
-    )
+    fields = Fields(content, *_HEADER, *(["key"] if session.encrypts else []))
+    message = session.advertise(*_header(fields), fields.octets("key") if session.encrypts else b"")
     return pack(index=session.index, message=message)
 
 
 def _advertise_prefetch(session: ClientSession, content: RecordDict) -> RecordDict:
     fields = Fields(content, *_HEADER)
-    message = session.advertise_prefetch(fields.integer("round"), fields.octets("plan"))
+    message = session.advertise_prefetch(*_header(fields))
     return pack(index=session.index, message=message)
 
 
@@ -45,13 +46,8 @@ def _share_prefetch(session: ClientSession, content: RecordDict) -> RecordDict:
 
 def _submit(session: ClientSession, content: RecordDict) -> RecordDict:
     fields = Fields(content, *_HEADER, maps=["announcements"])
-    upload = session.submit(
-        fields.integer("round"),
-        fields.octets("plan"),
-        adapter_of(content, session.dimension),
-        fields.map("announcements"),
-    )
-    return pack(upload=upload)
+    adapter = adapter_of(content, session.dimension)
+    return pack(upload=session.submit(*_header(fields), adapter, fields.map("announcements")))
 
 
 def _role(session: ClientSession, content: RecordDict) -> RecordDict:
@@ -65,10 +61,8 @@ def _share(session: ClientSession, content: RecordDict) -> RecordDict:
 
 def _masked(session: ClientSession, content: RecordDict) -> RecordDict:
     fields = Fields(content, *_HEADER, maps=["shares"])
-    upload = session.release(
-        fields.integer("round"), fields.octets("plan"), adapter_of(content, session.dimension), fields.map("shares")
-    )
-    return pack(upload=upload)
+    adapter = adapter_of(content, session.dimension)
+    return pack(upload=session.release(*_header(fields), adapter, fields.map("shares")))
 
 
 def _sign(session: ClientSession, content: RecordDict) -> RecordDict:
@@ -120,10 +114,9 @@ def build_client_app(
 ) -> ClientApp:
     """Return the app that every node runs.
 
-    Its actions: ``query.advertise``, ``query.share``, ``train.masked``, ``query.sign`` and
-    ``query.unmask`` of pairwise masking; ``query.advertise_prefetch`` and ``query.share_prefetch``
-    of clients that dropped out of a round and rejoin in the next; ``train.submit`` to a committee;
-    ``query.role``; and the helpers' own (`AggregationProtocol.helper_actions`).
+    Its actions: ``query.advertise``, ``query.share``, ``train.masked``, ``query.sign`` and ``query.unmask`` of
+    pairwise masking; ``query.advertise_prefetch`` and ``query.share_prefetch`` of clients that rejoin after a dropout;
+    ``train.submit`` to a committee; ``query.role``; and the helpers' (`AggregationProtocol.helper_actions`).
 
     Parameters
     ----------
@@ -131,12 +124,11 @@ def build_client_app(
         Gives the session of a ``partition-id``: the same object for the whole run, because a round
         spans five messages, or a new one each time with ``keep_state``.
     on_refusal : callable(int, CareflError) -> None, optional
-        Called on the client with each error that became a numbered refusal; its text may describe
-        the client's data, so it must stay there.
+        Called on the client with each error that became a numbered refusal; its text may describe data and must stay
+        there.
     keep_state : bool, optional
-        Keep the session in the node's own Flower context between messages, for engines that start a
-        process per message. It never leaves the node, and its secrets are sealed. A helper's round
-        key is never stored, so helpers need a process that stays.
+        Keep the session in the node's Flower context, for engines with a process per message. It never leaves the
+        node, and its secrets are sealed. A helper's round key is never stored, so helpers need a process that stays.
     helpers : callable(int) -> Helper or None, optional
         Gives the helper of a ``partition-id``, one object for the whole run; None for a client.
     protocol : str, optional
@@ -144,11 +136,10 @@ def build_client_app(
 
     Guarantees
     ----------
-    A reply holds the one value its step is for and nothing else, but for the keys of the next round
-    that are piggybacked on ``query.sign`` and ``query.unmask`` where that was agreed. In
-    ``train.masked`` and ``train.submit`` that is the masked upload: no number of records, no loss,
-    no time. A refusal is a number with a fixed sentence. A client takes no helper's part and a
-    helper no client's.
+    A reply holds the one value its step is for and nothing else, but for the keys of the next round that are
+    piggybacked on ``query.sign`` and ``query.unmask`` where that was agreed. In ``train.masked`` and ``train.submit``
+    that is the masked upload: no number of records, no loss, no time. A refusal is a number with a fixed sentence. A
+    client takes no helper's part and a helper no client's.
     """
     app = ClientApp()
     steps = helper_actions(protocol)

@@ -19,9 +19,7 @@ class RoundBudget:
 
     def __init__(self, ledger: Ledger, plan: RunPlan, cohort: Cohort, limit: float | None = None) -> None:
         privacy = plan.privacy
-        self._ledger = ledger
-        self._event = plan.event
-        self._delta = privacy.delta
+        self._ledger, self._event, self._delta = ledger, plan.event, privacy.delta
         self._run = cohort.run.decode(errors="backslashreplace")
         self._payload = {"run": self._run, "planned": privacy.rounds, "unit": privacy.unit, "trust": privacy.trust}
         self._limit = privacy.limit if limit is None else limit
@@ -34,9 +32,8 @@ class RoundBudget:
     def charge(self, number: int) -> None:
         """Write one round to the ledger, on disk, before anything of it is released.
 
-        Raises BudgetExceededError, and writes nothing, when it would overspend or the rounds of
-        the plan are all charged, in however many attempts; LedgerError when the ledger cannot be
-        trusted or written.
+        Raises BudgetExceededError, and writes nothing, when it would overspend or the rounds of the plan are all
+        charged, in however many attempts; LedgerError when the ledger cannot be trusted or written.
         """
         entry = {**self._payload, "round": number}
         if self._event is None:

@@ -16,31 +16,25 @@ _NONE = -1
 class OpenRounds:
     """What a client holds of the round in progress and of the next one.
 
-    ``plan_hash`` is of the one plan that it follows; ``prefetches`` says whether it agreed to
-    exchange keys for the next round during this one.
+    ``plan_hash`` is of the plan it follows; ``prefetches`` says whether it agreed to exchange keys a round ahead.
 
     Guarantees
     ----------
-    The numbers of rounds that are begun only go up. Prefetched keys are for one round, used in it
-    at most once and erased when another round begins, when newer ones are made, and on `close`; for
-    one round they are prefetched once. A round is bound to one model.
+    The numbers of begun rounds only go up. Prefetched keys serve one round, at most once, and are erased when another
+    round begins, when newer ones are made, and on `close`; for one round they are made once. A round is bound to one
+    model.
     """
 
     def __init__(self, sums: ClientSums, plan_hash: bytes, prefetches: bool) -> None:
-        self._sums = sums
-        self._plan_hash = plan_hash
-        self._prefetches = prefetches
-        self.number = _NONE
-        self._model_hash = b""
+        self._sums, self._plan_hash, self._prefetches = sums, plan_hash, prefetches
+        self.number, self._next_number, self._model_hash = _NONE, _NONE, b""
         self._sum: ClientSum | None = None
         self._next: ClientSum | None = None
-        self._next_number = _NONE
 
     def begin(self, number: int, plan_hash: bytes, key: bytes = b"") -> ClientSum:
         """Begin a round with fresh keys, and drop whatever is open.
 
-        Raises ProtocolError when the round is not new, or the plan or the holder's key is another
-        one.
+        Raises ProtocolError when the round is not new, or the plan or the holder's key is another one.
         """
         self._check(number, plan_hash)
         begun = self._sums.begin(number, key)
@@ -85,8 +79,7 @@ class OpenRounds:
     def advertise_prefetch(self, number: int, plan_hash: bytes) -> bytes:
         """Make and show fresh keys for a later round during this one.
 
-        Raises ProtocolError when this client did not agree to that, follows another plan, took part
-        in that round, or has shown keys for it or a later one.
+        Raises ProtocolError when this was not agreed, the plan is another, or the round or its keys are not new.
         """
         if not self._prefetches:
             raise ProtocolError(

@@ -29,6 +29,7 @@ from carefl_secure.privacy import Ledger
 from carefl_secure.secagg import encode, wrap
 from carefl_secure.secagg.primitives.crypto import same
 
+Adapter = NDArray[np.float32]
 _SAVED = struct.Struct("<Id")  # length of the local work's state, norm of the last adapter
 _STAMP = 32
 
@@ -52,23 +53,20 @@ class ClientSession:
     memory : Path, optional
         Folder for what the client keeps between rounds of this run (FedDyn).
     last_round : int, optional
-        The last round number of the agreed plan; the plan's number of rounds by default. The first
-        one is as many rounds before it as the plan has.
+        The last round number of the agreed plan; the plan's number of rounds by default. The first follows from it.
 
     Guarantees
     ----------
-    Whatever leaves the client in a round is a function of its masked vector and of messages that do
-    not depend on its records. The vector is masked, carries this client's share of the noise, and
-    its event is in the ledger, on disk, before the records are read. This rests on the keys being
-    unpredictable, on ``task`` clipping as it promises, and on the secure sum's own assumptions.
-    Where the plan makes each client's vector private by itself (trust none), not on the last.
+    Whatever leaves the client in a round is a function of its masked vector and of messages that do not depend on its
+    records. The vector is masked, carries this client's share of the noise, and its event is in the ledger, on disk,
+    before the records are read. It rests on unpredictable keys, on ``task`` clipping as it promises, and on the secure
+    sum's own assumptions; on all but the last where each client's vector is private by itself (trust none).
 
-    In a protected run nothing after the charge refuses or fails for a reason that depends on a
-    record: a record with a loss or gradient that is not finite contributes zero, and so does the
-    client where its task fails (`LocalWork.release`); the noised vector goes out, and only the
-    client's own log tells. No round outside the agreed plan is taken part in, and no more attempts
-    than it has rounds are charged, whatever the ledger's limit would allow. An attempt that ends
-    before the charge has read no record and is free; each number is begun once.
+    In a protected run nothing after the charge refuses or fails for a reason that depends on a record: a record with a
+    loss or gradient that is not finite contributes zero, and so does the client where its task fails
+    (`LocalWork.release`); the noised vector goes out, and only the client's own log tells. No round outside the agreed
+    plan is taken part in, and no more attempts than it has rounds are charged, whatever the ledger's limit would
+    allow. An attempt that ends before the charge has read no record and is free; each number is begun once.
     """
 
     def __init__(
@@ -94,10 +92,7 @@ class ClientSession:
             )
         kept = memory and correction_file(memory, cohort.run, plan.hash(), index)
         self._work = local_work(plan, task, index, kept)
-        self.index = index
-        self._plan = plan
-        self._cohort = cohort
-        self._keys = setup.keys
+        self.index, self._plan, self._cohort, self._keys = index, plan, cohort, setup.keys
         self._budget = RoundBudget(ledger, plan, cohort, max_epsilon)
         self._sums = ClientSums(setup)
         self._rounds = OpenRounds(self._sums, plan.hash(), cohort.prefetches)
@@ -118,9 +113,8 @@ class ClientSession:
     def advertise(self, number: int, plan_hash: bytes, key: bytes = b"") -> bytes:
         """Begin a round: check that it is new under the agreed plan; return a signed advertisement.
 
-        ``key`` is the key holder's message, where uploads are encrypted. Raises ProtocolError when
-        ``number`` is not above that of every earlier round, the plan or the key is another one, or
-        rounds of this run have no advertisements.
+        ``key`` is the key holder's message, where uploads are encrypted. Raises ProtocolError when ``number`` is not
+        above that of every earlier round, the plan or the key is another one, or this run has no advertisements.
         """
         self._check_number(number)
         return self._rounds.begin(number, plan_hash, key).advertise()
@@ -132,8 +126,7 @@ class ClientSession:
     def advertise_prefetch(self, number: int, plan_hash: bytes) -> bytes:
         """Show fresh keys for a later round during this one; nothing is spent or read.
 
-        Raises ProtocolError when the cohort did not agree to that, the plan is another one, or this
-        client took part in that round or has shown keys for it.
+        Raises ProtocolError when that was not agreed, the plan is another, or the round or its keys are not new.
         """
         self._check_number(number)
         return self._rounds.advertise_prefetch(number, plan_hash)
@@ -142,14 +135,11 @@ class ClientSession:
         """Split the secrets of that later round among the clients that advertised for it."""
         return self._rounds.share_prefetch(advertisements)
 
-    def submit(
-        self, number: int, plan_hash: bytes, adapter: NDArray[np.float32], announcements: Mapping[int, bytes]
-    ) -> bytes:
+    def submit(self, number: int, plan_hash: bytes, adapter: Adapter, announcements: Mapping[int, bytes]) -> bytes:
         """Take part in a whole round by one message, for a committee to open.
 
-        ``announcements`` holds the members' keys for this round. Returns the masked vector and the
-        members' envelopes, signed. Raises what `advertise` and `release` raise; ProtocolError in a
-        run without a committee.
+        ``announcements`` holds the members' keys for this round. Returns the masked vector and the members' envelopes,
+        signed. Raises what `advertise` and `release` raise; ProtocolError in a run without a committee.
         """
         if self._cohort.aggregation != "committee":
             raise ProtocolError("the server asks for a committee's message; compare federation.aggregation")
@@ -160,25 +150,13 @@ class ClientSession:
         finally:
             self.close()
 
-    def release(
-        self, number: int, plan_hash: bytes, adapter: NDArray[np.float32], messages: Mapping[int, bytes]
-    ) -> bytes:
+    def release(self, number: int, plan_hash: bytes, adapter: Adapter, messages: Mapping[int, bytes]) -> bytes:
         """Compute, protect and mask this client's vector: the one release of a round, signed.
 
-        Parameters
-        ----------
-        adapter : ndarray of float32, shape [D]
-            The global adapter; the keys of the round are bound to its hash, once.
-        messages : mapping of int to bytes
-            The other clients' shares for this one, or the committee's announcements.
-
-        Raises
-        ------
-        ProtocolError, CohortError
-            The round, the plan or a message is not as agreed, or too few clients take part.
-        BudgetExceededError
-            The rounds of the plan are all charged, or this one would take the ledger over the
-            client's own limit.
+        The keys of the round are bound to the hash of ``adapter``, float32 of shape [D], once. ``messages`` are the
+        other clients' shares for this one, or the committee's announcements. ProtocolError or CohortError is raised
+        where the round, the plan or a message is not as agreed, or too few clients take part; BudgetExceededError
+        where the rounds of the plan are all charged, or this one would take the ledger over the client's own limit.
         """
         # Check the agreed round and plan; open and check what the others sent.
         part = self._rounds.enter(number, plan_hash, vector_hash(adapter))
@@ -238,9 +216,9 @@ class ClientSession:
     def save(self) -> bytes:
         """Return what the next step needs, for engines that start a process per message.
 
-        Only the same identity can open it. The secrets of rounds in it are sealed; FedDyn's
-        correction is not, and is as private as the records. Store it before the reply leaves, and
-        only the newest: an older one would let a step be answered twice.
+        Only the same identity can open it. The secrets of rounds in it are sealed; FedDyn's correction is not, and is
+        as private as the records. Store it before the reply leaves, and only the newest: with an older one a step is
+        answered twice.
         """
         work = self._work.save()
         content = _SAVED.pack(len(work), self._last_norm) + work + self._rounds.save()
@@ -254,9 +232,7 @@ class ClientSession:
         self.close()
         stamp, content = saved[:_STAMP], saved[_STAMP:]
         if not same(stamp, self._sums.stamp(content)):
-            raise ProtocolError(
-                "saved session: it was changed, or is of another client or run; the client sits this round out"
-            )
+            raise ProtocolError("saved session: changed, or of another client or run; the client sits this round out")
         length, self._last_norm = _SAVED.unpack_from(content)
         content = content[_SAVED.size :]
         self._work.restore(content[:length])

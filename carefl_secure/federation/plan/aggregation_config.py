@@ -27,14 +27,12 @@ class AggregationConfig:
     Parameters
     ----------
     protocol : str
-        One of :data:`PROTOCOLS`, or the name of one that an installed package brings. The same
-        noise gives the same adapter under all of them.
+        One of :data:`PROTOCOLS`, or that of an installed package. The same noise gives the same adapter under all.
     dropout_tolerance : int
-        Committee members that may drop out once all have announced their keys; ``2 *
-        dropout_tolerance + 1`` honest members are needed then, in place of one.
+        Committee members that may drop out once all have announced their keys; ``2 * dropout_tolerance + 1`` honest
+        members are needed then, in place of one.
     prefetch : bool
-        Whether the keys of a round are exchanged during the round before. It changes no result, and
-        nothing where uploads are encrypted.
+        Whether keys are exchanged one round ahead, which changes no result; not used where uploads are encrypted.
     own_helpers : int
         Helpers that a protocol of another package needs, as its ``helpers`` says; 0 for this package's.
     """
@@ -67,17 +65,11 @@ class AggregationConfig:
         return {"committee": self.members, "encrypted": 1}.get(self.protocol, self.own_helpers)
 
     @property
-    def committee(self) -> dict[str, Any]:
-        """What a committee's agreement on a round says besides the members' keys."""
-        return {"dropout_tolerance": self.dropout_tolerance}
-
-    @property
     def honest_members(self) -> int:
         """Committee members that must not side with the server: ``2 * dropout_tolerance + 1``.
 
-        With m members and a tolerance s, a server needs the openings of m - s members for a list.
-        Two different lists, or a list and the seeds of its absent members, share at least m - 2 s
-        of them (``docs/protocol.md``, 4).
+        With m members and a tolerance s, a server needs the openings of m - s members for a list. Two different lists,
+        or a list and the seeds of its absent members, share at least m - 2 s of them (``docs/protocol.md``, 4).
         """
         return 2 * self.dropout_tolerance + 1
 

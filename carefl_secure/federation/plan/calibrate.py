@@ -37,8 +37,7 @@ class PlanRequest:
     public_records : int
         Declared number of records, or persons, of all clients together.
     sample_rate : float
-        Probability of each record, or person, in each round or local step. Must be 1 for unit
-        client, whose batch size is in ``local``.
+        Probability of a record, or person, in a round or local step. 1 for unit client, whose batch is in ``local``.
     clipping_norm : float
         Bound on the Euclidean norm of one record's gradient, one person's, or one client's update.
     target_epsilon : float, optional
@@ -122,31 +121,19 @@ def plan_stages(
 ) -> StagedPlan:
     """Fix privacy, encoding and noise of all stages at once; a plain run is one with the name "".
 
-    Parameters
-    ----------
-    requests : sequence of PlanRequest
-        One for each stage, with the same promise; the target is for all stages together.
-    limit : float, optional
-        The most that any of the ledgers in ``earlier`` may come to with this run.
-    earlier : frozenset of tuple of Event, optional
-        What earlier runs left in the clients' ledgers.
-
-    Raises
-    ------
-    ConfigError
-        A value is out of range, contradicts another, or differs between stages where it must not.
-    BudgetExceededError
-        No amount of noise reaches the target, or the limit after what was spent earlier.
+    There is one request for each stage, with the same promise; the target is for all stages together. None of the
+    ledgers in ``earlier``, which hold what earlier runs left, may come to more than ``limit`` with this run.
+    ConfigError is raised where a value is out of range, contradicts another, or differs between stages where it must
+    not; BudgetExceededError where no amount of noise reaches the target, or the limit after what was spent earlier.
 
     Guarantees
     ----------
-    With z the noise multiplier and l2 the integer norm bound, each client adds Skellam noise of
-    variance ``(z l2)^2 / (min_survivors - max_colluders)``, so the honest survivors of any round
-    that opens hold variance ``(z l2)^2`` or more. Under trust none each client's own Gaussian noise
-    of deviation ``z C`` in each of its local steps carries the same promise alone, and the sum adds
-    none. All rounds of all stages cost at most ``target_epsilon`` at ``delta`` under sequential
-    composition, as if every record were in every stage; this holds whether the stages share records
-    or not. The noise of every stage is fixed before the first round.
+    With z the noise multiplier and l2 the integer norm bound, each client adds Skellam noise of variance
+    ``(z l2)^2 / (min_survivors - max_colluders)``, so the honest survivors of any round that opens hold variance
+    ``(z l2)^2`` or more. Under trust none each client's own Gaussian noise of deviation ``z C`` in each of its local
+    steps carries the same promise alone, and the sum adds none. All rounds of all stages cost at most
+    ``target_epsilon`` at ``delta`` under sequential composition, as if every record were in every stage; this holds
+    whether the stages share records or not. The noise of every stage is fixed before the first round.
     """
     first = requests[0]
     for one in requests:
@@ -182,7 +169,7 @@ def _event_with(request: PlanRequest, noise: float) -> Event:
 def _plan_with(request: PlanRequest, noise: float) -> RunPlan:
     """Return the plan under a noise multiplier."""
     privacy, local, dimension = request.privacy(noise), request.local, request.dimension
-    clients = request.clients
+    clients, others = request.clients, privacy.noise_clients
     if request.unit == "none":
         bound = _FREE_UPDATE
         if local is None:
@@ -191,12 +178,9 @@ def _plan_with(request: PlanRequest, noise: float) -> RunPlan:
     elif request.trust == "none":
         encoding = leave_room(plan_plain(dimension, _noisy_update(privacy, local), clients))
     elif request.unit == "client":
-        norm, others = request.clipping_norm, privacy.noise_clients
-        encoding = plan_clients(dimension, norm, noise, clients, others)
+        encoding = plan_clients(dimension, request.clipping_norm, noise, clients, others)
     else:
-        encoding = plan_records(
-            dimension, privacy.sensitivity, noise, privacy.expected_batch, clients, privacy.noise_clients
-        )
+        encoding = plan_records(dimension, privacy.sensitivity, noise, privacy.expected_batch, clients, others)
     threshold = request.threshold()
     graph = masking_graph(privacy, threshold) if request.masks_in_pairs else None
     return RunPlan(privacy, encoding, threshold, local, graph)

@@ -30,8 +30,7 @@ _STEPS = np.geomspace(1e-9, 30.0, 4000)
 class Room:
     """Where the integers of an encrypted sum live.
 
-    A field is 20 or 30 bits wide; no client may send a magnitude above ``value_bound``, and
-    ``clients * value_bound`` fits a field.
+    Fields have 20 or 30 bits and hold ``clients * value_bound``; no client sends a magnitude above ``value_bound``.
     """
 
     field_bits: int
@@ -41,12 +40,10 @@ class Room:
 def excess_probability(plan: EncodingPlan, bound: int) -> float:
     """Bound the probability that any client's integer in a round is larger than ``bound`` (R).
 
-    Rotated plans: a coordinate of one client is a part that is sub-Gaussian over the rotation, of
-    variance proxy ``a = (scale L)^2 / d + 1/4`` for vectors of norm L in d coordinates (rounding
-    gives the quarter), and Skellam noise of variance m. By Chernoff, for any ``t > 0``, ``P(|x| >
-    R) <= 2 exp(a t^2 / 2 + m (cosh t - 1) - t R)``; times d and the number of clients. Plans
-    without noise: 0 or 1, as their integers have a hard bound. Words of 16 bits: 0 from ``2**15``
-    on, as there is no larger one.
+    Rotated plans: a coordinate of one client is a part that is sub-Gaussian over the rotation, of variance proxy ``a =
+    (scale L)^2 / d + 1/4`` for vectors of norm L in d coordinates (rounding gives the quarter), and Skellam noise of
+    variance m. By Chernoff, for any ``t > 0``, ``P(|x| > R) <= 2 exp(a t^2 / 2 + m (cosh t - 1) - t R)``; times d and
+    the number of clients. Plans without noise: 0 or 1, by a hard bound. Words of 16 bits: 0 from ``2**15`` on.
 
     It holds for every vector that does not depend on the rotation, a hash over the round's adapter.
     """
@@ -65,9 +62,8 @@ def excess_probability(plan: EncodingPlan, bound: int) -> float:
 def choose_fields(plan: EncodingPlan) -> Room:
     """Choose the narrowest field that holds every sum of a plan.
 
-    A client cuts its integers to ``value_bound``, so no sum can overflow. A field is wide enough
-    only if a cut has a probability of at most ``2**-100`` in a round. Raises ConfigError when not
-    even 30 bits are enough.
+    A client cuts its integers to ``value_bound``, so no sum can overflow. A field is wide enough only if a cut has a
+    probability of at most ``2**-100`` in a round. Raises ConfigError when not even 30 bits are enough.
     """
     for field_bits in FIELD_BITS:
         most = _SHORTEST if plan.bits == _SHORT else (1 << WORD_BITS - 1) - 1
@@ -75,9 +71,8 @@ def choose_fields(plan: EncodingPlan) -> Room:
         if bound >= 1 and excess_probability(plan, bound) <= _EXCESS:
             return Room(field_bits, bound)
     raise ConfigError(
-        f"the sums of {plan.clients} clients fit no field of {FIELD_BITS[-1]} bits, so they cannot "
-        "be encrypted; lower privacy.sample_rate or the number of clients, or set "
-        "federation.aggregation to pairwise or committee"
+        f"the sums of {plan.clients} clients fit no field of {FIELD_BITS[-1]} bits, so they cannot be encrypted; "
+        "lower privacy.sample_rate or the number of clients, or set federation.aggregation to pairwise or committee"
     )
 
 

@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 class Cohort:
     """Who takes part in which run on which base model, and how the run sums.
 
-    Raises ConfigError when the number of helpers is not that of the protocol, or a helper is also
-    a client.
+    Raises ConfigError when the number of helpers is not that of the protocol, or a helper is also a client.
 
     Parameters
     ----------
@@ -30,14 +29,12 @@ class Cohort:
     base_hash : bytes
         32 bytes over the frozen base model, the code and the configuration.
     helpers : tuple of bytes
-        Ed25519 public keys of the committee's members, or of the only party that can decrypt sums,
-        in the order of their nodes.
+        Ed25519 public keys of the committee, or of the only party that can decrypt sums, in the order of their nodes.
 
     Guarantees
     ----------
-    All keys here enter the context of every round, in words that differ from protocol to protocol:
-    a client that was given another committee, key holder or protocol than its peers takes part in
-    no sum with them.
+    All keys here enter the context of every round, in words that differ from protocol to protocol: a client that was
+    given another committee, key holder or protocol than its peers takes part in no sum with them.
     """
 
     run: bytes
@@ -87,9 +84,8 @@ class Cohort:
 
     def committee_parameters(self, plan: RunPlan, number: int, model_hash: bytes = b"") -> CommitteeParameters:
         """Return the agreement behind one round with a committee."""
-        return CommitteeParameters(
-            **self.common(plan, number, model_hash), members=self.members, **self.config.committee
-        )
+        common, tolerance = self.common(plan, number, model_hash), self.config.dropout_tolerance
+        return CommitteeParameters(**common, members=self.members, dropout_tolerance=tolerance)
 
     def encrypted_parameters(
         self, plan: RunPlan, number: int, public_key: bytes, model_hash: bytes = b""
@@ -135,8 +131,7 @@ class Cohort:
 def rotation_key(plan_hash: bytes, base_hash: bytes, model_hash: bytes, number: int) -> bytes:
     """Return the public key of a round's random rotation, 32 bytes; it need not be secret.
 
-    It does not depend on who takes part or how the sum is made, so the same run has the same
-    rotations on every engine and under every protocol.
+    It does not depend on who takes part or how the sum is made, so a run has the same rotations everywhere.
     """
     parts = plan_hash + base_hash + model_hash + number.to_bytes(8, "big")
     return hashlib.sha256(b"carefl rotation" + parts).digest()

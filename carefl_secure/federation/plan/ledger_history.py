@@ -10,9 +10,9 @@ from carefl_secure.privacy import Event, Ledger, calibrate_noise, epsilon
 from carefl_secure.privacy.accounting.adaptive_filter import filtered_epsilon
 from carefl_secure.privacy.ledger.runs import split_runs
 
-History = tuple[tuple[Event, ...], tuple[Event, ...]]
+Events = tuple[Event, ...]
+History = tuple[Events, Events]
 """Events of a ledger's first run, with its whole plan, and of all later runs."""
-
 
 _NOTHING = 1e-3  # of the limit: what is left below it is of no use to any run
 
@@ -20,15 +20,9 @@ _NOTHING = 1e-3  # of the limit: what is left below it is of no use to any run
 def earlier_spends(ledgers: Path, clients: int, run: str | None = None) -> frozenset[History]:
     """Return the different histories of other runs in the clients' ledgers.
 
-    ``ledgers`` is a folder of ``<index>.jsonl``; a ledger that does not exist yet is empty. The
-    spends of ``run`` are left out, as it is being resumed.
-
-    Raises
-    ------
-    BudgetExceededError
-        A ledger holds rounds without any noise: no further run keeps any limit.
-    LedgerError
-        A ledger cannot be trusted.
+    ``ledgers`` is a folder of ``<index>.jsonl``; a missing ledger is empty. The spends of ``run``, which is being
+    resumed, are left out. BudgetExceededError is raised where a ledger holds rounds without any noise, as no further
+    run keeps any limit; LedgerError where one cannot be trusted.
     """
     found: set[History] = set()
     for index in range(clients):
@@ -57,14 +51,9 @@ def noise_after(
 ) -> float:
     """Raise a noise multiplier until every history and a whole new run stay within a limit.
 
-    Parameters
-    ----------
-    whole_run : callable
-        Noise multiplier to the event of the whole new run, or to those of its stages.
-    noise : float
-        What the new run's own target needs; never less is returned.
-    limit, delta : float
-        Most epsilon that a client's ledger may come to over all runs, and delta for all of them.
+    ``whole_run`` leads from a noise multiplier to the event of the whole new run, or to those of its stages. ``noise``
+    is what its own target needs; never less is returned. ``limit`` is the most epsilon that a client's ledger may come
+    to over all runs, at ``delta`` for all of them.
 
     Guarantees
     ----------
@@ -73,9 +62,7 @@ def noise_after(
     """
     for first, later in sorted(earlier, key=repr):
 
-        def price(
-            events: Sequence[Event], delta: float, first: tuple[Event, ...] = first, later: tuple[Event, ...] = later
-        ) -> float:
+        def price(events: Sequence[Event], delta: float, first: Events = first, later: Events = later) -> float:
             if not first:
                 return epsilon(events, delta)
             return filtered_epsilon(first, (*later, *events), limit, delta)

@@ -17,13 +17,13 @@ from carefl_secure.privacy.canonical_json import dataclass_from_json
 class LocalPlan:
     r"""Local training: several steps between two sums; the released vector is the local update.
 
-    Step k of a client, from the global adapter :math:`w_0 = w_g`, with g its gradient at
-    :math:`w_k` (noisy and from clipped records under trust none):
+    Step k of a client, from the global adapter :math:`w_0 = w_g`, with g its gradient at :math:`w_k` (noisy and from
+    clipped records under trust none):
 
     .. math:: w_{k+1} = w_k - \eta\,r(g - h_i + (\mu + \alpha)(w_k - w_g))
 
-    where r is the rule; the identity for ``sgd``. Raises ConfigError when a value is out of range,
-    or the pull of the regularisers would overshoot.
+    where r is the rule; the identity for ``sgd``. Raises ConfigError when a value is out of range, or the pull of the
+    regularisers would overshoot.
 
     Parameters
     ----------
@@ -35,8 +35,8 @@ class LocalPlan:
     proximal_mu : float
         Strength mu of FedProx (Li et al., MLSys 2020, arXiv 1812.06127); 0 leaves it out.
     feddyn_alpha : float
-        FedDyn's regulariser alpha (Acar et al., ICLR 2021, arXiv 2111.04263); each client then
-        keeps a correction h_i. 0 leaves it out.
+        FedDyn's regulariser alpha (Acar et al., ICLR 2021, arXiv 2111.04263); each client then keeps a correction h_i.
+        0 leaves it out.
     stragglers : float
         Share of the clients that take fewer steps in a round, as in FedProx's experiments: drawn
         anew in every round from ``seed``, each with 1 to ``steps - 1`` steps. Public.

@@ -121,8 +121,7 @@ class RunPlan:
     def from_json(cls, value: Any, *, check_event: bool = True) -> RunPlan:
         """Return the plan that `to_json` gave.
 
-        Raises ConfigError when a field is invalid, the masking graph does not follow or, with
-        ``check_event``, the event does not.
+        ConfigError when a field is invalid, or the masking graph or, with ``check_event``, the event does not follow.
         """
         parts = {"privacy", "encoding", "threshold", "event"}
         if not isinstance(value, Mapping) or not parts <= set(value) <= parts | {"local", "masking_graph"}:
@@ -155,10 +154,10 @@ class RunPlan:
 def masking_graph(privacy: PrivacyPlan, threshold: int) -> GraphPlan | None:
     """Return the graph of pairwise masks of a plan; None for the complete graph.
 
-    Up to `SPARSE_ABOVE` clients every two of them share a mask. Above, each shares masks with its
-    neighbours on a ring only, as many as the plan's colluders and a tenth of the clients dropping
-    out need (`plan_graph`); the failure probabilities are those of `GraphPlan`. All of it follows
-    from the plan, which states it, and degree and threshold are hashed into every round's context.
+    Up to `SPARSE_ABOVE` clients every two of them share a mask. Above, each shares masks with its neighbours on a ring
+    only, as many as the plan's colluders and a tenth of the clients dropping out need (`plan_graph`), with the failure
+    probabilities of `GraphPlan`. All of it follows from the plan; degree and threshold are hashed into every round's
+    context.
 
     Raises ConfigError when no graph sparser than the complete one withstands so many colluders.
     """

@@ -20,16 +20,9 @@ from carefl_secure.privacy.canonical_json import canonical_hash
 class Stage:
     """One stage of a run, as its rounds need to know it.
 
-    Parameters
-    ----------
-    agreement : mapping
-        What ``plan.json`` of the whole run holds.
-    name : str
-        Its number and its label space, such as ``2-compound``; empty where the run has one stage.
-    number, offset : int
-        Place of the stage, from 1, and the rounds planned before it; its own are numbered on.
-    earlier : tuple of ndarray of float32
-        The adapters that the stages before it ended with.
+    ``agreement`` is what ``plan.json`` of the whole run holds. ``name`` is number and label space, such as
+    ``2-compound``, empty where the run has one stage. ``number`` counts from 1; ``offset`` rounds are planned before
+    it, and its own are numbered on. ``earlier`` are the adapters, float32, that the stages before it ended with.
     """
 
     plan: RunPlan
@@ -59,8 +52,7 @@ class Stage:
 class StagedPlan:
     """The plans of all stages, fixed before the first round.
 
-    Each states its own rounds and records, and the noise and target of the whole run. ConfigError
-    when the stages promise different things.
+    Each has its own rounds and records, and the noise and target of the run. ConfigError when promises differ.
     """
 
     names: tuple[str, ...]
@@ -87,9 +79,7 @@ class StagedPlan:
     @property
     def events(self) -> list[Event]:
         """What all rounds of all stages release; empty without privacy."""
-        return [
-            plan.event.times(plan.event.count * plan.privacy.rounds) for plan in self.plans if plan.event is not None
-        ]
+        return [plan.event.times(plan.event.count * plan.privacy.rounds) for plan in self.plans if plan.event]
 
     def to_json(self) -> dict[str, Any]:
         """Return the last stage's plan over all rounds as JSON, named stages' own in ``stages``."""

@@ -20,23 +20,18 @@ class Checkpoints:
     """Writes and reads the state of one run or stage; ``optimizer`` is restored in place."""
 
     def __init__(self, spec: RunSpec, optimizer: ServerOptimizer) -> None:
-        self._folder = spec.folder
-        self._stage = spec.stage
+        self._folder, self._stage, self._optimizer = spec.folder, spec.stage, optimizer
         self._aggregation = spec.aggregation.label
-        self._optimizer = optimizer
 
     def begin(self, initial: Adapter) -> Adapter:
         """Check that the folder is fresh, then write the plan and a checkpoint before any round.
 
-        The plan of a run in stages is whole before the first of them; later ones add a checkpoint.
-        Raises ConfigError when the adapter does not fit the plan, RunError when the folder was
-        used.
+        The plan of a run in stages is whole before the first of them; later ones add a checkpoint. Raises ConfigError
+        when the adapter does not fit the plan, RunError when the folder was used.
         """
         dimension = self._stage.plan.encoding.dimension
         if initial.dtype != np.float32 or initial.shape != (dimension,):
-            raise ConfigError(
-                f"the initial adapter must be float32 of {dimension} entries, not {initial.dtype} {initial.shape}"
-            )
+            raise ConfigError(f"the adapter must be float32 [{dimension}], not {initial.dtype} {initial.shape}")
         folder, stage = self._folder, self._stage
         if stage.number == 1:
             if folder.checkpoint.exists() or folder.ledger.exists():
@@ -81,9 +76,7 @@ class Checkpoints:
         adapter, number = state.get("adapter"), state.get("round")
         if not isinstance(adapter, np.ndarray) or not isinstance(number, int):
             raise RunError(f"the checkpoint of {folder.path} lacks its adapter; restore it from a copy")
-        self._optimizer.load(
-            {name.removeprefix(_OPTIMIZER): value for name, value in state.items() if name.startswith(_OPTIMIZER)}
-        )
+        self._optimizer.load({k.removeprefix(_OPTIMIZER): v for k, v in state.items() if k.startswith(_OPTIMIZER)})
         try:
             folder.read_plan()
         except RunError:

@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from types import TracebackType
 
 from flwr.app import Message
 
@@ -18,20 +17,17 @@ from carefl_secure.secagg import SenderError
 class EventLog:
     """Lines of JSON, added to a file; use it as a context around the rounds.
 
-    ``begin`` and ``end`` frame each start of a run, ``end`` with the class and the exit code of the
-    error that stopped it. A ``phase`` gives, for one step of one round, how many messages were
-    sent, how many good replies came, and which nodes refused with which number; interleaved steps
-    have several such lines, which add up. A ``round`` was opened, over so many clients; its sum may
-    be ``rejected``, so many times as long as honest clients can make it, and a client, by its place
-    in the roster, ``excluded`` after it. A ``fault`` names the node whose message failed a check,
-    that refused, or that accuses another client's message.
+    ``begin`` and ``end`` frame each start of a run, ``end`` with the class and the exit code of the error that stopped
+    it. A ``phase`` gives, for one step of one round, how many messages were sent, how many good replies came, and
+    which nodes refused with which number; interleaved steps have several such lines, which add up. A ``round`` was
+    opened, over so many clients; its sum may be ``rejected``, so many times as long as honest clients can make it, and
+    a client, by its place in the roster, ``excluded`` after it. A ``fault`` names the node whose message failed a
+    check, that refused, or that accuses another client's message.
 
     Guarantees
     ----------
-    Nothing in it is computed from a record, a vector or a text that came over the wire: names of
-    steps and checks, numbers
-    of rounds, nodes and clients, counts of messages, exit codes, the length of an opened sum, and
-    the time of day.
+    Nothing in it is computed from a record, a vector or a text that came over the wire: names of steps and checks,
+    numbers of rounds, nodes and clients, counts of messages, exit codes, the length of an opened sum, and the time.
     """
 
     def __init__(self, path: Path) -> None:
@@ -47,9 +43,7 @@ class EventLog:
     def __enter__(self) -> EventLog:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
         self._end_step()
         code = error.exit_code if isinstance(error, CareflError) else None
         self._write("end", {"error": None if kind is None else kind.__name__, "code": code})

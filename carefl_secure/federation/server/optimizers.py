@@ -1,8 +1,7 @@
 """What the server does with the mean gradient it opened: descent on one flat vector.
 
-The opened sum is already private, so every step is post-processing and costs no budget. The rules
-are those of Reddi et al., *Adaptive Federated Optimization* (ICLR 2021), in float64 until the
-adapter is written back.
+The opened sum is already private, so every step is post-processing and costs no budget. The rules are those of Reddi
+et al., *Adaptive Federated Optimization* (ICLR 2021), in float64 until the adapter is written back.
 """
 
 from __future__ import annotations
@@ -51,9 +50,7 @@ class Listener(Protocol):
 def checked(adapter: NDArray[np.float32], gradient: Vector) -> Vector:
     """Return the adapter in float64; NonFiniteError or RunError when the gradient is unfit."""
     if gradient.shape != adapter.shape:
-        raise RunError(
-            f"the gradient has shape {gradient.shape}, the adapter {adapter.shape}; they belong to different models"
-        )
+        raise RunError(f"the gradient has shape {gradient.shape}, the adapter {adapter.shape}; their models differ")
     if not np.isfinite(gradient).all():
         raise NonFiniteError("the opened mean gradient holds NaN or infinity; the adapter was left as it is")
     return adapter.astype(np.float64)
@@ -126,25 +123,17 @@ class FedAdam:
     ``m = b1 m + (1-b1) g``, ``v = b2 v + (1-b2) g^2``,
     ``adapter = adapter - learning_rate * (m / (1-b1^t)) / (sqrt(v / (1-b2^t)) + eps)``.
 
-    With ``noise_correction``, the public variance ``u`` of the noise is averaged as v is and
-    subtracted again, as the square of a noisy gradient is too large by it: ``max(v / (1-b2^t) - u /
-    (1-b2^t), 0.1 u / (1-b2^t))`` stands under the root. The lower bound keeps an entry without
-    signal from growing more than threefold.
+    With ``noise_correction``, the public variance ``u`` of the noise is averaged as v is and subtracted again, as the
+    square of a noisy gradient is too large by it: ``max(v / (1-b2^t) - u / (1-b2^t), 0.1 u / (1-b2^t))`` stands under
+    the root. The lower bound keeps an entry without signal from growing more than threefold.
 
-    Parameters
-    ----------
-    learning_rate : float
-        Above 0: each entry changes by about this much a round.
-    eps : float, optional
-        Added to the root, above 0. Noise keeps the root away from 0, so small values are safe.
-    noise_correction : bool, optional
-        Whether to subtract the noise's variance; `observe` must then come before every step.
+    Each entry changes by about ``learning_rate``, above 0, in a round. ``eps``, above 0, is added to the root; noise
+    keeps that away from 0, so small values are safe. With ``noise_correction``, `observe` must come before every step.
 
     References
     ----------
-    Tang, Shpilevskiy and Lécuyer, "DP-AdamBC: Your DP-Adam Is Actually DP-SGD (Unless You Apply
-    Bias Correction)", AAAI 2024 (arXiv 2312.14334); its lower bound is a constant, not a share of
-    the noise.
+    Tang, Shpilevskiy and Lécuyer, "DP-AdamBC: Your DP-Adam Is Actually DP-SGD (Unless You Apply Bias Correction)",
+    AAAI 2024 (arXiv 2312.14334); its lower bound is a constant, not a share of the noise.
     """
 
     def __init__(
@@ -161,8 +150,7 @@ class FedAdam:
         self.noise_correction = noise_correction
         self._first: Vector = np.zeros(0)
         self._second: Vector = np.zeros(0)
-        self._steps = 0
-        self._noise = 0.0
+        self._steps, self._noise = 0, 0.0
         self._observed: float | None = None
 
     def observe(self, share: float, noise_variance: float) -> None:
@@ -219,8 +207,7 @@ class FedDyn:
         h \leftarrow h - \alpha\,\frac{s}{n}\,\bar\delta, \qquad
         w \leftarrow w + \bar\delta - h / \alpha
 
-    ``alpha`` is the clients' regulariser, above 0. The clients keep the other half, ``h_i``; h is
-    the mean of theirs. It needs no learning rate.
+    ``alpha`` is the clients' regulariser, above 0. Clients keep ``h_i``, with mean h. It needs no learning rate.
     """
 
     def __init__(self, alpha: float) -> None:

@@ -52,15 +52,9 @@ class FederationResult:
 class Monitoring:
     """Who observes a run; nothing here changes its result.
 
-    Parameters
-    ----------
-    evaluate : callable(adapter) -> mapping, optional
-        Figures on public records, every ``evaluate_every`` rounds and after the last.
-    follow : callable(Reporter, RunFolder) -> context manager, optional
-        Gives the reporter of the rounds, such as one that passes figures on to trackers; entered
-        once figures that go beyond the checkpoint are gone.
-    record : callable(node, message) -> None, optional
-        Sees everything the server sends and receives.
+    ``evaluate`` returns figures on public records, every ``evaluate_every`` rounds and after the last. ``follow``
+    gives the reporter of the rounds, as for trackers; it is entered once figures beyond the checkpoint are gone.
+    ``record`` sees everything the server sends and receives.
     """
 
     evaluate: Evaluate | None = None
@@ -103,27 +97,13 @@ def run_federation(
 ) -> FederationResult:
     """Run all planned rounds, or those of one stage.
 
-    After every round the figures and then the checkpoint are replaced atomically, so an interrupt
-    at any moment leaves a folder that ``resume`` goes on from.
+    Figures, then the checkpoint are replaced atomically after every round, so ``resume`` goes on after any interrupt.
 
-    Parameters
-    ----------
-    initial : ndarray of float32, shape [D]
-        The adapter before the first round; a resumed run takes its checkpoint instead.
-    engine : Engine, optional
-        Starts the parties; in this process by default. The same noise gives the same adapter on
-        every engine.
-
-    Raises
-    ------
-    BudgetExceededError
-        The server's or a client's ledger has no room for the next round.
-    CohortError
-        Too few clients remained in a round.
-    RunError
-        The folder does not fit: it was used before, or holds another run.
-    CareflError
-        Whatever a client refused with.
+    ``initial``, float32 of shape [D], is the adapter before the first round; a resumed run takes its checkpoint
+    instead. ``engine`` starts the parties, in this process by default; the same noise gives the same adapter on every
+    engine. BudgetExceededError is raised where the server's or a client's ledger has no room for the next round,
+    CohortError where too few clients remained in a round, RunError where the folder was used before or holds another
+    run, and otherwise what a client refused with.
 
     Guarantees
     ----------
@@ -148,29 +128,20 @@ class _Rounds:
     """The rounds of one run whose parties have been started."""
 
     def __init__(
-        self,
-        spec: RunSpec,
-        optimizer: ServerOptimizer,
-        parties: Parties,
-        monitoring: Monitoring,
-        simulation: Simulation,
+        self, spec: RunSpec, optimizer: ServerOptimizer, parties: Parties, watched: Monitoring, simulation: Simulation
     ) -> None:
-        self._spec, self._parties, self._monitoring = spec, parties, monitoring
-        self._optimizer = optimizer
+        self._spec, self._parties, self._monitoring, self._optimizer = spec, parties, watched, optimizer
         self._checkpoints = Checkpoints(spec, optimizer)
         self._ledger = Ledger(spec.folder.ledger, {"run": spec.folder.name})
         self._budget = RoundBudget(self._ledger, spec.plan, parties.cohort)
         self._log = EventLog(spec.folder.path / "logs" / "server.jsonl")
-        self._reporter = monitoring.reporter
+        self._reporter = watched.reporter
         self._dropouts, self._drop = dropping_out(spec.plan, simulation)
         if self._dropouts < round(simulation.dropout * spec.plan.privacy.clients):
             self._reporter.note(f"only {self._dropouts} clients drop out of a round, so that min_survivors remain")
 
     def run(
-        self,
-        begun: tuple[Adapter, int, int],
-        following: AbstractContextManager[Reporter],
-        performance: PerformanceFlags,
+        self, begun: tuple[Adapter, int, int], following: AbstractContextManager[Reporter], flags: PerformanceFlags
     ) -> FederationResult:
         """Run what is left of the rounds; ``begun`` is what `open` returned."""
         folder, cohort = self._spec.folder, self._parties.cohort
@@ -183,7 +154,7 @@ class _Rounds:
             on_round=lambda row, adapter: self._finish_round(row, adapter, last),
             finished=finished,
             last=last,
-            waiting=(performance.timeout, min(performance.timeout, _PATIENCE)),
+            waiting=(flags.timeout, min(flags.timeout, _PATIENCE)),
         )
         strategy.faults.note = self._log.fault
         self._reporter.start(_TASK, last - finished)
@@ -192,7 +163,7 @@ class _Rounds:
                 count = len(cohort.roster) + len(cohort.helpers)
                 self._log.begin(folder.run_id, count, finished + 1, last)
                 if finished < last:
-                    self._drive(strategy, last - finished, performance)
+                    self._drive(strategy, last - finished, flags)
         finally:
             self._reporter.finish(_TASK)
         rows = tuple(folder.read_metrics())

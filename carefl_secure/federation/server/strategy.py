@@ -32,6 +32,7 @@ from carefl_secure.secagg import decode
 
 Adapter = NDArray[np.float32]
 Scalar = float | int | str
+Messages = Iterable[Message]
 OnRound = Callable[[dict[str, Scalar], Adapter], None]
 
 
@@ -39,21 +40,17 @@ class _Round:
     """What the server holds while a round is open."""
 
     def __init__(self, exchange: Exchange, number: int, adapter: Adapter, total: ServerSum) -> None:
-        self.exchange = exchange
-        self.number = number
-        self.adapter = adapter
-        self.sum = total
+        self.exchange, self.number, self.adapter, self.sum = exchange, number, adapter, total
         self.began = time.monotonic()
 
 
 class SecureSumStrategy(Strategy):
     """One private gradient step per round.
 
-    With S the sum over survivors of clipped per-record gradients and noise, q the sampling rate, N
-    the public number of records, n the clients and s the survivors, the optimizer is given ``g = S
-    / (q N s / n)``. Where clients take local steps, S is the sum of their updates and ``g = -S /
-    s``. Every number in the divisor is public. Under a `SumGuard` no step is taken on a sum longer
-    than honest clients can make it, and clients may be left out of a round.
+    With S the sum over survivors of clipped per-record gradients and noise, q the sampling rate, N the public number
+    of records, n the clients and s the survivors, the optimizer is given ``g = S / (q N s / n)``. Where clients take
+    local steps, S is the sum of their updates and ``g = -S / s``. The divisors are public. Under a `SumGuard` no step
+    is taken on a sum longer than honest clients can make it, and clients may be left out of a round.
 
     Parameters
     ----------
@@ -71,12 +68,11 @@ class SecureSumStrategy(Strategy):
 
     Guarantees
     ----------
-    The server opens nothing but the sum over at least ``plan.privacy.min_survivors`` clients, and
-    writes the round into its ledger before it asks for a vector. A party that is silent, refuses,
-    or sends a message that fails its check counts as dropped out of the round (`Faults`). With too
-    few parties left the round is lost: if somebody was excluded for it and enough others remain,
-    the run goes on with the next round, else it ends with the first fault. This describes an honest
-    server; what a dishonest one could learn is bounded by the clients' own checks.
+    The server opens nothing but the sum over at least ``plan.privacy.min_survivors`` clients, and writes the round
+    into its ledger before it asks for a vector. A party that is silent, refuses, or sends a message that fails its
+    check counts as dropped out of the round (`Faults`). With too few parties left the round is lost: if somebody was
+    excluded for it and enough others remain, the run goes on with the next round, else it ends with the first fault.
+    This describes an honest server; what a dishonest one could learn is bounded by the clients' own checks.
     """
 
     def __init__(
@@ -91,18 +87,14 @@ class SecureSumStrategy(Strategy):
         last: int | None = None,
         waiting: tuple[float, float] = (3600.0, 60.0),
     ) -> None:
-        self._plan = plan
-        self._cohort = cohort
+        self._plan, self._cohort, self._optimizer = plan, cohort, optimizer
         self._budget = RoundBudget(ledger, plan, cohort)
         self._guard = optimizer if isinstance(optimizer, SumGuard) else None
-        self._optimizer = optimizer
-        self._on_round = on_round
-        self._finished = finished
+        self._on_round, self._finished = on_round, finished
         self._timeout, self._patience = waiting
         directory = Directory(len(cohort.roster), len(cohort.helpers))
-        self._sums = ServerSums(
-            plan, cohort, directory, plan.privacy.rounds if last is None else last, ledger.path.parent
-        )
+        final = plan.privacy.rounds if last is None else last
+        self._sums = ServerSums(plan, cohort, directory, final, ledger.path.parent)
         self._round: _Round | None = None
         self._lost = False
         self.faults = Faults()
@@ -110,21 +102,12 @@ class SecureSumStrategy(Strategy):
     def summary(self) -> None:
         """Print nothing: the reporter shows what a user should know."""
 
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
+    def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Messages:
         """Run what comes before the vectors, write the ledger, and address the training messages.
 
-        ``server_round`` is Flower's count, from 1 in every start; ``config`` is not used.
-
-        Raises
-        ------
-        BudgetExceededError
-            The round would overspend; no client was asked for anything then.
-        CohortError
-            Too few clients or helpers are there.
-        CareflError
-            The class that a client refused with.
+        ``server_round`` is Flower's count, from 1 in every start; ``config`` is not used. BudgetExceededError is
+        raised where the round would overspend, before any client is asked for anything; CohortError where too few
+        clients or helpers are there; else the class that a client refused with.
         """
         self._budget.check()
         number = self._finished + server_round
@@ -146,14 +129,11 @@ class SecureSumStrategy(Strategy):
         trains = {node: with_adapter(box, arrays) for node, box in boxes.items() if indices[node] not in out}
         return exchange.address(trains, total.action)
 
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+    def aggregate_train(self, server_round: int, replies: Messages) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Add the hidden vectors, have the sum opened, take the step, and return the next adapter.
 
-        The figures of the round go to ``on_round`` instead of the returned metrics. Raises
-        CohortError when too few clients or helpers remain (nothing was opened), or what a client
-        refused with.
+        The figures of the round go to ``on_round`` instead of the returned metrics. Raises CohortError when too few
+        clients or helpers remain (nothing was opened), or what a client refused with.
         """
         if self._round is None:
             if self._lost:
@@ -203,9 +183,7 @@ class SecureSumStrategy(Strategy):
             raise this.exchange.explained(error) from error
         self._lost = True
 
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
+    def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Messages:
         """Ask no client to evaluate: a score on private records is one more release."""
         return []
 

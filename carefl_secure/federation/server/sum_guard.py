@@ -26,8 +26,8 @@ _EVIDENCE = 3
 def honest_norm(plan: RunPlan, survivors: int, agreement: float = 1.0) -> float:
     r"""Bound the Euclidean norm of an opened sum of honest clients; public.
 
-    With A a bound on the norm of the clipped contributions, n integer coordinates, and t and N
-    bounds on a projection and on the norm of the noise,
+    With A a bound on the norm of the clipped contributions, n integer coordinates, and t and N bounds on a projection
+    and on the norm of the noise,
 
     .. math:: R = \sqrt{A^2 + N^2 + 2 A t} + \text{rounding}.
 
@@ -37,20 +37,18 @@ def honest_norm(plan: RunPlan, survivors: int, agreement: float = 1.0) -> float:
     tail :math:`P(X \ge x) \le e^{-I(x)}` with :math:`I(x) = x \operatorname{asinh}(x/v) -
     \sqrt{x^2 + v^2} + v`, and so has every projection on a unit vector, as :math:`\cosh(\lambda u)
     - 1 \le u^2 (\cosh \lambda - 1)` for :math:`|u| \le 1`. N follows from Bernstein's inequality
-    for squares cut off at that tail. Where clients add their own Gaussian noise in local steps, R
-    is A + N.
+    for squares cut off at that tail. Where clients add their own Gaussian noise in local steps, R is A + N.
 
     Guarantees
     ----------
-    A sum of ``survivors`` clients that follow the plan, on no more than the declared records, is
-    longer with a probability of at most :data:`FAILURE`: whatever the records and the adapter are
-    if ``agreement`` is 1, and if that assumption holds otherwise. Not counted is that a coordinate
-    wraps around (``EncodingPlan.overflow_probability``).
+    A sum of ``survivors`` clients that follow the plan, on no more than the declared records, is longer with a
+    probability of at most :data:`FAILURE`: whatever the records and the adapter are if ``agreement`` is 1, and if that
+    assumption holds otherwise. Not counted is that a coordinate wraps around (``EncodingPlan.overflow_probability``).
 
     References
     ----------
-    Boucheron, Lugosi, Massart, *Concentration Inequalities*, theorem 2.10; Laurent and Massart,
-    Annals of Statistics 2000, lemma 1, for the Gaussian.
+    Boucheron, Lugosi, Massart, *Concentration Inequalities*, theorem 2.10; Laurent and Massart, Annals of Statistics
+    2000, lemma 1, for the Gaussian.
     """
     privacy, encoding, local = plan.privacy, plan.encoding, plan.local
     size, level = encoding.dimension, math.log(4 / FAILURE)
@@ -98,35 +96,30 @@ def _skellam_tail(variance: float, chance: float) -> float:
 class SumGuard:
     """A server optimizer that takes no step on a sum that honest clients cannot have made.
 
-    After such a sum it leaves some clients out of every round, chosen by chance among the suspects:
-    those that were in every rejected sum and in no accepted one since. Half of the clients beyond
-    ``min_survivors`` stay in reserve for dropouts. A client that is the only suspect left, and
-    without which three sums were accepted, is excluded from the run.
+    After such a sum it leaves some clients out of every round, chosen by chance among the suspects: those that were in
+    every rejected sum and in no accepted one since. Half of the clients beyond ``min_survivors`` stay in reserve for
+    dropouts. The only suspect left, without which three sums were accepted, is excluded from the run.
 
-    ``optimizer`` takes the steps on accepted sums; after ``max_rejected`` rejected ones the run
-    ends. ``agreement`` is that of `honest_norm`.
+    ``optimizer`` takes the steps on accepted sums; after ``max_rejected`` rejected ones the run ends. ``agreement`` is
+    that of `honest_norm`.
 
     Guarantees
     ----------
-    Every step is computed from sums within the bound alone. All of it is post-processing of opened
-    sums and costs no privacy; rejected rounds are charged like others. A round still needs
-    ``min_survivors`` clients, for which the noise is sized. Honest clients that are always in
-    rejected sums with a liar are left out for some rounds; a liar that behaves well by chance in
-    exactly the rounds without an honest client can have that client excluded.
+    Every step is computed from sums within the bound alone. All of it is post-processing of opened sums and costs no
+    privacy; rejected rounds are charged like others. A round still needs ``min_survivors`` clients, for which the
+    noise is sized. Honest clients that are always in rejected sums with a liar are left out for some rounds; a liar
+    that behaves well by chance in exactly the rounds without an honest client can have that client excluded.
     """
 
     def __init__(self, optimizer: ServerOptimizer, max_rejected: int, agreement: float = 1.0) -> None:
-        self.optimizer = optimizer
-        self.agreement = agreement
+        self.optimizer, self.agreement, self._max_rejected = optimizer, agreement, max_rejected
         self.excluded: set[int] = set()
-        self.rejected = 0
+        self.rejected = self._accepted = 0
         self.excess = 0.0
         """How many times the bound the last sum is long, if it was rejected; else 0."""
         self.found: set[int] = set()
         """Clients that are excluded since the last sum."""
-        self._max_rejected = max_rejected
         self._suspects: set[int] = set()
-        self._accepted = 0
 
     def leave_out(self, present: Collection[int], min_survivors: int) -> set[int]:
         """Choose who is not asked for a vector, among the clients that are ready to send one."""

@@ -1,12 +1,10 @@
 """How a refusal is sent: a number and a fixed sentence, never a value.
 
-A refusal is a fault of its sender for the round; a client that falls silent has only dropped out.
-Both reach the server as Flower error replies, so the number distinguishes them. Numbers from 1000
-on are ours: the exit code of the error class plus 1000 from a client, plus 2000 from a committee
-member and plus 3000 from the key holder. The sentence is fixed here, because the text of an error
-is written for the party's own log and may describe the client's data. What leaves a site is sealed
-in addition: every cause that may depend on its records or its ledger gives one and the same
-refusal.
+A refusal is a fault of its sender for the round; a client that falls silent has only dropped out. Both reach the
+server as Flower error replies, so the number distinguishes them. Numbers from 1000 on are ours: the exit code of the
+error class plus 1000 from a client, 2000 from a committee member and 3000 from the key holder. The sentence is fixed
+here, because the text of an error is written for the party's own log and may describe the client's data. What leaves a
+site is sealed in addition: every cause that may depend on its records or its ledger gives one and the same refusal.
 """
 
 from __future__ import annotations
@@ -40,8 +38,7 @@ Party = Literal["client", "committee member", "key holder", "helper"]
 
 _BASES: dict[Party, int] = {"client": 1000, "committee member": 2000, "key holder": 3000, "helper": 4000}
 LOST = 5
-# Flower's own numbers for a message or a node that is simply gone (3, 4, 5) and for an app that
-# stopped answering (8).
+# Flower's own numbers for a message or a node that is simply gone (3, 4, 5) and for an app that stopped answering (8).
 _DROPOUTS = frozenset({3, 4, LOST, 8})
 
 _REASONS: dict[type[CareflError], str] = {
@@ -51,19 +48,13 @@ _REASONS: dict[type[CareflError], str] = {
     LabelError: "the {party} holds a label outside the agreed label space",
     ModelError: "the {party}'s model is not the agreed one; compare the hashes of the base model",
     AdapterUnmovedError: "the {party}'s adapter did not move",
-    NonFiniteError: (
-        "the {party} met NaN or infinity and sent nothing; lower the learning rate or check the model's precision"
-    ),
-    BudgetExceededError: (
-        "the {party}'s ledger has no budget left for this round; stop here or agree on a larger epsilon"
-    ),
+    NonFiniteError: "the {party} met NaN or infinity and sent nothing; lower the learning rate or check precision",
+    BudgetExceededError: "the {party}'s ledger has no budget left for this round; stop or agree on a larger epsilon",
     PrivacyError: "a condition of the privacy guarantee does not hold on the {party}",
     LedgerError: "the {party} cannot trust or write its ledger, so it sent nothing",
     PrivateRefusalError: "the {party} refused for a reason that only its own log has",
     PolicyError: "the {party}'s policy does not allow this; its own log says why",
-    ProtocolError: (
-        "the {party} refused a protocol message; keys, roster, plan or survivor set are not what it expects"
-    ),
+    ProtocolError: "the {party} refused a protocol message; keys, roster, plan or survivor set are not as expected",
     CohortError: "fewer clients take part than this {party} needs",
     RunError: "the {party}'s run folder cannot be used",
     EngineError: "the {party}'s engine failed",
@@ -128,9 +119,8 @@ def seal(error: Error) -> Error:
 
     Guarantees
     ----------
-    Two refusals whose causes depend on records, subjects, labels, images, captions or the ledger
-    have the same number and the same sentence, byte for byte. How long a refusal takes is not
-    hidden.
+    Two refusals whose causes depend on records, subjects, labels, images, captions or the ledger have the same number
+    and the same sentence, byte for byte. How long a refusal takes is not hidden.
     """
     public = error.code in _DROPOUTS or _POLICY <= error.code < _POLICY + len(_CLAUSES)
     public = public or _SENDER <= error.code < _SENDER + _SENDERS
@@ -158,8 +148,6 @@ def error_of_reply(error: Error, sender: str) -> CareflError:
         text = f"{sender}: what client {accused} made for it does not open or is invalid"
         return SenderError(ProtocolError(text), accused)
     if error.code not in _CLASSES:
-        return EngineError(
-            f"{sender} failed with Flower code {error.code}; this is a fault, not a dropout: read the node's log"
-        )
+        return EngineError(f"{sender} failed with Flower code {error.code}, a fault, not a dropout: read its log")
     kind, party = _CLASSES[error.code]
     return kind(f"{sender}: {_REASONS[kind].format(party=party)}")

@@ -17,17 +17,16 @@ from carefl_secure.federation.transport.messages import payload_bytes
 from carefl_secure.secagg import SenderError
 from carefl_secure.secagg.primitives.checks import culprits, refuse
 
+Take = Callable[[int, RecordDict], object]
 ROLE = "query.role"
-
 _PAUSE = 0.5
 
 
 class Faults:
     """Who sent bad messages in a run, and who is excluded from its further rounds.
 
-    A bad message makes its sender a dropout of the round. After `LIMIT` of them, or once a party is
-    proven to lie, its node is asked for nothing more. ``note`` is called with the number of the
-    round, the step, the node, its error and whether it is excluded now.
+    A bad message makes its sender a dropout of the round. After `LIMIT` of them, or once a party is proven to lie, its
+    node is asked for nothing more. ``note`` is called with round, step, node, error and whether it is excluded now.
     """
 
     LIMIT = 3
@@ -54,9 +53,7 @@ class Exchange:
     """
 
     def __init__(self, grid: Grid, number: int, timeout: float, faults: Faults | None = None) -> None:
-        self._grid = grid
-        self._number = number
-        self._timeout = timeout
+        self._grid, self._number, self._timeout = grid, number, timeout
         self._received: dict[int, int] = {}
         self._faults = Faults() if faults is None else faults
         self._errors: list[CareflError] = []
@@ -73,13 +70,10 @@ class Exchange:
             if node not in self.excluded:
                 yield Message(content, node, action, group_id=str(self._number))
 
-    def gather(
-        self, contents: Mapping[int, RecordDict], action: str, take: Callable[[int, RecordDict], object]
-    ) -> None:
+    def gather(self, contents: Mapping[int, RecordDict], action: str, take: Take) -> None:
         """Send one message per node and hand node and content of each good reply to ``take``.
 
-        What ``take`` refuses with a ProtocolError is a fault of the sender. Replies count towards
-        `bytes_per_client`, but for those to ``query.role``.
+        A ProtocolError of ``take`` is a fault of the sender. `bytes_per_client` counts all but ``query.role``.
         """
         self.collect(self.send(self.address(contents, action)), take)
 
@@ -97,7 +91,7 @@ class Exchange:
         if self._errors:
             raise self._errors[0]
 
-    def collect(self, replies: Iterable[Message], take: Callable[[int, RecordDict], object]) -> None:
+    def collect(self, replies: Iterable[Message], take: Take) -> None:
         """Hand node and content of good replies to ``take``, as `gather` does."""
         for reply in self.accept(replies):
             with self.judging(reply.metadata.src_node_id, reply.metadata.message_type):

@@ -1,8 +1,7 @@
 """An in-process Grid: the same client app and strategy as on a network, without Ray or sockets.
 
-This is the only file that touches Flower's internals, three of them: an empty `Run`, the
-process-wide `TaskIdentity` that `Message` reads, and the message id that a SuperLink would have
-filled in. They are checked on the versions in `TESTED_FLOWER`.
+The only file that touches Flower's internals: an empty `Run`, the process-wide `TaskIdentity` that `Message` reads,
+and the message id that a SuperLink fills in. They are checked on the versions in `TESTED_FLOWER`.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -57,9 +55,7 @@ class ProgramFaults:
     def __enter__(self) -> None:
         """Do nothing yet."""
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, *_: object) -> None:
         """Pass refusals and interrupts on as they are; name everything else a fault."""
         if isinstance(error, Exception) and not isinstance(error, CareflError):
             raise EngineError(
@@ -118,28 +114,23 @@ class LocalGrid(OneRunGrid):
     nodes : int
         Number of nodes. Node ``i`` has Flower's number ``1000 + i`` and ``partition-id`` ``i``.
     workers : int, optional
-        How many nodes may run at once; 1 (the default) runs them one after another in the calling
-        thread.
+        How many nodes may run at once; 1 (the default) runs them one after another in the calling thread.
     drop : callable(node, message) -> bool, optional
-        Asked twice for every exchange: with the message on its way in and with the reply on its way
-        out (which names the message it replies to). True loses it: a lost message was never
-        handled, a lost reply was.
+        Asked twice for every exchange: with the message on its way in and with the reply on its way out (which names
+        the message it replies to). True loses it: a lost message was never handled, a lost reply was.
     record : callable(node, message) -> None, optional
-        Sees, in order, every message the server sends and every reply that reaches it: the server's
-        whole view of the clients.
+        Sees, in order, every message the server sends and every reply that reaches it: its whole view of the clients.
 
     Notes
     -----
-    Messages and replies are deep copies, so neither side can change what the other holds. Time
-    limits are ignored. A copy is not a serialisation: a change of message formats also needs a run
-    over a real loopback network.
+    Messages and replies are deep copies, so neither side can change what the other holds. Time limits are ignored. A
+    copy is not a serialisation: a change of message formats also needs a run over a real loopback network.
 
     Guarantees
     ----------
-    Of one exchange, `send_and_receive` holds at most two messages with their replies for each
-    worker, however many nodes there are: a message is taken and copied when its node is to handle
-    it, and a reply belongs to whoever asked. What was not asked for is still delivered, before the
-    next exchange begins; after an error or `close` it never is.
+    Of one exchange, `send_and_receive` holds at most two messages with their replies for each worker, however many
+    nodes there are: a message is taken and copied when its node is to handle it, and a reply belongs to whoever asked.
+    What was not asked for is still delivered, before the next exchange begins; after an error or `close` it never is.
     """
 
     def __init__(
@@ -176,8 +167,7 @@ class LocalGrid(OneRunGrid):
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Let the nodes handle the messages and keep their replies; return one id per message.
 
-        Raises EngineError when a client app fails with anything but a refusal or a lost connection,
-        or a message names no node of this grid.
+        EngineError when a client app fails with anything but a refusal or a lost connection, or for an unknown node.
         """
         self._settle()
         return [self._keep(message, reply) for message, reply in self._exchanges(messages)]

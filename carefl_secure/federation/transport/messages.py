@@ -52,9 +52,7 @@ class Fields:
         record = content.get(name)
         wanted = {*names, *maps, *(name + _PEERS for name in maps)}
         if not isinstance(record, ConfigRecord) or set(record) != wanted:
-            raise ProtocolError(
-                f"a message must hold exactly {sorted(wanted)}; the two sides run different versions of this program"
-            )
+            raise ProtocolError(f"a message must hold exactly {sorted(wanted)}; the two sides run different versions")
         self._record = record
 
     def integer(self, name: str) -> int:

@@ -31,8 +31,7 @@ class Directory:
     def learn(self, exchange: Exchange, nodes: Collection[int]) -> None:
         """Ask the nodes not known yet, and forget those that are gone.
 
-        A node that claims a place out of range is noted as a fault. Two nodes may claim one place;
-        whose messages are signed by its key is seen later.
+        A node that claims a place out of range is at fault. Two nodes may claim one place; signatures tell them apart.
         """
         self._roles = {node: role for node, role in self._roles.items() if node in nodes}
         unknown = [node for node in nodes if node not in self._roles]

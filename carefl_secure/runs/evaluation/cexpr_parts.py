@@ -52,11 +52,8 @@ class Part:
 
 def shared(corpus: Corpus) -> tuple[int, ...]:
     """Return the places of records that carry one class, and one that both label spaces have."""
-    return tuple(
-        i
-        for i, record in enumerate(corpus.records)
-        if len(record.labels) == 1 and record.labels[0] in COMPOUND_TO_CEXPR
-    )
+    single = ((i, one.labels[0]) for i, one in enumerate(corpus.records) if len(one.labels) == 1)
+    return tuple(i for i, label in single if label in COMPOUND_TO_CEXPR)
 
 
 def own_part(corpus: Corpus) -> Part:
@@ -115,15 +112,7 @@ def predictions_table(parts: Sequence[tuple[Part, Floats]]) -> str:
         frames = part.frames()
         for record, row in zip(part.records(), scores, strict=True):
             best = int(row.argmax())
-            writer.writerow(
-                [
-                    part.name,
-                    record.key,
-                    len(frames[record.key]),
-                    CEXPR.labels[record.labels[0]] if record.labels else "",
-                    best,
-                    CEXPR.labels[best],
-                    *(f"{value:.6f}" for value in row),
-                ]
-            )
+            given = CEXPR.labels[record.labels[0]] if record.labels else ""
+            about = (part.name, record.key, len(frames[record.key]), given, best, CEXPR.labels[best])
+            writer.writerow([*about, *(f"{value:.6f}" for value in row)])
     return out.getvalue()

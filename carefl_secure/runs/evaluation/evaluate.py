@@ -63,12 +63,11 @@ def evaluate(
     private record is read. Results of ``split="public"`` and of ``data`` are kept apart, in
     ``evaluation-public.json`` and ``evaluation-data.json``. Thresholds come from the public split.
 
-    Of ``data``, another corpus, the test split is scored, else its val split, else all of it where
-    it has no splits; ``labels`` and ``view`` say how to read it
-    (:func:`carefl_secure.data.open_corpus.open_corpus`). ``predictions`` is a file for the score of
-    every record, CSV or JSON Lines by its suffix. The corpus that the run was trained on
-    raises `ConfigError`; a missing run, or a result that cannot be written, `RunError`; a missing
-    adapter, or one that does not fit the run's settings, `ModelError`.
+    Of ``data``, another corpus, the test split is scored, else its val split, else all of it where it has no splits;
+    ``labels`` and ``view`` say how to read it (:func:`carefl_secure.data.open_corpus.open_corpus`). ``predictions`` is
+    a file for the score of every record, CSV or JSON Lines by its suffix. The corpus that the run was trained on
+    raises `ConfigError`; a missing run, or a result that cannot be written, `RunError`; a missing adapter, or one that
+    does not fit the run's settings, `ModelError`.
     """
     if predictions is not None:
         check_suffix(predictions)
@@ -85,15 +84,8 @@ def evaluate(
     scorer = opened.scorer(corpus.space)
     tuned, untuned, known = _scores(opened, scorer, corpus)
     reporter.note(f"scoring {len(corpus.records)} records, {chosen.replicates} resamples")
-    scored = Scored(
-        opened.name,
-        corpus.name,
-        name,
-        corpus.space,
-        corpus.records,
-        targets(corpus),
-        (corpus.image(i) for i in range(len(corpus.records))),
-    )
+    images = (corpus.image(i) for i in range(len(corpus.records)))
+    scored = Scored(opened.name, corpus.name, name, corpus.space, corpus.records, targets(corpus), images)
     found = assess(scored, tuned, untuned, known, chosen)
     remarks = list(found.remarks)
     if data is None and opened.corpora.duplicates:

@@ -37,11 +37,9 @@ class Evaluator:
         texts: TextScorer | None = None,
     ) -> None:
         base = scorer.adapter.base
-        self._texts = texts
         self._test_captions = None if contexts is None else contexts.test
         self._public_captions = None if contexts is None else contexts.public
-        self._scorer = scorer
-        self._batch = batch
+        self._scorer, self._batch, self._texts = scorer, batch, texts
         self._test = vision_features(base, corpora.test, reporter)
         self._test_targets = targets(corpora.test)
         multi = corpora.test.space.multi
@@ -59,11 +57,9 @@ class Evaluator:
         scores = self.scores()
         if self._texts is not None:
             written = self._texts.all(self._test, self._batch, self._test_captions)
-            half = np.full(scores.shape[1], 0.5)
-            decided = Figures(
-                self._test_targets, written.decisions.astype(float), multi=True, thresholds=half, names=("macro_f1",)
-            )
-            ranked = Figures(self._test_targets, scores, multi=True, names=("mAP",))
+            truth, half = self._test_targets, np.full(scores.shape[1], 0.5)
+            decided = Figures(truth, written.decisions.astype(float), multi=True, thresholds=half, names=("macro_f1",))
+            ranked = Figures(truth, scores, multi=True, names=("mAP",))
             return {**ranked(), **decided(), "unparsable": float(written.unparsable.mean())}
         thresholds = self.thresholds()
         multi, names = thresholds is not None, ("mAP", "macro_f1")

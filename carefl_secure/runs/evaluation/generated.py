@@ -18,9 +18,7 @@ from carefl_secure.progress import Reporter
 from carefl_secure.rounding import finite
 from carefl_secure.runs.evaluation.scored_run import ScoredRun
 
-NO_RANKING = (
-    "generated text gives label sets, not scores: no average precision follows from it; take the labels scorer for mAP"
-)
+NO_RANKING = "generated text gives label sets, not scores, so no average precision; take the labels scorer for mAP"
 """The remark that every reader of these figures needs."""
 
 
@@ -28,9 +26,9 @@ NO_RANKING = (
 class Generated:
     """Figures of generated answers; with ``constrained`` the model could write labels only.
 
-    ``figures`` and ``untuned`` are those of :data:`carefl_secure.evaluation.decisions.DECISIONS`;
-    ``intervals`` are bootstrap intervals of ``figures``, ``low`` and ``high``. Unparsable records,
-    whose answer named no label, count as without a label.
+    ``figures`` and ``untuned`` are those of :data:`carefl_secure.evaluation.decisions.DECISIONS`; ``intervals`` are
+    those of ``figures`` by bootstrap, ``low`` and ``high``. Unparsable records, whose answer named no label, count as
+    without a label.
     """
 
     run: str

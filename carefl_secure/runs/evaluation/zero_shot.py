@@ -1,9 +1,8 @@
 """Scores a run on C-EXPR-DB's seven classes, which it was not trained on, and by whole videos.
 
-A run trained on RAF-DB's eleven compound classes is asked for those eleven. The four that C-EXPR
-lacks are masked and the rest renormalised (`compound_to_cexpr`), and the frames of a video become
-one answer (`fuse_frames`). Videos without labels, such as those of the challenge, get predictions
-and no figures.
+A run trained on RAF-DB's eleven compound classes is asked for those eleven. The four that C-EXPR lacks are masked and
+the rest renormalised (`compound_to_cexpr`), and the frames of a video become one answer (`fuse_frames`). Videos
+without labels, such as those of the challenge, get predictions and no figures.
 """
 
 from __future__ import annotations
@@ -54,9 +53,8 @@ _MASKED = (
 class ZeroShot:
     """What was scored and predicted.
 
-    ``evaluation``, in ``file``, is over videos, or over single pictures on the run's own corpus;
-    None where nothing has a label. ``predictions`` has one row per video; None on the run's own
-    corpus. ``unlabelled`` is the number of videos without a label.
+    ``evaluation``, in ``file``, is over videos, or over single pictures on the run's own corpus; None without labels.
+    ``predictions`` has one row per video; None on the run's own corpus. ``unlabelled`` videos have no label.
     """
 
     run: str
@@ -78,12 +76,11 @@ def evaluate_zero_shot(
 ) -> ZeroShot:
     """Score a run on the seven classes, and write the result to ``RUN/evaluation``.
 
-    With ``data``, C-EXPR-DB as frames or videos: figures of the labelled part (``val``, or ``all``
-    where labels go by time) to ``evaluation-cexpr.json``, and predictions of it and of the
-    unlabelled part to :data:`PREDICTIONS`. Intervals come from drawing videos; clips cut from one
-    video are drawn together. Without ``data``, those records of the run's own test split that carry
-    one of the seven, to ``evaluation-test-cexpr.json``. ``rule`` leads from frames to videos,
-    ``fold`` is that of the labelled part, and every ``every``-th frame of a video is taken.
+    With ``data``, C-EXPR-DB as frames or videos: figures of the labelled part (``val``, or ``all`` where labels go by
+    time) to ``evaluation-cexpr.json``, and predictions of it and of the unlabelled part to :data:`PREDICTIONS`.
+    Intervals come from drawing videos; clips cut from one video are drawn together. Without ``data``, those records of
+    the run's own test split that carry one of the seven, to ``evaluation-test-cexpr.json``. ``rule`` leads from frames
+    to videos, ``fold`` is that of the labelled part, and every ``every``-th frame of a video is taken.
 
     Raises `ConfigError` unless trained on ``compound`` (with ``data``, or on ``cexpr``), or
     if ``data`` is another corpus or the run's own; `DataError` if nothing can be scored.
@@ -106,16 +103,9 @@ def evaluate_zero_shot(
         if data is None:
             public = Subset(corpora.public, shared(corpora.public))
             known = Known(seven(public)) if public.records else None
-        records = part.records()
-        scored = Scored(
-            opened.name,
-            part.corpus.name,
-            f"{part.name} split",
-            CEXPR,
-            records if data is not None else part.corpus.records,
-            seven(part.corpus) if data is None else truth(records),
-            part.images(),
-        )
+        records = part.corpus.records if data is None else part.records()
+        marks = seven(part.corpus) if data is None else truth(records)
+        scored = Scored(opened.name, part.corpus.name, f"{part.name} split", CEXPR, records, marks, part.images())
         scores = [np.log(_fused(part, one[place], rule)) for one in (tuned, untuned)]
         found = assess(scored, scores[0], scores[1], known, chosen)
         remarks = _remarks(part, space, rule, own=data is None)
@@ -140,14 +130,12 @@ def evaluate_zero_shot(
 def _refuse_others(space: LabelSpace, *, own: bool) -> None:
     if space.labels == COMPOUND.labels or (space.labels == CEXPR.labels and not own):
         return
+    advice = "score a run trained on compound (data.labels=compound)"
+    if space.labels == CEXPR.labels:
+        advice = "it scores them already: leave out --space"
     raise ConfigError(
-        f"the run was trained on the labels {space.name}, which say nothing of C-EXPR-DB's seven "
-        "compound expressions; "
-        + (
-            "it scores them already: leave out --space"
-            if space.labels == CEXPR.labels
-            else "score a run trained on compound (data.labels=compound)"
-        )
+        f"the run was trained on the labels {space.name}, which say nothing of C-EXPR-DB's seven compound "
+        f"expressions; {advice}"
     )
 
 

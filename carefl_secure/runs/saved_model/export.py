@@ -22,16 +22,10 @@ _GREYS = (64, 127, 192, 255)
 def export_merged(run: Path, out: Path) -> float:
     """Merge a run's adapter into a whole float copy of its base, and write it in bfloat16.
 
-    ``out``, which must not exist, is what ``from_pretrained`` and `TrainedModel` take. Returned is
-    how far rounding to bfloat16 moves a score from that of the adapter on the whole base, on four
-    grey images. Scores of a run whose base is quantised differ more, as the merged one is not.
-
-    Raises
-    ------
-    ModelError
-        The adapter is missing or damaged, or merging moves a score by more than :data:`TOLERANCE`.
-    RunError
-        ``out`` exists, or cannot be written.
+    ``out``, which must not exist, is what ``from_pretrained`` and `TrainedModel` take. Returned is how far rounding to
+    bfloat16 moves a score from that of the adapter on the whole base, on four grey images. Scores of a run whose base
+    is quantised differ more, as the merged one is not. ModelError is raised where the adapter is missing or damaged,
+    or merging moves a score by more than :data:`TOLERANCE`; RunError where ``out`` exists or cannot be written.
     """
     if out.exists():
         raise RunError(f"{out} exists already; name another folder with --out, or remove it")

@@ -27,9 +27,9 @@ Picture = Image.Image | str | Path
 class Prediction:
     """The answer to one image.
 
-    ``labels`` are those given, the best first. ``scores`` hold every label, the best first:
-    log-odds where several labels may hold, else log-probabilities. ``thresholds`` are the lowest
-    scores at which labels are given; None where the best label is.
+    ``labels`` are those given, the best first. ``scores`` hold every label, the best first: log-odds where several
+    labels may hold, else log-probabilities. ``thresholds`` are the lowest scores at which labels are given; None where
+    the best is.
     """
 
     labels: tuple[str, ...]
@@ -65,8 +65,7 @@ class TrainedModel:
     def predict(self, image: Picture) -> Prediction:
         """Score every label for an image, given as a picture or a path; `stream` takes many.
 
-        Where the run's view crops to a person, crop first. DataError is raised for an image that
-        cannot be read.
+        Where the run's view crops to a person, crop first. DataError is raised for an image that cannot be read.
         """
         ((_, answer),) = self.stream([image])
         if isinstance(answer, DataError):

@@ -1,11 +1,10 @@
 """``adapter/task.json``: what scoring an image needs besides the adapter's weights.
 
-The script of the card reads the same file. ``base`` and ``revision`` are what ``from_pretrained``
-takes, relative to the folder where the embedded base is copied; ``quantization`` is what
-`BitsAndBytesConfig` takes, or null; ``images`` are arguments of the image processor; ``prompt`` has
-``<image>`` where the image goes, and ``answers`` are scored behind it, "None" last where several
-labels may hold. A label is given from its threshold on, null for never; without ``thresholds`` the
-label with the highest score is. ``settings`` are the sections ``model`` and ``adapter`` of the run.
+The script of the card reads the same file. ``base`` and ``revision`` are what ``from_pretrained`` takes, relative to
+the folder where the embedded base is copied; ``quantization`` is what `BitsAndBytesConfig` takes, or null; ``images``
+are arguments of the image processor; ``prompt`` has ``<image>`` where the image goes, and ``answers`` are scored
+behind it, "None" last where several labels may hold. A label is given from its threshold on, null for never; without
+``thresholds`` the label with the highest score is. ``settings`` are the sections ``model`` and ``adapter`` of the run.
 """
 
 from __future__ import annotations
@@ -101,8 +100,7 @@ def write_task(task: Task, folder: Path) -> None:
 def task_scorer(task: Task, folder: Path, **model: object) -> LabelScorer:
     """Load base and adapter; ``model`` are settings of that section in place of the run's own.
 
-    ModelError is raised where the base is not the one that was tuned, or something is damaged;
-    ConfigError for a run with captions.
+    ModelError is raised for another base than the tuned one, or for damage; ConfigError for a run with captions.
     """
     merged = task.get("base") == MERGED
     try:
