@@ -35,6 +35,7 @@ class FakeSummary:
     seconds: float
     stages: tuple[()] = ()
     remarks: tuple[str, ...] = ()
+    verdict: str = ""
 
 
 SUMMARY = FakeSummary(

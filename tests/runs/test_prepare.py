@@ -63,7 +63,8 @@ def adapter_of(layers: int, width: int, dimension: int = 50) -> Any:
     text = SimpleNamespace(num_hidden_layers=layers, hidden_size=width)
     config = SimpleNamespace(text_config=text)
     base = SimpleNamespace(model=SimpleNamespace(config=config))
-    return SimpleNamespace(base=base, dimension=dimension, train="B")
+    everything = np.ones(dimension, bool)
+    return SimpleNamespace(base=base, dimension=dimension, train="B", trainable_entries=lambda number: everything)
 
 
 @pytest.mark.parametrize(

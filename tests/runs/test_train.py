@@ -57,7 +57,8 @@ def test_a_private_run_leaves_all_its_papers(settings: list[str]) -> None:
         assert row["survivors"] == 7  # one client in ten vanishes; the sum goes on
     assert 0 < float(summary.rows[0]["epsilon"]) < float(summary.rows[1]["epsilon"]) <= 8
     assert set(summary.before) == set(summary.after) == {"mAP", "macro_f1"}
-    assert set(summary.baselines) == {"constant", "colour_histogram", "pixel_probe"}
+    features = {"feature_logistic", "feature_logistic_dp"}
+    assert set(summary.baselines) == {"constant", "colour_histogram", "pixel_probe"} | features
     for word in ("one record", "add-or-remove-one", "reasonable, not strong", "1 colluding client"):
         assert word in summary.promise
     folder = summary.folder

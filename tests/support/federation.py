@@ -264,7 +264,7 @@ def opened_words(monkeypatch: pytest.MonkeyPatch) -> list[NDArray[Any]]:
 
     def protected(session: ClientSession, adapter: Any) -> NDArray[np.uint16]:
         rng = np.random.default_rng(session.index)
-        words = rng.integers(0, 2**16, 2048, dtype=np.uint16)
+        words = rng.integers(0, 2**16, session._plan.encoding.padded, dtype=np.uint16)
         words[0], words[1] = 2**15, 2**15 - 1
         return words
 
