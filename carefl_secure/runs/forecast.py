@@ -25,7 +25,7 @@ from carefl_secure.runs.captions import Contexts
 from carefl_secure.runs.client_task import ModelTask
 from carefl_secure.runs.corpora import Corpora
 
-LOST, ENOUGH = 0.03, 1.0
+LOST, ENOUGH = 0.02, 1.0
 """Signal over noise of all rounds: below the first a run must be confirmed, from the second it should learn well."""
 
 _OPEN, _OPEN_LARGE = 512, 128  # most open records, of the embedded model and of any other
