@@ -110,12 +110,17 @@ def centre_head(adapter: Adapter, public: Corpus, reporter: Reporter) -> None:
         adapter.head.set_centre(seen.whole() if isinstance(seen, Tiles) else seen)
 
 
+def first_scorer(config: Config, corpora: Sequence[Corpora], reporter: Reporter) -> LabelScorer:
+    """Return the scorer that a run begins with: of its first stage, with a centred label head for all stages."""
+    space = corpora[0].private.space
+    scorer = label_scorer(stage_configs(config)[0], space, head_labels(config, space))
+    centre_head(scorer.adapter, corpora[-1].public, reporter)
+    return scorer
+
+
 def stage_scorer(config: Config, corpora: Sequence[Corpora], stage: Stage, reporter: Reporter) -> LabelScorer:
     """Return the scorer of one of a run's stages; under merge its adapter stands on those of earlier stages."""
-    config_of_first = stage_configs(config)[0]
-    space = corpora[0].private.space
-    adapter = label_scorer(config_of_first, space, head_labels(config, space)).adapter
-    centre_head(adapter, corpora[-1].public, reporter)
+    adapter: Adapter = first_scorer(config, corpora, reporter).adapter
     for count, vector in enumerate(stage.earlier if config.stages.handover == "merge" else (), 1):
         adapter.load(vector)
         adapter = StackedAdapter(adapter, config.adapter.seed + count)

@@ -21,7 +21,7 @@ from carefl_secure.model.generation import perplexity
 from carefl_secure.model.label_scorer import LabelScorer
 from carefl_secure.progress import Reporter
 from carefl_secure.run_folder import RunFolder, write_atomically
-from carefl_secure.runs.build import label_scorer
+from carefl_secure.runs.build import first_scorer
 from carefl_secure.runs.captions import Contexts, load_contexts
 from carefl_secure.runs.client_task import ModelTask
 from carefl_secure.runs.corpora import Corpora
@@ -70,8 +70,9 @@ def prepare(
 
 def plan_only(config: Config, reporter: Reporter) -> dict[str, Any]:
     """Return budget, plan and forecast of a run without the run; of several stages, of the first alone."""
-    one, corpora = stage_configs(config)[0], load_stages(config, reporter)[0]
-    contexts, scorer = load_contexts(one, corpora, reporter), label_scorer(one, corpora.private.space)
+    one, every = stage_configs(config)[0], load_stages(config, reporter)
+    corpora, scorer = every[0], first_scorer(config, every, reporter)
+    contexts = load_contexts(one, corpora, reporter)
     plan = plan_run(request_of(one, corpora, scorer.adapter.dimension))
     found = forecast(one, plan, public_task(one, plan, scorer, corpora, contexts, reporter))
     noise = plan.privacy.budget_text() if plan.protected else "NO PRIVACY: privacy.unit is none"

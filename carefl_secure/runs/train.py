@@ -38,11 +38,9 @@ from carefl_secure.progress import Reporter
 from carefl_secure.run_folder import Interrupted, RunFolder, check_start, new_run_id
 from carefl_secure.runs.build import (
     base_hash_of,
-    centre_head,
     client_tasks,
-    head_labels,
+    first_scorer,
     key_source,
-    label_scorer,
     make_optimizer,
     opening,
     run_options,
@@ -116,13 +114,11 @@ class _Run:
         self._contexts = [
             load_contexts(one, corpora, reporter) for one, corpora in zip(self._each, self._corpora, strict=True)
         ]
-        space = self._corpora[0].private.space
-        self._scorer = label_scorer(self._each[0], space, head_labels(config, space))
+        self._scorer = first_scorer(config, self._corpora, reporter)
         self._adapter: Adapter = self._scorer.adapter
         if config.model.image_splitting:
             base = self._adapter.base
             reporter.note(image_cost(base.processor, base.prompter))
-        centre_head(self._adapter, self._corpora[-1].public, reporter)
         self._initial = self._adapter.vector()
         self._plan = self._fix_plans(self._folder.name if resume else None)
 
