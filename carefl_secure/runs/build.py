@@ -19,8 +19,7 @@ from carefl_secure.errors import ConfigError
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.plan.staged import Stage
 from carefl_secure.federation.run_spec import PerformanceFlags, Simulation, system_keys
-from carefl_secure.federation.server.alternating import Alternating
-from carefl_secure.federation.server.optimizers import FedAdam, FedAvg, FedDyn, ServerOptimizer
+from carefl_secure.federation.server.optimizers import Alternating, FedAdam, FedAvg, FedDyn, ServerOptimizer
 from carefl_secure.federation.server.run import Evaluate, Monitoring
 from carefl_secure.model.generation import TextScorer
 from carefl_secure.model.label_scorer import LabelScorer

@@ -8,13 +8,13 @@ from carefl_secure.secagg.encoding.planner import plan_clients, plan_plain, plan
 from carefl_secure.secagg.encoding.quantize import EncodingPlan, decode, encode, wrap
 from carefl_secure.secagg.encrypted.bfv_round import EncryptedClient, EncryptedServer
 from carefl_secure.secagg.encrypted.key_holder import KeyHolder
-from carefl_secure.secagg.encrypted.parameters import EncryptedParameters
+from carefl_secure.secagg.encrypted.messages import EncryptedParameters
 from carefl_secure.secagg.pairwise.client import PairwiseClient
 from carefl_secure.secagg.pairwise.graph_planner import GraphPlan, plan_graph
 from carefl_secure.secagg.pairwise.parameters import RoundParameters, default_threshold
 from carefl_secure.secagg.pairwise.server import PairwiseServer
 from carefl_secure.secagg.pairwise.state import Phase
-from carefl_secure.secagg.primitives.checks import SenderError
+from carefl_secure.secagg.primitives.crypto import SenderError
 from carefl_secure.secagg.primitives.framing import sender
 from carefl_secure.secagg.primitives.phases import ClientSum
 

@@ -20,12 +20,12 @@ from carefl_secure.errors import ConfigError, DataError, PrivacyError, ProtocolE
 from carefl_secure.federation.aggregation.base import ClientSetup, ServerSetup
 from carefl_secure.federation.aggregation.registry import find_protocol
 from carefl_secure.federation.in_process import Clients, make_parties
-from carefl_secure.federation.local_update.rules import find_rule
+from carefl_secure.federation.local_update.local_training import find_rule
 from carefl_secure.federation.plan.aggregation_config import AggregationConfig
 from carefl_secure.federation.plan.local_steps import LocalPlan
 from carefl_secure.federation.server.optimizers import FedAvg, ServerOptimizer
+from carefl_secure.federation.transport.exchange import Directory
 from carefl_secure.federation.transport.messages import pack
-from carefl_secure.federation.transport.node_directory import Directory
 from carefl_secure.noise import DeterministicKeySource
 from carefl_secure.privacy.statement import aggregation_text
 from carefl_secure.run_folder import RunFolder

@@ -27,7 +27,7 @@ from carefl_secure.deployment.site import agent as agents
 from carefl_secure.deployment.site.agent import Agent
 from carefl_secure.deployment.site.proposal import Proposal, cohort_of, propose
 from carefl_secure.errors import BudgetExceededError, CareflError, CohortError, RunError
-from carefl_secure.federation.client.round_budget import RoundBudget
+from carefl_secure.federation.client.round_state import RoundBudget
 from carefl_secure.federation.plan.calibrate import PlanRequest, plan_run
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.run_spec import RunSpec

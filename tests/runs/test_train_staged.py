@@ -27,9 +27,8 @@ from carefl_secure.deployment.site.own_work import Work
 from carefl_secure.deployment.site.site_log import SiteLog
 from carefl_secure.errors import ConfigError, DataError, PrivacyError, RunError
 from carefl_secure.experiment.run import run_cell
-from carefl_secure.federation.plan.calibrate import PlanRequest, plan_stages
+from carefl_secure.federation.plan.calibrate import PlanRequest, earlier_spends, plan_stages
 from carefl_secure.federation.plan.cohort import Cohort
-from carefl_secure.federation.plan.ledger_history import earlier_spends
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.server import run as rounds
 from carefl_secure.federation.server import strategy

@@ -34,6 +34,7 @@ from carefl_secure.deployment.site.proposal import SPENDING, Proposal, cohort_of
 from carefl_secure.deployment.site.site_config import own_config
 from carefl_secure.deployment.site.site_log import SiteLog
 from carefl_secure.errors import CareflError, ModelError, PolicyError, ProtocolError, RunError
+from carefl_secure.federation import quiet_flower
 from carefl_secure.federation.aggregation.base import ClientSetup, Helper
 from carefl_secure.federation.aggregation.registry import find_protocol
 from carefl_secure.federation.client.app import answer
@@ -41,7 +42,6 @@ from carefl_secure.federation.client.session import ClientSession
 from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.transport.error_codes import LOST, refusal, seal
-from carefl_secure.federation.transport.flwr_env import quiet_flower
 from carefl_secure.federation.transport.local_grid import ProgramFaults
 from carefl_secure.federation.transport.messages import pack
 from carefl_secure.noise import KeySource, SystemKeySource

@@ -10,7 +10,7 @@ from pathlib import Path
 from carefl_secure.deployment.provisioning.policy import Policy
 from carefl_secure.deployment.provisioning.site_bundle import SiteBundle
 from carefl_secure.errors import BudgetExceededError, LedgerError
-from carefl_secure.federation.client.round_budget import RoundBudget
+from carefl_secure.federation.client.round_state import RoundBudget
 from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.privacy import Event, Ledger

@@ -12,19 +12,21 @@ from carefl_secure.federation.aggregation.base import (
     AggregationProtocol,
     ClientSetup,
     ClientSum,
+    Header,
     Helper,
+    KeyPrefetch,
     MaskedIntegers,
     Nodes,
     ServerRound,
     ServerSetup,
     ServerSum,
+    Take,
+    handing,
 )
 from carefl_secure.federation.aggregation.committee_member import ACTIONS, MemberSession
-from carefl_secure.federation.aggregation.prefetch import Header, KeyPrefetch, Take, handing
 from carefl_secure.federation.aggregation.upload_buffer import UploadBuffer
-from carefl_secure.federation.transport.exchange import Exchange
+from carefl_secure.federation.transport.exchange import Directory, Exchange
 from carefl_secure.federation.transport.messages import Fields, pack
-from carefl_secure.federation.transport.node_directory import Directory
 from carefl_secure.secagg import CommitteeClient, CommitteeServer
 
 

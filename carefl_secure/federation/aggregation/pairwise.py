@@ -12,13 +12,16 @@ from carefl_secure.federation.aggregation.base import (
     AggregationProtocol,
     ClientSetup,
     ClientSum,
+    Header,
+    KeyPrefetch,
     MaskedIntegers,
     Nodes,
     ServerRound,
     ServerSetup,
     ServerSum,
+    Take,
+    handing,
 )
-from carefl_secure.federation.aggregation.prefetch import Header, KeyPrefetch, Take, handing
 from carefl_secure.federation.transport.exchange import Exchange
 from carefl_secure.federation.transport.messages import Fields, pack
 from carefl_secure.secagg import PairwiseClient, PairwiseServer

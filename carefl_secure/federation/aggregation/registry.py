@@ -12,6 +12,7 @@ from carefl_secure.federation.aggregation.base import (
     AggregationProtocol,
     ClientSetup,
     ClientSum,
+    KeyPrefetch,
     ServerRound,
     ServerSetup,
     ServerSum,
@@ -19,11 +20,9 @@ from carefl_secure.federation.aggregation.base import (
 from carefl_secure.federation.aggregation.committee import Committee
 from carefl_secure.federation.aggregation.encrypted import Encrypted
 from carefl_secure.federation.aggregation.pairwise import Pairwise
-from carefl_secure.federation.aggregation.prefetch import KeyPrefetch
 from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.federation.plan.run_plan import RunPlan
-from carefl_secure.federation.transport.exchange import Exchange
-from carefl_secure.federation.transport.node_directory import Directory
+from carefl_secure.federation.transport.exchange import Directory, Exchange
 from carefl_secure.secagg.primitives.crypto import derive, raw_identity
 
 PROTOCOLS: Mapping[str, AggregationProtocol] = {

@@ -13,8 +13,8 @@ from carefl_secure.federation.aggregation.base import Helper
 from carefl_secure.federation.aggregation.registry import helper_actions
 from carefl_secure.federation.client.session import ClientSession
 from carefl_secure.federation.transport.error_codes import Party, refusal
+from carefl_secure.federation.transport.exchange import role_message
 from carefl_secure.federation.transport.messages import Fields, adapter_of, pack, piggyback, piggybacked
-from carefl_secure.federation.transport.node_directory import role_message
 
 _STATE = "carefl-secure"
 _HEADER = ("round", "plan")

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from carefl_secure.errors import ProtocolError
 from carefl_secure.federation.aggregation.base import ClientSetup
 from carefl_secure.federation.aggregation.registry import ClientSums
-from carefl_secure.federation.client.round_budget import RoundBudget
-from carefl_secure.federation.client.round_state import OpenRounds
+from carefl_secure.federation.client.round_state import OpenRounds, RoundBudget
 from carefl_secure.federation.local_update.choice import local_work
 from carefl_secure.federation.local_update.feddyn_state import correction_file
 from carefl_secure.federation.local_update.task import DeferredTask, LocalTask

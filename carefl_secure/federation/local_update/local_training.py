@@ -1,23 +1,82 @@
-"""Local steps from the global adapter, and what of them a client releases."""
+"""Local steps from the global adapter, their registry of rules, and what of them a client releases."""
 
 from __future__ import annotations
 
 import functools
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import entry_points
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from carefl_secure.errors import ConfigError
 from carefl_secure.federation.local_update.feddyn_state import Correction
 from carefl_secure.federation.local_update.gradient_sum import LocalWork
-from carefl_secure.federation.local_update.rules import find_rule
 from carefl_secure.federation.local_update.task import DescentTask
 from carefl_secure.federation.plan.local_steps import LocalPlan
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.noise import KeySource, KeyStream, gaussian
 from carefl_secure.privacy import poisson_sample
+
+ENTRY_POINTS = "carefl_secure.local_rules"
+"""The entry point group of rules that other packages bring."""
+
+
+class LocalRule(Protocol):
+    """A client's optimizer for the steps of one round; made anew for each.
+
+    Guarantees
+    ----------
+    A rule needs no proof of its own: what leaves the client is bounded afterwards (unit client), or
+    no privacy is promised (unit none). Under trust none only ``sgd`` is accepted, because the noise
+    that the plan reports is computed for it.
+    """
+
+    def step(self, gradient: Vector) -> Vector:
+        """Return the direction, float64, shape [D], that the learning rate is multiplied by.
+
+        ``gradient`` is of the local objective, regularisers included.
+        """
+
+
+class Sgd:
+    """Plain stochastic gradient descent."""
+
+    def step(self, gradient: Vector) -> Vector:
+        """Return the gradient."""
+        return gradient
+
+
+LOCAL_RULES: Mapping[str, Callable[[], LocalRule]] = {"sgd": Sgd}
+"""Rules of the package by name."""
+
+
+def find_rule(name: str) -> Callable[[], LocalRule]:
+    """Return what makes a rule, by its name in the package or among the entry points.
+
+    Raises ConfigError when no package or several bring it, or it cannot be imported.
+    """
+    if name in LOCAL_RULES:
+        return LOCAL_RULES[name]
+    found = entry_points(group=ENTRY_POINTS)
+    named = [one for one in found if one.name == name]
+    if len(named) != 1:
+        known = ", ".join([*LOCAL_RULES, *sorted({one.name for one in found})])
+        raise ConfigError(
+            f"federation.local_rule is {name!r}, which "
+            f"{'several packages bring' if named else 'is unknown'}; choose one of {known}"
+        )
+    try:
+        found_rule: Callable[[], LocalRule] = named[0].load()
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"federation.local_rule={name} comes from {named[0].value}, which cannot be imported: "
+            f"{error}; repair that package"
+        ) from error
+    return found_rule
+
 
 Adapter = NDArray[np.float32]
 Vector = NDArray[np.float64]

@@ -41,7 +41,7 @@ class LocalPlan:
         Share of the clients that take fewer steps in a round, as in FedProx's experiments: drawn
         anew in every round from ``seed``, each with 1 to ``steps - 1`` steps. Public.
     rule : str
-        Name in :mod:`carefl_secure.federation.local_update.rules`.
+        Name in :mod:`carefl_secure.federation.local_update.local_training`.
     """
 
     steps: int

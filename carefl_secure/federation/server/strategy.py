@@ -19,14 +19,13 @@ from numpy.typing import NDArray
 from carefl_secure.errors import CohortError, EngineError
 from carefl_secure.federation.aggregation.base import ServerSum
 from carefl_secure.federation.aggregation.registry import ServerSums
-from carefl_secure.federation.client.round_budget import RoundBudget
+from carefl_secure.federation.client.round_state import RoundBudget
 from carefl_secure.federation.plan.cohort import Cohort, rotation_key
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.server.optimizers import Listener, ServerOptimizer
 from carefl_secure.federation.server.sum_guard import SumGuard, honest_norm
-from carefl_secure.federation.transport.exchange import Exchange, Faults, wait_for_nodes
+from carefl_secure.federation.transport.exchange import Directory, Exchange, Faults, wait_for_nodes
 from carefl_secure.federation.transport.messages import pack_adapter, unpack_adapter, vector_hash, with_adapter
-from carefl_secure.federation.transport.node_directory import Directory
 from carefl_secure.privacy import Ledger
 from carefl_secure.secagg import decode
 

@@ -12,9 +12,8 @@ from scipy.optimize import brentq
 
 from carefl_secure.errors import ProtocolError
 from carefl_secure.federation.plan.run_plan import RunPlan
-from carefl_secure.federation.server.alternating import Alternating
-from carefl_secure.federation.server.optimizers import ServerOptimizer, State
-from carefl_secure.secagg.encoding.tail_bounds import batch_bound
+from carefl_secure.federation.server.optimizers import Alternating, ServerOptimizer, State
+from carefl_secure.secagg.encoding.planner import batch_bound
 
 FAILURE = 1e-9
 """Probability with which a sum of honest clients exceeds `honest_norm` in a round."""

@@ -1,11 +1,11 @@
-"""The server's side of the wire within one round: ask, count bytes, note who sends bad messages."""
+"""The server's side of the wire within one round: ask, count bytes, note bad messages, know whose node is whose."""
 
 from __future__ import annotations
 
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
@@ -13,9 +13,9 @@ from flwr.serverapp import Grid
 from carefl_secure.errors import CareflError, CohortError, ProtocolError
 from carefl_secure.federation.transport.error_codes import error_of_reply, is_dropout
 from carefl_secure.federation.transport.local_grid import OneRunGrid
-from carefl_secure.federation.transport.messages import payload_bytes
+from carefl_secure.federation.transport.messages import Fields, pack, payload_bytes
 from carefl_secure.secagg import SenderError
-from carefl_secure.secagg.primitives.checks import culprits, refuse
+from carefl_secure.secagg.primitives.crypto import culprits, refuse
 
 Take = Callable[[int, RecordDict], object]
 ROLE = "query.role"
@@ -183,3 +183,48 @@ def wait_for_nodes(grid: Grid, wanted: int, patience: float) -> list[int]:
         time.sleep(_PAUSE)
         nodes = sorted(grid.get_node_ids())
     return nodes
+
+
+_CLIENT, _HELPER = 0, 1
+
+
+def role_message(index: int, helper: bool) -> RecordDict:
+    """Return what a node answers: whether it is a client or a helper, and which."""
+    return pack(role=_HELPER if helper else _CLIENT, index=index)
+
+
+class Directory:
+    """The roles of the nodes that were heard; ``clients`` and ``helpers`` are counts."""
+
+    def __init__(self, clients: int, helpers: int) -> None:
+        self._limits: Sequence[int] = (clients, helpers)
+        self._roles: dict[int, tuple[int, int]] = {}
+
+    def learn(self, exchange: Exchange, nodes: Collection[int]) -> None:
+        """Ask the nodes not known yet, and forget those that are gone.
+
+        A node that claims a place out of range is at fault. Two nodes may claim one place; signatures tell them apart.
+        """
+        self._roles = {node: role for node, role in self._roles.items() if node in nodes}
+        unknown = [node for node in nodes if node not in self._roles]
+        if not unknown:
+            return
+        exchange.gather(dict.fromkeys(unknown, pack(ask=1)), ROLE, self._note)
+
+    def _note(self, node: int, reply: RecordDict) -> None:
+        fields = Fields(reply, "role", "index")
+        role, index = fields.integer("role"), fields.integer("index")
+        if role not in (_CLIENT, _HELPER) or not 0 <= index < self._limits[role]:
+            raise ProtocolError(f"node {node} claims a place that this run does not have")
+        self._roles[node] = role, index
+
+    def clients(self) -> dict[int, int]:
+        """Return the client's index of every client node."""
+        return self._of(_CLIENT)
+
+    def helpers(self) -> dict[int, int]:
+        """Return the helper's index of every helper node."""
+        return self._of(_HELPER)
+
+    def _of(self, wanted: int) -> dict[int, int]:
+        return {node: index for node, (role, index) in self._roles.items() if role == wanted}

@@ -13,10 +13,9 @@ from carefl_secure.noise import KeyStream
 from carefl_secure.secagg.committee import transcript
 from carefl_secure.secagg.committee.messages import Submission
 from carefl_secure.secagg.committee.parameters import CommitteeParameters
-from carefl_secure.secagg.committee.verify import read_announcements
+from carefl_secure.secagg.committee.recovery import read_announcements
 from carefl_secure.secagg.primitives import shamir
-from carefl_secure.secagg.primitives.checks import refuse
-from carefl_secure.secagg.primitives.crypto import seal_envelope
+from carefl_secure.secagg.primitives.crypto import refuse, seal_envelope
 from carefl_secure.secagg.primitives.framing import check_vector, masked_words, words_digest
 from carefl_secure.secagg.primitives.phases import ClientSum, Participant
 

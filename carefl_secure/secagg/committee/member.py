@@ -22,10 +22,9 @@ from carefl_secure.secagg.committee.messages import (
     content_bytes,
 )
 from carefl_secure.secagg.committee.parameters import CommitteeParameters
-from carefl_secure.secagg.committee.verify import read_announcements, read_loss, read_opening
+from carefl_secure.secagg.committee.recovery import read_announcements, read_loss, read_opening
 from carefl_secure.secagg.primitives import shamir
-from carefl_secure.secagg.primitives.checks import refuse, too_few
-from carefl_secure.secagg.primitives.crypto import EnvelopeKey, open_envelope, pack, same
+from carefl_secure.secagg.primitives.crypto import EnvelopeKey, open_envelope, pack, refuse, same, too_few
 from carefl_secure.secagg.primitives.framing import masked_words, words_digest
 from carefl_secure.secagg.primitives.phases import Participant
 from carefl_secure.secagg.primitives.shamir import read_element

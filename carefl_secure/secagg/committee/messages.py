@@ -11,8 +11,7 @@ from typing import Any, ClassVar
 
 from carefl_secure.secagg.committee import transcript
 from carefl_secure.secagg.committee.parameters import CommitteeParameters
-from carefl_secure.secagg.primitives.checks import refuse
-from carefl_secure.secagg.primitives.crypto import OVERHEAD, PUBLIC_BYTES, Buffer
+from carefl_secure.secagg.primitives.crypto import OVERHEAD, PUBLIC_BYTES, Buffer, refuse
 from carefl_secure.secagg.primitives.framing import (
     HASH,
     HASH_BYTES,

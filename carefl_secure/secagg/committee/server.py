@@ -14,10 +14,8 @@ from carefl_secure.noise import add_masks
 from carefl_secure.secagg.committee import transcript
 from carefl_secure.secagg.committee.messages import Entry, Listing, MemberAnswer, MemberKey, SeedShares, Submission
 from carefl_secure.secagg.committee.parameters import CommitteeParameters
-from carefl_secure.secagg.committee.recovery import lost_masks
-from carefl_secure.secagg.committee.verify import read_announcements, read_loss, read_opening
-from carefl_secure.secagg.primitives.checks import refuse, too_few
-from carefl_secure.secagg.primitives.crypto import same
+from carefl_secure.secagg.committee.recovery import lost_masks, read_announcements, read_loss, read_opening
+from carefl_secure.secagg.primitives.crypto import refuse, same, too_few
 from carefl_secure.secagg.primitives.framing import words_digest
 from carefl_secure.secagg.primitives.phases import ServerParticipant
 

@@ -13,8 +13,7 @@ import numpy.typing as npt
 from carefl_secure.errors import ConfigError, NonFiniteError
 from carefl_secure.noise import KeyStream, uniform
 from carefl_secure.secagg.encoding.hadamard import rotate, rotate_back
-from carefl_secure.secagg.primitives.checks import refuse
-from carefl_secure.secagg.primitives.crypto import digest
+from carefl_secure.secagg.primitives.crypto import digest, refuse
 
 NORM_SLACK = 1e-5
 """Relative excess of a norm that floating-point clipping and summing may cause."""

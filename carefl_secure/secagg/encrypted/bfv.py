@@ -22,8 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from carefl_secure.secagg.primitives.checks import refuse
-from carefl_secure.secagg.primitives.crypto import Buffer
+from carefl_secure.secagg.primitives.crypto import Buffer, refuse
 
 DEGREE = 4096
 """Size of the ring and number of slots (N)."""

@@ -10,12 +10,11 @@ import numpy.typing as npt
 from carefl_secure.secagg.encoding.quantize import wrap
 from carefl_secure.secagg.encrypted.bfv import PLAIN_MODULUS, PublicKey
 from carefl_secure.secagg.encrypted.key_holder import OPENED, opened_fields
-from carefl_secure.secagg.encrypted.messages import EncryptedUpload, OpenedSum
-from carefl_secure.secagg.encrypted.parameters import EncryptedParameters
+from carefl_secure.secagg.encrypted.messages import EncryptedParameters, EncryptedUpload, OpenedSum
 from carefl_secure.secagg.pairwise.client import PairwiseClient
 from carefl_secure.secagg.pairwise.parameters import RoundParameters
 from carefl_secure.secagg.pairwise.server import PairwiseServer
-from carefl_secure.secagg.primitives.checks import refuse
+from carefl_secure.secagg.primitives.crypto import refuse
 from carefl_secure.secagg.primitives.framing import Message
 from carefl_secure.secagg.primitives.packing import (
     add_residue_masks,

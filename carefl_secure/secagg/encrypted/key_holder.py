@@ -9,11 +9,9 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from carefl_secure.secagg.encrypted.bfv import PublicKey, SecretKey
-from carefl_secure.secagg.encrypted.messages import EncryptedUpload, OpenedSum
-from carefl_secure.secagg.encrypted.parameters import EncryptedParameters
+from carefl_secure.secagg.encrypted.messages import EncryptedParameters, EncryptedUpload, OpenedSum
 from carefl_secure.secagg.pairwise.transcript import UPLOAD
-from carefl_secure.secagg.primitives.checks import refuse, too_few
-from carefl_secure.secagg.primitives.crypto import digest, pack, public_bytes, sign
+from carefl_secure.secagg.primitives.crypto import digest, pack, public_bytes, refuse, sign, too_few
 from carefl_secure.secagg.primitives.framing import words_digest
 
 OPENED = b"opened sum"

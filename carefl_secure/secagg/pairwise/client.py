@@ -11,13 +11,12 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from carefl_secure.noise import KeySource, KeyStream
 from carefl_secure.secagg.pairwise import transcript
-from carefl_secure.secagg.pairwise.graph import neighbours
+from carefl_secure.secagg.pairwise.graph_planner import neighbours
 from carefl_secure.secagg.pairwise.messages import Advertisement, Answer, Consent, Upload
 from carefl_secure.secagg.pairwise.parameters import RoundParameters
 from carefl_secure.secagg.pairwise.shares import due_shares, mask_keys, open_shares, seal_shares
 from carefl_secure.secagg.pairwise.state import ClientState, Phase
-from carefl_secure.secagg.primitives.checks import refuse, too_few
-from carefl_secure.secagg.primitives.crypto import public_bytes
+from carefl_secure.secagg.primitives.crypto import public_bytes, refuse, too_few
 from carefl_secure.secagg.primitives.framing import Message, check_vector, masked_words
 from carefl_secure.secagg.primitives.phases import ClientSum, Participant
 

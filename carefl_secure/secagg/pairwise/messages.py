@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Self
 
-from carefl_secure.secagg.primitives.checks import refuse
-from carefl_secure.secagg.primitives.crypto import Buffer
+from carefl_secure.secagg.primitives.crypto import Buffer, refuse
 from carefl_secure.secagg.primitives.framing import (
     HASH,
     NUMBER,

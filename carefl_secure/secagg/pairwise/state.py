@@ -12,8 +12,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from carefl_secure.secagg.primitives.checks import refuse
-from carefl_secure.secagg.primitives.crypto import derive, raw_identity
+from carefl_secure.secagg.primitives.crypto import derive, raw_identity, refuse
 
 _MAGIC = b"CFSS\x01"
 _SALT = 32

@@ -6,8 +6,7 @@ from collections.abc import Collection, Mapping
 
 from carefl_secure.secagg.pairwise.messages import Advertisement
 from carefl_secure.secagg.pairwise.parameters import RoundParameters
-from carefl_secure.secagg.primitives.checks import refuse
-from carefl_secure.secagg.primitives.crypto import Buffer, check_encoding, derive, digest, pack
+from carefl_secure.secagg.primitives.crypto import Buffer, check_encoding, derive, digest, pack, refuse
 
 ADVERTISEMENT = b"advertisement"
 UPLOAD = b"upload"

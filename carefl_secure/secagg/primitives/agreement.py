@@ -11,8 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from carefl_secure.errors import ConfigError
-from carefl_secure.secagg.primitives.checks import refuse
-from carefl_secure.secagg.primitives.crypto import digest, pack, statement, verify
+from carefl_secure.secagg.primitives.crypto import digest, pack, refuse, statement, verify
 
 MIN_CLIENTS = 3
 """A sum over two reveals to each the other's vector."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import hmac
 import struct
+from collections import Counter
+from collections.abc import Collection
 from typing import TypeAlias
 
 from cryptography.exceptions import InvalidSignature, InvalidTag
@@ -18,8 +20,46 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from carefl_secure.errors import CohortError, ProtocolError
 from carefl_secure.noise import KeySource
-from carefl_secure.secagg.primitives.checks import SenderError, refuse
+
+
+class SenderError(ProtocolError):
+    """What another party made for this one is invalid; ``sender`` is the index of that party."""
+
+    def __init__(self, error: ProtocolError, sender: int) -> None:
+        super().__init__(str(error))
+        self.sender = sender
+
+
+def refuse(check: str, reason: str) -> ProtocolError:
+    """Return the error for a failed check, its name first."""
+    return ProtocolError(f"{check}: {reason}")
+
+
+def too_few(phase: str, present: int, needed: int) -> CohortError:
+    """Return the error for a cohort that has become too small."""
+    return CohortError(
+        f"min_survivors: {present} clients after {phase}, at least {needed} are needed;"
+        " nothing was released, start a new round with more clients"
+    )
+
+
+def culprits(pairs: Collection[tuple[str, str]]) -> dict[str, int]:
+    """Return who explains the most of pairs of parties of which at least one lied, with counts.
+
+    Greedy: whoever is in most of the pairs that are left, until none is left. A party named with more pairs than there
+    can be colluders is proven to lie; of a pair that stands alone both are named.
+    """
+    left, named = set(pairs), dict[str, int]()
+    while left:
+        counts = Counter(party for pair in left for party in pair)
+        most = max(counts.values())
+        worst = {party: most for party, count in counts.items() if count == most}
+        named |= worst
+        left = {pair for pair in left if not worst.keys() & set(pair)}
+    return named
+
 
 _DOMAIN = b"carefl-secagg-2/"
 _CURVE_PRIME = (1 << 255) - 19

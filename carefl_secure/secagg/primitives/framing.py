@@ -15,8 +15,7 @@ import numpy.typing as npt
 
 from carefl_secure.noise import add_masks
 from carefl_secure.secagg.primitives.agreement import Agreement
-from carefl_secure.secagg.primitives.checks import refuse
-from carefl_secure.secagg.primitives.crypto import Buffer
+from carefl_secure.secagg.primitives.crypto import Buffer, refuse
 
 _MAGIC = b"CFSA"
 _VERSION = 2

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from carefl_secure.errors import ConfigError
 from carefl_secure.noise import KeyStream
-from carefl_secure.secagg.primitives.checks import refuse
+from carefl_secure.secagg.primitives.crypto import refuse
 
 FIELD_BITS = (20, 30)
 """Widths of a field: three of 20 bits or two of 30 bits in a number of 60 bits."""

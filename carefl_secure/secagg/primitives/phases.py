@@ -13,8 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from carefl_secure.errors import ProtocolError
 from carefl_secure.noise import KeySource
 from carefl_secure.secagg.primitives.agreement import Agreement
-from carefl_secure.secagg.primitives.checks import refuse
-from carefl_secure.secagg.primitives.crypto import check_place, sign, statement
+from carefl_secure.secagg.primitives.crypto import check_place, refuse, sign, statement
 
 A = TypeVar("A", bound=Agreement)
 P = TypeVar("P", bound=IntEnum)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from carefl_secure.noise import KeyStream
-from carefl_secure.secagg.primitives.checks import refuse
+from carefl_secure.secagg.primitives.crypto import refuse
 
 PRIME = (1 << 256) + 297
 """The smallest prime above ``2**256``, so that any 32 bytes are a secret."""

@@ -14,7 +14,7 @@ from flwr.app import Message, RecordDict
 from carefl_secure.errors import CohortError, ConfigError, ProtocolError
 from carefl_secure.federation.aggregation.base import ClientSetup, Helper
 from carefl_secure.federation.aggregation.committee_member import MemberSession
-from carefl_secure.federation.aggregation.key_holder import HolderSession
+from carefl_secure.federation.aggregation.encrypted import HolderSession
 from carefl_secure.federation.client.app import build_client_app
 from carefl_secure.federation.plan.aggregation_config import AggregationConfig
 from carefl_secure.federation.plan.cohort import Cohort

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from carefl_secure.errors import BudgetExceededError
-from carefl_secure.federation.plan.calibrate import PlanRequest, plan_run
-from carefl_secure.federation.plan.ledger_history import earlier_spends
+from carefl_secure.federation.plan.calibrate import PlanRequest, earlier_spends, plan_run
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.server.optimizers import FedAvg
 from carefl_secure.privacy import Ledger, epsilon

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from carefl_secure.errors import ConfigError, NonFiniteError, RunError
-from carefl_secure.federation.server.alternating import Alternating
-from carefl_secure.federation.server.optimizers import FedAdam, FedAvg
+from carefl_secure.federation.server.optimizers import Alternating, FedAdam, FedAvg
 
 
 def test_fedavg_is_plain_descent() -> None:

@@ -19,8 +19,7 @@ from carefl_secure.federation.plan.calibrate import PlanRequest, plan_run
 from carefl_secure.federation.plan.local_steps import LocalPlan
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.run_spec import RunSpec
-from carefl_secure.federation.server.alternating import Alternating
-from carefl_secure.federation.server.optimizers import FedAdam, FedAvg
+from carefl_secure.federation.server.optimizers import Alternating, FedAdam, FedAvg
 from carefl_secure.federation.server.sum_guard import SumGuard, _skellam_tail, honest_norm
 from carefl_secure.federation.transport.local_grid import FIRST_NODE, LocalGrid
 from carefl_secure.run_folder import RunFolder

@@ -24,7 +24,7 @@ from carefl_secure.secagg.committee.messages import (
     SeedShares,
     Submission,
 )
-from carefl_secure.secagg.committee.verify import read_opening
+from carefl_secure.secagg.committee.recovery import read_opening
 from carefl_secure.secagg.pairwise.server import PairwiseServer
 from carefl_secure.secagg.primitives.crypto import pack, sign, statement
 from carefl_secure.secagg.primitives.framing import words_digest

@@ -15,9 +15,8 @@ from carefl_secure.errors import ProtocolError
 from carefl_secure.noise import KeyStream
 from carefl_secure.secagg import EncodingPlan, decode, encode, plan_clients, plan_plain, plan_records, wrap
 from carefl_secure.secagg.encoding.hadamard import rotate_back
-from carefl_secure.secagg.encoding.planner import MAX_OVERFLOW, REDRAW_PROBABILITY
+from carefl_secure.secagg.encoding.planner import MAX_OVERFLOW, REDRAW_PROBABILITY, rounded_sensitivity
 from carefl_secure.secagg.encoding.quantize import MAX_REDRAWS, NORM_SLACK
-from carefl_secure.secagg.encoding.tail_bounds import rounded_sensitivity
 
 Vector = npt.NDArray[np.float64]
 ROTATION = b"r" * 32

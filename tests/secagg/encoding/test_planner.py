@@ -9,8 +9,7 @@ import pytest
 
 from carefl_secure.errors import ConfigError
 from carefl_secure.secagg import EncodingPlan, plan_clients, plan_plain, plan_records
-from carefl_secure.secagg.encoding.planner import MAX_OVERFLOW
-from carefl_secure.secagg.encoding.tail_bounds import overflow_bound
+from carefl_secure.secagg.encoding.planner import MAX_OVERFLOW, overflow_bound
 
 
 def test_inflation_is_held_and_tight() -> None:

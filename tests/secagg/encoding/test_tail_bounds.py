@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from carefl_secure.noise import KeyStream, SkellamSampler
-from carefl_secure.secagg.encoding.tail_bounds import batch_bound, overflow_bound, rounded_sensitivity
+from carefl_secure.secagg.encoding.planner import batch_bound, overflow_bound, rounded_sensitivity
 
 
 def test_sensitivity_by_hand() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from carefl_secure.errors import ProtocolError
-from carefl_secure.secagg.pairwise.graph import neighbours, ring
+from carefl_secure.secagg.pairwise.graph_planner import neighbours, ring
 
 
 def test_everyone_but_oneself_in_order() -> None:

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from carefl_secure.errors import CohortError, ConfigError, ProtocolError
 from carefl_secure.noise import DeterministicKeySource, add_masks
 from carefl_secure.secagg import PairwiseClient, RoundParameters, plan_graph
-from carefl_secure.secagg.pairwise.graph import neighbours, ring
+from carefl_secure.secagg.pairwise.graph_planner import neighbours, ring
 from carefl_secure.secagg.pairwise.messages import Answer, Secret
 from tests.support.played_pairwise import Rehearsal
 

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 
 from carefl_secure.errors import ConfigError
-from carefl_secure.federation.local_update import rules
+from carefl_secure.federation.local_update import local_training
 from carefl_secure.federation.local_update.choice import local_work
-from carefl_secure.federation.local_update.rules import LOCAL_RULES, Sgd, find_rule
+from carefl_secure.federation.local_update.local_training import LOCAL_RULES, Sgd, find_rule
 from carefl_secure.federation.plan.local_steps import LocalPlan
 from tests.support.federation import toy_plan
 from tests.support.points import point_tasks
 
 
 def brought(monkeypatch: pytest.MonkeyPatch, *values: str) -> None:
-    points = [EntryPoint("other", value, rules.ENTRY_POINTS) for value in values]
-    monkeypatch.setattr(rules, "entry_points", lambda group: points)
+    points = [EntryPoint("other", value, local_training.ENTRY_POINTS) for value in values]
+    monkeypatch.setattr(local_training, "entry_points", lambda group: points)
 
 
 def test_sgd_steps_along_the_gradient() -> None:
@@ -28,7 +28,7 @@ def test_sgd_steps_along_the_gradient() -> None:
 
 
 def test_a_rule_of_another_package_is_found_by_its_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
-    brought(monkeypatch, "carefl_secure.federation.local_update.rules:Sgd")
+    brought(monkeypatch, "carefl_secure.federation.local_update.local_training:Sgd")
     assert find_rule("other") is Sgd
 
 
