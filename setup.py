@@ -1,7 +1,7 @@
 """The one build step that pyproject.toml cannot express: two top-level folders go into the wheel.
 
 ``configs/`` and ``threat_models/`` stand at the top of the source tree, where people look for them.
-A wheel installs below ``carefl_secure/shipped/``; ``carefl_secure.config.shipped`` finds either.
+A wheel installs below ``carefl_secure/shipped/``; ``carefl_secure.config.load`` finds either.
 """
 
 import shutil

@@ -19,7 +19,7 @@ from carefl_secure.config import load_config
 from carefl_secure.model.label_scorer import LabelScorer
 from carefl_secure.model.loader import load_base
 from carefl_secure.model.lora import Adapter
-from carefl_secure.model.task_prompts import QUESTIONS
+from carefl_secure.model.prompts import QUESTIONS
 from carefl_secure.noise import KeyStream, SystemKeySource
 from carefl_secure.privacy import poisson_sample
 from carefl_secure.privacy.clipping.clipped_sum import Clipping

@@ -33,7 +33,7 @@ from torch import Tensor
 from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from carefl_secure.data.label_spaces import EMOTIC
+from carefl_secure.data.records import EMOTIC
 from carefl_secure.model.embedded import QUESTIONS, build_processor
 from carefl_secure.model.label_tree import TokenTree, answer_log_likelihoods
 from carefl_secure.model.loader import load_base

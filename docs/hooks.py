@@ -26,7 +26,7 @@ from carefl_secure.config.root import Config
 from carefl_secure.data.corpora.image_folder_layout import SPLIT_NAMES
 from carefl_secure.data.open_corpus import FORMATS
 from carefl_secure.data.readers import file_kinds
-from carefl_secure.data.readers.videos import VIDEO_SUFFIXES
+from carefl_secure.data.readers.images import VIDEO_SUFFIXES
 
 ARCHIVES = (
     (

@@ -1,6 +1,7 @@
 """From file, ``key=value`` words and flags to one checked configuration, and back to text.
 
 A setting that is unknown, renamed, out of range, given twice or contradictory raises `ConfigError`.
+A path may stand for a file that comes with the package, in a source tree or in an installed wheel.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+import carefl_secure
 from carefl_secure.config.explain import FLAGS, KNOWN, explain, unknown
 from carefl_secure.config.root import Config
 from carefl_secure.config.sections import SYNTHETIC_RECORDS
-from carefl_secure.config.shipped import resolve_shipped
 from carefl_secure.errors import ConfigError
 
 
@@ -159,3 +160,41 @@ def _checked(settings: dict[str, Any]) -> Config:
 def dump_config(config: Config) -> str:
     """Return the configuration as YAML; reading it back gives the same configuration."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+PREFIX = "carefl:"
+"""Marks a path below the shipped ``configs/``, such as ``carefl:tasks/NAME.yaml``."""
+
+
+def shipped_folder(name: str) -> Path:
+    """Return ``configs`` or ``threat_models``, of the source tree or else of the wheel."""
+    package = Path(carefl_secure.__file__).resolve().parent
+    places = (package.parent / name, package / "shipped" / name)
+    # An installed package stands among others, one of which may own a folder of the same name.
+    if (package.parent / "pyproject.toml").is_file() and places[0].is_dir():
+        return places[0]
+    if places[1].is_dir():
+        return places[1]
+    raise ConfigError(f"this installation of carefl-secure lacks its folder {name}; reinstall the package")
+
+
+def resolve_shipped(path: Path) -> Path:
+    """Return the file that ``carefl:FOLDER/NAME.yaml`` stands for; any other path as it is.
+
+    If no such file is shipped, a `ConfigError` lists those that are.
+    """
+    text = path.as_posix()
+    if not text.startswith(PREFIX):
+        return path
+    root = shipped_folder("configs")
+    known = {
+        file.relative_to(root).as_posix(): file
+        for folder in ("tasks", "experiments")
+        for file in sorted((root / folder).glob("*.yaml"))
+    }
+    asked = text.removeprefix(PREFIX)
+    if asked not in known:
+        raise ConfigError(
+            f"no configuration {asked!r} is shipped; choose one of {', '.join(PREFIX + name for name in known)}"
+        )
+    return known[asked]

@@ -14,12 +14,11 @@ from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from carefl_secure.data.corpora import caers, cexpr, fer2013, image_folder, ncaers, rafdb
+from carefl_secure.data.corpora import caers, cexpr, fer2013, image_folder, rafdb
 from carefl_secure.data.corpora.base import CorpusFormat, FileCorpus, ReadOptions
 from carefl_secure.data.corpora.emotic import archive, mat, table
-from carefl_secure.data.label_spaces import PUBLISHED_SPACES
 from carefl_secure.data.readers.inventory import count_unused
-from carefl_secure.data.records import Corpus
+from carefl_secure.data.records import PUBLISHED_SPACES, Corpus
 from carefl_secure.errors import ConfigError, DataError
 
 ENTRY_POINTS = "carefl_secure.corpora"
@@ -28,7 +27,7 @@ ENTRY_POINTS = "carefl_secure.corpora"
 FORMATS: Mapping[str, CorpusFormat] = {
     one.name: one
     for one in (
-        *(mat.FORMAT, table.FORMAT, archive.FORMAT, caers.FORMAT, ncaers.FORMAT),
+        *(mat.FORMAT, table.FORMAT, archive.FORMAT, caers.FORMAT, caers.NCAERS_FORMAT),
         *(rafdb.FORMAT, rafdb.FOLDERS_FORMAT, cexpr.FORMAT, fer2013.FORMAT, image_folder.FORMAT),
     )
 }

@@ -15,8 +15,7 @@ from carefl_secure.errors import ConfigError, DataError
 from carefl_secure.evaluation.bootstrap import bootstrap, difference, units_of
 from carefl_secure.evaluation.decisions import choose_thresholds
 from carefl_secure.evaluation.figures import BOUNDS, Figures, prevalence_scores
-from carefl_secure.evaluation.groups import Comparison, Settings, compare
-from carefl_secure.evaluation.slices import slice_images
+from carefl_secure.evaluation.groups import Comparison, Settings, compare, slice_images
 from carefl_secure.evaluation.summary import Evaluation, Label, Sampling, Slice
 
 Floats = npt.NDArray[np.float64]

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import Idefics3Processor, PreTrainedTokenizerFast, SmolVLMConfig, SmolVLMForConditionalGeneration
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
-from carefl_secure.data.label_spaces import SPACES
+from carefl_secure.data.records import SPACES
 from carefl_secure.data.synthetic.scene import GROUPS
 
 EMBEDDED = Path(__file__).parent / "embedded_weights"

@@ -1,15 +1,18 @@
-"""Label scores of an adapter from cached features, and a loss per record."""
+"""Label scores of an adapter from cached features, a loss per record, and the gradient of its mean."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import Parameter
 
 from carefl_secure.captions.prompts import framed
 from carefl_secure.data.records import LabelSpace
@@ -137,3 +140,32 @@ class RecordLosses:
 def _check_captions(captions: Sequence[str] | None, records: int) -> None:
     if captions is not None and len(captions) != records:
         raise ConfigError(f"{len(captions)} captions do not fit {records} records; give one each")
+
+
+def mean_gradient(
+    parameters: Sequence[tuple[str, Parameter]],
+    losses: Callable[[NDArray[np.int64]], Tensor],
+    indices: NDArray[np.int64],
+    micro_batch: int = 32,
+) -> NDArray[np.float64]:
+    r"""Return :math:`\frac{1}{B} \sum_i \nabla \ell_i`, the gradient of the mean loss, float64 [D].
+
+    Nothing is clipped here, so this gradient may give away single records. It must stay inside the
+    client, and what is made of it must be bounded before it leaves. Where a loss is NaN or
+    infinite, so is the whole gradient, as NaN.
+
+    The order of ``parameters`` is that of the result. ``losses`` maps at least one record index [B]
+    to losses [B]; ``micro_batch`` records go through the model at once.
+    """
+    if not (indices.size and len(parameters) and micro_batch > 0):
+        raise ConfigError("a gradient needs records, trainable weights and a micro-batch above 0")
+    weights = [parameter for _, parameter in parameters]
+    total, loss = np.zeros(sum(weight.numel() for weight in weights)), 0.0
+    for start in range(0, indices.size, micro_batch):
+        with torch.enable_grad():
+            values = losses(indices[start : start + micro_batch])
+            # A weight that the losses do not reach has a gradient of zero.
+            found = torch.autograd.grad(values.sum(), weights, materialize_grads=True)
+        loss += float(values.detach().sum())
+        total += torch.cat([part.flatten().double() for part in found]).cpu().numpy()
+    return total / indices.size if math.isfinite(loss) else np.full_like(total, np.nan)

@@ -21,9 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Idefics3Processor, SmolVLMForConditionalGeneration
 
-from carefl_secure.captions.describer import describe
-from carefl_secure.data.label_spaces import BASIC, COMPOUND, EMOTIC
-from carefl_secure.data.records import targets
+from carefl_secure.captions.prompts import describe
+from carefl_secure.data.records import BASIC, COMPOUND, EMOTIC, targets
 from carefl_secure.data.synthetic.corpus import VERSION, SyntheticCorpus, synthetic_corpus
 from carefl_secure.data.synthetic.scene import GROUPS
 from carefl_secure.errors import ConfigError

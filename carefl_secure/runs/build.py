@@ -12,8 +12,7 @@ import numpy as np
 
 import carefl_secure
 from carefl_secure.config import Config
-from carefl_secure.data.label_spaces import PUBLISHED_SPACES
-from carefl_secure.data.records import Corpus, LabelSpace
+from carefl_secure.data.records import PUBLISHED_SPACES, Corpus, LabelSpace
 from carefl_secure.data.splits import Subset
 from carefl_secure.errors import ConfigError
 from carefl_secure.federation.plan.run_plan import RunPlan
@@ -24,10 +23,8 @@ from carefl_secure.federation.server.run import Evaluate, Monitoring
 from carefl_secure.model.generation import TextScorer
 from carefl_secure.model.label_scorer import LabelScorer
 from carefl_secure.model.loader import load_base
-from carefl_secure.model.lora import Adapter
-from carefl_secure.model.prompts import PromptForm
-from carefl_secure.model.stacked import StackedAdapter
-from carefl_secure.model.task_prompts import prompt_template, task_question
+from carefl_secure.model.lora import Adapter, StackedAdapter
+from carefl_secure.model.prompts import PromptForm, prompt_template, task_question
 from carefl_secure.model.vision.encode import vision_features
 from carefl_secure.model.vision.tiles import Tiles
 from carefl_secure.noise import DeterministicKeySource, KeySource

@@ -9,8 +9,7 @@ import numpy.typing as npt
 
 from carefl_secure.data.records import targets
 from carefl_secure.data.splits import Subset, first_of_each, subject_groups
-from carefl_secure.model.label_scorer import LabelScorer, RecordLosses
-from carefl_secure.model.mean_gradient import mean_gradient
+from carefl_secure.model.label_scorer import LabelScorer, RecordLosses, mean_gradient
 from carefl_secure.model.vision.encode import vision_features
 from carefl_secure.privacy.clipping.clipped_sum import Clipping, clipped_sum
 from carefl_secure.privacy.sampling import sample_bound

@@ -12,11 +12,10 @@ import numpy.typing as npt
 from carefl_secure.config import Config
 from carefl_secure.data.checks.examine import counts_line, examine, files_of, restrict, skipped_of
 from carefl_secure.data.corpora.base import ReadOptions
-from carefl_secure.data.deduplication.policy import Deduplicated, deduplicate, equal_records, exposed, near_records
-from carefl_secure.data.label_spaces import PUBLISHED_SPACES
+from carefl_secure.data.deduplication.duplicates import Deduplicated, deduplicate, equal_records, exposed, near_records
 from carefl_secure.data.open_corpus import open_corpus
 from carefl_secure.data.partition import partition
-from carefl_secure.data.records import Corpus, LabelSpace, Skipped
+from carefl_secure.data.records import PUBLISHED_SPACES, Corpus, LabelSpace, Skipped
 from carefl_secure.data.splits import Subset, split
 from carefl_secure.data.synthetic.corpus import synthetic_corpus
 from carefl_secure.errors import ConfigError, DataError, PrivacyError

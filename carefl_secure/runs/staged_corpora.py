@@ -11,8 +11,8 @@ import numpy.typing as npt
 from carefl_secure.config import Config
 from carefl_secure.config.root import stage_config
 from carefl_secure.data.checks.examine import warnings
+from carefl_secure.data.deduplication.duplicates import held_twice
 from carefl_secure.data.deduplication.image_hashes import hash_images
-from carefl_secure.data.deduplication.policy import held_twice
 from carefl_secure.data.records import Corpus
 from carefl_secure.data.splits import Subset
 from carefl_secure.errors import ConfigError, DataError

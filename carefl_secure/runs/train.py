@@ -30,9 +30,8 @@ from carefl_secure.federation.server.run import FederationResult, run_federation
 from carefl_secure.federation.server.sum_guard import SumGuard
 from carefl_secure.model.generation import perplexity
 from carefl_secure.model.label_scorer import LabelScorer
-from carefl_secure.model.lora import Adapter
-from carefl_secure.model.stacked import StackedAdapter
-from carefl_secure.model.task_prompts import task_question
+from carefl_secure.model.lora import Adapter, StackedAdapter
+from carefl_secure.model.prompts import task_question
 from carefl_secure.model.vision.tiles import image_cost
 from carefl_secure.progress import Reporter
 from carefl_secure.run_folder import Interrupted, RunFolder, check_start, new_run_id

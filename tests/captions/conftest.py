@@ -21,8 +21,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from carefl_secure.data.label_spaces import BASIC
-from carefl_secure.data.records import LabelSpace, Record
+from carefl_secure.data.records import BASIC, LabelSpace, Record
 from carefl_secure.model.embedded import build_model, build_processor
 
 # What the checkpoints of LLaVA-1.5 render: no system turn, the image before the words.

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from carefl_secure.captions.controls import CONSTANT, CONTROLS, Donors, arrange, drop
-from carefl_secure.data.label_spaces import BASIC, CAERS
-from carefl_secure.data.records import Record
+from carefl_secure.data.records import BASIC, CAERS, Record
 from carefl_secure.data.splits import Subset
 from carefl_secure.errors import ConfigError, DataError
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from carefl_secure.captions.describer import STAND_IN, describe_corpus
+from carefl_secure.captions.prompts import STAND_IN, describe_corpus
 from carefl_secure.data.splits import Subset
 from carefl_secure.data.synthetic.corpus import SyntheticCorpus, synthetic_corpus
 from carefl_secure.data.synthetic.scene import GROUPS

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from carefl_secure.captions.describer import describe_corpus
 from carefl_secure.captions.leakage import leakage
-from carefl_secure.data.label_spaces import BASIC, COMPOUND, EMOTIC, PUBLISHED_SPACES
-from carefl_secure.data.records import LabelSpace
+from carefl_secure.captions.prompts import describe_corpus
+from carefl_secure.data.records import BASIC, COMPOUND, EMOTIC, PUBLISHED_SPACES, LabelSpace
 from carefl_secure.data.synthetic.corpus import synthetic_corpus
 from carefl_secure.errors import DataError
 

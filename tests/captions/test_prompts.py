@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from carefl_secure.captions.describer import describe
-from carefl_secure.captions.prompts import PROMPTS, caption_prompt, framed, plain
+from carefl_secure.captions.prompts import PROMPTS, caption_prompt, describe, framed, plain
 from carefl_secure.data.synthetic.scene import draw_scenes
 from carefl_secure.errors import ConfigError
 from carefl_secure.model.embedded import QUESTIONS, build_processor

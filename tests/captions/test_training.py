@@ -13,8 +13,7 @@ import yaml
 from carefl_secure.captions.captioner import load_captioner
 from carefl_secure.captions.run import caption_all, caption_corpus, open_cache
 from carefl_secure.config import Config, load_config
-from carefl_secure.data.label_spaces import BASIC, EMOTIC
-from carefl_secure.data.records import LabelSpace, targets
+from carefl_secure.data.records import BASIC, EMOTIC, LabelSpace, targets
 from carefl_secure.data.splits import Subset
 from carefl_secure.errors import ConfigError, DataError
 from carefl_secure.evaluation.figures import Figures

@@ -14,7 +14,7 @@ import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from carefl_secure.config import load_config
-from carefl_secure.data.label_spaces import EMOTIC
+from carefl_secure.data.records import EMOTIC
 from carefl_secure.federation.plan.calibrate import PlanRequest, plan_run
 from carefl_secure.federation.server.optimizers import FedAvg
 from carefl_secure.model.embedded import QUESTIONS

@@ -9,7 +9,7 @@ import pytest
 import carefl_secure
 from carefl_secure.config import load_config
 from carefl_secure.config.experiment import load_experiment
-from carefl_secure.config.shipped import resolve_shipped, shipped_folder
+from carefl_secure.config.load import resolve_shipped, shipped_folder
 from carefl_secure.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]

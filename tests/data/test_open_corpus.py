@@ -11,9 +11,8 @@ from carefl_secure.data.checks.examine import skipped_of
 from carefl_secure.data.corpora.base import CorpusFormat, ReadOptions
 from carefl_secure.data.deduplication.duplicates import find_shared
 from carefl_secure.data.deduplication.image_hashes import hash_images
-from carefl_secure.data.label_spaces import BASIC, CAERS, COMPOUND
 from carefl_secure.data.open_corpus import FORMATS, detect, open_corpus
-from carefl_secure.data.records import targets
+from carefl_secure.data.records import BASIC, CAERS, COMPOUND, targets
 from carefl_secure.errors import ConfigError, DataError
 
 

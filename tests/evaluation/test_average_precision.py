@@ -5,8 +5,7 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 from carefl_secure.errors import DataError, NonFiniteError
-from carefl_secure.evaluation.average_precision import Ranking
-from carefl_secure.evaluation.figures import Figures
+from carefl_secure.evaluation.figures import Figures, Ranking
 
 
 def column(*values: float) -> np.ndarray:

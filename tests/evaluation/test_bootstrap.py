@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from carefl_secure.errors import ConfigError, DataError
-from carefl_secure.evaluation.average_precision import Ranking
 from carefl_secure.evaluation.bootstrap import Statistic, bootstrap, difference, resamples, units_of
+from carefl_secure.evaluation.figures import Ranking
 
 
 def mean_of(values: np.ndarray) -> Statistic:

@@ -7,9 +7,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, f1_score
 
 from carefl_secure.errors import DataError, NonFiniteError
-from carefl_secure.evaluation.average_precision import Ranking
 from carefl_secure.evaluation.decisions import choose_thresholds, decide
-from carefl_secure.evaluation.figures import Figures
+from carefl_secure.evaluation.figures import Figures, Ranking
 
 
 def average_precisions(targets: np.ndarray, scores: np.ndarray) -> np.ndarray:

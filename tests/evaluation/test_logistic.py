@@ -7,7 +7,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from carefl_secure.errors import DataError
-from carefl_secure.evaluation.logistic import logistic_regression
+from carefl_secure.evaluation.baselines import logistic_regression
 
 
 @pytest.mark.parametrize("multi", [False, True])

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from carefl_secure.errors import DataError
-from carefl_secure.evaluation.slices import brightness, sharpness, slice_images
+from carefl_secure.evaluation.groups import brightness, sharpness, slice_images
 
 
 def flat(value: int) -> Image.Image:

@@ -251,7 +251,7 @@ def test_what_has_no_meaning_alone_is_refused(make: Make, out: Path) -> None:
 
 
 def test_slices_are_known_for_the_drawn_corpus_only() -> None:
-    from carefl_secure.data.label_spaces import BASIC, EMOTIC
+    from carefl_secure.data.records import BASIC, EMOTIC
 
     found = label_slices(EMOTIC.labels, drawn=True)
     names = {part: {EMOTIC.labels[i] for i in rows} for part, rows in found.items()}

@@ -12,7 +12,7 @@ from flwr.app import Message
 from numpy.typing import NDArray
 
 from carefl_secure.config import load_config
-from carefl_secure.data.label_spaces import EMOTIC
+from carefl_secure.data.records import EMOTIC
 from carefl_secure.federation.client import session as session_module
 from carefl_secure.federation.plan.calibrate import PlanRequest, plan_run
 from carefl_secure.federation.server import strategy as strategy_module

@@ -9,8 +9,7 @@ import pytest
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from carefl_secure.data.label_spaces import BASIC, COMPOUND, EMOTIC
-from carefl_secure.data.records import LabelSpace
+from carefl_secure.data.records import BASIC, COMPOUND, EMOTIC, LabelSpace
 from carefl_secure.errors import ConfigError
 from carefl_secure.model.generation import TextScorer, parse_labels
 from carefl_secure.model.label_scorer import LabelScorer, RecordLosses

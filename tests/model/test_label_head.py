@@ -11,15 +11,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from carefl_secure.data.label_spaces import BASIC, EMOTIC
-from carefl_secure.data.records import LabelSpace
+from carefl_secure.data.records import BASIC, EMOTIC, LabelSpace
 from carefl_secure.errors import ModelError, NonFiniteError
 from carefl_secure.model.label_head import HEAD_FILE, HEAD_SETTINGS, LabelHead
 from carefl_secure.model.label_scorer import LabelScorer, RecordLosses
 from carefl_secure.model.loader import load_base
-from carefl_secure.model.lora import Adapter
+from carefl_secure.model.lora import Adapter, StackedAdapter
 from carefl_secure.model.saved import load_saved
-from carefl_secure.model.stacked import StackedAdapter
 from carefl_secure.privacy.clipping.clipped_sum import Clipping, clipped_sum
 from carefl_secure.privacy.clipping.per_record import native_gradients
 

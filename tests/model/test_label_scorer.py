@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from carefl_secure.data.label_spaces import BASIC, EMOTIC
-from carefl_secure.data.records import LabelSpace
+from carefl_secure.data.records import BASIC, EMOTIC, LabelSpace
 from carefl_secure.data.synthetic.corpus import synthetic_corpus
 from carefl_secure.model.label_scorer import LabelScorer, RecordLosses
 from carefl_secure.model.loader import Base, load_base

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from carefl_secure.data.label_spaces import COMPOUND, EMOTIC
+from carefl_secure.data.records import COMPOUND, EMOTIC
 from carefl_secure.errors import ModelError
 from carefl_secure.model.label_tree import TokenTree, answer_log_likelihoods
 from carefl_secure.model.loader import Base, load_base

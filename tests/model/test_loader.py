@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from carefl_secure.data.label_spaces import EMOTIC
+from carefl_secure.data.records import EMOTIC
 from carefl_secure.errors import ModelError
 from carefl_secure.model.embedded import EMBEDDED
 from carefl_secure.model.label_scorer import LabelScorer, RecordLosses

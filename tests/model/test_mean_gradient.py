@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from carefl_secure.errors import ConfigError
-from carefl_secure.model.mean_gradient import mean_gradient
+from carefl_secure.model.label_scorer import mean_gradient
 
 
 def test_the_gradient_of_the_mean_is_that_of_autograd() -> None:

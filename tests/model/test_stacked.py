@@ -10,12 +10,11 @@ import pytest
 import torch
 from peft import PeftModel
 
-from carefl_secure.data.label_spaces import BASIC
+from carefl_secure.data.records import BASIC
 from carefl_secure.model.label_scorer import LabelScorer, RecordLosses
 from carefl_secure.model.loader import load_base
-from carefl_secure.model.lora import Adapter
+from carefl_secure.model.lora import Adapter, StackedAdapter
 from carefl_secure.model.saved import load_saved
-from carefl_secure.model.stacked import StackedAdapter
 from carefl_secure.privacy.clipping.clipped_sum import Clipping, clipped_sum
 
 

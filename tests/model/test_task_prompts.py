@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from carefl_secure.config import load_config
-from carefl_secure.data.label_spaces import BASIC, CAERS, EMOTIC
+from carefl_secure.data.records import BASIC, CAERS, EMOTIC
 from carefl_secure.errors import ConfigError
 from carefl_secure.model.embedded import QUESTIONS, build_processor
-from carefl_secure.model.task_prompts import TASK_PROMPTS, prompt_template, task_question
+from carefl_secure.model.prompts import TASK_PROMPTS, prompt_template, task_question
 from carefl_secure.runs.build import base_hash_of
 
 

@@ -10,7 +10,7 @@ import yaml
 
 from carefl_secure.audit.threat_models.schema import ATTACK_NAMES, ThreatModel
 from carefl_secure.config.explain import KNOWN
-from carefl_secure.config.shipped import shipped_folder
+from carefl_secure.config.load import shipped_folder
 from carefl_secure.errors import ConfigError
 
 _FOLDER = "threat_models"

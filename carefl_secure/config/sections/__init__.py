@@ -5,8 +5,13 @@ from carefl_secure.config.sections.data import SYNTHETIC_RECORDS, DataConfig
 from carefl_secure.config.sections.federation import FederationConfig, default_min_survivors
 from carefl_secure.config.sections.model import AdapterConfig, ModelConfig
 from carefl_secure.config.sections.privacy import PrivacyConfig
-from carefl_secure.config.sections.run import EvaluationConfig, PerformanceConfig, RunConfig, SimulationConfig
-from carefl_secure.config.sections.stages import StagesConfig
+from carefl_secure.config.sections.run import (
+    EvaluationConfig,
+    PerformanceConfig,
+    RunConfig,
+    SimulationConfig,
+    StagesConfig,
+)
 
 __all__ = [
     "SYNTHETIC_RECORDS",

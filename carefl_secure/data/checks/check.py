@@ -12,9 +12,8 @@ from carefl_secure.data.corpora.base import ReadOptions
 from carefl_secure.data.corpora.emotic.mat import mat_file
 from carefl_secure.data.corpora.emotic.person import ONE_EACH
 from carefl_secure.data.corpora.published_counts import Count, published_counts
-from carefl_secure.data.deduplication.duplicates import Near, Shared, find_shared, within
+from carefl_secure.data.deduplication.duplicates import Near, Shared, contradictions, find_shared, within
 from carefl_secure.data.deduplication.image_hashes import ImageHash
-from carefl_secure.data.deduplication.policy import contradictions
 from carefl_secure.data.open_corpus import Layout, detect, open_corpus
 from carefl_secure.data.partition import partition
 from carefl_secure.data.records import Corpus

@@ -31,11 +31,16 @@ from carefl_secure.data.corpora.cexpr_lists import (
     read_annotation,
     read_fold,
 )
-from carefl_secure.data.label_spaces import CEXPR
 from carefl_secure.data.readers.file_kinds import image_suffixes
-from carefl_secure.data.readers.images import ImageFile, ImageSource
-from carefl_secure.data.readers.videos import VIDEO_SUFFIXES, VideoFrame, frame_count, frame_rate
-from carefl_secure.data.records import Record
+from carefl_secure.data.readers.images import (
+    VIDEO_SUFFIXES,
+    ImageFile,
+    ImageSource,
+    VideoFrame,
+    frame_count,
+    frame_rate,
+)
+from carefl_secure.data.records import CEXPR, Record
 from carefl_secure.errors import ConfigError, DataError
 from carefl_secure.progress import SILENT, Reporter, tracked
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from carefl_secure.data.label_spaces import CEXPR, COMPOUND, COMPOUND_TO_CEXPR
+from carefl_secure.data.records import CEXPR, COMPOUND, COMPOUND_TO_CEXPR
 from carefl_secure.errors import ConfigError, NonFiniteError
 
 Floats = npt.NDArray[np.float64]

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from carefl_secure.data.label_spaces import CEXPR
 from carefl_secure.data.readers.tables import read_lines, read_text
+from carefl_secure.data.records import CEXPR
 from carefl_secure.errors import DataError, LabelError
 
 OTHER = len(CEXPR.labels)

@@ -18,10 +18,9 @@ from PIL import Image
 
 from carefl_secure.data.corpora.base import CorpusFormat, FileCorpus, ReadOptions, SplitBuilder
 from carefl_secure.data.corpora.image_folder_layout import split_name
-from carefl_secure.data.label_spaces import FER
 from carefl_secure.data.readers.file_kinds import image_suffixes, suffix_of
 from carefl_secure.data.readers.tables import header, read_rows
-from carefl_secure.data.records import Record
+from carefl_secure.data.records import FER, Record
 from carefl_secure.errors import DataError, LabelError
 from carefl_secure.progress import tracked
 

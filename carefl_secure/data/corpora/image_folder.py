@@ -24,11 +24,10 @@ from pathlib import Path
 
 from carefl_secure.data.corpora.base import CorpusFormat, FileCorpus, ReadOptions, SplitBuilder
 from carefl_secure.data.corpora.image_folder_layout import Part, read_layout
-from carefl_secure.data.label_spaces import PUBLISHED_SPACES
 from carefl_secure.data.readers.images import ImageFile
 from carefl_secure.data.readers.inventory import Inventory, take_inventory
 from carefl_secure.data.readers.metadata import Row, label_word
-from carefl_secure.data.records import LabelSpace, Record
+from carefl_secure.data.records import PUBLISHED_SPACES, LabelSpace, Record
 from carefl_secure.errors import DataError, LabelError
 
 _LIST = re.compile(r"""[\[{(](\s*|.*['",].*)[\]})]""", re.DOTALL)  # but not a word in brackets

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from unicodedata import normalize
 
-from carefl_secure.data.label_spaces import PUBLISHED_SPACES
 from carefl_secure.data.readers.inventory import Inventory
 from carefl_secure.data.readers.metadata import Row, read_metadata
+from carefl_secure.data.records import PUBLISHED_SPACES
 from carefl_secure.errors import DataError
 
 SPLIT_NAMES: Mapping[str, str] = {

@@ -25,13 +25,12 @@ from typing import Literal
 
 from carefl_secure.data.corpora.base import CorpusFormat, FileCorpus, ReadOptions, SplitBuilder
 from carefl_secure.data.corpora.rafdb_attributes import read_attributes, read_box
-from carefl_secure.data.label_spaces import BASIC, COMPOUND
 from carefl_secure.data.readers.face_alignment import align
 from carefl_secure.data.readers.file_kinds import image_suffixes
 from carefl_secure.data.readers.images import ImageFile, place
 from carefl_secure.data.readers.metadata import Box
 from carefl_secure.data.readers.tables import read_lines
-from carefl_secure.data.records import LabelSpace, Record
+from carefl_secure.data.records import BASIC, COMPOUND, LabelSpace, Record
 from carefl_secure.errors import DataError, LabelError
 from carefl_secure.progress import SILENT, Reporter, tracked
 

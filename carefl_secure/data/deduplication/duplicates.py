@@ -1,7 +1,7 @@
 """Equal and nearly equal images: between splits, between clients, and within one of them.
 
 An image in two splits inflates a score. An image at two clients has less protection than accounted
-for: each client adds its own contribution for it.
+for: each client adds its own contribution for it. What is done about them is ``data.deduplicate``.
 """
 
 from __future__ import annotations
@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Literal
 
+from carefl_secure.data.checks.examine import Examined, restrict
 from carefl_secure.data.deduplication.image_hashes import ImageHash, near_pairs
-from carefl_secure.data.records import Corpus
+from carefl_secure.data.records import Corpus, Record
+from carefl_secure.errors import DataError
 
 _EXAMPLES = 3
 
@@ -95,3 +98,111 @@ def within(prints: Sequence[ImageHash], alike: Near | None = None) -> tuple[int,
             near += 1
         seen.add(mark.pixels)
     return exact, near
+
+
+Policy = Literal["refuse", "drop", "keep"]
+
+
+@dataclass(frozen=True)
+class Deduplicated:
+    """The corpora after the policy, and what it found.
+
+    ``repeated`` counts images that repeat another of the same split, ``shared`` images of a later
+    split that an earlier one holds, ``contradictions`` images
+    that equal an earlier one but have other labels.
+    """
+
+    found: Examined
+    repeated: int
+    shared: int
+    policy: Policy
+    contradictions: int = 0
+
+    def __str__(self) -> str:
+        if not self.repeated + self.shared:
+            return "no exact duplicates"
+        done = "left out" if self.policy == "drop" else "kept"
+        text = f"exact duplicates {done}: {self.repeated} within a split, {self.shared} across splits"
+        against = f"; contradictions: {self.contradictions} images equal another but have other labels"
+        return text + (against if self.contradictions else "")
+
+
+def deduplicate(found: Examined, policy: Policy) -> Deduplicated:
+    """Look for equal pixels within and across splits, and apply the policy.
+
+    ``refuse`` raises a `DataError` for an image in two splits, and keeps one that occurs twice in
+    the same split. ``drop`` keeps only the first copy, ``keep`` all. A split must not become empty.
+    """
+    owner: dict[bytes, str] = {}
+    repeated = shared = 0
+    example = ""
+    corpora, hashes = dict(found.corpora), dict(found.hashes)
+    for name, marks in found.hashes.items():
+        kept: list[int] = []
+        for mark in marks:
+            before = None if mark.pixels is None else owner.setdefault(mark.pixels, "")
+            if mark.pixels is not None and not before:
+                owner[mark.pixels] = name
+                kept.extend(mark.records)
+            elif before == name:
+                repeated += 1
+            else:
+                shared += 1
+                example = example or f"{mark.image} of {name} stands in {before} too"
+        if policy == "drop":
+            if not kept:
+                raise DataError(
+                    f"nothing remains of {name} once duplicates are left out; set "
+                    "data.deduplicate=keep, and say so with every score"
+                )
+            corpora[name], hashes[name] = restrict(found.corpora[name], marks, sorted(kept))
+    if policy == "refuse" and shared:
+        raise DataError(
+            f"{shared} images stand in two splits (such as {example}), which makes every score too good; set "
+            "data.deduplicate=drop to leave them out of the later split, or =keep to go on with them"
+        )
+    return Deduplicated(Examined(corpora, hashes), repeated, shared, policy, len(contradictions(found)))
+
+
+def contradictions(found: Examined) -> list[str]:
+    """Return the images that are equal to an earlier one but have other labels, as ``first = second``."""
+    known: dict[object, tuple[str, Record]] = {}
+    out = []
+    for name, marks in found.hashes.items():
+        for mark, index in ((one, index) for one in marks if one.pixels for index in one.records):
+            record = found.corpora[name].records[index]
+            image, first = known.setdefault((mark.pixels, record.box), (mark.image, record))
+            other = image != mark.image or first.subject == record.subject  # and not two persons in one image
+            if other and set(first.labels) != set(record.labels):
+                out.append(f"{image} = {mark.image}")
+    return out
+
+
+def held_twice(equal: Sequence[Sequence[int]], shares: Sequence[Sequence[int]]) -> int:
+    """Return how many groups of records are held by more than one client."""
+    client = {index: k for k, share in enumerate(shares) for index in share}
+    return sum(len({client[index] for index in same if index in client}) > 1 for same in equal)
+
+
+def near_records(hashes: Sequence[ImageHash]) -> list[list[int]]:
+    """Return the records of every pair of images that are nearly equal, and not equal."""
+    owner = {mark.pixels: mark for mark in hashes if mark.hash is not None}
+    marks = [mark for mark in hashes if owner.get(mark.pixels) is mark]
+    pairs = near_pairs(marks).tolist() if marks else []
+    return [[*marks[a].records, *marks[b].records] for a, b in pairs]
+
+
+def exposed(private: Sequence[ImageHash], shown: Sequence[ImageHash]) -> int:
+    """Return how many private images are equal, or nearly, to one that is read without noise."""
+    alike = Near({"private": private, "shown": shown})
+    pixels = {mark.pixels for mark in shown} - {None}
+    return sum(mark.pixels in pixels or bool(alike.neighbours(mark) & pixels) for mark in private)
+
+
+def equal_records(hashes: Sequence[ImageHash]) -> list[list[int]]:
+    """Return the records of images that are equal in every pixel, where there are several."""
+    same: dict[bytes, list[int]] = {}
+    for mark in hashes:
+        if mark.pixels is not None:
+            same.setdefault(mark.pixels, []).extend(mark.records)
+    return [records for records in same.values() if len(records) > 1]

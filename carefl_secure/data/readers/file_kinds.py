@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
-from carefl_secure.data.readers.videos import VIDEO_SUFFIXES
+from carefl_secure.data.readers.images import VIDEO_SUFFIXES
 
 COMMON = (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """Image suffixes that every Pillow opens; :func:`image_suffixes` has all."""

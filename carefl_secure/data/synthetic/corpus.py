@@ -19,10 +19,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from carefl_secure.data.label_spaces import label_space
 from carefl_secure.data.readers.face_alignment import fit_similarity, warp
-from carefl_secure.data.records import LabelSpace, Record
-from carefl_secure.data.synthetic.canvas import SIZE, SPOTS
+from carefl_secure.data.records import LabelSpace, Record, label_space
+from carefl_secure.data.synthetic.background import SIZE, SPOTS
 from carefl_secure.data.synthetic.drawing import Look, draw
 from carefl_secure.data.synthetic.scene import GROUPS, Scenes, draw_scenes, emotic_labels
 from carefl_secure.errors import ConfigError, DataError

@@ -8,8 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from carefl_secure.data.synthetic.background import draw_prop, draw_setting
-from carefl_secure.data.synthetic.canvas import CANVAS, INK, SPOTS, Colour, Face, Point
+from carefl_secure.data.synthetic.background import CANVAS, INK, SPOTS, Colour, Face, Point, draw_prop, draw_setting
 from carefl_secure.data.synthetic.scene import GROUPS
 
 _SKIN = ((255, 224, 196), (241, 194, 150), (206, 150, 106), (168, 112, 74), (126, 84, 58))

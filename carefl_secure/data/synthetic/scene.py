@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from carefl_secure.data.label_spaces import BASIC, COMPOUND, EMOTIC
+from carefl_secure.data.records import BASIC, COMPOUND, EMOTIC
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "brows": ("level", "lowered", "raised", "inner raised"),

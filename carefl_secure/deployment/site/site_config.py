@@ -12,7 +12,7 @@ from carefl_secure.config.load import build_config, flatten
 from carefl_secure.deployment.provisioning.site_bundle import SiteBundle
 from carefl_secure.deployment.site.proposal import Proposal
 from carefl_secure.errors import PolicyError, ProtocolError, RunError
-from carefl_secure.model.task_prompts import TASK_PROMPTS
+from carefl_secure.model.prompts import TASK_PROMPTS
 
 
 def refuse_paths(config: Config, *, own_data: bool) -> None:

@@ -12,8 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from carefl_secure.data.label_spaces import CEXPR, COMPOUND_TO_CEXPR
-from carefl_secure.data.records import Corpus, Record, targets
+from carefl_secure.data.records import CEXPR, COMPOUND_TO_CEXPR, Corpus, Record, targets
 from carefl_secure.data.splits import Subset
 from carefl_secure.errors import DataError
 

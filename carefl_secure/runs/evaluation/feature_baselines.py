@@ -7,8 +7,8 @@ import numpy.typing as npt
 
 from carefl_secure.config import Config
 from carefl_secure.data.records import Corpus, targets
+from carefl_secure.evaluation.baselines import logistic_regression
 from carefl_secure.evaluation.figures import Figures
-from carefl_secure.evaluation.logistic import logistic_regression
 from carefl_secure.federation.server.optimizers import FedAdam
 from carefl_secure.model.label_head import HeadLosses, LabelHead
 from carefl_secure.model.loader import Base

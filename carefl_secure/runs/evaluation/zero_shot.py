@@ -16,9 +16,8 @@ import numpy.typing as npt
 
 from carefl_secure.data.corpora.base import FileCorpus, ReadOptions
 from carefl_secure.data.corpora.cexpr_fusion import Rule, compound_to_cexpr, fuse_frames
-from carefl_secure.data.label_spaces import CEXPR, COMPOUND
 from carefl_secure.data.open_corpus import detect, open_corpus
-from carefl_secure.data.records import LabelSpace
+from carefl_secure.data.records import CEXPR, COMPOUND, LabelSpace
 from carefl_secure.data.splits import Subset
 from carefl_secure.errors import ConfigError
 from carefl_secure.evaluation.assess import Known, Scored, assess

@@ -6,10 +6,9 @@ import pytest
 
 from carefl_secure.data.checks.examine import examine
 from carefl_secure.data.corpora.base import FileCorpus
-from carefl_secure.data.corpora.caers import load_caers
-from carefl_secure.data.corpora.ncaers import load_ncaers
-from carefl_secure.data.label_spaces import CAERS
+from carefl_secure.data.corpora.caers import load_caers, load_ncaers
 from carefl_secure.data.open_corpus import open_corpus
+from carefl_secure.data.records import CAERS
 from carefl_secure.data.splits import groups
 from carefl_secure.errors import DataError, LabelError
 from carefl_secure.progress import SilentReporter

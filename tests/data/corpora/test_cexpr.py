@@ -7,8 +7,7 @@ import pytest
 from carefl_secure.data.checks.examine import examine
 from carefl_secure.data.corpora.cexpr import load_cexpr, video_names
 from carefl_secure.data.corpora.cexpr_lists import Segment, labels_at, read_annotation, read_fold
-from carefl_secure.data.label_spaces import CEXPR
-from carefl_secure.data.records import targets
+from carefl_secure.data.records import CEXPR, targets
 from carefl_secure.data.splits import groups
 from carefl_secure.errors import ConfigError, DataError, LabelError
 from carefl_secure.progress import SilentReporter

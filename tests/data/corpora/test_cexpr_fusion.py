@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from carefl_secure.data.corpora.cexpr_fusion import RULES, compound_to_cexpr, fuse_frames
-from carefl_secure.data.label_spaces import CEXPR, COMPOUND
+from carefl_secure.data.records import CEXPR, COMPOUND
 from carefl_secure.errors import ConfigError, NonFiniteError
 
 

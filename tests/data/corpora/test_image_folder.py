@@ -10,8 +10,7 @@ from PIL import Image
 from carefl_secure.data.checks.examine import examine
 from carefl_secure.data.corpora.base import FileCorpus
 from carefl_secure.data.corpora.image_folder import load_imagefolder
-from carefl_secure.data.label_spaces import BASIC
-from carefl_secure.data.records import Corpus, LabelSpace, targets
+from carefl_secure.data.records import BASIC, Corpus, LabelSpace, targets
 from carefl_secure.data.splits import Subset, split
 from carefl_secure.errors import DataError, LabelError
 from carefl_secure.progress import SilentReporter

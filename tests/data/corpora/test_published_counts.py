@@ -7,8 +7,7 @@ import pytest
 from carefl_secure.data.corpora import published_counts as numbers
 from carefl_secure.data.corpora.base import FileCorpus
 from carefl_secure.data.corpora.published_counts import Count, published_counts
-from carefl_secure.data.label_spaces import BASIC, CAERS, CEXPR, COMPOUND, EMOTIC
-from carefl_secure.data.records import LabelSpace, Record
+from carefl_secure.data.records import BASIC, CAERS, CEXPR, COMPOUND, EMOTIC, LabelSpace, Record
 
 
 def corpus(

@@ -7,7 +7,7 @@ import pytest
 
 from carefl_secure.data.checks.examine import examine
 from carefl_secure.data.corpora.rafdb import load_rafdb, numbered_subset, subset_root
-from carefl_secure.data.label_spaces import BASIC, COMPOUND
+from carefl_secure.data.records import BASIC, COMPOUND
 from carefl_secure.errors import DataError, LabelError
 from carefl_secure.progress import SilentReporter
 

@@ -11,7 +11,7 @@ import pytest
 from carefl_secure.data.checks.check import check_corpus
 from carefl_secure.data.checks.examine import Examined, examine
 from carefl_secure.data.corpora.image_folder import load_imagefolder
-from carefl_secure.data.deduplication.policy import contradictions, deduplicate, equal_records, held_twice
+from carefl_secure.data.deduplication.duplicates import contradictions, deduplicate, equal_records, held_twice
 from carefl_secure.errors import DataError
 from carefl_secure.progress import SilentReporter
 

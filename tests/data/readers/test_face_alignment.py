@@ -17,7 +17,7 @@ from carefl_secure.data.checks.check import check_corpus
 from carefl_secure.data.checks.examine import examine
 from carefl_secure.data.corpora.rafdb import load_rafdb
 from carefl_secure.data.readers.face_alignment import TEMPLATE, fit_similarity, landmark_fault, warp
-from carefl_secure.data.synthetic.canvas import SPOTS
+from carefl_secure.data.synthetic.background import SPOTS
 from carefl_secure.data.synthetic.corpus import VIEWS, synthetic_corpus
 from carefl_secure.errors import ConfigError, DataError
 from carefl_secure.progress import SilentReporter

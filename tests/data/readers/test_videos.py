@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from carefl_secure.data.corpora.cexpr import load_cexpr
-from carefl_secure.data.readers.videos import VideoFrame, frame_count, frame_rate
+from carefl_secure.data.readers.images import VideoFrame, frame_count, frame_rate
 from carefl_secure.errors import DataError
 
 RED = np.zeros((4, 6, 3), np.uint8)

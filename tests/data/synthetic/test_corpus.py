@@ -10,9 +10,8 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 
-from carefl_secure.captions.describer import describe
-from carefl_secure.data.label_spaces import COMPOUND, EMOTIC
-from carefl_secure.data.records import targets
+from carefl_secure.captions.prompts import describe
+from carefl_secure.data.records import COMPOUND, EMOTIC, targets
 from carefl_secure.data.synthetic.corpus import synthetic_corpus
 from carefl_secure.data.synthetic.scene import FACTORS, GROUPS, draw_scenes, emotic_labels
 from carefl_secure.errors import ConfigError, DataError

@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from carefl_secure.data.label_spaces import BASIC
-from carefl_secure.data.records import Record
+from carefl_secure.data.records import BASIC, Record
 from carefl_secure.errors import ConfigError
 from carefl_secure.model.embedded import build_processor
 from carefl_secure.model.generation import TextScorer

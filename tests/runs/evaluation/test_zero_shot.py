@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 from carefl_secure.cli import app
 from carefl_secure.config import load_config
 from carefl_secure.data.corpora.cexpr import load_cexpr
-from carefl_secure.data.label_spaces import CEXPR, COMPOUND
+from carefl_secure.data.records import CEXPR, COMPOUND
 from carefl_secure.errors import ConfigError, DataError
 from carefl_secure.evaluation.groups import Settings
 from carefl_secure.model.saved import load_saved

@@ -11,12 +11,21 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from carefl_secure.data.corpora.base import CorpusFormat, FileCorpus, SplitBuilder
-from carefl_secure.data.corpora.emotic.person import SPLITS, Person, PersonCounter, View, add_array, finish
-from carefl_secure.data.corpora.emotic.vocabulary import age_group, category, gender
-from carefl_secure.data.label_spaces import EMOTIC
+from carefl_secure.data.corpora.emotic.person import (
+    SPLITS,
+    Person,
+    PersonCounter,
+    View,
+    add_array,
+    age_group,
+    category,
+    finish,
+    gender,
+)
 from carefl_secure.data.readers.images import ImageArray, place
 from carefl_secure.data.readers.metadata import Box
 from carefl_secure.data.readers.tables import header, numbers, read_rows
+from carefl_secure.data.records import EMOTIC
 from carefl_secure.errors import DataError, LabelError
 from carefl_secure.progress import SILENT, Reporter, tracked
 

@@ -10,18 +10,81 @@ counts pixels from 1, which is not corrected, so that all forms of the corpus ag
 from __future__ import annotations
 
 import math
+import struct
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.io import loadmat
+from scipy.io.matlab import MatReadError
 
 from carefl_secure.data.corpora.base import CorpusFormat, FileCorpus, SplitBuilder
-from carefl_secure.data.corpora.emotic.person import SPLITS, Person, View, add_person, image_root
-from carefl_secure.data.corpora.emotic.vocabulary import Vad, age_group, category_ids, gender
-from carefl_secure.data.label_spaces import EMOTIC
-from carefl_secure.data.readers.mat_file import read_mat
+from carefl_secure.data.corpora.emotic.person import (
+    SPLITS,
+    Person,
+    Vad,
+    View,
+    add_person,
+    age_group,
+    category_ids,
+    gender,
+    image_root,
+)
+from carefl_secure.data.records import EMOTIC
 from carefl_secure.errors import DataError
 from carefl_secure.progress import SILENT, Reporter, tracked
+
+_MAT_HEAD = 128
+_COMPRESSED = 15
+
+
+def _verify_mat(path: Path) -> None:
+    """Walk over the variables of a file of level 5 (MATLAB's v6 and v7).
+
+    SciPy's reader trusts the lengths that a file states and can crash the process on a damaged one, and it does not
+    verify the checksums of compressed variables. Damage to an uncompressed file is found only where its variables do
+    not end with the file.
+    """
+    content = path.read_bytes()
+    if len(content) < _MAT_HEAD + 8 or content[126:128] not in (b"IM", b"MI"):
+        raise ValueError("it has not the head of a MATLAB file")
+    major = content[125 if content[126:128] == b"IM" else 124]
+    if major == 2:
+        raise NotImplementedError
+    if major != 1:
+        raise ValueError("it has not the head of a MATLAB file")
+    order, at = ("<" if content[126:128] == b"IM" else ">"), _MAT_HEAD
+    while at < len(content):
+        if at + 8 > len(content):
+            raise ValueError("it was cut off")
+        kind, length = struct.unpack_from(f"{order}II", content, at)
+        at += 8
+        if at + length > len(content):
+            raise ValueError("it was cut off, or a length in it is damaged")
+        if kind == _COMPRESSED:
+            stream = zlib.decompressobj()
+            stream.decompress(content[at : at + length])
+            if not stream.eof:
+                raise ValueError("a variable in it was cut off")
+        at += length
+
+
+def read_mat(path: Path) -> Mapping[str, Any]:
+    """Return the variables of a MATLAB file: structs as objects with fields, single values bare.
+
+    A `DataError` refuses a file that is damaged, cut off, of format 7.3, or no MATLAB file.
+    """
+    try:
+        _verify_mat(path)
+        stored: Mapping[str, Any] = loadmat(path, squeeze_me=True, struct_as_record=False)
+    except NotImplementedError as error:
+        raise DataError(f"{path} was saved in MATLAB's format 7.3; save it again with '-v7'") from error
+    except (OSError, ValueError, TypeError, KeyError, EOFError, OverflowError, MatReadError, zlib.error) as error:
+        raise DataError(f"{path} cannot be read as a MATLAB file: {error}; fetch it again") from error
+    return stored
+
 
 _NOWHERE = (math.nan,) * 3
 

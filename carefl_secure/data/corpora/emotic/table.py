@@ -22,13 +22,15 @@ from carefl_secure.data.corpora.emotic.person import (
     View,
     add_array,
     add_person,
+    age_group,
+    category_ids,
     finish,
+    gender,
     image_root,
 )
-from carefl_secure.data.corpora.emotic.vocabulary import age_group, category_ids, gender
-from carefl_secure.data.label_spaces import EMOTIC
 from carefl_secure.data.readers.images import ImageArray, open_array
 from carefl_secure.data.readers.tables import header, literal, numbers, read_rows
+from carefl_secure.data.records import EMOTIC
 from carefl_secure.errors import DataError, LabelError
 from carefl_secure.progress import SILENT, Reporter, tracked
 

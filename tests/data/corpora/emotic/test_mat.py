@@ -8,8 +8,7 @@ from PIL import Image
 
 from carefl_secure.data.checks.examine import examine, skipped_of
 from carefl_secure.data.corpora.emotic.mat import load_emotic
-from carefl_secure.data.label_spaces import EMOTIC
-from carefl_secure.data.records import targets
+from carefl_secure.data.records import EMOTIC, targets
 from carefl_secure.data.splits import groups
 from carefl_secure.errors import DataError, LabelError
 from carefl_secure.progress import SilentReporter

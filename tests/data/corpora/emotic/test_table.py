@@ -8,7 +8,7 @@ import pytest
 
 from carefl_secure.data.corpora.emotic.person import ONE_EACH
 from carefl_secure.data.corpora.emotic.table import load_emotic_csv, table_folder
-from carefl_secure.data.label_spaces import EMOTIC
+from carefl_secure.data.records import EMOTIC
 from carefl_secure.errors import DataError, LabelError
 
 SIZES = {"context": (224, 224), "body": (128, 128)}

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from carefl_secure.data.label_spaces import (
+from carefl_secure.data.records import (
     BASIC,
     CEXPR,
     COMPOUND,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from carefl_secure.data.readers.mat_file import read_mat
+from carefl_secure.data.corpora.emotic.mat import read_mat
 from carefl_secure.errors import DataError
 
 
