@@ -14,7 +14,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export GOMP_SPINCOUNT := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-slow check format bench docs clean
+.PHONY: help install train test test-slow test-gpu check format bench docs clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,7 +43,14 @@ format: $(STAMP) ## let ruff format and mend what it can
 
 test: export HF_HUB_OFFLINE := 1
 test: check ## check, then all tests but the slow ones
-	$(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n auto --dist loadfile --no-loadscope-reorder
+
+test-gpu: export HF_HUB_OFFLINE := 1
+test-gpu: $(STAMP) ## the tests and the benchmark that need a CUDA device, with a CUDA build of torch in .venv
+	$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || \
+		{ echo "no CUDA device: install a CUDA build of torch 2.13 into .venv, and check nvidia-smi" >&2; exit 1; }
+	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python benchmarks/gpu.py
 
 test-slow: export HF_HUB_OFFLINE := 1
 test-slow: $(STAMP) ## the slow tests

@@ -33,7 +33,8 @@ class Generated(Exception):
 
 def fake_scorer(mode: FakeTensorMode, device: torch.device) -> LabelScorer:
     """Return a scorer on the embedded model, moved to the device."""
-    adapter = Adapter(dataclasses.replace(load_base(quantization="none"), device=device), rank=2, alpha=4)
+    adapter = Adapter(load_base(quantization="none"), rank=2, alpha=4, head=EMOTIC.labels)
+    adapter.base = dataclasses.replace(adapter.base, device=device)
 
     def moved(one: torch.Tensor) -> torch.Tensor:
         return mode.from_tensor(one.detach()).to(device)
@@ -57,9 +58,10 @@ def step(scorer: LabelScorer, features: torch.Tensor, device: torch.device) -> N
     adapter = scorer.adapter
     adapter.module.train()
     held = RecordLosses(scorer, features, np.zeros((3, 26), np.float32))
+    active = adapter.active(1)
     sums, skipped = sums_on_device(
         adapter.module,
-        adapter.parameters,
+        active,
         held.losses,
         np.arange(3),
         Clipping(1.0, True, micro_batch=2),
@@ -68,7 +70,8 @@ def step(scorer: LabelScorer, features: torch.Tensor, device: torch.device) -> N
         rows=4,
     )
     assert {one.device for one in (*sums, skipped)} == {device}
-    assert sum(one.numel() for one in sums) == adapter.dimension
+    assert sum(one.numel() for one in sums) == adapter.trainable_entries(1).sum() < adapter.dimension
+    assert any(name.startswith("label_head") for name, _ in active)
     assert torch.cat([p.detach().flatten() for _, p in adapter.parameters]).cpu().device.type == "cpu"
 
 
