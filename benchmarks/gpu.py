@@ -34,7 +34,7 @@ from pathlib import Path
 import torch
 from _bench import Bar, Report, finish, say
 from _shapes import SHAPES, write_base
-from carefl_secure.data.label_spaces import EMOTIC
+from carefl_secure.data.records import EMOTIC
 from dpsgd import HOOKS, OURS, PLAIN, Model, Player, growth, resident
 from PIL import Image
 from torch import nn
