@@ -34,11 +34,11 @@ from pathlib import Path
 import torch
 from _bench import Bar, Report, finish, say
 from _shapes import SHAPES, write_base
-from carefl_secure.data.records import EMOTIC
 from dpsgd import HOOKS, OURS, PLAIN, Model, Player, growth, resident
 from PIL import Image
 from torch import nn
 
+from carefl_secure.data.records import EMOTIC
 from carefl_secure.hub import find_device
 from carefl_secure.model.embedded import QUESTIONS
 from carefl_secure.model.label_scorer import LabelScorer, RecordLosses

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from carefl_secure.data.records import EMOTIC
 from PIL import Image
 
 from carefl_secure.config import load_config
+from carefl_secure.data.records import EMOTIC
 from carefl_secure.model.embedded import QUESTIONS
 from carefl_secure.model.generation import TextScorer
 from carefl_secure.model.label_scorer import LabelScorer, RecordLosses
