@@ -34,9 +34,8 @@ class InProcess:
 class Clients:
     """All clients of a simulated run, and the helpers that its aggregation protocol needs.
 
-    Identity keys come anew from the operating system's entropy; a resumed run has another roster.
-    With n clients, helper h has node and ``partition-id`` n + h. Raises ConfigError when the number
-    of tasks is not that of the plan.
+    Identity keys come anew from the operating system's entropy; a resumed run has another roster. With n clients,
+    helper h has node and ``partition-id`` n + h. Raises ConfigError when the number of tasks is not that of the plan.
     """
 
     def __init__(self, spec: RunSpec) -> None:

@@ -43,8 +43,7 @@ class RunSpec:
     base_hash : bytes
         32 bytes over the frozen base model and what else all parties share.
     key_source : callable(int) -> KeySource
-        Keys of a client; the operating system's entropy by default. Anything else makes noise and
-        masks predictable.
+        Keys of a client; the operating system's entropy by default. Anything else makes noise and masks predictable.
     ledgers : Path, optional
         Folder of client ledgers that outlive the run, ``<index>.jsonl`` each.
     max_epsilon : float, optional

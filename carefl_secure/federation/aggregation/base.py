@@ -61,8 +61,7 @@ class KeyPrefetch(ABC):
     ) -> None:
         """Send messages with those for the next round; hand the good replies to ``take``.
 
-        A refusal of the next round does not affect the one in progress; the next one meets it
-        again.
+        A refusal of the next round does not affect the one in progress; the next one meets it again.
         """
         exchange = self._exchange
         loaded = {
@@ -234,9 +233,8 @@ class ServerRound:
 class AggregationProtocol(ABC):
     """An aggregation protocol: the factory of every party's part in a sum.
 
-    ``name`` is the value of ``federation.aggregation``; ``prefetches`` says whether the keys of a
-    round can be exchanged during the round before; ``helper_actions`` are the types of message that
-    its helpers answer.
+    ``name`` is the value of ``federation.aggregation``; ``prefetches`` says whether the keys of a round can be
+    exchanged during the round before; ``helper_actions`` are the types of message that its helpers answer.
     """
 
     name: ClassVar[str]

@@ -49,9 +49,8 @@ def find_protocol(name: str) -> AggregationProtocol:
     if not mine:
         known = ", ".join(sorted({*PROTOCOLS, *(point.name for point in found)}))
         raise ConfigError(
-            f"there is no aggregation protocol {name!r}; known are {known}. Set "
-            f"federation.aggregation to one of them, or install the package that registers "
-            f"{name!r} as an entry point of the group {GROUP}"
+            f"there is no aggregation protocol {name!r}; known are {known}. Set federation.aggregation to one of "
+            f"them, or install the package that registers {name!r} as an entry point of the group {GROUP}"
         )
     if len(mine) > 1:
         where = ", ".join(point.value for point in mine)

@@ -145,9 +145,8 @@ class _Point(Protocol):
 class NoisyDescent(_Descent):
     r"""Ordinary local DP-SGD; what is released is private by itself, whoever sees it.
 
-    Each step draws records with probability q, adds their clipped gradients and Gaussian noise of
-    deviation z C from the AES key stream, and divides by the public ``q N / n`` for N declared
-    records and n clients:
+    Each step draws records with probability q, adds their clipped gradients and Gaussian noise of deviation z C from
+    the AES key stream, and divides by the public ``q N / n`` for N declared records and n clients:
 
     .. math:: \tilde g = \frac{n}{q N} \Big(\sum_i \mathrm{clip}(g_i) + z C\, \xi\Big)
 
@@ -184,12 +183,11 @@ class NoisyDescent(_Descent):
 class PlainDescent(_Descent):
     """Ordinary local training on shuffled batches; the update is bounded as a whole.
 
-    Under unit client the update is scaled to a Euclidean norm of at most C (to nearly C where the
-    plan normalises), whatever the client's records, batches or memory. FedDyn's correction is part
-    of what the client holds, like its records: leaving the client out leaves out both, and only the
-    bounded update ever leaves it. The correction is computed from that bounded update, so that it
-    stays consistent with the server's mean. Without privacy nothing is bounded; encoding refuses an
-    update outside the planned range.
+    Under unit client the update is scaled to a Euclidean norm of at most C (to nearly C where the plan normalises),
+    whatever the client's records, batches or memory. FedDyn's correction is part of what the client holds, like its
+    records: leaving the client out leaves out both, and only the bounded update ever leaves it. The correction is
+    computed from that bounded update, so that it stays consistent with the server's mean. Without privacy nothing is
+    bounded; encoding refuses an update outside the planned range.
     """
 
     def _gradients(

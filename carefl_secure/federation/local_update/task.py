@@ -30,10 +30,9 @@ class LocalTask(Protocol):
     ) -> NDArray[np.float64]:
         """Return the sum of clipped per-record loss gradients, float64, shape [D], at one point.
 
-        ``sum_i clip(grad loss_i(adapter))``: each term has Euclidean norm of at most the clipping
-        norm of the plan. ``indices``: int64, shape [B], sorted, distinct; empty where nobody was
-        drawn. ``number`` counts rounds from 1: some adapters train another half in every other
-        round. The work should tell little of how many were drawn.
+        ``sum_i clip(grad loss_i(adapter))``: each term has Euclidean norm of at most the clipping norm of the plan.
+        ``indices``: int64, shape [B], sorted, distinct; empty where nobody was drawn. ``number`` counts rounds from 1:
+        some adapters train another half in every other round. The work should tell little of how many were drawn.
         """
 
 

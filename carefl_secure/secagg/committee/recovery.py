@@ -75,9 +75,8 @@ def lost_masks(
             if found is None:
                 raise refuse(
                     "rebuilt seed",
-                    f"the seed of client {client} for member {gone} is not the committed one: what"
-                    f" that client shared is false, or more shares of members {sorted(shares)}"
-                    " than can be corrected; no sum comes of it",
+                    f"the seed of client {client} for member {gone} is not the committed one: what that client shared "
+                    f"is false, or more shares of members {sorted(shares)} than can be corrected; no sum comes of it",
                 )
             seed = (found % (1 << 256)).to_bytes(32, "little")
             masks.append(transcript.mask_key(context, transcript_hash, client, gone, seed))
