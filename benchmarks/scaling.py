@@ -39,8 +39,8 @@ def measure(clients: int, dimension: int, how: str) -> dict[str, Any]:
     import numpy as np
     from numpy.typing import NDArray
 
-    from carefl_secure.federation.plan.aggregation_config import AggregationConfig
     from carefl_secure.federation.plan.calibrate import PlanRequest, plan_run
+    from carefl_secure.federation.plan.cohort import AggregationConfig
     from carefl_secure.federation.plan.staged import Stage
     from carefl_secure.federation.run_spec import RunSpec
     from carefl_secure.federation.server.optimizers import FedAvg

@@ -25,7 +25,7 @@ from carefl_secure.audit.conformance.released import drive
 from carefl_secure.audit.replay.canary_run import plan_like, rehearse
 from carefl_secure.audit.replay.recording import Rehearsal
 from carefl_secure.audit.views import Finding
-from carefl_secure.federation.plan.aggregation_config import PROTOCOLS
+from carefl_secure.federation.plan.cohort import PROTOCOLS
 from carefl_secure.model.loader import load_base
 from carefl_secure.privacy.accounting.attack_bounds import attacker_bounds
 from carefl_secure.progress import Reporter

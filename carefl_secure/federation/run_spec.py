@@ -11,8 +11,7 @@ from flwr.serverapp import Grid
 
 from carefl_secure.errors import ConfigError
 from carefl_secure.federation.local_update.task import LocalTask
-from carefl_secure.federation.plan.aggregation_config import AggregationConfig
-from carefl_secure.federation.plan.cohort import Cohort
+from carefl_secure.federation.plan.cohort import AggregationConfig, Cohort
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.plan.staged import Stage
 from carefl_secure.federation.transport.local_grid import Drop, Record

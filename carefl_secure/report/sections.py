@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from carefl_secure.federation.plan.aggregation_config import AggregationConfig
+from carefl_secure.federation.plan.cohort import AggregationConfig
 from carefl_secure.privacy import SampledSkellam
 from carefl_secure.report.run_record import RunRecord
 from carefl_secure.report.schema import Accounting, Caveat, Mechanism, RoundLine, RunLine, Severity, Trust, Unit

@@ -5,10 +5,9 @@ from __future__ import annotations
 from carefl_secure.config import Config
 from carefl_secure.data.splits import subject_groups
 from carefl_secure.errors import ConfigError
-from carefl_secure.federation.plan.aggregation_config import PROTOCOLS, AggregationConfig
 from carefl_secure.federation.plan.calibrate import History, PlanRequest, earlier_spends, plan_run
-from carefl_secure.federation.plan.local_steps import LocalPlan
-from carefl_secure.federation.plan.run_plan import RunPlan
+from carefl_secure.federation.plan.cohort import PROTOCOLS, AggregationConfig
+from carefl_secure.federation.plan.run_plan import LocalPlan, RunPlan
 from carefl_secure.privacy.accounting.budget import Budget, BudgetQuestion, solve_budget
 from carefl_secure.runs.corpora import Corpora
 

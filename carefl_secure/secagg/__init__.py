@@ -6,12 +6,11 @@ from carefl_secure.secagg.committee.parameters import CommitteeParameters
 from carefl_secure.secagg.committee.server import CommitteeServer
 from carefl_secure.secagg.encoding.planner import plan_clients, plan_plain, plan_records
 from carefl_secure.secagg.encoding.quantize import EncodingPlan, decode, encode, wrap
-from carefl_secure.secagg.encrypted.bfv_round import EncryptedClient, EncryptedServer
-from carefl_secure.secagg.encrypted.key_holder import KeyHolder
+from carefl_secure.secagg.encrypted.bfv_round import EncryptedClient, EncryptedServer, KeyHolder
 from carefl_secure.secagg.encrypted.messages import EncryptedParameters
 from carefl_secure.secagg.pairwise.client import PairwiseClient
 from carefl_secure.secagg.pairwise.graph_planner import GraphPlan, plan_graph
-from carefl_secure.secagg.pairwise.parameters import RoundParameters, default_threshold
+from carefl_secure.secagg.pairwise.messages import RoundParameters, default_threshold
 from carefl_secure.secagg.pairwise.server import PairwiseServer
 from carefl_secure.secagg.pairwise.state import Phase
 from carefl_secure.secagg.primitives.crypto import SenderError

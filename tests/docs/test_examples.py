@@ -21,8 +21,8 @@ from carefl_secure.federation.aggregation.base import ClientSetup, ServerSetup
 from carefl_secure.federation.aggregation.registry import find_protocol
 from carefl_secure.federation.in_process import Clients, make_parties
 from carefl_secure.federation.local_update.local_training import find_rule
-from carefl_secure.federation.plan.aggregation_config import AggregationConfig
-from carefl_secure.federation.plan.local_steps import LocalPlan
+from carefl_secure.federation.plan.cohort import AggregationConfig
+from carefl_secure.federation.plan.run_plan import LocalPlan
 from carefl_secure.federation.server.optimizers import FedAvg, ServerOptimizer
 from carefl_secure.federation.transport.exchange import Directory
 from carefl_secure.federation.transport.messages import pack

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from carefl_secure.errors import ConfigError
-from carefl_secure.federation.plan.aggregation_config import AggregationConfig
+from carefl_secure.federation.plan.cohort import AggregationConfig
 from carefl_secure.privacy import verdict
 from carefl_secure.privacy.statement import aggregation_text, promise_text
 

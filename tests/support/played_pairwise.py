@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from carefl_secure.noise import KeySource, SystemKeySource
 from carefl_secure.secagg.pairwise.client import PairwiseClient
-from carefl_secure.secagg.pairwise.parameters import RoundParameters
+from carefl_secure.secagg.pairwise.messages import RoundParameters
 from carefl_secure.secagg.pairwise.server import PairwiseServer
 
 __all__ = ["Rehearsal"]

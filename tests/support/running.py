@@ -7,7 +7,7 @@ from typing import Any
 
 from carefl_secure.federation.in_process import Clients
 from carefl_secure.federation.local_update.task import LocalTask
-from carefl_secure.federation.plan.aggregation_config import AggregationConfig
+from carefl_secure.federation.plan.cohort import AggregationConfig
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.plan.staged import Stage
 from carefl_secure.federation.run_spec import Engine, PerformanceFlags, RunSpec, Simulation

@@ -12,8 +12,7 @@ from pydantic.dataclasses import dataclass
 
 from carefl_secure.deployment.provisioning.documents import STRICT, Real, read_yaml
 from carefl_secure.errors import ConfigError, PolicyError
-from carefl_secure.federation.plan.aggregation_config import AggregationConfig
-from carefl_secure.federation.plan.cohort import Cohort
+from carefl_secure.federation.plan.cohort import AggregationConfig, Cohort
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.privacy.plan import Trust
 

@@ -15,8 +15,7 @@ from carefl_secure.errors import ConfigError
 from carefl_secure.federation.local_update.feddyn_state import Correction
 from carefl_secure.federation.local_update.gradient_sum import LocalWork
 from carefl_secure.federation.local_update.task import DescentTask
-from carefl_secure.federation.plan.local_steps import LocalPlan
-from carefl_secure.federation.plan.run_plan import RunPlan
+from carefl_secure.federation.plan.run_plan import LocalPlan, RunPlan
 from carefl_secure.noise import KeySource, KeyStream, gaussian
 from carefl_secure.privacy import poisson_sample
 

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from carefl_secure.errors import BudgetExceededError, ConfigError, PrivacyError
 from carefl_secure.federation.plan.ciphertext_packing import leave_room
-from carefl_secure.federation.plan.local_steps import LocalPlan
-from carefl_secure.federation.plan.run_plan import RunPlan, masking_graph
+from carefl_secure.federation.plan.run_plan import LocalPlan, RunPlan, masking_graph
 from carefl_secure.federation.plan.staged import StagedPlan
 from carefl_secure.privacy import Event, Ledger, PrivacyPlan, calibrate_noise, epsilon
 from carefl_secure.privacy.accounting.adaptive_filter import filtered_epsilon

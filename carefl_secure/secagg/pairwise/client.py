@@ -12,8 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from carefl_secure.noise import KeySource, KeyStream
 from carefl_secure.secagg.pairwise import transcript
 from carefl_secure.secagg.pairwise.graph_planner import neighbours
-from carefl_secure.secagg.pairwise.messages import Advertisement, Answer, Consent, Upload
-from carefl_secure.secagg.pairwise.parameters import RoundParameters
+from carefl_secure.secagg.pairwise.messages import Advertisement, Answer, Consent, RoundParameters, Upload
 from carefl_secure.secagg.pairwise.shares import due_shares, mask_keys, open_shares, seal_shares
 from carefl_secure.secagg.pairwise.state import ClientState, Phase
 from carefl_secure.secagg.primitives.crypto import public_bytes, refuse, too_few

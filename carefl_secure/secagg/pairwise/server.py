@@ -13,8 +13,15 @@ from carefl_secure.errors import ProtocolError
 from carefl_secure.noise import add_masks
 from carefl_secure.secagg.pairwise import transcript
 from carefl_secure.secagg.pairwise.graph_planner import neighbours
-from carefl_secure.secagg.pairwise.messages import Advertisement, Answer, Consent, Secret, Share, Upload
-from carefl_secure.secagg.pairwise.parameters import RoundParameters
+from carefl_secure.secagg.pairwise.messages import (
+    Advertisement,
+    Answer,
+    Consent,
+    RoundParameters,
+    Secret,
+    Share,
+    Upload,
+)
 from carefl_secure.secagg.pairwise.shares import remaining_masks
 from carefl_secure.secagg.primitives.crypto import check_exchange_key, refuse, too_few
 from carefl_secure.secagg.primitives.framing import Message

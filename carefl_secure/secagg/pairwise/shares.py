@@ -10,8 +10,15 @@ from carefl_secure.errors import CohortError, ProtocolError
 from carefl_secure.noise import KeyStream
 from carefl_secure.secagg.pairwise import transcript
 from carefl_secure.secagg.pairwise.graph_planner import neighbours
-from carefl_secure.secagg.pairwise.messages import Advertisement, Kind, Secret, Share, pack_pair, unpack_pair
-from carefl_secure.secagg.pairwise.parameters import RoundParameters
+from carefl_secure.secagg.pairwise.messages import (
+    Advertisement,
+    Kind,
+    RoundParameters,
+    Secret,
+    Share,
+    pack_pair,
+    unpack_pair,
+)
 from carefl_secure.secagg.pairwise.state import ClientState
 from carefl_secure.secagg.primitives import shamir
 from carefl_secure.secagg.primitives.crypto import SenderError, agree, open_sealed, public_bytes, refuse, same, seal

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from carefl_secure.secagg.pairwise.messages import Advertisement
-from carefl_secure.secagg.pairwise.parameters import RoundParameters
+from carefl_secure.secagg.pairwise.messages import Advertisement, RoundParameters
 from carefl_secure.secagg.primitives.crypto import Buffer, check_encoding, derive, digest, pack, refuse
 
 ADVERTISEMENT = b"advertisement"

@@ -22,11 +22,9 @@ from carefl_secure.deployment.site import agent as agents
 from carefl_secure.deployment.site.agent import Agent
 from carefl_secure.deployment.site.proposal import Proposal
 from carefl_secure.errors import ConfigError, PolicyError, PrivateRefusalError, ProtocolError
-from carefl_secure.federation.plan.aggregation_config import AggregationConfig
 from carefl_secure.federation.plan.calibrate import PlanRequest, plan_run
-from carefl_secure.federation.plan.cohort import Cohort
-from carefl_secure.federation.plan.local_steps import LocalPlan
-from carefl_secure.federation.plan.run_plan import RunPlan
+from carefl_secure.federation.plan.cohort import AggregationConfig, Cohort
+from carefl_secure.federation.plan.run_plan import LocalPlan, RunPlan
 from carefl_secure.federation.transport.error_codes import error_of_reply, is_dropout, refusal
 from carefl_secure.privacy import Ledger
 from carefl_secure.runs.plan_from_config import plan_with

@@ -21,7 +21,7 @@ from carefl_secure.deployment.superlink.local import Loopback, _Local
 from carefl_secure.deployment.superlink.parties import Deployed
 from carefl_secure.deployment.superlink.remote import Remote, _Submitted
 from carefl_secure.errors import ConfigError, EngineError, RunError
-from carefl_secure.federation.plan.aggregation_config import AggregationConfig
+from carefl_secure.federation.plan.cohort import AggregationConfig
 from carefl_secure.federation.plan.staged import Stage
 from carefl_secure.federation.run_spec import RunSpec
 from carefl_secure.federation.server import strategy

@@ -11,8 +11,7 @@ import pytest
 from flwr.app import Message
 
 from carefl_secure.errors import CareflError, CohortError, ConfigError, PolicyError, ProtocolError, RunError
-from carefl_secure.federation.plan.aggregation_config import AggregationConfig
-from carefl_secure.federation.plan.cohort import Cohort
+from carefl_secure.federation.plan.cohort import AggregationConfig, Cohort
 from carefl_secure.federation.server.optimizers import FedAdam
 from carefl_secure.federation.server.run import FederationResult
 from carefl_secure.federation.transport.error_codes import Party, error_of_reply, refusal

@@ -16,8 +16,7 @@ from carefl_secure.federation.aggregation.base import ClientSetup, Helper
 from carefl_secure.federation.aggregation.committee_member import MemberSession
 from carefl_secure.federation.aggregation.encrypted import HolderSession
 from carefl_secure.federation.client.app import build_client_app
-from carefl_secure.federation.plan.aggregation_config import AggregationConfig
-from carefl_secure.federation.plan.cohort import Cohort
+from carefl_secure.federation.plan.cohort import AggregationConfig, Cohort
 from carefl_secure.federation.transport.local_grid import FIRST_NODE, LocalGrid
 from carefl_secure.federation.transport.messages import pack, pack_adapter, vector_hash, with_adapter
 from carefl_secure.noise import SystemKeySource

@@ -16,8 +16,7 @@ import pytest
 from carefl_secure.errors import BudgetExceededError, ConfigError, DataError, NonFiniteError, PrivacyError
 from carefl_secure.federation.local_update.choice import local_work
 from carefl_secure.federation.local_update.task import DeferredTask
-from carefl_secure.federation.plan.local_steps import LocalPlan
-from carefl_secure.federation.plan.run_plan import RunPlan
+from carefl_secure.federation.plan.run_plan import LocalPlan, RunPlan
 from carefl_secure.noise import DeterministicKeySource, KeyStream, SystemKeySource, gaussian
 from carefl_secure.privacy import SampledGaussian, SampledSkellam, epsilon, poisson_sample
 from tests.support import points as _POINTS

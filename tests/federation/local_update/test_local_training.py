@@ -11,7 +11,7 @@ from carefl_secure.errors import ConfigError
 from carefl_secure.federation.local_update import local_training
 from carefl_secure.federation.local_update.choice import local_work
 from carefl_secure.federation.local_update.local_training import LOCAL_RULES, Sgd, find_rule
-from carefl_secure.federation.plan.local_steps import LocalPlan
+from carefl_secure.federation.plan.run_plan import LocalPlan
 from tests.support.federation import toy_plan
 from tests.support.points import point_tasks
 

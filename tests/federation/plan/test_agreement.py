@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 
 from carefl_secure.errors import ConfigError, PrivacyError
-from carefl_secure.federation.plan.aggregation_config import AggregationConfig
 from carefl_secure.federation.plan.calibrate import PlanRequest, plan_run, plan_stages
-from carefl_secure.federation.plan.local_steps import LocalPlan
-from carefl_secure.federation.plan.run_plan import RunPlan
+from carefl_secure.federation.plan.cohort import AggregationConfig
+from carefl_secure.federation.plan.run_plan import LocalPlan, RunPlan
 from carefl_secure.federation.plan.staged import Stage, StagedPlan
 from carefl_secure.privacy.canonical_json import canonical_hash, canonical_json
 

@@ -17,8 +17,7 @@ from carefl_secure.federation.client.session import ClientSession
 from carefl_secure.federation.local_update.choice import local_work
 from carefl_secure.federation.local_update.feddyn_state import Correction
 from carefl_secure.federation.plan.cohort import Cohort
-from carefl_secure.federation.plan.local_steps import LocalPlan
-from carefl_secure.federation.plan.run_plan import RunPlan
+from carefl_secure.federation.plan.run_plan import LocalPlan, RunPlan
 from carefl_secure.federation.server.optimizers import FedAvg, FedDyn, Listener
 from carefl_secure.federation.server.run import FederationResult
 from carefl_secure.noise import SystemKeySource

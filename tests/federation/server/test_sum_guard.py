@@ -16,8 +16,7 @@ from scipy.stats import skellam
 from carefl_secure.errors import ProtocolError
 from carefl_secure.federation.in_process import Clients
 from carefl_secure.federation.plan.calibrate import PlanRequest, plan_run
-from carefl_secure.federation.plan.local_steps import LocalPlan
-from carefl_secure.federation.plan.run_plan import RunPlan
+from carefl_secure.federation.plan.run_plan import LocalPlan, RunPlan
 from carefl_secure.federation.run_spec import RunSpec
 from carefl_secure.federation.server.optimizers import Alternating, FedAdam, FedAvg
 from carefl_secure.federation.server.sum_guard import SumGuard, _skellam_tail, honest_norm

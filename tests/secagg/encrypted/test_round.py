@@ -24,7 +24,7 @@ from carefl_secure.secagg import (
     RoundParameters,
 )
 from carefl_secure.secagg.encrypted.bfv import PLAIN_MODULUS, PublicKey, SecretKey
-from carefl_secure.secagg.encrypted.key_holder import OPENED, opened_fields
+from carefl_secure.secagg.encrypted.bfv_round import OPENED, opened_fields
 from carefl_secure.secagg.encrypted.messages import EncryptedUpload, OpenedSum
 from carefl_secure.secagg.primitives.crypto import sign
 from tests.support.keyed import HOLDER, KeyedRound, Vectors
