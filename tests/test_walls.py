@@ -30,6 +30,7 @@ _BELOW_RUNS = {
 }
 KNOWS: dict[str, set[str]] = {
     "errors": set(),
+    "extensions": set(),
     "progress": set(),
     "rounding": set(),
     "strict_json": set(),
@@ -54,7 +55,7 @@ KNOWS: dict[str, set[str]] = {
 # What ``import carefl_secure`` offers stands on everything, as the command line does.
 KNOWS["library"] = {*KNOWS["cli"], "cli"}
 KNOWS[""] = {"library"}  # the package itself names it
-FREE = {"", "errors", "progress", "rounding", "strict_json"}  # the package itself: its version
+FREE = {"", "errors", "extensions", "progress", "rounding", "strict_json"}  # the package itself: its version
 
 # Protocols of the secure sum do not know each other; ``encrypted`` may build on ``pairwise``.
 PROTOCOLS: dict[str, set[str]] = {

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from importlib.metadata import entry_points
 from pathlib import Path
 
 from carefl_secure.data.corpora import caers, cexpr, fer2013, image_folder, rafdb
@@ -20,6 +19,7 @@ from carefl_secure.data.corpora.emotic import archive, mat, table
 from carefl_secure.data.readers.inventory import count_unused
 from carefl_secure.data.records import PUBLISHED_SPACES, Corpus
 from carefl_secure.errors import ConfigError, DataError
+from carefl_secure.extensions import find_extension
 
 ENTRY_POINTS = "carefl_secure.corpora"
 """The entry point group of formats that other packages bring."""
@@ -53,26 +53,13 @@ def corpus_format(name: str) -> CorpusFormat:
 
     A `ConfigError` refuses a name that no package or several bring, or that is no `CorpusFormat`.
     """
-    found = entry_points(group=ENTRY_POINTS)
     if name in FORMATS:
         return FORMATS[name]
-    mine = [one for one in found if one.name == name]
-    if len(mine) != 1:
-        known = ", ".join([*FORMATS, *sorted({one.name for one in found})])
-        raise ConfigError(
-            f"data.format is {name!r}, which {'several packages bring' if mine else 'is unknown'}; "
-            f"choose auto or one of {known}"
-        )
-    try:
-        loaded = mine[0].load()
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            f"data.format={name} is brought by {mine[0].value}, which cannot be imported: {error}; repair that package"
-        ) from error
+    value, loaded = find_extension(ENTRY_POINTS, "data.format", name, ("auto", *FORMATS))
     if not isinstance(loaded, CorpusFormat):
         raise ConfigError(
-            f"data.format={name} is brought by {mine[0].value}, which is a "
-            f"{type(loaded).__name__} and not a CorpusFormat; repair that package"
+            f"data.format={name} is brought by {value}, which is a {type(loaded).__name__} and not a CorpusFormat; "
+            "repair that package"
         )
     return loaded
 

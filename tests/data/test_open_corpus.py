@@ -235,7 +235,7 @@ def test_a_format_that_another_package_brings(make: Any, monkeypatch: pytest.Mon
         _Point("twice", "a:b", mine),
         _Point("twice", "c:d", mine),
     ]
-    monkeypatch.setattr("carefl_secure.data.open_corpus.entry_points", lambda group: points)
+    monkeypatch.setattr("carefl_secure.extensions.entry_points", lambda group: points)
     assert detect(make.root).kind == "imagefolder"
     assert len(open_corpus(make.root, format="mine")["all"].records) == 1
     assert seen == [(make.root, "moods")]
@@ -243,7 +243,7 @@ def test_a_format_that_another_package_brings(make: Any, monkeypatch: pytest.Mon
         ("broken", "cannot be imported: no pack"),
         ("other", "is a int and not a CorpusFormat"),
         ("twice", "several packages bring"),
-        ("absent", "unknown; choose auto or one of emotic-mat, .*mine"),
+        ("absent", "unknown; choose one of auto, emotic-mat, .*mine"),
     ):
         with pytest.raises(ConfigError, match=words):
             open_corpus(make.root, format=name)

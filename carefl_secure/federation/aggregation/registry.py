@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from importlib.metadata import entry_points
 from pathlib import Path
 
 from carefl_secure.errors import ConfigError
+from carefl_secure.extensions import find_extension
 from carefl_secure.federation.aggregation.base import (
     AggregationProtocol,
     ClientSetup,
@@ -44,31 +44,11 @@ def find_protocol(name: str) -> AggregationProtocol:
     """
     if name in PROTOCOLS:
         return PROTOCOLS[name]
-    found = entry_points(group=GROUP)
-    mine = [point for point in found if point.name == name]
-    if not mine:
-        known = ", ".join(sorted({*PROTOCOLS, *(point.name for point in found)}))
-        raise ConfigError(
-            f"there is no aggregation protocol {name!r}; known are {known}. Set federation.aggregation to one of "
-            f"them, or install the package that registers {name!r} as an entry point of the group {GROUP}"
-        )
-    if len(mine) > 1:
-        where = ", ".join(point.value for point in mine)
-        raise ConfigError(
-            f"the aggregation protocol {name!r} is registered {len(mine)} times ({where}); "
-            "uninstall all packages but one of them"
-        )
-    try:
-        kind = mine[0].load()
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            f"the aggregation protocol {name!r} cannot be loaded from {mine[0].value}: {error}; "
-            "reinstall the package that registers it"
-        ) from error
+    value, kind = find_extension(GROUP, "federation.aggregation", name, sorted(PROTOCOLS))
     fits = isinstance(kind, type) and issubclass(kind, AggregationProtocol)
     if not fits or getattr(kind, "name", None) != name:
         raise ConfigError(
-            f"{mine[0].value} is no aggregation protocol named {name!r}; the entry point must "
+            f"{value} is no aggregation protocol named {name!r}; the entry point must "
             "name a subclass of AggregationProtocol whose name is that of the entry point"
         )
     protocol: AggregationProtocol = kind()

@@ -5,19 +5,25 @@ from __future__ import annotations
 import functools
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from importlib.metadata import entry_points
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from carefl_secure.errors import ConfigError
+from carefl_secure.extensions import find_extension
 from carefl_secure.federation.local_update.feddyn_state import Correction
 from carefl_secure.federation.local_update.gradient_sum import LocalWork
 from carefl_secure.federation.local_update.task import DescentTask
 from carefl_secure.federation.plan.run_plan import LocalPlan, RunPlan
 from carefl_secure.noise import KeySource, KeyStream, gaussian
 from carefl_secure.privacy import poisson_sample
+
+Adapter = NDArray[np.float32]
+Vector = NDArray[np.float64]
+
+# Aims this much below the norm, so that rounding stays inside it.
+_MARGIN = 1e-6
+_STABILITY = 0.01
 
 ENTRY_POINTS = "carefl_secure.local_rules"
 """The entry point group of rules that other packages bring."""
@@ -49,40 +55,15 @@ class Sgd:
 
 
 LOCAL_RULES: Mapping[str, Callable[[], LocalRule]] = {"sgd": Sgd}
-"""Rules of the package by name."""
+"""Rules of the package by name; a rule is a class with a `step` method, named here or under an entry point."""
 
 
 def find_rule(name: str) -> Callable[[], LocalRule]:
-    """Return what makes a rule, by its name in the package or among the entry points.
-
-    Raises ConfigError when no package or several bring it, or it cannot be imported.
-    """
+    """Return what makes a rule; ConfigError when no package or several bring it, or it cannot be imported."""
     if name in LOCAL_RULES:
         return LOCAL_RULES[name]
-    found = entry_points(group=ENTRY_POINTS)
-    named = [one for one in found if one.name == name]
-    if len(named) != 1:
-        known = ", ".join([*LOCAL_RULES, *sorted({one.name for one in found})])
-        raise ConfigError(
-            f"federation.local_rule is {name!r}, which "
-            f"{'several packages bring' if named else 'is unknown'}; choose one of {known}"
-        )
-    try:
-        found_rule: Callable[[], LocalRule] = named[0].load()
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            f"federation.local_rule={name} comes from {named[0].value}, which cannot be imported: "
-            f"{error}; repair that package"
-        ) from error
-    return found_rule
-
-
-Adapter = NDArray[np.float32]
-Vector = NDArray[np.float64]
-
-# Aims this much below the norm, so that rounding stays inside it.
-_MARGIN = 1e-6
-_STABILITY = 0.01
+    rule: Callable[[], LocalRule] = find_extension(ENTRY_POINTS, "federation.local_rule", name, LOCAL_RULES)[1]
+    return rule
 
 
 class _Descent(LocalWork):

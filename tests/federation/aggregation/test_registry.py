@@ -21,7 +21,7 @@ class Foreign(Pairwise):
 def offer(monkeypatch: pytest.MonkeyPatch, *values: str) -> None:
     """Let packages register the protocol ``foreign`` under these values."""
     points = [EntryPoint("foreign", value, registry.GROUP) for value in values]
-    monkeypatch.setattr(registry, "entry_points", lambda group: points)
+    monkeypatch.setattr("carefl_secure.extensions.entry_points", lambda group: points)
     registry.find_protocol.cache_clear()
 
 
@@ -40,10 +40,10 @@ def test_a_protocol_of_another_package(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("values", "text"),
     [
-        ((), r"there is no aggregation protocol 'foreign'; known are committee, encrypted"),
-        ((f"{__name__}:Foreign", "other:Foreign"), r"registered 2 times .*uninstall"),
-        (("no_such_module:Foreign",), r"cannot be loaded from no_such_module"),
-        ((f"{__name__}:Missing",), r"cannot be loaded from"),
+        ((), r"federation.aggregation is 'foreign', which is unknown; choose one of committee, encrypted"),
+        ((f"{__name__}:Foreign", "other:Foreign"), r"several packages bring .*uninstall"),
+        (("no_such_module:Foreign",), r"brought by no_such_module:Foreign, which cannot be imported"),
+        ((f"{__name__}:Missing",), r"which cannot be imported"),
         ((f"{__name__}:offer",), r"is no aggregation protocol named 'foreign'"),
         (("carefl_secure.federation.aggregation.pairwise:Pairwise",), r"is no aggregation protocol named 'foreign'"),
     ],

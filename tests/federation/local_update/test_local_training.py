@@ -18,7 +18,7 @@ from tests.support.points import point_tasks
 
 def brought(monkeypatch: pytest.MonkeyPatch, *values: str) -> None:
     points = [EntryPoint("other", value, local_training.ENTRY_POINTS) for value in values]
-    monkeypatch.setattr(local_training, "entry_points", lambda group: points)
+    monkeypatch.setattr("carefl_secure.extensions.entry_points", lambda group: points)
 
 
 def test_sgd_steps_along_the_gradient() -> None:
