@@ -134,10 +134,7 @@ def client_ledger(spec: RunSpec, index: int) -> Ledger:
 
 
 def dropping_out(plan: RunPlan, simulation: Simulation) -> tuple[int, Drop]:
-    """Return how many clients drop out after the key phase of each round, and `LocalGrid`'s hook.
-
-    ``round(dropout * n)`` clients drop out, but at least ``min_survivors`` remain.
-    """
+    """Return how many clients drop out of each round, ``min_survivors`` allowing, and `LocalGrid`'s hook for it."""
     clients, seed = plan.privacy.clients, simulation.seed
     count = min(round(simulation.dropout * clients), clients - plan.privacy.min_survivors)
 

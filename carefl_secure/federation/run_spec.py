@@ -76,11 +76,7 @@ class RunSpec:
 
 @dataclass(frozen=True)
 class Simulation:
-    """A simulated situation; it changes no promise.
-
-    ``dropout`` is the share of the clients, in [0, 1), that drop out after the key phase of each
-    round; ``seed`` decides which, and nothing else; it is not secret.
-    """
+    """A simulated situation: the share of clients, in [0, 1), that ``seed`` lets drop out of a round; no promise."""
 
     dropout: float = 0.0
     seed: int = 0
@@ -114,16 +110,10 @@ class Parties(Protocol):
         """Ledgers of those clients that live on this machine."""
 
     def grid(self, workers: int, drop: Drop | None, record: Record | None) -> Grid:
-        """Return the grid that reaches all parties; they have agreed to the run then.
-
-        Raises ConfigError when the engine cannot honour ``workers`` or ``drop``.
-        """
+        """Return the grid to all parties, who agreed; ConfigError when it cannot honour ``workers`` or ``drop``."""
 
     def finish(self) -> None:
-        """End a run whose rounds are all done.
-
-        Raises EngineError when the engine reports another status than success.
-        """
+        """End a run whose rounds are all done; EngineError when the engine reports another status than success."""
 
     def close(self) -> None:
         """Erase secrets and stop whatever was started, after success or failure alike."""

@@ -36,10 +36,7 @@ def handing(take: Callable[[int, bytes], object], places: Mapping[int, int], nam
 
 
 class KeyPrefetch(ABC):
-    """The key phases of a round, run during the round before it.
-
-    ``exchange`` is of the round in progress; ``header`` names the round of the keys, and the plan.
-    """
+    """The key phases of the round that ``header`` names, run in the ``exchange`` of the round before it."""
 
     def __init__(self, exchange: Exchange, header: Header) -> None:
         self._exchange = exchange
@@ -59,10 +56,7 @@ class KeyPrefetch(ABC):
         following: Mapping[int, RecordDict],
         bare_action: str,
     ) -> None:
-        """Send messages with those for the next round; hand the good replies to ``take``.
-
-        A refusal of the next round does not affect the one in progress; the next one meets it again.
-        """
+        """Send messages with those for the next round, whose refusal it meets again; ``take`` gets good replies."""
         exchange = self._exchange
         loaded = {
             node: piggyback(content, following[node]) if node in following else content
@@ -105,8 +99,8 @@ Nodes = Callable[[], Collection[int]]
 class ServerSum(ABC):
     """The server's part in the sum of one round.
 
-    The strategy calls `prepare`, charges its ledger, sends the results with the adapter in one
-    training message of type ``action``, hands every reply to `collect`, and calls `open`.
+    The strategy calls `prepare`, charges its ledger, trains by messages of type ``action``, whose replies go to
+    `collect`, and calls `open`.
     """
 
     action: str
@@ -154,10 +148,9 @@ class ClientSetup:
 
 
 class Helper(ABC):
-    """A helper for the length of one run: it holds no records and sees no client's vector.
+    """A helper for one run: it has no records, sees no client's vector and takes part in no round twice.
 
-    It takes part in no round twice, and refuses by raising an error. Plan and cohort are its own
-    copies. Raises ProtocolError when its key is not the one that the cohort names.
+    Plan and cohort are its own copies. Raises ProtocolError when its key is not the one that the cohort names.
     """
 
     party: ClassVar[Party] = "helper"
@@ -200,10 +193,7 @@ class Helper(ABC):
 
 @dataclass(frozen=True)
 class ServerSetup:
-    """What the server of a run brings to every round.
-
-    ``folder`` is on a disk with room for one round's uploads, for protocols that need them twice.
-    """
+    """What the server brings to every round; ``folder`` has room for one round's uploads."""
 
     plan: RunPlan
     cohort: Cohort
@@ -217,11 +207,7 @@ class ServerSetup:
 
 @dataclass(frozen=True)
 class ServerRound:
-    """One round as the server begins it; ``model_hash`` is the hash of the adapter.
-
-    ``prefetched`` holds this round's keys, where they were exchanged during the round before;
-    ``following`` exchanges the next round's keys during this one.
-    """
+    """One round as the server begins it, with its prefetched keys, and what prefetches the following one's."""
 
     exchange: Exchange
     number: int
@@ -251,17 +237,11 @@ class AggregationProtocol(ABC):
 
     @abstractmethod
     def client(self, setup: ClientSetup, number: int, key: bytes) -> ClientSum:
-        """Return a client's part in a round whose model is not bound yet.
-
-        ``key`` is the key holder's message, in encrypted rounds.
-        """
+        """Return a client's part in a round without a model yet; ``key`` is the key holder's message, if any."""
 
     @abstractmethod
     def restore(self, setup: ClientSetup, saved: bytes, number: int, model_hash: bytes) -> ClientSum:
-        """Go on from what `ClientSum.save` returned; ``model_hash`` is empty before `bind`.
-
-        Raises ProtocolError when it was changed, or belongs to another client, round or model.
-        """
+        """Go on from what `ClientSum.save` gave for this round and model; ProtocolError where it was for another."""
 
     @abstractmethod
     def server(self, setup: ServerSetup, this: ServerRound) -> ServerSum:

@@ -102,10 +102,7 @@ class CommitteeServerSum(ServerSum):
             )
 
     def collect(self, node: int, content: RecordDict) -> None:
-        """Add one masked vector; keep the message on disk until envelopes have been opened.
-
-        A client that the members leave out is subtracted from the sum again.
-        """
+        """Add one masked vector; keep the message on disk, as clients that members leave out are subtracted again."""
         index, upload = self._index_of[node], Fields(content, "upload").octets("upload")
         self._server.submitted(index, upload)
         self._buffer.keep(index, upload)

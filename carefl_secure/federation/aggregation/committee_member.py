@@ -83,11 +83,7 @@ class MemberSession(Helper):
         return pack(announcement=self._next.announce())
 
     def _open_list(self, content: RecordDict) -> RecordDict:
-        """Check the list of clients, open their envelopes and sign what was found.
-
-        A round whose key was prefetched begins here, and the one in progress ends. The first call
-        binds the key to the model.
-        """
+        """Bind the key to the model, check and open the list; a round of a prefetched key begins here."""
         fields = Fields(content, *_HEADER, "model", "listing", maps=["announcements"])
         number, model_hash = fields.integer("round"), fields.octets("model")
         if self._member is None or number != self._round:

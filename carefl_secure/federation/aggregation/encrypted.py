@@ -60,11 +60,7 @@ class HolderSession(Helper):
         return dict(zip(ACTIONS, (self._make_key, self._open_sum), strict=True))
 
     def _make_key(self, content: RecordDict) -> RecordDict:
-        """Begin a round: make its key pair and return a signature and the public key.
-
-        ``Sign("round key"; kctx) || public key``, where kctx holds the key's hash, the round, the
-        plan and all rosters.
-        """
+        """Begin a round: make its key; return the signature over key, round, plan and rosters, and the public key."""
         fields, setup = Fields(content, "round", "plan"), self._setup
         number = fields.integer("round")
         self._check(number, fields.octets("plan"))
@@ -115,10 +111,7 @@ class HolderKey(NamedTuple):
 
 
 def read_key(message: bytes, cohort: Cohort, plan: RunPlan, number: int) -> HolderKey:
-    """Check the key holder's message and return the key with the agreement.
-
-    Raises ProtocolError unless the cohort's key holder signed it for exactly this round.
-    """
+    """Return the key holder's key and agreement; ProtocolError unless it signed them for exactly this round."""
     signature, public = message[:_SIGNATURE], message[_SIGNATURE:]
     parameters = cohort.encrypted_parameters(plan, number, hashlib.sha256(public).digest())
     fields = KEY_LABEL, parameters.key_context()
@@ -147,10 +140,7 @@ class EncryptedClientSum(EncryptedClient):
 
 
 class EncryptedServerSum(ServerSum):
-    """The aggregator of encrypted vectors: pairwise masking, and uploads for the key holder.
-
-    Every upload goes to the key holder as it was signed, in portions; here it stays on disk.
-    """
+    """The aggregator of encrypted vectors: pairwise masking, and the signed uploads, on disk, for the key holder."""
 
     action = PairwiseServerSum.action
 

@@ -73,10 +73,7 @@ class PairwisePrefetch(KeyPrefetch):
 
 
 class PairwiseServerSum(ServerSum):
-    """The server of pairwise masking: two phases before the vectors, two after.
-
-    ``header`` holds round, plan, and whatever else a client needs before it advertises.
-    """
+    """The server of pairwise masking; ``header`` holds round, plan, and what else a client needs at first."""
 
     action = "train.masked"
 

@@ -77,18 +77,11 @@ class ClientSums:
         self._protocol = _protocol_of(setup.cohort)
 
     def begin(self, number: int, key: bytes = b"") -> ClientSum:
-        """Return the client's part in a new round, whose model is not bound yet.
-
-        ``key`` is the key holder's message in encrypted rounds; ProtocolError when it is not the
-        key holder's own for this round.
-        """
+        """Return the client's part in a new round; ProtocolError when ``key`` is not the key holder's own for it."""
         return self._protocol.client(self._setup, number, key)
 
     def restore(self, saved: bytes, number: int, model_hash: bytes = b"") -> ClientSum:
-        """Go on from what `ClientSum.save` returned.
-
-        Raises ProtocolError when it was changed, or belongs to another client, round or model.
-        """
+        """Go on from what `ClientSum.save` gave; ProtocolError when that was changed or is of another round."""
         return self._protocol.restore(self._setup, saved, number, model_hash)
 
     def stamp(self, content: bytes) -> bytes:
@@ -99,10 +92,7 @@ class ClientSums:
 
 
 class ServerSums:
-    """Makes the server's part in the sums of a run, and keeps prefetched keys between them.
-
-    The cohort decides the protocol; no keys are prefetched in round ``last``.
-    """
+    """Makes the server's part in a run's sums, and keeps prefetched keys; none are in round ``last``."""
 
     def __init__(
         self, plan: RunPlan, cohort: Cohort, directory: Directory, last: int, folder: Path | None = None
@@ -113,10 +103,7 @@ class ServerSums:
         self._prefetch: KeyPrefetch | None = None
 
     def begin(self, exchange: Exchange, number: int, model_hash: bytes) -> ServerSum:
-        """Return the server's part in one round; ``model_hash`` is the hash of the adapter.
-
-        Prefetched keys are used if there are enough for this round; else keys are exchanged in it.
-        """
+        """Return the server's part in one round, with prefetched keys if there are enough for it."""
         made, self._prefetch = self._prefetch, None
         if made is not None and (not made.ready or made.header["round"] != number):
             made = None

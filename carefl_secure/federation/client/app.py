@@ -89,10 +89,7 @@ _PIGGYBACKED: Mapping[str, Action] = {"query.sign": _advertise_prefetch, "query.
 
 
 def answer(party: ClientSession | Helper, name: str, content: RecordDict) -> RecordDict:
-    """Take one step of a party, and the step of the next round that is piggybacked on it.
-
-    Raises ProtocolError when the step is not this party's, and what the step raises.
-    """
+    """Take one step of a party, and the next round's that is piggybacked on it; ProtocolError if not its own."""
     if isinstance(party, Helper):
         return party.answer(name, content)
     if name not in _ACTIONS:

@@ -89,10 +89,7 @@ class OpenRounds:
         self._next: ClientSum | None = None
 
     def begin(self, number: int, plan_hash: bytes, key: bytes = b"") -> ClientSum:
-        """Begin a round with fresh keys, and drop whatever is open.
-
-        Raises ProtocolError when the round is not new, or the plan or the holder's key is another one.
-        """
+        """Begin a round with fresh keys and drop what is open; ProtocolError when round, plan or key is not due."""
         self._check(number, plan_hash)
         begun = self._sums.begin(number, key)
         self.close()
@@ -107,10 +104,9 @@ class OpenRounds:
         return self._sum
 
     def enter(self, number: int, plan_hash: bytes, model_hash: bytes) -> ClientSum:
-        """Return the round that a vector is asked for, bound to its model.
+        """Return the round that a vector is asked for, bound to its model; one with prefetched keys begins here.
 
-        A round whose keys were prefetched begins here, and the one in progress ends. Raises
-        ProtocolError for any other round, another plan, or a round bound to another model.
+        Raises ProtocolError for any other round, another plan, or a round bound to another model.
         """
         if self._sum is None or number != self.number:
             return self._begin_prefetched(number, plan_hash, model_hash)
@@ -134,10 +130,7 @@ class OpenRounds:
         return self._sum
 
     def advertise_prefetch(self, number: int, plan_hash: bytes) -> bytes:
-        """Make and show fresh keys for a later round during this one.
-
-        Raises ProtocolError when this was not agreed, the plan is another, or the round or its keys are not new.
-        """
+        """Show fresh keys for a later round; ProtocolError when not agreed, or round, keys or plan are not due."""
         if not self._prefetches:
             raise ProtocolError(
                 "key prefetch: the server asks for keys of a later round, which was not agreed; "

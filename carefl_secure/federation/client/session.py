@@ -123,10 +123,7 @@ class ClientSession:
         return self._rounds.current().share(advertisements)
 
     def advertise_prefetch(self, number: int, plan_hash: bytes) -> bytes:
-        """Show fresh keys for a later round during this one; nothing is spent or read.
-
-        Raises ProtocolError when that was not agreed, the plan is another, or the round or its keys are not new.
-        """
+        """Show fresh keys for a later round; nothing is spent or read. Raises as `OpenRounds.advertise_prefetch`."""
         self._check_number(number)
         return self._rounds.advertise_prefetch(number, plan_hash)
 
@@ -224,10 +221,7 @@ class ClientSession:
         return self._sums.stamp(content) + content
 
     def restore(self, saved: bytes) -> None:
-        """Go on from what `save` returned.
-
-        Raises ProtocolError when it is damaged, or belongs to another client, run or plan.
-        """
+        """Go on from what `save` gave; ProtocolError when it is damaged, or of another client, run or plan."""
         self.close()
         stamp, content = saved[:_STAMP], saved[_STAMP:]
         if not same(stamp, self._sums.stamp(content)):

@@ -66,11 +66,7 @@ def _work_of(plan: RunPlan, task: LocalTask, index: int, memory: Path | None) ->
 
 
 class _DeferredWork(LocalWork):
-    """The work of a deferred task, made when the first vector is asked for.
-
-    In a protected run records that cannot be used count as none: noise goes out all the same, also
-    where it is part of the local steps.
-    """
+    """The work of a deferred task; where records cannot be used, a protected run sends noise all the same."""
 
     def __init__(self, plan: RunPlan, task: DeferredTask, index: int, memory: Path | None) -> None:
         super().__init__(plan)

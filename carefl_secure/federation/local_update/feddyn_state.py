@@ -18,10 +18,7 @@ _MAGIC = b"crfldyn1"
 
 
 def correction_file(folder: Path, run: bytes, plan_hash: bytes, index: int) -> Path:
-    """Return where a client keeps its correction of one run, in a folder that it may share.
-
-    Run, plan and client are hashed into the name, so a new run begins with a fresh correction.
-    """
+    """Return a client's file for its correction of one run: run, plan and client are hashed into the name."""
     key = hashlib.sha256(run + plan_hash + struct.pack("<q", index)).hexdigest()
     return folder / f"feddyn-{key[:32]}.bin"
 

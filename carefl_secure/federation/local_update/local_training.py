@@ -40,10 +40,7 @@ class LocalRule(Protocol):
     """
 
     def step(self, gradient: Vector) -> Vector:
-        """Return the direction, float64, shape [D], that the learning rate is multiplied by.
-
-        ``gradient`` is of the local objective, regularisers included.
-        """
+        """Return the direction, float64, shape [D], for the gradient of the local objective with regularisers."""
 
 
 class Sgd:

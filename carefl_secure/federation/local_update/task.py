@@ -11,11 +11,7 @@ from numpy.typing import NDArray
 
 
 class LocalTask(Protocol):
-    """The work of one client, free of any federation or deep-learning type.
-
-    ``dimension`` is the length D of the flat adapter. ``records`` is the number of records this
-    client really holds; it stays inside the client: sampling needs it, nothing sends it.
-    """
+    """One client's work; ``records`` is how many it really holds, which stays inside the client."""
 
     @property
     def dimension(self) -> int:
@@ -67,10 +63,7 @@ class DescentTask(LocalTask, Protocol):
         """Return which entries train in round ``number``, shape [D]."""
 
     def gradient(self, adapter: NDArray[np.float32], indices: NDArray[np.int64], number: int) -> NDArray[np.float64]:
-        """Return the gradient of the mean loss of some records, unclipped; 0 where nothing trains.
-
-        ``indices``: int64, shape [B], never empty.
-        """
+        """Return the mean loss's gradient over records ``indices``, int64, [B], B > 0; 0 where nothing trains."""
 
 
 @dataclass(frozen=True)

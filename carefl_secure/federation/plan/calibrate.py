@@ -73,10 +73,7 @@ class PlanRequest:
     masks_in_pairs: bool = True
 
     def threshold(self) -> int:
-        """Return how many shares open a secret, and signatures a survivor set needs.
-
-        Raises ConfigError when so many colluders could sign two survivor sets.
-        """
+        """Return how many shares open a secret, and how many signatures a set of survivors needs."""
         clients, colluders = self.clients, self.max_colluders
         threshold = max(default_threshold(clients), (clients + colluders + 2) // 2)
         if threshold > clients:

@@ -28,10 +28,7 @@ _STEPS = np.geomspace(1e-9, 30.0, 4000)
 
 @dataclass(frozen=True)
 class Room:
-    """Where the integers of an encrypted sum live.
-
-    Fields have 20 or 30 bits and hold ``clients * value_bound``; no client sends a magnitude above ``value_bound``.
-    """
+    """Fields of 20 or 30 bits, and the ``value_bound`` that no client exceeds and ``clients`` times fits one."""
 
     field_bits: int
     value_bound: int
@@ -88,10 +85,7 @@ def narrow(words: NDArray[Any], bits: int) -> NDArray[Any]:
 
 
 def leave_room(plan: EncodingPlan) -> EncodingPlan:
-    """Return a plan without noise (`plan_plain`) at a scale whose sums also fit the widest field.
-
-    A plain plan fills its 32-bit words; with two bits less every protocol gives the same adapter.
-    """
+    """Return a plan without noise with two bits less, which fits the widest field, so all protocols agree."""
     reach = field_limit(FIELD_BITS[-1]) // plan.clients - 2
     scale = reach / (plan.vector_bound * (1 + NORM_SLACK))
     return dataclasses.replace(plan, scale=min(plan.scale, scale))

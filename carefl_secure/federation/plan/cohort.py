@@ -173,10 +173,7 @@ class Cohort:
         return self.helpers[0] if self.aggregation == "encrypted" else None
 
     def round_parameters(self, plan: RunPlan, number: int, model_hash: bytes = b"") -> RoundParameters:
-        """Return the agreement behind one round of pairwise masking.
-
-        ``model_hash``, of the adapter at the start of the round, is empty before it is bound.
-        """
+        """Return the agreement behind one round of pairwise masking; ``model_hash`` is empty before it is bound."""
         return RoundParameters(**self._pairwise(plan, number, model_hash))
 
     def committee_parameters(self, plan: RunPlan, number: int, model_hash: bytes = b"") -> CommitteeParameters:
@@ -187,9 +184,8 @@ class Cohort:
     def encrypted_parameters(
         self, plan: RunPlan, number: int, public_key: bytes, model_hash: bytes = b""
     ) -> EncryptedParameters:
-        """Return the agreement behind one encrypted round.
+        """Return the agreement behind a round under the key whose SHA-256 is ``public_key``.
 
-        ``public_key`` is the SHA-256 of the key holder's public key for this round. Raises
         ConfigError when the plan's sums do not fit a ciphertext, or there is no key holder.
         """
         if self.key_holder is None:
@@ -226,9 +222,6 @@ class Cohort:
 
 
 def rotation_key(plan_hash: bytes, base_hash: bytes, model_hash: bytes, number: int) -> bytes:
-    """Return the public key of a round's random rotation, 32 bytes; it need not be secret.
-
-    It does not depend on who takes part or how the sum is made, so a run has the same rotations everywhere.
-    """
+    """Return the public key of a round's random rotation, 32 bytes, whoever takes part and however it sums."""
     parts = plan_hash + base_hash + model_hash + number.to_bytes(8, "big")
     return hashlib.sha256(b"carefl rotation" + parts).digest()

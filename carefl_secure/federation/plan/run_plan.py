@@ -87,10 +87,7 @@ class LocalPlan:
 
     @property
     def noise_gain(self) -> float:
-        r"""Variance of the sum of all steps' noise over that of one step's.
-
-        :math:`\sum_{k<K} (1 - \eta (\mu + \alpha))^{2k}`; the loss's own curvature is not counted.
-        """
+        r"""Variance of all steps' noise over one step's: :math:`\sum_{k<K} (1 - \eta (\mu + \alpha))^{2k}`."""
         kept = 1.0 - self.learning_rate * self.pull
         return float(np.sum(kept ** (2.0 * np.arange(self.steps))))
 
@@ -174,10 +171,7 @@ class RunPlan:
         return self.privacy.expected_batch * survivors / self.privacy.clients
 
     def divisor(self, survivors: int) -> float:
-        """Return what an opened sum is divided by to give the optimizer its mean gradient.
-
-        Public: ``q N s / n`` for sums of gradients; ``-s`` for sums of s survivors' updates.
-        """
+        """Return the public divisor of an opened sum: ``q N s / n``, or ``-s`` for s survivors' updates."""
         return self.expected_batch(survivors) if self.local is None else -float(survivors)
 
     def noise_variance(self, survivors: int) -> float:
@@ -219,10 +213,7 @@ class RunPlan:
 
     @classmethod
     def from_json(cls, value: Any, *, check_event: bool = True) -> RunPlan:
-        """Return the plan that `to_json` gave.
-
-        ConfigError when a field is invalid, or the masking graph or, with ``check_event``, the event does not follow.
-        """
+        """Return the plan that `to_json` gave; ConfigError where a part is invalid or does not follow from others."""
         parts = {"privacy", "encoding", "threshold", "event"}
         if not isinstance(value, Mapping) or not parts <= set(value) <= parts | {"local", "masking_graph"}:
             raise ConfigError(

@@ -50,10 +50,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class StagedPlan:
-    """The plans of all stages, fixed before the first round.
-
-    Each has its own rounds and records, and the noise and target of the run. ConfigError when promises differ.
-    """
+    """The plans of all stages, fixed before the first round; ConfigError when their promises differ."""
 
     names: tuple[str, ...]
     plans: tuple[RunPlan, ...]
@@ -91,10 +88,7 @@ class StagedPlan:
 
     @classmethod
     def from_json(cls, value: Any, *, check_event: bool = True) -> StagedPlan:
-        """Return the agreement that `to_json` gave; ``check_event`` is that of `RunPlan.from_json`.
-
-        Raises ConfigError when a part cannot be read, or the stages do not make up the whole.
-        """
+        """Return the agreement that `to_json` gave; ConfigError when it cannot be read, or its parts disagree."""
         if not isinstance(value, Mapping):
             raise ConfigError("a plan is a JSON object")
         listed = value.get("stages", [{"name": "", **value}])

@@ -41,10 +41,7 @@ class Listener(Protocol):
     """An optimizer that wants to know more of a round than its mean gradient."""
 
     def observe(self, share: float, noise_variance: float) -> None:
-        """Take the public figures of the round whose step comes next.
-
-        ``share`` is survivors over clients; the variance is that of a mean gradient's entry.
-        """
+        """Take the share of survivors of the next step's round, and the noise's variance in an entry of its mean."""
 
 
 def checked(adapter: NDArray[np.float32], gradient: Vector) -> Vector:
@@ -85,10 +82,7 @@ def _fraction(name: str, value: float) -> float:
 
 
 class FedAvg:
-    """Gradient descent with optional heavy-ball momentum, in [0, 1).
-
-    ``v = momentum * v + g``, ``adapter = adapter - learning_rate * v``.
-    """
+    """Descent with momentum in [0, 1): ``v = momentum * v + g``, ``adapter = adapter - learning_rate * v``."""
 
     def __init__(self, learning_rate: float, momentum: float = 0.0) -> None:
         self.learning_rate = _positive("learning_rate", learning_rate)

@@ -69,8 +69,7 @@ class Checkpoints:
     def restore(self) -> tuple[Adapter, int]:
         """Return adapter and number of the last finished round; drop figures that go beyond it.
 
-        A plan file that a power cut left empty or torn is written anew: the checkpoint names it.
-        Raises RunError when the checkpoint is damaged or of another run.
+        A torn plan file is written anew. RunError when the checkpoint is damaged or of another run.
         """
         folder, stage = self._folder, self._stage
         state = folder.read_checkpoint()
@@ -109,11 +108,7 @@ _PATIENCE = 60.0  # seconds that a round waits for nodes that are not online
 
 @dataclass(frozen=True)
 class FederationResult:
-    """What a run ended with.
-
-    ``rows`` are the figures of every finished round, those before a resumption included;
-    ``epsilon`` is what the server's ledger comes to, infinity without privacy.
-    """
+    """What a run ended with: all figures, and the server's ledger (infinity without privacy)."""
 
     adapter: Adapter
     rows: tuple[Mapping[str, Scalar], ...]

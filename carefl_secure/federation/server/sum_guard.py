@@ -146,10 +146,7 @@ class SumGuard:
             self.excluded |= self.found
 
     def step(self, adapter: NDArray[np.float32], gradient: NDArray[np.float64]) -> NDArray[np.float32]:
-        """Return the next adapter; the same one after a rejected sum.
-
-        Raises ProtocolError when more sums were rejected than the run allows.
-        """
+        """Return the next adapter, the same after a rejected sum; ProtocolError when too many were rejected."""
         if not self.excess:
             return self.optimizer.step(adapter, gradient)
         if self.rejected > self._max_rejected:

@@ -71,17 +71,11 @@ class Exchange:
                 yield Message(content, node, action, group_id=str(self._number))
 
     def gather(self, contents: Mapping[int, RecordDict], action: str, take: Take) -> None:
-        """Send one message per node and hand node and content of each good reply to ``take``.
-
-        A ProtocolError of ``take`` is a fault of the sender. `bytes_per_client` counts all but ``query.role``.
-        """
+        """Send one message per node and hand good replies to ``take``, whose ProtocolError is the sender's fault."""
         self.collect(self.send(self.address(contents, action)), take)
 
     def ask(self, contents: Mapping[int, RecordDict], action: str) -> Iterator[tuple[int, RecordDict]]:
-        """Yield node and content of good replies where every party must agree.
-
-        Raises the class that a party refused with; `EngineError` for a fault.
-        """
+        """Yield node and content of good replies where all must agree; raises what a party refused with."""
         for reply in self.accept(self.send(self.address(contents, action))):
             yield reply.metadata.src_node_id, reply.content
         self.check()
@@ -172,11 +166,7 @@ def party_name(grid: Grid, node: int) -> str:
 
 
 def wait_for_nodes(grid: Grid, wanted: int, patience: float) -> list[int]:
-    """Return the nodes of the engine, once there are ``wanted`` or ``patience`` seconds are over.
-
-    On a network nodes register one by one while the first round begins. Fewer than ``wanted`` may
-    be returned; the secure sum then refuses if they are too few.
-    """
+    """Return the engine's nodes once there are ``wanted``, or those that came in ``patience`` seconds."""
     deadline = time.monotonic() + patience
     nodes = sorted(grid.get_node_ids())
     while len(nodes) < wanted and time.monotonic() < deadline:
@@ -201,10 +191,7 @@ class Directory:
         self._roles: dict[int, tuple[int, int]] = {}
 
     def learn(self, exchange: Exchange, nodes: Collection[int]) -> None:
-        """Ask the nodes not known yet, and forget those that are gone.
-
-        A node that claims a place out of range is at fault. Two nodes may claim one place; signatures tell them apart.
-        """
+        """Ask the nodes not known yet, and forget those that are gone; signatures tell two of one place apart."""
         self._roles = {node: role for node, role in self._roles.items() if node in nodes}
         unknown = [node for node in nodes if node not in self._roles]
         if not unknown:

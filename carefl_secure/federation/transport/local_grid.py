@@ -44,10 +44,7 @@ def stamp(message: Message) -> Message:
 
 
 class ProgramFaults:
-    """Turn whatever a client app did not raise on purpose into an `EngineError`.
-
-    A programming fault must end the run; an error reply would look like a dropout and be tolerated.
-    """
+    """Turn a fault of a client app into an `EngineError`; as an error reply it would look like a dropout."""
 
     def __init__(self, party: str) -> None:
         self._party = party
@@ -65,10 +62,7 @@ class ProgramFaults:
 
 
 class OneRunGrid(Grid):
-    """What the grids of all engines share: one run, two hooks, and exchanges in one step.
-
-    ``drop`` and ``record`` are those of `LocalGrid`; ``names`` are the parties' by their nodes.
-    """
+    """What all engines' grids share: one run, the hooks of `LocalGrid`, and the parties' ``names`` by node."""
 
     def __init__(self, run: Run, drop: Drop | None = None, record: Record | None = None) -> None:
         self._run = run
@@ -165,10 +159,7 @@ class LocalGrid(OneRunGrid):
         return list(self._contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Let the nodes handle the messages and keep their replies; return one id per message.
-
-        EngineError when a client app fails with anything but a refusal or a lost connection, or for an unknown node.
-        """
+        """Let the nodes handle the messages and keep their replies; return one id per message."""
         self._settle()
         return [self._keep(message, reply) for message, reply in self._exchanges(messages)]
 
@@ -177,10 +168,7 @@ class LocalGrid(OneRunGrid):
         return [self._replies.pop(i) for i in message_ids if i in self._replies]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Send messages and yield the replies that come back, each as soon as it is there.
-
-        The nodes work, and errors are raised, while the result is iterated; ``timeout`` is ignored.
-        """
+        """Send messages and yield each reply as it comes; nodes work meanwhile, and ``timeout`` is ignored."""
         self._settle()
         self._open = self._exchanges(messages)
         return self._received(self._open)

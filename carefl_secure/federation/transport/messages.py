@@ -25,10 +25,7 @@ Value = int | bytes | Collection[int] | Mapping[int, bytes]
 
 
 def pack(**fields: Value) -> RecordDict:
-    """Put named values into one Flower record, as one `ConfigRecord`.
-
-    A mapping becomes two parallel lists, ordered by key; a collection of integers is sorted.
-    """
+    """Put values into one `ConfigRecord`: collections sorted, a mapping as two lists, ordered by key."""
     record = ConfigRecord()
     for name, value in fields.items():
         if isinstance(value, int | bytes):
@@ -43,10 +40,7 @@ def pack(**fields: Value) -> RecordDict:
 
 
 class Fields:
-    """A received record of which exactly the named fields are accepted; else ProtocolError.
-
-    ``names`` are as given to `pack`, ``maps`` those of maps; ``name`` is the record's own.
-    """
+    """A received record of which exactly the named fields are accepted, ``maps`` as maps; else ProtocolError."""
 
     def __init__(self, content: RecordDict, *names: str, maps: Collection[str] = (), name: str = _RECORD) -> None:
         record = content.get(name)
@@ -92,10 +86,7 @@ def pack_adapter(vector: NDArray[np.float32]) -> ArrayRecord:
 
 
 def unpack_adapter(record: ArrayRecord, dimension: int) -> NDArray[np.float32]:
-    """Take the flat adapter out again.
-
-    Raises ProtocolError unless the record holds exactly one float32 vector of length ``dimension``.
-    """
+    """Take the flat adapter out; ProtocolError unless the record is one float32 vector of length ``dimension``."""
     if list(record) != [_ADAPTER]:
         raise ProtocolError(f"the model message must hold exactly one array named {_ADAPTER!r}")
     vector = record[_ADAPTER].numpy()
