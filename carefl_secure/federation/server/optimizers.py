@@ -90,11 +90,7 @@ class FedAvg:
         self._velocity: Vector = np.zeros(0)
 
     def step(self, adapter: NDArray[np.float32], gradient: Vector) -> NDArray[np.float32]:
-        """Return ``adapter - learning_rate * v``, float32, shape [D].
-
-        ``gradient`` is the mean clipped gradient, float64, shape [D], noise included. Raises
-        NonFiniteError when it or the step is not finite; the state is then unchanged.
-        """
+        """Return ``adapter - learning_rate * v``; NonFiniteError, the state unchanged, when that is not finite."""
         point = checked(adapter, gradient)
         old = self._velocity if self._velocity.size else np.zeros_like(point)
         velocity = self.momentum * old + gradient

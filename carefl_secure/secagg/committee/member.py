@@ -162,10 +162,7 @@ class CommitteeMember(Participant[CommitteeParameters, MemberPhase]):
         return True
 
     def answer(self, openings: Mapping[int, bytes]) -> bytes:
-        """Settle the list from the openings and give the sum of masks over it; once.
-
-        Clients whose envelopes failed at any member present are left out.
-        """
+        """Give the sum of masks over the list, without clients whose envelopes failed at any member; once."""
         self._require(MemberPhase.OPENED, "answer")
         parameters, context = self._parameters, self._context
         if openings.get(self._index) != self._opening:

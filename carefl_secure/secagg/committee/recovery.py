@@ -55,11 +55,10 @@ def lost_masks(
     shares: Mapping[int, Mapping[tuple[int, int], int]],
     false_shares: set[tuple[int, int]],
 ) -> list[bytes]:
-    """Return the keys of the masks that lost members would have taken off.
+    """Return the keys of the masks that lost members would have taken off; refuse a seed not committed to.
 
-    ``shares`` are per member left, then per lost member and client. False ones are corrected
-    (`shamir.decode`) and added to ``false_shares``, as member and client. A seed that cannot be
-    rebuilt to what its client committed to is refused.
+    ``shares`` are per member left, then per lost member and client. False ones are corrected (`shamir.decode`) and
+    added to ``false_shares``, as member and client.
     """
     context, masks = parameters.context(), []
     for gone in lost:

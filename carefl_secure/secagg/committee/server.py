@@ -225,9 +225,8 @@ class CommitteeServer(ServerParticipant[CommitteeParameters, ServerPhase]):
     def finish(self) -> npt.NDArray[Any]:
         """Return the sum over ``clients()``, shape ``[dimension]``; once.
 
-        Raises `ProtocolError` if a left-out client was not withdrawn (the round goes on), or a seed cannot be rebuilt
-        to what its client committed to (the round is over). Raises `CohortError` if fewer than a quorum of members
-        gave shares. The round is over.
+        Raises `ProtocolError` if a left-out client was not withdrawn (the round goes on) or a seed cannot be rebuilt,
+        `CohortError` if fewer than a quorum of members gave shares; the round is over then.
         """
         if self._phase == ServerPhase.ANSWERING:
             self.lost()

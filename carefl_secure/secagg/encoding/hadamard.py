@@ -29,11 +29,7 @@ def _paley_primes() -> dict[int, int]:
 
 @functools.lru_cache(maxsize=64)
 def padded_length(dimension: int) -> int:
-    """Return the least length at or above ``dimension`` that has a Hadamard matrix made here.
-
-    A power of two, times an order of :func:`_paley_primes` or not. Above 128 it exceeds the
-    dimension by at most one part in 15; the next power of two may be twice as long.
-    """
+    """Return the least length from ``dimension`` on that has a Hadamard matrix here; above 128 at most 1/15 more."""
     # The least 2^k for which order 2^k reaches the dimension.
     return min(order << (-(-dimension // order) - 1).bit_length() for order in (1, *_paley_primes()))
 

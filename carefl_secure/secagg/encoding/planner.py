@@ -32,8 +32,8 @@ def rounded_sensitivity(scaled_norm: float, padded: int, failure: float = DITHER
 def batch_bound(expected_batch: float) -> float:
     """Return a batch size that a Poisson sample exceeds with probability below ``2**-40``.
 
-    Smallest ``N`` with ``exp(N - m - N ln(N / m)) <= 2**-40`` (Chernoff; it holds for every sum of
-    independent choices of mean ``m``).
+    Smallest ``N`` with ``exp(N - m - N ln(N / m)) <= 2**-40`` (Chernoff, for sums of independent choices of mean
+    ``m``).
     """
     mean = expected_batch
     return smallest(lambda n: n - mean - n * math.log(n / mean) <= math.log(_BATCH_TAIL), mean, 100 + 20 * mean)
@@ -42,10 +42,9 @@ def batch_bound(expected_batch: float) -> float:
 def overflow_bound(bits: int, proxy: float, skellam_variance: float) -> float:
     """Bound the probability that one coordinate of the sum leaves the signed range.
 
-    The coordinate is a sub-Gaussian part of variance proxy ``a`` (rotated signal and rounding)
-    and a Skellam part of variance ``m``: by Chernoff, at most ``2 exp(t^2 a / 2 + m (cosh t - 1)
-    - t R)`` for ``R = 2**(bits-1) - 1`` and every ``t > 0``; the best ``t`` solves ``a t + m sinh
-    t = R``.
+    With a sub-Gaussian part of variance proxy ``a`` and a Skellam part of variance ``m``, by Chernoff, at most ``2
+    exp(t^2 a / 2 + m (cosh t - 1) - t R)`` for ``R = 2**(bits-1) - 1`` and every ``t > 0``; the best solves ``a t + m
+    sinh t = R``.
     """
     reach = 2.0 ** (bits - 1) - 1
     if proxy + skellam_variance <= 0:

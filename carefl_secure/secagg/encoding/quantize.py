@@ -78,19 +78,13 @@ class EncodingPlan:
 
     @property
     def rounding_bound(self) -> float:
-        """Hard bound on the rounding error of a decoded sum, real units.
-
-        Euclidean norm if rotated (a unit per client and coordinate), else half a unit per client.
-        """
+        """Hard bound on a decoded sum's rounding error, real units: Euclidean if rotated, else per coordinate."""
         if self.rotated:
             return self.clients * math.sqrt(self.padded) / self.scale
         return self.clients / (2 * self.scale)
 
     def hash(self) -> bytes:
-        """Return 32 bytes over all fields, for ``RoundParameters.plan_hash``.
-
-        ``conditional`` is written only where it is true, so older plans keep their hash.
-        """
+        """Return the 32-byte ``plan_hash``; it has ``conditional`` only where true, so older plans keep theirs."""
         fields = asdict(self)
         if not self.conditional:
             del fields["conditional"]
@@ -223,10 +217,9 @@ def wrap(integers: npt.NDArray[np.int64], bits: int) -> npt.NDArray[Any]:
 
 
 def decode(total: npt.NDArray[Any], plan: EncodingPlan, rotation_key: bytes | None = None) -> npt.NDArray[np.float64]:
-    """Turn the opened sum (``[padded]`` words) into a real vector: the sum, not the mean.
+    """Turn the opened sum (``[padded]`` words, read as signed) into a real vector: the sum, not the mean.
 
-    The words are read as signed, divided by the scale and rotated back. Exact up to rounding and
-    noise unless a coordinate of the sum left ``-2**(bits-1) .. 2**(bits-1) - 1``.
+    Exact up to rounding and noise unless a coordinate of the sum left ``-2**(bits-1) .. 2**(bits-1) - 1``.
     """
     kind = np.dtype(np.uint16 if plan.bits == 16 else np.uint32)
     if total.dtype != kind or total.shape != (plan.padded,):

@@ -129,10 +129,7 @@ class SecretKey:
         return int(self._decryptor.invariant_noise_budget(vector.ciphertext()[0]))
 
     def decrypt(self, vectors: Sequence[Any]) -> npt.NDArray[np.uint64]:
-        """Decrypt loaded ciphertexts to residues modulo t.
-
-        Refuses fewer than ``MIN_NOISE_BUDGET`` bits left: a decryption failure could leak the key.
-        """
+        """Decrypt to residues modulo t; refuse too little noise budget, as a failure could leak the key."""
         slots = np.empty((len(vectors), DEGREE), np.uint64)
         plain = _tenseal().sealapi.Plaintext()
         for row, vector in zip(slots, vectors, strict=True):

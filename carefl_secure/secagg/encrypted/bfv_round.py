@@ -33,10 +33,7 @@ OPENED = b"opened sum"
 def opened_fields(
     context: bytes, transcript_hash: bytes, uploads: Mapping[int, bytes], residues: bytes
 ) -> tuple[bytes, ...]:
-    """Return the fields the key holder signs: whose uploads it added, and what they opened to.
-
-    ``uploads`` holds the digest of each client's upload.
-    """
+    """Return what the key holder signs: the digests of the uploads it added, and what they opened to."""
     added = (pack(index) + uploads[index] for index in sorted(uploads))
     return (context, digest(b"encrypted sum", transcript_hash, *added), words_digest(residues))
 
@@ -95,10 +92,7 @@ class KeyHolder:
                 self.destroy()
 
     def add(self, parameters: EncryptedParameters, transcript_hash: bytes, uploads: Mapping[int, bytes]) -> None:
-        """Check signed uploads and add their ciphertexts; more may follow in the same round.
-
-        ``parameters`` are the holder's own; ``transcript_hash`` is of all advertisements.
-        """
+        """Check signed uploads against its own agreement and add them; more may follow in the same round."""
         with self._or_destroy():
             if parameters.key_holder != public_bytes(self._identity):
                 raise refuse("key holder", "the round names another key holder than me")
@@ -169,10 +163,7 @@ class EncryptedClient(PairwiseClient):
         self._key = _checked_key(public, _encrypted(self._parameters))
 
     def hide(self, vector: npt.NDArray[Any], keys: list[bytes], signs: list[int]) -> EncryptedUpload:
-        """Pack, mask and encrypt signed integers, each brought into ``+-value_bound``.
-
-        A refusal would tell about the records; a plan that leaves room makes a cut improbable.
-        """
+        """Pack, mask and encrypt integers, each cut to ``+-value_bound``, as a refusal would tell about records."""
         parameters, key = _encrypted(self._parameters), self._key
         if key is None:
             raise refuse("public key", "none was loaded; call load_key() first")

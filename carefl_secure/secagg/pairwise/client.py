@@ -57,30 +57,23 @@ class PairwiseClient(Participant[RoundParameters, Phase], ClientSum):
         return self._state.phase
 
     def save(self) -> bytes:
-        """Return the state, encrypted and authenticated under the client's identity.
+        """Return the state, sealed under the client's identity; store it *before* sending the last message.
 
-        Store it *before* sending the message that the last step returned. A crash then loses at
-        most a message, which counts as a dropout; no step can be answered twice.
+        A crash then loses at most a message, which counts as a dropout; no step can be answered twice.
         """
         context = self._parameters.latest_context()
         return self._state.seal(self._identity, context, self._keys.key("saved state"))
 
     @classmethod
     def restore(cls, blob: bytes, identity: Ed25519PrivateKey, parameters: RoundParameters, keys: KeySource) -> Self:
-        """Go on from a saved state in the same round; refuse a blob changed or of another round.
-
-        Only the newest blob may be restored; keep one file and replace it.
-        """
+        """Go on from the newest saved state, never an older one; refuse a blob changed or of another round."""
         state = ClientState.open(blob, identity, parameters.latest_context())
         client = cls(parameters, state.index, identity, keys)
         client._state = state
         return client
 
     def close(self) -> None:
-        """Wipe every secret and refuse all further steps.
-
-        Python may have left copies behind in freed memory; this overwrites those it can reach.
-        """
+        """Wipe every secret that Python lets it reach, and refuse all further steps."""
         self._state.erase_all()
         self._state.phase = Phase.CLOSED
 
@@ -161,10 +154,7 @@ class PairwiseClient(Participant[RoundParameters, Phase], ClientSum):
         return Upload(masked_words(vector, keys, signs))
 
     def sign(self, shared: Collection[int], survivors: Collection[int]) -> bytes:
-        """Step 3: sign the one survivor set that this client will help to unmask.
-
-        ``shared``: whose shares were passed on (U2); ``survivors``: whose uploads are summed (U3).
-        """
+        """Step 3: sign the one pair of sets, who shared and who uploaded, that this client will help to unmask."""
         self._require(Phase.MASKED, "sign")
         state = self._state
         given, kept = set(shared), set(survivors)
@@ -188,11 +178,10 @@ class PairwiseClient(Participant[RoundParameters, Phase], ClientSum):
         return transcript.survivors(self._context, state.transcript_hash, state.shared, state.survivors)
 
     def unmask(self, signatures: Mapping[int, bytes]) -> bytes:
-        """Step 4: against enough signatures over my survivor set, give one share per client.
+        """Step 4: against ``parameters.threshold`` signatures over my survivor set, give one share per client.
 
-        For a survivor the share of its self mask, for a client that dropped out the share of its
-        key; never both for one client. At least ``parameters.threshold`` survivors must have
-        signed. All secrets are wiped before the message is returned.
+        For a survivor that of its self mask, for a client that dropped out that of its key; never both. All secrets
+        are wiped before the message is returned.
         """
         self._require(Phase.CONSENTED, "unmask")
         state = self._state

@@ -43,9 +43,9 @@ def neighbours(
 def ring(context: bytes, transcript_hash: bytes, members: tuple[int, ...]) -> tuple[tuple[int, ...], dict[int, int]]:
     """Shuffle the members and return the order and each one's place in it.
 
-    Fisher-Yates over the key stream of ``digest("graph", context, transcript_hash)``: for ``i``
-    from the last place down to 1, 64-bit words are drawn until one lies below the largest multiple
-    of ``i + 1``; its remainder is the place that ``i`` is swapped with.
+    Fisher-Yates over the key stream of ``digest("graph", context, transcript_hash)``: for ``i`` from the last place
+    down to 1, words of 64 bits are drawn until one is below the largest multiple of ``i + 1``; ``i`` and its remainder
+    swap.
     """
     order = list(members)
     stream = KeyStream(digest(b"graph", context, transcript_hash))

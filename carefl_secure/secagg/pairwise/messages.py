@@ -33,8 +33,8 @@ MAX_CLIENTS = 1000
 def default_threshold(clients: int) -> int:
     """Return ``floor(2 * clients / 3) + 1``, the smallest threshold that is safe here.
 
-    With ``t > 2n/3`` two sets of ``t`` signers share more than ``n/3`` members, so a server with
-    fewer than ``n/3`` colluding clients cannot gather signatures over two survivor sets.
+    Two sets of so many signers share more than a third of the clients, so fewer colluders cannot sign two survivor
+    sets.
     """
     return 2 * clients // 3 + 1
 

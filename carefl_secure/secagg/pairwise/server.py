@@ -185,10 +185,9 @@ class PairwiseServer(ServerParticipant[RoundParameters, ServerPhase]):
         self._answers[index] = {owner: value for owner, (_, value) in answer.shares.items()}
 
     def finish(self) -> npt.NDArray[Any]:
-        """Take the masks off and return the sum, shape ``[dimension]``; once.
+        """Take the masks off and return the sum, shape ``[dimension]``; once. After an error the round is over.
 
-        Raises `ProtocolError` if a rebuilt secret is not the one committed to. The round is over. Raises `CohortError`
-        if fewer than ``threshold`` clients answered, or too few neighbours of one. The round is over.
+        Raises `ProtocolError` if a rebuilt secret is not the committed one, `CohortError` if too few answered.
         """
         self._end(ServerPhase.ANSWERING, len(self._answers), self._parameters.threshold)
         try:

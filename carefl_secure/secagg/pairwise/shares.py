@@ -33,10 +33,7 @@ def seal_shares(
     parameters: RoundParameters,
     polynomials: KeyStream,
 ) -> dict[int, bytes]:
-    """Return a client's step-1 messages, and keep in its state what the later steps need.
-
-    The encryption key is wiped. If another's key is degenerate, it is refused and nothing changes.
-    """
+    """Return a client's step-1 messages, keep what later steps need, and wipe the encryption key."""
     context = parameters.key_context()
     private = X25519PrivateKey.from_private_bytes(bytes(state.encryption_secret))
     sealing, opening = {}, {}
@@ -64,10 +61,7 @@ def seal_shares(
 
 
 def open_shares(state: ClientState, shares: Mapping[int, bytes], parameters: RoundParameters) -> dict[int, bytearray]:
-    """Open what the neighbours sealed for this client; refuse all if one message is invalid.
-
-    Raises SenderError for the first message that is invalid.
-    """
+    """Open what the neighbours sealed for this client; SenderError, nothing kept, if one message is invalid."""
     if not set(shares) <= state.opening_keys.keys():
         raise refuse("share senders", "shares came from clients that did not advertise")
     context = parameters.key_context()
@@ -85,10 +79,7 @@ def open_shares(state: ClientState, shares: Mapping[int, bytes], parameters: Rou
 
 
 def mask_keys(state: ClientState, context: bytes, live: Collection[int]) -> tuple[list[bytes], list[int]]:
-    """Return the keys and the signs of all masks of an upload, the self mask first.
-
-    ``context`` includes the model; ``live`` are the others whose shares arrived.
-    """
+    """Return keys and signs of all masks of an upload, the self mask first; ``live`` shared before it."""
     private = X25519PrivateKey.from_private_bytes(bytes(state.mask_secret))
     keys = [transcript.self_mask_key(state.self_mask, context, state.transcript_hash)]
     signs = [1]
@@ -100,10 +91,7 @@ def mask_keys(state: ClientState, context: bytes, live: Collection[int]) -> tupl
 
 
 def due_shares(state: ClientState, survivors: Collection[int]) -> dict[int, tuple[Secret, int]]:
-    """Return one share, and which secret it is of, per client whose secrets this one holds.
-
-    Of a survivor that of its self mask, of any other that of its key; never both.
-    """
+    """Return one share for each client: of a survivor of its self mask, of any other of its key; never both."""
     due = {state.index: (Secret.SELF_MASK, int.from_bytes(state.own_share, "little"))}
     for other, raw in state.held.items():
         of_mask, of_key = unpack_pair(bytes(raw))
@@ -127,10 +115,8 @@ def remaining_masks(
     For each survivor its self mask; for each client that shared and did not upload, the pair masks that the survivors
     added for it. ``answers`` holds one share per answering client and owner. False shares are corrected
     (`shamir.decode`) and added to ``false_shares``, as who gave the share and whose secret it is of; whoever gave one
-    is passed over from then on where others are enough.
-
-    Raises `ProtocolError` if a secret cannot be rebuilt to what its owner advertised. Raises `CohortError` if too few
-    holders of a secret answered.
+    comes last from then on. Raises `ProtocolError` if a secret is not the one advertised, `CohortError` if too few of
+    its holders answered.
     """
     context, key_context = parameters.context(), parameters.key_context()
 

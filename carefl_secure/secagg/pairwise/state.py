@@ -84,10 +84,9 @@ class ClientState:
         self.mask_keys.clear()
 
     def seal(self, identity: Ed25519PrivateKey, context: bytes, salt: bytes) -> bytes:
-        """Return the state encrypted under a key derived from the client's identity.
+        """Return magic, version, 32 bytes of salt, and AES-256-GCM of a JSON object.
 
-        Layout: magic and version, 32 bytes of salt, AES-256-GCM of a JSON object. The key is
-        ``derive(identity, "state", context, salt)`` and is used once.
+        The key is ``derive(identity, "state", context, salt)`` and is used once.
         """
         plain = json.dumps(self._plain(), sort_keys=True, separators=(",", ":")).encode()
         key = derive(raw_identity(identity), b"state", context, salt)

@@ -46,10 +46,10 @@ def too_few(phase: str, present: int, needed: int) -> CohortError:
 
 
 def culprits(pairs: Collection[tuple[str, str]]) -> dict[str, int]:
-    """Return who explains the most of pairs of parties of which at least one lied, with counts.
+    """Return, with counts, who explains the most of pairs of parties of which at least one lied, greedily.
 
-    Greedy: whoever is in most of the pairs that are left, until none is left. A party named with more pairs than there
-    can be colluders is proven to lie; of a pair that stands alone both are named.
+    A party named with more pairs than there can be colluders is proven to lie; of a pair that stands alone both are
+    named.
     """
     left, named = set(pairs), dict[str, int]()
     while left:
@@ -83,10 +83,9 @@ def pack(*numbers: int) -> bytes:
 
 
 def digest(label: bytes, *parts: Buffer) -> bytes:
-    """Hash a label and a list of fields to 32 bytes.
+    """Hash a label and a list of fields to 32 bytes; two different lists never give the same input.
 
-    SHA-256 over ``"carefl-secagg-2/" + label`` and the fields, each preceded by its length as a
-    64-bit little-endian integer. Two different lists never give the same input.
+    SHA-256 over ``"carefl-secagg-2/" + label`` and the fields, each after its length, 64 bits little-endian.
     """
     state = hashlib.sha256()
     for part in (_DOMAIN + label, *parts):
@@ -156,11 +155,7 @@ def agree(private: X25519PrivateKey, public: bytes, who: int) -> bytes:
 
 
 def check_encoding(public: bytes, who: int, party: str = "client") -> None:
-    """Refuse an X25519 public key in another encoding than its canonical one.
-
-    The curve function ignores the top bit and reduces modulo ``2**255 - 19``, so without this a
-    copied key could be sent in an encoding that looks new.
-    """
+    """Refuse an X25519 key that is not canonical, as the curve function would let a copied key look new."""
     if int.from_bytes(public, "little") >= _CURVE_PRIME:
         raise refuse("key encoding", f"{party} {who} sent a key that is not in canonical form")
 

@@ -169,10 +169,9 @@ WORDS = Field(lambda value: (value,), lambda body, shape: body.words(shape))
 
 
 class Message:
-    """A message, as a dataclass.
+    """A message, as a dataclass whose class is given its type and the codec of each field in order.
 
-    Its class is given its type and the codec of each field in order. An ``early`` message is sent
-    before the model is bound, under the key context. ``PARTY`` says who sends it.
+    An ``early`` one is sent before the model is bound, under the key context. ``PARTY`` says who sends it.
     """
 
     KIND: ClassVar[IntEnum]

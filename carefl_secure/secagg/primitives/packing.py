@@ -30,10 +30,7 @@ def _fields(field_bits: int) -> int:
 
 
 def field_limit(field_bits: int) -> int:
-    """Return the largest magnitude of a sum in a field, ``2**(field_bits - 1) - 2``.
-
-    With it the whole number stays below half of any prime just below ``2**60``.
-    """
+    """Return the largest sum in a field, ``2**(field_bits - 1) - 2``: numbers stay below half of ``2**60``."""
     _fields(field_bits)
     return (1 << field_bits - 1) - 2
 
@@ -54,10 +51,7 @@ def slots(dimension: int, field_bits: int) -> int:
 
 
 def pack_fields(integers: npt.NDArray[np.int64], field_bits: int) -> npt.NDArray[np.int64]:
-    """Put integer ``j S + s`` into field ``j`` of number ``s``, for ``S`` numbers in all.
-
-    ``number_s = sum_j 2**(field_bits * j) * integer_{j S + s}``, signed; padded with zeros.
-    """
+    """Return ``number_s = sum_j 2**(field_bits * j) * integer_{j S + s}``, signed, for ``S`` numbers in all."""
     count = slots(integers.size, field_bits)
     limit = field_limit(field_bits)
     if integers.size and not -limit <= integers.min() <= integers.max() <= limit:
@@ -101,10 +95,7 @@ def from_residues(residues: npt.NDArray[np.uint64], modulus: int) -> npt.NDArray
 
 
 def draw_residues(stream: KeyStream, count: int, modulus: int) -> npt.NDArray[np.uint64]:
-    """Draw exactly uniform residues modulo a number just below ``2**60``.
-
-    Takes the upper 60 bits of each 64-bit word of the stream and skips values >= ``modulus``.
-    """
+    """Draw exactly uniform residues: the upper 60 bits of each word of 64, without those >= ``modulus``."""
     drawn = stream.words(count, np.uint64) >> np.uint64(4)
     while (drawn >= modulus).any():
         kept = drawn[drawn < modulus]

@@ -20,10 +20,9 @@ P = TypeVar("P", bound=IntEnum)
 
 
 class ClientSum(ABC):
-    """One client's part in the sum of one round: bytes in, bytes out.
+    """One client's part in the sum of one round, its methods in the order of the calls: bytes in, bytes out.
 
-    The methods are called in this order. Every protocol has `bind`, `receive` and `mask`; other
-    steps are refused unless a protocol overrides them.
+    Every protocol has `bind`, `receive` and `mask`; other steps are refused unless a protocol overrides them.
     """
 
     def advertise(self) -> bytes:
@@ -44,10 +43,9 @@ class ClientSum(ABC):
 
     @abstractmethod
     def mask(self, vector: npt.NDArray[Any], messages: Mapping[int, bytes] | None = None) -> bytes:
-        """Return the upload that hides a vector, which is not changed; once.
+        """Return the upload that hides a vector, words of shape [padded], not changed; once.
 
-        ``vector`` is encoded, noised and wrapped: uint16 or uint32, shape [padded]. ``messages``
-        are as in `receive`; None where that was called before.
+        ``messages`` are as in `receive`; None where that was called before.
         """
 
     def sign(self, shared: Collection[int], survivors: Collection[int]) -> bytes:
@@ -101,11 +99,7 @@ class _Party(Generic[A, P]):
 
 
 class Participant(_Party[A, P]):
-    """A client or a helper: every step is answered once, in order.
-
-    ``index`` is the place among its kind, ``identity`` the private half of its key in the
-    agreement; ``keys`` gives fresh keys, ``SystemKeySource()`` outside tests.
-    """
+    """A client or helper, by its ``index`` among its kind and private key: every step is answered once, in order."""
 
     FIRST: P
     PARTY: str = "client"
@@ -140,10 +134,7 @@ class Participant(_Party[A, P]):
 
 
 class ServerParticipant(_Party[A, P], ABC):
-    """The server: one message per party and phase; the last two phases are FINISHED and FAILED.
-
-    ``SENDER`` is the kind of party whose statements it checks.
-    """
+    """The server, which checks parties of kind ``SENDER``; its last two phases are FINISHED and FAILED."""
 
     SENDER: str = "client"
     _transcript_hash = b""

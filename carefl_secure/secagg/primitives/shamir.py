@@ -51,10 +51,7 @@ def split(secret: int, threshold: int, points: Sequence[int], stream: KeyStream)
 
 
 def weights(points: Sequence[int]) -> list[int]:
-    """Return the Lagrange weights at zero, ``prod_{j != i} x_j / (x_j - x_i)``, per point.
-
-    They serve every secret rebuilt from these points; one modular inversion (Montgomery's trick).
-    """
+    """Return the Lagrange weights at zero, ``prod_{j != i} x_j / (x_j - x_i)``, with one modular inversion."""
     _check_points(points)
     numerators, denominators = [], []
     for own in points:
@@ -111,10 +108,9 @@ def decode_held(
     false_shares: set[tuple[int, int]],
     owner: int,
 ) -> int | None:
-    """Rebuild a secret of ``owner`` from shares by their givers, whose points are one above them.
+    """Rebuild a secret as `decode` from shares by their givers, whose points are one above their index.
 
-    Whoever gave a false share before comes last; who gives one now is added to ``false_shares``,
-    with the owner. None as for `decode`.
+    Who gave a false share before comes last; who gives one now is added to ``false_shares``, with the ``owner``.
     """
     liars = {giver for giver, _ in false_shares}
     givers = sorted(shares, key=lambda giver: (giver in liars, giver))
