@@ -101,7 +101,7 @@ class Bench:
     def fresh_session(self, index: int) -> ClientSession:
         """Return a client as a new process finds it: its own identity and ledger, no memory."""
         made = self.clients
-        setup = dataclasses.replace(made.session(index)._sums._setup, keys=SystemKeySource())
+        setup = dataclasses.replace(made.session(index)._rounds._setup, keys=SystemKeySource())
         return ClientSession(setup, self.tasks[index], made.ledgers[index])
 
     def _descend(

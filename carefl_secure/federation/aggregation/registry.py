@@ -10,8 +10,6 @@ from carefl_secure.errors import ConfigError
 from carefl_secure.extensions import find_extension
 from carefl_secure.federation.aggregation.base import (
     AggregationProtocol,
-    ClientSetup,
-    ClientSum,
     KeyPrefetch,
     ServerRound,
     ServerSetup,
@@ -23,7 +21,6 @@ from carefl_secure.federation.aggregation.pairwise import Pairwise
 from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.transport.exchange import Directory, Exchange
-from carefl_secure.secagg.primitives.crypto import derive, raw_identity
 
 PROTOCOLS: Mapping[str, AggregationProtocol] = {
     protocol.name: protocol for protocol in (Pairwise(), Committee(), Encrypted())
@@ -61,34 +58,12 @@ def helper_actions(protocol: str = "") -> set[str]:
     return {action for row in rows for action in row.helper_actions}
 
 
-def _protocol_of(cohort: Cohort) -> AggregationProtocol:
+def protocol_of(cohort: Cohort) -> AggregationProtocol:
     """Return a cohort's protocol; ConfigError where it has another number of helpers."""
     protocol, config = find_protocol(cohort.aggregation), cohort.config
     if (needed := protocol.helpers(config.members)) != config.helpers:
         raise ConfigError(f"aggregation {protocol.name} needs {needed} helpers; the cohort agreed on {config.helpers}")
     return protocol
-
-
-class ClientSums:
-    """Makes one client's part in the sums of a run; the cohort decides the protocol."""
-
-    def __init__(self, setup: ClientSetup) -> None:
-        self._setup = setup
-        self._protocol = _protocol_of(setup.cohort)
-
-    def begin(self, number: int, key: bytes = b"") -> ClientSum:
-        """Return the client's part in a new round; ProtocolError when ``key`` is not the key holder's own for it."""
-        return self._protocol.client(self._setup, number, key)
-
-    def restore(self, saved: bytes, number: int, model_hash: bytes = b"") -> ClientSum:
-        """Go on from what `ClientSum.save` gave; ProtocolError when that was changed or is of another round."""
-        return self._protocol.restore(self._setup, saved, number, model_hash)
-
-    def stamp(self, content: bytes) -> bytes:
-        """Return 32 bytes that nobody but this client, in this run, can give for some content."""
-        setup = self._setup
-        place = (setup.cohort.run, setup.plan.hash(), content)
-        return derive(raw_identity(setup.identity), b"saved session", *place)
 
 
 class ServerSums:
@@ -98,7 +73,7 @@ class ServerSums:
         self, plan: RunPlan, cohort: Cohort, directory: Directory, last: int, folder: Path | None = None
     ) -> None:
         self._setup = ServerSetup(plan, cohort, directory, folder)
-        self._protocol = _protocol_of(cohort)
+        self._protocol = protocol_of(cohort)
         self._last = last
         self._prefetch: KeyPrefetch | None = None
 

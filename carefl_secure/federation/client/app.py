@@ -28,6 +28,10 @@ def _header(fields: Fields) -> tuple[int, bytes]:
     return fields.integer("round"), fields.octets("plan")
 
 
+def _map(content: RecordDict, name: str) -> dict[int, bytes]:
+    return Fields(content, maps=[name]).map(name)
+
+
 def _advertise(session: ClientSession, content: RecordDict) -> RecordDict:
     fields = Fields(content, *_HEADER, *(["key"] if session.encrypts else []))
     message = session.advertise(*_header(fields), fields.octets("key") if session.encrypts else b"")
@@ -38,10 +42,6 @@ def _advertise_prefetch(session: ClientSession, content: RecordDict) -> RecordDi
     fields = Fields(content, *_HEADER)
     message = session.advertise_prefetch(*_header(fields))
     return pack(index=session.index, message=message)
-
-
-def _share_prefetch(session: ClientSession, content: RecordDict) -> RecordDict:
-    return pack(shares=session.share_prefetch(Fields(content, maps=["peers"]).map("peers")))
 
 
 def _submit(session: ClientSession, content: RecordDict) -> RecordDict:
@@ -55,10 +55,6 @@ def _role(session: ClientSession, content: RecordDict) -> RecordDict:
     return role_message(session.index, helper=False)
 
 
-def _share(session: ClientSession, content: RecordDict) -> RecordDict:
-    return pack(shares=session.share(Fields(content, maps=["peers"]).map("peers")))
-
-
 def _masked(session: ClientSession, content: RecordDict) -> RecordDict:
     fields = Fields(content, *_HEADER, maps=["shares"])
     adapter = adapter_of(content, session.dimension)
@@ -70,22 +66,18 @@ def _sign(session: ClientSession, content: RecordDict) -> RecordDict:
     return pack(signature=session.sign(fields.integers("shared"), fields.integers("survivors")))
 
 
-def _unmask(session: ClientSession, content: RecordDict) -> RecordDict:
-    return pack(answer=session.unmask(Fields(content, maps=["signatures"]).map("signatures")))
-
-
 _ACTIONS: Mapping[str, Action] = {
     "query.role": _role,
     "query.advertise": _advertise,
-    "query.share": _share,
+    "query.share": lambda session, content: pack(shares=session.share(_map(content, "peers"))),
     "train.masked": _masked,
     "train.submit": _submit,
     "query.sign": _sign,
-    "query.unmask": _unmask,
+    "query.unmask": lambda session, content: pack(answer=session.unmask(_map(content, "signatures"))),
     "query.advertise_prefetch": _advertise_prefetch,
-    "query.share_prefetch": _share_prefetch,
+    "query.share_prefetch": lambda session, content: pack(shares=session.share_prefetch(_map(content, "peers"))),
 }
-_PIGGYBACKED: Mapping[str, Action] = {"query.sign": _advertise_prefetch, "query.unmask": _share_prefetch}
+_PIGGYBACKED = {"query.sign": "query.advertise_prefetch", "query.unmask": "query.share_prefetch"}
 
 
 def answer(party: ClientSession | Helper, name: str, content: RecordDict) -> RecordDict:
@@ -98,7 +90,7 @@ def answer(party: ClientSession | Helper, name: str, content: RecordDict) -> Rec
     if later is not None and name not in _PIGGYBACKED:
         raise ProtocolError(f"key prefetch: nothing is piggybacked on {name}")
     reply = _ACTIONS[name](party, content)
-    return reply if later is None else piggyback(reply, _PIGGYBACKED[name](party, later))
+    return reply if later is None else piggyback(reply, _ACTIONS[_PIGGYBACKED[name]](party, later))
 
 
 def build_client_app(

@@ -7,8 +7,8 @@ import struct
 from collections.abc import Mapping
 
 from carefl_secure.errors import ProtocolError
-from carefl_secure.federation.aggregation.base import ClientSum
-from carefl_secure.federation.aggregation.registry import ClientSums
+from carefl_secure.federation.aggregation.base import ClientSetup, ClientSum
+from carefl_secure.federation.aggregation.registry import protocol_of
 from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.privacy import Ledger
@@ -73,8 +73,6 @@ _NONE = -1
 class OpenRounds:
     """What a client holds of the round in progress and of the next one.
 
-    ``plan_hash`` is of the plan it follows; ``prefetches`` says whether it agreed to exchange keys a round ahead.
-
     Guarantees
     ----------
     The numbers of begun rounds only go up. Prefetched keys serve one round, at most once, and are erased when another
@@ -82,8 +80,8 @@ class OpenRounds:
     model.
     """
 
-    def __init__(self, sums: ClientSums, plan_hash: bytes, prefetches: bool) -> None:
-        self._sums, self._plan_hash, self._prefetches = sums, plan_hash, prefetches
+    def __init__(self, setup: ClientSetup) -> None:
+        self._setup, self._protocol, self._plan_hash = setup, protocol_of(setup.cohort), setup.plan.hash()
         self.number, self._next_number, self._model_hash = _NONE, _NONE, b""
         self._sum: ClientSum | None = None
         self._next: ClientSum | None = None
@@ -91,7 +89,7 @@ class OpenRounds:
     def begin(self, number: int, plan_hash: bytes, key: bytes = b"") -> ClientSum:
         """Begin a round with fresh keys and drop what is open; ProtocolError when round, plan or key is not due."""
         self._check(number, plan_hash)
-        begun = self._sums.begin(number, key)
+        begun = self._protocol.client(self._setup, number, key)
         self.close()
         self._sum = begun
         self.number, self._model_hash = number, b""
@@ -131,7 +129,7 @@ class OpenRounds:
 
     def advertise_prefetch(self, number: int, plan_hash: bytes) -> bytes:
         """Show fresh keys for a later round; ProtocolError when not agreed, or round, keys or plan are not due."""
-        if not self._prefetches:
+        if not self._setup.cohort.prefetches:
             raise ProtocolError(
                 "key prefetch: the server asks for keys of a later round, which was not agreed; "
                 "compare federation.key_prefetch"
@@ -140,7 +138,7 @@ class OpenRounds:
         if number <= self._next_number:
             raise ProtocolError(f"key prefetch: keys for round {number} were shown before")
         self._drop_next()
-        self._next, self._next_number = self._sums.begin(number), number
+        self._next, self._next_number = self._protocol.client(self._setup, number, b""), number
         return self._next.advertise()
 
     def share_prefetch(self, advertisements: Mapping[int, bytes]) -> dict[int, bytes]:
@@ -164,9 +162,9 @@ class OpenRounds:
         model_hash = model_hash if bound else b""
         now, later = saved[_SAVED.size :][:length], saved[_SAVED.size + length :]
         if now:
-            self._sum = self._sums.restore(now, number, model_hash)
+            self._sum = self._protocol.restore(self._setup, now, number, model_hash)
         if later:
-            self._next = self._sums.restore(later, next_number)
+            self._next = self._protocol.restore(self._setup, later, next_number, b"")
         self.number, self._model_hash, self._next_number = number, model_hash, next_number
 
     def end(self) -> None:

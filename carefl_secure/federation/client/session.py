@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from carefl_secure.errors import ProtocolError
 from carefl_secure.federation.aggregation.base import ClientSetup
-from carefl_secure.federation.aggregation.registry import ClientSums
 from carefl_secure.federation.client.round_state import OpenRounds, RoundBudget
 from carefl_secure.federation.local_update.choice import local_work
 from carefl_secure.federation.local_update.feddyn_state import correction_file
@@ -26,7 +25,7 @@ from carefl_secure.federation.transport.messages import vector_hash
 from carefl_secure.noise import KeyStream, SkellamSampler
 from carefl_secure.privacy import Ledger
 from carefl_secure.secagg import encode, wrap
-from carefl_secure.secagg.primitives.crypto import same
+from carefl_secure.secagg.primitives.crypto import derive, raw_identity, same
 
 Adapter = NDArray[np.float32]
 _SAVED = struct.Struct("<Id")  # length of the local work's state, norm of the last adapter
@@ -93,8 +92,7 @@ class ClientSession:
         self._work = local_work(plan, task, index, kept)
         self.index, self._plan, self._cohort, self._keys = index, plan, cohort, setup.keys
         self._budget = RoundBudget(ledger, plan, cohort, max_epsilon)
-        self._sums = ClientSums(setup)
-        self._rounds = OpenRounds(self._sums, plan.hash(), cohort.prefetches)
+        self._rounds, self._identity = OpenRounds(setup), setup.identity
         last = plan.privacy.rounds if last_round is None else last_round
         self._numbers = range(last - plan.privacy.rounds + 1, last + 1)
         self._last_norm = -1.0  # not known yet
@@ -218,13 +216,18 @@ class ClientSession:
         """
         work = self._work.save()
         content = _SAVED.pack(len(work), self._last_norm) + work + self._rounds.save()
-        return self._sums.stamp(content) + content
+        return self._stamp(content) + content
+
+    def _stamp(self, content: bytes) -> bytes:
+        """Return 32 bytes that nobody but this client, in this run, can give for some content."""
+        place = (self._cohort.run, self._plan.hash(), content)
+        return derive(raw_identity(self._identity), b"saved session", *place)
 
     def restore(self, saved: bytes) -> None:
         """Go on from what `save` gave; ProtocolError when it is damaged, or of another client, run or plan."""
         self.close()
         stamp, content = saved[:_STAMP], saved[_STAMP:]
-        if not same(stamp, self._sums.stamp(content)):
+        if not same(stamp, self._stamp(content)):
             raise ProtocolError("saved session: changed, or of another client or run; the client sits this round out")
         length, self._last_norm = _SAVED.unpack_from(content)
         content = content[_SAVED.size :]

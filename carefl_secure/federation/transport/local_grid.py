@@ -28,7 +28,7 @@ _AHEAD = 2  # messages in hand for each worker
 
 Drop = Callable[[int, Message], bool]
 Record = Callable[[int, Message], None]
-Exchanged = Generator[tuple[Message, Message | None], None, None]
+Exchanged = Generator[Message | None, None, None]
 
 
 def empty_run() -> Run:
@@ -151,21 +151,11 @@ class LocalGrid(OneRunGrid):
             )
             for i in range(nodes)
         }
-        self._replies: dict[str, Message] = {}
         self._open: Exchanged | None = None
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the numbers of all nodes, in order."""
         return list(self._contexts)
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Let the nodes handle the messages and keep their replies; return one id per message."""
-        self._settle()
-        return [self._keep(message, reply) for message, reply in self._exchanges(messages)]
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Hand out the replies to these messages; each is handed out once, lost ones never."""
-        return [self._replies.pop(i) for i in message_ids if i in self._replies]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Send messages and yield each reply as it comes; nodes work meanwhile, and ``timeout`` is ignored."""
@@ -188,32 +178,28 @@ class LocalGrid(OneRunGrid):
 
     def _received(self, exchanges: Exchanged) -> Iterator[Message]:
         """Yield the replies that came back."""
-        for _, reply in exchanges:
+        for reply in exchanges:
             if reply is not None:
                 self._see(reply.metadata.src_node_id, reply)
                 yield reply
 
     def _exchanges(self, messages: Iterable[Message]) -> Exchanged:
-        """Deliver messages in order; yield each with its reply, or with None where it was lost."""
+        """Deliver messages in order; yield the reply to each, or None where it was lost."""
         if self._workers == 1:
             for message in messages:
-                sent = self._stamped(message)
-                yield sent, self._exchange(sent)
+                yield self._exchange(self._stamped(message))
             return
-        ahead: deque[tuple[Message, Future[Message | None]]] = deque()
+        ahead: deque[Future[Message | None]] = deque()
         with ThreadPoolExecutor(self._workers) as pool:
             try:
                 for message in messages:
-                    sent = self._stamped(message)
-                    ahead.append((sent, pool.submit(self._exchange, sent)))
+                    ahead.append(pool.submit(self._exchange, self._stamped(message)))
                     if len(ahead) == _AHEAD * self._workers:
-                        sent, answer = ahead.popleft()
-                        yield sent, answer.result()
+                        yield ahead.popleft().result()
                 while ahead:
-                    sent, answer = ahead.popleft()
-                    yield sent, answer.result()
+                    yield ahead.popleft().result()
             finally:
-                for _, answer in ahead:
+                for answer in ahead:
                     answer.cancel()
 
     def _stamped(self, message: Message) -> Message:
@@ -224,13 +210,6 @@ class LocalGrid(OneRunGrid):
         stamped = stamp(copy.deepcopy(message))
         self._see(node, stamped)
         return stamped
-
-    def _keep(self, message: Message, reply: Message | None) -> str:
-        """Put a reply that came back where `pull_messages` finds it; return the message's id."""
-        if reply is not None:
-            self._see(reply.metadata.src_node_id, reply)
-            self._replies[message.metadata.message_id] = reply
-        return message.metadata.message_id
 
     def _exchange(self, message: Message) -> Message | None:
         """Deliver one message; return the reply that reaches the server, or None."""

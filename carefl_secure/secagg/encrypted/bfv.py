@@ -121,8 +121,11 @@ class SecretKey:
         self._decryptor = tenseal.sealapi.Decryptor(seal, self._context.secret_key().data)
 
     def public(self) -> bytes:
-        """Return the public key alone."""
-        return _public_bytes(self._context)
+        """Return the public key, without the secret and without keys that are not needed."""
+        raw: bytes = self._context.serialize(
+            save_public_key=True, save_secret_key=False, save_galois_keys=False, save_relin_keys=False
+        )
+        return raw
 
     def noise_budget(self, vector: Any) -> int:
         """Return how many bits of noise a loaded ciphertext can still take."""
@@ -143,14 +146,6 @@ class SecretKey:
             self._decryptor.decrypt(vector.ciphertext()[0], plain)
             row[:] = np.fromiter(self._encoder.decode_uint64(plain), np.uint64, DEGREE)
         return slots.reshape(-1)
-
-
-def _public_bytes(context: Any) -> bytes:
-    """Serialise a context without its secret and without keys that are not needed."""
-    raw: bytes = context.serialize(
-        save_public_key=True, save_secret_key=False, save_galois_keys=False, save_relin_keys=False
-    )
-    return raw
 
 
 def _check_parameters(context: Any) -> None:

@@ -112,18 +112,18 @@ def _below(times: int, tail: tuple[int, int], bits: int) -> bool:
     return times * tail[0] << bits <= tail[1]
 
 
-def _private(members: int, colluders: int, neighbours: int, threshold: int, bits: int) -> bool:
+def _private(members: int, colluders: int, neighbours: int, threshold: int) -> bool:
     half = neighbours // 2
-    return _below(members, _tail(members - 1, colluders, half, threshold - half - 1), bits)
+    return _below(members, _tail(members - 1, colluders, half, threshold - half - 1), PRIVACY_BITS)
 
 
 @functools.lru_cache(maxsize=256)
-def tolerated_colluders(members: int, neighbours: int, share_threshold: int, privacy_bits: int = PRIVACY_BITS) -> int:
+def tolerated_colluders(members: int, neighbours: int, share_threshold: int) -> int:
     """Return the most colluders that a ring of ``members`` bears; see :func:`plan_graph`."""
     low, high = 0, members - 1  # _private is monotone in the colluders
     while low < high:
         middle = (low + high + 1) // 2
-        if _private(members, middle, neighbours, share_threshold, privacy_bits):
+        if _private(members, middle, neighbours, share_threshold):
             low = middle
         else:
             high = middle - 1
@@ -131,15 +131,7 @@ def tolerated_colluders(members: int, neighbours: int, share_threshold: int, pri
 
 
 @functools.lru_cache(maxsize=64)
-def plan_graph(
-    clients: int,
-    *,
-    colluders: int,
-    dropouts: int,
-    members: int | None = None,
-    privacy_bits: int = PRIVACY_BITS,
-    recovery_bits: int = RECOVERY_BITS,
-) -> GraphPlan:
+def plan_graph(clients: int, *, colluders: int, dropouts: int, members: int | None = None) -> GraphPlan:
     """Return the sparsest ring that withstands the stated corruption and dropout.
 
     Parameters
@@ -150,8 +142,6 @@ def plan_graph(
         Clients that may vanish (d), by chance and not by choice of the server.
     members
         Fewest clients that may advertise (m); ``clients - dropouts`` if None.
-    privacy_bits, recovery_bits
-        Privacy fails with probability ``2**-privacy_bits``, opening with ``2**-recovery_bits``.
 
     Raises
     ------
@@ -185,25 +175,25 @@ def plan_graph(
             f" dropouts and {least} members"
         )
     for neighbours in range(4, least - 1, 2):
-        threshold = _smallest_threshold(least, colluders, neighbours, privacy_bits)
+        threshold = _smallest_threshold(least, colluders, neighbours)
         if threshold > neighbours:
             continue
         absent = _tail(clients - 1, dropouts, neighbours, neighbours - threshold + 1)
-        if _below(clients, absent, recovery_bits):
-            return GraphPlan(neighbours, threshold, least, colluders, dropouts, privacy_bits, recovery_bits)
+        if _below(clients, absent, RECOVERY_BITS):
+            return GraphPlan(neighbours, threshold, least, colluders, dropouts, PRIVACY_BITS, RECOVERY_BITS)
     raise ConfigError(
         f"no sparse graph over {clients} clients stands {colluders} colluders and {dropouts}"
         " dropouts at these failure probabilities; use the complete graph (neighbours=None)"
     )
 
 
-def _smallest_threshold(members: int, colluders: int, neighbours: int, bits: int) -> int:
+def _smallest_threshold(members: int, colluders: int, neighbours: int) -> int:
     """Return the smallest private threshold; above ``neighbours`` if there is none."""
     half = neighbours // 2
     low, high = half + 2, neighbours + 1
     while low < high:
         middle = (low + high) // 2
-        if _private(members, colluders, neighbours, middle, bits):
+        if _private(members, colluders, neighbours, middle):
             high = middle
         else:
             low = middle + 1

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from carefl_secure.errors import ConfigError
 from carefl_secure.secagg.pairwise.graph_planner import tolerated_colluders
@@ -21,7 +21,6 @@ from carefl_secure.secagg.primitives.framing import (
     Body,
     Field,
     Message,
-    Shape,
     octets,
 )
 from carefl_secure.secagg.primitives.shamir import SHARE_BYTES, read_element
@@ -188,7 +187,7 @@ def _write_shares(shares: Mapping[int, tuple[Secret, int]]) -> Iterable[Buffer]:
         yield _ENTRY.pack(owner, kind, value.to_bytes(SHARE_BYTES, "little"))
 
 
-def _read_shares(body: Body, shape: Shape) -> dict[int, tuple[Secret, int]]:
+def _read_shares(body: Body, shape: Any) -> dict[int, tuple[Secret, int]]:
     shares: dict[int, tuple[Secret, int]] = {}
     last, count = -1, body.number()
     body.expect(count * _ENTRY.size + SIGNATURE_BYTES)

@@ -8,7 +8,7 @@ import itertools
 import struct
 from collections.abc import Callable, Collection, Iterable, Sequence
 from enum import IntEnum
-from typing import Any, ClassVar, NamedTuple, Protocol, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -25,22 +25,6 @@ _U16 = struct.Struct("<H")
 HEADER_BYTES = _HEADER.size
 HASH_BYTES = 32
 SIGNATURE_BYTES = 64
-
-
-class Shape(Protocol):
-    """What the lengths of messages follow from."""
-
-    @property
-    def dimension(self) -> int:
-        """Length of the vectors."""
-
-    @property
-    def bits(self) -> int:
-        """Size of one word."""
-
-    @property
-    def clients(self) -> int:
-        """Number of clients."""
 
 
 def words_digest(*words: Buffer) -> bytes:
@@ -122,7 +106,7 @@ class Body:
         (value,) = _U16.unpack(self.view(_U16.size))
         return int(value)
 
-    def words(self, shape: Shape) -> memoryview:
+    def words(self, shape: Any) -> memoryview:
         """Take a vector of words without copying it."""
         return self.view(shape.dimension * shape.bits // 8)
 
@@ -211,7 +195,7 @@ class Message:
         pairs = zip(self.FIELDS, vars(self).values(), strict=True)
         return [buffer for spec, value in pairs for buffer in spec.write(value)]
 
-    def vector(self, shape: Shape) -> npt.NDArray[Any]:
+    def vector(self, shape: Any) -> npt.NDArray[Any]:
         """Return the field ``words`` as a read-only vector over the message's own bytes."""
         words: memoryview = self.words  # type: ignore[attr-defined]
         return np.frombuffer(words, np.dtype(f"<u{shape.bits // 8}"))

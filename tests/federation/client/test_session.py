@@ -320,7 +320,7 @@ def test_a_session_checks_key_dimension_and_declared_records(
     make_bench: MakeBench, tasks_toy: Callable[..., Any]
 ) -> None:
     bench = make_bench()
-    setup, ledger = bench.clients.sessions[0]._sums._setup, bench.clients.ledgers[0]
+    setup, ledger = bench.clients.sessions[0]._rounds._setup, bench.clients.ledgers[0]
     with pytest.raises(ProtocolError, match="roster"):
         ClientSession(dataclasses.replace(setup, index=1), bench.tasks[0], ledger)
     with pytest.raises(ProtocolError, match="models differ"):

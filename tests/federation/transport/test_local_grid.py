@@ -44,12 +44,11 @@ def test_every_node_answers_as_itself_and_once(workers: int) -> None:
     grid = LocalGrid(app_of(echo), 4, workers=workers)
     nodes = list(grid.get_node_ids())
     assert nodes == [FIRST_NODE + i for i in range(4)]
-    ids = list(grid.push_messages(questions(nodes)))
-    assert len(set(ids)) == 4
-    replies = list(grid.pull_messages(ids))
+    replies = list(grid.send_and_receive(questions(nodes)))
     assert [m.content["c"]["index"] for m in replies] == [0, 1, 2, 3]
-    assert [m.metadata.reply_to_message_id for m in replies] == ids
-    assert list(grid.pull_messages(ids)) == []
+    assert len({m.metadata.reply_to_message_id for m in replies}) == 4
+    with pytest.raises(EngineError, match="use send_and_receive"):
+        grid.push_messages(questions(nodes))
 
 
 def test_neither_side_can_change_what_the_other_holds() -> None:
@@ -222,8 +221,8 @@ def test_few_messages_and_replies_are_held_however_many_nodes_there_are(workers:
     gc.unfreeze()
     assert taken == [40] and len(held) == 40
     assert max(held) <= 2 * most
-    list(grid.push_messages(questions(grid.get_node_ids())))
-    assert sum(ref() is not None for ref in seen) >= 40  # what is pushed stays until it is pulled
+    kept = list(grid.send_and_receive(questions(grid.get_node_ids())))
+    assert sum(ref() is not None for ref in seen) >= 40 == len(kept)  # what is kept is seen
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -237,7 +236,7 @@ def test_what_nobody_asked_for_is_delivered_before_the_next_exchange(workers: in
     assert reply.content["c"]["index"] == 1
     assert sorted(handled) == sorted([*range(20), 1])
     grid.send_and_receive(questions([first]))
-    list(grid.push_messages(questions([second])))
+    list(grid.send_and_receive(questions([second])))
     assert handled[-2:] == [0, 1]
 
 
