@@ -87,8 +87,7 @@ class LedgerError(CareflError):
 class PolicyError(CareflError):
     """A site's own policy does not allow the run.
 
-    ``text`` is for the site's own log; ``clause``, the part of the policy, selects the sentence
-    that is sent back.
+    ``text`` is for the site's own log; ``clause``, the part of the policy, selects the sentence that is sent back.
     """
 
     exit_code = 24

@@ -47,8 +47,7 @@ PLAIN_ENGLISH = (
 class GeneratedLabels:
     """A model's answers, read as labels: ``decisions`` is bool, shape [records, labels].
 
-    ``unparsable``, bool of shape [records], marks records where no label could be read; they have
-    none.
+    ``unparsable``, bool of shape [records], marks records where no label could be read; they have none.
     """
 
     decisions: npt.NDArray[np.bool_]

@@ -150,9 +150,8 @@ def mean_gradient(
 ) -> NDArray[np.float64]:
     r"""Return :math:`\frac{1}{B} \sum_i \nabla \ell_i`, the gradient of the mean loss, float64 [D].
 
-    Nothing is clipped here, so this gradient may give away single records. It must stay inside the
-    client, and what is made of it must be bounded before it leaves. Where a loss is NaN or
-    infinite, so is the whole gradient, as NaN.
+    Nothing is clipped here, so this gradient may give away single records. It must stay inside the client, and what is
+    made of it must be bounded before it leaves. Where a loss is NaN or infinite, so is the whole gradient, as NaN.
 
     The order of ``parameters`` is that of the result. ``losses`` maps at least one record index [B]
     to losses [B]; ``micro_batch`` records go through the model at once.

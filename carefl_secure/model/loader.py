@@ -80,8 +80,7 @@ def load_base(
     device : str
         See `find_device`.
     feature_cache : path, optional
-        Folder of vision features on disk, or ``auto`` (`cache_folder`); by default they are kept in
-        memory.
+        Folder of vision features on disk, or ``auto`` (`cache_folder`); by default they are kept in memory.
 
     Raises
     ------
@@ -110,9 +109,8 @@ def load_base(
             processor = _processor(folder)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ModelError(
-            f"cannot load a vision-language model from {source!r}: {error}. "
-            "Give a SmolVLM2 checkpoint: a hub id, a folder written by save_pretrained, "
-            "or 'embedded'."
+            f"cannot load a vision-language model from {source!r}: {error}. Give a SmolVLM2 checkpoint: a hub id, a "
+            "folder written by save_pretrained, or 'embedded'."
         ) from error
     form = form or PromptForm()
     cut_images(processor, form)

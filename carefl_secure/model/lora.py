@@ -208,10 +208,9 @@ class StackedAdapter(Adapter):
     .. math:: W x + \frac{\alpha}{r} (B_1 A_1 + B_2 A_2) x
               = W x + \frac{2 \alpha}{2 r} [B_1\; B_2] \begin{bmatrix} A_1 \\ A_2 \end{bmatrix} x
 
-    and the right-hand side is what `save` writes: one ordinary adapter of rank 2 r and scale 2
-    alpha, the same function up to rounding. ``merge_and_unload`` would add the product to the base
-    and quantise it anew, which changed the logits of a 4-bit base by 21 % when it was measured.
-    A label head is not stacked: the one head trains on.
+    and the right-hand side is what `save` writes: one ordinary adapter of rank 2 r and scale 2 alpha, the same
+    function up to rounding. ``merge_and_unload`` would add the product to the base and quantise it anew, which changed
+    the logits of a 4-bit base by 21 % when it was measured. A label head is not stacked: the one head trains on.
 
     ``first`` may be a stack itself, is frozen as it is now, and must not be used any more. ``seed``
     fixes the fresh A and must differ from the first adapter's, whose span is used already.

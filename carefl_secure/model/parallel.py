@@ -19,9 +19,8 @@ Found = TypeVar("Found")
 class ParallelBatches:
     """A ``map`` that works on ``count`` items at once, one torch thread for each.
 
-    The layers of a small model are too short for torch's own threads. A large model fills the cores
-    by itself: a count of 1 works in the calling thread with torch's own threads. Each item in work
-    has activations of its own.
+    The layers of a small model are too short for torch's own threads. A large model fills the cores by itself: a count
+    of 1 works in the calling thread with torch's own threads. Each item in work has activations of its own.
 
     Guarantees
     ----------

@@ -45,10 +45,9 @@ Rows = npt.NDArray[np.int64]
 def pretrain(output: Path, *, seed: int, steps: int | None, reporter: Reporter) -> Path:
     """Train the embedded model from random weights and save it; return the folder.
 
-    ``output`` receives weights in float16, tokenizer, processor and ``origin.json``, also during
-    training, so that an interrupted training leaves a usable model. ``seed`` fixes weights, data
-    and order; ``steps`` are optimizer steps of each stage, by default about twenty minutes on two
-    cores.
+    ``output`` receives weights in float16, tokenizer, processor and ``origin.json``, also during training, so that an
+    interrupted training leaves a usable model. ``seed`` fixes weights, data and order; ``steps`` are optimizer steps
+    of each stage, by default about twenty minutes on two cores.
     """
     if steps is not None and steps < 1:
         raise ConfigError(f"pretraining needs at least one step, not {steps}")

@@ -101,8 +101,7 @@ class FederationConfig(Section):
         gt=0,
         le=1,
         description="largest norm of a sum of clipped contributions, over that of contributions "
-        "that all point the same way; 1 is certain, less is an assumption that tightens the bound "
-        "on opened sums",
+        "that all point the same way; 1 is certain, less is an assumption that tightens the bound on opened sums",
     )
     public_records: Annotated[int, Field(ge=1)] | None = Field(
         default=None,
@@ -167,8 +166,7 @@ class FederationConfig(Section):
                 )
         if 2 * self.committee_dropout_tolerance >= self.committee_members:
             raise ValueError(
-                f"federation.committee_dropout_tolerance={self.committee_dropout_tolerance} "
-                "needs at least "
+                f"federation.committee_dropout_tolerance={self.committee_dropout_tolerance} needs at least "
                 f"{2 * self.committee_dropout_tolerance + 1} committee members, and there are "
                 f"{self.committee_members}; raise federation.committee_members or lower "
                 "federation.committee_dropout_tolerance"

@@ -107,9 +107,8 @@ Policy = Literal["refuse", "drop", "keep"]
 class Deduplicated:
     """The corpora after the policy, and what it found.
 
-    ``repeated`` counts images that repeat another of the same split, ``shared`` images of a later
-    split that an earlier one holds, ``contradictions`` images
-    that equal an earlier one but have other labels.
+    ``repeated`` counts images that repeat another of the same split, ``shared`` images of a later split that an
+    earlier one holds, ``contradictions`` images that equal an earlier one but have other labels.
     """
 
     found: Examined

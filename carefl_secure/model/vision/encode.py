@@ -55,10 +55,9 @@ def encode_images(base: Base, images: Sequence[Image.Image]) -> Tensor | Tiles:
 def vision_features(base: Base, corpus: Corpus, reporter: Reporter) -> StoredFeatures | TiledFeatures:
     """Encode the images of a corpus that ``base.features`` lacks, and return the features of all.
 
-    The result, [records, tokens, text width] in the base's type, is read from the store as it is
-    indexed. It is as private as the images: it never leaves the client. Images are decoded by
-    several threads; memory holds a few batches of them, however many there are. Where images are
-    cut into tiles, the result is `TiledFeatures`.
+    The result, [records, tokens, text width] in the base's type, is read from the store as it is indexed. It is as
+    private as the images: it never leaves the client. Images are decoded by several threads; memory holds a few
+    batches of them, however many there are. Where images are cut into tiles, the result is `TiledFeatures`.
     """
     store, count = base.features, len(corpus.records)
     store.refresh(reporter)
