@@ -46,8 +46,7 @@ class SilentReporter:
         """Ignore the figures."""
 
 
-SILENT: Reporter = SilentReporter()
-"""What functions report to where no reporter is given."""
+SILENT: Reporter = SilentReporter()  # what functions report to where no reporter is given
 
 
 def tracked(items: Sequence[One], reporter: Reporter, task: str) -> Iterator[One]:

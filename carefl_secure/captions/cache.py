@@ -21,9 +21,7 @@ from PIL import Image
 from carefl_secure.errors import ConfigError, DataError
 from carefl_secure.strict_json import load_json
 
-Facts = Mapping[str, str | int | float | None]
-"""All that decides a caption besides the picture."""
-
+Facts = Mapping[str, str | int | float | None]  # all that decides a caption besides the picture
 _RECORD = "captioner.json"
 _PRIVATE = 0o700
 

@@ -28,8 +28,7 @@ Control = Literal["none", "own", "shuffled", "wrong", "constant"]
 
 CONTROLS: tuple[Control, ...] = get_args(Control)
 
-CONSTANT = "a person in a scene"
-"""The caption of ``constant``: true of every record, so it informs about none."""
+CONSTANT = "a person in a scene"  # the caption of ``constant``: true of every record, so it informs about none
 
 
 @dataclass(frozen=True)

@@ -162,8 +162,7 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-PREFIX = "carefl:"
-"""Marks a path below the shipped ``configs/``, such as ``carefl:tasks/NAME.yaml``."""
+PREFIX = "carefl:"  # marks a path below the shipped ``configs/``, such as ``carefl:tasks/NAME.yaml``
 
 
 def shipped_folder(name: str) -> Path:

@@ -21,9 +21,7 @@ from carefl_secure.data.records import PUBLISHED_SPACES, Corpus
 from carefl_secure.errors import ConfigError, DataError
 from carefl_secure.extensions import find_extension
 
-ENTRY_POINTS = "carefl_secure.corpora"
-"""The entry point group of formats that other packages bring."""
-
+ENTRY_POINTS = "carefl_secure.corpora"  # the entry point group of formats that other packages bring
 FORMATS: Mapping[str, CorpusFormat] = {
     one.name: one
     for one in (

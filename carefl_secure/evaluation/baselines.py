@@ -124,9 +124,7 @@ def score_baselines(
 
 Features = npt.NDArray[np.float32]
 
-STRENGTH = 0.01
-"""C of the regression: on vision features, with a few thousand records, better than the customary 1."""
-
+STRENGTH = 0.01  # C of the regression: on vision features, with a few thousand records, better than the customary 1
 _STEPS = 200
 
 

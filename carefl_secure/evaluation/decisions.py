@@ -82,8 +82,7 @@ def choose_thresholds(targets: npt.NDArray[Any], scores: npt.NDArray[Any]) -> Fl
 _MACRO = ("macro_precision", "uar", "macro_f1")
 _MICRO = ("micro_precision", "micro_recall", "micro_f1")
 _SAMPLE = ("sample_precision", "sample_recall", "sample_f1")
-DECISIONS = (*_MACRO, *_MICRO, *_SAMPLE, "accuracy", "label_accuracy")
-"""The figures of :meth:`Decisions.figures`."""
+DECISIONS = (*_MACRO, *_MICRO, *_SAMPLE, "accuracy", "label_accuracy")  # the figures of :meth:`Decisions.figures`
 
 
 def _over(part: Floats, whole: Floats) -> Floats:

@@ -27,9 +27,7 @@ from carefl_secure.evaluation.bootstrap import Interval, Units, bootstrap
 from carefl_secure.evaluation.figures import BOUNDS, Figures
 
 Values = Sequence[str | None]
-UNSTATED = "(not stated)"
-"""Name of the group of records that do not have the attribute."""
-
+UNSTATED = "(not stated)"  # name of the group of records that do not have the attribute
 _UNITS = 10  # fewer persons than this give no useful interval
 _NAMES = ("mAP", "macro_f1", "uar")
 

@@ -21,15 +21,10 @@ from carefl_secure.data.records import LabelSpace
 from carefl_secure.errors import ConfigError, ModelError
 from carefl_secure.model.embedded import QUESTIONS
 
-REFERENCE = "None"
-"""The answer that a label's likelihood is compared with where several labels may hold at once."""
+REFERENCE = "None"  # the answer that a label's likelihood is compared with where several labels may hold at once
 
-Grid = tuple[int, int]
-"""Rows and columns of tiles that an image is cut into."""
-
-WHOLE: Grid = (0, 0)
-"""An image that is one tile, not cut."""
-
+Grid = tuple[int, int]  # rows and columns of tiles that an image is cut into
+WHOLE: Grid = (0, 0)  # an image that is one tile, not cut
 _END = "<end_of_utterance>"
 _PLACE = "QUESTION"  # stands for the question where the template is read
 _TEMPLATE = "use a SmolVLM2 checkpoint with its chat_template file, or the embedded model"

@@ -9,8 +9,7 @@ from pydantic import Field, model_validator
 
 from carefl_secure.config.sections.base import Part, Section, Seed
 
-SYNTHETIC_RECORDS = 8000
-"""How many private records are drawn where ``data.source`` is ``synthetic`` by default."""
+SYNTHETIC_RECORDS = 8000  # how many private records are drawn where ``data.source`` is ``synthetic`` by default
 
 
 class DataConfig(Section):

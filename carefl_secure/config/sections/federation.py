@@ -9,8 +9,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from carefl_secure.config.sections.base import Section, Share, installed
 
 PROTOCOLS = ("pairwise", "committee", "encrypted")
-MOST_PEERS = 1000
-"""Most clients of a run without a committee."""
+MOST_PEERS = 1000  # most clients of a run without a committee
 _AUTO: Any = "auto"
 
 

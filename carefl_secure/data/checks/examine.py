@@ -15,9 +15,7 @@ from carefl_secure.data.splits import Subset
 from carefl_secure.errors import DataError
 from carefl_secure.progress import Reporter
 
-MOST_UNREADABLE = 0.05
-"""The largest share of a split's images that may be unreadable; one image always may."""
-
+MOST_UNREADABLE = 0.05  # the largest share of a split's images that may be unreadable; one image always may
 UNREADABLE = "image cannot be read"
 
 

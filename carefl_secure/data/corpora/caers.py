@@ -28,8 +28,7 @@ from carefl_secure.data.records import CAERS, Record, Skipped
 from carefl_secure.errors import DataError, LabelError
 from carefl_secure.progress import SILENT, Reporter, tracked
 
-View = str
-"""``image`` or ``face``."""
+View = str  # ``image`` or ``face``
 SPLITS = ("train", "val", "test")
 _NAMES = {label.lower(): k for k, label in enumerate(CAERS.labels)} | {"angry": 0}
 

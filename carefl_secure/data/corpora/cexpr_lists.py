@@ -17,9 +17,7 @@ from carefl_secure.data.readers.tables import read_lines, read_text
 from carefl_secure.data.records import CEXPR
 from carefl_secure.errors import DataError, LabelError
 
-OTHER = len(CEXPR.labels)
-"""The id of what is none of the seven classes; it is annotated and never scored."""
-
+OTHER = len(CEXPR.labels)  # the id of what is none of the seven classes; it is annotated and never scored
 _TIME = re.compile(r"(\d+):([0-5]?\d):([0-5]?\d(?:\.\d+)?)")
 
 

@@ -34,12 +34,8 @@ from carefl_secure.data.splits import Subset
 from carefl_secure.errors import DataError
 from carefl_secure.progress import Reporter, SilentReporter
 
-NEAR_BITS = 4
-"""The most bits in which the hashes of near duplicates differ."""
-
-NEAR_CORRELATION = 0.985
-"""The least correlation of the thumbnails of near duplicates."""
-
+NEAR_BITS = 4  # the most bits in which the hashes of near duplicates differ
+NEAR_CORRELATION = 0.985  # the least correlation of the thumbnails of near duplicates
 _SIDE = 16  # of the thumbnail of the second look
 
 _FLAT = 8  # levels of 256 between the darkest and the brightest cell of a thumbnail

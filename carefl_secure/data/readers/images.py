@@ -22,8 +22,7 @@ from carefl_secure.data.readers.metadata import Box
 from carefl_secure.data.readers.tables import below
 from carefl_secure.errors import DataError
 
-MOST_PIXELS = 80_000_000
-"""The largest image that is read; a bigger one is a mistake or an attack."""
+MOST_PIXELS = 80_000_000  # the largest image that is read; a bigger one is a mistake or an attack
 BROKEN = (
     *(OSError, EOFError, SyntaxError, ValueError, TypeError, AttributeError, AssertionError, ArithmeticError),
     *(LookupError, RuntimeError, MemoryError, struct.error, zlib.error, Image.DecompressionBombError),

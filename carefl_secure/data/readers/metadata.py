@@ -17,8 +17,7 @@ from carefl_secure.errors import DataError, LabelError
 Box = tuple[float, float, float, float]
 NULLS = ("", "nan", "NaN", "null", "NULL", "None", "NA", "N/A", "n/a", "<NA>", "#N/A", "#NA", "-nan", "-NaN")
 """Cells of a CSV table that mean: nothing here."""
-SEPARATORS = ("|", ";", ",")
-"""What may stand between the labels in a CSV cell; one table uses one of them."""
+SEPARATORS = ("|", ";", ",")  # what may stand between the labels in a CSV cell; one table uses one of them
 _OWN = frozenset({"file_name", "label", "labels", "subject", "box", "bbox"})
 
 

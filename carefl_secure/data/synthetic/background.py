@@ -6,11 +6,8 @@ import math
 
 from PIL import ImageDraw
 
-SIZE = 64
-"""Side of the finished image in pixels; it is drawn at twice that and averaged down."""
-
-CANVAS = 2 * SIZE
-"""Side of what is drawn on, in its own pixels."""
+SIZE = 64  # side of the finished image in pixels; it is drawn at twice that and averaged down
+CANVAS = 2 * SIZE  # side of what is drawn on, in its own pixels
 
 Point = tuple[float, float]
 Colour = tuple[int, int, int]

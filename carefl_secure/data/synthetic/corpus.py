@@ -27,9 +27,7 @@ from carefl_secure.data.synthetic.scene import GROUPS, Scenes, draw_scenes, emot
 from carefl_secure.errors import ConfigError, DataError
 from carefl_secure.progress import Reporter, SilentReporter
 
-VERSION = 1
-"""Raised whenever the same seed would draw other images or labels."""
-
+VERSION = 1  # raised whenever the same seed would draw other images or labels
 SPLITS = ("public", "private", "test")
 VIEWS = ("auto", "original", "aligned")
 """``aligned`` is the face alone, upright and of one size; ``auto`` is the original scene."""

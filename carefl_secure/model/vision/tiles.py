@@ -18,8 +18,7 @@ from carefl_secure.errors import ConfigError
 from carefl_secure.model.prompts import WHOLE, Grid, Prompter, PromptForm
 from carefl_secure.model.vision.store import StoredFeatures
 
-MOST = 6
-"""Most rows or columns that the tokens of the checkpoints can name."""
+MOST = 6  # most rows or columns that the tokens of the checkpoints can name
 
 
 def cut_images(processor: Any, form: PromptForm) -> None:

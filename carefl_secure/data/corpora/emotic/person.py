@@ -18,8 +18,7 @@ from carefl_secure.data.readers.metadata import Box
 from carefl_secure.data.records import EMOTIC, Record
 from carefl_secure.errors import DataError, LabelError
 
-Vad = tuple[float, float, float]
-"""Valence, arousal and dominance on the scale of 1 to 10; NaN where not annotated."""
+Vad = tuple[float, float, float]  # valence, arousal and dominance on the scale of 1 to 10; NaN where not annotated
 
 
 def _bare(word: str) -> str:
@@ -89,13 +88,10 @@ def labels_of_author(place: str) -> tuple[tuple[int, ...], Vad] | None:
     return category_ids(words, place), (8.0, 6.0, 7.0)
 
 
-FOLDERS = ("ade20k", "emodb_small", "framesdb", "mscoco")
-"""The four sources; the release of 2017 lacks ``framesdb``."""
-
+FOLDERS = ("ade20k", "emodb_small", "framesdb", "mscoco")  # the four sources; the release of 2017 lacks ``framesdb``
 SPLITS = ("train", "val", "test")
 ONE_EACH = "every person has exactly one category: this copy has lost labels"
-View = str
-"""``image`` or ``person``."""
+View = str  # ``image`` or ``person``
 
 
 @dataclass(frozen=True)
