@@ -1,4 +1,4 @@
-"""Finds and loads a captioning model, in 4 bits or whole, and identifies it exactly."""
+"""Finds and loads a model, in 4 or 8 bits or whole, and identifies it exactly."""
 
 from __future__ import annotations
 
@@ -21,6 +21,9 @@ from carefl_secure.errors import ConfigError, ModelError
 
 _FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Patterns are matched at the start of the whole module name: "vision_model" alone would skip nothing, and any list of
+# ours replaces the default that keeps lm_head out of 4 bits.
+TEXT_ONLY = ("model.vision_model", "model.connector", "lm_head")
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ def find_model(source: str, revision: str | None) -> Source:
     """Find a folder, or fetch a hub id."""
     if Path(source).is_dir():
         folder = Path(source).resolve()
-        return Source(folder.name, _digest(folder), folder)
+        return Source(folder.name, weights_digest(folder).hex(), folder)
     folder = fetch_snapshot(source, revision, _FILES)
     return Source(source, folder.name, folder)
 
@@ -115,33 +118,20 @@ def load_model(source: Source, kind: Any, *, quantization: str, dtype: str, whol
             f"a captioner runs with quantization nf4 or none and type {', '.join(_DTYPES)}, "
             f"not with {quantization} and {dtype}"
         )
-    config = None
-    if quantization == "nf4":
-        config = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=_DTYPES[dtype],
-            llm_int8_skip_modules=list(whole),
-        )
+    config, place = quantization_config(quantization, _DTYPES[dtype], whole), find_device("auto")
     try:
         with quiet():
-            model = AutoModelForImageTextToText.from_pretrained(
-                source.folder,
-                quantization_config=config,
-                dtype=_DTYPES[dtype],
-                use_safetensors=True,
-                attn_implementation="sdpa",
-                device_map={"": find_device("auto")},
-            )
+            model = load_frozen(source.folder, config, _DTYPES[dtype], place)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ModelError(f"cannot load a captioner from {source.name!r}: {error}") from error
     if not isinstance(model, kind):
         raise ModelError(f"{source.name!r} is a {type(model).__name__}, not a {kind.__name__}")
-    model.requires_grad_(False)
-    model.eval()
     if quantization == "nf4":
-        _check_quantised(model, source, whole)
+        layers = quantised_layers(model)
+        if wrong := next((name for name in layers if name.startswith(tuple(whole))), None):
+            raise ModelError(f"{wrong} of {source.name!r} was quantised; it should be whole")
+        if not layers:
+            raise ModelError(f"no layer of {source.name!r} was quantised; choose quantization none")
     return model
 
 
@@ -149,12 +139,7 @@ def load_processor(source: Source) -> Any:
     """Load the processor in a model's folder."""
     try:
         with quiet():
-            try:
-                processor = AutoProcessor.from_pretrained(source.folder)
-            except ImportError:
-                # SmolVLMProcessor wants torchvision and num2words, for video; for images this one
-                # reads the same files and gives equal ids and pixels.
-                processor = Idefics3Processor.from_pretrained(source.folder)
+            processor = read_processor(source.folder)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise ModelError(f"cannot load the processor of {source.name!r}: {error}") from error
     if getattr(processor, "tokenizer", None) is None:
@@ -163,27 +148,66 @@ def load_processor(source: Source) -> Any:
     return processor
 
 
-def _check_quantised(model: torch.nn.Module, source: Source, whole: Sequence[str]) -> None:
-    from bitsandbytes.nn.modules import Linear4bit
+def quantization_config(kind: str, dtype: torch.dtype, whole: Sequence[str] = TEXT_ONLY) -> BitsAndBytesConfig | None:
+    """Return how a model is stored: ``nf4``, ``int8``, or None for ``none``; modules in ``whole`` stay as they are."""
+    if kind == "none":
+        return None
+    if kind == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=list(whole))
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=list(whole),
+    )
 
-    found = 0
+
+def load_frozen(folder: Path, config: BitsAndBytesConfig | None, dtype: torch.dtype, device: torch.device) -> Any:
+    """Load a model in evaluation mode; no parameter requires a gradient."""
+    model = AutoModelForImageTextToText.from_pretrained(
+        folder,
+        quantization_config=config,
+        dtype=dtype,
+        use_safetensors=True,
+        attn_implementation="sdpa",
+        device_map={"": device},
+    )
+    model.requires_grad_(False)
+    return model.eval()
+
+
+def read_processor(folder: Path) -> Any:
+    """Read the processor in a model's folder."""
+    try:
+        return AutoProcessor.from_pretrained(folder)
+    except ImportError:
+        # SmolVLMProcessor wants torchvision and num2words, for video; for images this one reads the same files and
+        # gives equal ids and pixels.
+        return Idefics3Processor.from_pretrained(folder)
+
+
+def quantised_layers(model: torch.nn.Module, kind: str = "nf4") -> list[str]:
+    """Return the names of the layers that are quantised as ``nf4`` or ``int8``."""
+    from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
+
+    found = []
     for name, module in model.named_modules():
         if isinstance(module, Linear4bit):
-            found += 1
-            if any(name.startswith(part) for part in whole):
-                raise ModelError(f"{name} of {source.name!r} was quantised; it should be whole")
-            # The packed kernel of some CPUs rounds otherwise and refuses odd widths: with it the
-            # same model would give other captions on another machine.
+            # The packed kernel of CPUs with AVX512-BF16 has no backward pass, so that later gradients through the
+            # base would vanish, and it rounds otherwise, so that another machine would give other captions.
             module.support_avx512bf16_for_cpu = False
-    if not found:
-        raise ModelError(f"no layer of {source.name!r} was quantised; choose quantization none")
+        if isinstance(module, Linear4bit if kind == "nf4" else Linear8bitLt):
+            found.append(name)
+    return found
 
 
-def _digest(folder: Path) -> str:
+def weights_digest(folder: Path) -> bytes:
+    """Return SHA-256 over a model's configuration and weights."""
     total = hashlib.sha256()
     files = [folder / "config.json", *folder.glob("*.safetensors")]
     for path in sorted(one for one in files if one.is_file()):
         total.update(path.name.encode() + b"\0")
         with path.open("rb") as handle:
             total.update(hashlib.file_digest(handle, "sha256").digest())
-    return total.hexdigest()
+    return total.digest()

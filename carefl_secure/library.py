@@ -16,7 +16,7 @@ from carefl_secure.config import Config, load_config
 
 if TYPE_CHECKING:
     from carefl_secure.audit.run import AuditResult
-    from carefl_secure.evaluation.summary import Evaluation
+    from carefl_secure.evaluation.assess import Evaluation
     from carefl_secure.privacy.accounting.budget import Budget
     from carefl_secure.report.schema import Report
     from carefl_secure.runs.saved_model.predict import TrainedModel

@@ -27,23 +27,8 @@ class Reporter(Protocol):
         """Pass on the figures of one finished round."""
 
 
-class SilentReporter:
+class SilentReporter(Reporter):
     """A reporter that discards everything: for libraries, tests and scripts."""
-
-    def start(self, task: str, total: int) -> None:
-        """Ignore the task."""
-
-    def advance(self, task: str, step: int = 1) -> None:
-        """Ignore the steps."""
-
-    def finish(self, task: str) -> None:
-        """Ignore the end."""
-
-    def note(self, text: str) -> None:
-        """Ignore the sentence."""
-
-    def round(self, row: Mapping[str, float | int | str]) -> None:
-        """Ignore the figures."""
 
 
 SILENT: Reporter = SilentReporter()  # what functions report to where no reporter is given

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from carefl_secure.data.corpora import caers, cexpr, fer2013, image_folder, rafdb
 from carefl_secure.data.corpora.base import CorpusFormat, FileCorpus, ReadOptions
-from carefl_secure.data.corpora.emotic import archive, mat, table
+from carefl_secure.data.corpora.emotic import mat, table
 from carefl_secure.data.readers.inventory import count_unused
 from carefl_secure.data.records import PUBLISHED_SPACES, Corpus
 from carefl_secure.errors import ConfigError, DataError
@@ -25,7 +25,7 @@ ENTRY_POINTS = "carefl_secure.corpora"  # the entry point group of formats that 
 FORMATS: Mapping[str, CorpusFormat] = {
     one.name: one
     for one in (
-        *(mat.FORMAT, table.FORMAT, archive.FORMAT, caers.FORMAT, caers.NCAERS_FORMAT),
+        *(mat.FORMAT, table.FORMAT, table.ARCHIVE_FORMAT, caers.FORMAT, caers.NCAERS_FORMAT),
         *(rafdb.FORMAT, rafdb.FOLDERS_FORMAT, cexpr.FORMAT, fer2013.FORMAT, image_folder.FORMAT),
     )
 }

@@ -25,8 +25,15 @@ import numpy as np
 import numpy.typing as npt
 
 from carefl_secure.errors import DataError
-from carefl_secure.evaluation.calibration import Calibration, probabilities
-from carefl_secure.evaluation.decisions import DECISIONS, Decisions, checked, choose_thresholds, decide
+from carefl_secure.evaluation.decisions import (
+    DECISIONS,
+    Calibration,
+    Decisions,
+    checked,
+    choose_thresholds,
+    decide,
+    probabilities,
+)
 
 Floats = npt.NDArray[np.float64]
 

@@ -18,8 +18,7 @@ import carefl_secure
 from carefl_secure.config import dump_config
 from carefl_secure.config.experiment import Cell
 from carefl_secure.errors import CareflError, RunError
-from carefl_secure.experiment.alone import train_centrally, train_locally
-from carefl_secure.experiment.scores import Bench
+from carefl_secure.experiment.scores import Bench, train_centrally, train_locally
 from carefl_secure.model.saved import load_saved
 from carefl_secure.privacy import Ledger
 from carefl_secure.progress import Reporter, SilentReporter

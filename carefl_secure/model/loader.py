@@ -1,29 +1,90 @@
-"""Loads a base model: the embedded one, a folder, or a hub id; in 4 bits, 8 bits or whole."""
+"""Loads a base model: the embedded one, a folder, or a hub id; in 4 bits, 8 bits or whole.
+
+Micro-batches go through it in parallel: on a few cores, two one-thread passes beat one two-thread pass.
+"""
 
 from __future__ import annotations
 
-import hashlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
-from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig, Idefics3Processor
 
 from carefl_secure.errors import ConfigError, ModelError
-from carefl_secure.hub import fetch_snapshot, find_device, quiet
+from carefl_secure.hub import (
+    fetch_snapshot,
+    find_device,
+    load_frozen,
+    quantised_layers,
+    quantization_config,
+    quiet,
+    read_processor,
+    weights_digest,
+)
 from carefl_secure.model.embedded import EMBEDDED
-from carefl_secure.model.parallel import ParallelBatches
 from carefl_secure.model.prompts import Prompter, PromptForm
 from carefl_secure.model.vision.shards import cache_folder
 from carefl_secure.model.vision.store import FeatureStore
 from carefl_secure.model.vision.tiles import cut_images
 
+Item = TypeVar("Item")
+Found = TypeVar("Found")
+
+
+class ParallelBatches:
+    """A ``map`` that works on ``count`` items at once, one torch thread for each.
+
+    The layers of a small model are too short for torch's own threads. A large model fills the cores by itself: a count
+    of 1 works in the calling thread with torch's own threads. Each item in work has activations of its own.
+
+    Guarantees
+    ----------
+    Results come in the order of the items, so a sum over them does not depend on which was ready
+    first. An error of any item is raised, that of the first failed one, after all have ended.
+    """
+
+    def __init__(self, count: int = 1) -> None:
+        if count < 1:
+            raise ConfigError(f"there must be at least one batch at a time, not {count}")
+        self._count = count
+
+    @classmethod
+    def for_small(cls) -> ParallelBatches:
+        """Return a worker for each of torch's threads, four at most, for a small model."""
+        return cls(min(4, torch.get_num_threads()))
+
+    def __call__(self, function: Callable[[Item], Found], items: Iterable[Item]) -> Iterator[Found]:
+        """Return ``function`` of each item, in order; it must set torch's gradient mode itself.
+
+        Items are taken as they are needed, a few ahead.
+        """
+        work = iter(items)
+        first = list(islice(work, 2 * self._count)) if self._count > 1 else []
+        if len(first) < 2:
+            return map(function, chain(first, work))
+        return self._side_by_side(function, first, work)
+
+    def _side_by_side(
+        self, function: Callable[[Item], Found], first: list[Item], work: Iterator[Item]
+    ) -> Iterator[Found]:
+        before = torch.get_num_threads()
+        try:
+            with ThreadPoolExecutor(min(self._count, len(first)), "batch", torch.set_num_threads, (1,)) as pool:
+                waiting = deque(pool.submit(function, item) for item in first)
+                while waiting:
+                    found = waiting.popleft().result()
+                    waiting.extend(pool.submit(function, item) for item in islice(work, 1))
+                    yield found
+        finally:
+            torch.set_num_threads(before)  # new threads take the number that was set last
+
+
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-# Patterns are matched at the start of the whole module name: "vision_model" alone would skip
-# nothing, and any list of ours replaces the default that keeps lm_head out of 4 bits.
-_WHOLE = ["model.vision_model", "model.connector", "lm_head"]
 _FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
 
 
@@ -98,26 +159,26 @@ def load_base(
     config = quantization_config(quantization, dtype)
     try:
         with quiet("bitsandbytes"):
-            model = AutoModelForImageTextToText.from_pretrained(
-                folder,
-                quantization_config=config,
-                dtype=dtype,
-                use_safetensors=True,
-                attn_implementation="sdpa",
-                device_map={"": place},
-            )
-            processor = _processor(folder)
+            model = load_frozen(folder, config, dtype, place)
+            processor = read_processor(folder)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ModelError(
             f"cannot load a vision-language model from {source!r}: {error}. Give a SmolVLM2 checkpoint: a hub id, a "
             "folder written by save_pretrained, or 'embedded'."
         ) from error
     form = form or PromptForm()
+    processor.tokenizer.padding_side = "left"
     cut_images(processor, form)
-    model.requires_grad_(False)
     model.config.use_cache = False
-    model.eval()
-    _check_quantised(model, quantization)
+    if quantization != "none":
+        layers = quantised_layers(model, quantization)
+        if wrong := next((name for name in layers if "text_model" not in name), None):
+            raise ModelError(f"{wrong} was quantised; only the text model should be")
+        if not layers:
+            raise ModelError(
+                f"quantization {quantization!r} was asked for but no layer was quantised; "
+                "set model.quantization=none for a model without linear text layers"
+            )
     _check_fit(model, processor, source)
     several = source == "embedded" and quantization != "int8" and place.type == "cpu"
     chosen = (
@@ -125,7 +186,7 @@ def load_base(
     )
     ends = source != "embedded" if form.end_answers is None else form.end_answers
     prompter = Prompter(processor, end_answers=ends)
-    digest = _digest(folder)
+    digest = weights_digest(folder)
     facts = {
         "base": source,
         "digest": digest.hex(),
@@ -157,55 +218,6 @@ def base_folder(source: str, revision: str | None) -> Path:
     return fetch_snapshot(source, revision, _FILES)
 
 
-def quantization_config(kind: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:
-    """Return how the base is stored; None for ``none``."""
-    if kind == "none":
-        return None
-    if kind == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=_WHOLE)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=_WHOLE,
-    )
-
-
-def _processor(folder: Path) -> Any:
-    try:
-        processor = AutoProcessor.from_pretrained(folder)
-    except ImportError:
-        # SmolVLMProcessor wants torchvision and num2words for video; for images the Idefics3
-        # processor reads the same files and gives equal ids and pixels.
-        processor = Idefics3Processor.from_pretrained(folder)
-    processor.tokenizer.padding_side = "left"
-    return processor
-
-
-def _check_quantised(model: nn.Module, kind: str) -> None:
-    if kind == "none":
-        return
-    from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
-
-    wanted = Linear4bit if kind == "nf4" else Linear8bitLt
-    found = 0
-    for name, module in model.named_modules():
-        if isinstance(module, wanted):
-            found += 1
-            if "text_model" not in name:
-                raise ModelError(f"{name} was quantised; only the text model should be")
-        if isinstance(module, Linear4bit):
-            # On CPUs with AVX512-BF16 one evaluation would repack the weights for a kernel
-            # without a backward pass, and later gradients through the base would vanish.
-            module.support_avx512bf16_for_cpu = False
-    if not found:
-        raise ModelError(
-            f"quantization {kind!r} was asked for but no layer was quantised; "
-            "set model.quantization=none for a model without linear text layers"
-        )
-
-
 def _check_fit(model: Any, processor: Any, source: str) -> None:
     inner = getattr(model, "model", None)
     tokens = getattr(inner, "image_seq_len", None)
@@ -219,12 +231,3 @@ def _check_fit(model: Any, processor: Any, source: str) -> None:
     image_id = processor.tokenizer.convert_tokens_to_ids("<image>")
     if image_id != model.config.image_token_id:
         raise ModelError(f"processor and model of {source!r} disagree on the id of <image>")
-
-
-def _digest(folder: Path) -> bytes:
-    total = hashlib.sha256()
-    for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
-        total.update(path.name.encode() + b"\0")
-        with path.open("rb") as handle:
-            total.update(hashlib.file_digest(handle, "sha256").digest())
-    return total.digest()

@@ -9,9 +9,8 @@ from PIL import Image
 
 from carefl_secure.data.records import LabelSpace, Record
 from carefl_secure.errors import ConfigError, DataError
-from carefl_secure.evaluation.assess import Known, Scored, assess, attributes_of
+from carefl_secure.evaluation.assess import FORMAT, Cost, Evaluation, Known, Scored, assess, attributes_of
 from carefl_secure.evaluation.groups import Settings
-from carefl_secure.evaluation.summary import FORMAT, Cost, Evaluation
 
 COUNT = 80
 SETTINGS = Settings(replicates=40, minimum=20)

@@ -8,7 +8,7 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss
 
 from carefl_secure.errors import DataError, NonFiniteError
-from carefl_secure.evaluation.calibration import Calibration, probabilities
+from carefl_secure.evaluation.decisions import Calibration, probabilities
 
 
 def test_several_labels_by_hand() -> None:

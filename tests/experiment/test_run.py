@@ -13,9 +13,8 @@ import pytest
 from carefl_secure.config.experiment import Cell, Experiment, cells_of
 from carefl_secure.errors import ConfigError, DataError, RunError
 from carefl_secure.experiment import run as runs
-from carefl_secure.experiment.alone import train_centrally, train_locally
 from carefl_secure.experiment.run import run_cell, run_cells, scores_file
-from carefl_secure.experiment.scores import Bench, Scores, label_slices
+from carefl_secure.experiment.scores import Bench, Scores, label_slices, train_centrally, train_locally
 from carefl_secure.experiment.table import results
 from carefl_secure.federation.server.optimizers import FedAdam
 from carefl_secure.privacy.accounting.budget import BudgetQuestion, solve_budget

@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 import carefl_secure
 from carefl_secure.federation import in_process as parties
 from carefl_secure.federation.server.optimizers import FedAvg
-from carefl_secure.model.parallel import ParallelBatches
+from carefl_secure.model.loader import ParallelBatches
 from carefl_secure.noise import DeterministicKeySource
 from carefl_secure.privacy.clipping.clipped_sum import Clipping
 from carefl_secure.run_folder import RunFolder

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from carefl_secure.errors import ConfigError
-from carefl_secure.model.parallel import ParallelBatches
+from carefl_secure.model.loader import ParallelBatches
 from carefl_secure.privacy.clipping.clipped_sum import Clipping, clipped_sum
 
 

@@ -16,9 +16,9 @@ from carefl_secure.cli.console import result_console, say
 from carefl_secure.cli.figures import figure
 
 if TYPE_CHECKING:
+    from carefl_secure.evaluation.assess import Evaluation
     from carefl_secure.evaluation.bootstrap import Interval
     from carefl_secure.evaluation.groups import Comparison
-    from carefl_secure.evaluation.summary import Evaluation
     from carefl_secure.runs.evaluation.generated import Generated
 
 _SHOWN = ("mAP", "macro_f1", "uar")

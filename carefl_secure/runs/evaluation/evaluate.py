@@ -18,9 +18,8 @@ from carefl_secure.data.open_corpus import detect, open_corpus
 from carefl_secure.data.records import Corpus, targets
 from carefl_secure.data.splits import Subset
 from carefl_secure.errors import ConfigError, DataError
-from carefl_secure.evaluation.assess import Known, Scored, assess, attributes_of
+from carefl_secure.evaluation.assess import Cost, Evaluation, Known, Scored, assess, attributes_of
 from carefl_secure.evaluation.groups import Settings
-from carefl_secure.evaluation.summary import Cost, Evaluation
 from carefl_secure.model.label_scorer import LabelScorer
 from carefl_secure.model.vision.encode import encode_images
 from carefl_secure.model.vision.tiles import tile_grid, tiles_in

@@ -20,9 +20,8 @@ from carefl_secure.data.open_corpus import detect, open_corpus
 from carefl_secure.data.records import CEXPR, COMPOUND, LabelSpace
 from carefl_secure.data.splits import Subset
 from carefl_secure.errors import ConfigError
-from carefl_secure.evaluation.assess import Known, Scored, assess
+from carefl_secure.evaluation.assess import Evaluation, Known, Scored, assess
 from carefl_secure.evaluation.groups import Settings
-from carefl_secure.evaluation.summary import Evaluation
 from carefl_secure.progress import Reporter
 from carefl_secure.runs.evaluation.cexpr_parts import (
     Part,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from carefl_secure.data.checks.examine import examine
-from carefl_secure.data.corpora.emotic.archive import load_emotic_archive
+from carefl_secure.data.corpora.emotic.table import load_emotic_archive
 from carefl_secure.data.records import EMOTIC
 from carefl_secure.errors import DataError
 from carefl_secure.progress import SilentReporter
