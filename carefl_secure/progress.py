@@ -13,18 +13,23 @@ class Reporter(Protocol):
 
     def start(self, task: str, total: int) -> None:
         """Announce a task of ``total`` steps."""
+        return
 
     def advance(self, task: str, step: int = 1) -> None:
         """Say that ``step`` more steps of the task are done."""
+        return
 
     def finish(self, task: str) -> None:
         """Say that the task is over."""
+        return
 
     def note(self, text: str) -> None:
         """Pass on one sentence for the person watching."""
+        return
 
     def round(self, row: Mapping[str, float | int | str]) -> None:
         """Pass on the figures of one finished round."""
+        return
 
 
 class SilentReporter(Reporter):
