@@ -28,13 +28,10 @@ TEXT_ONLY = ("model.vision_model", "model.connector", "lm_head")
 
 @dataclass(frozen=True)
 class Source:
-    """A model on this machine's disk.
+    """A model on this machine's disk."""
 
-    ``name`` is the hub id or a folder's name; ``revision`` the commit, or SHA-256 over configuration and weights.
-    """
-
-    name: str
-    revision: str
+    name: str  # the hub id or a folder's name
+    revision: str  # the commit, or SHA-256 over configuration and weights
     folder: Path
 
 

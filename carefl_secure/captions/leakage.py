@@ -53,31 +53,23 @@ _ENDINGS = re.compile(r"(?:fulness|ness|ment|ation|ition|ion|ance|ence|ing|edly|
 
 @dataclass(frozen=True)
 class Leakage:
-    """One label's share of captions that name it.
-
-    ``word`` is the share of all captions with the label's own word, ``stem`` with any word of its
-    stem, and ``own`` the latter among the records that carry the label; None where none does.
-    """
+    """One label's share of captions that name it."""
 
     label: str
-    word: float
-    stem: float
-    own: float | None
+    word: float  # of all captions, with the label's own word
+    stem: float  # of all captions, with any word of its stem
+    own: float | None  # the latter among the records that carry the label; None where none does
 
 
 @dataclass(frozen=True)
 class LeakageReport:
-    """What the captions of a corpus give away.
-
-    ``word`` and ``stem`` are the shares that name any label of the space, ``own`` the share that
-    names a label of its own record, by stem; ``labels`` are in the order of the space.
-    """
+    """What the captions of a corpus give away."""
 
     captions: int
-    word: float
-    stem: float
-    own: float
-    labels: tuple[Leakage, ...]
+    word: float  # share that names any label of the space by its own word
+    stem: float  # and by any word of its stem
+    own: float  # share that names a label of its own record, by stem
+    labels: tuple[Leakage, ...]  # in the order of the space
 
     def as_json(self) -> dict[str, Any]:
         """Return it as plain values: shares only, no caption."""

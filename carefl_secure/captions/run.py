@@ -70,17 +70,13 @@ def view_of(corpus: Corpus, index: int, view: View) -> Image.Image:
 
 @dataclass(frozen=True)
 class Captioning:
-    """What one pass over ``records`` of a corpus did.
-
-    ``made`` pictures were captioned now; ``kept`` records had a caption already, from an earlier
-    pass or an equal picture; ``seconds`` is the time in the model.
-    """
+    """What one pass over the records of a corpus did."""
 
     corpus: str
     records: int
-    made: int
-    kept: int
-    seconds: float
+    made: int  # pictures captioned now
+    kept: int  # records that had a caption already, from an earlier pass or an equal picture
+    seconds: float  # in the model
     leakage: LeakageReport
 
     def as_json(self) -> dict[str, Any]:

@@ -17,10 +17,7 @@ from carefl_secure.errors import ConfigError, LabelError
 
 @dataclass(frozen=True)
 class LabelSpace:
-    """The labels of a task, in their canonical order: a label's id is its place.
-
-    ``multi`` says that a record may carry several labels at once.
-    """
+    """The labels of a task: a label's id is its place; with ``multi`` a record may carry several at once."""
 
     name: str
     labels: tuple[str, ...]

@@ -27,20 +27,15 @@ FORMAT = "carefl.evaluation/1"
 
 @dataclass(frozen=True)
 class Cost:
-    """What one answer costs on this machine: latency, memory, and tokens.
+    """What one answer costs on this machine: latency, memory, and tokens."""
 
-    ``images`` pictures were timed one at a time, from reading the file to all label scores; latencies are in
-    milliseconds. ``peak_memory_bytes`` is the largest resident size of the whole process so far. ``prompt_tokens``
-    include those of the picture; ``answer_tokens`` are of all answers together.
-    """
-
-    images: int
+    images: int  # pictures timed one at a time, from reading the file to all label scores
     latency_p50_ms: float
     latency_p95_ms: float
-    peak_memory_bytes: int
-    prompt_tokens: int
+    peak_memory_bytes: int  # largest resident size of the whole process so far
+    prompt_tokens: int  # those of the picture included
     image_tokens: int
-    answer_tokens: int
+    answer_tokens: int  # of all answers together
 
 
 @dataclass(frozen=True)
@@ -75,50 +70,32 @@ class Slice:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All figures of one model on one split.
-
-    Parameters
-    ----------
-    multi : bool
-        Whether several labels may hold.
-    unlabelled : int
-        Those of the ``records`` without any label; sample averages leave them out.
-    decided_by : str
-        How scores became decisions, in words.
-    figures, intervals : mapping
-        Of the tuned model; names in :data:`carefl_secure.evaluation.figures.NAMES`.
-    untuned, baselines : mapping
-        The same figures of the base without the adapter, and of the label shares alone.
-    gains, gain_intervals : mapping
-        Tuned minus untuned, paired over the same resamples.
-    confusion : tuple of tuple of int or None
-        Row: true label, column: decided label; None where several labels may hold.
-    remarks : tuple of str
-        What a reader must know before quoting a figure.
-    """
+    """All figures of one model on one split."""
 
     run: str
     corpus: str
     split: str
     space: str
-    multi: bool
+    multi: bool  # whether several labels may hold
     records: int
-    unlabelled: int
-    decided_by: str
+    unlabelled: int  # of the records, without any label; sample averages leave them out
+    decided_by: str  # how scores became decisions, in words
     sampling: Sampling
-    figures: Mapping[str, float]
+    figures: Mapping[str, float]  # of the tuned model, by the names in carefl_secure.evaluation.figures.NAMES
     intervals: Mapping[str, Interval]
-    untuned: Mapping[str, float]
-    baselines: Mapping[str, float]
-    gains: Mapping[str, float]
+    untuned: Mapping[str, float]  # the same figures of the base without the adapter
+    baselines: Mapping[str, float]  # and of the label shares alone
+    gains: Mapping[str, float]  # tuned minus untuned, paired over the same resamples
     gain_intervals: Mapping[str, Interval]
     labels: tuple[Label, ...]
-    confusion: tuple[tuple[int, ...], ...] | None
+    confusion: (
+        tuple[tuple[int, ...], ...] | None
+    )  # row: true label, column: decided label; None where several may hold
     reliability: tuple[Bin, ...]
     groups: tuple[Comparison, ...]
     slices: tuple[Slice, ...]
     cost: Cost | None = None
-    remarks: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()  # what a reader must know before quoting a figure
 
     def _repr_html_(self) -> str:
         """Show the figures in a notebook."""
@@ -147,32 +124,25 @@ _MOST_VALUES = 12  # an attribute with more is no grouping unless it is asked fo
 
 @dataclass(frozen=True)
 class Known:
-    """Targets and scores of other records, which thresholds and label shares may come from.
+    """Targets and scores of other records, which thresholds and label shares may come from."""
 
-    ``targets`` is a 0/1 label matrix ``[M, K]``; the scores ``tuned`` and ``untuned``, ``[M, K]``, are needed where
-    several labels may hold. ``same``: these are the scored records themselves, which makes F1 too good.
-    """
-
-    targets: npt.NDArray[Any]
-    tuned: npt.NDArray[Any] | None = None
+    targets: npt.NDArray[Any]  # 0/1 label matrix [M, K]
+    tuned: npt.NDArray[Any] | None = None  # scores [M, K], needed where several labels may hold; so is untuned
     untuned: npt.NDArray[Any] | None = None
-    same: bool = False
+    same: bool = False  # these are the scored records themselves, which makes F1 too good
 
 
 @dataclass(frozen=True)
 class Scored:
-    """The records that were scored, and what the result calls them.
-
-    ``records`` have subjects and attributes, ``targets`` their 0/1 label matrix ``[N, K]``; ``images`` are in order.
-    """
+    """The records that were scored, and what the result calls them."""
 
     run: str
     corpus: str
     split: str
     space: LabelSpace
-    records: Sequence[Record]
-    targets: npt.NDArray[Any]
-    images: Iterable[Image.Image]
+    records: Sequence[Record]  # with subjects and attributes
+    targets: npt.NDArray[Any]  # their 0/1 label matrix [N, K]
+    images: Iterable[Image.Image]  # in the same order
 
 
 def attributes_of(records: Sequence[Record], asked: tuple[str, ...] | None) -> dict[str, list[str | None]]:

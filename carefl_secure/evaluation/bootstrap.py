@@ -37,15 +37,11 @@ _UNBOUNDED = (-math.inf, math.inf)
 
 @dataclass(frozen=True)
 class Interval:
-    """Where a figure would lie on other records.
+    """Where a figure would lie on other records."""
 
-    ``low`` and ``high`` are NaN where more than half of the resamples leave the figure undefined.
-    These ``undefined`` ones, such as those without any positive record, are left out.
-    """
-
-    low: float
+    low: float  # NaN where more than half of the resamples leave the figure undefined; so is high
     high: float
-    undefined: int = 0
+    undefined: int = 0  # resamples left out, such as those without any positive record
 
 
 def units_of(subjects: Sequence[str | None]) -> Units:

@@ -165,17 +165,13 @@ class Decisions:
 
 @dataclass(frozen=True)
 class Bin:
-    """One bar of a reliability diagram: probabilities from ``low`` to below ``high``, or to 1.
-
-    ``count`` is the number of decisions in it, ``confidence`` their mean probability and
-    ``frequency`` how often they were right; both NaN in an empty bin.
-    """
+    """One bar of a reliability diagram: probabilities from ``low`` to below ``high``, or to 1."""
 
     low: float
     high: float
-    count: int
-    confidence: float
-    frequency: float
+    count: int  # decisions in it
+    confidence: float  # their mean probability; NaN in an empty bin
+    frequency: float  # how often they were right; NaN in an empty bin
 
 
 def probabilities(scores: npt.NDArray[Any], *, multi: bool) -> Floats:

@@ -34,55 +34,42 @@ _NAMES = ("mAP", "macro_f1", "uar")
 
 @dataclass(frozen=True)
 class Settings:
-    """How an evaluation is made: ``replicates`` bootstrap resamples for intervals of a ``level``.
-
-    ``groups`` are the attributes to compare groups by; None takes all with 2 to 12 values. A group needs ``minimum``
-    records and ten persons; one with fewer is too small. The gap by chance is from ``shuffles`` of the group names.
-    """
+    """How an evaluation is made: bootstrap resamples for intervals of a level, and groups to compare."""
 
     replicates: int = 1000
     level: float = 0.95
     seed: int = 0
-    groups: tuple[str, ...] | None = None
-    minimum: int = 30
-    shuffles: int = 200
+    groups: tuple[str, ...] | None = None  # attributes to compare groups by; None takes all with 2 to 12 values
+    minimum: int = 30  # records that a group needs, of ten persons; one with fewer is too small
+    shuffles: int = 200  # of the group names, for the gap by chance
 
 
 @dataclass(frozen=True)
 class Group:
-    """The records with one value of an attribute.
-
-    ``units`` are the independent persons or records among the ``records``; ``labels`` counts those
-    with a positive record here, as the others enter no figure, and ``baseline`` is their mean
-    prevalence. ``figures`` and ``intervals`` are empty where the group is too ``small``.
-    """
+    """The records with one value of an attribute."""
 
     value: str
     records: int
-    units: int
-    labels: int
-    baseline: float
-    figures: Mapping[str, float]
+    units: int  # independent persons or records among the records
+    labels: int  # with a positive record here; the others enter no figure
+    baseline: float  # mean prevalence of these labels
+    figures: Mapping[str, float]  # empty where the group is too small; so are the intervals
     intervals: Mapping[str, Interval]
     small: bool
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All groups of one attribute, by name; those too small with their counts alone.
-
-    ``gap`` is the figure ``metric`` of the ``best`` group minus that of the ``worst``, among the groups with
-    ``minimum`` records; None with fewer than two. 95 of 100 shuffles of the group names stay below ``gap_by_chance``.
-    """
+    """All groups of one attribute, by name; those too small with their counts alone."""
 
     attribute: str
     metric: str
     groups: tuple[Group, ...]
     worst: str | None
     best: str | None
-    gap: float | None
-    gap_by_chance: float | None
-    minimum: int
+    gap: float | None  # metric of the best group minus that of the worst; None with fewer than two
+    gap_by_chance: float | None  # 95 of 100 shuffles of the group names stay below it
+    minimum: int  # records of a group that counts
 
 
 def compare(
@@ -182,14 +169,11 @@ _TERCILES = {"brightness": ("1 dark", "2 middle", "3 bright"), "sharpness": ("1 
 
 @dataclass(frozen=True)
 class Slices:
-    """Records by tercile of ``brightness`` or ``sharpness``.
-
-    ``values`` are the tercile of each record, ``edges`` where the first and the second end, value included.
-    """
+    """Records by tercile of ``brightness`` or ``sharpness``."""
 
     name: str
-    values: tuple[str, ...]
-    edges: tuple[float, float]
+    values: tuple[str, ...]  # the tercile of each record
+    edges: tuple[float, float]  # where the first and the second end, value included
 
 
 def _luma(image: Image.Image) -> Floats:

@@ -34,19 +34,14 @@ _FAULTS = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, 
 
 @dataclass(frozen=True)
 class Finished:
-    """The outcome of one cell.
-
-    ``epsilon`` is what the training spent, None where nothing is protected; ``seconds`` is wall
-    time, scoring included; ``figures`` (:meth:`carefl_secure.experiment.scores.Scores.statistic`) are
-    empty where it failed, for the reason in ``error``.
-    """
+    """The outcome of one cell."""
 
     variant: str
     seed: int
-    epsilon: float | None
-    seconds: float
-    figures: dict[str, float]
-    error: str | None = None
+    epsilon: float | None  # what the training spent; None where nothing is protected
+    seconds: float  # of wall time, scoring included
+    figures: dict[str, float]  # see Scores.statistic; empty where the cell failed
+    error: str | None = None  # why it failed
 
 
 def run_cell(cell: Cell, reporter: Reporter) -> Finished:

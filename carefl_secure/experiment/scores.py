@@ -69,26 +69,13 @@ def label_slices(labels: tuple[str, ...], *, drawn: bool) -> dict[str, list[int]
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of the test records by one or several models.
+    """Scores of the test records by one or several models: several where each client trained its own."""
 
-    Parameters
-    ----------
-    targets : ndarray of bool, shape [N, K]
-    scores : ndarray of float32, shape [models, N, K]
-        Several models where each client trained its own.
-    thresholds : ndarray of float64, shape [models, K], or None
-        From the public split, by each model's own scores; None where one label holds.
-    units : ndarray of int64, shape [N]
-        Records of one person share a number.
-    slices : dict of str to list of int
-        See :func:`label_slices`.
-    """
-
-    targets: npt.NDArray[np.bool_]
-    scores: npt.NDArray[np.float32]
-    thresholds: Floats | None
-    units: npt.NDArray[np.int64]
-    slices: dict[str, list[int]]
+    targets: npt.NDArray[np.bool_]  # [N, K]
+    scores: npt.NDArray[np.float32]  # [models, N, K]
+    thresholds: Floats | None  # [models, K], from the public split, by each model's scores; None with one label
+    units: npt.NDArray[np.int64]  # [N]; records of one person share a number
+    slices: dict[str, list[int]]  # see label_slices
 
     def statistic(self) -> Statistic:
         """Return the figures as a function of how often each record counts, ``[N]``.

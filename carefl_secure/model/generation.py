@@ -45,13 +45,10 @@ PLAIN_ENGLISH = (
 
 @dataclass(frozen=True)
 class GeneratedLabels:
-    """A model's answers, read as labels: ``decisions`` is bool, shape [records, labels].
+    """A model's answers, read as labels."""
 
-    ``unparsable``, bool of shape [records], marks records where no label could be read; they have none.
-    """
-
-    decisions: npt.NDArray[np.bool_]
-    unparsable: npt.NDArray[np.bool_]
+    decisions: npt.NDArray[np.bool_]  # [records, labels]
+    unparsable: npt.NDArray[np.bool_]  # [records]: where no label could be read; they have none
 
 
 def parse_labels(text: str, space: LabelSpace) -> tuple[int, ...] | None:

@@ -19,22 +19,11 @@ from carefl_secure.errors import ModelError
 
 @dataclass(frozen=True)
 class TokenTree:
-    """The suffixes of one prompt, common beginnings merged.
+    """The suffixes of one prompt, common beginnings merged."""
 
-    Parameters
-    ----------
-    tokens : Tensor of int64, shape [nodes]
-        The last token of an answer is predicted, never read, so it has no node unless another
-        suffix goes on through it.
-    parents : tuple of int
-        A node's parent, -1 for the last prefix token. Parents come before children.
-    steps : tuple of (tuple of (int, int))
-        For each answer, pairs (node whose output predicts, token predicted).
-    """
-
-    tokens: Tensor
-    parents: tuple[int, ...]
-    steps: tuple[tuple[tuple[int, int], ...], ...]
+    tokens: Tensor  # int64 [nodes]; an answer's last token is predicted, not read: no node unless others go through it
+    parents: tuple[int, ...]  # a node's parent, -1 for the last prefix token; parents come before children
+    steps: tuple[tuple[tuple[int, int], ...], ...]  # for each answer: node whose output predicts, token predicted
 
     @classmethod
     def build(cls, suffixes: Sequence[tuple[Sequence[int], Sequence[int]]]) -> TokenTree:

@@ -21,11 +21,11 @@ from carefl_secure.hub import (
     find_device,
     load_frozen,
     quantised_layers,
-    quantization_config,
     quiet,
     read_processor,
     weights_digest,
 )
+from carefl_secure.hub import quantization_config as quantization_config  # of a base, for runs too
 from carefl_secure.model.embedded import EMBEDDED
 from carefl_secure.model.prompts import Prompter, PromptForm
 from carefl_secure.model.vision.shards import cache_folder
@@ -90,22 +90,17 @@ _FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
 
 @dataclass(frozen=True)
 class Base:
-    """A frozen base model with what belongs to it; no parameter requires a gradient.
-
-    ``digest`` is SHA-256 over configuration and weights: clients refuse a base with another one.
-    ``source`` is what the user asked for: ``embedded``, a folder or a hub id. The model is on
-    ``device``; ``features`` holds what its vision side made of images, on the CPU or on disk.
-    """
+    """A frozen base model with what belongs to it; no parameter requires a gradient."""
 
     model: Any
     processor: Any
     prompter: Prompter
-    digest: bytes
+    digest: bytes  # SHA-256 over configuration and weights: clients refuse a base with another one
     dtype: torch.dtype
-    source: str
+    source: str  # what the user asked for: embedded, a folder or a hub id
     parallel_batches: ParallelBatches
-    device: torch.device
-    features: FeatureStore
+    device: torch.device  # where the model is
+    features: FeatureStore  # what its vision side made of images, on the CPU or on disk
 
 
 def load_base(

@@ -32,22 +32,11 @@ _TEMPLATE = "use a SmolVLM2 checkpoint with its chat_template file, or the embed
 
 @dataclass(frozen=True)
 class PromptForm:
-    """How images and answers stand in a prompt.
+    """How images and answers stand in a prompt."""
 
-    Parameters
-    ----------
-    end_answers : bool or None
-        Whether labels end with the end-of-utterance token (`Prompter`); None: with every base but
-        the embedded one, whose pretraining put none behind a label.
-    image_splitting : bool
-        Whether an image is cut into tiles, as the checkpoints' own default is.
-    longest_edge : int or None
-        Length that the longer side of an image is brought to first; None: the processor's own.
-    """
-
-    end_answers: bool | None = None
-    image_splitting: bool = False
-    longest_edge: int | None = None
+    end_answers: bool | None = None  # see Prompter; None: with every base but the embedded one, trained without
+    image_splitting: bool = False  # cut an image into tiles, as the checkpoints' own default is
+    longest_edge: int | None = None  # that the longer side is brought to first; None: the processor's own
 
 
 class Prompter:

@@ -23,43 +23,33 @@ from carefl_secure.progress import Reporter, SilentReporter
 
 @dataclass(frozen=True)
 class SplitReport:
-    """What one split holds.
-
-    ``corpus`` names corpus, view and split. ``labelled`` counts records with at least one label,
-    ``labels`` each label. ``skipped`` and ``remarks`` count by reason what was left out, and what
-    was kept with a remark; ``examples`` has a few records per reason. ``repeated`` and ``nearly``
-    count images that repeat an earlier one of the split, exactly and nearly.
-    """
+    """What one split holds."""
 
     name: str
-    corpus: str
+    corpus: str  # corpus, view and split
     records: int
     images: int
-    labelled: int
+    labelled: int  # records with at least one label
     labels: Mapping[str, int]
-    skipped: Mapping[str, int]
-    remarks: Mapping[str, int]
-    examples: Mapping[str, Sequence[str]]
-    repeated: int
-    nearly: int
+    skipped: Mapping[str, int]  # left out, by reason
+    remarks: Mapping[str, int]  # kept with a remark, by reason
+    examples: Mapping[str, Sequence[str]]  # a few records for each reason
+    repeated: int  # images that equal an earlier one of the split
+    nearly: int  # and those that nearly do
 
 
 @dataclass(frozen=True)
 class Report:
-    """What :func:`carefl_secure.data.checks.check.check_corpus` found.
+    """What :func:`check_corpus` found."""
 
-    ``kind`` is the layout, ``counts`` the numbers found with the published ones. ``shared`` says what splits have in
-    common, then clients; ``missing`` what the corpus lacks. ``faults`` are errors, ``notes`` are not.
-    """
-
-    kind: str
+    kind: str  # the layout
     root: str
     splits: Sequence[SplitReport]
-    counts: Sequence[Count]
-    shared: Sequence[Shared]
-    missing: Sequence[str] = field(default_factory=tuple)
-    faults: Sequence[str] = field(default_factory=tuple)
-    notes: Sequence[str] = field(default_factory=tuple)
+    counts: Sequence[Count]  # numbers found, with the published ones
+    shared: Sequence[Shared]  # what splits have in common, then clients
+    missing: Sequence[str] = field(default_factory=tuple)  # what the corpus lacks
+    faults: Sequence[str] = field(default_factory=tuple)  # errors
+    notes: Sequence[str] = field(default_factory=tuple)  # no errors
 
     @property
     def sound(self) -> bool:

@@ -23,22 +23,15 @@ from carefl_secure.progress import Reporter, SilentReporter
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How to read a corpus; options that do not apply to it are ignored.
+    """How to read a corpus; options that do not apply to it are ignored."""
 
-    ``task`` names the label space (``auto`` where the corpus brings its own labels), ``view`` one
-    of the format's views or ``auto``. ``every`` takes one video frame in so many. ``space`` is the
-    label space that the parties agreed on, for a corpus that brings its own. ``by_client`` says
-    that an image folder has one folder for each client, above its classes or metadata.
-    ``drop_undeclared`` leaves out records with a label outside ``space`` instead of refusing them.
-    """
-
-    task: str = "auto"
-    view: str = "auto"
+    task: str = "auto"  # the label space; auto where the corpus brings its own labels
+    view: str = "auto"  # one of the format's views, or auto
     fold: int = 0
-    every: int = 1
-    space: LabelSpace | None = None
-    by_client: bool = False
-    drop_undeclared: bool = False
+    every: int = 1  # take one video frame in so many
+    space: LabelSpace | None = None  # that the parties agreed on, for a corpus that brings its own
+    by_client: bool = False  # an image folder has a folder for each client, above its classes or metadata
+    drop_undeclared: bool = False  # leave out records with a label outside space instead of refusing them
     reporter: Reporter = field(default_factory=SilentReporter)
 
 

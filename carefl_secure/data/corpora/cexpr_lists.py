@@ -23,14 +23,10 @@ _TIME = re.compile(r"(\d+):([0-5]?\d):([0-5]?\d(?:\.\d+)?)")
 
 @dataclass(frozen=True)
 class Clip:
-    """One video or clip of a list.
+    """One video or clip of a list."""
 
-    ``name`` is the path below the folder of videos, without a suffix, such as
-    ``Sadly-Fearful/24_Sadly-Fearful_0``. ``label`` is 0 to 6, :data:`OTHER`, or ``None``.
-    """
-
-    name: str
-    label: int | None
+    name: str  # path below the folder of videos, without a suffix: Sadly-Fearful/24_Sadly-Fearful_0
+    label: int | None  # 0 to 6, OTHER, or none
 
     @property
     def stem(self) -> str:

@@ -19,15 +19,11 @@ _KINDS = (("gender", GENDERS), ("race", RACES), ("age_group", AGES))
 
 @dataclass(frozen=True)
 class Attributes:
-    """Annotators' judgements, which need not be true of the person.
+    """Annotators' judgements, which need not be true of the person."""
 
-    ``attributes`` are ``gender``, ``race`` and ``age_group``. ``landmarks`` are two eye centres,
-    nose tip and two mouth corners in pixels of the original image. ``fault`` says why none exist.
-    """
-
-    attributes: Mapping[str, str] = field(default_factory=dict)
-    landmarks: list[list[float]] | None = None
-    fault: str | None = None
+    attributes: Mapping[str, str] = field(default_factory=dict)  # gender, race and age_group
+    landmarks: list[list[float]] | None = None  # eye centres, nose tip, mouth corners; original pixels
+    fault: str | None = None  # why there are none
 
 
 def _floats(line: str, count: int) -> list[float] | None:

@@ -21,20 +21,15 @@ _EXAMPLES = 3
 
 @dataclass(frozen=True)
 class Shared:
-    """What two parts have in common.
-
-    ``exact`` counts the images of the second whose pixels the first has too, ``files`` those of them that are
-    byte-for-byte the same file, ``near`` further images of the second that are nearly one of the first, ``subjects``
-    the subjects (persons, videos) in both. ``examples`` are a few pairs, as ``first = second`` or ``first ~ second``.
-    """
+    """What two parts have in common."""
 
     first: str
     second: str
-    exact: int
-    files: int
-    near: int
-    subjects: int
-    examples: tuple[str, ...]
+    exact: int  # images of the second whose pixels the first has too
+    files: int  # those of them that are byte-for-byte the same file
+    near: int  # further images of the second that are nearly one of the first
+    subjects: int  # persons or videos in both
+    examples: tuple[str, ...]  # a few pairs, as "first = second" or "first ~ second"
 
 
 class Near:
@@ -105,17 +100,13 @@ Policy = Literal["refuse", "drop", "keep"]
 
 @dataclass(frozen=True)
 class Deduplicated:
-    """The corpora after the policy, and what it found.
-
-    ``repeated`` counts images that repeat another of the same split, ``shared`` images of a later split that an
-    earlier one holds, ``contradictions`` images that equal an earlier one but have other labels.
-    """
+    """The corpora after the policy, and what it found."""
 
     found: Examined
-    repeated: int
-    shared: int
+    repeated: int  # images that repeat another of the same split
+    shared: int  # images of a later split that an earlier one holds
     policy: Policy
-    contradictions: int = 0
+    contradictions: int = 0  # images that equal an earlier one but have other labels
 
     def __str__(self) -> str:
         if not self.repeated + self.shared:

@@ -44,22 +44,16 @@ _BANDS = NEAR_BITS + 1  # two hashes that differ in four bits agree in one of fi
 
 @dataclass(frozen=True)
 class ImageHash:
-    """The fingerprint of one image.
-
-    ``records`` are those that show the image; several persons in it share one fingerprint. ``pixels`` is the SHA-256
-    of width, height and RGB bytes, ``None`` where the image cannot be read (``fault`` says why, and ``size``, width
-    and height, is zero). ``file`` is the SHA-256 of the file, where it holds this image alone; ``hash`` has 64 bits,
-    ``None`` for an almost flat image; ``thumbnail`` holds 16 x 16 grey values.
-    """
+    """The fingerprint of one image."""
 
     image: str
-    records: tuple[int, ...]
-    pixels: bytes | None
-    file: bytes | None
-    hash: int | None
-    thumbnail: bytes = b""
-    size: tuple[int, int] = (0, 0)
-    fault: str | None = None
+    records: tuple[int, ...]  # those that show the image: several persons in it share one fingerprint
+    pixels: bytes | None  # SHA-256 of width, height and RGB bytes; None where the image cannot be read
+    file: bytes | None  # SHA-256 of the file, where it holds this image alone
+    hash: int | None  # 64 bits; None for an almost flat image
+    thumbnail: bytes = b""  # 16 x 16 grey values
+    size: tuple[int, int] = (0, 0)  # width and height; zero where the image cannot be read
+    fault: str | None = None  # why it cannot be read
 
 
 def difference_hash(image: Image.Image) -> int | None:

@@ -141,13 +141,10 @@ def _cut(image: Image.Image, crop: Box | None) -> Image.Image:
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image file, or the part of it inside a box.
-
-    ``crop`` is ``(left, top, right, bottom)`` in pixels of the upright image, inside it.
-    """
+    """An image file, or the part of it inside a box."""
 
     path: Path
-    crop: Box | None = None
+    crop: Box | None = None  # (left, top, right, bottom) in pixels of the upright image, inside it
 
     def open(self) -> Image.Image:
         """Read the image."""
@@ -169,10 +166,7 @@ def open_array(path: Path) -> npt.NDArray[np.generic]:
 
 @dataclass(frozen=True)
 class ImageArray:
-    """An image in a ``.npy`` file of bytes, ``[H, W, 3]``, or one row of ``[N, H, W, 3]``.
-
-    The file is mapped, not read, so a row costs only its own bytes. ``crop`` is in pixels.
-    """
+    """An image in a ``.npy`` file of bytes, ``[H, W, 3]``, or one row of ``[N, H, W, 3]``; ``crop`` in pixels."""
 
     path: Path
     row: int | None = None

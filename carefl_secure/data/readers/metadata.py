@@ -23,20 +23,15 @@ _OWN = frozenset({"file_name", "label", "labels", "subject", "box", "bbox"})
 
 @dataclass(frozen=True)
 class Row:
-    """One record before its labels have ids.
+    """One record before its labels have ids."""
 
-    ``file_name`` is relative to the folder of the metadata file, and ``origin`` names file and line
-    for errors. ``labels`` is ``None`` for an unlabelled record, empty where none of several labels
-    holds; ``several`` says whether the table allows several labels per record.
-    """
-
-    file_name: str
-    labels: tuple[str, ...] | None
-    several: bool
+    file_name: str  # relative to the folder of the metadata file
+    labels: tuple[str, ...] | None  # None for an unlabelled record, empty where none of several labels holds
+    several: bool  # whether the table allows several labels per record
     subject: str | None
     attributes: Mapping[str, str]
     box: Box | None
-    origin: str
+    origin: str  # file and line, for errors
 
 
 def label_word(text: str) -> str:

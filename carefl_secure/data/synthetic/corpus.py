@@ -41,20 +41,15 @@ _ARRAYS = ("pixels", "factors", "basic", "compound", "emotic", "vad", "boxes", "
 
 @dataclass(frozen=True)
 class SyntheticCorpus:
-    """One split of the embedded corpus under one label space.
-
-    ``scenes`` is the truth behind the images, for describers and tests; no learner reads it.
-    ``vad`` [records, 3] is valence, arousal, dominance on EMOTIC's scale of 1 to 10; ``landmarks``
-    [records, 5, 2] are eye centres, nose tip, mouth corners in pixels.
-    """
+    """One split of the embedded corpus under one label space."""
 
     name: str
     space: LabelSpace
     records: Sequence[Record]
     pixels: npt.NDArray[np.uint8]
-    scenes: Scenes
-    vad: npt.NDArray[np.float32]
-    landmarks: npt.NDArray[np.float32]
+    scenes: Scenes  # the truth behind the images, for describers and tests; no learner reads it
+    vad: npt.NDArray[np.float32]  # [records, 3]: valence, arousal, dominance, from 1 to 10 as in EMOTIC
+    landmarks: npt.NDArray[np.float32]  # [records, 5, 2]: eye centres, nose tip, mouth corners, in pixels
 
     def image(self, index: int) -> Image.Image:
         """Return one image as an RGB image of 64 x 64 pixels."""

@@ -24,29 +24,21 @@ _CLOTH = ((176, 52, 52), (52, 92, 176), (60, 140, 84), (150, 96, 170), (206, 160
 
 @dataclass(frozen=True)
 class Look:
-    """A person's appearance apart from emotion; one look per subject.
+    """A person's appearance apart from emotion; one look per subject."""
 
-    ``skin`` is 0 (light) to 4 (dark), ``hair`` a colour id, ``age`` 0 child, 1 adult, 2 elder;
-    ``feminine`` is the gender presentation: long hair.
-    """
-
-    skin: int
-    hair: int
-    age: int
-    feminine: bool
+    skin: int  # 0 (light) to 4 (dark)
+    hair: int  # a colour id
+    age: int  # 0 child, 1 adult, 2 elder
+    feminine: bool  # the gender presentation: long hair
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A finished image, and positions in its own pixels.
-
-    ``box`` is the person's ``(left, top, right, bottom)``; ``landmarks`` [5, 2] are two eye
-    centres, nose tip, two mouth corners.
-    """
+    """A finished image, and positions in its own pixels."""
 
     pixels: npt.NDArray[np.uint8]
-    box: tuple[float, float, float, float]
-    landmarks: npt.NDArray[np.float32]
+    box: tuple[float, float, float, float]  # the person's (left, top, right, bottom)
+    landmarks: npt.NDArray[np.float32]  # [5, 2]: eye centres, nose tip, mouth corners
 
 
 def draw(factors: npt.NDArray[np.int8], look: Look, rng: np.random.Generator) -> Drawing:

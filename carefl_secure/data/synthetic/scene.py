@@ -105,15 +105,11 @@ _FACE_GROUPS = ("brows", "eyes", "mouth", "mark")
 
 @dataclass(frozen=True)
 class Scenes:
-    """The factors and expression labels of many scenes.
+    """The factors and expression labels of many scenes."""
 
-    ``factors`` [scenes, groups] has the value's id in each group of :data:`GROUPS`; ``basic`` [scenes] the basic
-    expression (the dominant one of a compound); ``compound`` [scenes] the compound expression or -1.
-    """
-
-    factors: npt.NDArray[np.int8]
-    basic: npt.NDArray[np.int8]
-    compound: npt.NDArray[np.int8]
+    factors: npt.NDArray[np.int8]  # [scenes, groups]: the value's id in each group of GROUPS
+    basic: npt.NDArray[np.int8]  # [scenes]: the basic expression, the dominant one of a compound
+    compound: npt.NDArray[np.int8]  # [scenes]: the compound expression or -1
 
     def one_hot(self) -> npt.NDArray[np.float32]:
         """Return the factors as a 0/1 matrix, shape ``[scenes, len(FACTORS)]``."""

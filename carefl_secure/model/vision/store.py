@@ -71,13 +71,10 @@ class _OnDisk:
 
 @dataclass(frozen=True, eq=False)
 class StoredFeatures:
-    """Features of some images in a store, [records, tokens, width]; indexing reads those rows.
-
-    ``where``, int64 [records, 2], is shard and row of each record.
-    """
+    """Features of some images in a store, [records, tokens, width]; indexing reads those rows."""
 
     shards: Sequence[_Shard]
-    where: npt.NDArray[np.int64]
+    where: npt.NDArray[np.int64]  # int64 [records, 2]: shard and row of each record
     shape: tuple[int, int]
     dtype: torch.dtype
 

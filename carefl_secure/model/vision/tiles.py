@@ -124,13 +124,10 @@ class Tiles:
 
 @dataclass(frozen=True)
 class TiledFeatures:
-    """Features in a store of images that are cut differently; indexing reads those images.
+    """Features in a store of images that are cut differently; indexing reads those images."""
 
-    ``rows`` has the tiles of all records; ``grids`` say how each is cut.
-    """
-
-    rows: StoredFeatures
-    grids: tuple[Grid, ...]
+    rows: StoredFeatures  # the tiles of all records
+    grids: tuple[Grid, ...]  # how each is cut
 
     def __len__(self) -> int:
         return len(self.grids)

@@ -23,9 +23,8 @@ from carefl_secure.config import Config
 from carefl_secure.config.sections import AdapterConfig, ModelConfig
 from carefl_secure.data.records import LabelSpace
 from carefl_secure.errors import ConfigError, ModelError
-from carefl_secure.hub import quantization_config
 from carefl_secure.model.label_scorer import LabelScorer
-from carefl_secure.model.loader import base_folder
+from carefl_secure.model.loader import base_folder, quantization_config
 from carefl_secure.model.saved import load_head, load_saved
 from carefl_secure.model.vision.tiles import image_cost, image_settings
 from carefl_secure.run_folder import write_atomically

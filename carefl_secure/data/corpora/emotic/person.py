@@ -96,20 +96,16 @@ View = str  # ``image`` or ``person``
 
 @dataclass(frozen=True)
 class Person:
-    """One annotated person, before the image is opened.
+    """One annotated person, before the image is opened."""
 
-    ``place`` is folder and name of the image, with forward slashes. ``number`` counts the persons
-    of an image from 1. ``stated`` is the image's width and height according to the annotation.
-    """
-
-    place: str
-    number: int
+    place: str  # folder and name of the image, with forward slashes
+    number: int  # of the person in the image, from 1
     box: Box
     labels: tuple[int, ...]
     vad: Vad
     gender: str | None
     age: str | None
-    stated: tuple[int, int] | None = None
+    stated: tuple[int, int] | None = None  # width and height of the image according to the annotation
 
     @property
     def key(self) -> str:
