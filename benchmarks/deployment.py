@@ -24,7 +24,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from multiprocessing.connection import Client, Listener
 from pathlib import Path
@@ -37,6 +37,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
+from carefl_secure.deployment.flower import relay
 from carefl_secure.deployment.flower.grid import SuperLinkGrid
 from carefl_secure.deployment.flower.processes import Processes, free_port
 from carefl_secure.deployment.flower.relay import SERVER_SOCKET, receive, send
@@ -44,11 +45,11 @@ from carefl_secure.deployment.flower.superlink import (
     COMPLETED,
     POLL,
     Link,
+    control_key,
     flower_environment,
     node_command,
     server_command,
     start_server,
-    write_app,
 )
 from carefl_secure.deployment.provisioning.provision import rehearse
 from carefl_secure.deployment.provisioning.site_bundle import node_folder
@@ -63,6 +64,7 @@ from carefl_secure.federation.run_spec import RunSpec
 from carefl_secure.federation.server.optimizers import FedAvg
 from carefl_secure.federation.server.run import run_federation
 from carefl_secure.federation.transport.exchange import wait_for_nodes
+from carefl_secure.federation.transport.flower_internals import ControlClient, build_app
 from carefl_secure.federation.transport.local_grid import FIRST_NODE, LocalGrid
 from carefl_secure.run_folder import RunFolder
 
@@ -162,11 +164,7 @@ class Deployment(Clients):
         self._link = self._start(processes, port, names, sockets)
         bridge = SuperLinkGrid(home / "server.sock", processes.check)
         self._undo.callback(bridge.abandon)
-        relay = write_app(home / "app")
-        if self.own:
-            with (relay / "carefl_relay.py").open("a") as file:
-                file.write(_OWN_EXCHANGE)
-        self._run = self._link.submit(relay)
+        self._run = self._own_run(port) if self.own else self._link.submit()
         bridge.connect(PATIENCE)
         wait_for_nodes(bridge, self.nodes, PATIENCE)
         times.ready = time.monotonic()
@@ -179,20 +177,28 @@ class Deployment(Clients):
         address, socket = f"127.0.0.1:{port}", home / "server.sock"
         if self.own:
             env = flower_environment(server / "flower", **{SERVER_SOCKET: str(socket)})
-            command = server_command(server, "127.0.0.1", port, server / "state.db")
-            processes.start("superlink", command, _own(env))
+            command = server_command(server, "127.0.0.1", port, server / "state.db", home)
+            processes.start("superlink", _plain(command), _own(env))
         else:
             start_server(processes, server, "127.0.0.1", port, socket, lasting=False)
-        link = Link(address, server / "ca.crt", home / "flower")
-        self._undo.callback(link.close)
+        link = Link(address, server)
         link.wait(PATIENCE, processes.check)
-        link.register([server / "nodes" / f"{name}.pub" for name in names])
+        link.register()
         for name, agent in zip(names, sockets, strict=True):
             bundle = home / "bundles" / "sites" / name
             env = flower_environment(bundle / "flower")
-            command = node_command(node_folder(bundle), address, agent, plain=self.own)
-            processes.start(f"node-{name}", command, _own(env) if self.own else env)
+            command = node_command(node_folder(bundle), address, agent)
+            if self.own:
+                command, env = _plain(command), _own(env)
+            processes.start(f"node-{name}", command, env)
         return link
+
+    def _own_run(self, port: int) -> str:
+        """Submit the relay with Flower's own exchange in it."""
+        server, changed = self.home / "bundles" / "server", self.home / "relay.py"
+        changed.write_text(Path(relay.__file__).read_text() + _OWN_EXCHANGE)
+        control = ControlClient(f"127.0.0.1:{port}", server / "ca.crt", control_key(server))
+        return control.start(build_app(changed))
 
     def finish(self) -> None:
         """Let the ServerApp end, and believe Flower's own status only."""
@@ -206,6 +212,12 @@ class Deployment(Clients):
         if hasattr(self, "_undo"):
             self._undo.close()
         super().close()
+
+
+def _plain(command: Sequence[str]) -> list[str]:
+    """Return the command line of Flower's own program, without the process that it is forked from."""
+    python, _, _, _, name, *words = command
+    return [str(Path(python).with_name(name)), *words]
 
 
 def _own(env: Mapping[str, str]) -> dict[str, str]:

@@ -19,10 +19,9 @@ PACKAGE = Path(__file__).parents[1] / "carefl_secure"
 OTHERS = {
     "captions/cache.py",
     "data/readers/metadata.py",
-    "deployment/flower/prefork.py",
     "deployment/flower/relay.py",
     "deployment/flower/superlink.py",
-    "deployment/superlink/agents.py",
+    "deployment/superlink/local.py",
     "privacy/ledger/entry.py",
     "secagg/pairwise/state.py",
     "strict_json.py",

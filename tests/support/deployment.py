@@ -66,11 +66,7 @@ class Deployment:
         self.socket = self.home / "server.sock"
         self.processes = Processes(logs)
         self.running: dict[str, subprocess.Popen[bytes]] = {}
-        self.link = self.new_link("flower")
-
-    def new_link(self, name: str) -> Link:
-        address, ca = f"127.0.0.1:{self.port}", self.bundles / "server" / "ca.crt"
-        return Link(address, ca, self.home / name)
+        self.link = Link(f"127.0.0.1:{self.port}", self.bundles / "server")
 
     def allow(self, name: str, **changes: Any) -> None:
         path = self.bundles / "sites" / name / "policy.yaml"
@@ -93,8 +89,7 @@ class Deployment:
         start_server(self.processes, self.bundles / "server", "127.0.0.1", self.port, self.socket)
         self.running["superlink"] = self.processes._running[-1][1]
         self.link.wait(120)
-        keys = [self.bundles / "server" / "nodes" / f"{name}.pub" for name in self.names]
-        self.link.register(keys)
+        self.link.register()
 
     def start_agent(self, name: str) -> None:
         bundle, socket = self.bundles / "sites" / name, self.home / f"{name}.sock"
@@ -134,16 +129,13 @@ class Deployment:
             self.running[name].wait(30)
 
     def online(self) -> list[str]:
-        """Return the numbers of the nodes that the SuperLink lists as online."""
-        said, _ = self.link._ask("supernode", "list", "carefl")
-        nodes: Any = said.get("nodes") or []
-        return [str(node.get("node-id")) for node in nodes if node.get("status") == "online"]
+        """Return the names of the sites that the SuperLink lists as online."""
+        return [name for name, here in self.link.online().items() if here]
 
     def stop(self) -> None:
         for process in self.running.values():  # one that is stopped does not hear a polite signal
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGCONT)
-        self.link.close()
         self.processes.stop()
         shutil.rmtree(self.home, ignore_errors=True)
 
@@ -151,16 +143,11 @@ class Deployment:
 
     def engine(self, config: Config) -> Any:
         def start(spec: RunSpec) -> Deployed:
-            folder, key = spec.folder, read_identity(self.bundles / "submit" / "submit.key")
+            key = read_identity(self.bundles / "submit" / "submit.key")
             self.socket.unlink(missing_ok=True)  # of a submitter that was killed
             roster = Roster.read(self.bundles / "server" / "roster.json")
             return Deployed(
-                self.new_link(f"flower-{os.getpid()}"),  # its console is not for two processes
-                self.socket,
-                ProposedRun.of(spec, config, roster, key),
-                SilentReporter(),
-                folder.path,
-                patience=120,
+                self.link, self.socket, ProposedRun.of(spec, config, roster, key), SilentReporter(), patience=120
             )
 
         return SimpleNamespace(start=start)

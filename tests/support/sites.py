@@ -194,7 +194,6 @@ class SitesEngine:
             place,
             ProposedRun.of(spec, self.config, roster, key),
             SilentReporter(),
-            folder.path,
         )
 
     def run(

@@ -14,7 +14,8 @@ from flwr.app import Error, Message, RecordDict
 
 from carefl_secure.deployment.flower.relay import receive, send
 from carefl_secure.errors import EngineError
-from carefl_secure.federation.transport.local_grid import FIRST_NODE, OneRunGrid, empty_run
+from carefl_secure.federation.transport.flower_internals import empty_run
+from carefl_secure.federation.transport.local_grid import FIRST_NODE, OneRunGrid
 
 _FOREVER = 7 * 24 * 3600.0
 _LOOK = 1.0

@@ -54,13 +54,16 @@ class Processes:
     ) -> subprocess.Popen[bytes]:
         """Start one process, in the place of an ended one of this name.
 
-        Its standard input ends when this process does. Raises `EngineError` when the program is missing.
+        One of this name that was started here before and outlived its owner is ended first; its number and the time
+        when it was started, in ``NAME.pid``, tell it from any other. Standard input ends when this process does.
+        Raises `EngineError` when the program is missing.
         """
         for one in [one for one in self._running if one[0] == name and one[1].poll() is not None]:
             one[1].communicate()
             one[2].close()
             self._running.remove(one)
-        log = (self._logs / f"{name}.log").open("ab")
+        identity, log = self._logs / f"{name}.pid", (self._logs / f"{name}.log").open("ab")
+        _end_former(identity)
         try:
             process = subprocess.Popen(
                 list(command),
@@ -73,13 +76,9 @@ class Processes:
         except OSError as error:
             log.close()
             raise EngineError(f"cannot start {command[0]}: {error.strerror}; is the package installed?") from error
+        identity.write_text(f"{process.pid} {_born(process.pid)}")
         self._running.append((name, process, log))
         return process
-
-    @property
-    def groups(self) -> list[int]:
-        """Numbers of the processes, each of which is the head of its group."""
-        return [process.pid for _, process, _ in self._running]
 
     def ended(self, name: str) -> bool:
         """Tell whether the process of this name has ended on its own."""
@@ -110,6 +109,23 @@ class Processes:
             process.wait()
             log.close()
         self._running.clear()
+
+
+def _born(process: int) -> str | None:
+    """Return when a process was started, which tells it from a later one of the same number."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[19]
+    except OSError:
+        return None
+
+
+def _end_former(identity: Path) -> None:
+    """End the process that a file names, with its group, if it still runs."""
+    process, _, born = identity.read_text().partition(" ") if identity.exists() else ("", "", "")
+    end = time.monotonic() + _PATIENCE
+    while process.isdecimal() and born == _born(int(process)):
+        _signal(int(process), signal.SIGTERM if time.monotonic() < end else signal.SIGKILL)
+        time.sleep(0.1)
 
 
 def _signal(group: int, number: int) -> None:

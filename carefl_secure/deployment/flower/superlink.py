@@ -1,8 +1,4 @@
-"""Flower's SuperLink and SuperNodes as subprocesses: start, register, submit, ask for the status.
-
-Only the relay is submitted. ``flwr run`` exits with 0 also for a failed run, so the status that the
-SuperLink lists is the one that counts.
-"""
+"""Flower's SuperLink and SuperNodes as subprocesses: start, register, submit, ask for the status."""
 
 from __future__ import annotations
 
@@ -11,74 +7,66 @@ import json
 import os
 import secrets
 import ssl
-import subprocess
 import sys
-import threading
 import time
-import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
+from typing import TypeVar
+
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_public_key
 
 from carefl_secure.deployment.flower import prefork, relay
 from carefl_secure.deployment.flower.processes import Processes, free_port
 from carefl_secure.deployment.provisioning.certificates import write_private
 from carefl_secure.errors import EngineError
-from carefl_secure.federation.transport.local_grid import TESTED_FLOWER
+from carefl_secure.federation.transport.flower_internals import CONTROL, ControlClient, build_app
 from carefl_secure.strict_json import load_json
+
+T = TypeVar("T")
 
 COMPLETED = "finished:completed"
 POLL = "FLWR_SUPEREXEC_TASK_POLL_INTERVAL"
 _BIN = Path(sys.executable).parent
 _PAUSE = 0.1
-_ANSWER = 120.0
 _AHEAD, _BEHIND = 5.0, 300.0  # seconds that Flower lets a node's clock be off
-_APP = """\
-[build-system]
-requires = ["hatchling"]
-build-backend = "hatchling.build"
-
-[project]
-name = "carefl-relay"
-version = "1.0.0"
-description = "Carries messages to software that is installed on the sites"
-license = "Apache-2.0"
-dependencies = []
-
-[tool.hatch.build.targets.wheel]
-packages = ["."]
-
-[tool.flwr.app]
-publisher = "carefl"
-
-[tool.flwr.app.components]
-"""
 
 
-def write_app(folder: Path) -> Path:
-    """Write the Flower app that is submitted: this package's relay and nothing else."""
-    folder.mkdir(parents=True, exist_ok=True)
-    components = "".join(f'{name} = "{one}"\n' for name, one in prefork.COMPONENTS.items())
-    (folder / "pyproject.toml").write_text(_APP + components)
-    (folder / prefork.RELAY).write_text(Path(relay.__file__).read_text())
-    return folder
+@dataclass(frozen=True)
+class ServerAddress:
+    """Where a running server can be reached on its own machine; the content of ``address`` in its bundle.
+
+    ``address`` is the ``host:port`` of the SuperLink; ``socket`` is where its ServerApp looks for the process that
+    runs the rounds.
+    """
+
+    address: str
+    socket: Path
+
+    def write(self, bundle: Path) -> None:
+        """Write it into the server's bundle."""
+        (bundle / "address").write_text(json.dumps({"address": self.address, "socket": str(self.socket)}) + "\n")
+
+    @classmethod
+    def read(cls, bundle: Path) -> ServerAddress:
+        """Read what `write` left; `EngineError` when no server runs from this bundle."""
+        try:
+            raw = load_json((bundle / "address").read_text())
+            return cls(str(raw["address"]), Path(raw["socket"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise EngineError(f"no server runs from {bundle}; start it with carefl-secure server start") from error
 
 
-def _command(name: str, prefork_in: Path | None) -> list[str]:
-    """Begin the command line of one of Flower's servers, plain or run by `prefork`."""
-    if prefork_in is None:
-        return [str(_BIN / name)]
-    script = str(Path(prefork.__file__).resolve())
-    return [sys.executable, "-P", script, str(prefork_in), ",".join(TESTED_FLOWER), name]
+def _command(name: str, folder: Path) -> list[str]:
+    """Begin the command line of one of Flower's servers, run by `prefork` in a new folder of the owner's alone."""
+    return [sys.executable, "-P", str(Path(prefork.__file__).resolve()), str(folder), name]
 
 
-def server_command(
-    bundle: Path, host: str, port: int, state: Path | None, prefork_in: Path | None = None
-) -> list[str]:
+def server_command(bundle: Path, host: str, port: int, state: Path | None, prefork_in: Path) -> list[str]:
     """Return the command line of a SuperLink with TLS that only registered nodes may join.
 
-    ``state`` is its database (None: in memory). ``prefork_in`` is a new folder for `prefork`,
-    readable by the owner alone; without it Flower's plain command is used.
+    ``state`` is its database (None: in memory).
     """
     return [
         *_command("flower-superlink", prefork_in),
@@ -92,14 +80,13 @@ def server_command(
     ]
 
 
-def node_command(bundle: Path, server: str, agent: Path, *, plain: bool = False) -> list[str]:
+def node_command(bundle: Path, server: str, agent: Path) -> list[str]:
     """Return the command line of a SuperNode; its own runtime port stays on the loopback.
 
-    ``server`` is ``host:port``; ``agent`` is the agent's socket, next to which a folder for
-    `prefork` is made unless ``plain`` asks for Flower's own command.
+    ``server`` is ``host:port``; ``agent`` is the agent's socket, next to which a folder for `prefork` is made.
     """
     return [
-        *_command("flower-supernode", None if plain else agent.with_suffix(".prefork")),
+        *_command("flower-supernode", agent.with_suffix(".prefork")),
         *("--root-certificates", str(bundle / "ca.crt")),
         *("--auth-supernode-private-key", str(bundle / "node.key")),
         *("--superlink", server),
@@ -164,136 +151,75 @@ def check_clock(ahead: float) -> None:
 class Link:
     """A running SuperLink at ``host:port``, as its operator sees it.
 
-    ``ca`` is the authority's certificate, in the server's bundle; ``home`` holds Flower's own
-    settings, one per deployment. ``names`` are the sites' by the node numbers that the SuperLink gave them.
+    ``bundle`` is the server's. ``names`` are the sites' by the node numbers that the SuperLink gave them, once
+    `register` or `submit` was called.
     """
 
-    def __init__(self, address: str, ca: Path, home: Path) -> None:
-        self._address = address
-        self._ca = ca.resolve()
-        self._home = home
-        self._console: subprocess.Popen[str] | None = None
-        home.mkdir(parents=True, exist_ok=True)
-        self.env = flower_environment(home, **{prefork.CONTROL: str(control_key(ca.parent))})
-        (home / "config.toml").write_text(
-            '[superlink]\ndefault = "carefl"\n\n[superlink.carefl]\n'
-            f'address = "{address}"\nroot-certificates = "{self._ca}"\n'
-        )
-        known = home / "nodes.json"
-        listed = load_json(known.read_text()) if known.exists() else {}
-        self.names = {int(node): str(name) for node, name in listed.items()}
+    def __init__(self, address: str, bundle: Path) -> None:
+        self._address, self._ca = address, bundle / "ca.crt"
+        self._control = ControlClient(address, self._ca, control_key(bundle))
+        self._keys = {_pem(path): path.stem for path in sorted((bundle / "nodes").glob("*.pub"))}
+        self.names: dict[int, str] = {}
 
     def healthy(self) -> bool:
         """Tell whether the SuperLink answers over TLS."""
-        trust = ssl.create_default_context(cafile=str(self._ca))
         try:
-            url = f"https://{self._address}/health"
-            with urllib.request.urlopen(url, context=trust, timeout=2) as reply:
-                return bool(reply.status == 200)
-        except OSError:
+            return probe(self._address, self._ca)[0]
+        except (OSError, http.client.HTTPException):
             return False
 
     def wait(self, patience: float, alive: Callable[[], None] = lambda: None) -> None:
         """Wait until it is healthy; raise `EngineError` when it is not in time."""
-        self._start_console()  # while the SuperLink starts
         end = time.monotonic() + patience
         while not self.healthy():
             alive()
             if time.monotonic() > end:
-                self.close()
                 raise EngineError(
                     f"no SuperLink answers at {self._address} with the authority of this bundle; "
                     "start the server, and compare host, port and ca.crt"
                 )
             time.sleep(_PAUSE)
 
-    def register(self, keys: Sequence[Path]) -> None:
-        """Register public node keys, named like their sites; `EngineError` when one is refused."""
-        for key in keys:
-            said, text = self._ask("supernode", "register", str(key), "carefl")
-            if said.get("success"):
-                self.names[int(str(said["node-id"]))] = key.stem
-            elif "already" not in text.lower():
-                raise EngineError(f"the SuperLink did not register {key.name}: {text.strip()}")
-        (self._home / "nodes.json").write_text(json.dumps(self.names))
+    def register(self) -> int:
+        """Register the public node keys of the bundle and return their number; `EngineError` when one is refused."""
+        known = self._ask(self._control.nodes)
+        for key, name in self._keys.items():
+            if key not in known:
+                self._ask(self._control.register, name, key)
+        self.online()
+        return len(self._keys)
 
-    def submit(self, app: Path) -> str:
+    def online(self) -> dict[str, bool]:
+        """Return, by the names of registered sites, which of them are online."""
+        nodes = self._ask(self._control.nodes)
+        self.names = {nodes[key][0]: name for key, name in self._keys.items() if key in nodes}
+        return {name: nodes[key][1] for key, name in self._keys.items() if key in nodes}
+
+    def submit(self) -> str:
         """Submit the relay and return the run's number; `EngineError` when it is not accepted."""
-        said, text = self._ask("run", str(app), "carefl")
-        self.close()
-        if not said.get("success"):
-            raise EngineError(f"the SuperLink did not take the run: {text.strip()}")
-        return str(said["run-id"])
+        self.online()
+        return self._ask(self._control.start, build_app(Path(relay.__file__)))
 
-    def status(self, run: str) -> str:
-        """Return what the SuperLink lists for a run, such as ``finished:failed``."""
-        said, text = self._ask("list", "carefl", "--run-id", run)
-        runs = said.get("runs")
-        if not isinstance(runs, list) or not runs:
-            raise EngineError(f"the SuperLink lists no run {run}: {text.strip()}")
-        return str(runs[0]["status"])
+    def status(self, run: str) -> tuple[str, int, int]:
+        """Return what the SuperLink lists for a run: `ControlClient.status`."""
+        return self._ask(self._control.status, run)
 
     def finished(self, run: str, patience: float) -> str:
         """Wait for a run to finish and return its last status."""
         end = time.monotonic() + patience
+        while not (status := self.status(run)[0]).startswith("finished") and time.monotonic() < end:
+            time.sleep(_PAUSE)
+        return status
+
+    def _ask(self, command: Callable[..., T], *words: object) -> T:
         try:
-            while not (status := self.status(run)).startswith("finished"):
-                if time.monotonic() > end:
-                    return status
-                time.sleep(_PAUSE)
-            return status
-        finally:
-            self.close()
-
-    def close(self) -> None:
-        """End the process that answers ``flwr`` commands; the next command starts it again."""
-        if self._console is not None:
-            self._console.kill()
-            self._console.communicate()
-            self._console = None
-
-    def _start_console(self) -> subprocess.Popen[str]:
-        """Return the process that has ``flwr`` imported and answers one command after another."""
-        if self._console is None:
-            self._console = subprocess.Popen(
-                _command("flwr", self._home),
-                env=self.env,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                text=True,
-            )
-        return self._console
-
-    def _ask(self, *words: str) -> tuple[dict[str, object], str]:
-        """Give one ``flwr`` command; return the JSON object in its answer, and all of it."""
-        console = self._start_console()
-        assert console.stdin is not None and console.stdout is not None
-        watch = threading.Timer(_ANSWER, console.kill)
-        watch.start()
-        try:
-            console.stdin.write(json.dumps([*words, "--format", "json"]) + "\n")
-            console.stdin.flush()
-            line = console.stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        finally:
-            watch.cancel()
-        if not line:
-            self.close()
-            raise EngineError(f"flwr {words[0]} did not answer within {_ANSWER:.0f} seconds")
-        return _json(str(json.loads(line)))
+            return command(*words)
+        except (OSError, http.client.HTTPException) as error:
+            raise EngineError(f"the SuperLink at {self._address} refused: {error}; read its log") from error
 
 
-def _json(text: str) -> tuple[dict[str, object], str]:
-    """Read the JSON object that may follow other text."""
-    if "{" not in text:
-        return {}, text
-    try:
-        found = json.JSONDecoder().raw_decode(text[text.index("{") :])[0]
-    except ValueError:
-        return {}, text
-    return (found if isinstance(found, dict) else {}), text
+def _pem(path: Path) -> bytes:
+    return load_ssh_public_key(path.read_bytes()).public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
 def start_server(
@@ -304,7 +230,7 @@ def start_server(
     ``socket`` is where the process that runs the rounds listens. ``lasting`` keeps the nodes'
     registrations on disk, so that they outlive the SuperLink.
     """
-    settings = {relay.SERVER_SOCKET: str(socket), prefork.CONTROL: str(control_key(bundle))}
+    settings = {relay.SERVER_SOCKET: str(socket), CONTROL: str(control_key(bundle))}
     settings[POLL] = "0.5"  # its tasks are runs, not messages
     state = bundle / "state.db" if lasting else None
     command = server_command(bundle, host, port, state, socket.with_suffix(".prefork"))

@@ -20,7 +20,8 @@ from carefl_secure.deployment.ray.actor import FAULT
 from carefl_secure.errors import EngineError
 from carefl_secure.federation.transport.error_codes import is_dropout
 from carefl_secure.federation.transport.exchange import Directory, Exchange
-from carefl_secure.federation.transport.local_grid import FIRST_NODE, LocalGrid, OneRunGrid, stamp
+from carefl_secure.federation.transport.flower_internals import stamp
+from carefl_secure.federation.transport.local_grid import FIRST_NODE, LocalGrid, OneRunGrid
 
 _AT_ONCE = 32  # Flower looks through all messages under way for every node, ten times a second
 _PAUSE = 0.05

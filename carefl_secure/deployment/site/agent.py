@@ -10,28 +10,28 @@ import argparse
 import contextlib
 import logging
 import os
+import socket
+import struct
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Mapping
-from multiprocessing.connection import Listener
+from multiprocessing.connection import Connection, Listener
 from pathlib import Path
 from typing import Any
 
 from flwr.app import RecordDict
 
 from carefl_secure.config import Config
-from carefl_secure.deployment.flower.relay import ACTIONS, PROPOSE, send
+from carefl_secure.deployment.flower.relay import ACTIONS, PROPOSE, receive, send
 from carefl_secure.deployment.provisioning.certificates import read_identity
 from carefl_secure.deployment.provisioning.policy import check_policy
 from carefl_secure.deployment.provisioning.site_bundle import SiteBundle
 from carefl_secure.deployment.site.accepted_run import Accepted, round_of
-from carefl_secure.deployment.site.agent_socket import read_message
 from carefl_secure.deployment.site.budget import SiteBudgets, corpus_ledger
-from carefl_secure.deployment.site.own_work import Work
+from carefl_secure.deployment.site.own_work import Work, own_config
 from carefl_secure.deployment.site.proposal import SPENDING, Proposal, cohort_of
-from carefl_secure.deployment.site.site_config import own_config
 from carefl_secure.deployment.site.site_log import SiteLog
 from carefl_secure.errors import CareflError, ModelError, PolicyError, ProtocolError, RunError
 from carefl_secure.federation import quiet_flower
@@ -50,6 +50,7 @@ from carefl_secure.privacy import Ledger
 _ROLE = "query.role"
 _CONTINUES = ("train.masked", "query.committee_open")  # they name a round, but need its secrets
 _PREFETCH = "_prefetch"  # ends the steps that make keys for a later round
+_STALLED = 60  # seconds after which a relay that neither sends nor reads is disconnected
 
 
 class Agent:
@@ -107,11 +108,11 @@ class Agent:
         self._log.answered(action, group, 0)
         return {}, [reply]
 
-    def serve(self, socket: Path) -> None:
+    def serve(self, place: Path) -> None:
         """Answer forever on a Unix socket for its owner and group alone; replace a stale one."""
-        socket.unlink(missing_ok=True)
-        with Listener(str(socket), "AF_UNIX") as listener:
-            socket.chmod(0o660)
+        place.unlink(missing_ok=True)
+        with Listener(str(place), "AF_UNIX") as listener:
+            place.chmod(0o660)
             while True:
                 # A relay that hangs up or stalls harms nobody but itself.
                 with contextlib.suppress(OSError, EOFError), listener.accept() as link:
@@ -241,10 +242,31 @@ class Agent:
         return {"code": said.code, "reason": said.reason}
 
 
-def _serve_or_end(agent: Agent, socket: Path) -> None:
+def read_message(link: Connection) -> tuple[Mapping[str, Any], RecordDict]:
+    """Read one message; a peer that stalls in the middle of one is disconnected.
+
+    Raises `ProtocolError` when it is no message of a relay, `OSError` or `EOFError` when the relay is gone or stalls.
+    """
+    with socket.fromfd(link.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as plain:
+        for way in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            plain.setsockopt(socket.SOL_SOCKET, way, struct.pack("ll", _STALLED, 0))
+    try:
+        head, contents = receive(link)
+        (content,) = contents
+        if not isinstance(head, dict):
+            raise TypeError(type(head).__name__)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ProtocolError(
+            "what came over the agent's socket is no message of a relay; only Flower's SuperNode "
+            "of this site should reach it"
+        ) from error
+    return head, content
+
+
+def _serve_or_end(agent: Agent, place: Path) -> None:
     """Serve; a fault ends the whole process, so that whoever watches it learns of it."""
     try:
-        agent.serve(socket)
+        agent.serve(place)
     finally:
         traceback.print_exc()
         os._exit(1)

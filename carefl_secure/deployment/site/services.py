@@ -13,10 +13,10 @@ from http.client import HTTPException
 from pathlib import Path
 
 from carefl_secure.data.open_corpus import detect
-from carefl_secure.deployment.flower.address import ServerAddress
 from carefl_secure.deployment.flower.processes import Processes, interrupt_on_terminate
 from carefl_secure.deployment.flower.superlink import (
     Link,
+    ServerAddress,
     check_clock,
     flower_environment,
     node_command,
@@ -125,7 +125,6 @@ def run_server(path: Path, host: str, tell: Callable[[str], None], port: int | N
     """
     manifest = read_server_manifest(path)
     port = port or manifest.port
-    keys = sorted((path / "nodes").glob("*.pub"))
     path = path.resolve()
     with ExitStack() as undo:
         undo.callback(interrupt_on_terminate())
@@ -140,16 +139,14 @@ def run_server(path: Path, host: str, tell: Callable[[str], None], port: int | N
         undo.callback(processes.stop)
         start_server(processes, path, host, port, socket)
         near = "127.0.0.1" if host == "0.0.0.0" else host
-        link = Link(f"{near}:{port}", path / "ca.crt", path / "flower-cli")
-        undo.callback(link.close)
+        link = Link(f"{near}:{port}", path)
         link.wait(_START, processes.check)
-        link.register(keys)
-        link.close()
+        nodes = link.register()
         undo.callback((path / "address").unlink, missing_ok=True)
         ServerAddress(f"{near}:{port}", socket).write(path)
         if Roster.read(path / "roster.json").rehearsal:
             tell(REHEARSAL)
-        tell(f"serving {len(keys)} registered nodes on {host}:{port}; stop it with Ctrl-C")
+        tell(f"serving {nodes} registered nodes on {host}:{port}; stop it with Ctrl-C")
         while True:
             processes.check()
             time.sleep(1.0)

@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 
 from carefl_secure.config import Config
 from carefl_secure.deployment.flower.grid import SuperLinkGrid
-from carefl_secure.deployment.flower.superlink import COMPLETED, Link, write_app
+from carefl_secure.deployment.flower.superlink import COMPLETED, Link
 from carefl_secure.deployment.provisioning.sites import Roster
 from carefl_secure.deployment.site.proposal import Proposal, cohort_of, propose
 from carefl_secure.errors import ConfigError, EngineError
@@ -109,9 +109,8 @@ class ProposedRun:
 class Deployed:
     """The parties of a run on a SuperLink; see `Parties`.
 
-    The server relay connects to ``socket``; ``scratch`` holds the app that is submitted;
-    ``ledgers`` are those of clients on this machine; ``alive`` raises when a needed process has
-    ended; ``patience`` is the seconds that the parties get to agree.
+    The server relay connects to ``socket``; ``ledgers`` are those of clients on this machine; ``alive`` raises when a
+    needed process has ended; ``patience`` is the seconds that the parties get to agree.
     """
 
     def __init__(
@@ -120,16 +119,14 @@ class Deployed:
         socket: Path,
         run: ProposedRun,
         reporter: Reporter,
-        scratch: Path,
         *,
         ledgers: Sequence[Ledger] = (),
         alive: Callable[[], None] = lambda: None,
         patience: float = _START,
     ) -> None:
         self._link, self._socket, self._proposed = link, socket, run
-        self._reporter, self._scratch = reporter, scratch
         self.cohort, self.ledgers = run.cohort, ledgers
-        self._alive, self._patience = alive, patience
+        self._reporter, self._alive, self._patience = reporter, alive, patience
         self._grid: SuperLinkGrid | None = None
         self._run = ""
 
@@ -137,7 +134,7 @@ class Deployed:
         """Submit the relay, wait for its ServerApp and all nodes, and put the run before them."""
         refuse_workers(workers)
         self._grid = SuperLinkGrid(self._socket, self._alive)
-        self._run = self._link.submit(write_app(self._scratch / "app"))
+        self._run = self._link.submit()
         self._reporter.note(f"Flower run {self._run}: submitted, waiting for all sites")
         self._grid.names = self._link.names
         self._grid.connect(_START)

@@ -11,8 +11,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from carefl_secure.config import Config
-from carefl_secure.deployment.flower.address import ServerAddress
-from carefl_secure.deployment.flower.superlink import Link
+from carefl_secure.deployment.flower.superlink import Link, ServerAddress
 from carefl_secure.deployment.provisioning.certificates import read_identity
 from carefl_secure.deployment.provisioning.sites import REHEARSAL, Roster
 from carefl_secure.deployment.site.proposal import SPENDING, VALID, ChargedRounds, next_number
@@ -134,14 +133,12 @@ class Remote:
                 raise EngineError(
                     f"another run is under way on the server of {self._server}; wait for its end"
                 ) from error
-            link = Link(self._place.address, self._server / "ca.crt", self._server / "flower-cli")
-            undo.callback(link.close)
+            link = Link(self._place.address, self._server)
             link.wait(10)
             run = ProposedRun.of(spec, self._config, self._roster, self._key)
             number = next_number(self._submit)
             until, charged = run.proposal.issued + self._patience + VALID, ChargedRounds(self._submit)
             run = replace(run, proposal=replace(run.proposal, number=number, expires=until, charged=charged.rounds))
-            place = (self._place.socket, run, self._reporter, spec.folder.path)
-            deployed = _Submitted(link, *place, patience=self._patience)
+            deployed = _Submitted(link, self._place.socket, run, self._reporter, patience=self._patience)
             deployed.undo, deployed.charged = undo.pop_all(), charged
         return deployed

@@ -1,13 +1,8 @@
-"""An in-process Grid: the same client app and strategy as on a network, without Ray or sockets.
-
-The only file that touches Flower's internals: an empty `Run`, the process-wide `TaskIdentity` that `Message` reads,
-and the message id that a SuperLink fills in. They are checked on the versions in `TESTED_FLOWER`.
-"""
+"""An in-process Grid: the same client app and strategy as on a network, without Ray or sockets."""
 
 from __future__ import annotations
 
 import copy
-import uuid
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,13 +10,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
 
 from carefl_secure.errors import CareflError, ConfigError, EngineError
 from carefl_secure.federation.transport.error_codes import LOST, refusal
+from carefl_secure.federation.transport.flower_internals import Run, empty_run, stamp
 
-TESTED_FLOWER = ("1.41", "1.42")
 FIRST_NODE = 1000
 
 _AHEAD = 2  # messages in hand for each worker
@@ -29,18 +22,6 @@ _AHEAD = 2  # messages in hand for each worker
 Drop = Callable[[int, Message], bool]
 Record = Callable[[int, Message], None]
 Exchanged = Generator[Message | None, None, None]
-
-
-def empty_run() -> Run:
-    """Return a run without an engine, and let this process build messages for it."""
-    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
-    return Run.create_empty(run_id=1)
-
-
-def stamp(message: Message) -> Message:
-    """Give a message the id that a SuperLink would have given it, and return it."""
-    message.metadata.__dict__["_message_id"] = uuid.uuid4().hex
-    return message
 
 
 class ProgramFaults:

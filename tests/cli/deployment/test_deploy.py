@@ -25,9 +25,8 @@ from carefl_secure.cli.app import app
 from carefl_secure.config import Config, load_config
 from carefl_secure.deployment import doctor
 from carefl_secure.deployment.flower import app as flower_app
-from carefl_secure.deployment.flower.address import ServerAddress
 from carefl_secure.deployment.flower.relay import SERVER_SOCKET
-from carefl_secure.deployment.flower.superlink import flower_environment
+from carefl_secure.deployment.flower.superlink import ServerAddress, flower_environment
 from carefl_secure.deployment.provisioning.site_bundle import HALVES, SiteBundle
 from carefl_secure.deployment.superlink.local import Loopback
 from carefl_secure.deployment.superlink.remote import Remote

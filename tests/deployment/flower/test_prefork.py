@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import importlib.metadata
+import io
 import os
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from flwr.cli.build import build_fab_from_disk, build_fab_from_files
+from flwr.cli.build import build_fab_from_files
 from flwr.supernode import start_client_internal
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -20,9 +21,9 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
-from carefl_secure.deployment.flower import prefork, superlink
-from carefl_secure.errors import EngineError
-from carefl_secure.federation.transport.local_grid import TESTED_FLOWER
+from carefl_secure.deployment.flower import prefork, relay, superlink
+from carefl_secure.federation.transport import flower_internals
+from carefl_secure.federation.transport.flower_internals import TESTED_FLOWER
 
 # A SuperNode and its tools, as far as starting each other goes. What is forked writes who it is.
 ACTORS = """\
@@ -40,8 +41,9 @@ def server():
 def tool():
     print(*sys.argv, imported, os.getpid(), os.getppid(), flush=True)
 
-prefork.load = lambda *names: {name: tool for name in names} | {"flower-superlink": server}
-prefork.lock = lambda: None
+from carefl_secure.federation.transport import flower_internals
+flower_internals.load_commands = lambda *names: {name: tool for name in names} | {"flower-superlink": server}
+flower_internals.lock = lambda: None
 prefork.main()
 """
 
@@ -85,7 +87,7 @@ def run_plain(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 def test_waiting_grows_by_a_tenth_and_never_beyond_flowers_own() -> None:
     clock = Clock()
-    paced = prefork.Paced(lambda: clock.now, clock.sleep)
+    paced = flower_internals.Paced(lambda: clock.now, clock.sleep)
     began = clock.now
     while clock.now < began + 60:
         before = clock.now
@@ -98,7 +100,7 @@ def test_waiting_grows_by_a_tenth_and_never_beyond_flowers_own() -> None:
 
 def test_work_makes_a_node_attentive_again() -> None:
     clock = Clock()
-    paced = prefork.Paced(lambda: clock.now, clock.sleep)
+    paced = flower_internals.Paced(lambda: clock.now, clock.sleep)
     clock.now += 1000
     paced.sleep(3)
     paced.sleep(0.5)  # the wait for an answer
@@ -110,57 +112,64 @@ def test_work_makes_a_node_attentive_again() -> None:
 
 def test_only_the_loop_of_the_supernode_is_paced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(start_client_internal, "time", time)
-    prefork.pace()
-    assert isinstance(start_client_internal.time, prefork.Paced)
+    flower_internals.pace()
+    assert isinstance(start_client_internal.time, flower_internals.Paced)
     assert time.sleep is start_client_internal.time.__getattr__("sleep")
     with pytest.raises(ImportError, match="does not sleep as it did"):
-        prefork.pace()  # which is how another Flower would look
+        flower_internals.pace()  # which is how another Flower would look
 
 
 def test_this_flower_is_one_that_was_tested() -> None:
     version = importlib.metadata.version("flwr")
     assert any(version.startswith(f"{one}.") for one in TESTED_FLOWER)
-    assert set(prefork.load(*prefork.SPAWNED)) == set(prefork.SPAWNED)
+    assert set(flower_internals.load_commands(*prefork.SPAWNED)) == set(prefork.SPAWNED)
     with pytest.raises(KeyError):
-        prefork.load("no-such-command")
+        flower_internals.load_commands("no-such-command")
 
 
-def test_no_app_but_the_relay_is_run(tmp_path: Path) -> None:
+RELAY = Path(relay.__file__)
+
+
+def unpacked(app: bytes) -> dict[str, bytes]:
+    with zipfile.ZipFile(io.BytesIO(app)) as opened:
+        return {name: opened.read(name) for name in opened.namelist() if not name.startswith(".info")}
+
+
+def test_no_app_but_the_relay_is_run() -> None:
     """The app of a server, or of whoever reaches its control port, that does more than pass on."""
-    app = superlink.write_app(tmp_path / "app")
-    prefork.check_app(build_fab_from_disk(app))
-    files = {path.name: path.read_bytes() for path in app.iterdir()}
-    relay, about = files["carefl_relay.py"], files["pyproject.toml"]
+    app = flower_internals.build_app(RELAY)
+    flower_internals.check_app(app, RELAY)
+    files = unpacked(app)
+    same, _ = build_fab_from_files(dict(files))  # Flower itself makes an app of the same files
+    flower_internals.check_app(same, RELAY)
+    relayed, about = files["carefl_relay.py"], files["pyproject.toml"]
     others = [
-        {"carefl_relay.py": relay + b"import socket\n"},
+        {"carefl_relay.py": relayed + b"import socket\n"},
         {"more.py": b"import socket\n"},
-        {"carefl_relay.py": relay, "sitecustomize.py": b""},
+        {"carefl_relay.py": relayed, "sitecustomize.py": b""},
         {"pyproject.toml": about.replace(b"carefl_relay:client", b"carefl_relay:server")},
         {"pyproject.toml": about.replace(b"dependencies = []", b'dependencies = ["evil"]')},
     ]
     for changed in others:
         fab, _ = build_fab_from_files({**files, **changed})
         with pytest.raises(PermissionError, match="not the relay of the installed package"):
-            prefork.check_app(fab)
+            flower_internals.check_app(fab, RELAY)
 
 
 def test_flower_unpacks_apps_through_the_check(tmp_path: Path) -> None:
     script = (
-        "import importlib.util, sys;"
-        "spec = importlib.util.spec_from_file_location('prefork', sys.argv[1]);"
-        "prefork = importlib.util.module_from_spec(spec);"
-        "spec.loader.exec_module(prefork);"
-        "prefork.pin();"
+        "import sys; from pathlib import Path;"
+        "from carefl_secure.federation.transport.flower_internals import pin;"
+        "pin(Path(sys.argv[1]));"
         "import flwr.supernode.runtime.run_clientapp as run_clientapp;"
         "run_clientapp.install_from_fab(open(sys.argv[2], 'rb').read(), skip_prompt=True)"
     )
-    good, bad = tmp_path / "good.fab", tmp_path / "bad.fab"
-    app = superlink.write_app(tmp_path / "app")
-    good.write_bytes(build_fab_from_disk(app))
-    (app / "carefl_relay.py").write_text("raise SystemExit\n")
-    bad.write_bytes(build_fab_from_disk(app))
+    good, bad, other = tmp_path / "good.fab", tmp_path / "bad.fab", tmp_path / "other.py"
+    good.write_bytes(flower_internals.build_app(RELAY))
+    other.write_text("raise SystemExit\n")
+    bad.write_bytes(flower_internals.build_app(other))
     env = superlink.flower_environment(tmp_path / "home")
-    words = [sys.executable, "-c", script, prefork.__file__]
+    words = [sys.executable, "-c", script, str(RELAY)]
     for fab, code in ((good, 0), (bad, 1)):
         done = subprocess.run([*words, str(fab)], env=env, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == code, done.stderr
@@ -170,9 +179,15 @@ def test_flower_unpacks_apps_through_the_check(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["flower-supernode", "flower-superlink"])
 def test_a_server_of_another_flower_is_not_started(tmp_path: Path, name: str) -> None:
-    with pytest.raises(subprocess.CalledProcessError) as caught:
-        run_plain(tmp_path / "prefork", "0.9", name, "--version")
-    assert f"{name} is not started: this was tested with Flower 0.9, not" in caught.value.stderr
+    other = (
+        "import importlib.metadata as metadata, runpy, sys; sys.argv = sys.argv[1:];"
+        "metadata.version = lambda _: '0.9.0';"
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    words = [sys.executable, "-c", other, prefork.__file__, str(tmp_path / "prefork"), name, "--version"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert f"{name} is not started: this was tested with Flower 1.41, 1.42, not 0.9.0" in done.stderr
     assert not (tmp_path / "prefork").exists()
 
 
@@ -187,29 +202,17 @@ def test_who_does_not_have_the_key_controls_no_superlink(tmp_path: Path, monkeyp
     monkeypatch.setattr(service, "create_app", lambda: plain)
     key = superlink.control_key(tmp_path)
     assert key.stat().st_mode & 0o777 == 0o600 and superlink.control_key(tmp_path) == key
-    monkeypatch.setenv(prefork.CONTROL, str(key))
-    prefork.lock()
+    monkeypatch.setenv(flower_internals.CONTROL, str(key))
+    flower_internals.lock()
     client = TestClient(service.create_app())
-    right = {prefork._HEADER: key.read_text()}
+    right = {flower_internals._HEADER: key.read_text()}
     for path in ("/v1/control/start-run", "/v1/control/register-node", "/v1/control", "/v1/control%2fstart-run"):
-        for headers in ({}, {prefork._HEADER: ""}, {prefork._HEADER: "0" * 64}):
+        for headers in ({}, {flower_internals._HEADER: ""}, {flower_internals._HEADER: "0" * 64}):
             assert client.post(path, headers=headers).status_code == 403, path
         assert client.post(path, headers=right).status_code == 200
     assert client.post("/v1/fleet/pull-messages").status_code == 200
     with pytest.raises(WebSocketDisconnect), client.websocket_connect("/v1/control/start-run"):
         pass
-
-
-def test_flwr_shows_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from flwr.cli.cli_client_interceptor import CliClientHttpInterceptor
-
-    monkeypatch.setattr(CliClientHttpInterceptor, "intercept", CliClientHttpInterceptor.intercept)
-    key = superlink.control_key(tmp_path)
-    monkeypatch.setenv(prefork.CONTROL, str(key))
-    prefork.unlock()
-    call = SimpleNamespace(request=SimpleNamespace(headers={}))
-    CliClientHttpInterceptor().intercept(call, lambda given: given)  # type: ignore[arg-type]
-    assert call.request.headers[prefork._HEADER] == key.read_text()
 
 
 def test_the_process_to_fork_from_has_one_thread() -> None:
@@ -218,10 +221,9 @@ def test_the_process_to_fork_from_has_one_thread() -> None:
         "spec = importlib.util.spec_from_file_location('prefork', sys.argv[1]);"
         "prefork = importlib.util.module_from_spec(spec);"
         "spec.loader.exec_module(prefork);"
-        "load = prefork.load;"
         "count = lambda: 40 + len(os.listdir('/proc/self/task'));"
-        "prefork.load = lambda *names: load(*names) and sys.exit(count());"
-        "sys.argv[1:] = ['nowhere', '1.41,1.42', 'flower-supernode'];"
+        "prefork._split = lambda _: sys.exit(count());"
+        "sys.argv[1:] = ['nowhere', 'flower-supernode'];"
         "prefork.main()"
     )
     done = subprocess.run([sys.executable, "-c", script, prefork.__file__], timeout=120, check=False)
@@ -230,9 +232,8 @@ def test_the_process_to_fork_from_has_one_thread() -> None:
 
 def test_what_a_server_starts_by_name_is_forked_and_ends_with_it(tmp_path: Path) -> None:
     folder = tmp_path / "prefork"
-    tested = ",".join(TESTED_FLOWER)
     running = subprocess.Popen(
-        [sys.executable, "-c", ACTORS, prefork.__file__, str(folder), tested, "flower-superlink"],
+        [sys.executable, "-c", ACTORS, prefork.__file__, str(folder), "flower-superlink"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -269,23 +270,20 @@ def test_without_a_process_to_fork_from_the_plain_command_runs(tmp_path: Path) -
         assert done.returncode == 1 and b"would run any app" in done.stderr
 
 
-def test_one_process_answers_many_flwr_commands(tmp_path: Path) -> None:
-    link = superlink.Link("127.0.0.1:1", tmp_path / "ca.crt", tmp_path / "home")
-    try:
-        for words in (("--version",), ("--version",), ("no-such-word",)):
-            said, text = link._ask(*words)
-            assert not said and text
-        console = link._console
-        assert console is not None and console.poll() is None
-        pid = console.pid
-    finally:
-        link.close()
-    assert gone(pid)
-
-
-def test_a_flwr_that_ends_is_an_error_that_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    link = superlink.Link("127.0.0.1:1", tmp_path / "ca.crt", tmp_path / "home")
-    monkeypatch.setattr(superlink, "_command", lambda *_: [sys.executable, "-c", ""])
-    with pytest.raises(EngineError, match="did not answer"):
-        link.register([tmp_path / "node.pub"])
-    assert link._console is None
+def test_a_server_whose_owner_is_killed_ends_with_all_that_it_started(tmp_path: Path) -> None:
+    """Flower's servers do not notice that their owner is gone; their standard input ends with it."""
+    deaf = ACTORS.replace("    sys.stdin.read()\n", "    time.sleep(600)\n")
+    running = subprocess.Popen(
+        [sys.executable, "-c", deaf, prefork.__file__, str(tmp_path / "prefork"), "flower-superlink"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+        text=True,
+    )
+    assert running.stdin is not None and running.stdout is not None
+    said = [running.stdout.readline().split() for _ in range(2)]
+    (source,) = (int(words[-1]) for words in said if words[0] != "server")
+    running.stdin.close()
+    assert running.wait(60) != 0
+    running.stdout.close()
+    assert wait_until_gone(source)

@@ -6,8 +6,12 @@ import http.client
 import ssl
 from pathlib import Path
 
+import pytest
+
 from carefl_secure.deployment.flower.processes import Processes, free_port
 from carefl_secure.deployment.flower.superlink import Link, control_key, start_server
+from carefl_secure.errors import EngineError
+from carefl_secure.federation.transport.flower_internals import ControlClient
 from tests.support.sites import make_bundles
 
 
@@ -23,22 +27,25 @@ def test_only_the_operator_controls_a_superlink(tmp_path: Path) -> None:
         link.close()
         return status
 
-    link = Link(f"127.0.0.1:{port}", bundle / "ca.crt", tmp_path / "flwr")
+    link = Link(f"127.0.0.1:{port}", bundle)
     try:
         start_server(processes, bundle, "127.0.0.1", port, tmp_path / "run.sock", lasting=False)
         link.wait(120, processes.check)
-        link.register(sorted((bundle / "nodes").glob("*.pub")))
-        assert link.names
+        names = {path.stem for path in (bundle / "nodes").glob("*.pub")}
+        for _ in range(2):
+            assert link.register() == len(names) and set(link.names.values()) == names
+        assert not any(link.online().values())
         for name in ("start-run", "list-runs", "register-node", "unregister-node", "../control/start-run"):
             assert ask(f"/v1/control/{name}") == ask(f"/v1/control/{name}", "0" * 64) == 403
         assert ask("/v1/control/list-runs", control_key(bundle).read_text()) != 403
         assert ask("/v1/fleet/pull-messages") != 403  # the nodes' interface has its own proof
-        # Flower's own command, as any other account would use it.
-        stranger = Link(f"127.0.0.1:{port}", bundle / "ca.crt", tmp_path / "other")
-        stranger.env["CAREFL_CONTROL_KEY"] = "/dev/null"
-        said, text = stranger._ask("supernode", "list", "carefl")
-        assert not said.get("success") and "403" in text + str(said)
-        stranger.close()
+        (tmp_path / "other").write_text("0" * 64)
+        stranger = ControlClient(f"127.0.0.1:{port}", bundle / "ca.crt", tmp_path / "other")
+        with pytest.raises(http.client.HTTPException, match="403 the control key"):
+            stranger.nodes()
+        number = link.submit()
+        assert not link.status(number)[0].startswith("finished")
+        with pytest.raises(EngineError, match="refused"):
+            link.status("1")
     finally:
-        link.close()
         processes.stop()

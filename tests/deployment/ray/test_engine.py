@@ -39,7 +39,8 @@ from carefl_secure.errors import BudgetExceededError, CohortError, ConfigError, 
 from carefl_secure.federation.plan.staged import Stage
 from carefl_secure.federation.server.optimizers import FedAdam
 from carefl_secure.federation.server.run import FederationResult
-from carefl_secure.federation.transport.local_grid import FIRST_NODE, TESTED_FLOWER, LocalGrid
+from carefl_secure.federation.transport.flower_internals import TESTED_FLOWER
+from carefl_secure.federation.transport.local_grid import FIRST_NODE, LocalGrid
 from carefl_secure.noise import DeterministicKeySource
 from carefl_secure.privacy import Ledger
 from carefl_secure.progress import SilentReporter

@@ -19,7 +19,7 @@ from flwr.app import Error, RecordDict
 
 from carefl_secure.deployment.flower.relay import receive, send
 from carefl_secure.deployment.provisioning.site_bundle import SiteBundle
-from carefl_secure.deployment.site import agent_socket as hearing
+from carefl_secure.deployment.site import agent as hearing
 from carefl_secure.deployment.site.agent import Agent
 from carefl_secure.errors import ProtocolError
 from carefl_secure.federation.transport.error_codes import error_of_reply

@@ -20,6 +20,7 @@ from carefl_secure.deployment.provisioning.certificates import Authority
 from carefl_secure.deployment.site import services
 from carefl_secure.deployment.site.services import run_node
 from carefl_secure.errors import EngineError
+from carefl_secure.federation.transport.flower_internals import ControlClient
 from tests.support.sites import make_bundles
 
 
@@ -155,11 +156,17 @@ def test_a_disk_that_is_full_is_said_once(node: Node, monkeypatch: pytest.Monkey
 
 
 def test_nodes_are_known_by_the_names_of_their_sites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    number = 18446744073709551557
-    answers = iter([({"success": True, "node-id": number}, ""), ({}, "the key is already in use")])
-    monkeypatch.setattr(Link, "_ask", lambda *_: next(answers))
-    link = Link("127.0.0.1:1", tmp_path / "ca.crt", tmp_path / "home")
-    for _ in range(2):  # the second time, the SuperLink knows it already
-        link.register([tmp_path / "nodes" / "hospital-a.pub"])
-    again = Link("127.0.0.1:1", tmp_path / "ca.crt", tmp_path / "home")
-    assert again.names == {number: "hospital-a"}
+    bundle, held = make_bundles(tmp_path) / "server", dict[bytes, tuple[int, bool]]()
+
+    def register(_: ControlClient, name: str, key: bytes) -> None:
+        assert key not in held  # a SuperLink refuses one that it knows
+        held[key] = 18446744073709551557 + len(held), name == "s0"
+
+    monkeypatch.setattr(ControlClient, "nodes", lambda _: dict(held))
+    monkeypatch.setattr(ControlClient, "register", register)
+    names = sorted(path.stem for path in (bundle / "nodes").glob("*.pub"))
+    for _ in range(2):  # the second time, the SuperLink knows them already
+        link = Link("127.0.0.1:1", bundle)
+        assert link.register() == len(names)
+        assert sorted(link.names.values()) == names and min(link.names) == 18446744073709551557
+    assert link.online() == {name: name == "s0" for name in names}

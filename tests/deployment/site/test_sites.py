@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import http.client
 import json
-import os
 import signal
 import ssl
 import subprocess
@@ -16,7 +15,6 @@ from pathlib import Path
 import pytest
 
 from carefl_secure.deployment.provisioning.party_keys import make_keys
-from carefl_secure.errors import EngineError
 from carefl_secure.privacy import Ledger
 from tests.support import operators as _operators
 
@@ -105,14 +103,24 @@ def _spent(sites: _operators.Deployment, name: str) -> int:
 
 @pytest.mark.slow
 def test_flwr_run_on_the_server_of_a_deployment_is_refused(sites: _operators.Deployment) -> None:
-    from carefl_secure.deployment.flower.address import ServerAddress
-    from carefl_secure.deployment.flower.superlink import Link
+    from carefl_secure.deployment.flower.superlink import ServerAddress, flower_environment
 
-    bundle = sites.root / "bundles" / "server"
-    link = Link(ServerAddress.read(bundle).address, bundle / "ca.crt", sites.root / "flwr-home")
-    link.env["CAREFL_CONTROL_KEY"] = os.devnull  # as a person's own flwr has none
-    with pytest.raises(EngineError, match="403"):
-        link.submit(_operators.ROOT)
+    bundle, home = sites.root / "bundles" / "server", sites.root / "flwr-home"
+    home.mkdir()
+    (home / "config.toml").write_text(
+        '[superlink]\ndefault = "it"\n\n[superlink.it]\n'
+        f'address = "{ServerAddress.read(bundle).address}"\nroot-certificates = "{bundle}/ca.crt"\n'
+    )
+    flwr = str(Path(_operators.sys.executable).with_name("flwr"))
+    done = subprocess.run(
+        [flwr, "run", str(_operators.ROOT), "it"],
+        env=flower_environment(home),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert "403" in done.stdout + done.stderr
 
 
 def _ask(sites: _operators.Deployment, path: str, method: str = "POST") -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,13 +19,14 @@ from carefl_secure.errors import EngineError
 # What is forked writes who it is, and ends with its standard input.
 ACTORS = """\
 import json, os, sys
-from carefl_secure.deployment.superlink.agents import fork_all
+from carefl_secure.deployment.superlink.local import fork_all
 imported = os.getpid()
 def program():
     print(*sys.argv[1:], imported, os.getpid(), os.getpgid(0), flush=True)
     sys.stdin.buffer.read()
     print("ended", flush=True)
 fork_all(json.loads(sys.argv[1]), program)
+sys.exit(1)
 """
 NAMES = ("a", "b", "c")
 
@@ -69,6 +71,16 @@ def start(processes: Processes, root: Path) -> tuple[int, list[int]]:
     assert len({head.pid, *pids}) == 4
     processes.check()
     return head.pid, pids
+
+
+def test_the_keys_of_a_run_whose_owner_is_killed_are_erased(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "node.key").write_text("secret")
+    command = [sys.executable, "-m", "carefl_secure.deployment.superlink.local", str(home)]
+    # The owner is gone before the agents were asked for.
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, timeout=120, check=False)
+    assert done.returncode == 1 and not home.exists()
 
 
 def test_they_share_the_imports_and_are_ended_with_their_group(processes: Processes, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from carefl_secure.config import load_config
-from carefl_secure.deployment.flower.address import ServerAddress
+from carefl_secure.deployment.flower.superlink import ServerAddress
 from carefl_secure.deployment.site.services import run_node, run_server
 from carefl_secure.deployment.superlink.local import Loopback, _Local
 from carefl_secure.deployment.superlink.parties import Deployed

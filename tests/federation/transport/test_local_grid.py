@@ -16,7 +16,8 @@ from flwr.clientapp import ClientApp
 
 from carefl_secure.errors import BudgetExceededError, CohortError, ConfigError, EngineError, NonFiniteError
 from carefl_secure.federation.transport.error_codes import error_of_reply, is_dropout
-from carefl_secure.federation.transport.local_grid import FIRST_NODE, TESTED_FLOWER, LocalGrid
+from carefl_secure.federation.transport.flower_internals import TESTED_FLOWER
+from carefl_secure.federation.transport.local_grid import FIRST_NODE, LocalGrid
 
 
 def app_of(handler: Any) -> ClientApp:

@@ -1,0 +1,247 @@
+"""All that this package uses of Flower beyond its public interface; no other module touches it.
+
+Tried on Flower 1.41 and 1.42 (`TESTED_FLOWER`); with another version no server is started, because neither the app nor
+who controls the SuperLink could be checked. A job of the test workflow tries the newest Flower and reports. Used are:
+
+* an empty `Run`, the process-wide `TaskIdentity` that `Message` reads, and the id that a SuperLink gives a message;
+* the console scripts that Flower's package lists, called in this process;
+* the module ``time`` in the loop of a SuperNode, which `pace` replaces;
+* ``create_app``, which makes the SuperLink's web application, and which `lock` wraps;
+* ``install_from_fab``, which unpacks the app (FAB) to be run, and which `pin` wraps;
+* the control interface of the SuperLink: its paths, and Flower's protobuf messages (`ControlClient`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import http.client
+import importlib
+import importlib.metadata
+import io
+import os
+import ssl
+import time
+import tomllib
+import uuid
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Message
+from flwr.supercore.run import Run as Run
+from flwr.supercore.task_identity import TaskIdentity
+
+TESTED_FLOWER = ("1.41", "1.42")
+
+RELAY = "carefl_relay.py"
+COMPONENTS = {"serverapp": "carefl_relay:server", "clientapp": "carefl_relay:client"}
+"""The one file of the app that is run, a copy of ``relay.py``, and what Flower calls in it."""
+
+CONTROL = "CAREFL_CONTROL_KEY"
+"""The variable that names the file with the key of the SuperLink's control interface."""
+
+_HEADER = "x-carefl-control-key"
+_CONTROLLED = "/v1/control"
+_PROJECT = """\
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+
+[project]
+name = "carefl-relay"
+version = "1.0.0"
+description = "Carries messages to software that is installed on the sites"
+license = "Apache-2.0"
+dependencies = []
+
+[tool.hatch.build.targets.wheel]
+packages = ["."]
+
+[tool.flwr.app]
+publisher = "carefl"
+
+[tool.flwr.app.components]
+"""
+
+
+def empty_run() -> Run:
+    """Return a run without an engine, and let this process build messages for it."""
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+    return Run.create_empty(run_id=1)
+
+
+def stamp(message: Message) -> Message:
+    """Give a message the id that a SuperLink would have given it, and return it."""
+    message.metadata.__dict__["_message_id"] = uuid.uuid4().hex
+    return message
+
+
+def load_commands(*names: str) -> dict[str, Callable[[], object]]:
+    """Import Flower's commands by the names its package lists; `KeyError` if one is missing."""
+    listed = {one.name: one for one in importlib.metadata.distribution("flwr").entry_points}
+    return {name: listed[name].load() for name in names}
+
+
+class Paced:
+    """Replaces the module ``time`` in the loop of a SuperNode, with shorter sleeps.
+
+    An idle node asks again after a tenth of the time it has been idle, between 0.1 second and Flower's own sleep:
+    waiting grows by a tenth at most. A node that waits for its app to answer checks its own memory 20 times a second.
+    """
+
+    _LEAST, _ANSWER, _IDLE = 0.1, 0.05, 1.0
+
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
+        self._clock, self._sleep = clock, sleep
+        self._worked = clock()
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep for no longer than asked."""
+        if seconds < self._IDLE:  # an answer is being waited for
+            self._sleep(min(seconds, self._ANSWER))
+            self._worked = self._clock()
+        else:
+            idle = self._clock() - self._worked
+            self._sleep(min(seconds, max(self._LEAST, idle / 10)))
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything else is the module's own."""
+        return getattr(time, name)
+
+
+def pace() -> None:
+    """Let this process's SuperNode sleep as `Paced` does; `ImportError` if Flower's loop moved."""
+    from flwr.supernode import start_client_internal as loop
+
+    if vars(loop).get("time") is not time:
+        raise ImportError("the SuperNode's loop does not sleep as it did")
+    vars(loop)["time"] = Paced()
+
+
+def build_app(relay: Path) -> bytes:
+    """Return the app (FAB) that holds the relay and nothing else."""
+    components = "".join(f'{name} = "{one}"\n' for name, one in COMPONENTS.items())
+    files = {"pyproject.toml": (_PROJECT + components).encode(), RELAY: relay.read_bytes()}
+    listed = [f"{name},{hashlib.sha256(text).hexdigest()},{8 * len(text)}" for name, text in files.items()]
+    with zipfile.ZipFile(held := io.BytesIO(), "w") as app:
+        for name, text in {**files, ".info/CONTENT": "\n".join(listed).encode()}.items():
+            app.writestr(zipfile.ZipInfo(name), text)
+    return held.getvalue()
+
+
+def check_app(content: bytes, relay: Path) -> None:
+    """Refuse, with a `PermissionError`, an app (FAB) that is not the installed package's ``relay``."""
+    with zipfile.ZipFile(io.BytesIO(content)) as app:
+        known = sorted(app.namelist()) == sorted([".info/CONTENT", RELAY, "pyproject.toml"])
+        if known and app.read(RELAY) == relay.read_bytes():
+            about = tomllib.loads(app.read("pyproject.toml").decode())
+            named = about["tool"]["flwr"]["app"]["components"]
+            if named == COMPONENTS and about["project"].get("dependencies", []) == []:
+                return
+    raise PermissionError(
+        "this app is not the relay of the installed package, so it is not run; a run between sites "
+        "is submitted with carefl-secure submit RUN.yaml, by the same version"
+    )
+
+
+def pin(relay: Path) -> None:
+    """Let Flower unpack and run no app but ``relay``; `ImportError` if it unpacks apps in another way."""
+    from flwr.cli.install import install_from_fab as unpack
+
+    def checked(fab: bytes, *others: Any, **options: Any) -> Path:
+        check_app(fab, relay)
+        return unpack(fab, *others, **options)
+
+    for name in ("supernode.runtime.run_clientapp", "superlink.runtime.run_serverapp"):
+        module = importlib.import_module(f"flwr.{name}")
+        if vars(module).get("install_from_fab") is not unpack:
+            raise ImportError("Flower unpacks apps in another way than it did")
+        vars(module)["install_from_fab"] = checked
+
+
+class _Locked:
+    """A web application (ASGI) whose control interface asks for a key."""
+
+    def __init__(self, app: Any, key: str) -> None:
+        self._app, self._key = app, key.encode()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if not str(scope.get("path", "")).startswith(_CONTROLLED):
+            await self._app(scope, receive, send)
+        elif scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})
+        elif hmac.compare_digest(dict(scope["headers"]).get(_HEADER.encode(), b""), self._key):
+            await self._app(scope, receive, send)
+        else:
+            await send({"type": "http.response.start", "status": 403, "headers": []})
+            await send({"type": "http.response.body", "body": b"the control key of this server is needed"})
+
+
+def lock() -> None:
+    """Let this process's SuperLink ask for the control key; `ImportError` if it is made differently."""
+    from flwr.superlink import main as service
+    from flwr.superlink.routers.control.router import router
+
+    make, key = service.create_app, Path(os.environ[CONTROL]).read_text("ascii").strip()
+    if router.prefix != _CONTROLLED:
+        raise ImportError("the control interface of the SuperLink is not where it was")
+
+    def made(*words: Any, **options: Any) -> Any:
+        app = make(*words, **options)
+        app.add_middleware(_Locked, key=key)  # outside everything of Flower's
+        return app
+
+    vars(service)["create_app"] = made
+
+
+class ControlClient:
+    """Commands to the SuperLink at ``address`` (``host:port``), over TLS, with the control key in the file ``key``.
+
+    Each raises `OSError` or `http.client.HTTPException`, whose text is the SuperLink's own, when it is refused.
+    """
+
+    def __init__(self, address: str, ca: Path, key: Path) -> None:
+        self._host, _, self._port = address.rpartition(":")
+        self._ca, self._key = ca, key
+
+    def _call(self, command: str, kind: str, **fields: object) -> Any:
+        from flwr.proto import control_pb2 as messages
+
+        trust = ssl.create_default_context(cafile=str(self._ca))
+        link = http.client.HTTPSConnection(self._host, int(self._port), context=trust, timeout=60)
+        media = "application/protobuf"
+        headers = {"content-type": media, "accept": media, _HEADER: self._key.read_text("ascii").strip()}
+        try:
+            request = getattr(messages, f"{kind}Request")(**fields)
+            link.request("POST", f"{_CONTROLLED}/{command}", request.SerializeToString(), headers)
+            reply = link.getresponse()
+            content = reply.read()
+        finally:
+            link.close()
+        if reply.status != 200:
+            raise http.client.HTTPException(f"{reply.status} {content[:500].decode(errors='replace')}")
+        return getattr(messages, f"{kind}Response").FromString(content)
+
+    def nodes(self) -> dict[bytes, tuple[int, bool]]:
+        """Return number and whether it is online of every registered node, by its public key (PEM)."""
+        listed = self._call("list-nodes", "ListNodes").nodes_info
+        return {bytes(one.public_key): (int(one.node_id), one.status == "online") for one in listed}
+
+    def register(self, name: str, key: bytes) -> None:
+        """Register the node that holds the private half of ``key`` (PEM)."""
+        self._call("register-node", "RegisterNode", public_key=key, name=name)
+
+    def start(self, app: bytes) -> str:
+        """Start a run of an app (FAB) and return its number."""
+        fab = {"hash_str": hashlib.sha256(app).hexdigest(), "content": app}
+        return str(self._call("start-run", "StartRun", fab=fab).run_id)
+
+    def status(self, run: str) -> tuple[str, int, int]:
+        """Return a run's status, such as ``finished:completed``, and the bytes that came from and went to nodes."""
+        found = self._call("list-runs", "ListRuns", run_id=int(run)).run_dict[int(run)]
+        words = filter(None, (found.status.status, found.status.sub_status))
+        return ":".join(words), int(found.bytes_recv), int(found.bytes_sent)
