@@ -20,7 +20,6 @@ OTHERS = {
     "captions/cache.py",
     "data/readers/metadata.py",
     "deployment/flower/relay.py",
-    "deployment/flower/superlink.py",
     "deployment/superlink/local.py",
     "privacy/ledger/entry.py",
     "secagg/pairwise/state.py",

@@ -170,7 +170,7 @@ class SitesEngine:
         self.folder: RunFolder | None = None
 
     def start(self, spec: RunSpec) -> Deployed:
-        folder, key = spec.folder, read_identity(self.bundles / "submit" / "submit.key")
+        key = read_identity(self.bundles / "submit" / "submit.key")
         grid = LocalGrid(relay.client, len(self.running), workers=len(self.running))
         for site, context in zip(self.running, grid._contexts.values(), strict=True):
             context.node_config["agent"] = str(self.sockets / site.bundle.name)

@@ -83,8 +83,7 @@ def fork_all(orders: Sequence[Order], program: Callable[[], None]) -> None:
                     os.dup2(file.fileno(), number)
             sys.argv = [sys.argv[0], *order["words"]]
             program()
-            sys.stdout.flush()
-            os._exit(0)
+            sys.exit(0)
         running[child] = order["log"]
     ended, status = os.wait()
     code = os.waitstatus_to_exitcode(status)
