@@ -18,12 +18,12 @@ from carefl_secure.audit.attacks.attributes import AttributeInference, Attribute
 from carefl_secure.audit.attacks.canaries import GradientCanaries, judge_canaries
 from carefl_secure.audit.attacks.client_canaries import ClientCanaries, judge_clients, rehearse_clients
 from carefl_secure.audit.attacks.exposure import Exposure, ExposureView, secret_losses
-from carefl_secure.audit.attacks.helper_transcript import judge_helpers
 from carefl_secure.audit.attacks.image_inversion import Pictures
 from carefl_secure.audit.attacks.image_trials import counted_noise, invert_images, judge_images, pick_ceiling
 from carefl_secure.audit.attacks.membership import RATES, AdapterView, Membership
 from carefl_secure.audit.attacks.server_transcript import ServerEyes
 from carefl_secure.audit.attacks.text_inversion import Texts, judge_spans
+from carefl_secure.audit.attacks.transcript import judge_helpers
 from carefl_secure.audit.bounds.clopper_pearson import exact_interval
 from carefl_secure.audit.replay.canary_run import plan_like, rehearse
 from carefl_secure.audit.replay.recording import Rehearsal

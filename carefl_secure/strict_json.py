@@ -1,10 +1,16 @@
-"""JSON from files, read strictly."""
+"""JSON from files, read strictly; canonical JSON of plain values, to be hashed, and dataclasses read from it."""
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import math
-from typing import Any, NoReturn
+import types
+from collections.abc import Mapping
+from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from carefl_secure.errors import ConfigError
 
 
 def load_json(text: str | bytes) -> Any:
@@ -32,3 +38,56 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found := dict(pairs)) != len(pairs):
         raise ValueError("a name stands twice in the object")
     return found
+
+
+T = TypeVar("T")
+
+
+def canonical_json(value: Any) -> bytes:
+    """Return JSON with sorted keys and fixed separators; ValueError for NaN or infinity."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def canonical_hash(value: Any) -> bytes:
+    """Return SHA-256 over the canonical JSON of a value, 32 bytes."""
+    return hashlib.sha256(canonical_json(value)).digest()
+
+
+def dataclass_from_json(kind: type[T], value: Any, *absent: str) -> T:
+    """Return a dataclass of bool, int, finite float, str, literals or optionals from its JSON object.
+
+    Every field must be there and nothing else; those in ``absent`` may be missing.
+
+    Raises
+    ------
+    ConfigError
+        A field is missing, unknown or of another type, or the dataclass refuses its value.
+    """
+    name = kind.__name__
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{name} must be a JSON object, not {type(value).__name__}")
+    hints = get_type_hints(kind)
+    wanted = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    if unknown := sorted(set(value) - wanted):
+        raise ConfigError(f"{name} has no field {', '.join(map(str, unknown))}")
+    if missing := sorted(wanted - set(value) - set(absent)):
+        raise ConfigError(f"{name} lacks {', '.join(missing)}")
+    return kind(**{key: _checked(f"{name}.{key}", hints[key], each) for key, each in value.items()})
+
+
+def _checked(name: str, hint: Any, value: Any) -> Any:
+    """Return a value that fits its annotation; a whole number may stand for a float."""
+    if get_origin(hint) is Literal:
+        fits = type(value) in {type(one) for one in get_args(hint)} and value in get_args(hint)
+    elif get_origin(hint) in (Union, types.UnionType):
+        if value is None and type(None) in get_args(hint):
+            return None
+        (hint,) = (one for one in get_args(hint) if one is not type(None))
+        return _checked(name, hint, value)
+    elif hint is float and type(value) is int:
+        return float(value)
+    else:
+        fits = type(value) is hint and not (hint is float and not math.isfinite(value))
+    if not fits:
+        raise ConfigError(f"{name} cannot be {value!r}; the file was not written by this version")
+    return value

@@ -77,7 +77,7 @@ ONLY: dict[str, list[str]] = {
     "jinja2": ["report.*"],
     "matplotlib": ["report.*"],
     "mlflow": ["runs.trackers.*"],
-    "opacus": [*LEARNING, "privacy.accounting.opacus_prv"],
+    "opacus": [*LEARNING, "privacy.accounting.gaussian_losses"],
     "peft": ["model.*", "audit.*"],
     "pydantic": ["config.*", "report.*", "deployment.*"],
     "ray": ["deployment.ray.*"],

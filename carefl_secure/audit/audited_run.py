@@ -37,10 +37,7 @@ _MICRO_BATCH = 16
 
 
 def read_plan(folder: RunFolder) -> StagedPlan:
-    """Return the plan that a run was made with.
-
-    RunError is raised if it cannot be read or does not match the run's event.
-    """
+    """Return the plan that a run was made with; RunError if it is unreadable or does not match the run's event."""
     try:
         return StagedPlan.from_json(load_json(folder.plan.read_text(encoding="utf-8")))
     except (OSError, ValueError, ConfigError, PrivacyError) as error:

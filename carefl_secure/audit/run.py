@@ -99,16 +99,10 @@ def audit_run(
     Nothing is spent: rehearsals keep their own ledgers. But private records are read, and no noise
     is added to what is written about them.
 
-    Parameters
-    ----------
-    attacks : sequence of str, optional
-        Names from :data:`ATTACKS` (ConfigError for any other); all by default.
-    records : int
-        Members, others and population for the attacks on the adapter, each.
-    canaries : int
-        Coins of the one-run audit.
-    name : str
-        Of the two files; a partial audit should not replace a whole one.
+    * ``attacks``: names from :data:`ATTACKS` (ConfigError for any other); all by default.
+    * ``records``: members, others and population for the attacks on the adapter, each.
+    * ``canaries``: coins of the one-run audit.
+    * ``name``: of the two files; a partial audit should not replace a whole one.
     """
     wanted = list(ATTACKS) if attacks is None else list(dict.fromkeys(attacks))
     unknown = [attack for attack in wanted if attack not in ATTACKS]

@@ -13,12 +13,12 @@ from carefl_secure.audit.attacks.attributes import AttributeInference, Attribute
 from carefl_secure.audit.attacks.canaries import GradientCanaries, judge_canaries
 from carefl_secure.audit.attacks.client_canaries import ClientCanaries, judge_clients, rehearse_clients
 from carefl_secure.audit.attacks.exposure import Exposure, judge_natural, natural_exposure
-from carefl_secure.audit.attacks.helper_transcript import MemberEyes, judge_helpers
 from carefl_secure.audit.attacks.image_inversion import ImageMatching, Pictures
 from carefl_secure.audit.attacks.image_trials import counted_noise, invert_images, judge_images, pick_ceiling
 from carefl_secure.audit.attacks.membership import RATES, AdapterView, Membership, judge_membership
 from carefl_secure.audit.attacks.server_transcript import ServerEyes, judge_transcript
 from carefl_secure.audit.attacks.text_inversion import SpanCheck, Texts, judge_spans
+from carefl_secure.audit.attacks.transcript import MemberEyes, judge_helpers
 from carefl_secure.audit.audited_run import AuditedRun, Known, RealProbe, Vector
 from carefl_secure.audit.conformance.checks import Conformance, MachineView
 from carefl_secure.audit.conformance.released import drive

@@ -13,23 +13,20 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from carefl_secure import __version__
-from carefl_secure.cli.cache import cache
 from carefl_secure.cli.console import write_line
-from carefl_secure.cli.data import data
+from carefl_secure.cli.data import cache, data
 from carefl_secure.cli.deployment.server import node, server, submit
 from carefl_secure.cli.deployment.site import provision, site, submitter
 from carefl_secure.cli.deployment.status import doctor, status
-from carefl_secure.cli.privacy.audit import audit, report
+from carefl_secure.cli.privacy.audit import audit, report, threat_model
 from carefl_secure.cli.privacy.budget import budget
 from carefl_secure.cli.privacy.ledger import ledger
-from carefl_secure.cli.privacy.threat_model import threat_model
 from carefl_secure.cli.streams import run_with_streams
 from carefl_secure.cli.training.caption import caption
 from carefl_secure.cli.training.evaluate import evaluate
 from carefl_secure.cli.training.experiment import experiment
-from carefl_secure.cli.training.plan import plan
 from carefl_secure.cli.training.predict import export, predict
-from carefl_secure.cli.training.train import pretrain, train
+from carefl_secure.cli.training.train import plan, pretrain, train
 from carefl_secure.errors import CareflError
 from carefl_secure.run_folder import Interrupted
 

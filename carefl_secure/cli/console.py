@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import inspect
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 import typer
 from rich import box
@@ -22,6 +25,11 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 Words = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting; repeatable.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Run even if the forecast is nearly all noise.")]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")]
+
+
+def group(name: str, help: str) -> typer.Typer:
+    """Return an empty group of commands, which stays one where it gets a single command."""
+    return typer.Typer(name=name, no_args_is_help=True, help=help, callback=lambda: None)
 
 
 def write_line(console: Console, text: str, style: str = "") -> None:
@@ -68,3 +76,46 @@ def require_corpus(source: str) -> None:
     """Refuse a corpus folder that does not exist, before anything heavy is imported."""
     if source != "synthetic" and not Path(source).is_dir():
         raise DataError(f"{source} is not a folder; give the folder that holds the corpus")
+
+
+def unfold(command: Callable[..., None]) -> Callable[..., None]:
+    """Offer the fields of a command's dataclass parameter to typer as its options.
+
+    The fields, annotated as typer wants parameters annotated, take the place of the parameter in the signature, in
+    their order; the command gets the dataclass. TypeError is raised where the command has no such parameter.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    parameters: list[inspect.Parameter] = []
+    packed: dict[str, type[Any]] = {}
+    for name, parameter in inspect.signature(command).parameters.items():
+        kind = hints[name]
+        if not dataclasses.is_dataclass(kind):
+            parameters.append(_keyword(name, kind, parameter.default))
+            continue
+        packed[name] = kind  # type: ignore[assignment]
+        inside = get_type_hints(kind, include_extras=True)
+        parameters += [
+            _keyword(
+                field.name,
+                inside[field.name],
+                inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default,
+            )
+            for field in dataclasses.fields(kind)
+        ]
+    if not packed:
+        raise TypeError(f"{command.__name__} takes no dataclass of options")
+
+    @functools.wraps(command)
+    def unfolded(**given: Any) -> None:
+        for name, kind in packed.items():
+            fields = dataclasses.fields(kind)
+            given[name] = kind(**{field.name: given.pop(field.name) for field in fields})
+        command(**given)
+
+    vars(unfolded)["__signature__"] = inspect.Signature(parameters)
+    unfolded.__annotations__ = {one.name: one.annotation for one in parameters}
+    return unfolded
+
+
+def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)

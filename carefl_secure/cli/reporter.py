@@ -1,16 +1,118 @@
-"""Progress for a person: bars on a terminal, plain lines in a log."""
+"""Progress and figures of a run for a person, on a terminal or in a log, and as strict JSON."""
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
-from carefl_secure.cli.console import write_line
-from carefl_secure.cli.figures import row_line
+from carefl_secure.cli.console import result_console, result_table, write_line
 from carefl_secure.progress import Reporter, SilentReporter
+from carefl_secure.rounding import plain, round_up
+
+if TYPE_CHECKING:
+    from carefl_secure.runs.summary import RunSummary
+
+_CLEAR, _LOST = 1.0, 0.1  # signal over noise, by norms
+_SHOWN = ("stage", "round", "epsilon", "mAP", "macro_f1", "survivors", "bytes_per_client", "seconds")
+
+
+def figure(name: str, value: Any) -> str:
+    """Write one value as a person reads it."""
+    if value is None:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return str(value)
+    if isinstance(value, Integral) and not name.startswith("bytes"):
+        return str(int(value))
+    if name.startswith("bytes"):
+        return _bytes(float(value))
+    if name == "epsilon":
+        return round_up(float(value))
+    if name.endswith("seconds"):
+        return f"{float(value):.1f}"
+    return f"{float(value):.3f}"
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"
+
+
+def row_line(row: Mapping[str, Any]) -> str:
+    """Write one round as ``name value`` pairs, with the two norms as one figure."""
+    shown = {name: figure(name, value) for name, value in row.items()}
+    norms = [shown.pop(name, None) for name in ("gradient_norm", "noise_norm")]
+    if all(norms):
+        found = signal_to_noise(float(row["gradient_norm"]), float(row["noise_norm"]))
+        shown["signal/noise"] = found
+    return "  ".join(f"{name} {value}" for name, value in shown.items())
+
+
+def signal_to_noise(opened: float, noise: float) -> str:
+    """Estimate how large the mean update is next to its noise, and judge it in a word or two.
+
+    The opened mean has the norm ``opened``, and in expectation its square is that of the update plus that of the
+    noise, whose norm is ``noise``. Training adds up over rounds, so a weak signal still teaches, a lost one does not.
+    """
+    if noise <= 0.0:
+        return "no noise"
+    ratio = math.sqrt(max(0.0, opened**2 - noise**2)) / noise
+    word = "clear" if ratio >= _CLEAR else "weak" if ratio >= _LOST else "lost in the noise"
+    return f"{ratio:.2f} ({word})"
+
+
+def to_json(summary: RunSummary) -> str:
+    """Return the summary as one JSON object; an infinite epsilon is null."""
+    whole = plain(summary)
+    whole["rounds"] = whole.pop("rows")
+    return json.dumps(whole, indent=2, allow_nan=False)
+
+
+def _rounds(summary: RunSummary) -> Table:
+    present = {name for row in summary.rows for name in row}
+    names = [name for name in _SHOWN if name in present]
+    table = result_table(*(name.replace("_", " ") for name in names))
+    for row in summary.rows:
+        table.add_row(*(figure(name, row.get(name)) for name in names))
+    return table
+
+
+def _scores(summary: RunSummary) -> Table:
+    names = list(dict.fromkeys([*summary.before, *summary.after])) or ["mAP"]
+    table = result_table("", *(name.replace("_", " ") for name in names), left=("",))
+    for baseline, value in summary.baselines.items():
+        row = (figure(name, value) if name == "mAP" else "" for name in names)
+        table.add_row(f"baseline: {baseline.replace('_', ' ')}", *row)
+    lines = [("before", summary.before), ("after", summary.after)]
+    if summary.stages:  # each with its own labels; the untuned model with the last stage's
+        lines = [("untuned", summary.before)]
+        for stage in summary.stages:
+            lines += [(f"before {stage.name}", stage.before), (f"after {stage.name}", stage.after)]
+    for label, scores in lines:
+        table.add_row(label, *(figure(name, scores.get(name)) for name in names))
+    return table
+
+
+def show(summary: RunSummary) -> None:
+    """Write the tables, the privacy statement and the run folder."""
+    console = result_console()
+    if summary.rows:
+        console.print(_rounds(summary))
+    console.print(_scores(summary))
+    folder = f"run folder: {summary.folder} ({figure('seconds', summary.seconds)} s)"
+    for line in (summary.verdict, *summary.remarks, summary.promise, folder):
+        write_line(console, line)
 
 
 @contextmanager

@@ -10,11 +10,10 @@ from typing import Any, Literal, get_args
 
 from carefl_secure.errors import ConfigError
 from carefl_secure.privacy.accounting.accountant import check_delta
-from carefl_secure.privacy.accounting.events import SampledGaussian, SampledSkellam
-from carefl_secure.privacy.canonical_json import canonical_hash, dataclass_from_json
-from carefl_secure.privacy.checks import as_real, check_choice, check_whole
+from carefl_secure.privacy.accounting.events import SampledGaussian, SampledSkellam, check_whole
 from carefl_secure.privacy.sampling import any_of
 from carefl_secure.privacy.statement import promise_text
+from carefl_secure.strict_json import canonical_hash, dataclass_from_json
 
 Unit = Literal["record", "person", "client", "none"]
 Trust = Literal["secagg", "none"]
@@ -89,7 +88,7 @@ class PrivacyPlan:
     def __post_init__(self) -> None:
         """Refuse a plan that cannot keep a promise, and bring numbers to one form."""
         for name, allowed in (("unit", Unit), ("trust", Trust), ("mechanism", Mechanism), ("adjacency", Adjacency)):
-            check_choice(name, getattr(self, name), get_args(allowed))
+            _check_choice(name, getattr(self, name), get_args(allowed))
         for name in ("rounds", "clients", "min_survivors", "public_records", "local_steps"):
             check_whole(name, getattr(self, name), 1)
         check_whole("max_colluders", self.max_colluders, 0)
@@ -102,9 +101,9 @@ class PrivacyPlan:
         if not isinstance(self.normalise, bool):
             raise ConfigError(f"normalise is {self.normalise!r}; choose true or false")
         for name in ("delta", "sample_rate", "clipping_norm", "noise_multiplier"):
-            object.__setattr__(self, name, as_real(name, getattr(self, name)))
+            object.__setattr__(self, name, _as_real(name, getattr(self, name)))
         if self.target_epsilon is not None:
-            object.__setattr__(self, "target_epsilon", as_real("target_epsilon", self.target_epsilon))
+            object.__setattr__(self, "target_epsilon", _as_real("target_epsilon", self.target_epsilon))
         _check_numbers(self)
         _check_cohort(self)
         _check_mechanism(self)
@@ -155,21 +154,12 @@ class PrivacyPlan:
 
         Only the noise of ``noise_clients`` honest survivors is counted. All in integer units.
 
-        Parameters
-        ----------
-        l1, l2 : float
-            Norm bounds of one unit after rounding.
-        share_variance : float
-            Variance per coordinate that one client adds.
-        beta : float
-            Probability that the rounding of a round breaks the bounds.
-        dimension : int, optional
-            Length of the vector of integers, padding included; without it only RDP can price it.
+        * ``l1``, ``l2``: norm bounds of one unit after rounding.
+        * ``share_variance``: variance per coordinate that one client adds.
+        * ``beta``: probability that the rounding of a round breaks the bounds.
+        * ``dimension``: length of the vector of integers, padding included; without it only RDP can price it.
 
-        Raises
-        ------
-        ConfigError
-            The plan is not for Skellam noise, or the variance is below what the plan promises.
+        ConfigError where the plan is not for Skellam noise, or the variance is below what the plan promises.
         """
         if self.mechanism != "skellam":
             raise ConfigError(f"this plan uses mechanism {self.mechanism!r}, not 'skellam'")
@@ -214,14 +204,24 @@ class PrivacyPlan:
         )
 
     def promise(self, epsilon: float) -> str:
-        """Say in plain words what the plan promises at the epsilon that the accountant found.
-
-        Sentences for a report: unit, adjacency, epsilon, delta, against whom, how strong, and what stays open.
-        """
+        """Say what the plan promises at the epsilon found: unit, adjacency, delta, against whom, what stays open."""
         return promise_text(
             unit=self.unit, trust=self.trust, epsilon=epsilon, delta=self.delta, colluders=self.max_colluders,
             records_per_person=self.records_per_person,
         )  # fmt: skip
+
+
+def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    """Refuse a word that is none of those allowed."""
+    if value not in allowed:
+        raise ConfigError(f"{name} is {value!r}; choose one of {', '.join(allowed)}")
+
+
+def _as_real(name: str, value: object) -> float:
+    """Return a finite number as a float; refuse anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ConfigError(f"{name} is {value!r}; it must be a finite number")
+    return float(value)
 
 
 def _check_numbers(plan: PrivacyPlan) -> None:

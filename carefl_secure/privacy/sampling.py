@@ -23,10 +23,7 @@ _WORDS = 2**64
 
 
 def any_of(sample_rate: float, records: int) -> float:
-    r"""Return the probability that at least one of some records is drawn, :math:`1 - (1 - q)^k`.
-
-    For q in (0, 1] and k >= 1. Never below the true value; q itself for one record.
-    """
+    """Return the probability, never below the true one, that any of k >= 1 records is drawn: :math:`1 - (1 - q)^k`."""
     if records == 1:
         return sample_rate
     rate = -math.expm1(records * math.log1p(-min(sample_rate, 1.0 - 1e-16)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from carefl_secure.errors import ConfigError
-from carefl_secure.privacy.checks import check_whole
+from carefl_secure.privacy.accounting.events import check_whole
 from carefl_secure.rounding import round_up
 
 _STRONG = 1.0
@@ -60,16 +60,10 @@ def promise_text(
 ) -> str:
     """Write the promise: some sentences on one line.
 
-    Parameters
-    ----------
-    unit : {"record", "person", "client", "none"}
-        What is protected.
-    trust : {"secagg", "none"}
-        Whether the noise is shared under a secure sum.
-    colluders : int
-        How many clients may work with the server.
-    records_per_person : int, optional
-        For unit person, where single records were clipped: how many of each person were kept.
+    * ``unit``: what is protected, one of record, person, client and none.
+    * ``trust``: secagg where the noise is shared under a secure sum, else none.
+    * ``colluders``: how many clients may work with the server.
+    * ``records_per_person``: for unit person, where single records were clipped: how many of each person were kept.
     """
     strength = verdict(epsilon)
     if unit == "none":

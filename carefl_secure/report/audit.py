@@ -74,10 +74,7 @@ def read_audits(run: Path, run_id: str) -> tuple[AuditFinding, ...] | None:
 
 
 def judge_audits(findings: Sequence[AuditFinding] | None) -> Finding:
-    """Turn what audits found into a check of the report.
-
-    The detail names attacks only: it is published, and an audit's figures are not protected.
-    """
+    """Turn what audits found into a check; its detail, which is published, holds no unprotected figure."""
     if findings is None:
         return UNCHECKED, "no audit was made of this run"
     bad = [f"{one.attack} ({one.check})" for one in findings if one.verdict == "falsified"]

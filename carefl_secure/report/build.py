@@ -12,7 +12,7 @@ from carefl_secure.errors import PrivacyError, RunError
 from carefl_secure.privacy import verdict as strength_of
 from carefl_secure.privacy.accounting.attack_bounds import AttackerBounds, attacker_bounds
 from carefl_secure.report.audit import audit_part
-from carefl_secure.report.checks.run_checks import check_run
+from carefl_secure.report.checks import check_run
 from carefl_secure.report.registry import registry_entry
 from carefl_secure.report.render.page import html_page, markdown_section, put_into_readme
 from carefl_secure.report.run_record import RunRecord, read_run
@@ -27,18 +27,14 @@ from carefl_secure.report.sections import (
     trust_part,
     unit_part,
 )
-from carefl_secure.report.spending import settle
-from carefl_secure.report.what_if import tuning_part, what_if
+from carefl_secure.report.spending import settle, tuning_part, what_if
 from carefl_secure.rounding import finite, percent_up
 from carefl_secure.run_folder import write_atomically
 from carefl_secure.strict_json import load_json
 
 
 def build_report(record: RunRecord) -> tuple[Report, AttackerBounds | None]:
-    """Check and price a run; return its report, and the attacker's bounds where they hold.
-
-    PrivacyError is raised if a spend in an intact ledger cannot be priced.
-    """
+    """Check and price a run: its report, and the attacker's bounds where they hold; PrivacyError without a price."""
     accounts = settle(record)
     checks = check_run(record, accounts)
     reasons = [
@@ -162,12 +158,8 @@ def write_report(run: Path) -> tuple[Report, list[Path]]:
 
     Written are page, data, card and registry entry under ``report/``, and our block in the adapter's model card.
 
-    Raises
-    ------
-    RunError
-        It is not a run folder, a file of it cannot be read, or nothing can be written.
-    PrivacyError
-        The plan or an event states something that cannot be priced.
+    RunError where it is not a run folder, a file of it cannot be read, or nothing can be written; PrivacyError where
+    the plan or an event states something that cannot be priced.
 
     Guarantees
     ----------

@@ -13,11 +13,10 @@ from carefl_secure.errors import ConfigError, LedgerError, PrivacyError, RunErro
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.plan.staged import StagedPlan
 from carefl_secure.privacy import Entry, Event, Ledger, PrivacyPlan, event_from_json
-from carefl_secure.privacy.canonical_json import canonical_hash
 from carefl_secure.privacy.ledger.statement import find_ledgers
 from carefl_secure.report.audit import AuditFinding, read_audits
 from carefl_secure.run_folder import RunFolder
-from carefl_secure.strict_json import load_json
+from carefl_secure.strict_json import canonical_hash, load_json
 
 _COLUMNS = {"round": int, "survivors": int, "gradient_norm": float}
 
@@ -62,18 +61,11 @@ class RunRecord:
     in several stages are those of the last, over all rounds; ``stages`` has one entry for each.
     ``audit`` is None where no audit was made.
 
-    Parameters
-    ----------
-    run_id : str
-        As the server's ledger names the run; the folder's name where that is broken.
-    plan_hash, begun_under : str
-        SHA-256 of the canonical plan; that in the checkpoint, empty where there is none.
-    simulated : bool
-        Whether the clients lived inside the run folder, in one process.
-    rows : tuple of mapping
-        Figures of every finished round.
-    graph : str
-        What hiding rests on where the clients mask on a sparse graph.
+    * ``run_id``: as the server's ledger names the run; the folder's name where that is broken.
+    * ``plan_hash``, ``begun_under``: SHA-256 of the canonical plan; that in the checkpoint, empty where there is none.
+    * ``simulated``: whether the clients lived inside the run folder, in one process.
+    * ``rows``: figures of every finished round.
+    * ``graph``: what hiding rests on where the clients mask on a sparse graph.
     """
 
     path: Path
@@ -111,12 +103,8 @@ class RunRecord:
 def read_run(path: Path) -> RunRecord:
     """Read a run folder.
 
-    Raises
-    ------
-    RunError
-        It is not a run folder, no round was begun, or a file of it cannot be read.
-    PrivacyError
-        Its plan states values with which no promise can be kept.
+    RunError where it is not a run folder, no round was begun, or a file of it cannot be read; PrivacyError where its
+    plan states values with which no promise can be kept.
     """
     folder = RunFolder.open(Path(path))
     path = folder.path

@@ -8,8 +8,7 @@ from carefl_secure.federation.plan.cohort import AggregationConfig
 from carefl_secure.privacy import SampledSkellam
 from carefl_secure.report.run_record import RunRecord
 from carefl_secure.report.schema import Accounting, Caveat, Mechanism, RoundLine, RunLine, Severity, Trust, Unit
-from carefl_secure.report.spending import Accounts
-from carefl_secure.report.what_if import tuning_runs
+from carefl_secure.report.spending import Accounts, tuning_runs
 from carefl_secure.rounding import finite
 
 _CLIPPED = {

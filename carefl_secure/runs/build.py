@@ -28,16 +28,15 @@ from carefl_secure.model.prompts import PromptForm, prompt_template, task_questi
 from carefl_secure.model.vision.encode import vision_features
 from carefl_secure.model.vision.tiles import Tiles
 from carefl_secure.noise import DeterministicKeySource, KeySource
-from carefl_secure.privacy.canonical_json import canonical_json
 from carefl_secure.privacy.clipping.clipped_sum import Clipping
 from carefl_secure.progress import Reporter
 from carefl_secure.runs.captions import Contexts
 from carefl_secure.runs.client_task import ModelTask, model_tasks
 from carefl_secure.runs.corpora import Corpora
 from carefl_secure.runs.plan_from_config import aggregation_of
-from carefl_secure.runs.seeded_keys import KeptKeys
 from carefl_secure.runs.staged_corpora import stage_configs
 from carefl_secure.runs.trackers.base import TrackedReporter
+from carefl_secure.strict_json import canonical_json
 
 _CENTRE = 128  # public records that a label head is centred on
 
@@ -134,10 +133,7 @@ def client_tasks(
     *,
     pad: bool = False,
 ) -> list[ModelTask]:
-    """Return the task of every client of this machine, in the order of the clients.
-
-    With ``pad``, or where the configuration asks for it, every sum takes the same work.
-    """
+    """Return the task of each client here, in order; ``pad`` or the configuration makes all sums take equal work."""
     if config.data.at_sites and not corpora.shares:
         return []
     return model_tasks(
@@ -239,3 +235,28 @@ def opening(plan: RunPlan, corpora: Corpora, before: Mapping[str, float]) -> str
         f"{records} private records at {plan.privacy.clients} clients, {plan.encoding.dimension} trainable values, "
         f"{plan.encoding.bits} bits each; {noise}; untuned mAP {before['mAP']:.3f}{everybody}"
     )
+
+
+class KeptKeys:
+    """Keys from a seed, continued where an earlier process stopped; only tests have a seed.
+
+    ``source`` is at its beginning; the file ``path`` has one line, the label, per key that was drawn.
+
+    Guarantees
+    ----------
+    A key is noted before it is handed out, so no process hands out a key that another one did; a
+    run that was stopped between two rounds goes on with the keys that it would have had.
+    """
+
+    def __init__(self, source: DeterministicKeySource, path: Path) -> None:
+        self._source = source
+        self._path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for label in path.read_text().splitlines() if path.exists() else ():
+            source.key(label)
+
+    def key(self, label: str) -> bytes:
+        """Return the next key under ``label``."""
+        with self._path.open("a") as file:
+            file.write(label + "\n")
+        return self._source.key(label)

@@ -31,10 +31,7 @@ class Contexts:
 
 
 def load_contexts(config: Config, corpora: Corpora, reporter: Reporter) -> Contexts | None:
-    """Read or make the captions that ``model.context`` asks for; None where it asks for none.
-
-    A record without a caption in ``model.context_cache`` raises `DataError`.
-    """
+    """Read or make the captions that ``model.context`` asks for, if any; DataError where the cache lacks one."""
     said = captions_of(config, corpora, reporter)
     if said is None:
         return None

@@ -30,12 +30,11 @@ _LEAST = 40
 class Corpora:
     """The corpora of a run.
 
-    Only clients see ``private``, which the privacy promise covers. ``public``, open to everybody,
-    serves to choose decision thresholds; ``test`` is scored on the server. The simple baselines are
-    fitted on ``open``: on the embedded corpus drawn separately, with the private annotators'
-    habits, otherwise ``public``. ``shares`` are disjoint indices into ``private``, one int64 array
-    per client. ``duplicates`` says what was done about equal images, empty for the embedded corpus;
-    ``equal`` groups the private records that show equal images, ``near`` pairs nearly equal ones.
+    Only clients see ``private``, which the privacy promise covers. ``public``, open to everybody, serves to choose
+    decision thresholds; ``test`` is scored on the server. The simple baselines are fitted on ``open``: on the embedded
+    corpus drawn separately, with the private annotators' habits, otherwise ``public``. ``shares`` are disjoint indices
+    into ``private``, one int64 array per client. ``duplicates`` says what was done about equal images, empty for the
+    embedded corpus; ``equal`` groups the private records that show equal images, ``near`` pairs nearly equal ones.
     """
 
     private: Corpus
@@ -219,9 +218,8 @@ def open_only(found: Corpora, config: Config) -> Corpora:
 def load_own(config: Config, reporter: Reporter) -> Corpora:
     """Read a site's own folder: all its training records are private, and its clients' only share.
 
-    Records with a label that the run does not declare, and under unit person those that name
-    nobody, are left out and counted: were they refused, the refusal would tell of them. No labelled
-    training record raises `DataError`.
+    Records with a label that the run does not declare, and under unit person those that name nobody, are left out and
+    counted: were they refused, the refusal would tell of them. No labelled training record raises `DataError`.
     """
     path = Path(config.data.source)
     space = agreed_space(config)

@@ -35,10 +35,7 @@ def earlier_of(config: Config, run: str | None) -> frozenset[History]:
 
 
 def request_of(config: Config, corpora: Corpora, dimension: int) -> PlanRequest:
-    """Return what the plan of a configuration is made from; the same at every party.
-
-    Without a declared number of records (persons) they are counted, which only a simulation can.
-    """
+    """Return what a plan is made from, the same at every party; undeclared records are counted (simulations only)."""
     declared = config.federation.public_records
     if declared is not None:
         return _request(config, declared, declared, dimension)

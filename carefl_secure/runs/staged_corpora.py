@@ -36,12 +36,11 @@ def stage_configs(config: Config) -> list[Config]:
 def load_stages(config: Config, reporter: Reporter) -> list[Corpora]:
     """Draw or read what each stage works on, and share it out once; a plain run has one stage.
 
-    On the embedded corpus the stages see the same pictures with other labels; under ``compound``
-    only those that have a compound label. On a folder the stages have pictures of their own, and
-    whatever also stands in a later stage, pixel by pixel, is left out of the earlier ones. In a run
-    among sites, the corpora are what the server holds. Raises `ConfigError` if a client would have
-    no record in some stage or a protected person is at two clients, `DataError` if a folder cannot
-    be read or nothing remains of a stage.
+    On the embedded corpus the stages see the same pictures with other labels; under ``compound`` only those that have
+    a compound label. On a folder the stages have pictures of their own, and whatever also stands in a later stage,
+    pixel by pixel, is left out of the earlier ones. In a run among sites, the corpora are what the server holds.
+    Raises `ConfigError` if a client would have no record in some stage or a protected person is at two clients,
+    `DataError` if a folder cannot be read or nothing remains of a stage.
 
     Guarantees
     ----------

@@ -12,10 +12,7 @@ from carefl_secure.rounding import html_table
 
 @dataclass(frozen=True)
 class StageSummary:
-    """One stage's ``mAP`` and ``macro_f1``, at its start and at its end, with its own labels.
-
-    ``name`` is its number and label space, as ``2-compound``.
-    """
+    """One stage's ``mAP`` and ``macro_f1`` at its start and end, with its own labels; named as ``2-compound``."""
 
     name: str
     before: Mapping[str, float]

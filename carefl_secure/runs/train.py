@@ -47,12 +47,10 @@ from carefl_secure.runs.build import (
     text_scorer,
 )
 from carefl_secure.runs.captions import load_contexts
-from carefl_secure.runs.evaluation.evaluator import Evaluator, baseline_scores, final_figures
-from carefl_secure.runs.evaluation.feature_baselines import feature_baselines
+from carefl_secure.runs.evaluation.evaluator import Evaluator, baseline_scores, feature_baselines, final_figures
 from carefl_secure.runs.plan_from_config import aggregation_of, earlier_of, request_of
 from carefl_secure.runs.prepare import close_record, prepare, read_record, write_record
-from carefl_secure.runs.saved_model.card import write_card
-from carefl_secure.runs.saved_model.task import describe_task, write_task
+from carefl_secure.runs.saved_model.task import describe_task, write_card, write_task
 from carefl_secure.runs.staged_corpora import load_stages, stage_configs
 from carefl_secure.runs.summary import RunSummary, StageSummary
 from carefl_secure.runs.trackers.base import check_trackers
@@ -69,11 +67,10 @@ def train(
 ) -> RunSummary:
     """Federate one run and keep it in a folder.
 
-    ``resume`` is the folder of an interrupted run; ``config`` must be its own. ``engine`` says
-    where the clients are, by default in this process; it is asked once for each stage. ``confirm``
-    is asked about a run that is forecast to be nearly all noise, before anything is spent; without it such a run
-    goes on with a note. What
-    stops the run is a `CareflError`; nothing is released by too few survivors or above the budget.
+    ``resume`` is the folder of an interrupted run; ``config`` must be its own. ``engine`` says where the clients are,
+    by default in this process; it is asked once for each stage. ``confirm`` is asked about a run that is forecast to
+    be nearly all noise, before anything is spent; without it such a run goes on with a note. What stops the run is a
+    `CareflError`; nothing is released by too few survivors or above the budget.
 
     Guarantees
     ----------

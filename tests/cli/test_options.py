@@ -13,7 +13,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from carefl_secure.cli.app import app
-from carefl_secure.cli.options import unfold
+from carefl_secure.cli.console import unfold
 
 Many = Annotated[int, typer.Option(min=1, metavar="N", help="How many [markup].")]
 Word = Annotated[list[str] | None, typer.Option("--set", help="Repeatable.")]

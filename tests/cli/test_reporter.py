@@ -5,8 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from carefl_secure.cli.figures import figure, row_line, signal_to_noise
-from carefl_secure.cli.reporter import RichReporter
+from carefl_secure.cli.reporter import RichReporter, figure, row_line, signal_to_noise
 
 
 def terminal() -> tuple[Console, io.StringIO]:

@@ -16,7 +16,7 @@ from carefl_secure.errors import RunError
 from carefl_secure.experiment.run import Finished
 from carefl_secure.experiment.scores import Scores
 from carefl_secure.experiment.table import holm, mean_interval, results
-from carefl_secure.report.render.experiment_page import experiment_html, experiment_markdown, interval, spent, spread
+from carefl_secure.report.render.page import experiment_html, experiment_markdown, interval, spent, spread
 
 
 def test_the_interval_is_that_of_scipys_paired_test() -> None:

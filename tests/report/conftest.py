@@ -19,7 +19,7 @@ from carefl_secure.privacy import Entry, Ledger
 from carefl_secure.privacy.ledger.entry import make_entry
 from carefl_secure.report import Report, write_report
 from carefl_secure.report.build import build_report
-from carefl_secure.report.checks.run_checks import check_run
+from carefl_secure.report.checks import check_run
 from carefl_secure.report.run_record import read_run
 from carefl_secure.report.spending import settle
 from carefl_secure.run_folder import RunFolder

@@ -16,8 +16,7 @@ from carefl_secure.federation.server.run import FederationResult
 from carefl_secure.noise import DeterministicKeySource
 from carefl_secure.progress import SilentReporter
 from carefl_secure.run_folder import RunFolder
-from carefl_secure.runs.build import key_source
-from carefl_secure.runs.seeded_keys import KeptKeys
+from carefl_secure.runs.build import KeptKeys, key_source
 from tests.support.running import federate
 
 

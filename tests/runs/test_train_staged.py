@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from carefl_secure.audit.audited_run import AuditedRun
 from carefl_secure.cli import app
-from carefl_secure.cli.figures import show, to_json
+from carefl_secure.cli.reporter import show, to_json
 from carefl_secure.config import Config, load_config
 from carefl_secure.config.experiment import Cell, Experiment, Variant, cells_of
 from carefl_secure.config.root import stage_config
@@ -34,7 +34,7 @@ from carefl_secure.federation.server import run as rounds
 from carefl_secure.federation.server import strategy
 from carefl_secure.privacy import Ledger, epsilon
 from carefl_secure.progress import SilentReporter
-from carefl_secure.report.checks.run_checks import check_run
+from carefl_secure.report.checks import check_run
 from carefl_secure.report.run_record import read_run
 from carefl_secure.report.spending import settle
 from carefl_secure.run_folder import RunFolder

@@ -19,10 +19,7 @@ Table = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Person:
-    """Known parts of some records: labels, and scores of the public base and of the tuned model.
-
-    All three are arrays of shape [records, labels].
-    """
+    """Labels, scores of the public base, and scores of the tuned model of some records, each [records, labels]."""
 
     labels: Table
     base: Table

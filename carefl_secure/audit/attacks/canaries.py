@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from carefl_secure.audit.bounds.clopper_pearson import BOUNDS, attainable
 from carefl_secure.audit.bounds.one_run import Curve, contradicts
-from carefl_secure.audit.bounds.summary import BOUNDS, attainable
 from carefl_secure.audit.replay.recording import Rehearsal
 from carefl_secure.audit.views import Attack, Figure, Finding, ReleaseView
 from carefl_secure.privacy import Event, epsilon

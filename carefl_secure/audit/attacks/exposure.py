@@ -27,10 +27,7 @@ _ROWS = 64
 
 @dataclass(frozen=True)
 class ExposureView:
-    """What somebody with the adapter and the picture, but not the secret, sees.
-
-    ``losses``, float64 [canaries, space], are those of each canary under every possible secret.
-    """
+    """The losses, float64 [canaries, space], of each canary under every secret: all that is seen of a secret."""
 
     losses: Losses
 

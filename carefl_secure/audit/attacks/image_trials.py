@@ -6,8 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from carefl_secure.audit.attacks.image_inversion import FeatureInversion, ImageMatching, Pictures
-from carefl_secure.audit.attacks.update_transforms import masked, noisy
+from carefl_secure.audit.attacks.image_inversion import FeatureInversion, ImageMatching, Pictures, masked, noisy
 from carefl_secure.audit.bounds.clopper_pearson import lower_limit, rate_figures
 from carefl_secure.audit.views import Figure, Finding, Verdict
 from carefl_secure.federation.plan.run_plan import RunPlan

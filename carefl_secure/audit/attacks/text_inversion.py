@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from carefl_secure.audit.attacks.update_transforms import masked, noisy
+from carefl_secure.audit.attacks.image_inversion import masked, noisy
 from carefl_secure.audit.bounds.clopper_pearson import rate_figures
 from carefl_secure.audit.views import Attack, Finding
 from carefl_secure.model.loader import Base

@@ -1,9 +1,9 @@
-"""What attacks on messages share: reading them with the protocols' codecs, tests, and findings."""
+"""Attacks on messages: what they share, and what a committee member or the key holder can learn."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import chi2, kstest
 
-from carefl_secure.audit.views import Finding, Heard
+from carefl_secure.audit.views import Attack, Finding, Heard, HolderView, MemberView
 from carefl_secure.errors import ProtocolError
-from carefl_secure.secagg.committee.messages import MemberAnswer, MemberKey, Opening, Submission
+from carefl_secure.secagg.committee.messages import Listing, MemberAnswer, MemberKey, Opening, Submission
 from carefl_secure.secagg.encrypted.messages import EncryptedUpload, OpenedSum
 from carefl_secure.secagg.pairwise.messages import Advertisement, Answer, Upload
 from carefl_secure.secagg.primitives.framing import Message
@@ -44,10 +44,7 @@ _CODECS: Mapping[str, Codecs] = {
 
 @dataclass(frozen=True)
 class Weakness:
-    """Something in a transcript that reveals a client's vector or weakens its masking.
-
-    ``kind`` names the attack that worked, ``words`` say where, without any secret.
-    """
+    """The ``kind`` of attack that found a client's vector or weakened its masking; ``words`` say where."""
 
     kind: str
     words: str
@@ -62,10 +59,7 @@ class Replies:
 
 
 def read_replies(messages: Iterable[Heard], aggregation: str, shape: Any) -> Replies:
-    """Read what the clients and helpers of one protocol sent.
-
-    ``shape`` is an agreement of a round, which the lengths of its messages follow from.
-    """
+    """Read what clients and helpers of one protocol sent; ``shape`` is an agreement, which gives the lengths."""
     read: dict[type[Message], list[tuple[Heard, Any]]] = defaultdict(list)
     unread = []
     for heard in messages:
@@ -82,10 +76,7 @@ def read_replies(messages: Iterable[Heard], aggregation: str, shape: Any) -> Rep
 
 
 def uniform_chance(words: npt.NDArray[np.unsignedinteger]) -> float:
-    """Return the p-value of a chi-squared test that the four leading bits are uniform.
-
-    A vector of small signed integers fills only the lowest and the highest of the 16 cells.
-    """
+    """Return the p-value of a chi-squared test that the four leading bits are uniform."""
     cells = np.bincount((words >> np.array(words.itemsize * 8 - 4, words.dtype)), minlength=16)
     expected = words.size / 16
     return float(chi2.sf(np.sum((cells - expected) ** 2) / expected, 15))
@@ -134,3 +125,87 @@ def judge(
         figures = {"found": len(where), counted: count}
         findings.append(Finding(attack, kind, verdict, words, figures))  # type: ignore[arg-type]
     return findings
+
+
+_MEMBER_KINDS = {
+    "more than a list": "a message to a member that is more than digests, seeds and signatures",
+    "short lists": "a list with fewer clients than min_survivors",
+    "answers of a member": "two sums of masks of one member in one round",
+}
+_HOLDER_KINDS = {
+    "bare sum at the holder": "a decrypted sum that is not uniform: the peers' masks are off",
+    "sums of the holder": "two sums opened with one key",
+    "messages to the holder": "a message to the key holder that is not the sum",
+    "unreadable": "an answer of the key holder that the protocol does not know",
+}
+_HOLDER_FIELDS: dict[str, set[str]] = {
+    "query.role": {"ask"},
+    "query.holder_key": {"round", "plan"},
+    "query.open_sum": {"model", "keys", "last", "uploads", "uploads.peers"},
+}
+
+
+class MemberEyes(Attack[MemberView, list[Weakness]]):
+    """Searches what one member was sent for more than lists, and for answers given twice."""
+
+    name = "helper-view"
+    adversary = "one member of the committee"
+    view = MemberView
+
+    def attack(self, view: MemberView) -> list[Weakness]:
+        """Return every weakness found."""
+        found = []
+        for message in view.messages:
+            octets = message.fields.get("listing")
+            if message.from_client or octets is None:
+                continue
+            where = f"round {message.round}"
+            try:
+                count = len(Listing.decode(octets, view.shape).clients)  # type: ignore[arg-type]
+            except ProtocolError as error:
+                found.append(Weakness("more than a list", f"{where}: {error}"))
+                continue
+            if count < view.shape.min_survivors:
+                found.append(Weakness("short lists", f"{where}: {count} clients"))
+        for number, _ in asked_twice(view.messages, "query.committee_answer"):
+            found.append(Weakness("answers of a member", f"round {number}"))
+        return found
+
+
+class HolderEyes(Attack[HolderView, list[Weakness]]):
+    """Inspects the decrypted sums, which should be uniform, and all else the holder received."""
+
+    name = "helper-view"
+    adversary = "the key holder"
+    view = HolderView
+
+    def attack(self, view: HolderView) -> list[Weakness]:
+        """Return every weakness found."""
+        replies = read_replies(view.messages, "encrypted", view.shape)
+        found = [
+            Weakness("bare sum at the holder", f"round {heard.round}: not uniform")
+            for heard, opened in replies.read[OpenedSum]
+            if residue_chance(opened.numbers()) < CHANCE
+        ]
+        for message in view.messages:
+            extra = set(message.fields) - _HOLDER_FIELDS.get(message.action, set())
+            if not message.from_client and extra:
+                where = f"round {message.round}: {', '.join(sorted(extra))}"
+                found.append(Weakness("messages to the holder", where))
+        for number, _ in asked_twice(view.messages, "query.open_sum"):
+            found.append(Weakness("sums of the holder", f"round {number}"))
+        return [*found, *replies.unread]
+
+
+def judge_helpers(members: Sequence[MemberView], holder: HolderView | None) -> list[Finding]:
+    """Let every helper attack with its own view, and return the findings."""
+    if not members and holder is None:
+        words = "Among peers nobody helps to open a sum, so there is no helper to look through."
+        return [MemberEyes.skip("helpers", words)]
+    kinds = _MEMBER_KINDS if holder is None else _HOLDER_KINDS
+    found = [weakness for view in members for weakness in MemberEyes()(view)]
+    count = sum(len(view.messages) for view in members)
+    if holder is not None:
+        found += HolderEyes()(holder)
+        count += len(holder.messages)
+    return judge(MemberEyes.name, kinds, found, who="A helper", count=count, counted="messages")

@@ -1,18 +1,23 @@
-"""Lower bounds on epsilon from independent trials: exact binomial limits on the error rates.
+"""Lower bounds on epsilon from independent trials, and all lower bounds together with what each assumes.
 
-The trials must be independent: many runs, or many canaries that cannot influence each other. The threshold is chosen
-on one half of the scores and judged on the other, so that choosing it does not weaken the bound.
+Exact binomial limits on the error rates need independent trials: many runs, or many canaries that cannot influence
+each other. The threshold is chosen on one half of the scores and judged on the other, so that choosing it does not
+weaken the bound.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
+from scipy.optimize import brentq
 from scipy.special import ndtri
-from scipy.stats import beta
+from scipy.stats import beta, nct
+from scipy.stats import t as student
 
-from carefl_secure.audit.bounds.one_run import Members, Scores, gdp_epsilon
+from carefl_secure.audit.bounds.one_run import Members, Scores, fdp_epsilon, fdp_gaussian, gdp_epsilon, steinke_epsilon
 
 
 def clopper_pearson(hits: int, trials: int, error: float) -> float:
@@ -47,15 +52,10 @@ def clopper_pearson_epsilon(
     and the same with the roles of members and others exchanged. The error is divided among the two
     limits of the two directions.
 
-    Parameters
-    ----------
-    scores : ndarray of float64, shape [canaries]
-        Higher means "was in".
-    member : ndarray of bool, shape [canaries]
-    confidence : float
-        Probability that the bound holds.
-    seed : int
-        How the scores are halved; chosen before they are seen.
+    * ``scores`` (float64, shape [canaries]): higher means "was in".
+    * ``member`` (bool, shape [canaries]): which were in.
+    * ``confidence``: probability that the bound holds.
+    * ``seed``: how the scores are halved; chosen before they are seen.
 
     Guarantees
     ----------
@@ -122,3 +122,62 @@ def _at(inside: Scores, outside: Scores, threshold: float, delta: float, error: 
         if low > delta:
             best = max(best, math.log((low - delta) / high))
     return best
+
+
+def gaussian_estimate(scores: Scores, member: Members, delta: float, *, confidence: float = 0.95) -> float:
+    r"""Estimate epsilon from the distance of two means. An ESTIMATE: it assumes normal scores.
+
+    With s the pooled standard deviation, :math:`\hat\mu = (\bar x_{in} - \bar x_{out}) / s`, whose lower limit follows
+    from the non-central t distribution. Tight for a Gaussian mechanism seen through independent white-box scores of
+    equal variance. Where the scores are anything else it may lie on either side of the truth, so it never decides.
+    """
+    inside, outside = scores[member], scores[~member]
+    n, m = len(inside), len(outside)
+    freedom = n + m - 2
+    if min(n, m) < 2:
+        return 0.0
+    squares = (n - 1) * float(inside.var(ddof=1)) + (m - 1) * float(outside.var(ddof=1))
+    if squares <= 0:
+        return 0.0
+    weight = math.sqrt(n * m / (n + m))
+    value = float(inside.mean() - outside.mean()) / math.sqrt(squares / freedom) * weight
+    error = 1.0 - confidence
+    if value <= 0 or student.sf(value, freedom) > error:
+        return 0.0
+    shift = brentq(lambda c: nct.sf(value, freedom, c) - error, 0.0, value + 5.0)
+    return gdp_epsilon(float(shift) / weight, delta)
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A way to bound epsilon from below.
+
+    ``compute(scores, member, delta)`` bounds at 95 % confidence; ``assumes`` are its assumptions in
+    words; an ``estimate`` rests on the scores being normal, so that it decides nothing.
+    """
+
+    compute: Callable[[Scores, Members, float], float]
+    assumes: str
+    estimate: bool = False
+
+
+BOUNDS: dict[str, Bound] = {
+    "steinke": Bound(steinke_epsilon, "fair coins; any mechanism"),
+    "f-dp": Bound(fdp_epsilon, "fair coins; any mechanism"),
+    "f-dp-gaussian": Bound(fdp_gaussian, "fair coins; a Gaussian mechanism without sampling"),
+    "clopper-pearson": Bound(clopper_pearson_epsilon, "independent trials; any mechanism"),
+    "clopper-pearson-gaussian": Bound(
+        clopper_pearson_gaussian, "independent trials; a Gaussian mechanism without sampling"
+    ),
+    "gaussian-estimate": Bound(gaussian_estimate, "independent normal scores", estimate=True),
+}
+"""Every bound by name; each has a coverage test."""
+
+
+def attainable(name: str, canaries: int, delta: float) -> float | None:
+    """Return the bound that all guesses about ``canaries`` canaries being right would give; None for an estimate."""
+    bound = BOUNDS[name]
+    if bound.estimate:
+        return None
+    member = np.arange(canaries) % 2 == 0
+    return bound.compute(member.astype(np.float64), member, delta)

@@ -95,14 +95,9 @@ def contradicts(
 ) -> bool:
     """Return whether one run contradicts a claimed trade-off curve.
 
-    Parameters
-    ----------
-    curve : callable
-        The claim. Where it is only known from above it must err towards less protection.
-    confidence : float
-        For all ``shares`` together; the error is divided among them.
-    shares : sequence of float
-        Shares guessed on a side, each tried.
+    * ``curve``: the claim. Where it is only known from above it must err towards less protection.
+    * ``confidence``: for all ``shares`` together; the error is divided among them.
+    * ``shares``: shares guessed on a side, each tried.
 
     Guarantees
     ----------

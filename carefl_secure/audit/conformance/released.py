@@ -96,37 +96,25 @@ def released_findings(found: ReleasedSums) -> Iterator[Verdict]:
     # two roundings of each client, spread by the rotation: far beyond six standard deviations
     allowed = (2.0 * clients + 10.0 * np.sqrt(clients)) / unit
     worst = float(gap.max()) / allowed
-    yield (
-        "released records",
-        worst <= 1.0,
-        (
-            f"Records change the released sums as the sum of their clipped gradients does, up to "
-            f"{worst:.2f} of what rounding allows, in rounds with samples of none, one and many."
-        ),
-        {"largest": worst},
+    words = (
+        f"Records change the released sums as the sum of their clipped gradients does, up to "
+        f"{worst:.2f} of what rounding allows, in rounds with samples of none, one and many."
     )
+    yield "released records", worst <= 1.0, words, {"largest": worst}
     moved = float(np.linalg.norm(found.base - found.other_dither)) * unit
     most = clients * np.sqrt(found.base.shape[0] * plan.encoding.padded)
-    yield (
-        "released dither",
-        0.0 < moved <= most,
-        (
-            f"Other keys for the dither alone move the released integers by {moved:.4g}, of at "
-            f"most {most:.4g} that rounding can; none at all would mean that the dither is public."
-        ),
-        {"moved": moved, "most": float(most)},
+    words = (
+        f"Other keys for the dither alone move the released integers by {moved:.4g}, of at "
+        f"most {most:.4g} that rounding can; none at all would mean that the dither is public."
     )
+    yield "released dither", 0.0 < moved <= most, words, {"moved": moved, "most": float(most)}
     variance = 2.0 * clients * plan.share_variance / unit**2
     scale, shape = noise_chances((found.base - found.other_noise).ravel() / np.sqrt(variance))
-    yield (
-        "released noise",
-        min(scale, shape) > _CHANCE,
-        (
-            f"With records present the released noise has the planned law (p {scale:.2g} for the "
-            f"scale, {shape:.2g} for the shape)."
-        ),
-        {"p_scale": scale, "p_shape": shape},
+    words = (
+        f"With records present the released noise has the planned law (p {scale:.2g} for the "
+        f"scale, {shape:.2g} for the shape)."
     )
+    yield "released noise", min(scale, shape) > _CHANCE, words, {"p_scale": scale, "p_shape": shape}
     event, encoding = plan.skellam_event(), plan.encoding
     slack = 1.0 - 1e-9
     good = (
@@ -137,12 +125,8 @@ def released_findings(found: ReleasedSums) -> Iterator[Verdict]:
         and event.sample_rate >= slack * plan.privacy.event_rate
         and (event.dimension or 0) >= encoding.padded
     )
-    yield (
-        "event",
-        good,
-        (
-            f"The priced event counts beta {event.beta:.3g} (the rounding fails with probability "
-            f"{encoding.dither_failure:.3g}), and the encoding's norms, noise and dimension."
-        ),
-        {"beta": event.beta, "dither_failure": encoding.dither_failure},
+    words = (
+        f"The priced event counts beta {event.beta:.3g} (the rounding fails with probability "
+        f"{encoding.dither_failure:.3g}), and the encoding's norms, noise and dimension."
     )
+    yield "event", good, words, {"beta": event.beta, "dither_failure": encoding.dither_failure}

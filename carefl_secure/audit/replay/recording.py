@@ -96,10 +96,7 @@ def play(
     dropout: bool = True,
     reporter: Reporter | None = None,
 ) -> Rehearsal:
-    """Run the configured federation on any tasks, and record everything.
-
-    ``aggregation`` is as configured by default, and so is the simulated ``dropout``.
-    """
+    """Run the configured federation, dropout included, on any tasks, and record everything."""
     agreed = aggregation_of(config)
     if aggregation is not None and aggregation != agreed.protocol:
         agreed = dataclasses.replace(agreed, protocol=aggregation)

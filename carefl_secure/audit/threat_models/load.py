@@ -25,10 +25,7 @@ def find_models(folder: Path | None = None) -> Path:
 
 
 def load_models(folder: Path) -> tuple[ThreatModel, ...]:
-    """Read and check all threat models of a folder, sorted by name.
-
-    ConfigError is raised if a file is not YAML, breaks the schema, or is not named as its content.
-    """
+    """Read all threat models of a folder, sorted by name; ConfigError for broken YAML, schema or file name."""
     return tuple(_load(path) for path in sorted(folder.glob("*.yaml")))
 
 

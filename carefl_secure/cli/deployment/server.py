@@ -8,21 +8,15 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from carefl_secure.cli.console import Words, Yes, confirmation, require_run
-from carefl_secure.cli.figures import show, to_json
-from carefl_secure.cli.reporter import RichReporter
+from carefl_secure.cli.console import Words, Yes, confirmation, group, require_run
+from carefl_secure.cli.reporter import RichReporter, show, to_json
 from carefl_secure.config import load_config
 from carefl_secure.errors import ConfigError
 from carefl_secure.run_folder import Interrupted
 
-server = typer.Typer(name="server", no_args_is_help=True, help="Run the server from its bundle.")
+server = group("server", "Run the server from its bundle.")
 
 _AT_SITES = ("simulation.dropout=0", "data.at_sites=true")
-
-
-@server.callback()
-def _group() -> None:
-    """Keep ``start`` a command of its own."""
 
 
 @server.command("start")
@@ -80,12 +74,7 @@ def submit(
         show(summary)
 
 
-node = typer.Typer(name="node", no_args_is_help=True, help="Run a site from its bundle.")
-
-
-@node.callback()
-def _node_group() -> None:
-    """Keep ``start`` a command of its own."""
+node = group("node", "Run a site from its bundle.")
 
 
 @node.command("start")

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from carefl_secure.cli.console import group
 from carefl_secure.errors import ConfigError
 
 if TYPE_CHECKING:
     from carefl_secure.deployment.provisioning.party_keys import PublicHalf
 
-site = typer.Typer(name="site", no_args_is_help=True, help="Make a site's keys; join a deployment.")
-submitter = typer.Typer(name="submitter", no_args_is_help=True, help="Make a submitter's keys.")
+site = group("site", "Make a site's keys; join a deployment.")
+submitter = group("submitter", "Make a submitter's keys.")
 
 Home = Annotated[Path, typer.Argument(metavar="DIR", help="The party's own folder.")]
 PartyName = Annotated[str | None, typer.Option(metavar="NAME", help="Its name; by default that of the folder.")]
@@ -70,11 +71,6 @@ def join(
         if one.key.hex() not in listed:
             typer.echo(f"{one.name} may not submit here; add {one.key.hex()} to policy.yaml if so")
     typer.echo(f"joined {found.roster.deployment}: {found.roster.fingerprint}")
-
-
-@submitter.callback()
-def _group() -> None:
-    """Keep ``init`` a command of its own."""
 
 
 @submitter.command("init")

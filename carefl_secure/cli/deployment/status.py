@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from carefl_secure.cli.console import Json, Run, require_run, write_json
-from carefl_secure.cli.figures import figure
+from carefl_secure.cli.reporter import figure
 from carefl_secure.errors import EngineError
 
 

@@ -11,8 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from carefl_secure.cli.console import Json, result_table, write_json, write_line
-from carefl_secure.cli.options import unfold
+from carefl_secure.cli.console import Json, result_table, unfold, write_json, write_line
 from carefl_secure.rounding import round_up
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ def _opacus_epsilon(found: Budget) -> float | None:
     gaussian = found.mechanism == "gaussian" and found.records_per_person is None
     if not gaussian or found.epsilon > _CROSS_CHECK_LIMIT:
         return None
-    from carefl_secure.privacy.accounting.opacus_prv import opacus_prv_epsilon
+    from carefl_secure.privacy.accounting.gaussian_losses import opacus_prv_epsilon
 
     return opacus_prv_epsilon(found.sample_rate, found.noise_multiplier, found.rounds, found.delta)
 

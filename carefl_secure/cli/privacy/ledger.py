@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from carefl_secure.cli.console import Json, result_console, result_table, say, write_json
+from carefl_secure.cli.console import Json, group, result_console, result_table, say, write_json
 from carefl_secure.errors import LedgerError
 from carefl_secure.rounding import round_up
 
 if TYPE_CHECKING:
     from carefl_secure.privacy.ledger.statement import Statement
 
-ledger = typer.Typer(name="ledger", no_args_is_help=True, help="Verify, read and recover ledgers of what was spent.")
+ledger = group("ledger", "Verify, read and recover ledgers of what was spent.")
 
 Place = Annotated[Path, typer.Argument(metavar="PATH", help="A ledger file, or a run folder for all in it.")]
 

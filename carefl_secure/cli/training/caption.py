@@ -8,8 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from carefl_secure.cli.console import Json, Quiet, require_corpus, result_console, result_table, say, write_json
-from carefl_secure.cli.options import unfold
+from carefl_secure.cli.console import (
+    Json,
+    Quiet,
+    require_corpus,
+    result_console,
+    result_table,
+    say,
+    unfold,
+    write_json,
+)
 from carefl_secure.cli.reporter import running
 from carefl_secure.config import load_config
 

@@ -47,7 +47,7 @@ def experiment(
     # Heavy imports wait until the settings are checked.
     from carefl_secure.experiment.run import run_cells
     from carefl_secure.experiment.table import results
-    from carefl_secure.report.render.experiment_page import experiment_html, experiment_markdown
+    from carefl_secure.report.render.page import experiment_html, experiment_markdown
     from carefl_secure.run_folder import make_folder, write_atomically
 
     with running(quiet) as reporter:
@@ -71,7 +71,7 @@ def experiment(
 
 
 def _show(found: dict[str, Any], folder: Path) -> None:
-    from carefl_secure.report.render.experiment_page import spent, spread
+    from carefl_secure.report.render.page import spent, spread
 
     console = result_console()
     names = list(dict.fromkeys(n for row in found["rows"] for n in row["figures"]))

@@ -33,8 +33,7 @@ def predict(
     if csv is not None and csv.suffix != ".csv":
         raise ConfigError(f"--csv writes CSV, but {csv} does not end in .csv")
     # torch waits until the options are checked.
-    from carefl_secure.runs.saved_model.predict import TrainedModel, image_files
-    from carefl_secure.runs.saved_model.score_file import ScoreFile, score_file
+    from carefl_secure.runs.saved_model.predict import ScoreFile, TrainedModel, image_files, score_file
 
     files = image_files(images)
     unread: list[str] = []
@@ -71,7 +70,7 @@ def export(
     _require(run)
     if not merge:
         raise ConfigError("say --merge: a merged checkpoint is what export writes; the adapter is in RUN/adapter")
-    from carefl_secure.runs.saved_model.export import export_merged
+    from carefl_secure.runs.saved_model.predict import export_merged
 
     folder = out or run / "merged"
     with running(quiet) as reporter:

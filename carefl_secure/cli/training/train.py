@@ -1,4 +1,4 @@
-"""``carefl-secure train`` and ``pretrain``: one whole federated run, and the embedded model that it tunes."""
+"""``carefl-secure train``, ``plan`` and ``pretrain``: one federated run, its forecast, and the embedded model."""
 
 from __future__ import annotations
 
@@ -8,10 +8,19 @@ from typing import Annotated, Any
 
 import typer
 
-from carefl_secure.cli.console import Json, Quiet, Words, Yes, confirmation, require_corpus, require_run
-from carefl_secure.cli.figures import show, to_json
-from carefl_secure.cli.options import unfold
-from carefl_secure.cli.reporter import running
+from carefl_secure.cli.console import (
+    Json,
+    Quiet,
+    Words,
+    Yes,
+    confirmation,
+    require_corpus,
+    require_run,
+    say,
+    unfold,
+    write_json,
+)
+from carefl_secure.cli.reporter import running, show, to_json
 from carefl_secure.config import Config, load_config
 from carefl_secure.config.explain import FLAGS
 from carefl_secure.errors import ConfigError
@@ -134,3 +143,28 @@ def pretrain(
     with running(quiet) as reporter:
         written = pretrain_base(output, seed=seed, steps=steps, reporter=reporter)
     typer.echo(f"model: {written}")
+
+
+def plan(
+    config: Annotated[Path | None, typer.Option(metavar="FILE", help="YAML file with settings.")] = None,
+    set_: Words = None,
+    data: Annotated[str | None, typer.Option(metavar="PATH", help="Corpus folder; else synthetic scenes.")] = None,
+    epsilon: Annotated[float | None, typer.Option(help="Privacy budget of all rounds together.")] = None,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Forecast a run: its noise, and how much of each update it would be.
+
+    Reads the corpus and the base model, computes gradients of public records, and spends nothing.
+    """
+    settings = load_config(config, set_ or (), data=data, epsilon=epsilon)
+    require_corpus(settings.data.source)
+    from carefl_secure.runs.prepare import plan_only
+
+    with running(quiet) as reporter:
+        found = plan_only(settings, reporter)
+    if json:
+        write_json(found)
+    else:
+        say(found["budget"])
+        say(found["forecast"]["sentence"])

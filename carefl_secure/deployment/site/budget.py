@@ -14,8 +14,8 @@ from carefl_secure.federation.client.round_state import RoundBudget
 from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.privacy import Event, Ledger
-from carefl_secure.privacy.accounting.adaptive_filter import filtered_epsilon
-from carefl_secure.privacy.ledger.runs import count_rounds
+from carefl_secure.privacy.accounting.composition import filtered_epsilon
+from carefl_secure.privacy.ledger.entry import count_rounds
 
 
 def corpus_ledger(bundle: SiteBundle) -> Path:

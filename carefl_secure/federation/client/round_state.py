@@ -12,7 +12,7 @@ from carefl_secure.federation.aggregation.registry import protocol_of
 from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.privacy import Ledger
-from carefl_secure.privacy.ledger.runs import count_rounds
+from carefl_secure.privacy.ledger.entry import count_rounds
 
 
 class RoundBudget:

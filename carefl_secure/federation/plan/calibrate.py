@@ -14,8 +14,8 @@ from carefl_secure.federation.plan.ciphertext_packing import leave_room
 from carefl_secure.federation.plan.run_plan import LocalPlan, RunPlan, masking_graph
 from carefl_secure.federation.plan.staged import StagedPlan
 from carefl_secure.privacy import Event, Ledger, PrivacyPlan, calibrate_noise, epsilon
-from carefl_secure.privacy.accounting.adaptive_filter import filtered_epsilon
-from carefl_secure.privacy.ledger.runs import split_runs
+from carefl_secure.privacy.accounting.composition import filtered_epsilon
+from carefl_secure.privacy.ledger.entry import split_runs
 from carefl_secure.privacy.plan import Mechanism, Trust, Unit
 from carefl_secure.secagg import default_threshold, plan_clients, plan_plain, plan_records
 from carefl_secure.secagg.encoding.planner import batch_bound

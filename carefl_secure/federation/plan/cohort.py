@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from carefl_secure.errors import ConfigError
 from carefl_secure.federation.plan.ciphertext_packing import WORD_BITS, choose_fields
-from carefl_secure.privacy.canonical_json import dataclass_from_json
 from carefl_secure.privacy.statement import aggregation_text
 from carefl_secure.secagg import CommitteeParameters, EncryptedParameters, RoundParameters
+from carefl_secure.strict_json import dataclass_from_json
 
 if TYPE_CHECKING:
     from carefl_secure.federation.plan.run_plan import RunPlan

@@ -12,9 +12,9 @@ import numpy as np
 
 from carefl_secure.errors import ConfigError
 from carefl_secure.privacy import PrivacyPlan, SampledGaussian, SampledSkellam
-from carefl_secure.privacy.canonical_json import canonical_hash, dataclass_from_json
 from carefl_secure.privacy.sampling import OVERFLOW
 from carefl_secure.secagg import EncodingPlan, GraphPlan, plan_graph
+from carefl_secure.strict_json import canonical_hash, dataclass_from_json
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from carefl_secure.errors import ConfigError
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.privacy import Event, PrivacyPlan
-from carefl_secure.privacy.canonical_json import canonical_hash
+from carefl_secure.strict_json import canonical_hash
 
 
 @dataclass(frozen=True)

@@ -36,19 +36,12 @@ def epsilon(events: Sequence[Event], delta: float) -> float:
 
     The least epsilon that the accountants of ``accountant_name`` prove; 0 for no events.
 
-    Parameters
-    ----------
-    events : sequence of Event
-        Everything ever released from the data, of any kinds and in any order. Parameters must not
-        have been chosen by looking at earlier releases; stopping early is always allowed.
-    delta : float
-        Probability with which the bound may fail, in [1e-10, 1e-2]. The chance that a rounding
-        broke its norm bound (``count * beta`` of each event) is taken out of it first.
+    * ``events``: everything ever released from the data, of any kinds and in any order. Parameters must not have been
+      chosen by looking at earlier releases; stopping early is always allowed.
+    * ``delta``: probability with which the bound may fail, in [1e-10, 1e-2]. The chance that a rounding broke its norm
+      bound (``count * beta`` of each event) is taken out of it first.
 
-    Raises
-    ------
-    PrivacyError
-        Rounding alone may fail with a probability of ``delta`` or more.
+    PrivacyError where rounding alone may fail with a probability of ``delta`` or more.
 
     Guarantees
     ----------
@@ -60,10 +53,7 @@ def epsilon(events: Sequence[Event], delta: float) -> float:
 
 
 def accountant_name(events: Sequence[Event], delta: float | None = None) -> str:
-    """Name the accountant that ``epsilon`` uses, for reports: ``"PLD ..."`` or ``"RDP ..."``.
-
-    ``delta`` (1e-5 by default) can decide which bound for Skellam noise is the lesser one.
-    """
+    """Name the accountant behind ``epsilon`` at ``delta`` (1e-5 by default): ``"PLD ..."`` or ``"RDP ..."``."""
     if _priced(events, _USUAL_DELTA if delta is None else delta)[1]:
         if _all_gaussian(events):
             return f"PLD (dp_accounting, pessimistic, grid {GRID:g}, add or remove one)"
@@ -96,10 +86,7 @@ def coarse_epsilon(events: Sequence[Event], delta: float, grid: float = COARSE_G
 
 
 def rdp_epsilon(events: Sequence[Event], delta: float) -> float:
-    """Bound the epsilon of any history by Renyi divergences; parameters and errors as ``epsilon``.
-
-    Valid, and some 7 to 27 % above the truth for usual runs.
-    """
+    """Bound epsilon, as ``epsilon`` does, by Renyi divergences: some 7 to 27 % above the truth for usual runs."""
     left = _delta_left(events, delta)
     if not events:
         return 0.0

@@ -52,20 +52,13 @@ _RDP = (
 class AttackerBounds:
     """Upper bounds for any membership test, whatever the attacker knows or computes.
 
-    Parameters
-    ----------
-    why : str
-        Why they are upper bounds, in one sentence.
-    true_positive_rate : mapping of float to float
-        False-positive rate to the largest share of members that can be found at it.
-    advantage : float
-        Largest difference between the two rates.
-    mu : float
-        A mu whose Gaussian trade-off curve no test passes that finds more than one member in
-        1e10, except with the probability that a rounding broke its norm bound. Looser than the
-        rates; infinite where the noise is next to nothing.
-    curve : tuple of (float, float)
-        False- and true-positive rates, for drawing.
+    * ``why``: why they are upper bounds, in one sentence.
+    * ``true_positive_rate``: false-positive rate to the largest share of members that can be found at it.
+    * ``advantage``: largest difference between the two rates.
+    * ``mu``: a mu whose Gaussian trade-off curve no test passes that finds more than one member in 1e10, except with
+      the probability that a rounding broke its norm bound. Looser than the rates; infinite where the noise is next to
+      nothing.
+    * ``curve``: false- and true-positive rates, for drawing.
     """
 
     method: str

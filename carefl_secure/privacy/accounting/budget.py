@@ -109,18 +109,10 @@ def _four_digits(value: float) -> float:
 class Budget:
     """All four quantities, and what epsilon rests on; fields not listed are as in the question.
 
-    Parameters
-    ----------
-    solved_for : str
-        Which one was computed; ``"nothing"`` where all four were given and agree.
-    epsilon : float
-        What the accountant finds for the other three, in nats: never above a target.
-    accountant : str
-        Its name and what decides its accuracy.
-    verdict : str
-        ``"strong"``, ``"reasonable, not strong"`` or ``"weak"``.
-    adjacency : str
-        Always add or remove one.
+    * ``solved_for``: which one was computed; ``"nothing"`` where all four were given and agree.
+    * ``epsilon``: what the accountant finds for the other three, in nats: never above a target.
+    * ``accountant``: its name and what decides its accuracy.
+    * ``verdict``: ``"strong"``, ``"reasonable, not strong"`` or ``"weak"``.
     """
 
     solved_for: str
@@ -190,12 +182,8 @@ def solve_budget(question: BudgetQuestion) -> Budget:
 
     The result has the least noise, the most rounds or the highest sampling rate within the target.
 
-    Raises
-    ------
-    ConfigError
-        The target would be kept by any value at all.
-    BudgetExceededError
-        No value keeps the target, or all four were given and cost more than the epsilon.
+    ConfigError where the target would be kept by any value at all; BudgetExceededError where no value keeps the
+    target, or all four were given and cost more than the epsilon.
 
     Guarantees
     ----------

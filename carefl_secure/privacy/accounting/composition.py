@@ -1,15 +1,18 @@
-"""What several accounts come to: of clients, shared persons, runs, and fewer honest clients."""
+"""What several accounts come to: of clients, shared persons, adaptively chosen runs, and fewer honest clients."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from carefl_secure.errors import ConfigError
-from carefl_secure.privacy.accounting.accountant import epsilon, mixture_epsilon
-from carefl_secure.privacy.accounting.events import Event, SampledGaussian, SampledSkellam
-from carefl_secure.privacy.checks import check_whole
+import numpy as np
+
+from carefl_secure.errors import ConfigError, PrivacyError
+from carefl_secure.privacy.accounting.accountant import DELTA_RANGE, epsilon, mixture_epsilon
+from carefl_secure.privacy.accounting.events import Event, SampledGaussian, SampledSkellam, check_whole
+from carefl_secure.privacy.accounting.skellam_rdp import ORDERS, sampled_rdp
 from carefl_secure.privacy.sampling import any_of
 
 _APART = (
@@ -30,10 +33,7 @@ _SHARED = (
 
 @dataclass(frozen=True)
 class Combined:
-    """An epsilon in nats (infinite where some account has none) at a delta.
-
-    ``conditions`` are what must hold for it, one sentence each; show them with it.
-    """
+    """An epsilon in nats, infinite where an account has none, with its delta and the ``conditions`` it needs."""
 
     epsilon: float
     delta: float
@@ -111,13 +111,9 @@ def with_survivors(event: Event, planned_honest: int, honest: int) -> Event:
 
     Skellam noise has a variance in proportion to them; Gaussian noise is each client's own and stays as it is.
 
-    Parameters
-    ----------
-    planned_honest : int
-        Honest clients whose noise the plan counts: the fewest survivors less the colluders.
-    honest : int
-        Those whose noise is really left: survivors less colluders. Each further colluder takes one
-        off, and so does each survivor fewer. At least 1: otherwise nothing hides anybody.
+    * ``planned_honest``: honest clients whose noise the plan counts: the fewest survivors less the colluders.
+    * ``honest``: those whose noise is really left: survivors less colluders. Each further colluder takes one off, and
+      so does each survivor fewer. At least 1: otherwise nothing hides anybody.
     """
     if planned_honest < 1 or honest < 1:
         raise ConfigError(f"{honest} honest clients of {planned_honest} planned leave no noise; no epsilon holds")
@@ -136,3 +132,73 @@ def conditions(unit: str) -> tuple[str, ...]:
         _RUNS,
         _HONEST,
     )
+
+
+_SHARES = (0.001, 0.01, 0.1, 0.5, 0.9)  # of delta that the first run may need at the limit
+_FAILURES = 0.1  # of what is left, for roundings of later runs
+
+
+def filtered_epsilon(first: Sequence[Event], later: Sequence[Event], limit: float, delta: float) -> float:
+    r"""Price runs that were chosen adaptively, for comparison with a limit fixed beforehand.
+
+    With :math:`f\delta` the delta that the first run's whole plan needs at the limit E, and the rest
+    :math:`\delta_b = 0.9(1-f)\delta` shared by two orders :math:`\alpha` that E and :math:`\delta_b` fix:
+
+    .. math::
+        \min_\alpha \sum_i r_i(\alpha) + \log\left(1 - \tfrac1\alpha\right)
+        - \frac{\log(\delta_b \alpha / 2)}{\alpha - 1} \le E
+
+    ``epsilon(first, delta)`` without later runs; infinity where the first run leaves no delta.
+
+    * ``first``: the first run, with all sums of its plan, executed or not.
+    * ``later``: all sums of later runs, including those about to be released.
+    * ``limit``, ``delta``: E, and delta in [1e-10, 1e-2]; the same at every call for one ledger.
+
+    Guarantees
+    ----------
+    If a sum is released only where this is at most ``limit``, everything released is (limit,
+    delta)-DP under add-or-remove-one adjacency, although each later event depends on all earlier
+    releases. The first plan, ``limit`` and ``delta`` must not. Proof: ``docs/accounting.md``.
+
+    References
+    ----------
+    Feldman, Zrnic, "Individual Privacy Accounting via a Renyi Filter", NeurIPS 2021, theorem 4.3;
+    Canonne, Kamath, Steinke, arXiv 2004.00010, proposition 12.
+    """
+    if not later or math.isinf(limit):
+        return epsilon([*first, *later], delta)
+    share = next((s for s in _SHARES if _keeps(first, limit, s * delta)), None)
+    if share is None:
+        return math.inf
+    left = (1.0 - share) * delta
+    if math.fsum(event.failure for event in later) > _FAILURES * left:
+        return math.inf
+    left *= 1.0 - _FAILURES
+    places = _places(limit, left)
+    left /= len(places)
+    curve = np.sum([sampled_rdp(event) for event in (*first, *later)], axis=0)
+    return min(
+        float(curve[place]) + math.log1p(-1.0 / ORDERS[place]) - math.log(left * ORDERS[place]) / (ORDERS[place] - 1.0)
+        for place in places
+    )
+
+
+def _keeps(events: Sequence[Event], limit: float, delta: float) -> bool:
+    if not events:
+        return True
+    try:
+        return epsilon(events, max(delta, DELTA_RANGE[0])) <= limit and delta >= DELTA_RANGE[0]
+    except PrivacyError:  # roundings may fail more often than this delta
+        return False
+
+
+def _places(limit: float, delta: float) -> tuple[int, ...]:
+    """Index the order with most room for a linear curve, and a lower one for curves that rise."""
+
+    def room(order: int) -> float:
+        gain = math.log(delta * order) / (order - 1.0) - math.log1p(-1.0 / order)
+        return (limit + gain) / order
+
+    best = max(range(len(ORDERS)), key=lambda place: room(ORDERS[place]))
+    below = next(p for p in range(len(ORDERS)) if ORDERS[p] >= 0.7 * ORDERS[best])
+    return tuple({best, below})

@@ -9,7 +9,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self, TypeAlias
 
 from carefl_secure.errors import ConfigError, PrivacyError
-from carefl_secure.privacy.checks import check_whole
+
+
+def check_whole(name: str, value: object, least: int) -> None:
+    """Refuse what is no whole number, or below the least."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{name} is {value!r}; it must be a whole number of at least {least}")
 
 
 def _require(condition: bool, text: str) -> None:
@@ -48,19 +53,12 @@ class _Sampled:
 class SampledSkellam(_Sampled):
     """``count`` sums of Poisson-sampled records, each hidden by Skellam noise of integer vectors.
 
-    Parameters
-    ----------
-    sample_rate : float
-        Probability with which every record enters one sum, in (0, 1].
-    l1, l2 : float
-        Bounds on the 1-norm and 2-norm of what one record changes, in integer units; ``l1 >= l2``.
-    variance : float
-        Variance per coordinate of the noise that the accounted adversary cannot remove.
-    beta : float
-        Probability, for each sum, that the two bounds do not hold (rounding), in [0, 1).
-    dimension : int, optional
-        How many integers the released vector has. Where it is known the noise can be priced by
-        privacy loss distributions; left out of the JSON where it is not.
+    * ``sample_rate``: probability with which every record enters one sum, in (0, 1].
+    * ``l1``, ``l2``: bounds on the 1-norm and 2-norm of what one record changes, in integer units; ``l1 >= l2``.
+    * ``variance``: variance per coordinate of the noise that the accounted adversary cannot remove.
+    * ``beta``: probability, for each sum, that the two bounds do not hold (rounding), in [0, 1).
+    * ``dimension``: how many integers the released vector has. Where it is known the noise can be priced by privacy
+      loss distributions; left out of the JSON where it is not.
     """
 
     kind: ClassVar[str] = "sampled_skellam"
@@ -101,12 +99,8 @@ class SampledSkellam(_Sampled):
 class SampledGaussian(_Sampled):
     """``count`` sums of Poisson-sampled records, each hidden by Gaussian noise.
 
-    Parameters
-    ----------
-    sample_rate : float
-        Probability with which every record enters one sum, in (0, 1].
-    noise_multiplier : float
-        Standard deviation of the noise over the 2-norm bound of one record.
+    * ``sample_rate``: probability with which every record enters one sum, in (0, 1].
+    * ``noise_multiplier``: standard deviation of the noise over the 2-norm bound of one record.
     """
 
     kind: ClassVar[str] = "sampled_gaussian"
@@ -140,13 +134,8 @@ def merged(events: Iterable[Event]) -> tuple[Event, ...]:
 def event_from_json(data: Mapping[str, Any]) -> Event:
     """Read an event that ``to_json`` wrote: ``kind`` and exactly its fields, less ``dimension``.
 
-    Raises
-    ------
-    PrivacyError
-        The kind is unknown, a field is missing, unknown, or no number. An event that cannot be
-        priced must not be taken for one that costs nothing.
-    ConfigError
-        A value is out of range.
+    PrivacyError where the kind is unknown, a field is missing, unknown, or no number. An event that cannot be priced
+    must not be taken for one that costs nothing. ConfigError where a value is out of range.
     """
     fields = dict(data)
     kind = fields.pop("kind", None)

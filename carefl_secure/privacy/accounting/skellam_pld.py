@@ -68,10 +68,7 @@ def closeness(variance: float, kappa: float) -> float:
 
 @functools.lru_cache(maxsize=1024)
 def least_kappa(variance: float, distance: float) -> float | None:
-    """Find the least kappa, a multiple of 1/4, with ``closeness`` at most ``distance``.
-
-    None where there is none in the range of the proof.
-    """
+    """Find the least kappa, a multiple of 1/4, with ``closeness`` at most ``distance``; None outside the proof."""
     last = math.floor(_LARGEST_RATIO * math.sqrt(variance) / _STEP)
     if last * _STEP < _LEAST or distance <= 0.0:
         return None
@@ -123,14 +120,9 @@ def hidden_history(events: Sequence[Event], delta: float, ceiling: float) -> Hid
     history is :math:`\tau`, the true one is :math:`(\varepsilon, \delta' + (1 + e^\varepsilon)
     \tau)`-DP. None where some event has no Gaussian inside.
 
-    Parameters
-    ----------
-    events : sequence of Event
-        Each different event once, with its count.
-    delta : float
-        What is left of delta; a thousandth of it is given up for the distance.
-    ceiling : float
-        Largest epsilon, proved otherwise, for which the delta returned with the history suffices.
+    * ``events``: each different event once, with its count.
+    * ``delta``: what is left of delta; a thousandth of it is given up for the distance.
+    * ``ceiling``: largest epsilon, proved otherwise, for which the delta returned with the history suffices.
     """
     if ceiling > _LARGEST_CEILING:
         return None

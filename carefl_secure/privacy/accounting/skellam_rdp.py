@@ -124,10 +124,7 @@ def epsilon_from_rdp(rdp: NDArray[np.float64], delta: float) -> float:
         \varepsilon = \min_\alpha\; r(\alpha) + \log\left(1 - \frac1\alpha\right)
         - \frac{\log(\delta\alpha)}{\alpha - 1}
 
-    Raises
-    ------
-    PrivacyError
-        The curve holds NaN.
+    PrivacyError where the curve holds NaN.
 
     References
     ----------

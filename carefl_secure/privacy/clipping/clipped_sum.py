@@ -15,8 +15,7 @@ from torch.nn import Parameter
 
 from carefl_secure.errors import ConfigError, PrivacyError
 from carefl_secure.privacy.clipping.opacus import opacus_gradients
-from carefl_secure.privacy.clipping.per_person import added, group_chunks, means_of_groups
-from carefl_secure.privacy.clipping.per_record import native_gradients
+from carefl_secure.privacy.clipping.per_record import added, group_chunks, means_of_groups, native_gradients
 
 Engine: TypeAlias = Literal["native", "opacus"]
 Losses: TypeAlias = Callable[[NDArray[np.int64]], Tensor]
@@ -39,16 +38,10 @@ class Clipping:
 
     A value out of range raises ConfigError.
 
-    Parameters
-    ----------
-    norm : float
-        Bound C on the 2-norm of one record's (or one group's) term.
-    normalise : bool
-        Give every record nearly the same norm, which spares tuning C, in place of clipping.
-    engine : {"native", "opacus"}
-        Who splits the gradients.
-    micro_batch : int
-        How many records go through the model at once; costs memory, never changes the sum.
+    * ``norm``: bound C on the 2-norm of one record's (or one group's) term.
+    * ``normalise``: give every record nearly the same norm, which spares tuning C, in place of clipping.
+    * ``engine``: who splits the gradients.
+    * ``micro_batch``: how many records go through the model at once; costs memory, never changes the sum.
     """
 
     norm: float
@@ -101,6 +94,9 @@ def clipped_sum(
         c_i = \min(1, C / \lVert g_i \rVert) \quad\text{or, normalised,}\quad
         c_i = C / (\lVert g_i \rVert + 0.01)
 
+    ConfigError where the parameters or indices are not as stated, or the engine cannot handle a layer; PrivacyError
+    where the losses are not one per record, an index occurs twice, or gradients cannot be split.
+
     Parameters
     ----------
     module : Module
@@ -120,13 +116,6 @@ def clipped_sum(
     rows : int, optional
         The fewest records to compute with. Record 0 stands in for those that were not sampled, and
         counts as nothing, so that the work does not tell how many were.
-
-    Raises
-    ------
-    ConfigError
-        The parameters or indices are not as stated, or the engine cannot handle a layer.
-    PrivacyError
-        The losses are not one per record, an index occurs twice, or gradients cannot be split.
 
     Guarantees
     ----------

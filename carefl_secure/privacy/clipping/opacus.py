@@ -28,12 +28,8 @@ def opacus_gradients(
     parameter is frozen meanwhile. It supports more kinds of layers than the native engine, is some
     10 % slower, and refuses non-reentrant gradient checkpointing rather than miss a gradient.
 
-    Raises
-    ------
-    ConfigError
-        Opacus is missing, or the module is in evaluation mode, where the hooks stay silent.
-    PrivacyError
-        Opacus refuses the module, or its gradients are not one per record.
+    ConfigError where Opacus is missing, or the module is in evaluation mode, where the hooks stay silent; PrivacyError
+    where Opacus refuses the module, or its gradients are not one per record.
     """
     try:
         from opacus.grad_sample import GradSampleHooks

@@ -1,4 +1,4 @@
-"""One line of a ledger: its fields, its hash, and how it is read back."""
+"""One line of a ledger, and which lines belong to one run, one plan and one unit."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from carefl_secure.errors import ConfigError, LedgerError
+from carefl_secure.errors import BudgetExceededError, ConfigError, LedgerError
 from carefl_secure.privacy.accounting.events import Event, event_from_json
-from carefl_secure.privacy.canonical_json import canonical_hash, canonical_json
+from carefl_secure.strict_json import canonical_hash, canonical_json
 
 KINDS = ("open", "spend", "release", "note")
 """A run begins; something is about to be released; it was released; anything else."""
@@ -108,3 +108,64 @@ def event_of(payload: Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(event, Mapping):
         raise ConfigError("a spend needs its event as JSON under the key 'event'")
     return event
+
+
+def split_runs(
+    entries: Sequence[Entry], run: object = None, event: Event | None = None, *, another: bool = False
+) -> tuple[list[Event], list[Event]]:
+    """Separate the events of a ledger's first run, equal ones merged, from those of later runs.
+
+    ``event``, of ``run`` (stages are named ``RUN/STAGE``), counts as one more. Where there are
+    later runs, or ``another`` will follow, the first counts with its whole plan: what was planned
+    and not executed too, since the decision to stop may depend on what was released.
+    """
+    spends = [
+        (_run_name(e.payload.get("run")), event_from_json(event_of(e.payload)), e.payload)
+        for e in entries
+        if e.kind == "spend"
+    ]
+    if event is not None:
+        spends.append((_run_name(run), event, {}))
+    first: dict[tuple[object, Event], int] = {}
+    planned: dict[tuple[object, Event], int] = {}
+    later: list[Event] = []
+    for name, spent, payload in spends:
+        if name != spends[0][0]:
+            later.append(spent)
+            continue
+        key = (payload.get("run", run), spent.times(1))
+        first[key] = first.get(key, 0) + spent.count
+        whole = payload.get("planned")
+        if isinstance(whole, int) and not isinstance(whole, bool):
+            planned[key] = max(whole * spent.count, planned.get(key, 0))
+    counts = {key: max(count, planned.get(key, 0)) if later or another else count for key, count in first.items()}
+    return [one.times(count) for (_, one), count in counts.items()], later
+
+
+def _run_name(run: object) -> object:
+    return run.partition("/")[0] if isinstance(run, str) else run
+
+
+def count_rounds(entries: Sequence[Entry], run: object) -> int:
+    """Count the rounds of a run that were charged, or noted as released without noise."""
+    return sum(entry.payload.get("run") == run and entry.charges_round for entry in entries)
+
+
+def check_planned(entries: Sequence[Entry], payload: Mapping[str, Any]) -> None:
+    """Refuse a round (BudgetExceededError) once all that ``planned``, if given, allows are charged."""
+    planned = payload.get("planned")
+    if isinstance(planned, int) and count_rounds(entries, payload.get("run")) >= planned:
+        raise BudgetExceededError(
+            f"all {planned} rounds of the agreed plan are charged already; nothing was released: agree on another run"
+        )
+
+
+def check_unit(entries: Sequence[Entry], unit: object, path: Path) -> None:
+    """Refuse (LedgerError) to mix units: prices for different neighbouring data sets have no sum."""
+    held = {e.payload.get("unit") for e in entries if e.kind == "spend"}
+    if held - {unit}:
+        found = ", ".join(sorted(str(one or "unknown") for one in held - {unit}))
+        raise LedgerError(
+            f"{path} holds spends for unit {found}, and this run is for unit {unit or 'unknown'}; "
+            "they cannot be priced together: keep one ledger per unit, or use other records"
+        )

@@ -86,10 +86,7 @@ class LedgerFile:
             os.close(folder)
 
     def append(self, line: bytes) -> None:
-        """Write one whole line to the end and return when it is on disk.
-
-        A LedgerError means that the disk refused it; the end of the file may then be torn.
-        """
+        """Write one whole line to the end and return when it is on disk; a LedgerError may leave the end torn."""
         try:
             left = memoryview(line)
             while left:

@@ -10,11 +10,21 @@ from typing import Any
 
 from carefl_secure.errors import BudgetExceededError, ConfigError, LedgerError
 from carefl_secure.privacy.accounting.accountant import epsilon
-from carefl_secure.privacy.accounting.adaptive_filter import filtered_epsilon
+from carefl_secure.privacy.accounting.composition import filtered_epsilon
 from carefl_secure.privacy.accounting.events import Event
-from carefl_secure.privacy.ledger.entry import START, Entry, clean_payload, make_entry, now, read_entry, spent
+from carefl_secure.privacy.ledger.entry import (
+    START,
+    Entry,
+    check_planned,
+    check_unit,
+    clean_payload,
+    make_entry,
+    now,
+    read_entry,
+    spent,
+    split_runs,
+)
 from carefl_secure.privacy.ledger.file import LedgerFile
-from carefl_secure.privacy.ledger.runs import check_planned, check_unit, split_runs
 
 __all__ = ["Entry", "Ledger"]
 
@@ -24,13 +34,9 @@ _FORMAT = "carefl.ledger/1"
 class Ledger:
     """An append-only, hash-chained, crash-safe list of privacy spends in one file.
 
-    Parameters
-    ----------
-    path : Path
-        The file, made with mode 0600 by the first ``append``. Its folder must exist.
-    identity : mapping of str to str, optional
-        What the ledger is about, such as the client and the corpus. Written when the file is made,
-        and compared on every later use, so that a ledger is not mistaken for another.
+    * ``path``: the file, made with mode 0600 by the first ``append``. Its folder must exist.
+    * ``identity``: what the ledger is about, such as the client and the corpus. Written when the file is made, and
+      compared on every later use, so that a ledger is not mistaken for another.
 
     Guarantees
     ----------
@@ -56,12 +62,9 @@ class Ledger:
         ``kind`` is one of ``KINDS``; ``payload`` holds JSON values with finite numbers, and for a
         spend a valid event under ``"event"``.
 
-        Raises
-        ------
-        ConfigError, PrivacyError
-            The kind is unknown, the payload is not JSON, or the event of a spend cannot be read.
-        LedgerError
-            The ledger was changed, has a torn end, is locked by another process, or not writable.
+        ConfigError or PrivacyError where the kind is unknown, the payload is not JSON, or the event of a spend cannot
+        be read; LedgerError where the ledger was changed, has a torn end, is locked by another process, or not
+        writable.
         """
         clean = clean_payload(kind, payload)
         with self._writing() as entries:
@@ -70,22 +73,13 @@ class Ledger:
     def spend(self, event: Event, max_epsilon: float, delta: float, payload: Mapping[str, Any] | None = None) -> Entry:
         """Check the budget and write the spend under one lock: what a client calls before release.
 
-        Parameters
-        ----------
-        event : Event
-            What is about to be released.
-        max_epsilon, delta : float
-            The limit over the whole ledger; as for ``guard``.
-        payload : mapping, optional
-            More to record: ``run`` (stages of one run as ``RUN/STAGE``), ``round``, ``planned``
-            (how many sums the run's plan has), ``unit`` and ``trust``.
+        * ``event``: what is about to be released.
+        * ``max_epsilon``, ``delta``: the limit over the whole ledger; as for ``guard``.
+        * ``payload``: more to record: ``run`` (stages of one run as ``RUN/STAGE``), ``round``, ``planned`` (how many
+          sums the run's plan has), ``unit`` and ``trust``.
 
-        Raises
-        ------
-        BudgetExceededError
-            The step would overspend, or all ``planned`` sums of its run are charged already; nothing is written.
-        ConfigError, LedgerError
-            As for ``append`` and ``guard``.
+        BudgetExceededError where the step would overspend, or all ``planned`` sums of its run are charged already;
+        nothing is written; ConfigError or LedgerError as for ``append`` and ``guard``.
 
         Guarantees
         ----------
@@ -101,18 +95,13 @@ class Ledger:
 
         Two processes that guard one after the other may both pass: use ``spend`` to be sure.
 
-        Raises
-        ------
-        BudgetExceededError
-            The ledger with this event would cost more than ``max_epsilon``, or the run's plan has no round left.
-        ConfigError
-            ``max_epsilon`` is no number above 0, or ``delta`` out of range.
-        LedgerError
-            The ledger was changed, has a torn end, or holds runs for another unit.
+        BudgetExceededError where the ledger with this event would cost more than ``max_epsilon``, or the run's plan
+        has no round left; ConfigError where ``max_epsilon`` is no number above 0, or ``delta`` out of range;
+        LedgerError where the ledger was changed, has a torn end, or holds runs for another unit.
 
         Guarantees
         ----------
-        The limit holds although runs are chosen by looking at earlier ones (``adaptive_filter.filtered_epsilon``), if
+        The limit holds although runs are chosen by looking at earlier ones (``composition.filtered_epsilon``), if
         limit and delta stay the same, and the plan of one run, under one name, is fixed before its first round.
         """
         self._guard(self.entries(), event, max_epsilon, delta, payload or {})
@@ -161,13 +150,7 @@ class Ledger:
         return entries[-1].hash if entries else START
 
     def verify(self, head: str | None = None) -> None:
-        """Check the whole chain, and that it still holds ``head``, an earlier result of ``head()``.
-
-        Raises
-        ------
-        LedgerError
-            The ledger was changed, cut or has a torn end.
-        """
+        """Check (LedgerError) the whole chain, and that it still holds ``head``, an earlier result of ``head()``."""
         entries = self.entries()
         if head is not None and head != START and head not in {entry.hash for entry in entries}:
             raise LedgerError(
@@ -181,10 +164,7 @@ class Ledger:
         Nothing that ``append`` had confirmed is lost: a line is confirmed only when it is whole. A
         last line that lacks nothing but its newline is whole, and is kept. Never call this unasked.
 
-        Raises
-        ------
-        LedgerError
-            What remains is not a valid chain.
+        LedgerError where what remains is not a valid chain.
         """
         if not self.path.exists():
             return 0

@@ -48,10 +48,7 @@ def _number(name: str) -> tuple[float, str]:
 
 
 def delta_for(path: Path) -> float:
-    """Return the delta of the run that a ledger or folder belongs to, or 1e-5 without a plan.
-
-    A plan that cannot be read is a LedgerError.
-    """
+    """Return the delta of a ledger's or folder's run, 1e-5 without a plan; LedgerError for an unreadable one."""
     for folder in (path, path.parent, path.parent.parent.parent):
         plan = folder / "plan.json"
         if plan.is_file():
@@ -87,16 +84,10 @@ class Line:
 class Statement:
     """What one ledger holds.
 
-    Parameters
-    ----------
-    head : str
-        Hash of the last entry.
-    unprotected : int
-        Rounds that were noted as released without any noise.
-    recovered : int
-        How often a torn end was cut off.
-    epsilon : float
-        What all spends come to; infinity where a round was unprotected.
+    * ``head``: hash of the last entry.
+    * ``unprotected``: rounds that were noted as released without any noise.
+    * ``recovered``: how often a torn end was cut off.
+    * ``epsilon``: what all spends come to; infinity where a round was unprotected.
     """
 
     path: Path
@@ -144,15 +135,7 @@ def event_words(event: Event) -> str:
 
 
 def statement(path: Path, delta: float) -> Statement:
-    """Read and price one ledger.
-
-    Raises
-    ------
-    LedgerError
-        It does not exist, was changed, or has a torn end.
-    PrivacyError
-        A spend cannot be priced.
-    """
+    """Read and price one ledger; LedgerError where it is missing, changed or torn, PrivacyError without a price."""
     if not path.is_file():
         raise LedgerError(f"there is no ledger at {path}; give an existing file")
     entries = Ledger(path).entries()
@@ -209,10 +192,7 @@ def price(entries: Sequence[Entry], delta: float) -> float:
 
 
 def run_spending(folder: Path, delta: float) -> RunSpending:
-    """Price what every ledger in a run folder holds of the run, all its stages.
-
-    The run is the one that the server's ledger names. A ledger that was changed or torn is a LedgerError.
-    """
+    """Price what every ledger in a run folder holds of the run that the server's names; LedgerError if damaged."""
     charged = opened = 0
     largest = 0.0
     run = ""

@@ -1,9 +1,11 @@
-"""The page, and the block of the adapter's model card: templates filled with a report."""
+"""Templates filled with a report or an experiment: pages that load nothing, tables, the model card's block."""
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jinja2
 import yaml
@@ -33,10 +35,7 @@ def environment(*, html: bool) -> jinja2.Environment:
 
 
 def html_page(report: Report, bounds: AttackerBounds | None) -> str:
-    """Return the report as one self-contained page: nothing is loaded, nothing runs.
-
-    ``bounds`` is for the drawing; None where no ceiling holds.
-    """
+    """Return the report as one page that loads and runs nothing; ``bounds`` are drawn where a ceiling holds."""
     accent, tint = _CALM if report.verdict == "accounted" else _ALARM
     price = report.promise.epsilon
     # three thirds: up to 1, up to 10, above; logarithmic inside, and never at the very edge
@@ -92,10 +91,7 @@ def put_into_readme(readme: str, report: Report) -> str:
     The block between our markers is replaced; without markers, it is added at the end of the front
     matter and at the end of the text.
 
-    Raises
-    ------
-    RunError
-        A marker is unpaired, or the front matter is not YAML afterwards.
+    RunError where a marker is unpaired, or the front matter is not YAML afterwards.
     """
     front, body = _split(readme or _NEW)
     front = _replaced(front, _HEAD_BEGIN, _HEAD_END, _front_block(report))
@@ -141,3 +137,59 @@ def _front_block(report: Report) -> str:
         "plan_sha256": report.plan_sha256,
     }
     return yaml.safe_dump({"differential_privacy": facts}, sort_keys=False, width=1000)
+
+
+def _number(value: float | None, sign: str = "") -> str:
+    return "–" if value is None else f"{value:{sign}.3f}"
+
+
+def interval(found: Mapping[str, float | None] | None, name: str = "") -> str:
+    """Return ``[low, high]``, cut at the bounds of the figure ``name`` (empty: a difference), or nothing."""
+    if not found or found["low"] is None or found["high"] is None:
+        return ""
+    if not name:
+        return f"[{found['low']:+.3f}, {found['high']:+.3f}]"
+    most = 2.0 if name == "brier" else 1.0
+    return f"[{max(0.0, found['low']):.3f}, {min(most, found['high']):.3f}]"
+
+
+def spread(found: Mapping[str, float | None] | None, name: str = "") -> str:
+    """Return a mean with its interval; see :func:`interval`."""
+    if not found:
+        return "–"
+    return f"{_number(found['mean'], '' if name else '+')} {interval(found, name)}".rstrip()
+
+
+def spent(row: Mapping[str, Any]) -> str:
+    """Return the epsilon of a row: none where nothing is protected, a dash where none is spent."""
+    if row["kind"] == "zero-shot":
+        return "–"
+    return "none" if row["epsilon"] is None else round_up(row["epsilon"], 2)
+
+
+def _environment(*, html: bool) -> jinja2.Environment:
+    found = environment(html=html)
+    found.filters |= {"interval": interval, "number": _number, "spent": spent, "spread": spread}
+    return found
+
+
+def _names(found: Mapping[str, Any]) -> list[str]:
+    return list(dict.fromkeys(name for row in found["rows"] for name in row["figures"]))
+
+
+def experiment_html(found: Mapping[str, Any]) -> str:
+    """Return the contents of an experiment's ``results.json`` as one self-contained page."""
+    template = _environment(html=True).get_template("experiment.html.j2")
+    values = [row["figures"]["mAP"]["mean"] for row in found["rows"] if "mAP" in row["figures"]]
+    return template.render(e=found, names=_names(found), most=max(values, default=1.0) or 1.0)
+
+
+def experiment_markdown(found: Mapping[str, Any]) -> str:
+    """Return the results as Markdown tables; see :func:`experiment_html`."""
+    template = _environment(html=False).get_template("experiment.md.j2")
+    return template.render(e=found, names=_names(found))
+
+
+def threat_models_page(models: Sequence[object], **terms: Mapping[str, str]) -> str:
+    """Return threat models as Markdown with diagrams; ``terms`` name letters and ids: stride, linddun, atlas."""
+    return environment(html=False).get_template("threat-models.md.j2").render(models=models, **terms)

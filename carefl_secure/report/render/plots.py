@@ -129,10 +129,7 @@ def _marker(points: Sequence[object]) -> str:
 
 
 def attacker_plot(curve: Sequence[tuple[float, float]], *, wide: bool, accent: str) -> str:
-    """Draw the largest true-positive rate of any membership test, as an ``<svg>`` element.
-
-    ``curve`` holds false- and true-positive rates; ``wide`` gives proportions for a desktop.
-    """
+    """Draw a curve of false- and true-positive rates as an ``<svg>`` element; ``wide`` is for a desktop."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(5.6, 3.3) if wide else (3.6, 3.1), layout="constrained")
         axes = figure.subplots()

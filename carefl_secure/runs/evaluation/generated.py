@@ -16,7 +16,7 @@ from carefl_secure.evaluation.figures import Figures
 from carefl_secure.model.generation import GeneratedLabels, TextScorer
 from carefl_secure.progress import Reporter
 from carefl_secure.rounding import finite
-from carefl_secure.runs.evaluation.scored_run import ScoredRun
+from carefl_secure.runs.evaluation.evaluate import ScoredRun
 
 NO_RANKING = "generated text gives label sets, not scores, so no average precision; take the labels scorer for mAP"
 """The remark that every reader of these figures needs."""

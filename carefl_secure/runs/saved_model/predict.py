@@ -1,13 +1,16 @@
-"""Labels for images of one's own, from the folder of a run or of its adapter."""
+"""Use of a trained model: labels for images of one's own, files of scores, and export as one merged checkpoint."""
 
 from __future__ import annotations
 
+import csv
+import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +18,11 @@ from PIL import Image
 
 from carefl_secure.data.readers.file_kinds import TOOL_FOLDERS, image_suffixes
 from carefl_secure.data.readers.images import decode, to_rgb
-from carefl_secure.errors import DataError
+from carefl_secure.errors import ConfigError, DataError, ModelError, RunError
 from carefl_secure.evaluation.decisions import decide
+from carefl_secure.model.saved import merge, save_merged
 from carefl_secure.model.vision.encode import encode_images
-from carefl_secure.runs.saved_model.task import FILE, read_task, task_scorer, thresholds_of
+from carefl_secure.runs.saved_model.task import FILE, MERGED, read_task, task_scorer, thresholds_of, write_task
 
 Picture = Image.Image | str | Path
 
@@ -63,20 +67,14 @@ class TrainedModel:
         self.labels, self._cuts = self.scorer.space.labels, thresholds_of(self.task)
 
     def predict(self, image: Picture) -> Prediction:
-        """Score every label for an image, given as a picture or a path; `stream` takes many.
-
-        Where the run's view crops to a person, crop first. DataError is raised for an image that cannot be read.
-        """
+        """Score one image, cropped as the run's view asks; `stream` takes many. DataError if it is unreadable."""
         ((_, answer),) = self.stream([image])
         if isinstance(answer, DataError):
             raise answer
         return answer
 
     def stream(self, images: Iterable[Picture]) -> Iterator[tuple[Picture, Prediction | DataError]]:
-        """Yield each image with its answer, or with why it cannot be read, in the order given.
-
-        No more than ``batch`` images are in memory at a time.
-        """
+        """Yield each image, at most ``batch`` in memory, with its answer, or with why it cannot be read."""
         rest = iter(images)
         while part := list(islice(rest, self._batch)):
             read = [_read(one) for one in part]
@@ -132,3 +130,75 @@ def _read(one: Picture) -> Image.Image | DataError:
         return to_rgb(one) if isinstance(one, Image.Image) else decode(Path(one))
     except DataError as error:
         return error
+
+
+class ScoreFile:
+    """Writes predictions as they come, as CSV or JSON Lines."""
+
+    def __init__(self, file: TextIO, *, table: bool) -> None:
+        self._file, self._rows = file, csv.writer(file) if table else None
+        if self._rows is not None:
+            self._rows.writerow(["image", "label", "score", "threshold", "given", "true"])
+
+    def write(self, image: str, found: Prediction, true: Sequence[str] | None = None) -> None:
+        """Write one image; ``true`` are its labels, where they are known."""
+        if self._rows is None:
+            known = {} if true is None else {"true": list(true)}
+            self._file.write(json.dumps(found.to_json(image=image, **known)) + "\n")
+            return
+        for label, score in found.scores.items():
+            cut = math.inf if found.thresholds is None else found.thresholds[label]
+            limit, right = cut if math.isfinite(cut) else "", "" if true is None else int(label in true)
+            self._rows.writerow([image, label, score, limit, int(label in found.labels), right])
+
+
+def check_suffix(path: Path) -> None:
+    """Refuse (ConfigError) a file whose suffix sets no format."""
+    if path.suffix not in (".csv", ".jsonl"):
+        raise ConfigError(f"{path} should end in .csv or .jsonl, which sets its format")
+
+
+@contextmanager
+def score_file(path: Path) -> Iterator[ScoreFile]:
+    """Open a file for its owner alone; ConfigError for an unknown suffix, RunError where it cannot be written."""
+    check_suffix(path)
+    try:
+        path.touch(mode=0o600)
+        with path.open("w", encoding="utf-8", newline="") as file:
+            yield ScoreFile(file, table=path.suffix == ".csv")
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror}; choose another file") from error
+
+
+TOLERANCE = 1e-3
+"""How far merging may move a score, a log-probability or log-odds, in float32, before rounding."""
+
+_GREYS = (64, 127, 192, 255)
+
+
+def export_merged(run: Path, out: Path) -> float:
+    """Merge a run's adapter into a whole float copy of its base, and write it in bfloat16.
+
+    ``out``, which must not exist, is what ``from_pretrained`` and `TrainedModel` take. Returned is how far rounding to
+    bfloat16 moves a score from that of the adapter on the whole base, on four grey images. Scores of a run whose base
+    is quantised differ more, as the merged one is not. ModelError is raised where the adapter is missing or damaged,
+    or merging moves a score by more than :data:`TOLERANCE`; RunError where ``out`` exists or cannot be written.
+    """
+    if out.exists():
+        raise RunError(f"{out} exists already; name another folder with --out, or remove it")
+    whole: dict[str, Any] = {"quantization": "none", "compute_dtype": "float32"}
+    model = TrainedModel(run, **whole)
+    images = [Image.new("RGB", (64, 64), (shade,) * 3) for shade in _GREYS]
+    before = model.scores(images)
+    merge(model.scorer.adapter)
+    moved = float(np.abs(model.scores(images) - before).max())
+    if not moved <= TOLERANCE:
+        raise ModelError(f"merging moves a score by {moved:.3g}, above {TOLERANCE}; keep base and adapter apart")
+    settings = {**model.task["settings"], "model": {**model.task["settings"]["model"], "revision": None, **whole}}
+    about = {"base": MERGED, "base_sha256": "", "revision": None, "quantization": None, "dtype": "float32"}
+    try:
+        save_merged(model.scorer.adapter, out)
+        write_task({**model.task, **about, "settings": settings}, out)
+    except OSError as error:
+        raise RunError(f"cannot write {out}: {error.strerror}; choose another folder with --out") from error
+    return float(np.abs(TrainedModel(out).scores(images) - before).max())

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from carefl_secure.audit.attacks.helper_transcript import HolderEyes, MemberEyes, judge_helpers
 from carefl_secure.audit.attacks.server_transcript import ServerEyes, judge_transcript
-from carefl_secure.audit.attacks.transcript import residue_chance
+from carefl_secure.audit.attacks.transcript import HolderEyes, MemberEyes, judge_helpers, residue_chance
 from carefl_secure.audit.replay.canary_run import rehearse
 from carefl_secure.audit.replay.recording import Rehearsal
 from carefl_secure.audit.views import Heard, TranscriptView

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from carefl_secure.audit.attacks import update_transforms as disguise
+from carefl_secure.audit.attacks import image_inversion as disguise
 from carefl_secure.audit.attacks.image_inversion import CandidateView, ImageMatching, Pictures
 from carefl_secure.audit.attacks.image_trials import counted_noise, invert_images, judge_images, pick_ceiling
 from carefl_secure.audit.replay.canary_run import plan_like

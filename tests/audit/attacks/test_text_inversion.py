@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from carefl_secure.audit.attacks import update_transforms as disguise
+from carefl_secure.audit.attacks import image_inversion as disguise
 from carefl_secure.audit.attacks.text_inversion import SpanCheck, Texts, UpdateView, judge_spans, recall
 from carefl_secure.audit.views import Finding
 from carefl_secure.model.loader import load_base

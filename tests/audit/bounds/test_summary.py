@@ -7,7 +7,14 @@ import math
 import numpy as np
 import pytest
 
-from carefl_secure.audit.bounds.clopper_pearson import clopper_pearson, clopper_pearson_gaussian, lower_limit
+from carefl_secure.audit.bounds.clopper_pearson import (
+    BOUNDS,
+    attainable,
+    clopper_pearson,
+    clopper_pearson_gaussian,
+    gaussian_estimate,
+    lower_limit,
+)
 from carefl_secure.audit.bounds.one_run import (
     approximate_curve,
     contradicts,
@@ -16,7 +23,6 @@ from carefl_secure.audit.bounds.one_run import (
     gdp_epsilon,
     steinke_epsilon,
 )
-from carefl_secure.audit.bounds.summary import BOUNDS, attainable, gaussian_estimate
 from carefl_secure.errors import ConfigError
 
 DELTA = 1e-5

@@ -10,10 +10,10 @@ import yaml
 from typer.testing import CliRunner
 
 from carefl_secure.audit.threat_models.load import check_models, find_models, load_models, named
-from carefl_secure.audit.threat_models.page import render
-from carefl_secure.audit.threat_models.schema import ATTACK_NAMES
+from carefl_secure.audit.threat_models.schema import ATLAS, ATTACK_NAMES, LINDDUN, STRIDE
 from carefl_secure.cli.app import app
 from carefl_secure.errors import ConfigError
+from carefl_secure.report.render.page import threat_models_page
 
 ROOT = Path(__file__).parents[3]
 MODELS = load_models(ROOT / "threat_models")
@@ -64,7 +64,8 @@ def test_every_attack_measures_some_threat() -> None:
 
 def test_the_page_is_made_from_the_files() -> None:
     page = (ROOT / "docs/threat-models.md").read_text(encoding="utf-8")
-    assert page == render(MODELS), "run: carefl-secure threat-model render --out docs/..."
+    made = threat_models_page(MODELS, stride=STRIDE, linddun=LINDDUN, atlas=ATLAS)
+    assert page == made, "run: carefl-secure threat-model render --out docs/..."
     assert page.count("```mermaid") == len(MODELS)
 
 

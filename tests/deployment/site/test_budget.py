@@ -12,7 +12,7 @@ from carefl_secure.deployment.site.budget import SiteBudgets
 from carefl_secure.errors import BudgetExceededError
 from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.privacy import Ledger
-from carefl_secure.privacy.accounting.adaptive_filter import filtered_epsilon
+from carefl_secure.privacy.accounting.composition import filtered_epsilon
 from tests.support.sites import known_plan, make_bundles
 
 

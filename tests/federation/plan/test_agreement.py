@@ -15,7 +15,7 @@ from carefl_secure.federation.plan.calibrate import PlanRequest, plan_run, plan_
 from carefl_secure.federation.plan.cohort import AggregationConfig
 from carefl_secure.federation.plan.run_plan import LocalPlan, RunPlan
 from carefl_secure.federation.plan.staged import Stage, StagedPlan
-from carefl_secure.privacy.canonical_json import canonical_hash, canonical_json
+from carefl_secure.strict_json import canonical_hash, canonical_json
 
 REQUEST = PlanRequest(
     unit="record",

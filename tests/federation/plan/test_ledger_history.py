@@ -13,8 +13,8 @@ from carefl_secure.federation.plan.calibrate import PlanRequest, earlier_spends,
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.server.optimizers import FedAvg
 from carefl_secure.privacy import Ledger, epsilon
-from carefl_secure.privacy.accounting.adaptive_filter import filtered_epsilon
-from carefl_secure.privacy.ledger.runs import split_runs
+from carefl_secure.privacy.accounting.composition import filtered_epsilon
+from carefl_secure.privacy.ledger.entry import split_runs
 from carefl_secure.run_folder import RunFolder
 from tests.support.running import federate
 

@@ -13,7 +13,7 @@ from scipy.stats import norm
 from carefl_secure.errors import BudgetExceededError
 from carefl_secure.privacy import Event, SampledGaussian, calibrate_noise, epsilon
 from carefl_secure.privacy.accounting.accountant import coarse_epsilon
-from carefl_secure.privacy.accounting.adaptive_filter import filtered_epsilon
+from carefl_secure.privacy.accounting.composition import filtered_epsilon
 
 DELTA = 1e-5
 LIMIT = 8.0

@@ -13,7 +13,7 @@ from carefl_secure.privacy import SampledGaussian, SampledSkellam, epsilon
 from carefl_secure.privacy.accounting import budget as module
 from carefl_secure.privacy.accounting.budget import MAX_ROUNDS, BudgetQuestion, epsilon_by_rounds, solve_budget
 from carefl_secure.privacy.accounting.budget_request import EMBEDDED_DIMENSION, nominal_norm
-from carefl_secure.privacy.accounting.opacus_prv import opacus_prv_epsilon
+from carefl_secure.privacy.accounting.gaussian_losses import opacus_prv_epsilon
 from carefl_secure.secagg import plan_records
 
 
@@ -288,7 +288,7 @@ def test_opacus_gives_up_in_words_only() -> None:
 def test_the_wrong_sided_accountant_is_nowhere() -> None:
     from pathlib import Path
 
-    for name in ("budget.py", "opacus_prv.py"):
+    for name in ("budget.py", "gaussian_losses.py"):
         source = Path(module.__file__).with_name(name).read_text(encoding="utf-8")
         assert "GDPAccountant" not in source
         assert "create_accountant" not in source

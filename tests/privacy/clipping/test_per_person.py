@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from carefl_secure.errors import ConfigError
 from carefl_secure.privacy.clipping.clipped_sum import Clipping, Engine, clipped_sum
-from carefl_secure.privacy.clipping.per_person import group_chunks
+from carefl_secure.privacy.clipping.per_record import group_chunks
 
 ENGINES: tuple[Engine, ...] = ("native", "opacus")
 RECORDS = 18

@@ -23,7 +23,7 @@ import pytest
 
 from carefl_secure.errors import BudgetExceededError, ConfigError, LedgerError, PrivacyError
 from carefl_secure.privacy import Event, Ledger, SampledGaussian, SampledSkellam, epsilon
-from carefl_secure.privacy.ledger.runs import split_runs
+from carefl_secure.privacy.ledger.entry import split_runs
 
 EVENT = SampledSkellam(0.05, 3.8e6, 3749.0, (1.0 * 3749.0) ** 2, 1)
 REPOSITORY = Path(__file__).parents[3]

@@ -21,7 +21,7 @@ from carefl_secure.errors import ConfigError, DataError, ModelError, RunError
 from carefl_secure.evaluation.groups import Settings
 from carefl_secure.progress import Reporter, SilentReporter
 from carefl_secure.runs.corpora import Corpora
-from carefl_secure.runs.evaluation import scored_run as module
+from carefl_secure.runs.evaluation import evaluate as module
 from carefl_secure.runs.evaluation.evaluate import evaluate
 from carefl_secure.runs.staged_corpora import load_corpora
 

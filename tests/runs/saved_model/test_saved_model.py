@@ -27,10 +27,9 @@ from carefl_secure.errors import ConfigError, DataError, ModelError, RunError
 from carefl_secure.evaluation.groups import Settings
 from carefl_secure.progress import SilentReporter
 from carefl_secure.report import write_report
-from carefl_secure.runs.evaluation.evaluate import evaluate
-from carefl_secure.runs.evaluation.scored_run import ScoredRun
-from carefl_secure.runs.saved_model import export, predict
-from carefl_secure.runs.saved_model.score_file import score_file
+from carefl_secure.runs.evaluation.evaluate import ScoredRun, evaluate
+from carefl_secure.runs.saved_model import predict
+from carefl_secure.runs.saved_model.predict import score_file
 from carefl_secure.runs.saved_model.task import read_task
 
 FEW = Settings(replicates=20, minimum=10)
@@ -163,7 +162,7 @@ def test_the_card_has_what_a_hub_asks_for(single: Path, tmp_path: Path) -> None:
 
 def test_a_merged_checkpoint_scores_as_the_adapter(trained: Path, images: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "merged"
-    assert 0 < export.export_merged(trained, out) < 2
+    assert 0 < predict.export_merged(trained, out) < 2
     pictures = [Image.open(one).convert("RGB") for one in images]
     whole = predict.TrainedModel(trained, quantization="none").scores(pictures)
     merged = carefl_secure.load(out)
@@ -174,7 +173,7 @@ def test_a_merged_checkpoint_scores_as_the_adapter(trained: Path, images: list[P
     # the adapter does something, and the merged copy has it
     assert np.square(plain - whole).mean() > 25 * np.square(rounding).mean()
     with pytest.raises(RunError, match="exists"):
-        export.export_merged(trained, out)
+        predict.export_merged(trained, out)
 
 
 def test_another_base_or_a_damaged_task_is_refused(single: Path, tmp_path: Path) -> None:

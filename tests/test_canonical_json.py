@@ -9,7 +9,7 @@ import math
 import pytest
 
 from carefl_secure.errors import ConfigError
-from carefl_secure.privacy.canonical_json import canonical_json, dataclass_from_json
+from carefl_secure.strict_json import canonical_json, dataclass_from_json
 
 
 @dataclasses.dataclass(frozen=True)

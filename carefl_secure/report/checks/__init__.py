@@ -1,1 +1,0 @@
-"""Checks of a run folder that a report shows."""
