@@ -85,10 +85,7 @@ def model_type(source: Source) -> str:
 
 
 def find_device(name: str) -> torch.device:
-    """Return the device that ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps`` names.
-
-    ``auto`` is the present CUDA device where there is one, else the CPU. A missing one raises `ConfigError`.
-    """
+    """Return the device that ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps`` names; auto: CUDA before the CPU."""
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
         name = "cuda" if found else "cpu"

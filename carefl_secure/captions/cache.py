@@ -35,11 +35,10 @@ def picture_key(image: Image.Image) -> str:
 
 
 class CaptionCache:
-    """The captions of one captioner; safe for several processes at once.
+    """The captions of one captioner below ``root``; safe for several processes at once.
 
-    ``root`` is the folder of all captioners of this client. ``facts`` are model, revision, prompt,
-    compute type, longest caption, quantisation and view: the SHA-256 of their canonical JSON names
-    the folder, so captions of two captioners never mix.
+    ``facts`` are model, revision, prompt, compute type, longest caption, quantisation and view: the SHA-256 of their
+    canonical JSON names the folder, so captions of two captioners never mix.
     """
 
     def __init__(self, root: Path, facts: Facts) -> None:
@@ -59,10 +58,7 @@ class CaptionCache:
 
     @classmethod
     def find(cls, path: Path) -> CaptionCache:
-        """Open the captions in a folder: one captioner's own, or a root that holds one captioner.
-
-        None, or a changed record, raises `DataError`; several raise `ConfigError` with their list.
-        """
+        """Open one captioner's folder, or a root that holds one: `DataError` for none, `ConfigError` for several."""
         if (path / _RECORD).is_file():
             return cls(path.parent, _facts(path))
         found = sorted(p.parent for p in path.glob(f"*/{_RECORD}")) if path.is_dir() else []

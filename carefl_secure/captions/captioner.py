@@ -95,10 +95,7 @@ class _Generating:
 
 
 class LlavaCaptioner(_Generating):
-    r"""LLaVA-1.5: ``USER: <image>\nPROMPT ASSISTANT:``.
-
-    ``options`` are ``prompt``, ``quantization``, ``dtype`` and ``max_new_tokens``.
-    """
+    r"""LLaVA-1.5: ``USER: <image>\nPROMPT ASSISTANT:``."""
 
     kind = LlavaForConditionalGeneration
     whole = ("model.vision_tower", "model.multi_modal_projector", "lm_head")
@@ -120,10 +117,7 @@ class LlavaCaptioner(_Generating):
 
 
 class SmolVlmCaptioner(_Generating):
-    """Any SmolVLM2, the option for a client without a large graphics card; images stay one tile.
-
-    ``options`` are ``prompt``, ``quantization``, ``dtype`` and ``max_new_tokens``.
-    """
+    """Any SmolVLM2, the option for a client without a large graphics card; images stay one tile."""
 
     kind = SmolVLMForConditionalGeneration
     whole = ("model.vision_model", "model.connector", "lm_head")
@@ -158,11 +152,10 @@ def load_captioner(
     max_new_tokens: int = 64,
     batch: int = 4,
 ) -> Captioner:
-    """Load the captioner that a hub id or folder holds: a LLaVA-1.5 or a SmolVLM2.
+    """Load the captioner that a hub id or folder holds: a LLaVA-1.5 or a SmolVLM2; else raise `ModelError`.
 
-    Any other model raises `ModelError`. ``prompt`` is the text of
-    :func:`carefl_secure.captions.prompts.caption_prompt`. Pin the ``revision`` (commit) of a hub id
-    for real runs. ``quantization`` is ``nf4`` or ``none``; ``dtype`` is ``float32``, ``bfloat16``,
+    ``prompt`` is the text of :func:`~carefl_secure.captions.prompts.caption_prompt`. Pin the ``revision`` (commit) of
+    a hub id for real runs. ``quantization`` is ``nf4`` or ``none``; ``dtype`` is ``float32``, ``bfloat16``,
     ``float16`` or ``auto``: float16 on a graphics card, bfloat16 on a CPU.
     """
     source = find_model(model, revision)

@@ -115,10 +115,7 @@ def _in_common(corpus: Corpus, donors: Corpus) -> npt.NDArray[np.float32]:
 
 
 def drop(captions: Sequence[str], corpus: Corpus, rate: float, seed: int) -> list[str]:
-    """Replace each caption by an empty one with probability ``rate``; the question then is alone.
-
-    Each decision depends on the record's key and the seed alone.
-    """
+    """Replace each caption by an empty one with probability ``rate``, by the record's key and the seed alone."""
     if not 0 <= rate <= 1:
         raise ConfigError(f"a dropout rate lies between 0 and 1, not at {rate:g}")
     limit = int(rate * 2**64)

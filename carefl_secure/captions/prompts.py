@@ -31,10 +31,7 @@ _MARKS = str.maketrans({"<": " ", ">": " ", "|": " "})
 
 
 def caption_prompt(choice: str) -> str:
-    """Return the prompt of a name of :data:`PROMPTS`, or the text of a file at a path.
-
-    A file that is empty, too long or no text raises `ConfigError`.
-    """
+    """Return the prompt of a name of :data:`PROMPTS`, or the text of a file; `ConfigError` where it is none."""
     path = _FOLDER / f"{choice}.txt" if choice in PROMPTS else Path(choice)
     try:
         text = path.read_text(encoding="utf-8")
@@ -77,11 +74,9 @@ STAND_IN = (
 
 
 def describe(factors: npt.NDArray[np.int8], rng: np.random.Generator, error_rate: float = 0.0) -> str:
-    """Describe posture, setting, prop and light of one scene.
+    """Describe posture, setting, prop and light of a row of `Scenes.factors`: ``"arms raised, beach, gift, bright"``.
 
-    The result is such as ``"arms raised, beach, gift, bright"``. ``factors`` is one row of
-    :attr:`carefl_secure.data.synthetic.scene.Scenes.factors`; ``error_rate`` is the chance with
-    which each of the four facts is replaced by a random value of its group.
+    ``error_rate`` is the chance with which each of the four facts is replaced by a random value of its group.
     """
     words = []
     for group, value in zip(GROUPS, factors, strict=True):
@@ -94,15 +89,12 @@ def describe(factors: npt.NDArray[np.int8], rng: np.random.Generator, error_rate
 
 
 def describe_corpus(corpus: Corpus, error_rate: float, seed: int) -> list[str]:
-    """Describe every record of a :class:`~carefl_secure.data.synthetic.corpus.SyntheticCorpus`.
-
-    Each of the four facts of a scene is replaced by a random one with probability ``error_rate``. A
-    subset of the corpus will do; any other corpus raises `ConfigError`.
+    """Describe every record of a `SyntheticCorpus` or a subset; any other corpus raises `ConfigError`.
 
     Guarantees
     ----------
-    A record's words depend on its own scene, its own key and the seed: on no other record. So a
-    per-record privacy guarantee of what is trained on them holds.
+    A record's words depend on its own scene, its own key and the seed: on no other record. So a per-record privacy
+    guarantee of what is trained on them holds.
     """
     if not 0 <= error_rate <= 1:
         raise ConfigError(f"an error rate lies between 0 and 1, not at {error_rate:g}")

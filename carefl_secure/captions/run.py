@@ -36,8 +36,8 @@ Box = tuple[float, float, float, float]
 def seen(image: Image.Image, box: Box | None, view: View) -> Image.Image:
     """Return the picture that a captioner gets; the given RGB image stays as it is.
 
-    ``box`` is ``(left, top, right, bottom)`` in pixels; parts outside the image are cut off. A view
-    that needs a box raises `DataError` if there is none or none of it lies within the image.
+    ``box`` is ``(left, top, right, bottom)`` in pixels, cut to the image; `DataError` where a view needs it and it is
+    none.
     """
     if view == "full":
         return image
@@ -92,11 +92,7 @@ def open_cache(root: Path, captioner: Captioner, view: View) -> CaptionCache:
 def caption_corpus(
     corpus: Corpus, captioner: Captioner, cache: CaptionCache, view: View, reporter: Reporter, limit: int | None = None
 ) -> Captioning:
-    """Caption what has no caption yet, among the first ``limit`` records where one is given.
-
-    Every batch is kept as soon as it is made: a stop loses one batch at most, and the next pass
-    goes on where this one was.
-    """
+    """Caption what has no caption yet, among the first ``limit`` records; a stop loses one batch at most."""
     count = len(corpus.records) if limit is None else min(limit, len(corpus.records))
     task = f"captioning {count} records of {corpus.name}"
     waiting: dict[str, Image.Image] = {}
@@ -146,10 +142,7 @@ def caption_all(
 
 
 def read_captions(corpus: Corpus, cache: CaptionCache) -> list[str]:
-    """Return the caption of every record, in the order of the records.
-
-    A cache without a record of its view, or with missing captions, raises `DataError`.
-    """
+    """Return the caption of every record, in order; a missing one, or a cache without its view, is a `DataError`."""
     view: View = cache.facts.get("view")  # type: ignore[assignment]
     if view not in VIEWS:
         raise DataError(f"{cache.folder} does not state its view; make the captions again")

@@ -127,11 +127,10 @@ def load_experiment(path: Path) -> Experiment:
 
 
 def cells_of(experiment: Experiment, folder: Path, more: Mapping[str, Any] | None = None) -> list[Cell]:
-    """Expand an experiment into checked configurations, one seed after the other.
+    """Expand an experiment into checked configurations; cells of one seed are adjacent and share computation.
 
-    Cells of one seed are adjacent, so that what they share is computed once. Run folders go into
-    ``folder``. ``more`` are settings by dotted key that override those of the file's base; variants
-    override both. A `ConfigError` names the cell.
+    Run folders go into ``folder``. ``more`` are settings by dotted key that override those of the file's base;
+    variants override both. A `ConfigError` names the cell.
     """
     base = {**flatten(experiment.base), **(more or {})}
     for key in experiment.seed_keys:

@@ -59,9 +59,8 @@ def _put(settings: dict[str, Any], key: str, value: Any) -> None:
 def load_config(path: Path | None = None, overrides: Sequence[str] = (), **flags: object) -> Config:
     """Build the configuration: defaults, then the file, then ``key=value`` words and flags.
 
-    ``overrides`` are words such as ``privacy.delta=1e-6``, whose value is read as YAML; ``flags``
-    are short names of :data:`FLAGS`, where None stands for a flag that was not given. The result is
-    checked, frozen, and has ``auto`` values resolved to numbers.
+    ``overrides`` are words such as ``privacy.delta=1e-6``, whose value is read as YAML; ``flags`` are short names of
+    :data:`FLAGS`, where None stands for a flag that was not given. ``auto`` values are resolved to numbers.
     """
     settings = {} if path is None else read_yaml(path)
     given = parse_words(overrides)
@@ -178,10 +177,7 @@ def shipped_folder(name: str) -> Path:
 
 
 def resolve_shipped(path: Path) -> Path:
-    """Return the file that ``carefl:FOLDER/NAME.yaml`` stands for; any other path as it is.
-
-    If no such file is shipped, a `ConfigError` lists those that are.
-    """
+    """Return the file that ``carefl:FOLDER/NAME.yaml`` stands for, if shipped; any other path as it is."""
     text = path.as_posix()
     if not text.startswith(PREFIX):
         return path

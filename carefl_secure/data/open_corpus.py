@@ -47,10 +47,7 @@ class Layout:
 
 
 def corpus_format(name: str) -> CorpusFormat:
-    """Return a format by name, from the package or from an entry point.
-
-    A `ConfigError` refuses a name that no package or several bring, or that is no `CorpusFormat`.
-    """
+    """Return the format that the package or one entry point provides under a name; else raise `ConfigError`."""
     if name in FORMATS:
         return FORMATS[name]
     value, loaded = find_extension(ENTRY_POINTS, "data.format", name, ("auto", *FORMATS))
@@ -63,10 +60,9 @@ def corpus_format(name: str) -> CorpusFormat:
 
 
 def detect(root: Path, format: str = "auto") -> Layout:
-    """Tell which corpus a folder holds, by marks that only this corpus has.
+    """Tell which corpus a folder holds, by marks that only this corpus has, or as ``format`` says.
 
-    A ``format`` other than ``auto`` is taken without looking for its marks. A folder that holds
-    several published corpora is refused with a `DataError`.
+    A folder that holds several published corpora is refused with a `DataError`.
     """
     if not root.is_dir():
         raise DataError(f"{root} is not a folder; give the folder that holds the corpus")
@@ -120,20 +116,12 @@ def _task(layout: Layout, task: str) -> str:
 def open_corpus(path: Path, options: ReadOptions | None = None, *, format: str = "auto") -> dict[str, Corpus]:
     """Detect a corpus and return the splits that it has; no pixel is read.
 
-    Splits come in the order ``train``, ``val``, ``test``; ``all`` stands for a corpus without splits.
+    Splits come in the order ``train``, ``val``, ``test``; ``all`` stands for a corpus without splits. Of ``options``,
+    ``view`` is ``image`` or ``person`` (EMOTIC), ``image`` or ``face`` (CAER-S), ``aligned``, ``original`` or
+    ``realigned`` (RAF-DB); ``auto`` takes the first that is there.
 
-    Parameters
-    ----------
-    options : ReadOptions, optional
-        ``view`` is ``image`` or ``person`` (EMOTIC), ``image`` or ``face`` (CAER-S), ``aligned``,
-        ``original`` or ``realigned`` (RAF-DB); ``auto`` takes the first that is there.
-
-    Raises
-    ------
-    DataError, LabelError
-        The corpus is not usable.
-    ConfigError
-        The format, the task or the view does not exist there.
+    Raises `DataError` or `LabelError` where the corpus is not usable, `ConfigError` where the format, the task or the
+    view does not exist there.
     """
     options = options or ReadOptions()
     layout = detect(path, format)

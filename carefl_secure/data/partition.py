@@ -30,6 +30,9 @@ def partition(
 ) -> list[Indices]:
     """Give every record to exactly one client; return the sorted record indices of each.
 
+    `ConfigError` for settings that make no sense, leave a client without records, or separate the records of one
+    person that must stay together; `DataError` for a record that lacks the column.
+
     Parameters
     ----------
     corpus : Corpus or ndarray
@@ -41,23 +44,14 @@ def partition(
         the clients' shares from ``Dirichlet(alpha)`` (Hsu et al., arXiv 1909.06335); a record goes by its *rarest*
         label in the corpus (ties: the lower id), and records without a label form a label of their own. ``column``
         gives all records with one value of an attribute, or of ``subject``, to one client; values go, the largest
-        first, to the client with the fewest records. ``folder`` gives each client the records of one folder, see
-        ``data.partition``. ``quantity`` draws the clients' shares of all records from one ``Dirichlet(alpha)``, so
-        that sizes differ and labels do not.
+        first, to the client with the fewest records. ``folder`` gives each client the records of one folder.
+        ``quantity`` draws the shares of all records from one ``Dirichlet(alpha)``: sizes differ and labels do not.
     alpha : float
         Concentration; small values give each client few labels, or some clients most records.
     together : bool
         Keep all records of one ``subject`` at one client, as ``privacy.unit: person`` needs: persons are distributed
-        in place of records, by the labels that any of their records has. Records of one image (see
-        :func:`carefl_secure.data.splits.groups`) stay together unless a column says otherwise.
-
-    Raises
-    ------
-    ConfigError
-        The settings make no sense, leave a client without records, or separate the records of one
-        person that must stay together.
-    DataError
-        A record lacks the column.
+        in place of records, by the labels that any of their records has. Records of one image (see `image_of`) stay
+        together unless a column says otherwise.
     """
     if kind == "folder":
         kind, column = "column", "folder"

@@ -85,26 +85,26 @@ def image_of(key: str) -> str:
 _EXAMPLES = 3
 
 
+@dataclass
 class Skipped:
-    """Counts what a loader left out, and what it kept with a remark, by reason.
+    """Counts what a loader left out (``dropped``), and what it kept with a remark, by reason.
 
     ``records kept + skipped.total`` is the number of records that the annotation names.
     """
 
-    def __init__(self) -> None:
-        self._dropped: Counter[str] = Counter()
-        self._remarks: Counter[str] = Counter()
-        self._examples: dict[str, list[str]] = {}
+    dropped: Counter[str] = field(default_factory=Counter)
+    remarks: Counter[str] = field(default_factory=Counter)
+    _examples: dict[str, list[str]] = field(default_factory=dict)
 
     def drop(self, reason: str, what: str) -> None:
         """Count a record that is left out."""
-        self._dropped[reason] += 1
+        self.dropped[reason] += 1
         self._show(reason, what)
 
     def remark(self, reason: str, what: str, count: int = 1) -> None:
         """Count something odd that left no record out."""
         if count:
-            self._remarks[reason] += count
+            self.remarks[reason] += count
             self._show(reason, what)
 
     def _show(self, reason: str, what: str) -> None:
@@ -115,17 +115,7 @@ class Skipped:
     @property
     def total(self) -> int:
         """Number of records left out."""
-        return self._dropped.total()
-
-    @property
-    def dropped(self) -> Mapping[str, int]:
-        """Records left out, by reason."""
-        return dict(self._dropped)
-
-    @property
-    def remarks(self) -> Mapping[str, int]:
-        """Things to know about what was kept, by kind."""
-        return dict(self._remarks)
+        return self.dropped.total()
 
     def examples(self, reason: str) -> Sequence[str]:
         """Return the first few records or files that a reason was given for."""
@@ -133,8 +123,8 @@ class Skipped:
 
     def merge(self, other: Skipped) -> None:
         """Add another count to this one."""
-        self._dropped += other._dropped
-        self._remarks += other._remarks
+        self.dropped += other.dropped
+        self.remarks += other.remarks
         for reason, shown in other._examples.items():
             for what in shown:
                 self._show(reason, what)

@@ -50,9 +50,8 @@ class Subset:
 def groups(corpus: Corpus, equal: Sequence[Sequence[int]] = ()) -> list[list[int]]:
     """Return the records that belong together, each in one group: one person's, and one image's.
 
-    Records are joined by an equal ``subject``, by an equal image (the keys of an image's further
-    records end in ``#2``, ``#3`` and so on), and by one sequence of ``equal``. Joining is
-    transitive. The order of groups depends on keys and subjects only, not on that of the records.
+    Records are joined by an equal ``subject``, by an equal image (see `image_of`), and by one sequence of ``equal``;
+    joining is transitive. The order of groups depends on keys and subjects only, not on that of the records.
     """
     parent: dict[tuple[str, str], tuple[str, str]] = {}
 
@@ -83,10 +82,9 @@ def split(
 ) -> dict[str, list[int]]:
     """Cut a corpus so that no person and no image occurs in two parts; return sorted indices.
 
-    All groups (see :func:`groups`) are shuffled by ``seed`` and given one by one to the part that
-    lacks most of its share, so part sizes are within one group of the request. ``fractions`` sum to
-    1; a share of 0 gives an empty part, and any other part that stays empty raises `DataError`.
-    Records in one sequence of ``equal`` show equal images and stay together.
+    All groups (see :func:`groups`, also for ``equal``) are shuffled by ``seed`` and given one by one to the part that
+    lacks most of its share, so part sizes are within one group of the request. ``fractions`` sum to 1; a share of 0
+    gives an empty part, and any other part that stays empty raises `DataError`.
     """
     shares = list(fractions.values())
     if not all(math.isfinite(share) and share >= 0 for share in shares) or not math.isclose(
@@ -133,10 +131,7 @@ def subject_groups(records: Sequence[Record], indices: Indices | None = None) ->
 
 
 def first_of_each(groups: Sequence[Indices], most: int) -> Indices:
-    """Keep at most ``most`` >= 1 records of every person: the first ones, which is a public rule.
-
-    ``groups`` come from `subject_groups`; the kept places are ascending.
-    """
+    """Keep the first ``most`` records of every person of `subject_groups`, a public rule; places are ascending."""
     if most < 1:
         raise ConfigError(f"privacy.records_per_person is {most}; keep at least 1")
     kept = [group[:most] for group in groups]

@@ -133,20 +133,13 @@ def logistic_regression(
 ) -> Features:
     r"""Fit a logistic regression, and return the log-odds or log-probabilities of other records, [M, K].
 
-    Features are scaled to mean 0 and deviation 1 over the training records. Minimised by L-BFGS is
+    ``train`` [N, D] and ``test`` [M, D] are scaled to mean 0 and deviation 1 over the training records; ``targets``
+    are 0/1, [N, K]; ``strength`` is C, the inverse of the strength of the penalty. Minimised by L-BFGS is
 
     .. math:: \frac12 \lVert W \rVert^2 + C \sum_i \ell_i
 
     with intercepts that are not penalised: the cross-entropy of a softmax where every record has one label, else the
     sum over the labels of binary cross-entropies. This is scikit-learn's ``LogisticRegression``.
-
-    Parameters
-    ----------
-    train, test : ndarray of float32, shapes [N, D] and [M, D]
-    targets : ndarray, shape [N, K]
-        0/1 label matrix of the training records.
-    strength : float
-        C, the inverse of the strength of the penalty.
     """
     if len(train) != len(targets) or len(train) < 2:
         raise DataError(f"{len(train)} training records and {len(targets)} rows of targets: at least two of each")

@@ -45,10 +45,7 @@ class Interval:
 
 
 def units_of(subjects: Sequence[str | None]) -> Units:
-    """Return a number for each record, from 0 without gaps: one for all records of a subject.
-
-    Records without a subject get a number of their own.
-    """
+    """Return a number for each record, from 0 without gaps: one for all records of a subject, or its own."""
     numbers: dict[tuple[str, int], int] = {}
     found = [
         numbers.setdefault(("", i) if name is None else (f"={name}", -1), len(numbers))
@@ -58,11 +55,7 @@ def units_of(subjects: Sequence[str | None]) -> Units:
 
 
 def resamples(units: Units, replicates: int, seed: int) -> Iterator[Floats]:
-    """Yield how many times each record counts in each resample.
-
-    As many units (see :func:`units_of`) are drawn as there are, with replacement. Fewer than two
-    units raise `DataError`: nothing can be said about others.
-    """
+    """Yield how often each record counts when as many units (`units_of`), two or more, are drawn with replacement."""
     count = int(units.max()) + 1 if len(units) else 0
     if replicates < 1:
         raise ConfigError(f"a bootstrap needs at least one resample, not {replicates}")
@@ -85,8 +78,7 @@ def bootstrap(
 ) -> dict[str, Interval]:
     """Return a basic interval of each figure of ``statistic``, from weights to named figures.
 
-    There are at least two ``units``; ``level`` is the share of the resamples that an interval
-    holds; ``bounds`` are the least and highest value of a figure, to which its interval is clipped.
+    ``level`` is the share of the resamples that an interval holds; it is clipped to the figure's ``bounds``.
     """
     if not 0 < level < 1:
         raise ConfigError(f"the level of an interval lies between 0 and 1, not at {level}")
@@ -110,10 +102,7 @@ def basic_interval(whole: float, drawn: Floats, level: float, bounds: tuple[floa
 
 
 def difference(first: Statistic, second: Statistic) -> Statistic:
-    """Return ``first - second`` on the same records, so that a resample pairs the two.
-
-    The interval of a paired difference is narrower than two single ones, as both models find the same records hard.
-    """
+    """Return ``first - second`` on the same records, so that a resample pairs the two: a narrower interval."""
 
     def paired(weights: Floats | None) -> dict[str, float]:
         one, other = first(weights), second(weights)

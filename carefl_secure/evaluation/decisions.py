@@ -52,10 +52,7 @@ def checked(targets: npt.NDArray[Any], scores: npt.NDArray[Any], *, some: bool =
 
 
 def decide(scores: npt.NDArray[Any], thresholds: npt.NDArray[Any] | None) -> Bools:
-    """Turn scores ``[N, K]`` into boolean decisions ``[N, K]``.
-
-    A label is given where its score reaches its threshold, ``[K]``. Without them each record gets its best label.
-    """
+    """Give each label whose score [N, K] reaches its threshold [K]; without them, each record's best label."""
     if thresholds is None:
         chosen = np.zeros(scores.shape, np.bool_)
         chosen[np.arange(len(scores)), scores.argmax(1)] = True
@@ -102,11 +99,7 @@ def _over(part: Floats, whole: Floats) -> Floats:
 
 
 class Decisions:
-    """Hard decisions against the truth, both ``[N, K]``, counted once for many weightings.
-
-    Decisions come from :func:`carefl_secure.evaluation.decisions.decide`. ``weights``, float64
-    ``[N]``, say how many times each record counts; once each by default.
-    """
+    """Hard decisions (see `decide`) against the truth, both ``[N, K]``, counted once for many weightings."""
 
     def __init__(self, targets: npt.NDArray[Any], decisions: npt.NDArray[np.bool_]) -> None:
         if targets.ndim != 2 or targets.shape != decisions.shape:
@@ -154,10 +147,7 @@ class Decisions:
         return weight @ self._hits, weight @ self._truth, weight @ self._decided
 
     def confusion(self) -> npt.NDArray[np.int64]:
-        """Return how often label i was decided as label j, ``[K, K]``.
-
-        Unless every record carries one label and was given one, `DataError` is raised.
-        """
+        """Return how often label i was decided as j, ``[K, K]``; `DataError` unless each record has one label."""
         if (self._truth.sum(1) != 1).any() or (self._decided.sum(1) != 1).any():
             raise DataError("only records with exactly one label have a confusion matrix")
         return np.asarray(np.rint(self._truth.T @ self._decided), np.int64)
@@ -175,19 +165,16 @@ class Bin:
 
 
 def probabilities(scores: npt.NDArray[Any], *, multi: bool) -> Floats:
-    """Turn scores ``[N, K]`` into probabilities ``[N, K]``.
-
-    Scores are log-odds with ``multi`` (several labels may hold), else log-probabilities up to a constant per record.
-    """
+    """Turn scores ``[N, K]``, log-odds with ``multi``, else log-probabilities up to a constant, into probabilities."""
     values = np.asarray(scores, np.float64)
     return np.asarray(expit(values) if multi else softmax(values, axis=1))
 
 
 class Calibration:
-    """Probabilities ``[N, K]`` against 0/1 targets ``[N, K]``, binned once for many weightings.
+    """Probabilities ``[N, K]`` against 0/1 targets ``[N, K]``, in ``bins`` from 0 to 1, for many weightings.
 
-    ``multi`` tells that several labels may hold; ``bins`` is the number of bins from 0 to 1. DataError is raised where
-    the shapes differ, or a probability lies outside 0 to 1; NonFiniteError where one is not finite.
+    ``multi`` tells that several labels may hold. DataError is raised where the shapes differ, or a probability lies
+    outside 0 to 1; NonFiniteError where one is not finite.
     """
 
     def __init__(self, targets: npt.NDArray[Any], chances: npt.NDArray[Any], *, multi: bool, bins: int = 15) -> None:

@@ -147,10 +147,7 @@ class Figures:
         self._samples = np.nan_to_num(each)
 
     def __call__(self, weights: Floats | None = None) -> dict[str, float]:
-        """Return the named figures; NaN where the weighted records leave one undefined.
-
-        ``weights``, float64 ``[N]``, say how many times each record counts; once each by default.
-        """
+        """Return the named figures under ``weights`` [N]; NaN where the weighted records leave one undefined."""
         weight = np.ones(len(self.scores)) if weights is None else weights
         found: dict[str, float] = {}
         if "mAP" in self.names and self._ranking is not None:

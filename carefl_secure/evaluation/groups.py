@@ -75,10 +75,9 @@ class Comparison:
 def compare(
     attribute: str, values: Values, figures: Figures, units: Units, settings: Settings, metric: str = "mAP"
 ) -> Comparison:
-    """Score the groups of one attribute.
+    """Score the groups of one attribute, with the gap in ``metric``: mAP, macro_f1 or uar.
 
-    ``values`` are those of each record, None where not stated; ``figures`` are of the whole split; ``units`` are drawn
-    together (:func:`carefl_secure.evaluation.bootstrap.units_of`). The gap is about ``metric``: mAP, macro_f1 or uar.
+    ``values`` are those of each record, None where not stated; ``units`` are drawn together (see `units_of`).
     """
     if len(values) != len(units) or len(units) != len(figures.scores):
         raise ConfigError(f"attribute {attribute!r} has {len(values)} values for {len(figures.scores)} records")
@@ -199,10 +198,7 @@ def sharpness(image: Image.Image) -> float:
 
 
 def slice_images(images: Iterable[Image.Image]) -> tuple[Slices, ...]:
-    """Sort pictures, one per record in order, into terciles of brightness and of sharpness.
-
-    Each picture is read once. Equal pictures share a tercile, so terciles may differ in size.
-    """
+    """Sort pictures, one per record in order, into terciles of brightness and of sharpness; equal ones share one."""
     measured = [(brightness(image), sharpness(image)) for image in images]
     if not measured:
         raise DataError("there is no picture to sort by brightness; score at least one record")

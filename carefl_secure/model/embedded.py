@@ -103,10 +103,7 @@ def build_processor() -> Idefics3Processor:
 
 
 def build_model(processor: Idefics3Processor, seed: int) -> SmolVLMForConditionalGeneration:
-    """Build the embedded model with random weights.
-
-    Widths are multiples of 64 so that every 4-bit kernel accepts them.
-    """
+    """Build the embedded model with random weights; widths are multiples of 64, as every 4-bit kernel needs."""
     tok = processor.tokenizer
     special = {"pad_token_id": tok.pad_token_id, "bos_token_id": tok.bos_token_id, "eos_token_id": tok.eos_token_id}
     config = SmolVLMConfig(

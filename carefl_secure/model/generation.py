@@ -81,8 +81,7 @@ def _begins(part: str, label: str) -> bool:
 class TextScorer:
     """Lets a model answer in words, and reads the words.
 
-    With ``constrained``, the model may write labels only, none twice, with commas between where
-    several may hold; otherwise its answers may be unreadable.
+    With ``constrained`` it may write labels only, none twice, with commas between; otherwise it may be unreadable.
     """
 
     def __init__(self, scorer: LabelScorer, *, constrained: bool = False) -> None:
@@ -175,10 +174,7 @@ class TextScorer:
 
 @torch.no_grad()
 def perplexity(adapter: Adapter, texts: Sequence[str] = PLAIN_ENGLISH) -> float:
-    """Return the perplexity of texts under the adapter as it is: exp of the mean loss of their tokens.
-
-    Each text is read alone, without an image and without a prompt.
-    """
+    """Return the perplexity of texts, each read alone: exp of the mean loss of their tokens under the adapter."""
     module, base = adapter.module, adapter.base
     module.eval()
     losses = []

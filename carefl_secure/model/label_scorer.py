@@ -51,8 +51,7 @@ class LabelScorer:
     def __call__(self, features: Tensor | Tiles, captions: Sequence[str] | None = None) -> Tensor:
         """Return scores, shape [batch, labels]; row i depends on record i only.
 
-        ``captions``, one for each record, make the question ``Context: CAPTION. QUESTION``; an
-        empty one leaves the question alone.
+        A caption of a record that is not empty makes the question ``Context: CAPTION. QUESTION``.
         """
         features = features.to(self.adapter.base.device)
         grids = features.grids if isinstance(features, Tiles) else None

@@ -29,8 +29,8 @@ class TokenTree:
     def build(cls, suffixes: Sequence[tuple[Sequence[int], Sequence[int]]]) -> TokenTree:
         """Merge suffixes, each a pair (question tokens, answer tokens); only answers are scored.
 
-        An answer that begins with another answer to the same question raises `ModelError`: their
-        likelihoods would not be those of different answers.
+        `ModelError` for an answer that begins with another one to the same question: their likelihoods could not be
+        compared.
         """
         nodes: dict[tuple[int, ...], int] = {(): -1}
         tokens: list[int] = []

@@ -42,17 +42,11 @@ class PromptForm:
 class Prompter:
     r"""Builds prompts in the chat form of a checkpoint, token by token as its own processor does.
 
-    The form is read from the processor's chat template, for SmolVLM2
-    ``<|im_start|>User:<image>QUESTION<end_of_utterance>\nAssistant:``, and ``<image>`` is spelled
-    out by the processor. A processor without such a template or tokens raises `ModelError`.
-
-    Parameters
-    ----------
-    processor : object
-        A SmolVLM or Idefics3 processor.
-    end_answers : bool
-        Whether every answer ends with the end-of-utterance token, as in the checkpoints' own
-        training. A model that is tuned without it does not learn to stop behind a label.
+    The form is read from the SmolVLM or Idefics3 processor's chat template, for SmolVLM2
+    ``<|im_start|>User:<image>QUESTION<end_of_utterance>\nAssistant:``, and ``<image>`` is spelled out by the
+    processor; `ModelError` where it has no such template or tokens. With ``end_answers`` every answer ends with the
+    end-of-utterance token, as in the checkpoints' own training: a model tuned without it does not learn to stop behind
+    a label.
     """
 
     def __init__(self, processor: Any, *, end_answers: bool = False) -> None:
@@ -154,10 +148,10 @@ _DEFAULT_QUESTION = "Which expression does the person show?"
 
 
 def prompt_template(choice: str) -> str:
-    """Return the wording of a name, or the text of a file on one line, with its placeholders.
+    """Return the wording of a name of :data:`TASK_PROMPTS`, or of a file, on one line, with its placeholders.
 
-    ``choice`` is one of :data:`TASK_PROMPTS` or the path of a text file. A text that is empty, too
-    long, or holds another placeholder or signs that models use for marks raises `ConfigError`.
+    A text that is empty, too long, or holds another placeholder or signs that models use for marks raises
+    `ConfigError`.
     """
     path = _FOLDER / f"{choice}.txt" if choice in TASK_PROMPTS else Path(choice)
     try:

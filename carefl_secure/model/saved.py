@@ -25,16 +25,10 @@ _SETTINGS = ("peft_type", "r", "lora_alpha", "target_modules", "bias", "use_dora
 def load_saved(adapter: Adapter, folder: Path) -> npt.NDArray[np.float32]:
     """Load a folder that :meth:`Adapter.save` wrote, A and B; return the values [dimension].
 
-    The adapter must have the settings of the run that wrote the folder. Only
-    safetensors and JSON are read: no pickle is ever opened. A label head takes the labels that the folder names.
-
-    Raises
-    ------
-    ModelError
-        If a file is missing or damaged, the settings differ, a weight is missing, unexpected or of
-        another shape. The adapter is then as it was.
-    NonFiniteError
-        If a weight is NaN or infinite.
+    The adapter must have the settings of the run that wrote the folder; a label head takes the labels that it names.
+    Only safetensors and JSON are read: no pickle is ever opened. `ModelError` if a file is missing or damaged, the
+    settings differ, or a weight is missing, unexpected or of another shape: the adapter is then as it was.
+    `NonFiniteError` if a weight is NaN or infinite.
     """
     _check_settings(adapter, folder)
     tensors = _read(folder / "adapter_model.safetensors")
@@ -101,11 +95,7 @@ def _read_head(adapter: Adapter, folder: Path) -> LabelHead | None:
 
 
 def merge(adapter: Adapter) -> None:
-    """Add an adapter to the weights of its base, in place.
-
-    The base must be whole (ModelError): merging into 4 bits would quantise the sum anew, which
-    changes logits by a fifth.
-    """
+    """Add an adapter to its whole base, in place; merging into 4 bits would change logits by a fifth (ModelError)."""
     if any(getattr(adapter.base.model, name, False) for name in ("is_loaded_in_4bit", "is_loaded_in_8bit")):
         raise ModelError("an adapter is merged into a whole base only; load it with quantization=none")
     adapter.module.merge_adapter()

@@ -161,24 +161,12 @@ def check_corpus(
 ) -> Report:
     """Recognise a corpus, compare its counts with the published ones, and look for duplicates.
 
-    Every image is read to its end once. RAF-DB is read with both subsets, as they may share images.
+    Every image is read to its end once. RAF-DB is read with both subsets, as they may share images. ``task`` is a
+    label space, or ``auto`` for all that are there. The view must show whole images: ``person`` and ``face`` are
+    refused. With ``clients`` the first split is shared out, by ``column`` or at random, and these are compared too.
 
-    Parameters
-    ----------
-    task, view : str
-        The label space; ``auto`` takes all that are there. The view must show whole images, so
-        ``person`` and ``face`` are refused.
-    clients : int, optional
-        Distribute the first split to so many clients and compare these too.
-    column : str, optional
-        The attribute, or ``subject``, to distribute by; otherwise at random.
-
-    Raises
-    ------
-    DataError, LabelError
-        The corpus is not recognised, or too malformed to report on.
-    ConfigError
-        The task, the view or the distribution makes no sense.
+    Raises `DataError` or `LabelError` where the corpus is not recognised or too malformed to report on, `ConfigError`
+    where the task, the view or the distribution makes no sense.
     """
     if view in ("person", "face"):
         raise ConfigError("a check looks at whole images; leave the view at auto")

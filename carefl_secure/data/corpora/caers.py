@@ -90,10 +90,7 @@ def list_files(root: Path) -> dict[str, Path]:
 
 
 def scan_classes(folder: Path, prefix: str) -> list[Frame]:
-    """Return the images of all class folders, sorted; keys start with ``prefix``.
-
-    A folder that is no class is refused.
-    """
+    """Return the images of all class folders, sorted, with keys after ``prefix``; refuse a folder that is no class."""
     frames = []
     for sub in sorted(sub for sub in folder.iterdir() if sub.is_dir()) if folder.is_dir() else []:
         label = class_id(sub.name)
@@ -234,10 +231,7 @@ def has_ncaers_marks(root: Path) -> bool:
 
 
 def load_ncaers(root: Path, *, view: View = "image", reporter: Reporter = SILENT) -> dict[str, FileCorpus]:
-    """Read NCAER-S: the splits that are there, or ``all`` without folders of splits.
-
-    ``root`` is the folder ``NCAERS``, or the one that holds it.
-    """
+    """Read NCAER-S: the splits that are there, or ``all``; ``root`` is the folder ``NCAERS``, or holds it."""
     base = ncaers_base(root)
     if base is None:
         raise DataError(f"{root} has no images/train/Anger and so on; unpack NCAER-S")

@@ -215,17 +215,10 @@ def load_cexpr(
 ) -> dict[str, FileCorpus]:
     """Read C-EXPR-DB: the labelled clips as ``train`` and ``val``, the challenge as ``test``.
 
-    Splits that are absent are left out; labels by time give ``all``. The challenge has no labels.
-    Of several faces in a frame the one numbered lowest is taken.
-
-    Parameters
-    ----------
-    root : Path
-        A folder laid out as above, or the one that holds ``C-EXPR-DB`` and ``C-EXPR-DB-CHALLENGE``.
-    fold, every : int
-        Which of the five folds; take every n-th frame of a video (at least 1).
-    fps : float, optional
-        Frames per second; a `ConfigError` asks for it where labels go by time, without videos.
+    Splits that are absent are left out; labels by time give ``all``. The challenge has no labels. Of several faces in
+    a frame the one numbered lowest is taken. ``root`` is laid out as above, or holds ``C-EXPR-DB`` and
+    ``C-EXPR-DB-CHALLENGE``; ``fold`` is one of five, ``every`` takes every n-th frame of a video. A `ConfigError` asks
+    for ``fps`` (frames per second) where labels go by time, without videos.
     """
     if every < 1:
         raise ConfigError(f"every must be at least 1, not {every}")

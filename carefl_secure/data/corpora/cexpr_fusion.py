@@ -89,10 +89,9 @@ def fuse_frames(
 
 
 def compound_to_cexpr(logits: npt.NDArray[Any]) -> Floats:
-    """Turn scores of RAF-DB's compound classes into probabilities of C-EXPR's [frames, 7].
+    """Turn finite scores of RAF-DB's compound classes into probabilities of C-EXPR's [frames, 7].
 
-    The four of the eleven columns that C-EXPR lacks are masked and the rest renormalised to sum to
-    1. A NaN or infinite score raises `NonFiniteError`.
+    The four of the eleven columns that C-EXPR lacks are masked and the rest renormalised to sum to 1.
     """
     values = _finite(logits)
     if values.shape[1] != len(COMPOUND.labels):

@@ -69,8 +69,8 @@ def _class(words: str) -> int | None:
 def read_fold(path: Path) -> list[Clip]:
     """Read ``path,label,transcript``; a transcript may itself hold commas and is not kept.
 
-    In the lists of the challenge, whose paths start with ``videos/``, the label is a placeholder
-    and ignored. A repeated clip is refused, and a label that differs from the class in the path.
+    In the challenge's lists, whose paths start with ``videos/``, the label is a placeholder and ignored. A repeated
+    clip is refused, and a label that differs from the class in the path.
     """
     clips, seen = [], set[str]()
     for origin, line in read_lines(path):
@@ -104,10 +104,7 @@ def _seconds(text: str, origin: str) -> float:
 
 
 def read_annotation(path: Path) -> list[Segment]:
-    """Read a table of begin, end and one column per class, where exactly one class of a row is 1.
-
-    Columns are identified by name; an end must be after its begin.
-    """
+    """Read a table of begin, end and one column for each class, by name; exactly one class of a row is 1."""
     rows = list(csv.reader(io.StringIO(read_text(path), newline="")))
     header = [name.strip() for name in rows[0]] if rows else []
     times = [k for k, name in enumerate(header) if name.lower().startswith(("begin", "end"))]

@@ -85,10 +85,7 @@ def _split(row: Mapping[str, str], path: Path, origin: str) -> str:
 
 
 def load_fer2013(root: Path, options: ReadOptions) -> dict[str, FileCorpus]:
-    """Read the tables of a folder; rows without an emotion are counted as skipped.
-
-    `DataError` is raised for a malformed row, `LabelError` for an emotion outside 0 to 6.
-    """
+    """Read the tables of a folder; rows without an emotion are counted as skipped, malformed ones refused."""
     csv.field_size_limit(1 << 24)  # pixels of an image of up to 2,000 x 2,000
     builders: dict[str, SplitBuilder] = {}
     tables = pixel_tables(root)

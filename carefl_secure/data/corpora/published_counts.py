@@ -134,8 +134,8 @@ def published_counts(
 ) -> list[Count]:
     """Return the published counts with those found; empty where nothing was published.
 
-    ``kind`` is the layout, see :mod:`carefl_secure.data.open_corpus`. ``task`` is the label space;
-    for RAF-DB it names the subset. ``release_2017`` selects the smaller release of EMOTIC.
+    ``kind`` is the layout, ``task`` the label space or RAF-DB's subset; ``release_2017`` selects EMOTIC's smaller
+    release.
     """
     if kind == "emotic-mat" and release_2017:
         return _emotic_2017(corpora)

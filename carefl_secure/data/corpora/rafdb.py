@@ -148,17 +148,11 @@ def load_rafdb(
 ) -> dict[str, FileCorpus]:
     """Read one subset of RAF-DB: ``train`` and ``test``.
 
-    Attributes are ``gender``, ``race`` and ``age_group``, all as perceived by annotators;
-    ``extras["landmarks"]`` holds five points in the original view.
-
-    Parameters
-    ----------
-    root : Path
-        Folder with ``basic`` and ``compound``, one of these, or a copy with numbered classes.
-    view : {"auto", "aligned", "original", "realigned"}
-        ``auto`` takes the aligned images where present. ``realigned`` cuts faces from the original
-        ones by their manual landmarks, leaving out and counting those whose landmarks are
-        unusable. Only the original view has boxes and landmarks. The corpus' name has the view.
+    ``root`` has ``basic`` and ``compound``, is one of these, or a copy with numbered classes. ``view`` is ``aligned``,
+    ``original``, ``realigned`` or ``auto``, which takes the aligned images where present. ``realigned`` cuts faces
+    from the original ones by their manual landmarks, leaving out and counting those whose landmarks are unusable.
+    Attributes are ``gender``, ``race`` and ``age_group``, all as perceived by annotators. Only the original view has
+    boxes, and five points in ``extras["landmarks"]``.
     """
     refuse_rafce(root)
     folder = subset_root(root, subset)

@@ -35,10 +35,7 @@ def _floats(line: str, count: int) -> list[float] | None:
 
 
 def read_attributes(path: Path) -> Attributes:
-    """Read the eight lines of ``*_manu_attri.txt``, separated by any blanks.
-
-    Nothing is raised, since a face without attributes is still used; ``fault`` says what is wrong.
-    """
+    """Read the eight lines of ``*_manu_attri.txt``; a face without them is still used, so a fault is returned."""
     if not path.is_file():
         return Attributes(fault="no manual attributes")
     try:

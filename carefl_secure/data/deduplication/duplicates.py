@@ -52,10 +52,9 @@ class Near:
 def find_shared(
     parts: Mapping[str, Corpus], prints: Mapping[str, Sequence[ImageHash]], alike: Near | None = None
 ) -> list[Shared]:
-    """Compare every two parts (splits or clients); return one `Shared` per pair, clean ones too.
+    """Compare every two parts (splits or clients) by their hashes; return one `Shared` per pair, clean ones too.
 
-    ``prints`` are the hashes of each part, from :func:`.image_hashes.hash_images`; ``alike`` the
-    near duplicates of a larger set, where known.
+    ``alike`` has the near duplicates of a larger set, where known.
     """
     alike = alike or Near(prints)
     found = []

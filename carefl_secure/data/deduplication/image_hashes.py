@@ -57,11 +57,7 @@ class ImageHash:
 
 
 def difference_hash(image: Image.Image) -> int | None:
-    """Return the 64-bit difference hash, or ``None`` for an almost flat image.
-
-    The image is averaged down to 9 x 8 grey cells; bit ``8 * row + column`` says whether a cell is
-    darker than its right neighbour.
-    """
+    """Return the hash of 9 x 8 grey cells, bit ``8 * row + column``, or ``None`` for an almost flat image."""
     small = image.convert("L").resize((9, 8), Image.Resampling.BOX)
     cells = np.asarray(small, np.int16)
     if int(cells.max()) - int(cells.min()) < _FLAT:
@@ -103,10 +99,10 @@ def _hash(corpus: Corpus, image: str, records: tuple[int, ...]) -> ImageHash:
 
 
 def hash_images(corpus: Corpus, reporter: Reporter | None = None, task: str | None = None) -> list[ImageHash]:
-    """Read every image of a corpus once, to its end; unreadable images are included.
+    """Read every image of a corpus once, to its end, and report it as ``task``; unreadable ones are included.
 
-    Images come in the order of their first record. Persons in one image share the fingerprint of
-    the whole image, whatever the view. Progress is reported as ``task``.
+    Images come in the order of their first record. Persons in one image share the fingerprint of all of it, in any
+    view.
     """
     members: dict[str, list[int]] = {}
     for index, record in enumerate(corpus.records):
@@ -126,9 +122,8 @@ def hash_images(corpus: Corpus, reporter: Reporter | None = None, task: str | No
 def near_pairs(marks: Sequence[ImageHash], bits: int = NEAR_BITS) -> npt.NDArray[np.int64]:
     """Return all pairs of near duplicates [pairs, 2]: places in ``marks``, smaller first, sorted.
 
-    Each hash is cut into five bands. By the pigeonhole principle two that differ in at most four
-    ``bits`` agree in a band, so only images that share a band are compared. All ``marks`` have
-    a hash, and their pixels differ; ``bits`` is at most :data:`NEAR_BITS`.
+    Hashes are cut into five bands: two that differ in at most four ``bits`` agree in a band (pigeonhole principle), so
+    only images that share one are compared. All ``marks`` have a hash, and their pixels differ.
     """
     if not 0 <= bits < _BANDS:
         raise ValueError(f"bits must be 0 to {NEAR_BITS}, not {bits}")

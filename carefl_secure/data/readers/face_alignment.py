@@ -43,11 +43,7 @@ _FLAT = 0.01  # narrowest over widest extent of landmarks that are taken for a f
 
 
 def landmark_fault(points: npt.ArrayLike, size: tuple[int, int] | None = None) -> str | None:
-    """Say why a face cannot be aligned by its landmarks [K, 2] in pixels; ``None`` if it can.
-
-    The answers are ``no usable landmarks`` (fewer than three, or not finite), ``landmarks in one
-    point or on one line``, and ``landmarks outside the image`` of ``size`` (width, height).
-    """
+    """Say why a face cannot be aligned by its landmarks [K, 2] in pixels, in an image of ``size``; None if it can."""
     found = np.asarray(points, np.float64)
     if found.ndim != 2 or found.shape[1] != 2 or len(found) < 3 or not np.isfinite(found).all():
         return "no usable landmarks"
@@ -62,11 +58,8 @@ def landmark_fault(points: npt.ArrayLike, size: tuple[int, int] | None = None) -
 def fit_similarity(source: npt.ArrayLike, target: npt.ArrayLike) -> Floats:
     """Return the similarity that brings ``source`` [K, 2] nearest to ``target`` [K, 2], K >= 3.
 
-    Returns
-    -------
-    ndarray of float64, shape [2, 3]
-        ``[c R | b]``: a point ``p`` goes to ``matrix[:, :2] @ p + matrix[:, 2]``. A `DataError`
-        refuses points that are missing, mirrored, or lie in one point or on one line.
+    The result ``[c R | b]``, [2, 3], takes a point ``p`` to ``matrix[:, :2] @ p + matrix[:, 2]``. A `DataError`
+    refuses points that are missing, mirrored, or lie in one point or on one line.
     """
     one, other = (np.asarray(points, np.float64) for points in (source, target))
     fault = landmark_fault(one) or landmark_fault(other)
@@ -95,10 +88,9 @@ def align(path: Path, landmarks: npt.ArrayLike, size: tuple[int, int], side: int
 
 
 def warp(image: Image.Image, matrix: npt.NDArray[Any], side: int) -> Image.Image:
-    """Return the square of ``side`` pixels that a similarity makes of an image.
+    """Return the square of ``side`` pixels that a similarity [2, 3] (`fit_similarity`) makes of an image.
 
-    ``matrix`` [2, 3] maps the image's coordinates to those of the square, see
-    :func:`fit_similarity`. Areas outside are black. An image shrunk by 2 or more is averaged first.
+    Areas outside are black. An image shrunk by 2 or more is averaged first.
     """
     shrink = 1 / math.sqrt(abs(float(np.linalg.det(matrix[:, :2]))))
     factor = max(1, int(shrink))

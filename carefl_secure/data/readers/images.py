@@ -81,9 +81,9 @@ def _deep(image: Image.Image) -> Image.Image:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert an image to RGB as it looks on white paper.
 
-    Alpha is blended over white, as SmolVLM2's image processor does; fully transparent pixels reveal
-    no colour. Values of 16 bits are cut to 8. A `ValueError` refuses values whose range the file
-    does not state: floats outside 0..1, wide integers.
+    Alpha is blended over white, as SmolVLM2's image processor does; fully transparent pixels reveal no colour. Values
+    of 16 bits are cut to 8. A `ValueError` refuses floats outside 0..1 and wide integers, whose range the file does
+    not state.
     """
     if image.mode == "F" or image.mode.startswith("I"):
         image = _deep(image)
@@ -113,7 +113,6 @@ def decode(path: Path, content: bytes | None = None) -> Image.Image:
     """Read a whole image file as upright RGB: only a full read finds a truncated file.
 
     Of an animation the first frame is read. ``content`` holds the file's bytes, if already read.
-    Images of more than 80 million pixels are refused.
     """
     with _reading(path), Image.open(path if content is None else io.BytesIO(content)) as image:
         if image.width * image.height > MOST_PIXELS:

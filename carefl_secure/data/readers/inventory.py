@@ -9,7 +9,6 @@ import os
 import tarfile
 import zipfile
 from collections.abc import Container, Sequence
-from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
@@ -33,26 +32,23 @@ _IN_A_TOOL = "in a folder that a tool made"
 _MOST_READ = 1 << 20  # bytes of a text file that are searched for names of images
 
 
-@dataclass(frozen=True)
 class Inventory:
-    """The files below a folder, as sorted paths relative to it.
+    """The files below a folder, as sorted paths relative to it."""
 
-    ``tables`` are text files that may hold labels, ``left`` every other file with the reason why
-    it is no record. ``skipped`` counts what :meth:`count` was told is not used.
-    """
-
-    root: Path
-    images: Sequence[str]
-    metadata: Sequence[str]
-    tables: Sequence[str]
-    left: dict[str, str]
-    skipped: Skipped = field(compare=False)
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.images: list[str] = []
+        self.metadata: list[str] = []
+        self.tables: list[str] = []  # text files that may hold labels
+        self.archives: list[str] = []
+        self.misnamed: list[str] = []
+        self.left: dict[str, str] = {}  # every other file, with the reason why it is no record
+        self.skipped = Skipped()  # what `count` was told is not used
+        self._seen: dict[str, Path] = {}
+        self._folder("", frozenset())
 
     def refuse_unread_labels(self) -> None:
-        """Refuse text that names images: it may hold labels, and would not be read.
-
-        A table must name one image, any other file half of them; by stems in a table alone.
-        """
+        """Refuse a table that names one image, or other text that names half of them: it may hold labels."""
         names = {PurePosixPath(image).name for image in self.images}
         stems = {PurePosixPath(image).stem for image in self.images}
         whole = {str(PurePosixPath(image).with_suffix("")) for image in self.images}
@@ -83,41 +79,12 @@ class Inventory:
                 shown = PurePosixPath(name).name if reason == _IN_A_TOOL else name
                 self.skipped.drop(reason, shown)
 
-
-def _words(path: Path) -> set[str]:
-    """Return what may be file names in the head of a text file; binary files have none."""
-    try:
-        with path.open("rb") as file:
-            content = file.read(_MOST_READ)
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error}; make it readable or move it away") from error
-    if b"\0" in content[:1024]:
-        return set()
-    text = content.decode("utf-8", "replace")
-    for sign in "\"'<>,;|\t=:[]{}()":
-        text = text.replace(sign, "\n")
-    words = [word.strip() for word in text.split("\n")] + text.split()
-    return {word.replace("\\", "/").rsplit("/", 1)[-1] for word in words}
-
-
-class _Walk:
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.images: list[str] = []
-        self.metadata: list[str] = []
-        self.tables: list[str] = []
-        self.archives: list[str] = []
-        self.misnamed: list[str] = []
-        self.left: dict[str, str] = {}
-        self.seen: dict[str, Path] = {}
-        self.skipped = Skipped()
-
-    def folder(self, prefix: str, above: frozenset[str]) -> None:
+    def _folder(self, prefix: str, above: frozenset[str]) -> None:
         where = self.root / prefix
         real = os.path.realpath(where)
         if real in above:
             raise DataError(f"the linked folder {where} leads back into itself; remove the link")
-        if (other := self.seen.setdefault(real, where)) != where:
+        if (other := self._seen.setdefault(real, where)) != where:
             raise DataError(
                 f"{where} and {other} are one folder by a link, and its images would count twice; remove the link"
             )
@@ -144,19 +111,19 @@ class _Walk:
                 self.left[name] = _BY_A_TOOL
             elif entry.is_dir():
                 if made_by_a_tool(entry.name, folder=True):
-                    self.tool_folder(name)
+                    self._tool_folder(name)
                 else:
-                    self.folder(f"{name}/", above | {real})
+                    self._folder(f"{name}/", above | {real})
             else:
-                self.file(entry, name)
+                self._file(entry, name)
 
-    def tool_folder(self, name: str) -> None:
+    def _tool_folder(self, name: str) -> None:
         for folder, _, files in os.walk(self.root / name):
             for file in files:
                 path = (Path(folder) / file).relative_to(self.root).as_posix()
                 self.left[path] = _IN_A_TOOL
 
-    def file(self, entry: os.DirEntry[str], name: str) -> None:
+    def _file(self, entry: os.DirEntry[str], name: str) -> None:
         lower = entry.name.lower()
         if made_by_a_tool(entry.name, folder=False):
             self.left[name] = _BY_A_TOOL
@@ -176,6 +143,7 @@ class _Walk:
             self.archives.append(name)
 
     def refuse(self) -> None:
+        """Refuse files that are not read and may hold images or labels, and say how to convert them."""
         for name in self.misnamed:
             path = self.root / name
             fix = how_to_convert(str(path), str(path.parent)) or how_to_rename(name)
@@ -189,6 +157,22 @@ class _Walk:
             if not inside or not tails.issuperset(inside):
                 raise DataError(f"{path} {how_to_convert(str(path), str(path.parent))}")
             self.left[name] = "an archive whose images are all unpacked"
+
+
+def _words(path: Path) -> set[str]:
+    """Return what may be file names in the head of a text file; binary files have none."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MOST_READ)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error}; make it readable or move it away") from error
+    if b"\0" in content[:1024]:
+        return set()
+    text = content.decode("utf-8", "replace")
+    for sign in "\"'<>,;|\t=:[]{}()":
+        text = text.replace(sign, "\n")
+    words = [word.strip() for word in text.split("\n")] + text.split()
+    return {word.replace("\\", "/").rsplit("/", 1)[-1] for word in words}
 
 
 def _listed(path: Path) -> list[str]:
@@ -215,24 +199,21 @@ def _listed(path: Path) -> list[str]:
 def take_inventory(root: Path) -> Inventory:
     """List every file below a folder.
 
-    A `DataError` is raised where it cannot be listed, a link leads nowhere or in a circle, or a
-    file is of a kind that is not read and may hold images or labels; it says how to convert it.
+    A `DataError` says how to convert a file that is not read and may hold images or labels, or refuses a bad link.
     """
     if not root.is_dir():
         raise DataError(f"{root} is not a folder; give the folder that holds the images")
-    walk = _Walk(root)
-    walk.folder("", frozenset())
-    walk.refuse()
-    return Inventory(root, walk.images, walk.metadata, walk.tables, walk.left, walk.skipped)
+    inventory = Inventory(root)
+    inventory.refuse()
+    return inventory
 
 
 def count_unused(root: Path, used: Container[str], read: Sequence[str], skipped: Skipped) -> None:
-    """Count every file below a published corpus that is no record's and no annotation's.
+    """Count every file below a published corpus that is neither in ``used`` (whole paths) nor an annotation.
 
-    ``used`` are whole paths; ``read`` are patterns of the annotation, below ``root`` in lower case.
+    ``read`` are patterns of the annotation, below ``root`` in lower case.
     """
-    walk = _Walk(root)
-    walk.folder("", frozenset())
+    walk = Inventory(root)
     other = "of another view, subset or list"
     for name in (*walk.images, *walk.metadata, *walk.tables, *walk.archives, *walk.misnamed):
         walk.left[name] = f"image {other}" if name in walk.images else f"file {other}"

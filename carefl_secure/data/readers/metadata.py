@@ -212,10 +212,9 @@ def _numbers(text: str, origin: str) -> list[float]:
 
 
 def read_metadata(path: Path, name: str | None = None) -> list[Row]:
-    """Read a metadata file, of the kind that its suffix says; errors call it ``name`` if given.
+    """Read a metadata file, of the kind that its suffix says; errors call it ``name`` and state the line.
 
-    A malformed row raises a `DataError` that names the line. `LabelError` is raised where a label
-    is not a word, or it is not clear where one label ends.
+    `DataError` for a malformed row, `LabelError` for a label that is no word or where it is not clear where one ends.
     """
     read = _jsonl if path.suffix == ".jsonl" else _csv
     return [_row(row, origin) for origin, row in read(path, name or path.name)]

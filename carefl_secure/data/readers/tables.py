@@ -36,8 +36,8 @@ def header(path: Path) -> list[str]:
 def read_rows(path: Path, needed: Sequence[str], name: str | None = None) -> list[tuple[str, dict[str, str]]]:
     """Return the rows of a table, each with its location, refusing missing columns and cells.
 
-    Cells are separated by a comma, semicolon or tab, whichever makes the first line hold all
-    columns ``needed``. Blanks around column names are cut off. Errors call the file ``name``.
+    The separator is a comma, semicolon or tab, whichever makes the first line hold all columns ``needed``. Blanks
+    around column names are cut off. Errors call the file ``name``.
     """
     text, name = read_text(path), name or path.name
     first = [column.strip('" \r') for column in text.partition("\n")[0].split(";")]
@@ -65,11 +65,7 @@ def read_rows(path: Path, needed: Sequence[str], name: str | None = None) -> lis
 
 
 def below(name: str, origin: str, folder: str = "the folder") -> str:
-    """Return a relative path in POSIX form, refusing one that leads out of its folder.
-
-    An absolute or empty name and one with ``..`` raise `DataError`, which names ``origin``, the
-    place where it was read. Both kinds of slash are accepted.
-    """
+    """Return a relative path in POSIX form; a `DataError` refuses one that is empty or leads out of its folder."""
     path = PurePosixPath(name.strip().replace("\\", "/"))
     drive = PureWindowsPath(name).drive
     if not path.name or path.is_absolute() or drive or ".." in path.parts or "\0" in name:

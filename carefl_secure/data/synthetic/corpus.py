@@ -57,10 +57,7 @@ class SyntheticCorpus:
 
 
 def default_cache() -> Path:
-    """Return the folder where drawn corpora are kept: ``$CAREFL_CACHE`` or the user's cache.
-
-    A user without a home folder gets a `DataError`: a shared folder could hold another's files.
-    """
+    """Return the folder of drawn corpora: ``$CAREFL_CACHE``, or the user's cache; `DataError` without a home."""
     if base := os.environ.get("CAREFL_CACHE"):
         return Path(base)
     try:
@@ -84,16 +81,10 @@ def synthetic_corpus(
 ) -> SyntheticCorpus:
     """Draw, or read from the cache, one split; the same seed and count give the same images.
 
-    Parameters
-    ----------
-    count : int
-        Records before the task's choice: under ``compound`` only the scenes with a compound
-        expression are kept, about four in ten.
-    view : {"auto", "original", "aligned"}
-        The scenes as drawn, or the faces cut from them by their landmarks. Only scenes are cached;
-        aligned records have no box, and their corpus' name says so.
-    cache : Path, optional
-        Folder of the cache; see :func:`default_cache`.
+    ``count`` is before the task's choice: under ``compound`` only the scenes with a compound expression are kept,
+    about four in ten. ``view`` (:data:`VIEWS`) is the scenes as drawn, or the faces cut from them by their landmarks.
+    Only scenes are cached, in ``cache`` (:func:`default_cache`); aligned records have no box, and their corpus' name
+    says so.
     """
     if split not in SPLITS:
         raise ConfigError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")

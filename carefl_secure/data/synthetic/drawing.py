@@ -42,11 +42,7 @@ class Drawing:
 
 
 def draw(factors: npt.NDArray[np.int8], look: Look, rng: np.random.Generator) -> Drawing:
-    """Draw one scene.
-
-    ``factors`` is one row of :attr:`carefl_secure.data.synthetic.scene.Scenes.factors`; ``rng``
-    decides pose, scale, colours and small clutter.
-    """
+    """Draw one scene from a row of `Scenes.factors`; ``rng`` decides pose, scale, colours and small clutter."""
     value = {g: GROUPS[g][int(f)] for g, f in zip(GROUPS, factors, strict=True)}
     image = Image.new("RGB", (CANVAS, CANVAS))
     pen = ImageDraw.Draw(image)

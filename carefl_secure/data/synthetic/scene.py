@@ -134,11 +134,7 @@ def _face_value(rng: np.random.Generator, expression: str, group: str) -> int:  
 
 
 def draw_scenes(count: int, rng: np.random.Generator) -> Scenes:
-    """Draw ``count`` scenes.
-
-    The expression determines the face up to chance; posture, setting, prop and light are
-    independent of it, so that face and context each carry evidence that the other lacks.
-    """
+    """Draw scenes whose face depends on the expression, up to chance; posture, setting, prop and light do not."""
     factors = np.zeros((count, len(GROUPS)), np.int8)
     basic = np.empty(count, np.int8)
     compound = np.full(count, -1, np.int8)

@@ -29,10 +29,7 @@ _Read = tuple[bytes, Grid, Image.Image | None]
 
 @torch.inference_mode()
 def encode_images(base: Base, images: Sequence[Image.Image]) -> Tensor | Tiles:
-    """Encode images: [images, tokens, text width], in the base's type, on the CPU; nothing is kept.
-
-    Where images are cut into tiles, `Tiles`.
-    """
+    """Encode images on the CPU: [images, tokens, width] in the base's type, or `Tiles` where they are cut."""
     grids = tuple(tile_grid(base.processor, image.size) for image in images)
     inputs = base.processor.image_processor(
         [[image] for image in images], return_row_col_info=True, return_tensors="pt"

@@ -30,20 +30,14 @@ _PRIVATE = 0o700
 
 
 def cache_folder(setting: Path | str | None) -> Path | None:
-    """Return the folder that ``model.feature_cache`` means: a path, ``auto`` or None.
-
-    ``auto`` is ``features`` in ``$CAREFL_CACHE`` or in the user's cache folder.
-    """
+    """Return the folder that ``model.feature_cache`` means: a path, None, or ``auto`` for the user's cache."""
     if setting is None:
         return None
     return default_cache() / "features" if str(setting) == "auto" else Path(setting)
 
 
 def encoder_folder(root: Path, facts: Mapping[str, Any]) -> Path:
-    """Make and return the folder of one encoder.
-
-    ``facts`` decide features besides the image, but for ``base``, the name of the model.
-    """
+    """Make and return the folder of one encoder; ``facts`` but ``base``, the model's name, decide its features."""
     deciding = {name: fact for name, fact in facts.items() if name != "base"}
     text = json.dumps(deciding, sort_keys=True)
     folder = root / hashlib.sha256(text.encode()).hexdigest()[:32]
@@ -111,8 +105,8 @@ def list_encoders(root: Path) -> list[Encoder]:
 def delete_encoders(root: Path, names: list[str]) -> int:
     """Erase the features of some encoders, by name or its beginning; return the bytes freed.
 
-    A name that fits none, or several, raises `ConfigError` and nothing is erased. What an open run
-    reads stays readable to it until it ends.
+    `ConfigError` for a name that fits none, or several, and nothing is erased. What an open run reads stays readable
+    to it until it ends.
     """
     known, chosen = list_encoders(root), []
     for name in names:

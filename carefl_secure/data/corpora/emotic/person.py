@@ -77,10 +77,9 @@ def vad_fault(vad: Sequence[float]) -> str | None:
 
 
 def labels_of_author(place: str) -> tuple[tuple[int, ...], Vad] | None:
-    """Return the labels that the corpus' author later gave for an image that lacks them.
+    """Return the labels that the corpus' author gave later for one image of the test split that lacks them.
 
-    One image of the test split is affected (github.com/rkosti/emotic, issue 13). ``place`` is
-    folder and name of the image.
+    See github.com/rkosti/emotic, issue 13; ``place`` is folder and name of the image.
     """
     if place != "emodb_small/images/12ctuwhai2qxczp2wf.jpg":
         return None
@@ -134,10 +133,7 @@ def _fault(person: Person) -> str | None:
 
 
 def add_person(builder: SplitBuilder, person: Person, root: Path, view: View) -> None:
-    """Add one person, or count why not.
-
-    ``root`` holds the four sources. View ``image`` is the whole image with a box, ``person`` what is inside the box.
-    """
+    """Add one person, or count why not: the whole image with a box, or what is inside it in view ``person``."""
     if not person.labels and (given := labels_of_author(person.place)):
         builder.skipped.remark("labels as the author gave them later", person.key)
         person = replace(person, labels=given[0], vad=given[1])
@@ -158,10 +154,7 @@ def add_person(builder: SplitBuilder, person: Person, root: Path, view: View) ->
 
 
 def add_array(builder: SplitBuilder, person: Person, picture: ImageArray, box: Box | None) -> None:
-    """Add one person of a preprocessed form, or count why not.
-
-    ``picture`` is in the wanted view, and ``box`` in its pixels; the person's own box is not used.
-    """
+    """Add one person of a preprocessed form, in the wanted view, or count why not; ``box`` is in its pixels."""
     if fault := _fault(person):
         builder.skipped.drop(fault, person.key)
     elif builder.usable(picture, person.key):
