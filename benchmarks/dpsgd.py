@@ -117,7 +117,7 @@ def llama(batch: int, tokens: int, checkpointing: bool) -> Model:
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.02)
     if checkpointing:
-        module.gradient_checkpointing_enable({"use_reentrant": False})
+        module.activation_checkpointing_enable({"use_reentrant": False})
     module.train()
     inputs = torch.randn(batch, tokens, 576)
     answers = torch.randint(0, 49280, (batch, 4))

@@ -114,7 +114,7 @@ def build(name: str, folder: Path, chosen: argparse.Namespace) -> tuple[Model, B
     module: nn.Module = adapter.module
     module.train()
     if chosen.checkpointing:
-        adapter.module.gradient_checkpointing_enable({"use_reentrant": False})
+        adapter.module.activation_checkpointing_enable({"use_reentrant": False})
     picture = Image.effect_noise((640, 480), 64).convert("RGB")
     pixels = base.processor.image_processor([[picture]] * batch, return_tensors="pt")["pixel_values"]
     pixels = pixels.to(base.device, base.dtype)

@@ -25,7 +25,7 @@ from carefl_secure.privacy import Event
 from carefl_secure.privacy.clipping.clipped_sum import Clipping
 from carefl_secure.progress import Reporter
 from carefl_secure.run_folder import RunFolder
-from carefl_secure.runs.build import label_scorer
+from carefl_secure.runs.build import evaluation_batch, label_scorer, micro_batch
 from carefl_secure.runs.captions import Contexts, load_contexts
 from carefl_secure.runs.client_task import ModelTask
 from carefl_secure.runs.corpora import Corpora
@@ -33,7 +33,6 @@ from carefl_secure.runs.staged_corpora import load_corpora
 from carefl_secure.strict_json import load_json
 
 Vector = npt.NDArray[np.float32]
-_MICRO_BATCH = 16
 
 
 def read_plan(folder: RunFolder) -> StagedPlan:
@@ -166,7 +165,7 @@ class AuditedRun:
         held.load(adapter)
         held.module.eval()
         learner = RecordLosses(self.scorer, known.features, known.targets, known.captions)
-        batch = self.config.performance.evaluation_batch
+        batch = evaluation_batch(self.config)
         with torch.no_grad():
             parts = [
                 learner.losses(np.arange(i, min(i + batch, len(learner)))).double().numpy()
@@ -177,7 +176,7 @@ class AuditedRun:
     def scores(self, known: Known, adapter: Vector) -> npt.NDArray[np.float64]:
         """Return the label scores of each record at an adapter, shape [records, labels]."""
         self.scorer.adapter.load(adapter)
-        scores = self.scorer.all(known.features, self.config.performance.evaluation_batch, known.captions)
+        scores = self.scorer.all(known.features, evaluation_batch(self.config), known.captions)
         return scores.astype(np.float64)
 
 
@@ -190,12 +189,7 @@ class RealProbe:
         self._known = known
         self.task = ModelTask(
             RecordLosses(subject.scorer, known.features, known.targets, known.captions),
-            Clipping(
-                privacy.clipping_norm,
-                privacy.normalise,
-                config.privacy.clipping,
-                config.performance.micro_batch or _MICRO_BATCH,
-            ),
+            Clipping(privacy.clipping_norm, privacy.normalise, config.privacy.clipping, micro_batch(config)),
         )
 
     def losses(self, indices: npt.NDArray[np.int64], disturbed: int | None) -> npt.NDArray[np.float64]:

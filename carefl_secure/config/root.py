@@ -126,6 +126,11 @@ class Config(Section):
         if not self.adapter.targets:
             resolved = {"targets": default_targets(self.model.base)}
             object.__setattr__(self, "adapter", self.adapter.model_copy(update=resolved))
+        if self.performance.gradient_checkpointing and self.privacy.clipping == "opacus":
+            raise ValueError(
+                "performance.gradient_checkpointing hides gradients from Opacus; set it to false, or set "
+                "privacy.clipping=native"
+            )
         if self.adapter.warm_start == "public" and self.stages.spaces:
             raise ValueError(
                 "adapter.warm_start=public has the labels of one run, and stages have several; leave one out"

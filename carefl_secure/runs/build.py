@@ -53,6 +53,11 @@ def micro_batch(config: Config) -> int:
     return config.performance.micro_batch or (64 if config.model.base == "embedded" else 4)
 
 
+def evaluation_batch(config: Config) -> int:
+    """Return how many records are scored at once."""
+    return config.performance.evaluation_batch or (64 if config.model.base == "embedded" else 16)
+
+
 def head_labels(config: Config, space: LabelSpace) -> tuple[str, ...]:
     """Return the labels of the label head, those of all stages of a staged run; empty without a head."""
     if config.head == "none":
@@ -88,6 +93,8 @@ def label_scorer(config: Config, space: LabelSpace, head: tuple[str, ...] | None
         last_layers=config.adapter.last_layers,
         head=head_labels(config, space) if head is None else head,
     )
+    if config.performance.gradient_checkpointing:
+        adapter.module.activation_checkpointing_enable({"use_reentrant": False})
     return LabelScorer(adapter, space, task_question(config.model.prompt, space))
 
 

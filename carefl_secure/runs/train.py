@@ -38,6 +38,7 @@ from carefl_secure.run_folder import Interrupted, RunFolder, check_start, new_ru
 from carefl_secure.runs.build import (
     base_hash_of,
     client_tasks,
+    evaluation_batch,
     first_scorer,
     key_source,
     make_optimizer,
@@ -258,7 +259,7 @@ class _Run:
         return Evaluator(
             self._scorer,
             corpora,
-            config.performance.evaluation_batch,
+            evaluation_batch(config),
             self._reporter,
             self._contexts[place],
             text_scorer(config, self._scorer),

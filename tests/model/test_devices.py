@@ -15,7 +15,7 @@ from carefl_secure.hub import find_device
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("trial", ["step", "score", "encode", "generate"])
+@pytest.mark.parametrize("trial", ["step", "checkpointed step", "score", "encode", "generate"])
 def test_no_step_mixes_devices(trial: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tests.support.fake_device", trial],

@@ -75,6 +75,12 @@ def step(scorer: LabelScorer, features: torch.Tensor, device: torch.device) -> N
     assert torch.cat([p.detach().flatten() for _, p in adapter.parameters]).cpu().device.type == "cpu"
 
 
+def checkpointed(scorer: LabelScorer, features: torch.Tensor, device: torch.device) -> None:
+    """Take the step with recomputed activations: the layers run again in autograd's thread."""
+    scorer.adapter.module.activation_checkpointing_enable({"use_reentrant": False})
+    step(scorer, features, device)
+
+
 def score(scorer: LabelScorer, features: torch.Tensor, device: torch.device) -> None:
     """Score the labels. Captions of different length only change the mask, which is made on the CPU."""
     assert scorer(features).device == device
@@ -112,18 +118,20 @@ def generate(scorer: LabelScorer, features: torch.Tensor, device: torch.device) 
     raise AssertionError("nothing was generated")
 
 
+TRIALS = {"step": step, "checkpointed step": checkpointed, "score": score, "encode": encode, "generate": generate}
+
+
 def main(trial: str) -> None:
     """Run one trial."""
     _setup_privateuseone_for_python_backend("fakegpu")  # type: ignore[no-untyped-call]
     # What compares values cannot be held: there are none.
     torch._check_tensor_all_with = lambda *_: None  # type: ignore[attr-defined]
+    torch.fakegpu.get_amp_supported_dtype = lambda: [torch.bfloat16]  # type: ignore[attr-defined]
     device = torch.device("fakegpu:0")
     mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
     scorer = fake_scorer(mode, device)
     with mode:
-        {"step": step, "score": score, "encode": encode, "generate": generate}[trial](
-            scorer, torch.zeros(3, 16, 128), device
-        )
+        TRIALS[trial](scorer, torch.zeros(3, 16, 128), device)
 
 
 if __name__ == "__main__":

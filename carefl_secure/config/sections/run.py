@@ -66,7 +66,15 @@ class PerformanceConfig(Section):
         "takes one per core, at most four, for the embedded model, and 1 for any other, which "
         "uses all cores by itself",
     )
-    evaluation_batch: int = Field(default=64, ge=1, le=4096, description="images that are scored at once")
+    evaluation_batch: Annotated[int, Field(ge=1, le=4096)] | None = Field(
+        default=None,
+        description="images that are scored at once; null takes 64 for the embedded model and 16 for others",
+    )
+    gradient_checkpointing: bool = Field(
+        default=False,
+        description="recompute the activations of each text layer in the backward pass: a step takes less "
+        "memory and more time; not with privacy.clipping=opacus",
+    )
     workers: int = Field(default=1, ge=1, le=256, description="clients that work at the same time")
     timeout_s: float = Field(
         default=3600.0,

@@ -29,7 +29,7 @@ from carefl_secure.model.vision.store import Features
 from carefl_secure.model.vision.tiles import tile_grid, tiles_in
 from carefl_secure.progress import Reporter
 from carefl_secure.run_folder import RunFolder, make_folder, write_atomically
-from carefl_secure.runs.build import label_scorer
+from carefl_secure.runs.build import evaluation_batch, label_scorer
 from carefl_secure.runs.captions import captions_of
 from carefl_secure.runs.corpora import Corpora
 from carefl_secure.runs.saved_model.predict import check_suffix, predicted, score_file
@@ -46,7 +46,7 @@ class ScoredRun:
         self.config = load_config(self.folder.config, ())
         self.reporter = reporter
         self.name = self.folder.path.resolve().name
-        self.batch = self.config.performance.evaluation_batch
+        self.batch = evaluation_batch(self.config)
 
     @cached_property
     def corpora(self) -> Corpora:

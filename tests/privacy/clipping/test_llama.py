@@ -99,7 +99,7 @@ def test_checkpointing_changes_nothing(train: str) -> None:
     plain = Llama(train)
     expected = total(plain)
     saving = Llama(train)
-    saving.module.gradient_checkpointing_enable({"use_reentrant": False})
+    saving.module.activation_checkpointing_enable({"use_reentrant": False})
     saving.module.enable_input_require_grads()
     assert any(getattr(m, "gradient_checkpointing", False) for m in saving.module.modules())
     with warnings.catch_warnings():
@@ -110,7 +110,7 @@ def test_checkpointing_changes_nothing(train: str) -> None:
 
 def test_opacus_refuses_checkpointing_rather_than_miss_gradients() -> None:
     llama = Llama()
-    llama.module.gradient_checkpointing_enable({"use_reentrant": False})
+    llama.module.activation_checkpointing_enable({"use_reentrant": False})
     llama.module.enable_input_require_grads()
     with pytest.raises(PrivacyError):
         clipped_sum(llama.module, llama.parameters, llama.losses, ALL, Clipping(0.5, True, engine="opacus"))
