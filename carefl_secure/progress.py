@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol, TypeVar
 
 One = TypeVar("One")
@@ -39,9 +39,9 @@ class SilentReporter(Reporter):
 SILENT: Reporter = SilentReporter()  # what functions report to where no reporter is given
 
 
-def tracked(items: Sequence[One], reporter: Reporter, task: str) -> Iterator[One]:
-    """Yield every item, and report each as a step of a task."""
-    reporter.start(task, len(items))
+def tracked(items: Iterable[One], reporter: Reporter, task: str, total: int | None = None) -> Iterator[One]:
+    """Yield every item, and report each as a step of a task; without ``total``, the items must have a length."""
+    reporter.start(task, len(items) if total is None else total)  # type: ignore[arg-type]
     for item in items:
         yield item
         reporter.advance(task)

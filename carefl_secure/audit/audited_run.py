@@ -176,7 +176,7 @@ class AuditedRun:
     def scores(self, known: Known, adapter: Vector) -> npt.NDArray[np.float64]:
         """Return the label scores of each record at an adapter, shape [records, labels]."""
         self.scorer.adapter.load(adapter)
-        scores = self.scorer.all(known.features, evaluation_batch(self.config), known.captions)
+        scores = self.scorer.all(known.features, evaluation_batch(self.config), known.captions, self._reporter)
         return scores.astype(np.float64)
 
 

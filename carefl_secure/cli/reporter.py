@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from numbers import Integral, Real
@@ -125,6 +126,9 @@ def running(quiet: bool) -> Iterator[Reporter]:
             yield reporter
 
 
+_SILENCE = 10.0  # seconds
+
+
 class RichReporter:
     """A reporter that writes to a console; use it as a context manager.
 
@@ -135,6 +139,7 @@ class RichReporter:
         self._console = console
         self._bars: dict[str, TaskID] = {}
         self._plain: dict[str, tuple[int, int]] = {}  # done, total
+        self._inner: dict[str, float] = {}  # tasks within others that a log does not show yet, and their start
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -156,25 +161,33 @@ class RichReporter:
         if self._console.is_terminal:
             self._bars[task] = self._progress.add_task(task, total=total)
         else:
+            if self._plain:
+                self._inner[task] = time.monotonic()
+            else:
+                self._line(f"{task}: {total} steps")
             self._plain[task] = (0, total)
-            self._line(f"{task}: {total} steps")
 
     def advance(self, task: str, step: int = 1) -> None:
-        """Say that ``step`` more steps of the task are done; a log gets a line at each quarter."""
+        """Say that ``step`` more steps of the task are done.
+
+        A log gets a line at each quarter; of a task within another one, once it has taken ten seconds.
+        """
         if task in self._bars:
             self._progress.advance(self._bars[task], step)
         elif task in self._plain:
             before, total = self._plain[task]
             done = before + step
             self._plain[task] = (done, total)
-            if total >= 4 and done < total and 4 * before // total < 4 * done // total:
+            slow = task not in self._inner or time.monotonic() - self._inner[task] > _SILENCE
+            if slow and total >= 4 and done < total and 4 * before // total < 4 * done // total:
+                self._inner.pop(task, None)
                 self._line(f"{task}: {done}/{total}")
 
     def finish(self, task: str) -> None:
         """Say that the task is over."""
         if task in self._bars:
             self._progress.remove_task(self._bars.pop(task))
-        elif self._plain.pop(task, None):
+        elif self._plain.pop(task, None) and self._inner.pop(task, None) is None:
             self._line(f"{task}: done")
 
     def note(self, text: str) -> None:

@@ -21,6 +21,7 @@ from carefl_secure.model.label_tree import TokenTree, answer_log_likelihoods
 from carefl_secure.model.lora import Adapter
 from carefl_secure.model.vision.store import Features
 from carefl_secure.model.vision.tiles import Tiles
+from carefl_secure.progress import SILENT, Reporter, tracked
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class LabelScorer:
         return scores if self.space.multi else scores.log_softmax(-1)
 
     def all(
-        self, features: Features, batch: int = 64, captions: Sequence[str] | None = None
+        self, features: Features, batch: int = 64, captions: Sequence[str] | None = None, reporter: Reporter = SILENT
     ) -> npt.NDArray[np.float32]:
         """Score many records without gradients, shape [records, labels]."""
         _check_captions(captions, len(features))
@@ -84,7 +85,9 @@ class LabelScorer:
             said = None if captions is None else captions[i : i + batch]
             return self(features[i : i + batch], said)
 
-        parts = self.adapter.base.parallel_batches(part, range(0, len(features), batch))
+        task = f"scoring {len(features)} records"
+        starts = range(0, len(features), batch)
+        parts = tracked(self.adapter.base.parallel_batches(part, starts), reporter, task, len(starts))
         return np.asarray(torch.cat([part.cpu() for part in parts]).numpy(), np.float32)
 
 

@@ -127,3 +127,23 @@ def test_signal_to_noise(opened: float, noise: float, text: str) -> None:
 
 def test_epsilon_is_rounded_up() -> None:
     assert figure("epsilon", 5.0001) == "5.001" and figure("mAP", 0.50001) == "0.500"
+
+
+def test_a_log_shows_a_task_within_another_once_it_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("carefl_secure.cli.reporter.time.monotonic", lambda: now[0])
+    console, text = log()
+    with RichReporter(console) as reporter:
+        reporter.start("rounds", 2)
+        for name, seconds in (("round 1, upload", 1.0), ("round 2, upload", 4.0)):
+            reporter.start(name, 8)
+            for _ in range(8):
+                now[0] += seconds
+                reporter.advance(name)
+            reporter.finish(name)
+    assert text.getvalue().splitlines() == [
+        "rounds: 2 steps",
+        "round 2, upload: 4/8",
+        "round 2, upload: 6/8",
+        "round 2, upload: done",
+    ]

@@ -11,7 +11,12 @@ from flwr.app import Message
 
 from carefl_secure.errors import CareflError, ProtocolError, RunError
 from carefl_secure.federation.transport.local_grid import Record
+from carefl_secure.progress import SILENT, Reporter
 from carefl_secure.secagg import SenderError
+
+
+def _task(step: tuple[str, str]) -> str:
+    return f"round {step[0]}, {step[1].rpartition('.')[2]}"
 
 
 class EventLog:
@@ -30,8 +35,8 @@ class EventLog:
     numbers of rounds, nodes and clients, counts of messages, exit codes, the length of an opened sum, and the time.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, reporter: Reporter = SILENT, parties: int = 0) -> None:
+        self._path, self._reporter, self._parties = path, reporter, parties  # each step is a task of the reporter
         self._step: tuple[str, str] | None = None
         self._asked = self._answered = 0
         self._refused: dict[str, int] = {}
@@ -85,9 +90,12 @@ class EventLog:
         if step != self._step:
             self._end_step()
             self._step = step
+            self._reporter.start(_task(step), self._parties)
         if node == meta.dst_node_id:
             self._asked += 1
-        elif message.has_error():
+            return
+        self._reporter.advance(_task(step))
+        if message.has_error():
             self._refused[str(node)] = message.error.code
         else:
             self._answered += 1
@@ -96,6 +104,7 @@ class EventLog:
         if self._step is None:
             return
         number, action = self._step
+        self._reporter.finish(_task(self._step))
         line = {"round": int(number or 0), "step": action, "asked": self._asked}
         self._write("phase", {**line, "answered": self._answered, "refused": self._refused})
         self._step, self._asked, self._answered, self._refused = None, 0, 0, {}

@@ -210,7 +210,7 @@ def _scores(opened: ScoredRun, scorer: LabelScorer, corpus: Corpus) -> tuple[Sco
     inputs = [(opened.features(scorer, part), opened.captions(part)) for part in parts]
 
     def answer() -> list[Scores]:
-        return [scorer.all(seen, opened.batch, words) for seen, words in inputs]
+        return [scorer.all(seen, opened.batch, words, opened.reporter) for seen, words in inputs]
 
     untuned, tuned = opened.untuned_and_tuned(scorer, answer)
     known = None

@@ -48,7 +48,7 @@ class Evaluator:
         base = scorer.adapter.base
         self._test_captions = None if contexts is None else contexts.test
         self._public_captions = None if contexts is None else contexts.public
-        self._scorer, self._batch, self._texts = scorer, batch, texts
+        self._scorer, self._batch, self._texts, self._reporter = scorer, batch, texts, reporter
         self._test = vision_features(base, corpora.test, reporter)
         self._test_targets = targets(corpora.test)
         multi = corpora.test.space.multi
@@ -76,13 +76,13 @@ class Evaluator:
 
     def scores(self) -> npt.NDArray[np.float32]:
         """Score the test split with the adapter as it is."""
-        return self._scorer.all(self._test, self._batch, self._test_captions)
+        return self._scorer.all(self._test, self._batch, self._test_captions, self._reporter)
 
     def thresholds(self) -> npt.NDArray[np.float64] | None:
         """Choose thresholds on the public split with the adapter as it is; None where one label holds."""
         if self._public is None:
             return None
-        scores = self._scorer.all(self._public, self._batch, self._public_captions)
+        scores = self._scorer.all(self._public, self._batch, self._public_captions, self._reporter)
         return choose_thresholds(self._public_targets, scores)
 
 

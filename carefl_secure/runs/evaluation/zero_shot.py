@@ -238,7 +238,7 @@ def _answers(opened: ScoredRun, parts: Sequence[Part], space: LabelSpace) -> tup
     def answered() -> list[Floats]:
         found = []
         for seen, words in inputs:
-            scores = scorer.all(seen, opened.batch, words).astype(np.float64)
+            scores = scorer.all(seen, opened.batch, words, opened.reporter).astype(np.float64)
             found.append(compound_to_cexpr(scores) if eleven else np.exp(scores))
         return found
 

@@ -138,7 +138,14 @@ def test_the_folder_tells_the_whole_run(make_runner: Callable[..., Runner]) -> N
     assert spent == sorted(spent)
     assert spent[-1] == result.epsilon <= 8.0
     assert all(row["survivors"] == 6 for row in result.rows)
-    assert runner.keeper.steps == [("start", "rounds", 3), *[("advance", "rounds", 1)] * 3, ("finish", "rounds", 0)]
+    rounds = [step for step in runner.keeper.steps if step[1] == "rounds"]
+    assert rounds == [("start", "rounds", 3), *[("advance", "rounds", 1)] * 3, ("finish", "rounds", 0)]
+    inner = [step for step in runner.keeper.steps if step[1] == "round 2, masked"]
+    assert inner == [
+        ("start", "round 2, masked", 6),
+        *[("advance", "round 2, masked", 1)] * 6,
+        ("finish", "round 2, masked", 0),
+    ]
     state = runner.folder.read_checkpoint()
     assert state["round"] == 3
     np.testing.assert_array_equal(state["adapter"], result.adapter)
