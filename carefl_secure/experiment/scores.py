@@ -38,7 +38,14 @@ from carefl_secure.privacy.clipping.clipped_sum import Clipping
 from carefl_secure.privacy.sampling import poisson_sample
 from carefl_secure.progress import Reporter
 from carefl_secure.run_folder import write_atomically
-from carefl_secure.runs.build import centre_head, evaluation_batch, key_source, label_scorer, make_optimizer, micro_batch
+from carefl_secure.runs.build import (
+    centre_head,
+    evaluation_batch,
+    key_source,
+    label_scorer,
+    make_optimizer,
+    micro_batch,
+)
 from carefl_secure.runs.captions import Contexts, load_contexts
 from carefl_secure.runs.client_task import ModelTask
 from carefl_secure.runs.corpora import Corpora
