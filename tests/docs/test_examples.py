@@ -179,7 +179,7 @@ def test_a_protocol_from_outside_sums_as_those_of_the_package_do(
     install: Callable[[str], None], tmp_path: Path
 ) -> None:
     plan = toy_plan(6, 60, unit="none", rounds=2, sample_rate=1.0)
-    with pytest.raises(ConfigError, match=r"no aggregation protocol 'signed'"):
+    with pytest.raises(ConfigError, match=r"federation.aggregation is 'signed', which is unknown"):
         find_protocol("signed")
     install("carefl_signed")
     sums = {}
