@@ -30,9 +30,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from carefl_secure.secagg import EncryptedParameters, KeyHolder, default_threshold
 from carefl_secure.secagg.encrypted.bfv import PLAIN_MODULUS, PublicKey, SecretKey
 from carefl_secure.secagg.encrypted.messages import EncryptedUpload
+from carefl_secure.secagg.encrypted.packing import from_residues, pack_fields, slots, to_residues, unpack_fields
 from carefl_secure.secagg.pairwise.transcript import UPLOAD
 from carefl_secure.secagg.primitives.crypto import sign, statement
-from carefl_secure.secagg.primitives.packing import from_residues, pack_fields, slots, to_residues, unpack_fields
 
 CLIENTS, FIELD_BITS = 10, 20
 STEPS = ("encrypted", "load + add", "decrypt")

@@ -23,7 +23,6 @@ import numpy.typing as npt
 from carefl_secure.config import Config, dump_config
 from carefl_secure.errors import AdapterUnmovedError, RunError
 from carefl_secure.federation.plan.calibrate import plan_stages
-from carefl_secure.federation.plan.ciphertext_packing import choose_fields
 from carefl_secure.federation.plan.staged import StagedPlan
 from carefl_secure.federation.run_spec import Engine, RunSpec
 from carefl_secure.federation.server.run import FederationResult, run_federation
@@ -55,6 +54,7 @@ from carefl_secure.runs.saved_model.task import describe_task, write_card, write
 from carefl_secure.runs.staged_corpora import load_stages, stage_configs
 from carefl_secure.runs.summary import RunSummary, StageSummary
 from carefl_secure.runs.trackers.base import check_trackers
+from carefl_secure.secagg.encrypted.packing import choose_fields
 
 Vector = npt.NDArray[np.float32]
 

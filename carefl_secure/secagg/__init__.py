@@ -2,7 +2,7 @@
 
 from carefl_secure.secagg.committee.client import CommitteeClient
 from carefl_secure.secagg.committee.member import CommitteeMember
-from carefl_secure.secagg.committee.parameters import CommitteeParameters
+from carefl_secure.secagg.committee.messages import CommitteeParameters
 from carefl_secure.secagg.committee.server import CommitteeServer
 from carefl_secure.secagg.encoding.planner import plan_clients, plan_plain, plan_records
 from carefl_secure.secagg.encoding.quantize import EncodingPlan, decode, encode, wrap

@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 
 from carefl_secure.errors import ProtocolError
 from carefl_secure.federation.client.session import ClientSession
-from carefl_secure.federation.plan.ciphertext_packing import choose_fields
 from carefl_secure.federation.transport.local_grid import FIRST_NODE
 from carefl_secure.secagg.encrypted.bfv import PLAIN_MODULUS, PublicKey, SecretKey
-from carefl_secure.secagg.primitives.packing import pack_fields, to_residues
+from carefl_secure.secagg.encrypted.packing import choose_fields, pack_fields, to_residues
 
 MakeBench = Callable[..., Any]
 Floats = NDArray[np.float64]

@@ -31,9 +31,9 @@ from carefl_secure.secagg import (
     wrap,
 )
 from carefl_secure.secagg.encrypted.bfv import PLAIN_MODULUS
+from carefl_secure.secagg.encrypted.packing import draw_residues, pack_fields
 from carefl_secure.secagg.pairwise.graph_planner import neighbours, ring
 from carefl_secure.secagg.primitives import crypto, shamir
-from carefl_secure.secagg.primitives.packing import draw_residues, pack_fields
 from tests.support.played_pairwise import Rehearsal
 
 FOLDER = Path(__file__).parent / "vectors"

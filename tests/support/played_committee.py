@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from carefl_secure.noise import KeySource, SystemKeySource
 from carefl_secure.secagg.committee.client import CommitteeClient
 from carefl_secure.secagg.committee.member import CommitteeMember
-from carefl_secure.secagg.committee.parameters import CommitteeParameters
+from carefl_secure.secagg.committee.messages import CommitteeParameters
 from carefl_secure.secagg.committee.server import CommitteeServer
 
 __all__ = ["CommitteeRehearsal"]

@@ -24,12 +24,12 @@ from carefl_secure.federation.aggregation.base import (
 )
 from carefl_secure.federation.aggregation.pairwise import PairwiseServerSum
 from carefl_secure.federation.aggregation.upload_buffer import UploadBuffer
-from carefl_secure.federation.plan.ciphertext_packing import narrow, widen
 from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.transport.error_codes import Party
 from carefl_secure.federation.transport.messages import Fields, pack
 from carefl_secure.secagg import EncryptedClient, EncryptedParameters, EncryptedServer, KeyHolder
+from carefl_secure.secagg.encrypted.packing import narrow, widen
 from carefl_secure.secagg.primitives.crypto import sign, verify
 
 KEY_LABEL = b"round key"

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from carefl_secure.errors import BudgetExceededError, ConfigError, PrivacyError
-from carefl_secure.federation.plan.ciphertext_packing import leave_room
 from carefl_secure.federation.plan.run_plan import LocalPlan, RunPlan, masking_graph
 from carefl_secure.federation.plan.staged import StagedPlan
 from carefl_secure.privacy import Event, Ledger, PrivacyPlan, calibrate_noise, epsilon
@@ -19,6 +18,7 @@ from carefl_secure.privacy.ledger.entry import split_runs
 from carefl_secure.privacy.plan import Mechanism, Trust, Unit
 from carefl_secure.secagg import default_threshold, plan_clients, plan_plain, plan_records
 from carefl_secure.secagg.encoding.planner import batch_bound
+from carefl_secure.secagg.encrypted.packing import leave_room
 
 _NOT_PRIVACY = ("dimension", "local", "masks_in_pairs")  # of what a request holds
 # Largest entry of an update without privacy: far above any adapter weight, and still of 1e-7 grain.

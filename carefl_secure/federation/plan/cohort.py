@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from carefl_secure.errors import ConfigError
-from carefl_secure.federation.plan.ciphertext_packing import WORD_BITS, choose_fields
 from carefl_secure.privacy.statement import aggregation_text
 from carefl_secure.secagg import CommitteeParameters, EncryptedParameters, RoundParameters
+from carefl_secure.secagg.encrypted.packing import WORD_BITS, choose_fields
 from carefl_secure.strict_json import dataclass_from_json
 
 if TYPE_CHECKING:

@@ -15,7 +15,6 @@ from carefl_secure.errors import ConfigError, RunError
 from carefl_secure.federation import quiet_flower
 from carefl_secure.federation.client.round_state import RoundBudget
 from carefl_secure.federation.in_process import InProcess, dropping_out
-from carefl_secure.federation.plan.ciphertext_packing import choose_fields
 from carefl_secure.federation.run_spec import Engine, Parties, PerformanceFlags, RunSpec, Simulation
 from carefl_secure.federation.server.event_log import EventLog
 from carefl_secure.federation.server.optimizers import ServerOptimizer
@@ -26,6 +25,7 @@ from carefl_secure.federation.transport.messages import pack_adapter
 from carefl_secure.privacy import Ledger
 from carefl_secure.progress import Reporter, SilentReporter
 from carefl_secure.run_folder import RunFolder, write_atomically
+from carefl_secure.secagg.encrypted.packing import choose_fields
 
 _OPTIMIZER = "optimizer."
 

@@ -11,8 +11,7 @@ import numpy.typing as npt
 
 from carefl_secure.noise import KeyStream
 from carefl_secure.secagg.committee import transcript
-from carefl_secure.secagg.committee.messages import Submission
-from carefl_secure.secagg.committee.parameters import CommitteeParameters
+from carefl_secure.secagg.committee.messages import CommitteeParameters, Submission
 from carefl_secure.secagg.committee.recovery import read_announcements
 from carefl_secure.secagg.primitives import shamir
 from carefl_secure.secagg.primitives.crypto import refuse, seal_envelope

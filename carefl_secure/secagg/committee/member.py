@@ -13,6 +13,7 @@ from carefl_secure.noise import KeySource
 from carefl_secure.secagg.committee import transcript
 from carefl_secure.secagg.committee.messages import (
     SEED_BYTES,
+    CommitteeParameters,
     Listing,
     Loss,
     MemberAnswer,
@@ -21,7 +22,6 @@ from carefl_secure.secagg.committee.messages import (
     SeedShares,
     content_bytes,
 )
-from carefl_secure.secagg.committee.parameters import CommitteeParameters
 from carefl_secure.secagg.committee.recovery import read_announcements, read_loss, read_opening
 from carefl_secure.secagg.primitives import shamir
 from carefl_secure.secagg.primitives.crypto import EnvelopeKey, open_envelope, pack, refuse, same, too_few

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from carefl_secure.secagg.committee import transcript
-from carefl_secure.secagg.committee.messages import Entry, Loss, MemberKey, Opening
-from carefl_secure.secagg.committee.parameters import CommitteeParameters
+from carefl_secure.secagg.committee.messages import CommitteeParameters, Entry, Loss, MemberKey, Opening
 from carefl_secure.secagg.primitives import shamir
 from carefl_secure.secagg.primitives.crypto import CURVE_BYTES, check_encoding, pack, refuse, same
 

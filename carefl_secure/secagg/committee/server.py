@@ -12,8 +12,15 @@ import numpy.typing as npt
 from carefl_secure.errors import ProtocolError
 from carefl_secure.noise import add_masks
 from carefl_secure.secagg.committee import transcript
-from carefl_secure.secagg.committee.messages import Entry, Listing, MemberAnswer, MemberKey, SeedShares, Submission
-from carefl_secure.secagg.committee.parameters import CommitteeParameters
+from carefl_secure.secagg.committee.messages import (
+    CommitteeParameters,
+    Entry,
+    Listing,
+    MemberAnswer,
+    MemberKey,
+    SeedShares,
+    Submission,
+)
 from carefl_secure.secagg.committee.recovery import lost_masks, read_announcements, read_loss, read_opening
 from carefl_secure.secagg.primitives.crypto import refuse, same, too_few
 from carefl_secure.secagg.primitives.framing import words_digest

@@ -13,19 +13,19 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from carefl_secure.secagg.encoding.quantize import wrap
 from carefl_secure.secagg.encrypted.bfv import PLAIN_MODULUS, PublicKey, SecretKey
 from carefl_secure.secagg.encrypted.messages import EncryptedParameters, EncryptedUpload, OpenedSum
-from carefl_secure.secagg.pairwise.client import PairwiseClient
-from carefl_secure.secagg.pairwise.messages import RoundParameters
-from carefl_secure.secagg.pairwise.server import PairwiseServer
-from carefl_secure.secagg.pairwise.transcript import UPLOAD
-from carefl_secure.secagg.primitives.crypto import digest, pack, public_bytes, refuse, sign, too_few
-from carefl_secure.secagg.primitives.framing import Message, words_digest
-from carefl_secure.secagg.primitives.packing import (
+from carefl_secure.secagg.encrypted.packing import (
     add_residue_masks,
     from_residues,
     pack_fields,
     to_residues,
     unpack_fields,
 )
+from carefl_secure.secagg.pairwise.client import PairwiseClient
+from carefl_secure.secagg.pairwise.messages import RoundParameters
+from carefl_secure.secagg.pairwise.server import PairwiseServer
+from carefl_secure.secagg.pairwise.transcript import UPLOAD
+from carefl_secure.secagg.primitives.crypto import digest, pack, public_bytes, refuse, sign, too_few
+from carefl_secure.secagg.primitives.framing import Message, words_digest
 
 OPENED = b"opened sum"
 

@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from carefl_secure.secagg.encrypted.bfv import COEFFICIENT_PRIMES, DEGREE, PLAIN_MODULUS
+from carefl_secure.secagg.encrypted.packing import check_fields, slots
 from carefl_secure.secagg.pairwise.messages import RoundParameters
 from carefl_secure.secagg.primitives.agreement import check_hash
 from carefl_secure.secagg.primitives.crypto import refuse
 from carefl_secure.secagg.primitives.framing import SIGNATURE, Body, Field, Message
-from carefl_secure.secagg.primitives.packing import check_fields, slots
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from scipy import stats
 from carefl_secure.errors import ConfigError, ProtocolError
 from carefl_secure.noise import KeyStream
 from carefl_secure.secagg.encrypted.bfv import COEFFICIENT_PRIMES, DEGREE, PLAIN_MODULUS
-from carefl_secure.secagg.primitives.packing import (
+from carefl_secure.secagg.encrypted.packing import (
     add_residue_masks,
     draw_residues,
     field_limit,

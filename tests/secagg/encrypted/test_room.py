@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 
 from carefl_secure.errors import ConfigError
-from carefl_secure.federation.plan.ciphertext_packing import choose_fields, excess_probability, narrow, widen
 from carefl_secure.noise import DeterministicKeySource, KeyStream, SkellamSampler
 from carefl_secure.secagg import encode
-from carefl_secure.secagg.primitives.packing import field_limit
+from carefl_secure.secagg.encrypted.packing import choose_fields, excess_probability, field_limit, narrow, widen
 
 PlanToy = Callable[..., Any]
 
