@@ -30,11 +30,10 @@ class MemberSession(Helper):
 
     Guarantees
     ----------
-    In a round it gives one sum of masks, over one list of at least ``plan.privacy.min_survivors``
-    clients that every other member signed too; it is sent nothing that depends on a record but the
-    envelopes' seeds. One honest member is enough; where members may be lost, it also gives, once,
-    its shares of the seeds of at most as many lost members, and ``cohort.config.honest_members``
-    are needed.
+    In a round it gives one sum of masks, over one list of at least ``plan.privacy.min_survivors`` clients that every
+    other member signed too; it is sent nothing that depends on a record but the envelopes' seeds. One honest member is
+    enough; where members may be lost, it also gives, once, its shares of the seeds of at most as many lost members,
+    and ``cohort.config.honest_members`` are needed.
     """
 
     party: ClassVar[Party] = "committee member"

@@ -18,9 +18,8 @@ class UploadBuffer:
 
     Guarantees
     ----------
-    What is kept goes to disk at once and takes no memory. The file has no name where the system
-    allows that (Linux does), so it is gone with `close`, this object or the process, whichever is
-    first.
+    What is kept goes to disk at once and takes no memory. The file has no name where the system allows that (Linux
+    does), so it is gone with `close`, this object or the process, whichever is first.
     """
 
     def __init__(self, folder: Path | None = None) -> None:

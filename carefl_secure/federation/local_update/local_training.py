@@ -129,12 +129,11 @@ class NoisyDescent(_Descent):
 
     Guarantees
     ----------
-    The noisy gradients of K steps are K releases of ``SampledGaussian(q, z)``; everything after
-    them, including the update, its clipping to the planned bound and FedDyn's correction, is made
-    from them alone. A straggler makes fewer. The assumption is that the noise is Gaussian: it is
-    drawn in double precision (see ``noise.gaussian``), at least 53 bits of each draw and four draws
-    for each entry, so neither the gaps between doubles nor a cut tail (17 deviations) are covered
-    by a proof. What leaves the client has been rounded to integers besides.
+    The noisy gradients of K steps are K releases of ``SampledGaussian(q, z)``; everything after them, including the
+    update, its clipping to the planned bound and FedDyn's correction, is made from them alone. A straggler makes
+    fewer. The assumption is that the noise is Gaussian: it is drawn in double precision (see ``noise.gaussian``), at
+    least 53 bits of each draw and four draws for each entry, so neither the gaps between doubles nor a cut tail (17
+    deviations) are covered by a proof. What leaves the client has been rounded to integers besides.
     """
 
     def _gradients(

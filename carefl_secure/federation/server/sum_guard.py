@@ -30,13 +30,12 @@ def honest_norm(plan: RunPlan, survivors: int, agreement: float = 1.0) -> float:
 
     .. math:: R = \sqrt{A^2 + N^2 + 2 A t} + \text{rounding}.
 
-    A is C times a Chernoff bound on the units drawn; C per client where updates of whole clients
-    are clipped. It is reached where all of them point the same way; with ``agreement`` below 1 it
-    is assumed that they never do so by more than that share. Skellam noise X of variance v has the
-    tail :math:`P(X \ge x) \le e^{-I(x)}` with :math:`I(x) = x \operatorname{asinh}(x/v) -
-    \sqrt{x^2 + v^2} + v`, and so has every projection on a unit vector, as :math:`\cosh(\lambda u)
-    - 1 \le u^2 (\cosh \lambda - 1)` for :math:`|u| \le 1`. N follows from Bernstein's inequality
-    for squares cut off at that tail. Where clients add their own Gaussian noise in local steps, R is A + N.
+    A is C times a Chernoff bound on the units drawn; C per client where updates of whole clients are clipped. It is
+    reached where all of them point the same way; with ``agreement`` below 1 it is assumed that they never do so by
+    more than that share. Skellam noise X of variance v has the tail :math:`P(X \ge x) \le e^{-I(x)}` with :math:`I(x)
+    = x \operatorname{asinh}(x/v) - \sqrt{x^2 + v^2} + v`, and so has every projection on a unit vector, as
+    :math:`\cosh(\lambda u) - 1 \le u^2 (\cosh \lambda - 1)` for :math:`|u| \le 1`. N follows from Bernstein's
+    inequality for squares cut off at that tail. Where clients add their own Gaussian noise in local steps, R is A + N.
 
     Guarantees
     ----------
