@@ -35,8 +35,7 @@ class RunSpec:
     Parameters
     ----------
     stage : Stage
-        Which stage of which agreed plan this is; a plain run is a run of one stage. A stage after
-        the first goes on in a folder and in ledgers that were used before.
+        Which stage of which agreed plan this is; one after the first goes on in a folder and in ledgers used before.
     tasks : callable() -> sequence of LocalTask
         Makes the clients' work. Engines whose clients live elsewhere never call it.
     base_hash : bytes

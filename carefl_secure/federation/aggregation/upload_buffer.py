@@ -11,15 +11,12 @@ from carefl_secure.errors import EngineError, RunError
 
 
 class UploadBuffer:
-    """Byte strings by number, in an unnamed file.
-
-    ``folder`` is the system's temporary folder by default, which on some systems is memory. `keep`
-    and `take` raise RunError when the disk is full or cannot be read.
+    """Byte strings by number, in an unnamed file in ``folder``, by default the system's for temporary files.
 
     Guarantees
     ----------
-    What is kept goes to disk at once and takes no memory. The file has no name where the system allows that (Linux
-    does), so it is gone with `close`, this object or the process, whichever is first.
+    What is kept goes to disk at once and takes no memory, unless that folder is memory. The file has no name where the
+    system allows that (Linux does), so it is gone with `close`, this object or the process, whichever is first.
     """
 
     def __init__(self, folder: Path | None = None) -> None:

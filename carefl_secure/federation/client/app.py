@@ -101,20 +101,14 @@ def build_client_app(
     helpers: Helpers | None = None,
     protocol: str = "",
 ) -> ClientApp:
-    """Return the app that every node runs.
-
-    Its actions: ``query.advertise``, ``query.share``, ``train.masked``, ``query.sign`` and ``query.unmask`` of
-    pairwise masking; ``query.advertise_prefetch`` and ``query.share_prefetch`` of clients that rejoin after a dropout;
-    ``train.submit`` to a committee; ``query.role``; and the helpers' (`AggregationProtocol.helper_actions`).
+    """Return the app that every node runs: its actions are those of clients, and of helpers (``helper_actions``).
 
     Parameters
     ----------
     sessions : callable(int) -> ClientSession
-        Gives the session of a ``partition-id``: the same object for the whole run, because a round
-        spans five messages, or a new one each time with ``keep_state``.
+        Gives the session of a ``partition-id``: one object for the whole run, or a new one a time with ``keep_state``.
     on_refusal : callable(int, CareflError) -> None, optional
-        Called on the client with each error that became a numbered refusal; its text may describe data and must stay
-        there.
+        Called on the client with each error that was refused with; its text may describe data and must stay there.
     keep_state : bool, optional
         Keep the session in the node's Flower context, for engines with a process per message. It never leaves the
         node, and its secrets are sealed. A helper's round key is never stored, so helpers need a process that stays.

@@ -42,8 +42,7 @@ class ClientSession:
     Parameters
     ----------
     setup : ClientSetup
-        The client's own copies of plan and cohort, not taken from the server; its place, identity
-        and fresh keys for sampling, rounding, noise and the secure sum, never the run's seed.
+        The client's own copies of plan and cohort, not the server's; its fresh keys never come from the run's seed.
     ledger : Ledger
         The client's own account, kept across runs on the same records.
     max_epsilon : float, optional

@@ -26,18 +26,14 @@ def correction_file(folder: Path, run: bytes, plan_hash: bytes, index: int) -> P
 class Correction:
     r"""FedDyn's ``h_i``: the linear term of a client's local objective.
 
-    After a round with released update ``delta``, :math:`h_i \leftarrow h_i - \alpha\,\delta`, from
-    0 (Acar et al., ICLR 2021, arXiv 2111.04263, Algorithm 1, with the gradient of :math:`L_i` as
-    :math:`h_i`). The value before the last round is kept as well: a round that was computed and
-    then lost is not counted when the run is resumed, as the server never counted it.
+    After a round with released update ``delta``, :math:`h_i \leftarrow h_i - \alpha\,\delta`, from 0 (Acar et al.,
+    ICLR 2021, arXiv 2111.04263, Algorithm 1, with the gradient of :math:`L_i` as :math:`h_i`). The value before the
+    last round is kept as well: a round that was computed and then lost is not counted when the run is resumed, as the
+    server never counted it. Where only the upload was lost the client cannot know, so the server's mean differs by
+    that update.
 
-    ``path`` is a file on the client's side, of mode 0600 and replaced atomically after every round;
-    RunError when it is damaged or of another adapter. Without it only `save` keeps it.
-
-    Notes
-    -----
-    A client whose upload is lost after it computed cannot know, and keeps the update in its
-    correction; the server's mean then differs from the clients' by that update.
+    ``path`` is a file on the client's side, of mode 0600 and replaced atomically after every round; RunError when it
+    is damaged or of another adapter. Without it only `save` keeps it.
     """
 
     def __init__(self, dimension: int, alpha: float, path: Path | None = None) -> None:

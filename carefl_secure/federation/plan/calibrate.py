@@ -47,8 +47,6 @@ class PlanRequest:
         Fewest clients a round may end with; ``floor(2 n / 3) + 1`` by default.
     normalise : bool
         Whether the clients scale gradients to the norm in place of clipping them.
-    trust : {"secagg", "none"}
-        Whether noise is shared in the secure sum, or added whole by every client.
     local : LocalPlan, optional
         Needed for unit client and for trust none; refused where one gradient sum is released.
     masks_in_pairs : bool
@@ -258,14 +256,13 @@ def noise_after(
 ) -> float:
     """Raise a noise multiplier until every history and a whole new run stay within a limit.
 
-    ``whole_run`` leads from a noise multiplier to the event of the whole new run, or to those of its stages. ``noise``
-    is what its own target needs; never less is returned. ``limit`` is the most epsilon that a client's ledger may come
-    to over all runs, at ``delta`` for all of them.
+    ``whole_run`` leads from a noise multiplier to the event of the new run, or to those of its stages; its own target
+    needs ``noise``. A client's ledger may come to ``limit`` at ``delta`` over all runs.
 
     Guarantees
     ----------
-    With the returned noise every ledger has room for the whole run at the start, so no client has
-    to refuse in the middle of it. BudgetExceededError when no noise leaves room.
+    With the returned noise every ledger has room for the whole run at the start, so no client has to refuse in the
+    middle of it. BudgetExceededError when no noise leaves room.
     """
     for first, later in sorted(earlier, key=repr):
 

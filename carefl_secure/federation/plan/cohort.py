@@ -117,8 +117,6 @@ class AggregationConfig:
 class Cohort:
     """Who takes part in which run on which base model, and how the run sums.
 
-    Raises ConfigError when the number of helpers is not that of the protocol, or a helper is also a client.
-
     Parameters
     ----------
     roster : tuple of bytes
@@ -126,7 +124,7 @@ class Cohort:
     base_hash : bytes
         32 bytes over the frozen base model, the code and the configuration.
     helpers : tuple of bytes
-        Ed25519 public keys of the committee, or of the only party that can decrypt sums, in the order of their nodes.
+        Ed25519 public keys, not of clients, of the committee or of the only party that can decrypt sums, in order.
 
     Guarantees
     ----------

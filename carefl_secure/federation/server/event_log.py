@@ -22,12 +22,11 @@ def _task(step: tuple[str, str]) -> str:
 class EventLog:
     """Lines of JSON, added to a file; use it as a context around the rounds.
 
-    ``begin`` and ``end`` frame each start of a run, ``end`` with the class and the exit code of the error that stopped
-    it. A ``phase`` gives, for one step of one round, how many messages were sent, how many good replies came, and
-    which nodes refused with which number; interleaved steps have several such lines, which add up. A ``round`` was
-    opened, over so many clients; its sum may be ``rejected``, so many times as long as honest clients can make it, and
-    a client, by its place in the roster, ``excluded`` after it. A ``fault`` names the node whose message failed a
-    check, that refused, or that accuses another client's message.
+    ``begin`` and ``end`` frame each start of a run, ``end`` with the class and exit code of the error that stopped it.
+    A ``phase`` counts, for a step of a round, messages sent, good replies, and who refused with which number; the
+    lines of interleaved steps add up. A ``round`` was opened over so many clients; its sum may be ``rejected``, so
+    many times too long, and a client, by its place in the roster, ``excluded`` after it. A ``fault`` names the node
+    that refused, whose message failed a check, or that accuses another client's.
 
     Guarantees
     ----------

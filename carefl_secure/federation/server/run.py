@@ -164,19 +164,17 @@ def run_federation(
 ) -> FederationResult:
     """Run all planned rounds, or those of one stage.
 
-    Figures, then the checkpoint are replaced atomically after every round, so ``resume`` goes on after any interrupt.
-
-    ``initial``, float32 of shape [D], is the adapter before the first round; a resumed run takes its checkpoint
-    instead. ``engine`` starts the parties, in this process by default; the same noise gives the same adapter on every
-    engine. BudgetExceededError is raised where the server's or a client's ledger has no room for the next round,
-    CohortError where too few clients remained in a round, RunError where the folder was used before or holds another
-    run, and otherwise what a client refused with.
+    Figures, then the checkpoint, are replaced atomically after every round, so ``resume`` goes on after any interrupt,
+    from the checkpoint in place of ``initial``, float32 of shape [D]. ``engine`` starts the parties, in this process
+    by default; the same noise gives the same adapter on every engine. BudgetExceededError is raised where the server's
+    or a client's ledger has no room for the next round, CohortError where too few clients remained in a round,
+    RunError where the folder was used before or holds another run, and otherwise what a client refused with.
 
     Guarantees
     ----------
-    The server's ledger holds a spend for every round of which any vector was asked, across all
-    resumptions. Rounds that were charged and then lost are not run again: a resumed run is shorter
-    by as many, so that the target is kept. Parties that were started are closed, whatever fails.
+    The server's ledger holds a spend for every round of which any vector was asked, across all resumptions. Rounds
+    that were charged and then lost are not run again: a resumed run is shorter by as many, so that the target is kept.
+    Parties that were started are closed, whatever fails.
     """
     watched = monitoring or Monitoring()
     if spec.aggregation.protocol == "encrypted":

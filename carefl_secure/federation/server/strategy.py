@@ -57,13 +57,10 @@ class SecureSumStrategy(Strategy):
         The server's account of the run. Uploads that a round needs twice are kept in its folder.
     on_round : callable(row, adapter) -> None, optional
         Called once a round is finished, with its figures and the new adapter.
-    finished : int, optional
-        Rounds finished before, in a run that is resumed.
-    last : int, optional
-        The last round to run, which prefetches no keys; the last planned one by default.
+    finished, last : int, optional
+        Rounds finished before a resumption; the last to run, which prefetches no keys, by default the last planned.
     waiting : tuple of float, optional
-        Seconds to wait for the replies of one phase; and for all nodes before a round begins, until
-        some did not come in time: further rounds take whoever is there.
+        Seconds to wait for the replies of a phase; and for all nodes before a round, until some once came too late.
 
     Guarantees
     ----------

@@ -96,10 +96,8 @@ class SumGuard:
 
     After such a sum it leaves some clients out of every round, chosen by chance among the suspects: those that were in
     every rejected sum and in no accepted one since. Half of the clients beyond ``min_survivors`` stay in reserve for
-    dropouts. The only suspect left, without which three sums were accepted, is excluded from the run.
-
-    ``optimizer`` takes the steps on accepted sums; after ``max_rejected`` rejected ones the run ends. ``agreement`` is
-    that of `honest_norm`.
+    dropouts. The only suspect left, without which three sums were accepted, is excluded from the run, which ends after
+    ``max_rejected`` rejected sums. ``optimizer`` takes the steps; ``agreement`` is that of `honest_norm`.
 
     Guarantees
     ----------

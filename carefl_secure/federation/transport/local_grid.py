@@ -96,16 +96,12 @@ class LocalGrid(OneRunGrid):
     record : callable(node, message) -> None, optional
         Sees, in order, every message the server sends and every reply that reaches it: its whole view of the clients.
 
-    Notes
-    -----
-    Messages and replies are deep copies, so neither side can change what the other holds. Time limits are ignored. A
-    copy is not a serialisation: a change of message formats also needs a run over a real loopback network.
-
     Guarantees
     ----------
     Of one exchange, `send_and_receive` holds at most two messages with their replies for each worker, however many
     nodes there are: a message is taken and copied when its node is to handle it, and a reply belongs to whoever asked.
     What was not asked for is still delivered, before the next exchange begins; after an error or `close` it never is.
+    Messages and replies are deep copies, so neither side can change what the other holds; they are not serialised.
     """
 
     def __init__(

@@ -26,18 +26,17 @@ class CommitteeClient(Participant[CommitteeParameters, SubmitPhase], ClientSum):
     """The client's side of a committee round.
 
     The one message holds ``y = x + sum_h PRG(k_h)`` modulo ``2**bits`` over the members ``h`` and, per member, an
-    envelope with the seed of ``k_h``; if members may be lost, also a Shamir share of every other member's seed.
-
-    Raises `ProtocolError` if a check fails; its text starts with the name of the check, and nothing was sent.
+    envelope with the seed of ``k_h``; if members may be lost, also a Shamir share of every other member's seed. A
+    failed check raises `ProtocolError`, whose text starts with its name; nothing was sent then.
 
     Guarantees
     ----------
-    With at most ``parameters.max_corrupt_members`` members and any number of clients siding with
-    the server, they learn nothing about the honest clients' vectors beyond one sum, over a list of
-    at least ``parameters.min_survivors`` clients: each honest member takes off its masks once, as
-    one sum. Assumptions: roster and member keys are right; X-Wing or either half of it, Ed25519,
-    SHA-256, AES-256 and HKDF hold; keys come from a sound source; a member destroys its round key.
-    The sum itself is not hidden: only noise in the vectors protects that.
+    With at most ``parameters.max_corrupt_members`` members and any number of clients siding with the server, they
+    learn nothing about the honest clients' vectors beyond one sum, over a list of at least
+    ``parameters.min_survivors`` clients: each honest member takes off its masks once, as one sum. Assumptions: roster
+    and member keys are right; X-Wing or either half of it, Ed25519, SHA-256, AES-256 and HKDF hold; keys come from a
+    sound source; a member destroys its round key. The sum itself is not hidden: only noise in the vectors protects
+    that.
     """
 
     FIRST = SubmitPhase.NEW

@@ -40,8 +40,7 @@ class CommitteeParameters(Agreement):
     members
         The Ed25519 public keys of the 2 to 5 committee members; a member's index is its place.
     dropout_tolerance
-        How many members may be lost without losing the round. Each costs trust: at least ``2 *
-        dropout_tolerance + 1`` members must be honest. 0 needs one honest member and all present.
+        Members that may be lost; ``2 * dropout_tolerance + 1`` must be honest. 0 needs one honest and all present.
     """
 
     members: tuple[bytes, ...]

@@ -97,16 +97,15 @@ def plan_records(
 ) -> EncodingPlan:
     """Plan the encoding for the record unit: every client sends a noisy sum of clipped records.
 
-    The scale is the smallest at which rounding costs a factor ``inflation > 1`` of noise at most:
-    ``sqrt((z l2)^2 + clients / 4) <= inflation * z * c`` with ``c = scale * clipping_norm``. The
-    word has 16 bits if the sum then wraps with probability at most ``MAX_OVERFLOW`` per coordinate
-    even if all records point the same way, else 32; a longer word is refused.
+    The scale is the smallest at which rounding costs a factor ``inflation > 1`` of noise at most: ``sqrt((z l2)^2 +
+    clients / 4) <= inflation * z * c`` with ``c = scale * clipping_norm``. The word has 16 bits if the sum then wraps
+    with probability at most ``MAX_OVERFLOW`` per coordinate even if all records point the same way, else 32; a longer
+    word is refused.
 
     Parameters
     ----------
     clipping_norm, noise_multiplier
-        Bound on one record's Euclidean norm (C), real units; standard deviation of the noise in the
-        sum over its l2 sensitivity (z).
+        Bound on one record's Euclidean norm (C), real units; the sum's noise over its l2 sensitivity (z).
     expected_batch
         Expected number of records in a round, over all clients.
     noise_clients
@@ -116,9 +115,9 @@ def plan_records(
     ----------
     With at least ``noise_clients`` honest survivors, each adding Skellam noise of ``share_variance()``, the noise in
     the sum has at least ``total_variance()``; the sensitivity is that of :func:`rounded_sensitivity` for neighbours
-    that differ by one added or removed record, under the assumptions stated at ``encode``. A client refuses a vector
-    longer than ``batch_bound(expected_batch) * clipping_norm``; for honest sampling that happens with probability
-    below ``2**-40`` a round, and adds as much to delta.
+    that differ by one added or removed record, under the assumptions stated at ``encode``, which projects a vector
+    longer than ``batch_bound(expected_batch) * clipping_norm``: with honest sampling in less than one of ``2**40``
+    rounds.
     """
     _positive(clipping_norm=clipping_norm, noise_multiplier=noise_multiplier, expected_batch=expected_batch)
     numbers = (dimension, clipping_norm, noise_multiplier, clients, noise_clients, inflation)
@@ -135,10 +134,9 @@ def plan_clients(
 ) -> EncodingPlan:
     """Plan the encoding for the client unit: every client sends one noisy vector of bounded norm.
 
-    Neighbours differ by one client's whole vector, so the rounding can be conditioned on the norm
-    of its result (see ``encode``) and the sensitivity always holds. Scale and word are chosen as in
-    :func:`plan_records`, for ``clients`` vectors that all point the same way. ``clipping_norm``
-    bounds one client's Euclidean norm (C); the other parameters are as there.
+    Neighbours differ by one client's whole vector, so the rounding can be conditioned on the norm of its result (see
+    ``encode``) and the sensitivity always holds. Scale and word are as in :func:`plan_records`, for ``clients``
+    vectors that all point the same way; ``clipping_norm`` bounds one client's Euclidean norm (C).
 
     Guarantees
     ----------
@@ -229,13 +227,12 @@ def _check_counts(dimension: int, clients: int) -> None:
 def plan_plain(dimension: int, bound: float, clients: int) -> EncodingPlan:
     """Plan the encoding of a run without noise: 32 bits, no rotation, nearest integers.
 
-    The scale is the largest at which no sum can wrap: ``clients * (bound * scale + 1/2)`` stays
-    below ``2**31``, for coordinates up to ``bound`` in magnitude, real units.
+    The scale is the largest at which no sum of coordinates up to ``bound``, real units, can wrap.
 
     Guarantees
     ----------
-    The decoded sum is within ``rounding_bound`` of the true one in every coordinate. There is no
-    differential privacy: the sensitivities are reported as 0 because none is claimed.
+    The decoded sum is within ``rounding_bound`` of the true one in every coordinate. There is no differential privacy:
+    the sensitivities are reported as 0 because none is claimed.
     """
     _positive(bound=bound)
     _check_counts(dimension, clients)

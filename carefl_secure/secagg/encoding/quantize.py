@@ -35,21 +35,17 @@ class EncodingPlan:
     clipping_norm
         Bound on the Euclidean norm of one record's contribution, in real units (C).
     vector_bound
-        What one client's vector may not exceed: its Euclidean norm if rotated (and rounded with a
-        dither), else the largest magnitude of a coordinate; real units.
+        Bound on a client's vector, real units: its Euclidean norm if rotated, else the largest magnitude in it.
     noise_clients, noise_multiplier
-        Number of honest survivors whose noise alone reaches the target; the multiplier planned for
-        (z), 0 in plans without noise.
+        Honest survivors whose noise alone reaches the target; the multiplier planned for (z), 0 without noise.
     l1_sensitivity, l2_sensitivity, dither_failure
-        What one record (one client, where the rounding is conditional) changes in the rounded
-        vector, in integer units, except with probability ``dither_failure`` (beta) per round; 0 in
-        plans without noise, which promise nothing.
+        What one record (one client, where the rounding is conditional) changes in the rounded vector, in integer
+        units, except with probability ``dither_failure`` (beta) per round; 0 without noise, where none is promised.
     overflow_probability
         Upper bound for one coordinate of one round to wrap around. Wrapping costs accuracy, never privacy.
     conditional
-        Whether :func:`encode` redraws the rounding until the integer vector is no longer than
-        ``l2_sensitivity``. Only for the client unit, where a client's vector is the whole
-        difference between neighbours; ``dither_failure`` is 0 then.
+        Whether :func:`encode` redraws the rounding until the integer vector is no longer than ``l2_sensitivity``. Only
+        for unit client, where that vector is the whole difference between neighbours; ``dither_failure`` is 0 then.
     """
 
     dimension: int
@@ -134,18 +130,16 @@ def encode(
     rotation_key
         32 bytes, public and the same for all clients of a round. Rotated plans need it and a dither.
     dither
-        A stream whose key was drawn afresh for this call, is known to this client alone, and is
-        never used again. Never encode the same round's vector twice to get a nicer result;
-        conditional plans redraw in here, by a rule that the sensitivity accounts for.
+        A stream whose key was drawn afresh for this call, is known to this client alone, and is never used again.
+        Never encode a round's vector twice: conditional plans redraw here, as the sensitivity accounts for.
 
     Raises
     ------
     NonFiniteError
         If the vector holds NaN or infinity.
     ProtocolError
-        If its shape is wrong, if a vector without noise is larger than planned, or if
-        ``MAX_REDRAWS`` conditional roundings were all too long: for an honest plan that has
-        probability below ``2**-1280``, so the plan's sensitivity is wrong.
+        If its shape is wrong, a vector without noise is larger than planned, or ``MAX_REDRAWS`` conditional
+        roundings were all too long: with an honest plan that has probability below ``2**-1280``.
 
     Guarantees
     ----------

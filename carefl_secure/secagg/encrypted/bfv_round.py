@@ -145,15 +145,14 @@ def _checked_key(public: bytes, parameters: EncryptedParameters) -> PublicKey:
 class EncryptedClient(PairwiseClient):
     """A client of an encrypted round: ``PairwiseClient`` with another upload.
 
-    The upload is ``Enc(pack(x) + PRG(b_i) + sum_j +-PRG(k_ij) mod t)`` with the pair keys and the
-    self mask of pairwise masking: the masks are inside the plaintext. Call :meth:`load_key` before
-    :meth:`mask`, also after ``restore``.
+    The upload is ``Enc(pack(x) + PRG(b_i) + sum_j +-PRG(k_ij) mod t)``: the masks of pairwise masking are inside the
+    plaintext. Call :meth:`load_key` before :meth:`mask`, also after ``restore``.
 
     Guarantees
     ----------
-    Those of ``PairwiseClient`` against the aggregator and the key holder together, whatever becomes
-    of the encryption; and from the aggregator alone the encryption hides even the masked vector, if
-    ring learning with errors is hard at 128 bits.
+    Those of ``PairwiseClient`` against the aggregator and the key holder together, whatever becomes of the encryption;
+    and from the aggregator alone the encryption hides even the masked vector, if ring learning with errors is hard at
+    128 bits.
     """
 
     _key: PublicKey | None = None
@@ -177,9 +176,8 @@ class EncryptedClient(PairwiseClient):
 class EncryptedServer(PairwiseServer):
     """The aggregator of an encrypted round: ``PairwiseServer`` that passes ciphertexts on.
 
-    After ``survivors()``, send the survivors' uploads to the key holder, who adds them, and hand
-    its answer to :meth:`opened`; consent and answers go on as in pairwise masking, in any order
-    with that; ``finish()`` then returns the sum as words.
+    After ``survivors()``, the survivors' uploads go to the key holder, who adds them, and its answer to
+    :meth:`opened`, before or after consent and answers; ``finish()`` then returns the sum as words.
 
     Guarantees
     ----------

@@ -29,13 +29,12 @@ class EncryptedParameters(RoundParameters):
     key_holder, public_key
         The key holder's Ed25519 public key; SHA-256 of its BFV public key for this round.
     value_bound, field_bits
-        Largest magnitude of one client's integer; ``clients * value_bound`` must fit a field of 20
-        (three integers per slot) or 30 bits (two per slot).
+        Largest magnitude of a client's integer; ``clients`` times it fits a field of 20 or 30 bits (3 or 2 per slot).
 
     Guarantees
     ----------
-    No sum of vectors within ``value_bound`` overflows. :meth:`key_context` binds every message to
-    all of it, so a client that was given another public key refuses, or is refused.
+    No sum of vectors within ``value_bound`` overflows. :meth:`key_context` binds every message to all of it, so a
+    client that was given another public key refuses, or is refused.
     """
 
     key_holder: bytes

@@ -29,9 +29,8 @@ class PairwiseClient(Participant[RoundParameters, Phase], ClientSum):
     client that shared but never uploaded come off through shares of its key. The model becomes known between the
     second and the third step (:meth:`bind`).
 
-    Raises `ProtocolError` from every step, if a check fails; its text starts with the name of the check. Nothing has
-    left the client then, and the step may be tried again with honest input. Raises `CohortError` if fewer than
-    ``parameters.required_survivors`` clients take part.
+    Raises `ProtocolError`, whose text starts with the name of the check that failed: nothing has left the client then,
+    and the step may be tried again. Raises `CohortError` if fewer than ``parameters.required_survivors`` take part.
 
     Guarantees
     ----------

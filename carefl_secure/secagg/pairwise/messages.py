@@ -45,13 +45,11 @@ class RoundParameters(Agreement):
     Parameters
     ----------
     threshold
-        How many shares rebuild a secret, and how many signatures a survivor set needs; at least
-        ``default_threshold(len(roster))``.
+        Shares that rebuild a secret, and signatures that a survivor set needs; at least `default_threshold`.
     neighbours
         Masks per client on a sparse graph, even, from ``plan_graph``; None for the complete graph.
     share_threshold
-        On a sparse graph, how many of a client's ``neighbours + 1`` holders rebuild its secrets;
-        ``threshold`` then counts signatures only.
+        On a sparse graph, how many of ``neighbours + 1`` holders rebuild a secret; ``threshold`` is of signatures then.
     """
 
     threshold: int

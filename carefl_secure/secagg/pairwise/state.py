@@ -30,11 +30,8 @@ class ClientState:
     ----------
     transcript_hash, members
         Hash of all advertisements, and the clients that advertised.
-    live, shared
-        Clients whose masks are in the upload, this one included; clients that shared, as this
-        client signed it (on the complete graph those in ``live``).
-    survivors
-        The one survivor set that this client signed.
+    live, shared, survivors
+        Clients whose masks are in the upload, this one included; and the two sets that this client signed.
     mask_keys, opening_keys
         Per neighbour, its public mask key, and the key that opens what it sealed for this client.
     encryption_secret, mask_secret, self_mask
