@@ -49,7 +49,7 @@ class RoundParameters(Agreement):
     neighbours
         Masks per client on a sparse graph, even, from ``plan_graph``; None for the complete graph.
     share_threshold
-        On a sparse graph, how many of ``neighbours + 1`` holders rebuild a secret; ``threshold`` is of signatures then.
+        On a sparse graph, how many of ``neighbours + 1`` holders rebuild a secret; ``threshold`` is of signatures.
     """
 
     threshold: int
