@@ -49,10 +49,7 @@ def percent_up(share: float) -> str:
 
 
 def delta_words(delta: float) -> str:
-    """Show a delta above 0 as a power of ten and as odds, which are never rarer than delta.
-
-    Such as ``1e-5, or 1 in 100 000``.
-    """
+    """Show a delta as a power of ten and as odds, never rarer than delta, such as ``1e-5, or 1 in 100 000``."""
     odds = f"{math.floor(1.0 / delta + 1e-6):,}".replace(",", " ")
     return f"{delta:g}".replace("e-0", "e-") + f", or 1 in {odds}"
 

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 
 from carefl_secure.captions.cache import CaptionCache, picture_key
 from carefl_secure.captions.captioner import Captioner
-from carefl_secure.captions.leakage import LeakageReport, leakage
+from carefl_secure.captions.controls import LeakageReport, leakage
 from carefl_secure.data.records import Corpus
 from carefl_secure.data.splits import Subset
 from carefl_secure.errors import DataError
@@ -36,8 +36,7 @@ Box = tuple[float, float, float, float]
 def seen(image: Image.Image, box: Box | None, view: View) -> Image.Image:
     """Return the picture that a captioner gets; the given RGB image stays as it is.
 
-    ``box`` is ``(left, top, right, bottom)`` in pixels, cut to the image; `DataError` where a view needs it and it is
-    none.
+    ``box`` is ``(left, top, right, bottom)`` in pixels, cut to the image; `DataError` where a view needs one.
     """
     if view == "full":
         return image

@@ -51,7 +51,6 @@ REMOVED: Mapping[str, str] = {
 
 
 def _fields(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
-    """Return every setting by its dotted key."""
     found: dict[str, FieldInfo] = {}
     for name, field in model.model_fields.items():
         kind = field.annotation

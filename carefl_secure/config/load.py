@@ -44,7 +44,6 @@ def parse_yaml(text: str, origin: str) -> Any:
 
 
 def _put(settings: dict[str, Any], key: str, value: Any) -> None:
-    """Set one dotted key in nested settings."""
     if key not in KNOWN:
         raise ConfigError(unknown(key))
     *sections, leaf = key.split(".")

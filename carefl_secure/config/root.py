@@ -52,8 +52,8 @@ class Config(Section):
     def sums_updates(self) -> bool:
         """Whether clients take local steps and release updates, and not sums of gradients.
 
-        Always under unit client and trust none, whose noise is sized for it; never for records and
-        persons under the secure sum; and without privacy where there is more than one local step.
+        Always under unit client and trust none, whose noise is sized for it; never for records and persons under the
+        secure sum; and without privacy where there is more than one local step.
         """
         if self.privacy.unit == "none":
             return self.local_steps > 1

@@ -60,10 +60,7 @@ def corpus_format(name: str) -> CorpusFormat:
 
 
 def detect(root: Path, format: str = "auto") -> Layout:
-    """Tell which corpus a folder holds, by marks that only this corpus has, or as ``format`` says.
-
-    A folder that holds several published corpora is refused with a `DataError`.
-    """
+    """Tell which corpus a folder holds, by its marks or as ``format`` says; `DataError` where it holds several."""
     if not root.is_dir():
         raise DataError(f"{root} is not a folder; give the folder that holds the corpus")
     rafdb.refuse_rafce(root)

@@ -98,7 +98,6 @@ class Evaluation:
     remarks: tuple[str, ...] = ()  # what a reader must know before quoting a figure
 
     def _repr_html_(self) -> str:
-        """Show the figures in a notebook."""
         rows = [
             (name, self.baselines[name], self.untuned[name], value, one.low, one.high)
             for name, value in self.figures.items()

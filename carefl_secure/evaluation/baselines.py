@@ -34,7 +34,6 @@ _RIDGES = tuple(10.0**power for power in range(-3, 5))
 
 
 def _arrays(images: Images) -> Sequence[npt.NDArray[np.uint8]]:
-    """Return the images as ``[H, W, 3]`` arrays."""
     if isinstance(images, np.ndarray):
         if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
             raise DataError(f"images must be uint8 [N, H, W, 3], not {images.dtype} {images.shape}")

@@ -151,10 +151,7 @@ _MAKERS: dict[str, Callable[[Cell, Path, Reporter], None]] = {
 
 
 def run_cells(cells: list[Cell], jobs: int, reporter: Reporter) -> list[Finished]:
-    """Run all cells in ``jobs`` processes; return their outcomes in order, failures included.
-
-    One job runs in this process.
-    """
+    """Run all cells in ``jobs`` processes, one in this; return their outcomes in order, failures included."""
     reporter.start("cells", len(cells))
     found: dict[str, Finished] = {}
     for name, done in _here(cells) if jobs == 1 else _beside(cells, jobs):

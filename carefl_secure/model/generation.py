@@ -54,10 +54,9 @@ class GeneratedLabels:
 def parse_labels(text: str, space: LabelSpace) -> tuple[int, ...] | None:
     """Read label ids, ascending, out of an answer; None where no label could be read.
 
-    Where several labels may hold, the answer is cut at commas, semicolons, line ends and *and*.
-    Each part that begins with a label counts once; other parts are skipped. ``None`` in the first
-    place, and no label after it, is the empty set. Where one label holds, the label that begins
-    first in the text counts, the longest of those that begin there. Case is ignored.
+    Where several labels may hold, the answer is cut at commas, semicolons, line ends and *and*. Each part that begins
+    with a label counts once; other parts are skipped. ``None`` in the first place, and no label after it, is the empty
+    set. Where one label holds, the label that begins first in the text counts, the longest of those. Case is ignored.
     """
     lowered = {label.casefold(): i for i, label in enumerate(space.labels)}
     if space.multi:
@@ -79,10 +78,7 @@ def _begins(part: str, label: str) -> bool:
 
 
 class TextScorer:
-    """Lets a model answer in words, and reads the words.
-
-    With ``constrained`` it may write labels only, none twice, with commas between; otherwise it may be unreadable.
-    """
+    """Lets a model answer in words, and reads them; ``constrained``: only labels, none twice, with commas between."""
 
     def __init__(self, scorer: LabelScorer, *, constrained: bool = False) -> None:
         self._scorer = scorer

@@ -115,10 +115,10 @@ class RecordLosses:
         return len(self._features)
 
     def losses(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> Tensor:
-        r"""Return one loss per record, shape [batch].
+        """Return one loss per record, shape [batch].
 
-        Several labels: mean binary cross-entropy of the log-odds over the labels. One label:
-        cross-entropy of the label scores. The token mean of ``labels=`` would mix records.
+        Several labels: mean binary cross-entropy of the log-odds over the labels. One label: cross-entropy of the
+        scores.
         """
         rows = torch.as_tensor(np.asarray(indices, np.int64))
         captions = self._captions

@@ -29,8 +29,7 @@ class TokenTree:
     def build(cls, suffixes: Sequence[tuple[Sequence[int], Sequence[int]]]) -> TokenTree:
         """Merge suffixes, each a pair (question tokens, answer tokens); only answers are scored.
 
-        `ModelError` for an answer that begins with another one to the same question: their likelihoods could not be
-        compared.
+        `ModelError` for an answer that begins with another one to the same question: they could not be compared.
         """
         nodes: dict[tuple[int, ...], int] = {(): -1}
         tokens: list[int] = []
@@ -97,11 +96,10 @@ def answer_log_likelihoods(
 
     .. math:: s_{ik} = \sum_t \log p(a_{kt} \mid x_i, q_k, a_{k,<t})
 
-    The result is differentiable; row i depends on record i only. ``prefix`` and ``attention``,
-    int64 [batch, length], are the prompt up to the shared end, left-padded, attention 0 where
-    padded, or [1, length] where all are alike; ``features`` are [tiles, image tokens, width], one
-    tile for each record or those of one after the other; ``dtype`` is the model's compute type, for
-    the mask.
+    The result is differentiable; row i depends on record i only. ``prefix`` and ``attention``, int64 [batch, length],
+    are the prompt up to the shared end, left-padded, attention 0 where padded, or [1, length] where all are alike;
+    ``features`` are [tiles, image tokens, width], one tile for each record or those of one after the other; ``dtype``
+    is the model's compute type, for the mask.
     """
     batch, length = prefix.shape
     device = features.device  # of the model; the small parts are made on the CPU and moved at once

@@ -59,10 +59,7 @@ class ParallelBatches:
         return cls(min(4, torch.get_num_threads()))
 
     def __call__(self, function: Callable[[Item], Found], items: Iterable[Item]) -> Iterator[Found]:
-        """Return ``function`` of each item, in order; it must set torch's gradient mode itself.
-
-        Items are taken as they are needed, a few ahead.
-        """
+        """Return ``function``, which sets torch's gradient mode, of each item in order; a few are taken ahead."""
         work = iter(items)
         first = list(islice(work, 2 * self._count)) if self._count > 1 else []
         if len(first) < 2:
@@ -116,6 +113,10 @@ def load_base(
 ) -> Base:
     """Load a SmolVLM2-like base model and freeze it.
 
+    `ConfigError` if the device is not there or cannot hold the quantised layers, or images cannot be cut so.
+    `ModelError` if the source cannot be read or is no SmolVLM, its processor does not fit it, or nothing was quantised
+    as asked.
+
     Parameters
     ----------
     source : str
@@ -124,8 +125,7 @@ def load_base(
     revision : str, optional
         Commit of the hub id; pin it for real runs.
     quantization : {"nf4", "int8", "none"}
-        ``nf4`` is bitsandbytes NF4 with double quantisation of the text model. Vision tower,
-        connector and head stay whole.
+        ``nf4`` is bitsandbytes NF4 with double quantisation of the text model; all else stays whole.
     compute_dtype : {"auto", "float32", "bfloat16"}
         ``auto`` is float32 for the embedded base and bfloat16 for any other.
     parallel_batches : int, optional
@@ -137,14 +137,6 @@ def load_base(
         See `find_device`.
     feature_cache : path, optional
         Folder of vision features on disk, or ``auto`` (`cache_folder`); by default they are kept in memory.
-
-    Raises
-    ------
-    ConfigError
-        If the device is not there, or cannot hold the quantised layers, or images cannot be cut so.
-    ModelError
-        If the source cannot be read, is not a SmolVLM, its processor does not fit it, or nothing
-        was quantised although it was asked for.
     """
     folder = base_folder(source, revision)
     dtype = compute_type(source, compute_dtype)

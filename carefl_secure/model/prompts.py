@@ -114,10 +114,10 @@ class Prompter:
         return [f" {word}{_END if row[-1] == end else ''}" for word, row in zip(words, rows, strict=True)]
 
     def answers(self, labels: Sequence[str], *, reference: bool) -> list[list[int]]:
-        """Tokenise answers so that none is the beginning of another.
+        """Tokenise answers so that none is the beginning of another; ``reference`` appends :data:`REFERENCE`.
 
-        Under ``end_answers``, and where the labels alone are not prefix-free, every label ends with
-        the end-of-utterance token. ``reference`` appends :data:`REFERENCE` as the last answer.
+        Under ``end_answers``, and where the labels alone are not prefix-free, each ends with the end-of-utterance
+        token.
         """
         words = [*labels, REFERENCE] if reference else list(labels)
         rows = [self.ids(" " + word) for word in words]
@@ -130,10 +130,7 @@ class Prompter:
     def suffixes(
         self, question: str | None, labels: Sequence[str], *, reference: bool
     ) -> list[tuple[list[int], list[int]]]:
-        """Return (question tokens, answer tokens) pairs for a token tree.
-
-        ``question`` is None where the prefix already holds the question and the opened turn.
-        """
+        """Return (question tokens, answer tokens) pairs for a token tree; None where the prefix has the question."""
         asked = [] if question is None else self.ids(question) + self.turn()
         return [(asked, row) for row in self.answers(labels, reference=reference)]
 
@@ -150,8 +147,7 @@ _DEFAULT_QUESTION = "Which expression does the person show?"
 def prompt_template(choice: str) -> str:
     """Return the wording of a name of :data:`TASK_PROMPTS`, or of a file, on one line, with its placeholders.
 
-    A text that is empty, too long, or holds another placeholder or signs that models use for marks raises
-    `ConfigError`.
+    A text that is empty, too long, or holds another placeholder or signs for a model's marks raises `ConfigError`.
     """
     path = _FOLDER / f"{choice}.txt" if choice in TASK_PROMPTS else Path(choice)
     try:

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from carefl_secure.captions.cache import CaptionCache
-from carefl_secure.captions.controls import Donors, arrange, drop
-from carefl_secure.captions.leakage import leakage
+from carefl_secure.captions.controls import Donors, arrange, drop, leakage
 from carefl_secure.captions.prompts import STAND_IN, describe_corpus
 from carefl_secure.captions.run import read_captions
 from carefl_secure.config import Config

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from carefl_secure.captions.leakage import leakage
+from carefl_secure.captions.controls import leakage
 from carefl_secure.captions.prompts import describe_corpus
 from carefl_secure.data.records import BASIC, COMPOUND, EMOTIC, PUBLISHED_SPACES, LabelSpace
 from carefl_secure.data.synthetic.corpus import synthetic_corpus

@@ -111,7 +111,6 @@ class FederationConfig(Section):
     @field_validator("min_survivors", mode="before")
     @classmethod
     def _resolved(cls, value: Any, info: ValidationInfo) -> Any:
-        """Return the number that ``auto`` stands for."""
         if value != _AUTO:
             return value
         # Where the number of clients is not valid, the error is about that number alone.

@@ -127,7 +127,6 @@ def _judge_splits(
 
 
 def _unseen_labels(splits: Sequence[SplitReport]) -> list[str]:
-    """Say which labels of a later split the training split lacks."""
     train = next((one for one in splits if one.name == "train"), None)
     return [
         f"{one.name}: labels that train lacks: {', '.join(lacking)}"

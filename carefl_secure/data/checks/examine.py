@@ -85,8 +85,7 @@ def _readable(name: str, corpus: Corpus, hashes: Sequence[ImageHash]) -> list[in
 def examine(corpora: Mapping[str, Corpus], reporter: Reporter) -> Examined:
     """Read every image to its end, and leave out the records whose image cannot be read.
 
-    A `DataError` refuses more unreadable images than :data:`MOST_UNREADABLE`, and a box that does not lie in its
-    image.
+    A `DataError` refuses more unreadable images than :data:`MOST_UNREADABLE`, and a box outside its image.
     """
     found: dict[str, Corpus] = {}
     marks: dict[str, Sequence[ImageHash]] = {}

@@ -34,31 +34,16 @@ def _finite(scores: npt.NDArray[Any]) -> Floats:
 def fuse_frames(
     logits: npt.NDArray[Any], videos: Sequence[str], rule: Rule = "mean_probability"
 ) -> tuple[list[str], Floats]:
-    r"""Turn scores of frames into scores of videos.
+    r"""Turn scores of frames into scores of videos; return the videos, sorted, and their scores [videos, 7].
 
     With the logits :math:`z_{fk}` of the :math:`F` frames of one video, ``majority`` gives class :math:`k` the share
-    of frames whose highest logit is :math:`k`, ``mean_probability`` gives :math:`\frac1F \sum_f
-    \mathrm{softmax}(z_f)_k`, and ``mean_logit`` gives :math:`\mathrm{softmax}(\frac1F \sum_f z_f)_k`. A tie of the
-    majority goes to the class with the higher mean probability. A result must name its rule.
+    of frames whose highest logit is :math:`k`, ``mean_probability`` gives
+    :math:`\frac1F \sum_f \mathrm{softmax}(z_f)_k`, and ``mean_logit`` gives
+    :math:`\mathrm{softmax}(\frac1F \sum_f z_f)_k`. A tie of the majority goes to the class with the higher mean
+    probability. Rows sum to 1, with ``majority`` to within 1e-9, which settles ties. A result must name its rule.
 
-    Parameters
-    ----------
-    logits : ndarray, shape [frames, 7] or [frames, 8]
-        Log-probabilities will do. An eighth column is the class Other: it is dropped first.
-    videos : sequence of str
-        The video of each frame.
-
-    Returns
-    -------
-    names : list of str
-        The videos, sorted.
-    scores : ndarray of float64, shape [videos, 7]
-        Rows sum to 1 (with ``majority`` to within 1e-9, which settles ties).
-
-    Raises
-    ------
-    NonFiniteError
-        A score is NaN or infinite.
+    ``logits`` [frames, 7] may be log-probabilities; an eighth column, the class Other, is dropped first. ``videos``
+    names the video of each frame. A NaN or infinite score raises `NonFiniteError`.
     """
     if rule not in RULES:
         raise ConfigError(f"unknown rule {rule!r}; choose one of {', '.join(RULES)}")

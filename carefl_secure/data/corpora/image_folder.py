@@ -136,10 +136,10 @@ def load_imagefolder(
     """Read an image folder, refusing any irregularity; no pixel is read.
 
     The splits are ``train``, ``val`` and ``test`` as far as they exist, or ``all``. Files that are no records are
-    counted in the first split's ``skipped``. ``space`` is by default the sorted labels of all splits. ``by_client``
-    and ``drop_undeclared`` are those of `ReadOptions`. Raises `DataError` where there are no images, or a file, link
-    or row is missing, malformed or contradictory; `LabelError` where a label is malformed, spelled in two ways, or not
-    in ``space``.
+    counted in the first split's ``skipped``. ``space`` is by default the sorted labels of all splits. For
+    ``by_client`` and ``drop_undeclared`` see `ReadOptions`. Raises `DataError` where there are no images, or a file,
+    link or row is missing, malformed or contradictory; `LabelError` where a label is malformed, ambiguous, or not in
+    ``space``.
     """
     inventory = take_inventory(path)
     parts = read_layout(inventory, by_client)

@@ -179,8 +179,8 @@ def _stated_split(row: Row) -> str | None:
 def read_layout(inventory: Inventory, by_client: bool = False) -> list[Part]:
     """Return the rows of every split; one part called ``all`` where there are no splits.
 
-    Images that no metadata names, although it could, are counted as skipped. With ``by_client`` the
-    first folder below a split is a client, and becomes the attribute ``folder``.
+    Images that no metadata names, although it could, are counted as skipped. With ``by_client`` the first folder below
+    a split is a client, and becomes the attribute ``folder``.
     """
     root, images = inventory.root, inventory.images
     described = _described(inventory)

@@ -132,10 +132,9 @@ def _cexpr(corpora: Mapping[str, FileCorpus]) -> list[Count]:
 def published_counts(
     kind: str, task: str, corpora: Mapping[str, FileCorpus], *, release_2017: bool = False
 ) -> list[Count]:
-    """Return the published counts with those found; empty where nothing was published.
+    """Return the published counts with those found, by layout ``kind``; empty where nothing was published.
 
-    ``kind`` is the layout, ``task`` the label space or RAF-DB's subset; ``release_2017`` selects EMOTIC's smaller
-    release.
+    ``task`` is the label space or RAF-DB's subset; ``release_2017`` selects the smaller release of EMOTIC.
     """
     if kind == "emotic-mat" and release_2017:
         return _emotic_2017(corpora)

@@ -119,8 +119,8 @@ class Deduplicated:
 def deduplicate(found: Examined, policy: Policy) -> Deduplicated:
     """Look for equal pixels within and across splits, and apply the policy.
 
-    ``refuse`` raises a `DataError` for an image in two splits, and keeps one that occurs twice in
-    the same split. ``drop`` keeps only the first copy, ``keep`` all. A split must not become empty.
+    ``refuse`` raises a `DataError` for an image in two splits, and keeps one that occurs twice in one. ``drop`` keeps
+    only the first copy, ``keep`` all. A split must not become empty.
     """
     owner: dict[bytes, str] = {}
     repeated = shared = 0

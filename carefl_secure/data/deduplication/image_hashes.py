@@ -101,8 +101,7 @@ def _hash(corpus: Corpus, image: str, records: tuple[int, ...]) -> ImageHash:
 def hash_images(corpus: Corpus, reporter: Reporter | None = None, task: str | None = None) -> list[ImageHash]:
     """Read every image of a corpus once, to its end, and report it as ``task``; unreadable ones are included.
 
-    Images come in the order of their first record. Persons in one image share the fingerprint of all of it, in any
-    view.
+    Images come in the order of their first record. Persons in one image share the fingerprint of all of it.
     """
     members: dict[str, list[int]] = {}
     for index, record in enumerate(corpus.records):

@@ -203,7 +203,6 @@ VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".m
 
 
 def _ask(path: Path, function: str, **options: Any) -> Any:
-    """Call a function of ``imageio.v3`` on a video."""
     if not (importlib.util.find_spec("imageio") and importlib.util.find_spec("av")):
         raise DataError(
             f"{path} is a video, and nothing that reads videos is installed. Either extract its frames first, to "

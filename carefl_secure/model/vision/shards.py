@@ -105,8 +105,7 @@ def list_encoders(root: Path) -> list[Encoder]:
 def delete_encoders(root: Path, names: list[str]) -> int:
     """Erase the features of some encoders, by name or its beginning; return the bytes freed.
 
-    `ConfigError` for a name that fits none, or several, and nothing is erased. What an open run reads stays readable
-    to it until it ends.
+    `ConfigError` for a name that fits none or several; nothing is then erased. What an open run reads stays readable.
     """
     known, chosen = list_encoders(root), []
     for name in names:

@@ -43,9 +43,8 @@ _COMPRESSED = 15
 def _verify_mat(path: Path) -> None:
     """Walk over the variables of a file of level 5 (MATLAB's v6 and v7).
 
-    SciPy's reader trusts the lengths that a file states and can crash the process on a damaged one, and it does not
-    verify the checksums of compressed variables. Damage to an uncompressed file is found only where its variables do
-    not end with the file.
+    SciPy's reader trusts the lengths that a file states and can crash the process on a damaged one, and it verifies no
+    checksum. Damage to an uncompressed file is found only where its variables do not end with the file.
     """
     content = path.read_bytes()
     if len(content) < _MAT_HEAD + 8 or content[126:128] not in (b"IM", b"MI"):

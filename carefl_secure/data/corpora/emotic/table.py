@@ -192,8 +192,7 @@ def _scaled(row: Mapping[str, str], picture: ImageArray, origin: str) -> Box | N
 def load_emotic_archive(root: Path, *, view: View = "image", reporter: Reporter = SILENT) -> dict[str, FileCorpus]:
     """Read ``annots_arrs`` and ``img_arrs``; boxes are scaled to the arrays where sizes are given.
 
-    Only persons with continuous values are kept. ``annot_arrs_extra_train.csv`` is no part of the published train
-    split.
+    Only persons with continuous values are kept. ``annot_arrs_extra_train.csv`` is no part of the published split.
     """
     folder = archive_folder(root)
     if folder is None:
