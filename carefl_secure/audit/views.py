@@ -26,13 +26,13 @@ E = TypeVar("E")
 
 @dataclass(frozen=True)
 class Finding:
-    """What one attack found: name, what was tried, verdict, a sentence for a person, numbers."""
+    """What one attack found."""
 
     attack: str
-    check: str
+    check: str  # what was tried
     verdict: Verdict
-    words: str
-    figures: Mapping[str, Figure]
+    words: str  # a sentence for a person
+    figures: Mapping[str, Figure]  # numbers
 
 
 class Attack(ABC, Generic[V, E]):
@@ -68,30 +68,23 @@ class Attack(ABC, Generic[V, E]):
 
 @dataclass(frozen=True)
 class Heard:
-    """One message between the server and the party ``client`` (clients first, then helpers).
-
-    ``action`` is the message type, such as ``train.masked``; ``fields`` maps names to integers,
-    bytes, and lists of them.
-    """
+    """One message between the server and a party."""
 
     round: int
-    client: int
+    client: int  # the party: clients first, then helpers
     from_client: bool
-    action: str
-    fields: Mapping[str, object]
+    action: str  # the message type, such as "train.masked"
+    fields: Mapping[str, object]  # names to integers, bytes, and lists of them
 
 
 @dataclass(frozen=True)
 class TranscriptView:
-    """What the server sees of a run: every message in order, and what is public anyway.
-
-    That is the agreed plan and cohort, and ``seed``, the run's seed from its configuration.
-    """
+    """What the server sees of a run: every message in order, and what is public anyway."""
 
     messages: tuple[Heard, ...]
-    plan: RunPlan
+    plan: RunPlan  # as agreed
     cohort: Cohort
-    seed: int
+    seed: int  # the run's, from its configuration
 
     @property
     def aggregation(self) -> str:
@@ -123,14 +116,9 @@ class HolderView(MemberView):
 
 @dataclass(frozen=True)
 class ReleaseView:
-    """What everybody in the run sees: the opened sum of each round, and the agreed plan.
+    """What everybody in the run sees: the opened sum of each round, and the agreed plan."""
 
-    ``sums`` (float64, shape [rounds, D]) are in units of the clipping norm; ``noise`` (float64,
-    shape [rounds]) is their planned standard deviation per coordinate, same unit. ``coordinates``
-    (int64, shape [canaries]) is where each possible canary, made by the attacker, would show.
-    """
-
-    sums: npt.NDArray[np.float64]
-    noise: npt.NDArray[np.float64]
+    sums: npt.NDArray[np.float64]  # [rounds, D], in units of the clipping norm
+    noise: npt.NDArray[np.float64]  # [rounds], their planned standard deviation per coordinate, same unit
     sample_rate: float
-    coordinates: npt.NDArray[np.int64]
+    coordinates: npt.NDArray[np.int64]  # [canaries], where each possible canary, made by the attacker, would show

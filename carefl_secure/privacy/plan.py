@@ -30,58 +30,26 @@ _MECHANISM = {"secagg": "skellam", "none": "gaussian"}
 class PrivacyPlan:
     """What is protected, how, and against whom; every client agrees on its hash beforehand.
 
-    ConfigError where a value is out of range or two contradict each other.
-
-    Parameters
-    ----------
-    unit : {"record", "person", "client", "none"}
-        What one more or less of must not show; ``"none"`` switches protection off.
-    trust : {"secagg", "none"}
-        Whether noise is shared under the secure sum or added in full by every client.
-    mechanism : {"skellam", "gaussian", "none"}
-        Skellam under the secure sum, Gaussian without, none for unit none.
-    min_survivors : int
-        A round that ends with fewer clients releases nothing.
-    max_colluders : int
-        How many clients may reveal everything to the server and the promise still holds.
-    public_records : int
-        Declared number of records (for unit person: of persons) of all clients together; public,
-        never counted from data.
-    delta : float
-        Probability with which epsilon may fail, in [1e-10, 1e-2].
-    sample_rate : float
-        Probability of each record (for unit person: of each person, or of each of its records
-        where ``records_per_person`` is given) in one step; 1 for unit client.
-    clipping_norm : float
-        Bound C on what one unit adds; on one record where ``records_per_person`` is given.
-    noise_multiplier : float
-        Standard deviation of all noise counted, over ``sensitivity``; 0 for unit none.
-    target_epsilon : float, optional
-        What the noise was chosen for.
-    local_steps : int
-        Noisy steps in a round; more than 1 only for unit record with trust none.
-    normalise : bool
-        Scale every record to nearly norm C in place of clipping to it.
-    records_per_person : int, optional
-        For unit person: records are sampled and clipped one by one, and no person has more than
-        this many. Without it a person is sampled as a whole and its mean gradient is clipped.
+    ConfigError where a value is out of range or two contradict each other. Where ``records_per_person`` is given, for
+    unit person, records are sampled and clipped one by one, and no person has more than this many; without it a person
+    is sampled as a whole and its mean gradient is clipped.
     """
 
-    unit: Unit
-    trust: Trust
-    mechanism: Mechanism
+    unit: Unit  # what one more or less of must not show; "none" switches protection off
+    trust: Trust  # noise shared under the secure sum, or added in full by every client
+    mechanism: Mechanism  # Skellam under the secure sum, Gaussian without, none for unit none
     rounds: int
     clients: int
-    min_survivors: int
-    max_colluders: int
-    public_records: int
-    delta: float
-    sample_rate: float
-    clipping_norm: float
-    noise_multiplier: float
-    target_epsilon: float | None = None
-    local_steps: int = 1
-    normalise: bool = True
+    min_survivors: int  # a round that ends with fewer clients releases nothing
+    max_colluders: int  # how many may reveal everything to the server and the promise still holds
+    public_records: int  # declared records (unit person: persons) of all clients; public, never counted from data
+    delta: float  # probability with which epsilon may fail, in [1e-10, 1e-2]
+    sample_rate: float  # probability of each record, or of each person drawn whole, in one step; 1 for unit client
+    clipping_norm: float  # bound C on what one unit adds, or on one record where records_per_person is given
+    noise_multiplier: float  # standard deviation of all noise counted, over `sensitivity`; 0 for unit none
+    target_epsilon: float | None = None  # what the noise was chosen for
+    local_steps: int = 1  # noisy steps in a round; more than 1 only for unit record with trust none
+    normalise: bool = True  # scale every record to nearly norm C in place of clipping to it
     adjacency: Adjacency = "add-or-remove-one"
     records_per_person: int | None = None
 

@@ -13,8 +13,7 @@ from carefl_secure.privacy import verdict as strength_of
 from carefl_secure.privacy.accounting.attack_bounds import AttackerBounds, attacker_bounds
 from carefl_secure.report.audit import audit_part
 from carefl_secure.report.checks import check_run
-from carefl_secure.report.registry import registry_entry
-from carefl_secure.report.render.page import html_page, markdown_section, put_into_readme
+from carefl_secure.report.render.page import html_page, markdown_section, put_into_readme, registry_entry
 from carefl_secure.report.run_record import RunRecord, read_run
 from carefl_secure.report.schema import Attacker, ClientLine, Promise, Report, Verdict
 from carefl_secure.report.sections import (

@@ -23,15 +23,11 @@ _COLUMNS = {"round": int, "survivors": int, "gradient_norm": float}
 
 @dataclass(frozen=True)
 class Book:
-    """One ledger of the run, whole or broken.
+    """One ledger of the run, whole or broken."""
 
-    ``name`` is ``"server"`` or the number of the client. Where the ledger cannot be trusted,
-    ``entries`` is empty and ``error`` says why.
-    """
-
-    name: str
-    entries: tuple[Entry, ...]
-    error: str = ""
+    name: str  # "server", or the number of the client
+    entries: tuple[Entry, ...]  # empty where the ledger cannot be trusted
+    error: str = ""  # why it cannot
 
     def of_run(self, run: str) -> tuple[Entry, ...]:
         """Return the entries that belong to one run, all its stages, or to one stage."""
@@ -40,49 +36,37 @@ class Book:
 
 @dataclass(frozen=True)
 class StageRecord:
-    """What was agreed on for one stage of a run, or for a run in one stage.
+    """What was agreed on for one stage of a run, or for a run in one stage."""
 
-    ``run`` is the name in ledgers, with the stage where there are several; ``first`` the number of its first round;
-    ``privacy`` the plan's privacy part, checked; ``event`` what one round of it releases, None for unit none.
-    """
-
-    run: str
-    first: int
+    run: str  # the name in ledgers, with the stage where there are several
+    first: int  # the number of its first round
     plan: Mapping[str, Any]
-    privacy: PrivacyPlan
-    event: Event | None
+    privacy: PrivacyPlan  # the plan's privacy part, checked
+    event: Event | None  # what one round of it releases; None for unit none
 
 
 @dataclass(frozen=True)
 class RunRecord:
     """What a run folder says.
 
-    ``plan``, ``privacy`` (checked) and ``event`` (one planned round; None for unit none) of a run
-    in several stages are those of the last, over all rounds; ``stages`` has one entry for each.
-    ``audit`` is None where no audit was made.
-
-    * ``run_id``: as the server's ledger names the run; the folder's name where that is broken.
-    * ``plan_hash``, ``begun_under``: SHA-256 of the canonical plan; that in the checkpoint, empty where there is none.
-    * ``simulated``: whether the clients lived inside the run folder, in one process.
-    * ``rows``: figures of every finished round.
-    * ``graph``: what hiding rests on where the clients mask on a sparse graph.
+    ``plan``, ``privacy`` and ``event`` of a run in several stages are those of the last, over all rounds.
     """
 
     path: Path
-    run_id: str
+    run_id: str  # as the server's ledger names the run; the folder's name where that is broken
     config: Mapping[str, Any]
     plan: Mapping[str, Any]
-    privacy: PrivacyPlan
-    event: Event | None
-    plan_hash: str
-    begun_under: str
+    privacy: PrivacyPlan  # checked
+    event: Event | None  # one planned round; None for unit none
+    plan_hash: str  # SHA-256 of the canonical plan
+    begun_under: str  # that in the checkpoint, empty where there is none
     server: Book
     clients: tuple[Book, ...]
-    simulated: bool
-    rows: tuple[Mapping[str, Any], ...]
-    audit: tuple[AuditFinding, ...] | None = None
+    simulated: bool  # whether the clients lived inside the run folder, in one process
+    rows: tuple[Mapping[str, Any], ...]  # figures of every finished round
+    audit: tuple[AuditFinding, ...] | None = None  # None where no audit was made
     stages: tuple[StageRecord, ...] = ()
-    graph: str = ""
+    graph: str = ""  # what hiding rests on where the clients mask on a sparse graph
 
     def stage_of(self, number: int) -> StageRecord:
         """Return the stage that a round belongs to, by its number."""

@@ -20,39 +20,27 @@ _MOST_PRICED = 32  # rounds; a price takes some 0.1 s
 
 @dataclass(frozen=True)
 class ClientAccount:
-    """What one client spent: ``paid`` rounds of this run at ``run_epsilon``.
-
-    ``ledger_epsilon`` prices everything in its ledger, earlier runs too. Both are None where the ledger is broken.
-    """
+    """What one client spent; both figures are None where its ledger is broken."""
 
     name: str
-    paid: int
+    paid: int  # rounds of this run
     run_epsilon: float | None
-    ledger_epsilon: float | None
+    ledger_epsilon: float | None  # of everything in its ledger, earlier runs too
 
 
 @dataclass(frozen=True)
 class Accounts:
-    """What the run costs, round by round, and what each client spent.
+    """What the run costs, round by round, and what each client spent."""
 
-    * ``events``: what the server's ledger paid for, equal events merged.
-    * ``epsilon``: what they cost; infinity where a round had no noise, None where the server's ledger is broken.
-    * ``by_round``, ``by_round_words``: epsilon after each released round that was priced, by the named accountant;
-      which these are.
-    * ``at_least``: epsilon of the last priced round up to each one: no valid claim is below it.
-    * ``survivors``: clients in each released round, by the server's ledger.
-    * ``agreed``: the limit that the plan was made for.
-    """
-
-    events: tuple[Event, ...]
+    events: tuple[Event, ...]  # what the server's ledger paid for, equal events merged
     accountant: str
-    epsilon: float | None
-    by_round: Mapping[int, float]
-    by_round_words: str
-    at_least: Mapping[int, float]
-    survivors: Mapping[int, int]
+    epsilon: float | None  # of these; infinity where a round had no noise, None where the server's ledger is broken
+    by_round: Mapping[int, float]  # epsilon after each released round that was priced, by the named accountant
+    by_round_words: str  # which rounds these are
+    at_least: Mapping[int, float]  # epsilon of the last priced round up to each one: no valid claim is below it
+    survivors: Mapping[int, int]  # clients in each released round, by the server's ledger
     clients: tuple[ClientAccount, ...]
-    agreed: float | None = None
+    agreed: float | None = None  # the limit that the plan was made for
 
     @property
     def largest(self) -> float | None:

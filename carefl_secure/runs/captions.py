@@ -18,14 +18,10 @@ from carefl_secure.runs.staged_corpora import load_corpora
 
 @dataclass(frozen=True)
 class Contexts:
-    """One caption per record of a run, used in the prompt and in no message.
+    """One caption per record of a run, used in the prompt and in no message."""
 
-    ``private`` follows ``corpora.private``, and each client sees its own share only; ``public`` and
-    ``test`` are of the server's own images.
-    """
-
-    private: list[str]
-    public: list[str]
+    private: list[str]  # follows corpora.private; each client sees its own share only
+    public: list[str]  # these and `test` are of the server's own images
     test: list[str]
 
 

@@ -24,16 +24,13 @@ Vector = npt.NDArray[np.float32]
 class ModelTask:
     """One client's work: a ``LocalTask`` on a real model.
 
-    Clients of one process share the frozen base and the adapter object; each loads the round's
-    adapter before use. ``losses`` holds this client's cached features and labels; ``by_person``
-    has the indices of each person's records, for unit person. ``rows`` is the number of records
-    that every clipped sum computes with, whatever was sampled (`clipped_sum`); 0 for no padding.
+    Clients of one process share the frozen base and the adapter object; each loads the round's adapter before use.
     """
 
-    losses: RecordLosses
+    losses: RecordLosses  # this client's cached features and labels
     clipping: Clipping
-    by_person: tuple[npt.NDArray[np.int64], ...] = ()
-    rows: int = 0
+    by_person: tuple[npt.NDArray[np.int64], ...] = ()  # the indices of each person's records, for unit person
+    rows: int = 0  # how many records every clipped sum computes with, whatever was sampled; 0 for no padding
 
     @property
     def dimension(self) -> int:

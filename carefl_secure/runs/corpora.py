@@ -28,23 +28,16 @@ _LEAST = 40
 
 @dataclass(frozen=True)
 class Corpora:
-    """The corpora of a run.
+    """The corpora of a run."""
 
-    Only clients see ``private``, which the privacy promise covers. ``public``, open to everybody, serves to choose
-    decision thresholds; ``test`` is scored on the server. The simple baselines are fitted on ``open``: on the embedded
-    corpus drawn separately, with the private annotators' habits, otherwise ``public``. ``shares`` are disjoint indices
-    into ``private``, one int64 array per client. ``duplicates`` says what was done about equal images, empty for the
-    embedded corpus; ``equal`` groups the private records that show equal images, ``near`` pairs nearly equal ones.
-    """
-
-    private: Corpus
-    public: Corpus
-    test: Corpus
-    open: Corpus
-    shares: list[npt.NDArray[np.int64]]
-    duplicates: str = ""
-    equal: Sequence[Sequence[int]] = ()
-    near: Sequence[Sequence[int]] = ()
+    private: Corpus  # seen by clients only, and covered by the privacy promise
+    public: Corpus  # open to everybody; decision thresholds are chosen on it
+    test: Corpus  # scored on the server
+    open: Corpus  # what simple baselines are fitted on: drawn apart, with the private annotators' habits, or public
+    shares: list[npt.NDArray[np.int64]]  # disjoint indices into private, one array per client
+    duplicates: str = ""  # what was done about equal images, empty for the embedded corpus
+    equal: Sequence[Sequence[int]] = ()  # groups of private records that show equal images
+    near: Sequence[Sequence[int]] = ()  # pairs of nearly equal ones
 
 
 def declared_space(config: Config) -> LabelSpace | None:

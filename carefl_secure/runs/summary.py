@@ -12,33 +12,26 @@ from carefl_secure.rounding import html_table
 
 @dataclass(frozen=True)
 class StageSummary:
-    """One stage's ``mAP`` and ``macro_f1`` at its start and end, with its own labels; named as ``2-compound``."""
+    """``mAP`` and ``macro_f1`` of one stage, at its start and at its end, with its own labels."""
 
-    name: str
+    name: str  # its number and label space, as "2-compound"
     before: Mapping[str, float]
     after: Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """The results of a finished run.
-
-    ``rows`` are the figures of every round; ``baselines`` the test mAP of the simple baselines,
-    empty where switched off; ``before`` and ``after`` ``mAP`` and ``macro_f1`` of the untuned and
-    the tuned model on the test split, with the labels of the last stage; ``promise`` the privacy
-    sentence, for all stages together; ``seconds`` the wall time; ``stages`` empty for a run in one
-    stage; ``remarks`` what must be said of the model besides, such as damage to its language.
-    """
+    """The results of a finished run."""
 
     folder: Path
-    rows: Sequence[Mapping[str, float | int | str]]
-    baselines: Mapping[str, float]
-    before: Mapping[str, float]
-    after: Mapping[str, float]
-    promise: str
-    seconds: float
-    stages: Sequence[StageSummary] = ()
-    remarks: Sequence[str] = ()
+    rows: Sequence[Mapping[str, float | int | str]]  # the figures of every round
+    baselines: Mapping[str, float]  # the test mAP of the simple baselines, empty where switched off
+    before: Mapping[str, float]  # mAP and macro_f1 of the untuned model on the test split, last stage's labels
+    after: Mapping[str, float]  # the same of the tuned model
+    promise: str  # the privacy sentence, for all stages together
+    seconds: float  # wall time
+    stages: Sequence[StageSummary] = ()  # empty for a run in one stage
+    remarks: Sequence[str] = ()  # what must be said of the model besides, such as damage to its language
 
     @property
     def verdict(self) -> str:

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from carefl_secure.audit import run as run_module
 from carefl_secure.audit.audited_run import read_plan
 from carefl_secure.audit.run import ATTACKS, AuditResult, audit_run, refuse_falsified
-from carefl_secure.audit.threat_models.schema import ATTACK_NAMES
+from carefl_secure.audit.threat_models import ATTACK_NAMES
 from carefl_secure.audit.views import Finding
 from carefl_secure.cli.app import app
 from carefl_secure.config import load_config

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from carefl_secure.audit.threat_models.schema import ATTACK_NAMES
+from carefl_secure.audit.threat_models import ATTACK_NAMES
 from carefl_secure.errors import PrivacyError, RunError
 from carefl_secure.report import refuse_void, write_report
 from carefl_secure.report.audit import ADVERSARIES

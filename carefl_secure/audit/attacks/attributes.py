@@ -28,15 +28,11 @@ class Person:
 
 @dataclass(frozen=True)
 class AttributeView:
-    """What a user of the adapter with partial knowledge sees.
+    """What a user of the adapter with partial knowledge sees."""
 
-    ``targets`` are the records whose attribute is sought; ``known`` are others, not trained on,
-    with their attribute in ``known_values``, str of shape [known].
-    """
-
-    targets: Person
-    known: Person
-    known_values: npt.NDArray[np.str_]
+    targets: Person  # the records whose attribute is sought
+    known: Person  # others, not trained on
+    known_values: npt.NDArray[np.str_]  # [known], their attribute
 
 
 class AttributeInference(Attack[AttributeView, Mapping[str, npt.NDArray[np.str_]]]):

@@ -52,14 +52,10 @@ _RATE = 0.05
 
 @dataclass(frozen=True)
 class CandidateView:
-    """What somebody with an update and a set of candidate records sees.
+    """What somebody with an update and a set of candidate records sees."""
 
-    ``update``, float64 [D], was sent or opened; ``candidates``, [candidates, D], are the updates
-    that each candidate would have made: the model is public.
-    """
-
-    update: Array
-    candidates: Array
+    update: Array  # [D], sent or opened
+    candidates: Array  # [candidates, D], the updates that each would have made: the model is public
 
 
 class ImageMatching(Attack[CandidateView, Array]):
@@ -79,14 +75,12 @@ class ImageMatching(Attack[CandidateView, Array]):
 class FeatureView:
     """What somebody with an update and the public model sees, without any candidate.
 
-    ``update`` is float64 [D]. ``gradient`` maps image features [1, tokens, width] to the update
-    they would make [D], differentiably; the labels are taken as known: they show in the sign of the
-    head's gradient. ``start``, [1, tokens, width], are mean features of public pictures.
+    The labels are taken as known: they show in the sign of the head's gradient.
     """
 
-    update: Array
-    gradient: Callable[[Tensor], Tensor]
-    start: Tensor
+    update: Array  # [D]
+    gradient: Callable[[Tensor], Tensor]  # features [1, tokens, width] to their update [D], differentiably
+    start: Tensor  # [1, tokens, width], mean features of public pictures
 
 
 class FeatureInversion(Attack[FeatureView, Tensor]):

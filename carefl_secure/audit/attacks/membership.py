@@ -21,15 +21,11 @@ _SLACK = 3.0
 
 @dataclass(frozen=True)
 class AdapterView:
-    """What somebody with the released adapter, the public base and some pictures sees.
+    """The losses that somebody with the released adapter, the public base and some pictures sees."""
 
-    ``tuned`` and ``base`` are the losses, [candidates], with the adapter and without it;
-    ``population_tuned`` and ``population_base`` the same for pictures certainly not trained on.
-    """
-
-    tuned: Losses
-    base: Losses
-    population_tuned: Losses
+    tuned: Losses  # [candidates], with the adapter
+    base: Losses  # [candidates], without it
+    population_tuned: Losses  # the same for pictures certainly not trained on
     population_base: Losses
 
 

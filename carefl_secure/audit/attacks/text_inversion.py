@@ -32,13 +32,9 @@ _MARGIN = 0.05
 
 @dataclass(frozen=True)
 class UpdateView:
-    """What somebody with an update of the first block and the frozen model sees.
+    """What somebody with an update of the first block and the frozen model sees."""
 
-    ``blocks`` holds pairs: rows of an update [rows, width], and the vector of every token of the
-    vocabulary in the same space [tokens, width].
-    """
-
-    blocks: tuple[tuple[Matrix, Matrix], ...]
+    blocks: tuple[tuple[Matrix, Matrix], ...]  # rows [rows, width] of an update, and all token vectors
 
 
 class SpanCheck(Attack[UpdateView, Matrix]):

@@ -150,15 +150,11 @@ def gaussian_estimate(scores: Scores, member: Members, delta: float, *, confiden
 
 @dataclass(frozen=True)
 class Bound:
-    """A way to bound epsilon from below.
+    """A way to bound epsilon from below."""
 
-    ``compute(scores, member, delta)`` bounds at 95 % confidence; ``assumes`` are its assumptions in
-    words; an ``estimate`` rests on the scores being normal, so that it decides nothing.
-    """
-
-    compute: Callable[[Scores, Members, float], float]
-    assumes: str
-    estimate: bool = False
+    compute: Callable[[Scores, Members, float], float]  # scores, coins and delta to a bound, at 95 % confidence
+    assumes: str  # its assumptions in words
+    estimate: bool = False  # rests on the scores being normal, so that it decides nothing
 
 
 BOUNDS: dict[str, Bound] = {

@@ -40,20 +40,14 @@ class Probe(Protocol):
 
 @dataclass(frozen=True)
 class MachineView:
-    """What the auditor of one's own machine may look at: everything.
-
-    ``rehearsal`` is a run on canaries, for the sampler; ``quiet`` holds two runs on no records
-    under one seed, with the run's own dimension: pure noise. ``probe`` is the real task with a few
-    real records, ``adapter`` (float32, shape [D]) where gradients are taken. ``released`` holds
-    sums of runs with keys in common; None where no Skellam noise hides single records.
-    """
+    """What the auditor of one's own machine may look at: everything."""
 
     plan: RunPlan
-    rehearsal: Rehearsal
-    quiet: tuple[Rehearsal, Rehearsal]
-    probe: Probe
-    adapter: npt.NDArray[np.float32]
-    released: ReleasedSums | None
+    rehearsal: Rehearsal  # a run on canaries, for the sampler
+    quiet: tuple[Rehearsal, Rehearsal]  # on no records, under one seed, with the run's own dimension: pure noise
+    probe: Probe  # the real task with a few real records
+    adapter: npt.NDArray[np.float32]  # [D], where gradients are taken
+    released: ReleasedSums | None  # of runs with keys in common; None where no Skellam noise hides single records
 
 
 class Conformance(Attack[MachineView, list[Finding]]):

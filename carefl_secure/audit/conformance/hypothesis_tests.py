@@ -69,17 +69,12 @@ def noise_chances(noise: npt.NDArray[np.float64]) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class SamplerTest:
-    """P-values that batches were drawn by independent coins of one probability.
+    """P-values that batches were drawn by independent coins of one probability."""
 
-    ``mean`` is that of the number of records drawn in all; ``size_variance`` of the variance of the batch sizes, which
-    detects batches of fixed size; ``spread`` of how unevenly records are drawn, which detects shuffled epochs and
-    samples that repeat. ``repeats`` counts equal batches of five records or more, which chance never makes.
-    """
-
-    mean: float
-    size_variance: float
-    spread: float
-    repeats: int
+    mean: float  # of the number of records drawn in all
+    size_variance: float  # of the variance of the batch sizes, which detects batches of fixed size
+    spread: float  # of how unevenly records are drawn, which detects shuffled epochs and samples that repeat
+    repeats: int  # equal batches of five records or more, which chance never makes
 
     @property
     def worst(self) -> float:

@@ -30,19 +30,14 @@ _Vector = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class ReleasedSums:
-    """Sums of rounds, shape [rounds, D], in clipping norms, of four runs with keys in common.
-
-    ``base`` has records with known gradients; ``other_records`` has all gradients zero,
-    ``other_dither`` and ``other_noise`` have other keys for one label. ``expected`` is what the
-    records add to ``base``, from the keys and the sampler of the library.
-    """
+    """Sums of rounds, shape [rounds, D], in clipping norms, of four runs with keys in common."""
 
     plan: RunPlan
-    base: _Vector
-    other_records: _Vector
-    other_dither: _Vector
-    other_noise: _Vector
-    expected: _Vector
+    base: _Vector  # records with known gradients
+    other_records: _Vector  # all gradients zero
+    other_dither: _Vector  # another key for the dither
+    other_noise: _Vector  # another key for the noise
+    expected: _Vector  # what the records add to base, from the keys and the sampler of the library
 
 
 class _Keys:

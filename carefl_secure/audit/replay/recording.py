@@ -44,20 +44,18 @@ class Batch:
 class Rehearsal:
     """All that happened, secrets included; attacks get only the views.
 
-    ``sums`` (float64, shape [rounds, D]) are the opened sums in units of the clipping norm,
-    ``survivors`` the clients of each round. ``batches``, ``records`` (how many each client held)
-    and ``member`` (the coins, bool, shape [canaries]) are for the caller of `play` to fill in.
+    The last three fields are for the caller of `play` to fill in.
     """
 
     plan: RunPlan
     cohort: Cohort
     messages: tuple[Heard, ...]
-    sums: npt.NDArray[np.float64]
-    survivors: tuple[int, ...]
+    sums: npt.NDArray[np.float64]  # [rounds, D], the opened sums in units of the clipping norm
+    survivors: tuple[int, ...]  # of each round
     seed: int
     batches: tuple[Batch, ...] = ()
-    records: int = 0
-    member: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
+    records: int = 0  # how many each client held
+    member: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))  # the coins, [canaries]
 
     def transcript(self) -> TranscriptView:
         """Return what the server sees."""

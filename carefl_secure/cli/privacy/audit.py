@@ -38,7 +38,7 @@ def audit(
     require_run(run)
     attacks = None
     if threat_model is not None:
-        from carefl_secure.audit.threat_models.load import find_models, load_models, named
+        from carefl_secure.audit.threat_models import find_models, load_models, named
 
         attacks = named(load_models(find_models()), threat_model).attacks
         if not attacks:
@@ -83,7 +83,7 @@ Folder = Annotated[Path | None, typer.Option("--dir", metavar="PATH", help="Fold
 @threat_model.command("list")
 def list_(dir_: Folder = None, json: Json = False) -> None:
     """List all adversaries, one line each."""
-    from carefl_secure.audit.threat_models.load import find_models, load_models
+    from carefl_secure.audit.threat_models import find_models, load_models
 
     models = load_models(find_models(dir_))
     counts = {m.name: {d: sum(t.defended == d for t in m.threats) for d in ("yes", "partly", "no")} for m in models}
@@ -107,7 +107,7 @@ def show(
     json: Json = False,
 ) -> None:
     """Show one adversary: what it sees, what it may try, and what remains."""
-    from carefl_secure.audit.threat_models.load import find_models, load_models, named
+    from carefl_secure.audit.threat_models import find_models, load_models, named
 
     model = named(load_models(find_models(dir_)), name)
     if json:
@@ -129,7 +129,7 @@ def show(
 @threat_model.command("check")
 def check(dir_: Folder = None, json: Json = False) -> None:
     """Fail where a threat model names a test, a setting or an attack that does not exist."""
-    from carefl_secure.audit.threat_models.load import check_models, find_models, load_models
+    from carefl_secure.audit.threat_models import check_models, find_models, load_models
 
     folder = find_models(dir_)
     models = load_models(folder)
@@ -150,8 +150,7 @@ def render_(
     dir_: Folder = None,
 ) -> None:
     """Make the page of all threat models, with diagrams."""
-    from carefl_secure.audit.threat_models.load import find_models, load_models
-    from carefl_secure.audit.threat_models.schema import ATLAS, LINDDUN, STRIDE
+    from carefl_secure.audit.threat_models import ATLAS, LINDDUN, STRIDE, find_models, load_models
     from carefl_secure.report.render.page import threat_models_page
 
     page = threat_models_page(load_models(find_models(dir_)), stride=STRIDE, linddun=LINDDUN, atlas=ATLAS)

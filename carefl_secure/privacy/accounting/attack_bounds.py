@@ -52,21 +52,16 @@ _RDP = (
 class AttackerBounds:
     """Upper bounds for any membership test, whatever the attacker knows or computes.
 
-    * ``why``: why they are upper bounds, in one sentence.
-    * ``true_positive_rate``: false-positive rate to the largest share of members that can be found at it.
-    * ``advantage``: largest difference between the two rates.
-    * ``mu``: a mu whose Gaussian trade-off curve no test passes that finds more than one member in 1e10, except with
-      the probability that a rounding broke its norm bound. Looser than the rates; infinite where the noise is next to
-      nothing.
-    * ``curve``: false- and true-positive rates, for drawing.
+    No test that finds more than one member in 1e10 passes the Gaussian trade-off curve of ``mu``, except with the
+    probability that a rounding broke its norm bound. It is looser than the rates; infinite with next to no noise.
     """
 
     method: str
-    why: str
-    true_positive_rate: Mapping[float, float]
-    advantage: float
+    why: str  # why they are upper bounds, in one sentence
+    true_positive_rate: Mapping[float, float]  # false-positive rate to the largest share of members found at it
+    advantage: float  # largest difference between the two rates
     mu: float
-    curve: tuple[tuple[float, float], ...]
+    curve: tuple[tuple[float, float], ...]  # false- and true-positive rates, for drawing
 
 
 def attacker_bounds(events: Sequence[Event], false_positive_rates: Sequence[float] = (0.01, 0.001)) -> AttackerBounds:

@@ -107,24 +107,18 @@ def _four_digits(value: float) -> float:
 
 @dataclass(frozen=True)
 class Budget:
-    """All four quantities, and what epsilon rests on; fields not listed are as in the question.
+    """All four quantities, and what epsilon rests on; fields without a comment are as in the question."""
 
-    * ``solved_for``: which one was computed; ``"nothing"`` where all four were given and agree.
-    * ``epsilon``: what the accountant finds for the other three, in nats: never above a target.
-    * ``accountant``: its name and what decides its accuracy.
-    * ``verdict``: ``"strong"``, ``"reasonable, not strong"`` or ``"weak"``.
-    """
-
-    solved_for: str
-    epsilon: float
+    solved_for: str  # which one was computed; "nothing" where all four were given and agree
+    epsilon: float  # what the accountant finds for the other three, in nats: never above a target
     noise_multiplier: float
     rounds: int
     sample_rate: float
     delta: float
     unit: str
     mechanism: str
-    accountant: str
-    verdict: str
+    accountant: str  # its name and what decides its accuracy
+    verdict: str  # "strong", "reasonable, not strong" or "weak"
     adjacency: str = "add-or-remove-one"
     records_per_person: int | None = None
     dimension: int | None = None

@@ -49,37 +49,19 @@ def _most_padded(dimension: int) -> int:
 class BudgetQuestion:
     """Epsilon, noise multiplier, rounds and sampling rate, of which one may be missing.
 
-    Parameters
-    ----------
-    mechanism : {"gaussian", "skellam"}
-        Gaussian noise of each client, or Skellam noise shared under the secure sum.
-    delta : float
-        Probability with which epsilon may fail, in [1e-10, 1e-2].
-    epsilon : float, optional
-        The most that all rounds may cost.
-    noise_multiplier : float, optional
-        Standard deviation of all noise counted, over the norm bound.
-    rounds : int, optional
-        How many sums are released.
-    sample_rate : float, optional
-        Probability of each record (for unit person without ``records_per_person``: of each
-        person) in one sum; 1 for unit client.
-    records_per_person : int, optional
-        For unit person: how many records of one person, at most, are drawn and clipped one by one.
-        The noise multiplier is then over k times the norm bound of a record.
-    dimension : int, optional
-        For Skellam noise: how many values are trained; ``EMBEDDED_DIMENSION`` by default.
+    With ``records_per_person``, for unit person, so many records of one person at most are drawn and clipped one by
+    one, and the noise multiplier is over that many times the norm bound of a record.
     """
 
-    mechanism: Mechanism
-    delta: float
-    epsilon: float | None = None
-    noise_multiplier: float | None = None
-    rounds: int | None = None
-    sample_rate: float | None = None
+    mechanism: Mechanism  # Gaussian noise of each client, or Skellam noise shared under the secure sum
+    delta: float  # probability with which epsilon may fail, in [1e-10, 1e-2]
+    epsilon: float | None = None  # the most that all rounds may cost
+    noise_multiplier: float | None = None  # standard deviation of all noise counted, over the norm bound
+    rounds: int | None = None  # how many sums are released
+    sample_rate: float | None = None  # of each record, or of each person drawn whole, in one sum; 1 for unit client
     unit: Unit = "record"
     records_per_person: int | None = None
-    dimension: int | None = None
+    dimension: int | None = None  # for Skellam noise: how many values are trained; EMBEDDED_DIMENSION by default
 
     def __post_init__(self) -> None:
         """Refuse what has no answer."""

@@ -33,11 +33,11 @@ _SHARED = (
 
 @dataclass(frozen=True)
 class Combined:
-    """An epsilon in nats, infinite where an account has none, with its delta and the ``conditions`` it needs."""
+    """An epsilon with what it rests on."""
 
-    epsilon: float
+    epsilon: float  # in nats; infinite where some account has none
     delta: float
-    conditions: tuple[str, ...]
+    conditions: tuple[str, ...]  # what must hold for it, one sentence each; show them with it
 
 
 def over_disjoint_clients(epsilons: Sequence[float], delta: float) -> Combined:

@@ -29,7 +29,7 @@ class _Sampled:
     kind: ClassVar[str]
     positive: ClassVar[tuple[str, ...]]
 
-    sample_rate: float
+    sample_rate: float  # probability with which every record enters one sum, in (0, 1]
 
     def __post_init__(self) -> None:
         """Refuse values that describe no mechanism."""
@@ -53,23 +53,18 @@ class _Sampled:
 class SampledSkellam(_Sampled):
     """``count`` sums of Poisson-sampled records, each hidden by Skellam noise of integer vectors.
 
-    * ``sample_rate``: probability with which every record enters one sum, in (0, 1].
-    * ``l1``, ``l2``: bounds on the 1-norm and 2-norm of what one record changes, in integer units; ``l1 >= l2``.
-    * ``variance``: variance per coordinate of the noise that the accounted adversary cannot remove.
-    * ``beta``: probability, for each sum, that the two bounds do not hold (rounding), in [0, 1).
-    * ``dimension``: how many integers the released vector has. Where it is known the noise can be priced by privacy
-      loss distributions; left out of the JSON where it is not.
+    Without its ``dimension`` noise cannot be priced by privacy loss distributions.
     """
 
     kind: ClassVar[str] = "sampled_skellam"
     positive: ClassVar[tuple[str, ...]] = ("l1", "l2", "variance")
 
-    l1: float
+    l1: float  # bounds on the 1-norm and the 2-norm of what one record changes, in integer units; l1 >= l2
     l2: float
-    variance: float
+    variance: float  # per coordinate, of the noise that the accounted adversary cannot remove
     count: int = 1
-    beta: float = 0.0
-    dimension: int | None = None
+    beta: float = 0.0  # probability, for each sum, that the two bounds do not hold (rounding), in [0, 1)
+    dimension: int | None = None  # how many integers the released vector has; left out of the JSON where unknown
 
     def __post_init__(self) -> None:
         """Refuse values that describe no mechanism."""
@@ -97,16 +92,12 @@ class SampledSkellam(_Sampled):
 
 @dataclass(frozen=True)
 class SampledGaussian(_Sampled):
-    """``count`` sums of Poisson-sampled records, each hidden by Gaussian noise.
-
-    * ``sample_rate``: probability with which every record enters one sum, in (0, 1].
-    * ``noise_multiplier``: standard deviation of the noise over the 2-norm bound of one record.
-    """
+    """``count`` sums of records sampled at ``sample_rate`` (Poisson), each hidden by Gaussian noise."""
 
     kind: ClassVar[str] = "sampled_gaussian"
     positive: ClassVar[tuple[str, ...]] = ("noise_multiplier",)
 
-    noise_multiplier: float
+    noise_multiplier: float  # standard deviation of the noise over the 2-norm bound of one record
     count: int = 1
 
     @property

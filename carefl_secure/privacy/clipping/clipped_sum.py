@@ -34,20 +34,12 @@ _MARGIN = 1e-6
 
 @dataclass(frozen=True)
 class Clipping:
-    """How much one record adds to a sum, and how the engine splits gradients by record.
+    """How much one record adds to a sum, and how the engine splits gradients by record; ConfigError out of range."""
 
-    A value out of range raises ConfigError.
-
-    * ``norm``: bound C on the 2-norm of one record's (or one group's) term.
-    * ``normalise``: give every record nearly the same norm, which spares tuning C, in place of clipping.
-    * ``engine``: who splits the gradients.
-    * ``micro_batch``: how many records go through the model at once; costs memory, never changes the sum.
-    """
-
-    norm: float
-    normalise: bool
-    engine: Engine = "native"
-    micro_batch: int = 32
+    norm: float  # bound C on the 2-norm of one record's (or one group's) term
+    normalise: bool  # give every record nearly the same norm, which spares tuning C, in place of clipping
+    engine: Engine = "native"  # who splits the gradients
+    micro_batch: int = 32  # how many records go through the model at once; costs memory, never changes the sum
 
     def __post_init__(self) -> None:
         """Refuse what bounds nothing."""

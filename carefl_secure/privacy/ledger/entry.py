@@ -23,19 +23,14 @@ START = "0" * 64
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of a ledger.
+    """One line of a ledger."""
 
-    ``index`` counts from 0; ``time`` is UTC, ISO 8601; ``kind`` one of ``KINDS``; a spend holds its
-    event under ``payload["event"]``; ``previous`` is the hash of the entry before (64 zeros for the
-    first); ``hash`` is SHA-256 over the canonical JSON of all the other fields.
-    """
-
-    index: int
-    time: str
-    kind: str
-    payload: Mapping[str, Any]
-    previous: str
-    hash: str
+    index: int  # from 0
+    time: str  # UTC, ISO 8601
+    kind: str  # one of `KINDS`
+    payload: Mapping[str, Any]  # a spend holds its event under "event"
+    previous: str  # the hash of the entry before; 64 zeros for the first
+    hash: str  # SHA-256 over the canonical JSON of all the other fields
 
     @property
     def unprotected(self) -> bool:

@@ -61,18 +61,14 @@ def delta_for(path: Path) -> float:
 
 @dataclass(frozen=True)
 class Line:
-    """Equal spends of one run in a row, at the places ``first`` to ``last`` of the ledger.
+    """Equal spends of one run in a row."""
 
-    ``time`` is that of the first, ``run`` may be empty, ``event`` has the count of all, and
-    ``epsilon`` is what these alone cost.
-    """
-
-    first: int
+    first: int  # the places in the ledger of the first and the last
     last: int
-    time: str
-    run: str
-    event: Event
-    epsilon: float
+    time: str  # of the first
+    run: str  # may be empty
+    event: Event  # with the count of all
+    epsilon: float  # what these alone cost
 
     @property
     def count(self) -> int:
@@ -82,23 +78,17 @@ class Line:
 
 @dataclass(frozen=True)
 class Statement:
-    """What one ledger holds.
-
-    * ``head``: hash of the last entry.
-    * ``unprotected``: rounds that were noted as released without any noise.
-    * ``recovered``: how often a torn end was cut off.
-    * ``epsilon``: what all spends come to; infinity where a round was unprotected.
-    """
+    """What one ledger holds."""
 
     path: Path
     identity: Mapping[str, str]
     entries: int
-    head: str
+    head: str  # hash of the last entry
     lines: tuple[Line, ...]
-    unprotected: int
-    recovered: int
+    unprotected: int  # rounds that were noted as released without any noise
+    recovered: int  # how often a torn end was cut off
     delta: float
-    epsilon: float
+    epsilon: float  # what all spends come to; infinity where a round was unprotected
     accountant: str
 
     def remarks(self) -> list[str]:
@@ -170,15 +160,11 @@ def statement(path: Path, delta: float) -> Statement:
 
 @dataclass(frozen=True)
 class RunSpending:
-    """What one run has spent, by the ledger that holds most.
+    """What one run has spent, by the ledger that holds most."""
 
-    ``charged`` counts the rounds that some ledger paid for, ``opened`` those that the server's
-    ledger records as released. ``epsilon`` is infinite where a round had no noise.
-    """
-
-    charged: int
-    opened: int
-    epsilon: float
+    charged: int  # rounds that some ledger paid for
+    opened: int  # rounds that the server's ledger records as released
+    epsilon: float  # infinite where a round had no noise
 
 
 @functools.lru_cache(maxsize=256)

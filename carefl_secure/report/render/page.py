@@ -1,4 +1,4 @@
-"""Templates filled with a report or an experiment: pages that load nothing, tables, the model card's block."""
+"""Templates filled with a report, an experiment or threat models: pages, tables, model card, registry entry."""
 
 from __future__ import annotations
 
@@ -193,3 +193,33 @@ def experiment_markdown(found: Mapping[str, Any]) -> str:
 def threat_models_page(models: Sequence[object], **terms: Mapping[str, str]) -> str:
     """Return threat models as Markdown with diagrams; ``terms`` name letters and ids: stride, linddun, atlas."""
     return environment(html=False).get_template("threat-models.md.j2").render(models=models, **terms)
+
+
+def registry_entry(report: Report) -> str:
+    """Return the entry as YAML: a draft that names what a run folder cannot know.
+
+    References
+    ----------
+    Schema of the OpenDP deployments registry (``schemas/deployments-schema.yaml``, after research
+    by Ghazi, Nanayakkara and Vadhan), in the layout of its entries of September 2026.
+    """
+    name = f"carefl-secure-{report.run.id}".lower()
+    slug = "".join(c if c.isalnum() and c.isascii() else "-" for c in name).strip("-")
+    template = environment(html=False).get_template("registry.yaml.j2")
+    entry = yaml.safe_load(template.render(r=report, slug=slug))
+    price, delta = report.promise.epsilon, report.promise.delta
+    if price is not None and delta is not None:
+        entry["deployment"]["privacy_loss"]["privacy_parameters"] = {"epsilon": float(round_up(price)), "delta": delta}
+    return yaml.dump(entry, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes texts of several lines as blocks, as the registry's own entries do."""
+
+
+def _scalar(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = "|" if "\n" in text else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _scalar)

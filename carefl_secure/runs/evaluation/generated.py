@@ -24,21 +24,16 @@ NO_RANKING = "generated text gives label sets, not scores, so no average precisi
 
 @dataclass(frozen=True)
 class Generated:
-    """Figures of generated answers; with ``constrained`` the model could write labels only.
-
-    ``figures`` and ``untuned`` are those of :data:`carefl_secure.evaluation.decisions.DECISIONS`; ``intervals`` are
-    those of ``figures`` by bootstrap, ``low`` and ``high``. Unparsable records, whose answer named no label, count as
-    without a label.
-    """
+    """Figures of generated answers; an unparsable one, which named no label, counts as without a label."""
 
     run: str
     split: str
     space: str
     records: int
-    constrained: bool
-    figures: dict[str, float]
+    constrained: bool  # whether the model could write labels only
+    figures: dict[str, float]  # those of `carefl_secure.evaluation.decisions.DECISIONS`, and so `untuned`
     untuned: dict[str, float]
-    intervals: dict[str, dict[str, float | None]]
+    intervals: dict[str, dict[str, float | None]]  # of `figures`, by bootstrap: low and high
     unparsable: int
     untuned_unparsable: int
     remark: str = NO_RANKING

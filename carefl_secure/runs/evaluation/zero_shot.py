@@ -141,17 +141,13 @@ _MASKED = (
 
 @dataclass(frozen=True)
 class ZeroShot:
-    """What was scored and predicted.
-
-    ``evaluation``, in ``file``, is over videos, or over single pictures on the run's own corpus; None without labels.
-    ``predictions`` has one row per video; None on the run's own corpus. ``unlabelled`` videos have no label.
-    """
+    """What was scored and predicted."""
 
     run: str
-    evaluation: Evaluation | None
+    evaluation: Evaluation | None  # over videos, or single pictures of the run's own corpus; None without labels
     file: Path | None
-    predictions: Path | None
-    unlabelled: int
+    predictions: Path | None  # one row per video; None on the run's own corpus
+    unlabelled: int  # videos without a label
 
 
 def evaluate_zero_shot(

@@ -29,16 +29,13 @@ Picture = Image.Image | str | Path
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answer to one image.
+    """The answer to one image."""
 
-    ``labels`` are those given, the best first. ``scores`` hold every label, the best first: log-odds where several
-    labels may hold, else log-probabilities. ``thresholds`` are the lowest scores at which labels are given; None where
-    the best is.
-    """
-
-    labels: tuple[str, ...]
-    scores: Mapping[str, float]
-    thresholds: Mapping[str, float] | None
+    labels: tuple[str, ...]  # those given, the best first
+    scores: Mapping[
+        str, float
+    ]  # of all labels, the best first: log-odds where several may hold, else log-probabilities
+    thresholds: Mapping[str, float] | None  # the lowest scores at which labels are given; None where the best is
 
     def probability(self, label: str) -> float:
         """Return the probability that a score stands for, between 0 and 1."""

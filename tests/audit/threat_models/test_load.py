@@ -9,8 +9,16 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from carefl_secure.audit.threat_models.load import check_models, find_models, load_models, named
-from carefl_secure.audit.threat_models.schema import ATLAS, ATTACK_NAMES, LINDDUN, STRIDE
+from carefl_secure.audit.threat_models import (
+    ATLAS,
+    ATTACK_NAMES,
+    LINDDUN,
+    STRIDE,
+    check_models,
+    find_models,
+    load_models,
+    named,
+)
 from carefl_secure.cli.app import app
 from carefl_secure.errors import ConfigError
 from carefl_secure.report.render.page import threat_models_page

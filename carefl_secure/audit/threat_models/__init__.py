@@ -1,1 +1,0 @@
-"""Threat models: their schema, how they are loaded, their page."""
