@@ -76,7 +76,6 @@ def settings(out: Path, base: Path, labels: list[str], rounds: int) -> Experimen
         "model": {
             "base": str(base),
             "quantization": "none",
-            "compute_dtype": "float32",
             "prompt": str(out / "question.txt"),
             "context": "own",
             "context_cache": str(out / "captions"),
