@@ -29,6 +29,10 @@ from carefl_secure.secagg import ClientSum as ClientSum
 Header = Mapping[str, int | bytes]
 Take = Callable[[int, RecordDict], object]
 
+MaskedIntegers = NDArray[np.unsignedinteger[Any]]
+Nodes = Callable[[], Collection[int]]
+"""Waits for the nodes and says which are there."""
+
 
 def handing(take: Callable[[int, bytes], object], places: Mapping[int, int], name: str) -> Take:
     """Return what hands the one field of a reply to ``take``, with the place of its node."""
@@ -89,11 +93,6 @@ class KeyPrefetch(ABC):
     @abstractmethod
     def _observe(self, node: int, record: RecordDict) -> None:
         """Take in what a node sent for the next round."""
-
-
-MaskedIntegers = NDArray[np.unsignedinteger[Any]]
-Nodes = Callable[[], Collection[int]]
-"""Waits for the nodes and says which are there."""
 
 
 class ServerSum(ABC):

@@ -38,6 +38,11 @@ KEY_LABEL = b"round key"
 ACTIONS = ("query.holder_key", "query.open_sum")
 """The steps of the key holder."""
 
+T = TypeVar("T")
+_SIGNATURE = 64
+_LENGTH = struct.Struct("<I")
+_PORTION = 1 << 26  # bytes of uploads in one message to the key holder
+
 
 class HolderSession(Helper):
     """The key holder for the length of one run.
@@ -95,12 +100,6 @@ class HolderSession(Helper):
         if self._key is not None:
             self._key.destroy()
             self._key = None
-
-
-T = TypeVar("T")
-_SIGNATURE = 64
-_LENGTH = struct.Struct("<I")
-_PORTION = 1 << 26  # bytes of uploads in one message to the key holder
 
 
 class HolderKey(NamedTuple):

@@ -14,6 +14,9 @@ from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.privacy import Ledger
 from carefl_secure.privacy.ledger.entry import count_rounds
 
+_SAVED = struct.Struct("<q?32sqI")
+_NONE = -1
+
 
 class RoundBudget:
     """A ledger together with the plan whose rounds are charged to it.
@@ -64,10 +67,6 @@ class RoundBudget:
     def charged(self) -> int:
         """Return how many rounds of this run were charged."""
         return count_rounds(self._ledger.entries(), self._run)
-
-
-_SAVED = struct.Struct("<q?32sqI")
-_NONE = -1
 
 
 class OpenRounds:

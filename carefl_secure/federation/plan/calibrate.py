@@ -26,6 +26,12 @@ _FREE_UPDATE = 16.0
 # Entries of a noisy update past so many deviations are cut, which is free.
 _DEVIATIONS = 12.0
 
+Events = tuple[Event, ...]
+History = tuple[Events, Events]
+"""Events of a ledger's first run, with its whole plan, and of all later runs."""
+
+_NOTHING = 1e-3  # of the limit: what is left below it is of no use to any run
+
 
 @dataclass(frozen=True, kw_only=True)
 class PlanRequest:
@@ -213,13 +219,6 @@ def _noisy_update(privacy: PrivacyPlan, local: LocalPlan | None) -> float:
     reach = batch_bound(batch) + _DEVIATIONS * privacy.noise_multiplier
     step = local.learning_rate * privacy.clipping_norm * reach / batch
     return local.steps * step * (2.0 if local.feddyn_alpha else 1.0)
-
-
-Events = tuple[Event, ...]
-History = tuple[Events, Events]
-"""Events of a ledger's first run, with its whole plan, and of all later runs."""
-
-_NOTHING = 1e-3  # of the limit: what is left below it is of no use to any run
 
 
 def earlier_spends(ledgers: Path, clients: int, run: str | None = None) -> frozenset[History]:

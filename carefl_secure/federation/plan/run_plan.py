@@ -16,6 +16,11 @@ from carefl_secure.privacy.sampling import OVERFLOW
 from carefl_secure.secagg import EncodingPlan, GraphPlan, plan_graph
 from carefl_secure.strict_json import canonical_hash, dataclass_from_json
 
+_ABOVE_ZERO = ("dimension", "scale", "clipping_norm", "noise_clients", "l1_sensitivity", "l2_sensitivity")
+
+SPARSE_ABOVE = 200
+"""The most clients that all share masks with one another; more of them share on a sparse graph."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LocalPlan:
@@ -110,12 +115,6 @@ class LocalPlan:
     def from_json(cls, value: Any) -> LocalPlan:
         """Return the plan that `to_json` gave; ConfigError where it is none."""
         return dataclass_from_json(cls, value)
-
-
-_ABOVE_ZERO = ("dimension", "scale", "clipping_norm", "noise_clients", "l1_sensitivity", "l2_sensitivity")
-
-SPARSE_ABOVE = 200
-"""The most clients that all share masks with one another; more of them share on a sparse graph."""
 
 
 @dataclass(frozen=True)

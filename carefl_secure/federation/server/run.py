@@ -29,6 +29,13 @@ from carefl_secure.secagg.encrypted.packing import choose_fields
 
 _OPTIMIZER = "optimizer."
 
+Adapter = NDArray[np.float32]
+Scalar = float | int | str
+Evaluate = Callable[[Adapter], Mapping[str, float]]
+Follow = Callable[[Reporter, RunFolder], AbstractContextManager[Reporter]]
+_TASK = "rounds"
+_PATIENCE = 60.0  # seconds that a round waits for nodes that are not online
+
 
 class Checkpoints:
     """Writes and reads the state of one run or stage; ``optimizer`` is restored in place."""
@@ -96,14 +103,6 @@ class Checkpoints:
             self._write_plan()
         folder.keep_metrics(number)
         return adapter.astype(np.float32), number
-
-
-Adapter = NDArray[np.float32]
-Scalar = float | int | str
-Evaluate = Callable[[Adapter], Mapping[str, float]]
-Follow = Callable[[Reporter, RunFolder], AbstractContextManager[Reporter]]
-_TASK = "rounds"
-_PATIENCE = 60.0  # seconds that a round waits for nodes that are not online
 
 
 @dataclass(frozen=True)

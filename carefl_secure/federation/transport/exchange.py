@@ -21,6 +21,8 @@ Take = Callable[[int, RecordDict], object]
 ROLE = "query.role"
 _PAUSE = 0.5
 
+_CLIENT, _HELPER = 0, 1
+
 
 class Faults:
     """Who sent bad messages in a run, and who is excluded from its further rounds.
@@ -173,9 +175,6 @@ def wait_for_nodes(grid: Grid, wanted: int, patience: float) -> list[int]:
         time.sleep(_PAUSE)
         nodes = sorted(grid.get_node_ids())
     return nodes
-
-
-_CLIENT, _HELPER = 0, 1
 
 
 def role_message(index: int, helper: bool) -> RecordDict:

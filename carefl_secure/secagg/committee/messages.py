@@ -30,6 +30,9 @@ from carefl_secure.secagg.primitives.shamir import SHARE_BYTES, read_element
 MIN_MEMBERS = 2
 MAX_MEMBERS = 5
 
+SEED_BYTES = 32
+_U16 = struct.Struct("<H")
+
 
 @dataclass(frozen=True, kw_only=True)
 class CommitteeParameters(Agreement):
@@ -111,10 +114,6 @@ class CommitteeParameters(Agreement):
     def parties(self) -> tuple[bytes, ...]:
         """Return the keys of clients and members."""
         return (*self.roster, *self.members)
-
-
-SEED_BYTES = 32
-_U16 = struct.Struct("<H")
 
 
 class CommitteeKind(IntEnum):

@@ -15,6 +15,17 @@ DITHER_FAILURE = 1e-12
 
 _BATCH_TAIL = 2.0**-40
 
+REDRAW_PROBABILITY = 2.0**-20
+"""Bound on the probability that a conditional rounding is drawn again (beta there).
+
+Kairouz, Liu and Steinke take ``exp(-1/2)``. This costs 0.1 % of the sensitivity at a million
+coordinates and makes both the bias and the redraws negligible."""
+
+MAX_OVERFLOW = 2.0**-20
+"""Largest accepted probability that one coordinate of one round wraps around."""
+
+_LARGEST_SCALED_NORM = 2.0**31
+
 
 def rounded_sensitivity(scaled_norm: float, padded: int, failure: float = DITHER_FAILURE) -> tuple[float, float]:
     """Bound ``(l1, l2)`` of what one record changes after rounding, in integer units.
@@ -66,18 +77,6 @@ def smallest(holds: Callable[[float], bool], low: float, high: float) -> float:
             break
         low, high = (low, middle) if holds(middle) else (middle, high)
     return high
-
-
-REDRAW_PROBABILITY = 2.0**-20
-"""Bound on the probability that a conditional rounding is drawn again (beta there).
-
-Kairouz, Liu and Steinke take ``exp(-1/2)``. This costs 0.1 % of the sensitivity at a million
-coordinates and makes both the bias and the redraws negligible."""
-
-MAX_OVERFLOW = 2.0**-20
-"""Largest accepted probability that one coordinate of one round wraps around."""
-
-_LARGEST_SCALED_NORM = 2.0**31
 
 
 def _positive(**values: float) -> None:

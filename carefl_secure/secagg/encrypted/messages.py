@@ -17,6 +17,9 @@ from carefl_secure.secagg.primitives.agreement import check_hash
 from carefl_secure.secagg.primitives.crypto import refuse
 from carefl_secure.secagg.primitives.framing import SIGNATURE, Body, Field, Message
 
+_U32 = struct.Struct("<I")
+_LARGEST = 1 << 18  # a ciphertext has 128 kB before compression
+
 
 @dataclass(frozen=True, kw_only=True)
 class EncryptedParameters(RoundParameters):
@@ -72,10 +75,6 @@ class EncryptedParameters(RoundParameters):
     def parties(self) -> tuple[bytes, ...]:
         """Return the keys of clients and key holder, and the hash of the public key."""
         return (*self.roster, self.key_holder, self.public_key)
-
-
-_U32 = struct.Struct("<I")
-_LARGEST = 1 << 18  # a ciphertext has 128 kB before compression
 
 
 class EncryptedKind(IntEnum):

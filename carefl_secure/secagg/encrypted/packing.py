@@ -25,6 +25,15 @@ _WIDTH = 60
 _TILE = 1 << 15
 _BATCH = 256
 
+WORD_BITS = 32
+"""Size of the words of every encrypted sum; shorter ones are widened, so that all of them fit."""
+
+_SHORT = 16
+_SHORTEST = 1 << _SHORT - 1  # magnitude of the lowest word of 16 bits
+
+_EXCESS = 2.0**-100
+_STEPS = np.geomspace(1e-9, 30.0, 4000)
+
 
 def _fields(field_bits: int) -> int:
     if field_bits not in FIELD_BITS:
@@ -129,16 +138,6 @@ def add_residue_masks(
                 mask = draw_residues(stream, tile.size, modulus)
                 tile += mask if sign > 0 else whole - mask
                 np.minimum(tile, tile - whole, out=tile)  # tile - whole wraps where tile < whole
-
-
-WORD_BITS = 32
-"""Size of the words of every encrypted sum; shorter ones are widened, so that all of them fit."""
-
-_SHORT = 16
-_SHORTEST = 1 << _SHORT - 1  # magnitude of the lowest word of 16 bits
-
-_EXCESS = 2.0**-100
-_STEPS = np.geomspace(1e-9, 30.0, 4000)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,13 @@ from carefl_secure.errors import ConfigError
 from carefl_secure.noise import KeyStream
 from carefl_secure.secagg.primitives.crypto import digest, refuse
 
+PRIVACY_BITS = 80
+"""Privacy fails on a graph with probability ``2**-80`` at most: who picks the last advertisement or
+the members can try some ``2**40`` graphs and still has a chance below ``2**-40``."""
+
+RECOVERY_BITS = 20
+"""A round cannot be opened with probability ``2**-20`` at most, under the stated dropout."""
+
 
 def neighbours(
     context: bytes, transcript_hash: bytes, members: Collection[int], index: int, degree: int | None = None
@@ -61,14 +68,6 @@ def ring(context: bytes, transcript_hash: bytes, members: tuple[int, ...]) -> tu
         swap = word % (last + 1)
         order[last], order[swap] = order[swap], order[last]
     return tuple(order), {member: place for place, member in enumerate(order)}
-
-
-PRIVACY_BITS = 80
-"""Privacy fails on a graph with probability ``2**-80`` at most: who picks the last advertisement or
-the members can try some ``2**40`` graphs and still has a chance below ``2**-40``."""
-
-RECOVERY_BITS = 20
-"""A round cannot be opened with probability ``2**-20`` at most, under the stated dropout."""
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,12 @@ from carefl_secure.secagg.primitives.shamir import SHARE_BYTES, read_element
 MAX_CLIENTS = 1000
 """Above this even a sparse graph costs too much; 300 is where the complete one does."""
 
+_U16 = struct.Struct("<H")
+_ENTRY = struct.Struct(f"<HB{SHARE_BYTES}s")
+_TAG = 16
+
+SEALED_BYTES = 2 * SHARE_BYTES + _TAG
+
 
 def default_threshold(clients: int) -> int:
     """Return ``floor(2 * clients / 3) + 1``, the smallest threshold that is safe here.
@@ -113,13 +119,6 @@ class RoundParameters(Agreement):
         """Return all numbers, in the order in which they are hashed."""
         graph = () if self.neighbours is None else (self.neighbours, self.rebuilding)
         return (self.round, self.dimension, self.bits, self.threshold, self.min_survivors, self.clients, *graph)
-
-
-_U16 = struct.Struct("<H")
-_ENTRY = struct.Struct(f"<HB{SHARE_BYTES}s")
-_TAG = 16
-
-SEALED_BYTES = 2 * SHARE_BYTES + _TAG
 
 
 class Kind(IntEnum):

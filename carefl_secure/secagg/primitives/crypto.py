@@ -23,6 +23,21 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from carefl_secure.errors import CohortError, ProtocolError
 from carefl_secure.noise import KeySource
 
+_DOMAIN = b"carefl-secagg-2/"
+_CURVE_PRIME = (1 << 255) - 19
+_LATTICE_BYTES = 1184
+
+CURVE_BYTES = 32
+PUBLIC_BYTES = _LATTICE_BYTES + CURVE_BYTES
+"""Length of a member's public key: ML-KEM-768, then X25519."""
+
+OVERHEAD = 1088 + 32 + 16
+"""Bytes an envelope is longer than its content: ML-KEM-768 ciphertext, X25519 key, AES-GCM tag."""
+
+_SUITE = hpke.Suite(hpke.KEM.MLKEM768_X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_256_GCM)
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+
 
 class SenderError(ProtocolError):
     """What another party made for this one is invalid; ``sender`` is the index of that party."""
@@ -59,22 +74,6 @@ def culprits(pairs: Collection[tuple[str, str]]) -> dict[str, int]:
         named |= worst
         left = {pair for pair in left if not worst.keys() & set(pair)}
     return named
-
-
-_DOMAIN = b"carefl-secagg-2/"
-_CURVE_PRIME = (1 << 255) - 19
-_LATTICE_BYTES = 1184
-
-CURVE_BYTES = 32
-PUBLIC_BYTES = _LATTICE_BYTES + CURVE_BYTES
-"""Length of a member's public key: ML-KEM-768, then X25519."""
-
-OVERHEAD = 1088 + 32 + 16
-"""Bytes an envelope is longer than its content: ML-KEM-768 ciphertext, X25519 key, AES-GCM tag."""
-
-_SUITE = hpke.Suite(hpke.KEM.MLKEM768_X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_256_GCM)
-
-Buffer: TypeAlias = bytes | bytearray | memoryview
 
 
 def pack(*numbers: int) -> bytes:
