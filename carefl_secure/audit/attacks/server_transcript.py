@@ -223,8 +223,7 @@ def _encrypted(view: TranscriptView, replies: Replies) -> Iterator[Weakness]:
         key = heard.fields.get("key")
         if heard.from_client and heard.action == "query.holder_key" and isinstance(key, bytes):
             try:
-                made = read_key(key, view.cohort, view.plan, heard.round)
-                keys.append((heard, made.public))
+                keys.append((heard, read_key(key, view.cohort, view.plan, heard.round)[1]))
             except ProtocolError as error:
                 yield Weakness("unreadable", f"a key in round {heard.round}: {error}")
     yield from _repeated("holder key repeated", "party", keys)

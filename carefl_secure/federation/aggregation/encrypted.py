@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any, ClassVar, NamedTuple, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from flwr.app import RecordDict
 from numpy.typing import NDArray
@@ -102,20 +102,13 @@ class HolderSession(Helper):
             self._key = None
 
 
-class HolderKey(NamedTuple):
-    """A public key for one round and the agreement that it belongs to."""
-
-    parameters: EncryptedParameters
-    public: bytes
-
-
-def read_key(message: bytes, cohort: Cohort, plan: RunPlan, number: int) -> HolderKey:
-    """Return the key holder's key and agreement; ProtocolError unless it signed them for exactly this round."""
+def read_key(message: bytes, cohort: Cohort, plan: RunPlan, number: int) -> tuple[EncryptedParameters, bytes]:
+    """Return the agreement and the public key; ProtocolError unless the key holder signed them for just this round."""
     signature, public = message[:_SIGNATURE], message[_SIGNATURE:]
     parameters = cohort.encrypted_parameters(plan, number, hashlib.sha256(public).digest())
     fields = KEY_LABEL, parameters.key_context()
     verify(parameters.key_holder, signature, 0, *fields, party="the key holder,")
-    return HolderKey(parameters, public)
+    return parameters, public
 
 
 class EncryptedClientSum(EncryptedClient):
@@ -123,9 +116,9 @@ class EncryptedClientSum(EncryptedClient):
 
     _message = b""
 
-    def took(self, key: HolderKey, message: bytes) -> Self:
+    def took(self, public: bytes, message: bytes) -> Self:
         """Load a key that has been checked; ``message`` is what it came in."""
-        self.load_key(key.public)
+        self.load_key(public)
         self._message = message
         return self
 
@@ -156,13 +149,12 @@ class EncryptedServerSum(ServerSum):
         header = setup.header(self._this.number)
         setup.directory.learn(self._this.exchange, nodes())
 
-        def check(message: bytes) -> tuple[HolderKey, bytes]:
-            return read_key(message, setup.cohort, setup.plan, self._this.number), message
+        def check(message: bytes) -> tuple[EncryptedParameters, bytes, bytes]:
+            return *read_key(message, setup.cohort, setup.plan, self._this.number), message
 
-        key, message = self._ask_holder(pack(**header), "query.holder_key", "key", check)
-        server = EncryptedServer(key.parameters, key.public)
-        with_key = {**header, "key": message}
-        pairwise = PairwiseServerSum(self._this, with_key, server)
+        parameters, public, message = self._ask_holder(pack(**header), "query.holder_key", "key", check)
+        server = EncryptedServer(parameters, public)
+        pairwise = PairwiseServerSum(self._this, {**header, "key": message}, server)
         self._begun = server, pairwise
         return pairwise.prepare(setup.directory.clients)
 
@@ -241,9 +233,8 @@ class Encrypted(AggregationProtocol):
 
     def client(self, setup: ClientSetup, number: int, key: bytes) -> ClientSum:
         """Return a client's part in a round, under the key holder's key."""
-        checked = read_key(key, setup.cohort, setup.plan, number)
-        client = EncryptedClientSum(checked.parameters, setup.index, setup.identity, setup.keys)
-        return client.took(checked, key)
+        parameters, public = read_key(key, setup.cohort, setup.plan, number)
+        return EncryptedClientSum(parameters, setup.index, setup.identity, setup.keys).took(public, key)
 
     def restore(self, setup: ClientSetup, saved: bytes, number: int, model_hash: bytes) -> ClientSum:
         """Go on from a saved part."""
@@ -251,10 +242,9 @@ class Encrypted(AggregationProtocol):
             raise ProtocolError("the saved session is cut short; the client sits this round out")
         end = _LENGTH.size + _LENGTH.unpack_from(saved)[0]
         message = saved[_LENGTH.size : end]
-        key = read_key(message, setup.cohort, setup.plan, number)
-        parameters = key.parameters.bind(model_hash) if model_hash else key.parameters
-        client = EncryptedClientSum.restore(saved[end:], setup.identity, parameters, setup.keys)
-        return client.took(key, message)
+        parameters, public = read_key(message, setup.cohort, setup.plan, number)
+        parameters = parameters.bind(model_hash) if model_hash else parameters
+        return EncryptedClientSum.restore(saved[end:], setup.identity, parameters, setup.keys).took(public, message)
 
     def server(self, setup: ServerSetup, this: ServerRound) -> ServerSum:
         """Return the aggregator's part in a round."""
