@@ -55,7 +55,7 @@ def partition(
     """
     if kind == "folder":
         kind, column = "column", "folder"
-        named = set() if isinstance(corpus, np.ndarray) else _folders(corpus)
+        named = set() if isinstance(corpus, np.ndarray) else {r.attributes.get("folder", "") for r in corpus.records}
         if len(named) != clients:
             raise ConfigError(
                 f"data.partition=folder finds {len(named)} folders of clients "
@@ -87,10 +87,6 @@ def partition(
     else:
         raise ConfigError(f"unknown partition {kind!r}; choose iid, dirichlet, column or quantity")
     return [np.sort(part).astype(np.int64) for part in parts]
-
-
-def _folders(corpus: Corpus) -> set[str]:
-    return {record.attributes.get("folder", "") for record in corpus.records}
 
 
 def _rarest(labels: npt.NDArray[Any]) -> Indices:

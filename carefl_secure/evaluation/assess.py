@@ -207,7 +207,7 @@ def assess(
         confusion=_confusion(model),
         reliability=model.calibration.bins(),
         groups=tuple(compared(name, values) for name, values in wanted.items()),
-        slices=tuple(Slice(one.edges, compared(one.name, one.values)) for one in slice_images(scored.images)),
+        slices=tuple(Slice(edges, compared(k, values)) for k, (values, edges) in slice_images(scored.images).items()),
         remarks=_remarks(known, multi),
     )
 

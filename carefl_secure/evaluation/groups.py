@@ -166,15 +166,6 @@ _SIDE = 256
 _TERCILES = {"brightness": ("1 dark", "2 middle", "3 bright"), "sharpness": ("1 blurred", "2 middle", "3 sharp")}
 
 
-@dataclass(frozen=True)
-class Slices:
-    """Records by tercile of ``brightness`` or ``sharpness``."""
-
-    name: str
-    values: tuple[str, ...]  # the tercile of each record
-    edges: tuple[float, float]  # where the first and the second end, value included
-
-
 def _luma(image: Image.Image) -> Floats:
     grey = image.convert("L")
     if max(grey.size) > _SIDE:
@@ -197,15 +188,17 @@ def sharpness(image: Image.Image) -> float:
     return float((around - 4 * middle).var())
 
 
-def slice_images(images: Iterable[Image.Image]) -> tuple[Slices, ...]:
-    """Sort pictures, one per record in order, into terciles of brightness and of sharpness; equal ones share one."""
+def slice_images(images: Iterable[Image.Image]) -> dict[str, tuple[tuple[str, ...], tuple[float, float]]]:
+    """Sort pictures, one per record in order, into terciles of brightness and of sharpness; equal ones share one.
+
+    For each of the two: the tercile of each record, and where the first and the second end, value included.
+    """
     measured = [(brightness(image), sharpness(image)) for image in images]
     if not measured:
         raise DataError("there is no picture to sort by brightness; score at least one record")
-    found = []
+    found: dict[str, tuple[tuple[str, ...], tuple[float, float]]] = {}
     for name, column in zip(_TERCILES, np.array(measured).T, strict=True):
         low, high = (float(edge) for edge in np.quantile(column, (1 / 3, 2 / 3)))
         place = (column > low).astype(np.int64) + (column > high)
-        values = tuple(_TERCILES[name][i] for i in place)
-        found.append(Slices(name, values, (low, high)))
-    return tuple(found)
+        found[name] = tuple(_TERCILES[name][i] for i in place), (low, high)
+    return found

@@ -39,13 +39,14 @@ def test_blur_lowers_sharpness_and_light_does_not() -> None:
 
 
 def test_terciles() -> None:
-    light, sharp = slice_images([flat(value) for value in (10, 200, 100, 20, 210, 110)])
-    assert light.values == ("1 dark", "3 bright", "2 middle") * 2
-    assert light.edges[0] < light.edges[1]
+    found = slice_images([flat(value) for value in (10, 200, 100, 20, 210, 110)])
+    values, edges = found["brightness"]
+    assert values == ("1 dark", "3 bright", "2 middle") * 2
+    assert edges[0] < edges[1]
     # All equally blurred: equal pictures stay together.
-    assert set(sharp.values) == {"1 blurred"}
+    assert set(found["sharpness"][0]) == {"1 blurred"}
     blurs = [noise(1).filter(ImageFilter.GaussianBlur(radius)) for radius in (0, 1, 3)]
-    assert slice_images(blurs)[1].values == ("3 sharp", "2 middle", "1 blurred")
+    assert slice_images(blurs)["sharpness"][0] == ("3 sharp", "2 middle", "1 blurred")
 
 
 def test_pictures_of_another_size_compare() -> None:
