@@ -338,6 +338,9 @@ class NoLink:
     def finished(self, run: str, patience: float) -> str:
         return "finished:completed"
 
+    def status(self, run: str) -> tuple[str, int, int]:
+        return "finished:completed", 4_000_000, 8_000_000
+
 
 class Toy:
     """An engine: agents and relays in threads, with real sockets between them."""

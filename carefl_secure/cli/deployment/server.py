@@ -16,6 +16,9 @@ from carefl_secure.run_folder import Interrupted
 
 server = group("server", "Run the server from its bundle.")
 
+Health = Annotated[
+    str | None, typer.Option(metavar="HOST:PORT", help="Where Flower's health service listens: gRPC, without TLS.")
+]
 _AT_SITES = ("simulation.dropout=0", "data.at_sites=true")
 
 
@@ -24,6 +27,7 @@ def start(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The server's bundle.")],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int | None, typer.Option(help="Another port than the bundle's, for use behind a proxy.")] = None,
+    health: Health = None,
 ) -> None:
     """Start the SuperLink with TLS and register the bundle's node keys; ends with Ctrl-C.
 
@@ -32,7 +36,7 @@ def start(
     """
     from carefl_secure.deployment.site.services import run_server
 
-    run_server(bundle, host, typer.echo, port)
+    run_server(bundle, host, typer.echo, port, health)
 
 
 def submit(
@@ -87,6 +91,7 @@ def start_node(
     ] = None,
     socket: Annotated[Path | None, typer.Option(metavar="PATH", help="Where the halves meet; with --only.")] = None,
     work: Annotated[Path | None, typer.Option(metavar="DIR", help="Logs and Flower's files; else the bundle.")] = None,
+    health: Health = None,
 ) -> None:
     """Start the site's agent and its SuperNode; ends with Ctrl-C.
 
@@ -94,4 +99,4 @@ def start_node(
     """
     from carefl_secure.deployment.site.services import run_node
 
-    run_node(bundle, server, typer.echo, only=only, socket=socket, work=work)
+    run_node(bundle, server, typer.echo, only=only, socket=socket, work=work, health=health)

@@ -96,6 +96,7 @@ def provision(
 
     Sites, helpers and submitters make their keys with "site init" and "submitter init". Bundles hold no secret.
     """
+    from carefl_secure.config import default_min_survivors
     from carefl_secure.deployment.provisioning import provision as writing
     from carefl_secure.deployment.provisioning.sites import REHEARSAL, read_sites
 
@@ -111,5 +112,9 @@ def provision(
     typer.echo(f"{out / 'server'}: for the server alone; it holds the server's TLS key")
     if rehearsal:
         typer.echo(REHEARSAL)
+    clients = len(read.clients)
+    least = default_min_survivors(clients)
+    away = f"{clients - least} may be away" if clients > least else "every site is needed in every round"
+    typer.echo(f"of {clients} sites with records a sum needs at least {least}: {away}")
     typer.echo(f"the roster's fingerprint: {roster.fingerprint}")
     typer.echo(f"valid for {read.days:g} days")

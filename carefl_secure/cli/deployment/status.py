@@ -3,49 +3,50 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from carefl_secure.cli.console import Json, Run, require_run, write_json
 from carefl_secure.cli.reporter import figure
-from carefl_secure.errors import EngineError
+from carefl_secure.errors import ConfigError, EngineError
 
 
-def status(run: Run, json: Json = False) -> None:
+def status(
+    run: Run,
+    json: Json = False,
+    watch: Annotated[float | None, typer.Option(metavar="SECONDS", min=0.1, help="Show it again so often.")] = None,
+    serve: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Serve /metrics for Prometheus, and /health, until Ctrl-C.")
+    ] = None,
+) -> None:
     """Show how far a run is, what it has spent, and how many paid rounds were never opened.
 
-    Epsilon is priced from the ledgers in the run folder; the one that holds most counts.
+    Epsilon is priced from the ledgers in the run folder; the one that holds most counts. "refused" names the parties
+    that refused or were away in the last round. --watch ends with the run.
     """
     require_run(run)
-    from carefl_secure.privacy.ledger.statement import RunSpending, delta_for, run_spending
-    from carefl_secure.run_folder import RunFolder
+    from carefl_secure.deployment.metrics import metrics_server, run_figures
 
-    folder = RunFolder.open(run)
-    rows = folder.read_metrics()
-    plan: dict[str, Any] = folder.read_plan() if folder.plan.exists() else {}
-    spent = RunSpending(0, 0, 0.0)
-    if folder.ledger.exists():
-        spent = run_spending(folder.path, delta_for(folder.path))
-    begun = bool(rows or spent.charged)
-    found = {
-        "run": folder.run_id,
-        "state": "finished" if folder.finished else "begun" if begun else "not begun",
-        "rounds_planned": plan.get("privacy", {}).get("rounds"),
-        "rounds_finished": len(rows),
-        "rounds_paid": spent.charged,
-        "rounds_paid_but_not_opened": spent.charged - spent.opened,
-        "epsilon": spent.epsilon if begun and math.isfinite(spent.epsilon) else None,
-        "survivors": rows[-1].get("survivors") if rows else None,
-        "seconds_per_round": (sum(float(row.get("seconds", 0)) for row in rows) / len(rows) if rows else None),
-    }
-    if json:
-        write_json(found)
-        return
-    for name, value in found.items():
-        typer.echo(f"{name.replace('_', ' '):28}{figure(name, value) or '-'}")
+    if serve is not None:
+        host, _, port = serve.rpartition(":")
+        if json or watch or not host or not port.isdecimal():
+            raise ConfigError("write --serve HOST:PORT, as in 127.0.0.1:9464, without --json and --watch")
+        with metrics_server(run, host, int(port)) as server:
+            typer.echo(f"serving http://{host}:{server.server_port}/metrics and /health; stop it with Ctrl-C")
+            server.serve_forever()
+    while True:
+        found = run_figures(run)
+        if json:
+            write_json(found)
+        else:
+            for name, value in found.items():
+                typer.echo(f"{name.replace('_', ' '):28}{figure(name, value) or '-'}")
+        if watch is None or found["state"] == "finished":
+            return
+        time.sleep(watch)
 
 
 def doctor(

@@ -17,6 +17,14 @@ from typing import IO
 from carefl_secure.errors import EngineError
 
 _PATIENCE = 5.0
+_MOST = 10_000_000
+
+
+def open_log(path: Path) -> IO[bytes]:
+    """Open a log to append to; one of more than 10 MB becomes ``NAME.1``, in the place of the one before."""
+    if path.exists() and path.stat().st_size > _MOST:
+        path.replace(path.with_name(f"{path.name}.1"))
+    return path.open("ab")
 
 
 def free_port() -> int:
@@ -62,7 +70,7 @@ class Processes:
             one[1].communicate()
             one[2].close()
             self._running.remove(one)
-        identity, log = self._logs / f"{name}.pid", (self._logs / f"{name}.log").open("ab")
+        identity, log = self._logs / f"{name}.pid", open_log(self._logs / f"{name}.log")
         _end_former(identity)
         try:
             process = subprocess.Popen(

@@ -63,6 +63,11 @@ def _command(name: str, folder: Path) -> list[str]:
     return [sys.executable, "-P", str(Path(prefork.__file__).resolve()), str(folder), name]
 
 
+def _health(address: str | None) -> list[str]:
+    """Ask a server of Flower's for its health service (gRPC, without TLS) at ``host:port``."""
+    return [] if address is None else ["--health-server-address", address]
+
+
 def server_command(bundle: Path, host: str, port: int, state: Path | None, prefork_in: Path) -> list[str]:
     """Return the command line of a SuperLink with TLS that only registered nodes may join.
 
@@ -80,10 +85,11 @@ def server_command(bundle: Path, host: str, port: int, state: Path | None, prefo
     ]
 
 
-def node_command(bundle: Path, server: str, agent: Path) -> list[str]:
+def node_command(bundle: Path, server: str, agent: Path, health: str | None = None) -> list[str]:
     """Return the command line of a SuperNode; its own runtime port stays on the loopback.
 
-    ``server`` is ``host:port``; ``agent`` is the agent's socket, next to which a folder for `prefork` is made.
+    ``server`` is ``host:port``; ``agent`` is the agent's socket, next to which a folder for `prefork` is made;
+    ``health`` is where Flower's health service listens.
     """
     return [
         *_command("flower-supernode", agent.with_suffix(".prefork")),
@@ -95,6 +101,7 @@ def node_command(bundle: Path, server: str, agent: Path) -> list[str]:
         *("--ssl-certfile", str(bundle / "runtime.pem")),
         *("--ssl-keyfile", str(bundle / "runtime.key")),
         *("--node-config", f'agent="{agent}"'),
+        *_health(health),
     ]
 
 
@@ -223,15 +230,22 @@ def _pem(path: Path) -> bytes:
 
 
 def start_server(
-    processes: Processes, bundle: Path, host: str, port: int, socket: Path, *, lasting: bool = True
+    processes: Processes,
+    bundle: Path,
+    host: str,
+    port: int,
+    socket: Path,
+    *,
+    lasting: bool = True,
+    health: str | None = None,
 ) -> None:
     """Start a SuperLink from a server bundle.
 
     ``socket`` is where the process that runs the rounds listens. ``lasting`` keeps the nodes'
-    registrations on disk, so that they outlive the SuperLink.
+    registrations on disk, so that they outlive the SuperLink. ``health`` is as for `node_command`.
     """
     settings = {relay.SERVER_SOCKET: str(socket), CONTROL: str(control_key(bundle))}
     settings[POLL] = "0.5"  # its tasks are runs, not messages
     state = bundle / "state.db" if lasting else None
     command = server_command(bundle, host, port, state, socket.with_suffix(".prefork"))
-    processes.start("superlink", command, flower_environment(bundle / "flower", **settings))
+    processes.start("superlink", [*command, *_health(health)], flower_environment(bundle / "flower", **settings))

@@ -24,6 +24,7 @@ from carefl_secure.errors import CohortError, PolicyError, ProtocolError, RunErr
 from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.transport.exchange import Exchange, party_name, wait_for_nodes
+from carefl_secure.federation.transport.local_grid import OneRunGrid
 from carefl_secure.federation.transport.messages import Fields, pack
 from carefl_secure.run_folder import write_atomically
 from carefl_secure.runs.plan_from_config import aggregation_of
@@ -196,8 +197,10 @@ def propose(grid: Grid, proposal: Proposal, key: Ed25519PrivateKey, parties: int
     if len(agreed) < parties:
         here = [node for node in sorted(grid.get_node_ids()) if node not in agreed]
         silent = ", ".join(party_name(grid, node) for node in here) or "none"
+        known = set(grid.names) - set(grid.get_node_ids()) if isinstance(grid, OneRunGrid) else set()
+        away = ", ".join(party_name(grid, node) for node in sorted(known)) or "none"
         raise CohortError(
             f"{len(agreed)} of {parties} parties agreed to the run within {patience:.0f} seconds; online, but without "
-            f"an answer from its agent: {silent}. Start the agents, and the nodes that are not online"
+            f"an answer from its agent: {silent}; not online: {away}. Start the agents, and the nodes"
         )
     return agreed

@@ -41,12 +41,14 @@ def run_node(
     only: Half | None = None,
     socket: Path | None = None,
     work: Path | None = None,
+    health: str | None = None,
 ) -> None:
     """Run a site's agent and SuperNode until interrupted.
 
     ``server`` (``host:port``) replaces the bundle's. With ``only``, one half runs here and the
     other under another account or in another container; ``socket`` is where they meet. ``work`` is
-    the folder for logs and Flower's own files, by default the bundle.
+    the folder for logs and Flower's own files, by default the bundle. ``health`` is the ``host:port`` of the
+    SuperNode's health service (gRPC, no TLS), if it shall have one.
 
     Raises `RunError` for an incomplete or expired bundle, `ConfigError` for an invalid policy or a
     half without socket, `DataError` when the site's folder holds no corpus, and `EngineError` when
@@ -86,7 +88,7 @@ def run_node(
             if socket is not None:  # Flower's files next to a socket are not for the other half
                 place = home / "agent.sock"
                 place.symlink_to(socket.absolute())
-            command = node_command(node_folder(bundle.path), address, place)
+            command = node_command(node_folder(bundle.path), address, place, health)
             processes.start("supernode", command, env)
             tell(f"site {bundle.name}: serving {address}; stop it with Ctrl-C")
         away, full, since = False, False, time.monotonic()
@@ -117,11 +119,13 @@ def _away(address: str, authority: Path) -> bool:
     return not here
 
 
-def run_server(path: Path, host: str, tell: Callable[[str], None], port: int | None = None) -> None:
+def run_server(
+    path: Path, host: str, tell: Callable[[str], None], port: int | None = None, health: str | None = None
+) -> None:
     """Run a SuperLink on ``host`` until interrupted, and register the nodes of the bundle.
 
-    ``port`` replaces the bundle's, behind a proxy. Raises `RunError` when the folder is no server bundle or has
-    expired, `EngineError` when the SuperLink does not start or another server runs from the same bundle.
+    ``port`` replaces the bundle's, behind a proxy; ``health`` is as for `run_node`. Raises `RunError` when the folder
+    is no server bundle or has expired, `EngineError` when the SuperLink does not start or another server runs there.
     """
     manifest = read_server_manifest(path)
     port = port or manifest.port
@@ -137,7 +141,7 @@ def run_server(path: Path, host: str, tell: Callable[[str], None], port: int | N
         undo.callback(shutil.rmtree, socket.with_suffix(".prefork"), ignore_errors=True)
         processes = Processes(path / "logs")
         undo.callback(processes.stop)
-        start_server(processes, path, host, port, socket)
+        start_server(processes, path, host, port, socket, health=health)
         near = "127.0.0.1" if host == "0.0.0.0" else host
         link = Link(f"{near}:{port}", path)
         link.wait(_START, processes.check)

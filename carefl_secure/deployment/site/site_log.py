@@ -8,6 +8,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+from carefl_secure.deployment.flower.processes import open_log
 from carefl_secure.progress import SilentReporter
 
 _LOG = logging.getLogger(__name__)
@@ -16,8 +17,8 @@ _LOG = logging.getLogger(__name__)
 class SiteLog(SilentReporter):
     """The files ``refusals.log`` and ``agent.jsonl`` of a bundle.
 
-    ``run`` is the name of the run in progress. A line that cannot be written, on a full disk for
-    one, goes to standard error instead, and never changes what is answered.
+    ``run`` is the name of the run in progress. A file of more than 10 MB becomes ``NAME.1``. A line that cannot be
+    written, on a full disk for one, goes to standard error instead, and never changes what is answered.
     """
 
     def __init__(self, bundle: Path) -> None:
@@ -43,7 +44,7 @@ class SiteLog(SilentReporter):
 
     def _append(self, name: str, line: str) -> None:
         try:
-            with (self._bundle / name).open("a") as file:
-                file.write(line + "\n")
+            with open_log(self._bundle / name) as file:
+                file.write(f"{line}\n".encode())
         except OSError as error:
             _LOG.error("%s cannot be written (%s): %s", self._bundle / name, error.strerror, line)

@@ -53,6 +53,7 @@ from carefl_secure.progress import Reporter
 
 _log = logging.getLogger(__name__)
 _PATIENCE = 10.0
+_BASE, _EACH = 0.8, 0.55  # GB; 20 nodes with their agents took 11.8
 
 
 class Order(TypedDict):
@@ -179,7 +180,11 @@ class Loopback:
             assert forking.stdin is not None
             forking.stdin.write(json.dumps(orders).encode() + b"\n")
             forking.stdin.flush()
-            self._reporter.note(f"starting a SuperLink and {len(agents)} SuperNodes on the loopback; {REHEARSAL}")
+            need, has = _BASE + len(agents) * _EACH, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
+            self._reporter.note(
+                f"starting a SuperLink and {len(agents)} SuperNodes on the loopback, in about {need:.1f} GB of memory "
+                f"with the embedded model (this machine has {has:.1f} GB); {REHEARSAL}"
+            )
             start_server(processes, bundles / "server", "127.0.0.1", port, socket, lasting=False)
             link.wait(_START, processes.check)
             link.register()

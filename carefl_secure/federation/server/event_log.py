@@ -30,8 +30,8 @@ class EventLog:
 
     Guarantees
     ----------
-    Nothing in it is computed from a record, a vector or a text that came over the wire: names of steps and checks,
-    numbers of rounds, nodes and clients, counts of messages, exit codes, the length of an opened sum, and the time.
+    Nothing in it is computed from a record, a vector or a text that came over the wire: names of steps, checks and
+    sites, numbers of rounds, nodes and clients, message counts, exit codes, the length of an opened sum, and times.
     """
 
     def __init__(self, path: Path, reporter: Reporter = SILENT, parties: int = 0) -> None:
@@ -39,6 +39,7 @@ class EventLog:
         self._step: tuple[str, str] | None = None
         self._asked = self._answered = 0
         self._refused: dict[str, int] = {}
+        self.names: Mapping[int, str] = {}  # the sites', by their nodes
 
     def begin(self, run: str, parties: int, first: int, last: int) -> None:
         """Say what is about to run: its name, its parties, and its rounds from first to last."""
@@ -71,7 +72,7 @@ class EventLog:
         """Say who sent a bad message, or accuses another, and whether its node is excluded."""
         name = type(error).__name__
         check = str(error).partition(":")[0] if isinstance(error, ProtocolError) else ""
-        fields = {"round": number, "step": step, "node": node, "error": name, "check": check}
+        fields = {"round": number, "step": step, "node": self.names.get(node, node), "error": name, "check": check}
         if isinstance(error, SenderError):
             fields["accused"] = error.sender
         self._write("fault", {**fields, "excluded": excluded})
@@ -95,7 +96,7 @@ class EventLog:
             return
         self._reporter.advance(_task(step))
         if message.has_error():
-            self._refused[str(node)] = message.error.code
+            self._refused[self.names.get(node, str(node))] = message.error.code
         else:
             self._answered += 1
 

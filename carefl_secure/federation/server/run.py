@@ -20,7 +20,7 @@ from carefl_secure.federation.server.event_log import EventLog
 from carefl_secure.federation.server.optimizers import ServerOptimizer
 from carefl_secure.federation.server.strategy import SecureSumStrategy
 from carefl_secure.federation.server.sum_guard import SumGuard
-from carefl_secure.federation.transport.local_grid import Record
+from carefl_secure.federation.transport.local_grid import OneRunGrid, Record
 from carefl_secure.federation.transport.messages import pack_adapter
 from carefl_secure.privacy import Ledger
 from carefl_secure.progress import Reporter, SilentReporter
@@ -254,6 +254,8 @@ class _Rounds:
         watch = self._log.watching(self._monitoring.record)
         drop = self._drop if self._dropouts else None
         grid = self._parties.grid(performance.workers, drop, watch)
+        if isinstance(grid, OneRunGrid):
+            self._log.names = grid.names
         arrays = pack_adapter(self._adapter)
         with quiet_flower():
             strategy.start(grid, arrays, num_rounds=rounds, timeout=performance.timeout)

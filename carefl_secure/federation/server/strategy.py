@@ -25,6 +25,7 @@ from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.server.optimizers import Listener, ServerOptimizer
 from carefl_secure.federation.server.sum_guard import SumGuard, honest_norm
 from carefl_secure.federation.transport.exchange import Directory, Exchange, Faults, wait_for_nodes
+from carefl_secure.federation.transport.local_grid import OneRunGrid
 from carefl_secure.federation.transport.messages import pack_adapter, unpack_adapter, vector_hash, with_adapter
 from carefl_secure.privacy import Ledger
 from carefl_secure.secagg import decode
@@ -33,6 +34,7 @@ Adapter = NDArray[np.float32]
 Scalar = float | int | str
 Messages = Iterable[Message]
 OnRound = Callable[[dict[str, Scalar], Adapter], None]
+_RETRY = 20.0  # seconds before a round is tried again for the first time; then twice as long
 
 
 class _Round:
@@ -93,6 +95,7 @@ class SecureSumStrategy(Strategy):
         self._sums = ServerSums(plan, cohort, directory, final, ledger.path.parent)
         self._round: _Round | None = None
         self._lost = False
+        self._waited = 0.0
         self.faults = Faults()
 
     def summary(self) -> None:
@@ -115,8 +118,12 @@ class SecureSumStrategy(Strategy):
         try:
             boxes = total.prepare(lambda: self._nodes(grid))
         except CohortError as error:
-            self._lose(error, excluded)
+            if self._retries(grid, str(exchange.explained(error))):
+                self._round, self._lost = None, True
+            else:
+                self._lose(error, excluded)
             return []
+        self._waited = 0.0
         self._budget.charge(number)
         indices, out = total.clients(), set[int]()
         if self._guard is not None:
@@ -178,6 +185,20 @@ class SecureSumStrategy(Strategy):
         if not found or remaining < self._plan.privacy.min_survivors:
             raise this.exchange.explained(error) from error
         self._lost = True
+
+    def _retries(self, grid: Grid, reason: str) -> bool:
+        """Wait for parties that may come back, for ``timeout`` seconds in a row at most; False once that is over.
+
+        No vector was asked for, so nothing was charged. The next number is taken: a site begins no round twice.
+        """
+        pause = max(_RETRY, self._waited)
+        retrying = grid.retrying if isinstance(grid, OneRunGrid) else None
+        if retrying is None or self._waited + pause > self._timeout:
+            return False
+        retrying(pause, reason)
+        time.sleep(pause)
+        self._waited += pause
+        return True
 
     def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Messages:
         """Ask no client to evaluate: a score on private records is one more release."""

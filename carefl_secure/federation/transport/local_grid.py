@@ -43,12 +43,17 @@ class ProgramFaults:
 
 
 class OneRunGrid(Grid):
-    """What all engines' grids share: one run, the hooks of `LocalGrid`, and the parties' ``names`` by node."""
+    """What all engines' grids share: one run, the hooks of `LocalGrid`, and the parties' ``names`` by node.
+
+    ``retrying`` is called with seconds and reason before a round is tried again; it is None where a party that is away
+    never comes back.
+    """
 
     def __init__(self, run: Run, drop: Drop | None = None, record: Record | None = None) -> None:
         self._run = run
         self.drop, self.record = drop, record
         self.names: Mapping[int, str] = {}
+        self.retrying: Callable[[float, str], None] | None = None
 
     @property
     def run(self) -> Run:

@@ -6,9 +6,13 @@ import fcntl
 import importlib
 import json
 import logging
+import re
 import subprocess
 import sys
+import threading
 import tomllib
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,11 +26,13 @@ from typer.testing import CliRunner
 
 import carefl_secure
 from carefl_secure.cli.app import app
+from carefl_secure.cli.deployment import status as status_command
 from carefl_secure.config import Config, load_config
 from carefl_secure.deployment import doctor
 from carefl_secure.deployment.flower import app as flower_app
 from carefl_secure.deployment.flower.relay import SERVER_SOCKET
 from carefl_secure.deployment.flower.superlink import ServerAddress, flower_environment
+from carefl_secure.deployment.metrics import metrics_server
 from carefl_secure.deployment.provisioning.site_bundle import HALVES, SiteBundle
 from carefl_secure.deployment.superlink.local import Loopback
 from carefl_secure.deployment.superlink.remote import Remote
@@ -151,6 +157,70 @@ def test_status_tells_of_rounds_that_were_paid_and_never_opened(tmp_path: Path) 
         (folder.adapter / name).touch()
         found = json.loads(runner.invoke(app, ["status", str(folder.path), "--json"]).stdout)
         assert found["state"] == state
+
+
+def some_run(root: Path, name: str = "some") -> RunFolder:
+    folder = RunFolder.create(root, "", name)
+    Ledger(folder.ledger, {"run": name}).append("note", {"run": name, "round": 1, "unprotected": True})
+    folder.append_metrics({"round": 1, "epsilon": 1.5, "survivors": 3, "seconds": 2.0})
+    (folder.path / "logs").mkdir(exist_ok=True)
+    phases = [{"round": 1, "refused": {"north": 5}}, {"round": 2, "refused": {"west": 5}}, {"round": 2, "refused": {}}]
+    lines = [json.dumps({"event": "phase", **one}) for one in phases]
+    (folder.path / "logs" / "server.jsonl").write_text("\n".join(lines) + '\n{"event": "pha')  # being written
+    return folder
+
+
+def test_status_names_who_was_away_and_watches_until_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = some_run(tmp_path)
+    naps: list[float] = []
+
+    def nap(seconds: float) -> None:
+        naps.append(seconds)
+        if len(naps) == 2:
+            folder.adapter.mkdir(exist_ok=True)
+            (folder.adapter / "adapter_model.safetensors").touch()
+
+    monkeypatch.setattr(status_command, "time", SimpleNamespace(sleep=nap))
+    result = runner.invoke(app, ["status", str(folder.path), "--watch", "3"])
+    assert result.exit_code == 0 and naps == [3.0, 3.0], result.output
+    assert result.stdout.count("refused                     west") == 3
+    assert result.stdout.count("state                       finished") == 1
+
+
+def test_a_run_is_served_to_prometheus(tmp_path: Path) -> None:
+    folder = some_run(tmp_path, "a-run")
+    with metrics_server(folder.path, "127.0.0.1", 0) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        with urllib.request.urlopen(f"{address}/metrics", timeout=10) as reply:
+            assert reply.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+            lines = reply.read().decode().splitlines()
+        with urllib.request.urlopen(f"{address}/health", timeout=10) as reply:
+            assert reply.read() == b"ok\n"
+        values = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+        assert values['carefl_state{run="a-run"}'] == "1" and values['carefl_survivors{run="a-run"}'] == "3"
+        assert values['carefl_rounds_paid_but_not_opened{run="a-run"}'] == "1"
+        assert "carefl_epsilon" not in " ".join(lines)  # a run without noise has none
+        for line in lines:  # Prometheus's text format
+            assert re.fullmatch(r'# TYPE carefl_[a-z_]+ gauge|carefl_[a-z_]+\{run="a-run"\} -?[0-9.e+-]+', line), line
+        folder.ledger.write_text("damaged\n")
+        for path, code in (("/metrics", 503), ("/health", 503), ("/", 404), ("/../config.yaml", 404)):
+            with pytest.raises(urllib.error.HTTPError) as caught:
+                urllib.request.urlopen(address + path, timeout=10)
+            assert caught.value.code == code
+        with pytest.raises(EngineError, match="choose another port"):
+            metrics_server(folder.path, "127.0.0.1", server.server_port)
+        server.shutdown()
+    for words in (["--serve", "9464"], ["--serve", "127.0.0.1:9464", "--json"]):
+        assert runner.invoke(app, ["status", str(folder.path), *words]).exit_code == 2
+
+
+@pytest.mark.parametrize(("clients", "said"), [(3, "every site is needed in every round"), (5, "1 may be away")])
+def test_provision_says_how_many_sites_may_be_away(tmp_path: Path, clients: int, said: str) -> None:
+    lines = "".join(f"  s{i}: null\n" for i in range(clients))
+    (tmp_path / "sites.yaml").write_text(f"clients:\n{lines}")
+    result = runner.invoke(app, [*REHEARSE, str(tmp_path / "sites.yaml"), "--out", str(tmp_path / "bundles")])
+    assert result.exit_code == 0 and said in result.stdout, result.output
 
 
 def test_doctor_tells_of_every_check_and_fails_with_one(monkeypatch: pytest.MonkeyPatch) -> None:

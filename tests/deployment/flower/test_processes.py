@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from carefl_secure.deployment.flower.processes import Processes
+from carefl_secure.deployment.flower import processes as module
+from carefl_secure.deployment.flower.processes import Processes, open_log
 
 OWNER = """\
 import os, signal, sys
@@ -76,3 +77,14 @@ def test_a_process_that_only_has_the_number_of_a_former_one_is_left_alone(tmp_pa
         processes.start("one", ["true"]).wait()
     assert alive(orphan)
     processes.stop()
+
+
+def test_a_log_that_has_grown_is_put_aside_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MOST", 10)
+    path = tmp_path / "agent.log"
+    for text in ("first", " and", " more", "second", " one", " too", "third"):
+        with open_log(path) as log:
+            log.write(text.encode())
+    assert path.read_text() == "third"
+    assert (tmp_path / "agent.log.1").read_text() == "second one too"
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["agent.log", "agent.log.1"]

@@ -26,6 +26,7 @@ from carefl_secure.deployment.site.agent import Agent
 from carefl_secure.deployment.site.budget import corpus_ledger
 from carefl_secure.deployment.site.proposal import Proposal, propose
 from carefl_secure.errors import CohortError, ModelError, PolicyError, PrivateRefusalError, ProtocolError, RunError
+from carefl_secure.federation.server import strategy
 from carefl_secure.federation.server.run import FederationResult
 from carefl_secure.federation.transport.error_codes import LOST, error_of_reply
 from carefl_secure.federation.transport.local_grid import LocalGrid
@@ -52,6 +53,7 @@ def found(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch:
     def make(fault: Fault = Quiet, *words: str, helpers: int = 0, unit: str = "record") -> SitesEngine:
         plan = known_plan(unit, ROUNDS)
         monkeypatch.setattr(agents, "Work", work())
+        monkeypatch.setattr(strategy, "_RETRY", 0.2)
         monkeypatch.setattr(plan_setup, "plan_with", lambda *_, **__: plan)
         bundles = make_bundles(tmp_path, helpers)
         return SitesEngine(bundles, settings(*words), tmp_path_factory.mktemp("s"), fault)
@@ -109,7 +111,9 @@ def test_sites_that_are_not_there_in_time_end_the_submit(tmp_path: Path) -> None
     proposal = Proposal.of("a-run", settings(), plan, bytes(32))
     grid = LocalGrid(relay.client, CLIENTS)  # relays without an agent behind them
     began = time.monotonic()
-    with pytest.raises(CohortError, match="0 of 4 parties agreed"):
+    grid.names = {7: "hospital-x", **{node: f"s{i}" for i, node in enumerate(grid.get_node_ids())}}
+    said = "0 of 4 parties agreed .*agent: site s0, site s1, site s2, site s3; not online: site hospital-x"
+    with pytest.raises(CohortError, match=said):
         propose(grid, proposal, key, CLIENTS, 1.5)
     assert time.monotonic() - began >= 1.5
 
@@ -122,7 +126,38 @@ def test_an_agent_that_stays_away_is_done_without(found: Maker, tmp_path: Path, 
     assert engine.released[1:] == [CLIENTS - 1] * (ROUNDS - 1)
 
 
-@pytest.mark.parametrize("action", PEERS)
+BEFORE_VECTORS = ("query.advertise", "query.share")
+
+
+@pytest.mark.parametrize("action", BEFORE_VECTORS)
+def test_below_min_survivors_before_any_vector_the_next_number_is_tried(
+    found: Maker, tmp_path: Path, action: str
+) -> None:
+    engine = found(once("before", action, "1", ["s0", "s1"], again=True))
+    result = engine.run(known_plan("record", ROUNDS), tmp_path / "runs")
+    assert isinstance(result, FederationResult), result
+    assert engine.folder is not None and engine.released == [CLIENTS] * (ROUNDS - 1)
+    # Nobody was charged for the number that was given up, and nobody began it twice.
+    assert len(Ledger(engine.folder.ledger).events()) == ROUNDS - 1
+    for site in engine.running:
+        assert spends(site) == ROUNDS - 1
+        begun = [group for step, group in site.received if step == "query.advertise"]
+        assert len(begun) == len(set(begun))
+    log = [json.loads(line) for line in (engine.folder.path / "logs" / "server.jsonl").read_text().splitlines()]
+    named = [line["refused"] for line in log if line["event"] == "phase" and line["round"] == 1 and line["refused"]]
+    assert set(named[-1]) == {"s0", "s1"}  # by the sites' names
+
+
+def test_parties_that_stay_away_are_waited_for_as_long_as_a_phase_may_take(found: Maker, tmp_path: Path) -> None:
+    engine = found(once("before", "query.advertise", "1", ["s0", "s1"], again=False))
+    began = time.monotonic()
+    result = engine.run(known_plan("record", 20), tmp_path / "runs", timeout=1.0)
+    assert isinstance(result, CohortError), result
+    assert 0.8 <= time.monotonic() - began < 30  # 0.2, 0.2 and 0.4 seconds; 0.8 more would be too many
+    assert (engine.folder is not None and not engine.folder.ledger.exists()) or engine.released == []
+
+
+@pytest.mark.parametrize("action", [one for one in PEERS if one not in BEFORE_VECTORS])
 def test_below_min_survivors_nothing_is_opened_and_the_run_can_be_resumed(
     found: Maker, tmp_path: Path, action: str
 ) -> None:
@@ -135,7 +170,7 @@ def test_below_min_survivors_nothing_is_opened_and_the_run_can_be_resumed(
     assert engine.folder.read_checkpoint()["round"] == 0
     assert set(engine.folder.read_checkpoint()["adapter"].tolist()) == {0.0}  # type: ignore[union-attr]
     paid = len(Ledger(engine.folder.ledger).events()) if engine.folder.ledger.exists() else 0
-    assert paid == (action not in ("query.advertise", "query.share"))
+    assert paid == 1
     again = engine.run(plan, tmp_path / "runs", resume=True)
     assert isinstance(again, FederationResult), again
     # What was paid for and lost is not run again.
@@ -151,7 +186,11 @@ def test_a_committee_member_lost_ends_the_run_or_with_a_spare_does_not(
     plan = known_plan("record", ROUNDS)
     words = ("federation.aggregation=committee", "federation.committee_members=3")
     engine = found(once("before", action, "1", ["h1"], again=True), *words, helpers=3)
-    assert isinstance(engine.run(plan, tmp_path / "runs"), CohortError)
+    first = engine.run(plan, tmp_path / "runs")
+    if action == MEMBERS[0]:  # no vector was asked for, so the next number is tried
+        assert isinstance(first, FederationResult) and engine.released == [CLIENTS] * (ROUNDS - 1)
+        return
+    assert isinstance(first, CohortError)
     assert engine.released == []
     again = engine.run(plan, tmp_path / "runs", resume=True)
     assert isinstance(again, FederationResult), again
@@ -180,11 +219,15 @@ def test_without_the_key_holder_nothing_is_opened_and_the_run_can_be_resumed(
     plan = known_plan("record", ROUNDS)
     fault = once("before", action, "1", ["h0"], again=True)
     engine = found(fault, "federation.aggregation=encrypted", helpers=1)
-    assert isinstance(engine.run(plan, tmp_path / "runs"), CohortError)
+    first = engine.run(plan, tmp_path / "runs")
+    if action == "query.holder_key":
+        assert isinstance(first, FederationResult) and engine.released == [CLIENTS] * (ROUNDS - 1)
+        return
+    assert isinstance(first, CohortError)
     assert engine.released == []
     again = engine.run(plan, tmp_path / "runs", resume=True)
     assert isinstance(again, FederationResult), again
-    assert engine.released == [CLIENTS] * (ROUNDS - (action == "query.open_sum"))
+    assert engine.released == [CLIENTS] * (ROUNDS - 1)
 
 
 def test_another_corpus_that_spends_in_the_meantime_stops_the_next_round(found: Maker, tmp_path: Path) -> None:

@@ -1,0 +1,101 @@
+"""Where a run stands, from its folder: as figures, and as text for Prometheus that a small web server hands out."""
+
+from __future__ import annotations
+
+import json
+import math
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from carefl_secure.errors import CareflError, EngineError
+from carefl_secure.privacy.ledger.statement import RunSpending, delta_for, run_spending
+from carefl_secure.run_folder import RunFolder
+from carefl_secure.strict_json import load_json
+
+_STATES = ("not begun", "begun", "finished")
+
+
+def run_figures(run: Path) -> dict[str, Any]:
+    """Return how far a run is, what it has spent, and which parties did not answer in its last round.
+
+    Epsilon is priced from the ledgers in the run folder; the one that holds most counts. All of it stands in files of
+    the run folder already. Raises `RunError` or `LedgerError` where one of them is damaged.
+    """
+    folder = RunFolder.open(run)
+    rows = folder.read_metrics()
+    plan: dict[str, Any] = folder.read_plan() if folder.plan.exists() else {}
+    spent = RunSpending(0, 0, 0.0)
+    if folder.ledger.exists():
+        spent = run_spending(folder.path, delta_for(folder.path))
+    begun = bool(rows or spent.charged)
+    return {
+        "run": folder.run_id,
+        "state": _STATES[2 if folder.finished else begun],
+        "rounds_planned": plan.get("privacy", {}).get("rounds"),
+        "rounds_finished": len(rows),
+        "rounds_paid": spent.charged,
+        "rounds_paid_but_not_opened": spent.charged - spent.opened,
+        "epsilon": spent.epsilon if begun and math.isfinite(spent.epsilon) else None,
+        "survivors": rows[-1].get("survivors") if rows else None,
+        "min_survivors": plan.get("privacy", {}).get("min_survivors"),
+        "refused": _refused(folder.path / "logs" / "server.jsonl"),
+        "seconds_per_round": (sum(float(row.get("seconds", 0)) for row in rows) / len(rows) if rows else None),
+    }
+
+
+def _refused(log: Path) -> str | None:
+    """Name who refused or was away in the last round of the server's log; the last line may be torn."""
+    lines = [] if not log.exists() else log.read_text().splitlines()
+    found: dict[int, set[str]] = {}
+    for line in lines:
+        try:
+            event = load_json(line)
+        except ValueError:
+            continue
+        if isinstance(event, dict) and event.get("event") == "phase":
+            found.setdefault(event["round"], set()).update(event["refused"])
+    return ", ".join(sorted(found[max(found)])) or None if found else None
+
+
+def prometheus_text(figures: dict[str, Any]) -> str:
+    """Return the figures in Prometheus's text format, one gauge each, labelled with the run's name.
+
+    The state is 0 (not begun), 1 (begun) or 2 (finished).
+    """
+    run = json.dumps(figures["run"])
+    values = {name: value for name, value in figures.items() if isinstance(value, int | float)}
+    values["state"] = _STATES.index(figures["state"])
+    lines = [f"# TYPE carefl_{name} gauge\ncarefl_{name}{{run={run}}} {value}" for name, value in values.items()]
+    return "\n".join(lines) + "\n"
+
+
+def metrics_server(run: Path, host: str, port: int) -> ThreadingHTTPServer:
+    """Return a web server whose ``/metrics`` is `prometheus_text`, and whose ``/health`` says that it can be read.
+
+    It has no TLS and asks nobody who they are, as is usual: keep it on the loopback or inside. Port 0 takes a free
+    one. Raises `EngineError` where it cannot listen there.
+    """
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            status, text = 404, "no such page; there are /metrics and /health\n"
+            if self.path in ("/metrics", "/health"):
+                try:
+                    status, text = 200, prometheus_text(run_figures(run))
+                except (CareflError, OSError) as error:
+                    status, text = 503, f"{error}\n"
+                if (status, self.path) == (200, "/health"):
+                    text = "ok\n"
+            self.send_response(status)
+            self.send_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, *_: Any) -> None:
+            """Keep nothing of who asks."""
+
+    try:
+        return ThreadingHTTPServer((host, port), Handler)
+    except OSError as error:
+        raise EngineError(f"cannot listen on {host}:{port}: {error.strerror}; choose another port") from error
