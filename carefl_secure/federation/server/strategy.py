@@ -91,8 +91,8 @@ class SecureSumStrategy(Strategy):
         self._on_round, self._finished = on_round, finished
         self._timeout, self._patience = waiting
         directory = Directory(len(cohort.roster), len(cohort.helpers))
-        final = plan.privacy.rounds if last is None else last
-        self._sums = ServerSums(plan, cohort, directory, final, ledger.path.parent)
+        self._final = plan.privacy.rounds if last is None else last
+        self._sums = ServerSums(plan, cohort, directory, self._final, ledger.path.parent)
         self._round: _Round | None = None
         self._lost = False
         self._waited = 0.0
@@ -118,7 +118,7 @@ class SecureSumStrategy(Strategy):
         try:
             boxes = total.prepare(lambda: self._nodes(grid))
         except CohortError as error:
-            if self._retries(grid, str(exchange.explained(error))):
+            if number < self._final and self._retries(grid, str(exchange.explained(error))):
                 self._round, self._lost = None, True
             else:
                 self._lose(error, excluded)
