@@ -19,6 +19,7 @@ from carefl_secure.errors import ConfigError, PrivacyError, RunError
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.plan.staged import StagedPlan
 from carefl_secure.model.label_scorer import LabelScorer, RecordLosses
+from carefl_secure.model.lora import VISION_TARGETS
 from carefl_secure.model.saved import load_saved
 from carefl_secure.model.vision.encode import vision_features
 from carefl_secure.privacy import Event
@@ -74,6 +75,11 @@ class AuditedRun:
             )
         if self.config.model.image_splitting:
             raise RunError(f"{path} cut its images into tiles, and the attacks know whole ones; audit another run")
+        if set(self.config.adapter.targets) & set(VISION_TARGETS):
+            raise RunError(
+                f"{path} trained its vision side, and the attacks know frozen features; audit a run whose "
+                "adapter.targets leave connector and vision out"
+            )
         self._stages = read_plan(self.folder)
         self.plan: RunPlan = self._stages.whole
         self._reporter = reporter

@@ -32,7 +32,7 @@ from carefl_secure.evaluation.bootstrap import Statistic, units_of
 from carefl_secure.evaluation.figures import Figures
 from carefl_secure.federation.server.optimizers import Listener
 from carefl_secure.model.label_scorer import LabelScorer, RecordLosses
-from carefl_secure.model.vision.encode import vision_features
+from carefl_secure.model.vision.encode import record_features
 from carefl_secure.noise import KeyStream, gaussian
 from carefl_secure.privacy.clipping.clipped_sum import Clipping
 from carefl_secure.privacy.sampling import poisson_sample
@@ -227,7 +227,7 @@ def _descend(bench: Bench, share: npt.NDArray[np.int64], noise: float, start: Ve
         config = resolved_rate(config, scorer, corpora, said, bench.reporter)
     private = config.privacy.unit != "none" and noise > 0
     clip = config.privacy.clipping_norm if private else UNCLIPPED
-    features = vision_features(bench.scorer.adapter.base, corpora.private, bench.reporter)
+    features = record_features(bench.scorer.adapter, corpora.private, bench.reporter)
     task = ModelTask(
         RecordLosses(
             bench.scorer,

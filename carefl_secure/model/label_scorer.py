@@ -19,6 +19,7 @@ from carefl_secure.data.records import LabelSpace
 from carefl_secure.errors import ConfigError
 from carefl_secure.model.label_tree import TokenTree, answer_log_likelihoods
 from carefl_secure.model.lora import Adapter
+from carefl_secure.model.vision.pixels import Pixels
 from carefl_secure.model.vision.store import Features
 from carefl_secure.model.vision.tiles import Tiles
 from carefl_secure.progress import SILENT, Reporter, tracked
@@ -49,11 +50,13 @@ class LabelScorer:
         object.__setattr__(self, "_tree", TokenTree.build(suffixes))
         object.__setattr__(self, "_prefix", prefix)
 
-    def __call__(self, features: Tensor | Tiles, captions: Sequence[str] | None = None) -> Tensor:
+    def __call__(self, features: Tensor | Tiles | Pixels, captions: Sequence[str] | None = None) -> Tensor:
         """Return scores, shape [batch, labels]; row i depends on record i only.
 
         A caption of a record that is not empty makes the question ``Context: CAPTION. QUESTION``.
         """
+        if isinstance(features, Pixels):
+            features = features.encoded(self.adapter.base)
         features = features.to(self.adapter.base.device)
         grids = features.grids if isinstance(features, Tiles) else None
         if captions is None and grids is None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,12 @@ _HEAD, _FROZEN = "label_head.", "label_head.centre"
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 """Short names of the linear layers of a text block that an adapter may sit on."""
 
+VISION_TARGETS = {
+    "connector": r".*connector\.modality_projection\.proj",
+    "vision": r".*vision_model\.encoder\.layers\.\d+\.(self_attn\.(q_proj|k_proj|v_proj|out_proj)|mlp\.(fc1|fc2))",
+}
+"""Targets on the vision side, with the layers they stand for. With one of them features cannot be made ahead."""
+
 
 class Adapter:
     r"""LoRA matrices on a frozen base: :math:`W x + (\alpha / r) B A x`.
@@ -35,7 +42,7 @@ class Adapter:
     Parameters
     ----------
     targets : sequence of str
-        Some of :data:`TARGETS`.
+        Some of :data:`TARGETS` and :data:`VISION_TARGETS`.
     train : {"B", "both", "alternate"}
         ``B``: A stays at its seeded value, so sums of B are exact averages of the product
         (FFA-LoRA, arXiv 2403.12313). ``both``: A and B. ``alternate``: B in odd rounds, A in even
@@ -83,8 +90,7 @@ class Adapter:
         for name, parameter in self.module.named_parameters():
             if not parameter.requires_grad:
                 continue
-            if "text_model" not in name or parameter.dtype != torch.float32:
-                raise ModelError(f"adapter weight {name} is not a float32 weight of the text model")
+            _check_weight(name, parameter, targets)
             if train == "B" and "lora_A" in name:
                 parameter.requires_grad_(False)
             else:
@@ -111,6 +117,20 @@ class Adapter:
     def _head_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """Return the head's centre, which travels with the trained values, and its weights, which train."""
         return [] if self.head is None else [(_HEAD + name, p) for name, p in self.head.named_parameters()]
+
+    @property
+    def trains_vision(self) -> bool:
+        """Whether some of the adapter sits on the vision side."""
+        return any(".connector." in name or ".vision_model." in name for name, _ in self.parameters)
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Let the module compute as the frozen base does."""
+        trained = [(parameter, parameter.requires_grad) for parameter in self.module.parameters()]
+        with self.module.disable_adapter():
+            yield
+        for parameter, before in trained:
+            parameter.requires_grad_(before)
 
     @property
     def dimension(self) -> int:
@@ -180,10 +200,17 @@ class Adapter:
         return config
 
 
+def _check_weight(name: str, parameter: nn.Parameter, targets: tuple[str, ...]) -> None:
+    sides = ["text_model", *(side for side in ("connector", "vision_model") if side.removesuffix("_model") in targets)]
+    if not any(side in name for side in sides) or parameter.dtype != torch.float32:
+        raise ModelError(f"adapter weight {name} is not a float32 weight of the layers in adapter.targets")
+
+
 def _pattern(base: Base, targets: tuple[str, ...], last_layers: int | None) -> str:
-    unknown = sorted(set(targets) - set(TARGETS))
+    known = (*TARGETS, *VISION_TARGETS)
+    unknown = sorted(set(targets) - set(known))
     if unknown or not targets:
-        raise ConfigError(f"adapter.targets must be some of {', '.join(TARGETS)}; got {', '.join(unknown) or '-'}")
+        raise ConfigError(f"adapter.targets must be some of {', '.join(known)}; got {', '.join(unknown) or '-'}")
     count = int(base.model.config.text_config.num_hidden_layers)
     if last_layers is not None and not 1 <= last_layers <= count:
         raise ConfigError(f"adapter.last_layers must lie between 1 and {count}, not {last_layers}")
@@ -196,7 +223,8 @@ def _pattern(base: Base, targets: tuple[str, ...], last_layers: int | None) -> s
         parts.append(rf"self_attn\.({attention})_proj")
     if mlp:
         parts.append(rf"mlp\.({mlp})_proj")
-    return _LAYER.format(layers=layers) + "(" + "|".join(parts) + ")"
+    text = [_LAYER.format(layers=layers) + "(" + "|".join(parts) + ")"] if parts else []
+    return "|".join([*text, *(pattern for name, pattern in VISION_TARGETS.items() if name in targets)])
 
 
 class StackedAdapter(Adapter):
@@ -231,8 +259,8 @@ class StackedAdapter(Adapter):
         self.parameters = []
         for name, parameter in self.module.named_parameters():
             mine = f".{fresh}." in name and "lora_" in name
-            if mine and ("text_model" not in name or parameter.dtype != torch.float32):
-                raise ModelError(f"adapter weight {name} is not a float32 weight of the text model")
+            if mine:
+                _check_weight(name, parameter, tuple(VISION_TARGETS) if self.trains_vision else ())
             trains = mine and not (self.train == "B" and "lora_A" in name)
             parameter.requires_grad_(trains)
             if trains:

@@ -25,8 +25,7 @@ from carefl_secure.model.label_scorer import LabelScorer
 from carefl_secure.model.loader import load_base
 from carefl_secure.model.lora import Adapter, StackedAdapter
 from carefl_secure.model.prompts import PromptForm, prompt_template, task_question
-from carefl_secure.model.vision.encode import vision_features
-from carefl_secure.model.vision.tiles import Tiles
+from carefl_secure.model.vision.encode import frozen_features
 from carefl_secure.noise import DeterministicKeySource, KeySource
 from carefl_secure.privacy.clipping.clipped_sum import Clipping
 from carefl_secure.progress import Reporter
@@ -108,8 +107,7 @@ def centre_head(adapter: Adapter, public: Corpus, reporter: Reporter) -> None:
     """Centre the label head, if there is one, on some public records."""
     if adapter.head is not None:
         chosen = np.unique(np.linspace(0, len(public.records) - 1, _CENTRE).astype(int)).tolist()
-        seen = vision_features(adapter.base, Subset(public, chosen), reporter)[:]
-        adapter.head.set_centre(seen.whole() if isinstance(seen, Tiles) else seen)
+        adapter.head.set_centre(frozen_features(adapter, Subset(public, chosen), reporter))
 
 
 def first_scorer(config: Config, corpora: Sequence[Corpora], reporter: Reporter) -> LabelScorer:

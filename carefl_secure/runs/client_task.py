@@ -10,7 +10,7 @@ import numpy.typing as npt
 from carefl_secure.data.records import targets
 from carefl_secure.data.splits import Subset, first_of_each, subject_groups
 from carefl_secure.model.label_scorer import LabelScorer, RecordLosses, mean_gradient
-from carefl_secure.model.vision.encode import vision_features
+from carefl_secure.model.vision.encode import record_features
 from carefl_secure.privacy.clipping.clipped_sum import Clipping, clipped_sum
 from carefl_secure.privacy.sampling import sample_bound
 from carefl_secure.progress import Reporter
@@ -133,7 +133,7 @@ def model_tasks(
         groups = [subject_groups(corpora.private.records, share) for share in shares]
     # A site of a simulation encodes its own share alone.
     used = Subset(corpora.private, tuple(np.concatenate([np.zeros(0, np.int64), *shares]).tolist()))
-    features = vision_features(scorer.adapter.base, used, reporter)
+    features = record_features(scorer.adapter, used, reporter)
     first = np.cumsum([0, *map(len, shares)])
     return [
         ModelTask(

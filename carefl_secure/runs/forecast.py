@@ -18,7 +18,7 @@ from carefl_secure.data.records import targets
 from carefl_secure.data.splits import Subset
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.model.label_scorer import LabelScorer, RecordLosses
-from carefl_secure.model.vision.encode import vision_features
+from carefl_secure.model.vision.encode import record_features
 from carefl_secure.progress import Reporter
 from carefl_secure.runs.build import clipping_of
 from carefl_secure.runs.captions import Contexts
@@ -103,7 +103,7 @@ def public_task(
     count = min(len(chosen.records), _OPEN if config.model.base == "embedded" else _OPEN_LARGE)
     some = Subset(chosen, tuple(range(count)))
     said = None if contexts is None else contexts.public[:count]
-    features = vision_features(scorer.adapter.base, some, reporter)
+    features = record_features(scorer.adapter, some, reporter)
     return ModelTask(RecordLosses(scorer, features, targets(some), said), clipping_of(config, plan))
 
 

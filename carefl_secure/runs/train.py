@@ -220,7 +220,7 @@ class _Run:
         config, corpora = self._each[-1], self._corpora[-1]
         unprotected = config.privacy.unit == "none" and len(corpora.private.records) > 1
         fitted = corpora.private if unprotected else corpora.open
-        found = feature_baselines(config, self._adapter.base, fitted, corpora.test, corpora.public, self._reporter)
+        found = feature_baselines(config, self._adapter, fitted, corpora.test, corpora.public, self._reporter)
         self._reporter.note(f"feature baselines are fitted on {len(fitted.records)} records, the others on open ones")
         if config.model.base == "embedded" and not config.data.synthetic:
             self._reporter.note("the embedded base was trained on drawings; on photographs take a SmolVLM2 checkpoint")

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from carefl_secure.config.sections.base import Section, Seed
 
-Target = Literal["q", "k", "v", "o", "gate", "up", "down"]
+Target = Literal["q", "k", "v", "o", "gate", "up", "down", "connector", "vision"]
 _AUTO: Any = "auto"
 
 
@@ -116,8 +116,10 @@ class AdapterConfig(Section):
     targets: tuple[Target, ...] = Field(
         default=_AUTO,
         validate_default=True,
-        description="linear layers of each text block that are adapted; auto is all seven for the embedded model and "
-        "q, v for any other, as the noise grows with the root of the trained values",
+        description="linear layers that are adapted: q, k, v, o, gate, up and down of each text block, connector "
+        "between vision side and text, and vision, the layers of the vision tower; auto is the first seven for the "
+        "embedded model and q, v for any other, as the noise grows with the root of the trained values. With "
+        "connector or vision every image goes through the vision side in every round, and no features of it are stored",
     )
     last_layers: int | None = Field(
         default=None, ge=1, description="adapt only this many of the last text blocks; null adapts all"

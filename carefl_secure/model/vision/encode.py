@@ -16,7 +16,9 @@ from carefl_secure.captions.cache import picture_key
 from carefl_secure.data.records import Corpus
 from carefl_secure.errors import ModelError
 from carefl_secure.model.loader import Base
+from carefl_secure.model.lora import Adapter
 from carefl_secure.model.prompts import Grid
+from carefl_secure.model.vision.pixels import PixelFeatures
 from carefl_secure.model.vision.store import StoredFeatures, note_size
 from carefl_secure.model.vision.tiles import TiledFeatures, Tiles, tile_grid, tile_keys
 from carefl_secure.progress import Reporter
@@ -24,6 +26,7 @@ from carefl_secure.progress import Reporter
 _PIXELS = 1 << 21  # of one batch: 8 images of 512 pixels a side, 128 of 64
 _MOST = 128
 
+AnyFeatures = StoredFeatures | TiledFeatures | PixelFeatures
 _Read = tuple[bytes, Grid, Image.Image | None]
 
 
@@ -89,6 +92,20 @@ def vision_features(base: Base, corpus: Corpus, reporter: Reporter) -> StoredFea
     reporter.finish(task)
     found = store.features([one for key, grid in keys for one in tile_keys(key, grid)])
     return TiledFeatures(found, tuple(grid for _, grid in keys)) if split else found
+
+
+def record_features(adapter: Adapter, corpus: Corpus, reporter: Reporter) -> AnyFeatures:
+    """Return what a scorer reads of a corpus: stored features, or images where its adapter trains the vision side."""
+    if adapter.trains_vision:
+        return PixelFeatures(adapter.base, corpus)
+    return vision_features(adapter.base, corpus, reporter)
+
+
+def frozen_features(adapter: Adapter, corpus: Corpus, reporter: Reporter) -> Tensor:
+    """Return what the frozen base makes of a corpus, [records, tokens, width]; of cut images, the whole pictures."""
+    with adapter.disabled():
+        found = vision_features(adapter.base, corpus, reporter)[:]
+    return found.whole() if isinstance(found, Tiles) else found
 
 
 def _batches(read: Callable[[int], _Read], count: int, size: int) -> Iterator[list[_Read]]:

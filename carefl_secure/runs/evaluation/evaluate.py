@@ -24,7 +24,7 @@ from carefl_secure.evaluation.assess import Cost, Evaluation, Known, Scored, ass
 from carefl_secure.evaluation.groups import Settings
 from carefl_secure.model.label_scorer import LabelScorer
 from carefl_secure.model.saved import load_saved
-from carefl_secure.model.vision.encode import encode_images, vision_features
+from carefl_secure.model.vision.encode import encode_images, record_features
 from carefl_secure.model.vision.store import Features
 from carefl_secure.model.vision.tiles import tile_grid, tiles_in
 from carefl_secure.progress import Reporter
@@ -71,7 +71,7 @@ class ScoredRun:
 
     def features(self, scorer: LabelScorer, corpus: Corpus) -> Features:
         """Encode the pictures of a corpus."""
-        return vision_features(scorer.adapter.base, corpus, self.reporter)
+        return record_features(scorer.adapter, corpus, self.reporter)
 
     def untuned_and_tuned(self, scorer: LabelScorer, answer: Callable[[], T]) -> tuple[T, T]:
         """Return answers of the fresh adapter, and of the run's own, which must exist and fit."""

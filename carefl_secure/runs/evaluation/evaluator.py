@@ -16,9 +16,8 @@ from carefl_secure.federation.server.optimizers import FedAdam
 from carefl_secure.model.generation import TextScorer
 from carefl_secure.model.label_head import HeadLosses, LabelHead
 from carefl_secure.model.label_scorer import LabelScorer
-from carefl_secure.model.loader import Base
-from carefl_secure.model.vision.encode import vision_features
-from carefl_secure.model.vision.tiles import Tiles
+from carefl_secure.model.lora import Adapter
+from carefl_secure.model.vision.encode import frozen_features, record_features
 from carefl_secure.noise import KeySource, KeyStream, SystemKeySource, gaussian
 from carefl_secure.privacy import poisson_sample
 from carefl_secure.privacy.clipping.clipped_sum import Clipping, clipped_sum
@@ -45,14 +44,13 @@ class Evaluator:
         contexts: Contexts | None = None,
         texts: TextScorer | None = None,
     ) -> None:
-        base = scorer.adapter.base
         self._test_captions = None if contexts is None else contexts.test
         self._public_captions = None if contexts is None else contexts.public
         self._scorer, self._batch, self._texts, self._reporter = scorer, batch, texts, reporter
-        self._test = vision_features(base, corpora.test, reporter)
+        self._test = record_features(scorer.adapter, corpora.test, reporter)
         self._test_targets = targets(corpora.test)
         multi = corpora.test.space.multi
-        self._public = vision_features(base, corpora.public, reporter) if multi else None
+        self._public = record_features(scorer.adapter, corpora.public, reporter) if multi else None
         self._public_targets = targets(corpora.public)
 
     def __call__(self, adapter: Vector) -> dict[str, float]:
@@ -117,7 +115,7 @@ _BATCH = 256
 
 
 def feature_baselines(
-    config: Config, base: Base, train: Corpus, test: Corpus, public: Corpus, reporter: Reporter
+    config: Config, adapter: Adapter, train: Corpus, test: Corpus, public: Corpus, reporter: Reporter
 ) -> dict[str, float]:
     """Return the test mAP of ``feature_logistic`` and, in a private run, of ``feature_logistic_dp``.
 
@@ -133,10 +131,9 @@ def feature_baselines(
     parts = {"train": train, "test": test, "public": public}
     seen = {}
     for name, corpus in parts.items():
-        features = vision_features(base, corpus, reporter)[:]
-        seen[name] = (features.whole() if isinstance(features, Tiles) else features).float().cpu()
+        seen[name] = frozen_features(adapter, corpus, reporter).float().cpu()
     known, truth = targets(train).astype(np.float32), targets(test)
-    head = LabelHead(train.space.labels, int(base.processor.image_seq_len), seen["train"].shape[2])
+    head = LabelHead(train.space.labels, int(adapter.base.processor.image_seq_len), seen["train"].shape[2])
     head.set_centre(seen["public"])
     x, new = (np.asarray(head.inputs(seen[name]).detach().numpy())[:, :-1] for name in ("train", "test"))
 
