@@ -119,7 +119,7 @@ class AdapterConfig(Section):
         description="linear layers that are adapted: q, k, v, o, gate, up and down of each text block, connector "
         "between vision side and text, and vision, the layers of the vision tower; auto is the first seven for the "
         "embedded model and q, v for any other, as the noise grows with the root of the trained values. With "
-        "connector or vision every image goes through the vision side in every round, and no features of it are stored",
+        "connector or vision each image goes through the vision side in every round; no features are stored",
     )
     last_layers: int | None = Field(
         default=None, ge=1, description="adapt only this many of the last text blocks; null adapts all"
