@@ -56,9 +56,9 @@ def accountant_name(events: Sequence[Event], delta: float | None = None) -> str:
     """Name the accountant behind ``epsilon`` at ``delta`` (1e-5 by default): ``"PLD ..."`` or ``"RDP ..."``."""
     if _priced(events, _USUAL_DELTA if delta is None else delta)[1]:
         if _all_gaussian(events):
-            return f"PLD (dp_accounting, pessimistic, grid {GRID:g}, add or remove one)"
+            return f"PLD (Connect the Dots, pessimistic, grid {GRID:g}, add or remove one)"
         return (
-            "PLD (dp_accounting, pessimistic, of the Gaussian inside the Skellam noise, "
+            "PLD (Connect the Dots, pessimistic, of the Gaussian inside the Skellam noise, "
             f"grid {SKELLAM_GRID:g}, add or remove one)"
         )
     return f"RDP (whole orders {ORDERS[0]} to {ORDERS[-1]}, add or remove one)"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from scipy.special import ndtr, ndtri
 from carefl_secure.errors import ConfigError
 from carefl_secure.privacy.accounting.accountant import GRID, SKELLAM_GRID
 from carefl_secure.privacy.accounting.events import Event, SampledGaussian, merged
-from carefl_secure.privacy.accounting.loss_distribution import usable_grid
+from carefl_secure.privacy.accounting.loss_distribution import composed_deltas
 from carefl_secure.privacy.accounting.skellam_pld import gaussian_inside
 from carefl_secure.privacy.accounting.skellam_rdp import ORDERS, sampled_rdp
 
@@ -146,22 +145,18 @@ def _from_pld(events: Sequence[Event], grid: float = GRID) -> Callable[[_Vector]
     """Return the lowest of the lines that the pairs (epsilon, delta) of a history draw."""
     if not events:
         return lambda rates: rates
-    # imported here because it takes half a second that most commands never need
-    from carefl_secure.privacy.accounting.gaussian_losses import gaussian_distribution
-
-    gaussian = [one for one in merged(events) if isinstance(one, SampledGaussian)]
-    step = usable_grid(gaussian, grid)
-    parts = [
-        gaussian_distribution(1.0, e.noise_multiplier / math.sqrt(e.count), step)
-        if e.sample_rate == 1.0
-        else gaussian_distribution(e.sample_rate, e.noise_multiplier, step).self_compose(e.count)
-        for e in gaussian
-    ]
-    history = functools.reduce(lambda before, one: before.compose(one), parts)
-    last = min(float(history.get_epsilon_for_delta(_LEAST_TPR / 100.0)), 200.0)
-    epsilons = np.linspace(0.0, last, 4001)
-    # the library takes many epsilons at once, which its annotations do not say
-    deltas = np.asarray(history.get_delta_for_epsilon(epsilons), dtype=np.float64)
+    step, proved = composed_deltas(
+        [
+            SampledGaussian(1.0, e.noise_multiplier / math.sqrt(e.count), 1) if e.sample_rate == 1.0 else e
+            for e in merged(events)
+            if isinstance(e, SampledGaussian)
+        ],
+        grid,
+    )
+    reached = proved > _LEAST_TPR / 100.0
+    last = min(int(np.argmin(reached)) if not reached[-1] else len(proved) - 1, int(200.0 / step))
+    places = np.unique(np.linspace(0, last, 4001).astype(int))
+    epsilons, deltas = step * places, proved[places]
 
     def ceiling(rates: _Vector) -> _Vector:
         best = np.ones_like(rates)

@@ -1,23 +1,21 @@
 r"""Composition of privacy loss distributions with an error bound that covers floating point.
 
-The FFT of ``dp_accounting`` rounds relative to the largest probability. After many compositions that error exceeds a
-small delta. Here each distribution is tilted first, :math:`\tilde p(x) \propto p(x) e^{\lambda x}`, so that the losses
-that decide delta are the likely ones and rounding is relative to them.
+An FFT rounds relative to the largest probability. After many compositions that error exceeds a small delta. Here each
+distribution is tilted first, :math:`\tilde p(x) \propto p(x) e^{\lambda x}`, so that the losses that decide delta are
+the likely ones and rounding is relative to them.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
 from carefl_secure.privacy.accounting.events import SampledGaussian
+from carefl_secure.privacy.accounting.gaussian_losses import Losses, gaussian_losses
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,6 +25,8 @@ _Vector: TypeAlias = "NDArray[np.float64]"
 _UNIT = 2.0**-53
 _TAIL = 40.0  # exponent of the tilted mass that the FFT window may cut off
 _LOG_TILT = (math.log(1e-3), math.log(1e7))
+_SMALL_TILT = 0.1  # for deltas of every size at once
+_GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
 _LARGEST_EXPONENT = 600.0
 _LARGEST_STEP = 1.0
 _REACH = 12.0  # standard deviations of noise within which losses are discretised
@@ -48,15 +48,6 @@ def usable_grid(events: Sequence[SampledGaussian], grid: float, clients: int = 1
     largest = max(0.5 * (clients / e.noise_multiplier) ** 2 for e in events)
     wanted = max(min(grid, 0.5 * total / each), grid * max(largest, total) / 10.0, grid / 2**20)
     return grid * 2.0 ** math.floor(math.log2(wanted / grid))
-
-
-def _weights(rate: float, clients: int) -> _Vector:
-    """Return the binomial chances that a unit is drawn at 0, 1, ... of its clients."""
-    drawn = min(1.0, rate * (1.0 + 1e-12))  # never below the true chance of many draws
-    weights = np.ones(1)
-    for _ in range(clients):
-        weights = np.convolve(weights, [1.0 - drawn, drawn])
-    return weights
 
 
 def composed_epsilon(events: Sequence[SampledGaussian], delta: float, grid: float, clients: int = 1) -> float:
@@ -84,62 +75,32 @@ def composed_epsilon(events: Sequence[SampledGaussian], delta: float, grid: floa
     step = usable_grid(events, grid, clients) if shift < 1e6 else math.inf
     if 0.5 * shift**2 + _REACH * shift > _LARGEST_EXPONENT or step > _LARGEST_STEP:
         return math.inf
-    pairs = [_discretised(e.sample_rate, e.noise_multiplier, step, clients) for e in events]
-    counts = [event.count for event in events]
-    removed = _Composition(step, tuple(pair[0] for pair in pairs), tuple(counts))
+    removed, added = _compositions(events, step, clients)
     found = removed.epsilon(delta)
-    if all(pair[0] is pair[1] for pair in pairs):
-        return found
-    added = _Composition(step, tuple(pair[1] for pair in pairs), tuple(counts))
-    return max(found, added.epsilon(delta))
+    return found if added is removed else max(found, added.epsilon(delta))
 
 
-@dataclass(frozen=True, eq=False)
-class _Losses:
-    """Discrete losses ``step * (first + i)`` of one sum, and the mass at infinity."""
-
-    first: int
-    probabilities: _Vector
-    infinite: float
-
-
-@functools.lru_cache(maxsize=16)
-def _discretised(rate: float, noise_multiplier: float, step: float, clients: int) -> tuple[_Losses, _Losses]:
-    # imported here because it takes half a second that most commands never need
-    from dp_accounting.pld import privacy_loss_distribution
-
-    from carefl_secure.privacy.accounting.gaussian_losses import gaussian_distribution
-
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # the library warns of what is known here
-    try:
-        if clients == 1:
-            found = gaussian_distribution(rate, noise_multiplier, step)
-        else:
-            found = privacy_loss_distribution.from_mixture_gaussian_mechanism(
-                noise_multiplier, range(clients + 1), _weights(rate, clients), value_discretization_interval=step
-            )
-    finally:
-        logger.setLevel(level)
-    removed = _losses(found._pmf_remove)
-    same = found._pmf_add is found._pmf_remove
-    return removed, removed if same else _losses(found._pmf_add)
+def composed_deltas(events: Sequence[SampledGaussian], grid: float) -> tuple[float, _Vector]:
+    """Return a step, and an upper bound of delta at the epsilons 0, step, 2 step and so on; see `composed_epsilon`."""
+    step = usable_grid(events, grid)
+    found = [one.deltas() for one in _compositions(events, step, 1)]
+    size = max(map(len, found))
+    return step, np.max([np.pad(one, (0, size - len(one)), "edge") for one in found], axis=0)
 
 
-def _losses(pmf: Any) -> _Losses:
-    dense = pmf.to_dense_pmf()
-    return _Losses(
-        int(dense._lower_loss),
-        np.maximum(np.asarray(dense._probs, dtype=np.float64), 0.0),
-        float(dense._infinity_mass),
-    )
+def _compositions(events: Sequence[SampledGaussian], step: float, clients: int) -> tuple[_Composition, _Composition]:
+    """Return both directions, a unit removed and one added; one object twice where they are equal."""
+    pairs = [gaussian_losses(e.sample_rate, e.noise_multiplier, step, clients) for e in events]
+    counts = [event.count for event in events]
+    removed = _Composition(step, [pair[0] for pair in pairs], counts)
+    same = all(pair[0] is pair[1] for pair in pairs)
+    return removed, removed if same else _Composition(step, [pair[1] for pair in pairs], counts)
 
 
 class _Composition:
     """One direction (record added, or removed) of a whole history."""
 
-    def __init__(self, step: float, parts: Sequence[_Losses], counts: Sequence[int]) -> None:
+    def __init__(self, step: float, parts: Sequence[Losses], counts: Sequence[int]) -> None:
         self._step = step
         self._parts = parts
         self._counts = counts
@@ -147,32 +108,29 @@ class _Composition:
         with np.errstate(divide="ignore"):
             self._logs = [np.log(p.probabilities) for p in parts]
 
-    def epsilon(self, delta: float) -> float:
-        infinite = -math.expm1(
-            math.fsum(n * math.log1p(-p.infinite) for n, p in zip(self._counts, self._parts, strict=True))
+        self._infinite = -math.expm1(
+            math.fsum(n * math.log1p(-p.infinite) for n, p in zip(counts, parts, strict=True))
         )
-        left = delta - infinite
+
+    def deltas(self) -> _Vector:
+        """Bound delta at the losses 0, step, 2 step and so on; 1 where nothing is proved."""
+        found = self._tails(_SMALL_TILT)
+        if found is None:
+            return np.ones(1)
+        losses, above, below, charged = found
+        before = np.ones(round(float(losses[0]) / self._step))
+        return np.append(before, np.minimum(1.0, above - below + charged + self._infinite))
+
+    def epsilon(self, delta: float) -> float:
+        """Return the least epsilon that is proved at delta."""
+        left = delta - self._infinite
         if not left > 0.0:
             return math.inf
-        tilt = self._best_tilt(left)
-        centre = self._cumulant(tilt)
-        start, size = self._window(tilt, centre)
-        tilted, rounding = self._tilted(tilt, start, size)
-        losses = self._step * np.arange(start, start + size, dtype=np.float64)
-        used = losses > -self._step
-        losses, tilted = losses[used], tilted[used]
-        if not losses.size:
-            return 0.0
-        if losses[-1] - losses[0] > 2.0 * _LARGEST_EXPONENT:
-            return math.inf  # exponentials of the losses would overflow
-        weight = np.exp(np.minimum(centre - tilt * losses, _LARGEST_EXPONENT))
-        growth = np.exp(losses - 0.5 * (losses[0] + losses[-1]))
-        # masses above each loss, and the same divided by their growth, added from the top
-        above = np.append(np.cumsum((weight * tilted)[::-1])[::-1], 0.0)[1:]
-        scaled = np.append(np.cumsum((weight * tilted / growth)[::-1])[::-1], 0.0)[1:]
-        beyond = math.exp(min(centre - tilt * float(losses[-1]) - _TAIL, 0.0))
-        charged = beyond + weight * rounding + above * (size * 2.0 * _UNIT)
-        enough = above - scaled * growth + charged <= left
+        found = self._tails(self._best_tilt(left))
+        if found is None:
+            return math.inf
+        losses, above, below, charged = found
+        enough = above - below + charged <= left
         if losses[0] <= 0.0 and bool(enough[np.searchsorted(losses, 0.0)]):
             return 0.0
         place = int(np.argmax(enough)) if bool(enough.any()) else losses.size - 1
@@ -181,10 +139,32 @@ class _Composition:
         # between two losses the masses above are constant, and the charge at most the lower one's
         lower, upper = float(losses[place - 1]), float(losses[place])
         excess = above[place - 1] + charged[place - 1] - left
-        if excess <= 0.0 or scaled[place - 1] == 0.0:
+        if excess <= 0.0 or below[place - 1] == 0.0:
             return max(0.0, upper)
-        within = lower + math.log(excess / (scaled[place - 1] * growth[place - 1]))
+        within = lower + math.log(excess / below[place - 1])
         return max(0.0, min(upper, within))
+
+    def _tails(self, tilt: float) -> tuple[_Vector, _Vector, _Vector, _Vector] | None:
+        """Return the losses from 0 on, both distributions' masses above each, and what is charged for rounding.
+
+        None where exponentials of the losses would overflow.
+        """
+        centre = self._cumulant(tilt)
+        start, size = self._window(tilt, centre)
+        tilted, rounding = self._tilted(tilt, start, size)
+        losses = self._step * np.arange(start, start + size, dtype=np.float64)
+        used = losses > -self._step
+        losses, tilted = losses[used], tilted[used]
+        if not losses.size or losses[-1] - losses[0] > 2.0 * _LARGEST_EXPONENT:
+            return None
+        weight = np.exp(np.minimum(centre - tilt * losses, _LARGEST_EXPONENT))
+        growth = np.exp(losses - 0.5 * (losses[0] + losses[-1]))
+        # masses above each loss, and the same divided by their growth, added from the top
+        above = np.append(np.cumsum((weight * tilted)[::-1])[::-1], 0.0)[1:]
+        scaled = np.append(np.cumsum((weight * tilted / growth)[::-1])[::-1], 0.0)[1:]
+        beyond = math.exp(min(centre - tilt * float(losses[-1]) - _TAIL, 0.0))
+        charged = beyond + weight * rounding + above * (size * 2.0 * _UNIT)
+        return losses, above, scaled * growth, charged
 
     def _cumulant(self, tilt: float) -> float:
         return math.fsum(
@@ -193,21 +173,27 @@ class _Composition:
         )
 
     def _best_tilt(self, delta: float) -> float:
-        """Return the tilt of the best Chernoff bound; any positive one is valid."""
-        from scipy.optimize import minimize_scalar  # imported late, as most commands never need it
+        """Return the tilt of the best Chernoff bound, by golden sections; any positive one is valid."""
+        low, high = _LOG_TILT
 
-        found = minimize_scalar(
-            lambda x: (self._cumulant(math.exp(x)) - math.log(delta)) * math.exp(-x),
-            bounds=_LOG_TILT,
-            method="bounded",
-            options={"xatol": 0.02},
-        )
-        return math.exp(float(found.x))
+        def bound(x: float) -> float:
+            return (self._cumulant(math.exp(x)) - math.log(delta)) * math.exp(-x)
+
+        one, other = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
+        at_one, at_other = bound(one), bound(other)
+        while high - low > 0.02:
+            if at_one < at_other:
+                high, other, at_other = other, one, at_one
+                one = high - _GOLDEN * (high - low)
+                at_one = bound(one)
+            else:
+                low, one, at_one = one, other, at_other
+                other = low + _GOLDEN * (high - low)
+                at_other = bound(other)
+        return math.exp(0.5 * (low + high))
 
     def _window(self, tilt: float, centre: float) -> tuple[int, int]:
         """Return first place and length of a window that holds all tilted mass but ``e^-40``."""
-        from scipy import fft
-
         small = 1e-3 * tilt
         curvature = self._cumulant(tilt + small) - 2.0 * centre + self._cumulant(tilt - small)
         natural = math.sqrt(2.0 * _TAIL * small**2 / max(curvature, 1e-30 * small**2))
@@ -218,24 +204,27 @@ class _Composition:
                   for n, p in zip(self._counts, self._parts, strict=True)]  # fmt: skip
         first = max(math.floor(low / self._step), sum(place[0] for place in places))
         last = min(math.ceil(high / self._step), sum(place[1] for place in places))
-        return first, int(fft.next_fast_len(max(last, first + 1) - first + 1, real=True))
+        return first, _fast_length(max(last, first + 1) - first + 1)
 
     def _tilted(self, tilt: float, start: int, size: int) -> tuple[_Vector, float]:
         """Compose the tilted distributions; return them and a bound on the rounding."""
-        from scipy import fft
-
         whole, relative = np.ones(size // 2 + 1, dtype=np.complex128), np.zeros(size // 2 + 1)
         parts = zip(self._counts, self._parts, self._logs, self._values, strict=True)
         for n, part, logs, values in parts:
             exponents = logs + tilt * values
             masses = np.exp(exponents - _log_sum(exponents))
             places = np.arange(part.first, part.first + masses.size) % size
-            coefficients = fft.rfft(np.bincount(places, masses, size))
+            coefficients = np.fft.rfft(np.bincount(places, masses, size))
             whole *= coefficients**n
             relative += n / np.maximum(np.abs(coefficients), 1e-200)
-        composed = np.roll(fft.irfft(whole, size), -(start % size))
+        composed = np.roll(np.fft.irfft(whole, size), -(start % size))
         norm = math.sqrt(2.0) * float(np.linalg.norm(np.abs(whole) * (1.0 + relative)))
         return np.maximum(composed, 0.0), 6.0 * _UNIT * math.log2(size + 1.0) * norm
+
+
+def _fast_length(least: int) -> int:
+    """Return a length that an FFT is fast for: a power of two, or 3, 5, 9 or 15 times one."""
+    return min(m << max(0, math.ceil(math.log2(least / m))) for m in (1, 3, 5, 9, 15))
 
 
 def _log_sum(exponents: _Vector) -> float:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
+import numpy as np
 import pytest
 from dp_accounting.pld import privacy_loss_distribution as pld
 from scipy.optimize import brentq
 from scipy.special import log_ndtr
+from scipy.stats import binom
 
 from carefl_secure.privacy import SampledGaussian, SampledSkellam, calibrate_noise, epsilon, rdp_epsilon
 from carefl_secure.privacy.accounting.attack_bounds import attacker_bounds
-from carefl_secure.privacy.accounting.gaussian_losses import gaussian_distribution
-from carefl_secure.privacy.accounting.loss_distribution import composed_epsilon, usable_grid
+from carefl_secure.privacy.accounting.gaussian_losses import gaussian_losses
+from carefl_secure.privacy.accounting.loss_distribution import composed_deltas, composed_epsilon, usable_grid
 
 
 def exact(mu: float, delta: float) -> float:
@@ -81,15 +84,37 @@ def test_noise_that_is_unbounded_keeps_any_budget() -> None:
     assert 0.99e-3 < exact(1.0 / noise, 1e-10) <= 1e-3
 
 
-@pytest.mark.parametrize("rate", [1.0, 0.5, 0.01, 1e-6])
-@pytest.mark.parametrize("noise", [0.3, 2.0, 1e4])
-def test_a_distribution_is_that_of_the_library(rate: float, noise: float) -> None:
-    """The same losses and masses, but for the rounding of single divergences, which a step magnifies."""
-    expected = pld.from_gaussian_mechanism(noise, value_discretization_interval=1e-3, sampling_prob=rate)
-    found = gaussian_distribution(rate, noise, 1e-3)
-    assert (found._pmf_add is found._pmf_remove) == (rate == 1.0)
-    for here, there in ((found._pmf_remove, expected._pmf_remove), (found._pmf_add, expected._pmf_add)):
-        one, other = here.to_dense_pmf(), there.to_dense_pmf()
-        assert one._lower_loss == other._lower_loss and one.size == other.size
-        assert abs(one._infinity_mass - other._infinity_mass) < 1e-15
-        assert float(abs(one._probs - other._probs).max()) < 1e-12
+@pytest.mark.parametrize(
+    ("rate", "noise", "clients"),
+    [*itertools.product((1.0, 0.5, 0.01, 1e-6), (0.3, 2.0, 1e4), (1,)), (0.3, 2.0, 2), (0.01, 1.0, 4), (1e-6, 3.0, 2)],
+)
+def test_a_distribution_is_that_of_the_library(rate: float, noise: float, clients: int) -> None:
+    """The same masses above every loss, but for the rounding of single divergences, which a step magnifies."""
+    step = 1e-3
+    if clients == 1:
+        expected = pld.from_gaussian_mechanism(noise, value_discretization_interval=step, sampling_prob=rate)
+    else:
+        weights = binom.pmf(range(clients + 1), clients, rate)
+        expected = pld.from_mixture_gaussian_mechanism(
+            noise, range(clients + 1), weights, value_discretization_interval=step
+        )
+    found = gaussian_losses(rate, noise, step, clients)
+    assert (found[0] is found[1]) == (rate == 1.0)
+    epsilons = step * np.arange(-2000, 20_000, 7)
+    for here, there in zip(found, (expected._pmf_remove, expected._pmf_add), strict=True):
+        assert here.probabilities.min() >= 0.0
+        assert here.probabilities.sum() + here.infinite == pytest.approx(1.0, abs=1e-9)
+        losses = step * (here.first + np.arange(here.probabilities.size))
+        mine = [np.sum(-np.expm1(e - losses[losses > e]) * here.probabilities[losses > e]) for e in epsilons]
+        theirs = there.get_delta_for_epsilon(epsilons)
+        assert np.abs(np.array(mine) + here.infinite - theirs).max() < 1e-11
+
+
+@pytest.mark.parametrize(("rate", "noise", "count"), [(0.2, 0.8, 40), (0.01, 1.0, 500), (0.5, 20.0, 100)])
+def test_a_composed_curve_lies_above_the_librarys_by_rounding_alone(rate: float, noise: float, count: int) -> None:
+    step, deltas = composed_deltas([SampledGaussian(rate, noise, count)], 1e-3)
+    library = pld.from_gaussian_mechanism(noise, value_discretization_interval=step, sampling_prob=rate)
+    places = np.arange(0, len(deltas), max(1, len(deltas) // 300))
+    expected = np.asarray(library.self_compose(count).get_delta_for_epsilon(step * places))
+    assert np.abs(deltas[places] - expected).max() < 1e-9
+    assert (np.diff(deltas) <= 1e-15).all()
