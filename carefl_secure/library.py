@@ -65,16 +65,19 @@ def _run(config: Config, folder: Path | None, engine: str, quiet: bool) -> RunSu
 def evaluate(
     run: str | Path, *, split: Literal["test", "public"] = "test", data: str | Path | None = None, quiet: bool = False
 ) -> Evaluation:
-    """Score a run with intervals, next to the untuned model; written to ``RUN/evaluation``.
+    """Score a run with intervals, next to the untuned model; written to ``RUN/evaluation`` with a page of pictures.
 
     ``split`` is one of the run's own, both without private records; ``data`` is another corpus in its place.
     """
     require_run(Path(run))
+    from carefl_secure.report import write_evaluation_page
     from carefl_secure.runs.evaluation.evaluate import evaluate as score
 
     with running(quiet) as reporter:
         other = None if data is None else Path(data)
-        return score(Path(run), reporter, split=split, data=other).evaluation
+        found = score(Path(run), reporter, split=split, data=other)
+    write_evaluation_page(found.file)
+    return found.evaluation
 
 
 def audit_run(run: str | Path, *, records: int = 1000, canaries: int = 1000, quiet: bool = False) -> AuditResult:
@@ -91,15 +94,15 @@ def audit_run(run: str | Path, *, records: int = 1000, canaries: int = 1000, qui
         return attack(Path(run), reporter, records=records, canaries=canaries)
 
 
-def report_run(run: str | Path) -> Report:
-    """Check a run, price it from its ledgers, and write ``RUN/report``.
+def report_run(run: str | Path, *, dpia: bool = False) -> Report:
+    """Check a run, price it from its ledgers, and write ``RUN/report``, with ``dpia`` an impact assessment too.
 
     A void report raises no error here: read ``verdict``.
     """
     require_run(Path(run))
     from carefl_secure.report import write_report
 
-    return write_report(Path(run))[0]
+    return write_report(Path(run), dpia=dpia)[0]
 
 
 def budget(*, delta: float, **question: Any) -> Budget:

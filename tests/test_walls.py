@@ -72,10 +72,10 @@ LEARNING = ["model.*", "captions.*", "audit.*", "privacy.clipping.*"]
 ONLY: dict[str, list[str]] = {
     "accelerate": ["model.*", "captions.*", "hub"],
     "bitsandbytes": ["model.*", "captions.*", "hub"],
-    "dp_accounting": ["privacy.*", "audit.*"],
+    "dp_accounting": [],
     "flwr": ["federation.*", "deployment.*"],
     "jinja2": ["report.*"],
-    "matplotlib": ["report.*"],
+    "matplotlib": [],
     "mlflow": ["runs.trackers.*"],
     "opacus": [*LEARNING, "privacy.accounting.gaussian_losses"],
     "peft": ["model.*", "audit.*"],

@@ -6,6 +6,7 @@ import importlib.metadata
 import math
 import platform
 from pathlib import Path
+from typing import Any
 
 import carefl_secure
 from carefl_secure.errors import PrivacyError, RunError
@@ -13,7 +14,14 @@ from carefl_secure.privacy import verdict as strength_of
 from carefl_secure.privacy.accounting.attack_bounds import AttackerBounds, attacker_bounds
 from carefl_secure.report.audit import audit_part
 from carefl_secure.report.checks import check_run
-from carefl_secure.report.render.page import html_page, markdown_section, put_into_readme, registry_entry
+from carefl_secure.report.render.page import (
+    dpia_page,
+    evaluation_page,
+    html_page,
+    markdown_section,
+    put_into_readme,
+    registry_entry,
+)
 from carefl_secure.report.run_record import RunRecord, read_run
 from carefl_secure.report.schema import Attacker, ClientLine, Promise, Report, Verdict
 from carefl_secure.report.sections import (
@@ -76,7 +84,7 @@ def build_report(record: RunRecord) -> tuple[Report, AttackerBounds | None]:
         software={
             "report written by carefl-secure": carefl_secure.__version__,
             "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in ("dp-accounting", "numpy", "scipy")},
+            **{name: importlib.metadata.version(name) for name in ("numpy", "scipy")},
         },
         plan_sha256=record.plan_hash,
         ledger_head=record.server.entries[-1].hash if record.server.entries else None,
@@ -152,10 +160,11 @@ def _attacker(bounds: AttackerBounds) -> Attacker:
     )
 
 
-def write_report(run: Path) -> tuple[Report, list[Path]]:
+def write_report(run: Path, *, dpia: bool = False) -> tuple[Report, list[Path]]:
     """Check a run, price it anew, and write its report; return it with the paths written.
 
-    Written are page, data, card and registry entry under ``report/``, and our block in the adapter's model card.
+    Written are page, data, card and registry entry under ``report/``, and our block in the adapter's model card; with
+    ``dpia`` also ``dpia.html`` for the auditor and ``dpia-public.html``, under the headings of Art. 35(7) GDPR.
 
     RunError where it is not a run folder, a file of it cannot be read, or nothing can be written; PrivacyError where
     the plan or an event states something that cannot be priced.
@@ -168,16 +177,35 @@ def write_report(run: Path) -> tuple[Report, list[Path]]:
     report, bounds = build_report(read_run(run))
     readme = run / "adapter" / "README.md"
     files = {
-        run / "report" / "report.html": html_page(report, bounds),
+        run / "report" / "report.html": html_page(report, bounds, _evaluation(run)),
         run / "report" / "report.json": report.as_json() + "\n",
         run / "report" / "card.md": markdown_section(report),
         run / "report" / "registry.yaml": registry_entry(report),
         readme: put_into_readme(_text(readme), report),
     }
+    if dpia:
+        files[run / "report" / "dpia.html"] = dpia_page(report, public=False)
+        files[run / "report" / "dpia-public.html"] = dpia_page(report, public=True)
     for path, text in files.items():
         path.parent.mkdir(exist_ok=True)
         write_atomically(path, text.encode())
     return report, list(files)
+
+
+def _evaluation(run: Path) -> dict[str, Any] | None:
+    """Return the evaluation of the run's test split; None where none was made."""
+    path = run / "evaluation" / "evaluation.json"
+    return load_json(_text(path)) if path.is_file() else None
+
+
+def write_evaluation_page(file: Path) -> Path:
+    """Write the page of an evaluation next to its JSON file, and return its path.
+
+    RunError is raised where the file cannot be read, or the page cannot be written.
+    """
+    page = file.with_suffix(".html")
+    write_atomically(page, evaluation_page(load_json(_text(file))).encode())
+    return page
 
 
 def refuse_void(report: Report) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from carefl_secure.federation.plan.cohort import AggregationConfig
 from carefl_secure.privacy import SampledSkellam
@@ -170,7 +172,7 @@ def accounting_part(record: RunRecord, accounts: Accounts) -> Accounting:
     rounds = sum(event.count for event in accounts.events)
     return Accounting(
         accountant=accounts.accountant if record.privacy.unit != "none" else "none",
-        library="carefl-secure and dp_accounting",
+        library="carefl-secure",
         composition="none"
         if record.privacy.unit == "none"
         else (
@@ -184,17 +186,19 @@ def accounting_part(record: RunRecord, accounts: Accounts) -> Accounting:
     )
 
 
+def round_line(row: Mapping[str, Any], price: float | None) -> RoundLine:
+    """Return the figures of a finished round with the epsilon of all rounds so far."""
+    return RoundLine(
+        round=int(row["round"]),
+        epsilon=price,
+        survivors=int(row["survivors"]) if "survivors" in row else None,
+        metrics={name: float(value) for name, value in row.items() if name not in _NOT_METRICS and _figure(value)},
+    )
+
+
 def round_lines(record: RunRecord, accounts: Accounts) -> list[RoundLine]:
     """Return one line for every finished round."""
-    return [
-        RoundLine(
-            round=int(row["round"]),
-            epsilon=finite(accounts.by_round.get(int(row["round"]))),
-            survivors=int(row["survivors"]) if "survivors" in row else None,
-            metrics={name: float(value) for name, value in row.items() if name not in _NOT_METRICS and _figure(value)},
-        )
-        for row in record.rows
-    ]
+    return [round_line(row, finite(accounts.by_round.get(int(row["round"])))) for row in record.rows]
 
 
 def caveats(record: RunRecord) -> list[Caveat]:

@@ -58,15 +58,22 @@ def audit(
     refuse_falsified(result)
 
 
-def report(run: Run, json: Json = False) -> None:
+def report(
+    run: Run,
+    dpia: Annotated[
+        bool, typer.Option("--dpia", help="Write a prefilled data protection impact assessment too (Art. 35 GDPR).")
+    ] = False,
+    json: Json = False,
+) -> None:
     """Write the privacy report of a run into its folder; a void report exits with an error.
 
-    Everything is read from the run folder, and epsilon is recomputed from its ledgers.
+    Everything is read from the run folder, and epsilon is recomputed from its ledgers. --dpia adds dpia.html, for the
+    auditor, and dpia-public.html; passages for the controller to complete are marked in both.
     """
     require_run(run)
     from carefl_secure.report import refuse_void, write_report
 
-    found, files = write_report(run)
+    found, files = write_report(run, dpia=dpia)
     if json:
         typer.echo(found.as_json())
     else:

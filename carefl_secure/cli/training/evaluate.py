@@ -140,10 +140,14 @@ def evaluate(run: Run, options: EvaluateOptions, quiet: Quiet = False, json: Jso
             settings=settings,
             predictions=options.predictions,
         )
+    from carefl_secure.report import write_evaluation_page
+
+    page = write_evaluation_page(found.file)
     if json:
         typer.echo(found.evaluation.as_json(), nl=False)
     else:
         show_evaluation(found.evaluation, found.file)
+        say(f"with pictures: {page}")
 
 
 def _generated(run: Path, options: EvaluateOptions, quiet: bool, json: bool) -> None:

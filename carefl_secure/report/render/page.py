@@ -12,30 +12,20 @@ import yaml
 
 from carefl_secure.errors import RunError
 from carefl_secure.privacy.accounting.attack_bounds import AttackerBounds
-from carefl_secure.report.render.plots import attacker_plot, rounds_plot
-from carefl_secure.report.schema import Report
-from carefl_secure.rounding import delta_words, percent_up, round_up
+from carefl_secure.report.render.charts import Line, line_chart
+from carefl_secure.report.render.templates import environment
+from carefl_secure.report.schema import Report, RoundLine
+from carefl_secure.rounding import round_up
 
 _CALM = ("#0b6b69", "#eef6f5")
 _ALARM = ("#a4161a", "#fbf0f0")
 
 
-def environment(*, html: bool) -> jinja2.Environment:
-    """Return what renders the templates of this package; unknown names are errors."""
-    made = jinja2.Environment(
-        loader=jinja2.PackageLoader("carefl_secure.report"),
-        autoescape=html,
-        undefined=jinja2.StrictUndefined,
-        keep_trailing_newline=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    made.filters |= {"delta": delta_words, "percent": percent_up, "up": round_up}
-    return made
+def html_page(report: Report, bounds: AttackerBounds | None, scores: Mapping[str, Any] | None = None) -> str:
+    """Return the report as one self-contained page: nothing is loaded, nothing runs.
 
-
-def html_page(report: Report, bounds: AttackerBounds | None) -> str:
-    """Return the report as one page that loads and runs nothing; ``bounds`` are drawn where a ceiling holds."""
+    ``bounds`` is for the drawing, None where no ceiling holds; ``scores`` the JSON of the run's evaluation, if any.
+    """
     accent, tint = _CALM if report.verdict == "accounted" else _ALARM
     price = report.promise.epsilon
     # three thirds: up to 1, up to 10, above; logarithmic inside, and never at the very edge
@@ -51,16 +41,63 @@ def html_page(report: Report, bounds: AttackerBounds | None) -> str:
             pin=f"{100.0 * min(0.98, max(0.02, place)):.1f}",
             held=outcomes.count("held"),
             unchecked=outcomes.count("not checked"),
-            rounds_wide=rounds_plot(report, wide=True, accent=accent),
-            rounds_narrow=rounds_plot(report, wide=False, accent=accent),
-            attacker_wide=_ceiling(bounds, wide=True, accent=accent),
-            attacker_narrow=_ceiling(bounds, wide=False, accent=accent),
+            rounds=round_charts(report.rounds, report.accounting.agreed_epsilon),
+            ceiling=None if bounds is None else _ceiling(bounds),
+            scores=scores,
         )
     )
 
 
-def _ceiling(bounds: AttackerBounds | None, *, wide: bool, accent: str) -> str:
-    return "" if bounds is None else attacker_plot(bounds.curve, wide=wide, accent=accent)
+_NAMES = {"mAP": "mAP", "macro_f1": "F1 (macro)"}
+_DASHES = ("", "7 4", "2 3", "9 3 2 3")
+
+
+def round_charts(rounds: Sequence[RoundLine], agreed: float | None) -> list[str]:
+    """Draw epsilon with its agreed limit, and the scores of every round; nothing where no round is finished."""
+    if not rounds:
+        return []
+    last = rounds[-1].round
+    x = (min(0.5, 1.0 - 0.03 * last), last + max(0.5, 0.03 * last))
+    known = [(line.round, line.epsilon) for line in rounds if line.epsilon is not None]
+    highest = max((price for _, price in known), default=1.0)
+    lines = [Line(known, "accent", label=round_up(known[-1][1], 2))] if known else []
+    if agreed is not None and agreed <= 3 * highest:
+        highest = max(highest, agreed)
+        lines.append(Line([(x[0], agreed), (x[1], agreed)], "faint", "4 3", f"agreed limit {agreed:g}"))
+    names = list(dict.fromkeys(name for line in rounds for name in line.metrics))[:4]
+    scores = [
+        Line(
+            [(e.round, e.metrics[name]) for e in rounds if name in e.metrics],
+            "faint" if place else "text",
+            _DASHES[place],
+            _NAMES.get(name, name),
+        )
+        for place, name in enumerate(names)
+    ]
+    title = "epsilon spent so far" if known else "epsilon: none holds"
+    return [
+        line_chart(title, lines, x, (0.0, highest * 1.18), below="round", whole=True),
+        line_chart("scores on public test images", scores, x, (0.0, 1.0), below="round", whole=True),
+    ]
+
+
+def _ceiling(bounds: AttackerBounds) -> str:
+    """Draw the largest true-positive rate of any membership test."""
+    lines = [
+        Line(bounds.curve, "accent", name="at most"),
+        Line([(false, false) for false, _ in bounds.curve], "faint", "4 3", "guessing"),
+    ]
+    return line_chart("members found, at most", lines, (1e-4, 1.0), (0.0, 1.0), below="false alarms", percent=True)
+
+
+def dpia_page(report: Report, *, public: bool) -> str:
+    """Return a prefilled data protection impact assessment; the public one leaves out audit and per-site figures."""
+    return environment(html=True).get_template("dpia.html.j2").render(r=report, public=public)
+
+
+def evaluation_page(found: Mapping[str, Any]) -> str:
+    """Return the JSON of an evaluation as one self-contained page: figures, labels, calibration and groups."""
+    return environment(html=True).get_template("evaluation.html.j2").render(e=found)
 
 
 def markdown_section(report: Report) -> str:

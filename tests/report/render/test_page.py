@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 from carefl_secure.report import Report, write_report
-from carefl_secure.report.render.plots import attacker_plot, rounds_plot
+from carefl_secure.report.render.charts import Line, line_chart
+from carefl_secure.report.render.templates import environment
 from carefl_secure.report.run_record import read_run
+from carefl_secure.rounding import round_up
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = [
@@ -112,23 +114,41 @@ def test_the_label_comes_first_and_says_it_all(written: tuple[Report, Path]) -> 
     assert report.promise.sentence.split(":")[0] in page
 
 
-def test_the_plots_are_elements_of_their_own(written: tuple[Report, Path]) -> None:
-    report, _ = written
-    for svg in (
-        rounds_plot(report, wide=True, accent="#123456"),
-        rounds_plot(report, wide=False, accent="#123456"),
-        attacker_plot([(0.01, 0.1), (0.1, 0.5)], wide=True, accent="#123456"),
-    ):
-        assert svg.startswith("<svg")
-        assert svg.endswith("</svg>")
-        assert "#123456" in svg
-        assert "http" not in svg
-        assert "<style" not in svg
-        assert "<metadata" not in svg
-    assert rounds_plot(report.model_copy(update={"rounds": []}), wide=True, accent="#1") == ""
-    text = rounds_plot(report, wide=True, accent="#123456")
-    for words in ("epsilon", "mAP", "F1", "round"):
-        assert words in text
+def test_the_charts_are_elements_of_their_own(written: tuple[Report, Path]) -> None:
+    report, run = written
+    page = (run / "report" / "report.html").read_text()
+    found = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
+    titles = ["epsilon spent so far", "scores on public test images", "members found, at most"]
+    titles.append("epsilon of this run, by client")
+    assert [re.findall(r'aria-label="([^"]*)"', svg)[0] for svg in found] == titles
+    for svg in found:
+        assert "var(--text)" in svg
+        assert not {"http", "<style", "<metadata", "id="} & set(re.findall(r"http|<style|<metadata|id=", svg))
+    for words, svg in (("agreed limit 8", found[0]), ("F1 (macro)", found[1]), ("false alarms", found[2])):
+        assert words in svg
+    client = report.clients[0]
+    assert client.run_epsilon is not None
+    assert f"client {client.client}" in found[3] and round_up(client.run_epsilon) in found[3]
+
+
+def test_a_chart_puts_values_where_they_belong() -> None:
+    svg = line_chart("t", [Line([(0.0, 0.0), (10.0, 1.0), (5.0, 7.0)])], (0.0, 10.0), (0.0, 1.0), below="x")
+    (points,) = re.findall(r'points="([^"]*)"', svg)
+    (low, bottom), (high, top), (middle, cut) = (map(float, one.split(",")) for one in points.split())
+    assert low < middle < high and middle == pytest.approx((low + high) / 2, abs=0.01)
+    assert top < bottom and cut == top  # y grows upwards, and nothing leaves the chart
+    log = line_chart(
+        "t", [Line([(1e-4, 0.0), (1e-2, 0.5), (1.0, 1.0)])], (1e-4, 1.0), (0.0, 1.0), below="x", percent=True
+    )
+    places = [float(one.split(",")[0]) for one in re.findall(r'points="([^"]*)"', log)[0].split()]
+    assert places[1] == pytest.approx((places[0] + places[2]) / 2, abs=0.01)
+    assert ">0.01 %<" in log and ">100 %<" in log
+    macros = environment(html=True).get_template("charts.j2").module
+    rows = [("<b>", 0.5, "half", 0.4, 2.0), ("none", 0.0, "0", None, None)]
+    bars = str(macros.bars("t", rows, 1.0, (1.0, "limit")))  # type: ignore[attr-defined]
+    assert "&lt;b&gt;" in bars and "limit" in bars
+    widths = [float(one) for one in re.findall(r'width="([\d.]+)"', bars)]
+    assert widths[0] > 100 and widths[1] == 0.5
 
 
 def browse(folder: Path, page: str) -> tuple[str, str]:
@@ -154,7 +174,7 @@ def test_the_page_in_a_browser(copy_run: Callable[[str], Path], tmp_path: Path, 
     write_report(run)
     seen, messages = browse(tmp_path / "browser", (run / "report" / "report.html").read_text())
     assert "CONSOLE" not in messages  # no error, and no load that the page's own rule refused
-    plots = {"toy": 2, "open": 1}[name]
+    plots = {"toy": 4, "open": 2}[name]
     found = re.findall(rf"\[(\d+) scroll (\d+) plots {plots} label (\d+) beyond \]", seen)
     assert [int(width) for width, _, _ in found] == [390, 1280]
     for width, scroll, top in found:
@@ -169,7 +189,7 @@ def test_the_browser_would_have_told(written: tuple[Report, Path], tmp_path: Pat
     seen, messages = browse(tmp_path / "browser", page.replace("</main>", bad))
     assert "CONSOLE" in messages
     assert "x.png" in messages
-    assert re.search(r"\[390 scroll 2\d{3} plots 2 label \d+ beyond P", seen)
+    assert re.search(r"\[390 scroll 2\d{3} plots 4 label \d+ beyond P", seen)
 
 
 def test_findings_in_collapsed_details_are_printed(copy_run: Callable[[str], Path]) -> None:

@@ -1,0 +1,125 @@
+"""A page that follows a run: a server for this machine alone, which reads and changes nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from carefl_secure.errors import CareflError, EngineError
+from carefl_secure.report.render.page import round_charts
+from carefl_secure.report.render.templates import environment
+from carefl_secure.report.sections import round_line
+from carefl_secure.rounding import finite, round_up, signal_to_noise
+from carefl_secure.run_folder import RunFolder
+
+State = tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]
+"""The fields of a run's state, and the last events of its log, newest first."""
+
+_LOCAL = "127.0.0.1"
+_SHOWN_ROUNDS = 12
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'unsafe-inline'; connect-src 'self'; img-src data:; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+def snapshot(run: Path, read: Callable[[], State]) -> dict[str, Any]:
+    """Return what the page shows: strict JSON, with the charts as SVG; ``error`` where the run cannot be read."""
+    try:
+        state, events = read()
+        rows = RunFolder.open(run).read_metrics()
+    except CareflError as error:
+        return {"error": str(error)}
+    price, planned = finite(state["epsilon"]), finite(state["epsilon_planned"])
+    lines = [round_line(row, finite(float(row["epsilon"])) if "epsilon" in row else None) for row in rows]
+    return {
+        "error": None,
+        "state": state,
+        "epsilon": None if price is None else round_up(price),
+        "share": None if price is None or not planned else min(1.0, price / planned),
+        "charts": round_charts(lines, planned),
+        "rounds": [
+            {
+                "round": line.round,
+                "epsilon": "–" if line.epsilon is None else round_up(line.epsilon),
+                **{name: f"{value:.3f}" for name, value in line.metrics.items() if name in ("mAP", "macro_f1")},
+                "signal / noise": _signal(row),
+                "survivors": f"{line.survivors} of {row.get('clients', '?')}" if line.survivors is not None else "–",
+            }
+            for line, row in zip(lines[: -_SHOWN_ROUNDS - 1 : -1], rows[: -_SHOWN_ROUNDS - 1 : -1], strict=True)
+        ],
+        "events": [_event(one) for one in events],
+    }
+
+
+def _signal(row: Mapping[str, Any]) -> str:
+    if "gradient_norm" not in row or "noise_norm" not in row:
+        return "–"
+    return signal_to_noise(float(row["gradient_norm"]), float(row["noise_norm"]))
+
+
+def _event(event: Mapping[str, Any]) -> str:
+    """Write one line of the server's log as a sentence."""
+    clock = f"{datetime.fromtimestamp(float(event.get('time', 0.0)), UTC):%H:%M:%S} UTC"
+    facts = {name: value for name, value in event.items() if name not in ("time", "event") and value not in ({}, None)}
+    return f"{clock}  {event.get('event', '?')}  " + ", ".join(f"{name} {value}" for name, value in facts.items())
+
+
+def watching(run: Path, port: int, read: Callable[[], State]) -> ThreadingHTTPServer:
+    """Return a server of the page on 127.0.0.1; the caller runs and closes it. Port 0 takes a free one.
+
+    Raises
+    ------
+    EngineError
+        The port is taken or not allowed.
+
+    Guarantees
+    ----------
+    Only this machine can connect. A request that names another host is refused, so that no web page of another site
+    reaches it through a name that points here. It answers GET for three fixed paths, and writes nothing.
+    """
+    page = environment(html=True).get_template("watch.html.j2").render(run=run.name)
+    script = environment(html=False).get_template("watch.js").render()
+
+    class Handler(BaseHTTPRequestHandler):
+        """Answers with the page, its script, or the state of the run."""
+
+        def do_GET(self) -> None:
+            """Answer one request."""
+            own = self.connection.getsockname()[1]
+            if self.headers.get("Host") not in (f"{_LOCAL}:{own}", f"localhost:{own}"):
+                self._answer(403, "text/plain", "this page is for this machine alone\n")
+            elif self.path == "/":
+                self._answer(200, "text/html", page)
+            elif self.path == "/watch.js":
+                self._answer(200, "text/javascript", script)
+            elif self.path == "/state.json":
+                self._answer(200, "application/json", json.dumps(snapshot(run, read), allow_nan=False))
+            else:
+                self._answer(404, "text/plain", "there is no such page\n")
+
+        def _answer(self, status: int, kind: str, text: str) -> None:
+            content = text.encode()
+            self.send_response(status)
+            for name, value in {**_HEADERS, "Content-Type": f"{kind}; charset=utf-8"}.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Write no line for a request."""
+
+    try:
+        return ThreadingHTTPServer((_LOCAL, port), Handler)
+    except OSError as error:
+        raise EngineError(f"cannot listen on port {port}: {error.strerror}; choose another with --port") from error
