@@ -10,6 +10,8 @@ from decimal import ROUND_CEILING, Decimal
 from numbers import Integral, Real
 from typing import Any
 
+_CLEAR, _LOST = 1.0, 0.1  # signal over noise, by norms
+
 
 def round_up(value: float, digits: int = 3) -> str:
     """Show a bound with at most ``digits`` decimals, never less than it is.
@@ -52,6 +54,19 @@ def delta_words(delta: float) -> str:
     """Show a delta as a power of ten and as odds, never rarer than delta, such as ``1e-5, or 1 in 100 000``."""
     odds = f"{math.floor(1.0 / delta + 1e-6):,}".replace(",", " ")
     return f"{delta:g}".replace("e-0", "e-") + f", or 1 in {odds}"
+
+
+def signal_to_noise(opened: float, noise: float) -> str:
+    """Estimate how large the mean update is next to its noise, and judge it in a word or two.
+
+    The opened mean has the norm ``opened``, and in expectation its square is that of the update plus that of the
+    noise, whose norm is ``noise``. Training adds up over rounds, so a weak signal still teaches, a lost one does not.
+    """
+    if noise <= 0.0:
+        return "no noise"
+    ratio = math.sqrt(max(0.0, opened**2 - noise**2)) / noise
+    word = "clear" if ratio >= _CLEAR else "weak" if ratio >= _LOST else "lost in the noise"
+    return f"{ratio:.2f} ({word})"
 
 
 def html_table(head: Sequence[str], rows: Iterable[Sequence[object]], text: str = "") -> str:

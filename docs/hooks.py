@@ -18,10 +18,9 @@ from typing import Any
 
 import click
 import typer.main
-from pydantic import BaseModel
-from pydantic_core import PydanticUndefined
 
 from carefl_secure.cli.app import app
+from carefl_secure.config.explain import settings
 from carefl_secure.config.root import Config
 from carefl_secure.data.corpora.image_folder_layout import SPLIT_NAMES
 from carefl_secure.data.open_corpus import FORMATS
@@ -123,53 +122,20 @@ def on_post_build(config: Any, **_: Any) -> None:
 
 def settings_page() -> str:
     """Return every setting with its allowed values, default and meaning, section by section."""
-    lines = []
-    for name, field in Config.model_fields.items():
-        kind = _section(field.annotation)
-        if kind is None:
-            lines += [f"## {name}", "", field.description or "", ""]
-            lines += [f"Allowed: {allowed(Config.model_json_schema()['properties'][name])}. "]
-            lines += [f"Default: `{_plain(field.get_default(call_default_factory=True))}`.", ""]
+    lines, before = [], ""
+    for one in settings():
+        section, dot, _ = one.key.partition(".")
+        if not dot:
+            lines += [f"## {one.key}", "", one.meaning, "", f"Allowed: {one.allowed}. Default: `{one.default}`.", ""]
             continue
-        schema = kind.model_json_schema()["properties"]
-        lines += [f"## {name}", "", (kind.__doc__ or "").strip(), ""]
-        lines += ["| setting | allowed | default | meaning |", "| --- | --- | --- | --- |"]
-        for key, entry in kind.model_fields.items():
-            default = entry.get_default(call_default_factory=True)
-            shown = "required" if default is PydanticUndefined else f"`{_plain(default)}`"
-            meaning = _cell(entry.description or "")
-            lines.append(f"| `{name}.{key}` | {allowed(schema[key])} | {shown} | {meaning} |")
-        lines.append("")
-    return "\n".join(lines)
-
-
-def allowed(schema: dict[str, Any]) -> str:
-    """Say in words which values a JSON schema accepts."""
-    if "anyOf" in schema:
-        return " or ".join(allowed(one) for one in schema["anyOf"])
-    if "enum" in schema or "const" in schema:
-        words = schema.get("enum", [schema.get("const")])
-        return ", ".join(f"`{word}`" for word in words)
-    kind = schema.get("type")
-    if kind == "array":
-        items = schema.get("items", schema.get("prefixItems", [{}])[0:1])
-        inner = items[0] if isinstance(items, list) else items
-        return f"list of {allowed(inner)}"
-    if kind == "null":
-        return "`null`"
-    if kind == "boolean":
-        return "`true`, `false`"
-    if kind == "string":
-        return "path" if schema.get("format") == "path" else "text"
-    low = schema.get("minimum", schema.get("exclusiveMinimum"))
-    high = schema.get("maximum", schema.get("exclusiveMaximum"))
-    words = "whole number" if kind == "integer" else "number"
-    if low is not None:
-        words += f" {'≥' if 'minimum' in schema else '>'} {low:g}"
-    if high is not None:
-        words += f"{' and' if low is not None else ''} "
-        words += f"{'≤' if 'maximum' in schema else '<'} {_count(high)}"
-    return words
+        if section != before:
+            kind = Config.model_fields[section].annotation
+            lines += [*([""] if before else []), f"## {section}", "", (kind.__doc__ or "").strip(), ""]
+            lines += ["| setting | allowed | default | meaning |", "| --- | --- | --- | --- |"]
+            before = section
+        shown = one.default if one.default == "required" else f"`{one.default}`"
+        lines.append(f"| `{one.key}` | {one.allowed} | {shown} | {_cell(one.meaning)} |")
+    return "\n".join([*lines, ""])
 
 
 def commands_page() -> str:
@@ -225,20 +191,6 @@ def _help(command: click.Command) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("\\[", "[").replace("|", "\\|").replace("*", "\\*")
-
-
-def _count(number: float) -> str:
-    return f"{number:,.0f}" if number >= 1000 else f"{number:g}"
-
-
-def _section(annotation: Any) -> type[BaseModel] | None:
-    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, tuple):
-        return "[" + ", ".join(map(str, value)) + "]"
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _archive(address: str, digest: str) -> bytes:

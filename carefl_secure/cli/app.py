@@ -21,6 +21,8 @@ from carefl_secure.cli.deployment.status import doctor, status
 from carefl_secure.cli.privacy.audit import audit, report, threat_model
 from carefl_secure.cli.privacy.budget import budget
 from carefl_secure.cli.privacy.ledger import ledger
+from carefl_secure.cli.runs import runs, watch
+from carefl_secure.cli.settings import command as settings
 from carefl_secure.cli.streams import run_with_streams
 from carefl_secure.cli.training.caption import caption
 from carefl_secure.cli.training.evaluate import evaluate
@@ -112,12 +114,15 @@ app.command("provision")(provision)
 app.command("submit")(submit)
 app.command("status")(status)
 app.command("doctor")(doctor)
+app.command("watch")(watch)
 app.add_typer(site)
 app.add_typer(submitter)
 app.add_typer(node)
 app.add_typer(server)
 app.add_typer(threat_model)
 app.add_typer(ledger)
+app.add_typer(runs)
+app.add_typer(settings)
 
 
 def main() -> None:

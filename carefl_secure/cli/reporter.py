@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,12 +15,11 @@ from rich.table import Table
 
 from carefl_secure.cli.console import result_console, result_table, write_line
 from carefl_secure.progress import Reporter, SilentReporter
-from carefl_secure.rounding import plain, round_up
+from carefl_secure.rounding import plain, round_up, signal_to_noise
 
 if TYPE_CHECKING:
     from carefl_secure.runs.summary import RunSummary
 
-_CLEAR, _LOST = 1.0, 0.1  # signal over noise, by norms
 _SHOWN = ("stage", "round", "epsilon", "mAP", "macro_f1", "survivors", "bytes_per_client", "seconds")
 
 
@@ -35,7 +33,7 @@ def figure(name: str, value: Any) -> str:
         return str(int(value))
     if name.startswith("bytes"):
         return _bytes(float(value))
-    if name == "epsilon":
+    if name.startswith("epsilon"):
         return round_up(float(value))
     if name.endswith("seconds"):
         return f"{float(value):.1f}"
@@ -58,19 +56,6 @@ def row_line(row: Mapping[str, Any]) -> str:
         found = signal_to_noise(float(row["gradient_norm"]), float(row["noise_norm"]))
         shown["signal/noise"] = found
     return "  ".join(f"{name} {value}" for name, value in shown.items())
-
-
-def signal_to_noise(opened: float, noise: float) -> str:
-    """Estimate how large the mean update is next to its noise, and judge it in a word or two.
-
-    The opened mean has the norm ``opened``, and in expectation its square is that of the update plus that of the
-    noise, whose norm is ``noise``. Training adds up over rounds, so a weak signal still teaches, a lost one does not.
-    """
-    if noise <= 0.0:
-        return "no noise"
-    ratio = math.sqrt(max(0.0, opened**2 - noise**2)) / noise
-    word = "clear" if ratio >= _CLEAR else "weak" if ratio >= _LOST else "lost in the noise"
-    return f"{ratio:.2f} ({word})"
 
 
 def to_json(summary: RunSummary) -> str:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
 
 from carefl_secure.config.root import Config
 
@@ -62,6 +65,64 @@ def _fields(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
 
 
 KNOWN = _fields(Config)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting in words: its dotted key, the values it takes (Markdown), its default as YAML, and what it means."""
+
+    key: str
+    allowed: str
+    default: str
+    meaning: str
+
+
+def settings() -> Iterator[Setting]:
+    """Yield every setting, section by section."""
+    schemas: dict[str, dict[str, Any]] = {}
+    for key, field in KNOWN.items():
+        section, _, leaf = key.rpartition(".")
+        kind = Config.model_fields[section].annotation if section else Config
+        if section not in schemas and isinstance(kind, type) and issubclass(kind, BaseModel):
+            schemas[section] = kind.model_json_schema()["properties"]
+        default = field.get_default(call_default_factory=True)
+        shown = "required" if default is PydanticUndefined else _yaml(default)
+        yield Setting(key, allowed(schemas[section][leaf or key]), shown, field.description or "")
+
+
+def allowed(schema: dict[str, Any]) -> str:
+    """Say in words which values a JSON schema accepts."""
+    if "anyOf" in schema:
+        return " or ".join(allowed(one) for one in schema["anyOf"])
+    if "enum" in schema or "const" in schema:
+        words = schema.get("enum", [schema.get("const")])
+        return ", ".join(f"`{word}`" for word in words)
+    kind = schema.get("type")
+    if kind == "array":
+        items = schema.get("items", schema.get("prefixItems", [{}])[0:1])
+        inner = items[0] if isinstance(items, list) else items
+        return f"list of {allowed(inner)}"
+    if kind == "null":
+        return "`null`"
+    if kind == "boolean":
+        return "`true`, `false`"
+    if kind == "string":
+        return "path" if schema.get("format") == "path" else "text"
+    low = schema.get("minimum", schema.get("exclusiveMinimum"))
+    high = schema.get("maximum", schema.get("exclusiveMaximum"))
+    words = "whole number" if kind == "integer" else "number"
+    if low is not None:
+        words += f" {'≥' if 'minimum' in schema else '>'} {low:g}"
+    if high is not None:
+        words += f"{' and' if low is not None else ''} "
+        words += f"{'≤' if 'maximum' in schema else '<'} {(f'{high:,.0f}' if high >= 1000 else f'{high:g}')}"
+    return words
+
+
+def _yaml(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(str, value)) + "]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def unknown(key: str) -> str:
