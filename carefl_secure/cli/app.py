@@ -82,6 +82,7 @@ app = typer.Typer(
     name="carefl-secure",
     cls=_Group,
     no_args_is_help=True,
+    epilog="Begin: carefl-secure train --epsilon 8; then carefl-secure report runs/NAME. Each command has --help.",
     # A trace with local variables would put images and labels into a log.
     pretty_exceptions_show_locals=False,
 )
@@ -97,32 +98,32 @@ def _options(
     prepare_environment()
 
 
-app.command("train")(train)
-app.command("plan")(plan)
-app.command("pretrain")(pretrain)
-app.command("caption")(caption)
-app.add_typer(data)
-app.add_typer(cache)
-app.command("budget")(budget)
-app.command("evaluate")(evaluate)
-app.command("predict")(predict)
-app.command("export")(export)
-app.command("experiment")(experiment)
-app.command("report")(report)
-app.command("audit")(audit)
-app.command("provision")(provision)
-app.command("submit")(submit)
-app.command("status")(status)
-app.command("doctor")(doctor)
-app.command("watch")(watch)
-app.add_typer(site)
-app.add_typer(submitter)
-app.add_typer(node)
-app.add_typer(server)
-app.add_typer(threat_model)
-app.add_typer(ledger)
-app.add_typer(runs)
-app.add_typer(settings)
+app.command("train", rich_help_panel="Train")(train)
+app.command("plan", rich_help_panel="Train")(plan)
+app.command("pretrain", rich_help_panel="Train")(pretrain)
+app.command("caption", rich_help_panel="Train")(caption)
+app.add_typer(data, rich_help_panel="Train")
+app.add_typer(cache, rich_help_panel="Train")
+app.command("budget", rich_help_panel="Follow and explain")(budget)
+app.command("evaluate", rich_help_panel="Use and score")(evaluate)
+app.command("predict", rich_help_panel="Use and score")(predict)
+app.command("export", rich_help_panel="Use and score")(export)
+app.command("experiment", rich_help_panel="Train")(experiment)
+app.command("report", rich_help_panel="Follow and explain")(report)
+app.command("audit", rich_help_panel="Follow and explain")(audit)
+app.command("provision", rich_help_panel="Between sites")(provision)
+app.command("submit", rich_help_panel="Between sites")(submit)
+app.command("status", rich_help_panel="Follow and explain")(status)
+app.command("doctor", rich_help_panel="Follow and explain")(doctor)
+app.command("watch", rich_help_panel="Follow and explain")(watch)
+app.add_typer(site, rich_help_panel="Between sites")
+app.add_typer(submitter, rich_help_panel="Between sites")
+app.add_typer(node, rich_help_panel="Between sites")
+app.add_typer(server, rich_help_panel="Between sites")
+app.add_typer(threat_model, rich_help_panel="Follow and explain")
+app.add_typer(ledger, rich_help_panel="Follow and explain")
+app.add_typer(runs, rich_help_panel="Follow and explain")
+app.add_typer(settings, rich_help_panel="Train")
 
 
 def main() -> None:

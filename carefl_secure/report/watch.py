@@ -52,19 +52,15 @@ def snapshot(run: Path, read: Callable[[], State]) -> dict[str, Any]:
                 "round": line.round,
                 "epsilon": "–" if line.epsilon is None else round_up(line.epsilon),
                 **{name: f"{value:.3f}" for name, value in line.metrics.items() if name in ("mAP", "macro_f1")},
-                "signal / noise": _signal(row),
+                "signal / noise": "–"
+                if "noise_norm" not in row
+                else signal_to_noise(float(row["gradient_norm"]), float(row["noise_norm"])),
                 "survivors": f"{line.survivors} of {row.get('clients', '?')}" if line.survivors is not None else "–",
             }
-            for line, row in zip(lines[: -_SHOWN_ROUNDS - 1 : -1], rows[: -_SHOWN_ROUNDS - 1 : -1], strict=True)
+            for line, row in list(zip(lines, rows, strict=True))[: -_SHOWN_ROUNDS - 1 : -1]
         ],
         "events": [_event(one) for one in events],
     }
-
-
-def _signal(row: Mapping[str, Any]) -> str:
-    if "gradient_norm" not in row or "noise_norm" not in row:
-        return "–"
-    return signal_to_noise(float(row["gradient_norm"]), float(row["noise_norm"]))
 
 
 def _event(event: Mapping[str, Any]) -> str:
@@ -75,16 +71,13 @@ def _event(event: Mapping[str, Any]) -> str:
 
 
 def watching(run: Path, port: int, read: Callable[[], State]) -> ThreadingHTTPServer:
-    """Return a server of the page on 127.0.0.1; the caller runs and closes it. Port 0 takes a free one.
+    """Return a server of the page on 127.0.0.1, which the caller runs and closes; port 0 takes a free one.
 
-    Raises
-    ------
-    EngineError
-        The port is taken or not allowed.
+    EngineError is raised where the port is taken or not allowed.
 
     Guarantees
     ----------
-    Only this machine can connect. A request that names another host is refused, so that no web page of another site
+    Only this machine can connect. A request that names another host is refused, so that no page of another site
     reaches it through a name that points here. It answers GET for three fixed paths, and writes nothing.
     """
     page = environment(html=True).get_template("watch.html.j2").render(run=run.name)

@@ -33,15 +33,7 @@ class RunState:
 
 
 def run_state(path: Path) -> RunState:
-    """Read the state of a run.
-
-    Raises
-    ------
-    RunError
-        It is not a run folder, or its plan cannot be read.
-    LedgerError
-        A ledger was changed, or its last line is torn.
-    """
+    """Read the state of a run: RunError where there is none, LedgerError where a ledger was changed or is torn."""
     folder = RunFolder.open(path)
     rows = folder.read_metrics()
     plan: dict[str, Any] = folder.read_plan().get("privacy", {}) if folder.plan.exists() else {}

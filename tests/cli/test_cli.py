@@ -209,7 +209,11 @@ def test_wrong_settings_stop_before_anything_heavy(trainer: Trainer, run: Callab
 def test_version_and_help(run: Callable[..., Result]) -> None:
     assert run("--version").stdout == f"carefl-secure {__version__}\n"
     assert run("-V").exit_code == 0
-    assert "train" in run("--help").stdout
+    shown = run("--help").stdout
+    for group in ("Train", "Use and score", "Follow and explain", "Between sites"):
+        assert f"─ {group} ─" in shown
+    assert "─ Commands ─" not in shown  # no command is without a group
+    assert "carefl-secure train --epsilon 8" in shown
 
 
 def test_pretrain(monkeypatch: pytest.MonkeyPatch, run: Callable[..., Result], tmp_path: Path) -> None:
