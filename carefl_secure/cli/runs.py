@@ -11,7 +11,6 @@ from rich.markup import escape
 from carefl_secure.cli.console import Json, Run, require_run, result_console, result_table, say, write_json
 from carefl_secure.cli.reporter import figure
 from carefl_secure.errors import CareflError, RunError
-from carefl_secure.rounding import plain
 
 runs = typer.Typer(name="runs", no_args_is_help=True, help="List the runs of a folder.")
 
@@ -43,12 +42,12 @@ def list_runs(
 
 
 def _row(path: Path) -> dict[str, Any]:
+    from carefl_secure.deployment.metrics import run_figures
     from carefl_secure.run_folder import RunFolder
-    from carefl_secure.runs.state import run_state
 
     try:
         rows = RunFolder.open(path).read_metrics()
-        return {**plain(run_state(path)), "mAP": rows[-1].get("mAP") if rows else None}
+        return {**run_figures(path), "mAP": rows[-1].get("mAP") if rows else None}
     except CareflError as error:
         return {"run": path.name, "error": str(error)}
 
@@ -63,9 +62,9 @@ def watch(
     nothing.
     """
     require_run(run)
+    from carefl_secure.deployment.metrics import run_figures
     from carefl_secure.report.watch import watching
-    from carefl_secure.runs.state import last_events, run_state
 
-    with watching(run, port, lambda: (plain(run_state(run)), last_events(run))) as server:
+    with watching(run, port, lambda: run_figures(run)) as server:
         say(f"http://127.0.0.1:{server.server_port}/ shows {run}; Ctrl-C ends it")
         server.serve_forever(poll_interval=0.2)

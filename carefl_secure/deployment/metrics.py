@@ -37,6 +37,7 @@ def run_figures(run: Path) -> dict[str, Any]:
         "rounds_paid": spent.charged,
         "rounds_paid_but_not_opened": spent.charged - spent.opened,
         "epsilon": spent.epsilon if begun and math.isfinite(spent.epsilon) else None,
+        "epsilon_planned": plan.get("privacy", {}).get("target_epsilon"),
         "survivors": rows[-1].get("survivors") if rows else None,
         "min_survivors": plan.get("privacy", {}).get("min_survivors"),
         "refused": _refused(folder.path / "logs" / "server.jsonl"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,12 +15,10 @@ from carefl_secure.report.render.templates import environment
 from carefl_secure.report.sections import round_line
 from carefl_secure.rounding import finite, round_up, signal_to_noise
 from carefl_secure.run_folder import RunFolder
-
-State = tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]
-"""The fields of a run's state, and the last events of its log, newest first."""
+from carefl_secure.strict_json import load_json
 
 _LOCAL = "127.0.0.1"
-_SHOWN_ROUNDS = 12
+_SHOWN = 12
 _HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": (
@@ -32,10 +30,10 @@ _HEADERS = {
 }
 
 
-def snapshot(run: Path, read: Callable[[], State]) -> dict[str, Any]:
+def snapshot(run: Path, read: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
     """Return what the page shows: strict JSON, with the charts as SVG; ``error`` where the run cannot be read."""
     try:
-        state, events = read()
+        state = read()
         rows = RunFolder.open(run).read_metrics()
     except CareflError as error:
         return {"error": str(error)}
@@ -57,10 +55,21 @@ def snapshot(run: Path, read: Callable[[], State]) -> dict[str, Any]:
                 else signal_to_noise(float(row["gradient_norm"]), float(row["noise_norm"])),
                 "survivors": f"{line.survivors} of {row.get('clients', '?')}" if line.survivors is not None else "–",
             }
-            for line, row in list(zip(lines, rows, strict=True))[: -_SHOWN_ROUNDS - 1 : -1]
+            for line, row in list(zip(lines, rows, strict=True))[: -_SHOWN - 1 : -1]
         ],
-        "events": [_event(one) for one in events],
+        "events": _events(run / "logs" / "server.jsonl"),
     }
+
+
+def _events(log: Path) -> list[str]:
+    """Return the last events of the server's log, newest first; a line that is torn is passed over."""
+    found = []
+    for line in log.read_text("utf-8", errors="replace").splitlines()[: -_SHOWN - 1 : -1] if log.exists() else ():
+        try:
+            found.append(_event(load_json(line)))
+        except ValueError:
+            continue
+    return found
 
 
 def _event(event: Mapping[str, Any]) -> str:
@@ -70,7 +79,7 @@ def _event(event: Mapping[str, Any]) -> str:
     return f"{clock}  {event.get('event', '?')}  " + ", ".join(f"{name} {value}" for name, value in facts.items())
 
 
-def watching(run: Path, port: int, read: Callable[[], State]) -> ThreadingHTTPServer:
+def watching(run: Path, port: int, read: Callable[[], Mapping[str, Any]]) -> ThreadingHTTPServer:
     """Return a server of the page on 127.0.0.1, which the caller runs and closes; port 0 takes a free one.
 
     EngineError is raised where the port is taken or not allowed.

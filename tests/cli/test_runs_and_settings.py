@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from carefl_secure.cli import app
 from carefl_secure.config.explain import KNOWN
+from carefl_secure.deployment.metrics import run_figures
 from carefl_secure.rounding import round_up
-from carefl_secure.runs.state import run_state
 from tests.report.conftest import federate
 
 
@@ -37,8 +37,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_run_is_listed_with_what_it_spent(runs: Path) -> None:
     found = {one["run"]: one for one in json.loads(call("runs", "list", runs, "--json").stdout)}
     assert list(found) == ["broken", "new", "one"]
-    price = run_state(runs / "one").epsilon
-    assert price is not None and found["one"]["epsilon"] == price
+    price = run_figures(runs / "one")["epsilon"]
+    assert found["one"]["epsilon"] == price
     assert found["new"]["state"] == "not begun" and "ledger" in found["broken"]["error"]
     shown = call("runs", "list", runs)
     assert shown.exit_code == 0

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
+from carefl_secure.deployment.metrics import run_figures
 from carefl_secure.errors import EngineError
 from carefl_secure.report.watch import watching
-from carefl_secure.rounding import plain, round_up
+from carefl_secure.rounding import round_up
 from carefl_secure.run_folder import RunFolder
-from carefl_secure.runs.state import last_events, run_state
 from tests.report.render.test_page import CHROMIUM, FLAGS, read
 
 Answer = tuple[int, dict[str, str], str]
@@ -27,7 +27,7 @@ Answer = tuple[int, dict[str, str], str]
 @contextlib.contextmanager
 def served(run: Path) -> Iterator[int]:
     """Serve a run on a free port."""
-    with watching(run, 0, lambda: (plain(run_state(run)), last_events(run))) as server:
+    with watching(run, 0, lambda: run_figures(run)) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:
@@ -58,10 +58,10 @@ def test_it_shows_what_the_ledgers_and_the_rounds_say(copy_run: Callable[[str], 
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     with served(run) as port:
         found = state(port)
-    spent = run_state(run)
-    assert spent.epsilon is not None and found["epsilon"] == round_up(spent.epsilon)
-    assert found["error"] is None and found["state"]["rounds_finished"] == spent.rounds_finished == 4
-    assert found["share"] == pytest.approx(min(1.0, spent.epsilon / 8.0))
+    spent = run_figures(run)
+    assert found["epsilon"] == round_up(spent["epsilon"])
+    assert found["error"] is None and found["state"]["rounds_finished"] == spent["rounds_finished"] == 4
+    assert found["share"] == pytest.approx(min(1.0, spent["epsilon"] / 8.0))
     assert [row["round"] for row in found["rounds"]] == [4, 3, 2, 1]
     assert all("(" in row["signal / noise"] and " of 6" in row["survivors"] for row in found["rounds"])
     assert len(found["charts"]) == 2 and all(svg.startswith("<svg") for svg in found["charts"])
@@ -131,7 +131,7 @@ def test_the_page_loads_its_own_script_alone(copy_run: Callable[[str], Path]) ->
 def test_a_port_that_is_taken(copy_run: Callable[[str], Path]) -> None:
     run = copy_run("toy")
     with served(run) as port, pytest.raises(EngineError, match=f"port {port}.*--port"):
-        watching(run, port, lambda: ({}, []))
+        watching(run, port, dict)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
@@ -145,8 +145,7 @@ def test_the_page_in_a_browser(copy_run: Callable[[str], Path], tmp_path: Path, 
         done = subprocess.run([str(CHROMIUM), *FLAGS, *flags, address], capture_output=True, text=True, timeout=120)
         seen = [flag for flag in FLAGS if flag != "--dump-dom"]
         subprocess.run([str(CHROMIUM), *seen, *flags, f"--screenshot={shot}", address], timeout=120, check=True)
-    spent = run_state(run).epsilon
-    assert spent is not None and f'id="epsilon">{round_up(spent)}</dd>' in done.stdout
+    assert f'id="epsilon">{round_up(run_figures(run)["epsilon"])}</dd>' in done.stdout
     assert done.stdout.count("<svg") == 2 and done.stdout.count("<tr>") == 4
     assert "CONSOLE" not in done.stderr  # no error, and nothing that its own rule refused
     assert shot.stat().st_size > 5000

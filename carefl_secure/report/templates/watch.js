@@ -19,6 +19,7 @@ function show(found) {
   put("rounds", `${state.rounds_finished} of ${state.rounds_planned === null ? "?" : state.rounds_planned}`);
   put("paid", `${state.rounds_paid} paid, ${state.rounds_paid_but_not_opened} of them not opened`);
   put("survivors", state.survivors === null ? "–" : state.survivors);
+  put("refused", state.refused ? `refused or away: ${state.refused}` : "");
   put("seconds", state.seconds_per_round === null ? "–" : state.seconds_per_round.toFixed(1));
   document.getElementById("charts").innerHTML = found.charts.join("");  // SVG that the server escaped
   const names = found.rounds.length ? Object.keys(found.rounds[0]) : [];
