@@ -53,7 +53,7 @@ def test_the_page_shows_labels_reliability_and_groups(tmp_path: Path, multi: boo
     assert titles[:3] == [
         "average precision by label (positive records)",
         "how often a stated probability was right",
-        "mAP by site" if multi else titles[2],
+        "mAP by site (records)" if multi else titles[2],
     ]
     assert ('class="confusion"' in page) == (not multi)
     if not multi:
@@ -63,7 +63,7 @@ def test_the_page_shows_labels_reliability_and_groups(tmp_path: Path, multi: boo
         assert f"{label['figures']['AP']:.3f} ({label['positives']})" in page
     (comparison,) = found["groups"]
     for group in comparison["groups"]:
-        assert f"{group['figures'][comparison['metric']]:.3f}, 50 records" in page
+        assert f"{group['figures'][comparison['metric']]:.3f} (50)" in page
     assert page.count("<circle") == sum(one["count"] > 0 for one in found["reliability"])
 
 
