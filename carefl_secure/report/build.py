@@ -175,9 +175,9 @@ def write_report(run: Path, *, dpia: bool = False) -> tuple[Report, list[Path]]:
     """
     run = Path(run)
     report, bounds = build_report(read_run(run))
-    readme = run / "adapter" / "README.md"
+    readme, scores = run / "adapter" / "README.md", run / "evaluation" / "evaluation.json"
     files = {
-        run / "report" / "report.html": html_page(report, bounds, _evaluation(run)),
+        run / "report" / "report.html": html_page(report, bounds, _evaluation(scores) if scores.is_file() else None),
         run / "report" / "report.json": report.as_json() + "\n",
         run / "report" / "card.md": markdown_section(report),
         run / "report" / "registry.yaml": registry_entry(report),
@@ -192,10 +192,15 @@ def write_report(run: Path, *, dpia: bool = False) -> tuple[Report, list[Path]]:
     return report, list(files)
 
 
-def _evaluation(run: Path) -> dict[str, Any] | None:
-    """Return the evaluation of the run's test split; None where none was made."""
-    path = run / "evaluation" / "evaluation.json"
-    return load_json(_text(path)) if path.is_file() else None
+def _evaluation(file: Path) -> dict[str, Any]:
+    """Read an evaluation; RunError where it is damaged, or of another version."""
+    try:
+        found = load_json(_text(file))
+    except ValueError as error:
+        raise RunError(f"{file} is not JSON; run carefl-secure evaluate again: {error}") from error
+    if not isinstance(found, dict) or found.get("format") != "carefl.evaluation/1":
+        raise RunError(f"{file} is no evaluation of this version; run carefl-secure evaluate again")
+    return found
 
 
 def write_evaluation_page(file: Path) -> Path:
@@ -204,7 +209,7 @@ def write_evaluation_page(file: Path) -> Path:
     RunError is raised where the file cannot be read, or the page cannot be written.
     """
     page = file.with_suffix(".html")
-    write_atomically(page, evaluation_page(load_json(_text(file))).encode())
+    write_atomically(page, evaluation_page(_evaluation(file)).encode())
     return page
 
 

@@ -76,3 +76,26 @@ def test_an_installed_program_finds_its_files_from_any_folder(program: Path, tmp
         "print(load_config(Path('carefl:tasks/emotic_smolvlm2_256m.yaml')).run.name)"
     )
     assert run(program.with_name("python"), "-c", resolved, cwd=tmp_path).strip() == "emotic-256m"
+
+
+@pytest.mark.slow
+def test_the_wheel_alone_trains_reports_watches_and_predicts(program: Path, tmp_path: Path) -> None:
+    """Templates, styles, scripts and the embedded model travel too."""
+    small = ["data.records=60", "privacy.delta=1e-2", "simulation.dropout=0", "run.name=small"]
+    words = [word for one in small for word in ("--set", one)]
+    run(program, "train", "--rounds", "1", "--clients", "3", "--yes", "--quiet", *words, cwd=tmp_path)
+    run(program, "report", "runs/small", "--dpia", cwd=tmp_path)
+    run(program, "evaluate", "runs/small", "--quiet", cwd=tmp_path)
+    for name in (
+        "report/report.html",
+        "report/dpia-public.html",
+        "report/registry.yaml",
+        "evaluation/evaluation.html",
+    ):
+        assert (tmp_path / "runs" / "small" / name).stat().st_size > 1000, name
+    assert '"small"' in run(program, "runs", "list", "--json", cwd=tmp_path)
+    served = "from pathlib import Path; from carefl_secure.report.watch import watching; watching(Path('x'), 0, dict)"
+    run(program.with_name("python"), "-c", served, cwd=tmp_path)
+    image = "from PIL import Image; Image.new('RGB', (64, 64), (200, 90, 30)).save('one.png')"
+    run(program.with_name("python"), "-c", image, cwd=tmp_path)
+    assert "one.png: " in run(program, "predict", "runs/small", "one.png", "--quiet", cwd=tmp_path)

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from carefl_secure.data.records import LabelSpace, Record
+from carefl_secure.errors import RunError
 from carefl_secure.evaluation.assess import Scored, assess
 from carefl_secure.evaluation.groups import Settings
 from carefl_secure.report import write_evaluation_page, write_report
@@ -65,6 +66,17 @@ def test_the_page_shows_labels_reliability_and_groups(tmp_path: Path, multi: boo
     for group in comparison["groups"]:
         assert f"{group['figures'][comparison['metric']]:.3f} (50)" in page
     assert page.count("<circle") == sum(one["count"] > 0 for one in found["reliability"])
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"format": "carefl.evaluation/0"}'])
+def test_a_damaged_evaluation_is_an_error_with_what_to_do(copy_run: Callable[[str], Path], text: str) -> None:
+    run = copy_run("toy")
+    file = run / "evaluation" / "evaluation.json"
+    file.parent.mkdir()
+    file.write_text(text)
+    for work in (lambda: write_report(run), lambda: write_evaluation_page(file)):
+        with pytest.raises(RunError, match="run carefl-secure evaluate again"):
+            work()
 
 
 def test_the_report_shows_the_evaluation_of_the_run_where_there_is_one(copy_run: Callable[[str], Path]) -> None:
