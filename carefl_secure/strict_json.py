@@ -84,6 +84,8 @@ def _checked(name: str, hint: Any, value: Any) -> Any:
             return None
         (hint,) = (one for one in get_args(hint) if one is not type(None))
         return _checked(name, hint, value)
+    elif get_origin(hint) is tuple and isinstance(value, list):  # of any length
+        return tuple(_checked(name, get_args(hint)[0], one) for one in value)
     elif hint is float and type(value) is int:
         return float(value)
     else:

@@ -53,9 +53,9 @@ class AttackSuite:
         return rehearse(config, key_source(config), canaries=self._canaries, reporter=self._reporter)
 
     def quiet(self) -> tuple[Rehearsal, Rehearsal]:
-        """Open one round of no records, twice, at the run's own size."""
+        """Open one round of no records, or a whole band of them, twice, at the run's own size."""
         plan, config = self.subject.plan, self.subject.config
-        once = dataclasses.replace(plan.privacy, rounds=1)
+        once = dataclasses.replace(plan.privacy, rounds=1 if plan.privacy.bands == 1 else plan.privacy.bands + 1)
         steady = plan.local and dataclasses.replace(plan.local, stragglers=0.0)
         one = dataclasses.replace(plan, privacy=once, local=steady)
         first, second = (

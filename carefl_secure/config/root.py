@@ -20,6 +20,7 @@ from carefl_secure.config.sections import (
     StagesConfig,
     default_min_survivors,
 )
+from carefl_secure.config.sections.federation import PROTOCOLS
 from carefl_secure.config.sections.model import default_targets
 
 _DROPOUT = 0.1
@@ -78,6 +79,27 @@ class Config(Section):
         if self.privacy.trust == "none":
             return _NOISY_LOCAL_LR
         return _DYNAMIC_LOCAL_LR if self.federation.aggregator == "feddyn" else _LOCAL_LR
+
+    @property
+    def momentum(self) -> float:
+        """How much of a gradient the server's optimizer keeps from round to round: its momentum, or Adam's first."""
+        federation = self.federation
+        return {"fedavg": federation.momentum, "fedadam": federation.betas[0]}.get(federation.aggregator, 0.0)
+
+    @property
+    def rules_out_bands(self) -> str:
+        """What banded noise cannot be used with, as ``setting=value``; empty where it can."""
+        privacy, federation = self.privacy, self.federation
+        checks = (
+            (privacy.unit != "record", f"privacy.unit={privacy.unit}"),
+            (privacy.trust != "secagg", f"privacy.trust={privacy.trust}"),
+            (self.adapter.train == "alternate", "adapter.train=alternate"),
+            (bool(self.stages.spaces), f"stages.spaces={','.join(self.stages.spaces)}"),
+            (federation.aggregation not in PROTOCOLS, f"federation.aggregation={federation.aggregation}"),
+            (federation.rounds < 2, f"federation.rounds={federation.rounds}"),
+            (privacy.sample_rate > 0.5, f"privacy.sample_rate={privacy.sample_rate:g}"),
+        )
+        return next((text for applies, text in checks if applies), "")
 
     @property
     def server_lr(self) -> float | None:
@@ -190,6 +212,7 @@ def stage_config(config: Config, place: int) -> Config:
         update={
             "stages": StagesConfig(),
             "data": config.data.model_copy(update={"labels": space}),
+            "privacy": config.privacy.model_copy(update={"mechanism": "independent"}),
             "federation": config.federation.model_copy(update={"rounds": rounds}),
         }
     )
@@ -247,6 +270,19 @@ def check_work(config: Config) -> None:
             "privacy.records_per_person has no effect under "
             f"privacy.unit={unit}; set privacy.unit=person or leave it out"
         )
+    if privacy.mechanism == "banded" and config.rules_out_bands:
+        raise ValueError(
+            f"privacy.mechanism=banded cannot be used with {config.rules_out_bands}: it correlates sums of single "
+            "records' gradients over several rounds, of which each record has one; set privacy.mechanism=independent"
+        )
+    if privacy.bands != "auto":
+        if privacy.mechanism != "banded":
+            raise ValueError(f"privacy.bands={privacy.bands} has no effect without privacy.mechanism=banded")
+        if privacy.bands > federation.rounds or privacy.bands * privacy.sample_rate > 1 + 1e-12:
+            raise ValueError(
+                f"privacy.bands={privacy.bands} does not fit {federation.rounds} rounds at privacy.sample_rate="
+                f"{privacy.sample_rate:g}; choose at most the number of rounds and 1 / privacy.sample_rate"
+            )
     updates, steps = config.sums_updates, config.local_steps
     if not updates and steps > 1:
         raise ValueError(

@@ -8,9 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import numpy as np
+
 from carefl_secure.errors import ConfigError
 from carefl_secure.privacy.accounting.accountant import check_delta
 from carefl_secure.privacy.accounting.events import SampledGaussian, SampledSkellam, check_whole
+from carefl_secure.privacy.banded import response
 from carefl_secure.privacy.sampling import any_of
 from carefl_secure.privacy.statement import promise_text
 from carefl_secure.strict_json import canonical_hash, dataclass_from_json
@@ -22,17 +25,19 @@ Mechanism = Literal["skellam", "gaussian", "none"]
 
 _FORMAT = "carefl.plan/1"
 _SMALLEST_SUM = 3
-_PROMISE = ("unit", "trust", "mechanism", "delta", "target_epsilon", "max_colluders")
+_PROMISE = ("unit", "trust", "mechanism", "delta", "target_epsilon", "max_colluders", "correlation")
 _MECHANISM = {"secagg": "skellam", "none": "gaussian"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrivacyPlan:
-    """What is protected, how, and against whom; every client agrees on its hash beforehand.
+    r"""What is protected, how, and against whom; every client agrees on its hash beforehand.
 
     ConfigError where a value is out of range or two contradict each other. Where ``records_per_person`` is given, for
     unit person, records are sampled and clipped one by one, and no person has more than this many; without it a person
-    is sampled as a whole and its mean gradient is clipped.
+    is sampled as a whole and its mean gradient is clipped. ``correlation`` holds numerators :math:`m_0, \ldots,
+    m_{b-1}` of b bands, over :math:`m_0`, for unit record under the secure sum: each round's noise takes back part of
+    that of the b - 1 rounds before, and each record has one round in b.
     """
 
     unit: Unit  # what one more or less of must not show; "none" switches protection off
@@ -52,6 +57,7 @@ class PrivacyPlan:
     normalise: bool = True  # scale every record to nearly norm C in place of clipping to it
     adjacency: Adjacency = "add-or-remove-one"
     records_per_person: int | None = None
+    correlation: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         """Refuse a plan that cannot keep a promise, and bring numbers to one form."""
@@ -75,6 +81,8 @@ class PrivacyPlan:
         _check_numbers(self)
         _check_cohort(self)
         _check_mechanism(self)
+        if self.correlation is not None:
+            _check_correlation(self, self.correlation)
 
     @property
     def limit(self) -> float:
@@ -103,6 +111,21 @@ class PrivacyPlan:
         with probability :math:`1 - (1 - q)^k` (Balle, Barthe and Gaboardi, NeurIPS 2018).
         """
         return any_of(self.sample_rate, self.records_per_person or 1)
+
+    @property
+    def bands(self) -> int:
+        """Rounds of which each record has one, and whose noise is correlated; 1 for independent noise."""
+        return len(self.correlation or (1,))
+
+    @property
+    def cycles(self) -> int:
+        """Most rounds that one record can be in: ``ceil(rounds / bands)``."""
+        return -(-self.rounds // self.bands)
+
+    @property
+    def round_rate(self) -> float:
+        """Probability with which a record enters a round of its own: ``bands`` times the sample rate."""
+        return min(1.0, self.bands * self.sample_rate)
 
     @property
     def sensitivity(self) -> float:
@@ -148,8 +171,9 @@ class PrivacyPlan:
     def to_json(self) -> dict[str, Any]:
         """Return the plan as plain JSON values, with its format."""
         fields = dataclasses.asdict(self)
-        if self.records_per_person is None:  # plans without it keep the hash they always had
-            del fields["records_per_person"]
+        for name in ("records_per_person", "correlation"):  # plans without them keep the hash they always had
+            if fields[name] is None:
+                del fields[name]
         return {"format": _FORMAT, **fields}
 
     @classmethod
@@ -158,7 +182,7 @@ class PrivacyPlan:
         fields = dict(value) if isinstance(value, Mapping) else {}
         if (found := fields.pop("format", None)) != _FORMAT:
             raise ConfigError(f"a plan of format {found!r} cannot be read; {_FORMAT!r} is known")
-        return dataclass_from_json(cls, fields, "records_per_person")
+        return dataclass_from_json(cls, fields, "records_per_person", "correlation")
 
     def hash(self) -> bytes:
         """Return the SHA-256 of the canonical JSON of the plan, 32 bytes."""
@@ -168,14 +192,14 @@ class PrivacyPlan:
         """Say how much noise keeps all rounds within the budget."""
         return (
             f"noise multiplier {self.noise_multiplier:.3f} for epsilon {self.target_epsilon:g} "
-            f"over {self.rounds} rounds"
+            f"over {self.rounds} rounds" + f", banded: each record is in one of {self.bands}" * (self.bands > 1)
         )
 
     def promise(self, epsilon: float) -> str:
         """Say what the plan promises at the epsilon found: unit, adjacency, delta, against whom, what stays open."""
         return promise_text(
             unit=self.unit, trust=self.trust, epsilon=epsilon, delta=self.delta, colluders=self.max_colluders,
-            records_per_person=self.records_per_person,
+            records_per_person=self.records_per_person, bands=self.bands,
         )  # fmt: skip
 
 
@@ -254,3 +278,21 @@ def _check_mechanism(plan: PrivacyPlan) -> None:
         )
     if plan.local_steps > 1 and not (plan.unit == "record" and plan.trust == "none"):
         raise ConfigError(f"local_steps is {plan.local_steps}; a secure round releases one sum, set it to 1")
+
+
+def _check_correlation(plan: PrivacyPlan, correlation: tuple[int, ...]) -> None:
+    bands = len(correlation)
+    if plan.unit != "record" or plan.mechanism != "skellam":
+        raise ConfigError(
+            f"banded noise is made for single records under the secure sum, not for unit {plan.unit!r} with trust "
+            f"{plan.trust!r}; set privacy.mechanism=independent"
+        )
+    if not 2 <= bands <= plan.rounds or bands * plan.sample_rate > 1.0 + 1e-12:
+        raise ConfigError(
+            f"{bands} bands do not fit {plan.rounds} rounds at sample_rate {plan.sample_rate:g}; choose 2 or more, "
+            "at most the number of rounds and 1 / sample_rate"
+        )
+    if not 1 <= correlation[0] <= 1024 or any(abs(m) > correlation[0] for m in correlation):
+        raise ConfigError(f"the correlation {list(correlation)} needs a first number from 1 to 1024 and none above it")
+    if np.abs(response(correlation, plan.rounds)).max() > 1.0 + 1e-9:
+        raise ConfigError(f"the correlation {list(correlation)} makes the noise grow from round to round")

@@ -33,6 +33,10 @@ _PERSONS = (
     "Who is one person is taken from the names in the corpus: somebody with two names, or at two "
     "clients, is protected for each of them, not for both together."
 )
+_BANDS = (
+    " Each record was in one round of {} at most, drawn by its client, whose records and their order must not change "
+    "during a run; rounds take back part of the noise of earlier ones, which the figure counts."
+)
 _FLOATS = (
     "The noise of every client is made of doubles, by a sampler that resists the known attacks on "
     "their last bits and not by proof; only its sum over the clients is made of integers."
@@ -56,14 +60,16 @@ def verdict(epsilon: float) -> str:
 
 
 def promise_text(
-    *, unit: str, trust: str, epsilon: float, delta: float, colluders: int, records_per_person: int | None = None
-) -> str:
+    *, unit: str, trust: str, epsilon: float, delta: float, colluders: int, records_per_person: int | None = None,
+    bands: int = 1,
+) -> str:  # fmt: skip
     """Write the promise: some sentences on one line.
 
     * ``unit``: what is protected, one of record, person, client and none.
     * ``trust``: secagg where the noise is shared under a secure sum, else none.
     * ``colluders``: how many clients may work with the server.
     * ``records_per_person``: for unit person, where single records were clipped: how many of each person were kept.
+    * ``bands``: rounds whose noise is correlated; 1 where it is independent.
     """
     strength = verdict(epsilon)
     if unit == "none":
@@ -80,7 +86,7 @@ def promise_text(
         f"computed from the released sums, the adapter among them, by a factor of at most e^{shown}, except with "
         f"probability {delta:g} (epsilon {shown}, delta {delta:g}, {_ADJACENCY[unit]}; {strength}). "
         f"This holds against {_against(trust, colluders)}. " + _OPEN + _rest(unit, trust, records_per_person)
-    ).rstrip()
+    ).rstrip() + _BANDS.format(bands) * (bands > 1)
 
 
 def aggregation_text(aggregation: str = "pairwise", honest_members: int = 1) -> str:

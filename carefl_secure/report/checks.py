@@ -9,7 +9,7 @@ from collections.abc import Callable
 from scipy.special import gammainc
 
 from carefl_secure.privacy import SampledSkellam, epsilon
-from carefl_secure.privacy.ledger.entry import spent
+from carefl_secure.privacy.ledger.entry import spends_due, spent
 from carefl_secure.report.audit import judge_audits
 from carefl_secure.report.run_record import RunRecord, StageRecord
 from carefl_secure.report.schema import FAILED, HELD, UNCHECKED, CheckLine, Finding, owner, some
@@ -42,7 +42,7 @@ def _short(stage: StageRecord, event: SampledSkellam) -> list[str]:
             ("norm l2", event.l2, code["l2_sensitivity"]),
             ("norm l2 at this scale", event.l2, code["scale"] * privacy.clipping_norm),
             ("rounding failure", event.beta, code["dither_failure"]),
-            ("sampling rate", event.sample_rate, privacy.sample_rate),
+            ("sampling rate", event.sample_rate, privacy.round_rate),
             ("clipping norm", code["clipping_norm"], privacy.clipping_norm),
             ("clients that make noise", privacy.noise_clients, code["noise_clients"]),
         )
@@ -66,6 +66,9 @@ def events(record: RunRecord, accounts: Accounts) -> Finding:
                 names = [name for name in charged if charged[name] != wanted.get(name)]
                 listed = ", ".join(f"{name} {charged[name]} for {wanted.get(name)}" for name in names)
                 return FAILED, f"{owner(book.name)} charged another event than that of the plan: {listed}"
+        for stage in record.stages:
+            if stage.privacy.bands > 1 and spends_due(entries, stage.run, stage.privacy.bands) > 0:
+                return FAILED, f"{owner(book.name)} has too few spends for the rounds in it: one record may be in more"
     if not spends:
         return UNCHECKED, "no readable ledger holds a spend"
     return HELD, f"{spends} spends in {1 + len(record.clients)} ledgers, all as planned"
@@ -81,7 +84,7 @@ def target(record: RunRecord, accounts: Accounts) -> Finding:
     if worst > target * (1.0 + 1e-9):
         return FAILED, f"epsilon {worst:.4f} was spent, the agreed limit is {target:g}"
     planned = [
-        stage.event.times(stage.event.count * stage.privacy.rounds)
+        stage.event.times(stage.event.count * stage.privacy.cycles)
         for stage in record.stages
         if stage.event is not None
     ]

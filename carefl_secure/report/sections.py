@@ -101,7 +101,7 @@ def mechanism_part(record: RunRecord, accounts: Accounts) -> Mechanism:
     if privacy.mechanism == "none":
         source = "none"
     return Mechanism(
-        name=names[privacy.mechanism],
+        name=names[privacy.mechanism] + ", banded over rounds" * (privacy.bands > 1),
         event=None if record.event is None else record.event.to_json(),
         count=sum(event.count for event in accounts.events) or len(accounts.survivors),
         noise_multiplier=privacy.noise_multiplier,
@@ -132,6 +132,7 @@ def _sampling(record: RunRecord) -> str:
     return (
         f"each {'record' if single else 'person'} enters a sum with probability "
         f"{privacy.sample_rate:g} (Poisson; the server does not see which)"
+        + (f"; a record in one round of {privacy.bands}, with {privacy.round_rate:g}" if privacy.bands > 1 else "")
         + (f"; a person with {k} records with {privacy.event_rate:.4g}" if k else "")
     )
 
@@ -259,7 +260,7 @@ def caveats(record: RunRecord) -> list[Caveat]:
     )
     if isinstance(record.event, SampledSkellam):
         total = sum(
-            stage.event.beta * stage.privacy.rounds
+            stage.event.beta * stage.privacy.cycles
             for stage in record.stages
             if isinstance(stage.event, SampledSkellam)
         )

@@ -147,7 +147,10 @@ def what_if(record: RunRecord, accounts: Accounts) -> list[WhatIf]:
     if spent:
         apart = over_disjoint_clients(spent, delta)
         found.append(_case("no unit at two clients", apart.epsilon, delta, apart.conditions))
-    if len(spent) > 1 and record.privacy.unit != "client":
+    if len(spent) > 1 and record.privacy.correlation is not None:
+        unproved = "rounds that a unit has at each of two clients overlap in their noise; no figure is proved"
+        found.append(_case("one unit at two clients", None, delta, (unproved,)))
+    elif len(spent) > 1 and record.privacy.unit != "client":
         pair = over_shared_persons(accounts.events, 2, delta)
         found.append(_case("one unit at two clients", pair.epsilon, pair.delta, pair.conditions))
     found += _earlier(accounts, delta)
@@ -189,7 +192,7 @@ def _fewer(record: RunRecord, accounts: Accounts) -> list[WhatIf]:
         _case(f"survivors: {least} at the fewest, of {privacy.clients}", accounts.epsilon, privacy.delta, (counted,))
     ]
     honest = privacy.noise_clients - 1
-    if honest >= 1:
+    if honest >= 1 and privacy.correlation is None:
         weaker = [with_survivors(e, privacy.noise_clients, honest) for e in accounts.events]
         words = "not covered by the plan; every colluder that reveals its noise to the server removes as much of it"
         case = f"{privacy.max_colluders + 1} colluders in place of {privacy.max_colluders}"

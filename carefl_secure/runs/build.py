@@ -32,7 +32,7 @@ from carefl_secure.progress import Reporter
 from carefl_secure.runs.captions import Contexts
 from carefl_secure.runs.client_task import ModelTask, model_tasks
 from carefl_secure.runs.corpora import Corpora
-from carefl_secure.runs.plan_from_config import aggregation_of
+from carefl_secure.runs.plan_from_config import aggregation_of, mechanism_text
 from carefl_secure.runs.staged_corpora import stage_configs
 from carefl_secure.runs.trackers.base import TrackedReporter
 from carefl_secure.strict_json import canonical_json
@@ -231,9 +231,10 @@ def base_hash_of(digest: bytes, config: Config, stage: Stage | None = None) -> b
     return hashlib.sha256(digest + canonical_json(agreed)).digest()
 
 
-def opening(plan: RunPlan, corpora: Corpora, before: Mapping[str, float]) -> str:
+def opening(config: Config, plan: RunPlan, corpora: Corpora, before: Mapping[str, float]) -> str:
     """Return the sentence a run begins with."""
     noise = plan.privacy.budget_text() if plan.protected else "NO PRIVACY: privacy.unit is none"
+    noise = "; ".join(filter(None, [noise, mechanism_text(config, plan)]))
     everybody = "; every client is needed in every round" * (plan.privacy.min_survivors == plan.privacy.clients)
     records = len(corpora.private.records) or f"{plan.privacy.public_records} declared"
     return (

@@ -36,6 +36,8 @@ _GRADIENTS, _GRADIENTS_LARGE = 256, 32
 class Forecast:
     """What a round is expected to open: norms of ``update`` and ``noise`` in its mean gradient or update.
 
+    Noise that later rounds take back is left out.
+
     ``batch`` is the expected number of units in it; ``values`` the trained values, ``few`` those of the query and
     value layers among them, under an adapter of ``rank``.
     """
@@ -123,7 +125,7 @@ def forecast(config: Config, plan: RunPlan, task: ModelTask) -> Forecast:
             update *= local.steps * local.learning_rate
     return Forecast(
         update=update,
-        noise=plan.noise_norm(left) if plan.protected else 0.0,
+        noise=plan.lasting_noise_norm(left) if plan.protected else 0.0,
         rounds=privacy.rounds,
         batch=float(left) if privacy.unit == "client" else plan.expected_batch(left),
         values=adapter.dimension,

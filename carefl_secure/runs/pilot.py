@@ -13,6 +13,7 @@ privacy, and its noise may be predictable.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,7 @@ from carefl_secure.evaluation.figures import Figures
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.server.optimizers import Listener
 from carefl_secure.model.lora import Adapter
+from carefl_secure.privacy.banded import response
 from carefl_secure.progress import Reporter
 from carefl_secure.runs.build import make_optimizer
 from carefl_secure.runs.client_task import ModelTask, Vector
@@ -87,7 +89,8 @@ def choose_rate(config: Config, plan: RunPlan, task: ModelTask, update: float, r
         try:
             if rate:
                 chosen = config.with_server_lr(rate)
-                adapter.load(simulate(chosen, task, train, size, noise / math.sqrt(adapter.dimension)))
+                band = plan.privacy.correlation or (1,)
+                adapter.load(simulate(chosen, task, train, size, noise / math.sqrt(adapter.dimension), band))
             return Figures(truth, task.losses.scores(held), multi=True, names=("mAP",))()["mAP"]
         except NonFiniteError:
             return None
@@ -118,14 +121,23 @@ def pilot_size(plan: RunPlan, records: int) -> tuple[int, int]:
 
 
 def simulate(
-    config: Config, task: ModelTask, records: npt.NDArray[np.int64], size: tuple[int, int], deviation: float
+    config: Config,
+    task: ModelTask,
+    records: npt.NDArray[np.int64],
+    size: tuple[int, int],
+    deviation: float,
+    correlation: Sequence[int] = (1,),
 ) -> Vector:
     """Take rounds of a batch each on public records, from the adapter as it is, under noise in every entry."""
+    fresh = deviation / math.sqrt(float(np.sum(response(correlation, config.federation.rounds) ** 2)))
+    noise: list[npt.NDArray[np.float64]] = []
     rng, adapter = np.random.default_rng([config.run.seed, config.data.seed, 1]), task.losses.scorer.adapter
     optimizer, point = make_optimizer(config, adapter), adapter.vector()
     for number in range(1, size[0] + 1):
         drawn = np.sort(rng.choice(records, min(size[1], len(records)), replace=False))
-        gradient = task.clipped_sum(point, drawn, number) / len(drawn) + deviation * rng.normal(size=point.size)
+        taken = [m / correlation[0] * n for m, n in zip(correlation[1:], reversed(noise), strict=False)]
+        noise.append(fresh * rng.normal(size=point.size) - sum(taken, np.zeros(point.size)))
+        gradient = task.clipped_sum(point, drawn, number) / len(drawn) + noise[-1]
         if isinstance(optimizer, Listener):
             optimizer.observe(1.0, deviation**2)
         point = optimizer.step(point, gradient)

@@ -9,6 +9,7 @@ from carefl_secure.federation.plan.calibrate import History, PlanRequest, earlie
 from carefl_secure.federation.plan.cohort import PROTOCOLS, AggregationConfig
 from carefl_secure.federation.plan.run_plan import LocalPlan, RunPlan
 from carefl_secure.privacy.accounting.budget import Budget, BudgetQuestion, solve_budget
+from carefl_secure.privacy.banded import choose_bands, coefficients
 from carefl_secure.runs.corpora import Corpora
 
 UNCLIPPED = 1e3
@@ -74,7 +75,35 @@ def _request(config: Config, units: int, records: int, dimension: int) -> PlanRe
         max_colluders=privacy.max_colluders,
         normalise=privacy.normalise and private,
         masks_in_pairs=config.federation.aggregation in ("pairwise", "encrypted"),
+        correlation=correlation_of(config),
     )
+
+
+def correlation_of(config: Config) -> tuple[int, ...] | None:
+    """Return the correlation of banded noise; None where the noise of the rounds is independent."""
+    privacy, momentum = config.privacy, config.momentum
+    if privacy.mechanism == "independent" or config.rules_out_bands:
+        return None
+    rounds = config.federation.rounds
+    fixed = None if privacy.bands == "auto" else min(privacy.bands, rounds)  # an audit plays fewer rounds
+    bands, error = choose_bands(rounds, privacy.sample_rate, privacy.epsilon, privacy.delta, momentum, fixed)
+    if privacy.mechanism == "auto" and error >= 1.0:
+        return None
+    return coefficients(bands, rounds, momentum)
+
+
+def mechanism_text(config: Config, plan: RunPlan) -> str:
+    """Say in one sentence what noise a protected run has and why; empty for the default."""
+    privacy, momentum = config.privacy, config.momentum
+    if privacy.mechanism == "independent" or not plan.protected:
+        return ""
+    if config.rules_out_bands:
+        return f"independent noise, as banded noise cannot be used with {config.rules_out_bands}"
+    rounds, correlation = config.federation.rounds, plan.privacy.correlation
+    fixed = None if correlation is None else len(correlation)
+    bands, error = choose_bands(rounds, privacy.sample_rate, privacy.epsilon, privacy.delta, momentum, fixed)
+    least = f"{error:.2f} of the error of independent noise in the sums that the optimizer sees"
+    return f"banded noise of {bands} bands, {least}" if correlation else f"independent noise: bands leave {least}"
 
 
 def central_budget(config: Config) -> Budget:

@@ -140,7 +140,7 @@ class _Run:
         evaluate = self._evaluator(last)
         untuned = evaluate(self._initial)
         done = self._done()
-        self._reporter.note(opening(self._plan.whole, self._corpora[0], untuned))
+        self._reporter.note(opening(config, self._plan.whole, self._corpora[0], untuned))
         record = self._prepare()
         config = self._config
         summaries: list[StageSummary] = []

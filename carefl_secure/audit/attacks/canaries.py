@@ -81,7 +81,7 @@ def judge_canaries(rehearsal: Rehearsal, scores: npt.NDArray[np.float64], curve:
         "one run with coin-flipped gradient canaries",
         scores,
         rehearsal.member,
-        claim=None if plan.event is None else [plan.event] * rounds,
+        claim=None if plan.event is None else [plan.event] * -(-rounds // plan.privacy.bands),
         delta=plan.privacy.delta,
         attack=GradientCanaries,
         figures=figures,

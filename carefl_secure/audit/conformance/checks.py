@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import binomtest, chisquare
 
 from carefl_secure.audit.conformance.hypothesis_tests import noise_chances, sampler_test
 from carefl_secure.audit.conformance.released import ReleasedSums, released_findings
@@ -83,7 +86,7 @@ class Conformance(Attack[MachineView, list[Finding]]):
         if not view.plan.protected:
             yield self.skip("noise", "The run claims no privacy and adds no noise.")
             return
-        first, second = ((q.sums / q.releases().noise[:, None]).ravel() for q in view.quiet)
+        first, second = (q.fresh().ravel() for q in view.quiet)
         scale, shape = noise_chances(first)
         deviation = float(np.sqrt(np.mean(first**2)))
         yield self._finding(
@@ -166,6 +169,8 @@ class Conformance(Attack[MachineView, list[Finding]]):
         if rehearsal.records * rate < 10 or not by_client:
             words = "Too few records are drawn in a round for the sampler to be judged."
             return Finding(self.name, "sampler", "measured", words, {})
+        if view.plan.privacy.bands > 1:
+            return self._groups(view, rehearsal)
         test = sampler_test(by_client, rehearsal.records, rate)
         return self._finding(
             "sampler",
@@ -177,6 +182,41 @@ class Conformance(Attack[MachineView, list[Finding]]):
             p_size_variance=test.size_variance,
             p_spread=test.spread,
             repeats=test.repeats,
+        )
+
+    def _groups(self, view: MachineView, rehearsal: Rehearsal) -> Finding:
+        """Test that each record has rounds of one group only, which its client alone drew."""
+        privacy, bands = view.plan.privacy, view.plan.privacy.bands
+        draws = [(b.client, b.indices, np.full(len(b.indices), b.round % bands)) for b in rehearsal.batches]
+        owner = {i: np.full(rehearsal.records, -1) for i in range(privacy.clients)}
+        strays = 0
+        for client, records, group in draws:
+            known = owner[client][records]
+            strays += int(np.sum((known >= 0) & (known != group)))
+            owner[client][records] = group
+        sizes = [np.bincount(one[one >= 0], minlength=bands) for one in owner.values()]
+        spread = min(float(chisquare(one).pvalue) for one in sizes)
+        alike = min(
+            float(binomtest(int(np.sum((a == b) & (a >= 0))), int(np.sum((a >= 0) & (b >= 0))), 1 / bands).pvalue)
+            for a, b in itertools.pairwise(owner.values())
+        )
+        drawn, held, rate = (
+            sum(len(one) for _, one, _ in draws),
+            privacy.clients * rehearsal.records,
+            privacy.round_rate,
+        )
+        turns = np.bincount([n % bands for n in {b.round for b in rehearsal.batches}], minlength=bands)
+        variance = float(np.mean(turns) * rate * (1.0 - rate) + rate**2 * np.var(turns))
+        off = (drawn - held * float(np.mean(turns)) * rate) / math.sqrt(max(held * variance, 1e-9))
+        return self._finding(
+            "sampler",
+            strays == 0 and min(spread, alike) > _CHANCE and abs(off) < 6.0,
+            f"{strays} draws from another group than the round's; p {spread:.2g} for the sizes of groups, {alike:.2g} "
+            f"for how alike those of two clients are; {drawn} draws, {off:.2f} standard errors from the rate.",
+            strays=strays,
+            p_sizes=spread,
+            p_alike=alike,
+            standard_errors=off,
         )
 
     def _sensitivity(self, view: MachineView) -> Iterator[Finding]:
@@ -197,8 +237,8 @@ class Conformance(Attack[MachineView, list[Finding]]):
             dither, rotation = SystemKeySource().key("dither"), SystemKeySource().key("rotation")
             change = encode(base + one, encoding, rotation, KeyStream(dither))
             change -= encode(base, encoding, rotation, KeyStream(dither))
-            l1 = max(l1, float(np.abs(change).sum()) / plan.event.l1)
-            l2 = max(l2, float(np.linalg.norm(change)) / plan.event.l2)
+            l1 = max(l1, float(np.abs(change).sum()) / (encoding.step * encoding.l1_sensitivity))
+            l2 = max(l2, float(np.linalg.norm(change)) / (encoding.step * encoding.l2_sensitivity))
         yield self._finding(
             "sensitivity",
             max(l1, l2) <= 1.0,

@@ -6,16 +6,19 @@ With fixed client keys, two runs differ only by what was changed: records, dithe
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.signal import lfilter
 
 from carefl_secure.audit.conformance.hypothesis_tests import noise_chances
 from carefl_secure.audit.replay.canary_run import KnownTask, plan_like
 from carefl_secure.audit.replay.recording import play
 from carefl_secure.config import Config
+from carefl_secure.federation.client.banded_state import BandedState
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.noise import DeterministicKeySource, KeyStream
 from carefl_secure.privacy import poisson_sample
@@ -73,9 +76,12 @@ def drive(config: Config) -> ReleasedSums | None:
     expected = np.zeros((_ROUNDS, _DIMENSION))
     for index, rows in enumerate(gradients):
         keys = _Keys(index, None)
+        groups = BandedState(plan, keys, None, signs=True)
+        groups.open(0)
         for number in range(_ROUNDS):
             stream = KeyStream(keys.key("sample"))
-            drawn = poisson_sample(len(rows), plan.privacy.sample_rate, stream)
+            group = np.arange(len(rows)) if plan.privacy.bands == 1 else groups.members(len(rows), number + 1)
+            drawn = group[poisson_sample(len(group), plan.privacy.round_rate, stream)]
             expected[number] += rows[drawn].sum(axis=0) / plan.privacy.clipping_norm
     return ReleasedSums(plan, sums(1.0, None), sums(0.0, None), sums(1.0, "dither"), sums(1.0, "noise"), expected)
 
@@ -103,22 +109,35 @@ def released_findings(found: ReleasedSums) -> Iterator[Verdict]:
         f"most {most:.4g} that rounding can; none at all would mean that the dither is public."
     )
     yield "released dither", 0.0 < moved <= most, words, {"moved": moved, "most": float(most)}
-    variance = 2.0 * clients * plan.share_variance / unit**2
-    scale, shape = noise_chances((found.base - found.other_noise).ravel() / np.sqrt(variance))
+    variance = 2.0 * clients * plan.share_variance / (unit * plan.encoding.step) ** 2
+    band = plan.privacy.correlation or (1,)
+    fresh = lfilter(np.array(band) / band[0], [1.0], found.base - found.other_noise, axis=0) / np.sqrt(variance)
+    scale, shape = noise_chances(fresh.ravel())
     words = (
         f"With records present the released noise has the planned law (p {scale:.2g} for the "
         f"scale, {shape:.2g} for the shape)."
     )
     yield "released noise", min(scale, shape) > _CHANCE, words, {"p_scale": scale, "p_shape": shape}
-    event, encoding = plan.skellam_event(), plan.encoding
+    if len(band) > 1:
+        alike = np.corrcoef(fresh)[np.triu_indices(len(fresh), 1)] * np.sqrt(fresh.shape[1])
+        largest = float(np.abs(alike).max())
+        words = (
+            f"Once what rounds take back is put in again, the noise of two rounds correlates by {largest:.2f} "
+            "standard errors at most: no noise is used twice or taken back in another round."
+        )
+        yield "released bands", largest < 6.0, words, {"standard_errors": largest}
+    event, encoding, honest = plan.skellam_event(), plan.encoding, plan.privacy.noise_clients
     slack = 1.0 - 1e-9
+    # the noise of one client against its part of a record in all rounds of the band, or all noise against a record
+    counted, parts = (plan.share_variance * honest, 1) if len(band) == 1 else (plan.share_variance, honest * len(band))
+    longer = math.sqrt(honest * sum(m**2 for m in band)) if len(band) > 1 else 1.0
     good = (
         event.beta >= encoding.dither_failure
-        and event.l1 >= slack * encoding.l1_sensitivity
-        and event.l2 >= slack * encoding.l2_sensitivity
-        and slack * event.variance <= plan.share_variance * plan.privacy.noise_clients
-        and event.sample_rate >= slack * plan.privacy.event_rate
-        and (event.dimension or 0) >= encoding.padded
+        and event.l1 >= slack * longer * encoding.l1_sensitivity
+        and event.l2 >= slack * longer * encoding.l2_sensitivity
+        and slack * event.variance <= counted
+        and event.sample_rate >= slack * plan.privacy.round_rate
+        and (event.dimension or 0) >= encoding.padded * parts
     )
     words = (
         f"The priced event counts beta {event.beta:.3g} (the rounding fails with probability "

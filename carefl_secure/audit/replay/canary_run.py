@@ -128,7 +128,8 @@ def rehearse(
         )
         for i in range(clients)
     ]
-    rehearsal = play(config, key_source, plan, tasks, aggregation=aggregation, reporter=reporter)
+    steady = plan.privacy.bands == 1  # what rounds take back is told apart only while nobody drops out
+    rehearsal = play(config, key_source, plan, tasks, aggregation=aggregation, dropout=steady, reporter=reporter)
     return dataclasses.replace(rehearsal, batches=tuple(log), records=0 if empty else records, member=member)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -43,6 +43,17 @@ class PrivacyConfig(Section):
         le=1,
         description="Poisson sampling rate of records, or persons, in a round or local step; with "
         "unit=client, which samples nothing, the share of a client's records in a local step",
+    )
+    mechanism: Literal["independent", "banded", "auto"] = Field(
+        default="independent",
+        description="noise of the rounds under secure aggregation: independent, or banded, so that later rounds take "
+        "back part of the noise of earlier ones and each record has one round in so many; auto takes whichever is "
+        "predicted to leave less noise in the trained adapter",
+    )
+    bands: Annotated[int, Field(ge=2, le=64)] | Literal["auto"] = Field(
+        default="auto",
+        description="with mechanism=banded: rounds whose noise is correlated, at most 1 / sample_rate; auto takes the "
+        "number of least predicted error",
     )
     clipping_norm: float = Field(
         default=1.0,

@@ -81,14 +81,15 @@ class SiteBudgets:
         if event is None:
             return
         limit = self._policy.max_epsilon_per_corpus
-        after = RoundBudget(self._ledger, self._plan, self._cohort, limit).after(rounds)
+        budget = RoundBudget(self._ledger, self._plan, self._cohort, limit)
+        after, more = budget.after(rounds), budget.further(rounds)
         if after > limit:
             raise BudgetExceededError(
                 f"the run would bring this corpus to epsilon {after:.4g}, above max_epsilon_per_corpus of {limit:g}"
             )
         elsewhere = self._elsewhere()
         if elsewhere:
-            mine = [*self._ledger.events(), *([event.times(event.count * rounds)] if rounds else [])]
+            mine = [*self._ledger.events(), *([more] if more else [])]
             after = filtered_epsilon([], [*elsewhere, *mine], self._policy.max_epsilon_total, self._plan.privacy.delta)
         if after > self._policy.max_epsilon_total:
             raise BudgetExceededError(

@@ -11,8 +11,8 @@ from carefl_secure.federation.aggregation.base import ClientSetup, ClientSum
 from carefl_secure.federation.aggregation.registry import protocol_of
 from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.federation.plan.run_plan import RunPlan
-from carefl_secure.privacy import Ledger
-from carefl_secure.privacy.ledger.entry import count_rounds
+from carefl_secure.privacy import Event, Ledger
+from carefl_secure.privacy.ledger.entry import count_rounds, last_number, spends_due
 
 _SAVED = struct.Struct("<q?32sqI")
 _NONE = -1
@@ -29,13 +29,16 @@ class RoundBudget:
         privacy = plan.privacy
         self._ledger, self._event, self._delta = ledger, plan.event, privacy.delta
         self._run = cohort.run.decode(errors="backslashreplace")
-        self._payload = {"run": self._run, "planned": privacy.rounds, "unit": privacy.unit, "trust": privacy.trust}
+        self._payload: dict[str, object] = {"run": self._run, "planned": privacy.rounds}
+        self._payload |= {"unit": privacy.unit, "trust": privacy.trust}
+        self._payload |= {"bands": privacy.bands} if privacy.bands > 1 else {}
+        self._bands = privacy.bands
         self._limit = privacy.limit if limit is None else limit
 
-    def check(self) -> None:
-        """Raise what `charge` would raise for one round more; write nothing."""
+    def check(self, number: int) -> None:
+        """Raise what `charge` would raise; write nothing."""
         if self._event is not None:
-            self._ledger.guard(self._event, self._limit, self._delta, self._payload)
+            self._ledger.guard(self._event, self._limit, self._delta, {**self._payload, "round": number})
 
     def charge(self, number: int) -> None:
         """Write one round to the ledger, on disk, before anything of it is released.
@@ -59,10 +62,21 @@ class RoundBudget:
 
     def after(self, rounds: int) -> float:
         """Return what the ledger comes to with more rounds, for comparison with the limit."""
-        if self._event is None or rounds == 0:
-            return self.epsilon()
-        more = self._event.times(self._event.count * rounds)
-        return self._ledger.filtered_epsilon(more, self._limit, self._delta, self._payload)
+        more = self.further(rounds)
+        return self._ledger.filtered_epsilon(more, self._limit, self._delta, self._payload) if more else self.epsilon()
+
+    def further(self, rounds: int) -> Event | None:
+        """Return what more rounds would still have to spend; None where that is nothing."""
+        if self._event is None:
+            return None
+        if self._bands > 1:
+            entries, last = self._ledger.entries(), max(self.last_number(), 0)
+            rounds = spends_due(entries, self._run, self._bands, range(last + 1, last + 1 + rounds))
+        return self._event.times(self._event.count * rounds) if rounds > 0 else None
+
+    def last_number(self) -> int:
+        """Return the highest number of a charged round of this run; -1 where there is none."""
+        return last_number(self._ledger.entries(), self._run)
 
     def charged(self) -> int:
         """Return how many rounds of this run were charged."""

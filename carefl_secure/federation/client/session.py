@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from carefl_secure.errors import ProtocolError
 from carefl_secure.federation.aggregation.base import ClientSetup
+from carefl_secure.federation.client.banded_state import BandedState
 from carefl_secure.federation.client.round_state import OpenRounds, RoundBudget
 from carefl_secure.federation.local_update.choice import local_work
-from carefl_secure.federation.local_update.feddyn_state import correction_file
+from carefl_secure.federation.local_update.feddyn_state import client_file
 from carefl_secure.federation.local_update.task import DeferredTask, LocalTask
-from carefl_secure.federation.plan.cohort import rotation_key
 from carefl_secure.federation.transport.messages import vector_hash
 from carefl_secure.noise import KeyStream, SkellamSampler
 from carefl_secure.privacy import Ledger
@@ -48,7 +48,7 @@ class ClientSession:
     max_epsilon : float, optional
         The most that all runs in the ledger may spend; the plan's target by default.
     memory : Path, optional
-        Folder for what the client keeps between rounds of this run (FedDyn).
+        Folder for what the client keeps between rounds of this run (FedDyn, banded noise).
     last_round : int, optional
         The last round number of the agreed plan; the plan's number of rounds by default. The first follows from it.
 
@@ -87,8 +87,16 @@ class ClientSession:
                 f"client {index} has an adapter of {task.dimension} entries, the plan "
                 f"{plan.encoding.dimension}; the models differ"
             )
-        kept = memory and correction_file(memory, cohort.run, plan.hash(), index)
-        self._work = local_work(plan, task, index, kept)
+
+        def kept(kind: str) -> Path | None:
+            return memory and client_file(memory, kind, cohort.run, plan.hash(), index)
+
+        self._banded: BandedState | None = None
+        if plan.privacy.correlation is not None:
+            signs = cohort.aggregation != "committee"
+            self._banded = BandedState(plan, setup.keys, kept("banded-{}"), signs)
+        members = None if self._banded is None else self._banded.members
+        self._work = local_work(plan, task, index, kept("feddyn-{}.bin"), members)
         self.index, self._plan, self._cohort, self._keys = index, plan, cohort, setup.keys
         self._budget = RoundBudget(ledger, plan, cohort, max_epsilon)
         self._rounds, self._identity = OpenRounds(setup), setup.identity
@@ -157,6 +165,8 @@ class ClientSession:
         self._check_adapter(adapter)
 
         # Charge the ledger, on disk, before any record is read.
+        if self._banded is not None:
+            self._banded.open(self._budget.charged())
         self._budget.charge(number)
 
         # Sample, compute, encode, add noise; then mask and sign.
@@ -169,12 +179,13 @@ class ClientSession:
         total = self._work.release(adapter, number, self._keys)
 
         # Encode as integers, add this client's share of the noise, wrap to words.
-        place = plan.hash(), self._cohort.base_hash, vector_hash(adapter), number
+        rotation = self._cohort.rotation(plan, number, vector_hash(adapter))
         dither = KeyStream(self._keys.key("dither"))
-        integers = encode(total, encoding, rotation_key(*place), dither)
+        integers = encode(total, encoding, rotation, dither)
         if plan.share_variance > 0:
             sampler = SkellamSampler(plan.share_variance)
-            integers += sampler.sample(KeyStream(self._keys.key("noise")), integers.size)
+            fresh = sampler.sample(KeyStream(self._keys.key("noise")), integers.size)
+            integers += fresh if self._banded is None else self._banded.noise(number, fresh)
         return wrap(integers, encoding.bits)
 
     def _check_number(self, number: int) -> None:
@@ -198,7 +209,10 @@ class ClientSession:
 
     def sign(self, shared: Collection[int], survivors: Collection[int]) -> bytes:
         """Sign who shared and who survived; the secure sum refuses a second, different pair."""
-        return self._rounds.current().sign(shared, survivors)
+        signature = self._rounds.current().sign(shared, survivors)
+        if self._banded is not None and self.index in survivors:
+            self._banded.include()
+        return signature
 
     def unmask(self, signatures: Mapping[int, bytes]) -> bytes:
         """Answer the one request to unmask, then forget every secret of the round."""

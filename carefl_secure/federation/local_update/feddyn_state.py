@@ -17,10 +17,10 @@ _HEAD = struct.Struct("<8s32sqq")
 _MAGIC = b"crfldyn1"
 
 
-def correction_file(folder: Path, run: bytes, plan_hash: bytes, index: int) -> Path:
-    """Return a client's file for its correction of one run: run, plan and client are hashed into the name."""
+def client_file(folder: Path, kind: str, run: bytes, plan_hash: bytes, index: int) -> Path:
+    """Return a client's file for something of one run: run, plan and client are hashed into ``kind`` at its ``{}``."""
     key = hashlib.sha256(run + plan_hash + struct.pack("<q", index)).hexdigest()
-    return folder / f"feddyn-{key[:32]}.bin"
+    return folder / kind.format(key[:32])
 
 
 class Correction:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from carefl_secure.errors import CareflError, NonFiniteError
+from carefl_secure.errors import CareflError, ConfigError, NonFiniteError
 from carefl_secure.federation.local_update.task import LocalTask, PersonTask
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.noise import KeySource, KeyStream
@@ -18,6 +18,9 @@ from carefl_secure.privacy.sampling import sample_bound
 
 Adapter = NDArray[np.float32]
 Vector = NDArray[np.float64]
+Members = Callable[[int, int], NDArray[np.int64]]
+"""Number of records and of a round to the records of that round's group, ascending."""
+
 _LOG = logging.getLogger(__name__)
 
 # What a task may fail with because of a record; a fault of the program, such as a name that does
@@ -94,12 +97,15 @@ class GradientSum(LocalWork):
     ----------
     One unit more or less (a record, or a person where that is the unit) moves the vector by
     ``plan.privacy.sensitivity`` at most, and enters it with probability ``event_rate`` at most,
-    unless a sample is longer than its bound (`sample_bound`), which the event's ``beta`` covers.
+    unless a sample is longer than its bound (`sample_bound`), which the event's ``beta`` covers. Under banded noise a
+    record enters rounds of its group alone, given by ``members``, each with probability ``round_rate`` at most.
     """
 
-    def __init__(self, plan: RunPlan, task: LocalTask) -> None:
+    def __init__(self, plan: RunPlan, task: LocalTask, members: Members | None = None) -> None:
         super().__init__(plan)
-        self._task = task
+        self._task, self._members = task, members
+        if plan.privacy.correlation is not None and members is None:
+            raise ConfigError("banded noise needs the groups of the client's records")
 
     def _compute(self, adapter: Adapter, number: int, keys: KeySource) -> Vector:
         privacy, task = self._plan.privacy, self._task
@@ -107,6 +113,11 @@ class GradientSum(LocalWork):
         if whole and isinstance(task, PersonTask):
             drawn = truncated_sample(task.persons, privacy.sample_rate, keys)
             return task.clipped_person_sum(adapter, drawn, number)
+        if self._members is not None:
+            group = self._members(task.records, number)
+            of_group = poisson_sample(len(group), privacy.round_rate, KeyStream(keys.key("sample")))
+            drawn = group[of_group][: sample_bound(task.records, privacy.sample_rate)]
+            return task.clipped_sum(adapter, drawn, number)
         each = privacy.records_per_person or 1
         drawn = truncated_sample(task.records, privacy.sample_rate, keys, each)
         return task.clipped_sum(adapter, drawn, number)

@@ -9,15 +9,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from carefl_secure.errors import BudgetExceededError, ConfigError, PrivacyError
 from carefl_secure.federation.plan.run_plan import LocalPlan, RunPlan, masking_graph
 from carefl_secure.federation.plan.staged import StagedPlan
 from carefl_secure.privacy import Event, Ledger, PrivacyPlan, calibrate_noise, epsilon
 from carefl_secure.privacy.accounting.composition import filtered_epsilon
+from carefl_secure.privacy.banded import norm, response
 from carefl_secure.privacy.ledger.entry import split_runs
 from carefl_secure.privacy.plan import Mechanism, Trust, Unit
 from carefl_secure.secagg import default_threshold, plan_clients, plan_plain, plan_records
-from carefl_secure.secagg.encoding.planner import batch_bound
+from carefl_secure.secagg.encoding.planner import batch_bound, on_finer_grid
 from carefl_secure.secagg.encrypted.packing import leave_room
 
 _NOT_PRIVACY = ("dimension", "local", "masks_in_pairs")  # of what a request holds
@@ -57,6 +60,8 @@ class PlanRequest:
         Needed for unit client and for trust none; refused where one gradient sum is released.
     masks_in_pairs : bool
         Whether the aggregation protocol masks in pairs; more than 200 clients then need a sparse graph.
+    correlation : tuple of int, optional
+        That of `PrivacyPlan`, for banded noise.
     """
 
     unit: Unit
@@ -75,6 +80,7 @@ class PlanRequest:
     records_per_person: int | None = None
     local: LocalPlan | None = None
     masks_in_pairs: bool = True
+    correlation: tuple[int, ...] | None = None
 
     def threshold(self) -> int:
         """Return how many shares open a secret, and how many signatures a set of survivors needs."""
@@ -155,7 +161,7 @@ def plan_stages(
         noise = noise_after(whole_run, noise, limit, delta, earlier)
     plans = tuple(_plan_with(one, noise) for one in requests)
     # Priced once more, round by round as the ledgers will, before anyone trusts it.
-    rounds = [plan.event for plan in plans for _ in range(plan.privacy.rounds) if plan.event]
+    rounds = [plan.event for plan in plans for _ in range(plan.privacy.cycles) if plan.event]
     if (price := epsilon(rounds, delta)) > target:
         raise PrivacyError(f"the plan would spend epsilon {price:.6g} of {target:g}; report this")
     return StagedPlan(tuple(names), plans)
@@ -165,7 +171,8 @@ def _event_with(request: PlanRequest, noise: float) -> Event:
     """Return what all rounds of one stage release under a noise multiplier."""
     if request.trust == "none":
         return request.privacy(noise).gaussian_event(request.rounds)
-    return _plan_with(request, noise).skellam_event().times(request.rounds)
+    plan = _plan_with(request, noise)
+    return plan.skellam_event().times(plan.privacy.cycles)
 
 
 def _plan_with(request: PlanRequest, noise: float) -> RunPlan:
@@ -182,7 +189,12 @@ def _plan_with(request: PlanRequest, noise: float) -> RunPlan:
     elif request.unit == "client":
         encoding = plan_clients(dimension, request.clipping_norm, noise, clients, others)
     else:
-        encoding = plan_records(dimension, privacy.sensitivity, noise, privacy.expected_batch, clients, others)
+        band = request.correlation or (1,)
+        wanted = noise * norm(band)
+        encoding = plan_records(dimension, privacy.sensitivity, wanted, privacy.expected_batch, clients, others)
+        if request.correlation is not None:
+            gain = float(np.sum(response(band, request.rounds) ** 2))
+            encoding = on_finer_grid(encoding, others * band[0], gain)
     threshold = request.threshold()
     graph = masking_graph(privacy, threshold) if request.masks_in_pairs else None
     return RunPlan(privacy, encoding, threshold, local, graph)

@@ -202,6 +202,11 @@ class Cohort:
         sparse = {} if graph is None else {"neighbours": graph.neighbours, "share_threshold": graph.share_threshold}
         return {**self.common(plan, number, model_hash), "threshold": plan.threshold, **sparse}
 
+    def rotation(self, plan: RunPlan, number: int, model_hash: bytes) -> bytes:
+        """Return the key of a round's rotation; under banded noise, which rounds take back, it is one for the run."""
+        fixed = plan.privacy.correlation is not None
+        return rotation_key(plan.hash(), self.base_hash, bytes(32) if fixed else model_hash, 0 if fixed else number)
+
     def common(self, plan: RunPlan, number: int, model_hash: bytes = b"") -> dict[str, Any]:
         """Return what the agreements of all protocols have in common, by name."""
         if len(self.roster) != plan.privacy.clients:

@@ -12,6 +12,7 @@ import numpy as np
 
 from carefl_secure.errors import ConfigError
 from carefl_secure.privacy import PrivacyPlan, SampledGaussian, SampledSkellam
+from carefl_secure.privacy.banded import response
 from carefl_secure.privacy.sampling import OVERFLOW
 from carefl_secure.secagg import EncodingPlan, GraphPlan, plan_graph
 from carefl_secure.strict_json import canonical_hash, dataclass_from_json
@@ -144,26 +145,42 @@ class RunPlan:
 
     @property
     def share_variance(self) -> float:
-        """Variance per coordinate, in integer units, of the noise that each client adds."""
+        """Variance per coordinate, in integer units, of the fresh noise that each client adds."""
         return self.encoding.share_variance()
 
     @property
     def event(self) -> SampledSkellam | SampledGaussian | None:
-        """What one round releases; None without privacy, where there is nothing to price."""
+        """What one round releases, under banded noise one cycle of ``bands`` rounds; None without privacy."""
         if self.privacy.mechanism == "gaussian":
             return self.privacy.gaussian_event()
         return self.skellam_event() if self.protected else None
 
     def skellam_event(self) -> SampledSkellam:
-        """Return what one round of a protected run releases; ConfigError when it is unprotected."""
-        return self.privacy.skellam_event(
-            l1=self.encoding.l1_sensitivity,
-            l2=self.encoding.l2_sensitivity,
-            share_variance=self.share_variance,
-            # Where records are sampled, a sample longer than its bound counts like a broken norm.
-            beta=self.encoding.dither_failure + (0.0 if self.privacy.unit == "client" else OVERFLOW),
-            dimension=self.encoding.padded,
-        )
+        """Return what `event` is for a protected run; ConfigError when it is unprotected.
+
+        Under banded noise it is that of one record in one round of its own and in the rounds after it that take noise
+        back: a shift, by m times the record's rounded vector, of the fresh noise of each of the counted clients.
+        """
+        privacy, encoding = self.privacy, self.encoding
+        # Where records are sampled, a sample longer than its bound counts like a broken norm.
+        beta = encoding.dither_failure + (0.0 if privacy.unit == "client" else OVERFLOW)
+        if privacy.correlation is None:
+            return privacy.skellam_event(
+                l1=encoding.l1_sensitivity,
+                l2=encoding.l2_sensitivity,
+                share_variance=self.share_variance,
+                beta=beta,
+                dimension=encoding.padded,
+            )
+        honest, m = privacy.noise_clients, privacy.correlation
+        if encoding.step != honest * m[0]:
+            raise ConfigError(f"banded noise needs an encoding of step {honest * m[0]}, not {encoding.step}")
+        l1 = honest * sum(map(abs, m)) * encoding.l1_sensitivity
+        l2 = math.sqrt(honest * sum(each**2 for each in m)) * encoding.l2_sensitivity
+        if self.share_variance < (privacy.noise_multiplier * l2) ** 2 * (1.0 - 1e-9):
+            raise ConfigError("the encoding has less noise than the plan promises; size it for this plan")
+        vectors = honest * privacy.bands * encoding.padded
+        return SampledSkellam(privacy.round_rate, l1, l2, self.share_variance, 1, beta, vectors)
 
     def expected_batch(self, survivors: int) -> float:
         """Return the public divisor of an opened sum, ``q N s / n``."""
@@ -176,39 +193,41 @@ class RunPlan:
     def noise_variance(self, survivors: int) -> float:
         r"""Return the variance of the noise in one entry of the mean gradient.
 
-        :math:`s v / (\text{scale} \cdot \text{divisor})^2` for s survivors and share variance v;
-        where clients make their own noise, what the steps of a client leave of it, over s.
+        :math:`s v / (\text{scale} \cdot \text{step} \cdot \text{divisor})^2` for s survivors and a variance v of
+        a client's noise in a round; where clients make their own noise, what a client's steps leave of it, over s.
         """
         if self.local is not None and self.privacy.mechanism == "gaussian":
             privacy = self.privacy
             batch = privacy.expected_batch / privacy.clients
             one = self.local.learning_rate * privacy.noise_multiplier * privacy.clipping_norm
             return (one / batch) ** 2 * self.local.noise_gain / survivors
-        stdev = math.sqrt(survivors * self.share_variance) / self.encoding.scale
+        encoding = self.encoding
+        stdev = math.sqrt(survivors * encoding.round_variance()) / (encoding.scale * encoding.step)
         return (stdev / self.divisor(survivors)) ** 2
 
     def noise_norm(self, survivors: int) -> float:
         """Return the root mean square Euclidean norm of the noise in the mean gradient."""
         return math.sqrt(self.encoding.dimension * self.noise_variance(survivors))
 
+    def lasting_noise_norm(self, survivors: int) -> float:
+        r"""Return `noise_norm` as far as later rounds do not take it back: that of all rounds' sum, over root T."""
+        if self.privacy.correlation is None:
+            return self.noise_norm(survivors)
+        sums = np.cumsum(response(self.privacy.correlation, self.privacy.rounds))
+        left = float(np.mean(sums**2)) / self.encoding.noise_gain
+        return self.noise_norm(survivors) * math.sqrt(left)
+
     def to_json(self) -> dict[str, Any]:
         """Return the plan, and the event of one round that follows from it, as JSON values."""
         whole = {
             "privacy": self.privacy.to_json(),
-            "encoding": self._encoding_fields(),
+            "encoding": self.encoding.fields(),
             "threshold": self.threshold,
             "event": None if self.event is None else self.event.to_json(),
         }
         if self.graph is not None:
             whole["masking_graph"] = dataclasses.asdict(self.graph)
         return whole if self.local is None else {**whole, "local": self.local.to_json()}
-
-    def _encoding_fields(self) -> dict[str, Any]:
-        """Return the encoding's fields; ``conditional`` only where it is true, as in its hash."""
-        fields = dataclasses.asdict(self.encoding)
-        if not self.encoding.conditional:
-            del fields["conditional"]
-        return fields
 
     @classmethod
     def from_json(cls, value: Any, *, check_event: bool = True) -> RunPlan:
@@ -218,7 +237,7 @@ class RunPlan:
             raise ConfigError(
                 f"a plan is a JSON object with {', '.join(sorted(parts))} and perhaps local and masking_graph"
             )
-        encoding = dataclass_from_json(EncodingPlan, value["encoding"], "conditional")
+        encoding = dataclass_from_json(EncodingPlan, value["encoding"], "conditional", "step", "noise_gain")
         threshold, local = value["threshold"], value.get("local")
         if type(threshold) is not int or threshold < 1:
             raise ConfigError(f"the plan's threshold cannot be {threshold!r}")

@@ -76,7 +76,7 @@ class StagedPlan:
     @property
     def events(self) -> list[Event]:
         """What all rounds of all stages release; empty without privacy."""
-        return [plan.event.times(plan.event.count * plan.privacy.rounds) for plan in self.plans if plan.event]
+        return [plan.event.times(plan.event.count * plan.privacy.cycles) for plan in self.plans if plan.event]
 
     def to_json(self) -> dict[str, Any]:
         """Return the last stage's plan over all rounds as JSON, named stages' own in ``stages``."""

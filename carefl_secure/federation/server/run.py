@@ -245,6 +245,9 @@ class _Rounds:
             adapter, finished = self._checkpoints.begin(initial), offset
         lost = max(0, self._budget.charged() - (finished - offset)) if plan.protected else 0
         last = max(finished, offset + plan.privacy.rounds - lost)
+        if plan.privacy.correlation is not None:  # no number serves twice
+            done, finished = finished, max(finished, self._budget.last_number())
+            lost, last = finished - done, max(finished, offset + plan.privacy.rounds)
         if lost:
             self._reporter.note(f"{lost} interrupted rounds were already charged; the run ends after round {last}")
         return adapter, finished, last

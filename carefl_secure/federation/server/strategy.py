@@ -20,7 +20,7 @@ from carefl_secure.errors import CohortError, EngineError
 from carefl_secure.federation.aggregation.base import ServerSum
 from carefl_secure.federation.aggregation.registry import ServerSums
 from carefl_secure.federation.client.round_state import RoundBudget
-from carefl_secure.federation.plan.cohort import Cohort, rotation_key
+from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.server.optimizers import Listener, ServerOptimizer
 from carefl_secure.federation.server.sum_guard import SumGuard, honest_norm
@@ -108,8 +108,8 @@ class SecureSumStrategy(Strategy):
         raised where the round would overspend, before any client is asked for anything; CohortError where too few
         clients or helpers are there; else the class that a client refused with.
         """
-        self._budget.check()
         number = self._finished + server_round
+        self._budget.check(number)
         adapter = unpack_adapter(arrays, self._plan.encoding.dimension)
         exchange = Exchange(grid, number, self._timeout, self.faults)
         total = self._sums.begin(exchange, number, vector_hash(adapter))
@@ -154,8 +154,7 @@ class SecureSumStrategy(Strategy):
         self._judge(this)
         self._budget.record_release(this.number, len(survivors))
 
-        plan_hash, base_hash = self._plan.hash(), self._cohort.base_hash
-        rotation = rotation_key(plan_hash, base_hash, vector_hash(this.adapter), this.number)
+        rotation = self._cohort.rotation(self._plan, this.number, vector_hash(this.adapter))
         gradient = decode(total, self._plan.encoding, rotation)
         if self._guard is not None:
             bound = honest_norm(self._plan, len(survivors), self._guard.agreement)

@@ -68,12 +68,12 @@ def honest_norm(plan: RunPlan, survivors: int, agreement: float = 1.0) -> float:
     signal *= agreement
     if privacy.mechanism != "skellam":
         return signal + rounding
-    variance = survivors * plan.share_variance
+    variance = survivors * encoding.round_variance()
     tail = _skellam_tail(variance, FAILURE / 4)
     most = _skellam_tail(variance, FAILURE / (8 * encoding.padded)) ** 2
     spread = math.sqrt(2 * encoding.padded * (3 * variance**2 + variance) * level)
     squares = encoding.padded * variance + spread + most * level / 3
-    unit = encoding.scale
+    unit = encoding.scale * encoding.step
     cross = 2 * signal * tail / unit
     return math.sqrt(signal**2 + squares / unit**2 + cross) + rounding
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -39,8 +40,8 @@ class Entry:
 
     @property
     def charges_round(self) -> bool:
-        """Whether it charges a round, or notes it as unprotected."""
-        return self.kind == "spend" or self.unprotected
+        """Whether it charges a round, or notes it as unprotected or as covered by the spends of earlier rounds."""
+        return self.kind == "spend" or self.unprotected or self.payload.get("covered") is True
 
     def of_run(self, run: str) -> bool:
         """Tell whether it belongs to a run or to one of its stages, ``RUN/STAGE``."""
@@ -132,7 +133,8 @@ def split_runs(
         first[key] = first.get(key, 0) + spent.count
         whole = payload.get("planned")
         if isinstance(whole, int) and not isinstance(whole, bool):
-            planned[key] = max(whole * spent.count, planned.get(key, 0))
+            cycles = -(-whole // int(payload.get("bands", 1)))
+            planned[key] = max(cycles * spent.count, planned.get(key, 0))
     counts = {key: max(count, planned.get(key, 0)) if later or another else count for key, count in first.items()}
     return [one.times(count) for (_, one), count in counts.items()], later
 
@@ -144,6 +146,34 @@ def _run_name(run: object) -> object:
 def count_rounds(entries: Sequence[Entry], run: object) -> int:
     """Count the rounds of a run that were charged, or noted as released without noise."""
     return sum(entry.payload.get("run") == run and entry.charges_round for entry in entries)
+
+
+def spends_due(entries: Sequence[Entry], run: object, bands: int, numbers: Iterable[int] = ()) -> int:
+    """Return how many spends of a run are missing under banded noise, with rounds ``numbers`` more.
+
+    A record is in rounds of one remainder modulo ``bands``, and each spend pays for one round of every record, with
+    the rounds after it that take noise back. So as many are due as the most frequent remainder has rounds.
+    """
+    mine = [entry for entry in entries if entry.payload.get("run") == run and entry.charges_round]
+    rounds = [*(int(entry.payload.get("round", -1)) for entry in mine), *numbers]
+    due = max(Counter(each % bands for each in rounds).values(), default=0)
+    return due - sum(entry.kind == "spend" for entry in mine)
+
+
+def last_number(entries: Sequence[Entry], run: object) -> int:
+    """Return the highest number of a charged round of a run; -1 where there is none."""
+    used = [int(e.payload.get("round", -1)) for e in entries if e.payload.get("run") == run and e.charges_round]
+    return max(used, default=-1)
+
+
+def check_number(entries: Sequence[Entry], payload: Mapping[str, Any]) -> None:
+    """Refuse (LedgerError), under banded noise, a round that does not come after all that were charged."""
+    number, run = payload.get("round"), payload.get("run")
+    if "bands" in payload and isinstance(number, int) and number <= (used := last_number(entries, run)):
+        raise LedgerError(
+            f"round {number} of run {run} does not come after round {used}, which is charged; under banded noise "
+            "no number serves twice: go on with the next one"
+        )
 
 
 def check_planned(entries: Sequence[Entry], payload: Mapping[str, Any]) -> None:

@@ -15,12 +15,14 @@ from carefl_secure.privacy.accounting.events import Event
 from carefl_secure.privacy.ledger.entry import (
     START,
     Entry,
+    check_number,
     check_planned,
     check_unit,
     clean_payload,
     make_entry,
     now,
     read_entry,
+    spends_due,
     spent,
     split_runs,
 )
@@ -76,7 +78,8 @@ class Ledger:
         * ``event``: what is about to be released.
         * ``max_epsilon``, ``delta``: the limit over the whole ledger; as for ``guard``.
         * ``payload``: more to record: ``run`` (stages of one run as ``RUN/STAGE``), ``round``, ``planned`` (how many
-          sums the run's plan has), ``unit`` and ``trust``.
+          sums the run's plan has), ``unit`` and ``trust``. With ``bands``, the event is of one round of every record;
+          a round for which nothing is due (`spends_due`) is noted as covered, at no cost.
 
         BudgetExceededError where the step would overspend, or all ``planned`` sums of its run are charged already;
         nothing is written; ConfigError or LedgerError as for ``append`` and ``guard``.
@@ -87,8 +90,9 @@ class Ledger:
         """
         clean = clean_payload("spend", {**(payload or {}), "event": event.to_json()})
         with self._writing() as entries:
-            self._guard(entries, event, max_epsilon, delta, clean)
-            return self._write(entries, "spend", clean)
+            if self._guard(entries, event, max_epsilon, delta, clean):
+                return self._write(entries, "spend", clean)
+            return self._write(entries, "note", {**(payload or {}), "covered": True})
 
     def guard(self, event: Event, max_epsilon: float, delta: float, payload: Mapping[str, Any] | None = None) -> None:
         """Refuse an event that would take the whole ledger above a limit; write nothing.
@@ -116,15 +120,20 @@ class Ledger:
     def _guard(
         self, entries: Sequence[Entry], event: Event, limit: float, delta: float,
         payload: Mapping[str, Any],
-    ) -> None:  # fmt: skip
+    ) -> bool:  # fmt: skip
+        """Check a round; return whether the event is to be spent, or an earlier spend covers it."""
         if not limit > 0.0:
             raise ConfigError(f"max_epsilon is {limit}; it must be a number above 0")
         check_unit(entries, payload.get("unit"), self.path)
         check_planned(entries, payload)
+        check_number(entries, payload)
+        due = (entries, payload.get("run"), int(payload.get("bands", 1)), [int(payload.get("round", -1))])
+        if "bands" in payload and spends_due(*due) <= 0:
+            return False
         first, later = split_runs(entries, payload.get("run"), event)
         after = filtered_epsilon(first, later, limit, delta)
         if after <= limit:
-            return
+            return True
         several = ", counted so that later runs may depend on earlier ones" if later else ""
         raise BudgetExceededError(
             f"this step would bring the ledger to epsilon {after:.4g} at delta {delta:g}{several}, above the limit "

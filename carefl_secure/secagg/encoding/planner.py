@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -203,6 +204,22 @@ def _plan_noised(
         overflow_probability=overflow,
         conditional=conditional,
     )
+
+
+def on_finer_grid(plan: EncodingPlan, step: int, noise_gain: float) -> EncodingPlan:
+    """Return a noised plan whose rounded vectors are multiples of ``step``, in words of 32 bits.
+
+    ``noise_gain`` is that of :class:`EncodingPlan`, for noise that is a sum of independent Skellam vectors with
+    coefficients of at most 1. ConfigError where the sums do not fit; rounding, below one ``step``, is not counted.
+    """
+    finer = dataclasses.replace(plan, bits=32, step=step, noise_gain=noise_gain)
+    proxy = step**2 * ((plan.scale * plan.vector_bound) ** 2 / plan.padded + plan.clients / 4)
+    overflow = overflow_bound(32, proxy, plan.clients * finer.round_variance())
+    if overflow > MAX_OVERFLOW:
+        raise ConfigError(
+            "no word of 32 bits holds a sum with banded noise; set privacy.mechanism=independent or lower the noise"
+        )
+    return dataclasses.replace(finer, overflow_probability=overflow)
 
 
 def _word(proxy: float, variance: float, factor: float = 1.0) -> tuple[int, float]:

@@ -46,6 +46,11 @@ class EncodingPlan:
     conditional
         Whether :func:`encode` redraws the rounding until the integer vector is no longer than ``l2_sensitivity``. Only
         for unit client, where that vector is the whole difference between neighbours; ``dither_failure`` is 0 then.
+    step
+        Rounded vectors are multiplied by it, so that noise is made on a finer grid. The sensitivities are of
+        the vector before, the variances below of integers as they are summed.
+    noise_gain
+        Variance of a client's noise in a round over that of the fresh noise in it: above 1 where rounds correlate.
     """
 
     dimension: int
@@ -63,14 +68,25 @@ class EncodingPlan:
     rotated: bool
     overflow_probability: float
     conditional: bool = False
+    step: int = 1
+    noise_gain: float = 1.0
 
     def total_variance(self) -> float:
-        """Return ``(z * l2_sensitivity)**2``, the noise variance of the sum, in integer units."""
-        return (self.noise_multiplier * self.l2_sensitivity) ** 2
+        """Return ``(z * step * l2_sensitivity)**2``, the variance of the fresh noise in the sum, in integer units."""
+        return (self.noise_multiplier * self.step * self.l2_sensitivity) ** 2
 
     def share_variance(self) -> float:
-        """Return the variance each client adds: the total divided by ``noise_clients``."""
+        """Return the variance of each client's fresh noise: the total divided by ``noise_clients``."""
         return self.total_variance() / self.noise_clients
+
+    def round_variance(self) -> float:
+        """Return a bound on the variance of all noise of a client in a round: earlier noise taken back is in it."""
+        return self.share_variance() * self.noise_gain
+
+    def fields(self) -> dict[str, Any]:
+        """Return the fields by name; later ones only where they say something, so that older plans keep their hash."""
+        defaults = {"conditional": False, "step": 1, "noise_gain": 1.0}
+        return {name: value for name, value in asdict(self).items() if defaults.get(name) != value}
 
     @property
     def rounding_bound(self) -> float:
@@ -80,11 +96,8 @@ class EncodingPlan:
         return self.clients / (2 * self.scale)
 
     def hash(self) -> bytes:
-        """Return the 32-byte ``plan_hash``; it has ``conditional`` only where true, so older plans keep theirs."""
-        fields = asdict(self)
-        if not self.conditional:
-            del fields["conditional"]
-        text = json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        """Return 32 bytes over all fields, for ``RoundParameters.plan_hash``."""
+        text = json.dumps(self.fields(), sort_keys=True, separators=(",", ":"), allow_nan=False)
         return digest(b"encoding plan", text.encode())
 
 
@@ -119,7 +132,7 @@ def encode(
     """Turn a client's vector into integers (int64, ``[padded]``), before noise and wrapping.
 
     Rotated plans: ``floor(scale * H S x + u)`` with ``S`` random signs, ``H`` the Hadamard matrix
-    and one uniform ``u`` in ``[0, 1)`` per coordinate. Plans without noise: ``scale * x`` rounded
+    and one uniform ``u`` in ``[0, 1)`` per coordinate, times ``step``. Plans without noise: ``scale * x`` rounded
     to the nearest integer; they use neither key nor dither. Conditional plans draw ``u`` again from
     the same stream while the result is longer than ``l2_sensitivity``.
 
@@ -180,7 +193,7 @@ def encode(
     scaled *= plan.scale
     if plan.conditional:
         return _conditional(scaled, plan, dither)
-    return _rounded(scaled, dither)
+    return _rounded(scaled, dither) * plan.step
 
 
 def _rounded(scaled: npt.NDArray[np.float64], dither: KeyStream) -> npt.NDArray[np.int64]:
@@ -219,7 +232,7 @@ def decode(total: npt.NDArray[Any], plan: EncodingPlan, rotation_key: bytes | No
     if total.dtype != kind or total.shape != (plan.padded,):
         raise refuse("sum shape", f"the sum must be {kind} of shape ({plan.padded},)")
     signed = total.view(np.int16 if plan.bits == 16 else np.int32)
-    real = signed.astype(np.float64) / plan.scale
+    real = signed.astype(np.float64) / (plan.scale * plan.step)
     if not plan.rotated:
         return real
     if rotation_key is None:

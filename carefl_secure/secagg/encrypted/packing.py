@@ -163,8 +163,8 @@ def excess_probability(plan: EncodingPlan, bound: int) -> float:
     longest = plan.scale * plan.vector_bound * (1 + NORM_SLACK)
     if not plan.rotated:
         return float(longest + 1 > bound)
-    proxy = longest**2 / plan.padded + 0.25
-    growth = plan.share_variance() * 2 * np.sinh(_STEPS / 2) ** 2
+    proxy = plan.step**2 * (longest**2 / plan.padded + 0.25)
+    growth = plan.round_variance() * 2 * np.sinh(_STEPS / 2) ** 2
     exponent = float(np.min(proxy * _STEPS**2 / 2 + growth - _STEPS * bound))
     return min(1.0, 2 * plan.padded * plan.clients * math.exp(min(0.0, exponent)))
 

@@ -1,0 +1,149 @@
+"""What a client keeps between the rounds of a run with banded noise: its records' groups and its own noise."""
+
+from __future__ import annotations
+
+import logging
+import struct
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from carefl_secure.errors import PrivacyError, ProtocolError, RunError
+from carefl_secure.federation.plan.run_plan import RunPlan
+from carefl_secure.noise import KEY_BYTES, KeySource, KeyStream
+from carefl_secure.noise.correlated import correlate
+from carefl_secure.run_folder import write_atomically
+
+Integers = NDArray[np.int64]
+_LOG = logging.getLogger(__name__)
+_GROUPS = struct.Struct(f"<{KEY_BYTES}sq")
+_UNKNOWN = -1
+
+
+class BandedState:
+    r"""The groups of a client's records, and the noise that its next rounds take back.
+
+    Record i is in group :math:`\lfloor b\,u_i \rfloor` of b, with :math:`u_i` uniform from a key that only this client
+    holds; a round takes the group of its number modulo b. Of the last b - 1 rounds the client keeps the noise that
+    it has reason to believe is in an opened sum. The lag of the recursion counts the rounds that are kept, so that
+    after a missed round the next one takes back what that one would have.
+
+    Parameters
+    ----------
+    path : Path, optional
+        Beginning of its files' names, of mode 0600 and as private as the records. Without it all is lost with the
+        process.
+    signs : bool
+        Whether survivors sign who they are, so that a client learns whether its upload counts; else it assumes so.
+
+    Guarantees
+    ----------
+    A record is in rounds of one group only, as long as the client's records and their order stay the same; a client
+    whose number of records changed contributes zeros. A client that lost its groups takes no further part in the
+    run. Noise from which nothing of an earlier round is taken back is always enough (``docs/accounting.md``), so
+    losing, restoring or damaging the noise that is kept, and a server that lies about who survived, cost
+    accuracy only. Fresh noise is never kept: no vector of it can enter two rounds except by the recursion.
+    """
+
+    def __init__(self, plan: RunPlan, keys: KeySource, path: Path | None, signs: bool) -> None:
+        self._correlation = plan.privacy.correlation or (1,)
+        self._last, self._size = plan.privacy.rounds, plan.encoding.padded
+        self._keys, self._path, self._signs = keys, path, signs
+        self._key, self._records = b"", _UNKNOWN
+        self._noise: dict[int, Integers] = {}
+        self._pending: int | None = None
+        if path is not None and (groups := self._file("groups")).exists():
+            content = groups.read_bytes()
+            if len(content) == _GROUPS.size:
+                self._key, self._records = _GROUPS.unpack(content)
+
+    def open(self, charged: int) -> None:
+        """Draw the groups of a new run; ProtocolError where those of a run with charged rounds are lost."""
+        if self._key:
+            return
+        if charged:
+            raise ProtocolError(
+                "the groups that this client's records were drawn into are lost, and rounds were charged for them; it "
+                "takes no further part in this run: restore its folder, or begin another run"
+            )
+        self._key = self._keys.key("groups")
+        self._write_groups()
+
+    def members(self, records: int, number: int) -> Integers:
+        """Return which records are in the group of round ``number``, ascending.
+
+        PrivacyError where the client holds another number of records than in the rounds before.
+        """
+        if self._records == _UNKNOWN:
+            self._records = records
+            self._write_groups()
+        if self._records != records:
+            raise PrivacyError(
+                f"this client held {self._records} records when the run began and holds {records} now, so they would "
+                "change groups; restore the records, or begin another run"
+            )
+        bands = len(self._correlation)
+        words = KeyStream(self._key).words(records, np.uint64) >> np.uint64(32)
+        return np.flatnonzero((words * np.uint64(bands)) >> np.uint64(32) == number % bands).astype(np.int64)
+
+    def noise(self, number: int, fresh: Integers) -> Integers:
+        """Return the noise of round ``number``, made of fresh noise, and keep it."""
+        self._load(number)
+        past = {lag: self._noise[earlier] for lag, earlier in enumerate(sorted(self._noise, reverse=True), 1)}
+        drawn = correlate(fresh, past, self._correlation)
+        self._noise[number] = drawn
+        self._pending = number if self._signs else None
+        self._forget(number + 1)
+        if self._path is not None and number < self._last:
+            try:
+                write_atomically(self._file(self._name(number)), drawn.astype("<i8").tobytes(), private=True)
+            except (OSError, RunError) as error:
+                _LOG.warning("round %d: its noise was not kept, later rounds take less back: %s", number, error)
+        return drawn
+
+    def include(self) -> None:
+        """Note that the last upload is in the sum that the survivors sign."""
+        self._pending = None
+        for file in self._files("pending"):
+            file.replace(file.with_suffix(".noise"))
+
+    def _load(self, number: int) -> None:
+        """Bring the noise of rounds within the band from disk; what is not known to count is dropped."""
+        if self._pending is not None:
+            del self._noise[self._pending]
+            self._pending = None
+        self._forget(number)
+        for file in self._files("noise"):
+            earlier = int(file.stem.rpartition("-")[2])
+            content = file.read_bytes()
+            if earlier not in self._noise and earlier < number and len(content) == 8 * self._size:
+                self._noise[earlier] = np.frombuffer(content, "<i8").astype(np.int64)
+
+    def _forget(self, number: int) -> None:
+        """Erase what is out of the band of round ``number``, and all after the last round."""
+        first = number - len(self._correlation) + 1 if number <= self._last else number
+        self._noise = {earlier: vector for earlier, vector in self._noise.items() if earlier >= first}
+        for file in [*self._files("noise"), *self._files("pending")]:
+            if int(file.stem.rpartition("-")[2]) < first or file.suffix == ".pending":
+                file.unlink(missing_ok=True)
+
+    def _name(self, number: int) -> str:
+        return f"{number}.{'pending' if self._signs else 'noise'}"
+
+    def _file(self, name: str) -> Path:
+        assert self._path is not None
+        return self._path.with_name(f"{self._path.name}-{name}")
+
+    def _files(self, suffix: str) -> list[Path]:
+        path = self._path
+        return [] if path is None else sorted(path.parent.glob(f"{path.name}-*.{suffix}"))
+
+    def _write_groups(self) -> None:
+        if self._path is None:
+            return
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"cannot make {self._path.parent}: {error.strerror}") from error
+        write_atomically(self._file("groups"), _GROUPS.pack(self._key, self._records), private=True)
