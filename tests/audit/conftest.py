@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,7 +93,7 @@ def config() -> Config:
 
 
 @pytest.fixture
-def machine(config: Config) -> Callable[..., MachineView]:
+def machine() -> Callable[..., MachineView]:
     """Return a maker of what the auditor sees, run on the build as it is at the moment."""
 
     def make(
@@ -101,12 +101,15 @@ def machine(config: Config) -> Callable[..., MachineView]:
         keys: Callable[[int], KeySource] = system,
         dimension: int = 2000,
         driven: bool = False,
+        settings: Sequence[str] = (),
         **options: Any,
     ) -> MachineView:
         from dataclasses import replace
 
+        config = load_config(None, [*SETTINGS, *settings])
         plan = plan_like(config, dimension, 200)
-        one = replace(plan, privacy=replace(plan.privacy, rounds=1))
+        bands = plan.privacy.bands
+        one = replace(plan, privacy=replace(plan.privacy, rounds=1 if bands == 1 else bands + 1))
         first, second = (rehearse(config, keys, canaries=0, plan=one, empty=True, **options) for _ in range(2))
         norm = plan.privacy.clipping_norm
         return MachineView(

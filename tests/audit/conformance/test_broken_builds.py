@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -17,9 +18,11 @@ from carefl_secure.audit.conformance.released import _Keys, drive, released_find
 from carefl_secure.audit.replay.canary_run import rehearse
 from carefl_secure.audit.replay.recording import Rehearsal
 from carefl_secure.config import Config, load_config
+from carefl_secure.federation.client.banded_state import BandedState
 from carefl_secure.federation.local_update.gradient_sum import GradientSum
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.noise import DeterministicKeySource, KeySource, KeyStream, SystemKeySource
+from carefl_secure.noise.correlated import correlate
 from carefl_secure.noise.skellam import SkellamSampler
 from carefl_secure.privacy import poisson_sample
 from carefl_secure.secagg import encode
@@ -275,3 +278,64 @@ def test_a_beta_that_the_event_leaves_out(config: Config, monkeypatch: pytest.Mo
     real = RunPlan.skellam_event
     monkeypatch.setattr(RunPlan, "skellam_event", lambda self: replace(real(self), beta=0.0))
     assert released_faults(config) == {"event"}
+
+
+BANDED = ["privacy.mechanism=banded", "privacy.bands=4"]
+
+
+@pytest.fixture
+def banded(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """Return a maker of views of a run with four bands."""
+    return functools.partial(machine, settings=BANDED, driven=True)
+
+
+def test_our_banded_build_passes(banded: Machine) -> None:
+    findings = Conformance()(banded())
+    assert {f.check: f.verdict for f in findings if f.verdict != "passed"} == {}
+    assert "released bands" in {f.check for f in findings}
+
+
+def test_bands_out_of_step(banded: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each round takes back the noise of the round before the last, in place of the last."""
+
+    def late(fresh: NDArray[np.int64], past: Any, correlation: Any) -> NDArray[np.int64]:
+        return correlate(fresh, {lag + 1: n for lag, n in past.items() if lag + 1 < len(correlation)}, correlation)
+
+    patch_everywhere(monkeypatch, "correlate", late)
+    assert {"noise", "released noise", "released bands"} <= faults(banded())
+
+
+def test_a_noise_vector_used_twice(banded: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: dict[int, NDArray[np.int64]] = {}
+
+    class Sparing(SkellamSampler):
+        def sample(self, stream: KeyStream, count: int) -> NDArray[np.int64]:
+            drawn = super().sample(stream, count)
+            kept = held.pop(count, None)
+            if kept is None:
+                held[count] = drawn
+            return drawn if kept is None else kept
+
+    patch_everywhere(monkeypatch, "SkellamSampler", Sparing)
+    assert faults(banded())
+
+
+def test_groups_by_the_servers_choice(banded: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups from a public key: the same at every client, and known to the server."""
+
+    def public(self: BandedState, charged: int) -> None:
+        self._key = bytes(32)
+
+    monkeypatch.setattr(BandedState, "open", public)
+    assert "sampler" in faults(banded())
+
+
+def test_groups_drawn_anew_in_every_round(banded: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    members = BandedState.members
+
+    def anew(self: BandedState, records: int, number: int) -> NDArray[np.int64]:
+        self._key = SystemKeySource().key("groups")
+        return members(self, records, number)
+
+    monkeypatch.setattr(BandedState, "members", anew)
+    assert "sampler" in faults(banded())
