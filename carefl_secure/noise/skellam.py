@@ -21,7 +21,7 @@ from carefl_secure.noise.keystream import KeyStream
 _BITS = 127  # of the table; one more bit of the stream is the sign
 _REACH = 14.0  # standard deviations in the table; the mass beyond is below 2**-136
 _SMALLEST = 1e-3
-_LARGEST_PART = 2.0**28  # variance of one table: 230 000 entries
+_LARGEST_PART = 2.0**32  # variance of one table: 920 000 entries
 _CHUNK = 1 << 16
 
 
@@ -99,9 +99,9 @@ class SkellamSampler:
 
     Guarantees
     ----------
-    Given a uniform stream, each sample lies within total variation distance ``2**-108 * parts`` of the exact Skellam
-    law (a table has fewer than ``2**18`` entries, each rounded by at most ``2**-127``, and the mass outside is below
-    ``2**-127``). A million samples a round for a thousand rounds stay below ``2**-78 * parts``. The time a draw takes
+    Given a uniform stream, each sample lies within total variation distance ``2**-106 * parts`` of the exact Skellam
+    law (a table has fewer than ``2**20`` entries, each rounded by at most ``2**-127``, and the mass outside is below
+    ``2**-127``). A million samples a round for a thousand rounds stay below ``2**-76 * parts``. The time a draw takes
     depends on the values drawn: someone who can time the sampler finely learns something about the noise.
     """
 
