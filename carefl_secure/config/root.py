@@ -272,17 +272,14 @@ def check_work(config: Config) -> None:
         )
     if privacy.mechanism == "banded" and config.rules_out_bands:
         raise ValueError(
-            f"privacy.mechanism=banded cannot be used with {config.rules_out_bands}: it correlates sums of single "
-            "records' gradients over several rounds, of which each record has one; set privacy.mechanism=independent"
+            f"privacy.mechanism=banded cannot be used with {config.rules_out_bands}: it correlates the noise of sums "
+            "of single records over several rounds; set privacy.mechanism=independent"
         )
     if privacy.bands != "auto":
         if privacy.mechanism != "banded":
             raise ValueError(f"privacy.bands={privacy.bands} has no effect without privacy.mechanism=banded")
-        if privacy.bands > federation.rounds or privacy.bands * privacy.sample_rate > 1 + 1e-12:
-            raise ValueError(
-                f"privacy.bands={privacy.bands} does not fit {federation.rounds} rounds at privacy.sample_rate="
-                f"{privacy.sample_rate:g}; choose at most the number of rounds and 1 / privacy.sample_rate"
-            )
+        if (most := min(federation.rounds, int((1 + 1e-12) / privacy.sample_rate))) < privacy.bands:
+            raise ValueError(f"privacy.bands={privacy.bands} is above {most}, the lower of rounds and 1 / sample_rate")
     updates, steps = config.sums_updates, config.local_steps
     if not updates and steps > 1:
         raise ValueError(

@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-import numpy as np
-
 from carefl_secure.errors import ConfigError
 from carefl_secure.privacy.accounting.accountant import check_delta
 from carefl_secure.privacy.accounting.events import SampledGaussian, SampledSkellam, check_whole
@@ -284,7 +282,7 @@ def _check_correlation(plan: PrivacyPlan, correlation: tuple[int, ...]) -> None:
     bands = len(correlation)
     if plan.unit != "record" or plan.mechanism != "skellam":
         raise ConfigError(
-            f"banded noise is made for single records under the secure sum, not for unit {plan.unit!r} with trust "
+            f"banded noise is for single records under the secure sum, not for unit {plan.unit!r} with trust "
             f"{plan.trust!r}; set privacy.mechanism=independent"
         )
     if not 2 <= bands <= plan.rounds or bands * plan.sample_rate > 1.0 + 1e-12:
@@ -292,7 +290,7 @@ def _check_correlation(plan: PrivacyPlan, correlation: tuple[int, ...]) -> None:
             f"{bands} bands do not fit {plan.rounds} rounds at sample_rate {plan.sample_rate:g}; choose 2 or more, "
             "at most the number of rounds and 1 / sample_rate"
         )
-    if not 1 <= correlation[0] <= 1024 or any(abs(m) > correlation[0] for m in correlation):
-        raise ConfigError(f"the correlation {list(correlation)} needs a first number from 1 to 1024 and none above it")
-    if np.abs(response(correlation, plan.rounds)).max() > 1.0 + 1e-9:
+    if not 1 <= correlation[0] <= 1024 or any(abs(m) >= correlation[0] for m in correlation[1:]):
+        raise ConfigError(f"the correlation {list(correlation)} needs a first number up to 1024 and lower ones after")
+    if abs(response(correlation, plan.rounds)).max() > 1.0 + 1e-9:
         raise ConfigError(f"the correlation {list(correlation)} makes the noise grow from round to round")

@@ -34,9 +34,7 @@ _GRADIENTS, _GRADIENTS_LARGE = 256, 32
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a round is expected to open: norms of ``update`` and ``noise`` in its mean gradient or update.
-
-    Noise that later rounds take back is left out.
+    """What a round is expected to open: norms of ``update`` and lasting ``noise`` in its mean gradient.
 
     ``batch`` is the expected number of units in it; ``values`` the trained values, ``few`` those of the query and
     value layers among them, under an adapter of ``rank``.

@@ -121,13 +121,9 @@ def pilot_size(plan: RunPlan, records: int) -> tuple[int, int]:
 
 
 def simulate(
-    config: Config,
-    task: ModelTask,
-    records: npt.NDArray[np.int64],
-    size: tuple[int, int],
-    deviation: float,
+    config: Config, task: ModelTask, records: npt.NDArray[np.int64], size: tuple[int, int], deviation: float,
     correlation: Sequence[int] = (1,),
-) -> Vector:
+) -> Vector:  # fmt: skip
     """Take rounds of a batch each on public records, from the adapter as it is, under noise in every entry."""
     fresh = deviation / math.sqrt(float(np.sum(response(correlation, config.federation.rounds) ** 2)))
     noise: list[npt.NDArray[np.float64]] = []

@@ -84,9 +84,9 @@ def correlation_of(config: Config) -> tuple[int, ...] | None:
     privacy, momentum = config.privacy, config.momentum
     if privacy.mechanism == "independent" or config.rules_out_bands:
         return None
-    rounds = config.federation.rounds
+    rounds, budget = config.federation.rounds, (privacy.epsilon, privacy.delta, momentum)
     fixed = None if privacy.bands == "auto" else min(privacy.bands, rounds)  # an audit plays fewer rounds
-    bands, error = choose_bands(rounds, privacy.sample_rate, privacy.epsilon, privacy.delta, momentum, fixed)
+    bands, error = choose_bands(rounds, privacy.sample_rate, *budget, fixed)
     if privacy.mechanism == "auto" and error >= 1.0:
         return None
     return coefficients(bands, rounds, momentum)
@@ -99,9 +99,9 @@ def mechanism_text(config: Config, plan: RunPlan) -> str:
         return ""
     if config.rules_out_bands:
         return f"independent noise, as banded noise cannot be used with {config.rules_out_bands}"
-    rounds, correlation = config.federation.rounds, plan.privacy.correlation
+    correlation, budget = plan.privacy.correlation, (privacy.epsilon, privacy.delta, momentum)
     fixed = None if correlation is None else len(correlation)
-    bands, error = choose_bands(rounds, privacy.sample_rate, privacy.epsilon, privacy.delta, momentum, fixed)
+    bands, error = choose_bands(config.federation.rounds, privacy.sample_rate, *budget, fixed)
     least = f"{error:.2f} of the error of independent noise in the sums that the optimizer sees"
     return f"banded noise of {bands} bands, {least}" if correlation else f"independent noise: bands leave {least}"
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from carefl_secure.noise.correlated import correlate
+from carefl_secure.noise.skellam import correlate
 
 Vector = NDArray[np.int64]
 Choice = Callable[[list[Vector]], Vector]

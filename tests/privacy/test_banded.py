@@ -8,19 +8,11 @@ import math
 import numpy as np
 import pytest
 
+from benchmarks.banded import attended_error
 from carefl_secure.errors import ConfigError
 from carefl_secure.noise import KeyStream, SkellamSampler
-from carefl_secure.noise.correlated import correlate
-from carefl_secure.privacy.banded import (
-    attended_error,
-    choose_bands,
-    coefficients,
-    most_bands,
-    norm,
-    predicted_error,
-    response,
-    running_error,
-)
+from carefl_secure.noise.skellam import correlate
+from carefl_secure.privacy.banded import choose_bands, coefficients, norm, predicted_error, response, running_error
 from tests.privacy.test_plan import RECORD
 
 
@@ -76,7 +68,7 @@ def test_coefficients_are_near_the_best_and_never_above_the_first() -> None:
 
 def test_the_choice_of_bands() -> None:
     bands, gain = choose_bands(20, 0.2, 8.0, 1e-5, 0.8)
-    assert (bands, most_bands(20, 0.2)) == (5, 5)
+    assert bands == 5
     assert gain == pytest.approx(0.70, abs=0.01)
     assert choose_bands(20, 0.2, 2.0, 1e-5, 0.0)[1] > 1.0  # plain sums at epsilon 2: independent noise is better
     assert choose_bands(20, 0.2, 8.0, 1e-5, 0.8, 3)[0] == 3
@@ -84,7 +76,7 @@ def test_the_choice_of_bands() -> None:
 
 def test_the_prediction_holds_in_a_simulation_with_dropouts() -> None:
     """Eight clients, of whom one or two miss each round; the noise of every client by the integer recursion."""
-    correlation, clients, rounds, size, momentum = (4, 4, 3, 3, 2), 8, 20, 4000, 0.8
+    correlation, clients, rounds, size, momentum = (8, 7, 6, 5, 5), 8, 20, 4000, 0.8
     rng = np.random.default_rng(3)
     attended = np.ones((clients, rounds), np.bool_)
     for number in range(rounds):
@@ -111,10 +103,10 @@ def test_the_prediction_holds_in_a_simulation_with_dropouts() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"correlation": (4, 5)}, "none above it"),
+        ({"correlation": (4, 4)}, "lower ones after"),
         ({"correlation": (4,)}, "2 or more"),
         ({"correlation": (4, 3, 2), "sample_rate": 0.4}, "3 bands"),
-        ({"correlation": (4, -4, -4)}, "grow from round to round"),
+        ({"correlation": (4, -3, -3)}, "grow from round to round"),
         ({"correlation": (4, 3), "unit": "person"}, "single records"),
     ],
 )

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import binomtest, chisquare
+from scipy.stats import binomtest
 
 from carefl_secure.audit.conformance.hypothesis_tests import noise_chances, sampler_test
 from carefl_secure.audit.conformance.released import ReleasedSums, released_findings
@@ -187,36 +187,27 @@ class Conformance(Attack[MachineView, list[Finding]]):
     def _groups(self, view: MachineView, rehearsal: Rehearsal) -> Finding:
         """Test that each record has rounds of one group only, which its client alone drew."""
         privacy, bands = view.plan.privacy, view.plan.privacy.bands
-        draws = [(b.client, b.indices, np.full(len(b.indices), b.round % bands)) for b in rehearsal.batches]
         owner = {i: np.full(rehearsal.records, -1) for i in range(privacy.clients)}
         strays = 0
-        for client, records, group in draws:
-            known = owner[client][records]
-            strays += int(np.sum((known >= 0) & (known != group)))
-            owner[client][records] = group
-        sizes = [np.bincount(one[one >= 0], minlength=bands) for one in owner.values()]
-        spread = min(float(chisquare(one).pvalue) for one in sizes)
+        for batch in rehearsal.batches:
+            known = owner[batch.client][batch.indices]
+            strays += int(np.sum((known >= 0) & (known != batch.round % bands)))
+            owner[batch.client][batch.indices] = batch.round % bands
         alike = min(
             float(binomtest(int(np.sum((a == b) & (a >= 0))), int(np.sum((a >= 0) & (b >= 0))), 1 / bands).pvalue)
             for a, b in itertools.pairwise(owner.values())
         )
-        drawn, held, rate = (
-            sum(len(one) for _, one, _ in draws),
-            privacy.clients * rehearsal.records,
-            privacy.round_rate,
-        )
+        rate, held = privacy.round_rate, privacy.clients * rehearsal.records
+        drawn = sum(len(batch.indices) for batch in rehearsal.batches)
         turns = np.bincount([n % bands for n in {b.round for b in rehearsal.batches}], minlength=bands)
         variance = float(np.mean(turns) * rate * (1.0 - rate) + rate**2 * np.var(turns))
         off = (drawn - held * float(np.mean(turns)) * rate) / math.sqrt(max(held * variance, 1e-9))
         return self._finding(
             "sampler",
-            strays == 0 and min(spread, alike) > _CHANCE and abs(off) < 6.0,
-            f"{strays} draws from another group than the round's; p {spread:.2g} for the sizes of groups, {alike:.2g} "
-            f"for how alike those of two clients are; {drawn} draws, {off:.2f} standard errors from the rate.",
-            strays=strays,
-            p_sizes=spread,
-            p_alike=alike,
-            standard_errors=off,
+            strays == 0 and alike > _CHANCE and abs(off) < 6.0,
+            f"{strays} draws from another group than the round's; p {alike:.2g} for how alike two clients' groups are; "
+            f"{drawn} draws, {off:.2f} standard errors from the rate.",
+            **{"strays": strays, "p_alike": alike, "standard_errors": off},
         )
 
     def _sensitivity(self, view: MachineView) -> Iterator[Finding]:

@@ -80,31 +80,17 @@ class Rehearsal:
         return [tuple(m for m in self.messages if m.client == index) for index in indices]
 
     def fresh(self) -> npt.NDArray[np.float64]:
-        """Return the sums with the noise that they took back put in again: their fresh noise, in its deviations.
-
-        Under banded noise no client may have dropped out.
-        """
-        band, encoding = self.plan.privacy.correlation or (1,), self.plan.encoding
+        """Return the sums, with what they took back put in again if nobody dropped out, over the fresh deviation."""
+        band = self.plan.privacy.correlation or (1,)
         spread = np.array([_unit(self.plan, s) * self.plan.noise_variance(s) ** 0.5 for s in self.survivors])
-        whole: npt.NDArray[np.float64] = lfilter(np.array(band) / band[0], [1.0], self.sums, axis=0)
-        return np.asarray(whole / (spread[:, None] / encoding.noise_gain**0.5))
+        whole = lfilter(np.array(band) / band[0], [1.0], self.sums, axis=0)
+        return np.asarray(whole / spread[:, None] * self.plan.encoding.noise_gain**0.5)
 
     def releases(self) -> ReleaseView:
-        """Return what everybody sees; under banded noise, what each round's records leave in it and the later ones."""
-        if self.plan.privacy.correlation is not None:
-            return self._matched(self.plan.privacy.correlation)
+        """Return what everybody sees; under banded noise as sums with fresh noise alone."""
         noise = np.array([_unit(self.plan, s) * self.plan.noise_variance(s) ** 0.5 for s in self.survivors])
-        return ReleaseView(self.sums, noise, self.plan.privacy.sample_rate, np.arange(len(self.member)))
-
-    def _matched(self, band: tuple[int, ...]) -> ReleaseView:
-        """Collect for each round the best estimate of its records' sum from the fresh noise of its whole band."""
-        ratios, rounds = np.array(band) / band[0], len(self.sums)
-        unit, variance = _unit(self.plan, self.survivors[0]), self.plan.noise_variance(self.survivors[0])
-        deviation = unit * (variance / self.plan.encoding.noise_gain) ** 0.5
-        back: npt.NDArray[np.float64] = lfilter(ratios, [1.0], self.fresh()[::-1], axis=0)[::-1]
-        energy = np.cumsum(ratios**2)[np.minimum(np.arange(rounds)[::-1], len(ratios) - 1)]
-        noise = deviation / np.sqrt(energy)
-        sums = back * (deviation / energy)[:, None]
+        noise /= self.plan.encoding.noise_gain**0.5
+        sums = self.sums if self.plan.privacy.bands == 1 else self.fresh() * noise[:, None]
         return ReleaseView(sums, noise, self.plan.privacy.sample_rate, np.arange(len(self.member)))
 
 

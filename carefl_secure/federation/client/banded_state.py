@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from carefl_secure.errors import PrivacyError, ProtocolError, RunError
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.noise import KEY_BYTES, KeySource, KeyStream
-from carefl_secure.noise.correlated import correlate
+from carefl_secure.noise.skellam import correlate
 from carefl_secure.run_folder import write_atomically
 
 Integers = NDArray[np.int64]
@@ -25,25 +25,18 @@ class BandedState:
     r"""The groups of a client's records, and the noise that its next rounds take back.
 
     Record i is in group :math:`\lfloor b\,u_i \rfloor` of b, with :math:`u_i` uniform from a key that only this client
-    holds; a round takes the group of its number modulo b. Of the last b - 1 rounds the client keeps the noise that
-    it has reason to believe is in an opened sum. The lag of the recursion counts the rounds that are kept, so that
-    after a missed round the next one takes back what that one would have.
-
-    Parameters
-    ----------
-    path : Path, optional
-        Beginning of its files' names, of mode 0600 and as private as the records. Without it all is lost with the
-        process.
-    signs : bool
-        Whether survivors sign who they are, so that a client learns whether its upload counts; else it assumes so.
+    holds; a round takes the group of its number modulo b. Of the last b - 1 rounds the client keeps the noise
+    that it has reason to believe is in an opened sum. Lags count the rounds kept: after a missed round the next one
+    takes back what that one would have. ``path`` begins the names of its files, of mode 0600 and as private as the
+    records; without it all ends with the process. ``signs`` says whether survivors sign who they are, so that a client
+    learns whether its upload counts; else it assumes so.
 
     Guarantees
     ----------
     A record is in rounds of one group only, as long as the client's records and their order stay the same; a client
-    whose number of records changed contributes zeros. A client that lost its groups takes no further part in the
-    run. Noise from which nothing of an earlier round is taken back is always enough (``docs/accounting.md``), so
-    losing, restoring or damaging the noise that is kept, and a server that lies about who survived, cost
-    accuracy only. Fresh noise is never kept: no vector of it can enter two rounds except by the recursion.
+    whose number of records changed contributes zeros, and one that lost its groups takes no further part in the run.
+    The promise never rests on noise being taken back (``docs/accounting.md``): losing, restoring or damaging what is
+    kept, and a server that lies about survivors, cost accuracy only. Fresh noise is not kept and enters one round.
     """
 
     def __init__(self, plan: RunPlan, keys: KeySource, path: Path | None, signs: bool) -> None:
@@ -53,9 +46,8 @@ class BandedState:
         self._key, self._records = b"", _UNKNOWN
         self._noise: dict[int, Integers] = {}
         self._pending: int | None = None
-        if path is not None and (groups := self._file("groups")).exists():
-            content = groups.read_bytes()
-            if len(content) == _GROUPS.size:
+        for file in self._files("groups"):
+            if len(content := file.read_bytes()) == _GROUPS.size:
                 self._key, self._records = _GROUPS.unpack(content)
 
     def open(self, charged: int) -> None:
@@ -68,7 +60,7 @@ class BandedState:
                 "takes no further part in this run: restore its folder, or begin another run"
             )
         self._key = self._keys.key("groups")
-        self._write_groups()
+        self._write("0.groups", _GROUPS.pack(self._key, self._records))
 
     def members(self, records: int, number: int) -> Integers:
         """Return which records are in the group of round ``number``, ascending.
@@ -77,7 +69,7 @@ class BandedState:
         """
         if self._records == _UNKNOWN:
             self._records = records
-            self._write_groups()
+            self._write("0.groups", _GROUPS.pack(self._key, records))
         if self._records != records:
             raise PrivacyError(
                 f"this client held {self._records} records when the run began and holds {records} now, so they would "
@@ -89,16 +81,21 @@ class BandedState:
 
     def noise(self, number: int, fresh: Integers) -> Integers:
         """Return the noise of round ``number``, made of fresh noise, and keep it."""
-        self._load(number)
+        if self._pending is not None:  # nobody signed for it
+            del self._noise[self._pending]
+        self._forget(number)
+        for file in self._files("noise"):
+            earlier, content = _number(file), file.read_bytes()
+            if earlier not in self._noise and earlier < number and len(content) == 8 * self._size:
+                self._noise[earlier] = np.frombuffer(content, "<i8").astype(np.int64)
         past = {lag: self._noise[earlier] for lag, earlier in enumerate(sorted(self._noise, reverse=True), 1)}
-        drawn = correlate(fresh, past, self._correlation)
-        self._noise[number] = drawn
+        drawn = self._noise[number] = correlate(fresh, past, self._correlation)
         self._pending = number if self._signs else None
         self._forget(number + 1)
-        if self._path is not None and number < self._last:
+        if number < self._last:
             try:
-                write_atomically(self._file(self._name(number)), drawn.astype("<i8").tobytes(), private=True)
-            except (OSError, RunError) as error:
+                self._write(f"{number}.{'pending' if self._signs else 'noise'}", drawn.astype("<i8").tobytes())
+            except RunError as error:
                 _LOG.warning("round %d: its noise was not kept, later rounds take less back: %s", number, error)
         return drawn
 
@@ -108,42 +105,26 @@ class BandedState:
         for file in self._files("pending"):
             file.replace(file.with_suffix(".noise"))
 
-    def _load(self, number: int) -> None:
-        """Bring the noise of rounds within the band from disk; what is not known to count is dropped."""
-        if self._pending is not None:
-            del self._noise[self._pending]
-            self._pending = None
-        self._forget(number)
-        for file in self._files("noise"):
-            earlier = int(file.stem.rpartition("-")[2])
-            content = file.read_bytes()
-            if earlier not in self._noise and earlier < number and len(content) == 8 * self._size:
-                self._noise[earlier] = np.frombuffer(content, "<i8").astype(np.int64)
-
     def _forget(self, number: int) -> None:
         """Erase what is out of the band of round ``number``, and all after the last round."""
         first = number - len(self._correlation) + 1 if number <= self._last else number
         self._noise = {earlier: vector for earlier, vector in self._noise.items() if earlier >= first}
-        for file in [*self._files("noise"), *self._files("pending")]:
-            if int(file.stem.rpartition("-")[2]) < first or file.suffix == ".pending":
-                file.unlink(missing_ok=True)
-
-    def _name(self, number: int) -> str:
-        return f"{number}.{'pending' if self._signs else 'noise'}"
-
-    def _file(self, name: str) -> Path:
-        assert self._path is not None
-        return self._path.with_name(f"{self._path.name}-{name}")
+        for file in [*self._files("pending"), *(one for one in self._files("noise") if _number(one) < first)]:
+            file.unlink(missing_ok=True)
 
     def _files(self, suffix: str) -> list[Path]:
         path = self._path
         return [] if path is None else sorted(path.parent.glob(f"{path.name}-*.{suffix}"))
 
-    def _write_groups(self) -> None:
+    def _write(self, name: str, content: bytes) -> None:
         if self._path is None:
             return
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(f"cannot make {self._path.parent}: {error.strerror}") from error
-        write_atomically(self._file("groups"), _GROUPS.pack(self._key, self._records), private=True)
+        write_atomically(self._path.with_name(f"{self._path.name}-{name}"), content, private=True)
+
+
+def _number(file: Path) -> int:
+    return int(file.stem.rpartition("-")[2])

@@ -29,10 +29,9 @@ class RoundBudget:
         privacy = plan.privacy
         self._ledger, self._event, self._delta = ledger, plan.event, privacy.delta
         self._run = cohort.run.decode(errors="backslashreplace")
-        self._payload: dict[str, object] = {"run": self._run, "planned": privacy.rounds}
-        self._payload |= {"unit": privacy.unit, "trust": privacy.trust}
-        self._payload |= {"bands": privacy.bands} if privacy.bands > 1 else {}
+        self._payload = {"run": self._run, "planned": privacy.rounds, "unit": privacy.unit, "trust": privacy.trust}
         self._bands = privacy.bands
+        self._payload |= {"bands": self._bands} if self._bands > 1 else {}
         self._limit = privacy.limit if limit is None else limit
 
     def check(self, number: int) -> None:

@@ -91,12 +91,11 @@ class ClientSession:
         def kept(kind: str) -> Path | None:
             return memory and client_file(memory, kind, cohort.run, plan.hash(), index)
 
+        self._work = local_work(plan, task, index, kept("feddyn-{}.bin"))
         self._banded: BandedState | None = None
         if plan.privacy.correlation is not None:
-            signs = cohort.aggregation != "committee"
-            self._banded = BandedState(plan, setup.keys, kept("banded-{}"), signs)
-        members = None if self._banded is None else self._banded.members
-        self._work = local_work(plan, task, index, kept("feddyn-{}.bin"), members)
+            self._banded = BandedState(plan, setup.keys, kept("banded-{}"), cohort.aggregation != "committee")
+            self._work.members = self._banded.members
         self.index, self._plan, self._cohort, self._keys = index, plan, cohort, setup.keys
         self._budget = RoundBudget(ledger, plan, cohort, max_epsilon)
         self._rounds, self._identity = OpenRounds(setup), setup.identity

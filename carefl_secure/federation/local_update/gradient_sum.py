@@ -43,6 +43,8 @@ _FAILURES = (
 class LocalWork(ABC):
     """One client's computation, under one plan."""
 
+    members: Members | None = None
+
     def __init__(self, plan: RunPlan) -> None:
         self._plan = plan
 
@@ -101,11 +103,9 @@ class GradientSum(LocalWork):
     record enters rounds of its group alone, given by ``members``, each with probability ``round_rate`` at most.
     """
 
-    def __init__(self, plan: RunPlan, task: LocalTask, members: Members | None = None) -> None:
+    def __init__(self, plan: RunPlan, task: LocalTask) -> None:
         super().__init__(plan)
-        self._task, self._members = task, members
-        if plan.privacy.correlation is not None and members is None:
-            raise ConfigError("banded noise needs the groups of the client's records")
+        self._task = task
 
     def _compute(self, adapter: Adapter, number: int, keys: KeySource) -> Vector:
         privacy, task = self._plan.privacy, self._task
@@ -113,8 +113,10 @@ class GradientSum(LocalWork):
         if whole and isinstance(task, PersonTask):
             drawn = truncated_sample(task.persons, privacy.sample_rate, keys)
             return task.clipped_person_sum(adapter, drawn, number)
-        if self._members is not None:
-            group = self._members(task.records, number)
+        if privacy.correlation is not None:
+            if self.members is None:
+                raise ConfigError("banded noise needs the groups of the client's records")
+            group = self.members(task.records, number)
             of_group = poisson_sample(len(group), privacy.round_rate, KeyStream(keys.key("sample")))
             drawn = group[of_group][: sample_bound(task.records, privacy.sample_rate)]
             return task.clipped_sum(adapter, drawn, number)

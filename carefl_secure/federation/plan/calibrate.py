@@ -9,8 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from carefl_secure.errors import BudgetExceededError, ConfigError, PrivacyError
 from carefl_secure.federation.plan.run_plan import LocalPlan, RunPlan, masking_graph
 from carefl_secure.federation.plan.staged import StagedPlan
@@ -60,8 +58,6 @@ class PlanRequest:
         Needed for unit client and for trust none; refused where one gradient sum is released.
     masks_in_pairs : bool
         Whether the aggregation protocol masks in pairs; more than 200 clients then need a sparse graph.
-    correlation : tuple of int, optional
-        That of `PrivacyPlan`, for banded noise.
     """
 
     unit: Unit
@@ -193,8 +189,8 @@ def _plan_with(request: PlanRequest, noise: float) -> RunPlan:
         wanted = noise * norm(band)
         encoding = plan_records(dimension, privacy.sensitivity, wanted, privacy.expected_batch, clients, others)
         if request.correlation is not None:
-            gain = float(np.sum(response(band, request.rounds) ** 2))
-            encoding = on_finer_grid(encoding, others * band[0], gain)
+            gain = response(band, request.rounds)
+            encoding = on_finer_grid(encoding, others * band[0], float(gain @ gain))
     threshold = request.threshold()
     graph = masking_graph(privacy, threshold) if request.masks_in_pairs else None
     return RunPlan(privacy, encoding, threshold, local, graph)

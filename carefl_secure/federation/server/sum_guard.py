@@ -18,6 +18,7 @@ from carefl_secure.secagg.encoding.planner import batch_bound
 FAILURE = 1e-9
 """Probability with which a sum of honest clients exceeds `honest_norm` in a round."""
 
+_MISSED = 2.0  # variance of banded noise after rounds that clients missed, over that without: at most 1.4 where tried
 _EVIDENCE = 3
 """Accepted sums without a suspect, while it was the only one, before it is excluded."""
 
@@ -68,7 +69,7 @@ def honest_norm(plan: RunPlan, survivors: int, agreement: float = 1.0) -> float:
     signal *= agreement
     if privacy.mechanism != "skellam":
         return signal + rounding
-    variance = survivors * encoding.round_variance()
+    variance = survivors * encoding.round_variance() * (1.0 if privacy.bands == 1 else _MISSED)
     tail = _skellam_tail(variance, FAILURE / 4)
     most = _skellam_tail(variance, FAILURE / (8 * encoding.padded)) ** 2
     spread = math.sqrt(2 * encoding.padded * (3 * variance**2 + variance) * level)

@@ -207,10 +207,9 @@ def _plan_noised(
 
 
 def on_finer_grid(plan: EncodingPlan, step: int, noise_gain: float) -> EncodingPlan:
-    """Return a noised plan whose rounded vectors are multiples of ``step``, in words of 32 bits.
+    """Return a noised plan whose rounded vectors are multiples of ``step``, in words of 32 bits that must be enough.
 
-    ``noise_gain`` is that of :class:`EncodingPlan`, for noise that is a sum of independent Skellam vectors with
-    coefficients of at most 1. ConfigError where the sums do not fit; rounding, below one ``step``, is not counted.
+    ``noise_gain``: for sums of independent Skellam vectors with coefficients of at most 1.
     """
     finer = dataclasses.replace(plan, bits=32, step=step, noise_gain=noise_gain)
     proxy = step**2 * ((plan.scale * plan.vector_bound) ** 2 / plan.padded + plan.clients / 4)

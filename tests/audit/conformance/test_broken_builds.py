@@ -22,8 +22,7 @@ from carefl_secure.federation.client.banded_state import BandedState
 from carefl_secure.federation.local_update.gradient_sum import GradientSum
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.noise import DeterministicKeySource, KeySource, KeyStream, SystemKeySource
-from carefl_secure.noise.correlated import correlate
-from carefl_secure.noise.skellam import SkellamSampler
+from carefl_secure.noise.skellam import SkellamSampler, correlate
 from carefl_secure.privacy import poisson_sample
 from carefl_secure.secagg import encode
 from tests.audit.conftest import VectorProbe, VectorTask, patch_everywhere, system

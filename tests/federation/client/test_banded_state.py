@@ -12,7 +12,7 @@ from carefl_secure.errors import LedgerError, PrivacyError, ProtocolError
 from carefl_secure.federation.client.banded_state import BandedState
 from carefl_secure.federation.client.round_state import RoundBudget
 from carefl_secure.noise import SystemKeySource
-from carefl_secure.noise.correlated import correlate
+from carefl_secure.noise.skellam import correlate
 from carefl_secure.privacy import Ledger, epsilon
 from tests.support.federation import Bench, known_plan, make_bench  # noqa: F401
 
@@ -43,7 +43,7 @@ def test_groups_are_kept_and_are_the_rounds_remainder(tmp_path: Path) -> None:
     assert not np.array_equal(state().members(3000, 2), groups[1])  # another client's are its own
     with pytest.raises(PrivacyError, match="would change groups"):
         again.members(2999, 2)
-    assert (tmp_path / "banded-x-groups").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "banded-x-0.groups").stat().st_mode & 0o777 == 0o600
 
 
 def test_lost_groups_end_the_run() -> None:
@@ -64,7 +64,7 @@ def test_what_counts_is_taken_back_and_nothing_else(tmp_path: Path, afresh: bool
         kept[number] = drawn
         if number != 2:
             held.include()
-    assert [file.name for file in tmp_path.iterdir()] == ["banded-x-groups"]  # all noise is erased after the last
+    assert [file.name for file in tmp_path.iterdir()] == ["banded-x-0.groups"]  # all noise is erased after the last
 
 
 def test_a_committee_says_nothing_so_all_counts(tmp_path: Path) -> None:
