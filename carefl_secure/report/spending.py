@@ -148,8 +148,7 @@ def what_if(record: RunRecord, accounts: Accounts) -> list[WhatIf]:
         apart = over_disjoint_clients(spent, delta)
         found.append(_case("no unit at two clients", apart.epsilon, delta, apart.conditions))
     if len(spent) > 1 and record.privacy.correlation is not None:
-        unproved = "rounds that a unit has at each of two clients overlap in their noise; no figure is proved"
-        found.append(_case("one unit at two clients", None, delta, (unproved,)))
+        found.append(_case("one unit at two clients", None, delta, ("no figure is proved for banded noise",)))
     elif len(spent) > 1 and record.privacy.unit != "client":
         pair = over_shared_persons(accounts.events, 2, delta)
         found.append(_case("one unit at two clients", pair.epsilon, pair.delta, pair.conditions))

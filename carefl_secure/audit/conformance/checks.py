@@ -188,25 +188,25 @@ class Conformance(Attack[MachineView, list[Finding]]):
         """Test that each record has rounds of one group only, which its client alone drew."""
         privacy, bands = view.plan.privacy, view.plan.privacy.bands
         owner = {i: np.full(rehearsal.records, -1) for i in range(privacy.clients)}
-        strays = 0
+        strays = drawn = 0
         for batch in rehearsal.batches:
             known = owner[batch.client][batch.indices]
             strays += int(np.sum((known >= 0) & (known != batch.round % bands)))
             owner[batch.client][batch.indices] = batch.round % bands
+            drawn += len(batch.indices)
         alike = min(
             float(binomtest(int(np.sum((a == b) & (a >= 0))), int(np.sum((a >= 0) & (b >= 0))), 1 / bands).pvalue)
             for a, b in itertools.pairwise(owner.values())
         )
         rate, held = privacy.round_rate, privacy.clients * rehearsal.records
-        drawn = sum(len(batch.indices) for batch in rehearsal.batches)
         turns = np.bincount([n % bands for n in {b.round for b in rehearsal.batches}], minlength=bands)
         variance = float(np.mean(turns) * rate * (1.0 - rate) + rate**2 * np.var(turns))
         off = (drawn - held * float(np.mean(turns)) * rate) / math.sqrt(max(held * variance, 1e-9))
         return self._finding(
             "sampler",
             strays == 0 and alike > _CHANCE and abs(off) < 6.0,
-            f"{strays} draws from another group than the round's; p {alike:.2g} for how alike two clients' groups are; "
-            f"{drawn} draws, {off:.2f} standard errors from the rate.",
+            f"{strays} draws of another group than the round's; p {alike:.2g} for how alike two clients' groups are; {drawn} "
+            f"draws, {off:.2f} standard errors from the rate.",
             **{"strays": strays, "p_alike": alike, "standard_errors": off},
         )
 

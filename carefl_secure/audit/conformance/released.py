@@ -119,8 +119,8 @@ def released_findings(found: ReleasedSums) -> Iterator[Verdict]:
     )
     yield "released noise", min(scale, shape) > _CHANCE, words, {"p_scale": scale, "p_shape": shape}
     if len(band) > 1:
-        alike = np.corrcoef(fresh)[np.triu_indices(len(fresh), 1)] * np.sqrt(fresh.shape[1])
-        largest = float(np.abs(alike).max())
+        alike = np.corrcoef(fresh)[np.triu_indices(len(fresh), 1)]
+        largest = float(np.abs(alike).max() * np.sqrt(fresh.shape[1]))
         words = (
             f"Once what rounds take back is put in again, the noise of two rounds correlates by {largest:.2f} "
             "standard errors at most: no noise is used twice or taken back in another round."

@@ -127,8 +127,7 @@ class Ledger:
         check_unit(entries, payload.get("unit"), self.path)
         check_planned(entries, payload)
         check_number(entries, payload)
-        due = (entries, payload.get("run"), int(payload.get("bands", 1)), [int(payload.get("round", -1))])
-        if "bands" in payload and spends_due(*due) <= 0:
+        if "bands" in payload and spends_due(entries, payload["run"], payload["bands"], [payload["round"]]) <= 0:
             return False
         first, later = split_runs(entries, payload.get("run"), event)
         after = filtered_epsilon(first, later, limit, delta)
