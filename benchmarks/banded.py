@@ -13,12 +13,9 @@ import json
 import math
 import sys
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.signal import lfilter
 
 from carefl_secure.noise import KeyStream, SkellamSampler
 from carefl_secure.noise.skellam import correlate
@@ -43,26 +40,6 @@ def gains(shapes: tuple[tuple[float, int], ...]) -> list[dict[str, Any]]:
                 row[f"bands {momentum:g}"], row[f"error {momentum:g}"] = bands, error
             rows.append(row)
     return rows
-
-
-def attended_error(correlation: Sequence[float], attended: NDArray[np.bool_], momentum: float = 0.0) -> float:
-    """Return `running_error` where clients miss rounds: ``attended`` has shape [clients, rounds].
-
-    A sum of s of n clients counts n / s times, as in the mean gradient; no round may have lost all of them.
-    """
-    clients, rounds = attended.shape
-    sums = np.cumsum(lfilter([1.0], [1.0, -momentum], np.eye(rounds), axis=0), axis=0)
-    sums *= clients / attended.sum(axis=0)
-    ratios, square = np.asarray(correlation, np.float64) / correlation[0], 0.0
-    for rounds_of in attended:
-        noise, before = np.zeros((rounds, rounds)), list[int]()
-        for number in map(int, np.flatnonzero(rounds_of)):
-            before = [earlier for earlier in before if number - earlier < len(ratios)]
-            noise[number] = -sum(ratios[lag] * noise[earlier] for lag, earlier in enumerate(reversed(before), 1))
-            noise[number, number] += 1.0
-            before.append(number)
-        square += float(np.sum((sums @ noise) ** 2))
-    return math.sqrt(square / clients / rounds) * norm(correlation)
 
 
 def cost(dimension: int) -> dict[str, float]:

@@ -8,12 +8,12 @@ import math
 import numpy as np
 import pytest
 
-from benchmarks.banded import attended_error
 from carefl_secure.errors import ConfigError
 from carefl_secure.noise import KeyStream, SkellamSampler
 from carefl_secure.noise.skellam import correlate
 from carefl_secure.privacy.banded import choose_bands, coefficients, norm, predicted_error, response, running_error
 from tests.privacy.test_plan import RECORD
+from tests.support.banded import attended_error
 
 
 def matrices(correlation: tuple[int, ...], rounds: int, momentum: float) -> tuple[np.ndarray, np.ndarray]:

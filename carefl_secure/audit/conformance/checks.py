@@ -205,8 +205,8 @@ class Conformance(Attack[MachineView, list[Finding]]):
         return self._finding(
             "sampler",
             strays == 0 and alike > _CHANCE and abs(off) < 6.0,
-            f"{strays} draws of another group than the round's; p {alike:.2g} for how alike two clients' groups are; {drawn} "
-            f"draws, {off:.2f} standard errors from the rate.",
+            f"{strays} draws of another group than the round's; p {alike:.2g} for how alike clients' groups are; "
+            f"{drawn} draws, {off:.2f} standard errors from the rate.",
             **{"strays": strays, "p_alike": alike, "standard_errors": off},
         )
 
