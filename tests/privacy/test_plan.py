@@ -122,9 +122,10 @@ def test_the_hash_is_stable_and_covers_every_field() -> None:
     others = [dataclasses.replace(RECORD, **{name: value}) for name, value in changes.items()]
     steps = dataclasses.replace(LOCAL, local_steps=6)
     kept = dataclasses.replace(KEPT, records_per_person=4)
-    plans = [RECORD, *others, LOCAL, steps, CLIENT, NOTHING, PERSON, KEPT, kept]
+    banded = dataclasses.replace(RECORD, correlation=(4, 3))
+    plans = [RECORD, *others, LOCAL, steps, CLIENT, NOTHING, PERSON, KEPT, kept, banded]
     assert len({plan.hash() for plan in plans}) == len(plans)
-    tried = set(changes) | {"local_steps", "unit", "trust", "mechanism", "records_per_person"}
+    tried = set(changes) | {"local_steps", "unit", "trust", "mechanism", "records_per_person", "correlation"}
     one_value = {"adjacency"}
     assert tried | one_value == {field.name for field in dataclasses.fields(PrivacyPlan)}
 
