@@ -18,7 +18,6 @@ from carefl_secure.run_folder import write_atomically
 Integers = NDArray[np.int64]
 _LOG = logging.getLogger(__name__)
 _GROUPS = struct.Struct(f"<{KEY_BYTES}sq")
-_UNKNOWN = -1
 
 
 class BandedState:
@@ -43,7 +42,7 @@ class BandedState:
         self._correlation = plan.privacy.correlation or (1,)
         self._last, self._size = plan.privacy.rounds, plan.encoding.padded
         self._keys, self._path, self._signs = keys, path, signs
-        self._key, self._records = b"", _UNKNOWN
+        self._key, self._records = b"", -1
         self._noise: dict[int, Integers] = {}
         self._pending: int | None = None
         for file in self._files("groups"):
@@ -67,7 +66,7 @@ class BandedState:
 
         PrivacyError where the client holds another number of records than in the rounds before.
         """
-        if self._records == _UNKNOWN:
+        if self._records == -1:
             self._records = records
             self._write("0.groups", _GROUPS.pack(self._key, records))
         if self._records != records:
