@@ -26,6 +26,7 @@ from carefl_secure.deployment.flower.processes import free_port
 from carefl_secure.deployment.provisioning.provision import rehearse
 from carefl_secure.deployment.provisioning.site_bundle import HALVES
 from carefl_secure.deployment.provisioning.sites import read_sites
+from carefl_secure.federation.transport.flower_internals import TESTED_FLOWER
 
 ROOT = Path(__file__).resolve().parents[2]
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
@@ -187,6 +188,8 @@ def test_pods_are_restricted_alone_and_behind_a_policy(name: str) -> None:
         assert context["allowPrivilegeEscalation"] is False
         assert context["capabilities"] == {"drop": ["ALL"]}
         assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
+        assert container["resources"]["limits"]["memory"] and container["resources"]["requests"]["cpu"]
+        assert {"readinessProbe", "livenessProbe"} & set(container)
         if container["image"] == "carefl-secure":
             parse(container["args"])
             assert "--host" not in container["args"]
@@ -223,6 +226,32 @@ def test_secrets_are_made_of_files_of_the_kit_and_mounted_where_they_belong(name
             assert {mount["name"] for mount in container["volumeMounts"]}.isdisjoint({"agent", "state", "images"})
 
 
+def test_a_policy_that_is_changed_in_its_secret_reaches_the_agent() -> None:
+    """The kubelet updates a mounted folder, and never a file that is mounted by subPath."""
+    (pod,) = (one for one in objects("kubernetes-site.yaml") if one["kind"] == "StatefulSet")
+    spec = pod["spec"]["template"]["spec"]
+    (link,) = spec["initContainers"]
+    assert link["command"] == ["ln", "-sfn", "/policy/policy.yaml", "/bundle/policy.yaml"]
+    assert link["securityContext"]["readOnlyRootFilesystem"] is True
+    (agent,) = (one for one in spec["containers"] if one["name"] == "agent")
+    folder = [mount for mount in agent["volumeMounts"] if mount["mountPath"] == "/policy"]
+    assert [one.get("subPath") for one in folder] == [None]
+    assert "policy.yaml" not in {mount.get("subPath") for mount in agent["volumeMounts"]}
+
+
+CHECKERS = {"hadolint": ["Dockerfile"], "kubeconform": ["-strict", "kubernetes-site.yaml", "kubernetes-server.yaml"]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tool", CHECKERS)
+def test_the_recipes_pass_the_checkers_of_their_kind(tool: str) -> None:
+    program = shutil.which(tool)
+    if program is None:
+        pytest.skip(f"{tool} is not installed")
+    done = subprocess.run([program, *CHECKERS[tool]], cwd=DEPLOY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 # --- image and proxy --------------------------------------------------------------------------
 
 
@@ -234,6 +263,9 @@ def test_the_image_copies_what_exists_and_holds_no_kit() -> None:
             assert (ROOT / source).exists(), source
     assert "bundles" not in re.sub(r"^#.*$", "", text, flags=re.MULTILINE)
     assert re.search(r"^USER \d+$", text, re.MULTILINE)
+    assert re.search(r"--require-hashes -r /src/configs/deploy/flower.txt", text)
+    pinned = re.findall(r"(?m)^flwr==(\d+\.\d+)\.\d+ --hash=sha256:[0-9a-f]{64}$", (DEPLOY / "flower.txt").read_text())
+    assert len(pinned) == 1 and pinned[0] in TESTED_FLOWER
 
 
 def test_the_proxy_passes_one_path_and_refuses_the_rest() -> None:
@@ -312,6 +344,8 @@ def test_nginx_obeys_the_proxy_file(bundles: Path, tmp_path: Path) -> None:
             assert ask(back.server_port, ca, "/v1/control/start-run")[0] == 200
             return
         words = [NGINX, "-c", str(tmp_path / "nginx.conf"), "-g", "daemon off;"]
+        subprocess.run([*words[:3], "-t"], capture_output=True, check=True)
+        (tmp_path / "nginx.pid").unlink(missing_ok=True)  # "-t" leaves an empty one
         with (tmp_path / "nginx.out").open("wb") as log:
             proxy = subprocess.Popen(words, stdout=log, stderr=log)
         try:
