@@ -48,6 +48,8 @@ class Row:
     phase: str
     ended: str
     released: tuple[int, ...]
+    seconds: float = 0.0
+    """The longest round that was finished."""
 
 
 TABLE: list[Row] = []
@@ -103,7 +105,8 @@ def note(fault: str, phase: str, deployment: Any, folder: RunFolder, ended: str)
     state = folder.read_checkpoint()
     assert [row["round"] for row in folder.read_metrics()] == list(range(1, int(str(state["round"])) + 1))
     assert len(sums) - 1 <= int(str(state["round"])) <= len(sums)
-    TABLE.append(Row(fault, phase, ended, sums))
+    longest = max((float(row["seconds"]) for row in folder.read_metrics()), default=0.0)
+    TABLE.append(Row(fault, phase, ended, sums, longest))
     return sums
 
 
@@ -277,7 +280,13 @@ def test_keys_made_ahead_are_lost_with_their_agent_and_it_comes_back(deployment:
     note("agent killed, keys made ahead", PHASES[2], deployment, folder, "run finished")
 
 
-def test_every_fault_was_counted() -> None:
+def test_every_fault_was_counted(record_testsuite_property: Callable[[str, object], None]) -> None:
+    lines = ["| fault | at | ended with | sums opened over | longest round |", "| --- | --- | --- | --- | --- |"]
+    for row in TABLE:
+        opened = ", ".join(map(str, row.released)) or "none"
+        lines.append(f"| {row.fault} | {row.phase} | {row.ended} | {opened} | {row.seconds:.1f} s |")
+    record_testsuite_property("faults", "\n".join(lines))
+    print("\n".join(lines))
     counts: dict[str, set[str]] = {}
     for row in TABLE:
         counts.setdefault(row.fault, set()).add(row.phase)

@@ -1,0 +1,7 @@
+"""An app that would read what it finds; a deployment never runs it."""
+
+from flwr.clientapp import ClientApp
+from flwr.serverapp import ServerApp
+
+client = ClientApp()
+server = ServerApp()
