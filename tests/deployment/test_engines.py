@@ -48,13 +48,13 @@ from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.run_spec import RunSpec
 from carefl_secure.federation.server.optimizers import FedAvg
 from carefl_secure.federation.transport.error_codes import error_of_reply, refusal
-from carefl_secure.federation.transport.local_grid import LocalGrid
 from carefl_secure.noise import DeterministicKeySource, KeySource
 from carefl_secure.privacy import Ledger
 from carefl_secure.progress import SilentReporter
 from carefl_secure.run_folder import RunFolder
 from carefl_secure.runs import plan_from_config
 from tests.support.running import federate
+from tests.support.sites import PushGrid
 
 CLIENTS = 4
 PlanToy = Callable[..., RunPlan]
@@ -354,7 +354,7 @@ class Toy:
 
     def start(self, spec: RunSpec) -> Deployed:
         folder = spec.folder
-        app_grid = LocalGrid(relay.client, CLIENTS, workers=CLIENTS)
+        app_grid = PushGrid(relay.client, CLIENTS, workers=CLIENTS)
         for i, context in enumerate(app_grid._contexts.values()):
             bundle = SiteBundle.open(self.bundles / "sites" / f"s{i}")
             agent = Agent(bundle, ledger=folder.client_ledger(i), rehearsal=True)

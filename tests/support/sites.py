@@ -7,14 +7,15 @@ import functools
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+import uuid
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
 import yaml
-from flwr.app import RecordDict
+from flwr.app import Message, RecordDict
 
 from carefl_secure.config import Config, load_config
 from carefl_secure.deployment.flower import relay
@@ -142,12 +143,29 @@ class RunningSite:
         return Ledger(path)
 
 
+class PushGrid(LocalGrid):
+    """Flower's Grid as the server relay uses it: messages are pushed, and each reply is pulled once."""
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        self._settle()
+        self._held: dict[str, Message] = {}
+        ids = []
+        for reply in self._exchanges(messages):
+            ids.append(uuid.uuid4().hex if reply is None else reply.metadata.reply_to_message_id)
+            if reply is not None:
+                self._held[ids[-1]] = reply
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return [self._held.pop(name) for name in message_ids if name in self._held]
+
+
 class NoLink:
     """A SuperLink in the eyes of its operator, where there is none: all is well."""
 
     names: ClassVar = {FIRST_NODE + i: f"s{i}" for i in range(CLIENTS)}
 
-    def submit(self, app: Path) -> str:
+    def submit(self) -> str:
         return "1"
 
     def finished(self, run: str, patience: float) -> str:
@@ -174,7 +192,7 @@ class SitesEngine:
 
     def start(self, spec: RunSpec) -> Deployed:
         key = read_identity(self.bundles / "submit" / "submit.key")
-        grid = LocalGrid(relay.client, len(self.running), workers=len(self.running))
+        grid = PushGrid(relay.client, len(self.running), workers=len(self.running))
         for site, context in zip(self.running, grid._contexts.values(), strict=True):
             context.node_config["agent"] = str(self.sockets / site.bundle.name)
         place = self.sockets / f"server{time.monotonic_ns()}"
