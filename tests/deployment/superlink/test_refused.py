@@ -190,7 +190,7 @@ def test_workers_and_simulated_dropout_are_refused_where_they_have_no_effect(
 ) -> None:
     nothing: Any = None
     run: Any = SimpleNamespace(cohort=None)
-    words = (nothing, tmp_path / "s", run, SilentReporter(), tmp_path)
+    words = (nothing, tmp_path / "s", run, SilentReporter())
     for kind in (Deployed, _Local, _Submitted):
         with pytest.raises(ConfigError, match=r"performance\.workers=2"):
             kind(*words).grid(2, None, None)
