@@ -144,7 +144,7 @@ def _alone(work: Callable[[Bench], tuple[list[Any], float | None]]) -> Callable[
 
 _MAKERS: dict[str, Callable[[Cell, Path, Reporter], None]] = {
     "train": _federated,
-    "zero-shot": _alone(lambda bench: ([bench.initial], 0.0)),  # nothing private was looked at
+    "zero-shot": _alone(lambda bench: ([bench.scorer.adapter.untuned()], 0.0)),  # nothing private was looked at
     "local": _alone(lambda bench: (train_locally(bench), None)),
     "central": _alone(train_centrally),
 }

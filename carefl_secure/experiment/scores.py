@@ -38,14 +38,7 @@ from carefl_secure.privacy.clipping.clipped_sum import Clipping
 from carefl_secure.privacy.sampling import poisson_sample
 from carefl_secure.progress import Reporter
 from carefl_secure.run_folder import write_atomically
-from carefl_secure.runs.build import (
-    centre_head,
-    evaluation_batch,
-    key_source,
-    label_scorer,
-    make_optimizer,
-    micro_batch,
-)
+from carefl_secure.runs.build import evaluation_batch, fit_head, key_source, label_scorer, make_optimizer, micro_batch
 from carefl_secure.runs.captions import Contexts, load_contexts
 from carefl_secure.runs.client_task import ModelTask
 from carefl_secure.runs.corpora import Corpora
@@ -153,7 +146,7 @@ class Bench:
         self.corpora: Corpora = load_corpora(config, reporter)
         self.contexts: Contexts | None = load_contexts(config, self.corpora, reporter)
         self.scorer: LabelScorer = label_scorer(config, self.corpora.test.space)
-        centre_head(self.scorer.adapter, self.corpora.public, reporter)
+        fit_head(config, self.scorer, self.corpora.public, reporter)
         self.initial = self.scorer.adapter.vector()
 
     @cached_property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +21,21 @@ _CELLS = 4  # cells in a row of the grid that image tokens are averaged to
 _STEP = 600.0
 _CONSTANT = 0.5
 _LEAST = 1e-6  # norm below which a cell counts as empty
+_DIRECTIONS, _RECORDS_EACH = 8, 8  # most directions that a noisy head reduces, and records that each of them needs
+_VALUES = 32_768  # most values of these directions
+_FLOOR = 0.1  # added to variances of channels, over their mean
+_CLEAR = 10.8  # of a likelihood ratio: chi-squared of one degree of freedom, p = 0.001
 
 
 class LabelHead(nn.Module):
     r"""Logits of labels, linear in what the frozen vision side gives for an image.
 
     The image tokens of the last tile, the whole picture, are averaged to a grid of at most 4 x 4 cells. With
-    :math:`v_c` [width] the mean of cell c, d = cells x width, m [d] a centre that is not trained, and
+    :math:`v_c` [width] the mean of cell c, d = cells x width, a centre m [d] and a map R that are not trained, and
     W [labels, d + 1] the trained weights,
 
     .. math:: h(x) = \frac{\kappa}{d} W \begin{bmatrix} z \\ \sqrt{d} / 2 \end{bmatrix}, \qquad
-              z = \sqrt{d} \, \frac{u - m}{\lVert u - m \rVert}, \qquad
+              z = \sqrt{d} \, \frac{R (u - m)}{\lVert R (u - m) \rVert}, \qquad
               u = \sqrt{\text{width}} \, [v_c / \lVert v_c \rVert]_c
 
     so that z has the same norm for every record. The factor :math:`1 / d` makes one step of Adam move a logit by about
@@ -39,9 +43,14 @@ class LabelHead(nn.Module):
     2203.03466, table 8: output layers). W begins at zero, so an untrained head changes no score. The mean of u over
     public records is a good m: what all images share would otherwise take most of a gradient's norm.
 
+    R shrinks directions in which public records vary most, so that few steps reach the others (`fit`). Without noise
+    it whitens the channels of every cell; with noise, which whitening would amplify, it reduces up to 8 directions of
+    u to the deviation of the next. ``share`` multiplies the base's own scores (`base_share`); at 0 the head is
+    ``alone``.
+
     Guarantees
     ----------
-    z depends on its own record, the frozen base, and m, which all parties receive and no round changes.
+    z depends on its own record, the frozen base, m and R, which all parties receive and no round changes.
 
     Parameters
     ----------
@@ -49,17 +58,24 @@ class LabelHead(nn.Module):
         Labels that have a row of W.
     tokens, width : int
         Image tokens of one tile, and the length of each.
+    noisy : bool
+        Whether rounds add noise.
     """
 
-    def __init__(self, labels: Sequence[str], tokens: int, width: int) -> None:
+    def __init__(self, labels: Sequence[str], tokens: int, width: int, *, noisy: bool = True) -> None:
         super().__init__()
+        self.alone = False
         self.labels = tuple(labels)
         side = math.isqrt(tokens)
         self._side = side if side * side == tokens else 0  # 0: no square, so one cell
         self._tokens, self._width = tokens, width
         cells = min(_CELLS, self._side) ** 2 or 1
         self._factor = _STEP / (cells * width)
+        self._block = cells * width if noisy else width
+        rows = min(_DIRECTIONS if noisy else width, max(1, _VALUES // self._block))
         self.centre = nn.Parameter(torch.zeros(cells * width), requires_grad=False)
+        self.reduction = nn.Parameter(torch.zeros(rows, self._block), requires_grad=False)
+        self.share = nn.Parameter(torch.ones(1), requires_grad=False)
         self.linear = nn.Linear(cells * width + 1, len(self.labels), bias=False)
         nn.init.zeros_(self.linear.weight)
 
@@ -68,10 +84,44 @@ class LabelHead(nn.Module):
         with torch.no_grad():
             self.centre.copy_(self._cells(features.to(self.centre.device)).mean(0))
 
+    @torch.no_grad()
+    def fit(self, features: Tensor) -> None:
+        r"""Take centre and R from features of public records, [records, image tokens, width].
+
+        R maps every block b of u - m, a cell's channels or all of u, to
+        :math:`b - \sum_i (1 - \sqrt{f / \lambda_i}) v_i v_i^\top b`, with the largest variances :math:`\lambda_i` of
+        the blocks, their directions :math:`v_i`, and the first variance f that is not reduced.
+        """
+        self.set_centre(features)
+        blocks = (self._cells(features.to(self.centre.device)) - self.centre).view(-1, self._block).double()
+        rows, noisy = len(self.reduction), self._block == len(self.centre)
+        if noisy:
+            rows = min(rows, len(blocks) // _RECORDS_EACH)
+        _, lengths, directions = torch.linalg.svd(blocks, full_matrices=False)
+        variances = lengths.square() / len(blocks)
+        if not noisy:
+            variances += _FLOOR * variances.mean()
+        floor = variances[min(rows, len(variances) - 1)]
+        keeps = (floor / variances[:rows].clamp_min(1e-12)).sqrt().clamp(max=1)
+        self.reduction.zero_()
+        self.reduction[: len(keeps)] = ((1 - keeps).sqrt()[:, None] * directions[:rows]).float()
+
+    def weigh(self, share: float) -> None:
+        """Set the factor of the base's own scores."""
+        with torch.no_grad():
+            self.share.fill_(share)
+        self.alone = share == 0
+
+    def covers(self, labels: Sequence[str]) -> bool:
+        """Return whether every label has a row of W."""
+        return set(labels) <= set(self.labels)
+
     def inputs(self, features: Tensor) -> Tensor:
         """Return z and the constant, float32 [batch, d + 1], of features [batch, image tokens, width]."""
         size = math.sqrt(len(self.centre))
-        z = F.normalize(self._cells(features) - self.centre, dim=1, eps=_LEAST) * size
+        blocks = (self._cells(features) - self.centre).unflatten(1, (-1, self._block))
+        reduced = (blocks - blocks @ self.reduction.T @ self.reduction).flatten(1)
+        z = F.normalize(reduced, dim=1, eps=_LEAST) * size
         return F.pad(z, (0, 1), value=_CONSTANT * size)
 
     def _cells(self, features: Tensor) -> Tensor:
@@ -86,19 +136,20 @@ class LabelHead(nn.Module):
     def forward(self, features: Tensor, labels: Sequence[str]) -> Tensor:
         """Return the logits of ``labels``, [batch, labels]; zeros unless every label has a row of W."""
         place = {label: row for row, label in enumerate(self.labels)}
-        if not place.keys() >= set(labels):
+        if not self.covers(labels):
             return torch.zeros(len(features), len(labels), device=features.device)
         logits: Tensor = self.linear(self.inputs(features)) * self._factor
         return logits if tuple(labels) == self.labels else logits[:, [place[label] for label in labels]]
 
-    def with_labels(self, labels: Iterable[str]) -> LabelHead:
-        """Return a fresh head of the same shape for other labels."""
-        return LabelHead(tuple(labels), self._tokens, self._width)
+    def with_settings(self, about: dict[str, Any]) -> LabelHead:
+        """Return a fresh head of the labels and the kind that saved settings state, for the same base."""
+        labels = tuple(map(str, about["labels"]))
+        return LabelHead(labels, self._tokens, self._width, noisy=about.get("block") != self._width)
 
     def settings(self) -> dict[str, Any]:
-        """Return labels, tokens of a tile, side of the grid and factor: what a reader needs besides W."""
-        side = min(_CELLS, self._side)
-        return {"labels": list(self.labels), "image_tokens": self._tokens, "grid": side, "factor": self._factor}
+        """Return labels, tokens of a tile, side of the grid, block and factor: what a reader needs besides tensors."""
+        shape = {"image_tokens": self._tokens, "grid": min(_CELLS, self._side), "block": self._block}
+        return {"labels": list(self.labels), **shape, "factor": self._factor}
 
     def save(self, folder: Path) -> None:
         """Write weights and settings next to an adapter."""
@@ -108,6 +159,40 @@ class LabelHead(nn.Module):
             metadata={"format": "pt"},
         )
         (folder / HEAD_SETTINGS).write_text(json.dumps(self.settings(), indent=2) + "\n", encoding="utf-8")
+
+
+def base_share(scores: npt.NDArray[np.float32], targets: npt.NDArray[np.float32], *, multi: bool) -> float:
+    r"""Return the factor s in [0, 1] that the base's own scores deserve next to a label head, by public records.
+
+    s and an offset for each label maximise the likelihood of the labels under :math:`s \cdot \text{scores} + b`. Where
+    s = 0 is not clearly worse (likelihood ratio, p = 0.001), the scores say nothing of this corpus and s is 0: large
+    and meaningless scores would hold a head back.
+    """
+    x, y = torch.from_numpy(scores).double(), torch.from_numpy(targets).double()
+    point = torch.zeros(1 + x.shape[1], dtype=torch.float64, requires_grad=True)
+
+    def loss(share: Tensor | float) -> Tensor:
+        logits = share * x + point[1:]
+        if multi:
+            return F.binary_cross_entropy_with_logits(logits, y, reduction="sum")
+        return -(logits.log_softmax(1) * y).sum()
+
+    def fitted(free: bool) -> tuple[float, float]:
+        with torch.no_grad():
+            point.zero_()
+        descent = torch.optim.LBFGS([point], max_iter=200, line_search_fn="strong_wolfe")
+
+        def closure() -> Tensor:
+            descent.zero_grad()
+            value = loss(point[0] if free else 0.0)
+            value.backward()  # type: ignore[no-untyped-call]
+            return value
+
+        descent.step(closure)  # type: ignore[no-untyped-call]
+        return float(closure()), float(point[0])
+
+    (without, _), (best, share) = fitted(False), fitted(True)
+    return min(1.0, share) if share > 0 and 2 * (without - best) > _CLEAR else 0.0
 
 
 class HeadLosses:

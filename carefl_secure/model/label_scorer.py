@@ -35,8 +35,9 @@ class LabelScorer:
     .. math:: s_{ik} = \log p(\text{label}_k \mid x_i) - \log p(\text{None} \mid x_i)
 
     Where one label holds, it is the log-probability among the labels, :math:`\log
-    \operatorname{softmax}_k \log p(\text{label}_k \mid x_i)`. The logits of the adapter's `LabelHead`, if it has one,
-    are added to :math:`s_{ik}`, or to the log-likelihoods before the softmax.
+    \operatorname{softmax}_k \log p(\text{label}_k \mid x_i)`. If the adapter has a `LabelHead`, its share multiplies
+    :math:`s_{ik}`, or the log-likelihoods before the softmax, and its logits are added. At a share of 0 the language
+    model is not called.
     """
 
     adapter: Adapter
@@ -57,7 +58,17 @@ class LabelScorer:
         """
         if isinstance(features, Pixels):
             features = features.encoded(self.adapter.base)
-        features = features.to(self.adapter.base.device)
+        features, head = features.to(self.adapter.base.device), self.adapter.head
+        if head is None or not head.covers(self.space.labels):
+            scores = self._answers(features, captions)
+        else:
+            scores = head(features.whole() if isinstance(features, Tiles) else features, self.space.labels)
+            if not head.alone:
+                scores = head.share * self._answers(features, captions) + scores
+        return scores if self.space.multi else scores.log_softmax(-1)
+
+    def _answers(self, features: Tensor | Tiles, captions: Sequence[str] | None) -> Tensor:
+        """Return what the language model makes of the answers: log-odds, or log-likelihoods where one label holds."""
         grids = features.grids if isinstance(features, Tiles) else None
         if captions is None and grids is None:
             prefix: Tensor = self.__dict__["_prefix"].expand(len(features), -1)
@@ -70,11 +81,7 @@ class LabelScorer:
         raw = answer_log_likelihoods(
             self.adapter.module, self.__dict__["_tree"], prefix, attention, tiles, self.adapter.base.dtype
         )
-        scores = raw[:, :-1] - raw[:, -1:] if self.space.multi else raw
-        if self.adapter.head is not None:
-            whole = features.whole() if isinstance(features, Tiles) else features
-            scores = scores + self.adapter.head(whole, self.space.labels)
-        return scores if self.space.multi else scores.log_softmax(-1)
+        return raw[:, :-1] - raw[:, -1:] if self.space.multi else raw
 
     def all(
         self, features: Features, batch: int = 64, captions: Sequence[str] | None = None, reporter: Reporter = SILENT

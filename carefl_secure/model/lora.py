@@ -22,7 +22,8 @@ from carefl_secure.model.label_head import LabelHead
 from carefl_secure.model.loader import Base
 
 _LAYER = r".*text_model\.layers\.({layers})\."
-_HEAD, _FROZEN = "label_head.", "label_head.centre"
+_HEAD, _HEAD_WEIGHT = "label_head.", "label_head.linear.weight"
+_HEAD_SHARE = "label_head.share"
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 """Short names of the linear layers of a text block that an adapter may sit on."""
 
@@ -52,7 +53,7 @@ class Adapter:
     last_layers : int, optional
         Adapt only so many of the last text layers; all by default.
     head : sequence of str, optional
-        Labels for which a `LabelHead` is trained as well. Its centre and weights come last in the vector.
+        Labels for which a `LabelHead` is trained as well. What it consists of comes last in the vector.
     """
 
     def __init__(
@@ -105,17 +106,18 @@ class Adapter:
         """The label head, or None."""
         return getattr(self.module, "label_head", None)
 
-    def attach_head(self, labels: Sequence[str], head: LabelHead | None = None) -> None:
+    def attach_head(self, labels: Sequence[str], head: LabelHead | None = None, *, noisy: bool = True) -> None:
         """Train a head for ``labels`` as well, a fresh one by default, in place of one that is there."""
         config = self.base.model.config.text_config
-        head = head or LabelHead(labels, int(self.base.processor.image_seq_len), int(config.hidden_size))
+        size = int(self.base.processor.image_seq_len), int(config.hidden_size)
+        head = head or LabelHead(labels, *size, noisy=noisy)
         # Inside the module, where the clipping engines look for layers.
         self.module.label_head = head.to(self.base.device)
         self.parameters = [(name, p) for name, p in self.parameters if not name.startswith(_HEAD)]
         self.parameters += self._head_parameters()
 
     def _head_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """Return the head's centre, which travels with the trained values, and its weights, which train."""
+        """Return the head's weights, which train, and the rest of it, which travels with them."""
         return [] if self.head is None else [(_HEAD + name, p) for name, p in self.head.named_parameters()]
 
     @property
@@ -138,11 +140,15 @@ class Adapter:
         return sum(p.numel() for _, p in self.parameters)
 
     def active(self, number: int) -> list[tuple[str, nn.Parameter]]:
-        """Return what trains in round ``number``, and let only that take gradients."""
-        chosen = []
+        """Return what trains in round ``number``, and let only that take gradients.
+
+        Where the label head is alone, as the base's scores do not count, it trains alone.
+        """
+        chosen, alone = [], self.head is not None and self.head.alone
         for name, parameter in self.parameters:
             trains = self.train != "alternate" or ("lora_B" in name) == (number % 2 == 1)
-            trains &= not name.endswith(_FROZEN)
+            if alone or name.startswith(_HEAD):
+                trains = name == _HEAD_WEIGHT and (alone or trains)
             parameter.requires_grad_(trains)
             if trains:
                 chosen.append((name, parameter))
@@ -174,6 +180,21 @@ class Adapter:
                 count = parameter.numel()
                 parameter.copy_(values[offset : offset + count].view_as(parameter))
                 offset += count
+        if self.head is not None:
+            self.head.weigh(float(vector[self._entries(_HEAD_SHARE)][0]))
+
+    def untuned(self) -> npt.NDArray[np.float32]:
+        """Return the vector with the base's own scores at full weight, whatever share of them the label head takes."""
+        vector = self.vector()
+        vector[self._entries(_HEAD_SHARE)] = 1.0
+        return vector
+
+    def head_entries(self) -> npt.NDArray[np.bool_]:
+        """Return which entries of the vector are the label head's, shape [dimension]."""
+        return self._entries(_HEAD)
+
+    def _entries(self, start: str) -> npt.NDArray[np.bool_]:
+        return np.concatenate([np.full(p.numel(), name.startswith(start)) for name, p in self.parameters])
 
     def save(self, folder: Path) -> None:
         """Write all adapters as one, which ``PeftModel.from_pretrained`` loads without this package."""

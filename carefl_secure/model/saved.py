@@ -84,13 +84,14 @@ def _read_head(adapter: Adapter, folder: Path) -> LabelHead | None:
     labels = about.get("labels")
     if not isinstance(labels, list) or len(set(map(str, labels))) < len(labels):
         raise ModelError(f"the label head in {folder} does not name its labels; restore it from a copy")
-    saved = head.with_labels(map(str, labels))
+    saved = head.with_settings(about)
     expected = {name: (value.shape, value.dtype) for name, value in saved.state_dict().items()}
     if about != saved.settings() or expected != {name: (value.shape, value.dtype) for name, value in tensors.items()}:
         raise ModelError(f"the label head in {folder} fits another base; take the base of the run that wrote it")
     if not all(bool(torch.isfinite(value).all()) for value in tensors.values()):
         raise NonFiniteError(f"the label head in {folder} holds NaN or infinity; not loaded")
     saved.load_state_dict(tensors)
+    saved.weigh(float(saved.share))
     return saved
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 import carefl_secure
 from carefl_secure.config import Config
-from carefl_secure.data.records import PUBLISHED_SPACES, Corpus, LabelSpace
+from carefl_secure.data.records import PUBLISHED_SPACES, Corpus, LabelSpace, targets
 from carefl_secure.data.splits import Subset
 from carefl_secure.errors import ConfigError
 from carefl_secure.federation.plan.run_plan import RunPlan
@@ -21,11 +23,12 @@ from carefl_secure.federation.run_spec import PerformanceFlags, Simulation, syst
 from carefl_secure.federation.server.optimizers import Alternating, FedAdam, FedAvg, FedDyn, ServerOptimizer
 from carefl_secure.federation.server.run import Evaluate, Monitoring
 from carefl_secure.model.generation import TextScorer
+from carefl_secure.model.label_head import base_share
 from carefl_secure.model.label_scorer import LabelScorer
 from carefl_secure.model.loader import load_base
 from carefl_secure.model.lora import Adapter, StackedAdapter
 from carefl_secure.model.prompts import PromptForm, prompt_template, task_question
-from carefl_secure.model.vision.encode import frozen_features
+from carefl_secure.model.vision.encode import frozen_features, vision_features
 from carefl_secure.noise import DeterministicKeySource, KeySource
 from carefl_secure.privacy.clipping.clipped_sum import Clipping
 from carefl_secure.progress import Reporter
@@ -37,7 +40,10 @@ from carefl_secure.runs.staged_corpora import stage_configs
 from carefl_secure.runs.trackers.base import TrackedReporter
 from carefl_secure.strict_json import canonical_json
 
-_CENTRE = 128  # public records that a label head is centred on
+_FITTED, _FITTED_LARGE = 512, 128  # most public records that a label head is fitted to: embedded base, any other
+_HEAD_RATE = 0.03  # of Adam, for a label head of any size
+_RULE = 1.1
+_GRID = [digit * 10.0**power for power in range(-8, 5) for digit in (1, 3)]
 
 
 def text_scorer(config: Config, scorer: LabelScorer) -> TextScorer | None:
@@ -103,19 +109,50 @@ def clipping_of(config: Config, plan: RunPlan) -> Clipping:
     return Clipping(privacy.clipping_norm, privacy.normalise, config.privacy.clipping, micro_batch(config))
 
 
-def centre_head(adapter: Adapter, public: Corpus, reporter: Reporter) -> None:
-    """Centre the label head, if there is one, on some public records."""
-    if adapter.head is not None:
-        chosen = np.unique(np.linspace(0, len(public.records) - 1, _CENTRE).astype(int)).tolist()
-        adapter.head.set_centre(frozen_features(adapter, Subset(public, chosen), reporter))
+def fit_head(config: Config, scorer: LabelScorer, public: Corpus, reporter: Reporter) -> None:
+    """Fit what does not train of the label head, if there is one, to some public records.
+
+    The share of the base's own scores stays 1 under captions, in stages, whose labels differ, and where the vision
+    side is tuned, which is to change its scores.
+    """
+    adapter, head = scorer.adapter, scorer.adapter.head
+    if head is None:
+        return
+    most = _FITTED if config.model.base == "embedded" else _FITTED_LARGE
+    chosen = np.unique(np.linspace(0, len(public.records) - 1, most).astype(int)).tolist()
+    some = Subset(public, chosen)
+    head.fit(frozen_features(adapter, some, reporter))
+    if config.model.context == "none" and not config.stages.spaces and not adapter.trains_vision:
+        seen = vision_features(adapter.base, some, reporter)
+        share = base_share(scorer.all(seen), targets(some).astype(np.float32), multi=scorer.space.multi)
+        head.weigh(share)
+        said = (
+            f"the base's own scores count {share:.2f} times" if share else "the base's own scores say nothing of them"
+        )
+        reporter.note(
+            f"label head, by {len(chosen)} public records: {said}{'' if share else ', so the head is alone'}"
+        )
 
 
 def first_scorer(config: Config, corpora: Sequence[Corpora], reporter: Reporter) -> LabelScorer:
-    """Return the scorer that a run begins with: of its first stage, with a centred label head for all stages."""
+    """Return the scorer that a run begins with: of its first stage, with a fitted label head for all stages."""
     space = corpora[0].private.space
     scorer = label_scorer(stage_configs(config)[0], space, head_labels(config, space))
-    centre_head(scorer.adapter, corpora[-1].public, reporter)
+    fit_head(config, scorer, corpora[-1].public, reporter)
     return scorer
+
+
+def grid_rate(value: float) -> float:
+    """Return the nearest of 1 and 3 times the powers of ten, on a logarithmic scale."""
+    return min(_GRID, key=lambda rate: abs(math.log(rate / value)))
+
+
+def rule_rate(adapter: Adapter) -> float:
+    """Return the rate of Adam that follows from the size of the text model; a label head alone has its own."""
+    if adapter.head is not None and adapter.head.alone:
+        return _HEAD_RATE
+    text = adapter.base.model.config.text_config
+    return grid_rate(_RULE / (text.num_hidden_layers * math.sqrt(text.hidden_size)))
 
 
 def stage_scorer(config: Config, corpora: Sequence[Corpora], stage: Stage, reporter: Reporter) -> LabelScorer:
@@ -177,18 +214,19 @@ def run_options(config: Config, evaluate: Evaluate, reporter: Reporter) -> dict[
 def make_optimizer(config: Config, adapter: Adapter, finished: int = 0) -> ServerOptimizer:
     """Return the server's step after some finished rounds; one per half where halves alternate."""
 
-    def make() -> ServerOptimizer:
+    def make(mask: npt.NDArray[np.bool_]) -> ServerOptimizer:
         federation, rate = config.federation, config.server_lr
         if federation.aggregator == "feddyn":
             return FedDyn(federation.feddyn_alpha)
         if rate is None:
             raise ConfigError("federation.server_lr=auto is not resolved; call prepare, or give a number")
         if federation.aggregator == "fedadam":
-            return FedAdam(rate, federation.betas, noise_correction=federation.noise_correction)
+            return FedAdam(rate, federation.betas, noise_correction=federation.noise_correction, scale=scale[mask])
         return FedAvg(rate, federation.momentum if federation.aggregator == "fedavg" else 0.0)
 
     masks = [adapter.trainable_entries(number) for number in ((1, 2) if adapter.train == "alternate" else (1,))]
-    return make() if masks[0].all() else Alternating([(make(), mask) for mask in masks], finished)
+    scale = np.where(adapter.head_entries(), _HEAD_RATE / rule_rate(adapter), 1.0)
+    return make(masks[0]) if masks[0].all() else Alternating([(make(mask), mask) for mask in masks], finished)
 
 
 def key_source(config: Config, stage: str = "", kept: Path | None = None) -> Callable[[int], KeySource]:

@@ -121,12 +121,13 @@ def forecast(config: Config, plan: RunPlan, task: ModelTask) -> Forecast:
         update = float(np.linalg.norm(task.clipped_sum(adapter.vector(), np.arange(count), 1))) / count
         if local is not None:  # each local step moves by its rate times the mean gradient
             update *= local.steps * local.learning_rate
+    trains = adapter.trainable_entries(1) | adapter.trainable_entries(2)
     return Forecast(
         update=update,
-        noise=plan.lasting_noise_norm(left) if plan.protected else 0.0,
+        noise=plan.lasting_noise_norm(left) * math.sqrt(trains.mean()) if plan.protected else 0.0,
         rounds=privacy.rounds,
         batch=float(left) if privacy.unit == "client" else plan.expected_batch(left),
-        values=adapter.dimension,
+        values=int(trains.sum()),
         few=sum(p.numel() for name, p in adapter.parameters if ".q_proj." in name or ".v_proj." in name),
         rank=config.adapter.rank,
         unit={"client": "clients", "person": "persons"}.get(privacy.unit, "records"),

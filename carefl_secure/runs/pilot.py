@@ -24,19 +24,16 @@ from carefl_secure.errors import NonFiniteError
 from carefl_secure.evaluation.figures import Figures
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.server.optimizers import Listener
-from carefl_secure.model.lora import Adapter
 from carefl_secure.privacy.banded import response
 from carefl_secure.progress import Reporter
-from carefl_secure.runs.build import make_optimizer
+from carefl_secure.runs.build import grid_rate, make_optimizer, rule_rate
 from carefl_secure.runs.client_task import ModelTask, Vector
 from carefl_secure.runs.forecast import survivors_of
 
-_RULE = 1.1
 _SHARE = 0.08  # of the gradients that the run computes
 _ROUNDS, _FEWEST = 20, 4
 _BATCH, _HELD = 16, 256  # the smallest batch, and the most records, that rates are compared on
 _MARGIN = 0.3  # over the root of the held-out records, about two standard errors: the mAP that beats the rule's
-_GRID = [digit * 10.0**power for power in range(-8, 5) for digit in (1, 3)]
 _TASK = "pilot on public records"
 
 
@@ -47,17 +44,6 @@ class Rate:
     server_lr: float
     sentence: str
     curve: tuple[tuple[float, float | None], ...] = ()
-
-
-def grid_rate(value: float) -> float:
-    """Return the nearest of 1 and 3 times the powers of ten, on a logarithmic scale."""
-    return min(_GRID, key=lambda rate: abs(math.log(rate / value)))
-
-
-def rule_rate(adapter: Adapter) -> float:
-    """Return the rate of Adam that follows from the size of the text model."""
-    text = adapter.base.model.config.text_config
-    return grid_rate(_RULE / (text.num_hidden_layers * math.sqrt(text.hidden_size)))
 
 
 def choose_rate(config: Config, plan: RunPlan, task: ModelTask, update: float, reporter: Reporter) -> Rate:

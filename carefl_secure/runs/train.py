@@ -116,7 +116,7 @@ class _Run:
         if config.model.image_splitting:
             base = self._adapter.base
             reporter.note(image_cost(base.processor, base.prompter))
-        self._initial = self._adapter.vector()
+        self._initial, self._untuned = self._adapter.vector(), self._adapter.untuned()
         self._plan = self._fix_plans(self._folder.name if resume else None)
 
     def _fix_plans(self, run: str | None) -> StagedPlan:
@@ -138,7 +138,7 @@ class _Run:
         config, last = self._config, len(self._each) - 1
         baselines = self._baselines() if config.evaluation.baselines else {}
         evaluate = self._evaluator(last)
-        untuned = evaluate(self._initial)
+        untuned = evaluate(self._untuned)
         done = self._done()
         self._reporter.note(opening(config, self._plan.whole, self._corpora[0], untuned))
         record = self._prepare()
@@ -285,6 +285,7 @@ class _Run:
             key_source=key_source(config, stage.name, kept=self._folder.keys / stage.name),
             **run_settings(config),
         )
+        self._adapter.load(start)  # its share of the base's scores decides what trains
         optimizer = make_optimizer(config, self._adapter, stage.offset)
         if (most := config.federation.max_rejected_rounds) is not None:
             optimizer = SumGuard(optimizer, most, config.federation.max_agreement)

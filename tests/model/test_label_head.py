@@ -148,12 +148,16 @@ def test_the_centre_travels_and_never_trains(tiny: Path, train: str) -> None:
     assert head is not None
     names = np.concatenate([np.full(p.numel(), name) for name, p in adapter.parameters])
     trains = adapter.trainable_entries(1) | adapter.trainable_entries(2)
-    assert np.array_equal(~trains, names == "label_head.centre")
-    head.set_centre(features(40) + 1)
+    fixed = ("label_head.centre", "label_head.reduction", "label_head.share")
+    assert np.array_equal(~trains, np.isin(names, fixed))
+    head.fit(features(40) + 1)
+    head.weigh(0.25)
     there = wearing(tiny, train=train)
     there.load(adapter.vector())
     assert there.head is not None
     assert torch.equal(there.head.centre, head.centre)
+    assert torch.equal(there.head.reduction, head.reduction) and head.reduction.any()
+    assert float(there.head.share) == 0.25 and not there.head.alone
 
 
 @pytest.mark.parametrize("stack", [False, True])

@@ -117,8 +117,9 @@ class FedAdam:
     square of a noisy gradient is too large by it: ``max(v / (1-b2^t) - u / (1-b2^t), 0.1 u / (1-b2^t))`` stands under
     the root. The lower bound keeps an entry without signal from growing more than threefold.
 
-    Each entry changes by about ``learning_rate``, above 0, in a round. ``eps``, above 0, is added to the root; noise
-    keeps that away from 0, so small values are safe. With ``noise_correction``, `observe` must come before every step.
+    Each entry changes by about ``learning_rate``, above 0, in a round, times its ``scale``, [D] or one number.
+    ``eps``, above 0, is added to the root; noise keeps that away from 0, so small values are safe. With
+    ``noise_correction``, `observe` must come before every step.
 
     References
     ----------
@@ -133,11 +134,12 @@ class FedAdam:
         eps: float = 1e-8,
         *,
         noise_correction: bool = False,
+        scale: Vector | float = 1.0,
     ) -> None:
         self.learning_rate = _positive("learning_rate", learning_rate)
         self.betas = (_fraction("beta 1", betas[0]), _fraction("beta 2", betas[1]))
         self.eps = _positive("eps", eps)
-        self.noise_correction = noise_correction
+        self.noise_correction, self.scale = noise_correction, scale
         self._first: Vector = np.zeros(0)
         self._second: Vector = np.zeros(0)
         self._steps, self._noise = 0, 0.0
@@ -167,7 +169,7 @@ class FedAdam:
             known = noise / (1 - b2**steps)
             variance = np.maximum(variance - known, _LEAST_NOISE * known)
         direction = (first / (1 - b1**steps)) / (np.sqrt(variance) + self.eps)
-        moved = narrowed(point - self.learning_rate * direction)
+        moved = narrowed(point - self.learning_rate * self.scale * direction)
         self._first, self._second, self._steps = first, second, steps
         self._noise, self._observed = noise, None
         return moved
