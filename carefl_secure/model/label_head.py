@@ -22,8 +22,9 @@ _STEP = 600.0
 _CONSTANT = 0.5
 _LEAST = 1e-6  # norm below which a cell counts as empty
 _DIRECTIONS, _RECORDS_EACH = 8, 8  # most directions that a noisy head reduces, and records that each of them needs
+_WHITENED = 64  # public records from which channels are whitened
 _VALUES = 32_768  # most values of these directions
-_FLOOR = 0.1  # added to variances of channels, over their mean
+_FLOOR = 0.03  # added to variances of channels, over their mean
 _CLEAR = 10.8  # of a likelihood ratio: chi-squared of one degree of freedom, p = 0.001
 
 
@@ -44,7 +45,7 @@ class LabelHead(nn.Module):
     public records is a good m: what all images share would otherwise take most of a gradient's norm.
 
     R shrinks directions in which public records vary most, so that few steps reach the others (`fit`). Without noise
-    it whitens the channels of every cell; with noise, which whitening would amplify, it reduces up to 8 directions of
+    it whitens the channels of every cell, if records are enough; with noise, which whitening would amplify, it reduces up to 8 directions of
     u to the deviation of the next. ``share`` multiplies the base's own scores (`base_share`); at 0 the head is
     ``alone``.
 
@@ -95,15 +96,16 @@ class LabelHead(nn.Module):
         self.set_centre(features)
         blocks = (self._cells(features.to(self.centre.device)) - self.centre).view(-1, self._block).double()
         rows, noisy = len(self.reduction), self._block == len(self.centre)
-        if noisy:
-            rows = min(rows, len(blocks) // _RECORDS_EACH)
+        self.reduction.zero_()
+        rows = min(rows, len(blocks) // _RECORDS_EACH) if noisy else rows * (len(features) >= _WHITENED)
+        if not rows:
+            return
         _, lengths, directions = torch.linalg.svd(blocks, full_matrices=False)
         variances = lengths.square() / len(blocks)
         if not noisy:
             variances += _FLOOR * variances.mean()
         floor = variances[min(rows, len(variances) - 1)]
         keeps = (floor / variances[:rows].clamp_min(1e-12)).sqrt().clamp(max=1)
-        self.reduction.zero_()
         self.reduction[: len(keeps)] = ((1 - keeps).sqrt()[:, None] * directions[:rows]).float()
 
     def weigh(self, share: float) -> None:
@@ -189,7 +191,7 @@ def base_share(scores: npt.NDArray[np.float32], targets: npt.NDArray[np.float32]
             return value
 
         descent.step(closure)  # type: ignore[no-untyped-call]
-        return float(closure()), float(point[0])
+        return float(closure().detach()), float(point[0].detach())
 
     (without, _), (best, share) = fitted(False), fitted(True)
     return min(1.0, share) if share > 0 and 2 * (without - best) > _CLEAR else 0.0

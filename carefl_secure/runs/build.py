@@ -96,8 +96,10 @@ def label_scorer(config: Config, space: LabelSpace, head: tuple[str, ...] | None
         train=config.adapter.train,
         seed=config.adapter.seed,
         last_layers=config.adapter.last_layers,
-        head=head_labels(config, space) if head is None else head,
     )
+    labels = head_labels(config, space) if head is None else head
+    if labels:
+        adapter.attach_head(labels, noisy=config.privacy.unit != "none")
     if config.performance.gradient_checkpointing:
         adapter.module.activation_checkpointing_enable({"use_reentrant": False})
     return LabelScorer(adapter, space, task_question(config.model.prompt, space))

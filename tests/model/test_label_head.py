@@ -13,7 +13,7 @@ from torch import Tensor
 
 from carefl_secure.data.records import BASIC, EMOTIC, LabelSpace
 from carefl_secure.errors import ModelError, NonFiniteError
-from carefl_secure.model.label_head import HEAD_FILE, HEAD_SETTINGS, LabelHead
+from carefl_secure.model.label_head import HEAD_FILE, HEAD_SETTINGS, LabelHead, base_share
 from carefl_secure.model.label_scorer import LabelScorer, RecordLosses
 from carefl_secure.model.loader import load_base
 from carefl_secure.model.lora import Adapter, StackedAdapter
@@ -158,6 +158,64 @@ def test_the_centre_travels_and_never_trains(tiny: Path, train: str) -> None:
     assert torch.equal(there.head.centre, head.centre)
     assert torch.equal(there.head.reduction, head.reduction) and head.reduction.any()
     assert float(there.head.share) == 0.25 and not there.head.alone
+
+
+def test_channels_are_whitened_without_noise_and_few_directions_reduced_with_it() -> None:
+    stretched = torch.randn(80, 16, 24, generator=torch.Generator().manual_seed(1)) * torch.linspace(3, 0.5, 24) + 2
+    plain, noisy = LabelHead(BASIC.labels, 16, 24, noisy=False), LabelHead(BASIC.labels, 16, 24)
+    for head in (plain, noisy):
+        head.fit(stretched)
+    assert plain.reduction.shape == (24, 24) and noisy.reduction.shape == (8, 16 * 24)
+
+    def spread(head: LabelHead) -> Tensor:
+        cells = head._cells(stretched) - head.centre
+        blocks = cells.view(-1, head.reduction.shape[1])
+        return torch.linalg.svdvals(blocks - blocks @ head.reduction.T @ head.reduction)
+
+    before = torch.linalg.svdvals(plain._cells(stretched).sub(plain.centre).view(-1, 24))
+    assert before[0] / before[-2] > 2 * spread(plain)[0] / spread(plain)[-2]
+    assert torch.allclose(spread(noisy)[:9], spread(noisy)[0].expand(9), rtol=1e-3)
+    plain.fit(stretched[:20])  # too few to know the variances of channels
+    assert not plain.reduction.any()
+
+
+@pytest.mark.parametrize("multi", [False, True])
+def test_the_base_counts_as_far_as_public_records_bear_it_out(multi: bool) -> None:
+    rng = np.random.default_rng(2)
+    scores = rng.normal(0, 3, (400, 3)).astype(np.float32)
+    chances = 1 / (1 + np.exp(-0.4 * scores)) if multi else np.exp(0.4 * scores)
+    if multi:
+        known = (rng.random(scores.shape) < chances).astype(np.float32)
+    else:
+        known = np.eye(3, dtype=np.float32)[[rng.choice(3, p=row / row.sum()) for row in chances]]
+    assert base_share(scores, known, multi=multi) == pytest.approx(0.4, abs=0.12)
+    assert base_share(scores, rng.permutation(known), multi=multi) == 0
+    assert base_share(-scores, known, multi=multi) == 0
+
+
+@pytest.mark.parametrize("train", ["B", "alternate"])
+def test_a_head_alone_is_all_that_trains_and_all_that_counts(tiny: Path, tmp_path: Path, train: str) -> None:
+    adapter = wearing(tiny, train=train)
+    head = adapter.head
+    assert head is not None
+    base = LabelScorer(adapter, BASIC, "Which?").all(features())
+    head.weigh(0.0)
+    vector = adapter.vector()
+    scores = LabelScorer(adapter, BASIC, "Which?").all(features())
+    assert np.allclose(scores, head(features(), BASIC.labels).log_softmax(-1).detach().numpy(), atol=1e-6)
+    assert not np.allclose(scores, base, atol=1e-2)
+    for number in (1, 2):
+        assert [name for name, _ in adapter.active(number)] == ["label_head.linear.weight"]
+    assert summed(adapter, list(range(RECORDS))).any()
+    adapter.load(adapter.untuned())
+    assert not head.alone and len(adapter.active(1)) > (train == "B")
+    adapter.load(vector)
+    assert head.alone
+    adapter.save(tmp_path)
+    fresh = wearing(tiny, train=train)
+    load_saved(fresh, tmp_path)
+    assert fresh.head is not None and fresh.head.alone
+    assert np.allclose(LabelScorer(fresh, BASIC, "Which?").all(features()), scores, atol=1e-5)
 
 
 @pytest.mark.parametrize("stack", [False, True])
