@@ -45,9 +45,9 @@ class LabelHead(nn.Module):
     public records is a good m: what all images share would otherwise take most of a gradient's norm.
 
     R shrinks directions in which public records vary most, so that few steps reach the others (`fit`). Without noise
-    it whitens the channels of every cell, if records are enough; with noise, which whitening would amplify, it reduces up to 8 directions of
-    u to the deviation of the next. ``share`` multiplies the base's own scores (`base_share`); at 0 the head is
-    ``alone``.
+    it whitens the channels of every cell, if there are 64 records or more. With noise, which whitening would amplify,
+    it reduces up to 8 directions of u to the deviation of the next. ``share`` multiplies the base's own scores
+    (`base_share`); at 0 the head is ``alone``.
 
     Guarantees
     ----------
@@ -121,7 +121,7 @@ class LabelHead(nn.Module):
     def inputs(self, features: Tensor) -> Tensor:
         """Return z and the constant, float32 [batch, d + 1], of features [batch, image tokens, width]."""
         size = math.sqrt(len(self.centre))
-        blocks = (self._cells(features) - self.centre).unflatten(1, (-1, self._block))
+        blocks = (self._cells(features) - self.centre).view(len(features), -1, self._block)
         reduced = (blocks - blocks @ self.reduction.T @ self.reduction).flatten(1)
         z = F.normalize(reduced, dim=1, eps=_LEAST) * size
         return F.pad(z, (0, 1), value=_CONSTANT * size)

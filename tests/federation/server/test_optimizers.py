@@ -51,6 +51,13 @@ def test_the_first_adam_step_has_the_learning_rate_as_its_size() -> None:
     np.testing.assert_allclose(moved, [-0.01, 0.01, -0.01], rtol=1e-4)
 
 
+def test_a_scale_multiplies_the_steps_of_its_entries() -> None:
+    gradient, start = np.array([5.0, -1e-3, 200.0]), np.zeros(3, np.float32)
+    scale = np.array([1.0, 30.0, 0.5])
+    plain, scaled = FedAdam(0.01).step(start, gradient), FedAdam(0.01, scale=scale).step(start, gradient)
+    assert np.allclose(scaled, plain * scale, rtol=1e-5) and plain.all()
+
+
 @pytest.mark.parametrize("make", [lambda: FedAvg(0.1, 0.9), lambda: FedAdam(0.1)])
 def test_state_and_load_continue_the_very_same_path(make: Callable[[], Any]) -> None:
     gradients = np.random.default_rng(1).normal(size=(6, 4))
