@@ -80,6 +80,11 @@ class LabelHead(nn.Module):
         self.linear = nn.Linear(cells * width + 1, len(self.labels), bias=False)
         nn.init.zeros_(self.linear.weight)
 
+    @property
+    def gain(self) -> float:
+        """Length of a logit's gradient by W, but for the constant."""
+        return self._factor * math.sqrt(len(self.centre))
+
     def set_centre(self, features: Tensor) -> None:
         """Take the centre from features of public records, [records, image tokens, width]."""
         with torch.no_grad():
