@@ -23,8 +23,8 @@ import numpy as np
 from scipy.stats import t
 
 from carefl_secure.config import Config
-from carefl_secure.model.loader import load_base
 from carefl_secure.progress import SILENT
+from carefl_secure.runs.build import label_scorer
 from carefl_secure.runs.evaluation.evaluator import feature_baselines
 from carefl_secure.runs.staged_corpora import load_corpora
 from carefl_secure.runs.train import train
@@ -46,8 +46,8 @@ def measure(source: str, seed: int, private: bool, folder: str) -> dict[str, flo
     config = Config.model_validate(settings)
     summary = train(config, SILENT)
     corpora = load_corpora(config, SILENT)
-    base = load_base(config.model.base)
-    found = feature_baselines(config, base, corpora.private, corpora.test, corpora.public, SILENT)
+    adapter = label_scorer(config, corpora.private.space).adapter
+    found = feature_baselines(config, adapter, corpora.private, corpora.test, corpora.public, SILENT)
     return {
         "untuned": summary.before["mAP"],
         "tuned": summary.after["mAP"],
