@@ -1,7 +1,6 @@
 """Rounds of a private federated run on Flower: plan, client, aggregation, server, transport.
 
-Flower reads settings when its first part is imported. They turn off usage reports and version checks here, unless the
-user has set the variables.
+Its settings, read on import, turn off Flower's usage reports and version checks unless the user has set them.
 """
 
 from __future__ import annotations

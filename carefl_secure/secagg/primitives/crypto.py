@@ -1,7 +1,4 @@
-"""Hashes, keys, signatures and sealed boxes, each bound to a label and to the round.
-
-Boxes for a committee member are HPKE with X-Wing, which a quantum computer does not open.
-"""
+"""Hashes, keys, signatures and boxes (for members HPKE with X-Wing), each bound to a label and to the round."""
 
 from __future__ import annotations
 
@@ -63,8 +60,7 @@ def too_few(phase: str, present: int, needed: int) -> CohortError:
 def culprits(pairs: Collection[tuple[str, str]]) -> dict[str, int]:
     """Return, with counts, who explains the most of pairs of parties of which at least one lied, greedily.
 
-    A party named with more pairs than there can be colluders is proven to lie; of a pair that stands alone both are
-    named.
+    More pairs than there can be colluders prove that a party lies; of a pair that stands alone both are named.
     """
     left, named = set(pairs), dict[str, int]()
     while left:
