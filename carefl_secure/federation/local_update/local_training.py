@@ -34,9 +34,8 @@ class LocalRule(Protocol):
 
     Guarantees
     ----------
-    A rule needs no proof of its own: what leaves the client is bounded afterwards (unit client), or
-    no privacy is promised (unit none). Under trust none only ``sgd`` is accepted, because the noise
-    that the plan reports is computed for it.
+    It needs no proof of its own: what leaves the client is bounded afterwards (unit client), or no privacy is promised
+    (unit none). Under trust none only ``sgd`` is accepted, because the noise that the plan reports is computed for it.
     """
 
     def step(self, gradient: Vector) -> Vector:

@@ -45,8 +45,7 @@ class ProgramFaults:
 class OneRunGrid(Grid):
     """What all engines' grids share: one run, the hooks of `LocalGrid`, and the parties' ``names`` by node.
 
-    ``retrying`` is called with seconds and reason before a round is tried again; it is None where a party that is away
-    never comes back.
+    ``retrying`` gets seconds and reason before a round is tried again; None where no party that is away comes back.
     """
 
     def __init__(self, run: Run, drop: Drop | None = None, record: Record | None = None) -> None:

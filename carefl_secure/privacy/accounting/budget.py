@@ -180,8 +180,7 @@ def solve_budget(question: BudgetQuestion) -> Budget:
 
     Guarantees
     ----------
-    ``epsilon`` is an upper bound that the named accountant proves for the returned values, and not
-    above the target where one was given.
+    ``epsilon`` is an upper bound that the named accountant proves for the result, at most the target where given.
     """
     missing = question.missing[0] if question.missing else "nothing"
     target = question.epsilon
