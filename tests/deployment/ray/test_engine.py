@@ -46,6 +46,7 @@ from carefl_secure.privacy import Ledger
 from carefl_secure.progress import SilentReporter
 from carefl_secure.run_folder import RunFolder
 from tests.support.running import federate, run_spec
+from tests.support.sites import PushGrid
 
 CLIENTS = 5
 Plans = Callable[..., Any]
@@ -203,7 +204,7 @@ class FakeFlower:
     ended = True
 
     def __init__(self, app: ActorApp, clients: int) -> None:
-        self.far = LocalGrid(Moving(app._order), clients)
+        self.far = PushGrid(Moving(app._order), clients)
 
     def grid(self) -> Grid:
         return self.far
