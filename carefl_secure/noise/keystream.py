@@ -72,9 +72,10 @@ def _open(key: bytes) -> _Encryptor:
 class KeyStream:
     """A stream of pseudo-random bytes that is fixed by one 32-byte key.
 
-    AES-256 in counter mode; the first counter block is the 128-bit big-endian integer 2. This is byte for byte the key
-    stream of AES-256-GCM under a zero 96-bit nonce, for which OpenSSL often has faster code; the faster path is used,
-    after a self-test that both agree. PrivacyError for any other key, and beyond 64 GiB.
+    AES-256 in counter mode; the first counter block is the 128-bit big-endian integer 2. This is
+    byte for byte the key stream of AES-256-GCM under a zero 96-bit nonce, for which OpenSSL often
+    has faster code; the faster path is used, after a self-test that both agree. A key of another
+    length or type, or drawing more than 64 GiB, raises PrivacyError.
 
     Guarantees
     ----------

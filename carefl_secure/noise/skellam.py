@@ -87,9 +87,10 @@ def _table(variance: float) -> _Table:
 class SkellamSampler:
     """Draws independent Skellam integers of one variance, at least 0.001 and finite.
 
-    Each sample takes one 64-bit word of the stream: the lowest bit is the sign, the other 63 pick the magnitude from
-    the table, and 64 more bits decide a tie with an entry. A variance too large for one table is shared equally
-    between ``parts`` draws that are added up. Tables are cached by variance. PrivacyError for others.
+    Each sample takes one 64-bit word of the stream: the lowest bit is the sign, the other 63 pick
+    the magnitude from the table, and 64 more bits decide a tie with an entry. A variance too large
+    for one table is shared equally between ``parts`` draws that are added up. Tables are cached by
+    variance. A variance out of range raises PrivacyError.
 
     Guarantees
     ----------

@@ -37,8 +37,9 @@ def running_error(correlation: Sequence[float], rounds: int, momentum: float = 0
     r"""Return the root mean square error of the running sums that an optimizer with momentum sees.
 
     With :math:`A` the prefix sums of :math:`v_t = \beta v_{t-1} + g_t`, it is
-    :math:`\lVert A C^{-1} \rVert_F\, \lVert c \rVert_2 / \sqrt T`, in deviations of independent noise of the same
-    multiplier. See Choquette-Choo et al., "(Amplified) Banded Matrix Factorization", NeurIPS 2023 (arXiv 2306.08153).
+    :math:`\lVert A C^{-1} \rVert_F\, \lVert c \rVert_2 / \sqrt T`, in standard deviations of independent noise of the
+    same noise multiplier. See Choquette-Choo et al., "(Amplified) Banded Matrix Factorization", NeurIPS 2023 (arXiv
+    2306.08153).
     """
     sums = np.cumsum(_filtered([1.0, -momentum], response(correlation, rounds)))
     left = np.arange(rounds, 0, -1)

@@ -87,7 +87,8 @@ class OpenRounds:
     Guarantees
     ----------
     The numbers of begun rounds only go up. Prefetched keys serve one round, at most once, and are erased when another
-    round begins, when newer ones are made, and on `close`; for a round they are made once. It is bound to one model.
+    round begins, when newer ones are made, and on `close`; for one round they are made once. A round is bound to one
+    model.
     """
 
     def __init__(self, setup: ClientSetup) -> None:

@@ -29,7 +29,8 @@ class Correction:
     After a round with released update ``delta``, :math:`h_i \leftarrow h_i - \alpha\,\delta`, from 0 (Acar et al.,
     ICLR 2021, arXiv 2111.04263, Algorithm 1, with the gradient of :math:`L_i` as :math:`h_i`). The value before the
     last round is kept as well: a round that was computed and then lost is not counted when the run is resumed, as the
-    server never counted it. Where only the upload was lost the client cannot know: the server's mean then differs.
+    server never counted it. Where only the upload was lost the client cannot know, so the server's mean differs by
+    that update.
 
     ``path`` is a file on the client's side, of mode 0600 and replaced atomically after every round; RunError when it
     is damaged or of another adapter. Without it only `save` keeps it.

@@ -34,8 +34,9 @@ class LocalRule(Protocol):
 
     Guarantees
     ----------
-    It needs no proof of its own: what leaves the client is bounded afterwards (unit client), or no privacy is promised
-    (unit none). Under trust none only ``sgd`` is accepted, because the noise that the plan reports is computed for it.
+    A rule needs no proof of its own: what leaves the client is bounded afterwards (unit client), or
+    no privacy is promised (unit none). Under trust none only ``sgd`` is accepted, because the noise
+    that the plan reports is computed for it.
     """
 
     def step(self, gradient: Vector) -> Vector:

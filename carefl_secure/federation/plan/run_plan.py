@@ -257,7 +257,8 @@ def masking_graph(privacy: PrivacyPlan, threshold: int) -> GraphPlan | None:
 
     Up to `SPARSE_ABOVE` clients every two of them share a mask. Above, each shares masks with its neighbours on a ring
     only, as many as the plan's colluders and a tenth of the clients dropping out need (`plan_graph`), with the failure
-    probabilities of `GraphPlan`. All follows from the plan; degree and threshold are in every round's context.
+    probabilities of `GraphPlan`. All of it follows from the plan; degree and threshold are hashed into every round's
+    context.
 
     Raises ConfigError when no graph sparser than the complete one withstands so many colluders.
     """

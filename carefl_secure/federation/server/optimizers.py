@@ -242,7 +242,8 @@ class Alternating:
 
     Every part has an optimizer of its own. Entries outside it do not change, whatever noise they carry in the sum.
     ``parts`` are one or two pairs of an optimizer and a mask, bool, shape [D], True where an entry trains: for every
-    round, or for odd and even rounds. ``finished`` counts the rounds, over all stages, before the first step.
+    round, or for odd and even rounds. ``finished`` counts the rounds before the first step, as rounds are numbered
+    across stages.
     """
 
     def __init__(self, parts: Sequence[tuple[ServerOptimizer, NDArray[np.bool_]]], finished: int = 0) -> None:

@@ -45,7 +45,8 @@ class ProgramFaults:
 class OneRunGrid(Grid):
     """What all engines' grids share: one run, the hooks of `LocalGrid`, and the parties' ``names`` by node.
 
-    ``retrying`` gets seconds and reason before a round is tried again; None where no party that is away comes back.
+    ``retrying`` is called with seconds and reason before a round is tried again; it is None where a party that is away
+    never comes back.
     """
 
     def __init__(self, run: Run, drop: Drop | None = None, record: Record | None = None) -> None:

@@ -180,7 +180,8 @@ def solve_budget(question: BudgetQuestion) -> Budget:
 
     Guarantees
     ----------
-    ``epsilon`` is an upper bound that the named accountant proves for the result, at most the target where given.
+    ``epsilon`` is an upper bound that the named accountant proves for the returned values, and not
+    above the target where one was given.
     """
     missing = question.missing[0] if question.missing else "nothing"
     target = question.epsilon

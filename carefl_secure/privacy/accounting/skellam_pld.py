@@ -84,8 +84,9 @@ def least_kappa(variance: float, distance: float) -> float | None:
 def hidden_gaussian(event: SampledSkellam, distance: float) -> tuple[SampledGaussian, float] | None:
     r"""Find a Gaussian event of which an event with Skellam noise is nearly a post-processing.
 
-    Returns the event with noise multiplier :math:`\sqrt{\mu - \kappa\sqrt\mu} / l_2`, and the total variation distance
-    used, at most ``distance`` over all coordinates and all sums. None for unknown dimensions or too little noise.
+    Returns the event with noise multiplier :math:`\sqrt{\mu - \kappa\sqrt\mu} / l_2`, and the total
+    variation distance used, at most ``distance`` over all coordinates and all sums. None where the
+    dimension is unknown or the noise too small.
     """
     if event.dimension is None:
         return None

@@ -93,7 +93,8 @@ def clipped_sum(
     * ``parameters``: what is trained; the order decides the order of the result.
     * ``losses``: record indices [B] to losses [B]; entry ``i`` must depend on record ``i`` only. This cannot be
       verified here; the conformance audit tests it.
-    * ``indices``: int64, shape [sampled]: the sampled records, none twice; if it and ``rows`` are empty, nothing runs.
+    * ``indices``: int64, shape [sampled]: the sampled records, none twice; with none and no ``rows`` no model is
+      called.
     * ``groups``: int64, shape [sampled]: to which group each index belongs. The whole group must be there. A group
       stays within one micro-batch; a larger one is added up over several before it is clipped.
     * ``parallel_batches``: the opacus engine and groups take micro-batches one after another.

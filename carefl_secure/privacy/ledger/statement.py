@@ -26,7 +26,8 @@ _LEDGER = "ledger.jsonl"
 def find_ledgers(path: Path) -> list[Path]:
     """Return the ledgers at a path, never none: the server's first, then the clients' by number.
 
-    ``path`` is a ledger, a run folder (``ledger.jsonl`` and ``clients/*/ledger.jsonl``), or a folder of ``*.jsonl``.
+    ``path`` is a ledger, a run folder (``ledger.jsonl`` and ``clients/*/ledger.jsonl``), or a
+    folder of ledgers named ``*.jsonl``.
     """
     if path.is_file():
         return [path]

@@ -35,7 +35,8 @@ class CommitteeClient(Participant[CommitteeParameters, SubmitPhase], ClientSum):
     learn nothing about the honest clients' vectors beyond one sum, over a list of at least
     ``parameters.min_survivors`` clients: each honest member takes off its masks once, as one sum. Assumptions: roster
     and member keys are right; X-Wing or either half of it, Ed25519, SHA-256, AES-256 and HKDF hold; keys come from a
-    sound source; a member destroys its round key. Only noise in the vectors protects the sum itself.
+    sound source; a member destroys its round key. The sum itself is not hidden: only noise in the vectors protects
+    that.
     """
 
     FIRST = SubmitPhase.NEW

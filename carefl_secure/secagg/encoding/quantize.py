@@ -37,7 +37,8 @@ class EncodingPlan:
       per round; 0 without noise, where none is promised.
     * ``overflow_probability``: bound for a coordinate to wrap in a round, which costs accuracy, never privacy.
     * ``conditional``: whether :func:`encode` redraws the rounding until the integer vector is no longer than
-      ``l2_sensitivity``. Only for unit client: it is all that neighbours differ in; ``dither_failure`` is 0.
+      ``l2_sensitivity``. Only for unit client, where that vector is the whole difference between neighbours;
+      ``dither_failure`` is 0 then.
     * ``step``: rounded vectors are multiplied by it, so that noise is made on a finer grid. The sensitivities are of
       the vector before, the variances below of integers as they are summed.
     * ``noise_gain``: variance of a client's noise in a round over that of its fresh noise: above 1 under bands.

@@ -2,7 +2,8 @@
 
 TenSEAL is imported on first use and nowhere else. This file works around these traps:
 
-* ``make_context_public`` keeps a working decryptor: a public key is serialised without the secret and loaded afresh;
+* ``make_context_public`` keeps a working decryptor: a public key is made by serialising without
+  the secret and is loaded afresh;
 * serialising adds relinearisation and Galois keys: they are left out;
 * long vectors print a warning and short ones are filled by repetition: every vector has exactly
   as many slots as the ring;

@@ -151,7 +151,8 @@ class EncryptedClient(PairwiseClient):
     Guarantees
     ----------
     Those of ``PairwiseClient`` against the aggregator and the key holder together, whatever becomes of the encryption;
-    and from the aggregator alone the encryption hides even the masked vector, if ring LWE is hard at 128 bits.
+    and from the aggregator alone the encryption hides even the masked vector, if ring learning with errors is hard at
+    128 bits.
     """
 
     _key: PublicKey | None = None

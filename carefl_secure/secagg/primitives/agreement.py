@@ -28,14 +28,16 @@ class Agreement:
     * ``dimension``, ``bits``: length of the integer vectors (after padding); size of one word, 16 or 32. Sums are
       taken modulo ``2**bits``.
     * ``base_hash``, ``plan_hash``, ``model_hash``: 32 bytes each: the frozen base model with the code and
-      configuration; the privacy and encoding plan; the trained vector at the start (empty until :meth:`bind`).
+      configuration; the privacy and encoding plan; the trained vector at the start of the round (empty until
+      :meth:`bind`).
     * ``roster``: the Ed25519 public keys of all clients, agreed out of band. A client's index is its place here.
 
     Guarantees
     ----------
     :meth:`key_context` is a collision-resistant hash of all but the model and differs from protocol to protocol; keys
     are bound to it. :meth:`context` hashes that and the model; masks and everything after them are bound to it. Two
-    clients that were sent different models derive different mask keys, so a sum over both does not open.
+    clients that were sent different models derive different mask keys for one another, so a sum over both does not
+    open.
     """
 
     task: bytes
