@@ -1,6 +1,7 @@
 """Rounds of a private federated run on Flower: plan, client, aggregation, server, transport.
 
-Its settings, read on import, turn off Flower's usage reports and version checks unless the user has set them.
+Flower reads settings when its first part is imported. They turn off usage reports and version checks here, unless the
+user has set the variables.
 """
 
 from __future__ import annotations

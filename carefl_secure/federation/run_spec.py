@@ -32,13 +32,22 @@ def system_keys(index: int) -> KeySource:
 class RunSpec:
     """Everything that an engine needs to start the parties of a run.
 
-    * ``stage``: the stage of an agreed plan; one after the first goes on in a folder and in ledgers used before.
-    * ``tasks``: makes the clients' work. Engines whose clients live elsewhere never call it.
-    * ``base_hash``: 32 bytes over the frozen base model and what else all parties share.
-    * ``key_source``: a client's keys, by default the operating system's; others make noise and masks predictable.
-    * ``ledgers``: folder of client ledgers that outlive the run, ``<index>.jsonl`` each.
-    * ``max_epsilon``: the clients' own limit over all runs in their ledgers; the plan's target by default.
-    * ``server_lr``: the server's learning rate where chosen before the first round; sites sign it.
+    Parameters
+    ----------
+    stage : Stage
+        Which stage of which agreed plan this is; one after the first goes on in a folder and in ledgers used before.
+    tasks : callable() -> sequence of LocalTask
+        Makes the clients' work. Engines whose clients live elsewhere never call it.
+    base_hash : bytes
+        32 bytes over the frozen base model and what else all parties share.
+    key_source : callable(int) -> KeySource
+        Keys of a client; the operating system's entropy by default. Anything else makes noise and masks predictable.
+    ledgers : Path, optional
+        Folder of client ledgers that outlive the run, ``<index>.jsonl`` each.
+    max_epsilon : float, optional
+        The clients' own limit over all runs in their ledgers; the plan's target by default.
+    server_lr : float, optional
+        The server's learning rate where it was chosen before the first round; it belongs to what sites sign.
     """
 
     stage: Stage

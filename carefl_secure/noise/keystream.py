@@ -105,7 +105,10 @@ class KeyStream:
         return self._fill(nbytes).tobytes()
 
     def words(self, count: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """Return the next ``count`` words, read as little-endian: uint16, uint32 or uint64; else PrivacyError."""
+        """Return the next ``count`` words, read as little-endian, in this machine's byte order.
+
+        ``dtype`` is an unsigned integer type of 16, 32 or 64 bits; any other raises PrivacyError.
+        """
         kind = _unsigned(np.dtype(dtype))
         raw = self._fill(count * kind.itemsize).view(kind.newbyteorder("<"))
         return raw.astype(kind, copy=False)
@@ -120,10 +123,21 @@ def _unsigned(kind: np.dtype[Any]) -> np.dtype[Any]:
 def add_masks(accumulator: npt.NDArray[Any], keys: Sequence[bytes], signs: Sequence[int]) -> None:
     """Add one signed mask per key to an integer vector, in place.
 
-    ``accumulator += sum_k signs[k] * PRG(keys[k])`` modulo ``2**bits``, where ``PRG(key)`` is the start of
-    ``KeyStream(key)`` read as words of the accumulator's type: a contiguous uint16, uint32 or uint64 vector. There is
-    one 32-byte key and one sign, +1 or -1, per mask. Masks are drawn tile by tile, so none is ever held whole.
-    PrivacyError where an argument is not as stated; nothing was added then.
+    ``accumulator += sum_k signs[k] * PRG(keys[k])`` modulo ``2**bits``, where ``PRG(key)`` is the
+    start of ``KeyStream(key)`` read as words of the accumulator's type. Masks are drawn tile by
+    tile, so that a tile stays in the cache and no mask is ever held whole.
+
+    Parameters
+    ----------
+    accumulator
+        Contiguous uint16, uint32 or uint64 vector.
+    keys, signs
+        One 32-byte key and one sign, +1 or -1, per mask.
+
+    Raises
+    ------
+    PrivacyError
+        An argument is not as stated; nothing was added.
     """
     kind = _unsigned(accumulator.dtype)
     if accumulator.ndim != 1 or not accumulator.flags.c_contiguous:

@@ -1,7 +1,8 @@
 """Integer noise with the Skellam law, by inverting a 127-bit table of its distribution.
 
-Skellam noise of variance ``v`` is the difference of two independent Poisson variables of mean ``v / 2``:
-``P(X = k) = exp(-v) I_|k|(v)``. Sums of it are Skellam, so a sum over any clients has a known exact law.
+The Skellam law of variance ``v`` is the difference of two independent Poisson variables of mean ``v
+/ 2``: ``P(X = k) = exp(-v) I_|k|(v)``. Sums of independent Skellam variables are Skellam, so the
+noise in a sum over any set of clients has a known exact law.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ _CHUNK = 1 << 16
 class _Table:
     """Distribution of ``|X|``: entry ``m`` is ``floor(2**127 * P(|X| <= m))`` as two words.
 
-    For leading bits of the first word, ``first`` is the first possible entry; ``crowded`` ones must be searched.
+    For the leading bits of the first word, ``first`` is the first entry that can match and
+    ``crowded`` says whether entries share those bits, so that the entry must be searched for.
     """
 
     def __init__(self, variance: float) -> None:
@@ -61,7 +63,11 @@ class _Table:
 
 
 def _cumulative(variance: float) -> list[int]:
-    """Return ``floor(2**127 * P(|X| <= m))``, by Miller's downward recurrence in integers of some 190 bits."""
+    """Return ``floor(2**127 * P(|X| <= m))`` for ``m = 0, 1, ...`` up to the reach of the table.
+
+    The recurrence ``I_{k-1}(v) = I_{k+1}(v) + (2k / v) I_k(v)`` is run downwards (Miller), which is
+    stable, in integers with some 190 significant bits.
+    """
     numerator, denominator = variance.as_integer_ratio()
     top = int(_REACH * math.sqrt(variance)) + 60
     point = 192 + max(0, math.ceil(math.log2(variance)))

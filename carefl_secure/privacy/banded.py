@@ -36,10 +36,12 @@ def response(correlation: Sequence[float], rounds: int) -> NDArray[np.float64]:
 def running_error(correlation: Sequence[float], rounds: int, momentum: float = 0.0) -> float:
     r"""Return the root mean square error of the running sums that an optimizer with momentum sees.
 
-    With :math:`A` the prefix sums of :math:`v_t = \beta v_{t-1} + g_t`, it is
-    :math:`\lVert A C^{-1} \rVert_F\, \lVert c \rVert_2 / \sqrt T`, in standard deviations of independent noise of the
-    same noise multiplier. See Choquette-Choo et al., "(Amplified) Banded Matrix Factorization", NeurIPS 2023 (arXiv
-    2306.08153).
+    With :math:`A` the prefix sums of :math:`v_t = \beta v_{t-1} + g_t`, it is :math:`\lVert A C^{-1} \rVert_F\, \lVert
+    c \rVert_2 / \sqrt T`, in standard deviations of independent noise of the same noise multiplier.
+
+    References
+    ----------
+    Choquette-Choo et al., "(Amplified) Banded Matrix Factorization", NeurIPS 2023 (arXiv 2306.08153).
     """
     sums = np.cumsum(_filtered([1.0, -momentum], response(correlation, rounds)))
     left = np.arange(rounds, 0, -1)
@@ -75,7 +77,10 @@ def coefficients(bands: int, rounds: int, momentum: float = 0.0) -> tuple[int, .
 
 
 def predicted_error(bands: int, rounds: int, rate: float, epsilon: float, delta: float, momentum: float) -> float:
-    """Return a budget's noise multiplier (Gaussian, within 1 %) times `running_error`; infinity if none keeps it."""
+    """Return the error of running sums within a budget: noise multiplier times `running_error`.
+
+    Infinity where no noise keeps the budget. The noise is that of the Gaussian, within 1 %.
+    """
     cycles = SampledGaussian(min(1.0, bands * rate), 1.0, math.ceil(rounds / bands))
     price = functools.partial(coarse_epsilon, grid=ROUGH_GRID)
     try:
@@ -90,7 +95,10 @@ def predicted_error(bands: int, rounds: int, rate: float, epsilon: float, delta:
 def choose_bands(
     rounds: int, rate: float, epsilon: float, delta: float, momentum: float, bands: int | None = None
 ) -> tuple[int, float]:
-    """Return the bands, 2 or more or as given, of least predicted error, and its ratio to independent noise's."""
+    """Return the number of bands of least predicted error, and that error over the one of independent noise.
+
+    At least 2, among those that fit; ``bands`` fixes it.
+    """
     most = min(rounds, math.floor((1.0 + 1e-12) / rate), _MOST_BANDS)
     tried = (bands,) if bands else sorted({*(b for b in _CANDIDATES if b <= most), most})
     errors = {b: predicted_error(b, rounds, rate, epsilon, delta, momentum) for b in tried}

@@ -61,8 +61,11 @@ def poisson_sample(records: int, sample_rate: float, stream: KeyStream) -> NDArr
     Record ``i`` is taken where the ``i``-th 64-bit word of the stream lies below
     ``floor(sample_rate * 2**64)``. The stream must be secret and used for nothing else.
 
-    Returns the indices drawn, int64 [sampled], ascending. It may be empty, and then the step must still be made, with
-    noise alone: leaving it out would reveal that nobody was drawn.
+    Returns
+    -------
+    ndarray of int64, shape [sampled]
+        The indices drawn, ascending. It may be empty, and then the step must still be made, with
+        noise alone: leaving it out would reveal that nobody was drawn.
 
     Guarantees
     ----------

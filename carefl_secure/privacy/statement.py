@@ -44,7 +44,14 @@ _FLOATS = (
 
 
 def verdict(epsilon: float) -> str:
-    """Name the strength of an epsilon: up to 1, up to 10, above (Ponomareva et al., arXiv 2303.00654, 5.2)."""
+    """Name the strength of an epsilon in nats, as a string.
+
+    ``"strong"`` up to 1, ``"reasonable, not strong"`` up to 10, ``"weak"`` above.
+
+    References
+    ----------
+    Tiers of Ponomareva et al., "How to DP-fy ML", arXiv 2303.00654, section 5.2.
+    """
     if not epsilon >= 0.0:
         raise ConfigError(f"epsilon is {epsilon}; an accountant never gives less than 0")
     if epsilon <= _STRONG:

@@ -1,6 +1,7 @@
 """Interfaces of one round of any aggregation protocol, for a client, a helper and the server.
 
-Ledger, sampling, clipping, noise and optimizer belong to the callers; keys, masks, envelopes and ciphertexts here.
+Ledger, sampling, clipping, noise and optimizer belong to the callers, `ClientSession` and
+`SecureSumStrategy`; keys, masks, envelopes and ciphertexts belong here.
 """
 
 from __future__ import annotations
@@ -124,7 +125,10 @@ class ServerSum(ABC):
 
     @abstractmethod
     def open(self) -> tuple[MaskedIntegers, tuple[int, ...]]:
-        """Return the sum [padded] and its clients; CohortError where too few parties remain, with nothing opened."""
+        """Run every phase after the vectors; return the sum, shape [padded], and the clients in it.
+
+        Raises CohortError when too few clients or helpers remained; nothing was opened then.
+        """
 
     @abstractmethod
     def clients(self) -> Mapping[int, int]:

@@ -35,8 +35,9 @@ GROUP = "carefl_secure.aggregators"
 def find_protocol(name: str) -> AggregationProtocol:
     """Return a protocol of this package, or one that another package registers.
 
-    An entry point of ``carefl_secure.aggregators`` names a subclass of `AggregationProtocol`, made without arguments,
-    whose ``name`` is the entry point's. ConfigError when none or several have this name, or it cannot be loaded.
+    An entry point of the group ``carefl_secure.aggregators`` names a subclass of
+    `AggregationProtocol` that can be made without arguments and whose ``name`` is that of the entry
+    point. Raises ConfigError when none or several have this name, or it cannot be loaded.
     """
     if name in PROTOCOLS:
         return PROTOCOLS[name]

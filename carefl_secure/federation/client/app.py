@@ -103,12 +103,19 @@ def build_client_app(
 ) -> ClientApp:
     """Return the app that every node runs: its actions are those of clients, and of helpers (``helper_actions``).
 
-    * ``sessions``: gives the session of a ``partition-id``: one for the whole run, or new each time (``keep_state``).
-    * ``on_refusal``: called on the client with each refused error, whose text may describe data and must stay there.
-    * ``keep_state``: keep the session in the node's Flower context, for engines with a process per message. It never
-      leaves the node; its secrets are sealed. Helpers, whose round key is never stored, need a process that stays.
-    * ``helpers``: gives the helper of a ``partition-id``, one object for the whole run; None for a client.
-    * ``protocol``: the protocol of the run, where it is of another package and brings steps of its own.
+    Parameters
+    ----------
+    sessions : callable(int) -> ClientSession
+        Gives the session of a ``partition-id``: one object for the whole run, or a new one a time with ``keep_state``.
+    on_refusal : callable(int, CareflError) -> None, optional
+        Called on the client with each error that was refused with; its text may describe data and must stay there.
+    keep_state : bool, optional
+        Keep the session in the node's Flower context, for engines with a process per message. It never leaves the
+        node, and its secrets are sealed. A helper's round key is never stored, so helpers need a process that stays.
+    helpers : callable(int) -> Helper or None, optional
+        Gives the helper of a ``partition-id``, one object for the whole run; None for a client.
+    protocol : str, optional
+        The protocol of the run, where it is of another package and brings steps of its own.
 
     Guarantees
     ----------

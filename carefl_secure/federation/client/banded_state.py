@@ -62,7 +62,10 @@ class BandedState:
         self._write("0.groups", _GROUPS.pack(self._key, self._records))
 
     def members(self, records: int, number: int) -> Integers:
-        """Return the records in round ``number``'s group, ascending; PrivacyError where their number has changed."""
+        """Return which records are in the group of round ``number``, ascending.
+
+        PrivacyError where the client holds another number of records than in the rounds before.
+        """
         if self._records == -1:
             self._records = records
             self._write("0.groups", _GROUPS.pack(self._key, records))

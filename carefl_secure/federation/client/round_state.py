@@ -21,7 +21,8 @@ _NONE = -1
 class RoundBudget:
     """A ledger together with the plan whose rounds are charged to it.
 
-    ``limit``, by default the target, bounds the whole ledger. Without privacy rounds are recorded, not charged.
+    ``limit`` is the most the whole ledger, earlier runs included, may come to; the plan's target by
+    default. Without privacy nothing is charged, and every round is recorded as unprotected.
     """
 
     def __init__(self, ledger: Ledger, plan: RunPlan, cohort: Cohort, limit: float | None = None) -> None:
@@ -113,7 +114,10 @@ class OpenRounds:
         return self._sum
 
     def enter(self, number: int, plan_hash: bytes, model_hash: bytes) -> ClientSum:
-        """Return the round for a vector, bound to its model; ProtocolError for another round, plan or model."""
+        """Return the round that a vector is asked for, bound to its model; one with prefetched keys begins here.
+
+        Raises ProtocolError for any other round, another plan, or a round bound to another model.
+        """
         if self._sum is None or number != self.number:
             return self._begin_prefetched(number, plan_hash, model_hash)
         if plan_hash != self._plan_hash:

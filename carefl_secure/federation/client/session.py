@@ -1,4 +1,8 @@
-"""One client's side of a run: what it checks, what it spends, what it releases, in that order; no Flower type."""
+"""One client's side of a run: what it checks, what it spends, what it releases.
+
+No Flower type appears here. The order inside `release` matters: all that can be checked without a
+record is checked, then the ledger is written, and only then does the client look at a record.
+"""
 
 from __future__ import annotations
 
@@ -35,11 +39,18 @@ _LARGEST_GROWTH = 100.0
 class ClientSession:
     """A client for the length of one run.
 
-    * ``setup``: the client's own copies of plan and cohort; its fresh keys never come from the run's seed.
-    * ``ledger``: the client's own account, kept across runs on the same records.
-    * ``max_epsilon``: the most that all runs in the ledger may spend; the plan's target by default.
-    * ``memory``: folder for what the client keeps between rounds of this run (FedDyn, banded noise).
-    * ``last_round``: the last round of the agreed plan, by default its number of rounds; the first follows from it.
+    Parameters
+    ----------
+    setup : ClientSetup
+        The client's own copies of plan and cohort, not the server's; its fresh keys never come from the run's seed.
+    ledger : Ledger
+        The client's own account, kept across runs on the same records.
+    max_epsilon : float, optional
+        The most that all runs in the ledger may spend; the plan's target by default.
+    memory : Path, optional
+        Folder for what the client keeps between rounds of this run (FedDyn, banded noise).
+    last_round : int, optional
+        The last round number of the agreed plan; the plan's number of rounds by default. The first follows from it.
 
     Guarantees
     ----------

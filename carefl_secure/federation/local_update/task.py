@@ -49,8 +49,9 @@ class PersonTask(LocalTask, Protocol):
     ) -> NDArray[np.float64]:
         """Return the sum of the clipped gradients of some persons, float64, shape [D].
 
-        ``sum_p clip(grad mean_{i of p} loss_i(adapter))``: each has a norm of at most the clipping norm of the plan.
-        ``persons``: int64, shape [P], sorted, distinct; empty where nobody was drawn.
+        ``sum_p clip(grad mean_{i of p} loss_i(adapter))``: each person has a norm of at most the
+        clipping norm of the plan, however many records it has. ``persons``: int64, shape [P],
+        sorted, distinct; empty where nobody was drawn.
         """
 
 
@@ -69,8 +70,9 @@ class DescentTask(LocalTask, Protocol):
 class DeferredTask:
     """A task whose records are not looked at before the first vector is computed.
 
-    ``dimension`` is known beforehand; ``make`` returns the task, or raises. More records than declared are all kept:
-    leaving some out would let one displace another, and so move the sum twice as far as the plan counts with.
+    ``dimension`` is known beforehand; ``make`` returns the task, or raises where its records cannot
+    be used. A client may hold more records than were declared: leaving the excess out would let one
+    record displace another, and so move the sum twice as far as the plan counts with.
     """
 
     dimension: int

@@ -1,4 +1,7 @@
-"""Everything a run is agreed on before its first round; the noise follows from the integer norms and all rounds."""
+"""Everything a run is agreed on before its first round: privacy, encoding and noise, fixed at once.
+
+The noise is found for the whole number of rounds, from the norms of the integer encoding.
+"""
 
 from __future__ import annotations
 
@@ -35,15 +38,26 @@ _NOTHING = 1e-3  # of the limit: what is left below it is of no use to any run
 class PlanRequest:
     """What a plan is made from: everything that the parties choose.
 
-    * ``unit``: what is protected; ``"none"`` switches noise off, masks stay.
-    * ``public_records``: declared number of records, or persons, of all clients together.
-    * ``sample_rate``: probability of a record, or person, in a round or local step; 1 for unit client: see ``local``.
-    * ``clipping_norm``: bound on the Euclidean norm of one record's gradient, one person's, or one client's update.
-    * ``target_epsilon``: what all rounds together may spend; needed for every unit but none.
-    * ``min_survivors``: fewest clients a round may end with; ``floor(2 n / 3) + 1`` by default.
-    * ``normalise``: whether the clients scale gradients to the norm in place of clipping them.
-    * ``local``: needed for unit client and for trust none; refused where one gradient sum is released.
-    * ``masks_in_pairs``: whether the protocol masks in pairs; more than 200 clients then need a sparse graph.
+    Parameters
+    ----------
+    unit : {"record", "person", "client", "none"}
+        What is protected; ``"none"`` switches noise off, masks stay.
+    public_records : int
+        Declared number of records, or persons, of all clients together.
+    sample_rate : float
+        Probability of a record, or person, in a round or local step. 1 for unit client, whose batch is in ``local``.
+    clipping_norm : float
+        Bound on the Euclidean norm of one record's gradient, one person's, or one client's update.
+    target_epsilon : float, optional
+        What all rounds together may spend; needed for every unit but none.
+    min_survivors : int, optional
+        Fewest clients a round may end with; ``floor(2 n / 3) + 1`` by default.
+    normalise : bool
+        Whether the clients scale gradients to the norm in place of clipping them.
+    local : LocalPlan, optional
+        Needed for unit client and for trust none; refused where one gradient sum is released.
+    masks_in_pairs : bool
+        Whether the aggregation protocol masks in pairs; more than 200 clients then need a sparse graph.
     """
 
     unit: Unit
@@ -204,7 +218,8 @@ def _check_local(unit: Unit, trust: Trust, local: LocalPlan | None) -> None:
 def _noisy_update(privacy: PrivacyPlan, local: LocalPlan | None) -> float:
     """Bound an entry of an update of local DP-SGD; public, and past it entries are cut.
 
-    ``eta (M C + 12 z C) n / (q N)`` in each of K steps, M by Chernoff on the records drawn; twice that under FedDyn.
+    Each of K steps changes an entry by at most ``eta (M C + 12 z C) n / (q N)`` with the Chernoff
+    bound M on the records drawn; FedDyn's correction may add as much again.
     """
     if local is None:
         raise ConfigError("trust 'none' needs local steps")

@@ -30,11 +30,17 @@ _NAME = re.compile(r"[a-z][a-z0-9-]{0,39}")
 class AggregationConfig:
     """The aggregation protocol of a run and its parameters.
 
-    * ``protocol``: one of :data:`PROTOCOLS`, or an installed package's; the same noise gives the same adapter.
-    * ``dropout_tolerance``: committee members that may drop out once all have announced their keys;
-      ``2 * dropout_tolerance + 1`` honest members are needed then, in place of one.
-    * ``prefetch``: whether keys are exchanged one round ahead, where uploads are not encrypted; changes no result.
-    * ``own_helpers``: helpers that a protocol of another package needs, as its ``helpers`` says; 0 for this package's.
+    Parameters
+    ----------
+    protocol : str
+        One of :data:`PROTOCOLS`, or that of an installed package. The same noise gives the same adapter under all.
+    dropout_tolerance : int
+        Committee members that may drop out once all have announced their keys; ``2 * dropout_tolerance + 1`` honest
+        members are needed then, in place of one.
+    prefetch : bool
+        Whether keys are exchanged one round ahead, which changes no result; not used where uploads are encrypted.
+    own_helpers : int
+        Helpers that a protocol of another package needs, as its ``helpers`` says; 0 for this package's.
     """
 
     protocol: Aggregation = "pairwise"
@@ -111,9 +117,14 @@ class AggregationConfig:
 class Cohort:
     """Who takes part in which run on which base model, and how the run sums.
 
-    * ``roster``: Ed25519 public keys, 32 bytes each; a client's index is its place.
-    * ``base_hash``: 32 bytes over the frozen base model, the code and the configuration.
-    * ``helpers``: Ed25519 public keys, none a client's, of the committee in order or of the only party that decrypts.
+    Parameters
+    ----------
+    roster : tuple of bytes
+        Ed25519 public keys, 32 bytes each; a client's index is its place.
+    base_hash : bytes
+        32 bytes over the frozen base model, the code and the configuration.
+    helpers : tuple of bytes
+        Ed25519 public keys, not of clients, of the committee or of the only party that can decrypt sums, in order.
 
     Guarantees
     ----------
@@ -171,7 +182,10 @@ class Cohort:
     def encrypted_parameters(
         self, plan: RunPlan, number: int, public_key: bytes, model_hash: bytes = b""
     ) -> EncryptedParameters:
-        """Return the agreement under a key by its SHA-256; ConfigError without a key holder, or if sums do not fit."""
+        """Return the agreement behind a round under the key whose SHA-256 is ``public_key``.
+
+        ConfigError when the plan's sums do not fit a ciphertext, or there is no key holder.
+        """
         if self.key_holder is None:
             raise ConfigError("an encrypted sum needs a key holder; name its public key")
         room = choose_fields(plan.encoding)

@@ -35,15 +35,23 @@ class LocalPlan:
     where r is the rule; the identity for ``sgd``. Raises ConfigError when a value is out of range, or the pull of the
     regularisers would overshoot.
 
-    * ``learning_rate``: step size eta, above 0.
-    * ``batch_share``: share of a client's records in one step, in (0, 1]. Under trust none every record is drawn with
-      this probability; elsewhere shuffled records are cut into batches of this share.
-    * ``proximal_mu``: strength mu of FedProx (Li et al., MLSys 2020, arXiv 1812.06127); 0 leaves it out.
-    * ``feddyn_alpha``: FedDyn's regulariser alpha (Acar et al., ICLR 2021, arXiv 2111.04263); each client then keeps a
-      correction h_i. 0 leaves it out.
-    * ``stragglers``: share of the clients that take fewer steps in a round, as in FedProx's experiments: drawn anew in
-      every round from ``seed``, each with 1 to ``steps - 1`` steps. Public.
-    * ``rule``: name in :mod:`carefl_secure.federation.local_update.local_training`.
+    Parameters
+    ----------
+    learning_rate : float
+        Step size eta, above 0.
+    batch_share : float
+        Share of a client's records in one step, in (0, 1]. Under trust none every record is drawn
+        with this probability; elsewhere shuffled records are cut into batches of this share.
+    proximal_mu : float
+        Strength mu of FedProx (Li et al., MLSys 2020, arXiv 1812.06127); 0 leaves it out.
+    feddyn_alpha : float
+        FedDyn's regulariser alpha (Acar et al., ICLR 2021, arXiv 2111.04263); each client then keeps a correction h_i.
+        0 leaves it out.
+    stragglers : float
+        Share of the clients that take fewer steps in a round, as in FedProx's experiments: drawn
+        anew in every round from ``seed``, each with 1 to ``steps - 1`` steps. Public.
+    rule : str
+        Name in :mod:`carefl_secure.federation.local_update.local_training`.
     """
 
     steps: int

@@ -119,9 +119,12 @@ class FedAdam:
 
     Each entry changes by about ``learning_rate``, above 0, in a round, times its ``scale``, [D] or one number.
     ``eps``, above 0, is added to the root; noise keeps that away from 0, so small values are safe. With
-    ``noise_correction``, `observe` must come before every step. See Tang, Shpilevskiy and Lécuyer, "DP-AdamBC: Your
-    DP-Adam Is Actually DP-SGD (Unless You Apply Bias Correction)", AAAI 2024 (arXiv 2312.14334); its lower bound is a
-    constant, not a share of the noise.
+    ``noise_correction``, `observe` must come before every step.
+
+    References
+    ----------
+    Tang, Shpilevskiy and Lécuyer, "DP-AdamBC: Your DP-Adam Is Actually DP-SGD (Unless You Apply Bias Correction)",
+    AAAI 2024 (arXiv 2312.14334); its lower bound is a constant, not a share of the noise.
     """
 
     def __init__(
@@ -150,7 +153,8 @@ class FedAdam:
     def step(self, adapter: NDArray[np.float32], gradient: Vector) -> NDArray[np.float32]:
         """Return the adapter after one Adam step, float32, shape [D].
 
-        NonFiniteError where gradient or step is not finite, the state unchanged; RunError where `observe` is due.
+        Raises NonFiniteError when the gradient or the step is not finite, and the state is then
+        unchanged; RunError, with noise correction, when `observe` was not called for this step.
         """
         point = checked(adapter, gradient)
         b1, b2 = self.betas

@@ -1,6 +1,7 @@
 """Flower's strategy for a sum that only opens as a whole.
 
-`Strategy.start` drives it: `configure_train` before the vectors, `aggregate_train` after them, with a `ServerSum`.
+`Strategy.start` drives it unchanged on every engine: what comes before the vectors runs in
+`configure_train`, what comes after them in `aggregate_train`. A `ServerSum` makes the sum.
 """
 
 from __future__ import annotations
@@ -52,10 +53,16 @@ class SecureSumStrategy(Strategy):
     local steps, S is the sum of their updates and ``g = -S / s``. The divisors are public. Under a `SumGuard` no step
     is taken on a sum longer than honest clients can make it, and clients may be left out of a round.
 
-    * ``ledger``: the server's account of the run. Uploads that a round needs twice are kept in its folder.
-    * ``on_round``: called once a round is finished, with its figures and the new adapter.
-    * ``finished``, ``last``: rounds finished before; the last to run, by default as planned, which prefetches no keys.
-    * ``waiting``: seconds for the replies of a phase, and for all nodes before a round until some came too late.
+    Parameters
+    ----------
+    ledger : Ledger
+        The server's account of the run. Uploads that a round needs twice are kept in its folder.
+    on_round : callable(row, adapter) -> None, optional
+        Called once a round is finished, with its figures and the new adapter.
+    finished, last : int, optional
+        Rounds finished before a resumption; the last to run, which prefetches no keys, by default the last planned.
+    waiting : tuple of float, optional
+        Seconds to wait for the replies of a phase; and for all nodes before a round, until some once came too late.
 
     Guarantees
     ----------
@@ -179,7 +186,10 @@ class SecureSumStrategy(Strategy):
         self._lost = True
 
     def _retries(self, grid: Grid, reason: str) -> bool:
-        """Wait for lost parties, ``timeout`` seconds in a row at most; False then. Nothing was charged."""
+        """Wait for parties that may come back, for ``timeout`` seconds in a row at most; False once that is over.
+
+        No vector was asked for, so nothing was charged. The next number is taken: a site begins no round twice.
+        """
         pause = max(_RETRY, self._waited)
         retrying = grid.retrying if isinstance(grid, OneRunGrid) else None
         if retrying is None or self._waited + pause > self._timeout:

@@ -43,8 +43,11 @@ def honest_norm(plan: RunPlan, survivors: int, agreement: float = 1.0) -> float:
     A sum of ``survivors`` clients that follow the plan, on no more than the declared records, is longer with a
     probability of at most :data:`FAILURE`: whatever the records and the adapter are if ``agreement`` is 1, and if that
     assumption holds otherwise. Not counted is that a coordinate wraps around (``EncodingPlan.overflow_probability``).
-    See Boucheron, Lugosi, Massart, *Concentration Inequalities*, theorem 2.10; Laurent and Massart, Annals of
-    Statistics 2000, lemma 1, for the Gaussian.
+
+    References
+    ----------
+    Boucheron, Lugosi, Massart, *Concentration Inequalities*, theorem 2.10; Laurent and Massart, Annals of Statistics
+    2000, lemma 1, for the Gaussian.
     """
     privacy, encoding, local = plan.privacy, plan.encoding, plan.local
     size, level = encoding.dimension, math.log(4 / FAILURE)

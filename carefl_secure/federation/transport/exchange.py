@@ -49,8 +49,9 @@ class Faults:
 class Exchange:
     """Messages of one round.
 
-    ``number`` is Flower's group; ``timeout`` is in seconds, for one phase; ``faults`` are the run's. A message that a
-    check refuses, an error reply that is no dropout, and a refusal are faults of their sender, who counts as silent.
+    ``number`` is Flower's group of every message; ``timeout`` is in seconds, for one phase;
+    ``faults`` are those of the run. A message that is refused by a check, an error reply that is no
+    dropout, and a refusal are faults of their sender, who counts as silent.
     """
 
     def __init__(self, grid: Grid, number: int, timeout: float, faults: Faults | None = None) -> None:

@@ -89,11 +89,17 @@ class OneRunGrid(Grid):
 class LocalGrid(OneRunGrid):
     """Send messages to client apps that live in this process.
 
-    * ``nodes``: number of nodes. Node ``i`` has Flower's number ``1000 + i`` and ``partition-id`` ``i``.
-    * ``workers``: how many nodes may run at once; 1 (the default) runs them one after another in the calling thread.
-    * ``drop``: asked twice for every exchange: with the message on its way in and with the reply on its way out (which
-      names the message it replies to). True loses it: a lost message was never handled, a lost reply was.
-    * ``record``: sees, in order, every message that the server sends and every reply that reaches it.
+    Parameters
+    ----------
+    nodes : int
+        Number of nodes. Node ``i`` has Flower's number ``1000 + i`` and ``partition-id`` ``i``.
+    workers : int, optional
+        How many nodes may run at once; 1 (the default) runs them one after another in the calling thread.
+    drop : callable(node, message) -> bool, optional
+        Asked twice for every exchange: with the message on its way in and with the reply on its way out (which names
+        the message it replies to). True loses it: a lost message was never handled, a lost reply was.
+    record : callable(node, message) -> None, optional
+        Sees, in order, every message the server sends and every reply that reaches it: its whole view of the clients.
 
     Guarantees
     ----------

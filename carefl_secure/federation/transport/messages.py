@@ -1,4 +1,8 @@
-"""Packing of protocol bytes into Flower records; strict unpacking: no missing, extra or wrongly typed field."""
+"""Packing of protocol bytes into Flower records, and strict unpacking.
+
+Everything but the adapter is integers, byte strings, lists of clients' indices, and maps from a
+client's index to bytes. A message with a missing, extra or wrongly typed field is refused.
+"""
 
 from __future__ import annotations
 

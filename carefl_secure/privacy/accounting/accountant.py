@@ -79,7 +79,8 @@ def _priced(events: Sequence[Event], delta: float, grid: float | None = None) ->
 def coarse_epsilon(events: Sequence[Event], delta: float, grid: float = COARSE_GRID) -> float:
     """Bound epsilon as ``epsilon`` does, on a coarser grid: still valid, faster, and larger.
 
-    ``grid`` 1e-3 is some 0.005 above the truth in usual runs; 1e-2, in a tenth of the time, up to 5 %.
+    ``grid`` 1e-3 is some 0.005 above the truth for usual runs; 1e-2 takes a tenth of the time and
+    may lie 5 % above it.
     """
     return _priced(events, delta, grid)[0]
 
@@ -100,9 +101,13 @@ def mixture_epsilon(events: Sequence[SampledSkellam], clients: int, delta: float
 
     .. math:: \sum_{k=0}^{n} \binom{n}{k} q^k (1-q)^{n-k} N(k, z^2)
 
-    for the Gaussian noise inside the Skellam noise of the sum; ``events`` are those of a unit at one client. None
-    where nothing below ``ceiling``, an epsilon proved otherwise, is proved so. See Choquette-Choo et al., "Privacy
-    Amplification for Matrix Mechanisms", ICLR 2024 (arXiv 2310.15526), corollary 4.7; proof: ``docs/accounting.md``.
+    for the Gaussian noise inside the Skellam noise of the sum; ``events`` are those of a unit at
+    one client. None where nothing below ``ceiling``, an epsilon proved otherwise, is proved so.
+
+    References
+    ----------
+    Choquette-Choo et al., "Privacy Amplification for Matrix Mechanisms", ICLR 2024 (arXiv
+    2310.15526), corollary 4.7; ``docs/accounting.md`` has a proof.
     """
     # the lower ceiling leaves more of delta for the distance between the two noises
     for most in (_likely(events, delta, clients), _MOST_EPSILON):

@@ -82,9 +82,13 @@ def attacker_bounds(events: Sequence[Event], false_positive_rates: Sequence[floa
     their upper end, and grids are closed against the claim. Added on both sides are the chance that a rounding broke
     its norm bound, and the total variation distance between Skellam noise and a rule applied to the Gaussian inside
     it: if the true release is within tau of another on either data set, a test with rates (FPR, TPR) on the first has
-    rates of at most FPR + tau and at least TPR - tau on the second. See Kairouz, Oh, Viswanath, "The Composition
-    Theorem for DP", ICML 2015, theorem 2.1; Balle et al., "Hypothesis Testing Interpretations and Renyi DP", AISTATS
-    2020, theorem 3; Dong, Roth, Su, "Gaussian Differential Privacy", JRSS B 2022.
+    rates of at most FPR + tau and at least TPR - tau on the second.
+
+    References
+    ----------
+    Kairouz, Oh, Viswanath, "The Composition Theorem for DP", ICML 2015, theorem 2.1; Balle et al.,
+    "Hypothesis Testing Interpretations and Renyi DP", AISTATS 2020, theorem 3; Dong, Roth, Su,
+    "Gaussian Differential Privacy", JRSS B 2022.
     """
     for rate in false_positive_rates:
         if not 0.0 < rate < 1.0:

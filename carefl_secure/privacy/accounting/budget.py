@@ -174,9 +174,10 @@ class Budget:
 def solve_budget(question: BudgetQuestion) -> Budget:
     """Find the quantity left out, or check that all four agree.
 
-    The result has the least noise, the most rounds or the highest sampling rate within the target. ConfigError where
-    the target would be kept by any value at all; BudgetExceededError where no value keeps the target, or all four were
-    given and cost more than the epsilon.
+    The result has the least noise, the most rounds or the highest sampling rate within the target.
+
+    ConfigError where the target would be kept by any value at all; BudgetExceededError where no value keeps the
+    target, or all four were given and cost more than the epsilon.
 
     Guarantees
     ----------

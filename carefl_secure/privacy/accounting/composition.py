@@ -50,8 +50,11 @@ def over_disjoint_clients(epsilons: Sequence[float], delta: float) -> Combined:
     Guarantees
     ----------
     Adding or removing one unit changes the input of one client only, whose ledger covers all that was released with
-    it. This needs add-or-remove-one adjacency, and plans that do not depend on what any client holds. See McSherry,
-    "Privacy Integrated Queries", SIGMOD 2009, theorem 4.
+    it. This needs add-or-remove-one adjacency, and plans that do not depend on what any client holds.
+
+    References
+    ----------
+    McSherry, "Privacy Integrated Queries", SIGMOD 2009, theorem 4.
     """
     if not epsilons:
         raise ConfigError("there is no account to combine; give one for each client")
@@ -153,10 +156,14 @@ def filtered_epsilon(first: Sequence[Event], later: Sequence[Event], limit: floa
 
     Guarantees
     ----------
-    If a sum is released only where this is at most ``limit``, everything released is (limit, delta)-DP under
-    add-or-remove-one adjacency, although each later event depends on all earlier releases. The first plan, ``limit``
-    and ``delta`` must not. Proof: ``docs/accounting.md``. See Feldman, Zrnic, "Individual Privacy Accounting via a
-    Renyi Filter", NeurIPS 2021, theorem 4.3; Canonne, Kamath, Steinke, arXiv 2004.00010, proposition 12.
+    If a sum is released only where this is at most ``limit``, everything released is (limit,
+    delta)-DP under add-or-remove-one adjacency, although each later event depends on all earlier
+    releases. The first plan, ``limit`` and ``delta`` must not. Proof: ``docs/accounting.md``.
+
+    References
+    ----------
+    Feldman, Zrnic, "Individual Privacy Accounting via a Renyi Filter", NeurIPS 2021, theorem 4.3;
+    Canonne, Kamath, Steinke, arXiv 2004.00010, proposition 12.
     """
     if not later or math.isinf(limit):
         return epsilon([*first, *later], delta)

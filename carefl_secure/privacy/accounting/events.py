@@ -51,7 +51,10 @@ class _Sampled:
 
 @dataclass(frozen=True)
 class SampledSkellam(_Sampled):
-    """``count`` sums of Poisson-sampled records under Skellam noise; without ``dimension`` only RDP can price them."""
+    """``count`` sums of Poisson-sampled records, each hidden by Skellam noise of integer vectors.
+
+    Without its ``dimension`` noise cannot be priced by privacy loss distributions.
+    """
 
     kind: ClassVar[str] = "sampled_skellam"
     positive: ClassVar[tuple[str, ...]] = ("l1", "l2", "variance")

@@ -39,8 +39,11 @@ def gaussian_losses(rate: float, noise_multiplier: float, step: float, clients: 
     """Return the losses of a unit that is removed and of one that is added; one object twice where they are equal.
 
     Equal to ``from_gaussian_mechanism`` and ``from_mixture_gaussian_mechanism`` of ``dp_accounting`` up to floating
-    point, which a test checks, in a small part of their time. See Doroshenko et al., "Connect the Dots", PoPETs 2022
-    (arXiv 2207.04380), algorithm 1.
+    point, which a test checks, in a small part of their time.
+
+    References
+    ----------
+    Doroshenko et al., "Connect the Dots", PoPETs 2022 (arXiv 2207.04380), algorithm 1.
     """
     pair = _Pair(rate, noise_multiplier, clients)
     low, high = -_REACH * noise_multiplier, clients + _REACH * noise_multiplier
@@ -72,7 +75,8 @@ class _Pair:
     def cutoffs(self, losses: _Vector) -> _Vector:
         """Return where the loss reaches each value; minus infinity for values that it always exceeds.
 
-        Newton's method, from above, on the log of the sum over k > 0: convex, of slopes from 1 to n over z squared.
+        Newton's method on the log of the sum over k > 0, which is convex with slopes between 1 and n over z squared;
+        it begins above the root and comes down. One step is exact for one client.
         """
         with np.errstate(divide="ignore", invalid="ignore"):
             wanted = losses + np.log(-np.expm1(self.logs[0] - losses))
@@ -118,10 +122,13 @@ _PRV_ERROR = 0.01
 def opacus_prv_epsilon(sample_rate: float, noise_multiplier: float, rounds: int, delta: float) -> float | None:
     """Estimate the epsilon of Poisson-sampled Gaussian sums with Opacus' PRV accountant.
 
-    An upper estimate, 0.01 above the one proved by the loss distribution where both are accurate; None where the
-    accountant gives up. Opacus' ``gdp`` accountant is not offered: it falls below the truth. Opacus is imported only
-    here, as it brings torch with it. See Gopi, Lee, Wutschitz, "Numerical Composition of Differential Privacy",
-    NeurIPS 2021.
+    An upper estimate, 0.01 above the one proved by the loss distribution where both are accurate;
+    None where the accountant gives up. Opacus' ``gdp`` accountant is not offered: it falls below
+    the truth. Opacus is imported only here, as it brings torch with it.
+
+    References
+    ----------
+    Gopi, Lee, Wutschitz, "Numerical Composition of Differential Privacy", NeurIPS 2021.
     """
     from opacus.accountants import PRVAccountant
 

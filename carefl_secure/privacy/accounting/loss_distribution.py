@@ -145,7 +145,10 @@ class _Composition:
         return max(0.0, min(upper, within))
 
     def _tails(self, tilt: float) -> tuple[_Vector, _Vector, _Vector, _Vector] | None:
-        """Return losses from 0 on, both masses above each, and the rounding; None where exponentials overflow."""
+        """Return the losses from 0 on, both distributions' masses above each, and what is charged for rounding.
+
+        None where exponentials of the losses would overflow.
+        """
         centre = self._cumulant(tilt)
         start, size = self._window(tilt, centre)
         tilted, rounding = self._tilted(tilt, start, size)

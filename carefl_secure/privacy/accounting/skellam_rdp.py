@@ -26,9 +26,13 @@ def skellam_rdp(orders: NDArray[np.float64], l1: float, l2: float, variance: flo
         \varepsilon(\alpha) = \frac{\alpha\, l_2^2}{2\mu}
         + \min\left(\frac{(2\alpha-1)\, l_2^2 + 6\, l_1}{4\mu^2}, \frac{3\, l_1}{2\mu}\right)
 
-    at whole orders [orders] of at least 2, with norms ``l1`` and ``l2`` of the shift in integer units and variance
-    :math:`\mu` in each coordinate. See Agarwal, Kairouz, Liu, "The Skellam Mechanism for Differentially Private
-    Federated Learning", NeurIPS 2021 (arXiv 2110.04995), theorem 3.5; proved for whole orders.
+    at whole orders [orders] of at least 2, with norms ``l1`` and ``l2`` of the shift in integer
+    units and variance :math:`\mu` in each coordinate.
+
+    References
+    ----------
+    Agarwal, Kairouz, Liu, "The Skellam Mechanism for Differentially Private Federated Learning",
+    NeurIPS 2021 (arXiv 2110.04995), theorem 3.5; proved for whole orders.
     """
     extra = np.minimum(
         ((2.0 * orders - 1.0) * l2**2 + 6.0 * l1) / (4.0 * variance) / variance, 3.0 * l1 / (2.0 * variance)
@@ -39,8 +43,11 @@ def skellam_rdp(orders: NDArray[np.float64], l1: float, l2: float, variance: flo
 def gaussian_rdp(orders: NDArray[np.float64], noise_multiplier: float) -> NDArray[np.float64]:
     r"""Renyi divergence of Gaussian noise for a shift of norm one: :math:`\alpha / 2 z^2`, in nats.
 
-    At orders [orders] above 1; z is the standard deviation over the norm of the shift. See Mironov, "Renyi
-    Differential Privacy", CSF 2017, proposition 7.
+    At orders [orders] above 1; z is the standard deviation over the norm of the shift.
+
+    References
+    ----------
+    Mironov, "Renyi Differential Privacy", CSF 2017, proposition 7.
     """
     return orders / (2.0 * noise_multiplier) / noise_multiplier
 
@@ -96,12 +103,16 @@ def sampled_rdp(event: Event) -> NDArray[np.float64]:
 
     Guarantees
     ----------
-    The sum is exactly the moment of the mixture against the noise alone. The other direction is not larger, because a
-    reflection about half the shift swaps noise and shifted noise (Mironov, Talwar, Zhang, theorem 5); both noises here
-    are symmetric. Joint quasi-convexity covers the draw of all other records and of the dither. It needs true Poisson
-    draws that stay secret and, for Skellam, norm bounds that hold (their failure is charged to delta by the
-    accountant). See Mironov, Talwar, Zhang, "Renyi DP of the Sampled Gaussian Mechanism", arXiv 1908.10530; Steinke,
-    "Composition of DP and Privacy Amplification by Subsampling", arXiv 2210.00597.
+    The sum is exactly the moment of the mixture against the noise alone. The other direction is
+    not larger, because a reflection about half the shift swaps noise and shifted noise (Mironov,
+    Talwar, Zhang, theorem 5); both noises here are symmetric. Joint quasi-convexity covers the
+    draw of all other records and of the dither. It needs true Poisson draws that stay secret and,
+    for Skellam, norm bounds that hold (their failure is charged to delta by the accountant).
+
+    References
+    ----------
+    Mironov, Talwar, Zhang, "Renyi DP of the Sampled Gaussian Mechanism", arXiv 1908.10530;
+    Steinke, "Composition of DP and Privacy Amplification by Subsampling", arXiv 2210.00597.
     """
     return event.count * _sampled(event.times(1))
 
@@ -113,7 +124,11 @@ def epsilon_from_rdp(rdp: NDArray[np.float64], delta: float) -> float:
         \varepsilon = \min_\alpha\; r(\alpha) + \log\left(1 - \frac1\alpha\right)
         - \frac{\log(\delta\alpha)}{\alpha - 1}
 
-    PrivacyError where the curve holds NaN. See Canonne, Kamath, Steinke, arXiv 2004.00010, proposition 12.
+    PrivacyError where the curve holds NaN.
+
+    References
+    ----------
+    Canonne, Kamath, Steinke, arXiv 2004.00010, proposition 12.
     """
     orders = np.array(ORDERS, dtype=np.float64)
     bounds = rdp + np.log1p(-1.0 / orders) - np.log(delta * orders) / (orders - 1.0)

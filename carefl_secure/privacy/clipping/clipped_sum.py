@@ -89,27 +89,39 @@ def clipped_sum(
     ConfigError where the parameters or indices are not as stated, or the engine cannot handle a layer; PrivacyError
     where the losses are not one per record, an index occurs twice, or gradients cannot be split.
 
-    * ``module``: the model that ``losses`` runs. It is left as it was found, ``.grad`` included.
-    * ``parameters``: what is trained; the order decides the order of the result.
-    * ``losses``: record indices [B] to losses [B]; entry ``i`` must depend on record ``i`` only. This cannot be
-      verified here; the conformance audit tests it.
-    * ``indices``: int64, shape [sampled]: the sampled records, none twice; with none and no ``rows`` no model is
-      called.
-    * ``groups``: int64, shape [sampled]: to which group each index belongs. The whole group must be there. A group
-      stays within one micro-batch; a larger one is added up over several before it is clipped.
-    * ``parallel_batches``: the opacus engine and groups take micro-batches one after another.
-    * ``rows``: the fewest records to compute with. Record 0 stands in for those that were not sampled, and counts as
-      nothing, so that the work does not tell how many were.
+    Parameters
+    ----------
+    module : Module
+        The model that ``losses`` runs. It is left as it was found, ``.grad`` included.
+    parameters : sequence of (name, Parameter)
+        What is trained; the order decides the order of the result.
+    losses : callable
+        Record indices [B] to losses [B]; entry ``i`` must depend on record ``i`` only. This cannot
+        be verified here; the conformance audit tests it.
+    indices : ndarray of int64, shape [sampled]
+        The sampled records, none twice. Where it and ``rows`` are empty the model is not called.
+    groups : ndarray of int64, shape [sampled], optional
+        To which group each index belongs. The whole group must be there. A group stays within one
+        micro-batch; a larger one is added up over several before it is clipped.
+    parallel_batches : callable(function, items) -> iterable, optional
+        The opacus engine and groups take micro-batches one after another.
+    rows : int, optional
+        The fewest records to compute with. Record 0 stands in for those that were not sampled, and
+        counts as nothing, so that the work does not tell how many were.
 
     Guarantees
     ----------
-    Adding or removing one record, or one whole group where there are groups, changes the vector by at most
-    ``clipping.norm`` in 2-norm, if each loss depends on its own record only. Norms and sums are taken in float64 from
-    one and the same float32 gradient, also where layers compute in half precision, and a relative margin of 1e-6
-    covers rounding. A record (a group, where there are groups) whose loss or gradient is NaN or infinite contributes
-    zero: no error, and no other record's term, depends on it. The errors above depend on the settings and the model
-    alone. See Abadi et al., "Deep Learning with Differential Privacy", CCS 2016; Bu et al., "Automatic Clipping",
-    NeurIPS 2023 (arXiv 2206.07136).
+    Adding or removing one record, or one whole group where there are groups, changes the vector by
+    at most ``clipping.norm`` in 2-norm, if each loss depends on its own record only. Norms and sums
+    are taken in float64 from one and the same float32 gradient, also where layers compute in half
+    precision, and a relative margin of 1e-6 covers rounding. A record (a group, where there are
+    groups) whose loss or gradient is NaN or infinite contributes zero: no error, and no other
+    record's term, depends on it. The errors above depend on the settings and the model alone.
+
+    References
+    ----------
+    Abadi et al., "Deep Learning with Differential Privacy", CCS 2016; Bu et al., "Automatic
+    Clipping", NeurIPS 2023 (arXiv 2206.07136).
     """
     _check(parameters, indices)
     totals, skipped = sums_on_device(

@@ -24,11 +24,12 @@ def opacus_gradients(
 ) -> Iterator[Callable[[Tensor], list[Tensor | None]]]:
     """Within the context, split gradients by record with the hooks of Opacus.
 
-    Yields losses [B] to gradients [B, ...] in the order of ``parameters``; every other trainable parameter is frozen
-    meanwhile. It supports more kinds of layers than the native engine, is some 10 % slower, and refuses non-reentrant
-    gradient checkpointing rather than miss a gradient. ConfigError where Opacus is missing, or the module is in
-    evaluation mode, where the hooks stay silent; PrivacyError where Opacus refuses the module, or its gradients are
-    not one per record.
+    Yields losses [B] to gradients [B, ...] in the order of ``parameters``; every other trainable
+    parameter is frozen meanwhile. It supports more kinds of layers than the native engine, is some
+    10 % slower, and refuses non-reentrant gradient checkpointing rather than miss a gradient.
+
+    ConfigError where Opacus is missing, or the module is in evaluation mode, where the hooks stay silent; PrivacyError
+    where Opacus refuses the module, or its gradients are not one per record.
     """
     try:
         from opacus.grad_sample import GradSampleHooks

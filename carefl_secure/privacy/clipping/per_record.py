@@ -47,7 +47,11 @@ class _Found:
 
 
 class _Collector(threading.local):
-    """One micro-batch's gradients per record, by thread: on a GPU the backward pass runs in a thread of autograd's."""
+    """Holds the gradients per record of one micro-batch, for every thread its own.
+
+    On a GPU the backward pass runs in a thread of autograd's: a sink is bound to the thread of the
+    forward pass, which is the one that asks for the gradients.
+    """
 
     def __init__(self, parameters: Sequence[tuple[str, Parameter]]) -> None:
         self._parameters = parameters
@@ -99,12 +103,14 @@ def native_gradients(
 ) -> Iterator[Callable[[Tensor], list[Tensor | None]]]:
     r"""Within the context, split gradients by record: losses [B] to [B, out, in] per parameter.
 
-    For layer input :math:`x_i` [T, in] and output gradient :math:`g_i` [T, out] of record i, the gradient is
-    :math:`g_i^\top x_i`, always in float32. Layers used several times, and recomputed ones (non-reentrant
-    checkpointing), add up. Several threads may each split a micro-batch. The losses must be computed within the
-    context. ConfigError where a parameter is frozen or not the weight of a bias-free ``nn.Linear`` of the module;
-    PrivacyError where rows of a layer are not records, a weight is used outside its layer, or something else has
-    already replaced the ``forward`` of a layer.
+    For layer input :math:`x_i` [T, in] and output gradient :math:`g_i` [T, out] of record i, the
+    gradient is :math:`g_i^\top x_i`, always in float32. Layers used several times, and recomputed
+    ones (non-reentrant checkpointing), add up. Several threads may each split a micro-batch. The
+    losses must be computed within the context.
+
+    ConfigError where a parameter is frozen or not the weight of a bias-free ``nn.Linear`` of the module; PrivacyError
+    where rows of a layer are not records, a weight is used outside its layer, or something else has already replaced
+    the ``forward`` of a layer.
     """
     collector = _Collector(parameters)
     layers = _layers(module, parameters)
@@ -162,9 +168,12 @@ def group_chunks(
 ) -> Iterator[tuple[NDArray[np.int64], Members, bool]]:
     """Cut records into micro-batches that never split a group, unless it alone is too large.
 
-    Yields records [B]; weights [groups, B] of the mean over each whole group; and whether the groups are complete. Of
-    a group larger than ``micro_batch`` several parts come in a row, the last one marked, whose weighted sums must be
-    added before anything is clipped.
+    Yields
+    ------
+    tuple
+        Records [B]; weights [groups, B] of the mean over each whole group; and whether the groups
+        are complete. Of a group larger than ``micro_batch`` several parts come in a row, the last
+        one marked, whose weighted sums must be added before anything is clipped.
     """
     if groups.shape != indices.shape or not np.issubdtype(groups.dtype, np.integer):
         raise ConfigError(

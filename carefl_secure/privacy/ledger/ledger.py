@@ -61,10 +61,12 @@ class Ledger:
     def append(self, kind: str, payload: Mapping[str, Any]) -> Entry:
         """Write one entry and return when it is on disk.
 
-        ``kind`` is one of ``KINDS``; ``payload`` holds JSON values with finite numbers, and for a spend a valid event
-        under ``"event"``. ConfigError or PrivacyError where the kind is unknown, the payload is not JSON, or the event
-        of a spend cannot be read; LedgerError where the ledger was changed, has a torn end, is locked by another
-        process, or not writable.
+        ``kind`` is one of ``KINDS``; ``payload`` holds JSON values with finite numbers, and for a
+        spend a valid event under ``"event"``.
+
+        ConfigError or PrivacyError where the kind is unknown, the payload is not JSON, or the event of a spend cannot
+        be read; LedgerError where the ledger was changed, has a torn end, is locked by another process, or not
+        writable.
         """
         clean = clean_payload(kind, payload)
         with self._writing() as entries:
@@ -95,10 +97,11 @@ class Ledger:
     def guard(self, event: Event, max_epsilon: float, delta: float, payload: Mapping[str, Any] | None = None) -> None:
         """Refuse an event that would take the whole ledger above a limit; write nothing.
 
-        Two processes that guard one after the other may both pass: use ``spend`` to be sure. BudgetExceededError where
-        the ledger with this event would cost more than ``max_epsilon``, or the run's plan has no round left;
-        ConfigError where ``max_epsilon`` is no number above 0, or ``delta`` out of range; LedgerError where the ledger
-        was changed, has a torn end, or holds runs for another unit.
+        Two processes that guard one after the other may both pass: use ``spend`` to be sure.
+
+        BudgetExceededError where the ledger with this event would cost more than ``max_epsilon``, or the run's plan
+        has no round left; ConfigError where ``max_epsilon`` is no number above 0, or ``delta`` out of range;
+        LedgerError where the ledger was changed, has a torn end, or holds runs for another unit.
 
         Guarantees
         ----------
@@ -166,8 +169,10 @@ class Ledger:
     def recover(self) -> int:
         """Cut off a last line that a crash left unfinished, note it, and return the bytes cut off.
 
-        Nothing that ``append`` had confirmed is lost: a line that lacks nothing but its newline is whole, and is kept.
-        Never call this unasked. LedgerError where what remains is not a valid chain.
+        Nothing that ``append`` had confirmed is lost: a line is confirmed only when it is whole. A
+        last line that lacks nothing but its newline is whole, and is kept. Never call this unasked.
+
+        LedgerError where what remains is not a valid chain.
         """
         if not self.path.exists():
             return 0

@@ -38,8 +38,12 @@ _U16 = struct.Struct("<H")
 class CommitteeParameters(Agreement):
     """The agreement behind one committee round.
 
-    * ``members``: the Ed25519 public keys of the 2 to 5 committee members; a member's index is its place.
-    * ``dropout_tolerance``: members that may be lost (0 needs all); ``2 * dropout_tolerance + 1`` must be honest.
+    Parameters
+    ----------
+    members
+        The Ed25519 public keys of the 2 to 5 committee members; a member's index is its place.
+    dropout_tolerance
+        Members that may be lost; ``2 * dropout_tolerance + 1`` must be honest. 0 needs one honest and all present.
     """
 
     members: tuple[bytes, ...]

@@ -44,7 +44,8 @@ def rounded_sensitivity(scaled_norm: float, padded: int, failure: float = DITHER
 def batch_bound(expected_batch: float) -> float:
     """Return a batch size that a Poisson sample exceeds with probability below ``2**-40``.
 
-    Smallest ``N`` with ``exp(N - m - N ln(N / m)) <= 2**-40`` (Chernoff; independent choices of mean ``m``).
+    Smallest ``N`` with ``exp(N - m - N ln(N / m)) <= 2**-40`` (Chernoff, for sums of independent choices of mean
+    ``m``).
     """
     mean = expected_batch
     return smallest(lambda n: n - mean - n * math.log(n / mean) <= math.log(_BATCH_TAIL), mean, 100 + 20 * mean)
@@ -101,9 +102,14 @@ def plan_records(
     with probability at most ``MAX_OVERFLOW`` per coordinate even if all records point the same way, else 32; a longer
     word is refused.
 
-    * ``clipping_norm``, ``noise_multiplier``: one record's Euclidean norm (C), real units; noise over l2 (z).
-    * ``expected_batch``: expected number of records in a round, over all clients.
-    * ``noise_clients``: honest survivors that the noise is sized for: the min_survivors less the colluders.
+    Parameters
+    ----------
+    clipping_norm, noise_multiplier
+        Bound on one record's Euclidean norm (C), real units; the sum's noise over its l2 sensitivity (z).
+    expected_batch
+        Expected number of records in a round, over all clients.
+    noise_clients
+        Honest survivors that the noise is sized for: the min_survivors less the colluders.
 
     Guarantees
     ----------

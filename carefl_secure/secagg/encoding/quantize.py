@@ -26,22 +26,31 @@ MAX_REDRAWS = 64
 class EncodingPlan:
     """How vectors become integers, and what one record can change in them. See ``planner.py``.
 
-    * ``dimension``, ``padded``: length of the real vectors (D), and of the integers: `padded_length` if rotated.
-    * ``bits``, ``scale``: word size of the sum, 16 or 32; integer units per unit of the real vectors.
-    * ``clipping_norm``: bound on the Euclidean norm of one record's contribution, in real units (C).
-    * ``vector_bound``: bound on a client's vector, real units: Euclidean norm if rotated, else largest magnitude.
-    * ``noise_clients``, ``noise_multiplier``: honest survivors whose noise alone reaches the target; the multiplier
-      planned for (z), 0 without noise.
-    * ``l1_sensitivity``, ``l2_sensitivity``, ``dither_failure``: what one record (one client, where the rounding is
-      conditional) changes in the rounded vector, in integer units, except with probability ``dither_failure`` (beta)
-      per round; 0 without noise, where none is promised.
-    * ``overflow_probability``: bound for a coordinate to wrap in a round, which costs accuracy, never privacy.
-    * ``conditional``: whether :func:`encode` redraws the rounding until the integer vector is no longer than
-      ``l2_sensitivity``. Only for unit client, where that vector is the whole difference between neighbours;
-      ``dither_failure`` is 0 then.
-    * ``step``: rounded vectors are multiplied by it, so that noise is made on a finer grid. The sensitivities are of
-      the vector before, the variances below of integers as they are summed.
-    * ``noise_gain``: variance of a client's noise in a round over that of its fresh noise: above 1 under bands.
+    Parameters
+    ----------
+    dimension, padded
+        Length of the real vectors (D), and of the integer vectors: `padded_length` if rotated, else D.
+    bits, scale
+        Word size of the sum, 16 or 32; integer units per unit of the real vectors.
+    clipping_norm
+        Bound on the Euclidean norm of one record's contribution, in real units (C).
+    vector_bound
+        Bound on a client's vector, real units: its Euclidean norm if rotated, else the largest magnitude in it.
+    noise_clients, noise_multiplier
+        Honest survivors whose noise alone reaches the target; the multiplier planned for (z), 0 without noise.
+    l1_sensitivity, l2_sensitivity, dither_failure
+        What one record (one client, where the rounding is conditional) changes in the rounded vector, in integer
+        units, except with probability ``dither_failure`` (beta) per round; 0 without noise, where none is promised.
+    overflow_probability
+        Upper bound for one coordinate of one round to wrap around. Wrapping costs accuracy, never privacy.
+    conditional
+        Whether :func:`encode` redraws the rounding until the integer vector is no longer than ``l2_sensitivity``. Only
+        for unit client, where that vector is the whole difference between neighbours; ``dither_failure`` is 0 then.
+    step
+        Rounded vectors are multiplied by it, so that noise is made on a finer grid. The sensitivities are of
+        the vector before, the variances below of integers as they are summed.
+    noise_gain
+        Variance of a client's noise in a round over that of the fresh noise in it: above 1 where rounds correlate.
     """
 
     dimension: int
@@ -127,14 +136,23 @@ def encode(
     to the nearest integer; they use neither key nor dither. Conditional plans draw ``u`` again from
     the same stream while the result is longer than ``l2_sensitivity``.
 
-    * ``vector``: float64, shape ``[dimension]``: the sum of this client's clipped records.
-    * ``rotation_key``: 32 bytes, public and the same for all clients of a round. Rotated plans need it and a dither.
-    * ``dither``: a stream whose key was drawn afresh for this call, is known to this client alone, and is never used
-      again. Never encode a round's vector twice: conditional plans redraw here, as the sensitivity accounts for.
+    Parameters
+    ----------
+    vector
+        float64, shape ``[dimension]``: the sum of this client's clipped records.
+    rotation_key
+        32 bytes, public and the same for all clients of a round. Rotated plans need it and a dither.
+    dither
+        A stream whose key was drawn afresh for this call, is known to this client alone, and is never used again.
+        Never encode a round's vector twice: conditional plans redraw here, as the sensitivity accounts for.
 
-    Raises NonFiniteError if the vector holds NaN or infinity; ProtocolError if its shape is wrong, a vector without
-    noise is larger than planned, or ``MAX_REDRAWS`` conditional roundings were all too long: with an honest plan that
-    has probability below ``2**-1280``.
+    Raises
+    ------
+    NonFiniteError
+        If the vector holds NaN or infinity.
+    ProtocolError
+        If its shape is wrong, a vector without noise is larger than planned, or ``MAX_REDRAWS`` conditional
+        roundings were all too long: with an honest plan that has probability below ``2**-1280``.
 
     Guarantees
     ----------

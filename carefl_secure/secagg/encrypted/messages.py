@@ -27,9 +27,12 @@ class EncryptedParameters(RoundParameters):
 
     Words are read as signed integers; ``bits`` is the size of the words that go in and come out.
 
-    * ``key_holder``, ``public_key``: the holder's Ed25519 public key; SHA-256 of its BFV key for this round.
-    * ``value_bound``, ``field_bits``: largest magnitude of a client's integer; ``clients`` times it fits a field of 20
-      or 30 bits (3 or 2 per slot).
+    Parameters
+    ----------
+    key_holder, public_key
+        The key holder's Ed25519 public key; SHA-256 of its BFV public key for this round.
+    value_bound, field_bits
+        Largest magnitude of a client's integer; ``clients`` times it fits a field of 20 or 30 bits (3 or 2 per slot).
 
     Guarantees
     ----------

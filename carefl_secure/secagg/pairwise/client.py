@@ -56,7 +56,10 @@ class PairwiseClient(Participant[RoundParameters, Phase], ClientSum):
         return self._state.phase
 
     def save(self) -> bytes:
-        """Return the state, sealed under the client's identity; store it *before* sending the last message."""
+        """Return the state, sealed under the client's identity; store it *before* sending the last message.
+
+        A crash then loses at most a message, which counts as a dropout; no step can be answered twice.
+        """
         context = self._parameters.latest_context()
         return self._state.seal(self._identity, context, self._keys.key("saved state"))
 

@@ -133,11 +133,19 @@ def tolerated_colluders(members: int, neighbours: int, share_threshold: int) -> 
 def plan_graph(clients: int, *, colluders: int, dropouts: int, members: int | None = None) -> GraphPlan:
     """Return the sparsest ring that withstands the stated corruption and dropout.
 
-    * ``colluders``: clients that may side with the server (c); who they are is fixed before the round.
-    * ``dropouts``: clients that may vanish (d), by chance and not by choice of the server.
-    * ``members``: fewest clients that may advertise (m); ``clients - dropouts`` if None.
+    Parameters
+    ----------
+    colluders
+        Clients that may side with the server (c); who they are is fixed before the round.
+    dropouts
+        Clients that may vanish (d), by chance and not by choice of the server.
+    members
+        Fewest clients that may advertise (m); ``clients - dropouts`` if None.
 
-    Raises ConfigError if a number is out of range, or only the complete graph is enough.
+    Raises
+    ------
+    ConfigError
+        If a number is out of range, or only the complete graph is enough.
 
     Guarantees
     ----------

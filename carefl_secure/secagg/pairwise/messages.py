@@ -38,7 +38,8 @@ SEALED_BYTES = 2 * SHARE_BYTES + _TAG
 def default_threshold(clients: int) -> int:
     """Return ``floor(2 * clients / 3) + 1``, the smallest threshold that is safe here.
 
-    Two sets of so many share over a third of the clients, so fewer colluders cannot sign two survivor sets.
+    Two sets of so many signers share more than a third of the clients, so fewer colluders cannot sign two survivor
+    sets.
     """
     return 2 * clients // 3 + 1
 
@@ -47,9 +48,14 @@ def default_threshold(clients: int) -> int:
 class RoundParameters(Agreement):
     """The agreement behind one round of pairwise masking.
 
-    * ``threshold``: shares to rebuild a secret, signatures of a survivor set; at least `default_threshold`.
-    * ``neighbours``: masks per client on a sparse graph, even, from ``plan_graph``; None for the complete graph.
-    * ``share_threshold``: how many of ``neighbours + 1`` holders rebuild a secret on a sparse graph.
+    Parameters
+    ----------
+    threshold
+        Shares that rebuild a secret, and signatures that a survivor set needs; at least `default_threshold`.
+    neighbours
+        Masks per client on a sparse graph, even, from ``plan_graph``; None for the complete graph.
+    share_threshold
+        On a sparse graph, how many of ``neighbours + 1`` holders rebuild a secret; ``threshold`` is of signatures.
     """
 
     threshold: int

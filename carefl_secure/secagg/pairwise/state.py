@@ -26,13 +26,18 @@ Phase = IntEnum("Phase", "NEW ADVERTISED SHARED MASKED CONSENTED ANSWERED CLOSED
 class ClientState:
     """Everything a client must remember within a round.
 
-    * ``transcript_hash``, ``members``: hash of all advertisements, and the clients that advertised.
-    * ``live``, ``shared``, ``survivors``: clients whose masks are in the upload, this one included; and the two sets
-      that this client signed.
-    * ``mask_keys``, ``opening_keys``: per neighbour, its public mask key, and the key that opens what it sealed.
-    * ``encryption_secret``, ``mask_secret``, ``self_mask``: the three secrets of step 0, 32 bytes each; empty once
-      they are not needed any more.
-    * ``own_share``, ``held``: this client's share of its own self-mask secret; per neighbour, its two as sealed.
+    Parameters
+    ----------
+    transcript_hash, members
+        Hash of all advertisements, and the clients that advertised.
+    live, shared, survivors
+        Clients whose masks are in the upload, this one included; and the two sets that this client signed.
+    mask_keys, opening_keys
+        Per neighbour, its public mask key, and the key that opens what it sealed for this client.
+    encryption_secret, mask_secret, self_mask
+        The three secrets of step 0, 32 bytes each; empty once they are not needed any more.
+    own_share, held
+        This client's share of its own self-mask secret; per neighbour, its two shares as sealed.
     """
 
     index: int
@@ -76,7 +81,10 @@ class ClientState:
         self.mask_keys.clear()
 
     def seal(self, identity: Ed25519PrivateKey, context: bytes, salt: bytes) -> bytes:
-        """Return magic, version, salt, AES-256-GCM of JSON under ``derive(identity, "state", context, salt)``."""
+        """Return magic, version, 32 bytes of salt, and AES-256-GCM of a JSON object.
+
+        The key is ``derive(identity, "state", context, salt)`` and is used once.
+        """
         plain = json.dumps(self._plain(), sort_keys=True, separators=(",", ":")).encode()
         key = derive(raw_identity(identity), b"state", context, salt)
         return _MAGIC + salt + AESGCM(key).encrypt(bytes(12), plain, _MAGIC + salt)

@@ -24,13 +24,17 @@ _COUNTER_LIMIT = 1 << 63
 class Agreement:
     """The agreement behind one round, whatever the protocol.
 
-    * ``task``: name of the run; not secret.
-    * ``dimension``, ``bits``: length of the integer vectors (after padding); size of one word, 16 or 32. Sums are
-      taken modulo ``2**bits``.
-    * ``base_hash``, ``plan_hash``, ``model_hash``: 32 bytes each: the frozen base model with the code and
-      configuration; the privacy and encoding plan; the trained vector at the start of the round (empty until
-      :meth:`bind`).
-    * ``roster``: the Ed25519 public keys of all clients, agreed out of band. A client's index is its place here.
+    Parameters
+    ----------
+    task
+        Name of the run; not secret.
+    dimension, bits
+        Length of the integer vectors (after padding); size of one word, 16 or 32. Sums are taken modulo ``2**bits``.
+    base_hash, plan_hash, model_hash
+        32 bytes each: the frozen base model with the code and configuration; the privacy and encoding plan; the
+        trained vector at the start of the round (empty until :meth:`bind`).
+    roster
+        The Ed25519 public keys of all clients, agreed out of band. A client's index is its place here.
 
     Guarantees
     ----------

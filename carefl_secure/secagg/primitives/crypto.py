@@ -1,4 +1,7 @@
-"""Hashes, keys, signatures and boxes (for members HPKE with X-Wing), each bound to a label and to the round."""
+"""Hashes, keys, signatures and sealed boxes, each bound to a label and to the round.
+
+Boxes for a committee member are HPKE with X-Wing, which a quantum computer does not open.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +63,8 @@ def too_few(phase: str, present: int, needed: int) -> CohortError:
 def culprits(pairs: Collection[tuple[str, str]]) -> dict[str, int]:
     """Return, with counts, who explains the most of pairs of parties of which at least one lied, greedily.
 
-    More pairs than there can be colluders prove that a party lies; of a pair that stands alone both are named.
+    A party named with more pairs than there can be colluders is proven to lie; of a pair that stands alone both are
+    named.
     """
     left, named = set(pairs), dict[str, int]()
     while left:

@@ -153,7 +153,10 @@ WORDS = Field(lambda value: (value,), lambda body, shape: body.words(shape))
 
 
 class Message:
-    """A dataclass with its type and fields' codecs; ``early``: before the model is bound; ``PARTY``: who sends it."""
+    """A message, as a dataclass whose class is given its type and the codec of each field in order.
+
+    An ``early`` one is sent before the model is bound, under the key context. ``PARTY`` says who sends it.
+    """
 
     KIND: ClassVar[IntEnum]
     FIELDS: ClassVar[tuple[Field, ...]]

@@ -43,7 +43,10 @@ class ClientSum(ABC):
 
     @abstractmethod
     def mask(self, vector: npt.NDArray[Any], messages: Mapping[int, bytes] | None = None) -> bytes:
-        """Return the upload that hides ``vector``, words [padded], once; ``messages``: None if `receive` had them."""
+        """Return the upload that hides a vector, words of shape [padded], not changed; once.
+
+        ``messages`` are as in `receive`; None where that was called before.
+        """
 
     def sign(self, shared: Collection[int], survivors: Collection[int]) -> bytes:
         """Sign who is in the sum."""
