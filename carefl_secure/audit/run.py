@@ -99,10 +99,16 @@ def audit_run(
     Nothing is spent: rehearsals keep their own ledgers. But private records are read, and no noise
     is added to what is written about them.
 
-    * ``attacks``: names from :data:`ATTACKS` (ConfigError for any other); all by default.
-    * ``records``: members, others and population for the attacks on the adapter, each.
-    * ``canaries``: coins of the one-run audit.
-    * ``name``: of the two files; a partial audit should not replace a whole one.
+    Parameters
+    ----------
+    attacks : Sequence[str], optional
+        Names from :data:`ATTACKS` (ConfigError for any other); all by default.
+    records : int, optional
+        Members, others and population for the attacks on the adapter, each.
+    canaries : int, optional
+        Coins of the one-run audit.
+    name : str, optional
+        Of the two files; a partial audit should not replace a whole one.
     """
     wanted = list(ATTACKS) if attacks is None else list(dict.fromkeys(attacks))
     unknown = [attack for attack in wanted if attack not in ATTACKS]

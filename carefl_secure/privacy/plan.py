@@ -143,12 +143,18 @@ class PrivacyPlan:
 
         Only the noise of ``noise_clients`` honest survivors is counted. All in integer units.
 
-        * ``l1``, ``l2``: norm bounds of one unit after rounding.
-        * ``share_variance``: variance per coordinate that one client adds.
-        * ``beta``: probability that the rounding of a round breaks the bounds.
-        * ``dimension``: length of the vector of integers, padding included; without it only RDP can price it.
-
         ConfigError where the plan is not for Skellam noise, or the variance is below what the plan promises.
+
+        Parameters
+        ----------
+        l1, l2 : float
+            Norm bounds of one unit after rounding.
+        share_variance : float
+            Variance per coordinate that one client adds.
+        beta : float
+            Probability that the rounding of a round breaks the bounds.
+        dimension : int, optional
+            Length of the vector of integers, padding included; without it only RDP can price it.
         """
         if self.mechanism != "skellam":
             raise ConfigError(f"this plan uses mechanism {self.mechanism!r}, not 'skellam'")

@@ -65,11 +65,18 @@ def promise_text(
 ) -> str:  # fmt: skip
     """Write the promise: some sentences on one line.
 
-    * ``unit``: what is protected, one of record, person, client and none.
-    * ``trust``: secagg where the noise is shared under a secure sum, else none.
-    * ``colluders``: how many clients may work with the server.
-    * ``records_per_person``: for unit person, where single records were clipped: how many of each person were kept.
-    * ``bands``: rounds whose noise is correlated; 1 where it is independent.
+    Parameters
+    ----------
+    unit : str
+        What is protected, one of record, person, client and none.
+    trust : str
+        Secagg where the noise is shared under a secure sum, else none.
+    colluders : int
+        How many clients may work with the server.
+    records_per_person : int, optional
+        For unit person, where single records were clipped: how many of each person were kept.
+    bands : int, optional
+        Rounds whose noise is correlated; 1 where it is independent.
     """
     strength = verdict(epsilon)
     if unit == "none":

@@ -52,10 +52,16 @@ def clopper_pearson_epsilon(
     and the same with the roles of members and others exchanged. The error is divided among the two
     limits of the two directions.
 
-    * ``scores`` (float64, shape [canaries]): higher means "was in".
-    * ``member`` (bool, shape [canaries]): which were in.
-    * ``confidence``: probability that the bound holds.
-    * ``seed``: how the scores are halved; chosen before they are seen.
+    Parameters
+    ----------
+    scores : float64, shape [canaries]
+        Higher means "was in".
+    member : bool, shape [canaries]
+        Which were in.
+    confidence : float, optional
+        Probability that the bound holds.
+    seed : int, optional
+        How the scores are halved; chosen before they are seen.
 
     Guarantees
     ----------

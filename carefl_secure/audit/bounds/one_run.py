@@ -95,9 +95,14 @@ def contradicts(
 ) -> bool:
     """Return whether one run contradicts a claimed trade-off curve.
 
-    * ``curve``: the claim. Where it is only known from above it must err towards less protection.
-    * ``confidence``: for all ``shares`` together; the error is divided among them.
-    * ``shares``: shares guessed on a side, each tried.
+    Parameters
+    ----------
+    curve : Curve
+        The claim. Where it is only known from above it must err towards less protection.
+    confidence : float, optional
+        For all ``shares`` together; the error is divided among them.
+    shares : Sequence[float], optional
+        Shares guessed on a side, each tried.
 
     Guarantees
     ----------

@@ -36,12 +36,16 @@ def epsilon(events: Sequence[Event], delta: float) -> float:
 
     The least epsilon that the accountants of ``accountant_name`` prove; 0 for no events.
 
-    * ``events``: everything ever released from the data, of any kinds and in any order. Parameters must not have been
-      chosen by looking at earlier releases; stopping early is always allowed.
-    * ``delta``: probability with which the bound may fail, in [1e-10, 1e-2]. The chance that a rounding broke its norm
-      bound (``count * beta`` of each event) is taken out of it first.
-
     PrivacyError where rounding alone may fail with a probability of ``delta`` or more.
+
+    Parameters
+    ----------
+    events : Sequence[Event]
+        Everything ever released from the data, of any kinds and in any order. Parameters must not have been chosen by
+        looking at earlier releases; stopping early is always allowed.
+    delta : float
+        Probability with which the bound may fail, in [1e-10, 1e-2]. The chance that a rounding broke its norm bound
+        (``count * beta`` of each event) is taken out of it first.
 
     Guarantees
     ----------

@@ -32,14 +32,20 @@ def calibrate_noise(
 
     It is within 0.01 % of the budget unless the price jumps there (another accountant or grid).
 
-    * ``make_event``: noise multiplier to the whole planned event, its count included, or to several that add up. More
-      noise must cost less.
-    * ``target``: from 0.001. Every value up to 500 has an answer, for up to a million sums at any delta, unless the
-      history leaves too little.
-    * ``history``: what was released before and counts towards the same budget.
-    * ``price``: events and delta to epsilon, instead of ``epsilon``; more noise must cost less.
-
     BudgetExceededError where no amount of noise is enough, for instance because the history has used the budget up.
+
+    Parameters
+    ----------
+    make_event : Callable[[float], Event | Sequence[Event]]
+        Noise multiplier to the whole planned event, its count included, or to several that add up. More noise must
+        cost less.
+    target : float
+        From 0.001. Every value up to 500 has an answer, for up to a million sums at any delta, unless the history
+        leaves too little.
+    history : Sequence[Event], optional
+        What was released before and counts towards the same budget.
+    price : Price, optional
+        Events and delta to epsilon, instead of ``epsilon``; more noise must cost less.
 
     Guarantees
     ----------

@@ -111,9 +111,13 @@ def with_survivors(event: Event, planned_honest: int, honest: int) -> Event:
 
     Skellam noise has a variance in proportion to them; Gaussian noise is each client's own and stays as it is.
 
-    * ``planned_honest``: honest clients whose noise the plan counts: the fewest survivors less the colluders.
-    * ``honest``: those whose noise is really left: survivors less colluders. Each further colluder takes one off, and
-      so does each survivor fewer. At least 1: otherwise nothing hides anybody.
+    Parameters
+    ----------
+    planned_honest : int
+        Honest clients whose noise the plan counts: the fewest survivors less the colluders.
+    honest : int
+        Those whose noise is really left: survivors less colluders. Each further colluder takes one off, and so does
+        each survivor fewer. At least 1: otherwise nothing hides anybody.
     """
     if planned_honest < 1 or honest < 1:
         raise ConfigError(f"{honest} honest clients of {planned_honest} planned leave no noise; no epsilon holds")
@@ -150,9 +154,14 @@ def filtered_epsilon(first: Sequence[Event], later: Sequence[Event], limit: floa
 
     ``epsilon(first, delta)`` without later runs; infinity where the first run leaves no delta.
 
-    * ``first``: the first run, with all sums of its plan, executed or not.
-    * ``later``: all sums of later runs, including those about to be released.
-    * ``limit``, ``delta``: E, and delta in [1e-10, 1e-2]; the same at every call for one ledger.
+    Parameters
+    ----------
+    first : Sequence[Event]
+        The first run, with all sums of its plan, executed or not.
+    later : Sequence[Event]
+        All sums of later runs, including those about to be released.
+    limit, delta : float
+        E, and delta in [1e-10, 1e-2]; the same at every call for one ledger.
 
     Guarantees
     ----------

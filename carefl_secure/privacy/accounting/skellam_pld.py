@@ -120,9 +120,14 @@ def hidden_history(events: Sequence[Event], delta: float, ceiling: float) -> Hid
     history is :math:`\tau`, the true one is :math:`(\varepsilon, \delta' + (1 + e^\varepsilon)
     \tau)`-DP. None where some event has no Gaussian inside.
 
-    * ``events``: each different event once, with its count.
-    * ``delta``: what is left of delta; a thousandth of it is given up for the distance.
-    * ``ceiling``: largest epsilon, proved otherwise, for which the delta returned with the history suffices.
+    Parameters
+    ----------
+    events : Sequence[Event]
+        Each different event once, with its count.
+    delta : float
+        What is left of delta; a thousandth of it is given up for the distance.
+    ceiling : float
+        Largest epsilon, proved otherwise, for which the delta returned with the history suffices.
     """
     if ceiling > _LARGEST_CEILING:
         return None

@@ -36,9 +36,13 @@ _FORMAT = "carefl.ledger/1"
 class Ledger:
     """An append-only, hash-chained, crash-safe list of privacy spends in one file.
 
-    * ``path``: the file, made with mode 0600 by the first ``append``. Its folder must exist.
-    * ``identity``: what the ledger is about, such as the client and the corpus. Written when the file is made, and
-      compared on every later use, so that a ledger is not mistaken for another.
+    Parameters
+    ----------
+    path : Path
+        The file, made with mode 0600 by the first ``append``. Its folder must exist.
+    identity : Mapping[str, str], optional
+        What the ledger is about, such as the client and the corpus. Written when the file is made, and compared on
+        every later use, so that a ledger is not mistaken for another.
 
     Guarantees
     ----------
@@ -75,14 +79,19 @@ class Ledger:
     def spend(self, event: Event, max_epsilon: float, delta: float, payload: Mapping[str, Any] | None = None) -> Entry:
         """Check the budget and write the spend under one lock: what a client calls before release.
 
-        * ``event``: what is about to be released.
-        * ``max_epsilon``, ``delta``: the limit over the whole ledger; as for ``guard``.
-        * ``payload``: more to record: ``run`` (stages of one run as ``RUN/STAGE``), ``round``, ``planned`` (how many
-          sums the run's plan has), ``unit`` and ``trust``. With ``bands``, the event is of one round of every record;
-          a round for which nothing is due (`spends_due`) is noted as covered, at no cost.
-
         BudgetExceededError where the step would overspend, or all ``planned`` sums of its run are charged already;
         nothing is written; ConfigError or LedgerError as for ``append`` and ``guard``.
+
+        Parameters
+        ----------
+        event : Event
+            What is about to be released.
+        max_epsilon, delta : float
+            The limit over the whole ledger; as for ``guard``.
+        payload : Mapping[str, Any], optional
+            More to record: ``run`` (stages of one run as ``RUN/STAGE``), ``round``, ``planned`` (how many sums the
+            run's plan has), ``unit`` and ``trust``. With ``bands``, the event is of one round of every record; a round
+            for which nothing is due (`spends_due`) is noted as covered, at no cost.
 
         Guarantees
         ----------
