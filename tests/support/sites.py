@@ -144,11 +144,14 @@ class RunningSite:
 
 
 class PushGrid(LocalGrid):
-    """Flower's Grid as the server relay uses it: messages are pushed, and each reply is pulled once."""
+    """Flower's own Grid in the eyes of a relay or of Ray: messages are pushed, and each reply is pulled once."""
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        self._held: dict[str, Message] = {}
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         self._settle()
-        self._held: dict[str, Message] = {}
         ids = []
         for reply in self._exchanges(messages):
             ids.append(uuid.uuid4().hex if reply is None else reply.metadata.reply_to_message_id)
