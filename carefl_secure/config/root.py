@@ -6,20 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from carefl_secure.config.sections import (
-    AdapterConfig,
-    DataConfig,
-    EvaluationConfig,
-    FederationConfig,
-    ModelConfig,
-    PerformanceConfig,
-    PrivacyConfig,
-    RunConfig,
-    Section,
-    SimulationConfig,
-    StagesConfig,
-    default_min_survivors,
-)
+from carefl_secure.config import sections
 from carefl_secure.config.sections.federation import PROTOCOLS
 from carefl_secure.config.sections.model import default_targets
 
@@ -32,19 +19,19 @@ _NOISY_LOCAL_LR = 0.3
 _LOCAL_OBJECTIVES = ("fedprox", "feddyn")
 
 
-class Config(Section):
+class Config(sections.Section):
     """The whole configuration of one run."""
 
-    data: DataConfig = Field(default_factory=DataConfig)
-    model: ModelConfig = Field(default_factory=ModelConfig)
-    adapter: AdapterConfig = Field(default_factory=AdapterConfig)
-    privacy: PrivacyConfig = Field(default_factory=PrivacyConfig)
-    federation: FederationConfig = Field(default_factory=FederationConfig)
-    stages: StagesConfig = Field(default_factory=StagesConfig)
-    simulation: SimulationConfig = Field(default_factory=SimulationConfig)
-    performance: PerformanceConfig = Field(default_factory=PerformanceConfig)
-    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
-    run: RunConfig = Field(default_factory=RunConfig)
+    data: sections.DataConfig = Field(default_factory=sections.DataConfig)
+    model: sections.ModelConfig = Field(default_factory=sections.ModelConfig)
+    adapter: sections.AdapterConfig = Field(default_factory=sections.AdapterConfig)
+    privacy: sections.PrivacyConfig = Field(default_factory=sections.PrivacyConfig)
+    federation: sections.FederationConfig = Field(default_factory=sections.FederationConfig)
+    stages: sections.StagesConfig = Field(default_factory=sections.StagesConfig)
+    simulation: sections.SimulationConfig = Field(default_factory=sections.SimulationConfig)
+    performance: sections.PerformanceConfig = Field(default_factory=sections.PerformanceConfig)
+    evaluation: sections.EvaluationConfig = Field(default_factory=sections.EvaluationConfig)
+    run: sections.RunConfig = Field(default_factory=sections.RunConfig)
     unsafe_deterministic_noise: bool = Field(
         default=False, description="for tests only: predictable noise and keys, which protect nothing"
     )
@@ -178,7 +165,7 @@ class Config(Section):
                 f"simulation.stragglers={stragglers:g} lets clients do part of several local "
                 "steps, and there is only one; set federation.local_steps above 1 or leave it out"
             )
-        most = min(2 * default_min_survivors(clients) - clients, least) - 1
+        most = min(2 * sections.default_min_survivors(clients) - clients, least) - 1
         if self.privacy.max_colluders > most:
             raise ValueError(
                 f"privacy.max_colluders={self.privacy.max_colluders} is too many for {clients} clients: with more "
@@ -210,7 +197,7 @@ def stage_config(config: Config, place: int) -> Config:
     space, rounds = config.stages.spaces[place], config.stage_rounds[place]
     return config.model_copy(
         update={
-            "stages": StagesConfig(),
+            "stages": sections.StagesConfig(),
             "data": config.data.model_copy(update={"labels": space}),
             "privacy": config.privacy.model_copy(update={"mechanism": "independent"}),
             "federation": config.federation.model_copy(update={"rounds": rounds}),

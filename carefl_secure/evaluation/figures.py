@@ -25,15 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from carefl_secure.errors import DataError
-from carefl_secure.evaluation.decisions import (
-    DECISIONS,
-    Calibration,
-    Decisions,
-    checked,
-    choose_thresholds,
-    decide,
-    probabilities,
-)
+from carefl_secure.evaluation import decisions as rules
 
 Floats = npt.NDArray[np.float64]
 
@@ -49,7 +41,7 @@ class Ranking:
     """
 
     def __init__(self, targets: npt.NDArray[Any], scores: npt.NDArray[Any], *, pooled: bool = False) -> None:
-        positive, values = checked(targets, scores)
+        positive, values = rules.checked(targets, scores)
         count, labels = positive.shape
         truth, score = positive.T, values.T
         record = np.broadcast_to(np.arange(count), (labels, count))
@@ -105,7 +97,7 @@ def _share(part: Floats, whole: Floats) -> Floats:
 
 _RANKING = ("mAP", "mAP_11point", "micro_AP", "sample_AP")
 _CALIBRATION = ("ece", "brier")
-NAMES = (*_RANKING, *DECISIONS, *_CALIBRATION)
+NAMES = (*_RANKING, *rules.DECISIONS, *_CALIBRATION)
 """All figures: ``mAP`` is scikit-learn's definition, ``mAP_11point`` EMOTIC's official one."""
 BOUNDS = {name: (0.0, 2.0 if name == "brier" else 1.0) for name in NAMES}
 """The least and the highest value of each figure."""
@@ -133,13 +125,13 @@ class Figures:
         unknown = sorted(set(names) - set(NAMES))
         if unknown:
             raise DataError(f"there is no figure {unknown[0]!r}; choose of {', '.join(NAMES)}")
-        positive, values = checked(targets, scores)
+        positive, values = rules.checked(targets, scores)
         self.targets, self.scores = positive, values
         self.multi, self.thresholds = multi, thresholds
         self.names = tuple(name for name in NAMES if name in names)
         wanted = set(names)
-        self.decisions = Decisions(positive, decide(values, thresholds))
-        self.calibration = Calibration(positive, probabilities(values, multi=multi), multi=multi)
+        self.decisions = rules.Decisions(positive, rules.decide(values, thresholds))
+        self.calibration = rules.Calibration(positive, rules.probabilities(values, multi=multi), multi=multi)
         self._ranking = Ranking(positive, values) if wanted & {"mAP", "mAP_11point"} else None
         self._pooled = Ranking(positive, values, pooled=True) if "micro_AP" in wanted else None
         each = Ranking(positive.T, values.T).average_precisions() if "sample_AP" in wanted else np.zeros(len(values))
@@ -159,7 +151,7 @@ class Figures:
         if "sample_AP" in self.names:
             labelled = float(weight @ self._labelled)
             found["sample_AP"] = float(weight @ self._samples / labelled) if labelled else np.nan
-        if set(self.names) & set(DECISIONS):
+        if set(self.names) & set(rules.DECISIONS):
             found |= self.decisions.figures(weight)
         if set(self.names) & set(_CALIBRATION):
             found |= self.calibration.figures(weight)
@@ -196,5 +188,5 @@ def prevalence_scores(known: npt.NDArray[Any], count: int, *, multi: bool) -> tu
     edge = 0.5 / len(known)
     shares = np.clip(known.mean(0, dtype=np.float64), edge, 1 - edge)
     row = np.log(shares) - np.log1p(-shares) if multi else np.log(shares)
-    thresholds = choose_thresholds(known, np.tile(row, (len(known), 1))) if multi else None
+    thresholds = rules.choose_thresholds(known, np.tile(row, (len(known), 1))) if multi else None
     return np.tile(row, (count, 1)), thresholds

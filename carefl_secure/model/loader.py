@@ -15,16 +15,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from carefl_secure import hub
 from carefl_secure.errors import ConfigError, ModelError
-from carefl_secure.hub import (
-    fetch_snapshot,
-    find_device,
-    load_frozen,
-    quantised_layers,
-    quiet,
-    read_processor,
-    weights_digest,
-)
 from carefl_secure.hub import quantization_config as quantization_config  # of a base, for runs too
 from carefl_secure.model.embedded import EMBEDDED
 from carefl_secure.model.prompts import Prompter, PromptForm
@@ -140,14 +132,14 @@ def load_base(
     """
     folder = base_folder(source, revision)
     dtype = compute_type(source, compute_dtype)
-    place = find_device(device)
+    place = hub.find_device(device)
     if place.type == "mps" and quantization != "none":
         raise ConfigError("bitsandbytes quantises no layer on model.device=mps; set model.quantization=none, or cpu")
     config = quantization_config(quantization, dtype)
     try:
-        with quiet("bitsandbytes"):
-            model = load_frozen(folder, config, dtype, place)
-            processor = read_processor(folder)
+        with hub.quiet("bitsandbytes"):
+            model = hub.load_frozen(folder, config, dtype, place)
+            processor = hub.read_processor(folder)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ModelError(
             f"cannot load a vision-language model from {source!r}: {error}. Give a SmolVLM2 checkpoint: a hub id, a "
@@ -158,7 +150,7 @@ def load_base(
     cut_images(processor, form)
     model.config.use_cache = False
     if quantization != "none":
-        layers = quantised_layers(model, quantization)
+        layers = hub.quantised_layers(model, quantization)
         if wrong := next((name for name in layers if "text_model" not in name), None):
             raise ModelError(f"{wrong} was quantised; only the text model should be")
         if not layers:
@@ -173,7 +165,7 @@ def load_base(
     )
     ends = source != "embedded" if form.end_answers is None else form.end_answers
     prompter = Prompter(processor, end_answers=ends)
-    digest = weights_digest(folder)
+    digest = hub.weights_digest(folder)
     facts = {
         "base": source,
         "digest": digest.hex(),
@@ -202,7 +194,7 @@ def base_folder(source: str, revision: str | None) -> Path:
         return EMBEDDED
     if Path(source).is_dir():
         return Path(source)
-    return fetch_snapshot(source, revision, _FILES)
+    return hub.fetch_snapshot(source, revision, _FILES)
 
 
 def _check_fit(model: Any, processor: Any, source: str) -> None:

@@ -8,16 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from carefl_secure.cli.console import (
-    Json,
-    Quiet,
-    require_corpus,
-    result_console,
-    result_table,
-    say,
-    unfold,
-    write_json,
-)
+from carefl_secure.cli import console as cli
 from carefl_secure.cli.reporter import running
 from carefl_secure.config import load_config
 
@@ -52,12 +43,12 @@ class CaptionOptions:
     ] = None
 
 
-@unfold
+@cli.unfold
 def caption(
     source: Annotated[str, typer.Argument(metavar="PATH|synthetic", help="Folder of the corpus, or synthetic.")],
     options: CaptionOptions,
-    quiet: Quiet = False,
-    json: Json = False,
+    quiet: cli.Quiet = False,
+    json: cli.Json = False,
 ) -> None:
     """Caption the images of a corpus into a folder that stays on this machine.
 
@@ -65,7 +56,7 @@ def caption(
     name the folder in model.context_cache. LLaVA-1.5 is under the Llama 2 Community License.
     """
     settings = load_config(None, options.set_ or (), data=source)
-    require_corpus(settings.data.source)
+    cli.require_corpus(settings.data.source)
     # Heavy imports wait until the settings are checked.
     from carefl_secure.captions.captioner import load_captioner
     from carefl_secure.captions.prompts import caption_prompt
@@ -89,7 +80,7 @@ def caption(
     if json:
         found = {name: one.as_json() for name, one in parts.items()}
         out = {"folder": str(kept.folder), "captioner": kept.facts, "splits": found}
-        write_json(out)
+        cli.write_json(out)
     else:
         _show(kept, parts)
 
@@ -97,12 +88,12 @@ def caption(
 def _show(cache: CaptionCache, parts: dict[str, Captioning]) -> None:
     """Write counts and shares."""
     names = ("records", "made now", "kept", "s/caption", "name an emotion", "their own")
-    table = result_table("split", *names, left=("split",))
+    table = cli.result_table("split", *names, left=("split",))
     for name, one in parts.items():
         pace = f"{one.seconds / one.made:.2f}" if one.made else "-"
         shares = (f"{one.leakage.stem:.1%}", f"{one.leakage.own:.1%}")
         counts = (f"{one.records:,}", f"{one.made:,}", f"{one.kept:,}")
         table.add_row(name, *counts, pace, *shares)
     table.title, table.title_justify = "captions", "left"
-    result_console().print(table)
-    say(f"captions: {cache.folder}")
+    cli.result_console().print(table)
+    cli.say(f"captions: {cache.folder}")

@@ -8,18 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from carefl_secure.cli.console import (
-    Json,
-    Quiet,
-    Words,
-    Yes,
-    confirmation,
-    require_corpus,
-    require_run,
-    say,
-    unfold,
-    write_json,
-)
+from carefl_secure.cli import console as cli
 from carefl_secure.cli.reporter import running, show, to_json
 from carefl_secure.config import Config, load_config
 from carefl_secure.config.explain import FLAGS
@@ -34,7 +23,7 @@ class TrainOptions:
     epsilon: Annotated[float | None, typer.Option(help="Privacy budget of all rounds together.")] = None
     data: Annotated[str | None, typer.Option(metavar="PATH", help="Image folder; else synthetic scenes.")] = None
     config: Annotated[Path | None, typer.Option(metavar="FILE", help="YAML file with settings.")] = None
-    set_: Words = None
+    set_: cli.Words = None
     rounds: Annotated[int | None, typer.Option(help="Number of rounds.")] = None
     clients: Annotated[int | None, typer.Option(help="Number of clients.")] = None
     stages: Annotated[
@@ -84,7 +73,7 @@ class TrainOptions:
         elif self.config or self.set_ or any(value is not None for value in flags.values()):
             raise ConfigError("--resume takes the settings of the run it names; leave the others out")
         else:
-            require_run(self.resume)
+            cli.require_run(self.resume)
             settings = load_config(self.resume / "config.yaml", ())
         if settings.data.at_sites:
             raise ConfigError(
@@ -99,15 +88,15 @@ class TrainOptions:
         return settings
 
 
-@unfold
-def train(options: TrainOptions, yes: Yes = False, quiet: Quiet = False, json: Json = False) -> None:
+@cli.unfold
+def train(options: TrainOptions, yes: cli.Yes = False, quiet: cli.Quiet = False, json: cli.Json = False) -> None:
     """Train the adapter across clients under a privacy budget, and keep the run in a folder.
 
     Progress goes to standard error, the result to standard output. A forecast from public records
     comes before the first round; a run that is nearly all noise must be confirmed, or --yes given.
     """
     settings = options.settings()
-    require_corpus(settings.data.source)
+    cli.require_corpus(settings.data.source)
     begun = settings.run.dir / (settings.run.name or new_run_id())
     check_start(options.resume or begun, resume=options.resume is not None)
     # Heavy imports wait until the settings are checked.
@@ -120,7 +109,7 @@ def train(options: TrainOptions, yes: Yes = False, quiet: Quiet = False, json: J
         where = choose_engine(options.engine)
     try:
         with running(quiet) as reporter:
-            summary = run(settings, reporter, options.resume, where, confirmation(yes))
+            summary = run(settings, reporter, options.resume, where, cli.confirmation(yes))
     except Interrupted as stop:
         if options.engine != "inprocess":
             stop.again += f" --engine {options.engine}"
@@ -135,7 +124,7 @@ def pretrain(
     output: Annotated[Path, typer.Argument(help="Folder to write the model to.")],
     seed: Annotated[int, typer.Option(min=0, help="Seed of data, weights and order.")] = 0,
     steps: Annotated[int | None, typer.Option(min=1, help="Training steps; without it, the full number.")] = None,
-    quiet: Quiet = False,
+    quiet: cli.Quiet = False,
 ) -> None:
     """Train the small base model on synthetic scenes and write it to a folder."""
     from carefl_secure.model.pretrain import pretrain as pretrain_base
@@ -147,24 +136,24 @@ def pretrain(
 
 def plan(
     config: Annotated[Path | None, typer.Option(metavar="FILE", help="YAML file with settings.")] = None,
-    set_: Words = None,
+    set_: cli.Words = None,
     data: Annotated[str | None, typer.Option(metavar="PATH", help="Corpus folder; else synthetic scenes.")] = None,
     epsilon: Annotated[float | None, typer.Option(help="Privacy budget of all rounds together.")] = None,
-    quiet: Quiet = False,
-    json: Json = False,
+    quiet: cli.Quiet = False,
+    json: cli.Json = False,
 ) -> None:
     """Forecast a run: its noise, and how much of each update it would be.
 
     Reads the corpus and the base model, computes gradients of public records, and spends nothing.
     """
     settings = load_config(config, set_ or (), data=data, epsilon=epsilon)
-    require_corpus(settings.data.source)
+    cli.require_corpus(settings.data.source)
     from carefl_secure.runs.prepare import plan_only
 
     with running(quiet) as reporter:
         found = plan_only(settings, reporter)
     if json:
-        write_json(found)
+        cli.write_json(found)
     else:
-        say(found["budget"])
-        say(found["forecast"]["sentence"])
+        cli.say(found["budget"])
+        cli.say(found["forecast"]["sentence"])

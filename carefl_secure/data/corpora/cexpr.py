@@ -21,25 +21,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from carefl_secure.data.corpora import cexpr_lists
 from carefl_secure.data.corpora.base import CorpusFormat, FileCorpus, SplitBuilder
-from carefl_secure.data.corpora.cexpr_lists import (
-    OTHER,
-    Clip,
-    Segment,
-    fold_folder,
-    labels_at,
-    read_annotation,
-    read_fold,
-)
+from carefl_secure.data.readers import images
 from carefl_secure.data.readers.file_kinds import image_suffixes
-from carefl_secure.data.readers.images import (
-    VIDEO_SUFFIXES,
-    ImageFile,
-    ImageSource,
-    VideoFrame,
-    frame_count,
-    frame_rate,
-)
 from carefl_secure.data.records import CEXPR, Record
 from carefl_secure.errors import ConfigError, DataError
 from carefl_secure.progress import SILENT, Reporter, tracked
@@ -81,7 +66,7 @@ def video_names(base: Path) -> list[str]:
     videos = base / "videos"
     if videos.is_dir():
         for path in videos.iterdir():
-            if path.is_dir() or path.suffix.lower() in VIDEO_SUFFIXES:
+            if path.is_dir() or path.suffix.lower() in images.VIDEO_SUFFIXES:
                 names.add(path.stem)
     return sorted(names)
 
@@ -101,8 +86,8 @@ def _images(folder: Path) -> list[Path]:
 
 
 def _frames_of(
-    base: Path, clip: Clip, builder: SplitBuilder, options: _Options
-) -> Iterator[tuple[str, int, ImageSource]]:
+    base: Path, clip: cexpr_lists.Clip, builder: SplitBuilder, options: _Options
+) -> Iterator[tuple[str, int, images.ImageSource]]:
     """Yield key, number and image of each frame, in the order of time."""
     for name in (*_FRAMES, "videos"):
         folder = next((f for f in (base / name / clip.name, base / name / clip.stem) if f.is_dir()), None)
@@ -116,34 +101,38 @@ def _frames_of(
             if not faces:
                 builder.skipped.drop("frame without a face", f"{clip.stem}/{frame.name}")
             for face in faces[:1]:  # the one numbered lowest
-                yield (f"{clip.stem}/{frame.name}/face-{_face(face)}", _number(frame), ImageFile(face))
+                yield (f"{clip.stem}/{frame.name}/face-{_face(face)}", _number(frame), images.ImageFile(face))
             for other in faces[1:]:
                 builder.skipped.drop("another face in the frame", f"{clip.stem}/{other.name}")
         for place, path in enumerate(sorted(_images(folder), key=_number)):
             if place % options.every == 0:
-                yield f"{clip.stem}/{path.name}", _number(path), ImageFile(path)
+                yield f"{clip.stem}/{path.name}", _number(path), images.ImageFile(path)
         return
     video = _video(base, clip)
     if video is None:
         builder.skipped.drop("neither frames nor video", clip.name)
         return
-    for number in range(0, frame_count(video), options.every):
-        yield f"{clip.stem}/{number}", number, VideoFrame(video, number)
+    for number in range(0, images.frame_count(video), options.every):
+        yield f"{clip.stem}/{number}", number, images.VideoFrame(video, number)
 
 
-def _video(base: Path, clip: Clip) -> Path | None:
+def _video(base: Path, clip: cexpr_lists.Clip) -> Path | None:
     for folder in _VIDEOS:
         for name in (clip.name, clip.stem):
-            for suffix in sorted(VIDEO_SUFFIXES):
+            for suffix in sorted(images.VIDEO_SUFFIXES):
                 if (path := base / folder / f"{name}{suffix}").is_file():
                     return path
     return None
 
 
 def _add_clip(
-    base: Path, clip: Clip, builder: SplitBuilder, options: _Options, segments: list[Segment] | None
+    base: Path,
+    clip: cexpr_lists.Clip,
+    builder: SplitBuilder,
+    options: _Options,
+    segments: list[cexpr_lists.Segment] | None,
 ) -> None:
-    if clip.label == OTHER:
+    if clip.label == cexpr_lists.OTHER:
         builder.skipped.drop("class Other, never scored", clip.name)
         return
     rate = options.fps
@@ -154,12 +143,12 @@ def _add_clip(
                 f"the labels of {clip.stem} go by time and its frames carry no time; "
                 "say how many frames a second has (fps)"
             )
-        rate = frame_rate(video)
+        rate = images.frame_rate(video)
     for key, number, picture in _frames_of(base, clip, builder, options):
         labels: tuple[int, ...] = () if clip.label is None else (clip.label,)
         if segments is not None and rate is not None:
-            held = labels_at(segments, number / rate)
-            if held == {OTHER}:
+            held = cexpr_lists.labels_at(segments, number / rate)
+            if held == {cexpr_lists.OTHER}:
                 builder.skipped.drop("class Other, never scored", key)
                 continue
             if len(held) != 1:
@@ -171,22 +160,22 @@ def _add_clip(
 
 
 def _load_base(base: Path, fold: int, options: _Options, reporter: Reporter) -> dict[str, FileCorpus]:
-    lists: dict[str, list[Clip]] = {}
-    folder = fold_folder(base, fold)
+    lists: dict[str, list[cexpr_lists.Clip]] = {}
+    folder = cexpr_lists.fold_folder(base, fold)
     if folder is not None:
         for split in ("train", "val", "test"):
             if (path := folder / f"{split}.txt").is_file():
-                lists[split] = read_fold(path)
+                lists[split] = cexpr_lists.read_fold(path)
     annotated = base / "annotation"
     timed = not any(clip.label is not None for clips in lists.values() for clip in clips) and any(
         annotated.glob("*.csv")
     )
     challenge = not timed and all(clip.label is None for clips in lists.values() for clip in clips)
     if timed:
-        lists = {"all": [Clip(name, None) for name in video_names(base)]}
+        lists = {"all": [cexpr_lists.Clip(name, None) for name in video_names(base)]}
     elif challenge:
         # All lists of the challenge name the same videos.
-        lists = {"test": lists.get("test") or [Clip(name, None) for name in video_names(base)]}
+        lists = {"test": lists.get("test") or [cexpr_lists.Clip(name, None) for name in video_names(base)]}
     same = "test" in lists and lists["test"] == lists.get("val")
     if same:
         del lists["test"]
@@ -204,7 +193,7 @@ def _load_base(base: Path, fold: int, options: _Options, reporter: Reporter) -> 
             if timed and not table.is_file():
                 builder.skipped.drop("no annotation", clip.stem)
             else:
-                _add_clip(base, clip, builder, options, read_annotation(table) if timed else None)
+                _add_clip(base, clip, builder, options, cexpr_lists.read_annotation(table) if timed else None)
         builder.stated["clips"] = len(clips)
         corpora[split] = builder.corpus("extract the frames of its videos", "video")
     return corpora

@@ -12,16 +12,7 @@ from collections.abc import Container, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
-from carefl_secure.data.readers.file_kinds import (
-    METADATA_NAMES,
-    TABLES,
-    how_to_convert,
-    how_to_rename,
-    image_head,
-    image_suffixes,
-    made_by_a_tool,
-    suffix_of,
-)
+from carefl_secure.data.readers import file_kinds
 from carefl_secure.data.records import Skipped
 from carefl_secure.errors import DataError
 
@@ -57,7 +48,7 @@ class Inventory:
                 self.left[text] = "text about one image, not read"
                 continue
             words = _words(self.root / text)
-            table = suffix_of(text) in (".csv", ".tsv", ".jsonl", ".ndjson")
+            table = file_kinds.suffix_of(text) in (".csv", ".tsv", ".jsonl", ".ndjson")
             named = sorted(words & names) if text in self.tables else []
             for known in (names, stems if table else {one for one in stems if len(one) > 2}):
                 if known and 2 * len(words & known) >= len(known):
@@ -103,14 +94,14 @@ class Inventory:
             except UnicodeEncodeError:
                 raise DataError(f"the name of {name!r} below {self.root} is not UTF-8; rename it") from None
             if entry.is_symlink() and not os.path.exists(entry.path):
-                if not made_by_a_tool(entry.name, folder=True):
+                if not file_kinds.made_by_a_tool(entry.name, folder=True):
                     raise DataError(
                         f"{self.root / name} is a link to {os.readlink(entry.path)}, which is not "
                         "there; restore what it leads to, or remove the link"
                     )
                 self.left[name] = _BY_A_TOOL
             elif entry.is_dir():
-                if made_by_a_tool(entry.name, folder=True):
+                if file_kinds.made_by_a_tool(entry.name, folder=True):
                     self._tool_folder(name)
                 else:
                     self._folder(f"{name}/", above | {real})
@@ -125,20 +116,20 @@ class Inventory:
 
     def _file(self, entry: os.DirEntry[str], name: str) -> None:
         lower = entry.name.lower()
-        if made_by_a_tool(entry.name, folder=False):
+        if file_kinds.made_by_a_tool(entry.name, folder=False):
             self.left[name] = _BY_A_TOOL
         elif not entry.is_file():
             self.left[name] = "neither a file nor a folder"
-        elif entry.name in METADATA_NAMES:
+        elif entry.name in file_kinds.METADATA_NAMES:
             self.metadata.append(name)
         elif lower.rsplit(".", 1)[0] == "metadata" and "." in lower:
             self.misnamed.append(name)
-        elif suffix_of(lower) in image_suffixes():
+        elif file_kinds.suffix_of(lower) in file_kinds.image_suffixes():
             self.images.append(name)
-        elif suffix_of(lower) in TABLES:
+        elif file_kinds.suffix_of(lower) in file_kinds.TABLES:
             self.tables.append(name)
-        elif how_to_convert(name, "") is None:
-            self.left[name] = _NO_SUFFIX if image_head(self.root / name) else NO_IMAGE
+        elif file_kinds.how_to_convert(name, "") is None:
+            self.left[name] = _NO_SUFFIX if file_kinds.image_head(self.root / name) else NO_IMAGE
         else:
             self.archives.append(name)
 
@@ -146,7 +137,7 @@ class Inventory:
         """Refuse files that are not read and may hold images or labels, and say how to convert them."""
         for name in self.misnamed:
             path = self.root / name
-            fix = how_to_convert(str(path), str(path.parent)) or how_to_rename(name)
+            fix = file_kinds.how_to_convert(str(path), str(path.parent)) or file_kinds.how_to_rename(name)
             raise DataError(f"{path} {fix}")
         tails = {
             "/".join(parts[at:]) for parts in (image.split("/") for image in self.images) for at in range(len(parts))
@@ -155,7 +146,7 @@ class Inventory:
             path = self.root / name
             inside = _listed(path)
             if not inside or not tails.issuperset(inside):
-                raise DataError(f"{path} {how_to_convert(str(path), str(path.parent))}")
+                raise DataError(f"{path} {file_kinds.how_to_convert(str(path), str(path.parent))}")
             self.left[name] = "an archive whose images are all unpacked"
 
 
@@ -178,10 +169,10 @@ def _words(path: Path) -> set[str]:
 def _listed(path: Path) -> list[str]:
     """Return the names of the images in a zip or tar archive; none where it cannot be listed."""
     try:
-        if suffix_of(path.name) == ".zip":
+        if file_kinds.suffix_of(path.name) == ".zip":
             with zipfile.ZipFile(path) as archive:
                 names = archive.namelist()
-        elif suffix_of(path.name) in (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz"):
+        elif file_kinds.suffix_of(path.name) in (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz"):
             with tarfile.open(path) as packed:
                 names = packed.getnames()
         else:
@@ -191,8 +182,8 @@ def _listed(path: Path) -> list[str]:
     return [
         name
         for name in names
-        if suffix_of(name) in image_suffixes()
-        and not any(made_by_a_tool(part, folder=True) for part in name.split("/"))
+        if file_kinds.suffix_of(name) in file_kinds.image_suffixes()
+        and not any(file_kinds.made_by_a_tool(part, folder=True) for part in name.split("/"))
     ]
 
 

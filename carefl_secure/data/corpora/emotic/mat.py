@@ -21,17 +21,7 @@ from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
 from carefl_secure.data.corpora.base import CorpusFormat, FileCorpus, SplitBuilder
-from carefl_secure.data.corpora.emotic.person import (
-    SPLITS,
-    Person,
-    Vad,
-    View,
-    add_person,
-    age_group,
-    category_ids,
-    gender,
-    image_root,
-)
+from carefl_secure.data.corpora.emotic import person as emotic
 from carefl_secure.data.records import EMOTIC
 from carefl_secure.errors import DataError
 from carefl_secure.progress import SILENT, Reporter, tracked
@@ -122,7 +112,7 @@ def _text(person: Any, *names: str) -> str:
     return ""
 
 
-def _vad(value: Any) -> Vad:
+def _vad(value: Any) -> emotic.Vad:
     """Return the mean over annotators."""
     rows = []
     for one in _many(value):
@@ -136,7 +126,7 @@ def _vad(value: Any) -> Vad:
     return valence, arousal, dominance
 
 
-def _person(image: Any, number: int, person: Any, origin: str) -> Person:
+def _person(image: Any, number: int, person: Any, origin: str) -> emotic.Person:
     where = f"{str(image.folder).strip().strip('/')}/{str(image.filename).strip()}"
     corners = [float(value) for value in _many(getattr(person, "body_bbox", None))]
     if len(corners) != 4:
@@ -147,14 +137,14 @@ def _person(image: Any, number: int, person: Any, origin: str) -> Person:
     vad = _vad(getattr(person, "annotations_continuous", None))
     if math.isnan(vad[0]):
         vad = _vad(getattr(person, "combined_continuous", None))
-    return Person(
+    return emotic.Person(
         place=where.replace("\\", "/"),
         number=number,
         box=(corners[0], corners[1], corners[2], corners[3]),
-        labels=category_ids(words, origin),
+        labels=emotic.category_ids(words, origin),
         vad=vad,
-        gender=gender(_text(person, "gender", "annotations_gender"), origin),
-        age=age_group(_text(person, "age", "annotations_age"), origin),
+        gender=emotic.gender(_text(person, "gender", "annotations_gender"), origin),
+        age=emotic.age_group(_text(person, "age", "annotations_age"), origin),
         stated=_stated(getattr(image, "image_size", None)),
     )
 
@@ -167,7 +157,7 @@ def _stated(size: Any) -> tuple[int, int] | None:
 
 def _images(path: Path) -> dict[str, list[Any]]:
     stored = read_mat(path)
-    found = {split: _many(stored[split]) for split in SPLITS if split in stored}
+    found = {split: _many(stored[split]) for split in emotic.SPLITS if split in stored}
     if not found:
         raise DataError(f"{path} has none of the variables train, val and test: not EMOTIC's")
     for split, images in found.items():
@@ -177,7 +167,7 @@ def _images(path: Path) -> dict[str, list[Any]]:
     return found
 
 
-def load_emotic(root: Path, *, view: View = "image", reporter: Reporter = SILENT) -> dict[str, FileCorpus]:
+def load_emotic(root: Path, *, view: emotic.View = "image", reporter: Reporter = SILENT) -> dict[str, FileCorpus]:
     """Read EMOTIC from ``Annotations.mat`` and the image folders.
 
     ``root`` holds ``Annotations/Annotations.mat`` and ``emotic/mscoco`` and so on. The continuous values are in
@@ -188,7 +178,7 @@ def load_emotic(root: Path, *, view: View = "image", reporter: Reporter = SILENT
     annotation = mat_file(root)
     if annotation is None:
         raise DataError(f"{root} has no Annotations/Annotations.mat; put EMOTIC's there")
-    images_in = image_root(root, annotation.name.startswith("CVPR17"))
+    images_in = emotic.image_root(root, annotation.name.startswith("CVPR17"))
     if images_in is None:
         raise DataError(
             f"{root} has EMOTIC's annotation but not its images; unpack the image archive so that "
@@ -201,7 +191,7 @@ def load_emotic(root: Path, *, view: View = "image", reporter: Reporter = SILENT
             for number, found in enumerate(_many(image.person), 1):
                 origin = f"{annotation.name} {split} image {at} person {number}"
                 person = _person(image, number, found, origin)
-                add_person(builder, person, images_in, view)
+                emotic.add_person(builder, person, images_in, view)
         builder.stated["images"] = len({f"{one.folder}/{one.filename}" for one in images})
         builder.stated["persons"] = len(builder) + builder.skipped.total
         corpora[split] = builder.corpus("check that the image folders are complete")
@@ -214,6 +204,6 @@ FORMAT = CorpusFormat(
     tasks=lambda root, named: ("emotic",) if named or mat_file(root) else (),
     load=lambda root, how: load_emotic(root, view=how.view, reporter=how.reporter),
     views=("image", "person"),
-    splits=SPLITS,
+    splits=emotic.SPLITS,
     annotation=("*annotations.mat",),
 )

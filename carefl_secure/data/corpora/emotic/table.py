@@ -19,20 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from carefl_secure.data.corpora.base import CorpusFormat, FileCorpus, SplitBuilder
-from carefl_secure.data.corpora.emotic.person import (
-    SPLITS,
-    Person,
-    PersonCounter,
-    View,
-    add_array,
-    add_person,
-    age_group,
-    category,
-    category_ids,
-    finish,
-    gender,
-    image_root,
-)
+from carefl_secure.data.corpora.emotic import person as emotic
 from carefl_secure.data.readers.images import ImageArray, open_array, place
 from carefl_secure.data.readers.metadata import Box
 from carefl_secure.data.readers.tables import header, literal, numbers, read_rows
@@ -46,15 +33,15 @@ _COLUMNS = ("Folder", "Filename", "BBox", "Categorical_Labels", "Continuous_Labe
 def table_folder(root: Path) -> Path | None:
     """Return the folder of ``{split}.csv`` tables, where there is one."""
     for folder in (root / "emotic_pre", root):
-        for split in SPLITS:
+        for split in emotic.SPLITS:
             path = folder / f"{split}.csv"
             if path.is_file() and "Categorical_Labels" in header(path):
                 return folder
     return None
 
 
-def _persons(path: Path) -> Iterator[Person]:
-    counter = PersonCounter()
+def _persons(path: Path) -> Iterator[emotic.Person]:
+    counter = emotic.PersonCounter()
     for origin, row in read_rows(path, _COLUMNS):
         where = f"{row['Folder'].strip().strip('/')}/{row['Filename'].strip()}".replace("\\", "/")
         left, top, right, bottom = numbers(literal(row["BBox"], origin), 4, origin)
@@ -62,14 +49,14 @@ def _persons(path: Path) -> Iterator[Person]:
         cells = row["Continuous_Labels"].replace("nan", "None")
         vad = [math.nan if v is None else v for v in literal(cells, origin)]
         valence, arousal, dominance = numbers(vad, 3, origin)
-        yield Person(
+        yield emotic.Person(
             place=where,
             number=counter.next(where),
             box=(left, top, right, bottom),
-            labels=category_ids(map(str, literal(row["Categorical_Labels"], origin)), origin),
+            labels=emotic.category_ids(map(str, literal(row["Categorical_Labels"], origin)), origin),
             vad=(valence, arousal, dominance),
-            gender=gender(row.get("Gender", ""), origin),
-            age=age_group(row.get("Age", ""), origin),
+            gender=emotic.gender(row.get("Gender", ""), origin),
+            age=emotic.age_group(row.get("Age", ""), origin),
         )
 
 
@@ -84,7 +71,7 @@ def _stack(path: Path, rows: int) -> npt.NDArray[np.generic]:
     return stack
 
 
-def _check_order(path: Path, persons: Sequence[Person]) -> None:
+def _check_order(path: Path, persons: Sequence[emotic.Person]) -> None:
     """Refuse a stack of labels that says something else than the table."""
     stored = _stack(path, len(persons))
     if stored.ndim != 2 or not np.issubdtype(stored.dtype, np.number):
@@ -98,7 +85,7 @@ def _check_order(path: Path, persons: Sequence[Person]) -> None:
             )
 
 
-def load_emotic_csv(root: Path, *, view: View = "image", reporter: Reporter = SILENT) -> dict[str, FileCorpus]:
+def load_emotic_csv(root: Path, *, view: emotic.View = "image", reporter: Reporter = SILENT) -> dict[str, FileCorpus]:
     """Read ``emotic_pre``: tables, with stacks of images or with the original images.
 
     Stacks are used where present. A stack has lost the size of the image, so its whole-image view has no boxes.
@@ -108,9 +95,9 @@ def load_emotic_csv(root: Path, *, view: View = "image", reporter: Reporter = SI
     folder = table_folder(root)
     if folder is None:
         raise DataError(f"{root} has no train.csv with the column Categorical_Labels")
-    images = image_root(root) or image_root(root.parent)
+    images = emotic.image_root(root) or emotic.image_root(root.parent)
     corpora = {}
-    for split in SPLITS:
+    for split in emotic.SPLITS:
         table = folder / f"{split}.csv"
         if not table.is_file():
             continue
@@ -128,10 +115,10 @@ def load_emotic_csv(root: Path, *, view: View = "image", reporter: Reporter = SI
             )
         for row, person in enumerate(tracked(persons, reporter, f"reading EMOTIC {split}")):
             if stack.is_file():
-                add_array(builder, person, ImageArray(stack, row), None)
+                emotic.add_array(builder, person, ImageArray(stack, row), None)
             elif images is not None:
-                add_person(builder, person, images, view)
-        corpora[split] = finish(builder)
+                emotic.add_person(builder, person, images, view)
+        corpora[split] = emotic.finish(builder)
     return corpora
 
 
@@ -141,8 +128,8 @@ FORMAT = CorpusFormat(
     tasks=lambda root, named: ("emotic",) if named or table_folder(root) else (),
     load=lambda root, how: load_emotic_csv(root, view=how.view, reporter=how.reporter),
     views=("image", "person"),
-    splits=SPLITS,
-    annotation=tuple(f"*{split}{end}" for split in SPLITS for end in (".csv", "_cat_arr.npy")),
+    splits=emotic.SPLITS,
+    annotation=tuple(f"*{split}{end}" for split in emotic.SPLITS for end in (".csv", "_cat_arr.npy")),
 )
 
 
@@ -154,7 +141,7 @@ _CORNERS = ("X_min", "Y_min", "X_max", "Y_max")
 def archive_folder(root: Path) -> Path | None:
     """Return the folder that holds ``annots_arrs``, where there is one."""
     for folder in (root, root / "archive"):
-        if any((folder / "annots_arrs" / f"annot_arrs_{split}.csv").is_file() for split in SPLITS):
+        if any((folder / "annots_arrs" / f"annot_arrs_{split}.csv").is_file() for split in emotic.SPLITS):
             return folder
     return None
 
@@ -164,7 +151,7 @@ def _category_columns(path: Path) -> dict[str, int]:
     found: dict[str, int] = {}
     for name in header(path):
         try:
-            place_ = category(name, path.name)
+            place_ = emotic.category(name, path.name)
         except LabelError:
             continue  # one of the other columns
         if place_ in found.values():
@@ -189,7 +176,9 @@ def _scaled(row: Mapping[str, str], picture: ImageArray, origin: str) -> Box | N
     return (left * columns / width, top * rows / height, right * columns / width, bottom * rows / height)
 
 
-def load_emotic_archive(root: Path, *, view: View = "image", reporter: Reporter = SILENT) -> dict[str, FileCorpus]:
+def load_emotic_archive(
+    root: Path, *, view: emotic.View = "image", reporter: Reporter = SILENT
+) -> dict[str, FileCorpus]:
     """Read ``annots_arrs`` and ``img_arrs``; boxes are scaled to the arrays where sizes are given.
 
     Only persons with continuous values are kept. ``annot_arrs_extra_train.csv`` is no part of the published split.
@@ -198,7 +187,7 @@ def load_emotic_archive(root: Path, *, view: View = "image", reporter: Reporter 
     if folder is None:
         raise DataError(f"{root} has no annots_arrs/annot_arrs_train.csv")
     corpora = {}
-    for split in SPLITS:
+    for split in emotic.SPLITS:
         table = folder / "annots_arrs" / f"annot_arrs_{split}.csv"
         if not table.is_file():
             continue
@@ -206,25 +195,25 @@ def load_emotic_archive(root: Path, *, view: View = "image", reporter: Reporter 
         ids = _category_columns(table)
         rows = read_rows(table, ("Filename", column, *_VAD))
         builder = SplitBuilder(f"emotic-{view}/{split}", EMOTIC)
-        counter = PersonCounter()
+        counter = emotic.PersonCounter()
         for origin, row in tracked(rows, reporter, f"reading EMOTIC {split}"):
             name = row["Filename"].strip()
             where = f"{row.get('Folder', '').strip().strip('/')}/{name}".lstrip("/")
             ticks = numbers([row[c] for c in ids], len(ids), origin)
             valence, arousal, dominance = numbers([row[c] or math.nan for c in _VAD], 3, origin)
-            person = Person(
+            person = emotic.Person(
                 place=where,
                 number=counter.next(where),
                 box=(math.nan,) * 4,
                 labels=tuple(sorted(k for k, v in zip(ids.values(), ticks, strict=True) if v > 0)),
                 vad=(valence, arousal, dominance),
-                gender=gender(row.get("Gender", ""), origin),
-                age=age_group(row.get("Age", ""), origin),
+                gender=emotic.gender(row.get("Gender", ""), origin),
+                age=emotic.age_group(row.get("Age", ""), origin),
             )
             picture = ImageArray(place(folder / "img_arrs", row[column], origin))
             box = _scaled(row, picture, origin) if view == "image" else None
-            add_array(builder, person, picture, box)
-        corpora[split] = finish(builder)
+            emotic.add_array(builder, person, picture, box)
+        corpora[split] = emotic.finish(builder)
     if (folder / "annots_arrs" / "annot_arrs_extra_train.csv").is_file() and "train" in corpora:
         corpora["train"].skipped.remark("annot_arrs_extra_train.csv is not read", "train")
     return corpora
@@ -236,6 +225,6 @@ ARCHIVE_FORMAT = CorpusFormat(
     tasks=lambda root, named: ("emotic",) if named or archive_folder(root) else (),
     load=lambda root, how: load_emotic_archive(root, view=how.view, reporter=how.reporter),
     views=("image", "person"),
-    splits=SPLITS,
-    annotation=tuple(f"*annot_arrs_{split}.csv" for split in SPLITS),
+    splits=emotic.SPLITS,
+    annotation=tuple(f"*annot_arrs_{split}.csv" for split in emotic.SPLITS),
 )
