@@ -11,7 +11,7 @@ import yaml
 
 from carefl_secure.config.explain import KNOWN
 from carefl_secure.config.load import shipped_folder
-from carefl_secure.config.sections import Section
+from carefl_secure.config.sections.base import Section
 from carefl_secure.errors import ConfigError
 
 Stride = Literal["S", "T", "R", "I", "D", "E"]

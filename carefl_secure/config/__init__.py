@@ -2,6 +2,6 @@
 
 from carefl_secure.config.load import dump_config, load_config
 from carefl_secure.config.root import Config
-from carefl_secure.config.sections import default_min_survivors
+from carefl_secure.config.sections.federation import default_min_survivors
 
 __all__ = ["Config", "default_min_survivors", "dump_config", "load_config"]

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 from carefl_secure.config.explain import KNOWN
 from carefl_secure.config.load import build_config, flatten, read_yaml
 from carefl_secure.config.root import Config
-from carefl_secure.config.sections import Section, Seed
+from carefl_secure.config.sections.base import Section, Seed
 from carefl_secure.errors import ConfigError
 
 Kind = Literal["train", "zero-shot", "local", "central"]

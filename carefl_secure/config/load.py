@@ -16,7 +16,7 @@ from pydantic import ValidationError
 import carefl_secure
 from carefl_secure.config.explain import FLAGS, KNOWN, explain, unknown
 from carefl_secure.config.root import Config
-from carefl_secure.config.sections import SYNTHETIC_RECORDS
+from carefl_secure.config.sections.data import SYNTHETIC_RECORDS
 from carefl_secure.errors import ConfigError
 
 

@@ -6,9 +6,12 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from carefl_secure.config import sections
-from carefl_secure.config.sections.federation import PROTOCOLS
-from carefl_secure.config.sections.model import default_targets
+from carefl_secure.config.sections import run as runs
+from carefl_secure.config.sections.base import Section
+from carefl_secure.config.sections.data import DataConfig
+from carefl_secure.config.sections.federation import PROTOCOLS, FederationConfig, default_min_survivors
+from carefl_secure.config.sections.model import AdapterConfig, ModelConfig, default_targets
+from carefl_secure.config.sections.privacy import PrivacyConfig
 
 _DROPOUT = 0.1
 _STEPS = 10
@@ -19,19 +22,19 @@ _NOISY_LOCAL_LR = 0.3
 _LOCAL_OBJECTIVES = ("fedprox", "feddyn")
 
 
-class Config(sections.Section):
+class Config(Section):
     """The whole configuration of one run."""
 
-    data: sections.DataConfig = Field(default_factory=sections.DataConfig)
-    model: sections.ModelConfig = Field(default_factory=sections.ModelConfig)
-    adapter: sections.AdapterConfig = Field(default_factory=sections.AdapterConfig)
-    privacy: sections.PrivacyConfig = Field(default_factory=sections.PrivacyConfig)
-    federation: sections.FederationConfig = Field(default_factory=sections.FederationConfig)
-    stages: sections.StagesConfig = Field(default_factory=sections.StagesConfig)
-    simulation: sections.SimulationConfig = Field(default_factory=sections.SimulationConfig)
-    performance: sections.PerformanceConfig = Field(default_factory=sections.PerformanceConfig)
-    evaluation: sections.EvaluationConfig = Field(default_factory=sections.EvaluationConfig)
-    run: sections.RunConfig = Field(default_factory=sections.RunConfig)
+    data: DataConfig = Field(default_factory=DataConfig)
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    adapter: AdapterConfig = Field(default_factory=AdapterConfig)
+    privacy: PrivacyConfig = Field(default_factory=PrivacyConfig)
+    federation: FederationConfig = Field(default_factory=FederationConfig)
+    stages: runs.StagesConfig = Field(default_factory=runs.StagesConfig)
+    simulation: runs.SimulationConfig = Field(default_factory=runs.SimulationConfig)
+    performance: runs.PerformanceConfig = Field(default_factory=runs.PerformanceConfig)
+    evaluation: runs.EvaluationConfig = Field(default_factory=runs.EvaluationConfig)
+    run: runs.RunConfig = Field(default_factory=runs.RunConfig)
     unsafe_deterministic_noise: bool = Field(
         default=False, description="for tests only: predictable noise and keys, which protect nothing"
     )
@@ -165,7 +168,7 @@ class Config(sections.Section):
                 f"simulation.stragglers={stragglers:g} lets clients do part of several local "
                 "steps, and there is only one; set federation.local_steps above 1 or leave it out"
             )
-        most = min(2 * sections.default_min_survivors(clients) - clients, least) - 1
+        most = min(2 * default_min_survivors(clients) - clients, least) - 1
         if self.privacy.max_colluders > most:
             raise ValueError(
                 f"privacy.max_colluders={self.privacy.max_colluders} is too many for {clients} clients: with more "
@@ -197,7 +200,7 @@ def stage_config(config: Config, place: int) -> Config:
     space, rounds = config.stages.spaces[place], config.stage_rounds[place]
     return config.model_copy(
         update={
-            "stages": sections.StagesConfig(),
+            "stages": runs.StagesConfig(),
             "data": config.data.model_copy(update={"labels": space}),
             "privacy": config.privacy.model_copy(update={"mechanism": "independent"}),
             "federation": config.federation.model_copy(update={"rounds": rounds}),

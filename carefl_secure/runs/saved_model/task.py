@@ -24,7 +24,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from carefl_secure.config import Config
-from carefl_secure.config.sections import AdapterConfig, ModelConfig
+from carefl_secure.config.sections.model import AdapterConfig, ModelConfig
 from carefl_secure.data.records import LabelSpace
 from carefl_secure.errors import ConfigError, ModelError
 from carefl_secure.model.label_scorer import LabelScorer
