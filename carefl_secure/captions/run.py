@@ -1,7 +1,4 @@
-"""Captions for a whole corpus: only what is missing, each picture once; it may stop at any time.
-
-Only counts are shown: no caption goes to the reporter or into an error.
-"""
+"""Captions for a whole corpus, each picture once; no caption goes to the reporter or into an error."""
 
 from __future__ import annotations
 

@@ -57,7 +57,6 @@ def _table(title: str, first: str, *columns: str) -> Table:
 
 
 def _show(report: Report) -> None:
-    """Write what was found."""
     console = result_console()
     say(f"{report.kind}: {report.root}")
     table = _table("splits", "split", "records", "images", "labelled", "skipped", "repeated")

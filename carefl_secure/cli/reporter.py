@@ -115,10 +115,7 @@ _SILENCE = 10.0  # seconds
 
 
 class RichReporter:
-    """A reporter that writes to a console; use it as a context manager.
-
-    The console is standard error, so that standard output holds the result alone.
-    """
+    """A reporter that writes to a console, a command's standard error; use it as a context manager."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -153,10 +150,7 @@ class RichReporter:
             self._plain[task] = (0, total)
 
     def advance(self, task: str, step: int = 1) -> None:
-        """Say that ``step`` more steps of the task are done.
-
-        A log gets a line at each quarter; of a task within another one, once it has taken ten seconds.
-        """
+        """Say that ``step`` more steps are done; a log gets a line each quarter, an inner task after ten seconds."""
         if task in self._bars:
             self._progress.advance(self._bars[task], step)
         elif task in self._plain:

@@ -1,7 +1,4 @@
-"""From scores to the whole evaluation: figures, intervals, gains, labels, groups and slices.
-
-Its JSON form is ``carefl.evaluation/1``.
-"""
+"""From scores to an evaluation (JSON: ``carefl.evaluation/1``): figures, intervals, gains, groups and slices."""
 
 from __future__ import annotations
 

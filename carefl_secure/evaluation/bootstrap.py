@@ -76,10 +76,7 @@ def bootstrap(
     seed: int = 0,
     bounds: Mapping[str, tuple[float, float]] | None = None,
 ) -> dict[str, Interval]:
-    """Return a basic interval of each figure of ``statistic``, from weights to named figures.
-
-    ``level`` is the share of the resamples that an interval holds; it is clipped to the figure's ``bounds``.
-    """
+    """Return a basic interval of each figure of ``statistic``, with ``level`` of the resamples, within ``bounds``."""
     if not 0 < level < 1:
         raise ConfigError(f"the level of an interval lies between 0 and 1, not at {level}")
     drawn: dict[str, list[float]] = {}

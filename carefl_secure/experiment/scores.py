@@ -78,10 +78,7 @@ class Scores:
     slices: dict[str, list[int]]  # see label_slices
 
     def statistic(self) -> Statistic:
-        """Return the figures as a function of how often each record counts, ``[N]``.
-
-        Means over the models: ``mAP`` and ``macro_f1`` of all labels, ``mAP face`` and ``mAP context`` of some.
-        """
+        """Return the mean figures of the models (mAP, macro_f1, mAP of each slice) as a function of weights [N]."""
         models = []
         for number, scores in enumerate(self.scores):
             cuts = None if self.thresholds is None else self.thresholds[number]

@@ -133,15 +133,10 @@ def _comparisons(experiment: Experiment, good: Sequence[Finished], folder: Path)
     adjusted = holm(tested)
     for i, row in enumerate(found):
         row["p_holm"] = adjusted.get(str(i))
-        row["clear"] = _clear(row, 1 - experiment.level)
+        between = row["over_records"].get(_TESTED, {"low": None})
+        apart = between["low"] is not None and (between["low"] > 0 or between["high"] < 0)
+        row["clear"] = bool(apart and row["p_holm"] is not None and row["p_holm"] < 1 - experiment.level)
     return found
-
-
-def _clear(row: Mapping[str, Any], alpha: float) -> bool:
-    between = row["over_records"].get(_TESTED)
-    if row["p_holm"] is None or between is None or between["low"] is None:
-        return False
-    return bool(row["p_holm"] < alpha and (between["low"] > 0 or between["high"] < 0))
 
 
 class _Resampled:

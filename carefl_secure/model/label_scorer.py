@@ -52,10 +52,7 @@ class LabelScorer:
         object.__setattr__(self, "_prefix", prefix)
 
     def __call__(self, features: Tensor | Tiles | Pixels, captions: Sequence[str] | None = None) -> Tensor:
-        """Return scores, shape [batch, labels]; row i depends on record i only.
-
-        A caption of a record that is not empty makes the question ``Context: CAPTION. QUESTION``.
-        """
+        """Return scores [batch, labels]; row i depends on record i only. Captions precede the question."""
         if isinstance(features, Pixels):
             features = features.encoded(self.adapter.base)
         features, head = features.to(self.adapter.base.device), self.adapter.head
@@ -125,11 +122,7 @@ class RecordLosses:
         return len(self._features)
 
     def losses(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> Tensor:
-        """Return one loss per record, shape [batch].
-
-        Several labels: mean binary cross-entropy of the log-odds over the labels. One label: cross-entropy of the
-        scores.
-        """
+        """Return the losses [batch]: cross-entropy; for several labels binary, the mean over labels."""
         rows = torch.as_tensor(np.asarray(indices, np.int64))
         captions = self._captions
         said = None if captions is None else [captions[i] for i in rows.tolist()]

@@ -27,10 +27,7 @@ class TokenTree:
 
     @classmethod
     def build(cls, suffixes: Sequence[tuple[Sequence[int], Sequence[int]]]) -> TokenTree:
-        """Merge suffixes, each a pair (question tokens, answer tokens); only answers are scored.
-
-        `ModelError` for an answer that begins with another one to the same question: they could not be compared.
-        """
+        """Merge (question, answer) tokens; `ModelError` where an answer begins with another to the same question."""
         nodes: dict[tuple[int, ...], int] = {(): -1}
         tokens: list[int] = []
         parents: list[int] = []

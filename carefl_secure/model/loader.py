@@ -1,7 +1,4 @@
-"""Loads a base model: the embedded one, a folder, or a hub id; in 4 bits, 8 bits or whole.
-
-Micro-batches go through it in parallel: on a few cores, two one-thread passes beat one two-thread pass.
-"""
+"""Loads a base model: the embedded one, a folder, or a hub id; in 4 bits, 8 bits or whole."""
 
 from __future__ import annotations
 
@@ -105,33 +102,21 @@ def load_base(
 ) -> Base:
     """Load a SmolVLM2-like base model and freeze it.
 
+    ``source`` is ``embedded``, a folder written by ``save_pretrained``, or a hub id; pin its ``revision`` (commit) for
+    real runs. ``nf4`` is bitsandbytes NF4 with double quantisation of the text model; all else stays whole. The type
+    ``auto`` is float32 for the embedded base and bfloat16 for any other. ``parallel_batches`` go through the model at
+    once: by default as many as the small embedded model gains from on a CPU, and 1 for any other and for int8, whose
+    layers keep a state. For ``device`` see `find_device`; ``feature_cache`` is a folder of vision features or ``auto``
+    (`cache_folder`), by default memory.
+
     `ConfigError` if the device is not there or cannot hold the quantised layers, or images cannot be cut so.
     `ModelError` if the source cannot be read or is no SmolVLM, its processor does not fit it, or nothing was quantised
     as asked.
-
-    Parameters
-    ----------
-    source : str
-        ``embedded``, a folder written by ``save_pretrained``, or a hub id such as
-        ``HuggingFaceTB/SmolVLM2-256M-Video-Instruct``.
-    revision : str, optional
-        Commit of the hub id; pin it for real runs.
-    quantization : {"nf4", "int8", "none"}
-        ``nf4`` is bitsandbytes NF4 with double quantisation of the text model; all else stays whole.
-    compute_dtype : {"auto", "float32", "bfloat16"}
-        ``auto`` is float32 for the embedded base and bfloat16 for any other.
-    parallel_batches : int, optional
-        Batches in the model at once; by default as many as the small embedded model gains from on a
-        CPU, and 1 for any other and for int8, whose layers keep a state.
-    form : PromptForm, optional
-        How images and answers stand in a prompt.
-    device : str
-        See `find_device`.
-    feature_cache : path, optional
-        Folder of vision features on disk, or ``auto`` (`cache_folder`); by default they are kept in memory.
     """
     folder = base_folder(source, revision)
-    dtype = compute_type(source, compute_dtype)
+    if compute_dtype == "auto":
+        compute_dtype = "float32" if source == "embedded" else "bfloat16"
+    dtype = _DTYPES[compute_dtype]
     place = hub.find_device(device)
     if place.type == "mps" and quantization != "none":
         raise ConfigError("bitsandbytes quantises no layer on model.device=mps; set model.quantization=none, or cpu")
@@ -176,11 +161,6 @@ def load_base(
     shape = (int(processor.image_seq_len), int(model.config.text_config.hidden_size))
     store = FeatureStore(cache_folder(feature_cache), facts, shape, dtype)
     return Base(model, processor, prompter, digest, dtype, source, chosen, place, store)
-
-
-def compute_type(source: str, name: str) -> torch.dtype:
-    """Return the type that a base computes in; ``auto`` is float32 for the embedded one alone."""
-    return _DTYPES[("float32" if source == "embedded" else "bfloat16") if name == "auto" else name]
 
 
 def base_folder(source: str, revision: str | None) -> Path:

@@ -37,23 +37,14 @@ VISION_TARGETS = {
 class Adapter:
     r"""LoRA matrices on a frozen base: :math:`W x + (\alpha / r) B A x`.
 
-    A base that has an adapter already, or matrices that do not land on the text model alone in
-    float32, raise `ModelError`.
+    ``targets`` are some of :data:`TARGETS` and :data:`VISION_TARGETS`, on all text layers or the ``last_layers``. With
+    ``train`` ``B``, A stays at its seeded value, the same on every client, so sums of B are exact averages of the
+    product (FFA-LoRA, arXiv 2403.12313). ``both``: A and B. ``alternate``: B in odd rounds, A in even ones; the vector
+    holds both, and the gradient of the half that rests is exactly zero. ``head`` names labels for which a `LabelHead`
+    is trained as well; what it consists of comes last in the vector.
 
-    Parameters
-    ----------
-    targets : sequence of str
-        Some of :data:`TARGETS` and :data:`VISION_TARGETS`.
-    train : {"B", "both", "alternate"}
-        ``B``: A stays at its seeded value, so sums of B are exact averages of the product
-        (FFA-LoRA, arXiv 2403.12313). ``both``: A and B. ``alternate``: B in odd rounds, A in even
-        ones; the vector holds both, and the gradient of the half that rests is exactly zero.
-    seed : int
-        Fixes A. The same seed gives the same A on every client.
-    last_layers : int, optional
-        Adapt only so many of the last text layers; all by default.
-    head : sequence of str, optional
-        Labels for which a `LabelHead` is trained as well. What it consists of comes last in the vector.
+    A base that has an adapter already, or matrices that do not land on the text model alone in float32, raise
+    `ModelError`.
     """
 
     def __init__(
@@ -140,10 +131,7 @@ class Adapter:
         return sum(p.numel() for _, p in self.parameters)
 
     def active(self, number: int) -> list[tuple[str, nn.Parameter]]:
-        """Return what trains in round ``number``, and let only that take gradients.
-
-        Where the label head is alone, as the base's scores do not count, it trains alone.
-        """
+        """Return what trains in round ``number``, and let only that take gradients: a head that is alone, alone."""
         chosen, alone = [], self.head is not None and self.head.alone
         for name, parameter in self.parameters:
             trains = self.train != "alternate" or ("lora_B" in name) == (number % 2 == 1)
@@ -181,19 +169,16 @@ class Adapter:
                 parameter.copy_(values[offset : offset + count].view_as(parameter))
                 offset += count
         if self.head is not None:
-            self.head.weigh(float(vector[self._entries(_HEAD_SHARE)][0]))
+            self.head.weigh(float(vector[self.head_entries(_HEAD_SHARE)][0]))
 
     def untuned(self) -> npt.NDArray[np.float32]:
         """Return the vector with the base's own scores at full weight, whatever share of them the label head takes."""
         vector = self.vector()
-        vector[self._entries(_HEAD_SHARE)] = 1.0
+        vector[self.head_entries(_HEAD_SHARE)] = 1.0
         return vector
 
-    def head_entries(self) -> npt.NDArray[np.bool_]:
-        """Return which entries of the vector are the label head's, shape [dimension]."""
-        return self._entries(_HEAD)
-
-    def _entries(self, start: str) -> npt.NDArray[np.bool_]:
+    def head_entries(self, start: str = _HEAD) -> npt.NDArray[np.bool_]:
+        """Return which entries of the vector are the label head's, or one weight's of it, shape [dimension]."""
         return np.concatenate([np.full(p.numel(), name.startswith(start)) for name, p in self.parameters])
 
     def save(self, folder: Path) -> None:

@@ -83,10 +83,7 @@ class Prompter:
         return torch.tensor([self.ids(self._opened(WHOLE) + text)])
 
     def batch(self, texts: Sequence[str], grids: Sequence[Grid] | None = None) -> tuple[Tensor, Tensor]:
-        """Return whole prompts, one per text, left-padded: ids and attention, [batch, length].
-
-        ``grids`` has the tiles of each image, as (rows, columns); by default every image is whole.
-        """
+        """Return prompts, left-padded: ids and attention, [batch, length]; ``grids`` has the tiles of each image."""
         turn = self.turn()
         each = [WHOLE] * len(texts) if grids is None else grids
         rows = [self.ids(self._opened(grid) + text) + turn for text, grid in zip(texts, each, strict=True)]
@@ -116,8 +113,7 @@ class Prompter:
     def answers(self, labels: Sequence[str], *, reference: bool) -> list[list[int]]:
         """Tokenise answers so that none is the beginning of another; ``reference`` appends :data:`REFERENCE`.
 
-        Under ``end_answers``, and where the labels alone are not prefix-free, each ends with the end-of-utterance
-        token.
+        Each ends with the end-of-utterance token under ``end_answers``, or where the labels alone are not prefix-free.
         """
         words = [*labels, REFERENCE] if reference else list(labels)
         rows = [self.ids(" " + word) for word in words]

@@ -86,7 +86,6 @@ def caption(
 
 
 def _show(cache: CaptionCache, parts: dict[str, Captioning]) -> None:
-    """Write counts and shares."""
     names = ("records", "made now", "kept", "s/caption", "name an emotion", "their own")
     table = cli.result_table("split", *names, left=("split",))
     for name, one in parts.items():

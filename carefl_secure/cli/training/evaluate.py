@@ -151,7 +151,6 @@ def evaluate(run: Run, options: EvaluateOptions, quiet: Quiet = False, json: Jso
 
 
 def _generated(run: Path, options: EvaluateOptions, quiet: bool, json: bool) -> None:
-    """Score what the model writes."""
     if options.data is not None or options.group or options.space:
         raise ConfigError("--scorer generation scores whole splits of the run; leave out --data, --group and --space")
     from carefl_secure.runs.evaluation.generated import evaluate_generated
@@ -167,7 +166,6 @@ def _generated(run: Path, options: EvaluateOptions, quiet: bool, json: bool) -> 
 
 
 def _show_zero_shot(found: ZeroShot, json: bool) -> None:
-    """Show the figures, and where the predictions are."""
     if json:
         if found.evaluation is not None:
             typer.echo(found.evaluation.as_json(), nl=False)

@@ -90,18 +90,6 @@ def _split(name: str, corpus: Corpus, hashes: Sequence[ImageHash], alike: Near) 
     )
 
 
-def _clients(
-    corpus: Corpus, prints: Sequence[ImageHash], clients: int, column: str | None
-) -> tuple[dict[str, Corpus], dict[str, list[ImageHash]]]:
-    """Share a split out as training would, and give every client its own hash_images."""
-    shares = partition(corpus, clients, "column" if column else "iid", column=column)
-    parts: dict[str, Corpus] = {}
-    marks: dict[str, list[ImageHash]] = {}
-    for k, share in enumerate(shares):
-        parts[f"client {k}"], marks[f"client {k}"] = restrict(corpus, prints, share.tolist())
-    return parts, marks
-
-
 def _judge_splits(
     expected: Sequence[str], splits: Sequence[SplitReport], missing: list[str], faults: list[str]
 ) -> list[str]:
@@ -196,8 +184,12 @@ def check_corpus(
     shared = find_shared(opened, prints, alike)
     if clients is not None:
         first = next(iter(opened))
-        shares, marks = _clients(opened[first], prints[first], clients, column)
-        shared += find_shared(shares, marks, alike)
+        parts_of: dict[str, Corpus] = {}
+        marks: dict[str, Sequence[ImageHash]] = {}
+        drawn = partition(opened[first], clients, "column" if column else "iid", column=column)
+        for k, share in enumerate(drawn):
+            parts_of[f"client {k}"], marks[f"client {k}"] = restrict(opened[first], prints[first], share.tolist())
+        shared += find_shared(parts_of, marks, alike)
     _judge_shared(shared, faults, notes)
     return Report(layout.kind, str(path), splits, counts, shared, missing, faults, notes)
 

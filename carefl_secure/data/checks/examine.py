@@ -1,7 +1,4 @@
-"""Reads every image of a corpus once; unreadable ones are left out and counted, up to a share.
-
-Training and ``data check`` share it, so that the corpus trained on is the one reported.
-"""
+"""Reads every image of a corpus, for training and ``data check`` alike; leaves out unreadable ones, up to a share."""
 
 from __future__ import annotations
 
@@ -83,10 +80,7 @@ def _readable(name: str, corpus: Corpus, hashes: Sequence[ImageHash]) -> list[in
 
 
 def examine(corpora: Mapping[str, Corpus], reporter: Reporter) -> Examined:
-    """Read every image to its end, and leave out the records whose image cannot be read.
-
-    A `DataError` refuses more unreadable images than :data:`MOST_UNREADABLE`, and a box outside its image.
-    """
+    """Leave out unreadable images; `DataError` for more than :data:`MOST_UNREADABLE`, or a box outside its image."""
     found: dict[str, Corpus] = {}
     marks: dict[str, Sequence[ImageHash]] = {}
     for name, corpus in corpora.items():

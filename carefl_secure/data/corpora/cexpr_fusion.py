@@ -74,10 +74,7 @@ def fuse_frames(
 
 
 def compound_to_cexpr(logits: npt.NDArray[Any]) -> Floats:
-    """Turn finite scores of RAF-DB's compound classes into probabilities of C-EXPR's [frames, 7].
-
-    The four of the eleven columns that C-EXPR lacks are masked and the rest renormalised to sum to 1.
-    """
+    """Turn finite scores of RAF-DB's eleven compound classes into C-EXPR's probabilities [frames, 7]; mask four."""
     values = _finite(logits)
     if values.shape[1] != len(COMPOUND.labels):
         raise ConfigError(f"expected {len(COMPOUND.labels)} classes, not {values.shape[1]}")

@@ -1,7 +1,4 @@
-"""Where the splits, the classes and the metadata of an image folder are.
-
-Names of splits are those of the ``datasets`` library. Contradictory layouts are refused.
-"""
+"""Where splits (named as in ``datasets``), classes and metadata of an image folder are; contradictions are refused."""
 
 from __future__ import annotations
 

@@ -52,10 +52,7 @@ class Near:
 def find_shared(
     parts: Mapping[str, Corpus], prints: Mapping[str, Sequence[ImageHash]], alike: Near | None = None
 ) -> list[Shared]:
-    """Compare every two parts (splits or clients) by their hashes; return one `Shared` per pair, clean ones too.
-
-    ``alike`` has the near duplicates of a larger set, where known.
-    """
+    """Compare every two parts by their hashes: one `Shared` per pair, clean ones too; ``alike`` may span more."""
     alike = alike or Near(prints)
     found = []
     for first, second in combinations(parts, 2):

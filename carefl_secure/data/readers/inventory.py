@@ -1,7 +1,4 @@
-"""Every file below a data folder: an image, metadata, skipped for a reason, or refused.
-
-Linked folders are followed, as torchvision and the ``datasets`` library do.
-"""
+"""Every file below a data folder, links followed: an image, metadata, skipped for a reason, or refused."""
 
 from __future__ import annotations
 
@@ -188,10 +185,7 @@ def _listed(path: Path) -> list[str]:
 
 
 def take_inventory(root: Path) -> Inventory:
-    """List every file below a folder.
-
-    A `DataError` says how to convert a file that is not read and may hold images or labels, or refuses a bad link.
-    """
+    """List the files below a folder; `DataError` for a bad link, or a file that may hold images or labels unread."""
     if not root.is_dir():
         raise DataError(f"{root} is not a folder; give the folder that holds the images")
     inventory = Inventory(root)
@@ -200,10 +194,7 @@ def take_inventory(root: Path) -> Inventory:
 
 
 def count_unused(root: Path, used: Container[str], read: Sequence[str], skipped: Skipped) -> None:
-    """Count every file below a published corpus that is neither in ``used`` (whole paths) nor an annotation.
-
-    ``read`` are patterns of the annotation, below ``root`` in lower case.
-    """
+    """Count files neither in ``used`` (whole paths) nor matched by ``read`` (lower-case patterns below ``root``)."""
     walk = Inventory(root)
     other = "of another view, subset or list"
     for name in (*walk.images, *walk.metadata, *walk.tables, *walk.archives, *walk.misnamed):

@@ -39,11 +39,6 @@ class Face:
         return (x - ru * self.r, y - rv * self.r, x + ru * self.r, y + rv * self.r)
 
 
-def draw_setting(pen: ImageDraw.ImageDraw, setting: str, jitter: float) -> None:
-    """Fill the canvas with a place, a little shifted by ``jitter`` in [0, 1)."""
-    _SETTING[setting](pen, jitter)
-
-
 def draw_prop(pen: ImageDraw.ImageDraw, prop: str, face: Face, side: int) -> None:
     """Draw what stands on one side of a person: 1 is right, -1 left."""
     x, y = (104.0, 96.0) if side > 0 else (24.0, 96.0)
@@ -148,4 +143,4 @@ def _cemetery(pen: ImageDraw.ImageDraw, j: float) -> None:
 
 
 _SETTINGS = (_park, _beach, _home, _office, _hospital, _alley, _stadium, _cemetery)
-_SETTING = {draw.__name__.removeprefix("_"): draw for draw in _SETTINGS}
+SETTING = {draw.__name__.removeprefix("_"): draw for draw in _SETTINGS}

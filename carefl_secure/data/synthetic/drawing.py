@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from carefl_secure.data.synthetic.background import CANVAS, INK, SPOTS, Colour, Face, Point, draw_prop, draw_setting
+from carefl_secure.data.synthetic.background import CANVAS, INK, SETTING, SPOTS, Colour, Face, Point, draw_prop
 from carefl_secure.data.synthetic.scene import GROUPS
 
 _SKIN = ((255, 224, 196), (241, 194, 150), (206, 150, 106), (168, 112, 74), (126, 84, 58))
@@ -47,7 +47,7 @@ def draw(factors: npt.NDArray[np.int8], look: Look, rng: np.random.Generator) ->
     image = Image.new("RGB", (CANVAS, CANVAS))
     pen = ImageDraw.Draw(image)
     jitter = rng.random(8)
-    draw_setting(pen, value["setting"], float(jitter[0]))
+    SETTING[value["setting"]](pen, float(jitter[0]))
     child = 0.85 if look.age == 0 else 1.0
     radius = (24 + 8 * float(jitter[1])) * child
     face = Face(50 + 28 * float(jitter[2]), 42 + 10 * float(jitter[3]), radius, (float(jitter[4]) - 0.5) * 0.5)

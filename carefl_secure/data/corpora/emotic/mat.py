@@ -31,11 +31,7 @@ _COMPRESSED = 15
 
 
 def _verify_mat(path: Path) -> None:
-    """Walk over the variables of a file of level 5 (MATLAB's v6 and v7).
-
-    SciPy's reader trusts the lengths that a file states and can crash the process on a damaged one, and it verifies no
-    checksum. Damage to an uncompressed file is found only where its variables do not end with the file.
-    """
+    """Walk over the variables of a level 5 file: SciPy trusts the lengths it states, and crashes on a damaged one."""
     content = path.read_bytes()
     if len(content) < _MAT_HEAD + 8 or content[126:128] not in (b"IM", b"MI"):
         raise ValueError("it has not the head of a MATLAB file")
@@ -113,7 +109,6 @@ def _text(person: Any, *names: str) -> str:
 
 
 def _vad(value: Any) -> emotic.Vad:
-    """Return the mean over annotators."""
     rows = []
     for one in _many(value):
         parts = [_many(getattr(one, name, None)) for name in ("valence", "arousal", "dominance")]
@@ -137,6 +132,8 @@ def _person(image: Any, number: int, person: Any, origin: str) -> emotic.Person:
     vad = _vad(getattr(person, "annotations_continuous", None))
     if math.isnan(vad[0]):
         vad = _vad(getattr(person, "combined_continuous", None))
+    size = getattr(image, "image_size", None)  # by name: the order of its fields differs
+    width, height = (_many(getattr(size, name, None)) for name in ("n_col", "n_row"))
     return emotic.Person(
         place=where.replace("\\", "/"),
         number=number,
@@ -145,14 +142,8 @@ def _person(image: Any, number: int, person: Any, origin: str) -> emotic.Person:
         vad=vad,
         gender=emotic.gender(_text(person, "gender", "annotations_gender"), origin),
         age=emotic.age_group(_text(person, "age", "annotations_age"), origin),
-        stated=_stated(getattr(image, "image_size", None)),
+        stated=(int(width[0]), int(height[0])) if width and height else None,
     )
-
-
-def _stated(size: Any) -> tuple[int, int] | None:
-    """Return width and height by name: which of the two comes first is not the same everywhere."""
-    width, height = (_many(getattr(size, name, None)) for name in ("n_col", "n_row"))
-    return (int(width[0]), int(height[0])) if width and height else None
 
 
 def _images(path: Path) -> dict[str, list[Any]]:

@@ -77,10 +77,7 @@ def vad_fault(vad: Sequence[float]) -> str | None:
 
 
 def labels_of_author(place: str) -> tuple[tuple[int, ...], Vad] | None:
-    """Return the labels that the corpus' author gave later for one image of the test split that lacks them.
-
-    See github.com/rkosti/emotic, issue 13; ``place`` is folder and name of the image.
-    """
+    """Return the labels that the author gave later to a test image that lacks them (github.com/rkosti/emotic #13)."""
     if place != "emodb_small/images/12ctuwhai2qxczp2wf.jpg":
         return None
     words = ("Affection", "Confidence", "Excitement", "Happiness", "Peace", "Sympathy")
