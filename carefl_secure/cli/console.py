@@ -79,11 +79,7 @@ def require_corpus(source: str) -> None:
 
 
 def unfold(command: Callable[..., None]) -> Callable[..., None]:
-    """Offer the fields of a command's dataclass parameter to typer as its options.
-
-    The fields, annotated as typer wants parameters annotated, take the place of the parameter in the signature, in
-    their order; the command gets the dataclass. TypeError is raised where the command has no such parameter.
-    """
+    """Offer the fields of a command's dataclass parameter to typer as options; TypeError where it has no such one."""
     hints = get_type_hints(command, include_extras=True)
     parameters: list[inspect.Parameter] = []
     packed: dict[str, type[Any]] = {}

@@ -95,11 +95,7 @@ def _messages() -> Iterator[None]:
 
 
 def run_with_streams(app: Callable[[], object]) -> None:
-    """Call the command line; a full standard output ends in a sentence, a closed pipe in silence.
-
-    Standard error that cannot be written changes neither work nor exit code. An `OSError` of
-    anything but these two is passed on.
-    """
+    """Call the command line; a full standard output ends in a sentence, a closed pipe silently; other errors pass."""
     codecs.register_error(_HANDLER, _in_ascii)
     with _messages():
         _run(app)

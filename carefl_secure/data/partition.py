@@ -30,21 +30,28 @@ def partition(
 ) -> list[Indices]:
     """Give every record to exactly one client; return the sorted record indices of each.
 
-    ``iid`` shuffles and cuts into equal parts (sizes differ by at most one). ``dirichlet`` draws, for each label, the
-    clients' shares from ``Dirichlet(alpha)`` (Hsu et al., arXiv 1909.06335); a record goes by its *rarest* label in
-    the corpus (ties: the lower id), and records without a label form a label of their own. ``column`` gives all
-    records with one value of an attribute, or of ``subject``, to one client; values go, the largest first, to the
-    client with the fewest records. ``folder`` gives each client the records of one folder. ``quantity`` draws the
-    shares of all records from one ``Dirichlet(alpha)``: sizes differ and labels do not. A small alpha gives each
-    client few labels, or some clients most records. Without a column, ``corpus`` may be the 0/1 label matrix ``[N,
-    K]``.
-
-    ``together`` keeps all records of one ``subject`` at one client, as ``privacy.unit: person`` needs: persons are
-    distributed in place of records, by the labels that any of their records has. Records of one image (see `image_of`)
-    stay together unless a column says otherwise.
-
     `ConfigError` for settings that make no sense, leave a client without records, or separate the records of one
     person that must stay together; `DataError` for a record that lacks the column.
+
+    Parameters
+    ----------
+    corpus : Corpus or ndarray
+        The records; or their 0/1 label matrix ``[N, K]``, which ``column`` cannot use.
+    clients : int
+        Number of clients; each gets at least one record.
+    kind : str
+        ``iid`` shuffles and cuts into equal parts (sizes differ by at most one). ``dirichlet`` draws, for each label,
+        the clients' shares from ``Dirichlet(alpha)`` (Hsu et al., arXiv 1909.06335); a record goes by its *rarest*
+        label in the corpus (ties: the lower id), and records without a label form a label of their own. ``column``
+        gives all records with one value of an attribute, or of ``subject``, to one client; values go, the largest
+        first, to the client with the fewest records. ``folder`` gives each client the records of one folder.
+        ``quantity`` draws the shares of all records from one ``Dirichlet(alpha)``: sizes differ and labels do not.
+    alpha : float
+        Concentration; small values give each client few labels, or some clients most records.
+    together : bool
+        Keep all records of one ``subject`` at one client, as ``privacy.unit: person`` needs: persons are distributed
+        in place of records, by the labels that any of their records has. Records of one image (see `image_of`) stay
+        together unless a column says otherwise.
     """
     if kind == "folder":
         kind, column = "column", "folder"

@@ -87,10 +87,7 @@ _EXAMPLES = 3
 
 @dataclass
 class Skipped:
-    """Counts what a loader left out (``dropped``), and what it kept with a remark, by reason.
-
-    ``records kept + skipped.total`` is the number of records that the annotation names.
-    """
+    """Counts by reason what was ``dropped`` and what kept with a remark; records kept + ``total`` are all named."""
 
     dropped: Counter[str] = field(default_factory=Counter)
     remarks: Counter[str] = field(default_factory=Counter)

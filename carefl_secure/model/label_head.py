@@ -45,13 +45,22 @@ class LabelHead(nn.Module):
     public records is a good m: what all images share would otherwise take most of a gradient's norm.
 
     R shrinks directions in which public records vary most, so that few steps reach the others (`fit`). Without noise
-    it whitens the channels of every cell, if there are 64 records or more. With noise in the rounds (``noisy``), which
-    whitening would amplify, it reduces up to 8 directions of u to the deviation of the next. ``share`` multiplies the
-    base's own scores (`base_share`); at 0 the head is ``alone``.
+    it whitens the channels of every cell, if there are 64 records or more. With noise, which whitening would amplify,
+    it reduces up to 8 directions of u to the deviation of the next. ``share`` multiplies the base's own scores
+    (`base_share`); at 0 the head is ``alone``.
 
     Guarantees
     ----------
     z depends on its own record, the frozen base, m and R, which all parties receive and no round changes.
+
+    Parameters
+    ----------
+    labels : sequence of str
+        Labels that have a row of W.
+    tokens, width : int
+        Image tokens of one tile, and the length of each.
+    noisy : bool
+        Whether rounds add noise.
     """
 
     def __init__(self, labels: Sequence[str], tokens: int, width: int, *, noisy: bool = True) -> None:

@@ -102,16 +102,30 @@ def load_base(
 ) -> Base:
     """Load a SmolVLM2-like base model and freeze it.
 
-    ``source`` is ``embedded``, a folder written by ``save_pretrained``, or a hub id; pin its ``revision`` (commit) for
-    real runs. ``nf4`` is bitsandbytes NF4 with double quantisation of the text model; all else stays whole. The type
-    ``auto`` is float32 for the embedded base and bfloat16 for any other. ``parallel_batches`` go through the model at
-    once: by default as many as the small embedded model gains from on a CPU, and 1 for any other and for int8, whose
-    layers keep a state. For ``device`` see `find_device`; ``feature_cache`` is a folder of vision features or ``auto``
-    (`cache_folder`), by default memory.
-
     `ConfigError` if the device is not there or cannot hold the quantised layers, or images cannot be cut so.
     `ModelError` if the source cannot be read or is no SmolVLM, its processor does not fit it, or nothing was quantised
     as asked.
+
+    Parameters
+    ----------
+    source : str
+        ``embedded``, a folder written by ``save_pretrained``, or a hub id such as
+        ``HuggingFaceTB/SmolVLM2-256M-Video-Instruct``.
+    revision : str, optional
+        Commit of the hub id; pin it for real runs.
+    quantization : {"nf4", "int8", "none"}
+        ``nf4`` is bitsandbytes NF4 with double quantisation of the text model; all else stays whole.
+    compute_dtype : {"auto", "float32", "bfloat16"}
+        ``auto`` is float32 for the embedded base and bfloat16 for any other.
+    parallel_batches : int, optional
+        Batches in the model at once; by default as many as the small embedded model gains from on a
+        CPU, and 1 for any other and for int8, whose layers keep a state.
+    form : PromptForm, optional
+        How images and answers stand in a prompt.
+    device : str
+        See `find_device`.
+    feature_cache : path, optional
+        Folder of vision features on disk, or ``auto`` (`cache_folder`); by default they are kept in memory.
     """
     folder = base_folder(source, revision)
     if compute_dtype == "auto":

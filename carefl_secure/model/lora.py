@@ -37,14 +37,23 @@ VISION_TARGETS = {
 class Adapter:
     r"""LoRA matrices on a frozen base: :math:`W x + (\alpha / r) B A x`.
 
-    ``targets`` are some of :data:`TARGETS` and :data:`VISION_TARGETS`, on all text layers or the ``last_layers``. With
-    ``train`` ``B``, A stays at its seeded value, the same on every client, so sums of B are exact averages of the
-    product (FFA-LoRA, arXiv 2403.12313). ``both``: A and B. ``alternate``: B in odd rounds, A in even ones; the vector
-    holds both, and the gradient of the half that rests is exactly zero. ``head`` names labels for which a `LabelHead`
-    is trained as well; what it consists of comes last in the vector.
+    A base that has an adapter already, or matrices that do not land on the text model alone in
+    float32, raise `ModelError`.
 
-    A base that has an adapter already, or matrices that do not land on the text model alone in float32, raise
-    `ModelError`.
+    Parameters
+    ----------
+    targets : sequence of str
+        Some of :data:`TARGETS` and :data:`VISION_TARGETS`.
+    train : {"B", "both", "alternate"}
+        ``B``: A stays at its seeded value, so sums of B are exact averages of the product
+        (FFA-LoRA, arXiv 2403.12313). ``both``: A and B. ``alternate``: B in odd rounds, A in even
+        ones; the vector holds both, and the gradient of the half that rests is exactly zero.
+    seed : int
+        Fixes A. The same seed gives the same A on every client.
+    last_layers : int, optional
+        Adapt only so many of the last text layers; all by default.
+    head : sequence of str, optional
+        Labels for which a `LabelHead` is trained as well. What it consists of comes last in the vector.
     """
 
     def __init__(
@@ -131,7 +140,7 @@ class Adapter:
         return sum(p.numel() for _, p in self.parameters)
 
     def active(self, number: int) -> list[tuple[str, nn.Parameter]]:
-        """Return what trains in round ``number``, and let only that take gradients: a head that is alone, alone."""
+        """Return what trains in round ``number``, the only part with gradients; a head that is alone trains alone."""
         chosen, alone = [], self.head is not None and self.head.alone
         for name, parameter in self.parameters:
             trains = self.train != "alternate" or ("lora_B" in name) == (number % 2 == 1)

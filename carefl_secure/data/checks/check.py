@@ -14,7 +14,7 @@ from carefl_secure.data.corpora.emotic.person import ONE_EACH
 from carefl_secure.data.corpora.published_counts import Count, published_counts
 from carefl_secure.data.deduplication.duplicates import Near, Shared, contradictions, find_shared, within
 from carefl_secure.data.deduplication.image_hashes import ImageHash
-from carefl_secure.data.open_corpus import Layout, detect, open_corpus
+from carefl_secure.data.open_corpus import detect, open_corpus
 from carefl_secure.data.partition import partition
 from carefl_secure.data.records import Corpus
 from carefl_secure.errors import ConfigError
@@ -164,10 +164,13 @@ def check_corpus(
     prints: dict[str, Sequence[ImageHash]] = {}
     counts: list[Count] = []
     against: list[str] = []
+    annotation = mat_file(layout.root) if layout.kind == "emotic-mat" else None
+    old = annotation is not None and annotation.name.startswith("CVPR17")
     for one in tasks:
         how = ReadOptions(one, view, reporter=reporter)
         parts = examine(open_corpus(path, how, format=format), reporter)
-        counts += _counts(layout, one, parts.corpora)
+        known = {name: whole for name, corpus in parts.corpora.items() if (whole := files_of(corpus)) is not None}
+        counts += published_counts(layout.kind, one, known, release_2017=old)
         against += contradictions(parts)
         for name, corpus in parts.corpora.items():
             key = f"{one} {name}" if len(tasks) > 1 else name
@@ -192,10 +195,3 @@ def check_corpus(
         shared += find_shared(parts_of, marks, alike)
     _judge_shared(shared, faults, notes)
     return Report(layout.kind, str(path), splits, counts, shared, missing, faults, notes)
-
-
-def _counts(layout: Layout, task: str, opened: Mapping[str, Corpus]) -> list[Count]:
-    known = {name: whole for name, one in opened.items() if (whole := files_of(one)) is not None}
-    annotation = mat_file(layout.root) if layout.kind == "emotic-mat" else None
-    old = annotation is not None and annotation.name.startswith("CVPR17")
-    return published_counts(layout.kind, task, known, release_2017=old)

@@ -39,20 +39,32 @@ class ReadOptions:
 class CorpusFormat:
     """One layout of a corpus on disk: how to recognise it, and how to read it.
 
-    ``tasks`` returns the label spaces that a folder can be read with, none where the marks are missing; its second
-    argument says that ``data.format`` named the format. ``load`` returns the splits by name. ``annotation`` has
-    patterns of the files that annotate the images, below the root and in lower case; of a published corpus every other
-    file that is no record is counted as skipped.
+    Parameters
+    ----------
+    name, looks_like : str
+        The value of ``data.format``; its distinguishing marks in words, for errors and the guide.
+    tasks : callable
+        Returns the label spaces that a folder can be read with, none where the marks are missing.
+        The second argument says that ``data.format`` named the format.
+    load : callable
+        Returns the splits by name.
+    views, splits : tuple of str
+        The values of ``data.view``, the default first; the splits of a complete copy.
+    annotation : tuple of str
+        Patterns of the files that annotate the images, below the root and in lower case. Of a
+        published corpus every other file that is no record is counted as skipped.
+    own_labels : bool
+        Whether labels come from the folder itself rather than from a published list.
     """
 
-    name: str  # the value of ``data.format``
-    looks_like: str  # its distinguishing marks in words, for errors and the guide
+    name: str
+    looks_like: str
     tasks: Callable[[Path, bool], tuple[str, ...]]
     load: Callable[[Path, ReadOptions], Mapping[str, Corpus]]
-    views: tuple[str, ...] = ()  # the values of ``data.view``, the default first
-    splits: tuple[str, ...] = ()  # of a complete copy
+    views: tuple[str, ...] = ()
+    splits: tuple[str, ...] = ()
     annotation: tuple[str, ...] = ()
-    own_labels: bool = False  # labels come from the folder itself, not from a published list
+    own_labels: bool = False
 
 
 @dataclass(frozen=True)

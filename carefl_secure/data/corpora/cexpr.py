@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from carefl_secure.data.corpora import cexpr_lists
@@ -32,12 +31,6 @@ from carefl_secure.progress import SILENT, Reporter, tracked
 _FRAMES = ("cropped_aligned", "frames")
 _VIDEOS = ("videos", "trimmed_videos", ".")
 _ALSO = "its test list is its val list"
-
-
-@dataclass(frozen=True)
-class _Options:
-    every: int
-    fps: float | None
 
 
 def cexpr_bases(root: Path) -> list[Path]:
@@ -86,7 +79,7 @@ def _images(folder: Path) -> list[Path]:
 
 
 def _frames_of(
-    base: Path, clip: cexpr_lists.Clip, builder: SplitBuilder, options: _Options
+    base: Path, clip: cexpr_lists.Clip, builder: SplitBuilder, every: int
 ) -> Iterator[tuple[str, int, images.ImageSource]]:
     """Yield key, number and image of each frame, in the order of time."""
     for name in (*_FRAMES, "videos"):
@@ -96,7 +89,7 @@ def _frames_of(
         nested = sorted((f for f in folder.iterdir() if f.is_dir()), key=_number)
         for place, frame in enumerate(nested):
             faces = sorted(_images(frame), key=_face)
-            if place % options.every:
+            if place % every:
                 continue
             if not faces:
                 builder.skipped.drop("frame without a face", f"{clip.stem}/{frame.name}")
@@ -105,14 +98,14 @@ def _frames_of(
             for other in faces[1:]:
                 builder.skipped.drop("another face in the frame", f"{clip.stem}/{other.name}")
         for place, path in enumerate(sorted(_images(folder), key=_number)):
-            if place % options.every == 0:
+            if place % every == 0:
                 yield f"{clip.stem}/{path.name}", _number(path), images.ImageFile(path)
         return
     video = _video(base, clip)
     if video is None:
         builder.skipped.drop("neither frames nor video", clip.name)
         return
-    for number in range(0, images.frame_count(video), options.every):
+    for number in range(0, images.frame_count(video), every):
         yield f"{clip.stem}/{number}", number, images.VideoFrame(video, number)
 
 
@@ -129,25 +122,25 @@ def _add_clip(
     base: Path,
     clip: cexpr_lists.Clip,
     builder: SplitBuilder,
-    options: _Options,
+    every: int,
+    fps: float | None,
     segments: list[cexpr_lists.Segment] | None,
 ) -> None:
     if clip.label == cexpr_lists.OTHER:
         builder.skipped.drop("class Other, never scored", clip.name)
         return
-    rate = options.fps
-    if segments is not None and rate is None:
+    if segments is not None and fps is None:
         video = _video(base, clip)
         if video is None:
             raise ConfigError(
                 f"the labels of {clip.stem} go by time and its frames carry no time; "
                 "say how many frames a second has (fps)"
             )
-        rate = images.frame_rate(video)
-    for key, number, picture in _frames_of(base, clip, builder, options):
+        fps = images.frame_rate(video)
+    for key, number, picture in _frames_of(base, clip, builder, every):
         labels: tuple[int, ...] = () if clip.label is None else (clip.label,)
-        if segments is not None and rate is not None:
-            held = cexpr_lists.labels_at(segments, number / rate)
+        if segments is not None and fps is not None:
+            held = cexpr_lists.labels_at(segments, number / fps)
             if held == {cexpr_lists.OTHER}:
                 builder.skipped.drop("class Other, never scored", key)
                 continue
@@ -159,7 +152,7 @@ def _add_clip(
             builder.add(Record(key, labels, clip.source, {"video": clip.stem}), picture)
 
 
-def _load_base(base: Path, fold: int, options: _Options, reporter: Reporter) -> dict[str, FileCorpus]:
+def _load_base(base: Path, fold: int, every: int, fps: float | None, reporter: Reporter) -> dict[str, FileCorpus]:
     lists: dict[str, list[cexpr_lists.Clip]] = {}
     folder = cexpr_lists.fold_folder(base, fold)
     if folder is not None:
@@ -193,7 +186,7 @@ def _load_base(base: Path, fold: int, options: _Options, reporter: Reporter) -> 
             if timed and not table.is_file():
                 builder.skipped.drop("no annotation", clip.stem)
             else:
-                _add_clip(base, clip, builder, options, cexpr_lists.read_annotation(table) if timed else None)
+                _add_clip(base, clip, builder, every, fps, cexpr_lists.read_annotation(table) if timed else None)
         builder.stated["clips"] = len(clips)
         corpora[split] = builder.corpus("extract the frames of its videos", "video")
     return corpora
@@ -214,10 +207,9 @@ def load_cexpr(
     bases = cexpr_bases(root)
     if not bases:
         raise DataError(f"{root} has no videos, cropped_aligned or folds; point at C-EXPR-DB or its challenge")
-    options = _Options(every, fps)
     corpora: dict[str, FileCorpus] = {}
     for base in bases:
-        corpora |= _load_base(base, fold, options, reporter)
+        corpora |= _load_base(base, fold, every, fps, reporter)
     if not corpora:
         raise DataError(f"{root} holds no videos; unpack C-EXPR-DB there")
     return corpora

@@ -54,7 +54,6 @@ def _prefix(images: Sequence[str]) -> str:
 
 
 def _split_folders(inventory: Inventory, prefix: str) -> dict[str, str]:
-    """Return the folder of each split, where the root has split folders."""
     used = [*inventory.images, *inventory.metadata]
     heads = sorted({p[len(prefix) :].split("/")[0] for p in used if p[len(prefix) :].count("/")})
     found: dict[str, str] = {}

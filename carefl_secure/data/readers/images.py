@@ -110,10 +110,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def decode(path: Path, content: bytes | None = None) -> Image.Image:
-    """Read a whole image file as upright RGB: only a full read finds a truncated file.
-
-    Of an animation the first frame is read. ``content`` holds the file's bytes, if already read.
-    """
+    """Read a whole image file, or ``content``, its bytes, as upright RGB; of an animation, the first frame."""
     with _reading(path), Image.open(path if content is None else io.BytesIO(content)) as image:
         if image.width * image.height > MOST_PIXELS:
             raise DataError(f"the image {path} has more than {MOST_PIXELS} pixels; make it smaller")

@@ -40,7 +40,6 @@ def label_word(text: str) -> str:
 
 
 def _labels(row: Mapping[str, Any], origin: str) -> tuple[tuple[str, ...] | None, bool]:
-    """Return the label words, and whether the row may carry several."""
     if ("label" in row) == ("labels" in row):
         raise DataError(
             f"{origin}: give either 'label' (one word) or 'labels' (a list); the row has {', '.join(map(str, row))}"
@@ -177,7 +176,6 @@ def _one_label(cell: str, alone: set[str], origin: str) -> str | None:
 
 
 def _separator(name: str, cells: Sequence[str]) -> str | None:
-    """Return the one sign that separates labels in a table."""
     plain = [cell for cell in cells if not _is_list(cell)]
     used = [sign for sign in SEPARATORS if any(sign in cell for cell in plain)]
     if len(used) > 1:

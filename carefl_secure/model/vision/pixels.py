@@ -50,10 +50,7 @@ def pixels_of(base: Base, images: Sequence[Image.Image]) -> Pixels:
 
 @dataclass(frozen=True)
 class PixelFeatures:
-    """The images of a corpus in the place of their features: read and brought to size whenever they are indexed.
-
-    ConfigError where images are cut into tiles: the rows of a vision layer would not be records.
-    """
+    """The images of a corpus in place of features, read when indexed; ConfigError where they are cut into tiles."""
 
     base: Base
     corpus: Corpus

@@ -57,10 +57,7 @@ def _verify_mat(path: Path) -> None:
 
 
 def read_mat(path: Path) -> Mapping[str, Any]:
-    """Return the variables of a MATLAB file: structs as objects with fields, single values bare.
-
-    A `DataError` refuses a file that is damaged, cut off, of format 7.3, or no MATLAB file.
-    """
+    """Return the variables of a MATLAB file: structs as objects, single values bare; `DataError` if unreadable."""
     try:
         _verify_mat(path)
         stored: Mapping[str, Any] = loadmat(path, squeeze_me=True, struct_as_record=False)

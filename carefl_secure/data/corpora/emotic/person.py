@@ -1,7 +1,6 @@
-"""One annotated person of EMOTIC, and how a split adds them, from any form of the corpus.
+"""One annotated person of EMOTIC, and how a split adds them, from any form of the corpus, in any spelling in use.
 
-The words of the annotations are read in all the spellings that are in circulation. Unknown categories raise
-`LabelError`, other unknown words `DataError`.
+Unknown categories raise `LabelError`, other unknown words `DataError`.
 """
 
 from __future__ import annotations
