@@ -44,10 +44,7 @@ def train(config: Config | None = None, *, engine: Engine = "inprocess", quiet: 
 
 
 def resume(run: str | Path, *, engine: Engine = "inprocess", quiet: bool = False) -> RunSummary:
-    """Go on with the interrupted run in a folder, under its own settings; see `train`.
-
-    RunError is raised where the folder holds no run, or a finished one.
-    """
+    """Go on with an interrupted run under its own settings; see `train`. RunError: no run there, or a finished one."""
     require_run(Path(run))
     return _run(load_config(Path(run) / "config.yaml"), Path(run), engine, quiet)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import click
@@ -98,32 +98,23 @@ def _options(
     prepare_environment()
 
 
-app.command("train", rich_help_panel="Train")(train)
-app.command("plan", rich_help_panel="Train")(plan)
-app.command("pretrain", rich_help_panel="Train")(pretrain)
-app.command("caption", rich_help_panel="Train")(caption)
-app.add_typer(data, rich_help_panel="Train")
-app.add_typer(cache, rich_help_panel="Train")
-app.command("budget", rich_help_panel="Follow and explain")(budget)
-app.command("evaluate", rich_help_panel="Use and score")(evaluate)
-app.command("predict", rich_help_panel="Use and score")(predict)
-app.command("export", rich_help_panel="Use and score")(export)
-app.command("experiment", rich_help_panel="Train")(experiment)
-app.command("report", rich_help_panel="Follow and explain")(report)
-app.command("audit", rich_help_panel="Follow and explain")(audit)
-app.command("provision", rich_help_panel="Between sites")(provision)
-app.command("submit", rich_help_panel="Between sites")(submit)
-app.command("status", rich_help_panel="Follow and explain")(status)
-app.command("doctor", rich_help_panel="Follow and explain")(doctor)
-app.command("watch", rich_help_panel="Follow and explain")(watch)
-app.add_typer(site, rich_help_panel="Between sites")
-app.add_typer(submitter, rich_help_panel="Between sites")
-app.add_typer(node, rich_help_panel="Between sites")
-app.add_typer(server, rich_help_panel="Between sites")
-app.add_typer(threat_model, rich_help_panel="Follow and explain")
-app.add_typer(ledger, rich_help_panel="Follow and explain")
-app.add_typer(runs, rich_help_panel="Follow and explain")
-app.add_typer(settings, rich_help_panel="Train")
+_COMMANDS: Mapping[str, tuple[Callable[..., None], ...]] = {
+    "Train": (train, plan, pretrain, caption, experiment),
+    "Follow and explain": (budget, report, audit, status, doctor, watch),
+    "Use and score": (evaluate, predict, export),
+    "Between sites": (provision, submit),
+}
+_GROUPS: Mapping[str, tuple[typer.Typer, ...]] = {
+    "Train": (data, cache, settings),
+    "Between sites": (site, submitter, node, server),
+    "Follow and explain": (threat_model, ledger, runs),
+}
+for panel, commands in _COMMANDS.items():
+    for command in commands:
+        app.command(command.__name__, rich_help_panel=panel)(command)
+for panel, groups in _GROUPS.items():
+    for one in groups:
+        app.add_typer(one, rich_help_panel=panel)
 
 
 def main() -> None:

@@ -75,10 +75,7 @@ class Comparison:
 def compare(
     attribute: str, values: Values, figures: Figures, units: Units, settings: Settings, metric: str = "mAP"
 ) -> Comparison:
-    """Score the groups of one attribute, with the gap in ``metric``: mAP, macro_f1 or uar.
-
-    ``values`` are those of each record, None where not stated; ``units`` are drawn together (see `units_of`).
-    """
+    """Score the groups of one attribute, with the gap in ``metric`` (mAP, macro_f1, uar), drawing ``units`` whole."""
     if len(values) != len(units) or len(units) != len(figures.scores):
         raise ConfigError(f"attribute {attribute!r} has {len(values)} values for {len(figures.scores)} records")
     if metric not in _NAMES:

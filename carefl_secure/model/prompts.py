@@ -141,10 +141,7 @@ _DEFAULT_QUESTION = "Which expression does the person show?"
 
 
 def prompt_template(choice: str) -> str:
-    """Return the wording of a name of :data:`TASK_PROMPTS`, or of a file, on one line, with its placeholders.
-
-    A text that is empty, too long, or holds another placeholder or signs for a model's marks raises `ConfigError`.
-    """
+    """Return the wording of a name of :data:`TASK_PROMPTS`, or of a file; ConfigError for one that cannot be used."""
     path = _FOLDER / f"{choice}.txt" if choice in TASK_PROMPTS else Path(choice)
     try:
         text = " ".join(path.read_text(encoding="utf-8").split())

@@ -132,10 +132,7 @@ def _cexpr(corpora: Mapping[str, FileCorpus]) -> list[Count]:
 def published_counts(
     kind: str, task: str, corpora: Mapping[str, FileCorpus], *, release_2017: bool = False
 ) -> list[Count]:
-    """Return the published counts with those found, by layout ``kind``; empty where nothing was published.
-
-    ``task`` is the label space or RAF-DB's subset; ``release_2017`` selects the smaller release of EMOTIC.
-    """
+    """Return the published counts with those found, by layout ``kind`` and ``task`` (of RAF-DB, the subset)."""
     if kind == "emotic-mat" and release_2017:
         return _emotic_2017(corpora)
     if kind in ("emotic-mat", "emotic-table"):

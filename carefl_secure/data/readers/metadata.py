@@ -210,9 +210,6 @@ def _numbers(text: str, origin: str) -> list[float]:
 
 
 def read_metadata(path: Path, name: str | None = None) -> list[Row]:
-    """Read a metadata file, of the kind that its suffix says; errors call it ``name`` and state the line.
-
-    `DataError` for a malformed row, `LabelError` for a label that is no word or where it is not clear where one ends.
-    """
+    """Read a metadata file of the kind that its suffix says; `DataError` or `LabelError` state ``name`` and line."""
     read = _jsonl if path.suffix == ".jsonl" else _csv
     return [_row(row, origin) for origin, row in read(path, name or path.name)]
