@@ -287,10 +287,7 @@ def _site_checks(path: Path) -> dict[str, Callable[[], str]]:
 
 
 def examine(bundle: Path | None = None) -> list[Check]:
-    """Run all checks; one that fails does not hide the others.
-
-    ``bundle`` is a site's folder, or its SuperNode's: what that half needs is looked at as well.
-    """
+    """Run all checks, whatever the others find; ``bundle``, a site's folder or its SuperNode's, has checks as well."""
     done: list[Check] = []
     checks = CHECKS if bundle is None else {**CHECKS, **_site_checks(bundle)}
     for name, check in checks.items():

@@ -13,10 +13,7 @@ ENGINES = ("inprocess", "ray", "superlink")
 
 
 def choose_engine(name: str) -> Callable[[Config, Reporter], Engine] | None:
-    """Return what makes an engine, ``inprocess``, ``ray`` or ``superlink``; None for this process.
-
-    Raises `ConfigError` for an unknown name, `EngineError` when Ray is chosen but not installed.
-    """
+    """Return what makes an engine (None: this process); `ConfigError` for unknown names, `EngineError` without Ray."""
     if name == "inprocess":
         return None
     if name == "ray":

@@ -60,10 +60,7 @@ def _refused(log: Path) -> str | None:
 
 
 def prometheus_text(figures: dict[str, Any]) -> str:
-    """Return the figures in Prometheus's text format, one gauge each, labelled with the run's name.
-
-    The state is 0 (not begun), 1 (begun) or 2 (finished).
-    """
+    """Return the figures as Prometheus text, labelled with the run; state: 0 (not begun), 1 (begun), 2 (finished)."""
     run = json.dumps(figures["run"])
     values = {name: value for name, value in figures.items() if isinstance(value, int | float)}
     values["state"] = _STATES.index(figures["state"])

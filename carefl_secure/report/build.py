@@ -12,28 +12,12 @@ import carefl_secure
 from carefl_secure.errors import PrivacyError, RunError
 from carefl_secure.privacy import verdict as strength_of
 from carefl_secure.privacy.accounting.attack_bounds import AttackerBounds, attacker_bounds
+from carefl_secure.report import sections
 from carefl_secure.report.audit import audit_part
 from carefl_secure.report.checks import check_run
-from carefl_secure.report.render.page import (
-    dpia_page,
-    evaluation_page,
-    html_page,
-    markdown_section,
-    put_into_readme,
-    registry_entry,
-)
+from carefl_secure.report.render import page
 from carefl_secure.report.run_record import RunRecord, read_run
 from carefl_secure.report.schema import Attacker, ClientLine, Promise, Report, Verdict
-from carefl_secure.report.sections import (
-    accounting_part,
-    aggregation_of,
-    caveats,
-    mechanism_part,
-    round_lines,
-    run_part,
-    trust_part,
-    unit_part,
-)
 from carefl_secure.report.spending import settle, tuning_part, what_if
 from carefl_secure.rounding import finite, percent_up
 from carefl_secure.run_folder import write_atomically
@@ -57,16 +41,16 @@ def build_report(record: RunRecord) -> tuple[Report, AttackerBounds | None]:
     report = Report(
         verdict=verdict,
         reasons=reasons,
-        run=run_part(record, accounts),
+        run=sections.run_part(record, accounts),
         promise=_promise(record, verdict, price),
-        unit=unit_part(record),
-        mechanism=mechanism_part(record, accounts),
-        trust=trust_part(record),
+        unit=sections.unit_part(record),
+        mechanism=sections.mechanism_part(record, accounts),
+        trust=sections.trust_part(record),
         checks=checks,
-        caveats=caveats(record),
-        accounting=accounting_part(record, accounts),
+        caveats=sections.caveats(record),
+        accounting=sections.accounting_part(record, accounts),
         attacker=None if bounds is None else _attacker(bounds),
-        rounds=round_lines(record, accounts),
+        rounds=sections.round_lines(record, accounts),
         clients=[
             ClientLine(
                 client=one.name,
@@ -112,7 +96,7 @@ def _promise(record: RunRecord, verdict: Verdict, price: float | None) -> Promis
     others = privacy.max_colluders if privacy.trust != "none" else 0
     allied = f", even with {others} colluding client{'s' if others > 1 else ''}" if others else ""
     if price is not None:
-        sentence = f"{privacy.promise(price)} {aggregation_of(record)}".rstrip()
+        sentence = f"{privacy.promise(price)} {sections.aggregation_of(record)}".rstrip()
     elif verdict == "unprotected":
         sentence = privacy.promise(math.inf)
     else:
@@ -165,7 +149,6 @@ def write_report(run: Path, *, dpia: bool = False) -> tuple[Report, list[Path]]:
 
     Written are page, data, card and registry entry under ``report/``, and our block in the adapter's model card; with
     ``dpia`` also ``dpia.html`` for the auditor and ``dpia-public.html``, under the headings of Art. 35(7) GDPR.
-
     RunError where it is not a run folder, a file of it cannot be read, or nothing can be written; PrivacyError where
     the plan or an event states something that cannot be priced.
 
@@ -176,16 +159,17 @@ def write_report(run: Path, *, dpia: bool = False) -> tuple[Report, list[Path]]:
     run = Path(run)
     report, bounds = build_report(read_run(run))
     readme, scores = run / "adapter" / "README.md", run / "evaluation" / "evaluation.json"
+    scored = _evaluation(scores) if scores.is_file() else None
     files = {
-        run / "report" / "report.html": html_page(report, bounds, _evaluation(scores) if scores.is_file() else None),
+        run / "report" / "report.html": page.html_page(report, bounds, scored),
         run / "report" / "report.json": report.as_json() + "\n",
-        run / "report" / "card.md": markdown_section(report),
-        run / "report" / "registry.yaml": registry_entry(report),
-        readme: put_into_readme(_text(readme), report),
+        run / "report" / "card.md": page.markdown_section(report),
+        run / "report" / "registry.yaml": page.registry_entry(report),
+        readme: page.put_into_readme(_text(readme), report),
     }
     if dpia:
-        files[run / "report" / "dpia.html"] = dpia_page(report, public=False)
-        files[run / "report" / "dpia-public.html"] = dpia_page(report, public=True)
+        files[run / "report" / "dpia.html"] = page.dpia_page(report, public=False)
+        files[run / "report" / "dpia-public.html"] = page.dpia_page(report, public=True)
     for path, text in files.items():
         path.parent.mkdir(exist_ok=True)
         write_atomically(path, text.encode())
@@ -204,13 +188,10 @@ def _evaluation(file: Path) -> dict[str, Any]:
 
 
 def write_evaluation_page(file: Path) -> Path:
-    """Write the page of an evaluation next to its JSON file, and return its path.
-
-    RunError is raised where the file cannot be read, or the page cannot be written.
-    """
-    page = file.with_suffix(".html")
-    write_atomically(page, evaluation_page(_evaluation(file)).encode())
-    return page
+    """Write an evaluation's page next to its JSON, return its path; RunError where reading or writing fails."""
+    path = file.with_suffix(".html")
+    write_atomically(path, page.evaluation_page(_evaluation(file)).encode())
+    return path
 
 
 def refuse_void(report: Report) -> None:

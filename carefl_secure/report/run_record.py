@@ -47,10 +47,7 @@ class StageRecord:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a run folder says.
-
-    ``plan``, ``privacy`` and ``event`` of a run in several stages are those of the last, over all rounds.
-    """
+    """What a run folder says; ``plan``, ``privacy``, ``event`` of a staged run: the last stage's, over all rounds."""
 
     path: Path
     run_id: str  # as the server's ledger names the run; the folder's name where that is broken
@@ -85,11 +82,7 @@ class RunRecord:
 
 
 def read_run(path: Path) -> RunRecord:
-    """Read a run folder.
-
-    RunError where it is not a run folder, no round was begun, or a file of it cannot be read; PrivacyError where its
-    plan states values with which no promise can be kept.
-    """
+    """Read a run folder; RunError if it is none, has no round or is damaged, PrivacyError if no promise can hold."""
     folder = RunFolder.open(Path(path))
     path = folder.path
     config, plan = _settings(folder.config), folder.read_plan()

@@ -73,11 +73,7 @@ def head_labels(config: Config, space: LabelSpace) -> tuple[str, ...]:
 
 
 def label_scorer(config: Config, space: LabelSpace, head: tuple[str, ...] | None = None) -> LabelScorer:
-    """Load the base of a configuration, with a fresh adapter and a scorer for a label space.
-
-    The adapter has the shape of what a finished run saves: merged stages stack their ranks. ``head`` are the labels of
-    its label head, by default `head_labels`.
-    """
+    """Load the base with a fresh adapter (merged stages stack ranks) and a scorer; ``head``: default `head_labels`."""
     stacked = len(config.stages.spaces) if config.stages.handover == "merge" else 1
     base = load_base(
         config.model.base,

@@ -22,10 +22,7 @@ Vector = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class ModelTask:
-    """One client's work: a ``LocalTask`` on a real model.
-
-    Clients of one process share the frozen base and the adapter object; each loads the round's adapter before use.
-    """
+    """A ``LocalTask`` on a model; clients of a process share base and adapter object, which each loads before use."""
 
     losses: RecordLosses  # this client's cached features and labels
     clipping: Clipping

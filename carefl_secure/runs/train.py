@@ -34,18 +34,7 @@ from carefl_secure.model.prompts import task_question
 from carefl_secure.model.vision.tiles import image_cost
 from carefl_secure.progress import Reporter
 from carefl_secure.run_folder import Interrupted, RunFolder, check_start, new_run_id
-from carefl_secure.runs.build import (
-    base_hash_of,
-    client_tasks,
-    evaluation_batch,
-    first_scorer,
-    key_source,
-    make_optimizer,
-    opening,
-    run_options,
-    run_settings,
-    text_scorer,
-)
+from carefl_secure.runs import build
 from carefl_secure.runs.captions import load_contexts
 from carefl_secure.runs.evaluation.evaluator import Evaluator, baseline_scores, feature_baselines, final_figures
 from carefl_secure.runs.plan_from_config import aggregation_of, earlier_of, request_of
@@ -111,7 +100,7 @@ class _Run:
         self._contexts = [
             load_contexts(one, corpora, reporter) for one, corpora in zip(self._each, self._corpora, strict=True)
         ]
-        self._scorer = first_scorer(config, self._corpora, reporter)
+        self._scorer = build.first_scorer(config, self._corpora, reporter)
         self._adapter: Adapter = self._scorer.adapter
         if config.model.image_splitting:
             base = self._adapter.base
@@ -140,7 +129,7 @@ class _Run:
         evaluate = self._evaluator(last)
         untuned = evaluate(self._untuned)
         done = self._done()
-        self._reporter.note(opening(config, self._plan.whole, self._corpora[0], untuned))
+        self._reporter.note(build.opening(config, self._plan.whole, self._corpora[0], untuned))
         record = self._prepare()
         config = self._config
         summaries: list[StageSummary] = []
@@ -259,10 +248,10 @@ class _Run:
         return Evaluator(
             self._scorer,
             corpora,
-            evaluation_batch(config),
+            build.evaluation_batch(config),
             self._reporter,
             self._contexts[place],
-            text_scorer(config, self._scorer),
+            build.text_scorer(config, self._scorer),
         )
 
     def _federate(
@@ -278,20 +267,19 @@ class _Run:
             )
         spec = RunSpec(
             stage=stage,
-            tasks=lambda: client_tasks(config, plan, scorer, corpora, contexts, reporter),
+            tasks=lambda: build.client_tasks(config, plan, scorer, corpora, contexts, reporter),
             folder=RunFolder(self._folder.path, stage.name),
-            base_hash=base_hash_of(self._adapter.base.digest, self._config, stage),
+            base_hash=build.base_hash_of(self._adapter.base.digest, self._config, stage),
             server_lr=config.server_lr,
-            key_source=key_source(config, stage.name, kept=self._folder.keys / stage.name),
-            **run_settings(config),
+            key_source=build.key_source(config, stage.name, kept=self._folder.keys / stage.name),
+            **build.run_settings(config),
         )
         self._adapter.load(start)  # its share of the base's scores decides what trains
-        optimizer = make_optimizer(config, self._adapter, stage.offset)
+        optimizer = build.make_optimizer(config, self._adapter, stage.offset)
         if (most := config.federation.max_rejected_rounds) is not None:
             optimizer = SumGuard(optimizer, most, config.federation.max_agreement)
-        result = run_federation(
-            spec, start, optimizer, engine=self._engine, resume=going_on, **run_options(config, evaluate, reporter)
-        )
+        options = build.run_options(config, evaluate, reporter)
+        result = run_federation(spec, start, optimizer, engine=self._engine, resume=going_on, **options)
         ran = any(row.get("stage", "") == stage.name for row in result.rows)
         if ran and np.array_equal(result.adapter, start):
             raise AdapterUnmovedError(

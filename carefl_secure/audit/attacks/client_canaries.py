@@ -1,8 +1,7 @@
 """Canaries for a whole client: whether the release hides that it took part in a round.
 
-Every client of a rehearsal flips a coin for every round: heads, and its whole contribution is the
-clipping norm along one coordinate; tails, and it is nothing. One coin touches one round, so the
-guesses are compared with the guarantee of one round.
+Every client of a rehearsal flips a coin for every round: heads, its contribution is the clipping norm along one
+coordinate; tails, nothing. One coin touches one round, so the guesses are compared with the guarantee of one round.
 """
 
 from __future__ import annotations
@@ -97,10 +96,7 @@ def rehearse_clients(
 def judge_clients(
     rehearsal: Rehearsal, scores: npt.NDArray[np.float64], coins: Coins, curve: Curve | None = None
 ) -> Finding:
-    """Compare the scores of :class:`ClientCanaries` with the coins and the claim, as for records.
-
-    Scores and coins are [rounds, clients]; the claim is by default the curve of one round of the plan.
-    """
+    """Compare scores with coins, both [rounds, clients], and with the claim (default: the curve of one round)."""
     figures = {"coins": coins.size, "rounds": coins.shape[0], "clients": coins.shape[1]}
     event = rehearsal.plan.event
     return judge_coins(

@@ -73,10 +73,7 @@ class ImageMatching(Attack[CandidateView, Array]):
 
 @dataclass(frozen=True)
 class FeatureView:
-    """What somebody with an update and the public model sees, without any candidate.
-
-    The labels are taken as known: they show in the sign of the head's gradient.
-    """
+    """An update and the public model, without candidates; the labels show in the sign of the head's gradient."""
 
     update: Array  # [D]
     gradient: Callable[[Tensor], Tensor]  # features [1, tokens, width] to their update [D], differentiably

@@ -74,11 +74,7 @@ def recall(residuals: Matrix, tokens: npt.NDArray[np.int64]) -> float:
 
 
 class Texts:
-    """Random texts of ``length`` tokens on the frozen base with an adapter on the first block.
-
-    ``base`` is freshly loaded; it gets an adapter with a B that is not zero, as after a few rounds.
-    ``train`` (``B``, ``both``, ``alternate``) says which gradients leave a client.
-    """
+    """Random texts on a fresh base; its first block gets an adapter with B not zero, and ``train`` leaves a client."""
 
     def __init__(self, base: Base, *, rank: int, alpha: int, train: str, length: int = 16) -> None:
         self._adapter = Adapter(base, rank=rank, alpha=alpha, targets=_LAYERS, train="both", seed=0)

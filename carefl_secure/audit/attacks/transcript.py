@@ -83,11 +83,7 @@ def uniform_chance(words: npt.NDArray[np.unsignedinteger]) -> float:
 
 
 def residue_chance(numbers: npt.NDArray[np.uint64]) -> float:
-    """Return the p-value that numbers are uniform below an unknown modulus.
-
-    Sums without masks are small numbers packed next to each other: their leading parts lie near
-    both ends of the range and nowhere else.
-    """
+    """Return the p-value that numbers are uniform below an unknown modulus; unmasked sums lie near both ends."""
     top = float(numbers.max())
     return float(kstest(numbers.astype(np.float64) / top, "uniform").pvalue) if top > 0 else 0.0
 

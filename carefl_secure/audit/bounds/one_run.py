@@ -189,8 +189,7 @@ def _mu(count: int, guesses: int, right: int, error: float) -> float:
 def gdp_delta(mu: float, epsilon: float) -> float:
     r"""Return delta of a mu-GDP mechanism at ``epsilon``.
 
-    .. math::
-        \delta = \Phi(-\varepsilon/\mu + \mu/2) - e^{\varepsilon}\,\Phi(-\varepsilon/\mu - \mu/2)
+    .. math:: \delta = \Phi(-\varepsilon/\mu + \mu/2) - e^{\varepsilon}\,\Phi(-\varepsilon/\mu - \mu/2)
 
     References
     ----------

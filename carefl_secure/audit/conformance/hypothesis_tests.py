@@ -83,11 +83,7 @@ class SamplerTest:
 
 
 def sampler_test(batches: dict[int, list[npt.NDArray[np.int64]]], records: int, sample_rate: float) -> SamplerTest:
-    """Test the batches of several clients, each of ``records`` records.
-
-    ``batches`` holds the drawn indices of every round, by client, with empty draws included unless
-    they are too unlikely to matter.
-    """
+    """Test batches by client: drawn indices, also empty, of every round, from each client's ``records`` records."""
     every = [batch for drawn in batches.values() for batch in drawn]
     sizes = np.array([len(batch) for batch in every], np.float64)
     if sample_rate >= 1.0:

@@ -1,7 +1,4 @@
-"""Drives the released sums, records present, on neighbouring data and with single keys changed.
-
-With fixed client keys, two runs differ only by what was changed: records, dither or noise.
-"""
+"""Drives the released sums, client keys fixed, on neighbouring data and with single keys (dither, noise) changed."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""A short run of the real federation on canaries.
-
-Only the model is replaced, by records of known clipped gradient: a canary points along one
-coordinate of its own, with the clipping norm as its length; a filler's gradient is zero.
-"""
+"""A short run of the real federation on canaries: records of known clipped gradient, each along its own coordinate."""
 
 from __future__ import annotations
 
@@ -32,10 +28,7 @@ _Indices = npt.NDArray[np.int64]
 
 
 class KnownTask:
-    """Records whose clipped gradients are the rows of a matrix; each is a person of its own.
-
-    Records beyond the rows have a gradient of zero. ``observe(number, indices)`` sees every sample.
-    """
+    """Rows of a matrix as clipped gradients (then zero), a person each; ``observe(number, indices)`` sees samples."""
 
     most_records = 1
 

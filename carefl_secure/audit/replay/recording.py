@@ -1,7 +1,4 @@
-"""Any tasks run through the real federation, with every message and every sum recorded.
-
-The sessions, the secure sum, the samplers and the strategy are those of the run under audit.
-"""
+"""Any tasks run through the real sessions, secure sum, samplers and strategy, with every message and sum recorded."""
 
 from __future__ import annotations
 
@@ -43,10 +40,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """All that happened, secrets included; attacks get only the views.
-
-    The last three fields are for the caller of `play` to fill in.
-    """
+    """All that happened, secrets included; attacks get only views. The caller of `play` fills in the last three."""
 
     plan: RunPlan
     cohort: Cohort

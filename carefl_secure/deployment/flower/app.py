@@ -31,10 +31,7 @@ server = ServerApp()
 
 
 def command(settings: Mapping[str, object]) -> list[str]:
-    """Return the command line of the demonstration.
-
-    The keys of ``settings``, Flower's run configuration, are the options of ``carefl-secure train``.
-    """
+    """Return the demonstration's command line; ``settings``, Flower's run configuration, are options of ``train``."""
     words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
     # The app bundle holds no weights; -P keeps this program off its copy of the package.
     return [sys.executable, "-P", "-c", _PROGRAM, "train", *words]

@@ -93,10 +93,7 @@ class Processes:
         return any(process.poll() is not None for one, process, _ in self._running if one == name)
 
     def check(self, but: str = "") -> None:
-        """Raise an `EngineError` with name and log when one of them has ended on its own.
-
-        The one named ``but`` may have.
-        """
+        """Raise an `EngineError` with name and log when one of them, except ``but``, has ended on its own."""
         for name, process, _ in self._running:
             code = process.poll()
             if code is not None and name != but:

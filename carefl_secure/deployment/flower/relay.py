@@ -41,10 +41,7 @@ _MOST = 1 << 31
 
 
 def send(link: Connection, head: Mapping[str, Any], contents: Sequence[RecordDict] = ()) -> None:
-    """Write a head of JSON values and any number of Flower records to a socket.
-
-    Raises `TypeError` for a record that is neither a `ConfigRecord` nor an `ArrayRecord`.
-    """
+    """Write a head of JSON values and Flower records to a socket; `TypeError` for other than config and arrays."""
     blobs: list[bytes] = []
     places: dict[int, int] = {}  # what many contents share, such as an adapter, is sent once
 

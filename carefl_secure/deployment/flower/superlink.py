@@ -35,11 +35,7 @@ _AHEAD, _BEHIND = 5.0, 300.0  # seconds that Flower lets a node's clock be off
 
 @dataclass(frozen=True)
 class ServerAddress:
-    """Where a running server can be reached on its own machine; the content of ``address`` in its bundle.
-
-    ``address`` is the ``host:port`` of the SuperLink; ``socket`` is where its ServerApp looks for the process that
-    runs the rounds.
-    """
+    """A bundle's file ``address``: a running SuperLink's ``host:port``, and the socket of what runs the rounds."""
 
     address: str
     socket: Path
@@ -69,10 +65,7 @@ def _health(address: str | None) -> list[str]:
 
 
 def server_command(bundle: Path, host: str, port: int, state: Path | None, prefork_in: Path) -> list[str]:
-    """Return the command line of a SuperLink with TLS that only registered nodes may join.
-
-    ``state`` is its database (None: in memory).
-    """
+    """Return the command line of a TLS SuperLink for registered nodes only; ``state``: its database (None: memory)."""
     return [
         *_command("flower-superlink", prefork_in),
         *("--ssl-ca-certfile", str(bundle / "ca.crt")),
@@ -156,11 +149,7 @@ def check_clock(ahead: float) -> None:
 
 
 class Link:
-    """A running SuperLink at ``host:port``, as its operator sees it.
-
-    ``bundle`` is the server's. ``names`` are the sites' by the node numbers that the SuperLink gave them, once
-    `register` or `submit` was called.
-    """
+    """A running SuperLink at ``host:port``; ``names`` are sites' by node number, after `register` or `submit`."""
 
     def __init__(self, address: str, bundle: Path) -> None:
         self._address, self._ca = address, bundle / "ca.crt"
@@ -239,11 +228,7 @@ def start_server(
     lasting: bool = True,
     health: str | None = None,
 ) -> None:
-    """Start a SuperLink from a server bundle.
-
-    ``socket`` is where the process that runs the rounds listens. ``lasting`` keeps the nodes'
-    registrations on disk, so that they outlive the SuperLink. ``health`` is as for `node_command`.
-    """
+    """Start a SuperLink from its bundle; ``lasting`` keeps the nodes' registrations on disk, so they outlive it."""
     settings = {relay.SERVER_SOCKET: str(socket), CONTROL: str(control_key(bundle))}
     settings[POLL] = "0.5"  # its tasks are runs, not messages
     state = bundle / "state.db" if lasting else None

@@ -1,7 +1,4 @@
-"""Certificates of a deployment, and private keys on disk.
-
-One authority signs one server certificate and is then not needed any more.
-"""
+"""Certificates of a deployment, whose authority signs one server certificate only, and private keys on disk."""
 
 from __future__ import annotations
 

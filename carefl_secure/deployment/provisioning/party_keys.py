@@ -1,8 +1,4 @@
-"""A party's own keys: made where they are used, and never anywhere else.
-
-`make_keys` writes the private keys and ``NAME.pub.json``, the public half. A party hands out the
-public half and reads its fingerprint to the others.
-"""
+"""A party's own keys: made where they are used, and never anywhere else; ``NAME.pub.json`` is the public half."""
 
 from __future__ import annotations
 
@@ -144,11 +140,7 @@ def own_half(home: Path) -> PublicHalf:
 
 
 def replace_keys(home: Path) -> PublicHalf:
-    """Make new keys in a party's folder, erase the old ones, and return the new public half.
-
-    Ledgers, policy and records stay. The party takes part again once the others have accepted a
-    roster with the new keys. Raises `RunError` when the folder has no keys.
-    """
+    """Replace a party's keys, erasing the old, for a new roster; other files stay. `RunError` when there are none."""
     old = own_half(home)
     for name in (_IDENTITY[old.role], f"{SUPERNODE}/node.key"):
         (home / name).unlink(missing_ok=True)

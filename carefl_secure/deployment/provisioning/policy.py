@@ -86,19 +86,13 @@ class Policy:
 
 
 def read_policy(path: Path) -> Policy:
-    """Read ``policy.yaml``. A clause that is missing or unknown is an error, never a default.
-
-    The `ConfigError` names every clause that is missing, unknown or out of range.
-    """
+    """Read ``policy.yaml``; the `ConfigError` names every clause that is missing, unknown or out of range."""
     advice = "a policy must state every clause; see docs/deployment.md"
     return read_yaml(path, Policy, ConfigError, advice)
 
 
 def check_policy(policy: Policy, plan: RunPlan, cohort: Cohort, submitter: bytes) -> None:
-    """Refuse a run that breaks a clause, with a `PolicyError` that names the first.
-
-    What was spent before is checked by `SiteBudgets`.
-    """
+    """Refuse a run by a `PolicyError` with the first broken clause; past spending is checked by `SiteBudgets`."""
     for clause, text in _broken(policy, plan, cohort, submitter):
         raise PolicyError(text, clause)
 

@@ -18,11 +18,7 @@ from carefl_secure.errors import RunError
 
 
 def read_halves(sites: Sites, folder: Path) -> dict[str, PublicHalf]:
-    """Return the public half ``NAME.pub.json`` of every party that the list of sites names.
-
-    Raises `RunError` when one is missing, damaged or wrongly signed, is of another party or role,
-    or has a key that another party has too.
-    """
+    """Return all public halves; `RunError` if one is missing, damaged, badly signed, another's or of a used key."""
     halves: dict[str, PublicHalf] = {}
     owners: dict[str, str] = {}
     for name, role in _roles(sites).items():

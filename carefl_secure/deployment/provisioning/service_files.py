@@ -70,20 +70,13 @@ _SOCKET = '--socket "${CAREFL_SOCKET:-/run/carefl/agent.sock}"'
 
 
 def write_site_files(home: Path, node: Path, title: str) -> None:
-    """Write ``start.sh`` and a unit for each half of a site.
-
-    ``home`` is the agent's folder, ``node`` the SuperNode's, which another account owns; ``title``
-    describes the units. The halves meet at ``/run/carefl/agent.sock``, or ``CAREFL_SOCKET``.
-    """
+    """Write ``start.sh`` and a unit for agent (``home``) and SuperNode (``node``), which meet at ``CAREFL_SOCKET``."""
     _write(home, f"node start --only agent {_SOCKET}", "carefl-agent", f"{title}, agent", _AGENT)
     _write(node, f"node start --only supernode {_SOCKET}", "carefl-supernode", f"{title}, SuperNode", _ONLINE)
 
 
 def write_server_files(home: Path, title: str) -> None:
-    """Write ``start.sh`` and a unit for the server, on the loopback port that the proxy expects.
-
-    ``home`` is the server's bundle. ``CAREFL_PORT`` changes the port, 9093.
-    """
+    """Write the server's ``start.sh`` and unit, on loopback port ``CAREFL_PORT`` (9093); ``home`` is its bundle."""
     _write(home, 'server start --port "${CAREFL_PORT:-9093}"', "carefl-server", title, _ONLINE)
 
 

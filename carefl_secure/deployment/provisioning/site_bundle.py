@@ -42,14 +42,14 @@ _ADVICE = "ask for a new bundle"
 
 @checked(frozen=True, config=STRICT)
 class Manifest:
-    """The content of a site's ``bundle.json``; `SiteBundle` describes the fields."""
+    """The content of a site's ``bundle.json``."""
 
     name: str
     role: Role
     index: Annotated[int, Field(ge=0)]
-    server: str
-    expires: float
-    data: str | None
+    server: str  # the SuperLink's host:port
+    expires: float  # seconds since 1970
+    data: str | None  # the folder of the site's images; None where the run's own data are shared out
     deployment: str
 
 
@@ -71,22 +71,14 @@ def read_server_manifest(bundle: Path) -> ServerManifest:
 
 @dataclass(frozen=True, kw_only=True)
 class SiteBundle(Manifest):
-    """One site's bundle, number ``index`` of the roster.
-
-    ``server`` is the SuperLink's ``host:port``; ``expires`` is in seconds since 1970. ``data`` is
-    the folder of the site's images, None where the run's own data are shared out.
-    """
+    """One site's bundle, number ``index`` of the roster."""
 
     path: Path
     roster: Roster
 
     @classmethod
     def open(cls, path: Path, now: float | None = None, half: Half | None = None) -> SiteBundle:
-        """Read a bundle, or the half of one that a part of a site needs.
-
-        ``now`` is in seconds since 1970, by default the clock's. Raises `RunError` when the bundle
-        is incomplete, damaged or expired.
-        """
+        """Read a bundle, or one half's; ``now``: seconds since 1970; `RunError` if incomplete, damaged or expired."""
         manifest = read_json(path / "bundle.json", Manifest, RunError, _ADVICE)
         roster = Roster.read(path / "roster.json")
         if manifest.index >= len(roster.of(manifest.role)):

@@ -183,10 +183,7 @@ class _Continued:
 
 
 def tasks_of(config: Config, stage: Stage, base_hash: bytes) -> Sequence[LocalTask]:
-    """Return the tasks of all clients of a configuration in one stage; the `Work` of a whole run.
-
-    Raises `ModelError` when this process loads another base model than the one agreed.
-    """
+    """Return all clients' tasks in one stage, the `Work` of a run; `ModelError` for another base than agreed."""
     # torch is imported here, where work begins, and not by whoever only reads an order.
     from carefl_secure.runs.build import base_hash_of, client_tasks, stage_scorer
     from carefl_secure.runs.captions import load_contexts

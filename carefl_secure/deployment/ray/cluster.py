@@ -23,11 +23,7 @@ _MB = 2**20
 
 @functools.cache
 def network_settings() -> dict[str, str]:
-    """Return what Ray reads from the environment once, while it is imported.
-
-    The same in all runs of this process. Raises `EngineError` when Ray was imported without these
-    settings, and so may listen beyond the loopback.
-    """
+    """Return what Ray reads once, while imported, alike in all runs; `EngineError` if it was imported without them."""
     if "ray" in sys.modules:
         raise EngineError(
             "Ray was imported before this engine started, so it may listen beyond the loopback; "
@@ -69,10 +65,7 @@ class RayCluster:
         self._undo.callback(shutil.rmtree, self.scratch, ignore_errors=True)
 
     def start(self, actors: int, dimension: int) -> None:
-        """Start Ray with shared memory for so many actors and adapters of length ``dimension``.
-
-        Raises `EngineError` when Ray does not start, or would listen beyond the loopback.
-        """
+        """Start Ray for adapters of length ``dimension``; `EngineError` if it fails or listens beyond the loopback."""
         settings = network_settings() | _thread_settings(actors)
         self._undo.callback(set_environment(settings))
         self._undo.callback(interrupt_on_terminate())

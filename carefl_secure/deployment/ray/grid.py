@@ -31,10 +31,7 @@ _FOREVER = 365 * 24 * 3600.0
 
 
 class FlowerSimulation:
-    """One run of Flower's simulation, in a thread, whose ServerApp lends its Grid to this one.
-
-    Each of the ``clients`` nodes runs ``app``.
-    """
+    """A run of Flower's simulation in a thread, ``app`` on each of ``clients`` nodes; its ServerApp lends its Grid."""
 
     def __init__(self, app: ClientApp, clients: int) -> None:
         self._ready, self._over = threading.Event(), threading.Event()
@@ -73,10 +70,7 @@ class FlowerSimulation:
             ) from error
 
     def finish(self) -> None:
-        """Let the ServerApp return, and wait until Flower has ended its actors.
-
-        Raises `EngineError` when Flower does not end, or ends with an error.
-        """
+        """Let the ServerApp return and wait for Flower to end its actors; `EngineError` if it does not, or fails."""
         self._over.set()
         try:
             error = self._running.exception(_PATIENCE)
@@ -93,10 +87,7 @@ class FlowerSimulation:
         return self._running.done()
 
     def abandon(self, kill_actors: Callable[[], None]) -> None:
-        """End a simulation in the middle of its work, and hide what Flower says of that.
-
-        ``kill_actors`` is called until Flower has noticed: an actor may be about to start.
-        """
+        """End a simulation quietly; ``kill_actors`` is called until Flower notices, as one may be about to start."""
         self._logger.setLevel(logging.CRITICAL + 1)
         self._over.set()
         end = time.monotonic() + _PATIENCE

@@ -1,7 +1,4 @@
-"""What a site remembers of proposals, on disk: the accepted run, its last round, run numbers.
-
-No secret of a round is ever written: a restarted agent sits out the round that it was in.
-"""
+"""The accepted run, its last round and run numbers, on disk; no secret of a round, so a restarted agent sits out."""
 
 from __future__ import annotations
 

@@ -243,10 +243,7 @@ class Agent:
 
 
 def read_message(link: Connection) -> tuple[Mapping[str, Any], RecordDict]:
-    """Read one message; a peer that stalls in the middle of one is disconnected.
-
-    Raises `ProtocolError` when it is no message of a relay, `OSError` or `EOFError` when the relay is gone or stalls.
-    """
+    """Read a message, or drop a stalled peer; `ProtocolError` if malformed, `OSError` or `EOFError` if it is gone."""
     with socket.fromfd(link.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as plain:
         for way in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
             plain.setsockopt(socket.SOL_SOCKET, way, struct.pack("ll", _STALLED, 0))

@@ -49,10 +49,7 @@ class SiteBudgets:
         self._known: dict[Path, tuple[tuple[int, int], list[Event]]] = {}
 
     def check_rollback(self, charged: Mapping[str, int]) -> None:
-        """Refuse ledgers that have lost rounds: ``charged`` gives how many they hold, by run.
-
-        The `LedgerError` names the run. It is for the site's own log.
-        """
+        """Refuse ledgers with fewer rounds than ``charged``, by run; the `LedgerError` is for the site's own log."""
         ledgers = [self._ledger, *map(Ledger, sorted(self._folder.glob("*.jsonl")))]
         entries = [ledger.entries() for ledger in ledgers if ledger.path.exists()]
         for run, rounds in charged.items():

@@ -1,7 +1,4 @@
-"""A proposed run in a site's own words: its own paths, base model and records, which are read in the background.
-
-torch is imported here, where a run begins, and in no other part of a node.
-"""
+"""A proposed run in a site's own words: its own paths, base model, records. Nothing else on a node imports torch."""
 
 from __future__ import annotations
 
@@ -125,10 +122,7 @@ def _reader() -> ThreadPoolExecutor:
 
 
 def own_task(dimension: int, load: Callable[[], LocalTask], log: SiteLog) -> DeferredTask:
-    """Begin to load a task in the background; what it fails with stays in the site's log.
-
-    The task raises `DataError` where loading failed, whatever the cause.
-    """
+    """Begin to load a task in the background; a failure stays in the site's log, and the task raises `DataError`."""
     loading: Future[LocalTask] = _reader().submit(load)
 
     def failed(done: Future[LocalTask]) -> None:

@@ -81,10 +81,7 @@ class Proposal:
 
     @classmethod
     def read(cls, content: RecordDict) -> tuple[Proposal, bytes]:
-        """Return a proposal and the public key that signed it.
-
-        Raises `ProtocolError` when it is malformed, `PolicyError` when the signature does not fit.
-        """
+        """Return a proposal and its signer's public key; `ProtocolError` if malformed, `PolicyError` if unsigned."""
         fields = Fields(content, "proposal", "submitter", "signature")
         octets, submitter = fields.octets("proposal"), fields.octets("submitter")
         try:
@@ -95,10 +92,7 @@ class Proposal:
         return parse_json(octets, cls, "the proposal", ProtocolError, advice), submitter
 
     def check_time(self) -> None:
-        """Refuse a proposal that this machine's clock puts outside its time.
-
-        The `PolicyError`, clause ``stale``, names how far off it is.
-        """
+        """Refuse a proposal outside its time by this clock; the `PolicyError`, clause ``stale``, says how far off."""
         age, left = time.time() - self.issued, self.expires - time.time()
         if age < -_AHEAD or left <= 0:
             when = f"{-age:.0f} s in the future" if age < 0 else f"{age:.0f} s ago"
@@ -110,10 +104,7 @@ class Proposal:
 
 
 def next_number(bundle: Path) -> int:
-    """Return a run number above all that were drawn from a submitter's bundle, by the clock.
-
-    It is on disk before it is used, so that a clock that was set back repeats none.
-    """
+    """Return a run number above all earlier ones of a submitter's bundle, by the clock; on disk before it is used."""
     with (bundle / "run_number").open("a+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
@@ -156,10 +147,7 @@ class _Charged:
 
 
 def cohort_of(config: Config, run: str, roster: Roster, base_hash: bytes) -> Cohort:
-    """Return the cohort that follows from a configuration and a roster; the same at every party.
-
-    Raises `PolicyError` when the configuration asks for other parties than the roster names.
-    """
+    """Return the cohort of a configuration and a roster, alike at every party; `PolicyError` where these disagree."""
     aggregation = aggregation_of(config)
     clients, helpers = roster.keys("client"), roster.keys("helper")
     wanted = aggregation.helpers
@@ -175,12 +163,10 @@ def cohort_of(config: Config, run: str, roster: Roster, base_hash: bytes) -> Coh
 def propose(grid: Grid, proposal: Proposal, key: Ed25519PrivateKey, parties: int, patience: float) -> dict[int, int]:
     """Propose a run to every site; return the place that each node claims, helpers after clients.
 
-    A site whose agent cannot be reached yet is asked again: its SuperNode may be up first. ``key``
-    is the submitter's; ``parties`` sites must agree within ``patience`` seconds. Only a simulation
-    of dropouts relies on the claimed places.
-
-    Raises `PolicyError`, naming the clause, when a site refuses, `ProtocolError` when one plans
-    another run, and `CohortError` when one does not answer in time.
+    A site whose agent cannot be reached yet is asked again: its SuperNode may be up first. ``key`` is the submitter's;
+    ``parties`` sites must agree within ``patience`` seconds. Only a simulation of dropouts relies on the claimed
+    places. Raises `PolicyError`, naming the clause, when a site refuses, `ProtocolError` when one plans another run,
+    and `CohortError` when one does not answer in time.
     """
     end = time.monotonic() + patience
     message, agreed = proposal.message(key), dict[int, int]()

@@ -45,15 +45,13 @@ def run_node(
 ) -> None:
     """Run a site's agent and SuperNode until interrupted.
 
-    ``server`` (``host:port``) replaces the bundle's. With ``only``, one half runs here and the
-    other under another account or in another container; ``socket`` is where they meet. ``work`` is
-    the folder for logs and Flower's own files, by default the bundle. ``health`` is the ``host:port`` of the
-    SuperNode's health service (gRPC, no TLS), if it shall have one.
-
-    Raises `RunError` for an incomplete or expired bundle, `ConfigError` for an invalid policy or a
-    half without socket, `DataError` when the site's folder holds no corpus, and `EngineError` when
-    a process ends on its own, as a node without a registered key does, or one whose clock is wrong.
-    A SuperNode that gave up because the server was away is started again when that is back.
+    ``server`` (``host:port``) replaces the bundle's. With ``only``, one half runs here and the other under another
+    account or in another container; ``socket`` is where they meet. ``work`` is the folder for logs and Flower's own
+    files, by default the bundle. ``health`` is the ``host:port`` of the SuperNode's health service (gRPC, no TLS), if
+    it shall have one. Raises `RunError` for an incomplete or expired bundle, `ConfigError` for an invalid policy or a
+    half without socket, `DataError` when the site's folder holds no corpus, and `EngineError` when a process ends on
+    its own, as a node without a registered key does, or one whose clock is wrong. A SuperNode that gave up because the
+    server was away is started again when that is back.
     """
     if (only is None) != (socket is None):
         raise ConfigError("--only and --socket go together: the two halves meet at the socket")

@@ -27,10 +27,7 @@ _START = 180.0
 
 
 def refuse_unfit(spec: RunSpec, config: Config) -> None:
-    """Refuse a specification that asks the agents for anything beyond the proposed configuration.
-
-    Agents follow that configuration alone, so the rest would be ignored. The `ConfigError` names what differs.
-    """
+    """Refuse by a `ConfigError` what a specification asks beyond the configuration, which is all agents follow."""
     differs = {
         "stages": bool(spec.stage.name),
         "federation.aggregation": spec.aggregation != aggregation_of(config),

@@ -27,10 +27,7 @@ PATIENCE = 1800.0
 
 
 def check_remote(config: Config, roster: Roster) -> None:
-    """Refuse a configuration that no deployment can run, before anything is loaded.
-
-    The `ConfigError` names the setting and what to write there.
-    """
+    """Refuse, before loading, what no deployment can run; the `ConfigError` names the setting and what to write."""
     refuse_stages(config)
     if config.federation.public_records is None:
         raise ConfigError(
@@ -59,10 +56,7 @@ def check_remote(config: Config, roster: Roster) -> None:
 
 
 class _Submitted(Deployed):
-    """A run among sites; one at a time, and its lock ends with it.
-
-    ``charged`` remembers every round for which a site sent its vector, and so charged its ledger.
-    """
+    """A run among sites, one at a time by a lock; ``charged`` remembers each round in which a site sent its vector."""
 
     undo: ExitStack
     charged: ChargedRounds
@@ -117,11 +111,7 @@ class Remote:
         self._server, self._submit = server, submit
 
     def start(self, spec: RunSpec) -> Deployed:
-        """Return the parties at the sites.
-
-        Raises `ConfigError` when the run asks for what only one machine can give, `EngineError`
-        when the server does not answer or another run is under way.
-        """
+        """Return the parties; `ConfigError` for what only one machine can give, `EngineError` if no server is free."""
         refuse_unfit(spec, self._config)
         if spec.ledgers is not None:
             raise ConfigError("every site keeps its own ledger; leave privacy.ledgers out")

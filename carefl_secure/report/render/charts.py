@@ -56,11 +56,7 @@ class _Scale:
 def line_chart(
     title: str, lines: Sequence[Line], x: Range, y: Range, *, below: str, whole: bool = False, percent: bool = False
 ) -> str:
-    """Draw lines over the ranges ``x`` and ``y`` as one ``<svg>`` element.
-
-    ``below`` names the x axis, whose ticks are integers with ``whole``; with ``percent`` both axes are shares and x is
-    logarithmic.
-    """
+    """Draw lines as one ``<svg>``; ``whole``: integer x ticks; ``percent``: both axes are shares, x logarithmic."""
     across = _Scale(x, (_LEFT, _WIDTH - _RIGHT), percent)
     up = _Scale(y, (_HEIGHT - _BOTTOM, _TOP))
     drawn = [

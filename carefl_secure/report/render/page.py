@@ -125,9 +125,7 @@ _NEW = "---\nlibrary_name: peft\n---\n\n# Adapter\n\n"
 def put_into_readme(readme: str, report: Report) -> str:
     """Return the model card ``readme`` (empty for none) with the privacy of a report in it.
 
-    The block between our markers is replaced; without markers, it is added at the end of the front
-    matter and at the end of the text.
-
+    The block between our markers is replaced, or added at the ends of front matter and text where there are none.
     RunError where a marker is unpaired, or the front matter is not YAML afterwards.
     """
     front, body = _split(readme or _NEW)

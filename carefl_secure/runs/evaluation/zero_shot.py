@@ -166,10 +166,9 @@ def evaluate_zero_shot(
     time) to ``evaluation-cexpr.json``, and predictions of it and of the unlabelled part to :data:`PREDICTIONS`.
     Intervals come from drawing videos; clips cut from one video are drawn together. Without ``data``, those records of
     the run's own test split that carry one of the seven, to ``evaluation-test-cexpr.json``. ``rule`` leads from frames
-    to videos, ``fold`` is that of the labelled part, and every ``every``-th frame of a video is taken.
-
-    Raises `ConfigError` unless trained on ``compound`` (with ``data``, or on ``cexpr``), or
-    if ``data`` is another corpus or the run's own; `DataError` if nothing can be scored.
+    to videos, ``fold`` is that of the labelled part, and every ``every``-th frame of a video is taken. Raises
+    `ConfigError` unless trained on ``compound`` (with ``data``, or on ``cexpr``), or if ``data`` is another corpus or
+    the run's own; `DataError` if nothing can be scored.
     """
     opened = ScoredRun(run, reporter)
     if data is not None:

@@ -1,7 +1,4 @@
-"""Figures of a run, also in TensorBoard or MLflow: on request, and only what is kept anyway.
-
-A tracker gets each row once it is in ``metrics.jsonl``, and a run does not depend on it.
-"""
+"""Figures of a run in TensorBoard or MLflow, on request: only rows already kept, and no run depends on a tracker."""
 
 from __future__ import annotations
 
