@@ -47,10 +47,7 @@ def interrupt_on_terminate() -> Callable[[], None]:
 
 
 class Processes:
-    """Named processes, each the head of its own group, so that its children end with it.
-
-    ``logs`` is the folder for their output, one file each.
-    """
+    """Named processes, each heading its own group, so children end with it; ``logs``: folder of their output."""
 
     def __init__(self, logs: Path) -> None:
         self._logs = logs

@@ -76,11 +76,7 @@ def join(home: Path, bundle: Path, confirmed: str | None, data: str | None = Non
 
 
 def install(home: Path, bundle: Path, data: str | None = None) -> SiteBundle:
-    """Write what `join` has checked, and what only this site's own software makes.
-
-    That is TLS between the site's own processes, the start files, and where there is none yet a
-    policy with safe limits. Raises `RunError` when something cannot be written.
-    """
+    """Write what `join` checked, local TLS, start files and, if missing, a safe policy; `RunError` if that fails."""
     roster = Roster.read(bundle / "roster.json")
     about = read_json(bundle / "bundle.json", Manifest, RunError, "ask for a new bundle")
     if data is None and bundle != home and (home / "bundle.json").exists():

@@ -59,11 +59,7 @@ def refuse_workers(workers: int) -> None:
 
 
 class Pulse:
-    """Raises when a SuperLink has not answered for some time.
-
-    The ServerApp that Flower started can outlive its SuperLink, and asks it for replies for ever. ``healthy`` asks the
-    SuperLink, once ``every`` seconds at most; after ``patience`` seconds without a good answer it counts as gone.
-    """
+    """Raises when ``healthy``, asked every ``every`` seconds at most, has failed for ``patience`` seconds."""
 
     def __init__(self, healthy: Callable[[], bool], every: float = 5.0, patience: float = 30.0) -> None:
         self._healthy = healthy
