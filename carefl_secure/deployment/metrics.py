@@ -17,11 +17,7 @@ _STATES = ("not begun", "begun", "finished")
 
 
 def run_figures(run: Path) -> dict[str, Any]:
-    """Return how far a run is, what it has spent, and which parties did not answer in its last round.
-
-    Epsilon is priced from the ledgers in the run folder; the one that holds most counts. All of it stands in files of
-    the run folder already. Raises `RunError` or `LedgerError` where one of them is damaged.
-    """
+    """Return a run's progress, spending and last missing parties; `RunError` or `LedgerError` for damaged files."""
     folder = RunFolder.open(run)
     rows = folder.read_metrics()
     plan: dict[str, Any] = folder.read_plan() if folder.plan.exists() else {}

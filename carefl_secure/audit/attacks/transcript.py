@@ -102,10 +102,7 @@ def asked_twice(messages: Iterable[Heard], action: str) -> Iterator[tuple[int, i
 def judge(
     attack: str, kinds: Mapping[str, str], found: Iterable[Weakness], *, who: str, count: int, counted: str
 ) -> list[Finding]:
-    """Return one finding for each kind of weakness; nothing to look at is no good news.
-
-    ``kinds`` says in words what each kind is; ``who`` looked through ``count`` of what is ``counted``.
-    """
+    """Return a finding per weakness (``kinds``: in words); ``who`` looked through ``count`` of what is ``counted``."""
     places: dict[str, list[str]] = {kind: [] for kind in kinds}
     for weakness in found:
         places[weakness.kind].append(weakness.words)

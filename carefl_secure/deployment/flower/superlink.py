@@ -79,11 +79,7 @@ def server_command(bundle: Path, host: str, port: int, state: Path | None, prefo
 
 
 def node_command(bundle: Path, server: str, agent: Path, health: str | None = None) -> list[str]:
-    """Return the command line of a SuperNode; its own runtime port stays on the loopback.
-
-    ``server`` is ``host:port``; ``agent`` is the agent's socket, next to which a folder for `prefork` is made;
-    ``health`` is where Flower's health service listens.
-    """
+    """Return a SuperNode's command line, its runtime port on the loopback; ``agent`` is its agent's socket."""
     return [
         *_command("flower-supernode", agent.with_suffix(".prefork")),
         *("--root-certificates", str(bundle / "ca.crt")),

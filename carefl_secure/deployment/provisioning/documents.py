@@ -36,11 +36,7 @@ Real = Annotated[float, BeforeValidator(_number)]
 
 
 def read_yaml(path: Path, model: type[T], error: type[CareflError], advice: str) -> T:
-    """Read a YAML file into a pydantic dataclass.
-
-    Content that the model refuses raises ``error``, whose text names the file and every wrong key
-    and ends with ``advice``; broken YAML raises `ConfigError`.
-    """
+    """Read YAML into a dataclass; ``error`` names file and wrong keys, then ``advice``; `ConfigError` if no YAML."""
     # Checked as JSON, where a list may stand for a tuple although nothing else is converted.
     text = json.dumps(parse_yaml(_read(path, error, advice), str(path)), default=str)
     return parse_json(text, model, str(path), error, advice)

@@ -35,11 +35,7 @@ from carefl_secure.run_folder import RunFolder
 
 
 class RayParties:
-    """The parties of a run on Ray; see `Parties`.
-
-    Clients live in Flower's contexts between two messages and may be served by another actor at each. Helpers keep a
-    key from message to message, so they stay in this process. The folder of ``order`` is made with the actors.
-    """
+    """The parties of a run on Ray; helpers keep a key between messages, so they stay in this process."""
 
     def __init__(self, order: Order, helpers: Sequence[Helper], reporter: Reporter) -> None:
         self._order = order
