@@ -46,14 +46,18 @@ def system(index: int) -> KeySource:
 
 
 class VectorTask:
-    """Records of known gradients, clipped as agreed; ``tiles`` clips each piece on its own."""
+    """Records of known gradients, clipped as agreed.
 
-    def __init__(self, dimension: int, norm: float, tiles: int = 1, mean: bool = False) -> None:
+    ``tiles`` clips each piece on its own; the last ``outside`` entries, a label head, are left out of clipping.
+    """
+
+    def __init__(self, dimension: int, norm: float, tiles: int = 1, mean: bool = False, outside: int = 0) -> None:
         rng = np.random.default_rng(5)
         self._pieces = rng.normal(size=(PROBED, tiles, dimension))
         if tiles > 1:  # the pieces of one picture point nearly the same way
             self._pieces += 3 * self._pieces[:, :1]
         self._norm, self._mean = norm, mean
+        self._inside = dimension - outside
 
     @property
     def dimension(self) -> int:
@@ -67,7 +71,7 @@ class VectorTask:
         self, adapter: NDArray[np.float32], indices: NDArray[np.int64], number: int
     ) -> NDArray[np.float64]:
         chosen = self._pieces[indices]
-        lengths = np.linalg.norm(chosen, axis=2, keepdims=True)
+        lengths = np.linalg.norm(chosen[..., : self._inside], axis=2, keepdims=True)
         scaled = chosen / lengths * self._norm * 0.999
         total: NDArray[np.float64] = scaled.sum(axis=(0, 1))
         if self._mean:  # one record decides how much the others count
