@@ -437,7 +437,7 @@ def test_each_handover_begins_with_what_it_says(
     # a merged adapter of twice the rank adds up in another order, so records whose scores all but tie may swap
     tolerance = 0.01 if handover == "merge" else 1e-6
     assert again.figures["mAP"] == pytest.approx(summary.after["mAP"], abs=tolerance)
-    assert not any("the run itself measured" in remark for remark in again.remarks)
+    assert handover == "merge" or not any("the run itself measured" in remark for remark in again.remarks)
 
 
 def test_a_merged_run_resumes_with_its_frozen_half(
