@@ -21,7 +21,7 @@ from carefl_secure.model.label_tree import TokenTree, answer_log_likelihoods
 from carefl_secure.model.lora import Adapter
 from carefl_secure.model.vision.pixels import Pixels
 from carefl_secure.model.vision.store import Features
-from carefl_secure.model.vision.tiles import Tiles
+from carefl_secure.model.vision.tiles import Tiles, whole_pictures
 from carefl_secure.progress import SILENT, Reporter, tracked
 
 
@@ -59,7 +59,7 @@ class LabelScorer:
         if head is None or not head.covers(self.space.labels):
             scores = self._answers(features, captions)
         else:
-            scores = head(features.whole() if isinstance(features, Tiles) else features, self.space.labels)
+            scores = head(whole_pictures(features), self.space.labels)
             if not head.alone:
                 scores = head.share * self._answers(features, captions) + scores
         return scores if self.space.multi else scores.log_softmax(-1)

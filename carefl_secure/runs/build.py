@@ -28,14 +28,15 @@ from carefl_secure.model.label_scorer import LabelScorer
 from carefl_secure.model.loader import load_base
 from carefl_secure.model.lora import Adapter, StackedAdapter
 from carefl_secure.model.prompts import PromptForm, prompt_template, task_question
-from carefl_secure.model.vision.encode import frozen_features, vision_features
+from carefl_secure.model.vision.encode import frozen_features
+from carefl_secure.model.vision.tiles import whole_pictures
 from carefl_secure.noise import DeterministicKeySource, KeySource
 from carefl_secure.privacy.clipping.clipped_sum import Clipping
 from carefl_secure.progress import Reporter
 from carefl_secure.runs.captions import Contexts
 from carefl_secure.runs.client_task import ModelTask, model_tasks
 from carefl_secure.runs.corpora import Corpora
-from carefl_secure.runs.plan_from_config import aggregation_of, mechanism_text
+from carefl_secure.runs.plan_from_config import aggregation_of, noise_text
 from carefl_secure.runs.staged_corpora import stage_configs
 from carefl_secure.runs.trackers.base import TrackedReporter
 from carefl_secure.strict_json import canonical_json
@@ -120,9 +121,9 @@ def fit_head(config: Config, scorer: LabelScorer, public: Corpus, reporter: Repo
     most = _FITTED if config.model.base == "embedded" else _FITTED_LARGE
     chosen = np.unique(np.linspace(0, len(public.records) - 1, most).astype(int)).tolist()
     some = Subset(public, chosen)
-    head.fit(frozen_features(adapter, some, reporter))
+    seen = frozen_features(adapter, some, reporter)
+    head.fit(whole_pictures(seen))
     if config.model.context == "none" and not config.stages.spaces and not adapter.trains_vision:
-        seen = vision_features(adapter.base, some, reporter)
         share = base_share(scorer.all(seen), targets(some).astype(np.float32), multi=scorer.space.multi)
         head.weigh(share)
         said = (
@@ -276,13 +277,11 @@ def base_hash_of(digest: bytes, config: Config, stage: Stage | None = None) -> b
 
 def opening(config: Config, plan: RunPlan, corpora: Corpora, before: Mapping[str, float]) -> str:
     """Return the sentence a run begins with."""
-    noise = plan.privacy.budget_text() if plan.protected else "NO PRIVACY: privacy.unit is none"
-    noise = "; ".join(filter(None, [noise, mechanism_text(config, plan)]))
     everybody = "; every client is needed in every round" * (plan.privacy.min_survivors == plan.privacy.clients)
     records = len(corpora.private.records) or f"{plan.privacy.public_records} declared"
     return (
         f"{records} private records at {plan.privacy.clients} clients, {plan.encoding.dimension} trainable values, "
-        f"{plan.encoding.bits} bits each; {noise}; untuned mAP {before['mAP']:.3f}{everybody}"
+        f"{plan.encoding.bits} bits each; {noise_text(config, plan)}; untuned mAP {before['mAP']:.3f}{everybody}"
     )
 
 

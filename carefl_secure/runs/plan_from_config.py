@@ -106,6 +106,12 @@ def mechanism_text(config: Config, plan: RunPlan) -> str:
     return f"banded noise of {bands} bands, {least}" if correlation else f"independent noise: bands leave {least}"
 
 
+def noise_text(config: Config, plan: RunPlan) -> str:
+    """Say what a run's noise is, what it costs, and why it is of this kind."""
+    budget = plan.privacy.budget_text() if plan.protected else "NO PRIVACY: privacy.unit is none"
+    return "; ".join(filter(None, [budget, mechanism_text(config, plan)]))
+
+
 def central_budget(config: Config) -> Budget:
     """Return the noise, and its price, of DP-SGD on all records at one party."""
     privacy = config.privacy

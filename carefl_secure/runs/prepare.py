@@ -27,7 +27,7 @@ from carefl_secure.runs.client_task import ModelTask
 from carefl_secure.runs.corpora import Corpora
 from carefl_secure.runs.forecast import forecast, public_task
 from carefl_secure.runs.pilot import choose_rate, simulate
-from carefl_secure.runs.plan_from_config import mechanism_text, request_of
+from carefl_secure.runs.plan_from_config import noise_text, request_of
 from carefl_secure.runs.staged_corpora import load_stages, stage_configs
 from carefl_secure.strict_json import load_json
 
@@ -75,9 +75,7 @@ def plan_only(config: Config, reporter: Reporter) -> dict[str, Any]:
     contexts = load_contexts(one, corpora, reporter)
     plan = plan_run(request_of(one, corpora, scorer.adapter.dimension))
     found = forecast(one, plan, public_task(one, plan, scorer, corpora, contexts, reporter))
-    noise = plan.privacy.budget_text() if plan.protected else "NO PRIVACY: privacy.unit is none"
-    noise = "; ".join(filter(None, [noise, mechanism_text(one, plan)]))
-    budget = f"{scorer.adapter.dimension} trained values; {noise}"
+    budget = f"{scorer.adapter.dimension} trained values; {noise_text(one, plan)}"
     return {"budget": budget, "plan": plan.to_json(), "forecast": found.to_json()}
 
 

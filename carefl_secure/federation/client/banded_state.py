@@ -84,8 +84,10 @@ class BandedState:
             del self._noise[self._pending]
         self._forget(number)
         for file in self._files("noise"):
-            earlier, content = _number(file), file.read_bytes()
-            if earlier not in self._noise and earlier < number and len(content) == 8 * self._size:
+            earlier = _number(file)
+            if earlier in self._noise or earlier >= number:
+                continue
+            if len(content := file.read_bytes()) == 8 * self._size:
                 self._noise[earlier] = np.frombuffer(content, "<i8").astype(np.int64)
         past = {lag: self._noise[earlier] for lag, earlier in enumerate(sorted(self._noise, reverse=True), 1)}
         drawn = self._noise[number] = correlate(fresh, past, self._correlation)

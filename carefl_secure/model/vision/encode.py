@@ -18,7 +18,7 @@ from carefl_secure.errors import ModelError
 from carefl_secure.model.loader import Base
 from carefl_secure.model.lora import Adapter
 from carefl_secure.model.prompts import Grid
-from carefl_secure.model.vision.pixels import PixelFeatures
+from carefl_secure.model.vision.pixels import PixelFeatures, Pixels
 from carefl_secure.model.vision.store import StoredFeatures, note_size
 from carefl_secure.model.vision.tiles import TiledFeatures, Tiles, tile_grid, tile_keys
 from carefl_secure.progress import Reporter
@@ -37,18 +37,12 @@ def encode_images(base: Base, images: Sequence[Image.Image]) -> Tensor | Tiles:
     inputs = base.processor.image_processor(
         [[image] for image in images], return_row_col_info=True, return_tensors="pt"
     )
-    pixels, mask = inputs["pixel_values"], inputs.get("pixel_attention_mask")
     cut = [(int(row[0]), int(column[0])) for row, column in zip(inputs["rows"], inputs["cols"], strict=True)]
     if cut != list(grids):
         raise ModelError(
             f"the processor cut images into {cut} tiles, not {list(grids)}; set model.image_splitting=false"
         )
-    # An all-zero picture counts as padding in the model; half-grey black it is not.
-    output = base.model.model.get_image_features(
-        pixels.to(base.device, base.dtype), None if mask is None else mask.to(base.device), return_dict=True
-    )
-    width = output.pooler_output[0].shape[-1]
-    tiles = torch.cat(list(output.pooler_output)).view(-1, int(base.processor.image_seq_len), width).cpu()
+    tiles = Pixels(inputs["pixel_values"], inputs.get("pixel_attention_mask")).encoded(base).cpu()
     return Tiles(tiles, grids) if base.processor.image_processor.do_image_splitting else tiles
 
 
@@ -101,11 +95,10 @@ def record_features(adapter: Adapter, corpus: Corpus, reporter: Reporter) -> Any
     return vision_features(adapter.base, corpus, reporter)
 
 
-def frozen_features(adapter: Adapter, corpus: Corpus, reporter: Reporter) -> Tensor:
-    """Return what the frozen base makes of a corpus, [records, tokens, width]; of cut images, the whole pictures."""
+def frozen_features(adapter: Adapter, corpus: Corpus, reporter: Reporter) -> Tensor | Tiles:
+    """Return what the frozen base makes of a corpus, in memory."""
     with adapter.disabled():
-        found = vision_features(adapter.base, corpus, reporter)[:]
-    return found.whole() if isinstance(found, Tiles) else found
+        return vision_features(adapter.base, corpus, reporter)[:]
 
 
 def _batches(read: Callable[[int], _Read], count: int, size: int) -> Iterator[list[_Read]]:

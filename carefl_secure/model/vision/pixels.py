@@ -21,7 +21,7 @@ _Rows = slice | Tensor | npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Pixels:
-    """Whole images of one tile: ``values`` [images, 1, 3, height, width], ``mask`` [images, 1, height, width]."""
+    """Images as the vision side takes them: ``values`` [images, tiles, 3, height, width] and the mask of padding."""
 
     values: Tensor
     mask: Tensor | None
@@ -35,11 +35,12 @@ class Pixels:
         return Pixels(self.values[chosen], None if self.mask is None else self.mask[chosen])
 
     def encoded(self, base: Base) -> Tensor:
-        """Return the features [images, tokens, text width], differentiable; row i is of image i only."""
+        """Return the features [tiles, tokens, text width] on the device, differentiable; row i is of tile i only."""
+        # An all-zero picture counts as padding in the model; half-grey black it is not.
         mask = None if self.mask is None else self.mask.to(base.device)
         values = self.values.to(base.device, base.dtype)
         found = base.model.model.get_image_features(values, mask, return_dict=True).pooler_output
-        return torch.cat(list(found)).view(len(self), int(base.processor.image_seq_len), -1)
+        return torch.cat(list(found)).view(-1, int(base.processor.image_seq_len), found[0].shape[-1])
 
 
 def pixels_of(base: Base, images: Sequence[Image.Image]) -> Pixels:

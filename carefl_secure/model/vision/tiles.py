@@ -122,6 +122,11 @@ class Tiles:
         return self.tiles[np.cumsum([tiles_in(grid) for grid in self.grids]) - 1]
 
 
+def whole_pictures(features: Tensor | Tiles) -> Tensor:
+    """Return the features of images, [images, tokens, width]; of cut ones, those of the whole pictures."""
+    return features.whole() if isinstance(features, Tiles) else features
+
+
 @dataclass(frozen=True)
 class TiledFeatures:
     """Features in a store of images that are cut differently; indexing reads those images."""

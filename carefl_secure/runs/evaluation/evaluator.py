@@ -18,6 +18,7 @@ from carefl_secure.model.label_head import HeadLosses, LabelHead
 from carefl_secure.model.label_scorer import LabelScorer
 from carefl_secure.model.lora import Adapter
 from carefl_secure.model.vision.encode import frozen_features, record_features
+from carefl_secure.model.vision.tiles import whole_pictures
 from carefl_secure.noise import KeySource, KeyStream, SystemKeySource, gaussian
 from carefl_secure.privacy import poisson_sample
 from carefl_secure.privacy.clipping.clipped_sum import Clipping, clipped_sum
@@ -131,7 +132,7 @@ def feature_baselines(
     parts = {"train": train, "test": test, "public": public}
     seen = {}
     for name, corpus in parts.items():
-        seen[name] = frozen_features(adapter, corpus, reporter).float().cpu()
+        seen[name] = whole_pictures(frozen_features(adapter, corpus, reporter)).float().cpu()
     known, truth = targets(train).astype(np.float32), targets(test)
     head = LabelHead(train.space.labels, int(adapter.base.processor.image_seq_len), seen["train"].shape[2])
     head.set_centre(seen["public"])
