@@ -84,6 +84,7 @@ class RunFolder:
         self.adapter = path / "adapter"
         self.checkpoint = path / "checkpoint" / "state.npz"  # after the last finished round
         self.plan = path / "plan.json"  # privacy, encoding and the event of one round
+        self.events = path / "logs" / "server.jsonl"  # what the server saw, as JSON objects
         self.keys = path / "keys"  # which predictable keys were drawn, in a test with those
 
     @classmethod
@@ -142,6 +143,13 @@ class RunFolder:
     def client_ledger(self, index: int) -> Path:
         """Ledger of one simulated client."""
         return self.client(index) / "ledger.jsonl"
+
+    def read_events(self) -> list[dict[str, Any]]:
+        """Return the lines of the server's log, oldest first; one that is torn is passed over."""
+        if not self.events.exists():
+            return []
+        lines = map(_object, self.events.read_text("utf-8", errors="replace").splitlines())
+        return [line for line in lines if line is not None]
 
     def append_metrics(self, row: Row) -> None:
         """Add one round's figures; RunError for NaN or infinity, which JSON cannot hold.
@@ -260,14 +268,19 @@ def check_start(path: Path, *, resume: bool) -> None:
     require_writable(path if resume else path.parent)
 
 
-def _figures(line: str) -> dict[str, Scalar] | None:
-    """Return one round's figures; None for a line that is empty or torn."""
+def _object(line: str) -> dict[str, Any] | None:
+    """Return the JSON object of a line; None for a line that is empty or torn."""
     try:
-        row = load_json(line)
+        found = load_json(line)
     except ValueError:
         return None
-    whole = isinstance(row, dict) and isinstance(row.get("round"), int)
-    return row if whole else None
+    return found if isinstance(found, dict) else None
+
+
+def _figures(line: str) -> dict[str, Scalar] | None:
+    """Return one round's figures; None for a line that has none."""
+    row = _object(line)
+    return row if row is not None and isinstance(row.get("round"), int) else None
 
 
 def _npz(arrays: Mapping[str, NDArray[np.generic]]) -> bytes:

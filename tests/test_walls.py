@@ -34,6 +34,7 @@ KNOWS: dict[str, set[str]] = {
     "progress": set(),
     "rounding": set(),
     "strict_json": set(),
+    "web": set(),
     "run_folder": set(),
     "hub": set(),
     "config": set(),
@@ -55,7 +56,7 @@ KNOWS: dict[str, set[str]] = {
 # What ``import carefl_secure`` offers stands on everything, as the command line does.
 KNOWS["library"] = {*KNOWS["cli"], "cli"}
 KNOWS[""] = {"library"}  # the package itself names it
-FREE = {"", "errors", "extensions", "progress", "rounding", "strict_json"}  # the package itself: its version
+FREE = {"", "errors", "extensions", "progress", "rounding", "strict_json", "web"}  # the package itself: its version
 
 # Protocols of the secure sum do not know each other; ``encrypted`` may build on ``pairwise``.
 PROTOCOLS: dict[str, set[str]] = {

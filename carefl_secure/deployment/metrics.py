@@ -11,8 +11,9 @@ from typing import Any
 from carefl_secure.errors import CareflError, EngineError
 from carefl_secure.privacy.ledger.statement import RunSpending, delta_for, run_spending
 from carefl_secure.run_folder import RunFolder
-from carefl_secure.strict_json import load_json
+from carefl_secure.web import Answer, web_server
 
+_TEXT = "text/plain; version=0.0.4"  # of Prometheus
 _STATES = ("not begun", "begun", "finished")
 
 
@@ -36,21 +37,16 @@ def run_figures(run: Path) -> dict[str, Any]:
         "epsilon_planned": plan.get("privacy", {}).get("target_epsilon"),
         "survivors": rows[-1].get("survivors") if rows else None,
         "min_survivors": plan.get("privacy", {}).get("min_survivors"),
-        "refused": _refused(folder.path / "logs" / "server.jsonl"),
+        "refused": _refused(folder),
         "seconds_per_round": (sum(float(row.get("seconds", 0)) for row in rows) / len(rows) if rows else None),
     }
 
 
-def _refused(log: Path) -> str | None:
-    """Name who refused or was away in the last round of the server's log; the last line may be torn."""
-    lines = [] if not log.exists() else log.read_text().splitlines()
+def _refused(folder: RunFolder) -> str | None:
+    """Name who refused or was away in the last round of the server's log."""
     found: dict[int, set[str]] = {}
-    for line in lines:
-        try:
-            event = load_json(line)
-        except ValueError:
-            continue
-        if isinstance(event, dict) and event.get("event") == "phase":
+    for event in folder.read_events():
+        if event.get("event") == "phase":
             found.setdefault(event["round"], set()).update(event["refused"])
     return ", ".join(sorted(found[max(found)])) or None if found else None
 
@@ -71,25 +67,16 @@ def metrics_server(run: Path, host: str, port: int) -> ThreadingHTTPServer:
     one. Raises `EngineError` where it cannot listen there.
     """
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            status, text = 404, "no such page; there are /metrics and /health\n"
-            if self.path in ("/metrics", "/health"):
-                try:
-                    status, text = 200, prometheus_text(run_figures(run))
-                except (CareflError, OSError) as error:
-                    status, text = 503, f"{error}\n"
-                if (status, self.path) == (200, "/health"):
-                    text = "ok\n"
-            self.send_response(status)
-            self.send_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-            self.end_headers()
-            self.wfile.write(text.encode())
-
-        def log_message(self, *_: Any) -> None:
-            """Keep nothing of who asks."""
+    def answer(request: BaseHTTPRequestHandler) -> Answer:
+        if request.path not in ("/metrics", "/health"):
+            return 404, _TEXT, "no such page; there are /metrics and /health\n"
+        try:
+            text = prometheus_text(run_figures(run))
+        except (CareflError, OSError) as error:
+            return 503, _TEXT, f"{error}\n"
+        return 200, _TEXT, text if request.path == "/metrics" else "ok\n"
 
     try:
-        return ThreadingHTTPServer((host, port), Handler)
+        return web_server(host, port, answer)
     except OSError as error:
         raise EngineError(f"cannot listen on {host}:{port}: {error.strerror}; choose another port") from error

@@ -15,7 +15,7 @@ from carefl_secure.report.render.templates import environment
 from carefl_secure.report.sections import round_line
 from carefl_secure.rounding import finite, round_up, signal_to_noise
 from carefl_secure.run_folder import RunFolder
-from carefl_secure.strict_json import load_json
+from carefl_secure.web import Answer, web_server
 
 _LOCAL = "127.0.0.1"
 _SHOWN = 12
@@ -33,8 +33,8 @@ _HEADERS = {
 def snapshot(run: Path, read: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
     """Return what the page shows: strict JSON, with the charts as SVG; ``error`` where the run cannot be read."""
     try:
-        state = read()
-        rows = RunFolder.open(run).read_metrics()
+        state, folder = read(), RunFolder.open(run)
+        rows = folder.read_metrics()
     except CareflError as error:
         return {"error": str(error)}
     price, planned = finite(state["epsilon"]), finite(state["epsilon_planned"])
@@ -57,19 +57,8 @@ def snapshot(run: Path, read: Callable[[], Mapping[str, Any]]) -> dict[str, Any]
             }
             for line, row in list(zip(lines, rows, strict=True))[: -_SHOWN - 1 : -1]
         ],
-        "events": _events(run / "logs" / "server.jsonl"),
+        "events": [_event(one) for one in folder.read_events()[: -_SHOWN - 1 : -1]],
     }
-
-
-def _events(log: Path) -> list[str]:
-    """Return the last events of the server's log, newest first; a line that is torn is passed over."""
-    found = []
-    for line in log.read_text("utf-8", errors="replace").splitlines()[: -_SHOWN - 1 : -1] if log.exists() else ():
-        try:
-            found.append(_event(load_json(line)))
-        except ValueError:
-            continue
-    return found
 
 
 def _event(event: Mapping[str, Any]) -> str:
@@ -92,36 +81,19 @@ def watching(run: Path, port: int, read: Callable[[], Mapping[str, Any]]) -> Thr
     page = environment(html=True).get_template("watch.html.j2").render(run=run.name)
     script = environment(html=False).get_template("watch.js").render()
 
-    class Handler(BaseHTTPRequestHandler):
-        """Answers with the page, its script, or the state of the run."""
-
-        def do_GET(self) -> None:
-            """Answer one request."""
-            own = self.connection.getsockname()[1]
-            if self.headers.get("Host") not in (f"{_LOCAL}:{own}", f"localhost:{own}"):
-                self._answer(403, "text/plain", "this page is for this machine alone\n")
-            elif self.path == "/":
-                self._answer(200, "text/html", page)
-            elif self.path == "/watch.js":
-                self._answer(200, "text/javascript", script)
-            elif self.path == "/state.json":
-                self._answer(200, "application/json", json.dumps(snapshot(run, read), allow_nan=False))
-            else:
-                self._answer(404, "text/plain", "there is no such page\n")
-
-        def _answer(self, status: int, kind: str, text: str) -> None:
-            content = text.encode()
-            self.send_response(status)
-            for name, value in {**_HEADERS, "Content-Type": f"{kind}; charset=utf-8"}.items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, format: str, *args: object) -> None:
-            """Write no line for a request."""
+    def answer(request: BaseHTTPRequestHandler) -> Answer:
+        own = request.connection.getsockname()[1]
+        if request.headers.get("Host") not in (f"{_LOCAL}:{own}", f"localhost:{own}"):
+            return 403, "text/plain", "this page is for this machine alone\n"
+        if request.path == "/":
+            return 200, "text/html", page
+        if request.path == "/watch.js":
+            return 200, "text/javascript", script
+        if request.path == "/state.json":
+            return 200, "application/json", json.dumps(snapshot(run, read), allow_nan=False)
+        return 404, "text/plain", "there is no such page\n"
 
     try:
-        return ThreadingHTTPServer((_LOCAL, port), Handler)
+        return web_server(_LOCAL, port, answer, _HEADERS)
     except OSError as error:
         raise EngineError(f"cannot listen on port {port}: {error.strerror}; choose another with --port") from error

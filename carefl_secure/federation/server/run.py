@@ -200,7 +200,7 @@ class _Rounds:
         self._budget = RoundBudget(self._ledger, spec.plan, parties.cohort)
         self._reporter = watched.reporter
         count = len(parties.cohort.roster)
-        self._log = EventLog(spec.folder.path / "logs" / "server.jsonl", self._reporter, count)
+        self._log = EventLog(spec.folder.events, self._reporter, count)
         self._dropouts, self._drop = dropping_out(spec.plan, simulation)
         if self._dropouts < round(simulation.dropout * spec.plan.privacy.clients):
             self._reporter.note(f"only {self._dropouts} clients drop out of a round, so that min_survivors remain")
