@@ -2,27 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = [
-    "AdapterUnmovedError",
-    "BudgetExceededError",
-    "CareflError",
-    "CohortError",
-    "ConfigError",
-    "DataError",
-    "EngineError",
-    "LabelError",
-    "LedgerError",
-    "ModelError",
-    "NonFiniteError",
-    "OutputError",
-    "PolicyError",
-    "PrivacyError",
-    "PrivateRefusalError",
-    "ProtocolError",
-    "RunError",
-    "UnconfirmedError",
-]
-
 
 class CareflError(Exception):
     """Base of all errors raised on purpose; its text says what to do next."""

@@ -169,7 +169,8 @@ class RunFolder:
             return []
         except OSError as error:
             raise RunError(f"cannot read {self.metrics}: {error.strerror}; make it readable") from error
-        return [row for line in text.split("\n") if (row := _figures(line)) is not None]
+        rows = map(_object, text.split("\n"))
+        return [row for row in rows if row is not None and isinstance(row.get("round"), int)]
 
     def keep_metrics(self, last_round: int) -> None:
         """Drop the figures of rounds after ``last_round``, whose checkpoint was never written."""
@@ -194,7 +195,9 @@ class RunFolder:
             if array.dtype.kind not in "biufU":
                 raise RunError(f"checkpoint entry {name!r} is not a number, a text, or an array")
         self.checkpoint.parent.mkdir(exist_ok=True)
-        write_atomically(self.checkpoint, _npz(arrays))
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)  # type: ignore[arg-type]
+        write_atomically(self.checkpoint, buffer.getvalue())
 
     def read_checkpoint(self) -> dict[str, NDArray[np.generic] | Scalar]:
         """Return what `write_checkpoint` stored; arrays without axes come back as Python scalars.
@@ -275,16 +278,3 @@ def _object(line: str) -> dict[str, Any] | None:
     except ValueError:
         return None
     return found if isinstance(found, dict) else None
-
-
-def _figures(line: str) -> dict[str, Scalar] | None:
-    """Return one round's figures; None for a line that has none."""
-    row = _object(line)
-    return row if row is not None and isinstance(row.get("round"), int) else None
-
-
-def _npz(arrays: Mapping[str, NDArray[np.generic]]) -> bytes:
-    """Return an uncompressed npz archive as bytes."""
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]
-    return buffer.getvalue()

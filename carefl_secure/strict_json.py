@@ -21,7 +21,7 @@ def load_json(text: str | bytes) -> Any:
     object, and nesting too deep to be followed.
     """
     try:
-        return json.loads(text, parse_constant=_refuse, parse_float=_real, object_pairs_hook=_object)
+        return json.loads(text, parse_constant=_refuse, parse_float=_real, object_pairs_hook=unique_names)
     except RecursionError as error:
         raise ValueError("the JSON is nested too deeply") from error
 
@@ -34,7 +34,8 @@ def _real(word: str) -> float:
     return value if math.isfinite(value := float(word)) else _refuse(word)
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the object of some pairs, a hook of `json.loads`; ValueError where a name stands twice."""
     if len(found := dict(pairs)) != len(pairs):
         raise ValueError("a name stands twice in the object")
     return found

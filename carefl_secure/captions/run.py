@@ -17,7 +17,7 @@ from carefl_secure.captions.controls import LeakageReport, leakage
 from carefl_secure.data.records import Corpus
 from carefl_secure.data.splits import Subset
 from carefl_secure.errors import DataError
-from carefl_secure.progress import Reporter
+from carefl_secure.progress import Reporter, tracked
 
 View = Literal["full", "box", "crop"]
 
@@ -106,8 +106,7 @@ def caption_corpus(
             made += len(waiting)
             waiting.clear()
 
-    reporter.start(task, count)
-    for index in range(count):
+    for index in tracked(range(count), reporter, task):
         picture = view_of(corpus, index, view)
         key = picture_key(picture)
         keys.append(key)
@@ -115,9 +114,7 @@ def caption_corpus(
             waiting[key] = picture
         if len(waiting) == captioner.batch:
             flush()
-        reporter.advance(task)
     flush()
-    reporter.finish(task)
     said = [cache.get(key) or "" for key in keys]
     report = leakage(Subset(corpus, range(count)), said)
     return Captioning(corpus.name, count, made, count - made, seconds, report)

@@ -21,7 +21,7 @@ from carefl_secure.errors import CareflError, RunError
 from carefl_secure.experiment.scores import Bench, train_centrally, train_locally
 from carefl_secure.model.saved import load_saved
 from carefl_secure.privacy import Ledger
-from carefl_secure.progress import Reporter, SilentReporter
+from carefl_secure.progress import SILENT, Reporter, tracked
 from carefl_secure.run_folder import RunFolder, make_folder, write_atomically
 from carefl_secure.runs.train import train
 from carefl_secure.strict_json import load_json
@@ -152,13 +152,10 @@ _MAKERS: dict[str, Callable[[Cell, Path, Reporter], None]] = {
 
 def run_cells(cells: list[Cell], jobs: int, reporter: Reporter) -> list[Finished]:
     """Run all cells in ``jobs`` processes, one in this; return their outcomes in order, failures included."""
-    reporter.start("cells", len(cells))
     found: dict[str, Finished] = {}
-    for name, done in _here(cells) if jobs == 1 else _beside(cells, jobs):
+    for name, done in tracked(_here(cells) if jobs == 1 else _beside(cells, jobs), reporter, "cells", len(cells)):
         found[name] = done
-        reporter.advance("cells")
         reporter.note(_line(name, done))
-    reporter.finish("cells")
     return [found[cell.name] for cell in cells]
 
 
@@ -178,7 +175,7 @@ def _failed(cell: Cell, error: BaseException) -> Finished:
 def _here(cells: list[Cell]) -> Iterator[tuple[str, Finished]]:
     for cell in cells:
         try:
-            yield cell.name, run_cell(cell, SilentReporter())
+            yield cell.name, run_cell(cell, SILENT)
         except (CareflError, *_FAULTS) as error:
             yield cell.name, _failed(cell, error)
 
@@ -190,9 +187,7 @@ def _beside(cells: list[Cell], jobs: int) -> Iterator[tuple[str, Finished]]:
     os.environ["OMP_NUM_THREADS"] = before or str(share)
     try:
         with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-            waiting: dict[Future[Finished], Cell] = {
-                pool.submit(run_cell, cell, SilentReporter()): cell for cell in cells
-            }
+            waiting: dict[Future[Finished], Cell] = {pool.submit(run_cell, cell, SILENT): cell for cell in cells}
             for future in as_completed(waiting):
                 cell, error = waiting[future], future.exception()
                 yield cell.name, future.result() if error is None else _failed(cell, error)

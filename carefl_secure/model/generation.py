@@ -8,7 +8,7 @@ about a person: they are read here and dropped.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -118,6 +118,10 @@ class TextScorer:
         asked = [framed(caption, self._scorer.question) for caption in captions]
         prompts, attention = base.prompter.batch(asked, grids)
         length = prompts.shape[1]
+
+        def follow(_: int, ids: Tensor) -> list[int]:
+            return self.follow(tuple(ids[length:].tolist()))
+
         with torch.no_grad():
             out = self._scorer.adapter.module.get_base_model().generate(  # type: ignore[operator]
                 input_ids=prompts.to(base.device),
@@ -129,17 +133,9 @@ class TextScorer:
                 use_cache=True,
                 eos_token_id=self._end,
                 pad_token_id=self._tok.pad_token_id,
-                prefix_allowed_tokens_fn=self._allowed(length) if self._constrained else None,
+                prefix_allowed_tokens_fn=follow if self._constrained else None,
             )
         return [str(self._tok.decode(row, skip_special_tokens=True)) for row in out[:, length:].tolist()]
-
-    def _allowed(self, length: int) -> Callable[[int, Tensor], list[int]]:
-        """Return which tokens may follow, given all so far; the prompt has ``length`` tokens."""
-
-        def follow(_: int, ids: Tensor) -> list[int]:
-            return self.follow(tuple(ids[length:].tolist()))
-
-        return follow
 
     def follow(self, written: tuple[int, ...]) -> list[int]:
         """Return the tokens that may come after an unfinished constrained answer."""

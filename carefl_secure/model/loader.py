@@ -42,11 +42,6 @@ class ParallelBatches:
             raise ConfigError(f"there must be at least one batch at a time, not {count}")
         self._count = count
 
-    @classmethod
-    def for_small(cls) -> ParallelBatches:
-        """Return a worker for each of torch's threads, four at most, for a small model."""
-        return cls(min(4, torch.get_num_threads()))
-
     def __call__(self, function: Callable[[Item], Found], items: Iterable[Item]) -> Iterator[Found]:
         """Return ``function``, which sets torch's gradient mode, of each item in order; a few are taken ahead."""
         work = iter(items)
@@ -159,9 +154,8 @@ def load_base(
             )
     _check_fit(model, processor, source)
     several = source == "embedded" and quantization != "int8" and place.type == "cpu"
-    chosen = (
-        ParallelBatches.for_small() if parallel_batches is None and several else ParallelBatches(parallel_batches or 1)
-    )
+    # A small model gains from a worker for each of torch's threads, up to four.
+    chosen = ParallelBatches(parallel_batches or (min(4, torch.get_num_threads()) if several else 1))
     ends = source != "embedded" if form.end_answers is None else form.end_answers
     prompter = Prompter(processor, end_answers=ends)
     digest = hub.weights_digest(folder)

@@ -231,13 +231,9 @@ def _pattern(base: Base, targets: tuple[str, ...], last_layers: int | None) -> s
         raise ConfigError(f"adapter.last_layers must lie between 1 and {count}, not {last_layers}")
     first = 0 if last_layers is None else count - last_layers
     layers = "|".join(str(i) for i in range(first, count))
-    attention = "|".join(t for t in ("q", "k", "v", "o") if t in targets)
-    mlp = "|".join(t for t in ("gate", "up", "down") if t in targets)
-    parts = []
-    if attention:
-        parts.append(rf"self_attn\.({attention})_proj")
-    if mlp:
-        parts.append(rf"mlp\.({mlp})_proj")
+    blocks = (("self_attn", TARGETS[:4]), ("mlp", TARGETS[4:]))
+    chosen = ((block, "|".join(t for t in names if t in targets)) for block, names in blocks)
+    parts = [rf"{block}\.({some})_proj" for block, some in chosen if some]
     text = [_LAYER.format(layers=layers) + "(" + "|".join(parts) + ")"] if parts else []
     return "|".join([*text, *(pattern for name, pattern in VISION_TARGETS.items() if name in targets)])
 

@@ -29,7 +29,7 @@ from carefl_secure.errors import ConfigError
 from carefl_secure.model.embedded import QUESTIONS, build_model, build_processor
 from carefl_secure.model.label_tree import TokenTree, answer_log_likelihoods
 from carefl_secure.model.prompts import Prompter
-from carefl_secure.progress import Reporter
+from carefl_secure.progress import Reporter, tracked
 
 _RECORDS = 32_000
 _BATCH = 64
@@ -106,9 +106,8 @@ def _train(
         optimizer, lambda s: min((s + 1) / warm, 1.0) * (0.5 * (1 + math.cos(math.pi * s / steps)) + 1e-3)
     )
     rng = np.random.default_rng(seed)
-    reporter.start(task, steps)
     running = 0.0
-    for step in range(steps):
+    for step in tracked(range(steps), reporter, task):
         chosen = rng.choice(_RECORDS, _BATCH, replace=False)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = loss_of(step, chosen)
@@ -119,12 +118,10 @@ def _train(
         schedule.step()
         value = float(loss.detach())
         running = 0.98 * running + 0.02 * value if step else value
-        reporter.advance(task)
         if step % 250 == 249:
             reporter.note(f"{task}, step {step + 1}: loss {running:.3f}")
         if step % _KEEP == _KEEP - 1 or step == steps - 1:
             keep(step + 1)
-    reporter.finish(task)
 
 
 def _features(model: SmolVLMForConditionalGeneration, corpus: SyntheticCorpus, chosen: Rows) -> Tensor:

@@ -50,7 +50,7 @@ def build_report(record: RunRecord) -> tuple[Report, AttackerBounds | None]:
         caveats=sections.caveats(record),
         accounting=sections.accounting_part(record, accounts),
         attacker=None if bounds is None else _attacker(bounds),
-        rounds=sections.round_lines(record, accounts),
+        rounds=[sections.round_line(row, finite(accounts.by_round.get(int(row["round"])))) for row in record.rows],
         clients=[
             ClientLine(
                 client=one.name,

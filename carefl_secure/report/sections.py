@@ -60,24 +60,18 @@ def run_part(record: RunRecord, accounts: Accounts) -> RunLine:
     """Say which run this is."""
     times = [entry.time for entry in record.server.entries]
     source = record.setting("data.source") or "not stated"
-    labels = record.setting("data.labels")
+    labels, spaces = record.setting("data.labels"), record.setting("stages.spaces")
+    words = f"labels in stages: {', then '.join(map(str, spaces))}" if spaces else f"labels {labels}"
     return RunLine(
         id=record.run_id,
         first_entry=times[0] if times else "unknown",
         last_entry=times[-1] if times else "unknown",
         rounds_planned=record.privacy.rounds,
         rounds_released=len(accounts.survivors) or len(record.rows),
-        data=f"{source}, {_labels(record)}" if labels else str(source),
+        data=f"{source}, {words}" if labels else str(source),
         base_model=str(record.setting("model.base") or "not stated"),
         simulated=record.simulated,
     )
-
-
-def _labels(record: RunRecord) -> str:
-    spaces = record.setting("stages.spaces")
-    if not spaces:
-        return f"labels {record.setting('data.labels')}"
-    return f"labels in stages: {', then '.join(map(str, spaces))}"
 
 
 def mechanism_part(record: RunRecord, accounts: Accounts) -> Mechanism:
@@ -188,11 +182,6 @@ def round_line(row: Mapping[str, Any], price: float | None) -> RoundLine:
         survivors=int(row["survivors"]) if "survivors" in row else None,
         metrics={name: float(value) for name, value in row.items() if name not in _NOT_METRICS and _figure(value)},
     )
-
-
-def round_lines(record: RunRecord, accounts: Accounts) -> list[RoundLine]:
-    """Return one line for every finished round."""
-    return [round_line(row, finite(accounts.by_round.get(int(row["round"])))) for row in record.rows]
 
 
 def caveats(record: RunRecord) -> list[Caveat]:

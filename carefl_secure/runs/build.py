@@ -22,7 +22,6 @@ from carefl_secure.federation.plan.staged import Stage
 from carefl_secure.federation.run_spec import PerformanceFlags, Simulation, system_keys
 from carefl_secure.federation.server.optimizers import Alternating, FedAdam, FedAvg, FedDyn, ServerOptimizer
 from carefl_secure.federation.server.run import Evaluate, Monitoring
-from carefl_secure.model.generation import TextScorer
 from carefl_secure.model.label_head import base_share
 from carefl_secure.model.label_scorer import LabelScorer
 from carefl_secure.model.loader import load_base
@@ -36,7 +35,7 @@ from carefl_secure.progress import Reporter
 from carefl_secure.runs.captions import Contexts
 from carefl_secure.runs.client_task import ModelTask, model_tasks
 from carefl_secure.runs.corpora import Corpora
-from carefl_secure.runs.plan_from_config import aggregation_of, noise_text
+from carefl_secure.runs.plan_from_config import noise_text
 from carefl_secure.runs.staged_corpora import stage_configs
 from carefl_secure.runs.trackers.base import TrackedReporter
 from carefl_secure.strict_json import canonical_json
@@ -46,13 +45,6 @@ _HEAD_RATE = 0.03  # of Adam, for a label head of any size
 _QUIET_RATE, _QUIET_EPS = 0.06, 1e-3  # of a head alone without noise; eps in gains of the head
 _RULE = 1.1
 _GRID = [digit * 10.0**power for power in range(-8, 5) for digit in (1, 3)]
-
-
-def text_scorer(config: Config, scorer: LabelScorer) -> TextScorer | None:
-    """Return the reader of the model's own text; None where likelihoods of labels decide."""
-    if config.evaluation.scorer == "labels":
-        return None
-    return TextScorer(scorer, constrained=config.evaluation.constrained)
 
 
 def micro_batch(config: Config) -> int:
@@ -188,15 +180,6 @@ def client_tasks(
         records_per_person=config.privacy.records_per_person,
         pad_rate=plan.privacy.sample_rate if pad or config.privacy.pad_rounds else None,
     )
-
-
-def run_settings(config: Config) -> dict[str, Any]:
-    """Return what a `RunSpec` takes from a configuration alone."""
-    return {
-        "aggregation": aggregation_of(config),
-        "ledgers": config.privacy.ledgers,
-        "max_epsilon": config.privacy.max_epsilon,
-    }
 
 
 def run_options(config: Config, evaluate: Evaluate, reporter: Reporter) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -195,17 +195,16 @@ def _labelled(corpus: Corpus | None, path: Path) -> Corpus:
 
 def open_only(found: Corpora, config: Config) -> Corpora:
     """Return the server's corpora, without shares; private records go to public and test splits."""
-    nothing: Corpus = Subset(found.private, ())
-    if config.data.synthetic:  # drawn apart already
-        return Corpora(nothing, found.public, found.test, found.open, [], found.duplicates)
+    held = replace(found, private=Subset(found.private, ()), shares=[], equal=(), near=())
     whole = found.private.corpus if isinstance(found.private, Subset) else found.private
     public, test = config.data.public_fraction, config.data.test_fraction
-    if isinstance(found.test, Subset) and found.test.corpus is whole and public and test:
+    # Drawn corpora are apart already.
+    if not config.data.synthetic and isinstance(found.test, Subset) and found.test.corpus is whole and public and test:
         share = public / (public + test)
         cut = split(whole, {"public": share, "test": 1 - share}, config.data.seed)
         parts = {name: Subset(whole, tuple(places)) for name, places in cut.items()}
-        return Corpora(nothing, parts["public"], parts["test"], parts["public"], [], found.duplicates)
-    return Corpora(nothing, found.public, found.test, found.public, [], found.duplicates)
+        return replace(held, public=parts["public"], test=parts["test"], open=parts["public"])
+    return held
 
 
 def load_own(config: Config, reporter: Reporter) -> Corpora:

@@ -27,7 +27,7 @@ from carefl_secure.federation.plan.staged import StagedPlan
 from carefl_secure.federation.run_spec import Engine, RunSpec
 from carefl_secure.federation.server.run import FederationResult, run_federation
 from carefl_secure.federation.server.sum_guard import SumGuard
-from carefl_secure.model.generation import perplexity
+from carefl_secure.model.generation import TextScorer, perplexity
 from carefl_secure.model.label_scorer import LabelScorer
 from carefl_secure.model.lora import Adapter, StackedAdapter
 from carefl_secure.model.prompts import task_question
@@ -245,14 +245,10 @@ class _Run:
         """Set the scorer on a stage's labels and return what evaluates that stage."""
         config, corpora = self._each[place], self._corpora[place]
         self._scorer = LabelScorer(self._adapter, corpora.private.space, self._question(place))
-        return Evaluator(
-            self._scorer,
-            corpora,
-            build.evaluation_batch(config),
-            self._reporter,
-            self._contexts[place],
-            build.text_scorer(config, self._scorer),
-        )
+        batch, texts = build.evaluation_batch(config), None
+        if config.evaluation.scorer == "generation":
+            texts = TextScorer(self._scorer, constrained=config.evaluation.constrained)
+        return Evaluator(self._scorer, corpora, batch, self._reporter, self._contexts[place], texts)
 
     def _federate(
         self, place: int, start: Vector, ended: list[Vector], evaluate: Evaluator, going_on: bool
@@ -272,7 +268,9 @@ class _Run:
             base_hash=build.base_hash_of(self._adapter.base.digest, self._config, stage),
             server_lr=config.server_lr,
             key_source=build.key_source(config, stage.name, kept=self._folder.keys / stage.name),
-            **build.run_settings(config),
+            aggregation=aggregation_of(config),
+            ledgers=config.privacy.ledgers,
+            max_epsilon=config.privacy.max_epsilon,
         )
         self._adapter.load(start)  # its share of the base's scores decides what trains
         optimizer = build.make_optimizer(config, self._adapter, stage.offset)

@@ -12,6 +12,7 @@ import typer
 from carefl_secure.cli.console import Quiet, say
 from carefl_secure.cli.reporter import running
 from carefl_secure.errors import ConfigError, DataError, RunError
+from carefl_secure.progress import tracked
 
 _NAMED = 5  # unreadable images that the last line names
 Folder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, of its adapter, or of an export.")]
@@ -42,8 +43,7 @@ def predict(
         written = [stack.enter_context(score_file(csv))] if csv is not None else []
         written += [ScoreFile(sys.stdout, table=False)] if json else []
         task = f"labelling {len(files)} images"
-        reporter.start(task, len(files))
-        for path, found in model.stream(files):
+        for path, found in tracked(model.stream(files), reporter, task, len(files)):
             if isinstance(found, DataError):
                 reporter.note(f"not read: {found}")
                 unread.append(str(path))
@@ -53,8 +53,6 @@ def predict(
                 if not written:
                     given = ", ".join(f"{name} ({found.probability(name):.2f})" for name in found.labels)
                     say(f"{path}: {given or 'no label'}")
-            reporter.advance(task)
-        reporter.finish(task)
     if unread:
         named = ", ".join(unread[:_NAMED]) + (f" and {len(unread) - _NAMED} more" if len(unread) > _NAMED else "")
         raise DataError(f"{len(unread)} of {len(files)} images could not be read: {named}; replace them")

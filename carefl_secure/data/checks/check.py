@@ -18,7 +18,7 @@ from carefl_secure.data.open_corpus import detect, open_corpus
 from carefl_secure.data.partition import partition
 from carefl_secure.data.records import Corpus
 from carefl_secure.errors import ConfigError
-from carefl_secure.progress import Reporter, SilentReporter
+from carefl_secure.progress import SILENT, Reporter
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def check_corpus(
     format: str = "auto",
     clients: int | None = None,
     column: str | None = None,
-    reporter: Reporter | None = None,
+    reporter: Reporter = SILENT,
 ) -> Report:
     """Recognise a corpus, compare its counts with the published ones, and look for duplicates.
 
@@ -157,7 +157,6 @@ def check_corpus(
     """
     if view in ("person", "face"):
         raise ConfigError("a check looks at whole images; leave the view at auto")
-    reporter = reporter or SilentReporter()
     layout = detect(path, format)
     tasks = layout.tasks if task == "auto" and layout.tasks else (task,)
     opened: dict[str, Corpus] = {}

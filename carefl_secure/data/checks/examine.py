@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 
-from carefl_secure.data.corpora.base import FileCorpus
+from carefl_secure.data.corpora.base import FileCorpus, fit_box
 from carefl_secure.data.deduplication.image_hashes import ImageHash, hash_images
 from carefl_secure.data.records import Corpus, Skipped
 from carefl_secure.data.splits import Subset
@@ -59,13 +59,6 @@ def restrict(corpus: Corpus, hashes: Sequence[ImageHash], keep: Sequence[int]) -
     return Subset(corpus, tuple(keep)), kept
 
 
-def _outside(box: tuple[float, float, float, float] | None, size: tuple[int, int]) -> bool:
-    if box is None:
-        return False
-    left, top, right, bottom = box
-    return left < 0 or top < 0 or right > size[0] or bottom > size[1]
-
-
 def _readable(name: str, corpus: Corpus, hashes: Sequence[ImageHash]) -> list[int]:
     broken = [mark for mark in hashes if mark.fault]
     if len(broken) > max(1, MOST_UNREADABLE * len(hashes)) or len(broken) == len(hashes):
@@ -88,9 +81,9 @@ def examine(corpora: Mapping[str, Corpus], reporter: Reporter) -> Examined:
         keep = _readable(name, corpus, hashes)
         for mark in hashes:
             for record in (corpus.records[index] for index in mark.records):
-                if mark.fault is None and _outside(record.box, mark.size):
+                if mark.fault is None and record.box and fit_box(record.box, mark.size) != record.box:
                     raise DataError(
-                        f"the box {list(record.box or ())} of {record.key} does not lie inside the image of "
+                        f"the box {list(record.box)} of {record.key} does not lie inside the image of "
                         f"{mark.size[0]} x {mark.size[1]} pixels; boxes are [left, top, right, bottom]"
                     )
         found[name], marks[name] = restrict(corpus, hashes, keep)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from unicodedata import normalize
@@ -183,9 +183,10 @@ def read_layout(inventory: Inventory, by_client: bool = False) -> list[Part]:
     _check_nested(root, described, by_client)
     prefix = _prefix(images)
     folders = _split_folders(inventory, prefix)
+    covered = tuple(f"{folder}/" if folder else "" for folder in described)
     if not described:
         inventory.refuse_unread_labels()
-    elif missing := [i for i in images if not _covered(i, described) and i[len(prefix) :].count("/")]:
+    elif missing := [i for i in images if not i.startswith(covered) and i[len(prefix) :].count("/")]:
         raise DataError(
             f"{root / missing[0]} has no metadata file in its folder or above it, and other "
             f"folders have one ({root / next(iter(described))}); describe all images, or none"
@@ -232,7 +233,3 @@ def _at_client(row: Row, below: str, root: Path) -> Row:
             "folder for each client"
         )
     return replace(row, attributes={**row.attributes, "folder": client})
-
-
-def _covered(image: str, folders: Iterable[str]) -> bool:
-    return any(not folder or image.startswith(f"{folder}/") for folder in folders)

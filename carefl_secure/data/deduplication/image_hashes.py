@@ -32,7 +32,7 @@ from carefl_secure.data.readers.images import ImageFile, ImageSource, decode
 from carefl_secure.data.records import Corpus, image_of
 from carefl_secure.data.splits import Subset
 from carefl_secure.errors import DataError
-from carefl_secure.progress import Reporter, SilentReporter
+from carefl_secure.progress import SILENT, Reporter, tracked
 
 NEAR_BITS = 4  # the most bits in which the hashes of near duplicates differ
 NEAR_CORRELATION = 0.985  # the least correlation of the thumbnails of near duplicates
@@ -98,7 +98,7 @@ def _hash(corpus: Corpus, image: str, records: tuple[int, ...]) -> ImageHash:
     return ImageHash(image, records, pixels, file, difference_hash(grey), thumbnail, found.size)
 
 
-def hash_images(corpus: Corpus, reporter: Reporter | None = None, task: str | None = None) -> list[ImageHash]:
+def hash_images(corpus: Corpus, reporter: Reporter = SILENT, task: str | None = None) -> list[ImageHash]:
     """Read every image of a corpus once, to its end, and report it as ``task``; unreadable ones are included.
 
     Images come in the order of their first record. Persons in one image share the fingerprint of all of it.
@@ -106,16 +106,10 @@ def hash_images(corpus: Corpus, reporter: Reporter | None = None, task: str | No
     members: dict[str, list[int]] = {}
     for index, record in enumerate(corpus.records):
         members.setdefault(image_of(record.key), []).append(index)
-    reporter, task = reporter or SilentReporter(), task or f"reading the images of {corpus.name}"
-    reporter.start(task, len(members))
-    hashes = []
     files = all(isinstance(_whole(corpus, records[0]), ImageFile) for records in members.values())
     with ThreadPoolExecutor(os.cpu_count() if files else 1) as pool:
-        for found in pool.map(lambda item: _hash(corpus, item[0], tuple(item[1])), members.items()):
-            hashes.append(found)
-            reporter.advance(task)
-    reporter.finish(task)
-    return hashes
+        found = pool.map(lambda item: _hash(corpus, item[0], tuple(item[1])), members.items())
+        return list(tracked(found, reporter, task or f"reading the images of {corpus.name}", len(members)))
 
 
 def near_pairs(marks: Sequence[ImageHash], bits: int = NEAR_BITS) -> npt.NDArray[np.int64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cache
 from pathlib import Path, PurePosixPath
 
@@ -68,19 +69,13 @@ _HEADS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*")
 def image_suffixes() -> frozenset[str]:
     """Return the suffixes that Pillow opens here, plugins included, without the refused ones."""
     for module in ("pillow_heif", "pillow_avif", "pillow_jxl"):
-        _register(module)
+        with suppress(ImportError):
+            plugin = __import__(module)
+            if hasattr(plugin, "register_heif_opener"):
+                plugin.register_heif_opener()
     Image.init()
     known = {end for end, name in Image.registered_extensions().items() if name in Image.OPEN}
     return frozenset(known - {*NOT_READ, *CONTAINERS, *VIDEO_SUFFIXES})
-
-
-def _register(module: str) -> None:
-    try:
-        plugin = __import__(module)
-    except ImportError:
-        return
-    if hasattr(plugin, "register_heif_opener"):
-        plugin.register_heif_opener()
 
 
 def made_by_a_tool(name: str, folder: bool) -> bool:

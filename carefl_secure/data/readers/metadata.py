@@ -13,6 +13,7 @@ from typing import Any
 
 from carefl_secure.data.readers.tables import below, literal, read_rows, read_text
 from carefl_secure.errors import DataError, LabelError
+from carefl_secure.strict_json import unique_names
 
 Box = tuple[float, float, float, float]
 NULLS = ("", "nan", "NaN", "null", "NULL", "None", "NA", "N/A", "n/a", "<NA>", "#N/A", "#NA", "-nan", "-NaN")
@@ -115,19 +116,13 @@ def _row(row: Mapping[str, Any], origin: str) -> Row:
     )
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(dict(pairs)) != len(pairs):
-        raise ValueError("a name stands twice in the object")
-    return dict(pairs)
-
-
 def _jsonl(path: Path, name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         origin = f"{name} line {number}"
         try:
-            row = json.loads(line, object_pairs_hook=_object)
+            row = json.loads(line, object_pairs_hook=unique_names)
         except (ValueError, RecursionError) as error:
             raise DataError(f"{origin} is not JSON: {error}; write one object per line") from error
         if not isinstance(row, dict):

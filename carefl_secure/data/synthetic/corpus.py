@@ -25,7 +25,7 @@ from carefl_secure.data.synthetic.background import SIZE, SPOTS
 from carefl_secure.data.synthetic.drawing import Look, draw
 from carefl_secure.data.synthetic.scene import GROUPS, Scenes, draw_scenes, emotic_labels
 from carefl_secure.errors import ConfigError, DataError
-from carefl_secure.progress import Reporter, SilentReporter
+from carefl_secure.progress import SILENT, Reporter, tracked
 
 VERSION = 1  # raised whenever the same seed would draw other images or labels
 SPLITS = ("public", "private", "test")
@@ -77,7 +77,7 @@ def synthetic_corpus(
     view: str = "auto",
     seed: int = 0,
     cache: Path | None = None,
-    reporter: Reporter | None = None,
+    reporter: Reporter = SILENT,
 ) -> SyntheticCorpus:
     """Draw, or read from the cache, one split; the same seed and count give the same images.
 
@@ -97,7 +97,7 @@ def synthetic_corpus(
     path = folder / f"synthetic-v{VERSION}-{split}-{seed}-{count}.npz"
     arrays = _read(path)
     if arrays is None:
-        arrays = _make(split, count, seed, reporter or SilentReporter())
+        arrays = _make(split, count, seed, reporter)
         _write(path, arrays)
     corpus = _assemble(split, space, seed, arrays)
     return _aligned(corpus) if view == "aligned" else corpus
@@ -122,14 +122,9 @@ def _make(split: str, count: int, seed: int, reporter: Reporter) -> dict[str, np
     boxes = np.empty((count, 4), np.float32)
     landmarks = np.empty((count, 5, 2), np.float32)
     rng = _generator(split, seed, "drawing")
-    task = f"drawing the {split} split"
-    reporter.start(task, count)
-    for i in range(count):
+    for i in tracked(range(count), reporter, f"drawing the {split} split"):
         drawing = draw(scenes.factors[i], _look(split, seed, i // _PER_SUBJECT), rng)
         pixels[i], boxes[i], landmarks[i] = drawing.pixels, drawing.box, drawing.landmarks
-        if i % 256 == 255:
-            reporter.advance(task, 256)
-    reporter.finish(task)
     vad = _vad(scenes, _generator(split, seed, "vad"))
     return {"pixels": pixels, **vars(scenes), "emotic": ticked, "vad": vad, "boxes": boxes, "landmarks": landmarks}
 

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 import threading
 import time
@@ -253,7 +254,7 @@ def note_size(store: FeatureStore, images: int, reporter: Reporter = SILENT, *, 
     """Say what will be written at most; `DataError` where the disk has no room for it."""
     if store._folder is None:
         return
-    size, free = images * tiles * store.row_bytes, _free(store._folder)
+    size, free = images * tiles * store.row_bytes, shutil.disk_usage(store._folder).free
     reporter.note(
         f"vision features of up to {images} images, {size / 1e6:,.1f} MB, go to {store._folder}; they stay on this "
         "machine: see 'carefl-secure cache'"
@@ -263,8 +264,3 @@ def note_size(store: FeatureStore, images: int, reporter: Reporter = SILENT, *, 
             f"the vision features of {images} images need up to {size / 1e9:.1f} GB, and {store._folder} has "
             f"{free / 1e9:.1f} GB free; free some space, or set model.feature_cache to another folder"
         )
-
-
-def _free(folder: Path) -> int:
-    found = os.statvfs(folder)
-    return found.f_bavail * found.f_frsize

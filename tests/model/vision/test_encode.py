@@ -5,6 +5,7 @@ from __future__ import annotations
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -181,7 +182,7 @@ def test_the_size_is_shown_first_and_a_full_disk_refused(
     assert "up to 12 images, 0.1 MB" in notes.said[0]
     vision_features(base_of(tiny, tmp_path / "f"), corpus, notes)
     assert len(notes.said) == 1
-    monkeypatch.setattr(store, "_free", lambda _: 10)
+    monkeypatch.setattr(store.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
     with pytest.raises(DataError, match="free some space"):
         vision_features(base_of(tiny, tmp_path / "g"), corpus, notes)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -66,15 +66,6 @@ def age_group(value: str, origin: str) -> str | None:
     return _word(value, _AGES, "age", origin)
 
 
-def vad_fault(vad: Sequence[float]) -> str | None:
-    """Return why valence, arousal and dominance cannot be used, or ``None``."""
-    if len(vad) != 3 or not all(math.isfinite(value) for value in vad):
-        return "no valence, arousal or dominance"
-    if not all(1 <= value <= 10 for value in vad):
-        return "valence, arousal or dominance outside 1 to 10"
-    return None
-
-
 def labels_of_author(place: str) -> tuple[tuple[int, ...], Vad] | None:
     """Return the labels that the author gave later to a test image that lacks them (github.com/rkosti/emotic #13)."""
     if place != "emodb_small/images/12ctuwhai2qxczp2wf.jpg":
@@ -125,7 +116,14 @@ def image_root(root: Path, release_2017: bool = False) -> Path | None:
 
 
 def _fault(person: Person) -> str | None:
-    return vad_fault(person.vad) if person.labels else "no category"
+    """Return why a person cannot be used, or ``None``."""
+    if not person.labels:
+        return "no category"
+    if not all(math.isfinite(value) for value in person.vad):
+        return "no valence, arousal or dominance"
+    if not all(1 <= value <= 10 for value in person.vad):
+        return "valence, arousal or dominance outside 1 to 10"
+    return None
 
 
 def add_person(builder: SplitBuilder, person: Person, root: Path, view: View) -> None:
@@ -160,18 +158,6 @@ def add_array(builder: SplitBuilder, person: Person, picture: ImageArray, box: B
             if box is None:
                 return
         builder.add(person.record(box), picture, vad=person.vad)
-
-
-class PersonCounter:
-    """Numbers the persons of each image, in the order of a table."""
-
-    def __init__(self) -> None:
-        self._seen: dict[str, int] = {}
-
-    def next(self, name: str) -> int:
-        """Return the number of the image's next person, from 1."""
-        self._seen[name] = number = self._seen.get(name, 0) + 1
-        return number
 
 
 def finish(builder: SplitBuilder) -> FileCorpus:

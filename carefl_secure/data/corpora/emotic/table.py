@@ -12,6 +12,7 @@ per category, *not* in EMOTIC's order, and name two array files per person: ``Ar
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def table_folder(root: Path) -> Path | None:
 
 
 def _persons(path: Path) -> Iterator[emotic.Person]:
-    counter = emotic.PersonCounter()
+    seen = Counter[str]()  # persons of an image, in the order of the table
     for origin, row in read_rows(path, _COLUMNS):
         where = f"{row['Folder'].strip().strip('/')}/{row['Filename'].strip()}".replace("\\", "/")
         left, top, right, bottom = numbers(literal(row["BBox"], origin), 4, origin)
@@ -49,9 +50,10 @@ def _persons(path: Path) -> Iterator[emotic.Person]:
         cells = row["Continuous_Labels"].replace("nan", "None")
         vad = [math.nan if v is None else v for v in literal(cells, origin)]
         valence, arousal, dominance = numbers(vad, 3, origin)
+        seen[where] += 1
         yield emotic.Person(
             place=where,
-            number=counter.next(where),
+            number=seen[where],
             box=(left, top, right, bottom),
             labels=emotic.category_ids(map(str, literal(row["Categorical_Labels"], origin)), origin),
             vad=(valence, arousal, dominance),
@@ -195,15 +197,16 @@ def load_emotic_archive(
         ids = _category_columns(table)
         rows = read_rows(table, ("Filename", column, *_VAD))
         builder = SplitBuilder(f"emotic-{view}/{split}", EMOTIC)
-        counter = emotic.PersonCounter()
+        seen = Counter[str]()  # persons of an image, in the order of the table
         for origin, row in tracked(rows, reporter, f"reading EMOTIC {split}"):
             name = row["Filename"].strip()
             where = f"{row.get('Folder', '').strip().strip('/')}/{name}".lstrip("/")
             ticks = numbers([row[c] for c in ids], len(ids), origin)
             valence, arousal, dominance = numbers([row[c] or math.nan for c in _VAD], 3, origin)
+            seen[where] += 1
             person = emotic.Person(
                 place=where,
-                number=counter.next(where),
+                number=seen[where],
                 box=(math.nan,) * 4,
                 labels=tuple(sorted(k for k, v in zip(ids.values(), ticks, strict=True) if v > 0)),
                 vad=(valence, arousal, dominance),
