@@ -112,9 +112,8 @@ def caption_corpus(
         keys.append(key)
         if cache.get(key) is None:
             waiting[key] = picture
-        if len(waiting) == captioner.batch:
+        if len(waiting) == captioner.batch or index == count - 1:
             flush()
-    flush()
     said = [cache.get(key) or "" for key in keys]
     report = leakage(Subset(corpus, range(count)), said)
     return Captioning(corpus.name, count, made, count - made, seconds, report)
