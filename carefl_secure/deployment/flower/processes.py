@@ -114,11 +114,15 @@ class Processes:
 
 
 def _born(process: int) -> str | None:
-    """Return when a process was started, which tells it from a later one of the same number."""
+    """Return when a process was started, which tells it from a later one of the same number; None once it ended.
+
+    A zombie has ended: where process 1 reaps nothing, as in a container without init, it stays.
+    """
     try:
-        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[19]
+        state, *fields = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
     except OSError:
         return None
+    return None if state in "ZX" else fields[18]
 
 
 def _end_former(identity: Path) -> None:

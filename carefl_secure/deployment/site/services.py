@@ -13,16 +13,8 @@ from http.client import HTTPException
 from pathlib import Path
 
 from carefl_secure.data.open_corpus import detect
+from carefl_secure.deployment.flower import superlink
 from carefl_secure.deployment.flower.processes import Processes, interrupt_on_terminate
-from carefl_secure.deployment.flower.superlink import (
-    Link,
-    ServerAddress,
-    check_clock,
-    flower_environment,
-    node_command,
-    probe,
-    start_server,
-)
 from carefl_secure.deployment.provisioning.site_bundle import Half, SiteBundle, node_folder, read_server_manifest
 from carefl_secure.deployment.provisioning.sites import REHEARSAL, Roster
 from carefl_secure.errors import ConfigError, EngineError, RunError
@@ -82,11 +74,11 @@ def run_node(
             processes.start("agent", [*agent, str(bundle.path), str(place), "--until-eof"])
             tell(f"site {bundle.name}: the agent holds keys, records, ledger and policy")
         if only != "agent":
-            env = flower_environment(work / "flower")
+            env = superlink.flower_environment(work / "flower")
             if socket is not None:  # Flower's files next to a socket are not for the other half
                 place = home / "agent.sock"
                 place.symlink_to(socket.absolute())
-            command = node_command(node_folder(bundle.path), address, place, health)
+            command = superlink.node_command(node_folder(bundle.path), address, place, health)
             processes.start("supernode", command, env)
             tell(f"site {bundle.name}: serving {address}; stop it with Ctrl-C")
         away, full, since = False, False, time.monotonic()
@@ -110,10 +102,10 @@ def run_node(
 def _away(address: str, authority: Path) -> bool:
     """Tell whether the server is away; `EngineError` where this clock keeps the node from it."""
     try:
-        here, ahead = probe(address, authority)
+        here, ahead = superlink.probe(address, authority)
     except (OSError, HTTPException):
         return True
-    check_clock(ahead)
+    superlink.check_clock(ahead)
     return not here
 
 
@@ -139,13 +131,13 @@ def run_server(
         undo.callback(shutil.rmtree, socket.with_suffix(".prefork"), ignore_errors=True)
         processes = Processes(path / "logs")
         undo.callback(processes.stop)
-        start_server(processes, path, host, port, socket, health=health)
+        superlink.start_server(processes, path, host, port, socket, health=health)
         near = "127.0.0.1" if host == "0.0.0.0" else host
-        link = Link(f"{near}:{port}", path)
+        link = superlink.Link(f"{near}:{port}", path)
         link.wait(_START, processes.check)
         nodes = link.register()
         undo.callback((path / "address").unlink, missing_ok=True)
-        ServerAddress(f"{near}:{port}", socket).write(path)
+        superlink.ServerAddress(f"{near}:{port}", socket).write(path)
         if Roster.read(path / "roster.json").rehearsal:
             tell(REHEARSAL)
         tell(f"serving {nodes} registered nodes on {host}:{port}; stop it with Ctrl-C")

@@ -8,21 +8,7 @@ from typing import ClassVar
 from flwr.app import RecordDict
 
 from carefl_secure.errors import CohortError
-from carefl_secure.federation.aggregation.base import (
-    AggregationProtocol,
-    ClientSetup,
-    ClientSum,
-    Header,
-    Helper,
-    KeyPrefetch,
-    MaskedIntegers,
-    Nodes,
-    ServerRound,
-    ServerSetup,
-    ServerSum,
-    Take,
-    handing,
-)
+from carefl_secure.federation.aggregation import base
 from carefl_secure.federation.aggregation.committee_member import ACTIONS, MemberSession
 from carefl_secure.federation.aggregation.upload_buffer import UploadBuffer
 from carefl_secure.federation.transport.exchange import Directory, Exchange
@@ -30,10 +16,10 @@ from carefl_secure.federation.transport.messages import Fields, pack
 from carefl_secure.secagg import CommitteeClient, CommitteeServer
 
 
-class CommitteePrefetch(KeyPrefetch):
+class CommitteePrefetch(base.KeyPrefetch):
     """The members' keys are piggybacked on their answers."""
 
-    def __init__(self, exchange: Exchange, header: Header, server: CommitteeServer, directory: Directory) -> None:
+    def __init__(self, exchange: Exchange, header: base.Header, server: CommitteeServer, directory: Directory) -> None:
         super().__init__(exchange, header)
         self.server = server
         self._directory = directory
@@ -44,7 +30,7 @@ class CommitteePrefetch(KeyPrefetch):
         """Whether every member has announced."""
         return not self._refused and len(self._announced) == self.server.parameters.size
 
-    def announcing(self, contents: Mapping[int, RecordDict], action: str, take: Take) -> None:
+    def announcing(self, contents: Mapping[int, RecordDict], action: str, take: base.Take) -> None:
         """Ask as `Exchange.gather`, and every member for its key."""
         following = dict.fromkeys(self._directory.helpers(), pack(**self.header))
         self._ask(contents, action, take, following, "query.committee_announce_prefetch")
@@ -55,7 +41,7 @@ class CommitteePrefetch(KeyPrefetch):
         self._announced.add(member)
 
 
-class CommitteeServerSum(ServerSum):
+class CommitteeServerSum(base.ServerSum):
     """The server of a sum with a committee: one phase before the vectors, two after.
 
     Without dropout tolerance every member is needed in every phase, so that one honest member is
@@ -66,7 +52,7 @@ class CommitteeServerSum(ServerSum):
 
     action = "train.submit"
 
-    def __init__(self, setup: ServerSetup, this: ServerRound, server: CommitteeServer) -> None:
+    def __init__(self, setup: base.ServerSetup, this: base.ServerRound, server: CommitteeServer) -> None:
         self._exchange = this.exchange
         self._header = setup.header(this.number)
         made = this.prefetched
@@ -79,12 +65,12 @@ class CommitteeServerSum(ServerSum):
         self._buffer = UploadBuffer(setup.folder)
         self._failed: set[tuple[str, str]] = set()
 
-    def prepare(self, nodes: Nodes) -> dict[int, RecordDict]:
+    def prepare(self, nodes: base.Nodes) -> dict[int, RecordDict]:
         """Have every member announce its key, unless prefetched; return each invitation."""
         self._gather(nodes())
         if not self._announced:
             header = dict.fromkeys(self._directory.helpers(), pack(**self._header))
-            take = handing(self._server.announced, self._directory.helpers(), "announcement")
+            take = base.handing(self._server.announced, self._directory.helpers(), "announcement")
             self._exchange.gather(header, "query.committee_announce", take)
         self._server.bind(self._model_hash)
         invitation = pack(**self._header, announcements=self._server.announcements())
@@ -107,7 +93,7 @@ class CommitteeServerSum(ServerSum):
         self._server.submitted(index, upload)
         self._buffer.keep(index, upload)
 
-    def open(self) -> tuple[MaskedIntegers, tuple[int, ...]]:
+    def open(self) -> tuple[base.MaskedIntegers, tuple[int, ...]]:
         """Have the members settle the list of clients and take their masks off."""
         server, members = self._server, self._directory.helpers()
         order = {**self._header, "model": self._model_hash}
@@ -125,7 +111,7 @@ class CommitteeServerSum(ServerSum):
         settled = {node: pack(openings=openings) for node in members if members[node] in openings}
         following = self._following
         ask = self._exchange.gather if following is None else following.announcing
-        ask(settled, "query.committee_answer", handing(server.answered, members, "answer"))
+        ask(settled, "query.committee_answer", base.handing(server.answered, members, "answer"))
         lost = server.lost()
         if lost:
             self._recover(members, lost)
@@ -144,11 +130,13 @@ class CommitteeServerSum(ServerSum):
         left = [node for node, member in members.items() if member not in lost]
         question = pack(lost=list(lost))
         exchange.gather(
-            dict.fromkeys(left, question), "query.committee_consent", handing(server.consented, members, "consent")
+            dict.fromkeys(left, question),
+            "query.committee_consent",
+            base.handing(server.consented, members, "consent"),
         )
         agreed = pack(consents=server.consents())
         exchange.gather(
-            dict.fromkeys(left, agreed), "query.committee_recover", handing(server.recovered, members, "seeds")
+            dict.fromkeys(left, agreed), "query.committee_recover", base.handing(server.recovered, members, "seeds")
         )
 
     def places(self) -> dict[int, str]:
@@ -161,7 +149,7 @@ class CommitteeServerSum(ServerSum):
         return self._index_of
 
 
-class Committee(AggregationProtocol):
+class Committee(base.AggregationProtocol):
     """One message per client, opened by a committee of two to five members."""
 
     name: ClassVar[str] = "committee"
@@ -172,26 +160,26 @@ class Committee(AggregationProtocol):
         """Return the size of the committee."""
         return committee_members
 
-    def helper(self, setup: ClientSetup) -> Helper:
+    def helper(self, setup: base.ClientSetup) -> base.Helper:
         """Return a member's session."""
         return MemberSession(setup)
 
-    def client(self, setup: ClientSetup, number: int, key: bytes) -> ClientSum:
+    def client(self, setup: base.ClientSetup, number: int, key: bytes) -> base.ClientSum:
         """Return a client's part in a round."""
         parameters = setup.cohort.committee_parameters(setup.plan, number)
         return CommitteeClient(parameters, setup.index, setup.identity, setup.keys)
 
-    def restore(self, setup: ClientSetup, saved: bytes, number: int, model_hash: bytes) -> ClientSum:
+    def restore(self, setup: base.ClientSetup, saved: bytes, number: int, model_hash: bytes) -> base.ClientSum:
         """Go on from nothing: a client of a committee keeps no state between messages."""
         return self.client(setup, number, b"")
 
-    def server(self, setup: ServerSetup, this: ServerRound) -> ServerSum:
+    def server(self, setup: base.ServerSetup, this: base.ServerRound) -> base.ServerSum:
         """Return the server's part in a round."""
         return CommitteeServerSum(
             setup, this, CommitteeServer(setup.cohort.committee_parameters(setup.plan, this.number))
         )
 
-    def prefetch(self, setup: ServerSetup, exchange: Exchange, number: int) -> KeyPrefetch | None:
+    def prefetch(self, setup: base.ServerSetup, exchange: Exchange, number: int) -> base.KeyPrefetch | None:
         """Return what exchanges the members' keys of a later round."""
         server = CommitteeServer(setup.cohort.committee_parameters(setup.plan, number))
         return CommitteePrefetch(exchange, setup.header(number), server, setup.directory)

@@ -11,17 +11,7 @@ from flwr.app import RecordDict
 from numpy.typing import NDArray
 
 from carefl_secure.errors import CohortError, EngineError, ProtocolError
-from carefl_secure.federation.aggregation.base import (
-    AggregationProtocol,
-    ClientSetup,
-    ClientSum,
-    Helper,
-    MaskedIntegers,
-    Nodes,
-    ServerRound,
-    ServerSetup,
-    ServerSum,
-)
+from carefl_secure.federation.aggregation import base
 from carefl_secure.federation.aggregation.pairwise import PairwiseServerSum
 from carefl_secure.federation.aggregation.upload_buffer import UploadBuffer
 from carefl_secure.federation.plan.cohort import Cohort
@@ -44,7 +34,7 @@ _LENGTH = struct.Struct("<I")
 _PORTION = 1 << 26  # bytes of uploads in one message to the key holder
 
 
-class HolderSession(Helper):
+class HolderSession(base.Helper):
     """The key holder for the length of one run.
 
     Guarantees
@@ -56,7 +46,7 @@ class HolderSession(Helper):
 
     party: ClassVar[Party] = "key holder"
 
-    def __init__(self, setup: ClientSetup) -> None:
+    def __init__(self, setup: base.ClientSetup) -> None:
         super().__init__(setup)
         self._key: KeyHolder | None = None
 
@@ -131,19 +121,19 @@ class EncryptedClientSum(EncryptedClient):
         return _LENGTH.pack(len(self._message)) + self._message + super().save()
 
 
-class EncryptedServerSum(ServerSum):
+class EncryptedServerSum(base.ServerSum):
     """The aggregator of encrypted vectors: pairwise masking, and the signed uploads, on disk, for the key holder."""
 
     action = PairwiseServerSum.action
 
-    def __init__(self, setup: ServerSetup, this: ServerRound) -> None:
+    def __init__(self, setup: base.ServerSetup, this: base.ServerRound) -> None:
         self._setup = setup
         self._this = this
         self._begun: tuple[EncryptedServer, PairwiseServerSum] | None = None
         self._buffer = UploadBuffer(setup.folder)
         self._sizes: dict[int, int] = {}
 
-    def prepare(self, nodes: Nodes) -> dict[int, RecordDict]:
+    def prepare(self, nodes: base.Nodes) -> dict[int, RecordDict]:
         """Have the key holder make a key, hand it to the clients, and go on as in pairwise."""
         setup = self._setup
         header = setup.header(self._this.number)
@@ -166,7 +156,7 @@ class EncryptedServerSum(ServerSum):
         self._buffer.keep(index, upload)
         self._sizes[index] = len(upload)
 
-    def open(self) -> tuple[MaskedIntegers, tuple[int, ...]]:
+    def open(self) -> tuple[base.MaskedIntegers, tuple[int, ...]]:
         """Have the key holder decrypt the masked sum, then the survivors take the masks off."""
         server, pairwise = self._parts()
         server.survivors()
@@ -217,7 +207,7 @@ class EncryptedServerSum(ServerSum):
         return self._begun
 
 
-class Encrypted(AggregationProtocol):
+class Encrypted(base.AggregationProtocol):
     """Pairwise masking whose uploads are encrypted under BFV, opened by a separate key holder."""
 
     name: ClassVar[str] = "encrypted"
@@ -227,16 +217,16 @@ class Encrypted(AggregationProtocol):
         """Return 1: the key holder."""
         return 1
 
-    def helper(self, setup: ClientSetup) -> Helper:
+    def helper(self, setup: base.ClientSetup) -> base.Helper:
         """Return the key holder's session."""
         return HolderSession(setup)
 
-    def client(self, setup: ClientSetup, number: int, key: bytes) -> ClientSum:
+    def client(self, setup: base.ClientSetup, number: int, key: bytes) -> base.ClientSum:
         """Return a client's part in a round, under the key holder's key."""
         parameters, public = read_key(key, setup.cohort, setup.plan, number)
         return EncryptedClientSum(parameters, setup.index, setup.identity, setup.keys).took(public, key)
 
-    def restore(self, setup: ClientSetup, saved: bytes, number: int, model_hash: bytes) -> ClientSum:
+    def restore(self, setup: base.ClientSetup, saved: bytes, number: int, model_hash: bytes) -> base.ClientSum:
         """Go on from a saved part."""
         if len(saved) < _LENGTH.size:
             raise ProtocolError("the saved session is cut short; the client sits this round out")
@@ -246,6 +236,6 @@ class Encrypted(AggregationProtocol):
         parameters = parameters.bind(model_hash) if model_hash else parameters
         return EncryptedClientSum.restore(saved[end:], setup.identity, parameters, setup.keys).took(public, message)
 
-    def server(self, setup: ServerSetup, this: ServerRound) -> ServerSum:
+    def server(self, setup: base.ServerSetup, this: base.ServerRound) -> base.ServerSum:
         """Return the aggregator's part in a round."""
         return EncryptedServerSum(setup, this)

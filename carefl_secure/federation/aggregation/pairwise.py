@@ -8,29 +8,16 @@ from typing import ClassVar
 from flwr.app import RecordDict
 
 from carefl_secure.errors import CohortError
-from carefl_secure.federation.aggregation.base import (
-    AggregationProtocol,
-    ClientSetup,
-    ClientSum,
-    Header,
-    KeyPrefetch,
-    MaskedIntegers,
-    Nodes,
-    ServerRound,
-    ServerSetup,
-    ServerSum,
-    Take,
-    handing,
-)
+from carefl_secure.federation.aggregation import base
 from carefl_secure.federation.transport.exchange import Exchange
 from carefl_secure.federation.transport.messages import Fields, pack
 from carefl_secure.secagg import PairwiseClient, PairwiseServer
 
 
-class PairwisePrefetch(KeyPrefetch):
+class PairwisePrefetch(base.KeyPrefetch):
     """Advertisements are piggybacked on the survivors' signatures, shares on their answers."""
 
-    def __init__(self, exchange: Exchange, header: Header, server: PairwiseServer) -> None:
+    def __init__(self, exchange: Exchange, header: base.Header, server: PairwiseServer) -> None:
         super().__init__(exchange, header)
         self.server = server
         self._sharing = False
@@ -44,12 +31,12 @@ class PairwisePrefetch(KeyPrefetch):
         needed = self.server.parameters.required_survivors
         return not self._refused and len(self.sharers) - self._lost >= needed
 
-    def advertising(self, contents: Mapping[int, RecordDict], action: str, take: Take) -> None:
+    def advertising(self, contents: Mapping[int, RecordDict], action: str, take: base.Take) -> None:
         """Ask as `Exchange.gather`, and everybody for an advertisement."""
         everyone = dict.fromkeys([*contents, *self._exchange.nodes()], pack(**self.header))
         self._ask(contents, action, take, everyone, "query.advertise_prefetch")
 
-    def sharing(self, contents: Mapping[int, RecordDict], action: str, take: Take) -> None:
+    def sharing(self, contents: Mapping[int, RecordDict], action: str, take: base.Take) -> None:
         """Ask as `Exchange.gather`, and whoever advertised for shares."""
         self._sharing = True
         book: dict[int, RecordDict] = {}
@@ -72,12 +59,12 @@ class PairwisePrefetch(KeyPrefetch):
         self.index_of[node] = index
 
 
-class PairwiseServerSum(ServerSum):
+class PairwiseServerSum(base.ServerSum):
     """The server of pairwise masking; ``header`` holds round, plan, and what else a client needs at first."""
 
     action = "train.masked"
 
-    def __init__(self, this: ServerRound, header: Header, server: PairwiseServer) -> None:
+    def __init__(self, this: base.ServerRound, header: base.Header, server: PairwiseServer) -> None:
         prefetched = this.prefetched if isinstance(this.prefetched, PairwisePrefetch) else None
         self._exchange = this.exchange
         self._header = header
@@ -92,7 +79,7 @@ class PairwiseServerSum(ServerSum):
             for node, index in prefetched.index_of.items():
                 self._introduce(node, index)
 
-    def prepare(self, nodes: Nodes) -> dict[int, RecordDict]:
+    def prepare(self, nodes: base.Nodes) -> dict[int, RecordDict]:
         """Exchange keys, unless they are prefetched; return each sharer's inbox."""
         server = self._server
         if not self._sharers:
@@ -131,14 +118,14 @@ class PairwiseServerSum(ServerSum):
         upload = Fields(content, "upload").octets("upload")
         self._server.uploaded(self._index_of[node], upload)
 
-    def open(self) -> tuple[MaskedIntegers, tuple[int, ...]]:
+    def open(self) -> tuple[base.MaskedIntegers, tuple[int, ...]]:
         """Have the survivors agree on who they are and take the masks off."""
         server, following = self._server, self._following
         shared, survivors = server.survivors()
 
         ask = self._exchange.gather if following is None else following.advertising
         sets = {self._node_of[i]: pack(shared=shared, survivors=survivors) for i in survivors}
-        ask(sets, "query.sign", handing(server.signed, self._index_of, "signature"))
+        ask(sets, "query.sign", base.handing(server.signed, self._index_of, "signature"))
         signatures = server.signatures()
 
         ask = self._exchange.gather if following is None else following.sharing
@@ -163,28 +150,28 @@ class PairwiseServerSum(ServerSum):
         self._index_of[node], self._node_of[index] = index, node
 
 
-class Pairwise(AggregationProtocol):
+class Pairwise(base.AggregationProtocol):
     """Pairwise masking among the clients, with no other party."""
 
     name: ClassVar[str] = "pairwise"
     prefetches: ClassVar[bool] = True
 
-    def client(self, setup: ClientSetup, number: int, key: bytes) -> ClientSum:
+    def client(self, setup: base.ClientSetup, number: int, key: bytes) -> base.ClientSum:
         """Return a client's part in a round."""
         parameters = setup.cohort.round_parameters(setup.plan, number)
         return PairwiseClient(parameters, setup.index, setup.identity, setup.keys)
 
-    def restore(self, setup: ClientSetup, saved: bytes, number: int, model_hash: bytes) -> ClientSum:
+    def restore(self, setup: base.ClientSetup, saved: bytes, number: int, model_hash: bytes) -> base.ClientSum:
         """Go on from a saved part."""
         parameters = setup.cohort.round_parameters(setup.plan, number, model_hash)
         return PairwiseClient.restore(saved, setup.identity, parameters, setup.keys)
 
-    def server(self, setup: ServerSetup, this: ServerRound) -> ServerSum:
+    def server(self, setup: base.ServerSetup, this: base.ServerRound) -> base.ServerSum:
         """Return the server's part in a round."""
         server = PairwiseServer(setup.cohort.round_parameters(setup.plan, this.number))
         return PairwiseServerSum(this, setup.header(this.number), server)
 
-    def prefetch(self, setup: ServerSetup, exchange: Exchange, number: int) -> KeyPrefetch | None:
+    def prefetch(self, setup: base.ServerSetup, exchange: Exchange, number: int) -> base.KeyPrefetch | None:
         """Return what exchanges the keys of a later round."""
         server = PairwiseServer(setup.cohort.round_parameters(setup.plan, number))
         return PairwisePrefetch(exchange, setup.header(number), server)

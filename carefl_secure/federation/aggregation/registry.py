@@ -8,13 +8,7 @@ from pathlib import Path
 
 from carefl_secure.errors import ConfigError
 from carefl_secure.extensions import find_extension
-from carefl_secure.federation.aggregation.base import (
-    AggregationProtocol,
-    KeyPrefetch,
-    ServerRound,
-    ServerSetup,
-    ServerSum,
-)
+from carefl_secure.federation.aggregation import base
 from carefl_secure.federation.aggregation.committee import Committee
 from carefl_secure.federation.aggregation.encrypted import Encrypted
 from carefl_secure.federation.aggregation.pairwise import Pairwise
@@ -22,7 +16,7 @@ from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.transport.exchange import Directory, Exchange
 
-PROTOCOLS: Mapping[str, AggregationProtocol] = {
+PROTOCOLS: Mapping[str, base.AggregationProtocol] = {
     protocol.name: protocol for protocol in (Pairwise(), Committee(), Encrypted())
 }
 """The protocols that come with the package."""
@@ -32,7 +26,7 @@ GROUP = "carefl_secure.aggregators"
 
 
 @functools.cache
-def find_protocol(name: str) -> AggregationProtocol:
+def find_protocol(name: str) -> base.AggregationProtocol:
     """Return a protocol of this package, or one that another package registers.
 
     An entry point of the group ``carefl_secure.aggregators`` names a subclass of
@@ -42,13 +36,13 @@ def find_protocol(name: str) -> AggregationProtocol:
     if name in PROTOCOLS:
         return PROTOCOLS[name]
     value, kind = find_extension(GROUP, "federation.aggregation", name, sorted(PROTOCOLS))
-    fits = isinstance(kind, type) and issubclass(kind, AggregationProtocol)
+    fits = isinstance(kind, type) and issubclass(kind, base.AggregationProtocol)
     if not fits or getattr(kind, "name", None) != name:
         raise ConfigError(
             f"{value} is no aggregation protocol named {name!r}; the entry point must "
             "name a subclass of AggregationProtocol whose name is that of the entry point"
         )
-    protocol: AggregationProtocol = kind()
+    protocol: base.AggregationProtocol = kind()
     return protocol
 
 
@@ -58,7 +52,7 @@ def helper_actions(protocol: str = "") -> set[str]:
     return {action for row in rows for action in row.helper_actions}
 
 
-def protocol_of(cohort: Cohort) -> AggregationProtocol:
+def protocol_of(cohort: Cohort) -> base.AggregationProtocol:
     """Return a cohort's protocol; ConfigError where it has another number of helpers."""
     protocol, config = find_protocol(cohort.aggregation), cohort.config
     if (needed := protocol.helpers(config.members)) != config.helpers:
@@ -72,17 +66,17 @@ class ServerSums:
     def __init__(
         self, plan: RunPlan, cohort: Cohort, directory: Directory, last: int, folder: Path | None = None
     ) -> None:
-        self._setup = ServerSetup(plan, cohort, directory, folder)
+        self._setup = base.ServerSetup(plan, cohort, directory, folder)
         self._protocol = protocol_of(cohort)
         self._last = last
-        self._prefetch: KeyPrefetch | None = None
+        self._prefetch: base.KeyPrefetch | None = None
 
-    def begin(self, exchange: Exchange, number: int, model_hash: bytes) -> ServerSum:
+    def begin(self, exchange: Exchange, number: int, model_hash: bytes) -> base.ServerSum:
         """Return the server's part in one round, with prefetched keys if there are enough for it."""
         made, self._prefetch = self._prefetch, None
         if made is not None and (not made.ready or made.header["round"] != number):
             made = None
         if self._setup.cohort.config.prefetch and self._protocol.prefetches and number < self._last:
             self._prefetch = self._protocol.prefetch(self._setup, exchange, number + 1)
-        this = ServerRound(exchange, number, model_hash, made, self._prefetch)
+        this = base.ServerRound(exchange, number, model_hash, made, self._prefetch)
         return self._protocol.server(self._setup, this)

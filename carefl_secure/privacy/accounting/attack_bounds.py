@@ -72,9 +72,8 @@ def attacker_bounds(events: Sequence[Event], false_positive_rates: Sequence[floa
         \mathrm{TPR} \le \min_\varepsilon \min\left( e^\varepsilon\,\mathrm{FPR} + \delta,\;
         1 - e^{-\varepsilon}(1 - \delta - \mathrm{FPR}) \right)
 
-    From a Renyi curve :math:`r`, the largest :math:`b` with :math:`D_\alpha(\mathrm{Bern}(b) \|
-    \mathrm{Bern}(a)) \le r(\alpha)` and the same the other way round, at every order. The
-    false-positive rates lie in (0, 1).
+    From a Renyi curve :math:`r`, the largest :math:`b` with :math:`D_\alpha(\mathrm{Bern}(b) \| \mathrm{Bern}(a)) \le
+    r(\alpha)` and the same the other way round, at every order. The false-positive rates lie in (0, 1).
 
     Guarantees
     ----------

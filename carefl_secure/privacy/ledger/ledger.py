@@ -12,23 +12,8 @@ from carefl_secure.errors import BudgetExceededError, ConfigError, LedgerError
 from carefl_secure.privacy.accounting.accountant import epsilon
 from carefl_secure.privacy.accounting.composition import filtered_epsilon
 from carefl_secure.privacy.accounting.events import Event
-from carefl_secure.privacy.ledger.entry import (
-    START,
-    Entry,
-    check_number,
-    check_planned,
-    check_unit,
-    clean_payload,
-    make_entry,
-    now,
-    read_entry,
-    spends_due,
-    spent,
-    split_runs,
-)
+from carefl_secure.privacy.ledger import entry
 from carefl_secure.privacy.ledger.file import LedgerFile
-
-__all__ = ["Entry", "Ledger"]
 
 _FORMAT = "carefl.ledger/1"
 
@@ -62,7 +47,7 @@ class Ledger:
         """Where the ledger lies."""
         return self._file.path
 
-    def append(self, kind: str, payload: Mapping[str, Any]) -> Entry:
+    def append(self, kind: str, payload: Mapping[str, Any]) -> entry.Entry:
         """Write one entry and return when it is on disk.
 
         ``kind`` is one of ``KINDS``; ``payload`` holds JSON values with finite numbers, and for a
@@ -72,11 +57,13 @@ class Ledger:
         be read; LedgerError where the ledger was changed, has a torn end, is locked by another process, or not
         writable.
         """
-        clean = clean_payload(kind, payload)
+        clean = entry.clean_payload(kind, payload)
         with self._writing() as entries:
             return self._write(entries, kind, clean)
 
-    def spend(self, event: Event, max_epsilon: float, delta: float, payload: Mapping[str, Any] | None = None) -> Entry:
+    def spend(
+        self, event: Event, max_epsilon: float, delta: float, payload: Mapping[str, Any] | None = None
+    ) -> entry.Entry:
         """Check the budget and write the spend under one lock: what a client calls before release.
 
         BudgetExceededError where the step would overspend, or all ``planned`` sums of its run are charged already;
@@ -97,7 +84,7 @@ class Ledger:
         ----------
         Processes that share the file cannot pass a check together: both checks and the entry are made under one lock.
         """
-        clean = clean_payload("spend", {**(payload or {}), "event": event.to_json()})
+        clean = entry.clean_payload("spend", {**(payload or {}), "event": event.to_json()})
         with self._writing() as entries:
             if self._guard(entries, event, max_epsilon, delta, clean):
                 return self._write(entries, "spend", clean)
@@ -123,22 +110,22 @@ class Ledger:
         self, event: Event, max_epsilon: float, delta: float, payload: Mapping[str, Any] | None = None
     ) -> float:
         """Return what ``guard`` compares with the limit: the price of all with one event more."""
-        first, later = split_runs(self.entries(), (payload or {}).get("run"), event)
+        first, later = entry.split_runs(self.entries(), (payload or {}).get("run"), event)
         return filtered_epsilon(first, later, max_epsilon, delta)
 
     def _guard(
-        self, entries: Sequence[Entry], event: Event, limit: float, delta: float,
+        self, entries: Sequence[entry.Entry], event: Event, limit: float, delta: float,
         payload: Mapping[str, Any],
     ) -> bool:  # fmt: skip
         """Check a round; return whether the event is to be spent, or an earlier spend covers it."""
         if not limit > 0.0:
             raise ConfigError(f"max_epsilon is {limit}; it must be a number above 0")
-        check_unit(entries, payload.get("unit"), self.path)
-        check_planned(entries, payload)
-        check_number(entries, payload)
-        if "bands" in payload and spends_due(entries, payload["run"], payload["bands"], [payload["round"]]) <= 0:
+        entry.check_unit(entries, payload.get("unit"), self.path)
+        entry.check_planned(entries, payload)
+        entry.check_number(entries, payload)
+        if "bands" in payload and entry.spends_due(entries, payload["run"], payload["bands"], [payload["round"]]) <= 0:
             return False
-        first, later = split_runs(entries, payload.get("run"), event)
+        first, later = entry.split_runs(entries, payload.get("run"), event)
         after = filtered_epsilon(first, later, limit, delta)
         if after <= limit:
             return True
@@ -148,14 +135,14 @@ class Ledger:
             f"{limit:g}; stop here, or agree on a larger limit with those whose records these are"
         )
 
-    def entries(self) -> tuple[Entry, ...]:
+    def entries(self) -> tuple[entry.Entry, ...]:
         """Return all entries, verified (else LedgerError); none where there is no file yet."""
         with self._file.reading() as data:
             return tuple(self._parse(data))
 
     def events(self) -> list[Event]:
         """Return the events of all spends, verified; PrivacyError where one cannot be read."""
-        return spent(self.entries())
+        return entry.spent(self.entries())
 
     def epsilon(self, delta: float) -> float:
         """Return the epsilon of everything ever spent, in nats; 0 for an empty ledger."""
@@ -164,12 +151,12 @@ class Ledger:
     def head(self) -> str:
         """Return the hash of the last entry, to be kept elsewhere; 64 zeros for an empty ledger."""
         entries = self.entries()
-        return entries[-1].hash if entries else START
+        return entries[-1].hash if entries else entry.START
 
     def verify(self, head: str | None = None) -> None:
         """Check (LedgerError) the whole chain, and that it still holds ``head``, an earlier result of ``head()``."""
         entries = self.entries()
-        if head is not None and head != START and head not in {entry.hash for entry in entries}:
+        if head is not None and head != entry.START and head not in {one.hash for one in entries}:
             raise LedgerError(
                 f"{self.path} no longer holds the entry {head[:12]}... seen earlier, so it was cut "
                 "or written anew; restore it from a backup"
@@ -202,47 +189,47 @@ class Ledger:
             return 0
 
     @contextmanager
-    def _writing(self) -> Iterator[list[Entry]]:
+    def _writing(self) -> Iterator[list[entry.Entry]]:
         first = {"format": _FORMAT, "identity": self._identity}
-        with self._file.writing(make_entry([], "open", first, now()).line()) as data:
+        with self._file.writing(entry.make_entry([], "open", first, entry.now()).line()) as data:
             entries = self._parse(data)
             if not data.endswith(b"\n"):
                 self._file.append(b"\n")
             yield entries
 
-    def _write(self, entries: list[Entry], kind: str, payload: Mapping[str, Any]) -> Entry:
-        entry = make_entry(entries, kind, payload, now())
-        self._file.append(entry.line())
-        return entry
+    def _write(self, entries: list[entry.Entry], kind: str, payload: Mapping[str, Any]) -> entry.Entry:
+        made = entry.make_entry(entries, kind, payload, entry.now())
+        self._file.append(made.line())
+        return made
 
-    def _parse(self, data: bytes) -> list[Entry]:
+    def _parse(self, data: bytes) -> list[entry.Entry]:
         lines = data.split(b"\n")
-        entries: list[Entry] = []
+        entries: list[entry.Entry] = []
         for line in lines[:-1]:
-            entries.append(read_entry(line, entries, self.path))
+            entries.append(entry.read_entry(line, entries, self.path))
         if lines[-1]:
             if not self._is_entry(lines[-1], entries):
                 raise LedgerError(
                     f"{self.path} ends in an unfinished line, as a crash leaves it; cut it off "
                     "with `carefl-secure ledger recover` (nothing was released for it)"
                 )
-            entries.append(read_entry(lines[-1], entries, self.path))
+            entries.append(entry.read_entry(lines[-1], entries, self.path))
         if entries:
             self._check_first(entries[0])
         return entries
 
-    def _is_entry(self, line: bytes, before: Sequence[Entry]) -> bool:
+    def _is_entry(self, line: bytes, before: Sequence[entry.Entry]) -> bool:
         """Whether a last line without its newline is the whole entry that follows."""
         try:
-            read_entry(line, before, self.path)
+            entry.read_entry(line, before, self.path)
         except LedgerError:
             return False
         return True
 
-    def _check_first(self, entry: Entry) -> None:
-        if entry.kind != "open" or entry.payload.get("format") != _FORMAT:
+    def _check_first(self, first: entry.Entry) -> None:
+        if first.kind != "open" or first.payload.get("format") != _FORMAT:
             raise LedgerError(f"{self.path} is no ledger of format {_FORMAT}; choose another file")
-        identity = entry.payload.get("identity")
+        identity = first.payload.get("identity")
         if self._identity and identity != self._identity:
             raise LedgerError(
                 f"{self.path} is the ledger of {identity}, not of {self._identity}; give every "

@@ -10,18 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from carefl_secure.errors import ProtocolError
 from carefl_secure.noise import KeySource
-from carefl_secure.secagg.committee import transcript
-from carefl_secure.secagg.committee.messages import (
-    SEED_BYTES,
-    CommitteeParameters,
-    Listing,
-    Loss,
-    MemberAnswer,
-    MemberKey,
-    Opening,
-    SeedShares,
-    content_bytes,
-)
+from carefl_secure.secagg.committee import messages, transcript
 from carefl_secure.secagg.committee.recovery import read_announcements, read_loss, read_opening
 from carefl_secure.secagg.primitives import shamir
 from carefl_secure.secagg.primitives.crypto import EnvelopeKey, open_envelope, pack, refuse, same, too_few
@@ -33,7 +22,7 @@ MemberPhase = IntEnum("MemberPhase", "NEW ANNOUNCED OPENED ANSWERED CONSENTED RE
 """The last step that a member has answered."""
 
 
-class CommitteeMember(Participant[CommitteeParameters, MemberPhase]):
+class CommitteeMember(Participant[messages.CommitteeParameters, MemberPhase]):
     """One member's side of a committee round. It never sees a vector of a client.
 
     ============= ============================================== =================================
@@ -66,7 +55,7 @@ class CommitteeMember(Participant[CommitteeParameters, MemberPhase]):
     PARTY = "member"
 
     def __init__(
-        self, parameters: CommitteeParameters, index: int, identity: Ed25519PrivateKey, keys: KeySource
+        self, parameters: messages.CommitteeParameters, index: int, identity: Ed25519PrivateKey, keys: KeySource
     ) -> None:
         super().__init__(parameters, index, identity, keys)
         self._key: EnvelopeKey | None = None
@@ -97,7 +86,7 @@ class CommitteeMember(Participant[CommitteeParameters, MemberPhase]):
         context = self._parameters.key_context()
         fields = transcript.member_key(context, self._index, self._key.public)
         signature = self._sign(transcript.MEMBER_KEY, fields)
-        self._announcement = MemberKey(self._key.public, signature).encode(self._index, context)
+        self._announcement = messages.MemberKey(self._key.public, signature).encode(self._index, context)
         self._phase = MemberPhase.ANNOUNCED
         return self._announcement
 
@@ -113,7 +102,7 @@ class CommitteeMember(Participant[CommitteeParameters, MemberPhase]):
         if announcements.get(self._index) != self._announcement:
             raise refuse("own announcement", "the list lacks mine, or holds another in its place")
         _, transcript_hash = read_announcements(announcements, parameters)
-        parsed = Listing.parse(listing, self._index, parameters)
+        parsed = messages.Listing.parse(listing, self._index, parameters)
         if len(parsed.clients) < parameters.min_survivors:
             raise too_few("submitting", len(parsed.clients), parameters.min_survivors)
         signed = []
@@ -134,7 +123,7 @@ class CommitteeMember(Participant[CommitteeParameters, MemberPhase]):
         signature = self._sign_statement(transcript.OPENING, transcript_hash, listed, pack(*failed))
         self._transcript_hash, self._listed, self._contents = transcript_hash, listed, contents
         self._clients = tuple(parsed.clients)
-        self._opening = Opening(listed, failed, signature).encode(self._index, context)
+        self._opening = messages.Opening(listed, failed, signature).encode(self._index, context)
         self._key = None
         self._phase = MemberPhase.OPENED
         return self._opening
@@ -144,18 +133,18 @@ class CommitteeMember(Participant[CommitteeParameters, MemberPhase]):
             raise refuse("step order", "the key of the round is gone")
         info = transcript.envelope_info(self._context, transcript_hash, client, self._index)
         content = open_envelope(self._key, envelope, info)
-        if content is None or len(content) != content_bytes(self._parameters):
+        if content is None or len(content) != messages.content_bytes(self._parameters):
             return None
         return bytearray(content)
 
     def _fits(self, transcript_hash: bytes, client: int, content: bytearray, commitments: tuple[bytes, ...]) -> bool:
         """Tell whether an envelope holds the committed seed and shares within the field."""
-        seed = content[:SEED_BYTES]
+        seed = content[: messages.SEED_BYTES]
         promised = transcript.commitment(self._context, transcript_hash, client, self._index, seed)
         if not same(promised, commitments[self._index]):
             return False
         try:
-            for start in range(SEED_BYTES, len(content), shamir.SHARE_BYTES):
+            for start in range(messages.SEED_BYTES, len(content), shamir.SHARE_BYTES):
                 read_element(bytes(content[start : start + shamir.SHARE_BYTES]))
         except ProtocolError:
             return False
@@ -179,7 +168,7 @@ class CommitteeMember(Participant[CommitteeParameters, MemberPhase]):
             raise too_few("opening", len(left), parameters.min_survivors)
         masks = [
             transcript.mask_key(
-                context, self._transcript_hash, client, self._index, self._contents[client][:SEED_BYTES]
+                context, self._transcript_hash, client, self._index, self._contents[client][: messages.SEED_BYTES]
             )
             for client in sorted(left)
         ]
@@ -191,7 +180,7 @@ class CommitteeMember(Participant[CommitteeParameters, MemberPhase]):
         self._phase = MemberPhase.ANSWERED
         if not parameters.tolerates(1):
             self._erase()
-        return MemberAnswer(settled, words, signature).encode(self._index, context)
+        return messages.MemberAnswer(settled, words, signature).encode(self._index, context)
 
     def consent(self, lost: Collection[int]) -> bytes:
         """State once which members never answered; shares are given only if all others agree."""
@@ -206,7 +195,7 @@ class CommitteeMember(Participant[CommitteeParameters, MemberPhase]):
         content = self._settled, pack(*self._lost)
         signature = self._sign_statement(transcript.LOSS, self._transcript_hash, *content)
         self._phase = MemberPhase.CONSENTED
-        return Loss(self._settled, self._lost, signature).encode(self._index, self._context)
+        return messages.Loss(self._settled, self._lost, signature).encode(self._index, self._context)
 
     def recover(self, consents: Mapping[int, bytes]) -> bytes:
         """Against the consents of all present members, give shares of the lost ones' seeds."""
@@ -221,12 +210,12 @@ class CommitteeMember(Participant[CommitteeParameters, MemberPhase]):
         shares = []
         for gone in self._lost:
             place = gone - (gone > self._index)
-            start = SEED_BYTES + place * shamir.SHARE_BYTES
+            start = messages.SEED_BYTES + place * shamir.SHARE_BYTES
             for client in self._clients:
                 raw = bytes(self._contents[client][start : start + shamir.SHARE_BYTES])
                 shares.append(read_element(raw))
-        content = SeedShares(tuple(shares), b"").content()
+        content = messages.SeedShares(tuple(shares), b"").content()
         signature = self._sign_statement(transcript.SEED_SHARES, self._transcript_hash, self._settled, content)
         self._erase()
         self._phase = MemberPhase.RECOVERED
-        return SeedShares(tuple(shares), signature).encode(self._index, self._context)
+        return messages.SeedShares(tuple(shares), signature).encode(self._index, self._context)

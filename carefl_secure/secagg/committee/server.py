@@ -11,16 +11,7 @@ import numpy.typing as npt
 
 from carefl_secure.errors import ProtocolError
 from carefl_secure.noise import add_masks
-from carefl_secure.secagg.committee import transcript
-from carefl_secure.secagg.committee.messages import (
-    CommitteeParameters,
-    Entry,
-    Listing,
-    MemberAnswer,
-    MemberKey,
-    SeedShares,
-    Submission,
-)
+from carefl_secure.secagg.committee import messages, transcript
 from carefl_secure.secagg.committee.recovery import lost_masks, read_announcements, read_loss, read_opening
 from carefl_secure.secagg.primitives.crypto import refuse, same, too_few
 from carefl_secure.secagg.primitives.framing import words_digest
@@ -32,7 +23,7 @@ ServerPhase = IntEnum(
 """Where a round stands at the server."""
 
 
-class CommitteeServer(ServerParticipant[CommitteeParameters, ServerPhase]):
+class CommitteeServer(ServerParticipant[messages.CommitteeParameters, ServerPhase]):
     """The server's side of one committee round.
 
     ============ ================================ ================================================
@@ -65,10 +56,10 @@ class CommitteeServer(ServerParticipant[CommitteeParameters, ServerPhase]):
 
     SENDER = "member"
 
-    def __init__(self, parameters: CommitteeParameters) -> None:
+    def __init__(self, parameters: messages.CommitteeParameters) -> None:
         super().__init__(parameters, ServerPhase.ANNOUNCING)
         self._announcements: dict[int, bytes] = {}
-        self._entries: dict[int, Entry] = {}
+        self._entries: dict[int, messages.Entry] = {}
         self._envelopes: dict[int, tuple[bytes, ...]] = {}
         self._openings: dict[int, bytes] = {}
         self._left_out: set[int] = set()
@@ -97,7 +88,7 @@ class CommitteeServer(ServerParticipant[CommitteeParameters, ServerPhase]):
     def announced(self, member: int, message: bytes) -> None:
         """Take in a member's key."""
         self._accept(ServerPhase.ANNOUNCING, member, self._announcements, self._members(), "member")
-        parsed = MemberKey.parse(message, member, self._parameters)
+        parsed = messages.MemberKey.parse(message, member, self._parameters)
         fields = transcript.member_key(self._parameters.key_context(), member, parsed.public)
         self._parameters.check_signature(member, parsed.signature, transcript.MEMBER_KEY, fields, "member")
         self._announcements[member] = bytes(message)
@@ -118,8 +109,8 @@ class CommitteeServer(ServerParticipant[CommitteeParameters, ServerPhase]):
         self._entries[index] = entry
         self._envelopes[index] = parsed.envelopes
 
-    def _read(self, index: int, message: bytes) -> tuple[Submission, Entry]:
-        parsed = Submission.parse(message, index, self._parameters)
+    def _read(self, index: int, message: bytes) -> tuple[messages.Submission, messages.Entry]:
+        parsed = messages.Submission.parse(message, index, self._parameters)
         entry = parsed.entry(words_digest(parsed.words))
         fields = entry.fields(self._context, self._transcript_hash, index)
         self._parameters.check_signature(index, entry.signature, transcript.SUBMISSION, fields)
@@ -131,7 +122,7 @@ class CommitteeServer(ServerParticipant[CommitteeParameters, ServerPhase]):
         if member not in self._members():
             raise refuse("membership", f"there is no member {member}")
         clients = {index: (entry, self._envelopes[index][member]) for index, entry in self._entries.items()}
-        return Listing(clients).encode(member, self._context)
+        return messages.Listing(clients).encode(member, self._context)
 
     def _short(self, phase: str, present: int) -> ProtocolError | None:
         needed = self._parameters.min_survivors
@@ -189,7 +180,7 @@ class CommitteeServer(ServerParticipant[CommitteeParameters, ServerPhase]):
     def answered(self, member: int, message: bytes) -> None:
         """Check a member's sum of masks and take it off."""
         self._accept(ServerPhase.ANSWERING, member, self._answered, self._openings, "member")
-        answer = MemberAnswer.parse(message, member, self._parameters)
+        answer = messages.MemberAnswer.parse(message, member, self._parameters)
         self._check(member, answer.signature, transcript.MEMBER_ANSWER, answer.settled, words_digest(answer.words))
         if not same(answer.settled, self._settled):
             raise refuse("client list", f"member {member} answered for another list than was sent")
@@ -224,7 +215,7 @@ class CommitteeServer(ServerParticipant[CommitteeParameters, ServerPhase]):
     def recovered(self, member: int, message: bytes) -> None:
         """Take in a member's shares of the lost members' seeds."""
         self._accept(ServerPhase.RECOVERING, member, self._shares, self._answered, "member")
-        parsed = SeedShares.parse(message, member, self._parameters)
+        parsed = messages.SeedShares.parse(message, member, self._parameters)
         shares = parsed.by_client(self._lost, self.clients())
         self._check(member, parsed.signature, transcript.SEED_SHARES, self._settled, parsed.content())
         self._shares[member] = shares

@@ -11,15 +11,9 @@ import numpy.typing as npt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from carefl_secure.secagg.encoding.quantize import wrap
+from carefl_secure.secagg.encrypted import packing
 from carefl_secure.secagg.encrypted.bfv import PLAIN_MODULUS, PublicKey, SecretKey
 from carefl_secure.secagg.encrypted.messages import EncryptedParameters, EncryptedUpload, OpenedSum
-from carefl_secure.secagg.encrypted.packing import (
-    add_residue_masks,
-    from_residues,
-    pack_fields,
-    to_residues,
-    unpack_fields,
-)
 from carefl_secure.secagg.pairwise.client import PairwiseClient
 from carefl_secure.secagg.pairwise.messages import RoundParameters
 from carefl_secure.secagg.pairwise.server import PairwiseServer
@@ -168,8 +162,8 @@ class EncryptedClient(PairwiseClient):
             raise refuse("public key", "none was loaded; call load_key() first")
         signed = vector.view(f"i{vector.dtype.itemsize}").astype(np.int64)
         signed = signed.clip(-parameters.value_bound, parameters.value_bound)
-        slots = to_residues(pack_fields(signed, parameters.field_bits), PLAIN_MODULUS)
-        add_residue_masks(slots, keys, signs, PLAIN_MODULUS)
+        slots = packing.to_residues(packing.pack_fields(signed, parameters.field_bits), PLAIN_MODULUS)
+        packing.add_residue_masks(slots, keys, signs, PLAIN_MODULUS)
         return EncryptedUpload(tuple(key.encrypt(slots)))
 
 
@@ -229,7 +223,7 @@ class EncryptedServer(PairwiseServer):
         if self._slots is None:
             raise refuse("step order", "the sum was handed out before")
         slots, self._slots = self._slots, None
-        add_residue_masks(slots, keys, signs, PLAIN_MODULUS)
-        numbers, parameters = from_residues(slots, PLAIN_MODULUS), _encrypted(self._parameters)
-        integers = unpack_fields(numbers, parameters.dimension, parameters.field_bits)
+        packing.add_residue_masks(slots, keys, signs, PLAIN_MODULUS)
+        numbers, parameters = packing.from_residues(slots, PLAIN_MODULUS), _encrypted(self._parameters)
+        integers = packing.unpack_fields(numbers, parameters.dimension, parameters.field_bits)
         return wrap(integers, parameters.bits)

@@ -11,17 +11,8 @@ import numpy.typing as npt
 
 from carefl_secure.errors import ProtocolError
 from carefl_secure.noise import add_masks
-from carefl_secure.secagg.pairwise import transcript
+from carefl_secure.secagg.pairwise import messages, transcript
 from carefl_secure.secagg.pairwise.graph_planner import neighbours
-from carefl_secure.secagg.pairwise.messages import (
-    Advertisement,
-    Answer,
-    Consent,
-    RoundParameters,
-    Secret,
-    Share,
-    Upload,
-)
 from carefl_secure.secagg.pairwise.shares import remaining_masks
 from carefl_secure.secagg.primitives.crypto import check_exchange_key, refuse, too_few
 from carefl_secure.secagg.primitives.framing import Message
@@ -31,7 +22,7 @@ ServerPhase = IntEnum("ServerPhase", "ADVERTISING SHARING UPLOADING CONSENTING A
 """Where a round stands at the server."""
 
 
-class PairwiseServer(ServerParticipant[RoundParameters, ServerPhase]):
+class PairwiseServer(ServerParticipant[messages.RoundParameters, ServerPhase]):
     """The server's side of one round.
 
     Five phases, each with a method that takes one client's message and one that ends the phase:
@@ -40,7 +31,7 @@ class PairwiseServer(ServerParticipant[RoundParameters, ServerPhase]):
     phase          per client                     ends the phase
     ============== ============================== ==============================================
     advertise      ``advertised(index, message)`` ``advertisements()`` to everyone in it
-    share          ``shared(index, messages)``    ``inbox(index)`` to each client that shared
+    share          ``shared(index, shares)``      ``inbox(index)`` to each client that shared
     upload         ``uploaded(index, message)``   ``survivors()`` to each survivor
     consent        ``signed(index, message)``     ``signatures()`` to each that signed
     answer         ``answered(index, message)``   ``finish()``
@@ -61,15 +52,15 @@ class PairwiseServer(ServerParticipant[RoundParameters, ServerPhase]):
     vector is not detected. Privacy rests on the clients' checks, not on this class.
     """
 
-    UPLOAD: ClassVar[type[Message]] = Upload
+    UPLOAD: ClassVar[type[Message]] = messages.Upload
     """The form of an upload."""
 
-    def __init__(self, parameters: RoundParameters) -> None:
+    def __init__(self, parameters: messages.RoundParameters) -> None:
         super().__init__(parameters, ServerPhase.ADVERTISING)
         self._key_context = parameters.key_context()
         self._keys: set[bytes] = set()
         self._messages: dict[int, bytes] = {}
-        self._adverts: dict[int, Advertisement] = {}
+        self._adverts: dict[int, messages.Advertisement] = {}
         self._boxes: dict[int, dict[int, bytes]] = {}
         self._uploaded: set[int] = set()
         self._consents: dict[int, bytes] = {}
@@ -105,14 +96,14 @@ class PairwiseServer(ServerParticipant[RoundParameters, ServerPhase]):
             self._transcript_hash = transcript.hash_messages(self._key_context, self._messages)
         return dict(self._messages)
 
-    def shared(self, index: int, messages: Mapping[int, bytes]) -> None:
+    def shared(self, index: int, shares: Mapping[int, bytes]) -> None:
         """Take in a client's step-1 messages: one for each of its neighbours."""
         self._accept(ServerPhase.SHARING, index, self._boxes, self._messages)
-        if set(messages) != set(self._near(index)):
+        if set(shares) != set(self._near(index)):
             raise refuse("share recipients", f"client {index} left out one of its neighbours")
-        for recipient, message in messages.items():
-            Share.parse(message, index, self._parameters).to(recipient)
-        self._boxes[index] = {to: bytes(message) for to, message in messages.items()}
+        for recipient, message in shares.items():
+            messages.Share.parse(message, index, self._parameters).to(recipient)
+        self._boxes[index] = {to: bytes(message) for to, message in shares.items()}
 
     def _near(self, index: int) -> tuple[int, ...]:
         degree = self._parameters.neighbours
@@ -159,7 +150,7 @@ class PairwiseServer(ServerParticipant[RoundParameters, ServerPhase]):
     def signed(self, index: int, message: bytes) -> None:
         """Take in a survivor's signature over the two sets."""
         self._accept(ServerPhase.CONSENTING, index, self._consents, self._uploaded)
-        consent = Consent.parse(message, index, self._parameters)
+        consent = messages.Consent.parse(message, index, self._parameters)
         fields = transcript.survivors(self._context, self._transcript_hash, self._boxes.keys(), self._uploaded)
         self._parameters.check_signature(index, consent.signature, transcript.SURVIVORS, fields)
         self._consents[index] = bytes(message)
@@ -172,11 +163,11 @@ class PairwiseServer(ServerParticipant[RoundParameters, ServerPhase]):
     def answered(self, index: int, message: bytes) -> None:
         """Take in a survivor's shares."""
         self._accept(ServerPhase.ANSWERING, index, self._answers, self._consents)
-        answer = Answer.parse(message, index, self._parameters)
+        answer = messages.Answer.parse(message, index, self._parameters)
         self._check(index, answer.signature, transcript.ANSWER, answer.content())
         kinds = {owner: kind for owner, (kind, _) in answer.shares.items()}
         wanted = {
-            owner: Secret.SELF_MASK if owner in self._uploaded else Secret.PAIR_KEY
+            owner: messages.Secret.SELF_MASK if owner in self._uploaded else messages.Secret.PAIR_KEY
             for owner in (index, *self._near(index))
             if owner in self._boxes
         }

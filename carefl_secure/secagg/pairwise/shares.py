@@ -8,17 +8,8 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from carefl_secure.errors import CohortError, ProtocolError
 from carefl_secure.noise import KeyStream
-from carefl_secure.secagg.pairwise import transcript
+from carefl_secure.secagg.pairwise import messages, transcript
 from carefl_secure.secagg.pairwise.graph_planner import neighbours
-from carefl_secure.secagg.pairwise.messages import (
-    Advertisement,
-    Kind,
-    RoundParameters,
-    Secret,
-    Share,
-    pack_pair,
-    unpack_pair,
-)
 from carefl_secure.secagg.pairwise.state import ClientState
 from carefl_secure.secagg.primitives import shamir
 from carefl_secure.secagg.primitives.crypto import SenderError, agree, open_sealed, public_bytes, refuse, same, seal
@@ -27,10 +18,10 @@ from carefl_secure.secagg.primitives.framing import header
 
 def seal_shares(
     state: ClientState,
-    adverts: Mapping[int, Advertisement],
+    adverts: Mapping[int, messages.Advertisement],
     transcript_hash: bytes,
     others: tuple[int, ...],
-    parameters: RoundParameters,
+    parameters: messages.RoundParameters,
     polynomials: KeyStream,
 ) -> dict[int, bytes]:
     """Return a client's step-1 messages, keep what later steps need, and wipe the encryption key."""
@@ -46,21 +37,23 @@ def seal_shares(
         shamir.split(int.from_bytes(secret, "little"), parameters.rebuilding, points, polynomials)
         for secret in (state.self_mask, state.mask_secret)
     )
-    top = header(Kind.SHARE, state.index, context)
-    messages = {}
+    top = header(messages.Kind.SHARE, state.index, context)
+    sent = {}
     for place, other in enumerate(others, start=1):
-        sealed = seal(sealing[other], pack_pair(of_mask[place], of_key[place]), top)
-        messages[other] = Share(other, sealed).encode(state.index, context)
+        sealed = seal(sealing[other], messages.pack_pair(of_mask[place], of_key[place]), top)
+        sent[other] = messages.Share(other, sealed).encode(state.index, context)
     state.transcript_hash = transcript_hash
     state.members = tuple(sorted(adverts))
     state.own_share = bytearray(of_mask[0].to_bytes(shamir.SHARE_BYTES, "little"))
     state.mask_keys = {other: adverts[other].mask_key for other in others}
     state.opening_keys = {other: bytearray(key) for other, key in opening.items()}
     state.erase_after_share()
-    return messages
+    return sent
 
 
-def open_shares(state: ClientState, shares: Mapping[int, bytes], parameters: RoundParameters) -> dict[int, bytearray]:
+def open_shares(
+    state: ClientState, shares: Mapping[int, bytes], parameters: messages.RoundParameters
+) -> dict[int, bytearray]:
     """Open what the neighbours sealed for this client; SenderError, nothing kept, if one message is invalid."""
     if not set(shares) <= state.opening_keys.keys():
         raise refuse("share senders", "shares came from clients that did not advertise")
@@ -68,10 +61,10 @@ def open_shares(state: ClientState, shares: Mapping[int, bytes], parameters: Rou
     held = {}
     for sender, message in shares.items():
         try:
-            sealed = Share.parse(message, sender, parameters).to(state.index).sealed
-            top = header(Kind.SHARE, sender, context)
+            sealed = messages.Share.parse(message, sender, parameters).to(state.index).sealed
+            top = header(messages.Kind.SHARE, sender, context)
             raw = open_sealed(bytes(state.opening_keys[sender]), sealed, top, sender)
-            unpack_pair(raw)
+            messages.unpack_pair(raw)
         except ProtocolError as error:
             raise SenderError(error, sender) from error
         held[sender] = bytearray(raw)
@@ -90,21 +83,21 @@ def mask_keys(state: ClientState, context: bytes, live: Collection[int]) -> tupl
     return keys, signs
 
 
-def due_shares(state: ClientState, survivors: Collection[int]) -> dict[int, tuple[Secret, int]]:
+def due_shares(state: ClientState, survivors: Collection[int]) -> dict[int, tuple[messages.Secret, int]]:
     """Return one share for each client: of a survivor of its self mask, of any other of its key; never both."""
-    due = {state.index: (Secret.SELF_MASK, int.from_bytes(state.own_share, "little"))}
+    due = {state.index: (messages.Secret.SELF_MASK, int.from_bytes(state.own_share, "little"))}
     for other, raw in state.held.items():
-        of_mask, of_key = unpack_pair(bytes(raw))
+        of_mask, of_key = messages.unpack_pair(bytes(raw))
         kept = other in survivors
-        due[other] = (Secret.SELF_MASK, of_mask) if kept else (Secret.PAIR_KEY, of_key)
+        due[other] = (messages.Secret.SELF_MASK, of_mask) if kept else (messages.Secret.PAIR_KEY, of_key)
     return due
 
 
 def remaining_masks(
     *,
-    parameters: RoundParameters,
+    parameters: messages.RoundParameters,
     transcript_hash: bytes,
-    adverts: Mapping[int, Advertisement],
+    adverts: Mapping[int, messages.Advertisement],
     shared: Collection[int],
     survivors: Collection[int],
     answers: Mapping[int, Mapping[int, int]],

@@ -79,6 +79,19 @@ def test_a_process_that_only_has_the_number_of_a_former_one_is_left_alone(tmp_pa
     processes.stop()
 
 
+def test_a_zombie_that_nobody_reaps_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stat() -> list[str]:
+        return Path(f"/proc/{former.pid}/stat").read_text().rsplit(")", 1)[1].split()
+
+    former, processes = subprocess.Popen(["true"], start_new_session=True), Processes(tmp_path)
+    wait(lambda: stat()[0] == "Z")
+    (tmp_path / "one.pid").write_text(f"{former.pid} {stat()[19]}")
+    monkeypatch.setattr(module.time, "sleep", lambda seconds: pytest.fail("it waits for a process that has ended"))
+    assert processes.start("one", ["true"]).wait() == 0
+    processes.stop()
+    assert former.wait() == 0
+
+
 def test_a_log_that_has_grown_is_put_aside_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_MOST", 10)
     path = tmp_path / "agent.log"
