@@ -31,8 +31,7 @@ class _Encryptor(Protocol):
 
 
 def _counter_mode(key: bytes) -> _Encryptor:
-    start = (2).to_bytes(16, "big")
-    return Cipher(algorithms.AES(key), modes.CTR(start)).encryptor()
+    return Cipher(algorithms.AES(key), modes.CTR((2).to_bytes(16, "big"))).encryptor()
 
 
 def _galois_mode(key: bytes) -> _Encryptor:

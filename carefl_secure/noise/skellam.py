@@ -41,8 +41,7 @@ class _Table:
         self.high = words[:, 1].copy()  # 63 bits
         guide_bits = min(20, max(12, len(entries).bit_length() + 4))
         self.shift = np.uint64(63 - guide_bits)
-        prefixes = (self.high >> self.shift).astype(np.intp)
-        counts = np.bincount(prefixes, minlength=1 << guide_bits)
+        counts = np.bincount((self.high >> self.shift).astype(np.intp), minlength=1 << guide_bits)
         self.crowded = counts > 0
         self.first = (np.cumsum(counts) - counts).astype(np.int32)
 

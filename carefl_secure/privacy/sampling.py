@@ -82,5 +82,4 @@ def poisson_sample(records: int, sample_rate: float, stream: KeyStream) -> NDArr
     threshold = int(sample_rate * _WORDS)  # exact: scaling a float by a power of two rounds nothing
     if threshold == _WORDS:
         return np.arange(records, dtype=np.int64)
-    drawn = stream.words(records, np.uint64) < np.uint64(threshold)
-    return np.flatnonzero(drawn).astype(np.int64)
+    return np.flatnonzero(stream.words(records, np.uint64) < np.uint64(threshold)).astype(np.int64)

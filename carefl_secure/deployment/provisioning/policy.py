@@ -87,8 +87,7 @@ class Policy:
 
 def read_policy(path: Path) -> Policy:
     """Read ``policy.yaml``; the `ConfigError` names every clause that is missing, unknown or out of range."""
-    advice = "a policy must state every clause; see docs/deployment.md"
-    return read_yaml(path, Policy, ConfigError, advice)
+    return read_yaml(path, Policy, ConfigError, "a policy must state every clause; see docs/deployment.md")
 
 
 def check_policy(policy: Policy, plan: RunPlan, cohort: Cohort, submitter: bytes) -> None:
@@ -132,8 +131,7 @@ def _broken(policy: Policy, plan: RunPlan, cohort: Cohort, submitter: bytes) -> 
     if privacy.unit != "client" and privacy.sample_rate > policy.max_sample_rate:
         yield "sampling", f"rate {privacy.sample_rate:g} is above {policy.max_sample_rate:g}"
     if privacy.target_epsilon > policy.max_epsilon_per_corpus:
-        limit = policy.max_epsilon_per_corpus
-        yield "epsilon", f"epsilon {privacy.target_epsilon:g} is above {limit:g}"
+        yield "epsilon", f"epsilon {privacy.target_epsilon:g} is above {policy.max_epsilon_per_corpus:g}"
     if privacy.delta > policy.max_delta:
         yield "delta", f"delta {privacy.delta:g} is above {policy.max_delta:g}"
 

@@ -166,8 +166,7 @@ class Loopback:
             words += ["--keys", str(folder.keys.resolve())]
             if name in names:
                 words += ["--ledger", str(paths[i].resolve())]
-            log = (folder.path / "logs" / f"agent-{name}.log").resolve()
-            orders.append({"log": str(log), "words": words})
+            orders.append({"log": str((folder.path / "logs" / f"agent-{name}.log").resolve()), "words": words})
 
         def launch() -> None:
             assert forking.stdin is not None

@@ -73,8 +73,7 @@ class CommitteeServerSum(base.ServerSum):
             take = base.handing(self._server.announced, self._directory.helpers(), "announcement")
             self._exchange.gather(header, "query.committee_announce", take)
         self._server.bind(self._model_hash)
-        invitation = pack(**self._header, announcements=self._server.announcements())
-        return dict.fromkeys(self._index_of, invitation)
+        return dict.fromkeys(self._index_of, pack(**self._header, announcements=self._server.announcements()))
 
     def _gather(self, nodes: Collection[int]) -> None:
         """Learn who is there and check that they are enough."""

@@ -61,8 +61,7 @@ class HolderSession(base.Helper):
         self._check(number, fields.octets("plan"))
         self.close()
         self._round, self._key = number, KeyHolder(setup.identity)
-        digest = self._key.public_digest
-        parameters = setup.cohort.encrypted_parameters(setup.plan, number, digest)
+        parameters = setup.cohort.encrypted_parameters(setup.plan, number, self._key.public_digest)
         signature = sign(setup.identity, KEY_LABEL, parameters.key_context())
         return pack(key=signature + self._key.public_key)
 
@@ -165,8 +164,7 @@ class EncryptedServerSum(base.ServerSum):
             uploads = {index: self._buffer.take(index) for index in indices}
             last = int(place == len(portions))
             request = pack(model=self._this.model_hash, keys=server.transcript_hash, last=last, uploads=uploads)
-            check = server.opened if last else bytes
-            self._ask_holder(request, "query.open_sum", "opened", check)
+            self._ask_holder(request, "query.open_sum", "opened", server.opened if last else bytes)
         self._buffer.close()
         total, survivors = pairwise.open()
         self.contradictions = pairwise.contradictions

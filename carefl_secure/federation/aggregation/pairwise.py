@@ -28,8 +28,7 @@ class PairwisePrefetch(base.KeyPrefetch):
     @property
     def ready(self) -> bool:
         """Whether enough would survive even if as many are lost in that round as in this one."""
-        needed = self.server.parameters.required_survivors
-        return not self._refused and len(self.sharers) - self._lost >= needed
+        return not self._refused and len(self.sharers) - self._lost >= self.server.parameters.required_survivors
 
     def advertising(self, contents: Mapping[int, RecordDict], action: str, take: base.Take) -> None:
         """Ask as `Exchange.gather`, and everybody for an advertisement."""
@@ -115,8 +114,7 @@ class PairwiseServerSum(base.ServerSum):
 
     def collect(self, node: int, content: RecordDict) -> None:
         """Add one upload."""
-        upload = Fields(content, "upload").octets("upload")
-        self._server.uploaded(self._index_of[node], upload)
+        self._server.uploaded(self._index_of[node], Fields(content, "upload").octets("upload"))
 
     def open(self) -> tuple[base.MaskedIntegers, tuple[int, ...]]:
         """Have the survivors agree on who they are and take the masks off."""

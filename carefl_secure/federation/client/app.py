@@ -39,8 +39,7 @@ def _advertise(session: ClientSession, content: RecordDict) -> RecordDict:
 
 
 def _advertise_prefetch(session: ClientSession, content: RecordDict) -> RecordDict:
-    fields = Fields(content, *_HEADER)
-    message = session.advertise_prefetch(*_header(fields))
+    message = session.advertise_prefetch(*_header(Fields(content, *_HEADER)))
     return pack(index=session.index, message=message)
 
 

@@ -179,8 +179,7 @@ class ClientSession:
 
         # Encode as integers, add this client's share of the noise, wrap to words.
         rotation = self._cohort.rotation(plan, number, vector_hash(adapter))
-        dither = KeyStream(self._keys.key("dither"))
-        integers = encode(total, encoding, rotation, dither)
+        integers = encode(total, encoding, rotation, KeyStream(self._keys.key("dither")))
         if plan.share_variance > 0:
             sampler = SkellamSampler(plan.share_variance)
             fresh = sampler.sample(KeyStream(self._keys.key("noise")), integers.size)

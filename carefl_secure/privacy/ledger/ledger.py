@@ -183,8 +183,7 @@ class Ledger:
             elif rest:
                 self._file.truncate(len(whole))
                 lost = hashlib.sha256(rest).hexdigest()
-                note = {"recovered": True, "torn_bytes": len(rest), "torn_sha256": lost}
-                self._write(entries, "note", note)
+                self._write(entries, "note", {"recovered": True, "torn_bytes": len(rest), "torn_sha256": lost})
                 return len(rest)
             return 0
 

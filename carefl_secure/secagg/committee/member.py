@@ -212,8 +212,7 @@ class CommitteeMember(Participant[messages.CommitteeParameters, MemberPhase]):
             place = gone - (gone > self._index)
             start = messages.SEED_BYTES + place * shamir.SHARE_BYTES
             for client in self._clients:
-                raw = bytes(self._contents[client][start : start + shamir.SHARE_BYTES])
-                shares.append(read_element(raw))
+                shares.append(read_element(bytes(self._contents[client][start : start + shamir.SHARE_BYTES])))
         content = messages.SeedShares(tuple(shares), b"").content()
         signature = self._sign_statement(transcript.SEED_SHARES, self._transcript_hash, self._settled, content)
         self._erase()

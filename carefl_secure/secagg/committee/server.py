@@ -164,8 +164,7 @@ class CommitteeServer(ServerParticipant[messages.CommitteeParameters, ServerPhas
 
     def clients(self) -> tuple[int, ...]:
         """Return the clients in the sum, after the phase of opening."""
-        gone = set(self.left_out())
-        return tuple(sorted(self._entries.keys() - gone))
+        return tuple(sorted(self._entries.keys() - set(self.left_out())))
 
     def withdraw(self, index: int, message: bytes) -> None:
         """Take a left-out client's vector off the sum again."""
@@ -239,8 +238,7 @@ class CommitteeServer(ServerParticipant[messages.CommitteeParameters, ServerPhas
             )
         if self._lost:
             if len(self._shares) < self._parameters.quorum:
-                missing = self._members() - self._shares.keys()
-                raise self._fail(self._parameters.lost_members(missing))
+                raise self._fail(self._parameters.lost_members(self._members() - self._shares.keys()))
             try:
                 masks = lost_masks(
                     parameters=self._parameters,

@@ -101,8 +101,7 @@ class KeyHolder:
                 upload = EncryptedUpload.parse(message, index, parameters)
                 found = upload.digest()
                 parameters.check_statement(index, upload.signature, UPLOAD, transcript_hash, found)
-                parts = [self._key.load(chunk) for chunk in upload.chunks]
-                self._total = self._key.add(self._total, parts)
+                self._total = self._key.add(self._total, [self._key.load(chunk) for chunk in upload.chunks])
                 self._added[index] = found
 
     def open(self) -> bytes:

@@ -108,8 +108,7 @@ class PairwiseClient(Participant[RoundParameters, Phase], ClientSum):
         adverts = transcript.read_advertisements(advertisements, parameters)
         context = parameters.key_context()
         transcript_hash = transcript.hash_messages(context, advertisements)
-        degree = parameters.neighbours
-        near = neighbours(context, transcript_hash, adverts.keys(), state.index, degree)
+        near = neighbours(context, transcript_hash, adverts.keys(), state.index, parameters.neighbours)
         stream = KeyStream(self._keys.key("share polynomials"))
         messages = seal_shares(state, adverts, transcript_hash, near, parameters, stream)
         state.phase = Phase.SHARED

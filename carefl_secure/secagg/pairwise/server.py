@@ -71,8 +71,7 @@ class PairwiseServer(ServerParticipant[messages.RoundParameters, ServerPhase]):
 
     def _end(self, phase: ServerPhase, present: int, needed: int) -> None:
         """Go from ``phase`` to the next if enough are present; do nothing if that was done."""
-        short = too_few(phase.name.lower(), present, needed) if present < needed else None
-        self._ends(phase, short)
+        self._ends(phase, too_few(phase.name.lower(), present, needed) if present < needed else None)
 
     def _drop(self) -> None:
         self._sum = None
@@ -121,8 +120,7 @@ class PairwiseServer(ServerParticipant[messages.RoundParameters, ServerPhase]):
             raise refuse("step order", "the shares were passed on and are not kept any longer")
         if index not in self._boxes:
             raise refuse("membership", f"client {index} did not share")
-        near = self._near(index)
-        return {other: self._boxes[other][index] for other in near if other in self._boxes}
+        return {other: self._boxes[other][index] for other in self._near(index) if other in self._boxes}
 
     def uploaded(self, index: int, message: bytes) -> None:
         """Check a client's upload and add it to the sum; the message is not kept."""

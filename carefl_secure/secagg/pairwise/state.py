@@ -85,7 +85,8 @@ class ClientState:
 
         The key is ``derive(identity, "state", context, salt)`` and is used once.
         """
-        plain = json.dumps(self._plain(), sort_keys=True, separators=(",", ":")).encode()
+        values = {name: _written(value) for name, value in vars(self).items()}
+        plain = json.dumps(values, sort_keys=True, separators=(",", ":")).encode()
         key = derive(raw_identity(identity), b"state", context, salt)
         return _MAGIC + salt + AESGCM(key).encrypt(bytes(12), plain, _MAGIC + salt)
 
@@ -109,9 +110,6 @@ class ClientState:
             return cls._from_plain(json.loads(plain))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise refuse("saved state", "it opens, but was written by another version of this program") from error
-
-    def _plain(self) -> dict[str, Any]:
-        return {name: _written(value) for name, value in vars(self).items()}
 
     @classmethod
     def _from_plain(cls, plain: Mapping[str, Any]) -> ClientState:

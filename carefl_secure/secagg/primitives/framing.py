@@ -203,8 +203,7 @@ class Message:
     @classmethod
     def parse(cls, message: Buffer, index: int, parameters: Agreement) -> Self:
         """Read the message that came from party ``index``; refuse a wrong layout or header."""
-        early = cls.BEFORE_MODEL
-        context = parameters.key_context() if early else parameters.context()
+        context = parameters.key_context() if cls.BEFORE_MODEL else parameters.context()
         view, kind, claimed, prefix = _read_header(message)
         if kind != cls.KIND:
             due = f"{cls.KIND.name.lower()} ({cls.KIND.value})"

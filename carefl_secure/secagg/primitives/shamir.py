@@ -191,8 +191,7 @@ def _multiply(left: Sequence[int], right: Sequence[int]) -> list[int]:
 
 
 def _subtract(left: Sequence[int], right: Sequence[int]) -> list[int]:
-    pairs = itertools.zip_longest(left, right, fillvalue=0)
-    return _trim([(a - b) % PRIME for a, b in pairs])
+    return _trim([(a - b) % PRIME for a, b in itertools.zip_longest(left, right, fillvalue=0)])
 
 
 def _divide(top: Sequence[int], bottom: Sequence[int]) -> tuple[list[int], list[int]]:
