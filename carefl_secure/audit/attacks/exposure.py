@@ -94,8 +94,7 @@ def natural_exposure(scores: Losses, targets: npt.NDArray[np.float32], multi: bo
         for start in range(0, len(rows), _ROWS):
             part = slice(start, start + _ROWS)
             losses = secret_losses(scores[rows[part]], secrets) if multi else -scores[rows[part]]
-            bits = Exposure()(ExposureView(losses))
-            out[rows[part]] = bits[np.arange(len(losses)), truth[part]]
+            out[rows[part]] = Exposure()(ExposureView(losses))[np.arange(len(losses)), truth[part]]
     return out
 
 

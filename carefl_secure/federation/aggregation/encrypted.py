@@ -190,8 +190,7 @@ class EncryptedServerSum(base.ServerSum):
         def take(node: int, reply: RecordDict) -> None:
             answers.append(check(Fields(reply, answer).octets(answer)))
 
-        asked = dict.fromkeys(self._setup.directory.helpers(), content)
-        self._this.exchange.gather(asked, action, take)
+        self._this.exchange.gather(dict.fromkeys(self._setup.directory.helpers(), content), action, take)
         if not answers:
             raise CohortError(
                 "the key holder does not answer, so no sum can be opened and nothing was released; "

@@ -94,8 +94,7 @@ class PairwiseServerSum(base.ServerSum):
     def _exchange_keys(self, nodes: Collection[int]) -> None:
         """Collect advertisements and shares."""
         exchange, server = self._exchange, self._server
-        header = dict.fromkeys(nodes, pack(**self._header))
-        exchange.gather(header, "query.advertise", self._advertised)
+        exchange.gather(dict.fromkeys(nodes, pack(**self._header)), "query.advertise", self._advertised)
         listed = server.advertisements()
         book = {self._node_of[index]: pack(peers=listed) for index in listed}
         exchange.gather(book, "query.share", self._shared)

@@ -222,8 +222,7 @@ class _Rounds:
         self._reporter.start(_TASK, last - finished)
         try:
             with following as self._reporter, self._log:
-                count = len(cohort.roster) + len(cohort.helpers)
-                self._log.begin(folder.run_id, count, finished + 1, last)
+                self._log.begin(folder.run_id, len(cohort.roster) + len(cohort.helpers), finished + 1, last)
                 if finished < last:
                     self._drive(strategy, last - finished, flags)
         finally:

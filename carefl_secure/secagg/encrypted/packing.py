@@ -189,8 +189,7 @@ def choose_fields(plan: EncodingPlan) -> Room:
 
 def widen(words: NDArray[Any]) -> NDArray[np.uint32]:
     """Return the same signed integers as words of 32 bits."""
-    signed = words.view(f"i{words.dtype.itemsize}")
-    return signed.astype(np.int32).view(np.uint32)
+    return words.view(f"i{words.dtype.itemsize}").astype(np.int32).view(np.uint32)
 
 
 def narrow(words: NDArray[Any], bits: int) -> NDArray[Any]:

@@ -188,8 +188,7 @@ def plan_graph(clients: int, *, colluders: int, dropouts: int, members: int | No
 
 def _smallest_threshold(members: int, colluders: int, neighbours: int) -> int:
     """Return the smallest private threshold; above ``neighbours`` if there is none."""
-    half = neighbours // 2
-    low, high = half + 2, neighbours + 1
+    low, high = neighbours // 2 + 2, neighbours + 1
     while low < high:
         middle = (low + high) // 2
         if _private(members, colluders, neighbours, middle):

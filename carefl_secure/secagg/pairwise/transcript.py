@@ -34,8 +34,7 @@ def survivors(
 
 def hash_messages(context: bytes, messages: Mapping[int, bytes]) -> bytes:
     """Hash all advertisements: who was shown another list derives other keys from here on."""
-    fields = (pack(index) + messages[index] for index in sorted(messages))
-    return digest(b"transcript hash", context, *fields)
+    return digest(b"transcript hash", context, *(pack(index) + messages[index] for index in sorted(messages)))
 
 
 def sealing_key(secret: bytes, context: bytes, transcript_hash: bytes, source: int, target: int) -> bytes:
