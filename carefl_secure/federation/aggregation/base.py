@@ -70,8 +70,7 @@ class KeyPrefetch(ABC):
 
         def own(replies: Iterator[Message]) -> Iterator[Message]:
             for reply in replies:
-                alone = reply.metadata.src_node_id in bare
-                if alone and reply.has_error() and not is_dropout(reply.error):
+                if reply.metadata.src_node_id in bare and reply.has_error() and not is_dropout(reply.error):
                     self._refused = True
                 else:
                     yield reply

@@ -109,8 +109,7 @@ class CommitteeMember(Participant[messages.CommitteeParameters, MemberPhase]):
         for index, (entry, envelope) in parsed.clients.items():
             fields = entry.fields(context, transcript_hash, index)
             parameters.check_signature(index, entry.signature, transcript.SUBMISSION, fields)
-            found = hashlib.sha256(envelope).digest()
-            if not same(found, entry.envelopes[self._index]):
+            if not same(hashlib.sha256(envelope).digest(), entry.envelopes[self._index]):
                 raise refuse("envelope", f"it is not the one that client {index} signed")
             signed.append(fields)
         contents = {}

@@ -118,12 +118,10 @@ class Participant(_Party[A, P]):
 
     def _require(self, last: P, step: str) -> None:
         """Refuse ``step`` unless ``last`` is the last step that was answered."""
-        phase = self.phase
-        if phase == last:
-            return
-        if phase > last:
+        if self.phase > last:
             raise refuse("step order", f"{step} was answered before, or the round is closed")
-        raise refuse("step order", f"{step} is not due yet, the last step was {phase.name.lower()}")
+        if self.phase < last:
+            raise refuse("step order", f"{step} is not due yet, the last step was {self.phase.name.lower()}")
 
     def _sign(self, label: bytes, fields: tuple[bytes, ...]) -> bytes:
         return sign(self._identity, label, *fields)
@@ -158,8 +156,7 @@ class ServerParticipant(_Party[A, P], ABC):
 
     def _ends(self, phase: P, shortage: ProtocolError | None = None) -> bool:
         """End ``phase``, unless parties are missing; False if it was ended before."""
-        over = self._phase.name in ("FINISHED", "FAILED")
-        if over or self._phase < phase:
+        if self._phase.name in ("FINISHED", "FAILED") or self._phase < phase:
             raise refuse("step order", f"the round stands at {self._phase.name.lower()}")
         if self._phase != phase:
             return False
