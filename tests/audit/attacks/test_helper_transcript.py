@@ -17,7 +17,7 @@ from carefl_secure.config import Config, load_config
 from carefl_secure.errors import PrivacyError
 from carefl_secure.noise import DeterministicKeySource
 from carefl_secure.secagg.committee.messages import Listing, MemberAnswer, Opening
-from carefl_secure.secagg.encrypted import bfv_round as encrypted_module
+from carefl_secure.secagg.encrypted import packing
 from carefl_secure.secagg.encrypted.messages import EncryptedUpload
 from carefl_secure.secagg.primitives import framing
 from tests.audit.conftest import SETTINGS, system
@@ -69,7 +69,7 @@ def test_a_committee_without_masks(config: Config, monkeypatch: pytest.MonkeyPat
 
 
 def test_peers_masks_off_under_encryption(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encrypted_module, "add_residue_masks", lambda *_: None)
+    monkeypatch.setattr(packing, "add_residue_masks", lambda *_: None)
     run = rehearse(config, system, canaries=400, aggregation="encrypted")
     assert "bare sum" in found(run.transcript())
     holder = run.holder()

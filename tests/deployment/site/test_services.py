@@ -90,8 +90,8 @@ class Node:
         self.server, self.work, self.starts = server, root / "work", root / "starts"
         self.stays = root / "stays"
         script = f"echo x >> {self.starts}; test -e {self.stays} && exec sleep 60; exit 1"
-        monkeypatch.setattr(services, "node_command", lambda *_: ["sh", "-c", script])
-        monkeypatch.setattr(services, "probe", lambda address, _: probe(address, server.ca))
+        monkeypatch.setattr(services.superlink, "node_command", lambda *_: ["sh", "-c", script])
+        monkeypatch.setattr(services.superlink, "probe", lambda address, _: probe(address, server.ca))
 
     def run(self) -> None:
         run_node(self.bundle, self.server.address, self.said.append, only="supernode",
