@@ -87,7 +87,8 @@ def judge_images(
         if kind in limits:
             figures["ceiling"] = limits[kind]
             bound = f", ceiling {limits[kind]:.3f}"
-            verdict = "falsified" if lower_limit(hits[kind], trials, _ERROR) > limits[kind] else "passed"
+            above = lower_limit(hits[kind], trials, _ERROR) > limits[kind]
+            verdict = "falsified" if above else "passed"
         findings.append(
             Finding(
                 ImageMatching.name,

@@ -124,7 +124,8 @@ def make_keys(home: Path, name: str, role: PartyRole) -> PublicHalf:
         node_signature = node.sign(_statement(name, role, identity, node_public), _ECDSA)
     signature = own.sign(_statement(name, role, identity, node_public))
     half = PublicHalf(name, role, identity, node_public, signature, node_signature)
-    (home / f"{name}.pub.json").write_text(TypeAdapter(PublicHalf).dump_json(half, indent=2).decode() + "\n")
+    text = TypeAdapter(PublicHalf).dump_json(half, indent=2).decode()
+    (home / f"{name}.pub.json").write_text(text + "\n")
     return half
 
 

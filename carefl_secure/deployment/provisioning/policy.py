@@ -87,7 +87,8 @@ class Policy:
 
 def read_policy(path: Path) -> Policy:
     """Read ``policy.yaml``; the `ConfigError` names every clause that is missing, unknown or out of range."""
-    return read_yaml(path, Policy, ConfigError, "a policy must state every clause; see docs/deployment.md")
+    advice = "a policy must state every clause; see docs/deployment.md"
+    return read_yaml(path, Policy, ConfigError, advice)
 
 
 def check_policy(policy: Policy, plan: RunPlan, cohort: Cohort, submitter: bytes) -> None:
@@ -131,7 +132,8 @@ def _broken(policy: Policy, plan: RunPlan, cohort: Cohort, submitter: bytes) -> 
     if privacy.unit != "client" and privacy.sample_rate > policy.max_sample_rate:
         yield "sampling", f"rate {privacy.sample_rate:g} is above {policy.max_sample_rate:g}"
     if privacy.target_epsilon > policy.max_epsilon_per_corpus:
-        yield "epsilon", f"epsilon {privacy.target_epsilon:g} is above {policy.max_epsilon_per_corpus:g}"
+        limit = policy.max_epsilon_per_corpus
+        yield "epsilon", f"epsilon {privacy.target_epsilon:g} is above {limit:g}"
     if privacy.delta > policy.max_delta:
         yield "delta", f"delta {privacy.delta:g} is above {policy.max_delta:g}"
 

@@ -165,7 +165,8 @@ class RayGrid(OneRunGrid):
                     yield from self._helpers(message).send_and_receive([message])
             replies = list(self._far.pull_messages(set(waiting))) if waiting else []
             for reply in replies:
-                yield from self._accept(waiting.pop(reply.metadata.reply_to_message_id), reply)
+                asked = waiting.pop(reply.metadata.reply_to_message_id)
+                yield from self._accept(asked, reply)
             if waiting and not replies:
                 self._flower.check()
                 time.sleep(_PAUSE)
@@ -187,7 +188,8 @@ class RayGrid(OneRunGrid):
         node = asked.metadata.dst_node_id
         if reply.has_error() and (reply.error.code == FAULT.code or is_dropout(reply.error)):
             raise EngineError(f"the actor of node {node} failed; this is a fault, not a dropout: read {self._log}")
-        answer = Message(reply.error if reply.has_error() else reply.content, reply_to=asked)
+        body = reply.error if reply.has_error() else reply.content
+        answer = Message(body, reply_to=asked)
         if not self._lost(node, answer):
             self._see(node, answer)
             yield answer

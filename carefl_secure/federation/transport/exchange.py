@@ -107,7 +107,8 @@ class Exchange:
             node, action = reply.metadata.src_node_id, reply.metadata.message_type
             if not reply.has_error():
                 if action != ROLE:
-                    self._received[node] = self._received.get(node, 0) + payload_bytes(reply.content)
+                    size = payload_bytes(reply.content)
+                    self._received[node] = self._received.get(node, 0) + size
                 yield reply
             elif not is_dropout(reply.error):
                 error = error_of_reply(reply.error, party_name(self._grid, node))
