@@ -42,6 +42,8 @@ from carefl_secure.strict_json import canonical_json
 
 _FITTED, _FITTED_LARGE = 512, 128  # most public records that a label head is fitted to: embedded base, any other
 _HEAD_RATE = 0.03  # of Adam, for a label head of any size
+NOISY_RATE = 0.015
+"""Rate of Adam for a label head that is trained alone, under noise."""
 _QUIET_RATE, _QUIET_EPS = 0.06, 1e-3  # of a head alone without noise; eps in gains of the head
 _RULE = 1.1
 _GRID = [digit * 10.0**power for power in range(-8, 5) for digit in (1, 3)]
@@ -211,9 +213,9 @@ def make_optimizer(config: Config, adapter: Adapter, finished: int = 0) -> Serve
 
     masks = [adapter.trainable_entries(number) for number in ((1, 2) if adapter.train == "alternate" else (1,))]
     head, own, eps = adapter.head, _HEAD_RATE, 1e-8
-    if head is not None and head.alone and config.privacy.unit == "none":
+    if head is not None and head.alone:
         # Small entries of an exact gradient are not noise: they take small steps, as in plain descent.
-        own, eps = _QUIET_RATE, _QUIET_EPS * head.gain
+        own, eps = (_QUIET_RATE, _QUIET_EPS * head.gain) if config.privacy.unit == "none" else (NOISY_RATE, eps)
     scale = np.where(adapter.head_entries(), own / rule_rate(adapter), 1.0)
     return make(masks[0]) if masks[0].all() else Alternating([(make(mask), mask) for mask in masks], finished)
 

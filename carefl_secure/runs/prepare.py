@@ -60,7 +60,8 @@ def prepare(
     rate = choose_rate(config, plan, task, found.update, reporter)
     reporter.note(rate.sentence)
     warm = ""
-    if config.adapter.warm_start == "public":
+    head, asked = scorer.adapter.head, config.adapter.warm_start
+    if asked == "public" or (asked == "auto" and head is not None and head.alone and plan.protected):
         warm = _warm_up(config.with_server_lr(rate.server_lr), task)
         reporter.note(warm)
     record = {"forecast": found.to_json(), "server_lr": asdict(rate), "warm_start": warm}
@@ -130,15 +131,16 @@ def language_sentence(config: Config, before: float, after: float) -> str:
 
 
 def _warm_up(config: Config, task: ModelTask) -> str:
-    """Tune the adapter on public records without noise; return what to say of it."""
+    """Tune the adapter on public records without noise and go half of the way; return what to say of it."""
     adapter = task.losses.scorer.adapter
-    start, size = adapter.vector(), (min(_WARM_ROUNDS, config.federation.rounds), min(_WARM_BATCH, task.records))
+    batch = task.records if adapter.head is not None and adapter.head.alone else min(_WARM_BATCH, task.records)
+    start, size = adapter.vector(), (min(_WARM_ROUNDS, config.federation.rounds), batch)
     known = replace(task, clipping=replace(task.clipping, normalise=False, norm=1e3))
     quiet = config.federation.model_copy(update={"noise_correction": False})
     free = config.model_copy(update={"federation": quiet})
-    adapter.load(simulate(free, known, np.arange(task.records), size, 0.0))
+    adapter.load((start + simulate(free, known, np.arange(task.records), size, 0.0)) / 2)
     moved = float(np.linalg.norm(adapter.vector() - start))
     return (
-        f"warm start: {size[0]} rounds of {size[1]} out of {task.records} public records, without noise, moved the "
-        f"adapter by {moved:.3g}; the promise covers private records and is unchanged"
+        f"warm start: half of what {size[0]} rounds of {size[1]} out of {task.records} public records reach without "
+        f"noise, {moved:.3g} in norm; the promise covers private records and is unchanged"
     )

@@ -163,9 +163,14 @@ def small(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
     return make
 
 
-def prepared(config: Config, confirm: Callable[[str], bool] | None = None) -> tuple[dict[str, Any], Any]:
+def prepared(
+    config: Config, confirm: Callable[[str], bool] | None = None, *, alone: bool = False
+) -> tuple[dict[str, Any], Any]:
     corpora = load_corpora(config, SilentReporter())
     scorer = label_scorer(config, corpora.private.space)
+    if alone:
+        assert scorer.adapter.head is not None
+        scorer.adapter.head.weigh(0.0)
     plan = plan_run(request_of(config, corpora, scorer.adapter.dimension))
     return prepare(config, plan, scorer, corpora, None, SilentReporter(), confirm), scorer.adapter
 
@@ -208,6 +213,22 @@ def test_a_warm_start_moves_the_adapter_and_costs_nothing(small: Callable[..., C
     assert adapter.vector()[adapter.trainable_entries(1)].any() and "without noise" in warm["warm_start"]
     _, again = prepared(small("adapter.warm_start=public"))
     np.testing.assert_array_equal(again.vector(), adapter.vector())
+
+
+def test_a_head_that_is_trained_alone_under_noise_begins_at_half_of_its_public_fit(
+    small: Callable[..., Config],
+) -> None:
+    made, adapter = prepared(small(), alone=True)
+    trained = adapter.trainable_entries(1)
+    assert adapter.vector()[trained].any() and not adapter.untuned()[~adapter.head_entries() & trained].any()
+    assert "half" in made["warm_start"] and made["forecast"]["update"] > 0
+    measured_cold, cold = prepared(small("adapter.warm_start=none"), alone=True)
+    assert not cold.vector()[trained].any() and measured_cold["warm_start"] == ""
+    # Forecast and pilot come before, so that they do not see an adapter that knows their records.
+    assert made["forecast"] == measured_cold["forecast"] and made["server_lr"] == measured_cold["server_lr"]
+    for other in ("privacy.unit=none", "adapter.head=none"):
+        made, adapter = prepared(small(other), alone=other == "privacy.unit=none")
+        assert made["warm_start"] == "" and not adapter.vector()[adapter.trainable_entries(1)].any()
 
 
 def test_what_was_measured_is_kept_and_completed_at_the_end(small: Callable[..., Config], tmp_path: Path) -> None:

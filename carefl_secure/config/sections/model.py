@@ -130,9 +130,10 @@ class AdapterConfig(Section):
         "alternate trains B in odd rounds and A in even ones",
     )
     seed: Seed = Field(default=0, description="seed of the initial values, shared by all clients")
-    warm_start: Literal["none", "public"] = Field(
-        default="none",
-        description="public tunes the adapter on public records, without noise, before the first private round",
+    warm_start: Literal["auto", "none", "public"] = Field(
+        default="auto",
+        description="public tunes the adapter on public records, without noise, before the first private round, and "
+        "begins half of the way there; auto does so where rounds add noise and the label head alone is trained",
     )
     head: Literal["auto", "linear", "none"] = Field(
         default="auto",

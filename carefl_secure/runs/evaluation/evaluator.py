@@ -23,6 +23,7 @@ from carefl_secure.noise import KeySource, KeyStream, SystemKeySource, gaussian
 from carefl_secure.privacy import poisson_sample
 from carefl_secure.privacy.clipping.clipped_sum import Clipping, clipped_sum
 from carefl_secure.progress import Reporter
+from carefl_secure.runs.build import NOISY_RATE
 from carefl_secure.runs.captions import Contexts
 from carefl_secure.runs.client_task import Vector
 from carefl_secure.runs.corpora import Corpora
@@ -111,7 +112,6 @@ def baseline_scores(corpora: Corpora) -> dict[str, float]:
     return {name: figures["mAP"] for name, figures in scored.items()}
 
 
-_RATE = 0.03
 _BATCH = 256
 
 
@@ -153,7 +153,7 @@ def private_head(learner: HeadLosses, config: Config, records: int, noise: float
     """Train a head alone by central DP-SGD with noise of ``noise`` clipping norms in every round's sum."""
     weight = learner.head.linear.weight
     clip = Clipping(config.privacy.clipping_norm, config.privacy.normalise, "native", _BATCH)
-    rate, optimizer = config.privacy.sample_rate, FedAdam(_RATE, config.federation.betas)
+    rate, optimizer = config.privacy.sample_rate, FedAdam(NOISY_RATE, config.federation.betas)
     point: npt.NDArray[np.float32] = weight.detach().numpy().ravel().copy()
     for number in range(config.federation.rounds):
         drawn = poisson_sample(records, rate, KeyStream(keys.key(f"baseline/{number}/sample")))
