@@ -51,7 +51,7 @@ def choose_rate(config: Config, plan: RunPlan, task: ModelTask, update: float, r
 
     ``update`` is the norm of the mean gradient (`forecast`), which plain descent needs for its rule. The rule's rate
     stands, and the sentence says why, where clients take local steps, the run is too short for a pilot, or the public
-    records are too few; and unless another rate of the grid is clearly better and improves the untuned model.
+    records are too few; and unless another rate of the grid is clearly better than it and than the untuned model.
     """
     if config.server_lr is not None:
         return Rate(config.server_lr, f"server learning rate {config.server_lr:g}, as set")
@@ -127,10 +127,10 @@ def simulate(
 
 
 def _best(found: dict[float, float | None], rule: float, untuned: float, margin: float) -> float:
-    """Return the rate of the highest mAP; the rule's unless it is clearly beaten, the lowest if all diverged."""
+    """Return the rate of the highest mAP; the rule's unless it and the untuned model are clearly beaten."""
     fit = {rate: value for rate, value in found.items() if value is not None}
     best = max(fit, key=lambda rate: fit[rate], default=min(found))
-    return rule if rule in fit and fit[best] <= max(untuned, fit[rule] + margin) else best
+    return rule if rule in fit and fit[best] <= max(untuned, fit[rule]) + margin else best
 
 
 def _next(rate: float, steps: int) -> float:
