@@ -26,7 +26,7 @@ from carefl_secure.progress import SilentReporter
 from carefl_secure.report.build import _preparation
 from carefl_secure.runs.build import label_scorer
 from carefl_secure.runs.forecast import Forecast
-from carefl_secure.runs.pilot import choose_rate, grid_rate, pilot_size, rule_rate
+from carefl_secure.runs.pilot import _best, choose_rate, grid_rate, pilot_size, rule_rate
 from carefl_secure.runs.plan_from_config import plan_with, request_of
 from carefl_secure.runs.prepare import close_record, language_sentence, prepare, read_record, write_record
 from carefl_secure.runs.staged_corpora import load_corpora
@@ -132,6 +132,15 @@ def test_records_on_which_nothing_is_learnt_leave_the_rule_alone() -> None:
     toy = Toy(best=0.0)
     rate = choose_rate(config, plan, toy, 1.0, SilentReporter())  # type: ignore[arg-type]
     assert rate.server_lr == pytest.approx(0.03)
+
+
+def test_a_rate_replaces_the_rule_where_it_clearly_beats_the_untuned_model_too() -> None:
+    margin = 0.3 / math.sqrt(50)
+    for barely in ({1e-3: 0.29, 1e-4: 0.403}, {1e-3: 0.42, 1e-4: 0.45}):
+        assert _best({**barely}, 1e-3, 0.394, margin) == 1e-3
+    assert _best({1e-3: 0.29, 1e-4: 0.44}, 1e-3, 0.394, margin) == 1e-4
+    assert _best({1e-3: None, 1e-4: 0.39}, 1e-3, 0.394, margin) == 1e-4
+    assert _best({1e-3: None, 1e-4: None}, 1e-3, 0.394, margin) == 1e-4
 
 
 def test_where_there_is_no_pilot_the_rule_stands_and_says_so() -> None:
