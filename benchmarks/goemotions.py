@@ -174,7 +174,7 @@ def main() -> int:
     report.rows += [{"epsilon": "", "perplexity": "", **row} for row in baseline_rows(**parts, classes=len(labels))]
     found: dict[str, dict[str, float]] = {}
     for cell in cells_of(settings(out, base, labels, given.rounds), out):
-        if given.cells and cell.variant not in given.cells.split(","):
+        if given.cells and cell.variant.name not in given.cells.split(","):
             continue
         (done,) = run_cells([cell], 1, SilentReporter())
         if done.error:
