@@ -13,6 +13,7 @@ for _name, _value in {
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "HF_HUB_OFFLINE": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "WANDB_ERROR_REPORTING": "false",
     "OMP_NUM_THREADS": "1",  # the suite runs one process a core
     "TORCHDYNAMO_DISABLE": "1",  # bitsandbytes loads the compiler otherwise, which nothing uses
     "OMP_WAIT_POLICY": "PASSIVE",

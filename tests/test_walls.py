@@ -91,6 +91,7 @@ ONLY: dict[str, list[str]] = {
     "torchvision": [],
     "transformers": ["model.*", "captions.*", "audit.*", "hub"],
     "typer": ["cli.*"],
+    "wandb": ["runs.trackers.*"],
     "click": ["cli.*"],
 }
 

@@ -41,7 +41,7 @@ def test_settings_page_names_every_setting_with_allowed_values_and_default(hooks
     assert "| `privacy.trust` | `secagg`, `none` | `secagg` |" in page
     assert "| `privacy.epsilon` | number > 0 and ≤ 1,000 | `8.0` |" in page
     assert "| `federation.local_lr` | number > 0 and ≤ 10,000 or `auto` | `auto` |" in page
-    assert "| `run.trackers` | list of `tensorboard`, `mlflow` | `[]` |" in page
+    assert "| `run.trackers` | list of `tensorboard`, `mlflow`, `wandb` | `[]` |" in page
 
 
 def test_every_setting_is_described() -> None:
@@ -133,8 +133,8 @@ def test_the_hooks_before_a_commit_are_the_tools_of_make_check() -> None:
         assert f"$(BIN)/{tool} " in make
 
 
-def test_the_watch_page_names_every_section_that_mlflow_gets() -> None:
-    source = (ROOT / "carefl_secure" / "runs" / "trackers" / "mlflow.py").read_text("utf-8")
+def test_the_watch_page_names_every_section_that_trackers_get() -> None:
+    source = (ROOT / "carefl_secure" / "runs" / "trackers" / "base.py").read_text("utf-8")
     sections = re.search(r"^_SECTIONS = \((.*?)\)", source, re.MULTILINE | re.DOTALL)
     assert sections is not None
     (sentence,) = re.findall(

@@ -52,8 +52,8 @@ class TrainOptions:
         list[str] | None,
         typer.Option(
             metavar="WHERE",
-            help="Send the figures of every round to tensorboard or mlflow too; repeatable "
-            "(pip install 'carefl-secure\\[tracking]').",
+            help="Send the figures of every round to tensorboard, mlflow or wandb too; repeatable "
+            "(pip install 'carefl-secure\\[tracking]', '\\[wandb]'). Nothing goes over a network unless asked for.",
         ),
     ] = None
 

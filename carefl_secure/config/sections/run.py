@@ -32,10 +32,11 @@ class RunConfig(Section):
         description="name of the run folder: letters, digits, dot, dash; null generates one",
     )
     seed: Seed = Field(default=0, description="seed of everything that does not have to be secret")
-    trackers: tuple[Literal["tensorboard", "mlflow"], ...] = Field(
+    trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = Field(
         default=(),
         description="where the figures of every round go besides metrics.jsonl; MLflow's go to a "
-        "file next to the runs, or to the server that MLFLOW_TRACKING_URI names",
+        "file next to the runs, or to the server that MLFLOW_TRACKING_URI names; W&B's to the run folder, or to its "
+        "service where WANDB_MODE=online",
     )
 
 

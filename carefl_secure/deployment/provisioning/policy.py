@@ -16,45 +16,7 @@ from carefl_secure.federation.plan.cohort import AggregationConfig, Cohort
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.privacy.plan import Trust
 
-TEMPLATE = """\
-# Which runs this site takes part in. A run that breaks one of these clauses is refused here,
-# whatever the server says. Every clause must be present.
-{note}
-# Fingerprint of the roster that a person of this site confirmed; "site join" writes it.
-roster: "{roster}"
-
-# The most epsilon that all runs on one corpus may spend, and all runs on all corpora of this site.
-max_epsilon_per_corpus: 8.0
-max_epsilon_total: 16.0
-# The largest delta of a run; keep it below one over the number of records.
-max_delta: 1e-4
-# What one epsilon may protect, and against whom: under trust "secagg" the server and a number of
-# colluding clients, under trust "none" everybody. Runs without noise: see allow_unprotected.
-allowed_units: [record, person, client]
-allowed_trust: [secagg, none]
-# The largest chance of a record, or a person, to take part in a round; and the most rounds.
-max_sample_rate: 0.5
-max_rounds: 1000
-# How many clients may side with the server before the promise fails: the fewest that a plan with
-# trust "secagg" must withstand.
-min_colluders: 1
-# Fewest clients in a run, and in any sum that is opened.
-min_clients: 3
-min_survivors: 3
-# Aggregation protocols: pairwise, committee, encrypted.
-allowed_aggregation: [pairwise, committee, encrypted]
-# A committee hides every vector while one member is honest. If it may lose k members and still
-# open the sum, 2k + 1 honest members are needed instead.
-min_committee_members: 3
-max_committee_dropout_tolerance: 0
-# SHA-256 in hexadecimal; empty lists allow every base model and every plan.
-allowed_base_models: []
-allowed_plans: []
-# Whether a run without differential privacy is allowed.
-allow_unprotected: false
-# Ed25519 public keys, in hexadecimal, of those who may submit runs.
-submitters: {submitters}
-"""
+TEMPLATE = (Path(__file__).parent / "templates" / "policy.yaml").read_text("utf-8")
 
 _Hash = Annotated[str, StringConstraints(pattern=r"^[0-9A-Fa-f]{64}$", to_lower=True)]
 _Positive = Annotated[Real, Field(gt=0)]

@@ -8,53 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-_UNIT = """\
-[Unit]
-Description=CAREFL {title}
-Wants=network-online.target
-After=network-online.target
-
-[Service]
-# The package is installed at /opt/carefl, and this folder stands at {home}.
-User={user}
-Group=carefl
-WorkingDirectory={home}
-Environment=PATH=/opt/carefl/bin:/usr/bin:/bin HOME={home}
-ExecStart=/bin/sh {home}/start.sh
-# It ends its own processes, and with 130.
-KillMode=mixed
-TimeoutStopSec=30
-SuccessExitStatus=130
-Restart=on-failure
-RestartSec=10
-UMask=0077
-NoNewPrivileges=yes
-CapabilityBoundingSet=
-PrivateTmp=yes
-PrivateDevices=yes
-ProtectSystem=strict
-ProtectHome=yes
-ReadWritePaths={home}
-ProtectClock=yes
-ProtectControlGroups=yes
-ProtectHostname=yes
-ProtectKernelLogs=yes
-ProtectKernelModules=yes
-ProtectKernelTunables=yes
-ProtectProc=invisible
-RemoveIPC=yes
-RestrictNamespaces=yes
-RestrictRealtime=yes
-RestrictSUIDSGID=yes
-LockPersonality=yes
-SystemCallArchitectures=native
-SystemCallFilter=@system-service
-SystemCallFilter=~@privileged
-SystemCallErrorNumber=EPERM
-{more}
-[Install]
-WantedBy=multi-user.target
-"""
+_UNIT = (Path(__file__).parent / "templates" / "unit.service").read_text("utf-8")
 # The agent has no network; what it reads is in its own folder, the images, and /opt/carefl. On a
 # machine with a GPU, PrivateDevices=no lets it use the card.
 _AGENT = """\

@@ -1,1 +1,1 @@
-"""Figures of a run for TensorBoard and MLflow."""
+"""Figures of a run for TensorBoard, MLflow and Weights & Biases."""

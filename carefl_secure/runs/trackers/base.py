@@ -1,4 +1,4 @@
-"""Figures of a run in TensorBoard or MLflow, on request: only rows already kept, and no run depends on a tracker."""
+"""Figures of a run in other displays, on request: only rows already kept, and no run depends on a tracker."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Protocol
+
+import yaml
 
 from carefl_secure.errors import ConfigError, RunError
 from carefl_secure.progress import Reporter
@@ -17,6 +19,27 @@ Row = Mapping[str, Scalar]
 
 MARK = "survivors"
 """A figure of every row: the rounds that have it are those that a tracker holds already."""
+
+
+_SECTIONS = ("adapter", "evaluation", "federation", "performance", "privacy", "simulation", "stages")
+_PATHS = {"privacy.ledgers"}
+_EXTRAS = {"wandb": "wandb"}
+
+
+def figures_of(row: Row) -> dict[str, float]:
+    """Return the numbers of a row by name, without the round's own."""
+    return {name: float(value) for name, value in row.items() if name != "round" and not isinstance(value, str)}
+
+
+def settings_of(folder: RunFolder) -> dict[str, str]:
+    """Return the settings of ``config.yaml`` that tell nothing about files or machines."""
+    config = yaml.safe_load(folder.config.read_text()) or {}
+    return {
+        f"{section}.{name}": str(value)
+        for section in _SECTIONS
+        for name, value in config.get(section, {}).items()
+        if f"{section}.{name}" not in _PATHS
+    }
 
 
 class Tracker(Protocol):
@@ -38,10 +61,11 @@ class Tracker(Protocol):
 def check_trackers(names: Sequence[str]) -> None:
     """Check that what is asked for is installed (else `ConfigError`), without importing it."""
     for name in names:
-        if importlib.util.find_spec(name) is None:
+        # A folder of that name, such as W&B leaves behind, has no origin.
+        if getattr(importlib.util.find_spec(name), "origin", None) is None:
             raise ConfigError(
                 f"run.trackers asks for {name}, which is not installed; "
-                "pip install 'carefl-secure[tracking]', or leave it out"
+                f"pip install 'carefl-secure[{_EXTRAS.get(name, 'tracking')}]', or leave it out"
             )
 
 
@@ -49,14 +73,14 @@ class TrackedReporter:
     """A reporter that passes everything on, and every round to trackers too.
 
     Use it as a context around the rounds: entering it brings the trackers up to the rows that the
-    folder holds, leaving it ends them. ``names`` are from ``tensorboard`` and ``mlflow``. Raises
+    folder holds, leaving it ends them. ``names`` are from ``tensorboard``, ``mlflow`` and ``wandb``. Raises
     `ConfigError` when a package is missing, `RunError` when a tracker cannot be opened.
 
     Guarantees
     ----------
-    A tracker gets rows of ``metrics.jsonl`` and, from MLflow's side, settings of ``config.yaml`` that name no file;
-    each round once, resumed runs included. One that fails between the first round and the last is named in a note and
-    left out from then on: the run goes on, and no row of ``metrics.jsonl`` is lost.
+    A tracker gets rows of ``metrics.jsonl`` and, except for TensorBoard, settings of ``config.yaml`` that name no
+    file; each round once, resumed runs included. One that fails between the first round and the last is named in a
+    note and left out from then on: the run goes on, and no row of ``metrics.jsonl`` is lost.
     """
 
     def __init__(self, reporter: Reporter, folder: RunFolder, names: Sequence[str]) -> None:

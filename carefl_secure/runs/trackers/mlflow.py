@@ -9,11 +9,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import yaml
-
 from carefl_secure.errors import RunError
 from carefl_secure.run_folder import RunFolder, write_atomically
-from carefl_secure.runs.trackers.base import MARK, Row, Tracker
+from carefl_secure.runs.trackers.base import MARK, Row, Tracker, figures_of, settings_of
 
 # MLflow reports its own use unless told not to before it is imported. A server that is gone is
 # given up after seconds, for the rounds wait meanwhile.
@@ -26,9 +24,6 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 EXPERIMENT = "carefl-secure"
-
-_SECTIONS = ("adapter", "evaluation", "federation", "performance", "privacy", "simulation", "stages")
-_PATHS = {"privacy.ledgers"}
 
 
 @contextmanager
@@ -77,7 +72,7 @@ class _Runs:
             )
             run = self._client.create_run(experiment, run_name=folder.name)
             self._run = str(run.info.run_id)
-            self._client.log_batch(self._run, params=_settings(folder))
+            self._client.log_batch(self._run, params=[Param(*pair) for pair in settings_of(folder).items()])
         write_atomically(path, self._run.encode() + b"\n")
 
     def rounds(self) -> set[int]:
@@ -88,11 +83,7 @@ class _Runs:
     def record(self, row: Row) -> None:
         """Send every number of a row in one request."""
         now, step = int(time.time() * 1000), int(row["round"])
-        metrics = [
-            Metric(name, float(value), now, step)
-            for name, value in row.items()
-            if name != "round" and not isinstance(value, str)
-        ]
+        metrics = [Metric(name, value, now, step) for name, value in figures_of(row).items()]
         with _failing(self._place):
             self._client.log_batch(self._run, metrics=metrics)
 
@@ -105,17 +96,6 @@ class _Runs:
 def _shown(text: str) -> str:
     """Return a text whose addresses name no user, no password and no query."""
     return re.sub(r"\?[^\s'\")]*", "", re.sub(r"//[^/\s@]*@", "//", text))
-
-
-def _settings(folder: RunFolder) -> list[Param]:
-    """Return the settings of ``config.yaml`` that tell nothing about files or machines."""
-    config = yaml.safe_load(folder.config.read_text()) or {}
-    return [
-        Param(f"{section}.{name}", str(value))
-        for section in _SECTIONS
-        for name, value in config.get(section, {}).items()
-        if f"{section}.{name}" not in _PATHS
-    ]
 
 
 def open_tracker(folder: RunFolder) -> Tracker:

@@ -10,7 +10,7 @@ from tensorboard.summary import Writer
 
 from carefl_secure.errors import RunError
 from carefl_secure.run_folder import RunFolder
-from carefl_secure.runs.trackers.base import MARK, Row, Tracker
+from carefl_secure.runs.trackers.base import MARK, Row, Tracker, figures_of
 
 
 class _Events:
@@ -30,11 +30,10 @@ class _Events:
     def record(self, row: Row) -> None:
         """Write every number of a row; the one that marks a whole row comes last."""
         step = int(row["round"])
-        values = {
-            name: value for name, value in row.items() if name not in ("round", MARK) and not isinstance(value, str)
-        }
+        values = figures_of(row)
+        values[MARK] = values.pop(MARK)
         with self._failing():
-            for name, value in {**values, MARK: row[MARK]}.items():
+            for name, value in values.items():
                 self._writer.add_scalar(name, value, step)
             self._writer.flush()
 

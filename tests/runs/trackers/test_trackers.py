@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
-import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
@@ -21,8 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.util.tensor_util import make_ndarray
 
 from carefl_secure.config import load_config
-from carefl_secure.errors import CareflError, ConfigError, RunError
-from carefl_secure.federation.server.optimizers import FedAvg
+from carefl_secure.errors import ConfigError, RunError
 from carefl_secure.federation.server.run import FederationResult
 from carefl_secure.progress import SilentReporter
 from carefl_secure.run_folder import RunFolder
@@ -30,71 +24,11 @@ from carefl_secure.runs.build import run_options
 from carefl_secure.runs.trackers import base as trackers
 from carefl_secure.runs.trackers import mlflow as track_mlflow
 from carefl_secure.runs.trackers import tensorboard as track_tensorboard
-from carefl_secure.runs.trackers.base import TrackedReporter
 from carefl_secure.runs.train import train
-from tests.support.running import federate
+from tests.support.tracking import Crashing, Stopped, Watching, agree, expected
 
-CLIENTS, ROUNDS = 6, 3
+ROUNDS = 3
 BOTH = ("tensorboard", "mlflow")
-CONFIG = "privacy:\n  epsilon: 8.0\n  ledgers: /home/somebody/secret\ndata:\n  source: /scans\n"
-
-
-class Watching(SilentReporter):
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-        self.rows: list[Mapping[str, float | int | str]] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    def round(self, row: Mapping[str, float | int | str]) -> None:
-        self.rows.append(row)
-
-
-@pytest.fixture(autouse=True)
-def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-
-
-@pytest.fixture
-def offline(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Return the list of addresses that anything tries to reach."""
-    reached: list[Any] = []
-
-    def connect(self: socket.socket, address: Any) -> None:
-        reached.append(address)
-        raise OSError("this test has no network")
-
-    monkeypatch.setattr(socket.socket, "connect", connect)
-    return reached
-
-
-@pytest.fixture
-def rounds(plan_toy: Any, tasks_toy: Any, tmp_path: Path) -> Any:
-    """Return a maker of runs: ``rounds(folder, trackers, reporter, ...)``."""
-    plan = plan_toy(CLIENTS)
-    runs = tmp_path / "runs"
-
-    def run(
-        names: Sequence[str] = BOTH, reporter: Any = None, folder: RunFolder | None = None, **more: Any
-    ) -> tuple[RunFolder, FederationResult | CareflError]:
-        folder = RunFolder.create(runs, CONFIG) if folder is None else folder
-        try:
-            return folder, federate(
-                plan,
-                tasks_toy(CLIENTS, 60, 30),
-                np.zeros(60, np.float32),
-                optimizer=FedAvg(1.0),
-                folder=folder,
-                base_hash=bytes(32),
-                reporter=reporter,
-                follow=partial(TrackedReporter, names=names),
-                **more,
-            )
-        except CareflError as error:
-            return folder, error
-
-    return run
 
 
 def in_tensorboard(folder: RunFolder) -> dict[str, list[tuple[int, float]]]:
@@ -114,25 +48,6 @@ def in_mlflow(folder: RunFolder) -> tuple[Run, dict[str, list[tuple[int, float]]
         for name in run.data.metrics
     }
     return run, history
-
-
-def expected(folder: RunFolder) -> dict[str, list[tuple[int, float]]]:
-    """Return the figures of ``metrics.jsonl`` by name."""
-    rows = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
-    found: dict[str, list[tuple[int, float]]] = {}
-    for row in rows:
-        for name, value in row.items():
-            if name != "round" and not isinstance(value, str):
-                found.setdefault(name, []).append((row["round"], float(value)))
-    return found
-
-
-def agree(stated: Mapping[str, Any], kept: Mapping[str, Any], rel: float) -> bool:
-    assert set(stated) == set(kept)
-    for name, pairs in kept.items():
-        assert [step for step, _ in stated[name]] == [step for step, _ in pairs], name
-        assert [v for _, v in stated[name]] == pytest.approx([v for _, v in pairs], rel=rel), name
-    return True
 
 
 def test_both_hold_the_figures_of_every_round_and_nothing_else(rounds: Any, offline: list[Any]) -> None:
@@ -180,20 +95,9 @@ def test_nothing_is_written_unless_asked(rounds: Any) -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-class Stop(CareflError):
-    """What a test stops a run with."""
-
-
 def test_a_resumed_run_goes_on_in_the_same_place_without_a_step_twice(rounds: Any) -> None:
-    class Cut(Watching):
-        """Crashes when round 2 is in the folder, and before any tracker hears of it."""
-
-        def round(self, row: Mapping[str, float | int | str]) -> None:
-            if row["round"] == 2:
-                raise Stop("crash")
-
-    folder, error = rounds(BOTH, Cut())
-    assert isinstance(error, Stop)
+    folder, error = rounds(BOTH, Crashing())
+    assert isinstance(error, Stopped)
     assert len(expected(folder)["epsilon"]) == 2
     before, history = in_mlflow(folder)
     assert before.info.status == "FAILED"
@@ -283,4 +187,4 @@ def test_a_missing_package_is_refused_before_anything_begins(tmp_path: Path, mon
         train(config, SilentReporter())
     assert not (tmp_path / "runs").exists()
     with pytest.raises(ConfigError, match=r"run\.trackers"):
-        load_config(None, [], track=["wandb"])
+        load_config(None, [], track=["neptune"])
