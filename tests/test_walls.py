@@ -76,6 +76,7 @@ ONLY: dict[str, list[str]] = {
     "dp_accounting": [],
     "flwr": ["federation.*", "deployment.*"],
     "jinja2": ["report.*"],
+    "jsonschema": ["report.*"],
     "matplotlib": [],
     "mlflow": ["runs.trackers.*"],
     "opacus": [*LEARNING, "privacy.accounting.gaussian_losses"],

@@ -19,8 +19,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -131,40 +132,10 @@ def _draw(seed: int, purpose: str, key: str) -> int:
     return int.from_bytes(digest[:8], "little")
 
 
-# How the words of the published spaces go on: a stem is followed by letters up to a word's end.
-# Where a bare stem begins other words too ("sad" begins "saddle"), the endings are listed.
-_WORDS: Mapping[str, str] = {
-    "affection": "affection",
-    "ang(?:er|ri|ry)": "anger angrily angry",
-    "annoy": "annoyance",
-    "anticipat": "anticipation",
-    "avers": "aversion",
-    "confiden": "confidence",
-    "confus": "confusion",
-    "disapprov": "disapproval",
-    "disconnect": "disconnection",
-    "disgust": "disgustedly",
-    "disquiet": "disquietment",
-    "doubt": "doubt",
-    "embarrass": "embarrassment",
-    r"engag(?:ed|ing|ement|es|e)\b": "engagement",
-    "esteem": "esteem",
-    "excit": "excitement",
-    "fatigu": "fatigue",
-    "(?:fear|afraid)": "fear fearfully",
-    "happ(?:y|i)": "happily happiness happy",
-    "neutral": "neutral",
-    r"pain(?:s|ed|ful|fully)?\b": "pain",
-    "peace": "peace",
-    r"pleas(?:ed|ure|ures|ant|antly|urable)\b": "pleasure",
-    r"sad(?:ness|ly|der|dest|dened|den)?\b": "sad sadly sadness",
-    "sensitiv": "sensitivity",
-    "suffer": "suffering",
-    "surpris": "surprise surprised",
-    "sympath": "sympathy",
-    r"yearn(?:s|ed|ing)?\b": "yearning",
-}
-_STEMS = {word: stem for stem, words in _WORDS.items() for word in words.split()}
+# How the words of the published spaces go on: a line has a stem, which is followed by letters up to a word's end, and
+# its words. Where a bare stem begins other words too ("sad" begins "saddle"), the endings are listed.
+_LINES = (Path(__file__).parent / "prompt_files" / "label_stems.txt").read_text("utf-8").splitlines()
+_STEMS = {word: stem for stem, *words in map(str.split, _LINES) for word in words}
 _ENDINGS = re.compile(r"(?:fulness|ness|ment|ation|ition|ion|ance|ence|ing|edly|ed|ily|ly|y|e)$")
 
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from carefl_secure import __version__
+from carefl_secure.cli.completion import add_completion
 from carefl_secure.cli.console import write_line
 from carefl_secure.cli.data import cache, data
 from carefl_secure.cli.deployment.server import node, server, submit
@@ -115,6 +116,8 @@ for panel, commands in _COMMANDS.items():
 for panel, groups in _GROUPS.items():
     for one in groups:
         app.add_typer(one, rich_help_panel=panel)
+        add_completion(inner.callback for inner in one.registered_commands if inner.callback)
+add_completion(command for commands in _COMMANDS.values() for command in commands)
 
 
 def main() -> None:

@@ -35,10 +35,7 @@ def list_settings(
 
 @command.command("show")
 def show(
-    key: Annotated[
-        str, typer.Argument(metavar="KEY", help="Such as privacy.epsilon.", autocompletion=lambda: [*KNOWN])
-    ],
-    json: Json = False,
+    key: Annotated[str, typer.Argument(metavar="KEY", help="Such as privacy.epsilon.")], json: Json = False
 ) -> None:
     """Explain one setting."""
     if key not in KNOWN:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from click.testing import Result
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from carefl_secure.cli import app
+from carefl_secure.cli.completion import COMPLETERS
 from carefl_secure.config.explain import KNOWN
 from carefl_secure.deployment.metrics import run_figures
 from carefl_secure.rounding import round_up
@@ -72,7 +73,50 @@ def test_what_does_not_exist_is_refused(words: tuple[str, ...], said: str) -> No
     assert result.exit_code == 2 and said in result.stderr
 
 
-def test_the_shell_completes_keys(monkeypatch: pytest.MonkeyPatch, capsys: Callable[..., object]) -> None:
-    environment = {"_CAREFL_SECURE_COMPLETE": "complete_bash", "COMP_WORDS": "carefl-secure settings show privacy.ep"}
-    result = CliRunner().invoke(app, [], prog_name="carefl-secure", env={**environment, "COMP_CWORD": "3"})
-    assert result.stdout.split() == ["privacy.epsilon"]
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("settings show privacy.ep", ["privacy.epsilon"]),
+        ("settings list pri", ["privacy"]),
+        ("train --set privacy.ep", ["privacy.epsilon="]),
+        ("train --set privacy.trust=", ["privacy.trust=secagg", "privacy.trust=none"]),
+        ("plan --set federation.round", ["federation.rounds="]),
+        ("train --engine ", ["inprocess", "ray", "superlink"]),
+        ("train --aggregation ", ["pairwise", "committee", "encrypted"]),
+        ("train --track w", ["wandb"]),
+        ("train --stages c", ["compound"]),
+        ("train --config carefl:tasks/emotic", ["carefl:tasks/emotic_smolvlm2_256m.yaml"]),
+        ("data check corpus --format raf", ["rafdb"]),
+        ("data check corpus --labels ba", ["basic"]),
+        ("evaluate --labels fer", ["fer2013"]),
+        ("caption syn", ["synthetic"]),
+        *(
+            (f"{command} ", ["runs/first", "runs/second"])
+            for command in ("report", "status", "audit", "predict", "watch")
+        ),
+        ("train --resume runs/s", ["runs/second"]),
+        ("evaluate other/", ["other/third"]),
+        ("evaluate runs/[", []),
+    ],
+)
+def test_the_shell_completes_values(
+    line: str, offered: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("runs/first", "runs/second", "other/third"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "config.yaml").touch()
+    (tmp_path / "runs" / "no_run").mkdir()
+    monkeypatch.chdir(tmp_path)
+    words = {"_CAREFL_SECURE_COMPLETE": "complete_fish", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
+    words["_TYPER_COMPLETE_ARGS"] = f"carefl-secure {line}"
+    result = CliRunner().invoke(app, [], prog_name="carefl-secure", env=words)
+    assert [one.split("\t")[0] for one in result.stdout.splitlines()] == offered
+
+
+def test_every_completed_parameter_exists() -> None:
+    """A renamed option would lose its completion without a word."""
+    pending, found = [get_command(app)], set()
+    for command in pending:
+        pending += getattr(command, "commands", {}).values()
+        found |= {one.name for one in command.params}
+    assert set(COMPLETERS) <= found

@@ -16,7 +16,7 @@ from carefl_secure.errors import RunError
 from carefl_secure.federation.plan.run_plan import SPARSE_ABOVE
 from carefl_secure.privacy import Ledger, epsilon, event_from_json
 from carefl_secure.report import FORMAT, Report, refuse_void, write_report
-from carefl_secure.report.render.page import put_into_readme
+from carefl_secure.report.render.page import check_registry_entry, put_into_readme, registry_entry
 from carefl_secure.report.run_record import read_run
 from carefl_secure.report.sections import aggregation_of, trust_part
 
@@ -175,6 +175,46 @@ def test_the_registry_entry_has_all_blocks_of_tier_three(written: tuple[Report, 
     assert loss["delta"] == 1e-5
     assert "NOT" in deployment["implementation"]["preprocessing_and_hyperparameter_tuning"]
     assert "several records" in deployment["dp_variant"]["unprotected_quantities"]
+
+
+def _without(entry: dict[str, Any], path: str) -> dict[str, Any]:
+    *blocks, name = path.split(".")
+    inner = entry
+    for block in blocks:
+        inner = inner[block]
+    del inner[name]
+    return entry
+
+
+def test_a_registry_entry_that_breaks_its_schema_is_refused_by_field(written: tuple[Report, Path]) -> None:
+    report, toy = written
+    text = (toy / "report" / "registry.yaml").read_text()
+    check_registry_entry(yaml.safe_load(text))
+    for path in (
+        "tier",
+        "deployment.accounting",
+        "deployment.basic.data_curators",
+        "deployment.privacy_loss.privacy_unit",
+        "deployment.privacy_loss.privacy_parameters.delta",  # an epsilon means nothing without it
+        "deployment.implementation.mechanisms",
+    ):
+        *_, name = path.split(".")
+        with pytest.raises(RunError, match=name):
+            check_registry_entry(_without(yaml.safe_load(text), path))
+    for old, new, named in (
+        ("status: Draft", "status: Approved", "status"),
+        ("model_name: Federated", "model_name: Federal", "deployment_model.model_name"),
+        ("status: Draft", "status: Draft\nmood: good", "mood"),
+        ("epsilon: ", "epsilon: -", "privacy_parameters.epsilon"),
+        ("Non-interactive", "''", "access_type"),
+    ):
+        assert old in text
+        with pytest.raises(RunError, match=named):
+            check_registry_entry(yaml.safe_load(text.replace(old, new, 1)))
+    # What the page writes goes through the same check: a run without a date makes no entry.
+    undated = report.model_copy(update={"run": report.run.model_copy(update={"last_entry": "yesterday"})})
+    with pytest.raises(RunError, match="publication_date"):
+        registry_entry(undated)
 
 
 def test_the_readme_keeps_what_others_wrote(written: tuple[Report, Path]) -> None:

@@ -9,9 +9,11 @@ private school's mapping from factors to labels, which the text side alone can l
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import yaml
 
 from carefl_secure.data.records import BASIC, COMPOUND, EMOTIC
 
@@ -30,66 +32,13 @@ GROUPS: dict[str, tuple[str, ...]] = {
 FACTORS: tuple[str, ...] = tuple(f"{g}={v}" for g, values in GROUPS.items() for v in values)
 _OFFSET = dict(zip(GROUPS, np.cumsum([0, *(len(v) for v in GROUPS.values())])[:-1].tolist(), strict=True))
 
-# For each basic expression: (value, probability) of the face's action units; the rest is spread
-# over the other values of the group.
-_FACE: dict[str, dict[str, tuple[str, float]]] = {
-    "Surprise": {"brows": ("raised", 0.9), "eyes": ("wide", 0.9), "mouth": ("round", 0.9)},
-    "Fear": {"brows": ("inner raised", 0.85), "eyes": ("wide", 0.85), "mouth": ("curled", 0.4)},
-    "Disgust": {"brows": ("lowered", 0.6), "eyes": ("narrowed", 0.85), "mouth": ("curled", 0.9)},
-    "Happiness": {"brows": ("level", 0.8), "eyes": ("open", 0.6), "mouth": ("smile", 0.6)},
-    "Sadness": {"brows": ("inner raised", 0.8), "eyes": ("closed", 0.5), "mouth": ("frown", 0.9)},
-    "Anger": {"brows": ("lowered", 0.95), "eyes": ("narrowed", 0.5), "mouth": ("frown", 0.6)},
-    "Neutral": {"brows": ("level", 0.9), "eyes": ("open", 0.9), "mouth": ("flat", 0.9)},
-}
+_TABLES = yaml.safe_load(Path(__file__).with_name("scene.yaml").read_text("utf-8"))
+_FACE: dict[str, dict[str, tuple[str, float]]] = _TABLES["face"]
+_COMPONENTS: dict[str, tuple[str, str]] = _TABLES["compound"]
+_CATEGORY: dict[str, tuple[float, str, str]] = _TABLES["category"]
 _SECOND = {"Happiness": ("mouth", "laugh"), "Fear": ("mouth", "round"), "Anger": ("mouth", "flat")}
 _MARK = {"Sadness": "tears", "Happiness": "blush", "Fear": "sweat"}
 _BASIC_SHARE = np.array([0.14, 0.12, 0.12, 0.22, 0.15, 0.13, 0.12])
-_COMPONENTS = {  # compound expression -> (upper face, lower face)
-    "Happily Surprised": ("Surprise", "Happiness"),
-    "Happily Disgusted": ("Disgust", "Happiness"),
-    "Sadly Fearful": ("Fear", "Sadness"),
-    "Sadly Angry": ("Anger", "Sadness"),
-    "Sadly Surprised": ("Surprise", "Sadness"),
-    "Sadly Disgusted": ("Sadness", "Disgust"),
-    "Fearfully Angry": ("Anger", "Fear"),
-    "Fearfully Surprised": ("Fear", "Surprise"),
-    "Angrily Surprised": ("Anger", "Surprise"),
-    "Angrily Disgusted": ("Anger", "Disgust"),
-    "Disgustedly Surprised": ("Surprise", "Disgust"),
-}
-
-# EMOTIC category -> (prevalence, evidence in the face, evidence in the context), evidence as
-# "factor:strength". Categories with no face evidence can be decided from context only, and the
-# other way round.
-_CATEGORY = {
-    "Affection": (0.14, "mouth=smile:2 mark=blush:2", "prop=friend:3 posture=reaching:3"),
-    "Anger": (0.12, "brows=lowered:3 mouth=frown:2", "posture=raised:1"),
-    "Annoyance": (0.14, "eyes=narrowed:2 mouth=flat:2", "posture=crossed:3 setting=office:2"),
-    "Anticipation": (0.20, "eyes=wide:1", "prop=gift:4 setting=stadium:3"),
-    "Aversion": (0.12, "mouth=curled:4", "setting=alley:2"),
-    "Confidence": (0.20, "mouth=smile:1", "prop=trophy:4 posture=crossed:2 setting=office:2"),
-    "Disapproval": (0.14, "brows=lowered:2 mouth=curled:2", "posture=crossed:4"),
-    "Disconnection": (0.16, "eyes=closed:3 mouth=flat:2", "light=dim:2 prop=none:2"),
-    "Disquietment": (0.14, "mark=sweat:3 brows=inner_raised:2", "setting=alley:3 light=dim:2"),
-    "Doubt/Confusion": (0.14, "brows=raised:2 mouth=flat:2", "posture=on_the_face:4"),
-    "Embarrassment": (0.10, "mark=blush:4", "posture=on_the_face:3"),
-    "Engagement": (0.30, "", "prop=book:4 setting=office:3 posture=reaching:2"),
-    "Esteem": (0.12, "mouth=smile:1", "prop=trophy:3 prop=friend:2 posture=raised:2"),
-    "Excitement": (0.22, "mouth=laugh:3 eyes=wide:1", "setting=stadium:3 posture=raised:3"),
-    "Fatigue": (0.14, "eyes=closed:3", "prop=pillow:4 posture=hanging:1"),
-    "Fear": (0.14, "eyes=wide:2 brows=inner_raised:3", "prop=fire:4 setting=alley:2"),
-    "Happiness": (0.26, "mouth=smile:4 mouth=laugh:4", "light=bright:1"),
-    "Pain": (0.12, "eyes=closed:1 mouth=frown:2", "prop=bandage:4 setting=hospital:2"),
-    "Peace": (0.18, "mouth=flat:1 eyes=closed:1", "setting=park:3 setting=beach:3"),
-    "Pleasure": (0.18, "mouth=laugh:2", "setting=beach:3 prop=gift:3"),
-    "Sadness": (0.14, "mouth=frown:3 mark=tears:4", "setting=cemetery:3"),
-    "Sensitivity": (0.10, "mark=tears:3", "prop=friend:2 light=dim:2"),
-    "Suffering": (0.12, "mark=tears:2 brows=inner_raised:1", "setting=hospital:4 prop=bandage:2"),
-    "Surprise": (0.16, "mouth=round:4 brows=raised:2", "prop=gift:1"),
-    "Sympathy": (0.12, "brows=inner_raised:1", "setting=hospital:2 setting=cemetery:3 prop=friend:3"),
-    "Yearning": (0.12, "eyes=open:1", "posture=reaching:4 light=dim:2"),
-}
-
 # The private school uses these names the other way round.
 _SWAPPED = (
     ("Peace", "Pleasure"),

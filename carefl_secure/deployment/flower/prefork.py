@@ -34,22 +34,7 @@ SPAWNED = ("flower-superexec", "flwr-clientapp", "flwr-serverapp")
 
 _INSTALL = "install a tested version of flwr"
 _PATIENCE = 5.0
-_SHIM = """\
-import os, socket, sys
-try:
-    with socket.socket(socket.AF_UNIX) as link:
-        link.connect({listener!r})
-        link.sendall("\\0".join([{name!r}, *sys.argv[1:]]).encode())
-        link.shutdown(socket.SHUT_WR)
-        if link.recv(1):
-            sys.exit(0)
-except OSError:
-    pass
-if {pinned!r}:
-    sys.exit("nothing to fork {name} from, and the plain command would run any app")
-sys.stderr.write("nothing to fork {name} from; starting it anew\\n")
-os.execv({plain!r}, [{plain!r}, *sys.argv[1:]])
-"""
+_SHIM = (Path(__file__).parent / "templates" / "shim.txt").read_text("utf-8")
 _BIN = Path(sys.executable).parent
 
 

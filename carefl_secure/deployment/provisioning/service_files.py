@@ -8,17 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-_UNIT = (Path(__file__).parent / "templates" / "unit.service").read_text("utf-8")
+_FOLDER = Path(__file__).parent / "templates"
+_UNIT = (_FOLDER / "unit.service").read_text("utf-8")
 # The agent has no network; what it reads is in its own folder, the images, and /opt/carefl. On a
 # machine with a GPU, PrivateDevices=no lets it use the card.
-_AGENT = """\
-PrivateNetwork=yes
-RestrictAddressFamilies=AF_UNIX
-# Where the two halves meet; it stays while this half is started again.
-RuntimeDirectory=carefl
-RuntimeDirectoryMode=0750
-RuntimeDirectoryPreserve=restart
-"""
+_AGENT = (_FOLDER / "agent.conf").read_text("utf-8")
 _ONLINE = "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6\n"
 _SOCKET = '--socket "${CAREFL_SOCKET:-/run/carefl/agent.sock}"'
 

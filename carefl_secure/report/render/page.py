@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -231,7 +232,7 @@ def threat_models_page(models: Sequence[object], **terms: Mapping[str, str]) -> 
 
 
 def registry_entry(report: Report) -> str:
-    """Return the entry as YAML: a draft that names what a run folder cannot know.
+    """Return the entry as YAML: a draft that names what a run folder cannot know; RunError where it breaks its schema.
 
     References
     ----------
@@ -245,7 +246,20 @@ def registry_entry(report: Report) -> str:
     price, delta = report.promise.epsilon, report.promise.delta
     if price is not None and delta is not None:
         entry["deployment"]["privacy_loss"]["privacy_parameters"] = {"epsilon": float(round_up(price)), "delta": delta}
+    check_registry_entry(entry)
     return yaml.dump(entry, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+def check_registry_entry(entry: object) -> None:
+    """Hold an entry against ``templates/registry.schema.yaml``; RunError names every field that breaks it."""
+    from jsonschema import Draft202012Validator
+
+    schema = yaml.safe_load((Path(__file__).parents[1] / "templates" / "registry.schema.yaml").read_text("utf-8"))
+    found = [
+        f"{one.json_path[2:] or 'the entry'}: {one.message}" for one in Draft202012Validator(schema).iter_errors(entry)
+    ]
+    if found:
+        raise RunError(f"the registry entry breaks its schema; correct the run folder: {'; '.join(found)}")
 
 
 class _Dumper(yaml.SafeDumper):

@@ -390,7 +390,7 @@ def test_flwr_run_refuses_between_sites_and_else_runs_what_is_installed(
         )
     assert "privacy.epsilon" in caplog.text
     # The first line says what this is, before the run writes anything.
-    assert [record.getMessage() for record in caplog.records][0] == flower_app.WRAPPER
+    assert caplog.records[0].getMessage() == flower_app.WRAPPER
     page = (ROOT / "docs" / "deployment.md").read_text("utf-8").partition("## flwr run")[2]
     for text in (flower_app.WRAPPER, page.partition("\n## ")[0]):
         assert "wrapper" in text and "Flower's nodes take no part" in text and "--engine ray" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import json
 import os
@@ -35,7 +36,8 @@ def installed() -> Iterator[None]:
     wandb = pytest.importorskip("wandb", reason="wandb is not installed: pip install 'carefl-secure[wandb]'")
     wandb.teardown()
     yield
-    wandb.teardown()
+    with contextlib.suppress(OSError):  # a test may have killed its process
+        wandb.teardown()
 
 
 @pytest.fixture
@@ -70,8 +72,10 @@ def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 def records(folder: RunFolder) -> list[Any]:
     """Return all records of all files of a run: a LevelDB log of protocol buffers behind a header of 7 bytes."""
+    import wandb
     from wandb.proto.wandb_internal_pb2 import Record
 
+    wandb.teardown()  # its process ends, and so has written everything
     found = []
     for path in sorted(folder.path.glob("wandb/offline-run-*/*.wandb")):
         data, at, part = path.read_bytes(), 7, b""
