@@ -12,32 +12,30 @@ from carefl_secure.config import Config
 from carefl_secure.config.explain import KNOWN, settings
 from carefl_secure.config.load import PREFIX, shipped_folder
 
-Completer = Callable[[str], list[str]]
+Completer = Callable[..., list[str]]
 
 
 def _values(key: str) -> Completer:
     """Complete the words that a setting allows."""
-    return lambda _: re.findall("`([^`]+)`", next((one.allowed for one in settings() if one.key == key), ""))
+    return lambda: re.findall("`([^`]+)`", next((one.allowed for one in settings() if one.key == key), ""))
 
 
-def _words(typed: str) -> list[str]:
-    key, equals, _ = typed.partition("=")
-    return [f"{key}={value}" for value in _values(key)("")] if equals else [f"{name}=" for name in KNOWN]
+def _words(incomplete: str) -> list[str]:
+    key = incomplete.partition("=")[0]
+    return [f"{key}={value}" for value in _values(key)()] if "=" in incomplete else [f"{name}=" for name in KNOWN]
 
 
-def _runs(typed: str) -> list[str]:
-    found = {*glob("runs/*/config.yaml"), *glob(f"{escape(typed)}*/config.yaml")}
+def _runs(incomplete: str) -> list[str]:
+    found = {*glob("runs/*/config.yaml"), *glob(f"{escape(incomplete)}*/config.yaml")}
     return sorted(str(Path(one).parent) for one in found)
 
 
 def _shipped(folder: str) -> Completer:
     """Complete the configurations that come with the package; the shell itself completes paths of files."""
-    return lambda _: sorted(
-        f"{PREFIX}{folder}/{one.name}" for one in (shipped_folder("configs") / folder).glob("*.yaml")
-    )
+    return lambda: sorted(f"{PREFIX}{folder}/{one.name}" for one in (shipped_folder("configs") / folder).iterdir())
 
 
-def _formats(_: str) -> list[str]:
+def _formats() -> list[str]:
     from carefl_secure.data.open_corpus import FORMATS
 
     return ["auto", *FORMATS]
@@ -46,16 +44,16 @@ def _formats(_: str) -> list[str]:
 COMPLETERS: Mapping[str, Completer] = {
     "aggregation": _values("federation.aggregation"),
     "config": _shipped("tasks"),
-    "engine": lambda _: ["inprocess", "ray", "superlink"],
+    "engine": lambda: ["inprocess", "ray", "superlink"],
     "file": _shipped("experiments"),
     "format": _formats,
-    "key": lambda _: [*KNOWN],
+    "key": lambda: [*KNOWN],
     "labels": _values("data.labels"),
     "resume": _runs,
     "run": _runs,
-    "section": lambda _: [*Config.model_fields],
+    "section": lambda: [*Config.model_fields],
     "set_": _words,
-    "source": lambda _: ["synthetic"],
+    "source": lambda: ["synthetic"],
     "stages": _values("stages.spaces"),
     "track": _values("run.trackers"),
 }
@@ -63,7 +61,7 @@ COMPLETERS: Mapping[str, Completer] = {
 
 
 def add_completion(commands: Iterable[Callable[..., Any]]) -> None:
-    """Let typer complete the values of the commands' parameters that `COMPLETERS` names."""
+    """Let typer complete the commands' parameters that `COMPLETERS` names."""
     for command in commands:
         for name, kind in get_type_hints(command, include_extras=True).items():
             for info in getattr(kind, "__metadata__", ()) if name in COMPLETERS else ():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json as json_
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -106,8 +105,7 @@ def list_(folder: Folder = None, json: Json = False) -> None:
     root = _root(folder)
     found = list_encoders(root)
     if json:
-        rows = [dataclasses.asdict(one) for one in found]
-        typer.echo(json_.dumps({"folder": str(root), "encoders": rows}, indent=2))
+        write_json({"folder": str(root), "encoders": [dataclasses.asdict(one) for one in found]})
         return
     if not found:
         say(f"no vision features are stored in {root}")

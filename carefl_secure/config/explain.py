@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
@@ -26,31 +28,10 @@ FLAGS: Mapping[str, str] = {
 }
 """The keys that flags of the command line stand for."""
 
-RENAMED: Mapping[str, str] = {
-    "federation.committee_spare": "federation.committee_dropout_tolerance",
-    "federation.keys_ahead": "federation.key_prefetch",
-    "federation.lanes": "performance.parallel_batches",
-    "federation.parallel_batches": "performance.parallel_batches",
-    "federation.micro_batch": "performance.micro_batch",
-    "federation.workers": "performance.workers",
-    "federation.timeout_s": "performance.timeout_s",
-    "federation.dropout": "simulation.dropout",
-    "federation.stragglers": "simulation.stragglers",
-    "evaluation.batch": "performance.evaluation_batch",
-    "evaluation.floors": "evaluation.baselines",
-}
-"""Old key to new key."""
-
-RENAMED_VALUES: Mapping[tuple[str, str], str] = {
-    ("federation.aggregation", "peer"): "pairwise",
-    ("federation.aggregation", "encrypt"): "encrypted",
-}
-"""Setting and old value to new value."""
-
-REMOVED: Mapping[str, str] = {
-    "federation.encryption": "federation.aggregation=encrypted always uses BFV, so leave it out"
-}
-"""Old key to what to do instead."""
+_OLD = yaml.safe_load(Path(__file__).with_name("renamed.yaml").read_text("utf-8"))
+RENAMED: Mapping[str, str] = _OLD["keys"]
+RENAMED_VALUES: Mapping[str, Mapping[str, str]] = _OLD["values"]
+REMOVED: Mapping[str, str] = _OLD["removed"]
 
 
 def _fields(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
@@ -158,7 +139,7 @@ def explain(error: ValidationError) -> str:
         else:
             known = next((k for n in range(len(parts), 0, -1) if (k := ".".join(parts[:n])) in KNOWN), None)
             if known is not None:
-                renamed = RENAMED_VALUES.get((known, str(found["input"])))
+                renamed = RENAMED_VALUES.get(known, {}).get(str(found["input"]))
                 line = (
                     f"{known}={found['input']} was renamed: write {known}={renamed}."
                     if renamed

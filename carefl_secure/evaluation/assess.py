@@ -36,6 +36,15 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class Example:
+    """A public picture (a data URI), the labels it carries, and those given with their probabilities."""
+
+    picture: str
+    truth: tuple[str, ...]
+    given: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class Label:
     """Figures of one label; NaN where no record carries it."""
 
@@ -92,6 +101,7 @@ class Evaluation:
     groups: tuple[Comparison, ...]
     slices: tuple[Slice, ...]
     cost: Cost | None = None
+    examples: tuple[Example, ...] = ()  # from the public split, whatever was scored
     remarks: tuple[str, ...] = ()  # what a reader must know before quoting a figure
 
     def _repr_html_(self) -> str:
@@ -182,6 +192,7 @@ def assess(
         return compare(name, values, model, units, chosen)
 
     gain = difference(model, base)
+    one_each = not multi and bool((model.targets.sum(1) == 1).all())
     distinct = int(units.max()) + 1
     unit = "subject" if distinct < len(scored.records) else "record"
     return Evaluation(
@@ -201,7 +212,7 @@ def assess(
         gains=gain(None),
         gain_intervals=bootstrap(gain, units, **sampling),
         labels=_labels(space, model),
-        confusion=_confusion(model),
+        confusion=tuple(map(tuple, model.decisions.confusion().tolist())) if one_each else None,
         reliability=model.calibration.bins(),
         groups=tuple(compared(name, values) for name, values in wanted.items()),
         slices=tuple(Slice(edges, compared(k, values)) for k, (values, edges) in slice_images(scored.images).items()),
@@ -248,9 +259,3 @@ def _labels(space: LabelSpace, model: Figures) -> tuple[Label, ...]:
         )
         for i, name in enumerate(space.labels)
     )
-
-
-def _confusion(model: Figures) -> tuple[tuple[int, ...], ...] | None:
-    if model.multi or (model.targets.sum(1) != 1).any():
-        return None
-    return tuple(tuple(row) for row in model.decisions.confusion().tolist())

@@ -79,9 +79,10 @@ def test_a_renamed_key_names_the_new_one(old: str, new: str, tmp_path: Path) -> 
     assert refused(path=written(tmp_path, f"{section}: {{{key}: 1}}\n")) == expected
 
 
-@pytest.mark.parametrize(("old", "new"), RENAMED_VALUES.items())
-def test_a_renamed_value_names_the_new_one(old: tuple[str, str], new: str) -> None:
-    key, value = old
+@pytest.mark.parametrize(
+    ("key", "value", "new"), [(key, *pair) for key, values in RENAMED_VALUES.items() for pair in values.items()]
+)
+def test_a_renamed_value_names_the_new_one(key: str, value: str, new: str) -> None:
     assert refused(f"{key}={value}") == f"{key}={value} was renamed: write {key}={new}."
     load_config(None, [f"{key}={new}"])
 

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from carefl_secure.cli.console import Json, Quiet, Run, require_corpus, require_run, result_console, say, unfold
+from carefl_secure.cli import console as cli
 from carefl_secure.cli.reporter import figure, running
 from carefl_secure.errors import ConfigError
 
@@ -90,40 +89,34 @@ class EvaluateOptions:
         return videos
 
 
-@unfold
-def evaluate(run: Run, options: EvaluateOptions, quiet: Quiet = False, json: Json = False) -> None:
+@cli.unfold
+def evaluate(run: cli.Run, asked: EvaluateOptions, quiet: cli.Quiet = False, json: cli.Json = False) -> None:
     """Score a run with intervals, next to the untuned model and the label-share baseline.
 
     The result is written to RUN/evaluation.
     """
-    require_run(run)
-    if options.data is not None:
-        require_corpus(str(options.data))
-    if options.predictions is not None and (options.scorer == "generation" or options.videos):
+    cli.require_run(run)
+    if asked.data is not None:
+        cli.require_corpus(str(asked.data))
+    if asked.predictions is not None and (asked.scorer == "generation" or asked.videos):
         raise ConfigError("--predictions writes the scores of records; leave it out with generated text and C-EXPR-DB")
-    if options.constrained and options.scorer != "generation":
+    if asked.constrained and asked.scorer != "generation":
         raise ConfigError("--constrained needs --scorer generation")
-    if options.scorer == "generation":
-        _generated(run, options, quiet, json)
+    if asked.scorer == "generation":
+        _generated(run, asked, quiet, json)
         return
-    videos = options.videos
+    videos = asked.videos
     # Heavy imports wait until the options are checked.
     from carefl_secure.evaluation.groups import Settings
 
-    groups = tuple(options.group) if options.group else None
-    settings = Settings(replicates=options.bootstrap, groups=groups, minimum=options.minimum)
+    groups = tuple(asked.group) if asked.group else None
+    settings = Settings(replicates=asked.bootstrap, groups=groups, minimum=asked.minimum)
     if videos:
         from carefl_secure.runs.evaluation.zero_shot import evaluate_zero_shot
 
         with running(quiet) as reporter:
             seven = evaluate_zero_shot(
-                run,
-                reporter,
-                data=options.data,
-                rule=options.fuse,
-                fold=options.fold,
-                every=options.every,
-                settings=settings,
+                run, reporter, data=asked.data, rule=asked.fuse, fold=asked.fold, every=asked.every, settings=settings
             )
         _show_zero_shot(seven, json)
         return
@@ -133,12 +126,12 @@ def evaluate(run: Run, options: EvaluateOptions, quiet: Quiet = False, json: Jso
         found = score(
             run,
             reporter,
-            split=options.split,
-            data=options.data,
-            labels=options.labels,
-            view=options.view,
+            split=asked.split,
+            data=asked.data,
+            labels=asked.labels,
+            view=asked.view,
             settings=settings,
-            predictions=options.predictions,
+            predictions=asked.predictions,
         )
     from carefl_secure.report import write_evaluation_page
 
@@ -147,17 +140,17 @@ def evaluate(run: Run, options: EvaluateOptions, quiet: Quiet = False, json: Jso
         typer.echo(found.evaluation.as_json(), nl=False)
     else:
         show_evaluation(found.evaluation, found.file)
-        say(f"with pictures: {page}")
+        cli.say(f"with pictures: {page}")
 
 
-def _generated(run: Path, options: EvaluateOptions, quiet: bool, json: bool) -> None:
-    if options.data is not None or options.group or options.space:
+def _generated(run: Path, asked: EvaluateOptions, quiet: bool, json: bool) -> None:
+    if asked.data is not None or asked.group or asked.space:
         raise ConfigError("--scorer generation scores whole splits of the run; leave out --data, --group and --space")
     from carefl_secure.runs.evaluation.generated import evaluate_generated
 
     with running(quiet) as reporter:
         written = evaluate_generated(
-            run, reporter, split=options.split, constrained=options.constrained, replicates=options.bootstrap
+            run, reporter, split=asked.split, constrained=asked.constrained, replicates=asked.bootstrap
         )
     if json:
         typer.echo(written.as_json(), nl=False)
@@ -176,8 +169,8 @@ def _show_zero_shot(found: ZeroShot, json: bool) -> None:
     if found.evaluation is not None and found.file is not None:
         show_evaluation(found.evaluation, found.file)
     if found.predictions is not None:
-        say(f"predictions, {found.unlabelled:,} of them for videos without a label: {found.predictions}")
-        say("note: the columns are specific to this package; the challenge published no format")
+        cli.say(f"predictions, {found.unlabelled:,} of them for videos without a label: {found.predictions}")
+        cli.say("note: the columns are specific to this package; the challenge published no format")
 
 
 _SHOWN = ("mAP", "macro_f1", "uar")
@@ -193,18 +186,15 @@ def _with_interval(name: str, values: Mapping[str, float], spread: Mapping[str, 
 
 
 def _table(first: str, *columns: str) -> Table:
-    # Narrow enough for 80 columns.
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    table.add_column(first)
-    for name in columns:
-        table.add_column(name, justify="right", no_wrap=True)
+    table = cli.result_table(first, *columns, left=(first,))
+    table.padding, table.show_edge, table.columns[0].no_wrap = (0, 1, 0, 0), False, False  # fits 80 columns
     return table
 
 
 def show_evaluation(found: Evaluation, file: Path) -> None:
     """Show figures with intervals, groups, and what one image costs."""
-    console = result_console()
-    say(f"{found.run}: {found.records:,} records, {found.split} of {found.corpus} ({found.space})")
+    console = cli.result_console()
+    cli.say(f"{found.run}: {found.records:,} records, {found.split} of {found.corpus} ({found.space})")
     table = _table("", "baseline", "untuned", "tuned", "gain")
     for name in found.figures:
         table.add_row(
@@ -216,7 +206,7 @@ def show_evaluation(found: Evaluation, file: Path) -> None:
         )
     console.print(table)
     drawn = found.sampling
-    say(
+    cli.say(
         f"\nintervals: {100 * drawn.level:g} % over {drawn.replicates} resamples of "
         f"{drawn.units:,} {drawn.unit}s; decided by {found.decided_by}; mAP as scikit-learn defines it"
     )
@@ -224,14 +214,14 @@ def show_evaluation(found: Evaluation, file: Path) -> None:
         _groups(one, console)
     cost = found.cost
     if cost is not None:
-        say(
+        cli.say(
             f"\none image: {cost.latency_p50_ms:.1f} ms (p50), {cost.latency_p95_ms:.1f} ms (p95) "
             f"over {cost.images}; {cost.prompt_tokens} prompt tokens, {cost.image_tokens} of them the image's; "
             f"{cost.answer_tokens} answer tokens; peak memory {figure('bytes', cost.peak_memory_bytes)}"
         )
     for remark in found.remarks:
-        say(f"note: {remark}")
-    say(f"written to {file}")
+        cli.say(f"note: {remark}")
+    cli.say(f"written to {file}")
 
 
 def _groups(one: Comparison, console: Console) -> None:
@@ -250,7 +240,7 @@ def _groups(one: Comparison, console: Console) -> None:
     console.print()
     console.print(table)
     if one.gap is not None:
-        say(
+        cli.say(
             f"{one.metric} gap {one.gap:.3f}: {one.worst} below {one.best}; chance alone stays "
             f"below {_number(one.gap_by_chance)}"
         )
@@ -259,7 +249,7 @@ def _groups(one: Comparison, console: Console) -> None:
 def show_generated(found: Generated) -> None:
     """Show the figures of generated answers, untuned and tuned."""
     how = "labels only" if found.constrained else "free"
-    say(f"{found.run}: {found.records:,} records, {found.split} split ({found.space}), generated answers, {how}")
+    cli.say(f"{found.run}: {found.records:,} records, {found.split} split ({found.space}), generated answers, {how}")
     table = _table("", "untuned", "tuned")
     for name, value in found.figures.items():
         low, high = found.intervals[name]["low"], found.intervals[name]["high"]
@@ -267,4 +257,4 @@ def show_generated(found: Generated) -> None:
         table.add_row(name.replace("_", " "), f"{found.untuned[name]:.3f}", escape(f"{value:.3f}{spread}"))
     table.add_row("unparsable", str(found.untuned_unparsable), str(found.unparsable))
     Console().print(table)
-    say(f"note: {found.remark}")
+    cli.say(f"note: {found.remark}")

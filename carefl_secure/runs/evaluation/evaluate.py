@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import resource
 import sys
 import time
@@ -20,7 +22,7 @@ from carefl_secure.data.open_corpus import detect, open_corpus
 from carefl_secure.data.records import Corpus, LabelSpace, targets
 from carefl_secure.data.splits import Subset
 from carefl_secure.errors import ConfigError, DataError
-from carefl_secure.evaluation.assess import Cost, Evaluation, Known, Scored, assess, attributes_of
+from carefl_secure.evaluation.assess import Cost, Evaluation, Example, Known, Scored, assess, attributes_of
 from carefl_secure.evaluation.groups import Settings
 from carefl_secure.model.label_scorer import LabelScorer
 from carefl_secure.model.saved import load_saved
@@ -92,6 +94,7 @@ Scores = npt.NDArray[np.float32]
 
 _TIMED = 32  # images whose latency is measured, one at a time
 _WARM = 2
+_EXAMPLES, _PIXELS = 8, 128  # pictures that are shown, and their longer side at most
 _SAME = 1e-3  # how far mAP may be from what the run itself measured
 
 
@@ -117,7 +120,8 @@ def evaluate(
     """Score a run's adapter, and write ``RUN/evaluation/evaluation.json``.
 
     Only the server's own splits, or another corpus that is named, are scored: no picture of a
-    private record is read. Results of ``split="public"`` and of ``data`` are kept apart, in
+    private record is read. A few pictures of the public split go into the result, with their answers; none of another
+    split does, nor of ``data``. Results of ``split="public"`` and of ``data`` are kept apart, in
     ``evaluation-public.json`` and ``evaluation-data.json``. Thresholds come from the public split.
 
     Of ``data``, another corpus, the test split is scored, else its val split, else all of it where it has no splits;
@@ -150,17 +154,38 @@ def evaluate(
     if data is None and split == "test":
         remarks += _compared_with_run(opened.folder, found.figures["mAP"])
     cost = _cost(scorer, corpus, opened.captions(corpus))
-    evaluation = replace(found, cost=cost, remarks=tuple(remarks))
+    examples = () if data is not None else _examples(opened, scorer, found)
+    evaluation = replace(found, cost=cost, examples=examples, remarks=tuple(remarks))
     if predictions is not None:
         _write_predictions(predictions, corpus, tuned, evaluation)
     suffix = "-data" if data is not None else "" if split == "test" else f"-{split}"
     return Evaluated(evaluation, opened.write(f"evaluation{suffix}.json", evaluation.as_json()))
 
 
+def _cuts(evaluation: Evaluation) -> dict[str, float] | None:
+    return {one.name: float(one.threshold or 0.0) for one in evaluation.labels} if evaluation.multi else None
+
+
+def _examples(opened: ScoredRun, scorer: LabelScorer, evaluation: Evaluation) -> tuple[Example, ...]:
+    """Answer a few pictures from all over the public split with the tuned adapter."""
+    public = opened.corpora.public
+    places = np.linspace(0, len(public.records) - 1, min(_EXAMPLES, len(public.records))).astype(np.int64)
+    part, labels = Subset(public, places.tolist()), public.space.labels
+    scores = scorer.all(opened.features(scorer, part), opened.batch, opened.captions(part))
+    found = []
+    for i, record in enumerate(part.records):
+        answer, picture, file = predicted(labels, scores[i], _cuts(evaluation)), part.image(i).copy(), io.BytesIO()
+        picture.thumbnail((_PIXELS, _PIXELS))
+        picture.save(file, "JPEG", quality=85)
+        shown = "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+        given = {name: answer.probability(name) for name in answer.labels}
+        found.append(Example(shown, tuple(labels[k] for k in record.labels), given))
+    return tuple(found)
+
+
 def _write_predictions(path: Path, corpus: Corpus, scores: Scores, evaluation: Evaluation) -> None:
     """Write every record's scores, under the thresholds that decided."""
-    labels, multi = corpus.space.labels, corpus.space.multi
-    cuts = {one.name: float(one.threshold or 0.0) for one in evaluation.labels} if multi else None
+    labels, cuts = corpus.space.labels, _cuts(evaluation)
     with score_file(path) as file:
         for record, row in zip(corpus.records, scores, strict=True):
             file.write(record.key, predicted(labels, row, cuts), [labels[i] for i in record.labels])

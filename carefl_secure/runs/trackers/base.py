@@ -23,7 +23,6 @@ MARK = "survivors"
 
 _SECTIONS = ("adapter", "evaluation", "federation", "performance", "privacy", "simulation", "stages")
 _PATHS = {"privacy.ledgers"}
-_EXTRAS = {"wandb": "wandb"}
 
 
 def figures_of(row: Row) -> dict[str, float]:
@@ -65,7 +64,7 @@ def check_trackers(names: Sequence[str]) -> None:
         if getattr(importlib.util.find_spec(name), "origin", None) is None:
             raise ConfigError(
                 f"run.trackers asks for {name}, which is not installed; "
-                f"pip install 'carefl-secure[{_EXTRAS.get(name, 'tracking')}]', or leave it out"
+                f"pip install 'carefl-secure[{'wandb' if name == 'wandb' else 'tracking'}]', or leave it out"
             )
 
 

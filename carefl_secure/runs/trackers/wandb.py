@@ -22,11 +22,8 @@ def _failing() -> Iterator[None]:
     try:
         yield
     except (wandb.Error, OSError) as error:
-        text = str(error).partition("\n")[0]
-        raise RunError(
-            f"Weights & Biases does not take it: {type(error).__name__}: {text}; check it, or leave wandb out of "
-            "run.trackers"
-        ) from error
+        text = str(error).partition("\n")[0] or type(error).__name__
+        raise RunError(f"W&B fails: {text}; correct that, or leave wandb out of run.trackers") from error
 
 
 class _Run:

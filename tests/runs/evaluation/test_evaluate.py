@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,10 +19,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from carefl_secure.cli import app
-from carefl_secure.config import Config
+from carefl_secure.config import Config, load_config
+from carefl_secure.data.records import Corpus
 from carefl_secure.errors import ConfigError, DataError, ModelError, RunError
 from carefl_secure.evaluation.groups import Settings
 from carefl_secure.progress import Reporter, SilentReporter
+from carefl_secure.report import write_evaluation_page, write_report
 from carefl_secure.runs.corpora import Corpora
 from carefl_secure.runs.evaluation import evaluate as module
 from carefl_secure.runs.evaluation.evaluate import evaluate
@@ -67,6 +72,43 @@ def test_the_figures_are_those_of_the_run(run: Path, monkeypatch: pytest.MonkeyP
     assert cost.peak_memory_bytes > 50_000_000
     assert cost.prompt_tokens > cost.image_tokens > 0
     assert cost.answer_tokens >= 27  # 26 labels and None
+
+
+def _small(picture: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+    image = Image.open(io.BytesIO(base64.b64decode(picture.partition(",")[2])))
+    assert max(image.size) <= 128
+    return np.asarray(image.convert("RGB").resize((32, 32)), np.float64)
+
+
+def _nearest(pictures: list[np.ndarray[Any, np.dtype[np.float64]]], corpus: Corpus) -> list[float]:
+    """Return, for each picture, how far the nearest image of a corpus is: the mean difference of a pixel."""
+    images = np.stack([np.asarray(corpus.image(i).resize((32, 32)), np.float64) for i in range(len(corpus.records))])
+    return [float(np.abs(images - one).mean((1, 2, 3)).min()) for one in pictures]
+
+
+def test_examples_are_pictures_of_the_public_split_and_of_no_other(run: Path) -> None:
+    corpora = load_corpora(load_config(run / "config.yaml"), SilentReporter())
+    for split in ("test", "public"):
+        done = evaluate(run, SilentReporter(), split=split, settings=FEW)
+        examples = done.evaluation.examples
+        assert len(examples) == 8
+        pictures = [_small(one.picture) for one in examples]
+        assert max(_nearest(pictures, corpora.public)) < 4  # JPEG and two scalings
+        assert min(_nearest(pictures, corpora.test)) > 6 and min(_nearest(pictures, corpora.private)) > 6
+        labels = {record.labels for record in corpora.public.records}
+        for one in examples:
+            assert tuple(corpora.public.space.index(name) for name in one.truth) in labels
+            assert all(0 <= chance <= 1 for chance in one.given.values())
+        page = write_evaluation_page(done.file).read_text()
+        assert page.count('<img src="data:image/jpeg;base64,') == 8
+        assert all(one.picture in page for one in examples)
+    # Nor does the report of the run show a picture of anybody.
+    assert "data:image/jpeg" not in (write_report(run)[1][0]).read_text()
+
+
+def test_another_corpus_lends_no_example(run: Path, tmp_path: Path) -> None:
+    other = folder_of(tmp_path / "other", ["happy", "sad"], ("train", "test"))
+    assert evaluate(run, SilentReporter(), data=other, settings=FEW).evaluation.examples == ()
 
 
 def test_the_public_split_has_its_own_file_and_says_what_it_is(run: Path) -> None:
