@@ -63,6 +63,7 @@ COMPLETERS: Mapping[str, Completer] = {
 def add_completion(commands: Iterable[Callable[..., Any]]) -> None:
     """Let typer complete the commands' parameters that `COMPLETERS` names."""
     for command in commands:
-        for name, kind in get_type_hints(command, include_extras=True).items():
+        command.__annotations__ = get_type_hints(command, include_extras=True)  # the objects that typer reads
+        for name, kind in command.__annotations__.items():
             for info in getattr(kind, "__metadata__", ()) if name in COMPLETERS else ():
                 info.autocompletion = COMPLETERS[name]

@@ -76,3 +76,19 @@ def test_no_command_takes_more_than_eight_parameters() -> None:
             # typer's wrapper, ours where there is one, and the function as it is written
             written = inspect.unwrap(command.callback)
             assert len(inspect.signature(written).parameters) <= 8, command.name
+
+
+READING = {
+    "audit", "budget", "cache list", "data check", "doctor", "evaluate", "ledger show", "ledger verify", "plan",
+    "predict", "report", "runs list", "settings list", "settings show", "status", "threat-model check",
+    "threat-model list", "threat-model show",
+}  # fmt: skip
+
+
+def test_every_command_that_only_reads_or_scores_answers_in_json() -> None:
+    found, pending = set(), [("", get_command(app))]
+    for path, command in pending:
+        pending += [(f"{path} {name}".strip(), one) for name, one in getattr(command, "commands", {}).items()]
+        if any("--json" in one.opts for one in command.params):
+            found.add(path)
+    assert found >= READING

@@ -215,6 +215,8 @@ def test_a_registry_entry_that_breaks_its_schema_is_refused_by_field(written: tu
     undated = report.model_copy(update={"run": report.run.model_copy(update={"last_entry": "yesterday"})})
     with pytest.raises(RunError, match="publication_date"):
         registry_entry(undated)
+    # A void report must take the place of an earlier one, and is never held up.
+    assert "yesterday" in registry_entry(undated.model_copy(update={"verdict": "void", "attacker": None}))
 
 
 def test_the_readme_keeps_what_others_wrote(written: tuple[Report, Path]) -> None:

@@ -131,7 +131,7 @@ def module_names(page: Path) -> set[str]:
 
 def option_names(page: Path) -> set[str]:
     """Return every long option that a page names outside commands of other programs."""
-    spans = [code for code in _code(page) if not code.startswith(("mlflow ", "tensorboard ", "wandb "))]
+    spans = [code for code in _code(page) if not code.startswith(("mlflow ", "pip ", "tensorboard ", "wandb "))]
     return {option for code in spans for option in _OPTION.findall(code)}
 
 
