@@ -86,7 +86,7 @@ def test_what_does_not_exist_is_refused(words: tuple[str, ...], said: str) -> No
         ("train --track w", ["wandb"]),
         ("train --stages c", ["compound"]),
         ("train --config carefl:tasks/emotic", ["carefl:tasks/emotic_smolvlm2_256m.yaml"]),
-        ("data check corpus --format raf", ["rafdb"]),
+        ("data check corpus --format raf", ["rafdb", "rafdb-folders"]),
         ("data check corpus --labels ba", ["basic"]),
         ("evaluate --labels fer", ["fer2013"]),
         ("caption syn", ["synthetic"]),
