@@ -138,7 +138,8 @@ def _warm_up(config: Config, task: ModelTask) -> str:
     known = replace(task, clipping=replace(task.clipping, normalise=False, norm=1e3))
     quiet = config.federation.model_copy(update={"noise_correction": False})
     free = config.model_copy(update={"federation": quiet})
-    adapter.load((start + simulate(free, known, np.arange(task.records), size, 0.0)) / 2)
+    reached = simulate(free, known, np.arange(task.records), size, 0.0)
+    adapter.load(np.asarray((start + reached) / 2, np.float32))
     moved = float(np.linalg.norm(adapter.vector() - start))
     return (
         f"warm start: half of what {size[0]} rounds of {size[1]} out of {task.records} public records reach without "
