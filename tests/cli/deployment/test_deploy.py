@@ -6,7 +6,9 @@ import fcntl
 import importlib
 import json
 import logging
+import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -417,3 +419,11 @@ def test_the_project_is_a_flower_app(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     (bundle,) = tmp_path.glob("*.fab")
     assert bundle.stat().st_size < 10_000_000
+    # Flower packs some kinds of file only: the app must be importable from what it packed.
+    shutil.unpack_archive(bundle, tmp_path / "app", "zip")
+    code = "import carefl_secure.deployment.flower.app as app; print(app.__file__)"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "app")}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.startswith(str(tmp_path)), done.stderr
