@@ -48,8 +48,8 @@ class Row:
     phase: str
     ended: str
     released: tuple[int, ...]
-    seconds: float = 0.0
-    """The longest round that was finished."""
+    seconds: float | None = None
+    """The round in which it happened; for a run that ended there, none."""
 
 
 TABLE: list[Row] = []
@@ -88,8 +88,10 @@ def released(folder: RunFolder) -> tuple[int, ...]:
     return tuple(int(e.payload["survivors"]) for e in entries if e.kind == "release")
 
 
-def note(fault: str, phase: str, deployment: Any, folder: RunFolder, ended: str) -> tuple[int, ...]:
-    """Check what holds whatever happened, and add a row."""
+def note(
+    fault: str, phase: str, deployment: Any, folder: RunFolder, ended: str, number: int | None = None
+) -> tuple[int, ...]:
+    """Check what holds whatever happened, and add a row, with the time of the round in which it happened."""
     sums = released(folder)
     assert all(survivors >= FLOOR for survivors in sums)
     server = Ledger(folder.ledger, {"run": folder.name})
@@ -105,8 +107,12 @@ def note(fault: str, phase: str, deployment: Any, folder: RunFolder, ended: str)
     state = folder.read_checkpoint()
     assert [row["round"] for row in folder.read_metrics()] == list(range(1, int(str(state["round"])) + 1))
     assert len(sums) - 1 <= int(str(state["round"])) <= len(sums)
-    longest = max((float(row["seconds"]) for row in folder.read_metrics()), default=0.0)
-    TABLE.append(Row(fault, phase, ended, sums, longest))
+    rows = {row["round"]: row for row in folder.read_metrics()}
+    TABLE.append(
+        Row(fault, phase, ended, sums, None)
+        if number is None
+        else Row(fault, phase, ended, (sums[number - 1],), float(rows[number]["seconds"]))
+    )
     return sums
 
 
@@ -152,6 +158,8 @@ def test_the_server_killed_at_every_phase_goes_on(deployment: Any, folder: RunFo
     rows = folder.read_metrics()
     assert [row["round"] for row in rows] == list(range(1, ROUNDS - lost + 1))
     note("server killed five times, resumed", "all", deployment, folder, "run finished")
+    for number in range(1, ROUNDS - lost + 1):
+        note("none", "", deployment, folder, "run finished", number)
 
 
 def test_supernodes_killed_at_every_phase_are_done_without_until_they_are_back(
@@ -182,8 +190,8 @@ def test_supernodes_killed_at_every_phase_are_done_without_until_they_are_back(
     # A vector that arrived is in the sum; of the others, who is back in time.
     sums = released(folder)
     assert len(sums) == ROUNDS and sums[-2:] == (CLIENTS, CLIENTS), sums
-    for phase in PHASES:
-        note("SuperNode killed, started again", phase, deployment, folder, "run finished")
+    for number, phase in enumerate(PHASES, 1):
+        note("SuperNode killed, started again", phase, deployment, folder, "run finished", number)
 
 
 def test_a_node_past_its_deadline_or_gone_for_good_is_done_without(deployment: Any, folder: RunFolder) -> None:
@@ -199,8 +207,8 @@ def test_a_node_past_its_deadline_or_gone_for_good_is_done_without(deployment: A
     assert not at.left
     sums = released(folder)
     assert sums == (3, 4, 3, 3, 3), sums
-    note("agent slow past its deadline", "train.masked", deployment, folder, "run finished")
-    note("SuperNode killed for good", "query.share", deployment, folder, "run finished")
+    note("agent slow past its deadline", "train.masked", deployment, folder, "run finished", 1)
+    note("SuperNode killed for good", "query.share", deployment, folder, "run finished", 3)
     deployment.start_node_again("s3")
 
 
@@ -253,8 +261,8 @@ def test_agents_killed_at_every_phase_are_back_in_the_next_round(deployment: Any
     assert not at.left
     # Whose keys were not yet made takes part at once; a vector that has arrived is in the sum.
     assert released(folder) == (4, 3, 3, 4, 4), released(folder)
-    for phase in PHASES:
-        note("agent killed, started again", phase, deployment, folder, "run finished")
+    for number, phase in enumerate(PHASES, 1):
+        note("agent killed, started again", phase, deployment, folder, "run finished", number)
 
 
 def test_below_min_survivors_the_run_ends_and_nothing_is_opened(deployment: Any, folder: RunFolder) -> None:
@@ -277,14 +285,15 @@ def test_keys_made_ahead_are_lost_with_their_agent_and_it_comes_back(deployment:
     assert isinstance(result, FederationResult), result
     assert not at.left
     assert released(folder)[1] == CLIENTS - 1 and released(folder)[-1] == CLIENTS
-    note("agent killed, keys made ahead", PHASES[2], deployment, folder, "run finished")
+    note("agent killed, keys made ahead", PHASES[2], deployment, folder, "run finished", 2)
 
 
 def test_every_fault_was_counted(record_testsuite_property: Callable[[str, object], None]) -> None:
-    lines = ["| fault | at | ended with | sums opened over | longest round |", "| --- | --- | --- | --- | --- |"]
+    lines = ["| fault | at | the run | sites in the sums | seconds of the round |", "| --- | --- | --- | --- | --- |"]
     for row in TABLE:
-        opened = ", ".join(map(str, row.released)) or "none"
-        lines.append(f"| {row.fault} | {row.phase} | {row.ended} | {opened} | {row.seconds:.1f} s |")
+        opened = ", ".join(map(str, row.released)) or "none opened"
+        seconds = "" if row.seconds is None else f"{row.seconds:.1f}"
+        lines.append(f"| {row.fault} | {row.phase} | {row.ended} | {opened} | {seconds} |")
     record_testsuite_property("faults", "\n".join(lines))
     print("\n".join(lines))
     counts: dict[str, set[str]] = {}
@@ -292,5 +301,5 @@ def test_every_fault_was_counted(record_testsuite_property: Callable[[str, objec
         counts.setdefault(row.fault, set()).add(row.phase)
     for fault in ("agent killed, started again", "SuperNode killed, started again", "server killed"):
         assert counts[fault] == set(PHASES)
-    assert len(counts) == 12, counts
+    assert len(counts) == 13, counts
     assert not [row for row in TABLE if min(row.released, default=FLOOR) < FLOOR]
