@@ -98,7 +98,7 @@ def measure(clients: int, dimension: int, how: str) -> dict[str, Any]:
         "round_s": float(row["seconds"]),
         "cpu_s": used,
         "cpu_ms_per_client": 1000 * used / clients,
-        "MB_per_client": float(row["bytes_per_client"]) / 1e6,
+        "MB_per_client": float(row["bytes_up"]) / 1e6,
         "peak_MB_before": peak_before,
         "peak_MB": _peak(),
     }

@@ -37,6 +37,8 @@ def run_figures(run: Path) -> dict[str, Any]:
         "epsilon_planned": plan.get("privacy", {}).get("target_epsilon"),
         "survivors": rows[-1].get("survivors") if rows else None,
         "min_survivors": plan.get("privacy", {}).get("min_survivors"),
+        "bytes_up": rows[-1].get("bytes_up") if rows else None,
+        "bytes_down": rows[-1].get("bytes_down") if rows else None,
         "refused": _refused(folder),
         "seconds_per_round": (sum(float(row.get("seconds", 0)) for row in rows) / len(rows) if rows else None),
     }

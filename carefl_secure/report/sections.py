@@ -21,7 +21,7 @@ _CLIPPED = {
 }
 
 _NOT_METRICS = {
-    *("round", "epsilon", "clients", "survivors", "bytes_per_client", "gradient_norm", "noise_norm", "seconds")
+    *("round", "epsilon", "clients", "survivors", "bytes_up", "bytes_down", "gradient_norm", "noise_norm", "seconds")
 }
 
 _UNITS = {

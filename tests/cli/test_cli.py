@@ -41,7 +41,7 @@ class FakeSummary:
 SUMMARY = FakeSummary(
     folder=Path("runs") / "one",
     rows=[
-        {"round": 1, "epsilon": 1.25, "survivors": 8, "bytes_per_client": 81920, "seconds": 0.5},
+        {"round": 1, "epsilon": 1.25, "survivors": 8, "bytes_up": 81920, "bytes_down": 164000, "seconds": 0.5},
         {"round": 2, "epsilon": 2.5, "mAP": 0.4125, "macro_f1": 0.25, "survivors": 7},
     ],
     baselines={"constant": 0.15, "colour_histogram": 0.2},

@@ -53,7 +53,7 @@ def test_a_private_run_leaves_all_its_papers(settings: list[str]) -> None:
     summary = train(make(settings), SilentReporter())
     assert len(summary.rows) == 2
     for row in summary.rows:
-        assert {"round", "epsilon", "survivors", "bytes_per_client", "seconds"} <= set(row)
+        assert {"round", "epsilon", "survivors", "bytes_up", "bytes_down", "seconds"} <= set(row)
         assert row["survivors"] == 7  # one client in ten vanishes; the sum goes on
     assert 0 < float(summary.rows[0]["epsilon"]) < float(summary.rows[1]["epsilon"]) <= 8
     assert set(summary.before) == set(summary.after) == {"mAP", "macro_f1"}

@@ -56,6 +56,7 @@ class Deployment:
         self.home = Path(tempfile.mkdtemp(prefix="carefl-"))  # a socket's path must be short
         self.bundles = self.home / "bundles"
         self.port = free_port()
+        self.ports: dict[str, int] = {}  # by site, where one reaches the server by another port
         names = {f"s{i}": None for i in range(CLIENTS)}
         extra = tuple(f"h{i}" for i in range(helpers))
         self.names = [*names, *extra]
@@ -99,7 +100,8 @@ class Deployment:
 
     def start_node(self, name: str, bundle: Path | None = None) -> subprocess.Popen[bytes]:
         bundle = bundle or self.bundles / "sites" / name
-        command = node_command(node_folder(bundle), f"127.0.0.1:{self.port}", self.home / f"{name}.sock")
+        server = f"127.0.0.1:{self.ports.get(name, self.port)}"
+        command = node_command(node_folder(bundle), server, self.home / f"{name}.sock")
         env = flower_environment(bundle / "flower")
         self.running[f"node-{name}"] = self.processes.start(f"node-{name}", command, env)
         return self.running[f"node-{name}"]

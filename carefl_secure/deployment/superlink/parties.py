@@ -138,7 +138,7 @@ class Deployed:
         # From here on a party may be lost, as long as min_survivors remain; the SuperLink may not.
         self._grid.alive = Pulse(self._link.healthy)
         self._grid.drop, self._grid.record = drop, record
-        self._grid.retrying = self._retrying
+        self._grid.retrying, self._grid.traffic = self._retrying, self._link.traffic
         return self._grid
 
     def finish(self) -> None:
@@ -148,17 +148,12 @@ class Deployed:
         self._grid.close()
         self._grid = None
         status = self._link.finished(self._run, 60)
-        _, received, sent = self._link.status(self._run)
         if status != COMPLETED:
             raise EngineError(
                 f"all rounds are done, but Flower lists its run as {status!r}; the adapter stands "
                 "in the run folder; read the SuperLink's log"
             )
-        parties = len(self.cohort.roster) + len(self.cohort.helpers)
-        self._reporter.note(
-            f"Flower run {self._run}: {status}; in all messages, with Flower's headers, "
-            f"{received / 1e6 / parties:.3g} MB came from each site and {sent / 1e6 / parties:.3g} MB went to it"
-        )
+        self._reporter.note(f"Flower run {self._run}: {status}")
 
     def _retrying(self, seconds: float, reason: str) -> None:
         self._reporter.note(f"{reason}; no vector was asked for and nothing charged, so again in {seconds:.0f} s")

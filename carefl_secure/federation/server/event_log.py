@@ -25,13 +25,15 @@ class EventLog:
     ``begin`` and ``end`` frame each start of a run, ``end`` with the class and exit code of the error that stopped it.
     A ``phase`` counts, for a step of a round, messages sent, good replies, and who refused with which number; the
     lines of interleaved steps add up. A ``round`` was opened over so many clients; its sum may be ``rejected``, so
-    many times too long, and a client, by its place in the roster, ``excluded`` after it. A ``fault`` names the node
+    many times too long, and a client, by its place in the roster, ``excluded`` after it. ``traffic`` has the bytes of
+    a round by site. A ``fault`` names the node
     that refused, whose message failed a check, or that accuses another client's.
 
     Guarantees
     ----------
     Nothing in it is computed from a record, a vector or a text that came over the wire: names of steps, checks and
-    sites, numbers of rounds, nodes and clients, message counts, exit codes, the length of an opened sum, and times.
+    sites, numbers of rounds, nodes and clients, counts of messages and bytes, exit codes, the length of an opened sum,
+    and times.
     """
 
     def __init__(self, path: Path, reporter: Reporter = SILENT, parties: int = 0) -> None:
@@ -67,6 +69,11 @@ class EventLog:
         """Say that a round was opened."""
         self._end_step()
         self._write("round", {"round": number, "survivors": survivors})
+
+    def traffic(self, number: int, counts: Mapping[int, tuple[int, int]]) -> None:
+        """Say how many bytes came from each site in a round, and how many went to it."""
+        found = {str(self.names.get(node, node)): counts[node] for node in sorted(counts)}
+        self._write("traffic", {"round": number, "bytes_up_down": found})
 
     def fault(self, number: int, step: str, node: int, error: CareflError, excluded: bool) -> None:
         """Say who sent a bad message, or accuses another, and whether its node is excluded."""

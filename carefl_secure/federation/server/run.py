@@ -221,7 +221,7 @@ class _Rounds:
             last=last,
             waiting=(flags.timeout, min(flags.timeout, _PATIENCE)),
         )
-        strategy.faults.note = self._log.fault
+        strategy.faults.note, strategy.count_bytes = self._log.fault, self._log.traffic
         self._reporter.start(_TASK, last - finished)
         try:
             with following as self._reporter, self._log:

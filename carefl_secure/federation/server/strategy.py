@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -97,6 +97,7 @@ class SecureSumStrategy(Strategy):
         self._lost = False
         self._waited = 0.0
         self.faults = Faults()
+        self.count_bytes: Callable[[int, Mapping[int, tuple[int, int]]], None] = lambda *_: None
 
     def summary(self) -> None:
         """Print nothing: the reporter shows what a user should know."""
@@ -223,11 +224,14 @@ class SecureSumStrategy(Strategy):
             "epsilon": epsilon if math.isfinite(epsilon) else "none",
             "clients": self._plan.privacy.clients,
             "survivors": survivors,
-            "bytes_per_client": this.exchange.bytes_per_client(this.sum.clients()),
             "gradient_norm": norm,
             "noise_norm": self._plan.noise_norm(survivors),
             "seconds": time.monotonic() - this.began,
         }
+        traffic = this.exchange.traffic()
+        self.count_bytes(this.number, traffic)
+        if counts := [traffic[node] for node in this.sum.clients() if node in traffic]:
+            row["bytes_up"], row["bytes_down"] = (round(sum(way) / len(way)) for way in zip(*counts, strict=True))
         if self._guard is not None and self._guard.excess:
             row["rejected"] = self._guard.excess
         if self._on_round is not None:

@@ -56,7 +56,9 @@ class Exchange:
 
     def __init__(self, grid: Grid, number: int, timeout: float, faults: Faults | None = None) -> None:
         self._grid, self._number, self._timeout = grid, number, timeout
-        self._received: dict[int, int] = {}
+        self._traffic = grid.traffic if isinstance(grid, OneRunGrid) else None
+        self._before = {} if self._traffic is None else self._traffic()
+        self._received, self._sent = Counter[int](), Counter[int]()
         self._faults = Faults() if faults is None else faults
         self._errors: list[CareflError] = []
         self._accused: list[tuple[int, int]] = []
@@ -70,6 +72,7 @@ class Exchange:
         """Yield one message per node, each made when it is sent."""
         for node, content in contents.items():
             if node not in self.excluded:
+                self._sent[node] += payload_bytes(content)
                 yield Message(content, node, action, group_id=str(self._number))
 
     def gather(self, contents: Mapping[int, RecordDict], action: str, take: Take) -> None:
@@ -106,9 +109,7 @@ class Exchange:
         for reply in replies:
             node, action = reply.metadata.src_node_id, reply.metadata.message_type
             if not reply.has_error():
-                if action != ROLE:
-                    size = payload_bytes(reply.content)
-                    self._received[node] = self._received.get(node, 0) + size
+                self._received[node] += payload_bytes(reply.content)
                 yield reply
             elif not is_dropout(reply.error):
                 error = error_of_reply(reply.error, party_name(self._grid, node))
@@ -155,10 +156,17 @@ class Exchange:
             first.args = (f"{first} ({error})",)
         return first
 
-    def bytes_per_client(self, clients: Collection[int]) -> int:
-        """Return the mean number of bytes that a client's node sent, over those that replied."""
-        sent = [count for node, count in self._received.items() if node in clients]
-        return round(sum(sent) / max(1, len(sent)))
+    def traffic(self) -> dict[int, tuple[int, int]]:
+        """Return the bytes that came from each node in the round, and that went to it.
+
+        On a wire all of HTTP is counted at the server (nothing where it cannot tell, as after it was started again);
+        without one, the values of all messages.
+        """
+        if self._traffic is None:
+            return {node: (up, self._sent[node]) for node, up in self._received.items()}
+        new, old = self._traffic(), self._before
+        found = {node: (up - old[node][0], down - old[node][1]) for node, (up, down) in new.items() if node in old}
+        return {node: counts for node, counts in found.items() if min(counts) >= 0}
 
 
 def party_name(grid: Grid, node: int) -> str:

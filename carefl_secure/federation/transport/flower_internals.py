@@ -6,19 +6,21 @@ who controls the SuperLink could be checked. A job of the test workflow tries th
 * an empty `Run`, the process-wide `TaskIdentity` that `Message` reads, and the id that a SuperLink gives a message;
 * the console scripts that Flower's package lists, called in this process;
 * the module ``time`` in the loop of a SuperNode, which `pace` replaces;
-* ``create_app``, which makes the SuperLink's web application, and which `lock` wraps;
+* ``create_app``, which makes the SuperLink's web application, and which `lock` wraps; the header with a node's key;
 * ``install_from_fab``, which unpacks the app (FAB) to be run, and which `pin` wraps;
 * the control interface of the SuperLink: its paths, and Flower's protobuf messages (`ControlClient`).
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 import http.client
 import importlib
 import importlib.metadata
 import io
+import json
 import os
 import ssl
 import time
@@ -44,6 +46,9 @@ CONTROL = "CAREFL_CONTROL_KEY"
 
 _HEADER = "x-carefl-control-key"
 _CONTROLLED = "/v1/control"
+_TRAFFIC = f"{_CONTROLLED}/traffic"  # ours
+_NODE = b"flwr-public-key"  # in base64; Flower's own check of its signature decides the status of the response
+_FIRST_LINES = 73  # bytes of a response's status line and of the headers "date" and "server"
 _PROJECT = """\
 [build-system]
 requires = ["hatchling"]
@@ -164,21 +169,55 @@ def pin(relay: Path) -> None:
 
 
 class _Locked:
-    """A web application (ASGI) whose control interface asks for a key."""
+    """A web application (ASGI) whose control interface asks for a key, and which counts the bytes of every node."""
 
     def __init__(self, app: Any, key: str) -> None:
         self._app, self._key = app, key.encode()
+        self._traffic: dict[str, list[int]] = {}  # by public key: bytes that came from the node and went to it
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if not str(scope.get("path", "")).startswith(_CONTROLLED):
-            await self._app(scope, receive, send)
+        path, headers = str(scope.get("path", "")), dict(scope.get("headers", ()))
+        if not path.startswith(_CONTROLLED):
+            counted = scope["type"] == "http" and _NODE in headers
+            await (self._count if counted else self._app)(scope, receive, send)
         elif scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})
-        elif hmac.compare_digest(dict(scope["headers"]).get(_HEADER.encode(), b""), self._key):
-            await self._app(scope, receive, send)
+        elif not hmac.compare_digest(headers.get(_HEADER.encode(), b""), self._key):
+            await self._answer(send, 403, b"the control key of this server is needed")
+        elif path == _TRAFFIC:
+            await self._answer(send, 200, json.dumps(self._traffic).encode())
         else:
-            await send({"type": "http.response.start", "status": 403, "headers": []})
-            await send({"type": "http.response.body", "body": b"the control key of this server is needed"})
+            await self._app(scope, receive, send)
+
+    async def _answer(self, send: Any, status: int, body: bytes) -> None:
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        await send({"type": "http.response.body", "body": body})
+
+    async def _count(self, scope: Any, receive: Any, send: Any) -> None:
+        """Pass a request on; count it and its response where the node proved its key."""
+        up, down, status = len(f"{scope['method']} {scope['path']} HTTP/1.1") + _length(scope["headers"]), 0, 0
+
+        async def received() -> Any:
+            nonlocal up
+            event = await receive()
+            up += len(event.get("body", b""))
+            return event
+
+        async def sent(event: Any) -> None:
+            nonlocal down, status
+            status = event.get("status", status)
+            down += len(event.get("body", b"")) + _length(event.get("headers", ()))
+            await send(event)
+
+        await self._app(scope, received, sent)
+        if status == 200:
+            count = self._traffic.setdefault(dict(scope["headers"])[_NODE].decode("latin-1"), [0, 0])
+            count[0], count[1] = count[0] + up, count[1] + down + _FIRST_LINES
+
+
+def _length(headers: Any) -> int:
+    """Return the bytes of HTTP headers, with the line ends around them."""
+    return 4 + sum(len(name) + len(value) + 4 for name, value in headers)
 
 
 def lock() -> None:
@@ -208,23 +247,27 @@ class ControlClient:
         self._host, _, self._port = address.rpartition(":")
         self._ca, self._key = ca, key
 
-    def _call(self, command: str, kind: str, **fields: object) -> Any:
-        from flwr.proto import control_pb2 as messages
-
+    def _post(self, path: str, body: bytes) -> bytes:
         trust = ssl.create_default_context(cafile=str(self._ca))
         link = http.client.HTTPSConnection(self._host, int(self._port), context=trust, timeout=60)
         media = "application/protobuf"
         headers = {"content-type": media, "accept": media, _HEADER: self._key.read_text("ascii").strip()}
         try:
-            request = getattr(messages, f"{kind}Request")(**fields)
-            link.request("POST", f"{_CONTROLLED}/{command}", request.SerializeToString(), headers)
+            link.request("POST", path, body, headers)
             reply = link.getresponse()
             content = reply.read()
         finally:
             link.close()
         if reply.status != 200:
             raise http.client.HTTPException(f"{reply.status} {content[:500].decode(errors='replace')}")
-        return getattr(messages, f"{kind}Response").FromString(content)
+        return content
+
+    def _call(self, command: str, kind: str, **fields: object) -> Any:
+        from flwr.proto import control_pb2 as messages
+
+        request = getattr(messages, f"{kind}Request")(**fields)
+        reply = self._post(f"{_CONTROLLED}/{command}", request.SerializeToString())
+        return getattr(messages, f"{kind}Response").FromString(reply)
 
     def nodes(self) -> dict[bytes, tuple[int, bool]]:
         """Return number and whether it is online of every registered node, by its public key (PEM)."""
@@ -240,8 +283,15 @@ class ControlClient:
         fab = {"hash_str": hashlib.sha256(app).hexdigest(), "content": app}
         return str(self._call("start-run", "StartRun", fab=fab).run_id)
 
-    def status(self, run: str) -> tuple[str, int, int]:
-        """Return a run's status, such as ``finished:completed``, and the bytes that came from and went to nodes."""
-        found = self._call("list-runs", "ListRuns", run_id=int(run)).run_dict[int(run)]
-        words = filter(None, (found.status.status, found.status.sub_status))
-        return ":".join(words), int(found.bytes_recv), int(found.bytes_sent)
+    def status(self, run: str) -> str:
+        """Return a run's status, such as ``finished:completed``."""
+        found = self._call("list-runs", "ListRuns", run_id=int(run)).run_dict[int(run)].status
+        return ":".join(filter(None, (found.status, found.sub_status)))
+
+    def traffic(self) -> dict[bytes, tuple[int, int]]:
+        """Return the bytes that came from every node and went to it since the SuperLink started, by key (PEM).
+
+        All of HTTP is counted, heartbeats and requests for work too; what TLS adds is not.
+        """
+        counts = json.loads(self._post(_TRAFFIC, b""))
+        return {base64.b64decode(key): (up, down) for key, (up, down) in counts.items()}

@@ -46,7 +46,7 @@ class OneRunGrid(Grid):
     """What all engines' grids share: one run, the hooks of `LocalGrid`, and the parties' ``names`` by node.
 
     ``retrying`` is called with seconds and reason before a round is tried again; it is None where a party that is away
-    never comes back.
+    never comes back. ``traffic`` returns the bytes that came from and went to each node so far; None without a wire.
     """
 
     def __init__(self, run: Run, drop: Drop | None = None, record: Record | None = None) -> None:
@@ -54,6 +54,7 @@ class OneRunGrid(Grid):
         self.drop, self.record = drop, record
         self.names: Mapping[int, str] = {}
         self.retrying: Callable[[float, str], None] | None = None
+        self.traffic: Callable[[], Mapping[int, tuple[int, int]]] | None = None
 
     @property
     def run(self) -> Run:

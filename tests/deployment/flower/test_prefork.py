@@ -215,6 +215,35 @@ def test_who_does_not_have_the_key_controls_no_superlink(tmp_path: Path, monkeyp
         pass
 
 
+def test_a_superlink_counts_the_bytes_of_nodes_that_proved_their_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flwr.superlink import main as service
+
+    lengths: list[int] = []
+
+    async def answer(request: Request) -> PlainTextResponse:
+        head = f"POST {request.url.path} HTTP/1.1\r\n"
+        head += "".join(f"{name}: {value}\r\n" for name, value in request.headers.items()) + "\r\n"
+        lengths.append(len(head) + len(await request.body()))
+        return PlainTextResponse("x" * 1000, 200 if request.headers["flwr-public-key"] == "a2V5" else 401)
+
+    plain = Starlette(routes=[Route("/{path:path}", answer, methods=["POST"])])
+    monkeypatch.setattr(service, "create_app", lambda: plain)
+    key = superlink.control_key(tmp_path)
+    monkeypatch.setenv(flower_internals.CONTROL, str(key))
+    flower_internals.lock()
+    client = TestClient(service.create_app())
+    for name in ("a2V5", "c3RyYW5nZXI="):
+        for size in (0, 5000):
+            client.post("/v1/fleet/push-object", headers={"flwr-public-key": name}, content=b"y" * size)
+    assert client.post("/v1/control/traffic").status_code == 403
+    counts = client.post("/v1/control/traffic", headers={flower_internals._HEADER: key.read_text()}).json()
+    head = "HTTP/1.1 200 OK\r\ndate: Mon, 30 Nov 2026 14:19:36 GMT\r\nserver: uvicorn\r\n"
+    head += "content-length: 1000\r\ncontent-type: text/plain; charset=utf-8\r\n\r\n"
+    assert counts == {"a2V5": [sum(lengths[:2]), 2 * (len(head) + 1000)]}
+
+
 def test_the_process_to_fork_from_has_one_thread() -> None:
     script = (
         "import importlib.util, os, sys;"

@@ -231,7 +231,7 @@ def test_bytes_are_those_of_clients_and_not_of_helpers(make_bench: MakeBench) ->
     bench.start(rounds=2)
     vector = bench.plan.encoding.padded * bench.plan.encoding.bits // 8
     for row in bench.rows:
-        assert vector < row["bytes_per_client"] < vector + 4 * 1024
+        assert vector < row["bytes_up"] < vector + 4 * 1024
 
 
 def test_sums_too_large_to_encrypt_are_refused_before_anything_is_written(

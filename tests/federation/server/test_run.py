@@ -155,11 +155,16 @@ def test_the_folder_tells_the_whole_run(make_runner: Callable[..., Runner]) -> N
     assert [runner.spends(i) for i in range(6)] == [3] * 6
 
 
-def test_bytes_per_client_are_the_vector_and_little_more(make_runner: Callable[..., Runner]) -> None:
+def test_bytes_up_and_down_are_vector_and_adapter_and_little_more(make_runner: Callable[..., Runner]) -> None:
     runner = make_runner(rounds=1)
     (row,) = runner.run().rows
     vector = runner.plan.encoding.padded * runner.plan.encoding.bits // 8
-    assert vector < row["bytes_per_client"] < vector + 5 * 1024  # type: ignore[operator]
+    assert vector < row["bytes_up"] < vector + 5 * 1024  # type: ignore[operator]
+    adapter = 4 * runner.plan.encoding.dimension
+    assert adapter < row["bytes_down"] < adapter + 5 * 1024  # type: ignore[operator]
+    (line,) = (one for one in runner.folder.read_events() if one["event"] == "traffic")
+    ways = [sum(way) / runner.plan.privacy.clients for way in zip(*line["bytes_up_down"].values(), strict=True)]
+    assert [row["bytes_up"], row["bytes_down"]] == [round(mean) for mean in ways]
 
 
 @pytest.mark.parametrize(("fraction", "gone"), [(0.0, 0), (0.1, 1), (0.3, 3), (0.9, 3)])
