@@ -48,7 +48,7 @@ _HEADER = "x-carefl-control-key"
 _CONTROLLED = "/v1/control"
 _TRAFFIC = f"{_CONTROLLED}/traffic"  # ours
 _NODE = b"flwr-public-key"  # in base64; Flower's own check of its signature decides the status of the response
-_FIRST_LINES = 73  # bytes of a response's status line and of the headers "date" and "server"
+_FIRST_LINES = 73  # bytes of a response's status line, its headers "date" and "server", and its blank line
 _PROJECT = """\
 [build-system]
 requires = ["hatchling"]
@@ -195,7 +195,7 @@ class _Locked:
 
     async def _count(self, scope: Any, receive: Any, send: Any) -> None:
         """Pass a request on; count it and its response where the node proved its key."""
-        up, down, status = len(f"{scope['method']} {scope['path']} HTTP/1.1") + _length(scope["headers"]), 0, 0
+        up, down, status = len(f"{scope['method']} {scope['path']} HTTP/1.1\r\n\r\n") + _length(scope["headers"]), 0, 0
 
         async def received() -> Any:
             nonlocal up
@@ -216,8 +216,8 @@ class _Locked:
 
 
 def _length(headers: Any) -> int:
-    """Return the bytes of HTTP headers, with the line ends around them."""
-    return 4 + sum(len(name) + len(value) + 4 for name, value in headers)
+    """Return the bytes of HTTP headers."""
+    return sum(len(name) + len(value) + 4 for name, value in headers)
 
 
 def lock() -> None:
