@@ -192,10 +192,6 @@ class Link:
         self.online()
         return self._ask(self._control.start, build_app(Path(relay.__file__)))
 
-    def status(self, run: str) -> str:
-        """Return what the SuperLink lists for a run: `ControlClient.status`."""
-        return self._ask(self._control.status, run)
-
     def traffic(self) -> dict[int, tuple[int, int]]:
         """Return what `ControlClient.traffic` does, by node number; empty where the SuperLink does not answer."""
         try:
@@ -206,9 +202,9 @@ class Link:
         return {node: counts[keys[name]] for node, name in self.names.items() if keys[name] in counts}
 
     def finished(self, run: str, patience: float) -> str:
-        """Wait for a run to finish and return its last status."""
+        """Wait for a run to finish and return its last status, `ControlClient.status`."""
         end = time.monotonic() + patience
-        while not (status := self.status(run)).startswith("finished") and time.monotonic() < end:
+        while not (status := self._ask(self._control.status, run)).startswith("finished") and time.monotonic() < end:
             time.sleep(_PAUSE)
         return status
 

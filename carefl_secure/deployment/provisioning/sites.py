@@ -101,12 +101,10 @@ class Roster:
         said = []
         roles: tuple[PartyRole, ...] = ("client", "helper", "submitter")
         for role in roles:
-            old = {one.name: one.key for one in self.of(role)}
-            new = {one.name: one.key for one in other.of(role)}
+            old, new = ({one.name: one.key for one in roster.of(role)} for roster in (self, other))
             said += [f"{role} {name} is new" for name in new if name not in old]
             said += [f"{role} {name} is gone" for name in old if name not in new]
-            both = [name for name in new if name in old]
-            said += [f"{role} {name} has another key" for name in both if new[name] != old[name]]
+            said += [f"{role} {name} has another key" for name in new if name in old and new[name] != old[name]]
             if not said and list(old) != list(new):
                 said.append(f"the order of {role}s is another")
         if self.deployment != other.deployment:

@@ -122,7 +122,10 @@ class RayGrid(OneRunGrid):
         self._open: Iterator[Message] = iter(())
         super().__init__(self._far.run)
         # Flower draws its nodes' numbers, so the nodes are asked who they are.
-        self._numbers = {node: node for node in self._registered(clients)}
+        while len(nodes := list(self._far.get_node_ids())) < clients:
+            flower.check()
+            time.sleep(_PAUSE)
+        self._numbers = {node: node for node in nodes}
         directory = Directory(clients, 0)
         exchange = Exchange(self, 0, _FOREVER)
         directory.learn(exchange, sorted(self._numbers))
@@ -144,13 +147,6 @@ class RayGrid(OneRunGrid):
             pass
         self._open = self._exchange(iter(messages))
         return self._open
-
-    def _registered(self, clients: int) -> list[int]:
-        """Return Flower's nodes, once all of them are there."""
-        while len(nodes := list(self._far.get_node_ids())) < clients:
-            self._flower.check()
-            time.sleep(_PAUSE)
-        return nodes
 
     def _exchange(self, messages: Iterator[Message]) -> Iterator[Message]:
         waiting: dict[str, Message] = {}

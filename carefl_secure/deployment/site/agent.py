@@ -152,11 +152,6 @@ class Agent:
         later = round_of(content) is None or action in _CONTINUES
         return again and action in ACTIONS and action != _ROLE and later
 
-    def _open_party(self) -> ClientSession | Helper:
-        if self._party is None:
-            raise ProtocolError("the accepted run was not taken up")
-        return self._party
-
     def _step(self, action: str, content: RecordDict) -> RecordDict:
         """Take one step of the run that was agreed to."""
         accepted, number = self._accepted.proposal, round_of(content)
@@ -175,7 +170,9 @@ class Agent:
         if number is not None and action in SPENDING:
             self._accepted.begun(number)
         with ProgramFaults(self.bundle.name):
-            reply = answer(self._open_party(), action, content)
+            if self._party is None:
+                raise ProtocolError("the accepted run was not taken up")
+            reply = answer(self._party, action, content)
         if number is not None and not action.endswith(_PREFETCH):
             self._accepted.begun(number)
         return reply
@@ -274,10 +271,10 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("bundle", type=Path)
     parser.add_argument("socket", type=Path)
-    parser.add_argument("--ledger", type=Path)
-    parser.add_argument("--rehearsal", action="store_true")
-    parser.add_argument("--keys", type=Path)
-    parser.add_argument("--until-eof", action="store_true")
+    for name in ("--ledger", "--keys"):
+        parser.add_argument(name, type=Path)
+    for name in ("--rehearsal", "--until-eof"):
+        parser.add_argument(name, action="store_true")
     words = parser.parse_args()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     bundle = SiteBundle.open(words.bundle, half="agent")

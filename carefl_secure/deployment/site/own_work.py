@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +19,8 @@ from carefl_secure.errors import ConfigError, DataError, PolicyError, ProtocolEr
 from carefl_secure.federation.local_update.task import DeferredTask, LocalTask
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.model.prompts import TASK_PROMPTS
+
+_READER = ThreadPoolExecutor(1, "records")  # one thread, so that the records of two runs do not fill the memory
 
 
 def refuse_paths(config: Config, *, own_data: bool) -> None:
@@ -115,15 +116,9 @@ class Work:
         self.task = own_task(scorer.adapter.dimension, load, log) if own_data else load()
 
 
-@functools.cache
-def _reader() -> ThreadPoolExecutor:
-    """Return the one thread that reads records, so that two runs do not fill the memory."""
-    return ThreadPoolExecutor(1, "records")
-
-
 def own_task(dimension: int, load: Callable[[], LocalTask], log: SiteLog) -> DeferredTask:
     """Begin to load a task in the background; a failure stays in the site's log, and the task raises `DataError`."""
-    loading: Future[LocalTask] = _reader().submit(load)
+    loading: Future[LocalTask] = _READER.submit(load)
 
     def failed(done: Future[LocalTask]) -> None:
         if error := done.exception():

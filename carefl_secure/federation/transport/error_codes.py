@@ -13,24 +13,8 @@ from typing import Literal
 
 from flwr.app import Error
 
-from carefl_secure.errors import (
-    AdapterUnmovedError,
-    BudgetExceededError,
-    CareflError,
-    CohortError,
-    ConfigError,
-    DataError,
-    EngineError,
-    LabelError,
-    LedgerError,
-    ModelError,
-    NonFiniteError,
-    PolicyError,
-    PrivacyError,
-    PrivateRefusalError,
-    ProtocolError,
-    RunError,
-)
+from carefl_secure import errors
+from carefl_secure.errors import BudgetExceededError, CareflError, NonFiniteError, ProtocolError
 from carefl_secure.secagg import SenderError
 
 Party = Literal["client", "committee member", "key holder", "helper"]
@@ -43,21 +27,21 @@ _DROPOUTS = frozenset({3, 4, LOST, 8})
 
 _REASONS: dict[type[CareflError], str] = {
     CareflError: "the {party} refused; its own log says why",
-    ConfigError: "the {party}'s settings contradict the plan; compare the configurations",
-    DataError: "the {party} cannot read its records; its own log says which",
-    LabelError: "the {party} holds a label outside the agreed label space",
-    ModelError: "the {party}'s model is not the agreed one; compare the hashes of the base model",
-    AdapterUnmovedError: "the {party}'s adapter did not move",
+    errors.ConfigError: "the {party}'s settings contradict the plan; compare the configurations",
+    errors.DataError: "the {party} cannot read its records; its own log says which",
+    errors.LabelError: "the {party} holds a label outside the agreed label space",
+    errors.ModelError: "the {party}'s model is not the agreed one; compare the hashes of the base model",
+    errors.AdapterUnmovedError: "the {party}'s adapter did not move",
     NonFiniteError: "the {party} met NaN or infinity and sent nothing; lower the learning rate or check precision",
     BudgetExceededError: "the {party}'s ledger has no budget left for this round; stop or agree on a larger epsilon",
-    PrivacyError: "a condition of the privacy guarantee does not hold on the {party}",
-    LedgerError: "the {party} cannot trust or write its ledger, so it sent nothing",
-    PrivateRefusalError: "the {party} refused for a reason that only its own log has",
-    PolicyError: "the {party}'s policy does not allow this; its own log says why",
+    errors.PrivacyError: "a condition of the privacy guarantee does not hold on the {party}",
+    errors.LedgerError: "the {party} cannot trust or write its ledger, so it sent nothing",
+    errors.PrivateRefusalError: "the {party} refused for a reason that only its own log has",
+    errors.PolicyError: "the {party}'s policy does not allow this; its own log says why",
     ProtocolError: "the {party} refused a protocol message; keys, roster, plan or survivor set are not as expected",
-    CohortError: "fewer clients take part than this {party} needs",
-    RunError: "the {party}'s run folder cannot be used",
-    EngineError: "the {party}'s engine failed",
+    errors.CohortError: "fewer clients take part than this {party} needs",
+    errors.RunError: "the {party}'s run folder cannot be used",
+    errors.EngineError: "the {party}'s engine failed",
 }
 # A message of another party that is invalid is refused with that party's index.
 _SENDER, _SENDERS = 20_000, 1 << 16
@@ -93,9 +77,10 @@ _CLASSES: dict[int, tuple[type[CareflError], Party]] = {
 # All that a site says of what it holds. These classes follow from public agreements alone; any
 # other class, also one that is added later, is sealed.
 _SEALED = Error(
-    code=_BASES["client"] + PrivateRefusalError.exit_code, reason=_REASONS[PrivateRefusalError].format(party="client")
+    code=_BASES["client"] + errors.PrivateRefusalError.exit_code,
+    reason=_REASONS[errors.PrivateRefusalError].format(party="client"),
 )
-_PUBLIC = (ConfigError, ModelError, PolicyError, ProtocolError, CohortError)
+_PUBLIC = (errors.ConfigError, errors.ModelError, errors.PolicyError, ProtocolError, errors.CohortError)
 
 
 def refusal(error: CareflError, party: Party = "client") -> Error:
@@ -104,7 +89,7 @@ def refusal(error: CareflError, party: Party = "client") -> Error:
     It holds the party's number plus the exit code, and the fixed sentence of the nearest known
     class (or of the clause of a site's policy); nothing of the error's own text.
     """
-    if isinstance(error, PolicyError) and error.clause in _CLAUSES:
+    if isinstance(error, errors.PolicyError) and error.clause in _CLAUSES:
         number = _POLICY + _CLAUSE_NAMES.index(error.clause)
         return Error(code=number, reason=_CLAUSES[error.clause])
     if isinstance(error, SenderError):
@@ -142,12 +127,14 @@ def error_of_reply(error: Error, sender: str) -> CareflError:
     """
     if _POLICY <= error.code < _POLICY + len(_CLAUSES):
         clause = _CLAUSE_NAMES[error.code - _POLICY]
-        return PolicyError(f"{sender}: {_CLAUSES[clause]}", clause)
+        return errors.PolicyError(f"{sender}: {_CLAUSES[clause]}", clause)
     if _SENDER <= error.code < _SENDER + _SENDERS:
         accused = error.code - _SENDER
         text = f"{sender}: what client {accused} made for it does not open or is invalid"
         return SenderError(ProtocolError(text), accused)
     if error.code not in _CLASSES:
-        return EngineError(f"{sender} failed with Flower code {error.code}, a fault, not a dropout: read its log")
+        return errors.EngineError(
+            f"{sender} failed with Flower code {error.code}, a fault, not a dropout: read its log"
+        )
     kind, party = _CLASSES[error.code]
     return kind(f"{sender}: {_REASONS[kind].format(party=party)}")

@@ -49,26 +49,7 @@ _CONTROLLED = "/v1/control"
 _TRAFFIC = f"{_CONTROLLED}/traffic"  # ours
 _NODE = b"flwr-public-key"  # in base64; Flower's own check of its signature decides the status of the response
 _FIRST_LINES = 73  # bytes of a response's status line, its headers "date" and "server", and its blank line
-_PROJECT = """\
-[build-system]
-requires = ["hatchling"]
-build-backend = "hatchling.build"
-
-[project]
-name = "carefl-relay"
-version = "1.0.0"
-description = "Carries messages to software that is installed on the sites"
-license = "Apache-2.0"
-dependencies = []
-
-[tool.hatch.build.targets.wheel]
-packages = ["."]
-
-[tool.flwr.app]
-publisher = "carefl"
-
-[tool.flwr.app.components]
-"""
+_PROJECT = Path(__file__).with_name("relay.toml").read_text("utf-8")
 
 
 def empty_run() -> Run:
@@ -189,7 +170,8 @@ class _Locked:
         else:
             await self._app(scope, receive, send)
 
-    async def _answer(self, send: Any, status: int, body: bytes) -> None:
+    @staticmethod
+    async def _answer(send: Any, status: int, body: bytes) -> None:
         await send({"type": "http.response.start", "status": status, "headers": []})
         await send({"type": "http.response.body", "body": body})
 

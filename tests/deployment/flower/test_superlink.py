@@ -44,8 +44,8 @@ def test_only_the_operator_controls_a_superlink(tmp_path: Path) -> None:
         with pytest.raises(http.client.HTTPException, match="403 the control key"):
             stranger.nodes()
         number = link.submit()
-        assert not link.status(number).startswith("finished")
+        assert not link.finished(number, 0).startswith("finished")
         with pytest.raises(EngineError, match="refused"):
-            link.status("1")
+            link.finished("1", 0)
     finally:
         processes.stop()
