@@ -8,6 +8,7 @@ import shlex
 import shutil
 import ssl
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -239,17 +240,32 @@ def test_a_policy_that_is_changed_in_its_secret_reaches_the_agent() -> None:
     assert "policy.yaml" not in {mount.get("subPath") for mount in agent["volumeMounts"]}
 
 
-CHECKERS = {"hadolint": ["Dockerfile"], "kubeconform": ["-strict", "kubernetes-site.yaml", "kubernetes-server.yaml"]}
+CHECKERS = {  # words, files, and a text of theirs with what makes it wrong
+    "hadolint": ([], ["Dockerfile"], ("USER 10001", "USER root\nRUN cd /tmp")),
+    "kubeconform": (["-strict"], list(CLUSTER), ("replicas: 1", "replica: 1")),
+    "kubernetes-validate": (["--strict"], list(CLUSTER), ("replicas: 1", "replica: 1")),
+}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tool", CHECKERS)
-def test_the_recipes_pass_the_checkers_of_their_kind(tool: str) -> None:
-    program = shutil.which(tool)
+def test_the_recipes_pass_the_checkers_of_their_kind(tool: str, tmp_path: Path) -> None:
+    program = shutil.which(tool) or shutil.which(tool, path=str(Path(sys.executable).parent))
     if program is None:
         pytest.skip(f"{tool} is not installed")
-    done = subprocess.run([program, *CHECKERS[tool]], cwd=DEPLOY, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    words, files, (right, wrong) = CHECKERS[tool]
+
+    def check(folder: Path) -> tuple[bool, str]:
+        done = subprocess.run([program, *words, *files], cwd=folder, capture_output=True, text=True, check=False)
+        return done.returncode == 0, done.stdout + done.stderr
+
+    good, said = check(DEPLOY)
+    assert good, said
+    for name in files:
+        text = (DEPLOY / name).read_text()
+        assert right in text
+        (tmp_path / name).write_text(text.replace(right, wrong))
+    assert not check(tmp_path)[0]
 
 
 # --- image and proxy --------------------------------------------------------------------------
