@@ -21,6 +21,8 @@ FOREIGN = {
     "--home-dir",
     "--now",
     "--system",
+    "--build-arg",
+    "--database",
     "--disable-runtime-dependency-installation",
     "--insecure",
     "--isolation",

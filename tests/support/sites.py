@@ -174,8 +174,8 @@ class NoLink:
     def finished(self, run: str, patience: float) -> str:
         return "finished:completed"
 
-    def status(self, run: str) -> tuple[str, int, int]:
-        return "finished:completed", 4_000_000, 8_000_000
+    def traffic(self) -> dict[int, tuple[int, int]]:
+        return {}
 
     def healthy(self) -> bool:
         return True
