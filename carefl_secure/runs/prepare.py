@@ -61,7 +61,7 @@ def prepare(
     reporter.note(rate.sentence)
     warm = ""
     head, asked = scorer.adapter.head, config.adapter.warm_start
-    if asked == "public" or (asked == "auto" and head is not None and head.alone and plan.protected):
+    if asked == "public" or (asked == "auto" and head is not None and head.alone):
         warm = _warm_up(config.with_server_lr(rate.server_lr), task)
         reporter.note(warm)
     record = {"forecast": found.to_json(), "server_lr": asdict(rate), "warm_start": warm}
