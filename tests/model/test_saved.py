@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from carefl_secure.errors import ModelError, NonFiniteError
 from carefl_secure.model.loader import load_base
 from carefl_secure.model.lora import Adapter
-from carefl_secure.model.saved import load_saved
+from carefl_secure.model.saved import load_saved, merge, save_merged
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -119,3 +119,33 @@ def test_what_is_not_that_adapter_is_refused(
 def test_another_rank_is_refused(tiny: Path, folder: Path) -> None:
     with pytest.raises(ModelError, match="says r 2"):
         load_saved(fresh(tiny, rank=4), folder)
+
+
+def test_rounding_a_merged_base_keeps_updates_below_a_step_of_bfloat16(tiny: Path, tmp_path: Path) -> None:
+    adapter = fresh(tiny)
+    # A base as checkpoints are: every weight is a multiple of bfloat16's step, so the nearest one loses small updates.
+    for parameter in adapter.base.model.parameters():
+        parameter.data = parameter.data.bfloat16().float()
+    generator = np.random.default_rng(0)
+    adapter.load(generator.normal(0, 1e-4, adapter.dimension).astype(np.float32))
+    layers = {name: layer for name, layer in adapter.module.named_modules() if hasattr(layer, "get_delta_weight")}
+    before = {name: layer.base_layer.weight.detach().clone() for name, layer in layers.items()}
+    updates = {name: layer.get_delta_weight("default").detach() for name, layer in layers.items()}
+    frozen = adapter.base.model.model.text_model.embed_tokens.weight.detach().clone()
+    merge(adapter)
+    save_merged(adapter, tmp_path, torch.bfloat16)
+    stored = load_file(tmp_path / "model.safetensors")
+    assert {value.dtype for value in stored.values()} == {torch.bfloat16}
+
+    def kept(rounded: dict[str, torch.Tensor]) -> float:
+        """Return how much of the update is left, along itself."""
+        along = sum(float(((rounded[name] - before[name]) * updates[name]).sum()) for name in layers)
+        return along / sum(float(updates[name].square().sum()) for name in layers)
+
+    ours = {name: stored[f"{name.removeprefix('base_model.model.')}.weight"].float() for name in layers}
+    assert kept(ours) == pytest.approx(1, abs=0.1)
+    assert kept({name: (before[name] + updates[name]).bfloat16().float() for name in layers}) < 0.6
+    for name, weight in ours.items():  # to one of the two neighbours
+        step = 2.0 ** (torch.frexp(before[name] + updates[name])[1] - 8).float()
+        assert bool(((weight - before[name] - updates[name]).abs() < step).all())
+    assert torch.equal(stored["model.text_model.embed_tokens.weight"].float(), frozen)

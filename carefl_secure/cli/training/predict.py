@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -62,9 +62,12 @@ def export(
     run: Folder,
     merge: Annotated[bool, typer.Option("--merge", help="Merge the adapter into its base.")] = False,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="A new folder; RUN/merged by default.")] = None,
+    dtype: Annotated[
+        Literal["bfloat16", "float32"], typer.Option(help="float32: not rounded, twice as large.")
+    ] = "bfloat16",
     quiet: Quiet = False,
 ) -> None:
-    """Write the model of a run as one checkpoint in bfloat16, which from_pretrained loads."""
+    """Write the model of a run as one checkpoint, which from_pretrained loads, and say how far its scores differ."""
     _require(run)
     if not merge:
         raise ConfigError("say --merge: a merged checkpoint is what export writes; the adapter is in RUN/adapter")
@@ -73,8 +76,8 @@ def export(
     folder = out or run / "merged"
     with running(quiet) as reporter:
         reporter.note("merging on the whole base, without quantisation")
-        found = export_merged(run, folder)
-    say(f"merged checkpoint: {folder} (rounding to bfloat16 moves scores by up to {found:.2g})")
+        found = export_merged(run, folder, dtype)
+    say(f"merged checkpoint: {folder} ({found})")
 
 
 def _require(run: Path) -> None:

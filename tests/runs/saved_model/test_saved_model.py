@@ -162,7 +162,12 @@ def test_the_card_has_what_a_hub_asks_for(single: Path, tmp_path: Path) -> None:
 
 def test_a_merged_checkpoint_scores_as_the_adapter(trained: Path, images: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "merged"
-    assert 0 < predict.export_merged(trained, out) < 2
+    said = predict.export_merged(trained, out)
+    found = re.fullmatch(
+        r"bfloat16 moves scores by (\S+) on average and (\S+) at most; .* for \d of 8 public images", said
+    )
+    assert found and 0 < float(found[1]) <= float(found[2]) < 2
+    assert said in (out / "README.md").read_text()
     pictures = [Image.open(one).convert("RGB") for one in images]
     whole = predict.TrainedModel(trained, quantization="none").scores(pictures)
     merged = carefl_secure.load(out)
@@ -174,6 +179,15 @@ def test_a_merged_checkpoint_scores_as_the_adapter(trained: Path, images: list[P
     assert np.square(plain - whole).mean() > 25 * np.square(rounding).mean()
     with pytest.raises(RunError, match="exists"):
         predict.export_merged(trained, out)
+
+
+def test_a_merged_checkpoint_in_float32_is_not_rounded(single: Path, images: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "merged"
+    done = CliRunner().invoke(app, ["export", str(single), "--merge", "--out", str(out), "--dtype", "float32", "-q"])
+    assert done.exit_code == 0 and "float32 moves scores by" in done.stdout
+    pictures = [Image.open(one).convert("RGB") for one in images]
+    whole = predict.TrainedModel(single, quantization="none").scores(pictures)
+    assert np.allclose(carefl_secure.load(out).scores(pictures), whole, atol=1e-3)
 
 
 def test_another_base_or_a_damaged_task_is_refused(single: Path, tmp_path: Path) -> None:
