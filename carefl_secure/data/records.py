@@ -71,9 +71,14 @@ class Corpus(Protocol):
 
 def targets(corpus: Corpus) -> npt.NDArray[np.float32]:
     """Return the 0/1 label matrix, shape ``[records, labels]``."""
-    out = np.zeros((len(corpus.records), len(corpus.space.labels)), np.float32)
-    for row, record in enumerate(corpus.records):
-        out[row, list(record.labels)] = 1.0
+    return label_matrix(corpus.records, corpus.space)
+
+
+def label_matrix(records: Sequence[Record], space: LabelSpace) -> npt.NDArray[np.float32]:
+    """Return the 0/1 matrix of some records' labels in a label space, shape ``[records, labels]``."""
+    out = np.zeros((len(records), len(space.labels)), np.float32)
+    for row, record in zip(out, records, strict=True):
+        row[list(record.labels)] = 1.0
     return out
 
 

@@ -202,6 +202,13 @@ def base_share(scores: npt.NDArray[np.float32], targets: npt.NDArray[np.float32]
     return min(1.0, share) if share > 0 and 2 * (without - best) > _CLEAR else 0.0
 
 
+def label_losses(scores: Tensor, targets: Tensor, *, multi: bool) -> Tensor:
+    """Return each record's loss [batch]: cross-entropy; for several labels binary, the mean over labels."""
+    if multi:
+        return F.binary_cross_entropy_with_logits(scores, targets, reduction="none").mean(1)
+    return -(scores * targets).sum(1)
+
+
 class HeadLosses:
     """Losses of a label head alone, without the language model: a logistic regression on the features.
 
@@ -216,11 +223,8 @@ class HeadLosses:
     def losses(self, indices: npt.NDArray[np.int64]) -> Tensor:
         """Return one loss per record, shape [batch], as `RecordLosses` does."""
         rows = torch.from_numpy(indices)
-        scores, target = self.head(self._features[rows], self.head.labels), self._targets[rows]
-        if self._multi:
-            return F.binary_cross_entropy_with_logits(scores, target, reduction="none").mean(1)
-        loss: Tensor = -(scores.log_softmax(-1) * target).sum(1)
-        return loss
+        scores = self.head(self._features[rows], self.head.labels)
+        return label_losses(scores if self._multi else scores.log_softmax(-1), self._targets[rows], multi=self._multi)
 
     @torch.no_grad()
     def scores(self, features: Tensor) -> npt.NDArray[np.float32]:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import Parameter
@@ -17,6 +16,7 @@ from torch.nn import Parameter
 from carefl_secure.captions.prompts import framed
 from carefl_secure.data.records import LabelSpace
 from carefl_secure.errors import ConfigError
+from carefl_secure.model.label_head import label_losses
 from carefl_secure.model.label_tree import TokenTree, answer_log_likelihoods
 from carefl_secure.model.lora import Adapter
 from carefl_secure.model.vision.pixels import Pixels
@@ -127,10 +127,7 @@ class RecordLosses:
         captions = self._captions
         said = None if captions is None else [captions[i] for i in rows.tolist()]
         scores = self.scorer(self._features[rows], said)
-        target = self._targets[rows].to(scores.device)
-        if self.scorer.space.multi:
-            return F.binary_cross_entropy_with_logits(scores, target, reduction="none").mean(1)
-        return -(scores * target).sum(1)
+        return label_losses(scores, self._targets[rows].to(scores.device), multi=self.scorer.space.multi)
 
     def scores(self, indices: npt.NDArray[np.int64], batch: int = 64) -> npt.NDArray[np.float32]:
         """Return the label scores of some records, shape [records, labels]."""

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from carefl_secure.errors import ModelError, NonFiniteError
 from carefl_secure.hub import quiet
-from carefl_secure.model.label_head import HEAD_FILE, HEAD_SETTINGS, LabelHead
+from carefl_secure.model.label_head import HEAD_FILE, HEAD_SETTINGS
 from carefl_secure.model.lora import Adapter
 from carefl_secure.strict_json import load_json
 
@@ -48,7 +48,7 @@ def load_saved(adapter: Adapter, folder: Path) -> npt.NDArray[np.float32]:
             )
         if not torch.isfinite(tensor).all():
             raise NonFiniteError(f"weight {name} in {folder} holds NaN or infinity; not loaded")
-    head = _read_head(adapter, folder)
+    load_head(adapter, folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         result: Any = set_peft_model_state_dict(adapter.module, tensors)
@@ -58,23 +58,14 @@ def load_saved(adapter: Adapter, folder: Path) -> npt.NDArray[np.float32]:
             f"peft did not place {(result.unexpected_keys or lost)[0]} of {folder}; "
             "install the peft version that this package asks for"
         )
-    if head is not None:
-        adapter.attach_head(head.labels, head)
     return adapter.vector()
 
 
 def load_head(adapter: Adapter, folder: Path) -> None:
-    """Load the label head alone, as `load_saved` does."""
-    head = _read_head(adapter, folder)
-    if head is not None:
-        adapter.attach_head(head.labels, head)
-
-
-def _read_head(adapter: Adapter, folder: Path) -> LabelHead | None:
-    """Read and check a folder's label head; None where neither it nor the adapter has one."""
+    """Load the label head alone, as `load_saved` does, where adapter and folder have one."""
     head, path = adapter.head, folder / HEAD_FILE
     if head is None and not path.exists():
-        return None
+        return
     if head is None or not path.exists():
         raise ModelError(
             f"the adapter in {folder} has {'no' if head else 'a'} label head, but the settings ask for "
@@ -92,7 +83,7 @@ def _read_head(adapter: Adapter, folder: Path) -> LabelHead | None:
         raise NonFiniteError(f"the label head in {folder} holds NaN or infinity; not loaded")
     saved.load_state_dict(tensors)
     saved.weigh(float(saved.share))
-    return saved
+    adapter.attach_head(saved.labels, saved)
 
 
 def merge(adapter: Adapter) -> None:
@@ -110,10 +101,8 @@ def save_merged(adapter: Adapter, folder: Path, dtype: torch.dtype) -> None:
     """
     head, merged, seeded = adapter.head, cast(Any, adapter.module.unload()), torch.Generator().manual_seed(0)
     for weight in merged.parameters() if dtype == torch.bfloat16 else ():
-        bits = weight.data.view(torch.int32)
-        weight.data = (bits + torch.randint(1 << 16, bits.shape, generator=seeded, dtype=torch.int32) & -65536).view(
-            torch.float32
-        )
+        up = torch.randint(1 << 16, weight.shape, generator=seeded, dtype=torch.int32)
+        weight.data = (weight.data.view(torch.int32) + up & -65536).view(torch.float32)
     with quiet():
         merged.to(dtype).save_pretrained(folder)
         adapter.base.processor.save_pretrained(folder)

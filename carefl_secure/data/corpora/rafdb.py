@@ -35,6 +35,7 @@ from carefl_secure.errors import DataError, LabelError
 from carefl_secure.progress import SILENT, Reporter, tracked
 
 Subset = Literal["basic", "compound"]
+_SUBSETS: tuple[Subset, ...] = ("basic", "compound")
 _PUBLISHED_NAME = re.compile(r"(train|test)_\d+(_aligned)?\.\w+", re.IGNORECASE)
 _SIDE = 100  # of the published aligned images
 _SPACES: Mapping[str, LabelSpace] = {"basic": BASIC, "compound": COMPOUND}
@@ -61,7 +62,7 @@ def subset_root(root: Path, subset: Subset) -> Path | None:
 
 def _subset_of(root: Path) -> Subset:
     """Tell which subset a lone list is of: by the folder's name, or else by its highest label."""
-    if root.name in ("basic", "compound"):
+    if root.name in _SUBSETS:
         return "compound" if root.name == "compound" else "basic"
     listing = label_list(root)
     highest = max((label for _, label in _read_list(listing, 99)), default=0) if listing else 0
@@ -237,16 +238,6 @@ def _load_numbered(root: Path, subset: Subset, reporter: Reporter) -> dict[str, 
     return corpora
 
 
-def _subsets(root: Path, named: bool) -> tuple[str, ...]:
-    found = tuple(one for one in ("basic", "compound") if subset_root(root, one))
-    return found or (("basic", "compound") if named else ())
-
-
-def _numbered(root: Path, named: bool) -> tuple[str, ...]:
-    subset = numbered_subset(root)
-    return (subset,) if subset and (named or _has_names(root)) else ()
-
-
 def _read(root: Path, how: ReadOptions) -> Mapping[str, FileCorpus]:
     subset: Subset = "compound" if how.task == "compound" else "basic"
     return load_rafdb(root, subset, view=how.view, reporter=how.reporter)
@@ -255,7 +246,7 @@ def _read(root: Path, how: ReadOptions) -> Mapping[str, FileCorpus]:
 FORMAT = CorpusFormat(
     "rafdb",
     "RAF-DB: basic/EmoLabel/list_patition_label.txt, or compound/EmoLabel/...",
-    tasks=_subsets,
+    tasks=lambda root, named: tuple(one for one in _SUBSETS if subset_root(root, one)) or (_SUBSETS if named else ()),
     load=_read,
     views=("aligned", "original", "realigned"),
     splits=("train", "test"),
@@ -264,7 +255,7 @@ FORMAT = CorpusFormat(
 FOLDERS_FORMAT = CorpusFormat(
     "rafdb-folders",
     "RAF-DB in folders: train/1/train_00001_aligned.jpg and so on",
-    tasks=_numbered,
+    tasks=lambda root, named: (subset,) if (subset := numbered_subset(root)) and (named or _has_names(root)) else (),
     load=_read,
     splits=("train", "test"),
     annotation=("nothing but folders",),

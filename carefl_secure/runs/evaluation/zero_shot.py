@@ -20,7 +20,7 @@ from PIL import Image
 from carefl_secure.data.corpora.base import FileCorpus, ReadOptions
 from carefl_secure.data.corpora.cexpr_fusion import Rule, compound_to_cexpr, fuse_frames
 from carefl_secure.data.open_corpus import detect, open_corpus
-from carefl_secure.data.records import CEXPR, COMPOUND, COMPOUND_TO_CEXPR, Corpus, LabelSpace, Record, targets
+from carefl_secure.data.records import CEXPR, COMPOUND, COMPOUND_TO_CEXPR, Corpus, LabelSpace, Record, label_matrix
 from carefl_secure.data.splits import Subset
 from carefl_secure.errors import ConfigError, DataError
 from carefl_secure.evaluation.assess import Evaluation, Known, Scored, assess
@@ -78,15 +78,7 @@ def own_part(corpus: Corpus) -> Part:
 def seven(corpus: Corpus) -> npt.NDArray[np.float32]:
     """Return the 0/1 matrix over the seven of records that are labelled with the eleven."""
     order = sorted(COMPOUND_TO_CEXPR, key=COMPOUND_TO_CEXPR.__getitem__)
-    return targets(corpus)[:, order]
-
-
-def truth(records: Sequence[Record]) -> npt.NDArray[np.float32]:
-    """Return the 0/1 matrix over the seven of records that are labelled with them."""
-    out = np.zeros((len(records), len(CEXPR.labels)), np.float32)
-    for row, record in zip(out, records, strict=True):
-        row[list(record.labels)] = 1.0
-    return out
+    return label_matrix(corpus.records, corpus.space)[:, order]
 
 
 def video_parts(parts: Mapping[str, Corpus], path: Path) -> list[Part]:
@@ -189,7 +181,7 @@ def evaluate_zero_shot(
             public = Subset(corpora.public, shared(corpora.public))
             known = Known(seven(public)) if public.records else None
         records = part.corpus.records if data is None else part.records()
-        marks = seven(part.corpus) if data is None else truth(records)
+        marks = seven(part.corpus) if data is None else label_matrix(records, CEXPR)
         scored = Scored(opened.name, part.corpus.name, f"{part.name} split", CEXPR, records, marks, part.images())
         scores = [np.log(_fused(part, one[place], rule)) for one in (tuned, untuned)]
         found = assess(scored, scores[0], scores[1], known, chosen)

@@ -79,12 +79,9 @@ class TrainedModel:
         while part := list(islice(rest, self._batch)):
             read = [_read(one) for one in part]
             fine = [one for one in read if isinstance(one, Image.Image)]
-            answers = iter(self._answers(fine))
+            rows = iter(self.scores(fine) if fine else ())
             for one, image in zip(part, read, strict=True):
-                yield one, image if isinstance(image, DataError) else next(answers)
-
-    def _answers(self, images: list[Image.Image]) -> list[Prediction]:
-        return [predicted(self.labels, row, self._cuts) for row in self.scores(images)] if images else []
+                yield one, image if isinstance(image, DataError) else predicted(self.labels, next(rows), self._cuts)
 
     def scores(self, images: Sequence[Image.Image]) -> npt.NDArray[np.float32]:
         """Return the scores of some images, [images, labels], all of them in memory at once."""
