@@ -93,18 +93,18 @@ def merge(adapter: Adapter) -> None:
     adapter.module.merge_adapter()
 
 
-def save_merged(adapter: Adapter, folder: Path, dtype: torch.dtype) -> None:
+def save_merged(adapter: Adapter, folder: Path, dtype: str) -> None:
     """Write a merged base in float32, or rounded once to bfloat16, with processor and label head; uses the adapter up.
 
     Weights are rounded up or down with probabilities that keep their mean. Those of a base are multiples of
     bfloat16's steps already, and rounding to the nearest would drop every change below half a step.
     """
     head, merged, seeded = adapter.head, cast(Any, adapter.module.unload()), torch.Generator().manual_seed(0)
-    for weight in merged.parameters() if dtype == torch.bfloat16 else ():
+    for weight in merged.parameters() if dtype == "bfloat16" else ():
         up = torch.randint(1 << 16, weight.shape, generator=seeded, dtype=torch.int32)
         weight.data = (weight.data.view(torch.int32) + up & -65536).view(torch.float32)
     with quiet():
-        merged.to(dtype).save_pretrained(folder)
+        merged.to(getattr(torch, dtype)).save_pretrained(folder)
         adapter.base.processor.save_pretrained(folder)
     if head is not None:
         head.save(folder)

@@ -133,7 +133,7 @@ def test_rounding_a_merged_base_keeps_updates_below_a_step_of_bfloat16(tiny: Pat
     updates = {name: layer.get_delta_weight("default").detach() for name, layer in layers.items()}
     frozen = adapter.base.model.model.text_model.embed_tokens.weight.detach().clone()
     merge(adapter)
-    save_merged(adapter, tmp_path, torch.bfloat16)
+    save_merged(adapter, tmp_path, "bfloat16")
     stored = load_file(tmp_path / "model.safetensors")
     assert {value.dtype for value in stored.values()} == {torch.bfloat16}
 

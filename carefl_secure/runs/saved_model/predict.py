@@ -15,7 +15,6 @@ from typing import Any, Literal, TextIO
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
 
 from carefl_secure.data.readers.file_kinds import TOOL_FOLDERS, image_suffixes
@@ -196,7 +195,7 @@ def export_merged(run: Path, out: Path, dtype: Literal["bfloat16", "float32"] = 
     settings = {**model.task["settings"], "model": {**model.task["settings"]["model"], "revision": None, **whole}}
     about = {"base": MERGED, "base_sha256": "", "revision": None, "quantization": None, "dtype": "float32"}
     try:
-        save_merged(model.scorer.adapter, out, getattr(torch, dtype))
+        save_merged(model.scorer.adapter, out, dtype)
         write_task({**model.task, **about, "settings": settings}, out)
         found = TrainedModel(out).scores(images)
         off, same = np.abs(found - before), int((found.argmax(1) == before.argmax(1)).sum())
