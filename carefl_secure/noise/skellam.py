@@ -84,9 +84,7 @@ def _cumulative(variance: float) -> list[int]:
     return [((2 * value - centre) << _BITS) // total for value in itertools.islice(doubled, top)]
 
 
-@functools.lru_cache(maxsize=8)
-def _table(variance: float) -> _Table:
-    return _Table(variance)
+_table = functools.lru_cache(maxsize=8)(_Table)
 
 
 class SkellamSampler:

@@ -18,6 +18,7 @@ from carefl_secure.privacy.accounting.events import SampledGaussian
 _DENOMINATORS = (4, 5, 6, 7, 8, 12, 16, 32, 64)
 _LOSS = 1.005  # of the error, accepted for a smaller denominator
 _MOST_BANDS = 32
+_DRAWS = 32
 _CANDIDATES = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)
 
 
@@ -76,8 +77,31 @@ def coefficients(bands: int, rounds: int, momentum: float = 0.0) -> tuple[int, .
     return found
 
 
-def predicted_error(bands: int, rounds: int, rate: float, epsilon: float, delta: float, momentum: float) -> float:
-    """Return the error of running sums within a budget: noise multiplier times `running_error`.
+def attended_error(correlation: Sequence[float], rounds: int, momentum: float, present: float) -> float:
+    """Return `running_error` where each client takes part in a round with probability ``present``, on its own.
+
+    Without the factor ``present ** -0.5``, which independent noise gets as well. The root mean square over 32 drawn
+    attendances, the same for all coefficients; lags count the rounds that a client took part in (`BandedState`).
+    """
+    if present >= 1.0:
+        return running_error(correlation, rounds, momentum)
+    sums = np.cumsum(_filtered([1.0, -momentum], np.eye(rounds)), axis=0)
+    ratios, square = np.asarray(correlation, np.float64) / correlation[0], 0.0
+    for attended in np.random.default_rng(0).random((_DRAWS, rounds)) < present:
+        noise, kept = np.zeros((rounds, rounds)), list[int]()
+        for number in map(int, np.flatnonzero(attended)):
+            kept = [earlier for earlier in kept if number - earlier < len(ratios)]
+            noise[number] = -ratios[len(kept) : 0 : -1] @ noise[kept]
+            noise[number, number] = 1.0
+            kept.append(number)
+        square += float(np.sum((sums @ noise) ** 2))
+    return math.sqrt(square / _DRAWS / rounds / present) * norm(correlation)
+
+
+def predicted_error(
+    bands: int, rounds: int, rate: float, epsilon: float, delta: float, momentum: float, present: float = 1.0
+) -> float:
+    """Return the error of running sums within a budget: noise multiplier times `attended_error`.
 
     Infinity where no noise keeps the budget. The noise is that of the Gaussian, within 1 %.
     """
@@ -88,19 +112,20 @@ def predicted_error(bands: int, rounds: int, rate: float, epsilon: float, delta:
     except BudgetExceededError:
         return math.inf
     chosen = (1,) if bands == 1 else coefficients(bands, rounds, momentum)
-    return noise * running_error(chosen, rounds, momentum)
+    return noise * attended_error(chosen, rounds, momentum, present)
 
 
 @functools.lru_cache(maxsize=64)
 def choose_bands(
-    rounds: int, rate: float, epsilon: float, delta: float, momentum: float, bands: int | None = None
-) -> tuple[int, float]:
+    rounds: int, rate: float, epsilon: float, delta: float, momentum: float, bands: int | None = None,
+    present: float = 1.0,
+) -> tuple[int, float]:  # fmt: skip
     """Return the number of bands of least predicted error, and that error over the one of independent noise.
 
-    At least 2, among those that fit; ``bands`` fixes it.
+    At least 2, among those that fit; ``bands`` fixes it. ``present``: as for `attended_error`.
     """
     most = min(rounds, math.floor((1.0 + 1e-12) / rate), _MOST_BANDS)
     tried = (bands,) if bands else sorted({*(b for b in _CANDIDATES if b <= most), most})
-    errors = {b: predicted_error(b, rounds, rate, epsilon, delta, momentum) for b in tried}
-    best = min(errors, key=lambda b: errors[b])
-    return best, errors[best] / predicted_error(1, rounds, rate, epsilon, delta, momentum)
+    errors = {b: predicted_error(b, rounds, rate, epsilon, delta, momentum, present) for b in (1, *tried)}
+    best = min(tried, key=lambda b: errors[b])
+    return best, errors[best] / errors[1]

@@ -60,7 +60,8 @@ class PrivacyPlan:
     def __post_init__(self) -> None:
         """Refuse a plan that cannot keep a promise, and bring numbers to one form."""
         for name, allowed in (("unit", Unit), ("trust", Trust), ("mechanism", Mechanism), ("adjacency", Adjacency)):
-            _check_choice(name, getattr(self, name), get_args(allowed))
+            if (value := getattr(self, name)) not in get_args(allowed):
+                raise ConfigError(f"{name} is {value!r}; choose one of {', '.join(get_args(allowed))}")
         for name in ("rounds", "clients", "min_survivors", "public_records", "local_steps"):
             check_whole(name, getattr(self, name), 1)
         check_whole("max_colluders", self.max_colluders, 0)
@@ -205,12 +206,6 @@ class PrivacyPlan:
             unit=self.unit, trust=self.trust, epsilon=epsilon, delta=self.delta, colluders=self.max_colluders,
             records_per_person=self.records_per_person, bands=self.bands,
         )  # fmt: skip
-
-
-def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    """Refuse a word that is none of those allowed."""
-    if value not in allowed:
-        raise ConfigError(f"{name} is {value!r}; choose one of {', '.join(allowed)}")
 
 
 def _as_real(name: str, value: object) -> float:

@@ -27,12 +27,12 @@ _OPEN = (
     "Still seen, and not protected: which clients take part and when, how long their answers take, "
     "the label space, the number of records per client as declared, and the public split. "
 )
-_PRESENCE = "That a client takes part at all is seen too; only what it holds is protected."
-_REPEATS = "A person with several records is protected for each of them, not for all of them together."
-_PERSONS = (
-    "Who is one person is taken from the names in the corpus: somebody with two names, or at two "
-    "clients, is protected for each of them, not for both together."
-)
+_REST = {
+    "client": "That a client takes part at all is seen too; only what it holds is protected.",
+    "record": "A person with several records is protected for each of them, not for all of them together.",
+    "person": "Who is one person is taken from the names in the corpus: somebody with two names, or at two "
+    "clients, is protected for each of them, not for both together.",
+}
 _BANDS = (
     " Each record was in one round of {} at most, drawn by its client, whose records and their order must not change "
     "during a run; rounds take back part of the noise of earlier ones, which the figure counts."
@@ -88,11 +88,14 @@ def promise_text(
     if not math.isfinite(epsilon):
         return "Nothing is promised: no finite epsilon could be proved for this run. Treat every record as disclosed."
     shown = round_up(epsilon)
+    rest = [_REST[unit]] + [_FLOATS] * (trust == "none")
+    if records_per_person is not None:
+        rest.insert(1, f"Of every person at most {records_per_person} records were used.")
     return (
         f"Protected is {_UNITS[unit]}: {_CHANGES[unit]} ({_NEIGHBOURS[unit]}) changes the probability of any outcome "
         f"computed from the released sums, the adapter among them, by a factor of at most e^{shown}, except with "
         f"probability {delta:g} (epsilon {shown}, delta {delta:g}, {_ADJACENCY[unit]}; {strength}). "
-        f"This holds against {_against(trust, colluders)}. " + _OPEN + _rest(unit, trust, records_per_person)
+        f"This holds against {_against(trust, colluders)}. " + _OPEN + " ".join(rest)
     ).rstrip() + _BANDS.format(bands) * (bands > 1)
 
 
@@ -115,14 +118,6 @@ def aggregation_text(aggregation: str = "pairwise", honest_members: int = 1) -> 
         f"It also needs the aggregation protocol {aggregation!r} to hide all but the sum; that "
         "protocol comes from another package and was not reviewed with carefl-secure."
     )
-
-
-def _rest(unit: str, trust: str, records_per_person: int | None) -> str:
-    """Say what is particular to a unit and to who makes the noise."""
-    said = {"record": [_REPEATS], "person": [_PERSONS], "client": [_PRESENCE]}.get(unit, [])
-    if records_per_person is not None:
-        said = [*said, f"Of every person at most {records_per_person} records were used."]
-    return " ".join([*said, *([_FLOATS] if trust == "none" else [])])
 
 
 def _against(trust: str, colluders: int) -> str:

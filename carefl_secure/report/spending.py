@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from carefl_secure.privacy import Event, accountant_name, epsilon
+from carefl_secure.privacy.accounting.accountant import epsilon_by_delta
 from carefl_secure.privacy.accounting.composition import over_disjoint_clients, over_shared_persons, with_survivors
 from carefl_secure.privacy.accounting.events import merged
 from carefl_secure.privacy.ledger.entry import spent
@@ -152,29 +153,24 @@ def what_if(record: RunRecord, accounts: Accounts) -> list[WhatIf]:
     elif len(spent) > 1 and record.privacy.unit != "client":
         pair = over_shared_persons(accounts.events, 2, delta)
         found.append(_case("one unit at two clients", pair.epsilon, pair.delta, pair.conditions))
-    found += _earlier(accounts, delta)
+    both = [
+        (c.ledger_epsilon, c.ledger_epsilon - c.run_epsilon)
+        for c in accounts.clients
+        if c.ledger_epsilon is not None and c.run_epsilon is not None and c.ledger_epsilon > c.run_epsilon
+    ]
+    if both:
+        whole, more = max(both)
+        words = (
+            f"the ledger with the largest epsilon holds earlier runs, which add {round_up(more)} to "
+            "this one; all runs of a ledger are one account"
+        )
+        found.append(_case("with earlier runs on the same records", whole, delta, (words,)))
+    for other, cost in epsilon_by_delta(accounts.events, delta):
+        found.append(_case(f"delta {other:g}", cost, other, ("the same rounds at another delta; all of these hold",)))
     if len(accounts.events) > 1:
         words = "rounds that differ in noise or sampling rate are composed in one account"
         found.append(_case(f"rounds of {len(accounts.events)} kinds", accounts.epsilon, delta, (words,)))
     return found + _fewer(record, accounts)
-
-
-def _earlier(accounts: Accounts, delta: float) -> list[WhatIf]:
-    """Say what earlier runs in the clients' ledgers add."""
-    both = [
-        (c.ledger_epsilon, c.run_epsilon)
-        for c in accounts.clients
-        if c.ledger_epsilon is not None and c.run_epsilon is not None
-    ]
-    added = [(whole, whole - run) for whole, run in both if whole > run]
-    if not added:
-        return []
-    whole, more = max(added)
-    words = (
-        f"the ledger with the largest epsilon holds earlier runs, which add {round_up(more)} to "
-        "this one; all runs of a ledger are one account"
-    )
-    return [_case("with earlier runs on the same records", whole, delta, (words,))]
 
 
 def _fewer(record: RunRecord, accounts: Accounts) -> list[WhatIf]:

@@ -79,31 +79,41 @@ def _request(config: Config, units: int, records: int, dimension: int) -> PlanRe
     )
 
 
+def _bands_of(config: Config) -> tuple[int, float, float]:
+    """Return the bands, and their error over that of independent noise: with all clients, and with `min_survivors`."""
+    privacy, federation = config.privacy, config.federation
+    fixed = None if privacy.bands == "auto" else min(privacy.bands, federation.rounds)  # an audit plays fewer rounds
+    budget = (federation.rounds, privacy.sample_rate, privacy.epsilon, privacy.delta, config.momentum)
+    bands, error = choose_bands(*budget, fixed)
+    return bands, error, choose_bands(*budget, bands, federation.min_survivors / federation.clients)[1]
+
+
 def correlation_of(config: Config) -> tuple[int, ...] | None:
-    """Return the correlation of banded noise; None where the noise of the rounds is independent."""
-    privacy, momentum = config.privacy, config.momentum
-    if privacy.mechanism == "independent" or config.rules_out_bands:
+    """Return the correlation of banded noise; None where the noise of the rounds is independent.
+
+    The number of bands is that of least predicted error; ``auto`` takes them where that error stays below the one of
+    independent noise even if as many clients as ``federation.min_survivors`` allows miss each round.
+    """
+    if config.privacy.mechanism == "independent" or config.rules_out_bands:
         return None
-    rounds, budget = config.federation.rounds, (privacy.epsilon, privacy.delta, momentum)
-    fixed = None if privacy.bands == "auto" else min(privacy.bands, rounds)  # an audit plays fewer rounds
-    bands, error = choose_bands(rounds, privacy.sample_rate, *budget, fixed)
-    if privacy.mechanism == "auto" and error >= 1.0:
+    bands, _, missed = _bands_of(config)
+    if config.privacy.mechanism == "auto" and missed >= 1.0:
         return None
-    return coefficients(bands, rounds, momentum)
+    return coefficients(bands, config.federation.rounds, config.momentum)
 
 
 def mechanism_text(config: Config, plan: RunPlan) -> str:
     """Say in one sentence what noise a protected run has and why; empty for the default."""
-    privacy, momentum = config.privacy, config.momentum
-    if privacy.mechanism == "independent" or not plan.protected:
+    if config.privacy.mechanism == "independent" or not plan.protected:
         return ""
     if config.rules_out_bands:
         return f"independent noise, as banded noise cannot be used with {config.rules_out_bands}"
-    correlation, budget = plan.privacy.correlation, (privacy.epsilon, privacy.delta, momentum)
-    fixed = None if correlation is None else len(correlation)
-    bands, error = choose_bands(config.federation.rounds, privacy.sample_rate, *budget, fixed)
+    (bands, error, missed), clients = _bands_of(config), config.federation.clients
     least = f"{error:.2f} of the error of independent noise in the sums that the optimizer sees"
-    return f"banded noise of {bands} bands, {least}" if correlation else f"independent noise: bands leave {least}"
+    if absent := clients - config.federation.min_survivors:
+        least += f", {missed:.2f} where {absent} of {clients} clients miss each round"
+    banded = plan.privacy.correlation is not None
+    return f"banded noise of {bands} bands, {least}" if banded else f"independent noise: {bands} bands leave {least}"
 
 
 def noise_text(config: Config, plan: RunPlan) -> str:

@@ -11,9 +11,17 @@ import pytest
 from carefl_secure.errors import ConfigError
 from carefl_secure.noise import KeyStream, SkellamSampler
 from carefl_secure.noise.skellam import correlate
-from carefl_secure.privacy.banded import choose_bands, coefficients, norm, predicted_error, response, running_error
+from carefl_secure.privacy.banded import (
+    attended_error,
+    choose_bands,
+    coefficients,
+    norm,
+    predicted_error,
+    response,
+    running_error,
+)
 from tests.privacy.test_plan import RECORD
-from tests.support.banded import attended_error
+from tests.support.banded import exact_error
 
 
 def matrices(correlation: tuple[int, ...], rounds: int, momentum: float) -> tuple[np.ndarray, np.ndarray]:
@@ -36,7 +44,7 @@ def test_errors_are_those_of_the_matrices(correlation: tuple[int, ...], rounds: 
     whole = np.linalg.norm(sums @ inverse) / math.sqrt(rounds) * norm(correlation)
     assert running_error(correlation, rounds, momentum) == pytest.approx(whole)
     everyone = np.ones((3, rounds), np.bool_)
-    assert attended_error(correlation, everyone, momentum) == pytest.approx(whole)
+    assert exact_error(correlation, everyone, momentum) == pytest.approx(whole)
 
 
 @pytest.mark.parametrize(
@@ -95,9 +103,13 @@ def test_the_prediction_holds_in_a_simulation_with_dropouts() -> None:
     for number in range(1, rounds):
         total[number] += momentum * total[number - 1]
     measured = math.sqrt(np.mean(np.cumsum(total, axis=0) ** 2) / (clients * variance))
-    predicted = attended_error(correlation, attended, momentum) / norm(correlation)
+    predicted = exact_error(correlation, attended, momentum) / norm(correlation)
     assert measured == pytest.approx(predicted, rel=0.05)
     assert measured > 1.1 * running_error(correlation, rounds, momentum) / norm(correlation)  # dropouts do cost
+    planned = attended_error(correlation, rounds, momentum, attended.mean()) / norm(correlation)
+    assert planned / math.sqrt(attended.mean()) == pytest.approx(measured, rel=0.05)  # what `auto` goes by
+    assert choose_bands(rounds, 0.2, 4.0, 1e-5, momentum, None, 0.75)[1] > 1.0  # better only while nobody drops out
+    assert choose_bands(rounds, 0.2, 4.0, 1e-5, momentum)[1] < 0.9
 
 
 @pytest.mark.parametrize(

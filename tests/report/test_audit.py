@@ -193,6 +193,9 @@ def test_what_if_names_their_conditions(copy_run: Callable[[str], Path]) -> None
     assert price < shared.epsilon
     assert shared.delta == pytest.approx(1e-5)
     assert any("one noise" in text for text in shared.conditions)
+    others = {one.delta: one.epsilon for one in report.what_if if one.case.startswith("delta ")}
+    assert list(others) == pytest.approx([1e-4, 1e-6, 1e-7])
+    assert others[1e-4] < report.promise.epsilon < others[1e-6] < others[1e-7]
     weaker = next(one for one in report.what_if if "colluders in place" in one.case)
     assert weaker.epsilon is not None
     assert weaker.epsilon > price

@@ -21,13 +21,20 @@ def test_auto_takes_what_leaves_less_noise() -> None:
     plan = plan_with(config, 8000, 500)
     assert plan.privacy.bands == 5
     assert plan.privacy.round_rate == 1.0
-    assert "banded noise of 5 bands, 0.70 of the error" in mechanism_text(config, plan)
+    said = mechanism_text(config, plan)
+    assert "banded noise of 5 bands, 0.70 of the error" in said
+    assert "0.88 where 2 of 8 clients miss each round" in said
+    unsure = load_config(None, ["privacy.mechanism=auto", "privacy.epsilon=4"])  # 0.84, but not with dropouts
+    plan = plan_with(unsure, 8000, 500)
+    assert plan.privacy.correlation is None
+    assert "5 bands leave 0.84 of the error" in mechanism_text(unsure, plan)
+    assert "1.05 where 2 of 8" in mechanism_text(unsure, plan)
     plain = load_config(
         None, ["privacy.mechanism=auto", "privacy.epsilon=2", "federation.aggregator=fedavg", "federation.momentum=0"]
     )
     plan = plan_with(plain, 8000, 500)
     assert plan.privacy.correlation is None
-    assert "independent noise: bands leave 1.0" in mechanism_text(plain, plan)
+    assert "independent noise: 2 bands leave 1.0" in mechanism_text(plain, plan)
     person = load_config(None, ["privacy.mechanism=auto", "privacy.unit=person"])
     assert correlation_of(person) is None
     assert "cannot be used with privacy.unit=person" in mechanism_text(person, plan_with(person, 8000, 500))

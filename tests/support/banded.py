@@ -12,7 +12,7 @@ from scipy.signal import lfilter
 from carefl_secure.privacy.banded import norm
 
 
-def attended_error(correlation: Sequence[float], attended: NDArray[np.bool_], momentum: float = 0.0) -> float:
+def exact_error(correlation: Sequence[float], attended: NDArray[np.bool_], momentum: float = 0.0) -> float:
     """Return `running_error` where clients miss rounds: ``attended`` has shape [clients, rounds].
 
     A sum of s of n clients counts n / s times, as in the mean gradient; no round may have lost all of them.

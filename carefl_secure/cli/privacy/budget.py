@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from carefl_secure.cli.console import Json, result_table, unfold, write_json, write_line
 from carefl_secure.rounding import round_up
@@ -45,6 +44,9 @@ class BudgetOptions:
         int | None,
         typer.Option(metavar="D", help="Trained values, with skellam; by default the embedded model's 40960."),
     ] = None
+    bands: Annotated[
+        int, typer.Option(metavar="B", help="Rounds whose noise is correlated (banded noise), with skellam.")
+    ] = 1
 
 
 @unfold
@@ -89,8 +91,7 @@ def _show(found: Budget, second: float | None, crosscheck: bool) -> None:
     def line(text: str = "", style: str = "") -> None:
         write_line(console, text, style)
 
-    shown = round_up(found.epsilon)
-    line(f"epsilon {shown} at delta {found.delta:g}: {found.verdict}", style="bold")
+    line(f"epsilon {round_up(found.epsilon)} at delta {found.delta:g}: {found.verdict}", style="bold")
     for name, value in (
         ("noise_multiplier", f"{found.noise_multiplier:.6g}"),
         ("rounds", str(found.rounds)),
@@ -98,6 +99,8 @@ def _show(found: Budget, second: float | None, crosscheck: bool) -> None:
     ):
         mark = "   <- computed" if name == found.solved_for else ""
         line(f"  {name.replace('_', ' '):<18}{value}{mark}", style="bold" if mark else "")
+    others = ", ".join(f"{round_up(cost)} at delta {delta:g}" for delta, cost in found.by_delta)
+    line(f"  {'at other deltas':<18}{others}")
     line()
     for text in found.assumptions():
         line(f"  {text}")
@@ -105,20 +108,16 @@ def _show(found: Budget, second: float | None, crosscheck: bool) -> None:
         line(f"  cross-check: Opacus PRV {second:.4f} (an upper estimate, 0.01 wide)")
     elif crosscheck:
         line("  cross-check: none, as Opacus PRV has no figure for this budget")
-    for text in conditions(found.unit):
+    for text in conditions(found.unit, found.bands):
         line(f"  {text}")
     line()
     points = epsilon_by_rounds(found, 24)
-    console.print(_table(points[3::4] or points, found.rounds))
+    table = result_table("rounds", "epsilon")
+    for count, cost in points[3::4] or points:
+        table.add_row(str(count), round_up(cost), style="bold" if count == found.rounds else None)
+    console.print(table)
     for text in _curve(points, found.rounds):
         line(text)
-
-
-def _table(points: Sequence[tuple[int, float]], rounds: int) -> Table:
-    table = result_table("rounds", "epsilon")
-    for count, cost in points:
-        table.add_row(str(count), round_up(cost), style="bold" if count == rounds else None)
-    return table
 
 
 def _curve(points: Sequence[tuple[int, float]], rounds: int) -> list[str]:

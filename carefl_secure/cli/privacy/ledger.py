@@ -93,7 +93,7 @@ def _show(one: Statement, console: Console) -> None:
             f"{line.first}-{line.last}" if line.last > line.first else str(line.first),
             line.time[:19].replace("T", " "),
             line.run,
-            str(line.count),
+            str(line.event.count),
             event_words(line.event),
             round_up(line.epsilon),
         )

@@ -150,7 +150,11 @@ def plan_stages(
         raise ConfigError(f"unit {first.unit!r} needs target_epsilon (8 is usual)")
 
     def whole_run(noise: float) -> list[Event]:
-        return [_event_with(one, noise) for one in requests]
+        if first.trust == "none":
+            return [one.privacy(noise).gaussian_event(one.rounds) for one in requests]
+        return [
+            plan.skellam_event().times(plan.privacy.cycles) for plan in (_plan_with(one, noise) for one in requests)
+        ]
 
     noise = calibrate_noise(whole_run, target, delta)
     if limit is not None:
@@ -161,14 +165,6 @@ def plan_stages(
     if (price := epsilon(rounds, delta)) > target:
         raise PrivacyError(f"the plan would spend epsilon {price:.6g} of {target:g}; report this")
     return StagedPlan(tuple(names), plans)
-
-
-def _event_with(request: PlanRequest, noise: float) -> Event:
-    """Return what all rounds of one stage release under a noise multiplier."""
-    if request.trust == "none":
-        return request.privacy(noise).gaussian_event(request.rounds)
-    plan = _plan_with(request, noise)
-    return plan.skellam_event().times(plan.privacy.cycles)
 
 
 def _plan_with(request: PlanRequest, noise: float) -> RunPlan:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from carefl_secure.errors import BudgetExceededError, ConfigError
@@ -15,6 +14,7 @@ from carefl_secure.privacy.accounting.accountant import (
     accountant_name,
     coarse_epsilon,
     epsilon,
+    epsilon_by_delta,
     rdp_epsilon,
 )
 from carefl_secure.privacy.accounting.budget_request import MAX_ROUNDS, BudgetQuestion, event_of_question, nominal_norm
@@ -26,7 +26,6 @@ from carefl_secure.rounding import html_table, round_up
 __all__ = ["MAX_ROUNDS", "Budget", "BudgetQuestion", "epsilon_by_rounds", "solve_budget"]
 
 Price: TypeAlias = Callable[[Event, float], float]
-_LEAST_RATE = 1e-6
 _DRAWN_GRID = 3e-3  # for the curve: a tenth of a second a point, some hundredths above the truth
 
 
@@ -39,7 +38,7 @@ _renyi: Price = functools.lru_cache(256)(lambda event, delta: rdp_epsilon([event
 
 def most_rounds(question: BudgetQuestion, target: float) -> int:
     """Return the largest number of rounds within the target."""
-    one = event_of_question(question, rounds=1)
+    one = event_of_question(replace(question, rounds=1))
 
     def fits(price: Price, count: int) -> bool:
         return price(one.times(count), question.delta) <= target
@@ -49,20 +48,7 @@ def most_rounds(question: BudgetQuestion, target: float) -> int:
             f"one round alone costs epsilon {_named(one, question.delta):.4g}, above "
             f"{target:g}; choose more noise, a lower sample rate or a larger epsilon"
         )
-    count = 1
-    for price in (_renyi, _rough, _coarse, _named):  # each dearer, and closer
-        if not fits(price, count):
-            continue
-        step = max(1, count // 1000)
-        while count + step <= MAX_ROUNDS and fits(price, count + step):
-            count, step = count + step, 2 * step
-        high = min(count + step, MAX_ROUNDS + 1)
-        while high - count > 1:
-            middle = (count + high) // 2
-            count, high = (middle, high) if fits(price, middle) else (count, middle)
-    while not fits(_named, count):  # where a cheaper account proved more than the named one
-        count -= max(1, count // 100)
-    if count >= MAX_ROUNDS:
+    if (count := _largest(fits, MAX_ROUNDS)) >= MAX_ROUNDS:
         raise ConfigError(f"{MAX_ROUNDS} rounds and more fit into epsilon {target:g}; choose less noise")
     return count
 
@@ -70,39 +56,34 @@ def most_rounds(question: BudgetQuestion, target: float) -> int:
 def highest_rate(question: BudgetQuestion, target: float) -> float:
     """Return the highest sampling rate within the target, to four digits, rounded down."""
 
-    def fits(price: Price, rate: float) -> bool:
-        return price(event_of_question(question, sample_rate=rate), question.delta) <= target
+    def rate(place: int) -> float:  # the place of a number of four digits among all of them from 1e-6
+        return float(f"{1000 + place % 9000}e{place // 9000 - 9}")
 
-    if fits(_named, 1.0):
-        return 1.0
-    if not fits(_named, _LEAST_RATE):
+    def fits(price: Price, place: int) -> bool:
+        return price(event_of_question(replace(question, sample_rate=rate(place))), question.delta) <= target
+
+    if not fits(_named, 0):
         raise BudgetExceededError(
-            f"even a sample rate of {_LEAST_RATE:g} costs more than epsilon {target:g}; choose "
+            f"even a sample rate of {rate(0):g} costs more than epsilon {target:g}; choose "
             "more noise, fewer rounds or a larger epsilon"
         )
-    low, high = math.log(_LEAST_RATE), 0.0
-    while high - low > 1e-3:
-        middle = 0.5 * (low + high)
-        low, high = (middle, high) if fits(_renyi, math.exp(middle)) else (low, middle)
-    # each account is closer to the truth than the one before it, and allows more
-    for price, step, closeness in ((_rough, 0.1, 5e-3), (_coarse, 0.01, 5e-5)):
-        high = low
-        while high < 0.0 and fits(price, math.exp(high)):
-            low, high = high, min(0.0, high + step)
-        while high - low > closeness:
-            middle = 0.5 * (low + high)
-            low, high = (middle, high) if fits(price, math.exp(middle)) else (low, middle)
-    unit = 10.0 ** (math.floor(low / math.log(10.0)) - 3)
-    steps = math.floor(math.exp(low) / unit)
-    while fits(_named, _four_digits((steps + 1) * unit)):
-        steps += 1
-    while not fits(_named, _four_digits(steps * unit)):
-        steps -= 1
-    return _four_digits(steps * unit)
+    return rate(_largest(fits, 54_000))
 
 
-def _four_digits(value: float) -> float:
-    return float(f"{value:.4g}")
+def _largest(fits: Callable[[Price, int], bool], most: int) -> int:
+    """Return the largest whole number up to ``most`` that fits by the named account, as the least does."""
+    count = 1
+    for price in (_renyi, _rough, _coarse, _named):  # each dearer, and closer
+        step = 1
+        while count + step <= most and fits(price, count + step):
+            count, step = count + step, 2 * step
+        high = min(count + step, most + 1)
+        while high - count > 1:
+            middle = (count + high) // 2
+            count, high = (middle, high) if fits(price, middle) else (count, middle)
+    while not fits(_named, count):  # where a cheaper account proved more than the named one
+        count -= max(1, count // 100)
+    return count
 
 
 @dataclass(frozen=True)
@@ -122,18 +103,14 @@ class Budget:
     adjacency: str = "add-or-remove-one"
     records_per_person: int | None = None
     dimension: int | None = None
+    bands: int = 1
+    by_delta: tuple[tuple[float, float], ...] = ()  # deltas, and the epsilon that holds at each; a coarser grid
 
     def _repr_html_(self) -> str:
         """Show the four quantities in a notebook."""
         head = ("epsilon", "delta", "noise multiplier", "rounds", "sample rate", "verdict")
-        row = (
-            round_up(self.epsilon),
-            f"{self.delta:g}",
-            f"{self.noise_multiplier:.6g}",
-            self.rounds,
-            f"{self.sample_rate:.6g}",
-            self.verdict,
-        )
+        noise, rate = f"{self.noise_multiplier:.6g}", f"{self.sample_rate:.6g}"
+        row = (round_up(self.epsilon), f"{self.delta:g}", noise, self.rounds, rate, self.verdict)
         return html_table(head, [row], " ".join(self.assumptions()))
 
     def assumptions(self) -> tuple[str, ...]:
@@ -156,10 +133,18 @@ class Budget:
             "qualify and cost several times more"
         )
         noise = "Gaussian noise of each client on its own sum"
+        if self.bands > 1:
+            sampled = (
+                f"Poisson sampling in groups: every record is in one of {self.bands}, drawn by its client alone, and "
+                f"enters each sum of its group, one in {self.bands}, with probability "
+                f"{min(1.0, self.bands * self.sample_rate):g}; the server never learns which"
+            )
         if self.dimension is not None:
             noise = (
                 f"Skellam noise of the honest survivors, under a secure sum of {self.dimension} values, for an "
                 f"encoding with a norm bound of at least {nominal_norm(self.dimension):.0f} integer units"
+                + f", banded over {self.bands} rounds: the multiplier is over the norm of the coefficients as well"
+                * (self.bands > 1)
             )
         return (
             f"unit: one {of}",
@@ -167,7 +152,8 @@ class Budget:
             sampled,
             f"mechanism: {noise}",
             f"accountant: {self.accountant}",
-            f"compositions: {self.rounds} sums of the same kind, fixed in advance",
+            f"compositions: {self.rounds} sums of the same kind, fixed in advance"
+            + f", of which {-(-self.rounds // self.bands)} can hold one record" * (self.bands > 1),
         )
 
 
@@ -185,16 +171,16 @@ def solve_budget(question: BudgetQuestion) -> Budget:
     above the target where one was given.
     """
     missing = question.missing[0] if question.missing else "nothing"
-    target = question.epsilon
+    target, asked, question = question.epsilon, question, question.of_one_group()
     if target is not None and missing == "noise_multiplier":
         noise = calibrate_noise(
-            lambda value: event_of_question(question, noise_multiplier=value), target, question.delta
+            lambda z: event_of_question(replace(question, noise_multiplier=z)), target, question.delta
         )
-        question = dataclasses.replace(question, noise_multiplier=noise)
+        question = replace(question, noise_multiplier=noise)
     elif target is not None and missing == "rounds":
-        question = dataclasses.replace(question, rounds=most_rounds(question, target))
+        question = replace(question, rounds=most_rounds(question, target))
     elif target is not None and missing == "sample_rate":
-        question = dataclasses.replace(question, sample_rate=highest_rate(question, target))
+        question = replace(question, sample_rate=highest_rate(question, target))
     event = event_of_question(question)
     cost = _named(event, question.delta)
     if not math.isfinite(cost):
@@ -207,19 +193,18 @@ def solve_budget(question: BudgetQuestion) -> Budget:
             f"these values cost epsilon {cost:.4g} at delta {question.delta:g}, above "
             f"{target:g}; leave one of them out to have it computed, or raise epsilon"
         )
+    found = {
+        "epsilon": cost,
+        "rounds": asked.rounds or event.count * asked.bands,
+        "sample_rate": asked.sample_rate or float(question.sample_rate or 0.0) / asked.bands,
+        "bands": asked.bands,
+    }
     return Budget(
+        **{**vars(question), **found},
         solved_for=missing,
-        epsilon=cost,
-        noise_multiplier=float(question.noise_multiplier or 0.0),
-        rounds=event.count,
-        sample_rate=float(question.sample_rate or 0.0),
-        delta=question.delta,
-        unit=question.unit,
-        mechanism=question.mechanism,
         accountant=accountant_name([event], question.delta),
         verdict=verdict(cost),
-        records_per_person=question.records_per_person,
-        dimension=question.dimension,
+        by_delta=epsilon_by_delta([event], question.delta),
     )
 
 
@@ -229,22 +214,14 @@ def epsilon_by_rounds(budget: Budget, points: int = 12) -> list[tuple[int, float
     At most ``points`` pairs, ascending. The grid is rougher than that of the budget's own epsilon,
     so values may lie some percent above the truth, but never above the next.
     """
-    event = event_of_question(
-        BudgetQuestion(
-            mechanism="gaussian" if budget.dimension is None else "skellam",
-            delta=budget.delta,
-            noise_multiplier=budget.noise_multiplier,
-            rounds=budget.rounds,
-            sample_rate=budget.sample_rate,
-            unit="person" if budget.records_per_person else "record",
-            records_per_person=budget.records_per_person,
-            dimension=budget.dimension,
-        )
-    )
+    asked = BudgetQuestion(**{name: getattr(budget, name) for name in BudgetQuestion.__dataclass_fields__})
+    event = event_of_question(asked).times(1)
     half = max(1, points // 2)
     counts = {max(1, round(budget.rounds * i / half)) for i in range(1, 2 * half + 1)}
     prices = [
-        budget.epsilon if count == budget.rounds else coarse_epsilon([event.times(count)], budget.delta, _DRAWN_GRID)
+        budget.epsilon
+        if count == budget.rounds
+        else coarse_epsilon([event.times(-(-count // budget.bands))], budget.delta, _DRAWN_GRID)
         for count in sorted(counts)
     ]
     # fewer rounds never cost more than more of them, whatever the grids say

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -40,17 +41,14 @@ def nominal_norm(dimension: int) -> float:
     return 0.999 * min(scale, math.sqrt(d) / (_INFLATION - 1.0))
 
 
-def _most_padded(dimension: int) -> int:
-    """Return a bound on the padded length: a power of two up to 128, else at most 1/15 longer."""
-    return 1 << max(0, dimension - 1).bit_length() if dimension <= 128 else dimension * 16 // 15 + 1
-
-
 @dataclass(frozen=True, kw_only=True)
 class BudgetQuestion:
     """Epsilon, noise multiplier, rounds and sampling rate, of which one may be missing.
 
     With ``records_per_person``, for unit person, so many records of one person at most are drawn and clipped one by
-    one, and the noise multiplier is over that many times the norm bound of a record.
+    one, and the noise multiplier is over that many times the norm bound of a record. With ``bands``, for unit record
+    and Skellam noise, a record is in one round of b at most, with b times the sampling rate, and the noise multiplier
+    is over the norm of the coefficients as well.
     """
 
     mechanism: Mechanism  # Gaussian noise of each client, or Skellam noise shared under the secure sum
@@ -62,6 +60,7 @@ class BudgetQuestion:
     unit: Unit = "record"
     records_per_person: int | None = None
     dimension: int | None = None  # for Skellam noise: how many values are trained; EMBEDDED_DIMENSION by default
+    bands: int = 1  # rounds whose noise is correlated; 1 for independent noise
 
     def __post_init__(self) -> None:
         """Refuse what has no answer."""
@@ -81,6 +80,19 @@ class BudgetQuestion:
             raise ConfigError(f"rounds is {self.rounds}; choose from 1 to {MAX_ROUNDS}")
         if self.sample_rate is not None and not 0.0 < self.sample_rate <= 1.0:
             raise ConfigError(f"the sample rate is {self.sample_rate}; choose it above 0 and at most 1")
+        if self.bands != 1:
+            self._check_bands()
+
+    def _check_bands(self) -> None:
+        if self.mechanism != "skellam" or self.unit != "record":
+            raise ConfigError(
+                "banded noise is for single records under the secure sum: ask for skellam and unit record"
+            )
+        rounds, rate = self.rounds or MAX_ROUNDS, self.sample_rate or 0.0
+        if not (1 <= self.bands <= rounds and self.bands * rate <= 1.0 + 1e-12):
+            raise ConfigError(
+                f"the number of bands is {self.bands}; choose 1 or more, at most the rounds and 1 / sample rate"
+            )
 
     def _check_unit(self) -> None:
         if self.unit == "client":
@@ -109,6 +121,11 @@ class BudgetQuestion:
         elif not 1 <= self.dimension <= _MOST_DIMENSION:
             raise ConfigError(f"the dimension is {self.dimension}; choose 1 to 2^30")
 
+    def of_one_group(self) -> BudgetQuestion:
+        """Return the question for the rounds that one record can be in: one in b, at b times the rate."""
+        rounds, rate = self.rounds and -(-self.rounds // self.bands), self.sample_rate
+        return dataclasses.replace(self, bands=1, rounds=rounds, sample_rate=rate and min(1.0, self.bands * rate))
+
     @property
     def missing(self) -> tuple[str, ...]:
         """Names of the quantities left out."""
@@ -123,22 +140,16 @@ _WORDS = {
 }
 
 
-def event_of_question(
-    question: BudgetQuestion,
-    *,
-    noise_multiplier: float | None = None,
-    rounds: int | None = None,
-    sample_rate: float | None = None,
-) -> Event:
-    """Describe what is released, with the one missing quantity filled in."""
-    noise = noise_multiplier or question.noise_multiplier
-    count = rounds or question.rounds
-    rate = sample_rate or question.sample_rate
+def event_of_question(question: BudgetQuestion) -> Event:
+    """Describe what is released for one record, with no quantity but epsilon left out."""
+    question = question.of_one_group()
+    noise, count, rate = question.noise_multiplier, question.rounds, question.sample_rate
     if noise is None or count is None or rate is None:
         raise ConfigError("too much is left out to describe what is released")
     rate = any_of(rate, question.records_per_person or 1)
     if question.mechanism == "gaussian" or question.dimension is None:
         return SampledGaussian(rate, noise, count)
-    padded, l2 = _most_padded(question.dimension), nominal_norm(question.dimension)
+    size, l2 = question.dimension, nominal_norm(question.dimension)
+    padded = 1 << (size - 1).bit_length() if size <= 128 else size * 16 // 15 + 1  # at most, as encodings pad
     l1 = max(l2, min(l2 * l2, math.sqrt(padded) * l2))
     return SampledSkellam(rate, l1, l2, (noise * l2) ** 2, count, _BETA, padded)

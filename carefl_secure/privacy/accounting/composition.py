@@ -128,11 +128,12 @@ def with_survivors(event: Event, planned_honest: int, honest: int) -> Event:
     return dataclasses.replace(event, variance=event.variance * honest / planned_honest)
 
 
-def conditions(unit: str) -> tuple[str, ...]:
+def conditions(unit: str, bands: int = 1) -> tuple[str, ...]:
     """Return the conditions (sentences) under which one client's epsilon covers everybody."""
+    shared = _SHARED if bands == 1 else "a unit at n clients: no figure is proved for banded noise"
     return (
         f"several clients: {_APART}",
-        *((f"several clients, shared persons: {_SHARED}",) if unit != "client" else ()),
+        *((f"several clients, shared persons: {shared}",) if unit != "client" else ()),
         _RUNS,
         _HONEST,
     )

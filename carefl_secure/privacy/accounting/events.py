@@ -100,10 +100,7 @@ class SampledGaussian(_Sampled):
     noise_multiplier: float  # standard deviation of the noise over the 2-norm bound of one record
     count: int = 1
 
-    @property
-    def failure(self) -> float:
-        """Probability that a norm bound fails: none, as real vectors are not rounded."""
-        return 0.0
+    failure: ClassVar[float] = 0.0  # probability that a norm bound fails: none, as real vectors are not rounded
 
 
 Event: TypeAlias = SampledSkellam | SampledGaussian

@@ -204,7 +204,8 @@ class _Composition:
                   for n, p in zip(self._counts, self._parts, strict=True)]  # fmt: skip
         first = max(math.floor(low / self._step), sum(place[0] for place in places))
         last = min(math.ceil(high / self._step), sum(place[1] for place in places))
-        return first, _fast_length(max(last, first + 1) - first + 1)
+        least = max(last, first + 1) - first + 1  # and an FFT is fast for a power of two, or 3, 5, 9 or 15 times one
+        return first, min(m << max(0, math.ceil(math.log2(least / m))) for m in (1, 3, 5, 9, 15))
 
     def _tilted(self, tilt: float, start: int, size: int) -> tuple[_Vector, float]:
         """Compose the tilted distributions; return them and a bound on the rounding."""
@@ -220,11 +221,6 @@ class _Composition:
         composed = np.roll(np.fft.irfft(whole, size), -(start % size))
         norm = math.sqrt(2.0) * float(np.linalg.norm(np.abs(whole) * (1.0 + relative)))
         return np.maximum(composed, 0.0), 6.0 * _UNIT * math.log2(size + 1.0) * norm
-
-
-def _fast_length(least: int) -> int:
-    """Return a length that an FFT is fast for: a power of two, or 3, 5, 9 or 15 times one."""
-    return min(m << max(0, math.ceil(math.log2(least / m))) for m in (1, 3, 5, 9, 15))
 
 
 def _log_sum(exponents: _Vector) -> float:

@@ -70,11 +70,6 @@ class Line:
     event: Event  # with the count of all
     epsilon: float  # what these alone cost
 
-    @property
-    def count(self) -> int:
-        """How many sums were charged."""
-        return self.event.count
-
 
 @dataclass(frozen=True)
 class Statement:
@@ -98,7 +93,7 @@ class Statement:
                 f"{self.unprotected} rounds were released WITHOUT PRIVACY; no epsilon holds",
                 f"{self.entries} entries, head {self.head}",
             ]
-        spends = sum(line.count for line in self.lines)
+        spends = sum(line.event.count for line in self.lines)
         found = [f"epsilon {round_up(self.epsilon)} at delta {self.delta:g} for {spends} spends"]
         if self.lines:
             found[0] += f", by {self.accountant}"
@@ -139,7 +134,7 @@ def statement(path: Path, delta: float) -> Statement:
         event = event_from_json(event_of(entry.payload))
         run = str(entry.payload.get("run", ""))
         if lines and (lines[-1].run, lines[-1].event.times(1)) == (run, event.times(1)):
-            whole = event.times(lines[-1].count + event.count)
+            whole = event.times(lines[-1].event.count + event.count)
             lines[-1] = dataclasses.replace(lines[-1], last=entry.index, event=whole)
         else:
             lines.append(Line(entry.index, entry.index, entry.time, run, event, 0.0))
@@ -167,9 +162,7 @@ class RunSpending:
     epsilon: float  # infinite where a round had no noise
 
 
-@functools.lru_cache(maxsize=256)
-def _priced(events: tuple[Event, ...], delta: float) -> float:
-    return epsilon(events, delta)
+_priced = functools.lru_cache(maxsize=256)(epsilon)
 
 
 def price(entries: Sequence[Entry], delta: float) -> float:

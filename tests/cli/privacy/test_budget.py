@@ -134,3 +134,15 @@ def test_a_dimension_without_skellam_noise() -> None:
     result = CliRunner().invoke(app, ["budget", "--delta", "1e-5", *words])
     assert result.exit_code == 2
     assert "leave it out" in result.stderr
+
+
+def test_banded_noise_and_other_deltas() -> None:
+    words = ["--sample-rate", "0.2", "--rounds", "20", "--epsilon", "8", "--bands", "5", "--mechanism", "skellam"]
+    result = CliRunner().invoke(app, ["budget", "--delta", "1e-5", *words])
+    assert result.exit_code == 0, result.output
+    assert "noise multiplier  1.20" in result.stdout
+    assert "one in 5, with probability 1" in result.stdout
+    assert "at delta 1e-06" in result.stdout
+    assert "no figure is proved for banded noise" in result.stdout
+    found = json.loads(CliRunner().invoke(app, ["budget", "--delta", "1e-5", *words, "--json"]).stdout)
+    assert (found["bands"], [delta for delta, _ in found["by_delta"]]) == (5, [1e-4, 1e-6, 1e-7])

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from carefl_secure.errors import LedgerError, PrivacyError, ProtocolError
 from carefl_secure.federation.client.banded_state import BandedState
 from carefl_secure.federation.client.round_state import RoundBudget
-from carefl_secure.noise import SystemKeySource
+from carefl_secure.noise import KeyStream, SkellamSampler, SystemKeySource
 from carefl_secure.noise.skellam import correlate
 from carefl_secure.privacy import Ledger, epsilon
 from tests.support.federation import Bench, known_plan, make_bench  # noqa: F401
@@ -72,6 +72,34 @@ def test_a_committee_says_nothing_so_all_counts(tmp_path: Path) -> None:
     one = held.noise(1, fresh(1))
     two = BandedState(PLAN, SystemKeySource(), tmp_path / "banded-x", False).noise(2, fresh(2))
     assert np.array_equal(two, correlate(fresh(2), {1: one}, CORRELATION))
+
+
+def test_the_disk_holds_the_noise_of_the_band_only(tmp_path: Path) -> None:
+    """What a thief of the disk finds after each round: noise of two rounds, a key and a number; then no noise."""
+    held, drawn = state(tmp_path), dict[int, NDArray[np.int64]]()
+    held.members(3000, 1)
+    for number in range(1, 9):
+        drawn[number] = held.noise(number, fresh(number))
+        held.include()
+        files = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+        assert all(file.stat().st_mode & 0o777 == 0o600 for file in tmp_path.iterdir())
+        assert len(files.pop("banded-x-0.groups")) == 40
+        kept = [each for each in (number - 1, number) if each >= 1] if number < 8 else []
+        assert files == {f"banded-x-{each}.noise": drawn[each].astype("<i8").tobytes() for each in kept}
+
+
+def test_a_thief_of_the_disk_lacks_the_noise_of_other_clients(tmp_path: Path) -> None:
+    """Without one client's noise, the sum of the fewest survivors has what the account counts: it is a colluder."""
+    plan = known_plan(6, 2000, rounds=4, sample_rate=0.25, correlation=CORRELATION)
+    clients = [BandedState(plan, SystemKeySource(), tmp_path / f"banded-{i}", False) for i in range(6)]
+    sampler, size = SkellamSampler(plan.share_variance), plan.encoding.padded
+    total = np.zeros(size, np.int64)
+    for client in clients[: plan.privacy.min_survivors]:
+        client.open(0)
+        total += client.noise(1, sampler.sample(KeyStream(SystemKeySource().key("noise")), size))
+    stolen = np.frombuffer((tmp_path / "banded-0-1.noise").read_bytes(), "<i8")
+    assert plan.privacy.max_colluders == 1
+    assert np.var(total - stolen) == pytest.approx(plan.privacy.noise_clients * plan.share_variance, rel=0.15)
 
 
 def test_damaged_noise_is_left_out(tmp_path: Path) -> None:

@@ -11,10 +11,13 @@ from scipy.special import ndtr
 from carefl_secure.errors import BudgetExceededError, ConfigError
 from carefl_secure.privacy import SampledGaussian, SampledSkellam, epsilon
 from carefl_secure.privacy.accounting import budget as module
+from carefl_secure.privacy.accounting.accountant import epsilon_by_delta
 from carefl_secure.privacy.accounting.budget import MAX_ROUNDS, BudgetQuestion, epsilon_by_rounds, solve_budget
 from carefl_secure.privacy.accounting.budget_request import EMBEDDED_DIMENSION, nominal_norm
 from carefl_secure.privacy.accounting.gaussian_losses import opacus_prv_epsilon
+from carefl_secure.privacy.banded import coefficients
 from carefl_secure.secagg import plan_records
+from tests.support.federation import known_plan
 
 
 def ask(mechanism: Any = "skellam", delta: float = 1e-5, **known: Any) -> BudgetQuestion:
@@ -292,3 +295,68 @@ def test_the_wrong_sided_accountant_is_nowhere() -> None:
         source = Path(module.__file__).with_name(name).read_text(encoding="utf-8")
         assert "GDPAccountant" not in source
         assert "create_accountant" not in source
+
+
+@pytest.mark.parametrize(
+    ("clients", "bands", "rate", "momentum"), [(8, 5, 0.2, 0.8), (30, 2, 0.2, 0.0), (8, 10, 0.05, 0.9)]
+)
+def test_a_banded_run_needs_no_more_noise_than_its_budget(
+    clients: int, bands: int, rate: float, momentum: float
+) -> None:
+    found = solve_budget(ask(sample_rate=rate, rounds=20, epsilon=8.0, bands=bands))
+    plain = ask("gaussian", sample_rate=bands * rate, rounds=20 // bands, noise_multiplier=found.noise_multiplier)
+    assert 7.9 < solve_budget(plain).epsilon <= found.epsilon <= 8.0
+    assert (found.rounds, found.sample_rate, found.bands) == (20, rate, bands)
+    correlation = coefficients(bands, 20, momentum)
+    plan = known_plan(
+        clients, EMBEDDED_DIMENSION, public_records=8000, rounds=20, sample_rate=rate, correlation=correlation
+    )
+    assert plan.privacy.noise_multiplier <= found.noise_multiplier * 1.0001  # the search ends within 0.01 %
+
+
+def test_rounds_and_rate_under_bands() -> None:
+    most = solve_budget(ask(sample_rate=0.2, noise_multiplier=1.21, epsilon=8.0, bands=5))
+    assert most.rounds == 20  # four rounds of a record's own, each in one of five
+    same = [solve_budget(ask(sample_rate=0.2, noise_multiplier=1.21, rounds=n, bands=5)).epsilon for n in (16, 21)]
+    assert same[0] == most.epsilon < 8.0 < same[1]  # 16 rounds hold four of some record's too, 21 five
+    rate = solve_budget(ask(noise_multiplier=1.0, rounds=20, epsilon=8.0, bands=5))
+    assert rate.epsilon <= 8.0
+    assert rate.sample_rate < 0.2
+    assert (
+        solve_budget(ask(noise_multiplier=1.0, rounds=20, sample_rate=rate.sample_rate + 1e-4, bands=5)).epsilon > 8.0
+    )
+    assert solve_budget(ask(noise_multiplier=9.0, rounds=20, epsilon=8.0, bands=5)).sample_rate == 0.2
+    prices = epsilon_by_rounds(most, 8)
+    assert dict(prices)[20] == most.epsilon
+    assert "drawn by its client alone" in " ".join(most.assumptions())
+    assert "4 can hold one record" in " ".join(most.assumptions())
+
+
+@pytest.mark.parametrize(
+    "known",
+    [
+        {"bands": 5, "sample_rate": 0.3, "rounds": 20},
+        {"bands": 21, "sample_rate": 0.01, "rounds": 20},
+        {"bands": 0, "sample_rate": 0.01, "rounds": 20},
+        {"bands": 2, "sample_rate": 0.1, "rounds": 20, "unit": "person"},
+        {"bands": 2, "sample_rate": 0.1, "rounds": 20, "mechanism": "gaussian"},
+    ],
+)
+def test_bands_that_fit_nothing_are_refused(known: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="band"):
+        ask(epsilon=8.0, **known)
+
+
+def test_epsilon_at_other_deltas() -> None:
+    found = solve_budget(ask("gaussian", sample_rate=0.2, noise_multiplier=1.2, rounds=20))
+    assert [delta for delta, _ in found.by_delta] == [1e-4, 1e-6, 1e-7]
+    event = SampledGaussian(0.2, 1.2, 20)
+    for delta, value in found.by_delta:
+        assert epsilon([event], delta) <= value <= 1.01 * epsilon([event], delta)
+    many = SampledSkellam(0.2, 1e4, 1e3, 1e7, 20, beta=1e-9, dimension=1000)
+    assert [delta for delta, _ in epsilon_by_delta([many], 1e-5)] == [1e-4, 1e-6, 1e-7]
+    assert [delta for delta, _ in epsilon_by_delta([many.times(200)], 1e-5)] == [
+        1e-4,
+        1e-6,
+    ]  # roundings fail too often
+    assert [delta for delta, _ in epsilon_by_delta([event], 1e-2)] == [1e-3, 1e-4]

@@ -57,7 +57,7 @@ def test_equal_spends_are_drawn_together(tmp_path: Path) -> None:
     other = SampledSkellam(0.2, 1e4, 1e2, 1e4, 1, 1e-12)
     spend(path, other, run="b")
     found = statement(path, 1e-5)
-    assert [(line.run, line.count) for line in found.lines] == [("a", 3), ("b", 2), ("b", 1)]
+    assert [(line.run, line.event.count) for line in found.lines] == [("a", 3), ("b", 2), ("b", 1)]
     assert (found.lines[0].first, found.lines[0].last) == (1, 5)
     assert found.epsilon == pytest.approx(epsilon([EVENT.times(5), other], 1e-5), rel=1e-12)
     assert found.lines[0].epsilon == pytest.approx(epsilon([EVENT.times(3)], 1e-5), rel=1e-12)
