@@ -11,14 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carefl_secure.errors import BudgetExceededError
+from carefl_secure.noise import KeyStream
 from carefl_secure.privacy.accounting.accountant import ROUGH_GRID, coarse_epsilon
 from carefl_secure.privacy.accounting.calibration import calibrate_noise
 from carefl_secure.privacy.accounting.events import SampledGaussian
+from carefl_secure.privacy.sampling import poisson_sample
 
 _DENOMINATORS = (4, 5, 6, 7, 8, 12, 16, 32, 64)
 _LOSS = 1.005  # of the error, accepted for a smaller denominator
 _MOST_BANDS = 32
-_DRAWS = 32
+_DRAWN = 4096  # rounds of drawn attendances, over which errors are averaged
 _CANDIDATES = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)
 
 
@@ -78,24 +80,24 @@ def coefficients(bands: int, rounds: int, momentum: float = 0.0) -> tuple[int, .
 
 
 def attended_error(correlation: Sequence[float], rounds: int, momentum: float, present: float) -> float:
-    """Return `running_error` where each client takes part in a round with probability ``present``, on its own.
+    """Return `running_error` where each client is in a round with probability ``present``, by drawn attendances.
 
-    Without the factor ``present ** -0.5``, which independent noise gets as well. The root mean square over 32 drawn
-    attendances, the same for all coefficients; lags count the rounds that a client took part in (`BandedState`).
+    Without the factor ``present ** -0.5``, which independent noise gets as well; lags are as in `BandedState`.
     """
     if present >= 1.0:
         return running_error(correlation, rounds, momentum)
     sums = np.cumsum(_filtered([1.0, -momentum], np.eye(rounds)), axis=0)
     ratios, square = np.asarray(correlation, np.float64) / correlation[0], 0.0
-    for attended in np.random.default_rng(0).random((_DRAWS, rounds)) < present:
+    stream, draws = KeyStream(bytes(32)), 16 + _DRAWN // rounds
+    for _ in range(draws):
         noise, kept = np.zeros((rounds, rounds)), list[int]()
-        for number in map(int, np.flatnonzero(attended)):
+        for number in map(int, poisson_sample(rounds, present, stream)):
             kept = [earlier for earlier in kept if number - earlier < len(ratios)]
             noise[number] = -ratios[len(kept) : 0 : -1] @ noise[kept]
             noise[number, number] = 1.0
             kept.append(number)
         square += float(np.sum((sums @ noise) ** 2))
-    return math.sqrt(square / _DRAWS / rounds / present) * norm(correlation)
+    return math.sqrt(square / draws / rounds / present) * norm(correlation)
 
 
 def predicted_error(

@@ -23,12 +23,12 @@ def test_auto_takes_what_leaves_less_noise() -> None:
     assert plan.privacy.round_rate == 1.0
     said = mechanism_text(config, plan)
     assert "banded noise of 5 bands, 0.70 of the error" in said
-    assert "0.88 where 2 of 8 clients miss each round" in said
+    assert "0.90 where 2 of 8 clients miss each round" in said
     unsure = load_config(None, ["privacy.mechanism=auto", "privacy.epsilon=4"])  # 0.84, but not with dropouts
     plan = plan_with(unsure, 8000, 500)
     assert plan.privacy.correlation is None
     assert "5 bands leave 0.84 of the error" in mechanism_text(unsure, plan)
-    assert "1.05 where 2 of 8" in mechanism_text(unsure, plan)
+    assert "1.07 where 2 of 8" in mechanism_text(unsure, plan)
     plain = load_config(
         None, ["privacy.mechanism=auto", "privacy.epsilon=2", "federation.aggregator=fedavg", "federation.momentum=0"]
     )

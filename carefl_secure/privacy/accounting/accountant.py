@@ -90,10 +90,7 @@ def coarse_epsilon(events: Sequence[Event], delta: float, grid: float = COARSE_G
 
 
 def epsilon_by_delta(events: Sequence[Event], delta: float) -> tuple[tuple[float, float], ...]:
-    """Pair ten times, a tenth and a hundredth of delta with the `coarse_epsilon` at each; all of them hold at once.
-
-    Deltas that the account cannot reach are left out.
-    """
+    """Pair 10, 0.1 and 0.01 times delta, where the account reaches it, with `coarse_epsilon`; all hold at once."""
     least = max(DELTA_RANGE[0], 2.0 * math.fsum(event.failure for event in events))
     deltas = [float(f"{factor * delta:.12g}") for factor in (10.0, 0.1, 0.01)]
     return tuple((value, coarse_epsilon(events, value)) for value in deltas if least <= value <= DELTA_RANGE[1])
