@@ -48,7 +48,7 @@ class PrivacyConfig(Section):
         default="independent",
         description="noise of the rounds under secure aggregation: independent, or banded, so that later rounds take "
         "back part of the noise of earlier ones and each record has one round in so many; auto takes what is "
-        "predicted to leave less noise in the trained adapter, even with as many dropouts as federation.min_survivors allows",
+        "predicted to leave less noise in the trained adapter, with dropouts down to federation.min_survivors too",
     )
     bands: Annotated[int, Field(ge=2, le=64)] | Literal["auto"] = Field(
         default="auto",
