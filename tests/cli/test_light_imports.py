@@ -95,3 +95,10 @@ def test_a_heavy_import_would_be_seen() -> None:
     """After another command, as in the tests above."""
     _, (_, heavy, _) = imported(["--help"], ["doctor"])
     assert "flwr" in heavy
+
+
+def test_an_agent_that_waits_for_a_run_holds_no_model_library() -> None:
+    script = (
+        "import sys, carefl_secure.deployment.site.agent; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False, timeout=120).returncode == 0

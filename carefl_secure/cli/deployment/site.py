@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from carefl_secure.cli.console import group
-from carefl_secure.errors import ConfigError
+from carefl_secure.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
     from carefl_secure.deployment.provisioning.party_keys import PublicHalf
@@ -28,10 +28,15 @@ def init(
         Literal["client", "helper"],
         typer.Option(help="client: has records; helper: a committee member or the key holder."),
     ] = "client",
+    restore: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A backup of the folder that was lost: its ledgers and policy.")
+    ] = None,
 ) -> None:
     """Make the site's private keys, on the site's own machine, and a public half to hand out."""
-    from carefl_secure.deployment.provisioning.party_keys import make_keys
+    from carefl_secure.deployment.provisioning.party_keys import make_keys, restore_state
 
+    if restore is not None:
+        restore_state(home, restore)
     _tell(home, make_keys(home, name or home.resolve().name, role))
 
 
@@ -91,18 +96,33 @@ def provision(
     keys: Annotated[Path | None, typer.Option(metavar="PATH", help="Folder of public halves, NAME.pub.json.")] = None,
     out: Annotated[Path, typer.Option(metavar="PATH", help="New folder for the bundles.")] = Path("bundles"),
     rehearsal: Annotated[bool, typer.Option(help="Make all keys here, without --keys: for a trial only.")] = False,
+    half: Annotated[
+        Path | None,
+        typer.Option(metavar="NAME.pub.json", help="A party that is new, or has new keys: it goes into --keys."),
+    ] = None,
+    data: Annotated[str | None, typer.Option(metavar="PATH", help="Folder of the records of --half.")] = None,
+    remove: Annotated[str | None, typer.Option(metavar="NAME", help="A party that leaves.")] = None,
 ) -> None:
     """Write a bundle for every site and one for the server, from the parties' public halves.
 
-    Sites, helpers and submitters make their keys with "site init" and "submitter init". Bundles hold no secret.
+    Sites, helpers and submitters make their keys with "site init" and "submitter init". Bundles hold no secret. --half
+    and --remove change SITES.yaml, whose comments are lost, and the folder of public halves, before anything is made.
     """
     from carefl_secure.config import default_min_survivors
     from carefl_secure.deployment.provisioning import provision as writing
-    from carefl_secure.deployment.provisioning.sites import REHEARSAL, read_sites
+    from carefl_secure.deployment.provisioning.party_keys import PublicHalf
+    from carefl_secure.deployment.provisioning.sites import REHEARSAL, change_sites, read_sites
 
     if rehearsal == (keys is not None):
         raise ConfigError("give --keys, the folder with the public halves that the parties made, or --rehearsal")
-    read = read_sites(sites)
+    if rehearsal and (half or remove):
+        raise ConfigError("--half and --remove change the parties of --keys; in a rehearsal edit the list of sites")
+    if out.exists():
+        raise RunError(f"{out} exists already; choose a new folder")
+    new = None if half is None else PublicHalf.read(half)
+    read = read_sites(sites) if new is None and remove is None else change_sites(sites, new, data, remove)
+    if half is not None and new is not None and keys is not None:
+        (keys / f"{new.name}.pub.json").write_bytes(half.read_bytes())
     if keys is None:
         roster = writing.rehearse(read, out)
     else:

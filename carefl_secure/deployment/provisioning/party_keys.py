@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -145,6 +146,19 @@ def replace_keys(home: Path) -> PublicHalf:
     for name in (_IDENTITY[old.role], f"{SUPERNODE}/node.key"):
         (home / name).unlink(missing_ok=True)
     return make_keys(home, old.name, old.role)
+
+
+def restore_state(home: Path, backup: Path) -> None:
+    """Copy ledgers, accepted run and policy of a site from a backup of its folder; `RunError` when it has none."""
+    if not (backup / "ledgers").is_dir():
+        raise RunError(f"{backup} has no folder ledgers; name the backup of a site's folder")
+    try:
+        shutil.copytree(backup / "ledgers", home / "ledgers")
+        for name in ("accepted.json", "policy.yaml"):
+            if (backup / name).exists():
+                shutil.copy(backup / name, home / name)
+    except OSError as error:
+        raise RunError(f"cannot copy from {backup}: {error}; choose another folder for the site") from error
 
 
 def _statement(name: str, role: str, identity: bytes, node: str) -> bytes:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
+import yaml
 from pydantic import Field, TypeAdapter, model_validator
 from pydantic.dataclasses import dataclass
 
-from carefl_secure.deployment.provisioning.documents import STRICT, PublicKey, Real, read_json, read_yaml
-from carefl_secure.deployment.provisioning.party_keys import Name, PartyRole, fingerprint
+from carefl_secure.deployment.provisioning.documents import STRICT, PublicKey, Real, parse_json, read_json, read_yaml
+from carefl_secure.deployment.provisioning.party_keys import Name, PartyRole, PublicHalf, fingerprint
 from carefl_secure.errors import ConfigError, RunError
+from carefl_secure.run_folder import write_atomically
 
 REHEARSAL = (
     "a rehearsal: all private keys are made in one place, so nobody is protected from whoever "
     "started it; between sites each makes its own, with carefl-secure site init"
 )
 _LABEL = b"carefl roster\x00"
+_ADVICE = "correct the list of sites"
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -50,7 +54,32 @@ class Sites:
 
 def read_sites(path: Path) -> Sites:
     """Read ``sites.yaml``; the `ConfigError` names every key unknown, missing or out of range."""
-    return read_yaml(path, Sites, ConfigError, "correct the list of sites")
+    return read_yaml(path, Sites, ConfigError, _ADVICE)
+
+
+def change_sites(path: Path, half: PublicHalf | None, data: str | None, leaves: str | None) -> Sites:
+    """Return the sites of ``path`` with a party added or removed, and write them there; comments are not kept.
+
+    A party that is listed already stays where it is. ``data`` is the folder of a client's images. Raises `ConfigError`
+    for a name that is unknown, or taken by a party of another role, and then writes nothing.
+    """
+    sites = read_sites(path)
+    parties: dict[PartyRole, dict[str, str | None]] = {
+        "client": dict(sites.clients),
+        "helper": dict.fromkeys(sites.helpers),
+        "submitter": dict.fromkeys(sites.submitters),
+    }
+    if leaves is not None and not any(leaves in named for named in parties.values()):
+        raise ConfigError(f"{path} lists no {leaves}; name a party that it lists")
+    if half is not None:
+        known = parties[half.role].get(half.name)
+        parties[half.role][half.name] = known if data is None else data
+    clients, helpers, submitters = ({n: at for n, at in named.items() if n != leaves} for named in parties.values())
+    listed = {**vars(sites), "clients": clients, "helpers": [*helpers], "submitters": [*submitters]}
+    listed = {name: value for name, value in listed.items() if not name.startswith("_")}
+    changed = parse_json(json.dumps(listed), Sites, str(path), ConfigError, _ADVICE)
+    write_atomically(path, yaml.safe_dump(listed, sort_keys=False).encode())
+    return changed
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -18,7 +18,6 @@ from carefl_secure.deployment.site.site_log import SiteLog
 from carefl_secure.errors import ConfigError, DataError, PolicyError, ProtocolError, RunError
 from carefl_secure.federation.local_update.task import DeferredTask, LocalTask
 from carefl_secure.federation.plan.run_plan import RunPlan
-from carefl_secure.model.prompts import TASK_PROMPTS
 
 _READER = ThreadPoolExecutor(1, "records")  # one thread, so that the records of two runs do not fill the memory
 
@@ -37,6 +36,8 @@ def refuse_paths(config: Config, *, own_data: bool) -> None:
         raise RunError(f"the base model {base} would be read from a path of this name; move it")
     if base != "embedded" and not hub:
         raise PolicyError("the base model is named by a path; name a hub id", "path")
+    from carefl_secure.model.prompts import TASK_PROMPTS  # and torch with it, so not before a run is proposed
+
     if config.model.prompt not in TASK_PROMPTS:
         raise PolicyError("the prompt is named by a path; name one of the package's", "path")
     if not own_data and not config.data.synthetic:

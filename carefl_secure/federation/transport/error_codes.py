@@ -9,12 +9,14 @@ site is sealed in addition: every cause that may depend on its records or its le
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Literal
 
 from flwr.app import Error
 
 from carefl_secure import errors
-from carefl_secure.errors import BudgetExceededError, CareflError, NonFiniteError, ProtocolError
+from carefl_secure.errors import CareflError, ProtocolError
 from carefl_secure.secagg import SenderError
 
 Party = Literal["client", "committee member", "key holder", "helper"]
@@ -25,49 +27,13 @@ LOST = 5
 # Flower's own numbers for a message or a node that is simply gone (3, 4, 5) and for an app that stopped answering (8).
 _DROPOUTS = frozenset({3, 4, LOST, 8})
 
-_REASONS: dict[type[CareflError], str] = {
-    CareflError: "the {party} refused; its own log says why",
-    errors.ConfigError: "the {party}'s settings contradict the plan; compare the configurations",
-    errors.DataError: "the {party} cannot read its records; its own log says which",
-    errors.LabelError: "the {party} holds a label outside the agreed label space",
-    errors.ModelError: "the {party}'s model is not the agreed one; compare the hashes of the base model",
-    errors.AdapterUnmovedError: "the {party}'s adapter did not move",
-    NonFiniteError: "the {party} met NaN or infinity and sent nothing; lower the learning rate or check precision",
-    BudgetExceededError: "the {party}'s ledger has no budget left for this round; stop or agree on a larger epsilon",
-    errors.PrivacyError: "a condition of the privacy guarantee does not hold on the {party}",
-    errors.LedgerError: "the {party} cannot trust or write its ledger, so it sent nothing",
-    errors.PrivateRefusalError: "the {party} refused for a reason that only its own log has",
-    errors.PolicyError: "the {party}'s policy does not allow this; its own log says why",
-    ProtocolError: "the {party} refused a protocol message; keys, roster, plan or survivor set are not as expected",
-    errors.CohortError: "fewer clients take part than this {party} needs",
-    errors.RunError: "the {party}'s run folder cannot be used",
-    errors.EngineError: "the {party}'s engine failed",
-}
+_SENTENCES = json.loads(Path(__file__).with_name("refusals.json").read_text("utf-8"))
+_REASONS: dict[type[CareflError], str] = {getattr(errors, name): text for name, text in _SENTENCES["reasons"].items()}
 # A message of another party that is invalid is refused with that party's index.
 _SENDER, _SENDERS = 20_000, 1 << 16
 # A clause of a site's policy has a number of its own, so that the submitter learns which.
 _POLICY = 9000
-_CLAUSES = {
-    "submitter": "the site's policy does not allow this submitter",
-    "base": "the site's policy does not allow this base model",
-    "plan": "the site's policy does not allow this plan",
-    "aggregation": "the site's policy does not allow this aggregation protocol",
-    "cohort": "the site's policy asks for more clients in a run or in a sum",
-    "unprotected": "the site's policy does not allow a run without noise that nobody can predict",
-    "epsilon": "the run asks for more epsilon than the site's policy allows on a corpus",
-    "replay": "the site has seen this proposal, or a later one of the same submitter",
-    "stale": "the proposal is not of this time: it expired, or a clock is wrong; compare clocks",
-    "roster": "the run names other parties than the site's roster",
-    "expired": "the site's bundle has expired",
-    "path": "the run names a path, and paths on a site are the site's own affair",
-    "delta": "the run asks for a larger delta than the site's policy allows",
-    "unit": "the site's policy does not allow this privacy unit",
-    "trust": "the site's policy does not allow this trust model",
-    "sampling": "the run samples records more often than the site's policy allows",
-    "rounds": "the run has more rounds than the site's policy allows",
-    "colluders": "the site's policy asks for a plan that withstands more colluding clients",
-    "committee": "the site's policy asks for a larger committee, or one that loses fewer members",
-}
+_CLAUSES: dict[str, str] = _SENTENCES["clauses"]  # the order gives the numbers: add at the end
 _CLAUSE_NAMES = tuple(_CLAUSES)
 
 _CLASSES: dict[int, tuple[type[CareflError], Party]] = {

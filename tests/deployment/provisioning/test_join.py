@@ -20,7 +20,7 @@ from carefl_secure.deployment.provisioning.party_keys import PublicHalf, make_ke
 from carefl_secure.deployment.provisioning.policy import TEMPLATE, read_policy
 from carefl_secure.deployment.provisioning.provision import provision, read_halves, rehearse
 from carefl_secure.deployment.provisioning.site_bundle import SiteBundle
-from carefl_secure.deployment.provisioning.sites import Member, Roster, Sites
+from carefl_secure.deployment.provisioning.sites import Member, Roster, Sites, read_sites
 from carefl_secure.deployment.site.agent import Agent
 from carefl_secure.deployment.site.budget import corpus_ledger
 from carefl_secure.errors import ConfigError, PolicyError, ProtocolError, RunError
@@ -348,3 +348,99 @@ def test_a_site_that_rotates_its_keys_shows_at_the_others(tmp_path: Path, monkey
     assert "another key for b than this site made" in call(
         "site", "join", "b", "first/sites/b", "--fingerprint", said, code=24
     )
+
+
+@pytest.fixture
+def office(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A deployment of hospitals a, b and c, made by the commands, as whoever makes bundles sees it."""
+    monkeypatch.chdir(tmp_path)
+    listed = {"clients": dict.fromkeys([f"hospital-{x}" for x in "abc"], "/srv/images"), "submitters": ["submitter"]}
+    Path("sites.yaml").write_text(yaml.safe_dump(listed))
+    Path("keys").mkdir()
+    for name in listed["clients"]:
+        call("site", "init", name)
+    call("submitter", "init", "submitter")
+    for half in [*Path().glob("*/*.pub.json")]:
+        shutil.copy(half, "keys")
+    call("provision", "sites.yaml", "--keys", "keys", "--out", "bundles")
+    join_all("bundles")
+    return tmp_path
+
+
+def join_all(bundles: str) -> dict[str, str]:
+    """Let every site of new bundles join; return what each is asked to compare, or said."""
+    said, confirmed = {}, Roster.read(Path(bundles, "server/roster.json")).fingerprint
+    for bundle in sorted(Path(bundles, "sites").iterdir()):
+        words = ("site", "join", bundle.name, str(bundle))
+        result = runner.invoke(app, words)
+        said[bundle.name] = result.output
+        if result.exit_code:
+            call(*words, "--fingerprint", confirmed)
+        SiteBundle.open(Path(bundle.name)).read_policy()
+    return said
+
+
+def page(name: str) -> list[tuple[str, ...]]:
+    """Return the commands of a page of docs/sites, without the program's name."""
+    found = pages.commands(pages.ROOT / "docs" / "sites" / f"{name}.md")
+    return [one.words[1:] for one in found if not one.inline]
+
+
+# Of every change: whom the first command is for, and what the other sites are told.
+CHANGES = {
+    "add": "client hospital-d is new",
+    "remove": "client hospital-a is gone",
+    "rotate": "client hospital-b has another key",
+    "replace": "client hospital-c has another key",
+    "submitter": "submitter research is new",
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_is_one_command_where_it_begins_and_one_where_bundles_are_made(office: Path, name: str) -> None:
+    """Each page's commands are run as they stand; then every site joins."""
+    home = Path("hospital-c")
+    if name == "replace":
+        ledger = home / "ledgers" / "kept.jsonl"
+        ledger.parent.mkdir()
+        ledger.write_text("spent\n")
+        policy = (home / "policy.yaml").read_text().replace("max_rounds: 1000", "max_rounds: 7")
+        (home / "policy.yaml").write_text(policy)
+        old = (home / "identity.key").read_bytes()
+        home.rename("backup")
+    *own, made = [words for words in page(name) if words[:2] != ("site", "join")]
+    assert made[0] == "provision" and len(own) == (name != "remove")
+    for words in own:
+        call(*words)
+    for half in Path().glob("*/*.pub.json"):
+        if half.parent.name not in ("keys", "backup"):
+            shutil.copy(half, ".")  # it was handed out
+    call(*made)
+    said = join_all("bundles-2")
+    others = [text for site, text in said.items() if CHANGES[name].split()[1] != site]
+    assert len(others) >= 2 and all(CHANGES[name] in text for text in others), others
+    listed = read_sites(Path("sites.yaml"))
+    assert set(listed.clients) == {one.name for one in Roster.read(Path("bundles-2/server/roster.json")).clients}
+    if name == "replace":
+        assert (home / "ledgers" / "kept.jsonl").read_text() == "spent\n"
+        assert read_policy(home / "policy.yaml").max_rounds == 7
+        assert (home / "identity.key").read_bytes() != old
+
+
+def test_renewed_certificates_are_one_command_and_nothing_to_confirm(office: Path) -> None:
+    (made,) = [words for words in page("certificates") if words[0] == "provision"]
+    call(*made)
+    assert all("joined carefl" in text for text in join_all("bundles-2").values())
+
+
+def test_a_wrong_change_leaves_the_list_of_sites_as_it_was(office: Path) -> None:
+    before = Path("sites.yaml").read_bytes()
+    new = ("provision", "sites.yaml", "--keys", "keys", "--out", "new")
+    call(*new, "--remove", "nobody", code=2)
+    call("submitter", "init", "hospital-a-2", "--name", "hospital-a")
+    call(*new, "--half", "hospital-a-2/hospital-a.pub.json", code=2)  # a submitter by a client's name
+    call(*new[:4], "--out", "bundles", "--remove", "hospital-a", code=40)  # the folder exists
+    call("provision", "sites.yaml", "--rehearsal", "--out", "new", "--remove", "hospital-a", code=2)
+    assert Path("sites.yaml").read_bytes() == before and not Path("new").exists()
+    call("site", "init", "hospital-e", "--restore", "keys", code=40)  # no backup of a site
+    assert not Path("hospital-e").exists()
