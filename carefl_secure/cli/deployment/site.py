@@ -110,7 +110,6 @@ def provision(
     """
     from carefl_secure.config import default_min_survivors
     from carefl_secure.deployment.provisioning import provision as writing
-    from carefl_secure.deployment.provisioning.party_keys import PublicHalf
     from carefl_secure.deployment.provisioning.sites import REHEARSAL, change_sites, read_sites
 
     if rehearsal == (keys is not None):
@@ -119,10 +118,7 @@ def provision(
         raise ConfigError("--half and --remove change the parties of --keys; in a rehearsal edit the list of sites")
     if out.exists():
         raise RunError(f"{out} exists already; choose a new folder")
-    new = None if half is None else PublicHalf.read(half)
-    read = read_sites(sites) if new is None and remove is None else change_sites(sites, new, data, remove)
-    if half is not None and new is not None and keys is not None:
-        (keys / f"{new.name}.pub.json").write_bytes(half.read_bytes())
+    read = change_sites(sites, keys, half, data, remove) if keys and (half or remove) else read_sites(sites)
     if keys is None:
         roster = writing.rehearse(read, out)
     else:

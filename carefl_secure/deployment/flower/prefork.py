@@ -67,7 +67,11 @@ def _serve(listener: socket.socket, parent: int) -> list[str]:
         if parent in ready:
             os._exit(0)
         if 0 in ready and not os.read(0, 1):
-            _end_group()
+            # The server does not notice that its owner is gone: end it, and all that it started.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            os.killpg(0, signal.SIGTERM)
+            time.sleep(_PATIENCE)
+            os.killpg(0, signal.SIGKILL)
         if listener.fileno() not in ready:
             continue
         link, _ = listener.accept()
@@ -85,14 +89,6 @@ def _serve(listener: socket.socket, parent: int) -> list[str]:
     listener.close()
     os.close(parent)
     return words
-
-
-def _end_group() -> None:
-    """End the server, which does not notice that its owner is gone, and all that it started."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    os.killpg(0, signal.SIGTERM)
-    time.sleep(_PATIENCE)
-    os.killpg(0, signal.SIGKILL)
 
 
 def _split(folder: Path) -> list[str] | None:

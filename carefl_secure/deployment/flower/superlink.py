@@ -150,7 +150,11 @@ class Link:
     def __init__(self, address: str, bundle: Path) -> None:
         self._address, self._ca = address, bundle / "ca.crt"
         self._control = ControlClient(address, self._ca, control_key(bundle))
-        self._keys = {_pem(path): path.stem for path in sorted((bundle / "nodes").glob("*.pub"))}
+        public = {
+            load_ssh_public_key(path.read_bytes()): path.stem for path in sorted((bundle / "nodes").glob("*.pub"))
+        }
+        form = Encoding.PEM, PublicFormat.SubjectPublicKeyInfo
+        self._keys = {key.public_bytes(*form): name for key, name in public.items()}
         self.names: dict[int, str] = {}
 
     def healthy(self) -> bool:
@@ -213,10 +217,6 @@ class Link:
             return command(*words)
         except (OSError, http.client.HTTPException) as error:
             raise EngineError(f"the SuperLink at {self._address} refused: {error}; read its log") from error
-
-
-def _pem(path: Path) -> bytes:
-    return load_ssh_public_key(path.read_bytes()).public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
 def start_server(

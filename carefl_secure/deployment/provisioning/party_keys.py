@@ -150,15 +150,15 @@ def replace_keys(home: Path) -> PublicHalf:
 
 def restore_state(home: Path, backup: Path) -> None:
     """Copy ledgers, accepted run and policy of a site from a backup of its folder; `RunError` when it has none."""
-    if not (backup / "ledgers").is_dir():
-        raise RunError(f"{backup} has no folder ledgers; name the backup of a site's folder")
     try:
         shutil.copytree(backup / "ledgers", home / "ledgers")
         for name in ("accepted.json", "policy.yaml"):
             if (backup / name).exists():
                 shutil.copy(backup / name, home / name)
     except OSError as error:
-        raise RunError(f"cannot copy from {backup}: {error}; choose another folder for the site") from error
+        raise RunError(
+            f"cannot copy from {backup}: {error}; name the backup of a site's folder, and a new folder"
+        ) from error
 
 
 def _statement(name: str, role: str, identity: bytes, node: str) -> bytes:

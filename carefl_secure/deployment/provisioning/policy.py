@@ -94,8 +94,7 @@ def _broken(policy: Policy, plan: RunPlan, cohort: Cohort, submitter: bytes) -> 
     if privacy.unit != "client" and privacy.sample_rate > policy.max_sample_rate:
         yield "sampling", f"rate {privacy.sample_rate:g} is above {policy.max_sample_rate:g}"
     if privacy.target_epsilon > policy.max_epsilon_per_corpus:
-        limit = policy.max_epsilon_per_corpus
-        yield "epsilon", f"epsilon {privacy.target_epsilon:g} is above {limit:g}"
+        yield "epsilon", f"epsilon {privacy.target_epsilon:g} is above {policy.max_epsilon_per_corpus:g}"
     if privacy.delta > policy.max_delta:
         yield "delta", f"delta {privacy.delta:g} is above {policy.max_delta:g}"
 

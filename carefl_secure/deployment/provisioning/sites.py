@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 from pathlib import Path
@@ -57,28 +58,28 @@ def read_sites(path: Path) -> Sites:
     return read_yaml(path, Sites, ConfigError, _ADVICE)
 
 
-def change_sites(path: Path, half: PublicHalf | None, data: str | None, leaves: str | None) -> Sites:
-    """Return the sites of ``path`` with a party added or removed, and write them there; comments are not kept.
+def change_sites(path: Path, keys: Path, half: Path | None, data: str | None, leaves: str | None) -> Sites:
+    """Add the party of a public half, or remove one; return the sites, written to ``path`` without its comments.
 
-    A party that is listed already stays where it is. ``data`` is the folder of a client's images. Raises `ConfigError`
-    for a name that is unknown, or taken by a party of another role, and then writes nothing.
+    The half goes into the folder ``keys``, also where its party is listed already; ``data`` is the folder of a
+    client's records. Raises `ConfigError` for a name that is unknown, or that a party of another role has, and
+    `RunError` for a damaged half; then nothing is written.
     """
     sites = read_sites(path)
-    parties: dict[PartyRole, dict[str, str | None]] = {
-        "client": dict(sites.clients),
-        "helper": dict.fromkeys(sites.helpers),
-        "submitter": dict.fromkeys(sites.submitters),
-    }
+    helpers, submitters = (dict[str, str | None].fromkeys(one) for one in (sites.helpers, sites.submitters))
+    parties = {"client": dict(sites.clients), "helper": helpers, "submitter": submitters}
     if leaves is not None and not any(leaves in named for named in parties.values()):
         raise ConfigError(f"{path} lists no {leaves}; name a party that it lists")
-    if half is not None:
-        known = parties[half.role].get(half.name)
-        parties[half.role][half.name] = known if data is None else data
+    new = None if half is None else PublicHalf.read(half)
+    if new is not None:
+        parties[new.role][new.name] = data or parties[new.role].get(new.name)
+    listed = {one.name: getattr(sites, one.name) for one in dataclasses.fields(sites)}
     clients, helpers, submitters = ({n: at for n, at in named.items() if n != leaves} for named in parties.values())
-    listed = {**vars(sites), "clients": clients, "helpers": [*helpers], "submitters": [*submitters]}
-    listed = {name: value for name, value in listed.items() if not name.startswith("_")}
+    listed |= {"clients": clients, "helpers": [*helpers], "submitters": [*submitters]}
     changed = parse_json(json.dumps(listed), Sites, str(path), ConfigError, _ADVICE)
     write_atomically(path, yaml.safe_dump(listed, sort_keys=False).encode())
+    if half is not None and new is not None:
+        (keys / f"{new.name}.pub.json").write_bytes(half.read_bytes())
     return changed
 
 

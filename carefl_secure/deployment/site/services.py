@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from http.client import HTTPException
 from pathlib import Path
 
 from carefl_secure.data.open_corpus import detect
 from carefl_secure.deployment.flower import superlink
-from carefl_secure.deployment.flower.processes import Processes, interrupt_on_terminate
+from carefl_secure.deployment.flower.processes import Processes, hold, interrupt_on_terminate
 from carefl_secure.deployment.provisioning.site_bundle import Half, SiteBundle, node_folder, read_server_manifest
 from carefl_secure.deployment.provisioning.sites import REHEARSAL, Roster
-from carefl_secure.errors import ConfigError, EngineError, RunError
+from carefl_secure.errors import ConfigError, RunError
 
 _START = 120.0
 _STABLE = 60.0  # a SuperNode that ran for longer ended for no lasting reason
@@ -63,7 +62,9 @@ def run_node(
         # A socket's path must be short, and its folder the owner's alone.
         home = Path(tempfile.mkdtemp(prefix="carefl-"))
         undo.callback(shutil.rmtree, home, ignore_errors=True)
-        place = _short(home / "agent.sock" if socket is None else socket.absolute())
+        place = home / "agent.sock" if socket is None else socket.absolute()
+        if len(bytes(place)) > _SOCKET_LENGTH:
+            raise ConfigError(f"the path {place} is too long for a socket; choose a shorter one")
         work = bundle.path if work is None else work
         if only != "supernode":
             undo.callback(place.unlink, missing_ok=True)
@@ -122,7 +123,7 @@ def run_server(
     path = path.resolve()
     with ExitStack() as undo:
         undo.callback(interrupt_on_terminate())
-        undo.enter_context(_alone(path / "lock"))
+        undo.enter_context(hold(path / "lock", f"another server runs from {path}; stop it first"))
         socket = path / "run.sock"
         if len(bytes(socket)) > _SOCKET_LENGTH:
             home = Path(tempfile.mkdtemp(prefix="carefl-"))
@@ -144,20 +145,3 @@ def run_server(
         while True:
             processes.check()
             time.sleep(1.0)
-
-
-def _short(socket: Path) -> Path:
-    if len(bytes(socket)) > _SOCKET_LENGTH:
-        raise ConfigError(f"the path {socket} is too long for a socket; choose a shorter one")
-    return socket
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Hold a lock that the system takes back when this process dies."""
-    with path.open("ab") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise EngineError(f"another server runs from {path.parent}; stop it first") from error
-        yield

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +10,13 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from carefl_secure.config import Config
+from carefl_secure.deployment.flower.processes import hold
 from carefl_secure.deployment.flower.superlink import Link, ServerAddress
 from carefl_secure.deployment.provisioning.certificates import read_identity
 from carefl_secure.deployment.provisioning.sites import REHEARSAL, Roster
 from carefl_secure.deployment.site.proposal import SPENDING, VALID, ChargedRounds, next_number
 from carefl_secure.deployment.superlink.parties import Deployed, ProposedRun, refuse_stages, refuse_unfit
-from carefl_secure.errors import ConfigError, EngineError, RunError
+from carefl_secure.errors import ConfigError, RunError
 from carefl_secure.federation.run_spec import RunSpec
 from carefl_secure.federation.transport.local_grid import Drop, Record
 from carefl_secure.progress import Reporter
@@ -116,13 +116,8 @@ class Remote:
         if spec.ledgers is not None:
             raise ConfigError("every site keeps its own ledger; leave privacy.ledgers out")
         with ExitStack() as undo:
-            lock = undo.enter_context((self._server / "submit.lock").open("ab"))
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise EngineError(
-                    f"another run is under way on the server of {self._server}; wait for its end"
-                ) from error
+            taken = f"another run is under way on the server of {self._server}; wait for its end"
+            undo.enter_context(hold(self._server / "submit.lock", taken))
             link = Link(self._place.address, self._server)
             link.wait(10)
             run = ProposedRun.of(spec, self._config, self._roster, self._key)

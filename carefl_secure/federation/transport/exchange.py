@@ -157,10 +157,9 @@ class Exchange:
         return first
 
     def traffic(self) -> dict[int, tuple[int, int]]:
-        """Return the bytes that came from each node in the round, and that went to it.
+        """Return the bytes that came from each node in the round and went to it; without a wire, of values alone.
 
-        On a wire all of HTTP is counted at the server (nothing where it cannot tell, as after it was started again);
-        without one, the values of all messages.
+        On a wire the server counts all of HTTP; a node is missing where it cannot tell, as after a new start.
         """
         if self._traffic is None:
             return {node: (up, self._sent[node]) for node, up in self._received.items()}

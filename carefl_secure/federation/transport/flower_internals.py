@@ -170,8 +170,7 @@ class _Locked:
         else:
             await self._app(scope, receive, send)
 
-    @staticmethod
-    async def _answer(send: Any, status: int, body: bytes) -> None:
+    async def _answer(self, send: Any, status: int, body: bytes) -> None:
         await send({"type": "http.response.start", "status": status, "headers": []})
         await send({"type": "http.response.body", "body": body})
 
