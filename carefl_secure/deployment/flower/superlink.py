@@ -150,11 +150,12 @@ class Link:
     def __init__(self, address: str, bundle: Path) -> None:
         self._address, self._ca = address, bundle / "ca.crt"
         self._control = ControlClient(address, self._ca, control_key(bundle))
-        public = {
-            load_ssh_public_key(path.read_bytes()): path.stem for path in sorted((bundle / "nodes").glob("*.pub"))
+        self._keys = {
+            load_ssh_public_key(path.read_bytes()).public_bytes(
+                Encoding.PEM, PublicFormat.SubjectPublicKeyInfo
+            ): path.stem
+            for path in sorted((bundle / "nodes").glob("*.pub"))
         }
-        form = Encoding.PEM, PublicFormat.SubjectPublicKeyInfo
-        self._keys = {key.public_bytes(*form): name for key, name in public.items()}
         self.names: dict[int, str] = {}
 
     def healthy(self) -> bool:

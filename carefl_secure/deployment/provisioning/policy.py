@@ -49,8 +49,7 @@ class Policy:
 
 def read_policy(path: Path) -> Policy:
     """Read ``policy.yaml``; the `ConfigError` names every clause that is missing, unknown or out of range."""
-    advice = "a policy must state every clause; see docs/deployment.md"
-    return read_yaml(path, Policy, ConfigError, advice)
+    return read_yaml(path, Policy, ConfigError, "a policy must state every clause; see docs/deployment.md")
 
 
 def check_policy(policy: Policy, plan: RunPlan, cohort: Cohort, submitter: bytes) -> None:

@@ -79,9 +79,7 @@ class Agent:
         self.bundle = bundle
         self._policy = bundle.read_policy()
         self._identity = read_identity(bundle.path / "identity.key")
-        self._ledger = ledger
-        self._rehearsal = rehearsal
-        self._keys_kept = keys
+        self._ledger, self._rehearsal, self._keys_kept = ledger, rehearsal, keys
         self._accepted = Accepted(bundle.path / "accepted.json")
         self._log = SiteLog(bundle.path)
         self._rounds = 0
@@ -269,9 +267,7 @@ def _serve_or_end(agent: Agent, place: Path) -> None:
 def main() -> None:
     """Serve one bundle until killed, or until standard input ends where that was asked for."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("socket", type=Path)
-    for name in ("--ledger", "--keys"):
+    for name in ("bundle", "socket", "--ledger", "--keys"):
         parser.add_argument(name, type=Path)
     for name in ("--rehearsal", "--until-eof"):
         parser.add_argument(name, action="store_true")

@@ -41,11 +41,8 @@ class SiteBudgets:
     """
 
     def __init__(self, policy: Policy, folder: Path, ledger: Ledger, plan: RunPlan, cohort: Cohort) -> None:
-        self._policy = policy
-        self._folder = folder
-        self._ledger = ledger
-        self._plan = plan
-        self._cohort = cohort
+        self._policy, self._folder, self._ledger = policy, folder, ledger
+        self._plan, self._cohort = plan, cohort
         self._known: dict[Path, tuple[tuple[int, int], list[Event]]] = {}
 
     def check_rollback(self, charged: Mapping[str, int]) -> None:
@@ -84,8 +81,7 @@ class SiteBudgets:
             raise BudgetExceededError(
                 f"the run would bring this corpus to epsilon {after:.4g}, above max_epsilon_per_corpus of {limit:g}"
             )
-        elsewhere = self._elsewhere()
-        if elsewhere:
+        if elsewhere := self._elsewhere():
             mine = [*self._ledger.events(), *([more] if more else [])]
             after = filtered_epsilon([], [*elsewhere, *mine], self._policy.max_epsilon_total, self._plan.privacy.delta)
         if after > self._policy.max_epsilon_total:

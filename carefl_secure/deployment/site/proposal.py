@@ -150,10 +150,9 @@ def cohort_of(config: Config, run: str, roster: Roster, base_hash: bytes) -> Coh
     """Return the cohort of a configuration and a roster, alike at every party; `PolicyError` where these disagree."""
     aggregation = aggregation_of(config)
     clients, helpers = roster.keys("client"), roster.keys("helper")
-    wanted = aggregation.helpers
-    if len(helpers) != wanted or len(clients) != config.federation.clients:
+    if len(helpers) != aggregation.helpers or len(clients) != config.federation.clients:
         raise PolicyError(
-            f"the run wants {config.federation.clients} clients and {wanted} helpers, the roster "
+            f"the run wants {config.federation.clients} clients and {aggregation.helpers} helpers, the roster "
             f"names {len(clients)} and {len(helpers)}",
             "roster",
         )
