@@ -155,8 +155,7 @@ def load_models(folder: Path) -> tuple[ThreatModel, ...]:
 
 def _load(path: Path) -> ThreatModel:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        model = ThreatModel.model_validate(content)
+        model = ThreatModel.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, yaml.YAMLError, ValueError) as error:
         # A failed validation is a ValueError as well.
         raise ConfigError(f"{path.name} is no threat model; correct it: {error}") from error

@@ -173,8 +173,7 @@ def _noise() -> str:
     # The variance of a sample variance is near 2 v^2 / n; eight deviations.
     if abs(seen - variance) > 8 * variance * math.sqrt(2 / count):
         raise ArithmeticError(f"noise of variance {variance:g} came with {seen:.1f}")
-    again = sampler.sample(KeyStream(SystemKeySource().key("doctor")), count)
-    if np.array_equal(draws, again):
+    if np.array_equal(draws, sampler.sample(KeyStream(SystemKeySource().key("doctor")), count)):
         raise ArithmeticError("two draws of noise are equal")
     return f"variance {seen:.1f} of {variance:g}"
 

@@ -72,8 +72,7 @@ def judge_canaries(rehearsal: Rehearsal, scores: npt.NDArray[np.float64], curve:
         if name not in (*_DECIDING, "f-dp-gaussian", "clopper-pearson-gaussian"):
             # the last two assume a sum without sampling
             kind = "estimate" if bound.estimate else "lower bound"
-            value = bound.compute(scores, rehearsal.member, plan.privacy.delta)
-            figures[f"epsilon {kind}: {name}"] = value
+            figures[f"epsilon {kind}: {name}"] = bound.compute(scores, rehearsal.member, plan.privacy.delta)
             most = attainable(name, len(rehearsal.member), plan.privacy.delta)
             if most is not None:
                 figures[f"attainable with {len(rehearsal.member)} coins: {name}"] = most

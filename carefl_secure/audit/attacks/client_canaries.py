@@ -85,8 +85,7 @@ def rehearse_clients(
     least as many coordinates as clients; every client is one unit, in every round.
     """
     privacy = plan.privacy
-    rng = np.random.default_rng([seed, 0xC1])
-    coins = rng.random((privacy.rounds, privacy.clients)) < 0.5
+    coins = np.random.default_rng([seed, 0xC1]).random((privacy.rounds, privacy.clients)) < 0.5
     tasks = [_CoinTask(index, coins, plan) for index in range(privacy.clients)]
     rehearsal = play(config, key_source, plan, tasks, dropout=False, reporter=reporter)
     everyone = np.ones(privacy.clients, np.bool_)

@@ -70,9 +70,8 @@ def label_secrets(labels: int, chosen: int) -> npt.NDArray[np.bool_]:
 def secret_losses(scores: Losses, secrets: npt.NDArray[np.bool_]) -> Losses:
     r"""Return the loss of every record under every set of labels: [records, space].
 
-    The mean binary cross-entropy of log-odds s (``scores``, [records, labels]) is :math:`\frac1K
-    \left(\sum_k \log(1 + e^{s_k}) - \sum_{k \in S} s_k\right)`: linear in the set, a row of
-    ``secrets``, bool [space, labels].
+    The mean binary cross-entropy of log-odds s (``scores``, [records, labels]) is :math:`\frac1K \left(\sum_k \log(1 +
+    e^{s_k}) - \sum_{k \in S} s_k\right)`: linear in the set, a row of ``secrets``, bool [space, labels].
     """
     whole = np.logaddexp(0.0, scores).sum(axis=1, keepdims=True)
     return np.asarray((whole - scores @ secrets.T) / scores.shape[1], np.float64)
@@ -95,8 +94,7 @@ def natural_exposure(scores: Losses, targets: npt.NDArray[np.float32], multi: bo
         for start in range(0, len(rows), _ROWS):
             part = slice(start, start + _ROWS)
             losses = secret_losses(scores[rows[part]], secrets) if multi else -scores[rows[part]]
-            bits = Exposure()(ExposureView(losses))
-            out[rows[part]] = bits[np.arange(len(losses)), truth[part]]
+            out[rows[part]] = Exposure()(ExposureView(losses))[np.arange(len(losses)), truth[part]]
     return out
 
 

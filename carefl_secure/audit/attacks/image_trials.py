@@ -87,8 +87,7 @@ def judge_images(
         if kind in limits:
             figures["ceiling"] = limits[kind]
             bound = f", ceiling {limits[kind]:.3f}"
-            above = lower_limit(hits[kind], trials, _ERROR) > limits[kind]
-            verdict = "falsified" if above else "passed"
+            verdict = "falsified" if lower_limit(hits[kind], trials, _ERROR) > limits[kind] else "passed"
         findings.append(
             Finding(
                 ImageMatching.name,

@@ -93,8 +93,7 @@ def judge_membership(
                 words[-1] += f" (ceiling {ceiling:.4f})"
                 broken |= reached > ceiling + _SLACK * math.hypot(spread, drift)
         for point in np.linspace(0.0, 1.0, 21):
-            place = np.searchsorted(false, point, side="right") - 1
-            figures[f"ROC at {point:.2f}"] = float(true[place])
+            figures[f"ROC at {point:.2f}"] = float(true[np.searchsorted(false, point, side="right") - 1])
         verdict = "falsified" if broken else "measured" if ceilings is None else "passed"
         findings.append(
             Finding(Membership.name, name, verdict, ", ".join(words) + ".", figures)  # type: ignore[arg-type]

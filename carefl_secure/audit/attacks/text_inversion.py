@@ -58,8 +58,7 @@ class SpanCheck(Attack[UpdateView, Matrix]):
             if not sizes.size or sizes[0] <= 0:
                 continue
             basis = right[sizes > _RANK * sizes[0]]
-            lengths = np.maximum(np.linalg.norm(inputs, axis=1, keepdims=True), 1e-30)
-            unit = inputs / lengths
+            unit = inputs / np.maximum(np.linalg.norm(inputs, axis=1, keepdims=True), 1e-30)
             total += np.linalg.norm(unit - (unit @ basis.T) @ basis, axis=1)
         return total
 
@@ -85,8 +84,7 @@ class Texts:
         with torch.no_grad():
             for name, parameter in self._adapter.parameters:
                 if "lora_B" in name:
-                    noise = torch.randn(parameter.shape, generator=self._generator)
-                    parameter.copy_(0.02 * noise)
+                    parameter.copy_(0.02 * torch.randn(parameter.shape, generator=self._generator))
                 if ".layers.0." in name:
                     self._parts[name] = parameter
         self._language = base.model.model.text_model

@@ -36,8 +36,7 @@ def noise_p_value(values: npt.NDArray[np.float64], variance: float) -> float:
     """
     if values.size == 0 or not (math.isfinite(variance) and variance > 0.0):
         raise ConfigError(f"{values.size} values of variance {variance} cannot be tested")
-    total = float(np.square(values, dtype=np.float64).sum()) / variance
-    return _two_sided(total, float(values.size))
+    return _two_sided(float(np.square(values, dtype=np.float64).sum()) / variance, float(values.size))
 
 
 def dispersion_p_value(groups: Sequence[tuple[npt.NDArray[np.float64], int]], rate: float) -> float:

@@ -125,8 +125,7 @@ def play(
         )
     survivors = tuple(int(row["survivors"]) for row in result.rows)
     sums = [mean * _unit(plan, s) for mean, s in zip(keeper.means, survivors, strict=True)]
-    cohort = engine.cohort
-    return Rehearsal(plan, cohort, tuple(heard), np.array(sums), survivors, config.run.seed)
+    return Rehearsal(plan, engine.cohort, tuple(heard), np.array(sums), survivors, config.run.seed)
 
 
 def _unit(plan: RunPlan, survivors: int) -> float:

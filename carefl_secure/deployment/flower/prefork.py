@@ -49,8 +49,7 @@ def _listen(folder: Path) -> socket.socket:
     for name in SPAWNED:
         script = folder / f"{name}.py"
         plain, pinned = str(_BIN / name), name != "flower-superexec"
-        text = _SHIM.format(listener=str(path), name=name, plain=plain, pinned=pinned)
-        script.write_text(text)
+        script.write_text(_SHIM.format(listener=str(path), name=name, plain=plain, pinned=pinned))
         words = shlex.join([sys.executable, "-ISs", str(script)])
         (folder / name).write_text(f'#!/bin/sh\nexec {words} "$@"\n')
         (folder / name).chmod(0o700)

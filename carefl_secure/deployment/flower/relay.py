@@ -62,8 +62,7 @@ def send(link: Connection, head: Mapping[str, Any], contents: Sequence[RecordDic
         return ["arrays", arrays]
 
     frozen = [[[name, one(record)] for name, record in content.items()] for content in contents]
-    whole = {"head": dict(head), "contents": frozen}
-    encoded = json.dumps(whole).encode()
+    encoded = json.dumps({"head": dict(head), "contents": frozen}).encode()
     link.send_bytes(len(blobs).to_bytes(4, "big") + encoded)
     for blob in blobs:
         link.send_bytes(blob)

@@ -125,8 +125,7 @@ def make_keys(home: Path, name: str, role: PartyRole) -> PublicHalf:
         node_signature = node.sign(_statement(name, role, identity, node_public), _ECDSA)
     signature = own.sign(_statement(name, role, identity, node_public))
     half = PublicHalf(name, role, identity, node_public, signature, node_signature)
-    text = TypeAdapter(PublicHalf).dump_json(half, indent=2).decode()
-    (home / f"{name}.pub.json").write_text(text + "\n")
+    (home / f"{name}.pub.json").write_text(TypeAdapter(PublicHalf).dump_json(half, indent=2).decode() + "\n")
     return half
 
 

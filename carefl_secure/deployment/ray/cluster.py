@@ -66,8 +66,7 @@ class RayCluster:
 
     def start(self, actors: int, dimension: int) -> None:
         """Start Ray for adapters of length ``dimension``; `EngineError` if it fails or listens beyond the loopback."""
-        settings = network_settings() | _thread_settings(actors)
-        self._undo.callback(set_environment(settings))
+        self._undo.callback(set_environment(network_settings() | _thread_settings(actors)))
         self._undo.callback(interrupt_on_terminate())
         import ray  # which is an extra
 

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import os
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from flwr.serverapp import Grid
@@ -58,8 +58,14 @@ class RayParties:
         self._cluster.start(workers, order.spec.plan.encoding.dimension)
         from ray import cloudpickle  # which takes functions that are defined anywhere
 
+        try:
+            sent = cloudpickle.dumps(order)
+        except (pickle.PicklingError, TypeError) as error:
+            raise EngineError(
+                f"the run cannot be sent to actors: {error}; give the engine work to make tasks with"
+            ) from error
         with open(os.open(order.file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(_pickled(cloudpickle.dumps, order))
+            file.write(sent)
         near = None
         if self._helpers:
             app = build_client_app(_no_session, self._refused, helpers=self._helper)
@@ -143,12 +149,3 @@ def _as_given(tasks: Sequence[LocalTask], stage: Stage, base_hash: bytes) -> Seq
 
 def _no_session(partition: int) -> ClientSession:
     raise ProtocolError(f"partition {partition} is no helper of this run")
-
-
-def _pickled(dumps: Callable[[Order], bytes], order: Order) -> bytes:
-    try:
-        return dumps(order)
-    except (pickle.PicklingError, TypeError) as error:
-        raise EngineError(
-            f"the run cannot be sent to actors: {error}; give the engine work to make tasks with"
-        ) from error

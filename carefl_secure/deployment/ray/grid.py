@@ -161,8 +161,7 @@ class RayGrid(OneRunGrid):
                     yield from self._helpers(message).send_and_receive([message])
             replies = list(self._far.pull_messages(set(waiting))) if waiting else []
             for reply in replies:
-                asked = waiting.pop(reply.metadata.reply_to_message_id)
-                yield from self._accept(asked, reply)
+                yield from self._accept(waiting.pop(reply.metadata.reply_to_message_id), reply)
             if waiting and not replies:
                 self._flower.check()
                 time.sleep(_PAUSE)
@@ -184,8 +183,7 @@ class RayGrid(OneRunGrid):
         node = asked.metadata.dst_node_id
         if reply.has_error() and (reply.error.code == FAULT.code or is_dropout(reply.error)):
             raise EngineError(f"the actor of node {node} failed; this is a fault, not a dropout: read {self._log}")
-        body = reply.error if reply.has_error() else reply.content
-        answer = Message(body, reply_to=asked)
+        answer = Message(reply.error if reply.has_error() else reply.content, reply_to=asked)
         if not self._lost(node, answer):
             self._see(node, answer)
             yield answer

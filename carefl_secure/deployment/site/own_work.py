@@ -104,8 +104,7 @@ class Work:
             held = load_own(config, log) if corpora is None else replace(corpora, shares=[corpora.shares[index]])
             contexts = load_contexts(config, held, log)
             pad = config.privacy.pad_rounds is not False
-            tasks = build.client_tasks(config, plan, scorer, held, contexts, log, pad=pad)
-            task = tasks[0]
+            task = build.client_tasks(config, plan, scorer, held, contexts, log, pad=pad)[0]
             if own_data and task.records > plan.privacy.public_records:
                 log.note(
                     f"this site holds {task.records} records, more than the "

@@ -38,14 +38,7 @@ from carefl_secure.deployment.provisioning.policy import allow_run
 from carefl_secure.deployment.provisioning.provision import rehearse
 from carefl_secure.deployment.provisioning.site_bundle import node_folder
 from carefl_secure.deployment.provisioning.sites import REHEARSAL, Sites
-from carefl_secure.deployment.superlink.parties import (
-    _START,
-    Deployed,
-    ProposedRun,
-    refuse_stages,
-    refuse_unfit,
-    refuse_workers,
-)
+from carefl_secure.deployment.superlink import parties
 from carefl_secure.federation.run_spec import RunSpec
 from carefl_secure.federation.transport.local_grid import Drop, Record
 from carefl_secure.privacy import Ledger
@@ -93,7 +86,7 @@ def fork_all(orders: Sequence[Order], program: Callable[[], None]) -> None:
     os.killpg(0, signal.SIGTERM)
 
 
-class _Local(Deployed):
+class _Local(parties.Deployed):
     """A deployment whose every process was started here; ``end`` stops and erases them."""
 
     launch: Callable[[], None]
@@ -101,7 +94,7 @@ class _Local(Deployed):
 
     def grid(self, workers: int, drop: Drop | None, record: Record | None) -> Grid:
         """Start every process, then go on as between sites; `close` ends them in any case."""
-        refuse_workers(workers)
+        parties.refuse_workers(workers)
         self.launch()
         return super().grid(workers, drop, record)
 
@@ -125,13 +118,13 @@ class Loopback:
     """
 
     def __init__(self, config: Config, reporter: Reporter) -> None:
-        refuse_stages(config)
+        parties.refuse_stages(config)
         self._config = config
         self._reporter = reporter
 
-    def start(self, spec: RunSpec) -> Deployed:
+    def start(self, spec: RunSpec) -> parties.Deployed:
         """Prepare everything and return the parties; on failure nothing is left behind."""
-        refuse_unfit(spec, self._config)
+        parties.refuse_unfit(spec, self._config)
         home = Path(tempfile.mkdtemp(prefix="carefl-"))
         processes = Processes(spec.folder.path / "logs")
         restore = interrupt_on_terminate()
@@ -173,8 +166,7 @@ class Loopback:
             words += ["--keys", str(folder.keys.resolve())]
             if name in names:
                 words += ["--ledger", str(paths[i].resolve())]
-            log = (folder.path / "logs" / f"agent-{name}.log").resolve()
-            orders.append({"log": str(log), "words": words})
+            orders.append({"log": str((folder.path / "logs" / f"agent-{name}.log").resolve()), "words": words})
 
         def launch() -> None:
             assert forking.stdin is not None
@@ -186,14 +178,14 @@ class Loopback:
                 f"with the embedded model (this machine has {has:.1f} GB); {REHEARSAL}"
             )
             start_server(processes, bundles / "server", "127.0.0.1", port, socket, lasting=False)
-            link.wait(_START, processes.check)
+            link.wait(parties._START, processes.check)
             link.register()
             for name, agent in agents.items():
                 bundle = bundles / "sites" / name
                 start = node_command(node_folder(bundle), f"127.0.0.1:{port}", agent)
                 processes.start(f"node-{name}", start, flower_environment(bundle / "flower"))
 
-        run = ProposedRun.of(spec, config, roster, read_identity(bundles / "submit" / "submit.key"))
+        run = parties.ProposedRun.of(spec, config, roster, read_identity(bundles / "submit" / "submit.key"))
         held = [Ledger(path, {"client": str(i)}) for i, path in enumerate(paths)]
         deployed = _Local(link, socket, run, self._reporter, ledgers=held, alive=processes.check)
         deployed.launch = launch

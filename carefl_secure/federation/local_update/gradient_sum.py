@@ -120,8 +120,7 @@ class GradientSum(LocalWork):
             of_group = poisson_sample(len(group), privacy.round_rate, KeyStream(keys.key("sample")))
             drawn = group[of_group][: sample_bound(task.records, privacy.sample_rate)]
             return task.clipped_sum(adapter, drawn, number)
-        each = privacy.records_per_person or 1
-        drawn = truncated_sample(task.records, privacy.sample_rate, keys, each)
+        drawn = truncated_sample(task.records, privacy.sample_rate, keys, privacy.records_per_person or 1)
         return task.clipped_sum(adapter, drawn, number)
 
 

@@ -56,8 +56,7 @@ class StagedPlan:
     plans: tuple[RunPlan, ...]
 
     def __post_init__(self) -> None:
-        first = self.plans[0].privacy
-        if not all(one.privacy.same_promise(first) for one in self.plans):
+        if not all(one.privacy.same_promise(self.plans[0].privacy) for one in self.plans):
             raise ConfigError(
                 "all stages need the same unit, trust, mechanism, epsilon, delta and max_colluders: the promise is one"
             )
@@ -104,8 +103,7 @@ class StagedPlan:
             tuple(RunPlan.from_json(one, check_event=check_event) for one in plans),
         )
         stated = {key: part for key, part in value.items() if key != "stages"}
-        whole = RunPlan.from_json(stated, check_event=check_event)
-        if whole.privacy != found.privacy:
+        if RunPlan.from_json(stated, check_event=check_event).privacy != found.privacy:
             raise ConfigError("the plan states a whole that its stages do not make up")
         return found
 

@@ -70,8 +70,7 @@ class Checkpoints:
         """Replace the checkpoint by the state after round ``number``."""
         state = {_OPTIMIZER + name: value for name, value in self._optimizer.state().items()}
         agreed: dict[str, int | str] = {"round": number, "plan": self._stage.digest, "aggregation": self._aggregation}
-        where = self._stage.state()
-        self._folder.write_checkpoint({**agreed, "adapter": adapter, **where, **state})
+        self._folder.write_checkpoint({**agreed, "adapter": adapter, **self._stage.state(), **state})
 
     def restore(self) -> tuple[Adapter, int]:
         """Return adapter and number of the last finished round; drop figures that go beyond it.
@@ -182,8 +181,7 @@ def run_federation(
     parties = (engine or InProcess()).start(spec)
     try:
         rounds = _Rounds(spec, optimizer, parties, watched, simulation or Simulation())
-        begun = rounds.open(initial, resume)
-        return rounds.run(begun, following, performance or PerformanceFlags())
+        return rounds.run(rounds.open(initial, resume), following, performance or PerformanceFlags())
     finally:
         parties.close()
 
@@ -199,8 +197,7 @@ class _Rounds:
         self._ledger = Ledger(spec.folder.ledger, {"run": spec.folder.name})
         self._budget = RoundBudget(self._ledger, spec.plan, parties.cohort)
         self._reporter = watched.reporter
-        count = len(parties.cohort.roster)
-        self._log = EventLog(spec.folder.events, self._reporter, count)
+        self._log = EventLog(spec.folder.events, self._reporter, len(parties.cohort.roster))
         self._dropouts, self._drop = dropping_out(spec.plan, simulation)
         if self._dropouts < round(simulation.dropout * spec.plan.privacy.clients):
             self._reporter.note(f"only {self._dropouts} clients drop out of a round, so that min_survivors remain")
@@ -225,14 +222,12 @@ class _Rounds:
         self._reporter.start(_TASK, last - finished)
         try:
             with following as self._reporter, self._log:
-                count = len(cohort.roster) + len(cohort.helpers)
-                self._log.begin(folder.run_id, count, finished + 1, last)
+                self._log.begin(folder.run_id, len(cohort.roster) + len(cohort.helpers), finished + 1, last)
                 if finished < last:
                     self._drive(strategy, last - finished, flags)
         finally:
             self._reporter.finish(_TASK)
-        rows = tuple(folder.read_metrics())
-        return FederationResult(self._adapter, rows, self._budget.epsilon())
+        return FederationResult(self._adapter, tuple(folder.read_metrics()), self._budget.epsilon())
 
     def open(self, initial: Adapter, resume: bool) -> tuple[Adapter, int, int]:
         """Return the adapter, the number of finished rounds, and that of the last round to run."""
@@ -255,8 +250,7 @@ class _Rounds:
     def _drive(self, strategy: SecureSumStrategy, rounds: int, performance: PerformanceFlags) -> None:
         """Have Flower drive the strategy over the engine's grid."""
         watch = self._log.watching(self._monitoring.record)
-        drop = self._drop if self._dropouts else None
-        grid = self._parties.grid(performance.workers, drop, watch)
+        grid = self._parties.grid(performance.workers, self._drop if self._dropouts else None, watch)
         if isinstance(grid, OneRunGrid):
             self._log.names = grid.names
         arrays = pack_adapter(self._adapter)

@@ -128,8 +128,7 @@ class SecureSumStrategy(Strategy):
         self._budget.charge(number)
         indices, out = total.clients(), set[int]()
         if self._guard is not None:
-            present = [indices[node] for node in boxes]
-            out = self._guard.leave_out(present, self._plan.privacy.min_survivors)
+            out = self._guard.leave_out([indices[node] for node in boxes], self._plan.privacy.min_survivors)
         trains = {node: with_adapter(box, arrays) for node, box in boxes.items() if indices[node] not in out}
         return exchange.address(trains, total.action)
 
@@ -172,8 +171,7 @@ class SecureSumStrategy(Strategy):
 
     def _judge(self, this: _Round) -> None:
         """Find who lied among the parties of a round that contradict one another."""
-        colluders = self._plan.privacy.max_colluders
-        this.exchange.judge(this.sum.places(), this.sum.contradictions, colluders)
+        this.exchange.judge(this.sum.places(), this.sum.contradictions, self._plan.privacy.max_colluders)
 
     def _lose(self, error: CohortError, excluded: int) -> None:
         """Give a round up; raise unless parties were excluded in it and enough others remain."""
