@@ -65,7 +65,7 @@ class LabelHead(nn.Module):
 
     def __init__(self, labels: Sequence[str], tokens: int, width: int, *, noisy: bool = True) -> None:
         super().__init__()
-        self.alone = False
+        self.alone, self._noisy = False, noisy
         self.labels = tuple(labels)
         side = math.isqrt(tokens)
         self._side = side if side * side == tokens else 0  # 0: no square, so one cell
@@ -100,7 +100,7 @@ class LabelHead(nn.Module):
         """
         self.set_centre(features)
         blocks = (self._cells(features.to(self.centre.device)) - self.centre).view(-1, self._block).double()
-        rows, noisy = len(self.reduction), self._block == len(self.centre)
+        rows, noisy = len(self.reduction), self._noisy
         self.reduction.zero_()
         rows = min(rows, len(blocks) // _RECORDS_EACH) if noisy else rows * (len(features) >= _WHITENED)
         if not rows:
@@ -151,12 +151,12 @@ class LabelHead(nn.Module):
     def with_settings(self, about: dict[str, Any]) -> LabelHead:
         """Return a fresh head of the labels and the kind that saved settings state, for the same base."""
         labels = tuple(map(str, about["labels"]))
-        return LabelHead(labels, self._tokens, self._width, noisy=about.get("block") != self._width)
+        return LabelHead(labels, self._tokens, self._width, noisy=bool(about.get("noisy", True)))
 
     def settings(self) -> dict[str, Any]:
-        """Return labels, tokens of a tile, side of the grid, block and factor: what a reader needs besides tensors."""
+        """Return labels, image tokens, grid, block, whether rounds had noise, factor: what `with_settings` needs."""
         shape = {"image_tokens": self._tokens, "grid": min(_CELLS, self._side), "block": self._block}
-        return {"labels": list(self.labels), **shape, "factor": self._factor}
+        return {"labels": list(self.labels), **shape, "noisy": self._noisy, "factor": self._factor}
 
     def save(self, folder: Path) -> None:
         """Write weights and settings next to an adapter."""

@@ -218,6 +218,18 @@ def test_a_head_alone_is_all_that_trains_and_all_that_counts(tiny: Path, tmp_pat
     assert np.allclose(LabelScorer(fresh, BASIC, "Which?").all(features()), scores, atol=1e-5)
 
 
+@pytest.mark.parametrize("tokens", [1, 2, 16])
+@pytest.mark.parametrize("noisy", [False, True])
+def test_a_head_of_any_grid_knows_whether_its_rounds_had_noise(tokens: int, noisy: bool) -> None:
+    seen = torch.randn(80, tokens, 24, generator=torch.Generator().manual_seed(2)) * torch.linspace(3, 0.5, 24)
+    head = LabelHead(BASIC.labels, tokens, 24, noisy=noisy)
+    head.fit(seen)
+    fresh = LabelHead(BASIC.labels, tokens, 24).with_settings(head.settings())
+    fresh.load_state_dict(head.state_dict())
+    assert fresh.settings() == head.settings() and torch.equal(fresh.inputs(seen), head.inputs(seen))
+    assert len(head.reduction) == (8 if noisy else 24) and head.reduction.any(1).sum() > (0 if noisy else 20)
+
+
 @pytest.mark.parametrize("stack", [False, True])
 def test_a_saved_head_gives_the_same_scores(tiny: Path, tmp_path: Path, stack: bool) -> None:
     adapter = wearing(tiny)
