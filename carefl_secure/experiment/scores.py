@@ -2,9 +2,9 @@ r"""A cell's scores of the test records, kept in its folder, and cells that are 
 
 Only the server's own splits are scored; no picture or feature is kept.
 
-The references of the parity table are one party with the adapter, loss, sampling, clipping, number of steps and
-optimizer of a federated run. *Local*: a client alone on its own records, without noise, as nothing leaves it.
-*Central*: all records at one party; with privacy, DP-SGD with Gaussian noise,
+The references of the parity table are one party with the adapter and its start, loss, sampling, clipping, number of
+steps and optimizer of a federated run. *Local*: a client alone on its own records, without noise, as nothing leaves
+it. *Central*: all records at one party; with privacy, DP-SGD with Gaussian noise,
 
 .. math:: g = \Bigl(\sum_{i \in B} \bar g_i + \mathcal N(0, z^2 C^2 I)\Bigr) / (q N)
 
@@ -44,7 +44,7 @@ from carefl_secure.runs.client_task import ModelTask
 from carefl_secure.runs.corpora import Corpora
 from carefl_secure.runs.evaluation.evaluator import Evaluator
 from carefl_secure.runs.plan_from_config import UNCLIPPED, central_budget
-from carefl_secure.runs.prepare import resolved_rate
+from carefl_secure.runs.prepare import begin_as_federated
 from carefl_secure.runs.staged_corpora import load_corpora
 
 Floats = npt.NDArray[np.float64]
@@ -212,9 +212,8 @@ def _descend(bench: Bench, share: npt.NDArray[np.int64], noise: float, start: Ve
             "a local or central cell takes one step on one gradient at a time, and these settings have clients take "
             "several; set federation.aggregator=fedadam and leave out federation.local_steps"
         )
-    if config.server_lr is None:  # the rate of the federated run with these settings
-        scorer.adapter.load(start)
-        config = resolved_rate(config, scorer, corpora, said, bench.reporter)
+    scorer.adapter.load(start)
+    config = begin_as_federated(config, scorer, corpora, said, bench.reporter)
     private = config.privacy.unit != "none" and noise > 0
     clip = config.privacy.clipping_norm if private else UNCLIPPED
     features = record_features(bench.scorer.adapter, corpora.private, bench.reporter)
@@ -227,7 +226,7 @@ def _descend(bench: Bench, share: npt.NDArray[np.int64], noise: float, start: Ve
         ),
         Clipping(clip, config.privacy.normalise and private, config.privacy.clipping, micro_batch(config)),
     )
-    rate, adapter = config.privacy.sample_rate, start.copy()
+    rate, adapter = config.privacy.sample_rate, scorer.adapter.vector()
     batch = rate * len(share)
     optimizer = make_optimizer(config, bench.scorer.adapter)
     source = key_source(config)(0)

@@ -26,7 +26,7 @@ from carefl_secure.runs.captions import Contexts, load_contexts
 from carefl_secure.runs.client_task import ModelTask
 from carefl_secure.runs.corpora import Corpora
 from carefl_secure.runs.forecast import forecast, public_task
-from carefl_secure.runs.pilot import choose_rate, simulate
+from carefl_secure.runs.pilot import Rate, choose_rate, simulate
 from carefl_secure.runs.plan_from_config import noise_text, request_of
 from carefl_secure.runs.staged_corpora import load_stages, stage_configs
 from carefl_secure.strict_json import load_json
@@ -57,13 +57,9 @@ def prepare(
     reporter.note(said)
     if found.lost and confirm is not None and not confirm(said):
         raise UnconfirmedError(f"{said}. Nothing was spent. Change the settings, or give --yes to run all the same")
-    rate = choose_rate(config, plan, task, found.update, reporter)
-    reporter.note(rate.sentence)
-    warm = ""
-    head, asked = scorer.adapter.head, config.adapter.warm_start
-    if asked == "public" or (asked == "auto" and head is not None and head.alone):
-        warm = _warm_up(config.with_server_lr(rate.server_lr), task)
-        reporter.note(warm)
+    rate, warm = _begin(config, plan, task, found.update, reporter)
+    for sentence in filter(None, (rate.sentence, warm)):
+        reporter.note(sentence)
     record = {"forecast": found.to_json(), "server_lr": asdict(rate), "warm_start": warm}
     language = {"before": before if math.isfinite(before) else None, "after": None, "sentence": ""}
     return {**record, "language": language}
@@ -80,14 +76,15 @@ def plan_only(config: Config, reporter: Reporter) -> dict[str, Any]:
     return {"budget": budget, "plan": plan.to_json(), "forecast": found.to_json()}
 
 
-def resolved_rate(
+def begin_as_federated(
     config: Config, scorer: LabelScorer, corpora: Corpora, contexts: Contexts | None, reporter: Reporter
 ) -> Config:
-    """Return the configuration with the rate that a federated run with these settings would take."""
+    """Bring the adapter to where a federated run with these settings would begin; return them with its rate."""
     plan = plan_run(request_of(config, corpora, scorer.adapter.dimension))
     task = public_task(config, plan, scorer, corpora, contexts, reporter)
-    update = forecast(config, plan, task).update
-    return config.with_server_lr(choose_rate(config, plan, task, update, reporter).server_lr)
+    return config.with_server_lr(
+        _begin(config, plan, task, forecast(config, plan, task).update, reporter)[0].server_lr
+    )
 
 
 def write_record(folder: RunFolder, record: dict[str, Any]) -> None:
@@ -128,6 +125,14 @@ def language_sentence(config: Config, before: float, after: float) -> str:
         f"WARNING: training damaged the model's language; {text}, and at most {WRECKED:g} times is accepted. Do not "
         "use this adapter: lower federation.server_lr or federation.rounds"
     )
+
+
+def _begin(config: Config, plan: RunPlan, task: ModelTask, update: float, reporter: Reporter) -> tuple[Rate, str]:
+    """Resolve the rate and warm the adapter up; return the rate, and what to say of a warm start."""
+    rate = choose_rate(config, plan, task, update, reporter)
+    head, asked = task.losses.scorer.adapter.head, config.adapter.warm_start
+    warm = asked == "public" or (asked == "auto" and head is not None and head.alone)
+    return rate, _warm_up(config.with_server_lr(rate.server_lr), task) if warm else ""
 
 
 def _warm_up(config: Config, task: ModelTask) -> str:

@@ -18,7 +18,7 @@ from tests.support.sites import make_bundles
         ("flwr", "1.42.3", True),
         ("flwr", "1.420.0", False),  # which begins like a version that was tried
         ("flwr", "1.43.0", False),
-        ("torch", "2.14.0", False),
+        ("torch", "2.15.0", False),
         ("cryptography", "9.0", False),
     ],
 )

@@ -16,10 +16,13 @@ from carefl_secure.experiment import run as runs
 from carefl_secure.experiment.run import run_cell, run_cells, scores_file
 from carefl_secure.experiment.scores import Bench, Scores, label_slices, train_centrally, train_locally
 from carefl_secure.experiment.table import results
+from carefl_secure.federation.plan.calibrate import plan_run
 from carefl_secure.federation.server.optimizers import FedAdam
 from carefl_secure.privacy.accounting.budget import BudgetQuestion, solve_budget
 from carefl_secure.progress import SilentReporter
 from carefl_secure.runs.evaluation.generated import evaluate_generated
+from carefl_secure.runs.plan_from_config import request_of
+from carefl_secure.runs.prepare import begin_as_federated, prepare
 from carefl_secure.runs.train import train
 
 Make = Callable[..., Experiment]
@@ -199,7 +202,7 @@ def test_central_noise_is_as_large_as_its_price_says(make: Make, out: Path) -> N
 
 def test_a_central_step_takes_its_noise_off_as_the_servers_does(make: Make, out: Path) -> None:
     """The gradient is read off a plain step; the corrected step follows from it and the noise."""
-    fixed = {**PRIVATE, "federation.rounds": 1, "unsafe_deterministic_noise": True}
+    fixed = {**PRIVATE, "federation.rounds": 1, "unsafe_deterministic_noise": True, "adapter.head": "none"}
     fedavg = {"federation.aggregator": "fedavg", "federation.server_lr": 1.0}
     corrected = {"federation.server_lr": 0.1, "federation.noise_correction": True}
     kinds = {"plain": fedavg, "adam": {"federation.server_lr": 0.1}, "corrected": corrected}
@@ -231,6 +234,7 @@ def test_a_central_cell_gets_the_noise_that_a_federated_one_gets(
 
     monkeypatch.setattr(FedAdam, "observe", overhear)
     corrected = {**PRIVATE, "federation.noise_correction": True, "privacy.max_colluders": 0}
+    corrected["adapter.warm_start"] = "none"  # whose steps have no noise
     asked = make([{"name": kind, "kind": kind, "set": corrected} for kind in ("central", "train")])
     for one in cells_of(asked, out):
         run_cell(one, SILENT)
@@ -239,6 +243,22 @@ def test_a_central_cell_gets_the_noise_that_a_federated_one_gets(
     assert {share for share, _ in stated} == {1.0}
     # One is Gaussian, the other a sum of Skellam shares at integer norms: a few percent.
     assert central[0][1] == pytest.approx(federated[0][1], rel=0.1)
+
+
+def test_a_central_cell_begins_where_a_federated_one_begins(make: Make, out: Path) -> None:
+    (one,) = cells_of(make([{"name": "a", "kind": "central", "set": PRIVATE}]), out)
+    bench = Bench(one.config, SILENT)
+    adapter, args = bench.scorer.adapter, (bench.corpora, bench.contexts, SILENT)
+    assert adapter.head is not None
+    adapter.head.weigh(0.0)  # alone, so that it begins at half of its fit to public records
+    alone = adapter.vector()
+    plan = plan_run(request_of(one.config, bench.corpora, adapter.dimension))
+    prepare(one.config, plan, bench.scorer, *args)
+    begun = adapter.vector()
+    assert not np.array_equal(begun, alone)
+    adapter.load(alone)
+    begin_as_federated(one.config, bench.scorer, *args)
+    assert np.array_equal(adapter.vector(), begun)
 
 
 def test_what_has_no_meaning_alone_is_refused(make: Make, out: Path) -> None:

@@ -9,7 +9,6 @@ site is sealed in addition: every cause that may depend on its records or its le
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +17,7 @@ from flwr.app import Error
 from carefl_secure import errors
 from carefl_secure.errors import CareflError, ProtocolError
 from carefl_secure.secagg import SenderError
+from carefl_secure.strict_json import load_json
 
 Party = Literal["client", "committee member", "key holder", "helper"]
 """Who can refuse."""
@@ -27,7 +27,7 @@ LOST = 5
 # Flower's own numbers for a message or a node that is simply gone (3, 4, 5) and for an app that stopped answering (8).
 _DROPOUTS = frozenset({3, 4, LOST, 8})
 
-_SENTENCES = json.loads(Path(__file__).with_name("refusals.json").read_text("utf-8"))
+_SENTENCES = load_json(Path(__file__).with_name("refusals.json").read_text("utf-8"))
 _REASONS: dict[type[CareflError], str] = {getattr(errors, name): text for name, text in _SENTENCES["reasons"].items()}
 # A message of another party that is invalid is refused with that party's index.
 _SENDER, _SENDERS = 20_000, 1 << 16

@@ -35,6 +35,8 @@ from flwr.app import Message
 from flwr.supercore.run import Run as Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from carefl_secure.strict_json import load_json
+
 TESTED_FLOWER = ("1.41", "1.42")
 
 RELAY = "carefl_relay.py"
@@ -274,5 +276,5 @@ class ControlClient:
 
         All of HTTP is counted, heartbeats and requests for work too; what TLS adds is not.
         """
-        counts = json.loads(self._post(_TRAFFIC, b""))
+        counts = load_json(self._post(_TRAFFIC, b""))
         return {base64.b64decode(key): (up, down) for key, (up, down) in counts.items()}
