@@ -82,9 +82,8 @@ def begin_as_federated(
     """Bring the adapter to where a federated run with these settings would begin; return them with its rate."""
     plan = plan_run(request_of(config, corpora, scorer.adapter.dimension))
     task = public_task(config, plan, scorer, corpora, contexts, reporter)
-    return config.with_server_lr(
-        _begin(config, plan, task, forecast(config, plan, task).update, reporter)[0].server_lr
-    )
+    rate, _ = _begin(config, plan, task, forecast(config, plan, task).update, reporter)
+    return config.with_server_lr(rate.server_lr)
 
 
 def write_record(folder: RunFolder, record: dict[str, Any]) -> None:
