@@ -65,6 +65,9 @@ def _event(event: Mapping[str, Any]) -> str:
     """Write one line of the server's log as a sentence."""
     clock = f"{datetime.fromtimestamp(float(event.get('time', 0.0)), UTC):%H:%M:%S} UTC"
     facts = {name: value for name, value in event.items() if name not in ("time", "event") and value not in ({}, None)}
+    if isinstance(sites := facts.pop("bytes_up_down", None), Mapping):  # one pair for each site
+        up, down = (f"{sum(way):,}" for way in zip(*sites.values(), strict=True))
+        facts |= {"bytes up": up, "bytes down": down}
     return f"{clock}  {event.get('event', '?')}  " + ", ".join(f"{name} {value}" for name, value in facts.items())
 
 

@@ -80,9 +80,14 @@ def test_it_follows_a_run_that_goes_on(copy_run: Callable[[str], Path]) -> None:
         logs = run / "logs"
         logs.mkdir(exist_ok=True)
         line = json.dumps({"time": 0.0, "event": "round", "round": 4, "survivors": 6})
+        sent = json.dumps(
+            {"time": 0.0, "event": "traffic", "round": 4, "bytes_up_down": {"a": [900, 5], "b": [700, 6]}}
+        )
         with (logs / "server.jsonl").open("a") as file:
-            file.write(line + '\n{"time": 1.0, "ev')  # the last line is being written
-        assert state(port)["events"][0] == "00:00:00 UTC  round  round 4, survivors 6"
+            file.write(sent + "\n" + line + '\n{"time": 1.0, "ev')  # the last line is being written
+        last, before = state(port)["events"][:2]
+        assert last == "00:00:00 UTC  round  round 4, survivors 6"
+        assert before == "00:00:00 UTC  traffic  round 4, bytes up 1,600, bytes down 11"
 
 
 def test_a_ledger_that_was_changed_is_named_and_the_server_goes_on(copy_run: Callable[[str], Path]) -> None:
