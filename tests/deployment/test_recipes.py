@@ -125,7 +125,7 @@ def test_every_service_is_hardened_and_only_the_proxys_port_is_open(compose: dic
 
 def test_commands_and_files_of_the_services_exist(compose: dict[str, Any], bundles: Path) -> None:
     for name, about in compose["services"].items():
-        if about["image"] == "carefl-secure":
+        if about["image"].startswith("${CAREFL_IMAGE"):
             parse(about["command"])
         for target, source in held(compose, name).items():
             if source.startswith("./bundles/"):
@@ -191,7 +191,7 @@ def test_pods_are_restricted_alone_and_behind_a_policy(name: str) -> None:
         assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
         assert container["resources"]["limits"]["memory"] and container["resources"]["requests"]["cpu"]
         assert {"readinessProbe", "livenessProbe"} & set(container)
-        if container["image"] == "carefl-secure":
+        if container["image"].startswith("carefl-secure@"):
             parse(container["args"])
             assert "--host" not in container["args"]
 
@@ -282,6 +282,20 @@ def test_the_image_copies_what_exists_and_holds_no_kit() -> None:
     assert re.search(r"--require-hashes -r /src/configs/deploy/flower.txt", text)
     pinned = re.findall(r"(?m)^flwr==(\d+\.\d+)\.\d+ --hash=sha256:[0-9a-f]{64}$", (DEPLOY / "flower.txt").read_text())
     assert len(pinned) == 1 and pinned[0] in TESTED_FLOWER
+
+
+def test_no_image_is_taken_by_a_tag_in_silence(compose: dict[str, Any]) -> None:
+    text = (DEPLOY / "Dockerfile").read_text()
+    assert re.search(r"(?m)^ARG PYTHON\nFROM \$\{PYTHON\}\nARG PYTHON$", text)  # no default
+    (check,) = re.findall(r"(?m)^RUN (case .+ esac)$", text)
+    for image, code in {"python@sha256:" + "0" * 64: 0, "python:3.11-slim": 1, "": 1}.items():
+        done = subprocess.run(["sh", "-c", check], env={"PYTHON": image}, capture_output=True, check=False)
+        assert done.returncode == code, image
+    images = {about["image"] for about in compose["services"].values()}
+    assert {re.sub(r":\?.*", "", image) for image in images} == {"${CAREFL_IMAGE", "${CAREFL_NGINX"}
+    for file in CLUSTER:
+        named = re.findall(r"(?m)^\s+(?:- )?image: (.+)$", (DEPLOY / file).read_text())
+        assert named and all(name.endswith("@sha256:DIGEST") for name in named), file
 
 
 def test_the_proxy_passes_one_path_and_refuses_the_rest() -> None:
