@@ -127,10 +127,14 @@ def simulate(
 
 
 def _best(found: dict[float, float | None], rule: float, untuned: float, margin: float) -> float:
-    """Return the rate of the highest mAP; the rule's unless it and the untuned model are clearly beaten."""
+    """Return the rate nearest to the rule's of those as good as the best; the rule's unless it is clearly beaten."""
     fit = {rate: value for rate, value in found.items() if value is not None}
     best = max(fit, key=lambda rate: fit[rate], default=min(found))
-    return rule if rule in fit and fit[best] <= max(untuned, fit[rule]) + margin else best
+    if rule in fit and fit[best] <= max(untuned, fit[rule]) + margin:
+        return rule
+    return min(
+        (rate for rate in fit if fit[rate] >= fit[best] - margin), key=lambda r: abs(math.log(r / rule)), default=best
+    )
 
 
 def _next(rate: float, steps: int) -> float:

@@ -139,6 +139,8 @@ def test_a_rate_replaces_the_rule_where_it_clearly_beats_the_untuned_model_too()
     for barely in ({1e-3: 0.29, 1e-4: 0.403}, {1e-3: 0.42, 1e-4: 0.45}):
         assert _best({**barely}, 1e-3, 0.394, margin) == 1e-3
     assert _best({1e-3: 0.29, 1e-4: 0.44}, 1e-3, 0.394, margin) == 1e-4
+    # Two that are level: small batches of a pilot favour small steps, so the one nearest to the rule's.
+    assert _best({0.1: 0.473, 0.03: 0.521, 0.01: 0.567, 0.003: 0.57}, 0.03, 0.435, 0.3 / 16) == 0.01
     assert _best({1e-3: None, 1e-4: 0.39}, 1e-3, 0.394, margin) == 1e-4
     assert _best({1e-3: None, 1e-4: None}, 1e-3, 0.394, margin) == 1e-4
 
