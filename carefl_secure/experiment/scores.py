@@ -48,6 +48,7 @@ from carefl_secure.runs.prepare import begin_as_federated
 from carefl_secure.runs.staged_corpora import load_corpora
 
 Floats = npt.NDArray[np.float64]
+Vector = npt.NDArray[np.float32]
 
 FACE, CONTEXT = 0.5, 0.9  # of the evidence in the context: at most, at least
 
@@ -147,6 +148,13 @@ class Bench:
         self.initial = self.scorer.adapter.vector()
 
     @cached_property
+    def begun(self) -> tuple[Config, Vector]:
+        """The settings with their rate, and the adapter, with which a federated run would begin."""
+        self.scorer.adapter.load(self.initial)
+        config = begin_as_federated(self.config, self.scorer, self.corpora, self.contexts, self.reporter)
+        return config, self.scorer.adapter.vector()
+
+    @cached_property
     def _evaluator(self) -> Evaluator:
         batch = evaluation_batch(self.config)
         return Evaluator(self.scorer, self.corpora, batch, self.reporter, self.contexts)
@@ -168,13 +176,10 @@ class Bench:
         )
 
 
-Vector = npt.NDArray[np.float32]
-
-
 def train_locally(bench: Bench) -> list[Vector]:
     """Train every client alone on its own records, without noise; return the adapters in order."""
     shares = enumerate(bench.corpora.shares)
-    return [_descend(bench, share, 0.0, bench.initial, f"local/{client}") for client, share in shares]
+    return [_descend(bench, share, 0.0, f"local/{client}") for client, share in shares]
 
 
 def train_centrally(bench: Bench) -> tuple[list[Vector], float | None]:
@@ -191,29 +196,26 @@ def train_centrally(bench: Bench) -> tuple[list[Vector], float | None]:
     """
     config, records = bench.config, len(bench.corpora.private.records)
     everything = np.arange(records, dtype=np.int64)
-    start = bench.initial
     if config.privacy.unit == "none":
-        return [_descend(bench, everything, 0.0, start, "central")], None
+        return [_descend(bench, everything, 0.0, "central")], None
     if config.privacy.unit != "record":
         raise ConfigError(
             f"a central cell protects single records or nothing, not privacy.unit="
             f"{config.privacy.unit}; set record or none"
         )
     spent = central_budget(config)
-    return [_descend(bench, everything, spent.noise_multiplier, start, "central")], spent.epsilon
+    return [_descend(bench, everything, spent.noise_multiplier, "central")], spent.epsilon
 
 
-def _descend(bench: Bench, share: npt.NDArray[np.int64], noise: float, start: Vector, purpose: str) -> Vector:
-    """Take ``federation.rounds`` steps from ``start`` on some of the private records."""
-    corpora, said, scorer = bench.corpora, bench.contexts, bench.scorer
-    config = bench.config
-    if config.sums_updates:
+def _descend(bench: Bench, share: npt.NDArray[np.int64], noise: float, purpose: str) -> Vector:
+    """Take ``federation.rounds`` steps on some of the private records, from where a federated run begins."""
+    corpora, said = bench.corpora, bench.contexts
+    if bench.config.sums_updates:
         raise ConfigError(
             "a local or central cell takes one step on one gradient at a time, and these settings have clients take "
             "several; set federation.aggregator=fedadam and leave out federation.local_steps"
         )
-    scorer.adapter.load(start)
-    config = begin_as_federated(config, scorer, corpora, said, bench.reporter)
+    config, start = bench.begun
     private = config.privacy.unit != "none" and noise > 0
     clip = config.privacy.clipping_norm if private else UNCLIPPED
     features = record_features(bench.scorer.adapter, corpora.private, bench.reporter)
@@ -226,7 +228,7 @@ def _descend(bench: Bench, share: npt.NDArray[np.int64], noise: float, start: Ve
         ),
         Clipping(clip, config.privacy.normalise and private, config.privacy.clipping, micro_batch(config)),
     )
-    rate, adapter = config.privacy.sample_rate, scorer.adapter.vector()
+    rate, adapter = config.privacy.sample_rate, start.copy()
     batch = rate * len(share)
     optimizer = make_optimizer(config, bench.scorer.adapter)
     source = key_source(config)(0)
