@@ -15,13 +15,13 @@ from flwr.app import ConfigRecord, Message, RecordDict
 
 from carefl_secure.errors import CareflError, CohortError, LedgerError
 from carefl_secure.federation import in_process as simulation
-from carefl_secure.federation.plan.calibrate import PlanRequest, plan_run
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.server.optimizers import FedAvg
 from carefl_secure.federation.server.run import FederationResult
 from carefl_secure.federation.transport.local_grid import FIRST_NODE, LocalGrid
 from carefl_secure.privacy import Ledger
 from carefl_secure.run_folder import RunFolder
+from tests.support.federation import toy_plan
 from tests.support.running import federate
 
 CLIENTS, ROUNDS, VICTIM = 6, 2, FIRST_NODE + 3
@@ -30,18 +30,7 @@ ACTIONS = ("query.advertise", "query.share", "train.masked", "query.sign", "quer
 
 @pytest.fixture(scope="module")
 def plan() -> RunPlan:
-    return plan_run(
-        PlanRequest(
-            unit="none",
-            dimension=60,
-            clients=CLIENTS,
-            rounds=ROUNDS,
-            public_records=30 * CLIENTS,
-            sample_rate=0.999999,
-            clipping_norm=1.0,
-            delta=1e-5,
-        )
-    )
+    return toy_plan(CLIENTS, unit="none", rounds=ROUNDS, sample_rate=0.999999)
 
 
 def damaged(content: RecordDict, how: Callable[[bytes], bytes]) -> RecordDict:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 import re
@@ -28,8 +27,6 @@ from carefl_secure.deployment.site.agent import Agent
 from carefl_secure.deployment.site.proposal import Proposal, cohort_of, propose
 from carefl_secure.errors import BudgetExceededError, CareflError, CohortError, RunError
 from carefl_secure.federation.client.round_state import RoundBudget
-from carefl_secure.federation.plan.calibrate import PlanRequest, plan_run
-from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.run_spec import RunSpec
 from carefl_secure.federation.server import event_log as journal
 from carefl_secure.federation.server.optimizers import FedAvg
@@ -38,27 +35,11 @@ from carefl_secure.federation.transport.local_grid import FIRST_NODE, Drop, Loca
 from carefl_secure.progress import SilentReporter
 from carefl_secure.run_folder import RunFolder
 from carefl_secure.runs import plan_from_config
+from tests.support.federation import known_plan
 from tests.support.running import federate
 
 CLIENTS, DIMENSION, ROUNDS = 5, 60, 2
 VICTIM = FIRST_NODE + 3
-
-
-@functools.cache  # a plan is frozen, and its noise takes a while to find
-def plan_of() -> RunPlan:
-    return plan_run(
-        PlanRequest(
-            unit="record",
-            dimension=DIMENSION,
-            clients=CLIENTS,
-            rounds=ROUNDS,
-            public_records=30 * CLIENTS,
-            sample_rate=0.5,
-            clipping_norm=1.0,
-            delta=1e-5,
-            target_epsilon=8.0,
-        )
-    )
 
 
 class Private:
@@ -100,7 +81,7 @@ class AtSites:
         patch.setattr(
             agents, "Work", lambda config, plan, index, *_: SimpleNamespace(base_hash=bytes(32), task=tasks[index])
         )
-        patch.setattr(plan_from_config, "plan_with", lambda *_, **__: plan_of())
+        patch.setattr(plan_from_config, "plan_with", lambda *_, **__: known_plan(CLIENTS, DIMENSION, rounds=ROUNDS))
         self.agents = [Agent(SiteBundle.open(home / "sites" / f"s{i}")) for i in range(CLIENTS)]
         self.ledgers: list[Any] = []
 
@@ -149,7 +130,7 @@ def run(root: Path, tasks: Sequence[Any], **options: Any) -> tuple[RunFolder, An
     folder = options.pop("folder", None) or RunFolder.create(root, "", "a-run")
     try:
         result: Any = federate(
-            plan_of(),
+            known_plan(CLIENTS, DIMENSION, rounds=ROUNDS),
             tasks,
             np.zeros(DIMENSION, np.float32),
             optimizer=FedAvg(1.0),

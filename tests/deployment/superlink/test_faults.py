@@ -23,11 +23,11 @@ from carefl_secure.deployment.provisioning.provision import rehearse
 from carefl_secure.deployment.provisioning.site_bundle import node_folder
 from carefl_secure.deployment.provisioning.sites import Sites
 from carefl_secure.errors import CohortError, EngineError
-from carefl_secure.federation.plan.calibrate import PlanRequest, plan_run
 from carefl_secure.federation.server.run import FederationResult
 from carefl_secure.privacy import Ledger
 from carefl_secure.run_folder import RunFolder
 from tests.support import deployment as _deployment
+from tests.support.federation import toy_plan
 
 At, CLIENTS = _deployment.At, _deployment.CLIENTS
 
@@ -57,19 +57,7 @@ TABLE: list[Row] = []
 
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    plan = plan_run(
-        PlanRequest(
-            unit="record",
-            dimension=60,
-            clients=CLIENTS,
-            rounds=ROUNDS,
-            public_records=30 * CLIENTS,
-            sample_rate=0.5,
-            clipping_norm=1.0,
-            delta=1e-5,
-            target_epsilon=8.0,
-        )
-    )
+    plan = toy_plan(CLIENTS, rounds=ROUNDS)
     one = _deployment.Deployment(tmp_path_factory.mktemp("logs"), plan)
     try:
         one.start()

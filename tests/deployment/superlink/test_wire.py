@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from carefl_secure.federation.plan.calibrate import PlanRequest, plan_run
 from carefl_secure.federation.server.run import FederationResult
 from carefl_secure.run_folder import RunFolder
 from tests.support import deployment as _deployment
+from tests.support.federation import toy_plan
 
 CLIENTS, ROUNDS, DIMENSION = _deployment.CLIENTS, 3, 40_960
 
@@ -60,19 +60,7 @@ class Counter:
 
 @pytest.fixture(scope="module")
 def counted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, dict[str, Counter]]]:
-    plan = plan_run(
-        PlanRequest(
-            unit="record",
-            dimension=DIMENSION,
-            clients=CLIENTS,
-            rounds=ROUNDS,
-            public_records=30 * CLIENTS,
-            sample_rate=0.5,
-            clipping_norm=1.0,
-            delta=1e-5,
-            target_epsilon=8.0,
-        )
-    )
+    plan = toy_plan(CLIENTS, DIMENSION, rounds=ROUNDS)
     one = _deployment.Deployment(tmp_path_factory.mktemp("logs"), plan)
     counters = {name: Counter(one.port) for name in one.names}
     one.ports = {name: counter.port for name, counter in counters.items()}
