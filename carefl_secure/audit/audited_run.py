@@ -73,8 +73,8 @@ class AuditedRun:
                 f"{path} merged its stages: what it saved holds a frozen adapter beside the one that the last stage "
                 "trained, and the attacks know a single one; audit a run with stages.handover=carry or restart"
             )
-        if self.config.model.image_splitting:
-            raise RunError(f"{path} cut its images into tiles, and the attacks know whole ones; audit another run")
+        if self.config.model.image_splitting or self.config.model.frames > 1:
+            raise RunError(f"{path} took tiles or frames, and the attacks know whole images; audit another run")
         if set(self.config.adapter.targets) & set(VISION_TARGETS):
             raise RunError(
                 f"{path} trained its vision side, and the attacks know frozen features; audit a run whose "

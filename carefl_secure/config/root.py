@@ -147,6 +147,12 @@ class Config(Section):
             raise ValueError(
                 "adapter.warm_start=public has the labels of one run, and stages have several; leave one out"
             )
+        vision = {"connector", "vision"} & set(self.adapter.targets)
+        if self.model.frames > 1 and (self.data.synthetic or self.stages.spaces or vision):
+            raise ValueError(
+                "model.frames above 1 needs a folder of clips in data.source, one stage, and adapter.targets without "
+                "connector and vision; set model.frames=1, or change these"
+            )
         check_work(self)
         check_stages(self)
         if self.model.quantization == "int8" and self.privacy.unit in ("record", "person"):

@@ -6,7 +6,8 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -34,13 +35,22 @@ class LabelSpace:
             ) from None
 
 
+class Moment(NamedTuple):
+    """Where a frame stands in a clip."""
+
+    clip: str
+    number: int  # of the frame
+    video: Path | None = None  # that it is read from, and whose frame rate holds
+
+
 @dataclass(frozen=True)
 class Record:
     """One image with one person in it: the unit of ``privacy.unit: record``.
 
     ``key`` is unique within the corpus. ``subject`` is the person shown, for ``privacy.unit:
     person`` and for splits that keep persons apart. ``attributes`` are perceived ones, such as
-    ``{"age_group": "adult"}``. ``box`` is ``(left, top, right, bottom)`` in pixels.
+    ``{"age_group": "adult"}``. ``box`` is ``(left, top, right, bottom)`` in pixels. ``moment``
+    is that of a frame of a clip.
     """
 
     key: str
@@ -48,6 +58,7 @@ class Record:
     subject: str | None = None
     attributes: Mapping[str, str] = field(default_factory=dict)
     box: tuple[float, float, float, float] | None = None
+    moment: Moment | None = None
 
 
 class Corpus(Protocol):

@@ -11,11 +11,13 @@ from __future__ import annotations
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.models.smolvlm import processing_smolvlm as smolvlm
 
 from carefl_secure.data.records import LabelSpace
 from carefl_secure.errors import ConfigError, ModelError
@@ -25,9 +27,20 @@ REFERENCE = "None"  # the answer that a label's likelihood is compared with wher
 
 Grid = tuple[int, int]  # rows and columns of tiles that an image is cut into
 WHOLE: Grid = (0, 0)  # an image that is one tile, not cut
+_COUNTS = ("", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 _END = "<end_of_utterance>"
 _PLACE = "QUESTION"  # stands for the question where the template is read
 _TEMPLATE = "use a SmolVLM2 checkpoint with its chat_template file, or the embedded model"
+
+
+@dataclass(frozen=True)
+class Shots:
+    """Frames of one clip in place of an image, by the whole ``seconds`` from the first of them."""
+
+    seconds: tuple[int, ...]
+
+
+Layout = Grid | Shots
 
 
 @dataclass(frozen=True)
@@ -65,14 +78,23 @@ class Prompter:
         except (TypeError, ValueError) as error:
             raise ModelError(f"the processor has no chat template that can be used: {error}; {_TEMPLATE}") from error
         self._head, found, self._turn = str(form).partition(_PLACE)
+        clip = [{"role": "user", "content": [{"type": "video"}]}]  # processors use this template for it, not their own
+        self._clip_head = str(processor.apply_chat_template(clip, smolvlm.DEFAULT_CHAT_TEMPLATE)).split("<video>")[0]
         if not found or self._head.count("<image>") != 1 or not self._turn.startswith(_END):
             raise ModelError(f"the processor's chat template makes {form!r} of an image and a question; {_TEMPLATE}")
 
-    def _opened(self, grid: Grid) -> str:
-        """Return the prompt up to the question, for an image of so many rows and columns of tiles."""
-        rows, columns = ([[number]] for number in grid)
+    def _opened(self, layout: Layout) -> str:
+        """Return the prompt up to the question, for an image of so many rows and columns of tiles, or for a clip."""
+        rows, columns = ([[number]] for number in (WHOLE if isinstance(layout, Shots) else layout))
         image = self._processor.replace_image_token({"rows": rows, "cols": columns}, 0)
-        return self._head.replace("<image>", image)
+        if not isinstance(layout, Shots):
+            return self._head.replace("<image>", image)
+        count, length = len(layout.seconds), timedelta(seconds=layout.seconds[-1])
+        clip = smolvlm.DEFAULT_VIDEO_INTRO.format(frame_count=_COUNTS[count], video_duration=str(length))
+        for second in layout.seconds:
+            time = f"{second // 60:02d}:{second % 60:02d}"
+            clip += smolvlm.FRAME_TIMESTAMP_MESSAGE.format(timestamp=time) + image
+        return self._clip_head + clip + smolvlm.DEFAULT_MEDIA_OUTTRO
 
     def ids(self, text: str) -> list[int]:
         """Tokenise ``text`` as it stands, adding nothing."""
@@ -82,8 +104,8 @@ class Prompter:
         """Return the prompt up to and including ``text``, shape [1, length]; no turn is closed."""
         return torch.tensor([self.ids(self._opened(WHOLE) + text)])
 
-    def batch(self, texts: Sequence[str], grids: Sequence[Grid] | None = None) -> tuple[Tensor, Tensor]:
-        """Return prompts, left-padded: ids and attention, [batch, length]; ``grids`` has the tiles of each image."""
+    def batch(self, texts: Sequence[str], grids: Sequence[Layout] | None = None) -> tuple[Tensor, Tensor]:
+        """Return prompts, left-padded: ids and attention, [batch, length]; ``grids`` has images' tiles or frames."""
         turn = self.turn()
         each = [WHOLE] * len(texts) if grids is None else grids
         rows = [self.ids(self._opened(grid) + text) + turn for text, grid in zip(texts, each, strict=True)]

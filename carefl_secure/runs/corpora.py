@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from carefl_secure.config import Config
-from carefl_secure.data.checks.examine import counts_line, examine, files_of, restrict, skipped_of
+from carefl_secure.data.checks.examine import Examined, counts_line, examine, files_of, restrict, skipped_of
+from carefl_secure.data.clips import as_clips
 from carefl_secure.data.corpora.base import ReadOptions
 from carefl_secure.data.deduplication.duplicates import Deduplicated, deduplicate, equal_records, exposed, near_records
 from carefl_secure.data.open_corpus import open_corpus
@@ -134,6 +135,14 @@ def read_folder(
     )
     opened = open_corpus(Path(config.data.source), how, format=config.data.format)
     found = deduplicate(examine(opened, reporter), config.data.deduplicate)
+    if (most := config.model.frames) > 1:
+        clips = {name: as_clips(one, most, found.found.hashes[name]) for name, one in found.found.corpora.items()}
+        marks = {name: held for name, (_, held) in clips.items()}
+        found = replace(found, found=Examined({name: one for name, (one, _) in clips.items()}, marks))
+        reporter.note(
+            f"a record is a clip of up to {most} frames: what protects one record covers all frames of its clip, and "
+            "no other clip of the same video"
+        )
     return dict(found.found.corpora), found
 
 

@@ -102,9 +102,9 @@ class _Run:
         ]
         self._scorer = build.first_scorer(config, self._corpora, reporter)
         self._adapter: Adapter = self._scorer.adapter
-        if config.model.image_splitting:
+        if config.model.image_splitting or config.model.frames > 1:
             base = self._adapter.base
-            reporter.note(image_cost(base.processor, base.prompter))
+            reporter.note(image_cost(base.processor, base.prompter, config.model.frames))
         self._initial, self._untuned = self._adapter.vector(), self._adapter.untuned()
         self._plan = self._fix_plans(self._folder.name if resume else None)
 

@@ -70,6 +70,14 @@ class ModelConfig(Section):
         description="length in pixels that the longer side of an image is brought to before it is cut; null: that of "
         "the checkpoint",
     )
+    frames: int = Field(
+        default=1,
+        ge=1,
+        le=12,
+        description="most frames of one record: above 1 a record is a clip (C-EXPR-DB; CAER-S with clips.csv), its "
+        "frames evenly spaced and asked about as SmolVLM2 asks about a video, each for the tokens of an image. "
+        "The unit record then protects a whole clip",
+    )
     context: Literal["none", "own", "shuffled", "wrong", "constant"] = Field(
         default="none",
         description="caption that precedes the question: the record's own; that of another, "
@@ -90,6 +98,8 @@ class ModelConfig(Section):
     def _agree(self) -> ModelConfig:
         if self.context == "none" and self.context_dropout:
             raise ValueError("model.context_dropout has no effect under model.context=none; leave it out")
+        if self.frames > 1 and (self.context != "none" or self.image_splitting):
+            raise ValueError("model.frames above 1 goes with model.context=none and model.image_splitting=false")
         described = self.context in ("own", "shuffled", "wrong")
         if not described and self.context_cache is not None:
             raise ValueError(

@@ -24,7 +24,7 @@ from carefl_secure.data.readers.file_kinds import image_suffixes
 from carefl_secure.data.readers.images import ImageFile, place
 from carefl_secure.data.readers.metadata import Box
 from carefl_secure.data.readers.tables import numbers, read_lines, read_rows, read_text
-from carefl_secure.data.records import CAERS, Record, Skipped
+from carefl_secure.data.records import CAERS, Moment, Record, Skipped
 from carefl_secure.errors import DataError, LabelError
 from carefl_secure.progress import SILENT, Reporter, tracked
 
@@ -165,9 +165,10 @@ def take_frames(
                 continue
         elif not builder.usable(ImageFile(frame.path), frame.key):
             continue
-        whole = view == "image"
+        whole, clip = view == "image", clips.get(frame.key)
+        moment = Moment(clip, int("".join(filter(str.isdigit, frame.path.stem)) or 0)) if clip else None
         builder.add(
-            Record(frame.key, (frame.label,), clips.get(frame.key), {}, box if whole else None),
+            Record(frame.key, (frame.label,), clip, {}, box if whole else None, moment),
             ImageFile(frame.path, None if whole else box),
         )
     return builder.corpus("check that the images were unpacked and the lists belong to them", "video")

@@ -24,7 +24,7 @@ from carefl_secure.data.corpora import cexpr_lists
 from carefl_secure.data.corpora.base import CorpusFormat, FileCorpus, SplitBuilder
 from carefl_secure.data.readers import images
 from carefl_secure.data.readers.file_kinds import image_suffixes
-from carefl_secure.data.records import CEXPR, Record
+from carefl_secure.data.records import CEXPR, Moment, Record
 from carefl_secure.errors import ConfigError, DataError
 from carefl_secure.progress import SILENT, Reporter, tracked
 
@@ -149,7 +149,9 @@ def _add_clip(
                 continue
             labels = tuple(held)
         if builder.usable(picture, key):
-            builder.add(Record(key, labels, clip.source, {"video": clip.stem}), picture)
+            video = picture.path if isinstance(picture, images.VideoFrame) else None
+            moment = Moment(clip.stem, number, video)
+            builder.add(Record(key, labels, clip.source, {"video": clip.stem}, moment=moment), picture)
 
 
 def _load_base(base: Path, fold: int, every: int, fps: float | None, reporter: Reporter) -> dict[str, FileCorpus]:

@@ -13,11 +13,12 @@ from PIL import Image
 from torch import Tensor
 
 from carefl_secure.captions.cache import picture_key
+from carefl_secure.data.clips import frames_of, most_frames
 from carefl_secure.data.records import Corpus
 from carefl_secure.errors import ModelError
 from carefl_secure.model.loader import Base
 from carefl_secure.model.lora import Adapter
-from carefl_secure.model.prompts import Grid
+from carefl_secure.model.prompts import Grid, Layout, Shots
 from carefl_secure.model.vision.pixels import PixelFeatures, Pixels
 from carefl_secure.model.vision.store import StoredFeatures, note_size
 from carefl_secure.model.vision.tiles import TiledFeatures, Tiles, tile_grid, tile_keys
@@ -27,7 +28,7 @@ _PIXELS = 1 << 21  # of one batch: 8 images of 512 pixels a side, 128 of 64
 _MOST = 128
 
 AnyFeatures = StoredFeatures | TiledFeatures | PixelFeatures
-_Read = tuple[bytes, Grid, Image.Image | None]
+_Read = tuple[Layout, list[tuple[bytes, Grid, Image.Image | None]]]  # a record and its pictures
 
 
 @torch.inference_mode()
@@ -46,33 +47,45 @@ def encode_images(base: Base, images: Sequence[Image.Image]) -> Tensor | Tiles:
     return Tiles(tiles, grids) if base.processor.image_processor.do_image_splitting else tiles
 
 
+def encode_record(base: Base, corpus: Corpus, index: int) -> Tensor | Tiles:
+    """Encode one record of a corpus, as `encode_images` does."""
+    images, seconds = frames_of(corpus, index)
+    found = encode_images(base, images)
+    return found if seconds is None or isinstance(found, Tiles) else Tiles(found, (Shots(seconds),))
+
+
 def vision_features(base: Base, corpus: Corpus, reporter: Reporter) -> StoredFeatures | TiledFeatures:
     """Encode the images of a corpus that ``base.features`` lacks, and return the features of all.
 
     The result, [records, tokens, text width] in the base's type, is read from the store as it is indexed. It is as
     private as the images: it never leaves the client. Images are decoded by several threads; memory holds a few
-    batches of them, however many there are. Where images are cut into tiles, the result is `TiledFeatures`.
+    batches of them, however many there are. Where images are cut into tiles, or a record is a clip, the result is
+    `TiledFeatures`; each frame is kept once, whatever clips have it.
     """
     store, count = base.features, len(corpus.records)
     store.refresh(reporter)
     task = f"encoding {count} images of {corpus.name}"
     reporter.start(task, count)
-    split = bool(base.processor.image_processor.do_image_splitting)
-    size = max(1, min(_MOST, _PIXELS // int(base.model.config.vision_config.image_size) ** 2 // (17 if split else 1)))
+    most = 17 if base.processor.image_processor.do_image_splitting else most_frames(corpus)
+    size = max(1, min(_MOST, _PIXELS // int(base.model.config.vision_config.image_size) ** 2) // max(1, most))
 
     def read(i: int) -> _Read:
-        image = corpus.image(i)
-        grid = tile_grid(base.processor, image.size)
-        key = bytes.fromhex(picture_key(image))
-        return key, grid, None if all(one in store for one in tile_keys(key, grid)) else image
+        images, seconds = frames_of(corpus, i)
+        pictures: list[tuple[bytes, Grid, Image.Image | None]] = []
+        for image in images:
+            grid = tile_grid(base.processor, image.size)
+            key = bytes.fromhex(picture_key(image))
+            pictures.append((key, grid, None if all(one in store for one in tile_keys(key, grid)) else image))
+        return pictures[0][1] if seconds is None else Shots(seconds), pictures
 
-    def part(batch: list[_Read]) -> tuple[list[tuple[bytes, Grid]], list[bytes], Tensor | None]:
-        missing = {key: (grid, image) for key, grid, image in batch if image is not None}
+    def part(batch: list[_Read]) -> tuple[list[tuple[Layout, list[bytes]]], list[bytes], Tensor | None]:
+        missing = {key: (grid, image) for _, held in batch for key, grid, image in held if image is not None}
         names = [one for key, (grid, _) in missing.items() for one in tile_keys(key, grid)]
         made = encode_images(base, [image for _, image in missing.values()]) if missing else None
-        return [(key, grid) for key, grid, _ in batch], names, made.tiles if isinstance(made, Tiles) else made
+        rows = [(layout, [one for key, grid, _ in held for one in tile_keys(key, grid)]) for layout, held in batch]
+        return rows, names, made.tiles if isinstance(made, Tiles) else made
 
-    keys: list[tuple[bytes, Grid]] = []
+    keys: list[tuple[Layout, list[bytes]]] = []
     noted = False
     with store.writing() as writer:
         for found_keys, missing, features in base.parallel_batches(part, _batches(read, count, size)):
@@ -84,8 +97,8 @@ def vision_features(base: Base, corpus: Corpus, reporter: Reporter) -> StoredFea
             keys += found_keys
             reporter.advance(task, len(found_keys))
     reporter.finish(task)
-    found = store.features([one for key, grid in keys for one in tile_keys(key, grid)])
-    return TiledFeatures(found, tuple(grid for _, grid in keys)) if split else found
+    found = store.features([one for _, names in keys for one in names])
+    return TiledFeatures(found, tuple(layout for layout, _ in keys)) if most else found
 
 
 def record_features(adapter: Adapter, corpus: Corpus, reporter: Reporter) -> AnyFeatures:

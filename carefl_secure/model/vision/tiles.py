@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers.models.smolvlm.image_processing_pil_smolvlm import get_resize_output_image_size
 
 from carefl_secure.errors import ConfigError
-from carefl_secure.model.prompts import WHOLE, Grid, Prompter, PromptForm
+from carefl_secure.model.prompts import WHOLE, Grid, Layout, Prompter, PromptForm, Shots
 from carefl_secure.model.vision.store import StoredFeatures
 
 MOST = 6  # most rows or columns that the tokens of the checkpoints can name
@@ -41,9 +41,13 @@ def image_settings(processor: Any) -> dict[str, Any]:
     return {"do_image_splitting": images.do_image_splitting, "size": {"longest_edge": images.size["longest_edge"]}}
 
 
-def image_cost(processor: Any, prompter: Prompter) -> str:
-    """Say what an image costs: tiles, and tokens of the prompt for a square one."""
+def image_cost(processor: Any, prompter: Prompter, frames: int = 1) -> str:
+    """Say what a record costs: tiles or frames, and tokens of the prompt for a square image."""
     images, tokens = processor.image_processor, int(processor.image_seq_len)
+    if frames > 1:
+        return (
+            f"A record is a clip of up to {frames} frames of {tokens} tokens, {frames * tokens} in all (model.frames)."
+        )
     if not images.do_image_splitting:
         return f"An image is one tile of {tokens} tokens; it is not cut (model.image_splitting)."
     edge = images.size["longest_edge"]
@@ -74,9 +78,9 @@ def tile_grid(processor: Any, size: tuple[int, int]) -> Grid:
     return WHOLE if max(height, width) <= tile else (height // tile, width // tile)
 
 
-def tiles_in(grid: Grid) -> int:
-    """Return the number of tiles of an image: those of the grid and the whole picture."""
-    return grid[0] * grid[1] + 1
+def tiles_in(layout: Layout) -> int:
+    """Return the number of tiles of an image, those of the grid and the whole picture, or of frames of a clip."""
+    return len(layout.seconds) if isinstance(layout, Shots) else layout[0] * layout[1] + 1
 
 
 def tile_keys(image: bytes, grid: Grid) -> list[bytes]:
@@ -89,7 +93,7 @@ def tile_keys(image: bytes, grid: Grid) -> list[bytes]:
 _Rows = slice | Tensor | npt.NDArray[np.int64]
 
 
-def _places(grids: Sequence[Grid], records: _Rows) -> tuple[npt.NDArray[np.int64], tuple[Grid, ...]]:
+def _places(grids: Sequence[Layout], records: _Rows) -> tuple[npt.NDArray[np.int64], tuple[Layout, ...]]:
     """Return the places of some images' tiles among those of all, and how these images are cut."""
     counts = np.array([tiles_in(grid) for grid in grids], np.int64)
     ends = np.cumsum(counts)
@@ -100,10 +104,10 @@ def _places(grids: Sequence[Grid], records: _Rows) -> tuple[npt.NDArray[np.int64
 
 @dataclass(frozen=True)
 class Tiles:
-    """Features of images that are cut differently: [tiles, tokens, width], image after image."""
+    """Features of images that are cut differently, or of clips: [tiles, tokens, width], record after record."""
 
     tiles: Tensor
-    grids: tuple[Grid, ...]
+    grids: tuple[Layout, ...]
 
     def __len__(self) -> int:
         return len(self.grids)
@@ -118,8 +122,10 @@ class Tiles:
         return Tiles(self.tiles.to(device), self.grids)
 
     def whole(self) -> Tensor:
-        """Return the features of the whole pictures alone, [images, tokens, width]."""
-        return self.tiles[np.cumsum([tiles_in(grid) for grid in self.grids]) - 1]
+        """Return the features of the whole pictures alone, of clips the mean of frames, [records, tokens, width]."""
+        parts = zip(torch.split(self.tiles, [tiles_in(grid) for grid in self.grids]), self.grids, strict=True)
+        found = [part.mean(0) if isinstance(grid, Shots) else part[-1] for part, grid in parts]
+        return torch.stack(found) if found else self.tiles[:0]
 
 
 def whole_pictures(features: Tensor | Tiles) -> Tensor:
@@ -129,10 +135,10 @@ def whole_pictures(features: Tensor | Tiles) -> Tensor:
 
 @dataclass(frozen=True)
 class TiledFeatures:
-    """Features in a store of images that are cut differently; indexing reads those images."""
+    """Features in a store of images that are cut differently, or of clips; indexing reads those records."""
 
     rows: StoredFeatures  # the tiles of all records
-    grids: tuple[Grid, ...]  # how each is cut
+    grids: tuple[Layout, ...]  # how each is cut
 
     def __len__(self) -> int:
         return len(self.grids)

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from carefl_secure.config import Config, load_config
+from carefl_secure.data.clips import as_clips
 from carefl_secure.data.corpora.base import ReadOptions
 from carefl_secure.data.open_corpus import detect, open_corpus
 from carefl_secure.data.records import Corpus, LabelSpace, targets
@@ -25,10 +26,11 @@ from carefl_secure.errors import ConfigError, DataError
 from carefl_secure.evaluation.assess import Cost, Evaluation, Example, Known, Scored, assess, attributes_of
 from carefl_secure.evaluation.groups import Settings
 from carefl_secure.model.label_scorer import LabelScorer
+from carefl_secure.model.prompts import WHOLE
 from carefl_secure.model.saved import load_saved
-from carefl_secure.model.vision.encode import encode_images, record_features
+from carefl_secure.model.vision.encode import encode_record, record_features
 from carefl_secure.model.vision.store import Features
-from carefl_secure.model.vision.tiles import tile_grid, tiles_in
+from carefl_secure.model.vision.tiles import Tiles, tiles_in
 from carefl_secure.progress import Reporter
 from carefl_secure.run_folder import RunFolder, make_folder, write_atomically
 from carefl_secure.runs.build import evaluation_batch, label_scorer
@@ -140,7 +142,7 @@ def evaluate(
     chosen = settings or Settings(seed=opened.config.run.seed)
     corpus, name = opened.split(split), f"{split} split"
     if data is not None:
-        corpus, name = _other(data, labels, view, reporter)
+        corpus, name = _other(opened, data, labels, view)
     attributes_of(corpus.records, chosen.groups)  # refuse a wrong name before the long work
     scorer = opened.scorer(corpus.space)
     tuned, untuned, known = _scores(opened, scorer, corpus)
@@ -205,13 +207,19 @@ def refuse_own(config: Config, data: Path, split: Split) -> None:
         )
 
 
-def _other(path: Path, labels: str, view: str, reporter: Reporter) -> tuple[Corpus, str]:
+def open_other(opened: ScoredRun, path: Path, how: ReadOptions) -> dict[str, Corpus]:
+    """Open another corpus than the run's own, as clips where its records are clips."""
+    parts, most = open_corpus(path, how), opened.config.model.frames
+    return parts if most == 1 else {name: as_clips(corpus, most)[0] for name, corpus in parts.items()}
+
+
+def _other(opened: ScoredRun, path: Path, labels: str, view: str) -> tuple[Corpus, str]:
     if detect(path).kind == "cexpr":
         raise ConfigError(
             "C-EXPR-DB is scored by videos and not by frames; use "
             "carefl_secure.runs.evaluation.zero_shot.evaluate_zero_shot"
         )
-    parts = open_corpus(path, ReadOptions(labels, view, reporter=reporter))
+    parts = open_other(opened, path, ReadOptions(labels, view, reporter=opened.reporter))
     for name in ("test", "val", "all"):
         if name not in parts:
             continue
@@ -220,7 +228,7 @@ def _other(path: Path, labels: str, view: str, reporter: Reporter) -> tuple[Corp
         if not known:
             raise DataError(f"no record of the {name} part of {path} has a label to score by")
         if len(known) < len(corpus.records) and not corpus.space.multi:
-            reporter.note(f"{len(corpus.records) - len(known)} records without a label left out")
+            opened.reporter.note(f"{len(corpus.records) - len(known)} records without a label left out")
             corpus = Subset(corpus, tuple(known))
         return corpus, "all records" if name == "all" else f"{name} split"
     raise DataError(f"{path} has training records only; give a corpus with a test or val split")
@@ -252,10 +260,11 @@ def _cost(scorer: LabelScorer, corpus: Corpus, words: list[str] | None) -> Cost:
     times = []
     for i in [*chosen[:1] * _WARM, *chosen]:
         started = time.perf_counter()
-        features = encode_images(base, [corpus.image(i)])
+        features = encode_record(base, corpus, i)
         scorer.all(features, 1, [words[i]] if words else None)
         times.append(1000 * (time.perf_counter() - started))
-    grid = tile_grid(base.processor, corpus.image(chosen[0]).size)
+    seen = encode_record(base, corpus, chosen[0])
+    layout = seen.grids[0] if isinstance(seen, Tiles) else WHOLE
     answers = base.prompter.answers(scorer.space.labels, reference=scorer.space.multi)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return Cost(
@@ -264,8 +273,8 @@ def _cost(scorer: LabelScorer, corpus: Corpus, words: list[str] | None) -> Cost:
         latency_p95_ms=float(np.percentile(times[_WARM:], 95)),
         # Kilobytes, except on macOS.
         peak_memory_bytes=int(peak) * (1 if sys.platform == "darwin" else 1024),
-        prompt_tokens=int(base.prompter.batch([scorer.question], [grid])[0].shape[1]),
-        image_tokens=int(base.processor.image_seq_len) * tiles_in(grid),
+        prompt_tokens=int(base.prompter.batch([scorer.question], [layout])[0].shape[1]),
+        image_tokens=int(base.processor.image_seq_len) * tiles_in(layout),
         answer_tokens=sum(len(answer) for answer in answers),
     )
 

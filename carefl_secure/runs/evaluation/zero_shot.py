@@ -17,16 +17,17 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from carefl_secure.data.corpora.base import FileCorpus, ReadOptions
+from carefl_secure.data.checks.examine import skipped_of
+from carefl_secure.data.corpora.base import ReadOptions
 from carefl_secure.data.corpora.cexpr_fusion import Rule, compound_to_cexpr, fuse_frames
-from carefl_secure.data.open_corpus import detect, open_corpus
+from carefl_secure.data.open_corpus import detect
 from carefl_secure.data.records import CEXPR, COMPOUND, COMPOUND_TO_CEXPR, Corpus, LabelSpace, Record, label_matrix
 from carefl_secure.data.splits import Subset
 from carefl_secure.errors import ConfigError, DataError
 from carefl_secure.evaluation.assess import Evaluation, Known, Scored, assess
 from carefl_secure.evaluation.groups import Settings
 from carefl_secure.progress import Reporter
-from carefl_secure.runs.evaluation.evaluate import ScoredRun, refuse_own
+from carefl_secure.runs.evaluation.evaluate import ScoredRun, open_other, refuse_own
 
 Floats = npt.NDArray[np.float64]
 
@@ -171,7 +172,7 @@ def evaluate_zero_shot(
     space = corpora.test.space
     _refuse_others(space, own=data is None)
     how = ReadOptions(fold=fold, every=every, reporter=reporter)
-    parts = [own_part(corpora.test)] if data is None else video_parts(open_corpus(data, how), data)
+    parts = [own_part(corpora.test)] if data is None else video_parts(open_other(opened, data, how), data)
     untuned, tuned = _answers(opened, parts, space)
     chosen = settings or Settings(seed=opened.config.run.seed)
 
@@ -248,7 +249,6 @@ def _remarks(part: Part, space: LabelSpace, rule: str, *, own: bool) -> list[str
     )
     if set(part.videos) != {record.attributes["video"] for record in part.corpus.records}:
         remarks.append("a video that is annotated with several labels counts once for each")
-    if isinstance(part.corpus, FileCorpus):
-        remarks.extend(part.corpus.skipped.remarks)
+    remarks.extend(skipped_of(part.corpus).remarks)
     remarks.append("no result of the challenge: its labels are not public")
     return remarks

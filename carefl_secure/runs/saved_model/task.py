@@ -60,7 +60,7 @@ def describe_task(config: Config, scorer: LabelScorer, thresholds: npt.NDArray[n
         "quantization": None if quantized is None else quantized.to_dict(),
         "dtype": str(base.dtype).removeprefix("torch."),
         "images": image_settings(base.processor),
-        "image_cost": image_cost(base.processor, base.prompter),
+        "image_cost": image_cost(base.processor, base.prompter, config.model.frames),
         "prompt": base.prompter.text(scorer.question),
         "labels": list(space.labels),
         "multi": space.multi,
@@ -118,8 +118,8 @@ def task_scorer(task: Task, folder: Path, **model: object) -> LabelScorer:
         digest, question = task["base_sha256"], task["question"]
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{folder / FILE} is damaged: {error}; restore it from a copy") from error
-    if config.model.context != "none":
-        raise ConfigError("the model of this run reads captions too; use evaluate, or train with model.context=none")
+    if config.model.context != "none" or config.model.frames > 1:
+        raise ConfigError("the model of this run reads captions or clips; use evaluate, or train on images alone")
     found = dataclasses.replace(label_scorer(config, space), question=question)
     if merged:
         load_head(found.adapter, folder)
