@@ -18,7 +18,9 @@ from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.run_spec import RunSpec, Simulation
 from carefl_secure.federation.transport.local_grid import FIRST_NODE, Drop, LocalGrid, Record
+from carefl_secure.noise import SystemKeySource
 from carefl_secure.privacy import Ledger
+from carefl_secure.run_folder import make_folder, write_atomically
 
 _LATER = frozenset({"train.masked", "train.submit", "query.sign", "query.unmask"})
 
@@ -51,6 +53,7 @@ class Clients:
                 self.ledgers[index],
                 max_epsilon=spec.max_epsilon,
                 memory=spec.folder.client(index),
+                storage_key=storage_key(spec, index),
                 last_round=spec.stage.offset + spec.plan.privacy.rounds,
             )
             for index, task in enumerate(tasks)
@@ -121,6 +124,21 @@ def keep_refusal(home: Path, error: CareflError) -> None:
     home.mkdir(parents=True, exist_ok=True)
     with (home / "refusals.log").open("a") as file:
         file.write(f"{type(error).__name__}: {error}\n")
+
+
+def storage_key(spec: RunSpec, index: int) -> bytes | None:
+    """Return what seals a simulated client's banded noise; None without such noise.
+
+    A simulation makes identities anew at each start, so the key is in a file of mode 0600 next to what it seals, which
+    is therefore as readable as without a seal.
+    """
+    if spec.plan.privacy.correlation is None:
+        return None
+    path = spec.folder.client(index) / "storage.key"
+    if not path.exists():
+        make_folder(path.parent)
+        write_atomically(path, SystemKeySource().key("storage"), private=True)
+    return path.read_bytes()
 
 
 def client_ledger(spec: RunSpec, index: int) -> Ledger:

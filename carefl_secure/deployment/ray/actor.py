@@ -24,7 +24,7 @@ from carefl_secure.errors import CareflError, ConfigError, EngineError, ModelErr
 from carefl_secure.federation.aggregation.base import ClientSetup
 from carefl_secure.federation.client.app import build_client_app
 from carefl_secure.federation.client.session import ClientSession
-from carefl_secure.federation.in_process import client_ledger, keep_refusal
+from carefl_secure.federation.in_process import client_ledger, keep_refusal, storage_key
 from carefl_secure.federation.local_update.task import LocalTask
 from carefl_secure.federation.plan.cohort import Cohort
 from carefl_secure.federation.plan.staged import Stage
@@ -158,6 +158,7 @@ class _Clients:
             client_ledger(spec, index),
             max_epsilon=spec.max_epsilon,
             memory=spec.folder.client(index),
+            storage_key=storage_key(spec, index),
             last_round=spec.stage.offset + spec.plan.privacy.rounds,
         )
         return self._opened

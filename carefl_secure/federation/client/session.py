@@ -18,6 +18,7 @@ from carefl_secure.errors import ProtocolError
 from carefl_secure.federation.aggregation.base import ClientSetup
 from carefl_secure.federation.client.banded_state import BandedState
 from carefl_secure.federation.client.round_state import OpenRounds, RoundBudget
+from carefl_secure.federation.client.sealed_files import SealedFiles
 from carefl_secure.federation.local_update.choice import local_work
 from carefl_secure.federation.local_update.feddyn_state import client_file
 from carefl_secure.federation.local_update.task import DeferredTask, LocalTask
@@ -25,7 +26,7 @@ from carefl_secure.federation.transport.messages import vector_hash
 from carefl_secure.noise import KeyStream, SkellamSampler
 from carefl_secure.privacy import Ledger
 from carefl_secure.secagg import encode, wrap
-from carefl_secure.secagg.primitives.crypto import derive, raw_identity, same
+from carefl_secure.secagg.primitives.crypto import derive, pack, raw_identity, same
 
 Adapter = NDArray[np.float32]
 _SAVED = struct.Struct("<Id")  # length of the local work's state, norm of the last adapter
@@ -49,6 +50,8 @@ class ClientSession:
         The most that all runs in the ledger may spend; the plan's target by default.
     memory : Path, optional
         Folder for what the client keeps between rounds of this run (FedDyn, banded noise).
+    storage_key : bytes, optional
+        Secret that seals kept noise and groups; the identity's private key by default. It must last as long as they.
     last_round : int, optional
         The last round number of the agreed plan; the plan's number of rounds by default. The first follows from it.
 
@@ -74,6 +77,7 @@ class ClientSession:
         *,
         max_epsilon: float | None = None,
         memory: Path | None = None,
+        storage_key: bytes | None = None,
         last_round: int | None = None,
     ) -> None:
         plan, cohort, index = setup.plan, setup.cohort, setup.index
@@ -94,7 +98,11 @@ class ClientSession:
         self._work = local_work(plan, task, index, kept("feddyn-{}.bin"))
         self._banded: BandedState | None = None
         if plan.privacy.correlation is not None:
-            self._banded = BandedState(plan, setup.keys, kept("banded-{}"), cohort.aggregation != "committee")
+            files, path = None, kept("banded-{}")
+            if path is not None:
+                place = (cohort.run, plan.hash(), pack(index))
+                files = SealedFiles(path, storage_key or raw_identity(setup.identity), place, setup.keys)
+            self._banded = BandedState(plan, setup.keys, files, cohort.aggregation != "committee")
             self._work.members = self._banded.members
         self.index, self._plan, self._cohort, self._keys = index, plan, cohort, setup.keys
         self._budget = RoundBudget(ledger, plan, cohort, max_epsilon)
