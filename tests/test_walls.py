@@ -42,7 +42,7 @@ KNOWS: dict[str, set[str]] = {
     "data": set(),
     "evaluation": {"data"},
     "captions": {"data", "hub"},
-    "model": {"captions", "data", "evaluation", "hub"},
+    "model": {"captions", "data", "evaluation", "hub", "run_folder"},
     "privacy": {"noise"},
     "secagg": {"noise"},
     "federation": {"noise", "privacy", "run_folder", "secagg"},

@@ -30,7 +30,7 @@ from carefl_secure.cli.training.evaluate import evaluate
 from carefl_secure.cli.training.experiment import experiment
 from carefl_secure.cli.training.predict import export, predict
 from carefl_secure.cli.training.train import plan, pretrain, train
-from carefl_secure.errors import CareflError
+from carefl_secure.errors import CareflError, RunError
 from carefl_secure.run_folder import Interrupted
 
 INTERRUPTED = 130
@@ -56,6 +56,11 @@ class _Group(TyperGroup):
         except CareflError as error:
             _complain(f"error: {error}")
             raise typer.Exit(error.exit_code) from error
+        except OSError as error:
+            if error.filename is None:  # a stream's
+                raise
+            _complain(f"error: cannot use {error.filename}: {error.strerror}; check the path and its permissions")
+            raise typer.Exit(RunError.exit_code) from error
         except KeyboardInterrupt as stop:
             _complain(f"interrupted; {stop}" if isinstance(stop, Interrupted) else "interrupted")
             raise typer.Exit(INTERRUPTED) from None

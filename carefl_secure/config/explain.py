@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,9 @@ def _fields(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
 
 
 KNOWN = _fields(Config)
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
+_SHORT.maxlevel = 2
 
 
 @dataclass(frozen=True)
@@ -114,10 +118,12 @@ def unknown(key: str) -> str:
         return f"{key} was removed: {REMOVED[key]}."
     if "." not in key and key in FLAGS:
         return f"unknown setting {key!r}; did you mean {FLAGS[key]!r}? Correct or remove it."
+    section, _, leaf = key.rpartition(".")
+    if key in KNOWN:
+        return f"{key} stands in one line; write {leaf} below the section {section}, indented."
     inside = [known for known in KNOWN if known.startswith(key.split(".", 1)[0] + ".")]
     if inside and "." not in key:
         return f"{key!r} is a section; name one of its settings: {', '.join(inside)}."
-    leaf = key.rsplit(".", 1)[-1]
     for candidates in (inside, list(KNOWN)):
         leaves = {known.rsplit(".", 1)[-1]: known for known in candidates}
         if close := difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.65):
@@ -134,16 +140,17 @@ def explain(error: ValidationError) -> str:
         parts = [str(part) for part in found["loc"]]
         key = ".".join(parts)
         message = found["msg"].removeprefix("Value error, ").replace("Input should", "must")
+        given = _SHORT.repr(found["input"])
         if found["type"] == "extra_forbidden":
             line = unknown(key)
         else:
             known = next((k for n in range(len(parts), 0, -1) if (k := ".".join(parts[:n])) in KNOWN), None)
             if known is not None:
-                renamed = RENAMED_VALUES.get(known, {}).get(str(found["input"]))
+                renamed = RENAMED_VALUES.get(known, {}).get(given.strip("'"))
                 line = (
                     f"{known}={found['input']} was renamed: write {known}={renamed}."
                     if renamed
-                    else f"{known}: {message} (given: {found['input']!r}). It is: {KNOWN[known].description}."
+                    else f"{known}: {message} (given: {given}). It is: {KNOWN[known].description}."
                 )
             elif found["type"] == "value_error":
                 line = f"{message}."

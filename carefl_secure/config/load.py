@@ -6,6 +6,7 @@ A path may stand for a file that comes with the package, in a source tree or in 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,17 @@ from carefl_secure.config.root import Config
 from carefl_secure.config.sections.data import SYNTHETIC_RECORDS
 from carefl_secure.errors import ConfigError
 
+_YAML_1_1 = re.compile(r"[-+]?0[b0-9][0-9_]*|[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?|\d{4}-\d\d?-.*")
+"""What YAML 1.1 reads as an octal, binary or base-60 number (``010`` as 8, ``1:30`` as 90), or as a date."""
+
 
 class _Loader(yaml.SafeLoader):
-    """A safe loader that refuses a key given twice, where YAML would keep the last."""
+    """A safe loader that takes these for text, as YAML 1.2 does, and refuses a key given twice."""
+
+    def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> Any:
+        if kind is yaml.ScalarNode and implicit[0] and _YAML_1_1.fullmatch(value):
+            return self.DEFAULT_SCALAR_TAG
+        return super().resolve(kind, value, implicit)
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -39,7 +48,7 @@ def parse_yaml(text: str, origin: str) -> Any:
     """Read YAML text, refusing a key given twice; errors name ``origin``."""
     try:
         return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{origin} is not valid YAML; correct it: {error}") from error
 
 

@@ -153,6 +153,11 @@ class Config(Section):
                 "model.frames above 1 needs a folder of clips in data.source, one stage, and adapter.targets without "
                 "connector and vision; set model.frames=1, or change these"
             )
+        if self.model.frames > 1 and self.data.deduplicate == "drop":
+            raise ValueError(
+                "data.deduplicate=drop leaves single frames out, so that what one clip holds would depend on another, "
+                "which the unit record does not cover; set data.deduplicate=refuse or keep"
+            )
         check_work(self)
         check_stages(self)
         if self.model.quantization == "int8" and self.privacy.unit in ("record", "person"):

@@ -12,8 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from carefl_secure.model.weights import write_weights
+from carefl_secure.run_folder import write_atomically
 
 HEAD_FILE = "label_head.safetensors"
 HEAD_SETTINGS = "label_head.json"
@@ -160,12 +162,8 @@ class LabelHead(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write weights and settings next to an adapter."""
-        save_file(
-            {name: value.contiguous() for name, value in self.state_dict().items()},
-            folder / HEAD_FILE,
-            metadata={"format": "pt"},
-        )
-        (folder / HEAD_SETTINGS).write_text(json.dumps(self.settings(), indent=2) + "\n", encoding="utf-8")
+        write_atomically(folder / HEAD_SETTINGS, f"{json.dumps(self.settings(), indent=2)}\n".encode())
+        write_weights(folder / HEAD_FILE, self.state_dict())
 
 
 def base_share(scores: npt.NDArray[np.float32], targets: npt.NDArray[np.float32], *, multi: bool) -> float:

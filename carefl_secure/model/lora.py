@@ -14,12 +14,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
-from safetensors.torch import save_file
 from torch import nn
 
 from carefl_secure.errors import ConfigError, ModelError, NonFiniteError
 from carefl_secure.model.label_head import LabelHead
 from carefl_secure.model.loader import Base
+from carefl_secure.model.weights import write_weights
 
 _LAYER = r".*text_model\.layers\.({layers})\."
 _HEAD, _HEAD_WEIGHT = "label_head.", "label_head.linear.weight"
@@ -200,9 +200,9 @@ class Adapter:
         }
         folder.mkdir(parents=True, exist_ok=True)
         self.saved_config().save_pretrained(str(folder))
-        save_file(whole, folder / "adapter_model.safetensors", metadata={"format": "pt"})
         if self.head is not None:
             self.head.save(folder)
+        write_weights(folder / "adapter_model.safetensors", whole)  # last: it is what tells a finished run
 
     def saved_config(self) -> Any:
         """Return peft's configuration of what `save` writes."""

@@ -10,13 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from carefl_secure.errors import ModelError, NonFiniteError
 from carefl_secure.hub import quiet
 from carefl_secure.model.label_head import HEAD_FILE, HEAD_SETTINGS
 from carefl_secure.model.lora import Adapter
+from carefl_secure.model.weights import read_weights
 from carefl_secure.strict_json import load_json
 
 _SETTINGS = ("peft_type", "r", "lora_alpha", "target_modules", "bias", "use_dora", "use_rslora")
@@ -31,7 +30,7 @@ def load_saved(adapter: Adapter, folder: Path) -> npt.NDArray[np.float32]:
     `NonFiniteError` if a weight is NaN or infinite.
     """
     _check_settings(adapter, folder)
-    tensors = _read(folder / "adapter_model.safetensors")
+    tensors = read_weights(folder / "adapter_model.safetensors")
     expected = get_peft_model_state_dict(adapter.module)
     missing, unexpected = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
     if missing or unexpected:
@@ -71,7 +70,7 @@ def load_head(adapter: Adapter, folder: Path) -> None:
             f"the adapter in {folder} has {'no' if head else 'a'} label head, but the settings ask for "
             f"{'one' if head else 'none'}; take the settings of the run that wrote the adapter"
         )
-    about, tensors = _json(folder / HEAD_SETTINGS), _read(path)
+    about, tensors = _json(folder / HEAD_SETTINGS), read_weights(path)
     labels = about.get("labels")
     if not isinstance(labels, list) or len(set(map(str, labels))) < len(labels):
         raise ModelError(f"the label head in {folder} does not name its labels; restore it from a copy")
@@ -134,10 +133,3 @@ def _json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} cannot be read: {error}; restore it from a copy") from error
     return found if isinstance(found, dict) else {}
-
-
-def _read(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        return dict(load_file(path))
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"the adapter weights {path} cannot be read: {error}; restore them from a copy") from error

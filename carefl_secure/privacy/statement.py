@@ -12,7 +12,7 @@ _STRONG = 1.0
 _REASONABLE = 10.0
 
 _UNITS = {
-    "record": "any one record (an image with its text and labels)",
+    "record": "any one record (an image, or a clip where records are clips, with its text and labels)",
     "person": "any one person (all images of it at one client, with their texts and labels)",
     "client": "everything that any one client holds",
 }

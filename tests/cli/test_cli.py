@@ -102,6 +102,14 @@ def run() -> Callable[..., Result]:
     return lambda *words: CliRunner().invoke(app, list(words))
 
 
+@pytest.mark.parametrize(
+    "words", [["status", "RUN"], ["predict", "RUN", "x.png"], ["report", "RUN"], ["runs", "list", "RUN"]]
+)
+def test_a_path_that_the_system_refuses_is_a_sentence(run: Callable[..., Result], words: list[str]) -> None:
+    result = run(*("x" * 300 if word == "RUN" else word for word in words))
+    assert result.exit_code == 40 and "File name too long; check the path" in result.stderr.replace("\n", " ")
+
+
 def test_result_on_stdout_and_progress_on_stderr(trainer: Trainer, run: Callable[..., Result]) -> None:
     result = run("train", "--epsilon", "4")
     assert result.exit_code == 0

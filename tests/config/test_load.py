@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -114,10 +115,47 @@ def test_unknown_key_in_a_file(tmp_path: Path) -> None:
         ("privacy: {epsilon: 1, epsilon: 2}\n", "twice"),
         ("privacy: {epsilon: 1\n", "not valid YAML"),
         ("privacy: !!python/object/apply:os.getcwd []\n", "not valid YAML"),
+        ("privacy: {epsilon: !!int x}\n", "not valid YAML"),
+        (f"privacy: {{epsilon: 1{'0' * 5000}}}\n", "not valid YAML"),
+        ("[" * 5000, "not valid YAML"),
+        ("privacy.epsilon: 3\n", "below the section privacy"),
+        ("privacy: {epsilon: 1:30}\n", "number"),
+        ("privacy: {epsilon: 2026-99-99}\n", "number"),
     ],
 )
 def test_malformed_file(tmp_path: Path, text: str, part: str) -> None:
     assert part in refused(path=written(tmp_path, text))
+
+
+@pytest.mark.parametrize("word", ["federation.rounds=010", "federation.rounds=10", "federation.rounds=0xA"])
+def test_a_leading_zero_makes_no_octal_number(word: str) -> None:
+    assert load_config(overrides=[word]).federation.rounds == 10
+
+
+@pytest.mark.parametrize("name", ["2026-11-30", "007", "2026-99-99", "1e5"])
+def test_a_name_that_looks_like_a_number_or_a_date_stays_a_name(name: str, tmp_path: Path) -> None:
+    config = load_config(overrides=[f"run.name={name}"])
+    assert config.run.name == name
+    assert load_config(written(tmp_path, dump_config(config))) == config
+
+
+def test_paths_from_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/of")
+    words = ["privacy.ledgers=~/ledgers", "run.dir=~/runs", "data.source=~/images", "model.base=~/base"]
+    config = load_config(overrides=words)
+    assert (config.privacy.ledgers, config.run.dir) == (Path("/home/of/ledgers"), Path("/home/of/runs"))
+    assert (config.data.source, config.model.base) == ("/home/of/images", "/home/of/base")
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    assert "no home folder" in refused("privacy.ledgers=~/ledgers")
+
+
+def test_a_long_value_is_shown_in_short(tmp_path: Path) -> None:
+    bomb = "a: &a [x, x, x]\n" + "".join(
+        f"{b}: &{b} [*{a}, *{a}, *{a}, *{a}, *{a}, *{a}, *{a}, *{a}]\n" for a, b in itertools.pairwise("abcdefghijk")
+    )
+    text = refused(path=written(tmp_path, f"{bomb}privacy: {{epsilon: *k}}\n"))
+    assert "privacy.epsilon" in text and len(text) < 10_000
+    assert len(refused(f"run.name={'x' * 500}")) < 400
 
 
 def test_missing_and_unreadable_file(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from carefl_secure.errors import ModelError, NonFiniteError
+from carefl_secure.errors import ModelError, NonFiniteError, RunError
 from carefl_secure.model.loader import load_base
 from carefl_secure.model.lora import Adapter
 from carefl_secure.model.saved import load_saved, merge, save_merged
@@ -49,6 +50,33 @@ def folder(tiny: Path, tmp_path: Path) -> Path:
     moved(adapter)
     adapter.save(tmp_path)
     return tmp_path
+
+
+def test_a_bit_that_flipped_on_disk_is_found(tiny: Path, folder: Path) -> None:
+    path = folder / WEIGHTS
+    whole = bytearray(path.read_bytes())
+    whole[-5] ^= 1  # a low bit of a weight: still a plausible number
+    path.write_bytes(whole)
+    with pytest.raises(ModelError, match="changed after"):
+        load_saved(fresh(tiny), folder)
+
+
+def test_weights_are_written_whole_and_last(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = load_base(str(tiny), quantization="none")
+    adapter = Adapter(base, rank=2, alpha=4, targets=("q", "v"), head=("happy", "sad"))
+    full = OSError(28, "No space left on device")
+
+    def no_space(path: Path, target: Path) -> None:
+        if target.name == WEIGHTS:
+            raise full
+        os.replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", no_space)
+    with pytest.raises(RunError, match="No space"):
+        adapter.save(tmp_path)
+    # Whatever stops it, the file that tells a finished run is not there before the label head is.
+    assert {"label_head.json", "label_head.safetensors"} <= {one.name for one in tmp_path.iterdir()}
+    assert not list(tmp_path.glob("*adapter_model*"))
 
 
 def changed(change: Callable[[dict[str, torch.Tensor], str], None]) -> Callable[[Path], None]:

@@ -36,9 +36,9 @@ def predict(
     # torch waits until the options are checked.
     from carefl_secure.runs.saved_model.predict import ScoreFile, TrainedModel, image_files, score_file
 
-    files = image_files(images)
     unread: list[str] = []
     with running(quiet) as reporter, ExitStack() as stack:
+        files = image_files(images, reporter.note)
         model = TrainedModel(run, batch)
         written = [stack.enter_context(score_file(csv))] if csv is not None else []
         written += [ScoreFile(sys.stdout, table=False)] if json else []

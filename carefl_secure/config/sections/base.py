@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from importlib.metadata import entry_points
 from typing import Annotated, Any
@@ -21,11 +22,18 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_truth_for_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse ``true`` where a number is asked for; Python would read it as 1."""
+        """Refuse ``true`` where a number is asked for, which Python would read as 1; resolve ``~/``."""
         name = info.field_name
         if isinstance(value, bool) and name and cls.model_fields[name].annotation not in (bool, bool | None):
             raise ValueError("expected a number or text, not true or false")
-        return value
+        return _home(value) if isinstance(value, str) and value.startswith("~/") else value
+
+
+def _home(path: str) -> str:
+    """Write a path from the home folder in full, as shells do; no shell sees a file, nor what follows ``=``."""
+    if (whole := os.path.expanduser(path)) == path:
+        raise ValueError("there is no home folder that ~ could stand for; write the whole path")
+    return whole
 
 
 def installed(name: str, own: Collection[str], group: str) -> str:

@@ -6,7 +6,7 @@ release has neither boxes nor a validation split. Public lists ``{train,val,test
 images of ``val.txt`` lie in the folder ``test`` and are then not part of test.
 
 File names do not identify clips. A table ``clips.csv`` with the columns ``path`` and ``clip``,
-where present, makes the clip the record's subject, so that splits and shares keep a clip together.
+where present, makes the clip the record's subject, so that splits keep a clip together.
 
 NCAER-S is a selection of CAER's frames without videos shared between splits (arXiv 2111.04129):
 ``NCAERS/images/{train,val,test}/CLASS/*.jpg`` and next to it ``NCAERS/crop/`` with one text file

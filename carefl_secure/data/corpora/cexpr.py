@@ -9,9 +9,9 @@
 ``annotation/VIDEO.csv``
     Labels by time.
 
-A record is one frame. Its subject is the *video* that the frame comes from, so that splits and shares keep a video
-together; :func:`carefl_secure.data.corpora.cexpr_fusion.fuse_frames` turns frame scores into video scores. Ids are
-those of the challenge; clips of the class Other are left out.
+A record is one frame. Its subject is the *video* that the frame comes from, so that splits keep a video together;
+:func:`carefl_secure.data.corpora.cexpr_fusion.fuse_frames` turns frame scores into video scores. Ids are those of the
+challenge; clips of the class Other are left out.
 """
 
 from __future__ import annotations
@@ -69,6 +69,11 @@ def _number(path: Path) -> int:
     return int(found[-1]) if found else 0
 
 
+def _in_time(path: Path) -> tuple[int, str]:
+    """Return what frames are sorted by; the order of a folder is that of its file system."""
+    return _number(path), path.name
+
+
 def _face(path: Path) -> int:
     found = re.search(r"-face-(\d+)$", path.stem)
     return int(found[1]) if found else 0
@@ -86,7 +91,7 @@ def _frames_of(
         folder = next((f for f in (base / name / clip.name, base / name / clip.stem) if f.is_dir()), None)
         if folder is None:
             continue
-        nested = sorted((f for f in folder.iterdir() if f.is_dir()), key=_number)
+        nested = sorted((f for f in folder.iterdir() if f.is_dir()), key=_in_time)
         for place, frame in enumerate(nested):
             faces = sorted(_images(frame), key=_face)
             if place % every:
@@ -97,7 +102,7 @@ def _frames_of(
                 yield (f"{clip.stem}/{frame.name}/face-{_face(face)}", _number(frame), images.ImageFile(face))
             for other in faces[1:]:
                 builder.skipped.drop("another face in the frame", f"{clip.stem}/{other.name}")
-        for place, path in enumerate(sorted(_images(folder), key=_number)):
+        for place, path in enumerate(sorted(_images(folder), key=_in_time)):
             if place % every == 0:
                 yield f"{clip.stem}/{path.name}", _number(path), images.ImageFile(path)
         return

@@ -154,6 +154,7 @@ def _by_column(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Cut rows by a column ``split``, where it names splits; then every row must name one."""
     names = [_stated_split(row) for row in rows]
     if not any(names):
+        _refuse_unread_splits(rows)
         return {}
     for row, name in zip(rows, names, strict=True):
         if name is None:
@@ -166,6 +167,20 @@ def _by_column(rows: Sequence[Row]) -> dict[str, list[Row]]:
         for split in ("train", "val", "test")
         if split in names
     }
+
+
+def _refuse_unread_splits(rows: Sequence[Row]) -> None:
+    """Refuse a column ``split`` of other words, and another column that names splits: test records would train."""
+    columns: dict[str, set[str]] = {}
+    for row in rows:
+        for key, value in row.attributes.items():
+            columns.setdefault(key, set()).add(value)
+    for key, values in columns.items():
+        shown = ", ".join(sorted(values)[:3])
+        if key == "split" and len(values) > 1:
+            raise DataError(f"the column split holds {shown}; write train, val or test, or give it another name")
+        if len(values) > 1 and len(values) < 5 and None not in map(split_name, values):
+            raise DataError(f"the column {key} holds {shown} and is not read as splits; call it split, or remove it")
 
 
 def _stated_split(row: Row) -> str | None:

@@ -101,9 +101,11 @@ def _reading(path: Path) -> Iterator[None]:
     except FileNotFoundError as error:
         raise DataError(f"the image {path} is missing; restore it") from error
     except UnidentifiedImageError as error:
-        what = "it is of no known image format; replace it"
-        if path.read_bytes()[:40].startswith(b"version https://git-lfs"):
+        what, head = "it is of no known image format; replace it", path.read_bytes()[:40]
+        if head.startswith(b"version https://git-lfs"):
             what = "it is a Git LFS pointer; run: git lfs pull"
+        if head[4:11] in (b"ftyphei", b"ftypmif"):
+            what = "it is HEIC, whatever its name says; run: pip install pillow-heif"
         raise DataError(f"the image {path} cannot be read: {what}") from error
     except BROKEN as error:
         raise DataError(f"the image {path} cannot be read: {error}; replace it") from error

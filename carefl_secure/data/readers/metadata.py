@@ -20,6 +20,7 @@ NULLS = ("", "nan", "NaN", "null", "NULL", "None", "NA", "N/A", "n/a", "<NA>", "
 """Cells of a CSV table that mean: nothing here."""
 SEPARATORS = ("|", ";", ",")  # what may stand between the labels in a CSV cell; one table uses one of them
 _OWN = frozenset({"file_name", "label", "labels", "subject", "box", "bbox"})
+_READ = _OWN | {"split"}
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,9 @@ def _word(value: Any) -> str:
 
 
 def _row(row: Mapping[str, Any], origin: str) -> Row:
+    for key in row:
+        if key not in _READ and (meant := re.sub("[ -]", "_", key.strip().lower())) in _READ:
+            raise DataError(f"{origin}: the column {key!r} is not read under this name; rename it to {meant}")
     name = row.get("file_name")
     if not isinstance(name, str):
         raise DataError(
@@ -123,6 +127,7 @@ def _jsonl(path: Path, name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
         origin = f"{name} line {number}"
         try:
             row = json.loads(line, object_pairs_hook=unique_names)
+            json.dumps(row, ensure_ascii=False).encode()  # refuses half a character
         except (ValueError, RecursionError) as error:
             raise DataError(f"{origin} is not JSON: {error}; write one object per line") from error
         if not isinstance(row, dict):

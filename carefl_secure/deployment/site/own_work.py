@@ -53,7 +53,7 @@ def own_config(proposal: Proposal, bundle: SiteBundle, *, rehearsal: bool) -> Co
     """
     try:
         settings = flatten(yaml.safe_load(proposal.config))
-    except (yaml.YAMLError, AttributeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError, AttributeError) as error:
         raise ProtocolError("the proposed configuration is not readable") from error
     if settings.get("unsafe_deterministic_noise") and not rehearsal:
         raise PolicyError("the run asks for predictable noise", "unprotected")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -17,8 +18,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from carefl_secure.data.readers.file_kinds import TOOL_FOLDERS, image_suffixes
+from carefl_secure.data.readers.file_kinds import NOT_READ, PLUGINS, how_to_convert, suffix_of
 from carefl_secure.data.readers.images import decode, to_rgb
+from carefl_secure.data.readers.inventory import NO_IMAGE, Inventory
 from carefl_secure.errors import ConfigError, DataError, ModelError, RunError
 from carefl_secure.evaluation.decisions import decide
 from carefl_secure.model.saved import merge, save_merged
@@ -98,34 +100,42 @@ def predicted(labels: Sequence[str], row: Any, cuts: Mapping[str, float] | None)
     return Prediction(tuple(labels[i] for i in order if given[i]), {labels[i]: float(row[i]) for i in order}, cuts)
 
 
-def image_files(given: Iterable[Path]) -> list[Path]:
-    """Return files as they are given, and the images below folders, sorted.
+def image_files(given: Iterable[Path], said: Callable[[str], None] = lambda text: None) -> list[Path]:
+    """Return files as they are given, and the images below folders, sorted, also of kinds that cannot be read here.
 
-    Below a folder, files of other kinds are left out, and so is whatever is hidden or a tool's.
-    DataError is raised where nothing remains, or a path does not exist.
+    ``said`` is called with what is left out of folders. DataError is raised where nothing remains, a path does not
+    exist, or a folder cannot be listed.
     """
     found: list[Path] = []
     for path in given:
-        if not path.exists():
+        if not os.path.lexists(path):
             raise DataError(f"{path} does not exist; give images, or folders of images")
-        inside = sorted(path.rglob("*")) if path.is_dir() else [path]
-        found += [one for one in inside if one == path or _is_image(one, path)]
+        if not path.is_dir():
+            found.append(path)
+            continue
+        inside = Inventory(path)
+        unread = [name for name in inside.archives if suffix_of(name) in (*PLUGINS, *NOT_READ)]
+        found += [path / name for name in sorted((*inside.images, *unread))]
+        inside.left |= dict.fromkeys({*inside.archives} - {*unread}, NO_IMAGE)
+        inside.count(())
+        for reason, count in inside.skipped.dropped.items():
+            said(f"left out of {path}: {count} x {reason}, such as {', '.join(inside.skipped.examples(reason))}")
     if not found:
         raise DataError("there are no images in what was given; give images, or folders of images")
     return found
 
 
-def _is_image(path: Path, root: Path) -> bool:
-    parts = [part.lower() for part in path.relative_to(root).parts]
-    hidden = any(part.startswith(".") or part in TOOL_FOLDERS for part in parts)
-    return not hidden and path.suffix.lower() in image_suffixes() and path.is_file()
-
-
 def _read(one: Picture) -> Image.Image | DataError:
+    if isinstance(one, Image.Image):
+        return to_rgb(one)
     try:
-        return to_rgb(one) if isinstance(one, Image.Image) else decode(Path(one))
+        str(one).encode()  # results hold the name
+        return decode(Path(one))
+    except UnicodeEncodeError:
+        return DataError(f"the name of {str(one)!r} is not UTF-8; rename it")
     except DataError as error:
-        return error
+        fix = how_to_convert(str(one), str(Path(one).parent))
+        return DataError(f"{one} {fix}") if fix else error
 
 
 class ScoreFile:

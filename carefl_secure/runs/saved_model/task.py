@@ -123,13 +123,15 @@ def task_scorer(task: Task, folder: Path, **model: object) -> LabelScorer:
     found = dataclasses.replace(label_scorer(config, space), question=question)
     if merged:
         load_head(found.adapter, folder)
-        return found
-    if found.adapter.base.digest.hex() != digest:
+    elif found.adapter.base.digest.hex() != digest:
         raise ModelError(
             f"the base {config.model.base!r} is not the one that this adapter was tuned on, by its SHA-256; take the "
             "base and the revision of the run"
         )
-    load_saved(found.adapter, folder)
+    else:
+        load_saved(found.adapter, folder)
+    if found.adapter.head is not None and not found.adapter.head.covers(space.labels):
+        raise ModelError(f"the label head in {folder} lacks a label of {FILE}; restore both from a copy")
     return found
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -92,6 +93,16 @@ def test_plain_frames(make: Any) -> None:
         make.picture(make.root / CHALLENGE / "frames" / "07" / f"{n}.jpg")
     test = load_cexpr(make.root / CHALLENGE)["test"]
     assert [r.key for r in test.records] == ["07/1.jpg", "07/2.jpg", "07/10.jpg"]
+
+
+def test_frames_of_one_number_are_in_the_order_of_their_names(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"{letter}-of-10.jpg" for letter in "abcd"]
+    for name in names:
+        make.picture(make.root / CHALLENGE / "frames" / "07" / name)
+    listed = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda self: iter(sorted(listed(self), reverse=True)))
+    test = load_cexpr(make.root / CHALLENGE)["test"]
+    assert [r.key for r in test.records] == [f"07/{name}" for name in names]
 
 
 def test_a_truncated_frame(make: Any) -> None:

@@ -191,6 +191,29 @@ def test_a_column_names_the_split(tmp_path: Path) -> None:
     assert labels(load_imagefolder(tmp_path)) == {"train": {"happy": 1, "sad": 1}, "test": {"happy": 1}}
 
 
+@pytest.mark.parametrize(
+    ("column", "values", "part"),
+    [
+        ("split", ["Usage", "PublicTest", "PrivateTest"], "write train, val or test"),
+        ("split", ["0", "0", "1"], "write train, val or test"),
+        ("subset", ["train", "train", "test"], "call it split"),
+        ("Set", ["training", "validation", "training"], "call it split"),
+    ],
+)
+def test_a_column_that_would_part_the_records_unread_is_refused(
+    tmp_path: Path, column: str, values: list[str], part: str
+) -> None:
+    rows = "".join(f"{i}.png,{WORDS[i % 2]},{value}\n" for i, value in enumerate(values))
+    for i in range(3):
+        image(tmp_path / f"{i}.png")
+    (tmp_path / "metadata.csv").write_text(f"file_name,label,{column}\n{rows}")
+    with pytest.raises(DataError, match=part):
+        load_imagefolder(tmp_path)
+    (tmp_path / "metadata.csv").write_text(f"file_name,label,split\n{rows}".replace(f",{values[2]}", f",{values[0]}"))
+    if len(set(values[:2])) == 1:  # one word throughout says nothing
+        assert list(load_imagefolder(tmp_path)) == ["train" if values[0] == "train" else "all"]
+
+
 def test_one_folder_for_each_client(tmp_path: Path) -> None:
     for split in ("train", "test"):
         for site in ("north", "south"):

@@ -139,6 +139,10 @@ def test_labels_are_a_list_of_words(tmp_path: Path, labels: object) -> None:
         ({"file_name": "a.jpg", "label": "x", "box": [5, 5, 5, 9]}, "empty"),
         ({"file_name": "a.jpg", "label": "x", "box": [0, 0, 5, float("nan")]}, "empty"),
         ({"file_name": "a.jpg", "label": "x", "box": [0, 0, 1, 1], "bbox": [0, 0, 1, 1]}, "both"),
+        ({"file_name": "a.jpg", "label": "\ud800"}, "surrogates"),
+        ({"file_name": "a.jpg", "label": "x", "Split": "test"}, "rename it to split"),
+        ({"file_name": "a.jpg", "label": "x", "Subject ": "s"}, "rename it to subject"),
+        ({"File Name": "a.jpg", "label": "x"}, "rename it to file_name"),
         ([1], "not an object"),
     ],
 )

@@ -1,0 +1,46 @@
+"""Weights in one safetensors file: written whole or not at all, with a digest in its header that reading checks."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from carefl_secure.errors import ModelError
+from carefl_secure.run_folder import write_atomically
+
+_DIGEST = "sha256"
+
+
+def write_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Replace a file in one step; RunError where the file system refuses."""
+    whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    write_atomically(path, save(whole, {"format": "pt", _DIGEST: _digest(whole)}), private=True)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file; ModelError where it is missing, cut off, or not what `write_weights` wrote.
+
+    A file without a digest, as PEFT writes it, is taken as it is.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            about = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"the adapter weights {path} cannot be read: {error}; restore them from a copy") from error
+    if about.get(_DIGEST, found := _digest(tensors)) != found:
+        raise ModelError(f"the adapter weights {path} were changed after they were written; restore them from a copy")
+    return tensors
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    found = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        found.update(f"{name} {value.dtype} {list(value.shape)} ".encode())
+        found.update(value.numpy().tobytes())
+    return found.hexdigest()
