@@ -71,7 +71,8 @@ class LedgerFile:
         draft = self.path.with_name(f".{self.path.name}.{os.getpid()}.{threading.get_ident()}")
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            os.write(descriptor, first)
+            with open(descriptor, "wb", closefd=False) as file:
+                file.write(first)
             os.fsync(descriptor)
             os.link(draft, self.path)
         except FileExistsError:
@@ -124,12 +125,14 @@ class LedgerFile:
                 return
 
     def _content(self, descriptor: int) -> bytes:
-        parts: list[bytes] = []
-        while part := os.read(descriptor, 1 << 20):
-            parts.append(part)
-        if not parts:
+        try:
+            with open(descriptor, "rb", closefd=False) as file:
+                whole = file.read()
+        except OSError as error:
+            raise LedgerError(f"{self.path} cannot be read: {error.strerror}; restore it from a backup") from error
+        if not whole:
             raise LedgerError(
                 f"{self.path} is EMPTY: a ledger always holds its first entry, so it was emptied "
                 "or the disk lost it; restore it from a backup"
             )
-        return b"".join(parts)
+        return whole

@@ -166,7 +166,7 @@ class Ledger:
         """Cut off a last line that a crash left unfinished, note it, and return the bytes cut off.
 
         Nothing that ``append`` had confirmed is lost: a line is confirmed only when it is whole. A
-        last line that lacks nothing but its newline is whole, and is kept. Never call this unasked.
+        last line whose newline alone is missing or damaged is whole, and is kept. Never call this unasked.
 
         LedgerError where what remains is not a valid chain.
         """
@@ -176,7 +176,9 @@ class Ledger:
             whole = data[: data.rfind(b"\n") + 1]
             entries = self._parse(whole)
             rest = data[len(whole) :]
-            if rest and self._is_entry(rest, entries):
+            last = rest[: rest.rfind(b"}") + 1]  # a power cut may leave zeros where the newline was
+            if rest and self._is_entry(last, entries):
+                self._file.truncate(len(whole) + len(last))
                 self._file.append(b"\n")
             elif rest and not entries:
                 raise LedgerError(f"{self.path} lost its first entry; restore it from a backup")
@@ -210,7 +212,8 @@ class Ledger:
             if not self._is_entry(lines[-1], entries):
                 raise LedgerError(
                     f"{self.path} ends in an unfinished line, as a crash leaves it; cut it off "
-                    "with `carefl-secure ledger recover` (nothing was released for it)"
+                    "with `carefl-secure ledger recover` (nothing was released for a line that a crash tore; was the "
+                    "file cut in another way, restore it from a backup)"
                 )
             entries.append(entry.read_entry(lines[-1], entries, self.path))
         if entries:

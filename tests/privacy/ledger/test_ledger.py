@@ -281,6 +281,25 @@ def test_a_full_disk_is_an_error(ledger: Ledger, monkeypatch: pytest.MonkeyPatch
         ledger.append("note", {})
 
 
+def test_a_first_line_that_did_not_fit_makes_no_ledger(tmp_path: Path) -> None:
+    """On a disk that is nearly full a write stops short, without an error until the next."""
+    code = (
+        "import resource, signal, sys; from pathlib import Path; from carefl_secure.privacy import Ledger\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (40, 40))\n"
+        "Ledger(Path(sys.argv[1])).append('note', {})"
+    )
+    path = tmp_path / "ledger.jsonl"
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=False)
+    assert "LedgerError" in done.stderr and "File too large" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_in_its_place_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "ledger.jsonl").mkdir()
+    with pytest.raises(LedgerError, match="directory"):
+        Ledger(tmp_path / "ledger.jsonl").entries()
+
+
 def test_a_failed_fsync_is_an_error(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(descriptor: int) -> None:
         raise OSError(5, "Input/output error")
@@ -423,6 +442,14 @@ def test_a_whole_entry_that_lost_its_newline_is_kept(ledger: Ledger) -> None:
     ledger.path.write_bytes(whole[:-1])
     ledger.append("note", {})
     assert ledger.entries()[:-1] == before
+
+
+@pytest.mark.parametrize("end", [b"\x0b", b"\r", b"\0" * 100, b" "])
+def test_a_whole_entry_whose_newline_was_damaged_is_kept(ledger: Ledger, end: bytes) -> None:
+    before, whole = ledger.entries(), ledger.path.read_bytes()
+    ledger.path.write_bytes(whole[:-1] + end)
+    ledger.recover()
+    assert ledger.entries() == before and ledger.path.read_bytes() == whole
 
 
 @pytest.mark.parametrize("content", [b"", b'{"hash":"ab'])
