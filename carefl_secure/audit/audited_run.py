@@ -23,13 +23,14 @@ from carefl_secure.model.lora import VISION_TARGETS
 from carefl_secure.model.saved import load_saved
 from carefl_secure.model.vision.encode import vision_features
 from carefl_secure.privacy import Event
-from carefl_secure.privacy.clipping.clipped_sum import Clipping
+from carefl_secure.privacy.clipping.adaptive import AdaptiveNorm
 from carefl_secure.progress import Reporter
 from carefl_secure.run_folder import RunFolder
-from carefl_secure.runs.build import evaluation_batch, label_scorer, micro_batch
+from carefl_secure.runs.build import clipping_of, evaluation_batch, label_scorer
 from carefl_secure.runs.captions import Contexts, load_contexts
 from carefl_secure.runs.client_task import ModelTask
 from carefl_secure.runs.corpora import Corpora
+from carefl_secure.runs.plan_from_config import entries_beside
 from carefl_secure.runs.staged_corpora import load_corpora
 from carefl_secure.strict_json import load_json
 
@@ -109,10 +110,16 @@ class AuditedRun:
         """The released adapter, read from ``adapter/`` as any user would."""
         return self._vectors[1]
 
+    @property
+    def opening(self) -> Vector:
+        """The released adapter as a round would open with it: with the clipping norm, where that is adaptive."""
+        adaptive = AdaptiveNorm.of(self.plan.privacy)
+        return self.tuned if adaptive is None else adaptive.begin(self.tuned)
+
     @cached_property
     def _vectors(self) -> tuple[Vector, Vector]:
         adapter = self.scorer.adapter
-        if adapter.dimension != self.plan.encoding.dimension:
+        if adapter.dimension + entries_beside(self.config) != self.plan.encoding.dimension:
             raise RunError(
                 f"the adapter has {adapter.dimension} entries, the plan of {self.folder.path} "
                 f"{self.plan.encoding.dimension}; the folder was put together from two runs"
@@ -190,12 +197,11 @@ class RealProbe:
     """The run's own client task on a few of its records; see `conformance.checks.Probe`."""
 
     def __init__(self, subject: AuditedRun, known: Known) -> None:
-        privacy, config = subject.plan.privacy, subject.config
         self._subject = subject
         self._known = known
         self.task = ModelTask(
             RecordLosses(subject.scorer, known.features, known.targets, known.captions),
-            Clipping(privacy.clipping_norm, privacy.normalise, config.privacy.clipping, micro_batch(config)),
+            clipping_of(subject.config, subject.plan),
         )
 
     def losses(self, indices: npt.NDArray[np.int64], disturbed: int | None) -> npt.NDArray[np.float64]:

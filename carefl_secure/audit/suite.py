@@ -76,7 +76,7 @@ class AttackSuite:
 def _conformance(desk: AttackSuite) -> list[Finding]:
     subject = desk.subject
     probe = RealProbe(subject, subject.known(subject.corpora.private, _PROBED))
-    view = MachineView(subject.plan, desk.rehearsal, desk.quiet(), probe, subject.tuned, drive(subject.config))
+    view = MachineView(subject.plan, desk.rehearsal, desk.quiet(), probe, subject.opening, drive(subject.config))
     return Conformance()(view)
 
 

@@ -87,6 +87,7 @@ class Config(Section):
             (bool(self.stages.spaces), f"stages.spaces={','.join(self.stages.spaces)}"),
             (federation.aggregation not in PROTOCOLS, f"federation.aggregation={federation.aggregation}"),
             (federation.rounds < 2, f"federation.rounds={federation.rounds}"),
+            (privacy.target_unclipped_quantile is not None, "privacy.target_unclipped_quantile"),
             (privacy.sample_rate > 0.5, f"privacy.sample_rate={privacy.sample_rate:g}"),
         )
         return next((text for applies, text in checks if applies), "")
@@ -159,6 +160,7 @@ class Config(Section):
                 "which the unit record does not cover; set data.deduplicate=refuse or keep"
             )
         check_work(self)
+        check_adaptive_clipping(self)
         check_stages(self)
         if self.model.quantization == "int8" and self.privacy.unit in ("record", "person"):
             raise ValueError(
@@ -251,6 +253,27 @@ def check_stages(config: Config) -> None:
             "under adapter.train=alternate a fresh adapter must begin in an odd round, with B, as A learns nothing "
             "while B is zero; give every stage but the last an even number in stages.rounds"
         )
+
+
+def check_adaptive_clipping(config: Config) -> None:
+    """Raise `ValueError` with what to change where the clipping norm cannot follow a quantile."""
+    privacy, train = config.privacy, config.adapter.train
+    if privacy.target_unclipped_quantile is None:
+        return
+    checks = (
+        (privacy.unit == "none", "privacy.unit=none, which clips nothing", "privacy.unit=record"),
+        (privacy.trust == "none", "privacy.trust=none, where clients take noisy steps alone", "privacy.trust=secagg"),
+        (privacy.normalise, "privacy.normalise=true, which clips nothing", "privacy.normalise=false"),
+        (privacy.records_per_person is not None, "records counted per person", "privacy.records_per_person=null"),
+        (train == "alternate", "adapter.train=alternate, whose halves have norms of their own", "adapter.train=B"),
+        (bool(config.stages.spaces), "stages", "stages.spaces=[]"),
+        (config.federation.aggregator == "feddyn", "federation.aggregator=feddyn", "federation.aggregator=fedprox"),
+    )
+    for applies, what, instead in checks:
+        if applies:
+            raise ValueError(
+                f"privacy.target_unclipped_quantile cannot be used with {what}; set {instead}, or leave it out"
+            )
 
 
 def check_work(config: Config) -> None:

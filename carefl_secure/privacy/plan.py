@@ -24,6 +24,7 @@ Mechanism = Literal["skellam", "gaussian", "none"]
 _FORMAT = "carefl.plan/1"
 _SMALLEST_SUM = 3
 _PROMISE = ("unit", "trust", "mechanism", "delta", "target_epsilon", "max_colluders", "correlation")
+_OPTIONAL = ("records_per_person", "correlation", "target_unclipped_quantile")
 _MECHANISM = {"secagg": "skellam", "none": "gaussian"}
 
 
@@ -56,6 +57,9 @@ class PrivacyPlan:
     adjacency: Adjacency = "add-or-remove-one"
     records_per_person: int | None = None
     correlation: tuple[int, ...] | None = None
+    target_unclipped_quantile: float | None = (
+        None  # what the clipping norm follows from `clipping_norm` on; else fixed
+    )
 
     def __post_init__(self) -> None:
         """Refuse a plan that cannot keep a promise, and bring numbers to one form."""
@@ -82,6 +86,13 @@ class PrivacyPlan:
         _check_mechanism(self)
         if self.correlation is not None:
             _check_correlation(self, self.correlation)
+        if (quantile := self.target_unclipped_quantile) is not None:
+            fixed = self.normalise or self.correlation is not None or self.records_per_person is not None
+            if self.mechanism != "skellam" or fixed or not 0.0 < _as_real("quantile", quantile) < 1.0:
+                raise ConfigError(
+                    f"a clipping norm that follows the quantile {quantile!r} needs a number between 0 and 1, trust "
+                    "'secagg', independent noise, normalise=false and no records_per_person; leave it out otherwise"
+                )
 
     @property
     def limit(self) -> float:
@@ -176,7 +187,7 @@ class PrivacyPlan:
     def to_json(self) -> dict[str, Any]:
         """Return the plan as plain JSON values, with its format."""
         fields = dataclasses.asdict(self)
-        for name in ("records_per_person", "correlation"):  # plans without them keep the hash they always had
+        for name in _OPTIONAL:  # plans without them keep the hash they always had
             if fields[name] is None:
                 del fields[name]
         return {"format": _FORMAT, **fields}
@@ -187,7 +198,7 @@ class PrivacyPlan:
         fields = dict(value) if isinstance(value, Mapping) else {}
         if (found := fields.pop("format", None)) != _FORMAT:
             raise ConfigError(f"a plan of format {found!r} cannot be read; {_FORMAT!r} is known")
-        return dataclass_from_json(cls, fields, "records_per_person", "correlation")
+        return dataclass_from_json(cls, fields, *_OPTIONAL)
 
     def hash(self) -> bytes:
         """Return the SHA-256 of the canonical JSON of the plan, 32 bytes."""

@@ -189,6 +189,7 @@ class RoundLine(_Part):
     round: int
     epsilon: float | None
     survivors: int | None
+    clipping_norm: float | None = Field(None, description="null where every round has the plan's")
     metrics: dict[str, float]
 
 

@@ -21,7 +21,8 @@ _CLIPPED = {
 }
 
 _NOT_METRICS = {
-    *("round", "epsilon", "clients", "survivors", "bytes_up", "bytes_down", "gradient_norm", "noise_norm", "seconds")
+    *("round", "epsilon", "clients", "survivors", "bytes_up", "bytes_down", "gradient_norm", "noise_norm", "seconds"),
+    "clipping_norm",
 }
 
 _UNITS = {
@@ -76,7 +77,7 @@ def run_part(record: RunRecord, accounts: Accounts) -> RunLine:
 
 def mechanism_part(record: RunRecord, accounts: Accounts) -> Mechanism:
     """Describe noise, clipping and sampling."""
-    privacy = record.privacy
+    privacy, q = record.privacy, record.privacy.target_unclipped_quantile
     names = {
         "skellam": "Skellam noise, in shares, on a secure sum of clipped per-record gradients",
         "gaussian": "Gaussian noise of each client on its sum of clipped per-record gradients",
@@ -96,9 +97,12 @@ def mechanism_part(record: RunRecord, accounts: Accounts) -> Mechanism:
         normalised=privacy.normalise,
         sample_rate=privacy.sample_rate,
         sampling=_sampling(record),
-        clipped=_CLIPPED[privacy.unit]
-        if privacy.records_per_person is None
-        else f"per record, so {privacy.records_per_person} times that per person",
+        clipped=(
+            _CLIPPED[privacy.unit]
+            if privacy.records_per_person is None
+            else f"per record, so {privacy.records_per_person} times that per person"
+        )
+        + (f" in the first round, then at a noised quantile {q:g} of the norms" if q else ""),
         normaliser=(
             "public: the number of survivors; never a count of the data"
             if "local" in record.plan
@@ -180,6 +184,7 @@ def round_line(row: Mapping[str, Any], price: float | None) -> RoundLine:
         round=int(row["round"]),
         epsilon=price,
         survivors=int(row["survivors"]) if "survivors" in row else None,
+        clipping_norm=float(row["clipping_norm"]) if "clipping_norm" in row else None,
         metrics={name: float(value) for name, value in row.items() if name not in _NOT_METRICS and _figure(value)},
     )
 

@@ -30,12 +30,13 @@ from carefl_secure.model.prompts import PromptForm, prompt_template, task_questi
 from carefl_secure.model.vision.encode import frozen_features
 from carefl_secure.model.vision.tiles import whole_pictures
 from carefl_secure.noise import DeterministicKeySource, KeySource
+from carefl_secure.privacy.clipping.adaptive import AdaptiveNorm
 from carefl_secure.privacy.clipping.clipped_sum import Clipping
 from carefl_secure.progress import Reporter
 from carefl_secure.runs.captions import Contexts
 from carefl_secure.runs.client_task import ModelTask, model_tasks
 from carefl_secure.runs.corpora import Corpora
-from carefl_secure.runs.plan_from_config import noise_text
+from carefl_secure.runs.plan_from_config import entries_beside, noise_text
 from carefl_secure.runs.staged_corpora import stage_configs
 from carefl_secure.runs.trackers.base import TrackedReporter
 from carefl_secure.strict_json import canonical_json
@@ -99,8 +100,8 @@ def label_scorer(config: Config, space: LabelSpace, head: tuple[str, ...] | None
 
 def clipping_of(config: Config, plan: RunPlan) -> Clipping:
     """Return how the records of a run are clipped."""
-    privacy = plan.privacy
-    return Clipping(privacy.clipping_norm, privacy.normalise, config.privacy.clipping, micro_batch(config))
+    privacy, adaptive = plan.privacy, AdaptiveNorm.of(plan.privacy)
+    return Clipping(privacy.clipping_norm, privacy.normalise, config.privacy.clipping, micro_batch(config), adaptive)
 
 
 def fit_head(config: Config, scorer: LabelScorer, public: Corpus, reporter: Reporter) -> None:
@@ -264,8 +265,9 @@ def opening(config: Config, plan: RunPlan, corpora: Corpora, before: Mapping[str
     """Return the sentence a run begins with."""
     everybody = "; every client is needed in every round" * (plan.privacy.min_survivors == plan.privacy.clients)
     records = len(corpora.private.records) or f"{plan.privacy.public_records} declared"
+    values = plan.encoding.dimension - entries_beside(config)
     return (
-        f"{records} private records at {plan.privacy.clients} clients, {plan.encoding.dimension} trainable values, "
+        f"{records} private records at {plan.privacy.clients} clients, {values} trainable values, "
         f"{plan.encoding.bits} bits each; {noise_text(config, plan)}; untuned mAP {before['mAP']:.3f}{everybody}"
     )
 

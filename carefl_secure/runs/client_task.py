@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,10 @@ Vector = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class ModelTask:
-    """A ``LocalTask`` on a model; clients of a process share base and adapter object, which each loads before use."""
+    """A ``LocalTask`` on a model; clients of a process share base and adapter object, which each loads before use.
+
+    Under adaptive clipping its vectors end with one entry more, which does not train (`AdaptiveNorm`).
+    """
 
     losses: RecordLosses  # this client's cached features and labels
     clipping: Clipping
@@ -32,7 +35,7 @@ class ModelTask:
     @property
     def dimension(self) -> int:
         """Number of entries of the flat adapter vector."""
-        return self.losses.scorer.adapter.dimension
+        return self.losses.scorer.adapter.dimension + (self.clipping.adaptive is not None)
 
     @property
     def records(self) -> int:
@@ -66,39 +69,43 @@ class ModelTask:
         """Return which entries train in a round."""
         held = self.losses.scorer.adapter
         with held.lock:
-            return held.trainable_entries(number)
+            trains = held.trainable_entries(number)
+        return trains if self.clipping.adaptive is None else np.append(trains, False)
 
     def gradient(self, adapter: Vector, indices: npt.NDArray[np.int64], number: int) -> npt.NDArray[np.float64]:
         """Return the unclipped gradient of a mean loss; see the protocol."""
         held = self.losses.scorer.adapter
         with held.lock:
-            held.load(adapter)
+            held.load(adapter[: held.dimension])
             held.module.train()
             found = mean_gradient(held.active(number), self.losses.losses, indices, self.clipping.micro_batch)
-            out = np.zeros(held.dimension)
-            out[held.trainable_entries(number)] = found
+            out = np.zeros(self.dimension)
+            out[: held.dimension][held.trainable_entries(number)] = found
         return out
 
     def _clipped(
         self, adapter: Vector, indices: npt.NDArray[np.int64], number: int, groups: npt.NDArray[np.int64] | None
     ) -> npt.NDArray[np.float64]:
-        held = self.losses.scorer.adapter
+        held, clipping = self.losses.scorer.adapter, self.clipping
+        adaptive = clipping.adaptive
+        if adaptive is not None:
+            clipping = replace(clipping, norm=adaptive.norm(adapter))
         with held.lock:
-            held.load(adapter)
+            held.load(adapter[: held.dimension])
             held.module.train()
             total = clipped_sum(
                 held.module,
                 held.active(number),
                 self.losses.losses,
                 indices,
-                self.clipping,
+                clipping,
                 groups=groups,
                 parallel_batches=held.base.parallel_batches,
                 rows=self.rows,
             )
             out = np.zeros(held.dimension)
             out[held.trainable_entries(number)] = total.vector
-        return out
+        return out if adaptive is None else adaptive.extend(out, clipping.norm, total.balance)
 
 
 def model_tasks(

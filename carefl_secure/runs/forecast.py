@@ -8,7 +8,7 @@ the clipping norm: an upper bound. Over T rounds the signal grows as T and the n
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -94,7 +94,7 @@ class Forecast:
 def public_task(
     config: Config, plan: RunPlan, scorer: LabelScorer, corpora: Corpora, contexts: Contexts | None, reporter: Reporter
 ) -> ModelTask:
-    """Return some open records as one more client would hold them, under the plan's clipping.
+    """Return some open records as one more client would hold them, clipped to the plan's norm.
 
     On the embedded corpus they are labelled with the private annotators' habits, as a run's own public records are;
     with captions, which only its public split has, they are of that split.
@@ -104,7 +104,8 @@ def public_task(
     some = Subset(chosen, tuple(range(count)))
     said = None if contexts is None else contexts.public[:count]
     features = record_features(scorer.adapter, some, reporter)
-    return ModelTask(RecordLosses(scorer, features, targets(some), said), clipping_of(config, plan))
+    fixed = replace(clipping_of(config, plan), adaptive=None)
+    return ModelTask(RecordLosses(scorer, features, targets(some), said), fixed)
 
 
 def survivors_of(config: Config) -> int:

@@ -36,7 +36,11 @@ def earlier_of(config: Config, run: str | None) -> frozenset[History]:
 
 
 def request_of(config: Config, corpora: Corpora, dimension: int) -> PlanRequest:
-    """Return what a plan is made from, the same at every party; undeclared records are counted (simulations only)."""
+    """Return what a plan is made from, for a model of ``dimension`` trained values.
+
+    It is the same at every party; undeclared records are counted (simulations only).
+    """
+    dimension += entries_beside(config)
     declared = config.federation.public_records
     if declared is not None:
         return _request(config, declared, declared, dimension)
@@ -45,8 +49,16 @@ def request_of(config: Config, corpora: Corpora, dimension: int) -> PlanRequest:
     return _request(config, units, len(held), dimension)
 
 
+def entries_beside(config: Config) -> int:
+    """Return how many entries of the adapter vector are not the model's: one where clipping is adaptive."""
+    return int(config.privacy.target_unclipped_quantile is not None)
+
+
 def plan_with(config: Config, public_records: int, dimension: int) -> RunPlan:
-    """Return the plan for a declared number of records (persons), without looking at any."""
+    """Return the plan for a declared number of records (persons), without looking at any.
+
+    ``dimension`` counts all entries of the adapter vector.
+    """
     return plan_run(_request(config, public_records, public_records, dimension))
 
 
@@ -76,6 +88,7 @@ def _request(config: Config, units: int, records: int, dimension: int) -> PlanRe
         normalise=privacy.normalise and private,
         masks_in_pairs=config.federation.aggregation in ("pairwise", "encrypted"),
         correlation=correlation_of(config),
+        target_unclipped_quantile=privacy.target_unclipped_quantile,
     )
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from carefl_secure.errors import AdapterUnmovedError, RunError
 from carefl_secure.federation.plan.calibrate import plan_stages
 from carefl_secure.federation.plan.staged import StagedPlan
 from carefl_secure.federation.run_spec import Engine, RunSpec
+from carefl_secure.federation.server.optimizers import AdaptiveClipping
 from carefl_secure.federation.server.run import FederationResult, run_federation
 from carefl_secure.federation.server.sum_guard import SumGuard
 from carefl_secure.model.generation import TextScorer, perplexity
@@ -32,6 +34,7 @@ from carefl_secure.model.label_scorer import LabelScorer
 from carefl_secure.model.lora import Adapter, StackedAdapter
 from carefl_secure.model.prompts import task_question
 from carefl_secure.model.vision.tiles import image_cost
+from carefl_secure.privacy.clipping.adaptive import AdaptiveNorm
 from carefl_secure.progress import Reporter
 from carefl_secure.run_folder import Interrupted, RunFolder, check_start, new_run_id
 from carefl_secure.runs import build
@@ -274,10 +277,15 @@ class _Run:
         )
         self._adapter.load(start)  # its share of the base's scores decides what trains
         optimizer = build.make_optimizer(config, self._adapter, stage.offset)
+        first = start
+        if (adaptive := AdaptiveNorm.of(plan.privacy)) is not None:
+            optimizer = AdaptiveClipping(optimizer, adaptive, updates=plan.local is not None)
+            first = adaptive.begin(start)
         if (most := config.federation.max_rejected_rounds) is not None:
             optimizer = SumGuard(optimizer, most, config.federation.max_agreement)
-        options = build.run_options(config, evaluate, reporter)
-        result = run_federation(spec, start, optimizer, engine=self._engine, resume=going_on, **options)
+        options = build.run_options(config, lambda vector: evaluate(vector[: start.size]), reporter)
+        result = run_federation(spec, first, optimizer, engine=self._engine, resume=going_on, **options)
+        result = replace(result, adapter=result.adapter[: start.size])
         ran = any(row.get("stage", "") == stage.name for row in result.rows)
         if ran and np.array_equal(result.adapter, start):
             raise AdapterUnmovedError(

@@ -65,7 +65,7 @@ def plan_like(config: Config, dimension: int, records: int, rounds: int | None =
 
     At most 16 clients and 100 rounds are rehearsed, with the noise planned for these, so that the
     same epsilon is spent, and without stragglers, whose noise is less than a round's. Delta is
-    lowered where more records are rehearsed than it fits.
+    lowered where more records are rehearsed than it fits. The clipping norm is fixed, as the mechanism is the same.
     """
     privacy, federation, simulation = config.privacy, config.federation, config.simulation
     clients = min(federation.clients, _MOST_CLIENTS)
@@ -78,7 +78,9 @@ def plan_like(config: Config, dimension: int, records: int, rounds: int | None =
     smaller = config.model_copy(
         update={
             "federation": federation.model_copy(update=fewer),
-            "privacy": privacy.model_copy(update={"delta": delta, "max_colluders": colluders}),
+            "privacy": privacy.model_copy(
+                update={"delta": delta, "max_colluders": colluders, "target_unclipped_quantile": None}
+            ),
             "simulation": simulation.model_copy(update={"stragglers": 0.0}),
         }
     )

@@ -65,6 +65,12 @@ class PrivacyConfig(Section):
         default=True,
         description="scale every gradient, or client's update, to the clipping norm, instead of only clipping it",
     )
+    target_unclipped_quantile: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None,
+        description="with normalise=false: share of records (persons, clients) that clipping is to leave as they are; "
+        "the norm begins with clipping_norm and follows this quantile of their norms, at no cost in epsilon; null "
+        "keeps the norm",
+    )
     clipping: Literal["native", "opacus"] = Field(
         default="native", description="implementation of the per-record gradients"
     )

@@ -113,7 +113,7 @@ class Work:
             return task
 
         self.base_hash = build.base_hash_of(scorer.adapter.base.digest, config)
-        self.task = own_task(scorer.adapter.dimension, load, log) if own_data else load()
+        self.task = own_task(plan.encoding.dimension, load, log) if own_data else load()
 
 
 def own_task(dimension: int, load: Callable[[], LocalTask], log: SiteLog) -> DeferredTask:

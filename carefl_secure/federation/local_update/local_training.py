@@ -17,6 +17,7 @@ from carefl_secure.federation.local_update.task import DescentTask
 from carefl_secure.federation.plan.run_plan import LocalPlan, RunPlan
 from carefl_secure.noise import KeySource, KeyStream, gaussian
 from carefl_secure.privacy import poisson_sample
+from carefl_secure.privacy.clipping.adaptive import AdaptiveNorm
 
 Adapter = NDArray[np.float32]
 Vector = NDArray[np.float64]
@@ -90,7 +91,7 @@ class _Descent(LocalWork):
         for gradient in self._gradients(lambda: _narrow(point), number, keys, mask, steps):
             total = gradient - tilt + local.pull * (point - start)
             point[mask] -= local.learning_rate * rule.step(total)[mask]
-        delta = self._bounded(point - start)
+        delta = self._bounded(point - start, start)
         if self._correction is not None and np.isfinite(delta).all():
             self._correction.advance(number, delta)
         return delta
@@ -111,8 +112,8 @@ class _Descent(LocalWork):
         """Yield the gradient of each step."""
 
     @abstractmethod
-    def _bounded(self, delta: Vector) -> Vector:
-        """Return the update as it may be released."""
+    def _bounded(self, delta: Vector, start: Vector) -> Vector:
+        """Return the update from ``start`` as it may be released."""
 
 
 class _Point(Protocol):
@@ -150,7 +151,7 @@ class NoisyDescent(_Descent):
             total[mask] += gaussian(KeyStream(keys.key("noise")), int(mask.sum()), stdev)
             yield total / batch
 
-    def _bounded(self, delta: Vector) -> Vector:
+    def _bounded(self, delta: Vector, start: Vector) -> Vector:
         """Cut every entry to the planned range: a refusal would show, and this is free."""
         bound = self._plan.encoding.vector_bound
         return np.clip(delta, -bound, bound)
@@ -159,7 +160,8 @@ class NoisyDescent(_Descent):
 class PlainDescent(_Descent):
     """Ordinary local training on shuffled batches; the update is bounded as a whole.
 
-    Under unit client the update is scaled to a Euclidean norm of at most C (to nearly C where the plan normalises),
+    Under unit client the update is scaled to a Euclidean norm of at most C (to nearly C where the plan normalises; as
+    `AdaptiveNorm` says where the norm follows a quantile, with a last entry that no step moves),
     whatever the client's records, batches or memory. FedDyn's correction is part of what the client holds, like its
     records: leaving the client out leaves out both, and only the bounded update ever leaves it. The correction is
     computed from that bounded update, so that it stays consistent with the server's mean. Without privacy nothing is
@@ -181,15 +183,17 @@ class PlainDescent(_Descent):
             batch, row = row[:size], row[size:]
             yield self._task.gradient(point(), np.sort(batch), number)
 
-    def _bounded(self, delta: Vector) -> Vector:
+    def _bounded(self, delta: Vector, start: Vector) -> Vector:
         privacy = self._plan.privacy
         if privacy.unit != "client":
             return delta
-        norm = float(np.linalg.norm(delta))
-        bound = privacy.clipping_norm * (1.0 - _MARGIN)
+        norm, adaptive = float(np.linalg.norm(delta)), AdaptiveNorm.of(privacy)
+        most = privacy.clipping_norm if adaptive is None else adaptive.norm(start)
+        bound = most * (1.0 - _MARGIN)
         if privacy.normalise:
             return delta * (bound / (norm + _STABILITY * privacy.clipping_norm))
-        return delta * min(1.0, bound / max(norm, np.finfo(np.float64).tiny))
+        clipped = delta * min(1.0, bound / max(norm, np.finfo(np.float64).tiny))
+        return clipped if adaptive is None else adaptive.extend(clipped[:-1], most, 1 if norm <= bound else -1)
 
 
 def _narrow(point: Vector) -> Adapter:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carefl_secure.errors import ConfigError, NonFiniteError, RunError
+from carefl_secure.privacy.clipping.adaptive import AdaptiveNorm
 
 Vector = NDArray[np.float64]
 State = dict[str, NDArray[np.float64] | int]
@@ -239,6 +240,33 @@ class FedDyn:
     def load(self, state: Mapping[str, object]) -> None:
         """Take h from a checkpoint."""
         self._state = _vector(state, "correction")
+
+
+class AdaptiveClipping:
+    """Takes the steps of another optimizer, and moves the clipping norm, the adapter's last entry, by ``rule``.
+
+    The other optimizer gets the other entries, in units of real gradients. ``updates`` says whether clients release
+    updates, whose sums have the opposite sign. Nothing but the adapter holds the norm.
+    """
+
+    def __init__(self, optimizer: ServerOptimizer, rule: AdaptiveNorm, *, updates: bool = False) -> None:
+        self._optimizer, self._rule, self._sign = optimizer, rule, -1.0 if updates else 1.0
+        self._observed = (1.0, 0.0)
+        self.state, self.load = optimizer.state, optimizer.load
+
+    def observe(self, share: float, noise_variance: float) -> None:
+        """Take the figures of the next step's round, in units of the plan's norm."""
+        self._observed = share, noise_variance
+
+    def step(self, adapter: NDArray[np.float32], gradient: Vector) -> NDArray[np.float32]:
+        """Return the next adapter with the next norm, [D + 1]; see the optimizers for the errors."""
+        norm = self._rule.norm(adapter)
+        signal = self._rule.signal(norm)
+        if isinstance(self._optimizer, Listener):
+            share, variance = self._observed
+            self._optimizer.observe(share, variance / signal**2)
+        moved = self._optimizer.step(adapter[:-1], gradient[:-1] / signal)
+        return np.append(moved, np.float32(self._rule.follow(norm, self._sign * float(gradient[-1]))))
 
 
 class Alternating:

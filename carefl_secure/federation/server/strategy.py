@@ -28,6 +28,7 @@ from carefl_secure.federation.transport.exchange import Directory, Exchange, Fau
 from carefl_secure.federation.transport.local_grid import OneRunGrid
 from carefl_secure.federation.transport.messages import pack_adapter, unpack_adapter, vector_hash, with_adapter
 from carefl_secure.privacy import Ledger
+from carefl_secure.privacy.clipping.adaptive import AdaptiveNorm
 from carefl_secure.secagg import decode
 
 Adapter = NDArray[np.float32]
@@ -226,6 +227,8 @@ class SecureSumStrategy(Strategy):
             "noise_norm": self._plan.noise_norm(survivors),
             "seconds": time.monotonic() - this.began,
         }
+        if (adaptive := AdaptiveNorm.of(self._plan.privacy)) is not None:
+            row["clipping_norm"] = adaptive.norm(this.adapter)
         traffic = this.exchange.traffic()
         self.count_bytes(this.number, traffic)
         if counts := [traffic[node] for node in this.sum.clients() if node in traffic]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from carefl_secure.errors import ConfigError, PrivacyError
+from carefl_secure.privacy.clipping.adaptive import AdaptiveNorm
 from carefl_secure.privacy.clipping.opacus import opacus_gradients
 from carefl_secure.privacy.clipping.per_record import added, group_chunks, means_of_groups, native_gradients
 
@@ -40,6 +41,7 @@ class Clipping:
     normalise: bool  # give every record nearly the same norm, which spares tuning C, in place of clipping
     engine: Engine = "native"  # who splits the gradients
     micro_batch: int = 32  # how many records go through the model at once; costs memory, never changes the sum
+    adaptive: AdaptiveNorm | None = None  # what changes the norm from round to round
 
     def __post_init__(self) -> None:
         """Refuse what bounds nothing."""
@@ -57,12 +59,14 @@ class ClippedSum:
 
     ``vector`` [D] follows the order of the parameters, each flattened row by row. ``records``, the number sampled, is
     secret as well; divide by the public expected batch instead. So is ``skipped``, the number of records (of groups,
-    where there are groups) that contributed zero because a loss or a gradient was not finite.
+    where there are groups) that contributed zero because a loss or a gradient was not finite, and ``balance``, the
+    number that contributed and were within the norm less that of those that exceeded it.
     """
 
     vector: NDArray[np.float64]
     records: int
     skipped: int = 0
+    balance: int = 0
 
 
 def clipped_sum(
@@ -124,11 +128,12 @@ def clipped_sum(
     Clipping", NeurIPS 2023 (arXiv 2206.07136).
     """
     _check(parameters, indices)
-    totals, skipped = sums_on_device(
+    totals, counts = sums_on_device(
         module, parameters, losses, indices, clipping, groups=groups, parallel_batches=parallel_batches, rows=rows
     )
     # The one transfer from the device.
-    return ClippedSum(torch.cat(totals).cpu().numpy(), int(indices.size), int(skipped))
+    skipped, balance = counts.tolist()
+    return ClippedSum(torch.cat(totals).cpu().numpy(), int(indices.size), skipped, balance)
 
 
 def sums_on_device(
@@ -142,12 +147,12 @@ def sums_on_device(
     parallel_batches: ParallelBatches,
     rows: int,
 ) -> tuple[list[Tensor], Tensor]:
-    """Return the sums of `clipped_sum`, [entries] for each parameter, and the skipped, on the device."""
+    """Return the sums of `clipped_sum`, [entries] for each parameter, and [skipped, balance], on the device."""
     totals = _zeros(parameters)
-    skipped = torch.zeros((), dtype=torch.int64, device=totals[0].device)
+    counts = torch.zeros(2, dtype=torch.int64, device=totals[0].device)
     left = np.full(max(0, rows - indices.size), _DUMMY)
     if indices.size + left.size == 0:
-        return totals, skipped
+        return totals, counts
     size = clipping.micro_batch
     with _ENGINES[clipping.engine](module, parameters) as split:
 
@@ -159,8 +164,8 @@ def sums_on_device(
 
         def part(chunk: NDArray[np.int64]) -> list[Tensor]:
             sums = _zeros(parameters)
-            unfit = _add(sums, of_records(chunk), clipping, torch.from_numpy(chunk == _DUMMY))
-            return [*sums, unfit]
+            counted = _add(sums, of_records(chunk), clipping, torch.from_numpy(chunk == _DUMMY))
+            return [*sums, counted]
 
         if groups is not None:
             held: list[Tensor | None] | None = None
@@ -169,17 +174,17 @@ def sums_on_device(
                 found = means_of_groups(of_records(chunk), members)
                 held = found if held is None else added(held, found)
                 if last:
-                    skipped, held = skipped + _add(totals, held, clipping), None
+                    counts, held = counts + _add(totals, held, clipping), None
         else:
             left = np.concatenate([indices, left])
         chunks = [left[i : i + size] for i in range(0, left.size, size)]
         # Opacus keeps its gradients on the parameters, where two micro-batches would meet.
         several = parallel_batches if clipping.engine == "native" else map
-        for *sums, unfit in several(part, chunks):
-            skipped = skipped + unfit
+        for *sums, counted in several(part, chunks):
+            counts = counts + counted
             for total, one in zip(totals, sums, strict=True):
                 total += one
-    return totals, skipped
+    return totals, counts
 
 
 def _zeros(parameters: Sequence[tuple[str, Parameter]]) -> list[Tensor]:
@@ -194,7 +199,7 @@ def _zeros(parameters: Sequence[tuple[str, Parameter]]) -> list[Tensor]:
 def _add(
     totals: list[Tensor], found: list[Tensor | None], clipping: Clipping, dummies: Tensor | None = None
 ) -> Tensor:
-    """Clip gradients, the last of them losses, add them to the totals, and count the unfit ones."""
+    """Clip gradients, the last of them losses, and add them to the totals; return [skipped, balance]."""
     *gradients, losses = (None if g is None else g.to(totals[0].device) for g in found)
     assert losses is not None
     flat = [None if g is None else g.flatten(1) for g in gradients]
@@ -212,7 +217,9 @@ def _add(
         if g is not None:
             # Zero times NaN is NaN, so the rows go as well as the factors.
             total += factor @ g.to(torch.float64, copy=True).masked_fill_(dropped[:, None], 0.0)
-    return (unfit if dummies is None else unfit & ~dummies.to(unfit.device)).sum()
+    skipped = unfit if dummies is None else unfit & ~dummies.to(unfit.device)
+    balance = torch.where(norm <= bound, 1, -1).masked_fill(dropped, 0)
+    return torch.stack([skipped.sum(), balance.sum()])
 
 
 def _checked_losses(values: Tensor, records: int) -> Tensor:

@@ -76,9 +76,13 @@ def round_charts(rounds: Sequence[RoundLine], agreed: float | None) -> list[str]
         for place, name in enumerate(names)
     ]
     title = "epsilon spent so far" if known else "epsilon: none holds"
+    norms = [(line.round, line.clipping_norm) for line in rounds if line.clipping_norm is not None]
+    top = 1.18 * max((norm for _, norm in norms), default=1.0)
+    adapted = line_chart("clipping norm", [Line(norms, "accent")], x, (0.0, top), below="round", whole=True)
     return [
         line_chart(title, lines, x, (0.0, highest * 1.18), below="round", whole=True),
         line_chart("scores on public test images", scores, x, (0.0, 1.0), below="round", whole=True),
+        *([adapted] if norms else []),
     ]
 
 
