@@ -20,18 +20,7 @@ from carefl_secure.rounding import plain, round_up, signal_to_noise
 if TYPE_CHECKING:
     from carefl_secure.runs.summary import RunSummary
 
-_SHOWN = (
-    "stage",
-    "round",
-    "epsilon",
-    "mAP",
-    "macro_f1",
-    "survivors",
-    "clipping_norm",
-    "bytes_up",
-    "bytes_down",
-    "seconds",
-)
+_SHOWN = ("stage", "round", "epsilon", "mAP", "macro_f1", "survivors", "bytes_up", "bytes_down", "seconds")
 
 
 def figure(name: str, value: Any) -> str:

@@ -258,8 +258,6 @@ def check_stages(config: Config) -> None:
 def check_adaptive_clipping(config: Config) -> None:
     """Raise `ValueError` with what to change where the clipping norm cannot follow a quantile."""
     privacy, train = config.privacy, config.adapter.train
-    if privacy.target_unclipped_quantile is None:
-        return
     checks = (
         (privacy.unit == "none", "privacy.unit=none, which clips nothing", "privacy.unit=record"),
         (privacy.trust == "none", "privacy.trust=none, where clients take noisy steps alone", "privacy.trust=secagg"),
@@ -270,7 +268,7 @@ def check_adaptive_clipping(config: Config) -> None:
         (config.federation.aggregator == "feddyn", "federation.aggregator=feddyn", "federation.aggregator=fedprox"),
     )
     for applies, what, instead in checks:
-        if applies:
+        if applies and privacy.target_unclipped_quantile is not None:
             raise ValueError(
                 f"privacy.target_unclipped_quantile cannot be used with {what}; set {instead}, or leave it out"
             )

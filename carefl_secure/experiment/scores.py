@@ -211,9 +211,7 @@ def _descend(bench: Bench, share: npt.NDArray[np.int64], noise: float, purpose: 
     """Take ``federation.rounds`` steps on some of the private records, from where a federated run begins."""
     corpora, said = bench.corpora, bench.contexts
     if bench.config.privacy.target_unclipped_quantile is not None:
-        raise ConfigError(
-            "a local or central cell has a fixed clipping norm; leave out privacy.target_unclipped_quantile"
-        )
+        raise ConfigError("a local or central cell needs a fixed norm; leave out privacy.target_unclipped_quantile")
     if bench.config.sums_updates:
         raise ConfigError(
             "a local or central cell takes one step on one gradient at a time, and these settings have clients take "

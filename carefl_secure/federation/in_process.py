@@ -129,8 +129,7 @@ def keep_refusal(home: Path, error: CareflError) -> None:
 def storage_key(spec: RunSpec, index: int) -> bytes | None:
     """Return what seals a simulated client's banded noise; None without such noise.
 
-    A simulation makes identities anew at each start, so the key is in a file of mode 0600 next to what it seals, which
-    is therefore as readable as without a seal.
+    Identities are made anew at each start, so the key is a file of mode 0600 next to what it seals: no secrecy gained.
     """
     if spec.plan.privacy.correlation is None:
         return None

@@ -57,9 +57,7 @@ class PrivacyPlan:
     adjacency: Adjacency = "add-or-remove-one"
     records_per_person: int | None = None
     correlation: tuple[int, ...] | None = None
-    target_unclipped_quantile: float | None = (
-        None  # what the clipping norm follows from `clipping_norm` on; else fixed
-    )
+    target_unclipped_quantile: float | None = None  # what the norm follows, from `clipping_norm` on
 
     def __post_init__(self) -> None:
         """Refuse a plan that cannot keep a promise, and bring numbers to one form."""

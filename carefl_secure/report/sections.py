@@ -22,7 +22,7 @@ _CLIPPED = {
 
 _NOT_METRICS = {
     *("round", "epsilon", "clients", "survivors", "bytes_up", "bytes_down", "gradient_norm", "noise_norm", "seconds"),
-    "clipping_norm",
+    *("clipping_norm",),
 }
 
 _UNITS = {
@@ -97,12 +97,11 @@ def mechanism_part(record: RunRecord, accounts: Accounts) -> Mechanism:
         normalised=privacy.normalise,
         sample_rate=privacy.sample_rate,
         sampling=_sampling(record),
-        clipped=(
-            _CLIPPED[privacy.unit]
-            if privacy.records_per_person is None
-            else f"per record, so {privacy.records_per_person} times that per person"
-        )
-        + (f" in the first round, then at a noised quantile {q:g} of the norms" if q else ""),
+        clipped=_CLIPPED[privacy.unit] + f" in the first round, then at a noised quantile {q:g} of the norms"
+        if q is not None
+        else _CLIPPED[privacy.unit]
+        if privacy.records_per_person is None
+        else f"per record, so {privacy.records_per_person} times that per person",
         normaliser=(
             "public: the number of survivors; never a count of the data"
             if "local" in record.plan

@@ -22,10 +22,7 @@ Vector = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class ModelTask:
-    """A ``LocalTask`` on a model; clients of a process share base and adapter object, which each loads before use.
-
-    Under adaptive clipping its vectors end with one entry more, which does not train (`AdaptiveNorm`).
-    """
+    """A ``LocalTask`` on a model; clients of a process share base and adapter object, which each loads before use."""
 
     losses: RecordLosses  # this client's cached features and labels
     clipping: Clipping
@@ -34,7 +31,7 @@ class ModelTask:
 
     @property
     def dimension(self) -> int:
-        """Number of entries of the flat adapter vector."""
+        """Number of entries of the flat adapter vector, with the one that `AdaptiveNorm` puts after it."""
         return self.losses.scorer.adapter.dimension + (self.clipping.adaptive is not None)
 
     @property

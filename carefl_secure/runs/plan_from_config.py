@@ -36,10 +36,7 @@ def earlier_of(config: Config, run: str | None) -> frozenset[History]:
 
 
 def request_of(config: Config, corpora: Corpora, dimension: int) -> PlanRequest:
-    """Return what a plan is made from, for a model of ``dimension`` trained values.
-
-    It is the same at every party; undeclared records are counted (simulations only).
-    """
+    """Return what a plan is made from, the same at every party; undeclared records are counted (simulations only)."""
     dimension += entries_beside(config)
     declared = config.federation.public_records
     if declared is not None:
@@ -50,15 +47,12 @@ def request_of(config: Config, corpora: Corpora, dimension: int) -> PlanRequest:
 
 
 def entries_beside(config: Config) -> int:
-    """Return how many entries of the adapter vector are not the model's: one where clipping is adaptive."""
+    """Return how many entries of the vector that clients receive are not the model's: one for an adaptive norm."""
     return int(config.privacy.target_unclipped_quantile is not None)
 
 
 def plan_with(config: Config, public_records: int, dimension: int) -> RunPlan:
-    """Return the plan for a declared number of records (persons), without looking at any.
-
-    ``dimension`` counts all entries of the adapter vector.
-    """
+    """Return the plan for a declared number of records (persons), without looking at any."""
     return plan_run(_request(config, public_records, public_records, dimension))
 
 

@@ -100,3 +100,32 @@ def test_contradictions_say_what_to_set(words: list[str], part: str) -> None:
 )
 def test_what_fits_is_taken(words: list[str]) -> None:
     load_config(None, words)
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        ([], "set privacy.normalise=false"),
+        (["privacy.unit=none"], "set privacy.unit=record"),
+        (["privacy.trust=none"], "set privacy.trust=secagg"),
+        (["privacy.unit=person", "privacy.records_per_person=2"], "set privacy.records_per_person=null"),
+        (["adapter.train=alternate"], "set adapter.train=B"),
+        (["stages.spaces=[basic,compound]"], "set stages.spaces=[]"),
+        (["privacy.unit=client", "federation.aggregator=feddyn"], "set federation.aggregator=fedprox"),
+        (["privacy.mechanism=banded"], "set privacy.mechanism=independent"),
+    ],
+)
+def test_a_norm_cannot_follow_a_quantile_everywhere_and_what_to_set_instead_works(words: list[str], part: str) -> None:
+    more = [*words, "privacy.target_unclipped_quantile=0.5", *(["privacy.normalise=false"] if words else [])]
+    with pytest.raises(
+        ConfigError, match="target_unclipped_quantile cannot|cannot be used with privacy.target"
+    ) as told:
+        load_config(None, more)
+    assert part in str(told.value)
+    setting = part.removeprefix("set ")
+    assert load_config(None, [*more, setting]).privacy.target_unclipped_quantile == 0.5
+
+
+def test_auto_takes_independent_noise_where_the_norm_follows_a_quantile() -> None:
+    words = ["privacy.mechanism=auto", "privacy.normalise=false", "privacy.target_unclipped_quantile=0.5"]
+    assert load_config(None, words).rules_out_bands == "privacy.target_unclipped_quantile"

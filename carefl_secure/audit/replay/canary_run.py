@@ -75,12 +75,11 @@ def plan_like(config: Config, dimension: int, records: int, rounds: int | None =
         fewer["min_survivors"], colluders = "auto", min(1, colluders)
     fewer["rounds"] = min(federation.rounds if rounds is None else rounds, _MOST_ROUNDS)
     delta = min(privacy.delta, 0.9 / (records * clients))
+    private = {"delta": delta, "max_colluders": colluders, "target_unclipped_quantile": None}
     smaller = config.model_copy(
         update={
             "federation": federation.model_copy(update=fewer),
-            "privacy": privacy.model_copy(
-                update={"delta": delta, "max_colluders": colluders, "target_unclipped_quantile": None}
-            ),
+            "privacy": privacy.model_copy(update=private),
             "simulation": simulation.model_copy(update={"stragglers": 0.0}),
         }
     )

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carefl_secure.errors import ProtocolError, RunError
-from carefl_secure.run_folder import write_atomically
+from carefl_secure.run_folder import make_folder, write_atomically
 
 Vector = NDArray[np.float64]
 _HEAD = struct.Struct("<8s32sqq")
@@ -61,10 +61,7 @@ class Correction:
         self._before, self._after = before, before - self._alpha * delta
         self._number = number
         if self._path is not None:
-            try:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise RunError(f"cannot make {self._path.parent}: {error.strerror}") from error
+            make_folder(self._path.parent)
             write_atomically(self._path, self.save(), private=True)
 
     def save(self) -> bytes:

@@ -54,8 +54,6 @@ class PlanRequest:
         Fewest clients a round may end with; ``floor(2 n / 3) + 1`` by default.
     normalise : bool
         Whether the clients scale gradients to the norm in place of clipping them.
-    target_unclipped_quantile : float, optional
-        Quantile of the norms that clipping follows (`AdaptiveNorm`); ``dimension`` then counts the entry for it.
     local : LocalPlan, optional
         Needed for unit client and for trust none; refused where one gradient sum is released.
     masks_in_pairs : bool
