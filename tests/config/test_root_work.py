@@ -117,13 +117,12 @@ def test_what_fits_is_taken(words: list[str]) -> None:
 )
 def test_a_norm_cannot_follow_a_quantile_everywhere_and_what_to_set_instead_works(words: list[str], part: str) -> None:
     more = [*words, "privacy.target_unclipped_quantile=0.5", *(["privacy.normalise=false"] if words else [])]
-    with pytest.raises(
-        ConfigError, match="target_unclipped_quantile cannot|cannot be used with privacy.target"
-    ) as told:
+    with pytest.raises(ConfigError) as told:
         load_config(None, more)
-    assert part in str(told.value)
+    assert "privacy.target_unclipped_quantile" in str(told.value) and part in str(told.value)
     setting = part.removeprefix("set ")
-    assert load_config(None, [*more, setting]).privacy.target_unclipped_quantile == 0.5
+    kept = [word for word in more if word.partition("=")[0] != setting.partition("=")[0]]
+    assert load_config(None, [*kept, setting]).privacy.target_unclipped_quantile == 0.5
 
 
 def test_auto_takes_independent_noise_where_the_norm_follows_a_quantile() -> None:

@@ -123,9 +123,11 @@ def test_the_hash_is_stable_and_covers_every_field() -> None:
     steps = dataclasses.replace(LOCAL, local_steps=6)
     kept = dataclasses.replace(KEPT, records_per_person=4)
     banded = dataclasses.replace(RECORD, correlation=(4, 3))
-    plans = [RECORD, *others, LOCAL, steps, CLIENT, NOTHING, PERSON, KEPT, kept, banded]
+    followed = dataclasses.replace(RECORD, normalise=False, target_unclipped_quantile=0.5)
+    plans = [RECORD, *others, LOCAL, steps, CLIENT, NOTHING, PERSON, KEPT, kept, banded, followed]
     assert len({plan.hash() for plan in plans}) == len(plans)
     tried = set(changes) | {"local_steps", "unit", "trust", "mechanism", "records_per_person", "correlation"}
+    tried.add("target_unclipped_quantile")
     one_value = {"adjacency"}
     assert tried | one_value == {field.name for field in dataclasses.fields(PrivacyPlan)}
 

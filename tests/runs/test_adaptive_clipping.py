@@ -50,6 +50,7 @@ def test_the_report_shows_the_norm_of_every_round(adapted: Path) -> None:
     assert "clipping norm" in page.read_text().split('id="rounds"')[1]
 
 
+@pytest.mark.slow
 def test_an_audit_finds_the_bound_of_records_kept(adapted: Path) -> None:
     result = audit_run(adapted, SilentReporter(), attacks=["conformance"], records=24)
     found = {finding.check: finding for finding in result.findings}
@@ -69,6 +70,7 @@ def test_persons_and_clients(train_small: Callable[..., Path], more: Mapping[str
     assert first == pytest.approx(1.0) and 0.3 < second != first < 3
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_with_the_same_bytes(base: Path, tmp_path: Path) -> None:
     class Impatient(SilentReporter):
         def round(self, row: Mapping[str, float | int | str]) -> None:
