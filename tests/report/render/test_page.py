@@ -14,8 +14,10 @@ import pytest
 
 from carefl_secure.report import Report, write_report
 from carefl_secure.report.render.charts import Line, line_chart
+from carefl_secure.report.render.page import round_charts
 from carefl_secure.report.render.templates import environment
 from carefl_secure.report.run_record import read_run
+from carefl_secure.report.sections import round_line
 from carefl_secure.rounding import round_up
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -112,6 +114,17 @@ def test_the_label_comes_first_and_says_it_all(written: tuple[Report, Path]) -> 
     assert order == sorted(order)
     assert "rounds" in page
     assert report.promise.sentence.split(":")[0] in page
+
+
+def test_a_norm_that_follows_a_quantile_has_a_chart_and_is_no_score() -> None:
+    rows = [{"round": n, "survivors": 7, "mAP": 0.5, "clipping_norm": 1.0 / n} for n in (1, 2, 3)]
+    lines = [round_line(row, 1.0) for row in rows]
+    assert [line.clipping_norm for line in lines] == [1.0, 1 / 2, 1 / 3]
+    assert all(line.metrics == {"mAP": 0.5} for line in lines)
+    charts = round_charts(lines, 8.0)
+    assert len(charts) == 3 and "clipping norm" in charts[2]
+    fixed = [round_line({"round": 1, "survivors": 7}, 1.0)]
+    assert fixed[0].clipping_norm is None and len(round_charts(fixed, 8.0)) == 2
 
 
 def test_the_charts_are_elements_of_their_own(written: tuple[Report, Path]) -> None:
