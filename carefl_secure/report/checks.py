@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable
 
 from scipy.special import gammainc
 
 from carefl_secure.privacy import SampledSkellam, epsilon
-from carefl_secure.privacy.ledger.entry import spends_due, spent
+from carefl_secure.privacy.ledger.entry import charged_by_round, spends_due, spent
 from carefl_secure.report.audit import judge_audits
 from carefl_secure.report.run_record import RunRecord, StageRecord
 from carefl_secure.report.schema import FAILED, HELD, UNCHECKED, CheckLine, Finding, owner, some
@@ -194,11 +193,7 @@ def clients_paid(record: RunRecord, accounts: Accounts) -> Finding:
         return UNCHECKED, "the clients keep their ledgers, and none is in this folder"
     if record.server.error:
         return UNCHECKED, "the server's ledger is broken"
-    paid: Counter[int] = Counter()
-    for book in record.clients:
-        paid.update(
-            {int(entry.payload.get("round", -1)) for entry in book.of_run(record.run_id) if entry.charges_round}
-        )
+    paid = charged_by_round([book.entries for book in record.clients], record.run_id)
     for number, survivors in sorted(accounts.survivors.items()):
         if paid[number] < survivors:
             return FAILED, (

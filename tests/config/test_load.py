@@ -149,6 +149,14 @@ def test_paths_from_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "no home folder" in refused("privacy.ledgers=~/ledgers")
 
 
+def test_ledgers_are_named_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = dump_config(load_config(overrides=["privacy.ledgers=shared"]))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert load_config(written(tmp_path, text)).privacy.ledgers == tmp_path / "shared"
+
+
 def test_a_long_value_is_shown_in_short(tmp_path: Path) -> None:
     bomb = "a: &a [x, x, x]\n" + "".join(
         f"{b}: &{b} [*{a}, *{a}, *{a}, *{a}, *{a}, *{a}, *{a}, *{a}]\n" for a, b in itertools.pairwise("abcdefghijk")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from carefl_secure.config.sections.base import Section
 
@@ -101,3 +101,9 @@ class PrivacyConfig(Section):
         le=10_000,
         description="clients that may collude with the server without weakening the guarantee",
     )
+
+    @field_validator("ledgers")
+    @classmethod
+    def _in_full(cls, path: Path | None) -> Path | None:
+        """Name the folder in full: resumed from another folder, a run must find what it spent."""
+        return path and path.absolute()

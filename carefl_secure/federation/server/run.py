@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from carefl_secure.errors import ConfigError, RunError
+from carefl_secure.errors import ConfigError, LedgerError, RunError
 from carefl_secure.federation import quiet_flower
 from carefl_secure.federation.client.round_state import RoundBudget
 from carefl_secure.federation.in_process import InProcess, dropping_out
@@ -23,6 +23,7 @@ from carefl_secure.federation.server.sum_guard import SumGuard
 from carefl_secure.federation.transport.local_grid import OneRunGrid, Record
 from carefl_secure.federation.transport.messages import pack_adapter
 from carefl_secure.privacy import Ledger
+from carefl_secure.privacy.ledger.entry import Entry, charged_by_round
 from carefl_secure.progress import Reporter, SilentReporter
 from carefl_secure.run_folder import RunFolder, write_atomically
 from carefl_secure.secagg.encrypted.packing import choose_fields
@@ -233,8 +234,7 @@ class _Rounds:
         """Return the adapter, the number of finished rounds, and that of the last round to run."""
         plan, offset = self._spec.plan, self._spec.stage.offset
         if resume:
-            for ledger in (self._ledger, *self._parties.ledgers):
-                ledger.verify()
+            self._check_charged([ledger.entries() for ledger in self._parties.ledgers])
             adapter, finished = self._checkpoints.restore()
         else:
             adapter, finished = self._checkpoints.begin(initial), offset
@@ -246,6 +246,18 @@ class _Rounds:
         if lost:
             self._reporter.note(f"{lost} interrupted rounds were already charged; the run ends after round {last}")
         return adapter, finished, last
+
+    def _check_charged(self, clients: Sequence[Sequence[Entry]]) -> None:
+        """Refuse (LedgerError) to go on where clients on this machine lost a spend: it would be forgotten."""
+        run, own = self._spec.folder.name, self._ledger.entries()
+        charged = charged_by_round(clients, run)
+        for one in own if clients else ():
+            number = int(one.payload.get("round", -1))
+            if one.kind == "release" and charged[number] < (count := int(one.payload["survivors"])):
+                raise LedgerError(
+                    f"round {number} of {run} used the sums of {count} clients, and only {charged[number]} client "
+                    "ledgers hold a spend for it; restore the missing ledgers (privacy.ledgers names their folder)"
+                )
 
     def _drive(self, strategy: SecureSumStrategy, rounds: int, performance: PerformanceFlags) -> None:
         """Have Flower drive the strategy over the engine's grid."""

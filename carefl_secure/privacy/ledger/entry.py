@@ -53,6 +53,12 @@ class Entry:
         return canonical_json(dataclasses.asdict(self)) + b"\n"
 
 
+def charged_by_round(ledgers: Iterable[Sequence[Entry]], run: str) -> Counter[int]:
+    """Count, for every round of a run, the ledgers that charged it."""
+    each = ({int(one.payload.get("round", -1)) for one in e if one.of_run(run) and one.charges_round} for e in ledgers)
+    return Counter(number for rounds in each for number in rounds)
+
+
 def clean_payload(kind: str, payload: Mapping[str, Any]) -> dict[str, Any]:
     """Bring a payload to plain JSON values, so that its hash survives the way through the file."""
     if kind not in KINDS:

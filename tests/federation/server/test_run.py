@@ -228,6 +228,26 @@ def test_an_interrupted_run_goes_on_and_never_spends_more(make_runner: Callable[
     assert runner.spends() == 5
 
 
+@pytest.mark.parametrize("lost", ["one", "all"])
+def test_a_run_whose_clients_lost_what_they_spent_does_not_go_on(
+    make_runner: Callable[..., Runner], lost: str
+) -> None:
+    """Elsewhere, or without its files, it would begin new ledgers and forget the rounds before."""
+    runner = make_runner(rounds=5)
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(record=Stop(3), optimizer=FedAdam(0.1))
+    gone = range(6) if lost == "all" else [1]
+    kept = {index: runner.folder.client_ledger(index).read_bytes() for index in gone}
+    for index in gone:
+        runner.folder.client_ledger(index).unlink()
+    with pytest.raises(LedgerError, match=r"round 1 of .* used the sums of 6 clients, and only [05] client"):
+        runner.run(resume=True, optimizer=FedAdam(0.1))
+    assert not any(runner.folder.client_ledger(index).exists() for index in gone)
+    for index, content in kept.items():
+        runner.folder.client_ledger(index).write_bytes(content)
+    assert runner.run(resume=True, optimizer=FedAdam(0.1)).rows[-1]["round"] > 2
+
+
 def test_a_resumed_run_continues_the_very_same_path(make_runner: Callable[..., Runner]) -> None:
     def path(stop: bool) -> NDArray[np.float32]:
         runner = make_runner(unit="none", sample_rate=1.0, rounds=4)
