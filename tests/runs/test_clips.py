@@ -65,6 +65,13 @@ def test_a_run_on_clips_trains_and_is_scored(corpus: Path, tmp_path: Path) -> No
         AuditedRun(summary.folder, SilentReporter())
 
 
+def test_single_frames_are_not_left_out_of_clips(corpus: Path, tmp_path: Path) -> None:
+    """Which frames a clip holds must not depend on another record."""
+    asked = settings(corpus, tmp_path).model_dump()
+    with pytest.raises(ValueError, match=r"data\.deduplicate=drop"):
+        Config.model_validate({**asked, "data": {**asked["data"], "deduplicate": "drop"}})
+
+
 @pytest.mark.parametrize(
     ("source", "model"), [("synthetic", {}), ("x", {"image_splitting": True}), ("x", {"context": "constant"})]
 )

@@ -30,6 +30,8 @@ from carefl_secure.data.readers.metadata import Row, label_word
 from carefl_secure.data.records import PUBLISHED_SPACES, LabelSpace, Record
 from carefl_secure.errors import DataError, LabelError
 
+_MARKS = re.compile(r"<(image|global-img|fake_token_around_image|end_of_utterance|row_\d+_col_\d+|\|\w+\|)>")
+_LONGEST = 200
 _LIST = re.compile(r"""[\[{(](\s*|.*['",].*)[\]})]""", re.DOTALL)  # but not a word in brackets
 
 
@@ -72,6 +74,9 @@ def _refuse_list(word: str, words: Sequence[str], several: bool, name: str) -> N
     signs = [",", ";", "|", "/", "+", "&", "\t", "\n", *([" "] if several else [])]
     if not word.isprintable() and any(unicodedata.category(sign) == "Cc" for sign in word):
         raise LabelError(f"the label {word!r} of {name} holds a control character; rename it")
+    if len(word) > _LONGEST or _MARKS.search(word):
+        why = f"is longer than {_LONGEST} characters" if len(word) > _LONGEST else "holds a mark of the model's prompt"
+        raise LabelError(f"the label {word[:60]!r} of {name} {why}; rename it")
     parts = {sign: {label_word(part) for part in word.split(sign)} for sign in signs if sign in word}
     known = set(words)
     if _LIST.fullmatch(word) or any(made <= known or (sign != " " and made & known) for sign, made in parts.items()):

@@ -214,6 +214,15 @@ def test_a_column_that_would_part_the_records_unread_is_refused(
         assert list(load_imagefolder(tmp_path)) == ["train" if values[0] == "train" else "all"]
 
 
+@pytest.mark.parametrize("word", ["<image>", "sad<end_of_utterance>", "<|im_start|>", "<row_1_col_2>", "x" * 201])
+def test_a_label_that_a_prompt_cannot_hold_is_refused(tmp_path: Path, word: str) -> None:
+    metadata(tmp_path / "metadata.jsonl", {"0.png": word, "1.png": "happy", "2.png": "<3", "3.png": "y" * 200})
+    with pytest.raises(LabelError, match="rename it"):
+        load_imagefolder(tmp_path)
+    metadata(tmp_path / "metadata.jsonl", {"1.png": "happy", "2.png": "<3", "3.png": "y" * 200})
+    assert sum(labels(load_imagefolder(tmp_path))["all"].values()) == 3
+
+
 def test_one_folder_for_each_client(tmp_path: Path) -> None:
     for split in ("train", "test"):
         for site in ("north", "south"):
