@@ -19,9 +19,12 @@ from carefl_secure.run_folder import write_atomically
 
 HEAD_FILE = "label_head.safetensors"
 HEAD_SETTINGS = "label_head.json"
+OLDER_SETTINGS = {"constant": 0.5}
+"""What the settings of heads that earlier versions saved leave out."""
+
 _CELLS = 4  # cells in a row of the grid that image tokens are averaged to
 _STEP = 600.0
-_CONSTANT = 0.5
+_CONSTANT = 0.1
 _LEAST = 1e-6  # norm below which a cell counts as empty
 _DIRECTIONS, _RECORDS_EACH = 8, 8  # most directions that a noisy head reduces, and records that each of them needs
 _WHITENED = 64  # public records from which channels are whitened
@@ -37,11 +40,12 @@ class LabelHead(nn.Module):
     :math:`v_c` [width] the mean of cell c, d = cells x width, a centre m [d] and a map R that are not trained, and
     W [labels, d + 1] the trained weights,
 
-    .. math:: h(x) = \frac{\kappa}{d} W \begin{bmatrix} z \\ \sqrt{d} / 2 \end{bmatrix}, \qquad
+    .. math:: h(x) = \frac{\kappa}{d} W \begin{bmatrix} z \\ \sqrt{d} / 10 \end{bmatrix}, \qquad
               z = \sqrt{d} \, \frac{R (u - m)}{\lVert R (u - m) \rVert}, \qquad
               u = \sqrt{\text{width}} \, [v_c / \lVert v_c \rVert]_c
 
-    so that z has the same norm for every record. The factor :math:`1 / d` makes one step of Adam move a logit by about
+    so that z has the same norm for every record. The constant is short, as its share of a record's clipped gradient is
+    lost to z: 1 % of the squared norm. The factor :math:`1 / d` makes one step of Adam move a logit by about
     :math:`\kappa` times the learning rate at most, whatever the width (Yang et al., "Tensor Programs V", arXiv
     2203.03466, table 8: output layers). W begins at zero, so an untrained head changes no score. The mean of u over
     public records is a good m: what all images share would otherwise take most of a gradient's norm.
@@ -67,7 +71,7 @@ class LabelHead(nn.Module):
 
     def __init__(self, labels: Sequence[str], tokens: int, width: int, *, noisy: bool = True) -> None:
         super().__init__()
-        self.alone, self._noisy = False, noisy
+        self.alone, self._noisy, self._constant = False, noisy, _CONSTANT
         self.labels = tuple(labels)
         side = math.isqrt(tokens)
         self._side = side if side * side == tokens else 0  # 0: no square, so one cell
@@ -131,7 +135,7 @@ class LabelHead(nn.Module):
         blocks = (self._cells(features) - self.centre).view(len(features), -1, self._block)
         reduced = (blocks - blocks @ self.reduction.T @ self.reduction).flatten(1)
         z = F.normalize(reduced, dim=1, eps=_LEAST) * size
-        return F.pad(z, (0, 1), value=_CONSTANT * size)
+        return F.pad(z, (0, 1), value=self._constant * size)
 
     def _cells(self, features: Tensor) -> Tensor:
         last = features[:, -self._tokens :].float()
@@ -153,12 +157,14 @@ class LabelHead(nn.Module):
     def with_settings(self, about: dict[str, Any]) -> LabelHead:
         """Return a fresh head of the labels and the kind that saved settings state, for the same base."""
         labels = tuple(map(str, about["labels"]))
-        return LabelHead(labels, self._tokens, self._width, noisy=bool(about.get("noisy", True)))
+        head = LabelHead(labels, self._tokens, self._width, noisy=bool(about.get("noisy", True)))
+        head._constant = float(about["constant"])
+        return head
 
     def settings(self) -> dict[str, Any]:
-        """Return labels, image tokens, grid, block, whether rounds had noise, factor: what `with_settings` needs."""
+        """Return labels, image tokens, grid, block, whether rounds had noise, factor, constant: for `with_settings`."""
         shape = {"image_tokens": self._tokens, "grid": min(_CELLS, self._side), "block": self._block}
-        return {"labels": list(self.labels), **shape, "noisy": self._noisy, "factor": self._factor}
+        return {"labels": list(self.labels), **shape, "noisy": self._noisy, "factor": self._factor, "constant": self._constant}
 
     def save(self, folder: Path) -> None:
         """Write weights and settings next to an adapter."""

@@ -13,7 +13,7 @@ from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
 from carefl_secure.errors import ModelError, NonFiniteError
 from carefl_secure.hub import quiet
-from carefl_secure.model.label_head import HEAD_FILE, HEAD_SETTINGS
+from carefl_secure.model.label_head import HEAD_FILE, HEAD_SETTINGS, OLDER_SETTINGS
 from carefl_secure.model.lora import Adapter
 from carefl_secure.model.weights import read_weights
 from carefl_secure.strict_json import load_json
@@ -70,7 +70,7 @@ def load_head(adapter: Adapter, folder: Path) -> None:
             f"the adapter in {folder} has {'no' if head else 'a'} label head, but the settings ask for "
             f"{'one' if head else 'none'}; take the settings of the run that wrote the adapter"
         )
-    about, tensors = _json(folder / HEAD_SETTINGS), read_weights(path)
+    about, tensors = {**OLDER_SETTINGS, **_json(folder / HEAD_SETTINGS)}, read_weights(path)
     labels = about.get("labels")
     if not isinstance(labels, list) or len(set(map(str, labels))) < len(labels):
         raise ModelError(f"the label head in {folder} does not name its labels; restore it from a copy")

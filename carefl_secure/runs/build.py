@@ -43,7 +43,7 @@ from carefl_secure.strict_json import canonical_json
 
 _FITTED, _FITTED_LARGE = 512, 128  # most public records that a label head is fitted to: embedded base, any other
 _HEAD_RATE = 0.03  # of Adam, for a label head of any size
-NOISY_RATE = 0.015
+NOISY_RATE = 0.0175
 """Rate of Adam for a label head that is trained alone, under noise."""
 _QUIET_RATE, _QUIET_EPS = 0.06, 1e-3  # of a head alone without noise; eps in gains of the head
 _RULE = 1.1

@@ -4,8 +4,8 @@ An aligned step of Adam at rate :math:`\eta` changes the outputs of each of L la
 :math:`\eta`, so the rule is :math:`\eta = 1.1 / (L \sqrt d)`, rounded to 1 or 3 times a power of ten: 0.03 for the
 embedded model and 0.001 for SmolVLM2 at 256M to 2.2B (``docs/defaults.md``).
 
-The pilot takes the plan's own steps: clipping, noise in every entry of the mean gradient and optimizer are the run's;
-batches are smaller, and rounds at most 20. Every rate sees the same batches and noise. Rates are compared by mAP on
+The pilot takes the plan's own steps: clipping and optimizer are the run's. Batches are smaller, which the noise makes
+up for (`pilot_noise`), and rounds at most 20. Every rate sees the same batches and noise. Rates are compared by mAP on
 held-out records: under noise the loss prefers rates that hardly move. No private record is read, so the pilot costs no
 privacy, and its noise may be predictable.
 """
@@ -57,9 +57,9 @@ def choose_rate(config: Config, plan: RunPlan, task: ModelTask, update: float, r
         return Rate(config.server_lr, f"server learning rate {config.server_lr:g}, as set")
     adapter = task.losses.scorer.adapter
     left, rule = survivors_of(config), rule_rate(adapter)
-    noise = plan.noise_norm(left) if plan.protected else 0.0
+    noise = plan.noise_norm(left) / math.sqrt(adapter.dimension) if plan.protected else 0.0
     if config.federation.aggregator == "fedavg":  # the same step in every entry, at the norm that rounds open
-        rule *= math.sqrt(adapter.dimension) / max(math.hypot(update, noise), 1e-12)
+        rule *= math.sqrt(adapter.dimension) / max(math.hypot(update, noise * math.sqrt(adapter.dimension)), 1e-12)
         rule = grid_rate(rule * (1.0 - config.federation.momentum))
     rounds, batch = size = pilot_size(plan, task.records)
     if plan.local is not None or batch < _BATCH:
@@ -69,6 +69,7 @@ def choose_rate(config: Config, plan: RunPlan, task: ModelTask, update: float, r
     order = np.random.default_rng([config.run.seed, config.data.seed]).permutation(task.records)
     held, train = np.split(order, [min(_HELD, task.records // 2)])
     start, truth = adapter.vector(), task.losses.targets(held)
+    added = pilot_noise(plan, left, update, min(batch, len(train))) / math.sqrt(adapter.dimension)
 
     def score(rate: float) -> float | None:
         adapter.load(start)
@@ -76,7 +77,7 @@ def choose_rate(config: Config, plan: RunPlan, task: ModelTask, update: float, r
             if rate:
                 chosen = config.with_server_lr(rate)
                 band = plan.privacy.correlation or (1,)
-                adapter.load(simulate(chosen, task, train, size, noise / math.sqrt(adapter.dimension), band))
+                adapter.load(simulate(chosen, task, train, size, added, band, noise))
             return Figures(truth, task.losses.scores(held), multi=True, names=("mAP",))()["mAP"]
         except NonFiniteError:
             return None
@@ -106,11 +107,37 @@ def pilot_size(plan: RunPlan, records: int) -> tuple[int, int]:
     return rounds, int(min(each / rounds, records // 2))
 
 
+def pilot_noise(plan: RunPlan, survivors: int, update: float, batch: int) -> float:
+    r"""Return the norm of the noise in the mean gradient of a pilot's round of ``batch`` records.
+
+    A mean of b gradients that are scaled to norm C, whose own mean is :math:`\mu`, has sampling noise of norm
+    :math:`s / \sqrt b` with :math:`s^2 = C^2 - \lVert\mu\rVert^2`. So that a pilot's round of b records is as noisy as
+    a round of B with noise of norm :math:`\nu`, the pilot adds noise of norm
+
+    .. math:: \sqrt{\max(0,\; \nu^2 + s^2 / B - s^2 / b)}
+
+    and is noisier than a round where the difference is below 0, as without privacy. ``update`` is
+    :math:`\lVert\mu\rVert` or more. Where gradients are clipped and not scaled, s is not known, and the noise stays
+    :math:`\nu`.
+    """
+    if not plan.protected:
+        return 0.0
+    privacy, noise = plan.privacy, plan.noise_norm(survivors)
+    if not privacy.normalise:
+        return noise
+    spread = max(0.0, privacy.clipping_norm**2 - update**2)
+    return math.sqrt(max(0.0, noise**2 + spread / plan.expected_batch(survivors) - spread / batch))
+
+
 def simulate(
     config: Config, task: ModelTask, records: npt.NDArray[np.int64], size: tuple[int, int], deviation: float,
-    correlation: Sequence[int] = (1,),
+    correlation: Sequence[int] = (1,), stated: float | None = None,
 ) -> Vector:  # fmt: skip
-    """Take rounds of a batch each on public records, from the adapter as it is, under noise in every entry."""
+    """Take rounds of a batch each on public records, from the adapter as it is, under noise in every entry.
+
+    The optimizer is given the deviation ``stated`` of an entry's noise; by default the one that is added.
+    """
+    given = (deviation if stated is None else stated) ** 2
     fresh = deviation / math.sqrt(float(np.sum(response(correlation, config.federation.rounds) ** 2)))
     noise: list[npt.NDArray[np.float64]] = []
     rng, adapter = np.random.default_rng([config.run.seed, config.data.seed, 1]), task.losses.scorer.adapter
@@ -121,7 +148,7 @@ def simulate(
         noise.append(fresh * rng.normal(size=point.size) - sum(taken, np.zeros(point.size)))
         gradient = task.clipped_sum(point, drawn, number) / len(drawn) + noise[-1]
         if isinstance(optimizer, Listener):
-            optimizer.observe(1.0, deviation**2)
+            optimizer.observe(1.0, given)
         point = optimizer.step(point, gradient)
     return point
 

@@ -35,7 +35,7 @@ WRECKED = 1.5
 """Perplexity on plain English, over that before training, from which a model's language counts as damaged."""
 
 _SPEAKS = 300.0  # a base of a higher perplexity has no language that could be damaged
-_WARM_ROUNDS, _WARM_BATCH = 20, 64
+_WARM_ROUNDS, _WARM_BATCH, _WARM_SHARE = 20, 64, 0.4
 
 
 def prepare(
@@ -135,7 +135,7 @@ def _begin(config: Config, plan: RunPlan, task: ModelTask, update: float, report
 
 
 def _warm_up(config: Config, task: ModelTask) -> str:
-    """Tune the adapter on public records without noise and go half of the way; return what to say of it."""
+    """Tune the adapter on public records without noise and go part of the way; return what to say of it."""
     adapter = task.losses.scorer.adapter
     batch = task.records if adapter.head is not None and adapter.head.alone else min(_WARM_BATCH, task.records)
     start, size = adapter.vector(), (min(_WARM_ROUNDS, config.federation.rounds), batch)
@@ -143,9 +143,9 @@ def _warm_up(config: Config, task: ModelTask) -> str:
     quiet = config.federation.model_copy(update={"noise_correction": False})
     free = config.model_copy(update={"federation": quiet})
     reached = simulate(free, known, np.arange(task.records), size, 0.0)
-    adapter.load(np.asarray((start + reached) / 2, np.float32))
+    adapter.load(np.asarray(start + _WARM_SHARE * (reached - start), np.float32))
     moved = float(np.linalg.norm(adapter.vector() - start))
     return (
-        f"warm start: half of what {size[0]} rounds of {size[1]} out of {task.records} public records reach without "
+        f"warm start: {_WARM_SHARE:.0%} of what {size[0]} rounds of {size[1]} out of {task.records} public records reach without "
         f"noise, {moved:.3g} in norm; the promise covers private records and is unchanged"
     )

@@ -250,7 +250,7 @@ def test_a_central_cell_begins_where_a_federated_one_begins(make: Make, out: Pat
     bench = Bench(one.config, SILENT)
     adapter, args = bench.scorer.adapter, (bench.corpora, bench.contexts, SILENT)
     assert adapter.head is not None
-    adapter.head.weigh(0.0)  # alone, so that it begins at half of its fit to public records
+    adapter.head.weigh(0.0)  # alone, so that it begins on the way to its fit to public records
     alone = adapter.vector()
     plan = plan_run(request_of(one.config, bench.corpora, adapter.dimension))
     prepare(one.config, plan, bench.scorer, *args)

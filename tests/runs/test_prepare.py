@@ -26,7 +26,7 @@ from carefl_secure.progress import SilentReporter
 from carefl_secure.report.build import _preparation
 from carefl_secure.runs.build import label_scorer
 from carefl_secure.runs.forecast import Forecast
-from carefl_secure.runs.pilot import _best, choose_rate, grid_rate, pilot_size, rule_rate
+from carefl_secure.runs.pilot import _best, choose_rate, grid_rate, pilot_noise, pilot_size, rule_rate
 from carefl_secure.runs.plan_from_config import plan_with, request_of
 from carefl_secure.runs.prepare import close_record, language_sentence, prepare, read_record, write_record
 from carefl_secure.runs.staged_corpora import load_corpora
@@ -161,6 +161,32 @@ def test_a_pilot_costs_a_small_share_of_the_run() -> None:
     assert 3 * rounds * batch <= 0.08 * plan.privacy.rounds * plan.privacy.expected_batch
 
 
+def test_a_round_of_a_pilot_is_as_noisy_as_a_round_of_the_run() -> None:
+    plan = plan_with(load_config(None, ["privacy.clipping_norm=0.5"]), 1000, 2000)
+    round_batch, noise, rng = plan.expected_batch(7), plan.noise_norm(7), np.random.default_rng(0)
+    mean = 0.2  # norm of the mean of gradients that all have norm 0.5
+    directions = rng.normal(size=(600, 2000))
+    directions[:, 0] = 0
+    gradients = directions * (math.sqrt(0.25 - mean**2) / np.linalg.norm(directions, axis=1))[:, None]
+    gradients[:, 0] = mean
+
+    def mean_square(batch: int, added: float) -> float:
+        """Return the mean squared distance of noisy means from the mean gradient."""
+        drawn = gradients[rng.integers(600, size=(60, batch))].mean(1)
+        drawn[:, 0] -= mean
+        return float(((drawn + added * rng.normal(size=(60, 2000)) / math.sqrt(2000)) ** 2).sum(1).mean())
+
+    small_round = mean_square(64, pilot_noise(plan, 7, mean, 64))
+    assert small_round == pytest.approx(mean_square(round(round_batch), noise), rel=0.03)
+    assert mean_square(64, noise) > 1.05 * small_round
+    # A batch so small that its sampling is already noisier gets none, and one as large as a round's all of it.
+    assert pilot_noise(plan, 7, mean, 1) == 0
+    assert pilot_noise(plan, 7, mean, round(round_batch)) == pytest.approx(noise, rel=1e-3)
+    clipped = plan_with(load_config(None, ["privacy.normalise=false"]), 8000, 2000)
+    assert pilot_noise(clipped, 7, mean, 16) == clipped.noise_norm(7)
+    assert pilot_noise(planned()[1], 7, mean, 16) == 0
+
+
 @pytest.fixture(scope="module")
 def small(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Config]:
     root = tmp_path_factory.getbasetemp()
@@ -226,17 +252,17 @@ def test_a_warm_start_moves_the_adapter_and_costs_nothing(small: Callable[..., C
     np.testing.assert_array_equal(again.vector(), adapter.vector())
 
 
-def test_a_head_that_is_trained_alone_begins_at_half_of_its_public_fit(small: Callable[..., Config]) -> None:
+def test_a_head_that_is_trained_alone_begins_on_the_way_to_its_public_fit(small: Callable[..., Config]) -> None:
     made, adapter = prepared(small(), alone=True)
     trained = adapter.trainable_entries(1)
     assert adapter.vector()[trained].any() and not adapter.untuned()[~adapter.head_entries() & trained].any()
-    assert "half" in made["warm_start"] and made["forecast"]["update"] > 0
+    assert "40% of" in made["warm_start"] and made["forecast"]["update"] > 0
     measured_cold, cold = prepared(small("adapter.warm_start=none"), alone=True)
     assert not cold.vector()[trained].any() and measured_cold["warm_start"] == ""
     # Forecast and pilot come before, so that they do not see an adapter that knows their records.
     assert made["forecast"] == measured_cold["forecast"] and made["server_lr"] == measured_cold["server_lr"]
     made, adapter = prepared(small("privacy.unit=none"), alone=True)
-    assert adapter.vector()[adapter.trainable_entries(1)].any() and "half" in made["warm_start"]
+    assert adapter.vector()[adapter.trainable_entries(1)].any() and "40% of" in made["warm_start"]
     made, adapter = prepared(small("adapter.head=none"))
     assert made["warm_start"] == "" and not adapter.vector()[adapter.trainable_entries(1)].any()
 

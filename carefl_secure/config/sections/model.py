@@ -143,7 +143,7 @@ class AdapterConfig(Section):
     warm_start: Literal["auto", "none", "public"] = Field(
         default="auto",
         description="public tunes the adapter on public records, without noise, before the first private round, and "
-        "begins half of the way there; auto does so where the label head alone is trained",
+        "begins part of the way there; auto does so where the label head alone is trained",
     )
     head: Literal["auto", "linear", "none"] = Field(
         default="auto",
