@@ -24,7 +24,7 @@ OLDER_SETTINGS = {"constant": 0.5}
 
 _CELLS = 4  # cells in a row of the grid that image tokens are averaged to
 _STEP = 600.0
-_CONSTANT = 0.1
+_CONSTANT, _CONSTANT_SINGLE = 0.5, 0.1  # where several labels may hold, and where one does
 _LEAST = 1e-6  # norm below which a cell counts as empty
 _DIRECTIONS, _RECORDS_EACH = 8, 8  # most directions that a noisy head reduces, and records that each of them needs
 _WHITENED = 64  # public records from which channels are whitened
@@ -40,12 +40,13 @@ class LabelHead(nn.Module):
     :math:`v_c` [width] the mean of cell c, d = cells x width, a centre m [d] and a map R that are not trained, and
     W [labels, d + 1] the trained weights,
 
-    .. math:: h(x) = \frac{\kappa}{d} W \begin{bmatrix} z \\ \sqrt{d} / 10 \end{bmatrix}, \qquad
+    .. math:: h(x) = \frac{\kappa}{d} W \begin{bmatrix} z \\ c \sqrt{d} \end{bmatrix}, \qquad
               z = \sqrt{d} \, \frac{R (u - m)}{\lVert R (u - m) \rVert}, \qquad
               u = \sqrt{\text{width}} \, [v_c / \lVert v_c \rVert]_c
 
-    so that z has the same norm for every record. The constant is short, as its share of a record's clipped gradient is
-    lost to z: 1 % of the squared norm. The factor :math:`1 / d` makes one step of Adam move a logit by about
+    so that z has the same norm for every record. The constant takes c^2 / (1 + c^2) of a gradient's squared norm
+    from z: c = 0.5 where several labels may hold, as logits must reach the labels' frequencies, else 0.1.
+    The factor :math:`1 / d` makes one step of Adam move a logit by about
     :math:`\kappa` times the learning rate at most, whatever the width (Yang et al., "Tensor Programs V", arXiv
     2203.03466, table 8: output layers). W begins at zero, so an untrained head changes no score. The mean of u over
     public records is a good m: what all images share would otherwise take most of a gradient's norm.
@@ -67,11 +68,15 @@ class LabelHead(nn.Module):
         Image tokens of one tile, and the length of each.
     noisy : bool
         Whether rounds add noise.
+    multi : bool
+        Whether several labels may hold.
     """
 
-    def __init__(self, labels: Sequence[str], tokens: int, width: int, *, noisy: bool = True) -> None:
+    def __init__(
+        self, labels: Sequence[str], tokens: int, width: int, *, noisy: bool = True, multi: bool = True
+    ) -> None:
         super().__init__()
-        self.alone, self._noisy, self._constant = False, noisy, _CONSTANT
+        self.alone, self._noisy, self._constant = False, noisy, _CONSTANT if multi else _CONSTANT_SINGLE
         self.labels = tuple(labels)
         side = math.isqrt(tokens)
         self._side = side if side * side == tokens else 0  # 0: no square, so one cell
@@ -162,9 +167,15 @@ class LabelHead(nn.Module):
         return head
 
     def settings(self) -> dict[str, Any]:
-        """Return labels, image tokens, grid, block, whether rounds had noise, factor, constant: for `with_settings`."""
+        """Return what `with_settings` needs: labels, image tokens, grid, block, whether rounds had noise, factors."""
         shape = {"image_tokens": self._tokens, "grid": min(_CELLS, self._side), "block": self._block}
-        return {"labels": list(self.labels), **shape, "noisy": self._noisy, "factor": self._factor, "constant": self._constant}
+        return {
+            "labels": list(self.labels),
+            **shape,
+            "noisy": self._noisy,
+            "factor": self._factor,
+            "constant": self._constant,
+        }
 
     def save(self, folder: Path) -> None:
         """Write weights and settings next to an adapter."""

@@ -106,11 +106,13 @@ class Adapter:
         """The label head, or None."""
         return getattr(self.module, "label_head", None)
 
-    def attach_head(self, labels: Sequence[str], head: LabelHead | None = None, *, noisy: bool = True) -> None:
+    def attach_head(
+        self, labels: Sequence[str], head: LabelHead | None = None, *, noisy: bool = True, multi: bool = True
+    ) -> None:
         """Train a head for ``labels`` as well, a fresh one by default, in place of one that is there."""
         config = self.base.model.config.text_config
         size = int(self.base.processor.image_seq_len), int(config.hidden_size)
-        head = head or LabelHead(labels, *size, noisy=noisy)
+        head = head or LabelHead(labels, *size, noisy=noisy, multi=multi)
         # Inside the module, where the clipping engines look for layers.
         self.module.label_head = head.to(self.base.device)
         self.parameters = [(name, p) for name, p in self.parameters if not name.startswith(_HEAD)]

@@ -45,6 +45,7 @@ _FITTED, _FITTED_LARGE = 512, 128  # most public records that a label head is fi
 _HEAD_RATE = 0.03  # of Adam, for a label head of any size
 NOISY_RATE = 0.0175
 """Rate of Adam for a label head that is trained alone, under noise."""
+_HEAD_MOMENTUM = 0.5
 _QUIET_RATE, _QUIET_EPS = 0.06, 1e-3  # of a head alone without noise; eps in gains of the head
 _RULE = 1.1
 _GRID = [digit * 10.0**power for power in range(-8, 5) for digit in (1, 3)]
@@ -92,7 +93,8 @@ def label_scorer(config: Config, space: LabelSpace, head: tuple[str, ...] | None
     )
     labels = head_labels(config, space) if head is None else head
     if labels:
-        adapter.attach_head(labels, noisy=config.privacy.unit != "none")
+        multi = any(PUBLISHED_SPACES[name].multi for name in config.stages.spaces) or space.multi
+        adapter.attach_head(labels, noisy=config.privacy.unit != "none", multi=multi)
     if config.performance.gradient_checkpointing:
         adapter.module.activation_checkpointing_enable({"use_reentrant": False})
     return LabelScorer(adapter, space, task_question(config.model.prompt, space))
@@ -197,6 +199,12 @@ def run_options(config: Config, evaluate: Evaluate, reporter: Reporter) -> dict[
     }
 
 
+def head_betas(config: Config) -> tuple[float, float]:
+    """Return Adam's decay rates for a head alone: a long average would leave part of the last rounds unused."""
+    first, second = config.federation.betas
+    return min(first, _HEAD_MOMENTUM), second
+
+
 def make_optimizer(config: Config, adapter: Adapter, finished: int = 0) -> ServerOptimizer:
     """Return the server's step after some finished rounds; one per half where halves alternate."""
 
@@ -207,14 +215,13 @@ def make_optimizer(config: Config, adapter: Adapter, finished: int = 0) -> Serve
         if rate is None:
             raise ConfigError("federation.server_lr=auto is not resolved; call prepare, or give a number")
         if federation.aggregator == "fedadam":
-            return FedAdam(
-                rate, federation.betas, eps, noise_correction=federation.noise_correction, scale=scale[mask]
-            )
+            return FedAdam(rate, betas, eps, noise_correction=federation.noise_correction, scale=scale[mask])
         return FedAvg(rate, federation.momentum if federation.aggregator == "fedavg" else 0.0)
 
     masks = [adapter.trainable_entries(number) for number in ((1, 2) if adapter.train == "alternate" else (1,))]
-    head, own, eps = adapter.head, _HEAD_RATE, 1e-8
+    head, own, eps, betas = adapter.head, _HEAD_RATE, 1e-8, config.federation.betas
     if head is not None and head.alone:
+        betas = head_betas(config)
         # Small entries of an exact gradient are not noise: they take small steps, as in plain descent.
         own, eps = (_QUIET_RATE, _QUIET_EPS * head.gain) if config.privacy.unit == "none" else (NOISY_RATE, eps)
     scale = np.where(adapter.head_entries(), own / rule_rate(adapter), 1.0)

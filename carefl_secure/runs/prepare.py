@@ -146,6 +146,6 @@ def _warm_up(config: Config, task: ModelTask) -> str:
     adapter.load(np.asarray(start + _WARM_SHARE * (reached - start), np.float32))
     moved = float(np.linalg.norm(adapter.vector() - start))
     return (
-        f"warm start: {_WARM_SHARE:.0%} of what {size[0]} rounds of {size[1]} out of {task.records} public records reach without "
-        f"noise, {moved:.3g} in norm; the promise covers private records and is unchanged"
+        f"warm start: {_WARM_SHARE:.0%} of what {size[0]} rounds of {size[1]} out of {task.records} public records "
+        f"reach without noise, {moved:.3g} in norm; the promise covers private records and is unchanged"
     )

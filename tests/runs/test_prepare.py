@@ -24,7 +24,7 @@ from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.model.generation import perplexity
 from carefl_secure.progress import SilentReporter
 from carefl_secure.report.build import _preparation
-from carefl_secure.runs.build import label_scorer
+from carefl_secure.runs.build import label_scorer, make_optimizer
 from carefl_secure.runs.forecast import Forecast
 from carefl_secure.runs.pilot import _best, choose_rate, grid_rate, pilot_noise, pilot_size, rule_rate
 from carefl_secure.runs.plan_from_config import plan_with, request_of
@@ -159,6 +159,27 @@ def test_a_pilot_costs_a_small_share_of_the_run() -> None:
     _, plan = planned()
     rounds, batch = pilot_size(plan, 512)
     assert 3 * rounds * batch <= 0.08 * plan.privacy.rounds * plan.privacy.expected_batch
+
+
+def test_a_head_alone_takes_less_momentum_and_any_other_adapter_what_is_set(small: Callable[..., Config]) -> None:
+    config = small("federation.server_lr=0.03")
+    adapter = label_scorer(config, load_corpora(config, SilentReporter()).private.space).adapter
+    assert adapter.head is not None
+    gradient = np.ones(adapter.dimension)
+
+    def second_step(*more: str) -> float:
+        """Return how far a step goes on the head after a round, relative to the one before, if no gradient follows."""
+        optimizer, start = make_optimizer(small("federation.server_lr=0.03", *more), adapter), adapter.vector()
+        first = optimizer.step(start, gradient)
+        second = optimizer.step(first, 0 * gradient)
+        head = adapter.head_entries()
+        return float(np.abs(second - first)[head].max() / np.abs(first - start)[head].max())
+
+    kept = math.sqrt((1 - 0.99**2) / (0.01 * 0.99))  # by the second moment
+    assert second_step() == pytest.approx(0.8 * 0.2 / (1 - 0.8**2) * kept, rel=1e-3)
+    adapter.head.weigh(0.0)
+    assert second_step() == pytest.approx(0.5 * 0.5 / (1 - 0.5**2) * kept, rel=1e-3)
+    assert second_step("federation.betas=[0.1,0.99]") == pytest.approx(0.1 * 0.9 / (1 - 0.1**2) * kept, rel=1e-3)
 
 
 def test_a_round_of_a_pilot_is_as_noisy_as_a_round_of_the_run() -> None:

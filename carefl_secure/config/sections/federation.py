@@ -57,7 +57,10 @@ class FederationConfig(Section):
         default=False, description="subtract the noise variance from the second moment of aggregator=fedadam"
     )
     momentum: Share = Field(default=0.9, description="momentum of aggregator=fedavg")
-    betas: tuple[Share, Share] = Field(default=(0.5, 0.99), description="decay rates of aggregator=fedadam")
+    betas: tuple[Share, Share] = Field(
+        default=(0.8, 0.99),
+        description="decay rates of aggregator=fedadam; where a label head alone is trained, the first is at most 0.5",
+    )
     min_survivors: int = Field(
         default=_AUTO,
         ge=1,

@@ -23,7 +23,7 @@ from carefl_secure.noise import KeySource, KeyStream, SystemKeySource, gaussian
 from carefl_secure.privacy import poisson_sample
 from carefl_secure.privacy.clipping.clipped_sum import Clipping, clipped_sum
 from carefl_secure.progress import Reporter
-from carefl_secure.runs.build import NOISY_RATE
+from carefl_secure.runs.build import NOISY_RATE, head_betas
 from carefl_secure.runs.captions import Contexts
 from carefl_secure.runs.client_task import Vector
 from carefl_secure.runs.corpora import Corpora
@@ -134,7 +134,8 @@ def feature_baselines(
     for name, corpus in parts.items():
         seen[name] = whole_pictures(frozen_features(adapter, corpus, reporter)).float().cpu()
     known, truth = targets(train).astype(np.float32), targets(test)
-    head = LabelHead(train.space.labels, int(adapter.base.processor.image_seq_len), seen["train"].shape[2])
+    size = int(adapter.base.processor.image_seq_len), seen["train"].shape[2]
+    head = LabelHead(train.space.labels, *size, multi=train.space.multi)
     head.set_centre(seen["public"])
     x, new = (np.asarray(head.inputs(seen[name]).detach().numpy())[:, :-1] for name in ("train", "test"))
 
@@ -153,7 +154,7 @@ def private_head(learner: HeadLosses, config: Config, records: int, noise: float
     """Train a head alone by central DP-SGD with noise of ``noise`` clipping norms in every round's sum."""
     weight = learner.head.linear.weight
     clip = Clipping(config.privacy.clipping_norm, config.privacy.normalise, "native", _BATCH)
-    rate, optimizer = config.privacy.sample_rate, FedAdam(NOISY_RATE, config.federation.betas)
+    rate, optimizer = config.privacy.sample_rate, FedAdam(NOISY_RATE, head_betas(config))
     point: npt.NDArray[np.float32] = weight.detach().numpy().ravel().copy()
     for number in range(config.federation.rounds):
         drawn = poisson_sample(records, rate, KeyStream(keys.key(f"baseline/{number}/sample")))
