@@ -48,6 +48,10 @@ NOISY_RATE = 0.0175
 _HEAD_MOMENTUM = 0.5
 _QUIET_RATE, _QUIET_EPS = 0.06, 1e-3  # of a head alone without noise; eps in gains of the head
 _RULE = 1.1
+_NOISE, _MOST = (
+    2.6,
+    1.75,
+)  # noise over the mean gradient where the rule was measured, and the most that more noise adds
 _GRID = [digit * 10.0**power for power in range(-8, 5) for digit in (1, 3)]
 
 
@@ -144,12 +148,16 @@ def grid_rate(value: float) -> float:
     return min(_GRID, key=lambda rate: abs(math.log(rate / value)))
 
 
-def rule_rate(adapter: Adapter) -> float:
-    """Return the rate of Adam that follows from the size of the text model; a label head alone has its own."""
+def rule_rate(adapter: Adapter, noise: float = 0.0) -> float:
+    """Return the rate of Adam that follows from the size of the text model; a label head alone has its own.
+
+    ``noise`` is the norm of a round's noise over that of its mean gradient: of a step of Adam, so much less is signal.
+    """
     if adapter.head is not None and adapter.head.alone:
         return _HEAD_RATE
     text = adapter.base.model.config.text_config
-    return grid_rate(_RULE / (text.num_hidden_layers * math.sqrt(text.hidden_size)))
+    more = min(_MOST, max(1.0, math.sqrt((1 + (noise / _NOISE) ** 2) / 2)))
+    return grid_rate(more * _RULE / (text.num_hidden_layers * math.sqrt(text.hidden_size)))
 
 
 def stage_scorer(config: Config, corpora: Sequence[Corpora], stage: Stage, reporter: Reporter) -> LabelScorer:

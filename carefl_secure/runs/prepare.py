@@ -21,7 +21,7 @@ from carefl_secure.model.generation import perplexity
 from carefl_secure.model.label_scorer import LabelScorer
 from carefl_secure.progress import Reporter
 from carefl_secure.run_folder import RunFolder, write_atomically
-from carefl_secure.runs.build import first_scorer
+from carefl_secure.runs.build import first_scorer, rule_rate
 from carefl_secure.runs.captions import Contexts, load_contexts
 from carefl_secure.runs.client_task import ModelTask
 from carefl_secure.runs.corpora import Corpora
@@ -36,6 +36,7 @@ WRECKED = 1.5
 
 _SPEAKS = 300.0  # a base of a higher perplexity has no language that could be damaged
 _WARM_ROUNDS, _WARM_BATCH, _WARM_SHARE = 20, 64, 0.4
+_TASK = "warm start on public records"
 
 
 def prepare(
@@ -128,21 +129,24 @@ def language_sentence(config: Config, before: float, after: float) -> str:
 
 def _begin(config: Config, plan: RunPlan, task: ModelTask, update: float, reporter: Reporter) -> tuple[Rate, str]:
     """Resolve the rate and warm the adapter up; return the rate, and what to say of a warm start."""
-    rate = choose_rate(config, plan, task, update, reporter)
-    head, asked = task.losses.scorer.adapter.head, config.adapter.warm_start
-    warm = asked == "public" or (asked == "auto" and head is not None and head.alone)
-    return rate, _warm_up(config.with_server_lr(rate.server_lr), task) if warm else ""
+    rate, head = choose_rate(config, plan, task, update, reporter), task.losses.scorer.adapter.head
+    large = config.model.base != "embedded" and plan.local is None and not config.stages.spaces
+    alone, asked = head is not None and head.alone, config.adapter.warm_start
+    warm = asked == "public" or (asked == "auto" and (alone or large))
+    return rate, _warm_up(config, task, reporter) if warm else ""
 
 
-def _warm_up(config: Config, task: ModelTask) -> str:
+def _warm_up(config: Config, task: ModelTask, reporter: Reporter) -> str:
     """Tune the adapter on public records without noise and go part of the way; return what to say of it."""
     adapter = task.losses.scorer.adapter
     batch = task.records if adapter.head is not None and adapter.head.alone else min(_WARM_BATCH, task.records)
     start, size = adapter.vector(), (min(_WARM_ROUNDS, config.federation.rounds), batch)
     known = replace(task, clipping=replace(task.clipping, normalise=False, norm=1e3))
-    quiet = config.federation.model_copy(update={"noise_correction": False})
-    free = config.model_copy(update={"federation": quiet})
-    reached = simulate(free, known, np.arange(task.records), size, 0.0)
+    adam = {"noise_correction": False, "aggregator": "fedadam", "server_lr": rule_rate(adapter)}
+    free = config.model_copy(update={"federation": config.federation.model_copy(update=adam)})
+    reporter.start(_TASK, size[0])
+    reached = simulate(free, known, np.arange(task.records), size, 0.0, done=lambda: reporter.advance(_TASK))
+    reporter.finish(_TASK)
     adapter.load(np.asarray(start + _WARM_SHARE * (reached - start), np.float32))
     moved = float(np.linalg.norm(adapter.vector() - start))
     return (

@@ -78,6 +78,16 @@ def test_the_rule_gives_the_known_good_rates(layers: int, width: int, rate: floa
     assert grid_rate(0.0949) == pytest.approx(0.1) and grid_rate(2.0) in (1.0, 3.0)
 
 
+@pytest.mark.parametrize(
+    ("layers", "width", "noise", "rate"),
+    [(30, 576, 2.6, 0.001), (30, 576, 5.0, 0.003), (30, 576, 1e9, 0.003), (4, 128, 6.2, 0.03), (4, 128, 1e9, 0.03)],
+)
+def test_the_rule_is_higher_where_little_of_a_step_is_signal(
+    layers: int, width: int, noise: float, rate: float
+) -> None:
+    assert rule_rate(adapter_of(layers, width), noise) == pytest.approx(rate)
+
+
 @dataclass
 class Toy:
     """A model of one vector: the loss is its squared distance from where ``best`` is in every entry."""
@@ -108,7 +118,7 @@ class Toy:
         """Order the records the better the nearer the point is."""
         share = math.exp(-10 * float(((self.point - self.best) ** 2).mean()) / max(self.best**2, 1e-9))
         known = np.random.default_rng(0).random((len(indices), 2)) < share
-        return np.where(known, self.targets(indices), np.random.default_rng(1).random((len(indices), 2)))
+        return np.where(known, Toy.targets(self, indices), np.random.default_rng(1).random((len(indices), 2)))
 
 
 def planned(*more: str) -> tuple[Config, RunPlan]:
@@ -125,6 +135,26 @@ def test_a_pilot_finds_the_rate_that_reaches_the_optimum_and_repeats_itself() ->
     assert not toy.point.any(), "the adapter is where it was"
     again = choose_rate(config, plan, toy, 1.0, SilentReporter())  # type: ignore[arg-type]
     assert again == rate and "0.1" in rate.sentence
+
+
+class RareToy(Toy):
+    """One more label, of a single record, which a higher rate always ranks lower."""
+
+    def targets(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        rare = np.zeros((len(indices), 1))
+        rare[0] = 1.0
+        return np.hstack([super().targets(indices), rare])
+
+    def scores(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        rare = np.full((len(indices), 1), 0.5)
+        rare[0] = 0.5 - float(np.abs(self.point).mean())
+        return np.hstack([super().scores(indices), rare])
+
+
+def test_a_label_of_one_held_out_record_does_not_decide_between_rates() -> None:
+    config, plan = planned()
+    found = [choose_rate(config, plan, toy(best=2.0), 1.0, SilentReporter()) for toy in (Toy, RareToy)]  # type: ignore[arg-type]
+    assert found[0] == found[1]
 
 
 def test_records_on_which_nothing_is_learnt_leave_the_rule_alone() -> None:
@@ -265,12 +295,15 @@ def test_the_command_refuses_a_run_of_noise_with_its_own_code(small: Callable[..
 
 
 def test_a_warm_start_moves_the_adapter_and_costs_nothing(small: Callable[..., Config]) -> None:
-    cold, adapter = prepared(small())
+    cold, adapter = prepared(small("adapter.warm_start=none"))
     assert cold["warm_start"] == "" and not adapter.vector()[adapter.trainable_entries(1)].any()
     warm, adapter = prepared(small("adapter.warm_start=public"))
     assert adapter.vector()[adapter.trainable_entries(1)].any() and "without noise" in warm["warm_start"]
-    _, again = prepared(small("adapter.warm_start=public"))
+    # By default too, as this base is not the embedded one; the rate of the run does not matter.
+    _, again = prepared(small("federation.server_lr=5"))
     np.testing.assert_array_equal(again.vector(), adapter.vector())
+    local, _ = prepared(small("privacy.unit=none", "federation.local_steps=2", "federation.aggregator=fedprox"))
+    assert local["warm_start"] == ""
 
 
 def test_a_head_that_is_trained_alone_begins_on_the_way_to_its_public_fit(small: Callable[..., Config]) -> None:
@@ -284,8 +317,6 @@ def test_a_head_that_is_trained_alone_begins_on_the_way_to_its_public_fit(small:
     assert made["forecast"] == measured_cold["forecast"] and made["server_lr"] == measured_cold["server_lr"]
     made, adapter = prepared(small("privacy.unit=none"), alone=True)
     assert adapter.vector()[adapter.trainable_entries(1)].any() and "40% of" in made["warm_start"]
-    made, adapter = prepared(small("adapter.head=none"))
-    assert made["warm_start"] == "" and not adapter.vector()[adapter.trainable_entries(1)].any()
 
 
 def test_what_was_measured_is_kept_and_completed_at_the_end(small: Callable[..., Config], tmp_path: Path) -> None:
@@ -298,7 +329,7 @@ def test_what_was_measured_is_kept_and_completed_at_the_end(small: Callable[...,
     )
     assert close_record(folder, config, made, perplexity(adapter)) == []  # a random base has no language
     assert read_record(folder)["language"]["after"] > 0
-    assert len(_preparation(tmp_path)) == 2 and _preparation(tmp_path / "elsewhere") == []
+    assert len(_preparation(tmp_path)) == 3 and _preparation(tmp_path / "elsewhere") == []
     (tmp_path / "preparation.json").write_text("{}")
     for read in (lambda: read_record(folder), lambda: _preparation(tmp_path)):
         with pytest.raises(RunError, match="restore it"):
