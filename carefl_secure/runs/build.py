@@ -48,10 +48,7 @@ NOISY_RATE = 0.0175
 _HEAD_MOMENTUM = 0.5
 _QUIET_RATE, _QUIET_EPS = 0.06, 1e-3  # of a head alone without noise; eps in gains of the head
 _RULE = 1.1
-_NOISE, _MOST = (
-    2.6,
-    1.75,
-)  # noise over the mean gradient where the rule was measured, and the most that more noise adds
+_NOISE, _MOST = 2.0, 1.75  # how noise raises the rule's rate, and by how much at most
 _GRID = [digit * 10.0**power for power in range(-8, 5) for digit in (1, 3)]
 
 
@@ -156,7 +153,7 @@ def rule_rate(adapter: Adapter, noise: float = 0.0) -> float:
     if adapter.head is not None and adapter.head.alone:
         return _HEAD_RATE
     text = adapter.base.model.config.text_config
-    more = min(_MOST, max(1.0, math.sqrt((1 + (noise / _NOISE) ** 2) / 2)))
+    more = min(_MOST, math.hypot(1.0, noise / _NOISE))
     return grid_rate(more * _RULE / (text.num_hidden_layers * math.sqrt(text.hidden_size)))
 
 

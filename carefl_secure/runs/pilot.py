@@ -4,7 +4,7 @@ An aligned step of Adam at rate :math:`\eta` changes the outputs of each of L la
 :math:`\eta`, so the rule is :math:`\eta = 1.1 f / (L \sqrt d)`, rounded to 1 or 3 times a power of ten: 0.03 for the
 embedded model and 0.001 for SmolVLM2 at 256M to 2.2B (``docs/defaults.md``). Adam divides by the root mean square of
 all that a round opens, so of a step under noise of r times the mean gradient's norm :math:`1 / \sqrt{1 + r^2}` is
-signal. The rule was measured at r = 2.6; beyond, :math:`f = \min(1.75, \sqrt{(1 + (r / 2.6)^2) / 2})`, else 1.
+signal. Part of that is made up for: :math:`f = \min(1.75, \sqrt{1 + r^2 / 4})`.
 
 The pilot takes the plan's own steps: clipping and optimizer are the run's. Batches are smaller, which the noise makes
 up for (`pilot_noise`), and rounds at most 20. Every rate sees the same batches and noise. Rates are compared by mAP on

@@ -36,7 +36,7 @@ from carefl_secure.run_folder import RunFolder, make_folder, write_atomically
 from carefl_secure.runs.build import evaluation_batch, label_scorer
 from carefl_secure.runs.captions import captions_of
 from carefl_secure.runs.corpora import Corpora
-from carefl_secure.runs.saved_model.predict import check_suffix, predicted, score_file
+from carefl_secure.runs.saved_model.predict import check_score_file, predicted, score_file
 from carefl_secure.runs.staged_corpora import load_corpora
 
 T = TypeVar("T")
@@ -133,7 +133,7 @@ def evaluate(
     does not fit the run's settings, `ModelError`.
     """
     if predictions is not None:
-        check_suffix(predictions)
+        check_score_file(predictions)
     opened = ScoredRun(run, reporter)
     if data is None and (labels, view) != ("auto", "auto"):
         raise ConfigError("--labels and --view say how to read --data; name a corpus there")

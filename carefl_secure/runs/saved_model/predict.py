@@ -158,16 +158,21 @@ class ScoreFile:
             self._rows.writerow([image, label, score, limit, int(label in found.labels), right])
 
 
-def check_suffix(path: Path) -> None:
-    """Refuse (ConfigError) a file whose suffix sets no format."""
+def check_score_file(path: Path) -> None:
+    """Refuse (ConfigError) a file whose suffix sets no format, and one that holds anything but earlier scores."""
     if path.suffix not in (".csv", ".jsonl"):
         raise ConfigError(f"{path} should end in .csv or .jsonl, which sets its format")
+    if path.is_file():
+        with path.open("rb") as file:
+            first = file.readline(1000)
+        if first and not first.startswith(b"image," if path.suffix == ".csv" else b'{"image":'):
+            raise ConfigError(f"{path} exists and holds no scores of images; choose another file, or remove it")
 
 
 @contextmanager
 def score_file(path: Path) -> Iterator[ScoreFile]:
     """Open a file for its owner alone; ConfigError for an unknown suffix, RunError where it cannot be written."""
-    check_suffix(path)
+    check_score_file(path)
     try:
         path.touch(mode=0o600)
         with path.open("w", encoding="utf-8", newline="") as file:

@@ -104,6 +104,18 @@ def test_a_table_has_a_row_for_each_label(tmp_path: Path) -> None:
         ]
 
 
+@pytest.mark.parametrize("name", ["scores.csv", "ledger.jsonl"])
+def test_scores_replace_earlier_scores_and_nothing_else(tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    for _ in range(2):
+        with score_file(file) as table:
+            table.write("1.png", predict.predicted(("x", "y"), np.array([-1.0, 2.0]), None))
+    file.write_text('{"format": "carefl.ledger/1"}\n')
+    with pytest.raises(ConfigError, match="choose another file"), score_file(file):
+        pass
+    assert "carefl.ledger" in file.read_text()
+
+
 def script_of(adapter: Path) -> str:
     (script,) = re.findall(r"```python\n(.*?)```", (adapter / "README.md").read_text(), re.DOTALL)
     assert "carefl" not in script.lower()
