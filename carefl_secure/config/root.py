@@ -215,6 +215,7 @@ def stage_config(config: Config, place: int) -> Config:
         update={
             "stages": runs.StagesConfig(),
             "data": config.data.model_copy(update={"labels": space}),
+            "adapter": config.adapter.model_copy(update={"warm_start": "none"}),
             "privacy": config.privacy.model_copy(update={"mechanism": "independent"}),
             "federation": config.federation.model_copy(update={"rounds": rounds}),
         }

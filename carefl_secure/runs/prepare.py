@@ -130,7 +130,7 @@ def language_sentence(config: Config, before: float, after: float) -> str:
 def _begin(config: Config, plan: RunPlan, task: ModelTask, update: float, reporter: Reporter) -> tuple[Rate, str]:
     """Resolve the rate and warm the adapter up; return the rate, and what to say of a warm start."""
     rate, head = choose_rate(config, plan, task, update, reporter), task.losses.scorer.adapter.head
-    large = config.model.base != "embedded" and plan.local is None and not config.stages.spaces
+    large = config.model.base != "embedded" and plan.local is None
     alone, asked = head is not None and head.alone, config.adapter.warm_start
     warm = asked == "public" or (asked == "auto" and (alone or large))
     return rate, _warm_up(config, task, reporter) if warm else ""

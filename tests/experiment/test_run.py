@@ -203,6 +203,7 @@ def test_central_noise_is_as_large_as_its_price_says(make: Make, out: Path) -> N
 def test_a_central_step_takes_its_noise_off_as_the_servers_does(make: Make, out: Path) -> None:
     """The gradient is read off a plain step; the corrected step follows from it and the noise."""
     fixed = {**PRIVATE, "federation.rounds": 1, "unsafe_deterministic_noise": True, "adapter.head": "none"}
+    fixed["adapter.warm_start"] = "none"
     fedavg = {"federation.aggregator": "fedavg", "federation.server_lr": 1.0}
     corrected = {"federation.server_lr": 0.1, "federation.noise_correction": True}
     kinds = {"plain": fedavg, "adam": {"federation.server_lr": 0.1}, "corrected": corrected}

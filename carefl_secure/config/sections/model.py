@@ -144,7 +144,7 @@ class AdapterConfig(Section):
         default="auto",
         description="public tunes the adapter on public records, without noise, before the first private round, and "
         "begins part of the way there; auto does so where the label head alone is trained, "
-        "and with any base but the embedded one, unless clients take local steps or there are stages",
+        "and with any base but the embedded one, unless clients take local steps. Stages begin without",
     )
     head: Literal["auto", "linear", "none"] = Field(
         default="auto",
