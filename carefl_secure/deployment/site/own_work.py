@@ -8,10 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-import yaml
-
 from carefl_secure.config import Config
-from carefl_secure.config.load import build_config, flatten
+from carefl_secure.config.load import build_config, flatten, parse_yaml
 from carefl_secure.deployment.provisioning.site_bundle import SiteBundle
 from carefl_secure.deployment.site.proposal import Proposal
 from carefl_secure.deployment.site.site_log import SiteLog
@@ -52,9 +50,12 @@ def own_config(proposal: Proposal, bundle: SiteBundle, *, rehearsal: bool) -> Co
     or `ConfigError` when the settings cannot be read, or contradict each other.
     """
     try:
-        settings = flatten(yaml.safe_load(proposal.config))
-    except (yaml.YAMLError, ValueError, RecursionError, AttributeError) as error:
+        parsed = parse_yaml(proposal.config, "the proposed configuration")
+    except ConfigError as error:
         raise ProtocolError("the proposed configuration is not readable") from error
+    if not isinstance(parsed, dict):
+        raise ProtocolError("the proposed configuration is not readable: it is no mapping")
+    settings = flatten(parsed)
     if settings.get("unsafe_deterministic_noise") and not rehearsal:
         raise PolicyError("the run asks for predictable noise", "unprotected")
     if not rehearsal:

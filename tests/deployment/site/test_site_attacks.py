@@ -31,7 +31,7 @@ from carefl_secure.deployment.site.agent import Agent
 from carefl_secure.deployment.site.budget import corpus_ledger
 from carefl_secure.deployment.site.proposal import ChargedRounds, Proposal, next_number
 from carefl_secure.deployment.site.site_log import SiteLog
-from carefl_secure.errors import RunError
+from carefl_secure.errors import ProtocolError, RunError
 from carefl_secure.federation.local_update.task import DeferredTask
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.transport import error_codes
@@ -207,6 +207,15 @@ def test_a_proposal_has_its_time(toy: Asked, monkeypatch: pytest.MonkeyPatch) ->
         assert (head != {} and clause(head) == "stale") == refused, (passed, head)
     log = (toy.agents[0].bundle.path / "refusals.log").read_text()
     assert "signed 400 s in the future" in log and "set the clock that is wrong" in log
+
+
+@pytest.mark.parametrize(
+    "text", ["a: [", "[1, 2]", "", "[" * 3000, "privacy: {epsilon: 1}\nprivacy: {epsilon: 9}", "a: " + "9" * 5000]
+)
+def test_settings_that_can_be_read_in_two_ways_or_none_are_refused(toy: Asked, text: str) -> None:
+    made = dataclasses.replace(Proposal.of("a-run", toy.config, toy.plan, toy.base), config=text)
+    with pytest.raises(ProtocolError, match="not readable"):
+        own_work.own_config(made, toy.agents[0].bundle, rehearsal=False)
 
 
 def test_a_stranger_uses_up_no_number(toy: Asked) -> None:
