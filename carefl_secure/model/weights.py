@@ -1,4 +1,8 @@
-"""Weights in one safetensors file: written whole or not at all, with a digest in its header that reading checks."""
+"""Weights in one safetensors file: written whole or not at all, with a digest in its header that reading checks.
+
+Equal weights give equal files: safetensors writes the entries of ``__metadata__`` in an order of its own each time, so
+the header is written anew with sorted names.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,14 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from carefl_secure.errors import ModelError
 from carefl_secure.run_folder import write_atomically
+from carefl_secure.strict_json import canonical_json, load_json
 
 _DIGEST = "sha256"
 
@@ -19,7 +25,11 @@ _DIGEST = "sha256"
 def write_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Replace a file in one step; RunError where the file system refuses."""
     whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    write_atomically(path, save(whole, {"format": "pt", _DIGEST: _digest(whole)}), private=True)
+    raw = save(whole, {"format": "pt", _DIGEST: _digest(whole)})
+    end = 8 + int.from_bytes(raw[:8], "little")
+    header = canonical_json(load_json(raw[8:end]))
+    header += b" " * (-len(header) % 8)  # tensors begin at a multiple of 8
+    write_atomically(path, len(header).to_bytes(8, "little") + header + raw[end:], private=True)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -42,5 +52,5 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     found = hashlib.sha256()
     for name, value in sorted(tensors.items()):
         found.update(f"{name} {value.dtype} {list(value.shape)} ".encode())
-        found.update(value.numpy().tobytes())
+        found.update(value.flatten().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
