@@ -162,7 +162,7 @@ class LabelHead(nn.Module):
     def with_settings(self, about: dict[str, Any]) -> LabelHead:
         """Return a fresh head of the labels and the kind that saved settings state, for the same base."""
         labels = tuple(map(str, about["labels"]))
-        head = LabelHead(labels, self._tokens, self._width, noisy=bool(about.get("noisy", True)))
+        head = LabelHead(labels, self._tokens, self._width, noisy=bool(about["noisy"]))
         head._constant = float(about["constant"])
         return head
 

@@ -74,6 +74,11 @@ def load_head(adapter: Adapter, folder: Path) -> None:
     labels = about.get("labels")
     if not isinstance(labels, list) or len(set(map(str, labels))) < len(labels):
         raise ModelError(f"the label head in {folder} does not name its labels; restore it from a copy")
+    if not isinstance(about["constant"], int | float):
+        raise ModelError(f"the label head in {folder} states no number as its constant; restore it from a copy")
+    if "noisy" not in about:  # version 0.1.0, where the shape of the reduction shows it
+        shape = tensors["reduction"].shape if "reduction" in tensors else None
+        about["noisy"] = head.with_settings({**about, "noisy": True}).reduction.shape == shape
     saved = head.with_settings(about)
     expected = {name: (value.shape, value.dtype) for name, value in saved.state_dict().items()}
     if about != saved.settings() or expected != {name: (value.shape, value.dtype) for name, value in tensors.items()}:

@@ -233,6 +233,29 @@ def test_a_head_of_any_grid_knows_whether_its_rounds_had_noise(tokens: int, nois
     assert len(head.reduction) == (8 if noisy else 24) and head.reduction.any(1).sum() > (0 if noisy else 20)
 
 
+@pytest.mark.parametrize("noisy", [False, True])
+@pytest.mark.parametrize("cells", [1, 16])
+def test_a_head_that_version_0_1_0_saved_is_loaded_with_its_noise(
+    tiny: Path, tmp_path: Path, noisy: bool, cells: int
+) -> None:
+    adapter = wearing(tiny)
+    adapter.attach_head(BASIC.labels, LabelHead(BASIC.labels, cells, 128, noisy=noisy))
+    head = adapter.head
+    assert head is not None
+    head.fit(features(80)[:, :cells] + 1)
+    torch.nn.init.normal_(head.linear.weight)
+    adapter.save(tmp_path)
+    about = json.loads((tmp_path / HEAD_SETTINGS).read_text())
+    for later in ("noisy", "constant"):
+        del about[later]
+    (tmp_path / HEAD_SETTINGS).write_text(json.dumps(about))
+    fresh = wearing(tiny)
+    fresh.attach_head(EMOTIC.labels, LabelHead(EMOTIC.labels, cells, 128, noisy=not noisy))
+    load_saved(fresh, tmp_path)
+    assert fresh.head is not None and fresh.head.settings() == head.settings()
+    assert torch.equal(fresh.head.inputs(features()), head.inputs(features()))
+
+
 @pytest.mark.parametrize("stack", [False, True])
 def test_a_saved_head_gives_the_same_scores(tiny: Path, tmp_path: Path, stack: bool) -> None:
     adapter = wearing(tiny)
@@ -248,7 +271,7 @@ def test_a_saved_head_gives_the_same_scores(tiny: Path, tmp_path: Path, stack: b
     assert fresh.head.labels == BASIC.labels
     assert np.allclose(LabelScorer(fresh, BASIC, "Which?").all(features()), scores, atol=1e-5)
     about = json.loads((tmp_path / HEAD_SETTINGS).read_text())
-    assert about.pop("constant") == 0.5
+    assert about.pop("constant") == 0.5 and about.pop("noisy") is True
     (tmp_path / HEAD_SETTINGS).write_text(json.dumps(about))  # as earlier versions wrote it
     load_saved(fresh, tmp_path)
     assert np.allclose(LabelScorer(fresh, BASIC, "Which?").all(features()), scores, atol=1e-5)
@@ -277,5 +300,7 @@ def test_a_folder_that_does_not_fit_is_refused_and_changes_nothing(tiny: Path, t
         refused(ModelError, "another base")
     (tmp_path / HEAD_SETTINGS).write_text(json.dumps({**about, "labels": ["x"] * 7}))
     refused(ModelError, "name its labels")
+    (tmp_path / HEAD_SETTINGS).write_text(json.dumps({**about, "constant": None}))
+    refused(ModelError, "constant")
     (tmp_path / HEAD_FILE).unlink()
     refused(ModelError, "no label head")
