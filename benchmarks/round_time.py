@@ -34,7 +34,7 @@ def main() -> int:
     options = arguments(__doc__)
     rounds = 15 if options.quick else 60
     with tempfile.TemporaryDirectory() as folder:
-        config = load_config(None, [f"data.cache_dir={folder}", f"run.dir={folder}"])
+        config = load_config(None, [f"data.cache_dir={folder}", f"run.dir={folder}"]).with_sample_rate()
         corpora = load_corpora(config, SilentReporter())
         base = load_base(quantization=config.model.quantization, parallel_batches=1)
         adapter = Adapter(base, rank=config.adapter.rank, alpha=config.adapter.alpha)
@@ -44,7 +44,7 @@ def main() -> int:
             Clipping(config.privacy.clipping_norm, config.privacy.normalise, micro_batch=32),
             SilentReporter(),
         )[0]
-    rate, point = config.privacy.sample_rate, adapter.vector()
+    rate, point = config.sample_rate, adapter.vector()
     bound = sample_bound(plain.records, rate)
     padded = dataclasses.replace(plain, rows=bound)
     sizes, seconds = [], []

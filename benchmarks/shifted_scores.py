@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import t
 
-from carefl_secure.config import Config
+from carefl_secure.config import Config, load_config
 from carefl_secure.progress import SILENT
 from carefl_secure.runs.build import label_scorer
 from carefl_secure.runs.evaluation.evaluator import feature_baselines
@@ -45,6 +45,7 @@ def measure(source: str, seed: int, private: bool, folder: str) -> dict[str, flo
     settings["evaluation"] = {"baselines": False, "every": 1000}
     config = Config.model_validate(settings)
     summary = train(config, SILENT)
+    config = load_config(summary.folder / "config.yaml")  # with the sampling rate of the run
     corpora = load_corpora(config, SILENT)
     adapter = label_scorer(config, corpora.private.space).adapter
     found = feature_baselines(config, adapter, corpora.private, corpora.test, corpora.public, SILENT)

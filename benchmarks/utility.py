@@ -77,7 +77,7 @@ def centralised(config: Config, noise_multiplier: float, seed: int) -> float:
     )
     evaluate = Evaluator(scorer, corpora, config.performance.evaluation_batch, SilentReporter())
     optimiser = FedAdam(config.federation.server_lr, config.federation.betas)
-    clients, rate = config.federation.clients, config.privacy.sample_rate
+    clients, rate = config.federation.clients, config.sample_rate
     gone = round(config.simulation.dropout * clients)
     point = adapter.vector()
     for number in range(1, config.federation.rounds + 1):

@@ -154,6 +154,8 @@ def _checked(settings: dict[str, Any]) -> Config:
         resolved["federation"]["local_steps"] = config.local_steps
         resolved["federation"]["local_lr"] = config.local_lr
         resolved["federation"]["server_lr"] = config.server_lr or "auto"
+        if config.head == "none":  # so none is trained alone
+            resolved["privacy"]["sample_rate"] = config.with_sample_rate().sample_rate
         if config.stages.spaces:
             resolved["stages"]["rounds"] = config.stage_rounds
             resolved["data"]["labels"] = config.stages.spaces[-1]

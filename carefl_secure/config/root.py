@@ -12,6 +12,10 @@ from carefl_secure.config.sections.data import DataConfig
 from carefl_secure.config.sections.federation import PROTOCOLS, FederationConfig, default_min_survivors
 from carefl_secure.config.sections.model import AdapterConfig, ModelConfig, default_targets
 from carefl_secure.config.sections.privacy import PrivacyConfig
+from carefl_secure.errors import ConfigError
+
+SAMPLE_RATE = 0.2
+"""Sampling rate under ``auto``, unless a run's label head is trained alone."""
 
 _DROPOUT = 0.1
 _STEPS = 10
@@ -79,7 +83,7 @@ class Config(Section):
     @property
     def rules_out_bands(self) -> str:
         """What banded noise cannot be used with, as ``setting=value``; empty where it can."""
-        privacy, federation = self.privacy, self.federation
+        privacy, federation, rate = self.privacy, self.federation, self.with_sample_rate().sample_rate
         checks = (
             (privacy.unit != "record", f"privacy.unit={privacy.unit}"),
             (privacy.trust != "secagg", f"privacy.trust={privacy.trust}"),
@@ -88,9 +92,22 @@ class Config(Section):
             (federation.aggregation not in PROTOCOLS, f"federation.aggregation={federation.aggregation}"),
             (federation.rounds < 2, f"federation.rounds={federation.rounds}"),
             (privacy.target_unclipped_quantile is not None, "privacy.target_unclipped_quantile"),
-            (privacy.sample_rate > 0.5, f"privacy.sample_rate={privacy.sample_rate:g}"),
+            (rate > 0.5, f"privacy.sample_rate={rate:g}"),
         )
         return next((text for applies, text in checks if applies), "")
+
+    @property
+    def sample_rate(self) -> float:
+        """Sampling rate as a number; `ConfigError` under ``auto``, which depends on the run, until it is resolved."""
+        if self.privacy.sample_rate == "auto":
+            raise ConfigError("privacy.sample_rate=auto is not resolved; call resolve_sample_rate, or give a number")
+        return self.privacy.sample_rate
+
+    def with_sample_rate(self, rate: float = SAMPLE_RATE) -> Config:
+        """Return the same configuration with ``auto`` resolved to a sampling rate; a number that was given stands."""
+        if self.privacy.sample_rate != "auto":
+            return self
+        return self.model_copy(update={"privacy": self.privacy.model_copy(update={"sample_rate": rate})})
 
     @property
     def server_lr(self) -> float | None:
@@ -301,7 +318,8 @@ def check_work(config: Config) -> None:
     if privacy.bands != "auto":
         if privacy.mechanism != "banded":
             raise ValueError(f"privacy.bands={privacy.bands} has no effect without privacy.mechanism=banded")
-        if (most := min(federation.rounds, int((1 + 1e-12) / privacy.sample_rate))) < privacy.bands:
+        rate = config.with_sample_rate().sample_rate  # resolved under auto so that the bands fit
+        if (most := min(federation.rounds, int((1 + 1e-12) / rate))) < privacy.bands:
             raise ValueError(f"privacy.bands={privacy.bands} is above {most}, the lower of rounds and 1 / sample_rate")
     updates, steps = config.sums_updates, config.local_steps
     if not updates and steps > 1:

@@ -45,6 +45,7 @@ from carefl_secure.runs.corpora import Corpora
 from carefl_secure.runs.evaluation.evaluator import Evaluator
 from carefl_secure.runs.plan_from_config import UNCLIPPED, central_budget
 from carefl_secure.runs.prepare import begin_as_federated
+from carefl_secure.runs.sample_rate import resolve_sample_rate
 from carefl_secure.runs.staged_corpora import load_corpora
 
 Floats = npt.NDArray[np.float64]
@@ -140,11 +141,12 @@ class Bench:
     """Corpora, captions and a model under one configuration, ready to score adapters."""
 
     def __init__(self, config: Config, reporter: Reporter) -> None:
-        self.config, self.reporter = config, reporter
+        self.reporter = reporter
         self.corpora: Corpora = load_corpora(config, reporter)
         self.contexts: Contexts | None = load_contexts(config, self.corpora, reporter)
         self.scorer: LabelScorer = label_scorer(config, self.corpora.test.space)
         fit_head(config, self.scorer, self.corpora.public, reporter)
+        self.config, _ = resolve_sample_rate(config, self.corpora, self.scorer.adapter)
         self.initial = self.scorer.adapter.vector()
 
     @cached_property
@@ -230,7 +232,7 @@ def _descend(bench: Bench, share: npt.NDArray[np.int64], noise: float, purpose: 
         ),
         Clipping(clip, config.privacy.normalise and private, config.privacy.clipping, micro_batch(config)),
     )
-    rate, adapter = config.privacy.sample_rate, start.copy()
+    rate, adapter = config.sample_rate, start.copy()
     batch = rate * len(share)
     optimizer = make_optimizer(config, bench.scorer.adapter)
     source = key_source(config)(0)

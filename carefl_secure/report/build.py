@@ -81,7 +81,8 @@ def _preparation(run: Path) -> list[str]:
     path = run / "preparation.json"
     try:
         kept = load_json(path.read_text(encoding="utf-8"))
-        said = [kept["forecast"]["sentence"], kept["server_lr"]["sentence"]]
+        # Runs of earlier versions kept no sentence on their sampling rate.
+        said = [kept["forecast"]["sentence"], kept.get("sample_rate", ""), kept["server_lr"]["sentence"]]
         said += [kept["warm_start"], kept["language"]["sentence"]]
         return [f"{one[:1].upper()}{one[1:]}." for one in said if one]
     except FileNotFoundError:

@@ -37,13 +37,16 @@ def earlier_of(config: Config, run: str | None) -> frozenset[History]:
 
 def request_of(config: Config, corpora: Corpora, dimension: int) -> PlanRequest:
     """Return what a plan is made from, the same at every party; undeclared records are counted (simulations only)."""
-    dimension += entries_beside(config)
+    return _request(config, *public_counts(config, corpora), dimension + entries_beside(config))
+
+
+def public_counts(config: Config, corpora: Corpora) -> tuple[int, int]:
+    """Return units (records, or persons) and records of all clients: as declared, or counted in a simulation."""
     declared = config.federation.public_records
     if declared is not None:
-        return _request(config, declared, declared, dimension)
+        return declared, declared
     held = corpora.private.records
-    units = len(subject_groups(held)) if config.privacy.unit == "person" else len(held)
-    return _request(config, units, len(held), dimension)
+    return len(subject_groups(held)) if config.privacy.unit == "person" else len(held), len(held)
 
 
 def entries_beside(config: Config) -> int:
@@ -52,8 +55,11 @@ def entries_beside(config: Config) -> int:
 
 
 def plan_with(config: Config, public_records: int, dimension: int) -> RunPlan:
-    """Return the plan for a declared number of records (persons), without looking at any."""
-    return plan_run(_request(config, public_records, public_records, dimension))
+    """Return the plan for a declared number of records (persons), without looking at any.
+
+    ``privacy.sample_rate=auto`` is the default here: what would raise it depends on a run's label head.
+    """
+    return plan_run(_request(config.with_sample_rate(), public_records, public_records, dimension))
 
 
 def _request(config: Config, units: int, records: int, dimension: int) -> PlanRequest:
@@ -73,7 +79,7 @@ def _request(config: Config, units: int, records: int, dimension: int) -> PlanRe
         clients=config.federation.clients,
         rounds=config.federation.rounds,
         public_records=units,
-        sample_rate=1.0 if privacy.unit == "client" else privacy.sample_rate,
+        sample_rate=1.0 if privacy.unit == "client" else config.sample_rate,
         clipping_norm=privacy.clipping_norm if private else UNCLIPPED,
         delta=privacy.delta,
         target_epsilon=privacy.epsilon if private else None,
@@ -90,7 +96,7 @@ def _bands_of(config: Config) -> tuple[int, float, float]:
     """Return the bands, and their error over that of independent noise: with all clients, and with `min_survivors`."""
     privacy, federation = config.privacy, config.federation
     fixed = None if privacy.bands == "auto" else min(privacy.bands, federation.rounds)  # an audit plays fewer rounds
-    budget = (federation.rounds, privacy.sample_rate, privacy.epsilon, privacy.delta, config.momentum)
+    budget = (federation.rounds, config.sample_rate, privacy.epsilon, privacy.delta, config.momentum)
     bands, error = choose_bands(*budget, fixed)
     return bands, error, choose_bands(*budget, bands, federation.min_survivors / federation.clients)[1]
 
@@ -138,7 +144,7 @@ def central_budget(config: Config) -> Budget:
             delta=privacy.delta,
             epsilon=privacy.epsilon,
             rounds=config.federation.rounds,
-            sample_rate=privacy.sample_rate,
+            sample_rate=config.sample_rate,
         )
     )
 
@@ -153,7 +159,7 @@ def local_plan(config: Config) -> LocalPlan | None:
         steps=config.local_steps,
         learning_rate=config.local_lr,
         rule=config.federation.local_rule,
-        batch_share=config.privacy.sample_rate,
+        batch_share=config.sample_rate,
         proximal_mu=federation.proximal_mu if rule == "fedprox" else 0.0,
         feddyn_alpha=federation.feddyn_alpha if rule == "feddyn" else 0.0,
         stragglers=config.simulation.stragglers,

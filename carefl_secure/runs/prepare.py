@@ -28,6 +28,7 @@ from carefl_secure.runs.corpora import Corpora
 from carefl_secure.runs.forecast import forecast, public_task
 from carefl_secure.runs.pilot import Rate, choose_rate, simulate
 from carefl_secure.runs.plan_from_config import noise_text, request_of
+from carefl_secure.runs.sample_rate import resolve_sample_rate
 from carefl_secure.runs.staged_corpora import load_stages, stage_configs
 from carefl_secure.strict_json import load_json
 
@@ -68,13 +69,15 @@ def prepare(
 
 def plan_only(config: Config, reporter: Reporter) -> dict[str, Any]:
     """Return budget, plan and forecast of a run without the run; of several stages, of the first alone."""
-    one, every = stage_configs(config)[0], load_stages(config, reporter)
+    every = load_stages(config, reporter)
     corpora, scorer = every[0], first_scorer(config, every, reporter)
+    config, sampling = resolve_sample_rate(config, corpora, scorer.adapter)
+    one = stage_configs(config)[0]
     contexts = load_contexts(one, corpora, reporter)
     plan = plan_run(request_of(one, corpora, scorer.adapter.dimension))
     found = forecast(one, plan, public_task(one, plan, scorer, corpora, contexts, reporter))
-    budget = f"{scorer.adapter.dimension} trained values; {noise_text(one, plan)}"
-    return {"budget": budget, "plan": plan.to_json(), "forecast": found.to_json()}
+    parts = (f"{scorer.adapter.dimension} trained values", noise_text(one, plan), sampling)
+    return {"budget": "; ".join(filter(None, parts)), "plan": plan.to_json(), "forecast": found.to_json()}
 
 
 def begin_as_federated(

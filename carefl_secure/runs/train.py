@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from carefl_secure.config import Config, dump_config
+from carefl_secure.config import Config, dump_config, load_config
 from carefl_secure.errors import AdapterUnmovedError, RunError
 from carefl_secure.federation.plan.calibrate import plan_stages
 from carefl_secure.federation.plan.staged import StagedPlan
@@ -42,6 +42,7 @@ from carefl_secure.runs.captions import load_contexts
 from carefl_secure.runs.evaluation.evaluator import Evaluator, baseline_scores, feature_baselines, final_figures
 from carefl_secure.runs.plan_from_config import aggregation_of, earlier_of, request_of
 from carefl_secure.runs.prepare import close_record, prepare, read_record, write_record
+from carefl_secure.runs.sample_rate import resolve_sample_rate
 from carefl_secure.runs.saved_model.task import describe_task, write_card, write_task
 from carefl_secure.runs.staged_corpora import load_stages, stage_configs
 from carefl_secure.runs.summary import RunSummary, StageSummary
@@ -105,6 +106,12 @@ class _Run:
         ]
         self._scorer = build.first_scorer(config, self._corpora, reporter)
         self._adapter: Adapter = self._scorer.adapter
+        if resume and config.privacy.sample_rate == "auto":  # a cell of an experiment
+            config = config.with_sample_rate(load_config(self._folder.config).sample_rate)
+        self._config, self._sampling = resolve_sample_rate(config, self._corpora[0], self._adapter)
+        self._each = stage_configs(self._config)
+        if self._sampling:
+            reporter.note(self._sampling)
         if config.model.image_splitting or config.model.frames > 1:
             base = self._adapter.base
             reporter.note(image_cost(base.processor, base.prompter, config.model.frames))
@@ -192,6 +199,7 @@ class _Run:
             self._reporter,
             self._confirm,
         )
+        made["sample_rate"] = self._sampling
         self._fix_rate(made["server_lr"]["server_lr"])
         self._initial = self._adapter.vector()
         path = self._folder.path

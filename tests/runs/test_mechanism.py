@@ -17,21 +17,23 @@ def test_the_default_is_independent_and_says_nothing() -> None:
 
 
 def test_auto_takes_what_leaves_less_noise() -> None:
-    config = load_config(None, ["privacy.mechanism=auto"])
+    config = load_config(None, ["privacy.mechanism=auto"]).with_sample_rate()
     plan = plan_with(config, 8000, 500)
     assert plan.privacy.bands == 5
     assert plan.privacy.round_rate == 1.0
     said = mechanism_text(config, plan)
     assert "banded noise of 5 bands, 0.70 of the error" in said
     assert "0.90 where 2 of 8 clients miss each round" in said
-    unsure = load_config(None, ["privacy.mechanism=auto", "privacy.epsilon=4"])  # 0.84, but not with dropouts
+    unsure = load_config(
+        None, ["privacy.mechanism=auto", "privacy.epsilon=4"]
+    ).with_sample_rate()  # 0.84, but not with dropouts
     plan = plan_with(unsure, 8000, 500)
     assert plan.privacy.correlation is None
     assert "5 bands leave 0.84 of the error" in mechanism_text(unsure, plan)
     assert "1.07 where 2 of 8" in mechanism_text(unsure, plan)
     plain = load_config(
         None, ["privacy.mechanism=auto", "privacy.epsilon=2", "federation.aggregator=fedavg", "federation.momentum=0"]
-    )
+    ).with_sample_rate()
     plan = plan_with(plain, 8000, 500)
     assert plan.privacy.correlation is None
     assert "independent noise: 2 bands leave 1.0" in mechanism_text(plain, plan)
@@ -41,7 +43,7 @@ def test_auto_takes_what_leaves_less_noise() -> None:
 
 
 def test_bands_can_be_fixed() -> None:
-    config = load_config(None, ["privacy.mechanism=banded", "privacy.bands=3"])
+    config = load_config(None, ["privacy.mechanism=banded", "privacy.bands=3"]).with_sample_rate()
     assert len(correlation_of(config) or ()) == 3
 
 

@@ -29,6 +29,7 @@ from carefl_secure.runs.forecast import Forecast
 from carefl_secure.runs.pilot import _best, choose_rate, grid_rate, pilot_noise, pilot_size, rule_rate
 from carefl_secure.runs.plan_from_config import plan_with, request_of
 from carefl_secure.runs.prepare import close_record, language_sentence, prepare, read_record, write_record
+from carefl_secure.runs.sample_rate import resolve_sample_rate
 from carefl_secure.runs.staged_corpora import load_corpora
 
 PHOTOGRAPHS = Forecast(
@@ -259,6 +260,7 @@ def prepared(
     if alone:
         assert scorer.adapter.head is not None
         scorer.adapter.head.weigh(0.0)
+    config, _ = resolve_sample_rate(config, corpora, scorer.adapter)
     plan = plan_run(request_of(config, corpora, scorer.adapter.dimension))
     return prepare(config, plan, scorer, corpora, None, SilentReporter(), confirm), scorer.adapter
 

@@ -104,7 +104,7 @@ def rehearse(
     coordinates as canaries. ``empty`` leaves all records out, so that each sum is noise only;
     ``seed`` is of the coins alone. ``aggregation`` is as configured by default.
     """
-    rate = config.privacy.sample_rate
+    rate = config.with_sample_rate().sample_rate
     among = min(config.federation.clients, _MOST_CLIENTS)
     wanted = math.ceil(max(canaries, 1) / among)
     fitting = int(0.9 / config.privacy.delta / among)

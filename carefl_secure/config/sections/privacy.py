@@ -37,12 +37,11 @@ class PrivacyConfig(Section):
         lt=1,
         description="probability that the epsilon bound may fail; below one over the record count",
     )
-    sample_rate: float = Field(
-        default=0.2,
-        ge=1e-9,
-        le=1,
-        description="Poisson sampling rate of records, or persons, in a round or local step; with "
-        "unit=client, which samples nothing, the share of a client's records in a local step",
+    sample_rate: Annotated[float, Field(ge=1e-9, le=1)] | Literal["auto"] = Field(
+        default="auto",
+        description="Poisson sampling rate of records, or persons, in a round or local step; with unit=client, which "
+        "samples nothing, the share of a client's records in a local step. auto is 0.2, and more for fewer than 8,000 "
+        "records where a label head is trained alone",
     )
     mechanism: Literal["independent", "banded", "auto"] = Field(
         default="independent",

@@ -91,7 +91,8 @@ def _broken(policy: Policy, plan: RunPlan, cohort: Cohort, submitter: bytes) -> 
         yield "trust", f"trust {privacy.trust} is not on the list"
     # Under unit client nobody is sampled.
     if privacy.unit != "client" and privacy.sample_rate > policy.max_sample_rate:
-        yield "sampling", f"rate {privacy.sample_rate:g} is above {policy.max_sample_rate:g}"
+        rates = f"rate {privacy.sample_rate:g} is above {policy.max_sample_rate:g}"
+        yield "sampling", f"{rates}; the submitter can lower privacy.sample_rate, or this site raise max_sample_rate"
     if privacy.target_epsilon > policy.max_epsilon_per_corpus:
         yield "epsilon", f"epsilon {privacy.target_epsilon:g} is above {policy.max_epsilon_per_corpus:g}"
     if privacy.delta > policy.max_delta:

@@ -45,7 +45,8 @@ _PAUSE = 1.0  # before a site that could not be reached is asked again
 class Proposal:
     """One run, as it is proposed to the sites.
 
-    ``config`` is the whole configuration as YAML; its paths mean nothing on another machine. ``dimension`` is the
+    ``config`` is the whole configuration as YAML, with the plan's sampling rate and number of records in place of
+    ``auto`` and null; its paths mean nothing on another machine. ``dimension`` is the
     length of the adapter. A site computes ``base_hash`` and ``plan_hash``, 32 bytes each, itself and compares.
     ``number`` is above that of every earlier proposal of the same submitter, ``nonce`` 16 random bytes; the proposal
     holds from ``issued`` to ``expires``, in seconds since 1970. ``charged`` says, by site and run, in how many rounds
@@ -67,6 +68,7 @@ class Proposal:
     def of(cls, run: str, config: Config, plan: RunPlan, base_hash: bytes) -> Proposal:
         """Return the proposal of a planned run, valid from now; its number follows the clock."""
         declared = {"public_records": plan.privacy.public_records}
+        config = config.with_sample_rate(plan.local.batch_share if plan.local else plan.privacy.sample_rate)
         whole = config.model_copy(update={"federation": config.federation.model_copy(update=declared)})
         now = time.time()
         fresh = (time.time_ns(), secrets.token_bytes(16), now, now + VALID)

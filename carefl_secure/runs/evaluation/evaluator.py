@@ -154,7 +154,7 @@ def private_head(learner: HeadLosses, config: Config, records: int, noise: float
     """Train a head alone by central DP-SGD with noise of ``noise`` clipping norms in every round's sum."""
     weight = learner.head.linear.weight
     clip = Clipping(config.privacy.clipping_norm, config.privacy.normalise, "native", _BATCH)
-    rate, optimizer = config.privacy.sample_rate, FedAdam(NOISY_RATE, head_betas(config))
+    rate, optimizer = config.sample_rate, FedAdam(NOISY_RATE, head_betas(config))
     point: npt.NDArray[np.float32] = weight.detach().numpy().ravel().copy()
     for number in range(config.federation.rounds):
         drawn = poisson_sample(records, rate, KeyStream(keys.key(f"baseline/{number}/sample")))

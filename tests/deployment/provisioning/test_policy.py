@@ -253,6 +253,24 @@ def test_a_file_that_is_no_policy_is_refused(tmp_path: Path) -> None:
 # --- the clauses ----------------------------------------------------------------------------------
 
 
+def test_a_site_is_proposed_the_rate_that_auto_came_to_and_holds_it_to_its_policy(
+    bundle: Path, worked: list[Config]
+) -> None:
+    agent, config = Agent(SiteBundle.open(bundle)), settings()
+    assert config.privacy.sample_rate == "auto"
+    plan = plan_with(config.with_sample_rate(0.5), RECORDS, DIMENSION)  # as of a head alone on so few records
+    proposal = Proposal.of("a-run", config, plan, bytes(32))
+    assert yaml.safe_load(proposal.config)["privacy"]["sample_rate"] == 0.5
+    assert answer(agent, bundle, proposal) is None  # 0.5 is what a new site allows
+    assert [one.sample_rate for one in worked] == [0.5]
+    allow(bundle, max_sample_rate=0.4)
+    error = answer(agent, bundle, proposal)
+    assert isinstance(error, PolicyError) and error.clause == "sampling"
+    assert "samples records more often than the site's policy allows" in str(error)
+    log = (bundle / "refusals.log").read_text()
+    assert "rate 0.5 is above 0.4" in log and "privacy.sample_rate" in log and len(worked) == 1
+
+
 LOCAL = LocalPlan(steps=2, learning_rate=0.1, batch_share=0.5)
 
 
