@@ -24,6 +24,7 @@ from carefl_secure.runs.evaluation import evaluator
 from carefl_secure.runs.plan_from_config import correlation_of, plan_with
 from carefl_secure.runs.prepare import plan_only
 from carefl_secure.runs.sample_rate import rate_of_head, resolve_sample_rate
+from carefl_secure.runs.staged_corpora import stage_configs
 from carefl_secure.runs.train import train
 
 RECORDS = 160
@@ -162,10 +163,11 @@ def test_where_the_base_counts_the_plan_is_that_of_the_former_default(
 
 def test_all_stages_share_the_default(small: Callable[..., Config], settle: Callable[[float], None]) -> None:
     settle(0.0)  # which stages do not ask
-    config = small("stages.spaces=[basic,compound]", "data.records=300", "adapter.warm_start=none")
-    folder = train(config, SilentReporter()).folder
-    assert load_config(folder / "config.yaml").privacy.sample_rate == 0.2
-    assert {event.sample_rate for event in Ledger(folder / "ledger.jsonl").events()} == {0.2}
+    config = small("stages.spaces=[basic,compound]", "data.records=300")
+    found = plan_only(config, SilentReporter())
+    assert found["plan"]["privacy"]["sample_rate"] == 0.2 and "sampling rate 0.2: more than" in found["budget"]
+    resolved, _ = resolve_sample_rate(config, corpora_of(["a"] * 300), adapter_of(1.0))
+    assert [one.sample_rate for one in stage_configs(resolved)] == [0.2, 0.2]
 
 
 def test_a_resumed_run_keeps_its_rate(
