@@ -145,7 +145,7 @@ class Bench:
         self.corpora: Corpora = load_corpora(config, reporter)
         self.contexts: Contexts | None = load_contexts(config, self.corpora, reporter)
         self.scorer: LabelScorer = label_scorer(config, self.corpora.test.space)
-        fit_head(config, self.scorer, self.corpora.public, reporter)
+        fit_head(config, self.scorer, self.corpora, self.contexts, reporter)
         self.config, _ = resolve_sample_rate(config, self.corpora, self.scorer.adapter)
         self.initial = self.scorer.adapter.vector()
 

@@ -1,4 +1,4 @@
-"""A linear layer on the frozen vision features, whose logits are added to the scores of the labels."""
+"""A linear layer on what the frozen base makes of a record, whose logits are added to the scores of the labels."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from carefl_secure.run_folder import write_atomically
 
 HEAD_FILE = "label_head.safetensors"
 HEAD_SETTINGS = "label_head.json"
-OLDER_SETTINGS = {"constant": 0.5}
+OLDER_SETTINGS = {"constant": 0.5, "reads": "image"}
 """What the settings of heads that earlier versions saved leave out."""
 
 _CELLS = 4  # cells in a row of the grid that image tokens are averaged to
 _STEP = 600.0
 _CONSTANT, _CONSTANT_SINGLE = 0.5, 0.1  # where several labels may hold, and where one does
 _LEAST = 1e-6  # norm below which a cell counts as empty
+_SPREAD = 1e-3  # added to standard deviations of channels
 _DIRECTIONS, _RECORDS_EACH = 8, 8  # most directions that a noisy head reduces, and records that each of them needs
 _WHITENED = 64  # public records from which channels are whitened
 _VALUES = 32_768  # most values of these directions
@@ -34,7 +35,7 @@ _CLEAR = 10.8  # of a likelihood ratio: chi-squared of one degree of freedom, p 
 
 
 class LabelHead(nn.Module):
-    r"""Logits of labels, linear in what the frozen vision side gives for an image.
+    r"""Logits of labels, linear in what the frozen base makes of a record.
 
     The image tokens of the last tile, the whole picture, are averaged to a grid of at most 4 x 4 cells. With
     :math:`v_c` [width] the mean of cell c, d = cells x width, a centre m [d] and a map R that are not trained, and
@@ -56,9 +57,14 @@ class LabelHead(nn.Module):
     it reduces up to 8 directions of u to the deviation of the next. ``share`` multiplies the base's own scores
     (`base_share`); at 0 the head is ``alone``.
 
+    A head that reads text takes the frozen language model in place of the vision side: its last hidden states, meant
+    over the prompt with image and caption (`TextStates`), are the one cell. Channels of language models differ in size
+    by orders of magnitude, so each is divided by its standard deviation over public records first. R is that of noise.
+
     Guarantees
     ----------
-    z depends on its own record, the frozen base, m and R, which all parties receive and no round changes.
+    z depends on its own record, the frozen base, m, R and the deviations, which all parties receive and no round
+    changes.
 
     Parameters
     ----------
@@ -70,21 +76,27 @@ class LabelHead(nn.Module):
         Whether rounds add noise.
     multi : bool
         Whether several labels may hold.
+    reads : {"image", "text"}
+        What z is made of: image tokens, or states of the language model, [records, 1, width].
     """
 
     def __init__(
-        self, labels: Sequence[str], tokens: int, width: int, *, noisy: bool = True, multi: bool = True
-    ) -> None:
+        self, labels: Sequence[str], tokens: int, width: int,
+        *, noisy: bool = True, multi: bool = True, reads: str = "image",
+    ) -> None:  # fmt: skip
         super().__init__()
         self.alone, self._noisy, self._constant = False, noisy, _CONSTANT if multi else _CONSTANT_SINGLE
-        self.labels = tuple(labels)
-        side = math.isqrt(tokens)
+        self.labels, self.reads = tuple(labels), reads
+        text = reads == "text"
+        side = 0 if text else math.isqrt(tokens)
         self._side = side if side * side == tokens else 0  # 0: no square, so one cell
         self._tokens, self._width = tokens, width
         cells = min(_CELLS, self._side) ** 2 or 1
         self._factor = _STEP / (cells * width)
         self._block = cells * width if noisy else width
-        rows = min(_DIRECTIONS if noisy else width, max(1, _VALUES // self._block))
+        rows = min(_DIRECTIONS if noisy or text else width, max(1, _VALUES // self._block))
+        if text:
+            self.scale = nn.Parameter(torch.ones(width), requires_grad=False)
         self.centre = nn.Parameter(torch.zeros(cells * width), requires_grad=False)
         self.reduction = nn.Parameter(torch.zeros(rows, self._block), requires_grad=False)
         self.share = nn.Parameter(torch.ones(1), requires_grad=False)
@@ -99,6 +111,8 @@ class LabelHead(nn.Module):
     def set_centre(self, features: Tensor) -> None:
         """Take the centre from features of public records, [records, image tokens, width]."""
         with torch.no_grad():
+            if self.reads == "text":
+                self.scale.copy_(1 / (features.to(self.scale.device).float().std((0, 1), correction=0) + _SPREAD))
             self.centre.copy_(self._cells(features.to(self.centre.device)).mean(0))
 
     @torch.no_grad()
@@ -111,7 +125,7 @@ class LabelHead(nn.Module):
         """
         self.set_centre(features)
         blocks = (self._cells(features.to(self.centre.device)) - self.centre).view(-1, self._block).double()
-        rows, noisy = len(self.reduction), self._noisy
+        rows, noisy = len(self.reduction), self._noisy or self.reads == "text"
         self.reduction.zero_()
         rows = min(rows, len(blocks) // _RECORDS_EACH) if noisy else rows * (len(features) >= _WHITENED)
         if not rows:
@@ -144,7 +158,9 @@ class LabelHead(nn.Module):
 
     def _cells(self, features: Tensor) -> Tensor:
         last = features[:, -self._tokens :].float()
-        if self._side:
+        if self.reads == "text":
+            cells = last[:, -1:] * self.scale
+        elif self._side:
             square = last.transpose(1, 2).reshape(len(last), -1, self._side, self._side)
             cells = F.adaptive_avg_pool2d(square, min(_CELLS, self._side)).flatten(2).transpose(1, 2)
         else:
@@ -162,15 +178,17 @@ class LabelHead(nn.Module):
     def with_settings(self, about: dict[str, Any]) -> LabelHead:
         """Return a fresh head of the labels and the kind that saved settings state, for the same base."""
         labels = tuple(map(str, about["labels"]))
-        head = LabelHead(labels, self._tokens, self._width, noisy=bool(about["noisy"]))
+        kind: dict[str, Any] = {"noisy": bool(about["noisy"]), "reads": str(about["reads"])}
+        head = LabelHead(labels, self._tokens, self._width, **kind)
         head._constant = float(about["constant"])
         return head
 
     def settings(self) -> dict[str, Any]:
-        """Return what `with_settings` needs: labels, image tokens, grid, block, whether rounds had noise, factors."""
+        """Return what `with_settings` needs: labels, what is read, grid, block, whether rounds had noise, factors."""
         shape = {"image_tokens": self._tokens, "grid": min(_CELLS, self._side), "block": self._block}
         return {
             "labels": list(self.labels),
+            "reads": self.reads,
             **shape,
             "noisy": self._noisy,
             "factor": self._factor,

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import Parameter
 
-from carefl_secure.captions.prompts import framed
 from carefl_secure.data.records import LabelSpace
 from carefl_secure.errors import ConfigError
-from carefl_secure.model.label_head import label_losses
+from carefl_secure.model.label_head import LabelHead, label_losses
 from carefl_secure.model.label_tree import TokenTree, answer_log_likelihoods
 from carefl_secure.model.lora import Adapter
+from carefl_secure.model.text_states import TextStates, prompts
 from carefl_secure.model.vision.pixels import Pixels
 from carefl_secure.model.vision.store import Features
 from carefl_secure.model.vision.tiles import Tiles, whole_pictures
@@ -37,7 +37,7 @@ class LabelScorer:
     Where one label holds, it is the log-probability among the labels, :math:`\log
     \operatorname{softmax}_k \log p(\text{label}_k \mid x_i)`. If the adapter has a `LabelHead`, its share multiplies
     :math:`s_{ik}`, or the log-likelihoods before the softmax, and its logits are added. At a share of 0 the language
-    model is not called.
+    model is not called for the answers. A head that reads text is given the states of the same prompts (`TextStates`).
     """
 
     adapter: Adapter
@@ -59,10 +59,18 @@ class LabelScorer:
         if head is None or not head.covers(self.space.labels):
             scores = self._answers(features, captions)
         else:
-            scores = head(whole_pictures(features), self.space.labels)
+            scores = head(self._read_by(head, features, captions), self.space.labels)
             if not head.alone:
                 scores = head.share * self._answers(features, captions) + scores
         return scores if self.space.multi else scores.log_softmax(-1)
+
+    @property
+    def states(self) -> TextStates:
+        """What the frozen language model makes of records with this scorer's question."""
+        return TextStates(self.adapter, self.question)
+
+    def _read_by(self, head: LabelHead, features: Tensor | Tiles, captions: Sequence[str] | None) -> Tensor:
+        return self.states(features, captions) if head.reads == "text" else whole_pictures(features)
 
     def _answers(self, features: Tensor | Tiles, captions: Sequence[str] | None) -> Tensor:
         """Return what the language model makes of the answers: log-odds, or log-likelihoods where one label holds."""
@@ -71,9 +79,7 @@ class LabelScorer:
             prefix: Tensor = self.__dict__["_prefix"].expand(len(features), -1)
             attention = torch.ones_like(prefix[:1])  # of equal lengths: nothing is read back from the device
         else:
-            prefix, attention = self.adapter.base.prompter.batch(
-                [framed(caption, self.question) for caption in captions or [""] * len(features)], grids
-            )
+            prefix, attention = prompts(self.adapter.base, self.question, features, captions)
         tiles = features.tiles if isinstance(features, Tiles) else features
         raw = answer_log_likelihoods(
             self.adapter.module, self.__dict__["_tree"], prefix, attention, tiles, self.adapter.base.dtype
@@ -86,6 +92,7 @@ class LabelScorer:
         """Score many records without gradients, shape [records, labels]."""
         _check_captions(captions, len(features))
         self.adapter.module.eval()
+        self.keep_states(features, captions, reporter)
 
         @torch.no_grad()
         def part(i: int) -> Tensor:
@@ -96,6 +103,12 @@ class LabelScorer:
         starts = range(0, len(features), batch)
         parts = tracked(self.adapter.base.parallel_batches(part, starts), reporter, task, len(starts))
         return np.asarray(torch.cat([part.cpu() for part in parts]).numpy(), np.float32)
+
+    def keep_states(self, features: Features, captions: Sequence[str] | None, reporter: Reporter) -> None:
+        """Make the states that the label head reads, if it reads any, of all records that lack them."""
+        head = self.adapter.head
+        if head is not None and head.reads == "text" and head.covers(self.space.labels):
+            self.states.keep(features, captions, reporter)
 
 
 class RecordLosses:
@@ -111,8 +124,10 @@ class RecordLosses:
         features: Features,
         targets: npt.NDArray[np.float32],
         captions: Sequence[str] | None = None,
+        reporter: Reporter = SILENT,
     ) -> None:
         _check_captions(captions, len(features))
+        scorer.keep_states(features, captions, reporter)
         self.scorer = scorer
         self._captions = captions
         self._features = features

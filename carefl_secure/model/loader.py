@@ -82,6 +82,7 @@ class Base:
     parallel_batches: ParallelBatches
     device: torch.device  # where the model is
     features: FeatureStore  # what its vision side made of images, on the CPU or on disk
+    states: FeatureStore  # what its language model made of images with captions
 
 
 def load_base(
@@ -167,8 +168,11 @@ def load_base(
         "version": 1,
     }
     shape = (int(processor.image_seq_len), int(model.config.text_config.hidden_size))
-    store = FeatureStore(cache_folder(feature_cache), facts, shape, dtype)
-    return Base(model, processor, prompter, digest, dtype, source, chosen, place, store)
+    kept = cache_folder(feature_cache)
+    store = FeatureStore(kept, facts, shape, dtype)
+    read = {**facts, "base": f"{source}, states of texts", "quantization": quantization, "reads": "text"}
+    states = FeatureStore(kept, read, (1, shape[1]), torch.float32)
+    return Base(model, processor, prompter, digest, dtype, source, chosen, place, store, states)
 
 
 def base_folder(source: str, revision: str | None) -> Path:

@@ -107,12 +107,18 @@ class Adapter:
         return getattr(self.module, "label_head", None)
 
     def attach_head(
-        self, labels: Sequence[str], head: LabelHead | None = None, *, noisy: bool = True, multi: bool = True
+        self,
+        labels: Sequence[str],
+        head: LabelHead | None = None,
+        *,
+        noisy: bool = True,
+        multi: bool = True,
+        reads: str = "image",
     ) -> None:
         """Train a head for ``labels`` as well, a fresh one by default, in place of one that is there."""
         config = self.base.model.config.text_config
         size = int(self.base.processor.image_seq_len), int(config.hidden_size)
-        head = head or LabelHead(labels, *size, noisy=noisy, multi=multi)
+        head = head or LabelHead(labels, *size, noisy=noisy, multi=multi, reads=reads)
         # Inside the module, where the clipping engines look for layers.
         self.module.label_head = head.to(self.base.device)
         self.parameters = [(name, p) for name, p in self.parameters if not name.startswith(_HEAD)]

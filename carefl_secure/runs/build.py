@@ -14,9 +14,11 @@ import numpy.typing as npt
 
 import carefl_secure
 from carefl_secure.config import Config
-from carefl_secure.data.records import PUBLISHED_SPACES, Corpus, LabelSpace, targets
+from carefl_secure.config.root import SAMPLE_RATE
+from carefl_secure.data.records import PUBLISHED_SPACES, LabelSpace, targets
 from carefl_secure.data.splits import Subset
 from carefl_secure.errors import ConfigError
+from carefl_secure.federation.plan.calibrate import plan_run
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.plan.staged import Stage
 from carefl_secure.federation.run_spec import PerformanceFlags, Simulation, system_keys
@@ -36,7 +38,7 @@ from carefl_secure.progress import Reporter
 from carefl_secure.runs.captions import Contexts
 from carefl_secure.runs.client_task import ModelTask, model_tasks
 from carefl_secure.runs.corpora import Corpora
-from carefl_secure.runs.plan_from_config import entries_beside, noise_text
+from carefl_secure.runs.plan_from_config import entries_beside, noise_text, request_of
 from carefl_secure.runs.staged_corpora import stage_configs
 from carefl_secure.runs.trackers.base import TrackedReporter
 from carefl_secure.strict_json import canonical_json
@@ -48,6 +50,8 @@ NOISY_RATE = 0.0175
 _HEAD_MOMENTUM = 0.5
 _QUIET_RATE, _QUIET_EPS = 0.06, 1e-3  # of a head alone without noise; eps in gains of the head
 _RULE = 1.1
+ADAPTER_NEEDS = 10.0
+"""Signal over noise that noise may leave at most for an adapter to be trained next to a head that reads text."""
 _NOISE, _MOST = 2.0, 1.75  # how noise raises the rule's rate, and by how much at most
 _GRID = [digit * 10.0**power for power in range(-8, 5) for digit in (1, 3)]
 
@@ -95,7 +99,9 @@ def label_scorer(config: Config, space: LabelSpace, head: tuple[str, ...] | None
     labels = head_labels(config, space) if head is None else head
     if labels:
         multi = any(PUBLISHED_SPACES[name].multi for name in config.stages.spaces) or space.multi
-        adapter.attach_head(labels, noisy=config.privacy.unit != "none", multi=multi)
+        text = config.model.context != "none" and not config.stages.spaces and not adapter.trains_vision
+        reads = "text" if text else "image"
+        adapter.attach_head(labels, noisy=config.privacy.unit != "none", multi=multi, reads=reads)
     if config.performance.gradient_checkpointing:
         adapter.module.activation_checkpointing_enable({"use_reentrant": False})
     return LabelScorer(adapter, space, task_question(config.model.prompt, space))
@@ -107,36 +113,77 @@ def clipping_of(config: Config, plan: RunPlan) -> Clipping:
     return Clipping(privacy.clipping_norm, privacy.normalise, config.privacy.clipping, micro_batch(config), adaptive)
 
 
-def fit_head(config: Config, scorer: LabelScorer, public: Corpus, reporter: Reporter) -> None:
+def fit_head(
+    config: Config, scorer: LabelScorer, corpora: Corpora, contexts: Contexts | None, reporter: Reporter
+) -> None:
     """Fit what does not train of the label head, if there is one, to some public records.
 
     The share of the base's own scores stays 1 under captions, in stages, whose labels differ, and where the vision
-    side is tuned, which is to change its scores.
+    side is tuned, which is to change its scores. Under captions it is 0 where noise would leave little of what the
+    adapter learns (`freeze_adapter`).
     """
     adapter, head = scorer.adapter, scorer.adapter.head
-    if head is None:
+    if head is None or (head.reads == "text" and contexts is None):
         return
     most = _FITTED if config.model.base == "embedded" else _FITTED_LARGE
-    chosen = np.unique(np.linspace(0, len(public.records) - 1, most).astype(int)).tolist()
-    some = Subset(public, chosen)
+    chosen = np.unique(np.linspace(0, len(corpora.public.records) - 1, most).astype(int)).tolist()
+    some = Subset(corpora.public, chosen)
     seen = frozen_features(adapter, some, reporter)
+    if head.reads == "text" and contexts is not None:
+        said = [contexts.public[i] for i in chosen]
+        scorer.keep_states(seen, said, reporter)
+        head.fit(scorer.states(seen, said))
+        freeze_adapter(config, scorer, corpora, reporter)
+        return
     head.fit(whole_pictures(seen))
     if config.model.context == "none" and not config.stages.spaces and not adapter.trains_vision:
         share = base_share(scorer.all(seen), targets(some).astype(np.float32), multi=scorer.space.multi)
         head.weigh(share)
-        said = (
+        found = (
             f"the base's own scores count {share:.2f} times" if share else "the base's own scores say nothing of them"
         )
         reporter.note(
-            f"label head, by {len(chosen)} public records: {said}{'' if share else ', so the head is alone'}"
+            f"label head, by {len(chosen)} public records: {found}{'' if share else ', so the head is alone'}"
         )
 
 
-def first_scorer(config: Config, corpora: Sequence[Corpora], reporter: Reporter) -> LabelScorer:
-    """Return the scorer that a run begins with: of its first stage, with a fitted label head for all stages."""
+def freeze_adapter(config: Config, scorer: LabelScorer, corpora: Corpora, reporter: Reporter) -> None:
+    r"""Have a head that reads text trained alone where the run's noise is too much for the adapter's many values.
+
+    A mean gradient has norm C, the clipping norm, at most, and T rounds of noise of norm :math:`\nu` each leave a
+    signal over noise of :math:`C \sqrt T / \nu` at most. Below :data:`ADAPTER_NEEDS` of it the adapter stays as it is.
+    """
+    head = scorer.adapter.head
+    if head is None or config.privacy.unit == "none":
+        return
+    # At the default rate, whatever auto becomes: a resumed run, whose rate is known, must decide as it did at first.
+    usual = config.model_copy(update={"privacy": config.privacy.model_copy(update={"sample_rate": SAMPLE_RATE})})
+    plan = plan_run(request_of(usual, corpora, scorer.adapter.dimension))
+    most = plan.privacy.clipping_norm * math.sqrt(plan.privacy.rounds) / plan.lasting_noise_norm(survivors_of(config))
+    if most >= ADAPTER_NEEDS:
+        return
+    head.weigh(0.0)
+    reporter.note(
+        f"signal/noise of the whole adapter would be {most:.2g} at most, and {ADAPTER_NEEDS:g} is asked for: only the "
+        "label head is trained, on what the frozen language model makes of image and caption"
+    )
+
+
+def survivors_of(config: Config) -> int:
+    """Return how many clients a round is expected to end with."""
+    return config.federation.clients - round(config.dropout * config.federation.clients)
+
+
+def first_scorer(
+    config: Config, corpora: Sequence[Corpora], contexts: Contexts | None, reporter: Reporter
+) -> LabelScorer:
+    """Return the scorer that a run begins with: of its first stage, with a fitted label head for all stages.
+
+    ``contexts`` are the captions of the last stage.
+    """
     space = corpora[0].private.space
     scorer = label_scorer(stage_configs(config)[0], space, head_labels(config, space))
-    fit_head(config, scorer, corpora[-1].public, reporter)
+    fit_head(config, scorer, corpora[-1], contexts, reporter)
     return scorer
 
 
@@ -158,8 +205,11 @@ def rule_rate(adapter: Adapter, noise: float = 0.0) -> float:
 
 
 def stage_scorer(config: Config, corpora: Sequence[Corpora], stage: Stage, reporter: Reporter) -> LabelScorer:
-    """Return the scorer of one of a run's stages; under merge its adapter stands on those of earlier stages."""
-    adapter: Adapter = first_scorer(config, corpora, reporter).adapter
+    """Return the scorer of one of a run's stages; under merge its adapter stands on those of earlier stages.
+
+    What is fitted of the label head comes with the vector of a round.
+    """
+    adapter: Adapter = first_scorer(config, corpora, None, reporter).adapter
     for count, vector in enumerate(stage.earlier if config.stages.handover == "merge" else (), 1):
         adapter.load(vector)
         adapter = StackedAdapter(adapter, config.adapter.seed + count)

@@ -143,6 +143,7 @@ def model_tasks(
                 features.select(np.arange(start, start + len(share))),
                 labels[share],
                 None if said is None else [said[i] for i in share.tolist()],
+                reporter,
             ),
             clipping,
             tuple(held),

@@ -20,7 +20,7 @@ from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.model.label_scorer import LabelScorer, RecordLosses
 from carefl_secure.model.vision.encode import record_features
 from carefl_secure.progress import Reporter
-from carefl_secure.runs.build import clipping_of
+from carefl_secure.runs.build import clipping_of, survivors_of
 from carefl_secure.runs.captions import Contexts
 from carefl_secure.runs.client_task import ModelTask
 from carefl_secure.runs.corpora import Corpora
@@ -105,12 +105,7 @@ def public_task(
     said = None if contexts is None else contexts.public[:count]
     features = record_features(scorer.adapter, some, reporter)
     fixed = replace(clipping_of(config, plan), adaptive=None)
-    return ModelTask(RecordLosses(scorer, features, targets(some), said), fixed)
-
-
-def survivors_of(config: Config) -> int:
-    """Return how many clients a round is expected to end with."""
-    return config.federation.clients - round(config.dropout * config.federation.clients)
+    return ModelTask(RecordLosses(scorer, features, targets(some), said, reporter), fixed)
 
 
 def forecast(config: Config, plan: RunPlan, task: ModelTask) -> Forecast:

@@ -28,9 +28,8 @@ from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.server.optimizers import Listener
 from carefl_secure.privacy.banded import response
 from carefl_secure.progress import Reporter
-from carefl_secure.runs.build import grid_rate, make_optimizer, rule_rate
+from carefl_secure.runs.build import grid_rate, make_optimizer, rule_rate, survivors_of
 from carefl_secure.runs.client_task import ModelTask, Vector
-from carefl_secure.runs.forecast import survivors_of
 
 _SHARE = 0.08  # of the gradients that the run computes
 _ROUNDS, _FEWEST = 20, 4

@@ -104,7 +104,7 @@ class _Run:
         self._contexts = [
             load_contexts(one, corpora, reporter) for one, corpora in zip(self._each, self._corpora, strict=True)
         ]
-        self._scorer = build.first_scorer(config, self._corpora, reporter)
+        self._scorer = build.first_scorer(config, self._corpora, self._contexts[-1], reporter)
         self._adapter: Adapter = self._scorer.adapter
         if resume and config.privacy.sample_rate == "auto":  # a cell of an experiment
             config = config.with_sample_rate(load_config(self._folder.config).sample_rate)

@@ -250,17 +250,19 @@ class _Writer:
         )
 
 
-def note_size(store: FeatureStore, images: int, reporter: Reporter = SILENT, *, tiles: int = 1) -> None:
+def note_size(
+    store: FeatureStore, images: int, reporter: Reporter = SILENT, *, tiles: int = 1, what: str = "vision features"
+) -> None:
     """Say what will be written at most; `DataError` where the disk has no room for it."""
     if store._folder is None:
         return
     size, free = images * tiles * store.row_bytes, shutil.disk_usage(store._folder).free
     reporter.note(
-        f"vision features of up to {images} images, {size / 1e6:,.1f} MB, go to {store._folder}; they stay on this "
+        f"{what} of up to {images} images, {size / 1e6:,.1f} MB, go to {store._folder}; they stay on this "
         "machine: see 'carefl-secure cache'"
     )
     if size > free:
         raise DataError(
-            f"the vision features of {images} images need up to {size / 1e9:.1f} GB, and {store._folder} has "
+            f"the {what} of {images} images need up to {size / 1e9:.1f} GB, and {store._folder} has "
             f"{free / 1e9:.1f} GB free; free some space, or set model.feature_cache to another folder"
         )
