@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.numpy import load_file
 
 from carefl_secure.captions.captioner import load_captioner
 from carefl_secure.captions.run import caption_all, caption_corpus, open_cache
@@ -17,6 +18,7 @@ from carefl_secure.data.records import BASIC, EMOTIC, LabelSpace, targets
 from carefl_secure.data.splits import Subset
 from carefl_secure.errors import ConfigError, DataError
 from carefl_secure.evaluation.figures import Figures
+from carefl_secure.evaluation.groups import Settings
 from carefl_secure.model.embedded import QUESTIONS
 from carefl_secure.model.label_scorer import LabelScorer, RecordLosses
 from carefl_secure.model.loader import load_base
@@ -24,9 +26,12 @@ from carefl_secure.model.lora import Adapter
 from carefl_secure.model.vision.encode import vision_features
 from carefl_secure.privacy.clipping.clipped_sum import Clipping
 from carefl_secure.progress import SilentReporter
+from carefl_secure.runs import build
+from carefl_secure.runs.build import fit_head, label_scorer
 from carefl_secure.runs.captions import caption_parts, load_contexts
 from carefl_secure.runs.client_task import model_tasks
 from carefl_secure.runs.corpora import Corpora
+from carefl_secure.runs.evaluation.evaluate import evaluate
 from carefl_secure.runs.evaluation.evaluator import Evaluator
 from carefl_secure.runs.staged_corpora import load_corpora
 from carefl_secure.runs.train import train
@@ -189,8 +194,31 @@ def test_a_whole_run_with_the_describer_says_so(tmp_path: Path) -> None:
     assert any("0.0% of the public captions name an emotion" in word for word in notes.words)
     kept = yaml.safe_load((summary.folder / "config.yaml").read_text())["model"]
     assert (kept["context"], kept["context_error"]) == ("own", 0.1)
+    assert any("only the label head is trained" in word for word in notes.words)
+    lora = load_file(summary.folder / "adapter" / "adapter_model.safetensors")
+    head = load_file(summary.folder / "adapter" / "label_head.safetensors")
+    assert not any(value.any() for name, value in lora.items() if "lora_B" in name)
+    assert head["linear.weight"].all() and head["scale"].std() > 0 and not head["share"]
+    found = evaluate(summary.folder, SilentReporter(), settings=Settings(replicates=20, minimum=10)).evaluation
+    assert found.figures["mAP"] == pytest.approx(summary.after["mAP"], abs=1e-3)
     plain = train(run(tmp_path, *few), Notes())
     assert summary.before["mAP"] != plain.before["mAP"]
+
+
+@pytest.mark.parametrize(
+    ("word", "needs", "alone"),
+    [("privacy.epsilon=8", 10.0, True), ("privacy.epsilon=8", 0.01, False), ("privacy.unit=none", 10.0, False)],
+)
+def test_noise_decides_whether_the_adapter_is_trained_as_well(
+    corpora: Corpora, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str, needs: float, alone: bool
+) -> None:
+    monkeypatch.setattr(build, "ADAPTER_NEEDS", needs)
+    config, notes = run(tmp_path, "model.context=own", word), Notes()
+    held = label_scorer(config, EMOTIC)
+    fit_head(config, held, corpora, load_contexts(config, corpora, notes), notes)
+    head, names = held.adapter.head, [name for name, _ in held.adapter.active(1)]
+    assert head is not None and head.reads == "text" and head.alone == alone
+    assert (len(names) == 1) == alone == any("only the label head" in word for word in notes.words)
 
 
 def test_a_whole_run_on_captions_from_a_cache(smolvlm: Path, tmp_path: Path) -> None:
