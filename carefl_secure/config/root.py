@@ -126,11 +126,18 @@ class Config(Section):
         return self.model_copy(update={"federation": federation})
 
     @property
-    def head(self) -> Literal["linear", "none"]:
-        """Whether a label head is trained with the adapter."""
+    def head(self) -> Literal["linear", "text", "none"]:
+        """Which label head is trained with the adapter, if any."""
         if self.adapter.head != "auto":
             return self.adapter.head
-        return "none" if self.sums_updates else "linear"
+        if self.sums_updates:
+            return "none"
+        seen = self.model.context == "none" or self.stages.spaces or self._vision_targets
+        return "linear" if seen else "text"
+
+    @property
+    def _vision_targets(self) -> set[str]:
+        return {"connector", "vision"} & set(self.adapter.targets)
 
     @property
     def dropout(self) -> float:
@@ -165,8 +172,7 @@ class Config(Section):
             raise ValueError(
                 "adapter.warm_start=public has the labels of one run, and stages have several; leave one out"
             )
-        vision = {"connector", "vision"} & set(self.adapter.targets)
-        if self.model.frames > 1 and (self.data.synthetic or self.stages.spaces or vision):
+        if self.model.frames > 1 and (self.data.synthetic or self.stages.spaces or self._vision_targets):
             raise ValueError(
                 "model.frames above 1 needs a folder of clips in data.source, one stage, and adapter.targets without "
                 "connector and vision; set model.frames=1, or change these"
@@ -204,6 +210,11 @@ class Config(Section):
                 f"privacy.max_colluders={self.privacy.max_colluders} is too many for {clients} clients: with more "
                 f"than {most} the survivor set can be forged or no honest noise may be left; lower it or add clients"
             )
+        if self.adapter.head == "text" and (self.stages.spaces or self._vision_targets):
+            raise ValueError(
+                "adapter.head=text reads one prompt with the frozen model: it takes no stages, and neither connector "
+                "nor vision in adapter.targets; set adapter.head=linear, or change these"
+            )
         described = self.model.context in ("own", "shuffled", "wrong")
         if described and not self.data.synthetic and self.model.context_cache is None:
             raise ValueError(
@@ -232,7 +243,7 @@ def stage_config(config: Config, place: int) -> Config:
         update={
             "stages": runs.StagesConfig(),
             "data": config.data.model_copy(update={"labels": space}),
-            "adapter": config.adapter.model_copy(update={"warm_start": "none"}),
+            "adapter": config.adapter.model_copy(update={"warm_start": "none", "head": config.head}),
             "privacy": config.privacy.model_copy(update={"mechanism": "independent"}),
             "federation": config.federation.model_copy(update={"rounds": rounds}),
         }
@@ -350,9 +361,9 @@ def check_work(config: Config) -> None:
             "adapter.train=both cannot be used with updates of several clients: the mean of A times the mean of B is "
             "not the mean of their products; set adapter.train=B or adapter.train=alternate"
         )
-    if updates and adapter.head == "linear":
+    if updates and adapter.head not in ("auto", "none"):
         raise ValueError(
-            "adapter.head=linear is trained by sums of gradients, and here clients release updates of local "
+            f"adapter.head={adapter.head} is trained by sums of gradients, and here clients release updates of local "
             "steps, whose rate does not fit it; set adapter.head=none"
         )
     if rule == "feddyn":

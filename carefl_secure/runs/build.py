@@ -99,8 +99,7 @@ def label_scorer(config: Config, space: LabelSpace, head: tuple[str, ...] | None
     labels = head_labels(config, space) if head is None else head
     if labels:
         multi = any(PUBLISHED_SPACES[name].multi for name in config.stages.spaces) or space.multi
-        text = config.model.context != "none" and not config.stages.spaces and not adapter.trains_vision
-        reads = "text" if text else "image"
+        reads = "text" if config.head == "text" else "image"
         adapter.attach_head(labels, noisy=config.privacy.unit != "none", multi=multi, reads=reads)
     if config.performance.gradient_checkpointing:
         adapter.module.activation_checkpointing_enable({"use_reentrant": False})
@@ -123,14 +122,15 @@ def fit_head(
     adapter learns (`freeze_adapter`).
     """
     adapter, head = scorer.adapter, scorer.adapter.head
-    if head is None or (head.reads == "text" and contexts is None):
+    text = head is not None and head.reads == "text"
+    if head is None or (text and contexts is None and config.model.context != "none"):
         return
     most = _FITTED if config.model.base == "embedded" else _FITTED_LARGE
     chosen = np.unique(np.linspace(0, len(corpora.public.records) - 1, most).astype(int)).tolist()
     some = Subset(corpora.public, chosen)
     seen = frozen_features(adapter, some, reporter)
-    if head.reads == "text" and contexts is not None:
-        said = [contexts.public[i] for i in chosen]
+    if text:
+        said = None if contexts is None else [contexts.public[i] for i in chosen]
         scorer.keep_states(seen, said, reporter)
         head.fit(scorer.states(seen, said))
         freeze_adapter(config, scorer, corpora, reporter)

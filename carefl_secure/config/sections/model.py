@@ -146,10 +146,11 @@ class AdapterConfig(Section):
         "begins part of the way there; auto does so where the label head alone is trained, "
         "and with any base but the embedded one, unless clients take local steps. Stages begin without",
     )
-    head: Literal["auto", "linear", "none"] = Field(
+    head: Literal["auto", "linear", "text", "none"] = Field(
         default="auto",
-        description="linear layer on the frozen vision features, trained with the adapter, whose logits are added to "
-        "the label scores; auto is linear, and none where clients release updates of local steps",
+        description="linear layer, trained with the adapter, whose logits are added to the label scores: linear is "
+        "on the frozen vision features, text on the mean state of the frozen language model over the whole prompt; "
+        "auto is text with captions, else linear, and none where clients release updates of local steps",
     )
 
     @field_validator("targets", mode="before")
