@@ -132,8 +132,8 @@ class Config(Section):
             return self.adapter.head
         if self.sums_updates:
             return "none"
-        seen = self.model.context == "none" or self.stages.spaces or self._vision_targets
-        return "linear" if seen else "text"
+        bare = self.model.base == "embedded" or self.model.context == "none"
+        return "linear" if bare or self.stages.spaces or self._vision_targets else "text"
 
     @property
     def _vision_targets(self) -> set[str]:

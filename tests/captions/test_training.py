@@ -188,7 +188,7 @@ def run(tmp_path: Path, *more: str) -> Config:
 def test_a_whole_run_with_the_describer_says_so(tmp_path: Path) -> None:
     notes = Notes()
     few = ["data.records=64", "federation.clients=3", "simulation.dropout=0"]
-    said = ["model.context=own", "model.context_error=0.1"]
+    said = ["model.context=own", "model.context_error=0.1", "adapter.head=text"]
     summary = train(run(tmp_path, *few, *said), notes)
     assert any("no captioning model was run" in word and "0.1" in word for word in notes.words)
     assert any("0.0% of the public captions name an emotion" in word for word in notes.words)
@@ -213,7 +213,7 @@ def test_noise_decides_whether_the_adapter_is_trained_as_well(
     corpora: Corpora, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str, needs: float, alone: bool
 ) -> None:
     monkeypatch.setattr(build, "ADAPTER_NEEDS", needs)
-    config, notes = run(tmp_path, "model.context=own", word), Notes()
+    config, notes = run(tmp_path, "model.context=own", "adapter.head=text", word), Notes()
     held = label_scorer(config, EMOTIC)
     fit_head(config, held, corpora, load_contexts(config, corpora, notes), notes)
     head, names = held.adapter.head, [name for name, _ in held.adapter.active(1)]

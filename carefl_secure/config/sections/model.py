@@ -150,7 +150,8 @@ class AdapterConfig(Section):
         default="auto",
         description="linear layer, trained with the adapter, whose logits are added to the label scores: linear is "
         "on the frozen vision features, text on the mean state of the frozen language model over the whole prompt; "
-        "auto is text with captions, else linear, and none where clients release updates of local steps",
+        "auto is text with captions, unless the base is the embedded one, else linear, and none where clients release "
+        "updates of local steps",
     )
 
     @field_validator("targets", mode="before")
