@@ -20,7 +20,16 @@ OWN = "model.context=own"
         (["model.base=owner/base"], "linear"),
         ([OWN, "model.base=owner/base", "adapter.targets=[q,v,connector]"], "linear"),
         ([OWN, "model.base=owner/base", "stages.spaces=[basic,compound]"], "linear"),
-        ([OWN, "model.base=owner/base", "federation.aggregator=fedprox", "federation.local_steps=2"], "none"),
+        (
+            [
+                OWN,
+                "model.base=owner/base",
+                "privacy.unit=none",
+                "federation.aggregator=fedprox",
+                "federation.local_steps=2",
+            ],
+            "none",
+        ),
         ([OWN, "adapter.head=text"], "text"),
         ([OWN, "model.base=owner/base", "adapter.head=linear"], "linear"),
     ],
