@@ -18,7 +18,7 @@ from carefl_secure.errors import ConfigError
 from carefl_secure.model.label_head import LabelHead, label_losses
 from carefl_secure.model.label_tree import TokenTree, answer_log_likelihoods
 from carefl_secure.model.lora import Adapter
-from carefl_secure.model.text_states import TextStates, prompts
+from carefl_secure.model.text_states import TextStates, prompts, searched
 from carefl_secure.model.vision.pixels import Pixels
 from carefl_secure.model.vision.store import Features
 from carefl_secure.model.vision.tiles import Tiles, whole_pictures
@@ -107,7 +107,8 @@ class LabelScorer:
     def keep_states(self, features: Features, captions: Sequence[str] | None, reporter: Reporter) -> None:
         """Make the states that the label head reads, if it reads any, of all records that lack them."""
         head = self.adapter.head
-        if head is not None and head.reads == "text" and head.covers(self.space.labels):
+        reads = head is not None and head.reads == "text" and head.covers(self.space.labels)
+        if reads and not searched(features):
             self.states.keep(features, captions, reporter)
 
 

@@ -50,9 +50,14 @@ class TextStates:
     question: str
 
     def __call__(self, features: Tensor | Tiles, captions: Sequence[str] | None) -> Tensor:
-        """Return the states of some records, float32 [batch, 1, width]; what is not stored is computed, not kept."""
+        """Return the states of some records, float32 [batch, 1, width]; what is not stored is computed, not kept.
+
+        Features that require a gradient are given one: an audit searches for them.
+        """
         base = self.adapter.base
         prefix, attention = prompts(base, self.question, features, captions)
+        if searched(features):
+            return self._read(features, prefix, attention)
         keys = _keys(features, prefix, attention)
         if all(key in base.states for key in keys):
             return base.states.features(keys)[:].to(base.device)
@@ -78,12 +83,11 @@ class TextStates:
                 reporter.advance(task, len(keys))
         reporter.finish(task)
 
-    @torch.no_grad()
     def _read(self, features: Tensor | Tiles, prefix: Tensor, attention: Tensor) -> Tensor:
         base: Any = self.adapter.module.get_base_model()
         device = self.adapter.base.device
         tiles = features.tiles if isinstance(features, Tiles) else features
-        with self.adapter.disabled():
+        with self.adapter.disabled(), torch.set_grad_enabled(searched(features)):
             hidden = base.model(
                 input_ids=prefix.to(device),
                 attention_mask=attention.to(device),
@@ -94,6 +98,11 @@ class TextStates:
         weights = attention.to(device).float().unsqueeze(2)
         mean: Tensor = (hidden.float() * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True)
         return mean
+
+
+def searched(features: object) -> bool:
+    """Return whether features are what a gradient is taken by."""
+    return isinstance(features, Tensor) and features.requires_grad
 
 
 def _keys(features: Tensor | Tiles, prefix: Tensor, attention: Tensor) -> list[bytes]:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from carefl_secure.captions.prompts import framed
@@ -113,6 +114,23 @@ def test_states_are_made_once_and_kept_for_their_owner(
     for path in (tmp_path / "cache").rglob("*"):
         assert path.stat().st_mode & 0o77 == 0
         assert path.is_dir() or b"park" not in path.read_bytes()
+
+
+def test_an_attack_that_searches_for_features_is_not_blinded(tiny: Path) -> None:
+    """The head's gradient by one record depends on its features, through the language model, also to second order."""
+    scorer = reading(tiny)
+    weight = scorer.adapter.active(1)[-1][1]
+    assert scorer.adapter.head is not None and scorer.adapter.active(1)[-1][0].startswith("label_head")
+    seen = features(1).requires_grad_()
+    held = RecordLosses(scorer, seen, np.eye(7, dtype=np.float32)[:1], SAID[:1])
+    with sdpa_kernel(SDPBackend.MATH):
+        (made,) = torch.autograd.grad(held.losses([0]).sum(), [weight], create_graph=True)
+        (found,) = torch.autograd.grad(made.square().sum(), [seen])
+    assert found.abs().max() > 1e-6
+    plain = RecordLosses(scorer, seen.detach(), np.eye(7, dtype=np.float32)[:1], SAID[:1])
+    (same,) = torch.autograd.grad(plain.losses([0]).sum(), [weight])
+    assert torch.allclose(same, made, atol=1e-5)
+    assert len(scorer.adapter.base.states._index) == 1  # nothing is kept of what was searched
 
 
 def test_a_saved_head_states_what_it_reads(tiny: Path, tmp_path: Path) -> None:
