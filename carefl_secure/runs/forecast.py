@@ -25,8 +25,12 @@ from carefl_secure.runs.captions import Contexts
 from carefl_secure.runs.client_task import ModelTask
 from carefl_secure.runs.corpora import Corpora
 
-LOST, ENOUGH = 0.02, 1.0
-"""Signal over noise of all rounds: below the first a run must be confirmed, from the second it should learn well."""
+LOST = 0.02
+"""Signal over noise of all rounds below which a run must be confirmed."""
+
+_ENOUGH, _ENOUGH_LARGE, _ENOUGH_HEAD = 1.0, 4.0, 5.0
+"""From where a run keeps four fifths of what it learns without noise: an adapter of the embedded base, of any other,
+and a label head alone (``docs/defaults.md``)."""
 
 _OPEN, _OPEN_LARGE = 512, 128  # most open records, of the embedded model and of any other
 _GRADIENTS, _GRADIENTS_LARGE = 256, 32
@@ -37,7 +41,8 @@ class Forecast:
     """What a round is expected to open: norms of ``update`` and lasting ``noise`` in its mean gradient.
 
     ``batch`` is the expected number of units in it; ``values`` the trained values, ``few`` those of the query and
-    value layers among them, under an adapter of ``rank``.
+    value layers among them, under an adapter of ``rank``, 0 for a label head alone. From a ratio of ``enough`` on a
+    run should learn well.
     """
 
     update: float
@@ -48,6 +53,7 @@ class Forecast:
     few: int
     rank: int
     unit: str
+    enough: float = _ENOUGH
 
     @property
     def ratio(self) -> float:
@@ -60,16 +66,19 @@ class Forecast:
         return self.ratio < LOST
 
     def advice(self) -> list[str]:
-        """Return what would bring the ratio to `ENOUGH`, the other settings as they are."""
-        factor = ENOUGH / max(self.ratio, 1e-12)
+        """Return what would bring the ratio to `enough`, the other settings as they are."""
+        factor = self.enough / max(self.ratio, 1e-12)
         if factor <= 1:
             return []
+        more = f"about {math.ceil(self.batch * factor):,} {self.unit} per round, {factor:.3g} times as many"
+        if not self.rank:
+            return [more]
         values = self.values / factor**2
         whole, few = int(self.rank * values / self.values), int(self.rank * values / self.few) if self.few else 0
         less = f"at most {max(1, int(values)):,} trained values in place of {self.values:,}"
         if whole or few:
             less = f"adapter.rank={whole}" if whole else f"adapter.targets=[q,v] with adapter.rank={few}"
-        return [f"about {math.ceil(self.batch * factor):,} {self.unit} per round, {factor:.3g} times as many", less]
+        return [more, less]
 
     def sentence(self) -> str:
         """Return the forecast on one line."""
@@ -117,6 +126,7 @@ def forecast(config: Config, plan: RunPlan, task: ModelTask) -> Forecast:
         update = float(np.linalg.norm(task.clipped_sum(adapter.vector(), np.arange(count), 1))) / count
         if local is not None:  # each local step moves by its rate times the mean gradient
             update *= local.steps * local.learning_rate
+    alone = adapter.head is not None and adapter.head.alone
     trains = adapter.trainable_entries(1) | adapter.trainable_entries(2)
     return Forecast(
         update=update,
@@ -125,6 +135,7 @@ def forecast(config: Config, plan: RunPlan, task: ModelTask) -> Forecast:
         batch=float(left) if privacy.unit == "client" else plan.expected_batch(left),
         values=int(trains.sum()),
         few=sum(p.numel() for name, p in adapter.parameters if ".q_proj." in name or ".v_proj." in name),
-        rank=config.adapter.rank,
+        rank=0 if alone else config.adapter.rank,
         unit={"client": "clients", "person": "persons"}.get(privacy.unit, "records"),
+        enough=_ENOUGH_HEAD if alone else _ENOUGH if config.model.base == "embedded" else _ENOUGH_LARGE,
     )

@@ -56,6 +56,10 @@ def test_advice_leads_to_a_run_that_is_not_noise() -> None:
     assert "adapter.targets=[q,v] with adapter.rank=" in few.advice()[1]
     enough = replace(PHOTOGRAPHS, noise=1.0)
     assert enough.advice() == [] and "needs" not in enough.sentence()
+    head = replace(near, values=4039, rank=0, enough=5.0)
+    assert head.advice() == [
+        f"about {math.ceil(12 * 5 / near.ratio)} records per round, {5 / near.ratio:.3g} times as many"
+    ]
     free = replace(PHOTOGRAPHS, noise=0.0)
     assert not free.lost and free.to_json()["signal_to_noise"] is None
 
