@@ -69,17 +69,11 @@ def prepare(
 
 def plan_only(config: Config, reporter: Reporter) -> dict[str, Any]:
     """Return budget, plan and forecast of a run without the run; of several stages, of the first alone."""
-<<<<<<< HEAD
     every = load_stages(config, reporter)
-    corpora, scorer = every[0], first_scorer(config, every, reporter)
+    corpora, contexts = every[0], load_contexts(stage_configs(config)[0], every[0], reporter)
+    scorer = first_scorer(config, every, contexts, reporter)
     config, sampling = resolve_sample_rate(config, corpora, scorer.adapter)
     one = stage_configs(config)[0]
-    contexts = load_contexts(one, corpora, reporter)
-=======
-    one, every = stage_configs(config)[0], load_stages(config, reporter)
-    corpora, contexts = every[0], load_contexts(one, every[0], reporter)
-    scorer = first_scorer(config, every, contexts, reporter)
->>>>>>> 23531b4 (A label head under captions reads the frozen language model, and noise decides whether the adapter trains too)
     plan = plan_run(request_of(one, corpora, scorer.adapter.dimension))
     found = forecast(one, plan, public_task(one, plan, scorer, corpora, contexts, reporter))
     parts = (f"{scorer.adapter.dimension} trained values", noise_text(one, plan), sampling)
