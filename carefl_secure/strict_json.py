@@ -54,6 +54,21 @@ def canonical_hash(value: Any) -> bytes:
     return hashlib.sha256(canonical_json(value)).digest()
 
 
+def with_digest(value: Mapping[str, Any], *free: str) -> dict[str, Any]:
+    """Return an object with the SHA-256 of its canonical JSON as ``sha256``; entries in ``free`` are not covered.
+
+    `check_digest` then notices bit rot and accidental edits; a forger can compute a digest as well.
+    """
+    covered = {name: entry for name, entry in value.items() if name not in (*free, "sha256")}
+    return {**value, "sha256": canonical_hash(covered).hex()}
+
+
+def check_digest(value: Mapping[str, Any], *free: str) -> None:
+    """Raise ValueError where an object differs from what `with_digest` returned; one without ``sha256`` passes."""
+    if "sha256" in value and value["sha256"] != with_digest(value, *free)["sha256"]:
+        raise ValueError("it was changed after it was written (remove its sha256 where the change is intended)")
+
+
 def dataclass_from_json(kind: type[T], value: Any, *absent: str) -> T:
     """Return a dataclass of bool, int, finite float, str, literals or optionals from its JSON object.
 

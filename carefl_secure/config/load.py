@@ -6,6 +6,7 @@ A path may stand for a file that comes with the package, in a source tree or in 
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -129,7 +130,7 @@ def parse_words(words: Sequence[str]) -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file of sections, refusing a key that is given twice."""
+    """Read a YAML file of sections, refusing a key that is given twice, and a file that `with_sha256` does not fit."""
     path = resolve_shipped(path)
     try:
         text = path.read_text(encoding="utf-8")
@@ -137,6 +138,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"cannot read the configuration {path}: {error}. Give --config an existing YAML file."
         ) from error
+    first, _, rest = text.partition("\n")
+    if first.startswith(_SHA256) and with_sha256(rest) != text:
+        raise ConfigError(
+            f"{path} was changed after it was written; restore it from a copy, or remove its first line where the "
+            "change is intended"
+        )
     found = parse_yaml(text, str(path))
     if found is None:
         return {}
@@ -169,6 +176,14 @@ def _checked(settings: dict[str, Any]) -> Config:
 def dump_config(config: Config) -> str:
     """Return the configuration as YAML; reading it back gives the same configuration."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+_SHA256 = "# sha256 of the lines below: "
+
+
+def with_sha256(text: str) -> str:
+    """Put a comment before YAML text by which `read_yaml` notices bit rot and accidental edits, but no forger."""
+    return f"{_SHA256}{hashlib.sha256(text.encode()).hexdigest()}\n{text}"
 
 
 PREFIX = "carefl:"  # marks a path below the shipped ``configs/``, such as ``carefl:tasks/NAME.yaml``

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from carefl_secure.model.weights import write_weights
 from carefl_secure.run_folder import write_atomically
+from carefl_secure.strict_json import with_digest
 
 HEAD_FILE = "label_head.safetensors"
 HEAD_SETTINGS = "label_head.json"
@@ -197,7 +198,7 @@ class LabelHead(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write weights and settings next to an adapter."""
-        write_atomically(folder / HEAD_SETTINGS, f"{json.dumps(self.settings(), indent=2)}\n".encode())
+        write_atomically(folder / HEAD_SETTINGS, f"{json.dumps(with_digest(self.settings()), indent=2)}\n".encode())
         write_weights(folder / HEAD_FILE, self.state_dict())
 
 

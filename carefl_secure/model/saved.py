@@ -16,7 +16,7 @@ from carefl_secure.hub import quiet
 from carefl_secure.model.label_head import HEAD_FILE, HEAD_SETTINGS, OLDER_SETTINGS
 from carefl_secure.model.lora import Adapter
 from carefl_secure.model.weights import read_weights
-from carefl_secure.strict_json import load_json
+from carefl_secure.strict_json import check_digest, load_json
 
 _SETTINGS = ("peft_type", "r", "lora_alpha", "target_modules", "bias", "use_dora", "use_rslora")
 
@@ -131,10 +131,13 @@ def _check_settings(adapter: Adapter, folder: Path) -> None:
 def _json(path: Path) -> dict[str, Any]:
     try:
         found: Any = load_json(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it is no JSON object")
+        check_digest(found)
     except FileNotFoundError as error:
         raise ModelError(
             f"{path.parent} holds no adapter (no {path.name}); finish the run, with --resume where it was interrupted"
         ) from error
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} cannot be read: {error}; restore it from a copy") from error
-    return found if isinstance(found, dict) else {}
+    return {name: value for name, value in found.items() if name != "sha256"}

@@ -20,7 +20,7 @@ from carefl_secure.report.run_record import RunRecord, read_run
 from carefl_secure.report.schema import Attacker, ClientLine, Promise, Report, Verdict
 from carefl_secure.report.spending import settle, tuning_part, what_if
 from carefl_secure.rounding import finite, percent_up
-from carefl_secure.run_folder import write_atomically
+from carefl_secure.run_folder import RunFolder, write_atomically
 from carefl_secure.strict_json import load_json
 
 
@@ -200,6 +200,15 @@ def refuse_void(report: Report) -> None:
     if report.verdict == "void":
         raise PrivacyError(
             "the report is void, so no privacy may be claimed for this run: " + "; ".join(report.reasons)
+        )
+
+
+def refuse_without_adapter(run: Path, report: Report) -> None:
+    """Raise RunError where every planned round was released, but the folder lacks the weights that came of them."""
+    if report.run.rounds_released >= report.run.rounds_planned and not RunFolder(run).finished:
+        raise RunError(
+            f"the report is written, but {run} holds no adapter weights, though all its rounds were released; write "
+            f"them with carefl-secure train --resume {run}, or restore adapter/ from a copy"
         )
 
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from carefl_secure.config.load import read_yaml
 from carefl_secure.errors import ConfigError, LedgerError, PrivacyError, RunError
 from carefl_secure.federation.plan.run_plan import RunPlan
 from carefl_secure.federation.plan.staged import StagedPlan
@@ -145,11 +144,11 @@ def _stated_event(plan: RunPlan, stated: Mapping[str, Any]) -> Event | None:
 
 def _settings(path: Path) -> Mapping[str, Any]:
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise RunError(f"{path} cannot be read; restore it from a copy: {error}") from error
-    if not isinstance(found, Mapping):
-        raise RunError(f"{path} holds no settings; restore it from a copy")
+        found = read_yaml(path)
+    except ConfigError as error:
+        raise RunError(f"the record of this run is damaged: {error}") from error
+    if "unsafe_deterministic_noise" not in found:  # the last line of every version's file
+        raise RunError(f"{path} is cut off; restore it from a copy")
     return found
 
 

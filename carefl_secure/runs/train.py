@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from carefl_secure.config import Config, dump_config, load_config
+from carefl_secure.config.load import with_sha256
 from carefl_secure.errors import AdapterUnmovedError, RunError
 from carefl_secure.federation.plan.calibrate import plan_stages
 from carefl_secure.federation.plan.staged import StagedPlan
@@ -203,7 +204,7 @@ class _Run:
         self._fix_rate(made["server_lr"]["server_lr"])
         self._initial = self._adapter.vector()
         path = self._folder.path
-        self._folder = RunFolder.create(path.parent, dump_config(self._config), path.name)
+        self._folder = RunFolder.create(path.parent, with_sha256(dump_config(self._config)), path.name)
         write_record(self._folder, made)
         return made
 

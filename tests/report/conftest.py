@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from carefl_secure.config import dump_config, load_config
+from carefl_secure.config.load import with_sha256
 from carefl_secure.federation.plan.calibrate import PlanRequest, plan_run
 from carefl_secure.federation.server.optimizers import FedAvg
 from carefl_secure.privacy import Entry, Ledger
@@ -62,7 +63,7 @@ def federate(root: Path, name: str, *, unit: Any = "record", dropout: float = 0.
             target_epsilon=None if unit == "none" else target,
         )
     )
-    folder = RunFolder.create(root, dump_config(load_config(None, words)), name)
+    folder = RunFolder.create(root, with_sha256(dump_config(load_config(None, words))), name)
     running.federate(
         plan,
         [ToyTask(seed) for seed in range(CLIENTS)],

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from carefl_secure.cli.app import app
 from carefl_secure.errors import PrivacyError, RunError
 from carefl_secure.privacy import Entry, Ledger, event_from_json
 from carefl_secure.report import refuse_void, write_report
@@ -207,7 +209,9 @@ def test_a_norm_that_is_no_number(toy: Path, cheat: Any) -> None:
 def test_noise_that_anyone_can_guess(toy: Path, cheat: Any) -> None:
     config = toy / "config.yaml"
     config.write_text(
-        config.read_text().replace("unsafe_deterministic_noise: false", "unsafe_deterministic_noise: true")
+        config.read_text()
+        .partition("\n")[2]
+        .replace("unsafe_deterministic_noise: false", "unsafe_deterministic_noise: true")
     )
     assert cheat.failed(toy) == {"keys"}
 
@@ -247,6 +251,9 @@ def test_an_unprotected_run_can_be_void_too(copy_run: Copy, cheat: Any) -> None:
         ("metrics.jsonl", "[1]\n", RunError),
         ("config.yaml", "a: [", RunError),
         ("config.yaml", "word", RunError),
+        ("config.yaml", "", RunError),
+        ("config.yaml", "data:\n  source: synthetic\n", RunError),  # cut off
+        ("config.yaml", "run: {seed: 1, seed: 2}\nunsafe_deterministic_noise: false\n", RunError),
         ("checkpoint/state.npz", "no archive", RunError),
     ],
 )
@@ -255,6 +262,25 @@ def test_a_file_that_cannot_be_read(toy: Path, name: str, text: str, error: type
     with pytest.raises(error, match=name.split("/")[-1]):
         write_report(toy)
     assert not (toy / "report").exists()
+
+
+@pytest.mark.parametrize("place", [0, 30, 100, 500, -100, -2])
+def test_settings_that_are_cut_off_or_have_a_changed_bit(toy: Path, place: int) -> None:
+    whole = bytearray((toy / "config.yaml").read_bytes())
+    flipped = whole[:place] + bytes([whole[place] ^ 2]) + whole[place:][1:]
+    for damaged in (whole[:place], flipped) if place else (b"",):
+        (toy / "config.yaml").write_bytes(damaged)
+        with pytest.raises(RunError, match=r"config\.yaml"):
+            write_report(toy)
+    assert not (toy / "report").exists()
+
+
+def test_the_command_fails_where_a_finished_run_lacks_its_adapter(toy: Path) -> None:
+    done = CliRunner().invoke(app, ["report", str(toy)])
+    assert done.exit_code == RunError.exit_code
+    assert (toy / "report" / "report.html").is_file()
+    (toy / "adapter" / "adapter_model.safetensors").touch()
+    assert CliRunner().invoke(app, ["report", str(toy)]).exit_code == 0
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "plan.json", "ledger.jsonl"])

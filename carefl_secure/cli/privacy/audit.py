@@ -55,13 +55,13 @@ def report(
     ] = False,
     json: cli.Json = False,
 ) -> None:
-    """Write the privacy report of a run into its folder; a void report exits with an error.
+    """Write the privacy report of a run into its folder; exits with an error where it is void or lacks the adapter.
 
     Everything is read from the run folder, and epsilon is recomputed from its ledgers. --dpia adds dpia.html, for the
     auditor, and dpia-public.html; passages for the controller to complete are marked in both.
     """
     cli.require_run(run)
-    from carefl_secure.report import refuse_void, write_report
+    from carefl_secure.report import refuse_void, refuse_without_adapter, write_report
 
     found, files = write_report(run, dpia=dpia)
     if json:
@@ -70,6 +70,7 @@ def report(
         for text in (found.summary(), *(f"  {file}" for file in files)):
             cli.say(text)
     refuse_void(found)
+    refuse_without_adapter(run, found)
 
 
 threat_model = cli.group("threat-model", "Read and check the threat models.")

@@ -5,6 +5,7 @@ the folder where the embedded base is copied; ``quantization`` is what `BitsAndB
 are arguments of the image processor; ``prompt`` has ``<image>`` where the image goes, and ``answers`` are scored
 behind it, "None" last where several labels may hold. A label is given from its threshold on, null for never; without
 ``thresholds`` the label with the highest score is. ``settings`` are the sections ``model`` and ``adapter`` of the run.
+``sha256`` covers all but ``base``, which `base_sha256` identifies: reading notices bit rot and accidental edits.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from carefl_secure.rounding import round_up
 from carefl_secure.run_folder import write_atomically
 from carefl_secure.runs.build import label_scorer
 from carefl_secure.runs.summary import RunSummary
-from carefl_secure.strict_json import load_json
+from carefl_secure.strict_json import check_digest, load_json, with_digest
 
 FILE, COPY, MERGED = "task.json", "base", "."
 """The file; the base where it is a copy of the embedded one; the base of a merged checkpoint."""
@@ -87,6 +88,7 @@ def read_task(folder: Path) -> Task:
         found: Task = load_json(path.read_text(encoding="utf-8"))
         if found["format"] != _FORMAT:
             raise ValueError("it is of another format")
+        check_digest(found, "base")
         return found
     except FileNotFoundError as error:
         raise ModelError(f"{folder} holds no {FILE}: finish the run with train --resume, or train it again") from error
@@ -100,7 +102,7 @@ def write_task(task: Task, folder: Path) -> None:
     (folder / COPY if copies else folder).mkdir(parents=True, exist_ok=True)
     for file in copies:
         write_atomically(folder / COPY / file.name, file.read_bytes())
-    write_atomically(folder / FILE, f"{json.dumps(task, indent=2, allow_nan=False)}\n".encode())
+    write_atomically(folder / FILE, f"{json.dumps(with_digest(task, 'base'), indent=2, allow_nan=False)}\n".encode())
 
 
 def task_scorer(task: Task, folder: Path, **model: object) -> LabelScorer:
@@ -137,10 +139,13 @@ def task_scorer(task: Task, folder: Path, **model: object) -> LabelScorer:
 
 def thresholds_of(task: Task) -> Mapping[str, float] | None:
     """Return the threshold of each label, infinity for one that is never given."""
-    if task["thresholds"] is None:
-        return None
-    each = zip(task["labels"], task["thresholds"], strict=True)
-    return {label: math.inf if cut is None else cut for label, cut in each}
+    try:
+        if task["thresholds"] is None:
+            return None
+        each = zip(task["labels"], task["thresholds"], strict=True)
+        return {label: math.inf if cut is None else float(cut) for label, cut in each}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"{FILE} does not state a threshold for each label; restore it from a copy") from error
 
 
 def _named(model: ModelConfig) -> tuple[str, str | None]:

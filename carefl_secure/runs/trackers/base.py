@@ -8,8 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Protocol
 
-import yaml
-
+from carefl_secure.config.load import read_yaml
 from carefl_secure.errors import ConfigError, RunError
 from carefl_secure.progress import Reporter
 from carefl_secure.run_folder import RunFolder
@@ -32,7 +31,7 @@ def figures_of(row: Row) -> dict[str, float]:
 
 def settings_of(folder: RunFolder) -> dict[str, str]:
     """Return the settings of ``config.yaml`` that tell nothing about files or machines."""
-    config = yaml.safe_load(folder.config.read_text()) or {}
+    config = read_yaml(folder.config)
     return {
         f"{section}.{name}": str(value)
         for section in _SECTIONS

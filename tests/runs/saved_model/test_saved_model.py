@@ -226,6 +226,7 @@ def test_another_base_or_a_damaged_task_is_refused(single: Path, tmp_path: Path)
     adapter = Path(shutil.copytree(single / "adapter", tmp_path / "adapter"))
     path = adapter / "task.json"
     task = json.loads(path.read_text())
+    assert len(task.pop("sha256")) == 64  # without it, as an older version wrote the file
     path.write_text(json.dumps({**task, "base_sha256": "00" * 32}))
     with pytest.raises(ModelError, match="SHA-256"):
         carefl_secure.load(adapter)
@@ -235,6 +236,9 @@ def test_another_base_or_a_damaged_task_is_refused(single: Path, tmp_path: Path)
     path.write_text(json.dumps({**task, "settings": {**task["settings"], "adapter": {"rank": -1}}}))
     with pytest.raises(ModelError, match="rank"):
         carefl_secure.load(adapter)
+    path.write_text(json.dumps({**task, "thresholds": [0.5]}))
+    with pytest.raises(ModelError, match="threshold"):
+        carefl_secure.load(adapter)
     path.unlink()
     with pytest.raises(ModelError, match=r"task\.json"):
         carefl_secure.load(adapter)
@@ -243,9 +247,38 @@ def test_another_base_or_a_damaged_task_is_refused(single: Path, tmp_path: Path)
 def test_a_label_head_of_other_labels_is_refused(single: Path, tmp_path: Path) -> None:
     adapter = Path(shutil.copytree(single / "adapter", tmp_path / "adapter"))
     path = adapter / "label_head.json"
-    path.write_text(path.read_text().replace("Happiness", "Happyness"))
+    other = json.loads(path.read_text().replace("Happiness", "Happyness"))
+    path.write_text(json.dumps(other))
+    with pytest.raises(ModelError, match="changed after it was written"):
+        carefl_secure.load(adapter)
+    del other["sha256"]
+    path.write_text(json.dumps(other))
     with pytest.raises(ModelError, match="lacks a label"):
         carefl_secure.load(adapter)
+
+
+@pytest.mark.parametrize(("name", "entry"), [("task.json", "thresholds"), ("label_head.json", "constant")])
+def test_an_edit_that_would_change_scores_or_labels_is_refused(
+    trained: Path, images: list[Path], tmp_path: Path, name: str, entry: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = Path(shutil.copytree(trained / "adapter", tmp_path / "adapter"))
+    path = adapter / name
+    about = json.loads(path.read_text())
+    about[entry] = 0.4 if entry == "constant" else [0.25, *about[entry][1:]]
+    path.write_text(json.dumps(about))
+    with pytest.raises(ModelError, match=rf"{name}.*changed after it was written"):
+        carefl_secure.load(adapter)
+    monkeypatch.chdir(adapter)
+    monkeypatch.setattr(sys, "argv", ["script", str(images[0])])
+    with pytest.raises(SystemExit, match=rf"{name} was changed"):
+        exec(script_of(adapter), {"__name__": "__main__"})
+
+
+def test_a_base_that_moved_is_named_in_the_task_by_hand(single: Path, tmp_path: Path) -> None:
+    adapter = Path(shutil.copytree(single / "adapter", tmp_path / "adapter"))
+    task = json.loads((adapter / "task.json").read_text())
+    (adapter / "task.json").write_text(json.dumps({**task, "base": "/elsewhere"}))
+    assert read_task(adapter)["base"] == "/elsewhere"
 
 
 def test_what_is_left_out_of_a_folder_is_said(images: list[Path], tmp_path: Path) -> None:
