@@ -56,16 +56,18 @@ def delta_words(delta: float) -> str:
     return f"{delta:g}".replace("e-0", "e-") + f", or 1 in {odds}"
 
 
-def signal_to_noise(opened: float, noise: float) -> str:
+def signal_to_noise(opened: float, noise: float, *, banded: bool = False) -> str:
     """Estimate how large the mean update is next to its noise, and judge it in a word or two.
 
     The opened mean has the norm ``opened``, and in expectation its square is that of the update plus that of the
     noise, whose norm is ``noise``. Training adds up over rounds, so a weak signal still teaches, a lost one does not.
+    ``banded``: later rounds cancel part of this noise, so one round is not judged.
     """
     if noise <= 0.0:
         return "no noise"
     ratio = math.sqrt(max(0.0, opened**2 - noise**2)) / noise
     word = "clear" if ratio >= _CLEAR else "weak" if ratio >= _LOST else "lost in the noise"
+    word = "this round alone" if banded else word
     return f"{ratio:.2f} ({word})"
 
 

@@ -51,9 +51,9 @@ def _bytes(count: float) -> str:
 def row_line(row: Mapping[str, Any]) -> str:
     """Write one round as ``name value`` pairs, with the two norms as one figure."""
     shown = {name: figure(name, value) for name, value in row.items()}
-    norms = [shown.pop(name, None) for name in ("gradient_norm", "noise_norm")]
+    *norms, banded = (shown.pop(name, None) for name in ("gradient_norm", "noise_norm", "bands"))
     if all(norms):
-        found = signal_to_noise(float(row["gradient_norm"]), float(row["noise_norm"]))
+        found = signal_to_noise(float(row["gradient_norm"]), float(row["noise_norm"]), banded=banded is not None)
         shown["signal/noise"] = found
     return "  ".join(f"{name} {value}" for name, value in shown.items())
 

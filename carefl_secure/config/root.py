@@ -76,7 +76,11 @@ class Config(Section):
 
     @property
     def momentum(self) -> float:
-        """How much of a gradient the server's optimizer keeps from round to round: its momentum, or Adam's first."""
+        """How much of a gradient the server's optimizer keeps from round to round: its momentum, or Adam's first.
+
+        Bands are chosen by it. A label head that turns out to train alone uses at most 0.5, but whether it does is
+        measured on public records, which no site needs to agree on a plan.
+        """
         federation = self.federation
         return {"fedavg": federation.momentum, "fedadam": federation.betas[0]}.get(federation.aggregator, 0.0)
 

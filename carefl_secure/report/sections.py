@@ -22,7 +22,7 @@ _CLIPPED = {
 
 _NOT_METRICS = {
     *("round", "epsilon", "clients", "survivors", "bytes_up", "bytes_down", "gradient_norm", "noise_norm", "seconds"),
-    "clipping_norm",
+    *("clipping_norm", "bands"),
 }
 
 _UNITS = {

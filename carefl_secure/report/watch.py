@@ -52,7 +52,7 @@ def snapshot(run: Path, read: Callable[[], Mapping[str, Any]]) -> dict[str, Any]
                 **{name: f"{value:.3f}" for name, value in line.metrics.items() if name in ("mAP", "macro_f1")},
                 "signal / noise": "–"
                 if "noise_norm" not in row
-                else signal_to_noise(float(row["gradient_norm"]), float(row["noise_norm"])),
+                else signal_to_noise(float(row["gradient_norm"]), float(row["noise_norm"]), banded="bands" in row),
                 "survivors": f"{line.survivors} of {row.get('clients', '?')}" if line.survivors is not None else "–",
             }
             for line, row in list(zip(lines, rows, strict=True))[: -_SHOWN - 1 : -1]

@@ -13,9 +13,11 @@ from carefl_secure.config import Config
 from carefl_secure.data.checks.examine import Examined, counts_line, examine, files_of, restrict, skipped_of
 from carefl_secure.data.clips import as_clips
 from carefl_secure.data.corpora.base import ReadOptions
+from carefl_secure.data.corpora.image_folder import check_labels
 from carefl_secure.data.deduplication.duplicates import Deduplicated, deduplicate, equal_records, exposed, near_records
 from carefl_secure.data.open_corpus import open_corpus
 from carefl_secure.data.partition import partition
+from carefl_secure.data.readers.metadata import label_word
 from carefl_secure.data.records import PUBLISHED_SPACES, Corpus, LabelSpace, Skipped
 from carefl_secure.data.splits import Subset, split
 from carefl_secure.data.synthetic.corpus import synthetic_corpus
@@ -42,11 +44,12 @@ class Corpora:
 
 
 def declared_space(config: Config) -> LabelSpace | None:
-    """Return the labels that ``data.words`` declares; None where it declares none."""
+    """Return the labels that ``data.words`` declares, None where it declares none; LabelError for unfit ones."""
     if config.data.words is None:
         return None
+    check_labels(config.data.words, config.data.multi, "data.words")
     # The name is fixed too: it decides what the model is asked.
-    return LabelSpace("declared", config.data.words, config.data.multi)
+    return LabelSpace("declared", tuple(map(label_word, config.data.words)), config.data.multi)
 
 
 def agreed_space(config: Config) -> LabelSpace:

@@ -123,6 +123,8 @@ def test_signal_to_noise(opened: float, noise: float, text: str) -> None:
     assert signal_to_noise(opened, noise) == text
     row = {"round": 3, "gradient_norm": opened, "noise_norm": noise, "seconds": 1.0}
     assert row_line(row) == f"round 3  seconds 1.0  signal/noise {text}"
+    banded = f"{text.partition(' ')[0]} (this round alone)" if noise else text  # later rounds cancel part of the noise
+    assert row_line({**row, "bands": 5}) == f"round 3  seconds 1.0  signal/noise {banded}"
 
 
 def test_epsilon_is_rounded_up() -> None:

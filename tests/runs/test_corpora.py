@@ -15,9 +15,9 @@ from carefl_secure.config import load_config
 from carefl_secure.data.corpora.base import ReadOptions
 from carefl_secure.data.open_corpus import open_corpus
 from carefl_secure.data.records import Corpus
-from carefl_secure.errors import ConfigError, PrivacyError
+from carefl_secure.errors import ConfigError, LabelError, PrivacyError
 from carefl_secure.progress import SilentReporter
-from carefl_secure.runs.corpora import Corpora
+from carefl_secure.runs.corpora import Corpora, agreed_space
 from carefl_secure.runs.staged_corpora import load_corpora
 
 TRAIN, TEST = 60, 12
@@ -200,3 +200,25 @@ def test_nearly_equal_images_across_clients_and_splits_weaken_the_promise(tmp_pa
 
 def parts(found: Corpora) -> tuple[Corpus, Corpus, Corpus]:
     return found.private, found.public, found.test
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        (["happy", "Happy "], "differ in case"),
+        (["happy", "sad", "happy,sad"], "several labels"),
+        (["happy", "<image>"], "prompt"),
+        (["happy", "s" * 201], "longer"),
+        (["happy", "sad\n"], "control character"),
+        (["happy", " "], "blank"),
+    ],
+)
+def test_declared_labels_keep_the_rule_of_labels_that_are_read(tmp_path: Path, words: list[str], match: str) -> None:
+    with pytest.raises(LabelError, match=rf"data\.words.*{match}|{match}.*data\.words"):
+        agreed_space(load_config(None, [f"data.words={json.dumps(words)}", f"data.source={tmp_path}"]))
+
+
+def test_declared_labels_are_compared_as_those_that_are_read(tmp_path: Path) -> None:
+    words = ["fro\u0308hlich", " sad"]
+    config = load_config(None, [f"data.words={json.dumps(words)}", f"data.source={tmp_path}"])
+    assert agreed_space(config).labels == ("fr\u00f6hlich", "sad")

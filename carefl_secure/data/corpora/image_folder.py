@@ -39,13 +39,18 @@ def _derive(parts: Sequence[Part], name: str) -> LabelSpace:
     """Return the labels of all splits; two spellings of one word are refused."""
     words = sorted({word for part in parts for row in part.rows for word in row.labels or ()})
     several = any(row.several for part in parts for row in part.rows)
+    check_labels(words, several, name)
+    return LabelSpace(name, tuple(words), several)
+
+
+def check_labels(words: Sequence[str], several: bool, name: str) -> None:
+    """Raise LabelError for a word of ``name`` that is blank, a list or unfit for a prompt, and for two spellings."""
     for word in words:
         _refuse_list(word, words, several, name)
     if twice := _spelled_twice(words):
         raise LabelError(
             f"the labels {twice[0]!r} and {twice[1]!r} of {name} differ in case or blanks alone; spell them alike"
         )
-    return LabelSpace(name, tuple(words), several)
 
 
 def _spelled_twice(words: Sequence[str]) -> tuple[str, str] | None:
@@ -74,6 +79,8 @@ def _refuse_list(word: str, words: Sequence[str], several: bool, name: str) -> N
     signs = [",", ";", "|", "/", "+", "&", "\t", "\n", *([" "] if several else [])]
     if not word.isprintable() and any(unicodedata.category(sign) == "Cc" for sign in word):
         raise LabelError(f"the label {word!r} of {name} holds a control character; rename it")
+    if not word.strip():
+        raise LabelError(f"a label of {name} is blank; name it")
     if len(word) > _LONGEST or _MARKS.search(word):
         why = f"is longer than {_LONGEST} characters" if len(word) > _LONGEST else "holds a mark of the model's prompt"
         raise LabelError(f"the label {word[:60]!r} of {name} {why}; rename it")

@@ -146,6 +146,12 @@ def _classes(inventory: Inventory, images: Sequence[str], prefix: str, by_client
             "stand in a class folder and no metadata file is there to label them; put them into "
             "one folder per label, or add a metadata.jsonl"
         )
+    named = {label for row in rows for label in row.labels or ()}
+    if len(named) == 1 and {*map(str.lower, named)} <= _NEUTRAL:
+        raise DataError(
+            f"the only class folder below {inventory.root / prefix} is called {named.pop()}, which is no label; the "
+            "layout is LABEL/IMAGE, or SPLIT/LABEL/IMAGE; or add a metadata.jsonl with file_name and label"
+        )
     inventory.left.update(dict.fromkeys(stray, "image outside the class folders"))
     return rows
 

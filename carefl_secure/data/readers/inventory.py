@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tarfile
 import zipfile
 from collections.abc import Container, Sequence
@@ -17,6 +18,7 @@ NO_IMAGE = "not an image"
 _NO_SUFFIX = "an image whose name has no image suffix"
 _BY_A_TOOL = "a file that a tool made"
 _IN_A_TOOL = "in a folder that a tool made"
+_YOLO = re.compile(rb"\d+([ \t]+-?\d*\.?\d+([eE]-?\d+)?){4,}[ \t\r]*(\n|$)")  # class and box, or class and polygon
 _MOST_READ = 1 << 20  # bytes of a text file that are searched for names of images
 
 
@@ -41,6 +43,11 @@ class Inventory:
         stems = {PurePosixPath(image).stem for image in self.images}
         whole = {str(PurePosixPath(image).with_suffix("")) for image in self.images}
         for text in (*self.tables, *(name for name, why in self.left.items() if why == NO_IMAGE)):
+            if PurePosixPath(text).stem in stems and _YOLO.match(_head(self.root / text)):
+                raise DataError(
+                    f"{self.root / text} is in YOLO format, which is not read; add a metadata.jsonl with file_name, "
+                    "labels and, for one person of several, box, or put the images into one folder per label"
+                )
             if str(PurePosixPath(text).with_suffix("")) in whole:
                 self.left[text] = "text about one image, not read"
                 continue
@@ -147,13 +154,17 @@ class Inventory:
             self.left[name] = "an archive whose images are all unpacked"
 
 
-def _words(path: Path) -> set[str]:
-    """Return what may be file names in the head of a text file; binary files have none."""
+def _head(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            content = file.read(_MOST_READ)
+            return file.read(_MOST_READ)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error}; make it readable or move it away") from error
+
+
+def _words(path: Path) -> set[str]:
+    """Return what may be file names in the head of a text file; binary files have none."""
+    content = _head(path)
     if b"\0" in content[:1024]:
         return set()
     text = content.decode("utf-8", "replace")

@@ -227,6 +227,8 @@ class SecureSumStrategy(Strategy):
             "noise_norm": self._plan.noise_norm(survivors),
             "seconds": time.monotonic() - this.began,
         }
+        if (bands := self._plan.privacy.bands) > 1:
+            row["bands"] = bands  # whose noise is not judged by one round
         if (adaptive := AdaptiveNorm.of(self._plan.privacy)) is not None:
             row["clipping_norm"] = adaptive.norm(this.adapter)
         traffic = this.exchange.traffic()

@@ -107,11 +107,11 @@ def _named(corpus: Corpus) -> list[str]:
     ]
 
 
-def predictions_table(parts: Sequence[tuple[Part, Floats]]) -> str:
-    """Return the CSV of the answers: a row for each video, from its scores [videos, 7]."""
+def predictions_table(parts: Sequence[tuple[Part, Floats]], unit: str = "frames") -> str:
+    """Return the CSV of the answers: a row for each video, from its scores [videos, 7] over its frames or clips."""
     out = io.StringIO(newline="")
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["part", "video", "frames", "truth", "class_id", "class", *CEXPR.labels])
+    writer.writerow(["part", "video", unit, "truth", "class_id", "class", *CEXPR.labels])
     for part, scores in parts:
         frames = part.frames()
         for record, row in zip(part.records(), scores, strict=True):
@@ -168,7 +168,7 @@ def evaluate_zero_shot(
         refuse_own(opened.config, data, "test")
         if detect(data).kind != "cexpr":
             raise ConfigError(f"{data} is not laid out as C-EXPR-DB; leave out --space to score it")
-    corpora = opened.corpora
+    corpora, unit = opened.corpora, "clips" if opened.config.model.frames > 1 else "frames"
     space = corpora.test.space
     _refuse_others(space, own=data is None)
     how = ReadOptions(fold=fold, every=every, reporter=reporter)
@@ -186,7 +186,7 @@ def evaluate_zero_shot(
         scored = Scored(opened.name, part.corpus.name, f"{part.name} split", CEXPR, records, marks, part.images())
         scores = [np.log(_fused(part, one[place], rule)) for one in (tuned, untuned)]
         found = assess(scored, scores[0], scores[1], known, chosen)
-        remarks = _remarks(part, space, rule, own=data is None)
+        remarks = _remarks(part, space, rule, unit, own=data is None)
         lacking = sum(label.positives == 0 for label in found.labels)
         if lacking:
             remarks.append(f"{lacking} of the seven classes have no scored video: left out of means")
@@ -200,7 +200,7 @@ def evaluate_zero_shot(
         file = opened.write(f"evaluation-{suffix}.json", evaluation.as_json())
     if data is not None:
         rows = [(p, _fused(p, s, rule)) for p, s in zip(parts, tuned, strict=True)]
-        table = opened.write(PREDICTIONS, predictions_table(rows))
+        table = opened.write(PREDICTIONS, predictions_table(rows, unit))
     unlabelled = sum(len(part.frames()) for part in parts if not part.labelled)
     return ZeroShot(opened.name, evaluation, file, table, unlabelled)
 
@@ -239,13 +239,13 @@ def _fused(part: Part, likely: Floats, rule: Rule) -> Floats:
     return np.maximum(fused, _TINY)
 
 
-def _remarks(part: Part, space: LabelSpace, rule: str, *, own: bool) -> list[str]:
+def _remarks(part: Part, space: LabelSpace, rule: str, unit: str, *, own: bool) -> list[str]:
     remarks = [_MASKED] if space.labels == COMPOUND.labels else []
     if own:
         return [*remarks, "records of the four other classes are left out"]
     remarks.append(
-        f"a record is a video: its frames, {len(part.videos)} in all, are fused by {rule}; "
-        "brightness and sharpness are those of the middle frame"
+        f"a record is a video: its {unit}, {len(part.videos)} over all videos, are fused by {rule}; "
+        f"brightness and sharpness are those of the middle {unit[:-1]}"
     )
     if set(part.videos) != {record.attributes["video"] for record in part.corpus.records}:
         remarks.append("a video that is annotated with several labels counts once for each")

@@ -336,3 +336,30 @@ def test_a_list_in_a_single_label_is_refused(tmp_path: Path, word: str) -> None:
     metadata(tmp_path / "metadata.jsonl", rows)
     with pytest.raises(LabelError, match="looks like several labels"):
         load_imagefolder(tmp_path)
+
+
+@pytest.mark.parametrize("form", ["images/{}", "images/train/{}", "train/images/{}", "{}"])
+def test_yolo_boxes_are_refused_and_not_read_as_classes(tmp_path: Path, form: str) -> None:
+    for k in range(3):
+        picture = image(tmp_path / form.format(f"{k}.png"))
+        text = tmp_path / form.replace("images", "labels").format(f"{k}.txt")
+        text.parent.mkdir(parents=True, exist_ok=True)
+        text.write_text("0 0.5 0.5 0.25 1e-1\n1 0.1 0.2 0.3 0.4\n" if k else "")
+    with pytest.raises(DataError, match=r"YOLO.*one folder per label"):
+        load_imagefolder(tmp_path)
+    rows = [{"file_name": picture.relative_to(tmp_path).as_posix(), "label": "a"}]
+    (tmp_path / "metadata.jsonl").write_text(json.dumps(rows[0]))
+    assert labels(load_imagefolder(tmp_path))  # metadata says what the labels are
+
+
+def test_captions_next_to_images_are_no_boxes(tmp_path: Path) -> None:
+    for k, label in enumerate(("happy", "sad", "sad")):
+        image(tmp_path / label / f"{k}.png").with_suffix(".txt").write_text("2 people at 3 tables\n")
+    assert labels(load_imagefolder(tmp_path)) == {"all": {"happy": 1, "sad": 2}}
+
+
+@pytest.mark.parametrize("folder", ["images", "Data", "train/images", "train/img"])
+def test_a_folder_of_images_alone_is_no_class(tmp_path: Path, folder: str) -> None:
+    image(tmp_path / folder / "0.png")
+    with pytest.raises(DataError, match=r"the only class folder.*LABEL/IMAGE"):
+        load_imagefolder(tmp_path)

@@ -9,7 +9,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 from carefl_secure.cli import app
 from carefl_secure.config import load_config
 from carefl_secure.data.corpora.cexpr import load_cexpr
-from carefl_secure.data.records import CEXPR, COMPOUND
+from carefl_secure.data.records import CEXPR, COMPOUND, Record, Skipped
 from carefl_secure.errors import ConfigError, DataError
 from carefl_secure.evaluation.groups import Settings
 from carefl_secure.model.saved import load_saved
@@ -31,7 +31,7 @@ from carefl_secure.model.vision.encode import vision_features
 from carefl_secure.progress import SilentReporter
 from carefl_secure.runs.build import label_scorer
 from carefl_secure.runs.evaluation.evaluate import evaluate
-from carefl_secure.runs.evaluation.zero_shot import evaluate_zero_shot
+from carefl_secure.runs.evaluation.zero_shot import Part, _remarks, evaluate_zero_shot, predictions_table
 from carefl_secure.runs.staged_corpora import load_corpora
 
 FEW = Settings(replicates=20, minimum=10)
@@ -78,6 +78,15 @@ def challenge(root: Path) -> Path:
     for video, count in (("01", 3), ("02", 1)):
         frames(root / "C-EXPR-DB-CHALLENGE", video, count, int(video) + 50)
     return root
+
+
+@pytest.mark.parametrize("unit", ["frames", "clips"])
+def test_what_is_fused_is_named(unit: str) -> None:
+    corpus: Any = SimpleNamespace(records=[Record("a", (), None, {"video": "1"})] * 2, skipped=Skipped())
+    part = Part("val", corpus, ["1", "1"])
+    said = " ".join(_remarks(part, COMPOUND, "mean_probability", unit, own=False))
+    assert f"its {unit}, 2 over all videos" in said and f"the middle {unit[:-1]}" in said
+    assert predictions_table([(part, np.ones((1, 7)))], unit).startswith(f"part,video,{unit},truth")
 
 
 def rows(run: Path) -> list[dict[str, str]]:
